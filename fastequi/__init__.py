@@ -1,0 +1,55 @@
+"""Self-supervised pretraining whose features keep the geometry of an image, on fused kernels.
+
+The drop-in names load on first use, so that `import fastequi` costs nothing::
+
+    import fastequi
+    loss = fastequi.warp_recon_loss(pred, image, theta)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastequi.functional import blur_recon_loss, gaussian_blur, warp, warp_recon_loss
+    from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
+    from fastequi.paths import SE2, Blur, Color, Rotation, Translation
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "warp_recon_loss": "fastequi.functional",
+    "warp": "fastequi.functional",
+    "blur_recon_loss": "fastequi.functional",
+    "gaussian_blur": "fastequi.functional",
+    "WarpReconLoss": "fastequi.losses.reconstruction",
+    "BlurReconLoss": "fastequi.losses.reconstruction",
+    "Rotation": "fastequi.paths",
+    "Translation": "fastequi.paths",
+    "SE2": "fastequi.paths",
+    "Color": "fastequi.paths",
+    "Blur": "fastequi.paths",
+}
+
+__all__ = [
+    "SE2",
+    "Blur",
+    "BlurReconLoss",
+    "Color",
+    "Rotation",
+    "Translation",
+    "WarpReconLoss",
+    "blur_recon_loss",
+    "gaussian_blur",
+    "warp",
+    "warp_recon_loss",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'fastequi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

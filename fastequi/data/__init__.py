@@ -1,0 +1,1 @@
+"""Images in, view pairs out: sources, the sampler, DALI, the loader."""

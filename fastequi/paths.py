@@ -1,0 +1,268 @@
+r"""Transformation paths: a family g_θ with its range, and every point between identity and g_θ.
+
+A path draws one parameter vector per image and gives the transformation at any fraction t in
+[0, 1] of it: t = 1 is the second view, t = k/(K+1) are the images TIR reconstructs (Wang et al.
+2026, section 3: θ_k = kθ/(K+1)). One code computes both, so they cannot drift apart.
+
+A point of a path is a :class:`Transform`: an output-to-input matrix in `F.affine_grid`'s
+convention, a colour matrix, a blur sigma, or None where the path leaves that alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastequi.philox import Draws
+
+_REFERENCE_SIZE = 224  # the paper states its translations in pixels of a 224 px image
+
+# ITU-R BT.601 YIQ, in which DALI's color_twist rotates hue and scales saturation.
+_RGB_TO_YIQ = torch.tensor(
+    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]], dtype=torch.float64
+)
+_YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
+
+
+class Transform(NamedTuple):
+    """Points of a path for B images at T fractions; None where the path is the identity.
+
+    Attributes:
+        theta: [B, T, 2, 3] output-to-input affine, normalised coordinates.
+        color: [B, T, 3, 4] affine map of RGB in 0..1.
+        sigma: [B, T] Gaussian blur in pixels of the view.
+    """
+
+    theta: Tensor
+    color: Tensor | None = None
+    sigma: Tensor | None = None
+
+
+def fractions(num_steps: int) -> list[float]:
+    """The K fractions strictly between the two views: k/(K+1), k = 1..K."""
+    if num_steps < 0:
+        raise ValueError(f"num_steps: expected K >= 0, got {num_steps}")
+    return [k / (num_steps + 1) for k in range(1, num_steps + 1)]
+
+
+def se2_matrix(degrees: Tensor, pixels: Tensor, size: tuple[int, int], zoom: float = 1.0) -> Tensor:
+    """Output-to-input matrices of a rotation about the centre and a translation.
+
+    The image turns counter-clockwise by `degrees` and its content then moves by `pixels`
+    (right, down), as one sees it.
+
+    Args:
+        degrees: [...] counter-clockwise angle.
+        pixels: [..., 2] shift (x, y) in pixels of the output.
+        size: (height, width) of the output in pixels; a rotation stays rigid when they differ.
+        zoom: output size over source size where the source shows a margin around the view
+            (32/48 for a 32 px view in a 48 px source); 1 if both show the same field.
+
+    Returns:
+        [..., 2, 3] in the convention of `F.affine_grid(align_corners=False)`.
+    """
+    height, width = size
+    angle = degrees * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    shift_x, shift_y = pixels[..., 0] * (2 / width), pixels[..., 1] * (2 / height)
+    aspect = height / width
+    # x_in = R(x_out - shift); with y pointing down a counter-clockwise turn maps out to in by
+    # [[cos, -sin], [sin, cos]], and normalised coordinates scale the cross terms by the aspect.
+    a, b, d, e = cos, -sin * aspect, sin / aspect, cos
+    rows = [a, b, -(a * shift_x + b * shift_y), d, e, -(d * shift_x + e * shift_y)]
+    return zoom * torch.stack(rows, -1).unflatten(-1, (2, 3))
+
+
+def color_matrix(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue as one affine map of RGB in 0..1.
+
+    DALI's `color_twist`: c·(b·... ) folds to  x ↦ b·(½ + c·(YIQ⁻¹·S·H·YIQ·x − ½)), where S scales and H
+    rotates the chroma plane. torchvision differs: it mixes with grey means and turns hue in HSV.
+
+    Args:
+        brightness, contrast, saturation: [...] factors, 1 leaves the image alone.
+        hue: [...] turns (1 = 360°), 0 leaves the image alone.
+
+    Returns:
+        [..., 3, 4].
+    """
+    angle = hue * (2 * math.pi)
+    cos, sin, zero = saturation * angle.cos(), saturation * angle.sin(), torch.zeros_like(hue)
+    chroma = torch.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], -1).unflatten(
+        -1, (3, 3)
+    )
+    to_yiq, to_rgb = (m.to(hue) for m in (_RGB_TO_YIQ, _YIQ_TO_RGB))
+    linear = (brightness * contrast)[..., None, None] * (to_rgb @ chroma @ to_yiq)
+    offset = (brightness * (0.5 - 0.5 * contrast))[..., None, None].expand(*hue.shape, 3, 1)
+    return torch.cat([linear, offset], -1)
+
+
+class Path(Protocol):
+    """What a method needs of a path; parameters are plain rows, so they travel with the batch."""
+
+    names: tuple[str, ...]
+
+    def scales(self, size: int) -> tuple[float, ...]:
+        """Half-width of each parameter's range in its unit, for a square view of `size` px."""
+
+    def sample(self, draws: Draws, size: int) -> Tensor:
+        """[B, P] parameters of B images, float32, on the CPU."""
+
+    def at(
+        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
+    ) -> Transform:
+        """The transformation at the fractions t of the way to `params` [B, P]."""
+
+
+def _symmetric(draws: Draws, scales: Sequence[float]) -> Tensor:
+    unit = torch.from_numpy(draws.uniform("path", len(scales), -1.0, 1.0))
+    return unit * torch.tensor(scales)
+
+
+def _along(params: Tensor, t: Sequence[float]) -> Tensor:
+    """[B, T, P]: every parameter shrunk linearly towards the identity."""
+    return params[:, None] * params.new_tensor(list(t))[None, :, None]
+
+
+def _still(params: Tensor, t: Sequence[float], zoom: float) -> Tensor:
+    eye = zoom * torch.eye(2, 3, dtype=params.dtype, device=params.device)
+    return eye.expand(len(params), len(t), 2, 3)
+
+
+def _check_range(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: expected a finite half-range >= 0, got {value}")
+
+
+@dataclass(frozen=True)
+class SE2:
+    """Rotation about the centre and translation.
+
+    Args:
+        degrees: half-range of the angle.
+        pixels: half-range of each shift, in pixels of a 224 px view; scaled with the view.
+    """
+
+    degrees: float = 45.0
+    pixels: float = 10.0
+    names = ("angle", "tx", "ty")
+
+    def __post_init__(self) -> None:
+        _check_range("degrees", self.degrees)
+        _check_range("pixels", self.pixels)
+
+    def scales(self, size: int) -> tuple[float, ...]:
+        shift = self.pixels * size / _REFERENCE_SIZE
+        return (self.degrees, shift, shift)
+
+    def sample(self, draws: Draws, size: int) -> Tensor:
+        return _symmetric(draws, self.scales(size))
+
+    def at(
+        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
+    ) -> Transform:
+        p = _along(params, t)
+        return Transform(se2_matrix(p[..., 0], p[..., 1:], size, zoom))
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotation about the centre; `degrees` is the half-range."""
+
+    degrees: float = 45.0
+    names = ("angle",)
+
+    def __post_init__(self) -> None:
+        _check_range("degrees", self.degrees)
+
+    def scales(self, size: int) -> tuple[float, ...]:
+        return (self.degrees,)
+
+    def sample(self, draws: Draws, size: int) -> Tensor:
+        return _symmetric(draws, self.scales(size))
+
+    def at(
+        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
+    ) -> Transform:
+        angle = _along(params, t)[..., 0]
+        return Transform(se2_matrix(angle, angle.new_zeros(*angle.shape, 2), size, zoom))
+
+
+@dataclass(frozen=True)
+class Translation:
+    """Shift of the content (right, down); half-range in pixels of a 224 px view."""
+
+    pixels: float = 10.0
+    names = ("tx", "ty")
+
+    def __post_init__(self) -> None:
+        _check_range("pixels", self.pixels)
+
+    def scales(self, size: int) -> tuple[float, ...]:
+        return (self.pixels * size / _REFERENCE_SIZE,) * 2
+
+    def sample(self, draws: Draws, size: int) -> Tensor:
+        return _symmetric(draws, self.scales(size))
+
+    def at(
+        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
+    ) -> Transform:
+        shift = _along(params, t)
+        return Transform(se2_matrix(torch.zeros_like(shift[..., 0]), shift, size, zoom))
+
+
+@dataclass(frozen=True)
+class Color:
+    """Brightness, contrast, saturation (factors 1 ± range) and hue (± range, in turns)."""
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    names = ("brightness", "contrast", "saturation", "hue")
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            _check_range(name, getattr(self, name))
+
+    def scales(self, size: int) -> tuple[float, ...]:
+        return (self.brightness, self.contrast, self.saturation, self.hue)
+
+    def sample(self, draws: Draws, size: int) -> Tensor:
+        return _symmetric(draws, self.scales(size))
+
+    def at(
+        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
+    ) -> Transform:
+        b, c, s, hue = _along(params, t).unbind(-1)
+        return Transform(_still(params, t, zoom), color=color_matrix(1 + b, 1 + c, 1 + s, hue))
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur, sigma in pixels of the view; the path is σ_k = kσ/(K+1) (our choice)."""
+
+    low: float = 0.1
+    high: float = 2.0
+    names = ("sigma",)
+
+    def __post_init__(self) -> None:
+        _check_range("low", self.low)
+        if not self.low <= self.high < math.inf:
+            raise ValueError(f"high: expected low <= high < inf, got {self.low} and {self.high}")
+
+    def scales(self, size: int) -> tuple[float, ...]:
+        return (self.high,)
+
+    def sample(self, draws: Draws, size: int) -> Tensor:
+        return torch.from_numpy(draws.uniform("path", 1, self.low, self.high))
+
+    def at(
+        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
+    ) -> Transform:
+        return Transform(_still(params, t, zoom), sigma=_along(params, t)[..., 0])
