@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,10 +24,13 @@ from fastequi.philox import Draws
 _REFERENCE_SIZE = 224  # the paper states its translations in pixels of a 224 px image
 
 # ITU-R BT.601 YIQ, in which DALI's color_twist rotates hue and scales saturation.
-_RGB_TO_YIQ = torch.tensor(
-    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]], dtype=torch.float64
-)
-_YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
+_RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.321), (0.211, -0.523, 0.311))
+
+
+@lru_cache
+def _yiq(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    to_yiq = torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)
+    return to_yiq.to(device, dtype), torch.linalg.inv(to_yiq).to(device, dtype)
 
 
 class Transform(NamedTuple):
@@ -81,22 +85,23 @@ def se2_matrix(degrees: Tensor, pixels: Tensor, size: tuple[int, int], zoom: flo
 def color_matrix(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue as one affine map of RGB in 0..1.
 
-    DALI's `color_twist`: c·(b·... ) folds to  x ↦ b·(½ + c·(YIQ⁻¹·S·H·YIQ·x − ½)), where S scales and H
-    rotates the chroma plane. torchvision differs: it mixes with grey means and turns hue in HSV.
+    x ↦ b·(½ + c·(YIQ⁻¹·S·H·YIQ·x − ½)), where S scales and H rotates the chroma plane: the maths
+    of DALI's `color_twist` (whose grey is 128 of 255 rather than ½). torchvision differs: it mixes
+    with grey means and turns hue in HSV.
 
     Args:
         brightness, contrast, saturation: [...] factors, 1 leaves the image alone.
-        hue: [...] turns (1 = 360°), 0 leaves the image alone.
+        hue: [...] turns (1 = 360°), 0 leaves the image alone; red turns towards yellow.
 
     Returns:
         [..., 3, 4].
     """
     angle = hue * (2 * math.pi)
     cos, sin, zero = saturation * angle.cos(), saturation * angle.sin(), torch.zeros_like(hue)
-    chroma = torch.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], -1).unflatten(
+    chroma = torch.stack([zero + 1, zero, zero, zero, cos, sin, zero, -sin, cos], -1).unflatten(
         -1, (3, 3)
     )
-    to_yiq, to_rgb = (m.to(hue) for m in (_RGB_TO_YIQ, _YIQ_TO_RGB))
+    to_yiq, to_rgb = _yiq(hue.device, hue.dtype)
     linear = (brightness * contrast)[..., None, None] * (to_rgb @ chroma @ to_yiq)
     offset = (brightness * (0.5 - 0.5 * contrast))[..., None, None].expand(*hue.shape, 3, 1)
     return torch.cat([linear, offset], -1)
@@ -126,7 +131,8 @@ def _symmetric(draws: Draws, scales: Sequence[float]) -> Tensor:
 
 def _along(params: Tensor, t: Sequence[float]) -> Tensor:
     """[B, T, P]: every parameter shrunk linearly towards the identity."""
-    return params[:, None] * params.new_tensor(list(t))[None, :, None]
+    # stacked from scalars: a tensor of fractions would be a copy to the GPU in every step
+    return torch.stack([params * fraction for fraction in t], 1)
 
 
 def _still(params: Tensor, t: Sequence[float], zoom: float) -> Tensor:

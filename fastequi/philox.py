@@ -4,8 +4,8 @@ The address is (seed, epoch, sample id, stream), where a stream names what is dr
 "path"). So a draw does not depend on the order of the draws, the number of workers or ranks, or on
 what was drawn before a restart: a resumed run needs (epoch, cursor) and nothing else.
 
-The generator is Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011),
-vectorised over samples; tests/test_philox.py pins it to the authors' known answers.
+The generator is Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC
+2011), vectorised over samples; tests/test_philox.py pins it to the authors' known answers.
 """
 
 from __future__ import annotations

@@ -1,0 +1,209 @@
+"""A run's settings: frozen dataclasses, one per section of the command line.
+
+Every field is `--section.field value` on the command line and a key in a run's config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from fastequi import paths
+from fastequi.data.augment import ViewConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder: a ViT by name, or a size of its own where embed_dim, depth, num_heads are set."""
+
+    name: Literal["vit_tiny", "vit_small", "vit_base", "vit_large"] = "vit_small"
+    patch_size: int = 16
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    layer_scale: float | None = None  # initial value; None leaves LayerScale out
+    reg_tokens: int = 0
+    class_token: bool = True
+    checkpoint_activations: bool = False
+    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+
+
+@dataclass(frozen=True)
+class PathConfig:
+    """The transformation path; only the ranges of its family are used (the paper's by default)."""
+
+    family: Literal["se2", "rotation", "translation", "color", "blur"] = "se2"
+    degrees: float = 45.0
+    pixels: float = 10.0  # of a 224 px view
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1  # turns
+    sigma_low: float = 0.1  # pixels
+    sigma_high: float = 2.0
+
+    def build(self) -> paths.Path:
+        match self.family:
+            case "se2":
+                return paths.SE2(self.degrees, self.pixels)
+            case "rotation":
+                return paths.Rotation(self.degrees)
+            case "translation":
+                return paths.Translation(self.pixels)
+            case "color":
+                return paths.Color(self.brightness, self.contrast, self.saturation, self.hue)
+            case "blur":
+                return paths.Blur(self.sigma_low, self.sigma_high)
+        raise ValueError(f"path.family: unknown {self.family!r}")
+
+
+@dataclass(frozen=True)
+class TIRConfig:
+    """Transformed-image reconstruction beside VICReg (methods.tir, methods.vicreg)."""
+
+    num_steps: int = 2  # K intermediate images
+    recon_weight: float = 1.0  # lambda
+    dim: int = 512  # channels of the token head
+    equi_dim: int = 256  # of which z_equi
+    padding_mode: Literal["zeros", "border", "reflection"] = "zeros"
+    mask_outside: bool = False
+    decoder: Literal["patch", "pixel_shuffle"] = "patch"
+    decoder_width: int = 256
+    decoder_convs: int = 4
+    expander: tuple[int, ...] = (8192, 8192, 8192)
+    inv_weight: float = 25.0
+    var_weight: float = 25.0
+    cov_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a warm-up cosine; `lr` is per 256 images and scales with the batch."""
+
+    lr: float = 1e-4
+    final_lr: float = 0.0
+    warmup: float = 0.0125  # share of the training
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 3.0  # gradient norm; 0 leaves it alone
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    epochs: int = 800
+    minutes: float = 0.0  # a wall-time budget instead of epochs
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on a GPU
+    accumulate: int = 1  # batches per optimiser step
+    compile: bool = False
+    average_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
+    log_every: int = 20
+    checkpoint_every: int = 2000
+    keep_checkpoints: int = 3
+    tensorboard: bool = True
+
+    def resolved_device(self) -> str:
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("train.device: 'cuda' asked for, but torch sees no CUDA device")
+        return self.device
+
+    def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+        return torch.bfloat16 if bf16 else None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run; recipes return one, the command line changes its fields."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: ViewConfig = field(default_factory=ViewConfig)
+    path: PathConfig = field(default_factory=PathConfig)
+    method: TIRConfig = field(default_factory=TIRConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses what would fail later, after work was done."""
+        data, method, train = self.data, self.method, self.train
+        _expect(
+            data.image_size % self.model.patch_size == 0,
+            "model.patch_size",
+            f"a divisor of data.image_size={data.image_size}",
+            self.model.patch_size,
+        )
+        _expect(method.num_steps >= 0, "method.num_steps", "K >= 0", method.num_steps)
+        _expect(
+            0 <= method.equi_dim <= method.dim,
+            "method.equi_dim",
+            f"0 .. method.dim={method.dim}",
+            method.equi_dim,
+        )
+        _expect(
+            self.path.family != "blur" or data.source_size == data.image_size,
+            "data.source_size",
+            f"data.image_size={data.image_size} for the blur path, which needs no margin",
+            data.source_size,
+        )
+        _expect(method.recon_weight >= 0, "method.recon_weight", ">= 0", method.recon_weight)
+        _expect(len(method.expander) >= 1, "method.expander", "at least one width", method.expander)
+        _expect(train.accumulate >= 1, "train.accumulate", ">= 1", train.accumulate)
+        _expect(train.log_every >= 1, "train.log_every", ">= 1", train.log_every)
+        _expect(
+            train.keep_checkpoints >= 1, "train.keep_checkpoints", ">= 1", train.keep_checkpoints
+        )
+        _expect(train.minutes >= 0, "train.minutes", ">= 0", train.minutes)
+        _expect(train.minutes > 0 or train.epochs >= 1, "train.epochs", ">= 1", train.epochs)
+        _expect(
+            0 <= train.average_momentum < 1,
+            "train.average_momentum",
+            "0 <= momentum < 1",
+            train.average_momentum,
+        )
+        _expect(self.optim.lr > 0, "optim.lr", "> 0", self.optim.lr)
+        _expect(0 <= self.optim.warmup < 1, "optim.warmup", "0 <= share < 1", self.optim.warmup)
+
+    def peak_lr(self) -> float:
+        return self.optim.lr * self.data.batch_size * self.train.accumulate / 256
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return max(self.train.epochs * steps_per_epoch // self.train.accumulate, 1)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        return _from_dict(cls, json.loads(text))
+
+
+def _expect(holds: bool, name: str, expected: str, came: object) -> None:
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {came}")
+
+
+def _from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """A dataclass from plain JSON: nested sections by their defaults' types, lists as tuples."""
+    unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise ValueError(f"{cls.__name__}: unknown fields {sorted(unknown)}")
+    given: dict[str, Any] = {}
+    defaults = cls()
+    for name, value in values.items():
+        current = getattr(defaults, name)
+        if dataclasses.is_dataclass(current) and isinstance(value, dict):
+            given[name] = _from_dict(type(current), value)
+        else:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**given)

@@ -1,0 +1,122 @@
+"""Which samples make up a step: an order without state, so (epoch, index) resumes it exactly.
+
+Every decode of a photograph gives M samples, and every photograph is decoded `repeat` times in an
+epoch. Sample ids number all of them: file · repeat · M + r · M + j, so every random draw of an
+epoch has an address of its own. The epoch runs in `repeat` rounds; each visits every file once, in
+an order of its own, so a step of a small set sees as many different photographs as it can.
+
+The order is that of the global step; ranks take consecutive parts of each. So a run may continue
+on another number of ranks with the same steps. What is left of an epoch after its last whole step
+is dropped (another part in every epoch).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastequi.data.augment import ViewConfig
+from fastequi.philox import permutation
+
+
+class Step(NamedTuple):
+    """One rank's part of a step.
+
+    Attributes:
+        epoch: of all its samples.
+        index: samples of the epoch used up after this step, over all ranks.
+        files: [D] file of each decode.
+        sample_ids: [D · M] ids, M consecutive ones per decode.
+    """
+
+    epoch: int
+    index: int
+    files: NDArray[np.int64]
+    sample_ids: NDArray[np.int64]
+
+
+class Sampler:
+    """An endless iterator of steps over `num_files` files.
+
+    Args:
+        num_files: of the source.
+        cfg: batch_size, samples_per_decode and repeat.
+        seed: of the run.
+        rank, world_size: this process and the number of them; batch_size is split evenly.
+
+    Raises:
+        ValueError: the set is smaller than one step, or the step does not split evenly.
+    """
+
+    def __init__(
+        self, num_files: int, cfg: ViewConfig, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_files, self.repeat, self.seed = num_files, cfg.repeat, seed
+        self.per_decode = cfg.samples_per_decode
+        self.decodes = cfg.batch_size // cfg.samples_per_decode
+        self.epoch = self.index = 0
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 <= rank < world_size={world_size}, got {rank}")
+        if self.decodes % world_size:
+            raise ValueError(
+                f"batch_size: expected a multiple of world_size · samples_per_decode = "
+                f"{world_size * self.per_decode}, got {cfg.batch_size}"
+            )
+        if len(self) == 0:
+            raise ValueError(
+                f"repeat: an epoch of {num_files} files × repeat {self.repeat} × "
+                f"{self.per_decode} samples is smaller than one batch of {cfg.batch_size}; "
+                f"expected repeat >= {-(-self.decodes // num_files)}, or a smaller batch_size"
+            )
+        share = self.decodes // world_size
+        self._mine = slice(rank * share, (rank + 1) * share)
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return self.num_files * self.repeat // self.decodes
+
+    def __iter__(self) -> Sampler:
+        return self
+
+    def __next__(self) -> Step:
+        batch = self.decodes * self.per_decode
+        if self.index + batch > self.num_files * self.repeat * self.per_decode:
+            self.epoch, self.index = self.epoch + 1, 0
+        first = self.index // self.per_decode
+        decodes = self._epoch_order()[first : first + self.decodes][self._mine]
+        ids = decodes[:, None] * self.per_decode + np.arange(self.per_decode)
+        self.index += batch
+        return Step(self.epoch, self.index, decodes // self.repeat, ids.reshape(-1))
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: {"epoch", "index"} and, to recognise another set, "num_files"."""
+        return {"epoch": self.epoch, "index": self.index, "num_files": self.num_files}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes to a position.
+
+        Raises:
+            ValueError: the set or the number of samples per decode is not the one of the state.
+        """
+        if state["num_files"] != self.num_files:
+            raise ValueError(
+                f"cannot continue: the run had {state['num_files']} readable images, "
+                f"now there are {self.num_files}"
+            )
+        if state["index"] % self.per_decode:
+            raise ValueError(
+                f"cannot continue: position {state['index']} of the epoch is no multiple of "
+                f"samples_per_decode={self.per_decode}; was it changed?"
+            )
+        self.epoch, self.index = state["epoch"], state["index"]
+
+    def _epoch_order(self) -> NDArray[np.int64]:
+        """[files · repeat] decodes (file · repeat + round) of the epoch, round after round."""
+        if self._order is None or self._order[0] != self.epoch:
+            order = permutation(self.num_files * self.repeat, self.seed, self.epoch)
+            order = order[np.argsort(order % self.repeat, kind="stable")]
+            self._order = (self.epoch, order)
+        return self._order[1]

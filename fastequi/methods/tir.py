@@ -1,0 +1,185 @@
+"""TIR: reconstruct the images between two views from the split features of both.
+
+Wang et al., Self-Supervised Learning based on Transformed Image Reconstruction for
+Equivariance-Coherent Feature Representation, AAAI 2026 (arXiv 2503.18753), section 3:
+v2 = g_θ(u); û_k = decoder_k([z1_equi ; z2_equi]) for u_k = g_{kθ/(K+1)}(u), k = 1..K;
+L = L_SSL(z1_inv, z2_inv) + λ · mean_k ‖û_k − u_k‖².
+
+The paper leaves open, and we choose: bilinear sampling, zero fill, pixels outside counted unless
+`mask_outside`; targets normalised like the input; the error is the mean over pixels and channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastequi.data.batch import Batch
+from fastequi.functional import gaussian_blur, warp
+from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
+from fastequi.models.decoder import PathDecoder
+from fastequi.models.heads import SplitHead
+from fastequi.models.vit import VisionTransformer
+from fastequi.paths import Path, Transform, fractions
+
+
+@dataclass(frozen=True)
+class Views:
+    """The geometry and the units of a batch's images.
+
+    Attributes:
+        image_size: side of a view in pixels.
+        source_size: side of u in pixels, the view plus its margin.
+        mean, std: of the normalisation, in 0..1.
+    """
+
+    image_size: int
+    source_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def zoom(self) -> float:
+        return self.image_size / self.source_size
+
+
+class TIR(nn.Module):
+    """Transformed-image reconstruction beside an invariance loss.
+
+    Args:
+        encoder: ViT that gives [B, prefix + L, D] tokens.
+        head: token head whose channels are split into z_inv and z_equi.
+        base: the invariance loss, called with the z_inv tokens of both views; its dict holds
+            "loss" and whatever else it wants logged.
+        decoder: K decoders on [B, L, 2·d_equi] tokens, or None for the base alone.
+        path: the transformation path.
+        views: sizes and normalisation of the batch's images.
+        recon_weight: λ; the paper finds training unstable above 5.
+        padding_mode: how the targets and v2 continue beyond u.
+        mask_outside: leave out target pixels that lie outside u.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        head: SplitHead,
+        base: nn.Module,
+        decoder: PathDecoder | None,
+        path: Path,
+        views: Views,
+        recon_weight: float = 1.0,
+        padding_mode: str = "zeros",
+        mask_outside: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head, self.base, self.decoder = encoder, head, base, decoder
+        self.path, self.views, self.recon_weight = path, views, recon_weight
+        self.padding_mode = padding_mode
+        self.num_steps = decoder.num_steps if decoder is not None else 0
+        shared = {
+            "layout": "patch",
+            "patch_size": encoder.patch_size,
+            "mean": views.mean,
+            "std": views.std,
+        }
+        self.warp_loss = WarpReconLoss(
+            padding_mode=padding_mode, mask_outside=mask_outside, **shared
+        )
+        self.blur_loss = BlurReconLoss(**shared)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """One step's losses: "loss" (to minimise), "ssl", "recon" and the base's parts."""
+        between, end = self._points(batch.path)
+        v2 = self._view(batch.u, end).to(batch.v1.dtype)
+        _, z_inv, z_equi = self._encode(torch.cat([batch.v1, v2]))
+        base = self.base(*z_inv.chunk(2))
+        out = {name: value for name, value in base.items() if name != "loss"}
+        out["ssl"] = out["loss"] = base["loss"]
+        if self.decoder is not None:
+            pred = self.decoder(torch.cat(z_equi.chunk(2), -1))
+            out["recon"] = self._recon(pred, batch.u, between)
+            out["loss"] = out["ssl"] + self.recon_weight * out["recon"]
+        return out
+
+    def after_step(self, progress: float) -> None:
+        """Called after every optimiser step; the shared-weight bases have nothing to update."""
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Token features [B, L, ·] of normalised images [B, 3, H, W], for probes and users.
+
+        Returns:
+            "patch" (encoder), "z_inv", "z_equi" and, if the encoder has one, "cls" [B, 1, D].
+        """
+        tokens, z_inv, z_equi = self._encode(images)
+        prefix = self.encoder.num_prefix_tokens
+        out = {"patch": tokens[:, prefix:], "z_inv": z_inv, "z_equi": z_equi}
+        return {**out, "cls": tokens[:, :1]} if self.encoder.cls_token is not None else out
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> dict[str, Tensor]:
+        """The path as images, normalised: what one looks at to see what was learned.
+
+        Returns:
+            "v1", "v2" [B, 3, H, W]; "target" and "pred" [B, K, 3, H, W].
+        """
+        if self.decoder is None:
+            raise ValueError("reconstruct: this model has no decoders (num_steps = 0)")
+        between, end = self._points(batch.path)
+        v2 = self._view(batch.u, end)
+        _, _, z_equi = self._encode(torch.cat([batch.v1, v2.to(batch.v1.dtype)]))
+        pred = self.decoder(torch.cat(z_equi.chunk(2), -1)).float()
+        return {
+            "v1": batch.v1.float(),
+            "v2": v2.float(),
+            "target": self._view(batch.u, between).float(),
+            "pred": unpatchify(pred, self.encoder.patch_size),
+        }
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = self.encoder(images)
+        z_inv, z_equi = self.head(tokens[:, self.encoder.num_prefix_tokens :])
+        return tokens, z_inv, z_equi
+
+    def _points(self, params: Tensor) -> tuple[Transform, Transform]:
+        """The K transformations between the views, and the one that makes v2."""
+        size = (self.views.image_size, self.views.image_size)
+        between = fractions(self.num_steps)
+        every = self.path.at(params, [*between, 1.0], size, self.views.zoom)
+        return _steps(every, slice(None, -1)), _steps(every, -1)
+
+    def _view(self, u: Tensor, at: Transform) -> Tensor:
+        mean, std = self.views.mean, self.views.std
+        if at.sigma is not None:
+            return gaussian_blur(u, at.sigma, mean=mean, std=std)
+        size = (self.views.image_size, self.views.image_size)
+        return warp(
+            u,
+            at.theta,
+            color=at.color,
+            size=size,
+            mean=mean,
+            std=std,
+            padding_mode=self.padding_mode,
+        )
+
+    def _recon(self, pred: Tensor, u: Tensor, at: Transform) -> Tensor:
+        if at.sigma is not None:
+            return self.blur_loss(pred, u, at.sigma)
+        return self.warp_loss(pred, u, at.theta, color=at.color)
+
+
+def _steps(points: Transform, index: int | slice) -> Transform:
+    return Transform(*(None if field is None else field[:, index] for field in points))
+
+
+def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
+    """Patch tokens [..., L, p·p·C] in MAE's order to square images [..., C, H, W]."""
+    side = round(tokens.shape[-2] ** 0.5)
+    grid = tokens.unflatten(-1, (patch_size, patch_size, -1)).unflatten(-4, (side, side))
+    return grid.movedim(-1, -5).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+
+
+__all__: Sequence[str] = ("TIR", "Views", "unpatchify")

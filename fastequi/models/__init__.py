@@ -1,0 +1,1 @@
+"""Networks: ViT, attention, heads, decoders. Imports torch alone (xformers in attention.py)."""

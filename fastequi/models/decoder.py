@@ -1,0 +1,116 @@
+"""K independent decoders from the two views' z_equi tokens to the images between them.
+
+The paper's decoder is one linear layer and four convolutions per step. The K decoders run as one
+set of operations: their linear layers stacked into one GEMM, their convolutions grouped. In
+channels-last memory a token row already holds its patch, so the prediction is a view, not a copy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class PathDecoder(nn.Module):
+    """Linear to `width` channels per step, convolutions on the token grid, patch tokens out.
+
+    Args:
+        in_dim: channels of [z1_equi ; z2_equi].
+        patch_size: p, side of the predicted patches in pixels.
+        num_steps: K.
+        width: channels of one decoder.
+        num_convs: convolutions, the last of which gives the p·p·C patch; 4 in the paper. With 0
+            a second linear layer gives it.
+        in_chans: C, channels of the images.
+        kernel_size: of the convolutions, odd.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        patch_size: int,
+        num_steps: int = 2,
+        width: int = 256,
+        num_convs: int = 4,
+        in_chans: int = 3,
+        kernel_size: int = 3,
+    ) -> None:
+        super().__init__()
+        if num_steps < 1 or num_convs < 0 or kernel_size % 2 == 0:
+            raise ValueError(
+                "expected num_steps >= 1, num_convs >= 0 and an odd kernel_size, "
+                f"got {num_steps}, {num_convs}, {kernel_size}"
+            )
+        self.num_steps, self.patch_dim = num_steps, patch_size**2 * in_chans
+        self.linear = nn.Linear(in_dim, num_steps * width)
+        sizes = [(width, kernel_size)] * max(num_convs - 1, 0)
+        sizes.append((self.patch_dim, kernel_size if num_convs else 1))
+        self.convs = nn.Sequential()
+        for i, (out, size) in enumerate(sizes):
+            if i or not num_convs:
+                self.convs.append(nn.GELU())
+            conv = nn.Conv2d(
+                num_steps * width, num_steps * out, size, padding=size // 2, groups=num_steps
+            )
+            self.convs.append(conv)
+        self.convs.to(memory_format=torch.channels_last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, L, in_dim] tokens of a square grid to [B, K, L, p·p·C], last axis in order (p q c)."""
+        x = self.linear(z).transpose(1, 2).unflatten(2, _square(z.shape[1]))
+        x = self.convs(x).contiguous(memory_format=torch.channels_last)
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)
+        return x.unflatten(2, (self.num_steps, self.patch_dim)).transpose(1, 2)
+
+
+class PixelShuffleDecoder(nn.Module):
+    """Doubles the resolution once per factor of two in the patch size: conv, shuffle, GELU.
+
+    The alternative to :class:`PathDecoder` that predicts images; `width` halves at every stage.
+
+    Args:
+        in_dim, patch_size, num_steps, width, in_chans: as there; patch_size a power of two.
+        num_convs: convolutions on the token grid before the first doubling.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        patch_size: int,
+        num_steps: int = 2,
+        width: int = 256,
+        num_convs: int = 0,
+        in_chans: int = 3,
+    ) -> None:
+        super().__init__()
+        stages = round(math.log2(patch_size))
+        if 2**stages != patch_size:
+            raise ValueError(f"patch_size: expected a power of two, got {patch_size}")
+        self.num_steps, self.in_chans = num_steps, in_chans
+        self.linear = nn.Linear(in_dim, num_steps * width)
+        self.convs = nn.Sequential()
+
+        def conv(dim: int, out: int) -> nn.Conv2d:
+            return nn.Conv2d(num_steps * dim, num_steps * out, 3, padding=1, groups=num_steps)
+
+        for _ in range(num_convs):
+            self.convs.extend([nn.GELU(), conv(width, width)])
+        for stage in range(stages):
+            out = in_chans if stage == stages - 1 else max(width // 2, 8)
+            self.convs.extend([nn.GELU(), conv(width, 4 * out), nn.PixelShuffle(2)])
+            width = out
+        self.convs.to(memory_format=torch.channels_last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, L, in_dim] tokens of a square grid to images [B, K, C, H, W]."""
+        x = self.linear(z).transpose(1, 2).unflatten(2, _square(z.shape[1]))
+        return self.convs(x).unflatten(1, (self.num_steps, self.in_chans))
+
+
+def _square(tokens: int) -> tuple[int, int]:
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"z: expected a square number of tokens, got {tokens}")
+    return side, side

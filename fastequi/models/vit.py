@@ -1,0 +1,287 @@
+"""Vision transformer under timm's parameter names.
+
+A state dict of timm's `vit_{tiny,small,base,large}_patch16_224` loads strictly (num_classes=1000
+for one with its classifier). Registers follow timm's `reg_token`, placed after the class token.
+Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021; registers: Darcet et al., ICLR 2024;
+LayerScale: Touvron et al., ICCV 2021; drop path: Huang et al., ECCV 2016.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastequi.models.attention import attention
+
+
+class VisionTransformer(nn.Module):
+    """Pre-norm ViT that returns every token after the final norm.
+
+    Args:
+        img_size: side of the images the position embedding is made for, in pixels; other sizes
+            are accepted and the embedding resized.
+        patch_size: side of a patch in pixels; must divide every image's sides.
+        in_chans: channels of the images.
+        num_classes: outputs of `head`, which is loaded and kept but not used by forward; 0: none.
+        embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the transformer's size.
+        drop_path: rate at the last block, growing linearly from 0.
+        init_values: initial LayerScale gain; None leaves LayerScale out.
+        class_token: prepend a class token.
+        reg_tokens: number of register tokens.
+        no_embed_class: the position embedding covers patches only (timm's register models).
+        checkpoint_activations: recompute blocks in the backward to save memory.
+        attention: backend of `fastequi.models.attention`.
+
+    Attributes:
+        num_prefix_tokens: class and register tokens before the patch tokens.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 0,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        init_values: float | None = None,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        checkpoint_activations: bool = False,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads: expected a divisor of {embed_dim}, got {num_heads}")
+        self.embed_dim, self.patch_size, self.in_chans = embed_dim, patch_size, in_chans
+        self.num_prefix_tokens = int(class_token) + reg_tokens
+        self.no_embed_class = no_embed_class
+        self.checkpoint_activations = checkpoint_activations
+        self.img_size = img_size
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
+        height, width = self.grid_size(img_size, img_size)
+        embedded = height * width + (0 if no_embed_class else self.num_prefix_tokens)
+        self.pos_embed = nn.Parameter(torch.zeros(1, embedded, embed_dim))
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, rate, init_values, attention)
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.apply(_init_linear)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Patches along height and width.
+
+        Raises:
+            ValueError: the patch size does not divide the image.
+        """
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"images: expected sides divisible by patch_size={self.patch_size}, "
+                f"got {height}x{width}"
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] to tokens [B, num_prefix_tokens + L, embed_dim], prefix first."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(f"images: expected [B, {self.in_chans}, H, W], got {tuple(x.shape)}")
+        x = self._embed(self.patch_embed(x), self.grid_size(*x.shape[-2:]))
+        for block in self.blocks:
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.norm(x)
+
+    def _embed(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Prefix tokens and positions."""
+        positions = self._positions(grid)
+        prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        if not prefix:
+            return patches + positions
+        tokens = torch.cat(prefix, 1)
+        if self.no_embed_class:
+            patches = patches + positions
+            return torch.cat([tokens.expand(len(patches), -1, -1).to(patches.dtype), patches], 1)
+        tokens = tokens.expand(len(patches), -1, -1).to(patches.dtype)
+        return torch.cat([tokens, patches], 1) + positions
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        if grid == self.grid_size(self.img_size, self.img_size):
+            return self.pos_embed
+        return resize_pos_embed(self.pos_embed, grid, self._embedded_prefix())
+
+    def _embedded_prefix(self) -> int:
+        return 0 if self.no_embed_class else self.num_prefix_tokens
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Resizes a position embedding made for another image size before it is loaded."""
+        key = f"{prefix}pos_embed"
+        found = state.get(key)
+        if found is not None and found.shape != self.pos_embed.shape:
+            grid = self.grid_size(self.img_size, self.img_size)
+            side = math.isqrt(found.shape[1] - self._embedded_prefix())
+            if found.ndim == 3 and side * side == found.shape[1] - self._embedded_prefix():
+                state[key] = resize_pos_embed(found, grid, self._embedded_prefix())
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, projected: a convolution's parameters, computed as one GEMM."""
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+        # the initialisation of a linear layer on the flattened patch, as timm's
+        bound = 1 / math.sqrt(in_chans * patch_size**2)
+        nn.init.uniform_(self.proj.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, L, D], rows first."""
+        patch = self.proj.kernel_size[0]
+        x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # B C h p w q
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Block(nn.Module):
+    """x + ls(attn(norm x)); x + ls(mlp(norm x)), each residual dropped per sample by drop path."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        drop_path: float,
+        init_values: float | None,
+        attention: str,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, qkv_bias, attention)
+        self.ls1 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls2 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._drop(self.ls1(self.attn(self.norm1(x))))
+        return x + self._drop(self.ls2(self.mlp(self.norm2(x))))
+
+    def _drop(self, residual: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0:
+            return residual
+        keep = 1 - self.drop_path
+        mask = residual.new_empty(len(residual), 1, 1).bernoulli_(keep)
+        return residual * (mask / keep)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one qkv projection."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, backend: str) -> None:
+        super().__init__()
+        self.num_heads, self.backend = num_heads, backend
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        return self.proj(attention(q, k, v, backend=self.backend).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned gain per channel."""
+
+    def __init__(self, dim: int, init_values: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init_values))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
+    """Position embedding [1, prefix + s·s, D] for another grid: bicubic with antialiasing, timm's."""
+    prefix, spatial = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
+    side = math.isqrt(spatial.shape[1])
+    image = spatial.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=grid, mode="bicubic", antialias=True, align_corners=False)
+    resized = image.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
+    return torch.cat([prefix, resized], 1)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def vit_tiny(**options: Any) -> VisionTransformer:
+    """192 wide, 12 deep, 3 heads."""
+    return VisionTransformer(**{"embed_dim": 192, "depth": 12, "num_heads": 3, **options})
+
+
+def vit_small(**options: Any) -> VisionTransformer:
+    """384 wide, 12 deep, 6 heads."""
+    return VisionTransformer(**{"embed_dim": 384, "depth": 12, "num_heads": 6, **options})
+
+
+def vit_base(**options: Any) -> VisionTransformer:
+    """768 wide, 12 deep, 12 heads."""
+    return VisionTransformer(**{"embed_dim": 768, "depth": 12, "num_heads": 12, **options})
+
+
+def vit_large(**options: Any) -> VisionTransformer:
+    """1024 wide, 24 deep, 16 heads."""
+    return VisionTransformer(**{"embed_dim": 1024, "depth": 24, "num_heads": 16, **options})
+
+
+_MODELS: dict[str, Callable[..., VisionTransformer]] = {
+    f.__name__: f for f in (vit_tiny, vit_small, vit_base, vit_large)
+}
+
+
+def create(name: str, **options: Any) -> VisionTransformer:
+    """A ViT by name; an unknown one is an error that names the nearest."""
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"model: expected one of {', '.join(_MODELS)}, got {name!r}{hint}")
+    return _MODELS[name](**options)

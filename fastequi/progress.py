@@ -1,0 +1,49 @@
+"""How a run shows itself: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Loss, images/s, share of time spent awaiting data, time to go.
+
+    Args:
+        every: seconds between lines where the output is not a terminal.
+    """
+
+    def __init__(self, label: str = "training", every: float = 10.0) -> None:
+        self.label, self.every, self.printed = label, every, -float("inf")
+        self.console = Console(file=sys.stderr)
+        self.bar: Bar | None = None
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+            self.bar = Bar(*columns, TextColumn("{task.fields[text]}"), console=self.console)
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=1.0, text="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, done: float, seconds_left: float, row: dict[str, float]) -> None:
+        left = timedelta(seconds=round(min(seconds_left, 1e8)))
+        text = (
+            f"step {row['step']}  loss {row['loss']:.4f}"
+            + (f"  recon {row['recon']:.4f}" if "recon" in row else "")
+            + f"  {row['images_per_s']:.0f} images/s  data wait {row['data_wait']:.0%}  ETA {left}"
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, text=text)
+        elif time.monotonic() - self.printed >= self.every or done >= 1:
+            self.printed = time.monotonic()
+            print(f"{self.label} {done:4.0%}  {text}", file=sys.stderr, flush=True)

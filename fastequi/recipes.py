@@ -1,0 +1,84 @@
+"""A run is a function that returns its config; `build` turns a config into a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastequi.config import Config, ModelConfig
+from fastequi.methods.tir import TIR, Views
+from fastequi.methods.vicreg import VICRegBase
+from fastequi.models import vit
+from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
+from fastequi.models.heads import SplitHead
+
+
+def tir_vicreg_vits16() -> Config:
+    """TIR on VICReg with ViT-S/16, SE(2) path, as in the paper (800 epochs, batch 2048)."""
+    return Config()
+
+
+def demo() -> Config:
+    """TIR on VICReg with a small ViT on 32 px windows, for minutes on two CPU cores."""
+    raise AssertionError
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "tir_vicreg_vits16": tir_vicreg_vits16,
+    "demo": demo,
+}
+
+
+def build(config: Config) -> TIR:
+    """The method of a config, freshly initialised from torch's generator."""
+    model, data, method = config.model, config.data, config.method
+    encoder = build_encoder(model, data.image_size)
+    views = Views(data.image_size, data.source_size, data.mean, data.std)
+    decoder = None
+    if method.num_steps and method.equi_dim and method.recon_weight:
+        kind = PathDecoder if method.decoder == "patch" else PixelShuffleDecoder
+        decoder = kind(
+            2 * method.equi_dim,
+            patch_size=model.patch_size,
+            num_steps=method.num_steps,
+            width=method.decoder_width,
+            num_convs=method.decoder_convs,
+        )
+    return TIR(
+        encoder,
+        SplitHead(encoder.embed_dim, method.dim, method.equi_dim),
+        VICRegBase(
+            method.dim - method.equi_dim,
+            method.expander,
+            method.inv_weight,
+            method.var_weight,
+            method.cov_weight,
+        ),
+        decoder,
+        config.path.build(),
+        views,
+        method.recon_weight,
+        method.padding_mode,
+        method.mask_outside,
+    )
+
+
+def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:
+    """The ViT a config names, with its size changed where the config says so."""
+    size = {
+        name: value
+        for name in ("embed_dim", "depth", "num_heads")
+        if (value := getattr(model, name)) is not None
+    }
+    return vit.create(
+        model.name,
+        img_size=image_size,
+        patch_size=model.patch_size,
+        mlp_ratio=model.mlp_ratio,
+        drop_path=model.drop_path,
+        init_values=model.layer_scale,
+        reg_tokens=model.reg_tokens,
+        class_token=model.class_token,
+        checkpoint_activations=model.checkpoint_activations,
+        attention=model.attention,
+        **size,
+    )

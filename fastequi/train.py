@@ -1,0 +1,281 @@
+"""The loop: one screen that knows no method.
+
+A run folder holds config.json, metrics.jsonl, checkpoints/ (see `fastequi.checkpoint`),
+tensorboard/ where TensorBoard is installed, and at the end model.safetensors, the encoder under
+timm's parameter names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fastequi import checkpoint
+from fastequi.config import Config
+from fastequi.data.batch import Batch
+from fastequi.data.loader import Loader, make_loader
+from fastequi.data.sources import Source
+from fastequi.optim import WeightAverage, adamw, warmup_cosine
+from fastequi.progress import Progress
+from fastequi.recipes import build
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(
+    config: Config,
+    source: Source,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    max_steps: int | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Trains a method on a source and leaves a complete run folder.
+
+    Args:
+        config: the run; written to `run_dir/config.json`.
+        source: images, decoded by the loader.
+        run_dir: created; refused if it holds a run, unless `resume`.
+        resume: go on from the folder's newest checkpoint.
+        max_steps: stop after this many optimiser steps in all, on the full schedule.
+        progress: what shows the run; a bar on the terminal by default.
+
+    Returns:
+        The method in eval mode, with averaged weights if the config keeps an average.
+
+    Raises:
+        FileExistsError: `run_dir` already holds a run and `resume` is False.
+        FileNotFoundError: `resume` without a checkpoint.
+        FloatingPointError: the loss was not finite at a logging step.
+    """
+    found = _open_run(run_dir, config, resume)
+    device = torch.device(config.train.resolved_device())
+    torch.manual_seed(config.train.seed)
+    method = build(config).to(device)
+    optimizer = adamw(method, config.peak_lr(), config.optim.weight_decay, config.optim.betas)
+    momentum = config.train.average_momentum
+    average = WeightAverage(method, momentum) if momentum else None
+    state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
+    if found is not None:
+        state = checkpoint.load(found, method, optimizer, average)
+    if config.train.compile:
+        method.compile()
+    with ExitStack() as stack:
+        loader = stack.enter_context(
+            make_loader(
+                source,
+                config.data,
+                config.path.build(),
+                seed=config.train.seed,
+                device=device,
+                state=state["data"],
+            )
+        )
+        log = stack.enter_context(Log(run_dir, state["step"], config.train.tensorboard))
+        bar = stack.enter_context(progress or Progress())
+        run = _Run(config, method, optimizer, average, loader, log, bar, run_dir)
+        run.loop(state["step"], state["seconds"], max_steps)
+    if average is not None:
+        method.load_state_dict(average.state_dict())
+    encoder = {k: v.cpu().contiguous() for k, v in method.encoder.state_dict().items()}
+    save_file(encoder, run_dir / "model.safetensors", {"format": "pt"})
+    return method.eval()
+
+
+class _Run:
+    """The state of one run between its start and its end."""
+
+    def __init__(
+        self,
+        config: Config,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None,
+        loader: Loader,
+        log: Log,
+        bar: Progress,
+        run_dir: Path,
+    ) -> None:
+        self.config, self.method, self.optimizer, self.average = config, method, optimizer, average
+        self.loader, self.log, self.bar, self.run_dir = loader, log, bar, run_dir
+        self.device = next(method.parameters()).device
+        self.autocast = config.train.autocast_dtype(self.device)
+
+    def loop(self, step: int, seconds: float, max_steps: int | None) -> None:
+        train, optim = self.config.train, self.config.optim
+        clock = Clock(train.minutes, self.config.total_steps(len(self.loader)), max_steps, seconds)
+        meter = Meter(self.config.data.batch_size * train.accumulate)
+        batches = meter.timed(iter(self.loader))
+        params = [p for p in self.method.parameters() if p.requires_grad]
+        self.method.train()
+        while not clock.done(step):
+            progress = clock.progress(step)
+            lr = warmup_cosine(progress, self.config.peak_lr(), optim.final_lr, optim.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            for _ in range(train.accumulate):
+                out = self._forward(next(batches))
+                (out["loss"] / train.accumulate).backward()
+            norm = nn.utils.clip_grad_norm_(params, optim.clip or math.inf)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.method.after_step(progress)
+            if self.average is not None:
+                self.average.update(self.method)
+            step += 1
+            meter.add({**out, "grad_norm": norm})
+            last = clock.done(step)
+            if step % train.log_every == 0 or last or step == 1:
+                row = {"step": step, "epoch": self.loader.epoch, "lr": lr, **meter.read()}
+                self.log.write(row)
+                self.bar.show(clock.progress(step), clock.left(step), row)
+            if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
+                self._save(step, clock.seconds())
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        enabled = self.autocast is not None
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
+            return self.method(batch)
+
+    def _save(self, step: int, seconds: float) -> None:
+        state = {"data": self.loader.state_dict(), "seconds": seconds}
+        folder, keep = self.run_dir / "checkpoints", self.config.train.keep_checkpoints
+        checkpoint.save(folder, step, self.method, self.optimizer, state, self.average, keep)
+
+
+class Clock:
+    """How much of the training is done: by steps, or by wall time where a budget is set.
+
+    Args:
+        minutes: wall-time budget, or 0 to count steps.
+        total_steps: length of the schedule in optimiser steps.
+        max_steps: stop earlier, on the same schedule.
+        seconds: spent before a resume.
+    """
+
+    def __init__(
+        self, minutes: float, total_steps: int, max_steps: int | None, seconds: float
+    ) -> None:
+        self.budget, self.total_steps = minutes * 60, total_steps
+        self.max_steps = max_steps if max_steps is not None else math.inf
+        self.start, self.before = time.monotonic() - seconds, seconds
+        self.first: tuple[int, float] | None = None
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def progress(self, step: int) -> float:
+        if self.budget:
+            return min(self.seconds() / self.budget, 1.0)
+        return step / self.total_steps
+
+    def done(self, step: int) -> bool:
+        return self.progress(step) >= 1 or step >= self.max_steps
+
+    def left(self, step: int) -> float:
+        """Seconds to go, from the rate since the first call."""
+        if self.first is None:
+            self.first = (step, self.seconds())
+        steps, seconds = step - self.first[0], self.seconds() - self.first[1]
+        rate = steps / seconds if seconds > 0 else 0.0
+        by_steps = (min(self.total_steps, self.max_steps) - step) / rate if rate else math.inf
+        by_time = self.budget - self.seconds() if self.budget else math.inf
+        return max(min(by_steps, by_time), 0.0)
+
+
+class Meter:
+    """Means of a step's scalars and the loop's speed; touches the device only when read."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.monotonic()
+            batch = next(batches)
+            self.waited += time.monotonic() - start
+            yield batch
+
+    def add(self, out: dict[str, Tensor]) -> None:
+        for name, value in out.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Means since the last read, with images/s and the share of time spent awaiting data."""
+        elapsed = max(time.monotonic() - self.since, 1e-9)
+        names = list(self.sums)
+        means = (torch.stack([self.sums[n] for n in names]) / self.steps).tolist()
+        row = dict(zip(names, means, strict=True))
+        if not math.isfinite(row["loss"]):
+            raise FloatingPointError(f"loss is {row['loss']} (parts: {row}); lower the rate?")
+        row["images_per_s"] = self.images_per_step * self.steps / elapsed
+        row["data_wait"] = self.waited / elapsed
+        self._reset()
+        return row
+
+
+class Log:
+    """metrics.jsonl, and TensorBoard events where it is installed."""
+
+    def __init__(self, run_dir: Path, step: int, tensorboard: bool) -> None:
+        path = run_dir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self.file = path.open("a")
+        self.board = _summary_writer(run_dir / "tensorboard") if tensorboard else None
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def write(self, row: dict[str, float]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except Exception as error:
+        logger.info("no TensorBoard events: %s (pip install fastequi[log])", error)
+        return None
+    return SummaryWriter(str(folder))
+
+
+def _open_run(run_dir: Path, config: Config, resume: bool) -> Path | None:
+    """Creates the folder, or finds the checkpoint to go on from."""
+    found = checkpoint.latest(run_dir / "checkpoints")
+    if resume and found is None:
+        raise FileNotFoundError(f"--resume: no checkpoint in {run_dir / 'checkpoints'}")
+    if not resume and (run_dir / "config.json").exists():
+        raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.json").write_text(config.to_json())
+    return found

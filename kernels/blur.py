@@ -1,0 +1,410 @@
+"""Gaussian blur with a sigma per image and step, and the path loss against blurred images.
+
+Replaces, for every image b and step k::
+
+    w = exp(-d² / 2σ²), d = -R..R; w /= w.sum()
+    x = F.pad(image.float() / 255, [R] * 4, mode="reflect")
+    target = F.conv2d(F.conv2d(x, w[None, :]), w[:, None])      # per image: σ differs
+    loss = F.mse_loss(pred.float(), (target - mean) / std)
+
+Never materialised: the targets, the padded image, the half-blurred image. The kernel blurs a tile
+as two small matrix products, V · X · Hᵀ, with the banded matrices V and H built in registers from
+σ; products run in full float32. The radius is fixed by `max_sigma`, R = ceil(4·max_sigma), so that
+no launch depends on a value on the GPU; beyond it lies less than 7e-5 of the mass. A σ that is
+negative, NaN or above `max_sigma` gives NaN.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels.pixel_loss import _error, error_, error_ref, kernel_layout, patchify
+from fastequi.kernels.pixel_loss import strides_of as pred_strides
+from fastequi.kernels.sampling import color_ref, constants, to_float
+
+_CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
+
+
+def radius(max_sigma: float) -> int:
+    """Half-width of the kernel in pixels."""
+    return max(math.ceil(4 * max_sigma), 1)
+
+
+@triton.jit
+def _reflect(i, size):
+    """Index reflected about the border pixels (the edge is not repeated), any distance away."""
+    period = tl.maximum(2 * (size - 1), 1)
+    i = tl.abs(i) % period
+    return tl.where(size > 1, tl.minimum(i, period - i), 0)
+
+
+@triton.jit
+def _band(near, far, sigma, R: tl.constexpr):
+    """Gaussian weights of the offsets far - near, zero beyond R, unnormalised."""
+    d = (far - near).to(tl.float32)
+    rate = tl.minimum(0.5 / (sigma * sigma), 1e30)
+    return tl.where(tl.abs(d) <= R, tl.exp(-d * d * rate), 0.0)
+
+
+@triton.jit
+def _blurred_tile(
+    image_ptr, sigma, row, col, H, W, stride_iy, stride_ix, max_sigma,
+    R: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """The blurred TILE × TILE block of one channel whose first pixel is (row, col)."""
+    out = tl.arange(0, TILE)
+    src = tl.arange(0, SPAN) - R  # source rows and columns the block needs, then some
+    y = _reflect(row + src, H)
+    x = _reflect(col + src, W)
+    needed = src < TILE + R
+    tile = tl.load(
+        image_ptr + y[:, None] * stride_iy + x[None, :] * stride_ix,
+        mask=needed[:, None] & needed[None, :],
+        other=0,
+    ).to(tl.float32)
+    band = _band(out[:, None], src[None, :], sigma, R)  # [TILE, SPAN]
+    band = band / tl.sum(band, 1)[:, None]
+    half = tl.dot(band, tile, input_precision="ieee")
+    blurred = tl.dot(half, tl.trans(band), input_precision="ieee")
+    fine = (sigma >= 0.0) & (sigma <= max_sigma)
+    return tl.where(fine, blurred, float("nan"))
+
+
+@triton.jit
+def _blur_fwd_kernel(
+    # pointers
+    pred_ptr,
+    image_ptr,
+    sigma_ptr,
+    mean_ptr,
+    std_ptr,
+    out_ptr,
+    total_ptr,
+    # shapes
+    K,
+    H,
+    W,
+    GW,
+    TH,
+    TW,
+    max_sigma,
+    # strides
+    stride_pb,
+    stride_pk,
+    stride_p0,
+    stride_p1,
+    stride_p2,
+    stride_ib,
+    stride_ic,
+    stride_iy,
+    stride_ix,
+    # constants
+    C: tl.constexpr,
+    PATCH: tl.constexpr,
+    LOSS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    SCALE: tl.constexpr,
+    GRAD: tl.constexpr,
+    R: tl.constexpr,
+    TILE: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    # LOSS "none": out[b, k] = blur(image[b], σ_bk), normalised; else out is d total / d pred and
+    # total[b, k] = Σ ℓ(pred - that)
+    pid = tl.program_id(0)
+    k = pid % K
+    tile = (pid // K) % (TH * TW)
+    b = (pid // (K * TH * TW)).to(tl.int64)
+    row = (tile // TW) * TILE
+    col = (tile % TW) * TILE
+    sigma = tl.load(sigma_ptr + b * K + k).to(tl.float32)
+    y = row + tl.arange(0, TILE)[:, None]
+    x = col + tl.arange(0, TILE)[None, :]
+    live = (y < H) & (x < W)
+    if PATCH > 0:
+        token = (y // PATCH) * GW + x // PATCH
+        place = token * stride_p0 + ((y % PATCH) * PATCH + x % PATCH) * C
+    else:
+        place = y * stride_p1 + x * stride_p2
+    total = tl.zeros([TILE, TILE], tl.float32)
+    for c in tl.static_range(C):
+        image = image_ptr + b * stride_ib + c * stride_ic
+        v = _blurred_tile(
+            image, sigma, row, col, H, W, stride_iy, stride_ix, max_sigma, R, TILE, SPAN
+        )
+        v *= SCALE
+        if HAS_NORM:
+            v = (v - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
+        channel = c if PATCH > 0 else c * stride_p0
+        at = b * stride_pb + k * stride_pk + place + channel
+        if LOSS == "none":
+            tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=live)
+        else:
+            pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
+            value, slope = _error(pred - v, LOSS)
+            total += tl.where(live, value, 0.0)
+            if GRAD:
+                tl.store(out_ptr + at, slope.to(out_ptr.dtype.element_ty), mask=live)
+    if LOSS != "none":
+        tl.store(total_ptr + (b * K + k) * TH * TW + tile, tl.sum(tl.sum(total, 1), 0))
+
+
+def _launch_config(max_sigma: float) -> tuple[int, int, int]:
+    """(TILE, SPAN, num_warps): SPAN is the power of two that holds TILE and two radii."""
+    tile = 32 if radius(max_sigma) <= 16 else 16
+    return tile, triton.next_power_of_2(tile + 2 * radius(max_sigma)), 8
+
+
+def _launch(
+    pred: Tensor,
+    image: Tensor,
+    sigma: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    max_sigma: float,
+    patch_size: int,
+    loss: str,
+    out: Tensor,
+    grad: bool,
+) -> Tensor:
+    """Blurs into `out` (loss "none"; pred is out) or writes the gradient there; returns totals."""
+    batch, steps = sigma.shape
+    height, width = image.shape[2:]
+    tile, span, num_warps = _launch_config(max_sigma)
+    tiles = triton.cdiv(height, tile), triton.cdiv(width, tile)
+    totals = image.new_empty((batch, steps, tiles[0] * tiles[1]), dtype=torch.float32)
+    _blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
+        pred,
+        image,
+        sigma.contiguous(),
+        constants(tuple(mean), image.device, torch.float32) if mean is not None else None,
+        constants(tuple(std), image.device, torch.float32) if std is not None else None,
+        out,
+        totals,
+        steps,
+        height,
+        width,
+        width // patch_size if patch_size else 1,
+        *tiles,
+        max_sigma,
+        *pred.stride()[:2],
+        *pred_strides(pred, patch_size),
+        *image.stride(),
+        C=image.shape[1],
+        PATCH=patch_size,
+        LOSS=loss,
+        HAS_NORM=mean is not None,
+        SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
+        GRAD=grad,
+        R=radius(max_sigma),
+        TILE=tile,
+        SPAN=span,
+        num_warps=num_warps,
+    )
+    return totals.sum(-1)
+
+
+@torch.library.custom_op("fastequi::gaussian_blur", mutates_args=())
+def _blur_op(
+    image: Tensor,
+    sigma: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype,
+    max_sigma: float,
+) -> Tensor:
+    """[B, K, C, H, W]."""
+    out = image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
+    if out.numel() == 0:
+        return out
+    if use_triton(image):
+        _launch(out, image, sigma, mean, std, max_sigma, 0, "none", out, False)
+        return out
+    for part in _chunks(out):
+        out[part] = gaussian_blur_ref(
+            image[part], sigma[part], mean=mean, std=std, dtype=dtype, max_sigma=max_sigma
+        )
+    return out
+
+
+@_blur_op.register_fake
+def _(image, sigma, mean, std, dtype, max_sigma) -> Tensor:
+    return image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
+
+
+@torch.library.custom_op("fastequi::blur_recon_loss", mutates_args=())
+def _blur_recon_op(
+    pred: Tensor,
+    image: Tensor,
+    sigma: Tensor,
+    patch_size: int,
+    loss: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    max_sigma: float,
+    pred_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """(total [B, K], d total/d pred or empty)."""
+    total, grad = _outputs(pred, sigma, pred_grad)
+    if pred.numel() == 0:
+        return total.zero_(), grad
+    if use_triton(pred):
+        out = grad if pred_grad else pred
+        total = _launch(pred, image, sigma, mean, std, max_sigma, patch_size, loss, out, pred_grad)
+        return total, grad
+    for part in _chunks(pred):
+        target = gaussian_blur_ref(
+            image[part], sigma[part], mean=mean, std=std, dtype=total.dtype, max_sigma=max_sigma
+        )
+        target = patchify(target, patch_size) if patch_size else target
+        total[part] = error_(pred[part] - target, loss, grad[part] if pred_grad else None)
+    return total, grad
+
+
+def _outputs(pred: Tensor, sigma: Tensor, pred_grad: bool) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    total = pred.new_empty(sigma.shape, dtype=dtype)
+    return total, torch.empty_like(pred) if pred_grad else pred.new_empty(0)
+
+
+@_blur_recon_op.register_fake
+def _(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad):
+    return _outputs(pred, sigma, pred_grad)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx, g_total, g_grad):
+    (grad,) = ctx.saved_tensors
+    d_pred = None
+    if grad.numel() and ctx.needs_input_grad[0]:
+        d_pred = (grad * g_total.view(*g_total.shape, *[1] * (grad.ndim - 2))).to(grad.dtype)
+    return (d_pred, *[None] * 8)
+
+
+_blur_recon_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _chunks(out: Tensor) -> list[slice]:
+    images = max(_CHUNK // out[0].numel(), 1)
+    return [slice(start, start + images) for start in range(0, len(out), images)]
+
+
+def _blur_matrix(sigma: Tensor, size: int, max_sigma: float) -> Tensor:
+    """[B, K, n, n] matrices that blur along an axis of n pixels with reflected borders."""
+    reach = radius(max_sigma)
+    offsets = torch.arange(-reach, reach + 1, device=sigma.device)
+    fine = (sigma >= 0) & (sigma <= max_sigma)
+    # σ = 0 has no rate; where() on both sides keeps the NaN out of its gradient too
+    rate = 0.5 / torch.where(sigma > 1e-6, sigma, 1e-6).square()
+    weights = torch.exp(-offsets.square() * rate[..., None])
+    weights = weights / weights.sum(-1, keepdim=True)
+    weights = torch.where(fine[..., None], weights, torch.nan)
+    period = max(2 * (size - 1), 1)
+    at = torch.arange(size, device=sigma.device)[:, None] + offsets
+    at = at.abs() % period
+    at = torch.minimum(at, period - at) if size > 1 else torch.zeros_like(at)
+    out = weights.new_zeros(*sigma.shape, size, size)
+    shape = (*sigma.shape, size, len(offsets))
+    return out.scatter_add(-1, at.expand(shape), weights[..., None, :].expand(shape))
+
+
+def gaussian_blur_ref(
+    image: Tensor,
+    sigma: Tensor,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_sigma: float = 2.0,
+) -> Tensor:
+    """:func:`gaussian_blur` in plain PyTorch: V · X · Hᵀ, differentiable in image and sigma."""
+    wide = torch.float64 in (dtype, sigma.dtype, image.dtype)
+    compute = torch.float64 if wide else torch.float32
+    sigma = sigma.to(compute)
+    rows = _blur_matrix(sigma, image.shape[2], max_sigma)[:, :, None]
+    columns = _blur_matrix(sigma, image.shape[3], max_sigma)[:, :, None]
+    blurred = rows @ to_float(image, compute)[:, None] @ columns.transpose(-1, -2)
+    return color_ref(blurred, None, mean, std).to(dtype)
+
+
+def blur_recon_loss_ref(
+    pred: Tensor,
+    image: Tensor,
+    sigma: Tensor,
+    *,
+    loss: str = "mse",
+    patch_size: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    max_sigma: float = 2.0,
+) -> Tensor:
+    """The eager chain: total [B, K], differentiable in everything."""
+    compute = torch.float64 if torch.float64 in (pred.dtype, sigma.dtype) else torch.float32
+    target = gaussian_blur_ref(image, sigma, mean=mean, std=std, dtype=compute, max_sigma=max_sigma)
+    target = patchify(target, patch_size) if patch_size else target
+    error = error_ref(pred.to(compute), target, loss)
+    return error.sum(tuple(range(2, error.ndim)))
+
+
+def gaussian_blur(
+    image: Tensor,
+    sigma: Tensor,
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype,
+    max_sigma: float,
+) -> Tensor:
+    """[B, K, C, H, W]; arguments already checked. The reference where a gradient is wanted."""
+    grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
+    if grad or torch.float64 in (dtype, image.dtype, sigma.dtype):
+        return gaussian_blur_ref(image, sigma, mean=mean, std=std, dtype=dtype, max_sigma=max_sigma)
+    return _blur_op(image, sigma, mean, std, dtype, max_sigma)
+
+
+def blur_recon_loss(
+    pred: Tensor,
+    image: Tensor,
+    sigma: Tensor,
+    *,
+    loss: str,
+    patch_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    max_sigma: float,
+) -> Tensor:
+    """Sums of errors [B, K]; arguments already checked. Gradients go to `pred`.
+
+    Where image or sigma wants a gradient, and in float64 on a GPU, the reference runs instead.
+    """
+    grad = torch.is_grad_enabled()
+    wide = torch.float64 in (pred.dtype, sigma.dtype) and use_triton(pred)
+    if wide or (grad and (image.requires_grad or sigma.requires_grad)):
+        return blur_recon_loss_ref(
+            pred,
+            image,
+            sigma,
+            loss=loss,
+            patch_size=patch_size,
+            mean=mean,
+            std=std,
+            max_sigma=max_sigma,
+        )
+    total, _ = _blur_recon_op(
+        kernel_layout(pred, patch_size),
+        image,
+        sigma,
+        patch_size,
+        loss,
+        mean,
+        std,
+        max_sigma,
+        grad and pred.requires_grad,
+    )
+    return total

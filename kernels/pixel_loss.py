@@ -1,0 +1,96 @@
+"""What the reconstruction losses share: the error of one value, and the order of patch tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastequi.kernels.backend import tl, triton
+
+LOSSES = ("mse", "l1", "smooth_l1")
+
+
+@triton.jit
+def _error(d, LOSS: tl.constexpr):
+    """Error of a difference d = pred - target, and its derivative by d (smooth_l1: beta 1)."""
+    if LOSS == "mse":
+        value = d * d
+        slope = 2.0 * d
+    else:
+        sign = tl.where(d > 0.0, 1.0, tl.where(d < 0.0, -1.0, d * 0.0))
+        if LOSS == "l1":
+            value = tl.abs(d)
+            slope = sign
+        else:
+            small = tl.abs(d) < 1.0
+            value = tl.where(small, 0.5 * d * d, tl.abs(d) - 0.5)
+            slope = tl.where(small, d, sign)
+    return value, slope
+
+
+@triton.jit
+def _pixel_of(offs, W, GW, PATCH: tl.constexpr):
+    """Row and column of the offs-th pixel in the prediction's order, its token and place in it."""
+    if PATCH > 0:
+        token = offs // (PATCH * PATCH)
+        inner = offs % (PATCH * PATCH)
+        y = (token // GW) * PATCH + inner // PATCH
+        x = (token % GW) * PATCH + inner % PATCH
+    else:
+        token = offs
+        inner = offs
+        y = offs // W
+        x = offs % W
+    return y, x, token, inner
+
+
+@triton.jit
+def _pred_offsets(y, x, token, inner, stride_0, stride_1, stride_2, C, PATCH: tl.constexpr):
+    """Offset of a pixel's channel 0 in the prediction; image: strides of c, y, x; patch: of l."""
+    if PATCH > 0:
+        offset = token * stride_0 + inner * C
+    else:
+        offset = y * stride_1 + x * stride_2
+    return offset
+
+
+def error_ref(pred: Tensor, target: Tensor, loss: str) -> Tensor:
+    """Elementwise error, the definition."""
+    if loss == "mse":
+        return F.mse_loss(pred, target, reduction="none")
+    if loss == "l1":
+        return F.l1_loss(pred, target, reduction="none")
+    return F.smooth_l1_loss(pred, target, reduction="none")
+
+
+def error_(d: Tensor, loss: str, out: Tensor | None) -> Tensor:
+    """Sum of the error over all but the first two axes; its derivative by d goes to `out`."""
+    if out is not None:
+        if loss == "mse":
+            torch.mul(d, 2, out=out) if out.dtype == d.dtype else out.copy_(d * 2)
+        else:
+            out.copy_(d.sign() if loss == "l1" else d.clamp(-1, 1))
+    axes = tuple(range(2, d.ndim))
+    if loss == "mse":
+        return d.square().sum(axes)
+    size = d.abs()
+    if loss == "l1":
+        return size.sum(axes)
+    return torch.where(size < 1, 0.5 * size * size, size - 0.5).sum(axes)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Images [..., C, H, W] as patch tokens [..., L, p·p·C] in MAE's order: (h w) (p q c)."""
+    x = images.unflatten(-1, (-1, patch_size)).unflatten(-3, (-1, patch_size))  # C h p w q
+    x = x.movedim(-5, -1).transpose(-4, -3)  # h w p q C
+    return x.flatten(-3).flatten(-3, -2)
+
+
+def strides_of(pred: Tensor, patch_size: int) -> tuple[int, int, int]:
+    """The kernels' three strides of a prediction within one (image, step)."""
+    return (pred.stride(2), 0, 0) if patch_size else (pred.stride(2), *pred.stride()[3:])
+
+
+def kernel_layout(pred: Tensor, patch_size: int) -> Tensor:
+    """The prediction as the kernels read it: dense, and with the patch axis innermost."""
+    dense = torch.ops.aten.is_non_overlapping_and_dense(pred)
+    return pred if dense and (not patch_size or pred.stride(-1) == 1) else pred.contiguous()

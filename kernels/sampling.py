@@ -1,0 +1,185 @@
+"""Bilinear sampling at an affine grid: the device functions and the PyTorch lines they equal.
+
+The definition is `F.grid_sample(image, F.affine_grid(theta, size, align), "bilinear", padding,
+align)`. Two differences, both so that bad numbers cannot pass for good ones: a θ with a NaN or an
+infinity gives NaN (grid_sample gives some pixel under border and reflection), and coordinates are
+bounded before they become integers, so no θ reads outside the image.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastequi.kernels.backend import tl, triton
+
+PADDING_MODES = ("zeros", "border", "reflection")
+
+
+@triton.jit
+def _base(i, size, ALIGN: tl.constexpr):
+    """Normalised coordinate of output pixel i."""
+    if ALIGN:
+        step = tl.where(size > 1, 2.0 / tl.maximum(size - 1, 1), 0.0)
+        x = i.to(tl.float32) * step - tl.where(size > 1, 1.0, 0.0)
+    else:
+        x = (2.0 * i.to(tl.float32) + 1.0) / size - 1.0
+    return x
+
+
+@triton.jit
+def _to_pixels(x, size, ALIGN: tl.constexpr):
+    """Normalised input coordinate to pixels of the source, and its derivative."""
+    if ALIGN:
+        slope = (size - 1) * 0.5
+        out = (x + 1.0) * slope
+    else:
+        slope = size * 0.5
+        out = ((x + 1.0) * size - 1.0) * 0.5
+    return out, slope
+
+
+@triton.jit
+def _pad(x, size, PADDING: tl.constexpr, ALIGN: tl.constexpr):
+    """Coordinate after the padding rule, and the rule's derivative (0, 1 or -1)."""
+    slope = tl.full(x.shape, 1.0, tl.float32)
+    if PADDING == "reflection":
+        low = 0.0 if ALIGN else -0.5
+        span = (size - 1) * 1.0 if ALIGN else size * 1.0
+        away = tl.abs(x - low)
+        safe = tl.maximum(span, 1.0)  # a single pixel with align_corners has no span
+        turns = tl.floor(away / safe)
+        rest = away - turns * safe
+        odd = (turns - 2.0 * tl.floor(turns * 0.5)) != 0.0
+        slope = tl.where(odd, -1.0, 1.0) * tl.where(x < low, -1.0, 1.0)
+        x = tl.where(odd, span - rest, rest) + low
+        x = tl.where(span > 0, x, 0.0)
+        slope = tl.where(span > 0, slope, 0.0)
+    if PADDING != "zeros":
+        inside = (x > 0.0) & (x < size - 1)
+        x = tl.where(x > 0.0, tl.where(x < size - 1, x, (size - 1) * 1.0), 0.0)
+        slope = tl.where(inside, slope, 0.0)
+    return x, slope
+
+
+@triton.jit
+def _affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl.constexpr):
+    """Where output pixels (x, y) sample the source.
+
+    Returns:
+        ix, iy: pixels of the source after padding; dx, dy: their derivatives by the normalised
+        coordinates; xn, yn: the output's normalised coordinates; outside: the sample point lies
+        outside the image; poison: 0, or NaN where θ is not finite.
+    """
+    t0 = tl.load(theta_ptr + 0).to(tl.float32)
+    t1 = tl.load(theta_ptr + 1).to(tl.float32)
+    t2 = tl.load(theta_ptr + 2).to(tl.float32)
+    t3 = tl.load(theta_ptr + 3).to(tl.float32)
+    t4 = tl.load(theta_ptr + 4).to(tl.float32)
+    t5 = tl.load(theta_ptr + 5).to(tl.float32)
+    poison = 0.0 * t0 + 0.0 * t1 + 0.0 * t2 + 0.0 * t3 + 0.0 * t4 + 0.0 * t5
+    xn = _base(x, W, ALIGN)
+    yn = _base(y, H, ALIGN)
+    xs = t0 * xn + t1 * yn + t2
+    ys = t3 * xn + t4 * yn + t5
+    outside = (tl.abs(xs) > 1.0) | (tl.abs(ys) > 1.0)
+    ix, sx = _to_pixels(xs, WS, ALIGN)
+    iy, sy = _to_pixels(ys, HS, ALIGN)
+    ix, px = _pad(ix, WS, PADDING, ALIGN)
+    iy, py = _pad(iy, HS, PADDING, ALIGN)
+    return ix, iy, sx * px, sy * py, xn, yn, outside, poison
+
+
+@triton.jit
+def _bilinear(ptr, ix, iy, HS, WS, stride_y, stride_x, live):
+    """The four taps of one channel: value, and its derivatives by ix and iy."""
+    fx = tl.floor(ix)
+    fy = tl.floor(iy)
+    wx = ix - fx
+    wy = iy - fy
+    # comparisons are false for NaN, so only indices inside the image are ever converted
+    x0_in = live & (fx >= 0.0) & (fx < WS)
+    x1_in = live & (fx >= -1.0) & (fx < WS - 1)
+    y0_in = (fy >= 0.0) & (fy < HS)
+    y1_in = (fy >= -1.0) & (fy < HS - 1)
+    x0 = tl.where(x0_in | x1_in, fx, 0.0).to(tl.int32)
+    y0 = tl.where(y0_in | y1_in, fy, 0.0).to(tl.int32)
+    row0 = y0 * stride_y
+    row1 = row0 + stride_y
+    col0 = x0 * stride_x
+    col1 = col0 + stride_x
+    v00 = tl.load(ptr + row0 + col0, mask=x0_in & y0_in, other=0).to(tl.float32)
+    v01 = tl.load(ptr + row0 + col1, mask=x1_in & y0_in, other=0).to(tl.float32)
+    v10 = tl.load(ptr + row1 + col0, mask=x0_in & y1_in, other=0).to(tl.float32)
+    v11 = tl.load(ptr + row1 + col1, mask=x1_in & y1_in, other=0).to(tl.float32)
+    top = v00 + wx * (v01 - v00)
+    bottom = v10 + wx * (v11 - v10)
+    d_ix = (v01 - v00) + wy * ((v11 - v10) - (v01 - v00))
+    return top + wy * (bottom - top), d_ix, bottom - top
+
+
+@lru_cache
+def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A small tensor of constants, copied to a device once and not in every step."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def base_grid(size: tuple[int, int], align_corners: bool, like: Tensor) -> Tensor:
+    """[3, H·W] homogeneous normalised coordinates (x, y, 1) of the output's pixels."""
+    axes = []
+    for n in (size[1], size[0]):
+        if align_corners:
+            wide = torch.linspace(-1, 1, n, dtype=torch.float64)
+            axes.append(wide if n > 1 else torch.zeros(n))
+        else:
+            axes.append((torch.arange(n, dtype=torch.float64) * 2 + 1) / n - 1)
+    x, y = (axis.to(like.device, like.dtype) for axis in axes)
+    x, y = x.expand(size).flatten(), y[:, None].expand(size).flatten()
+    return torch.stack([x, y, torch.ones_like(x)])
+
+
+def sample_ref(
+    image: Tensor,
+    theta: Tensor,
+    size: tuple[int, int],
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
+    """Bilinear samples [B, K, C, H, W] of float images [B, C, Hs, Ws] at θ [B, K, 2, 3]."""
+    batch, steps = theta.shape[:2]
+    channels, (height, width) = image.shape[1], size
+    if theta.numel() == 0:
+        return image.new_zeros(batch, steps, channels, height, width)
+    shape = [batch * steps, channels, height, width]
+    grid = F.affine_grid(theta.flatten(0, 1), shape, align_corners)
+    # the steps of one image stacked along height, so that the image is not repeated
+    grid = grid.view(batch, steps * height, width, 2)
+    out = F.grid_sample(image, grid, "bilinear", padding_mode, align_corners)
+    out = out.view(batch, channels, steps, height, width).transpose(1, 2)
+    poison = (theta * 0).sum((-1, -2))  # NaN where θ is not finite
+    return out + poison[:, :, None, None, None]
+
+
+def color_ref(
+    sampled: Tensor,
+    color: Tensor | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Tensor:
+    """Colour matrix [B, K, 3, 4], then normalisation, of samples [B, K, C, H, W] in 0..1."""
+    if color is not None:
+        color = color.to(sampled.dtype)
+        sampled = torch.einsum("bkij,bkjhw->bkihw", color[..., :3], sampled)
+        sampled = sampled + color[..., 3, None, None]
+    if mean is not None and std is not None:
+        mean_t = constants(tuple(mean), sampled.device, sampled.dtype)[:, None, None]
+        std_t = constants(tuple(std), sampled.device, sampled.dtype)[:, None, None]
+        sampled = (sampled - mean_t) / std_t
+    return sampled
+
+
+def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 0..255 to floats 0..1; other images cast."""
+    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)

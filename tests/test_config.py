@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import pytest
+
+from fastequi import paths
+from fastequi.config import Config, PathConfig
+from fastequi.recipes import RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name):
+    config = RECIPES[name]()
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_the_paper_recipe_is_the_papers():
+    config = RECIPES["tir_vicreg_vits16"]()
+    assert (config.model.name, config.model.patch_size) == ("vit_small", 16)
+    assert (config.data.image_size, config.data.batch_size, config.train.epochs) == (224, 2048, 800)
+    assert (config.method.dim, config.method.equi_dim, config.method.num_steps) == (512, 256, 2)
+    assert config.method.recon_weight == 1
+    assert config.peak_lr() == pytest.approx(1e-4 * 2048 / 256)
+    assert config.path.build() == paths.SE2(45, 10)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("model", {"patch_size": 15}, "model.patch_size: expected a divisor of .*224, got 15"),
+        ("method", {"equi_dim": 600}, "method.equi_dim: expected 0 .. method.dim=512, got 600"),
+        ("method", {"num_steps": -1}, "method.num_steps"),
+        ("method", {"expander": ()}, "method.expander"),
+        ("optim", {"lr": 0.0}, "optim.lr: expected > 0"),
+        ("train", {"epochs": 0}, "train.epochs"),
+        ("train", {"average_momentum": 1.0}, "train.average_momentum"),
+        ("train", {"accumulate": 0}, "train.accumulate"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(section, change, message):
+    config = Config()
+    with pytest.raises(ValueError, match=message):
+        replace(config, **{section: replace(getattr(config, section), **change)})
+
+
+def test_unknown_fields_in_json_are_named():
+    with pytest.raises(ValueError, match=r"OptimConfig: unknown fields \['learning_rate'\]"):
+        Config.from_json('{"optim": {"learning_rate": 1}}')
+
+
+@pytest.mark.parametrize("family", ["se2", "rotation", "translation", "color", "blur"])
+def test_every_family_builds_its_path(family):
+    assert type(PathConfig(family).build()).__name__.lower() == family
+
+
+def test_cuda_without_a_device_is_an_error(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = Config()
+    with pytest.raises(ValueError, match="no CUDA device"):
+        replace(config.train, device="cuda").resolved_device()
+    assert config.train.resolved_device() == "cpu"

@@ -1,0 +1,85 @@
+"""Who may import whom, read from the ASTs (the picture in the README's map)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# part -> the parts of fastequi it may import; functions in cli and demo may reach everything
+ALLOWED = {
+    "kernels": {"kernels"},
+    "functional": {"kernels"},
+    "philox": set(),
+    "paths": {"philox"},
+    "losses": {"functional", "losses"},
+    "models": {"models"},
+    "data": {"paths", "philox", "data"},
+    "methods": {"losses", "models", "paths", "functional", "data.batch", "methods"},
+    "evaluate": {"models", "data", "paths", "functional", "evaluate"},
+    "config": {"paths", "data.augment"},
+    "recipes": {"config", "methods", "models", "data.augment", "paths"},
+    "optim": set(),
+    "checkpoint": {"optim"},
+    "progress": set(),
+    "train": {"recipes", "config", "methods", "data", "optim", "checkpoint", "progress"},
+}
+UNBOUND = {"__init__", "cli", "demo", "doctor", "dryrun"}
+
+# a heavy dependency is imported in one place
+HOME = {
+    "nvidia": {"fastequi/data/dali.py"},
+    "xformers": {"fastequi/models/attention.py"},
+    "tyro": {"fastequi/cli.py"},
+}
+
+
+def _files() -> list[Path]:
+    found = [*ROOT.glob("fastequi/*.py"), *ROOT.glob("kernels/*.py")]
+    for part in ("losses", "models", "methods", "data", "evaluate"):
+        found += ROOT.glob(f"fastequi/{part}/**/*.py")
+    return sorted(found)
+
+
+def _imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def _part(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    if relative.parts[0] == "kernels":
+        return "kernels"
+    return relative.parts[1].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_map(path: Path) -> None:
+    part = _part(path)
+    for name in _imports(path):
+        top = name.split(".")[0]
+        assert top not in {"bench", "tests", "ci", "kernels"}, f"{path} imports {name}"
+        if top in HOME:
+            assert str(path.relative_to(ROOT)) in HOME[top], f"{path} imports {name}"
+        if top == "fastequi" and part not in UNBOUND:
+            inside = name.removeprefix("fastequi.")
+            allowed = any(
+                inside == target or inside.startswith(f"{target}.") for target in ALLOWED[part]
+            )
+            assert allowed, f"{part} may not import {name} ({path})"
+
+
+def test_nothing_loads_a_pickle() -> None:
+    for path in _files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                safe = [k for k in node.keywords if k.arg == "weights_only"]
+                assert safe and ast.unparse(safe[0].value) == "True", f"{path}:{node.lineno}"
+        assert not {"pickle", "dill", "cloudpickle"} & set(_imports(path)), path

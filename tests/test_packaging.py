@@ -1,0 +1,71 @@
+"""The symlinked, flat kernels/ folder works everywhere a user may import from."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _python(code: str, cwd: Path, **env: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_kernels_is_a_flat_folder_behind_a_symlink():
+    assert (ROOT / "fastequi" / "kernels").is_symlink()
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not [p for p in (ROOT / "kernels").iterdir() if p.is_dir() and p.name != "__pycache__"]
+
+
+def test_bare_pythonpath_finds_the_kernels(tmp_path):
+    code = "import fastequi.kernels.warp_recon as op; print(op.__file__)"
+    found = _python(code, tmp_path, PYTHONPATH=str(ROOT))
+    assert Path(found).resolve() == (ROOT / "kernels" / "warp_recon.py").resolve()
+
+
+def test_a_wheel_holds_kernels_photographs_and_type_marker(tmp_path):
+    source = tmp_path / "source"  # a copy: setuptools writes build/ beside pyproject.toml
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    for name in ("fastequi", "kernels"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    run = subprocess.run(
+        [*build, "-w", tmp_path, source], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (wheel,) = tmp_path.glob("fastequi-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "fastequi/kernels/warp_recon.py" in names
+    assert "fastequi/py.typed" in names
+    assert sum(name.endswith(".jpg") for name in names) == 9
+    assert "fastequi/data/photos/LICENSES.md" in names
+    assert not [n for n in names if n.startswith(("tests", "bench", "kernels/", "ci"))]
+
+
+@pytest.mark.parametrize("module", ["fastequi", "fastequi.cli"])
+def test_importing_is_light(module, tmp_path):
+    code = f"""
+import sys, {module}
+heavy = {{"torch", "triton", "nvidia", "xformers", "tyro", "numpy"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    _python(code, tmp_path, PYTHONPATH=str(ROOT))
+
+
+def test_lazy_names_all_resolve():
+    import fastequi
+
+    for name in fastequi.__all__:
+        assert getattr(fastequi, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'warp_loss'"):
+        _ = fastequi.warp_loss

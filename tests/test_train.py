@@ -1,0 +1,146 @@
+"""Real runs of a few steps: embedded photographs through DALI, on the CPU."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("nvidia.dali")
+
+from fastequi import checkpoint
+from fastequi.config import Config
+from fastequi.data.sources import embedded_photos
+from fastequi.recipes import RECIPES, build, build_encoder
+from fastequi.train import Clock, Meter, pretrain
+
+
+@pytest.fixture(scope="module")
+def source():
+    return embedded_photos()
+
+
+def small(**train) -> Config:
+    config = RECIPES["demo"]()
+    return replace(
+        config,
+        model=replace(config.model, embed_dim=32, depth=1, num_heads=1, drop_path=0.1),
+        data=replace(config.data, batch_size=8, samples_per_decode=4),
+        method=replace(config.method, dim=16, equi_dim=8, decoder_width=8, expander=(16, 16)),
+        train=replace(
+            config.train,
+            **{"minutes": 0.0, "epochs": 1, "log_every": 2, "checkpoint_every": 3, **train},
+        ),
+    )
+
+
+def test_a_run_leaves_everything_it_promises(tmp_path, source):
+    config = small(average_momentum=0.9)
+    method = pretrain(config, source, tmp_path / "run", max_steps=5)
+    run = tmp_path / "run"
+    assert Config.from_json((run / "config.json").read_text()) == config
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 4, 5]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["ssl"] + row["recon"], rel=1e-4)
+        assert 0 <= row["data_wait"] <= 1
+        assert row["images_per_s"] > 0
+    saved = sorted(p.name for p in (run / "checkpoints").glob("step_*"))
+    assert saved == ["step_00000003", "step_00000005"]
+    assert checkpoint.latest(run / "checkpoints").name == "step_00000005"
+    assert list((run / "tensorboard").iterdir())
+    encoder = build_encoder(config.model, config.data.image_size)
+    encoder.load_state_dict(load_file(run / "model.safetensors"))
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, method.encoder.state_dict()[name])
+    assert not method.training
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, source):
+    config = small()
+    whole = pretrain(config, source, tmp_path / "whole", max_steps=6)
+    pretrain(config, source, tmp_path / "parts", max_steps=3)
+    torch.rand(7)  # a resumed process starts with generators of its own
+    parts = pretrain(config, source, tmp_path / "parts", resume=True, max_steps=6)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+    rows = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows][-1] == 6
+
+
+def test_accumulation_averages_the_gradients_of_its_batches(tmp_path, source):
+    config = small(accumulate=2, checkpoint_every=0)
+    row = pretrain(config, source, tmp_path / "run", max_steps=2)
+    assert row is not None
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    state = json.loads(
+        (checkpoint.latest(tmp_path / "run" / "checkpoints") / "state.json").read_text()
+    )
+    assert json.loads(lines[-1])["step"] == state["step"] == 2
+    assert config.peak_lr() == pytest.approx(config.optim.lr * 16 / 256)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path, source):
+    pretrain(small(), source, tmp_path / "run", max_steps=1)
+    with pytest.raises(FileExistsError, match="--resume continues it"):
+        pretrain(small(), source, tmp_path / "run", max_steps=1)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        pretrain(small(), source, tmp_path / "none", resume=True)
+
+
+def test_compiled_training_runs_the_same_maths(tmp_path, source):
+    torch._dynamo.reset()
+    plain = pretrain(small(), source, tmp_path / "plain", max_steps=2)
+    config = small(compile=True)
+    compiled = pretrain(config, source, tmp_path / "compiled", max_steps=2)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(
+            compiled.state_dict()[name], value, rtol=1e-3, atol=1e-3, msg=name
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    meter = Meter(8)
+    meter.add({"loss": torch.tensor(float("nan"))})
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        meter.read()
+
+
+def test_meter_averages_and_times():
+    meter = Meter(8)
+    for value in (1.0, 3.0):
+        meter.add({"loss": torch.tensor(value)})
+    row = meter.read()
+    assert row["loss"] == 2
+    assert row["data_wait"] == 0
+    batches = meter.timed(iter([time.sleep]))
+    next(batches)(0.02)
+    meter.add({"loss": torch.tensor(1.0)})
+    assert 0 <= meter.read()["data_wait"] < 0.5
+
+
+def test_clock_counts_steps_or_minutes():
+    steps = Clock(0, 10, None, 0)
+    assert steps.progress(5) == 0.5
+    assert steps.done(10)
+    assert not steps.done(9)
+    assert Clock(0, 10, 4, 0).done(4)
+    timed = Clock(1.0, 10, None, seconds=30)
+    assert timed.progress(9999) == pytest.approx(0.5, abs=0.01)
+    assert Clock(1.0, 10, None, seconds=61).done(0)
+
+
+def test_the_paper_path_families_train(source, tmp_path):
+    for family in ("rotation", "translation", "color"):
+        config = replace(small(), path=replace(small().path, family=family))
+        pretrain(config, source, tmp_path / family, max_steps=1)
+    blur = small()
+    blur = replace(
+        blur,
+        path=replace(blur.path, family="blur"),
+        data=replace(blur.data, source_size=blur.data.image_size),
+    )
+    pretrain(blur, source, tmp_path / "blur", max_steps=1)
+    assert build(blur).num_steps == 2
