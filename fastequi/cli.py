@@ -83,7 +83,7 @@ def _pretrain(argv: list[str]) -> None:
         usage = f"usage: fastequi pretrain RECIPE --data PATH [--section.field value]\n\n{known}"
         if argv and argv[0] in ("-h", "--help"):
             print(usage)
-            return None
+            return
         _fail(usage)
     name = argv[0]
     if name not in RECIPES:
@@ -118,7 +118,8 @@ def _pretrain(argv: list[str]) -> None:
     if args.dry_run:
         from fastequi.dryrun import dry_run
 
-        return dry_run(config)
+        dry_run(config)
+        return
     if args.data is None:
         raise ValueError("--data: expected a folder of images (only --dry-run needs none)")
     if args.resume and args.run_dir is None:

@@ -18,7 +18,7 @@ from fastequi.data.augment import ViewConfig
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder: a ViT by name, or a size of its own where embed_dim, depth, num_heads are set."""
+    """The encoder: a ViT by name, its size changed where embed_dim, depth, num_heads are set."""
 
     name: Literal["vit_tiny", "vit_small", "vit_base", "vit_large"] = "vit_small"
     patch_size: int = 16

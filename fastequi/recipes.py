@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from fastequi.config import Config, ModelConfig
+from fastequi.config import (
+    Config,
+    ModelConfig,
+    OptimConfig,
+    PathConfig,
+    TIRConfig,
+    TrainConfig,
+)
+from fastequi.data.augment import Augment, ViewConfig
 from fastequi.methods.tir import TIR, Views
 from fastequi.methods.vicreg import VICRegBase
 from fastequi.models import vit
@@ -19,7 +28,39 @@ def tir_vicreg_vits16() -> Config:
 
 def demo() -> Config:
     """TIR on VICReg with a small ViT on 32 px windows, for minutes on two CPU cores."""
-    raise AssertionError
+    windows = Augment(
+        side=(48 / 256, 77 / 256),  # 1 to 1.6 source pixels of a photograph scaled to 256
+        flip=0.5,
+        jitter=1.0,
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.3,
+        hue=0.05,
+        gray=0.0,
+        blur=0.0,
+    )
+    return Config(
+        model=ModelConfig(
+            "vit_tiny", patch_size=8, embed_dim=128, depth=4, num_heads=2, class_token=False
+        ),
+        data=ViewConfig(
+            image_size=32,
+            source_size=48,  # 48/32 > √2: a turned view has no empty corner
+            batch_size=64,
+            shared_crop=True,
+            samples_per_decode=8,
+            repeat=64,
+            num_threads=1,
+            a1=windows,
+            a2=replace(windows, jitter=0.0),
+        ),
+        path=PathConfig("se2", degrees=45.0, pixels=21.0),  # 3 px of 32
+        method=TIRConfig(
+            dim=192, equi_dim=96, decoder_width=64, decoder_convs=4, expander=(512, 512)
+        ),
+        optim=OptimConfig(lr=8e-3, warmup=0.03),
+        train=TrainConfig(minutes=5.0, log_every=20, checkpoint_every=0),
+    )
 
 
 RECIPES: dict[str, Callable[[], Config]] = {
@@ -38,7 +79,7 @@ def build(config: Config) -> TIR:
         kind = PathDecoder if method.decoder == "patch" else PixelShuffleDecoder
         decoder = kind(
             2 * method.equi_dim,
-            patch_size=model.patch_size,
+            model.patch_size,
             num_steps=method.num_steps,
             width=method.decoder_width,
             num_convs=method.decoder_convs,

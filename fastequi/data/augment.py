@@ -185,8 +185,8 @@ def view_params(
     u = ViewParams(start, end, *_pixels(cfg.a2, draws, "u"))
     if cfg.shared_crop:
         middle, half = (start + end) / 2, (end - start) / 2
-        half *= np.float32(cfg.image_size / cfg.source_size)
-        start, end = middle - half, middle + half
+        share = np.float32(cfg.image_size / cfg.source_size)
+        start, end = middle - share * half, middle + share * half
     else:
         start, end = _windows(cfg.a1, draws, "v1", sizes, region)
     return ViewParams(start, end, *_pixels(cfg.a1, draws, "v1")), u
@@ -230,7 +230,9 @@ def _pixels(
         color = np.tile(np.array([1, 1, 1, 0], np.float32), (len(draws), 1))
         unit = draws.uniform(f"{view}/color", 6)
         if aug.jitter > 0:
-            factors = [(max(0.0, 1 - r), 1 + r) for r in (aug.brightness, aug.contrast, aug.saturation)]
+            factors = [
+                (max(0.0, 1 - r), 1 + r) for r in (aug.brightness, aug.contrast, aug.saturation)
+            ]
             ranges = np.array([*factors, (-360 * aug.hue, 360 * aug.hue)], np.float32)
             drawn = ranges[:, 0] + unit[:, 1:5] * (ranges[:, 1] - ranges[:, 0])
             color = np.where(unit[:, :1] < aug.jitter, drawn, color)

@@ -26,13 +26,13 @@ class Step(NamedTuple):
 
     Attributes:
         epoch: of all its samples.
-        index: samples of the epoch used up after this step, over all ranks.
+        used: samples of the epoch used up after this step, over all ranks.
         files: [D] file of each decode.
         sample_ids: [D · M] ids, M consecutive ones per decode.
     """
 
     epoch: int
-    index: int
+    used: int
     files: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
 
@@ -70,8 +70,8 @@ class Sampler:
                 f"{self.per_decode} samples is smaller than one batch of {cfg.batch_size}; "
                 f"expected repeat >= {-(-self.decodes // num_files)}, or a smaller batch_size"
             )
-        share = self.decodes // world_size
-        self._mine = slice(rank * share, (rank + 1) * share)
+        self.share = self.decodes // world_size  # decodes of this rank
+        self._mine = slice(rank * self.share, (rank + 1) * self.share)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:

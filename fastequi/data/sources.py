@@ -127,8 +127,9 @@ def _images_under(folder: Path) -> list[str]:
 
 def _source(folder: Path, names: list[str], region: Region) -> Source:
     paths = [str(folder / name) for name in names]
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        headers = list(pool.map(_size, paths, chunksize=64))
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
+        headers = list(pool.map(_size, paths))
     kept = [i for i, header in enumerate(headers) if not isinstance(header, str)]
     bad = [f"{names[i]} ({header})" for i, header in enumerate(headers) if isinstance(header, str)]
     if bad:
@@ -138,9 +139,7 @@ def _source(folder: Path, names: list[str], region: Region) -> Source:
             raise ValueError(f"image folder: {counted}")
         logger.warning("%s; left out", counted)
     sizes = np.array([headers[i] for i in kept], np.int32).reshape(-1, 2)
-    return Source(
-        tuple(paths[i] for i in kept), tuple(names[i] for i in kept), sizes, region
-    )
+    return Source(tuple(paths[i] for i in kept), tuple(names[i] for i in kept), sizes, region)
 
 
 def tolerated(num_files: int) -> int:
@@ -151,14 +150,20 @@ def tolerated(num_files: int) -> int:
 def _size(path: str) -> tuple[int, int] | str:
     """Upright (height, width) from the header, or why there is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about large images; DALI decodes them
-            with Image.open(path, formats=_FORMATS) as image:
-                width, height = image.size
-                exif = Image.Exif()
-                exif.load(image.info.get("exif", b""))
+        with Image.open(path, formats=_FORMATS) as image:
+            (width, height), exif = image.size, image.info.get("exif")
     except Exception as error:  # whatever a damaged header makes Pillow raise
         if os.path.isfile(path) and os.path.getsize(path) == 0:
             return "empty file"
         return str(error).replace(f" {path!r}", "") or type(error).__name__
-    return (width, height) if exif.get(_ORIENTATION, 1) >= 5 else (height, width)
+    return (width, height) if exif and _turned(exif) else (height, width)
+
+
+def _turned(exif: bytes) -> bool:
+    """Whether EXIF turns the image by 90 or 270 degrees; damaged EXIF does not."""
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        return int(tags.get(_ORIENTATION, 1)) in (5, 6, 7, 8)
+    except Exception:
+        return False

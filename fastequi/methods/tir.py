@@ -11,8 +11,8 @@ The paper leaves open, and we choose: bilinear sampling, zero fill, pixels outsi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastequi.data.batch import Batch
 from fastequi.functional import gaussian_blur, warp
 from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
-from fastequi.models.decoder import PathDecoder
+from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import SplitHead
 from fastequi.models.vit import VisionTransformer
 from fastequi.paths import Path, Transform, fractions
@@ -67,7 +67,7 @@ class TIR(nn.Module):
         encoder: VisionTransformer,
         head: SplitHead,
         base: nn.Module,
-        decoder: PathDecoder | None,
+        decoder: PathDecoder | PixelShuffleDecoder | None,
         path: Path,
         views: Views,
         recon_weight: float = 1.0,
@@ -79,12 +79,9 @@ class TIR(nn.Module):
         self.path, self.views, self.recon_weight = path, views, recon_weight
         self.padding_mode = padding_mode
         self.num_steps = decoder.num_steps if decoder is not None else 0
-        shared = {
-            "layout": "patch",
-            "patch_size": encoder.patch_size,
-            "mean": views.mean,
-            "std": views.std,
-        }
+        shared: dict[str, Any] = {"mean": views.mean, "std": views.std}
+        if isinstance(decoder, PathDecoder):
+            shared |= {"layout": "patch", "patch_size": encoder.patch_size}
         self.warp_loss = WarpReconLoss(
             padding_mode=padding_mode, mask_outside=mask_outside, **shared
         )
@@ -135,7 +132,7 @@ class TIR(nn.Module):
             "v1": batch.v1.float(),
             "v2": v2.float(),
             "target": self._view(batch.u, between).float(),
-            "pred": unpatchify(pred, self.encoder.patch_size),
+            "pred": pred if pred.ndim == 5 else unpatchify(pred, self.encoder.patch_size),
         }
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,6 +177,3 @@ def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
     side = round(tokens.shape[-2] ** 0.5)
     grid = tokens.unflatten(-1, (patch_size, patch_size, -1)).unflatten(-4, (side, side))
     return grid.movedim(-1, -5).transpose(-3, -2).flatten(-2).flatten(-3, -2)
-
-
-__all__: Sequence[str] = ("TIR", "Views", "unpatchify")

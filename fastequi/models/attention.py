@@ -50,7 +50,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
 
 
 def available_backends() -> dict[str, tuple[bool, str]]:
-    """Whether each backend could run here in half precision, and why; the first usable is auto's."""
+    """Whether each backend could run here in half precision, and why; auto takes the first."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     obstacle = _xformers_obstacle(device, torch.bfloat16, 64)
     return {

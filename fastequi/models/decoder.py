@@ -58,7 +58,7 @@ class PathDecoder(nn.Module):
         self.convs.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        """[B, L, in_dim] tokens of a square grid to [B, K, L, p·p·C], last axis in order (p q c)."""
+        """[B, L, in_dim] tokens of a square grid to [B, K, L, p·p·C] in order (p q c)."""
         x = self.linear(z).transpose(1, 2).unflatten(2, _square(z.shape[1]))
         x = self.convs(x).contiguous(memory_format=torch.channels_last)
         x = x.permute(0, 2, 3, 1).flatten(1, 2)

@@ -237,7 +237,7 @@ class LayerScale(nn.Module):
 
 
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
-    """Position embedding [1, prefix + s·s, D] for another grid: bicubic with antialiasing, timm's."""
+    """Position embedding [1, prefix + s·s, D] for another grid: bicubic, antialiased, as timm."""
     prefix, spatial = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
     side = math.isqrt(spatial.shape[1])
     image = spatial.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)

@@ -1,0 +1,243 @@
+"""The decoding graph: photographs and parameters in, both views out, on the CPU or a GPU.
+
+    file ─ decode ─┬─ M windows of u  ─ colour ─ blur ─ solarize ──────────────► u  uint8
+                   └─ M windows of v1 ─ colour ─ blur ─ solarize ─ normalise ──► v1 float32
+
+Nothing is random here: all choices arrive as arrays (`fastequi.data.augment`), so the same arrays
+give the same bytes for any number of threads. Every photograph is decoded once for its M windows,
+which then go through the other operators together, as the frames of one sequence. With a shared
+crop v1 is cut from the resampled u instead of being resampled again.
+
+The only module that imports DALI.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastequi.data.augment import Augment, ViewConfig, ViewParams
+
+_MISSING: Exception | None = None
+try:
+    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import __version__ as _version
+except Exception as error:  # a broken install raises more than ImportError
+    _MISSING = error
+
+_IN_FLIGHT = 2  # batches DALI prepares ahead
+
+Feed = tuple[Any, ...]
+
+
+def decoder_backend(device: torch.device) -> tuple[str, str]:
+    """What decodes images for a device, and why: two short texts."""
+    if _MISSING is not None:
+        return "none", f"DALI cannot be imported ({_MISSING}); pip install fastequi[dali]"
+    if device.type == "cuda":
+        return f"dali {_version}, mixed", "decodes and augments on the GPU"
+    return f"dali {_version}, cpu", "no CUDA device in use"
+
+
+class ViewPipeline:
+    """DALI's graph for one configuration.
+
+    Args:
+        cfg: the views.
+        decodes: photographs in a batch; M = cfg.samples_per_decode samples come from each.
+        feed: called once per batch, ahead of time; returns what :func:`feed_of` makes.
+        device: where the views are made: "cpu", or a CUDA device.
+        num_threads: DALI's CPU threads.
+
+    Raises:
+        ImportError: DALI is not installed.
+    """
+
+    def __init__(
+        self,
+        cfg: ViewConfig,
+        decodes: int,
+        feed: Callable[[], Feed],
+        device: torch.device,
+        num_threads: int,
+    ) -> None:
+        require_dali()
+        self.device = device
+        self._pipeline = Pipeline(
+            batch_size=decodes,
+            num_threads=num_threads,
+            device_id=_device_id(device),
+            prefetch_queue_depth=_IN_FLIGHT,
+            exec_dynamic=True,  # outputs stay valid for as long as they are held
+        )
+        with self._pipeline:
+            self._pipeline.set_outputs(*_graph(cfg, feed, device))
+        self._pipeline.build()
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """The next batch, in the order of the feeds, on the current stream of the device.
+
+        Returns:
+            v1 [B, 3, H, W] normalised float32 and u [B, 3, Hs, Ws] uint8, channels-last.
+        """
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device)
+            v1, u = (
+                torch.from_dlpack(out.as_tensor()) for out in self._pipeline.run(cuda_stream=stream)
+            )
+        else:
+            v1, u = (torch.from_numpy(np.array(out.as_array())) for out in self._pipeline.run())
+        if v1.dim() == 5:  # [decodes, M, ...]
+            v1, u = v1.flatten(0, 1), u.flatten(0, 1)
+        return v1, u.permute(0, 3, 1, 2)
+
+
+def feed_of(cfg: ViewConfig, paths: Sequence[str], v1: ViewParams, u: ViewParams) -> Feed:
+    """One batch for the graph, in the order of its inputs.
+
+    Args:
+        paths: [D] files.
+        v1, u: parameters of the D · M samples, M consecutive ones per file.
+    """
+    several = cfg.samples_per_decode > 1
+
+    def rows(values: NDArray[Any], trailing: int = 0) -> NDArray[Any]:
+        """[D, M, ...], or [D, ...] for one sample per decode."""
+        lead = (len(paths), cfg.samples_per_decode) if several else (len(paths),)
+        return np.ascontiguousarray(values).reshape(lead + values.shape[1:] + (1,) * trailing)
+
+    arrays: list[Any] = [[np.frombuffer(os.fsencode(path), np.uint8) for path in paths]]
+    for params, has_window in ((u, True), (v1, not cfg.shared_crop)):
+        if has_window:
+            arrays += [rows(params.start), rows(params.end)]
+        if params.color is not None:
+            arrays += [rows(column) for column in params.color.T]
+        if params.sigma is not None:
+            # a window of one pixel is exactly no blur; 0 lets DALI choose it for the sigma
+            arrays += [rows(params.sigma), rows(np.where(params.sigma > 0, 0, 1).astype(np.int32))]
+        if params.solarize is not None:
+            arrays.append(rows(params.solarize.astype(np.uint8) * np.uint8(255), trailing=3))
+    return tuple(arrays)
+
+
+def _graph(cfg: ViewConfig, feed: Callable[[], Feed], device: torch.device) -> tuple[Any, Any]:
+    several = cfg.samples_per_decode > 1
+    on_gpu = device.type == "cuda"
+    kinds = _input_types(cfg)
+    inputs = iter(fn.external_source(source=feed, num_outputs=len(kinds), dtype=kinds, batch=True))
+    image = fn.decoders.image(fn.io.file.read(next(inputs)), device="mixed" if on_gpu else "cpu")
+
+    def windows(size: int) -> Any:
+        start, end = next(inputs), next(inputs)
+        shared: dict[str, Any] = {"size": [size, size], "roi_relative": True, "antialias": True}
+        if not several:
+            return fn.resize(image, roi_start=start, roi_end=end, **shared)
+        frames = (
+            fn.resize(image, roi_start=start[m], roi_end=end[m], **shared)
+            for m in range(cfg.samples_per_decode)
+        )
+        return fn.stack(*frames, axis_name="F")
+
+    def each(values: Any) -> Any:
+        return fn.per_frame(values) if several else values
+
+    def pixels(x: Any, aug: Augment) -> Any:
+        if aug.colors:
+            names = ("brightness", "contrast", "saturation", "hue")
+            x = fn.color_twist(x, **{name: each(next(inputs)) for name in names})
+        if aug.blur > 0:
+            x = fn.gaussian_blur(x, sigma=each(next(inputs)), window_size=each(next(inputs)))
+        if aug.solarize > 0:
+            flag = next(inputs)  # 255 where the sample is solarized, else 0
+            x = x ^ ((x >= 128) * (flag.gpu() if on_gpu else flag))
+        return x
+
+    source = windows(cfg.source_size)
+    u = pixels(source, cfg.a2)
+    if not cfg.shared_crop:
+        view = windows(cfg.image_size)
+    elif cfg.source_size > cfg.image_size:
+        view = fn.crop(source, crop=(cfg.image_size, cfg.image_size))
+    else:
+        view = source
+    v1 = fn.crop_mirror_normalize(
+        pixels(view, cfg.a1),
+        mean=[255 * m for m in cfg.mean],
+        std=[255 * s for s in cfg.std],
+        dtype=types.FLOAT,
+        output_layout="FCHW" if several else "CHW",
+    )
+    return v1, u
+
+
+def _input_types(cfg: ViewConfig) -> list[Any]:
+    """The types of :func:`feed_of`'s arrays."""
+    kinds = [types.UINT8]
+    for aug, has_window in ((cfg.a2, True), (cfg.a1, not cfg.shared_crop)):
+        kinds += [types.FLOAT] * (2 * has_window + 4 * aug.colors)
+        kinds += [types.FLOAT, types.INT32] * (aug.blur > 0) + [types.UINT8] * (aug.solarize > 0)
+    return kinds
+
+
+def undecodable(paths: Sequence[str], device: torch.device, num_threads: int) -> dict[str, str]:
+    """The files among `paths` that DALI cannot decode, with its words. Halves what fails."""
+    require_dali()
+    found, left = {}, [list(dict.fromkeys(paths))]
+    while left:
+        chunk = left.pop()
+        message = _decode_error(chunk, device, num_threads)
+        if message is None:
+            continue
+        if len(chunk) == 1:
+            found[chunk[0]] = message
+        else:
+            left += [chunk[len(chunk) // 2 :], chunk[: len(chunk) // 2]]
+    return found
+
+
+def _decode_error(paths: list[str], device: torch.device, num_threads: int) -> str | None:
+    on_gpu = device.type == "cuda"
+    pipeline = Pipeline(
+        batch_size=len(paths),
+        num_threads=num_threads,
+        device_id=_device_id(device),
+        prefetch_queue_depth=1,
+    )
+    encoded = [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
+    with pipeline:
+        files = fn.io.file.read(fn.external_source(source=lambda: encoded, dtype=types.UINT8))
+        pipeline.set_outputs(fn.decoders.image(files, device="mixed" if on_gpu else "cpu"))
+    try:
+        pipeline.run()
+    except Exception as error:
+        return reason(error)
+    return None
+
+
+def reason(error: Exception) -> str:
+    """The line of DALI's error that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("Error message", "[", "Assert"))]
+    return (telling or lines or [type(error).__name__])[0]
+
+
+def _device_id(device: torch.device) -> int | None:
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        raise ValueError(f"device: expected cpu or cuda, got {device}")
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def require_dali() -> None:
+    """Raises ImportError, with the way to install it, where DALI cannot be imported."""
+    if _MISSING is not None:
+        raise ImportError(
+            f"reading images needs DALI: pip install fastequi[dali] (importing it: {_MISSING})"
+        ) from _MISSING

@@ -1,0 +1,200 @@
+"""Batches for the loop: the sampler decides, DALI decodes ahead, (epoch, index) resumes.
+
+DALI's own threads prepare two batches ahead while the loop trains; drawing the next batch's
+parameters takes the caller a millisecond or so, there is no thread of ours. `state_dict` is the
+position after the last batch handed out, whatever was prepared beyond it.
+
+A file that cannot be decoded does not end a run. DALI fails on the whole batch, so the loader
+finds the files that fail alone, puts them in `quarantined` with DALI's reason, logs them, and
+makes the same batch again with each replaced by the next file in the source's order that is not
+quarantined. The rule depends on the files only, so a resumed run meets the same batches. The run
+stops once more than 10 % of the files (and more than one) are quarantined.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastequi.data.augment import ViewConfig, view_params
+from fastequi.data.batch import Batch
+from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali, undecodable
+from fastequi.data.sampler import Sampler, Step
+from fastequi.data.sources import Source, tolerated
+from fastequi.paths import Path
+from fastequi.philox import Draws
+
+logger = logging.getLogger(__name__)
+
+
+def make_loader(
+    source: Source,
+    cfg: ViewConfig,
+    path: Path,
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    state: dict[str, Any] | None = None,
+    steps: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Loader:
+    """A loader of view pairs; two with the same arguments give the same bytes.
+
+    Args:
+        source: the images.
+        cfg: views and batch.
+        path: the transformation path whose parameters travel with the batch.
+        seed: of every random choice.
+        device: "cpu" or a CUDA device, where images are augmented and batches live.
+        state: what a loader's `state_dict()` gave, to go on from there; None starts at epoch 0.
+        steps: batches until it ends; None goes on for ever.
+        rank, world_size: this process among those that share `cfg.batch_size`.
+        dtype: of v1.
+
+    Raises:
+        ImportError: DALI is not installed.
+        ValueError: the source is too small for a batch, or `state` is another source's.
+    """
+    require_dali()
+    return Loader(
+        source,
+        cfg,
+        path,
+        Sampler(len(source), cfg, seed, rank, world_size),
+        torch.device(device),
+        state,
+        steps,
+        dtype,
+    )
+
+
+class Loader:
+    """An iterator of :class:`fastequi.data.batch.Batch`; made by :func:`make_loader`.
+
+    It is its own iterator: a second `for` goes on where the first one stopped.
+
+    Attributes:
+        epoch: of the last batch handed out.
+        quarantined: {path: reason} of the files that failed to decode.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        cfg: ViewConfig,
+        path: Path,
+        sampler: Sampler,
+        device: torch.device,
+        state: dict[str, Any] | None,
+        steps: int | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.source, self.cfg, self.path, self.device, self.dtype = source, cfg, path, device, dtype
+        self.quarantined: dict[str, str] = {}
+        self._sampler, self._left = sampler, steps
+        self._threads = cfg.num_threads or min(len(os.sched_getaffinity(0)), 16)
+        if state is not None:
+            sampler.load_state_dict(state)
+        self._state = sampler.state_dict()
+        self._planned: deque[Step] = deque()  # handed to DALI or about to be, oldest first
+        self._fed = 0  # how many of them DALI's graph has
+        self._pipeline: ViewPipeline | None = self._build()
+
+    @property
+    def epoch(self) -> int:
+        return self._state["epoch"]
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._sampler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch handed out, JSON-ready."""
+        return dict(self._state)
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._pipeline is None or self._left == 0:
+            raise StopIteration
+        while True:
+            try:
+                v1, u = self._pipeline.run()
+                break
+            except Exception as error:
+                self._pipeline, self._fed = None, 0
+                self._quarantine(error)
+                self._pipeline = self._build()
+        step = self._planned.popleft()
+        self._fed -= 1
+        self._state |= {"epoch": step.epoch, "index": step.used}
+        if self._left is not None:
+            self._left -= 1
+        params = self.path.sample(self._draws(step), self.cfg.image_size)
+        ids = torch.from_numpy(step.sample_ids)
+        return Batch(v1.to(self.dtype), u, self._to_device(params), ids, step.epoch)
+
+    def close(self) -> None:
+        """Ends DALI's work and threads; the loader then gives no more batches."""
+        self._pipeline = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _build(self) -> ViewPipeline:
+        return ViewPipeline(self.cfg, self._sampler.share, self._feed, self.device, self._threads)
+
+    def _feed(self) -> Feed:
+        """What DALI is to do next; called by DALI, ahead of the batches handed out."""
+        if self._fed == len(self._planned):
+            self._planned.append(next(self._sampler))
+        step = self._planned[self._fed]
+        self._fed += 1
+        files = [self._readable(int(file)) for file in step.files]
+        sizes = self.source.sizes[files].repeat(self.cfg.samples_per_decode, 0)
+        v1, u = view_params(self.cfg, self._draws(step), sizes, self.source.region)
+        return feed_of(self.cfg, [self.source.paths[file] for file in files], v1, u)
+
+    def _draws(self, step: Step) -> Draws:
+        return Draws.of(self._sampler.seed, step.epoch, step.sample_ids)
+
+    def _readable(self, file: int) -> int:
+        while self.source.paths[file] in self.quarantined:
+            file = (file + 1) % len(self.source)
+        return file
+
+    def _quarantine(self, error: Exception) -> None:
+        """Finds the undecodable files of the planned batches; raises `error` if none is."""
+        found: dict[str, str] = {}
+        for step in self._planned:
+            files = [self.source.paths[self._readable(int(file))] for file in step.files]
+            found = undecodable(files, self.device, self._threads)
+            if found:
+                break
+        if not found:
+            raise error
+        self.quarantined |= found
+        for path, why in found.items():
+            logger.warning("%s cannot be decoded and is left out from now on (%s)", path, why)
+        count, total = len(self.quarantined), len(self.source)
+        if count == total or count > tolerated(total):
+            named = ", ".join(list(self.quarantined)[:10])
+            raise RuntimeError(
+                f"{count} of {total} images cannot be decoded, more than 10 %: {named}"
+            ) from error
+
+    def _to_device(self, params: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return params.pin_memory().to(self.device, non_blocking=True)
+        return params
