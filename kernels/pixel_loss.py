@@ -92,5 +92,8 @@ def strides_of(pred: Tensor, patch_size: int) -> tuple[int, int, int]:
 
 def kernel_layout(pred: Tensor, patch_size: int) -> Tensor:
     """The prediction as the kernels read it: dense, and with the patch axis innermost."""
-    dense = torch.ops.aten.is_non_overlapping_and_dense(pred)
+    expected, dense = 1, True
+    for stride, size in sorted(zip(pred.stride(), pred.shape, strict=True)):
+        dense = dense and (size == 1 or stride == expected)
+        expected *= size
     return pred if dense and (not patch_size or pred.stride(-1) == 1) else pred.contiguous()

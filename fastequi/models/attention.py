@@ -37,15 +37,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
         RuntimeError: the backend asked for cannot run on these tensors; says why.
     """
     _check(q, k, v, backend)
-    if backend == "sdpa":
+    if backend == "sdpa" or (backend == "auto" and q.device.type == "cpu"):
         return _sdpa(q, k, v)
     obstacle = _xformers_obstacle(q.device.type, q.dtype, q.shape[-1])
     if obstacle is None:
         return _xformers().memory_efficient_attention(q, k, v)
     if backend == "xformers":
         raise RuntimeError(f"attention backend 'xformers' cannot run here: {obstacle}")
-    if q.device.type == "cuda":
-        _log_once(obstacle)
+    _log_once(obstacle)
     return _sdpa(q, k, v)
 
 
@@ -64,6 +63,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
+@torch.compiler.assume_constant_result  # a question about the machine, not a part of the graph
 @functools.cache
 def _xformers_obstacle(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why xformers cannot serve such tensors, or None; it is imported only where there is a GPU."""
@@ -88,6 +88,7 @@ def _xformers() -> Any:
     return xformers.ops
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def _log_once(obstacle: str) -> None:
     logger.warning("attention runs on SDPA instead of xformers: %s", obstacle)

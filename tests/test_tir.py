@@ -1,0 +1,134 @@
+"""TIR's equations on small shapes, on synthetic batches."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastequi.config import Config
+from fastequi.dryrun import synthetic
+from fastequi.kernels.pixel_loss import patchify
+from fastequi.methods.tir import unpatchify
+from fastequi.paths import fractions
+from fastequi.recipes import RECIPES, build
+
+CPU = torch.device("cpu")
+
+
+def small(**method) -> Config:
+    config = RECIPES["demo"]()
+    return replace(
+        config,
+        model=replace(config.model, embed_dim=32, depth=1, num_heads=1),
+        method=replace(
+            config.method,
+            **{"dim": 16, "equi_dim": 8, "decoder_width": 8, "expander": (16, 16), **method},
+        ),
+    )
+
+
+def built(config: Config):
+    torch.manual_seed(0)
+    return build(config), synthetic(config, 4, CPU)
+
+
+def test_the_loss_is_the_papers_sum():
+    model, batch = built(small(recon_weight=0.7))
+    out = model(batch)
+    torch.testing.assert_close(out["loss"], out["ssl"] + 0.7 * out["recon"])
+    expected = 25 * out["inv"] + 25 * out["var"] + out["cov"]
+    torch.testing.assert_close(out["ssl"], expected)
+
+
+def test_recon_is_the_error_of_what_reconstruct_shows():
+    """Equation and picture agree: targets are u warped at k/(K+1) of θ, straight from u."""
+    config = small()
+    model, batch = built(config)
+    shown = model.reconstruct(batch)
+    torch.testing.assert_close(model(batch)["recon"], F.mse_loss(shown["pred"], shown["target"]))
+    zoom = config.data.image_size / config.data.source_size
+    thetas = model.path.at(batch.path, fractions(2), (32, 32), zoom).theta
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.data.mean, config.data.std))
+    for k in range(2):
+        grid = F.affine_grid(thetas[:, k], [4, 3, 32, 32], align_corners=False)
+        image = F.grid_sample(batch.u.float() / 255, grid, align_corners=False)
+        torch.testing.assert_close(
+            shown["target"][:, k], (image - mean) / std, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_the_base_sees_z_inv_only_and_the_decoders_z_equi_only():
+    model, batch = built(small())
+    model(batch)["ssl"].backward()
+    equi = model.head.proj.weight.grad[model.head.inv_dim :]
+    assert model.head.proj.weight.grad[: model.head.inv_dim].abs().sum() > 0
+    assert equi.abs().sum() == 0
+    assert all(p.grad is None for p in model.decoder.parameters())
+    model.zero_grad(set_to_none=True)
+    model(batch)["recon"].backward()
+    assert model.head.proj.weight.grad[: model.head.inv_dim].abs().sum() == 0
+    assert model.head.proj.weight.grad[model.head.inv_dim :].abs().sum() > 0
+    assert all(p.grad is None for p in model.base.parameters())
+
+
+@pytest.mark.parametrize("change", [{"equi_dim": 0}, {"num_steps": 0}, {"recon_weight": 0.0}])
+def test_without_reconstruction_it_is_the_base(change):
+    model, batch = built(small(**change))
+    out = model(batch)
+    assert model.decoder is None
+    assert "recon" not in out
+    assert out["loss"] is out["ssl"]
+    with pytest.raises(ValueError, match="no decoders"):
+        model.reconstruct(batch)
+
+
+@pytest.mark.parametrize("decoder", ["patch", "pixel_shuffle"])
+def test_both_decoders_learn_one_batch(decoder):
+    model, batch = built(small(decoder=decoder, num_steps=3, decoder_width=32))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(model(batch)["recon"])
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_features_are_split_tokens():
+    config = small()
+    config = replace(config, model=replace(config.model, class_token=True, reg_tokens=2))
+    model, batch = built(config)
+    model.eval()
+    features = model.features(batch.v1)
+    assert {k: v.shape[1:] for k, v in features.items()} == {
+        "patch": (16, 32),
+        "z_inv": (16, 8),
+        "z_equi": (16, 8),
+        "cls": (1, 32),
+    }
+    both = model.head.proj(features["patch"])
+    torch.testing.assert_close(torch.cat([features["z_inv"], features["z_equi"]], -1), both)
+
+
+def test_unpatchify_inverts_patchify():
+    images = torch.randn(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(unpatchify(patchify(images, 4), 4), images)
+
+
+def test_under_autocast_losses_stay_finite_and_float32():
+    model, batch = built(small())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(batch)
+    assert out["loss"].dtype == torch.float32
+    out["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_step_compiles_to_one_graph():
+    torch._dynamo.reset()
+    model, batch = built(small())
+    expected = model(batch)["loss"]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(batch)["loss"], expected)
