@@ -30,7 +30,7 @@ def report() -> str:
     parts = Table("part", "backend", "why", title="what each part would use here")
     for row in backends():
         parts.add_row(*row)
-    console = Console(width=max(shutil.get_terminal_size((120, 24)).columns, 100))
+    console = Console(width=max(shutil.get_terminal_size((120, 24)).columns, 100), markup=False)
     with console.capture() as capture:
         console.print(packages)
         console.print(parts)

@@ -33,6 +33,7 @@ EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")  # that DALI decodes
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 _NAMED = 10
+_CHUNK = 256  # headers per task of the thread pool
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _source(folder: Path, names: list[str], region: Region) -> Source:
     paths = [str(folder / name) for name in names]
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
-        headers = list(pool.map(_size, paths))
+        chunks = (paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK))
+        headers = [header for part in pool.map(_headers, chunks) for header in part]
     kept = [i for i, header in enumerate(headers) if not isinstance(header, str)]
     bad = [f"{names[i]} ({header})" for i, header in enumerate(headers) if isinstance(header, str)]
     if bad:
@@ -145,6 +147,10 @@ def _source(folder: Path, names: list[str], region: Region) -> Source:
 def tolerated(num_files: int) -> int:
     """Damaged files a set may have: one in ten, and one in any case."""
     return max(1, num_files // 10)
+
+
+def _headers(paths: list[str]) -> list[tuple[int, int] | str]:
+    return [_size(path) for path in paths]
 
 
 def _size(path: str) -> tuple[int, int] | str:
