@@ -126,8 +126,10 @@ def _unpack_optimizer(
         field, name = key.split(".", 1)
         if name not in params:
             raise KeyError(f"optimizer state of {name!r}: the model has no such parameter")
-        # the fused AdamW keeps its step counter beside the parameter, so everything goes there
-        optimizer.state[params[name]][field] = value.to(params[name].device)
+        param = params[name]
+        if value.shape == param.shape:  # the fused update walks memory: moments lie as weights do
+            value = torch.empty_like(param).copy_(value)
+        optimizer.state[param][field] = value.to(param.device)
 
 
 def _sync(file: Path) -> None:

@@ -1,10 +1,122 @@
 """`fastequi demo`: pretrain on nine photographs, then judge the features where they are new.
 
-Training sees the left 70 % of every photograph, the probes' test pairs come from the right 30 %.
+Training sees the left 70 % of every photograph; the probes learn from pairs of that part and are
+tested on pairs of the right 30 %, by the same loader without augmentation.
 """
 
 from __future__ import annotations
 
-TRAIN_REGION = (0.0, 0.0, 0.7, 1.0)
-TEST_REGION = (0.7, 0.0, 1.0, 1.0)
-"""Parts (x0, y0, x1, y1) of each photograph, as fractions of its width and height."""
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fastequi.config import Config
+from fastequi.data.batch import Batch
+from fastequi.data.loader import make_loader
+from fastequi.data.sources import Region, embedded_photos
+from fastequi.evaluate.equivariance import (
+    Pairs,
+    Report,
+    collect_pairs,
+    evaluate,
+    nearer_view,
+    psnr,
+)
+from fastequi.evaluate.figures import path_grid
+from fastequi.methods.tir import TIR
+from fastequi.recipes import build, views_of
+from fastequi.train import pretrain
+
+TRAIN_REGION: Region = (0.0, 0.0, 0.7, 1.0)
+TEST_REGION: Region = (0.7, 0.0, 1.0, 1.0)
+_TRAIN_PAIRS, _TEST_PAIRS, _PICTURES = 24_000, 2_000, 8
+
+
+def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Report:
+    """Trains, prints the table of R², the PSNR and where the pictures are.
+
+    Args:
+        config: the run; `train.minutes` bounds its training.
+        run_dir: gets the run folder, equivariance.json and reconstructions.png.
+        train_pairs: for the probes; the fewer, the more they judge themselves.
+    """
+    console = Console()
+    start = time.monotonic()
+    method = pretrain(config, embedded_photos(TRAIN_REGION), run_dir)
+    trained = time.monotonic()
+    report = judge(config, method, train_pairs, console)
+    console.print(report.table())
+    quality = draw(config, method, run_dir / "reconstructions.png")
+    console.print(
+        f"PSNR of the predicted images: {quality['predicted']:.2f} dB; "
+        f"of the nearer view in their place: {quality['nearer_view']:.2f} dB"
+    )
+    seconds = {"training": trained - start, "probes": time.monotonic() - trained}
+    result = {**report.to_json(), "psnr": quality, "seconds": seconds}
+    (run_dir / "equivariance.json").write_text(json.dumps(result, indent=1) + "\n")
+    console.print(
+        f"training {seconds['training']:.0f} s, probes {seconds['probes']:.0f} s; "
+        f"{run_dir}/reconstructions.png shows v1, targets, predictions and v2"
+    )
+    return report
+
+
+def judge(config: Config, method: TIR, train_pairs: int, console: Console) -> Report:
+    """The probes' table of a trained method beside its floors."""
+    device = next(method.parameters()).device
+    torch.manual_seed(config.train.seed)
+    random_init = build(config).to(device).eval()
+    views, path = views_of(config.data), config.path.build()
+    with console.status("cutting pairs") as status:
+        train = _pairs(config, TRAIN_REGION, train_pairs, device, seed=1)
+        test = _pairs(config, TEST_REGION, _TEST_PAIRS, device, seed=2)
+        return evaluate(
+            {"random init": random_init.features, "TIR": method.features},
+            train,
+            test,
+            path,
+            views,
+            config.model.patch_size,
+            on_row=lambda row: status.update(f"probing {row}"),
+        )
+
+
+def draw(config: Config, method: TIR, file: Path) -> dict[str, float]:
+    """Saves reconstructions of unseen parts; the mean PSNR in dB over 512 unseen pairs."""
+    device = next(method.parameters()).device
+    with _plain_loader(config, TEST_REGION, device, seed=3) as loader:
+        batches = [next(loader) for _ in range(-(-512 // config.data.batch_size))]
+    shown = [method.reconstruct(batch) for batch in batches]
+    parts = {name: torch.cat([views[name] for views in shown]) for name in shown[0]}
+    path_grid(_spread(parts, batches), config.data.mean, config.data.std).save(file)
+    scale = (config.data.mean, config.data.std)
+    copied = nearer_view(parts["v1"], parts["v2"], parts["target"].shape[1])
+    return {
+        "predicted": psnr(parts["pred"], parts["target"], *scale).mean().item(),
+        "nearer_view": psnr(copied, parts["target"], *scale).mean().item(),
+    }
+
+
+def _spread(parts: dict[str, torch.Tensor], batches: list[Batch]) -> dict[str, torch.Tensor]:
+    """The most strongly turned image of each of the first batches' decodes: worth looking at."""
+    turn = torch.cat([batch.path for batch in batches]).abs()[:, 0].cpu()
+    groups = turn.chunk(_PICTURES)
+    starts = torch.tensor([len(group) for group in groups]).cumsum(0) - len(groups[0])
+    pick = torch.stack([group.argmax() for group in groups]) + starts
+    return {name: views[pick.to(views.device)] for name, views in parts.items()}
+
+
+def _pairs(config: Config, region: Region, n: int, device: torch.device, seed: int) -> Pairs:
+    with _plain_loader(config, region, device, seed) as loader:
+        return collect_pairs(loader, config.path.build(), views_of(config.data), n)
+
+
+def _plain_loader(config: Config, region: Region, device: torch.device, seed: int) -> Any:
+    """Windows without augmentation, many from one decoding, in DALI's hands."""
+    data = replace(config.data.plain(), shared_crop=True, num_threads=0)
+    return make_loader(embedded_photos(region), data, config.path.build(), seed=seed, device=device)

@@ -14,7 +14,8 @@ from fastequi.config import (
     TrainConfig,
 )
 from fastequi.data.augment import Augment, ViewConfig
-from fastequi.methods.tir import TIR, Views
+from fastequi.data.batch import Views
+from fastequi.methods.tir import TIR
 from fastequi.methods.vicreg import VICRegBase
 from fastequi.models import vit
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
@@ -73,7 +74,7 @@ def build(config: Config) -> TIR:
     """The method of a config, freshly initialised from torch's generator."""
     model, data, method = config.model, config.data, config.method
     encoder = build_encoder(model, data.image_size)
-    views = Views(data.image_size, data.source_size, data.mean, data.std)
+    views = views_of(data)
     decoder = None
     if method.num_steps and method.equi_dim and method.recon_weight:
         kind = PathDecoder if method.decoder == "patch" else PixelShuffleDecoder
@@ -101,6 +102,11 @@ def build(config: Config) -> TIR:
         method.padding_mode,
         method.mask_outside,
     )
+
+
+def views_of(data: ViewConfig) -> Views:
+    """Sizes and normalisation of a config's images."""
+    return Views(data.image_size, data.source_size, data.mean, data.std)
 
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:

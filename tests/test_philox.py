@@ -54,8 +54,8 @@ def test_uniform_is_uniform_and_streams_are_uncorrelated():
         counts = np.histogram(column, 64, (0, 1))[0]
         chi2 = ((counts - n / 64) ** 2 / (n / 64)).sum()
         assert 25 < chi2 < 115  # 63 degrees of freedom, about 1e-5 on both sides
-    columns = np.concatenate([unit, draws.uniform("b", 4), unit[1:].tolist() + [[0] * 4]], 1)
-    correlation = np.corrcoef(columns[:-1].T) - np.eye(12)
+    neighbours = [unit[:-1], draws.uniform("b", 4)[:-1], unit[1:]]
+    correlation = np.corrcoef(np.concatenate(neighbours, 1).T) - np.eye(12)
     assert np.abs(correlation).max() < 4.5 / np.sqrt(n)
     shifted = draws.uniform("a", 4, -3.0, 5.0)
     np.testing.assert_allclose(shifted, unit * 8 - 3, rtol=1e-6, atol=1e-6)

@@ -110,7 +110,7 @@ def test_too_many_unreadable_files_are_refused(tmp_path):
     for i in range(20):
         save(tmp_path / f"{i:03}.jpg")
     damaged(tmp_path)
-    with pytest.raises(ValueError, match="3 of 23 images in .* cannot be read: cut.jpg"):
+    with pytest.raises(ValueError, match=r"3 of 23 images in .* cannot be read: cut.jpg"):
         image_folder(tmp_path)
     for i in range(20):
         (tmp_path / f"bad{i}.jpg").write_bytes(b"")
@@ -131,7 +131,9 @@ def test_other_formats_under_an_image_name(tmp_path):
     assert image_folder(tmp_path).names == ("a.jpg",)
 
 
-@pytest.mark.parametrize("region", [(0, 0, 0, 1), (0.5, 0, 0.2, 1), (0, 0, 1.2, 1), (-0.1, 0, 1, 1)])
+@pytest.mark.parametrize(
+    "region", [(0, 0, 0, 1), (0.5, 0, 0.2, 1), (0, 0, 1.2, 1), (-0.1, 0, 1, 1)]
+)
 def test_region_is_checked(region):
     with pytest.raises(ValueError, match="region: expected"):
         embedded_photos(region)

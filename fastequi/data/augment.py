@@ -76,7 +76,7 @@ class Augment:
         cls, side: tuple[float, float] | None = None, area: tuple[float, float] = (1.0, 1.0)
     ) -> Augment:
         """Square windows and nothing else: by `side`, else by `area` (all that fits)."""
-        return replace(cls(area=area, aspect=(1.0, 1.0), side=side)).plain()
+        return cls(area=area, aspect=(1.0, 1.0), side=side).plain()
 
     def plain(self) -> Augment:
         """The same windows with neither flip, colour, blur nor solarization."""

@@ -29,3 +29,24 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.u)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The geometry and the units of a batch's images.
+
+    Attributes:
+        image_size: side of a view in pixels.
+        source_size: side of u in pixels, the view plus its margin.
+        mean, std: of the normalisation, in 0..1.
+    """
+
+    image_size: int
+    source_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def zoom(self) -> float:
+        """Size of a view over that of u: how far into u a view reaches."""
+        return self.image_size / self.source_size

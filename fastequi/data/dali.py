@@ -188,7 +188,8 @@ def _input_types(cfg: ViewConfig) -> list[Any]:
 def undecodable(paths: Sequence[str], device: torch.device, num_threads: int) -> dict[str, str]:
     """The files among `paths` that DALI cannot decode, with its words. Halves what fails."""
     require_dali()
-    found, left = {}, [list(dict.fromkeys(paths))]
+    found: dict[str, str] = {}
+    left = [list(dict.fromkeys(paths))] if paths else []
     while left:
         chunk = left.pop()
         message = _decode_error(chunk, device, num_threads)
@@ -216,15 +217,16 @@ def _decode_error(paths: list[str], device: torch.device, num_threads: int) -> s
     try:
         pipeline.run()
     except Exception as error:
-        return reason(error)
+        return _reason(error)
     return None
 
 
-def reason(error: Exception) -> str:
-    """The line of DALI's error that says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("Error message", "[", "Assert"))]
-    return (telling or lines or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """The line of DALI's message that says what happened, without its account of the graph."""
+    text = str(error)
+    lines = (text.partition("encountered:")[2] or text).splitlines()
+    told = (line.strip(" :").replace(" sample #0", "") for line in lines)
+    return next((line for line in told if line), type(error).__name__)
 
 
 def _device_id(device: torch.device) -> int | None:

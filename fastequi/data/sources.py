@@ -30,7 +30,7 @@ from fastequi.data.augment import WHOLE, Region
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")  # that DALI decodes
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")  # that DALI decodes
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 _NAMED = 10
 _CHUNK = 256  # headers per task of the thread pool
@@ -127,6 +127,7 @@ def _images_under(folder: Path) -> list[str]:
 
 
 def _source(folder: Path, names: list[str], region: Region) -> Source:
+    Image.init()  # registers the formats before threads ask for them
     paths = [str(folder / name) for name in names]
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read

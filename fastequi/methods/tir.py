@@ -11,39 +11,18 @@ The paper leaves open, and we choose: bilinear sampling, zero fill, pixels outsi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastequi.data.batch import Batch
+from fastequi.data.batch import Batch, Views
 from fastequi.functional import gaussian_blur, warp
 from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import SplitHead
 from fastequi.models.vit import VisionTransformer
 from fastequi.paths import Path, Transform, fractions
-
-
-@dataclass(frozen=True)
-class Views:
-    """The geometry and the units of a batch's images.
-
-    Attributes:
-        image_size: side of a view in pixels.
-        source_size: side of u in pixels, the view plus its margin.
-        mean, std: of the normalisation, in 0..1.
-    """
-
-    image_size: int
-    source_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def zoom(self) -> float:
-        return self.image_size / self.source_size
 
 
 class TIR(nn.Module):

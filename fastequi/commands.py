@@ -1,0 +1,149 @@
+"""What each command takes and does; `fastequi.cli` calls the function of a command's name."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from fastequi.config import Config
+from fastequi.recipes import RECIPES
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Pretrains TIR on the nine embedded photographs and judges its features."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """Where the run's files go; a new dated folder by default."""
+    minutes: float | None = None
+    """Training time; short for --train.minutes."""
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Pretrains on a folder of images, flat or nested, no labels needed."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    data: Path | None = None
+    """Folder of images."""
+    run_dir: Path | None = None
+    """Where the run's files go; a new dated folder by default."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --run-dir, with that run's settings."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps, on the full schedule."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; short for --train.checkpoint-every."""
+    dry_run: bool = False
+    """Print settings, parameter counts and one step's memory; needs no data."""
+
+
+def demo(argv: list[str]) -> None:
+    options = _parse(DemoOptions(RECIPES["demo"]()), "fastequi demo", argv)
+    config = options.config
+    if options.minutes is not None:
+        if options.minutes <= 0:
+            raise ValueError(f"--minutes: expected a time > 0, got {options.minutes}")
+        config = replace(config, train=replace(config.train, minutes=options.minutes))
+
+    from fastequi import demo as job
+
+    job.demo(config, options.run_dir or _dated("demo"))
+
+
+def pretrain(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_pretrain_usage())
+        return
+    name, *rest = argv
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown recipe {name!r}{hint}\n\n{_pretrain_usage()}")
+    default = PretrainOptions(_config_to_resume(rest) or RECIPES[name]())
+    options = _parse(default, f"fastequi pretrain {name}", rest)
+    config = options.config
+    if options.checkpoint_every is not None:
+        train = replace(config.train, checkpoint_every=options.checkpoint_every)
+        config = replace(config, train=train)
+    if options.max_steps is not None and options.max_steps < 1:
+        raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
+    if options.dry_run:
+        from fastequi.dryrun import dry_run
+
+        dry_run(config)
+        return
+    if options.data is None:
+        raise ValueError("--data: expected a folder of images (only --dry-run needs none)")
+    if options.resume and options.run_dir is None:
+        raise ValueError("--resume: which run? name it with --run-dir")
+
+    from fastequi.data.sources import image_folder
+    from fastequi.train import pretrain as run
+
+    run_dir = options.run_dir or _dated(name)
+    source = image_folder(options.data)
+    run(config, source, run_dir, resume=options.resume, max_steps=options.max_steps)
+    print(run_dir)
+
+
+def doctor(argv: list[str]) -> None:
+    from fastequi.doctor import report
+
+    if argv:
+        raise ValueError(f"doctor takes no options, got {' '.join(argv)}")
+    print(report())
+
+
+def _parse(default: Options, prog: str, argv: list[str]) -> Options:
+    """The options with what the command line changes; an unknown one names its nearest."""
+    known = ["--help", *_flags(default)]
+    for word in argv:
+        flag = word.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag.replace("--no-", "--").replace(".no-", ".") not in known:
+            (near,) = difflib.get_close_matches(flag, known, n=1, cutoff=0.0)
+            raise ValueError(f"unknown option {flag}, did you mean {near}? (--help lists all)")
+    return tyro.cli(type(default), prog=prog, default=default, args=argv)
+
+
+def _flags(section: Any, prefix: str = "--") -> list[str]:
+    """Every option of a dataclass of sections; the config's sections stand at the top."""
+    flags = []
+    for field in fields(section):
+        value = getattr(section, field.name)
+        name = "" if field.name == "config" else field.name.replace("_", "-")
+        if is_dataclass(value):
+            flags += _flags(value, f"{prefix}{name}." if name else prefix)
+        else:
+            flags.append(prefix + name)
+    return flags
+
+
+def _pretrain_usage() -> str:
+    first = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
+    lines = "\n".join(f"  {name:20s}{what}" for name, what in first.items())
+    return f"usage: fastequi pretrain RECIPE --data PATH [--section.field value]\n\n{lines}"
+
+
+def _config_to_resume(argv: list[str]) -> Config | None:
+    """The settings of the run that --resume goes on with: its own are the defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run-dir", "--run_dir", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    given, _ = parser.parse_known_args(argv)
+    if not given.resume or given.run_dir is None or not (given.run_dir / "config.json").is_file():
+        return None
+    return Config.from_json((given.run_dir / "config.json").read_text())
+
+
+def _dated(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -1,0 +1,1 @@
+"""What the features know: probes of frozen features, floors beside them, pictures."""

@@ -1,0 +1,171 @@
+"""Blur against a direct convolution in float64, on both backends."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_warp_recon import MEAN, STD, assert_near, case
+from tolerances import GRAD
+
+from fastequi import BlurReconLoss, blur_recon_loss, gaussian_blur
+from fastequi.kernels.pixel_loss import patchify
+
+SIGMAS = torch.tensor([[0.5, 2.0], [0.1, 1.3]])
+
+
+def eager(image, sigma, radius=8):
+    """conv2d with an explicit kernel on a reflect-padded image, one (image, step) at a time."""
+    image = image.double() / (255 if image.dtype == torch.uint8 else 1)
+    d = torch.arange(-radius, radius + 1, dtype=torch.float64, device=image.device)
+    out = []
+    for b in range(sigma.shape[0]):
+        for k in range(sigma.shape[1]):
+            weight = torch.exp(-d.square() / (2 * sigma[b, k].double() ** 2))
+            weight = weight / weight.sum()
+            x = image[b][:, None]
+            for axis in (0, 1):
+                pad = [0, 0, radius, radius] if axis == 0 else [radius, radius, 0, 0]
+                shape = (1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1)
+                x = F.conv2d(F.pad(x, pad, mode="reflect"), weight.view(shape))
+            out.append(x[:, 0])
+    return torch.stack(out).unflatten(0, sigma.shape)
+
+
+@pytest.mark.parametrize("image_dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("source", [(9, 14), (33, 40)])
+def test_equals_a_convolution_with_reflected_borders(
+    backend, device, image_dtype, source, poisoned
+):
+    _, image, _ = case(source=source, image_dtype=image_dtype)
+    image, sigma = image.to(device), SIGMAS.to(device)
+    expected = eager(image, sigma)
+    out = gaussian_blur(image, sigma)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    single = gaussian_blur(image, sigma[:, 0], dtype=torch.bfloat16)
+    assert single.dtype == torch.bfloat16
+    torch.testing.assert_close(single.double(), expected[:, 0], rtol=1e-2, atol=1e-2)
+    normalised = gaussian_blur(image, sigma, mean=MEAN, std=STD)
+    mean, std = (torch.tensor(v).double().view(3, 1, 1).to(device) for v in (MEAN, STD))
+    torch.testing.assert_close(normalised.double(), (expected - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+def test_no_blur_is_the_image_and_constants_stay(backend, device):
+    _, image, _ = case(source=(12, 12))
+    image = image.to(device)
+    zero = torch.zeros(2, device=device)
+    torch.testing.assert_close(gaussian_blur(image, zero), image.float() / 255)
+    flat = torch.full((2, 3, 5, 70), 0.3, device=device)
+    torch.testing.assert_close(gaussian_blur(flat, zero + 2), flat)
+
+
+@pytest.mark.parametrize("source", [(1, 1), (2, 5), (3, 1)])
+def test_images_smaller_than_the_kernel_reflect_again_and_again(backend, device, source):
+    _, image, _ = case(source=source)
+    image, sigma = image.to(device), SIGMAS.to(device)
+
+    def fold(i, n):  # the definition: walk back and forth between the borders
+        period = max(2 * (n - 1), 1)
+        i = abs(i) % period
+        return min(i, period - i) if n > 1 else 0
+
+    expected = torch.zeros(2, 2, 3, *source, dtype=torch.float64, device=device)
+    x = image.double() / 255
+    for b in range(2):
+        for k in range(2):
+            d = torch.arange(-8, 9).double()
+            w = torch.exp(-d.square() / (2 * sigma[b, k].cpu().double() ** 2))
+            w = (w / w.sum()).tolist()
+            for i in range(source[0]):
+                for j in range(source[1]):
+                    for di in range(-8, 9):
+                        for dj in range(-8, 9):
+                            at = x[b, :, fold(i + di, source[0]), fold(j + dj, source[1])]
+                            expected[b, k, :, i, j] += w[di + 8] * w[dj + 8] * at
+    torch.testing.assert_close(
+        gaussian_blur(image, sigma).double(), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
+@pytest.mark.parametrize("patch", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_and_gradient(backend, device, loss, patch, dtype, poisoned):
+    pred, image, _ = case(size=(12, 36), source=(12, 36))
+    pred, image, sigma = pred.to(device, dtype), image.to(device), SIGMAS.to(device)
+    target = eager(image, sigma)
+    if patch:
+        pred, target = patchify(pred, patch), patchify(target, patch)
+    ours = pred.clone().requires_grad_()
+    layout = {"layout": "patch", "patch_size": patch} if patch else {}
+    value = blur_recon_loss(ours, image, sigma, loss=loss, **layout)
+    value.backward()
+    reference = pred.double().requires_grad_()
+    function = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[loss]
+    expected = function(reference, target)
+    expected.backward()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    assert_near(ours.grad, reference.grad, GRAD[dtype])
+    each = blur_recon_loss(pred, image, sigma, loss=loss, reduction="none", **layout)
+    torch.testing.assert_close(each.mean(), value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_reference_differentiates_image_and_sigma(backend, device):
+    pred, image, _ = case(size=(20, 20), source=(20, 20), image_dtype=torch.float32)
+    pred, image, sigma = pred.to(device), image.to(device), SIGMAS.to(device)
+    leaves = [t.clone().requires_grad_() for t in (pred, image, sigma)]
+    blur_recon_loss(*leaves).backward()
+    references = [t.double().requires_grad_() for t in (pred, image, sigma)]
+    F.mse_loss(references[0], eager(*references[1:])).backward()
+    for leaf, reference in zip(leaves, references, strict=True):
+        assert_near(leaf.grad, reference.grad, 1e-4)
+
+
+def test_sigma_out_of_range_is_an_error_here_and_nan_in_the_kernel(backend, device):
+    pred, image, _ = (t.to(device) for t in case(size=(8, 8), source=(8, 8)))
+    for bad in (-0.1, 2.5, math.nan):
+        sigma = torch.tensor([[1.0, bad]] * 2, device=device)
+        if device.type == "cpu":
+            with pytest.raises(ValueError, match=r"sigma: expected values in 0\.\.max_sigma=2"):
+                gaussian_blur(image, sigma)
+        from fastequi.kernels.blur import _blur_op
+
+        out = _blur_op(image, sigma, None, None, torch.float32, 2.0)
+        assert out[:, 1].isnan().all()
+        assert out[:, 0].isfinite().all()
+
+
+def test_empty_and_same_bits(backend, device):
+    pred, image, _ = (t.to(device) for t in case(size=(16, 16), source=(16, 16)))
+    sigma = SIGMAS.to(device)
+    assert gaussian_blur(image[:0], sigma[:0]).shape == (0, 2, 3, 16, 16)
+    assert blur_recon_loss(pred[:0], image[:0], sigma[:0]) == 0
+    values = {blur_recon_loss(pred, image, sigma).item() for _ in range(3)}
+    assert len(values) == 1
+    module = BlurReconLoss(max_sigma=2.0)
+    assert module(pred, image, sigma).item() in values
+
+
+def test_opcheck_and_compile(device):
+    from fastequi.kernels.blur import _blur_op, _blur_recon_op
+
+    torch._dynamo.reset()
+    pred, image, _ = (t.to(device) for t in case(b=2, size=(6, 6), source=(6, 6)))
+    sigma = SIGMAS.to(device)
+    torch.library.opcheck(_blur_op, (image, sigma, MEAN, STD, torch.float32, 2.0))
+    args = (pred.requires_grad_(), image, sigma, 0, "mse", MEAN, STD, 2.0, True)
+    torch.library.opcheck(_blur_recon_op, args)
+    compiled = torch.compile(blur_recon_loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(pred, image, sigma), blur_recon_loss(pred, image, sigma))
+
+
+def test_bad_input_names_the_argument():
+    pred, image, _ = case(size=(8, 8), source=(8, 8))
+    with pytest.raises(ValueError, match=r"sigma: expected \[B, K\] or \[B\] with B=2"):
+        blur_recon_loss(pred, image, torch.ones(3, 2))
+    with pytest.raises(ValueError, match="max_sigma"):
+        gaussian_blur(image, SIGMAS, max_sigma=0.0)
+    with pytest.raises(ValueError, match="pred: expected images of"):
+        blur_recon_loss(pred[..., :4], image, SIGMAS)
+    with pytest.raises(TypeError, match="dtype"):
+        gaussian_blur(image, SIGMAS, dtype=torch.uint8)

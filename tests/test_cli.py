@@ -1,0 +1,123 @@
+"""The commands as a user types them, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nvidia.dali")
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = ROOT / "fastequi" / "data" / "photos"
+SMALL = [
+    *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
+    *("--data.batch-size", 16, "--method.expander", 16, 16),
+    *("--train.minutes", 0, "--train.epochs", 1),
+]
+
+
+def fastequi(*args: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    run = subprocess.run(
+        [sys.executable, "-m", "fastequi.cli", *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == code, run.stdout + run.stderr
+    return run
+
+
+def test_pretrain_and_resume_on_a_folder_with_spaces_and_subfolders(tmp_path):
+    data = tmp_path / "my photos"
+    for i, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))):
+        target = data / f"part {i % 2}" / photo.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(photo.read_bytes())
+    (data / "notes.txt").write_text("not an image")
+    run = tmp_path / "run"
+    options = ["--data", data, "--run-dir", run]
+    out = fastequi("pretrain", "demo", *options, *SMALL, "--max-steps", 2, cwd=tmp_path)
+    assert out.stdout.strip().endswith(str(run))
+    assert "images/s" in out.stderr
+    assert "data wait" in out.stderr
+    assert "ETA" in out.stderr
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"]["embed_dim"] == 32
+    # the run's own settings come back with --resume: nothing but the folder need be said
+    fastequi("pretrain", "demo", *options, "--resume", "--max-steps", 3, cwd=tmp_path)
+    assert json.loads((run / "config.json").read_text()) == config
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 3
+    assert (run / "model.safetensors").is_file()
+
+
+def test_a_run_makes_a_dated_folder(tmp_path):
+    out = fastequi("pretrain", "demo", "--data", PHOTOS, *SMALL, "--max-steps", 1, cwd=tmp_path)
+    run = tmp_path / out.stdout.strip().splitlines()[-1]
+    assert run.parent == tmp_path / "runs"
+    assert run.name.startswith("demo-20")
+    assert (run / "checkpoints" / "latest").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["pretrian", "demo"], "unknown command 'pretrian', did you mean 'pretrain'?"),
+        (["pretrain", "tir_vicreg_vit16"], "did you mean 'tir_vicreg_vits16'?"),
+        (["pretrain", "demo", "--data", "nowhere"], "nowhere does not exist"),
+        (["pretrain", "demo"], "--data: expected a folder of images"),
+        (["pretrain", "demo", "--data", ".", "--resume"], "name it with --run-dir"),
+        (["pretrain", "demo", "--data", ".", "--max-steps", "0"], "--max-steps: expected >= 1"),
+        (["pretrain", "demo", "--data", ".", "--model.patch-size", "5"], "model.patch_size"),
+        (
+            ["pretrain", "demo", "--data", ".", "--optim.learning-rate", "1"],
+            "unknown option --optim.learning-rate, did you mean",
+        ),
+        (["pretrain", "demo", "--data", ".", "--optim.lrr", "1"], "did you mean --optim.lr?"),
+        (["demo", "--minutes", "-1"], "--minutes: expected a time > 0"),
+        (["doctor", "--fast"], "doctor takes no options"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(args, message, tmp_path):
+    run = fastequi(*args, cwd=tmp_path, code=2)
+    text = " ".join((run.stdout + run.stderr).replace("│", " ").split())
+    assert message in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    run = fastequi("pretrain", "demo", "--data", "empty", cwd=tmp_path, code=2)
+    assert "empty" in run.stderr
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("no")
+    run = fastequi("pretrain", "demo", "--data", "text", cwd=tmp_path, code=2)
+    assert ".jpg" in run.stderr
+
+
+def test_dry_run_needs_no_data_and_counts_the_paper_model(tmp_path):
+    run = fastequi("pretrain", "tir_vicreg_vits16", "--dry-run", cwd=tmp_path)
+    assert '"batch_size": 2048' in run.stdout
+    assert "21,665,664" in run.stdout  # ViT-S/16 without a classifier
+    assert "saved activations" in run.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_says_what_each_part_uses_and_why(tmp_path):
+    out = fastequi("doctor", cwd=tmp_path).stdout
+    for part in ("torch", "nvidia-dali", "path loss, warp, blur", "attention", "images"):
+        assert part in out
+    assert "sdpa" in out
+
+
+def test_help_names_commands_recipes_and_options(tmp_path):
+    assert "pretrain RECIPE" in fastequi("--help", cwd=tmp_path).stdout
+    assert "tir_vicreg_vits16" in fastequi("pretrain", "--help", cwd=tmp_path).stdout
+    options = fastequi("pretrain", "demo", "--help", cwd=tmp_path).stdout
+    for option in ("--data.batch-size", "--run-dir", "--resume", "--dry-run", "--path.degrees"):
+        assert option in options

@@ -1,0 +1,206 @@
+"""DALI's graph on real files: decoding rules, colour maths, operators against plain formulas."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("nvidia.dali")
+
+from fastequi.data.augment import Augment, ViewConfig, ViewParams
+from fastequi.data.dali import ViewPipeline, decoder_backend, feed_of, undecodable
+from fastequi.data.sources import image_folder
+from fastequi.paths import color_matrix
+
+CPU = torch.device("cpu")
+UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # v1 in 0..1
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (32, 32, 3), np.uint8)
+
+
+def whole(n, **changes):
+    """The whole photograph for n samples."""
+    return ViewParams(np.zeros((n, 2), np.float32), np.ones((n, 2), np.float32), **changes)
+
+
+def run(cfg, paths, v1, u):
+    feed = feed_of(cfg, [str(path) for path in paths], v1, u)
+    v1, u = ViewPipeline(cfg, len(paths), lambda: feed, CPU, 1).run()
+    return v1, u
+
+
+def config(a1=None, a2=None, size=32, **changes):
+    none = Augment.none()
+    return ViewConfig(size, size, a1=a1 or none, a2=a2 or none, **{**UNIT, **changes})
+
+
+def decoded(path, size=32):
+    return run(config(size=size), [path], whole(1), whole(1))[1][0].permute(1, 2, 0).numpy()
+
+
+@pytest.fixture
+def noise(tmp_path):
+    path = tmp_path / "noise.png"
+    Image.fromarray(NOISE).save(path)
+    return path
+
+
+def test_untouched_windows_are_the_pixels_themselves(noise):
+    v1, u = run(config(), [noise], whole(1), whole(1))
+    np.testing.assert_array_equal(u[0].permute(1, 2, 0), NOISE)
+    np.testing.assert_allclose(v1[0].permute(1, 2, 0) * 255, NOISE, atol=1e-4)
+    assert u.is_contiguous(memory_format=torch.channels_last)
+    assert v1.is_contiguous()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_every_mode_comes_out_as_rgb(tmp_path, mode):
+    image = Image.fromarray(NOISE)
+    image = image.quantize(64) if mode == "P" else image.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(NOISE[..., 0]))
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    image.save(path, quality=95) if mode == "CMYK" else image.save(path)
+    with Image.open(path) as saved:
+        expected = np.asarray(saved.convert("RGB")).astype(int)
+    assert np.abs(decoded(path) - expected).max() <= 1
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    values = RNG.integers(0, 65536, (32, 32)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.repeat(values[..., None] / 257, 3, -1)
+    assert np.abs(decoded(tmp_path / "a.png") - expected).max() <= 1
+
+
+@pytest.mark.parametrize("extension", ["bmp", "webp", "jpg"])
+def test_formats(tmp_path, extension):
+    path = tmp_path / f"a.{extension}"
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 95, "progressive": True}}
+    Image.fromarray(NOISE).save(path, **options.get(extension, {}))
+    with Image.open(path) as saved:
+        assert np.abs(decoded(path) - np.asarray(saved.convert("RGB")).astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_orientation_is_applied_and_the_sizes_agree(tmp_path, extension, orientation):
+    y, x = np.mgrid[:40, :60]
+    pixels = np.stack([4 * x, 6 * y, 0 * x], -1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(pixels).save(path, exif=exif.tobytes(), quality=95)
+    height, width = image_folder(tmp_path).sizes[0]
+    upright = np.rot90(pixels, {3: 2, 6: -1, 8: 1}[orientation])
+    assert upright.shape == (height, width, 3)
+    u = decoded(path, 20).astype(int)
+    ours, expected = (a[[0, 0, -1, -1], [0, -1, 0, -1], :2] > 110 for a in (u, upright))
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_colour_is_the_matrix_of_paths(noise):
+    """fastequi.paths.color_matrix and color_twist agree to rounding; DALI's grey is 128 / 255."""
+    m = 16
+    unit = RNG.random((m, 4))
+    color = (np.array([0.6, 0.6, 0, -40]) + unit * np.array([0.8, 0.8, 1.6, 80])).astype(np.float32)
+    color[0], color[1, 2] = (1, 1, 1, 0), 0
+    jitter = Augment(flip=0, blur=0)
+    cfg = config(a1=jitter, a2=jitter, samples_per_decode=m, batch_size=m)
+    params = whole(m, color=color)
+    v1, u = run(cfg, [noise], params, params)
+    b, c, s, h = torch.from_numpy(color).double().unbind(-1)
+    matrix = color_matrix(b, c, s, h / 360)
+    image = torch.from_numpy(NOISE).double() / 255
+    expected = torch.einsum("mij,hwj->mihw", matrix[..., :3], image) + matrix[..., 3, None, None]
+    expected = expected.clamp(0, 1) * 255
+    assert (u - expected).abs().max() < 0.8
+    np.testing.assert_allclose(v1 * 255, u, atol=1e-4)
+    np.testing.assert_array_equal(u[0].permute(1, 2, 0), NOISE)
+
+
+def test_blur_solarize_and_their_exact_off(noise):
+    m = 4
+    second = Augment(flip=0, jitter=0, gray=0, blur=0.5, solarize=0.5)
+    cfg = config(a2=second, samples_per_decode=m, batch_size=m)
+    sigma = np.array([0, 1.5, 0, 0.6], np.float32)
+    solarize = np.array([False, False, True, True])
+    _, u = run(cfg, [noise], whole(m), whole(m, sigma=sigma, solarize=solarize))
+    u = u.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(u[0], NOISE)
+    np.testing.assert_array_equal(u[2], np.where(NOISE >= 128, 255 - NOISE, NOISE))
+    taps = np.arange(-8, 9)
+    kernel = np.exp(-(taps**2) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    blurred = NOISE.astype(float)
+    for axis in (0, 1):
+        blurred = np.apply_along_axis(np.convolve, axis, blurred, kernel, "same")
+    inside = slice(8, -8)
+    assert np.abs(u[1][inside, inside] - blurred[inside, inside]).max() < 4  # DALI truncates at 3σ
+    assert u[3].std() < u[2].std()
+
+
+def test_one_sample_per_decode_does_the_same_as_several(noise):
+    """The graph for M = 1 has no frames; its operators must agree with the one that has."""
+    second = Augment(solarize=0.5)
+    changes = {
+        "color": np.array([[1.2, 0.8, 1.3, 20]], np.float32),
+        "sigma": np.array([0.9], np.float32),
+        "solarize": np.array([True]),
+    }
+    one = ViewParams(np.float32([[0.1, 0.9]]), np.float32([[0.8, 0.3]]), **changes)
+    two = ViewParams(
+        *(np.repeat(a, 2, 0) for a in (one.start, one.end)),
+        **{name: np.repeat(a, 2, 0) for name, a in changes.items()},
+    )
+    cfg = config(second, second, samples_per_decode=1, batch_size=1)
+    v1, u = run(cfg, [noise], one, one)
+    cfg = config(second, second, samples_per_decode=2, batch_size=2)
+    v1_two, u_two = run(cfg, [noise], two, two)
+    for k in range(2):
+        assert torch.equal(u_two[k], u[0])
+        assert torch.equal(v1_two[k], v1[0])
+
+
+def test_a_mirrored_window_is_the_flipped_one(noise):
+    straight = ViewParams(np.float32([[0.25, 0.25]]), np.float32([[0.75, 0.75]]))
+    mirrored = ViewParams(np.float32([[0.25, 0.75]]), np.float32([[0.75, 0.25]]))
+    v1, u = run(config(size=16), [noise], straight, mirrored)
+    np.testing.assert_array_equal(u[0].permute(1, 2, 0), NOISE[8:24, 8:24][:, ::-1])
+    np.testing.assert_allclose(v1[0].permute(1, 2, 0) * 255, NOISE[8:24, 8:24], atol=1e-4)
+
+
+def test_shrinking_is_antialiased(tmp_path):
+    black_or_white = RNG.integers(0, 2, (96, 96), np.uint8) * 255
+    Image.fromarray(black_or_white).save(tmp_path / "a.png")
+    small = decoded(tmp_path / "a.png", 16)
+    assert small.mean() == pytest.approx(127, abs=8)
+    assert small.std() < 32  # the mean of four neighbours alone would leave 64
+
+
+def test_undecodable_names_exactly_the_bad_files(tmp_path, noise):
+    good = [tmp_path / f"{i}.jpg" for i in range(5)]
+    for path in good:
+        Image.fromarray(NOISE).save(path, quality=95)
+    cut, empty, gone = tmp_path / "cut.jpg", tmp_path / "empty.jpg", tmp_path / "gone.jpg"
+    cut.write_bytes(good[0].read_bytes()[:900])
+    empty.write_bytes(b"")
+    paths = [str(p) for p in (good[0], cut, *good[1:3], empty, *good[3:], gone, good[0])]
+    found = undecodable(paths, CPU, 1)
+    assert set(found) == {str(cut), str(empty), str(gone)}
+    assert found[str(cut)] == "Failed to decode"
+    assert "gone.jpg" in found[str(gone)]
+    assert undecodable([str(p) for p in good], CPU, 1) == {}
+    assert undecodable([], CPU, 1) == {}
+
+
+def test_backend_is_named():
+    name, why = decoder_backend(CPU)
+    assert name.startswith("dali 2")
+    assert name.endswith(", cpu")
+    assert why
+
+
+def test_other_devices_are_refused(noise):
+    with pytest.raises(ValueError, match="expected cpu or cuda, got meta"):
+        ViewPipeline(config(), 1, lambda: (), torch.device("meta"), 1)

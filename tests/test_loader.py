@@ -1,0 +1,370 @@
+"""The loader end to end: exact repetition and resumption, regions, damaged files, clean ends."""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("nvidia.dali")
+
+from fastequi.data.augment import Augment, ViewConfig, view_params
+from fastequi.data.loader import make_loader
+from fastequi.data.sources import embedded_photos, image_folder
+from fastequi.paths import SE2, Color
+from fastequi.philox import Draws
+
+CROP = Augment(side=(48 / 256, 77 / 256), aspect=(1.0, 1.0), blur=0.3, solarize=0.3)
+CFG = ViewConfig(
+    image_size=32,
+    source_size=48,
+    a1=CROP,
+    a2=CROP,
+    shared_crop=True,
+    batch_size=8,
+    samples_per_decode=4,
+    num_threads=1,
+)
+PHOTOS = embedded_photos()
+
+
+def batches(n, source=PHOTOS, cfg=CFG, **options):
+    with make_loader(source, cfg, SE2(), **{"seed": 0, "steps": n, **options}) as loader:
+        return list(loader)
+
+
+def assert_same(ours, expected):
+    assert len(ours) == len(expected)
+    for a, b in zip(ours, expected, strict=True):
+        assert a.epoch == b.epoch
+        for name in ("v1", "u", "path", "sample_ids"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_batches_keep_the_contract():
+    with make_loader(PHOTOS, CFG, SE2(), seed=0) as loader:
+        assert len(loader) == 4  # 9 files, 4 samples each; the last four samples are dropped
+        batch = next(loader)
+    assert batch.v1.shape == (8, 3, 32, 32)
+    assert batch.v1.dtype == torch.float32
+    assert batch.u.shape == (8, 3, 48, 48)
+    assert batch.u.dtype == torch.uint8
+    assert batch.u.is_contiguous(memory_format=torch.channels_last)
+    assert batch.sample_ids.dtype == torch.int64
+    draws = Draws.of(0, 0, batch.sample_ids.numpy())
+    assert torch.equal(batch.path, SE2().sample(draws, 32))
+    assert len(batch) == 8
+    half = batches(1, dtype=torch.bfloat16)[0]
+    assert torch.equal(half.v1, batch.v1.bfloat16())
+
+
+def test_the_same_bytes_for_any_number_of_threads():
+    torch.manual_seed(0)
+    expected = batches(6)
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 - nothing may come from global generators
+    assert_same(batches(6, cfg=replace(CFG, num_threads=2)), expected)
+    assert not torch.equal(batches(1, seed=1)[0].u, expected[0].u)
+    assert {b.epoch for b in expected} == {0, 1}
+    assert not any(torch.equal(expected[0].u, b.u) for b in expected[1:])
+
+
+@pytest.mark.parametrize("done", [1, 3, 4, 5])
+def test_resuming_gives_the_same_batches(done):
+    expected = batches(7)
+    with make_loader(PHOTOS, CFG, SE2(), seed=0) as loader:
+        before = [next(loader) for _ in range(done)]
+        assert loader.epoch == before[-1].epoch
+        state = json.loads(json.dumps(loader.state_dict()))
+    assert_same(before + batches(7 - done, state=state), expected)
+
+
+def test_a_second_for_goes_on():
+    with make_loader(PHOTOS, CFG, SE2(), seed=0, steps=5) as loader:
+        first = [batch for batch, _ in zip(loader, range(2), strict=False)]
+        rest = list(loader)
+        assert list(loader) == []
+    # zip takes a third batch before it notices the end of the range
+    assert_same([*first, *rest], [b for i, b in enumerate(batches(5)) if i != 2])
+
+
+def test_ranks_split_the_same_batch():
+    whole = batches(5)
+    ranks = [batches(5, rank=rank, world_size=2) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        for name in ("v1", "u", "path", "sample_ids"):
+            both = torch.cat([getattr(rank[step], name) for rank in ranks])
+            assert torch.equal(both, getattr(batch, name))
+
+
+def test_batches_do_not_share_memory():
+    with make_loader(PHOTOS, CFG, SE2(), seed=0) as loader:
+        held = [next(loader) for _ in range(4)]
+        copies = [(b.v1.clone(), b.u.clone()) for b in held]
+        for _ in range(6):
+            next(loader)
+    for batch, (v1, u) in zip(held, copies, strict=True):
+        assert torch.equal(batch.v1, v1)
+        assert torch.equal(batch.u, u)
+
+
+def coordinates(folder, names=("a", "b"), size=256):
+    """PNG files whose red is x and green is y, 0..255 over the image."""
+    folder.mkdir(exist_ok=True)
+    ramp = np.linspace(0, 255, size)
+    y, x = np.meshgrid(ramp, ramp, indexing="ij")
+    image = np.stack([x, y, 0 * x], -1).round().astype(np.uint8)
+    for name in names:
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return image_folder(folder)
+
+
+@pytest.mark.parametrize("region", [(0.7, 0.0, 1.0, 1.0), (0.0, 0.2, 0.5, 0.9)])
+def test_no_pixel_outside_the_region_is_shown(tmp_path, region):
+    source = coordinates(tmp_path).with_region(region)
+    flips = Augment.none(side=(0.1, 0.29))
+    for shared in (False, True):
+        cfg = replace(CFG, a1=replace(flips, flip=0.5), a2=flips, shared_crop=shared)
+        x0, y0, x1, y1 = (255 * r for r in region)
+        for batch in batches(8, source, replace(cfg, repeat=8)):
+            views = batch.v1 * torch.tensor(cfg.std)[:, None, None]
+            views = 255 * (views + torch.tensor(cfg.mean)[:, None, None])
+            for view in (views, batch.u.float()):
+                x, y = view[:, 0], view[:, 1]
+                assert x.min() >= x0 - 1.5
+                assert x.max() <= x1 + 1.5
+                assert y.min() >= y0 - 1.5
+                assert y.max() <= y1 + 1.5
+
+
+def test_windows_show_what_the_parameters_say(tmp_path):
+    source = coordinates(tmp_path)
+    aug = Augment(area=(0.1, 0.6), jitter=0, gray=0, blur=0)
+    cfg = replace(CFG, a1=aug, a2=aug, shared_crop=False, repeat=4)
+    got = batches(6, source, cfg)
+    assert {batch.epoch for batch in got} == {0, 1}
+    for batch in got:
+        draws = Draws.of(0, batch.epoch, batch.sample_ids.numpy())
+        assert torch.equal(batch.path, SE2().sample(draws, 32))
+        v1, u = view_params(cfg, draws, np.full((8, 2), 256))
+        views = batch.v1 * torch.tensor(cfg.std)[:, None, None]
+        views = 255 * (views + torch.tensor(cfg.mean)[:, None, None])
+        for image, params in ((views, v1), (batch.u.float(), u)):
+            size = image.shape[-1]
+            share = (np.arange(size) + 0.5) / size
+            for row in range(8):
+                (y0, x0), (y1, x1) = params.start[row], params.end[row]
+                x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
+                inner = slice(2, -2)  # antialiasing meets the image's edge
+                np.testing.assert_allclose(image[row, 0, 9, inner], 256 * x[inner] - 0.5, atol=1)
+                np.testing.assert_allclose(image[row, 1, inner, 9], 256 * y[inner] - 0.5, atol=1)
+
+
+def test_a_shared_crop_is_the_centre_of_u_mirrored_alike():
+    plain = Augment.none(side=CROP.side)
+    cfg = replace(CFG, a1=plain, a2=replace(plain, flip=0.5))
+    (batch,) = batches(1, cfg=cfg)
+    views = batch.v1 * torch.tensor(cfg.std)[:, None, None]
+    views = 255 * (views + torch.tensor(cfg.mean)[:, None, None])
+    torch.testing.assert_close(views, batch.u[..., 8:40, 8:40].float(), rtol=0, atol=1e-3)
+    (unflipped,) = batches(1, cfg=replace(cfg, a2=plain))
+    mirrored = [not torch.equal(a, b) for a, b in zip(batch.u, unflipped.u, strict=True)]
+    assert 0 < sum(mirrored) < 8
+    for a, b, flipped in zip(batch.u, unflipped.u, mirrored, strict=True):
+        assert (a.int() - (b.flip(-1) if flipped else b).int()).abs().max() <= 1
+
+
+def test_normalisation():
+    cfg = replace(CFG.plain(), mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+    (batch,) = batches(1, cfg=cfg)
+    expected = batch.u[..., 8:40, 8:40].float() / 255
+    expected = (expected - torch.tensor(cfg.mean)[:, None, None]) / torch.tensor(cfg.std)[
+        :, None, None
+    ]
+    torch.testing.assert_close(batch.v1, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_repeated_augmentation_takes_new_windows_of_the_same_photograph(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (64, 64), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (batch,) = batches(1, image_folder(tmp_path), CFG.plain())
+    red = batch.u[:, 0].flatten(1)
+    for decode in range(2):
+        file = batch.sample_ids[4 * decode].item() // 4
+        assert (red[4 * decode : 4 * decode + 4] == 60 * file).all()
+    (batch,) = batches(1, cfg=CFG.plain())
+    assert len({image.numpy().tobytes() for image in batch.u}) == 8
+
+
+def test_other_paths_travel_with_the_batch():
+    with make_loader(PHOTOS, CFG, Color(), seed=0) as loader:
+        assert next(loader).path.shape == (8, 4)
+
+
+# ------------------------------------------------------------------ damaged while training
+
+
+def flat_images(folder, n=24, bad=()):
+    """n files of one red each (10 · i); those in `bad` are cut after a good header."""
+    folder.mkdir(exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 3, (96, 96, 1), np.uint8)
+    for i in range(n):
+        pixels = np.repeat(noise, 3, -1)
+        pixels[..., 0] = 10 * i
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    for i in bad:
+        path = folder / f"{i:02}.png"
+        path.write_bytes(path.read_bytes()[:-600])
+    return image_folder(folder)
+
+
+QUARANTINE = replace(
+    CFG.plain(), a1=Augment.none(), a2=Augment.none(), repeat=1, samples_per_decode=1, batch_size=4
+)
+
+
+def test_damaged_files_are_replaced_by_the_next_one(tmp_path, caplog):
+    source = flat_images(tmp_path, bad=(5, 6))
+    assert len(source) == 24  # the headers are fine
+    with (
+        caplog.at_level(logging.WARNING),
+        make_loader(source, QUARANTINE, SE2(), seed=0, steps=12) as loader,
+    ):
+        got = list(loader)
+        assert sorted(Path(p).name for p in loader.quarantined) == ["05.png", "06.png"]
+    assert "05.png cannot be decoded" in caplog.text
+    shown, ids = (torch.cat([getattr(b, name) for b in got]) for name in ("u", "sample_ids"))
+    for image, sample in zip(shown, ids.tolist(), strict=True):
+        expected = 7 if sample in (5, 6) else sample
+        assert (image[0] == 10 * expected).all()
+    clean = batches(12, flat_images(tmp_path / "clean"), QUARANTINE)
+    assert torch.equal(torch.cat([b.sample_ids for b in clean]), ids)
+    for done in (1, 4, 7):
+        state = {"epoch": got[done - 1].epoch, "index": 4 * ((done - 1) % 6 + 1), "num_files": 24}
+        assert_same(batches(12 - done, source, QUARANTINE, state=state), got[done:])
+
+
+def test_too_many_damaged_files_end_the_run(tmp_path):
+    source = flat_images(tmp_path, bad=(1, 5, 9))
+    loader = make_loader(source, QUARANTINE, SE2(), seed=0, steps=6)
+    with loader, pytest.raises(RuntimeError, match=r"3 of 24 images cannot be decoded.*png"):
+        list(loader)
+
+
+def test_a_file_that_vanishes_is_replaced_too(tmp_path):
+    source = flat_images(tmp_path)
+    with make_loader(source, QUARANTINE, SE2(), seed=0) as loader:
+        next(loader)
+        (tmp_path / "03.png").unlink()
+        for _ in range(11):
+            next(loader)
+        assert [Path(p).name for p in loader.quarantined] == ["03.png"]
+
+
+def test_other_errors_are_not_hidden():
+    class Broken(SE2):
+        def sample(self, draws, size):
+            raise ArithmeticError("the path is broken")
+
+    with (
+        make_loader(PHOTOS, CFG, Broken(), seed=0) as loader,
+        pytest.raises(ArithmeticError, match="the path is broken"),
+    ):
+        next(loader)
+
+
+def test_errors_while_feeding_come_through(monkeypatch):
+    from fastequi.data import loader as module
+
+    def broken(*_):
+        raise ZeroDivisionError("broken parameters")
+
+    monkeypatch.setattr(module, "view_params", broken)
+    with (
+        make_loader(PHOTOS, CFG, SE2(), seed=0) as loader,
+        pytest.raises(ZeroDivisionError, match="broken parameters"),
+    ):
+        next(loader)
+
+
+def test_small_sets_and_wrong_states_are_refused(tmp_path):
+    source = coordinates(tmp_path)
+    with pytest.raises(ValueError, match="expected repeat >= 4"):
+        make_loader(source, replace(CFG, batch_size=32), SE2(), seed=0)
+    state = {"epoch": 0, "index": 0, "num_files": 9}
+    with pytest.raises(ValueError, match="the run had 9 readable images, now there are 2"):
+        make_loader(source, CFG, SE2(), seed=0, state=state)
+
+
+def test_a_closed_loader_ends():
+    loader = make_loader(PHOTOS, CFG, SE2(), seed=0)
+    next(loader)
+    loader.close()
+    loader.close()
+    assert list(loader) == []
+
+
+def test_the_interpreter_ends_with_a_loader_at_work():
+    script = (
+        "from fastequi.data.augment import ViewConfig\n"
+        "from fastequi.data.loader import make_loader\n"
+        "from fastequi.data.sources import embedded_photos\n"
+        "from fastequi.paths import SE2\n"
+        "cfg = ViewConfig(image_size=32, source_size=32, batch_size=8, num_threads=2)\n"
+        "loader = make_loader(embedded_photos(), cfg, SE2(), seed=0)\n"
+        "print(len(next(loader)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
+
+
+def test_without_dali_the_error_names_the_extra():
+    script = (
+        "import sys\n"
+        "sys.modules['nvidia.dali'] = None\n"
+        "import torch\n"
+        "from fastequi.data.augment import ViewConfig\n"
+        "from fastequi.data.dali import decoder_backend\n"
+        "from fastequi.data.loader import make_loader\n"
+        "from fastequi.data.sources import embedded_photos\n"
+        "from fastequi.paths import SE2\n"
+        "assert decoder_backend(torch.device('cpu'))[0] == 'none'\n"
+        "make_loader(embedded_photos(), ViewConfig(), SE2(), seed=0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert "ImportError: reading images needs DALI: pip install fastequi[dali]" in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_batches_match_the_cpu_ones():
+    """nvJPEG and DALI's GPU resampling round differently; the parameters are the same."""
+    cfg = replace(CFG.plain(), repeat=4)
+    for ours, expected in zip(batches(4, cfg=cfg, device="cuda"), batches(4, cfg=cfg), strict=True):
+        assert ours.v1.is_cuda
+        assert ours.u.is_cuda
+        assert ours.path.is_cuda
+        assert ours.u.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ours.sample_ids, expected.sample_ids)
+        assert torch.equal(ours.path.cpu(), expected.path)
+        assert (ours.u.cpu().float() - expected.u.float()).abs().mean() < 3
+    full = replace(CFG, repeat=4)
+    assert_same(batches(4, cfg=full, device="cuda"), batches(4, cfg=full, device="cuda"))
