@@ -82,9 +82,7 @@ def test_images_smaller_than_the_kernel_reflect_again_and_again(backend, device,
                         for dj in range(-8, 9):
                             at = x[b, :, fold(i + di, source[0]), fold(j + dj, source[1])]
                             expected[b, k, :, i, j] += w[di + 8] * w[dj + 8] * at
-    torch.testing.assert_close(
-        gaussian_blur(image, sigma).double(), expected, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(gaussian_blur(image, sigma).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])

@@ -19,7 +19,7 @@ ALLOWED = {
     "methods": {"losses", "models", "paths", "functional", "data.batch", "methods"},
     "evaluate": {"models", "data", "paths", "functional", "evaluate"},
     "config": {"paths", "data.augment"},
-    "recipes": {"config", "methods", "models", "data.augment", "paths"},
+    "recipes": {"config", "methods", "models", "data.augment", "data.batch", "paths"},
     "optim": set(),
     "checkpoint": {"optim"},
     "progress": set(),

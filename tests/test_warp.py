@@ -32,9 +32,7 @@ def test_equals_the_eager_chain(backend, device, padding_mode, align_corners, dt
     _, image, theta = (t.to(device) for t in case(scale=1.2))
     options = {"padding_mode": padding_mode, "align_corners": align_corners}
     color = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(1)).to(device)
-    out = warp(
-        image, theta, color=color, size=(9, 14), mean=MEAN, std=STD, dtype=dtype, **options
-    )
+    out = warp(image, theta, color=color, size=(9, 14), mean=MEAN, std=STD, dtype=dtype, **options)
     expected = eager(image, theta, (9, 14), color=color, norm=True, **options)
     assert out.dtype == dtype
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]

@@ -112,7 +112,8 @@ def test_other_channel_counts(backend, device, channels):
 
 
 @pytest.mark.parametrize(
-    ("size", "source"), [((1, 1), (1, 1)), ((1, 7), (5, 1)), ((33, 40), (2, 3)), ((40, 33), (17, 64))]
+    ("size", "source"),
+    [((1, 1), (1, 1)), ((1, 7), (5, 1)), ((33, 40), (2, 3)), ((40, 33), (17, 64))],
 )
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 def test_ragged_and_tiny_sizes(backend, device, size, source, padding_mode):
