@@ -97,7 +97,7 @@ def _warp_fwd_kernel(
 
 def _launch_config(pixels: int) -> tuple[int, int]:
     """(BLOCK, num_warps): enough pixels per program to fill a warp's loads, few enough to tail."""
-    return (256, 4) if pixels >= 1024 else (128, 4)
+    return (512, 4) if pixels >= 2048 else (128, 4)
 
 
 @torch.library.custom_op("fastequi::warp", mutates_args=())
