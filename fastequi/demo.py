@@ -71,7 +71,7 @@ def judge(config: Config, method: TIR, train_pairs: int, console: Console) -> Re
     device = next(method.parameters()).device
     torch.manual_seed(config.train.seed)
     random_init = build(config).to(device).eval()
-    views, path = views_of(config.data), config.path.build()
+    views, path = views_of(config), config.path.build()
     with console.status("cutting pairs") as status:
         train = _pairs(config, TRAIN_REGION, train_pairs, device, seed=1)
         test = _pairs(config, TEST_REGION, _TEST_PAIRS, device, seed=2)
@@ -113,7 +113,7 @@ def _spread(parts: dict[str, torch.Tensor], batches: list[Batch]) -> dict[str, t
 
 def _pairs(config: Config, region: Region, n: int, device: torch.device, seed: int) -> Pairs:
     with _plain_loader(config, region, device, seed) as loader:
-        return collect_pairs(loader, config.path.build(), views_of(config.data), n)
+        return collect_pairs(loader, config.path.build(), views_of(config), n)
 
 
 def _plain_loader(config: Config, region: Region, device: torch.device, seed: int) -> Any:

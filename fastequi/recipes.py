@@ -46,7 +46,7 @@ def demo() -> Config:
         ),
         data=ViewConfig(
             image_size=32,
-            source_size=48,  # 48/32 > √2: a turned view has no empty corner
+            source_size=48,  # 48/32 > √2: turned alone, a view has no empty corner
             batch_size=64,
             shared_crop=True,
             samples_per_decode=8,
@@ -57,7 +57,12 @@ def demo() -> Config:
         ),
         path=PathConfig("se2", degrees=45.0, pixels=21.0),  # 3 px of 32
         method=TIRConfig(
-            dim=192, equi_dim=96, decoder_width=64, decoder_convs=4, expander=(512, 512)
+            dim=192,
+            equi_dim=96,
+            padding_mode="reflection",
+            decoder_width=64,
+            decoder_convs=4,
+            expander=(512, 512),
         ),
         optim=OptimConfig(lr=8e-3, warmup=0.03),
         train=TrainConfig(minutes=5.0, log_every=20, checkpoint_every=0),
@@ -74,7 +79,7 @@ def build(config: Config) -> TIR:
     """The method of a config, freshly initialised from torch's generator."""
     model, data, method = config.model, config.data, config.method
     encoder = build_encoder(model, data.image_size)
-    views = views_of(data)
+    views = views_of(config)
     decoder = None
     if method.num_steps and method.equi_dim and method.recon_weight:
         kind = PathDecoder if method.decoder == "patch" else PixelShuffleDecoder
@@ -99,14 +104,15 @@ def build(config: Config) -> TIR:
         config.path.build(),
         views,
         method.recon_weight,
-        method.padding_mode,
         method.mask_outside,
     )
 
 
-def views_of(data: ViewConfig) -> Views:
-    """Sizes and normalisation of a config's images."""
-    return Views(data.image_size, data.source_size, data.mean, data.std)
+def views_of(config: Config) -> Views:
+    """Geometry and normalisation of a config's images."""
+    data = config.data
+    padding_mode = config.method.padding_mode
+    return Views(data.image_size, data.source_size, data.mean, data.std, padding_mode)
 
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:

@@ -276,12 +276,13 @@ def _(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad):
 
 def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1])
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, g_total, g_grad):
     (grad,) = ctx.saved_tensors
     d_pred = None
-    if grad.numel() and ctx.needs_input_grad[0]:
+    if g_total is not None and ctx.needs_input_grad[0]:
         d_pred = (grad * g_total.view(*g_total.shape, *[1] * (grad.ndim - 2))).to(grad.dtype)
     return (d_pred, *[None] * 8)
 

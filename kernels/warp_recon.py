@@ -273,6 +273,7 @@ def _(
 def _setup_context(ctx, inputs, output) -> None:
     _, _, grad, dtheta = output
     ctx.save_for_backward(grad, dtheta)
+    ctx.set_materialize_grads(False)  # else zeros as large as the prediction stand in for None
     ctx.theta_dtype = inputs[2].dtype
 
 
@@ -280,10 +281,10 @@ def _backward(ctx, g_total, g_count, g_grad, g_dtheta):
     """total is a function of pred and θ whose gradients the forward has written: scale them."""
     grad, dtheta = ctx.saved_tensors
     d_pred = d_theta = None
-    if grad.numel() and ctx.needs_input_grad[0]:
+    if g_total is not None and ctx.needs_input_grad[0]:
         shape = (*g_total.shape, *[1] * (grad.ndim - 2))
         d_pred = (grad * g_total.view(shape)).to(grad.dtype)
-    if dtheta.numel() and ctx.needs_input_grad[2]:
+    if g_total is not None and ctx.needs_input_grad[2]:
         d_theta = (dtheta * g_total[..., None, None]).to(ctx.theta_dtype)
     return (d_pred, None, d_theta, *[None] * 12)
 

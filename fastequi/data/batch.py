@@ -39,12 +39,14 @@ class Views:
         image_size: side of a view in pixels.
         source_size: side of u in pixels, the view plus its margin.
         mean, std: of the normalisation, in 0..1.
+        padding_mode: how u continues beyond its edge: "zeros", "border" or "reflection".
     """
 
     image_size: int
     source_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    padding_mode: str = "zeros"
 
     @property
     def zoom(self) -> float:

@@ -125,7 +125,10 @@ def collect_pairs(batches: Iterable[Batch], path: Path, views: Views, n: int) ->
     size = (views.image_size, views.image_size)
     scales = torch.tensor(path.scales(views.image_size))
     before, after, params = [], [], []
-    options: dict[str, Any] = {"size": size, "mean": views.mean, "std": views.std}
+    options: dict[str, Any] = {
+        **{"size": size, "mean": views.mean, "std": views.std},
+        "padding_mode": views.padding_mode,
+    }
     count = 0
     for batch in batches:
         points = path.at(batch.path, (0.0, 1.0), size, views.zoom)

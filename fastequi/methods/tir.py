@@ -37,7 +37,6 @@ class TIR(nn.Module):
         path: the transformation path.
         views: sizes and normalisation of the batch's images.
         recon_weight: λ; the paper finds training unstable above 5.
-        padding_mode: how the targets and v2 continue beyond u.
         mask_outside: leave out target pixels that lie outside u.
     """
 
@@ -50,19 +49,17 @@ class TIR(nn.Module):
         path: Path,
         views: Views,
         recon_weight: float = 1.0,
-        padding_mode: str = "zeros",
         mask_outside: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.base, self.decoder = encoder, head, base, decoder
         self.path, self.views, self.recon_weight = path, views, recon_weight
-        self.padding_mode = padding_mode
         self.num_steps = decoder.num_steps if decoder is not None else 0
         shared: dict[str, Any] = {"mean": views.mean, "std": views.std}
         if isinstance(decoder, PathDecoder):
             shared |= {"layout": "patch", "patch_size": encoder.patch_size}
         self.warp_loss = WarpReconLoss(
-            padding_mode=padding_mode, mask_outside=mask_outside, **shared
+            padding_mode=views.padding_mode, mask_outside=mask_outside, **shared
         )
         self.blur_loss = BlurReconLoss(**shared)
 
@@ -138,7 +135,7 @@ class TIR(nn.Module):
             size=size,
             mean=mean,
             std=std,
-            padding_mode=self.padding_mode,
+            padding_mode=self.views.padding_mode,
         )
 
     def _recon(self, pred: Tensor, u: Tensor, at: Transform) -> Tensor:

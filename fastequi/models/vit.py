@@ -106,7 +106,8 @@ class VisionTransformer(nn.Module):
         """Images [B, C, H, W] to tokens [B, num_prefix_tokens + L, embed_dim], prefix first."""
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"images: expected [B, {self.in_chans}, H, W], got {tuple(x.shape)}")
-        x = self._embed(self.patch_embed(x), self.grid_size(*x.shape[-2:]))
+        grid = self.grid_size(*x.shape[-2:])
+        x = self._embed(self.patch_embed(x), grid)
         for block in self.blocks:
             if self.checkpoint_activations and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
