@@ -34,7 +34,7 @@ from fastequi.train import pretrain
 
 TRAIN_REGION: Region = (0.0, 0.0, 0.7, 1.0)
 TEST_REGION: Region = (0.7, 0.0, 1.0, 1.0)
-_TRAIN_PAIRS, _TEST_PAIRS, _PICTURES = 24_000, 2_000, 8
+_TRAIN_PAIRS, _TEST_PAIRS = 24_000, 2_000
 
 
 def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Report:
@@ -48,6 +48,7 @@ def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Repo
     console = Console()
     start = time.monotonic()
     method = pretrain(config, embedded_photos(TRAIN_REGION), run_dir)
+    assert isinstance(method, TIR)
     trained = time.monotonic()
     report = judge(config, method, train_pairs, console)
     console.print(report.table())
@@ -91,9 +92,10 @@ def draw(config: Config, method: TIR, file: Path) -> dict[str, float]:
     device = next(method.parameters()).device
     with _plain_loader(config, TEST_REGION, device, seed=3) as loader:
         batches = [next(loader) for _ in range(-(-512 // config.data.batch_size))]
-    shown = [method.reconstruct(batch) for batch in batches]
-    parts = {name: torch.cat([views[name] for views in shown]) for name in shown[0]}
-    path_grid(_spread(parts, batches), config.data.mean, config.data.std).save(file)
+    views = [method.reconstruct(batch) for batch in batches]
+    parts = {name: torch.cat([view[name] for view in views]) for name in views[0]}
+    shown = _one_per_photo(config, parts, batches)
+    path_grid(shown, config.data.mean, config.data.std).save(file)
     scale = (config.data.mean, config.data.std)
     copied = nearer_view(parts["v1"], parts["v2"], parts["target"].shape[1])
     return {
@@ -102,13 +104,17 @@ def draw(config: Config, method: TIR, file: Path) -> dict[str, float]:
     }
 
 
-def _spread(parts: dict[str, torch.Tensor], batches: list[Batch]) -> dict[str, torch.Tensor]:
-    """The most strongly turned image of each of the first batches' decodes: worth looking at."""
-    turn = torch.cat([batch.path for batch in batches]).abs()[:, 0].cpu()
-    groups = turn.chunk(_PICTURES)
-    starts = torch.tensor([len(group) for group in groups]).cumsum(0) - len(groups[0])
-    pick = torch.stack([group.argmax() for group in groups]) + starts
-    return {name: views[pick.to(views.device)] for name, views in parts.items()}
+def _one_per_photo(
+    config: Config, parts: dict[str, torch.Tensor], batches: list[Batch]
+) -> dict[str, torch.Tensor]:
+    """Of every photograph the image that turns most and shows most: worth looking at."""
+    ids = torch.cat([batch.sample_ids for batch in batches])
+    photo = ids // (config.data.repeat * config.data.samples_per_decode)
+    turn = torch.cat([batch.path for batch in batches])[:, 0].abs().cpu()
+    score = turn * parts["v1"].std((1, 2, 3)).cpu()
+    pick = [torch.where(photo == p, score, -1.0).argmax() for p in photo.unique()]
+    chosen = torch.stack(pick).to(parts["v1"].device)
+    return {name: views[chosen] for name, views in parts.items()}
 
 
 def _pairs(config: Config, region: Region, n: int, device: torch.device, seed: int) -> Pairs:

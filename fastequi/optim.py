@@ -13,7 +13,8 @@ _NO_DECAY = ("pos_embed", "cls_token", "reg_token")
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups: matrices and filters decay, biases, norms, gains and embeddings do not."""
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue

@@ -110,7 +110,9 @@ def color_matrix(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: 
 class Path(Protocol):
     """What a method needs of a path; parameters are plain rows, so they travel with the batch."""
 
-    names: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters."""
 
     def scales(self, size: int) -> tuple[float, ...]:
         """Half-width of each parameter's range in its unit, for a square view of `size` px."""

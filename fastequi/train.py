@@ -25,6 +25,7 @@ from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
+from fastequi.methods.method import Method
 from fastequi.optim import WeightAverage, adamw, warmup_cosine
 from fastequi.progress import Progress
 from fastequi.recipes import build
@@ -40,7 +41,7 @@ def pretrain(
     resume: bool = False,
     max_steps: int | None = None,
     progress: Progress | None = None,
-) -> nn.Module:
+) -> Method:
     """Trains a method on a source and leaves a complete run folder.
 
     Args:
@@ -62,7 +63,7 @@ def pretrain(
     found = _open_run(run_dir, config, resume)
     device = torch.device(config.train.resolved_device())
     torch.manual_seed(config.train.seed)
-    method = build(config).to(device)
+    method: Method = build(config).to(device)
     optimizer = adamw(method, config.peak_lr(), config.optim.weight_decay, config.optim.betas)
     momentum = config.train.average_momentum
     average = WeightAverage(method, momentum) if momentum else None
@@ -99,7 +100,7 @@ class _Run:
     def __init__(
         self,
         config: Config,
-        method: nn.Module,
+        method: Method,
         optimizer: torch.optim.Optimizer,
         average: WeightAverage | None,
         loader: Loader,

@@ -87,7 +87,9 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 def strides_of(pred: Tensor, patch_size: int) -> tuple[int, int, int]:
     """The kernels' three strides of a prediction within one (image, step)."""
-    return (pred.stride(2), 0, 0) if patch_size else (pred.stride(2), *pred.stride()[3:])
+    if patch_size:
+        return pred.stride(2), 0, 0
+    return pred.stride(2), pred.stride(3), pred.stride(4)
 
 
 def kernel_layout(pred: Tensor, patch_size: int) -> Tensor:

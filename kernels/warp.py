@@ -175,7 +175,7 @@ def _lean(
             image[part],
             theta[part],
             color=None if color is None else color[part],
-            size=tuple(out.shape[-2:]),
+            size=(out.shape[-2], out.shape[-1]),
             mean=mean,
             std=std,
             dtype=out.dtype,
@@ -200,9 +200,9 @@ def warp_ref(
     """:func:`warp` in plain PyTorch; float64 if `dtype` or θ is. Oracle, baseline and fallback."""
     wide = torch.float64 in (dtype, theta.dtype, image.dtype)
     compute = torch.float64 if wide else torch.float32
-    size = tuple(image.shape[-2:]) if size is None else size
+    target = size or (image.shape[-2], image.shape[-1])
     x = to_float(image, compute)
-    x = sample_ref(x, theta.to(compute), size, padding_mode, align_corners)
+    x = sample_ref(x, theta.to(compute), target, padding_mode, align_corners)
     x = color_ref(x, color, mean, std)
     if dtype == torch.uint8:
         x = (x * 255).clamp(0, 255).add(0.5).floor()

@@ -125,10 +125,8 @@ def collect_pairs(batches: Iterable[Batch], path: Path, views: Views, n: int) ->
     size = (views.image_size, views.image_size)
     scales = torch.tensor(path.scales(views.image_size))
     before, after, params = [], [], []
-    options: dict[str, Any] = {
-        **{"size": size, "mean": views.mean, "std": views.std},
-        "padding_mode": views.padding_mode,
-    }
+    options: dict[str, Any] = {"size": size, "mean": views.mean, "std": views.std}
+    options["padding_mode"] = views.padding_mode
     count = 0
     for batch in batches:
         points = path.at(batch.path, (0.0, 1.0), size, views.zoom)
@@ -225,9 +223,14 @@ def _score(
     pred, target = pred.cpu(), target.cpu()
     low, high = bootstrap(pred, target, 200)
     error = (pred - target).abs().median(0).values * torch.tensor(scales)
-    columns = (r2(pred, target), low, high, error)
     return Score(
-        features, probe, *(tuple(c.tolist()) for c in columns), pooled=pooled_r2(pred, target)
+        features,
+        probe,
+        r2=tuple(r2(pred, target).tolist()),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        error=tuple(error.tolist()),
+        pooled=pooled_r2(pred, target),
     )
 
 

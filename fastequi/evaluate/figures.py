@@ -25,9 +25,9 @@ def path_grid(
     steps = views["target"].shape[1]
     columns = [("v1", views["v1"])]
     for k in range(steps):
-        columns.append((f"target u{k + 1}", views["target"][:, k]))
-        columns.append((f"predicted û{k + 1}", views["pred"][:, k]))
-    columns.append(("v2 = g(u)", views["v2"]))
+        columns.append((f"target {k + 1}", views["target"][:, k]))
+        columns.append((f"prediction {k + 1}", views["pred"][:, k]))
+    columns.append(("v2", views["v2"]))
     rows, side = len(views["v1"]), views["v1"].shape[-1] * scale
     width = len(columns) * (side + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEADER + rows * (side + _GAP) + _GAP), "white")

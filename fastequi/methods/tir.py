@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from fastequi.data.batch import Batch, Views
 from fastequi.functional import gaussian_blur, warp
 from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
+from fastequi.methods.method import Method
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import SplitHead
 from fastequi.models.vit import VisionTransformer
 from fastequi.paths import Path, Transform, fractions
 
 
-class TIR(nn.Module):
+class TIR(Method):
     """Transformed-image reconstruction beside an invariance loss.
 
     Args:
@@ -52,7 +53,8 @@ class TIR(nn.Module):
         mask_outside: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.head, self.base, self.decoder = encoder, head, base, decoder
+        self.encoder: VisionTransformer = encoder
+        self.head, self.base, self.decoder = head, base, decoder
         self.path, self.views, self.recon_weight = path, views, recon_weight
         self.num_steps = decoder.num_steps if decoder is not None else 0
         shared: dict[str, Any] = {"mean": views.mean, "std": views.std}
@@ -76,9 +78,6 @@ class TIR(nn.Module):
             out["recon"] = self._recon(pred, batch.u, between)
             out["loss"] = out["ssl"] + self.recon_weight * out["recon"]
         return out
-
-    def after_step(self, progress: float) -> None:
-        """Called after every optimiser step; the shared-weight bases have nothing to update."""
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Token features [B, L, ·] of normalised images [B, 3, H, W], for probes and users.
@@ -145,7 +144,12 @@ class TIR(nn.Module):
 
 
 def _steps(points: Transform, index: int | slice) -> Transform:
-    return Transform(*(None if field is None else field[:, index] for field in points))
+    theta, color, sigma = points
+    return Transform(
+        theta[:, index],
+        None if color is None else color[:, index],
+        None if sigma is None else sigma[:, index],
+    )
 
 
 def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:

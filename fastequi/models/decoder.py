@@ -55,7 +55,7 @@ class PathDecoder(nn.Module):
                 num_steps * width, num_steps * out, size, padding=size // 2, groups=num_steps
             )
             self.convs.append(conv)
-        self.convs.to(memory_format=torch.channels_last)
+        _channels_last(self.convs)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, L, in_dim] tokens of a square grid to [B, K, L, p·p·C] in order (p q c)."""
@@ -101,12 +101,18 @@ class PixelShuffleDecoder(nn.Module):
             out = in_chans if stage == stages - 1 else max(width // 2, 8)
             self.convs.extend([nn.GELU(), conv(width, 4 * out), nn.PixelShuffle(2)])
             width = out
-        self.convs.to(memory_format=torch.channels_last)
+        _channels_last(self.convs)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, L, in_dim] tokens of a square grid to images [B, K, C, H, W]."""
         x = self.linear(z).transpose(1, 2).unflatten(2, _square(z.shape[1]))
         return self.convs(x).unflatten(1, (self.num_steps, self.in_chans))
+
+
+def _channels_last(convs: nn.Sequential) -> None:
+    for layer in convs:
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def _square(tokens: int) -> tuple[int, int]:

@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from fastequi.data.batch import Batch, Views
+from fastequi.evaluate.equivariance import collect_pairs, evaluate, nearer_view, psnr
+from fastequi.evaluate.figures import path_grid, to_uint8
+from fastequi.evaluate.probes import Fit
+from fastequi.paths import SE2, Blur
+from fastequi.philox import Draws
+
+VIEWS = Views(16, 24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "reflection")
+
+
+def batches(path, n=64, seed=0):
+    """Windows with one bright bar through the centre, whose direction is the image's angle."""
+    epoch = 0
+    while True:
+        draws = Draws.of(seed, epoch, range(n))
+        u = torch.full((n, 3, 24, 24), 30, dtype=torch.uint8)
+        u[:, :, 10:14, 4:22] = 220
+        u = u.contiguous(memory_format=torch.channels_last)
+        yield Batch(torch.zeros(n, 3, 16, 16), u, path.sample(draws, 16), torch.arange(n), epoch)
+        epoch += 1
+
+
+def test_pairs_are_the_window_and_its_transform_with_labels_in_unit_range():
+    path = SE2(45, 0)
+    pairs = collect_pairs(batches(path), path, VIEWS, 100)
+    assert len(pairs) == 100
+    centre = torch.full((24, 24), 30.0)
+    centre[10:14, 4:22] = 220
+    expected = (centre[4:20, 4:20] / 255 - 0.5) / 0.25
+    torch.testing.assert_close(pairs.before[0, 0], expected)
+    assert pairs.params[:, 0].abs().max() <= 1
+    assert pairs.params[:, 0].std() > 0.4
+    still = pairs.params[:, 0].abs().argmin()
+    moved = pairs.params[:, 0].abs().argmax()
+    error = (pairs.after - pairs.before).square().mean((1, 2, 3))
+    assert error[moved] > 10 * error[still]
+    with pytest.raises(ValueError, match="at least 100 images, got 64"):
+        collect_pairs([next(batches(path))], path, VIEWS, 100)
+    with pytest.raises(ValueError, match="blur path"):
+        collect_pairs(batches(Blur()), Blur(), VIEWS, 10)
+
+
+def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path):
+    path = SE2(45, 10)
+    train = collect_pairs(batches(path, seed=1), path, VIEWS, 1500)
+    test = collect_pairs(batches(path, seed=2), path, VIEWS, 300)
+
+    def knows(images):
+        tokens = images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).permute(0, 2, 3, 1, 4)
+        return {"z_equi": tokens.flatten(1, 2).flatten(2)}
+
+    def blind(images):
+        return {"z_equi": torch.ones(len(images), 16, 2) + 1e-3 * images.mean()}
+
+    seen = []
+    report = evaluate(
+        {"knows": knows, "blind": blind},
+        train,
+        test,
+        path,
+        VIEWS,
+        patch_size=4,
+        fit=Fit(epochs=8, batch=64),
+        names=("z_equi",),
+        on_row=seen.append,
+    )
+    best = report.best("knows, z_equi")
+    assert best.probe == "token"
+    assert best.r2[0] > 0.8
+    assert best.low[0] < best.r2[0] < best.high[0]
+    assert 0 < best.error[0] < 10  # degrees
+    assert report.best("blind, z_equi").r2[0] < 0.05
+    assert report.best("transformed image alone").r2[0] > 0.5  # here the window is always the same
+    assert {"raw pair", "knows, z_equi"} <= set(seen)
+    assert report.to_json()["names"] == ("angle", "tx", "ty")
+    assert report.table().row_count == len(report.scores)
+    with pytest.raises(KeyError, match="no row 'z_inv'"):
+        report.best("z_inv")
+
+
+def test_psnr_is_its_definition_and_the_nearer_view_is_near():
+    target = torch.zeros(2, 3, 8, 8)
+    pred = torch.full_like(target, 0.1)  # 0.1 · 0.25 of the range
+    value = psnr(pred, target, VIEWS.mean, VIEWS.std)
+    torch.testing.assert_close(value, torch.full((2,), -20 * torch.tensor(0.025).log10()))
+    v1, v2 = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+    assert nearer_view(v1, v2, 2).mean((2, 3, 4)).tolist() == [[0, 1]]
+    assert nearer_view(v1, v2, 3).mean((2, 3, 4)).tolist() == [[0, 0, 1]]
+
+
+def test_the_grid_shows_every_image_in_its_place():
+    g = torch.Generator().manual_seed(0)
+    shape = (3, 2, 3, 8, 8)
+    views = {
+        "v1": torch.rand(3, 3, 8, 8, generator=g),
+        "target": torch.rand(shape, generator=g),
+        "pred": torch.rand(shape, generator=g),
+        "v2": torch.rand(3, 3, 8, 8, generator=g),
+    }
+    sheet = path_grid(views, VIEWS.mean, VIEWS.std, scale=2)
+    assert sheet.size == (6 * 22 + 6, 26 + 3 * 22 + 6)
+    expected = to_uint8(views["pred"][:, 1], VIEWS.mean, VIEWS.std)[2]
+    left, top = 6 + 4 * 22, 26 + 6 + 2 * 22
+    shown = sheet.crop((left, top, left + 16, top + 16)).resize((8, 8), resample=0)
+    assert list(shown.getdata()) == [tuple(p) for row in expected.tolist() for p in row]

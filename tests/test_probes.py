@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+
+from fastequi.evaluate.probes import (
+    Fit,
+    bootstrap,
+    mlp_probe,
+    pooled_r2,
+    r2,
+    ridge_probe,
+    token_probe,
+)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_r2_agrees_with_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    target = torch.randn(200, 3, generator=rng())
+    pred = target + torch.randn(200, 3, generator=rng(1)) * torch.tensor([0.1, 0.7, 2.0])
+    expected = metrics.r2_score(target.numpy(), pred.numpy(), multioutput="raw_values")
+    assert r2(pred, target).tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    flat = metrics.r2_score(target.flatten().numpy(), pred.flatten().numpy())
+    assert pooled_r2(pred, target) == pytest.approx(flat, rel=1e-4)
+    assert r2(target.mean(0).expand_as(target), target).abs().max() < 1e-5
+
+
+def test_ridge_agrees_with_scikit_learn():
+    linear = pytest.importorskip("sklearn.linear_model")
+    x = torch.randn(300, 6, generator=rng())
+    y = x @ torch.randn(6, 2, generator=rng(1)) + 3 + 0.5 * torch.randn(300, 2, generator=rng(2))
+    mean, scale = x.mean(0), x.std(0) + 1e-6
+    model = linear.Ridge(alpha=10.0).fit(((x - mean) / scale).numpy(), y.numpy())
+    expected = torch.from_numpy(model.predict(((x[:50] - mean) / scale).numpy()))
+    ours = ridge_probe(x, y, x[:50], penalties=[10.0])
+    torch.testing.assert_close(ours.double(), expected.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_ridge_chooses_its_penalty_on_held_out_pairs():
+    x = torch.randn(60, 50, generator=rng())  # almost as many features as pairs
+    y = x[:, :1] + 2.0 * torch.randn(60, 1, generator=rng(1))
+    test = torch.randn(400, 50, generator=rng(2))
+    chosen = ridge_probe(x, y, test)
+    weakest = ridge_probe(x, y, test, penalties=[1e-6])
+    assert r2(chosen, test[:, :1]).item() > r2(weakest, test[:, :1]).item()
+
+
+def test_the_token_probe_reads_what_the_mean_token_hides():
+    x = torch.randn(3000, 4, 5, generator=rng())
+    y = torch.stack([x[:, 0, 0] - x[:, 2, 0], (x[:, 1, 1] * x[:, 3, 1]).tanh()], 1)
+    fit = Fit(epochs=20, batch=64)
+    tokens = r2(token_probe(x[:2500], y[:2500], x[2500:], fit), y[2500:])
+    assert tokens[0] > 0.95
+    pooled = r2(mlp_probe(x[:2500].mean(1), y[:2500], x[2500:].mean(1), fit, 64), y[2500:])
+    assert pooled.max() < 0.3
+
+
+def test_the_mlp_learns_a_nonlinear_target_that_ridge_cannot():
+    x = torch.randn(2500, 3, generator=rng())
+    y = (x[:, :1] * x[:, 1:2]).tanh()
+    fit = Fit(epochs=20, batch=64)
+    assert r2(mlp_probe(x[:2000], y[:2000], x[2000:], fit, 128), y[2000:]) > 0.8
+    assert r2(ridge_probe(x[:2000], y[:2000], x[2000:]), y[2000:]) < 0.1
+
+
+def test_probes_repeat_and_leave_the_global_generator_alone():
+    x, y = torch.randn(200, 4, 3, generator=rng()), torch.randn(200, 2, generator=rng(1))
+    before = torch.get_rng_state()
+    first = token_probe(x, y, x[:9], Fit(epochs=2, seed=5))
+    assert torch.equal(first, token_probe(x, y, x[:9], Fit(epochs=2, seed=5)))
+    assert not torch.equal(first, token_probe(x, y, x[:9], Fit(epochs=2, seed=6)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_bootstrap_interval_holds_the_score_and_narrows_with_pairs():
+    widths = []
+    for n in (200, 5000):
+        target = torch.randn(n, 1, generator=rng())
+        pred = target + 0.5 * torch.randn(n, 1, generator=rng(1))
+        low, high = bootstrap(pred, target)
+        assert low < r2(pred, target) < high
+        widths.append((high - low).item())
+    assert widths[1] < 0.4 * widths[0]
+
+
+@pytest.mark.parametrize("probe", [ridge_probe, mlp_probe, token_probe])
+def test_bad_features_are_refused(probe):
+    x, y = torch.randn(10, 2, 3), torch.randn(10, 1)
+    with pytest.raises(ValueError, match="x_test: expected finite"):
+        probe(x, y, torch.full((1, 2, 3), math.nan))
+    with pytest.raises(ValueError, match="N > 1"):
+        probe(x[:0], y[:0], x)
+    with pytest.raises(ValueError, match="expected"):
+        probe(x, y[:5], x)
