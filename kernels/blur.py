@@ -175,34 +175,35 @@ def _launch(
     tile, span, num_warps = _launch_config(max_sigma)
     tiles = triton.cdiv(height, tile), triton.cdiv(width, tile)
     totals = image.new_empty((batch, steps, tiles[0] * tiles[1]), dtype=torch.float32)
-    _blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
-        pred,
-        image,
-        sigma.contiguous(),
-        constants(tuple(mean), image.device, torch.float32) if mean is not None else None,
-        constants(tuple(std), image.device, torch.float32) if std is not None else None,
-        out,
-        totals,
-        steps,
-        height,
-        width,
-        width // patch_size if patch_size else 1,
-        *tiles,
-        max_sigma,
-        *pred.stride()[:2],
-        *pred_strides(pred, patch_size),
-        *image.stride(),
-        C=image.shape[1],
-        PATCH=patch_size,
-        LOSS=loss,
-        HAS_NORM=mean is not None,
-        SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
-        GRAD=grad,
-        R=radius(max_sigma),
-        TILE=tile,
-        SPAN=span,
-        num_warps=num_warps,
-    )
+    with torch.cuda.device_of(image):
+        _blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
+            pred,
+            image,
+            sigma.contiguous(),
+            constants(tuple(mean), image.device, torch.float32) if mean is not None else None,
+            constants(tuple(std), image.device, torch.float32) if std is not None else None,
+            out,
+            totals,
+            steps,
+            height,
+            width,
+            width // patch_size if patch_size else 1,
+            *tiles,
+            max_sigma,
+            *pred.stride()[:2],
+            *pred_strides(pred, patch_size),
+            *image.stride(),
+            C=image.shape[1],
+            PATCH=patch_size,
+            LOSS=loss,
+            HAS_NORM=mean is not None,
+            SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
+            GRAD=grad,
+            R=radius(max_sigma),
+            TILE=tile,
+            SPAN=span,
+            num_warps=num_warps,
+        )
     return totals.sum(-1)
 
 

@@ -124,30 +124,31 @@ def _warp_op(
     device = image.device
     color = color if color is None else color.float().contiguous()
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
-    _warp_fwd_kernel[(batch * steps * blocks,)](
-        image,
-        theta,
-        color,
-        constants(tuple(mean), device, torch.float32) if mean is not None else None,
-        constants(tuple(std), device, torch.float32) if std is not None else None,
-        out,
-        steps,
-        height,
-        width,
-        *image.shape[2:],
-        blocks,
-        *image.stride(),
-        *theta.stride()[:2],
-        C=channels,
-        PADDING=padding_mode,
-        ALIGN=align_corners,
-        HAS_COLOR=color is not None,
-        HAS_NORM=mean is not None,
-        SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
-        ROUND=dtype == torch.uint8,
-        BLOCK=block,
-        num_warps=num_warps,
-    )
+    with torch.cuda.device_of(image):
+        _warp_fwd_kernel[(batch * steps * blocks,)](
+            image,
+            theta,
+            color,
+            constants(tuple(mean), device, torch.float32) if mean is not None else None,
+            constants(tuple(std), device, torch.float32) if std is not None else None,
+            out,
+            steps,
+            height,
+            width,
+            *image.shape[2:],
+            blocks,
+            *image.stride(),
+            *theta.stride()[:2],
+            C=channels,
+            PADDING=padding_mode,
+            ALIGN=align_corners,
+            HAS_COLOR=color is not None,
+            HAS_NORM=mean is not None,
+            SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
+            ROUND=dtype == torch.uint8,
+            BLOCK=block,
+            num_warps=num_warps,
+        )
     return out
 
 

@@ -74,9 +74,15 @@ cases = {
     "warp": (warp._warp_fwd_kernel, warp_ptrs, warped, 4, 512),
     "blur_recon": (blur._blur_fwd_kernel, blur_ptrs, blurred, 4, 256),
 }
+for padding in ("zeros", "border", "reflection"):
+    for align in (False, True):
+        options = {"PADDING": padding, "ALIGN": align, "PATCH": 0, "LOSS": "l1"}
+        constants = {**every, **options}
+        name = f"warp_recon, {padding}, align_corners={align}"
+        cases[name] = (warp_recon._warp_recon_fwd_kernel, recon_ptrs, constants, 4, 512)
 out = {}
 for name, (kernel, pointers, constants, warps, pixels) in cases.items():
-    for arch in (80, 90, 100):
+    for arch in (80, 90, 100) if "align_corners" not in name else (90,):
         row = compile(kernel, pointers, constants, {"num_warps": warps}, arch)
         row["per_pixel"] = row["instructions"] * warps * 32 / pixels
         out[f"{name} sm_{arch}"] = row
