@@ -60,7 +60,7 @@ def pretrain(
         FileNotFoundError: `resume` without a checkpoint.
         FloatingPointError: the loss was not finite at a logging step.
     """
-    found = _open_run(run_dir, config, resume)
+    found = _find_checkpoint(run_dir, resume)
     device = torch.device(config.train.resolved_device())
     torch.manual_seed(config.train.seed)
     method: Method = build(config).to(device)
@@ -81,8 +81,11 @@ def pretrain(
                 seed=config.train.seed,
                 device=device,
                 state=state["data"],
+                dtype=config.train.autocast_dtype(device) or torch.float32,
             )
         )
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.json").write_text(config.to_json())
         log = stack.enter_context(Log(run_dir, state["step"], config.train.tensorboard))
         bar = stack.enter_context(progress or Progress())
         run = _Run(config, method, optimizer, average, loader, log, bar, run_dir)
@@ -116,11 +119,12 @@ class _Run:
     def loop(self, step: int, seconds: float, max_steps: int | None) -> None:
         train, optim = self.config.train, self.config.optim
         clock = Clock(train.minutes, self.config.total_steps(len(self.loader)), max_steps, seconds)
-        meter = Meter(self.config.data.batch_size * train.accumulate)
+        meter = Meter(self.config.data.batch_size)
         batches = meter.timed(iter(self.loader))
         params = [p for p in self.method.parameters() if p.requires_grad]
         self.method.train()
-        while not clock.done(step):
+        last = clock.done(step)
+        while not last:
             progress = clock.progress(step)
             lr = warmup_cosine(progress, self.config.peak_lr(), optim.final_lr, optim.warmup)
             for group in self.optimizer.param_groups:
@@ -128,6 +132,7 @@ class _Run:
             for _ in range(train.accumulate):
                 out = self._forward(next(batches))
                 (out["loss"] / train.accumulate).backward()
+                meter.add(out, batches=1)
             norm = nn.utils.clip_grad_norm_(params, optim.clip or math.inf)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -135,7 +140,7 @@ class _Run:
             if self.average is not None:
                 self.average.update(self.method)
             step += 1
-            meter.add({**out, "grad_norm": norm})
+            meter.add({"grad_norm": norm})
             last = clock.done(step)
             if step % train.log_every == 0 or last or step == 1:
                 row = {"step": step, "epoch": self.loader.epoch, "lr": lr, **meter.read()}
@@ -198,13 +203,13 @@ class Clock:
 class Meter:
     """Means of a step's scalars and the loop's speed; touches the device only when read."""
 
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
         self._reset()
 
     def _reset(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps, self.waited, self.since = 0, 0.0, time.monotonic()
+        self.values: dict[str, list[Tensor]] = {}
+        self.batches, self.waited, self.since = 0, 0.0, time.monotonic()
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -213,21 +218,19 @@ class Meter:
             self.waited += time.monotonic() - start
             yield batch
 
-    def add(self, out: dict[str, Tensor]) -> None:
+    def add(self, out: dict[str, Tensor], batches: int = 0) -> None:
         for name, value in out.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
+            self.values.setdefault(name, []).append(value.detach().float())
+        self.batches += batches
 
     def read(self) -> dict[str, float]:
         """Means since the last read, with images/s and the share of time spent awaiting data."""
         elapsed = max(time.monotonic() - self.since, 1e-9)
-        names = list(self.sums)
-        means = (torch.stack([self.sums[n] for n in names]) / self.steps).tolist()
-        row = dict(zip(names, means, strict=True))
+        means = torch.stack([torch.stack(values).mean() for values in self.values.values()])
+        row = dict(zip(self.values, means.tolist(), strict=True))
         if not math.isfinite(row["loss"]):
             raise FloatingPointError(f"loss is {row['loss']} (parts: {row}); lower the rate?")
-        row["images_per_s"] = self.images_per_step * self.steps / elapsed
+        row["images_per_s"] = self.batch_size * self.batches / elapsed
         row["data_wait"] = self.waited / elapsed
         self._reset()
         return row
@@ -270,13 +273,11 @@ def _summary_writer(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def _open_run(run_dir: Path, config: Config, resume: bool) -> Path | None:
-    """Creates the folder, or finds the checkpoint to go on from."""
+def _find_checkpoint(run_dir: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from; refuses a folder that is not what `resume` says it is."""
     found = checkpoint.latest(run_dir / "checkpoints")
     if resume and found is None:
         raise FileNotFoundError(f"--resume: no checkpoint in {run_dir / 'checkpoints'}")
     if not resume and (run_dir / "config.json").exists():
         raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.json").write_text(config.to_json())
     return found

@@ -68,7 +68,7 @@ class TIR(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One step's losses: "loss" (to minimise), "ssl", "recon" and the base's parts."""
         between, end = self._points(batch.path)
-        v2 = self._view(batch.u, end).to(batch.v1.dtype)
+        v2 = self._view(batch.u, end, batch.v1.dtype)
         _, z_inv, z_equi = self._encode(torch.cat([batch.v1, v2]))
         base = self.base(*z_inv.chunk(2))
         out = {name: value for name, value in base.items() if name != "loss"}
@@ -100,13 +100,13 @@ class TIR(Method):
         if self.decoder is None:
             raise ValueError("reconstruct: this model has no decoders (num_steps = 0)")
         between, end = self._points(batch.path)
-        v2 = self._view(batch.u, end)
-        _, _, z_equi = self._encode(torch.cat([batch.v1, v2.to(batch.v1.dtype)]))
+        v2 = self._view(batch.u, end, batch.v1.dtype)
+        _, _, z_equi = self._encode(torch.cat([batch.v1, v2]))
         pred = self.decoder(torch.cat(z_equi.chunk(2), -1)).float()
         return {
             "v1": batch.v1.float(),
             "v2": v2.float(),
-            "target": self._view(batch.u, between).float(),
+            "target": self._view(batch.u, between, torch.float32),
             "pred": pred if pred.ndim == 5 else unpatchify(pred, self.encoder.patch_size),
         }
 
@@ -122,10 +122,10 @@ class TIR(Method):
         every = self.path.at(params, [*between, 1.0], size, self.views.zoom)
         return _steps(every, slice(None, -1)), _steps(every, -1)
 
-    def _view(self, u: Tensor, at: Transform) -> Tensor:
+    def _view(self, u: Tensor, at: Transform, dtype: torch.dtype) -> Tensor:
         mean, std = self.views.mean, self.views.std
         if at.sigma is not None:
-            return gaussian_blur(u, at.sigma, mean=mean, std=std)
+            return gaussian_blur(u, at.sigma, mean=mean, std=std, dtype=dtype)
         size = (self.views.image_size, self.views.image_size)
         return warp(
             u,
@@ -134,6 +134,7 @@ class TIR(Method):
             size=size,
             mean=mean,
             std=std,
+            dtype=dtype,
             padding_mode=self.views.padding_mode,
         )
 
