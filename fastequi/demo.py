@@ -77,7 +77,10 @@ def judge(config: Config, method: TIR, train_pairs: int, console: Console) -> Re
         train = _pairs(config, TRAIN_REGION, train_pairs, device, seed=1)
         test = _pairs(config, TEST_REGION, _TEST_PAIRS, device, seed=2)
         return evaluate(
-            {"random init": random_init.features, "TIR": method.features},
+            {
+                "random init": (random_init.features, ("z_equi", "patch")),
+                "TIR": (method.features, ("z_equi", "z_inv", "patch")),
+            },
             train,
             test,
             path,

@@ -57,14 +57,13 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
 
     seen = []
     report = evaluate(
-        {"knows": knows, "blind": blind},
+        {"knows": (knows, ("z_equi",)), "blind": (blind, ("z_equi",))},
         train,
         test,
         path,
         VIEWS,
         patch_size=4,
         fit=Fit(epochs=8, batch=64),
-        names=("z_equi",),
         on_row=seen.append,
     )
     best = report.best("knows, z_equi")

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich import box
 from rich.table import Table
 from torch import Tensor
 
@@ -100,22 +101,20 @@ class Report:
         return dataclasses.asdict(self)
 
     def table(self) -> Table:
-        """For the terminal."""
+        """For the terminal; the first parameter with its interval and its median error."""
         title = f"R² on unseen parts, {self.train_pairs:,} / {self.test_pairs:,} pairs"
-        table = Table("features of the pair", "probe", title=title)
-        for name in self.names:
-            table.add_column(f"{name} [95 %]", justify="right")
-        for name in ("mean", "pooled", f"median |Δ{self.names[0]}|"):
-            table.add_column(name, justify="right")
+        table = Table(title=title, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
+        table.add_column("features", no_wrap=True)
+        table.add_column("probe", no_wrap=True)
+        first, *others = self.names
+        for name in (first, "95 %", *others, "mean", "pooled", f"|Δ{first}|"):
+            table.add_column(name, justify="right", no_wrap=True)
         previous = ""
         for score in self.scores:
-            cells = [
-                f"{v:.2f} [{low:.2f}, {high:.2f}]"
-                for v, low, high in zip(score.r2, score.low, score.high, strict=True)
-            ]
+            value, *rest = (f"{v:.2f}" for v in (*score.r2, score.mean, score.pooled))
+            interval = f"{score.low[0]:.2f}..{score.high[0]:.2f}"
             label = "" if score.features == previous else score.features
-            rest = (f"{score.mean:.2f}", f"{score.pooled:.2f}", f"{score.error[0]:.1f}")
-            table.add_row(label, score.probe, *cells, *rest)
+            table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.1f}")
             previous = score.features
         return table
 
@@ -157,26 +156,24 @@ def pair_tokens(features: Features, pairs: Pairs, batch: int = 1000) -> dict[str
 
 
 def evaluate(
-    encoders: dict[str, Features],
+    encoders: dict[str, tuple[Features, tuple[str, ...]]],
     train: Pairs,
     test: Pairs,
     path: Path,
     views: Views,
     patch_size: int,
     fit: Fit = Fit(),  # noqa: B008
-    names: tuple[str, ...] = ("z_equi", "z_inv", "patch"),
     on_row: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Floors first, then every kind of features of every encoder.
 
     Args:
-        encoders: label ("TIR", "random init") to features.
+        encoders: label ("TIR", "random init") to features, and which of them to judge.
         train, test: pairs of disjoint image regions.
         path: whose parameters are read.
         views: of the pairs.
         patch_size: of the raw pixels' tokens.
         fit: of the MLPs, the same for every row.
-        names: kinds of features to judge.
         on_row: told what comes next.
 
     Returns:
@@ -203,7 +200,7 @@ def evaluate(
         score(label, "mlp", mlp_probe(small, train.params, small_test, fit, width=512))
         tokens, tokens_test = (_patches(v, patch_size) for v in (x, x_test))
         score(label, "token", token_probe(tokens, train.params, tokens_test, fit))
-    for label, features in encoders.items():
+    for label, (features, names) in encoders.items():
         on_row(label)
         tokens_of, tokens_of_test = pair_tokens(features, train), pair_tokens(features, test)
         for name in names:
