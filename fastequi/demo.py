@@ -19,6 +19,7 @@ from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import make_loader
 from fastequi.data.sources import Region, embedded_photos
+from fastequi.doctor import machine
 from fastequi.evaluate.equivariance import (
     Pairs,
     Report,
@@ -58,7 +59,12 @@ def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Repo
         f"of the nearer view in their place: {quality['nearer_view']:.2f} dB"
     )
     seconds = {"training": trained - start, "probes": time.monotonic() - trained}
-    result = {**report.to_json(), "psnr": quality, "seconds": seconds}
+    result = {
+        "machine": machine(),
+        "seconds": seconds,
+        "psnr": quality,
+        **report.to_json(),
+    }
     (run_dir / "equivariance.json").write_text(json.dumps(result, indent=1) + "\n")
     console.print(
         f"training {seconds['training']:.0f} s, probes {seconds['probes']:.0f} s; "

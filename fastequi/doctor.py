@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from fastequi import __version__
 
 _PACKAGES = {
     "torch": "everything",
@@ -56,6 +60,23 @@ def backends() -> list[tuple[str, str, str]]:
         ("images", *decoder_backend(device)),
         ("precision", "bf16 autocast" if cuda else "float32", "train.precision auto"),
     ]
+
+
+def machine() -> dict[str, str]:
+    """What a measured figure must carry: processor, device, versions."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        named = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        cpu = next(named, f":{cpu}").split(":", 1)[1].strip()
+    cuda = torch.cuda.is_available()
+    return {
+        "cpu": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "nvidia-dali", "triton")},
+        "fastequi": __version__,
+    }
 
 
 def _version(name: str) -> str:

@@ -30,6 +30,7 @@ def test_it_leaves_a_table_figures_and_pictures(tmp_path, capsys):
         assert row in rows
     saved = json.loads((tmp_path / "run" / "equivariance.json").read_text())
     assert len(saved["scores"]) == len(report.scores)
+    assert saved["machine"]["torch"] == torch.__version__
     assert 0 < saved["psnr"]["predicted"] < saved["psnr"]["nearer_view"]  # after three seconds
     assert Image.open(tmp_path / "run" / "reconstructions.png").width > 400
     assert (tmp_path / "run" / "model.safetensors").is_file()
