@@ -47,9 +47,9 @@ def demo() -> Config:
         data=ViewConfig(
             image_size=32,
             source_size=48,  # 48/32 > √2: turned alone, a view has no empty corner
-            batch_size=128,
+            batch_size=64,
             shared_crop=True,
-            samples_per_decode=16,
+            samples_per_decode=8,
             repeat=64,
             num_threads=1,
             a1=windows,
@@ -69,7 +69,7 @@ def demo() -> Config:
             var_weight=0.25,
             cov_weight=0.01,
         ),
-        optim=OptimConfig(lr=5e-3, warmup=0.03),
+        optim=OptimConfig(lr=8e-3, warmup=0.03),
         train=TrainConfig(minutes=5.0, log_every=20, checkpoint_every=0),
     )
 
