@@ -24,7 +24,8 @@ from fastequi.models.heads import SplitHead
 
 def tir_vicreg_vits16() -> Config:
     """TIR on VICReg with ViT-S/16, SE(2) path, as in the paper (800 epochs, batch 2048)."""
-    return Config()
+    # SIE's form of VICReg, which the paper builds on, weighs its terms 10/10/1
+    return Config(method=TIRConfig(inv_weight=10.0, var_weight=10.0, cov_weight=1.0))
 
 
 def demo() -> Config:

@@ -19,6 +19,8 @@ def test_the_paper_recipe_is_the_papers():
     assert (config.data.image_size, config.data.batch_size, config.train.epochs) == (224, 2048, 800)
     assert (config.method.dim, config.method.equi_dim, config.method.num_steps) == (512, 256, 2)
     assert config.method.recon_weight == 1
+    weights = (config.method.inv_weight, config.method.var_weight, config.method.cov_weight)
+    assert weights == (10, 10, 1)
     assert config.peak_lr() == pytest.approx(1e-4 * 2048 / 256)
     assert config.path.build() == paths.SE2(45, 10)
 
