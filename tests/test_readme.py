@@ -1,5 +1,6 @@
 """What the README shows is what runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -32,3 +33,23 @@ def test_every_recipe_and_variable_is_listed():
     assert read
     for name in read:
         assert f"`{name}" in README, name
+
+
+def test_the_demos_table_is_the_measured_one():
+    root = Path(__file__).parent.parent
+    measured = json.loads((root / "bench/results/demo-cpu/equivariance.json").read_text())
+    assert (root / "bench/results/demo-cpu/reconstructions.png").is_file()
+    shown = {}
+    for line in README.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if len(cells) == 8 and ".." in cells[3]:
+            shown[cells[0], cells[1]] = (cells[2], cells[4], cells[5])
+    rows = {
+        (s["features"], s["probe"]): tuple(f"{v:.2f}" for v in s["r2"])
+        for s in measured["scores"]
+        if not s["probe"].startswith("ridge")
+    }
+    assert shown == rows
+    for value in measured["psnr"].values():
+        assert f"{value:.2f} dB" in README
+    assert measured["machine"]["cpu"] in README
