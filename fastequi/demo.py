@@ -37,6 +37,7 @@ from fastequi.train import pretrain
 TRAIN_REGION: Region = (0.0, 0.0, 0.7, 1.0)
 TEST_REGION: Region = (0.7, 0.0, 1.0, 1.0)
 _TRAIN_PAIRS, _TEST_PAIRS = 24_000, 2_000
+_TABLE_WIDTH = 106
 
 
 def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Report:
@@ -48,6 +49,7 @@ def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Repo
         train_pairs: for the probes; the fewer, the more they judge themselves.
     """
     console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps, it does not cut
     start = time.monotonic()
     method = pretrain(config, embedded_photos(TRAIN_REGION), run_dir)
     assert isinstance(method, TIR)
