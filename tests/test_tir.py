@@ -34,7 +34,7 @@ def built(config: Config):
 
 
 def test_the_loss_is_the_papers_sum():
-    model, batch = built(small(recon_weight=0.7))
+    model, batch = built(small(recon_weight=0.7, inv_weight=25.0, var_weight=25.0, cov_weight=1.0))
     out = model(batch)
     torch.testing.assert_close(out["loss"], out["ssl"] + 0.7 * out["recon"])
     expected = 25 * out["inv"] + 25 * out["var"] + out["cov"]
