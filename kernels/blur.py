@@ -21,8 +21,16 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton, use_triton
-from fastequi.kernels.pixel_loss import _error, error_, error_ref, kernel_layout, patchify
-from fastequi.kernels.pixel_loss import strides_of as pred_strides
+from fastequi.kernels.pixel_loss import (
+    _error,
+    error_,
+    error_ref,
+    kernel_layout,
+    loss_outputs,
+    patchify,
+    scaled,
+    strides_of,
+)
 from fastequi.kernels.sampling import color_ref, constants, to_float
 
 _CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
@@ -191,7 +199,7 @@ def _launch(
             *tiles,
             max_sigma,
             *pred.stride()[:2],
-            *pred_strides(pred, patch_size),
+            *strides_of(pred, patch_size),
             *image.stride(),
             C=image.shape[1],
             PATCH=patch_size,
@@ -248,7 +256,7 @@ def _blur_recon_op(
     pred_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """(total [B, K], d total/d pred or empty)."""
-    total, grad = _outputs(pred, sigma, pred_grad)
+    total, grad = loss_outputs(pred, (sigma.shape[0], sigma.shape[1]), pred_grad)
     if pred.numel() == 0:
         return total.zero_(), grad
     if use_triton(pred):
@@ -264,15 +272,9 @@ def _blur_recon_op(
     return total, grad
 
 
-def _outputs(pred: Tensor, sigma: Tensor, pred_grad: bool) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
-    total = pred.new_empty(sigma.shape, dtype=dtype)
-    return total, torch.empty_like(pred) if pred_grad else pred.new_empty(0)
-
-
 @_blur_recon_op.register_fake
 def _(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad):
-    return _outputs(pred, sigma, pred_grad)
+    return loss_outputs(pred, sigma.shape, pred_grad)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -284,7 +286,7 @@ def _backward(ctx, g_total, g_grad):
     (grad,) = ctx.saved_tensors
     d_pred = None
     if g_total is not None and ctx.needs_input_grad[0]:
-        d_pred = (grad * g_total.view(*g_total.shape, *[1] * (grad.ndim - 2))).to(grad.dtype)
+        d_pred = scaled(grad, g_total)
     return (d_pred, *[None] * 8)
 
 

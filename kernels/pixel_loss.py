@@ -99,3 +99,14 @@ def kernel_layout(pred: Tensor, patch_size: int) -> Tensor:
         dense = dense and (size == 1 or stride == expected)
         expected *= size
     return pred if dense and (not patch_size or pred.stride(-1) == 1) else pred.contiguous()
+
+
+def loss_outputs(pred: Tensor, steps: tuple[int, int], grad: bool) -> tuple[Tensor, Tensor]:
+    """(total [B, K], gradient in the prediction's layout or empty), unwritten."""
+    dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    return pred.new_empty(steps, dtype=dtype), torch.empty_like(pred) if grad else pred.new_empty(0)
+
+
+def scaled(grad: Tensor, g_total: Tensor) -> Tensor:
+    """The gradient that the forward has written, times the incoming one [B, K]."""
+    return (grad * g_total.view(*g_total.shape, *[1] * (grad.ndim - 2))).to(grad.dtype)

@@ -31,7 +31,9 @@ from fastequi.kernels.pixel_loss import (
     error_,
     error_ref,
     kernel_layout,
+    loss_outputs,
     patchify,
+    scaled,
     strides_of,
 )
 from fastequi.kernels.sampling import (
@@ -254,11 +256,9 @@ def _warp_recon_op(
 def _outputs(
     pred: Tensor, theta: Tensor, mask_outside: bool, pred_grad: bool, theta_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
     batch, steps = theta.shape[:2]
-    total = pred.new_empty((batch, steps), dtype=dtype)
+    total, grad = loss_outputs(pred, (batch, steps), pred_grad)
     count = total.new_empty((batch, steps) if mask_outside else 0)
-    grad = torch.empty_like(pred) if pred_grad else pred.new_empty(0)
     dtheta = total.new_empty((batch, steps, 2, 3) if theta_grad else 0)
     return total, count, grad, dtheta
 
@@ -283,8 +283,7 @@ def _backward(ctx, g_total, g_count, g_grad, g_dtheta):
     grad, dtheta = ctx.saved_tensors
     d_pred = d_theta = None
     if g_total is not None and ctx.needs_input_grad[0]:
-        shape = (*g_total.shape, *[1] * (grad.ndim - 2))
-        d_pred = (grad * g_total.view(shape)).to(grad.dtype)
+        d_pred = scaled(grad, g_total)
     if g_total is not None and ctx.needs_input_grad[2]:
         d_theta = (dtheta * g_total[..., None, None]).to(ctx.theta_dtype)
     return (d_pred, None, d_theta, *[None] * 12)
