@@ -1,10 +1,12 @@
+import importlib.abc
+import importlib.machinery
 import sys
 import types
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fastequi.models import vit
 
@@ -54,32 +56,37 @@ def test_parameters_carry_timms_names_and_shapes(name, patch):
     assert ours == timm_names(dim, depth, patch, (224 // patch) ** 2 + 1, 1000)
 
 
-_NOT_USED = [
-    "torchvision",
-    *(f"torchvision.{part}" for part in ("transforms", "ops", "ops.misc", "models", "datasets")),
-    *("torchvision.transforms.functional", "torchvision.models.feature_extraction"),
-    *("torchvision.datasets.folder", "huggingface_hub", "huggingface_hub.utils"),
-]
+class _Unused(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports of packages that timm's model file names but the model never touches."""
+
+    names = ("torchvision", "huggingface_hub")
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        module = types.ModuleType(spec.name)
+        module.__getattr__ = lambda name: mock.MagicMock()
+        return module
+
+    def exec_module(self, module):
+        pass
 
 
 def timm_vit():
-    """timm's VisionTransformer; its package imports torchvision, which the model does not use."""
-    stubs = {}
-    for name in _NOT_USED:
-        if name not in sys.modules:
-            stubs[name] = types.ModuleType(name)
-            stubs[name].__getattr__ = lambda attribute: type(attribute, (nn.Module,), {})
-    try:
-        import torchvision  # noqa: F401
-    except Exception:
-        sys.modules.update(stubs)
+    """timm's VisionTransformer, the real one; a machine without torchvision need not skip it."""
+    finder = _Unused()
+    sys.meta_path.append(finder)  # last: an installed torchvision is found first
     try:
         from timm.models.vision_transformer import VisionTransformer
     except Exception as error:
         pytest.skip(f"timm cannot be imported: {error}")
     finally:
-        for name in stubs:
-            sys.modules.pop(name, None)
+        sys.meta_path.remove(finder)
+        for name in [n for n, m in sys.modules.items() if getattr(m, "__loader__", None) is finder]:
+            del sys.modules[name]
     return VisionTransformer
 
 
