@@ -23,7 +23,8 @@ def dry_run(config: Config) -> None:
     method = build(config)
     table = Table("part", "parameters", title="parameters")
     for name, part in method.named_children():
-        table.add_row(name, f"{count(part):,}")
+        if count(part):
+            table.add_row(name, f"{count(part):,}")
     table.add_row("all", f"{count(method):,}", style="bold")
     console.print(table)
     console.print(memory_table(config, method))
