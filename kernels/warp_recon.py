@@ -169,7 +169,7 @@ def _warp_recon_fwd_kernel(
 
 
 def _launch_config(pixels: int) -> tuple[int, int]:
-    """(BLOCK, num_warps): four pixels per thread share the index arithmetic; eight would spill."""
+    """(BLOCK, num_warps): four pixels per thread; with every option on, eight spill."""
     return (512, 4) if pixels >= 2048 else (128, 4)
 
 

@@ -178,8 +178,8 @@ def evaluate(
 
     Returns:
         For tokens the token probe, an MLP on the mean token and ridge on the mean token; for raw
-        pixels the token probe on patches, an MLP on all pixels at half resolution and ridge on
-        those.
+        pixels the token probe on patches and an MLP on all pixels at half resolution. The MLPs
+        are 512 wide.
     """
     scales = path.scales(views.image_size)
     scores: list[Score] = []
