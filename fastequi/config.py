@@ -102,7 +102,7 @@ class TrainConfig:
     minutes: float = 0.0  # a wall-time budget instead of epochs
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on a GPU
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where it is fast
     accumulate: int = 1  # batches per optimiser step
     compile: bool = False
     average_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
@@ -119,8 +119,20 @@ class TrainConfig:
         return self.device
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+        """bfloat16 if asked for, or by "auto" on a GPU or a CPU that multiplies it natively."""
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and has_fast_bf16(device))
         return torch.bfloat16 if bf16 else None
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether matrices multiply faster in bfloat16: on GPUs, and on CPUs with instructions for it.
+
+    Emulated on other CPUs it is slower than float32, so torch's own flags decide there.
+    """
+    if device.type != "cpu":
+        return device.type == "cuda"
+    flags = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older PyTorch
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
 
 
 @dataclass(frozen=True)

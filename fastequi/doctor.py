@@ -43,6 +43,7 @@ def report() -> str:
 
 def backends() -> list[tuple[str, str, str]]:
     """(part, backend, reason) for every part that has a choice."""
+    from fastequi.config import has_fast_bf16
     from fastequi.data.dali import decoder_backend
     from fastequi.functional import backend
     from fastequi.models.attention import available_backends
@@ -58,7 +59,7 @@ def backends() -> list[tuple[str, str, str]]:
         ("path loss, warp, blur", *backend(device)),
         ("attention", chosen, why),
         ("images", *decoder_backend(device)),
-        ("precision", "bf16 autocast" if cuda else "float32", "train.precision auto"),
+        ("precision", "bf16 autocast" if has_fast_bf16(device) else "float32", "train.precision auto"),
     ]
 
 
