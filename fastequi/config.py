@@ -131,7 +131,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     """
     if device.type != "cpu":
         return device.type == "cuda"
-    flags = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older PyTorch
+    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch
+        return False
+    flags = torch.cpu.get_capabilities()
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
 
 

@@ -59,7 +59,11 @@ def backends() -> list[tuple[str, str, str]]:
         ("path loss, warp, blur", *backend(device)),
         ("attention", chosen, why),
         ("images", *decoder_backend(device)),
-        ("precision", "bf16 autocast" if has_fast_bf16(device) else "float32", "train.precision auto"),
+        (
+            "precision",
+            "bf16 autocast" if has_fast_bf16(device) else "float32",
+            "train.precision auto",
+        ),
     ]
 
 

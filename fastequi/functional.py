@@ -100,6 +100,8 @@ def warp_recon_loss(
     _check_color(color, theta, image)
     patch, target_size = _check_pred(pred, image, theta.shape[1], layout, patch_size, size)
     _same_device(image, pred=pred, theta=theta, color=color)
+    values = image.shape[1] * target_size[0] * target_size[1]
+    weight = _weight(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
     total, count = _warp_recon.warp_recon_loss(
         pred,
         image,
@@ -113,9 +115,9 @@ def warp_recon_loss(
         padding_mode=padding_mode,
         align_corners=align_corners,
         mask_outside=mask_outside,
+        weight=weight,
     )
-    values = image.shape[1] * target_size[0] * target_size[1]
-    return _reduce(total, count, values, reduction, single)
+    return _reduce(total, count, weight, reduction, single)
 
 
 def warp(
@@ -225,7 +227,9 @@ def blur_recon_loss(
         std=std,
         max_sigma=max_sigma,
     )
-    return _reduce(total, None, image[0].numel() if len(image) else 1, reduction, single)
+    values = image.shape[1] * size[0] * size[1]
+    weight = _weight(values, sigma.numel(), reduction, masked=False)
+    return _reduce(total, None, weight, reduction, single)
 
 
 def gaussian_blur(
@@ -265,17 +269,25 @@ def gaussian_blur(
     return out[:, 0] if single else out
 
 
+def _weight(values: int, pairs: int, reduction: str, masked: bool) -> float:
+    """What the sums [B, K] over `values` each are to be multiplied by, where that is a constant."""
+    if masked or reduction == "sum":
+        return 1.0
+    return 1.0 / max(values * (pairs if reduction == "mean" else 1), 1)
+
+
 def _reduce(
-    total: Tensor, count: Tensor | None, values: int, reduction: str, single: bool
+    total: Tensor, count: Tensor | None, weight: float, reduction: str, single: bool
 ) -> Tensor:
-    """Sums [B, K] to what was asked for; `count` replaces `values` where pixels were left out."""
-    if reduction == "sum":
-        return total.sum()
-    if reduction == "none":
-        mean = total / values if count is None else total / count.clamp(min=1)
-        return mean[:, 0] if single else mean
+    """Sums [B, K] to what was asked for, by the weight or by what `count` has left of values."""
     if count is None:
-        return total.sum() / max(values * total.numel(), 1)
+        total = total * weight
+    elif reduction == "none":
+        total = total / count.clamp(min=1)
+    if reduction == "none":
+        return total[:, 0] if single else total
+    if count is None or reduction == "sum":
+        return total.sum()
     return total.sum() / count.sum().clamp(min=1)
 
 

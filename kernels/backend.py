@@ -1,4 +1,4 @@
-"""Which implementation an op runs: Triton kernels on a GPU, a lean PyTorch path on a CPU.
+"""Which implementation an op runs: Triton kernels on a GPU, C on a CPU, else a lean PyTorch path.
 
 Under TRITON_INTERPRET=1 (set before Triton is first imported) the kernels also run on CPU tensors,
 slowly: that is how they are tested without a GPU, through :func:`force`.
@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import torch
 
+from fastequi.kernels import native
+
 try:
     import triton
     import triton.language as tl
@@ -25,32 +27,45 @@ except Exception as error:  # a broken install raises more than ImportError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+NAMES = ("triton", "native", "torch")
+
 _forced: str | None = None
 
 
 def choose(device: torch.device) -> tuple[str, str]:
-    """("triton" or "torch", why) for tensors on a device."""
+    """("triton", "native" or "torch", why) for tensors on a device."""
     if _forced is not None:
         return _forced, "forced"
-    if TRITON_ERROR is not None:
-        return "torch", f"Triton cannot be imported ({TRITON_ERROR})"
     if device.type == "cuda":
+        if TRITON_ERROR is not None:
+            return "torch", f"Triton cannot be imported ({TRITON_ERROR})"
         return "triton", f"fused kernels, Triton {triton.__version__}"
-    return "torch", "no CUDA device: gradient in the forward, a chunk of targets at a time"
+    if device.type != "cpu":
+        return "torch", f"no kernels for {device.type}"
+    reason = native.obstacle()
+    if reason is not None:
+        return "torch", f"lean PyTorch path, since the C kernels cannot run: {reason}"
+    return "native", f"C kernels, instruction set {native.instruction_set()}; blur in PyTorch"
 
 
 def use_triton(tensor: torch.Tensor) -> bool:
     return choose(tensor.device)[0] == "triton"
 
 
+def use_native(tensor: torch.Tensor) -> bool:
+    return choose(tensor.device)[0] == "native"
+
+
 @contextmanager
 def force(name: str) -> Iterator[None]:
-    """Insists on "triton" or "torch" within a block, for tests and benches."""
+    """Insists on one of NAMES within a block, for tests and benches."""
     global _forced
-    if name not in ("triton", "torch"):
-        raise ValueError(f"name: expected 'triton' or 'torch', got {name!r}")
+    if name not in NAMES:
+        raise ValueError(f"name: expected one of {NAMES}, got {name!r}")
     if name == "triton" and not (torch.cuda.is_available() or INTERPRETED):
         raise RuntimeError("Triton needs a CUDA device, or TRITON_INTERPRET=1 from the start")
+    if name == "native" and (reason := native.obstacle()) is not None:
+        raise RuntimeError(f"the C kernels cannot run here: {reason}")
     before, _forced = _forced, name
     try:
         yield

@@ -62,13 +62,12 @@ def error_ref(pred: Tensor, target: Tensor, loss: str) -> Tensor:
     return F.smooth_l1_loss(pred, target, reduction="none")
 
 
-def error_(d: Tensor, loss: str, out: Tensor | None) -> Tensor:
-    """Sum of the error over all but the first two axes; its derivative by d goes to `out`."""
+def error_(d: Tensor, loss: str, out: Tensor | None, weight: float = 1.0) -> Tensor:
+    """Sum of the error over all but the first two axes; `weight` times its derivative to `out`."""
     if out is not None:
-        if loss == "mse":
-            torch.mul(d, 2, out=out) if out.dtype == d.dtype else out.copy_(d * 2)
-        else:
-            out.copy_(d.sign() if loss == "l1" else d.clamp(-1, 1))
+        slope = d if loss == "mse" else d.sign() if loss == "l1" else d.clamp(-1, 1)
+        factor = 2 * weight if loss == "mse" else weight
+        torch.mul(slope, factor, out=out) if out.dtype == d.dtype else out.copy_(slope * factor)
     axes = tuple(range(2, d.ndim))
     if loss == "mse":
         return d.square().sum(axes)
@@ -107,6 +106,13 @@ def loss_outputs(pred: Tensor, steps: tuple[int, int], grad: bool) -> tuple[Tens
     return pred.new_empty(steps, dtype=dtype), torch.empty_like(pred) if grad else pred.new_empty(0)
 
 
-def scaled(grad: Tensor, g_total: Tensor) -> Tensor:
-    """The gradient that the forward has written, times the incoming one [B, K]."""
-    return (grad * g_total.view(*g_total.shape, *[1] * (grad.ndim - 2))).to(grad.dtype)
+def scaled(grad: Tensor, g_total: Tensor, weight: float = 1.0) -> Tensor:
+    """What the forward has written, `weight` times the gradient, for the incoming one [B, K].
+
+    On a CPU, where looking costs nothing, the usual case is no work: the weight was the right one.
+    """
+    factor = g_total / weight
+    traced = type(factor) is not Tensor  # torch.compile's stand-ins have no values to look at
+    if factor.device.type == "cpu" and not traced and (factor == 1).all():
+        return grad
+    return (grad * factor.view(*factor.shape, *[1] * (grad.ndim - 2))).to(grad.dtype)

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels import native
+from fastequi.kernels.backend import tl, triton, use_native, use_triton
 from fastequi.kernels.sampling import (
     _affine_taps,
     _bilinear,
@@ -116,6 +117,9 @@ def _warp_op(
     batch, steps, channels = *theta.shape[:2], image.shape[1]
     out = image.new_empty((batch, steps, channels, height, width), dtype=dtype)
     if out.numel() == 0:
+        return out
+    if use_native(image) and native.samples(image) and dtype in native.DTYPES:
+        native.warp(out, image, theta, color, mean, std, padding_mode, align_corners)
         return out
     if not use_triton(image):
         return _lean(image, theta, color, mean, std, padding_mode, align_corners, out)

@@ -23,7 +23,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels import native
+from fastequi.kernels.backend import tl, triton, use_native, use_triton
 from fastequi.kernels.pixel_loss import (
     _error,
     _pixel_of,
@@ -188,17 +189,22 @@ def _warp_recon_op(
     padding_mode: str,
     align_corners: bool,
     mask_outside: bool,
+    weight: float,
     pred_grad: bool,
     theta_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(total [B, K], count [B, K] or empty, d total/d pred or empty, d total/d θ or empty)."""
+    """(total [B, K], count [B, K] or empty, d total/d pred or empty, d total/d θ or empty).
+
+    d total/d pred comes `weight` times as large on a CPU, so that a mean's backward has no work.
+    """
     total, count, grad, dtheta = _outputs(pred, theta, mask_outside, pred_grad, theta_grad)
     if pred.numel() == 0:
         return total.zero_(), count.zero_(), grad, dtheta.zero_()
     if not use_triton(pred):
-        _lean(
+        in_c = use_native(pred) and native.samples(image) and native.reads(pred, patch_size)
+        (native.warp_recon if in_c and theta.dtype != torch.float64 else _lean)(
             pred, image, theta, color, (height, width), patch_size, loss, mean, std,
-            padding_mode, align_corners, total, count, grad, dtheta,
+            padding_mode, align_corners, weight, total, count, grad, dtheta,
         )  # fmt: skip
         return total, count, grad, dtheta
     batch, steps = theta.shape[:2]
@@ -266,7 +272,7 @@ def _outputs(
 @_warp_recon_op.register_fake
 def _(
     pred, image, theta, color, height, width, patch_size, loss, mean, std,
-    padding_mode, align_corners, mask_outside, pred_grad, theta_grad,
+    padding_mode, align_corners, mask_outside, weight, pred_grad, theta_grad,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _outputs(pred, theta, mask_outside, pred_grad, theta_grad)
 
@@ -276,6 +282,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(grad, dtheta)
     ctx.set_materialize_grads(False)  # else zeros as large as the prediction stand in for None
     ctx.theta_dtype = inputs[2].dtype
+    ctx.weight = 1.0 if use_triton(inputs[0]) else inputs[13]
 
 
 def _backward(ctx, g_total, g_count, g_grad, g_dtheta):
@@ -283,10 +290,10 @@ def _backward(ctx, g_total, g_count, g_grad, g_dtheta):
     grad, dtheta = ctx.saved_tensors
     d_pred = d_theta = None
     if g_total is not None and ctx.needs_input_grad[0]:
-        d_pred = scaled(grad, g_total)
+        d_pred = scaled(grad, g_total, ctx.weight)
     if g_total is not None and ctx.needs_input_grad[2]:
         d_theta = (dtheta * g_total[..., None, None]).to(ctx.theta_dtype)
-    return (d_pred, None, d_theta, *[None] * 12)
+    return (d_pred, None, d_theta, *[None] * 13)
 
 
 _warp_recon_op.register_autograd(_backward, setup_context=_setup_context)
@@ -304,6 +311,7 @@ def _lean(
     std: Sequence[float] | None,
     padding_mode: str,
     align_corners: bool,
+    weight: float,
     total: Tensor,
     count: Tensor,
     grad: Tensor,
@@ -333,10 +341,10 @@ def _lean(
         slope = grad[part] if grad.numel() else None
         if slope is None and dtheta.numel():
             slope = torch.empty_like(difference)
-        total[part] = error_(difference, loss, slope)
+        total[part] = error_(difference, loss, slope, weight)
         if dtheta.numel():
             assert slope is not None
-            by_target = -_unpatchify(slope.to(compute), size, patch_size)
+            by_target = -_unpatchify(slope.to(compute) / weight, size, patch_size)
             by_sample = _color_backward(by_target, None if color is None else color[part], std)
             by_grid = _grid_backward(by_sample, source, grid, padding_mode, align_corners)
             by_points = by_grid.view(len(source), steps, height * width, 2).transpose(2, 3)
@@ -432,9 +440,11 @@ def warp_recon_loss(
     padding_mode: str = "zeros",
     align_corners: bool = False,
     mask_outside: bool = False,
+    weight: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Sums of errors and numbers of values, both [B, K]; arguments already checked.
 
+    `weight` is what the sums will be multiplied by, if that is known: the backward is free then.
     Gradients go to `pred` and `theta`. Where the image or the colour matrix wants one, and for
     float64 on a GPU, the reference runs instead. The count is None where it is all values.
     """
@@ -470,6 +480,7 @@ def warp_recon_loss(
         padding_mode,
         align_corners,
         mask_outside,
+        weight,
         grad and pred.requires_grad,
         grad and theta.requires_grad,
     )

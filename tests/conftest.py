@@ -14,10 +14,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "native", "triton"])
 def backend(request):
-    """Runs a test on the lean PyTorch path and on the Triton kernels."""
+    """Runs a test on the lean PyTorch path, the C kernels and the Triton kernels."""
     from fastequi.kernels import backend
+
+    if request.param == "native" and torch.cuda.is_available():
+        pytest.skip("the C kernels are tested where there is no GPU")
 
     with backend.force(request.param):
         yield request.param

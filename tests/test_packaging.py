@@ -45,6 +45,21 @@ def test_a_wheel_holds_kernels_photographs_and_type_marker(tmp_path):
     assert run.returncode == 0, run.stderr
     (wheel,) = tmp_path.glob("fastequi-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
+    if shutil.which("gcc"):
+        assert "-py3-none-linux_" in wheel.name
+        assert "fastequi/kernels/libfastequi.so" in names
+        site = tmp_path / "site"
+        zipfile.ZipFile(wheel).extractall(site)
+        code = """
+import pathlib, fastequi
+from fastequi.kernels import native, toolchain
+toolchain.compiler = lambda: None                    # the wheel's own library is enough
+assert native.obstacle() is None, native.obstacle()
+print(native._library_file())
+"""
+        found = _python(code, tmp_path, PYTHONPATH=str(site))
+        assert found == str(site / "fastequi" / "kernels" / "libfastequi.so")
+    assert "fastequi/kernels/warp_recon.c" in names
     assert "fastequi/kernels/warp_recon.py" in names
     assert "fastequi/py.typed" in names
     assert sum(name.endswith(".jpg") for name in names) == 9

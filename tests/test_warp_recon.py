@@ -319,9 +319,24 @@ def test_opcheck(device):
 
     pred, image, theta = (t.to(device) for t in case(b=1, size=(4, 4), source=(5, 5)))
     color = torch.eye(3, 4, device=device).expand(1, 2, 3, 4).contiguous()
-    rest = ("zeros", False, True, True, True)
+    rest = ("zeros", False, True, 0.5, True, True)
     args = (pred.requires_grad_(), image, theta, color, 4, 4, 0, "mse", MEAN, STD, *rest)
     torch.library.opcheck(_warp_recon_op, args)
+
+
+def test_retained_graphs_and_other_weights_give_the_right_gradient(backend, device):
+    pred, image, theta = (t.to(device) for t in case())
+    leaf = pred.clone().requires_grad_()
+    inner = leaf * 1.0
+    inner.retain_grad()
+    loss = warp_recon_loss(inner, image, theta)
+    loss.backward(retain_graph=True)
+    once = leaf.grad.clone()
+    (3 * loss).backward(retain_graph=True)
+    torch.testing.assert_close(leaf.grad, 4 * once)
+    loss.backward()
+    torch.testing.assert_close(leaf.grad, 5 * once)
+    torch.testing.assert_close(inner.grad, 5 * once)
 
 
 def test_compiles_to_one_graph(backend, device):

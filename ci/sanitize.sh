@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: their own tests and the fuzz.
+# Needs gcc with its sanitizer runtimes; uses .venv, or the Python on the path where PYTHONPATH is set.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -z "${PYTHONPATH:-}" ]; then source ci/venv.sh dali,log,dev; fi
+export FASTEQUI_CACHE=${FASTEQUI_CACHE:-$(mktemp -d)}
+export FASTEQUI_CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+exec python -m pytest -q -p no:cacheprovider tests/test_native.py tests/test_warp.py \
+  tests/test_warp_recon.py -k "native or fuzz" "$@"

@@ -1,0 +1,244 @@
+"""The CPU kernels in C, called through ctypes.
+
+Struct for struct what texels.h, warp.c and warp_recon.c declare. Pointers are those of tensors that
+the caller holds; the kernels allocate nothing that outlives a call. ctypes releases the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import re
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import toolchain
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2}
+_LOSSES = {"mse": 0, "l1": 1, "smooth_l1": 2}
+_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
+_STREAM_BYTES = 32 << 20  # a gradient beyond the caches is written past them
+
+
+class _Image(Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("stride", c_int64 * 4),
+        *((name, c_int32) for name in ("dtype", "channels", "height", "width")),
+    )
+
+
+class _Grid(Structure):
+    _fields_ = (
+        ("theta", c_void_p),
+        ("color", c_void_p),
+        ("gain", c_float * 4),
+        ("bias", c_float * 4),
+        *((name, c_int32) for name in ("batch", "steps", "height", "width", "padding", "align")),
+    )
+
+
+class _Warp(Structure):
+    _fields_ = (
+        ("image", _Image),
+        ("grid", _Grid),
+        ("out", c_void_p),
+        ("dtype", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class _WarpRecon(Structure):
+    _fields_ = (
+        ("image", _Image),
+        ("grid", _Grid),
+        *((name, c_void_p) for name in ("pred", "grad", "total", "count", "dtheta")),
+        ("pred_stride", c_int64 * 5),
+        ("grad_bytes", c_int64),
+        ("weight", c_float),
+        *((name, c_int32) for name in ("dtype", "loss", "patch", "planar", "stream", "threads")),
+    )
+
+
+def obstacle() -> str | None:
+    """Why the C kernels cannot run here, or None."""
+    return _load()[1]
+
+
+def instruction_set() -> str:
+    """Name of the compiled set that this processor runs: "v4", "v3", "v2" or "base"."""
+    return _load()[2]
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None, str]:
+    """(library, obstacle, instruction set); compiles at first use. Said once in the log."""
+    try:
+        library = ctypes.CDLL(str(_library_file()))
+        level = library.fastequi_level()
+        isa = {4: "v4", 3: "v3", 2: "v2", 1: "base"}.get(level)
+        if isa is None:
+            raise RuntimeError("the processor lacks SSE4.2")
+        for name, struct in (("warp", _Warp), ("warp_recon", _WarpRecon)):
+            size = c_int64.in_dll(library, f"{name}_bytes_{isa}").value
+            if size != ctypes.sizeof(struct):
+                raise RuntimeError(f"{name}: struct of {size} bytes in C, {struct} in Python")
+            getattr(library, f"{name}_{isa}").argtypes = [POINTER(struct)]
+    except (OSError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        logger.warning("CPU kernels in C are not used, a slower PyTorch path is: %s", reason)
+        return None, reason, ""
+    return library, None, isa
+
+
+def _library_file() -> Path:
+    """The one the wheel carries if it is of these sources, else the cached one; OpenMP ready."""
+    for runtime in _openmp_runtimes():
+        ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+    ahead = Path(__file__).with_name(toolchain.LIBRARY)
+    stamp = ahead.with_suffix(".txt")
+    if ahead.is_file() and stamp.is_file() and stamp.read_text() == toolchain.fingerprint():
+        return ahead
+    return toolchain.cached()
+
+
+def _openmp_runtimes() -> list[str]:
+    """PyTorch's own OpenMP library, whose threads the kernels share, or else the system's."""
+    maps = Path("/proc/self/maps")
+    mapped = maps.read_text() if maps.is_file() else ""
+    loaded = re.findall(r"\S+/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", mapped)
+    return sorted(set(loaded))[:1] or ["libgomp.so.1"]
+
+
+def samples(image: Tensor) -> bool:
+    """Whether the C sampler takes such an image: its type, and what fits 32-bit texel indices."""
+    height, width = image.shape[2:]
+    fits = (height + 4) * (width + 4) < 2**31 and min(height, width) > 0
+    return image.dtype in DTYPES and 1 <= image.shape[1] <= 4 and fits
+
+
+def warp(
+    out: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    padding_mode: str,
+    align_corners: bool,
+) -> None:
+    """Fills `out` [B, K, C, H, W], dense, uint8, float32 or bfloat16."""
+    theta, color = _dense(theta), None if color is None else _dense(color)
+    size = (out.shape[3], out.shape[4])
+    op = _Warp(
+        _image(image),
+        _grid(theta, color, size, mean, std, padding_mode, align_corners),
+        out.data_ptr(),
+        DTYPES[out.dtype],
+        torch.get_num_threads(),
+    )
+    _call("warp", op)
+
+
+def reads(pred: Tensor, patch_size: int) -> bool:
+    """Whether the C loss takes such a prediction: its type, and rows without gaps."""
+    return pred.dtype in (torch.float32, torch.bfloat16) and _rows(pred, patch_size) is not None
+
+
+def _rows(pred: Tensor, patch_size: int) -> str | None:
+    """How a row of the prediction lies in memory: "planar", "interleaved" or, with gaps, None."""
+    if patch_size:
+        return "interleaved" if pred.stride(-1) == 1 else None
+    channels, width = pred.shape[2], pred.shape[4]
+    by_channel, by_pixel = pred.stride(2), pred.stride(4)
+    if channels > 1 and by_channel == 1 and (by_pixel == channels or width == 1):
+        return "interleaved"
+    return "planar" if by_pixel == 1 or width == 1 else None
+
+
+def warp_recon(
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    size: tuple[int, int],
+    patch_size: int,
+    loss: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    padding_mode: str,
+    align_corners: bool,
+    weight: float,
+    total: Tensor,
+    count: Tensor,
+    grad: Tensor,
+    dtheta: Tensor,
+) -> None:
+    """Fills total, and count, grad, dtheta where they are not empty; grad laid out as pred."""
+    theta, color = _dense(theta), None if color is None else _dense(color)
+    inner = (pred.stride(2), 1, 1) if patch_size else pred.stride()[2:]
+    op = _WarpRecon(
+        _image(image),
+        _grid(theta, color, size, mean, std, padding_mode, align_corners),
+        *(t.data_ptr() if t.numel() else None for t in (pred, grad, total, count, dtheta)),
+        (c_int64 * 5)(*pred.stride()[:2], *inner),
+        grad.numel() * grad.element_size(),
+        weight,
+        DTYPES[pred.dtype],
+        _LOSSES[loss],
+        patch_size,
+        _rows(pred, patch_size) == "planar",
+        grad.numel() * grad.element_size() > _STREAM_BYTES,
+        torch.get_num_threads(),
+    )
+    _call("warp_recon", op)
+
+
+def _call(name: str, op: Structure) -> None:
+    library, reason, isa = _load()
+    if library is None:
+        raise RuntimeError(f"CPU kernels in C: {reason}")
+    if getattr(library, f"{name}_{isa}")(byref(op)):
+        raise MemoryError(f"{name}: no memory for the packed images")
+
+
+def _image(image: Tensor) -> _Image:
+    return _Image(
+        image.data_ptr(), (c_int64 * 4)(*image.stride()), DTYPES[image.dtype], *image.shape[1:]
+    )
+
+
+def _grid(
+    theta: Tensor,
+    color: Tensor | None,
+    size: tuple[int, int],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    padding_mode: str,
+    align_corners: bool,
+) -> _Grid:
+    gain, bias = [1.0] * 4, [0.0] * 4
+    if mean is not None and std is not None:
+        gain = [1 / s for s in std]
+        bias = [-m / s for m, s in zip(mean, std, strict=True)]
+    return _Grid(
+        theta.data_ptr(),
+        None if color is None else color.data_ptr(),
+        (c_float * 4)(*gain),
+        (c_float * 4)(*bias),
+        *theta.shape[:2],
+        *size,
+        _PADDINGS[padding_mode],
+        align_corners,
+    )
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32).contiguous()

@@ -1,0 +1,329 @@
+/* The path loss on a CPU: the sums of warp_recon.py's kernel, with the gradient in the same pass.
+ *
+ * Work goes by blocks of about BLOCK pixels of one (image, step). A block's samples are made in runs
+ * that stay in the first-level cache: coordinates, samples, then error and gradient, each a loop of
+ * its own. Sums of a block are written down and added up in order at the end: the same bits with any
+ * number of threads.
+ */
+#include "texels.h"
+
+enum { MSE, L1, SMOOTH_L1 };
+enum { BLOCK = 4096, STRIP = 32 }; /* pixels of a block; rows that a thread packs at a time */
+
+typedef struct {
+  Image image;
+  Grid grid;
+  const void *pred;
+  void *grad;             /* as pred, or NULL */
+  float *total;           /* [B, K] */
+  float *count;           /* [B, K], or NULL: then every pixel counts */
+  float *dtheta;          /* [B, K, 2, 3], or NULL */
+  int64_t pred_stride[5]; /* of batch, step and: channel, row, column; or: token, 1, 1 */
+  int64_t grad_bytes;
+  float weight;           /* of the gradient */
+  int32_t dtype;          /* of pred: FLOAT32 or BFLOAT16 */
+  int32_t loss, patch;    /* patch 0: images, whose rows are */
+  int32_t planar;         /* planar, or have their channels side by side */
+  int32_t stream;         /* write the gradient past the caches */
+  int32_t threads;
+} WarpRecon;
+
+typedef struct {
+  double total, count, dtheta[6];
+} Sums;
+
+/* The caches of one thread. */
+typedef struct {
+  Taps taps;
+  float target[4 * RUN + 16], by_x[4 * RUN + 16], by_y[4 * RUN + 16], slope[4 * RUN + 16];
+  int32_t keep[4 * RUN + 16];
+} Scratch;
+
+INLINE v16 splat(float value) { return (v16){0} + value; }
+INLINE v16 pick(i16 mask, v16 yes, v16 no) { return (v16)((mask & (i16)yes) | (~mask & (i16)no)); }
+
+/* Error and slope of sixteen differences. */
+INLINE v16 error16(v16 d, int32_t loss, v16 *slope) {
+  if (loss == MSE) {
+    *slope = d + d;
+    return d * d;
+  }
+  v16 size = (v16)((i16)d & 0x7fffffff);
+  v16 sign = (v16)(((i16)d & (int32_t)0x80000000) | (i16)splat(1.0f));
+  sign = pick(d != 0.0f, sign, d); /* 0 at 0 */
+  sign = pick(d != d, d, sign);    /* NaN at NaN */
+  if (loss == L1) {
+    *slope = sign;
+    return size;
+  }
+  i16 small = size < 1.0f;
+  *slope = pick(small, d, sign);
+  return pick(small, 0.5f * d * d, size - 0.5f);
+}
+
+INLINE v16 load16(const void *from, int64_t at, int32_t dtype) {
+  v16 out;
+  if (dtype == FLOAT32)
+    memcpy(&out, (const float *)from + at, sizeof out);
+  else {
+    const uint16_t *halves = (const uint16_t *)from + at;
+    for (int i = 0; i < 16; i++) out[i] = from_bf16(halves[i]);
+  }
+  return out;
+}
+
+INLINE void store16(void *to, int64_t at, v16 value, int32_t dtype, int stream) {
+  if (dtype == BFLOAT16) {
+    uint16_t halves[16];
+    for (int i = 0; i < 16; i++) halves[i] = to_bf16(value[i]);
+    memcpy((uint16_t *)to + at, halves, sizeof halves);
+    return;
+  }
+#ifdef __SSE2__
+  if (stream) { /* sixteen-byte aligned: the caller has looked */
+    typedef float aligned4 __attribute__((vector_size(16), may_alias));
+    for (int i = 0; i < 4; i++)
+      __builtin_ia32_movntps((float *)to + at + 4 * i, (aligned4)((v4 *)&value)[i]);
+    return;
+  }
+#endif
+  memcpy((float *)to + at, &value, sizeof value);
+}
+
+/* Sum of the error of n values, the gradient written; `keep` or NULL masks values out. */
+INLINE double error_of(
+    const float *target, const void *pred, void *grad, float weight, float *slopes,
+    const int32_t *keep, int64_t at, int64_t n, int32_t dtype, int32_t loss, int stream) {
+  v16 sum = splat(0.0f);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    v16 slope, d;
+    memcpy(&d, target + i, sizeof d);
+    d = load16(pred, at + i, dtype) - d;
+    if (keep) d = (v16)((i16)d & *(const i16 *)(keep + i));
+    sum += error16(d, loss, &slope);
+    if (grad) store16(grad, at + i, weight * slope, dtype, stream);
+    if (slopes) memcpy(slopes + i, &slope, sizeof slope);
+  }
+  double total = 0;
+  for (int lane = 0; lane < 16; lane++) total += sum[lane];
+  for (; i < n; i++) { /* fewer than sixteen left */
+    float value = dtype == FLOAT32 ? ((const float *)pred)[at + i]
+                                   : from_bf16(((const uint16_t *)pred)[at + i]);
+    v16 slope, d = splat(value - target[i]);
+    if (keep) d = (v16)((i16)d & keep[i]);
+    total += error16(d, loss, &slope)[0];
+    if (slopes) slopes[i] = slope[0];
+    if (grad && dtype == FLOAT32) ((float *)grad)[at + i] = weight * slope[0];
+    if (grad && dtype == BFLOAT16) ((uint16_t *)grad)[at + i] = to_bf16(weight * slope[0]);
+  }
+  return total;
+}
+
+CALLED double error_run(
+    const WarpRecon *op, const float *target, float *slopes, const int32_t *keep, int64_t at,
+    int64_t n) {
+#define ERROR(dtype, loss, slopes, keep, stream) \
+  error_of(target, op->pred, op->grad, op->weight, slopes, keep, at, n, dtype, loss, stream)
+#define BY_LOSS(dtype, slopes, keep, stream)                       \
+  (op->loss == MSE  ? ERROR(dtype, MSE, slopes, keep, stream)      \
+   : op->loss == L1 ? ERROR(dtype, L1, slopes, keep, stream)       \
+                    : ERROR(dtype, SMOOTH_L1, slopes, keep, stream))
+  int aligned = op->grad && ((uintptr_t)((float *)op->grad + at) & 15) == 0;
+  if (keep || slopes)
+    return op->dtype == FLOAT32 ? BY_LOSS(FLOAT32, slopes, keep, 0)
+                                : BY_LOSS(BFLOAT16, slopes, keep, 0);
+  if (op->dtype == BFLOAT16) return BY_LOSS(BFLOAT16, NULL, NULL, 0);
+  return op->stream && aligned ? BY_LOSS(FLOAT32, NULL, NULL, 1) : BY_LOSS(FLOAT32, NULL, NULL, 0);
+#undef ERROR
+#undef BY_LOSS
+}
+
+/* One rectangle of at most RUN pixels, whose channel 0 starts at `at` in the prediction. */
+CALLED void run(
+    const WarpRecon *op, const Affine *affine, const Mixer *mixer, const float *texels,
+    Scratch *scratch, int64_t x0, int64_t y0, int64_t width, int64_t rows, int64_t at, int planar,
+    Sums *sums) {
+  int32_t channels = op->image.channels;
+  int64_t n = width * rows;
+  int derivatives = op->dtheta != NULL, mask = op->count != NULL;
+  locate_run(&scratch->taps, width, rows, x0, y0, affine, &op->grid, &op->image, derivatives, mask);
+  sample_run(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, n, texels,
+             pitch_of(&op->image), mixer, channels, planar, derivatives);
+  const int32_t *keep = mask ? scratch->taps.keep : NULL;
+  float *slopes = derivatives ? scratch->slope : NULL;
+  if (mask)
+    for (int64_t i = 0; i < n; i++) sums->count -= keep[i] * channels;
+  if (planar) {
+    for (int32_t c = 0; c < channels; c++)
+      sums->total += error_run(op, scratch->target + c * RUN, slopes ? slopes + c * RUN : NULL, keep,
+                               at + c * op->pred_stride[2], n);
+  } else {
+    if (mask) {
+      for (int64_t i = 0; i < n; i++)
+        for (int32_t c = 0; c < channels; c++) scratch->keep[i * channels + c] = keep[i];
+      keep = scratch->keep;
+    }
+    sums->total += error_run(op, scratch->target, slopes, keep, at, n * channels);
+  }
+  if (!derivatives) return;
+  int64_t pixel = planar ? 1 : channels, channel = planar ? RUN : 1;
+  for (int64_t i = 0; i < n; i++) {
+    double by_x = 0, by_y = 0;
+    for (int32_t c = 0; c < channels; c++) {
+      int64_t j = i * pixel + c * channel;
+      by_x -= slopes[j] * scratch->by_x[j];
+      by_y -= slopes[j] * scratch->by_y[j];
+    }
+    by_x *= scratch->taps.dx[i];
+    by_y *= scratch->taps.dy[i];
+    double xn = affine->step[0] * (x0 + i % width) + affine->start[0];
+    double yn = affine->step[1] * (y0 + i / width) + affine->start[1];
+    double parts[6] = {by_x * xn, by_x * yn, by_x, by_y * xn, by_y * yn, by_y};
+    for (int j = 0; j < 6; j++) sums->dtheta[j] += parts[j];
+  }
+}
+
+/* A unit is what blocks are counted in: a row of tokens, or a row of pixels. */
+INLINE int64_t units_of(const WarpRecon *op) {
+  return op->patch ? op->grid.height / op->patch : op->grid.height;
+}
+
+INLINE int64_t units_per_block(const WarpRecon *op) {
+  int64_t pixels = (int64_t)op->grid.width * (op->patch ? op->patch : 1);
+  return pixels >= BLOCK ? 1 : BLOCK / pixels;
+}
+
+INLINE int64_t blocks_of(const WarpRecon *op) {
+  int64_t per = units_per_block(op);
+  return (units_of(op) + per - 1) / per;
+}
+
+CALLED void block_of(
+    const WarpRecon *op, int64_t b, int64_t k, int64_t block, const float *texels, Scratch *scratch,
+    Sums *sums) {
+  const float *theta = op->grid.theta + (b * op->grid.steps + k) * 6;
+  Affine affine = affine_of(theta, &op->grid, &op->image);
+  Mixer colour;
+  const Mixer *mixer = NULL;
+  if (op->grid.color) {
+    colour = mixer_of(op->grid.color + (b * op->grid.steps + k) * 12, &op->grid);
+    mixer = &colour;
+  }
+  int64_t per = units_per_block(op), last = (block + 1) * per, width = op->grid.width;
+  if (last > units_of(op)) last = units_of(op);
+  int64_t base = b * op->pred_stride[0] + k * op->pred_stride[1];
+  for (int64_t unit = block * per; unit < last; unit++) {
+    if (!op->patch) {
+      for (int64_t x = 0; x < width; x += RUN) {
+        int64_t n = width - x < RUN ? width - x : RUN;
+        int64_t at = base + unit * op->pred_stride[3] + x * op->pred_stride[4];
+        run(op, &affine, mixer, texels, scratch, x, unit, n, 1, at, op->planar, sums);
+      }
+      continue;
+    }
+    int64_t side = op->patch, wide = side < RUN ? side : RUN;
+    int64_t rows = wide < side ? 1 : RUN / side < side ? RUN / side : side;
+    for (int64_t token = 0; token < width / side; token++) {
+      int64_t start = base + (unit * (width / side) + token) * op->pred_stride[2];
+      for (int64_t row = 0; row < side; row += rows)
+        for (int64_t x = 0; x < side; x += wide) {
+          int64_t high = side - row < rows ? side - row : rows;
+          int64_t n = side - x < wide ? side - x : wide;
+          int64_t at = start + (row * side + x) * op->image.channels;
+          run(op, &affine, mixer, texels, scratch, token * side + x, unit * side + row, n, high, at,
+              0, sums);
+        }
+    }
+  }
+}
+
+/* A matrix that is not finite: NaN in the sum, and in the gradients of all its pixels. */
+CALLED void poison(const WarpRecon *op, int64_t b, int64_t k) {
+  int64_t place = b * op->grid.steps + k, base = b * op->pred_stride[0] + k * op->pred_stride[1];
+  op->total[place] = NAN;
+  if (op->dtheta)
+    for (int j = 0; j < 6; j++) op->dtheta[place * 6 + j] = NAN;
+  if (!op->grad) return;
+  int64_t tokens = op->patch ? units_of(op) * (op->grid.width / op->patch) : 1;
+  int64_t inner = op->patch ? (int64_t)op->patch * op->patch * op->image.channels : 1;
+  int64_t axes[3] = {tokens, 1, inner}, images[3] = {op->image.channels, op->grid.height, op->grid.width};
+  const int64_t *size = op->patch ? axes : images, *stride = op->pred_stride + 2;
+  for (int64_t i = 0; i < size[0]; i++)
+    for (int64_t j = 0; j < size[1]; j++)
+      for (int64_t l = 0; l < size[2]; l++) {
+        int64_t at = base + i * stride[0] + j * stride[1] + l * stride[2];
+        if (op->dtype == FLOAT32) ((float *)op->grad)[at] = NAN;
+        else ((uint16_t *)op->grad)[at] = 0x7fc0;
+      }
+}
+
+CALLED void finish(const WarpRecon *op, const Sums *parts, int64_t b, int64_t k) {
+  int64_t place = b * op->grid.steps + k, blocks = blocks_of(op);
+  Sums sum = {0};
+  for (int64_t block = 0; block < blocks; block++) {
+    const Sums *part = parts + place * blocks + block;
+    sum.total += part->total;
+    sum.count += part->count;
+    for (int j = 0; j < 6; j++) sum.dtheta[j] += part->dtheta[j];
+  }
+  op->total[place] = (float)sum.total;
+  if (op->count) op->count[place] = (float)sum.count;
+  if (op->dtheta)
+    for (int j = 0; j < 6; j++) op->dtheta[place * 6 + j] = (float)sum.dtheta[j];
+  if (!finite6(op->grid.theta + place * 6)) poison(op, b, k);
+}
+
+const int64_t EXPORT(warp_recon_bytes) = sizeof(WarpRecon);
+
+/* 0, or -1 where memory ran out. */
+int EXPORT(warp_recon)(const WarpRecon *op) {
+  int64_t batch = op->grid.batch, steps = op->grid.steps, blocks = blocks_of(op);
+  int64_t height = op->image.height + 2 * RING;
+  size_t bytes = packed_bytes(&op->image);
+  /* many images: each thread packs one and does all of its steps; few: the threads share them */
+  int shared = batch < 4 * op->threads, failed = 0;
+  size_t room = (shared ? (size_t)batch : (size_t)op->threads) * bytes;
+  char *texels = malloc(room);
+  Sums *parts = calloc((size_t)(batch * steps * blocks), sizeof *parts);
+  Scratch *scratch = malloc((size_t)op->threads * sizeof *scratch);
+  if (!texels || !parts || !scratch) failed = -1;
+  float gain[4], bias[4];
+  packing(&op->image, &op->grid, gain, bias);
+  if (!failed) {
+    if (op->grad) in_large_pages(op->grad, op->grad_bytes);
+#pragma omp parallel num_threads(op->threads)
+    {
+      int thread = thread_number();
+      if (shared) {
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t b = 0; b < batch; b++)
+          for (int64_t row = 0; row < height; row += STRIP)
+            pack_rows(&op->image, b, gain, bias, row, row + STRIP < height ? row + STRIP : height,
+                      (float *)(texels + b * bytes));
+#pragma omp for collapse(3) schedule(static)
+        for (int64_t b = 0; b < batch; b++)
+          for (int64_t block = 0; block < blocks; block++)
+            for (int64_t k = 0; k < steps; k++)
+              block_of(op, b, k, block, (const float *)(texels + b * bytes), scratch + thread,
+                       parts + (b * steps + k) * blocks + block);
+      } else {
+        float *own = (float *)(texels + thread * bytes);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t b = 0; b < batch; b++) {
+          pack_rows(&op->image, b, gain, bias, 0, height, own);
+          for (int64_t k = 0; k < steps; k++)
+            for (int64_t block = 0; block < blocks; block++)
+              block_of(op, b, k, block, own, scratch + thread,
+                       parts + (b * steps + k) * blocks + block);
+        }
+      }
+    }
+    for (int64_t b = 0; b < batch; b++)
+      for (int64_t k = 0; k < steps; k++) finish(op, parts, b, k);
+  }
+  free(texels);
+  free(parts);
+  free(scratch);
+  return failed;
+}

@@ -1,0 +1,251 @@
+"""The C kernels beyond what every backend is tested for: any θ, any size, any build."""
+
+import ctypes
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastequi.functional import warp, warp_recon_loss
+from fastequi.kernels import backend, native, toolchain
+
+ROOT = Path(__file__).parent.parent
+MEAN, STD = (0.485, 0.456, 0.406, 0.5), (0.229, 0.224, 0.225, 0.3)
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the C kernels are tested where there is no GPU"
+)
+needs_compiler = pytest.mark.skipif(
+    native.obstacle() is not None, reason=f"C kernels: {native.obstacle()}"
+)
+
+wild = st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -1e30, 3e38, 1e-38, 0.0])
+tame = st.floats(-3, 3, width=32)
+sizes = st.integers(1, 37)
+
+
+@st.composite
+def problems(draw, entries):
+    """A random call: everything that the two ops can be given."""
+    b, k, c, patch = draw(st.tuples(*[st.integers(1, 3)] * 2, st.integers(1, 4), st.integers(0, 5)))
+    height, width = draw(sizes), draw(sizes)
+    if patch:
+        height, width = patch * draw(st.integers(1, 6)), patch * draw(st.integers(1, 6))
+    source = draw(sizes), draw(sizes)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    image = torch.rand(b, c, *source, generator=generator)
+    kind = draw(st.sampled_from([torch.uint8, torch.float32, torch.bfloat16]))
+    image = (image * 255).to(torch.uint8) if kind == torch.uint8 else image.to(kind)
+    if draw(st.booleans()):
+        image = image.contiguous(memory_format=torch.channels_last)
+    if draw(st.booleans()):
+        image = image.flip(-1).transpose(2, 3)
+    values = draw(st.lists(entries, min_size=6 * b * k, max_size=6 * b * k))
+    theta = torch.tensor(values).view(b, k, 2, 3)
+    shape = (b, k, height // patch * (width // patch), patch * patch * c) if patch else (
+        b, k, c, height, width)  # fmt: skip
+    pred = torch.randn(shape, generator=generator)
+    pred = pred.to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
+    if not patch and draw(st.booleans()):
+        pred = pred.movedim(2, -1).contiguous().movedim(-1, 2)
+    options = {
+        "padding_mode": draw(st.sampled_from(["zeros", "border", "reflection"])),
+        "align_corners": draw(st.booleans()),
+    }
+    if draw(st.booleans()):
+        options |= {"mean": MEAN[:c], "std": STD[:c]}
+    if c == 3 and draw(st.booleans()):
+        options["color"] = torch.randn(b, k, 3, 4, generator=generator)
+    loss = {
+        "loss": draw(st.sampled_from(["mse", "l1", "smooth_l1"])),
+        "mask_outside": draw(st.booleans()),
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+        **({"layout": "patch", "patch_size": patch, "size": (height, width)} if patch else {}),
+    }
+    return image, theta, pred, (height, width), options, loss, draw(st.booleans())
+
+
+def outcome(name, problem):
+    """Loss, its gradients and the warped images, by one backend."""
+    image, theta, pred, size, options, loss, by_theta = problem
+    pred, theta = pred.detach().requires_grad_(), theta.detach().requires_grad_(by_theta)
+    with backend.force(name):
+        value = warp_recon_loss(pred, image, theta, **options, **loss)
+        value.sum().backward()
+        views = warp(image, theta.detach(), size=size, **options)
+    return value.detach(), pred.grad.float(), theta.grad, views
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(problems(tame))
+def test_fuzz_equals_the_pytorch_path(problem):
+    ours, theirs = outcome("native", problem), outcome("torch", problem)
+    half = {"by pred": problem[2].dtype, "views": ours[3].dtype}
+    sharp = problem[5]["mask_outside"]  # a point on the very edge may fall on either side
+    for name, a, b in zip(("loss", "by pred", "by theta", "views"), ours, theirs, strict=True):
+        if name == "by theta" or (sharp and name != "views"):
+            continue  # derivatives jump where a sample point crosses a pixel: tested elsewhere
+        error = (a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1e-3)
+        assert error < (2e-2 if half.get(name) == torch.bfloat16 else 2e-3), name
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(problems(st.one_of(wild, tame)))
+def test_fuzz_any_theta_is_nan_or_a_number_for_its_step_alone(problem):
+    value, by_pred, _, views = outcome("native", problem)
+    theta = problem[1]
+    bad = ~theta.isfinite().flatten(2).all(-1)
+    assert views[bad].isnan().all()
+    assert not views[~bad].isnan().any()
+    assert by_pred[bad].isnan().all()
+    assert not by_pred[~bad].isnan().any() or (bad.any() and value.ndim == 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("theta", [1e30, -1e30, 2.5, math.nan])
+def test_nothing_is_written_outside_the_results(theta):
+    shape, pad = (2, 2, 3, 9, 11), 512
+    count = math.prod(shape)
+    buffers = [torch.full((count + 2 * pad,), 7.0) for _ in range(2)]
+    pred, grad = (buffer[pad : pad + count].view(shape) for buffer in buffers)
+    image, matrix = torch.rand(2, 3, 5, 7), torch.full((2, 2, 2, 3), theta)
+    total, nothing = torch.full((2, 2), 7.0), torch.empty(0)
+    native.warp_recon(
+        pred, image, matrix, None, (9, 11), 0, "mse", None, None, "zeros", False, 1.0,
+        total, nothing, grad, nothing,
+    )  # fmt: skip
+    native.warp(pred, image, matrix, None, None, None, "border", False)
+    for buffer in buffers:
+        assert (buffer[:pad] == 7).all()
+        assert (buffer[pad + count :] == 7).all()
+    assert not (grad == 7).any()
+
+
+@needs_compiler
+def test_the_number_of_threads_does_not_change_a_bit():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (9, 3, 40, 30), generator=generator, dtype=torch.uint8)
+    theta = torch.eye(2, 3) + 0.3 * torch.randn(9, 3, 2, 3, generator=generator)
+    pred = torch.randn(9, 3, 3, 70, 90, generator=generator)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 16):  # shared and one image per thread
+            torch.set_num_threads(threads)
+            results.append(outcome("native", (image, theta, pred, (70, 90), {}, {}, True)))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
+def test_every_instruction_set_agrees(isa, monkeypatch):
+    library, _, best = native._load()
+    order = list(toolchain.instruction_sets())
+    if order.index(isa) > order.index(best):
+        pytest.skip(f"this processor runs {best} at most")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 21, 19, generator=generator)
+    theta = torch.eye(2, 3) + 0.3 * torch.randn(2, 2, 2, 3, generator=generator)
+    pred = torch.randn(2, 2, 3, 33, 17, generator=generator)
+    problem = (image, theta, pred, (33, 17), {"mean": MEAN[:3], "std": STD[:3]}, {}, True)
+    expected = outcome("torch", problem)
+    for name, struct in (("warp", native._Warp), ("warp_recon", native._WarpRecon)):
+        getattr(library, f"{name}_{isa}").argtypes = [ctypes.POINTER(struct)]
+    monkeypatch.setattr(native, "_load", lambda: (library, None, isa))
+    for ours, theirs in zip(outcome("native", problem), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def _child(code, **env):
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@needs_compiler
+def test_many_processes_build_once(tmp_path):
+    code = "from fastequi.kernels import native; print(native.obstacle(), native._library_file())"
+    children = [_child(code, FASTEQUI_CACHE=str(tmp_path)) for _ in range(4)]
+    said = {child.communicate()[0].strip() for child in children}
+    (library,) = tmp_path.glob("*.so")
+    assert said == {f"None {library}"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", library.name]
+
+
+@pytest.mark.parametrize(("cc", "reason"), [("no-such-cc", "no C compiler"), ("false", "failed")])
+def test_without_a_working_compiler_the_pytorch_path_runs_and_says_so_once(tmp_path, cc, reason):
+    code = """
+import logging, torch, fastequi
+logging.basicConfig()
+image, theta = torch.rand(1, 3, 8, 8), torch.eye(2, 3)[None, None]
+pred = torch.zeros(1, 1, 3, 8, 8, requires_grad=True)
+for _ in range(2):
+    loss = fastequi.warp_recon_loss(pred, image, theta)
+    loss.backward()
+torch.testing.assert_close(loss, image.square().mean())
+from fastequi.functional import backend
+print(*backend("cpu"))
+"""
+    out, err = _child(code, FASTEQUI_CACHE=str(tmp_path), CC=cc).communicate()
+    assert out.startswith("torch lean PyTorch path, since the C kernels cannot run: "), err
+    assert reason in out
+    assert err.count("slower PyTorch path") == 1
+
+
+def test_what_c_does_not_take_goes_to_pytorch_with_the_same_result():
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.eye(2, 3).expand(1, 1, 2, 3)
+    image = torch.rand(1, 5, 8, 8, generator=generator)  # five channels
+    assert not native.samples(image)
+    loss = warp_recon_loss(torch.zeros(1, 1, 5, 8, 8), image, theta)
+    torch.testing.assert_close(loss, image.square().mean())
+    half = torch.zeros(1, 1, 3, 8, 8, dtype=torch.float16)
+    assert not native.reads(half, 0)
+    torch.testing.assert_close(
+        warp_recon_loss(half, image[:, :3], theta), image[:, :3].square().mean()
+    )
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_more_than_two_billion_elements():
+    b, k, side = 3, 5, 8192  # 3.0e9 predicted values
+    image = torch.rand(b, 3, 64, 64)
+    theta = (torch.eye(2, 3) * 0.9).expand(b, k, 2, 3).contiguous()
+    pred = torch.zeros(b, k, 3, side, side, dtype=torch.bfloat16)
+    pred[-1, -1] = 0.25
+    pred.requires_grad_()
+    loss = warp_recon_loss(pred, image, theta, reduction="none")
+    (by_pred,) = torch.autograd.grad(loss[-1, -1], pred)
+    last = pred.detach()[-1:, -1:, :, -64:].float()
+    grid = torch.nn.functional.affine_grid(theta[-1, -1:], [1, 3, side, side], align_corners=False)
+    target = torch.nn.functional.grid_sample(image[-1:], grid[:, -64:], align_corners=False)
+    expected = 2 * (last[0] - target) / (3 * side * side)
+    torch.testing.assert_close(by_pred[-1, -1:, :, -64:].float(), expected, rtol=1e-2, atol=1e-10)
+    assert loss.isfinite().all()
+
+
+def test_the_log_names_the_reason_once(caplog, monkeypatch):
+    monkeypatch.setattr(native, "_library_file", lambda: (_ for _ in ()).throw(OSError("no disk")))
+    native._load.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert native.obstacle() == native.obstacle() == "no disk"
+        assert [record.message for record in caplog.records].count(
+            "CPU kernels in C are not used, a slower PyTorch path is: no disk"
+        ) == 1
+    finally:
+        native._load.cache_clear()
