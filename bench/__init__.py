@@ -1,0 +1,1 @@
+"""Benchmarks: declared cases, timed side by side with their peers. `python -m bench --list`."""

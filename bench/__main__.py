@@ -1,0 +1,107 @@
+"""`python -m bench`: times declared cases and writes what was measured.
+
+--list                       the cases
+--case NAME [NAME ...]       these; default: all of this machine's device
+--modes fwd fwdbwd           default both
+--headline                   the first parameter set of each case alone
+--set B=8 dtype=bfloat16     change parameters of every set
+--samples N                  of each provider, at least 30 for a figure that is quoted
+--json FILE, --plot FOLDER   results, roofline and speed-up as PNG
+
+`python -m bench table FILE [FILE ...]` renders the README's table from results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench.opbench import MODES, OpBench, Row, all_cases, measure
+from bench.report import console_table, document, markdown
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["table"]:
+        for name in argv[1:]:
+            print(markdown(json.loads(Path(name).read_text())))
+        return 0
+    options = _options(argv)
+    cases = {case.name: case for case in all_cases()}
+    if options.list:
+        for case in cases.values():
+            print(f"{case.name:16} {case.device:5} {case.title}; bytes: {case.formula}")
+        return 0
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = options.case or [name for name, case in cases.items() if case.device == device]
+    rows: list[Row] = []
+    console = Console(width=150)
+    for name in names:
+        if name not in cases:
+            raise SystemExit(f"--case: no case {name!r}; there are {', '.join(cases)}")
+        if cases[name].device == "cuda" and device == "cpu":
+            raise SystemExit(f"--case: {name} needs a CUDA device, and torch sees none")
+        for mode in options.modes:
+            rows += _run(cases[name], mode, options, console)
+    if options.json:
+        command = "python -m bench " + " ".join(argv)
+        text = json.dumps(document(rows, command), indent=1)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(text + "\n")
+    if options.plot:
+        from bench.plots import draw
+
+        for file in draw(rows, options.plot):
+            console.print(f"wrote {file}")
+    return 1 if any("WRONG" in (row.refused or "") for row in rows) else 0
+
+
+def _run(case: OpBench, mode: str, options: argparse.Namespace, console: Console) -> list[Row]:
+    sets = case.sweep[:1] if options.headline else case.sweep
+    seen: list[dict[str, Any]] = []
+    rows = []
+    for params in sets:
+        params = {**params, **{k: v for k, v in options.set.items() if k in params}}
+        if params in seen:
+            continue
+        seen.append(params)
+        part = measure(case, params, mode, options.samples)
+        console.print(console_table(case, mode, params, part))
+        rows += part
+    return rows
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--case", nargs="+")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--headline", action="store_true")
+    parser.add_argument("--set", nargs="+", type=_assignment, default=[])
+    parser.add_argument("--samples", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args(argv)
+    if options.samples < 1:
+        parser.error(f"--samples: expected at least 1, got {options.samples}")
+    options.set = dict(options.set)
+    return options
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, int(value) if value.isdigit() else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""attention: the wrapper against every backend it could have taken, at the encoders' lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.cases.geometry import DTYPES, itemsize
+from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
+from fastequi.models.attention import attention
+
+LENGTHS = (197, 37, 201, 257, 261)
+
+
+def _inputs(device: str) -> Callable[..., Inputs]:
+    def make(B: int, N: int, H: int, D: int, dtype: str) -> Inputs:
+        generator = torch.Generator().manual_seed(0)
+        leaves = [torch.randn(B, N, H, D, generator=generator) for _ in range(4)]
+        *qkv, grad = (leaf.to(device, DTYPES[dtype]) for leaf in leaves)
+        return {"qkv": [leaf.requires_grad_() for leaf in qkv], "grad": grad}
+
+    return make
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+    return (weights @ v).transpose(1, 2)
+
+
+def _of(
+    function: Callable[..., Tensor],
+) -> Make:
+    def make(inputs: Inputs, mode: str) -> Call:
+        def forward() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {"out": function(*inputs["qkv"])}
+
+        def both() -> dict[str, Tensor]:
+            out = function(*inputs["qkv"])
+            grads = torch.autograd.grad(out, inputs["qkv"], inputs["grad"])
+            return {"out": out, **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
+
+        return both if mode == "fwdbwd" else forward
+
+    return make
+
+
+def _named(name: str) -> Make:
+    def make(inputs: Inputs, mode: str) -> Call:
+        call = _of(lambda q, k, v: attention(q, k, v, backend=name))(inputs, mode)
+        try:
+            call()
+        except RuntimeError as reason:
+            raise Unavailable(str(reason)) from None
+        return call
+
+    return make
+
+
+def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
+    wide = {
+        "qkv": [leaf.detach().double().requires_grad_() for leaf in inputs["qkv"]],
+        "grad": inputs["grad"].double(),
+    }
+    return {name: value.detach() for name, value in _of(_plain)(wide, mode)().items()}
+
+
+def _bytes(params: Mapping[str, Any], mode: str) -> int:
+    one = params["B"] * params["N"] * params["H"] * params["D"] * itemsize(params)
+    return one * (12 if mode == "fwdbwd" else 4)  # q k v out; then those, out's and three gradients
+
+
+def _case(name: str, device: str, batch: int, dtype: str) -> OpBench:
+    return OpBench(
+        name=name,
+        device=device,
+        title="softmax(q kT / sqrt D) v, head dim 64",
+        inputs=_inputs(device),
+        providers={
+            "plain": Provider(_of(_plain), tolerance=2e-2),
+            "SDPA": Provider(_of(_sdpa), tolerance=2e-2),
+            "xformers": Provider(_named("xformers"), tolerance=2e-2),
+            "ours (auto)": Provider(_named("auto"), tolerance=2e-2),
+        },
+        answer=_answer,
+        bytes_moved=_bytes,
+        formula="q, k, v read, out written; backward: those and out's gradient read, three written",
+        sweep=tuple({"B": batch, "N": n, "H": 6, "D": 64, "dtype": dtype} for n in LENGTHS),
+    )
+
+
+CASES = (
+    _case("attention_cpu", "cpu", 4, "bfloat16"),
+    _case("attention", "cuda", 256, "bfloat16"),
+)

@@ -1,0 +1,114 @@
+"""warp: images along a path, recoloured, normalised and cast in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.cases.geometry import DTYPES, MEAN, STD, images, itemsize, theta
+from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
+from fastequi.functional import warp
+from fastequi.kernels import backend
+
+
+def _inputs(device: str) -> Callable[..., Inputs]:
+    def make(B: int, K: int, size: int, dtype: str, family: str) -> Inputs:
+        return {
+            "image": images(B, size, device),
+            "theta": theta(family, B, K, device),
+            "dtype": DTYPES[dtype],
+        }
+
+    return make
+
+
+def chain(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a user writes today."""
+    batch, steps = matrices.shape[:2]
+    wide = (image.to(matrices.dtype) / 255).repeat_interleave(steps, 0)
+    grid = F.affine_grid(matrices.flatten(0, 1), list(wide.shape), False)
+    out = F.grid_sample(wide, grid, align_corners=False)
+    mean, std = (torch.tensor(v, device=image.device).to(out)[:, None, None] for v in (MEAN, STD))
+    return ((out - mean) / std).unflatten(0, (batch, steps)).to(dtype)
+
+
+def _of(
+    function: Callable[..., Tensor],
+) -> Make:
+    def make(inputs: Inputs, mode: str) -> Call:
+        if mode != "fwd":
+            raise Unavailable("views carry no gradient")
+
+        @torch.no_grad()
+        def call() -> dict[str, Tensor]:
+            return {"views": function(inputs["image"], inputs["theta"], inputs["dtype"])}
+
+        return call
+
+    return make
+
+
+def _compiled(inputs: Inputs, mode: str) -> Call:
+    torch._dynamo.reset()
+    tuning = "max-autotune-no-cudagraphs" if inputs["image"].is_cuda else None
+    return _of(torch.compile(chain, dynamic=False, mode=tuning))(inputs, mode)
+
+
+def _ours(name: str) -> Make:
+    def make(inputs: Inputs, mode: str) -> Call:
+        def function(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
+            with backend.force(name):
+                return warp(image, matrices, mean=MEAN, std=STD, dtype=dtype)
+
+        try:
+            with backend.force(name):
+                pass
+        except RuntimeError as reason:
+            raise Unavailable(str(reason)) from None
+        return _of(function)(inputs, mode)
+
+    return make
+
+
+def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
+    return {"views": chain(inputs["image"], inputs["theta"].double(), torch.float64)}
+
+
+def _bytes(params: Mapping[str, Any], mode: str) -> int:
+    pixels = 3 * params["size"] ** 2 * params["B"]
+    return pixels * params["K"] * itemsize(params) + pixels
+
+
+def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
+    image, steps = inputs["image"], inputs["theta"].shape[1]
+    out = torch.empty((len(image), steps, *image.shape[1:]), dtype=inputs["dtype"]).to(image.device)
+    return lambda: out.fill_(1)
+
+
+def _case(name: str, device: str, ours: str, **headline: Any) -> OpBench:
+    return OpBench(
+        name=name,
+        device=device,
+        title="views of uint8 images, normalised",
+        inputs=_inputs(device),
+        providers={
+            "eager": Provider(_of(chain)),
+            "compile": Provider(_compiled),
+            "ours": Provider(_ours(ours)),
+        },
+        answer=_answer,
+        bytes_moved=_bytes,
+        formula="views written + uint8 source read once per image",
+        floor=_floor,
+        sweep=({**headline, "family": "mixed"}, {**headline, "family": "45"}),
+    )
+
+
+CASES = (
+    _case("warp_cpu", "cpu", "native", B=16, K=2, size=224, dtype="float32"),
+    _case("warp", "cuda", "triton", B=256, K=2, size=224, dtype="bfloat16"),
+)

@@ -1,0 +1,228 @@
+"""What a case is, and how it is measured.
+
+A case declares its inputs, its providers (ours and every peer, each a function of the inputs), the
+bytes that any implementation has to move, and the answer to check against. A provider whose answer
+is wrong in this process is not timed. Providers take turns sample by sample, the caches flushed
+before each, so that whatever else the machine does falls on all of them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bench.memory import peak_extra_bytes
+
+Inputs = Mapping[str, Any]
+Call = Callable[[], dict[str, torch.Tensor]]
+"""One measured call; what it returns is checked by name."""
+
+Make = Callable[[Inputs, str], Call]
+
+MODES = ("fwd", "fwdbwd")
+_FLUSH_BYTES = 256 << 20
+
+
+class Unavailable(Exception):
+    """A provider that cannot run here: what is missing."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One implementation.
+
+    Attributes:
+        make: (inputs, mode) to the call that is timed; raises :class:`Unavailable`.
+        tolerance: largest relative error of each named result, by its norm; half precision results
+            may be off by their own rounding too.
+        partial: it does only a part of the work (a warp without the loss): a yardstick, no peer. It
+            checks itself and raises :class:`Unavailable` if it is wrong.
+    """
+
+    make: Make
+    tolerance: float = 1e-3
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class OpBench:
+    """A case.
+
+    Attributes:
+        name: as on the command line.
+        device: "cpu" or "cuda".
+        title: what is measured, in a line.
+        inputs: parameters (B=..., K=..., dtype=...) to tensors.
+        providers: by name; the first one is what speed-ups are relative to.
+        answer: (inputs, mode) to the right results, by name.
+        bytes_moved: (parameters, mode) to bytes that must cross the memory bus.
+        formula: the same in words.
+        floor: (inputs, mode) to a call that moves those bytes and does nothing else, or None.
+        sweep: parameter sets, the first of which is the headline.
+    """
+
+    name: str
+    device: str
+    title: str
+    inputs: Callable[..., Inputs]
+    providers: Mapping[str, Provider]
+    answer: Callable[[Inputs, str], dict[str, torch.Tensor]]
+    bytes_moved: Callable[[Mapping[str, Any], str], int]
+    formula: str
+    floor: Callable[[Inputs, str], Callable[[], Any]] | None = None
+    sweep: tuple[Mapping[str, Any], ...] = field(default=({},))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one provider did with one parameter set; times in milliseconds."""
+
+    case: str
+    mode: str
+    params: Mapping[str, Any]
+    provider: str
+    p20: float | None = None
+    p50: float | None = None
+    p80: float | None = None
+    gpu_p50: float | None = None
+    gbps: float | None = None
+    of_floor: float | None = None
+    speedup: float | None = None
+    extra_bytes: int | None = None
+    launches: int | None = None
+    partial: bool = False
+    refused: str | None = None
+
+
+def measure(case: OpBench, params: Mapping[str, Any], mode: str, samples: int) -> list[Row]:
+    """Checks and times every provider of a case for one parameter set."""
+    inputs = case.inputs(**params)
+    answer = case.answer(inputs, mode)
+    calls: dict[str, Callable[[], Any]] = {}
+    refused: dict[str, str] = {}
+    for name, provider in case.providers.items():
+        try:
+            call = provider.make(inputs, mode)
+            found = call()
+        except Unavailable as missing:
+            refused[name] = str(missing)
+            continue
+        wrong = None if provider.partial else _wrong(found, answer, provider.tolerance)
+        if wrong:
+            refused[name] = f"WRONG RESULT, not timed: {wrong}"
+        else:
+            calls[name] = call
+    if case.floor is not None:
+        calls["floor"] = case.floor(inputs, mode)
+    times = interleaved(calls, case.device, samples)
+    rows = [Row(case.name, mode, params, name, refused=why) for name, why in refused.items()]
+    base = next((times[name] for name in case.providers if name in times), None)
+    moved = case.bytes_moved(params, mode)
+    for name, (wall, gpu) in times.items():
+        busy = gpu or wall
+        p20, p50, p80 = _quantiles(wall)
+        rows.append(
+            Row(
+                case.name,
+                mode,
+                params,
+                name,
+                p20,
+                p50,
+                p80,
+                gpu_p50=statistics.median(gpu) if gpu else None,
+                gbps=moved / statistics.median(busy) / 1e6,
+                of_floor=_ratio(times.get("floor"), (wall, gpu)),
+                speedup=_ratio(base, (wall, gpu)),
+                extra_bytes=peak_extra_bytes(calls[name], case.device),
+                launches=_launches(calls[name]) if case.device == "cuda" else None,
+                partial=name == "floor" or case.providers[name].partial,
+            )
+        )
+    return rows
+
+
+Times = tuple[list[float], list[float]]  # wall, GPU (empty on a CPU)
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], device: str, samples: int
+) -> dict[str, Times]:
+    """Milliseconds of `samples` runs of every call, in turns; two rounds before do not count."""
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
+    times: dict[str, Times] = {name: ([], []) for name in calls}
+    for turn in range(samples + 2):
+        for name, call in calls.items():
+            flush.zero_()
+            wall, gpu = _timed(call, device)
+            if turn >= 2:
+                times[name][0].append(wall)
+                times[name][1].extend(gpu)
+    return times
+
+
+def _timed(call: Callable[[], Any], device: str) -> tuple[float, list[float]]:
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start), []
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    before.record()
+    call()
+    after.record()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start), [before.elapsed_time(after)]
+
+
+def _wrong(
+    found: Mapping[str, torch.Tensor], answer: Mapping[str, torch.Tensor], tolerance: float
+) -> str | None:
+    """The first named result that is off, or None; a provider may give a part of the answer."""
+    if not found:
+        return "no result"
+    for name, value in found.items():
+        expected = answer[name]
+        error = (value.detach().double() - expected).norm() / expected.norm().clamp(min=1e-30)
+        allowed = tolerance + (torch.finfo(value.dtype).eps if value.itemsize == 2 else 0)
+        if not error <= allowed:
+            return f"{name} off by {error:.1e}, {allowed:.0e} allowed"
+    return None
+
+
+def _quantiles(values: list[float]) -> tuple[float, float, float]:
+    cuts = torch.tensor(values, dtype=torch.float64).quantile(
+        torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    )
+    low, middle, high = cuts.tolist()
+    return low, middle, high
+
+
+def _ratio(base: Times | None, own: Times) -> float | None:
+    """How many times faster than the base, by GPU time where there is one."""
+    if base is None:
+        return None
+    return statistics.median(base[1] or base[0]) / statistics.median(own[1] or own[0])
+
+
+def _launches(call: Callable[[], Any]) -> int:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in trace.events())
+
+
+def all_cases() -> Iterator[OpBench]:
+    """Every declared case."""
+    from bench.cases import attention, warp, warp_recon
+
+    for module in (warp_recon, warp, attention):
+        yield from module.CASES

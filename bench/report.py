@@ -1,0 +1,118 @@
+"""Measured rows as JSON, as a table for the terminal, and as the README's table."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from bench.opbench import OpBench, Row
+from fastequi.doctor import machine
+
+_COLUMNS = ("p20", "p50", "p80", "GPU", "GB/s", "of floor", "extra MB", "launches", "speed-up")
+
+
+def document(rows: Sequence[Row], command: str) -> dict[str, Any]:
+    """All that a quoted figure must carry."""
+    return {
+        "command": command,
+        "commit": commit(),
+        "machine": {**machine(), "threads": torch.get_num_threads()},
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+
+
+def commit() -> str:
+    """Of the working tree, with a + where it was changed; empty outside of git."""
+    root = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+
+
+def console_table(
+    case: OpBench, mode: str, params: Mapping[str, Any], rows: Sequence[Row]
+) -> Table:
+    """One parameter set; times in ms, p20, p50 and p80."""
+    title = f"{case.name} {mode}: " + " ".join(f"{k}={v}" for k, v in params.items())
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("provider", no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        name = f"({row.provider})" if row.partial else row.provider
+        if row.refused:
+            table.add_row(name, row.refused)
+            continue
+        times = [_number(value) for value in (row.p20, row.p50, row.p80, row.gpu_p50)]
+        floor = "" if row.of_floor is None else f"{100 * row.of_floor:.0f} %"
+        extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.1f}"
+        launches = "" if row.launches is None else str(row.launches)
+        speedup = "" if row.speedup is None or row.partial else f"{row.speedup:.1f}x"
+        table.add_row(name, *times, _number(row.gbps), floor, extra, launches, speedup)
+    return table
+
+
+def markdown(measured: Mapping[str, Any]) -> str:
+    """The headline sets of a results file, a table per case and mode, with what made them."""
+    lines = []
+    rows = measured["rows"]
+    heads: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        heads.setdefault((row["case"], row["mode"]), row["params"])
+    for (case, mode), params in heads.items():
+        shown = [r for r in rows if (r["case"], r["mode"], r["params"]) == (case, mode, params)]
+        where = measured["machine"]
+        device = where["cpu"] if where["device"] == "cpu" else where["device"]
+        lines += [
+            f"`{case}` {mode}, " + ", ".join(f"{k} {v}" for k, v in params.items()),
+            f"({device}; torch {where['torch']}; commit {measured['commit']}; "
+            f"`{measured['command']}`):",
+            "",
+            "| provider | p50 ms (p20..p80) | of floor | extra MB | speed-up |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in shown:
+            if row["refused"]:
+                continue
+            times = f"{row['p50']:.2f} ({row['p20']:.2f}..{row['p80']:.2f})"
+            floor = "" if row["of_floor"] is None else f"{100 * row['of_floor']:.0f} %"
+            extra = "" if row["extra_bytes"] is None else f"{row['extra_bytes'] / 1e6:.0f}"
+            speedup = "" if row["partial"] else f"{row['speedup']:.1f}x"
+            lines.append(f"| {row['provider']} | {times} | {floor} | {extra} | {speedup} |")
+        worst = _worst(rows, case, mode)
+        if worst:
+            lines += ["", worst]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _worst(rows: Sequence[Mapping[str, Any]], case: str, mode: str) -> str:
+    """The transformation family where ours gains least on the base."""
+    ours = [
+        row
+        for row in rows
+        if (row["case"], row["mode"], row["provider"]) == (case, mode, "ours")
+        and row["speedup"] is not None
+        and "family" in row["params"]
+    ]
+    if len(ours) < 2:
+        return ""
+    least = min(ours, key=lambda row: row["speedup"])
+    words = ", ".join(f"{k} {v}" for k, v in least["params"].items())
+    return f"Least over {len(ours)} parameter sets: {least['speedup']:.1f}x at {words}."
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,115 @@
+"""The bench refuses wrong answers, times in turns, and writes what it measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import opbench
+from bench.__main__ import main
+from bench.memory import peak_extra_bytes
+from bench.opbench import OpBench, Provider, all_cases, measure
+from bench.report import markdown
+
+
+def of(value):
+    return lambda inputs, mode: lambda: {"out": inputs["x"] * value}
+
+
+def missing(inputs, mode):
+    raise opbench.Unavailable("no such package")
+
+
+CASE = OpBench(
+    name="double",
+    device="cpu",
+    title="twice",
+    inputs=lambda n: {"x": torch.ones(n)},
+    providers={
+        "base": Provider(of(2)),
+        "wrong": Provider(of(2.1)),
+        "missing": Provider(missing),
+        "ours": Provider(of(2)),
+    },
+    answer=lambda inputs, mode: {"out": 2 * inputs["x"].double()},
+    bytes_moved=lambda params, mode: 8 * params["n"],
+    formula="read and written",
+    floor=lambda inputs, mode: inputs["x"].clone,
+    sweep=({"n": 1000},),
+)
+
+
+def test_a_wrong_answer_is_not_timed(monkeypatch):
+    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    rows = {row.provider: row for row in measure(CASE, {"n": 1000}, "fwd", 3)}
+    assert "WRONG RESULT" in rows["wrong"].refused
+    assert rows["wrong"].p50 is None
+    assert rows["missing"].refused == "no such package"
+    assert rows["base"].speedup == 1
+    assert 0 < rows["ours"].p20 <= rows["ours"].p50 <= rows["ours"].p80
+    assert rows["ours"].gbps == pytest.approx(8000 / rows["ours"].p50 / 1e6)
+    assert rows["floor"].partial
+
+
+def test_providers_take_turns(monkeypatch):
+    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = opbench.interleaved(calls, "cpu", 4)
+    assert order == list("abc") * 6  # two rounds do not count
+    assert all(len(wall) == 4 for wall, _ in times.values())
+
+
+def test_peak_memory_is_of_the_call_alone():
+    def call():
+        big = torch.ones(64 << 20, dtype=torch.int8)
+        return big[:1].clone()
+
+    peak = peak_extra_bytes(call, "cpu")
+    if peak is None:
+        pytest.skip("the kernel's high-water mark cannot be reset here")
+    assert 64e6 < peak < 90e6
+    assert peak_extra_bytes(lambda: None, "cpu") < 8e6
+
+
+ON_CPU = [case for case in all_cases() if case.device == "cpu"]
+
+
+@pytest.mark.parametrize("case", ON_CPU, ids=lambda case: case.name)
+def test_every_cpu_case_checks_its_providers(case, monkeypatch):
+    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    small = {"B": 2, "K": 2, "size": 64, "N": 37}
+    params = {key: small.get(key, value) for key, value in case.sweep[0].items()}
+    providers = {n: p for n, p in case.providers.items() if n != "compile"}  # a minute each
+    rows = measure(replace(case, providers=providers), params, "fwd", 1)
+    ours = [row for row in rows if row.provider.startswith("ours") and row.refused is None]
+    assert ours
+    assert not [row.refused for row in rows if "WRONG" in (row.refused or "")]
+
+
+def test_the_command_writes_json_that_the_table_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    file = tmp_path / "deep" / "warp.json"
+    words = ["--case", "attention_cpu", "--headline", "--modes", "fwd", "--samples", "2"]
+    words += ["--set", "B=1", "N=5", "--json"]
+    assert main([*words, str(file)]) == 0
+    measured = json.loads(file.read_text())
+    assert measured["machine"]["torch"] == torch.__version__
+    assert measured["command"].startswith("python -m bench --case attention_cpu")
+    assert {row["params"]["N"] for row in measured["rows"]} == {5}
+    assert main(["table", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert markdown(measured) in printed
+    assert "| ours (auto) |" in printed
+
+
+def test_the_list_and_bad_names(capsys):
+    assert main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(case.name in listed for case in all_cases())
+    with pytest.raises(SystemExit, match="no case 'warp_recom'"):
+        main(["--case", "warp_recom"])
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="warp_recon needs a CUDA device"):
+            main(["--case", "warp_recon"])
