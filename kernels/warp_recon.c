@@ -66,28 +66,35 @@ INLINE v16 load16(const void *from, int64_t at, int32_t dtype) {
   if (dtype == FLOAT32)
     memcpy(&out, (const float *)from + at, sizeof out);
   else {
-    const uint16_t *halves = (const uint16_t *)from + at;
-    for (int i = 0; i < 16; i++) out[i] = from_bf16(halves[i]);
+    h16 halves;
+    memcpy(&halves, (const uint16_t *)from + at, sizeof halves);
+    out = (v16)(__builtin_convertvector(halves, u16) << 16);
   }
   return out;
 }
 
-INLINE void store16(void *to, int64_t at, v16 value, int32_t dtype, int stream) {
-  if (dtype == BFLOAT16) {
-    uint16_t halves[16];
-    for (int i = 0; i < 16; i++) halves[i] = to_bf16(value[i]);
-    memcpy((uint16_t *)to + at, halves, sizeof halves);
-    return;
-  }
+/* `bytes` from a register to memory; past the caches if `stream`, which wants 16-byte alignment. */
+INLINE void store(void *to, const void *from, int bytes, int stream) {
 #ifdef __SSE2__
-  if (stream) { /* sixteen-byte aligned: the caller has looked */
-    typedef float aligned4 __attribute__((vector_size(16), may_alias));
-    for (int i = 0; i < 4; i++)
-      __builtin_ia32_movntps((float *)to + at + 4 * i, (aligned4)((v4 *)&value)[i]);
+  typedef float aligned4 __attribute__((vector_size(16), may_alias));
+  if (stream) {
+    for (int byte = 0; byte < bytes; byte += 16)
+      __builtin_ia32_movntps((float *)((char *)to + byte), (aligned4)*(const v4 *)((const char *)from + byte));
     return;
   }
 #endif
-  memcpy((float *)to + at, &value, sizeof value);
+  memcpy(to, from, (size_t)bytes);
+}
+
+INLINE void store16(void *to, int64_t at, v16 value, int32_t dtype, int stream) {
+  if (dtype == FLOAT32) {
+    store((float *)to + at, &value, sizeof value, stream);
+    return;
+  }
+  u16 bits = (u16)value, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* as to_bf16 */
+  u16 nan = (u16)(value != value);
+  h16 halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), h16);
+  store((uint16_t *)to + at, &halves, sizeof halves, stream);
 }
 
 /* Sum of the error of n values, the gradient written; `keep` or NULL masks values out. */
@@ -129,14 +136,22 @@ CALLED double error_run(
   (op->loss == MSE  ? ERROR(dtype, MSE, slopes, keep, stream)      \
    : op->loss == L1 ? ERROR(dtype, L1, slopes, keep, stream)       \
                     : ERROR(dtype, SMOOTH_L1, slopes, keep, stream))
-  int aligned = op->grad && ((uintptr_t)((float *)op->grad + at) & 15) == 0;
-  if (keep || slopes)
-    return op->dtype == FLOAT32 ? BY_LOSS(FLOAT32, slopes, keep, 0)
-                                : BY_LOSS(BFLOAT16, slopes, keep, 0);
-  if (op->dtype == BFLOAT16) return BY_LOSS(BFLOAT16, NULL, NULL, 0);
-  return op->stream && aligned ? BY_LOSS(FLOAT32, NULL, NULL, 1) : BY_LOSS(FLOAT32, NULL, NULL, 0);
+#define BY_CASE(dtype)                                                     \
+  (keep || slopes ? BY_LOSS(dtype, slopes, keep, 0)                        \
+   : stream       ? BY_LOSS(dtype, NULL, NULL, 1)                          \
+                  : BY_LOSS(dtype, NULL, NULL, 0))
+  int64_t width = op->dtype == FLOAT32 ? 4 : 2;
+  int stream = op->stream && op->grad && (((uintptr_t)op->grad + at * width) & 15) == 0;
+  return op->dtype == FLOAT32 ? BY_CASE(FLOAT32) : BY_CASE(BFLOAT16);
+#undef BY_CASE
 #undef ERROR
 #undef BY_LOSS
+}
+
+INLINE void fetch(const WarpRecon *op, int64_t at, int64_t n) {
+  int64_t width = op->dtype == FLOAT32 ? 4 : 2;
+  const char *first = (const char *)op->pred + at * width;
+  for (int64_t byte = 0; byte < n * width; byte += 64) __builtin_prefetch(first + byte, 0, 2);
 }
 
 /* One rectangle of at most RUN pixels, whose channel 0 starts at `at` in the prediction. */
@@ -147,6 +162,8 @@ CALLED void run(
   int32_t channels = op->image.channels;
   int64_t n = width * rows;
   int derivatives = op->dtheta != NULL, mask = op->count != NULL;
+  for (int32_t c = 0; c < (planar ? channels : 1); c++) /* arrives while the samples are made */
+    fetch(op, at + c * op->pred_stride[2], planar ? n : n * channels);
   locate_run(&scratch->taps, width, rows, x0, y0, affine, &op->grid, &op->image, derivatives, mask);
   sample_run(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, n, texels,
              pitch_of(&op->image), mixer, channels, planar, derivatives);

@@ -18,6 +18,7 @@ The sum of each program's pixels is written down and reduced in a second step, w
 the result is the same bits in every run.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -47,7 +48,7 @@ from fastequi.kernels.sampling import (
     to_float,
 )
 
-_CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
+_CHUNK = 1 << 18  # target values per chunk of the CPU path: 1 MB of float32
 
 
 @triton.jit
@@ -317,22 +318,24 @@ def _lean(
     grad: Tensor,
     dtheta: Tensor,
 ) -> None:
-    """The CPU path: targets of a few images at a time, gradients by hand, no autograd graph."""
+    """The CPU path: a few targets at a time, gradients by hand, no autograd graph."""
     compute = total.dtype
     steps, (height, width) = theta.shape[1], size
-    images = max(_CHUNK // pred[0].numel(), 1)
+    values = max(pred[0, 0].numel(), 1)
+    few = min(max(_CHUNK // values, 1), steps)  # steps of one image, then whole images
+    images = max(_CHUNK // (values * steps), 1)
     base = base_grid(size, align_corners, total)
-    for start in range(0, len(pred), images):
-        part = slice(start, start + images)
-        source, matrix = to_float(image[part], compute), theta[part].to(compute)
-        # [b, K, 2, H·W] normalised sample points of this chunk, then grid_sample's [b, K·H, W, 2]
+    for first, k in itertools.product(range(0, len(pred), images), range(0, steps, few)):
+        part = slice(first, first + images), slice(k, k + few)
+        source, matrix = to_float(image[part[0]], compute), theta[part].to(compute)
+        # [b, k, 2, H·W] normalised sample points of this chunk, then grid_sample's [b, k·H, W, 2]
         points = matrix @ base
-        grid = points.transpose(2, 3).reshape(len(source), steps * height, width, 2)
+        grid = points.transpose(2, 3).reshape(len(source), -1, width, 2)
         sampled = _grid_sample(source, grid, padding_mode, align_corners)
-        sampled = sampled.unflatten(2, (steps, height)).transpose(1, 2)
-        target = color_ref(sampled, None if color is None else color[part], mean, std)
+        sampled = sampled.unflatten(2, (-1, height)).transpose(1, 2)
+        mixing = None if color is None else color[part]
+        target = color_ref(sampled, mixing, mean, std)
         difference = pred[part] - (patchify(target, patch_size) if patch_size else target)
-        keep = None
         if count.numel():
             keep = ~(points.abs() > 1).any(2).unflatten(2, size)[:, :, None]
             count[part] = keep.sum((2, 3, 4)).to(compute) * source.shape[1]
@@ -345,9 +348,9 @@ def _lean(
         if dtheta.numel():
             assert slope is not None
             by_target = -_unpatchify(slope.to(compute) / weight, size, patch_size)
-            by_sample = _color_backward(by_target, None if color is None else color[part], std)
+            by_sample = _color_backward(by_target, mixing, std)
             by_grid = _grid_backward(by_sample, source, grid, padding_mode, align_corners)
-            by_points = by_grid.view(len(source), steps, height * width, 2).transpose(2, 3)
+            by_points = by_grid.view(len(source), -1, height * width, 2).transpose(2, 3)
             dtheta[part] = by_points @ base.T
     finite = theta.isfinite().all(-1).all(-1)
     if not finite.all():  # grid_sample gives some pixel there under border and reflection
