@@ -4,7 +4,7 @@ import pytest
 
 from bench.opbench import Unavailable, all_cases
 
-SMALL = {"B": 2, "K": 2, "size": 64, "N": 37}
+SMALL = {"B": 2, "K": 2, "size": 64, "N": 37, "D": 8}
 CASES = [case for case in all_cases() if case.device == "cpu"]
 CALLS = [
     pytest.param(case, mode, name, id=f"{case.name}-{mode}-{name}")

@@ -10,13 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastequi.functional import blur_recon_loss, gaussian_blur, warp, warp_recon_loss
+    from fastequi.functional import (
+        blur_recon_loss,
+        gaussian_blur,
+        linear_warp_recon_loss,
+        warp,
+        warp_recon_loss,
+    )
     from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
     from fastequi.paths import SE2, Blur, Color, Rotation, Translation
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "linear_warp_recon_loss": "fastequi.functional",
     "warp_recon_loss": "fastequi.functional",
     "warp": "fastequi.functional",
     "blur_recon_loss": "fastequi.functional",
@@ -40,6 +47,7 @@ __all__ = [
     "WarpReconLoss",
     "blur_recon_loss",
     "gaussian_blur",
+    "linear_warp_recon_loss",
     "warp",
     "warp_recon_loss",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastequi.kernels import backend as _backend
 from fastequi.kernels import blur as _blur
+from fastequi.kernels import linear_warp_recon as _linear
 from fastequi.kernels import warp as _warp
 from fastequi.kernels import warp_recon as _warp_recon
 from fastequi.kernels.pixel_loss import LOSSES
@@ -118,6 +119,94 @@ def warp_recon_loss(
         weight=weight,
     )
     return _reduce(total, count, weight, reduction, single)
+
+
+def linear_warp_recon_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    theta: Tensor,
+    *,
+    patch_size: int,
+    color: Tensor | None = None,
+    loss: str = "mse",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    mask_outside: bool = False,
+    reduction: str = "mean",
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """A decoder's last linear layer and :func:`warp_recon_loss`, predictions never stored whole.
+
+    Equals, in value and gradient::
+
+        pred = hidden @ weight.mT + bias                      # for every step its own weight
+        loss = warp_recon_loss(pred, image, theta, layout="patch", patch_size=patch_size, ...)
+
+    but a chunk of predictions at a time, gradients in the same pass.
+
+    Args:
+        hidden: [B, K, L, D] tokens (or [B, L, D] with theta [B, 2, 3]); floating.
+        weight: [K, p·p·C, D], or [p·p·C, D] for all steps; of hidden's dtype.
+        bias: [K, p·p·C], or [p·p·C], or None.
+        image, theta, color, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside,
+            size: as there.
+        reduction: "mean" or "sum"; the gradients of a scalar alone can be had in one pass.
+
+    Returns:
+        A float32 scalar (float64 for float64 tokens). Under autocast the tokens, weight and bias
+        are cast as `F.linear` casts them.
+
+    Gradients go to `hidden`, `weight` and `bias`. If image, θ or colour needs one, the two lines
+    above run instead.
+
+    Raises:
+        TypeError, ValueError: as there; names the argument.
+    """
+    _one_of("loss", loss, LOSSES)
+    _one_of("padding_mode", padding_mode, PADDING_MODES)
+    _one_of("reduction", reduction, ("mean", "sum"))
+    _check_image(image, mean, std)
+    _check_floating("hidden", hidden)
+    hidden, theta, color, _ = _with_steps(hidden, theta, color, 4, "hidden")
+    _check_theta(theta, image)
+    _check_color(color, theta, image)
+    steps, values = theta.shape[1], patch_size**2 * image.shape[1]
+    weight, bias = _check_linear(hidden, weight, bias, steps, values)
+    tokens = hidden.shape[2]
+    if tuple(hidden.shape[:2]) != (len(image), steps):
+        raise ValueError(
+            f"hidden: expected B, K = {len(image)}, {steps} as in image and theta, "
+            f"got shape {tuple(hidden.shape)}"
+        )
+    target_size = _patch_target(tokens, image, patch_size, size)
+    _same_device(image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color)
+    if torch.is_autocast_enabled(image.device.type):
+        dtype = torch.get_autocast_dtype(image.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    scale = _weight(values * tokens, len(image) * steps, reduction, mask_outside)
+    total, count = _linear.linear_warp_recon_loss(
+        hidden,
+        weight,
+        bias,
+        image,
+        theta,
+        size=target_size,
+        color=color,
+        loss=loss,
+        patch_size=patch_size,
+        mean=mean,
+        std=std,
+        padding_mode=padding_mode,
+        align_corners=align_corners,
+        mask_outside=mask_outside,
+        scale=scale,
+    )
+    return _reduce(total, count, scale, reduction, single=False)
 
 
 def warp(
@@ -292,7 +381,7 @@ def _reduce(
 
 
 def _with_steps(
-    pred: Tensor, theta: Tensor, color: Tensor | None, ndim: int
+    pred: Tensor, theta: Tensor, color: Tensor | None, ndim: int, name: str = "pred"
 ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """Adds the axis of steps where theta has none."""
     _check_floating("theta", theta)
@@ -302,10 +391,32 @@ def _with_steps(
         color = color[:, None] if color is not None and color.ndim == 3 else color
     if pred.ndim != ndim:
         what = "[B, K, C, H, W]" if ndim == 5 else "patch tokens [B, K, L, p*p*C]"
+        what = "tokens [B, K, L, D]" if name == "hidden" else what
         what += " (no K for theta [B, 2, 3])"
         shape = tuple(pred[:, 0].shape if single else pred.shape)
-        raise ValueError(f"pred: expected {what}, got {shape}")
+        raise ValueError(f"{name}: expected {what}, got {shape}")
     return pred, theta, color, single
+
+
+def _check_linear(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, steps: int, values: int
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias with an axis of steps."""
+    given: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "weight": (weight, (steps, values, hidden.shape[3]))
+    }
+    if bias is not None:
+        given["bias"] = (bias, (steps, values))
+    found = []
+    for name, (tensor, shape) in given.items():
+        if tuple(tensor.shape) not in (shape, shape[1:]):
+            raise ValueError(
+                f"{name}: expected {shape} (K first) or {shape[1:]}, got {tuple(tensor.shape)}"
+            )
+        if tensor.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+            raise TypeError(f"{name}: expected hidden's {hidden.dtype}, got {tensor.dtype}")
+        found.append(tensor.expand(shape))
+    return found[0], found[1] if bias is not None else None
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ ON_CPU = [case for case in all_cases() if case.device == "cpu"]
 @pytest.mark.parametrize("case", ON_CPU, ids=lambda case: case.name)
 def test_every_cpu_case_checks_its_providers(case, monkeypatch):
     monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
-    small = {"B": 2, "K": 2, "size": 64, "N": 37}
+    small = {"B": 2, "K": 2, "size": 64, "N": 37, "D": 8}
     params = {key: small.get(key, value) for key, value in case.sweep[0].items()}
     providers = {n: p for n, p in case.providers.items() if n != "compile"}  # a minute each
     rows = measure(replace(case, providers=providers), params, "fwd", 1)

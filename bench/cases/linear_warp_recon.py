@@ -1,0 +1,161 @@
+"""linear_warp_recon_loss: a decoder's last linear layer and the path loss, and all gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cases import warp_recon
+from bench.cases.geometry import DTYPES, MEAN, STD, images, itemsize, theta
+from bench.opbench import Call, Inputs, Make, OpBench, Provider
+from fastequi.functional import linear_warp_recon_loss, warp_recon_loss
+
+PATCH, VALUES = warp_recon.PATCH, warp_recon.PATCH**2 * 3
+
+
+def _inputs(device: str) -> Callable[..., Inputs]:
+    def make(B: int, K: int, D: int, size: int, dtype: str) -> Inputs:
+        generator = torch.Generator().manual_seed(1)
+        shapes = (B, K, (size // PATCH) ** 2, D), (K, VALUES, D), (K, VALUES)
+        scales = 1.0, D**-0.5, 1.0
+        leaves = [
+            (scale * torch.randn(shape, generator=generator)).to(device, DTYPES[dtype])
+            for shape, scale in zip(shapes, scales, strict=True)
+        ]
+        return {
+            "leaves": [leaf.requires_grad_() for leaf in leaves],
+            "image": images(B, size, device),
+            "theta": theta("mixed", B, K, device),
+            "size": size,
+        }
+
+    return make
+
+
+def _linear(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.einsum("bkld,kpd->bklp", hidden, weight) + bias[:, None]
+
+
+def _of(loss: Callable[..., Tensor]) -> Make:
+    """A provider from a loss of (hidden, weight, bias, image, theta, size)."""
+
+    def make(inputs: Inputs, mode: str) -> Call:
+        leaves, rest = inputs["leaves"], (inputs["image"], inputs["theta"], inputs["size"])
+
+        def forward() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {"loss": loss(*leaves, *rest)}
+
+        def both() -> dict[str, Tensor]:
+            value = loss(*leaves, *rest)
+            grads = torch.autograd.grad(value, leaves)
+            return {"loss": value, **dict(zip(("hidden", "weight", "bias"), grads, strict=True))}
+
+        return both if mode == "fwdbwd" else forward
+
+    return make
+
+
+def _chain(
+    hidden: Tensor, weight: Tensor, bias: Tensor, image: Tensor, matrices: Tensor, size: int
+) -> Tensor:
+    return warp_recon.chain(_linear(hidden, weight, bias), image, matrices, size)
+
+
+def _compiled(inputs: Inputs, mode: str) -> Call:
+    """The linear layers as they are, the loss compiled: H5's peer."""
+    torch._dynamo.reset()
+    tuning = "max-autotune-no-cudagraphs" if inputs["image"].is_cuda else None
+    loss = torch.compile(warp_recon.chain, dynamic=False, mode=tuning)
+
+    def both(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+        return loss(_linear(hidden, weight, bias), *rest)
+
+    return _of(both)(inputs, mode)
+
+
+def _two(
+    hidden: Tensor, weight: Tensor, bias: Tensor, image: Tensor, matrices: Tensor, size: int
+) -> Tensor:
+    pred = _linear(hidden, weight, bias)
+    return warp_recon_loss(
+        pred, image, matrices, layout="patch", patch_size=PATCH, mean=MEAN, std=STD
+    )
+
+
+def _one(
+    hidden: Tensor, weight: Tensor, bias: Tensor, image: Tensor, matrices: Tensor, size: int
+) -> Tensor:
+    return linear_warp_recon_loss(
+        hidden, weight, bias, image, matrices, patch_size=PATCH, mean=MEAN, std=STD
+    )
+
+
+def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
+    """In float64, an image at a time."""
+    hidden, weight, bias = (t.detach().double() for t in inputs["leaves"])
+    loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    by = [torch.zeros_like(t) for t in (hidden, weight, bias)]
+    for b in range(len(hidden)):
+        leaves = [t.requires_grad_() for t in (hidden[b : b + 1], weight, bias)]
+        image, matrices = inputs["image"][b : b + 1], inputs["theta"][b : b + 1].double()
+        part = _chain(leaves[0], weight, bias, image, matrices, inputs["size"]) / len(hidden)
+        grads = torch.autograd.grad(part, leaves)
+        loss += part.detach()
+        by[0][b : b + 1] = grads[0]
+        by[1] += grads[1]
+        by[2] += grads[2]
+    return {"loss": loss, "hidden": by[0], "weight": by[1], "bias": by[2]}
+
+
+def _bytes(params: Mapping[str, Any], mode: str) -> int:
+    tokens = params["B"] * params["K"] * (params["size"] // PATCH) ** 2
+    weights = params["K"] * VALUES * params["D"]
+    passes = 3 if mode == "fwdbwd" else 1
+    moved = tokens * params["D"] * passes + weights * (2 if mode == "fwdbwd" else 1)
+    return moved * itemsize(params) + params["B"] * 3 * params["size"] ** 2
+
+
+def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
+    """The bare matrix products, one per step, into memory that stays."""
+    hidden, weight = (t.detach() for t in inputs["leaves"][:2])
+    rows = hidden.transpose(0, 1).flatten(1, 2).contiguous()
+    pred = torch.bmm(rows, weight.mT)
+    by_hidden, by_weight = torch.empty_like(rows), torch.empty_like(weight)
+
+    def call() -> None:
+        torch.bmm(rows, weight.mT, out=pred)
+        if mode == "fwdbwd":
+            torch.bmm(pred, weight, out=by_hidden)
+            torch.bmm(pred.mT, rows, out=by_weight)
+
+    return call
+
+
+def _case(name: str, device: str, **headline: Any) -> OpBench:
+    return OpBench(
+        name=name,
+        device=device,
+        title="K last linear layers and the path loss; the floor is the bare matrix products",
+        inputs=_inputs(device),
+        providers={
+            "eager": Provider(_of(_chain), tolerance=1e-2),
+            "linear, compiled loss": Provider(_compiled, tolerance=1e-2),
+            "linear, our loss": Provider(_of(_two), tolerance=1e-2),
+            "ours": Provider(_of(_one), tolerance=1e-2),
+        },
+        answer=_answer,
+        bytes_moved=_bytes,
+        formula="hidden read twice, its gradient written, weight and its gradient; uint8 source",
+        floor=_floor,
+        sweep=(headline,),
+    )
+
+
+CASES = (
+    _case("linear_warp_recon_cpu", "cpu", B=16, K=2, D=256, size=224, dtype="bfloat16"),
+    _case("linear_warp_recon", "cuda", B=256, K=4, D=512, size=224, dtype="bfloat16"),
+)

@@ -1,0 +1,201 @@
+"""The decoder's last linear and the path loss together, a chunk of predictions at a time.
+
+Replaces, for K decoders with a linear layer each::
+
+    pred = torch.einsum("bkld,kpd->bklp", hidden, weight) + bias[:, None]    # B·K·L·p·p·C values
+    loss = warp_recon_loss(pred, image, theta, layout="patch", reduction="sum")
+
+Never materialised: the predictions and their gradient, both as large as all the target images. A
+chunk of them is made, compared and turned into gradients by hidden, weight and bias while it lies
+in the L2 cache; the backward only scales those. So it moves hidden twice and its gradient once, and
+the weight once per chunk; the arithmetic is that of the three matrix products.
+
+The gradient by the weight is summed in float32 whatever the inputs are; each chunk's share of it is
+rounded to their type before, as each matrix product rounds its result.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastequi.kernels.backend import use_triton
+from fastequi.kernels.pixel_loss import scaled
+from fastequi.kernels.warp_recon import _warp_recon_op, warp_recon_loss_ref
+
+
+def _images_per_chunk(image_bytes: int, cuda: bool) -> int:
+    """So many that prediction and gradient stay in the cache: half of an H200's, or a core's."""
+    cache = 24 << 20 if cuda else 1 << 20
+    return max(cache // max(2 * image_bytes, 1), 1)
+
+
+@torch.library.custom_op("fastequi::linear_warp_recon_loss", mutates_args=())
+def _linear_warp_recon_op(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    height: int,
+    width: int,
+    patch_size: int,
+    loss: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    padding_mode: str,
+    align_corners: bool,
+    mask_outside: bool,
+    scale: float,
+    grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(total, count or empty, and `scale` times the gradients by hidden, weight, bias or empty)."""
+    total, count, d_hidden, d_weight, d_bias = _outputs(hidden, weight, bias, mask_outside, grad)
+    total.zero_()
+    count.zero_()
+    sums = [d_weight, d_bias]
+    if grad and hidden.dtype != torch.float64:
+        sums = [torch.zeros_like(t, dtype=torch.float32) for t in sums]
+    for one in sums:
+        one.zero_()
+    values = weight.shape[1] * hidden.shape[2]
+    images = _images_per_chunk(values * hidden.element_size(), hidden.is_cuda)
+    # on a GPU the loss leaves its gradient unweighted
+    rest = scale if use_triton(hidden) else 1.0
+    for start in range(0, len(hidden) if hidden.numel() else 0, images):
+        part = slice(start, start + images)
+        for k in range(theta.shape[1]):
+            step = slice(k, k + 1)
+            source = hidden[part, k].flatten(0, 1)
+            pred = F.linear(source, weight[k], None if bias is None else bias[k])
+            pred = pred.unflatten(0, (-1, 1, hidden.shape[2]))
+            part_total, part_count, by_pred, _ = _warp_recon_op(
+                pred, image[part], theta[part, step], None if color is None else color[part, step],
+                height, width, patch_size, loss, mean, std, padding_mode, align_corners,
+                mask_outside, scale, grad, False,
+            )  # fmt: skip
+            total += part_total.sum()
+            if mask_outside:
+                count += part_count.sum()
+            if grad:
+                by_pred = by_pred.flatten(0, 2)
+                d_hidden[part, k] = (by_pred @ weight[k]).view_as(d_hidden[part, k])
+                sums[0][k] += by_pred.T @ source
+                if bias is not None:
+                    sums[1][k] += by_pred.sum(0)
+    if grad:
+        if rest != 1.0:
+            for one in (d_hidden, *sums):
+                one *= rest
+        d_weight.copy_(sums[0])
+        d_bias.copy_(sums[1])
+    return total, count, d_hidden, d_weight, d_bias
+
+
+def _outputs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, mask_outside: bool, grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    total = hidden.new_empty((), dtype=wide)
+    count = hidden.new_empty(() if mask_outside else 0, dtype=wide)
+    empty = hidden.new_empty(0)
+    if not grad:
+        return total, count, empty, empty.clone(), empty.clone()
+    d_bias = (
+        empty if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
+    )
+    return (
+        total,
+        count,
+        torch.empty_like(hidden, memory_format=torch.contiguous_format),
+        torch.empty_like(weight, memory_format=torch.contiguous_format),
+        d_bias,
+    )
+
+
+@_linear_warp_recon_op.register_fake
+def _(
+    hidden, weight, bias, image, theta, color, height, width, patch_size, loss, mean, std,
+    padding_mode, align_corners, mask_outside, scale, grad,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _outputs(hidden, weight, bias, mask_outside, grad)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.scale, ctx.has_bias = inputs[15], inputs[2] is not None
+
+
+def _backward(ctx, g_total, g_count, *g_unused):
+    """All gradients of a scalar: the forward has them, up to a factor."""
+    if g_total is None:
+        return (None,) * 17
+    factor = g_total.view(1, 1)
+    d_hidden, d_weight, d_bias = (
+        scaled(t[None, None], factor, ctx.scale)[0, 0] if t.numel() else t
+        for t in ctx.saved_tensors
+    )
+    return (d_hidden, d_weight, d_bias if ctx.has_bias else None, *[None] * 14)
+
+
+_linear_warp_recon_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def linear_warp_recon_loss_ref(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    theta: Tensor,
+    **options: object,
+) -> tuple[Tensor, Tensor]:
+    """The chain in plain PyTorch, differentiable in everything: (total [B, K], count [B, K])."""
+    pred = torch.einsum("bkld,kpd->bklp", hidden, weight)
+    if bias is not None:
+        pred = pred + bias[:, None]
+    return warp_recon_loss_ref(pred, image, theta, **options)  # type: ignore[arg-type]
+
+
+def linear_warp_recon_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    theta: Tensor,
+    *,
+    size: tuple[int, int],
+    color: Tensor | None = None,
+    loss: str = "mse",
+    patch_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    mask_outside: bool = False,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of errors and number of values, scalars; arguments already checked.
+
+    Gradients go to hidden [B, K, L, D], weight [K, P, D] and bias [K, P]. Where image, θ or colour
+    wants one, the chain runs instead. `scale` is what the sum will be multiplied by, if known.
+    """
+    others = [t for t in (image, theta, color) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in others):
+        total, count = linear_warp_recon_loss_ref(
+            hidden, weight, bias, image, theta, size=size, color=color, loss=loss,
+            patch_size=patch_size, mean=mean, std=std, padding_mode=padding_mode,
+            align_corners=align_corners, mask_outside=mask_outside,
+        )  # fmt: skip
+        return total.sum(), count.sum() if mask_outside else None
+    if hidden.dtype == torch.float16:  # a gradient so small would vanish before a scaler sees it
+        scale = 1.0
+    leaves = [t for t in (hidden, weight, bias) if t is not None]
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
+    total, count, *_ = _linear_warp_recon_op(
+        hidden, weight, bias, image, theta, color, *size, patch_size, loss, mean, std, padding_mode,
+        align_corners, mask_outside, scale, grad,
+    )  # fmt: skip
+    return total, count if mask_outside else None
