@@ -18,12 +18,12 @@ from fastequi.doctor import machine
 _COLUMNS = ("p20", "p50", "p80", "GPU", "GB/s", "of floor", "extra MB", "launches", "speed-up")
 
 
-def document(rows: Sequence[Row], command: str) -> dict[str, Any]:
+def document(rows: Sequence[Row], command: str, heap: str) -> dict[str, Any]:
     """All that a quoted figure must carry."""
     return {
         "command": command,
         "commit": commit(),
-        "machine": {**machine(), "threads": torch.get_num_threads()},
+        "machine": {**machine(), "threads": torch.get_num_threads(), "heap": heap},
         "rows": [dataclasses.asdict(row) for row in rows],
     }
 

@@ -8,6 +8,8 @@ import os
 import sys
 from importlib import import_module
 
+from fastequi.heap import keep_heap
+
 # OpenMP's threads otherwise spin for milliseconds at every barrier, and where anything else runs on
 # the same cores (DALI does), training was seen to slow down sixfold; with a short spin it shares.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -27,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         print(_usage())
         return
     name, *rest = argv
+    keep_heap()
     try:
         if name not in _COMMANDS:
             near = difflib.get_close_matches(name, _COMMANDS, n=1)

@@ -320,19 +320,17 @@ def _lean(
 ) -> None:
     """The CPU path: a few targets at a time, gradients by hand, no autograd graph."""
     compute = total.dtype
-    steps, (height, width) = theta.shape[1], size
-    values = max(pred[0, 0].numel(), 1)
-    few = min(max(_CHUNK // values, 1), steps)  # steps of one image, then whole images
-    images = max(_CHUNK // (values * steps), 1)
+    steps = theta.shape[1]
+    values, threads = max(pred[0, 0].numel(), 1), torch.get_num_threads()
+    images = max(_CHUNK // (values * steps), min(threads, len(pred)))
+    few = max(_CHUNK // (values * images), -(-threads // images))  # steps at a time
     base = base_grid(size, align_corners, total)
     for first, k in itertools.product(range(0, len(pred), images), range(0, steps, few)):
         part = slice(first, first + images), slice(k, k + few)
         source, matrix = to_float(image[part[0]], compute), theta[part].to(compute)
-        # [b, k, 2, H·W] normalised sample points of this chunk, then grid_sample's [b, k·H, W, 2]
-        points = matrix @ base
-        grid = points.transpose(2, 3).reshape(len(source), -1, width, 2)
+        points = matrix @ base  # [b, k, 2, H·W] normalised sample points of this chunk
+        grid = points.transpose(2, 3).unflatten(2, size)
         sampled = _grid_sample(source, grid, padding_mode, align_corners)
-        sampled = sampled.unflatten(2, (-1, height)).transpose(1, 2)
         mixing = None if color is None else color[part]
         target = color_ref(sampled, mixing, mean, std)
         difference = pred[part] - (patchify(target, patch_size) if patch_size else target)
@@ -350,7 +348,7 @@ def _lean(
             by_target = -_unpatchify(slope.to(compute) / weight, size, patch_size)
             by_sample = _color_backward(by_target, mixing, std)
             by_grid = _grid_backward(by_sample, source, grid, padding_mode, align_corners)
-            by_points = by_grid.view(len(source), -1, height * width, 2).transpose(2, 3)
+            by_points = by_grid.flatten(2, 3).transpose(2, 3)
             dtheta[part] = by_points @ base.T
     finite = theta.isfinite().all(-1).all(-1)
     if not finite.all():  # grid_sample gives some pixel there under border and reflection
@@ -361,20 +359,37 @@ def _lean(
             dtheta[~finite] = torch.nan
 
 
+_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
+
+
 def _grid_sample(image: Tensor, grid: Tensor, padding_mode: str, align: bool) -> Tensor:
-    modes = {"zeros": 0, "border": 1, "reflection": 2}
-    return torch.ops.aten.grid_sampler_2d(image, grid, 0, modes[padding_mode], align)
+    """[b, k, C, H, W] samples of [b, C, Hs, Ws] at [b, k, H, W, 2]."""
+    batch, places = _batched(image, grid)
+    out = torch.ops.aten.grid_sampler_2d(batch, places, 0, _PADDINGS[padding_mode], align)
+    if len(batch) == len(image):
+        return out.unflatten(2, grid.shape[1:3]).transpose(1, 2)
+    return out.unflatten(0, grid.shape[:2])
 
 
 def _grid_backward(
     by_sample: Tensor, image: Tensor, grid: Tensor, padding_mode: str, align: bool
 ) -> Tensor:
-    modes = {"zeros": 0, "border": 1, "reflection": 2}
-    stacked = by_sample.transpose(1, 2).flatten(2, 3).contiguous()
+    """Gradient by the grid, [b, k, H, W, 2]."""
+    batch, places = _batched(image, grid)
+    stacked = len(batch) == len(image)
+    by_out = by_sample.transpose(1, 2).flatten(2, 3) if stacked else by_sample.flatten(0, 1)
     _, by_grid = torch.ops.aten.grid_sampler_2d_backward(
-        stacked, image, grid, 0, modes[padding_mode], align, [False, True]
+        by_out.contiguous(), batch, places, 0, _PADDINGS[padding_mode], align, [False, True]
     )
-    return by_grid
+    return by_grid.view(grid.shape)
+
+
+def _batched(image: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps stacked along the height, so that images are not repeated; but grid_sample's threads
+    share a batch, so where there are fewer images than threads the steps are images too."""
+    if len(image) >= torch.get_num_threads() or grid.shape[1] == 1:
+        return image, grid.flatten(1, 2)
+    return image[:, None].expand(-1, grid.shape[1], -1, -1, -1).flatten(0, 1), grid.flatten(0, 1)
 
 
 def _color_backward(by_target: Tensor, color: Tensor | None, std: Sequence[float] | None) -> Tensor:

@@ -21,6 +21,7 @@ ALLOWED = {
     "config": {"paths", "data.augment"},
     "recipes": {"config", "methods", "models", "data.augment", "data.batch", "paths"},
     "optim": set(),
+    "heap": set(),
     "checkpoint": {"optim"},
     "progress": set(),
     "train": {"recipes", "config", "methods", "data", "optim", "checkpoint", "progress"},

@@ -1,0 +1,22 @@
+"""malloc, told to keep what a training step frees."""
+
+from __future__ import annotations
+
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+def keep_heap() -> bool:
+    """Lets malloc keep freed memory for the next tensors; False where it is not glibc's.
+
+    By default large blocks go back to the system and come anew, a fault and a cleared page at a
+    time: with it, eager path losses of 64 images of 224 px took 61 ms instead of 151 on two cores.
+    The process then holds its peak until it ends, so this is for commands, not for a library to do
+    on import.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
