@@ -9,7 +9,7 @@
 --samples N                  of each provider, at least 30 for a figure that is quoted
 --json FILE, --plot FOLDER   results, roofline and speed-up as PNG
 
-`python -m bench table FILE [FILE ...]` renders the README's table from results.
+`python -m bench table FILE [CASE MODE]` renders the README's table from results.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from fastequi.heap import keep_heap
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["table"]:
-        for name in argv[1:]:
-            print(markdown(json.loads(Path(name).read_text())))
+        if len(argv) not in (2, 4):
+            raise SystemExit("usage: python -m bench table FILE [CASE MODE]")
+        print(markdown(json.loads(Path(argv[1]).read_text()), " ".join(argv[2:])))
         return 0
     options = _options(argv)
     cases = {case.name: case for case in all_cases()}

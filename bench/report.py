@@ -64,10 +64,13 @@ def console_table(
     return table
 
 
-def markdown(measured: Mapping[str, Any]) -> str:
-    """The headline sets of a results file, a table per case and mode, with what made them."""
+def markdown(measured: Mapping[str, Any], only: str = "") -> str:
+    """The headline sets of a results file, a table per case and mode, with what made them.
+
+    `only` ("warp_recon_cpu fwdbwd") leaves the other cases and modes out.
+    """
     lines = []
-    rows = measured["rows"]
+    rows = [row for row in measured["rows"] if only in ("", f"{row['case']} {row['mode']}")]
     heads: dict[tuple[str, str], Any] = {}
     for row in rows:
         heads.setdefault((row["case"], row["mode"]), row["params"])

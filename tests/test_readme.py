@@ -35,6 +35,14 @@ def test_every_recipe_and_variable_is_listed():
         assert f"`{name}" in README, name
 
 
+def test_the_speed_table_is_the_measured_one():
+    from bench.report import markdown
+
+    root = Path(__file__).parent.parent
+    measured = json.loads((root / "bench/results/cpu.json").read_text())
+    assert markdown(measured, "warp_recon_cpu fwdbwd").strip() in README
+
+
 def test_the_demos_table_is_the_measured_one():
     root = Path(__file__).parent.parent
     measured = json.loads((root / "bench/results/demo-cpu/equivariance.json").read_text())
