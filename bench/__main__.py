@@ -9,7 +9,8 @@
 --samples N                  of each provider, at least 30 for a figure that is quoted
 --json FILE, --plot FOLDER   results, roofline and speed-up as PNG
 
-`python -m bench table FILE [CASE MODE]` renders the README's table from results.
+`python -m bench table FILE [CASE MODE]` renders the README's table from results,
+`python -m bench plot FILE FOLDER` their plots.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
             raise SystemExit("usage: python -m bench table FILE [CASE MODE]")
         print(markdown(json.loads(Path(argv[1]).read_text()), " ".join(argv[2:])))
         return 0
+    if argv[:1] == ["plot"]:
+        if len(argv) != 3:
+            raise SystemExit("usage: python -m bench plot FILE FOLDER")
+        rows = [Row(**row) for row in json.loads(Path(argv[1]).read_text())["rows"]]
+        return _plot(rows, Path(argv[2]))
     options = _options(argv)
     cases = {case.name: case for case in all_cases()}
     if options.list:
@@ -43,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = options.case or [name for name, case in cases.items() if case.device == device]
-    rows: list[Row] = []
+    rows = []
     # peers at their best: eager code gains most (151 ms to 61 for the path loss of 64 images)
     kept = not options.fresh_memory and keep_heap()
     heap = "malloc keeps its memory" if kept else "malloc as it is"
@@ -61,11 +67,16 @@ def main(argv: list[str] | None = None) -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(text + "\n")
     if options.plot:
-        from bench.plots import draw
-
-        for file in draw(rows, options.plot):
-            console.print(f"wrote {file}")
+        _plot(rows, options.plot)
     return 1 if any("WRONG" in (row.refused or "") for row in rows) else 0
+
+
+def _plot(rows: list[Row], folder: Path) -> int:
+    from bench.plots import draw
+
+    for file in draw(rows, folder):
+        print(f"wrote {file}")
+    return 0
 
 
 def _run(case: OpBench, mode: str, options: argparse.Namespace, console: Console) -> list[Row]:

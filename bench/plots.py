@@ -51,7 +51,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
             axis.margins(x=0.15)
         axes[-1, 0].set_xlabel(words)
         figure.tight_layout()
-        figure.savefig(folder / file, dpi=110)
+        figure.savefig(folder / file, dpi=70)
         pyplot.close(figure)
         written.append(folder / file)
     return written

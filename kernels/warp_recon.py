@@ -48,7 +48,7 @@ from fastequi.kernels.sampling import (
     to_float,
 )
 
-_CHUNK = 1 << 19  # target values per chunk of the CPU path: 2 MB of float32
+_CHUNK = 1 << 18  # target values per chunk of the lean path: 1 MB of float32
 
 
 @triton.jit
@@ -322,8 +322,9 @@ def _lean(
     compute = total.dtype
     steps = theta.shape[1]
     values, threads = max(pred[0, 0].numel(), 1), torch.get_num_threads()
-    images = max(_CHUNK // (values * steps), min(threads, len(pred)))
-    few = max(_CHUNK // (values * images), -(-threads // images))  # steps at a time
+    chunk = _CHUNK if pred.numel() > 2 * _CHUNK else pred.numel()
+    images = max(chunk // (values * steps), min(threads, len(pred)))
+    few = max(chunk // (values * images), -(-threads // images))  # steps at a time
     base = base_grid(size, align_corners, total)
     for first, k in itertools.product(range(0, len(pred), images), range(0, steps, few)):
         part = slice(first, first + images), slice(k, k + few)

@@ -1,10 +1,12 @@
 """The bench refuses wrong answers, times in turns, and writes what it measured."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from bench import opbench
 from bench.__main__ import main
@@ -102,6 +104,10 @@ def test_the_command_writes_json_that_the_table_reads(tmp_path, monkeypatch, cap
     printed = capsys.readouterr().out
     assert markdown(measured) in printed
     assert "| ours (auto) |" in printed
+    if importlib.util.find_spec("matplotlib"):
+        assert main(["plot", str(file), str(tmp_path / "plots")]) == 0
+        with Image.open(tmp_path / "plots" / "speedup.png") as plot:
+            assert plot.width > 300
 
 
 def test_the_list_and_bad_names(capsys):
