@@ -115,4 +115,5 @@ def scaled(grad: Tensor, g_total: Tensor, weight: float = 1.0) -> Tensor:
     traced = type(factor) is not Tensor  # torch.compile's stand-ins have no values to look at
     if factor.device.type == "cpu" and not traced and (factor == 1).all():
         return grad
-    return (grad * factor.view(*factor.shape, *[1] * (grad.ndim - 2))).to(grad.dtype)
+    factor = factor.view(*factor.shape, *[1] * (grad.ndim - 2))
+    return torch.mul(grad, factor, out=torch.empty_like(grad))  # no float32 product of its size

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 # part -> the parts of fastequi it may import; what a command runs may reach everything
 ALLOWED = {
     "kernels": {"kernels"},
-    "functional": {"kernels"},
+    "checks": {"kernels"},
+    "functional": {"kernels", "checks"},
     "philox": set(),
     "paths": {"philox"},
     "losses": {"functional", "losses"},

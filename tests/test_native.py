@@ -229,7 +229,7 @@ def test_more_than_two_billion_elements():
     pred[-1, -1] = 0.25
     pred.requires_grad_()
     loss = warp_recon_loss(pred, image, theta, reduction="none")
-    (by_pred,) = torch.autograd.grad(loss[-1, -1], pred)
+    (by_pred,) = torch.autograd.grad(loss.sum(), pred)
     last = pred.detach()[-1:, -1:, :, -64:].float()
     grid = torch.nn.functional.affine_grid(theta[-1, -1:], [1, 3, side, side], align_corners=False)
     target = torch.nn.functional.grid_sample(image[-1:], grid[:, -64:], align_corners=False)

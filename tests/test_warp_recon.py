@@ -382,10 +382,10 @@ def test_the_target_is_never_stored(backend, device):
     # the op's own outputs are seen inside and outside of it; then the scaled gradient
     assert {name.split(".")[0] for name, _ in large} <= {"aten", "fastequi"}
     kinds = {name for name, _ in large}
-    allowed = {"aten.empty_like.default", "fastequi.warp_recon_loss.default", "aten.mul.Tensor",
-               "aten.fill_.Scalar", "aten.detach.default", "aten._to_copy.default"}  # fmt: skip
+    allowed = {"aten.empty_like.default", "fastequi.warp_recon_loss.default", "aten.mul.out",
+               "aten.fill_.Scalar", "aten.detach.default"}  # fmt: skip
     assert kinds <= allowed, kinds
-    assert len([n for n, _ in large if n == "aten.empty_like.default"]) <= 1
+    assert len([n for n, _ in large if n == "aten.empty_like.default"]) <= 2
 
 
 def test_the_module_holds_its_options(backend, device):
