@@ -63,15 +63,18 @@ def error_ref(pred: Tensor, target: Tensor, loss: str) -> Tensor:
 
 
 def error_(d: Tensor, loss: str, out: Tensor | None, weight: float = 1.0) -> Tensor:
-    """Sum of the error over all but the first two axes; `weight` times its derivative to `out`."""
+    """Sum of the error over all but the first two axes; `weight` times its derivative to `out`.
+
+    d is used up: its memory holds the errors then.
+    """
     if out is not None:
         slope = d if loss == "mse" else d.sign() if loss == "l1" else d.clamp(-1, 1)
         factor = 2 * weight if loss == "mse" else weight
         torch.mul(slope, factor, out=out) if out.dtype == d.dtype else out.copy_(slope * factor)
     axes = tuple(range(2, d.ndim))
     if loss == "mse":
-        return d.square().sum(axes)
-    size = d.abs()
+        return d.square_().sum(axes)
+    size = d.abs_()
     if loss == "l1":
         return size.sum(axes)
     return torch.where(size < 1, 0.5 * size * size, size - 0.5).sum(axes)

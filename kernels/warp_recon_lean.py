@@ -49,13 +49,17 @@ def lean(
         grid = points.transpose(2, 3).unflatten(2, size)
         sampled = _grid_sample(source, grid, padding_mode, align_corners)
         mixing = None if color is None else color[part]
-        target = color_ref(sampled, mixing, mean, std)
-        difference = pred[part] - (patchify(target, patch_size) if patch_size else target)
+        target = sampled if mixing is None else color_ref(sampled, mixing, None, None)
+        if mean is not None and std is not None:
+            for values_of, change in ((mean, target.sub_), (std, target.div_)):
+                change(constants(tuple(values_of), target.device, compute)[:, None, None])
+        target = patchify(target, patch_size) if patch_size else target
+        difference = torch.sub(pred[part], target, out=target)
         if count.numel():
             keep = ~(points.abs() > 1).any(2).unflatten(2, size)[:, :, None]
             count[part] = keep.sum((2, 3, 4)).to(compute) * source.shape[1]
-            mask = keep.expand_as(target)
-            difference = difference * (patchify(mask, patch_size) if patch_size else mask)
+            mask = keep.expand(-1, -1, source.shape[1], -1, -1)
+            difference *= patchify(mask, patch_size) if patch_size else mask
         slope = grad[part] if grad.numel() else None
         if slope is None and dtheta.numel():
             slope = torch.empty_like(difference)
