@@ -20,6 +20,7 @@ from fastequi.kernels import warp as _warp
 from fastequi.kernels import warp_recon as _warp_recon
 from fastequi.kernels.pixel_loss import LOSSES
 from fastequi.kernels.sampling import PADDING_MODES
+from fastequi.kernels.target import Target
 
 
 def backend(device: torch.device | str) -> tuple[str, str]:
@@ -100,21 +101,8 @@ def warp_recon_loss(
     checks.same_device(image, pred=pred, theta=theta, color=color)
     values = image.shape[1] * target_size[0] * target_size[1]
     weight = _weight(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
-    total, count = _warp_recon.warp_recon_loss(
-        pred,
-        image,
-        theta,
-        size=target_size,
-        color=color,
-        loss=loss,
-        patch_size=patch,
-        mean=mean,
-        std=std,
-        padding_mode=padding_mode,
-        align_corners=align_corners,
-        mask_outside=mask_outside,
-        weight=weight,
-    )
+    target = Target(*target_size, patch, loss, mean, std, padding_mode, align_corners, mask_outside)
+    total, count = _warp_recon.warp_recon_loss(pred, image, theta, color, target, weight)
     return _reduce(total, count, weight, reduction, single)
 
 
@@ -186,22 +174,11 @@ def linear_warp_recon_loss(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     scale = _weight(values * tokens, len(image) * steps, reduction, mask_outside)
+    target = Target(
+        *target_size, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
+    )
     total, count = _linear.linear_warp_recon_loss(
-        hidden,
-        weight,
-        bias,
-        image,
-        theta,
-        size=target_size,
-        color=color,
-        loss=loss,
-        patch_size=patch_size,
-        mean=mean,
-        std=std,
-        padding_mode=padding_mode,
-        align_corners=align_corners,
-        mask_outside=mask_outside,
-        scale=scale,
+        hidden, weight, bias, image, theta, color, target, scale
     )
     return _reduce(total, count, scale, reduction, single=False)
 

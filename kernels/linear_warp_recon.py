@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fastequi.kernels.backend import use_triton
 from fastequi.kernels.pixel_loss import scaled
+from fastequi.kernels.target import Target
 from fastequi.kernels.warp_recon import _warp_recon_op, warp_recon_loss_ref
 
 
@@ -55,6 +56,9 @@ def _linear_warp_recon_op(
     grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(total, count or empty, and `scale` times the gradients by hidden, weight, bias or empty)."""
+    target = Target(
+        height, width, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
+    )
     total, count, d_hidden, d_weight, d_bias = _outputs(hidden, weight, bias, mask_outside, grad)
     total.zero_()
     count.zero_()
@@ -75,10 +79,15 @@ def _linear_warp_recon_op(
             pred = F.linear(source, weight[k], None if bias is None else bias[k])
             pred = pred.unflatten(0, (-1, 1, hidden.shape[2]))
             part_total, part_count, by_pred, _ = _warp_recon_op(
-                pred, image[part], theta[part, step], None if color is None else color[part, step],
-                height, width, patch_size, loss, mean, std, padding_mode, align_corners,
-                mask_outside, scale, grad, False,
-            )  # fmt: skip
+                pred,
+                image[part],
+                theta[part, step],
+                None if color is None else color[part, step],
+                *target,
+                scale,
+                grad,
+                False,
+            )
             total += part_total.sum()
             if mask_outside:
                 count += part_count.sum()
@@ -119,10 +128,8 @@ def _outputs(
 
 
 @_linear_warp_recon_op.register_fake
-def _(
-    hidden, weight, bias, image, theta, color, height, width, patch_size, loss, mean, std,
-    padding_mode, align_corners, mask_outside, scale, grad,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    mask_outside, _, grad = options[-3:]
     return _outputs(hidden, weight, bias, mask_outside, grad)
 
 
@@ -153,13 +160,14 @@ def linear_warp_recon_loss_ref(
     bias: Tensor | None,
     image: Tensor,
     theta: Tensor,
-    **options: object,
+    color: Tensor | None,
+    target: Target,
 ) -> tuple[Tensor, Tensor]:
     """The chain in plain PyTorch, differentiable in everything: (total [B, K], count [B, K])."""
     pred = torch.einsum("bkld,kpd->bklp", hidden, weight)
     if bias is not None:
         pred = pred + bias[:, None]
-    return warp_recon_loss_ref(pred, image, theta, **options)  # type: ignore[arg-type]
+    return warp_recon_loss_ref(pred, image, theta, color, target)
 
 
 def linear_warp_recon_loss(
@@ -168,16 +176,8 @@ def linear_warp_recon_loss(
     bias: Tensor | None,
     image: Tensor,
     theta: Tensor,
-    *,
-    size: tuple[int, int],
-    color: Tensor | None = None,
-    loss: str = "mse",
-    patch_size: int,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    padding_mode: str = "zeros",
-    align_corners: bool = False,
-    mask_outside: bool = False,
+    color: Tensor | None,
+    target: Target,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of errors and number of values, scalars; arguments already checked.
@@ -185,20 +185,14 @@ def linear_warp_recon_loss(
     Gradients go to hidden [B, K, L, D], weight [K, P, D] and bias [K, P]. Where image, θ or colour
     wants one, the chain runs instead. `scale` is what the sum will be multiplied by, if known.
     """
+    inputs = (hidden, weight, bias, image, theta, color)
     others = [t for t in (image, theta, color) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in others):
-        total, count = linear_warp_recon_loss_ref(
-            hidden, weight, bias, image, theta, size=size, color=color, loss=loss,
-            patch_size=patch_size, mean=mean, std=std, padding_mode=padding_mode,
-            align_corners=align_corners, mask_outside=mask_outside,
-        )  # fmt: skip
-        return total.sum(), count.sum() if mask_outside else None
+        total, count = linear_warp_recon_loss_ref(*inputs, target)
+        return total.sum(), count.sum() if target.mask_outside else None
     if hidden.dtype == torch.float16:  # a gradient so small would vanish before a scaler sees it
         scale = 1.0
     leaves = [t for t in (hidden, weight, bias) if t is not None]
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
-    total, count, *_ = _linear_warp_recon_op(
-        hidden, weight, bias, image, theta, color, *size, patch_size, loss, mean, std, padding_mode,
-        align_corners, mask_outside, scale, grad,
-    )  # fmt: skip
-    return total, count if mask_outside else None
+    total, count, *_ = _linear_warp_recon_op(*inputs, *target, scale, grad)
+    return total, count if target.mask_outside else None

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import logging
 import re
-from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import toolchain
+from fastequi.kernels.target import Sums, Target
 
 logger = logging.getLogger(__name__)
 
@@ -110,36 +110,32 @@ def _library_file() -> Path:
 
 
 def _openmp_runtimes() -> list[str]:
-    """PyTorch's own OpenMP library, whose threads the kernels share, or else the system's."""
+    """PyTorch's own OpenMP library, whose threads the kernels share, or else the system's.
+
+    Other packages (scikit-learn) bring copies of theirs, so the one beside PyTorch comes first.
+    """
     maps = Path("/proc/self/maps")
     mapped = maps.read_text() if maps.is_file() else ""
     loaded = re.findall(r"\S+/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", mapped)
-    return sorted(set(loaded))[:1] or ["libgomp.so.1"]
+    return sorted(set(loaded), key=lambda path: "/torch" not in path)[:1] or ["libgomp.so.1"]
 
 
 def samples(image: Tensor) -> bool:
-    """Whether the C sampler takes such an image: its type, and what fits 32-bit texel indices."""
+    """Whether the C sampler takes such an image: its type, and a size whose coordinates are exact.
+
+    Bounds of half a pixel want sides below 2^22 in float32, texel indices an area below 2^31.
+    """
     height, width = image.shape[2:]
-    fits = (height + 4) * (width + 4) < 2**31 and min(height, width) > 0
+    fits = (height + 4) * (width + 4) < 2**31 and 0 < height < 2**22 and 0 < width < 2**22
     return image.dtype in DTYPES and 1 <= image.shape[1] <= 4 and fits
 
 
-def warp(
-    out: Tensor,
-    image: Tensor,
-    theta: Tensor,
-    color: Tensor | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    padding_mode: str,
-    align_corners: bool,
-) -> None:
+def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
     """Fills `out` [B, K, C, H, W], dense, uint8, float32 or bfloat16."""
     theta, color = _dense(theta), None if color is None else _dense(color)
-    size = (out.shape[3], out.shape[4])
     op = _Warp(
         _image(image),
-        _grid(theta, color, size, mean, std, padding_mode, align_corners),
+        _grid(theta, color, target),
         out.data_ptr(),
         DTYPES[out.dtype],
         torch.get_num_threads(),
@@ -168,34 +164,27 @@ def warp_recon(
     image: Tensor,
     theta: Tensor,
     color: Tensor | None,
-    size: tuple[int, int],
-    patch_size: int,
-    loss: str,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    padding_mode: str,
-    align_corners: bool,
+    target: Target,
     weight: float,
-    total: Tensor,
-    count: Tensor,
-    grad: Tensor,
-    dtheta: Tensor,
+    sums: Sums,
 ) -> None:
-    """Fills total, and count, grad, dtheta where they are not empty; grad laid out as pred."""
+    """Fills what of the sums is not empty; the gradient as pred lies, `weight` times as large."""
     theta, color = _dense(theta), None if color is None else _dense(color)
-    inner = (pred.stride(2), 1, 1) if patch_size else pred.stride()[2:]
+    inner = (pred.stride(2), 1, 1) if target.patch_size else pred.stride()[2:]
+    total, count, grad, dtheta = sums
+    grad_bytes = grad.numel() * grad.element_size()
     op = _WarpRecon(
         _image(image),
-        _grid(theta, color, size, mean, std, padding_mode, align_corners),
+        _grid(theta, color, target),
         *(t.data_ptr() if t.numel() else None for t in (pred, grad, total, count, dtheta)),
         (c_int64 * 5)(*pred.stride()[:2], *inner),
-        grad.numel() * grad.element_size(),
+        grad_bytes,
         weight,
         DTYPES[pred.dtype],
-        _LOSSES[loss],
-        patch_size,
-        _rows(pred, patch_size) == "planar",
-        grad.numel() * grad.element_size() > _STREAM_BYTES,
+        _LOSSES[target.loss],
+        target.patch_size,
+        _rows(pred, target.patch_size) == "planar",
+        grad_bytes > _STREAM_BYTES,
         torch.get_num_threads(),
     )
     _call("warp_recon", op)
@@ -215,28 +204,20 @@ def _image(image: Tensor) -> _Image:
     )
 
 
-def _grid(
-    theta: Tensor,
-    color: Tensor | None,
-    size: tuple[int, int],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    padding_mode: str,
-    align_corners: bool,
-) -> _Grid:
+def _grid(theta: Tensor, color: Tensor | None, target: Target) -> _Grid:
     gain, bias = [1.0] * 4, [0.0] * 4
-    if mean is not None and std is not None:
-        gain = [1 / s for s in std]
-        bias = [-m / s for m, s in zip(mean, std, strict=True)]
+    if target.mean is not None and target.std is not None:
+        gain = [1 / s for s in target.std]
+        bias = [-m / s for m, s in zip(target.mean, target.std, strict=True)]
     return _Grid(
         theta.data_ptr(),
         None if color is None else color.data_ptr(),
         (c_float * 4)(*gain),
         (c_float * 4)(*bias),
         *theta.shape[:2],
-        *size,
-        _PADDINGS[padding_mode],
-        align_corners,
+        *target.size,
+        _PADDINGS[target.padding_mode],
+        target.align_corners,
     )
 
 

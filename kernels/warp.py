@@ -26,6 +26,7 @@ from fastequi.kernels.sampling import (
     sample_ref,
     to_float,
 )
+from fastequi.kernels.target import Target
 
 _CHUNK = 1 << 21  # target values per chunk of the CPU path: 8 MB of float32
 
@@ -119,7 +120,8 @@ def _warp_op(
     if out.numel() == 0:
         return out
     if use_native(image) and native.samples(image) and dtype in native.DTYPES:
-        native.warp(out, image, theta, color, mean, std, padding_mode, align_corners)
+        target = Target(height, width, 0, "", mean, std, padding_mode, align_corners)
+        native.warp(out, image, theta, color, target)
         return out
     if not use_triton(image):
         return _lean(image, theta, color, mean, std, padding_mode, align_corners, out)

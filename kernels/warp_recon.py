@@ -45,6 +45,7 @@ from fastequi.kernels.sampling import (
     sample_ref,
     to_float,
 )
+from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_recon_lean import lean
 
 
@@ -195,16 +196,18 @@ def _warp_recon_op(
 
     d total/d pred comes `weight` times as large on a CPU, so that a mean's backward has no work.
     """
-    total, count, grad, dtheta = _outputs(pred, theta, mask_outside, pred_grad, theta_grad)
+    sums = _outputs(pred, theta, mask_outside, pred_grad, theta_grad)
+    total, count, grad, dtheta = sums
     if pred.numel() == 0:
         return total.zero_(), count.zero_(), grad, dtheta.zero_()
     if not use_triton(pred):
+        target = Target(
+            height, width, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
+        )
         in_c = use_native(pred) and native.samples(image) and native.reads(pred, patch_size)
-        (native.warp_recon if in_c and theta.dtype != torch.float64 else lean)(
-            pred, image, theta, color, (height, width), patch_size, loss, mean, std,
-            padding_mode, align_corners, weight, total, count, grad, dtheta,
-        )  # fmt: skip
-        return total, count, grad, dtheta
+        run = native.warp_recon if in_c and theta.dtype != torch.float64 else lean
+        run(pred, image, theta, color, target, weight, sums)
+        return sums
     batch, steps = theta.shape[:2]
     block, num_warps = _launch_config(height * width)
     blocks = triton.cdiv(height * width, block)
@@ -259,19 +262,17 @@ def _warp_recon_op(
 
 def _outputs(
     pred: Tensor, theta: Tensor, mask_outside: bool, pred_grad: bool, theta_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Sums:
     batch, steps = theta.shape[:2]
     total, grad = loss_outputs(pred, (batch, steps), pred_grad)
     count = total.new_empty((batch, steps) if mask_outside else 0)
     dtheta = total.new_empty((batch, steps, 2, 3) if theta_grad else 0)
-    return total, count, grad, dtheta
+    return Sums(total, count, grad, dtheta)
 
 
 @_warp_recon_op.register_fake
-def _(
-    pred, image, theta, color, height, width, patch_size, loss, mean, std,
-    padding_mode, align_corners, mask_outside, weight, pred_grad, theta_grad,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _(pred, image, theta, *options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mask_outside, _, pred_grad, theta_grad = options[-4:]
     return _outputs(pred, theta, mask_outside, pred_grad, theta_grad)
 
 
@@ -298,34 +299,22 @@ _warp_recon_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def warp_recon_loss_ref(
-    pred: Tensor,
-    image: Tensor,
-    theta: Tensor,
-    *,
-    size: tuple[int, int],
-    color: Tensor | None = None,
-    loss: str = "mse",
-    patch_size: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    padding_mode: str = "zeros",
-    align_corners: bool = False,
-    mask_outside: bool = False,
+    pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target
 ) -> tuple[Tensor, Tensor]:
     """The eager chain, differentiable in everything: (total [B, K], count [B, K])."""
     wide = torch.float64 in (pred.dtype, theta.dtype, image.dtype)
     compute = torch.float64 if wide else torch.float32
     theta = theta.to(compute)
-    target = sample_ref(to_float(image, compute), theta, size, padding_mode, align_corners)
-    target = color_ref(target, color, mean, std)
-    keep = torch.ones_like(target)
-    if mask_outside:
-        points = theta @ base_grid(size, align_corners, theta)
-        inside = ~(points.abs() > 1).any(2).unflatten(2, size)[:, :, None]
-        keep = inside.to(compute).expand_as(target)
-    if patch_size:
-        target, keep = patchify(target, patch_size), patchify(keep, patch_size)
-    error = error_ref(pred.to(compute), target, loss)
+    wanted = sample_ref(to_float(image, compute), theta, target.size, **target.eager())
+    wanted = color_ref(wanted, color, target.mean, target.std)
+    keep = torch.ones_like(wanted)
+    if target.mask_outside:
+        points = theta @ base_grid(target.size, target.align_corners, theta)
+        inside = ~(points.abs() > 1).any(2).unflatten(2, target.size)[:, :, None]
+        keep = inside.to(compute).expand_as(wanted)
+    if target.patch_size:
+        wanted, keep = patchify(wanted, target.patch_size), patchify(keep, target.patch_size)
+    error = error_ref(pred.to(compute), wanted, target.loss)
     axes = tuple(range(2, error.ndim))
     return torch.where(keep > 0, error, 0.0).sum(axes), keep.sum(axes)
 
@@ -334,16 +323,8 @@ def warp_recon_loss(
     pred: Tensor,
     image: Tensor,
     theta: Tensor,
-    *,
-    size: tuple[int, int],
-    color: Tensor | None = None,
-    loss: str = "mse",
-    patch_size: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    padding_mode: str = "zeros",
-    align_corners: bool = False,
-    mask_outside: bool = False,
+    color: Tensor | None,
+    target: Target,
     weight: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Sums of errors and numbers of values, both [B, K]; arguments already checked.
@@ -357,37 +338,12 @@ def warp_recon_loss(
     if (grad and any(t.requires_grad for t in others)) or (
         torch.float64 in (pred.dtype, theta.dtype) and use_triton(pred)
     ):
-        return warp_recon_loss_ref(
-            pred,
-            image,
-            theta,
-            size=size,
-            color=color,
-            loss=loss,
-            patch_size=patch_size,
-            mean=mean,
-            std=std,
-            padding_mode=padding_mode,
-            align_corners=align_corners,
-            mask_outside=mask_outside,
-        )
+        return warp_recon_loss_ref(pred, image, theta, color, target)
     if pred.dtype == torch.float16:  # a gradient so small would vanish before a scaler sees it
         weight = 1.0
+    pred_grad, theta_grad = grad and pred.requires_grad, grad and theta.requires_grad
+    pred = kernel_layout(pred, target.patch_size)
     total, count, _, _ = _warp_recon_op(
-        kernel_layout(pred, patch_size),
-        image,
-        theta,
-        color,
-        *size,
-        patch_size,
-        loss,
-        mean,
-        std,
-        padding_mode,
-        align_corners,
-        mask_outside,
-        weight,
-        grad and pred.requires_grad,
-        grad and theta.requires_grad,
+        pred, image, theta, color, *target, weight, pred_grad, theta_grad
     )
-    return total, count if mask_outside else None
+    return total, count if target.mask_outside else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastequi.kernels.pixel_loss import error_, patchify
 from fastequi.kernels.sampling import base_grid, color_ref, constants, to_float
+from fastequi.kernels.target import Sums, Target
 
 _CHUNK = 1 << 18  # target values per chunk: 1 MB of float32
 
@@ -21,20 +22,18 @@ def lean(
     image: Tensor,
     theta: Tensor,
     color: Tensor | None,
-    size: tuple[int, int],
-    patch_size: int,
-    loss: str,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    padding_mode: str,
-    align_corners: bool,
+    target: Target,
     weight: float,
-    total: Tensor,
-    count: Tensor,
-    grad: Tensor,
-    dtheta: Tensor,
+    sums: Sums,
 ) -> None:
     """The CPU path: a few targets at a time, gradients by hand, no autograd graph."""
+    (total, count, grad, dtheta), size, patch_size = sums, target.size, target.patch_size
+    mean, std, padding_mode, align_corners = (
+        target.mean,
+        target.std,
+        target.padding_mode,
+        target.align_corners,
+    )
     compute = total.dtype
     steps = theta.shape[1]
     values, threads = max(pred[0, 0].numel(), 1), torch.get_num_threads()
@@ -49,21 +48,21 @@ def lean(
         grid = points.transpose(2, 3).unflatten(2, size)
         sampled = _grid_sample(source, grid, padding_mode, align_corners)
         mixing = None if color is None else color[part]
-        target = sampled if mixing is None else color_ref(sampled, mixing, None, None)
+        wanted = sampled if mixing is None else color_ref(sampled, mixing, None, None)
         if mean is not None and std is not None:
-            for values_of, change in ((mean, target.sub_), (std, target.div_)):
-                change(constants(tuple(values_of), target.device, compute)[:, None, None])
-        target = patchify(target, patch_size) if patch_size else target
-        difference = torch.sub(pred[part], target, out=target)
+            for values_of, change in ((mean, wanted.sub_), (std, wanted.div_)):
+                change(constants(tuple(values_of), wanted.device, compute)[:, None, None])
+        wanted = patchify(wanted, patch_size) if patch_size else wanted
+        difference = torch.sub(pred[part], wanted, out=wanted)
         if count.numel():
             keep = ~(points.abs() > 1).any(2).unflatten(2, size)[:, :, None]
             count[part] = keep.sum((2, 3, 4)).to(compute) * source.shape[1]
-            mask = keep.expand(-1, -1, source.shape[1], -1, -1)
-            difference *= patchify(mask, patch_size) if patch_size else mask
+            left_out = ~keep.expand(-1, -1, source.shape[1], -1, -1)
+            difference.masked_fill_(patchify(left_out, patch_size) if patch_size else left_out, 0.0)
         slope = grad[part] if grad.numel() else None
         if slope is None and dtheta.numel():
             slope = torch.empty_like(difference)
-        total[part] = error_(difference, loss, slope, weight)
+        total[part] = error_(difference, target.loss, slope, weight)
         if dtheta.numel():
             assert slope is not None
             by_target = -_unpatchify(slope.to(compute) / weight, size, patch_size)

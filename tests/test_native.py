@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fastequi.functional import warp, warp_recon_loss
 from fastequi.kernels import backend, native, toolchain
+from fastequi.kernels.target import Sums, Target
 
 ROOT = Path(__file__).parent.parent
 MEAN, STD = (0.485, 0.456, 0.406, 0.5), (0.229, 0.224, 0.225, 0.3)
@@ -119,11 +120,9 @@ def test_nothing_is_written_outside_the_results(theta):
     pred, grad = (buffer[pad : pad + count].view(shape) for buffer in buffers)
     image, matrix = torch.rand(2, 3, 5, 7), torch.full((2, 2, 2, 3), theta)
     total, nothing = torch.full((2, 2), 7.0), torch.empty(0)
-    native.warp_recon(
-        pred, image, matrix, None, (9, 11), 0, "mse", None, None, "zeros", False, 1.0,
-        total, nothing, grad, nothing,
-    )  # fmt: skip
-    native.warp(pred, image, matrix, None, None, None, "border", False)
+    target = Target(9, 11)
+    native.warp_recon(pred, image, matrix, None, target, 1.0, Sums(total, nothing, grad, nothing))
+    native.warp(pred, image, matrix, None, target._replace(padding_mode="border"))
     for buffer in buffers:
         assert (buffer[:pad] == 7).all()
         assert (buffer[pad + count :] == 7).all()
@@ -212,6 +211,8 @@ def test_what_c_does_not_take_goes_to_pytorch_with_the_same_result():
     assert not native.samples(image)
     loss = warp_recon_loss(torch.zeros(1, 1, 5, 8, 8), image, theta)
     torch.testing.assert_close(loss, image.square().mean())
+    endless = torch.zeros(1, dtype=torch.uint8).expand(1, 3, 1, 2**22)
+    assert not native.samples(endless)  # half a pixel beyond its edge is no float32
     half = torch.zeros(1, 1, 3, 8, 8, dtype=torch.float16)
     assert not native.reads(half, 0)
     torch.testing.assert_close(

@@ -162,6 +162,19 @@ def test_mask_outside_divides_by_what_is_left(backend, device, loss):
     assert ours.grad.abs().sum() == 0
 
 
+def test_what_is_masked_out_may_be_nan(backend, device):
+    pred, image, theta = (t.to(device) for t in case())
+    theta = theta + 0.6
+    clean = warp_recon_loss(pred, image, theta, mask_outside=True)
+    ones = torch.ones(2, 3, 11, 8, device=device)
+    inside = torch.ops.aten.grid_sampler_2d(
+        ones, F.affine_grid(theta[:, 0], [2, 3, 9, 14], False), 0, 0, False
+    )
+    pred[:, 0] = torch.where(inside == 0, torch.nan, pred[:, 0])
+    assert pred.isnan().any()
+    torch.testing.assert_close(warp_recon_loss(pred, image, theta, mask_outside=True), clean)
+
+
 def _ones_color(device):
     """A colour matrix that makes every target 1."""
     color = torch.zeros(2, 2, 3, 4, device=device)

@@ -1,0 +1,55 @@
+"""What a path loss compares with, beside its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Target(NamedTuple):
+    """How targets are made of an image and compared.
+
+    Attributes:
+        height, width: of the targets in pixels.
+        patch_size: of predictions in patch tokens; 0 for images.
+        loss, mean, std, padding_mode, align_corners, mask_outside: as in
+            `fastequi.functional.warp_recon_loss`.
+
+    A custom op's arguments must be flat: it takes these one by one (`*target`) and, in its body,
+    puts them together again.
+    """
+
+    height: int
+    width: int
+    patch_size: int = 0
+    loss: str = "mse"
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    padding_mode: str = "zeros"
+    align_corners: bool = False
+    mask_outside: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def eager(self) -> dict[str, Any]:
+        """Where the samples lie, as keywords of the samplers in PyTorch."""
+        return {"padding_mode": self.padding_mode, "align_corners": self.align_corners}
+
+
+class Sums(NamedTuple):
+    """What a path loss fills: per image and step, empty where it was not asked for.
+
+    Attributes:
+        total, counted: [B, K] of errors and of values.
+        grad: d total/d pred, laid out as the prediction.
+        dtheta: [B, K, 2, 3], d total/d θ.
+    """
+
+    total: Tensor
+    counted: Tensor
+    grad: Tensor
+    dtheta: Tensor
