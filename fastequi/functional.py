@@ -102,8 +102,10 @@ def warp_recon_loss(
     values = image.shape[1] * target_size[0] * target_size[1]
     weight = _weight(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
     target = Target(*target_size, patch, loss, mean, std, padding_mode, align_corners, mask_outside)
-    total, count = _warp_recon.warp_recon_loss(pred, image, theta, color, target, weight)
-    return _reduce(total, count, weight, reduction, single)
+    total, count = _warp_recon.warp_recon_loss(
+        pred, image, theta, color, target, weight, reduction != "none"
+    )
+    return _mean(total, count, reduction, single)
 
 
 def linear_warp_recon_loss(
@@ -180,7 +182,7 @@ def linear_warp_recon_loss(
     total, count = _linear.linear_warp_recon_loss(
         hidden, weight, bias, image, theta, color, target, scale
     )
-    return _reduce(total, count, scale, reduction, single=False)
+    return _mean(total, count, reduction, single=False)
 
 
 def warp(
@@ -291,8 +293,8 @@ def blur_recon_loss(
         max_sigma=max_sigma,
     )
     values = image.shape[1] * size[0] * size[1]
-    weight = _weight(values, sigma.numel(), reduction, masked=False)
-    return _reduce(total, None, weight, reduction, single)
+    total = total * _weight(values, sigma.numel(), reduction, masked=False)
+    return _mean(total if reduction == "none" else total.sum(), None, reduction, single)
 
 
 def gaussian_blur(
@@ -339,16 +341,8 @@ def _weight(values: int, pairs: int, reduction: str, masked: bool) -> float:
     return 1.0 / max(values * (pairs if reduction == "mean" else 1), 1)
 
 
-def _reduce(
-    total: Tensor, count: Tensor | None, weight: float, reduction: str, single: bool
-) -> Tensor:
-    """Sums [B, K] to what was asked for, by the weight or by what `count` has left of values."""
-    if count is None:
-        total = total * weight
-    elif reduction == "none":
+def _mean(total: Tensor, count: Tensor | None, reduction: str, single: bool) -> Tensor:
+    """Weighted sums as they are, or divided by what `count` has left of the values."""
+    if count is not None and reduction != "sum":
         total = total / count.clamp(min=1)
-    if reduction == "none":
-        return total[:, 0] if single else total
-    if count is None or reduction == "sum":
-        return total.sum()
-    return total.sum() / count.sum().clamp(min=1)
+    return total[:, 0] if single and reduction == "none" else total

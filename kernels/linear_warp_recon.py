@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.backend import use_triton
 from fastequi.kernels.pixel_loss import scaled
 from fastequi.kernels.target import Target
 from fastequi.kernels.warp_recon import _warp_recon_op, warp_recon_loss_ref
@@ -55,7 +54,7 @@ def _linear_warp_recon_op(
     scale: float,
     grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(total, count or empty, and `scale` times the gradients by hidden, weight, bias or empty)."""
+    """(`scale` times the sum of errors, count or empty, gradients by the first three or empty)."""
     target = Target(
         height, width, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
     )
@@ -69,8 +68,6 @@ def _linear_warp_recon_op(
         one.zero_()
     values = weight.shape[1] * hidden.shape[2]
     images = _images_per_chunk(values * hidden.element_size(), hidden.is_cuda)
-    # on a GPU the loss leaves its gradient unweighted
-    rest = scale if use_triton(hidden) else 1.0
     for start in range(0, len(hidden) if hidden.numel() else 0, images):
         part = slice(start, start + images)
         for k in range(theta.shape[1]):
@@ -85,12 +82,13 @@ def _linear_warp_recon_op(
                 None if color is None else color[part, step],
                 *target,
                 scale,
+                True,
                 grad,
                 False,
             )
-            total += part_total.sum()
+            total += part_total
             if mask_outside:
-                count += part_count.sum()
+                count += part_count
             if grad:
                 by_pred = by_pred.flatten(0, 2)
                 d_hidden[part, k] = (by_pred @ weight[k]).view_as(d_hidden[part, k])
@@ -98,9 +96,6 @@ def _linear_warp_recon_op(
                 if bias is not None:
                     sums[1][k] += by_pred.sum(0)
     if grad:
-        if rest != 1.0:
-            for one in (d_hidden, *sums):
-                one *= rest
         d_weight.copy_(sums[0])
         d_bias.copy_(sums[1])
     return total, count, d_hidden, d_weight, d_bias
@@ -136,18 +131,14 @@ def _(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tensor, T
 def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.has_bias = inputs[15], inputs[2] is not None
+    ctx.has_bias = inputs[2] is not None
 
 
 def _backward(ctx, g_total, g_count, *g_unused):
     """All gradients of a scalar: the forward has them, up to a factor."""
     if g_total is None:
         return (None,) * 17
-    factor = g_total.view(1, 1)
-    d_hidden, d_weight, d_bias = (
-        scaled(t[None, None], factor, ctx.scale)[0, 0] if t.numel() else t
-        for t in ctx.saved_tensors
-    )
+    d_hidden, d_weight, d_bias = (scaled(t, g_total) if t.numel() else t for t in ctx.saved_tensors)
     return (d_hidden, d_weight, d_bias if ctx.has_bias else None, *[None] * 14)
 
 
@@ -180,19 +171,20 @@ def linear_warp_recon_loss(
     target: Target,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of errors and number of values, scalars; arguments already checked.
+    """`scale` times the sum of errors, and the number of values; arguments already checked.
 
     Gradients go to hidden [B, K, L, D], weight [K, P, D] and bias [K, P]. Where image, θ or colour
-    wants one, the chain runs instead. `scale` is what the sum will be multiplied by, if known.
+    wants one, the chain runs instead.
     """
     inputs = (hidden, weight, bias, image, theta, color)
     others = [t for t in (image, theta, color) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in others):
         total, count = linear_warp_recon_loss_ref(*inputs, target)
-        return total.sum(), count.sum() if target.mask_outside else None
-    if hidden.dtype == torch.float16:  # a gradient so small would vanish before a scaler sees it
-        scale = 1.0
+        return total.sum() * scale, count.sum() if target.mask_outside else None
+    # in half precision a gradient so small would vanish before a scaler sees it
+    inside = 1.0 if hidden.dtype == torch.float16 else scale
     leaves = [t for t in (hidden, weight, bias) if t is not None]
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
-    total, count, *_ = _linear_warp_recon_op(*inputs, *target, scale, grad)
+    total, count, *_ = _linear_warp_recon_op(*inputs, *target, inside, grad)
+    total = total if inside == scale else total * scale
     return total, count if target.mask_outside else None

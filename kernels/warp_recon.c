@@ -20,7 +20,7 @@ typedef struct {
   float *dtheta;          /* [B, K, 2, 3], or NULL */
   int64_t pred_stride[5]; /* of batch, step and: channel, row, column; or: token, 1, 1 */
   int64_t grad_bytes;
-  float weight;           /* of the gradient */
+  float weight;           /* of the sum, and so of its gradients */
   int32_t dtype;          /* of pred: FLOAT32 or BFLOAT16 */
   int32_t loss, patch;    /* patch 0: images, whose rows are */
   int32_t planar;         /* planar, or have their channels side by side */
@@ -284,10 +284,10 @@ CALLED void finish(const WarpRecon *op, const Sums *parts, int64_t b, int64_t k)
     sum.count += part->count;
     for (int j = 0; j < 6; j++) sum.dtheta[j] += part->dtheta[j];
   }
-  op->total[place] = (float)sum.total;
+  op->total[place] = (float)(op->weight * sum.total);
   if (op->count) op->count[place] = (float)sum.count;
   if (op->dtheta)
-    for (int j = 0; j < 6; j++) op->dtheta[place * 6 + j] = (float)sum.dtheta[j];
+    for (int j = 0; j < 6; j++) op->dtheta[place * 6 + j] = (float)(op->weight * sum.dtheta[j]);
   if (!finite6(op->grid.theta + place * 6)) poison(op, b, k);
 }
 

@@ -27,7 +27,7 @@ def lean(
     sums: Sums,
 ) -> None:
     """The CPU path: a few targets at a time, gradients by hand, no autograd graph."""
-    (total, count, grad, dtheta), size, patch_size = sums, target.size, target.patch_size
+    (total, counted, grad, dtheta), size, patch_size = sums, target.size, target.patch_size
     mean, std, padding_mode, align_corners = (
         target.mean,
         target.std,
@@ -54,18 +54,18 @@ def lean(
                 change(constants(tuple(values_of), wanted.device, compute)[:, None, None])
         wanted = patchify(wanted, patch_size) if patch_size else wanted
         difference = torch.sub(pred[part], wanted, out=wanted)
-        if count.numel():
+        if counted.numel():
             keep = ~(points.abs() > 1).any(2).unflatten(2, size)[:, :, None]
-            count[part] = keep.sum((2, 3, 4)).to(compute) * source.shape[1]
+            counted[part] = keep.sum((2, 3, 4)).to(compute) * source.shape[1]
             left_out = ~keep.expand(-1, -1, source.shape[1], -1, -1)
             difference.masked_fill_(patchify(left_out, patch_size) if patch_size else left_out, 0.0)
         slope = grad[part] if grad.numel() else None
         if slope is None and dtheta.numel():
             slope = torch.empty_like(difference)
-        total[part] = error_(difference, target.loss, slope, weight)
+        total[part] = error_(difference, target.loss, slope, weight) * weight
         if dtheta.numel():
             assert slope is not None
-            by_target = -_unpatchify(slope.to(compute) / weight, size, patch_size)
+            by_target = -_unpatchify(slope.to(compute), size, patch_size)
             by_sample = _color_backward(by_target, mixing, std)
             by_grid = _grid_backward(by_sample, source, grid, padding_mode, align_corners)
             by_points = by_grid.flatten(2, 3).transpose(2, 3)

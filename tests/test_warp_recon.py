@@ -332,7 +332,7 @@ def test_opcheck(device):
 
     pred, image, theta = (t.to(device) for t in case(b=1, size=(4, 4), source=(5, 5)))
     color = torch.eye(3, 4, device=device).expand(1, 2, 3, 4).contiguous()
-    rest = ("zeros", False, True, 0.5, True, True)
+    rest = ("zeros", False, True, 0.5, False, True, True)
     args = (pred.requires_grad_(), image, theta, color, 4, 4, 0, "mse", MEAN, STD, *rest)
     torch.library.opcheck(_warp_recon_op, args)
 

@@ -1,0 +1,250 @@
+"""The fast Triton kernel, by the same chain in float64; what it must leave to the general one."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_warp_recon import MEAN, STD, assert_near, eager
+from tolerances import GRAD, LOSS
+
+from fastequi import warp_recon_loss
+from fastequi.kernels import backend, warp_recon
+from fastequi.kernels.pixel_loss import patchify
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(autouse=True)
+def only_texels(monkeypatch):
+    """Triton, and no other kernel than the one under test."""
+
+    def general(*_):
+        raise AssertionError("the general kernel ran")
+
+    monkeypatch.setattr(warp_recon, "warp_recon_general", general)
+    with backend.force("triton"):
+        yield
+
+
+def interleaved(b, source, texel, seed=0):
+    """A uint8 image [b, 3, *source] of three or four bytes a texel; the fourth is noise."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (b, *source, texel), generator=g, dtype=torch.uint8)[..., :3].permute(
+        0, 3, 1, 2
+    )
+
+
+def predictions(b, k, size, dtype=torch.float32, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(b, k, 3, *size, generator=g).to(dtype)
+
+
+def thetas(b, k, degrees=20.0, zoom=1.0, shift=0.0, jitter=0.1, seed=2):
+    angle = math.radians(degrees)
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    theta = torch.cat([turn * zoom, torch.full((2, 1), shift)], 1).expand(b, k, 2, 3)
+    g = torch.Generator().manual_seed(seed)
+    return theta + jitter * (torch.rand(b, k, 2, 3, generator=g) - 0.5)
+
+
+def check(pred, image, theta, device, patch=0, reduction="mean", **options):
+    """Value and gradient."""
+    size, dtype = pred.shape[-2:], pred.dtype
+    layout = {"layout": "patch", "patch_size": patch, "size": tuple(size)} if patch else {}
+    tokens = patchify(pred, patch) if patch else pred
+    ours = tokens.detach().to(device).requires_grad_()
+    theta, image = theta.to(device), image.to(device)
+    if "color" in options:
+        options["color"] = options["color"].to(device)
+    loss = warp_recon_loss(ours, image, theta, reduction=reduction, **layout, **options)
+    loss.sum().backward()
+    reference = tokens.detach().to(device).double().requires_grad_()
+    sums = eager(reference, image, theta, patch=patch, size=size, **options)
+    kept = pred[0, 0].numel()
+    if options.get("mask_outside"):
+        white = {**options, "loss": "l1", "color": None, "mean": None, "std": None}
+        nothing = torch.full_like(reference, 2.0)  # against 2, errors of targets 0..1 are 1..2
+        black = torch.zeros_like(image)
+        kept = eager(nothing.detach(), black, theta, patch=patch, size=size, **white) / 2
+        kept = kept.clamp(min=1) if reduction == "none" else kept.sum().clamp(min=1)
+    elif reduction == "mean":
+        kept = pred.numel()
+    expected = sums / kept if reduction == "none" else sums.sum() / kept
+    expected = expected if reduction != "sum" else sums.sum()
+    expected.sum().backward()
+    scale = expected.abs().max().clamp(min=1e-3)
+    assert ((loss.double() - expected).abs() <= 10 * LOSS[dtype] * scale).all()
+    assert ours.grad.dtype == dtype
+    assert_near(ours.grad, reference.grad, GRAD[dtype])
+
+
+@pytest.mark.parametrize("texel", [3, 4])
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
+def test_equals_the_chain(device, texel, padding_mode, align_corners, loss, poisoned):
+    image = interleaved(2, (20, 27), texel)  # rows of 81 bytes begin anywhere in a word
+    options = {"padding_mode": padding_mode, "align_corners": align_corners, "loss": loss}
+    check(
+        predictions(2, 2, (16, 24)), image, thetas(2, 2), device, 4, mean=MEAN, std=STD, **options
+    )
+
+
+@pytest.mark.parametrize("texel", [3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("patch", "size"), [(4, (8, 12)), (8, (16, 24)), (16, (32, 32)), (32, (32, 64)), (0, (11, 40))]
+)
+def test_layouts_and_dtypes(device, texel, dtype, patch, size, poisoned):
+    pred, image = predictions(2, 2, size, dtype), interleaved(2, (40, 36), texel)
+    check(pred, image, thetas(2, 2, zoom=0.6), device, patch, mean=MEAN, std=STD)
+    if not patch:  # pixel by pixel, as a channels-last convolution leaves it
+        pred = pred.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        check(pred, image, thetas(2, 2, zoom=0.6), device, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("texel", [3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("patch", [0, 8])
+def test_colour_mask_and_reductions(device, texel, dtype, patch):
+    pred, image = predictions(2, 2, (16, 24), dtype), interleaved(2, (24, 24), texel)
+    color = torch.eye(3, 4) + 0.3 * torch.rand(
+        2, 2, 3, 4, generator=torch.Generator().manual_seed(5)
+    )
+    check(pred, image, thetas(2, 2), device, patch, color=color)
+    for reduction in ("mean", "sum", "none"):
+        options = {"mean": MEAN, "std": STD, "reduction": reduction}
+        check(pred, image, thetas(2, 2, shift=0.4), device, patch, mask_outside=True, **options)
+        check(pred, image, thetas(2, 2), device, patch, color=color, **options)
+
+
+@pytest.mark.parametrize("texel", [3, 4])
+@pytest.mark.parametrize(
+    ("degrees", "zoom", "shift"),
+    [(0, 1, 0), (45, 1, 0), (90, 1, 0), (10, 0.5, 0), (10, 2, 0), (10, 1, 1.7), (0, 1, 5)],
+)
+def test_families_of_transformations(device, texel, degrees, zoom, shift):
+    pred, image = predictions(1, 2, (32, 32)), interleaved(1, (32, 32), texel)
+    theta = thetas(1, 2, degrees, zoom, shift, jitter=0)
+    check(pred, image, theta, device, 16, mean=MEAN, std=STD)
+
+
+def test_tiles_inside_and_at_the_border_are_both_met():
+    """The geometry above reaches both branches: some tiles wholly inside, some not."""
+    theta = thetas(1, 1, 20.0, 0.6, jitter=0)
+    grid = F.affine_grid(theta[0], [1, 3, 32, 32], align_corners=False).abs().amax(-1)[0]
+    assert (grid < 0.9).all()  # zoom 0.6: inside
+    grid = F.affine_grid(thetas(1, 1, 45.0, jitter=0)[0], [1, 3, 32, 32], align_corners=False)
+    assert (grid.abs() > 1).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(2, 24), st.integers(2, 24), st.integers(1, 3), st.sampled_from([3, 4]),
+    st.sampled_from([0, 4, 8]), st.integers(1, 3), st.integers(1, 3),
+    st.sampled_from(["zeros", "border", "reflection"]), st.booleans(),
+    st.lists(st.one_of(st.floats(-2, 2), st.sampled_from([1e30, -1e30, 3e38, 0.0])),
+             min_size=6, max_size=6),
+)  # fmt: skip
+def test_any_geometry(height, width, k, texel, patch, gh, gw, padding, align, entries):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = (gh * (patch or 3), gw * (patch or 4))
+    image = interleaved(1, (height, width), texel)
+    theta = torch.tensor(entries).view(1, 1, 2, 3).expand(1, k, 2, 3)
+    pred = predictions(1, k, size)
+    if theta.abs().max() <= 2:
+        options = {"padding_mode": padding, "align_corners": align}
+        layout = {"layout": "patch", "patch_size": patch, "size": size} if patch else {}
+        tokens = (patchify(pred, patch) if patch else pred).to(device)
+        args = image.to(device), theta.to(device)
+        loss = warp_recon_loss(tokens, *args, **layout, **options)
+        expected = eager(tokens, *args, patch=patch, size=size, **options).sum() / pred.numel()
+        assert (loss - expected).abs() <= 1e-3 * expected.abs()
+    else:
+        loss = warp_recon_loss(pred.to(device), image.to(device), theta.to(device))
+        bound = (pred.abs().max() + 1) ** 2
+        assert 0 <= loss <= bound
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_theta_that_is_not_finite_gives_nan_for_its_step_alone(device, bad):
+    theta = thetas(2, 2).clone()
+    theta[0, 1, 1, 2] = bad
+    pred = predictions(2, 2, (8, 8)).to(device).requires_grad_()
+    image = interleaved(2, (8, 8), 3).to(device)
+    each = warp_recon_loss(pred, image, theta.to(device), reduction="none")
+    each.sum().backward()
+    assert each.isnan().tolist() == [[False, True], [False, False]]
+    assert pred.grad[0, 1].isnan().all()
+    assert pred.grad.isnan().sum() == pred[0, 0].numel()
+
+
+def test_nothing_is_written_outside_the_results(device):
+    """Canaries around prediction and gradient; the image's last word is its last byte's."""
+    pred = torch.full((3, 1, 16, 48), 7.0, device=device)
+    image = interleaved(1, (9, 9), 3).to(device)[:, :, :8, :8]
+    leaf = pred[1:2].detach().requires_grad_()
+    loss = warp_recon_loss(
+        leaf[:, :, :4], image, thetas(1, 1, shift=1.0).to(device), layout="patch", patch_size=4,
+        size=(8, 8),
+    )  # fmt: skip
+    loss.backward()
+    assert (leaf.grad[:, :, 4:] == 0).all()
+    assert (leaf.grad[:, :, :4] != 0).any()
+    assert (pred == 7).all()
+
+
+def test_same_bits_every_time_and_no_state_stays(device, poisoned):
+    pred, image = predictions(2, 3, (32, 32)).to(device), interleaved(2, (32, 32), 3).to(device)
+    theta = thetas(2, 3).to(device)
+    runs = []
+    for _ in range(3):
+        leaf = pred.clone().requires_grad_()
+        loss = warp_recon_loss(leaf, image, theta)
+        loss.backward()
+        runs.append((loss, leaf.grad))
+    for loss, grad in runs[1:]:
+        assert torch.equal(loss, runs[0][0])
+        assert torch.equal(grad, runs[0][1])
+
+
+def test_the_gradient_is_rescaled_only_where_it_must_be(device):
+    pred, image = predictions(1, 2, (16, 16)).to(device), interleaved(1, (16, 16), 3).to(device)
+    theta = thetas(1, 2).to(device)
+    leaf = pred.clone().requires_grad_()
+    loss = warp_recon_loss(leaf, image, theta)
+    loss.backward(retain_graph=True)
+    once = leaf.grad.clone()
+    (2.5 * loss).backward(retain_graph=True)  # not in place: the graph is kept
+    torch.testing.assert_close(leaf.grad, 3.5 * once)
+    (2.5 * loss).backward()
+    torch.testing.assert_close(leaf.grad, 6 * once)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("planar image", {"image": lambda i: i.contiguous()}),
+        ("float image", {"image": lambda i: i / 255}),
+        ("one texel wide", {"image": lambda i: i[..., :1]}),
+        ("begins within a word", {"image": lambda i: i[..., 1:]}),
+        ("patches of 6", {"patch": 6}),
+        ("13 pixels wide", {"size": (13, 13)}),
+        ("gradient by theta", {"theta": lambda t: t.clone().requires_grad_()}),
+    ],
+)
+def test_what_it_does_not_read_goes_to_the_general_kernel(device, name, change):
+    patch, size = change.get("patch", 0), change.get("size", (12, 12))
+    image, theta = interleaved(1, (12, 12), 3).to(device), thetas(1, 1).to(device)
+    image, theta = change.get("image", id_)(image), change.get("theta", id_)(theta)
+    pred = predictions(1, 1, size).to(device)
+    layout = {"layout": "patch", "patch_size": patch, "size": size} if patch else {}
+    with pytest.raises(AssertionError, match="the general kernel ran"):
+        warp_recon_loss(patchify(pred, patch) if patch else pred, image, theta, **layout)
+
+
+def id_(value):
+    return value
