@@ -152,7 +152,7 @@ def _blur_fwd_kernel(
             tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=live)
         else:
             pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-            value, slope = _error(pred - v, LOSS)
+            value, slope = _error(pred - v, LOSS, 1.0)
             total += tl.where(live, value, 0.0)
             if GRAD:
                 tl.store(out_ptr + at, slope.to(out_ptr.dtype.element_ty), mask=live)

@@ -11,20 +11,23 @@ _RESCALE_PROGRAMS = 1024  # a few for each processor of the largest GPUs
 
 
 @triton.jit
-def _error(d, LOSS: tl.constexpr):
-    """Error of a difference d = pred - target, and its derivative by d (smooth_l1: beta 1)."""
+def _error(d, LOSS: tl.constexpr, weight):
+    """Error of a difference d = pred - target, and `weight` times its derivative by d.
+
+    smooth_l1 has beta 1.
+    """
     if LOSS == "mse":
         value = d * d
-        slope = 2.0 * d
+        slope = d * (2.0 * weight)
     else:
-        sign = tl.where(d > 0.0, 1.0, tl.where(d < 0.0, -1.0, d * 0.0))
+        sign = tl.where(d > 0.0, weight, tl.where(d < 0.0, -weight, d * 0.0))
         if LOSS == "l1":
             value = tl.abs(d)
             slope = sign
         else:
             small = tl.abs(d) < 1.0
             value = tl.where(small, 0.5 * d * d, tl.abs(d) - 0.5)
-            slope = tl.where(small, d, sign)
+            slope = tl.where(small, d * weight, sign)
     return value, slope
 
 

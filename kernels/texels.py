@@ -54,9 +54,8 @@ def _funnel(low, high, skip):
 
 
 @triton.jit
-def _pair(words, offset, TEXEL: tl.constexpr, EXACT: tl.constexpr):
-    """Channels of the texel `offset` bytes from `words`, and of the one to its right."""
-    ptr = words + (offset >> 2)
+def _pair(ptr, skip, TEXEL: tl.constexpr, EXACT: tl.constexpr):
+    """Channels of the texel `skip` bytes after the word at ptr, and of the one to its right."""
     first = tl.load(ptr)
     second = tl.load(ptr + 1)
     if TEXEL == 4:
@@ -67,7 +66,6 @@ def _pair(words, offset, TEXEL: tl.constexpr, EXACT: tl.constexpr):
         g1 = _byte(second, 1, EXACT)
         b1 = _byte(second, 2, EXACT)
     else:
-        skip = offset & 3
         third = tl.load(ptr + 2, mask=skip == 3, other=0)
         left = _funnel(first, second, skip)  # r0 g0 b0 r1
         right = _funnel(second, third, skip)  # g1 b1
@@ -78,6 +76,15 @@ def _pair(words, offset, TEXEL: tl.constexpr, EXACT: tl.constexpr):
         g1 = _byte(right, 0, EXACT)
         b1 = _byte(right, 1, EXACT)
     return r0, g0, b0, r1, g1, b1
+
+
+@triton.jit
+def _word(image, offset, TEXEL: tl.constexpr):
+    """The word that holds a byte of an image, as a pointer, and the byte's place in it."""
+    skip = offset & 3
+    if TEXEL == 3:
+        offset = offset - skip
+    return (image + offset).to(tl.pointer_type(tl.int32)), skip
 
 
 @triton.jit
@@ -92,15 +99,16 @@ def _hat(x, top):
 
 @triton.jit
 def _sample(
-    words, ix, iy, HS, WS, row, start,
-    TEXEL: tl.constexpr, EXACT: tl.constexpr, INSIDE: tl.constexpr,
+    image, ix, iy, HS, WS, row, start,
+    TEXEL: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
     """Bilinear samples at pixels (ix, iy) of an image that is zero outside, in UNITs, plus `start`.
 
     Args:
-        words: the image's first byte, as a pointer to int32.
+        image: the image's first byte.
         row: bytes from row to row.
         start: what is added to each channel.
+        WHOLE_ROWS: a row's bytes are whole words.
         INSIDE: all taps are known to lie inside, where their weights sum to one.
     """
     r, g, b = start
@@ -125,8 +133,13 @@ def _sample(
         w10 = left * lower
         w11 = right * lower
     offset = y.to(tl.int32) * row + x.to(tl.int32) * TEXEL
-    r00, g00, b00, r01, g01, b01 = _pair(words, offset, TEXEL, EXACT)
-    r10, g10, b10, r11, g11, b11 = _pair(words, offset + row, TEXEL, EXACT)
+    upper_ptr, skip = _word(image, offset, TEXEL)
+    r00, g00, b00, r01, g01, b01 = _pair(upper_ptr, skip, TEXEL, EXACT)
+    if WHOLE_ROWS:
+        lower_ptr = (upper_ptr.to(tl.pointer_type(tl.uint8)) + row).to(tl.pointer_type(tl.int32))
+    else:
+        lower_ptr, skip = _word(image, offset + row, TEXEL)
+    r10, g10, b10, r11, g11, b11 = _pair(lower_ptr, skip, TEXEL, EXACT)
     r = r + w00 * r00 + w01 * r01 + w10 * r10 + w11 * r11
     g = g + w00 * g00 + w01 * g01 + w10 * g10 + w11 * g11
     b = b + w00 * b00 + w01 * b01 + w10 * b10 + w11 * b11
@@ -140,7 +153,7 @@ def _sample(
 
 @triton.jit
 def _pixel_affine(theta_ptr, H, W, HS, WS, ALIGN: tl.constexpr):
-    """θ in pixels around the centres: ix = a0 (x - cx) + a1 (y - cy) + a2, iy alike with a3..a5.
+    """θ in pixels between centres: ix - (WS-1)/2 = a0 (x - cx) + a1 (y - cy) + a2; iy with a3..a5.
 
     Returns (a0..a5, cx, cy, poison: 0, or NaN where θ is not finite).
     """
@@ -158,11 +171,73 @@ def _pixel_affine(theta_ptr, H, W, HS, WS, ALIGN: tl.constexpr):
     span_y = tl.maximum(H - 1, 1) * 0.5 if ALIGN else H * 0.5
     a0 = t0 * (unit_x / span_x)
     a1 = t1 * (unit_x / span_y)
-    a2 = t2 * unit_x + (WS - 1) * 0.5
+    a2 = t2 * unit_x
     a3 = t3 * (unit_y / span_x)
     a4 = t4 * (unit_y / span_y)
-    a5 = t5 * unit_y + (HS - 1) * 0.5
+    a5 = t5 * unit_y
     return a0, a1, a2, a3, a4, a5, (W - 1) * 0.5, (H - 1) * 0.5, poison
+
+
+@triton.jit
+def _room(a0, a1, a3, a4, HS, WS, mid_w, mid_h):
+    """How far from the source's centre a tile's middle may lie for all of its taps to lie inside.
+
+    mid_w and mid_h are half a tile; a sixteenth of a pixel is kept for rounding.
+    """
+    room_x = (WS - 1) * 0.5 - tl.abs(a0) * mid_w - tl.abs(a1) * mid_h - 0.0625
+    room_y = (HS - 1) * 0.5 - tl.abs(a3) * mid_w - tl.abs(a4) * mid_h - 0.0625
+    return room_x, room_y
+
+
+@triton.jit
+def _target_of(
+    color_ptr, mean0, mean1, mean2, gain0, gain1, gain2, poison,
+    EXACT: tl.constexpr, HAS_COLOR: tl.constexpr,
+):  # fmt: skip
+    """Of targets (color · x - mean) · gain: the matrix and bias for samples, and their start."""
+    UNIT: tl.constexpr = 1 / 255 if EXACT else 32768 / 255  # one of `_byte`, in 0..1
+    if HAS_COLOR:
+        m = (
+            tl.load(color_ptr) * gain0 * UNIT,
+            tl.load(color_ptr + 1) * gain0 * UNIT,
+            tl.load(color_ptr + 2) * gain0 * UNIT,
+            tl.load(color_ptr + 4) * gain1 * UNIT,
+            tl.load(color_ptr + 5) * gain1 * UNIT,
+            tl.load(color_ptr + 6) * gain1 * UNIT,
+            tl.load(color_ptr + 8) * gain2 * UNIT,
+            tl.load(color_ptr + 9) * gain2 * UNIT,
+            tl.load(color_ptr + 10) * gain2 * UNIT,
+        )
+        bias = (
+            (tl.load(color_ptr + 3) - mean0) * gain0 + poison,
+            (tl.load(color_ptr + 7) - mean1) * gain1 + poison,
+            (tl.load(color_ptr + 11) - mean2) * gain2 + poison,
+        )
+        start = (0.0, 0.0, 0.0)
+    else:
+        m = (gain0 * UNIT, gain1 * UNIT, gain2 * UNIT)  # type: ignore[assignment]
+        bias = (0.0, 0.0, 0.0)
+        start = (poison - mean0 / UNIT, poison - mean1 / UNIT, poison - mean2 / UNIT)
+    return m, bias, start
+
+
+@triton.jit
+def _target(
+    image, ix, iy, HS, WS, row, m, bias, start,
+    TEXEL: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr, INSIDE: tl.constexpr,
+    HAS_COLOR: tl.constexpr,
+):  # fmt: skip
+    """Sampled, recoloured, normalised: three channels at pixels (ix, iy); see `_sample`."""
+    r, g, b = _sample(image, ix, iy, HS, WS, row, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE)
+    if HAS_COLOR:
+        v0 = m[0] * r + m[1] * g + m[2] * b + bias[0]
+        v1 = m[3] * r + m[4] * g + m[5] * b + bias[1]
+        v2 = m[6] * r + m[7] * g + m[8] * b + bias[2]
+    else:
+        v0 = m[0] * r
+        v1 = m[1] * g
+        v2 = m[2] * b
+    return v0, v1, v2
 
 
 def interleaved(image: Tensor) -> int:

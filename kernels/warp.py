@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native
+from fastequi.kernels import native, warp_texels
 from fastequi.kernels.backend import tl, triton, use_native, use_triton
 from fastequi.kernels.sampling import (
     _affine_taps,
@@ -119,12 +119,15 @@ def _warp_op(
     out = image.new_empty((batch, steps, channels, height, width), dtype=dtype)
     if out.numel() == 0:
         return out
+    target = Target(height, width, 0, "", mean, std, padding_mode, align_corners)
     if use_native(image) and native.samples(image) and dtype in native.DTYPES:
-        target = Target(height, width, 0, "", mean, std, padding_mode, align_corners)
         native.warp(out, image, theta, color, target)
         return out
     if not use_triton(image):
         return _lean(image, theta, color, mean, std, padding_mode, align_corners, out)
+    if warp_texels.reads(image, target):
+        warp_texels.warp_texels(out, image, theta, color, target)
+        return out
     block, num_warps = _launch_config(height * width)
     blocks = triton.cdiv(height * width, block)
     device = image.device

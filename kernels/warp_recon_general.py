@@ -111,12 +111,12 @@ def _warp_recon_fwd_kernel(
         channel = c if PATCH > 0 else c * stride_p0
         at = base + place + channel
         pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-        value, slope = _error(pred - (v + poison), LOSS)
+        value, slope = _error(pred - (v + poison), LOSS, weight)
         value = tl.where(counted, value, 0.0)
         slope = tl.where(counted, slope, 0.0)
         total += value
         if PRED_GRAD:
-            tl.store(grad_ptr + at, (slope * weight).to(grad_ptr.dtype.element_ty), mask=live)
+            tl.store(grad_ptr + at, slope.to(grad_ptr.dtype.element_ty), mask=live)
         if THETA_GRAD:
             by_x -= slope * vx
             by_y -= slope * vy
@@ -125,8 +125,8 @@ def _warp_recon_fwd_kernel(
     if MASK_OUTSIDE:
         tl.store(count_ptr + part, tl.sum(counted.to(tl.float32), 0) * C)
     if THETA_GRAD:
-        by_x *= dx * weight
-        by_y *= dy * weight
+        by_x *= dx
+        by_y *= dy
         row = dtheta_ptr + part * 6
         tl.store(row + 0, tl.sum(by_x * xn, 0))
         tl.store(row + 1, tl.sum(by_x * yn, 0))

@@ -8,9 +8,9 @@ The programs' sums are added by whichever program finishes last, in the order of
 the same input gives the same bits; one launch does everything.
 
 Bytes per pixel in bf16, gradient included: 6 + 6, and 3/K to 4/K of the source. Instructions per
-pixel inside (sm_90, counted in tests/test_offline_compile.py): about 80 with four bytes a texel,
-about 100 with three. At 132 SMs of 4·32 lanes and 1.755 GHz 89 instructions take as long as
-12.75 bytes at 4.3 TB/s.
+pixel inside (sm_90, counted in tests/test_offline_compile.py): 79 with four bytes a texel, 91 with
+three. On 132 multiprocessors of 4·32 lanes at 1.755 GHz 89 instructions take as long as
+12.75 bytes at 4.3 TB/s: for B=256, K=4, 224² both 152 µs, the time to be expected at best.
 """
 
 from __future__ import annotations
@@ -22,76 +22,14 @@ from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.pixel_loss import _error
+from fastequi.kernels.quads import _load_group, _store_group
 from fastequi.kernels.sampling import _pad
 from fastequi.kernels.target import Sums, Target
-from fastequi.kernels.texels import _pixel_affine, _sample, interleaved
+from fastequi.kernels.texels import _pixel_affine, _room, _target, _target_of, interleaved
 
 _PIXELS = 4096  # of one program, about
-
-
-@triton.jit
-def _split4(x, T: tl.constexpr):
-    """The four columns of [T, 4]."""
-    even, odd = tl.split(x.reshape([T, 2, 2]))
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
-
-
-@triton.jit
-def _join4(x0, x1, x2, x3):
-    """[T] four times as [T, 2, 2]: the order of columns when reshaped to [T, 4]."""
-    return tl.join(tl.join(x0, x2), tl.join(x1, x3))
-
-
-@triton.jit
-def _load_group(ptr, offs, stride_c, live, INTERLEAVED: tl.constexpr, T: tl.constexpr):
-    """Channels of four neighbouring pixels from offs [T] on: twelve tensors, pixel by pixel."""
-    step = 4 if INTERLEAVED else stride_c
-    places = ptr + offs[:, None] + tl.arange(0, 4)[None, :]
-    if live is None:
-        a = tl.load(places)
-        b = tl.load(places + step)
-        c = tl.load(places + 2 * step)
-    else:
-        a = tl.load(places, mask=live[:, None], other=0.0)
-        b = tl.load(places + step, mask=live[:, None], other=0.0)
-        c = tl.load(places + 2 * step, mask=live[:, None], other=0.0)
-    a0, a1, a2, a3 = _split4(a.to(tl.float32), T)
-    b0, b1, b2, b3 = _split4(b.to(tl.float32), T)
-    c0, c1, c2, c3 = _split4(c.to(tl.float32), T)
-    if INTERLEAVED:
-        return a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3
-    else:
-        return a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3
-
-
-@triton.jit
-def _store_group(ptr, offs, stride_c, live, v, INTERLEAVED: tl.constexpr, T: tl.constexpr):
-    """The inverse of :func:`_load_group`."""
-    if INTERLEAVED:
-        # sixteen columns, four of them not stored: a warp's stores fill whole sectors
-        values = _join4(
-            _join4(v[0], v[4], v[8], v[8]),
-            _join4(v[1], v[5], v[9], v[9]),
-            _join4(v[2], v[6], v[10], v[10]),
-            _join4(v[3], v[7], v[11], v[11]),
-        )
-        column = tl.arange(0, 16)[None, :]
-        mask = column < 12
-        if live is not None:
-            mask = mask & live[:, None]
-        values = values.to(ptr.dtype.element_ty).reshape([T, 16])
-        tl.store(ptr + offs[:, None] + column, values, mask=mask)
-    else:
-        column = tl.arange(0, 4)[None, :]
-        for c in tl.static_range(3):
-            group = _join4(v[c], v[3 + c], v[6 + c], v[9 + c]).to(ptr.dtype.element_ty)
-            places = ptr + offs[:, None] + column + c * stride_c
-            if live is None:
-                tl.store(places, group.reshape([T, 4]))
-            else:
-                tl.store(places, group.reshape([T, 4]), mask=live[:, None])
+# so few that no variant spills; 80 leave room for 24 warps on a multiprocessor, 96 for 20
+_REGISTERS = {True: 96, False: 80}  # by EXACT
 
 
 @triton.jit
@@ -99,14 +37,14 @@ def _tile(
     # pointers
     pred,
     grad,
-    words,
+    image,
     # places
+    offs,
+    live,
     ix,
     iy,
     a0,
     a3,
-    offs,
-    live,
     # shapes
     HS,
     WS,
@@ -121,6 +59,7 @@ def _tile(
     count,
     # constants
     TEXEL: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
     EXACT: tl.constexpr,
     INSIDE: tl.constexpr,
     LOSS: tl.constexpr,
@@ -136,8 +75,11 @@ def _tile(
     p = _load_group(pred, offs, stride_c, live, INTERLEAVED, T)
     slopes = ()
     for q in tl.static_range(4):
-        x = ix + a0 * q
-        y = iy + a3 * q
+        x = ix
+        y = iy
+        if q > 0:
+            x += a0 * q
+            y += a3 * q
         keep = live
         if not INSIDE:
             if MASK_OUTSIDE:
@@ -148,18 +90,16 @@ def _tile(
                 keep = within & live
             x, _ = _pad(x, WS, PADDING, ALIGN)
             y, _ = _pad(y, HS, PADDING, ALIGN)
-        s = _sample(words, x, y, HS, WS, row, start, TEXEL, EXACT, INSIDE)
+        v = _target(
+            image, x, y, HS, WS, row, m, bias, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE, HAS_COLOR
+        )
         for c in tl.static_range(3):
-            if HAS_COLOR:
-                v = m[3 * c] * s[0] + m[3 * c + 1] * s[1] + m[3 * c + 2] * s[2] + bias[c]
-            else:
-                v = m[c] * s[c]
-            value, slope = _error(p[3 * q + c] - v, LOSS)
+            value, slope = _error(p[3 * q + c] - v[c], LOSS, weight)
             if not INSIDE:
                 value = tl.where(keep, value, 0.0)
                 slope = tl.where(keep, slope, 0.0)
             total += value
-            slopes = slopes + (slope * weight,)  # type: ignore[assignment]  # noqa: RUF005
+            slopes = slopes + (slope,)  # type: ignore[assignment]  # noqa: RUF005
         if MASK_OUTSIDE:
             if INSIDE:
                 count += 3.0
@@ -222,6 +162,7 @@ def _warp_recon_texels_kernel(
     weight,
     # constants
     TEXEL: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
     EXACT: tl.constexpr,
     PATCH: tl.constexpr,
     TILE_W: tl.constexpr,
@@ -244,31 +185,11 @@ def _warp_recon_texels_kernel(
     a0, a1, a2, a3, a4, a5, cx, cy, poison = _pixel_affine(
         theta_ptr + b * stride_tb + k * stride_tk, H, W, HS, WS, ALIGN
     )
-    words = (image_ptr + b * stride_ib).to(tl.pointer_type(tl.int32))
-    UNIT: tl.constexpr = 1 / 255 if EXACT else 32768 / 255  # of a sample, in target's 0..1
-    if HAS_COLOR:
-        row = color_ptr + (b * K + k) * 12
-        bias = (
-            (tl.load(row + 3) - mean0) * gain0 + poison,
-            (tl.load(row + 7) - mean1) * gain1 + poison,
-            (tl.load(row + 11) - mean2) * gain2 + poison,
-        )
-        m = (
-            tl.load(row) * gain0 * UNIT,
-            tl.load(row + 1) * gain0 * UNIT,
-            tl.load(row + 2) * gain0 * UNIT,
-            tl.load(row + 4) * gain1 * UNIT,
-            tl.load(row + 5) * gain1 * UNIT,
-            tl.load(row + 6) * gain1 * UNIT,
-            tl.load(row + 8) * gain2 * UNIT,
-            tl.load(row + 9) * gain2 * UNIT,
-            tl.load(row + 10) * gain2 * UNIT,
-        )
-        start = (0.0, 0.0, 0.0)
-    else:
-        bias = (0.0, 0.0, 0.0)
-        m = (gain0 * UNIT, gain1 * UNIT, gain2 * UNIT)  # type: ignore[assignment]
-        start = (poison - mean0 / UNIT, poison - mean1 / UNIT, poison - mean2 / UNIT)
+    image = image_ptr + b * stride_ib
+    m, bias, start = _target_of(
+        color_ptr + (b * K + k) * 12 if HAS_COLOR else None,
+        mean0, mean1, mean2, gain0, gain1, gain2, poison, EXACT, HAS_COLOR,
+    )  # fmt: skip
     # four pixels of a thread: token by token, row by row
     t = tl.arange(0, T)
     SIDE: tl.constexpr = PATCH if PATCH > 0 else TILE_W
@@ -282,59 +203,52 @@ def _warp_recon_texels_kernel(
     else:
         place = y * stride_py + x * (3 if INTERLEAVED else 1)
         tile_step = TILE_W * (3 if INTERLEAVED else 1)
-    from_x = a0 * x + a1 * y
-    from_y = a3 * x + a4 * y
-    # from a tile's middle to its farthest sample, and a margin for rounding
-    reach_x = (tl.abs(a0) * (TILE_W - 1) + tl.abs(a1) * (TILE_H - 1)) * 0.5 + 0.0625
-    reach_y = (tl.abs(a3) * (TILE_W - 1) + tl.abs(a4) * (TILE_H - 1)) * 0.5 + 0.0625
-    room_x = (WS - 1) * 0.5 - reach_x
-    room_y = (HS - 1) * 0.5 - reach_y
+    # samples from the source's centre: of a tile's middle, and of a thread's first pixel from there
+    mid_w = (TILE_W - 1) * 0.5
+    mid_h = (TILE_H - 1) * 0.5
+    from_x = a0 * (x - mid_w) + a1 * (y - mid_h) + (WS - 1) * 0.5
+    from_y = a3 * (x - mid_w) + a4 * (y - mid_h) + (HS - 1) * 0.5
+    room_x, room_y = _room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
     total = tl.zeros([T], tl.float32)
     count = tl.zeros([T], tl.float32)
     step = b * stride_pb + k * stride_pk
-    TILES = (W + TILE_W - 1) // TILE_W
     for tile_y in range(part * ROWS, tl.minimum((part + 1) * ROWS, (H + TILE_H - 1) // TILE_H)):
         top = tile_y * TILE_H
         if PATCH > 0:
             at = step + tile_y * ((W // PATCH) * stride_pl)
         else:
             at = step + top * stride_py
-        for tile_x in range(TILES):
+        row_x = a0 * (mid_w - cx) + a1 * (top + (mid_h - cy)) + a2
+        row_y = a3 * (mid_w - cx) + a4 * (top + (mid_h - cy)) + a5
+        for tile_x in range((W + TILE_W - 1) // TILE_W):
             left = tile_x * TILE_W
-            corner_x = a0 * (left - cx) + a1 * (top - cy) + a2
-            corner_y = a3 * (left - cx) + a4 * (top - cy) + a5
-            off_x = corner_x + (a0 * (TILE_W - 1) + a1 * (TILE_H - 1)) * 0.5 - (WS - 1) * 0.5
-            off_y = corner_y + (a3 * (TILE_W - 1) + a4 * (TILE_H - 1)) * 0.5 - (HS - 1) * 0.5
+            off_x = row_x + a0 * left
+            off_y = row_y + a3 * left
             inside = (tl.abs(off_x) <= room_x) & (tl.abs(off_y) <= room_y)
             if PATCH == 0:
                 inside = inside & (left + TILE_W <= W) & (top + TILE_H <= H)
-            offs = place + tile_x * tile_step
-            ix = corner_x + from_x
-            iy = corner_y + from_y
+            ix = off_x + from_x
+            iy = off_y + from_y
+            pred = pred_ptr + at + tile_x * tile_step
+            grad = grad_ptr
+            if GRAD:
+                grad += at + tile_x * tile_step
             if inside:
                 total, count = _tile(
-                    pred_ptr + at, grad_ptr + at if GRAD else grad_ptr, words,
-                    ix, iy, a0, a3, offs, None,
-                    HS, WS, stride_iy, stride_pc,
-                    m, bias, start, weight, total, count,
-                    TEXEL, EXACT, True, LOSS, PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE,
-                    INTERLEAVED, GRAD, T,
+                    pred, grad, image, place, None, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
+                    m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, True, LOSS,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
                 )  # fmt: skip
             else:
                 live = (left + x < W) & (top + y < H)
                 total, count = _tile(
-                    pred_ptr + at, grad_ptr + at if GRAD else grad_ptr, words,
-                    ix, iy, a0, a3, offs, live,
-                    HS, WS, stride_iy, stride_pc,
-                    m, bias, start, weight, total, count,
-                    TEXEL, EXACT, False, LOSS, PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE,
-                    INTERLEAVED, GRAD, T,
+                    pred, grad, image, place, live, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
+                    m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, False, LOSS,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
                 )  # fmt: skip
-    # by image and step, then part
-    place = (b * K + k) * NB + part
-    tl.store(parts_ptr + place, tl.sum(total, 0) * weight)
+    tl.store(parts_ptr + pid, tl.sum(total, 0) * weight)
     if MASK_OUTSIDE:
-        tl.store(counts_ptr + place, tl.sum(count, 0))
+        tl.store(counts_ptr + pid, tl.sum(count, 0))
     if REDUCE:
         tl.debug_barrier()
         arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel")
@@ -356,6 +270,8 @@ class Tiles(NamedTuple):
 def tiles_of(pred: Tensor, image: Tensor, target: Target) -> Tiles | None:
     """None where the general kernel has to run."""
     if not interleaved(image) or target.height * target.width * 3 >= 2**31:
+        return None
+    if pred.data_ptr() % 4:  # values are read a word at a time
         return None
     patch = target.patch_size
     if patch:
@@ -385,7 +301,7 @@ def warp_recon_texels(
     tile_rows = triton.cdiv(target.height, tiles.height)
     rows = min(max(_PIXELS // (target.width * tiles.height), 1), tile_rows)
     parts = triton.cdiv(tile_rows, rows)
-    partial = sums.total.new_empty(2 if target.mask_outside else 1, batch, steps, parts)
+    partial = sums.total.new_empty(2 if target.mask_outside else 1, batch, parts, steps)
     reduce = sums.total.ndim == 0
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     patch = target.patch_size
@@ -416,6 +332,7 @@ def warp_recon_texels(
             *(1 / value for value in std),
             weight,
             TEXEL=image.stride(3),
+            WHOLE_ROWS=image.stride(2) % 4 == 0,
             EXACT=pred.dtype == torch.float32,
             PATCH=patch,
             TILE_W=tiles.width,
@@ -429,11 +346,12 @@ def warp_recon_texels(
             GRAD=sums.grad.numel() > 0,
             REDUCE=reduce,
             num_warps=max(tiles.width * tiles.height // 128, 1),
+            maxnreg=_REGISTERS[pred.dtype == torch.float32],
         )
     if not reduce:
-        torch.sum(partial[0], -1, out=sums.total)
+        torch.sum(partial[0], 1, out=sums.total)
         if target.mask_outside:
-            torch.sum(partial[1], -1, out=sums.counted)
+            torch.sum(partial[1], 1, out=sums.counted)
 
 
 _ARRIVALS: dict[tuple[torch.device, int], Tensor] = {}

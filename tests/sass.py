@@ -1,0 +1,190 @@
+"""Compiles the Triton kernels for GPUs that are not there and reads their machine code.
+
+Run as a program, since its caller may run Triton's interpreter: `python sass.py FOLDER` prints
+JSON.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastequi.kernels import blur, warp, warp_recon_general, warp_recon_texels, warp_texels
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+POINTERS = {
+    "pred_ptr": "*bf16", "image_ptr": "*u8", "theta_ptr": "*fp32", "color_ptr": "*fp32",
+    "mean_ptr": "*fp32", "std_ptr": "*fp32", "sigma_ptr": "*fp32", "total_ptr": "*fp32",
+    "count_ptr": "*fp32", "parts_ptr": "*fp32", "counts_ptr": "*fp32", "arrived_ptr": "*i32",
+    "grad_ptr": "*bf16", "dtheta_ptr": "*fp32", "out_ptr": "*bf16",
+}  # fmt: skip
+FLOATS = {
+    "max_sigma", "weight", "mean0", "mean1", "mean2", "gain0", "gain1", "gain2"
+}  # fmt: skip
+# 224×224 images: sizes and strides that are multiples of 16
+EVEN = {
+    "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
+    "stride_ib", "stride_iy",
+}  # fmt: skip
+
+RECON = {
+    "C": 3, "PATCH": 16, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
+    "HAS_NORM": True, "SCALE": 1 / 255, "MASK_OUTSIDE": False, "PRED_GRAD": True,
+    "THETA_GRAD": False, "BLOCK": 512, "color_ptr": None, "count_ptr": None, "dtheta_ptr": None,
+}  # fmt: skip
+EVERY = {
+    **{name: value for name, value in RECON.items() if value is not None}, "HAS_COLOR": True,
+    "MASK_OUTSIDE": True, "THETA_GRAD": True, "PATCH": 0, "PADDING": "reflection",
+    "LOSS": "smooth_l1",
+}  # fmt: skip
+TEXELS = {
+    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16, "TILE_H": 16,
+    "INTERLEAVED": True, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
+    "MASK_OUTSIDE": False, "GRAD": True, "REDUCE": True, "color_ptr": None, "counts_ptr": None,
+    "count_ptr": None,
+}  # fmt: skip
+TEXELS_EVERY = {
+    **{name: value for name, value in TEXELS.items() if value is not None}, "EXACT": True,
+    "HAS_COLOR": True, "MASK_OUTSIDE": True, "PADDING": "reflection", "LOSS": "smooth_l1",
+    "PATCH": 0, "TILE_W": 32, "TILE_H": 8,
+}  # fmt: skip
+WARP = {
+    "C": 3, "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False, "HAS_NORM": True,
+    "SCALE": 1 / 255, "ROUND": False, "BLOCK": 512, "color_ptr": None,
+}  # fmt: skip
+WARP_TEXELS = {
+    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8, "PADDING": "zeros",
+    "ALIGN": False, "HAS_COLOR": False, "ROUND": False, "color_ptr": None,
+}  # fmt: skip
+BLUR = {
+    "C": 3, "PATCH": 16, "LOSS": "mse", "HAS_NORM": True, "SCALE": 1 / 255, "GRAD": True, "R": 8,
+    "TILE": 16, "SPAN": 32,
+}  # fmt: skip
+
+
+def cases() -> Iterator[tuple]:
+    """(name, kernel, constants, types that differ, warps, registers allowed, pixels of a turn)."""
+    general = warp_recon_general._warp_recon_fwd_kernel
+    texels = warp_recon_texels._warp_recon_texels_kernel
+    yield "general", general, RECON, {}, 4, None, 512
+    yield "general, everything on", general, EVERY, {}, 4, None, 512
+    yield "warp", warp._warp_fwd_kernel, WARP, {}, 4, None, 512
+    yield "blur", blur._blur_fwd_kernel, BLUR, {}, 4, None, 256
+    for padding in ("border", "zeros"):
+        for align in (False, True):
+            name = f"general, {padding}, align_corners={align}"
+            options = {**EVERY, "PADDING": padding, "ALIGN": align, "LOSS": "l1"}
+            yield name, general, options, {}, 4, None, 512
+    allowed = warp_recon_texels._REGISTERS[False]
+    for name, changes in (
+        ("rgb", {}),
+        ("rgbx", {"TEXEL": 4}),
+        ("rgb, rows of any bytes", {"WHOLE_ROWS": False}),
+        ("rgb, patches of 8", {"PATCH": 8, "TILE_W": 32, "TILE_H": 8}),
+        ("rgb, images", {"PATCH": 0, "TILE_W": 32, "TILE_H": 8, "INTERLEAVED": False}),
+        ("rgb, forward", {"GRAD": False}),
+    ):
+        yield f"texels, {name}", texels, {**TEXELS, **changes}, {}, 2, allowed, 256
+    allowed = warp_recon_texels._REGISTERS[True]
+    full = {"pred_ptr": "*fp32", "grad_ptr": "*fp32"}
+    yield "texels, rgb, float32", texels, {**TEXELS, "EXACT": True}, full, 2, allowed, 256
+    yield "texels, everything on", texels, TEXELS_EVERY, full, 2, allowed, 256
+    planar = {**TEXELS_EVERY, "INTERLEAVED": False}
+    bytewise, kernel = {"out_ptr": "*u8"}, warp_texels._warp_texels_kernel
+    for name, changes, types in (
+        ("rgb", {}, {}),
+        ("rgbx", {"TEXEL": 4}, {}),
+        ("rgb to rgb", {"EXACT": True, "ROUND": True, "PADDING": "reflection"}, bytewise),
+    ):
+        constants = {**WARP_TEXELS, **changes}
+        yield f"warp texels, {name}", kernel, constants, types, 2, warp_texels._REGISTERS, 256
+    yield "texels, everything on, images", texels, planar, full, 2, allowed, 256
+
+
+def build(
+    kernel, constants: dict, types: dict, warps: int, registers: int | None, arch: int
+) -> bytes:
+    pointers = {**POINTERS, **types}
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        signature[name] = "fp32" if name in FLOATS else pointers.get(name, "i32")
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers or name in EVEN:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": warps, **({"maxnreg": registers} if registers else {})}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
+
+
+def disassembled(cubin: Path) -> tuple[list[str], dict[str, int]]:
+    """Instructions in order, and where each label points."""
+    run = subprocess.run([TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True)
+    code, labels = [], {}
+    for line in run.stdout.splitlines():
+        if found := re.match(r"(\.L_\w+):", line):
+            labels[found[1]] = len(code)
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*)", line):
+            code.append(found[1])
+    return code, labels
+
+
+def turn(code: Sequence[str], labels: dict[str, int]) -> int:
+    """Instructions of the shortest way once around the largest inner loop."""
+    jumps = {}
+    for i, line in enumerate(code):
+        if found := re.search(r"BRA.*`\((\.L_\w+)\)", line):
+            jumps[i] = labels[found[1]]
+    loops = [(i - to + 1, to, i) for i, to in jumps.items() if to < i]
+    inner = [a for a in loops if not any(a[1] <= b[1] and b[2] <= a[2] and a != b for b in loops)]
+    _, head, end = max(inner)
+    sys.setrecursionlimit(10_000)
+
+    @cache
+    def shortest(i: int) -> float:
+        if i == end:
+            return 1
+        if not head <= i < end:
+            return float("inf")
+        ways = []
+        if i in jumps:
+            ways.append(1 if jumps[i] == head else shortest(jumps[i]) if jumps[i] > i else 1e9)
+        if i not in jumps or code[i].startswith("@"):
+            ways.append(shortest(i + 1))
+        return 1 + min(ways)
+
+    return int(shortest(head))
+
+
+def measure(cubin: Path, warps: int, pixels: int, loops: bool) -> dict:
+    run = subprocess.run([TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True)
+    usage = run.stdout + run.stderr
+    code, labels = disassembled(cubin)
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "local": sum(bool(re.search(r"\b(?:LDL|STL)\b", line)) for line in code),
+        "instructions": len(code),
+        "per_pixel": (turn(code, labels) if loops else len(code)) * warps * 32 / pixels,
+    }
+
+
+def main(folder: Path) -> None:
+    rows = {}
+    for name, kernel, constants, types, warps, registers, pixels in cases():
+        for arch in (80, 90, 100) if name in ("general", "warp", "blur", "texels, rgb") else (90,):
+            cubin = folder / "kernel.cubin"
+            cubin.write_bytes(build(kernel, constants, types, warps, registers, arch))
+            rows[f"{name} sm_{arch}"] = measure(cubin, warps, pixels, "texels" in name)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
