@@ -62,6 +62,7 @@ class OpBench:
         answer: (inputs, mode) to the right results, by name.
         bytes_moved: (parameters, mode) to bytes that must cross the memory bus.
         formula: the same in words.
+        flops: (parameters, mode) to the arithmetic it takes, for the roofline.
         floor: (inputs, mode) to a call that moves those bytes and does nothing else, or None.
         sweep: parameter sets, the first of which is the headline.
     """
@@ -74,6 +75,7 @@ class OpBench:
     answer: Callable[[Inputs, str], dict[str, torch.Tensor]]
     bytes_moved: Callable[[Mapping[str, Any], str], int]
     formula: str
+    flops: Callable[[Mapping[str, Any], str], float]
     floor: Callable[[Inputs, str], Callable[[], Any]] | None = None
     sweep: tuple[Mapping[str, Any], ...] = field(default=({},))
 
@@ -92,11 +94,39 @@ class Row:
     gpu_p50: float | None = None
     gbps: float | None = None
     of_floor: float | None = None
+    of_triad: float | None = None
+    gflops: float | None = None
     speedup: float | None = None
     extra_bytes: int | None = None
     launches: int | None = None
     partial: bool = False
     refused: str | None = None
+
+
+class WrongResult(Exception):
+    """A provider whose answer is off, and by how much; it is not timed."""
+
+
+def checked(provider: Provider, inputs: Inputs, mode: str, answer: Mapping[str, Any]) -> Call:
+    """A provider's call, once its answer was right.
+
+    Raises:
+        Unavailable: it cannot run here.
+        WrongResult: it can, and is wrong.
+    """
+    call = provider.make(inputs, mode)
+    found = call()
+    wrong = None if provider.partial else _wrong(found, answer, provider.tolerance)
+    if wrong:
+        raise WrongResult(f"WRONG RESULT, not timed: {wrong}")
+    return call
+
+
+def triad(device: str) -> tuple[Callable[[], Any], int]:
+    """a = b + 3 c over arrays far larger than any cache, and the bytes it moves: R."""
+    values = (1 << 26) if device == "cuda" else (1 << 24)
+    a, b, c = (torch.ones(values, device=device) for _ in range(3))
+    return lambda: torch.add(b, c, alpha=3, out=a), 3 * 4 * values
 
 
 def measure(case: OpBench, params: Mapping[str, Any], mode: str, samples: int) -> list[Row]:
@@ -107,24 +137,21 @@ def measure(case: OpBench, params: Mapping[str, Any], mode: str, samples: int) -
     refused: dict[str, str] = {}
     for name, provider in case.providers.items():
         try:
-            call = provider.make(inputs, mode)
-            found = call()
-        except Unavailable as missing:
-            refused[name] = str(missing)
-            continue
-        wrong = None if provider.partial else _wrong(found, answer, provider.tolerance)
-        if wrong:
-            refused[name] = f"WRONG RESULT, not timed: {wrong}"
-        else:
-            calls[name] = call
+            calls[name] = checked(provider, inputs, mode, answer)
+        except (Unavailable, WrongResult) as reason:
+            refused[name] = str(reason)
     if case.floor is not None:
         calls["floor"] = case.floor(inputs, mode)
+    calls["triad"], streamed = triad(case.device)
     times = interleaved(calls, case.device, samples)
     rows = [Row(case.name, mode, params, name, refused=why) for name, why in refused.items()]
     base = next((times[name] for name in case.providers if name in times), None)
-    moved = case.bytes_moved(params, mode)
+    moved, flops = case.bytes_moved(params, mode), case.flops(params, mode)
+    fastest = streamed / statistics.median(times["triad"][1] or times["triad"][0])
     for name, (wall, gpu) in times.items():
-        busy = gpu or wall
+        busy = statistics.median(gpu or wall)
+        speed = (streamed if name == "triad" else moved) / busy
+        work = None if name in ("floor", "triad") else flops / busy / 1e6
         p20, p50, p80 = _quantiles(wall)
         rows.append(
             Row(
@@ -136,12 +163,14 @@ def measure(case: OpBench, params: Mapping[str, Any], mode: str, samples: int) -
                 p50,
                 p80,
                 gpu_p50=statistics.median(gpu) if gpu else None,
-                gbps=moved / statistics.median(busy) / 1e6,
-                of_floor=_ratio(times.get("floor"), (wall, gpu)),
+                gbps=speed / 1e6,
+                of_floor=None if name == "triad" else _ratio(times.get("floor"), (wall, gpu)),
+                of_triad=speed / fastest,
+                gflops=work,
                 speedup=_ratio(base, (wall, gpu)),
                 extra_bytes=peak_extra_bytes(calls[name], case.device),
                 launches=_launches(calls[name]) if case.device == "cuda" else None,
-                partial=name == "floor" or case.providers[name].partial,
+                partial=name in ("floor", "triad") or case.providers[name].partial,
             )
         )
     return rows

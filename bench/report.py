@@ -15,7 +15,9 @@ from rich.table import Table
 from bench.opbench import OpBench, Row
 from fastequi.doctor import machine
 
-_COLUMNS = ("p20", "p50", "p80", "GPU", "GB/s", "of floor", "extra MB", "launches", "speed-up")
+_COLUMNS = (
+    *("p20", "p50", "p80", "GPU", "GB/s", "of R", "of floor", "extra MB", "launches", "speed-up"),
+)
 
 
 def document(rows: Sequence[Row], command: str, heap: str) -> dict[str, Any]:
@@ -56,11 +58,11 @@ def console_table(
             table.add_row(name, row.refused)
             continue
         times = [_number(value) for value in (row.p20, row.p50, row.p80, row.gpu_p50)]
-        floor = "" if row.of_floor is None else f"{100 * row.of_floor:.0f} %"
+        limits = ["" if of is None else f"{100 * of:.0f} %" for of in (row.of_triad, row.of_floor)]
         extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.1f}"
         launches = "" if row.launches is None else str(row.launches)
         speedup = "" if row.speedup is None or row.partial else f"{row.speedup:.1f}x"
-        table.add_row(name, *times, _number(row.gbps), floor, extra, launches, speedup)
+        table.add_row(name, *times, _number(row.gbps), *limits, extra, launches, speedup)
     return table
 
 
@@ -83,17 +85,20 @@ def markdown(measured: Mapping[str, Any], only: str = "") -> str:
             f"({device}; torch {where['torch']}; commit {measured['commit']}; "
             f"`{measured['command']}`):",
             "",
-            "| provider | p50 ms (p20..p80) | of floor | extra MB | speed-up |",
-            "| --- | --- | --- | --- | --- |",
+            "| provider | p50 ms (p20..p80) | of R | of floor | extra MB | speed-up |",
+            "| --- | --- | --- | --- | --- | --- |",
         ]
         for row in shown:
             if row["refused"]:
                 continue
             times = f"{row['p50']:.2f} ({row['p20']:.2f}..{row['p80']:.2f})"
-            floor = "" if row["of_floor"] is None else f"{100 * row['of_floor']:.0f} %"
+            limits = " | ".join(
+                "" if of is None else f"{100 * of:.0f} %"
+                for of in (row["of_triad"], row["of_floor"])
+            )
             extra = "" if row["extra_bytes"] is None else f"{row['extra_bytes'] / 1e6:.0f}"
             speedup = "" if row["partial"] else f"{row['speedup']:.1f}x"
-            lines.append(f"| {row['provider']} | {times} | {floor} | {extra} | {speedup} |")
+            lines.append(f"| {row['provider']} | {times} | {limits} | {extra} | {speedup} |")
         worst = _worst(rows, case, mode)
         if worst:
             lines += ["", worst]

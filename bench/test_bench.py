@@ -1,27 +1,34 @@
-"""The CPU cases under pytest-benchmark, small: `pytest bench`."""
+"""The CPU cases under pytest-benchmark, small: `pytest bench`. A wrong answer fails."""
+
+import functools
 
 import pytest
 
-from bench.opbench import Unavailable, all_cases
+from bench.opbench import Unavailable, all_cases, checked
 
 SMALL = {"B": 2, "K": 2, "size": 64, "N": 37, "D": 8}
-CASES = [case for case in all_cases() if case.device == "cpu"]
+CASES = {case.name: case for case in all_cases() if case.device == "cpu"}
 CALLS = [
-    pytest.param(case, mode, name, id=f"{case.name}-{mode}-{name}")
-    for case in CASES
+    pytest.param(name, mode, provider, id=f"{name}-{mode}-{provider}")
+    for name, case in CASES.items()
     for mode in ("fwd", "fwdbwd")
-    for name in case.providers
+    for provider in case.providers
 ]
 
 
-@pytest.mark.parametrize(("case", "mode", "name"), CALLS)
-def test_bench(benchmark, case, mode, name):
-    params = {key: SMALL.get(key, value) for key, value in case.sweep[0].items()}
-    inputs = case.inputs(**params)
+@functools.cache
+def prepared(name, mode):
+    case = CASES[name]
+    inputs = case.inputs(**{key: SMALL.get(key, value) for key, value in case.sweep[0].items()})
+    return inputs, case.answer(inputs, mode)
+
+
+@pytest.mark.parametrize(("name", "mode", "provider"), CALLS)
+def test_bench(benchmark, name, mode, provider):
+    inputs, answer = prepared(name, mode)
     try:
-        call = case.providers[name].make(inputs, mode)
-        call()
+        call = checked(CASES[name].providers[provider], inputs, mode, answer)
     except Unavailable as missing:
         pytest.skip(str(missing))
-    benchmark.group = f"{case.name} {mode}"
+    benchmark.group = f"{name} {mode}"
     benchmark(call)

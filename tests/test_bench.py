@@ -10,6 +10,7 @@ from PIL import Image
 
 from bench import opbench
 from bench.__main__ import main
+from bench.cases.geometry import rotations, theta
 from bench.memory import peak_extra_bytes
 from bench.opbench import OpBench, Provider, all_cases, measure
 from bench.report import markdown
@@ -37,6 +38,7 @@ CASE = OpBench(
     answer=lambda inputs, mode: {"out": 2 * inputs["x"].double()},
     bytes_moved=lambda params, mode: 8 * params["n"],
     formula="read and written",
+    flops=lambda params, mode: params["n"],
     floor=lambda inputs, mode: inputs["x"].clone,
     sweep=({"n": 1000},),
 )
@@ -52,6 +54,8 @@ def test_a_wrong_answer_is_not_timed(monkeypatch):
     assert 0 < rows["ours"].p20 <= rows["ours"].p50 <= rows["ours"].p80
     assert rows["ours"].gbps == pytest.approx(8000 / rows["ours"].p50 / 1e6)
     assert rows["floor"].partial
+    assert rows["triad"].of_triad == 1
+    assert rows["ours"].of_triad == pytest.approx(rows["ours"].gbps / rows["triad"].gbps)
 
 
 def test_providers_take_turns(monkeypatch):
@@ -73,6 +77,19 @@ def test_peak_memory_is_of_the_call_alone():
         pytest.skip("the kernel's high-water mark cannot be reset here")
     assert 64e6 < peak < 90e6
     assert peak_extra_bytes(lambda: None, "cpu") < 8e6
+
+
+@pytest.mark.parametrize("family", ["mixed", "45", "zoom2", "outside"])
+def test_libraries_are_asked_for_the_same_transformation(family):
+    """torchvision: source = R(-degrees) / scale · (out - shift), pixels from the centre, y down."""
+    matrices = theta(family, 3, 2, "cpu").double()
+    degrees, shift, scale = rotations(matrices, 64)
+    out = torch.randn(3, 2, 2, dtype=torch.float64)
+    x, y = (out - shift).unbind(-1)
+    cos, sin = degrees.deg2rad().cos() / scale, degrees.deg2rad().sin() / scale
+    theirs = torch.stack([cos * x + sin * y, -sin * x + cos * y], -1)
+    ours = (matrices[..., :2] @ out[..., None])[..., 0] + matrices[..., 2] * 32
+    torch.testing.assert_close(theirs, ours)
 
 
 ON_CPU = [case for case in all_cases() if case.device == "cpu"]
@@ -106,8 +123,9 @@ def test_the_command_writes_json_that_the_table_reads(tmp_path, monkeypatch, cap
     assert "| ours (auto) |" in printed
     if importlib.util.find_spec("matplotlib"):
         assert main(["plot", str(file), str(tmp_path / "plots")]) == 0
-        with Image.open(tmp_path / "plots" / "speedup.png") as plot:
-            assert plot.width > 300
+        for name in ("speedup.png", "roofline.png"):
+            with Image.open(tmp_path / "plots" / name) as plot:
+                assert len(plot.convert("RGB").getcolors(1 << 20)) > 5  # not a blank page
 
 
 def test_the_list_and_bad_names(capsys):

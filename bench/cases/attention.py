@@ -80,6 +80,12 @@ def _bytes(params: Mapping[str, Any], mode: str) -> int:
     return one * (12 if mode == "fwdbwd" else 4)  # q k v out; then those, out's and three gradients
 
 
+def _flops(params: Mapping[str, Any], mode: str) -> float:
+    """Two matrix products forward, five backward (the scores are made again)."""
+    product = 2 * params["B"] * params["H"] * params["N"] ** 2 * params["D"]
+    return product * (7 if mode == "fwdbwd" else 2)
+
+
 def _case(name: str, device: str, batch: int, dtype: str) -> OpBench:
     return OpBench(
         name=name,
@@ -95,6 +101,7 @@ def _case(name: str, device: str, batch: int, dtype: str) -> OpBench:
         answer=_answer,
         bytes_moved=_bytes,
         formula="q, k, v read, out written; backward: those and out's gradient read, three written",
+        flops=_flops,
         sweep=tuple({"B": batch, "N": n, "H": 6, "D": 64, "dtype": dtype} for n in LENGTHS),
     )
 

@@ -46,6 +46,17 @@ def images(batch: int, size: int, device: str, seed: int = 0) -> Tensor:
     return (fine * 255).to(torch.uint8).to(device).contiguous(memory_format=torch.channels_last)
 
 
+def rotations(matrices: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities of square images as libraries name them: degrees, pixels [..., 2], scale.
+
+    Theirs map input to output, y down: the inverse of θ's z R(φ) with its shift.
+    """
+    linear, shift = matrices[..., :2].double(), matrices[..., 2:].double() * size / 2
+    degrees = -torch.atan2(linear[..., 1, 0], linear[..., 0, 0]).rad2deg()
+    zoom = linear[..., :, 0].norm(dim=-1)
+    return degrees, -(torch.linalg.inv(linear) @ shift)[..., 0], 1 / zoom
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -119,6 +119,12 @@ def _bytes(params: Mapping[str, Any], mode: str) -> int:
     return moved * itemsize(params) + params["B"] * 3 * params["size"] ** 2
 
 
+def _flops(params: Mapping[str, Any], mode: str) -> float:
+    """Of the matrix products."""
+    tokens = params["B"] * params["K"] * (params["size"] // PATCH) ** 2
+    return 2 * tokens * params["D"] * VALUES * (3 if mode == "fwdbwd" else 1)
+
+
 def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
     """The bare matrix products, one per step, into memory that stays."""
     hidden, weight = (t.detach() for t in inputs["leaves"][:2])
@@ -150,6 +156,7 @@ def _case(name: str, device: str, **headline: Any) -> OpBench:
         answer=_answer,
         bytes_moved=_bytes,
         formula="hidden read twice, its gradient written, weight and its gradient; uint8 source",
+        flops=_flops,
         floor=_floor,
         sweep=(headline,),
     )

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.cases.geometry import DTYPES, FAMILIES, MEAN, STD, images, itemsize, theta
+from bench.cases.geometry import (
+    DTYPES,
+    FAMILIES,
+    MEAN,
+    STD,
+    images,
+    itemsize,
+    rotations,
+    theta,
+)
 from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
 from fastequi.functional import warp_recon_loss
 from fastequi.kernels import backend
@@ -125,14 +134,68 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
     pixels = pixels.flatten(0, 1).to(inputs["pred"].device)
 
     def loss(pred: Tensor, image: Tensor, matrices: Tensor, size: int) -> Tensor:
-        batch, steps = matrices.shape[:2]
-        wide = (image.float() / 255).repeat_interleave(steps, 0)
-        target = warp_affine(wide, pixels, (size, size), align_corners=True)
-        mean, std = (torch.tensor(v, device=pred.device)[:, None, None] for v in (MEAN, STD))
-        target = ((target - mean) / std).unflatten(0, (batch, steps))
-        return F.mse_loss(pred.float(), patchify(target, PATCH))
+        wide = (image.float() / 255).repeat_interleave(matrices.shape[1], 0)
+        return _normalised_mse(pred, warp_affine(wide, pixels, (size, size), align_corners=True))
 
     return _of(loss)(inputs, mode)
+
+
+def _torchvision(inputs: Inputs, mode: str) -> Call:
+    """v2's affine takes one transformation a call."""
+    try:
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2.functional import affine
+    except Exception as error:
+        raise Unavailable(f"torchvision: {error}") from None
+    degrees, shift, scale = (t.tolist() for t in rotations(inputs["theta"], inputs["size"]))
+
+    def loss(pred: Tensor, image: Tensor, matrices: Tensor, size: int) -> Tensor:
+        batch, steps = matrices.shape[:2]
+        wide = image.float() / 255
+        targets = [
+            affine(
+                wide[b],
+                degrees[b][k],
+                shift[b][k],
+                scale[b][k],
+                [0.0, 0.0],
+                interpolation=InterpolationMode.BILINEAR,
+            )
+            for b in range(batch)
+            for k in range(steps)
+        ]
+        return _normalised_mse(pred, torch.stack(targets))
+
+    return _of(loss)(inputs, mode)
+
+
+def _triton_augment(inputs: Inputs, mode: str) -> Call:
+    try:
+        from triton_augment.functional import fused_augment
+    except Exception as error:
+        raise Unavailable(f"triton-augment: {error}") from None
+    device = inputs["pred"].device
+    degrees, shift, scale = (
+        t.flatten(0, 1).float().to(device) for t in rotations(inputs["theta"], inputs["size"])
+    )
+
+    def loss(pred: Tensor, image: Tensor, matrices: Tensor, size: int) -> Tensor:
+        batch, steps = matrices.shape[:2]
+        wide = (image.float() / 255).repeat_interleave(steps, 0).contiguous()
+        target = fused_augment(
+            wide, 0, 0, size, size, angle=degrees, translate=shift, scale=scale,
+            interpolation="bilinear", mean=MEAN, std=STD,
+        )  # fmt: skip
+        return F.mse_loss(pred.float(), patchify(target.unflatten(0, (batch, steps)), PATCH))
+
+    return _of(loss)(inputs, mode)
+
+
+def _normalised_mse(pred: Tensor, target: Tensor) -> Tensor:
+    """Of targets [B·K, 3, H, W] in 0..1."""
+    mean, std = (torch.tensor(v, device=pred.device)[:, None, None] for v in (MEAN, STD))
+    target = ((target - mean) / std).unflatten(0, pred.shape[:2])
+    return F.mse_loss(pred.float(), patchify(target, PATCH))
 
 
 def _cv2(inputs: Inputs, mode: str) -> Call:
@@ -187,61 +250,76 @@ def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
     return lambda: pred.sum()
 
 
-FORMULA = "pred read + (fwdbwd) gradient written + uint8 source read once per image"
+def _flops(params: Mapping[str, Any], mode: str) -> float:
+    """A value: 7 sampled, 2 normalised, 3 compared, 1 of gradient; a third of 12 of its pixel."""
+    values = params["B"] * params["K"] * 3 * params["size"] ** 2
+    return values * (17 if mode == "fwdbwd" else 16)
 
 
-def _sweep(headline: Mapping[str, Any], *others: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+def _rgbx(inputs: Inputs, mode: str) -> Call:
+    """Ours, from four bytes a texel."""
+    image = inputs["image"]
+    texels = torch.cat([image, image[:, :1]], 1).contiguous(memory_format=torch.channels_last)
+    return _ours("triton")({**inputs, "image": texels[:, :3]}, mode)
+
+
+def _case(
+    name: str, device: str, ours: Mapping[str, Provider], headline: Mapping[str, Any], *others: Any
+) -> OpBench:
     families = [{"family": name} for name in FAMILIES if name != headline["family"]]
-    return ({**headline}, *({**headline, **change} for change in (*families, *others)))
+    return OpBench(
+        name=name,
+        device=device,
+        title="path loss of uint8 images against patch-token predictions, normalised, mse",
+        inputs=_inputs(device),
+        providers={
+            "eager": Provider(_of(chain)),
+            "compile": Provider(_compiled),
+            "kornia": Provider(_kornia, tolerance=2e-2),
+            "torchvision": Provider(_torchvision),
+            **ours,
+        },
+        answer=_answer,
+        bytes_moved=_bytes,
+        formula="pred read + (fwdbwd) gradient written + uint8 source read once per image",
+        flops=_flops,
+        floor=_floor,
+        sweep=({**headline}, *({**headline, **change} for change in (*families, *others))),
+    )
 
-
-_COMMON: dict[str, Provider] = {
-    "eager": Provider(_of(chain)),
-    "compile": Provider(_compiled),
-    "kornia": Provider(_kornia, tolerance=2e-2),
-}
 
 CASES = (
-    OpBench(
-        name="warp_recon_cpu",
-        device="cpu",
-        title="path loss of uint8 images against patch-token predictions, normalised, mse",
-        inputs=_inputs("cpu"),
-        providers={
-            **_COMMON,
+    _case(
+        "warp_recon_cpu",
+        "cpu",
+        {
             "cv2.warpAffine alone": Provider(_cv2, partial=True),
             "ours, PyTorch path": Provider(_ours("torch")),
             "ours": Provider(_ours("native")),
         },
-        answer=_answer,
-        bytes_moved=_bytes,
-        formula=FORMULA,
-        floor=_floor,
-        sweep=_sweep(
-            {"B": 16, "K": 4, "size": 224, "dtype": "float32", "family": "mixed"},
-            {"dtype": "bfloat16"},
-            {"K": 1},
-            {"B": 1},
-            {"B": 64, "K": 2, "size": 96},
-            {"B": 64, "K": 2, "size": 32},
-        ),
+        {"B": 16, "K": 4, "size": 224, "dtype": "float32", "family": "mixed"},
+        {"dtype": "bfloat16"},
+        {"K": 1},
+        {"B": 1},
+        {"B": 64, "K": 2, "size": 96},
+        {"B": 64, "K": 2, "size": 32},
     ),
-    OpBench(
-        name="warp_recon",
-        device="cuda",
-        title="path loss of uint8 images against patch-token predictions, normalised, mse",
-        inputs=_inputs("cuda"),
-        providers={**_COMMON, "ours": Provider(_ours("triton"))},
-        answer=_answer,
-        bytes_moved=_bytes,
-        formula=FORMULA,
-        floor=_floor,
-        sweep=_sweep(
-            {"B": 256, "K": 4, "size": 224, "dtype": "bfloat16", "family": "mixed"},
-            {"dtype": "float32"},
-            {"K": 1},
-            {"K": 8},
-            {"B": 8},
-        ),
+    _case(
+        "warp_recon",
+        "cuda",
+        {
+            "triton-augment": Provider(_triton_augment),
+            "ours, PyTorch path": Provider(_ours("torch")),
+            "ours, RGBX texels": Provider(_rgbx),
+            "ours": Provider(_ours("triton")),
+        },
+        {"B": 256, "K": 4, "size": 224, "dtype": "bfloat16", "family": "mixed"},
+        {"dtype": "float32"},
+        {"K": 1},
+        {"K": 8},
+        {"B": 8},
+        {"B": 64},
+        {"size": 96},
+        {"size": 256},
     ),
 )
