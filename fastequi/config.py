@@ -31,7 +31,7 @@ class ModelConfig:
     reg_tokens: int = 0
     class_token: bool = True
     checkpoint_activations: bool = False
-    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    attention: Literal["auto", "flash3", "xformers", "sdpa"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def backends() -> list[tuple[str, str, str]]:
     device = torch.device("cuda" if cuda else "cpu")
     where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
     attention = available_backends()
-    chosen = next(name for name, (usable, _) in attention.items() if usable)
+    chosen = " or ".join(name for name, (usable, _) in attention.items() if usable)
     why = "; ".join(f"{name}: {reason}" for name, (_, reason) in attention.items())
     return [
         ("device", device.type, where),

@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
 
+from fastequi.models import attention_choice
 from fastequi.models.attention import attention, available_backends
 
 
@@ -31,9 +34,9 @@ def test_odd_lengths_agree_with_float64_in_value_and_gradient(n, device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("n", [37, 197, 201, 257, 261])
-@pytest.mark.parametrize("backend", ["xformers", "sdpa"])
+@pytest.mark.parametrize("backend", ["flash3", "xformers", "sdpa", "auto"])
 def test_half_precision_backends_agree_on_a_gpu(n, backend, device):
-    if not available_backends()[backend][0]:
+    if backend != "auto" and not available_backends()[backend][0]:
         pytest.skip(available_backends()[backend][1])
     leaves = [t.requires_grad_() for t in tensors(n, device=device, dtype=torch.bfloat16)]
     out = attention(*leaves, backend=backend)
@@ -81,3 +84,47 @@ def test_compiles_to_one_graph(device):
     q, k, v = tensors(17, device=device)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), attention(q, k, v))
+
+
+def slow(q, k, v):
+    return attention(q.double(), k.double(), v.double(), backend="sdpa").to(q.dtype)
+
+
+def quick(q, k, v):
+    return q + k + v
+
+
+def test_the_fastest_is_measured_once_and_read_back(tmp_path, monkeypatch, caplog):
+    """Real timings, of two functions that differ by far."""
+    monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path))
+    monkeypatch.setattr(attention_choice, "_known", {})
+    rest = ((4, 64, 64, 2, 32), torch.float32, torch.device("cpu"), True, "torch1")
+    before = torch.get_rng_state()
+    with caplog.at_level("INFO"):
+        assert attention_choice.fastest({"slow": slow, "quick": quick}, *rest) == "quick"
+    assert torch.equal(torch.get_rng_state(), before)  # a run's random numbers are its own
+    assert "quick" in caplog.text
+    (file,) = tmp_path.glob("attention-*.json")
+    assert json.loads(file.read_text()) == {"N=64 M=64 H=2 D=32 torch.float32 fwdbwd": "quick"}
+    # another process reads it, though the names now stand for the opposite
+    monkeypatch.setattr(attention_choice, "_known", {})
+    assert attention_choice.fastest({"slow": quick, "quick": slow}, *rest) == "quick"
+    # but not where the choice is gone, the file is garbage, or the versions are others
+    monkeypatch.setattr(attention_choice, "_known", {})
+    third = {"slow": slow, "third": quick}
+    assert attention_choice.fastest(third, *rest) == "third"
+    file.write_text("{")
+    monkeypatch.setattr(attention_choice, "_known", {})
+    assert attention_choice.fastest({"slow": quick, "quick": slow}, *rest) == "slow"
+    other = (*rest[:-1], "torch2")
+    assert attention_choice.fastest({"slow": slow, "quick": quick}, *other) == "quick"
+    assert len(list(tmp_path.glob("attention-*.json"))) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(attention_choice, "_known", {})
+    rest = ((1, 4, 4, 1, 8), torch.float32, torch.device("cpu"), False, "torch1")
+    assert attention_choice.fastest({"slow": slow, "quick": quick}, *rest) in ("slow", "quick")
+    assert "choices are not kept" in caplog.text

@@ -15,7 +15,7 @@ ALLOWED = {
     "philox": set(),
     "paths": {"philox"},
     "losses": {"functional", "losses"},
-    "models": {"models"},
+    "models": {"models", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "data"},
     "methods": {"losses", "models", "paths", "functional", "data.batch", "methods"},
     "evaluate": {"models", "data", "paths", "functional", "evaluate"},
@@ -33,6 +33,7 @@ UNBOUND = {"__init__", "cli", "commands", "demo", "doctor", "dryrun"}
 HOME = {
     "nvidia": {"fastequi/data/dali.py"},
     "xformers": {"fastequi/models/attention.py"},
+    "flash_attn_interface": {"fastequi/models/attention.py"},
     "tyro": {"fastequi/commands.py"},
 }
 

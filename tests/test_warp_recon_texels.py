@@ -13,6 +13,7 @@ from tolerances import GRAD, LOSS
 from fastequi import warp_recon_loss
 from fastequi.kernels import backend, warp_recon
 from fastequi.kernels.pixel_loss import patchify
+from fastequi.kernels.target import Sums, Target
 
 pytest.importorskip("triton")
 
@@ -248,3 +249,191 @@ def test_what_it_does_not_read_goes_to_the_general_kernel(device, name, change):
 
 def id_(value):
     return value
+
+
+def sizes_of(run):
+    """(operator, elements) of everything that a call computes or allocates."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        entries: list[tuple[str, int]] = []  # noqa: RUF012
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            tensors = out if isinstance(out, tuple | list) else [out]
+            total = sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
+            self.entries.append((str(func), total))
+            return out
+
+    with Seen() as seen:
+        run()
+    return seen.entries
+
+
+def test_a_launch_looks_at_no_value_and_allocates_by_shapes_alone(device):
+    """What a CUDA graph may contain: the same operators on the same sizes, whatever the numbers."""
+    pred, image = predictions(2, 2, (16, 16)).to(device), interleaved(2, (16, 16), 3).to(device)
+    target = Target(16, 16, 0, "mse", MEAN, STD)
+    tiles = warp_recon.tiles_of(pred, image, target)
+    calls = []
+    for theta in (thetas(2, 2), thetas(2, 2, shift=9.0), thetas(2, 2) * math.nan):
+        for shape in ((), (2, 2)):
+            sums = Sums(*(torch.empty(n, device=device) for n in (shape, 0, pred.shape, 0)))
+            arguments = (pred, image, theta.to(device), None, target, 0.5, sums, tiles)
+            calls.append(sizes_of(lambda a=arguments: warp_recon.warp_recon_texels(*a)))
+    assert calls[0::2] == [calls[0]] * 3
+    assert calls[1::2] == [calls[1]] * 3
+    assert ("aten.new_empty.default", 4) in calls[0]
+    looks = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.is_nonzero.default"}
+    assert not looks & {name for name, _ in calls[0] + calls[1]}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("texel", [3, 4])
+@pytest.mark.parametrize(("b", "k"), [(256, 8), (8, 4)])
+def test_real_sizes_against_float64(device, texel, b, k):
+    """Patch tokens of 224² images in bf16: every gradient, the loss of every image and step."""
+    image = interleaved(b, (224, 224), texel).to(device)
+    theta = thetas(b, k, jitter=1.0).to(device)
+    pred = torch.randn(b, k, 196, 768, device=device, dtype=torch.bfloat16).requires_grad_()
+    options = {"layout": "patch", "patch_size": 16, "mean": MEAN, "std": STD}
+    each = warp_recon_loss(pred, image, theta, reduction="none", **options)
+    loss = warp_recon_loss(pred, image, theta, **options)
+    loss.backward()
+    for start in range(0, b, 8):
+        part = slice(start, start + 8)
+        leaf = pred[part].detach().double().requires_grad_()
+        sums = eager(leaf, image[part], theta[part], patch=16, size=(224, 224), mean=MEAN, std=STD)
+        sums.sum().backward()
+        torch.testing.assert_close(each[part].double(), sums / 150528, rtol=2e-5, atol=1e-6)
+        assert_near(pred.grad[part], leaf.grad / pred.numel(), GRAD[torch.bfloat16])
+    torch.testing.assert_close(loss, each.mean(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_two_to_the_31(device):
+    b, k = 1900, 8  # 2.3e9 values
+    image = interleaved(1, (224, 224), 3).to(device).expand(b, -1, -1, -1)
+    image = image.clone(memory_format=torch.channels_last)
+    theta = thetas(1, k).to(device).expand(b, -1, -1, -1).contiguous()
+    one = torch.randn(1, k, 196, 768, device=device, dtype=torch.bfloat16)
+    pred = one.expand(b, -1, -1, -1).clone().requires_grad_()
+    options = {"layout": "patch", "patch_size": 16, "mean": MEAN, "std": STD}
+    each = warp_recon_loss(pred, image, theta, reduction="none", **options)
+    each.sum().backward()
+    assert (each == each[0]).all()
+    assert (pred.grad == pred.grad[0]).all()
+    first = one.clone().requires_grad_()
+    alone = warp_recon_loss(first, image[:1], theta[:1], reduction="none", **options)
+    assert torch.equal(alone[0], each[0])
+
+
+@pytest.mark.gpu
+def test_one_launch_forward_none_of_size_backward_and_no_sync(device):
+    from torch.profiler import ProfilerActivity, profile
+
+    pred = torch.randn(4, 2, 196, 768, device=device, dtype=torch.bfloat16).requires_grad_()
+    image, theta = interleaved(4, (224, 224), 3).to(device), thetas(4, 2).to(device)
+    options = {"layout": "patch", "patch_size": 16, "mean": MEAN, "std": STD}
+    warp_recon_loss(pred, image, theta, **options).backward()  # compiled, constants in place
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as forward:
+            loss = warp_recon_loss(pred, image, theta, **options)
+        with profile(activities=[ProfilerActivity.CUDA]) as backward:
+            (grad,) = torch.autograd.grad(loss, pred)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    launched = [e.name for e in forward.events() if e.device_type.name == "CUDA"]
+    assert launched == ["_warp_recon_texels_kernel"]
+    launched = [e.name for e in backward.events() if e.device_type.name == "CUDA"]
+    assert len(launched) == 2  # autograd's own one, and the kernel that looks at it
+    assert grad.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_a_training_step_is_captured_in_a_cuda_graph(device):
+    """Loss, backward and optimiser replayed on new data give what eager steps give."""
+    options = {"layout": "patch", "patch_size": 16, "mean": MEAN, "std": STD}
+    batches = [
+        (
+            torch.randn(4, 2, 196, 64, device=device),
+            interleaved(4, (224, 224), 3, seed=s).to(device),
+        )
+        for s in range(4)
+    ]
+    theta = thetas(4, 2).to(device)
+
+    def trained(captured):
+        torch.manual_seed(0)
+        decoder = torch.nn.Linear(64, 768, device=device)
+        optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-3, capturable=True)
+        hidden, image = (t.clone() for t in batches[0])
+
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16):
+                pred = decoder(hidden)
+            loss = warp_recon_loss(pred, image, theta, **options)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        if captured:
+            with torch.cuda.graph(graph):
+                static = step()
+        losses = []
+        for new_hidden, new_image in batches:
+            hidden.copy_(new_hidden)
+            image.copy_(new_image)
+            if captured:
+                graph.replay()
+            losses.append((static if captured else step()).detach().clone())
+        return torch.stack(losses), decoder.weight
+
+    eager_losses, eager_weight = trained(False)
+    losses, weight = trained(True)
+    torch.testing.assert_close(losses, eager_losses)
+    torch.testing.assert_close(weight, eager_weight)
+
+
+def test_a_training_step_compiles_to_one_graph(device):
+    """Encoder, decoder and loss traced whole, trained for three steps beside the eager ones."""
+    torch._dynamo.reset()
+    image, theta = interleaved(2, (16, 16), 3).to(device), thetas(2, 2).to(device)
+
+    def trained(wrap):
+        torch.manual_seed(0)
+        encoder = torch.nn.Sequential(torch.nn.Linear(48, 32), torch.nn.GELU()).to(device)
+        decoder = torch.nn.Linear(32, 2 * 48).to(device)
+        parameters = [*encoder.parameters(), *decoder.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        tokens = patchify(image.float() / 255, 4)
+
+        def forward(tokens):
+            pred = decoder(encoder(tokens)).unflatten(-1, (2, 48)).transpose(1, 2)
+            return warp_recon_loss(
+                pred, image, theta, layout="patch", patch_size=4, mean=MEAN, std=STD
+            )
+
+        step, losses = wrap(forward), []
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = step(tokens)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    backend = "inductor" if device.type == "cuda" else "aot_eager"
+    compiled = trained(lambda f: torch.compile(f, fullgraph=True, backend=backend))
+    eager_losses = trained(lambda f: f)
+    assert eager_losses[2] < eager_losses[0]
+    torch.testing.assert_close(compiled, eager_losses, rtol=1e-4, atol=1e-5)

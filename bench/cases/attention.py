@@ -95,6 +95,7 @@ def _case(name: str, device: str, batch: int, dtype: str) -> OpBench:
         providers={
             "plain": Provider(_of(_plain), tolerance=2e-2),
             "SDPA": Provider(_of(_sdpa), tolerance=2e-2),
+            "FlashAttention-3": Provider(_named("flash3"), tolerance=2e-2),
             "xformers": Provider(_named("xformers"), tolerance=2e-2),
             "ours (auto)": Provider(_named("auto"), tolerance=2e-2),
         },

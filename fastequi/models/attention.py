@@ -1,8 +1,9 @@
 """One attention function over several backends.
 
-xformers' memory_efficient_attention where it can run (a CUDA device, half precision), PyTorch's
-scaled_dot_product_attention elsewhere. Both take tokens as [B, N, H, D], which is how a fused qkv
-projection leaves them: no transposed copies.
+xformers' memory_efficient_attention, FlashAttention-3 (where installed) and PyTorch's
+scaled_dot_product_attention take tokens as [B, N, H, D], which is how a fused qkv projection leaves
+them: no transposed copies. On a GPU "auto" is whichever of those that can run is the fastest for
+the shape, measured once (`attention_choice.py`); on a CPU it is PyTorch's.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ import difflib
 import functools
 import importlib.util
 import logging
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.models.attention_choice import Attend, fastest
+
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "xformers", "sdpa")
+BACKENDS = ("auto", "flash3", "xformers", "sdpa")
+_PACKAGES = {"flash3": "flash_attn_interface", "xformers": "xformers"}
+
+Sizes = tuple[int, int, int, int, int]  # B, N, M keys, H, D
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tensor:
@@ -27,7 +34,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
 
     Args:
         q, k, v: [B, N, H, D] queries, keys and values; k and v may have another N.
-        backend: "auto" takes the first of xformers and sdpa that can run; a name insists on it.
+        backend: "auto" takes the fastest for this shape of those that can run, measured at its
+            first use on a GPU and kept in the cache folder; a name insists on it.
 
     Returns:
         [B, N, H, D].
@@ -39,23 +47,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
     _check(q, k, v, backend)
     if backend == "sdpa" or (backend == "auto" and q.device.type == "cpu"):
         return _sdpa(q, k, v)
-    obstacle = _xformers_obstacle(q.device.type, q.dtype, q.shape[-1])
-    if obstacle is None:
-        return _xformers().memory_efficient_attention(q, k, v)
-    if backend == "xformers":
-        raise RuntimeError(f"attention backend 'xformers' cannot run here: {obstacle}")
-    _log_once(obstacle)
-    return _sdpa(q, k, v)
+    if backend == "auto":
+        grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        batch, queries, heads, width = (int(n) for n in q.shape)
+        sizes = batch, queries, int(k.shape[1]), heads, width
+        return _attend(_auto(q.device.index or 0, q.dtype, sizes, grad))(q, k, v)
+    obstacle = _obstacle(backend, q.device.type, q.dtype, int(q.shape[-1]))
+    if obstacle is not None:
+        raise RuntimeError(f"attention backend {backend!r} cannot run here: {obstacle}")
+    return _attend(backend)(q, k, v)
 
 
 def available_backends() -> dict[str, tuple[bool, str]]:
-    """Whether each backend could run here in half precision, and why; auto takes the first."""
+    """Whether each backend could run here in half precision, and why."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    obstacle = _xformers_obstacle(device, torch.bfloat16, 64)
-    return {
-        "xformers": (obstacle is None, obstacle or "memory-efficient attention on this GPU"),
-        "sdpa": (True, "part of PyTorch"),
-    }
+    reasons = {name: _obstacle(name, device, torch.bfloat16, 64) for name in BACKENDS[1:]}
+    return {name: (why is None, why or "can run here") for name, why in reasons.items()}
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -68,35 +75,84 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
+def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = _module("flash_attn_interface").flash_attn_func(q, k, v)
+    return out[0] if isinstance(out, tuple) else out  # some versions give the log-sum-exp too
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _module("xformers.ops").memory_efficient_attention(q, k, v)
+
+
+def _attend(name: str) -> Attend:
+    return {"flash3": _flash3, "xformers": _xformers, "sdpa": _sdpa}[name]
+
+
+_choices: dict[tuple[Any, ...], str] = {}
+
+
 @torch.compiler.assume_constant_result  # a question about the machine, not a part of the graph
+def _auto(device: int, dtype: torch.dtype, sizes: Sizes, grad: bool) -> str:
+    """The fastest of what can run on a GPU; the first of it while a graph is being captured."""
+    key = device, dtype, sizes[1:], grad
+    if key not in _choices:
+        can = {
+            name: _attend(name)
+            for name in BACKENDS[1:]
+            if _obstacle(name, "cuda", dtype, sizes[-1]) is None
+        }
+        if "xformers" not in can:
+            _log_once(str(_obstacle("xformers", "cuda", dtype, sizes[-1])))
+        if torch.cuda.is_current_stream_capturing():  # nothing can be timed now
+            return next(iter(can))
+        versions = [f"torch{torch.__version__}"]
+        versions += [f"{name}{_version(_PACKAGES[name])}" for name in can if name in _PACKAGES]
+        where = torch.device("cuda", device)
+        _choices[key] = fastest(can, sizes, dtype, where, grad, "-".join(versions))
+    return _choices[key]
+
+
+@torch.compiler.assume_constant_result
 @functools.cache
-def _xformers_obstacle(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why xformers cannot serve such tensors, or None; it is imported only where there is a GPU."""
+def _obstacle(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why a backend cannot serve such tensors, or None; imported only where there is a GPU."""
+    if name == "sdpa":
+        return None
     if device != "cuda":
         return f"it needs a CUDA device, the tensors are on {device}"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, got {dtype}"
-    if importlib.util.find_spec("xformers") is None:
-        return "xformers is not installed (pip install fastequi[xformers])"
+    package = _PACKAGES[name]
+    if importlib.util.find_spec(package) is None:
+        hint = " (pip install fastequi[xformers])" if name == "xformers" else ""
+        return f"{package} is not installed{hint}"
     try:
         probe = torch.zeros(1, 1, 1, head_dim, device=device, dtype=dtype)
-        _xformers().memory_efficient_attention(probe, probe, probe)
+        _attend(name)(probe, probe, probe)
     except Exception as error:  # a wheel built for another torch raises more than ImportError
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return None
 
 
 @functools.cache
-def _xformers() -> Any:
-    import xformers.ops
+def _module(name: str) -> Any:
+    if name == "xformers.ops":
+        import xformers.ops as module
+    else:
+        import flash_attn_interface as module
+    return module
 
-    return xformers.ops
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "?"
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
 def _log_once(obstacle: str) -> None:
-    logger.warning("attention runs on SDPA instead of xformers: %s", obstacle)
+    logger.warning("attention runs without xformers: %s", obstacle)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, backend: str) -> None:
