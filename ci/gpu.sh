@@ -8,7 +8,8 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 out=${OUT:-gpu-out}
 mkdir -p "$out"
 python3 -m fastequi.cli doctor | tee "$out/doctor.txt"
-python3 -m pytest -q tests/test_warp_recon.py tests/test_warp.py tests/test_blur.py \
+python3 -m pytest -q tests/test_warp_recon.py tests/test_warp_recon_texels.py \
+  tests/test_warp_recon_geometry.py tests/test_warp.py tests/test_warp_texels.py tests/test_blur.py \
   tests/test_linear_warp_recon.py \
   tests/test_attention.py tests/test_vit.py tests/test_decoder.py tests/test_tir.py \
   tests/test_dali.py tests/test_loader.py tests/test_offline_compile.py -s 2>&1 | tee "$out/tests.txt"

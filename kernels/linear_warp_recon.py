@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.kernels.direct import direct
 from fastequi.kernels.pixel_loss import scaled
 from fastequi.kernels.target import Target
-from fastequi.kernels.warp_recon import _warp_recon_op, warp_recon_loss_ref
+from fastequi.kernels.warp_recon import _compute as _compute_loss
+from fastequi.kernels.warp_recon import warp_recon_loss_ref
 
 
 def _images_per_chunk(image_bytes: int, cuda: bool) -> int:
@@ -34,8 +36,7 @@ def _images_per_chunk(image_bytes: int, cuda: bool) -> int:
     return max(cache // max(2 * image_bytes, 1), 1)
 
 
-@torch.library.custom_op("fastequi::linear_warp_recon_loss", mutates_args=())
-def _linear_warp_recon_op(
+def _compute(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -75,7 +76,7 @@ def _linear_warp_recon_op(
             source = hidden[part, k].flatten(0, 1)
             pred = F.linear(source, weight[k], None if bias is None else bias[k])
             pred = pred.unflatten(0, (-1, 1, hidden.shape[2]))
-            part_total, part_count, by_pred, _ = _warp_recon_op(
+            part_total, part_count, by_pred, _ = _compute_loss(
                 pred,
                 image[part],
                 theta[part, step],
@@ -122,6 +123,11 @@ def _outputs(
     )
 
 
+_linear_warp_recon_op = torch.library.custom_op(
+    "fastequi::linear_warp_recon_loss", _compute, mutates_args=()
+)
+
+
 @_linear_warp_recon_op.register_fake
 def _(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mask_outside, _, grad = options[-3:]
@@ -143,6 +149,7 @@ def _backward(ctx, g_total, g_count, *g_unused):
 
 
 _linear_warp_recon_op.register_autograd(_backward, setup_context=_setup_context)
+_linear_warp_recon = direct(_linear_warp_recon_op, _compute, _setup_context, _backward)
 
 
 def linear_warp_recon_loss_ref(
@@ -185,6 +192,6 @@ def linear_warp_recon_loss(
     inside = 1.0 if hidden.dtype == torch.float16 else scale
     leaves = [t for t in (hidden, weight, bias) if t is not None]
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
-    total, count, *_ = _linear_warp_recon_op(*inputs, *target, inside, grad)
+    total, count, *_ = _linear_warp_recon(*inputs, *target, inside, grad)
     total = total if inside == scale else total * scale
     return total, count if target.mask_outside else None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastequi.kernels import native, warp_texels
 from fastequi.kernels.backend import tl, triton, use_native, use_triton
+from fastequi.kernels.direct import needs_operator
 from fastequi.kernels.sampling import (
     _affine_taps,
     _bilinear,
@@ -102,8 +103,7 @@ def _launch_config(pixels: int) -> tuple[int, int]:
     return (512, 4) if pixels >= 2048 else (128, 4)
 
 
-@torch.library.custom_op("fastequi::warp", mutates_args=())
-def _warp_op(
+def _compute(
     image: Tensor,
     theta: Tensor,
     color: Tensor | None,
@@ -159,6 +159,9 @@ def _warp_op(
             num_warps=num_warps,
         )
     return out
+
+
+_warp_op = torch.library.custom_op("fastequi::warp", _compute, mutates_args=())
 
 
 @_warp_op.register_fake
@@ -250,4 +253,5 @@ def warp(
             padding_mode=padding_mode,
             align_corners=align_corners,
         )
-    return _warp_op(image, theta, color, *size, mean, std, dtype, padding_mode, align_corners)
+    run = _warp_op if needs_operator(*inputs) else _compute
+    return run(image, theta, color, *size, mean, std, dtype, padding_mode, align_corners)

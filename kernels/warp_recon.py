@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fastequi.kernels import native
 from fastequi.kernels.backend import use_native, use_triton
+from fastequi.kernels.direct import direct
 from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify, scaled
 from fastequi.kernels.sampling import base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
@@ -34,8 +35,7 @@ from fastequi.kernels.warp_recon_lean import lean
 from fastequi.kernels.warp_recon_texels import tiles_of, warp_recon_texels
 
 
-@torch.library.custom_op("fastequi::warp_recon_loss", mutates_args=())
-def _warp_recon_op(
+def _compute(
     pred: Tensor,
     image: Tensor,
     theta: Tensor,
@@ -99,6 +99,9 @@ def _outputs(
     return Sums(total, counted, grad, dtheta)
 
 
+_warp_recon_op = torch.library.custom_op("fastequi::warp_recon_loss", _compute, mutates_args=())
+
+
 @_warp_recon_op.register_fake
 def _(pred, image, theta, *options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mask_outside, _, *wanted = options[-5:]
@@ -124,6 +127,7 @@ def _backward(ctx, g_total, g_count, g_grad, g_dtheta):
 
 
 _warp_recon_op.register_autograd(_backward, setup_context=_setup_context)
+_warp_recon = direct(_warp_recon_op, _compute, _setup_context, _backward)
 
 
 def warp_recon_loss_ref(
@@ -175,7 +179,7 @@ def warp_recon_loss(
     inside = 1.0 if pred.dtype == torch.float16 else weight
     pred_grad, theta_grad = grad and pred.requires_grad, grad and theta.requires_grad
     pred = kernel_layout(pred, target.patch_size)
-    total, count, _, _ = _warp_recon_op(
+    total, count, _, _ = _warp_recon(
         pred, image, theta, color, *target, inside, reduce, pred_grad, theta_grad
     )
     total = total if inside == weight else total * weight
