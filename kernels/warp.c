@@ -1,7 +1,5 @@
 /* Warped, recoloured, normalised images on a CPU: what warp.py's kernel writes. */
-#include "texels.h"
-
-enum { BLOCK = 4096, STRIP = 32 }; /* pixels of a block; rows that a thread packs at a time */
+#include "spread.h"
 
 typedef struct {
   Image image;
@@ -28,9 +26,19 @@ CALLED void write_run(void *out, int64_t at, const float *values, int64_t n, int
     }
 }
 
-CALLED void rows_of(
-    const Warp *op, int64_t b, int64_t k, int64_t first, int64_t last, const float *texels,
-    Scratch *scratch) {
+typedef struct {
+  const Warp *op;
+  int64_t rows; /* of a block */
+  Scratch *scratch;
+} Job;
+
+CALLED void block_of(
+    const void *given, int64_t b, int64_t k, int64_t block, const float *texels, int thread) {
+  const Job *job = given;
+  const Warp *op = job->op;
+  Scratch *scratch = job->scratch + thread;
+  int64_t first = block * job->rows, last = first + job->rows;
+  if (last > op->grid.height) last = op->grid.height;
   int64_t place = b * op->grid.steps + k, width = op->grid.width, height = op->grid.height;
   int32_t channels = op->image.channels;
   const float *theta = op->grid.theta + place * 6;
@@ -61,47 +69,14 @@ const int64_t EXPORT(warp_bytes) = sizeof(Warp);
 
 /* 0, or -1 where memory ran out. */
 int EXPORT(warp)(const Warp *op) {
-  int64_t batch = op->grid.batch, steps = op->grid.steps, height = op->grid.height;
-  int64_t packed = op->image.height + 2 * RING;
-  int64_t rows = op->grid.width >= BLOCK ? 1 : BLOCK / op->grid.width;
-  size_t bytes = packed_bytes(&op->image);
-  /* many images: each thread packs one and makes all of its views; few: the threads share them */
-  int shared = batch < 4 * op->threads, failed = 0;
-  char *texels = malloc((shared ? (size_t)batch : (size_t)op->threads) * bytes);
-  Scratch *scratch = malloc((size_t)op->threads * sizeof *scratch);
-  if (!texels || !scratch) failed = -1;
-  float gain[4], bias[4];
-  packing(&op->image, &op->grid, gain, bias);
-  if (!failed) {
-    int64_t width = op->dtype == UINT8 ? 1 : op->dtype == FLOAT32 ? 4 : 2;
-    in_large_pages(op->out, batch * steps * op->image.channels * height * op->grid.width * width);
-#pragma omp parallel num_threads(op->threads)
-    {
-      int thread = thread_number();
-      if (shared) {
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t b = 0; b < batch; b++)
-          for (int64_t row = 0; row < packed; row += STRIP)
-            pack_rows(&op->image, b, gain, bias, row, row + STRIP < packed ? row + STRIP : packed,
-                      (float *)(texels + b * bytes));
-#pragma omp for collapse(3) schedule(static)
-        for (int64_t b = 0; b < batch; b++)
-          for (int64_t k = 0; k < steps; k++)
-            for (int64_t y = 0; y < height; y += rows)
-              rows_of(op, b, k, y, y + rows < height ? y + rows : height,
-                      (const float *)(texels + b * bytes), scratch + thread);
-      } else {
-        float *own = (float *)(texels + thread * bytes);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t b = 0; b < batch; b++) {
-          pack_rows(&op->image, b, gain, bias, 0, packed, own);
-          for (int64_t k = 0; k < steps; k++)
-            rows_of(op, b, k, 0, height, own, scratch + thread);
-        }
-      }
-    }
-  }
-  free(texels);
-  free(scratch);
+  const Grid *grid = &op->grid;
+  int64_t rows = grid->width >= BLOCK ? 1 : BLOCK / grid->width;
+  int64_t width = op->dtype == UINT8 ? 1 : op->dtype == FLOAT32 ? 4 : 2;
+  int64_t pixels = (int64_t)grid->height * grid->width;
+  Job job = {op, rows, malloc((size_t)op->threads * sizeof(Scratch))};
+  if (!job.scratch) return -1;
+  in_large_pages(op->out, grid->batch * (int64_t)grid->steps * op->image.channels * pixels * width);
+  int failed = spread(&op->image, grid, (grid->height + rows - 1) / rows, op->threads, block_of, &job);
+  free(job.scratch);
   return failed;
 }

@@ -5,10 +5,9 @@
  * its own. Sums of a block are written down and added up in order at the end: the same bits with any
  * number of threads.
  */
-#include "texels.h"
+#include "spread.h"
 
 enum { MSE, L1, SMOOTH_L1 };
-enum { BLOCK = 4096, STRIP = 32 }; /* pixels of a block; rows that a thread packs at a time */
 
 typedef struct {
   Image image;
@@ -216,9 +215,18 @@ INLINE int64_t blocks_of(const WarpRecon *op) {
   return (units_of(op) + per - 1) / per;
 }
 
+typedef struct {
+  const WarpRecon *op;
+  Sums *parts; /* [B, K, blocks] */
+  Scratch *scratch;
+} Job;
+
 CALLED void block_of(
-    const WarpRecon *op, int64_t b, int64_t k, int64_t block, const float *texels, Scratch *scratch,
-    Sums *sums) {
+    const void *given, int64_t b, int64_t k, int64_t block, const float *texels, int thread) {
+  const Job *job = given;
+  const WarpRecon *op = job->op;
+  Scratch *scratch = job->scratch + thread;
+  Sums *sums = job->parts + (b * op->grid.steps + k) * blocks_of(op) + block;
   const float *theta = op->grid.theta + (b * op->grid.steps + k) * 6;
   Affine affine = affine_of(theta, &op->grid, &op->image);
   Mixer colour;
@@ -296,51 +304,17 @@ const int64_t EXPORT(warp_recon_bytes) = sizeof(WarpRecon);
 /* 0, or -1 where memory ran out. */
 int EXPORT(warp_recon)(const WarpRecon *op) {
   int64_t batch = op->grid.batch, steps = op->grid.steps, blocks = blocks_of(op);
-  int64_t height = op->image.height + 2 * RING;
-  size_t bytes = packed_bytes(&op->image);
-  /* many images: each thread packs one and does all of its steps; few: the threads share them */
-  int shared = batch < 4 * op->threads, failed = 0;
-  size_t room = (shared ? (size_t)batch : (size_t)op->threads) * bytes;
-  char *texels = malloc(room);
-  Sums *parts = calloc((size_t)(batch * steps * blocks), sizeof *parts);
-  Scratch *scratch = malloc((size_t)op->threads * sizeof *scratch);
-  if (!texels || !parts || !scratch) failed = -1;
-  float gain[4], bias[4];
-  packing(&op->image, &op->grid, gain, bias);
+  Job job = {op, calloc((size_t)(batch * steps * blocks), sizeof(Sums)),
+             malloc((size_t)op->threads * sizeof(Scratch))};
+  int failed = !job.parts || !job.scratch ? -1 : 0;
   if (!failed) {
     if (op->grad) in_large_pages(op->grad, op->grad_bytes);
-#pragma omp parallel num_threads(op->threads)
-    {
-      int thread = thread_number();
-      if (shared) {
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t b = 0; b < batch; b++)
-          for (int64_t row = 0; row < height; row += STRIP)
-            pack_rows(&op->image, b, gain, bias, row, row + STRIP < height ? row + STRIP : height,
-                      (float *)(texels + b * bytes));
-#pragma omp for collapse(3) schedule(static)
-        for (int64_t b = 0; b < batch; b++)
-          for (int64_t block = 0; block < blocks; block++)
-            for (int64_t k = 0; k < steps; k++)
-              block_of(op, b, k, block, (const float *)(texels + b * bytes), scratch + thread,
-                       parts + (b * steps + k) * blocks + block);
-      } else {
-        float *own = (float *)(texels + thread * bytes);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t b = 0; b < batch; b++) {
-          pack_rows(&op->image, b, gain, bias, 0, height, own);
-          for (int64_t k = 0; k < steps; k++)
-            for (int64_t block = 0; block < blocks; block++)
-              block_of(op, b, k, block, own, scratch + thread,
-                       parts + (b * steps + k) * blocks + block);
-        }
-      }
-    }
-    for (int64_t b = 0; b < batch; b++)
-      for (int64_t k = 0; k < steps; k++) finish(op, parts, b, k);
+    failed = spread(&op->image, &op->grid, blocks, op->threads, block_of, &job);
   }
-  free(texels);
-  free(parts);
-  free(scratch);
+  if (!failed)
+    for (int64_t b = 0; b < batch; b++)
+      for (int64_t k = 0; k < steps; k++) finish(op, job.parts, b, k);
+  free(job.parts);
+  free(job.scratch);
   return failed;
 }
