@@ -90,6 +90,7 @@ def cases() -> Iterator[tuple]:
         ("rgb, patches of 8", {"PATCH": 8, "TILE_W": 32, "TILE_H": 8}),
         ("rgb, images", {"PATCH": 0, "TILE_W": 32, "TILE_H": 8, "INTERLEAVED": False}),
         ("rgb, forward", {"GRAD": False}),
+        ("rgb, one step", {"K": 1, "NB": 1, "ROWS": 1}),  # ones become constants
     ):
         yield f"texels, {name}", texels, {**TEXELS, **changes}, {}, 2, allowed, 256
     allowed = warp_recon_texels._REGISTERS[True]

@@ -221,6 +221,30 @@ def id_(value):
     return value
 
 
+@pytest.mark.slow
+def test_offsets_beyond_two_to_the_31_under_the_interpreter():
+    """Two images whose predictions lie 2^31 values apart: 8.6 GB of addresses, little of it used."""
+    if torch.cuda.is_available():
+        pytest.skip("the GPU has a test of its own")
+    far = 2**31 + 48
+    shape, strides = (2, 1, 4, 48), (far, 192, 48, 1)
+    pred, grad = (
+        torch.empty(far + 192, dtype=torch.bfloat16).as_strided(shape, strides) for _ in range(2)
+    )
+    pred.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    image, theta = interleaved(2, (8, 8), 3), thetas(2, 1)
+    target = Target(8, 8, 4, "mse", MEAN, STD)
+    total, nothing = torch.empty(2, 1), torch.empty(0)
+    tiles = warp_recon.tiles_of(pred, image, target)
+    sums = Sums(total, nothing, grad, nothing)
+    warp_recon.warp_recon_texels(pred, image, theta, None, target, 1.0, sums, tiles)
+    leaf = pred.double().contiguous().requires_grad_()
+    expected = eager(leaf, image, theta, patch=4, size=(8, 8), mean=MEAN, std=STD)
+    expected.sum().backward()
+    torch.testing.assert_close(total.double(), expected, rtol=2e-5, atol=1e-6)
+    assert_near(grad, leaf.grad, GRAD[torch.bfloat16])
+
+
 def sizes_of(run):
     """(operator, elements) of everything that a call computes or allocates."""
     from torch.utils._python_dispatch import TorchDispatchMode
