@@ -223,7 +223,7 @@ def id_(value):
 
 @pytest.mark.slow
 def test_offsets_beyond_two_to_the_31_under_the_interpreter():
-    """Two images whose predictions lie 2^31 values apart: 8.6 GB of addresses, little of it used."""
+    """Two images whose predictions lie 2^31 values apart: 8.6 GB of addresses, hardly used."""
     if torch.cuda.is_available():
         pytest.skip("the GPU has a test of its own")
     far = 2**31 + 48
