@@ -286,7 +286,7 @@ def _backward(ctx, g_total, g_grad):
     (grad,) = ctx.saved_tensors
     d_pred = None
     if g_total is not None and ctx.needs_input_grad[0]:
-        d_pred = scaled(grad, g_total)
+        d_pred = scaled(ctx, grad, g_total)
     return (d_pred, *[None] * 8)
 
 

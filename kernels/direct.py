@@ -42,6 +42,7 @@ def direct(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             output = tuple(compute(*inputs))
+            ctx.owned = True  # nobody else holds what was written: it may be scaled in place
             setup_context(ctx, inputs, output)
             ctx.mark_non_differentiable(*output[1:])
             return output

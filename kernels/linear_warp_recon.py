@@ -144,7 +144,9 @@ def _backward(ctx, g_total, g_count, *g_unused):
     """All gradients of a scalar: the forward has them, up to a factor."""
     if g_total is None:
         return (None,) * 17
-    d_hidden, d_weight, d_bias = (scaled(t, g_total) if t.numel() else t for t in ctx.saved_tensors)
+    d_hidden, d_weight, d_bias = (
+        scaled(ctx, t, g_total) if t.numel() else t for t in ctx.saved_tensors
+    )
     return (d_hidden, d_weight, d_bias if ctx.has_bias else None, *[None] * 14)
 
 

@@ -1,5 +1,7 @@
 """What the reconstruction losses share: the error of one value, and the order of patch tokens."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -126,17 +128,17 @@ def _rescale_kernel(grad_ptr, factor_ptr, n, BLOCK: tl.constexpr):
             tl.store(grad_ptr + offs, (grad * factor).to(grad_ptr.dtype.element_ty), mask=offs < n)
 
 
-def scaled(grad: Tensor, factor: Tensor) -> Tensor:
+def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
     """The gradient that the forward has written, times the incoming one, [] or [B, K].
 
     Usually that is one and there is no work: a CPU looks, a GPU asks a kernel of its own to look.
-    What a kept graph will need again is left as it is.
+    What a kept graph will need again is left as it is, and so are an operator's outputs.
     """
-    traced = type(factor) is not Tensor  # torch.compile's stand-ins have no values to look at
-    ours = not traced and not torch._C._autograd._get_current_graph_task_keep_graph()
+    ours = getattr(ctx, "owned", False)
+    ours = ours and not torch._C._autograd._get_current_graph_task_keep_graph()
     if ours and factor.device.type == "cpu" and (factor == 1).all():
         return grad
-    if ours and factor.ndim == 0 and use_triton(grad):
+    if ours and factor.ndim == 0 and use_triton(grad) and grad.dtype != torch.float64:
         with torch.cuda.device_of(grad):
             _rescale_kernel[(_RESCALE_PROGRAMS,)](grad, factor, grad.numel(), BLOCK=1024)
         return grad

@@ -120,7 +120,7 @@ def _backward(ctx, g_total, g_count, g_grad, g_dtheta):
     grad, dtheta = ctx.saved_tensors
     d_pred = d_theta = None
     if g_total is not None and ctx.needs_input_grad[0]:
-        d_pred = scaled(grad, g_total)
+        d_pred = scaled(ctx, grad, g_total)
     if g_total is not None and ctx.needs_input_grad[2]:
         d_theta = (dtheta * g_total[..., None, None]).to(ctx.theta_dtype)
     return (d_pred, None, d_theta, *[None] * 14)

@@ -16,22 +16,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastequi.kernels import blur, warp, warp_recon_general, warp_recon_texels, warp_texels
+from fastequi.kernels import blur, dino, warp, warp_recon_general, warp_recon_texels, warp_texels
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {
     "pred_ptr": "*bf16", "image_ptr": "*u8", "theta_ptr": "*fp32", "color_ptr": "*fp32",
     "mean_ptr": "*fp32", "std_ptr": "*fp32", "sigma_ptr": "*fp32", "total_ptr": "*fp32",
     "count_ptr": "*fp32", "parts_ptr": "*fp32", "counts_ptr": "*fp32", "arrived_ptr": "*i32",
+    "student_ptr": "*bf16", "teacher_ptr": "*bf16", "pairs_ptr": "*i32", "weight_ptr": "*fp32",
+    "row_ptr": "*fp32", "column_ptr": "*fp32", "loss_ptr": "*fp32", "x_ptr": "*bf16",
     "grad_ptr": "*bf16", "dtheta_ptr": "*fp32", "out_ptr": "*bf16",
 }  # fmt: skip
 FLOATS = {
-    "max_sigma", "weight", "mean0", "mean1", "mean2", "gain0", "gain1", "gain2"
+    "max_sigma", "weight", "student_scale", "teacher_scale", "inverse_temp", "mean0", "mean1",
+    "mean2", "gain0", "gain1", "gain2",
 }  # fmt: skip
 # 224×224 images: sizes and strides that are multiples of 16
 EVEN = {
     "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
-    "stride_ib", "stride_iy",
+    "stride_ib", "stride_iy", "N", "stride_s", "stride_t", "stride_g", "stride_r",
 }  # fmt: skip
 
 RECON = {
@@ -69,6 +72,9 @@ BLUR = {
 }  # fmt: skip
 
 
+DINO = {"PAIRS": 2, "HAS_COLUMN": True, "GRAD": True, "BLOCK": dino._BLOCK}
+
+
 def cases() -> Iterator[tuple]:
     """(name, kernel, constants, types that differ, warps, registers allowed, pixels of a turn)."""
     general = warp_recon_general._warp_recon_fwd_kernel
@@ -77,6 +83,11 @@ def cases() -> Iterator[tuple]:
     yield "general, everything on", general, EVERY, {}, 4, None, 512
     yield "warp", warp._warp_fwd_kernel, WARP, {}, 4, None, 512
     yield "blur", blur._blur_fwd_kernel, BLUR, {}, 4, None, 256
+    yield "dino", dino._dino_kernel, DINO, {}, dino._WARPS, None, dino._BLOCK
+    row_lse = {"HAS_COLUMN": True, "BLOCK": dino._BLOCK}
+    yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
+    column_lse = {"ROWS": 16, "BLOCK": 128}
+    yield "column_lse", dino._column_lse_kernel, column_lse, {}, 4, None, 16 * 128
     for padding in ("border", "zeros"):
         for align in (False, True):
             name = f"general, {padding}, align_corners={align}"

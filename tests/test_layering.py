@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "kernels": {"kernels"},
     "checks": {"kernels"},
-    "functional": {"kernels", "checks"},
+    "distributed": set(),
+    "functional": {"kernels", "checks", "distributed", "functional"},
     "philox": set(),
     "paths": {"philox"},
     "losses": {"functional", "losses"},
@@ -40,7 +41,7 @@ HOME = {
 
 def _files() -> list[Path]:
     found = [*ROOT.glob("fastequi/*.py"), *ROOT.glob("kernels/*.py")]
-    for part in ("losses", "models", "methods", "data", "evaluate"):
+    for part in ("functional", "losses", "models", "methods", "data", "evaluate"):
         found += ROOT.glob(f"fastequi/{part}/**/*.py")
     return sorted(found)
 

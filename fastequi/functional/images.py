@@ -1,4 +1,4 @@
-"""The drop-in surface: checks arguments once and hands over to the kernels.
+"""Losses against images that are made on the fly, and the images: checks, then the kernels.
 
 Images are uint8 in 0..255 or floating in 0..1; mean and std are in 0..1; sigmas are in pixels.
 Checks that would have to read a GPU's memory (the range of a float image) run on CPU tensors, and
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fastequi import checks
-from fastequi.kernels import backend as _backend
 from fastequi.kernels import blur as _blur
 from fastequi.kernels import linear_warp_recon as _linear
 from fastequi.kernels import warp as _warp
@@ -21,11 +20,6 @@ from fastequi.kernels import warp_recon as _warp_recon
 from fastequi.kernels.pixel_loss import LOSSES
 from fastequi.kernels.sampling import PADDING_MODES
 from fastequi.kernels.target import Target
-
-
-def backend(device: torch.device | str) -> tuple[str, str]:
-    """("triton", "native" or "torch", why): what the ops run as for tensors on a device."""
-    return _backend.choose(torch.device(device))
 
 
 def warp_recon_loss(

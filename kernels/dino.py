@@ -1,0 +1,434 @@
+"""Cross-entropy of student logits against a teacher's sharpened distribution, as in DINO and iBOT.
+
+Replaces, for student rows s_r and the teacher rows that each is paired with::
+
+    q = torch.exp(teacher / teacher_temp - column - row[:, None])     # softmax or Sinkhorn-Knopp
+    logp = F.log_softmax(student / student_temp, -1)
+    loss = sum(weight[r] * -(q[t] * logp[r]).sum() for r, t in pairs)
+
+Never materialised: the teacher's distribution, the log-probabilities, gathered rows. A teacher's
+distribution is known by one number per row and one per column: a centred softmax has
+column = center / teacher_temp and row = log-sum-exp of what is left; Sinkhorn-Knopp's balancing
+factors are of the same form. The teachers of one row are added before they meet it, since
+Σ_t CE(q_t, s) = n · LSE(s) - (Σ_t q_t) · s, and the gradient, (n · softmax(s) - Σ_t q_t) /
+student_temp, is written in the same pass, over the logits themselves if the caller allows it.
+
+Bytes per value: a student's row is read once from memory (its second pass, a row later, finds
+65,536 half precision values in the L2 cache) and its gradient written; a teacher's is read for its
+row number and again beside the first of its students. Rows of weight 0 are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels.direct import direct, needs_operator
+from fastequi.kernels.pixel_loss import scaled
+
+
+@triton.jit
+def _row_lse_kernel(
+    # pointers
+    x_ptr,
+    column_ptr,
+    out_ptr,
+    # shapes
+    N,
+    # strides
+    stride_r,
+    # scalars
+    inverse_temp,
+    # constants
+    HAS_COLUMN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # out[r] = log Σ_n exp(x[r, n] / temp - column[n])
+    r = tl.program_id(0).to(tl.int64)
+    offs = tl.arange(0, BLOCK)
+    high = tl.full([BLOCK], float("-inf"), tl.float32)
+    acc = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, N, BLOCK):
+        live = start + offs < N
+        x = tl.load(x_ptr + r * stride_r + start + offs, mask=live, other=0.0).to(tl.float32)
+        x *= inverse_temp
+        if HAS_COLUMN:
+            x -= tl.load(column_ptr + start + offs, mask=live, other=0.0)
+        x = tl.where(live, x, float("-inf"))
+        above = tl.maximum(high, x)
+        # a lane that has seen nothing yet has no finite maximum to subtract
+        base = tl.where(above == float("-inf"), 0.0, above)
+        acc = acc * tl.exp(high - base) + tl.exp(x - base)
+        high = above
+    top = tl.max(high, 0)
+    base = tl.where(high == float("-inf"), 0.0, tl.exp(high - top))
+    tl.store(out_ptr + r, top + tl.log(tl.sum(acc * base, 0)))
+
+
+@triton.jit
+def _column_lse_kernel(
+    # pointers
+    x_ptr,
+    row_ptr,
+    out_ptr,
+    # shapes
+    R,
+    N,
+    # strides
+    stride_r,
+    # scalars
+    inverse_temp,
+    # constants
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # out[n] = log Σ_r exp(x[r, n] / temp - row[r])
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = offs < N
+    rows = tl.arange(0, ROWS)
+    high = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
+    acc = tl.zeros([ROWS, BLOCK], tl.float32)
+    for start in range(0, R, ROWS):
+        at = start + rows
+        mask = (at < R)[:, None] & live[None, :]
+        places = at.to(tl.int64)[:, None] * stride_r + offs[None, :]
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) * inverse_temp
+        x -= tl.load(row_ptr + at, mask=at < R, other=0.0)[:, None]
+        x = tl.where(mask, x, float("-inf"))
+        above = tl.maximum(high, x)
+        base = tl.where(above == float("-inf"), 0.0, above)
+        acc = acc * tl.exp(high - base) + tl.exp(x - base)
+        high = above
+    top = tl.max(high, 0)
+    base = tl.where(high == float("-inf"), 0.0, tl.exp(high - top[None, :]))
+    tl.store(out_ptr + offs, top + tl.log(tl.sum(acc * base, 0)), mask=live)
+
+
+@triton.jit
+def _dino_kernel(
+    # pointers
+    student_ptr,
+    teacher_ptr,
+    pairs_ptr,
+    weight_ptr,
+    row_ptr,
+    column_ptr,
+    loss_ptr,
+    grad_ptr,
+    # shapes
+    N,
+    # strides
+    stride_s,
+    stride_t,
+    stride_g,
+    # scalars
+    student_scale,
+    teacher_scale,
+    # constants
+    PAIRS: tl.constexpr,
+    HAS_COLUMN: tl.constexpr,
+    GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # loss[r] = weight[r] (n LSE(x) - Σ_n Q x), x = student / temp, Q = Σ_t q_t
+    r = tl.program_id(0).to(tl.int64)
+    weight = tl.load(weight_ptr + r)
+    offs = tl.arange(0, BLOCK)
+    student = student_ptr + r * stride_s
+    if weight == 0.0:
+        tl.store(loss_ptr + r, 0.0)
+        if GRAD:
+            zeros = tl.zeros([BLOCK], tl.float32).to(grad_ptr.dtype.element_ty)
+            for start in range(0, N, BLOCK):
+                tl.store(grad_ptr + r * stride_g + start + offs, zeros, mask=start + offs < N)
+    else:
+        high = tl.full([BLOCK], float("-inf"), tl.float32)
+        acc = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, N, BLOCK):
+            live = start + offs < N
+            x = tl.load(student + start + offs, mask=live, other=0.0, eviction_policy="evict_last")
+            x = tl.where(live, x.to(tl.float32) * student_scale, float("-inf"))
+            above = tl.maximum(high, x)
+            base = tl.where(above == float("-inf"), 0.0, above)
+            acc = acc * tl.exp(high - base) + tl.exp(x - base)
+            high = above
+        top = tl.max(high, 0)
+        base = tl.where(high == float("-inf"), 0.0, tl.exp(high - top))
+        lse = top + tl.log(tl.sum(acc * base, 0))
+        count = 0.0
+        for p in tl.static_range(PAIRS):
+            count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
+        dot = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, N, BLOCK):
+            live = start + offs < N
+            x = tl.load(student + start + offs, mask=live, other=0.0).to(tl.float32)
+            x *= student_scale
+            column = tl.zeros([BLOCK], tl.float32)
+            if HAS_COLUMN:
+                column += tl.load(column_ptr + start + offs, mask=live, other=0.0)
+            q = tl.zeros([BLOCK], tl.float32)
+            for p in tl.static_range(PAIRS):
+                t = tl.load(pairs_ptr + r * PAIRS + p).to(tl.int64)
+                if t >= 0:
+                    y = tl.load(teacher_ptr + t * stride_t + start + offs, mask=live, other=0.0)
+                    y = y.to(tl.float32) * teacher_scale - column - tl.load(row_ptr + t)
+                    q += tl.where(live, tl.exp(y), 0.0)
+            dot += q * x
+            if GRAD:
+                slope = (count * tl.exp(x - lse) - q) * (student_scale * weight)
+                slope = slope.to(grad_ptr.dtype.element_ty)
+                tl.store(grad_ptr + r * stride_g + start + offs, slope, mask=live)
+        tl.store(loss_ptr + r, weight * (count * lse - tl.sum(dot, 0)))
+
+
+_BLOCK, _WARPS = 4096, 8  # sixteen values a thread and pass: no spills
+
+
+def _log_sum_exp(x: Tensor, axis: int) -> Tensor:
+    """torch.logsumexp, whose exp takes ten times as long as softmax's on what it underflows to."""
+    if x.shape[axis] == 0:
+        return x.logsumexp(axis)
+    top, at = x.max(axis, keepdim=True)
+    lse = top - F.log_softmax(x, axis).gather(axis, at)
+    return torch.where(top == -torch.inf, top, lse).squeeze(axis)
+
+
+def _row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
+    if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
+        return _log_sum_exp(wide if column is None else wide - column, 1)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    block = min(_BLOCK, triton.next_power_of_2(x.shape[1]))
+    with torch.cuda.device_of(x):
+        _row_lse_kernel[(len(x),)](
+            x, column, out, x.shape[1], x.stride(0), 1 / temp,
+            HAS_COLUMN=column is not None, BLOCK=block, num_warps=_WARPS,
+        )  # fmt: skip
+    return out
+
+
+def _column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
+    if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
+        return _log_sum_exp(wide - row[:, None], 0)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        _column_lse_kernel[(triton.cdiv(x.shape[1], 128),)](
+            x, row, out, *x.shape, x.stride(0), 1 / temp, ROWS=16, BLOCK=128, num_warps=4
+        )
+    return out
+
+
+_row_lse_op = torch.library.custom_op("fastequi::row_lse", _row_lse, mutates_args=())
+_column_lse_op = torch.library.custom_op("fastequi::column_lse", _column_lse, mutates_args=())
+
+
+@_row_lse_op.register_fake
+def _(x, temp, column) -> Tensor:
+    return x.new_empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+@_column_lse_op.register_fake
+def _(x, temp, row) -> Tensor:
+    return x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def row_lse(x: Tensor, temp: float, column: Tensor | None = None) -> Tensor:
+    """log Σ_n exp(x[r, n] / temp - column[n]), [R] for x [R, N]; float32, without a gradient."""
+    return (_row_lse_op if needs_operator(x) else _row_lse)(x.detach(), temp, column)
+
+
+def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
+    """log Σ_r exp(x[r, n] / temp - row[r]), [N] for x [R, N]; float32, without a gradient."""
+    return (_column_lse_op if needs_operator(x) else _column_lse)(x.detach(), temp, row)
+
+
+def sinkhorn(
+    x: Tensor,
+    temp: float,
+    iterations: int,
+    across: Callable[[Tensor], Tensor] | None = None,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sinkhorn-Knopp's balancing of exp(x / temp), x [R, N]: (row [R], column [N]).
+
+    The assignment exp(x / temp - row[:, None] - column) sums to one in every row, and over rows
+    nearly to R / N in every column (Caron et al., SwAV, NeurIPS 2020, listing; DINOv2's teacher).
+
+    Args:
+        iterations: of columns then rows, at least one; 3 in DINOv2.
+        across: turns a column's log-sum-exp over this process's rows into that over all processes'.
+        weight: [R]; rows of weight 0 are left out of the columns.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    row = torch.zeros(len(x), dtype=wide, device=x.device)
+    for _ in range(iterations):
+        counted = row if weight is None else row.masked_fill(weight == 0, torch.inf)
+        column = column_lse(x, temp, counted)
+        if across is not None:
+            column = across(column)
+        row = row_lse(x, temp, column)
+    return row, column
+
+
+def _compute(
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    weight: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    student_temp: float,
+    teacher_temp: float,
+    grad: bool,
+    inplace: bool,
+) -> tuple[Tensor, Tensor]:
+    """(Σ_r loss, its gradient by student or empty); in place over the student's own memory."""
+    rows, columns = student.shape
+    if not grad:
+        out = student.new_empty(0, 0)
+    elif inplace:
+        out = student.detach()
+        torch.autograd.graph.increment_version(student)  # whoever kept the logits is told
+    else:
+        out = torch.empty_like(student, memory_format=torch.contiguous_format)
+    loss = torch.empty(rows, dtype=weight.dtype, device=student.device)
+    if student.numel() == 0:
+        return loss.new_zeros(()), out
+    if not use_triton(student) or torch.float64 in (student.dtype, teacher.dtype):
+        _in_chunks(student, teacher, pairs, weight, column, student_temp, teacher_temp, loss, out)
+        return loss.sum(), out
+    if row is None:
+        row = _row_lse(teacher, teacher_temp, column)
+    student = student if student.stride(1) == 1 else student.contiguous()
+    teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
+    block = min(_BLOCK, triton.next_power_of_2(columns))
+    with torch.cuda.device_of(student):
+        _dino_kernel[(rows,)](
+            student, teacher, pairs, weight, row, column, loss, out if grad else None, columns,
+            student.stride(0), teacher.stride(0), out.stride(0), 1 / student_temp,
+            1 / teacher_temp, PAIRS=pairs.shape[1], HAS_COLUMN=column is not None, GRAD=grad,
+            BLOCK=block, num_warps=_WARPS,
+        )  # fmt: skip
+    return loss.sum(), out
+
+
+_CHUNK = 1 << 17  # values of the student at a time: half a megabyte stays in a core's cache
+
+
+def _in_chunks(
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    weight: Tensor,
+    column: Tensor | None,
+    student_temp: float,
+    teacher_temp: float,
+    loss: Tensor,
+    out: Tensor,
+) -> None:
+    """The CPU path: a few rows at a time, the gradient by hand; the teachers' rows once."""
+    wide = loss.dtype
+    at_once = max(_CHUNK // student.shape[1], torch.get_num_threads())
+    # a teacher's row number is what normalises it: a softmax, whose exp is fast where it underflows
+    q = teacher.to(wide) / teacher_temp
+    q = F.softmax(q if column is None else q.sub_(column), -1)
+    counts, read = (pairs >= 0).sum(1), weight != 0
+    for start in range(0, len(student), at_once):
+        part = slice(start, start + at_once)
+        each, count = weight[part, None], counts[part, None]
+        there, first = pairs[part] >= 0, pairs[part].clamp(min=0)
+        wanted = q[first[:, 0]].mul_(there[:, :1])
+        for t in range(1, pairs.shape[1]):
+            wanted.addcmul_(q[first[:, t]], there[:, t : t + 1].to(wide))
+        x = student[part].to(wide) / student_temp
+        logp = F.log_softmax(x, -1)
+        error = -torch.linalg.vecdot(wanted, logp)
+        loss[part] = torch.where(each[:, 0] != 0, each[:, 0] * error, 0.0)
+        if out.numel():
+            slope = F.softmax(x, -1).mul_(count).sub_(wanted).mul_(each / student_temp)
+            out[part] = slope if read[part].all() else slope.masked_fill_(each == 0, 0.0)
+
+
+_dino_op = torch.library.custom_op("fastequi::dino_loss", _compute, mutates_args=())
+
+
+@_dino_op.register_fake
+def _(student, teacher, pairs, weight, *options) -> tuple[Tensor, Tensor]:
+    if not options[-2]:
+        return weight.new_empty(()), student.new_empty(0, 0)
+    return weight.new_empty(()), torch.empty_like(student, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, g_loss, g_grad):
+    (grad,) = ctx.saved_tensors
+    return (None if g_loss is None else scaled(ctx, grad, g_loss), *[None] * 9)
+
+
+_dino_op.register_autograd(_backward, setup_context=_setup_context)
+_dino = direct(_dino_op, _compute, _setup_context, _backward)
+
+
+def dino_loss_ref(
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    weight: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    student_temp: float,
+    teacher_temp: float,
+) -> Tensor:
+    """The chain in plain PyTorch, differentiable in the student. Oracle and baseline."""
+    wide = weight.dtype
+    logit = teacher.to(wide) / teacher_temp
+    logit = logit if column is None else logit - column
+    q = F.softmax(logit, -1) if row is None else torch.exp(logit - row[:, None])
+    logp = F.log_softmax(student.to(wide) / student_temp, -1)
+    loss = torch.zeros((), dtype=wide, device=student.device)
+    for t in pairs.T:
+        each = -(q[t.clamp(min=0)] * logp).sum(-1)
+        loss = loss + torch.where((t >= 0) & (weight != 0), weight * each, 0.0).sum()
+    return loss
+
+
+def dino_loss(
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    weight: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    student_temp: float,
+    teacher_temp: float,
+    inplace: bool = False,
+) -> Tensor:
+    """Σ_r weight[r] Σ_t CE(q_t, student_r), a scalar; arguments already checked.
+
+    Args:
+        student: [R, N] logits, the only ones that get a gradient.
+        teacher: [Q, N] logits.
+        pairs: [R, P] int32 rows of the teacher that each row of the student meets, -1 for none.
+        weight: [R] float32 (float64 for float64 logits); rows of weight 0 are not read.
+        row, column: [Q] and [N], or None, what makes exp(teacher / teacher_temp - column - row) a
+            distribution per row; without `row` it is found here, a softmax.
+        inplace: the gradient takes the logits' memory; nobody may need them afterwards.
+    """
+    grad = torch.is_grad_enabled() and student.requires_grad
+    inplace = inplace and student.is_contiguous() and not needs_operator(student)
+    loss, _ = _dino(
+        student, teacher.detach(), pairs, weight, row, column, student_temp, teacher_temp, grad,
+        inplace,
+    )  # fmt: skip
+    return loss

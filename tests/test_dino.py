@@ -1,0 +1,250 @@
+"""DINO's and iBOT's loss against the official formulas, written out, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import GRAD
+
+from fastequi.functional import dino_loss, ibot_loss
+from fastequi.kernels import backend as backends
+from fastequi.kernels.dino import column_lse, row_lse, sinkhorn
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request):
+    with backends.force(request.param):
+        yield request.param
+
+
+def official_dino(student, teacher, student_temp, teacher_temp, center=0.0, q=None):
+    """facebookresearch/dino, DINOLoss.forward: every pair of different views."""
+    q = F.softmax((teacher - center) / teacher_temp, -1) if q is None else q
+    total, terms = 0.0, 0
+    for iq in range(len(teacher)):
+        for v in range(len(student)):
+            if v == iq:
+                continue
+            logp = F.log_softmax(student[v] / student_temp, -1)
+            total = total + torch.sum(-q[iq] * logp, -1).mean()
+            terms += 1
+    return total / terms
+
+
+def official_sinkhorn(teacher, temp, iterations):
+    """facebookresearch/dinov2, DINOLoss.sinkhorn_knopp_teacher."""
+    q = torch.exp(teacher / temp).T
+    samples, prototypes = q.shape[1], q.shape[0]
+    q /= q.sum()
+    for _ in range(iterations):
+        q /= q.sum(1, keepdim=True)
+        q /= prototypes
+        q /= q.sum(0, keepdim=True)
+        q /= samples
+    return (q * samples).T
+
+
+def logits(shape, scale=1.0, seed=0, dtype=torch.float32):
+    return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def near(ours, reference, tolerance):
+    error = (ours.double() - reference).norm() / reference.norm().clamp(min=1e-12)
+    assert error <= tolerance, f"relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("views", "teachers", "width"), [(2, 2, 64), (5, 2, 37), (3, 1, 5000)])
+@pytest.mark.parametrize("centred", [False, True])
+def test_dino_equals_the_official_loss(backend, device, dtype, views, teachers, width, centred):
+    student = logits((views, 3, width), dtype=dtype).to(device).requires_grad_()
+    teacher = logits((teachers, 3, width), 0.3, seed=1, dtype=dtype).to(device)
+    center = logits((width,), 0.1, seed=2).to(device) if centred else None
+    loss = dino_loss(student, teacher, center=center, teacher_temp=0.07)
+    (3 * loss).backward()
+    exact = student.detach().double().requires_grad_()
+    shift = center.double() if centred else 0.0
+    expected = official_dino(exact, teacher.double(), 0.1, 0.07, shift)
+    (3 * expected).backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    assert student.grad.dtype == dtype
+    near(student.grad, exact.grad, GRAD[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ibot_equals_the_official_loss_and_reads_only_what_is_masked(backend, device, dtype):
+    """facebookresearch/ibot: per image the mean over its masked tokens, then over images."""
+    batch, tokens, width = 3, 7, 130
+    student = logits((batch, tokens, width), dtype=dtype).to(device)
+    teacher = logits((batch, tokens, width), 0.3, seed=1, dtype=dtype).to(device)
+    center = logits((width,), 0.1, seed=2).to(device)
+    mask = (logits((batch, tokens), seed=3) > 0).to(device)
+    mask[1] = False
+    mask[1, 2] = True
+    exact = student.double().requires_grad_()
+    q = F.softmax((teacher.double() - center) / 0.05, -1)
+    each = torch.sum(-q * F.log_softmax(exact / 0.1, -1), -1)
+    expected = ((each * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
+    expected.backward()
+    weight = mask / mask.sum(-1, keepdim=True).clamp(min=1) / batch
+    student = student.masked_fill(~mask[..., None], torch.nan).requires_grad_()
+    loss = ibot_loss(student, teacher, weight=weight, center=center, teacher_temp=0.05)
+    loss.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    near(student.grad, exact.grad, GRAD[dtype])
+    assert (student.grad[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize(("rows", "width"), [(6, 40), (33, 300)])
+def test_sinkhorn_equals_the_official_one(backend, device, iterations, rows, width):
+    teacher = logits((rows, width), 0.3).to(device)
+    row, column = sinkhorn(teacher, 0.06, iterations)
+    ours = torch.exp(teacher.double() / 0.06 - column - row[:, None])
+    expected = official_sinkhorn(teacher.double(), 0.06, iterations)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(ours.sum(1), torch.ones_like(row).double(), rtol=1e-5, atol=0)
+
+
+def test_dinov2_teachers_through_the_loss(backend, device):
+    student = logits((4, 3, 50)).to(device).requires_grad_()
+    teacher = logits((2, 3, 50), 0.3, seed=1).to(device)
+    loss = dino_loss(student, teacher, targets="sinkhorn", teacher_temp=0.06)
+    loss.backward()
+    exact = student.detach().double().requires_grad_()
+    q = official_sinkhorn(teacher.double().flatten(0, 1), 0.06, 3).view(2, 3, 50)
+    expected = official_dino(exact, teacher.double(), 0.1, 0.06, q=q)
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    near(student.grad, exact.grad, 1e-5)
+
+
+def test_sinkhorn_balances_the_rows_that_count(backend, device):
+    student, teacher = (logits((9, 20), 0.5, seed=s).to(device) for s in (0, 1))
+    weight = torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 1, 1], device=device) / 6
+    kept = weight > 0
+    student.requires_grad_()
+    loss = ibot_loss(student, teacher, weight=weight, targets="sinkhorn", teacher_temp=0.1)
+    q = official_sinkhorn(teacher[kept].double(), 0.1, 3)
+    logp = F.log_softmax(student.detach()[kept].double() / 0.1, -1)
+    torch.testing.assert_close(loss.double(), -(q * logp).sum(-1).mean(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e3, 3e4])
+def test_extreme_logits_stay_finite(backend, device, scale):
+    """Rows alike, one image, logits that overflow any exponential that is not shifted first."""
+    student = logits((2, 1, 64), scale).to(device).requires_grad_()
+    for targets in ("softmax", "sinkhorn"):
+        loss = dino_loss(student, logits((2, 1, 64), scale, 1).to(device), targets=targets)
+        (grad,) = torch.autograd.grad(loss, student)
+        assert loss.isfinite()
+        assert grad.isfinite().all()
+
+
+def test_log_sums_are_logsumexp_rows_without_end_included(backend, device):
+    x = logits((5, 300), 20.0).to(device)
+    x[1, :] = -torch.inf
+    x[2, 7:] = -torch.inf
+    torch.testing.assert_close(row_lse(x, 0.5), torch.logsumexp(x / 0.5, -1))
+    row = logits((5,), seed=4).to(device)
+    expected = torch.logsumexp(x / 0.5 - row[:, None], 0)
+    torch.testing.assert_close(column_lse(x, 0.5, row), expected)
+
+
+def test_in_place_reuses_the_logits_memory_and_is_noticed(backend, device):
+    weight = logits((48, 16), seed=5).to(device).requires_grad_()
+    x, teacher = logits((2, 4, 16)).to(device), logits((2, 4, 48), seed=1).to(device)
+
+    def gradient(inplace):
+        student = x @ weight.T
+        before = student.data_ptr()
+        loss = dino_loss(student, teacher, inplace=inplace)
+        (by_logits, by_weight) = torch.autograd.grad(loss, [student, weight])
+        return by_weight, by_logits.data_ptr() == before
+
+    kept, same = gradient(False)
+    assert not same
+    over, same = gradient(True)
+    assert same
+    torch.testing.assert_close(over, kept)
+    student = x @ weight.T
+    entropy = student.softmax(-1).square().sum() + (student * student).sum()  # keeps the logits
+    loss = dino_loss(student, teacher, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss + entropy).backward()
+    with pytest.raises(ValueError, match="inplace: student is a leaf"):
+        dino_loss(logits((2, 4, 48)).to(device).requires_grad_(), teacher, inplace=True)
+
+
+def test_strided_logits_and_empty_batches(backend, device):
+    wide = logits((3, 4, 40)).to(device)
+    teacher = logits((2, 4, 40), seed=1).to(device)
+    flipped = wide.transpose(0, 2).contiguous().transpose(0, 2)
+    torch.testing.assert_close(dino_loss(flipped, teacher), dino_loss(wide, teacher))
+    nothing = torch.zeros(3, 0, 8, device=device, requires_grad=True)
+    loss = dino_loss(nothing, torch.zeros(2, 0, 8, device=device))
+    loss.backward()
+    assert loss == 0
+
+
+def test_compiles_to_one_graph(backend, device):
+    torch._dynamo.reset()
+    student = logits((3, 2, 24)).to(device).requires_grad_()
+    teacher = logits((2, 2, 24), seed=1).to(device)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(s, t):
+        return dino_loss(2 * s, t, targets="sinkhorn")
+
+    loss = step(student, teacher)
+    loss.backward()
+    plain = student.detach().clone().requires_grad_()
+    expected = dino_loss(2 * plain, teacher, targets="sinkhorn")
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(student.grad, plain.grad)
+
+
+def test_opcheck(device):
+    from fastequi.kernels.dino import _dino_op
+
+    student = logits((4, 8)).to(device).requires_grad_()
+    teacher = logits((2, 8), seed=1).to(device)
+    pairs = torch.tensor([[0], [1], [-1], [0]], dtype=torch.int32, device=device)
+    weight, row = torch.ones(4, device=device), torch.zeros(2, device=device)
+    column = torch.zeros(8, device=device)
+    args = (student, teacher, pairs, weight, row, column, 0.1, 0.04, True, False)
+    torch.library.opcheck(_dino_op, args)
+
+
+def test_runs_in_float32_under_autocast(backend, device):
+    student, teacher = (logits((2, 4, 16), seed=s).to(device) for s in (0, 1))
+    with torch.autocast(device.type, torch.bfloat16):
+        loss = dino_loss(student.bfloat16(), teacher.bfloat16())
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"student": torch.zeros(4, 8)}, ValueError, r"student: expected \[views, B, N\]"),
+        ({"teacher": torch.zeros(2, 5, 8)}, ValueError, r"teacher: expected \[T, 4, 8\]"),
+        ({"teacher": torch.zeros(4, 4, 8)}, ValueError, "1 <= T <= 3 views"),
+        ({"student": torch.zeros(3, 4, 8).int()}, TypeError, "student: expected float32"),
+        ({"student_temp": 0.0}, ValueError, "student_temp: expected a temperature > 0"),
+        ({"center": torch.zeros(7)}, ValueError, r"center: expected \(8,\), got \(7,\)"),
+        ({"targets": "sinkhon"}, ValueError, "targets: .*did you mean 'sinkhorn'"),
+        ({"targets": "sinkhorn", "center": torch.zeros(8)}, ValueError, "center: Sinkhorn"),
+        ({"targets": "sinkhorn", "iterations": 0}, ValueError, "iterations: expected at least 1"),
+    ],
+)
+def test_bad_input_names_the_argument(change, error, message):
+    given = {"student": torch.zeros(3, 4, 8), "teacher": torch.zeros(2, 4, 8), **change}
+    with pytest.raises(error, match=message):
+        dino_loss(**given)
+
+
+def test_a_lone_view_and_a_weight_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="student: expected a view that the teacher does not"):
+        dino_loss(torch.zeros(1, 4, 8), torch.zeros(1, 4, 8))
+    with pytest.raises(ValueError, match=r"weight: expected \(4,\)"):
+        ibot_loss(torch.zeros(4, 8), torch.zeros(4, 8), weight=torch.ones(5))
