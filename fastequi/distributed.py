@@ -1,20 +1,81 @@
-"""What losses that see the whole batch need of torch.distributed; without it, nothing happens."""
+"""What losses that see the whole batch need of torch.distributed; without a group, nothing happens.
+
+Every process computes the loss of the whole batch, of which it holds some rows, and gets gradients
+for those. They come as many times too large as there are processes, since data-parallel training
+takes the mean of the processes' gradients: after that mean they are those of one process with all
+rows. This is so for any split of the rows.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+
+def world() -> ProcessGroup | None:
+    """All processes, if there are several."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return dist.group.WORLD
+    return None
+
+
+def sizes_of(x: Tensor, group: ProcessGroup | None) -> list[int]:
+    """Rows of x on every process of a group; waits for the device."""
+    if group is None:
+        return [len(x)]
+    mine = torch.tensor([len(x)], device=x.device)
+    sizes = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(sizes, mine, group=group)
+    return [int(n) for n in torch.cat(sizes).tolist()]
+
+
+def gather(x: Tensor, group: ProcessGroup | None, sizes: Sequence[int] | None = None) -> Tensor:
+    """Rows of all processes, in the order of their ranks; differentiable, see the module's words.
+
+    Args:
+        x: [N, ...], N may differ between processes.
+        group: None: x alone.
+        sizes: rows of every process, where they are known; finding them out stalls a GPU.
+    """
+    if group is None or group.size() == 1:
+        return x
+    return _Gather.apply(x, group, list(sizes) if sizes is not None else sizes_of(x, group))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup, sizes: list[int]) -> Tensor:
+        ctx.first = sum(sizes[: group.rank()])
+        ctx.rows, ctx.processes = len(x), group.size()
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        mine = grad[ctx.first : ctx.first + ctx.rows]
+        return mine * ctx.processes, None, None
 
 
 def log_sum_exp(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """log Σ_ranks exp(x), elementwise over the processes of a group; x itself without one."""
+    """log Σ_processes exp(x), elementwise; no gradient."""
     if group is None or group.size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(group.size())]
-    torch.distributed.all_gather(parts, x.contiguous(), group=group)
+    dist.all_gather(parts, x.contiguous(), group=group)
     return torch.logsumexp(torch.stack(parts), 0)
+
+
+def row_mean(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Mean over the rows of all processes in float32, [N, ...] to [...]; no gradient."""
+    total = torch.cat([x.detach().float().sum(0).flatten(), x.new_tensor([len(x)]).float()])
+    if group is not None and group.size() > 1:
+        dist.all_reduce(total, group=group)
+    return (total[:-1] / total[-1].clamp(min=1)).view(x.shape[1:])

@@ -16,7 +16,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastequi.kernels import blur, dino, warp, warp_recon_general, warp_recon_texels, warp_texels
+from fastequi.kernels import (
+    blur,
+    dino,
+    nt_xent,
+    warp,
+    warp_recon_general,
+    warp_recon_texels,
+    warp_texels,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {
@@ -34,7 +42,8 @@ FLOATS = {
 # 224×224 images: sizes and strides that are multiples of 16
 EVEN = {
     "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
-    "stride_ib", "stride_iy", "N", "stride_s", "stride_t", "stride_g", "stride_r",
+    "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
+    "stride_r",
 }  # fmt: skip
 
 RECON = {
@@ -72,6 +81,9 @@ BLUR = {
 }  # fmt: skip
 
 
+NT_XENT = {
+    "BLOCK_M": 64, "BLOCK_G": 64, "BLOCK_D": 128, "PRECISION": "tf32", "WIDEN": False
+}  # fmt: skip
 DINO = {"PAIRS": 2, "HAS_COLUMN": True, "GRAD": True, "BLOCK": dino._BLOCK}
 
 
@@ -88,6 +100,16 @@ def cases() -> Iterator[tuple]:
     yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}
     yield "column_lse", dino._column_lse_kernel, column_lse, {}, 4, None, 16 * 128
+    types = {"z_ptr": "*bf16", "every_ptr": "*bf16", "ids_ptr": "*i64", "positives_ptr": "*i64",
+             "lse_ptr": "*fp32", "every_lse_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
+    for width, warps in ((128, 4), (256, 8)):
+        constants = {**NT_XENT, "BLOCK_D": width}
+        yield f"nt_xent {width}", nt_xent._nt_xent_lse_kernel, constants, types, warps, None, 4096
+        kernel = nt_xent._nt_xent_grad_kernel
+        yield f"nt_xent gradient {width}", kernel, constants, types, warps, None, 4096
+    constants = {**NT_XENT, "BLOCK_M": 32, "BLOCK_G": 32, "BLOCK_D": 512}
+    kernel = nt_xent._nt_xent_grad_kernel
+    yield "nt_xent gradient 512", kernel, constants, types, 8, None, 1024
     for padding in ("border", "zeros"):
         for align in (False, True):
             name = f"general, {padding}, align_corners={align}"

@@ -15,7 +15,7 @@ ALLOWED = {
     "functional": {"kernels", "checks", "distributed", "functional"},
     "philox": set(),
     "paths": {"philox"},
-    "losses": {"functional", "losses"},
+    "losses": {"functional", "losses", "distributed"},
     "models": {"models", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "data"},
     "methods": {"losses", "models", "paths", "functional", "data.batch", "methods"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastequi.functional.contrastive import koleo_loss, nt_xent_loss
 from fastequi.functional.distillation import dino_loss, ibot_loss
 from fastequi.functional.images import (
     blur_recon_loss,
@@ -20,7 +21,9 @@ __all__ = [
     "dino_loss",
     "gaussian_blur",
     "ibot_loss",
+    "koleo_loss",
     "linear_warp_recon_loss",
+    "nt_xent_loss",
     "warp",
     "warp_recon_loss",
 ]

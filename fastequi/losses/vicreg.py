@@ -6,9 +6,14 @@ formed, N²D operations instead of ND² for a batch smaller than the embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from fastequi.distributed import gather
 
 _EPS = 1e-4  # inside the square root, as in the paper's code
 
@@ -40,12 +45,21 @@ class VICRegLoss(nn.Module):
 
     Args:
         inv_weight, var_weight, cov_weight: 25, 25, 1 (SIE uses 10, 10, 1).
+        group: the processes whose images make up the batch; None: this one alone. Value and
+            gradients are as `fastequi.distributed` says.
+        sizes: images of every process, where known; finding them out stalls a GPU.
     """
 
     def __init__(
-        self, inv_weight: float = 25.0, var_weight: float = 25.0, cov_weight: float = 1.0
+        self,
+        inv_weight: float = 25.0,
+        var_weight: float = 25.0,
+        cov_weight: float = 1.0,
+        group: ProcessGroup | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.group, self.sizes = group, sizes
         self.inv_weight, self.var_weight, self.cov_weight = inv_weight, var_weight, cov_weight
 
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
@@ -57,10 +71,10 @@ class VICRegLoss(nn.Module):
         if z1.shape != z2.shape or z1.ndim != 2:
             shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
             raise ValueError(f"z1, z2: expected two [N, D] of one shape, got {shapes}")
-        if len(z1) < 2:
-            raise ValueError(f"z1: VICReg needs at least 2 images in a batch, got {len(z1)}")
         with torch.autocast(z1.device.type, enabled=False):
-            z1, z2 = z1.float(), z2.float()
+            z1, z2 = (gather(z.float(), self.group, self.sizes) for z in (z1, z2))
+            if len(z1) < 2:
+                raise ValueError(f"z1: VICReg needs at least 2 images in a batch, got {len(z1)}")
             inv = invariance(z1, z2)
             var = 0.5 * (variance(z1) + variance(z2))
             cov = covariance(z1) + covariance(z2)

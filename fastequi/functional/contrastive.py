@@ -1,0 +1,129 @@
+"""Losses over all pairs of a batch, whose similarities are not stored: SimCLR's NT-Xent, KoLeo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from fastequi import checks, distributed
+from fastequi.kernels.koleo import nearest
+from fastequi.kernels.nt_xent import nt_xent_grad, nt_xent_lse
+
+
+def nt_xent_loss(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float = 0.1,
+    group: ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
+    """Cross-entropy of finding an image's other view among all views of all images by cosine.
+
+    Equals `F.cross_entropy(z @ z.T / temperature with -inf on its diagonal, other view)` for
+    z = F.normalize(cat[z1, z2]), whose [2N, 2N] similarities are not stored.
+
+    Args:
+        z1, z2: [N, D] embeddings of two views, N >= 1, normalised here; floating.
+        temperature: .1 to .5 in the paper.
+        group: the processes whose images are each other's negatives; None: this one alone. The
+            value is that of the whole batch on each of them, gradients as `fastequi.distributed`
+            says.
+        sizes: N of every process, where known; finding them out stalls a GPU.
+
+    Returns:
+        A float32 scalar (float64 for float64 embeddings).
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; names the argument.
+    """
+    for name, z in (("z1", z1), ("z2", z2)):
+        checks.check_floating(name, z)
+    if z1.ndim != 2 or z1.shape != z2.shape or len(z1) < 1:
+        shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
+        raise ValueError(f"z1, z2: expected two [N, D] of one shape with N >= 1, got {shapes}")
+    checks.same_device(z1, z2=z2)
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected > 0, got {temperature}")
+    with torch.autocast(z1.device.type, enabled=False):
+        dtype = z1.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        # unit length to the last bit of float32, then the embeddings' own type for the products
+        z = F.normalize(torch.cat([z1.to(wide), z2.to(wide)]), dim=-1).to(dtype)
+        if group is not None and group.size() > 1 and sizes is None:
+            sizes = distributed.sizes_of(z1, group)
+        return _NTXent.apply(z, temperature, group, sizes)
+
+
+def koleo_loss(
+    z: Tensor,
+    *,
+    eps: float = 1e-8,
+    group: ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
+    """Kozachenko-Leonenko regulariser: -mean log of the distance to the nearest other row.
+
+    Spreads unit vectors over the sphere (Sablayrolles et al., ICLR 2019; as in DINOv2, which takes
+    the neighbour by inner product and has eps in the distance and in the logarithm).
+
+    Args:
+        z: [N, D] embeddings, normalised here.
+        eps: keeps the logarithm finite for rows that coincide.
+        group, sizes: as in :func:`nt_xent_loss`: neighbours are sought among all processes' rows.
+
+    Returns:
+        A float32 scalar (float64 for float64 embeddings), the whole batch's on every process.
+
+    Raises:
+        ValueError: fewer than two rows in all, of which none has a neighbour.
+    """
+    checks.check_floating("z", z)
+    if z.ndim != 2:
+        raise ValueError(f"z: expected [N, D], got {tuple(z.shape)}")
+    with torch.autocast(z.device.type, enabled=False):
+        unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
+        every = distributed.gather(unit, group, sizes)
+        if len(every) < 2:
+            raise ValueError(f"z: KoLeo needs at least 2 rows, got {len(every)}")
+        neighbour = nearest(every, every, torch.arange(len(every), device=z.device))
+        distance = F.pairwise_distance(every, every[neighbour], 2, eps)
+        return -torch.log(distance + eps).mean()
+
+
+class _NTXent(torch.autograd.Function):
+    """Of the unit rows of this process, both views of an image N rows apart."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, temp: float, group: ProcessGroup | None, sizes: Sequence[int] | None
+    ) -> Tensor:
+        n, first, total = len(z) // 2, 0, len(z) // 2
+        every, processes = z, 1
+        if group is not None and sizes is not None and group.size() > 1:
+            first, total, processes = sum(sizes[: group.rank()]), sum(sizes), group.size()
+            every = torch.cat([distributed.gather(part, group, sizes) for part in z.chunk(2)])
+        local = torch.arange(first, first + n, device=z.device)
+        ids = torch.cat([local, local + total])
+        positives = torch.cat([local + total, local])
+        lse = nt_xent_lse(z, every, ids, temp)
+        every_lse = lse
+        if processes > 1:
+            every_lse = torch.cat([distributed.gather(p, group, sizes) for p in lse.chunk(2)])
+        pairs = every.to(lse.dtype)
+        alike = torch.linalg.vecdot(pairs[:total], pairs[total:]) / temp  # each counts twice
+        loss = (every_lse.sum() - 2 * alike.sum()) / (2 * total)
+        if ctx.needs_input_grad[0]:
+            grad = nt_xent_grad(z, every, ids, positives, lse, every_lse, temp)
+            ctx.save_for_backward((grad * (processes / (2 * total))).to(z.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * g_loss.to(grad.dtype), None, None, None

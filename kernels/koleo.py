@@ -1,0 +1,89 @@
+"""Each row's nearest other row by inner product, without the matrix of products.
+
+Replaces::
+
+    s = z @ every.T
+    s[arange(M), ids] = -inf                           # none is its own neighbour
+    neighbour = s.argmax(1)
+
+The maximum is kept per row while tiles of the product pass by: memory O(M).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels.backend import tl, triton
+from fastequi.kernels.direct import needs_operator
+from fastequi.kernels.nt_xent import _fused, _launch_config, _similarities, _tiles
+
+
+@triton.jit
+def _nearest_kernel(
+    # pointers
+    z_ptr,
+    every_ptr,
+    ids_ptr,
+    out_ptr,
+    # shapes
+    M,
+    G,
+    D,
+    # strides
+    stride_z,
+    stride_e,
+    # constants
+    BLOCK_M: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    # out[i] = argmax_{j ≠ id_i} z_i · every_j, the first of equals
+    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
+    z = tl.load(z_ptr + rows[:, None] * stride_z + offs_d[None, :], mask=mask, other=0.0)
+    ids = tl.load(ids_ptr + rows, mask=rows < M, other=-1)
+    cols = tl.arange(0, BLOCK_G).to(tl.int64)
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    where = tl.where(ids == 0, 1, 0).to(tl.int64)  # some other row, if none is better than NaN
+    for start in range(0, G, BLOCK_G):
+        s, _ = _similarities(
+            z, every_ptr, ids, cols, G, D, 1.0, BLOCK_G, BLOCK_D, PRECISION, WIDEN, start, stride_e
+        )
+        high = tl.max(s, 1)
+        at = tl.argmax(s, 1, tie_break_left=True) + start
+        where = tl.where(high > best, at, where)
+        best = tl.maximum(best, high)
+    tl.store(out_ptr + rows, where, mask=rows < M)
+
+
+def _nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
+    out = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    if _fused(z):
+        config = _launch_config(z)
+        with torch.cuda.device_of(z):
+            _nearest_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
+                z, every, ids, out, len(z), len(every), z.shape[1], z.stride(0), every.stride(0),
+                **config,
+            )  # fmt: skip
+        return out
+    for part, s in _tiles(z, every, ids, 1.0):
+        out[part] = s.argmax(1)
+    return out
+
+
+_nearest_op = torch.library.custom_op("fastequi::nearest", _nearest, mutates_args=())
+
+
+@_nearest_op.register_fake
+def _(z, every, ids) -> Tensor:
+    return z.new_empty(len(z), dtype=torch.int64)
+
+
+def nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
+    """[M] the row of every [G, D] nearest to each of z [M, D], leaving out row ids[i] for z_i."""
+    run = _nearest_op if needs_operator(z, every) else _nearest
+    return run(z.detach(), every.detach(), ids)

@@ -1,0 +1,247 @@
+"""SimCLR's cross-entropy over all similarities of a batch, which are never stored.
+
+Replaces, for unit rows z_i of which row p_i is the other view of the same image::
+
+    s = z @ every.T / temp                             # M·G values
+    s[arange(M), ids] = -inf                           # none is its own negative
+    loss = F.cross_entropy(s, positives)
+
+Two passes over tiles of similarities: the first keeps a running log-sum-exp per row, the second,
+once all rows' are known, sums the gradient, which needs both a row's and its columns' softmax::
+
+    d Σ loss/d z_i = (Σ_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) z_j - 2 z_{p_i}) / temp
+
+Memory O(M + G) beyond the rows; arithmetic 6·M·G·D, of which the plain form does 6 as well.
+(Chen et al., A simple framework for contrastive learning, ICML 2020, equation 1.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
+from fastequi.kernels.direct import needs_operator
+
+_CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
+_WIDEST = 512  # channels that a program's sums fit into registers for
+
+
+@triton.jit
+def _similarities(
+    z, every, ids, cols, G, D, inverse_temp,
+    BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    start, stride_e,
+):  # fmt: skip
+    """A tile of s, -inf on the diagonal and beyond the end; and its columns' rows [BLOCK_G, D]."""
+    at = start + cols
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (at < G)[:, None] & (offs_d < D)[None, :]
+    others = tl.load(every + at[:, None] * stride_e + offs_d[None, :], mask=mask, other=0.0)
+    if WIDEN:  # the interpreter's products know no bfloat16
+        z = z.to(tl.float32)
+        others = others.to(tl.float32)
+    s = tl.dot(z, tl.trans(others), input_precision=PRECISION) * inverse_temp
+    other = (at < G)[None, :] & (at[None, :] != ids[:, None])
+    return tl.where(other, s, float("-inf")), others
+
+
+@triton.jit
+def _nt_xent_lse_kernel(
+    # pointers
+    z_ptr,
+    every_ptr,
+    ids_ptr,
+    lse_ptr,
+    # shapes
+    M,
+    G,
+    D,
+    # strides
+    stride_z,
+    stride_e,
+    # scalars
+    inverse_temp,
+    # constants
+    BLOCK_M: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    # lse[i] = log Σ_{j ≠ id_i} exp(z_i · every_j / temp)
+    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
+    z = tl.load(z_ptr + rows[:, None] * stride_z + offs_d[None, :], mask=mask, other=0.0)
+    ids = tl.load(ids_ptr + rows, mask=rows < M, other=-1)
+    cols = tl.arange(0, BLOCK_G).to(tl.int64)
+    high = tl.full([BLOCK_M], -1e30, tl.float32)
+    acc = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, G, BLOCK_G):
+        s, _ = _similarities(
+            z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
+            start, stride_e,
+        )  # fmt: skip
+        above = tl.maximum(high, tl.max(s, 1))
+        acc = acc * tl.exp(high - above) + tl.sum(tl.exp(s - above[:, None]), 1)
+        high = above
+    tl.store(lse_ptr + rows, high + tl.log(acc), mask=rows < M)
+
+
+@triton.jit
+def _nt_xent_grad_kernel(
+    # pointers
+    z_ptr,
+    every_ptr,
+    ids_ptr,
+    positives_ptr,
+    lse_ptr,
+    every_lse_ptr,
+    grad_ptr,
+    # shapes
+    M,
+    G,
+    D,
+    # strides
+    stride_z,
+    stride_e,
+    stride_g,
+    # scalars
+    inverse_temp,
+    # constants
+    BLOCK_M: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    # grad[i] = (Σ_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) every_j - 2 every_{p_i}) / temp
+    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
+    z = tl.load(z_ptr + rows[:, None] * stride_z + offs_d[None, :], mask=mask, other=0.0)
+    ids = tl.load(ids_ptr + rows, mask=rows < M, other=-1)
+    lse = tl.load(lse_ptr + rows, mask=rows < M, other=0.0)
+    cols = tl.arange(0, BLOCK_G).to(tl.int64)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, G, BLOCK_G):
+        s, others = _similarities(
+            z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
+            start, stride_e,
+        )  # fmt: skip
+        theirs = tl.load(every_lse_ptr + start + cols, mask=start + cols < G, other=0.0)
+        p = tl.exp(s - lse[:, None]) + tl.exp(s - theirs[None, :])
+        acc = tl.dot(p.to(others.dtype), others, acc, input_precision=PRECISION)
+    positive = tl.load(positives_ptr + rows, mask=rows < M, other=0)
+    other = tl.load(
+        every_ptr + positive[:, None] * stride_e + offs_d[None, :], mask=mask, other=0.0
+    )
+    grad = (acc - 2.0 * other.to(tl.float32)) * inverse_temp
+    tl.store(grad_ptr + rows[:, None] * stride_g + offs_d[None, :], grad, mask=mask)
+
+
+def _launch_config(z: Tensor) -> dict[str, object]:
+    wide = triton.next_power_of_2(max(z.shape[1], 16))
+    full = z.dtype == torch.float32
+    block = 64 if wide <= 256 and not full else 32
+    return {
+        "BLOCK_M": block,
+        "BLOCK_G": block,
+        "BLOCK_D": wide,
+        "PRECISION": "ieee" if full else "tf32",
+        "WIDEN": INTERPRETED and z.dtype == torch.bfloat16,
+        "num_warps": 8 if wide > 128 else 4,
+    }
+
+
+def _fused(z: Tensor) -> bool:
+    return use_triton(z) and z.dtype != torch.float64 and z.shape[1] <= _WIDEST and z.numel() > 0
+
+
+def _lse(z: Tensor, every: Tensor, ids: Tensor, temp: float) -> Tensor:
+    out = torch.empty(len(z), dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
+    if _fused(z):
+        config = _launch_config(z)
+        with torch.cuda.device_of(z):
+            _nt_xent_lse_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
+                z, every, ids, out, len(z), len(every), z.shape[1], z.stride(0), every.stride(0),
+                1 / temp, **config,
+            )  # fmt: skip
+        return out
+    for part, s in _tiles(z, every, ids, temp):
+        out[part] = torch.logsumexp(s, 1)
+    return out
+
+
+def _grad(
+    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
+    temp: float,
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
+    if _fused(z):
+        config = _launch_config(z)
+        with torch.cuda.device_of(z):
+            _nt_xent_grad_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
+                z, every, ids, positives, lse, every_lse, out, len(z), len(every), z.shape[1],
+                z.stride(0), every.stride(0), out.stride(0), 1 / temp, **config,
+            )  # fmt: skip
+        return out
+    others = every.to(lse.dtype)
+    for part, s in _tiles(z, every, ids, temp):
+        p = torch.exp(s - lse[part, None]) + torch.exp(s - every_lse)
+        out[part] = (p @ others - 2 * others[positives[part]]) / temp
+    return out
+
+
+def _tiles(z: Tensor, every: Tensor, ids: Tensor, temp: float) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of similarities, a few at a time."""
+    at_once = max(_CHUNK // max(len(every), 1), 1)
+    others = every.to(torch.promote_types(z.dtype, torch.float32))
+    for start in range(0, len(z), at_once):
+        part = slice(start, start + at_once)
+        s = z[part].to(others.dtype) @ others.T / temp
+        s.scatter_(1, ids[part, None], -torch.inf)
+        yield part, s
+
+
+_lse_op = torch.library.custom_op("fastequi::nt_xent_lse", _lse, mutates_args=())
+_grad_op = torch.library.custom_op("fastequi::nt_xent_grad", _grad, mutates_args=())
+
+
+@_lse_op.register_fake
+def _(z, every, ids, temp) -> Tensor:
+    return z.new_empty(len(z), dtype=torch.promote_types(z.dtype, torch.float32))
+
+
+@_grad_op.register_fake
+def _(z, every, ids, positives, lse, every_lse, temp) -> Tensor:
+    return torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
+
+
+def nt_xent_lse(z: Tensor, every: Tensor, ids: Tensor, temp: float) -> Tensor:
+    """log Σ_{j ≠ ids[i]} exp(z_i · every_j / temp), [M], for z [M, D] and every [G, D]."""
+    run = _lse_op if needs_operator(z, every) else _lse
+    return run(z.detach(), every.detach(), ids, temp)
+
+
+def nt_xent_grad(
+    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
+    temp: float,
+) -> Tensor:  # fmt: skip
+    """d Σ_{all rows} loss/d z_i, [M, D], once the log-sum-exps of all rows are known."""
+    run = _grad_op if needs_operator(z, every) else _grad
+    return run(z.detach(), every.detach(), ids, positives, lse, every_lse, temp)
+
+
+def nt_xent_loss_ref(z1: Tensor, z2: Tensor, temp: float) -> Tensor:
+    """The plain form of two views' embeddings [N, D]: every similarity stored."""
+    z = F.normalize(torch.cat([z1, z2]), dim=-1)
+    s = z @ z.T / temp
+    s = s.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+    n = len(z1)
+    positives = torch.arange(2 * n, device=z.device).roll(n)
+    return F.cross_entropy(s, positives)
