@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from fastequi.kernels import (
     blur,
     dino,
+    koleo,
     nt_xent,
     warp,
     warp_recon_general,
@@ -110,6 +111,8 @@ def cases() -> Iterator[tuple]:
     constants = {**NT_XENT, "BLOCK_M": 32, "BLOCK_G": 32, "BLOCK_D": 512}
     kernel = nt_xent._nt_xent_grad_kernel
     yield "nt_xent gradient 512", kernel, constants, types, 8, None, 1024
+    types = {**types, "out_ptr": "*i64"}
+    yield "nearest", koleo._nearest_kernel, NT_XENT, types, 4, None, 4096
     for padding in ("border", "zeros"):
         for align in (False, True):
             name = f"general, {padding}, align_corners={align}"

@@ -97,6 +97,7 @@ def test_value_and_gradient_are_those_of_one_process(processes, alone, tmp_path)
         for name, (value, grad) in found.items():
             tolerance = 1e-5 if name in ("vicreg", "row_mean") else 1e-9  # VICReg is in float32
             assert value == pytest.approx(alone[name][0], rel=tolerance), name
-            expected = torch.tensor(alone[name][1])
+            expected = torch.tensor(alone[name][1], dtype=torch.float64)
             allowed = 10 * tolerance * expected.abs().max().item()
-            torch.testing.assert_close(torch.tensor(grad), expected, rtol=0, atol=allowed)
+            found_grad = torch.tensor(grad, dtype=torch.float64)
+            torch.testing.assert_close(found_grad, expected, rtol=0, atol=allowed)
