@@ -65,8 +65,12 @@ class PathConfig:
 
 @dataclass(frozen=True)
 class TIRConfig:
-    """Transformed-image reconstruction beside VICReg (methods.tir, methods.vicreg)."""
+    """Transformed-image reconstruction beside a base (methods.tir, methods.vicreg, .simclr).
 
+    Without steps or without equivariant channels it is the base alone.
+    """
+
+    base: Literal["vicreg", "simclr"] = "vicreg"
     num_steps: int = 2  # K intermediate images
     recon_weight: float = 1.0  # lambda
     dim: int = 512  # channels of the token head
@@ -80,6 +84,8 @@ class TIRConfig:
     inv_weight: float = 25.0
     var_weight: float = 25.0
     cov_weight: float = 1.0
+    projector: tuple[int, ...] = (2048, 128)  # SimCLR's
+    temperature: float = 0.1  # SimCLR's
 
 
 @dataclass(frozen=True)

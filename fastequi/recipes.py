@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from torch import nn
+
 from fastequi.config import (
     Config,
     ModelConfig,
@@ -15,6 +17,7 @@ from fastequi.config import (
 )
 from fastequi.data.augment import Augment, ViewConfig
 from fastequi.data.batch import Views
+from fastequi.methods.simclr import SimCLRBase
 from fastequi.methods.tir import TIR
 from fastequi.methods.vicreg import VICRegBase
 from fastequi.models import vit
@@ -26,6 +29,23 @@ def tir_vicreg_vits16() -> Config:
     """TIR on VICReg with ViT-S/16, SE(2) path, as in the paper (800 epochs, batch 2048)."""
     # SIE's form of VICReg, which the paper builds on, weighs its terms 10/10/1
     return Config(method=TIRConfig(inv_weight=10.0, var_weight=10.0, cov_weight=1.0))
+
+
+def vicreg_vits16() -> Config:
+    """VICReg alone with ViT-S/16, weights 25/25/1; the second view is not transformed."""
+    alone = TIRConfig(num_steps=0, equi_dim=0)
+    return Config(method=alone, path=PathConfig("se2", degrees=0.0, pixels=0.0))
+
+
+def tir_simclr_vits16() -> Config:
+    """TIR on SimCLR with ViT-S/16, SE(2) path; what the paper does not say is as for VICReg."""
+    return Config(method=TIRConfig("simclr"))
+
+
+def simclr_vits16() -> Config:
+    """SimCLR alone with ViT-S/16; the second view is not transformed."""
+    alone = TIRConfig("simclr", num_steps=0, equi_dim=0)
+    return Config(method=alone, path=PathConfig("se2", degrees=0.0, pixels=0.0))
 
 
 def demo() -> Config:
@@ -80,6 +100,9 @@ def demo() -> Config:
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "tir_vicreg_vits16": tir_vicreg_vits16,
+    "vicreg_vits16": vicreg_vits16,
+    "tir_simclr_vits16": tir_simclr_vits16,
+    "simclr_vits16": simclr_vits16,
     "demo": demo,
 }
 
@@ -102,19 +125,22 @@ def build(config: Config) -> TIR:
     return TIR(
         encoder,
         SplitHead(encoder.embed_dim, method.dim, method.equi_dim),
-        VICRegBase(
-            method.dim - method.equi_dim,
-            method.expander,
-            method.inv_weight,
-            method.var_weight,
-            method.cov_weight,
-        ),
+        build_base(method),
         decoder,
         config.path.build(),
         views,
         method.recon_weight,
         method.mask_outside,
     )
+
+
+def build_base(method: TIRConfig) -> nn.Module:
+    """The invariance loss on z_inv, with its projector."""
+    channels = method.dim - method.equi_dim
+    if method.base == "simclr":
+        return SimCLRBase(channels, method.projector, method.temperature)
+    weights = method.inv_weight, method.var_weight, method.cov_weight
+    return VICRegBase(channels, method.expander, *weights)
 
 
 def views_of(config: Config) -> Views:

@@ -18,7 +18,7 @@ ALLOWED = {
     "losses": {"functional", "losses", "distributed"},
     "models": {"models", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "data"},
-    "methods": {"losses", "models", "paths", "functional", "data.batch", "methods"},
+    "methods": {"losses", "models", "paths", "functional", "distributed", "data.batch", "methods"},
     "evaluate": {"models", "data", "paths", "functional", "evaluate"},
     "config": {"paths", "data.augment"},
     "recipes": {"config", "methods", "models", "data.augment", "data.batch", "paths"},

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fastequi.config import Config
 from fastequi.dryrun import synthetic
+from fastequi.kernels.nt_xent import nt_xent_loss_ref
 from fastequi.kernels.pixel_loss import patchify
 from fastequi.methods.tir import unpatchify
 from fastequi.paths import fractions
@@ -134,3 +135,46 @@ def test_a_step_compiles_to_one_graph():
     expected = model(batch)["loss"]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(batch)["loss"], expected)
+
+
+def test_simclr_as_the_base_sees_z_inv_alone():
+    config = small(base="simclr", projector=(16, 8), temperature=0.3)
+    model, batch = built(config)
+    out = model(batch)
+    torch.testing.assert_close(out["loss"], out["ssl"] + out["recon"])
+    shown = model.reconstruct(batch)
+    views = torch.cat([batch.v1, shown["v2"]])
+    _, z_inv, _ = model._encode(views)
+    z1, z2 = (model.base.projector(z.mean(1)) for z in z_inv.chunk(2))
+    torch.testing.assert_close(out["ssl"], nt_xent_loss_ref(z1, z2, 0.3))
+
+
+@pytest.mark.parametrize("base", ["vicreg", "simclr"])
+def test_without_equivariant_channels_it_is_the_base_bit_for_bit(base):
+    gradients = []
+    for method in ({"num_steps": 2}, {"num_steps": 0}, {"num_steps": 2, "recon_weight": 0.0}):
+        model, batch = built(small(base=base, equi_dim=0, projector=(16, 8), **method))
+        out = model(batch)
+        assert "recon" not in out
+        out["loss"].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["vicreg_vits16", "simclr_vits16"])
+def test_a_base_alone_sees_the_second_view_untransformed(name):
+    config = RECIPES[name]()
+    config = replace(
+        config,
+        model=replace(config.model, embed_dim=16, depth=1, num_heads=1),
+        data=replace(config.data, image_size=32, source_size=32),
+        method=replace(config.method, expander=(8, 8), projector=(8, 8), dim=8),
+    )
+    torch.manual_seed(0)
+    model, batch = build(config), synthetic(config, 4, CPU)
+    assert model.decoder is None
+    _, end = model._points(batch.path)
+    v2 = model._view(batch.u, end, torch.float32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.data.mean, config.data.std))
+    torch.testing.assert_close(v2, (batch.u.float() / 255 - mean) / std, rtol=1e-4, atol=1e-4)

@@ -148,3 +148,26 @@ def test_the_paper_path_families_train(source, tmp_path):
     )
     pretrain(blur, source, tmp_path / "blur", max_steps=1)
     assert build(blur).num_steps == 2
+
+
+@pytest.mark.parametrize("base", ["vicreg", "simclr"])
+def test_a_base_with_tir_learns_on_photographs_and_does_not_collapse(tmp_path, source, base):
+    """120 steps: every loss lower in the last third than in the first, features spread out."""
+    config = small(log_every=1, checkpoint_every=0)
+    config = replace(
+        config,
+        data=replace(config.data, batch_size=32, samples_per_decode=8),
+        method=replace(config.method, base=base, dim=48, equi_dim=32, projector=(32, 16)),
+        optim=replace(config.optim, lr=8e-3),
+    )
+    method = pretrain(config, source, tmp_path / "run", max_steps=120)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for name in ("loss", "ssl", "recon"):
+        values = [row[name] for row in rows]
+        assert sum(values[-40:]) < 0.95 * sum(values[:40]), name
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = method.features(images)["z_inv"].mean(1)
+    assert (features.std(0) > 1e-3).all()
+    assert torch.linalg.matrix_rank(features - features.mean(0)) >= 8

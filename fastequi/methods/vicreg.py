@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastequi.distributed import world
 from fastequi.losses.vicreg import VICRegLoss
 from fastequi.models.heads import Expander
 
@@ -27,7 +28,7 @@ class VICRegBase(nn.Module):
     ) -> None:
         super().__init__()
         self.expander = Expander(in_dim, hidden_dims)
-        self.loss = VICRegLoss(inv_weight, var_weight, cov_weight)
+        self.loss = VICRegLoss(inv_weight, var_weight, cov_weight, group=world())
 
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """z1, z2: [B, L, d_inv] tokens. Batch statistics are per view, as in the official code."""
