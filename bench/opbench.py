@@ -251,7 +251,7 @@ def _launches(call: Callable[[], Any]) -> int:
 
 def all_cases() -> Iterator[OpBench]:
     """Every declared case."""
-    from bench.cases import attention, dino, linear_warp_recon, warp, warp_recon
+    from bench.cases import attention, contrastive, dino, linear_warp_recon, warp, warp_recon
 
-    for module in (warp_recon, linear_warp_recon, warp, attention, dino):
+    for module in (warp_recon, linear_warp_recon, warp, attention, dino, contrastive):
         yield from module.CASES

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastequi.functional import (
         blur_recon_loss,
+        dino_loss,
         gaussian_blur,
+        ibot_loss,
+        koleo_loss,
         linear_warp_recon_loss,
+        nt_xent_loss,
         warp,
         warp_recon_loss,
     )
@@ -28,6 +32,10 @@ _HOME = {
     "warp": "fastequi.functional",
     "blur_recon_loss": "fastequi.functional",
     "gaussian_blur": "fastequi.functional",
+    "dino_loss": "fastequi.functional",
+    "ibot_loss": "fastequi.functional",
+    "koleo_loss": "fastequi.functional",
+    "nt_xent_loss": "fastequi.functional",
     "WarpReconLoss": "fastequi.losses.reconstruction",
     "BlurReconLoss": "fastequi.losses.reconstruction",
     "Rotation": "fastequi.paths",
@@ -46,8 +54,12 @@ __all__ = [
     "Translation",
     "WarpReconLoss",
     "blur_recon_loss",
+    "dino_loss",
     "gaussian_blur",
+    "ibot_loss",
+    "koleo_loss",
     "linear_warp_recon_loss",
+    "nt_xent_loss",
     "warp",
     "warp_recon_loss",
 ]

@@ -1,0 +1,153 @@
+"""nt_xent_loss and koleo_loss: all pairs of a batch, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.cases.geometry import DTYPES, itemsize
+from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
+from fastequi.functional import koleo_loss, nt_xent_loss
+from fastequi.kernels import backend
+
+TEMP = 0.2
+
+
+def _inputs(device: str) -> Callable[..., Inputs]:
+    def make(N: int, D: int, dtype: str) -> Inputs:
+        generator = torch.Generator().manual_seed(0)
+        first = torch.randn(N, D, generator=generator)
+        second = first + torch.randn(N, D, generator=generator)
+        views = (view.to(device, DTYPES[dtype]).requires_grad_() for view in (first, second))
+        return dict(zip(("z1", "z2"), views, strict=True))
+
+    return make
+
+
+def nt_xent(z1: Tensor, z2: Tensor) -> Tensor:
+    """cross_entropy(z zᵀ) with every similarity stored, in the embeddings' precision."""
+    z = F.normalize(torch.cat([z1, z2]), dim=-1)
+    s = (z @ z.T / TEMP).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -1e4)
+    return F.cross_entropy(s.float(), torch.arange(len(z), device=z.device).roll(len(z1)))
+
+
+def koleo(z1: Tensor, z2: Tensor) -> Tensor:
+    """DINOv2's form, of the first view."""
+    z = F.normalize(z1.float(), dim=-1)
+    with torch.no_grad():
+        dots = z @ z.T
+        dots.fill_diagonal_(-1)
+        neighbour = dots.argmax(1)
+    return -torch.log(F.pairwise_distance(z, z[neighbour], eps=1e-8) + 1e-8).mean()
+
+
+def _of(loss: Callable[..., Tensor], names: tuple[str, ...]) -> Make:
+    def make(inputs: Inputs, mode: str) -> Call:
+        views = inputs["z1"], inputs["z2"]
+        leaves = [inputs[name] for name in names]
+
+        def forward() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {"loss": loss(*views)}
+
+        def both() -> dict[str, Tensor]:
+            value = loss(*views)
+            grads = torch.autograd.grad(value, leaves)
+            return {"loss": value, **dict(zip(names, grads, strict=True))}
+
+        return both if mode == "fwdbwd" else forward
+
+    return make
+
+
+def _compiled(loss: Callable[..., Tensor], names: tuple[str, ...]) -> Make:
+    def make(inputs: Inputs, mode: str) -> Call:
+        torch._dynamo.reset()
+        tuning = "max-autotune-no-cudagraphs" if inputs["z1"].is_cuda else None
+        return _of(torch.compile(loss, dynamic=False, mode=tuning), names)(inputs, mode)
+
+    return make
+
+
+def _ours(loss: Callable[..., Tensor], names: tuple[str, ...], name: str) -> Make:
+    def make(inputs: Inputs, mode: str) -> Call:
+        def forced(*views: Tensor) -> Tensor:
+            with backend.force(name):
+                return loss(*views)
+
+        try:
+            with backend.force(name):
+                pass
+        except RuntimeError as reason:
+            raise Unavailable(str(reason)) from None
+        return _of(forced, names)(inputs, mode)
+
+    return make
+
+
+def _bytes(params: Mapping[str, Any], mode: str) -> int:
+    return 2 * params["N"] * params["D"] * itemsize(params) * (2 if mode == "fwdbwd" else 1)
+
+
+def _case(
+    name: str,
+    device: str,
+    plain: Callable[..., Tensor],
+    ours: Callable[..., Tensor],
+    products: tuple[int, int],
+    sweep: tuple[Mapping[str, Any], ...],
+) -> OpBench:
+    """`products`: N²D products of one view with itself, forward and with the backward."""
+    names = ("z1", "z2") if plain is nt_xent else ("z1",)
+
+    def answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
+        wide = {key: view.detach().double().requires_grad_() for key, view in inputs.items()}
+        return {key: value.detach() for key, value in _of(ours, names)(wide, mode)().items()}
+
+    def flops(params: Mapping[str, Any], mode: str) -> float:
+        return 2 * params["N"] ** 2 * params["D"] * products[mode == "fwdbwd"]
+
+    return OpBench(
+        name=name,
+        device=device,
+        title=(plain.__doc__ or "").split(",")[0].rstrip("."),
+        inputs=_inputs(device),
+        providers={
+            "eager": Provider(_of(plain, names), tolerance=3e-2),
+            "compile": Provider(_compiled(plain, names), tolerance=3e-2),
+            "ours": Provider(
+                _ours(ours, names, "triton" if device == "cuda" else "torch"), tolerance=3e-2
+            ),
+        },
+        answer=answer,
+        bytes_moved=_bytes,
+        formula="both views read + (fwdbwd) their gradients written; it is bound by arithmetic",
+        flops=flops,
+        sweep=sweep,
+    )
+
+
+def _nt_xent(z1: Tensor, z2: Tensor) -> Tensor:
+    return nt_xent_loss(z1, z2, temperature=TEMP)
+
+
+def _koleo(z1: Tensor, z2: Tensor) -> Tensor:
+    return koleo_loss(z1)
+
+
+def _sizes(dtype: str, width: int, *sizes: int) -> tuple[dict[str, Any], ...]:
+    return tuple({"N": n, "D": width, "dtype": dtype} for n in sizes)
+
+
+CASES = (
+    _case("nt_xent_cpu", "cpu", nt_xent, _nt_xent, (4, 12), _sizes("float32", 128, 1024, 2048)),
+    _case("koleo_cpu", "cpu", koleo, _koleo, (1, 1), _sizes("float32", 256, 2048)),
+    _case(
+        "nt_xent", "cuda", nt_xent, _nt_xent, (4, 12), _sizes("bfloat16", 128, 8192, 16384, 32768)
+    ),
+    _case("koleo", "cuda", koleo, _koleo, (1, 1), _sizes("float32", 256, 4096)),
+)
