@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         if cases[name].device == "cuda" and device == "cpu":
             raise SystemExit(f"--case: {name} needs a CUDA device, and torch sees none")
         for mode in options.modes:
-            rows += _run(cases[name], mode, options, console)
-    if options.json:
-        command = "python -m bench " + " ".join(argv)
-        text = json.dumps(document(rows, command, heap), indent=1)
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+            for part in _run(cases[name], mode, options, console):
+                rows += part
+                if options.json:  # after every set: a run that is cut short leaves what it has
+                    command = "python -m bench " + " ".join(argv)
+                    text = json.dumps(document(rows, command, heap), indent=1)
+                    options.json.parent.mkdir(parents=True, exist_ok=True)
+                    options.json.write_text(text + "\n")
     if options.plot:
         _plot(rows, options.plot)
     return 1 if any("WRONG" in (row.refused or "") for row in rows) else 0
@@ -79,10 +81,12 @@ def _plot(rows: list[Row], folder: Path) -> int:
     return 0
 
 
-def _run(case: OpBench, mode: str, options: argparse.Namespace, console: Console) -> list[Row]:
+def _run(
+    case: OpBench, mode: str, options: argparse.Namespace, console: Console
+) -> Iterator[list[Row]]:
+    """Rows of one parameter set after the other."""
     sets = case.sweep[:1] if options.headline else case.sweep
     seen: list[dict[str, Any]] = []
-    rows = []
     for params in sets:
         params = {**params, **{k: v for k, v in options.set.items() if k in params}}
         if params in seen:
@@ -90,8 +94,7 @@ def _run(case: OpBench, mode: str, options: argparse.Namespace, console: Console
         seen.append(params)
         part = measure(case, params, mode, options.samples)
         console.print(console_table(case, mode, params, part))
-        rows += part
-    return rows
+        yield part
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
