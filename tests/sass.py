@@ -21,6 +21,7 @@ from fastequi.kernels import (
     dino,
     koleo,
     nt_xent,
+    pixel_loss,
     warp,
     warp_recon_general,
     warp_recon_texels,
@@ -101,6 +102,9 @@ def cases() -> Iterator[tuple]:
     yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}
     yield "column_lse", dino._column_lse_kernel, column_lse, {}, 4, None, 16 * 128
+    for size in ("i32", "i64"):
+        constants, types = {"BLOCK": 1024}, {"factor_ptr": "*fp32", "n": size}
+        yield f"rescale {size}", pixel_loss._rescale_kernel, constants, types, 4, None, 1024
     types = {"z_ptr": "*bf16", "every_ptr": "*bf16", "ids_ptr": "*i64", "positives_ptr": "*i64",
              "lse_ptr": "*fp32", "every_lse_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
     for width, warps in ((128, 4), (256, 8)):
