@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 
 from bench.opbench import MODES, OpBench, Row, all_cases, measure
-from bench.report import console_table, document, markdown
+from bench.report import commit, console_table, document, markdown
 from fastequi.heap import keep_heap
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     # peers at their best: eager code gains most (151 ms to 61 for the path loss of 64 images)
     kept = not options.fresh_memory and keep_heap()
     heap = "malloc keeps its memory" if kept else "malloc as it is"
-    console = Console(width=150)
+    console, tree = Console(width=150), commit()
     for name in names:
         if name not in cases:
             raise SystemExit(f"--case: no case {name!r}; there are {', '.join(cases)}")
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
                 rows += part
                 if options.json:  # after every set: a run that is cut short leaves what it has
                     command = "python -m bench " + " ".join(argv)
-                    text = json.dumps(document(rows, command, heap), indent=1)
+                    text = json.dumps(document(rows, command, heap, tree), indent=1)
                     options.json.parent.mkdir(parents=True, exist_ok=True)
                     options.json.write_text(text + "\n")
     if options.plot:

@@ -20,11 +20,11 @@ _COLUMNS = (
 )
 
 
-def document(rows: Sequence[Row], command: str, heap: str) -> dict[str, Any]:
-    """All that a quoted figure must carry."""
+def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[str, Any]:
+    """All that a quoted figure must carry; `tree` is :func:`commit` before anything was written."""
     return {
         "command": command,
-        "commit": commit(),
+        "commit": tree,
         "machine": {**machine(), "threads": torch.get_num_threads(), "heap": heap},
         "rows": [dataclasses.asdict(row) for row in rows],
     }
