@@ -14,7 +14,7 @@ from fastequi.heap import keep_heap
 if sys.argv[1] == "kept":
     assert keep_heap()
 import torch
-for _ in range(8):  # aligned blocks of one size need a few rounds to settle
+for _ in range(40):  # aligned blocks of one size need some rounds to settle
     torch.zeros(12 << 20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
@@ -36,4 +36,4 @@ def test_memory_is_faulted_in_once():
         for how in ("fresh", "kept")
     }  # fmt: skip
     assert faults["fresh"] > 40_000
-    assert faults["kept"] < faults["fresh"] / 3  # which block is reused varies
+    assert faults["kept"] < faults["fresh"] / 3
