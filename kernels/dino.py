@@ -15,7 +15,8 @@ student_temp, is written in the same pass, over the logits themselves if the cal
 
 Bytes per value: a student's row is read once from memory (its second pass, a row later, finds
 65,536 half precision values in the L2 cache) and its gradient written; a teacher's is read for its
-row number and again beside the first of its students. Rows of weight 0 are not read.
+row number and again beside the first of its students. A student's row of weight 0 is not read, nor
+is its teacher's where each row has its own, as in iBOT.
 """
 
 from __future__ import annotations
@@ -29,6 +30,23 @@ from torch import Tensor
 from fastequi.kernels.backend import tl, triton, use_triton
 from fastequi.kernels.direct import direct, needs_operator
 from fastequi.kernels.pixel_loss import scaled
+
+
+@triton.jit
+def _lse_step(high, acc, x):
+    """Running maximum and sum of exp(x - maximum), lane by lane."""
+    above = tl.maximum(high, x)
+    # a lane that has seen nothing yet has no finite maximum to subtract
+    base = tl.where(above == float("-inf"), 0.0, above)
+    return above, acc * tl.exp(high - base) + tl.exp(x - base)
+
+
+@triton.jit
+def _lse_end(high, acc):
+    """log Σ exp over the lanes of axis 0."""
+    top = tl.max(high, 0)
+    scale = tl.where(high == float("-inf"), 0.0, tl.exp(high - tl.expand_dims(top, 0)))
+    return top + tl.log(tl.sum(acc * scale, 0))
 
 
 @triton.jit
@@ -58,15 +76,8 @@ def _row_lse_kernel(
         x *= inverse_temp
         if HAS_COLUMN:
             x -= tl.load(column_ptr + start + offs, mask=live, other=0.0)
-        x = tl.where(live, x, float("-inf"))
-        above = tl.maximum(high, x)
-        # a lane that has seen nothing yet has no finite maximum to subtract
-        base = tl.where(above == float("-inf"), 0.0, above)
-        acc = acc * tl.exp(high - base) + tl.exp(x - base)
-        high = above
-    top = tl.max(high, 0)
-    base = tl.where(high == float("-inf"), 0.0, tl.exp(high - top))
-    tl.store(out_ptr + r, top + tl.log(tl.sum(acc * base, 0)))
+        high, acc = _lse_step(high, acc, tl.where(live, x, float("-inf")))
+    tl.store(out_ptr + r, _lse_end(high, acc))
 
 
 @triton.jit
@@ -98,14 +109,8 @@ def _column_lse_kernel(
         places = at.to(tl.int64)[:, None] * stride_r + offs[None, :]
         x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) * inverse_temp
         x -= tl.load(row_ptr + at, mask=at < R, other=0.0)[:, None]
-        x = tl.where(mask, x, float("-inf"))
-        above = tl.maximum(high, x)
-        base = tl.where(above == float("-inf"), 0.0, above)
-        acc = acc * tl.exp(high - base) + tl.exp(x - base)
-        high = above
-    top = tl.max(high, 0)
-    base = tl.where(high == float("-inf"), 0.0, tl.exp(high - top[None, :]))
-    tl.store(out_ptr + offs, top + tl.log(tl.sum(acc * base, 0)), mask=live)
+        high, acc = _lse_step(high, acc, tl.where(mask, x, float("-inf")))
+    tl.store(out_ptr + offs, _lse_end(high, acc), mask=live)
 
 
 @triton.jit
@@ -130,11 +135,13 @@ def _dino_kernel(
     teacher_scale,
     # constants
     PAIRS: tl.constexpr,
+    HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
     GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # loss[r] = weight[r] (n LSE(x) - Σ_n Q x), x = student / temp, Q = Σ_t q_t
+    # loss[r] = weight[r] (n LSE(x) - Σ_n Q x), x = student / temp, Q = Σ_t q_t; without row numbers
+    # there is one teacher per row at most, and its softmax is found beside the student's
     r = tl.program_id(0).to(tl.int64)
     weight = tl.load(weight_ptr + r)
     offs = tl.arange(0, BLOCK)
@@ -148,17 +155,26 @@ def _dino_kernel(
     else:
         high = tl.full([BLOCK], float("-inf"), tl.float32)
         acc = tl.zeros([BLOCK], tl.float32)
+        high_t = high
+        acc_t = acc
+        lse_t = 0.0
         for start in range(0, N, BLOCK):
             live = start + offs < N
             x = tl.load(student + start + offs, mask=live, other=0.0, eviction_policy="evict_last")
             x = tl.where(live, x.to(tl.float32) * student_scale, float("-inf"))
-            above = tl.maximum(high, x)
-            base = tl.where(above == float("-inf"), 0.0, above)
-            acc = acc * tl.exp(high - base) + tl.exp(x - base)
-            high = above
-        top = tl.max(high, 0)
-        base = tl.where(high == float("-inf"), 0.0, tl.exp(high - top))
-        lse = top + tl.log(tl.sum(acc * base, 0))
+            high, acc = _lse_step(high, acc, x)
+            if not HAS_ROW:
+                t = tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64)
+                y = tl.load(
+                    teacher_ptr + t * stride_t + start + offs, mask=live, other=0.0,
+                    eviction_policy="evict_last",
+                ).to(tl.float32) * teacher_scale  # fmt: skip
+                if HAS_COLUMN:
+                    y -= tl.load(column_ptr + start + offs, mask=live, other=0.0)
+                high_t, acc_t = _lse_step(high_t, acc_t, tl.where(live, y, float("-inf")))
+        lse = _lse_end(high, acc)
+        if not HAS_ROW:
+            lse_t = _lse_end(high_t, acc_t)
         count = 0.0
         for p in tl.static_range(PAIRS):
             count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
@@ -175,7 +191,8 @@ def _dino_kernel(
                 t = tl.load(pairs_ptr + r * PAIRS + p).to(tl.int64)
                 if t >= 0:
                     y = tl.load(teacher_ptr + t * stride_t + start + offs, mask=live, other=0.0)
-                    y = y.to(tl.float32) * teacher_scale - column - tl.load(row_ptr + t)
+                    y = y.to(tl.float32) * teacher_scale - column
+                    y -= tl.load(row_ptr + t) if HAS_ROW else lse_t
                     q += tl.where(live, tl.exp(y), 0.0)
             dot += q * x
             if GRAD:
@@ -304,7 +321,7 @@ def _compute(
     if not use_triton(student) or torch.float64 in (student.dtype, teacher.dtype):
         _in_chunks(student, teacher, pairs, weight, column, student_temp, teacher_temp, loss, out)
         return loss.sum(), out
-    if row is None:
+    if row is None and pairs.shape[1] > 1:
         row = _row_lse(teacher, teacher_temp, column)
     student = student if student.stride(1) == 1 else student.contiguous()
     teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
@@ -313,7 +330,7 @@ def _compute(
         _dino_kernel[(rows,)](
             student, teacher, pairs, weight, row, column, loss, out if grad else None, columns,
             student.stride(0), teacher.stride(0), out.stride(0), 1 / student_temp,
-            1 / teacher_temp, PAIRS=pairs.shape[1], HAS_COLUMN=column is not None, GRAD=grad,
+            1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None, HAS_COLUMN=column is not None, GRAD=grad,
             BLOCK=block, num_warps=_WARPS,
         )  # fmt: skip
     return loss.sum(), out
@@ -333,27 +350,39 @@ def _in_chunks(
     loss: Tensor,
     out: Tensor,
 ) -> None:
-    """The CPU path: a few rows at a time, the gradient by hand; the teachers' rows once."""
+    """The CPU path: a few of the rows that count at a time, the gradient by hand."""
     wide = loss.dtype
     at_once = max(_CHUNK // student.shape[1], torch.get_num_threads())
-    # a teacher's row number is what normalises it: a softmax, whose exp is fast where it underflows
-    q = teacher.to(wide) / teacher_temp
-    q = F.softmax(q if column is None else q.sub_(column), -1)
     counts, read = (pairs >= 0).sum(1), weight != 0
-    for start in range(0, len(student), at_once):
-        part = slice(start, start + at_once)
+    every = bool(read.all())
+    places = torch.arange(0) if every else read.nonzero()[:, 0]
+    if not every:
+        loss.zero_()
+        if out.numel():
+            out[~read] = 0
+
+    def distribution(rows: Tensor) -> Tensor:
+        """A row number only normalises: a softmax, whose exp is fast where it underflows."""
+        x = rows.to(wide) / teacher_temp
+        return F.softmax(x if column is None else x.sub_(column), -1)
+
+    shared = distribution(teacher) if pairs.shape[1] > 1 else None
+    for start in range(0, len(student) if every else len(places), at_once):
+        end = start + at_once
+        part = slice(start, end) if every else places[start:end]
         each, count = weight[part, None], counts[part, None]
         there, first = pairs[part] >= 0, pairs[part].clamp(min=0)
-        wanted = q[first[:, 0]].mul_(there[:, :1])
-        for t in range(1, pairs.shape[1]):
-            wanted.addcmul_(q[first[:, t]], there[:, t : t + 1].to(wide))
+        if shared is None:
+            wanted = distribution(teacher[first[:, 0]]).mul_(there)
+        else:
+            wanted = shared[first[:, 0]].mul_(there[:, :1])
+            for t in range(1, pairs.shape[1]):
+                wanted.addcmul_(shared[first[:, t]], there[:, t : t + 1].to(wide))
         x = student[part].to(wide) / student_temp
-        logp = F.log_softmax(x, -1)
-        error = -torch.linalg.vecdot(wanted, logp)
-        loss[part] = torch.where(each[:, 0] != 0, each[:, 0] * error, 0.0)
+        loss[part] = each[:, 0] * -torch.linalg.vecdot(wanted, F.log_softmax(x, -1))
         if out.numel():
             slope = F.softmax(x, -1).mul_(count).sub_(wanted).mul_(each / student_temp)
-            out[part] = slope if read[part].all() else slope.masked_fill_(each == 0, 0.0)
+            out[part] = slope.to(out.dtype)
 
 
 _dino_op = torch.library.custom_op("fastequi::dino_loss", _compute, mutates_args=())

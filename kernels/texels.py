@@ -22,6 +22,8 @@ try:
 except Exception:  # without Triton nothing here is ever called
     byte_perm = None
 
+_LONGEST = 2**15  # a side's pixels: float32 then places them to a few thousandths of a pixel
+
 if INTERPRETED:
 
     @triton.jit
@@ -182,7 +184,8 @@ def _pixel_affine(theta_ptr, H, W, HS, WS, ALIGN: tl.constexpr):
 def _room(a0, a1, a3, a4, HS, WS, mid_w, mid_h):
     """How far from the source's centre a tile's middle may lie for all of its taps to lie inside.
 
-    mid_w and mid_h are half a tile; a sixteenth of a pixel is kept for rounding.
+    mid_w and mid_h are half a tile; a sixteenth of a pixel is kept for rounding, which it covers
+    for sides below _LONGEST.
     """
     room_x = (WS - 1) * 0.5 - tl.abs(a0) * mid_w - tl.abs(a1) * mid_h - 0.0625
     room_y = (HS - 1) * 0.5 - tl.abs(a3) * mid_w - tl.abs(a4) * mid_h - 0.0625
@@ -243,8 +246,8 @@ def _target(
 def interleaved(image: Tensor) -> int:
     """Bytes per texel, 3 or 4, of an image [B, 3, H, W] that these functions read, else 0.
 
-    Each image must begin at a word; taps come in pairs, so two texels a side are the least; and
-    their places are computed in floats and 32-bit integers.
+    Each image must begin at a word; taps come in pairs, so two texels a side are the least; their
+    places are computed in float32, whose rounding `_room` allows for, and in 32-bit integers.
     """
     if image.itemsize != 1 or image.shape[1] != 3:
         return 0
@@ -253,5 +256,5 @@ def interleaved(image: Tensor) -> int:
     laid_out = per_channel == 1 and texel in (3, 4) and per_row > 0
     aligned = image.data_ptr() % 4 == 0 and (per_image % 4 == 0 or len(image) == 1)
     aligned = aligned and (texel == 3 or per_row % 4 == 0)
-    small = min(height, width) >= 2 and max(height, width) < 2**22 and height * per_row < 2**31
+    small = min(height, width) >= 2 and max(height, width) < _LONGEST and height * per_row < 2**31
     return texel if laid_out and aligned and small else 0

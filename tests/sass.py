@@ -86,7 +86,7 @@ BLUR = {
 NT_XENT = {
     "BLOCK_M": 64, "BLOCK_G": 64, "BLOCK_D": 128, "PRECISION": "tf32", "WIDEN": False
 }  # fmt: skip
-DINO = {"PAIRS": 2, "HAS_COLUMN": True, "GRAD": True, "BLOCK": dino._BLOCK}
+DINO = {"PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "GRAD": True, "BLOCK": dino._BLOCK}
 
 
 def cases() -> Iterator[tuple]:
@@ -98,6 +98,8 @@ def cases() -> Iterator[tuple]:
     yield "warp", warp._warp_fwd_kernel, WARP, {}, 4, None, 512
     yield "blur", blur._blur_fwd_kernel, BLUR, {}, 4, None, 256
     yield "dino", dino._dino_kernel, DINO, {}, dino._WARPS, None, dino._BLOCK
+    ibot = DINO | {"PAIRS": 1, "HAS_ROW": False, "row_ptr": None}
+    yield "ibot", dino._dino_kernel, ibot, {}, dino._WARPS, None, dino._BLOCK
     row_lse = {"HAS_COLUMN": True, "BLOCK": dino._BLOCK}
     yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}

@@ -87,6 +87,7 @@ def test_ibot_equals_the_official_loss_and_reads_only_what_is_masked(backend, de
     expected.backward()
     weight = mask / mask.sum(-1, keepdim=True).clamp(min=1) / batch
     student = student.masked_fill(~mask[..., None], torch.nan).requires_grad_()
+    teacher = teacher.masked_fill(~mask[..., None], torch.nan)
     loss = ibot_loss(student, teacher, weight=weight, center=center, teacher_temp=0.05)
     loss.backward()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ from test_warp_recon import MEAN, STD, assert_near, eager
 from tolerances import GRAD, LOSS
 
 from fastequi import warp_recon_loss
-from fastequi.kernels import backend, warp_recon
+from fastequi.kernels import backend, texels, warp_recon
 from fastequi.kernels.pixel_loss import patchify
 from fastequi.kernels.target import Sums, Target
 
@@ -243,6 +243,16 @@ def test_offsets_beyond_two_to_the_31_under_the_interpreter():
     expected.sum().backward()
     torch.testing.assert_close(total.double(), expected, rtol=2e-5, atol=1e-6)
     assert_near(grad, leaf.grad, GRAD[torch.bfloat16])
+
+
+def test_sides_that_float32_cannot_place_are_left_to_the_general_kernel():
+    """The margin of unmasked tiles is a sixteenth of a pixel; beyond 2^15 rounding comes near it."""
+    long = torch.zeros(2 * 3 * 2**15, dtype=torch.uint8)
+    for width, texel in ((2**15, 0), (2**15 - 4, 3)):
+        image = long[: 2 * 3 * width].view(1, 2, width, 3).permute(0, 3, 1, 2)
+        assert texels.interleaved(image) == texel
+        tall = image.transpose(2, 3).contiguous(memory_format=torch.channels_last)
+        assert texels.interleaved(tall) == texel
 
 
 def sizes_of(run):
