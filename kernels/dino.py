@@ -330,8 +330,8 @@ def _compute(
         _dino_kernel[(rows,)](
             student, teacher, pairs, weight, row, column, loss, out if grad else None, columns,
             student.stride(0), teacher.stride(0), out.stride(0), 1 / student_temp,
-            1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None, HAS_COLUMN=column is not None, GRAD=grad,
-            BLOCK=block, num_warps=_WARPS,
+            1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
+            HAS_COLUMN=column is not None, GRAD=grad, BLOCK=block, num_warps=_WARPS,
         )  # fmt: skip
     return loss.sum(), out
 

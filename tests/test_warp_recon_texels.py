@@ -246,7 +246,7 @@ def test_offsets_beyond_two_to_the_31_under_the_interpreter():
 
 
 def test_sides_that_float32_cannot_place_are_left_to_the_general_kernel():
-    """The margin of unmasked tiles is a sixteenth of a pixel; beyond 2^15 rounding comes near it."""
+    """The margin of unmasked tiles is a sixteenth of a pixel, which covers rounding up to there."""
     long = torch.zeros(2 * 3 * 2**15, dtype=torch.uint8)
     for width, texel in ((2**15, 0), (2**15 - 4, 3)):
         image = long[: 2 * 3 * width].view(1, 2, width, 3).permute(0, 3, 1, 2)
