@@ -65,15 +65,17 @@ class PathConfig:
 
 @dataclass(frozen=True)
 class TIRConfig:
-    """Transformed-image reconstruction beside a base (methods.tir, methods.vicreg, .simclr).
+    """Transformed-image reconstruction beside a base (methods.tir and its neighbours).
 
     Without steps or without equivariant channels it is the base alone.
     """
 
-    base: Literal["vicreg", "simclr"] = "vicreg"
+    base: Literal["vicreg", "simclr", "dino", "ibot", "dinov2"] = "vicreg"
     num_steps: int = 2  # K intermediate images
     recon_weight: float = 1.0  # lambda
-    dim: int = 512  # channels of the token head
+    # channels that are split: of the token head (VICReg, SimCLR), of the head's last layer (DINO,
+    # iBOT: the others are prototypes), of its hidden layer (DINOv2)
+    dim: int = 512
     equi_dim: int = 256  # of which z_equi
     padding_mode: Literal["zeros", "border", "reflection"] = "zeros"
     mask_outside: bool = False
@@ -89,15 +91,38 @@ class TIRConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """Student and teacher of DINO, iBOT and DINOv2 (methods.distillation); times are shares."""
+
+    prototypes: int = 65536  # DINOv2's; DINO and iBOT have method.dim - method.equi_dim
+    hidden_dim: int = 2048  # of the heads; DINOv2's is method.dim
+    bottleneck_dim: int = 256
+    student_temp: float = 0.1
+    teacher_temp: float = 0.07
+    first_teacher_temp: float = 0.04
+    temp_warmup: float = 0.0375  # share of the training
+    momentum: float = 0.996  # of the teacher's weights, by a cosine to 1
+    center_momentum: float = 0.9
+    freeze: float = 0.00125  # share of the training in which prototypes do not learn
+    patch_weight: float = 1.0  # iBOT's loss on masked patches
+    koleo_weight: float = 0.1  # DINOv2's
+
+
+@dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a warm-up cosine; `lr` is per 256 images and scales with the batch."""
+    """AdamW with a warm-up cosine; `lr` is for a batch of `reference` and scales with the batch."""
 
     lr: float = 1e-4
+    reference: int = 256
+    scaling: Literal["linear", "sqrt"] = "linear"
     final_lr: float = 0.0
     warmup: float = 0.0125  # share of the training
     weight_decay: float = 0.05
+    final_weight_decay: float | None = None  # by a cosine; None: it stays
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 3.0  # gradient norm; 0 leaves it alone
+    layer_decay: float = 1.0  # of the rate, per block of the encoder from the last one down
+    patch_embed_lr: float = 1.0  # times the rate
 
 
 @dataclass(frozen=True)
@@ -151,6 +176,7 @@ class Config:
     data: ViewConfig = field(default_factory=ViewConfig)
     path: PathConfig = field(default_factory=PathConfig)
     method: TIRConfig = field(default_factory=TIRConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -178,6 +204,7 @@ class Config:
         )
         _expect(method.recon_weight >= 0, "method.recon_weight", ">= 0", method.recon_weight)
         _expect(len(method.expander) >= 1, "method.expander", "at least one width", method.expander)
+        self._check_distillation()
         _expect(train.accumulate >= 1, "train.accumulate", ">= 1", train.accumulate)
         _expect(train.log_every >= 1, "train.log_every", ">= 1", train.log_every)
         _expect(
@@ -193,9 +220,47 @@ class Config:
         )
         _expect(self.optim.lr > 0, "optim.lr", "> 0", self.optim.lr)
         _expect(0 <= self.optim.warmup < 1, "optim.warmup", "0 <= share < 1", self.optim.warmup)
+        _expect(self.optim.reference >= 1, "optim.reference", ">= 1", self.optim.reference)
+        for name in ("layer_decay", "patch_embed_lr"):
+            value = getattr(self.optim, name)
+            _expect(0 < value <= 1, f"optim.{name}", "0 < factor <= 1", value)
+
+    def _check_distillation(self) -> None:
+        base, data, distill = self.method.base, self.data, self.distill
+        patches, teaches = base in ("ibot", "dinov2"), base in ("dino", "ibot", "dinov2")
+        _expect(
+            patches == (data.mask_share > 0),
+            "data.mask_share",
+            f"{'> 0' if patches else '0'} for method.base={base}",
+            data.mask_share,
+        )
+        _expect(teaches or data.crops == 0, "data.crops", f"0 for method.base={base}", data.crops)
+        if not teaches:
+            return
+        _expect(self.model.class_token, "model.class_token", f"true for method.base={base}", False)
+        _expect(
+            data.crop_size % self.model.patch_size == 0,
+            "model.patch_size",
+            f"a divisor of data.crop_size={data.crop_size}",
+            self.model.patch_size,
+        )
+        _expect(
+            self.method.equi_dim < self.method.dim,
+            "method.equi_dim",
+            f"less than method.dim={self.method.dim}, the others are for method.base={base}",
+            self.method.equi_dim,
+        )
+        for name in ("student_temp", "teacher_temp", "first_teacher_temp"):
+            _expect(getattr(distill, name) > 0, f"distill.{name}", "> 0", getattr(distill, name))
+        for name in ("temp_warmup", "momentum", "center_momentum", "freeze"):
+            value = getattr(distill, name)
+            _expect(0 <= value <= 1, f"distill.{name}", "0 .. 1", value)
+        for name in ("prototypes", "hidden_dim", "bottleneck_dim"):
+            _expect(getattr(distill, name) >= 1, f"distill.{name}", ">= 1", getattr(distill, name))
 
     def peak_lr(self) -> float:
-        return self.optim.lr * self.data.batch_size * self.train.accumulate / 256
+        ratio = self.data.batch_size * self.train.accumulate / self.optim.reference
+        return self.optim.lr * (ratio if self.optim.scaling == "linear" else ratio**0.5)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return max(self.train.epochs * steps_per_epoch // self.train.accumulate, 1)

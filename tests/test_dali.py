@@ -25,7 +25,7 @@ def whole(n, **changes):
 
 def run(cfg, paths, v1, u):
     feed = feed_of(cfg, [str(path) for path in paths], v1, u)
-    v1, u = ViewPipeline(cfg, len(paths), lambda: feed, CPU, 1).run()
+    v1, u, _ = ViewPipeline(cfg, len(paths), lambda: feed, CPU, 1).run()
     return v1, u
 
 

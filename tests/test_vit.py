@@ -157,11 +157,12 @@ def test_other_sizes_resize_the_position_embedding():
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     block = vit.Block(8, 1, 4.0, True, 0.5, None, "auto").train()
     torch.manual_seed(0)
-    dropped = block._drop(torch.ones(4000, 2, 8))
-    rows = dropped.flatten(1)
-    assert ((rows == 0).all(1) | (rows == 2).all(1)).all()
-    assert abs(dropped.mean() - 1) < 0.1
-    assert torch.equal(block.eval()._drop(torch.ones(4, 2, 8)), torch.ones(4, 2, 8))
+    groups = [(4000, 2), (500, 3)]
+    dropped = block._drop(torch.ones(9500, 8), groups)
+    for part in (dropped[:8000].view(4000, 16), dropped[8000:].view(500, 24)):
+        assert ((part == 0).all(1) | (part == 2).all(1)).all()
+        assert abs(part.mean() - 1) < 0.1
+    assert torch.equal(block.eval()._drop(torch.ones(8, 8), [(4, 2)]), torch.ones(8, 8))
     rates = [b.drop_path for b in tiny(depth=3, drop_path=0.2).blocks]
     assert rates == pytest.approx([0, 0.1, 0.2])
 
@@ -174,6 +175,41 @@ def test_activation_checkpoints_give_the_same_gradients():
         model(x).square().sum().backward()
         grads.append(model.blocks[0].attn.qkv.weight.grad)
     torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_no_image_of_a_packed_forward_sees_another():
+    """Multi-crop: each image alone gives what it gives among others, whatever those hold."""
+    torch.manual_seed(0)
+    model = tiny(depth=2, reg_tokens=1, init_values=0.1).double().train()
+    large, small = torch.randn(3, 3, 32, 32).double(), torch.randn(5, 3, 16, 16).double()
+    together = model.encode([model.embed(large), model.embed(small)])
+    for images, tokens in ((large, together[0]), (small, together[1])):
+        alone = torch.cat([model(image[None]) for image in images])
+        torch.testing.assert_close(tokens, alone, rtol=1e-10, atol=1e-10)
+    other = model.encode(
+        [model.embed(large), model.embed(small.clone().index_fill_(0, torch.tensor([1]), 9.0))]
+    )
+    kept = [0, 2, 3, 4]
+    torch.testing.assert_close(other[0], together[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other[1][kept], together[1][kept], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(other[1][1], together[1][1])
+    small.requires_grad_()
+    large.requires_grad_()
+    tokens = model.encode([model.embed(large), model.embed(small)])
+    (tokens[0][1].sum() + tokens[1][4].sum()).backward()
+    assert large.grad.flatten(1).abs().sum(1).nonzero().flatten().tolist() == [1]
+    assert small.grad.flatten(1).abs().sum(1).nonzero().flatten().tolist() == [4]
+
+
+def test_masked_patches_are_replaced_before_positions_are_added():
+    model = tiny()
+    x, mask, token = torch.randn(2, 3, 32, 32), torch.zeros(2, 16, dtype=torch.bool), torch.ones(32)
+    mask[1, 3] = True
+    plain, masked = model.embed(x), model.embed(x, mask, token)
+    torch.testing.assert_close(masked[1, 4], token + model.pos_embed[0, 4])
+    keep = torch.ones(2, 17, dtype=torch.bool)
+    keep[1, 4] = False
+    assert torch.equal(masked[keep], plain[keep])
 
 
 def test_compiles_to_one_graph():

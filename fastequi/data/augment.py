@@ -12,7 +12,8 @@ antialiasing, instead of bicubic.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,11 @@ class Augment:
         return self.jitter > 0 or self.gray > 0
 
 
+def local_crop() -> Augment:
+    """DINO's local crops: small windows, blurred every other time."""
+    return Augment(area=(0.05, 0.4), blur=0.5)
+
+
 def vicreg_second() -> Augment:
     """VICReg's second view: rarely blurred, sometimes solarized (as in BYOL)."""
     return Augment(blur=0.1, solarize=0.2)
@@ -94,7 +100,7 @@ def vicreg_second() -> Augment:
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Both views of an image, the batch, and who decodes it. The defaults are the paper's recipe.
+    """The views of an image, the batch, and who decodes it. The defaults are the paper's recipe.
 
     Args:
         image_size: side of v1 (and of v2) in pixels.
@@ -104,6 +110,11 @@ class ViewConfig:
         mean, std: of the normalisation, in 0..1 (ImageNet's).
         a1: the first view v1.
         a2: the second view u, before the path transformation.
+        crops: further, local views of every image (multi-crop).
+        crop_size: their side in pixels.
+        a3: their augmentation.
+        mask_share: share of the views v1 and v2 of which blocks of patches are masked.
+        mask_ratio: range of the share of such a view's patches.
         shared_crop: v1 is the centre of u's window, in the same orientation: the views then
             differ by colour and the path alone. The window and flip of `a1` are not used.
         batch_size: images in a step, over all ranks.
@@ -120,6 +131,11 @@ class ViewConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     a1: Augment = field(default_factory=Augment)
     a2: Augment = field(default_factory=vicreg_second)
+    crops: int = 0
+    crop_size: int = 96
+    a3: Augment = field(default_factory=local_crop)
+    mask_share: float = 0.0
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
     shared_crop: bool = False
     batch_size: int = 2048
     samples_per_decode: int = 1
@@ -127,8 +143,11 @@ class ViewConfig:
     num_threads: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size", "samples_per_decode", "repeat"):
+        for name in ("image_size", "crop_size", "batch_size", "samples_per_decode", "repeat"):
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _expect(self.crops >= 0, "crops", "at least 0", self.crops)
+        _expect(0 <= self.mask_share <= 1, "mask_share", "a share 0 .. 1", self.mask_share)
+        _expect_range("mask_ratio", self.mask_ratio, 1.0)
         size, source = self.image_size, self.source_size
         _expect(source >= size, "source_size", f"at least image_size={size}", source)
         _expect(
@@ -147,8 +166,8 @@ class ViewConfig:
         _expect(all(s > 0 for s in self.std), "std", "positive values", self.std)
 
     def plain(self) -> ViewConfig:
-        """The same windows without augmentation, for evaluation."""
-        return replace(self, a1=self.a1.plain(), a2=self.a2.plain())
+        """The same windows of both views without augmentation, for evaluation."""
+        return replace(self, a1=self.a1.plain(), a2=self.a2.plain(), crops=0, mask_share=0.0)
 
 
 @dataclass(frozen=True)
@@ -190,6 +209,27 @@ def view_params(
     else:
         start, end = _windows(cfg.a1, draws, "v1", sizes, region)
     return ViewParams(start, end, *_pixels(cfg.a1, draws, "v1")), u
+
+
+def crop_params(
+    cfg: ViewConfig, draws: Draws, sizes: NDArray[np.integer], region: Region = WHOLE
+) -> ViewParams | None:
+    """The parameters of the local crops, [B · crops], those of a sample together; None if none.
+
+    The arguments are those of :func:`view_params`.
+    """
+    views = []
+    for i in range(cfg.crops):
+        start, end = _windows(cfg.a3, draws, f"crop{i}", sizes, region)
+        views.append(ViewParams(start, end, *_pixels(cfg.a3, draws, f"crop{i}")))
+
+    def merge(name: str) -> Any:
+        parts = [getattr(view, name) for view in views]
+        if parts[0] is None:
+            return None
+        return np.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
+
+    return ViewParams(*(merge(f.name) for f in fields(ViewParams))) if views else None
 
 
 def _windows(

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which patches of v1 and v2 the student does not see.
+
+    Attributes:
+        mask: [2, B, L] bool.
+        index: [M] int64, the masked ones' places in the flattened mask.
+        weight: [M] float32, 1 / (masked patches of the same view · 2B): with it a sum over rows is
+            the mean over a view's masked patches and then over views.
+    """
+
+    mask: Tensor
+    index: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Masks:
+        """From [2, B, L]; on the CPU, as the number of masked patches is not known beforehand."""
+        index = mask.flatten().nonzero()[:, 0]
+        views = mask.shape[0] * mask.shape[1]
+        each = mask.sum(-1, keepdim=True).clamp(min=1).expand_as(mask).flatten()
+        return cls(mask, index, 1 / (each[index] * views).float())
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> Masks:
+        return Masks(move(self.mask), move(self.index), move(self.weight))
 
 
 @dataclass(frozen=True)
@@ -19,6 +47,8 @@ class Batch:
         path: [B, P] parameters of g_θ in their units (`fastequi.paths`), float32.
         sample_ids: [B] int64 on the CPU, the address of every random draw of the sample.
         epoch: of all samples in the batch.
+        crops: [V, B, 3, h, h] local views, normalised, if the run has any.
+        masks: of both views, if the run has any.
     """
 
     v1: Tensor
@@ -26,6 +56,8 @@ class Batch:
     path: Tensor
     sample_ids: Tensor
     epoch: int
+    crops: Tensor | None = None
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.u)

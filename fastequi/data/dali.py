@@ -1,12 +1,13 @@
-"""The decoding graph: photographs and parameters in, both views out, on the CPU or a GPU.
+"""The decoding graph: photographs and parameters in, all views out, on the CPU or a GPU.
 
     file ─ decode ─┬─ M windows of u  ─ colour ─ blur ─ solarize ──────────────► u  uint8
-                   └─ M windows of v1 ─ colour ─ blur ─ solarize ─ normalise ──► v1 float32
+                   ├─ M windows of v1 ─ colour ─ blur ─ solarize ─ normalise ──► v1 float32
+                   └─ M · V local crops, likewise, if the run has any ─────────► crops float32
 
 Nothing is random here: all choices arrive as arrays (`fastequi.data.augment`), so the same arrays
-give the same bytes for any number of threads. Every photograph is decoded once for its M windows,
-which then go through the other operators together, as the frames of one sequence. With a shared
-crop v1 is cut from the resampled u instead of being resampled again.
+give the same bytes for any number of threads. Every photograph is decoded once for its windows;
+those of one kind then go through the other operators together, as the frames of one sequence. With
+a shared crop v1 is cut from the resampled u instead of being resampled again.
 
 The only module that imports DALI.
 """
@@ -76,44 +77,58 @@ class ViewPipeline:
             prefetch_queue_depth=_IN_FLIGHT,
             exec_dynamic=True,  # outputs stay valid for as long as they are held
         )
+        self._crops = cfg.crops
         with self._pipeline:
             self._pipeline.set_outputs(*_graph(cfg, feed, device))
         self._pipeline.build()
 
-    def run(self) -> tuple[Tensor, Tensor]:
+    def run(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The next batch, in the order of the feeds, on the current stream of the device.
 
         Returns:
-            v1 [B, 3, H, W] normalised float32 and u [B, 3, Hs, Ws] uint8, channels-last.
+            v1 [B, 3, H, W] normalised float32; u [B, 3, Hs, Ws] uint8, channels-last; and crops
+            [V, B, 3, h, h] normalised float32, or None where V is 0.
         """
+        views: list[Tensor] = []
         if self.device.type == "cuda":
             stream = torch.cuda.current_stream(self.device)
-            v1, u = (
-                torch.from_dlpack(out.as_tensor()) for out in self._pipeline.run(cuda_stream=stream)
-            )
+            for out in self._pipeline.run(cuda_stream=stream):
+                views.append(torch.from_dlpack(out.as_tensor()))
         else:
-            v1, u = (torch.from_numpy(np.array(out.as_array())) for out in self._pipeline.run())
-        if v1.dim() == 5:  # [decodes, M, ...]
-            v1, u = v1.flatten(0, 1), u.flatten(0, 1)
-        return v1, u.permute(0, 3, 1, 2)
+            views += [torch.from_numpy(np.array(out.as_array())) for out in self._pipeline.run()]
+        v1, u = (x.flatten(0, 1) if x.dim() == 5 else x for x in views[:2])  # [decodes, M, ...]
+        crops = None
+        if self._crops:
+            crops = views[2] if views[2].dim() == 5 else views[2][:, None]  # [decodes, M · V, ...]
+            crops = crops.flatten(0, 1).unflatten(0, (-1, self._crops)).transpose(0, 1)
+        return v1, u.permute(0, 3, 1, 2), crops
 
 
-def feed_of(cfg: ViewConfig, paths: Sequence[str], v1: ViewParams, u: ViewParams) -> Feed:
+def feed_of(
+    cfg: ViewConfig,
+    paths: Sequence[str],
+    v1: ViewParams,
+    u: ViewParams,
+    crops: ViewParams | None = None,
+) -> Feed:
     """One batch for the graph, in the order of its inputs.
 
     Args:
         paths: [D] files.
         v1, u: parameters of the D · M samples, M consecutive ones per file.
+        crops: of their local views, V consecutive ones per sample.
     """
-    several = cfg.samples_per_decode > 1
 
     def rows(values: NDArray[Any], trailing: int = 0) -> NDArray[Any]:
-        """[D, M, ...], or [D, ...] for one sample per decode."""
-        lead = (len(paths), cfg.samples_per_decode) if several else (len(paths),)
+        """[D, frames, ...], or [D, ...] for one frame per decode."""
+        frames = len(values) // len(paths)
+        lead = (len(paths), frames) if frames > 1 else (len(paths),)
         return np.ascontiguousarray(values).reshape(lead + values.shape[1:] + (1,) * trailing)
 
     arrays: list[Any] = [[np.frombuffer(os.fsencode(path), np.uint8) for path in paths]]
-    for params, has_window in ((u, True), (v1, not cfg.shared_crop)):
+    for params, has_window in ((u, True), (v1, not cfg.shared_crop), (crops, True)):
+        if params is None:
+            continue
         if has_window:
             arrays += [rows(params.start), rows(params.end)]
         if params.color is not None:
@@ -126,28 +141,26 @@ def feed_of(cfg: ViewConfig, paths: Sequence[str], v1: ViewParams, u: ViewParams
     return tuple(arrays)
 
 
-def _graph(cfg: ViewConfig, feed: Callable[[], Feed], device: torch.device) -> tuple[Any, Any]:
-    several = cfg.samples_per_decode > 1
+def _graph(cfg: ViewConfig, feed: Callable[[], Feed], device: torch.device) -> tuple[Any, ...]:
     on_gpu = device.type == "cuda"
     kinds = _input_types(cfg)
     inputs = iter(fn.external_source(source=feed, num_outputs=len(kinds), dtype=kinds, batch=True))
     image = fn.decoders.image(fn.io.file.read(next(inputs)), device="mixed" if on_gpu else "cpu")
 
-    def windows(size: int) -> Any:
+    def windows(size: int, frames: int) -> Any:
         start, end = next(inputs), next(inputs)
         shared: dict[str, Any] = {"size": [size, size], "roi_relative": True, "antialias": True}
-        if not several:
+        if frames == 1:
             return fn.resize(image, roi_start=start, roi_end=end, **shared)
-        frames = (
-            fn.resize(image, roi_start=start[m], roi_end=end[m], **shared)
-            for m in range(cfg.samples_per_decode)
+        each = (
+            fn.resize(image, roi_start=start[i], roi_end=end[i], **shared) for i in range(frames)
         )
-        return fn.stack(*frames, axis_name="F")
+        return fn.stack(*each, axis_name="F")
 
-    def each(values: Any) -> Any:
-        return fn.per_frame(values) if several else values
+    def pixels(x: Any, aug: Augment, frames: int) -> Any:
+        def each(values: Any) -> Any:
+            return fn.per_frame(values) if frames > 1 else values
 
-    def pixels(x: Any, aug: Augment) -> Any:
         if aug.colors:
             names = ("brightness", "contrast", "saturation", "hue")
             x = fn.color_twist(x, **{name: each(next(inputs)) for name in names})
@@ -158,28 +171,36 @@ def _graph(cfg: ViewConfig, feed: Callable[[], Feed], device: torch.device) -> t
             x = x ^ ((x >= 128) * (flag.gpu() if on_gpu else flag))
         return x
 
-    source = windows(cfg.source_size)
-    u = pixels(source, cfg.a2)
+    def normalised(x: Any, frames: int) -> Any:
+        return fn.crop_mirror_normalize(
+            x,
+            mean=[255 * m for m in cfg.mean],
+            std=[255 * s for s in cfg.std],
+            dtype=types.FLOAT,
+            output_layout="FCHW" if frames > 1 else "CHW",
+        )
+
+    samples = cfg.samples_per_decode
+    source = windows(cfg.source_size, samples)
+    u = pixels(source, cfg.a2, samples)
     if not cfg.shared_crop:
-        view = windows(cfg.image_size)
+        view = windows(cfg.image_size, samples)
     elif cfg.source_size > cfg.image_size:
         view = fn.crop(source, crop=(cfg.image_size, cfg.image_size))
     else:
         view = source
-    v1 = fn.crop_mirror_normalize(
-        pixels(view, cfg.a1),
-        mean=[255 * m for m in cfg.mean],
-        std=[255 * s for s in cfg.std],
-        dtype=types.FLOAT,
-        output_layout="FCHW" if several else "CHW",
-    )
-    return v1, u
+    views = [normalised(pixels(view, cfg.a1, samples), samples), u]
+    if cfg.crops:
+        frames = samples * cfg.crops
+        views.append(normalised(pixels(windows(cfg.crop_size, frames), cfg.a3, frames), frames))
+    return tuple(views)
 
 
 def _input_types(cfg: ViewConfig) -> list[Any]:
     """The types of :func:`feed_of`'s arrays."""
     kinds = [types.UINT8]
-    for aug, has_window in ((cfg.a2, True), (cfg.a1, not cfg.shared_crop)):
+    views = [(cfg.a2, True), (cfg.a1, not cfg.shared_crop)]
+    for aug, has_window in views + [(cfg.a3, True)] * (cfg.crops > 0):
         kinds += [types.FLOAT] * (2 * has_window + 4 * aug.colors)
         kinds += [types.FLOAT, types.INT32] * (aug.blur > 0) + [types.UINT8] * (aug.solarize > 0)
     return kinds

@@ -18,12 +18,14 @@ import os
 from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastequi.data.augment import ViewConfig, view_params
-from fastequi.data.batch import Batch
+from fastequi.data.augment import ViewConfig, crop_params, view_params
+from fastequi.data.batch import Batch, Masks
 from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali, undecodable
+from fastequi.data.masks import block_masks
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources import Source, tolerated
 from fastequi.paths import Path
@@ -44,8 +46,9 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     dtype: torch.dtype = torch.float32,
+    grid: int = 0,
 ) -> Loader:
-    """A loader of view pairs; two with the same arguments give the same bytes.
+    """A loader of views; two with the same arguments give the same bytes.
 
     Args:
         source: the images.
@@ -56,13 +59,16 @@ def make_loader(
         state: what a loader's `state_dict()` gave, to go on from there; None starts at epoch 0.
         steps: batches until it ends; None goes on for ever.
         rank, world_size: this process among those that share `cfg.batch_size`.
-        dtype: of v1.
+        dtype: of v1 and the crops.
+        grid: patches along a side of v1, for masks; only a run that has them needs to say.
 
     Raises:
         ImportError: DALI is not installed.
         ValueError: the source is too small for a batch, or `state` is another source's.
     """
     require_dali()
+    if cfg.mask_share > 0 and grid < 1:
+        raise ValueError(f"grid: masks (mask_share={cfg.mask_share}) need it >= 1, got {grid}")
     return Loader(
         source,
         cfg,
@@ -72,6 +78,7 @@ def make_loader(
         state,
         steps,
         dtype,
+        grid,
     )
 
 
@@ -95,7 +102,9 @@ class Loader:
         state: dict[str, Any] | None,
         steps: int | None,
         dtype: torch.dtype,
+        grid: int,
     ) -> None:
+        self.grid = grid
         self.source, self.cfg, self.path, self.device, self.dtype = source, cfg, path, device, dtype
         self.quarantined: dict[str, str] = {}
         self._sampler, self._left = sampler, steps
@@ -127,7 +136,7 @@ class Loader:
             raise StopIteration
         while True:
             try:
-                v1, u = self._pipeline.run()
+                v1, u, crops = self._pipeline.run()
                 break
             except Exception as error:
                 self._pipeline, self._fed = None, 0
@@ -138,9 +147,18 @@ class Loader:
         self._state |= {"epoch": step.epoch, "index": step.used}
         if self._left is not None:
             self._left -= 1
-        params = self.path.sample(self._draws(step), self.cfg.image_size)
-        ids = torch.from_numpy(step.sample_ids)
-        return Batch(v1.to(self.dtype), u, self._to_device(params), ids, step.epoch)
+        draws = self._draws(step)
+        params = self.path.sample(draws, self.cfg.image_size)
+        crops = None if crops is None else crops.to(self.dtype)
+        return Batch(
+            v1.to(self.dtype),
+            u,
+            self._to_device(params),
+            torch.from_numpy(step.sample_ids),
+            step.epoch,
+            crops,
+            self._masks(draws),
+        )
 
     def close(self) -> None:
         """Ends DALI's work and threads; the loader then gives no more batches."""
@@ -163,8 +181,19 @@ class Loader:
         self._fed += 1
         files = [self._readable(int(file)) for file in step.files]
         sizes = self.source.sizes[files].repeat(self.cfg.samples_per_decode, 0)
-        v1, u = view_params(self.cfg, self._draws(step), sizes, self.source.region)
-        return feed_of(self.cfg, [self.source.paths[file] for file in files], v1, u)
+        chosen = self.cfg, self._draws(step), sizes, self.source.region
+        views = *view_params(*chosen), crop_params(*chosen)
+        return feed_of(self.cfg, [self.source.paths[file] for file in files], *views)
+
+    def _masks(self, draws: Draws) -> Masks | None:
+        cfg = self.cfg
+        if not cfg.mask_share:
+            return None
+        views = [
+            block_masks(draws, self.grid, cfg.mask_share, cfg.mask_ratio, view)
+            for view in ("v1", "u")
+        ]
+        return Masks.of(torch.from_numpy(np.stack(views))).to(self._to_device)
 
     def _draws(self, step: Step) -> Draws:
         return Draws.of(self._sampler.seed, step.epoch, step.sample_ids)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastequi.models.attention import attention
+
+Size = tuple[int, int]
+"""Images of a group and tokens of each."""
 
 
 class VisionTransformer(nn.Module):
@@ -104,16 +107,40 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] to tokens [B, num_prefix_tokens + L, embed_dim], prefix first."""
+        return self.encode([self.embed(x)])[0]
+
+    def embed(
+        self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """Images [B, C, H, W] to the tokens [B, num_prefix_tokens + L, embed_dim] of block 0.
+
+        Args:
+            mask: [B, L] bool, patches whose embedding is replaced before positions are added.
+            mask_token: [embed_dim], what stands in their place.
+        """
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"images: expected [B, {self.in_chans}, H, W], got {tuple(x.shape)}")
         grid = self.grid_size(*x.shape[-2:])
-        x = self._embed(self.patch_embed(x), grid)
+        patches = self.patch_embed(x)
+        if mask is not None and mask_token is not None:
+            patches = torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
+        return self._embed(patches, grid)
+
+    def encode(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """Blocks and final norm on groups of tokens [B_i, N_i, embed_dim], in one pass.
+
+        Multi-crop: what works on single tokens (linear layers, norms) takes all groups' as one
+        matrix; attention stays within an image.
+        """
+        sizes = [(int(group.shape[0]), int(group.shape[1])) for group in groups]
+        rows = [group.flatten(0, 1) for group in groups]
+        x = rows[0] if len(rows) == 1 else torch.cat(rows)
         for block in self.blocks:
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, sizes, use_reentrant=False)
             else:
-                x = block(x)
-        return self.norm(x)
+                x = block(x, sizes)
+        return [part.unflatten(0, size) for part, size in _parts(self.norm(x), sizes)]
 
     def _embed(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Prefix tokens and positions."""
@@ -188,16 +215,20 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._drop(self.ls1(self.attn(self.norm1(x))))
-        return x + self._drop(self.ls2(self.mlp(self.norm2(x))))
+    def forward(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """x: [Σ B_i N_i, D], the tokens of groups of images, whose (B_i, N_i) are `sizes`."""
+        x = x + self._drop(self.ls1(self.attn(self.norm1(x), sizes)), sizes)
+        return x + self._drop(self.ls2(self.mlp(self.norm2(x))), sizes)
 
-    def _drop(self, residual: Tensor) -> Tensor:
+    def _drop(self, residual: Tensor, sizes: Sequence[Size]) -> Tensor:
         if not self.training or self.drop_path == 0:
             return residual
         keep = 1 - self.drop_path
-        mask = residual.new_empty(len(residual), 1, 1).bernoulli_(keep)
-        return residual * (mask / keep)
+        masks = [
+            residual.new_empty(images, 1).bernoulli_(keep).expand(-1, tokens).reshape(-1, 1)
+            for images, tokens in sizes
+        ]
+        return residual * (torch.cat(masks) / keep)
 
 
 class Attention(nn.Module):
@@ -209,9 +240,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        return self.proj(attention(q, k, v, backend=self.backend).flatten(2))
+    def forward(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        mixed = []
+        for part, size in _parts(qkv, sizes):
+            q, k, v = part.unflatten(0, size).unbind(2)
+            mixed.append(attention(q, k, v, backend=self.backend).flatten(2).flatten(0, 1))
+        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
 
 class Mlp(nn.Module):
@@ -235,6 +270,13 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
+
+
+def _parts(x: Tensor, sizes: Sequence[Size]) -> Iterator[tuple[Tensor, Size]]:
+    """The rows of every group."""
+    if len(sizes) == 1:
+        return iter([(x, sizes[0])])
+    return zip(x.split([images * tokens for images, tokens in sizes]), sizes, strict=True)
 
 
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
