@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from fastequi.config import Config
-from fastequi.data.batch import Batch
+from fastequi.data.batch import Batch, Masks
+from fastequi.data.masks import block_masks
 from fastequi.methods.tir import TIR
 from fastequi.philox import Draws
 from fastequi.recipes import build
@@ -22,9 +24,9 @@ def dry_run(config: Config) -> None:
     print(config.to_json(), end="")
     method = build(config)
     table = Table("part", "parameters", title="parameters")
-    for name, part in method.named_children():
-        if count(part):
-            table.add_row(name, f"{count(part):,}")
+    for name, part in (*method.base.named_children(), *method.named_children()):
+        if count(part) and part is not method.base:
+            table.add_row(name.strip("_"), f"{count(part):,}")
     table.add_row("all", f"{count(method):,}", style="bold")
     console.print(table)
     console.print(memory_table(config, method))
@@ -41,6 +43,7 @@ def memory_table(config: Config, method: TIR) -> Table:
     device = torch.device(config.train.resolved_device())
     method = method.to(device)
     weights = sum(p.numel() * p.element_size() for p in method.parameters())
+    learnt = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     low, high = (saved_bytes(config, method, synthetic(config, n, device)) for n in (4, 8))
     per_image = (high - low) / 4
     batch = config.data.batch_size
@@ -48,8 +51,8 @@ def memory_table(config: Config, method: TIR) -> Table:
     table = Table("what", "MiB", title=f"memory of one step, {batch} images, {device.type}")
     rows = {
         "weights": weights,
-        "gradients": weights,
-        "AdamW moments": 2 * weights,
+        "gradients": learnt,
+        "AdamW moments": 2 * learnt,
         f"saved activations ({per_image / _MIB:.2f} an image)": activations,
     }
     for name, size in rows.items():
@@ -67,8 +70,20 @@ def synthetic(config: Config, n: int, device: torch.device) -> Batch:
     v1 = torch.randn(n, 3, size, size, generator=generator)
     u = torch.randint(256, (n, source, source, 3), generator=generator, dtype=torch.uint8)
     ids = torch.arange(n)
-    params = config.path.build().sample(Draws.of(0, 0, ids.numpy()), size)
-    return Batch(v1.to(device), u.permute(0, 3, 1, 2).to(device), params.to(device), ids, 0)
+    draws = Draws.of(0, 0, ids.numpy())
+    params = config.path.build().sample(draws, size)
+    crops = masks = None
+    if data.crops:
+        side = data.crop_size
+        crops = torch.randn(data.crops, n, 3, side, side, generator=generator).to(device)
+    if data.mask_share:
+        grid = size // config.model.patch_size
+        drawn = [
+            block_masks(draws, grid, data.mask_share, data.mask_ratio, view) for view in ("v1", "u")
+        ]
+        masks = Masks.of(torch.from_numpy(np.stack(drawn))).to(lambda x: x.to(device))
+    u = u.permute(0, 3, 1, 2)
+    return Batch(v1.to(device), u.to(device), params.to(device), ids, 0, crops, masks)
 
 
 def saved_bytes(config: Config, method: nn.Module, batch: Batch) -> int:
@@ -96,10 +111,10 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _real_peak(config: Config, method: nn.Module, device: torch.device) -> int:
-    from fastequi.optim import adamw
+def _real_peak(config: Config, method: TIR, device: torch.device) -> int:
+    from fastequi.train import build_optimizer
 
-    optimizer = adamw(method, config.peak_lr(), config.optim.weight_decay)
+    optimizer = build_optimizer(method, config)
     batch = synthetic(config, config.data.batch_size, device)
     dtype = config.train.autocast_dtype(device)
     torch.cuda.reset_peak_memory_stats(device)

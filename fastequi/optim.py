@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +12,72 @@ from torch import Tensor, nn
 _NO_DECAY = ("pos_embed", "cls_token", "reg_token")
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices and filters decay, biases, norms, gains and embeddings do not."""
-    decay: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+def param_groups(
+    model: nn.Module,
+    weight_decay: float,
+    encoder: nn.Module | None = None,
+    layer_decay: float = 1.0,
+    patch_embed_lr: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Groups of what learns: matrices and filters decay, biases, norms, gains, embeddings do not.
+
+    Args:
+        encoder: a part of the model whose rates fall with depth: the last block's by one factor of
+            `layer_decay`, the one before by two, the embeddings' by one more than the first
+            block's. (As in BEiT and DINOv2: the final norm and all that is no encoder have none.)
+        layer_decay, patch_embed_lr: factors; the second is the patch embedding's own beside.
+
+    Returns:
+        AdamW's groups, each with "lr_scale" and "decays" beside its weight_decay.
+    """
+    inside = {} if encoder is None else {id(p): name for name, p in encoder.named_parameters()}
+    depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        still = param.ndim < 2 or name.rsplit(".", 1)[-1] in _NO_DECAY
-        (rest if still else decay).append(param)
+        scale = _rate(inside.get(id(param)), depth, layer_decay, patch_embed_lr)
+        decays = param.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
+        groups.setdefault((scale, decays), []).append(param)
     return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {
+            "params": params,
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": scale,
+            "decays": decays,
+        }
+        for (scale, decays), params in groups.items()
     ]
 
 
+def _rate(name: str | None, depth: int, layer_decay: float, patch_embed_lr: float) -> float:
+    """The factor on a parameter's rate, by its name in the encoder."""
+    if name is None or name.startswith(("norm.", "head.")):
+        return 1.0
+    if name.startswith("blocks."):
+        return layer_decay ** (depth - int(name.split(".")[1]))
+    own = patch_embed_lr if name.startswith("patch_embed.") else 1.0
+    return own * layer_decay ** (depth + 1)
+
+
 def adamw(
-    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    **rates: Any,
 ) -> torch.optim.AdamW:
-    """AdamW over :func:`param_groups`; one fused update for all parameters."""
-    return torch.optim.AdamW(param_groups(model, weight_decay), lr=lr, betas=betas, fused=True)
+    """AdamW over :func:`param_groups`, which takes `rates`; one fused update for all parameters."""
+    groups = param_groups(model, weight_decay, **rates)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Sets the rate and the decay of a step, each group's own factors applied."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+        if group["decays"]:
+            group["weight_decay"] = weight_decay
 
 
 def warmup_cosine(progress: float, base: float, final: float = 0.0, warmup: float = 0.0) -> float:

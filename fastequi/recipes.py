@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from torch import nn
-
 from fastequi.config import (
     Config,
+    DistillConfig,
     ModelConfig,
     OptimConfig,
     PathConfig,
     TIRConfig,
     TrainConfig,
 )
-from fastequi.data.augment import Augment, ViewConfig
+from fastequi.data.augment import Augment, ViewConfig, local_crop, vicreg_second
 from fastequi.data.batch import Views
-from fastequi.methods.simclr import SimCLRBase
+from fastequi.methods.base import Base
+from fastequi.methods.distillation import Branch, Schedule, SelfDistillation
+from fastequi.methods.joint import JointEmbedding
+from fastequi.methods.simclr import SimCLRCriterion
 from fastequi.methods.tir import TIR
-from fastequi.methods.vicreg import VICRegBase
+from fastequi.methods.vicreg import VICRegCriterion
 from fastequi.models import vit
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
-from fastequi.models.heads import SplitHead
+from fastequi.models.heads import DINOHead, SplitHead
 
 
 def tir_vicreg_vits16() -> Config:
@@ -33,8 +35,7 @@ def tir_vicreg_vits16() -> Config:
 
 def vicreg_vits16() -> Config:
     """VICReg alone with ViT-S/16, weights 25/25/1; the second view is not transformed."""
-    alone = TIRConfig(num_steps=0, equi_dim=0)
-    return Config(method=alone, path=PathConfig("se2", degrees=0.0, pixels=0.0))
+    return _alone(Config())
 
 
 def tir_simclr_vits16() -> Config:
@@ -44,8 +45,104 @@ def tir_simclr_vits16() -> Config:
 
 def simclr_vits16() -> Config:
     """SimCLR alone with ViT-S/16; the second view is not transformed."""
-    alone = TIRConfig("simclr", num_steps=0, equi_dim=0)
-    return Config(method=alone, path=PathConfig("se2", degrees=0.0, pixels=0.0))
+    return _alone(tir_simclr_vits16())
+
+
+def tir_dino_vits16() -> Config:
+    """TIR on DINO with ViT-S/16; the paper has no such run, so it is split as iBOT is."""
+    return Config(
+        model=ModelConfig(drop_path=0.1),
+        data=_multi_crop((0.25, 1.0), (0.05, 0.25)),
+        method=TIRConfig("dino", dim=65536, equi_dim=2048),
+        optim=_DINO_OPTIM,
+    )
+
+
+def dino_vits16() -> Config:
+    """DINO alone with ViT-S/16: 2x224 + 8x96, 65,536 prototypes, 800 epochs of batch 1024."""
+    return _alone(tir_dino_vits16())
+
+
+def tir_ibot_vits16() -> Config:
+    """TIR on iBOT with ViT-S/16: 8192 channels of which 2048 equivariant, 800 epochs."""
+    return Config(
+        model=ModelConfig(drop_path=0.1),
+        data=replace(_multi_crop((0.25, 1.0), (0.05, 0.25)), mask_share=0.5),
+        method=TIRConfig("ibot", dim=8192, equi_dim=2048),
+        optim=_DINO_OPTIM,
+    )
+
+
+def ibot_vits16() -> Config:
+    """iBOT alone with ViT-S/16: block masks on half the views, shared head, 8192 prototypes."""
+    return _alone(tir_ibot_vits16())
+
+
+def tir_ibot_vitl16() -> Config:
+    """TIR on iBOT with ViT-L/16, 250 epochs."""
+    config = tir_ibot_vits16()
+    return replace(
+        config,
+        model=replace(config.model, name="vit_large"),
+        data=replace(_multi_crop((0.32, 1.0), (0.05, 0.32)), mask_share=0.5),
+        distill=DistillConfig(temp_warmup=30 / 250, freeze=1 / 250),
+        optim=replace(_DINO_OPTIM, warmup=10 / 250),
+        train=TrainConfig(epochs=250),
+    )
+
+
+def ibot_vitl16() -> Config:
+    """iBOT alone with ViT-L/16, 250 epochs."""
+    return _alone(tir_ibot_vitl16())
+
+
+def tir_dinov2_vitl16() -> Config:
+    """TIR on DINOv2 with ViT-L/16: hidden 2048 of which 512 equivariant, 100 epochs."""
+    return Config(
+        model=ModelConfig("vit_large", drop_path=0.3, layer_scale=1e-5),
+        data=replace(_multi_crop((0.32, 1.0), (0.05, 0.32)), batch_size=2048, mask_share=0.5),
+        method=TIRConfig("dinov2", dim=2048, equi_dim=512),
+        distill=DistillConfig(momentum=0.992, temp_warmup=0.3, freeze=0.01),
+        optim=OptimConfig(
+            lr=4e-3,
+            reference=1024,
+            scaling="sqrt",
+            final_lr=1e-6,
+            warmup=0.1,
+            weight_decay=0.04,
+            final_weight_decay=0.4,
+            layer_decay=0.9,
+            patch_embed_lr=0.2,
+        ),
+        train=TrainConfig(epochs=100),
+    )
+
+
+def dinov2_vitl16() -> Config:
+    """DINOv2 alone with ViT-L/16: untied heads, Sinkhorn-Knopp teacher, KoLeo, LayerScale."""
+    return _alone(tir_dinov2_vitl16())
+
+
+_DINO_OPTIM = OptimConfig(
+    lr=5e-4, final_lr=1e-6, warmup=10 / 800, weight_decay=0.04, final_weight_decay=0.4
+)
+
+
+def _multi_crop(area: tuple[float, float], local: tuple[float, float]) -> ViewConfig:
+    """Two views of 224 px and eight of 96: windows of these shares of the photograph."""
+    first, second = Augment(area=area), replace(vicreg_second(), area=area)
+    return ViewConfig(
+        a1=first, a2=second, crops=8, a3=replace(local_crop(), area=local), batch_size=1024
+    )
+
+
+def _alone(config: Config) -> Config:
+    """The base of a recipe: nothing reconstructed, the second view not transformed."""
+    return replace(
+        config,
+        method=replace(config.method, num_steps=0, equi_dim=0),
+        path=PathConfig("se2", degrees=0.0, pixels=0.0),
+    )
 
 
 def demo() -> Config:
@@ -103,6 +200,14 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "vicreg_vits16": vicreg_vits16,
     "tir_simclr_vits16": tir_simclr_vits16,
     "simclr_vits16": simclr_vits16,
+    "tir_dino_vits16": tir_dino_vits16,
+    "dino_vits16": dino_vits16,
+    "tir_ibot_vits16": tir_ibot_vits16,
+    "ibot_vits16": ibot_vits16,
+    "tir_ibot_vitl16": tir_ibot_vitl16,
+    "ibot_vitl16": ibot_vitl16,
+    "tir_dinov2_vitl16": tir_dinov2_vitl16,
+    "dinov2_vitl16": dinov2_vitl16,
     "demo": demo,
 }
 
@@ -122,25 +227,42 @@ def build(config: Config) -> TIR:
             width=method.decoder_width,
             num_convs=method.decoder_convs,
         )
-    return TIR(
-        encoder,
-        SplitHead(encoder.embed_dim, method.dim, method.equi_dim),
-        build_base(method),
-        decoder,
-        config.path.build(),
-        views,
-        method.recon_weight,
-        method.mask_outside,
+    base = build_base(config, encoder)
+    return TIR(base, decoder, config.path.build(), views, method.recon_weight, method.mask_outside)
+
+
+def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
+    """What TIR is added to, around its encoder."""
+    method, distill = config.method, config.distill
+    invariant = method.dim - method.equi_dim
+    if method.base in ("vicreg", "simclr"):
+        head = SplitHead(encoder.embed_dim, method.dim, method.equi_dim)
+        if method.base == "simclr":
+            simclr = SimCLRCriterion(invariant, method.projector, method.temperature)
+            return JointEmbedding(encoder, head, simclr)
+        weights = method.inv_weight, method.var_weight, method.cov_weight
+        return JointEmbedding(encoder, head, VICRegCriterion(invariant, method.expander, *weights))
+    second = method.base == "dinov2"
+    sizes = distill.hidden_dim, distill.bottleneck_dim
+    if second:
+        sizes = method.dim, distill.bottleneck_dim
+        class_head = DINOHead(encoder.embed_dim, distill.prototypes, *sizes)
+        patch_head = DINOHead(
+            encoder.embed_dim, distill.prototypes, *sizes, method.equi_dim, "hidden"
+        )
+    else:
+        class_head = patch_head = DINOHead(encoder.embed_dim, invariant, *sizes, method.equi_dim)
+    times = "momentum", "teacher_temp", "first_teacher_temp", "temp_warmup", "freeze"
+    return SelfDistillation(
+        Branch(encoder, class_head, patch_head),
+        Schedule(**{name: getattr(distill, name) for name in times}),
+        targets="sinkhorn" if second else "softmax",
+        masked=method.base != "dino",
+        patch_weight=distill.patch_weight,
+        koleo_weight=distill.koleo_weight if second else 0.0,
+        student_temp=distill.student_temp,
+        center_momentum=distill.center_momentum,
     )
-
-
-def build_base(method: TIRConfig) -> nn.Module:
-    """The invariance loss on z_inv, with its projector."""
-    channels = method.dim - method.equi_dim
-    if method.base == "simclr":
-        return SimCLRBase(channels, method.projector, method.temperature)
-    weights = method.inv_weight, method.var_weight, method.cov_weight
-    return VICRegBase(channels, method.expander, *weights)
 
 
 def views_of(config: Config) -> Views:

@@ -26,7 +26,7 @@ from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
 from fastequi.methods.method import Method
-from fastequi.optim import WeightAverage, adamw, warmup_cosine
+from fastequi.optim import WeightAverage, adamw, schedule, warmup_cosine
 from fastequi.progress import Progress
 from fastequi.recipes import build
 
@@ -64,7 +64,7 @@ def pretrain(
     device = torch.device(config.train.resolved_device())
     torch.manual_seed(config.train.seed)
     method: Method = build(config).to(device)
-    optimizer = adamw(method, config.peak_lr(), config.optim.weight_decay, config.optim.betas)
+    optimizer = build_optimizer(method, config)
     momentum = config.train.average_momentum
     average = WeightAverage(method, momentum) if momentum else None
     state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
@@ -82,6 +82,7 @@ def pretrain(
                 device=device,
                 state=state["data"],
                 dtype=config.train.autocast_dtype(device) or torch.float32,
+                grid=config.data.image_size // config.model.patch_size,
             )
         )
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,20 @@ def pretrain(
     encoder = {k: v.cpu().contiguous() for k, v in method.encoder.state_dict().items()}
     save_file(encoder, run_dir / "model.safetensors", {"format": "pt"})
     return method.eval()
+
+
+def build_optimizer(method: Method, config: Config) -> torch.optim.AdamW:
+    """AdamW of a run, at its peak rate."""
+    optim = config.optim
+    return adamw(
+        method,
+        config.peak_lr(),
+        optim.weight_decay,
+        optim.betas,
+        encoder=method.backbone,
+        layer_decay=optim.layer_decay,
+        patch_embed_lr=optim.patch_embed_lr,
+    )
 
 
 class _Run:
@@ -127,8 +142,11 @@ class _Run:
         while not last:
             progress = clock.progress(step)
             lr = warmup_cosine(progress, self.config.peak_lr(), optim.final_lr, optim.warmup)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            last_decay = optim.weight_decay
+            if optim.final_weight_decay is not None:
+                last_decay = optim.final_weight_decay
+            schedule(self.optimizer, lr, warmup_cosine(progress, optim.weight_decay, last_decay))
+            self.method.before_step(progress)
             for _ in range(train.accumulate):
                 out = self._forward(next(batches))
                 (out["loss"] / train.accumulate).backward()

@@ -62,15 +62,15 @@ def test_recon_is_the_error_of_what_reconstruct_shows():
 def test_the_base_sees_z_inv_only_and_the_decoders_z_equi_only():
     model, batch = built(small())
     model(batch)["ssl"].backward()
-    equi = model.head.proj.weight.grad[model.head.inv_dim :]
-    assert model.head.proj.weight.grad[: model.head.inv_dim].abs().sum() > 0
+    equi = model.base.head.proj.weight.grad[model.base.head.inv_dim :]
+    assert model.base.head.proj.weight.grad[: model.base.head.inv_dim].abs().sum() > 0
     assert equi.abs().sum() == 0
     assert all(p.grad is None for p in model.decoder.parameters())
     model.zero_grad(set_to_none=True)
     model(batch)["recon"].backward()
-    assert model.head.proj.weight.grad[: model.head.inv_dim].abs().sum() == 0
-    assert model.head.proj.weight.grad[model.head.inv_dim :].abs().sum() > 0
-    assert all(p.grad is None for p in model.base.parameters())
+    assert model.base.head.proj.weight.grad[: model.base.head.inv_dim].abs().sum() == 0
+    assert model.base.head.proj.weight.grad[model.base.head.inv_dim :].abs().sum() > 0
+    assert all(p.grad is None for p in model.base.criterion.parameters())
 
 
 @pytest.mark.parametrize("change", [{"equi_dim": 0}, {"num_steps": 0}, {"recon_weight": 0.0}])
@@ -111,7 +111,7 @@ def test_features_are_split_tokens():
         "z_equi": (16, 8),
         "cls": (1, 32),
     }
-    both = model.head.proj(features["patch"])
+    both = model.base.head.proj(features["patch"])
     torch.testing.assert_close(torch.cat([features["z_inv"], features["z_equi"]], -1), both)
 
 
@@ -144,8 +144,8 @@ def test_simclr_as_the_base_sees_z_inv_alone():
     torch.testing.assert_close(out["loss"], out["ssl"] + out["recon"])
     shown = model.reconstruct(batch)
     views = torch.cat([batch.v1, shown["v2"]])
-    _, z_inv, _ = model._encode(views)
-    z1, z2 = (model.base.projector(z.mean(1)) for z in z_inv.chunk(2))
+    _, z_inv, _ = model.base.split(views)
+    z1, z2 = (model.base.criterion.projector(z.mean(1)) for z in z_inv.chunk(2))
     torch.testing.assert_close(out["ssl"], nt_xent_loss_ref(z1, z2, 0.3))
 
 

@@ -8,13 +8,23 @@ from fastequi.data.batch import Batch
 
 
 class Method(nn.Module):
-    """Owns its networks and its loss, a student and a teacher if it has them.
+    """Owns its networks and its loss, a student and a teacher if it has them."""
 
-    Attributes:
-        encoder: what a run leaves as model.safetensors.
-    """
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder that learns."""
+        raise NotImplementedError
 
-    encoder: nn.Module
+    @property
+    def encoder(self) -> nn.Module:
+        """What a run leaves as model.safetensors."""
+        raise NotImplementedError
+
+    def before_step(self, progress: float) -> None:
+        """Sets what follows a schedule: called before every step with the share of training done.
+
+        A resumed run calls it as well, so nothing it sets needs to be saved.
+        """
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The "loss" to minimise, and scalar parts to log."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastequi.distributed import world
-from fastequi.functional import nt_xent_loss
+from fastequi.losses.contrastive import NTXentLoss
 from fastequi.models.heads import Expander
 
 
-class SimCLRBase(nn.Module):
+class SimCLRCriterion(nn.Module):
     """The contrastive loss of two views' z_inv tokens.
 
     Args:
@@ -29,10 +29,9 @@ class SimCLRBase(nn.Module):
         self.projector = nn.Sequential(
             Expander(in_dim, hidden_dims), nn.BatchNorm1d(hidden_dims[-1])
         )
-        self.temperature = temperature
+        self.loss = NTXentLoss(temperature, world())
 
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """z1, z2: [B, L, d_inv] tokens. Batch statistics are per view, negatives from both."""
         h1, h2 = self.projector(z1.mean(1)), self.projector(z2.mean(1))
-        loss = nt_xent_loss(h1, h2, temperature=self.temperature, group=world())
-        return {"loss": loss, "std": h1.detach().float().std(0).mean()}
+        return {"loss": self.loss(h1, h2), "std": h1.detach().float().std(0).mean()}

@@ -14,26 +14,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastequi.data.batch import Batch, Views
 from fastequi.functional import gaussian_blur, warp
 from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
+from fastequi.methods.base import Base
 from fastequi.methods.method import Method
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
-from fastequi.models.heads import SplitHead
 from fastequi.models.vit import VisionTransformer
 from fastequi.paths import Path, Transform, fractions
 
 
 class TIR(Method):
-    """Transformed-image reconstruction beside an invariance loss.
+    """Transformed-image reconstruction beside a base.
 
     Args:
-        encoder: ViT that gives [B, prefix + L, D] tokens.
-        head: token head whose channels are split into z_inv and z_equi.
-        base: the invariance loss, called with the z_inv tokens of both views; its dict holds
-            "loss" and whatever else it wants logged.
+        base: encoder, heads and SSL loss, which gives z_equi of both views as well.
         decoder: K decoders on [B, L, 2·d_equi] tokens, or None for the base alone.
         path: the transformation path.
         views: sizes and normalisation of the batch's images.
@@ -43,9 +40,7 @@ class TIR(Method):
 
     def __init__(
         self,
-        encoder: VisionTransformer,
-        head: SplitHead,
-        base: nn.Module,
+        base: Base,
         decoder: PathDecoder | PixelShuffleDecoder | None,
         path: Path,
         views: Views,
@@ -53,27 +48,40 @@ class TIR(Method):
         mask_outside: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder: VisionTransformer = encoder
-        self.head, self.base, self.decoder = head, base, decoder
+        self.base, self.decoder = base, decoder
         self.path, self.views, self.recon_weight = path, views, recon_weight
         self.num_steps = decoder.num_steps if decoder is not None else 0
         shared: dict[str, Any] = {"mean": views.mean, "std": views.std}
         if isinstance(decoder, PathDecoder):
-            shared |= {"layout": "patch", "patch_size": encoder.patch_size}
+            shared |= {"layout": "patch", "patch_size": base.encoder.patch_size}
         self.warp_loss = WarpReconLoss(
             padding_mode=views.padding_mode, mask_outside=mask_outside, **shared
         )
         self.blur_loss = BlurReconLoss(**shared)
 
+    @property
+    def backbone(self) -> VisionTransformer:
+        return self.base.backbone
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        return self.base.encoder
+
+    def before_step(self, progress: float) -> None:
+        self.base.before_step(progress)
+
+    def after_step(self, progress: float) -> None:
+        self.base.after_step(progress)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One step's losses: "loss" (to minimise), "ssl", "recon" and the base's parts."""
         between, end = self._points(batch.path)
         v2 = self._view(batch.u, end, batch.v1.dtype)
-        _, z_inv, z_equi = self._encode(torch.cat([batch.v1, v2]))
-        base = self.base(*z_inv.chunk(2))
+        base, z_equi = self.base(batch.v1, v2, batch)
         out = {name: value for name, value in base.items() if name != "loss"}
         out["ssl"] = out["loss"] = base["loss"]
         if self.decoder is not None:
+            assert z_equi is not None
             pred = self.decoder(torch.cat(z_equi.chunk(2), -1))
             out["recon"] = self._recon(pred, batch.u, between)
             out["loss"] = out["ssl"] + self.recon_weight * out["recon"]
@@ -85,10 +93,7 @@ class TIR(Method):
         Returns:
             "patch" (encoder), "z_inv", "z_equi" and, if the encoder has one, "cls" [B, 1, D].
         """
-        tokens, z_inv, z_equi = self._encode(images)
-        prefix = self.encoder.num_prefix_tokens
-        out = {"patch": tokens[:, prefix:], "z_inv": z_inv, "z_equi": z_equi}
-        return {**out, "cls": tokens[:, :1]} if self.encoder.cls_token is not None else out
+        return self.base.features(images)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> dict[str, Tensor]:
@@ -101,7 +106,7 @@ class TIR(Method):
             raise ValueError("reconstruct: this model has no decoders (num_steps = 0)")
         between, end = self._points(batch.path)
         v2 = self._view(batch.u, end, batch.v1.dtype)
-        _, _, z_equi = self._encode(torch.cat([batch.v1, v2]))
+        z_equi = self.base.equivariant(torch.cat([batch.v1, v2]))
         pred = self.decoder(torch.cat(z_equi.chunk(2), -1)).float()
         return {
             "v1": batch.v1.float(),
@@ -109,11 +114,6 @@ class TIR(Method):
             "target": self._view(batch.u, between, torch.float32),
             "pred": pred if pred.ndim == 5 else unpatchify(pred, self.encoder.patch_size),
         }
-
-    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = self.encoder(images)
-        z_inv, z_equi = self.head(tokens[:, self.encoder.num_prefix_tokens :])
-        return tokens, z_inv, z_equi
 
     def _points(self, params: Tensor) -> tuple[Transform, Transform]:
         """The K transformations between the views, and the one that makes v2."""

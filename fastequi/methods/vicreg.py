@@ -9,7 +9,7 @@ from fastequi.losses.vicreg import VICRegLoss
 from fastequi.models.heads import Expander
 
 
-class VICRegBase(nn.Module):
+class VICRegCriterion(nn.Module):
     """The invariance loss of two views' z_inv tokens.
 
     Args:

@@ -1,0 +1,128 @@
+"""Every recipe, scaled down, for some hundred steps on the embedded photographs: does it learn?
+
+    python -m bench.recipes --steps 300 --json bench/results/recipes_cpu.json
+
+The methods, losses, schedules, masks and crops are the recipes' own; the encoder, the images, the
+prototypes and the batch are small enough for a CPU. Shown are the losses' means over the first and
+the last tenth of the steps, and what a collapse would show in: the standard deviation of the
+features (1: they fill the sphere; 0: all are one), the teacher's entropy (log N: it tells nothing;
+0 with one prototype in use: it always tells the same) and how many prototypes it uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.report import commit
+from fastequi.config import Config
+from fastequi.data.sources import embedded_photos
+from fastequi.doctor import machine
+from fastequi.recipes import RECIPES
+from fastequi.train import pretrain
+
+SHOWN = ("loss", "ssl", "recon", "class", "patch", "koleo", "std", "teacher_entropy", "prototypes")
+PROTOTYPES = 256
+
+
+def scaled(config: Config, batch: int = 32) -> Config:
+    """A recipe at 32 px with a small ViT; its method and schedules are left as they are."""
+    method, data = config.method, config.data
+    teaches = method.base in ("dino", "ibot", "dinov2")
+    equi = 64 if method.equi_dim else 0
+    return replace(
+        config,
+        model=replace(
+            config.model, name="vit_tiny", patch_size=8, embed_dim=96, depth=3, num_heads=3
+        ),
+        data=replace(
+            data,
+            image_size=32,
+            source_size=32,
+            batch_size=batch,
+            samples_per_decode=4,
+            repeat=64,
+            crops=min(data.crops, 2),
+            crop_size=16,
+            num_threads=1,
+        ),
+        method=replace(
+            method,
+            dim=equi + (PROTOTYPES if teaches else 128),
+            equi_dim=equi,
+            decoder_width=64,
+            expander=(256, 256),
+            projector=(256, 64),
+        ),
+        distill=replace(config.distill, prototypes=PROTOTYPES, hidden_dim=256, bottleneck_dim=64),
+        # rates scale with the batch: what 32 images would get is too little for some hundred steps
+        optim=replace(config.optim, lr=4e-3, reference=batch, scaling="linear", warmup=0.1),
+    )
+
+
+def run(name: str, steps: int, batch: int = 32, seed: int = 0) -> dict[str, Any]:
+    """Trains a scaled-down recipe: what was logged, first and last tenth."""
+    config = scaled(RECIPES[name](), batch)
+    source = embedded_photos()
+    per_epoch = len(source) * config.data.repeat * config.data.samples_per_decode // batch
+    train = replace(
+        config.train,
+        epochs=max(round(steps / per_epoch), 1),
+        log_every=1,
+        checkpoint_every=0,
+        tensorboard=False,
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        pretrain(replace(config, train=train), source, run_dir, max_steps=steps)
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    tenth = max(len(rows) // 10, 1)
+
+    def mean(part: list[dict[str, float]], key: str) -> float:
+        return sum(row[key] for row in part) / len(part)
+
+    shown = [key for key in SHOWN if key in rows[0]]
+    return {
+        "recipe": name,
+        "steps": len(rows),
+        "batch": batch,
+        "prototypes": PROTOTYPES,
+        "first": {key: mean(rows[:tenth], key) for key in shown},
+        "last": {key: mean(rows[-tenth:], key) for key in shown},
+        "images_per_s": mean(rows[tenth:], "images_per_s"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", default=[n for n in RECIPES if n != "demo"])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    made = {"command": "python -m bench.recipes " + " ".join(sys.argv[1:]), "commit": commit()}
+    table = Table("recipe", *SHOWN, title=f"{options.steps} steps: first tenth → last tenth")
+    rows = []
+    for name in options.recipes:
+        rows.append(run(name, options.steps, options.batch))
+        first, last = rows[-1]["first"], rows[-1]["last"]
+        cells = [f"{first[k]:.3g} → {last[k]:.3g}" if k in first else "" for k in SHOWN]
+        table.add_row(name, *cells)
+        if options.json:
+            text = json.dumps({**made, "machine": machine(), "rows": rows}, indent=1)
+            options.json.write_text(text + "\n")
+    Console(width=190).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""DINO's and iBOT's criteria as modules: they hold temperature, centre and targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from fastequi.functional import dino_loss, ibot_loss
+
+
+class Center(nn.Module):
+    """Moving average of a teacher's logits, subtracted so that no prototype wins everything.
+
+    c ← m c + (1 - m) · mean of the step's rows (Caron et al., ICCV 2021, equation 4). Rows are
+    collected by :meth:`add`, over all batches of a step, and take effect in :meth:`update`, so a
+    step that is not taken leaves the centre alone.
+
+    Args:
+        prototypes: N.
+        momentum: m.
+        group: the processes whose rows make up the mean; None: this one alone.
+    """
+
+    value: Tensor
+    total: Tensor
+    rows: Tensor
+
+    def __init__(
+        self, prototypes: int, momentum: float = 0.9, group: ProcessGroup | None = None
+    ) -> None:
+        super().__init__()
+        self.momentum, self.group = momentum, group
+        self.register_buffer("value", torch.zeros(prototypes))
+        self.register_buffer("total", torch.zeros(prototypes), persistent=False)
+        self.register_buffer("rows", torch.zeros(()), persistent=False)
+
+    @torch.no_grad()
+    def add(self, logits: Tensor) -> None:
+        """Rows [..., N] of this step."""
+        rows = logits.flatten(0, -2)
+        self.total += rows.sum(0, dtype=torch.float32)
+        self.rows += len(rows)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the centre towards the mean of the rows added since the last update, if any."""
+        if self.group is not None and self.group.size() > 1:
+            both = torch.cat([self.total, self.rows[None]])
+            dist.all_reduce(both, group=self.group)
+            self.total.copy_(both[:-1])
+            self.rows.copy_(both[-1])
+        mean = self.total / self.rows.clamp(min=1)
+        self.value.lerp_(mean, (1 - self.momentum) * (self.rows > 0))
+        self.total.zero_()
+        self.rows.zero_()
+
+
+class _DistillationLoss(nn.Module):
+    """Options shared by both.
+
+    Args:
+        prototypes: N.
+        student_temp: temperature of the student.
+        center_momentum: of the centre, for targets="softmax".
+        targets: "softmax", centred, or "sinkhorn" (DINOv2).
+        group: the processes that share a centre or are balanced together; None: this one alone.
+        inplace: the gradient takes the memory of the student's logits.
+    """
+
+    def __init__(
+        self,
+        prototypes: int,
+        student_temp: float = 0.1,
+        center_momentum: float = 0.9,
+        targets: str = "softmax",
+        group: ProcessGroup | None = None,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student_temp, self.targets, self.inplace = student_temp, targets, inplace
+        self.group = group
+        centred = targets == "softmax"
+        self.center = Center(prototypes, center_momentum, group) if centred else None
+
+    def options(self, teacher: Tensor, teacher_temp: float) -> dict[str, Any]:
+        center = None
+        if self.center is not None:
+            center = self.center.value
+            self.center.add(teacher)
+        return {
+            "student_temp": self.student_temp,
+            "teacher_temp": teacher_temp,
+            "center": center,
+            "targets": self.targets,
+            "group": self.group,
+            "inplace": self.inplace,
+        }
+
+    def update(self) -> None:
+        """After the optimiser's step."""
+        if self.center is not None:
+            self.center.update()
+
+
+class DINOLoss(_DistillationLoss):
+    """:func:`fastequi.functional.dino_loss` between a student's views and a teacher's."""
+
+    def forward(self, student: Tensor, teacher: Tensor, teacher_temp: float = 0.07) -> Tensor:
+        """student [S, B, N], teacher [T, B, N] logits; call :meth:`update` after each step."""
+        return dino_loss(student, teacher, **self.options(teacher, teacher_temp))
+
+
+class IBOTLoss(_DistillationLoss):
+    """:func:`fastequi.functional.ibot_loss` on masked patches."""
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, weight: Tensor, teacher_temp: float = 0.07
+    ) -> Tensor:
+        """student, teacher [M, N] logits of masked patches, weight [M]; see `data.batch.Masks`."""
+        options = self.options(teacher, teacher_temp)
+        return ibot_loss(student, teacher, weight=weight, **options)

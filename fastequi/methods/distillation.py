@@ -1,0 +1,231 @@
+"""DINO, iBOT and DINOv2 as bases: a student learns what its moving average says of other views.
+
+DINO (Caron et al., ICCV 2021): class tokens of all crops against the teacher's of both global
+views. iBOT (Zhou et al., ICLR 2022) adds masked patches against the teacher's, which saw them, by
+the same head. DINOv2 (Oquab et al., TMLR 2024): a head of its own for patches, teachers balanced by
+Sinkhorn-Knopp, KoLeo on the class tokens.
+
+z_equi are the student's, of the patches of both global views. A masked patch has none: its place
+is filled with zeros before the decoders read it. Local crops never reach them.
+
+Where the official codes differ: iBOT's patch centre averages the masked patches, whose logits are
+the only ones computed (as in DINOv2), instead of all; the teacher's heads run in eval mode like its
+encoder; temperatures and momenta change with every step, not by epochs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastequi.data.batch import Batch, Masks
+from fastequi.distributed import world
+from fastequi.functional import koleo_loss
+from fastequi.losses.dino import DINOLoss, IBOTLoss
+from fastequi.methods.base import Base, BaseOutput
+from fastequi.models.heads import DINOHead
+from fastequi.models.vit import VisionTransformer
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What changes during training; times are shares of it.
+
+    Attributes:
+        momentum: of the teacher's weights, by half a cosine to 1.
+        teacher_temp: reached linearly from `first_teacher_temp` after `temp_warmup`.
+        freeze: until then the prototypes do not learn.
+    """
+
+    momentum: float = 0.996
+    teacher_temp: float = 0.07
+    first_teacher_temp: float = 0.04
+    temp_warmup: float = 0.0375
+    freeze: float = 0.00125
+
+    def momentum_at(self, progress: float) -> float:
+        return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
+
+    def temp_at(self, progress: float) -> float:
+        risen = 1.0 if progress >= self.temp_warmup else progress / self.temp_warmup
+        return self.first_teacher_temp + risen * (self.teacher_temp - self.first_teacher_temp)
+
+
+class Branch(nn.Module):
+    """A student or a teacher.
+
+    Args:
+        encoder: ViT with a class token.
+        head: of the class token.
+        patch_head: of the patches; the same object if it is shared, whose weights then count once.
+    """
+
+    def __init__(self, encoder: VisionTransformer, head: DINOHead, patch_head: DINOHead) -> None:
+        super().__init__()
+        if encoder.cls_token is None:
+            raise ValueError("encoder: expected one with a class token")
+        self.encoder, self.head = encoder, head
+        self.own_head = patch_head if patch_head is not head else None
+
+    @property
+    def patch_head(self) -> DINOHead:
+        return self.head if self.own_head is None else self.own_head
+
+
+class SelfDistillation(Base):
+    """DINO (no masks in the batch), iBOT, DINOv2.
+
+    Args:
+        student: its networks; the teacher starts as their copy.
+        schedule: of momentum, temperature and the prototypes' freeze.
+        targets: "softmax", centred, or "sinkhorn".
+        masked: masked patches are predicted (iBOT, DINOv2); batches then carry masks.
+        patch_weight: of that loss.
+        koleo_weight: of KoLeo on the student's class tokens, summed over both global views.
+        student_temp, center_momentum: of the losses.
+    """
+
+    def __init__(
+        self,
+        student: Branch,
+        schedule: Schedule = Schedule(),
+        targets: str = "softmax",
+        masked: bool = False,
+        patch_weight: float = 1.0,
+        koleo_weight: float = 0.0,
+        student_temp: float = 0.1,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
+        self.schedule, self.patch_weight, self.koleo_weight = schedule, patch_weight, koleo_weight
+        width = student.head.prototypes
+        options = student_temp, center_momentum, targets, world(), True
+        self.class_loss = DINOLoss(width, *options)
+        self.patch_loss = IBOTLoss(student.patch_head.prototypes, *options) if masked else None
+        self.mask_token = nn.Parameter(torch.zeros(student.encoder.embed_dim)) if masked else None
+        self.before_step(0.0)
+
+    @property
+    def backbone(self) -> VisionTransformer:
+        return self.student.encoder
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        return self.teacher.encoder
+
+    def train(self, mode: bool = True) -> SelfDistillation:
+        """The teacher stays in eval mode: it drops no path."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def before_step(self, progress: float) -> None:
+        self.temp = self.schedule.temp_at(progress)
+        self.frozen = progress < self.schedule.freeze
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        ours: list[Tensor] = list(self.teacher.parameters())
+        theirs: list[Tensor] = list(self.student.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - self.schedule.momentum_at(progress))
+        for loss in (self.class_loss, self.patch_loss):
+            if loss is not None:
+                loss.update()
+
+    def forward(self, v1: Tensor, v2: Tensor, batch: Batch) -> BaseOutput:
+        views, masks = torch.cat([v1, v2]), batch.masks
+        if (masks is None) != (self.patch_loss is None):
+            raise ValueError(
+                f"batch: expected {'no ' if masks is not None else ''}masks for this base"
+            )
+        hidden = None if masks is None else masks.mask.flatten(0, 1)
+        groups = [self.student.encoder.embed(views, hidden, self.mask_token)]
+        if batch.crops is not None:
+            groups.append(self.student.encoder.embed(batch.crops.flatten(0, 1)))
+        tokens, *local = self.student.encoder.encode(groups)
+        with torch.no_grad():
+            seen = self.teacher.encoder(views)
+            told = self.teacher.head(seen[:, 0]).unflatten(0, (2, -1))
+
+        classes = torch.cat([group[:, 0] for group in (tokens, *local)])
+        unit, _ = self.student.head.embed(classes)
+        logits = self.student.head.score(unit, self.frozen).unflatten(0, (-1, len(v1)))
+        parts = self._statistics(unit[: len(views)], told)
+        parts["class"] = parts["loss"] = self.class_loss(logits, told, self.temp)
+        if self.koleo_weight:
+            halves = tokens[:, 0].chunk(2)
+            parts["koleo"] = sum((koleo_loss(z, group=world()) for z in halves), unit.new_zeros(()))
+            parts["loss"] = parts["loss"] + self.koleo_weight * parts["koleo"]
+        prefix = self.student.encoder.num_prefix_tokens
+        patches, z_equi = tokens[:, prefix:], None
+        if masks is not None:
+            picked = seen[:, prefix:].flatten(0, 1)[masks.index]
+            z_equi, parts["patch"] = self._patches(patches, picked, masks)
+            parts["loss"] = parts["loss"] + self.patch_weight * parts["patch"]
+        elif self.student.patch_head.equi_dim:
+            z_equi = self._equivariant(self.student, patches)
+        return BaseOutput(parts, z_equi)
+
+    def _patches(
+        self, patches: Tensor, picked: Tensor, masks: Masks
+    ) -> tuple[Tensor | None, Tensor]:
+        """(z_equi, zero where masked; the loss of masked patches) of the student's [2B, L, D].
+
+        picked: [M, D], the teacher's tokens at the masked places.
+        """
+        assert self.patch_loss is not None
+        head, rows, z_equi = self.student.patch_head, patches.flatten(0, 1), None
+        with torch.no_grad():
+            told = self.teacher.patch_head(picked)
+        if head.equi_dim:
+            unit, flat = head.embed(rows, equi=True)
+            assert flat is not None
+            kept = flat.masked_fill(masks.mask.flatten()[:, None], 0.0)
+            z_equi, unit = kept.unflatten(0, patches.shape[:2]), unit[masks.index]
+        else:
+            unit, _ = head.embed(rows[masks.index])
+        logits = head.score(unit, self.frozen)
+        return z_equi, self.patch_loss(logits, told, masks.weight, self.temp)
+
+    @torch.no_grad()
+    def _statistics(self, unit: Tensor, told: Tensor) -> dict[str, Tensor]:
+        """What collapse shows in, from class tokens of the global views.
+
+        "std" of the student's unit vectors times the root of their width (1 if they fill the
+        sphere, 0 if all are one); "teacher_entropy" in nats, mean over rows (log N if it tells
+        nothing), before any balancing; "prototypes", how many the teacher uses: the exponential of
+        the entropy of its mean distribution.
+        """
+        center = self.class_loss.center
+        logits = told.float() if center is None else told.float() - center.value
+        q = torch.softmax(logits.flatten(0, 1) / self.temp, -1)
+        mean = q.mean(0)
+        return {
+            "std": unit.std(0).mean() * unit.shape[-1] ** 0.5,
+            "teacher_entropy": torch.special.entr(q).sum(-1).mean(),
+            "prototypes": torch.special.entr(mean).sum().exp(),
+        }
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """The teacher's: "patch", "cls" (encoder), "z_inv" (unit vectors of the head), "z_equi"."""
+        tokens, head = self.teacher.encoder(images), self.teacher.patch_head
+        patches = tokens[:, self.teacher.encoder.num_prefix_tokens :]
+        unit, z_equi = head.embed(patches.flatten(0, 1), equi=True)
+        assert z_equi is not None
+        out = {"z_inv": unit, "z_equi": z_equi}
+        out = {name: value.unflatten(0, patches.shape[:2]) for name, value in out.items()}
+        return {"patch": patches, **out, "cls": tokens[:, :1]}
+
+    def equivariant(self, images: Tensor) -> Tensor:
+        tokens = self.student.encoder(images)
+        return self._equivariant(self.student, tokens[:, self.student.encoder.num_prefix_tokens :])
+
+    def _equivariant(self, branch: Branch, patches: Tensor) -> Tensor:
+        _, z_equi = branch.patch_head.embed(patches.flatten(0, 1), equi=True)
+        assert z_equi is not None
+        return z_equi.unflatten(0, patches.shape[:2])

@@ -1,0 +1,53 @@
+"""Bases of one encoder for both views: z_inv tokens of two views to a criterion on images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastequi.data.batch import Batch
+from fastequi.methods.base import Base, BaseOutput
+from fastequi.models.heads import SplitHead
+from fastequi.models.vit import VisionTransformer
+
+
+class JointEmbedding(Base):
+    """VICReg and SimCLR.
+
+    Args:
+        encoder: ViT that gives [B, prefix + L, D] tokens.
+        head: token head whose channels are split into z_inv and z_equi.
+        criterion: called with the z_inv tokens [B, L, d_inv] of both views; its dict holds "loss"
+            and whatever else it wants logged.
+    """
+
+    def __init__(self, encoder: VisionTransformer, head: SplitHead, criterion: nn.Module) -> None:
+        super().__init__()
+        self._encoder, self.head, self.criterion = encoder, head, criterion
+
+    @property
+    def backbone(self) -> VisionTransformer:
+        return self._encoder
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        return self._encoder
+
+    def forward(self, v1: Tensor, v2: Tensor, batch: Batch) -> BaseOutput:
+        _, z_inv, z_equi = self.split(torch.cat([v1, v2]))
+        return BaseOutput(self.criterion(*z_inv.chunk(2)), z_equi)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        tokens, z_inv, z_equi = self.split(images)
+        prefix = self.backbone.num_prefix_tokens
+        out = {"patch": tokens[:, prefix:], "z_inv": z_inv, "z_equi": z_equi}
+        return {**out, "cls": tokens[:, :1]} if self.backbone.cls_token is not None else out
+
+    def equivariant(self, images: Tensor) -> Tensor:
+        return self.split(images)[2]
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(all tokens, z_inv, z_equi of the patch tokens) of images [B, 3, H, W]."""
+        tokens = self.backbone(images)
+        z_inv, z_equi = self.head(tokens[:, self.backbone.num_prefix_tokens :])
+        return tokens, z_inv, z_equi
