@@ -62,9 +62,25 @@ def scaled(config: Config, batch: int = 32) -> Config:
             expander=(256, 256),
             projector=(256, 64),
         ),
-        distill=replace(config.distill, prototypes=PROTOTYPES, hidden_dim=256, bottleneck_dim=64),
+        # the teacher follows within a hundred steps, not thousands, and at one temperature: with
+        # momentum .95 and a rate of 4e-3 DINO ends with a uniform teacher
+        distill=replace(
+            config.distill,
+            prototypes=PROTOTYPES,
+            hidden_dim=256,
+            bottleneck_dim=64,
+            momentum=0.99,
+            teacher_temp=0.04,
+            freeze=0.1,
+        ),
         # rates scale with the batch: what 32 images would get is too little for some hundred steps
-        optim=replace(config.optim, lr=4e-3, reference=batch, scaling="linear", warmup=0.1),
+        optim=replace(
+            config.optim,
+            lr=5e-4 if teaches else 4e-3,
+            reference=batch,
+            scaling="linear",
+            warmup=0.1,
+        ),
     )
 
 
