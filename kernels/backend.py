@@ -49,7 +49,9 @@ def choose(device: torch.device) -> tuple[str, str]:
 
 
 def use_triton(tensor: torch.Tensor) -> bool:
-    return choose(tensor.device)[0] == "triton"
+    if _forced is not None:
+        return _forced == "triton"
+    return tensor.device.type == "cuda" and TRITON_ERROR is None
 
 
 def use_native(tensor: torch.Tensor) -> bool:

@@ -202,7 +202,8 @@ class SelfDistillation(Base):
         the entropy of its mean distribution.
         """
         center = self.class_loss.center
-        logits = told.float() if center is None else told.float() - center.value
+        logits = told.to(torch.promote_types(told.dtype, torch.float32))
+        logits = logits if center is None else logits - center.value
         q = torch.softmax(logits.flatten(0, 1) / self.temp, -1)
         mean = q.mean(0)
         return {

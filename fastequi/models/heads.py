@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -101,7 +102,8 @@ class DINOHead(nn.Module):
         z_equi = None
         if self.split == "hidden" and self.equi_dim:
             hidden, z_equi = hidden.split([hidden.shape[-1] - self.equi_dim, self.equi_dim], -1)
-        unit = F.normalize(self.bottleneck(hidden).float(), dim=-1, eps=1e-6)
+        unit = self.bottleneck(hidden)
+        unit = F.normalize(unit.to(torch.promote_types(unit.dtype, torch.float32)), dim=-1)
         if equi and z_equi is None:
             z_equi = F.linear(unit, F.normalize(self.last.weight[self.prototypes :], dim=-1))
         return unit, z_equi if equi else None
