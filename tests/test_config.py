@@ -44,6 +44,37 @@ def test_what_cannot_work_is_refused_at_once(section, change, message):
         replace(config, **{section: replace(getattr(config, section), **change)})
 
 
+@pytest.mark.parametrize(
+    ("name", "section", "change", "message"),
+    [
+        ("ibot_vits16", "data", {"mask_share": 0.0}, "data.mask_share: expected > 0 .*=ibot"),
+        ("dino_vits16", "data", {"mask_share": 0.5}, "data.mask_share: expected 0 .*=dino"),
+        ("vicreg_vits16", "data", {"crops": 2}, "data.crops: expected 0 for method.base=vicreg"),
+        ("dino_vits16", "data", {"crop_size": 90}, "model.patch_size: .*data.crop_size=90"),
+        ("dino_vits16", "model", {"class_token": False}, "model.class_token: expected true"),
+        ("ibot_vits16", "method", {"equi_dim": 8192}, "method.equi_dim: expected less than"),
+        ("dino_vits16", "distill", {"teacher_temp": 0.0}, "distill.teacher_temp: expected > 0"),
+        ("dino_vits16", "distill", {"momentum": 1.1}, "distill.momentum: expected 0 .. 1"),
+        ("dinov2_vitl16", "optim", {"layer_decay": 0.0}, "optim.layer_decay"),
+        ("dinov2_vitl16", "distill", {"prototypes": 0}, "distill.prototypes"),
+    ],
+)
+def test_what_a_base_cannot_do_is_refused_at_once(name, section, change, message):
+    config = RECIPES[name]()
+    with pytest.raises(ValueError, match=message):
+        replace(config, **{section: replace(getattr(config, section), **change)})
+
+
+@pytest.mark.parametrize("base", ["dino_vits16", "ibot_vits16", "ibot_vitl16", "dinov2_vitl16"])
+def test_a_recipe_and_its_base_differ_by_tir_alone(base):
+    tir, alone = RECIPES[f"tir_{base}"](), RECIPES[base]()
+    still = replace(tir.path, degrees=0.0, pixels=0.0)
+    method = replace(tir.method, num_steps=0, equi_dim=0)
+    assert replace(tir, path=still, method=method) == alone
+    assert (tir.data.crops, tir.data.crop_size, tir.data.image_size) == (8, 96, 224)
+    assert tir.optim.final_weight_decay == 0.4
+
+
 def test_unknown_fields_in_json_are_named():
     with pytest.raises(ValueError, match=r"OptimConfig: unknown fields \['learning_rate'\]"):
         Config.from_json('{"optim": {"learning_rate": 1}}')

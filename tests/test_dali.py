@@ -1,5 +1,7 @@
 """DALI's graph on real files: decoding rules, colour maths, operators against plain formulas."""
 
+from dataclasses import astuple, replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,12 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.data.augment import Augment, ViewConfig, ViewParams
+from fastequi.data.augment import Augment, ViewConfig, ViewParams, crop_params, local_crop
 from fastequi.data.dali import ViewPipeline, decoder_backend, feed_of, undecodable
+from fastequi.data.loader import make_loader
 from fastequi.data.sources import image_folder
-from fastequi.paths import color_matrix
+from fastequi.paths import SE2, color_matrix
+from fastequi.philox import Draws
 
 CPU = torch.device("cpu")
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # v1 in 0..1
@@ -204,3 +208,51 @@ def test_backend_is_named():
 def test_other_devices_are_refused(noise):
     with pytest.raises(ValueError, match="expected cpu or cuda, got meta"):
         ViewPipeline(config(), 1, lambda: (), torch.device("meta"), 1)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_local_crops_are_windows_of_their_own(tmp_path, samples):
+    """Each crop has its window, colour, blur and flag; [V, B] in the order of the parameters."""
+    paths = []
+    for i in range(2):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+        paths.append(path)
+    views, n = 3, 2 * samples
+    aug = Augment(area=(0.1, 0.5), jitter=0.5, gray=0.5, blur=0.5, solarize=0.5)
+    cfg = config(crops=views, crop_size=16, a3=aug, samples_per_decode=samples)
+    draws = Draws.of(0, 0, np.arange(n))
+    params = crop_params(cfg, draws, np.full((n, 2), 32))
+    feed = feed_of(cfg, [str(path) for path in paths], whole(n), whole(n), params)
+    _, _, crops = ViewPipeline(cfg, 2, lambda: feed, CPU, 1).run()
+    assert crops.shape == (views, n, 3, 16, 16)
+    alone = config(a1=aug, size=16)
+    for v in range(views):
+        for b in range(n):
+            one = [None if x is None else x[b * views + v][None] for x in astuple(params)]
+            v1, _ = run(alone, [paths[b // samples]], ViewParams(*one), whole(1))
+            np.testing.assert_allclose(crops[v, b], v1[0], atol=1e-5)
+
+
+def test_a_run_with_crops_and_masks_resumes_with_the_same_batches(noise):
+    source = image_folder(noise.parent)
+    cfg = replace(
+        config(crops=2, crop_size=16, a3=local_crop(), mask_share=0.5),
+        batch_size=4, samples_per_decode=2, repeat=16,
+    )  # fmt: skip
+    shared = {"seed": 3, "grid": 4}
+    with make_loader(source, cfg, SE2(), **shared) as whole_run:
+        batches = [next(whole_run) for _ in range(3)]
+        with pytest.raises(ValueError, match="grid: masks"):
+            make_loader(source, cfg, SE2(), seed=3)
+    with make_loader(source, cfg, SE2(), **shared) as first:
+        next(first)
+        state = first.state_dict()
+    with make_loader(source, cfg, SE2(), **shared, state=state) as second:
+        for expected in batches[1:]:
+            found = next(second)
+            assert torch.equal(found.crops, expected.crops)
+            assert torch.equal(found.masks.mask, expected.masks.mask)
+    assert batches[0].crops.shape == (2, 4, 3, 16, 16)
+    assert batches[0].masks.mask.shape == (2, 4, 16)
+    assert not torch.equal(batches[0].crops[0], batches[0].crops[1])

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from fastequi import distributed
 from fastequi.functional import dino_loss, ibot_loss, koleo_loss, nt_xent_loss
+from fastequi.losses.dino import Center
 from fastequi.losses.vicreg import VICRegLoss
 
 rank, sizes, store = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
@@ -58,11 +59,16 @@ for name, loss in losses.items():
             dist.all_reduce(value)
             value = value / len(sizes)
     out[name] = [value.item(), grad.tolist()]
+center = Center(8, 0.9, group)
+for part in (x1, x2) if rank == 0 else (x1[:0], torch.cat([x1, x2])):  # one without rows
+    center.add(part @ weight)
+center.update()
+out["center"] = [0.0, center.value.tolist()]
 out["row_mean"] = [0.0, distributed.row_mean(x1.float(), group).tolist()]
 print(json.dumps(out))
 if group is not None:  # gloo's threads abort a process that leaves with its group still alive
     dist.barrier()
-    del group
+    del group, center, losses
     dist.destroy_process_group()
 """
 
@@ -99,7 +105,7 @@ def test_value_and_gradient_are_those_of_one_process(processes, alone, tmp_path)
     for found in run(processes, tmp_path):
         assert found.keys() == alone.keys()
         for name, (value, grad) in found.items():
-            tolerance = 1e-5 if name in ("vicreg", "row_mean") else 1e-9  # VICReg is in float32
+            tolerance = 1e-5 if name in ("vicreg", "row_mean", "center") else 1e-9  # in float32
             assert value == pytest.approx(alone[name][0], rel=tolerance), name
             expected = torch.tensor(alone[name][1], dtype=torch.float64)
             allowed = 10 * tolerance * expected.abs().max().item()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastequi.optim import WeightAverage, adamw, param_groups, warmup_cosine
+from fastequi.models import vit
+from fastequi.optim import WeightAverage, adamw, param_groups, schedule, warmup_cosine
 
 
 def test_warmup_cosine_has_its_known_values():
@@ -21,6 +22,35 @@ def test_only_matrices_decay():
     assert rest["weight_decay"] == 0.0
     assert {id(p) for p in decay["params"]} == {id(model[0].weight), id(model[2].weight)}
     assert len(rest["params"]) == 5
+
+
+def test_rates_fall_with_depth_as_in_dinov2():
+    """facebookresearch/dinov2, get_vit_lr_decay_rate: .9 to the layers left, patches .2 of that."""
+    encoder = vit.vit_tiny(embed_dim=8, depth=3, num_heads=1, img_size=16, patch_size=8)
+    model = nn.ModuleDict({"head": nn.Linear(8, 8), "encoder": encoder})
+    rates = {}
+    groups = param_groups(model, 0.1, encoder, layer_decay=0.9, patch_embed_lr=0.2)
+    for group in groups:
+        assert group["weight_decay"] == (0.1 if group["decays"] else 0.0)
+        rates |= {id(p): group["lr_scale"] for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert len(found) == len(rates)
+    expected = {
+        "head.weight": 1.0,
+        "encoder.norm.weight": 1.0,
+        "encoder.blocks.2.mlp.fc1.weight": 0.9,
+        "encoder.blocks.0.norm1.bias": 0.9**3,
+        "encoder.cls_token": 0.9**4,
+        "encoder.pos_embed": 0.9**4,
+        "encoder.patch_embed.proj.weight": 0.2 * 0.9**4,
+    }
+    for name, rate in expected.items():
+        assert found[name] == pytest.approx(rate), name
+    optimizer = torch.optim.AdamW(groups)
+    schedule(optimizer, 2.0, 0.3)
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(2 * group["lr_scale"])
+        assert group["weight_decay"] == (0.3 if group["decays"] else 0.0)
 
 
 def test_decay_moves_a_matrix_without_gradient_but_not_a_bias():

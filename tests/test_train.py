@@ -1,6 +1,7 @@
 """Real runs of a few steps: embedded photographs through DALI, on the CPU."""
 
 import json
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("nvidia.dali")
 
+from bench import recipes
 from fastequi import checkpoint
 from fastequi.config import Config
 from fastequi.data.sources import embedded_photos
@@ -148,6 +150,37 @@ def test_the_paper_path_families_train(source, tmp_path):
     )
     pretrain(blur, source, tmp_path / "blur", max_steps=1)
     assert build(blur).num_steps == 2
+
+
+@pytest.mark.parametrize("name", ["tir_dino_vits16", "tir_ibot_vits16", "tir_dinov2_vitl16"])
+def test_distillation_with_tir_learns_on_photographs_and_does_not_collapse(name):
+    """160 steps of 16 images, scaled down; `python -m bench.recipes` shows all, for longer."""
+    found = recipes.run(name, 160, 16)
+    first, last = found["first"], found["last"]
+    assert last["loss"] < 0.95 * first["loss"]
+    assert last["recon"] < 0.8 * first["recon"]
+    assert last["ssl"] < first["ssl"]
+    assert last["std"] > 0.2
+    assert last["prototypes"] > 8
+    assert last["teacher_entropy"] < 0.99 * math.log(recipes.PROTOTYPES)
+
+
+def test_a_resumed_distillation_ends_with_the_same_bits(tmp_path, source):
+    """Teacher, centres, schedules, crops and masks go on where they were."""
+    config = recipes.scaled(RECIPES["tir_ibot_vits16"](), 8)
+    config = replace(
+        config,
+        model=replace(config.model, embed_dim=32, depth=1, num_heads=1),
+        train=replace(config.train, epochs=1, log_every=2, checkpoint_every=3),
+    )
+    whole = pretrain(config, source, tmp_path / "whole", max_steps=6)
+    pretrain(config, source, tmp_path / "parts", max_steps=3)
+    torch.rand(7)
+    parts = pretrain(config, source, tmp_path / "parts", resume=True, max_steps=6)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+    assert not torch.equal(whole.base.teacher.head.last.weight, whole.base.student.head.last.weight)
+    assert whole.base.class_loss.center.value.abs().sum() > 0
 
 
 @pytest.mark.parametrize("base", ["vicreg", "simclr"])
