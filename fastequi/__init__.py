@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         koleo_loss,
         linear_warp_recon_loss,
         nt_xent_loss,
+        vicreg_loss,
         warp,
         warp_recon_loss,
     )
@@ -36,6 +37,7 @@ _HOME = {
     "ibot_loss": "fastequi.functional",
     "koleo_loss": "fastequi.functional",
     "nt_xent_loss": "fastequi.functional",
+    "vicreg_loss": "fastequi.functional",
     "WarpReconLoss": "fastequi.losses.reconstruction",
     "BlurReconLoss": "fastequi.losses.reconstruction",
     "Rotation": "fastequi.paths",
@@ -60,6 +62,7 @@ __all__ = [
     "koleo_loss",
     "linear_warp_recon_loss",
     "nt_xent_loss",
+    "vicreg_loss",
     "warp",
     "warp_recon_loss",
 ]

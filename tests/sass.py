@@ -22,6 +22,7 @@ from fastequi.kernels import (
     koleo,
     nt_xent,
     pixel_loss,
+    vicreg,
     warp,
     warp_recon_general,
     warp_recon_texels,
@@ -39,13 +40,13 @@ POINTERS = {
 }  # fmt: skip
 FLOATS = {
     "max_sigma", "weight", "student_scale", "teacher_scale", "inverse_temp", "mean0", "mean1",
-    "mean2", "gain0", "gain1", "gain2",
+    "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov",
 }  # fmt: skip
 # 224×224 images: sizes and strides that are multiples of 16
 EVEN = {
     "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
-    "stride_r",
+    "stride_r", "stride_1", "stride_2",
 }  # fmt: skip
 
 RECON = {
@@ -104,6 +105,10 @@ def cases() -> Iterator[tuple]:
     yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}
     yield "column_lse", dino._column_lse_kernel, column_lse, {}, 4, None, 16 * 128
+    constants = {"GRAD": True, "ROWS": vicreg._ROWS, "BLOCK": vicreg._BLOCK}
+    types = {f"{name}_ptr": "*fp32" for name in ("z1", "z2", "centred", "grad", "sums")}
+    kernel, pixels = vicreg._vicreg_columns_kernel, vicreg._ROWS * vicreg._BLOCK
+    yield "vicreg", kernel, constants, types, vicreg._WARPS, None, pixels
     for size in ("i32", "i64"):
         constants, types = {"BLOCK": 1024}, {"factor_ptr": "*fp32", "n": size}
         yield f"rescale {size}", pixel_loss._rescale_kernel, constants, types, 4, None, 1024

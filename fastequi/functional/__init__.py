@@ -13,6 +13,7 @@ from fastequi.functional.images import (
     warp,
     warp_recon_loss,
 )
+from fastequi.functional.redundancy import vicreg_loss
 from fastequi.kernels import backend as _backend
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "koleo_loss",
     "linear_warp_recon_loss",
     "nt_xent_loss",
+    "vicreg_loss",
     "warp",
     "warp_recon_loss",
 ]

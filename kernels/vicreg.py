@@ -1,0 +1,218 @@
+"""VICReg's three terms and their gradient: one Gram matrix, one product each way.
+
+Replaces, for embeddings z1, z2 of two views (Bardes et al., ICLR 2022, equations 1 to 6)::
+
+    inv = F.mse_loss(z1, z2)
+    z1, z2 = z1 - z1.mean(0), z2 - z2.mean(0)
+    var = sum(F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() / 2 for z in (z1, z2))
+    covs = [z.T @ z / (N - 1) for z in (z1, z2)]       # D·D values each
+    cov = sum((c.square().sum() - c.diagonal().square().sum()) / D for c in covs)
+
+The covariance matrix is needed for its norm alone, and ‖zᵀz‖ = ‖zzᵀ‖: where the batch is smaller
+than the embedding the Gram matrix G = zzᵀ of N·N values takes its place, N²D operations for ND².
+Its gradient is 4 G z up to a factor, so with z centred the whole gradient is one matrix product,
+added to what works column by column::
+
+    d/dz = a (z1 - z2) + coef[d] · z + b · G z
+
+Autograd would make two products of a matrix with itself in its backward, and store what every line
+above makes. Here a kernel reads both views, writes them centred, the column sums and the first two
+summands of the gradient, in three passes over columns that stay in the L2 cache: 2 views read, 4
+written; the products are the library's (cuBLAS, BLAS) and add to what was written.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels.direct import direct
+from fastequi.kernels.pixel_loss import scaled
+
+EPS = 1e-4  # inside the square root, as in the authors' code
+
+
+@triton.jit
+def _vicreg_columns_kernel(
+    # pointers
+    z1_ptr,
+    z2_ptr,
+    centred_ptr,
+    grad_ptr,
+    sums_ptr,
+    # shapes
+    N,
+    D,
+    # strides
+    stride_1,
+    stride_2,
+    # scalars
+    slope_inv,
+    slope_var,
+    slope_cov,
+    # constants
+    GRAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # sums[0..4, d]: Σ_n (z1 - z2)², 1 - std, 1 - std of z2, Σ_n centred², the same of z2
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = offs < D
+    rows = tl.arange(0, ROWS)
+    total_1 = tl.zeros([ROWS, BLOCK], tl.float32)
+    total_2 = tl.zeros([ROWS, BLOCK], tl.float32)
+    for start in range(0, N, ROWS):
+        at = (start + rows).to(tl.int64)
+        mask = (at < N)[:, None] & live[None, :]
+        total_1 += tl.load(z1_ptr + at[:, None] * stride_1 + offs[None, :], mask=mask, other=0.0)
+        total_2 += tl.load(z2_ptr + at[:, None] * stride_2 + offs[None, :], mask=mask, other=0.0)
+    mean_1 = tl.sum(total_1, 0) / N
+    mean_2 = tl.sum(total_2, 0) / N
+    apart = tl.zeros([ROWS, BLOCK], tl.float32)
+    square_1 = tl.zeros([ROWS, BLOCK], tl.float32)
+    square_2 = tl.zeros([ROWS, BLOCK], tl.float32)
+    for start in range(0, N, ROWS):
+        at = (start + rows).to(tl.int64)
+        mask = (at < N)[:, None] & live[None, :]
+        places = at[:, None] * D + offs[None, :]
+        z1 = tl.load(z1_ptr + at[:, None] * stride_1 + offs[None, :], mask=mask, other=0.0)
+        z2 = tl.load(z2_ptr + at[:, None] * stride_2 + offs[None, :], mask=mask, other=0.0)
+        apart += (z1 - z2) * (z1 - z2)
+        z1 = tl.where(mask, z1 - mean_1[None, :], 0.0)
+        z2 = tl.where(mask, z2 - mean_2[None, :], 0.0)
+        square_1 += z1 * z1
+        square_2 += z2 * z2
+        tl.store(centred_ptr + places, z1, mask=mask)
+        tl.store(centred_ptr + N.to(tl.int64) * D + places, z2, mask=mask)
+    squares_1 = tl.sum(square_1, 0)
+    squares_2 = tl.sum(square_2, 0)
+    std_1 = tl.sqrt(squares_1 / (N - 1) + 1e-4)
+    std_2 = tl.sqrt(squares_2 / (N - 1) + 1e-4)
+    tl.store(sums_ptr + offs, tl.sum(apart, 0), mask=live)
+    tl.store(sums_ptr + D + offs, tl.where(std_1 < 1.0, 1.0 - std_1, std_1 * 0.0), mask=live)
+    tl.store(sums_ptr + 2 * D + offs, tl.where(std_2 < 1.0, 1.0 - std_2, std_2 * 0.0), mask=live)
+    tl.store(sums_ptr + 3 * D + offs, squares_1, mask=live)
+    tl.store(sums_ptr + 4 * D + offs, squares_2, mask=live)
+    if GRAD:
+        coef_1 = tl.where(std_1 < 1.0, slope_var / std_1, 0.0) - slope_cov * squares_1
+        coef_2 = tl.where(std_2 < 1.0, slope_var / std_2, 0.0) - slope_cov * squares_2
+        for start in range(0, N, ROWS):
+            at = (start + rows).to(tl.int64)
+            mask = (at < N)[:, None] & live[None, :]
+            places = at[:, None] * D + offs[None, :]
+            z1 = tl.load(centred_ptr + places, mask=mask, other=0.0)
+            z2 = tl.load(centred_ptr + N.to(tl.int64) * D + places, mask=mask, other=0.0)
+            apart_mean = (mean_1 - mean_2)[None, :]
+            pull = slope_inv * (z1 - z2 + apart_mean)
+            tl.store(grad_ptr + places, pull + coef_1[None, :] * z1, mask=mask)
+            tl.store(grad_ptr + N.to(tl.int64) * D + places, coef_2[None, :] * z2 - pull, mask=mask)
+
+
+_ROWS, _BLOCK, _WARPS = 32, 32, 8
+
+
+def _columns(z1: Tensor, z2: Tensor, slopes: tuple[float, float, float], grad: bool) -> tuple:
+    """(both views centred [2, N, D], the gradient but for the product, sums [5, D])."""
+    n, dim = z1.shape
+    slope_inv, slope_var, slope_cov = slopes
+    if use_triton(z1) and z1.dtype == torch.float32 and z1.numel():
+        z1, z2 = (z if z.stride(1) == 1 else z.contiguous() for z in (z1, z2))
+        centred = z1.new_empty(2, n, dim)
+        out = torch.empty_like(centred) if grad else z1.new_empty(0)
+        sums = z1.new_empty(5, dim)
+        with torch.cuda.device_of(z1):
+            _vicreg_columns_kernel[(triton.cdiv(dim, _BLOCK),)](
+                z1, z2, centred, out, sums, n, dim, z1.stride(0), z2.stride(0), slope_inv,
+                slope_var, slope_cov, GRAD=grad, ROWS=_ROWS, BLOCK=_BLOCK, num_warps=_WARPS,
+            )  # fmt: skip
+        return centred, out, sums
+    apart = z1 - z2
+    centred = torch.stack([z1 - z1.mean(0), z2 - z2.mean(0)])
+    squares = centred.square().sum(1)
+    std = (squares / (n - 1) + EPS).sqrt()
+    sums = torch.cat([apart.square().sum(0)[None], F.relu(1 - std), squares])
+    if not grad:
+        return centred, z1.new_empty(0), sums
+    coef = torch.where(std < 1, slope_var / std, 0.0) - slope_cov * squares
+    out = centred * coef[:, None]
+    out[0].add_(apart, alpha=slope_inv)
+    out[1].sub_(apart, alpha=slope_inv)
+    return centred, out, sums
+
+
+def _compute(
+    z1: Tensor,
+    z2: Tensor,
+    inv_weight: float,
+    var_weight: float,
+    cov_weight: float,
+    grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(the weighted sum, (inv, var, cov), gradients [2, N, D] or empty)."""
+    n, dim = z1.shape
+    by_cov = 4 * cov_weight / ((n - 1) ** 2 * dim)
+    slopes = 2 * inv_weight / (n * dim), -0.5 * var_weight / (dim * (n - 1)), by_cov
+    centred, out, sums = _columns(z1, z2, slopes, grad)
+    norms = []
+    for view in range(2):
+        z = centred[view]
+        gram = z @ z.T if n < dim else z.T @ z
+        norms.append(torch.linalg.vector_norm(gram).square())
+        if grad:
+            # G z, or z C where the covariance is the smaller
+            out[view].addmm_(*((gram, z) if n < dim else (z, gram)), alpha=by_cov)
+    inv = sums[0].sum() / (n * dim)
+    var = sums[1:3].sum() / (2 * dim)
+    cov = (norms[0] + norms[1] - sums[3:].square().sum()) / ((n - 1) ** 2 * dim)
+    total = inv_weight * inv + var_weight * var + cov_weight * cov
+    return total, torch.stack([inv, var, cov]), out
+
+
+_vicreg_op = torch.library.custom_op("fastequi::vicreg_loss", _compute, mutates_args=())
+
+
+@_vicreg_op.register_fake
+def _(z1, z2, inv_weight, var_weight, cov_weight, grad) -> tuple[Tensor, Tensor, Tensor]:
+    return z1.new_empty(()), z1.new_empty(3), z1.new_empty((2, *z1.shape) if grad else 0)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, g_total, g_parts, g_grad):
+    (grad,) = ctx.saved_tensors
+    if g_total is None:
+        return (None,) * 6
+    return (*scaled(ctx, grad, g_total).unbind(0), *[None] * 4)
+
+
+_vicreg_op.register_autograd(_backward, setup_context=_setup_context)
+_vicreg = direct(_vicreg_op, _compute, _setup_context, _backward)
+
+
+def vicreg_loss_ref(
+    z1: Tensor, z2: Tensor, inv_weight: float, var_weight: float, cov_weight: float
+) -> tuple[Tensor, Tensor]:
+    """The chain in plain PyTorch, differentiable: (total, (inv, var, cov))."""
+    inv, (z1, z2) = F.mse_loss(z1, z2), (z1 - z1.mean(0), z2 - z2.mean(0))
+    var = inv.new_zeros(())
+    cov = inv.new_zeros(())
+    for z in (z1, z2):
+        var = var + F.relu(1 - (z.var(0) + EPS).sqrt()).mean() / 2
+        matrix = z.T @ z / (len(z) - 1)
+        cov = cov + (matrix.square().sum() - matrix.diagonal().square().sum()) / z.shape[1]
+    total = inv_weight * inv + var_weight * var + cov_weight * cov
+    return total, torch.stack([inv, var, cov])
+
+
+def vicreg_loss(
+    z1: Tensor, z2: Tensor, inv_weight: float, var_weight: float, cov_weight: float
+) -> tuple[Tensor, Tensor]:
+    """(the weighted sum, (inv, var, cov) without a gradient); float32 or float64, N >= 2."""
+    grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
+    total, parts, _ = _vicreg(z1, z2, inv_weight, var_weight, cov_weight, grad)
+    return total, parts
