@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         gaussian_blur,
         ibot_loss,
         koleo_loss,
+        linear_dino_loss,
+        linear_ibot_loss,
         linear_warp_recon_loss,
         nt_xent_loss,
         vicreg_loss,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "linear_dino_loss": "fastequi.functional",
+    "linear_ibot_loss": "fastequi.functional",
     "linear_warp_recon_loss": "fastequi.functional",
     "warp_recon_loss": "fastequi.functional",
     "warp": "fastequi.functional",
@@ -60,6 +64,8 @@ __all__ = [
     "gaussian_blur",
     "ibot_loss",
     "koleo_loss",
+    "linear_dino_loss",
+    "linear_ibot_loss",
     "linear_warp_recon_loss",
     "nt_xent_loss",
     "vicreg_loss",

@@ -106,6 +106,7 @@ class DistillConfig:
     freeze: float = 0.00125  # share of the training in which prototypes do not learn
     patch_weight: float = 1.0  # iBOT's loss on masked patches
     koleo_weight: float = 0.1  # DINOv2's
+    chunked: bool = False  # prototype layer and loss in one: less memory, two more products
 
 
 @dataclass(frozen=True)

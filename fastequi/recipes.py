@@ -262,6 +262,7 @@ def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
         koleo_weight=distill.koleo_weight if second else 0.0,
         student_temp=distill.student_temp,
         center_momentum=distill.center_momentum,
+        chunked=distill.chunked,
     )
 
 

@@ -122,6 +122,7 @@ def _dino_kernel(
     weight_ptr,
     row_ptr,
     column_ptr,
+    lse_ptr,
     loss_ptr,
     grad_ptr,
     # shapes
@@ -137,11 +138,13 @@ def _dino_kernel(
     PAIRS: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
+    HAS_LSE: tl.constexpr,
     GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # loss[r] = weight[r] (n LSE(x) - Σ_n Q x), x = student / temp, Q = Σ_t q_t; without row numbers
-    # there is one teacher per row at most, and its softmax is found beside the student's
+    # there is one teacher per row at most, and its softmax is found beside the student's; with the
+    # student's LSE given these are some of its columns, and loss[r] is their share of -Q x
     r = tl.program_id(0).to(tl.int64)
     weight = tl.load(weight_ptr + r)
     offs = tl.arange(0, BLOCK)
@@ -153,28 +156,33 @@ def _dino_kernel(
             for start in range(0, N, BLOCK):
                 tl.store(grad_ptr + r * stride_g + start + offs, zeros, mask=start + offs < N)
     else:
-        high = tl.full([BLOCK], float("-inf"), tl.float32)
-        acc = tl.zeros([BLOCK], tl.float32)
-        high_t = high
-        acc_t = acc
         lse_t = 0.0
-        for start in range(0, N, BLOCK):
-            live = start + offs < N
-            x = tl.load(student + start + offs, mask=live, other=0.0, eviction_policy="evict_last")
-            x = tl.where(live, x.to(tl.float32) * student_scale, float("-inf"))
-            high, acc = _lse_step(high, acc, x)
+        if HAS_LSE:
+            lse = tl.load(lse_ptr + r)
+        else:
+            high = tl.full([BLOCK], float("-inf"), tl.float32)
+            acc = tl.zeros([BLOCK], tl.float32)
+            high_t = high
+            acc_t = acc
+            for start in range(0, N, BLOCK):
+                live = start + offs < N
+                x = tl.load(
+                    student + start + offs, mask=live, other=0.0, eviction_policy="evict_last"
+                )
+                x = tl.where(live, x.to(tl.float32) * student_scale, float("-inf"))
+                high, acc = _lse_step(high, acc, x)
+                if not HAS_ROW:
+                    t = tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64)
+                    y = tl.load(
+                        teacher_ptr + t * stride_t + start + offs, mask=live, other=0.0,
+                        eviction_policy="evict_last",
+                    ).to(tl.float32) * teacher_scale  # fmt: skip
+                    if HAS_COLUMN:
+                        y -= tl.load(column_ptr + start + offs, mask=live, other=0.0)
+                    high_t, acc_t = _lse_step(high_t, acc_t, tl.where(live, y, float("-inf")))
+            lse = _lse_end(high, acc)
             if not HAS_ROW:
-                t = tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64)
-                y = tl.load(
-                    teacher_ptr + t * stride_t + start + offs, mask=live, other=0.0,
-                    eviction_policy="evict_last",
-                ).to(tl.float32) * teacher_scale  # fmt: skip
-                if HAS_COLUMN:
-                    y -= tl.load(column_ptr + start + offs, mask=live, other=0.0)
-                high_t, acc_t = _lse_step(high_t, acc_t, tl.where(live, y, float("-inf")))
-        lse = _lse_end(high, acc)
-        if not HAS_ROW:
-            lse_t = _lse_end(high_t, acc_t)
+                lse_t = _lse_end(high_t, acc_t)
         count = 0.0
         for p in tl.static_range(PAIRS):
             count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
@@ -199,7 +207,8 @@ def _dino_kernel(
                 slope = (count * tl.exp(x - lse) - q) * (student_scale * weight)
                 slope = slope.to(grad_ptr.dtype.element_ty)
                 tl.store(grad_ptr + r * stride_g + start + offs, slope, mask=live)
-        tl.store(loss_ptr + r, weight * (count * lse - tl.sum(dot, 0)))
+        share = 0.0 if HAS_LSE else count * lse
+        tl.store(loss_ptr + r, weight * (share - tl.sum(dot, 0)))
 
 
 _BLOCK, _WARPS = 4096, 8  # sixteen values a thread and pass: no spills
@@ -275,23 +284,56 @@ def sinkhorn(
 ) -> tuple[Tensor, Tensor]:
     """Sinkhorn-Knopp's balancing of exp(x / temp), x [R, N]: (row [R], column [N]).
 
+    See :func:`balanced`, which has the rest of the arguments.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    row = torch.zeros(len(x), dtype=wide, device=x.device)
+    columns = lambda row: column_lse(x, temp, row)  # noqa: E731
+    rows = lambda column: row_lse(x, temp, column)  # noqa: E731
+    return balanced(columns, rows, row, iterations, across, weight)
+
+
+def balanced(
+    columns: Callable[[Tensor], Tensor],
+    rows: Callable[[Tensor], Tensor],
+    row: Tensor,
+    iterations: int,
+    across: Callable[[Tensor], Tensor] | None = None,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sinkhorn-Knopp in logarithms: (row [R], column [N]).
+
     The assignment exp(x / temp - row[:, None] - column) sums to one in every row, and over rows
     nearly to R / N in every column (Caron et al., SwAV, NeurIPS 2020, listing; DINOv2's teacher).
 
     Args:
+        columns: row [R] to log Σ_r exp(x[r] / temp - row[r]), [N].
+        rows: column [N] to log Σ_n exp(x[:, n] / temp - column[n]), [R].
+        row: zeros to begin with.
         iterations: of columns then rows, at least one; 3 in DINOv2.
         across: turns a column's log-sum-exp over this process's rows into that over all processes'.
         weight: [R]; rows of weight 0 are left out of the columns.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    row = torch.zeros(len(x), dtype=wide, device=x.device)
     for _ in range(iterations):
         counted = row if weight is None else row.masked_fill(weight == 0, torch.inf)
-        column = column_lse(x, temp, counted)
+        column = columns(counted)
         if across is not None:
             column = across(column)
-        row = row_lse(x, temp, column)
+        row = rows(column)
     return row, column
+
+
+def pairs_of(views: int, teachers: int, batch: int, device: torch.device) -> Tensor:
+    """[S·B, T] rows of the teacher for each row of the student; -1 where both see one view."""
+    t = torch.arange(teachers, device=device)[None, None, :]
+    s = torch.arange(views, device=device)[:, None, None]
+    b = torch.arange(batch, device=device)[None, :, None]
+    return torch.where(s == t, -1, t * batch + b).flatten(0, 1).int()
+
+
+def own_pairs(rows: int, device: torch.device) -> Tensor:
+    """[R, 1]: each row of the student meets the same row of the teacher."""
+    return torch.arange(rows, dtype=torch.int32, device=device)[:, None]
 
 
 def _compute(
@@ -328,10 +370,10 @@ def _compute(
     block = min(_BLOCK, triton.next_power_of_2(columns))
     with torch.cuda.device_of(student):
         _dino_kernel[(rows,)](
-            student, teacher, pairs, weight, row, column, loss, out if grad else None, columns,
-            student.stride(0), teacher.stride(0), out.stride(0), 1 / student_temp,
-            1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
-            HAS_COLUMN=column is not None, GRAD=grad, BLOCK=block, num_warps=_WARPS,
+            student, teacher, pairs, weight, row, column, None, loss,
+            out if grad else None, columns, student.stride(0), teacher.stride(0), out.stride(0),
+            1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
+            HAS_COLUMN=column is not None, HAS_LSE=False, GRAD=grad, BLOCK=block, num_warps=_WARPS,
         )  # fmt: skip
     return loss.sum(), out
 

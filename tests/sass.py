@@ -87,7 +87,10 @@ BLUR = {
 NT_XENT = {
     "BLOCK_M": 64, "BLOCK_G": 64, "BLOCK_D": 128, "PRECISION": "tf32", "WIDEN": False
 }  # fmt: skip
-DINO = {"PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "GRAD": True, "BLOCK": dino._BLOCK}
+DINO = {
+    "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
+    "GRAD": True, "BLOCK": dino._BLOCK,
+}  # fmt: skip
 
 
 def cases() -> Iterator[tuple]:
@@ -101,6 +104,9 @@ def cases() -> Iterator[tuple]:
     yield "dino", dino._dino_kernel, DINO, {}, dino._WARPS, None, dino._BLOCK
     ibot = DINO | {"PAIRS": 1, "HAS_ROW": False, "row_ptr": None}
     yield "ibot", dino._dino_kernel, ibot, {}, dino._WARPS, None, dino._BLOCK
+    known = {name: value for name, value in DINO.items() if name != "lse_ptr"} | {"HAS_LSE": True}
+    types = {"lse_ptr": "*fp32"}
+    yield "dino, columns", dino._dino_kernel, known, types, dino._WARPS, None, dino._BLOCK
     row_lse = {"HAS_COLUMN": True, "BLOCK": dino._BLOCK}
     yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}

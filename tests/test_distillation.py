@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 BASES = {"dino": "dino_vits16", "ibot": "ibot_vits16", "dinov2": "dinov2_vitl16"}
 
 
-def small(base: str, tir: bool = True, **method) -> Config:
+def small(base: str, tir: bool = True, chunked: bool = False, **method) -> Config:
     config = scaled(RECIPES[("tir_" if tir else "") + BASES[base]]())
     return replace(
         config,
@@ -30,7 +30,9 @@ def small(base: str, tir: bool = True, **method) -> Config:
             config.method,
             **{"dim": 24 if tir else 16, "equi_dim": 8 * tir, "decoder_width": 8, **method},
         ),
-        distill=replace(config.distill, prototypes=16, hidden_dim=32, bottleneck_dim=8),
+        distill=replace(
+            config.distill, prototypes=16, hidden_dim=32, bottleneck_dim=8, chunked=chunked
+        ),
     )
 
 
@@ -117,9 +119,9 @@ def parts_by_hand(model, batch, koleo_weight):
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("tir", [True, False])
-def test_the_losses_are_the_papers(base, tir):
-    config = small(base, tir)
+@pytest.mark.parametrize(("tir", "chunked"), [(True, False), (False, False), (True, True)])
+def test_the_losses_are_the_papers(base, tir, chunked):
+    config = small(base, tir, chunked)
     model, batch = built(config)
     koleo = config.distill.koleo_weight if base == "dinov2" else 0.0
     out = model(batch)
@@ -262,6 +264,21 @@ def test_the_loss_module_centres_with_the_steps_before():
     shift = 0.1 * teacher.flatten(0, 1).mean(0)
     expected = official_dino(student, teacher, 0.1, 0.05, shift)
     torch.testing.assert_close(loss(student, teacher, 0.05), expected)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_centres_move_alike_in_chunks(base):
+    centres = []
+    for chunked in (False, True):
+        model, batch = built(small(base, chunked=chunked))
+        model(batch)
+        model.after_step(0.5)
+        losses = model.base.class_loss, model.base.patch_loss
+        centres.append([loss.center.value for loss in losses if loss and loss.center is not None])
+    assert len(centres[0]) == {"dino": 1, "ibot": 2, "dinov2": 0}[base]
+    for stored, never in zip(*centres, strict=True):
+        assert stored.abs().max() > 0
+        torch.testing.assert_close(never, stored, rtol=1e-5, atol=1e-7)
 
 
 def test_statistics_tell_a_collapse():

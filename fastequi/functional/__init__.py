@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 
 from fastequi.functional.contrastive import koleo_loss, nt_xent_loss
-from fastequi.functional.distillation import dino_loss, ibot_loss
+from fastequi.functional.distillation import (
+    dino_loss,
+    ibot_loss,
+    linear_dino_loss,
+    linear_ibot_loss,
+)
 from fastequi.functional.images import (
     blur_recon_loss,
     gaussian_blur,
@@ -23,6 +28,8 @@ __all__ = [
     "gaussian_blur",
     "ibot_loss",
     "koleo_loss",
+    "linear_dino_loss",
+    "linear_ibot_loss",
     "linear_warp_recon_loss",
     "nt_xent_loss",
     "vicreg_loss",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastequi import checks, distributed
 from fastequi.kernels import dino as _dino
+from fastequi.kernels import linear_dino as _linear
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -60,21 +61,12 @@ def dino_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     _check(student, teacher, 3, student_temp, teacher_temp)
-    views, batch, width = student.shape
-    if student.shape[1:] != teacher.shape[1:] or not 1 <= len(teacher) <= views:
-        raise ValueError(
-            f"teacher: expected [T, {batch}, {width}] with 1 <= T <= {views} views, "
-            f"got {tuple(teacher.shape)}"
-        )
-    if views == len(teacher) == 1:
-        raise ValueError("student: expected a view that the teacher does not have, got one alone")
+    _check_views(student, teacher)
+    views, batch, _ = student.shape
     rows = teacher.flatten(0, 1)
     row, column = _distribution(rows, teacher_temp, center, targets, iterations, group)
-    pairs = _pairs(views, len(teacher), batch, student.device)
-    count = views * len(teacher) - len(teacher)
-    weight = torch.full(
-        (views * batch,), 1 / max(count * batch, 1), dtype=_wide(student), device=student.device
-    )
+    pairs = _dino.pairs_of(views, len(teacher), batch, student.device)
+    weight = _even(student, views, len(teacher), batch)
     return _dino.dino_loss(
         _rows(student, inplace), rows, pairs, weight, row, column, student_temp, teacher_temp,
         inplace,
@@ -110,25 +102,104 @@ def ibot_loss(
         A float32 scalar (float64 for float64 logits).
     """
     _check(student, teacher, None, student_temp, teacher_temp)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the student's {tuple(student.shape)}, got {tuple(teacher.shape)}"
-        )
-    if weight is not None and (weight.shape != student.shape[:-1] or weight.requires_grad):
-        raise ValueError(
-            f"weight: expected {tuple(student.shape[:-1])} without a gradient, "
-            f"got {tuple(weight.shape)}"
-        )
+    _check_rows(student, teacher, weight)
     rows = teacher.flatten(0, -2)
-    wide = _wide(student)
-    if weight is None:
-        weight = torch.full((len(rows),), 1 / max(len(rows), 1), dtype=wide, device=student.device)
-    weight = weight.detach().to(wide).flatten()
+    weight = _each(student, weight)
     row, column = _distribution(rows, teacher_temp, center, targets, iterations, group, weight)
-    pairs = torch.arange(len(rows), dtype=torch.int32, device=student.device)[:, None]
+    pairs = _dino.own_pairs(len(rows), student.device)
     return _dino.dino_loss(
         _rows(student, inplace), rows, pairs, weight, row, column, student_temp, teacher_temp,
         inplace,
+    )  # fmt: skip
+
+
+def linear_dino_loss(
+    student: Tensor,
+    prototypes: Tensor,
+    teacher: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    student_temp: float = 0.1,
+    teacher_temp: float = 0.04,
+    center: Tensor | None = None,
+    targets: str = "softmax",
+    iterations: int = 3,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """The prototype layer and :func:`dino_loss`, logits never stored whole.
+
+    Equals, in value and gradient::
+
+        dino_loss(student @ prototypes.T, teacher @ teacher_prototypes.T, ...)
+
+    but some prototypes at a time, gradients in the same pass. DINO's head normalises both factors
+    first: `F.normalize` of rows and prototypes.
+
+    Args:
+        student: [S, B, C] rows that enter the layer, the global views first; floating.
+        prototypes: [N, C], the layer's weight, in the student's type (autocast sees to that).
+        teacher: [T, B, C], T <= S, and teacher_prototypes [N, C]: the teacher's.
+        student_temp, teacher_temp, center, targets, iterations, group: as in :func:`dino_loss`.
+
+    Returns:
+        A float32 scalar (float64 for float64 rows). Gradients go to `student` and `prototypes`.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; names the argument.
+    """
+    _check(student, teacher, 3, student_temp, teacher_temp, "C")
+    _check_views(student, teacher)
+    layers = _check_layers(student, prototypes, teacher, teacher_prototypes)
+    views, batch, _ = student.shape
+    student, prototypes, teacher, teacher_prototypes = layers
+    rows = teacher.flatten(0, 1).detach()
+    row, column = _distribution(
+        rows, teacher_temp, center, targets, iterations, group, layer=teacher_prototypes
+    )
+    pairs = _dino.pairs_of(views, len(teacher), batch, student.device)
+    return _linear.linear_dino_loss(
+        student.flatten(0, 1), prototypes, rows, teacher_prototypes, pairs,
+        _even(student, views, len(teacher), batch), row, column, student_temp, teacher_temp,
+    )  # fmt: skip
+
+
+def linear_ibot_loss(
+    student: Tensor,
+    prototypes: Tensor,
+    teacher: Tensor,
+    teacher_prototypes: Tensor,
+    *,
+    weight: Tensor | None = None,
+    student_temp: float = 0.1,
+    teacher_temp: float = 0.04,
+    center: Tensor | None = None,
+    targets: str = "softmax",
+    iterations: int = 3,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """The prototype layer and :func:`ibot_loss`, logits never stored whole.
+
+    Args:
+        student, teacher: [..., C] rows of the same shape that enter the layers.
+        prototypes, teacher_prototypes: [N, C], as in :func:`linear_dino_loss`.
+        weight, student_temp, teacher_temp, center, targets, iterations, group: as in
+            :func:`ibot_loss`.
+
+    Returns:
+        A float32 scalar (float64 for float64 rows). Gradients go to `student` and `prototypes`.
+    """
+    _check(student, teacher, None, student_temp, teacher_temp, "C")
+    _check_rows(student, teacher, weight)
+    layers = _check_layers(student, prototypes, teacher, teacher_prototypes)
+    student, prototypes, teacher, teacher_prototypes = layers
+    rows = teacher.flatten(0, -2).detach()
+    each = _each(student, weight)
+    row, column = _distribution(
+        rows, teacher_temp, center, targets, iterations, group, each, teacher_prototypes
+    )
+    return _linear.linear_dino_loss(
+        student.flatten(0, -2), prototypes, rows, teacher_prototypes,
+        _dino.own_pairs(len(rows), student.device), each, row, column, student_temp, teacher_temp,
     )  # fmt: skip
 
 
@@ -141,34 +212,32 @@ def _distribution(
     iterations: int,
     group: ProcessGroup | None,
     weight: Tensor | None = None,
+    layer: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What makes exp(rows / temp - column - row) the teacher's distribution: (row, column)."""
+    """What makes exp(logits / temp - column - row) the teacher's distribution: (row, column).
+
+    The logits are the rows, or their products with a layer's weight.
+    """
     checks.one_of("targets", targets, TARGETS)
     rows = rows.detach()
     if targets == "softmax":
-        if center is not None and center.shape != rows.shape[1:]:
-            raise ValueError(f"center: expected {tuple(rows.shape[1:])}, got {tuple(center.shape)}")
+        width = rows.shape[1:] if layer is None else layer.shape[:1]
+        if center is not None and center.shape != width:
+            raise ValueError(f"center: expected {tuple(width)}, got {tuple(center.shape)}")
         column = None if center is None else center.detach().to(_wide(rows)) / temp
         return None, column
     if center is not None:
         raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
     if iterations < 1:
         raise ValueError(f"iterations: expected at least 1, got {iterations}")
-    return _dino.sinkhorn(
-        rows, temp, iterations, lambda lse: distributed.log_sum_exp(lse, group), weight
-    )
+    shared = temp, iterations, lambda lse: distributed.log_sum_exp(lse, group), weight
+    if layer is None:
+        return _dino.sinkhorn(rows, *shared)
+    return _linear.linear_sinkhorn(rows, layer, *shared)
 
 
 def _wide(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
-
-
-def _pairs(views: int, teachers: int, batch: int, device: torch.device) -> Tensor:
-    """[S·B, T] rows of the teacher for each row of the student; -1 where both see one view."""
-    t = torch.arange(teachers, device=device)[None, None, :]
-    s = torch.arange(views, device=device)[:, None, None]
-    b = torch.arange(batch, device=device)[None, :, None]
-    return torch.where(s == t, -1, t * batch + b).flatten(0, 1).int()
 
 
 def _rows(student: Tensor, inplace: bool) -> Tensor:
@@ -177,14 +246,90 @@ def _rows(student: Tensor, inplace: bool) -> Tensor:
     return student.flatten(0, -2)
 
 
+def _even(student: Tensor, views: int, teachers: int, batch: int) -> Tensor:
+    """[S·B] weights that make the sum over all pairs of different views their mean."""
+    pairs = views * teachers - teachers
+    weight = 1 / max(pairs * batch, 1)
+    return torch.full((views * batch,), weight, dtype=_wide(student), device=student.device)
+
+
+def _each(student: Tensor, weight: Tensor | None) -> Tensor:
+    """[R] weights of rows [..., N]: those given, or those of the mean."""
+    if weight is not None:
+        return weight.detach().to(_wide(student)).flatten()
+    rows = student.shape[:-1].numel()
+    return torch.full((rows,), 1 / max(rows, 1), dtype=_wide(student), device=student.device)
+
+
+def _check_views(student: Tensor, teacher: Tensor) -> None:
+    views, batch, width = student.shape
+    if student.shape[1:] != teacher.shape[1:] or not 1 <= len(teacher) <= views:
+        raise ValueError(
+            f"teacher: expected [T, {batch}, {width}] with 1 <= T <= {views} views, "
+            f"got {tuple(teacher.shape)}"
+        )
+    if views == len(teacher) == 1:
+        raise ValueError("student: expected a view that the teacher does not have, got one alone")
+
+
+def _check_rows(student: Tensor, teacher: Tensor, weight: Tensor | None) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher: expected the student's {tuple(student.shape)}, got {tuple(teacher.shape)}"
+        )
+    if weight is not None and (weight.shape != student.shape[:-1] or weight.requires_grad):
+        raise ValueError(
+            f"weight: expected {tuple(student.shape[:-1])} without a gradient, "
+            f"got {tuple(weight.shape)}"
+        )
+
+
+def _check_layers(
+    student: Tensor, prototypes: Tensor, teacher: Tensor, teacher_prototypes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows and weights of both layers, in the type that they are multiplied in."""
+    width = student.shape[-1]
+    for name, layer in (("prototypes", prototypes), ("teacher_prototypes", teacher_prototypes)):
+        checks.check_floating(name, layer)
+        if layer.ndim != 2 or layer.shape[1] != width:
+            raise ValueError(f"{name}: expected [N, {width}], got {tuple(layer.shape)}")
+    if prototypes.shape != teacher_prototypes.shape:
+        raise ValueError(
+            f"teacher_prototypes: expected {tuple(prototypes.shape)} as prototypes, "
+            f"got {tuple(teacher_prototypes.shape)}"
+        )
+    checks.same_device(student, prototypes=prototypes, teacher_prototypes=teacher_prototypes)
+    kind = student.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        return (
+            student.to(dtype),
+            prototypes.to(dtype),
+            teacher.to(dtype),
+            teacher_prototypes.to(dtype),
+        )
+    for name, rows, layer in (
+        ("prototypes", student, prototypes),
+        ("teacher_prototypes", teacher, teacher_prototypes),
+    ):
+        if layer.dtype != rows.dtype:
+            raise TypeError(f"{name}: expected the rows' {rows.dtype}, got {layer.dtype}")
+    return student, prototypes, teacher, teacher_prototypes
+
+
 def _check(
-    student: Tensor, teacher: Tensor, ndim: int | None, student_temp: float, teacher_temp: float
+    student: Tensor,
+    teacher: Tensor,
+    ndim: int | None,
+    student_temp: float,
+    teacher_temp: float,
+    last: str = "N",
 ) -> None:
     for name, tensor in (("student", student), ("teacher", teacher)):
         checks.check_floating(name, tensor)
         if tensor.ndim < 2 or (ndim is not None and tensor.ndim != ndim):
-            what = "[views, B, N]" if ndim else "[..., N]"
-            raise ValueError(f"{name}: expected {what} logits, got {tuple(tensor.shape)}")
+            what = f"[views, B, {last}]" if ndim else f"[..., {last}]"
+            raise ValueError(f"{name}: expected {what}, got {tuple(tensor.shape)}")
     checks.same_device(student, teacher=teacher)
     for name, temp in (("student_temp", student_temp), ("teacher_temp", teacher_temp)):
         if not temp > 0:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import dino_loss, ibot_loss
+from fastequi.functional import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
 
 
 class Center(nn.Module):
@@ -43,6 +43,13 @@ class Center(nn.Module):
         """Rows [..., N] of this step."""
         rows = logits.flatten(0, -2)
         self.total += rows.sum(0, dtype=torch.float32)
+        self.rows += len(rows)
+
+    @torch.no_grad()
+    def add_linear(self, rows: Tensor, prototypes: Tensor) -> None:
+        """Rows [..., C] of this step before the prototype layer [N, C]: the mean is linear."""
+        rows = rows.flatten(0, -2)
+        self.total += (rows.sum(0, dtype=torch.float32) @ prototypes.float().T).to(self.total)
         self.rows += len(rows)
 
     @torch.no_grad()
@@ -86,19 +93,22 @@ class _DistillationLoss(nn.Module):
         centred = targets == "softmax"
         self.center = Center(prototypes, center_momentum, group) if centred else None
 
-    def options(self, teacher: Tensor, teacher_temp: float) -> dict[str, Any]:
+    def options(
+        self, teacher: Tensor, teacher_temp: float, layer: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What the functions are called with; the teacher's rows are noted for the centre."""
         center = None
         if self.center is not None:
             center = self.center.value
-            self.center.add(teacher)
-        return {
+            self.center.add(teacher) if layer is None else self.center.add_linear(teacher, layer)
+        shared = {
             "student_temp": self.student_temp,
             "teacher_temp": teacher_temp,
             "center": center,
             "targets": self.targets,
             "group": self.group,
-            "inplace": self.inplace,
         }
+        return shared if layer is not None else {**shared, "inplace": self.inplace}
 
     def update(self) -> None:
         """After the optimiser's step."""
@@ -113,6 +123,18 @@ class DINOLoss(_DistillationLoss):
         """student [S, B, N], teacher [T, B, N] logits; call :meth:`update` after each step."""
         return dino_loss(student, teacher, **self.options(teacher, teacher_temp))
 
+    def linear(
+        self,
+        student: Tensor,
+        prototypes: Tensor,
+        teacher: Tensor,
+        teacher_prototypes: Tensor,
+        teacher_temp: float = 0.07,
+    ) -> Tensor:
+        """The same before the prototype layers: :func:`fastequi.functional.linear_dino_loss`."""
+        options = self.options(teacher, teacher_temp, teacher_prototypes)
+        return linear_dino_loss(student, prototypes, teacher, teacher_prototypes, **options)
+
 
 class IBOTLoss(_DistillationLoss):
     """:func:`fastequi.functional.ibot_loss` on masked patches."""
@@ -123,3 +145,17 @@ class IBOTLoss(_DistillationLoss):
         """student, teacher [M, N] logits of masked patches, weight [M]; see `data.batch.Masks`."""
         options = self.options(teacher, teacher_temp)
         return ibot_loss(student, teacher, weight=weight, **options)
+
+    def linear(
+        self,
+        student: Tensor,
+        prototypes: Tensor,
+        teacher: Tensor,
+        teacher_prototypes: Tensor,
+        weight: Tensor,
+        teacher_temp: float = 0.07,
+    ) -> Tensor:
+        """The same before the prototype layers: :func:`fastequi.functional.linear_ibot_loss`."""
+        options = self.options(teacher, teacher_temp, teacher_prototypes)
+        layers = prototypes, teacher, teacher_prototypes
+        return linear_ibot_loss(student, *layers, weight=weight, **options)

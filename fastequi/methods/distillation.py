@@ -87,6 +87,8 @@ class SelfDistillation(Base):
         patch_weight: of that loss.
         koleo_weight: of KoLeo on the student's class tokens, summed over both global views.
         student_temp, center_momentum: of the losses.
+        chunked: prototype layers and losses together, so that logits are never stored whole: less
+            memory for two more matrix products.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class SelfDistillation(Base):
         koleo_weight: float = 0.0,
         student_temp: float = 0.1,
         center_momentum: float = 0.9,
+        chunked: bool = False,
     ) -> None:
         super().__init__()
+        self.chunked = chunked
         self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
         self.schedule, self.patch_weight, self.koleo_weight = schedule, patch_weight, koleo_weight
         width = student.head.prototypes
@@ -148,15 +152,22 @@ class SelfDistillation(Base):
         if batch.crops is not None:
             groups.append(self.student.encoder.embed(batch.crops.flatten(0, 1)))
         tokens, *local = self.student.encoder.encode(groups)
+        student, teacher = self.student.head, self.teacher.head
         with torch.no_grad():
             seen = self.teacher.encoder(views)
-            told = self.teacher.head(seen[:, 0]).unflatten(0, (2, -1))
+            told, _ = teacher.embed(seen[:, 0])
+            answers = teacher.score(told)
 
-        classes = torch.cat([group[:, 0] for group in (tokens, *local)])
-        unit, _ = self.student.head.embed(classes)
-        logits = self.student.head.score(unit, self.frozen).unflatten(0, (-1, len(v1)))
-        parts = self._statistics(unit[: len(views)], told)
-        parts["class"] = parts["loss"] = self.class_loss(logits, told, self.temp)
+        unit, _ = student.embed(torch.cat([group[:, 0] for group in (tokens, *local)]))
+        parts = self._statistics(unit[: len(views)], answers)
+        if self.chunked:
+            rows = unit.unflatten(0, (-1, len(v1))), told.unflatten(0, (2, -1))
+            layers = student.directions(self.frozen), teacher.directions()
+            loss = self.class_loss.linear(rows[0], layers[0], rows[1], layers[1], self.temp)
+        else:
+            logits = student.score(unit, self.frozen).unflatten(0, (-1, len(v1)))
+            loss = self.class_loss(logits, answers.unflatten(0, (2, -1)), self.temp)
+        parts["class"] = parts["loss"] = loss
         if self.koleo_weight:
             halves = tokens[:, 0].chunk(2)
             parts["koleo"] = sum((koleo_loss(z, group=world()) for z in halves), unit.new_zeros(()))
@@ -179,9 +190,10 @@ class SelfDistillation(Base):
         picked: [M, D], the teacher's tokens at the masked places.
         """
         assert self.patch_loss is not None
-        head, rows, z_equi = self.student.patch_head, patches.flatten(0, 1), None
+        head, teacher = self.student.patch_head, self.teacher.patch_head
+        rows, z_equi = patches.flatten(0, 1), None
         with torch.no_grad():
-            told = self.teacher.patch_head(picked)
+            told, _ = teacher.embed(picked)
         if head.equi_dim:
             unit, flat = head.embed(rows, equi=True)
             assert flat is not None
@@ -189,11 +201,16 @@ class SelfDistillation(Base):
             z_equi, unit = kept.unflatten(0, patches.shape[:2]), unit[masks.index]
         else:
             unit, _ = head.embed(rows[masks.index])
+        if self.chunked:
+            layers = head.directions(self.frozen), told, teacher.directions()
+            return z_equi, self.patch_loss.linear(unit, *layers, masks.weight, self.temp)
+        with torch.no_grad():
+            answers = teacher.score(told)
         logits = head.score(unit, self.frozen)
-        return z_equi, self.patch_loss(logits, told, masks.weight, self.temp)
+        return z_equi, self.patch_loss(logits, answers, masks.weight, self.temp)
 
     @torch.no_grad()
-    def _statistics(self, unit: Tensor, told: Tensor) -> dict[str, Tensor]:
+    def _statistics(self, unit: Tensor, answers: Tensor) -> dict[str, Tensor]:
         """What collapse shows in, from class tokens of the global views.
 
         "std" of the student's unit vectors times the root of their width (1 if they fill the
@@ -202,9 +219,9 @@ class SelfDistillation(Base):
         the entropy of its mean distribution.
         """
         center = self.class_loss.center
-        logits = told.to(torch.promote_types(told.dtype, torch.float32))
+        logits = answers.to(torch.promote_types(answers.dtype, torch.float32))
         logits = logits if center is None else logits - center.value
-        q = torch.softmax(logits.flatten(0, 1) / self.temp, -1)
+        q = torch.softmax(logits / self.temp, -1)
         mean = q.mean(0)
         return {
             "std": unit.std(0).mean() * unit.shape[-1] ** 0.5,

@@ -1,0 +1,241 @@
+"""The prototype layer and the loss on its logits together, some prototypes at a time.
+
+Replaces, for the rows x that enter the last layer::
+
+    student, teacher = x @ weight.T, x_teacher @ teacher_weight.T     # R·N and Q·N logits
+    loss = dino_loss(student, teacher, ...)
+
+Never materialised: the logits of all 65,536 prototypes, nor their gradient. Twice all prototypes
+pass by in chunks: the first time for the log-sum-exps, the second for the loss and its gradient,
+whose products with the rows and with the weights are taken while the chunk lies in the L2 cache. So
+a prototype's gradient is written once, and not added to once per chunk as it would be if the rows
+went by. For that the logits are computed twice: six matrix products for four. Sinkhorn-Knopp
+computes the teacher's two more times in each of its iterations.
+
+Where one chunk holds all prototypes the logits are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastequi.kernels import dino
+from fastequi.kernels.backend import triton, use_triton
+from fastequi.kernels.direct import direct
+from fastequi.kernels.pixel_loss import scaled
+
+
+def _chunks(prototypes: int, rows: int, itemsize: int, cuda: bool) -> Iterator[slice]:
+    """So many prototypes that all rows' logits fill half of an H200's L2 cache, or a CPU's third.
+
+    At least 1024, or the products would be too thin.
+    """
+    cache = 24 << 20 if cuda else 8 << 20
+    width = max(cache // max(rows * itemsize, 1) // 128 * 128, 1024)
+    for start in range(0, prototypes, width):
+        yield slice(start, start + width)
+
+
+def _compute(
+    student: Tensor,
+    weight: Tensor,
+    teacher: Tensor,
+    teacher_weight: Tensor,
+    pairs: Tensor,
+    row_weight: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    student_temp: float,
+    teacher_temp: float,
+    grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Σ_r loss, its gradients by student and weight, or empty)."""
+    d_student, d_weight = _outputs(student, weight, grad)
+    wide = row_weight.dtype
+    rows = len(student) + len(teacher)
+    chunks = list(_chunks(len(weight), rows, student.element_size(), student.is_cuda))
+    if len(chunks) == 1 or not len(student):
+        loss, slope = dino._compute(
+            F.linear(student, weight), F.linear(teacher, teacher_weight), pairs, row_weight, row,
+            column, student_temp, teacher_temp, grad, True,
+        )  # fmt: skip
+        if grad:
+            torch.mm(slope, weight, out=d_student)
+            torch.mm(slope.T, student, out=d_weight)
+        return loss, d_student, d_weight
+    lse = _row_lse(student, weight, student_temp, None, chunks)
+    if row is None:
+        row = _row_lse(teacher, teacher_weight, teacher_temp, column, chunks)
+    count = (pairs >= 0).sum(1)
+    loss = torch.where(row_weight != 0, row_weight * count * lse, 0.0).sum()
+    total = torch.zeros(student.shape, dtype=wide, device=student.device) if grad else d_student
+    for part in chunks:
+        slope, share = _columns(
+            F.linear(student, weight[part]),
+            F.linear(teacher, teacher_weight[part]),
+            pairs,
+            row_weight,
+            row,
+            None if column is None else column[part],
+            lse,
+            student_temp,
+            teacher_temp,
+            grad,
+        )
+        loss += share
+        if grad:
+            total += slope @ weight[part]
+            torch.mm(slope.T, student, out=d_weight[part])
+    if grad:
+        d_student.copy_(total)
+    return loss, d_student, d_weight
+
+
+def _columns(
+    student: Tensor, teacher: Tensor, pairs: Tensor, row_weight: Tensor, row: Tensor,
+    column: Tensor | None, lse: Tensor, student_temp: float, teacher_temp: float, grad: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Some columns' gradient, over the student's logits, and share of the loss, without its LSE."""
+    loss = torch.empty(len(student), dtype=row_weight.dtype, device=student.device)
+    if use_triton(student) and torch.float64 not in (student.dtype, teacher.dtype):
+        width = student.shape[1]
+        block = min(dino._BLOCK, triton.next_power_of_2(width))
+        with torch.cuda.device_of(student):
+            dino._dino_kernel[(len(student),)](
+                student, teacher, pairs, row_weight, row, column, lse, loss,
+                student if grad else None, width, student.stride(0), teacher.stride(0),
+                student.stride(0), 1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1],
+                HAS_ROW=True, HAS_COLUMN=column is not None, HAS_LSE=True, GRAD=grad,
+                BLOCK=block, num_warps=dino._WARPS,
+            )  # fmt: skip
+        return student, loss.sum()
+    wide = row_weight.dtype
+    y = teacher.to(wide) / teacher_temp
+    q = _share(y if column is None else y.sub_(column), row)
+    x = student.to(wide) / student_temp
+    there, first = pairs >= 0, pairs.clamp(min=0)
+    wanted = q[first[:, 0]].mul_(there[:, :1])
+    for t in range(1, pairs.shape[1]):
+        wanted.addcmul_(q[first[:, t]], there[:, t : t + 1].to(wide))
+    read = row_weight != 0
+    loss = torch.where(read, -row_weight * torch.linalg.vecdot(wanted, x), 0.0)
+    if grad:
+        slope = _share(x, lse).mul_(there.sum(1, keepdim=True)).sub_(wanted)
+        slope *= (row_weight / student_temp)[:, None]
+        student = slope.masked_fill_(~read[:, None], 0.0).to(student.dtype)
+    return student, loss.sum()
+
+
+def _share(x: Tensor, lse: Tensor) -> Tensor:
+    """exp(x - lse), by a softmax of these columns, whose exp is fast where it underflows."""
+    mine = dino._log_sum_exp(x, 1)
+    return F.softmax(x, -1).mul_((mine - lse).exp()[:, None])
+
+
+def _row_lse(
+    x: Tensor, weight: Tensor, temp: float, column: Tensor | None, chunks: list[slice]
+) -> Tensor:
+    total = None
+    for part in chunks:
+        of_part = None if column is None else column[part]
+        lse = dino._row_lse(F.linear(x, weight[part]), temp, of_part)
+        total = lse if total is None else torch.logaddexp(total, lse)
+    assert total is not None
+    return total
+
+
+def _outputs(student: Tensor, weight: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
+    if not grad:
+        return student.new_empty(0), weight.new_empty(0)
+    dense = torch.contiguous_format
+    return (
+        torch.empty_like(student, memory_format=dense),
+        torch.empty_like(weight, memory_format=dense),
+    )
+
+
+_linear_dino_op = torch.library.custom_op("fastequi::linear_dino_loss", _compute, mutates_args=())
+
+
+@_linear_dino_op.register_fake
+def _(student, weight, teacher, teacher_weight, pairs, row_weight, *options):
+    return (row_weight.new_empty(()), *_outputs(student, weight, options[-1]))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, g_loss, *g_unused):
+    if g_loss is None:
+        return (None,) * 11
+    d_student, d_weight = (scaled(ctx, t, g_loss) for t in ctx.saved_tensors)
+    return (d_student, d_weight, *[None] * 9)
+
+
+_linear_dino_op.register_autograd(_backward, setup_context=_setup_context)
+_linear_dino = direct(_linear_dino_op, _compute, _setup_context, _backward)
+
+
+@torch.no_grad()
+def linear_sinkhorn(
+    x: Tensor,
+    weight: Tensor,
+    temp: float,
+    iterations: int,
+    across: Callable[[Tensor], Tensor] | None = None,
+    row_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`fastequi.kernels.dino.sinkhorn` of the logits x @ weight.T, which are not stored."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    chunks = list(_chunks(len(weight), len(x), x.element_size(), x.is_cuda))
+
+    def columns(row: Tensor) -> Tensor:
+        parts = (dino.column_lse(F.linear(x, weight[part]), temp, row) for part in chunks)
+        return torch.cat(list(parts))
+
+    def rows(column: Tensor) -> Tensor:
+        return _row_lse(x, weight, temp, column, chunks)
+
+    start = torch.zeros(len(x), dtype=wide, device=x.device)
+    return dino.balanced(columns, rows, start, iterations, across, row_weight)
+
+
+def linear_dino_loss_ref(
+    student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, *options
+) -> Tensor:
+    """The chain in plain PyTorch, differentiable in student and weight."""
+    logits = F.linear(student, weight), F.linear(teacher, teacher_weight)
+    return dino.dino_loss_ref(*logits, *options)
+
+
+def linear_dino_loss(
+    student: Tensor,
+    weight: Tensor,
+    teacher: Tensor,
+    teacher_weight: Tensor,
+    pairs: Tensor,
+    row_weight: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    student_temp: float,
+    teacher_temp: float,
+) -> Tensor:
+    """Σ_r row_weight[r] Σ_t CE(q_t, student_r @ weight.T), a scalar; arguments already checked.
+
+    Args:
+        student: [R, C] rows that enter the last layer; weight: [N, C]. Both may get a gradient.
+        teacher, teacher_weight: [Q, C], [N, C], which get none.
+        pairs, row_weight, row, column: as in :func:`fastequi.kernels.dino.dino_loss`.
+    """
+    grad = torch.is_grad_enabled() and (student.requires_grad or weight.requires_grad)
+    loss, *_ = _linear_dino(
+        student, weight, teacher.detach(), teacher_weight.detach(), pairs, row_weight, row, column,
+        student_temp, teacher_temp, grad,
+    )  # fmt: skip
+    return loss

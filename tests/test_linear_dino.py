@@ -1,0 +1,148 @@
+"""Prototype layer and loss together: the layer and the official loss, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_dino import logits, near, official_dino, official_sinkhorn
+from test_warp_recon_texels import sizes_of
+from tolerances import GRAD
+
+from fastequi.functional import dino_loss, linear_dino_loss, linear_ibot_loss
+from fastequi.kernels import backend as backends
+from fastequi.kernels import linear_dino as kernel
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request):
+    with backends.force(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[37, 10_000], ids=["chunks", "one chunk"])
+def chunked(request, monkeypatch):
+    """Chunks of 37 prototypes, and all at once."""
+
+    def chunks(prototypes, *_):
+        for start in range(0, prototypes, request.param):
+            yield slice(start, start + request.param)
+
+    monkeypatch.setattr(kernel, "_chunks", chunks)
+
+
+def unit(shape, seed, dtype, device):
+    return F.normalize(logits(shape, seed=seed).double(), dim=-1).to(device, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("targets", ["softmax", "centred", "sinkhorn"])
+def test_equals_the_layer_and_the_official_loss(backend, device, chunked, dtype, targets):
+    student, teacher = (unit((v, 3, 12), v, dtype, device) for v in (4, 2))
+    layer, told = (unit((90, 12), seed, dtype, device) for seed in (7, 8))
+    student.requires_grad_()
+    layer.requires_grad_()
+    center = logits((90,), 0.1, seed=2).to(device) if targets == "centred" else None
+    options = {"center": center, "targets": "sinkhorn" if targets == "sinkhorn" else "softmax"}
+    loss = linear_dino_loss(student, layer, teacher, told, teacher_temp=0.07, **options)
+    (3 * loss).backward()
+    exact, weight = (t.detach().double().requires_grad_() for t in (student, layer))
+    answers = teacher.double() @ told.double().T
+    q = None
+    if targets == "sinkhorn":
+        q = official_sinkhorn(answers.flatten(0, 1), 0.07, 3).view(answers.shape)
+    shift = center.double() if targets == "centred" else 0.0
+    expected = official_dino(exact @ weight.T, answers, 0.1, 0.07, shift, q)
+    (3 * expected).backward()
+    rounding = 2e-2 if dtype == torch.bfloat16 else 1e-5  # of the logits, over a temperature
+    torch.testing.assert_close(loss.double(), expected, rtol=rounding, atol=1e-6)
+    allowed = 5e-2 if dtype == torch.bfloat16 else GRAD[dtype]
+    assert student.grad.dtype == layer.grad.dtype == dtype
+    near(student.grad, exact.grad, allowed)
+    near(layer.grad, weight.grad, allowed)
+
+
+@pytest.mark.parametrize("targets", ["softmax", "sinkhorn"])
+def test_masked_tokens_and_rows_that_do_not_count(backend, device, chunked, targets):
+    student, teacher = (unit((9, 12), seed, torch.float32, device) for seed in (0, 1))
+    layer, told = (unit((90, 12), seed, torch.float32, device) for seed in (7, 8))
+    weight = torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 1, 1], device=device) / 6
+    kept = weight > 0
+    student.requires_grad_()
+    layer.requires_grad_()
+    loss = linear_ibot_loss(
+        student, layer, teacher, told, weight=weight, targets=targets, teacher_temp=0.1
+    )
+    loss.backward()
+    exact, rows = (t.detach().double().requires_grad_() for t in (student, layer))
+    answers = (teacher.double() @ told.double().T)[kept]
+    q = official_sinkhorn(answers, 0.1, 3) if targets == "sinkhorn" else (answers / 0.1).softmax(-1)
+    logp = F.log_softmax(exact[kept] @ rows.T / 0.1, -1)
+    expected = -(q * logp).sum(-1).mean()
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    near(student.grad, exact.grad, 1e-5)
+    near(layer.grad, rows.grad, 1e-5)
+    assert (student.grad[~kept] == 0).all()
+
+
+def test_the_logits_are_never_stored_whole(monkeypatch):
+    monkeypatch.setattr(
+        kernel, "_chunks", lambda n, *_: (slice(i, i + 64) for i in range(0, n, 64))
+    )
+    student, teacher = (unit((v, 16, 8), v, torch.float32, "cpu") for v in (4, 2))
+    layer = unit((1024, 8), 3, torch.float32, "cpu").requires_grad_()
+    for targets in ("softmax", "sinkhorn"):
+        run = lambda t=targets: linear_dino_loss(student, layer, teacher, layer.detach(), targets=t)  # noqa: E731
+        largest = max(size for _, size in sizes_of(lambda run=run: run().backward()))
+        assert largest <= 1024 * 8 < 32 * 1024
+
+
+def test_real_chunks_fill_half_the_cache():
+    parts = list(kernel._chunks(65536, 768, 2, True))
+    assert sum(part.stop - part.start for part in parts) >= 65536
+    assert 768 * 2 * (parts[0].stop - parts[0].start) <= 24 << 20
+    assert len(parts) == 4
+    assert len(list(kernel._chunks(256, 8, 2, False))) == 1
+    assert next(kernel._chunks(4096, 10**6, 2, True)) == slice(0, 1024)
+
+
+def test_under_autocast_the_product_is_in_half_precision_and_the_loss_is_not(device):
+    student, teacher = (unit((v, 3, 12), v, torch.float32, device) for v in (4, 2))
+    layer = unit((90, 12), 7, torch.float32, device).requires_grad_()
+    with torch.autocast(device.type, torch.bfloat16):
+        loss = linear_dino_loss(student, layer, teacher, layer.detach())
+        plain = dino_loss(student @ layer.T, teacher @ layer.detach().T)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, rtol=1e-3, atol=1e-4)
+    loss.backward()
+    assert layer.grad.dtype == torch.float32
+
+
+def test_operator_and_graph(device):
+    torch._dynamo.reset()
+    student, teacher = (unit((v, 3, 12), v, torch.float32, device) for v in (4, 2))
+    layer = unit((20, 12), 7, torch.float32, device)
+    args = (student.flatten(0, 1).requires_grad_(), layer, teacher.flatten(0, 1), layer)
+    from fastequi.kernels.dino import pairs_of
+
+    options = (pairs_of(4, 2, 3, device), torch.ones(12, device=device), None, None, 0.1, 0.04)
+    torch.library.opcheck(kernel._linear_dino_op, (*args, *options, True))
+    compiled = torch.compile(linear_dino_loss, fullgraph=True, backend="aot_eager")
+    expected = linear_dino_loss(student, layer, teacher, layer)
+    torch.testing.assert_close(compiled(student, layer, teacher, layer), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"student": torch.zeros(4, 8)}, ValueError, r"student: expected \[views, B, C\]"),
+        ({"prototypes": torch.zeros(5, 7)}, ValueError, r"prototypes: expected \[N, 8\]"),
+        ({"teacher_prototypes": torch.zeros(6, 8)}, ValueError, r"teacher_prototypes: .*\(5, 8\)"),
+        ({"prototypes": torch.zeros(5, 8).double()}, TypeError, "prototypes: expected the rows'"),
+        ({"center": torch.zeros(7)}, ValueError, r"center: expected \(5,\), got \(7,\)"),
+    ],
+)
+def test_bad_input_names_the_argument(change, error, message):
+    layers = {"prototypes": torch.zeros(5, 8), "teacher_prototypes": torch.zeros(5, 8)}
+    given = {"student": torch.zeros(3, 4, 8), "teacher": torch.zeros(2, 4, 8), **layers, **change}
+    with pytest.raises(error, match=message):
+        linear_dino_loss(**given)
