@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bench.memory import peak_extra_bytes
+from fastequi.kernels import backend
 
 Inputs = Mapping[str, Any]
 Call = Callable[[], dict[str, torch.Tensor]]
@@ -65,6 +66,7 @@ class OpBench:
         flops: (parameters, mode) to the arithmetic it takes, for the roofline.
         floor: (inputs, mode) to a call that moves those bytes and does nothing else, or None.
         sweep: parameter sets, the first of which is the headline.
+        verdict: (parameters, name to median ms) to a sentence under the table, or None.
     """
 
     name: str
@@ -78,6 +80,7 @@ class OpBench:
     flops: Callable[[Mapping[str, Any], str], float]
     floor: Callable[[Inputs, str], Callable[[], Any]] | None = None
     sweep: tuple[Mapping[str, Any], ...] = field(default=({},))
+    verdict: Callable[[Mapping[str, Any], Mapping[str, float]], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,25 @@ class Row:
     launches: int | None = None
     partial: bool = False
     refused: str | None = None
+
+
+def insisting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of ours on one backend.
+
+    Raises:
+        Unavailable: that backend cannot run here.
+    """
+    try:
+        with backend.force(name):
+            pass
+    except RuntimeError as reason:
+        raise Unavailable(str(reason)) from None
+
+    def forced(*args: Any, **options: Any) -> Any:
+        with backend.force(name):
+            return function(*args, **options)
+
+    return forced
 
 
 class WrongResult(Exception):
@@ -251,7 +273,16 @@ def _launches(call: Callable[[], Any]) -> int:
 
 def all_cases() -> Iterator[OpBench]:
     """Every declared case."""
-    from bench.cases import attention, contrastive, dino, linear_warp_recon, warp, warp_recon
+    from bench.cases import (
+        attention,
+        embeddings,
+        linear_warp_recon,
+        prototypes,
+        tir_overhead,
+        warp,
+        warp_recon,
+    )
 
-    for module in (warp_recon, linear_warp_recon, warp, attention, dino, contrastive):
+    image_losses, models = (warp_recon, linear_warp_recon, warp), (attention, tir_overhead)
+    for module in (*image_losses, prototypes, embeddings, *models):
         yield from module.CASES

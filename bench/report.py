@@ -63,6 +63,9 @@ def console_table(
         launches = "" if row.launches is None else str(row.launches)
         speedup = "" if row.speedup is None or row.partial else f"{row.speedup:.1f}x"
         table.add_row(name, *times, _number(row.gbps), *limits, extra, launches, speedup)
+    if case.verdict is not None:
+        medians = {row.provider: row.gpu_p50 or row.p50 for row in rows if row.p50 is not None}
+        table.caption = case.verdict(params, {k: v for k, v in medians.items() if v is not None})
     return table
 
 

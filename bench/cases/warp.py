@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, MEAN, STD, images, itemsize, theta
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
+from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable, insisting
 from fastequi.functional import warp
-from fastequi.kernels import backend
 
 
 def _inputs(device: str) -> Callable[..., Inputs]:
@@ -59,19 +58,10 @@ def _compiled(inputs: Inputs, mode: str) -> Call:
 
 
 def _ours(name: str) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        def function(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
-            with backend.force(name):
-                return warp(image, matrices, mean=MEAN, std=STD, dtype=dtype)
+    def function(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
+        return warp(image, matrices, mean=MEAN, std=STD, dtype=dtype)
 
-        try:
-            with backend.force(name):
-                pass
-        except RuntimeError as reason:
-            raise Unavailable(str(reason)) from None
-        return _of(function)(inputs, mode)
-
-    return make
+    return lambda inputs, mode: _of(insisting(name, function))(inputs, mode)
 
 
 def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:

@@ -19,9 +19,8 @@ from bench.cases.geometry import (
     rotations,
     theta,
 )
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
+from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable, insisting
 from fastequi.functional import warp_recon_loss
-from fastequi.kernels import backend
 from fastequi.kernels.pixel_loss import patchify
 
 PATCH = 16
@@ -102,22 +101,9 @@ def _ours(name: str | None = None) -> Make:
             pred, image, matrices, layout="patch", patch_size=PATCH, mean=MEAN, std=STD
         )
 
-    def forced(*args: Any) -> Tensor:
-        assert name is not None
-        with backend.force(name):
-            return loss(*args)
-
-    def make(inputs: Inputs, mode: str) -> Call:
-        if name is None:
-            return _of(loss)(inputs, mode)
-        try:
-            with backend.force(name):
-                pass
-        except RuntimeError as reason:
-            raise Unavailable(str(reason)) from None
-        return _of(forced)(inputs, mode)
-
-    return make
+    if name is None:
+        return _of(loss)
+    return lambda inputs, mode: _of(insisting(name, loss))(inputs, mode)
 
 
 def _kornia(inputs: Inputs, mode: str) -> Call:

@@ -1,4 +1,4 @@
-"""nt_xent_loss and koleo_loss: all pairs of a batch, with gradients."""
+"""Losses over a batch of embeddings: NT-Xent, KoLeo, VICReg."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
-from fastequi.functional import koleo_loss, nt_xent_loss
-from fastequi.kernels import backend
+from bench.opbench import Call, Inputs, Make, OpBench, Provider, insisting
+from fastequi.functional import koleo_loss, nt_xent_loss, vicreg_loss
 
 TEMP = 0.2
 
@@ -45,6 +44,17 @@ def koleo(z1: Tensor, z2: Tensor) -> Tensor:
     return -torch.log(F.pairwise_distance(z, z[neighbour], eps=1e-8) + 1e-8).mean()
 
 
+def vicreg(z1: Tensor, z2: Tensor) -> Tensor:
+    """VICReg as its authors wrote it, with two covariance matrices."""
+    z1, z2 = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (z1, z2))
+    loss = 25 * F.mse_loss(z1, z2)
+    for z in (z1 - z1.mean(0), z2 - z2.mean(0)):
+        loss = loss + 25 * F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() / 2
+        cov = z.T @ z / (len(z) - 1)
+        loss = loss + (cov - cov.diag().diag()).square().sum() / z.shape[1]
+    return loss
+
+
 def _of(loss: Callable[..., Tensor], names: tuple[str, ...]) -> Make:
     def make(inputs: Inputs, mode: str) -> Call:
         views = inputs["z1"], inputs["z2"]
@@ -74,19 +84,7 @@ def _compiled(loss: Callable[..., Tensor], names: tuple[str, ...]) -> Make:
 
 
 def _ours(loss: Callable[..., Tensor], names: tuple[str, ...], name: str) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        def forced(*views: Tensor) -> Tensor:
-            with backend.force(name):
-                return loss(*views)
-
-        try:
-            with backend.force(name):
-                pass
-        except RuntimeError as reason:
-            raise Unavailable(str(reason)) from None
-        return _of(forced, names)(inputs, mode)
-
-    return make
+    return lambda inputs, mode: _of(insisting(name, loss), names)(inputs, mode)
 
 
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
@@ -102,7 +100,7 @@ def _case(
     sweep: tuple[Mapping[str, Any], ...],
 ) -> OpBench:
     """`products`: N²D products of one view with itself, forward and with the backward."""
-    names = ("z1", "z2") if plain is nt_xent else ("z1",)
+    names = ("z1",) if plain is koleo else ("z1", "z2")
 
     def answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
         wide = {key: view.detach().double().requires_grad_() for key, view in inputs.items()}
@@ -139,6 +137,10 @@ def _koleo(z1: Tensor, z2: Tensor) -> Tensor:
     return koleo_loss(z1)
 
 
+def _vicreg(z1: Tensor, z2: Tensor) -> Tensor:
+    return vicreg_loss(z1, z2)
+
+
 def _sizes(dtype: str, width: int, *sizes: int) -> tuple[dict[str, Any], ...]:
     return tuple({"N": n, "D": width, "dtype": dtype} for n in sizes)
 
@@ -149,5 +151,7 @@ CASES = (
     _case(
         "nt_xent", "cuda", nt_xent, _nt_xent, (4, 12), _sizes("bfloat16", 128, 8192, 16384, 32768)
     ),
+    _case("vicreg_cpu", "cpu", vicreg, _vicreg, (2, 4), _sizes("float32", 2048, 256, 2048)),
+    _case("vicreg", "cuda", vicreg, _vicreg, (2, 4), _sizes("float32", 8192, 2048, 8192)),
     _case("koleo", "cuda", koleo, _koleo, (1, 1), _sizes("float32", 256, 4096)),
 )
