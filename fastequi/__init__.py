@@ -24,7 +24,11 @@ if TYPE_CHECKING:
         warp,
         warp_recon_loss,
     )
+    from fastequi.losses.dino import DINOLoss, IBOTLoss
+    from fastequi.losses.koleo import KoLeoLoss
+    from fastequi.losses.nt_xent import NTXentLoss
     from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
+    from fastequi.losses.vicreg import VICRegLoss
     from fastequi.paths import SE2, Blur, Color, Rotation, Translation
 
 __version__ = "0.1.0"
@@ -42,6 +46,11 @@ _HOME = {
     "koleo_loss": "fastequi.functional",
     "nt_xent_loss": "fastequi.functional",
     "vicreg_loss": "fastequi.functional",
+    "DINOLoss": "fastequi.losses.dino",
+    "IBOTLoss": "fastequi.losses.dino",
+    "KoLeoLoss": "fastequi.losses.koleo",
+    "NTXentLoss": "fastequi.losses.nt_xent",
+    "VICRegLoss": "fastequi.losses.vicreg",
     "WarpReconLoss": "fastequi.losses.reconstruction",
     "BlurReconLoss": "fastequi.losses.reconstruction",
     "Rotation": "fastequi.paths",
@@ -56,8 +65,13 @@ __all__ = [
     "Blur",
     "BlurReconLoss",
     "Color",
+    "DINOLoss",
+    "IBOTLoss",
+    "KoLeoLoss",
+    "NTXentLoss",
     "Rotation",
     "Translation",
+    "VICRegLoss",
     "WarpReconLoss",
     "blur_recon_loss",
     "dino_loss",

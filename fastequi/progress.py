@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from datetime import timedelta
@@ -36,7 +37,8 @@ class Progress:
             self.bar.stop()
 
     def show(self, done: float, seconds_left: float, row: dict[str, float]) -> None:
-        left = timedelta(seconds=round(min(seconds_left, 1e8)))
+        known = math.isfinite(seconds_left)  # at the first step no rate is
+        left = timedelta(seconds=round(seconds_left)) if known else "?"
         text = (
             f"step {row['step']}  loss {row['loss']:.4f}"
             + (f"  recon {row['recon']:.4f}" if "recon" in row else "")

@@ -21,6 +21,7 @@ from fastequi.methods.tir import TIR
 from fastequi.recipes import RECIPES, build
 from fastequi.train import build_optimizer
 
+_WITH = "ours, with TIR"
 _PROGRESS = 0.5  # past warm-ups and freezes
 _PAPER = {"vicreg_vits16": 14.7, "ibot_vits16": 8.3, "dinov2_vitl16": 7.2}
 
@@ -33,11 +34,10 @@ def _config(recipe: str, batch: int, size: int) -> Config:
     return replace(config, data=data)
 
 
-def _inputs(base: str, B: int, size: int) -> Inputs:
+def _inputs(base: str, B: int, px: int) -> Inputs:
     """32: the small networks of `bench.recipes`; 224: the recipe's own."""
     return {
-        name: _config(recipe, B, size)
-        for name, recipe in (("base", base), ("with TIR", f"tir_{base}"))
+        name: _config(recipe, B, px) for name, recipe in (("base", base), (_WITH, f"tir_{base}"))
     }
 
 
@@ -94,7 +94,7 @@ def _answer(device: str) -> Callable[..., dict[str, Tensor]]:
 
 
 def _verdict(params: Mapping[str, Any], medians: Mapping[str, float]) -> str:
-    added = 100 * (medians["with TIR"] / medians["base"] - 1)
+    added = 100 * (medians[_WITH] / medians["base"] - 1)
     paper = _PAPER.get(params["base"])
     told = f" (the paper: +{paper} %)" if paper else ""
     return f"TIR on {params['base']}: {added:+.1f} % of the base's step{told}"
@@ -110,7 +110,7 @@ def _case(name: str, device: str, *sweep: Mapping[str, Any]) -> OpBench:
         title="a training step with TIR over one without",
         inputs=_inputs,
         # drop path and half precision move a loss by some per cent; a wrong one is far off
-        providers={n: Provider(_provider(n, device), tolerance=0.2) for n in ("base", "with TIR")},
+        providers={n: Provider(_provider(n, device), tolerance=0.2) for n in ("base", _WITH)},
         answer=_answer(device),
         bytes_moved=lambda params, mode: 0,
         formula="not counted",
@@ -124,12 +124,12 @@ CASES = (
     _case(
         "tir_overhead_cpu",
         "cpu",
-        *({"base": base, "B": 64, "size": 32} for base in _BASES),
-        *({"base": base, "B": 8, "size": 224} for base in ("vicreg_vits16", "ibot_vits16")),
+        *({"base": base, "B": 64, "px": 32} for base in _BASES),
+        *({"base": base, "B": 8, "px": 224} for base in ("vicreg_vits16", "ibot_vits16")),
     ),
     _case(
         "tir_overhead",
         "cuda",
-        *({"base": base, "B": 32 if "vitl" in base else 128, "size": 224} for base in _BASES),
+        *({"base": base, "B": 32 if "vitl" in base else 128, "px": 224} for base in _BASES),
     ),
 )

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from fastequi.data.batch import Batch, Masks
 from fastequi.distributed import world
-from fastequi.functional import koleo_loss
 from fastequi.losses.dino import DINOLoss, IBOTLoss
+from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput
 from fastequi.models.heads import DINOHead
 from fastequi.models.vit import VisionTransformer
@@ -111,6 +111,7 @@ class SelfDistillation(Base):
         options = student_temp, center_momentum, targets, world(), True
         self.class_loss = DINOLoss(width, *options)
         self.patch_loss = IBOTLoss(student.patch_head.prototypes, *options) if masked else None
+        self.koleo_loss = KoLeoLoss(world())
         self.mask_token = nn.Parameter(torch.zeros(student.encoder.embed_dim)) if masked else None
         self.before_step(0.0)
 
@@ -169,8 +170,8 @@ class SelfDistillation(Base):
             loss = self.class_loss(logits, answers.unflatten(0, (2, -1)), self.temp)
         parts["class"] = parts["loss"] = loss
         if self.koleo_weight:
-            halves = tokens[:, 0].chunk(2)
-            parts["koleo"] = sum((koleo_loss(z, group=world()) for z in halves), unit.new_zeros(()))
+            first, second = tokens[:, 0].chunk(2)
+            parts["koleo"] = self.koleo_loss(first) + self.koleo_loss(second)
             parts["loss"] = parts["loss"] + self.koleo_weight * parts["koleo"]
         prefix = self.student.encoder.num_prefix_tokens
         patches, z_equi = tokens[:, prefix:], None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastequi.distributed import world
-from fastequi.losses.contrastive import NTXentLoss
+from fastequi.losses.nt_xent import NTXentLoss
 from fastequi.models.heads import Expander
 
 

@@ -1,11 +1,11 @@
-"""NT-Xent and KoLeo as modules: they hold the options, `fastequi.functional` does the work."""
+"""NT-Xent as a module: it holds the options, `fastequi.functional` does the work."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import koleo_loss, nt_xent_loss
+from fastequi.functional import nt_xent_loss
 
 
 class NTXentLoss(nn.Module):
@@ -26,19 +26,3 @@ class NTXentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
-
-
-class KoLeoLoss(nn.Module):
-    """:func:`fastequi.functional.koleo_loss`.
-
-    Args:
-        group: the processes among whose rows neighbours are sought.
-    """
-
-    def __init__(self, group: ProcessGroup | None = None) -> None:
-        super().__init__()
-        self.group = group
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Embeddings [N, D]."""
-        return koleo_loss(z, group=self.group)

@@ -1,0 +1,24 @@
+"""KoLeo as a module: it holds the options, `fastequi.functional` does the work."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from fastequi.functional import koleo_loss
+
+
+class KoLeoLoss(nn.Module):
+    """:func:`fastequi.functional.koleo_loss`.
+
+    Args:
+        group: the processes among whose rows neighbours are sought.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Embeddings [N, D]."""
+        return koleo_loss(z, group=self.group)
