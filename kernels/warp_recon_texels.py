@@ -1,9 +1,11 @@
 """The path loss at the speed of memory: Triton over interleaved uint8 images.
 
 A thread owns four neighbouring pixels, whose twelve predicted values lie side by side; each tap's
-three channels come with one load; a tile whose samples all lie inside the image, nearly every one,
-goes without masks, bounds or padding; coordinates advance by additions along the pixels; programs
-of one image follow each other, so its texels come from the L2 cache for all but the first step.
+three channels come with one load; a tile whose samples all lie inside the image goes without masks,
+bounds or padding (82 % of the tiles of the bench's mixed transformations at 224², 73 % of the
+identity's, whose outer ones touch the edge); coordinates advance by additions along the pixels;
+programs of one image follow each other, so its texels come from the L2 cache for all but the first
+step.
 The programs' sums are added by whichever program finishes last, in the order of the programs, so
 the same input gives the same bits; one launch does everything.
 

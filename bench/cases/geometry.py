@@ -10,8 +10,9 @@ from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-FAMILIES = ("mixed", "identity", "45", "zoom0.5", "zoom2", "outside")
-"""Mixed: rotations within ±45° with shifts, as pretraining draws them. The others are all alike."""
+FAMILIES = ("mixed", "identity", "45", "90", "zoom0.5", "zoom2", "outside")
+"""Mixed: rotations within ±45° with shifts, as pretraining draws them. The others are all alike;
+a number is an angle in degrees."""
 
 
 def theta(family: str, batch: int, steps: int, device: str, seed: int = 0) -> Tensor:
@@ -25,8 +26,8 @@ def theta(family: str, batch: int, steps: int, device: str, seed: int = 0) -> Te
         fraction = torch.arange(1, steps + 1) / (steps + 1)
         angle = angle * fraction
         shift = (torch.rand(batch, 1, 2, generator=generator) - 0.5) * 0.2 * fraction[:, None]
-    elif family == "45":
-        angle += math.pi / 4
+    elif family.isdigit():
+        angle += math.radians(int(family))
     elif family.startswith("zoom"):
         zoom = 1 / float(family.removeprefix("zoom"))
     elif family == "outside":
