@@ -278,11 +278,15 @@ def all_cases() -> Iterator[OpBench]:
         embeddings,
         linear_warp_recon,
         prototypes,
+        rot90_batch,
         tir_overhead,
         warp,
         warp_recon,
     )
 
-    image_losses, models = (warp_recon, linear_warp_recon, warp), (attention, tir_overhead)
+    image_losses, models = (
+        (warp_recon, linear_warp_recon, warp, rot90_batch),
+        (attention, tir_overhead),
+    )
     for module in (*image_losses, prototypes, embeddings, *models):
         yield from module.CASES

@@ -79,6 +79,14 @@ def check_image(image: Tensor, mean: Sequence[float] | None, std: Sequence[float
         raise TypeError(f"image: expected uint8 or a floating dtype, got {image.dtype}")
     if image.ndim != 4 or 0 in image.shape[1:]:
         raise ValueError(f"image: expected [B, C, Hs, Ws], got {tuple(image.shape)}")
+    check_normalisation(image.shape[1], mean, std)
+    if mean is not None and image.is_floating_point() and image.numel():
+        check_range(image)
+
+
+def check_normalisation(
+    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> None:
     if (mean is None) != (std is None):
         raise ValueError("mean, std: expected both or neither")
     for name, values in (("mean", mean), ("std", std)):
@@ -86,14 +94,12 @@ def check_image(image: Tensor, mean: Sequence[float] | None, std: Sequence[float
             continue
         if isinstance(values, Tensor):
             raise TypeError(f"{name}: expected floats, got a tensor; {name}.tolist() gives them")
-        if len(values) != image.shape[1] or not all(math.isfinite(v) for v in values):
+        if len(values) != channels or not all(math.isfinite(v) for v in values):
             raise ValueError(
-                f"{name}: expected {image.shape[1]} finite floats, one per channel, got {values}"
+                f"{name}: expected {channels} finite floats, one per channel, got {values}"
             )
     if std is not None and min(std) <= 0:
         raise ValueError(f"std: expected values > 0, got {std}")
-    if mean is not None and image.is_floating_point() and image.numel():
-        check_range(image)
 
 
 def check_range(image: Tensor) -> None:

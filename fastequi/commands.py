@@ -34,7 +34,7 @@ class PretrainOptions:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     data: Path | None = None
-    """Folder of images."""
+    """Folder of images, or of an MNIST-like set's IDX files."""
     run_dir: Path | None = None
     """Where the run's files go; a new dated folder by default."""
     resume: bool = False
@@ -91,9 +91,17 @@ def pretrain(argv: list[str]) -> None:
     from fastequi.train import pretrain as run
 
     run_dir = options.run_dir or _dated(name)
-    source = image_folder(options.data)
+    source = image_folder(_images(options.data))
     run(config, source, run_dir, resume=options.resume, max_steps=options.max_steps)
     print(run_dir)
+
+
+def _images(data: Path) -> Path:
+    """A folder of images; that of an MNIST-like set is written on its first use."""
+    from fastequi.data import idx
+    from fastequi.kernels.toolchain import cache_folder
+
+    return idx.as_files(data, "train", cache_folder()) if idx.is_idx_folder(data) else data
 
 
 def doctor(argv: list[str]) -> None:

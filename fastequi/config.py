@@ -18,9 +18,13 @@ from fastequi.data.augment import ViewConfig
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder: a ViT by name, its size changed where embed_dim, depth, num_heads are set."""
+    """The encoder: a ViT by name, its size changed where embed_dim, depth, num_heads are set.
 
-    name: Literal["vit_tiny", "vit_small", "vit_base", "vit_large"] = "vit_small"
+    RotNet also takes "nin" and "alexnet", of which only `num_blocks` is read.
+    """
+
+    name: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "nin", "alexnet"] = "vit_small"
+    num_blocks: int = 4  # of nin
     patch_size: int = 16
     embed_dim: int | None = None
     depth: int | None = None
@@ -110,9 +114,20 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with a warm-up cosine; `lr` is for a batch of `reference` and scales with the batch."""
+class RotNetConfig:
+    """Rotation prediction (methods.rotnet)."""
 
+    all_turns: bool = True  # every image in all four turns; else one turn each, at random
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW or SGD; the rate by a warm-up cosine or in steps.
+
+    `lr` is for a batch of `reference` and scales with the batch.
+    """
+
+    kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-4
     reference: int = 256
     scaling: Literal["linear", "sqrt"] = "linear"
@@ -121,6 +136,9 @@ class OptimConfig:
     weight_decay: float = 0.05
     final_weight_decay: float | None = None  # by a cosine; None: it stays
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9  # of sgd, Nesterov's
+    milestones: tuple[float, ...] = ()  # shares of the training after which the rate falls ...
+    factor: float = 0.2  # ... to this share of itself, instead of by a cosine
     clip: float = 3.0  # gradient norm; 0 leaves it alone
     layer_decay: float = 1.0  # of the rate, per block of the encoder from the last one down
     patch_embed_lr: float = 1.0  # times the rate
@@ -173,22 +191,37 @@ def has_fast_bf16(device: torch.device) -> bool:
 class Config:
     """A whole run; recipes return one, the command line changes its fields."""
 
+    system: Literal["tir", "rotnet"] = "tir"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: ViewConfig = field(default_factory=ViewConfig)
     path: PathConfig = field(default_factory=PathConfig)
     method: TIRConfig = field(default_factory=TIRConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    rotnet: RotNetConfig = field(default_factory=RotNetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         """Refuses what would fail later, after work was done."""
         data, method, train = self.data, self.method, self.train
+        vit = self.model.name.startswith("vit_")
         _expect(
-            data.image_size % self.model.patch_size == 0,
+            not vit or data.image_size % self.model.patch_size == 0,
             "model.patch_size",
             f"a divisor of data.image_size={data.image_size}",
             self.model.patch_size,
+        )
+        _expect(
+            vit or self.system == "rotnet",
+            "model.name",
+            f"a ViT for system={self.system}",
+            self.model.name,
+        )
+        _expect(
+            self.system != "rotnet" or data.source_size == data.image_size,
+            "data.source_size",
+            f"data.image_size={data.image_size} for system=rotnet, whose turns need no margin",
+            data.source_size,
         )
         _expect(method.num_steps >= 0, "method.num_steps", "K >= 0", method.num_steps)
         _expect(
@@ -221,6 +254,15 @@ class Config:
         )
         _expect(self.optim.lr > 0, "optim.lr", "> 0", self.optim.lr)
         _expect(0 <= self.optim.warmup < 1, "optim.warmup", "0 <= share < 1", self.optim.warmup)
+        falling = all(0 < share < 1 for share in self.optim.milestones)
+        _expect(
+            falling and sorted(self.optim.milestones) == list(self.optim.milestones),
+            "optim.milestones",
+            "increasing shares between 0 and 1",
+            self.optim.milestones,
+        )
+        _expect(0 < self.optim.factor <= 1, "optim.factor", "0 < factor <= 1", self.optim.factor)
+        _expect(0 <= self.optim.momentum < 1, "optim.momentum", "0 .. 1", self.optim.momentum)
         _expect(self.optim.reference >= 1, "optim.reference", ">= 1", self.optim.reference)
         for name in ("layer_decay", "patch_embed_lr"):
             value = getattr(self.optim, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from rich.console import Console
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from fastequi.config import Config
 from fastequi.data.batch import Batch, Masks
 from fastequi.data.masks import block_masks
-from fastequi.methods.tir import TIR
+from fastequi.methods.base import Base
+from fastequi.methods.method import Method
 from fastequi.philox import Draws
 from fastequi.recipes import build
 
@@ -24,15 +27,24 @@ def dry_run(config: Config) -> None:
     print(config.to_json(), end="")
     method = build(config)
     table = Table("part", "parameters", title="parameters")
-    for name, part in (*method.base.named_children(), *method.named_children()):
-        if count(part) and part is not method.base:
+    for name, part in _parts(method):
+        if count(part):
             table.add_row(name.strip("_"), f"{count(part):,}")
     table.add_row("all", f"{count(method):,}", style="bold")
     console.print(table)
     console.print(memory_table(config, method))
 
 
-def memory_table(config: Config, method: TIR) -> Table:
+def _parts(method: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Its children, those of a base in its place."""
+    for name, part in method.named_children():
+        if isinstance(part, Base):
+            yield from part.named_children()
+        else:
+            yield name, part
+
+
+def memory_table(config: Config, method: Method) -> Table:
     """One step's memory at the config's batch size.
 
     Weights, gradients and AdamW's two moments follow from the parameters. Saved activations are
@@ -111,7 +123,7 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _real_peak(config: Config, method: TIR, device: torch.device) -> int:
+def _real_peak(config: Config, method: Method, device: torch.device) -> int:
     from fastequi.train import build_optimizer
 
     optimizer = build_optimizer(method, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,6 +73,14 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
+def sgd(
+    model: nn.Module, lr: float, weight_decay: float, momentum: float = 0.9, **rates: Any
+) -> torch.optim.SGD:
+    """SGD with Nesterov's momentum over :func:`param_groups`, which takes `rates`."""
+    groups = param_groups(model, weight_decay, **rates)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
 def schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
     """Sets the rate and the decay of a step, each group's own factors applied."""
     for group in optimizer.param_groups:
@@ -92,6 +101,11 @@ def warmup_cosine(progress: float, base: float, final: float = 0.0, warmup: floa
         return base * progress / warmup
     cosine = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-12)))
     return final + (base - final) * cosine
+
+
+def stepped(progress: float, base: float, milestones: Sequence[float], factor: float) -> float:
+    """`base` times `factor` for every milestone, a share of the training, that lies behind."""
+    return base * factor ** sum(progress >= share for share in milestones)
 
 
 class WeightAverage:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from torch import nn
+
 from fastequi.config import (
     Config,
     DistillConfig,
@@ -19,12 +21,16 @@ from fastequi.data.batch import Views
 from fastequi.methods.base import Base
 from fastequi.methods.distillation import Branch, Schedule, SelfDistillation
 from fastequi.methods.joint import JointEmbedding
+from fastequi.methods.method import Method
+from fastequi.methods.rotnet import ANGLES, RotNet, linear_classifier
 from fastequi.methods.simclr import SimCLRCriterion
 from fastequi.methods.tir import TIR
 from fastequi.methods.vicreg import VICRegCriterion
 from fastequi.models import vit
+from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import DINOHead, SplitHead
+from fastequi.models.nin import NetworkInNetwork
 
 
 def tir_vicreg_vits16() -> Config:
@@ -141,7 +147,68 @@ def _alone(config: Config) -> Config:
     return replace(
         config,
         method=replace(config.method, num_steps=0, equi_dim=0),
-        path=PathConfig("se2", degrees=0.0, pixels=0.0),
+        path=_STILL,
+    )
+
+
+def rotnet_nin_32() -> Config:
+    """RotNet on 32 px images: network in network of four blocks, SGD, batch 128 in four turns."""
+    return Config(
+        "rotnet",
+        model=ModelConfig("nin"),
+        data=_single_view(32, 128, Augment(area=(0.75, 1.0), aspect=(1.0, 1.0))),
+        path=_STILL,
+        optim=OptimConfig(
+            "sgd", lr=0.1, reference=128, weight_decay=5e-4, milestones=(0.3, 0.6, 0.8), clip=0.0
+        ),
+        train=TrainConfig(epochs=200),
+    )
+
+
+def rotnet_alexnet_224() -> Config:
+    """RotNet on 224 px images: AlexNet with BatchNorm, SGD, batch 192 in four turns, 30 epochs."""
+    return Config(
+        "rotnet",
+        model=ModelConfig("alexnet"),
+        data=_single_view(224, 192, Augment(area=(0.6, 1.0), aspect=(1.0, 1.0))),
+        path=_STILL,
+        optim=OptimConfig(
+            "sgd",
+            lr=0.01,
+            reference=192,
+            weight_decay=5e-4,
+            milestones=(1 / 3, 2 / 3),
+            factor=0.1,
+            clip=0.0,
+        ),
+        train=TrainConfig(epochs=30),
+    )
+
+
+def rotnet_vits16() -> Config:
+    """RotNet with ViT-S/16 on 224 px images, trained as the other ViTs are."""
+    return Config(
+        "rotnet",
+        model=ModelConfig(drop_path=0.1),
+        data=_single_view(224, 256, Augment(area=(0.25, 1.0))),
+        path=_STILL,
+        optim=_DINO_OPTIM,
+        train=TrainConfig(epochs=100),
+    )
+
+
+_STILL = PathConfig("se2", degrees=0.0, pixels=0.0)
+
+
+def _single_view(size: int, batch: int, crop: Augment) -> ViewConfig:
+    """One crop of every image, mirrored or not; v1 is the same window, which costs little."""
+    return ViewConfig(
+        image_size=size,
+        source_size=size,
+        batch_size=batch,
+        shared_crop=True,
+        a1=Augment.none(),
+        a2=replace(crop.plain(), flip=0.5),
     )
 
 
@@ -208,12 +275,33 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "ibot_vitl16": ibot_vitl16,
     "tir_dinov2_vitl16": tir_dinov2_vitl16,
     "dinov2_vitl16": dinov2_vitl16,
+    "rotnet_nin_32": rotnet_nin_32,
+    "rotnet_alexnet_224": rotnet_alexnet_224,
+    "rotnet_vits16": rotnet_vits16,
     "demo": demo,
 }
 
 
-def build(config: Config) -> TIR:
+def build(config: Config) -> Method:
     """The method of a config, freshly initialised from torch's generator."""
+    return {"tir": build_tir, "rotnet": build_rotnet}[config.system](config)
+
+
+def build_rotnet(config: Config) -> RotNet:
+    """Rotation prediction; see :func:`build`."""
+    encoder = build_network(config.model, config.data.image_size)
+    classifier: nn.Module
+    if isinstance(encoder, AlexNet):
+        classifier = AlexNetClassifier(len(ANGLES))
+    elif isinstance(encoder, NetworkInNetwork):
+        classifier = linear_classifier(encoder.embed_dim)
+    else:
+        classifier = nn.Linear(encoder.embed_dim, len(ANGLES))
+    return RotNet(encoder, classifier, views_of(config), config.rotnet.all_turns)
+
+
+def build_tir(config: Config) -> TIR:
+    """TIR and its bases; see :func:`build`."""
     model, data, method = config.model, config.data, config.method
     encoder = build_encoder(model, data.image_size)
     views = views_of(config)
@@ -271,6 +359,15 @@ def views_of(config: Config) -> Views:
     data = config.data
     padding_mode = config.method.padding_mode
     return Views(data.image_size, data.source_size, data.mean, data.std, padding_mode)
+
+
+def build_network(
+    model: ModelConfig, image_size: int
+) -> vit.VisionTransformer | NetworkInNetwork | AlexNet:
+    """The network a config names: a convolutional one or a ViT."""
+    if model.name == "nin":
+        return NetworkInNetwork(model.num_blocks)
+    return AlexNet() if model.name == "alexnet" else build_encoder(model, image_size)
 
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:

@@ -26,7 +26,7 @@ from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
 from fastequi.methods.method import Method
-from fastequi.optim import WeightAverage, adamw, schedule, warmup_cosine
+from fastequi.optim import WeightAverage, adamw, schedule, sgd, stepped, warmup_cosine
 from fastequi.progress import Progress
 from fastequi.recipes import build
 
@@ -98,17 +98,29 @@ def pretrain(
     return method.eval()
 
 
-def build_optimizer(method: Method, config: Config) -> torch.optim.AdamW:
-    """AdamW of a run, at its peak rate."""
-    optim = config.optim
-    return adamw(
-        method,
-        config.peak_lr(),
-        optim.weight_decay,
-        optim.betas,
-        encoder=method.backbone,
-        layer_decay=optim.layer_decay,
-        patch_embed_lr=optim.patch_embed_lr,
+def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
+    """The optimiser of a run, at its peak rate."""
+    optim, peak = config.optim, config.peak_lr()
+    rates = {
+        "encoder": method.backbone,
+        "layer_decay": optim.layer_decay,
+        "patch_embed_lr": optim.patch_embed_lr,
+    }
+    if optim.kind == "sgd":
+        return sgd(method, peak, optim.weight_decay, optim.momentum, **rates)
+    return adamw(method, peak, optim.weight_decay, optim.betas, **rates)
+
+
+def rates_at(progress: float, config: Config) -> tuple[float, float]:
+    """Learning rate and weight decay, for the share of the training done."""
+    optim, peak = config.optim, config.peak_lr()
+    if optim.milestones:
+        lr = stepped(progress, peak, optim.milestones, optim.factor)
+    else:
+        lr = warmup_cosine(progress, peak, optim.final_lr, optim.warmup)
+    last = optim.final_weight_decay
+    return lr, warmup_cosine(
+        progress, optim.weight_decay, optim.weight_decay if last is None else last
     )
 
 
@@ -141,11 +153,8 @@ class _Run:
         last = clock.done(step)
         while not last:
             progress = clock.progress(step)
-            lr = warmup_cosine(progress, self.config.peak_lr(), optim.final_lr, optim.warmup)
-            last_decay = optim.weight_decay
-            if optim.final_weight_decay is not None:
-                last_decay = optim.final_weight_decay
-            schedule(self.optimizer, lr, warmup_cosine(progress, optim.weight_decay, last_decay))
+            lr, decay = rates_at(progress, self.config)
+            schedule(self.optimizer, lr, decay)
             self.method.before_step(progress)
             for _ in range(train.accumulate):
                 out = self._forward(next(batches))

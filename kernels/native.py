@@ -67,6 +67,21 @@ class _WarpRecon(Structure):
     )
 
 
+class _Turns(Structure):
+    _fields_ = (
+        ("images", c_void_p),
+        ("stride", c_int64 * 4),
+        *((name, c_void_p) for name in ("turns", "values", "out")),
+        ("out_stride", c_int64 * 4),
+        *((name, c_int32) for name in ("batch", "channels", "side", "itemsize", "threads")),
+    )
+
+
+_STRUCTS: dict[str, type[Structure]] = {
+    "warp": _Warp, "warp_recon": _WarpRecon, "rot90_batch": _Turns
+}  # fmt: skip
+
+
 def obstacle() -> str | None:
     """Why the C kernels cannot run here, or None."""
     return _load()[1]
@@ -86,7 +101,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None, str]:
         isa = {4: "v4", 3: "v3", 2: "v2", 1: "base"}.get(level)
         if isa is None:
             raise RuntimeError("the processor lacks SSE4.2")
-        for name, struct in (("warp", _Warp), ("warp_recon", _WarpRecon)):
+        for name, struct in _STRUCTS.items():
             size = c_int64.in_dll(library, f"{name}_bytes_{isa}").value
             if size != ctypes.sizeof(struct):
                 raise RuntimeError(f"{name}: struct of {size} bytes in C, {struct} in Python")
@@ -188,6 +203,28 @@ def warp_recon(
         torch.get_num_threads(),
     )
     _call("warp_recon", op)
+
+
+def rot90_batch(out: Tensor, images: Tensor, turns: Tensor | None, values: Tensor) -> None:
+    """Fills `out` [4B or B, C, N, N] of two or four bytes a value, any strides.
+
+    Args:
+        images: [B, C, N, N] uint8, any strides.
+        turns: [B] int32, or None for all four.
+        values: [C, 256] what each byte becomes, in out's type, dense.
+    """
+    op = _Turns(
+        images.data_ptr(),
+        (c_int64 * 4)(*images.stride()),
+        None if turns is None else turns.data_ptr(),
+        values.data_ptr(),
+        out.data_ptr(),
+        (c_int64 * 4)(*out.stride()),
+        *images.shape[:3],
+        out.element_size(),
+        torch.get_num_threads(),
+    )
+    _call("rot90_batch", op)
 
 
 def _call(name: str, op: Structure) -> None:

@@ -22,6 +22,7 @@ from fastequi.kernels import (
     koleo,
     nt_xent,
     pixel_loss,
+    rot90_batch,
     vicreg,
     warp,
     warp_recon_general,
@@ -46,7 +47,7 @@ FLOATS = {
 EVEN = {
     "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
-    "stride_r", "stride_1", "stride_2",
+    "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
 }  # fmt: skip
 
 RECON = {
@@ -111,6 +112,13 @@ def cases() -> Iterator[tuple]:
     yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}
     yield "column_lse", dino._column_lse_kernel, column_lse, {}, 4, None, 16 * 128
+    types = {"turns_ptr": "*i32", "means_ptr": "*fp32", "gains_ptr": "*fp32"}
+    kernel, tile = rot90_batch._rot90_batch_kernel, rot90_batch._TILE
+    dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
+    constants = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
+    yield "rot90_batch", kernel, constants, types, rot90_batch._WARPS, None, 4 * tile * tile
+    constants = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
+    yield "rot90_batch, one, last", kernel, constants, types, rot90_batch._WARPS, None, tile * tile
     constants = {"GRAD": True, "ROWS": vicreg._ROWS, "BLOCK": vicreg._BLOCK}
     types = {f"{name}_ptr": "*fp32" for name in ("z1", "z2", "centred", "grad", "sums")}
     kernel, pixels = vicreg._vicreg_columns_kernel, vicreg._ROWS * vicreg._BLOCK

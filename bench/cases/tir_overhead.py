@@ -17,7 +17,7 @@ from bench.opbench import Call, Inputs, Make, OpBench, Provider
 from bench.recipes import scaled
 from fastequi.config import Config
 from fastequi.dryrun import synthetic
-from fastequi.methods.tir import TIR
+from fastequi.methods.method import Method
 from fastequi.recipes import RECIPES, build
 from fastequi.train import build_optimizer
 
@@ -41,7 +41,7 @@ def _inputs(base: str, B: int, px: int) -> Inputs:
     }
 
 
-def _prepared(config: Config, device: str) -> tuple[TIR, Any, torch.dtype | None]:
+def _prepared(config: Config, device: str) -> tuple[Method, Any, torch.dtype | None]:
     torch.manual_seed(0)
     method = build(config).to(device).train()
     method.before_step(_PROGRESS)

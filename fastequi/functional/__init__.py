@@ -15,6 +15,7 @@ from fastequi.functional.images import (
     blur_recon_loss,
     gaussian_blur,
     linear_warp_recon_loss,
+    rot90_batch,
     warp,
     warp_recon_loss,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "linear_ibot_loss",
     "linear_warp_recon_loss",
     "nt_xent_loss",
+    "rot90_batch",
     "vicreg_loss",
     "warp",
     "warp_recon_loss",

@@ -30,5 +30,9 @@ class Method(nn.Module):
         """The "loss" to minimise, and scalar parts to log."""
         raise NotImplementedError
 
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Token features [B, L, ·] of normalised images [B, 3, H, W] by name."""
+        raise NotImplementedError
+
     def after_step(self, progress: float) -> None:
         """The EMA hook: called after every optimiser step with the share of training done."""
