@@ -47,6 +47,20 @@ class PretrainOptions:
     """Print settings, parameter counts and one step's memory; needs no data."""
 
 
+@dataclass(frozen=True)
+class RotNetOptions:
+    """Rotation accuracy and every block's probes of a finished rotnet run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    data: Path
+    """Folder of an MNIST-like set (IDX files), with labels."""
+    train_images: int = 10_000
+    """Images that the probes are fitted on; 0: all."""
+    test_images: int = 0
+    """Images that they are judged on; 0: all."""
+
+
 def demo(argv: list[str]) -> None:
     options = _parse(DemoOptions(RECIPES["demo"]()), "fastequi demo", argv)
     config = options.config
@@ -94,6 +108,30 @@ def pretrain(argv: list[str]) -> None:
     source = image_folder(_images(options.data))
     run(config, source, run_dir, resume=options.resume, max_steps=options.max_steps)
     print(run_dir)
+
+
+def eval(argv: list[str]) -> None:
+    kinds = {"rotnet": "rotation accuracy and every block's probes of a rotnet run"}
+    usage = "usage: fastequi eval KIND RUN --data PATH\n\n" + "\n".join(
+        f"  {name:10s}{what}" for name, what in kinds.items()
+    )
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        return
+    kind, *rest = argv
+    if kind not in kinds:
+        near = difflib.get_close_matches(kind, kinds, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown evaluation {kind!r}{hint}\n\n{usage}")
+    options = tyro.cli(RotNetOptions, prog=f"fastequi eval {kind}", args=rest)
+    for name in ("train_images", "test_images"):
+        value = getattr(options, name)
+        if value < 0:
+            raise ValueError(f"--{name.replace('_', '-')}: expected 0 (all) or more, got {value}")
+
+    from fastequi.judge_rotnet import judge
+
+    judge(options.run, options.data, options.train_images, options.test_images)
 
 
 def _images(data: Path) -> Path:

@@ -19,7 +19,7 @@ ALLOWED = {
     "models": {"models", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "data"},
     "methods": {"losses", "models", "paths", "functional", "distributed", "data.batch", "methods"},
-    "evaluate": {"models", "data", "paths", "functional", "evaluate"},
+    "evaluate": {"models", "methods", "data", "paths", "functional", "evaluate"},
     "config": {"paths", "data.augment"},
     "recipes": {"config", "methods", "models", "data.augment", "data.batch", "paths"},
     "optim": set(),
@@ -28,7 +28,7 @@ ALLOWED = {
     "progress": set(),
     "train": {"recipes", "config", "methods", "data", "optim", "checkpoint", "progress"},
 }
-UNBOUND = {"__init__", "cli", "commands", "demo", "doctor", "dryrun"}
+UNBOUND = {"__init__", "cli", "commands", "demo", "doctor", "dryrun", "judge_rotnet"}
 
 # a heavy dependency is imported in one place
 HOME = {

@@ -1,0 +1,118 @@
+"""Classification probes on frozen features: linear and non-linear, with all labels or a few.
+
+Linear: multinomial logistic regression by L-BFGS, its penalty chosen on the last fifth of the
+training set, then refitted on all of it. Non-linear: two hidden layers of 200 with BatchNorm and
+ReLU, as in RotNet's evaluation; Adam, the rate falling linearly to 0. Inputs are standardised by
+the training set. Nothing here draws from torch's global generator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastequi.evaluate.probes import standardise
+
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+_HIDDEN = 200
+
+
+def linear_classes(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
+    """Predicted classes [M] from features [N, D] and labels [N]."""
+    x, x_test = standardise(x.flatten(1), x_test.flatten(1))
+    classes, kept = int(y.max()) + 1, len(x) - len(x) // 5
+    scores = []
+    for penalty in _PENALTIES:
+        weight, bias = _logistic(x[:kept], y[:kept], classes, penalty)
+        scores.append(accuracy((x[kept:] @ weight + bias).argmax(1), y[kept:]))
+    best = _PENALTIES[max(range(len(scores)), key=scores.__getitem__)]
+    weight, bias = _logistic(x, y, classes, best)
+    return (x_test @ weight + bias).argmax(1)
+
+
+def _logistic(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Minimises mean cross-entropy + penalty / 2 · ‖weight‖²."""
+    weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=60, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, y) + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def nonlinear_classes(
+    x: Tensor, y: Tensor, x_test: Tensor, steps: int = 1500, seed: int = 0
+) -> Tensor:
+    """Predicted classes [M] of an MLP 200-200 with BatchNorm on features [N, D]."""
+    x, x_test = standardise(x.flatten(1), x_test.flatten(1))
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    width = x.shape[1]
+    for _ in range(2):
+        layers += [_linear(width, _HIDDEN, generator), nn.BatchNorm1d(_HIDDEN), nn.ReLU()]
+        width = _HIDDEN
+    model = nn.Sequential(*layers, _linear(width, int(y.max()) + 1, generator)).to(x.device)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-4)
+    batch = min(128, len(x))
+    with torch.enable_grad():
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+            pick = torch.randperm(len(x), generator=generator)[:batch]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[pick]), y[pick]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        return model.eval()(x_test).argmax(1)
+
+
+def _linear(dim: int, out: int, generator: torch.Generator) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, dim, out)
+    with torch.no_grad():
+        for param in (layer.weight, layer.bias):
+            param.copy_((2 * torch.rand(param.shape, generator=generator) - 1) * dim**-0.5)
+    return layer
+
+
+def few_labels(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
+    """Places of `per_class` samples of every class, [classes · per_class].
+
+    Raises:
+        ValueError: a class has fewer.
+    """
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    picks = []
+    for label in y.unique().tolist():
+        found = order[y[order] == label]
+        if len(found) < per_class:
+            raise ValueError(
+                f"per_class: expected at most {len(found)}, as class {label} has, got {per_class}"
+            )
+        picks.append(found[:per_class])
+    return torch.cat(picks)
+
+
+def accuracy(pred: Tensor, y: Tensor) -> float:
+    """Share of predictions that are right."""
+    return (pred == y).float().mean().item()
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n samples (Wilson's)."""
+    z = 1.96
+    middle, half = (
+        share + z * z / (2 * n),
+        z * math.sqrt(share * (1 - share) / n + (z / n) ** 2 / 4),
+    )
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)

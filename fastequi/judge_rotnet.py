@@ -1,0 +1,83 @@
+"""`fastequi eval rotnet`: a finished run's rotation accuracy and its blocks' probes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from fastequi import checkpoint
+from fastequi.config import Config
+from fastequi.data import idx
+from fastequi.doctor import machine
+from fastequi.evaluate.rotation import (
+    Labelled,
+    as_json,
+    class_scores,
+    rotation_accuracy,
+    table,
+)
+from fastequi.methods.rotnet import RotNet
+from fastequi.recipes import build
+
+
+def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> None:
+    """Prints both tables and writes them to `run_dir/rotnet.json`.
+
+    Args:
+        run_dir: of a run with system=rotnet.
+        data: folder of an MNIST-like set, whose test images no run has seen.
+        train_images, test_images: how many of each the probes use; 0: all.
+    """
+    file = run_dir / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"RUN: {run_dir} holds no config.json, expected a run's folder")
+    config = Config.from_json(file.read_text())
+    if config.system != "rotnet":
+        raise ValueError(f"RUN: expected a run with system=rotnet, {run_dir} has {config.system}")
+    newest = checkpoint.latest(run_dir / "checkpoints")
+    if newest is None:
+        raise FileNotFoundError(f"RUN: {run_dir} has no checkpoint yet")
+    device = torch.device(config.train.resolved_device())
+    networks = {}
+    for name in ("random init", "RotNet"):
+        torch.manual_seed(config.train.seed)
+        method = build(config).to(device).eval()
+        assert isinstance(method, RotNet)
+        networks[name] = method
+    checkpoint.load(newest, networks["RotNet"])
+    train = labelled(data, "train", train_images, config.data.image_size)
+    test = labelled(data, "test", test_images, config.data.image_size)
+    console = Console()
+    turns = rotation_accuracy(networks["RotNet"], test.images)
+    each = ", ".join(f"{angle}° {share:.3f}" for angle, share in turns.items() if angle != "all")
+    console.print(
+        f"turns told right on {len(test.images):,} test images: {turns['all']:.3f} "
+        f"(chance .25; {each})"
+    )
+    rows = class_scores(networks, train, test)
+    console.print(table(rows))
+    document = {
+        "machine": machine(),
+        "checkpoint": newest.name,
+        "train_images": len(train.images),
+        "test_images": len(test.images),
+        "rotation_accuracy": turns,
+        "classes": as_json(rows),
+    }
+    (run_dir / "rotnet.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def labelled(data: Path, split: str, count: int, size: int) -> Labelled:
+    """The first `count` images of a split (0: all), three channels, resized to size x size."""
+    pixels, labels = idx.load(data, split)
+    stop = count or len(pixels)
+    images: Tensor = torch.from_numpy(pixels[:stop].copy())[:, None].float()
+    if images.shape[-2:] != (size, size):
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    grey = images.round().clamp(0, 255).to(torch.uint8)
+    return Labelled(grey.repeat(1, 3, 1, 1), torch.from_numpy(labels[:stop].copy()).long())
