@@ -140,6 +140,7 @@ class OptimConfig:
     milestones: tuple[float, ...] = ()  # shares of the training after which the rate falls ...
     factor: float = 0.2  # ... to this share of itself, instead of by a cosine
     clip: float = 3.0  # gradient norm; 0 leaves it alone
+    clip_per_tensor: bool = False  # each parameter's own norm, as DINO and iBOT have it
     layer_decay: float = 1.0  # of the rate, per block of the encoder from the last one down
     patch_embed_lr: float = 1.0  # times the rate
 

@@ -103,6 +103,20 @@ def warmup_cosine(progress: float, base: float, final: float = 0.0, warmup: floa
     return final + (base - final) * cosine
 
 
+def clip_gradients(params: Sequence[nn.Parameter], clip: float, per_tensor: bool) -> Tensor:
+    """Scales gradients down to a norm of `clip` (0: not at all); the norm of all before, [].
+
+    Args:
+        per_tensor: every parameter's own norm counts, as in DINO, instead of that of all together.
+    """
+    if not per_tensor or not clip:
+        return nn.utils.clip_grad_norm_(params, clip or math.inf)
+    grads = [p.grad for p in params if p.grad is not None]
+    norms = torch._foreach_norm(grads)
+    torch._foreach_mul_(grads, [(clip / (norm + 1e-6)).clamp(max=1) for norm in norms])
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
 def stepped(progress: float, base: float, milestones: Sequence[float], factor: float) -> float:
     """`base` times `factor` for every milestone, a share of the training, that lies behind."""
     return base * factor ** sum(progress >= share for share in milestones)

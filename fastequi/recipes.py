@@ -130,7 +130,12 @@ def dinov2_vitl16() -> Config:
 
 
 _DINO_OPTIM = OptimConfig(
-    lr=5e-4, final_lr=1e-6, warmup=10 / 800, weight_decay=0.04, final_weight_decay=0.4
+    lr=5e-4,
+    final_lr=1e-6,
+    warmup=10 / 800,
+    weight_decay=0.04,
+    final_weight_decay=0.4,
+    clip_per_tensor=True,
 )
 
 

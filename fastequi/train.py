@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastequi import checkpoint
 from fastequi.config import Config
@@ -26,7 +26,15 @@ from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
 from fastequi.methods.method import Method
-from fastequi.optim import WeightAverage, adamw, schedule, sgd, stepped, warmup_cosine
+from fastequi.optim import (
+    WeightAverage,
+    adamw,
+    clip_gradients,
+    schedule,
+    sgd,
+    stepped,
+    warmup_cosine,
+)
 from fastequi.progress import Progress
 from fastequi.recipes import build
 
@@ -160,7 +168,7 @@ class _Run:
                 out = self._forward(next(batches))
                 (out["loss"] / train.accumulate).backward()
                 meter.add(out, batches=1)
-            norm = nn.utils.clip_grad_norm_(params, optim.clip or math.inf)
+            norm = clip_gradients(params, optim.clip, optim.clip_per_tensor)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.method.after_step(progress)

@@ -5,13 +5,26 @@ import torch
 from torch import nn
 
 from fastequi.models import vit
-from fastequi.optim import WeightAverage, adamw, param_groups, schedule, warmup_cosine
+from fastequi.optim import (
+    WeightAverage,
+    adamw,
+    clip_gradients,
+    param_groups,
+    schedule,
+    stepped,
+    warmup_cosine,
+)
 
 
 def test_warmup_cosine_has_its_known_values():
     schedule = [warmup_cosine(p, 2.0, 0.5, 0.2) for p in (0, 0.1, 0.2, 0.6, 1, 7)]
     assert schedule == pytest.approx([0, 1, 2, 1.25, 0.5, 0.5])
     assert warmup_cosine(0, 1.0) == 1.0
+
+
+def test_steps_fall_at_their_milestones():
+    rates = [stepped(p, 0.1, (0.3, 0.6), 0.2) for p in (0, 0.29, 0.3, 0.6, 1)]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.004, 0.004])
 
 
 def test_only_matrices_decay():
@@ -51,6 +64,27 @@ def test_rates_fall_with_depth_as_in_dinov2():
     for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(2 * group["lr_scale"])
         assert group["weight_decay"] == (0.3 if group["decays"] else 0.0)
+
+
+def test_gradients_are_clipped_together_or_each_alone():
+    """facebookresearch/dino, utils.clip_gradients: every parameter by its own norm."""
+    together, alone = (
+        nn.ParameterList([nn.Parameter(torch.zeros(4)) for _ in range(3)]) for _ in "ab"
+    )
+    for params in (together, alone):
+        for p, size in zip(params, (0.5, 4.0, 8.0), strict=True):
+            p.grad = torch.full((4,), size)
+        params.append(nn.Parameter(torch.zeros(2)))  # one without a gradient
+    total = clip_gradients(list(together), 3.0, per_tensor=False)
+    torch.testing.assert_close(total, torch.tensor(2 * (0.25 + 16 + 64) ** 0.5))
+    norm = torch.stack([p.grad.norm() for p in together if p.grad is not None]).norm()
+    torch.testing.assert_close(norm, torch.tensor(3.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(clip_gradients(list(alone), 3.0, per_tensor=True), total)
+    norms = torch.stack([p.grad.norm() for p in alone if p.grad is not None])
+    torch.testing.assert_close(norms, torch.tensor([1.0, 3.0, 3.0]), rtol=1e-4, atol=0)
+    before = alone[1].grad.clone()
+    clip_gradients(list(alone), 0.0, per_tensor=True)
+    assert torch.equal(alone[1].grad, before)
 
 
 def test_decay_moves_a_matrix_without_gradient_but_not_a_bias():

@@ -38,7 +38,11 @@ def _logistic(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Tenso
     weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, requires_grad=True)
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=60, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=100,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:

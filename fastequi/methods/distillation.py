@@ -153,22 +153,12 @@ class SelfDistillation(Base):
         if batch.crops is not None:
             groups.append(self.student.encoder.embed(batch.crops.flatten(0, 1)))
         tokens, *local = self.student.encoder.encode(groups)
-        student, teacher = self.student.head, self.teacher.head
         with torch.no_grad():
             seen = self.teacher.encoder(views)
-            told, _ = teacher.embed(seen[:, 0])
-            answers = teacher.score(told)
-
-        unit, _ = student.embed(torch.cat([group[:, 0] for group in (tokens, *local)]))
-        parts = self._statistics(unit[: len(views)], answers)
-        if self.chunked:
-            rows = unit.unflatten(0, (-1, len(v1))), told.unflatten(0, (2, -1))
-            layers = student.directions(self.frozen), teacher.directions()
-            loss = self.class_loss.linear(rows[0], layers[0], rows[1], layers[1], self.temp)
-        else:
-            logits = student.score(unit, self.frozen).unflatten(0, (-1, len(v1)))
-            loss = self.class_loss(logits, answers.unflatten(0, (2, -1)), self.temp)
-        parts["class"] = parts["loss"] = loss
+            told, _ = self.teacher.head.embed(seen[:, 0])
+        unit, _ = self.student.head.embed(torch.cat([group[:, 0] for group in (tokens, *local)]))
+        parts = self._classes(unit.unflatten(0, (-1, len(v1))), told.unflatten(0, (2, -1)))
+        parts["loss"] = parts["class"]
         if self.koleo_weight:
             first, second = tokens[:, 0].chunk(2)
             parts["koleo"] = self.koleo_loss(first) + self.koleo_loss(second)
@@ -183,6 +173,34 @@ class SelfDistillation(Base):
             z_equi = self._equivariant(self.student, patches)
         return BaseOutput(parts, z_equi)
 
+    # A compiled graph would be made for every temperature of the warm-up; so these two, which have
+    # kernels of their own, are called from between graphs.
+
+    @torch.compiler.disable
+    def _classes(self, unit: Tensor, told: Tensor) -> dict[str, Tensor]:
+        """The "class" loss and statistics, of unit vectors [V, B, C] and the teacher's [2, B, C]."""
+        student, teacher = self.student.head, self.teacher.head
+        with torch.no_grad():
+            answers = teacher.score(told)
+        parts = self._statistics(unit[:2].flatten(0, 1), answers.flatten(0, 1))
+        if self.chunked:
+            layers = student.directions(self.frozen), told, teacher.directions()
+            return {**parts, "class": self.class_loss.linear(unit, *layers, self.temp)}
+        logits = student.score(unit, self.frozen)
+        return {**parts, "class": self.class_loss(logits, answers, self.temp)}
+
+    @torch.compiler.disable
+    def _masked(self, unit: Tensor, told: Tensor, weight: Tensor) -> Tensor:
+        """The loss of masked patches [M, C], student's and teacher's."""
+        assert self.patch_loss is not None
+        student, teacher = self.student.patch_head, self.teacher.patch_head
+        if self.chunked:
+            layers = student.directions(self.frozen), told, teacher.directions()
+            return self.patch_loss.linear(unit, *layers, weight, self.temp)
+        with torch.no_grad():
+            answers = teacher.score(told)
+        return self.patch_loss(student.score(unit, self.frozen), answers, weight, self.temp)
+
     def _patches(
         self, patches: Tensor, picked: Tensor, masks: Masks
     ) -> tuple[Tensor | None, Tensor]:
@@ -190,11 +208,9 @@ class SelfDistillation(Base):
 
         picked: [M, D], the teacher's tokens at the masked places.
         """
-        assert self.patch_loss is not None
-        head, teacher = self.student.patch_head, self.teacher.patch_head
-        rows, z_equi = patches.flatten(0, 1), None
+        head, rows, z_equi = self.student.patch_head, patches.flatten(0, 1), None
         with torch.no_grad():
-            told, _ = teacher.embed(picked)
+            told, _ = self.teacher.patch_head.embed(picked)
         if head.equi_dim:
             unit, flat = head.embed(rows, equi=True)
             assert flat is not None
@@ -202,13 +218,7 @@ class SelfDistillation(Base):
             z_equi, unit = kept.unflatten(0, patches.shape[:2]), unit[masks.index]
         else:
             unit, _ = head.embed(rows[masks.index])
-        if self.chunked:
-            layers = head.directions(self.frozen), told, teacher.directions()
-            return z_equi, self.patch_loss.linear(unit, *layers, masks.weight, self.temp)
-        with torch.no_grad():
-            answers = teacher.score(told)
-        logits = head.score(unit, self.frozen)
-        return z_equi, self.patch_loss(logits, answers, masks.weight, self.temp)
+        return z_equi, self._masked(unit, told, masks.weight)
 
     @torch.no_grad()
     def _statistics(self, unit: Tensor, answers: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,66 @@
+"""Classification probes against scikit-learn, and exact properties."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastequi.evaluate.classes import (
+    _logistic,
+    accuracy,
+    few_labels,
+    interval,
+    linear_classes,
+    nonlinear_classes,
+)
+
+
+def blobs(n, seed, spread=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (n,), generator=generator)
+    centers = torch.tensor([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
+    return centers[y] + spread * torch.randn(n, 4, generator=generator), y
+
+
+def test_logistic_regression_is_scikit_learns():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y = blobs(300, 0)
+    weight, bias = _logistic(x, y, 3, 1e-2)
+    theirs = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), max_iter=1000, tol=1e-8)
+    theirs.fit(x.double().numpy(), y.numpy())
+    ours = (x @ weight + bias).softmax(1).numpy()
+    np.testing.assert_allclose(ours, theirs.predict_proba(x.numpy()), atol=2e-3)
+
+
+def test_probes_tell_what_can_be_told():
+    x, y = blobs(600, 1, 0.3)
+    x_test, y_test = blobs(200, 2, 0.3)
+    for probe in (linear_classes, nonlinear_classes):
+        assert accuracy(probe(x, y, x_test), y_test) > 0.97
+    ring = torch.randn(800, 2, generator=torch.Generator().manual_seed(3))
+    inside = (ring.norm(dim=1) > 1.1).long()
+    assert accuracy(linear_classes(ring[:600], inside[:600], ring[600:]), inside[600:]) < 0.7
+    assert accuracy(nonlinear_classes(ring[:600], inside[:600], ring[600:]), inside[600:]) > 0.9
+
+
+def test_probes_leave_the_generator_alone_and_repeat():
+    x, y = blobs(100, 4)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = nonlinear_classes(x, y, x, steps=20)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(nonlinear_classes(x, y, x, steps=20), first)
+
+
+def test_few_labels_are_balanced():
+    y = torch.tensor([0] * 50 + [1] * 30 + [2] * 5)
+    pick = few_labels(y, 5)
+    assert y[pick].bincount().tolist() == [5, 5, 5]
+    assert len(pick.unique()) == 15
+    with pytest.raises(ValueError, match="at most 5, as class 2 has, got 6"):
+        few_labels(y, 6)
+
+
+def test_interval_is_wilsons():
+    low, high = interval(0.9, 100)
+    assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert interval(1.0, 10)[1] == pytest.approx(1.0)
