@@ -29,6 +29,7 @@ from fastequi.train import pretrain
 
 SHOWN = ("ssl", "class", "patch", "koleo", "recon", "std", "teacher_entropy", "prototypes")
 PROTOTYPES = 256
+ALL = [name for name, recipe in RECIPES.items() if name != "demo" and recipe().system == "tir"]
 
 
 def scaled(config: Config, batch: int = 32) -> Config:
@@ -138,7 +139,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="*", default=[n for n in RECIPES if n != "demo"])
+    parser.add_argument("recipes", nargs="*", default=ALL)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--json", type=Path)

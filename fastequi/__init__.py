@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastequi.functional import (
         blur_recon_loss,
+        correspondence_loss,
         dino_loss,
         gaussian_blur,
         ibot_loss,
@@ -42,6 +43,7 @@ _HOME = {
     "warp": "fastequi.functional",
     "blur_recon_loss": "fastequi.functional",
     "gaussian_blur": "fastequi.functional",
+    "correspondence_loss": "fastequi.functional",
     "dino_loss": "fastequi.functional",
     "ibot_loss": "fastequi.functional",
     "koleo_loss": "fastequi.functional",
@@ -76,6 +78,7 @@ __all__ = [
     "VICRegLoss",
     "WarpReconLoss",
     "blur_recon_loss",
+    "correspondence_loss",
     "dino_loss",
     "gaussian_blur",
     "ibot_loss",

@@ -55,10 +55,10 @@ class RotNetOptions:
     """The run's folder."""
     data: Path
     """Folder of an MNIST-like set (IDX files), with labels."""
-    train_images: int = 10_000
+    train_images: int = 5000
     """Images that the probes are fitted on; 0: all."""
-    test_images: int = 0
-    """Images that they are judged on; 0: all."""
+    test_images: int = 2000
+    """Images that turns and probes are judged on; 0: all."""
 
 
 def demo(argv: list[str]) -> None:

@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 
 from fastequi.kernels import (
     blur,
+    correspondence,
     dino,
     koleo,
     nt_xent,
@@ -48,6 +49,7 @@ EVEN = {
     "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
     "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
+    "stride_sp", "stride_sm", "stride_tp", "stride_tn", "C",
 }  # fmt: skip
 
 RECON = {
@@ -112,6 +114,14 @@ def cases() -> Iterator[tuple]:
     yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}
     yield "column_lse", dino._column_lse_kernel, column_lse, {}, 4, None, 16 * 128
+    types = {
+        "s_ptr": "*bf16", "t_ptr": "*bf16", "high_ptr": "*fp32", "at_ptr": "*i32",
+        "forth_ptr": "*i32", "back_ptr": "*i32", "forth_weight_ptr": "*fp32",
+        "back_weight_ptr": "*fp32",
+    }  # fmt: skip
+    tiles = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_C": 64, "PRECISION": "tf32", "WIDEN": False}
+    for name in ("_best_matches_kernel", "_matched_kernel"):
+        yield name.strip("_"), getattr(correspondence, name), tiles, types, 4, None, 32 * 64
     types = {"turns_ptr": "*i32", "means_ptr": "*fp32", "gains_ptr": "*fp32"}
     kernel, tile = rot90_batch._rot90_batch_kernel, rot90_batch._TILE
     dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}

@@ -43,6 +43,15 @@ def test_the_speed_table_is_the_measured_one():
     assert markdown(measured, "warp_recon_cpu fwdbwd").strip() in README
 
 
+def test_the_recipes_table_is_the_measured_one():
+    from bench.recipes import ALL, markdown
+
+    root = Path(__file__).parent.parent
+    measured = json.loads((root / "bench/results/recipes_cpu.json").read_text())
+    assert markdown(measured) in README
+    assert [row["recipe"] for row in measured["rows"]] == ALL
+
+
 def test_the_demos_table_is_the_measured_one():
     root = Path(__file__).parent.parent
     measured = json.loads((root / "bench/results/demo-cpu/equivariance.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastequi.functional.contrastive import koleo_loss, nt_xent_loss
+from fastequi.functional.correspondence import correspondence_loss
 from fastequi.functional.distillation import (
     dino_loss,
     ibot_loss,
@@ -25,6 +26,7 @@ from fastequi.kernels import backend as _backend
 __all__ = [
     "backend",
     "blur_recon_loss",
+    "correspondence_loss",
     "dino_loss",
     "gaussian_blur",
     "ibot_loss",

@@ -178,7 +178,7 @@ class SelfDistillation(Base):
 
     @torch.compiler.disable
     def _classes(self, unit: Tensor, told: Tensor) -> dict[str, Tensor]:
-        """The "class" loss and statistics, of unit vectors [V, B, C] and the teacher's [2, B, C]."""
+        """The "class" loss and statistics of unit vectors [V, B, C], the teacher's [2, B, C]."""
         student, teacher = self.student.head, self.teacher.head
         with torch.no_grad():
             answers = teacher.score(told)

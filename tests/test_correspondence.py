@@ -1,0 +1,136 @@
+"""GTSA's patch correspondence: loops over patches, one pair at a time, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_warp_recon_texels import sizes_of
+from tolerances import GRAD
+
+from fastequi.functional import correspondence_loss
+from fastequi.kernels import backend as backends
+from fastequi.kernels import correspondence as kernel
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request):
+    with backends.force(request.param):
+        yield request.param
+
+
+def by_hand(student, teacher, top):
+    """Each patch looks for its match; the best `top` of a direction are averaged."""
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        directions = []
+        for one, other in ((s, t), (t, s)):
+            matches = []
+            for patch in one:
+                cosines = [F.cosine_similarity(patch, found, 0) for found in other]
+                matches.append(max(cosines, key=lambda c: c.item()))
+            matches.sort(key=lambda c: -c.item())
+            directions.append(-torch.stack(matches[:top]).mean())
+        losses.append(sum(directions) / 2)
+    return torch.stack(losses).mean()
+
+
+def patches(pairs, count, channels, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(pairs, count, channels, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("m", "n", "channels", "top"), [(9, 16, 12, 4), (37, 70, 33, 37)])
+def test_equals_the_loops_in_value_and_gradient(backend, device, dtype, m, n, channels, top):
+    student = patches(3, m, channels, 0, dtype).to(device).requires_grad_()
+    teacher = patches(3, n, channels, 1, dtype).to(device)
+    loss = correspondence_loss(student, teacher, top=top)
+    (3 * loss).backward()
+    # what the kernels see: unit rows in the features' own type
+    exact, wanted = student.detach().double().requires_grad_(), teacher.double()
+    expected = by_hand(exact, wanted, top)
+    (3 * expected).backward()
+    rounding = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(dtype, 1e-5)
+    torch.testing.assert_close(loss.double(), expected, rtol=rounding, atol=rounding)
+    if dtype in (torch.float32, torch.float64):  # rounding may choose another match
+        error = (student.grad.double() - exact.grad).norm() / exact.grad.norm()
+        assert error <= GRAD[dtype]
+    assert student.grad.dtype == dtype
+    assert teacher.grad is None
+
+
+def test_reference_is_the_loops():
+    student, teacher = (F.normalize(patches(2, 9, 5, s, torch.float64), dim=-1) for s in (0, 1))
+    expected = by_hand(student, teacher, 4)
+    torch.testing.assert_close(kernel.correspondence_loss_ref(student, teacher, 4), expected)
+
+
+def test_identical_views_match_exactly_and_zero_patches_are_finite(backend, device):
+    x = patches(2, 16, 8, 3).to(device)
+    torch.testing.assert_close(correspondence_loss(x, x.clone(), top=16).cpu(), torch.tensor(-1.0))
+    x[:, 3] = 0
+    x.requires_grad_()
+    loss = correspondence_loss(x, torch.zeros_like(x), top=16)
+    loss.backward()
+    assert loss == 0
+    assert x.grad.isfinite().all()
+
+
+def test_same_bits_every_time_and_ties_take_the_first(backend, device):
+    x = torch.ones(2, 20, 8, device=device).requires_grad_()
+    teacher = torch.ones(2, 24, 8, device=device)
+    grads = []
+    for _ in range(3):
+        loss = correspondence_loss(x, teacher, top=7)
+        grads.append(torch.autograd.grad(loss, x)[0])
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+
+
+def test_leading_axes_and_strides(backend, device):
+    student, teacher = patches(6, 9, 12, 0).to(device), patches(6, 16, 12, 1).to(device)
+    expected = correspondence_loss(student, teacher, top=5)
+    shaped = student.view(2, 3, 9, 12), teacher.view(2, 3, 16, 12)
+    torch.testing.assert_close(correspondence_loss(*shaped, top=5), expected)
+    maps = student.mT.contiguous().mT  # a convolution's output: channels apart
+    torch.testing.assert_close(correspondence_loss(maps, teacher, top=5), expected)
+
+
+def test_similarities_are_not_stored_whole(monkeypatch):
+    monkeypatch.setattr(kernel, "_CHUNK", 100)
+    student, teacher = patches(8, 10, 4, 0).requires_grad_(), patches(8, 10, 4, 1)
+    run = lambda: correspondence_loss(student, teacher, top=5).backward()  # noqa: E731
+    assert max(size for _, size in sizes_of(run)) <= 8 * 10 * 4
+
+
+def test_operators_do_not_grow_with_the_batch():
+    counts = []
+    for pairs in (2, 36):
+        student, teacher = patches(pairs, 9, 8, 0).requires_grad_(), patches(pairs, 9, 8, 1)
+        counts.append(len(sizes_of(lambda s=student, t=teacher: correspondence_loss(s, t, top=4))))
+    assert counts[0] == counts[1]
+
+
+def test_operator_and_graph(device):
+    torch._dynamo.reset()
+    student, teacher = patches(2, 9, 8, 0).to(device), patches(2, 6, 8, 1).to(device)
+    torch.library.opcheck(kernel._correspondence_op, (student.requires_grad_(), teacher, 4, True))
+    compiled = torch.compile(correspondence_loss, fullgraph=True, backend="aot_eager")
+    expected = correspondence_loss(student, teacher, top=4)
+    torch.testing.assert_close(compiled(student, teacher, top=4), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"student": torch.zeros(4)}, ValueError, r"student: expected \[..., patches, C\]"),
+        ({"teacher": torch.zeros(2, 5, 7)}, ValueError, r"teacher: expected \[2, N, 8\]"),
+        ({"teacher": torch.zeros(3, 5, 8)}, ValueError, r"teacher: expected \[2, N, 8\]"),
+        ({"top": 0}, ValueError, r"top: expected 1 \.\. 4, got 0"),
+        ({"top": 5}, ValueError, r"top: expected 1 \.\. 4, got 5"),
+        ({"student": torch.zeros(2, 4, 8).int()}, TypeError, "student: expected float32"),
+    ],
+)
+def test_bad_input_names_the_argument(change, error, message):
+    given = {"student": torch.zeros(2, 4, 8), "teacher": torch.zeros(2, 6, 8), "top": 3, **change}
+    with pytest.raises(error, match=message):
+        correspondence_loss(given["student"], given["teacher"], top=given["top"])
