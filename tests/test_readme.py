@@ -52,6 +52,17 @@ def test_the_recipes_table_is_the_measured_one():
     assert [row["recipe"] for row in measured["rows"]] == ALL
 
 
+def test_the_rotnet_table_is_the_measured_one():
+    root = Path(__file__).parent.parent
+    measured = json.loads((root / "bench/results/rotnet_fmnist_cpu.json").read_text())
+    assert f"test images: {measured['rotation_accuracy']['all']:.3f}" in README
+    for row in measured["classes"]:
+        name = ", ".join(filter(None, (row["network"], row["block"])))
+        (line,) = (line for line in README.splitlines() if line.startswith(f"| {name} |"))
+        place = {0: 2 if row["probe"] == "linear" else 3, 50: 4, 10: 5}[row["per_class"]]
+        assert line.split("|")[place].strip() == f"{row['accuracy']:.3f}"
+
+
 def test_the_demos_table_is_the_measured_one():
     root = Path(__file__).parent.parent
     measured = json.loads((root / "bench/results/demo-cpu/equivariance.json").read_text())

@@ -124,11 +124,11 @@ def class_scores(
 
 def table(rows: list[ClassScore]) -> Table:
     """For the terminal."""
-    shown = Table(title="classes from frozen features", box=box.SIMPLE_HEAD)
-    for name in ("network", "block", "probe", "labels per class", "accuracy", "95 %"):
+    shown = Table(title="classes from frozen features", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("network", "block", "probe", "labels", "accuracy", "95 %"):
         shown.add_column(name, no_wrap=True)
     for row in rows:
-        few = str(row.per_class) if row.per_class else "all"
+        few = f"{row.per_class} a class" if row.per_class else "all"
         spread = f"{row.low:.3f}..{row.high:.3f}"
         shown.add_row(row.network, row.block, row.probe, few, f"{row.accuracy:.3f}", spread)
     return shown
