@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.kernels import dino
-from fastequi.kernels.backend import triton, use_triton
+from fastequi.kernels.backend import use_triton
 from fastequi.kernels.direct import direct
 from fastequi.kernels.pixel_loss import scaled
 
@@ -103,14 +103,13 @@ def _columns(
     loss = torch.empty(len(student), dtype=row_weight.dtype, device=student.device)
     if use_triton(student) and torch.float64 not in (student.dtype, teacher.dtype):
         width = student.shape[1]
-        block = min(dino._BLOCK, triton.next_power_of_2(width))
         with torch.cuda.device_of(student):
             dino._dino_kernel[(len(student),)](
                 student, teacher, pairs, row_weight, row, column, lse, loss,
                 student if grad else None, width, student.stride(0), teacher.stride(0),
                 student.stride(0), 1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1],
                 HAS_ROW=True, HAS_COLUMN=column is not None, HAS_LSE=True, GRAD=grad,
-                BLOCK=block, num_warps=dino._WARPS,
+                **dino._blocks(width),
             )  # fmt: skip
         return student, loss.sum()
     wide = row_weight.dtype

@@ -92,7 +92,7 @@ NT_XENT = {
 }  # fmt: skip
 DINO = {
     "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
-    "GRAD": True, "BLOCK": dino._BLOCK,
+    "GRAD": True, "FULL": True, "BLOCK": dino._BLOCK, "VEC": dino._VEC,
 }  # fmt: skip
 
 
@@ -107,10 +107,12 @@ def cases() -> Iterator[tuple]:
     yield "dino", dino._dino_kernel, DINO, {}, dino._WARPS, None, dino._BLOCK
     ibot = DINO | {"PAIRS": 1, "HAS_ROW": False, "row_ptr": None}
     yield "ibot", dino._dino_kernel, ibot, {}, dino._WARPS, None, dino._BLOCK
+    ragged = DINO | {"FULL": False}
+    yield "dino, ragged", dino._dino_kernel, ragged, {}, dino._WARPS, None, dino._BLOCK
     known = {name: value for name, value in DINO.items() if name != "lse_ptr"} | {"HAS_LSE": True}
     types = {"lse_ptr": "*fp32"}
     yield "dino, columns", dino._dino_kernel, known, types, dino._WARPS, None, dino._BLOCK
-    row_lse = {"HAS_COLUMN": True, "BLOCK": dino._BLOCK}
+    row_lse = {"HAS_COLUMN": True, "FULL": True, "BLOCK": dino._BLOCK, "VEC": dino._VEC}
     yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}
     yield "column_lse", dino._column_lse_kernel, column_lse, {}, 4, None, 16 * 128

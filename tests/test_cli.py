@@ -56,6 +56,24 @@ def test_pretrain_and_resume_on_a_folder_with_spaces_and_subfolders(tmp_path):
     assert (run / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("recipe", ["tir_ibot_vits16", "dinov2_vitl16"])
+def test_a_multi_crop_recipe_made_small_by_options(tmp_path, recipe):
+    small = [
+        *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
+        *("--data.image-size", 64, "--data.source-size", 64, "--data.crop-size", 32),
+        *("--data.crops", 2, "--data.batch-size", 8, "--distill.prototypes", 64),
+        *("--distill.hidden-dim", 32, "--distill.bottleneck-dim", 16),
+    ]
+    run = tmp_path / "run"
+    options = ["--data", PHOTOS, "--run-dir", run, "--max-steps", 2]
+    fastequi("pretrain", recipe, *options, *small, cwd=tmp_path)
+    (*_, last) = (run / "metrics.jsonl").read_text().splitlines()
+    assert {"class", "patch", "std", "teacher_entropy", "prototypes"} < set(json.loads(last))
+    out = fastequi("pretrain", recipe, "--dry-run", *small, cwd=tmp_path).stdout
+    assert "student" in out
+    assert "teacher" in out
+
+
 def test_a_run_makes_a_dated_folder(tmp_path):
     out = fastequi("pretrain", "demo", "--data", PHOTOS, *SMALL, "--max-steps", 1, cwd=tmp_path)
     run = tmp_path / out.stdout.strip().splitlines()[-1]

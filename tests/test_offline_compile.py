@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 
-# instructions per pixel on sm_90 (all channels, gradient included): they only go down. Of the
+# instructions per pixel on sm_90 (all channels, gradient included), or per value of a row of logits
+# (the whole kernel over one block): they only go down. Of the
 # kernels that loop over tiles, those of one turn where all samples lie inside the image.
 CEILINGS = {
     "general": 314,
@@ -23,6 +24,10 @@ CEILINGS = {
     "warp texels, rgb": 80,
     "warp texels, rgbx": 70,
     "blur": 828,
+    "dino": 54,
+    "dino, columns": 39,
+    "ibot": 62,
+    "row_lse": 19,
     "texels, rgb": 91,
     "texels, rgbx": 79,
     "texels, rgb, float32": 99,
