@@ -11,7 +11,7 @@ def keep_heap() -> bool:
     """Lets malloc keep freed memory for the next tensors; False where it is not glibc's.
 
     By default large blocks go back to the system and come anew, a fault and a cleared page at a
-    time: without that, eager path losses of 64 images of 224 px take 58 ms instead of 149 on two
+    time: without that, eager path losses of 64 images of 224 px take 66 ms instead of 149 on two
     cores (bench/results/cpu.json, cpu_fresh_memory.json). The process then holds its peak until it
     ends, so this is for commands, not for a library to do on import.
     """
