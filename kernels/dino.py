@@ -26,9 +26,6 @@ issue (45 µs) and exponentials (45 µs) all end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,111 +33,7 @@ from torch import Tensor
 from fastequi.kernels.backend import tl, triton, use_triton
 from fastequi.kernels.direct import direct, needs_operator
 from fastequi.kernels.pixel_loss import scaled
-
-
-@triton.jit
-def _lse_step(high, acc, x):
-    """Running maximum and sum of 2^(x - maximum), lane by lane."""
-    above = tl.maximum(high, x)
-    # a lane that has seen nothing yet has no finite maximum to subtract
-    base = tl.where(above == float("-inf"), 0.0, above)
-    return above, acc * tl.exp2(high - base) + tl.exp2(x - base)
-
-
-@triton.jit
-def _lse_step_of_rows(high, acc, x):
-    """The same for [LANES, VEC]: one maximum, and one rescaling, for a thread's VEC values."""
-    above = tl.maximum(high, tl.max(x, 1))
-    base = tl.where(above == float("-inf"), 0.0, above)
-    return above, acc * tl.exp2(high - base) + tl.sum(tl.exp2(x - base[:, None]), 1)
-
-
-@triton.jit
-def _lse_end(high, acc):
-    """log2 Σ 2^x over the lanes of axis 0."""
-    top = tl.max(high, 0)
-    scale = tl.where(high == float("-inf"), 0.0, tl.exp2(high - tl.expand_dims(top, 0)))
-    return top + tl.log2(tl.sum(acc * scale, 0))
-
-
-@triton.jit
-def _load(ptr, places, live, FULL: tl.constexpr):
-    """Values as float32; 0 beyond the end of a row that does not fill its blocks."""
-    if FULL:
-        x = tl.load(ptr + places)
-    else:
-        x = tl.load(ptr + places, mask=live, other=0.0)
-    return x.to(tl.float32)
-
-
-@triton.jit
-def _row_lse_kernel(
-    # pointers
-    x_ptr,
-    column_ptr,
-    out_ptr,
-    # shapes
-    N,
-    # strides
-    stride_r,
-    # scalars
-    inverse_temp,
-    # constants
-    HAS_COLUMN: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
-    VEC: tl.constexpr,
-):
-    # out[r] = log Σ_n exp(x[r, n] / temp - column[n])
-    LOG2E: tl.constexpr = 1.4426950408889634
-    r = tl.program_id(0).to(tl.int64)
-    LANES: tl.constexpr = BLOCK // VEC
-    offs = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
-    high = tl.full([LANES], float("-inf"), tl.float32)
-    acc = tl.zeros([LANES], tl.float32)
-    for start in range(0, N, BLOCK):
-        live = start + offs < N
-        x = _load(x_ptr + r * stride_r + start, offs, live, FULL) * (inverse_temp * LOG2E)
-        if HAS_COLUMN:
-            x -= _load(column_ptr + start, offs, live, FULL) * LOG2E
-        if not FULL:
-            x = tl.where(live, x, float("-inf"))
-        high, acc = _lse_step_of_rows(high, acc, x)
-    tl.store(out_ptr + r, _lse_end(high, acc) / LOG2E)
-
-
-@triton.jit
-def _column_lse_kernel(
-    # pointers
-    x_ptr,
-    row_ptr,
-    out_ptr,
-    # shapes
-    R,
-    N,
-    # strides
-    stride_r,
-    # scalars
-    inverse_temp,
-    # constants
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    # out[n] = log Σ_r exp(x[r, n] / temp - row[r])
-    LOG2E: tl.constexpr = 1.4426950408889634
-    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = offs < N
-    rows = tl.arange(0, ROWS)
-    high = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
-    acc = tl.zeros([ROWS, BLOCK], tl.float32)
-    for start in range(0, R, ROWS):
-        at = start + rows
-        mask = (at < R)[:, None] & live[None, :]
-        places = at.to(tl.int64)[:, None] * stride_r + offs[None, :]
-        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) * (inverse_temp * LOG2E)
-        x -= (tl.load(row_ptr + at, mask=at < R, other=0.0) * LOG2E)[:, None]
-        high, acc = _lse_step(high, acc, tl.where(mask, x, float("-inf")))
-    tl.store(out_ptr + offs, _lse_end(high, acc) / LOG2E, mask=live)
+from fastequi.kernels.sinkhorn import _blocks, _load, _row_log2, _row_lse
 
 
 @triton.jit
@@ -177,7 +70,7 @@ def _dino_kernel(
     # loss[r] = weight[r] (n LSE(x) - Σ_n Q x), x = student / temp, Q = Σ_t q_t; without row numbers
     # there is one teacher per row at most, and its softmax is found beside the student's; with the
     # student's LSE given these are some of its columns, and loss[r] is their share of -Q x.
-    # Powers of two throughout: an exponential is one instruction then.
+    # Powers of two, as in sinkhorn.py.
     LOG2E: tl.constexpr = 1.4426950408889634
     r = tl.program_id(0).to(tl.int64)
     weight = tl.load(weight_ptr + r)
@@ -197,27 +90,10 @@ def _dino_kernel(
         if HAS_LSE:
             lse = tl.load(lse_ptr + r) * LOG2E
         else:
-            high = tl.full([LANES], float("-inf"), tl.float32)
-            acc = tl.zeros([LANES], tl.float32)
-            high_t = high
-            acc_t = acc
-            for start in range(0, N, BLOCK):
-                live = start + offs < N
-                x = _load(student + start, offs, live, FULL) * to_x
-                if not FULL:
-                    x = tl.where(live, x, float("-inf"))
-                high, acc = _lse_step_of_rows(high, acc, x)
-                if not HAS_ROW:
-                    t = tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64)
-                    y = _load(teacher_ptr + t * stride_t + start, offs, live, FULL) * to_y
-                    if HAS_COLUMN:
-                        y -= _load(column_ptr + start, offs, live, FULL) * LOG2E
-                    if not FULL:
-                        y = tl.where(live, y, float("-inf"))
-                    high_t, acc_t = _lse_step_of_rows(high_t, acc_t, y)
-            lse = _lse_end(high, acc)
+            lse = _row_log2(student, None, N, to_x, False, FULL, BLOCK, VEC)
             if not HAS_ROW:
-                lse_t = _lse_end(high_t, acc_t)
+                own = teacher_ptr + tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64) * stride_t
+                lse_t = _row_log2(own, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
         count = 0.0
         for p in tl.static_range(PAIRS):
             count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
@@ -247,123 +123,6 @@ def _dino_kernel(
                     tl.store(grad_ptr + r * stride_g + start + offs, slope, mask=live)
         share = 0.0 if HAS_LSE else count * lse / LOG2E
         tl.store(loss_ptr + r, weight * (share - tl.sum(dot, 0) * student_scale))
-
-
-_BLOCK, _WARPS, _VEC = 4096, 8, 8  # sixteen values a thread and pass: no spills
-
-
-def _blocks(width: int) -> dict[str, Any]:
-    """How a row of that many columns is walked through."""
-    block = max(min(_BLOCK, triton.next_power_of_2(width)), 2 * _VEC)
-    return {"FULL": width % block == 0, "BLOCK": block, "VEC": _VEC, "num_warps": _WARPS}
-
-
-def _log_sum_exp(x: Tensor, axis: int) -> Tensor:
-    """torch.logsumexp, whose exp takes ten times as long as softmax's on what it underflows to."""
-    if x.shape[axis] == 0:
-        return x.logsumexp(axis)
-    top, at = x.max(axis, keepdim=True)
-    lse = top - F.log_softmax(x, axis).gather(axis, at)
-    return torch.where(top == -torch.inf, top, lse).squeeze(axis)
-
-
-def _row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
-    if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
-        return _log_sum_exp(wide if column is None else wide - column, 1)
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    out = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _row_lse_kernel[(len(x),)](
-            x, column, out, x.shape[1], x.stride(0), 1 / temp,
-            HAS_COLUMN=column is not None, **_blocks(x.shape[1]),
-        )  # fmt: skip
-    return out
-
-
-def _column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
-    if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
-        return _log_sum_exp(wide - row[:, None], 0)
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    out = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _column_lse_kernel[(triton.cdiv(x.shape[1], 128),)](
-            x, row, out, *x.shape, x.stride(0), 1 / temp, ROWS=16, BLOCK=128, num_warps=4
-        )
-    return out
-
-
-_row_lse_op = torch.library.custom_op("fastequi::row_lse", _row_lse, mutates_args=())
-_column_lse_op = torch.library.custom_op("fastequi::column_lse", _column_lse, mutates_args=())
-
-
-@_row_lse_op.register_fake
-def _(x, temp, column) -> Tensor:
-    return x.new_empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-@_column_lse_op.register_fake
-def _(x, temp, row) -> Tensor:
-    return x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def row_lse(x: Tensor, temp: float, column: Tensor | None = None) -> Tensor:
-    """log Σ_n exp(x[r, n] / temp - column[n]), [R] for x [R, N]; float32, without a gradient."""
-    return (_row_lse_op if needs_operator(x) else _row_lse)(x.detach(), temp, column)
-
-
-def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
-    """log Σ_r exp(x[r, n] / temp - row[r]), [N] for x [R, N]; float32, without a gradient."""
-    return (_column_lse_op if needs_operator(x) else _column_lse)(x.detach(), temp, row)
-
-
-def sinkhorn(
-    x: Tensor,
-    temp: float,
-    iterations: int,
-    across: Callable[[Tensor], Tensor] | None = None,
-    weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Sinkhorn-Knopp's balancing of exp(x / temp), x [R, N]: (row [R], column [N]).
-
-    See :func:`balanced`, which has the rest of the arguments.
-    """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    row = torch.zeros(len(x), dtype=wide, device=x.device)
-    columns = lambda row: column_lse(x, temp, row)  # noqa: E731
-    rows = lambda column: row_lse(x, temp, column)  # noqa: E731
-    return balanced(columns, rows, row, iterations, across, weight)
-
-
-def balanced(
-    columns: Callable[[Tensor], Tensor],
-    rows: Callable[[Tensor], Tensor],
-    row: Tensor,
-    iterations: int,
-    across: Callable[[Tensor], Tensor] | None = None,
-    weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Sinkhorn-Knopp in logarithms: (row [R], column [N]).
-
-    The assignment exp(x / temp - row[:, None] - column) sums to one in every row, and over rows
-    nearly to R / N in every column (Caron et al., SwAV, NeurIPS 2020, listing; DINOv2's teacher).
-
-    Args:
-        columns: row [R] to log Σ_r exp(x[r] / temp - row[r]), [N].
-        rows: column [N] to log Σ_n exp(x[:, n] / temp - column[n]), [R].
-        row: zeros to begin with.
-        iterations: of columns then rows, at least one; 3 in DINOv2.
-        across: turns a column's log-sum-exp over this process's rows into that over all processes'.
-        weight: [R]; rows of weight 0 are left out of the columns.
-    """
-    for _ in range(iterations):
-        counted = row if weight is None else row.masked_fill(weight == 0, torch.inf)
-        column = columns(counted)
-        if across is not None:
-            column = across(column)
-        row = rows(column)
-    return row, column
 
 
 def pairs_of(views: int, teachers: int, batch: int, device: torch.device) -> Tensor:

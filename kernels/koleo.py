@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.direct import needs_operator
-from fastequi.kernels.nt_xent import _fused, _launch_config, _similarities, _tiles
+from fastequi.kernels.nt_xent import _fused, _launch_config, _own_rows, _similarities, _tiles
 
 
 @triton.jit
@@ -41,11 +41,7 @@ def _nearest_kernel(
     WIDEN: tl.constexpr,
 ):
     # out[i] = argmax_{j ≠ id_i} z_i · every_j, the first of equals
-    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
-    z = tl.load(z_ptr + rows[:, None] * stride_z + offs_d[None, :], mask=mask, other=0.0)
-    ids = tl.load(ids_ptr + rows, mask=rows < M, other=-1)
+    rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     where = tl.where(ids == 0, 1, 0).to(tl.int64)  # some other row, if none is better than NaN

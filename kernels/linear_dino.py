@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels import dino
+from fastequi.kernels import dino, sinkhorn
 from fastequi.kernels.backend import use_triton
 from fastequi.kernels.direct import direct
 from fastequi.kernels.pixel_loss import scaled
@@ -109,7 +109,7 @@ def _columns(
                 student if grad else None, width, student.stride(0), teacher.stride(0),
                 student.stride(0), 1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1],
                 HAS_ROW=True, HAS_COLUMN=column is not None, HAS_LSE=True, GRAD=grad,
-                **dino._blocks(width),
+                **sinkhorn._blocks(width),
             )  # fmt: skip
         return student, loss.sum()
     wide = row_weight.dtype
@@ -131,7 +131,7 @@ def _columns(
 
 def _share(x: Tensor, lse: Tensor) -> Tensor:
     """exp(x - lse), by a softmax of these columns, whose exp is fast where it underflows."""
-    mine = dino._log_sum_exp(x, 1)
+    mine = sinkhorn._log_sum_exp(x, 1)
     return F.softmax(x, -1).mul_((mine - lse).exp()[:, None])
 
 
@@ -141,7 +141,7 @@ def _row_lse(
     total = None
     for part in chunks:
         of_part = None if column is None else column[part]
-        lse = dino._row_lse(F.linear(x, weight[part]), temp, of_part)
+        lse = sinkhorn._row_lse(F.linear(x, weight[part]), temp, of_part)
         total = lse if total is None else torch.logaddexp(total, lse)
     assert total is not None
     return total
@@ -190,19 +190,19 @@ def linear_sinkhorn(
     across: Callable[[Tensor], Tensor] | None = None,
     row_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`fastequi.kernels.dino.sinkhorn` of the logits x @ weight.T, which are not stored."""
+    """`kernels.sinkhorn.sinkhorn` of the logits x @ weight.T, which are not stored."""
     wide = torch.promote_types(x.dtype, torch.float32)
     chunks = list(_chunks(len(weight), len(x), x.element_size(), x.is_cuda))
 
     def columns(row: Tensor) -> Tensor:
-        parts = (dino.column_lse(F.linear(x, weight[part]), temp, row) for part in chunks)
+        parts = (sinkhorn.column_lse(F.linear(x, weight[part]), temp, row) for part in chunks)
         return torch.cat(list(parts))
 
     def rows(column: Tensor) -> Tensor:
         return _row_lse(x, weight, temp, column, chunks)
 
     start = torch.zeros(len(x), dtype=wide, device=x.device)
-    return dino.balanced(columns, rows, start, iterations, across, row_weight)
+    return sinkhorn.balanced(columns, rows, start, iterations, across, row_weight)
 
 
 def linear_dino_loss_ref(

@@ -31,6 +31,16 @@ _WIDEST = 512  # channels that a program's sums fit into registers for
 
 
 @triton.jit
+def _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """This program's rows: their places, values [BLOCK_M, BLOCK_D] and ids."""
+    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
+    z = tl.load(z_ptr + rows[:, None] * stride_z + offs_d[None, :], mask=mask, other=0.0)
+    return rows, z, tl.load(ids_ptr + rows, mask=rows < M, other=-1)
+
+
+@triton.jit
 def _similarities(
     z, every, ids, cols, G, D, inverse_temp,
     BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
@@ -73,11 +83,7 @@ def _nt_xent_lse_kernel(
     WIDEN: tl.constexpr,
 ):
     # lse[i] = log Σ_{j ≠ id_i} exp(z_i · every_j / temp)
-    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
-    z = tl.load(z_ptr + rows[:, None] * stride_z + offs_d[None, :], mask=mask, other=0.0)
-    ids = tl.load(ids_ptr + rows, mask=rows < M, other=-1)
+    rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     high = tl.full([BLOCK_M], -1e30, tl.float32)
     acc = tl.zeros([BLOCK_M], tl.float32)
@@ -120,11 +126,7 @@ def _nt_xent_grad_kernel(
     WIDEN: tl.constexpr,
 ):
     # grad[i] = (Σ_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) every_j - 2 every_{p_i}) / temp
-    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
-    z = tl.load(z_ptr + rows[:, None] * stride_z + offs_d[None, :], mask=mask, other=0.0)
-    ids = tl.load(ids_ptr + rows, mask=rows < M, other=-1)
+    rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < M, other=0.0)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -136,6 +138,8 @@ def _nt_xent_grad_kernel(
         theirs = tl.load(every_lse_ptr + start + cols, mask=start + cols < G, other=0.0)
         p = tl.exp(s - lse[:, None]) + tl.exp(s - theirs[None, :])
         acc = tl.dot(p.to(others.dtype), others, acc, input_precision=PRECISION)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
     positive = tl.load(positives_ptr + rows, mask=rows < M, other=0)
     other = tl.load(
         every_ptr + positive[:, None] * stride_e + offs_d[None, :], mask=mask, other=0.0

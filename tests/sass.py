@@ -24,6 +24,7 @@ from fastequi.kernels import (
     nt_xent,
     pixel_loss,
     rot90_batch,
+    sinkhorn,
     vicreg,
     warp,
     warp_recon_general,
@@ -92,7 +93,7 @@ NT_XENT = {
 }  # fmt: skip
 DINO = {
     "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
-    "GRAD": True, "FULL": True, "BLOCK": dino._BLOCK, "VEC": dino._VEC,
+    "GRAD": True, "FULL": True, "BLOCK": sinkhorn._BLOCK, "VEC": sinkhorn._VEC,
 }  # fmt: skip
 
 
@@ -104,18 +105,18 @@ def cases() -> Iterator[tuple]:
     yield "general, everything on", general, EVERY, {}, 4, None, 512
     yield "warp", warp._warp_fwd_kernel, WARP, {}, 4, None, 512
     yield "blur", blur._blur_fwd_kernel, BLUR, {}, 4, None, 256
-    yield "dino", dino._dino_kernel, DINO, {}, dino._WARPS, None, dino._BLOCK
+    yield "dino", dino._dino_kernel, DINO, {}, sinkhorn._WARPS, None, sinkhorn._BLOCK
     ibot = DINO | {"PAIRS": 1, "HAS_ROW": False, "row_ptr": None}
-    yield "ibot", dino._dino_kernel, ibot, {}, dino._WARPS, None, dino._BLOCK
+    yield "ibot", dino._dino_kernel, ibot, {}, sinkhorn._WARPS, None, sinkhorn._BLOCK
     ragged = DINO | {"FULL": False}
-    yield "dino, ragged", dino._dino_kernel, ragged, {}, dino._WARPS, None, dino._BLOCK
+    yield "dino, ragged", dino._dino_kernel, ragged, {}, sinkhorn._WARPS, None, sinkhorn._BLOCK
     known = {name: value for name, value in DINO.items() if name != "lse_ptr"} | {"HAS_LSE": True}
     types = {"lse_ptr": "*fp32"}
-    yield "dino, columns", dino._dino_kernel, known, types, dino._WARPS, None, dino._BLOCK
-    row_lse = {"HAS_COLUMN": True, "FULL": True, "BLOCK": dino._BLOCK, "VEC": dino._VEC}
-    yield "row_lse", dino._row_lse_kernel, row_lse, {}, dino._WARPS, None, dino._BLOCK
+    yield "dino, columns", dino._dino_kernel, known, types, sinkhorn._WARPS, None, sinkhorn._BLOCK
+    row_lse = {"HAS_COLUMN": True, "FULL": True, "BLOCK": sinkhorn._BLOCK, "VEC": sinkhorn._VEC}
+    yield "row_lse", sinkhorn._row_lse_kernel, row_lse, {}, sinkhorn._WARPS, None, sinkhorn._BLOCK
     column_lse = {"ROWS": 16, "BLOCK": 128}
-    yield "column_lse", dino._column_lse_kernel, column_lse, {}, 4, None, 16 * 128
+    yield "column_lse", sinkhorn._column_lse_kernel, column_lse, {}, 4, None, 16 * 128
     types = {
         "s_ptr": "*bf16", "t_ptr": "*bf16", "high_ptr": "*fp32", "at_ptr": "*i32",
         "forth_ptr": "*i32", "back_ptr": "*i32", "forth_weight_ptr": "*fp32",

@@ -7,7 +7,7 @@ from tolerances import GRAD
 
 from fastequi.functional import dino_loss, ibot_loss
 from fastequi.kernels import backend as backends
-from fastequi.kernels.dino import column_lse, row_lse, sinkhorn
+from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
 
 
 @pytest.fixture(params=["torch", "triton"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastequi import checks, distributed
 from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
+from fastequi.kernels import sinkhorn as _sinkhorn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -232,7 +233,7 @@ def _distribution(
         raise ValueError(f"iterations: expected at least 1, got {iterations}")
     shared = temp, iterations, lambda lse: distributed.log_sum_exp(lse, group), weight
     if layer is None:
-        return _dino.sinkhorn(rows, *shared)
+        return _sinkhorn.sinkhorn(rows, *shared)
     return _linear.linear_sinkhorn(rows, layer, *shared)
 
 
