@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -80,9 +81,7 @@ def pretrain(argv: list[str]) -> None:
         return
     name, *rest = argv
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown recipe {name!r}{hint}\n\n{_pretrain_usage()}")
+        raise _unknown("recipe", name, RECIPES, _pretrain_usage())
     default = PretrainOptions(_config_to_resume(rest) or RECIPES[name]())
     options = _parse(default, f"fastequi pretrain {name}", rest)
     config = options.config
@@ -120,9 +119,7 @@ def eval(argv: list[str]) -> None:
         return
     kind, *rest = argv
     if kind not in kinds:
-        near = difflib.get_close_matches(kind, kinds, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown evaluation {kind!r}{hint}\n\n{usage}")
+        raise _unknown("evaluation", kind, kinds, usage)
     options = tyro.cli(RotNetOptions, prog=f"fastequi eval {kind}", args=rest)
     for name in ("train_images", "test_images"):
         value = getattr(options, name)
@@ -132,6 +129,12 @@ def eval(argv: list[str]) -> None:
     from fastequi.judge_rotnet import judge
 
     judge(options.run, options.data, options.train_images, options.test_images)
+
+
+def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {what} {name!r}{hint}\n\n{usage}")
 
 
 def _images(data: Path) -> Path:

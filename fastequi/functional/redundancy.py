@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,34 +10,6 @@ from torch.distributed import ProcessGroup
 
 from fastequi import checks, distributed
 from fastequi.kernels import vicreg as _vicreg
-
-
-@overload
-def vicreg_loss(
-    z1: Tensor,
-    z2: Tensor,
-    *,
-    inv_weight: float = ...,
-    var_weight: float = ...,
-    cov_weight: float = ...,
-    group: ProcessGroup | None = ...,
-    sizes: Sequence[int] | None = ...,
-    return_terms: Literal[False] = ...,
-) -> Tensor: ...
-
-
-@overload
-def vicreg_loss(
-    z1: Tensor,
-    z2: Tensor,
-    *,
-    inv_weight: float = ...,
-    var_weight: float = ...,
-    cov_weight: float = ...,
-    group: ProcessGroup | None = ...,
-    sizes: Sequence[int] | None = ...,
-    return_terms: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
 
 
 def vicreg_loss(
@@ -50,8 +21,7 @@ def vicreg_loss(
     cov_weight: float = 1.0,
     group: ProcessGroup | None = None,
     sizes: Sequence[int] | None = None,
-    return_terms: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Weighted sum of invariance, variance and covariance, in float32 whatever autocast says.
 
     The variance term is the mean over the two views and the covariance term their sum, as in the
@@ -64,15 +34,25 @@ def vicreg_loss(
         group: the processes whose images make up the batch; None: this one alone. Value and
             gradients are as `fastequi.distributed` says.
         sizes: images of every process, where known; finding them out stalls a GPU.
-        return_terms: give the unweighted terms too.
 
     Returns:
-        A float32 scalar (float64 for float64 embeddings); with `return_terms` also [3], the
-        invariance, variance and covariance terms, without a gradient.
+        A float32 scalar (float64 for float64 embeddings).
 
     Raises:
         TypeError, ValueError: arguments that do not fit, or one image, which has no variance.
     """
+    weights = inv_weight, var_weight, cov_weight
+    return vicreg_terms(z1, z2, weights, group, sizes)[0]
+
+
+def vicreg_terms(
+    z1: Tensor,
+    z2: Tensor,
+    weights: tuple[float, float, float],
+    group: ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`vicreg_loss`, and its unweighted terms [3] (inv, var, cov) without a gradient."""
     for name, z in (("z1", z1), ("z2", z2)):
         checks.check_floating(name, z)
     if z1.shape != z2.shape or z1.ndim != 2:
@@ -84,5 +64,4 @@ def vicreg_loss(
         z1, z2 = (distributed.gather(z.to(wide), group, sizes) for z in (z1, z2))
         if len(z1) < 2:
             raise ValueError(f"z1: VICReg needs at least 2 images in a batch, got {len(z1)}")
-        loss, terms = _vicreg.vicreg_loss(z1, z2, inv_weight, var_weight, cov_weight)
-    return (loss, terms) if return_terms else loss
+        return _vicreg.vicreg_loss(z1, z2, *weights)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import vicreg_loss
+from fastequi.functional.redundancy import vicreg_terms
 
 
 class VICRegLoss(nn.Module):
@@ -33,16 +33,8 @@ class VICRegLoss(nn.Module):
 
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """The loss, and its unweighted terms to look at, for embeddings [N, D], N >= 2."""
-        loss, terms = vicreg_loss(
-            z1,
-            z2,
-            inv_weight=self.inv_weight,
-            var_weight=self.var_weight,
-            cov_weight=self.cov_weight,
-            group=self.group,
-            sizes=self.sizes,
-            return_terms=True,
-        )
+        weights = self.inv_weight, self.var_weight, self.cov_weight
+        loss, terms = vicreg_terms(z1, z2, weights, self.group, self.sizes)
         return {"loss": loss, **dict(zip(("inv", "var", "cov"), terms.unbind(), strict=True))}
 
     def extra_repr(self) -> str:

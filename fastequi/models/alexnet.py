@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
+
+from fastequi.models.blocks import BlockNetwork
 
 # width, kernel, stride, padding; max-pooling 3x3 with stride 2 after the layers marked
 _LAYERS = (
@@ -14,7 +16,7 @@ _LAYERS = (
 )
 
 
-class AlexNet(nn.Module):
+class AlexNet(BlockNetwork):
     """Five convolutions with BatchNorm, neither local response normalisation nor dropout.
 
     Args:
@@ -29,7 +31,6 @@ class AlexNet(nn.Module):
 
     def __init__(self, in_chans: int = 3) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList()
         for width, size, stride, padding, pooled in _LAYERS:
             conv = nn.Conv2d(in_chans, width, size, stride, padding, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out")
@@ -38,14 +39,6 @@ class AlexNet(nn.Module):
                 block.append(nn.MaxPool2d(3, 2))
             self.blocks.append(block)
             in_chans = width
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Images [B, C, H, W] to the feature maps of every convolution."""
-        maps = []
-        for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return maps
 
 
 class AlexNetClassifier(nn.Sequential):

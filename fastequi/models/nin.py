@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
+
+from fastequi.models.blocks import BlockNetwork
 
 # width and kernel of a block's three convolutions
 _BLOCKS = (
@@ -14,7 +16,7 @@ _BLOCKS = (
 )
 
 
-class NetworkInNetwork(nn.Module):
+class NetworkInNetwork(BlockNetwork):
     """Blocks of convolution, BatchNorm, ReLU three times; the first two halve the resolution.
 
     Args:
@@ -33,7 +35,6 @@ class NetworkInNetwork(nn.Module):
         super().__init__()
         if not 3 <= num_blocks <= len(_BLOCKS):
             raise ValueError(f"num_blocks: expected 3 .. {len(_BLOCKS)}, got {num_blocks}")
-        self.blocks = nn.ModuleList()
         for index, convs in enumerate(_BLOCKS[:num_blocks]):
             block = nn.Sequential()
             for width, size in convs:
@@ -47,11 +48,3 @@ class NetworkInNetwork(nn.Module):
             elif index == 1:
                 block.append(nn.AvgPool2d(3, 2, 1))
             self.blocks.append(block)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Images [B, C, H, W] to the feature maps of every block."""
-        maps = []
-        for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return maps
