@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastequi.functional import (
         blur_recon_loss,
         correspondence_loss,
+        crop_align_loss,
         dino_loss,
         gaussian_blur,
         ibot_loss,
@@ -44,6 +45,7 @@ _HOME = {
     "blur_recon_loss": "fastequi.functional",
     "gaussian_blur": "fastequi.functional",
     "correspondence_loss": "fastequi.functional",
+    "crop_align_loss": "fastequi.functional",
     "dino_loss": "fastequi.functional",
     "ibot_loss": "fastequi.functional",
     "koleo_loss": "fastequi.functional",
@@ -79,6 +81,7 @@ __all__ = [
     "WarpReconLoss",
     "blur_recon_loss",
     "correspondence_loss",
+    "crop_align_loss",
     "dino_loss",
     "gaussian_blur",
     "ibot_loss",

@@ -1,26 +1,31 @@
 """GTSA's patch correspondence: every patch's best match in another view, by cosine.
 
-Replaces, for unit rows s [P, M, C] and t [P, N, C] of P pairs of views (Kim et al., 2023, equations
-of the patch correspondence loss)::
+Replaces, for unit rows of a student's views [S, B, M, C] and a teacher's [T, B, N, C] of B images,
+and P pairs of them (Kim et al., 2023, equations of the patch correspondence loss)::
 
-    similarity = s @ t.mT                                                  # P·M·N values
-    forth = similarity.amax(2).topk(n, 1).values.mean()                    # each s to its best t
-    back = similarity.amax(1).topk(n, 1).values.mean()                     # each t to its best s
+    s, t = student[of_student], teacher[of_teacher]                        # [P, B, ·, C]
+    similarity = s @ t.mT                                                  # P·B·M·N values
+    forth = similarity.amax(3).topk(n, 2).values.mean()                    # each s to its best t
+    back = similarity.amax(2).topk(n, 2).values.mean()                     # each t to its best s
     loss = -(forth + back) / 2
 
-Never materialised: the similarities. One pass over tiles of them keeps every row's and column's
-maximum and where it lies; which of them count is found among those alone. The gradient by s is a
-matrix product with the few t that were matched, whose matrix of weights is made tile by tile from
-the places, so nothing is added to the same memory twice: no atomics, the same bits in every run.
+Never materialised: the similarities, the views of each pair. One pass over tiles keeps every row's
+and column's maximum and where it lies; which of them count is found among those alone. The gradient
+by s is a matrix product with the few t that were matched, whose matrix of weights is made tile by
+tile from the places, so nothing is added to the same memory twice: no atomics, the same bits in
+every run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
 from fastequi.kernels.direct import direct
+from fastequi.kernels.pairs import on_device
 from fastequi.kernels.pixel_loss import scaled
 
 _CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
@@ -31,26 +36,37 @@ def _best_matches_kernel(
     # pointers
     s_ptr,
     t_ptr,
+    pairs_ptr,
     high_ptr,
     at_ptr,
     # shapes
+    P,
+    B,
     M,
     N,
     C,
     # strides
-    stride_sp,
+    stride_sv,
+    stride_sb,
     stride_sm,
-    stride_tp,
+    stride_tv,
+    stride_tb,
     stride_tn,
     # constants
+    FLIP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    # high[p, m] = max_n s_m · t_n, at[p, m] = argmax, the first of equals
-    p = tl.program_id(1).to(tl.int64)
+    # high[p, b, m] = max_n s_m · t_n, at[p, b, m] = argmax, the first of equals; FLIP: the first
+    # of a pair is t's
+    pair = tl.program_id(1) % P  # the pairs of an image follow each other: it stays in the cache
+    b = (tl.program_id(1) // P).to(tl.int64)
+    p = pair * B + b
+    s_ptr += tl.load(pairs_ptr + 2 * pair + FLIP) * stride_sv + b * stride_sb
+    t_ptr += tl.load(pairs_ptr + 2 * pair + 1 - FLIP) * stride_tv + b * stride_tb
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     where = tl.zeros([BLOCK_M], tl.int32)
@@ -60,11 +76,11 @@ def _best_matches_kernel(
         for first in range(0, C, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
             s = tl.load(
-                s_ptr + p * stride_sp + rows[:, None] * stride_sm + c[None, :],
+                s_ptr + rows[:, None] * stride_sm + c[None, :],
                 mask=(rows < M)[:, None] & (c < C)[None, :], other=0.0,
             )  # fmt: skip
             t = tl.load(
-                t_ptr + p * stride_tp + cols[:, None] * stride_tn + c[None, :],
+                t_ptr + cols[:, None] * stride_tn + c[None, :],
                 mask=(cols < N)[:, None] & (c < C)[None, :], other=0.0,
             )  # fmt: skip
             if WIDEN:  # the interpreter's products know no bfloat16
@@ -88,13 +104,17 @@ def _matched_kernel(
     forth_weight_ptr,
     back_ptr,
     back_weight_ptr,
+    pairs_ptr,
     grad_ptr,
     # shapes
+    P,
+    B,
     M,
     N,
     C,
     # strides
-    stride_tp,
+    stride_tv,
+    stride_tb,
     stride_tn,
     # constants
     BLOCK_M: tl.constexpr,
@@ -103,29 +123,35 @@ def _matched_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    # grad[m] = Σ_n (forth_weight[m] [forth[m] = n] + back_weight[n] [back[n] = m]) t_n
-    p = tl.program_id(1).to(tl.int64)
+    # grad[m] = Σ_p [p's student is this view]
+    #           Σ_n (forth_weight[m] [forth[m] = n] + back_weight[n] [back[n] = m]) t_n
+    view = tl.program_id(1) // B
+    b = (tl.program_id(1) % B).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    forth = tl.load(forth_ptr + p * M + rows, mask=rows < M, other=-1)
-    forth_weight = tl.load(forth_weight_ptr + p * M + rows, mask=rows < M, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for start in range(0, N, BLOCK_N):
-        cols = start + tl.arange(0, BLOCK_N)
-        back = tl.load(back_ptr + p * N + cols, mask=cols < N, other=-1)
-        back_weight = tl.load(back_weight_ptr + p * N + cols, mask=cols < N, other=0.0)
-        weight = tl.where(forth[:, None] == cols[None, :], forth_weight[:, None], 0.0)
-        weight += tl.where(back[None, :] == rows[:, None], back_weight[None, :], 0.0)
-        t = tl.load(
-            t_ptr + p * stride_tp + cols[:, None] * stride_tn + c[None, :],
-            mask=(cols < N)[:, None] & (c < C)[None, :], other=0.0,
-        )  # fmt: skip
-        if WIDEN:
-            t = t.to(tl.float32)
-        acc = tl.dot(weight.to(t.dtype), t, acc, input_precision=PRECISION)
-    places = grad_ptr + (p * M + rows[:, None]) * C + c[None, :]
+    for pair in range(P):
+        if tl.load(pairs_ptr + 2 * pair) == view:
+            p = pair * B + b
+            rows_ptr = t_ptr + tl.load(pairs_ptr + 2 * pair + 1) * stride_tv + b * stride_tb
+            forth = tl.load(forth_ptr + p * M + rows, mask=rows < M, other=-1)
+            forth_weight = tl.load(forth_weight_ptr + p * M + rows, mask=rows < M, other=0.0)
+            for start in range(0, N, BLOCK_N):
+                cols = start + tl.arange(0, BLOCK_N)
+                back = tl.load(back_ptr + p * N + cols, mask=cols < N, other=-1)
+                back_weight = tl.load(back_weight_ptr + p * N + cols, mask=cols < N, other=0.0)
+                weight = tl.where(forth[:, None] == cols[None, :], forth_weight[:, None], 0.0)
+                weight += tl.where(back[None, :] == rows[:, None], back_weight[None, :], 0.0)
+                t = tl.load(
+                    rows_ptr + cols[:, None] * stride_tn + c[None, :],
+                    mask=(cols < N)[:, None] & (c < C)[None, :], other=0.0,
+                )  # fmt: skip
+                if WIDEN:
+                    t = t.to(tl.float32)
+                acc = tl.dot(weight.to(t.dtype), t, acc, input_precision=PRECISION)
+    at = (view.to(tl.int64) * B + b) * M + rows[:, None]
     mask = (rows < M)[:, None] & (c < C)[None, :]
-    tl.store(places, acc.to(grad_ptr.dtype.element_ty), mask=mask)
+    tl.store(grad_ptr + at * C + c[None, :], acc.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
 def _launch_config(s: Tensor) -> dict[str, object]:
@@ -145,67 +171,79 @@ def _fused(s: Tensor) -> bool:
 
 
 def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
+    return x if x.stride(3) == 1 else x.contiguous()
 
 
-def _best(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum [P, M] over t and its place, int32."""
-    pairs, m, _ = s.shape
+def _best(s: Tensor, t: Tensor, pairs: Sequence[int], flip: bool) -> tuple[Tensor, Tensor]:
+    """Maximum [P, B, M] over t and its place, int32; `flip`: the first of each pair is t's."""
+    batch, m, channels = s.shape[1:]
+    count, n = len(pairs) // 2, t.shape[2]
     wide = torch.promote_types(s.dtype, torch.float32)
-    high = torch.empty(pairs, m, dtype=wide, device=s.device)
-    at = torch.empty(pairs, m, dtype=torch.int32, device=s.device)
+    high = torch.empty(count, batch, m, dtype=wide, device=s.device)
+    at = torch.empty(count, batch, m, dtype=torch.int32, device=s.device)
     if _fused(s):
         config = _launch_config(s)
         with torch.cuda.device_of(s):
-            _best_matches_kernel[(triton.cdiv(m, config["BLOCK_M"]), pairs)](
-                s, t, high, at, m, t.shape[1], s.shape[2], s.stride(0), s.stride(1), t.stride(0),
-                t.stride(1), **config,
+            _best_matches_kernel[(triton.cdiv(m, config["BLOCK_M"]), count * batch)](
+                s, t, on_device(s.device, tuple(pairs)), high, at, count, batch, m, n, channels,
+                s.stride(0), s.stride(1), s.stride(2), t.stride(0), t.stride(1), t.stride(2),
+                FLIP=int(flip), **config,
             )  # fmt: skip
         return high, at
-    at_once = max(_CHUNK // max(m * t.shape[1], 1), 1)
-    for start in range(0, pairs, at_once):
-        part = slice(start, start + at_once)
-        found, place = (s[part].to(wide) @ t[part].to(wide).mT).max(2)
-        high[part], at[part] = found, place.int()
+    for p, part in _parts(count, batch, m, n):
+        of_s, of_t = pairs[2 * p + flip], pairs[2 * p + 1 - flip]
+        found, place = (s[of_s, part].to(wide) @ t[of_t, part].to(wide).mT).max(2)
+        high[p, part], at[p, part] = found, place.int()
     return high, at
 
 
+def _parts(count: int, batch: int, m: int, n: int) -> Iterator[tuple[int, slice]]:
+    """(pair, images) whose similarities are made at a time where there is no kernel."""
+    at_once = max(_CHUNK // max(m * n, 1), 1)
+    for p in range(count):
+        for start in range(0, batch, at_once):
+            yield p, slice(start, start + at_once)
+
+
 def _counted(high: Tensor, top: int, weight: float) -> Tensor:
-    """`weight` where a maximum is among its pair's `top` largest, else 0: [P, M]."""
-    best = high.topk(top, 1).indices
-    return torch.zeros_like(high).scatter_(1, best, weight)
+    """`weight` where a maximum is among its pair's `top` largest, else 0: [P, B, M]."""
+    best = high.topk(top, 2).indices
+    return torch.zeros_like(high).scatter_(2, best, weight)
 
 
-def _compute(student: Tensor, teacher: Tensor, top: int, grad: bool) -> tuple[Tensor, Tensor]:
+def _compute(
+    student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int, grad: bool
+) -> tuple[Tensor, Tensor]:
     """(the loss, its gradient by student or empty)."""
     student, teacher = _dense(student), _dense(teacher)
-    pairs = max(len(student), 1)
-    forth, forth_at = _best(student, teacher)
-    back, back_at = _best(teacher, student)
-    weight = -0.5 / (top * pairs)
+    views, batch, m, channels = student.shape
+    count, n = len(pairs) // 2, teacher.shape[2]
+    forth, forth_at = _best(student, teacher, pairs, False)
+    back, back_at = _best(teacher, student, pairs, True)
+    weight = -0.5 / (top * max(count * batch, 1))
     of_forth, of_back = _counted(forth, top, weight), _counted(back, top, weight)
     loss = (forth * of_forth).sum() + (back * of_back).sum()
     if not grad:
         return loss, student.new_empty(0)
-    out = torch.empty_like(student, memory_format=torch.contiguous_format)
-    m, n, channels = student.shape[1], teacher.shape[1], student.shape[2]
     if _fused(student):
+        out = torch.empty_like(student, memory_format=torch.contiguous_format)
         config = _launch_config(student)
         rows, columns = triton.cdiv(m, config["BLOCK_M"]), triton.cdiv(channels, config["BLOCK_C"])
         with torch.cuda.device_of(student):
-            _matched_kernel[(rows, len(student), columns)](
-                teacher, forth_at, of_forth, back_at, of_back, out, m, n, channels,
-                teacher.stride(0), teacher.stride(1), **config,
+            _matched_kernel[(rows, views * batch, columns)](
+                teacher, forth_at, of_forth, back_at, of_back,
+                on_device(student.device, tuple(pairs)), out, count, batch, m, n, channels,
+                teacher.stride(0), teacher.stride(1), teacher.stride(2), **config,
             )  # fmt: skip
         return loss, out
-    at_once = max(_CHUNK // max(m * n, 1), 1)
-    for start in range(0, len(student), at_once):
-        part = slice(start, start + at_once)
-        match = torch.zeros(len(forth_at[part]), m, n, dtype=forth.dtype, device=student.device)
-        match.scatter_(2, forth_at[part, :, None].long(), of_forth[part, :, None])
-        match.mT.scatter_add_(2, back_at[part, :, None].long(), of_back[part, :, None])
-        out[part] = (match @ teacher[part].to(match.dtype)).to(out.dtype)
-    return loss, out
+    total = torch.zeros(student.shape, dtype=forth.dtype, device=student.device)
+    for p, part in _parts(count, batch, m, n):
+        forth_to, back_to = forth_at[p, part, :, None].long(), back_at[p, part, :, None].long()
+        match = torch.zeros(len(forth_to), m, n, dtype=forth.dtype, device=student.device)
+        match.scatter_(2, forth_to, of_forth[p, part, :, None])
+        match.mT.scatter_add_(2, back_to, of_back[p, part, :, None])
+        total[pairs[2 * p], part] += match @ teacher[pairs[2 * p + 1], part].to(match.dtype)
+    return loss, total.to(student.dtype)
 
 
 _correspondence_op = torch.library.custom_op(
@@ -214,7 +252,7 @@ _correspondence_op = torch.library.custom_op(
 
 
 @_correspondence_op.register_fake
-def _(student, teacher, top, grad) -> tuple[Tensor, Tensor]:
+def _(student, teacher, pairs, top, grad) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(student.dtype, torch.float32)
     dense = torch.empty_like(student, memory_format=torch.contiguous_format)
     return student.new_empty((), dtype=wide), dense if grad else student.new_empty(0)
@@ -227,24 +265,27 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, g_loss, g_grad):
     (grad,) = ctx.saved_tensors
-    return (None if g_loss is None else scaled(ctx, grad, g_loss), None, None, None)
+    return (None if g_loss is None else scaled(ctx, grad, g_loss), *(None,) * 4)
 
 
 _correspondence_op.register_autograd(_backward, setup_context=_setup_context)
 _correspondence = direct(_correspondence_op, _compute, _setup_context, _backward)
 
 
-def correspondence_loss_ref(student: Tensor, teacher: Tensor, top: int) -> Tensor:
+def correspondence_loss_ref(
+    student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int
+) -> Tensor:
     """The chain in plain PyTorch, every similarity stored, differentiable in the student."""
     wide = torch.promote_types(student.dtype, torch.float32)
-    similarity = student.to(wide) @ teacher.detach().to(wide).mT
-    forth = similarity.amax(2).topk(top, 1).values
-    back = similarity.amax(1).topk(top, 1).values
+    ours, theirs = student[list(pairs[::2])], teacher.detach()[list(pairs[1::2])]
+    similarity = ours.to(wide) @ theirs.to(wide).mT
+    forth = similarity.amax(3).topk(top, 2).values
+    back = similarity.amax(2).topk(top, 2).values
     return -(forth.mean() + back.mean()) / 2
 
 
-def correspondence_loss(student: Tensor, teacher: Tensor, top: int) -> Tensor:
-    """Of unit rows [P, M, C] and [P, N, C]; arguments already checked. A gradient for student."""
+def correspondence_loss(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Tensor:
+    """Of unit rows [S, B, M, C] and [T, B, N, C]; arguments already checked. A student gradient."""
     grad = torch.is_grad_enabled() and student.requires_grad
-    loss, _ = _correspondence(student, teacher.detach(), top, grad)
+    loss, _ = _correspondence(student, teacher.detach(), list(pairs), top, grad)
     return loss

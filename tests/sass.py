@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -19,6 +20,7 @@ from triton.compiler import ASTSource
 from fastequi.kernels import (
     blur,
     correspondence,
+    crop_align,
     dino,
     koleo,
     nt_xent,
@@ -42,15 +44,15 @@ POINTERS = {
     "grad_ptr": "*bf16", "dtheta_ptr": "*fp32", "out_ptr": "*bf16",
 }  # fmt: skip
 FLOATS = {
-    "max_sigma", "weight", "student_scale", "teacher_scale", "inverse_temp", "mean0", "mean1",
-    "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov",
+    "max_sigma", "weight", "scale", "student_scale", "teacher_scale", "inverse_temp", "mean0",
+    "mean1", "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov",
 }  # fmt: skip
 # 224×224 images: sizes and strides that are multiples of 16
 EVEN = {
     "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
     "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
-    "stride_sp", "stride_sm", "stride_tp", "stride_tn", "C",
+    "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
 }  # fmt: skip
 
 RECON = {
@@ -123,8 +125,22 @@ def cases() -> Iterator[tuple]:
         "back_weight_ptr": "*fp32",
     }  # fmt: skip
     tiles = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_C": 64, "PRECISION": "tf32", "WIDEN": False}
-    for name in ("_best_matches_kernel", "_matched_kernel"):
-        yield name.strip("_"), getattr(correspondence, name), tiles, types, 4, None, 32 * 64
+    kernel = correspondence._best_matches_kernel
+    yield "best_matches_kernel", kernel, {"FLIP": 0, **tiles}, types, 4, None, 32 * 64
+    yield "matched_kernel", correspondence._matched_kernel, tiles, types, 4, None, 32 * 64
+    types = {
+        "student_boxes_ptr": "*fp32", "teacher_boxes_ptr": "*fp32", "turns_ptr": "*i32",
+        "cosine_ptr": "*fp32", "pooled_ptr": "*bf16", "boxes_ptr": "*fp32",
+    }  # fmt: skip
+    for bins, cells in ((10, 14), (4, 14)):  # global and local crops' pairs
+        sizes = crop_align._sizes(torch.bfloat16, bins)
+        warps = sizes.pop("num_warps")
+        sizes |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
+        pixels = sizes["BLOCK_O"] * sizes["BLOCK_C"]
+        constants = {**sizes, "BLOCK_XT": 16, "GRAD": True}
+        kernel = crop_align._crop_align_kernel
+        yield f"crop_align {bins}", kernel, constants, types, warps, None, pixels
+        yield f"spread {bins}", crop_align._spread_kernel, sizes, types, warps, None, pixels
     types = {"turns_ptr": "*i32", "means_ptr": "*fp32", "gains_ptr": "*fp32"}
     kernel, tile = rot90_batch._rot90_batch_kernel, rot90_batch._TILE
     dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}

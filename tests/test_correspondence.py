@@ -61,7 +61,22 @@ def test_equals_the_loops_in_value_and_gradient(backend, device, dtype, m, n, ch
 def test_reference_is_the_loops():
     student, teacher = (F.normalize(patches(2, 9, 5, s, torch.float64), dim=-1) for s in (0, 1))
     expected = by_hand(student, teacher, 4)
-    torch.testing.assert_close(kernel.correspondence_loss_ref(student, teacher, 4), expected)
+    loss = kernel.correspondence_loss_ref(student[:, None], teacher[:, None], [0, 0, 1, 1], 4)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_pairs_of_views_are_those_of_copies(backend, device, dtype):
+    pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]
+    student = patches(3, 4 * 9, 12, 0, dtype).view(3, 4, 9, 12).to(device).requires_grad_()
+    teacher = patches(2, 4 * 16, 12, 1, dtype).view(2, 4, 16, 12).to(device)
+    loss = correspondence_loss(student, teacher, top=5, pairs=pairs)
+    (grad,) = torch.autograd.grad(loss, student)
+    copies = torch.cat([student[s] for s, _ in pairs]), torch.cat([teacher[t] for _, t in pairs])
+    expected = correspondence_loss(*copies, top=5)
+    (wanted,) = torch.autograd.grad(expected, student)
+    torch.testing.assert_close(loss, expected)
+    assert (grad - wanted).norm() <= GRAD[dtype] * wanted.norm()
 
 
 def test_identical_views_match_exactly_and_zero_patches_are_finite(backend, device):
@@ -113,7 +128,8 @@ def test_operators_do_not_grow_with_the_batch():
 def test_operator_and_graph(device):
     torch._dynamo.reset()
     student, teacher = patches(2, 9, 8, 0).to(device), patches(2, 6, 8, 1).to(device)
-    torch.library.opcheck(kernel._correspondence_op, (student.requires_grad_(), teacher, 4, True))
+    views = student[None].requires_grad_(), teacher[None]
+    torch.library.opcheck(kernel._correspondence_op, (*views, [0, 0], 4, True))
     compiled = torch.compile(correspondence_loss, fullgraph=True, backend="aot_eager")
     expected = correspondence_loss(student, teacher, top=4)
     torch.testing.assert_close(compiled(student, teacher, top=4), expected)
@@ -128,9 +144,13 @@ def test_operator_and_graph(device):
         ({"top": 0}, ValueError, r"top: expected 1 \.\. 4, got 0"),
         ({"top": 5}, ValueError, r"top: expected 1 \.\. 4, got 5"),
         ({"student": torch.zeros(2, 4, 8).int()}, TypeError, "student: expected float32"),
+        ({"pairs": [(0, 2)]}, ValueError, r"pairs: expected .* below 2 and 2, got \[\(0, 2\)\]"),
+        ({"pairs": [(-1, 0)]}, ValueError, "pairs: expected"),
+        ({"pairs": []}, ValueError, "pairs: expected"),
+        ({"pairs": [(0, 0)], "student": torch.zeros(4, 8)}, ValueError, "student: expected .views"),
     ],
 )
 def test_bad_input_names_the_argument(change, error, message):
     given = {"student": torch.zeros(2, 4, 8), "teacher": torch.zeros(2, 6, 8), "top": 3, **change}
     with pytest.raises(error, match=message):
-        correspondence_loss(given["student"], given["teacher"], top=given["top"])
+        correspondence_loss(given.pop("student"), given.pop("teacher"), **given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastequi.functional.contrastive import koleo_loss, nt_xent_loss
-from fastequi.functional.correspondence import correspondence_loss
+from fastequi.functional.crops import correspondence_loss, crop_align_loss
 from fastequi.functional.distillation import (
     dino_loss,
     ibot_loss,
@@ -27,6 +27,7 @@ __all__ = [
     "backend",
     "blur_recon_loss",
     "correspondence_loss",
+    "crop_align_loss",
     "dino_loss",
     "gaussian_blur",
     "ibot_loss",

@@ -1,0 +1,198 @@
+"""GTSA's crop loss: RoIAlign by loops over bins and samples, one image at a time, in float64."""
+
+import math
+
+import pytest
+import torch
+from test_warp_recon_texels import sizes_of
+from tolerances import GRAD, LOSS
+
+from fastequi.boxes import turn_boxes
+from fastequi.functional import crop_align_loss
+from fastequi.kernels import backend as backends
+from fastequi.kernels import crop_align as kernel
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request):
+    with backends.force(request.param):
+        yield request.param
+
+
+def sampled(image, x, y):
+    """[C] of an image [h, w, C] between the centres of its cells, the edge's beyond them."""
+    height, width = image.shape[:2]
+    x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
+    x0, y0 = int(x), int(y)
+    x1, y1 = min(x0 + 1, width - 1), min(y0 + 1, height - 1)
+    right, down = x - x0, y - y0
+    upper = (1 - right) * image[y0, x0] + right * image[y0, x1]
+    lower = (1 - right) * image[y1, x0] + right * image[y1, x1]
+    return (1 - down) * upper + down * lower
+
+
+def aligned(image, box, bins):
+    """[bins, bins, C]: every bin is the mean of its samples (He et al., 2017; Detectron2)."""
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = (float(v) for v in box)
+    x0, x1 = (min(max(x, 0.0), width) - 0.5 for x in (x0, x1))
+    y0, y1 = (min(max(y, 0.0), height) - 0.5 for y in (y0, y1))
+    wide, high = (x1 - x0) / bins, (y1 - y0) / bins
+    across, down = max(math.ceil(wide), 1), max(math.ceil(high), 1)
+    rows = []
+    for i in range(bins):
+        for j in range(bins):
+            xs = [x0 + wide * (j + (m + 0.5) / across) for m in range(across)]
+            ys = [y0 + high * (i + (n + 0.5) / down) for n in range(down)]
+            points = [sampled(image, x, y) for y in ys for x in xs]
+            rows.append(torch.stack(points).mean(0))
+    return torch.stack(rows).unflatten(0, (bins, bins))
+
+
+def by_hand(student, teacher, student_boxes, teacher_boxes, turns, bins, scale, pairs):
+    cosines = []
+    for p, (s, t) in enumerate(pairs):
+        for b in range(student.shape[1]):
+            ours = aligned(student[s, b], student_boxes[p, b].double() * scale, bins)
+            theirs = aligned(teacher[t, b], teacher_boxes[p, b].double() * scale, bins)
+            theirs = torch.rot90(theirs, int(turns[p, b]), (0, 1))
+            for i in range(bins):
+                for j in range(bins):
+                    u, v = ours[i, j], theirs[i, j]
+                    cosines.append(u @ v / (u.norm() * v.norm()))
+    return -torch.stack(cosines).mean()
+
+
+def boxes(count, batch, width, height, generator):
+    low = torch.rand(count, batch, 2, generator=generator) * 0.6
+    extent = 0.05 + torch.rand(count, batch, 2, generator=generator) * (0.95 - low)
+    size = torch.tensor([width, height])
+    return torch.cat([low * size, (low + extent) * size], -1)
+
+
+def given(dtype, device, bins, channels=12, batch=2, small=(5, 6), large=(7, 9), seed=0):
+    """Maps of odd sizes, boxes in pixels of cells of 16, all four turns, a view in two pairs."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]
+    student = torch.randn(3, batch, *small, channels, generator=generator).to(device, dtype)
+    teacher = torch.randn(2, batch, *large, channels, generator=generator).to(device, dtype)
+    return {
+        "student": student.requires_grad_(),
+        "teacher": teacher,
+        "student_boxes": boxes(4, batch, 16 * small[1], 16 * small[0], generator).to(device),
+        "teacher_boxes": boxes(4, batch, 16 * large[1], 16 * large[0], generator).to(device),
+        "turns": (torch.arange(4 * batch).view(4, batch) % 4).to(device),
+        "bins": bins,
+        "scale": 1 / 16,
+        "pairs": pairs,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("bins", "channels"), [(4, 12), (3, 70)])
+def test_equals_the_loops_in_value_and_gradient(backend, device, dtype, bins, channels):
+    args = given(dtype, device, bins, channels)
+    loss = crop_align_loss(**args)
+    (3 * loss).backward()
+    exact = args["student"].detach().double().requires_grad_()
+    expected = by_hand(**{**args, "student": exact, "teacher": args["teacher"].double()})
+    (3 * expected).backward()
+    half = dtype in (torch.bfloat16, torch.float16) and backend == "triton"
+    # products of half precision round the weights of cells, too
+    rounding = 20 * LOSS[dtype] if not half else 3e-2
+    assert abs(loss.double() - expected) <= rounding
+    error = (args["student"].grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error <= GRAD[dtype]
+    assert args["student"].grad.dtype == dtype
+
+
+@pytest.mark.parametrize("large", [(1, 1), (17, 20)])
+def test_maps_of_one_cell_and_of_more_than_a_block(backend, device, large):
+    args = given(torch.float32, device, 2, 5, 1, (3, 4), large)
+    expected = by_hand(**{**args, **{n: args[n].double() for n in ("student", "teacher")}})
+    torch.testing.assert_close(crop_align_loss(**args).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_same_features_under_any_turn_are_perfectly_aligned(backend, device):
+    image = torch.randn(1, 1, 6, 6, 8, device=device)
+    box = torch.tensor([16.0, 8.0, 64.0, 80.0]).expand(1, 1, 4).to(device)
+    for k in range(4):
+        turn = torch.tensor([[k]], device=device)
+        turned = torch.rot90(image, k, (2, 3))
+        options = {"bins": 4, "scale": 1 / 16}
+        loss = crop_align_loss(turned, image, turn_boxes(box, turn, 96), box, turn, **options)
+        assert loss == pytest.approx(-1, abs=1e-6)
+        wrong = crop_align_loss(turned, image, turn_boxes(box, turn, 96), box, turn + 1, **options)
+        assert wrong > -0.9
+
+
+def test_empty_boxes_and_zero_maps_are_finite(backend, device):
+    args = given(torch.float32, device, 4)
+    args["student_boxes"] = args["student_boxes"].flip(-1)
+    assert crop_align_loss(**args).isfinite()
+    with torch.no_grad():
+        args["student"].zero_()
+    loss = crop_align_loss(**args)
+    loss.backward()
+    assert loss == 0
+    assert args["student"].grad.isfinite().all()
+
+
+def test_same_bits_every_time(backend, device):
+    args = given(torch.float32, device, 4)
+    grads = [torch.autograd.grad(crop_align_loss(**args), args["student"])[0] for _ in range(3)]
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+
+
+def test_strides_do_not_matter(backend, device):
+    args = given(torch.float32, device, 4)
+    expected = crop_align_loss(**args)
+    student = args["student"].detach().permute(4, 0, 1, 2, 3).contiguous().permute(1, 2, 3, 4, 0)
+    teacher = torch.cat([args["teacher"]] * 2, -1)[..., :12]
+    assert not student.is_contiguous()
+    other = crop_align_loss(**{**args, "student": student, "teacher": teacher})
+    torch.testing.assert_close(other, expected)
+
+
+def test_operators_do_not_grow_with_the_batch():
+    counts = []
+    for batch in (1, 9):
+        args = given(torch.float32, "cpu", 4, batch=batch)
+        counts.append(len(sizes_of(lambda a=args: crop_align_loss(**a))))
+    assert counts[0] == counts[1]
+
+
+def test_operator_and_graph(device):
+    torch._dynamo.reset()
+    args = given(torch.float32, device, 4)
+    flat = [view for pair in args["pairs"] for view in pair]
+    with backends.force("triton"):
+        names = "student", "teacher", "student_boxes", "teacher_boxes", "turns"
+        values = (*(args[name] for name in names), flat, 4, 1 / 16, True)
+        torch.library.opcheck(kernel._crop_align_op, values)
+    compiled = torch.compile(crop_align_loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**args), crop_align_loss(**args))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"student": torch.zeros(4, 8)}, ValueError, r"student: expected \[views, B, height"),
+        ({"student": torch.zeros(3, 2, 4, 4, 12).int()}, TypeError, "student: expected float32"),
+        ({"teacher": torch.zeros(2, 2, 7, 9, 11)}, ValueError, "teacher: .*12.*, got .2, 2, 7"),
+        ({"teacher": torch.zeros(2, 3, 7, 9, 12)}, ValueError, r"teacher: expected \[views, 2"),
+        ({"student_boxes": torch.zeros(4, 2, 3)}, ValueError, r"student_boxes: expected \[4, 2, 4"),
+        ({"teacher_boxes": torch.zeros(3, 2, 4)}, ValueError, r"teacher_boxes: expected \[4, 2, 4"),
+        ({"teacher_boxes": torch.zeros(4, 2, 4).int()}, TypeError, "teacher_boxes: expected"),
+        ({"turns": torch.zeros(4, 2)}, ValueError, r"turns: expected integers \[4, 2\], got torch"),
+        ({"turns": torch.zeros(4, 3).int()}, ValueError, "turns: expected integers"),
+        ({"bins": 0}, ValueError, "bins: expected >= 1, got 0"),
+        ({"scale": 0.0}, ValueError, "scale: expected > 0, got 0.0"),
+        ({"pairs": [(3, 0)] * 4}, ValueError, "pairs: expected .* below 3 and 2"),
+        ({"pairs": None}, ValueError, "teacher: expected 3 views without pairs, got 2"),
+    ],
+)
+def test_bad_input_names_the_argument(change, error, message):
+    with pytest.raises(error, match=message):
+        crop_align_loss(**{**given(torch.float32, "cpu", 4), **change})
