@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fastequi.data.augment import Augment, ViewConfig, vicreg_second, view_params
+from fastequi.data.augment import Augment, ViewConfig, vicreg_second
+from fastequi.data.parameters import view_params
 from fastequi.philox import Draws
 
 N = 4000

@@ -9,9 +9,10 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.data.augment import Augment, ViewConfig, ViewParams, crop_params, local_crop
+from fastequi.data.augment import Augment, ViewConfig, local_crop
 from fastequi.data.dali import ViewPipeline, decoder_backend, feed_of, undecodable
 from fastequi.data.loader import make_loader
+from fastequi.data.parameters import ViewParams, crop_params
 from fastequi.data.sources import image_folder
 from fastequi.paths import SE2, color_matrix
 from fastequi.philox import Draws

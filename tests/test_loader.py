@@ -14,8 +14,9 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.data.augment import Augment, ViewConfig, view_params
+from fastequi.data.augment import Augment, ViewConfig
 from fastequi.data.loader import make_loader
+from fastequi.data.parameters import view_params
 from fastequi.data.sources import embedded_photos, image_folder
 from fastequi.paths import SE2, Color
 from fastequi.philox import Draws

@@ -1,29 +1,13 @@
-"""The augmentations as data: what to do to every view, drawn as arrays that DALI only applies.
+"""The augmentations: what may happen to every view of a photograph, as settings.
 
-A view is a window of a photograph, mirrored or not, then colour, blur and solarization in that
-order. Windows are real-valued (not rounded to pixels) and given as fractions of the photograph.
-
-Where the base methods' torchvision code differs: brightness, contrast, saturation and hue come in
-one fixed order, as `fastequi.paths.color_matrix` defines them; a window that fits in none of five
-tries is shrunk until it does, instead of taking a centre crop; sampling is linear with
-antialiasing, instead of bicubic.
+A view is a window of a photograph, mirrored or not, then colour, blur, solarization and a turn in
+that order; `fastequi.data.parameters` draws what happens to which sample.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from fastequi.philox import Draws
-
-_TRIES = 5  # area, aspect ratio pairs per window; with its position that is three Philox blocks
-
-Region = tuple[float, float, float, float]
-WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -113,6 +97,12 @@ class ViewConfig:
         crops: further, local views of every image (multi-crop).
         crop_size: their side in pixels.
         a3: their augmentation.
+        turns: every view, local ones included, is given one of four turns at random, exactly.
+        overlap: least share of the photograph's visible region that v2's window has in common with
+            v1's, and that a local crop's has with each of theirs. The first of ten windows that
+            does is taken, else the tenth moved to the middle of what the earlier ones share. A
+            window of k times that area overlaps enough there, for k = 4; one that an oblong
+            photograph shrinks further overlaps by what it can.
         mask_share: share of the views v1 and v2 of which blocks of patches are masked.
         mask_ratio: range of the share of such a view's patches.
         shared_crop: v1 is the centre of u's window, in the same orientation: the views then
@@ -134,6 +124,8 @@ class ViewConfig:
     crops: int = 0
     crop_size: int = 96
     a3: Augment = field(default_factory=local_crop)
+    turns: bool = False
+    overlap: tuple[float, float] = (0.0, 0.0)
     mask_share: float = 0.0
     mask_ratio: tuple[float, float] = (0.1, 0.5)
     shared_crop: bool = False
@@ -162,133 +154,30 @@ class ViewConfig:
             f"a multiple of samples_per_decode={self.samples_per_decode}",
             self.batch_size,
         )
+        self._check_overlap()
         _expect(self.num_threads >= 0, "num_threads", "0 (automatic) or more", self.num_threads)
         _expect(all(s > 0 for s in self.std), "std", "positive values", self.std)
 
+    def _check_overlap(self) -> None:
+        if not self.overlaps:
+            return
+        _expect(not self.shared_crop, "shared_crop", "False beside turns or overlap", True)
+        views = [("a2", self.a2, self.overlap[0]), ("a3", self.a3, self.overlap[1])]
+        for name, aug, least in [("a1", self.a1, 0.0), *views[: 1 + (self.crops > 0)]]:
+            _expect(aug.flip == 0, f"{name}.flip", "0 beside turns or overlap", aug.flip)
+            _expect(aug.side is None, f"{name}.side", "None beside turns or overlap", aug.side)
+            what = f"at least {4 * least:g}, four times the overlap"
+            _expect(least >= 0 and aug.area[0] >= 4 * least, f"{name}.area", what, aug.area)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a batch says what its views have in common."""
+        return self.turns or max(self.overlap) > 0
+
     def plain(self) -> ViewConfig:
         """The same windows of both views without augmentation, for evaluation."""
-        return replace(self, a1=self.a1.plain(), a2=self.a2.plain(), crops=0, mask_share=0.0)
-
-
-@dataclass(frozen=True)
-class ViewParams:
-    """What happens to one view of B samples; None where no sample of the run needs it.
-
-    Attributes:
-        start, end: [B, 2] corners (y, x) of the window as fractions of the photograph, float32;
-            a mirrored window has start x > end x.
-        color: [B, 4] brightness, contrast, saturation (factors) and hue (degrees), float32.
-        sigma: [B] blur in pixels of the view, float32; 0 leaves the sample alone.
-        solarize: [B] bool.
-    """
-
-    start: NDArray[np.float32]
-    end: NDArray[np.float32]
-    color: NDArray[np.float32] | None = None
-    sigma: NDArray[np.float32] | None = None
-    solarize: NDArray[np.bool_] | None = None
-
-
-def view_params(
-    cfg: ViewConfig, draws: Draws, sizes: NDArray[np.integer], region: Region = WHOLE
-) -> tuple[ViewParams, ViewParams]:
-    """The parameters of v1 and u.
-
-    Args:
-        cfg: the views.
-        draws: of the B samples.
-        sizes: [B, 2] height, width of each sample's photograph in pixels.
-        region: part (x0, y0, x1, y1) of every photograph that may be seen, as fractions.
-    """
-    start, end = _windows(cfg.a2, draws, "u", sizes, region)
-    u = ViewParams(start, end, *_pixels(cfg.a2, draws, "u"))
-    if cfg.shared_crop:
-        middle, half = (start + end) / 2, (end - start) / 2
-        share = np.float32(cfg.image_size / cfg.source_size)
-        start, end = middle - share * half, middle + share * half
-    else:
-        start, end = _windows(cfg.a1, draws, "v1", sizes, region)
-    return ViewParams(start, end, *_pixels(cfg.a1, draws, "v1")), u
-
-
-def crop_params(
-    cfg: ViewConfig, draws: Draws, sizes: NDArray[np.integer], region: Region = WHOLE
-) -> ViewParams | None:
-    """The parameters of the local crops, [B · crops], those of a sample together; None if none.
-
-    The arguments are those of :func:`view_params`.
-    """
-    views = []
-    for i in range(cfg.crops):
-        start, end = _windows(cfg.a3, draws, f"crop{i}", sizes, region)
-        views.append(ViewParams(start, end, *_pixels(cfg.a3, draws, f"crop{i}")))
-
-    def merge(name: str) -> Any:
-        parts = [getattr(view, name) for view in views]
-        if parts[0] is None:
-            return None
-        return np.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
-
-    return ViewParams(*(merge(f.name) for f in fields(ViewParams))) if views else None
-
-
-def _windows(
-    aug: Augment, draws: Draws, view: str, sizes: NDArray[np.integer], region: Region
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Corners [B, 2] (y, x) of B windows, with the flip folded in."""
-    x0, y0, x1, y1 = region
-    origin, extent = np.array([y0, x0]), np.array([y1 - y0, x1 - x0])
-    photo = np.asarray(sizes, np.float64)
-    visible = photo * extent
-    unit = draws.uniform(f"{view}/crop", 2 * _TRIES + 2).astype(np.float64)
-    if aug.side is not None:
-        side = _between(unit[:, :_TRIES], aug.side) * photo.min(1, keepdims=True)
-    else:
-        side = np.sqrt(_between(unit[:, :_TRIES], aug.area) * visible.prod(1, keepdims=True))
-    log_aspect = _between(unit[:, _TRIES : 2 * _TRIES], tuple(math.log(a) for a in aug.aspect))
-    stretch = np.exp(log_aspect / 2)
-    tries = np.stack([side / stretch, side * stretch], -1)  # [B, tries, 2] height, width
-    excess = (tries / visible[:, None]).max(-1)
-    first = (excess <= 1).argmax(1)  # 0 if none fits
-    rows = np.arange(len(tries))
-    window = tries[rows, first] / np.maximum(excess[rows, first], 1)[:, None] / photo
-    low = origin + unit[:, -2:] * (extent - window)
-    start = np.clip(low, origin, origin + extent).astype(np.float32)
-    end = np.clip(low + window, origin, origin + extent).astype(np.float32)
-    if aug.flip > 0:
-        mirrored = draws.uniform(f"{view}/flip")[:, 0] < aug.flip
-        start[mirrored, 1], end[mirrored, 1] = end[mirrored, 1], start[mirrored, 1]
-    return start, end
-
-
-def _pixels(
-    aug: Augment, draws: Draws, view: str
-) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[np.bool_] | None]:
-    """Colour [B, 4], blur sigma [B] and solarize [B]."""
-    color = sigma = solarize = None
-    if aug.colors:
-        color = np.tile(np.array([1, 1, 1, 0], np.float32), (len(draws), 1))
-        unit = draws.uniform(f"{view}/color", 6)
-        if aug.jitter > 0:
-            factors = [
-                (max(0.0, 1 - r), 1 + r) for r in (aug.brightness, aug.contrast, aug.saturation)
-            ]
-            ranges = np.array([*factors, (-360 * aug.hue, 360 * aug.hue)], np.float32)
-            drawn = ranges[:, 0] + unit[:, 1:5] * (ranges[:, 1] - ranges[:, 0])
-            color = np.where(unit[:, :1] < aug.jitter, drawn, color)
-        color[unit[:, 5] < aug.gray, 2] = 0
-    if aug.blur > 0:
-        unit = draws.uniform(f"{view}/blur", 2)
-        drawn = _between(unit[:, 1], aug.sigma)
-        sigma = np.where(unit[:, 0] < aug.blur, drawn, 0).astype(np.float32)
-    if aug.solarize > 0:
-        solarize = draws.uniform(f"{view}/solarize")[:, 0] < aug.solarize
-    return color, sigma, solarize
-
-
-def _between(unit: NDArray, limits: tuple[float, ...]) -> NDArray:
-    low, high = limits
-    return low + unit * (high - low)
+        a1, a2, none = self.a1.plain(), self.a2.plain(), (0.0, 0.0)
+        return replace(self, a1=a1, a2=a2, crops=0, mask_share=0.0, turns=False, overlap=none)
 
 
 def _expect(holds: bool, name: str, expected: str, came: object) -> None:

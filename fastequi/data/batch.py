@@ -36,6 +36,27 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Overlaps:
+    """What the views have in common, after their turns; global ones are v1 and u.
+
+    Attributes:
+        turns: [2 + V, B] int64, quarter turns counter-clockwise of v1, u and every crop.
+        of_globals: [2, 2, B, 4] boxes of (v1, u) and (u, v1): within the first of each pair, and
+            the same region within the second; float32 pixels (x0, y0, x1, y1).
+        of_crops: [2, 2V, B, 4] of every crop with v1 and with u: within the crop, within the
+            global view; None without crops.
+    """
+
+    turns: Tensor
+    of_globals: Tensor
+    of_crops: Tensor | None
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> Overlaps:
+        of_crops = None if self.of_crops is None else move(self.of_crops)
+        return Overlaps(move(self.turns), move(self.of_globals), of_crops)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One step's images, on the training device.
 
@@ -49,6 +70,7 @@ class Batch:
         epoch: of all samples in the batch.
         crops: [V, B, 3, h, h] local views, normalised, if the run has any.
         masks: of both views, if the run has any.
+        overlaps: of all views, if the run asks for turns or overlap; v1, u and crops are turned.
     """
 
     v1: Tensor
@@ -58,6 +80,7 @@ class Batch:
     epoch: int
     crops: Tensor | None = None
     masks: Masks | None = None
+    overlaps: Overlaps | None = None
 
     def __len__(self) -> int:
         return len(self.u)

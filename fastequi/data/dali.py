@@ -1,8 +1,8 @@
 """The decoding graph: photographs and parameters in, all views out, on the CPU or a GPU.
 
-    file ─ decode ─┬─ M windows of u  ─ colour ─ blur ─ solarize ──────────────► u  uint8
-                   ├─ M windows of v1 ─ colour ─ blur ─ solarize ─ normalise ──► v1 float32
-                   └─ M · V local crops, likewise, if the run has any ─────────► crops float32
+    file ─ decode ─┬─ M windows of u  ─ colour ─ blur ─ solarize ─ turn ─────────────► u  uint8
+                   ├─ M windows of v1 ─ colour ─ blur ─ solarize ─ turn ─ normalise ─► v1 float32
+                   └─ M · V local crops, likewise, if the run has any ───────────────► crops float32
 
 Nothing is random here: all choices arrive as arrays (`fastequi.data.augment`), so the same arrays
 give the same bytes for any number of threads. Every photograph is decoded once for its windows;
@@ -23,7 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastequi.data.augment import Augment, ViewConfig, ViewParams
+from fastequi.data.augment import Augment, ViewConfig
+from fastequi.data.parameters import ViewParams
+from fastequi.data.turns import turn_matrices
 
 _MISSING: Exception | None = None
 try:
@@ -126,7 +128,12 @@ def feed_of(
         return np.ascontiguousarray(values).reshape(lead + values.shape[1:] + (1,) * trailing)
 
     arrays: list[Any] = [[np.frombuffer(os.fsencode(path), np.uint8) for path in paths]]
-    for params, has_window in ((u, True), (v1, not cfg.shared_crop), (crops, True)):
+    views = (
+        (u, True, cfg.source_size),
+        (v1, not cfg.shared_crop, cfg.image_size),
+        (crops, True, cfg.crop_size),
+    )
+    for params, has_window, size in views:
         if params is None:
             continue
         if has_window:
@@ -138,6 +145,8 @@ def feed_of(
             arrays += [rows(params.sigma), rows(np.where(params.sigma > 0, 0, 1).astype(np.int32))]
         if params.solarize is not None:
             arrays.append(rows(params.solarize.astype(np.uint8) * np.uint8(255), trailing=3))
+        if params.turn is not None:
+            arrays.append(rows(turn_matrices(params.turn, size)))
     return tuple(arrays)
 
 
@@ -169,6 +178,8 @@ def _graph(cfg: ViewConfig, feed: Callable[[], Feed], device: torch.device) -> t
         if aug.solarize > 0:
             flag = next(inputs)  # 255 where the sample is solarized, else 0
             x = x ^ ((x >= 128) * (flag.gpu() if on_gpu else flag))
+        if cfg.turns:  # pixel onto pixel, so that nothing is interpolated
+            x = fn.warp_affine(x, matrix=each(next(inputs)), interp_type=types.INTERP_NN)
         return x
 
     def normalised(x: Any, frames: int) -> Any:
@@ -203,6 +214,7 @@ def _input_types(cfg: ViewConfig) -> list[Any]:
     for aug, has_window in views + [(cfg.a3, True)] * (cfg.crops > 0):
         kinds += [types.FLOAT] * (2 * has_window + 4 * aug.colors)
         kinds += [types.FLOAT, types.INT32] * (aug.blur > 0) + [types.UINT8] * (aug.solarize > 0)
+        kinds += [types.FLOAT] * cfg.turns
     return kinds
 
 

@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastequi.data.augment import ViewConfig, crop_params, view_params
-from fastequi.data.batch import Batch, Masks
+from fastequi.data.augment import ViewConfig
+from fastequi.data.batch import Batch, Masks, Overlaps
 from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali, undecodable
 from fastequi.data.masks import block_masks
+from fastequi.data.overlaps import overlaps_of
+from fastequi.data.parameters import crop_params, view_params
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources import Source, tolerated
 from fastequi.paths import Path
@@ -114,6 +116,7 @@ class Loader:
         self._state = sampler.state_dict()
         self._planned: deque[Step] = deque()  # handed to DALI or about to be, oldest first
         self._fed = 0  # how many of them DALI's graph has
+        self._shown: list[Overlaps] = []  # what the views of those have in common, if anyone asks
         self._pipeline: ViewPipeline | None = self._build()
 
     @property
@@ -144,6 +147,7 @@ class Loader:
                 self._pipeline = self._build()
         step = self._planned.popleft()
         self._fed -= 1
+        shown = self._shown.pop(0).to(self._to_device) if self.cfg.overlaps else None
         self._state |= {"epoch": step.epoch, "index": step.used}
         if self._left is not None:
             self._left -= 1
@@ -158,6 +162,7 @@ class Loader:
             step.epoch,
             crops,
             self._masks(draws),
+            shown,
         )
 
     def close(self) -> None:
@@ -182,8 +187,11 @@ class Loader:
         files = [self._readable(int(file)) for file in step.files]
         sizes = self.source.sizes[files].repeat(self.cfg.samples_per_decode, 0)
         chosen = self.cfg, self._draws(step), sizes, self.source.region
-        views = *view_params(*chosen), crop_params(*chosen)
-        return feed_of(self.cfg, [self.source.paths[file] for file in files], *views)
+        v1, u = view_params(*chosen)
+        crops = crop_params(*chosen, views=(v1, u))
+        if self.cfg.overlaps:
+            self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, crops)]
+        return feed_of(self.cfg, [self.source.paths[file] for file in files], v1, u, crops)
 
     def _masks(self, draws: Draws) -> Masks | None:
         cfg = self.cfg

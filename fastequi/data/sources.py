@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastequi.data.augment import WHOLE, Region
+from fastequi.data.parameters import WHOLE, Region
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,42 @@
+"""Where the views of a sample show the same: boxes from the windows and turns that were drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fastequi.boxes import shared_boxes, turn_boxes
+from fastequi.data.augment import ViewConfig
+from fastequi.data.batch import Overlaps
+from fastequi.data.parameters import ViewParams
+
+
+def overlaps_of(
+    cfg: ViewConfig, v1: ViewParams, u: ViewParams, crops: ViewParams | None
+) -> Overlaps:
+    """What a batch tells about its views; see :class:`fastequi.data.batch.Overlaps`."""
+    views = [(v1, cfg.image_size), (u, cfg.source_size)]
+    windows = [torch.from_numpy(view.boxes) for view, _ in views]
+    turns = [torch.from_numpy(_turns(view)) for view, _ in views]
+    sizes = [size for _, size in views]
+    if crops is not None:
+        # [B · V], a sample's together
+        windows += torch.from_numpy(crops.boxes).unflatten(0, (-1, cfg.crops)).unbind(1)
+        turns += torch.from_numpy(_turns(crops)).unflatten(0, (-1, cfg.crops)).unbind(1)
+        sizes += [cfg.crop_size] * cfg.crops
+
+    def pair(view: int, other: int) -> torch.Tensor:
+        shared = shared_boxes(windows[view], windows[other], sizes[view], sizes[other])
+        seen = zip(shared, (view, other), strict=True)
+        return torch.stack([turn_boxes(box, turns[i], sizes[i]) for box, i in seen]).float()
+
+    of_crops = [pair(2 + i, other) for i in range(cfg.crops) for other in (0, 1)]
+    return Overlaps(
+        torch.stack(turns),
+        torch.stack([pair(0, 1), pair(1, 0)], 1),
+        torch.stack(of_crops, 1) if of_crops else None,
+    )
+
+
+def _turns(view: ViewParams) -> np.ndarray:
+    return np.zeros(len(view.start), np.int64) if view.turn is None else view.turn

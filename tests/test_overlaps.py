@@ -1,0 +1,174 @@
+"""Windows that overlap by rule, turns through DALI, and boxes that find the same in both views."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("nvidia.dali")
+
+from PIL import Image
+from test_dali import CPU, config, whole
+
+from fastequi.data import parameters
+from fastequi.data.augment import Augment, ViewConfig
+from fastequi.data.dali import ViewPipeline, feed_of
+from fastequi.data.loader import make_loader
+from fastequi.data.parameters import crop_params, view_params
+from fastequi.data.sources import embedded_photos
+from fastequi.functional import crop_align_loss
+from fastequi.paths import SE2
+from fastequi.philox import Draws
+
+GLOBAL = Augment.none(area=(0.3, 1.0))
+LOCAL = Augment.none(area=(0.1, 0.3))
+CROPS = ViewConfig(
+    image_size=64,
+    source_size=64,
+    a1=GLOBAL,
+    a2=GLOBAL,
+    a3=LOCAL,
+    crops=3,
+    crop_size=32,
+    turns=True,
+    overlap=(0.02, 0.01),
+    batch_size=8,
+    num_threads=1,
+)
+
+
+def windows(cfg, n, sizes, region=parameters.WHOLE, epoch=0):
+    draws = Draws.of(3, epoch, np.arange(n))
+    v1, u = view_params(cfg, draws, sizes, region)
+    crops = crop_params(cfg, draws, sizes, region, (v1, u))
+    return v1.boxes, u.boxes, crops.boxes.reshape(n, cfg.crops, 4)
+
+
+def common(a, b):
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    return np.maximum(sides, 0).prod(-1)
+
+
+@pytest.mark.parametrize("tries", [1, 10])
+@pytest.mark.parametrize("region", [(0.0, 0.0, 1.0, 1.0), (0.2, 0.0, 0.7, 1.0)])
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (100, 100), (300, 900)])
+def test_every_crop_overlaps_the_earlier_global_ones(monkeypatch, tries, region, size):
+    monkeypatch.setattr(parameters, "_WINDOWS", tries)  # with one, all that fail are moved
+    n, area = 2000, (region[2] - region[0]) * (region[3] - region[1])
+    cfg = replace(CROPS, a1=replace(GLOBAL, area=(0.3, 0.31)), a2=replace(GLOBAL, area=(0.3, 0.31)))
+    v1, u, crops = windows(cfg, n, np.tile(size, (n, 1)), region)
+    assert (common(v1, u) > 0.0199 * area).all()
+    for other in (v1, u):
+        assert (common(crops, other[:, None]) > 0.0099 * area).all()
+    for box in (v1, u, crops):
+        assert (box[..., :2] >= np.array(region[:2]) - 1e-6).all()
+        assert (box[..., 2:] <= np.array(region[2:]) + 1e-6).all()
+
+
+def test_the_rule_rejects_and_the_first_window_that_fits_is_taken():
+    n = 2000
+    sizes = np.tile((480, 640), (n, 1))
+    small = replace(GLOBAL, area=(0.3, 0.31))
+    free = replace(CROPS, a1=small, a2=small, overlap=(0.0, 0.0))
+    ruled = replace(free, overlap=(0.08 / 4, 0.01))
+    before, after = windows(free, n, sizes), windows(ruled, n, sizes)
+    np.testing.assert_array_equal(before[0], after[0])
+    kept = (before[1] == after[1]).all(1)
+    fine = common(before[0], before[1]) > 0.02
+    np.testing.assert_array_equal(kept, fine)
+    assert 0.5 < fine.mean() < 1
+    # every sample alone gives what it gives in company
+    draws = Draws.of(3, 0, np.arange(n)[~kept][:5])
+    _, u = view_params(ruled, draws, sizes[:5])
+    np.testing.assert_array_equal(u.boxes, after[1][~kept][:5])
+
+
+def test_photographs_too_oblong_for_the_rule_still_overlap():
+    n = 500
+    v1, u, crops = windows(CROPS, n, np.tile((100, 6000), (n, 1)))
+    assert (common(v1, u) > 0).all()
+    assert (common(crops, v1[:, None]) > 0).all()
+    assert (common(crops, u[:, None]) > 0).all()
+
+
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_turns_are_np_rot90_bit_for_bit(tmp_path, size, samples):
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    cfg = config(size=size, turns=True, samples_per_decode=samples, batch_size=4 * samples)
+    turns = np.arange(4 * samples) % 4
+    other = (turns + 1) % 4
+    n = 4 * samples
+    feed = feed_of(cfg, [str(tmp_path / "a.png")] * 4, whole(n, turn=turns), whole(n, turn=other))
+    v1, u, _ = ViewPipeline(cfg, 4, lambda: feed, CPU, 1).run()
+    for i in range(n):
+        np.testing.assert_array_equal(u[i].permute(1, 2, 0), np.rot90(noise, other[i]))
+        seen = (v1[i].permute(1, 2, 0) * 255).round().byte()
+        np.testing.assert_array_equal(seen, np.rot90(noise, turns[i]))
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_boxes_find_the_same_pixels_in_both_views(samples):
+    """The crop loss on the pixels: -1 where boxes and turns are right, and only there."""
+    cfg = replace(CROPS, samples_per_decode=samples)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.mean, cfg.std))
+    with make_loader(embedded_photos(), cfg, SE2(0.0, 0.0), seed=0) as loader:
+        batch = next(loader)
+    v2 = (batch.u / 255 - mean) / std
+    views = torch.stack([batch.v1, v2]).permute(0, 1, 3, 4, 2)
+    crops = batch.crops.permute(0, 1, 3, 4, 2)
+    overlaps, turns = batch.overlaps, batch.overlaps.turns
+    assert turns.shape == (5, 8)
+    assert len(turns.unique()) == 4
+
+    def loss(maps, boxes, pairs, first, turned=0):
+        by = torch.stack([turns[first + s] - turns[t] for s, t in pairs]) + turned
+        return crop_align_loss(maps, views, *boxes, by, bins=4, pairs=pairs)
+
+    of_globals = views, overlaps.of_globals, [(0, 1), (1, 0)], 0
+    of_crops = crops, overlaps.of_crops, [(i, t) for i in range(3) for t in (0, 1)], 2
+    for given in (of_globals, of_crops):
+        assert loss(*given) < -0.99
+        assert loss(*given, turned=1) > -0.9
+        maps, boxes, pairs, first = given
+        assert loss(maps, boxes.roll(1, 2), pairs, first) > -0.9
+
+
+def test_without_turns_or_overlap_nothing_is_told():
+    cfg = replace(CROPS, turns=False, overlap=(0.0, 0.0))
+    with make_loader(embedded_photos(), cfg, SE2(0.0, 0.0), seed=0) as loader:
+        assert next(loader).overlaps is None
+
+
+def test_a_resumed_loader_gives_the_same_overlaps():
+    batches = []
+    with make_loader(embedded_photos(), CROPS, SE2(0.0, 0.0), seed=0) as loader:
+        batches = [next(loader)]
+        state = loader.state_dict()
+        batches.append(next(loader))
+    with make_loader(embedded_photos(), CROPS, SE2(0.0, 0.0), seed=0, state=state) as loader:
+        again = next(loader)
+    assert torch.equal(again.crops, batches[1].crops)
+    for name in ("turns", "of_globals", "of_crops"):
+        now, then = getattr(again.overlaps, name), getattr(batches[1].overlaps, name)
+        assert torch.equal(now, then)
+        assert not torch.equal(now, getattr(batches[0].overlaps, name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"a1": replace(GLOBAL, flip=0.5)}, "a1.flip: expected 0 beside turns or overlap, got 0.5"),
+        ({"a3": replace(LOCAL, flip=0.5)}, "a3.flip: expected 0"),
+        ({"a2": Augment.none(side=(0.1, 0.2))}, "a2.side: expected None"),
+        ({"shared_crop": True}, "shared_crop: expected False"),
+        ({"overlap": (0.1, 0.01)}, r"a2.area: expected at least 0.4, four times .*, got \(0.3"),
+        ({"overlap": (0.02, 0.03)}, r"a3.area: expected at least 0.12"),
+        ({"overlap": (-0.1, 0.0)}, "a2.area: expected"),
+    ],
+)
+def test_bad_settings_name_the_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CROPS, **changes)
