@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.report import commit
@@ -27,16 +28,20 @@ from fastequi.doctor import machine
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
-SHOWN = ("ssl", "class", "patch", "koleo", "recon", "std", "teacher_entropy", "prototypes")
+SHOWN = (
+    "ssl", "class", "patch", "koleo", "recon", "crop", "correspondence", "rotation", "accuracy",
+    "std", "teacher_entropy", "prototypes",
+)  # fmt: skip
 PROTOTYPES = 256
 ALL = [name for name, recipe in RECIPES.items() if name != "demo" and recipe().system == "tir"]
 
 
 def scaled(config: Config, batch: int = 32) -> Config:
-    """A recipe at 32 px with a small ViT; its method and schedules are left as they are."""
+    """A recipe at 32 or 48 px with a small ViT; its method and schedules are left as they are."""
     method, data = config.method, config.data
     teaches = method.base in ("dino", "ibot", "dinov2")
     equi = 64 if method.equi_dim else 0
+    size = 48 if config.system == "gtsa" else 32  # whose maps are then 6x6 and 3x3
     return replace(
         config,
         model=replace(
@@ -51,13 +56,13 @@ def scaled(config: Config, batch: int = 32) -> Config:
         ),
         data=replace(
             data,
-            image_size=32,
-            source_size=32,
+            image_size=size,
+            source_size=size,
             batch_size=batch,
             samples_per_decode=min(batch, 4),
             repeat=64,
             crops=min(data.crops, 2),
-            crop_size=16,
+            crop_size=size // 2,
             num_threads=1,
         ),
         method=replace(
@@ -79,10 +84,11 @@ def scaled(config: Config, batch: int = 32) -> Config:
             teacher_temp=0.04,
             freeze=0.1,
         ),
+        gtsa=replace(config.gtsa, dim=96, bins=4, local_bins=2, turn_dims=(96, 64), momentum=0.99),
         # rates scale with the batch: what 32 images would get is too little for some hundred steps
         optim=replace(
             config.optim,
-            lr=5e-4 if teaches else 4e-3,
+            lr=5e-4 if teaches else 1e-3 if config.system == "gtsa" else 4e-3,
             reference=batch,
             scaling="linear",
             warmup=0.1,
@@ -110,27 +116,29 @@ def run(name: str, steps: int, batch: int = 32, seed: int = 0) -> dict[str, Any]
     rows = [json.loads(line) for line in lines]
     tenth = max(len(rows) // 10, 1)
 
-    def mean(part: list[dict[str, float]], key: str) -> float:
-        return sum(row[key] for row in part) / len(part)
+    def values(key: str) -> list[float]:  # a loss may set in later
+        return [row[key] for row in rows if key in row]
 
-    shown = [key for key in SHOWN if key in rows[0]]
+    shown = [key for key in SHOWN if key in rows[-1]]
     return {
         "recipe": name,
         "steps": len(rows),
         "batch": batch,
         "prototypes": PROTOTYPES,
-        "first": {key: mean(rows[:tenth], key) for key in shown},
-        "last": {key: mean(rows[-tenth:], key) for key in shown},
-        "images_per_s": mean(rows[tenth:], "images_per_s"),
+        "first": {key: fmean(values(key)[:tenth]) for key in shown},
+        "last": {key: fmean(values(key)[-tenth:]) for key in shown},
+        "images_per_s": fmean(values("images_per_s")[tenth:]),
     }
 
 
 def markdown(document: Mapping[str, Any]) -> str:
     """The README's table: first tenth → last tenth of the steps."""
-    lines = [f"| recipe | {' | '.join(SHOWN)} |", "| --- |" + " --- |" * len(SHOWN)]
+    known = {key for row in document["rows"] for key in row["last"]}
+    columns = [key for key in SHOWN if key in known]
+    lines = [f"| recipe | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for row in document["rows"]:
         cells = []
-        for key in SHOWN:
+        for key in columns:
             pair = (row["first"][key], row["last"][key]) if key in row["first"] else ()
             cells.append(" → ".join(f"{value:.3g}" for value in pair))
         lines.append(f"| `{row['recipe']}` | {' | '.join(cells)} |")

@@ -121,6 +121,20 @@ class RotNetConfig:
 
 
 @dataclass(frozen=True)
+class GTSAConfig:
+    """Crops that agree, turned as they are (methods.gtsa)."""
+
+    dim: int = 768  # channels of the maps that are compared
+    bins: int = 10  # along a side of what two global crops share
+    local_bins: int = 4  # ... a local and a global crop
+    turn_dims: tuple[int, ...] = (768, 768, 128)  # hidden layers of the head that tells the turn
+    correspondence_weight: float = 0.5
+    rotation_weight: float = 0.5
+    correspondence_from: float = 0.1  # share of the training until which it does not count
+    momentum: float = 0.996  # of the teacher's weights, by a cosine to 1
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW or SGD; the rate by a warm-up cosine or in steps.
 
@@ -192,12 +206,13 @@ def has_fast_bf16(device: torch.device) -> bool:
 class Config:
     """A whole run; recipes return one, the command line changes its fields."""
 
-    system: Literal["tir", "rotnet"] = "tir"
+    system: Literal["tir", "gtsa", "rotnet"] = "tir"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: ViewConfig = field(default_factory=ViewConfig)
     path: PathConfig = field(default_factory=PathConfig)
     method: TIRConfig = field(default_factory=TIRConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    gtsa: GTSAConfig = field(default_factory=GTSAConfig)
     rotnet: RotNetConfig = field(default_factory=RotNetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -239,7 +254,11 @@ class Config:
         )
         _expect(method.recon_weight >= 0, "method.recon_weight", ">= 0", method.recon_weight)
         _expect(len(method.expander) >= 1, "method.expander", "at least one width", method.expander)
-        self._check_distillation()
+        if self.system == "gtsa":
+            self._check_gtsa()
+        else:
+            _expect(not data.overlaps, "data.turns", f"no for system={self.system}", True)
+            self._check_distillation()
         _expect(train.accumulate >= 1, "train.accumulate", ">= 1", train.accumulate)
         _expect(train.log_every >= 1, "train.log_every", ">= 1", train.log_every)
         _expect(
@@ -268,6 +287,29 @@ class Config:
         for name in ("layer_decay", "patch_embed_lr"):
             value = getattr(self.optim, name)
             _expect(0 < value <= 1, f"optim.{name}", "0 < factor <= 1", value)
+
+    def _check_gtsa(self) -> None:
+        data, gtsa = self.data, self.gtsa
+        _expect(data.turns, "data.turns", "true for system=gtsa", data.turns)
+        _expect(
+            data.source_size == data.image_size,
+            "data.source_size",
+            f"data.image_size={data.image_size} for system=gtsa, whose turns need no margin",
+            data.source_size,
+        )
+        _expect(
+            data.crops == 0 or data.crop_size % self.model.patch_size == 0,
+            "model.patch_size",
+            f"a divisor of data.crop_size={data.crop_size}",
+            self.model.patch_size,
+        )
+        _expect(data.mask_share == 0, "data.mask_share", "0 for system=gtsa", data.mask_share)
+        for name in ("dim", "bins", "local_bins"):
+            _expect(getattr(gtsa, name) >= 1, f"gtsa.{name}", ">= 1", getattr(gtsa, name))
+        for name in ("correspondence_weight", "rotation_weight"):
+            _expect(getattr(gtsa, name) >= 0, f"gtsa.{name}", ">= 0", getattr(gtsa, name))
+        for name in ("correspondence_from", "momentum"):
+            _expect(0 <= getattr(gtsa, name) <= 1, f"gtsa.{name}", "0 .. 1", getattr(gtsa, name))
 
     def _check_distillation(self) -> None:
         base, data, distill = self.method.base, self.data, self.distill

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from fastequi.config import Config
 from fastequi.data.batch import Batch, Masks
 from fastequi.data.masks import block_masks
+from fastequi.data.overlaps import overlaps_of
+from fastequi.data.parameters import crop_params, view_params
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
 from fastequi.philox import Draws
@@ -94,8 +96,14 @@ def synthetic(config: Config, n: int, device: torch.device) -> Batch:
             block_masks(draws, grid, data.mask_share, data.mask_ratio, view) for view in ("v1", "u")
         ]
         masks = Masks.of(torch.from_numpy(np.stack(drawn))).to(lambda x: x.to(device))
+    overlaps = None
+    if data.overlaps:
+        sizes = np.tile((size, size), (n, 1))
+        views = view_params(data, draws, sizes)
+        drawn_crops = crop_params(data, draws, sizes, views=views)
+        overlaps = overlaps_of(data, *views, drawn_crops).to(lambda x: x.to(device))
     u = u.permute(0, 3, 1, 2)
-    return Batch(v1.to(device), u.to(device), params.to(device), ids, 0, crops, masks)
+    return Batch(v1.to(device), u.to(device), params.to(device), ids, 0, crops, masks, overlaps)
 
 
 def saved_bytes(config: Config, method: nn.Module, batch: Batch) -> int:

@@ -20,6 +20,7 @@ from fastequi.data.augment import Augment, ViewConfig, local_crop, vicreg_second
 from fastequi.data.batch import Views
 from fastequi.methods.base import Base
 from fastequi.methods.distillation import Branch, Schedule, SelfDistillation
+from fastequi.methods.gtsa import GTSA, Mapper, Weights
 from fastequi.methods.joint import JointEmbedding
 from fastequi.methods.method import Method
 from fastequi.methods.rotnet import ANGLES, RotNet, linear_classifier
@@ -30,6 +31,7 @@ from fastequi.models import vit
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import DINOHead, SplitHead
+from fastequi.models.maps import MapPredictor, MapProjector, TurnHead
 from fastequi.models.nin import NetworkInNetwork
 
 
@@ -153,6 +155,30 @@ def _alone(config: Config) -> Config:
         config,
         method=replace(config.method, num_steps=0, equi_dim=0),
         path=_STILL,
+    )
+
+
+def gtsa_vits16() -> Config:
+    """GTSA with ViT-S/16: 2x224 + 8x96 crops in four turns, 100 epochs of batch 256."""
+    # batch and drop path are DINO's: the paper does not say
+    crop = Augment(area=(0.3, 1.0), flip=0.0, hue=0.2, saturation=0.8, blur=0.2)
+    crop = replace(crop, brightness=0.8, contrast=0.8)
+    return Config(
+        "gtsa",
+        model=ModelConfig(drop_path=0.1, class_token=False),
+        data=ViewConfig(
+            a1=crop,
+            a2=crop,
+            crops=8,
+            crop_size=96,
+            a3=replace(crop, area=(0.1, 0.3)),
+            turns=True,
+            overlap=(0.02, 0.01),
+            batch_size=256,
+        ),
+        path=_STILL,
+        optim=replace(_DINO_OPTIM, warmup=0.1),
+        train=TrainConfig(epochs=100),
     )
 
 
@@ -280,6 +306,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "ibot_vitl16": ibot_vitl16,
     "tir_dinov2_vitl16": tir_dinov2_vitl16,
     "dinov2_vitl16": dinov2_vitl16,
+    "gtsa_vits16": gtsa_vits16,
     "rotnet_nin_32": rotnet_nin_32,
     "rotnet_alexnet_224": rotnet_alexnet_224,
     "rotnet_vits16": rotnet_vits16,
@@ -289,7 +316,26 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 def build(config: Config) -> Method:
     """The method of a config, freshly initialised from torch's generator."""
-    return {"tir": build_tir, "rotnet": build_rotnet}[config.system](config)
+    return {"tir": build_tir, "gtsa": build_gtsa, "rotnet": build_rotnet}[config.system](config)
+
+
+def build_gtsa(config: Config) -> GTSA:
+    """Crops that agree, turned as they are; see :func:`build`."""
+    gtsa = config.gtsa
+    encoder = build_encoder(config.model, config.data.image_size)
+    return GTSA(
+        Mapper(encoder, MapProjector(encoder.embed_dim, gtsa.dim)),
+        MapPredictor(gtsa.dim),
+        TurnHead(encoder.embed_dim, gtsa.turn_dims),
+        views_of(config),
+        (gtsa.bins, gtsa.local_bins),
+        Weights(
+            gtsa.correspondence_weight,
+            gtsa.rotation_weight,
+            gtsa.correspondence_from,
+            gtsa.momentum,
+        ),
+    )
 
 
 def build_rotnet(config: Config) -> RotNet:

@@ -14,6 +14,7 @@ from fastequi.config import Config
 from fastequi.dryrun import synthetic
 from fastequi.losses.dino import Center, DINOLoss
 from fastequi.methods.distillation import Schedule
+from fastequi.methods.teacher import momentum_at
 from fastequi.models.heads import DINOHead
 from fastequi.recipes import RECIPES, build
 
@@ -227,9 +228,9 @@ def test_the_teacher_follows_the_student_and_learns_nothing_itself():
 
 def test_schedules():
     times = Schedule(0.996, 0.07, 0.04, temp_warmup=0.2, freeze=0.1)
-    assert times.momentum_at(0) == pytest.approx(0.996)
-    assert times.momentum_at(0.5) == pytest.approx(0.998)
-    assert times.momentum_at(1) == 1
+    assert momentum_at(times.momentum, 0) == pytest.approx(0.996)
+    assert momentum_at(times.momentum, 0.5) == pytest.approx(0.998)
+    assert momentum_at(times.momentum, 1) == 1
     assert [times.temp_at(t) for t in (0, 0.1, 0.2, 1)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
     model, batch = built(small("dino"))
     for progress, frozen in ((0.0, True), (0.5, False)):

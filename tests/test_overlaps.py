@@ -119,21 +119,20 @@ def test_boxes_find_the_same_pixels_in_both_views(samples):
     v2 = (batch.u / 255 - mean) / std
     views = torch.stack([batch.v1, v2]).permute(0, 1, 3, 4, 2)
     crops = batch.crops.permute(0, 1, 3, 4, 2)
-    overlaps, turns = batch.overlaps, batch.overlaps.turns
-    assert turns.shape == (5, 8)
-    assert len(turns.unique()) == 4
+    overlaps = batch.overlaps
+    assert overlaps.turns.shape == (5, 8)
+    assert len(overlaps.turns.unique()) == 4
 
-    def loss(maps, boxes, pairs, first, turned=0):
-        by = torch.stack([turns[first + s] - turns[t] for s, t in pairs]) + turned
-        return crop_align_loss(maps, views, *boxes, by, bins=4, pairs=pairs)
+    def loss(maps, shared, pairs, turned=0, rolled=0):
+        boxes = shared.own.roll(rolled, 1), shared.other
+        return crop_align_loss(maps, views, *boxes, shared.turns + turned, bins=4, pairs=pairs)
 
-    of_globals = views, overlaps.of_globals, [(0, 1), (1, 0)], 0
-    of_crops = crops, overlaps.of_crops, [(i, t) for i in range(3) for t in (0, 1)], 2
+    of_globals = views, overlaps.of_globals, [(0, 1), (1, 0)]
+    of_crops = crops, overlaps.of_crops, [(i, t) for i in range(3) for t in (0, 1)]
     for given in (of_globals, of_crops):
         assert loss(*given) < -0.99
         assert loss(*given, turned=1) > -0.9
-        maps, boxes, pairs, first = given
-        assert loss(maps, boxes.roll(1, 2), pairs, first) > -0.9
+        assert loss(*given, rolled=1) > -0.9
 
 
 def test_without_turns_or_overlap_nothing_is_told():
@@ -151,10 +150,13 @@ def test_a_resumed_loader_gives_the_same_overlaps():
     with make_loader(embedded_photos(), CROPS, SE2(0.0, 0.0), seed=0, state=state) as loader:
         again = next(loader)
     assert torch.equal(again.crops, batches[1].crops)
-    for name in ("turns", "of_globals", "of_crops"):
-        now, then = getattr(again.overlaps, name), getattr(batches[1].overlaps, name)
+    values = [
+        (x.turns, x.of_globals.own, x.of_globals.other, x.of_crops.own, x.of_crops.turns)
+        for x in (again.overlaps, batches[1].overlaps, batches[0].overlaps)
+    ]
+    for now, then, before in zip(*values, strict=True):
         assert torch.equal(now, then)
-        assert not torch.equal(now, getattr(batches[0].overlaps, name))
+        assert not torch.equal(now, before)
 
 
 @pytest.mark.parametrize(

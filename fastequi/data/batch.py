@@ -36,24 +36,40 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What P pairs of a view and another, global view of the same images show in common.
+
+    Attributes:
+        own: [P, B, 4] boxes (x0, y0, x1, y1) within the view as it is, turned; float32 pixels.
+        other: [P, B, 4] the same regions within the global view.
+        turns: [P, B] int64, quarter turns counter-clockwise from the global view to the view.
+    """
+
+    own: Tensor
+    other: Tensor
+    turns: Tensor
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> Shared:
+        return Shared(move(self.own), move(self.other), move(self.turns))
+
+
+@dataclass(frozen=True)
 class Overlaps:
-    """What the views have in common, after their turns; global ones are v1 and u.
+    """What the views have in common; the global ones are v1 and u.
 
     Attributes:
         turns: [2 + V, B] int64, quarter turns counter-clockwise of v1, u and every crop.
-        of_globals: [2, 2, B, 4] boxes of (v1, u) and (u, v1): within the first of each pair, and
-            the same region within the second; float32 pixels (x0, y0, x1, y1).
-        of_crops: [2, 2V, B, 4] of every crop with v1 and with u: within the crop, within the
-            global view; None without crops.
+        of_globals: of the pairs (v1, u) and (u, v1).
+        of_crops: of every crop with v1 and with u, 2V pairs; None without crops.
     """
 
     turns: Tensor
-    of_globals: Tensor
-    of_crops: Tensor | None
+    of_globals: Shared
+    of_crops: Shared | None
 
     def to(self, move: Callable[[Tensor], Tensor]) -> Overlaps:
-        of_crops = None if self.of_crops is None else move(self.of_crops)
-        return Overlaps(move(self.turns), move(self.of_globals), of_crops)
+        of_crops = None if self.of_crops is None else self.of_crops.to(move)
+        return Overlaps(move(self.turns), self.of_globals.to(move), of_crops)
 
 
 @dataclass(frozen=True)

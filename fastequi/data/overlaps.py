@@ -7,7 +7,7 @@ import torch
 
 from fastequi.boxes import shared_boxes, turn_boxes
 from fastequi.data.augment import ViewConfig
-from fastequi.data.batch import Overlaps
+from fastequi.data.batch import Overlaps, Shared
 from fastequi.data.parameters import ViewParams
 
 
@@ -25,16 +25,20 @@ def overlaps_of(
         turns += torch.from_numpy(_turns(crops)).unflatten(0, (-1, cfg.crops)).unbind(1)
         sizes += [cfg.crop_size] * cfg.crops
 
-    def pair(view: int, other: int) -> torch.Tensor:
-        shared = shared_boxes(windows[view], windows[other], sizes[view], sizes[other])
-        seen = zip(shared, (view, other), strict=True)
-        return torch.stack([turn_boxes(box, turns[i], sizes[i]) for box, i in seen]).float()
+    def shared(pairs: list[tuple[int, int]]) -> Shared:
+        own, other, by = [], [], []
+        for view, seen in pairs:
+            boxes = shared_boxes(windows[view], windows[seen], sizes[view], sizes[seen])
+            own.append(turn_boxes(boxes[0], turns[view], sizes[view]))
+            other.append(turn_boxes(boxes[1], turns[seen], sizes[seen]))
+            by.append((turns[view] - turns[seen]) % 4)
+        return Shared(torch.stack(own).float(), torch.stack(other).float(), torch.stack(by))
 
-    of_crops = [pair(2 + i, other) for i in range(cfg.crops) for other in (0, 1)]
+    of_crops = [(2 + crop, view) for crop in range(cfg.crops) for view in (0, 1)]
     return Overlaps(
         torch.stack(turns),
-        torch.stack([pair(0, 1), pair(1, 0)], 1),
-        torch.stack(of_crops, 1) if of_crops else None,
+        shared([(0, 1), (1, 0)]),
+        shared(of_crops) if of_crops else None,
     )
 
 

@@ -16,7 +16,6 @@ encoder; temperatures and momenta change with every step, not by epochs.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +26,7 @@ from fastequi.distributed import world
 from fastequi.losses.dino import DINOLoss, IBOTLoss
 from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput
+from fastequi.methods.teacher import follow, momentum_at, spread
 from fastequi.models.heads import DINOHead
 from fastequi.models.vit import VisionTransformer
 
@@ -46,9 +46,6 @@ class Schedule:
     first_teacher_temp: float = 0.04
     temp_warmup: float = 0.0375
     freeze: float = 0.00125
-
-    def momentum_at(self, progress: float) -> float:
-        return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
 
     def temp_at(self, progress: float) -> float:
         risen = 1.0 if progress >= self.temp_warmup else progress / self.temp_warmup
@@ -133,11 +130,8 @@ class SelfDistillation(Base):
         self.temp = self.schedule.temp_at(progress)
         self.frozen = progress < self.schedule.freeze
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        ours: list[Tensor] = list(self.teacher.parameters())
-        theirs: list[Tensor] = list(self.student.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - self.schedule.momentum_at(progress))
+        follow(self.teacher, self.student, momentum_at(self.schedule.momentum, progress))
         for loss in (self.class_loss, self.patch_loss):
             if loss is not None:
                 loss.update()
@@ -224,10 +218,9 @@ class SelfDistillation(Base):
     def _statistics(self, unit: Tensor, answers: Tensor) -> dict[str, Tensor]:
         """What collapse shows in, from class tokens of the global views.
 
-        "std" of the student's unit vectors times the root of their width (1 if they fill the
-        sphere, 0 if all are one); "teacher_entropy" in nats, mean over rows (log N if it tells
-        nothing), before any balancing; "prototypes", how many the teacher uses: the exponential of
-        the entropy of its mean distribution.
+        "std", the :func:`spread` of the student's unit vectors; "teacher_entropy" in nats, mean
+        over rows (log N if it tells nothing), before any balancing; "prototypes", how many the
+        teacher uses: the exponential of the entropy of its mean distribution.
         """
         center = self.class_loss.center
         logits = answers.to(torch.promote_types(answers.dtype, torch.float32))
@@ -235,7 +228,7 @@ class SelfDistillation(Base):
         q = torch.softmax(logits / self.temp, -1)
         mean = q.mean(0)
         return {
-            "std": unit.std(0).mean() * unit.shape[-1] ** 0.5,
+            "std": spread(unit),
             "teacher_entropy": torch.special.entr(q).sum(-1).mean(),
             "prototypes": torch.special.entr(mean).sum().exp(),
         }

@@ -1,0 +1,183 @@
+"""GTSA: what two crops share has the same features, turned as they are (arXiv 2304.08014).
+
+A student sees all crops, its moving average, the teacher, the two global ones; each crop was given
+one of four turns. Over all pairs of a student's crop and a teacher's other crop:
+
+- crop loss: both maps over their common box, the teacher's turned to the student's orientation;
+- patch correspondence: every patch and its best match in the other map;
+
+and per crop, the four-way cross-entropy of its turn. Encoders give patch tokens; a class token, if
+there is one, is left alone. Where the paper is silent: residuals around each of the projector's
+convolutions; means over pairs count every pair once; the teacher's encoder is the one that is used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastequi.data.batch import Batch, Overlaps, Views
+from fastequi.functional import correspondence_loss, crop_align_loss, rot90_batch
+from fastequi.methods.method import Method
+from fastequi.methods.teacher import follow, momentum_at, spread
+from fastequi.models.maps import MapPredictor, MapProjector, TurnHead
+from fastequi.models.vit import VisionTransformer
+
+GLOBAL_PAIRS = [(0, 1), (1, 0)]  # (student's view, teacher's)
+
+
+def local_pairs(crops: int) -> list[tuple[int, int]]:
+    """Every local crop with both global ones, in the order of `Overlaps.of_crops`."""
+    return [(crop, view) for crop in range(crops) for view in (0, 1)]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the losses; the crop loss has 1.
+
+    Attributes:
+        correspondence, rotation: weights.
+        correspondence_from: share of the training after which correspondence counts.
+        momentum: of the teacher's weights at first, by half a cosine to 1.
+    """
+
+    correspondence: float = 0.5
+    rotation: float = 0.5
+    correspondence_from: float = 0.1
+    momentum: float = 0.996
+
+
+class Mapper(nn.Module):
+    """An encoder and its projector: images to maps of patches."""
+
+    def __init__(self, encoder: VisionTransformer, projector: MapProjector) -> None:
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+
+    def patches(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """Encoded patches [N, h, w, C] of groups of images [N, 3, H, W], in one pass."""
+        encoder = self.encoder
+        tokens = encoder.encode([encoder.embed(images) for images in groups])
+        grids = [encoder.grid_size(*images.shape[-2:]) for images in groups]
+        prefix = encoder.num_prefix_tokens
+        return [t[:, prefix:].unflatten(1, g) for t, g in zip(tokens, grids, strict=True)]
+
+
+class GTSA(Method):
+    """Batches need turns and overlaps.
+
+    Args:
+        student: its encoder and projector; the teacher starts as their copy.
+        predictor: of the student's maps.
+        turn_head: of the mean token.
+        views: normalisation of the images.
+        bins: along a side of the common box, for global and for local crops.
+        weights: of the losses, and their schedule.
+    """
+
+    def __init__(
+        self,
+        student: Mapper,
+        predictor: MapPredictor,
+        turn_head: TurnHead,
+        views: Views,
+        bins: tuple[int, int] = (10, 4),
+        weights: Weights = Weights(),
+    ) -> None:
+        super().__init__()
+        self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
+        self.predictor, self.turn_head = predictor, turn_head
+        self.views, self.bins, self.weights = views, bins, weights
+        self.before_step(0.0)
+
+    @property
+    def backbone(self) -> VisionTransformer:
+        return self.student.encoder
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        return self.teacher.encoder
+
+    def train(self, mode: bool = True) -> GTSA:
+        """The teacher stays in eval mode: it drops no path."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def before_step(self, progress: float) -> None:
+        self.matches = progress >= self.weights.correspondence_from
+
+    def after_step(self, progress: float) -> None:
+        follow(self.teacher, self.student, momentum_at(self.weights.momentum, progress))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss, its parts ("crop", "correspondence", "rotation"), accuracy of the turns, "std"."""
+        overlaps = batch.overlaps
+        if overlaps is None:
+            raise ValueError("batch: expected one with overlaps; GTSA compares what crops share")
+        views = torch.cat([batch.v1, self._normalised(batch.u, batch.v1.dtype)])
+        groups = [views] if batch.crops is None else [views, batch.crops.flatten(0, 1)]
+        patches = self.student.patches(groups)
+        maps = [self.predictor(self.student.projector(x)) for x in patches]
+        with torch.no_grad():
+            told = self.teacher.projector(self.teacher.patches([views])[0])
+        # [views, B, h, w, C]
+        shaped = [x.unflatten(0, (-1, len(batch))) for x in (*maps, told)]
+        parts = self._compare(shaped[:-1], shaped[-1], overlaps)
+        tokens = torch.cat([x.mean((1, 2)) for x in patches])
+        logits, turns = self.turn_head(tokens).float(), overlaps.turns.flatten()
+        parts["rotation"] = F.cross_entropy(logits, turns)
+        weights = self.weights
+        parts["loss"] = parts["crop"] + weights.rotation * parts["rotation"]
+        if self.matches:
+            parts["loss"] = parts["loss"] + weights.correspondence * parts["correspondence"]
+        with torch.no_grad():
+            parts["accuracy"] = (logits.argmax(1) == turns).float().mean()
+            parts["std"] = spread(F.normalize(told.float(), dim=-1).flatten(0, 2))
+        return parts
+
+    def _normalised(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 images as the other views are; they come turned, so nothing more turns here."""
+        still = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        mean, std = self.views.mean, self.views.std
+        return rot90_batch(images, turns=still, mean=mean, std=std, dtype=dtype)
+
+    def _compare(
+        self, maps: Sequence[Tensor], told: Tensor, overlaps: Overlaps
+    ) -> dict[str, Tensor]:
+        """ "crop" and "correspondence", means over all pairs.
+
+        Args:
+            maps: the student's of the global crops [2, B, h, w, C] and, if any, of the local ones.
+            told: [2, B, h, w, C] the teacher's.
+        """
+        scale = 1 / self.backbone.patch_size
+        kinds = [(maps[0], overlaps.of_globals, GLOBAL_PAIRS, self.bins[0])]
+        if overlaps.of_crops is not None:
+            kinds.append((maps[1], overlaps.of_crops, local_pairs(len(maps[1])), self.bins[1]))
+        sums: dict[str, list[Tensor]] = {"crop": []}
+        for ours, shared, pairs, bins in kinds:
+            where = shared.own, shared.other, shared.turns
+            crop = crop_align_loss(ours, told, *where, bins=bins, scale=scale, pairs=pairs)
+            sums["crop"].append(len(pairs) * crop)
+            if self.matches:
+                rows = ours.flatten(2, 3)
+                top = max(rows.shape[2] // 2, 1)
+                matched = correspondence_loss(rows, told.flatten(2, 3), top=top, pairs=pairs)
+                sums.setdefault("correspondence", []).append(len(pairs) * matched)
+        count = sum(len(pairs) for _, _, pairs, _ in kinds)
+        return {name: torch.stack(values).sum() / count for name, values in sums.items()}
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """The teacher's: "patch", "projected" (the maps it compares) and, if it has one, "cls"."""
+        encoder = self.teacher.encoder
+        tokens, prefix = encoder(images), encoder.num_prefix_tokens
+        patches = tokens[:, prefix:]
+        maps = patches.unflatten(1, encoder.grid_size(*images.shape[-2:]))
+        out = {"patch": patches, "projected": self.teacher.projector(maps).flatten(1, 2)}
+        return {**out, "cls": tokens[:, :1]} if encoder.cls_token is not None else out
