@@ -275,6 +275,7 @@ def all_cases() -> Iterator[OpBench]:
     """Every declared case."""
     from bench.cases import (
         attention,
+        crops,
         embeddings,
         linear_warp_recon,
         prototypes,
@@ -288,5 +289,5 @@ def all_cases() -> Iterator[OpBench]:
         (warp_recon, linear_warp_recon, warp, rot90_batch),
         (attention, tir_overhead),
     )
-    for module in (*image_losses, prototypes, embeddings, *models):
+    for module in (*image_losses, prototypes, embeddings, crops, *models):
         yield from module.CASES

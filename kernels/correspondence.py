@@ -174,27 +174,38 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 else x.contiguous()
 
 
-def _best(s: Tensor, t: Tensor, pairs: Sequence[int], flip: bool) -> tuple[Tensor, Tensor]:
-    """Maximum [P, B, M] over t and its place, int32; `flip`: the first of each pair is t's."""
-    batch, m, channels = s.shape[1:]
-    count, n = len(pairs) // 2, t.shape[2]
-    wide = torch.promote_types(s.dtype, torch.float32)
-    high = torch.empty(count, batch, m, dtype=wide, device=s.device)
-    at = torch.empty(count, batch, m, dtype=torch.int32, device=s.device)
-    if _fused(s):
-        config = _launch_config(s)
-        with torch.cuda.device_of(s):
-            _best_matches_kernel[(triton.cdiv(m, config["BLOCK_M"]), count * batch)](
-                s, t, on_device(s.device, tuple(pairs)), high, at, count, batch, m, n, channels,
-                s.stride(0), s.stride(1), s.stride(2), t.stride(0), t.stride(1), t.stride(2),
-                FLIP=int(flip), **config,
-            )  # fmt: skip
-        return high, at
+def _matches(student: Tensor, teacher: Tensor, pairs: Sequence[int]) -> tuple[Tensor, ...]:
+    """Of every pair, both ways: maxima [P, B, M], their places int32; [P, B, N], their places."""
+    batch, m, channels = student.shape[1:]
+    count, n = len(pairs) // 2, teacher.shape[2]
+    wide = torch.promote_types(student.dtype, torch.float32)
+
+    def empty(size: int) -> tuple[Tensor, Tensor]:
+        high = torch.empty(count, batch, size, dtype=wide, device=student.device)
+        return high, torch.empty(high.shape, dtype=torch.int32, device=student.device)
+
+    forth, back = empty(m), empty(n)
+    if _fused(student):
+        config, places = _launch_config(student), on_device(student.device, tuple(pairs))
+        with torch.cuda.device_of(student):
+            for flip, s, t, (high, at) in (
+                (0, student, teacher, forth),
+                (1, teacher, student, back),
+            ):
+                rows = high.shape[2]
+                _best_matches_kernel[(triton.cdiv(rows, config["BLOCK_M"]), count * batch)](
+                    s, t, places, high, at, count, batch, rows, t.shape[2], channels,
+                    s.stride(0), s.stride(1), s.stride(2), t.stride(0), t.stride(1), t.stride(2),
+                    FLIP=flip, **config,
+                )  # fmt: skip
+        return *forth, *back
     for p, part in _parts(count, batch, m, n):
-        of_s, of_t = pairs[2 * p + flip], pairs[2 * p + 1 - flip]
-        found, place = (s[of_s, part].to(wide) @ t[of_t, part].to(wide).mT).max(2)
-        high[p, part], at[p, part] = found, place.int()
-    return high, at
+        of_s, of_t = pairs[2 * p], pairs[2 * p + 1]
+        similarity = student[of_s, part].to(wide) @ teacher[of_t, part].to(wide).mT
+        for axis, (high, at) in ((2, forth), (1, back)):
+            found, place = similarity.max(axis)
+            high[p, part], at[p, part] = found, place.int()
+    return *forth, *back
 
 
 def _parts(count: int, batch: int, m: int, n: int) -> Iterator[tuple[int, slice]]:
@@ -218,8 +229,7 @@ def _compute(
     student, teacher = _dense(student), _dense(teacher)
     views, batch, m, channels = student.shape
     count, n = len(pairs) // 2, teacher.shape[2]
-    forth, forth_at = _best(student, teacher, pairs, False)
-    back, back_at = _best(teacher, student, pairs, True)
+    forth, forth_at, back, back_at = _matches(student, teacher, pairs)
     weight = -0.5 / (top * max(count * batch, 1))
     of_forth, of_back = _counted(forth, top, weight), _counted(back, top, weight)
     loss = (forth * of_forth).sum() + (back * of_back).sum()

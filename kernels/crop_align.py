@@ -379,14 +379,21 @@ def bin_weights(low: Tensor, high: Tensor, bins: int, cells: int) -> Tensor:
     return torch.where(samples < count, hat, 0.0).sum(-2) / count[..., 0]
 
 
-def roi_align(maps: Tensor, boxes: Tensor, bins: int, scale: float) -> Tensor:
-    """[N, bins, bins, C] of maps [N, h, w, C] over boxes [N, 4], aligned (He et al., 2017)."""
-    height, width = maps.shape[1:3]
-    x0, y0, x1, y1 = (boxes.to(maps.dtype) * scale).unbind(-1)
+def roi_weights(
+    boxes: Tensor, bins: int, scale: float, size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """RoIAlign, aligned (He et al., 2017), of maps [h, w]: down [..., bins, h], across [..., w]."""
+    height, width = size
+    x0, y0, x1, y1 = (boxes * scale).unbind(-1)
     x0, x1 = (x.clamp(0, width) - 0.5 for x in (x0, x1))
     y0, y1 = (y.clamp(0, height) - 0.5 for y in (y0, y1))
-    rows = (bin_weights(y0, y1, bins, height) @ maps.flatten(2)).unflatten(2, maps.shape[2:])
-    return bin_weights(x0, x1, bins, width)[:, None] @ rows
+    return bin_weights(y0, y1, bins, height), bin_weights(x0, x1, bins, width)
+
+
+def pooled(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """[N, bins, bins, C] of maps [N, h, w, C] by the weights of both axes."""
+    rows = (down @ maps.flatten(2)).unflatten(2, maps.shape[2:])
+    return across[:, None] @ rows
 
 
 def crop_align_loss_ref(
@@ -399,16 +406,21 @@ def crop_align_loss_ref(
     bins: int,
     scale: float,
 ) -> Tensor:
-    """The chain in plain PyTorch, all pairs at once, differentiable in the student."""
+    """The chain in plain PyTorch, no map copied for its pairs, differentiable in the student."""
     wide = torch.promote_types(student.dtype, torch.float32)
-    ours = student[list(pairs[::2])].to(wide).flatten(0, 1)
-    theirs = teacher.detach()[list(pairs[1::2])].to(wide).flatten(0, 1)
-    ours = roi_align(ours, student_boxes.flatten(0, 1), bins, scale)
-    theirs = roi_align(theirs, teacher_boxes.flatten(0, 1), bins, scale)
+    sides = []
+    for maps, boxes, views in (
+        (student, student_boxes, pairs[::2]),
+        (teacher.detach(), teacher_boxes, pairs[1::2]),
+    ):
+        down, across = roi_weights(boxes.to(wide), bins, scale, maps.shape[2:4])
+        each = maps.to(wide).unbind()
+        shown = [pooled(each[v], down[p], across[p]) for p, v in enumerate(views)]
+        sides.append(torch.stack(shown).flatten(2, 3))  # [P, B, bins², C]
     places = torch.arange(bins * bins, device=turns.device).view(bins, bins)
-    order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[turns.flatten() % 4]
-    theirs = theirs.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, theirs.shape[-1]))
-    return -F.cosine_similarity(ours.flatten(1, 2), theirs, dim=-1, eps=_EPS).mean()
+    order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[turns % 4]
+    theirs = sides[1].gather(2, order[..., None].expand(sides[1].shape))
+    return -F.cosine_similarity(sides[0], theirs, dim=-1, eps=_EPS).mean()
 
 
 def crop_align_loss(

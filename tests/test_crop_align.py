@@ -157,7 +157,7 @@ def test_strides_do_not_matter(backend, device):
 
 def test_operators_do_not_grow_with_the_batch():
     counts = []
-    for batch in (1, 9):
+    for batch in (2, 9):
         args = given(torch.float32, "cpu", 4, batch=batch)
         counts.append(len(sizes_of(lambda a=args: crop_align_loss(**a))))
     assert counts[0] == counts[1]
