@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from fastequi.evaluate.classes import (
     _logistic,
     accuracy,
+    conv_classes,
     few_labels,
     interval,
     linear_classes,
@@ -72,3 +73,21 @@ def test_interval_is_wilsons():
     low, high = interval(0.9, 100)
     assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
     assert interval(1.0, 10)[1] == pytest.approx(1.0)
+
+
+def test_the_convolutional_probe_sees_where_things_lie():
+    """The class is whether a spot has its twin beside or below it: no mean of pixels tells."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.1 * torch.randn(400, 2, 6, 6, generator=generator)
+    y = torch.randint(2, (400,), generator=generator)
+    at = torch.randint(0, 5, (400, 2), generator=generator)
+    for image, label, (row, column) in zip(x, y.tolist(), at.tolist(), strict=True):
+        image[:, row, column] += 2
+        image[:, row + label, column + 1 - label] += 2
+    state = torch.get_rng_state()
+    pred = conv_classes(x[:300], y[:300], x[300:], steps=60)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert accuracy(pred, y[300:]) > 0.95
+    assert torch.equal(pred, conv_classes(x[:300], y[:300], x[300:], steps=60))
+    pooled = x.mean((2, 3))
+    assert accuracy(nonlinear_classes(pooled[:300], y[:300], pooled[300:]), y[300:]) < 0.7

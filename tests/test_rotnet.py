@@ -15,6 +15,7 @@ from fastequi.config import Config
 from fastequi.data import idx
 from fastequi.data.sources import image_folder
 from fastequi.dryrun import synthetic
+from fastequi.evaluate import rotation
 from fastequi.evaluate.rotation import Labelled, block_features, class_scores, rotation_accuracy
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
@@ -170,6 +171,7 @@ def test_idx_sets_become_files_once(tmp_path):
 
 
 def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
     pytest.importorskip("nvidia.dali")
     monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path / "cache"))
     folder, run = write_idx(tmp_path / "set"), tmp_path / "run"
@@ -209,7 +211,8 @@ def test_rotation_accuracy_counts_every_turn():
     assert found["all"] == pytest.approx((logits == torch.arange(4)).float().mean().item())
 
 
-def test_block_probes_read_classes_and_stand_beside_pixels():
+def test_block_probes_read_classes_and_stand_beside_pixels(monkeypatch):
+    monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
     config = small("rotnet_nin_32")
     torch.manual_seed(0)
     model = build(config)
@@ -227,7 +230,8 @@ def test_block_probes_read_classes_and_stand_beside_pixels():
     assert rows[0].network == "pixels"
     assert rows[0].accuracy > 0.9
     by_key = {(r.block, r.probe, r.per_class): r for r in rows[1:]}
-    assert set(by_key) >= {("block2", "linear", 0), ("block4", "non-linear", 0)}
+    shown = {("block2", "linear", 0), ("block4", "non-linear", 0), ("block2", "convolutional", 0)}
+    assert set(by_key) >= shown
     assert by_key["block2", "linear", 0].accuracy > 0.8
     few = by_key["block2", "non-linear", 5]
     assert 0.3 < few.accuracy <= 1

@@ -1,9 +1,10 @@
 """Classification probes on frozen features: linear and non-linear, with all labels or a few.
 
 Linear: multinomial logistic regression, its penalty chosen on the last fifth of the training set,
-then refitted on all of it. Non-linear: two hidden layers of 200 with BatchNorm and ReLU, as in
-RotNet's evaluation. Both by Adam in batches, the rate falling linearly to 0. Inputs are
-standardised by the training set. Nothing here draws from torch's global generator.
+then refitted on all of it. Non-linear: two hidden layers of 200 with BatchNorm and ReLU; on maps a
+block of three convolutions and their mean: RotNet's evaluation. All by Adam in batches, the rate
+falling linearly to 0. Inputs are standardised by the training set. Nothing here draws from torch's
+global generator.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fastequi.evaluate.probes import standardise
 
 _PENALTIES = (1e-3, 1e-2, 1e-1)
 _HIDDEN = 200
+_CHANNELS = 192
 
 
 def linear_classes(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
@@ -86,6 +88,34 @@ def nonlinear_classes(
     _descend(list(model.parameters()), loss, len(x), steps, 1e-3, generator)
     with torch.no_grad():
         return model.eval()(x_test).argmax(1)
+
+
+def conv_classes(x: Tensor, y: Tensor, x_test: Tensor, steps: int = 600, seed: int = 0) -> Tensor:
+    """Predicted classes [M] of three convolutions of 192 channels on maps [N, C, h, w]."""
+    classes, channels = int(y.max()) + 1, x.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for size in (3, 1, 1):
+            conv = nn.Conv2d(channels, _CHANNELS, size, padding=size // 2, bias=False)
+            layers += [conv, nn.BatchNorm2d(_CHANNELS), nn.ReLU()]
+            channels = _CHANNELS
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model.append(nn.Linear(channels, classes))
+    mean, scale = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True) + 1e-6
+    model.to(x.device)
+
+    def logits(maps: Tensor) -> Tensor:
+        return model(((maps - mean) / scale).contiguous(memory_format=torch.channels_last))
+
+    def loss(pick: Tensor) -> Tensor:
+        return F.cross_entropy(logits(x[pick]), y[pick])
+
+    generator = torch.Generator().manual_seed(seed)
+    _descend(list(model.parameters()), loss, len(x), steps, 1e-3, generator)
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([logits(part).argmax(1) for part in x_test.split(500)])
 
 
 def _linear(dim: int, out: int, generator: torch.Generator) -> nn.Linear:

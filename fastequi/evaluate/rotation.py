@@ -7,6 +7,7 @@ same network at random initialisation, and the pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fastequi.evaluate.classes import (
     accuracy,
+    conv_classes,
     few_labels,
     interval,
     linear_classes,
@@ -25,6 +27,7 @@ from fastequi.evaluate.classes import (
 )
 from fastequi.methods.rotnet import ANGLES, RotNet
 
+_CONV_STEPS = 300  # of the convolutional probe, which costs more than all others together
 _FEATURES = 9216  # numbers that a block's features are pooled to, at most
 
 
@@ -66,23 +69,32 @@ def rotation_accuracy(method: RotNet, images: Tensor, batch: int = 250) -> dict[
     return {"all": sum(shares) / 4, **{str(a): s for a, s in zip(ANGLES, shares, strict=True)}}
 
 
-@torch.no_grad()
 def block_features(method: RotNet, images: Tensor, batch: int = 500) -> dict[str, Tensor]:
     """Every block's features of upright images, max-pooled and flattened: name to [N, D]."""
-    device = next(method.parameters()).device
-    upright = torch.zeros(batch, dtype=torch.int32, device=device)
     found: dict[str, list[Tensor]] = {}
-    for part in images.split(batch):
-        x = method.turned(part.to(device), upright[: len(part)])
-        for name, tokens in method.features(x).items():
-            found.setdefault(name, []).append(_pooled(tokens.float()))
+    for maps in _block_maps(method, images, batch):
+        for name, each in maps.items():
+            found.setdefault(name, []).append(_pooled(each))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _pooled(tokens: Tensor) -> Tensor:
-    """[B, L, C] of a square grid to [B, D], D near 9,000."""
-    side = round(tokens.shape[1] ** 0.5)
-    maps = tokens.transpose(1, 2).unflatten(2, (side, side))
+@torch.no_grad()
+def _block_maps(method: RotNet, images: Tensor, batch: int = 500) -> Iterator[dict[str, Tensor]]:
+    """Of every batch of upright images, every block's features as maps [B, C, h, w]."""
+    device = next(method.parameters()).device
+    upright = torch.zeros(batch, dtype=torch.int32, device=device)
+    for part in images.split(batch):
+        features = method.features(method.turned(part.to(device), upright[: len(part)]))
+        sides = {name: round(tokens.shape[1] ** 0.5) for name, tokens in features.items()}
+        yield {
+            name: tokens.float().transpose(1, 2).unflatten(2, (sides[name], sides[name]))
+            for name, tokens in features.items()
+        }
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """[B, C, h, w] to [B, D], D near 9,000."""
+    side = maps.shape[-1]
     fits = max(int((_FEATURES / maps.shape[1]) ** 0.5), 1)
     return (F.adaptive_max_pool2d(maps, fits) if fits < side else maps).flatten(1)
 
@@ -94,7 +106,10 @@ def class_scores(
     few: tuple[int, ...] = (10, 50),
     few_block: str = "block2",
 ) -> list[ClassScore]:
-    """Linear and non-linear probes of every block, few-label ones of one; pixels first."""
+    """Linear and non-linear probes of every block; of one a convolutional one and few-label ones.
+
+    Pixels come first.
+    """
 
     def score(network: str, block: str, probe: str, per_class: int, pred: Tensor) -> ClassScore:
         share = accuracy(pred.cpu(), test.labels)
@@ -115,6 +130,13 @@ def class_scores(
             rows.append(score(network, block, "linear", 0, pred))
             pred = nonlinear_classes(x[block], target, x_test[block])
             rows.append(score(network, block, "non-linear", 0, pred))
+        if few_block in x:
+            maps = [
+                torch.cat([found[few_block] for found in _block_maps(method, part.images)])
+                for part in (train, test)
+            ]
+            pred = conv_classes(maps[0], target, maps[1], _CONV_STEPS)
+            rows.append(score(network, few_block, "convolutional", 0, pred))
         for per_class in few if few_block in x else ():
             pick = few_labels(labels, per_class)
             pred = nonlinear_classes(x[few_block][pick], target[pick], x_test[few_block], 500)
