@@ -1,19 +1,22 @@
 """Checkpoints: one folder per saved step, tensors in safetensors and the rest in JSON; no pickle.
 
     checkpoints/step_00001200/  model.safetensors  optimizer.safetensors  [average.safetensors]
-                                state.json
-    checkpoints/latest          the name of the newest complete folder
+                                state.json  manifest.json
+    checkpoints/latest          the name of the newest one
 
-A folder is written under a temporary name and renamed when complete, so a crash leaves the older
-ones and `latest` intact.
+A folder is written under a temporary name, synced, hashed and renamed (`fastequi.manifest`), so a
+crash at any moment leaves older ones intact, and a damaged one is noticed. Older ones are removed
+only after the new one was read back and found right.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import logging
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fastequi import manifest
 from fastequi.optim import WeightAverage
+
+logger = logging.getLogger(__name__)
 
 _RNG = "rng_state"
 
@@ -34,15 +40,21 @@ def save(
     state: Mapping[str, Any],
     average: WeightAverage | None = None,
     keep: int = 3,
+    config: str = "",
 ) -> Path:
-    """Saves one step and removes all but the `keep` newest.
+    """Saves one step and, once it verifies, removes all but the `keep` newest.
 
     Args:
         folder: the run's `checkpoints/`.
         state: what else a resumed run needs, in JSON types (the data cursor among it).
+        config: the run's settings as text, whose hash the manifest holds.
 
     Returns:
         The folder of this step.
+
+    Raises:
+        OSError: it could not be written, or what was written does not verify; all older ones and
+            `latest` are as they were.
     """
     name = f"step_{step:08d}"
     temporary, final = folder / f".{name}.tmp", folder / name
@@ -54,24 +66,64 @@ def save(
         save_file(_owned(average.state_dict()), temporary / "average.safetensors")
     full = {**state, "step": step, "average_updates": average.updates if average else 0}
     (temporary / "state.json").write_text(json.dumps(full, indent=1))
-    for file in temporary.iterdir():
-        _sync(file)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _replace_text(folder / "latest", name)
-    for old in sorted(folder.glob("step_*"))[:-keep]:
+    about = {"step": step, "config_sha256": digest(config), "versions": _versions()}
+    manifest.publish(temporary, final, about)
+    wrong = manifest.problems(final)
+    if wrong:
+        raise OSError(f"{final}: written, but {'; '.join(wrong)}")
+    manifest.replace_text(folder / "latest", name)
+    for old in steps(folder)[keep:]:
         shutil.rmtree(old)
     return final
 
 
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, whatever their state."""
+    return sorted(folder.glob("step_*"), reverse=True)
+
+
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run's `checkpoints/`, or None."""
-    pointer = folder / "latest"
-    if not pointer.is_file():
-        return None
-    found = folder / pointer.read_text().strip()
-    if not (found / "state.json").is_file():
-        raise FileNotFoundError(f"{pointer} names {found.name}, which is missing or incomplete")
+    """The newest checkpoint that verifies of a run's `checkpoints/`; None if there never was one.
+
+    Those that had to be passed over are named in the log, with what is wrong with them.
+
+    Raises:
+        OSError: there are some, but none verifies.
+    """
+    found = steps(folder)
+    told: list[str] = []
+    for candidate in found:
+        wrong = manifest.problems(candidate)
+        if not wrong:
+            for line in told:
+                logger.warning("%s; going back to %s", line, candidate.name)
+            return candidate
+        told.append(f"checkpoint {candidate} is damaged ({'; '.join(wrong)})")
+    if told:
+        raise OSError("no checkpoint can be used: " + "; ".join(told))
+    if (folder / "latest").is_file():
+        raise FileNotFoundError(f"{folder}/latest names a checkpoint, but there is none")
+    return None
+
+
+def digest(config: str) -> str:
+    """SHA-256 of a run's settings."""
+    return hashlib.sha256(config.encode()).hexdigest()
+
+
+def about(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's manifest: "step", "config_sha256", "versions", "files"."""
+    document: dict[str, Any] = json.loads((checkpoint / manifest.NAME).read_text())
+    return document
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("fastequi", "torch", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a checkout on the path
+            found[package] = "not installed"
     return found
 
 
@@ -130,15 +182,3 @@ def _unpack_optimizer(
         if value.shape == param.shape:  # the fused update walks memory: moments lie as weights do
             value = torch.empty_like(param).copy_(value)
         optimizer.state[param][field] = value.to(param.device)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.replace(path)

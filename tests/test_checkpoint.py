@@ -1,10 +1,11 @@
+import hashlib
 import json
 
 import pytest
 import torch
 from torch import nn
 
-from fastequi import checkpoint
+from fastequi import checkpoint, manifest
 from fastequi.optim import WeightAverage, adamw
 
 
@@ -50,7 +51,8 @@ def test_only_tensors_and_json_are_written_and_old_ones_go(tmp_path):
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["latest", "step_00000003", "step_00000004"]
     files = sorted(p.name for p in checkpoint.latest(tmp_path).iterdir())
-    assert files == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert files == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert (tmp_path / "latest").read_text() == "step_00000004"
     assert json.loads((checkpoint.latest(tmp_path) / "state.json").read_text())["step"] == 4
 
 
@@ -60,9 +62,76 @@ def test_a_half_written_folder_does_not_count(tmp_path):
     checkpoint.save(tmp_path, 1, *ours[:2], {})
     (tmp_path / ".step_00000002.tmp").mkdir()  # what a crash leaves
     assert checkpoint.latest(tmp_path).name == "step_00000001"
-    (tmp_path / "latest").write_text("step_00000009")
-    with pytest.raises(FileNotFoundError, match="missing or incomplete"):
+    checkpoint.save(tmp_path, 2, *ours[:2], {})
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "latest").write_text("step_00000001")  # a crash before it was renewed
+    assert checkpoint.latest(tmp_path).name == "step_00000002"
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("harm", [flip, cut, lambda file: file.unlink()])
+@pytest.mark.parametrize("name", ["model", "optimizer", "average", "state", "manifest"])
+def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path, caplog, harm, name):
+    ours = trained()
+    for number in (1, 2):
+        step(*ours)
+        checkpoint.save(tmp_path, number, *ours[:2], {}, ours[2])
+    (file,) = (tmp_path / "step_00000002").glob(f"{name}.*")
+    harm(file)
+    if name == "manifest" and harm is flip:  # a manifest may change where it names no file
+        file.write_text(file.read_text().replace('"sha256": "', '"sha256": "0'))
+    found = checkpoint.latest(tmp_path)
+    assert found.name == "step_00000001"
+    assert "step_00000002 is damaged" in caplog.text
+    assert "going back to step_00000001" in caplog.text
+    checkpoint.load(found, *trained())
+
+
+def test_no_sound_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
+    ours = trained()
+    cut(checkpoint.save(tmp_path, 1, *ours[:2], {}) / "model.safetensors")
+    with pytest.raises(OSError, match=r"no checkpoint can be used: .*model\.safetensors has"):
         checkpoint.latest(tmp_path)
+
+
+def test_older_ones_stay_if_the_new_one_does_not_verify(tmp_path, monkeypatch):
+    ours = trained()
+    for number in (1, 2):
+        checkpoint.save(tmp_path, number, *ours[:2], {}, keep=1)
+    publish = manifest.publish
+
+    def a_bad_disk(temporary, final, about):
+        publish(temporary, final, about)
+        flip(final / "optimizer.safetensors")
+
+    monkeypatch.setattr(manifest, "publish", a_bad_disk)
+    with pytest.raises(OSError, match=r"written, but optimizer\.safetensors has another SHA-256"):
+        checkpoint.save(tmp_path, 3, *ours[:2], {}, keep=1)
+    assert (tmp_path / "latest").read_text() == "step_00000002"
+    assert checkpoint.latest(tmp_path).name == "step_00000002"
+
+
+def test_the_manifest_tells_versions_and_settings(tmp_path):
+    ours = trained()
+    folder = checkpoint.save(tmp_path, 5, *ours[:2], {}, config="settings")
+    told = checkpoint.about(folder)
+    assert told["step"] == 5
+    assert told["versions"]["torch"] == torch.__version__
+    assert told["config_sha256"] == checkpoint.digest("settings") != checkpoint.digest("others")
+    file = folder / "model.safetensors"
+    assert told["files"][file.name] == {
+        "bytes": file.stat().st_size,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):

@@ -25,7 +25,8 @@ ALLOWED = {
     "recipes": {"config", "methods", "models", "data.augment", "data.batch", "paths"},
     "optim": set(),
     "heap": set(),
-    "checkpoint": {"optim"},
+    "manifest": set(),
+    "checkpoint": {"optim", "manifest"},
     "progress": set(),
     "train": {"recipes", "config", "methods", "data", "optim", "checkpoint", "progress"},
 }
