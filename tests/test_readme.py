@@ -52,6 +52,17 @@ def test_the_recipes_table_is_the_measured_one():
     assert [row["recipe"] for row in measured["rows"]] == ALL
 
 
+def test_gtsas_tables_are_the_measured_ones():
+    from bench import recipes, report
+
+    results = Path(__file__).parent.parent / "bench/results"
+    assert recipes.markdown(json.loads((results / "gtsa_cpu.json").read_text())) in README
+    losses = json.loads((results / "gtsa_losses_cpu.json").read_text())
+    for case in ("crop_align_cpu", "correspondence_cpu"):
+        rows = report.markdown(losses, f"{case} fwdbwd").strip().splitlines()
+        assert "\n".join(line for line in rows if line.startswith("|")) in README
+
+
 def test_the_rotnet_table_is_the_measured_one():
     root = Path(__file__).parent.parent
     measured = json.loads((root / "bench/results/rotnet_fmnist_cpu.json").read_text())
