@@ -19,7 +19,11 @@ ALLOWED = {
     "models": {"models", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "data"},
     "methods": {"losses", "models", "paths", "functional", "distributed", "data.batch", "methods"},
-    "evaluate": {"models", "methods", "data", "paths", "functional", "evaluate"},
+    # a run is judged as its config and checkpoint say: evaluate stands above recipes, below train
+    "evaluate": {
+        *("models", "methods", "data", "paths", "functional", "evaluate"),
+        *("recipes", "config", "checkpoint"),
+    },
     "config": {"paths", "data.augment"},
     "recipes": {"config", "methods", "models", "data.augment", "data.batch", "paths"},
     "optim": set(),
