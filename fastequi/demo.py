@@ -19,6 +19,7 @@ from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import make_loader
 from fastequi.data.sources import Region, embedded_photos
+from fastequi.data.splits import TEST_REGION, TRAIN_REGION
 from fastequi.doctor import machine
 from fastequi.evaluate.equivariance import Report, evaluate
 from fastequi.evaluate.figures import path_grid
@@ -29,8 +30,6 @@ from fastequi.methods.tir import TIR
 from fastequi.recipes import build, views_of
 from fastequi.train import pretrain
 
-TRAIN_REGION: Region = (0.0, 0.0, 0.7, 1.0)
-TEST_REGION: Region = (0.7, 0.0, 1.0, 1.0)
 _TRAIN_PAIRS, _TEST_PAIRS = 24_000, 2_000
 _EPOCHS = 6  # of the probes: what fits into the eight minutes of the whole command
 _TABLE_WIDTH = 116

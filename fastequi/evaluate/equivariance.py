@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ class Report:
             rest[-2] += f" ±{score.spread:.2f}"
             interval = f"{score.low[0]:.2f}..{score.high[0]:.2f}"
             label = "" if score.features == previous else score.features
-            table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.1f}")
+            table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.3g}")
             previous = score.features
         return table
 
@@ -223,6 +223,19 @@ def _rows(
             tokens = (x, x_test) if x.shape[1] > 1 else None
             pooling = "" if tokens is None and name == "cls" else ", mean token"
             yield f"{label}, {name}", pooling, tokens, (x.mean(1), x_test.mean(1))
+
+
+def summary(reports: Mapping[str, Report]) -> Table:
+    """The mean R² of every kind of features in every task, by the probe that reads most there."""
+    table = Table(title="mean R² by each row's best probe", box=box.SIMPLE_HEAD)
+    table.add_column("features", no_wrap=True)
+    for name in reports:
+        table.add_column(name, justify="right", no_wrap=True)
+    first = next(iter(reports.values()))
+    for features in dict.fromkeys(score.features for score in first.scores):
+        best = (report.best(features).mean for report in reports.values())
+        table.add_row(features, *(f"{mean:.2f}" for mean in best))
+    return table
 
 
 def _score(features: str, probe: str, pred: Tensor, test: Pairs) -> Score:
