@@ -110,6 +110,12 @@ def eval(argv: list[str]) -> None:
     getattr(evaluations, kind)(rest)
 
 
+def embed(argv: list[str]) -> None:
+    from fastequi import evaluations
+
+    evaluations.embed(argv)
+
+
 def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
