@@ -94,17 +94,18 @@ def test_a_file_of_timm_names_says_its_architecture(tmp_path, options, expected)
     assert not torch.equal(random_init(encoder).features(IMAGES)["patch"], tokens[:, prefix:])
 
 
-def test_timms_own_weights_give_timms_tokens(tmp_path):
-    timm = pytest.importorskip("timm")
-    network = timm.create_model("vit_tiny_patch16_224", img_size=32).eval()
+def test_the_hubs_config_beside_a_file_says_its_normalisation(tmp_path):
+    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=96, depth=1, num_heads=3)
     save_file(network.state_dict(), tmp_path / "model.safetensors")
-    hub = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": [0.5] * 3}}
+    with pytest.raises(ValueError, match="96 channels, so how many heads"):
+        load_encoder(str(tmp_path / "model.safetensors"))
+    hub = {"num_heads": 3, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (tmp_path / "config.json").write_text(json.dumps(hub))
     encoder = load_encoder(str(tmp_path / "model.safetensors"), "cpu")
     with torch.no_grad():
-        expected = network.forward_features(IMAGES)
-    torch.testing.assert_close(encoder.features(IMAGES)["cls"], expected[:, :1])
-    assert encoder.mean == (0.5, 0.5, 0.5)
+        tokens = network.eval()(IMAGES)
+    torch.testing.assert_close(encoder.features(IMAGES)["cls"], tokens[:, :1])
+    assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
 def test_a_runs_own_encoder_file_takes_its_settings_from_the_run(tmp_path):

@@ -208,7 +208,7 @@ def _of_file(path: Path, device: torch.device) -> Encoder:
         if "system" in found:
             config = Config.from_json(beside.read_text())
         else:
-            hub = found.get("pretrained_cfg", found)
+            hub = {**found, **found.get("pretrained_cfg", {})}
     if config is not None and config.model.name.startswith("vit_"):
         model, size = config.model, config.data.image_size
 
