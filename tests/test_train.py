@@ -16,8 +16,9 @@ from bench import recipes
 from fastequi import checkpoint
 from fastequi.config import Config
 from fastequi.data.sources import embedded_photos
+from fastequi.pace import Clock, Meter
 from fastequi.recipes import RECIPES, build, build_encoder
-from fastequi.train import Clock, Meter, pretrain
+from fastequi.train import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,8 @@ def test_clock_counts_steps_or_minutes():
     timed = Clock(1.0, 10, None, seconds=30)
     assert timed.progress(9999) == pytest.approx(0.5, abs=0.01)
     assert Clock(1.0, 10, None, seconds=61).done(0)
+    timed.skip(15)
+    assert timed.progress(9999) == pytest.approx(0.25, abs=0.01)
 
 
 def test_the_paper_path_families_train(source, tmp_path):
