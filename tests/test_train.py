@@ -84,7 +84,7 @@ def test_looks_on_the_way_leave_no_trace(tmp_path, source):
 
     def deeper(**train) -> Config:  # the last block is the one that is dropped
         config = small(**train)
-        return replace(config, model=replace(config.model, depth=2))
+        return replace(config, model=replace(config.model, depth=2, class_token=True))
 
     plain = pretrain(deeper(), source, tmp_path / "plain", max_steps=4)
     config = deeper(knn_every=2, knn_data=str(photos), r2_every=3)
@@ -99,7 +99,9 @@ def test_looks_on_the_way_leave_no_trace(tmp_path, source):
     lines = (tmp_path / "looked" / "metrics.jsonl").read_text().splitlines()
     rows = {row["step"]: row for row in map(json.loads, lines)}
     assert sorted(rows) == [1, 2, 3, 4]
-    assert [step for step, row in rows.items() if "knn_k7" in row] == [2, 4]
+    for name in ("knn_k7", "knn_k7_cls"):  # seven images have no 20 neighbours
+        assert [step for step, row in rows.items() if name in row] == [2, 4]
+        assert rows[4][name] in (0.0, 0.5, 1.0)
     assert [step for step, row in rows.items() if "r2_mean" in row] == [3, 4]
     assert all("loss" in row for row in rows.values())
     mean = sum(rows[3][f"r2_{name}"] for name in ("angle", "tx", "ty")) / 3

@@ -81,13 +81,15 @@ def load_encoder(spec: str, device: torch.device | str = "auto") -> Encoder:
 
     Args:
         spec: a folder, a file, or `module:function`.
-        device: "auto" takes a GPU where there is one.
+        device: "auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1".
 
     Raises:
         FileNotFoundError: no such file, or a run without a checkpoint.
         ValueError: the file or the function is not what it should be.
     """
-    where = torch.device(TrainConfig().resolved_device() if device == "auto" else device)
+    if isinstance(device, str):
+        device = TrainConfig(device=device).resolved_device()  # type: ignore[arg-type]
+    where = torch.device(device)
     path = Path(spec).expanduser()
     if path.is_dir():
         return _of_run(path, where)
