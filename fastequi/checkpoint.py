@@ -149,6 +149,14 @@ def load(
     return state
 
 
+def load_averaged(checkpoint: Path, model: nn.Module) -> None:
+    """Loads the weights that evaluation should use: a step's average if it has one (strictly)."""
+    average = checkpoint / "average.safetensors"
+    model.load_state_dict(
+        load_file(average if average.is_file() else checkpoint / "model.safetensors")
+    )
+
+
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 

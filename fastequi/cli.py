@@ -1,4 +1,4 @@
-"""The command line: `fastequi demo | pretrain RECIPE | eval KIND RUN | doctor`."""
+"""The command line: `fastequi demo | pretrain RECIPE | eval KIND CHECKPOINT | embed | doctor`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 _COMMANDS = {
     "demo": "pretrain a small ViT on nine photographs and judge its features",
     "pretrain": "pretrain on a folder of images: pretrain RECIPE --data PATH",
-    "eval": "judge a finished run: eval KIND RUN --data PATH",
+    "eval": "judge what was learned: eval KIND CHECKPOINT --data PATH",
+    "embed": "features of a folder's images: embed CHECKPOINT --data PATH --out FILE",
     "doctor": "what is installed, and which backend each part would use",
 }
 

@@ -48,20 +48,6 @@ class PretrainOptions:
     """Print settings, parameter counts and one step's memory; needs no data."""
 
 
-@dataclass(frozen=True)
-class RotNetOptions:
-    """Rotation accuracy and every block's probes of a finished rotnet run."""
-
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
-    data: Path
-    """Folder of an MNIST-like set (IDX files), with labels."""
-    train_images: int = 5000
-    """Images that the probes are fitted on; 0: all."""
-    test_images: int = 2000
-    """Images that turns and probes are judged on; 0: all."""
-
-
 def demo(argv: list[str]) -> None:
     options = _parse(DemoOptions(RECIPES["demo"]()), "fastequi demo", argv)
     config = options.config
@@ -110,25 +96,24 @@ def pretrain(argv: list[str]) -> None:
 
 
 def eval(argv: list[str]) -> None:
-    kinds = {"rotnet": "rotation accuracy and every block's probes of a rotnet run"}
-    usage = "usage: fastequi eval KIND RUN --data PATH\n\n" + "\n".join(
-        f"  {name:10s}{what}" for name, what in kinds.items()
+    from fastequi import evaluations
+
+    usage = "usage: fastequi eval KIND CHECKPOINT --data PATH\n\n" + "\n".join(
+        f"  {name:14s}{what}" for name, what in evaluations.KINDS.items()
     )
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
         return
     kind, *rest = argv
-    if kind not in kinds:
-        raise _unknown("evaluation", kind, kinds, usage)
-    options = tyro.cli(RotNetOptions, prog=f"fastequi eval {kind}", args=rest)
-    for name in ("train_images", "test_images"):
-        value = getattr(options, name)
-        if value < 0:
-            raise ValueError(f"--{name.replace('_', '-')}: expected 0 (all) or more, got {value}")
+    if kind not in evaluations.KINDS:
+        raise _unknown("evaluation", kind, evaluations.KINDS, usage)
+    getattr(evaluations, kind)(rest)
 
-    from fastequi.judge_rotnet import judge
 
-    judge(options.run, options.data, options.train_images, options.test_images)
+def embed(argv: list[str]) -> None:
+    from fastequi import evaluations
+
+    evaluations.embed(argv)
 
 
 def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
+from fastequi.evaluate.online import Look, look, looks
 from fastequi.methods.method import Method
 from fastequi.optim import (
     WeightAverage,
@@ -35,6 +34,7 @@ from fastequi.optim import (
     stepped,
     warmup_cosine,
 )
+from fastequi.pace import Clock, Meter
 from fastequi.progress import Progress
 from fastequi.recipes import build
 
@@ -53,7 +53,8 @@ def pretrain(
     """Trains a method on a source and leaves a complete run folder.
 
     Args:
-        config: the run; written to `run_dir/config.json`.
+        config: the run; written to `run_dir/config.json`. It may ask for looks at the features on
+            the way (`fastequi.evaluate.online`).
         source: images, decoded by the loader.
         run_dir: created; refused if it holds a run, unless `resume`.
         resume: go on from the folder's newest checkpoint.
@@ -69,6 +70,7 @@ def pretrain(
         FloatingPointError: the loss was not finite at a logging step.
     """
     found = _find_checkpoint(run_dir, resume)
+    online = looks(config, source)
     device = torch.device(config.train.resolved_device())
     torch.manual_seed(config.train.seed)
     method: Method = build(config).to(device)
@@ -97,7 +99,7 @@ def pretrain(
         (run_dir / "config.json").write_text(config.to_json())
         log = stack.enter_context(Log(run_dir, state["step"], config.train.tensorboard))
         bar = stack.enter_context(progress or Progress())
-        run = _Run(config, method, optimizer, average, loader, log, bar, run_dir)
+        run = _Run(config, method, optimizer, average, loader, log, bar, run_dir, online)
         run.loop(state["step"], state["seconds"], max_steps)
     if average is not None:
         method.load_state_dict(average.state_dict())
@@ -145,7 +147,9 @@ class _Run:
         log: Log,
         bar: Progress,
         run_dir: Path,
+        online: list[Look],
     ) -> None:
+        self.online = online
         self.config, self.method, self.optimizer, self.average = config, method, optimizer, average
         self.loader, self.log, self.bar, self.run_dir = loader, log, bar, run_dir
         self.device = next(method.parameters()).device
@@ -177,8 +181,14 @@ class _Run:
             step += 1
             meter.add({"grad_norm": norm})
             last = clock.done(step)
-            if step % train.log_every == 0 or last or step == 1:
+            due = [one for one in self.online if step % one.every == 0 or last]
+            if step % train.log_every == 0 or last or step == 1 or due:
                 row = {"step": step, "epoch": self.loader.epoch, "lr": lr, **meter.read()}
+                if due:
+                    start = time.monotonic()
+                    row |= look(due, self.method, self.config)
+                    for watch in (clock, meter):
+                        watch.skip(time.monotonic() - start)
                 self.log.write(row)
                 self.bar.show(clock.progress(step), clock.left(step), row)
             if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
@@ -193,82 +203,6 @@ class _Run:
         state = {"data": self.loader.state_dict(), "seconds": seconds}
         folder, keep = self.run_dir / "checkpoints", self.config.train.keep_checkpoints
         checkpoint.save(folder, step, self.method, self.optimizer, state, self.average, keep)
-
-
-class Clock:
-    """How much of the training is done: by steps, or by wall time where a budget is set.
-
-    Args:
-        minutes: wall-time budget, or 0 to count steps.
-        total_steps: length of the schedule in optimiser steps.
-        max_steps: stop earlier, on the same schedule.
-        seconds: spent before a resume.
-    """
-
-    def __init__(
-        self, minutes: float, total_steps: int, max_steps: int | None, seconds: float
-    ) -> None:
-        self.budget, self.total_steps = minutes * 60, total_steps
-        self.max_steps = max_steps if max_steps is not None else math.inf
-        self.start, self.before = time.monotonic() - seconds, seconds
-        self.first: tuple[int, float] | None = None
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
-    def progress(self, step: int) -> float:
-        if self.budget:
-            return min(self.seconds() / self.budget, 1.0)
-        return step / self.total_steps
-
-    def done(self, step: int) -> bool:
-        return self.progress(step) >= 1 or step >= self.max_steps
-
-    def left(self, step: int) -> float:
-        """Seconds to go, from the rate since the first call."""
-        if self.first is None:
-            self.first = (step, self.seconds())
-        steps, seconds = step - self.first[0], self.seconds() - self.first[1]
-        rate = steps / seconds if seconds > 0 else 0.0
-        by_steps = (min(self.total_steps, self.max_steps) - step) / rate if rate else math.inf
-        by_time = self.budget - self.seconds() if self.budget else math.inf
-        return max(min(by_steps, by_time), 0.0)
-
-
-class Meter:
-    """Means of a step's scalars and the loop's speed; touches the device only when read."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._reset()
-
-    def _reset(self) -> None:
-        self.values: dict[str, list[Tensor]] = {}
-        self.batches, self.waited, self.since = 0, 0.0, time.monotonic()
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            start = time.monotonic()
-            batch = next(batches)
-            self.waited += time.monotonic() - start
-            yield batch
-
-    def add(self, out: dict[str, Tensor], batches: int = 0) -> None:
-        for name, value in out.items():
-            self.values.setdefault(name, []).append(value.detach().float())
-        self.batches += batches
-
-    def read(self) -> dict[str, float]:
-        """Means since the last read, with images/s and the share of time spent awaiting data."""
-        elapsed = max(time.monotonic() - self.since, 1e-9)
-        means = torch.stack([torch.stack(values).mean() for values in self.values.values()])
-        row = dict(zip(self.values, means.tolist(), strict=True))
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(f"loss is {row['loss']} (parts: {row}); lower the rate?")
-        row["images_per_s"] = self.batch_size * self.batches / elapsed
-        row["data_wait"] = self.waited / elapsed
-        self._reset()
-        return row
 
 
 class Log:

@@ -20,7 +20,11 @@ ALLOWED = {
     "models": {"models", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "boxes", "data"},
     "methods": {"losses", "models", "paths", "functional", "distributed", "data.batch", "methods"},
-    "evaluate": {"models", "methods", "data", "paths", "functional", "evaluate"},
+    # a run is judged as its config and checkpoint say: evaluate stands above recipes, below train
+    "evaluate": {
+        *("models", "methods", "data", "paths", "philox", "functional", "evaluate"),
+        *("recipes", "config", "checkpoint"),
+    },
     "config": {"paths", "data.augment"},
     "recipes": {"config", "methods", "models", "data.augment", "data.batch", "paths"},
     "optim": set(),
@@ -28,16 +32,23 @@ ALLOWED = {
     "manifest": set(),
     "checkpoint": {"optim", "manifest"},
     "progress": set(),
-    "train": {"recipes", "config", "methods", "data", "optim", "checkpoint", "progress"},
+    "pace": set(),
+    "train": {
+        *("recipes", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
+        "evaluate.online",  # what a run looks at on its way
+    },
 }
-UNBOUND = {"__init__", "cli", "commands", "demo", "doctor", "dryrun", "judge_rotnet"}
+UNBOUND = {
+    *("__init__", "cli", "commands", "evaluations", "demo", "doctor", "dryrun", "results"),
+    *("judge_rotnet", "judge_equivariance", "judge_classes", "judge_reconstruct", "embed"),
+}
 
 # a heavy dependency is imported in one place
 HOME = {
     "nvidia": {"fastequi/data/dali.py"},
     "xformers": {"fastequi/models/attention.py"},
     "flash_attn_interface": {"fastequi/models/attention.py"},
-    "tyro": {"fastequi/commands.py"},
+    "tyro": {"fastequi/commands.py", "fastequi/evaluations.py"},
 }
 
 

@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from fastequi.data.labelled import Labelled
 from fastequi.evaluate.classes import (
     accuracy,
     conv_classes,
@@ -29,14 +30,6 @@ from fastequi.methods.rotnet import ANGLES, RotNet
 
 _CONV_STEPS = 300  # of the convolutional probe, which costs more than all others together
 _FEATURES = 9216  # numbers that a block's features are pooled to, at most
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Images [N, 3, H, W], uint8, and their classes [N]."""
-
-    images: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,287 @@
+"""What is judged: a run, one of its checkpoints, a file of timm names, or a function of one's own.
+
+Every evaluation takes an :class:`Encoder` and asks no more of it than tokens by name. A spec is:
+
+* a run's folder (its newest checkpoint), or one of its `checkpoints/step_*` folders;
+* a `*.safetensors` file of a ViT under timm's names, a run's own model.safetensors among them: the
+  architecture is read from the shapes, heads of 64 channels assumed. A `config.json` beside it, a
+  run's or the Hub's of timm, says the number of heads and the normalisation instead;
+* `module:function`, found from the current folder too: called with the device, it returns an
+  :class:`Encoder`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastequi import checkpoint
+from fastequi.config import Config, TrainConfig
+from fastequi.data.augment import ViewConfig
+from fastequi.methods.method import Method
+from fastequi.models.timm_names import timm_options
+from fastequi.models.vit import VisionTransformer
+from fastequi.recipes import build, build_encoder
+
+Features = Callable[[Tensor], dict[str, Tensor]]
+"""Normalised images [B, 3, H, W] to tokens [B, L, D] by name ("patch", "z_inv", "z_equi")."""
+
+Floats = tuple[float, ...]
+Network = TypeVar("Network", bound=nn.Module)
+_SEED = 0  # of fresh weights where no run says one
+_DEFAULTS = ViewConfig()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen network in eval mode.
+
+    Attributes:
+        name: for tables.
+        features: normalised images [B, 3, H, W] to tokens by name: "patch" [B, L, D] and, where
+            there are such, "cls" [B, 1, D], "z_inv", "z_equi" [B, L, ·], "block1", ...
+        names: of those that it gives.
+        image_size: side of the images it is made for, in pixels.
+        patch_size: side of a patch in pixels; None where tokens are no grid of patches.
+        mean, std: of the normalisation, in 0..1 (ImageNet's by default).
+        device: where images have to be.
+        method: of a run, None for others.
+        config: of the run, if known.
+        fresh: makes the same architecture with fresh weights; see :func:`random_init`.
+    """
+
+    name: str
+    features: Features
+    names: tuple[str, ...]
+    image_size: int
+    patch_size: int | None = None
+    mean: Floats = _DEFAULTS.mean
+    std: Floats = _DEFAULTS.std
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    method: Method | None = None
+    config: Config | None = None
+    fresh: Callable[[], Encoder] | None = None
+
+
+def load_encoder(spec: str, device: torch.device | str = "auto") -> Encoder:
+    """The encoder a spec names (see the module), with the weights that evaluation should use.
+
+    Those are a run's average if it keeps one, else its last; the teacher's where there is one.
+
+    Args:
+        spec: a folder, a file, or `module:function`.
+        device: "auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1".
+
+    Raises:
+        FileNotFoundError: no such file, or a run without a checkpoint.
+        ValueError: the file or the function is not what it should be.
+    """
+    if isinstance(device, str):
+        device = TrainConfig(device=device).resolved_device()  # type: ignore[arg-type]
+    where = torch.device(device)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _of_run(path, where)
+    if path.suffix == ".safetensors":
+        return _of_file(path, where)
+    if ":" in spec and not path.exists():
+        return _of_function(spec, where)
+    if path.exists():
+        raise ValueError(f"CHECKPOINT: {_EXPECTED}, got the file {path}")
+    raise FileNotFoundError(f"CHECKPOINT: {path} does not exist; {_EXPECTED}")
+
+
+_EXPECTED = "expected a run's folder, a checkpoint's, a *.safetensors file or module:function"
+
+
+def random_init(encoder: Encoder) -> Encoder:
+    """The same architecture with fresh weights, those that its run started from if it is one.
+
+    Raises:
+        ValueError: it cannot be made again (a function's, unless it gives `fresh`).
+    """
+    if encoder.fresh is None:
+        raise ValueError(f"encoder: {encoder.name} gives no `fresh`, so it has no random init")
+    return replace(encoder.fresh(), name="random init", fresh=encoder.fresh)
+
+
+def load_all(
+    spec: str, against: Sequence[str] = (), device: torch.device | str = "auto"
+) -> tuple[Encoder, dict[str, Encoder]]:
+    """An encoder, and what a table shows by label: its random init if it can be made, others, it.
+
+    The label of an encoder is its name, numbered where names meet.
+    """
+    encoder = load_encoder(spec, device)
+    found = {} if encoder.fresh is None else {"random init": random_init(encoder)}
+    for one in (*(load_encoder(other, device) for other in against), encoder):
+        label, same = one.name, 1
+        while label in found:
+            label, same = f"{one.name} ({same + 1})", same + 1
+        encoder = replace(one, name=label)
+        found[label] = encoder
+    return encoder, found
+
+
+def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
+    """A run's method as it is, put into eval mode; its device is that of its parameters."""
+    device = next(method.parameters()).device
+    names = _given(method.eval().features, config.data.image_size, device)
+    is_vit = config.model.name.startswith("vit_")
+
+    @torch.no_grad()
+    def features(images: Tensor) -> dict[str, Tensor]:
+        tokens = method.features(images)
+        return {key: tokens[key] for key in names}
+
+    def fresh() -> Encoder:
+        return of_method(_seeded(lambda: build(config), config).to(device), config)
+
+    return Encoder(
+        name,
+        features,
+        names,
+        config.data.image_size,
+        config.model.patch_size if is_vit else None,
+        config.data.mean,
+        config.data.std,
+        device,
+        method,
+        config,
+        fresh,
+    )
+
+
+def _of_run(path: Path, device: torch.device) -> Encoder:
+    is_step = (path / "state.json").is_file()
+    run = path.resolve().parent.parent if is_step else path.resolve()
+    if not (run / "config.json").is_file():
+        raise FileNotFoundError(f"CHECKPOINT: {run} holds no config.json; {_EXPECTED}")
+    config = Config.from_json((run / "config.json").read_text())
+    found = path if is_step else checkpoint.latest(run / "checkpoints")
+    if found is None:
+        raise FileNotFoundError(f"CHECKPOINT: {run} has no checkpoint yet")
+    method = _seeded(lambda: build(config), config)
+    try:
+        checkpoint.load_averaged(found, method)
+    except RuntimeError as error:
+        raise ValueError(
+            f"CHECKPOINT: the weights do not fit {run / 'config.json'}: {_told(error)}"
+        ) from error
+    name = f"{run.name}/{found.name}" if is_step else run.name
+    return of_method(method.to(device), config, name)
+
+
+def _told(error: Exception) -> str:
+    """The beginning of a message that may name every parameter."""
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else f"{text[:300]} ..."
+
+
+def _seeded(make: Callable[[], Network], config: Config | None) -> Network:
+    """Weights as a run starts with, made without touching the caller's generator."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.train.seed if config else _SEED)
+        return make()
+
+
+def _of_file(path: Path, device: torch.device) -> Encoder:
+    if not path.is_file():
+        raise FileNotFoundError(f"CHECKPOINT: {path} does not exist; {_EXPECTED}")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"CHECKPOINT: {path} is no safetensors file ({error})") from error
+    config, hub = None, {}
+    beside = path.with_name("config.json")
+    if beside.is_file():
+        found = json.loads(beside.read_text())
+        if "system" in found:
+            config = Config.from_json(beside.read_text())
+        else:
+            hub = {**found, **found.get("pretrained_cfg", {})}
+    if config is not None and config.model.name.startswith("vit_"):
+        model, size = config.model, config.data.image_size
+
+        def make() -> VisionTransformer:
+            return build_encoder(model, size)
+    else:
+        try:
+            options = timm_options(state, hub.get("num_heads"))
+        except ValueError as error:
+            raise ValueError(f"CHECKPOINT: {path}: {error}") from error
+
+        def make() -> VisionTransformer:
+            return VisionTransformer(**options)
+
+    network = _seeded(make, config)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"CHECKPOINT: {path} is no plain ViT under timm's names: {error}"
+        ) from error
+    data = config.data if config else _DEFAULTS
+    scale = tuple(hub.get("mean", data.mean)), tuple(hub.get("std", data.std))
+    return _of_vit(
+        network.to(device), make, f"{path.resolve().parent.name}/{path.stem}", scale, config
+    )
+
+
+def _of_vit(
+    network: VisionTransformer,
+    make: Callable[[], VisionTransformer],
+    name: str,
+    scale: tuple[Floats, Floats],
+    config: Config | None,
+) -> Encoder:
+    device = next(network.eval().parameters()).device
+    has_class = network.cls_token is not None
+
+    @torch.no_grad()
+    def features(images: Tensor) -> dict[str, Tensor]:
+        tokens = network(images)
+        out = {"patch": tokens[:, network.num_prefix_tokens :]}
+        return {**out, "cls": tokens[:, :1]} if has_class else out
+
+    def fresh() -> Encoder:
+        return _of_vit(_seeded(make, config).to(device), make, name, scale, config)
+
+    names = ("patch", "cls") if has_class else ("patch",)
+    size, patch = network.img_size, network.patch_size
+    return Encoder(name, features, names, size, patch, *scale, device, None, config, fresh)
+
+
+def _of_function(spec: str, device: torch.device) -> Encoder:
+    module, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:  # a console script has its own folder there instead
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"CHECKPOINT: {spec} cannot be imported ({error})") from error
+    encoder = function(device)
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            f"CHECKPOINT: {spec}(device) returned {type(encoder).__name__}, expected a "
+            f"fastequi.evaluate.encoders.Encoder"
+        )
+    return encoder
+
+
+@torch.no_grad()
+def _given(features: Features, size: int, device: torch.device) -> tuple[str, ...]:
+    """The names of features that have channels at all: a base alone has no z_equi."""
+    tokens = features(torch.zeros(1, 3, size, size, device=device))
+    return tuple(name for name, value in tokens.items() if value.shape[-1])

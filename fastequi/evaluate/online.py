@@ -1,0 +1,154 @@
+"""Looks at the features while a run goes on: neighbours' classes and R², some seconds each.
+
+A look sees the weights as they are (a teacher's where there is one), in eval mode. It draws from no
+generator of the run's and moves no cursor of its data, so a run ends with the same bits with and
+without it. The figures are for following one run: fewer pairs and images than an evaluation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastequi.config import Config
+from fastequi.data.labelled import LabelledSet, labelled_sets
+from fastequi.data.sources import Source
+from fastequi.data.splits import held_out
+from fastequi.evaluate.classes import accuracy, knn_classes
+from fastequi.evaluate.encoders import Encoder, of_method
+from fastequi.evaluate.equivariance import pair_tokens
+from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.probes import Fit, r2, token_probe
+from fastequi.evaluate.recognition import normalise
+from fastequi.evaluate.tasks import FEATURES, tasks, views_for, window_loader
+from fastequi.methods.method import Method
+
+_K = 20
+_TRAIN_IMAGES, _TEST_IMAGES = 4000, 1000
+_TRAIN_PAIRS, _TEST_PAIRS = 4000, 500
+_TOKENS = 2**30  # floats that tokens of the training pairs may take: fewer pairs of wide ones
+_FIT = Fit(epochs=10, seeds=1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is read from the features, every so many steps: figures by name."""
+
+    every: int
+    read: Callable[[Encoder], dict[str, float]]
+
+
+def looks(config: Config, source: Source) -> list[Look]:
+    """Those a config asks for.
+
+    Args:
+        config: `train.knn_every`, `train.knn_data`, `train.r2_every`.
+        source: the run's images, every fifth of which tests the R² of pairs of the others.
+
+    Raises:
+        ValueError, OSError, ImportError: the data for a look is not there, before any training.
+    """
+    train, found = config.train, []
+    if train.knn_every:
+        sets = labelled_sets(train.knn_data, _TRAIN_IMAGES, _TEST_IMAGES)
+        found.append(Look(train.knn_every, _Neighbours(*sets)))
+    if train.r2_every:
+        if len(source) < 2:
+            raise ValueError(f"train.r2_every: expected at least 2 images, got {len(source)}")
+        tested = held_out(len(source))
+        rest, held = (source.pick(np.flatnonzero(which)) for which in (~tested, tested))
+        found.append(Look(train.r2_every, _Transformations(rest, held)))
+    return found
+
+
+def look(due: list[Look], method: Method, config: Config) -> dict[str, float]:
+    """The figures of the looks that are due; leaves no trace in the run."""
+    figures: dict[str, float] = {}
+    with _aside(method), torch.no_grad():
+        encoder = of_method(method, config)
+        for one in due:
+            figures |= one.read(encoder)
+    return figures
+
+
+@contextmanager
+def _aside(module: nn.Module) -> Iterator[None]:
+    """Eval mode and generators of one's own; afterwards everything is as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@dataclass
+class _Neighbours:
+    """Classes told by 20 neighbours; images are decoded once and stay.
+
+    "knn_k20" is of the mean patch token (of a convolutional net's last block), "knn_k20_cls" of the
+    class token: which of the two a base trains is its own affair.
+    """
+
+    train: LabelledSet
+    test: LabelledSet
+    images: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        if not self.images:
+            size, device = encoder.image_size, encoder.device
+            for part in (self.train, self.test):
+                self.images.append([(x, y) for x, _, y in part.batches(size, device)])
+        y, y_test = (torch.cat([labels for _, labels in part]) for part in self.images)
+        x, x_test = (self._features(encoder, part) for part in self.images)
+        k = min(_K, len(y))
+        told = {name: knn_classes(x[name], y, x_test[name], [k])[k] for name in x}
+        return {f"knn_k{k}{name}": accuracy(pred, y_test) for name, pred in told.items()}
+
+    def _features(
+        self, encoder: Encoder, batches: list[tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """[N, D] by what stands behind the figure's name."""
+        kinds = {"": "patch" if "patch" in encoder.names else encoder.names[-1]}
+        kinds |= {"_cls": "cls"} if "cls" in encoder.names else {}
+        found: dict[str, list[Tensor]] = {name: [] for name in kinds}
+        for images, _ in batches:
+            tokens = encoder.features(normalise(images, encoder))
+            for name, kind in kinds.items():
+                found[name].append(tokens[kind].float().mean(1))
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@dataclass
+class _Transformations:
+    """R² of SE(2) in the paper's ranges by a token probe; pairs are cut once and stay."""
+
+    train: Source
+    test: Source
+    pairs: list[Pairs] = field(default_factory=list)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        name = next((n for n in FEATURES if n in encoder.names), encoder.names[-1])
+        if not self.pairs:
+            self._cut(encoder, name)
+        train, test = self.pairs
+        x, x_test = (pair_tokens(encoder.features, [name], p)[name] for p in (train, test))
+        told = r2(token_probe(x, train.params, x_test, _FIT), test.params)[0]
+        each = {f"r2_{n}": value for n, value in zip(test.names, told.tolist(), strict=True)}
+        return {"r2_mean": told.mean().item(), **each}
+
+    def _cut(self, encoder: Encoder, name: str) -> None:
+        chosen = tasks(["se2"])
+        views, path = views_for(encoder, chosen), chosen["se2"].path
+        image = torch.zeros(1, 3, views.image_size, views.image_size, device=encoder.device)
+        fits = _TOKENS // (2 * encoder.features(image)[name].numel())
+        counts = min(_TRAIN_PAIRS, max(fits, _TEST_PAIRS)), _TEST_PAIRS
+        for seed, (part, n) in enumerate(zip((self.train, self.test), counts, strict=True), 1):
+            with window_loader(part, path, views, seed, encoder.device) as loader:
+                self.pairs.append(collect_pairs(loader, path, views, n))

@@ -1,0 +1,243 @@
+"""What each `fastequi eval KIND` takes and does, and `fastequi embed`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastequi.config import PathConfig
+
+KINDS = {
+    "equivariance": "R² of five transformations read from pairs of features, floors beside them",
+    "knn": "classes from the nearest neighbours' labels, raw pixels beside them",
+    "linear": "classes by a linear probe, raw pixels beside it",
+    "reconstruct": "PSNR and SSIM of the predicted images; dimensions that features use",
+    "rotnet": "rotation accuracy and every block's probes of a rotnet run",
+}
+Checkpoint = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class EquivarianceOptions:
+    """R² of rotation, translation, SE(2), colour and blur, read from frozen pairs of features."""
+
+    checkpoint: Checkpoint
+    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    data: Path | None = None
+    """Folder of photographs; every fifth is for testing. Embedded ones by default."""
+    test_data: Path | None = None
+    """Folder of test photographs, instead of every fifth."""
+    against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further encoder for the tables, such as the base without reconstruction; repeatable."""
+    tasks: tuple[Literal["rotation", "translation", "se2", "color", "blur"], ...] = (
+        *("rotation", "translation", "se2"),
+        *("color", "blur"),
+    )
+    """Which transformations."""
+    probes: tuple[Literal["token", "mlp", "ridge"], ...] = ("token", "mlp", "ridge")
+    """Which probes."""
+    degrees: float = 45.0
+    """Half-range of the angle."""
+    pixels: float = 10.0
+    """Half-range of each shift, in pixels of a 224 px view."""
+    train_pairs: int = 24_000
+    """Pairs that probes are fitted on; fewer judge the probes, not the features."""
+    test_pairs: int = 2_000
+    """Pairs that probes are judged on."""
+    epochs: int = 6
+    """Of the MLPs."""
+    seeds: int = 3
+    """MLPs fitted for every row."""
+    seed: int = 0
+    """Of windows, parameters and MLPs."""
+    device: Device = "auto"
+    """Where it runs."""
+    out: Path | None = None
+    """JSON file; eval_equivariance.json in the CHECKPOINT folder by default."""
+
+
+@dataclass(frozen=True)
+class KnnOptions:
+    """Classes from the nearest neighbours' labels, k = 5, 10, 20, 200, temperature .07."""
+
+    checkpoint: Checkpoint
+    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    data: str
+    """Folder of class subfolders (below train/ and val/, if split) or of IDX files; or "digits"."""
+    against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further encoder for the table; repeatable."""
+    train_images: int = 0
+    """Labelled images; 0: all."""
+    test_images: int = 0
+    """Images that are told; 0: all."""
+    crop: float = 1.0
+    """Share of a file's shorter side that its centred square takes (224/256 = .875 on ImageNet)."""
+    device: Device = "auto"
+    """Where it runs."""
+    out: Path | None = None
+    """JSON file; eval_KIND.json in the CHECKPOINT folder by default."""
+
+
+@dataclass(frozen=True)
+class LinearOptions(KnnOptions):
+    """Classes by logistic regression (L-BFGS), its penalty chosen on a fifth of the labels."""
+
+    seeds: int = 3
+    """Draws of that fifth."""
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """PSNR and SSIM of the predicted images beside the nearer view; spectra of z_inv and z_equi."""
+
+    checkpoint: Checkpoint
+    """A run's folder, or a checkpoint's."""
+    data: Path | None = None
+    """Folder of photographs, of which every fifth is used. Embedded ones by default."""
+    test_data: Path | None = None
+    """Folder of photographs, all of which are used."""
+    images: int = 512
+    """Views that figures are means over."""
+    seed: int = 0
+    """Of windows and paths."""
+    device: Device = "auto"
+    """Where it runs."""
+    out: Path | None = None
+    """JSON file; eval_reconstruct.json in the CHECKPOINT folder by default."""
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Features of a folder's images, in sorted order, with the list of files beside them."""
+
+    checkpoint: Checkpoint
+    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    data: Path
+    """Folder of images, flat or nested."""
+    out: Path
+    """FILE.safetensors (all features), FILE.npy (one), or a folder of .npy files."""
+    features: tuple[str, ...] = ()
+    """Of cls, patch, z_inv, z_equi; all that there are by default."""
+    tokens: Literal["mean", "all"] = "mean"
+    """The mean over the grid of patches, or every token of it."""
+    crop: float = 1.0
+    """Share of an image's shorter side that its centred square takes."""
+    batch: int = 64
+    """Images at a time."""
+    device: Device = "auto"
+    """Where it runs."""
+
+
+@dataclass(frozen=True)
+class RotNetOptions:
+    """Rotation accuracy and every block's probes of a finished rotnet run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    data: Path
+    """Folder of an MNIST-like set (IDX files), with labels."""
+    train_images: int = 5000
+    """Images that the probes are fitted on; 0: all."""
+    test_images: int = 2000
+    """Images that turns and probes are judged on; 0: all."""
+
+
+def equivariance(argv: list[str]) -> None:
+    options = tyro.cli(EquivarianceOptions, prog="fastequi eval equivariance", args=argv)
+    _at_least(options, 1, "epochs", "seeds")
+    _at_least(options, 10, "train_pairs", "test_pairs")
+
+    from fastequi.evaluate.probes import Fit
+    from fastequi.evaluate.tasks import Budget, tasks
+    from fastequi.judge_equivariance import judge
+
+    ranges = PathConfig(degrees=options.degrees, pixels=options.pixels)
+    fit = Fit(epochs=options.epochs, seeds=options.seeds, seed=options.seed)
+    budget = Budget(options.train_pairs, options.test_pairs, options.probes, fit, seed=options.seed)
+    judge(
+        options.checkpoint,
+        options.data,
+        options.test_data,
+        options.against,
+        tasks(options.tasks, ranges),
+        budget,
+        options.device,
+        options.out,
+    )
+
+
+def knn(argv: list[str]) -> None:
+    _classes("knn", tyro.cli(KnnOptions, prog="fastequi eval knn", args=argv))
+
+
+def linear(argv: list[str]) -> None:
+    options = tyro.cli(LinearOptions, prog="fastequi eval linear", args=argv)
+    _at_least(options, 1, "seeds")
+    _classes("linear", options, seeds=options.seeds)
+
+
+def _classes(kind: str, options: KnnOptions, **others: int) -> None:
+    _at_least(options, 0, "train_images", "test_images")
+    _check_crop(options.crop)
+
+    from fastequi.judge_classes import judge
+
+    judge(
+        kind,
+        options.checkpoint,
+        options.data,
+        options.against,
+        options.train_images,
+        options.test_images,
+        options.crop,
+        device=options.device,
+        out=options.out,
+        **others,
+    )
+
+
+def reconstruct(argv: list[str]) -> None:
+    options = tyro.cli(ReconstructOptions, prog="fastequi eval reconstruct", args=argv)
+    _at_least(options, 2, "images")
+
+    from fastequi.judge_reconstruct import judge
+
+    judge(*(getattr(options, f.name) for f in fields(options)))
+
+
+def embed(argv: list[str]) -> None:
+    options = tyro.cli(EmbedOptions, prog="fastequi embed", args=argv)
+    _at_least(options, 1, "batch")
+    _check_crop(options.crop)
+
+    from fastequi.embed import embed as job
+
+    whole = options.tokens == "all"
+    where = options.checkpoint, options.data, options.out
+    job(*where, options.features, whole, options.crop, options.batch, options.device)
+
+
+def rotnet(argv: list[str]) -> None:
+    options = tyro.cli(RotNetOptions, prog="fastequi eval rotnet", args=argv)
+    _at_least(options, 0, "train_images", "test_images")
+
+    from fastequi.judge_rotnet import judge
+
+    judge(options.run, options.data, options.train_images, options.test_images)
+
+
+def _at_least(options: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value < least:
+            meaning = "0 (all) or more" if least == 0 else f">= {least}"
+            raise ValueError(f"--{name.replace('_', '-')}: expected {meaning}, got {value}")
+
+
+def _check_crop(crop: float) -> None:
+    if not 0 < crop <= 1:
+        raise ValueError(f"--crop: expected 0 < share <= 1, got {crop}")
