@@ -1,4 +1,4 @@
-"""The command line: `fastequi demo | pretrain RECIPE | eval KIND RUN | doctor`."""
+"""The command line: `fastequi COMMAND ...`, the commands as listed below."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _COMMANDS = {
     "demo": "pretrain a small ViT on nine photographs and judge its features",
     "pretrain": "pretrain on a folder of images: pretrain RECIPE --data PATH",
     "eval": "judge a finished run: eval KIND RUN --data PATH",
+    "visualize": "pictures of what an encoder sees: visualize CHECKPOINT",
+    "report": "one HTML page of runs: report RUN [RUN ...]",
     "doctor": "what is installed, and which backend each part would use",
 }
 

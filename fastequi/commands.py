@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -60,6 +60,35 @@ class RotNetOptions:
     """Images that the probes are fitted on; 0: all."""
     test_images: int = 2000
     """Images that turns and probes are judged on; 0: all."""
+
+
+@dataclass(frozen=True)
+class VisualizeOptions:
+    """Pictures of what an encoder sees: reconstructions, PCA of patches, attention, a sweep."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A run's folder, one of its checkpoints, a *.safetensors file, or module:function."""
+    data: Path | None = None
+    """Folder of images; the nine embedded photographs by default."""
+    out: Path = Path("figures")
+    """Folder of the PNG files."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    windows: int = 1500
+    """That the probe of the sweep is fitted on."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """One HTML page of one or several runs, which needs neither network nor scripts."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    out: Path = Path("report.html")
+    """The page."""
+    images: bool = True
+    """Pictures made from the newest checkpoints."""
+    data: Path | None = None
+    """Folder of images for them; the nine embedded photographs by default."""
 
 
 def demo(argv: list[str]) -> None:
@@ -129,6 +158,26 @@ def eval(argv: list[str]) -> None:
     from fastequi.judge_rotnet import judge
 
     judge(options.run, options.data, options.train_images, options.test_images)
+
+
+def visualize(argv: list[str]) -> None:
+    options = tyro.cli(VisualizeOptions, prog="fastequi visualize", args=argv)
+    if options.windows < 100:
+        raise ValueError(f"--windows: expected at least 100, got {options.windows}")
+
+    from fastequi.visualize import visualize as draw
+
+    draw(options.checkpoint, options.data, options.out, options.device, options.windows)
+
+
+def report(argv: list[str]) -> None:
+    options = tyro.cli(ReportOptions, prog="fastequi report", args=argv)
+    if not options.runs:
+        raise ValueError("RUN: expected the folder of one run or more, got none")
+
+    from fastequi.report import report as write
+
+    write(options.runs, options.out, options.images, options.data)
 
 
 def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:

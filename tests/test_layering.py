@@ -32,7 +32,10 @@ ALLOWED = {
     "progress": set(),
     "train": {"recipes", "config", "methods", "data", "optim", "checkpoint", "progress"},
 }
-UNBOUND = {"__init__", "cli", "commands", "demo", "doctor", "dryrun", "judge_rotnet"}
+UNBOUND = {
+    *("__init__", "cli", "commands", "demo", "doctor", "dryrun", "judge_rotnet"),
+    *("report", "visualize"),
+}
 
 # a heavy dependency is imported in one place
 HOME = {
