@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,10 @@ def visualize(
     encoder, photos = load_encoder(spec, device), Photos.of(data)
     out.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, sheet in sheets(encoder, photos, print, windows).items():
+    found, why_not = sheets(encoder, photos, windows)
+    for why in why_not:
+        print(f"no {why}")
+    for name, sheet in found.items():
         files.append(out / f"{name}.png")
         sheet.png().save(files[-1])
         print(f"{files[-1]}: {sheet.title}. {sheet.note}")
@@ -70,15 +72,11 @@ def visualize(
 
 @torch.no_grad()
 def sheets(
-    encoder: Encoder,
-    photos: Photos,
-    tell: Callable[[str], None],
-    windows: int = _WINDOWS,
-) -> dict[str, Sheet]:
-    """Every sheet that can be made of an encoder, by the name of its file.
+    encoder: Encoder, photos: Photos, windows: int = _WINDOWS
+) -> tuple[dict[str, Sheet], list[str]]:
+    """Every sheet that can be made of an encoder, by the name of its file; why others cannot.
 
     Args:
-        tell: told why one cannot be made.
         windows: that the sweep's probe is fitted on.
     """
     found = {
@@ -87,10 +85,8 @@ def sheets(
         "attention": attention(encoder, photos),
         "sweep": sweep(encoder, photos, windows),
     }
-    for name, sheet in found.items():
-        if isinstance(sheet, str):
-            tell(f"no {name}: {sheet}")
-    return {name: sheet for name, sheet in found.items() if isinstance(sheet, Sheet)}
+    made = {name: sheet for name, sheet in found.items() if isinstance(sheet, Sheet)}
+    return made, [f"{name}: {why}" for name, why in found.items() if isinstance(why, str)]
 
 
 def reconstructions(encoder: Encoder, photos: Photos) -> Sheet | str:

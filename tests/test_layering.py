@@ -30,7 +30,10 @@ ALLOWED = {
     "heap": set(),
     "checkpoint": {"optim"},
     "progress": set(),
-    "train": {"recipes", "config", "methods", "data", "optim", "checkpoint", "progress"},
+    "train": {
+        *("recipes", "config", "methods", "data", "optim", "checkpoint", "progress"),
+        "doctor.machine",
+    },
 }
 UNBOUND = {
     *("__init__", "cli", "commands", "demo", "doctor", "dryrun", "judge_rotnet"),

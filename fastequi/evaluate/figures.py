@@ -62,13 +62,19 @@ class Sheet:
                 left = _GAP + (place * len(self.columns) + j) * step
                 middle = left + self.side / 2
                 if line == 0:
-                    draw.text((middle, _HEADER / 2), self.columns[j], "black", font, anchor="mm")
+                    title = _ascii(self.columns[j])
+                    draw.text((middle, _HEADER / 2), title, "black", font, anchor="mm")
                 picture = Image.fromarray(tile).resize((self.side, self.side), how)
                 sheet.paste(picture, (left, top))
                 if self.captions:
                     place_at = (middle, top + self.side + _CAPTION / 2)
-                    draw.text(place_at, self.captions[i][j], "black", font, anchor="mm")
+                    draw.text(place_at, _ascii(self.captions[i][j]), "black", font, anchor="mm")
         return sheet
+
+
+def _ascii(text: str) -> str:
+    """Pillow's own font has no minus sign."""
+    return text.replace("−", "-")
 
 
 def path_sheet(views: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]) -> Sheet:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,7 @@ def turned(windows: Tensor, degrees: Tensor, encoder: Encoder) -> Tensor:
     size = (encoder.image_size, encoder.image_size)
     still = torch.zeros(len(degrees), 2, device=degrees.device)
     theta = se2_matrix(degrees, still, size, size[0] / windows.shape[-1])
-    scale = {"mean": encoder.mean, "std": encoder.std}
+    scale: dict[str, Any] = {"mean": encoder.mean, "std": encoder.std}
     return warp(windows, theta, size=size, padding_mode="reflection", **scale)
 
 

@@ -1,0 +1,283 @@
+"""The report: one HTML page that needs neither network nor scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from importlib import resources
+
+from fastequi.evaluate import findings
+from fastequi.evaluate.charts import Curve, curves
+from fastequi.evaluate.figures import Sheet
+from fastequi.evaluate.markup import duration, number, table, tag, text
+from fastequi.evaluate.runs import Run, differing
+
+_PALETTE = 8  # colours in report.css
+_SPEED = ("images_per_s", "data_wait")
+_ABOUT = {
+    "loss": "what training minimises",
+    "ssl": "the base method's loss",
+    "recon": "squared error of the predicted images, normalised units",
+    "inv": "invariance term",
+    "var": "variance term",
+    "cov": "covariance term",
+    "class": "loss on class tokens",
+    "patch": "loss on masked patches",
+    "koleo": "how evenly features spread",
+    "std": "features' spread over images; near 0 is collapse",
+    "teacher_entropy": "of the teacher's distribution, nats",
+    "prototypes": "that the teacher uses",
+    "grad_norm": "gradient norm before clipping",
+    "lr": "learning rate",
+    "accuracy": "turns told right, share",
+    "images_per_s": "images per second",
+    "data_wait": "share of the time spent awaiting data",
+}
+
+
+def page(
+    runs: Sequence[Run],
+    pictures: dict[str, dict[str, Sheet]],
+    notes: Sequence[str],
+    stamp: str,
+) -> str:
+    """The whole document.
+
+    Args:
+        runs: in the order of their letters.
+        pictures: sheets of a run by its name; a run may have none.
+        notes: what else should be said, such as why there are no pictures.
+        stamp: when and with which version it was written.
+    """
+    sections = {
+        "runs": ("Runs", _runs(runs, notes)),
+        "training": ("Training", _training(runs)),
+        "equivariance": ("What the features know of a transformation", _equivariance(runs)),
+        "classes": ("What the features know of classes", _classes(runs)),
+        "pictures": ("Pictures", _pictures(runs, pictures)),
+        "settings": ("Settings", _settings(runs)),
+    }
+    title = ", ".join(run.name for run in runs)
+    nav = tag(
+        "nav",
+        *(tag("a", text(name.capitalize()), href=f"#{name}") for name in sections),
+        aria_label="Sections",
+    )
+    body = [
+        tag(
+            "section",
+            tag("h2", text(heading), id=f"{name}-heading"),
+            inner,
+            id=name,
+            aria_labelledby=f"{name}-heading",
+        )
+        for name, (heading, inner) in sections.items()
+    ]
+    css = resources.files("fastequi.evaluate").joinpath("report.css").read_text()
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", text(f"{title} · fastequi")),
+        tag("style", css),
+    )
+    header = tag(
+        "header", tag("p", "fastequi report", class_="kicker"), tag("h1", _names(runs)), nav
+    )
+    footer = tag("footer", tag("p", text(stamp)))
+    document = tag("html", head, tag("body", header, tag("main", *body), footer), lang="en")
+    return f"<!doctype html>\n{document}\n"
+
+
+def letter(i: int) -> str:
+    """A, B, ..., Z, A2, B2, ..."""
+    return chr(65 + i % 26) + (str(i // 26 + 1) if i >= 26 else "")
+
+
+def _badge(i: int) -> str:
+    return tag("span", letter(i), class_=f"badge c{i % _PALETTE}")
+
+
+def _names(runs: Sequence[Run]) -> str:
+    """The runs' names for the heading; of many, how many."""
+    if len(runs) > 4:
+        return f"{len(runs)} runs"
+    return ", ".join(tag("span", text(run.name)) for run in runs)
+
+
+def _named(runs: Sequence[Run], i: int) -> str:
+    """A run's heading inside a section; a page of one run needs none."""
+    return tag("h3", _badge(i), " ", text(runs[i].name)) if len(runs) > 1 else ""
+
+
+def _runs(runs: Sequence[Run], notes: Sequence[str]) -> str:
+    cards = []
+    for i, run in enumerate(runs):
+        figures = [
+            tag(
+                "div",
+                tag("dt", text(what)),
+                tag("dd", tag("b", text(value)), tag("small", text(against))),
+            )
+            for what, value, against in _safely(run)
+        ]
+        facts = [
+            tag("div", tag("dt", text(name)), tag("dd", text(value)))
+            for name, value in _facts(run).items()
+        ]
+        told = [tag("p", text(note), class_="warning") for note in run.notes]
+        heading = tag("h3", _badge(i), " ", text(run.name))
+        figure = tag("dl", *figures, class_="figures") if figures else ""
+        cards.append(tag("article", heading, figure, tag("dl", *facts, class_="facts"), *told))
+    said = [tag("p", text(note), class_="warning") for note in notes]
+    return tag("div", *cards, class_="cards") + "".join(said)
+
+
+def _safely(run: Run) -> list[tuple[str, str, str]]:
+    """Headline figures, of which a damaged file has none; its own section says so."""
+    try:
+        return findings.headline(run)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return []
+
+
+def _facts(run: Run) -> dict[str, str]:
+    flat = run.flat()
+    facts = {"what": _what(flat)}
+    if "model.name" in flat:
+        facts["model"] = _model(flat)
+    facts["steps"] = f"{run.steps:,}" if run.rows else "none logged"
+    if run.rows and "epoch" in run.rows[-1]:
+        facts["steps"] += f", to epoch {run.rows[-1]['epoch']:.0f}"
+    facts["wall time"] = duration(run.seconds) if run.seconds is not None else "not recorded"
+    speed = sorted(y for _, y in run.series("images_per_s"))
+    if speed:
+        facts["speed"] = f"{number(speed[len(speed) // 2])} images/s (median)"
+    loss = run.series("loss")
+    if loss:
+        facts["loss"] = f"{number(loss[0][1])} → {number(loss[-1][1])}"
+    if not run.machine:
+        return facts | {"machine": "not recorded"}
+    device = run.machine.get("device", "")
+    facts["machine"] = run.machine.get("cpu", "") + (f"; {device}" if device != "cpu" else "")
+    versions = {k: v for k, v in run.machine.items() if k not in ("cpu", "device")}
+    return facts | {"versions": ", ".join(f"{name} {value}" for name, value in versions.items())}
+
+
+def _what(flat: dict[str, object]) -> str:
+    """The system in the words of its papers."""
+    if flat.get("system") != "tir":
+        return {"rotnet": "RotNet"}.get(str(flat.get("system")), "config.json is missing")
+    names = {"vicreg": "VICReg", "simclr": "SimCLR", "dino": "DINO", "ibot": "iBOT"}
+    base = str(flat.get("method.base"))
+    base = names.get(base, {"dinov2": "DINOv2"}.get(base, base))
+    if not (flat.get("method.num_steps") and flat.get("method.equi_dim")):
+        return base
+    family = {"se2": "SE(2)"}.get(str(flat.get("path.family")), flat.get("path.family"))
+    return f"TIR on {base}, {family} path, K = {flat['method.num_steps']}"
+
+
+def _model(flat: dict[str, object]) -> str:
+    sizes = {"embed_dim": "wide", "depth": "deep", "num_heads": "heads"}
+    parts = [f"{flat[f'model.{k}']} {word}" for k, word in sizes.items() if flat.get(f"model.{k}")]
+    patch = f"{flat.get('model.patch_size')} px patches of {flat.get('data.image_size')} px"
+    return ", ".join([str(flat["model.name"]), *parts, patch])
+
+
+def _training(runs: Sequence[Run]) -> str:
+    metrics = dict.fromkeys(metric for run in runs for metric in run.metrics)
+    first = [m for m in ("loss", "ssl", "recon") if m in metrics]
+    rest = [m for m in metrics if m not in (*first, *_SPEED)]
+    charts = [_metric(runs, metric) for metric in (*first, *rest)]
+    speed = [_metric(runs, metric) for metric in _SPEED if metric in metrics]
+    how = "Thin lines are what was logged, thick ones the running mean over a tenth of the run."
+    parts = [_legend(runs), tag("p", how, class_="note"), tag("div", *charts, class_="panels")]
+    if speed:
+        parts += [tag("h3", "Throughput"), tag("div", *speed, class_="panels")]
+    lacking = findings.missing(
+        runs, lambda run: run.rows, "logged steps", "fastequi pretrain RECIPE --data PATH"
+    )
+    return ("".join(parts) if charts else "") + lacking
+
+
+def _metric(runs: Sequence[Run], metric: str) -> str:
+    found = [
+        Curve(letter(i), i % _PALETTE, run.series(metric))
+        for i, run in enumerate(runs)
+        if run.series(metric)
+    ]
+    about = f" {text(_ABOUT[metric])}" if metric in _ABOUT else ""
+    caption = tag("figcaption", tag("b", text(metric.replace("_", " "))), about)
+    if not found:
+        return tag("figure", caption, tag("p", "No finite value.", class_="note"), class_="panel")
+    chart = curves(found, metric, percent=metric == "data_wait")
+    return tag("figure", caption, chart, class_="panel")
+
+
+def _legend(runs: Sequence[Run]) -> str:
+    if len(runs) < 2:
+        return ""
+    each = [tag("li", _badge(i), " ", text(run.name)) for i, run in enumerate(runs)]
+    return tag("ul", *each, class_="legend", aria_label="Runs")
+
+
+def _by_run(runs: Sequence[Run], show: Callable[[Run, int], list[str]]) -> str:
+    parts = []
+    for i, run in enumerate(runs):
+        shown = show(run, i % _PALETTE)
+        if shown:
+            parts.append(_named(runs, i) + "".join(shown))
+    return "".join(parts)
+
+
+def _equivariance(runs: Sequence[Run]) -> str:
+    lacking = findings.missing(
+        runs,
+        lambda run: [r for r in run.results.values() if findings.is_equivariance(r)],
+        "R² of a transformation",
+        "fastequi eval equivariance RUN",
+    )
+    return _by_run(runs, findings.equivariance) + lacking
+
+
+def _classes(runs: Sequence[Run]) -> str:
+    lacking = findings.missing(
+        runs,
+        lambda run: [r for r in run.results.values() if findings.is_classes(r)],
+        "kNN or linear probe",
+        "fastequi eval knn RUN --data PATH",
+    )
+    return _by_run(runs, findings.classes) + lacking
+
+
+def _pictures(runs: Sequence[Run], sheets: dict[str, dict[str, Sheet]]) -> str:
+    found = {run.name: findings.pictures(run, sheets.get(run.name, {})) for run in runs}
+    lacking = findings.missing(
+        runs, lambda run: found[run.name], "pictures", "fastequi report RUN, without --no-images"
+    )
+    return _by_run(runs, lambda run, _: found[run.name]) + lacking
+
+
+def _settings(runs: Sequence[Run]) -> str:
+    parts = []
+    if len(runs) > 1:
+        fields = differing(runs)
+        head = ["field", *(f"{_badge(i)} {text(run.name)}" for i, run in enumerate(runs))]
+        rows = [[tag("code", text(name)), *map(_value, each)] for name, each in fields.items()]
+        if rows:
+            caption = "What differs between the runs; every other setting is the same"
+            parts.append(table(caption, head, rows))
+        else:
+            parts.append(tag("p", "The runs have the same settings.", class_="note"))
+    for i, run in enumerate(runs):
+        listing = tag("pre", tag("code", text(json.dumps(run.config, indent=1))), tabindex=0)
+        heading = f"Every setting of {text(run.name)}"
+        mark = f"{_badge(i)} " if len(runs) > 1 else ""
+        parts.append(tag("details", tag("summary", mark + heading), listing))
+    others = _by_run(runs, lambda run, _: findings.others(run))
+    return "".join(parts) + (tag("h3", "Other results") + others if others else "")
+
+
+def _value(value: object) -> str:
+    return text("–" if value is None else json.dumps(value).strip('"'))
