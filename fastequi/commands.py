@@ -49,20 +49,6 @@ class PretrainOptions:
 
 
 @dataclass(frozen=True)
-class RotNetOptions:
-    """Rotation accuracy and every block's probes of a finished rotnet run."""
-
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
-    data: Path
-    """Folder of an MNIST-like set (IDX files), with labels."""
-    train_images: int = 5000
-    """Images that the probes are fitted on; 0: all."""
-    test_images: int = 2000
-    """Images that turns and probes are judged on; 0: all."""
-
-
-@dataclass(frozen=True)
 class VisualizeOptions:
     """Pictures of what an encoder sees: reconstructions, PCA of patches, attention, a sweep."""
 
@@ -139,25 +125,18 @@ def pretrain(argv: list[str]) -> None:
 
 
 def eval(argv: list[str]) -> None:
-    kinds = {"rotnet": "rotation accuracy and every block's probes of a rotnet run"}
-    usage = "usage: fastequi eval KIND RUN --data PATH\n\n" + "\n".join(
-        f"  {name:10s}{what}" for name, what in kinds.items()
+    from fastequi import evaluations
+
+    usage = "usage: fastequi eval KIND CHECKPOINT --data PATH\n\n" + "\n".join(
+        f"  {name:14s}{what}" for name, what in evaluations.KINDS.items()
     )
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
         return
     kind, *rest = argv
-    if kind not in kinds:
-        raise _unknown("evaluation", kind, kinds, usage)
-    options = tyro.cli(RotNetOptions, prog=f"fastequi eval {kind}", args=rest)
-    for name in ("train_images", "test_images"):
-        value = getattr(options, name)
-        if value < 0:
-            raise ValueError(f"--{name.replace('_', '-')}: expected 0 (all) or more, got {value}")
-
-    from fastequi.judge_rotnet import judge
-
-    judge(options.run, options.data, options.train_images, options.test_images)
+    if kind not in evaluations.KINDS:
+        raise _unknown("evaluation", kind, evaluations.KINDS, usage)
+    getattr(evaluations, kind)(rest)
 
 
 def visualize(argv: list[str]) -> None:

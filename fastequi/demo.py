@@ -19,23 +19,17 @@ from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import make_loader
 from fastequi.data.sources import Region, embedded_photos
+from fastequi.data.splits import TEST_REGION, TRAIN_REGION
 from fastequi.doctor import machine
-from fastequi.evaluate.equivariance import (
-    Pairs,
-    Report,
-    collect_pairs,
-    evaluate,
-    nearer_view,
-    psnr,
-)
+from fastequi.evaluate.equivariance import Report, evaluate
 from fastequi.evaluate.figures import path_grid
+from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit
+from fastequi.evaluate.reconstruction import nearer_view, psnr
 from fastequi.methods.tir import TIR
 from fastequi.recipes import build, views_of
 from fastequi.train import pretrain
 
-TRAIN_REGION: Region = (0.0, 0.0, 0.7, 1.0)
-TEST_REGION: Region = (0.7, 0.0, 1.0, 1.0)
 _TRAIN_PAIRS, _TEST_PAIRS = 24_000, 2_000
 _EPOCHS = 6  # of the probes: what fits into the eight minutes of the whole command
 _TABLE_WIDTH = 116
@@ -86,23 +80,21 @@ def judge(config: Config, method: TIR, train_pairs: int, console: Console) -> Re
     device = next(method.parameters()).device
     torch.manual_seed(config.train.seed)
     random_init = build(config).to(device).eval()
-    views, path = views_of(config), config.path.build()
     with console.status("cutting pairs") as status:
         train = _pairs(config, TRAIN_REGION, train_pairs, device, seed=1)
         test = _pairs(config, TEST_REGION, _TEST_PAIRS, device, seed=2)
-        return evaluate(
+        (report,) = evaluate(
             {
                 "random init": (random_init.features, ("z_equi", "patch")),
                 "TIR": (method.features, ("z_equi", "z_inv", "patch")),
             },
             train,
-            test,
-            path,
-            views,
+            [test],
             config.model.patch_size,
             Fit(epochs=_EPOCHS, dtype=config.train.autocast_dtype(device) or torch.float32),
             on_row=lambda row: status.update(f"probing {row}"),
         )
+    return report
 
 
 def draw(config: Config, method: TIR, file: Path) -> dict[str, float]:

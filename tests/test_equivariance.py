@@ -2,9 +2,12 @@ import pytest
 import torch
 
 from fastequi.data.batch import Batch, Views
-from fastequi.evaluate.equivariance import collect_pairs, evaluate, nearer_view, psnr
+from fastequi.evaluate.equivariance import evaluate
 from fastequi.evaluate.figures import path_grid, to_uint8
+from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.probes import Fit
+from fastequi.evaluate.reconstruction import nearer_view, psnr
+from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
 from fastequi.philox import Draws
 
@@ -39,14 +42,28 @@ def test_pairs_are_the_window_and_its_transform_with_labels_in_unit_range():
     assert error[moved] > 10 * error[still]
     with pytest.raises(ValueError, match="at least 100 images, got 64"):
         collect_pairs([next(batches(path))], path, VIEWS, 100)
-    with pytest.raises(ValueError, match="blur path"):
-        collect_pairs(batches(Blur()), Blur(), VIEWS, 10)
+
+
+def test_a_blurred_twin_is_cut_from_the_blurred_window():
+    path = Blur(0.1, 2.0)
+    batch = next(batches(path))
+    pairs = collect_pairs([batch], path, VIEWS, 64)
+    assert pairs.scales == pytest.approx((0.95,))
+    sigma = pairs.params * 0.95 + 1.05
+    torch.testing.assert_close(sigma, batch.path)
+    whole = gaussian_blur(batch.u, sigma[:, 0], mean=VIEWS.mean, std=VIEWS.std)
+    torch.testing.assert_close(pairs.after, whole[..., 4:20, 4:20])
+    sharp = gaussian_blur(batch.u, torch.zeros(64), mean=VIEWS.mean, std=VIEWS.std)
+    torch.testing.assert_close(pairs.before, sharp[..., 4:20, 4:20])
+    with pytest.raises(ValueError, match="even margin, got 9"):
+        collect_pairs([batch], path, Views(15, 24, VIEWS.mean, VIEWS.std), 64)
 
 
 def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path):
     path = SE2(45, 10)
     train = collect_pairs(batches(path, seed=1), path, VIEWS, 1500)
     test = collect_pairs(batches(path, seed=2), path, VIEWS, 300)
+    first = collect_pairs(batches(path, seed=2), path, VIEWS, 40)
 
     def knows(images):
         tokens = images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).permute(0, 2, 3, 1, 4)
@@ -56,12 +73,10 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
         return {"z_equi": torch.ones(len(images), 16, 2) + 1e-3 * images.mean()}
 
     seen = []
-    report = evaluate(
+    (report, beyond) = evaluate(
         {"knows": (knows, ("z_equi",)), "blind": (blind, ("z_equi",))},
         train,
-        test,
-        path,
-        VIEWS,
+        [test, first],
         patch_size=4,
         fit=Fit(epochs=8, batch=64),
         on_row=seen.append,
@@ -74,6 +89,12 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
     assert report.best("blind, z_equi").r2[0] < 0.05
     assert report.best("transformed image alone").r2[0] > 0.5  # here the window is always the same
     assert {"raw pair", "knows, z_equi"} <= set(seen)
+    constant = report.best("mean predictor")
+    assert max(constant.r2) <= 0 < constant.error[0] < 45
+    assert best.mean_low < best.mean < best.mean_high
+    assert beyond.test_pairs == 40
+    assert [s.features for s in beyond.scores] == [s.features for s in report.scores]
+    assert report.to_json()["scores"][-1]["mean"] == report.scores[-1].mean
     assert report.to_json()["names"] == ("angle", "tx", "ty")
     assert report.table().row_count == len(report.scores)
     with pytest.raises(KeyError, match="no row 'z_inv'"):

@@ -21,7 +21,7 @@ ALLOWED = {
     "methods": {"losses", "models", "paths", "functional", "distributed", "data.batch", "methods"},
     # a run is judged as its config and checkpoint say: evaluate stands above recipes, below train
     "evaluate": {
-        *("models", "methods", "data", "paths", "functional", "evaluate"),
+        *("models", "methods", "data", "paths", "philox", "functional", "evaluate"),
         *("recipes", "config", "checkpoint"),
     },
     "config": {"paths", "data.augment"},
@@ -36,8 +36,9 @@ ALLOWED = {
     },
 }
 UNBOUND = {
-    *("__init__", "cli", "commands", "demo", "doctor", "dryrun", "judge_rotnet"),
-    *("report", "visualize"),
+    *("__init__", "cli", "commands", "evaluations", "demo", "doctor", "dryrun", "results"),
+    *("judge_rotnet", "judge_equivariance"),
+    *("visualize", "report"),
 }
 
 # a heavy dependency is imported in one place
@@ -45,7 +46,7 @@ HOME = {
     "nvidia": {"fastequi/data/dali.py"},
     "xformers": {"fastequi/models/attention.py"},
     "flash_attn_interface": {"fastequi/models/attention.py"},
-    "tyro": {"fastequi/commands.py"},
+    "tyro": {"fastequi/commands.py", "fastequi/evaluations.py"},
 }
 
 

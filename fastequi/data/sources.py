@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from fastequi.data.augment import WHOLE, Region
@@ -67,6 +67,12 @@ class Source:
     def with_region(self, region: Region) -> Source:
         """The same files, seen only within `region`."""
         return replace(self, region=region)
+
+    def pick(self, places: ArrayLike) -> Source:
+        """The files at these places, in their order."""
+        chosen = np.asarray(places, np.int64)
+        paths, names = (tuple(v[i] for i in chosen) for v in (self.paths, self.names))
+        return replace(self, paths=paths, names=names, sizes=self.sizes[chosen])
 
 
 def embedded_photos(region: Region = WHOLE) -> Source:

@@ -1,16 +1,15 @@
 """Does a frozen encoder's pair of features tell which transformation lies between two images?
 
-Border-free: both images of a pair are cut from a window with a margin, so that no empty corner
-gives the angle away (with zero-filled corners, raw pixels of the turned image alone reach an R² of
-0.83). Every table carries its floors: the raw pair by its best probe, the transformed image alone,
-the same encoder at random initialisation.
+Pairs are border-free (`fastequi.evaluate.pairs`). Every table carries its floors: a prediction that
+is always the mean, the raw pair by its best probe, the transformed image alone, the same encoder at
+random initialisation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,42 +19,25 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from fastequi.data.batch import Batch, Views
+from fastequi.evaluate.encoders import Features
+from fastequi.evaluate.pairs import Pairs, joined
 from fastequi.evaluate.probes import (
     Fit,
-    bootstrap,
+    middle95,
     mlp_probe,
     pooled_r2,
     r2,
+    resampled_r2,
     ridge_probe,
     token_probe,
 )
-from fastequi.functional import warp
-from fastequi.paths import Path
+
+PROBES = ("token", "mlp", "ridge")
 
 # The MLP and ridge get raw pixels averaged to this grid, the strongest floor of those tried: on a
 # validation part an MLP on 8x8, 16x16 and all 32x32 pixels read the angle's R² as .83, .77, .73.
 _RAW_GRID = 8
-
-Features = Callable[[Tensor], dict[str, Tensor]]
-"""Normalised images [B, 3, H, W] to tokens [B, L, D] by name ("patch", "z_inv", "z_equi")."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Images and their transformed twins.
-
-    Attributes:
-        before, after: [N, 3, H, W], normalised.
-        params: [N, P] of the transformation, over their half-ranges: in [-1, 1].
-    """
-
-    before: Tensor
-    after: Tensor
-    params: Tensor
-
-    def __len__(self) -> int:
-        return len(self.params)
+_DRAWS = 200  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -65,6 +47,7 @@ class Score:
     Attributes:
         r2, low, high, error: per parameter: R², its 95 % bootstrap interval, and the median
             absolute error in the parameter's unit; all of them means over the probe's seeds.
+        mean_low, mean_high: 95 % bootstrap interval of the mean R².
         pooled: R² of all parameters as one (SIE's).
         seeds: the mean R² of every seed; ridge has one value.
     """
@@ -75,6 +58,8 @@ class Score:
     low: tuple[float, ...]
     high: tuple[float, ...]
     error: tuple[float, ...]
+    mean_low: float
+    mean_high: float
     pooled: float
     seeds: tuple[float, ...]
 
@@ -110,18 +95,20 @@ class Report:
         return max(rows, key=lambda score: score.mean)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Its fields; every row also with its "mean" R²."""
+        scores = [{**dataclasses.asdict(score), "mean": score.mean} for score in self.scores]
+        return {**dataclasses.asdict(self), "scores": scores}
 
-    def table(self) -> Table:
+    def table(self, title: str = "R² on unseen parts") -> Table:
         """For the terminal; the first parameter with its interval and its median error.
 
         Behind ± stands the standard deviation of the mean R² over the probes' seeds.
         """
         seeds = max((len(score.seeds) for score in self.scores), default=1)
-        title = (
-            f"R² on unseen parts, {self.train_pairs:,} / {self.test_pairs:,} pairs, {seeds} seeds"
+        pairs = f"{self.train_pairs:,} / {self.test_pairs:,} pairs"
+        table = Table(
+            title=f"{title}, {pairs}, {seeds} seeds", padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD
         )
-        table = Table(title=title, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
         table.add_column("features", no_wrap=True)
         table.add_column("probe", no_wrap=True)
         first, *others = self.names
@@ -133,83 +120,73 @@ class Report:
             rest[-2] += f" ±{score.spread:.2f}"
             interval = f"{score.low[0]:.2f}..{score.high[0]:.2f}"
             label = "" if score.features == previous else score.features
-            table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.1f}")
+            table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.3g}")
             previous = score.features
         return table
 
 
-def collect_pairs(batches: Iterable[Batch], path: Path, views: Views, n: int) -> Pairs:
-    """The first n border-free pairs of un-augmented batches: u as it is, and u transformed."""
-    size = (views.image_size, views.image_size)
-    scales = torch.tensor(path.scales(views.image_size))
-    before, after, params = [], [], []
-    options: dict[str, Any] = {"size": size, "mean": views.mean, "std": views.std}
-    options["padding_mode"] = views.padding_mode
-    count = 0
-    for batch in batches:
-        points = path.at(batch.path, (0.0, 1.0), size, views.zoom)
-        if points.sigma is not None:
-            raise ValueError("path: pairs along the blur path are not border-free windows")
-        both = warp(batch.u, points.theta, color=points.color, **options)
-        before.append(both[:, 0])
-        after.append(both[:, 1])
-        params.append(batch.path / scales.to(batch.path.device))
-        count += len(batch)
-        if count >= n:
-            break
-    if count < n:
-        raise ValueError(f"batches: expected at least {n} images, got {count}")
-    return Pairs(*(torch.cat(part)[:n] for part in (before, after, params)))
-
-
 @torch.no_grad()
-def pair_tokens(features: Features, pairs: Pairs, batch: int = 1000) -> dict[str, Tensor]:
-    """Tokens of both images side by side: name to [N, L, 2·D]."""
+def pair_tokens(
+    features: Features, names: Sequence[str], pairs: Pairs, pooled: bool = False, batch: int = 1000
+) -> dict[str, Tensor]:
+    """Tokens of both images side by side: name to [N, L, 2·D], [N, 1, 2·D] if `pooled`."""
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(pairs), batch):
         part = slice(start, start + batch)
         first, second = features(pairs.before[part]), features(pairs.after[part])
-        for name in first:
-            parts.setdefault(name, []).append(torch.cat([first[name], second[name]], -1).float())
+        for name in names:
+            both = torch.cat([first[name], second[name]], -1).float()
+            parts.setdefault(name, []).append(both.mean(1, keepdim=True) if pooled else both)
     return {name: torch.cat(tokens) for name, tokens in parts.items()}
 
 
 def evaluate(
     encoders: dict[str, tuple[Features, tuple[str, ...]]],
     train: Pairs,
-    test: Pairs,
-    path: Path,
-    views: Views,
+    tests: Sequence[Pairs],
     patch_size: int,
     fit: Fit = Fit(),  # noqa: B008
+    probes: Sequence[str] = PROBES,
     on_row: Callable[[str], None] = lambda _: None,
-) -> Report:
-    """Floors first, then every kind of features of every encoder.
+) -> list[Report]:
+    """Floors first, then every kind of features of every encoder; a report for each test set.
 
     Args:
         encoders: label ("TIR", "random init") to features, and which of them to judge.
-        train, test: pairs of disjoint image regions.
-        path: whose parameters are read.
-        views: of the pairs.
+        train, tests: pairs of disjoint image regions; every probe is fitted once.
         patch_size: of the raw pixels' tokens.
         fit: of the MLPs, the same for every row.
+        probes: of "token", "mlp", "ridge".
         on_row: told what comes next.
 
     Returns:
         For tokens the token probe, and an MLP and ridge on the mean token; for raw pixels the token
         probe on patches, and an MLP and ridge on pixels averaged to 8x8.
     """
-    scales = path.scales(views.image_size)
-    scores: list[Score] = []
-    for label, pooling, tokens, pooled in _rows(encoders, train, test, patch_size, on_row):
-        predictions = {
-            "token": token_probe(tokens[0], train.params, tokens[1], fit),
-            f"mlp{pooling}": mlp_probe(pooled[0], train.params, pooled[1], fit),
-            f"ridge{pooling}": ridge_probe(pooled[0], train.params, pooled[1])[None],
-        }
-        for probe, pred in predictions.items():
-            scores.append(_score(label, probe, pred, test.params, scales))
-    return Report(path.names, len(train), len(test), tuple(scores))
+    unknown = set(probes) - set(PROBES)
+    if unknown or not probes:
+        raise ValueError(f"probes: expected some of {', '.join(PROBES)}, got {list(probes)}")
+    rows: list[list[Score]] = [[] for _ in tests]
+
+    def judge(features: str, probe: str, pred: Tensor) -> None:
+        parts = pred.split([len(test) for test in tests], 1)
+        for test, part, scores in zip(tests, parts, rows, strict=True):
+            scores.append(_score(features, probe, part, test))
+
+    mean = train.params.mean(0).expand(1, sum(map(len, tests)), -1)
+    judge("mean predictor", "constant", mean)
+    test, y = joined(tests), train.params
+    for label, pooling, tokens, pooled in _rows(encoders, train, test, patch_size, probes, on_row):
+        if "token" in probes and tokens is not None:
+            judge(label, "token", token_probe(tokens[0], y, tokens[1], fit))
+        if "mlp" in probes:
+            judge(label, f"mlp{pooling}", mlp_probe(pooled[0], y, pooled[1], fit))
+        if "ridge" in probes:
+            judge(label, f"ridge{pooling}", ridge_probe(pooled[0], y, pooled[1])[None])
+    return [
+        Report(train.names, len(train), len(test), tuple(scores))
+        for test, scores in zip(tests, rows, strict=True)
+    ]
 
 
 _Split = tuple[Tensor, Tensor]  # of the training and of the test pairs
@@ -220,9 +197,10 @@ def _rows(
     train: Pairs,
     test: Pairs,
     patch_size: int,
+    probes: Sequence[str],
     on_row: Callable[[str], None],
-) -> Iterator[tuple[str, str, _Split, _Split]]:
-    """What is probed: (label, how it was pooled, tokens, pooled features)."""
+) -> Iterator[tuple[str, str, _Split | None, _Split]]:
+    """What is probed: (label, how it was pooled, tokens if there are several, pooled features)."""
     raw = {
         "transformed image alone": (train.after, test.after),
         "raw pair": (
@@ -234,22 +212,40 @@ def _rows(
         on_row(label)
         patches = _patches(x, patch_size), _patches(x_test, patch_size)
         yield label, "", patches, (_grid(x), _grid(x_test))
+    del raw, x, x_test, patches
+    pooled = "token" not in probes
     for label, (features, names) in encoders.items():
         on_row(label)
-        of_train, of_test = pair_tokens(features, train), pair_tokens(features, test)
+        of_train, of_test = (pair_tokens(features, names, p, pooled) for p in (train, test))
         for name in names:
             on_row(f"{label}, {name}")
-            x, x_test = of_train[name], of_test[name]
-            yield f"{label}, {name}", ", mean token", (x, x_test), (x.mean(1), x_test.mean(1))
+            x, x_test = of_train.pop(name), of_test.pop(name)
+            tokens = (x, x_test) if x.shape[1] > 1 else None
+            pooling = "" if tokens is None and name == "cls" else ", mean token"
+            yield f"{label}, {name}", pooling, tokens, (x.mean(1), x_test.mean(1))
 
 
-def _score(
-    features: str, probe: str, pred: Tensor, target: Tensor, scales: tuple[float, ...]
-) -> Score:
-    pred, target = pred.cpu(), target.cpu()
-    low, high = bootstrap(pred, target, 200)
+def summary(reports: Mapping[str, Report]) -> Table:
+    """The mean R² of every kind of features in every task, by the probe that reads most there."""
+    table = Table(title="mean R² by each row's best probe", box=box.SIMPLE_HEAD)
+    table.add_column("features", no_wrap=True)
+    for name in reports:
+        table.add_column(name, justify="right", no_wrap=True)
+    first = next(iter(reports.values()))
+    for features in dict.fromkeys(score.features for score in first.scores):
+        best = (report.best(features).mean for report in reports.values())
+        table.add_row(features, *(f"{mean:.2f}" for mean in best))
+    return table
+
+
+def _score(features: str, probe: str, pred: Tensor, test: Pairs) -> Score:
+    """Of predictions [S, N, P] for a test set's pairs."""
+    pred, target = pred.cpu(), test.params.cpu()
+    drawn = resampled_r2(pred, target, _DRAWS)
+    low, high = middle95(drawn)
+    mean_low, mean_high = middle95(drawn.mean(1))
     per_seed = r2(pred, target)
-    error = (pred - target).abs().flatten(0, 1).median(0).values * torch.tensor(scales)
+    error = (pred - target).abs().flatten(0, 1).median(0).values * torch.tensor(test.scales)
     return Score(
         features,
         probe,
@@ -257,6 +253,8 @@ def _score(
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
         error=tuple(error.tolist()),
+        mean_low=mean_low.item(),
+        mean_high=mean_high.item(),
         pooled=statistics.fmean(pooled_r2(seed, target) for seed in pred),
         seeds=tuple(per_seed.mean(1).tolist()),
     )
@@ -270,16 +268,3 @@ def _grid(images: Tensor) -> Tensor:
 def _patches(images: Tensor, patch: int) -> Tensor:
     """[N, C, H, W] to [N, L, p·p·C]."""
     return F.unfold(images, patch, stride=patch).transpose(1, 2)
-
-
-def psnr(pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Peak signal-to-noise ratio in dB of normalised images [..., 3, H, W], each in 0..1 first."""
-    mean_t, std_t = (torch.tensor(v, device=pred.device).view(3, 1, 1) for v in (mean, std))
-    difference = ((pred * std_t + mean_t).clamp(0, 1) - (target * std_t + mean_t)).square()
-    return -10 * difference.mean((-1, -2, -3)).clamp(min=1e-10).log10()
-
-
-def nearer_view(v1: Tensor, v2: Tensor, num_steps: int) -> Tensor:
-    """[B, K, 3, H, W]: for every step the view it lies closer to, u itself (v1) for a draw."""
-    ahead = [k / (num_steps + 1) > 0.5 for k in range(1, num_steps + 1)]
-    return torch.stack([v2 if later else v1 for later in ahead], 1)

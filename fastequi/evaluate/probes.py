@@ -55,14 +55,16 @@ def pooled_r2(pred: Tensor, target: Tensor) -> float:
 def bootstrap(
     pred: Tensor, target: Tensor, draws: int = 1000, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """95 % interval of :func:`r2`, averaged over seeds, when the test pairs are drawn again.
+    """95 % interval of :func:`resampled_r2`: (low [P], high [P])."""
+    return middle95(resampled_r2(pred, target, draws, seed))
+
+
+def resampled_r2(pred: Tensor, target: Tensor, draws: int = 1000, seed: int = 0) -> Tensor:
+    """[draws, P] of :func:`r2`, averaged over seeds, when the test pairs are drawn again.
 
     Args:
         pred: [S, N, P] of S probes, or [N, P].
         target: [N, P].
-
-    Returns:
-        (low [P], high [P]).
     """
     generator = torch.Generator().manual_seed(seed)
     n = len(target)
@@ -70,6 +72,11 @@ def bootstrap(
     for i in range(draws):
         pick = torch.randint(n, (n,), generator=generator)
         scores[i] = r2(pred[..., pick, :], target[pick]).view(-1, target.shape[1]).mean(0)
+    return scores
+
+
+def middle95(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """What 95 % of the draws [draws, ...] lie between."""
     low, high = scores.quantile(torch.tensor([0.025, 0.975]), 0)
     return low, high
 

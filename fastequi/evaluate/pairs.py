@@ -1,0 +1,98 @@
+"""Pairs of an image and its transformed twin, with the transformation as label.
+
+Border-free: both images of a pair are cut from a window with a margin, so that no empty corner
+gives the angle away (with zero-filled corners, raw pixels of the turned image alone reach an R² of
+0.83). Colours change on the same pixels; a blurred image is cut from the blurred window, so that
+its edge is blurred with what lies beyond, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastequi.data.batch import Batch, Views
+from fastequi.functional import gaussian_blur, warp
+from fastequi.paths import Blur, Path
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and their transformed twins.
+
+    Attributes:
+        before, after: [N, 3, H, W], normalised.
+        params: [N, P] of the transformation, from the middle of their ranges and over their
+            half-widths: in [-1, 1].
+        names: of the parameters.
+        scales: their half-widths, in their units.
+    """
+
+    before: Tensor
+    after: Tensor
+    params: Tensor
+    names: tuple[str, ...]
+    scales: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+
+def collect_pairs(batches: Iterable[Batch], path: Path, views: Views, n: int) -> Pairs:
+    """The first n pairs of un-augmented batches: the view in u as it is, and transformed.
+
+    Raises:
+        ValueError: fewer than n images.
+    """
+    middle, scales = _ranges(path, views.image_size)
+    before, after, params = [], [], []
+    count = 0
+    for batch in batches:
+        both = _both(batch, path, views)
+        before.append(both[:, 0])
+        after.append(both[:, 1])
+        shift, scale = (torch.tensor(v, device=batch.path.device) for v in (middle, scales))
+        params.append((batch.path - shift) / scale)
+        count += len(batch)
+        if count >= n:
+            break
+    if count < n:
+        raise ValueError(f"batches: expected at least {n} images, got {count}")
+    images = torch.cat(before)[:n], torch.cat(after)[:n]
+    return Pairs(*images, torch.cat(params)[:n], path.names, scales)
+
+
+def joined(parts: Sequence[Pairs]) -> Pairs:
+    """Pairs of one transformation, one after the other."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    before, after = (torch.cat([getattr(p, name) for p in parts]) for name in ("before", "after"))
+    return Pairs(before, after, torch.cat([p.params for p in parts]), first.names, first.scales)
+
+
+def _ranges(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Middle and half-width of every parameter's range, in its unit."""
+    if isinstance(path, Blur):
+        return ((path.high + path.low) / 2,), ((path.high - path.low) / 2,)
+    scales = path.scales(size)
+    return (0.0,) * len(scales), scales
+
+
+def _both(batch: Batch, path: Path, views: Views) -> Tensor:
+    """[B, 2, 3, H, W]: the view and its twin."""
+    size = (views.image_size, views.image_size)
+    points = path.at(batch.path, (0.0, 1.0), size, views.zoom)
+    scale: dict[str, Any] = {"mean": views.mean, "std": views.std}
+    if points.sigma is None:
+        options = {"size": size, "padding_mode": views.padding_mode, **scale}
+        return warp(batch.u, points.theta, color=points.color, **options)
+    margin = views.source_size - views.image_size
+    if margin % 2:
+        raise ValueError(f"source_size: expected image_size plus an even margin, got {margin}")
+    inside = slice(margin // 2, margin // 2 + views.image_size)
+    return gaussian_blur(batch.u, points.sigma, **scale)[..., inside, inside]

@@ -1,0 +1,247 @@
+"""The five tasks of the equivariance table: which transformation lies between two images?
+
+Rotation, translation, both (SE(2)), colour and blur in the paper's ranges; the probes of rotation
+are also judged beyond what they were fitted on. All tasks see the same windows: squares of
+photographs scaled to 256 px on their shorter side, cut at 1 to 1.6 of its pixels per pixel where
+the photograph has room for it, with the margin that SE(2) needs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastequi import paths
+from fastequi.config import PathConfig
+from fastequi.data.augment import Augment, ViewConfig
+from fastequi.data.batch import Views
+from fastequi.data.loader import Loader, make_loader
+from fastequi.data.sources import Source
+from fastequi.evaluate.encoders import Encoder, Features
+from fastequi.evaluate.equivariance import PROBES, Report, evaluate
+from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.probes import Fit
+from fastequi.philox import Draws
+
+FEATURES = ("z_equi", "z_inv", "patch", "cls")
+_BEYOND = 15.0  # degrees outside the range that rotation is fitted on
+_SCALED, _PER_DECODE, _BATCH = 256, 8, 256
+
+
+@dataclass(frozen=True)
+class Beyond(paths.Rotation):
+    """Angles of either sign from `degrees` to `top`; in units of `degrees`, as the probes give."""
+
+    top: float = 60.0
+
+    def sample(self, draws: Draws, size: int) -> Tensor:
+        unit = torch.from_numpy(draws.uniform("path", 2))
+        angle = self.degrees + unit[:, :1] * (self.top - self.degrees)
+        return torch.where(unit[:, 1:] < 0.5, -angle, angle)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A transformation to read.
+
+    Attributes:
+        path: its pairs.
+        beyond: further tests of the same probes, by name.
+    """
+
+    path: paths.Path
+    beyond: Mapping[str, paths.Path] = field(default_factory=dict)
+
+
+def tasks(
+    names: Sequence[str] = ("rotation", "translation", "se2", "color", "blur"),
+    ranges: PathConfig = PathConfig(),  # noqa: B008
+) -> dict[str, Task]:
+    """Tasks by the names of their path families.
+
+    Raises:
+        ValueError: no such family.
+    """
+    found = {}
+    for name in names:
+        path = PathConfig(**{**vars(ranges), "family": name}).build()
+        beyond: dict[str, paths.Path] = {}
+        if isinstance(path, paths.Rotation):
+            low, top = path.degrees, path.degrees + _BEYOND
+            beyond[f"rotation {low:g}..{top:g}"] = Beyond(low, top)
+        found[name] = Task(path, beyond)
+    return found
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the probes may see; fewer pairs than 24,000 judge the probe, not the features.
+
+    Attributes:
+        train_pairs, test_pairs: of each task.
+        probes: of "token", "mlp", "ridge".
+        fit: of the MLPs.
+        seed: of windows and parameters; test pairs never share a draw with training pairs.
+        window: range of the windows' sides as shares of the photograph's shorter side, margin
+            included; None follows the module's rule.
+    """
+
+    train_pairs: int = 24_000
+    test_pairs: int = 2_000
+    probes: tuple[str, ...] = PROBES
+    fit: Fit = Fit(epochs=6)  # noqa: RUF009
+    seed: int = 0
+    window: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train_pairs", "test_pairs"):
+            if getattr(self, name) < 10:
+                raise ValueError(f"{name}: expected at least 10, got {getattr(self, name)}")
+
+
+def score_tasks(
+    encoders: Mapping[str, Encoder],
+    train: Source,
+    test: Source,
+    chosen: Mapping[str, Task],
+    budget: Budget = Budget(),
+    on_row: Callable[[str], None] = lambda _: None,
+    on_report: Callable[[str, Report], None] = lambda name, report: None,
+) -> dict[str, Report]:
+    """The table of every task, one after the other.
+
+    Args:
+        encoders: by label; of one image size, on one device. Pairs are normalised for each.
+        train, test: disjoint photographs, or regions.
+        chosen: of :func:`tasks`.
+        budget: of every task.
+        on_row: told what comes next.
+        on_report: told each finished table.
+
+    Returns:
+        Reports by the names of the tasks and of their tests beyond.
+    """
+    first = next(iter(encoders.values()))
+    for label, encoder in encoders.items():
+        if encoder.image_size != first.image_size:
+            raise ValueError(
+                f"encoders: expected one image size, {label} has {encoder.image_size} px, "
+                f"{next(iter(encoders))} {first.image_size}"
+            )
+    views = views_for(first, chosen)
+    judged = {label: (normalised(e, views), shown(e)) for label, e in encoders.items()}
+    patch = first.patch_size or max(first.image_size // 8, 1)
+    _check_memory(judged, views, budget, first.device)
+    found: dict[str, Report] = {}
+    for name, task in chosen.items():
+        tests = {name: task.path, **task.beyond}
+
+        def cut(source: Source, path: paths.Path, n: int, seed: int) -> Pairs:
+            with window_loader(source, path, views, seed, first.device, budget.window) as loader:
+                return collect_pairs(loader, path, views, n)
+
+        on_row(f"{name}: cutting pairs")
+        fitted = cut(train, task.path, budget.train_pairs, 2 * budget.seed + 1)
+        judges = [
+            cut(test, path, budget.test_pairs, 2 * budget.seed + 2) for path in tests.values()
+        ]
+        told = lambda row, name=name: on_row(f"{name}: {row}")  # noqa: E731
+        reports = evaluate(judged, fitted, judges, patch, budget.fit, budget.probes, told)
+        for key, report in zip(tests, reports, strict=True):
+            found[key] = report
+            on_report(key, report)
+    return found
+
+
+def shown(encoder: Encoder) -> tuple[str, ...]:
+    """Which of an encoder's features are judged: the known ones, else all (blocks)."""
+    return tuple(name for name in FEATURES if name in encoder.names) or encoder.names
+
+
+def views_for(encoder: Encoder, chosen: Mapping[str, Task]) -> Views:
+    """An encoder's images in windows that none of the tasks leaves."""
+    size, source = encoder.image_size, encoder.image_size
+    for task in chosen.values():
+        for path in (task.path, *task.beyond.values()):
+            source = max(source, _reach(path, size))
+    return Views(size, source, encoder.mean, encoder.std, "reflection")
+
+
+def _reach(path: paths.Path, size: int) -> int:
+    """Side of the smallest window, with an even margin, that holds every transformed view."""
+    units = dict(zip(path.names, path.scales(size), strict=True))
+    top = path.top if isinstance(path, Beyond) else units.get("angle", 0.0)
+    angle = math.radians(min(top, 45.0))  # a square is widest across its diagonal
+    side = (math.cos(angle) + math.sin(angle)) * (size + 2 * units.get("tx", 0.0))
+    return size + 2 * math.ceil((side - size) / 2 - 1e-6)
+
+
+def window_loader(
+    source: Source,
+    path: paths.Path,
+    views: Views,
+    seed: int,
+    device: torch.device,
+    window: tuple[float, float] | None = None,
+) -> Loader:
+    """Endless batches of un-augmented windows, eight from each decoding; close it after use."""
+    if window is None:
+        share = views.source_size / _SCALED
+        window = (min(share, 0.6), min(1.6 * share, 1.0))
+    plain = Augment.none(side=window)
+    decodes = _BATCH // _PER_DECODE
+    cfg = ViewConfig(
+        image_size=views.image_size,
+        source_size=views.source_size,
+        a1=plain,
+        a2=plain,
+        shared_crop=True,
+        batch_size=_BATCH,
+        samples_per_decode=_PER_DECODE,
+        repeat=max(-(-16 * decodes // len(source)), 1),
+    )
+    return make_loader(source, cfg, path, seed=seed, device=device)
+
+
+def normalised(encoder: Encoder, views: Views) -> Features:
+    """An encoder's features of images normalised as `views` are."""
+    if (encoder.mean, encoder.std) == (views.mean, views.std):
+        return encoder.features
+    given, own = (views.mean, views.std), (encoder.mean, encoder.std)
+    mean, std = (torch.tensor(v, device=encoder.device).view(3, 1, 1) for v in given)
+    own_mean, own_std = (torch.tensor(v, device=encoder.device).view(3, 1, 1) for v in own)
+    return lambda images: encoder.features((images * std + mean - own_mean) / own_std)
+
+
+def _check_memory(
+    judged: Mapping[str, tuple[Features, tuple[str, ...]]],
+    views: Views,
+    budget: Budget,
+    device: torch.device,
+) -> None:
+    """Refuses at once what would run out of memory after an hour."""
+    pixels = 2 * 3 * views.image_size**2
+    image = torch.zeros(1, 3, views.image_size, views.image_size, device=device)
+    tokens = 0
+    for features, names in judged.values():
+        given = features(image)
+        whole = "token" in budget.probes
+        each = (given[n].numel() if whole else given[n].shape[-1] for n in names)
+        tokens = max(tokens, 2 * sum(each))
+    # at the peak: pairs with a copy as patches and one standardised, or pairs and tokens, likewise
+    needed = 4 * (budget.train_pairs + 2 * budget.test_pairs) * max(4 * pixels, pixels + 2 * tokens)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ValueError(
+            f"train_pairs: {budget.train_pairs:,} pairs of {views.image_size} px need about "
+            f"{needed / 1e9:.0f} GB, the {device.type} has {memory / 1e9:.0f}; take fewer, or "
+            f"leave out the token probe"
+        )

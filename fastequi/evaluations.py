@@ -1,0 +1,112 @@
+"""What each `fastequi eval KIND` takes and does, and `fastequi embed`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastequi.config import PathConfig
+
+KINDS = {
+    "equivariance": "R² of five transformations read from pairs of features, floors beside them",
+    "rotnet": "rotation accuracy and every block's probes of a rotnet run",
+}
+Checkpoint = tyro.conf.Positional[str]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class EquivarianceOptions:
+    """R² of rotation, translation, SE(2), colour and blur, read from frozen pairs of features."""
+
+    checkpoint: Checkpoint
+    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    data: Path | None = None
+    """Folder of photographs; every fifth is for testing. Embedded ones by default."""
+    test_data: Path | None = None
+    """Folder of test photographs, instead of every fifth."""
+    against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further encoder for the tables, such as the base without reconstruction; repeatable."""
+    tasks: tuple[Literal["rotation", "translation", "se2", "color", "blur"], ...] = (
+        *("rotation", "translation", "se2"),
+        *("color", "blur"),
+    )
+    """Which transformations."""
+    probes: tuple[Literal["token", "mlp", "ridge"], ...] = ("token", "mlp", "ridge")
+    """Which probes."""
+    degrees: float = 45.0
+    """Half-range of the angle."""
+    pixels: float = 10.0
+    """Half-range of each shift, in pixels of a 224 px view."""
+    train_pairs: int = 24_000
+    """Pairs that probes are fitted on; fewer judge the probes, not the features."""
+    test_pairs: int = 2_000
+    """Pairs that probes are judged on."""
+    epochs: int = 6
+    """Of the MLPs."""
+    seeds: int = 3
+    """MLPs fitted for every row."""
+    seed: int = 0
+    """Of windows, parameters and MLPs."""
+    device: Device = "auto"
+    """Where it runs."""
+    out: Path | None = None
+    """JSON file; eval_equivariance.json in the CHECKPOINT folder by default."""
+
+
+@dataclass(frozen=True)
+class RotNetOptions:
+    """Rotation accuracy and every block's probes of a finished rotnet run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    data: Path
+    """Folder of an MNIST-like set (IDX files), with labels."""
+    train_images: int = 5000
+    """Images that the probes are fitted on; 0: all."""
+    test_images: int = 2000
+    """Images that turns and probes are judged on; 0: all."""
+
+
+def equivariance(argv: list[str]) -> None:
+    options = tyro.cli(EquivarianceOptions, prog="fastequi eval equivariance", args=argv)
+    _at_least(options, 1, "epochs", "seeds")
+    _at_least(options, 10, "train_pairs", "test_pairs")
+
+    from fastequi.evaluate.probes import Fit
+    from fastequi.evaluate.tasks import Budget, tasks
+    from fastequi.judge_equivariance import judge
+
+    ranges = PathConfig(degrees=options.degrees, pixels=options.pixels)
+    fit = Fit(epochs=options.epochs, seeds=options.seeds, seed=options.seed)
+    budget = Budget(options.train_pairs, options.test_pairs, options.probes, fit, seed=options.seed)
+    judge(
+        options.checkpoint,
+        options.data,
+        options.test_data,
+        options.against,
+        tasks(options.tasks, ranges),
+        budget,
+        options.device,
+        options.out,
+    )
+
+
+def rotnet(argv: list[str]) -> None:
+    options = tyro.cli(RotNetOptions, prog="fastequi eval rotnet", args=argv)
+    _at_least(options, 0, "train_images", "test_images")
+
+    from fastequi.judge_rotnet import judge
+
+    judge(options.run, options.data, options.train_images, options.test_images)
+
+
+def _at_least(options: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value < least:
+            meaning = "0 (all) or more" if least == 0 else f">= {least}"
+            raise ValueError(f"--{name.replace('_', '-')}: expected {meaning}, got {value}")

@@ -1,0 +1,82 @@
+"""`fastequi eval equivariance`: the five tasks' tables of a frozen encoder beside their floors."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fastequi.config import TrainConfig
+from fastequi.data.splits import photographs
+from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
+from fastequi.evaluate.equivariance import Report, summary
+from fastequi.evaluate.tasks import Budget, Task, score_tasks
+from fastequi.results import place, save
+
+_TABLE_WIDTH = 140  # of colour's, which has four parameters
+
+
+def judge(
+    spec: str,
+    data: Path | None,
+    test_data: Path | None,
+    against: Sequence[str],
+    chosen: Mapping[str, Task],
+    budget: Budget,
+    device: str,
+    out: Path | None,
+) -> dict[str, Report]:
+    """Prints a table for every task and writes them, each as soon as it is known.
+
+    Args:
+        spec: of the encoder; see `fastequi.evaluate.encoders`.
+        data, test_data: see `fastequi.data.splits.photographs`.
+        against: further encoders for the same tables: the base without reconstruction.
+        chosen: the tasks.
+        budget: of the probes; MLPs are fitted in bfloat16 where that is fast.
+        device: "auto", "cpu" or "cuda".
+        out: the JSON file; see `fastequi.results`.
+    """
+    encoder = load_encoder(spec, device)
+    encoders: dict[str, Encoder] = {}
+    if encoder.fresh is not None:
+        encoders["random init"] = random_init(encoder)
+    others = [load_encoder(other, device) for other in against]
+    for found in (*others, encoder):
+        label, same = found.name, 1
+        while label in encoders:
+            same += 1
+            label = f"{found.name} ({same})"
+        encoders[label] = found
+    train, test = photographs(data, test_data)
+    dtype = TrainConfig().autocast_dtype(encoder.device)
+    if dtype is not None:
+        budget = dataclasses.replace(budget, fit=dataclasses.replace(budget.fit, dtype=dtype))
+    console, start = Console(), time.monotonic()
+    console.width = max(console.width, _TABLE_WIDTH)
+    file = place("equivariance", spec, out)
+    fit = {**dataclasses.asdict(budget.fit), "dtype": str(budget.fit.dtype)}
+    document: dict[str, Any] = {
+        "data": str(data) if data else "embedded photographs, by region",
+        "photographs": {"train": len(train), "test": len(test)},
+        "against": list(against),
+        "budget": {**dataclasses.asdict(budget), "fit": fit},
+        "tasks": {},
+    }
+    if encoder.fresh is None:
+        console.print(f"{spec} cannot be made again, so there are no rows of its random init")
+
+    def on_report(name: str, report: Report) -> None:
+        console.print(report.table(f"{name}: R² on held-out photographs"))
+        document["tasks"][name] = report.to_json()
+        save(file, spec, encoder, {**document, "seconds": time.monotonic() - start})
+
+    with console.status("") as status:
+        found_reports = score_tasks(encoders, train, test, chosen, budget, status.update, on_report)
+    console.print(summary(found_reports))
+    console.print(f"{time.monotonic() - start:.0f} s; {file}")
+    return found_reports
