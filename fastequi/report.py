@@ -41,9 +41,9 @@ def _pictures(
 ) -> dict[str, dict[str, Sheet]]:
     """Sheets by run; why a run has none becomes a note, as the page is worth having without."""
     from fastequi.evaluate.encoders import load_encoder
-    from fastequi.visualize import Photos, sheets
+    from fastequi.visualize import photographs, sheets
 
-    photos, shown = Photos.of(data), {}
+    photos, shown = photographs(data), {}
     with Console(stderr=True).status("drawing") as status:
         for run in runs:
             status.update(f"drawing {run.name}")

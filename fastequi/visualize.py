@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fastequi.data.augment import WHOLE, Region
 from fastequi.data.batch import Batch
 from fastequi.data.sources import Source, embedded_photos, image_folder
+from fastequi.data.splits import TEST_REGION
 from fastequi.evaluate import look
 from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.figures import Sheet, Tile, heat, path_sheet, to_uint8
@@ -22,28 +21,18 @@ from fastequi.methods.tir import TIR
 from fastequi.philox import Draws
 from fastequi.recipes import views_of
 
-_UNSEEN: Region = (0.7, 0.0, 1.0, 1.0)  # of the embedded photographs: where no demo trains
 _SHOWN, _ROWS, _SWEPT = 9, 6, 3  # images of the PCA, of other sheets, of the sweep
 _OTHERS = 64  # images at most, shown or not, that the sweep's windows come from
 _WINDOWS, _TEST_WINDOWS = 1500, 500
 _DEGREES = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
 
 
-@dataclass(frozen=True)
-class Photos:
-    """The images that are shown, and where windows may be cut from them.
+def photographs(data: Path | None) -> Source:
+    """A folder's images; by default of the embedded ones the part that no demo trains on.
 
-    Attributes:
-        source: a folder's images, or the nine embedded ones.
-        region: part of every image that windows come from, to the right of what a demo sees.
+    Squares show whole images all the same: only windows are cut from the region.
     """
-
-    source: Source
-    region: Region = WHOLE
-
-    @classmethod
-    def of(cls, data: Path | None) -> Photos:
-        return cls(image_folder(data)) if data is not None else cls(embedded_photos(), _UNSEEN)
+    return image_folder(data) if data is not None else embedded_photos(TEST_REGION)
 
 
 def visualize(
@@ -57,7 +46,7 @@ def visualize(
         out: folder of the files, made if need be.
         windows: that the sweep's probe is fitted on.
     """
-    encoder, photos = load_encoder(spec, device), Photos.of(data)
+    encoder, photos = load_encoder(spec, device), photographs(data)
     out.mkdir(parents=True, exist_ok=True)
     files = []
     found, why_not = sheets(encoder, photos, windows)
@@ -72,7 +61,7 @@ def visualize(
 
 @torch.no_grad()
 def sheets(
-    encoder: Encoder, photos: Photos, windows: int = _WINDOWS
+    encoder: Encoder, photos: Source, windows: int = _WINDOWS
 ) -> tuple[dict[str, Sheet], list[str]]:
     """Every sheet that can be made of an encoder, by the name of its file; why others cannot.
 
@@ -89,7 +78,7 @@ def sheets(
     return made, [f"{name}: {why}" for name, why in found.items() if isinstance(why, str)]
 
 
-def reconstructions(encoder: Encoder, photos: Photos) -> Sheet | str:
+def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
     """One path of every image, of some drawn the one that goes furthest; or why there is none."""
     method, config = encoder.method, encoder.config
     if not isinstance(method, TIR) or method.decoder is None or config is None:
@@ -112,7 +101,7 @@ def reconstructions(encoder: Encoder, photos: Photos) -> Sheet | str:
     return path_sheet(method.reconstruct(batch), views.mean, views.std)
 
 
-def pca(encoder: Encoder, photos: Photos) -> Sheet:
+def pca(encoder: Encoder, photos: Source) -> Sheet:
     """Every image beside the first three principal components of its tokens."""
     size, name = look.shown_size(encoder), look.patch_name(encoder)
     images = torch.stack(_squares(photos, _SHOWN, size)).to(encoder.device)
@@ -130,7 +119,7 @@ def pca(encoder: Encoder, photos: Photos) -> Sheet:
     )
 
 
-def attention(encoder: Encoder, photos: Photos) -> Sheet | str:
+def attention(encoder: Encoder, photos: Source) -> Sheet | str:
     """The last block's attention over every image, head by head; or why there is none."""
     size = encoder.image_size
     images = torch.stack(_squares(photos, _ROWS, size)).to(encoder.device)
@@ -152,12 +141,13 @@ def attention(encoder: Encoder, photos: Photos) -> Sheet | str:
         tuple(tiles),
         side=160,
         smooth=True,
+        wrap=heads <= 3,
     )
 
 
-def sweep(encoder: Encoder, photos: Photos, windows: int = _WINDOWS) -> Sheet | str:
+def sweep(encoder: Encoder, photos: Source, windows: int = _WINDOWS) -> Sheet | str:
     """Images that turn from -45° to 45° without a border, under them the angle features tell."""
-    if len(photos.source) < 2:
+    if len(photos) < 2:
         return "its probe is fitted on other images, and there is one"
     side = -(-encoder.image_size * 1415 // 1000)  # √2: no turn has an empty corner
     pictures = _pictures(encoder, photos, _OTHERS, side)
@@ -178,13 +168,13 @@ def sweep(encoder: Encoder, photos: Photos, windows: int = _WINDOWS) -> Sheet | 
     rows = [tuple(tiles[i : i + len(degrees)]) for i in range(0, len(tiles), len(degrees))]
     return Sheet(
         "The angle its features tell as an image turns",
-        f"Above, what an image was turned by; below, what a ridge probe, fitted on {windows:,} "
-        f"windows of {len(pictures) - swept} other images, reads from which patches of the two "
-        f"resemble each other. R² over {_TEST_WINDOWS} turned windows of the images shown: "
-        f"{found.r2:.2f}.",
+        f"Above, what an image was turned by; below, what a ridge probe reads from which patches "
+        f"of the two resemble each other, fitted on {windows:,} windows of "
+        f"{len(pictures) - swept} other images. R² over {_TEST_WINDOWS} turned windows of the "
+        f"images shown: {found.r2:.2f}.",
         tuple(_signed(d) for d in _DEGREES),
         tuple(rows),
-        tuple(tuple(f"reads {_signed(p)}" for p in row) for row in found.predicted.tolist()),
+        tuple(tuple(_signed(p) for p in row) for row in found.predicted.tolist()),
     )
 
 
@@ -224,19 +214,19 @@ def _open(path: str) -> Image.Image:
         raise ValueError(f"--data: {path} cannot be read ({error})") from error
 
 
-def _squares(photos: Photos, count: int, size: int) -> list[Tensor]:
+def _squares(photos: Source, count: int, size: int) -> list[Tensor]:
     """The middle square of images, uint8 [3, size, size]."""
-    found = (_open(path) for path in _some(photos.source, count))
+    found = (_open(path) for path in _some(photos, count))
     return [_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)) for image in found]
 
 
-def _pictures(encoder: Encoder, photos: Photos, count: int, least: int) -> list[Tensor]:
+def _pictures(encoder: Encoder, photos: Source, count: int, least: int) -> list[Tensor]:
     """Where windows come from, uint8 [3, h, w], h and w at least `least`, the most varied first.
 
     As large as on the PCA sheet where that is enough.
     """
     found, short = [], look.shown_size(encoder)
-    for path in _some(photos.source, count):
+    for path in _some(photos, count):
         image = _open(path)
         width, height = image.size
         part = tuple(e * s for e, s in zip(photos.region, (width, height) * 2, strict=True))

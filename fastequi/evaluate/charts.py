@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from fastequi.evaluate.markup import number, tag, text
 
@@ -50,11 +51,11 @@ class Bar:
 def curves(curves: Sequence[Curve], title: str, percent: bool = False) -> str:
     """The curves of a metric over steps: raw in thin lines, their running mean in thick ones.
 
-    The axis is logarithmic where positive values span more than a factor of 30.
+    The axis is logarithmic where positive values reach over 30 times their median.
     """
     values = [y * (100 if percent else 1) for curve in curves for _, y in curve.points]
     last = max(x for curve in curves for x, _ in curve.points)
-    log = not percent and min(values) > 0 and max(values) > 30 * min(values)
+    log = not percent and min(values) > 0 and max(values) > 30 * median(values)
     low, high, ticks = _log_axis(values) if log else _axis(values, percent)
     plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
@@ -96,14 +97,15 @@ def curves(curves: Sequence[Curve], title: str, percent: bool = False) -> str:
     return _svg(f"{title} over {number(last)} steps: {'; '.join(told)}", _HEIGHT, parts)
 
 
-def bars(rows: Sequence[Bar], title: str, best: tuple[float, float] = (0.0, 1.0)) -> str:
+def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
     """Horizontal bars from 0 with whiskers, and a line at the largest floor.
 
     Args:
-        best: range of the axis; it grows where values lie outside, but not below -0.5.
+        rows: shares or R²; the axis is 0..1 and grows where values lie outside, not below -0.5.
+        digits: decimals of the figures.
     """
-    low = max(min([best[0], *(row.low for row in rows)]), -0.5)
-    high = max([best[1], *(row.high for row in rows)])
+    low = max(min([0.0, *(row.low for row in rows)]), -0.5)
+    high = max([1.0, *(row.high for row in rows)])
     left, right, top = 4, 54, 24
     height = top + _ROW * len(rows) + 26
 
@@ -134,8 +136,7 @@ def bars(rows: Sequence[Bar], title: str, best: tuple[float, float] = (0.0, 1.0)
             parts.append(
                 tag("line", x1=_f(x), x2=_f(x), y1=middle - 4, y2=middle + 4, class_="whisker")
             )
-        value = f"{row.value:.2f}".replace("-", "−")
-        parts.append(_text(value, _WIDTH - 4, y + 31, "end", "value"))
+        parts.append(_text(_decimals(row.value, digits), _WIDTH - 4, y + 31, "end", "value"))
     parts.append(tag("line", x1=_f(at(0)), x2=_f(at(0)), y1=top, y2=bottom, class_="axis"))
     if floors:
         x = at(max(floors))
@@ -148,6 +149,10 @@ def bars(rows: Sequence[Bar], title: str, best: tuple[float, float] = (0.0, 1.0)
         for row in rows
     )
     return _svg(f"{title}: {told}", height, parts)
+
+
+def _decimals(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def _svg(label: str, height: float, parts: Sequence[str]) -> str:

@@ -1,26 +1,25 @@
-"""What was found out about runs, as sections of the report: R², classes, pictures.
+"""What was found out about runs, as sections of the report: R² and classes beside their floors.
 
 A result file that is not as expected becomes a sentence that says so.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fastequi.evaluate.charts import Bar, bars
-from fastequi.evaluate.figures import Sheet, Tile
-from fastequi.evaluate.markup import number, scroll, table, tag, text
+from fastequi.evaluate.markup import number, table, tag, text, two
 from fastequi.evaluate.runs import Run, flatten
 
+Result = dict[str, Any]
+
 _FLOORS = ("mean predictor", "raw", "transformed image alone", "random init", "pixels")
+_OTHERS_COLOR = 7  # of encoders that are not the run's own
 _UNITS = {"angle": "°", "tx": " px", "ty": " px", "sigma": " px", "hue": " turns"}
 _ANGLES = ("0", "90", "180", "270")
+# what files that are not as expected raise
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
 def is_floor(features: str) -> bool:
@@ -28,246 +27,256 @@ def is_floor(features: str) -> bool:
     return features.startswith(_FLOORS)
 
 
-def is_equivariance(result: dict[str, Any]) -> bool:
-    return {"names", "scores"} <= set(result)
+def is_equivariance(result: Result) -> bool:
+    """The demo's table, or those of every task of `fastequi eval equivariance`."""
+    return {"names", "scores"} <= set(result) or isinstance(result.get("tasks"), dict)
 
 
-def is_classes(result: dict[str, Any]) -> bool:
-    return isinstance(result.get("classes"), list)
+def is_classes(result: Result) -> bool:
+    """`fastequi eval knn`, `linear` or `rotnet`."""
+    scores = result.get("scores") or result.get("classes")
+    return isinstance(scores, list) and all("accuracy" in row for row in scores)
 
 
-def best_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+def reports(result: Result) -> dict[str, Result]:
+    """R² tables by their tasks; the demo's one is of its path."""
+    tasks = result.get("tasks")
+    return tasks if isinstance(tasks, dict) else {", ".join(result["names"]): result}
+
+
+def best_rows(report: Result) -> list[Result]:
     """Of every kind of features the row of the probe that reads most, by the mean R²."""
-    best: dict[str, dict[str, Any]] = {}
-    for row in result["scores"]:
-        if row["features"] not in best or _mean(row) > _mean(best[row["features"]]):
+    best: dict[str, Result] = {}
+    for row in report["scores"]:
+        if row["features"] not in best or mean(row) > mean(best[row["features"]]):
             best[row["features"]] = row
     return list(best.values())
 
 
-def _mean(row: dict[str, Any]) -> float:
+def mean(row: Result) -> float:
     return sum(row["r2"]) / len(row["r2"])
 
 
+def _is_own(row: Result, result: Result) -> bool:
+    """Whether a row is of the run itself, not of a floor or another encoder."""
+    encoder = result.get("encoder")
+    return not is_floor(row["features"]) and (not encoder or row["features"].startswith(encoder))
+
+
 def headline(run: Run) -> list[tuple[str, str, str]]:
-    """(what, figure, what to hold against it) for the run's card."""
-    found: list[tuple[str, str, str]] = []
+    """(what, figure, what to hold against it) for the run's card, at most one of each kind."""
+    found: dict[str, tuple[str, str, str]] = {}
     for result in run.results.values():
-        if is_equivariance(result) and not any(what == "mean R²" for what, _, _ in found):
-            rows = best_rows(result)
-            ours = [row for row in rows if not is_floor(row["features"])]
-            floors = [_mean(row) for row in rows if is_floor(row["features"])]
-            if ours and floors:
-                top = max(ours, key=_mean)
-                note = f"{top['features']}; strongest floor {max(floors):.2f}"
-                found.append(("mean R²", f"{_mean(top):.2f}", note))
+        if is_equivariance(result) and "R²" not in found:
+            every = reports(result)
+            task = str(run.flat().get("path.family"))
+            task = task if task in every else next(iter(every))
+            ours, floor = _against_floor(every[task], result)
+            if ours:
+                top = max(ours, key=mean)
+                against = f"{top['features']}; strongest floor {two(floor)}"
+                found["R²"] = (f"mean R² of {task}", two(mean(top)), against)
+        elif is_classes(result) and "scores" in result:
+            ours = [row for row in result["scores"] if _is_own(row, result)]
+            pixels = [row["accuracy"] for row in result["scores"] if is_floor(row["features"])]
+            top = max(ours, key=lambda row: row["accuracy"])
+            against = f"{top['features']}, {top['probe']}; strongest floor {max(pixels):.3f}"
+            found.setdefault("accuracy", ("accuracy", f"{top['accuracy']:.3f}", against))
         psnr = result.get("psnr")
         if isinstance(psnr, dict) and {"predicted", "nearer_view"} <= set(psnr):
-            note = f"of the nearer view in its place {psnr['nearer_view']:.2f} dB"
-            found.append(("PSNR", f"{psnr['predicted']:.2f} dB", note))
+            against = f"nearer view in its place: {psnr['nearer_view']:.2f}"
+            found.setdefault("PSNR", ("PSNR, dB", f"{psnr['predicted']:.2f}", against))
         turns = result.get("rotation_accuracy")
         if isinstance(turns, dict) and "all" in turns:
-            found.append(("turns told right", f"{turns['all']:.3f}", "chance 0.250"))
-    return [
-        (what, figure.replace("-", "−"), note.replace("-", "−")) for what, figure, note in found
+            found["turns"] = ("turns told right", f"{turns['all']:.3f}", "chance 0.250")
+    return list(found.values())
+
+
+def _against_floor(report: Result, result: Result) -> tuple[list[Result], float]:
+    """The best rows of the run's own features, and the strongest floor's mean R² (0 at least)."""
+    rows = best_rows(report)
+    floors = [mean(row) for row in rows if is_floor(row["features"])]
+    return [row for row in rows if _is_own(row, result)], max([0.0, *floors])
+
+
+def overview(runs: Sequence[Run], badges: Sequence[str]) -> str:
+    """The mean R² of every run's features in every task, its strongest floor below them.
+
+    Args:
+        badges: of the runs, as markup.
+    """
+    tasks: dict[str, None] = {}
+    cells: dict[tuple[int, str], dict[str, str]] = {}
+    for i, run in enumerate(runs):
+        floors: dict[str, str] = {}
+        for result in run.results.values():
+            try:
+                for task, report in reports(result).items() if is_equivariance(result) else ():
+                    ours, floor = _against_floor(report, result)
+                    tasks[task], floors[task] = None, two(floor)
+                    for row in ours:
+                        kind = row["features"].rsplit(", ", 1)[-1]
+                        shown = tag("b", two(mean(row))) if mean(row) > floor else two(mean(row))
+                        cells.setdefault((i, kind), {})[task] = shown
+            except DAMAGED:
+                continue  # its own section says so
+        cells[i, "strongest floor"] = floors
+    rows = [
+        [f"{badges[i]} {_kind(kind)}", *(found.get(task, "–") for task in tasks)]
+        for (i, kind), found in cells.items()
+        if found
     ]
+    if len(rows) * len(tasks) < 5:
+        return ""
+    caption = "Mean R² by the probe that reads most; bold where it is above the strongest floor"
+    return table(caption, ["features", *map(text, tasks)], rows)
+
+
+def _kind(features: str) -> str:
+    mark = f" {tag('i', 'floor')}" if is_floor(features) else ""
+    return text(features) + mark
 
 
 def equivariance(run: Run, color: int) -> list[str]:
-    """Charts and the whole table of every file of R² in a run."""
-    return _each(run, is_equivariance, lambda name, r: _equivariance(run, name, r, color))
+    """Charts and the whole table of every task in a run's files of R²."""
 
-
-def _equivariance(run: Run, file: str, result: dict[str, Any], color: int) -> str:
-    rows, names = best_rows(result), result["names"]
-    charts = []
-    for i, name in enumerate(names):
-        panel = [
-            Bar(
-                f"{row['features']} · {row['probe']}",
-                row["r2"][i],
-                row["low"][i],
-                row["high"][i],
-                is_floor(row["features"]),
-                color,
-            )
-            for row in rows
-        ]
-        title = f"{run.name}, R² of {name}"
-        charts.append(
-            tag(
-                "figure",
-                tag("figcaption", tag("b", text(name)), " R²"),
-                bars(panel, title),
-                class_="panel",
-            )
+    def show(file: str, result: Result) -> str:
+        every = reports(result)
+        drawn = {task: _panels(run, task, report, result, color) for task, report in every.items()}
+        if "tasks" in result:  # of each the first in sight, the mean's where there is one
+            parts = [tag("div", *(panels[0] for panels in drawn.values()), class_="panels")]
+        else:
+            parts = [tag("div", *panels, class_="panels") for panels in drawn.values()]
+        for task, report in every.items():
+            rest = drawn[task][1:] if "tasks" in result else []
+            what = f"{task}: every probe" + (" and every parameter" if rest else "")
+            inner = [tag("div", *rest, class_="panels")] if rest else []
+            inner.append(_table(run, task, report))
+            parts.append(tag("details", tag("summary", text(what)), *inner))
+        first = next(iter(reports(result).values()))
+        seeds = max((len(row.get("seeds", [])) for row in first["scores"]), default=1)
+        how = (
+            f"From {file}: probes fitted on {first.get('train_pairs', 0):,} pairs and judged on "
+            f"{first.get('test_pairs', 0):,}, {seeds} seeds. Every kind of features by the probe "
+            f"that reads most from it; whiskers are 95 % intervals over the test pairs. Hollow "
+            f"bars are floors, which need no training; the mean predictor reads 0."
         )
-    pairs = f"{result.get('train_pairs', 0):,} / {result.get('test_pairs', 0):,} pairs"
-    seeds = max((len(row.get("seeds", [])) for row in result["scores"]), default=1)
-    intro = tag(
-        "p",
-        f"From {text(file)}: probes fitted and judged on {pairs}, {seeds} seeds. Every kind of "
-        f"features by the probe that reads most from it; whiskers are 95 % intervals over the test "
-        f"pairs. Hollow bars are floors, which need no training; the mean predictor reads 0.",
-        class_="note",
-    )
+        return tag("p", text(how), class_="note") + "".join(parts)
+
+    return _each(run, is_equivariance, show)
+
+
+def _panels(run: Run, task: str, report: Result, result: Result, color: int) -> list[str]:
+    """A chart for the mean, where its interval is known, and one for each parameter."""
+    rows, names = best_rows(report), report["names"]
+    shown = {
+        name: [(row["r2"][i], row["low"][i], row["high"][i]) for row in rows]
+        for i, name in enumerate(names)
+    }
+    if len(names) > 1 and all("mean_low" in row for row in rows):
+        means = [(mean(row), row["mean_low"], row["mean_high"]) for row in rows]
+        shown = {"mean": means, **shown}
+    panels = []
+    for what, figures in shown.items():
+        lines = [
+            Bar(
+                f"{row['features']} · {row['probe']}" if row["probe"] else row["features"],
+                *values,
+                is_floor(row["features"]),
+                color if _is_own(row, result) else _OTHERS_COLOR,
+            )
+            for row, values in zip(rows, figures, strict=True)
+        ]
+        chart = bars(lines, f"{run.name}, {task}, R² of {what}")
+        of = f"{task}, {what}" if "tasks" in result and len(shown) > 1 else what
+        caption = tag("figcaption", tag("b", text(of if len(shown) > 1 else task)), " R²")
+        panels.append(tag("figure", caption, chart, class_="panel"))
+    return panels
+
+
+def _table(run: Run, task: str, report: Result) -> str:
+    names = report["names"]
     head = ["features", "probe", *(f"R² {text(n)}" for n in names), "mean", "pooled"]
     head += [f"median |Δ{text(n)}|" for n in names]
     lines = []
-    for row in result["scores"]:
+    for row in report["scores"]:
         r2 = [
-            f"{_two(v)} {tag('small', f'{_two(a)} to {_two(b)}')}"
+            f"{two(v)} {tag('small', f'{two(a)} to {two(b)}')}"
             for v, a, b in zip(row["r2"], row["low"], row["high"], strict=True)
         ]
         errors = [number(e) + _UNITS.get(n, "") for e, n in zip(row["error"], names, strict=True)]
-        label = text(row["features"]) + (
-            " " + tag("i", "floor") if is_floor(row["features"]) else ""
-        )
-        cells = [text(row["probe"]), *r2, _two(_mean(row)), _two(row["pooled"]), *errors]
-        lines.append([label, *cells])
-    whole = table(
-        f"R² of {text(run.name)}, every probe, with 95 % intervals", head, lines, numbers=2
-    )
-    panels = tag("div", *charts, class_="panels")
-    return intro + panels + tag("details", tag("summary", "Every probe, as a table"), whole)
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+        cells = [text(row["probe"]), *r2, two(mean(row)), two(row["pooled"]), *errors]
+        lines.append([_kind(row["features"]), *cells])
+    caption = f"R² of {text(task)} in {text(run.name)}, every probe, with 95 % intervals"
+    return table(caption, head, lines, numbers=2)
 
 
 def classes(run: Run, color: int) -> list[str]:
-    """Charts of accuracies with intervals; RotNet's turns beside them."""
-    return _each(run, is_classes, lambda name, r: _classes(run, name, r, color))
+    """Accuracies with intervals; RotNet's turns beside them."""
 
+    def show(file: str, result: Result) -> str:
+        groups: dict[str, list[Bar]] = {}
+        lines = []
+        for row in result.get("scores") or result["classes"]:
+            features = row.get("features") or ", ".join(
+                filter(None, (row["network"], row["block"]))
+            )
+            few = f", {row['per_class']} labels a class" if row.get("per_class") else ""
+            probe = row["probe"] + few
+            share, low, high = row["accuracy"], row["low"], row["high"]
+            own = _is_own({"features": features}, result)
+            place = color if own else _OTHERS_COLOR
+            bar = Bar(features, share, low, high, is_floor(features), place)
+            groups.setdefault(probe, []).append(bar)
+            span = tag("small", f"{low:.3f} to {high:.3f}")
+            lines.append([_kind(features), text(probe), f"{share:.3f} {span}"])
+        panels = []
+        for probe, found in groups.items():
+            chart = bars(found, f"{run.name}, accuracy of {probe}", digits=3)
+            caption = tag("figcaption", tag("b", text(probe)), " accuracy")
+            panels.append(tag("figure", caption, chart, class_="panel"))
+        images = f"{result.get('train_images', 0):,} and judged on {result.get('test_images', 0):,}"
+        how = f"From {file}: frozen features, fitted on {images} images; 95 % intervals."
+        turns = result.get("rotation_accuracy")
+        if isinstance(turns, dict):
+            each = ", ".join(f"{a}° {turns[a]:.3f}" for a in _ANGLES if a in turns)
+            how += f" Turns told right: {turns['all']:.3f} (chance 0.250; {each})."
+        head = ["features", "probe", "accuracy"]
+        whole = table(f"Accuracies in {text(file)}, with 95 % intervals", head, lines, numbers=2)
+        folded = tag("details", tag("summary", "As a table"), whole)
+        intro = tag("p", text(how), class_="note")
+        return intro + tag("div", *panels, class_="panels") + folded
 
-def _classes(run: Run, file: str, result: dict[str, Any], color: int) -> str:
-    groups: dict[str, list[Bar]] = {}
-    for row in result["classes"]:
-        few = f"{row['per_class']} labels a class" if row.get("per_class") else "all labels"
-        where = ", ".join(part for part in (row["network"], row.get("block", "")) if part)
-        bar = Bar(where, row["accuracy"], row["low"], row["high"], is_floor(row["network"]), color)
-        groups.setdefault(f"{row['probe']}, {few}", []).append(bar)
-    panels = [
-        tag(
-            "figure",
-            tag("figcaption", tag("b", text(name)), " accuracy"),
-            bars(rows, f"{run.name}, accuracy of {name}"),
-            class_="panel",
-        )
-        for name, rows in groups.items()
-    ]
-    images = f"{result.get('train_images', 0):,} / {result.get('test_images', 0):,} images"
-    intro = f"From {text(file)}: classifiers on frozen features, {images}; 95 % intervals."
-    turns = result.get("rotation_accuracy")
-    if isinstance(turns, dict):
-        each = ", ".join(f"{a}° {turns[a]:.3f}" for a in _ANGLES if a in turns)
-        intro += f" Turns told right: {turns['all']:.3f} (chance 0.250; {each})."
-    return tag("p", intro, class_="note") + tag("div", *panels, class_="panels")
+    return _each(run, is_classes, show)
 
 
 def others(run: Run) -> list[str]:
     """Every other result as it is."""
 
-    def whole(file: str, result: dict[str, Any]) -> str:
+    def whole(file: str, result: Result) -> str:
         rows = [
-            [text(name), text(value if not isinstance(value, float) else number(value, 4))]
+            [text(name), text(number(value, 4) if isinstance(value, float) else value)]
             for name, value in flatten(result).items()
             if not name.startswith("machine.")
         ]
-        return tag(
-            "details", tag("summary", text(file)), table(text(file), ["field", "value"], rows)
-        )
+        listing = table(text(f"{file} of {run.name}"), ["field", "value"], rows)
+        return tag("details", tag("summary", text(file)), listing)
 
-    return _each(run, lambda r: not (is_equivariance(r) or is_classes(r)), whole)
+    return _each(run, lambda result: not (is_equivariance(result) or is_classes(result)), whole)
 
 
 def _each(
-    run: Run,
-    wanted: Callable[[dict[str, Any]], bool],
-    show: Callable[[str, dict[str, Any]], str],
+    run: Run, wanted: Callable[[Result], bool], show: Callable[[str, Result], str]
 ) -> list[str]:
     shown = []
     for file, result in run.results.items():
-        if wanted(result):
-            try:
+        try:
+            if wanted(result):
                 shown.append(show(file, result))
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                why = f"{file} is not as expected ({type(error).__name__}: {error}), so not shown"
-                shown.append(tag("p", text(why), class_="warning"))
+        except DAMAGED as error:
+            why = f"{file} is not as expected ({type(error).__name__}: {error}), so not shown"
+            shown.append(tag("p", text(why), class_="warning"))
     return shown
-
-
-def pictures(run: Run, sheets: dict[str, Sheet]) -> list[str]:
-    """Every sheet of a run; without any, the picture that its demo left."""
-    shown = [_sheet(run, sheet) for sheet in sheets.values()]
-    left = run.folder / "reconstructions.png"
-    if "reconstructions" not in sheets and left.is_file():
-        note = "v1, then target and prediction of every step, then v2 (reconstructions.png)."
-        picture = tag(
-            "img", src=_data_uri(left), alt=f"{run.name}: {note}", class_="whole", loading="lazy"
-        )
-        caption = tag("figcaption", tag("b", "Reconstructions along the path"), " ", text(note))
-        shown.insert(0, tag("figure", caption, scroll(picture, "reconstructions")))
-    return shown
-
-
-def _sheet(run: Run, sheet: Sheet) -> str:
-    kind = "smooth" if sheet.smooth else "px"
-
-    def tile(row: int, column: int) -> str:
-        picture = sheet.rows[row][column]
-        alt = f"{sheet.columns[column]}, image {row + 1}"
-        if sheet.captions:
-            alt += f", {sheet.captions[row][column]}"
-        return tag(
-            "img",
-            src=_tile_uri(picture),
-            alt=alt,
-            width=sheet.side,
-            height=sheet.side,
-            class_=kind,
-        )
-
-    note = sheet.note
-    if sheet.wrap:
-        note += f" From left to right: {', '.join(sheet.columns)}."
-        groups = [
-            tag("li", *(tile(i, j) for j in range(len(row)))) for i, row in enumerate(sheet.rows)
-        ]
-        inner = tag("ul", *groups, class_="pairs")
-    else:
-        head = tag("tr", *(tag("th", text(title), scope="col") for title in sheet.columns))
-        body = []
-        for i, row in enumerate(sheet.rows):
-            cells = []
-            for j in range(len(row)):
-                below = tag("small", text(sheet.captions[i][j])) if sheet.captions else ""
-                cells.append(tag("td", tile(i, j), below))
-            body.append(tag("tr", *cells))
-        inner = scroll(
-            tag("table", tag("thead", head), tag("tbody", *body), class_="sheet"), sheet.title
-        )
-    caption = tag("figcaption", tag("b", text(sheet.title)), " ", text(note))
-    return tag("figure", caption, inner)
-
-
-def _tile_uri(tile: Tile) -> str:
-    """Small tiles exactly, as PNG; larger ones as JPEG, a tenth of the size."""
-    buffer, image = io.BytesIO(), Image.fromarray(tile)
-    if max(image.size) <= 64:
-        image.save(buffer, "PNG", optimize=True)
-        return _uri("image/png", buffer.getvalue())
-    image.save(buffer, "JPEG", quality=86)
-    return _uri("image/jpeg", buffer.getvalue())
-
-
-def _data_uri(file: Path) -> str:
-    return _uri("image/png", file.read_bytes())
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def missing(

@@ -66,12 +66,18 @@ def number(value: float, digits: int = 3) -> str:
         return "0" if value == 0 else "–"
     if abs(value) >= 10**6 or abs(value) < 1e-4:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         shown = f"{mantissa}e{int(exponent)}"
     elif abs(value) >= 10 ** (digits - 1):
         shown = f"{value:,.0f}"
     else:
         shown = f"{value:.{digits}g}"
     return shown.replace("-", "−")
+
+
+def two(value: float) -> str:
+    """R² and its like, with two decimals and a true minus; nothing is minus zero."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:

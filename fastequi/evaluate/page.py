@@ -10,6 +10,7 @@ from fastequi.evaluate import findings
 from fastequi.evaluate.charts import Curve, curves
 from fastequi.evaluate.figures import Sheet
 from fastequi.evaluate.markup import duration, number, table, tag, text
+from fastequi.evaluate.pictures import pictures
 from fastequi.evaluate.runs import Run, differing
 
 _PALETTE = 8  # colours in report.css
@@ -30,14 +31,14 @@ _ABOUT = {
     "grad_norm": "gradient norm before clipping",
     "lr": "learning rate",
     "accuracy": "turns told right, share",
-    "images_per_s": "images per second",
+    "images_per_s": "the whole loop, data included",
     "data_wait": "share of the time spent awaiting data",
 }
 
 
 def page(
     runs: Sequence[Run],
-    pictures: dict[str, dict[str, Sheet]],
+    sheets: dict[str, dict[str, Sheet]],
     notes: Sequence[str],
     stamp: str,
 ) -> str:
@@ -45,7 +46,7 @@ def page(
 
     Args:
         runs: in the order of their letters.
-        pictures: sheets of a run by its name; a run may have none.
+        sheets: of a run by its name; a run may have none.
         notes: what else should be said, such as why there are no pictures.
         stamp: when and with which version it was written.
     """
@@ -54,7 +55,7 @@ def page(
         "training": ("Training", _training(runs)),
         "equivariance": ("What the features know of a transformation", _equivariance(runs)),
         "classes": ("What the features know of classes", _classes(runs)),
-        "pictures": ("Pictures", _pictures(runs, pictures)),
+        "pictures": ("Pictures", _pictures(runs, sheets)),
         "settings": ("Settings", _settings(runs)),
     }
     title = ", ".join(run.name for run in runs)
@@ -82,11 +83,12 @@ def page(
         tag("title", text(f"{title} · fastequi")),
         tag("style", css),
     )
-    header = tag(
-        "header", tag("p", "fastequi report", class_="kicker"), tag("h1", _names(runs)), nav
+    kicker, lede = (
+        tag("p", "fastequi report", class_="kicker"),
+        tag("p", text(stamp), class_="note"),
     )
-    footer = tag("footer", tag("p", text(stamp)))
-    document = tag("html", head, tag("body", header, tag("main", *body), footer), lang="en")
+    header = tag("header", kicker, tag("h1", _names(runs)), lede, nav)
+    document = tag("html", head, tag("body", header, tag("main", *body)), lang="en")
     return f"<!doctype html>\n{document}\n"
 
 
@@ -138,13 +140,13 @@ def _safely(run: Run) -> list[tuple[str, str, str]]:
     """Headline figures, of which a damaged file has none; its own section says so."""
     try:
         return findings.headline(run)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+    except findings.DAMAGED:
         return []
 
 
 def _facts(run: Run) -> dict[str, str]:
     flat = run.flat()
-    facts = {"what": _what(flat)}
+    facts = {"system": _what(flat)}
     if "model.name" in flat:
         facts["model"] = _model(flat)
     facts["steps"] = f"{run.steps:,}" if run.rows else "none logged"
@@ -188,8 +190,9 @@ def _model(flat: dict[str, object]) -> str:
 def _training(runs: Sequence[Run]) -> str:
     metrics = dict.fromkeys(metric for run in runs for metric in run.metrics)
     first = [m for m in ("loss", "ssl", "recon") if m in metrics]
-    rest = [m for m in metrics if m not in (*first, *_SPEED)]
-    charts = [_metric(runs, metric) for metric in (*first, *rest)]
+    last = [m for m in ("grad_norm", "lr") if m in metrics]
+    rest = [m for m in metrics if m not in (*first, *last, *_SPEED)]
+    charts = [_metric(runs, metric) for metric in (*first, *rest, *last)]
     speed = [_metric(runs, metric) for metric in _SPEED if metric in metrics]
     how = "Thin lines are what was logged, thick ones the running mean over a tenth of the run."
     parts = [_legend(runs), tag("p", how, class_="note"), tag("div", *charts, class_="panels")]
@@ -238,7 +241,8 @@ def _equivariance(runs: Sequence[Run]) -> str:
         "R² of a transformation",
         "fastequi eval equivariance RUN",
     )
-    return _by_run(runs, findings.equivariance) + lacking
+    badges = [_badge(i) if len(runs) > 1 else "" for i in range(len(runs))]
+    return findings.overview(runs, badges) + _by_run(runs, findings.equivariance) + lacking
 
 
 def _classes(runs: Sequence[Run]) -> str:
@@ -252,7 +256,7 @@ def _classes(runs: Sequence[Run]) -> str:
 
 
 def _pictures(runs: Sequence[Run], sheets: dict[str, dict[str, Sheet]]) -> str:
-    found = {run.name: findings.pictures(run, sheets.get(run.name, {})) for run in runs}
+    found = {run.name: pictures(run, sheets.get(run.name, {})) for run in runs}
     lacking = findings.missing(
         runs, lambda run: found[run.name], "pictures", "fastequi report RUN, without --no-images"
     )
@@ -267,7 +271,7 @@ def _settings(runs: Sequence[Run]) -> str:
         rows = [[tag("code", text(name)), *map(_value, each)] for name, each in fields.items()]
         if rows:
             caption = "What differs between the runs; every other setting is the same"
-            parts.append(table(caption, head, rows))
+            parts.append(table(caption, head, rows, numbers=len(head)))
         else:
             parts.append(tag("p", "The runs have the same settings.", class_="note"))
     for i, run in enumerate(runs):

@@ -24,7 +24,7 @@ class Run:
         rows: of metrics.jsonl, in the order of their steps; only numbers.
         machine: what it ran on, with versions.
         seconds: wall time of the training, None if nothing tells.
-        results: the other JSON files, in the run and its eval/, by their path in the run.
+        results: the other JSON files in the run, its eval/ and its checkpoints', by their path.
         notes: what is damaged, in words.
     """
 
@@ -86,7 +86,8 @@ def read_run(folder: Path) -> Run:
     notes: list[str] = []
     files = {
         str(file.relative_to(folder)): _json(file, notes)
-        for file in sorted([*folder.glob("*.json"), *folder.glob("eval/*.json")])
+        for pattern in ("*.json", "eval/*.json", "checkpoints/*/eval_*.json")
+        for file in sorted(folder.glob(pattern))
     }
     results = {name: found for name, found in files.items() if found and name not in _OF_TRAINING}
     rows = _rows(folder / "metrics.jsonl", notes)
@@ -95,8 +96,10 @@ def read_run(folder: Path) -> Run:
             f"RUN: {folder} holds neither config.json nor metrics.jsonl nor results; "
             f"expected a run's folder"
         )
-    machines = [files.get("machine.json"), *(r.get("machine") for r in results.values())]
-    machine = next((m for m in machines if isinstance(m, dict) and m), {})
+    machine = files.get("machine.json")
+    if not machine:  # a run of an older version, or one whose results alone are here
+        found = (result.get("machine") for result in results.values())
+        machine = next((m for m in found if isinstance(m, dict)), {})
     return Run(
         folder,
         folder.name,
