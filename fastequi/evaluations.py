@@ -12,6 +12,8 @@ from fastequi.config import PathConfig
 
 KINDS = {
     "equivariance": "R² of five transformations read from pairs of features, floors beside them",
+    "knn": "classes from the nearest neighbours' labels, raw pixels beside them",
+    "linear": "classes by a linear probe, raw pixels beside it",
     "rotnet": "rotation accuracy and every block's probes of a rotnet run",
 }
 Checkpoint = tyro.conf.Positional[str]
@@ -58,6 +60,36 @@ class EquivarianceOptions:
 
 
 @dataclass(frozen=True)
+class KnnOptions:
+    """Classes from the nearest neighbours' labels, k = 5, 10, 20, 200, temperature .07."""
+
+    checkpoint: Checkpoint
+    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    data: str
+    """Folder of class subfolders (below train/ and val/, if split) or of IDX files; or "digits"."""
+    against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further encoder for the table; repeatable."""
+    train_images: int = 0
+    """Labelled images; 0: all."""
+    test_images: int = 0
+    """Images that are told; 0: all."""
+    crop: float = 1.0
+    """Share of a file's shorter side that its centred square takes (224/256 = .875 on ImageNet)."""
+    device: Device = "auto"
+    """Where it runs."""
+    out: Path | None = None
+    """JSON file; eval_KIND.json in the CHECKPOINT folder by default."""
+
+
+@dataclass(frozen=True)
+class LinearOptions(KnnOptions):
+    """Classes by logistic regression (L-BFGS), its penalty chosen on a fifth of the labels."""
+
+    seeds: int = 3
+    """Draws of that fifth."""
+
+
+@dataclass(frozen=True)
 class RotNetOptions:
     """Rotation accuracy and every block's probes of a finished rotnet run."""
 
@@ -92,6 +124,37 @@ def equivariance(argv: list[str]) -> None:
         budget,
         options.device,
         options.out,
+    )
+
+
+def knn(argv: list[str]) -> None:
+    _classes("knn", tyro.cli(KnnOptions, prog="fastequi eval knn", args=argv))
+
+
+def linear(argv: list[str]) -> None:
+    options = tyro.cli(LinearOptions, prog="fastequi eval linear", args=argv)
+    _at_least(options, 1, "seeds")
+    _classes("linear", options, seeds=options.seeds)
+
+
+def _classes(kind: str, options: KnnOptions, **others: int) -> None:
+    _at_least(options, 0, "train_images", "test_images")
+    if not 0 < options.crop <= 1:
+        raise ValueError(f"--crop: expected 0 < share <= 1, got {options.crop}")
+
+    from fastequi.judge_classes import judge
+
+    judge(
+        kind,
+        options.checkpoint,
+        options.data,
+        options.against,
+        options.train_images,
+        options.test_images,
+        options.crop,
+        device=options.device,
+        out=options.out,
+        **others,
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fastequi.config import TrainConfig
 from fastequi.data.splits import photographs
-from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
+from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.equivariance import Report, summary
 from fastequi.evaluate.tasks import Budget, Task, score_tasks
 from fastequi.results import place, save
@@ -41,17 +41,7 @@ def judge(
         device: "auto", "cpu" or "cuda".
         out: the JSON file; see `fastequi.results`.
     """
-    encoder = load_encoder(spec, device)
-    encoders: dict[str, Encoder] = {}
-    if encoder.fresh is not None:
-        encoders["random init"] = random_init(encoder)
-    others = [load_encoder(other, device) for other in against]
-    for found in (*others, encoder):
-        label, same = found.name, 1
-        while label in encoders:
-            same += 1
-            label = f"{found.name} ({same})"
-        encoders[label] = found
+    encoder, encoders = load_all(spec, against, device)
     train, test = photographs(data, test_data)
     dtype = TrainConfig().autocast_dtype(encoder.device)
     if dtype is not None:

@@ -6,16 +6,13 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor
 
 from fastequi import checkpoint
 from fastequi.config import Config
-from fastequi.data import idx
+from fastequi.data.labelled import mnist
 from fastequi.doctor import machine
 from fastequi.evaluate.rotation import (
-    Labelled,
     as_json,
     class_scores,
     rotation_accuracy,
@@ -50,8 +47,8 @@ def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> Non
         assert isinstance(method, RotNet)
         networks[name] = method
     checkpoint.load(newest, networks["RotNet"])
-    train = labelled(data, "train", train_images, config.data.image_size)
-    test = labelled(data, "test", test_images, config.data.image_size)
+    train = mnist(data, "train", train_images, config.data.image_size)
+    test = mnist(data, "test", test_images, config.data.image_size)
     console = Console()
     turns = rotation_accuracy(networks["RotNet"], test.images)
     each = ", ".join(f"{angle}° {share:.3f}" for angle, share in turns.items() if angle != "all")
@@ -70,14 +67,3 @@ def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> Non
         "classes": as_json(rows),
     }
     (run_dir / "rotnet.json").write_text(json.dumps(document, indent=1) + "\n")
-
-
-def labelled(data: Path, split: str, count: int, size: int) -> Labelled:
-    """The first `count` images of a split (0: all), three channels, resized to size x size."""
-    pixels, labels = idx.load(data, split)
-    stop = count or len(pixels)
-    images: Tensor = torch.from_numpy(pixels[:stop].copy())[:, None].float()
-    if images.shape[-2:] != (size, size):
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    grey = images.round().clamp(0, 255).to(torch.uint8)
-    return Labelled(grey.repeat(1, 3, 1, 1), torch.from_numpy(labels[:stop].copy()).long())

@@ -37,7 +37,7 @@ ALLOWED = {
 }
 UNBOUND = {
     *("__init__", "cli", "commands", "evaluations", "demo", "doctor", "dryrun", "results"),
-    *("judge_rotnet", "judge_equivariance"),
+    *("judge_rotnet", "judge_equivariance", "judge_classes"),
     *("visualize", "report"),
 }
 

@@ -13,9 +13,10 @@ from torch import nn
 from fastequi.cli import main
 from fastequi.config import Config
 from fastequi.data import idx
+from fastequi.data.labelled import Labelled
 from fastequi.data.sources import image_folder
 from fastequi.dryrun import synthetic
-from fastequi.evaluate.rotation import Labelled, block_features, class_scores, rotation_accuracy
+from fastequi.evaluate.rotation import block_features, class_scores, rotation_accuracy
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
 from fastequi.recipes import RECIPES, build

@@ -1,15 +1,19 @@
-"""Classification probes on frozen features: linear and non-linear, with all labels or a few.
+"""Classification probes on frozen features: nearest neighbours, linear, non-linear, few labels.
 
-Linear: multinomial logistic regression, its penalty chosen on the last fifth of the training set,
-then refitted on all of it. Non-linear: two hidden layers of 200 with BatchNorm and ReLU, as in
-RotNet's evaluation. Both by Adam in batches, the rate falling linearly to 0. Inputs are
-standardised by the training set. Nothing here draws from torch's global generator.
+Nearest neighbours vote by their cosine (Wu et al., CVPR 2018, as in DINO's protocol). The linear
+probe is multinomial logistic regression by L-BFGS, its penalty chosen on a random fifth of the
+training set, then refitted on all of it.
+
+RotNet's evaluation has two of its own, by Adam in batches, the rate falling linearly to 0: logistic
+regression, its penalty chosen on the last fifth, and two hidden layers of 200 with BatchNorm and
+ReLU. Inputs of all but neighbours are standardised by the training set. Nothing here draws from
+torch's global generator.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +22,111 @@ from torch import Tensor, nn
 from fastequi.evaluate.probes import standardise
 
 _PENALTIES = (1e-3, 1e-2, 1e-1)
+_SWEEP, _SWEEP_STEPS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4), 50
 _HIDDEN = 200
+
+
+def knn_classes(
+    x: Tensor,
+    y: Tensor,
+    x_test: Tensor,
+    ks: Sequence[int] = (5, 10, 20, 200),
+    temperature: float = 0.07,
+    chunk: int = 512,
+) -> dict[int, Tensor]:
+    """Predicted classes [M] for every k: the k nearest by cosine vote with exp(cosine / T).
+
+    Args:
+        x, y, x_test: features [N, D], labels [N], features [M, D].
+        ks: numbers of neighbours, at most N.
+        temperature: T.
+        chunk: test features at a time, which bounds the memory to [chunk, N].
+
+    Raises:
+        ValueError: a k outside 1 .. N.
+    """
+    wrong = [k for k in ks if not 1 <= k <= len(x)]
+    if wrong or not ks:
+        raise ValueError(f"ks: expected 1 .. {len(x)}, the training images, got {list(ks)}")
+    x, classes = F.normalize(x.flatten(1), dim=1), int(y.max()) + 1
+    found: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for part in x_test.split(chunk):
+        cosine, places = (F.normalize(part.flatten(1), dim=1) @ x.T).topk(max(ks))
+        weight, label = ((cosine - 1) / temperature).exp(), y[places]
+        for k in ks:
+            votes = torch.zeros(len(part), classes, dtype=weight.dtype, device=x.device)
+            found[k].append(votes.scatter_add_(1, label[:, :k], weight[:, :k]).argmax(1))
+    return {k: torch.cat(parts) for k, parts in found.items()}
+
+
+def linear_probe(
+    x: Tensor,
+    y: Tensor,
+    x_test: Tensor,
+    penalties: Sequence[float] = _SWEEP,
+    seeds: Sequence[int] = (0,),
+) -> list[tuple[Tensor, float]]:
+    """For every seed, predicted classes [M] from features [N, D] and the penalty chosen.
+
+    Args:
+        x, y, x_test: features, labels [N], features [M, D].
+        penalties: of mean cross-entropy + penalty / 2 · ‖weight‖²; the first of the best is taken.
+        seeds: each draws the fifth that chooses.
+    """
+    x, x_test = standardise(x.flatten(1), x_test.flatten(1))
+    classes = int(y.max()) + 1
+    chosen = [_choose(x, y, classes, penalties, seed) for seed in seeds]
+    told = {}
+    for penalty in set(chosen):
+        weight, bias = fit_logistic(x, y, classes, penalty)
+        told[penalty] = (x_test @ weight + bias).argmax(1)
+    return [(told[penalty], penalty) for penalty in chosen]
+
+
+def _choose(x: Tensor, y: Tensor, classes: int, penalties: Sequence[float], seed: int) -> float:
+    if len(penalties) == 1:
+        return penalties[0]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    kept, held = order[len(x) // 5 :], order[: len(x) // 5]
+    start, scores = None, []
+    for penalty in penalties:  # from one to the next the solution moves little
+        start = fit_logistic(x[kept], y[kept], classes, penalty, start, _SWEEP_STEPS)
+        scores.append(accuracy((x[held] @ start[0] + start[1]).argmax(1), y[held]))
+    return penalties[max(range(len(scores)), key=scores.__getitem__)]
+
+
+def fit_logistic(
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    penalty: float,
+    start: tuple[Tensor, Tensor] | None = None,
+    steps: int = 200,
+) -> tuple[Tensor, Tensor]:
+    """Weight [D, classes] and bias of logistic regression by L-BFGS, from `start` or zeros."""
+    weight, bias = start or (x.new_zeros(x.shape[1], classes), x.new_zeros(classes))
+    params = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+    optimizer = torch.optim.LBFGS(
+        params,
+        max_iter=steps,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-8,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = _objective(params[0], params[1], x, y, penalty)
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[arg-type]
+    return params[0].detach(), params[1].detach()
+
+
+def _objective(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor, penalty: float) -> Tensor:
+    return F.cross_entropy(x @ weight + bias, y) + penalty / 2 * weight.square().sum()
 
 
 def linear_classes(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
@@ -42,8 +150,7 @@ def _logistic(
     bias = torch.zeros(classes, device=x.device, requires_grad=True)
 
     def loss(pick: Tensor) -> Tensor:
-        fit = F.cross_entropy(x[pick] @ weight + bias, y[pick])
-        return fit + penalty / 2 * weight.square().sum()
+        return _objective(weight, bias, x[pick], y[pick], penalty)
 
     _descend([weight, bias], loss, len(x), steps, lr, torch.Generator().manual_seed(0))
     return weight.detach(), bias.detach()

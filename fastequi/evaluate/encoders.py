@@ -16,7 +16,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -112,6 +112,24 @@ def random_init(encoder: Encoder) -> Encoder:
     if encoder.fresh is None:
         raise ValueError(f"encoder: {encoder.name} gives no `fresh`, so it has no random init")
     return replace(encoder.fresh(), name="random init", fresh=encoder.fresh)
+
+
+def load_all(
+    spec: str, against: Sequence[str] = (), device: torch.device | str = "auto"
+) -> tuple[Encoder, dict[str, Encoder]]:
+    """An encoder, and what a table shows by label: its random init if it can be made, others, it.
+
+    The label of an encoder is its name, numbered where names meet.
+    """
+    encoder = load_encoder(spec, device)
+    found = {} if encoder.fresh is None else {"random init": random_init(encoder)}
+    for one in (*(load_encoder(other, device) for other in against), encoder):
+        label, same = one.name, 1
+        while label in found:
+            label, same = f"{one.name} ({same + 1})", same + 1
+        encoder = replace(one, name=label)
+        found[label] = encoder
+    return encoder, found
 
 
 def of_method(method: Method, config: Config, name: str = "run") -> Encoder:

@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from fastequi.data.labelled import Labelled
 from fastequi.evaluate.classes import (
     accuracy,
     few_labels,
@@ -26,14 +27,6 @@ from fastequi.evaluate.classes import (
 from fastequi.methods.rotnet import ANGLES, RotNet
 
 _FEATURES = 9216  # numbers that a block's features are pooled to, at most
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Images [N, 3, H, W], uint8, and their classes [N]."""
-
-    images: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""Every image of a source once, in order and un-augmented, for evaluation and embedding.
+
+The centred square of an image, as large as it fits or a share of that, is resized with
+antialiasing, by the same graph as the loader's (`fastequi.data.dali`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastequi.data.augment import Augment, ViewConfig, ViewParams
+from fastequi.data.dali import Feed, ViewPipeline, feed_of, undecodable
+from fastequi.data.sources import Source, tolerated
+
+logger = logging.getLogger(__name__)
+
+_AHEAD = 4  # batches that may have been decoded beyond the last one handed out
+
+
+def read(
+    source: Source,
+    size: int,
+    *,
+    device: torch.device,
+    share: float = 1.0,
+    batch: int = 64,
+    num_threads: int = 0,
+) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+    """Batches of images and their places in the source, in its order.
+
+    A file that cannot be decoded is named and left out.
+
+    Args:
+        source: the images; of a region only that is seen.
+        size: side of the squares in pixels.
+        device: "cpu" or a CUDA device, where they are decoded and live.
+        share: side of the window over the image's shorter side (224 / 256 is usual on ImageNet).
+        batch: images at a time.
+        num_threads: of DALI; 0 takes every usable core, at most 16.
+
+    Yields:
+        ([B, 3, size, size] uint8, [B] places).
+
+    Raises:
+        ImportError: DALI is not installed.
+        RuntimeError: more than 10 % of the files (and more than one) cannot be decoded.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected 0 < share <= 1, got {share}")
+    threads = num_threads or min(len(os.sched_getaffinity(0)), 16)
+    plain = Augment.none()
+    cfg = ViewConfig(
+        image_size=size,
+        source_size=size,
+        a1=plain,
+        a2=plain,
+        shared_crop=True,
+        batch_size=batch,
+    )
+    left, bad = np.arange(len(source)), 0
+    while len(left):
+        parts = [left[i : i + batch] for i in range(0, len(left), batch)]
+        pipeline = ViewPipeline(cfg, batch, _Plan(cfg, source, parts, share), device, threads)
+        for part in parts:
+            try:
+                _, images, _ = pipeline.run()
+            except Exception as error:
+                ahead = [source.paths[i] for i in left[: _AHEAD * batch]]
+                found = undecodable(ahead, device, threads)
+                if not found:
+                    raise
+                for path, why in found.items():
+                    logger.warning("%s cannot be decoded and is left out (%s)", path, why)
+                bad += len(found)
+                if bad == len(source) or bad > tolerated(len(source)):
+                    raise RuntimeError(
+                        f"{bad} of {len(source)} images cannot be decoded, more than 10 %"
+                    ) from error
+                left = np.array([i for i in left if source.paths[i] not in found], np.int64)
+                break
+            left = left[len(part) :]
+            yield images[: len(part)], part
+
+
+class _Plan:
+    """What DALI is to do next: the parts, the last one filled up and repeated as it runs ahead."""
+
+    def __init__(
+        self, cfg: ViewConfig, source: Source, parts: list[NDArray[np.int64]], share: float
+    ) -> None:
+        self.cfg, self.source, self.parts, self.share = cfg, source, parts, share
+        self.next = 0
+
+    def __call__(self) -> Feed:
+        part = self.parts[min(self.next, len(self.parts) - 1)]
+        self.next += 1
+        filled = np.concatenate([part, np.repeat(part[-1:], self.cfg.batch_size - len(part))])
+        window = _centre(self.source, filled, self.share)
+        return feed_of(self.cfg, [self.source.paths[i] for i in filled], window, window)
+
+
+def _centre(source: Source, files: NDArray[np.int64], share: float) -> ViewParams:
+    """The centred square windows of files."""
+    x0, y0, x1, y1 = source.region
+    sizes = source.sizes[files].astype(np.float64)
+    extent, middle = np.array([y1 - y0, x1 - x0]), np.array([y0 + y1, x0 + x1]) / 2
+    half = share * (sizes * extent).min(1, keepdims=True) / sizes / 2
+    start, end = middle - half, middle + half
+    return ViewParams(start.astype(np.float32), end.astype(np.float32))

@@ -1,0 +1,88 @@
+"""`fastequi eval knn`, `fastequi eval linear`: classes from frozen features beside raw pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fastequi.data.labelled import labelled_sets
+from fastequi.evaluate.encoders import load_all
+from fastequi.evaluate.recognition import (
+    RAW,
+    TEMPERATURE,
+    Recognition,
+    knn_rows,
+    linear_rows,
+    pooled_features,
+    table,
+)
+from fastequi.results import place, save
+
+
+def judge(
+    kind: str,
+    spec: str,
+    data: str,
+    against: Sequence[str] = (),
+    train_images: int = 0,
+    test_images: int = 0,
+    share: float = 1.0,
+    seeds: int = 3,
+    device: str = "auto",
+    out: Path | None = None,
+) -> list[Recognition]:
+    """Prints the table and writes it.
+
+    Args:
+        kind: "knn" or "linear".
+        spec: of the encoder; see `fastequi.evaluate.encoders`.
+        data: a folder or "digits"; see `fastequi.data.labelled.labelled_sets`.
+        against: further encoders.
+        train_images, test_images: how many of each; 0: all.
+        share: of an image's shorter side that its centred square takes.
+        seeds: of the linear probe.
+        device: "auto", "cpu" or "cuda".
+        out: the JSON file; see `fastequi.results`.
+    """
+    encoder, encoders = load_all(spec, against, device)
+    splits = labelled_sets(data, train_images, test_images, share)
+    console, start = Console(), time.monotonic()
+    with console.status("") as status:
+        status.update("features of the training images")
+        train = pooled_features(encoders, splits[0])
+        status.update("features of the test images")
+        test = pooled_features(encoders, splits[1])
+        if kind == "knn":
+            rows = knn_rows(train, test, on_row=status.update)
+        else:
+            rows = linear_rows(train, test, seeds, status.update)
+    counts = len(train[1]), len(test[1])
+    file = place(kind, spec, out)
+    title = f"classes by {kind}, {counts[0]:,} training and {counts[1]:,} test images"
+    console.width = max(console.width, 140 if kind == "knn" else 80)
+    console.print(table(rows, title))
+    ours = [row for row in rows if row.features.startswith(f"{encoder.name}, ")]
+    best = max(ours, key=lambda row: row.accuracy)
+    raw = max((row for row in rows if row.features == RAW), key=lambda row: row.accuracy)
+    than = "more than" if best.low > raw.high else "about"
+    than = "less than" if best.high < raw.low else than
+    console.print(
+        f"{best.features} by {best.probe}: {best.accuracy:.3f}, {than} raw pixels by "
+        f"{raw.probe}: {raw.accuracy:.3f}"
+    )
+    document = {
+        "data": data,
+        "classes": len(splits[0].classes),
+        "train_images": counts[0],
+        "test_images": counts[1],
+        "temperature": TEMPERATURE if kind == "knn" else None,
+        "scores": [dataclasses.asdict(row) for row in rows],
+        "seconds": time.monotonic() - start,
+    }
+    save(file, spec, encoder, document)
+    console.print(f"{time.monotonic() - start:.0f} s; {file}")
+    return rows
