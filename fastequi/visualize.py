@@ -16,6 +16,7 @@ from fastequi.data.splits import TEST_REGION
 from fastequi.evaluate import look
 from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.figures import Sheet, Tile, heat, path_sheet, to_uint8
+from fastequi.evaluate.recognition import normalise
 from fastequi.functional import warp
 from fastequi.methods.tir import TIR
 from fastequi.philox import Draws
@@ -105,7 +106,7 @@ def pca(encoder: Encoder, photos: Source) -> Sheet:
     """Every image beside the first three principal components of its tokens."""
     size, name = look.shown_size(encoder), look.patch_name(encoder)
     images = torch.stack(_squares(photos, _SHOWN, size)).to(encoder.device)
-    tokens = look.dense_tokens(encoder, _normalised(images, encoder))
+    tokens = look.dense_tokens(encoder, normalise(images, encoder))
     colors = [(c * 255).round().byte().cpu().numpy() for c in look.pca_colors(list(tokens))]
     return Sheet(
         "What the patches have in common",
@@ -123,7 +124,7 @@ def attention(encoder: Encoder, photos: Source) -> Sheet | str:
     """The last block's attention over every image, head by head; or why there is none."""
     size = encoder.image_size
     images = torch.stack(_squares(photos, _ROWS, size)).to(encoder.device)
-    weights = look.last_attention(encoder, _normalised(images, encoder))
+    weights = look.last_attention(encoder, normalise(images, encoder))
     if weights is None:
         return "it has no attention of fastequi.models.vit"
     heads = weights.shape[1]
@@ -181,13 +182,6 @@ def sweep(encoder: Encoder, photos: Source, windows: int = _WINDOWS) -> Sheet | 
 def _signed(degrees: float) -> str:
     rounded = round(degrees)
     return f"{rounded:+d}°".replace("-", "−") if rounded else "0°"
-
-
-def _normalised(images: Tensor, encoder: Encoder) -> Tensor:
-    mean, std = (
-        torch.tensor(v, device=images.device).view(3, 1, 1) for v in (encoder.mean, encoder.std)
-    )
-    return (images.float() / 255 - mean) / std
 
 
 def _tiles(images: Tensor, least: int = 0) -> list[Tile]:

@@ -114,41 +114,37 @@ def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
         return left + (_WIDTH - left - right) * share
 
     bottom = top + _ROW * len(rows)
-    parts = []
+    under, over = [], []  # labels and whiskers lie over the lines that cross the chart
     for tick in _ticks(low, high, 4):
-        line = _f(at(tick))
-        parts.append(tag("line", x1=line, x2=line, y1=top, y2=bottom, class_="grid"))
-        parts.append(_text(number(tick), at(tick), bottom + 17, "middle"))
-    floors = [row.value for row in rows if row.is_floor]
+        under.append(_upright(at(tick), top, bottom, "grid"))
+        over.append(_text(number(tick), at(tick), bottom + 17, "middle"))
     for i, row in enumerate(rows):
         y = top + i * _ROW
         start, end = sorted((at(0), at(row.value)))
-        kind = "floor" if row.is_floor else f"bar c{row.color}"
-        parts.append(_text(row.label, left, y + 14, "start", "label"))
-        parts.append(
-            tag(
-                "rect", x=_f(start), y=y + 20, width=_f(max(end - start, 1)), height=13, class_=kind
-            )
-        )
+        box = {"x": _f(start), "y": y + 20, "width": _f(max(end - start, 1)), "height": 13}
+        under.append(tag("rect", **box, class_="floor" if row.is_floor else f"bar c{row.color}"))
         a, b, middle = at(row.low), at(row.high), y + 26.5
-        parts.append(tag("line", x1=_f(a), x2=_f(b), y1=middle, y2=middle, class_="whisker"))
-        for x in (a, b):
-            parts.append(
-                tag("line", x1=_f(x), x2=_f(x), y1=middle - 4, y2=middle + 4, class_="whisker")
-            )
-        parts.append(_text(_decimals(row.value, digits), _WIDTH - 4, y + 31, "end", "value"))
-    parts.append(tag("line", x1=_f(at(0)), x2=_f(at(0)), y1=top, y2=bottom, class_="axis"))
+        over.append(tag("line", x1=_f(a), x2=_f(b), y1=middle, y2=middle, class_="whisker"))
+        over += [_upright(x, middle - 4, middle + 4, "whisker") for x in (a, b)]
+        over.append(_text(row.label, left, y + 14, "start", "label"))
+        over.append(_text(_decimals(row.value, digits), _WIDTH - 4, y + 31, "end", "value"))
+    under.append(_upright(at(0), top, bottom, "axis"))
+    floors = [row.value for row in rows if row.is_floor]
     if floors:
         x = at(max(floors))
-        parts.append(tag("line", x1=_f(x), x2=_f(x), y1=top - 6, y2=bottom, class_="best"))
+        under.append(_upright(x, top - 6, bottom, "best"))
         side = "end" if x > _WIDTH / 2 else "start"
-        parts.append(_text("strongest floor", x, top - 11, side, "best"))
+        over.append(_text("strongest floor", x, top - 11, side, "best"))
     told = "; ".join(
         f"{row.label}{' (floor)' if row.is_floor else ''} {row.value:.2f}, "
         f"95 % {row.low:.2f} to {row.high:.2f}"
         for row in rows
     )
-    return _svg(f"{title}: {told}", height, parts)
+    return _svg(f"{title}: {told}", height, under + over)
+
+
+def _upright(x: float, top: float, bottom: float, kind: str) -> str:
+    return tag("line", x1=_f(x), x2=_f(x), y1=_f(top), y2=_f(bottom), class_=kind)
 
 
 def _decimals(value: float, digits: int) -> str:

@@ -157,9 +157,7 @@ def equivariance(run: Run, color: int) -> list[str]:
         seeds = max((len(row.get("seeds", [])) for row in first["scores"]), default=1)
         how = (
             f"From {file}: probes fitted on {first.get('train_pairs', 0):,} pairs and judged on "
-            f"{first.get('test_pairs', 0):,}, {seeds} seeds. Every kind of features by the probe "
-            f"that reads most from it; whiskers are 95 % intervals over the test pairs. Hollow "
-            f"bars are floors, which need no training; the mean predictor reads 0."
+            f"{first.get('test_pairs', 0):,}, {seeds} seeds."
         )
         return tag("p", text(how), class_="note") + "".join(parts)
 

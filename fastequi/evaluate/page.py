@@ -35,6 +35,13 @@ _ABOUT = {
     "data_wait": "share of the time spent awaiting data",
 }
 
+_HOW = (
+    "R² of what lies between two images, read by probes from frozen features of both: 1 is known "
+    "exactly, 0 is the mean predictor. Every kind of features stands by the probe that reads most "
+    "from it. Whiskers are 95 % intervals over the test pairs; hollow bars are floors, which need "
+    "no training."
+)
+
 
 def page(
     runs: Sequence[Run],
@@ -242,7 +249,8 @@ def _equivariance(runs: Sequence[Run]) -> str:
         "fastequi eval equivariance RUN",
     )
     badges = [_badge(i) if len(runs) > 1 else "" for i in range(len(runs))]
-    return findings.overview(runs, badges) + _by_run(runs, findings.equivariance) + lacking
+    shown = findings.overview(runs, badges) + _by_run(runs, findings.equivariance)
+    return (tag("p", text(_HOW), class_="note") if shown else "") + shown + lacking
 
 
 def _classes(runs: Sequence[Run]) -> str:

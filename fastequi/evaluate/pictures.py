@@ -61,7 +61,14 @@ def _sheet(run: Run, sheet: Sheet) -> str:
                 cells.append(tag("td", tile(i, j), below))
             body.append(tag("tr", *cells))
         inner = scroll(
-            tag("table", tag("thead", head), tag("tbody", *body), class_="sheet"), sheet.title
+            tag(
+                "table",
+                tag("thead", head),
+                tag("tbody", *body),
+                class_="sheet",
+                style=f"--n: {len(sheet.columns)}",
+            ),
+            sheet.title,
         )
     caption = tag("figcaption", tag("b", text(sheet.title)), " ", text(note))
     return tag("figure", caption, inner)
