@@ -18,6 +18,7 @@ _COMMANDS = {
     "demo": "pretrain a small ViT on nine photographs and judge its features",
     "pretrain": "pretrain on a folder of images: pretrain RECIPE --data PATH",
     "eval": "judge what was learned: eval KIND CHECKPOINT --data PATH",
+    "embed": "features of a folder's images: embed CHECKPOINT --data PATH --out FILE",
     "visualize": "pictures of what an encoder sees: visualize CHECKPOINT",
     "report": "one HTML page of runs: report RUN [RUN ...]",
     "doctor": "what is installed, and which backend each part would use",

@@ -139,6 +139,12 @@ def eval(argv: list[str]) -> None:
     getattr(evaluations, kind)(rest)
 
 
+def embed(argv: list[str]) -> None:
+    from fastequi import evaluations
+
+    evaluations.embed(argv)
+
+
 def visualize(argv: list[str]) -> None:
     options = tyro.cli(VisualizeOptions, prog="fastequi visualize", args=argv)
     if options.windows < 100:

@@ -161,6 +161,9 @@ class TrainConfig:
     checkpoint_every: int = 2000
     keep_checkpoints: int = 3
     tensorboard: bool = True
+    knn_every: int = 0  # steps between looks at the classes that neighbours tell; 0: none
+    knn_data: str = ""  # whose: a folder of class subfolders or IDX files, or "digits"
+    r2_every: int = 0  # steps between looks at what the features tell of SE(2); 0: none
 
     def resolved_device(self) -> str:
         if self.device == "auto":
@@ -252,6 +255,14 @@ class Config:
             "train.average_momentum",
             "0 <= momentum < 1",
             train.average_momentum,
+        )
+        for name in ("knn_every", "r2_every"):
+            _expect(getattr(train, name) >= 0, f"train.{name}", ">= 0", getattr(train, name))
+        _expect(
+            not train.knn_every or bool(train.knn_data),
+            "train.knn_data",
+            "labelled images for train.knn_every",
+            repr(train.knn_data),
         )
         _expect(self.optim.lr > 0, "optim.lr", "> 0", self.optim.lr)
         _expect(0 <= self.optim.warmup < 1, "optim.warmup", "0 <= share < 1", self.optim.warmup)

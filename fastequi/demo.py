@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from fastequi.config import Config
 from fastequi.data.batch import Batch
-from fastequi.data.loader import make_loader
 from fastequi.data.sources import Region, embedded_photos
 from fastequi.data.splits import TEST_REGION, TRAIN_REGION
 from fastequi.doctor import machine
@@ -25,7 +22,7 @@ from fastequi.evaluate.equivariance import Report, evaluate
 from fastequi.evaluate.figures import path_grid
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.reconstruction import nearer_view, psnr
+from fastequi.evaluate.reconstruction import nearer_view, path_loader, psnr
 from fastequi.methods.tir import TIR
 from fastequi.recipes import build, views_of
 from fastequi.train import pretrain
@@ -100,7 +97,7 @@ def judge(config: Config, method: TIR, train_pairs: int, console: Console) -> Re
 def draw(config: Config, method: TIR, file: Path) -> dict[str, float]:
     """Saves reconstructions of unseen parts; the mean PSNR in dB over 512 unseen pairs."""
     device = next(method.parameters()).device
-    with _plain_loader(config, TEST_REGION, device, seed=3) as loader:
+    with path_loader(config, embedded_photos(TEST_REGION), device, seed=3) as loader:
         batches = [next(loader) for _ in range(-(-512 // config.data.batch_size))]
     views = [method.reconstruct(batch) for batch in batches]
     parts = {name: torch.cat([view[name] for view in views]) for name in views[0]}
@@ -128,11 +125,5 @@ def _one_per_photo(
 
 
 def _pairs(config: Config, region: Region, n: int, device: torch.device, seed: int) -> Pairs:
-    with _plain_loader(config, region, device, seed) as loader:
+    with path_loader(config, embedded_photos(region), device, seed) as loader:
         return collect_pairs(loader, config.path.build(), views_of(config), n)
-
-
-def _plain_loader(config: Config, region: Region, device: torch.device, seed: int) -> Any:
-    """Windows without augmentation, many from one decoding, in DALI's hands."""
-    data = replace(config.data.plain(), shared_crop=True, num_threads=0)
-    return make_loader(embedded_photos(region), data, config.path.build(), seed=seed, device=device)

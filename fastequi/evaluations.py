@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ KINDS = {
     "equivariance": "R² of five transformations read from pairs of features, floors beside them",
     "knn": "classes from the nearest neighbours' labels, raw pixels beside them",
     "linear": "classes by a linear probe, raw pixels beside it",
+    "reconstruct": "PSNR and SSIM of the predicted images; dimensions that features use",
     "rotnet": "rotation accuracy and every block's probes of a rotnet run",
 }
 Checkpoint = tyro.conf.Positional[str]
@@ -90,6 +91,48 @@ class LinearOptions(KnnOptions):
 
 
 @dataclass(frozen=True)
+class ReconstructOptions:
+    """PSNR and SSIM of the predicted images beside the nearer view; spectra of z_inv and z_equi."""
+
+    checkpoint: Checkpoint
+    """A run's folder, or a checkpoint's."""
+    data: Path | None = None
+    """Folder of photographs, of which every fifth is used. Embedded ones by default."""
+    test_data: Path | None = None
+    """Folder of photographs, all of which are used."""
+    images: int = 512
+    """Views that figures are means over."""
+    seed: int = 0
+    """Of windows and paths."""
+    device: Device = "auto"
+    """Where it runs."""
+    out: Path | None = None
+    """JSON file; eval_reconstruct.json in the CHECKPOINT folder by default."""
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Features of a folder's images, in sorted order, with the list of files beside them."""
+
+    checkpoint: Checkpoint
+    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    data: Path
+    """Folder of images, flat or nested."""
+    out: Path
+    """FILE.safetensors (all features), FILE.npy (one), or a folder of .npy files."""
+    features: tuple[str, ...] = ()
+    """Of cls, patch, z_inv, z_equi; all that there are by default."""
+    tokens: Literal["mean", "all"] = "mean"
+    """The mean over the grid of patches, or every token of it."""
+    crop: float = 1.0
+    """Share of an image's shorter side that its centred square takes."""
+    batch: int = 64
+    """Images at a time."""
+    device: Device = "auto"
+    """Where it runs."""
+
+
+@dataclass(frozen=True)
 class RotNetOptions:
     """Rotation accuracy and every block's probes of a finished rotnet run."""
 
@@ -139,8 +182,7 @@ def linear(argv: list[str]) -> None:
 
 def _classes(kind: str, options: KnnOptions, **others: int) -> None:
     _at_least(options, 0, "train_images", "test_images")
-    if not 0 < options.crop <= 1:
-        raise ValueError(f"--crop: expected 0 < share <= 1, got {options.crop}")
+    _check_crop(options.crop)
 
     from fastequi.judge_classes import judge
 
@@ -158,6 +200,27 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
     )
 
 
+def reconstruct(argv: list[str]) -> None:
+    options = tyro.cli(ReconstructOptions, prog="fastequi eval reconstruct", args=argv)
+    _at_least(options, 2, "images")
+
+    from fastequi.judge_reconstruct import judge
+
+    judge(*(getattr(options, f.name) for f in fields(options)))
+
+
+def embed(argv: list[str]) -> None:
+    options = tyro.cli(EmbedOptions, prog="fastequi embed", args=argv)
+    _at_least(options, 1, "batch")
+    _check_crop(options.crop)
+
+    from fastequi.embed import embed as job
+
+    whole = options.tokens == "all"
+    where = options.checkpoint, options.data, options.out
+    job(*where, options.features, whole, options.crop, options.batch, options.device)
+
+
 def rotnet(argv: list[str]) -> None:
     options = tyro.cli(RotNetOptions, prog="fastequi eval rotnet", args=argv)
     _at_least(options, 0, "train_images", "test_images")
@@ -173,3 +236,8 @@ def _at_least(options: object, least: int, *names: str) -> None:
         if value < least:
             meaning = "0 (all) or more" if least == 0 else f">= {least}"
             raise ValueError(f"--{name.replace('_', '-')}: expected {meaning}, got {value}")
+
+
+def _check_crop(crop: float) -> None:
+    if not 0 < crop <= 1:
+        raise ValueError(f"--crop: expected 0 < share <= 1, got {crop}")

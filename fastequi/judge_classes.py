@@ -70,7 +70,7 @@ def judge(
     raw = max((row for row in rows if row.features == RAW), key=lambda row: row.accuracy)
     than = "more than" if best.low > raw.high else "about"
     than = "less than" if best.high < raw.low else than
-    console.print(
+    print(
         f"{best.features} by {best.probe}: {best.accuracy:.3f}, {than} raw pixels by "
         f"{raw.probe}: {raw.accuracy:.3f}"
     )
@@ -84,5 +84,5 @@ def judge(
         "seconds": time.monotonic() - start,
     }
     save(file, spec, encoder, document)
-    console.print(f"{time.monotonic() - start:.0f} s; {file}")
+    print(f"{time.monotonic() - start:.0f} s; {file}")
     return rows

@@ -58,7 +58,7 @@ def judge(
         "tasks": {},
     }
     if encoder.fresh is None:
-        console.print(f"{spec} cannot be made again, so there are no rows of its random init")
+        print(f"{spec} cannot be made again, so there are no rows of its random init")
 
     def on_report(name: str, report: Report) -> None:
         console.print(report.table(f"{name}: R² on held-out photographs"))
@@ -68,5 +68,5 @@ def judge(
     with console.status("") as status:
         found_reports = score_tasks(encoders, train, test, chosen, budget, status.update, on_report)
     console.print(summary(found_reports))
-    console.print(f"{time.monotonic() - start:.0f} s; {file}")
+    print(f"{time.monotonic() - start:.0f} s; {file}")
     return found_reports

@@ -26,6 +26,7 @@ from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
 from fastequi.doctor import machine
+from fastequi.evaluate.online import Look, look, looks
 from fastequi.methods.method import Method
 from fastequi.optim import (
     WeightAverage,
@@ -70,6 +71,7 @@ def pretrain(
         FloatingPointError: the loss was not finite at a logging step.
     """
     found = _find_checkpoint(run_dir, resume)
+    online = looks(config, source)
     device = torch.device(config.train.resolved_device())
     torch.manual_seed(config.train.seed)
     method: Method = build(config).to(device)
@@ -99,7 +101,7 @@ def pretrain(
         (run_dir / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
         log = stack.enter_context(Log(run_dir, state["step"], config.train.tensorboard))
         bar = stack.enter_context(progress or Progress())
-        run = _Run(config, method, optimizer, average, loader, log, bar, run_dir)
+        run = _Run(config, method, optimizer, average, loader, log, bar, run_dir, online)
         run.loop(state["step"], state["seconds"], max_steps)
     if average is not None:
         method.load_state_dict(average.state_dict())
@@ -147,7 +149,9 @@ class _Run:
         log: Log,
         bar: Progress,
         run_dir: Path,
+        online: list[Look],
     ) -> None:
+        self.online = online
         self.config, self.method, self.optimizer, self.average = config, method, optimizer, average
         self.loader, self.log, self.bar, self.run_dir = loader, log, bar, run_dir
         self.device = next(method.parameters()).device
@@ -179,9 +183,15 @@ class _Run:
             step += 1
             meter.add({"grad_norm": norm})
             last = clock.done(step)
-            if step % train.log_every == 0 or last or step == 1:
+            due = [one for one in self.online if step % one.every == 0 or last]
+            if step % train.log_every == 0 or last or step == 1 or due:
                 when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
                 row = {**when, "lr": lr, **meter.read()}
+                if due:
+                    start = time.monotonic()
+                    row |= look(due, self.method, self.config)
+                    clock.skip(time.monotonic() - start)
+                    meter.skip(time.monotonic() - start)
                 self.log.write(row)
                 self.bar.show(clock.progress(step), clock.left(step), row)
             if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
@@ -215,6 +225,10 @@ class Clock:
         self.max_steps = max_steps if max_steps is not None else math.inf
         self.start, self.before = time.monotonic() - seconds, seconds
         self.first: tuple[int, float] | None = None
+
+    def skip(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self.start += seconds
 
     def seconds(self) -> float:
         return time.monotonic() - self.start
@@ -255,6 +269,10 @@ class Meter:
             batch = next(batches)
             self.waited += time.monotonic() - start
             yield batch
+
+    def skip(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self.since += seconds
 
     def add(self, out: dict[str, Tensor], batches: int = 0) -> None:
         for name, value in out.items():

@@ -9,8 +9,11 @@ from fastequi.evaluate.classes import (
     _logistic,
     accuracy,
     few_labels,
+    fit_logistic,
     interval,
+    knn_classes,
     linear_classes,
+    linear_probe,
     nonlinear_classes,
 )
 
@@ -37,6 +40,56 @@ def test_logistic_regression_is_scikit_learns():
     assert best <= objective(weight, bias) <= best + 5e-5
     ours = (x @ weight + bias).softmax(1).numpy()
     np.testing.assert_allclose(ours, theirs.predict_proba(x.numpy()), atol=2e-2)
+
+
+def test_lbfgs_reaches_scikit_learns_optimum_and_its_predictions():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    x, y = blobs(300, 0)
+    for penalty in (1e-1, 1e-3):
+        weight, bias = fit_logistic(x, y, 3, penalty)
+        theirs = linear_model.LogisticRegression(C=1 / (penalty * len(x)), max_iter=1000, tol=1e-8)
+        theirs.fit(x.double().numpy(), y.numpy())
+        ours = (x @ weight + bias).softmax(1).numpy()
+        np.testing.assert_allclose(ours, theirs.predict_proba(x.numpy()), atol=2e-3)
+    mean, scale = x.mean(0), x.std(0)
+    x_test, _ = blobs(100, 1)
+    theirs.fit(((x - mean) / scale).double().numpy(), y.numpy())
+    ((pred, chosen),) = linear_probe(x, y, x_test, penalties=[1e-3])
+    assert chosen == 1e-3
+    expected = theirs.predict(((x_test - mean) / scale).double().numpy())
+    assert (pred.numpy() == expected).mean() >= 0.99
+
+
+def test_the_linear_probe_chooses_its_penalty_on_labels_it_was_not_fitted_on():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1400, 100, generator=generator)
+    y = (x[:, :20].sum(1) + 4 * torch.randn(1400, generator=generator) > 0).long()
+    x, y, x_test, y_test = x[:150], y[:150], x[150:], y[150:]
+    both = linear_probe(x, y, x_test, seeds=(0, 1))
+    assert all(penalty >= 1e-2 for _, penalty in both)
+    ((weak, _),) = linear_probe(x, y, x_test, penalties=[1e-5])
+    assert accuracy(both[0][0], y_test) > accuracy(weak, y_test)
+    order = y.argsort()  # a set sorted by class: the choosing fifth still holds both
+    ((sorted_, _),) = linear_probe(x[order], y[order], x_test)
+    assert accuracy(sorted_, y_test) > accuracy(weak, y_test)
+
+
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_neighbours_vote_as_scikit_learns(chunk):
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    x, y = blobs(200, 0)
+    x_test, y_test = blobs(60, 1)
+    ours = knn_classes(x, y, x_test, (1, 5, 200), 0.07, chunk)
+    for k, pred in ours.items():
+        model = neighbors.KNeighborsClassifier(
+            k, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07)
+        )
+        expected = model.fit(x.double().numpy(), y.numpy()).predict(x_test.double().numpy())
+        assert pred.tolist() == expected.tolist()
+    assert accuracy(ours[5], y_test) > 0.6
+    for ks in ((), (0,), (5, 201)):
+        with pytest.raises(ValueError, match=r"ks: expected 1 \.\. 200"):
+            knn_classes(x, y, x_test, ks)
 
 
 def test_probes_tell_what_can_be_told():

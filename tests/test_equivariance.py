@@ -6,7 +6,6 @@ from fastequi.evaluate.equivariance import evaluate
 from fastequi.evaluate.figures import path_grid, to_uint8
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.reconstruction import nearer_view, psnr
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
 from fastequi.philox import Draws
@@ -99,16 +98,6 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
     assert report.table().row_count == len(report.scores)
     with pytest.raises(KeyError, match="no row 'z_inv'"):
         report.best("z_inv")
-
-
-def test_psnr_is_its_definition_and_the_nearer_view_is_near():
-    target = torch.zeros(2, 3, 8, 8)
-    pred = torch.full_like(target, 0.1)  # 0.1 · 0.25 of the range
-    value = psnr(pred, target, VIEWS.mean, VIEWS.std)
-    torch.testing.assert_close(value, torch.full((2,), -20 * torch.tensor(0.025).log10()))
-    v1, v2 = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
-    assert nearer_view(v1, v2, 2).mean((2, 3, 4)).tolist() == [[0, 1]]
-    assert nearer_view(v1, v2, 3).mean((2, 3, 4)).tolist() == [[0, 0, 1]]
 
 
 def test_the_grid_shows_every_image_in_its_place():

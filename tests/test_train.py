@@ -73,6 +73,43 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, source):
     assert [json.loads(row)["step"] for row in rows][-1] == 6
 
 
+def test_looks_on_the_way_leave_no_trace(tmp_path, source):
+    """Dropout of blocks draws from torch's generator, BatchNorm keeps averages: both must agree."""
+    photos = tmp_path / "classes"
+    for i, path in enumerate(source.paths):
+        folder = photos / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+
+    def deeper(**train) -> Config:  # the last block is the one that is dropped
+        config = small(**train)
+        return replace(config, model=replace(config.model, depth=2))
+
+    plain = pretrain(deeper(), source, tmp_path / "plain", max_steps=4)
+    config = deeper(knn_every=2, knn_data=str(photos), r2_every=3)
+    looked = pretrain(config, source, tmp_path / "looked", max_steps=4)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, looked.state_dict()[name]), name
+    states = [
+        json.loads((checkpoint.latest(tmp_path / run / "checkpoints") / "state.json").read_text())
+        for run in ("plain", "looked")
+    ]
+    assert states[0]["data"] == states[1]["data"]
+    lines = (tmp_path / "looked" / "metrics.jsonl").read_text().splitlines()
+    rows = {row["step"]: row for row in map(json.loads, lines)}
+    assert sorted(rows) == [1, 2, 3, 4]
+    assert [step for step, row in rows.items() if "knn_k7" in row] == [2, 4]
+    assert [step for step, row in rows.items() if "r2_mean" in row] == [3, 4]
+    assert all("loss" in row for row in rows.values())
+    mean = sum(rows[3][f"r2_{name}"] for name in ("angle", "tx", "ty")) / 3
+    assert rows[3]["r2_mean"] == pytest.approx(mean)
+    with pytest.raises(ValueError, match=r"train\.knn_data: expected labelled images"):
+        small(knn_every=2)
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        pretrain(small(knn_every=2, knn_data="nowhere"), source, tmp_path / "none", max_steps=1)
+    assert not (tmp_path / "none").exists()
+
+
 def test_accumulation_averages_the_gradients_of_its_batches(tmp_path, source):
     config = small(accumulate=2, checkpoint_every=0)
     row = pretrain(config, source, tmp_path / "run", max_steps=2)

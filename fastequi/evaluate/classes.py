@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastequi.evaluate.probes import standardise
 
 _PENALTIES = (1e-3, 1e-2, 1e-1)
-_SWEEP, _SWEEP_STEPS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4), 50
+_SWEEP, _SWEEP_STEPS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5), 50
 _HIDDEN = 200
 
 

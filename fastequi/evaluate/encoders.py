@@ -171,9 +171,20 @@ def _of_run(path: Path, device: torch.device) -> Encoder:
     if found is None:
         raise FileNotFoundError(f"CHECKPOINT: {run} has no checkpoint yet")
     method = _seeded(lambda: build(config), config)
-    checkpoint.load_averaged(found, method)
+    try:
+        checkpoint.load_averaged(found, method)
+    except RuntimeError as error:
+        raise ValueError(
+            f"CHECKPOINT: the weights do not fit {run / 'config.json'}: {_told(error)}"
+        ) from error
     name = f"{run.name}/{found.name}" if is_step else run.name
     return of_method(method.to(device), config, name)
+
+
+def _told(error: Exception) -> str:
+    """The beginning of a message that may name every parameter."""
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else f"{text[:300]} ..."
 
 
 def _seeded(make: Callable[[], Network], config: Config | None) -> Network:
@@ -197,7 +208,7 @@ def _of_file(path: Path, device: torch.device) -> Encoder:
         if "system" in found:
             config = Config.from_json(beside.read_text())
         else:
-            hub = found.get("pretrained_cfg", found)
+            hub = {**found, **found.get("pretrained_cfg", {})}
     if config is not None and config.model.name.startswith("vit_"):
         model, size = config.model, config.data.image_size
 

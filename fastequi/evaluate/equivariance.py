@@ -2,7 +2,7 @@
 
 Pairs are border-free (`fastequi.evaluate.pairs`). Every table carries its floors: a prediction that
 is always the mean, the raw pair by its best probe, the transformed image alone, the same encoder at
-random initialisation.
+random initialisation; and a few statistics of the pixels, which say much of colour and blur.
 """
 
 from __future__ import annotations
@@ -213,6 +213,8 @@ def _rows(
         patches = _patches(x, patch_size), _patches(x_test, patch_size)
         yield label, "", patches, (_grid(x), _grid(x_test))
     del raw, x, x_test, patches
+    on_row("pixel statistics")
+    yield "pixel statistics", "", None, (_statistics(train), _statistics(test))
     pooled = "token" not in probes
     for label, (features, names) in encoders.items():
         on_row(label)
@@ -268,3 +270,21 @@ def _grid(images: Tensor) -> Tensor:
 def _patches(images: Tensor, patch: int) -> Tensor:
     """[N, C, H, W] to [N, L, p·p·C]."""
     return F.unfold(images, patch, stride=patch).transpose(1, 2)
+
+
+def _statistics(pairs: Pairs) -> Tensor:
+    """[N, 42] of both images: mean and deviation of every channel; as logarithms the variance of
+    the channels' differences (colourfulness) and the mean square of the differences between pixels
+    1 and 2 apart (sharpness).
+    """
+    found = []
+    for x in (pairs.before, pairs.after):
+        found += [x.mean((2, 3)), x.std((2, 3)), _log((x - x.roll(1, 1)).var((2, 3)))]
+        for apart in (1, 2):
+            across, down = x[..., apart:] - x[..., :-apart], x[..., apart:, :] - x[..., :-apart, :]
+            found += [_log(d.square().mean((2, 3))) for d in (across, down)]
+    return torch.cat(found, 1)
+
+
+def _log(x: Tensor) -> Tensor:
+    return x.add(1e-6).log()

@@ -1,17 +1,25 @@
-"""How near predicted images come to their targets, and how many dimensions features use.
+"""How near predicted images come to their targets: PSNR and SSIM.
 
-PSNR and SSIM of what a model predicts between two views mean something beside the same figures of
-the nearer view copied into its place. Features that have collapsed show in their spectrum.
+What a model predicts between two views means something beside the same figures of the nearer view,
+copied into its place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.config import Config
+from fastequi.data.batch import Batch
+from fastequi.data.loader import Loader, make_loader
+from fastequi.data.sources import Source
+from fastequi.methods.tir import TIR
+
+_BATCH = 64
 _SIGMA, _RADIUS = 1.5, 5  # of SSIM's window, 11 x 11
 _C1, _C2 = 0.01**2, 0.03**2
 
@@ -66,38 +74,56 @@ def _window(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Spectrum:
-    """How rows of features fill their channels: from the eigenvalues λ of their covariance.
+class Quality:
+    """One measure of N images' K steps.
 
     Attributes:
-        channels: D.
-        rank: λ that stand out of float32's rounding (√λ over √λ_max · max(N, D) · 1.2e-7).
-        variance: of a channel, the mean over channels.
-        participation: (Σλ)² / Σλ²: D if all are equal, 1 if one is alone.
-        entropy: exp(-Σ p·log p) of p = λ / Σλ, likewise (Roy and Vetterli, EUSIPCO 2007).
+        predicted, nearer_view: means over images, of every step k = 1 .. K.
+        gain: mean over images and steps of predicted - nearer_view.
+        low, high: its 95 % interval over images (1.96 standard errors).
     """
 
-    channels: int
-    rank: int
-    variance: float
-    participation: float
-    entropy: float
+    predicted: tuple[float, ...]
+    nearer_view: tuple[float, ...]
+    gain: float
+    low: float
+    high: float
 
 
-def spectrum(rows: Tensor) -> Spectrum:
-    """Of features [N, D]; all the same, they have rank and dimensions 0."""
-    x = rows.double() - rows.double().mean(0)
-    eigenvalues = torch.linalg.eigvalsh(x.T @ x / max(len(x) - 1, 1)).clamp(min=0)
-    channels = x.shape[1]
-    top, total = eigenvalues.max(), eigenvalues.sum()
-    scale = rows.double().square().mean().item()
-    if total <= 1e-14 * scale * channels:  # rounding of equal rows
-        return Spectrum(channels, 0, total.item() / channels, 0.0, 0.0)
-    floor = top.sqrt() * max(x.shape) * torch.finfo(torch.float32).eps
-    return Spectrum(
-        channels,
-        int((eigenvalues.sqrt() > floor).sum()),
-        total.item() / channels,
-        (total.square() / eigenvalues.square().sum()).item(),
-        torch.special.entr(eigenvalues / total).sum().exp().item(),
-    )
+def path_loader(config: Config, source: Source, device: torch.device, seed: int) -> Loader:
+    """Batches along a run's path without augmentation: v1 is the centre of u's window.
+
+    A run whose views are two crops is judged on views of one, which its path alone parts.
+    """
+    data = replace(config.data.plain(), shared_crop=True, num_threads=0)
+    each = data.samples_per_decode
+    batch = max(min(data.batch_size, _BATCH) // each, 1) * each
+    repeat = max(data.repeat, -(-batch // (each * len(source))))
+    data = replace(data, batch_size=batch, repeat=repeat)
+    return make_loader(source, data, config.path.build(), seed=seed, device=device)
+
+
+def quality(method: TIR, batches: Iterable[Batch], n: int) -> dict[str, Quality]:
+    """PSNR in dB and SSIM of the predictions for the first n images or a little more."""
+    mean, std = method.views.mean, method.views.std
+    found: dict[str, list[Tensor]] = {}
+    count = 0
+    for batch in batches:
+        views = method.reconstruct(batch)
+        target = views["target"]
+        copied = nearer_view(views["v1"], views["v2"], target.shape[1])
+        for name, measure in (("psnr", psnr), ("ssim", ssim)):
+            both = [measure(x, target, mean, std).cpu() for x in (views["pred"], copied)]
+            found.setdefault(name, []).append(torch.stack(both, 1))
+        count += len(batch)
+        if count >= n:
+            break
+    return {name: _quality(torch.cat(parts)) for name, parts in found.items()}
+
+
+def _quality(values: Tensor) -> Quality:
+    """Of [N, (predicted, nearer view), K]."""
+    predicted, copied = values.mean(0).tolist()
+    gains = (values[:, 0] - values[:, 1]).mean(1)
+    gain, half = gains.mean().item(), 1.96 * gains.std().item() / len(gains) ** 0.5
+    return Quality(tuple(predicted), tuple(copied), gain, gain - half, gain + half)

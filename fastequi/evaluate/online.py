@@ -1,0 +1,138 @@
+"""Looks at the features while a run goes on: neighbours' classes and R², some seconds each.
+
+A look sees the weights as they are (a teacher's where there is one), in eval mode. It draws from no
+generator of the run's and moves no cursor of its data, so a run ends with the same bits with and
+without it. The figures are for following one run: fewer pairs and images than an evaluation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastequi.config import Config
+from fastequi.data.labelled import LabelledSet, labelled_sets
+from fastequi.data.sources import Source
+from fastequi.data.splits import held_out
+from fastequi.evaluate.classes import accuracy, knn_classes
+from fastequi.evaluate.encoders import Encoder, of_method
+from fastequi.evaluate.equivariance import pair_tokens
+from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.probes import Fit, r2, token_probe
+from fastequi.evaluate.recognition import normalise
+from fastequi.evaluate.tasks import shown, tasks, views_for, window_loader
+from fastequi.methods.method import Method
+
+_K = 20
+_TRAIN_IMAGES, _TEST_IMAGES = 4000, 1000
+_TRAIN_PAIRS, _TEST_PAIRS = 4000, 500
+_FIT = Fit(epochs=10, seeds=1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is read from the features, every so many steps: figures by name."""
+
+    every: int
+    read: Callable[[Encoder], dict[str, float]]
+
+
+def looks(config: Config, source: Source) -> list[Look]:
+    """Those a config asks for.
+
+    Args:
+        config: `train.knn_every`, `train.knn_data`, `train.r2_every`.
+        source: the run's images, every fifth of which tests the R² of pairs of the others.
+
+    Raises:
+        ValueError, OSError, ImportError: the data for a look is not there, before any training.
+    """
+    train, found = config.train, []
+    if train.knn_every:
+        sets = labelled_sets(train.knn_data, _TRAIN_IMAGES, _TEST_IMAGES)
+        found.append(Look(train.knn_every, _Neighbours(*sets)))
+    if train.r2_every:
+        if len(source) < 2:
+            raise ValueError(f"train.r2_every: expected at least 2 images, got {len(source)}")
+        tested = held_out(len(source))
+        rest, held = (source.pick(np.flatnonzero(which)) for which in (~tested, tested))
+        found.append(Look(train.r2_every, _Transformations(rest, held)))
+    return found
+
+
+def look(due: list[Look], method: Method, config: Config) -> dict[str, float]:
+    """The figures of the looks that are due; leaves no trace in the run."""
+    figures: dict[str, float] = {}
+    with _aside(method), torch.no_grad():
+        encoder = of_method(method, config)
+        for one in due:
+            figures |= one.read(encoder)
+    return figures
+
+
+@contextmanager
+def _aside(module: nn.Module) -> Iterator[None]:
+    """Eval mode and generators of one's own; afterwards everything is as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@dataclass
+class _Neighbours:
+    """Classes told by 20 neighbours; images are decoded once and stay."""
+
+    train: LabelledSet
+    test: LabelledSet
+    images: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        if not self.images:
+            size, device = encoder.image_size, encoder.device
+            for part in (self.train, self.test):
+                self.images.append([(x, y) for x, _, y in part.batches(size, device)])
+        (x, y), (x_test, y_test) = (self._features(encoder, part) for part in self.images)
+        k = min(_K, len(y))
+        return {f"knn_k{k}": accuracy(knn_classes(x, y, x_test, [k])[k], y_test)}
+
+    def _features(
+        self, encoder: Encoder, batches: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Of the class token, or the mean patch token (the last block's) without one."""
+        name = next((n for n in ("cls", "patch") if n in encoder.names), encoder.names[-1])
+        x = [encoder.features(normalise(x, encoder))[name].float().mean(1) for x, _ in batches]
+        return torch.cat(x), torch.cat([y for _, y in batches])
+
+
+@dataclass
+class _Transformations:
+    """R² of SE(2) in the paper's ranges by a token probe; pairs are cut once and stay."""
+
+    train: Source
+    test: Source
+    pairs: list[Pairs] = field(default_factory=list)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        if not self.pairs:
+            chosen = tasks(["se2"])
+            views, path = views_for(encoder, chosen), chosen["se2"].path
+            for seed, (part, n) in enumerate(
+                ((self.train, _TRAIN_PAIRS), (self.test, _TEST_PAIRS)), start=1
+            ):
+                with window_loader(part, path, views, seed, encoder.device) as loader:
+                    self.pairs.append(collect_pairs(loader, path, views, n))
+        train, test = self.pairs
+        name = shown(encoder)[0]
+        x, x_test = (pair_tokens(encoder.features, [name], p)[name] for p in (train, test))
+        told = r2(token_probe(x, train.params, x_test, _FIT), test.params)[0]
+        each = {f"r2_{n}": value for n, value in zip(test.names, told.tolist(), strict=True)}
+        return {"r2_mean": told.mean().item(), **each}

@@ -1,0 +1,150 @@
+"""The evaluations as a user types them, on a run of two steps."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("nvidia.dali")
+
+from fastequi.cli import main
+from fastequi.data.sources import embedded_photos
+from fastequi.recipes import RECIPES
+from fastequi.train import pretrain
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of TIR, of its base alone, and of photographs in two classes."""
+    folder, source = tmp_path_factory.mktemp("runs"), embedded_photos()
+    config = RECIPES["demo"]()
+    config = replace(
+        config,
+        model=replace(config.model, embed_dim=32, depth=1, num_heads=1, class_token=True),
+        data=replace(config.data, batch_size=8, samples_per_decode=4),
+        method=replace(config.method, dim=16, equi_dim=8, decoder_width=8, expander=(16, 16)),
+        train=replace(config.train, minutes=0.0, epochs=1, tensorboard=False),
+    )
+    pretrain(config, source, folder / "tir", max_steps=2)
+    alone = replace(config, method=replace(config.method, num_steps=0, equi_dim=0))
+    pretrain(alone, source, folder / "base", max_steps=2)
+    for i, path in enumerate(source.paths):
+        target = folder / "photos" / "ab"[i % 2]
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return folder
+
+
+def test_equivariance_with_its_base_beside_it(runs, capsys):
+    run, base = str(runs / "tir"), str(runs / "base")
+    options = ["--train-pairs", "200", "--test-pairs", "50", "--epochs", "1", "--seeds", "2"]
+    main(["eval", "equivariance", run, "--against", base, "--data", str(runs / "photos"), *options,
+          "--tasks", "rotation", "blur"])  # fmt: skip
+    saved = json.loads((runs / "tir" / "eval_equivariance.json").read_text())
+    assert list(saved["tasks"]) == ["rotation", "rotation 45..60", "blur"]
+    assert saved["photographs"] == {"train": 8, "test": 1}
+    assert saved["budget"]["fit"]["seeds"] == 2
+    assert saved["machine"]["torch"] == torch.__version__
+    scores = saved["tasks"]["rotation"]["scores"]
+    assert {score["features"] for score in scores} == {
+        *("mean predictor", "transformed image alone", "raw pair", "pixel statistics"),
+        *(f"{who}, {what}" for who in ("random init", "tir") for what in ("z_equi", "z_inv")),
+        *(f"{who}, {what}" for who in ("random init", "tir", "base") for what in ("patch", "cls")),
+        "base, z_inv",
+    }
+    assert {score["probe"] for score in scores} >= {"token", "mlp, mean token", "mlp", "ridge"}
+    for score in scores:
+        assert len(score["r2"]) == len(score["low"]) == len(score["error"]) == 1
+        assert score["mean_low"] <= score["mean_high"]
+        assert score["mean"] == pytest.approx(score["r2"][0])
+    printed = capsys.readouterr().out
+    assert "mean R² by each row's best probe" in printed
+    assert "rotation 45..60" in printed
+
+
+def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
+    run, photos = str(runs / "tir"), str(runs / "photos")
+    main(["eval", "knn", run, "--data", photos, "--out", str(tmp_path / "knn.json")])
+    saved = json.loads((tmp_path / "knn.json").read_text())
+    assert (saved["classes"], saved["train_images"], saved["test_images"]) == (2, 7, 2)
+    assert {row["probe"] for row in saved["scores"]} == {"knn, k=5"}  # seven images have no 10
+    names = [row["features"] for row in saved["scores"]]
+    assert names[0] == "raw pixels"
+    assert {"random init, patch", "tir, cls", "tir, z_equi"} <= set(names)
+    pytest.importorskip("sklearn")
+    main(["eval", "linear", run, "--data", "digits", "--train-images", "200", "--test-images",
+          "100", "--seeds", "2"])  # fmt: skip
+    saved = json.loads((runs / "tir" / "eval_linear.json").read_text())
+    raw = saved["scores"][0]
+    assert (raw["features"], len(raw["seeds"]), len(raw["penalties"])) == ("raw pixels", 2, 2)
+    assert raw["accuracy"] > 0.8
+    assert raw["low"] < raw["accuracy"] < raw["high"]
+    assert "less than raw pixels" in capsys.readouterr().out  # after two steps
+
+
+def test_reconstruction_and_spectra(runs, capsys):
+    main(["eval", "reconstruct", str(runs / "tir"), "--images", "16"])
+    saved = json.loads((runs / "tir" / "eval_reconstruct.json").read_text())
+    assert len(saved["psnr"]["predicted"]) == len(saved["ssim"]["nearer_view"]) == 2
+    assert saved["psnr"]["low"] <= saved["psnr"]["gain"] <= saved["psnr"]["high"] < 0
+    assert saved["spectra"]["z_equi, tokens"]["channels"] == 8
+    assert saved["spectra"]["z_inv, mean token"]["rank"] == 8
+    main(["eval", "reconstruct", str(runs / "base"), "--images", "16"])
+    assert "has no decoders" in capsys.readouterr().out
+    saved = json.loads((runs / "base" / "eval_reconstruct.json").read_text())
+    assert "psnr" not in saved
+    assert saved["spectra"]["z_inv, tokens"]["channels"] == 16
+
+
+def test_embed_writes_the_same_rows_in_every_form(runs, tmp_path):
+    common = ["embed", str(runs / "tir"), "--data", str(runs / "photos"), "--batch", "4", "--out"]
+    main([*common, str(tmp_path / "all.safetensors")])
+    found = load_file(tmp_path / "all.safetensors")
+    assert {name: tuple(x.shape) for name, x in found.items()} == {
+        "patch": (9, 32), "cls": (9, 32), "z_inv": (9, 8), "z_equi": (9, 8)
+    }  # fmt: skip
+    beside = json.loads((tmp_path / "all.json").read_text())
+    assert beside["files"] == sorted(beside["files"])
+    assert beside["files"][0] == "a/astronaut.jpg"
+    assert beside["features"]["z_equi"] == [9, 8]
+    main([*common, str(tmp_path / "one.npy"), "--features", "z_equi"])
+    np.testing.assert_array_equal(np.load(tmp_path / "one.npy"), found["z_equi"].numpy())
+    main([*common, str(tmp_path / "many"), "--tokens", "all"])
+    tokens = np.load(tmp_path / "many" / "patch.npy")
+    assert tokens.shape == (9, 16, 32)
+    np.testing.assert_allclose(tokens.mean(1), found["patch"].numpy(), atol=1e-5)
+    assert np.load(tmp_path / "many" / "cls.npy").shape == (9, 32)
+    assert (tmp_path / "many" / "files.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "equivariance", "nowhere"], "CHECKPOINT: nowhere does not exist"),
+        (["eval", "equivarience", "RUN"], "did you mean 'equivariance'?"),
+        (["eval", "equivariance", "RUN", "--data", "nowhere"], "nowhere does not exist"),
+        (["eval", "equivariance", "RUN", "--epochs", "0"], "--epochs: expected >= 1, got 0"),
+        (["eval", "equivariance", "RUN", "--train-pairs", "3"], "--train-pairs: expected >= 10"),
+        (["eval", "knn", "RUN", "--data", "nowhere"], "nowhere does not exist"),
+        (["eval", "knn", "RUN", "--data", "RUN"], "no image in"),
+        (["eval", "knn", "RUN", "--data", "digits", "--crop", "2"], "--crop: expected 0 < share"),
+        (["eval", "linear", "RUN", "--data", "digits", "--seeds", "0"], "--seeds: expected >= 1"),
+        (["eval", "reconstruct", "RUN/model.safetensors"], "expected a run with system=tir"),
+        (["embed", "RUN", "--data", "PHOTOS", "--out", "x.npy"], "--out: a .npy file holds one"),
+        (["embed", "RUN", "--data", "PHOTOS", "--out", "x", "--features", "z"], "--features: exp"),
+    ],
+)
+def test_bad_input_is_named(runs, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": str(runs / "tir"), "PHOTOS": str(runs / "photos")}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,122 @@
+"""The five tasks' pairs on real photographs, and encoders that know or do not."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("nvidia.dali")
+
+from fastequi.data.splits import photographs
+from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.probes import Fit
+from fastequi.evaluate.tasks import (
+    Beyond,
+    Budget,
+    normalised,
+    score_tasks,
+    tasks,
+    views_for,
+    window_loader,
+)
+from fastequi.philox import Draws
+
+CPU = torch.device("cpu")
+
+
+def encoder(features, names=("patch",), size=16, **options):
+    return Encoder("mine", features, names, size, 8, **options)
+
+
+def patches(images):
+    tokens = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2)
+    return {"patch": tokens, "cls": tokens.mean(1, keepdim=True)}
+
+
+def test_the_ranges_are_the_papers_and_windows_hold_every_view():
+    chosen = tasks()
+    assert list(chosen) == ["rotation", "translation", "se2", "color", "blur"]
+    assert chosen["se2"].path.scales(224) == (45.0, 10.0, 10.0)
+    assert chosen["color"].path.scales(224) == (0.4, 0.4, 0.4, 0.1)
+    assert (chosen["blur"].path.low, chosen["blur"].path.high) == (0.1, 2.0)
+    (beyond,) = chosen["rotation"].beyond
+    assert beyond == "rotation 45..60"
+    # at 224 px and 45 degrees a square with its shift of 10 px reaches sqrt(2) (224 + 20)
+    views = views_for(encoder(patches, size=224), chosen)
+    assert views.source_size == 224 + 2 * math.ceil((math.sqrt(2) * 244 - 224) / 2)
+    assert views_for(encoder(patches, size=32), tasks(["blur"])).source_size == 32
+    with pytest.raises(ValueError, match=r"path\.family: unknown 'shear'"):
+        tasks(["shear"])
+
+
+def test_no_pixel_of_a_pair_comes_from_beyond_the_window():
+    """With the padding's zeros as the mark: a window without zeros leaves none in the views."""
+    chosen = tasks(["se2", "rotation"])
+    views = views_for(encoder(patches, size=32), chosen)
+    zeros = replace(views, mean=(0.0,) * 3, std=(1.0,) * 3, padding_mode="zeros")
+    for path in (chosen["se2"].path, *chosen["rotation"].beyond.values()):
+        batch = next(window_loader(photographs()[0], path, views, 0, CPU))
+        white = type(batch)(
+            batch.v1, torch.full_like(batch.u, 255), batch.path, batch.sample_ids, 0
+        )
+        pairs = collect_pairs([white], path, zeros, len(batch))
+        assert pairs.after.min() > 0.999
+
+
+def test_angles_beyond_are_beyond_and_of_either_sign():
+    drawn = Beyond(45.0, top=60.0).sample(Draws.of(0, 0, range(2000)), 32)
+    assert 45 <= drawn.abs().min() < 45.1
+    assert 59.9 < drawn.abs().max() <= 60
+    assert 0.45 < (drawn > 0).float().mean() < 0.55
+
+
+def test_every_task_has_its_table_and_floors():
+    chosen = tasks(["rotation", "color", "blur"])
+    budget = Budget(400, 100, fit=Fit(epochs=4, seeds=2), probes=("mlp", "ridge"))
+    rows, told = [], []
+    other = encoder(patches, ("patch", "cls"), mean=(0.5,) * 3, std=(0.1,) * 3)
+    reports = score_tasks(
+        {"blind": encoder(lambda x: {"patch": x.new_ones(len(x), 4, 2)}), "sees": other},
+        *photographs(),
+        chosen,
+        budget,
+        rows.append,
+        lambda name, report: told.append(name),
+    )
+    assert told == list(reports) == ["rotation", "rotation 45..60", "color", "blur"]
+    assert "color: sees, cls" in rows
+    for report in reports.values():
+        floors = {"mean predictor", "transformed image alone", "raw pair", "pixel statistics"}
+        assert floors <= {score.features for score in report.scores}
+        assert abs(report.best("blind, patch").mean) < 0.1
+    assert reports["color"].names == ("brightness", "contrast", "saturation", "hue")
+    assert reports["color"].best("pixel statistics").mean > 0.6
+    assert reports["color"].best("sees, cls").r2[0] > 0.5
+    assert reports["color"].best("sees, cls").probe in ("mlp", "ridge")
+    assert reports["blur"].best("pixel statistics").mean > 0.6
+    assert reports["blur"].best("transformed image alone").mean < 0.2
+    error = reports["rotation 45..60"].best("mean predictor").error[0]
+    assert error == pytest.approx(52.5, abs=2.5)  # degrees
+
+
+def test_images_are_normalised_for_each_encoder():
+    views = views_for(encoder(patches), tasks(["blur"]))
+    own = encoder(lambda x: {"patch": x}, mean=(0.5,) * 3, std=(0.25,) * 3)
+    image = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (views.mean, views.std))
+    seen = normalised(own, views)((image - mean) / std)["patch"]
+    torch.testing.assert_close(seen, (image - 0.5) / 0.25)
+
+
+def test_what_cannot_be_done_is_said_at_once():
+    both = {"a": encoder(patches), "b": encoder(patches, size=32)}
+    with pytest.raises(ValueError, match="one image size, b has 32 px, a 16"):
+        score_tasks(both, *photographs(), tasks(["blur"]))
+    with pytest.raises(ValueError, match="train_pairs: expected at least 10, got 9"):
+        Budget(train_pairs=9)
+    with pytest.raises(ValueError, match="train_pairs: 1,000,000,000 pairs of 16 px need about"):
+        score_tasks(
+            {"a": encoder(patches)}, *photographs(), tasks(["blur"]), Budget(train_pairs=10**9)
+        )
