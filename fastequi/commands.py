@@ -59,8 +59,8 @@ class VisualizeOptions:
     out: Path = Path("figures")
     """Folder of the PNG files."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    windows: int = 1500
-    """That the probe of the sweep is fitted on."""
+    windows: int = 0
+    """That the probe of the sweep is fitted on; 0: 1500, 300 of large views on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def embed(argv: list[str]) -> None:
 
 def visualize(argv: list[str]) -> None:
     options = tyro.cli(VisualizeOptions, prog="fastequi visualize", args=argv)
-    if options.windows < 100:
-        raise ValueError(f"--windows: expected at least 100, got {options.windows}")
+    if options.windows and options.windows < 100:
+        raise ValueError(f"--windows: expected 0 or at least 100, got {options.windows}")
 
     from fastequi.visualize import visualize as draw
 

@@ -24,7 +24,8 @@ from fastequi.recipes import views_of
 
 _SHOWN, _ROWS, _SWEPT = 9, 6, 3  # images of the PCA, of other sheets, of the sweep
 _OTHERS = 64  # images at most, shown or not, that the sweep's windows come from
-_WINDOWS, _TEST_WINDOWS = 1500, 500
+_WINDOWS, _FEWER = 1500, 300  # the probe is fitted on, and of large views on a CPU
+_LARGE = 64  # pixels
 _DEGREES = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
 
 
@@ -37,7 +38,7 @@ def photographs(data: Path | None) -> Source:
 
 
 def visualize(
-    spec: str, data: Path | None, out: Path, device: str = "auto", windows: int = _WINDOWS
+    spec: str, data: Path | None, out: Path, device: str = "auto", windows: int = 0
 ) -> list[Path]:
     """Writes a PNG per sheet and prints what each shows.
 
@@ -45,7 +46,7 @@ def visualize(
         spec: see :func:`fastequi.evaluate.encoders.load_encoder`.
         data: folder of images; None: the embedded photographs.
         out: folder of the files, made if need be.
-        windows: that the sweep's probe is fitted on.
+        windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
     """
     encoder, photos = load_encoder(spec, device), photographs(data)
     out.mkdir(parents=True, exist_ok=True)
@@ -62,12 +63,12 @@ def visualize(
 
 @torch.no_grad()
 def sheets(
-    encoder: Encoder, photos: Source, windows: int = _WINDOWS
+    encoder: Encoder, photos: Source, windows: int = 0
 ) -> tuple[dict[str, Sheet], list[str]]:
     """Every sheet that can be made of an encoder, by the name of its file; why others cannot.
 
     Args:
-        windows: that the sweep's probe is fitted on.
+        windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
     """
     found = {
         "reconstructions": reconstructions(encoder, photos),
@@ -146,20 +147,22 @@ def attention(encoder: Encoder, photos: Source) -> Sheet | str:
     )
 
 
-def sweep(encoder: Encoder, photos: Source, windows: int = _WINDOWS) -> Sheet | str:
+def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
     """Images that turn from -45° to 45° without a border, under them the angle features tell."""
     if len(photos) < 2:
         return "its probe is fitted on other images, and there is one"
     side = -(-encoder.image_size * 1415 // 1000)  # √2: no turn has an empty corner
     pictures = _pictures(encoder, photos, _OTHERS, side)
     swept = min(_SWEPT, len(pictures) // 2)
+    slow = encoder.device.type == "cpu" and encoder.image_size > _LARGE
+    windows = windows or (_FEWER if slow else _WINDOWS)
     generator = torch.Generator().manual_seed(0)
 
     def cut(some: list[Tensor], n: int) -> Tensor:
         return torch.stack([_random(some[i % len(some)], side, generator) for i in range(n)])
 
     shown = torch.stack([_window(picture, side) for picture in pictures[:swept]])
-    train, test = cut(pictures[swept:], windows), cut(pictures[:swept], _TEST_WINDOWS)
+    train, test = cut(pictures[swept:], windows), cut(pictures[:swept], windows // 3)
     device, degrees = encoder.device, torch.tensor(_DEGREES)
     shown, train, test = (part.to(device) for part in (shown, train, test))
     found = look.sweep(encoder, shown, train, test, degrees)
@@ -171,7 +174,7 @@ def sweep(encoder: Encoder, photos: Source, windows: int = _WINDOWS) -> Sheet | 
         "The angle its features tell as an image turns",
         f"Above, what an image was turned by; below, what a ridge probe reads from which patches "
         f"of the two resemble each other, fitted on {windows:,} windows of "
-        f"{len(pictures) - swept} other images. R² over {_TEST_WINDOWS} turned windows of the "
+        f"{len(pictures) - swept} other images. R² over {windows // 3} turned windows of the "
         f"images shown: {found.r2:.2f}.",
         tuple(_signed(d) for d in _DEGREES),
         tuple(rows),

@@ -13,16 +13,26 @@ import pytest
 from PIL import Image
 from test_visualize import run_folder, small_demo
 
+from fastequi.evaluate.cards import letter
 from fastequi.evaluate.charts import Bar, Curve, bars, curves
 from fastequi.evaluate.figures import Sheet
 from fastequi.evaluate.markup import duration, number, two
-from fastequi.evaluate.page import letter, page
+from fastequi.evaluate.page import page
 from fastequi.evaluate.runs import differing, read_run, read_runs
 from fastequi.recipes import RECIPES
 from fastequi.report import report
 
 FEATURES = ("mean predictor", "raw pair", "random init, z_equi", "{}, z_equi", "{}, patch")
 MACHINE = {"cpu": "Some <CPU> & co, 2 cores", "device": "cpu", "torch": "2.13.0"}
+RECONSTRUCT = {
+    "images": 512,
+    "psnr": {"predicted": [29.123, 31.456], "nearer_view": [28.777, 30.888], "gain": 0.457,
+             "low": 0.2, "high": 0.7},
+    "ssim": {"predicted": [0.8123, 0.9], "nearer_view": [0.8, 0.91], "gain": -0.0012,
+             "low": -0.01, "high": 0.007},
+    "spectra": {"z_equi, tokens": {"channels": 192, "rank": 118, "variance": 0.298,
+                                   "participation": 2.64, "entropy": 4.05}},
+}  # fmt: skip
 
 
 def scores(names, run, shift=0.0):
@@ -81,7 +91,8 @@ def judged(folder):
     document = {"encoder": name, "machine": MACHINE, "tasks": tasks, "seconds": 71.0}
     (folder / "eval_equivariance.json").write_text(json.dumps(document))
     (folder / "eval_knn.json").write_text(json.dumps(knn(name)))
-    (folder / "eval_reconstruct.json").write_text(json.dumps({"ssim": {"predicted": 0.91237}}))
+    (folder / "eval_reconstruct.json").write_text(json.dumps(RECONSTRUCT))
+    (folder / "eval_new.json").write_text(json.dumps({"figure": {"of_merit": 0.91237}}))
     return folder
 
 
@@ -189,6 +200,10 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
         assert f"{number(rows[0]['loss'])} → {number(rows[-1]['loss'])}" in found
         assert f"wall time {duration(rows[-1]['seconds'])}" in found
     assert "31.02" in found
+    assert "PSNR, dB 2 31.46 30.89" in found
+    assert "SSIM 1 0.812 0.800" in found
+    assert "PSNR, dB gained +0.46 (+0.20 to +0.70); SSIM gained −0.001" in found
+    assert "z_equi, tokens 192 118 0.298 2.6 4.0" in found
     assert "0.9124" in found  # what is not known is shown as it is
     assert "24,000 pairs" in found
     assert "second: no sweep." in found
@@ -297,6 +312,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
     found = Checked(page(read_runs([run]), {}, [], "")).text
     assert "fastequi eval equivariance RUN" in found
     assert "fastequi eval knn RUN --data PATH" in found
+    assert "fastequi eval reconstruct RUN" in found
     assert "metrics.jsonl is empty" in found
     assert "machine not recorded" in found
     with pytest.raises(FileNotFoundError, match=r"RUN: .*nowhere does not exist"):

@@ -49,7 +49,7 @@ def test_a_run_gives_four_pictures(tmp_path, capsys, family):
     assert sizes["sweep"][0] == 7 * (128 + 6) + 6
     printed = capsys.readouterr().out
     assert "2 heads" in printed
-    assert "R² over 500 turned windows" in printed
+    assert "R² over 40 turned windows" in printed
     again = visualize(str(run), None, tmp_path / "again", "cpu", windows=120)
     for one, other in zip(files, again, strict=True):
         assert one.read_bytes() == other.read_bytes()

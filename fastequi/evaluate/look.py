@@ -78,9 +78,10 @@ def dense_tokens(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 def _starts(n: int, inside: int) -> list[int]:
-    """Where a view of `inside` tokens starts on n of them: a quarter of it apart, to the end."""
+    """Where a view of `inside` tokens starts on n of them: a quarter apart, large ones half."""
     last = n - inside
-    return sorted({*range(0, last, max(inside // 4, 1)), last}) if last >= 0 else []
+    step = max(inside // (4 if inside <= 8 else 2), 1)
+    return sorted({*range(0, last, step), last}) if last >= 0 else []
 
 
 def pca_colors(tokens: Tensor | list[Tensor]) -> list[Tensor]:

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import resources
 
-from fastequi.evaluate import findings
+from fastequi.evaluate import findings, results
+from fastequi.evaluate.cards import PALETTE, badge, cards, letter
 from fastequi.evaluate.charts import Curve, curves
 from fastequi.evaluate.figures import Sheet
-from fastequi.evaluate.markup import duration, number, table, tag, text
+from fastequi.evaluate.markup import table, tag, text
 from fastequi.evaluate.pictures import pictures
 from fastequi.evaluate.runs import Run, differing
 
-_PALETTE = 8  # colours in report.css
 _SPEED = ("images_per_s", "data_wait")
 _ABOUT = {
     "loss": "what training minimises",
@@ -58,10 +58,11 @@ def page(
         stamp: when and with which version it was written.
     """
     sections = {
-        "runs": ("Runs", _runs(runs, notes)),
+        "runs": ("Runs", cards(runs, notes)),
         "training": ("Training", _training(runs)),
         "equivariance": ("What the features know of a transformation", _equivariance(runs)),
         "classes": ("What the features know of classes", _classes(runs)),
+        "reconstruction": ("What is reconstructed", _reconstruction(runs)),
         "pictures": ("Pictures", _pictures(runs, sheets)),
         "settings": ("Settings", _settings(runs)),
     }
@@ -99,15 +100,6 @@ def page(
     return f"<!doctype html>\n{document}\n"
 
 
-def letter(i: int) -> str:
-    """A, B, ..., Z, A2, B2, ..."""
-    return chr(65 + i % 26) + (str(i // 26 + 1) if i >= 26 else "")
-
-
-def _badge(i: int) -> str:
-    return tag("span", letter(i), class_=f"badge c{i % _PALETTE}")
-
-
 def _names(runs: Sequence[Run]) -> str:
     """The runs' names for the heading; of many, how many."""
     if len(runs) > 4:
@@ -117,81 +109,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 def _named(runs: Sequence[Run], i: int) -> str:
     """A run's heading inside a section; a page of one run needs none."""
-    return tag("h3", _badge(i), " ", text(runs[i].name)) if len(runs) > 1 else ""
-
-
-def _runs(runs: Sequence[Run], notes: Sequence[str]) -> str:
-    cards = []
-    for i, run in enumerate(runs):
-        figures = [
-            tag(
-                "div",
-                tag("dt", text(what)),
-                tag("dd", tag("b", text(value)), tag("small", text(against))),
-            )
-            for what, value, against in _safely(run)
-        ]
-        facts = [
-            tag("div", tag("dt", text(name)), tag("dd", text(value)))
-            for name, value in _facts(run).items()
-        ]
-        told = [tag("p", text(note), class_="warning") for note in run.notes]
-        heading = tag("h3", _badge(i), " ", text(run.name))
-        figure = tag("dl", *figures, class_="figures") if figures else ""
-        cards.append(tag("article", heading, figure, tag("dl", *facts, class_="facts"), *told))
-    said = [tag("p", text(note), class_="warning") for note in notes]
-    return tag("div", *cards, class_="cards") + "".join(said)
-
-
-def _safely(run: Run) -> list[tuple[str, str, str]]:
-    """Headline figures, of which a damaged file has none; its own section says so."""
-    try:
-        return findings.headline(run)
-    except findings.DAMAGED:
-        return []
-
-
-def _facts(run: Run) -> dict[str, str]:
-    flat = run.flat()
-    facts = {"system": _what(flat)}
-    if "model.name" in flat:
-        facts["model"] = _model(flat)
-    facts["steps"] = f"{run.steps:,}" if run.rows else "none logged"
-    if run.rows and "epoch" in run.rows[-1]:
-        facts["steps"] += f", to epoch {run.rows[-1]['epoch']:.0f}"
-    facts["wall time"] = duration(run.seconds) if run.seconds is not None else "not recorded"
-    speed = sorted(y for _, y in run.series("images_per_s"))
-    if speed:
-        facts["speed"] = f"{number(speed[len(speed) // 2])} images/s (median)"
-    loss = run.series("loss")
-    if loss:
-        facts["loss"] = f"{number(loss[0][1])} → {number(loss[-1][1])}"
-    if not run.machine:
-        return facts | {"machine": "not recorded"}
-    device = run.machine.get("device", "")
-    facts["machine"] = run.machine.get("cpu", "") + (f"; {device}" if device != "cpu" else "")
-    versions = {k: v for k, v in run.machine.items() if k not in ("cpu", "device")}
-    return facts | {"versions": ", ".join(f"{name} {value}" for name, value in versions.items())}
-
-
-def _what(flat: dict[str, object]) -> str:
-    """The system in the words of its papers."""
-    if flat.get("system") != "tir":
-        return {"rotnet": "RotNet"}.get(str(flat.get("system")), "config.json is missing")
-    names = {"vicreg": "VICReg", "simclr": "SimCLR", "dino": "DINO", "ibot": "iBOT"}
-    base = str(flat.get("method.base"))
-    base = names.get(base, {"dinov2": "DINOv2"}.get(base, base))
-    if not (flat.get("method.num_steps") and flat.get("method.equi_dim")):
-        return base
-    family = {"se2": "SE(2)"}.get(str(flat.get("path.family")), flat.get("path.family"))
-    return f"TIR on {base}, {family} path, K = {flat['method.num_steps']}"
-
-
-def _model(flat: dict[str, object]) -> str:
-    sizes = {"embed_dim": "wide", "depth": "deep", "num_heads": "heads"}
-    parts = [f"{flat[f'model.{k}']} {word}" for k, word in sizes.items() if flat.get(f"model.{k}")]
-    patch = f"{flat.get('model.patch_size')} px patches of {flat.get('data.image_size')} px"
-    return ", ".join([str(flat["model.name"]), *parts, patch])
+    return tag("h3", badge(i), " ", text(runs[i].name)) if len(runs) > 1 else ""
 
 
 def _training(runs: Sequence[Run]) -> str:
@@ -213,12 +131,13 @@ def _training(runs: Sequence[Run]) -> str:
 
 def _metric(runs: Sequence[Run], metric: str) -> str:
     found = [
-        Curve(letter(i), i % _PALETTE, run.series(metric))
+        Curve(letter(i), i % PALETTE, run.series(metric))
         for i, run in enumerate(runs)
         if run.series(metric)
     ]
-    about = f" {text(_ABOUT[metric])}" if metric in _ABOUT else ""
-    caption = tag("figcaption", tag("b", text(metric.replace("_", " "))), about)
+    looked_at = {"knn": "accuracy of neighbours on the way", "r2": "R² of ridge on the way"}
+    about = _ABOUT.get(metric, looked_at.get(metric.split("_")[0], ""))
+    caption = tag("figcaption", tag("b", text(metric.replace("_", " "))), " ", text(about))
     if not found:
         return tag("figure", caption, tag("p", "No finite value.", class_="note"), class_="panel")
     chart = curves(found, metric, percent=metric == "data_wait")
@@ -228,14 +147,14 @@ def _metric(runs: Sequence[Run], metric: str) -> str:
 def _legend(runs: Sequence[Run]) -> str:
     if len(runs) < 2:
         return ""
-    each = [tag("li", _badge(i), " ", text(run.name)) for i, run in enumerate(runs)]
+    each = [tag("li", badge(i), " ", text(run.name)) for i, run in enumerate(runs)]
     return tag("ul", *each, class_="legend", aria_label="Runs")
 
 
 def _by_run(runs: Sequence[Run], show: Callable[[Run, int], list[str]]) -> str:
     parts = []
     for i, run in enumerate(runs):
-        shown = show(run, i % _PALETTE)
+        shown = show(run, i % PALETTE)
         if shown:
             parts.append(_named(runs, i) + "".join(shown))
     return "".join(parts)
@@ -248,8 +167,8 @@ def _equivariance(runs: Sequence[Run]) -> str:
         "R² of a transformation",
         "fastequi eval equivariance RUN",
     )
-    badges = [_badge(i) if len(runs) > 1 else "" for i in range(len(runs))]
-    shown = findings.overview(runs, badges) + _by_run(runs, findings.equivariance)
+    badges = [badge(i) if len(runs) > 1 else "" for i in range(len(runs))]
+    shown = findings.overview(runs, badges) + _by_run(runs, results.equivariance)
     return (tag("p", text(_HOW), class_="note") if shown else "") + shown + lacking
 
 
@@ -260,7 +179,17 @@ def _classes(runs: Sequence[Run]) -> str:
         "kNN or linear probe",
         "fastequi eval knn RUN --data PATH",
     )
-    return _by_run(runs, findings.classes) + lacking
+    return _by_run(runs, results.classes) + lacking
+
+
+def _reconstruction(runs: Sequence[Run]) -> str:
+    lacking = findings.missing(
+        [run for run in runs if run.config.get("system") == "tir"],
+        lambda run: [r for r in run.results.values() if findings.is_reconstruction(r)],
+        "PSNR, SSIM and spectra",
+        "fastequi eval reconstruct RUN",
+    )
+    return _by_run(runs, lambda run, _: results.reconstruction(run)) + lacking
 
 
 def _pictures(runs: Sequence[Run], sheets: dict[str, dict[str, Sheet]]) -> str:
@@ -275,7 +204,7 @@ def _settings(runs: Sequence[Run]) -> str:
     parts = []
     if len(runs) > 1:
         fields = differing(runs)
-        head = ["field", *(f"{_badge(i)} {text(run.name)}" for i, run in enumerate(runs))]
+        head = ["field", *(f"{badge(i)} {text(run.name)}" for i, run in enumerate(runs))]
         rows = [[tag("code", text(name)), *map(_value, each)] for name, each in fields.items()]
         if rows:
             caption = "What differs between the runs; every other setting is the same"
@@ -285,9 +214,9 @@ def _settings(runs: Sequence[Run]) -> str:
     for i, run in enumerate(runs):
         listing = tag("pre", tag("code", text(json.dumps(run.config, indent=1))), tabindex=0)
         heading = f"Every setting of {text(run.name)}"
-        mark = f"{_badge(i)} " if len(runs) > 1 else ""
+        mark = f"{badge(i)} " if len(runs) > 1 else ""
         parts.append(tag("details", tag("summary", mark + heading), listing))
-    others = _by_run(runs, lambda run, _: findings.others(run))
+    others = _by_run(runs, lambda run, _: results.others(run))
     return "".join(parts) + (tag("h3", "Other results") + others if others else "")
 
 
