@@ -66,6 +66,7 @@ def page(
         "pictures": ("Pictures", _pictures(runs, sheets)),
         "settings": ("Settings", _settings(runs)),
     }
+    sections = {name: section for name, section in sections.items() if section[1]}
     title = ", ".join(run.name for run in runs)
     nav = tag(
         "nav",
@@ -212,6 +213,8 @@ def _settings(runs: Sequence[Run]) -> str:
         else:
             parts.append(tag("p", "The runs have the same settings.", class_="note"))
     for i, run in enumerate(runs):
+        if not run.config:
+            continue
         listing = tag("pre", tag("code", text(json.dumps(run.config, indent=1))), tabindex=0)
         heading = f"Every setting of {text(run.name)}"
         mark = f"{badge(i)} " if len(runs) > 1 else ""

@@ -19,9 +19,10 @@ def pictures(run: Run, sheets: dict[str, Sheet]) -> list[str]:
     left = run.folder / "reconstructions.png"
     if "reconstructions" not in sheets and left.is_file():
         note = "v1, then target and prediction of every step, then v2 (reconstructions.png)."
-        picture = tag(
-            "img", src=_data_uri(left), alt=f"{run.name}: {note}", class_="whole", loading="lazy"
-        )
+        with Image.open(left) as image:
+            width, height = image.size
+        size = {"width": width, "height": height, "class_": "whole"}
+        picture = tag("img", src=_data_uri(left), alt=f"{run.name}: {note}", **size)
         caption = tag("figcaption", tag("b", "Reconstructions along the path"), " ", text(note))
         shown.insert(0, tag("figure", caption, scroll(picture, "reconstructions")))
     return shown

@@ -67,7 +67,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         FileNotFoundError: no such folder.
         ValueError: a folder is no run's: neither config.json nor metrics.jsonl nor results.
     """
-    runs = [read_run(folder) for folder in dict.fromkeys(Path(f).resolve() for f in folders)]
+    runs = [read_run(folder) for folder in {Path(f).resolve(): Path(f) for f in folders}.values()]
     for depth in range(2, 6):
         names = [run.name for run in runs]
         runs = [
@@ -101,8 +101,8 @@ def read_run(folder: Path) -> Run:
         found = (result.get("machine") for result in results.values())
         machine = next((m for m in found if isinstance(m, dict)), {})
     return Run(
-        folder,
-        folder.name,
+        folder.resolve(),
+        folder.resolve().name,
         files.get("config.json") or {},
         rows,
         {str(name): str(value) for name, value in machine.items()},
