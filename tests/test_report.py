@@ -200,9 +200,9 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
         assert f"{number(rows[0]['loss'])} → {number(rows[-1]['loss'])}" in found
         assert f"wall time {duration(rows[-1]['seconds'])}" in found
     assert "31.02" in found
-    assert "PSNR, dB 2 31.46 30.89" in found
+    assert "PSNR 2 31.46 dB 30.89 dB" in found
     assert "SSIM 1 0.812 0.800" in found
-    assert "PSNR, dB gained +0.46 (+0.20 to +0.70); SSIM gained −0.001" in found
+    assert "PSNR gained +0.46 dB (+0.20 to +0.70). SSIM gained −0.001" in found
     assert "z_equi, tokens 192 118 0.298 2.6 4.0" in found
     assert "0.9124" in found  # what is not known is shown as it is
     assert "24,000 pairs" in found
@@ -392,8 +392,13 @@ def test_contrast_is_enough_in_every_mode(mode):
 
 
 @pytest.mark.skipif(chromium.find() is None, reason="needs Chromium or Chrome on the PATH")
-def test_a_browser_shows_it_on_a_phone_and_a_desk_without_complaint(markup, tmp_path):
+@pytest.mark.parametrize("many", [False, True], ids=["two", "many"])
+def test_a_browser_shows_it_on_a_phone_and_a_desk_without_complaint(markup, tmp_path, many):
     file = tmp_path / "report.html"
+    if many:  # with names as long as they come
+        names = [f"tir_vicreg_vits16-rotation-20261121-{i:06}" + "-again" * i for i in range(10)]
+        runs = [make_run(tmp_path / name, 30 + 10 * i) for i, name in enumerate(names)]
+        markup = page(read_runs([judged(runs[0]), *runs[1:]]), {names[1]: sheets()}, [], "")
     file.write_text(markup)
     with chromium.Browser() as browser:
         for width in (360, 1280):

@@ -17,6 +17,7 @@ _WIDTH, _HEIGHT = 360, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 26, 10, 38
 _POINTS = 240  # of a curve at most: more than there are pixels on a phone
 _ROW = 40  # height of a bar with its label
+_LABEL = 48  # letters
 
 Points = Sequence[tuple[float, float]]
 
@@ -126,7 +127,7 @@ def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
         a, b, middle = at(row.low), at(row.high), y + 26.5
         over.append(tag("line", x1=_f(a), x2=_f(b), y1=middle, y2=middle, class_="whisker"))
         over += [_upright(x, middle - 4, middle + 4, "whisker") for x in (a, b)]
-        over.append(_text(row.label, left, y + 14, "start", "label"))
+        over.append(_text(_cut(row.label), left, y + 14, "start", "label"))
         over.append(_text(_decimals(row.value, digits), _WIDTH - 4, y + 31, "end", "value"))
     under.append(_upright(at(0), top, bottom, "axis"))
     floors = [row.value for row in rows if row.is_floor]
@@ -145,6 +146,11 @@ def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
 
 def _upright(x: float, top: float, bottom: float, kind: str) -> str:
     return tag("line", x1=_f(x), x2=_f(x), y1=_f(top), y2=_f(bottom), class_=kind)
+
+
+def _cut(label: str) -> str:
+    """What fits above a bar; the chart's description has all of it."""
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1].rstrip()}…"
 
 
 def _decimals(value: float, digits: int) -> str:

@@ -70,7 +70,7 @@ def _panels(run: Run, task: str, report: Result, result: Result, color: int) -> 
     for what, figures in shown.items():
         lines = [
             Bar(
-                f"{row['features']} · {row['probe']}" if row["probe"] else row["features"],
+                f"{_own_name(row['features'], result)} · {row['probe']}",
                 *values,
                 is_floor(row["features"]),
                 color if is_own(row, result) else _OTHERS_COLOR,
@@ -82,6 +82,11 @@ def _panels(run: Run, task: str, report: Result, result: Result, color: int) -> 
         caption = tag("figcaption", tag("b", text(of if len(shown) > 1 else task)), " R²")
         panels.append(tag("figure", caption, chart, class_="panel"))
     return panels
+
+
+def _own_name(features: str, result: Result) -> str:
+    """Without the run's name, which its heading says."""
+    return features.removeprefix(f"{result.get('encoder')}, ")
 
 
 def _table(run: Run, task: str, report: Result) -> str:
@@ -116,7 +121,7 @@ def classes(run: Run, color: int) -> list[str]:
             share, low, high = row["accuracy"], row["low"], row["high"]
             own = is_own({"features": features}, result)
             place = color if own else _OTHERS_COLOR
-            bar = Bar(features, share, low, high, is_floor(features), place)
+            bar = Bar(_own_name(features, result), share, low, high, is_floor(features), place)
             groups.setdefault(probe, []).append(bar)
             span = tag("small", f"{low:.3f} to {high:.3f}")
             lines.append([kind(features), text(probe), f"{share:.3f} {span}"])
@@ -146,19 +151,20 @@ def reconstruction(run: Run) -> list[str]:
     def show(file: str, result: Result) -> str:
         parts = [tag("p", text(f"From {file}: {result.get('images', 0):,} views."), class_="note")]
         lines, gains = [], []
-        for name, label, digits in (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 3)):
+        for name, label, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
             found = result.get(name)
             if found is None:
                 continue
             steps = zip(found["predicted"], found["nearer_view"], strict=True)
             for k, values in enumerate(steps, 1):
-                lines.append([label, str(k), *(f"{value:.{digits}f}" for value in values)])
+                lines.append([label, str(k), *(f"{value:.{digits}f}{unit}" for value in values)])
             gain, low, high = (f"{found[n]:+.{digits}f}" for n in ("gain", "low", "high"))
-            gains.append(f"{label} gained {gain} ({low} to {high})".replace("-", "−"))
+            gains.append(f"{label} gained {gain}{unit} ({low} to {high}).".replace("-", "−"))
         if lines:
-            caption = "Predicted images beside the nearer view in their place; 95 % intervals: "
+            caption = "Predicted images beside the nearer view in their place"
+            told = f"{' '.join(gains)} In brackets 95 % intervals over images."
             head = ["measure", "k", "predicted", "nearer view"]
-            parts.append(table(text(caption + "; ".join(gains)), head, lines))
+            parts.append(table(caption, head, lines) + tag("p", text(told), class_="note"))
         spectra = []
         for name, s in result["spectra"].items():
             dimensions = [f"{s[effective]:.1f}" for effective in ("participation", "entropy")]
