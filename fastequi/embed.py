@@ -28,7 +28,7 @@ def embeddings(
     share: float = 1.0,
     batch: int = 64,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Features of every image in the source's order, on the CPU, and the images' names.
+    """Features of every image in the source's order, in memory, and the images' names.
 
     Args:
         names: which features; all by default.

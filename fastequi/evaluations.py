@@ -17,7 +17,7 @@ KINDS = {
     "reconstruct": "PSNR and SSIM of the predicted images; dimensions that features use",
     "rotnet": "rotation accuracy and every block's probes of a rotnet run",
 }
-Checkpoint = tyro.conf.Positional[str]
+Checkpoint = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
 Device = Literal["auto", "cpu", "cuda"]
 
 

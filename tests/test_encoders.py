@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from fastequi import checkpoint
-from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, random_init, timm_options
+from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, random_init
+from fastequi.models.timm_names import timm_options
 from fastequi.models.vit import VisionTransformer
 from fastequi.optim import WeightAverage, adamw
 from fastequi.recipes import RECIPES, build

@@ -30,8 +30,9 @@ ALLOWED = {
     "heap": set(),
     "checkpoint": {"optim"},
     "progress": set(),
+    "pace": set(),
     "train": {
-        *("recipes", "config", "methods", "data", "optim", "checkpoint", "progress"),
+        *("recipes", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
         "doctor.machine",
         "evaluate.online",  # what a run looks at on its way
     },

@@ -298,7 +298,7 @@ def test_damage_is_told_and_the_rest_is_shown(tmp_path):
     assert [row["step"] for row in read.rows] == [10, 40, 50, 60, 70]
     found = Checked(page([read], {}, [], "")).text
     assert "metrics.jsonl: 2 damaged lines left out (lines 2, 3), 5 read" in found
-    assert "metrics.jsonl: 1 lines hold NaN" in found
+    assert "metrics.jsonl: 1 line holds NaN" in found
     assert "eval_equivariance.json cannot be read" in found
     assert "equivariance.json is not as expected (KeyError: 'low'), so not shown" in found
     assert "config.json: expected an object, got a list" in found

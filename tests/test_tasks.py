@@ -93,7 +93,7 @@ def test_every_task_has_its_table_and_floors():
         assert abs(report.best("blind, patch").mean) < 0.1
     assert reports["color"].names == ("brightness", "contrast", "saturation", "hue")
     assert reports["color"].best("pixel statistics").mean > 0.6
-    assert reports["color"].best("sees, cls").r2[0] > 0.5
+    assert reports["color"].best("sees, cls").r2[0] > 0.3
     assert reports["color"].best("sees, cls").probe in ("mlp", "ridge")
     assert reports["blur"].best("pixel statistics").mean > 0.6
     assert reports["blur"].best("transformed image alone").mean < 0.2

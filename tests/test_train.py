@@ -16,8 +16,9 @@ from bench import recipes
 from fastequi import checkpoint
 from fastequi.config import Config
 from fastequi.data.sources import embedded_photos
+from fastequi.pace import Clock, Meter
 from fastequi.recipes import RECIPES, build, build_encoder
-from fastequi.train import Clock, Meter, pretrain
+from fastequi.train import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_looks_on_the_way_leave_no_trace(tmp_path, source):
 
     def deeper(**train) -> Config:  # the last block is the one that is dropped
         config = small(**train)
-        return replace(config, model=replace(config.model, depth=2))
+        return replace(config, model=replace(config.model, depth=2, class_token=True))
 
     plain = pretrain(deeper(), source, tmp_path / "plain", max_steps=4)
     config = deeper(knn_every=2, knn_data=str(photos), r2_every=3)
@@ -98,7 +99,9 @@ def test_looks_on_the_way_leave_no_trace(tmp_path, source):
     lines = (tmp_path / "looked" / "metrics.jsonl").read_text().splitlines()
     rows = {row["step"]: row for row in map(json.loads, lines)}
     assert sorted(rows) == [1, 2, 3, 4]
-    assert [step for step, row in rows.items() if "knn_k7" in row] == [2, 4]
+    for name in ("knn_k7", "knn_k7_cls"):  # seven images have no 20 neighbours
+        assert [step for step, row in rows.items() if name in row] == [2, 4]
+        assert rows[4][name] in (0.0, 0.5, 1.0)
     assert [step for step, row in rows.items() if "r2_mean" in row] == [3, 4]
     assert all("loss" in row for row in rows.values())
     mean = sum(rows[3][f"r2_{name}"] for name in ("angle", "tx", "ty")) / 3
@@ -173,6 +176,8 @@ def test_clock_counts_steps_or_minutes():
     timed = Clock(1.0, 10, None, seconds=30)
     assert timed.progress(9999) == pytest.approx(0.5, abs=0.01)
     assert Clock(1.0, 10, None, seconds=61).done(0)
+    timed.skip(15)
+    assert timed.progress(9999) == pytest.approx(0.25, abs=0.01)
 
 
 def test_the_paper_path_families_train(source, tmp_path):

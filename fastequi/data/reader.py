@@ -54,6 +54,7 @@ def read(
     """
     if not 0 < share <= 1:
         raise ValueError(f"share: expected 0 < share <= 1, got {share}")
+    batch = min(batch, len(source))
     threads = num_threads or min(len(os.sched_getaffinity(0)), 16)
     plain = Augment.none()
     cfg = ViewConfig(

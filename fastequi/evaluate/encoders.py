@@ -13,14 +13,13 @@ Every evaluation takes an :class:`Encoder` and asks no more of it than tokens by
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +30,7 @@ from fastequi import checkpoint
 from fastequi.config import Config, TrainConfig
 from fastequi.data.augment import ViewConfig
 from fastequi.methods.method import Method
+from fastequi.models.timm_names import timm_options
 from fastequi.models.vit import VisionTransformer
 from fastequi.recipes import build, build_encoder
 
@@ -81,13 +81,15 @@ def load_encoder(spec: str, device: torch.device | str = "auto") -> Encoder:
 
     Args:
         spec: a folder, a file, or `module:function`.
-        device: "auto" takes a GPU where there is one.
+        device: "auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1".
 
     Raises:
         FileNotFoundError: no such file, or a run without a checkpoint.
         ValueError: the file or the function is not what it should be.
     """
-    where = torch.device(TrainConfig().resolved_device() if device == "auto" else device)
+    if isinstance(device, str):
+        device = TrainConfig(device=device).resolved_device()  # type: ignore[arg-type]
+    where = torch.device(device)
     path = Path(spec).expanduser()
     if path.is_dir():
         return _of_run(path, where)
@@ -215,7 +217,10 @@ def _of_file(path: Path, device: torch.device) -> Encoder:
         def make() -> VisionTransformer:
             return build_encoder(model, size)
     else:
-        options = timm_options(state, hub.get("num_heads"))
+        try:
+            options = timm_options(state, hub.get("num_heads"))
+        except ValueError as error:
+            raise ValueError(f"CHECKPOINT: {path}: {error}") from error
 
         def make() -> VisionTransformer:
             return VisionTransformer(**options)
@@ -232,54 +237,6 @@ def _of_file(path: Path, device: torch.device) -> Encoder:
     return _of_vit(
         network.to(device), make, f"{path.resolve().parent.name}/{path.stem}", scale, config
     )
-
-
-def timm_options(state: dict[str, Tensor], num_heads: int | None = None) -> dict[str, Any]:
-    """The arguments of :class:`VisionTransformer` that a state dict under timm's names is of.
-
-    Args:
-        state: the tensors.
-        num_heads: the one thing no shape tells; None: channels / 64, as in every ViT of timm's
-            tiny, small, base and large.
-
-    Raises:
-        ValueError: a name is missing, or the shapes are not a ViT's.
-    """
-    missing = [n for n in ("patch_embed.proj.weight", "pos_embed", "norm.weight") if n not in state]
-    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    if missing or not depth:
-        raise ValueError(
-            f"CHECKPOINT: no ViT under timm's names: no {', '.join(missing) or 'blocks'}"
-        )
-    dim, chans, patch = state["patch_embed.proj.weight"].shape[:3]
-    if num_heads is None and dim % 64:
-        raise ValueError(f"CHECKPOINT: {dim} channels, so how many heads? say it in config.json")
-    class_token, registers = "cls_token" in state, state.get("reg_token")
-    prefix = int(class_token) + (0 if registers is None else registers.shape[1])
-    embedded, grid = state["pos_embed"].shape[1], 0
-    for in_embedding in (prefix, 0):
-        side = math.isqrt(embedded - in_embedding)
-        if side * side == embedded - in_embedding:
-            grid = side
-            break
-    if not grid:
-        raise ValueError(f"CHECKPOINT: pos_embed of {embedded} places is no square of patches")
-    gain, classes = state.get("blocks.0.ls1.gamma"), state.get("head.weight")
-    return {
-        "img_size": grid * patch,
-        "patch_size": patch,
-        "in_chans": chans,
-        "num_classes": 0 if classes is None else len(classes),
-        "embed_dim": dim,
-        "depth": depth,
-        "num_heads": num_heads or dim // 64,
-        "mlp_ratio": len(state["blocks.0.mlp.fc1.weight"]) / dim,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
-        "init_values": None if gain is None else 1e-5,
-        "class_token": class_token,
-        "reg_tokens": prefix - class_token,
-        "no_embed_class": in_embedding == 0 and prefix > 0,
-    }
 
 
 def _of_vit(

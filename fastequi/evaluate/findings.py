@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastequi.evaluate.markup import table, tag, text, two
@@ -61,6 +61,11 @@ def is_own(row: Result, result: Result) -> bool:
     return not is_floor(row["features"]) and (not encoder or row["features"].startswith(encoder))
 
 
+def own_name(features: str, result: Result) -> str:
+    """Without the run's name, which its heading says."""
+    return features.removeprefix(f"{result.get('encoder')}, ")
+
+
 def headline(run: Run) -> list[tuple[str, str, str]]:
     """(what, figure, what to hold against it) for the run's card, at most one of each kind."""
     found: dict[str, tuple[str, str, str]] = {}
@@ -72,13 +77,15 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
             ours, floor = _against_floor(every[task], result)
             if ours:
                 top = max(ours, key=mean)
-                against = f"{top['features']}; strongest floor {two(floor)}"
+                whose = own_name(top["features"], result)
+                against = f"{whose}; strongest floor {two(floor)}"
                 found["R²"] = (f"mean R² of {task}", two(mean(top)), against)
         elif is_classes(result) and "scores" in result:
             ours = [row for row in result["scores"] if is_own(row, result)]
             pixels = [row["accuracy"] for row in result["scores"] if is_floor(row["features"])]
             top = max(ours, key=lambda row: row["accuracy"])
-            against = f"{top['features']}, {top['probe']}; strongest floor {max(pixels):.3f}"
+            whose = own_name(top["features"], result)
+            against = f"{whose}, {top['probe']}; strongest floor {max(pixels):.3f}"
             found.setdefault("accuracy", ("accuracy", f"{top['accuracy']:.3f}", against))
         psnr = result.get("psnr")
         if isinstance(psnr, dict) and {"predicted", "nearer_view"} <= set(psnr):
@@ -140,15 +147,3 @@ def kind(features: str) -> str:
     """Its name as markup, marked where it is a floor."""
     mark = f" {tag('i', 'floor')}" if is_floor(features) else ""
     return text(features) + mark
-
-
-def missing(
-    runs: Sequence[Run], has: Callable[[Run], Iterable[object]], what: str, how: str
-) -> str:
-    """Which runs lack something, and the command that makes it."""
-    lacking = [run for run in runs if not list(has(run))]
-    if not lacking:
-        return ""
-    names = ", ".join(tag("b", text(run.name)) for run in lacking)
-    commands = tag("code", text(how))
-    return tag("p", f"No {text(what)} in {names}. Made by {commands}.", class_="missing")

@@ -27,15 +27,12 @@ def tag(name: str, /, *content: str, **attributes: object) -> str:
     return f"<{name}{given}>{''.join(content)}</{name}>"
 
 
-def table(
-    caption: str, head: list[str], rows: list[list[str]], *, numbers: int = 1, kinds: str = ""
-) -> str:
+def table(caption: str, head: list[str], rows: list[list[str]], *, numbers: int = 1) -> str:
     """A table in a box of its own that scrolls sideways where the screen is narrow.
 
     Args:
         caption, head, rows: as markup; the first cell of a row is its heading.
         numbers: the first column that holds figures, which are set flush right.
-        kinds: classes of the table.
     """
     titles = (tag("th", h, scope="col", class_=_side(i, numbers)) for i, h in enumerate(head))
     first = tag("tr", *titles)
@@ -48,7 +45,8 @@ def table(
         for row in rows
     ]
     inner = tag("thead", first) + tag("tbody", *body)
-    return scroll(tag("table", tag("caption", caption), inner, class_=kinds or None), "table")
+    told = tag("caption", tag("span", caption))
+    return scroll(tag("table", told, inner), "table")
 
 
 def _side(column: int, numbers: int) -> str | None:

@@ -89,7 +89,11 @@ def _aside(module: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Neighbours:
-    """Classes told by 20 neighbours; images are decoded once and stay."""
+    """Classes told by 20 neighbours; images are decoded once and stay.
+
+    "knn_k20" is of the mean patch token (of a convolutional net's last block), "knn_k20_cls" of the
+    class token: which of the two a base trains is its own affair.
+    """
 
     train: LabelledSet
     test: LabelledSet
@@ -100,17 +104,24 @@ class _Neighbours:
             size, device = encoder.image_size, encoder.device
             for part in (self.train, self.test):
                 self.images.append([(x, y) for x, _, y in part.batches(size, device)])
-        (x, y), (x_test, y_test) = (self._features(encoder, part) for part in self.images)
+        y, y_test = (torch.cat([labels for _, labels in part]) for part in self.images)
+        x, x_test = (self._features(encoder, part) for part in self.images)
         k = min(_K, len(y))
-        return {f"knn_k{k}": accuracy(knn_classes(x, y, x_test, [k])[k], y_test)}
+        told = {name: knn_classes(x[name], y, x_test[name], [k])[k] for name in x}
+        return {f"knn_k{k}{name}": accuracy(pred, y_test) for name, pred in told.items()}
 
     def _features(
         self, encoder: Encoder, batches: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """Of the class token, or the mean patch token (the last block's) without one."""
-        name = next((n for n in ("cls", "patch") if n in encoder.names), encoder.names[-1])
-        x = [encoder.features(normalise(x, encoder))[name].float().mean(1) for x, _ in batches]
-        return torch.cat(x), torch.cat([y for _, y in batches])
+    ) -> dict[str, Tensor]:
+        """[N, D] by what stands behind the figure's name."""
+        kinds = {"": "patch" if "patch" in encoder.names else encoder.names[-1]}
+        kinds |= {"_cls": "cls"} if "cls" in encoder.names else {}
+        found: dict[str, list[Tensor]] = {name: [] for name in kinds}
+        for images, _ in batches:
+            tokens = encoder.features(normalise(images, encoder))
+            for name, kind in kinds.items():
+                found[name].append(tokens[kind].float().mean(1))
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 @dataclass

@@ -124,7 +124,7 @@ def _training(runs: Sequence[Run]) -> str:
     parts = [_legend(runs), tag("p", how, class_="note"), tag("div", *charts, class_="panels")]
     if speed:
         parts += [tag("h3", "Throughput"), tag("div", *speed, class_="panels")]
-    lacking = findings.missing(
+    lacking = _missing(
         runs, lambda run: run.rows, "logged steps", "fastequi pretrain RECIPE --data PATH"
     )
     return ("".join(parts) if charts else "") + lacking
@@ -145,6 +145,16 @@ def _metric(runs: Sequence[Run], metric: str) -> str:
     return tag("figure", caption, chart, class_="panel")
 
 
+def _missing(runs: Sequence[Run], has: Callable[[Run], object], what: str, how: str) -> str:
+    """Which runs lack something, and the command that makes it."""
+    lacking = [i for i, run in enumerate(runs) if not has(run)]
+    if not lacking:
+        return ""
+    names = [badge(i) if len(runs) > 1 else tag("b", text(runs[i].name)) for i in lacking]
+    told = f"No {text(what)} in {' '.join(names)}. Made by {tag('code', text(how))}."
+    return tag("p", told, class_="missing")
+
+
 def _legend(runs: Sequence[Run]) -> str:
     if len(runs) < 2:
         return ""
@@ -162,9 +172,9 @@ def _by_run(runs: Sequence[Run], show: Callable[[Run, int], list[str]]) -> str:
 
 
 def _equivariance(runs: Sequence[Run]) -> str:
-    lacking = findings.missing(
+    lacking = _missing(
         runs,
-        lambda run: [r for r in run.results.values() if findings.is_equivariance(r)],
+        lambda run: any(map(findings.is_equivariance, run.results.values())),
         "R² of a transformation",
         "fastequi eval equivariance RUN",
     )
@@ -174,9 +184,9 @@ def _equivariance(runs: Sequence[Run]) -> str:
 
 
 def _classes(runs: Sequence[Run]) -> str:
-    lacking = findings.missing(
+    lacking = _missing(
         runs,
-        lambda run: [r for r in run.results.values() if findings.is_classes(r)],
+        lambda run: any(map(findings.is_classes, run.results.values())),
         "kNN or linear probe",
         "fastequi eval knn RUN --data PATH",
     )
@@ -184,9 +194,13 @@ def _classes(runs: Sequence[Run]) -> str:
 
 
 def _reconstruction(runs: Sequence[Run]) -> str:
-    lacking = findings.missing(
-        [run for run in runs if run.config.get("system") == "tir"],
-        lambda run: [r for r in run.results.values() if findings.is_reconstruction(r)],
+    def has(run: Run) -> bool:
+        nothing = run.config.get("system") != "tir"
+        return nothing or any(map(findings.is_reconstruction, run.results.values()))
+
+    lacking = _missing(
+        runs,
+        has,
         "PSNR, SSIM and spectra",
         "fastequi eval reconstruct RUN",
     )
@@ -195,7 +209,7 @@ def _reconstruction(runs: Sequence[Run]) -> str:
 
 def _pictures(runs: Sequence[Run], sheets: dict[str, dict[str, Sheet]]) -> str:
     found = {run.name: pictures(run, sheets.get(run.name, {})) for run in runs}
-    lacking = findings.missing(
+    lacking = _missing(
         runs, lambda run: found[run.name], "pictures", "fastequi report RUN, without --no-images"
     )
     return _by_run(runs, lambda run, _: found[run.name]) + lacking

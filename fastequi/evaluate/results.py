@@ -19,6 +19,7 @@ from fastequi.evaluate.findings import (
     is_reconstruction,
     kind,
     mean,
+    own_name,
     reports,
 )
 from fastequi.evaluate.markup import number, table, tag, text, two
@@ -70,7 +71,7 @@ def _panels(run: Run, task: str, report: Result, result: Result, color: int) -> 
     for what, figures in shown.items():
         lines = [
             Bar(
-                f"{_own_name(row['features'], result)} · {row['probe']}",
+                f"{own_name(row['features'], result)} · {row['probe']}",
                 *values,
                 is_floor(row["features"]),
                 color if is_own(row, result) else _OTHERS_COLOR,
@@ -82,11 +83,6 @@ def _panels(run: Run, task: str, report: Result, result: Result, color: int) -> 
         caption = tag("figcaption", tag("b", text(of if len(shown) > 1 else task)), " R²")
         panels.append(tag("figure", caption, chart, class_="panel"))
     return panels
-
-
-def _own_name(features: str, result: Result) -> str:
-    """Without the run's name, which its heading says."""
-    return features.removeprefix(f"{result.get('encoder')}, ")
 
 
 def _table(run: Run, task: str, report: Result) -> str:
@@ -121,7 +117,7 @@ def classes(run: Run, color: int) -> list[str]:
             share, low, high = row["accuracy"], row["low"], row["high"]
             own = is_own({"features": features}, result)
             place = color if own else _OTHERS_COLOR
-            bar = Bar(_own_name(features, result), share, low, high, is_floor(features), place)
+            bar = Bar(own_name(features, result), share, low, high, is_floor(features), place)
             groups.setdefault(probe, []).append(bar)
             span = tag("small", f"{low:.3f} to {high:.3f}")
             lines.append([kind(features), text(probe), f"{share:.3f} {span}"])

@@ -148,7 +148,8 @@ def _rows(file: Path, notes: list[str]) -> tuple[dict[str, float], ...]:
         left_out = f"{len(damaged)} damaged {what} left out ({what} {shown})"
         notes.append(f"metrics.jsonl: {left_out}, {len(rows)} read")
     if wild:
-        notes.append(f"metrics.jsonl: {wild} lines hold NaN or infinity, which no curve shows")
+        what = "line holds" if wild == 1 else "lines hold"
+        notes.append(f"metrics.jsonl: {wild} {what} NaN or infinity, which no curve shows")
     if not rows and not damaged:
         notes.append("metrics.jsonl is empty: no curves")
     return tuple(rows[step] for step in sorted(rows))

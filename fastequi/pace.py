@@ -1,0 +1,97 @@
+"""How far a run is, and how fast: its clock, and the means of what its steps say."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Clock:
+    """How much of the training is done: by steps, or by wall time where a budget is set.
+
+    Args:
+        minutes: wall-time budget, or 0 to count steps.
+        total_steps: length of the schedule in optimiser steps.
+        max_steps: stop earlier, on the same schedule.
+        seconds: spent before a resume.
+    """
+
+    def __init__(
+        self, minutes: float, total_steps: int, max_steps: int | None, seconds: float
+    ) -> None:
+        self.budget, self.total_steps = minutes * 60, total_steps
+        self.max_steps = max_steps if max_steps is not None else math.inf
+        self.start, self.before = time.monotonic() - seconds, seconds
+        self.first: tuple[int, float] | None = None
+
+    def skip(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self.start += seconds
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def progress(self, step: int) -> float:
+        if self.budget:
+            return min(self.seconds() / self.budget, 1.0)
+        return step / self.total_steps
+
+    def done(self, step: int) -> bool:
+        return self.progress(step) >= 1 or step >= self.max_steps
+
+    def left(self, step: int) -> float:
+        """Seconds to go, from the rate since the first call."""
+        if self.first is None:
+            self.first = (step, self.seconds())
+        steps, seconds = step - self.first[0], self.seconds() - self.first[1]
+        rate = steps / seconds if seconds > 0 else 0.0
+        by_steps = (min(self.total_steps, self.max_steps) - step) / rate if rate else math.inf
+        by_time = self.budget - self.seconds() if self.budget else math.inf
+        return max(min(by_steps, by_time), 0.0)
+
+
+class Meter:
+    """Means of a step's scalars and the loop's speed; touches the device only when read."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._reset()
+
+    def _reset(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+        self.batches, self.waited, self.since = 0, 0.0, time.monotonic()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        while True:
+            start = time.monotonic()
+            batch = next(batches)
+            self.waited += time.monotonic() - start
+            yield batch
+
+    def skip(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self.since += seconds
+
+    def add(self, out: dict[str, Tensor], batches: int = 0) -> None:
+        for name, value in out.items():
+            self.values.setdefault(name, []).append(value.detach().float())
+        self.batches += batches
+
+    def read(self) -> dict[str, float]:
+        """Means since the last read, with images/s and the share of time spent awaiting data."""
+        elapsed = max(time.monotonic() - self.since, 1e-9)
+        means = torch.stack([torch.stack(values).mean() for values in self.values.values()])
+        row = dict(zip(self.values, means.tolist(), strict=True))
+        if not math.isfinite(row["loss"]):
+            raise FloatingPointError(f"loss is {row['loss']} (parts: {row}); lower the rate?")
+        row["images_per_s"] = self.batch_size * self.batches / elapsed
+        row["data_wait"] = self.waited / elapsed
+        self._reset()
+        return row
