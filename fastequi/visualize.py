@@ -14,8 +14,9 @@ from fastequi.data.batch import Batch
 from fastequi.data.sources import Source, embedded_photos, image_folder
 from fastequi.data.splits import TEST_REGION
 from fastequi.evaluate import look
-from fastequi.evaluate.encoders import Encoder, load_encoder
+from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
 from fastequi.evaluate.figures import Sheet, Tile, heat, path_sheet, to_uint8
+from fastequi.evaluate.markup import two
 from fastequi.evaluate.recognition import normalise
 from fastequi.functional import warp
 from fastequi.methods.tir import TIR
@@ -166,6 +167,10 @@ def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
     device, degrees = encoder.device, torch.tensor(_DEGREES)
     shown, train, test = (part.to(device) for part in (shown, train, test))
     found = look.sweep(encoder, shown, train, test, degrees)
+    floor = ""
+    if encoder.fresh is not None:
+        untrained = look.sweep(random_init(encoder), shown[:1], train, test, degrees)
+        floor = f" (at random initialisation {two(untrained.r2)})"
     turns = shown.repeat_interleave(len(degrees), 0)
     frames = look.turned(turns, degrees.to(device).repeat(swept), encoder)
     tiles = to_uint8(frames, encoder.mean, encoder.std)
@@ -175,7 +180,7 @@ def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
         f"Above, what an image was turned by; below, what a ridge probe reads from which patches "
         f"of the two resemble each other, fitted on {windows:,} windows of "
         f"{len(pictures) - swept} other images. R² over {windows // 3} turned windows of the "
-        f"images shown: {found.r2:.2f}.",
+        f"images shown: {two(found.r2)}{floor}.",
         tuple(_signed(d) for d in _DEGREES),
         tuple(rows),
         tuple(tuple(_signed(p) for p in row) for row in found.predicted.tolist()),

@@ -1,5 +1,6 @@
 """`fastequi visualize` on untrained networks: the pictures, and why some cannot be made."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def test_a_run_gives_four_pictures(tmp_path, capsys, family):
     printed = capsys.readouterr().out
     assert "2 heads" in printed
     assert "R² over 40 turned windows" in printed
+    told = re.search(r"shown: (\S+) \(at random initialisation (\S+)\)", printed)
+    assert told[1] == told[2]  # it has not learned anything
     again = visualize(str(run), None, tmp_path / "again", "cpu", windows=120)
     for one, other in zip(files, again, strict=True):
         assert one.read_bytes() == other.read_bytes()
