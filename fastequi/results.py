@@ -1,4 +1,11 @@
-"""Where an evaluation's figures go: JSON with the machine and what was judged."""
+"""Where an evaluation's figures go: JSON with the machine and what was judged.
+
+eval_equivariance.json   "tasks": {task: {"names", "train_pairs", "test_pairs", "scores": [Score
+                         and its "mean"]}}, see `fastequi.evaluate.equivariance.Score`; "budget"
+eval_knn.json, eval_linear.json   "scores": [`fastequi.evaluate.recognition.Recognition`]
+eval_reconstruct.json    "psnr", "ssim": `fastequi.evaluate.reconstruction.Quality`;
+                         "spectra": {features: `fastequi.evaluate.spectrum.Spectrum`}
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ def pretrain(
     """Trains a method on a source and leaves a complete run folder.
 
     Args:
-        config: the run; written to `run_dir/config.json`.
+        config: the run; written to `run_dir/config.json`. It may ask for looks at the features on
+            the way (`fastequi.evaluate.online`).
         source: images, decoded by the loader.
         run_dir: created; refused if it holds a run, unless `resume`.
         resume: go on from the folder's newest checkpoint.

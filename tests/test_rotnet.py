@@ -179,10 +179,13 @@ def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     words += [w for k, v in sizes.items() for w in (f"--model.{k}", str(v))]
     words += ["--data.image-size", "16", "--data.source-size", "16", "--data.batch-size", "32"]
     words += ["--optim.lr", "2e-3", "--optim.reference", "32", "--train.epochs", "6"]
+    words += ["--train.knn-every", "60", "--train.knn-data", str(folder)]
     main([*words, "--train.log-every", "8"])
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["accuracy"] > 0.6 > 0.45 > rows[0]["accuracy"]
     assert rows[-1]["accuracy_90"] > 0.5
+    assert rows[-1]["knn_k20"] > 0.5  # of the set's classes, on its test images
+    assert sum("knn_k20" in row for row in rows) == 2
     main(["eval", "rotnet", str(run), "--data", str(folder), "--train-images", "300"])
     out = capsys.readouterr().out
     assert "turns told right on 200 test images" in out
@@ -190,6 +193,9 @@ def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     assert found["rotation_accuracy"]["all"] > 0.6
     networks = {row["network"] for row in found["classes"]}
     assert networks == {"pixels", "random init", "RotNet"}
+    main(["eval", "knn", str(run), "--data", str(folder)])
+    scores = json.loads((run / "eval_knn.json").read_text())["scores"]
+    assert {row["features"] for row in scores if row["accuracy"] > 0.5} >= {"raw pixels"}
     with pytest.raises(SystemExit):
         main(["eval", "rotnet", str(tmp_path), "--data", str(folder)])
     assert "holds no config.json" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.config import PathConfig
 from fastequi.data.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.pairs import collect_pairs
@@ -46,7 +47,9 @@ def test_the_ranges_are_the_papers_and_windows_hold_every_view():
     # at 224 px and 45 degrees a square with its shift of 10 px reaches sqrt(2) (224 + 20)
     views = views_for(encoder(patches, size=224), chosen)
     assert views.source_size == 224 + 2 * math.ceil((math.sqrt(2) * 244 - 224) / 2)
-    assert views_for(encoder(patches, size=32), tasks(["blur"])).source_size == 32
+    assert views_for(encoder(patches, size=224), tasks(["blur"])) == views
+    small = views_for(encoder(patches, size=32), tasks(["blur"], PathConfig(degrees=0, pixels=7)))
+    assert small.source_size == 32 + 2  # a shift of 1 px
     with pytest.raises(ValueError, match=r"path\.family: unknown 'shear'"):
         tasks(["shear"])
 

@@ -25,12 +25,13 @@ from fastequi.evaluate.equivariance import pair_tokens
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit, r2, token_probe
 from fastequi.evaluate.recognition import normalise
-from fastequi.evaluate.tasks import shown, tasks, views_for, window_loader
+from fastequi.evaluate.tasks import FEATURES, tasks, views_for, window_loader
 from fastequi.methods.method import Method
 
 _K = 20
 _TRAIN_IMAGES, _TEST_IMAGES = 4000, 1000
 _TRAIN_PAIRS, _TEST_PAIRS = 4000, 500
+_TOKENS = 2**30  # floats that tokens of the training pairs may take: fewer pairs of wide ones
 _FIT = Fit(epochs=10, seeds=1)
 
 
@@ -133,17 +134,21 @@ class _Transformations:
     pairs: list[Pairs] = field(default_factory=list)
 
     def __call__(self, encoder: Encoder) -> dict[str, float]:
+        name = next((n for n in FEATURES if n in encoder.names), encoder.names[-1])
         if not self.pairs:
-            chosen = tasks(["se2"])
-            views, path = views_for(encoder, chosen), chosen["se2"].path
-            for seed, (part, n) in enumerate(
-                ((self.train, _TRAIN_PAIRS), (self.test, _TEST_PAIRS)), start=1
-            ):
-                with window_loader(part, path, views, seed, encoder.device) as loader:
-                    self.pairs.append(collect_pairs(loader, path, views, n))
+            self._cut(encoder, name)
         train, test = self.pairs
-        name = shown(encoder)[0]
         x, x_test = (pair_tokens(encoder.features, [name], p)[name] for p in (train, test))
         told = r2(token_probe(x, train.params, x_test, _FIT), test.params)[0]
         each = {f"r2_{n}": value for n, value in zip(test.names, told.tolist(), strict=True)}
         return {"r2_mean": told.mean().item(), **each}
+
+    def _cut(self, encoder: Encoder, name: str) -> None:
+        chosen = tasks(["se2"])
+        views, path = views_for(encoder, chosen), chosen["se2"].path
+        image = torch.zeros(1, 3, views.image_size, views.image_size, device=encoder.device)
+        fits = _TOKENS // (2 * encoder.features(image)[name].numel())
+        counts = min(_TRAIN_PAIRS, max(fits, _TEST_PAIRS)), _TEST_PAIRS
+        for seed, (part, n) in enumerate(zip((self.train, self.test), counts, strict=True), 1):
+            with window_loader(part, path, views, seed, encoder.device) as loader:
+                self.pairs.append(collect_pairs(loader, path, views, n))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,10 +51,12 @@ class Task:
 
     Attributes:
         path: its pairs.
+        widest: what the windows have room for, whichever tasks are chosen: SE(2).
         beyond: further tests of the same probes, by name.
     """
 
     path: paths.Path
+    widest: paths.Path = paths.SE2()  # noqa: RUF009
     beyond: Mapping[str, paths.Path] = field(default_factory=dict)
 
 
@@ -68,13 +70,14 @@ def tasks(
         ValueError: no such family.
     """
     found = {}
+    widest = replace(ranges, family="se2").build()
     for name in names:
-        path = PathConfig(**{**vars(ranges), "family": name}).build()
+        path = replace(ranges, family=name).build()  # type: ignore[arg-type]
         beyond: dict[str, paths.Path] = {}
         if isinstance(path, paths.Rotation):
             low, top = path.degrees, path.degrees + _BEYOND
             beyond[f"rotation {low:g}..{top:g}"] = Beyond(low, top)
-        found[name] = Task(path, beyond)
+        found[name] = Task(path, widest, beyond)
     return found
 
 
@@ -164,10 +167,10 @@ def shown(encoder: Encoder) -> tuple[str, ...]:
 
 
 def views_for(encoder: Encoder, chosen: Mapping[str, Task]) -> Views:
-    """An encoder's images in windows that none of the tasks leaves."""
+    """An encoder's images in windows that no view leaves, the same for any choice of tasks."""
     size, source = encoder.image_size, encoder.image_size
     for task in chosen.values():
-        for path in (task.path, *task.beyond.values()):
+        for path in (task.path, task.widest, *task.beyond.values()):
             source = max(source, _reach(path, size))
     return Views(size, source, encoder.mean, encoder.std, "reflection")
 
