@@ -49,9 +49,10 @@ class Bar:
     color: int = 0
 
 
-def curves(curves: Sequence[Curve], title: str, percent: bool = False) -> str:
+def curves(curves: Sequence[Curve], title: str, percent: bool = False, exact: bool = False) -> str:
     """The curves of a metric over steps: raw in thin lines, their running mean in thick ones.
 
+    `exact` leaves out the mean, for what has no noise.
     The axis is logarithmic where positive values reach over 30 times their median.
     """
     values = [y * (100 if percent else 1) for curve in curves for _, y in curve.points]
@@ -82,7 +83,7 @@ def curves(curves: Sequence[Curve], title: str, percent: bool = False) -> str:
     parts.append(_text("steps", _WIDTH - _RIGHT, bottom + 33, "end"))
     ends, told = [], []
     for curve in curves:
-        smooth = _running_mean(curve.points)
+        smooth = curve.points if exact else _running_mean(curve.points)
         for kind, points in (("raw", curve.points), ("smooth", smooth)):
             where = " ".join(f"{_f(at_x(x))},{_f(at_y(y))}" for x, y in _thin(points))
             parts.append(tag("polyline", points=where, class_=f"{kind} c{curve.color}"))

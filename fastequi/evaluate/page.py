@@ -141,7 +141,7 @@ def _metric(runs: Sequence[Run], metric: str) -> str:
     caption = tag("figcaption", tag("b", text(metric.replace("_", " "))), " ", text(about))
     if not found:
         return tag("figure", caption, tag("p", "No finite value.", class_="note"), class_="panel")
-    chart = curves(found, metric, percent=metric == "data_wait")
+    chart = curves(found, metric, percent=metric == "data_wait", exact=metric == "lr")
     return tag("figure", caption, chart, class_="panel")
 
 
@@ -238,4 +238,4 @@ def _settings(runs: Sequence[Run]) -> str:
 
 
 def _value(value: object) -> str:
-    return text("–" if value is None else json.dumps(value).strip('"'))
+    return text("–" if value is None else json.dumps(value).strip('"') or '""')
