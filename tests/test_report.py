@@ -8,92 +8,16 @@ from html.parser import HTMLParser
 from importlib import resources
 
 import chromium
-import numpy as np
 import pytest
+from made_up import judged, make_run, sheets
 from PIL import Image
 from test_visualize import run_folder, small_demo
 
-from fastequi.evaluate.cards import letter
-from fastequi.evaluate.charts import Bar, Curve, bars, curves
-from fastequi.evaluate.figures import Sheet
 from fastequi.evaluate.markup import duration, number, two
 from fastequi.evaluate.page import page
 from fastequi.evaluate.runs import differing, read_run, read_runs
 from fastequi.recipes import RECIPES
 from fastequi.report import report
-
-FEATURES = ("mean predictor", "raw pair", "random init, z_equi", "{}, z_equi", "{}, patch")
-MACHINE = {"cpu": "Some <CPU> & co, 2 cores", "device": "cpu", "torch": "2.13.0"}
-RECONSTRUCT = {
-    "images": 512,
-    "psnr": {"predicted": [29.123, 31.456], "nearer_view": [28.777, 30.888], "gain": 0.457,
-             "low": 0.2, "high": 0.7},
-    "ssim": {"predicted": [0.8123, 0.9], "nearer_view": [0.8, 0.91], "gain": -0.0012,
-             "low": -0.01, "high": 0.007},
-    "spectra": {"z_equi, tokens": {"channels": 192, "rank": 118, "variance": 0.298,
-                                   "participation": 2.64, "entropy": 4.05}},
-}  # fmt: skip
-
-
-def scores(names, run, shift=0.0):
-    rows = []
-    for i, features in enumerate(FEATURES):
-        for probe in ("token", "ridge"):
-            r2 = [
-                0.1123 * i + 0.01 * j + shift - (probe == "ridge") / 20 for j in range(len(names))
-            ]
-            low, high = [v - 0.031 for v in r2], [v + 0.0272 for v in r2]
-            error = [22.19 - i - j for j in range(len(names))]
-            row = {"features": features.format(run), "probe": probe, "r2": r2, "low": low}
-            mean = {"mean_low": low[0], "mean_high": high[-1], "pooled": sum(r2) / len(r2) - 0.003}
-            rows.append({**row, "high": high, "error": error, **mean, "seeds": [0.1, 0.2]})
-    return {"names": names, "train_pairs": 24000, "test_pairs": 2000, "scores": rows}
-
-
-def knn(run):
-    rows = [
-        {"features": f, "probe": f"knn, k={k}", "accuracy": a + k / 1e3, "low": a - 0.02,
-         "high": a + 0.02, "seeds": [a]}
-        for k in (5, 20) for f, a in (("raw pixels", 0.862), (f"{run}, patch", 0.8714))
-    ]  # fmt: skip
-    return {
-        "encoder": run,
-        "classes": 10,
-        "train_images": 60000,
-        "test_images": 10000,
-        "scores": rows,
-    }
-
-
-def make_run(folder, steps=60, config=None, machine=MACHINE):
-    """A folder as training, the demo and the evaluations leave it, figures made up."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text((config or RECIPES["demo"]()).to_json())
-    if machine:
-        (folder / "machine.json").write_text(json.dumps(machine))
-    g = np.random.default_rng(steps)
-    rows = []
-    for step in range(10, steps + 1, 10):
-        loss = 3 * math.exp(-step / 30) + 0.1 * g.random()
-        row = {"step": step, "epoch": step // 20, "seconds": step / 7, "lr": 1e-3, "loss": loss}
-        rows.append({**row, "recon": loss / 2, "images_per_s": 700.0, "data_wait": 0.05})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def judged(folder):
-    """With every result there is."""
-    name = folder.name
-    demo = {"psnr": {"predicted": 31.0211, "nearer_view": 30.6982}, "machine": MACHINE}
-    se2 = ["angle", "tx", "ty"]
-    (folder / "equivariance.json").write_text(json.dumps(demo | scores(se2, "TIR")))
-    tasks = {"rotation": scores(["angle"], name, 0.02), "se2": scores(se2, name)}
-    document = {"encoder": name, "machine": MACHINE, "tasks": tasks, "seconds": 71.0}
-    (folder / "eval_equivariance.json").write_text(json.dumps(document))
-    (folder / "eval_knn.json").write_text(json.dumps(knn(name)))
-    (folder / "eval_reconstruct.json").write_text(json.dumps(RECONSTRUCT))
-    (folder / "eval_new.json").write_text(json.dumps({"figure": {"of_merit": 0.91237}}))
-    return folder
 
 
 class Checked(HTMLParser):
@@ -127,16 +51,6 @@ class Checked(HTMLParser):
     def handle_data(self, data):
         if self.open[-1:] != ["style"]:
             self.words.append(data)
-
-
-def sheets():
-    tiles = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), dtype=np.uint8)
-    large = np.random.default_rng(0).integers(0, 256, (2, 2, 96, 96, 3), dtype=np.uint8)
-    rows, wide = (tuple(tuple(row) for row in part) for part in (tiles, large))
-    return {
-        "sweep": Sheet("Turns", "Read as.", ("−45°", "+45°"), rows, (("−40°", "+41°"),) * 2),
-        "pca": Sheet("Colours", "PCA.", ("image", "patch"), wide, smooth=True, wrap=True),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -209,63 +123,6 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
     assert "second: no sweep." in found
     assert "Some <CPU> & co" in found
     assert "Some <CPU>" not in markup
-
-
-def test_bars_tell_floors_from_features_and_whiskers_end_at_the_interval():
-    svg = bars([Bar("raw", 0.5, 0.4, 0.6, True), Bar("ours", 0.8, 0.75, 0.9, False, 3)], "R²")
-    assert svg.count('class="floor"') == 1
-    assert svg.count('class="bar c3"') == 1
-    assert "raw (floor) 0.50, 95 % 0.40 to 0.60; ours 0.80, 95 % 0.75 to 0.90" in svg
-    boxes = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)
-    whiskers = re.findall(
-        r'<line x1="([\d.]+)" x2="([\d.]+)" y1="(.*?)" y2="\3" class="whisker"', svg
-    )
-    zero, width = float(boxes[0][0]), float(boxes[0][1]) / 0.5
-    for (start, end, _), (low, high) in zip(whiskers, ((0.4, 0.6), (0.75, 0.9)), strict=True):
-        assert float(start) == pytest.approx(zero + low * width, abs=0.2)
-        assert float(end) == pytest.approx(zero + high * width, abs=0.2)
-    assert float(boxes[1][1]) == pytest.approx(0.8 * width, abs=0.2)
-
-
-def test_values_far_out_stay_inside_the_chart():
-    svg = bars([Bar("lost", -40.0, -90.0, -5.0), Bar("wild", 7.0, 6.0, 8.0)], "R²")
-    assert "−40.00" in svg
-    assert all(-1 <= float(x) <= 361 for x in re.findall(r' x[12]?="([-\d.]+)"', svg))
-
-
-@pytest.mark.parametrize("n", [1, 2, 7, 5000])
-def test_curves_of_any_length_stay_inside_the_chart(n):
-    points = [(i + 1, 2 + math.sin(i) * (i % 97 == 0)) for i in range(n)]
-    svg = curves([Curve("A", 0, points), Curve("B", 1, points)], "loss")
-    lines = re.findall(r'points="(.*?)"', svg)
-    assert len(lines) == 4
-    for line in lines:
-        numbers = [float(v) for v in line.replace(",", " ").split()]
-        assert len(numbers) <= 2 * 250
-        assert all(0 <= v <= 360 for v in numbers)
-    spikes = min(float(pair.split(",")[1]) for pair in lines[0].split())
-    assert n < 98 or spikes < 60  # thinned out, its extremes are still there
-    assert "loss over" in svg
-
-
-def test_axes_are_logarithmic_where_values_tower_over_their_median():
-    svg = curves([Curve("A", 0, [(i, 1000.0 / i**2) for i in range(1, 100)])], "loss")
-    assert ">1,000<" in svg
-    assert ">10<" in svg
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0, "0"), (1234567, "1.23e6"), (12345, "12,345"), (0.02134, "0.0213"), (-3e-7, "−3e−7")],
-)
-def test_numbers_as_people_read_them(value, shown):
-    assert number(value) == shown
-
-
-def test_durations_and_letters():
-    assert [duration(s) for s in (42.4, 210, 7510)] == ["42 s", "3 min 30 s", "2 h 5 min"]
-    assert [letter(i) for i in (0, 25, 26)] == ["A", "Z", "A2"]
-    assert two(-0.001) == "0.00"
 
 
 def test_only_what_differs_is_in_the_diff(two_runs, markup):
