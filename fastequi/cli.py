@@ -1,4 +1,4 @@
-"""The command line: `fastequi demo | pretrain RECIPE | eval KIND CHECKPOINT | embed | doctor`."""
+"""The command line: `fastequi COMMAND ...`, the commands as listed below."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _COMMANDS = {
     "pretrain": "pretrain on a folder of images: pretrain RECIPE --data PATH",
     "eval": "judge what was learned: eval KIND CHECKPOINT --data PATH",
     "embed": "features of a folder's images: embed CHECKPOINT --data PATH --out FILE",
+    "visualize": "pictures of what an encoder sees: visualize CHECKPOINT",
+    "report": "one HTML page of runs: report RUN [RUN ...]",
     "doctor": "what is installed, and which backend each part would use",
 }
 

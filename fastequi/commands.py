@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -46,6 +46,35 @@ class PretrainOptions:
     """Steps between checkpoints; short for --train.checkpoint-every."""
     dry_run: bool = False
     """Print settings, parameter counts and one step's memory; needs no data."""
+
+
+@dataclass(frozen=True)
+class VisualizeOptions:
+    """Pictures of what an encoder sees: reconstructions, PCA of patches, attention, a sweep."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A run's folder, one of its checkpoints, a *.safetensors file, or module:function."""
+    data: Path | None = None
+    """Folder of images; the nine embedded photographs by default."""
+    out: Path = Path("figures")
+    """Folder of the PNG files."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    windows: int = 0
+    """That the probe of the sweep is fitted on; 0: 1500, 300 of large views on a CPU."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """One HTML page of one or several runs, which needs neither network nor scripts."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    out: Path = Path("report.html")
+    """The page."""
+    images: bool = True
+    """Pictures made from the newest checkpoints."""
+    data: Path | None = None
+    """Folder of images for them; the nine embedded photographs by default."""
 
 
 def demo(argv: list[str]) -> None:
@@ -114,6 +143,26 @@ def embed(argv: list[str]) -> None:
     from fastequi import evaluations
 
     evaluations.embed(argv)
+
+
+def visualize(argv: list[str]) -> None:
+    options = tyro.cli(VisualizeOptions, prog="fastequi visualize", args=argv)
+    if options.windows and options.windows < 100:
+        raise ValueError(f"--windows: expected 0 or at least 100, got {options.windows}")
+
+    from fastequi.visualize import visualize as draw
+
+    draw(options.checkpoint, options.data, options.out, options.device, options.windows)
+
+
+def report(argv: list[str]) -> None:
+    options = tyro.cli(ReportOptions, prog="fastequi report", args=argv)
+    if not options.runs:
+        raise ValueError("RUN: expected the folder of one run or more, got none")
+
+    from fastequi.report import report as write
+
+    write(options.runs, options.out, options.images, options.data)
 
 
 def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:

@@ -1,8 +1,8 @@
 """The loop: one screen that knows no method.
 
-A run folder holds config.json, metrics.jsonl, checkpoints/ (see `fastequi.checkpoint`),
-tensorboard/ where TensorBoard is installed, and at the end model.safetensors, the encoder under
-timm's parameter names.
+A run folder holds config.json, machine.json (what it ran on, with versions), metrics.jsonl,
+checkpoints/ (see `fastequi.checkpoint`), tensorboard/ where TensorBoard is installed, and at the
+end model.safetensors, the encoder under timm's parameter names.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
+from fastequi.doctor import machine
 from fastequi.evaluate.online import Look, look, looks
 from fastequi.methods.method import Method
 from fastequi.optim import (
@@ -97,6 +98,7 @@ def pretrain(
         )
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.json").write_text(config.to_json())
+        (run_dir / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
         log = stack.enter_context(Log(run_dir, state["step"], config.train.tensorboard))
         bar = stack.enter_context(progress or Progress())
         run = _Run(config, method, optimizer, average, loader, log, bar, run_dir, online)
@@ -183,7 +185,8 @@ class _Run:
             last = clock.done(step)
             due = [one for one in self.online if step % one.every == 0 or last]
             if step % train.log_every == 0 or last or step == 1 or due:
-                row = {"step": step, "epoch": self.loader.epoch, "lr": lr, **meter.read()}
+                when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
+                row = {**when, "lr": lr, **meter.read()}
                 if due:
                     start = time.monotonic()
                     row |= look(due, self.method, self.config)

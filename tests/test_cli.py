@@ -99,6 +99,12 @@ def test_a_run_makes_a_dated_folder(tmp_path):
         (["pretrain", "demo", "--data", ".", "--optim.lrr", "1"], "did you mean --optim.lr?"),
         (["demo", "--minutes", "-1"], "--minutes: expected a time > 0"),
         (["doctor", "--fast"], "doctor takes no options"),
+        (["visualise", "run"], "did you mean 'visualize'?"),
+        (["visualize", "nowhere"], "CHECKPOINT: nowhere does not exist"),
+        (["visualize", ".", "--windows", "9"], "--windows: expected 0 or at least 100, got 9"),
+        (["report"], "RUN"),
+        (["report", "nowhere"], "RUN: nowhere does not exist"),
+        (["report", "."], "holds neither config.json nor metrics.jsonl"),
     ],
 )
 def test_bad_input_is_named_before_any_work(args, message, tmp_path):
@@ -134,7 +140,10 @@ def test_doctor_says_what_each_part_uses_and_why(tmp_path):
 
 
 def test_help_names_commands_recipes_and_options(tmp_path):
-    assert "pretrain RECIPE" in fastequi("--help", cwd=tmp_path).stdout
+    commands = fastequi("--help", cwd=tmp_path).stdout
+    assert "pretrain RECIPE" in commands
+    assert "report RUN [RUN ...]" in commands
+    assert "--no-images" in fastequi("report", "--help", cwd=tmp_path).stdout
     assert "tir_vicreg_vits16" in fastequi("pretrain", "--help", cwd=tmp_path).stdout
     options = fastequi("pretrain", "demo", "--help", cwd=tmp_path).stdout
     for option in ("--data.batch-size", "--run-dir", "--resume", "--dry-run", "--path.degrees"):

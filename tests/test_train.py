@@ -51,6 +51,10 @@ def test_a_run_leaves_everything_it_promises(tmp_path, source):
         assert row["loss"] == pytest.approx(row["ssl"] + row["recon"], rel=1e-4)
         assert 0 <= row["data_wait"] <= 1
         assert row["images_per_s"] > 0
+    seconds = [row["seconds"] for row in rows]
+    assert seconds[0] > 0
+    assert seconds == sorted(seconds)
+    assert json.loads((run / "machine.json").read_text())["torch"] == torch.__version__
     saved = sorted(p.name for p in (run / "checkpoints").glob("step_*"))
     assert saved == ["step_00000003", "step_00000005"]
     assert checkpoint.latest(run / "checkpoints").name == "step_00000005"

@@ -1,0 +1,67 @@
+"""The report's charts and how it writes figures."""
+
+import math
+import re
+
+import pytest
+
+from fastequi.evaluate.cards import letter
+from fastequi.evaluate.charts import Bar, Curve, bars, curves
+from fastequi.evaluate.markup import duration, number, two
+
+
+def test_bars_tell_floors_from_features_and_whiskers_end_at_the_interval():
+    svg = bars([Bar("raw", 0.5, 0.4, 0.6, True), Bar("ours", 0.8, 0.75, 0.9, False, 3)], "R²")
+    assert svg.count('class="floor"') == 1
+    assert svg.count('class="bar c3"') == 1
+    assert "raw (floor) 0.50, 95 % 0.40 to 0.60; ours 0.80, 95 % 0.75 to 0.90" in svg
+    boxes = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)
+    whiskers = re.findall(
+        r'<line x1="([\d.]+)" x2="([\d.]+)" y1="(.*?)" y2="\3" class="whisker"', svg
+    )
+    zero, width = float(boxes[0][0]), float(boxes[0][1]) / 0.5
+    for (start, end, _), (low, high) in zip(whiskers, ((0.4, 0.6), (0.75, 0.9)), strict=True):
+        assert float(start) == pytest.approx(zero + low * width, abs=0.2)
+        assert float(end) == pytest.approx(zero + high * width, abs=0.2)
+    assert float(boxes[1][1]) == pytest.approx(0.8 * width, abs=0.2)
+
+
+def test_values_far_out_stay_inside_the_chart():
+    svg = bars([Bar("lost", -40.0, -90.0, -5.0), Bar("wild", 7.0, 6.0, 8.0)], "R²")
+    assert "−40.00" in svg
+    assert all(-1 <= float(x) <= 361 for x in re.findall(r' x[12]?="([-\d.]+)"', svg))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 5000])
+def test_curves_of_any_length_stay_inside_the_chart(n):
+    points = [(i + 1, 2 + math.sin(i) * (i % 97 == 0)) for i in range(n)]
+    svg = curves([Curve("A", 0, points), Curve("B", 1, points)], "loss")
+    lines = re.findall(r'points="(.*?)"', svg)
+    assert len(lines) == 4
+    for line in lines:
+        numbers = [float(v) for v in line.replace(",", " ").split()]
+        assert len(numbers) <= 2 * 250
+        assert all(0 <= v <= 360 for v in numbers)
+    spikes = min(float(pair.split(",")[1]) for pair in lines[0].split())
+    assert n < 98 or spikes < 60  # thinned out, its extremes are still there
+    assert "loss over" in svg
+
+
+def test_axes_are_logarithmic_where_values_tower_over_their_median():
+    svg = curves([Curve("A", 0, [(i, 1000.0 / i**2) for i in range(1, 100)])], "loss")
+    assert ">1,000<" in svg
+    assert ">10<" in svg
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (1234567, "1.23e6"), (12345, "12,345"), (0.02134, "0.0213"), (-3e-7, "−3e−7")],
+)
+def test_numbers_as_people_read_them(value, shown):
+    assert number(value) == shown
+
+
+def test_durations_and_letters():
+    assert [duration(s) for s in (42.4, 210, 7510)] == ["42 s", "3 min 30 s", "2 h 5 min"]
+    assert [letter(i) for i in (0, 25, 26)] == ["A", "Z", "A2"]
+    assert two(-0.001) == "0.00"

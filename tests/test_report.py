@@ -1,0 +1,283 @@
+"""The report: what it says is what the runs' files say, and it needs nothing but itself."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib import resources
+
+import chromium
+import pytest
+from made_up import judged, make_run, sheets
+from PIL import Image
+from test_visualize import run_folder, small_demo
+
+from fastequi.evaluate.markup import duration, number, two
+from fastequi.evaluate.page import page
+from fastequi.evaluate.runs import differing, read_run, read_runs
+from fastequi.recipes import RECIPES
+from fastequi.report import report
+
+
+class Checked(HTMLParser):
+    """Every element is closed, in order; gathers text, tags and attributes."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self, markup):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words, self.ids = [], [], [], [], []
+        self.feed(markup)
+        self.close()
+        assert self.open == []
+        assert len(set(self.ids)) == len(self.ids)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        assert self.open.pop() == tag
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    demo = RECIPES["demo"]()
+    other = replace(demo, method=replace(demo.method, num_steps=3), optim=replace(demo.optim, lr=1))
+    return judged(make_run(folder / "first")), judged(make_run(folder / "second", 40, other))
+
+
+@pytest.fixture(scope="module")
+def markup(two_runs):
+    return page(read_runs(two_runs), {"first": sheets()}, ["second: no sweep."], "Written now.")
+
+
+def test_it_is_whole_html_that_needs_no_network_and_no_script(markup):
+    found = Checked(markup)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(found.tags)
+    for tag, name, value in found.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert value.startswith(("data:", "#")), (tag, name, value[:40])
+    assert not re.findall(r"url\((?!data:)", markup)
+    assert "@import" not in markup
+    assert "http:" not in markup
+    assert "https:" not in markup
+    targets = [v[1:] for _, name, v in found.attributes if name == "href"]
+    assert set(targets) <= set(found.ids)
+
+
+def test_it_is_made_for_everyone(markup):
+    found = Checked(markup)
+    assert ("meta", "name", "viewport") in found.attributes
+    assert ("html", "lang", "en") in found.attributes
+    assert found.tags.count("svg") == found.tags.count("figure") - 2  # two sheets
+    for tag, needed in (("img", "alt"), ("svg", "aria-label"), ("svg", "role")):
+        given = [value for t, name, value in found.attributes if (t, name) == (tag, needed)]
+        assert len(given) == found.tags.count(tag)
+        assert all(given)
+    assert found.tags.count("caption") == found.tags.count("table") - 1  # a sheet has a figcaption
+    assert found.tags.count("h1") == 1
+    css = resources.files("fastequi.evaluate").joinpath("report.css").read_text()
+    assert "prefers-color-scheme: dark" in css
+    assert "@media print" in css
+
+
+def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
+    found = Checked(markup).text
+    for run in two_runs:
+        assert run.name in found
+        result = json.loads((run / "equivariance.json").read_text())
+        tasks = json.loads((run / "eval_equivariance.json").read_text())["tasks"]
+        for table in (result, *tasks.values()):
+            for row in table["scores"]:
+                for i in range(len(table["names"])):
+                    value, low, high = (two(row[k][i]) for k in ("r2", "low", "high"))
+                    assert f"{value} {low} to {high}" in found
+        for row in json.loads((run / "eval_knn.json").read_text())["scores"]:
+            assert f"{row['accuracy']:.3f} {row['low']:.3f} to {row['high']:.3f}" in found
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert f"{number(rows[0]['loss'])} → {number(rows[-1]['loss'])}" in found
+        assert f"wall time {duration(rows[-1]['seconds'])}" in found
+    assert "31.02" in found
+    assert "PSNR 2 31.46 dB 30.89 dB" in found
+    assert "SSIM 1 0.812 0.800" in found
+    assert "PSNR gained +0.46 dB (+0.20 to +0.70). SSIM gained −0.001" in found
+    assert "z_equi, tokens 192 118 0.298 2.6 4.0" in found
+    assert "0.9124" in found  # what is not known is shown as it is
+    assert "24,000 pairs" in found
+    assert "second: no sweep." in found
+    assert "Some <CPU> & co" in found
+    assert "Some <CPU>" not in markup
+
+
+def test_only_what_differs_is_in_the_diff(two_runs, markup):
+    assert differing(read_runs(two_runs)) == {"method.num_steps": [2, 3], "optim.lr": [0.008, 1]}
+    diff = markup[markup.index("What differs") : markup.index("Every setting of")]
+    rows = re.findall(
+        r"<th scope=\"row\"><code>(.*?)</code></th><td>(.*?)</td><td>(.*?)</td>", diff
+    )
+    assert rows == [("method.num_steps", "2", "3"), ("optim.lr", "0.008", "1")]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [make_run(tmp_path / parent / "run") for parent in ("a", "b")]
+    assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
+    assert len(read_runs([folders[0], folders[0]])) == 1
+
+
+def test_damage_is_told_and_the_rest_is_shown(tmp_path):
+    run = judged(make_run(tmp_path / "hurt"))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[1:3] = ['{"step": 20, "lo', "[3]"]
+    lines.append(json.dumps({"step": 70, "loss": math.nan, "recon": 0.1}))
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    (run / "eval_equivariance.json").write_text("{")
+    broken = json.loads((run / "equivariance.json").read_text())
+    del broken["scores"][0]["low"]
+    (run / "equivariance.json").write_text(json.dumps(broken))
+    (run / "config.json").write_text("[]")
+    read = read_run(run)
+    assert [row["step"] for row in read.rows] == [10, 40, 50, 60, 70]
+    found = Checked(page([read], {}, [], "")).text
+    assert "metrics.jsonl: 2 damaged lines left out (lines 2, 3), 5 read" in found
+    assert "metrics.jsonl: 1 line holds NaN" in found
+    assert "eval_equivariance.json cannot be read" in found
+    assert "equivariance.json is not as expected (KeyError: 'low'), so not shown" in found
+    assert "config.json: expected an object, got a list" in found
+    assert "0.873" not in found
+    assert "knn, k=20" in found
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
+    run = make_run(tmp_path / "bare", machine=None)
+    (run / "metrics.jsonl").write_text("")
+    found = Checked(page(read_runs([run]), {}, [], "")).text
+    assert "fastequi eval equivariance RUN" in found
+    assert "fastequi eval knn RUN --data PATH" in found
+    assert "fastequi eval reconstruct RUN" in found
+    assert "metrics.jsonl is empty" in found
+    assert "machine not recorded" in found
+    with pytest.raises(FileNotFoundError, match=r"RUN: .*nowhere does not exist"):
+        read_run(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="expected a run's folder"):
+        read_run(tmp_path / "empty")
+
+
+def test_names_are_escaped(tmp_path):
+    run = judged(make_run(tmp_path / "<u>&\"'x"))
+    markup = page(read_runs([run]), {"<u>&\"'x": sheets()}, ["<u>: no"], "")
+    assert "<u>" not in markup
+    assert "<u>&\"'x" in Checked(markup).text
+
+
+def test_rotnet_stands_with_its_turns(tmp_path):
+    run = make_run(tmp_path / "turns", config=RECIPES["rotnet_nin_32"]())
+    rows = [
+        {"network": network, "block": block, "probe": probe, "per_class": few, "accuracy": 0.8379,
+         "low": 0.8212, "high": 0.8535}
+        for network, block, probe, few in (
+            ("pixels", "", "linear", 0), ("RotNet", "block2", "non-linear", 10))
+    ]  # fmt: skip
+    turns = {"all": 0.9781, "0": 0.98, "90": 0.97, "180": 0.98, "270": 0.97}
+    (run / "rotnet.json").write_text(json.dumps({"rotation_accuracy": turns, "classes": rows}))
+    found = Checked(page(read_runs([run]), {}, [], "")).text
+    assert "RotNet, block2" in found
+    assert "non-linear, 10 labels a class" in found
+    assert "0.978" in found
+    assert "0.838 0.821 to 0.854" in found
+
+
+def test_the_command_makes_its_pictures_from_the_checkpoint(tmp_path, capsys):
+    run = make_run(tmp_path / "run", config=small_demo())
+    run_folder(run, small_demo())
+    out = report([run], tmp_path / "new" / "report.html")
+    assert str(out) in capsys.readouterr().out
+    found = Checked(out.read_text())
+    assert found.tags.count("img") == 6 * 6 + 9 * 2 + 6 * 3 + 3 * 7
+    assert "What the patches have in common" in found.text
+    report([run], out, images=False)
+    assert "img" not in Checked(out.read_text()).tags
+
+
+def test_a_run_without_checkpoints_shows_what_its_demo_left(tmp_path):
+    run = make_run(tmp_path / "run")
+    Image.new("RGB", (300, 100), "red").save(run / "reconstructions.png")
+    found = Checked(report([run], tmp_path / "report.html").read_text())
+    assert found.tags.count("img") == 1
+    assert "run: no pictures of its features (run has no checkpoint yet)" in found.text
+
+
+def luminance(color):
+    full = color if len(color) == 7 else "#" + "".join(2 * c for c in color[1:])
+    parts = [int(full[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2], ids=["light", "dark", "print"])
+def test_contrast_is_enough_in_every_mode(mode):
+    css = resources.files("fastequi.evaluate").joinpath("report.css").read_text()
+    colors = dict(
+        re.findall(r"--([\w-]+): (#\w+);", re.findall(r":root \{(.*?)\}", css, re.S)[mode])
+    )
+
+    def contrast(a, b):
+        low, high = sorted((luminance(colors[a]), luminance(colors[b])))
+        return (high + 0.05) / (low + 0.05)
+
+    for ground in ("paper", "card"):
+        for ink in ("ink", "muted", *(f"c{i}" for i in range(8))):
+            assert contrast(ink, ground) >= 4.5, (ink, ground)
+        assert contrast("floor-edge", ground) >= 3
+    assert contrast("warn", "warn-paper") >= 4.5
+
+
+@pytest.mark.skipif(chromium.find() is None, reason="needs Chromium or Chrome on the PATH")
+@pytest.mark.parametrize("many", [False, True], ids=["two", "many"])
+def test_a_browser_shows_it_on_a_phone_and_a_desk_without_complaint(markup, tmp_path, many):
+    file = tmp_path / "report.html"
+    if many:  # with names as long as they come
+        names = [f"tir_vicreg_vits16-rotation-20261121-{i:06}" + "-again" * i for i in range(10)]
+        runs = [make_run(tmp_path / name, 30 + 10 * i) for i, name in enumerate(names)]
+        markup = page(read_runs([judged(runs[0]), *runs[1:]]), {names[1]: sheets()}, [], "")
+    file.write_text(markup)
+    with chromium.Browser() as browser:
+        for width in (360, 1280):
+            for dark in (False, True):
+                browser.open(file, width, dark)
+                scroll, client = browser.evaluate(
+                    "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+                )
+                assert scroll <= client == width
+                ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+                assert ground == ("rgb(21, 23, 26)" if dark else "rgb(251, 250, 247)")
+                browser.screenshot(tmp_path / "page.png")
+                shot = Image.open(tmp_path / "page.png")
+                assert shot.width == width
+                assert len(shot.convert("RGB").getcolors(1 << 20)) > 200
+            browser.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            small = browser.evaluate(
+                "Math.min(...[...document.querySelectorAll('svg text')]"
+                ".map(t => t.getBoundingClientRect().height))"
+            )
+            assert small >= 9.5  # CSS pixels
+        loaded = [url for url in browser.requests if not url.startswith("data:")]
+        assert set(loaded) == {file.as_uri()}
+        assert browser.problems == []

@@ -1,0 +1,89 @@
+"""`fastequi visualize` on untrained networks: the pictures, and why some cannot be made."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastequi import checkpoint
+from fastequi.data.sources import embedded_photos
+from fastequi.recipes import RECIPES, build
+from fastequi.train import build_optimizer
+from fastequi.visualize import visualize
+
+
+def run_folder(folder, config):
+    """A run that has not learned anything."""
+    torch.manual_seed(0)
+    method = build(config)
+    checkpoint.save(folder / "checkpoints", 1, method, build_optimizer(method, config), {})
+    (folder / "config.json").write_text(config.to_json())
+    return folder
+
+
+def small_demo(**method):
+    config = RECIPES["demo"]()
+    return replace(
+        config,
+        model=replace(config.model, embed_dim=32, depth=1, num_heads=2),
+        method=replace(config.method, dim=16, equi_dim=8, decoder_width=8, **method),
+    )
+
+
+@pytest.mark.parametrize("family", ["se2", "color"])
+def test_a_run_gives_four_pictures(tmp_path, capsys, family):
+    config = small_demo()
+    config = replace(config, path=replace(config.path, family=family))
+    run = run_folder(tmp_path / "run", config)
+    before = torch.get_rng_state()
+    files = visualize(str(run), None, tmp_path / "out", "cpu", windows=120)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [f.name for f in files] == [
+        *("reconstructions.png", "pca.png", "attention.png", "sweep.png")
+    ]
+    sizes = {f.stem: Image.open(f).size for f in files}
+    assert sizes["reconstructions"] == (6 * (128 + 6) + 6, 26 + 6 * (128 + 6) + 6)
+    assert sizes["pca"] == (8 * (192 + 6) + 6, 26 + 3 * (192 + 6) + 6)
+    assert sizes["sweep"][0] == 7 * (128 + 6) + 6
+    printed = capsys.readouterr().out
+    assert "2 heads" in printed
+    assert "R² over 40 turned windows" in printed
+    told = re.search(r"shown: (\S+) \(at random initialisation (\S+)\)", printed)
+    assert told[1] == told[2]  # it has not learned anything
+    again = visualize(str(run), None, tmp_path / "again", "cpu", windows=120)
+    for one, other in zip(files, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_what_cannot_be_shown_is_named(tmp_path, capsys):
+    config = RECIPES["rotnet_nin_32"]()
+    config = replace(config, model=replace(config.model, num_blocks=3))
+    run = run_folder(tmp_path / "run", config)
+    photo = Path(embedded_photos().paths[0])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "one.jpg").write_bytes(photo.read_bytes())
+    files = visualize(str(run), tmp_path / "data", tmp_path / "out", "cpu", windows=100)
+    assert [f.name for f in files] == ["pca.png"]
+    printed = capsys.readouterr().out
+    assert "no reconstructions: it has no decoders" in printed
+    assert "no attention: it has no attention" in printed
+    assert "no sweep: its probe is fitted on other images, and there is one" in printed
+
+
+def test_a_base_alone_and_a_file_of_weights_have_no_decoders(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", small_demo(num_steps=0))
+    visualize(str(run), None, tmp_path / "out", "cpu", windows=100)
+    assert "no reconstructions" in capsys.readouterr().out
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    run = run_folder(tmp_path / "run", small_demo())
+    (tmp_path / "data").mkdir()
+    for i, photo in enumerate(embedded_photos().paths[:3]):
+        data = Path(photo).read_bytes()
+        (tmp_path / "data" / f"{i}.jpg").write_bytes(data[: len(data) // (2 if i == 1 else 1)])
+    with pytest.raises(ValueError, match=r"--data: .*1\.jpg cannot be read"):
+        visualize(str(run), tmp_path / "data", tmp_path / "out", "cpu", windows=100)
