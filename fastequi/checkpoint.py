@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fastequi import manifest
 from fastequi.optim import WeightAverage
+from fastequi.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def save(
     average: WeightAverage | None = None,
     keep: int = 3,
     config: str = "",
+    *,
+    generators: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Saves one step and, once it verifies, removes all but the `keep` newest.
 
@@ -48,6 +51,7 @@ def save(
         folder: the run's `checkpoints/`.
         state: what else a resumed run needs, in JSON types (the data cursor among it).
         config: the run's settings as text, whose hash the manifest holds.
+        generators: of :func:`generators`, where there are several processes; else this one's.
 
     Returns:
         The folder of this step.
@@ -56,12 +60,14 @@ def save(
         OSError: it could not be written, or what was written does not verify; all older ones and
             `latest` are as they were.
     """
-    name = f"step_{step:08d}"
-    temporary, final = folder / f".{name}.tmp", folder / name
+    final = folder_of(folder, step)
+    name = final.name
+    temporary = folder / f".{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(_owned(model.state_dict()), temporary / "model.safetensors")
-    save_file(_pack_optimizer(model, optimizer), temporary / "optimizer.safetensors")
+    moments = {**_pack_optimizer(model, optimizer), **(generators or _generators(0))}
+    save_file(_owned(moments), temporary / "optimizer.safetensors")
     if average is not None:
         save_file(_owned(average.state_dict()), temporary / "average.safetensors")
     full = {**state, "step": step, "average_updates": average.updates if average else 0}
@@ -75,6 +81,16 @@ def save(
     for old in steps(folder)[keep:]:
         shutil.rmtree(old)
     return final
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    """Where a step's checkpoint lies in a run's `checkpoints/`."""
+    return folder / f"step_{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The other way round."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def steps(folder: Path) -> list[Path]:
@@ -132,8 +148,12 @@ def load(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     average: WeightAverage | None = None,
+    rank: int = 0,
 ) -> dict[str, Any]:
     """Loads a step's weights (strictly), optimiser, average and generators in place.
+
+    Args:
+        rank: whose generators; those of a process that there was not stay as they are.
 
     Returns:
         What :func:`save` was given as `state`, with "step".
@@ -141,7 +161,8 @@ def load(
     model.load_state_dict(load_file(checkpoint / "model.safetensors"))
     state = json.loads((checkpoint / "state.json").read_text())
     if optimizer is not None:
-        _unpack_optimizer(model, optimizer, load_file(checkpoint / "optimizer.safetensors"))
+        packed = load_file(checkpoint / "optimizer.safetensors")
+        _unpack_optimizer(model, optimizer, packed, rank)
     if average is not None:
         for name, value in load_file(checkpoint / "average.safetensors").items():
             average.average[name].copy_(value)
@@ -162,25 +183,40 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's tensors under `<field>.<parameter name>`, and the generators' states."""
-    packed = {
+    """The optimiser's tensors under `<field>.<parameter name>`."""
+    return {
         f"{field}.{name}": value
         for name, param in model.named_parameters()
         for field, value in optimizer.state.get(param, {}).items()
     }
-    packed[f"{_RNG}.cpu"] = torch.get_rng_state()
+
+
+def _generators(rank: int) -> dict[str, Tensor]:
+    """This process's."""
+    found = {f"{_RNG}.{rank}.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        packed[f"{_RNG}.cuda"] = torch.cuda.get_rng_state()
-    return _owned(packed)
+        found[f"{_RNG}.{rank}.cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def generators(processes: Processes) -> dict[str, Tensor]:
+    """The generators' states of all processes, by name; every process has to call it."""
+    named: dict[str, Tensor] = {}
+    for name, value in _generators(0).items():
+        kind = name.rsplit(".", 1)[1]
+        for rank, state in enumerate(processes.collect(value)):
+            named[f"{_RNG}.{rank}.{kind}"] = state
+    return named
 
 
 def _unpack_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, packed: dict[str, Tensor]
+    model: nn.Module, optimizer: torch.optim.Optimizer, packed: dict[str, Tensor], rank: int
 ) -> None:
-    torch.set_rng_state(packed.pop(f"{_RNG}.cpu"))
-    cuda = packed.pop(f"{_RNG}.cuda", None)
-    if cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
+    states = {name: packed.pop(name) for name in list(packed) if name.startswith(f"{_RNG}.")}
+    if f"{_RNG}.{rank}.cpu" in states:
+        torch.set_rng_state(states[f"{_RNG}.{rank}.cpu"])
+    if f"{_RNG}.{rank}.cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"{_RNG}.{rank}.cuda"])
     params = dict(model.named_parameters())
     for key, value in packed.items():
         field, name = key.split(".", 1)

@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 
 from fastequi.heap import keep_heap
+from fastequi.preempt import EXIT_CODE, Preempted
 
 # OpenMP's threads otherwise spin for milliseconds at every barrier, and where anything else runs on
 # the same cores (DALI does), training was seen to slow down sixfold; with a short spin it shares.
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         getattr(import_module("fastequi.commands"), name)(rest)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         sys.exit(_say(str(error), 2))
+    except Preempted as notice:
+        sys.exit(_say(str(notice), EXIT_CODE))
     except KeyboardInterrupt:
         sys.exit(_say("stopped; --resume goes on from the last checkpoint", 130))
 

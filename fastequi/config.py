@@ -172,6 +172,7 @@ class TrainConfig:
     compile: bool = False
     average_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
     log_every: int = 20
+    max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end a run
     checkpoint_every: int = 2000
     keep_checkpoints: int = 3
     tensorboard: bool = True
@@ -264,6 +265,7 @@ class Config:
             self._check_distillation()
         _expect(train.accumulate >= 1, "train.accumulate", ">= 1", train.accumulate)
         _expect(train.log_every >= 1, "train.log_every", ">= 1", train.log_every)
+        _expect(train.max_skipped >= 1, "train.max_skipped", ">= 1", train.max_skipped)
         _expect(
             train.keep_checkpoints >= 1, "train.keep_checkpoints", ">= 1", train.keep_checkpoints
         )

@@ -78,7 +78,8 @@ def sgd(
 ) -> torch.optim.SGD:
     """SGD with Nesterov's momentum over :func:`param_groups`, which takes `rates`."""
     groups = param_groups(model, weight_decay, **rates)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    nesterov = momentum > 0
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
@@ -122,6 +123,29 @@ def stepped(progress: float, base: float, milestones: Sequence[float], factor: f
     return base * factor ** sum(progress >= share for share in milestones)
 
 
+def take_step(optimizer: torch.optim.Optimizer, taken: Tensor | None = None) -> None:
+    """The optimiser's step; where `taken`, [] float32, is 0 it changes nothing, moments included.
+
+    The fused optimisers read it on the device, as the flag of a gradient scaler.
+    """
+    if taken is not None:
+        optimizer.grad_scale, optimizer.found_inf = None, 1 - taken  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+@torch.no_grad()
+def lerp_(
+    ours: list[Tensor], theirs: list[Tensor], weight: float, taken: Tensor | None = None
+) -> None:
+    """ours ← ours + weight · (theirs - ours), times `taken`, [] 1 or 0 on the device, if given."""
+    if taken is None:
+        torch._foreach_lerp_(ours, theirs, weight)
+        return
+    change = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(change, weight * taken)
+    torch._foreach_add_(ours, change)
+
+
 class WeightAverage:
     """Exponential moving average of a model's parameters and float buffers (Polyak averaging).
 
@@ -136,7 +160,8 @@ class WeightAverage:
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, taken: Tensor | None = None) -> None:
+        """Moves towards the model's; not where `taken`, [], is 0."""
         self.updates += 1
         keep = min(self.momentum, (1 + self.updates) / (10 + self.updates))
         ours: list[Tensor] = []
@@ -147,7 +172,7 @@ class WeightAverage:
                 theirs.append(value)
             else:
                 self.average[name].copy_(value)
-        torch._foreach_lerp_(ours, theirs, 1 - keep)
+        lerp_(ours, theirs, 1 - keep, taken)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average

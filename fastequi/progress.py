@@ -12,6 +12,19 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 
+class Silent:
+    """Shows nothing, as all processes but the first do."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, done: float, seconds_left: float, row: dict[str, float]) -> None:
+        pass
+
+
 class Progress:
     """Loss, images/s, share of time spent awaiting data, time to go.
 
@@ -40,7 +53,8 @@ class Progress:
         known = math.isfinite(seconds_left)  # at the first step no rate is
         left = timedelta(seconds=round(seconds_left)) if known else "?"
         text = (
-            f"step {row['step']}  loss {row['loss']:.4f}"
+            f"step {row['step']}  loss "
+            + (f"{row['loss']:.4f}" if "loss" in row else "not finite")
             + (f"  recon {row['recon']:.4f}" if "recon" in row else "")
             + f"  {row['images_per_s']:.0f} images/s  data wait {row['data_wait']:.0%}  ETA {left}"
         )

@@ -8,7 +8,6 @@ end model.safetensors, the encoder under timm's parameter names.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +24,9 @@ from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
 from fastequi.doctor import machine
 from fastequi.evaluate.online import Look, look, looks
+from fastequi.guard import Guard
 from fastequi.methods.method import Method
+from fastequi.metrics import Log
 from fastequi.optim import (
     WeightAverage,
     adamw,
@@ -33,13 +34,14 @@ from fastequi.optim import (
     schedule,
     sgd,
     stepped,
+    take_step,
     warmup_cosine,
 )
 from fastequi.pace import Clock, Meter
-from fastequi.progress import Progress
+from fastequi.preempt import Notice, Preempted
+from fastequi.processes import Processes, let_go, replicated, started, together
+from fastequi.progress import Progress, Silent
 from fastequi.recipes import build
-
-logger = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -65,25 +67,31 @@ def pretrain(
     Returns:
         The method in eval mode, with averaged weights if the config keeps an average.
 
+    Under torchrun every process calls it; the first one writes the files.
+
     Raises:
         FileExistsError: `run_dir` already holds a run and `resume` is False.
         FileNotFoundError: `resume` without a checkpoint.
-        FloatingPointError: the loss was not finite at a logging step.
+        FloatingPointError: `train.max_skipped` steps in a row were not finite.
+        Preempted: SIGTERM or SIGUSR1 came; a checkpoint was saved.
     """
-    found = _find_checkpoint(run_dir, resume)
-    online = looks(config, source)
-    device = torch.device(config.train.resolved_device())
-    torch.manual_seed(config.train.seed)
-    method: Method = build(config).to(device)
-    optimizer = build_optimizer(method, config)
-    momentum = config.train.average_momentum
-    average = WeightAverage(method, momentum) if momentum else None
-    state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
-    if found is not None:
-        state = checkpoint.load(found, method, optimizer, average)
-    if config.train.compile:
-        method.compile()
     with ExitStack() as stack:
+        processes = stack.enter_context(started(config.train.resolved_device()))
+        device = processes.device(config.train.resolved_device())
+        found = _find_checkpoint(run_dir, resume, processes)
+        online = looks(config, source) if processes.first else []
+        torch.manual_seed(config.train.seed)
+        method: Method = build(config).to(device)
+        optimizer = build_optimizer(method, config)
+        momentum = config.train.average_momentum
+        average = WeightAverage(method, momentum) if momentum else None
+        if processes.rank:  # each its own random numbers; the first one's are a single process's
+            torch.manual_seed(config.train.seed + processes.rank)
+        state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
+        if found is not None:
+            state = checkpoint.load(found, method, optimizer, average, processes.rank)
+        if config.train.compile:
+            method.compile()
         loader = stack.enter_context(
             make_loader(
                 source,
@@ -92,21 +100,28 @@ def pretrain(
                 seed=config.train.seed,
                 device=device,
                 state=state["data"],
+                rank=processes.rank,
+                world_size=processes.size,
                 dtype=config.train.autocast_dtype(device) or torch.float32,
                 grid=config.data.image_size // config.model.patch_size,
             )
         )
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.json").write_text(config.to_json())
-        (run_dir / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
-        log = stack.enter_context(Log(run_dir, state["step"], config.train.tensorboard))
-        bar = stack.enter_context(progress or Progress())
-        run = _Run(config, method, optimizer, average, loader, log, bar, run_dir, online)
-        run.loop(state["step"], state["seconds"], max_steps)
+        if processes.first:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "config.json").write_text(config.to_json())
+            (run_dir / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
+        writes_to = run_dir if processes.first else None
+        log = stack.enter_context(Log(writes_to, state["step"], config.train.tensorboard))
+        bar: Progress | Silent = (progress or Progress()) if processes.first else Silent()
+        stack.enter_context(bar)
+        run = _Run(config, method, optimizer, average, loader, log, bar, run_dir, online, processes)
+        run.loop(state, max_steps)
+        let_go(method)
     if average is not None:
         method.load_state_dict(average.state_dict())
-    encoder = {k: v.cpu().contiguous() for k, v in method.encoder.state_dict().items()}
-    save_file(encoder, run_dir / "model.safetensors", {"format": "pt"})
+    if processes.first:
+        encoder = {k: v.cpu().contiguous() for k, v in method.encoder.state_dict().items()}
+        save_file(encoder, run_dir / "model.safetensors", {"format": "pt"})
     return method.eval()
 
 
@@ -147,109 +162,108 @@ class _Run:
         average: WeightAverage | None,
         loader: Loader,
         log: Log,
-        bar: Progress,
+        bar: Progress | Silent,
         run_dir: Path,
         online: list[Look],
+        processes: Processes,
     ) -> None:
-        self.online = online
+        self.online, self.processes = online, processes
         self.config, self.method, self.optimizer, self.average = config, method, optimizer, average
         self.loader, self.log, self.bar, self.run_dir = loader, log, bar, run_dir
         self.device = next(method.parameters()).device
         self.autocast = config.train.autocast_dtype(self.device)
+        self.model = replicated(method, processes, method.may_lack_gradients)
 
-    def loop(self, step: int, seconds: float, max_steps: int | None) -> None:
-        train, optim = self.config.train, self.config.optim
-        clock = Clock(train.minutes, self.config.total_steps(len(self.loader)), max_steps, seconds)
+    def loop(self, state: dict[str, Any], max_steps: int | None) -> None:
+        train, optim, step = self.config.train, self.config.optim, state["step"]
+        total = self.config.total_steps(len(self.loader))
+        clock = Clock(train.minutes, total, max_steps, state["seconds"])
         meter = Meter(self.config.data.batch_size)
         batches = meter.timed(iter(self.loader))
         params = [p for p in self.method.parameters() if p.requires_grad]
+        skipped = state.get("skipped", 0)
+        guard = Guard(self.method, train.max_skipped, self.processes.group, skipped)
         self.method.train()
-        last = clock.done(step)
-        while not last:
-            progress = clock.progress(step)
-            lr, decay = rates_at(progress, self.config)
-            schedule(self.optimizer, lr, decay)
-            self.method.before_step(progress)
-            for _ in range(train.accumulate):
-                out = self._forward(next(batches))
-                (out["loss"] / train.accumulate).backward()
-                meter.add(out, batches=1)
-            norm = clip_gradients(params, optim.clip, optim.clip_per_tensor)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.method.after_step(progress)
-            if self.average is not None:
-                self.average.update(self.method)
-            step += 1
-            meter.add({"grad_norm": norm})
-            last = clock.done(step)
-            due = [one for one in self.online if step % one.every == 0 or last]
-            if step % train.log_every == 0 or last or step == 1 or due:
-                when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
-                row = {**when, "lr": lr, **meter.read()}
-                if due:
-                    start = time.monotonic()
-                    row |= look(due, self.method, self.config)
-                    for watch in (clock, meter):
-                        watch.skip(time.monotonic() - start)
-                self.log.write(row)
-                self.bar.show(clock.progress(step), clock.left(step), row)
-            if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
-                self._save(step, clock.seconds())
+        with Notice() as notice:
+            progress, asked = self._agree(clock, step, notice)
+            last = clock.done(step, progress) or asked
+            while not last:
+                lr, decay = rates_at(progress, self.config)
+                schedule(self.optimizer, lr, decay)
+                self.method.before_step(progress)
+                guard.begin()
+                for left in reversed(range(train.accumulate)):
+                    batch = next(batches)
+                    with together(self.model, left == 0):
+                        out = self._forward(batch)
+                        (out["loss"] / train.accumulate).backward()
+                    guard.saw(out["loss"], batch.sample_ids)
+                    meter.add(out, batches=1)
+                norm = clip_gradients(params, optim.clip, optim.clip_per_tensor)
+                step += 1
+                taken = guard.judge(step, norm)
+                take_step(self.optimizer, taken)
+                self.optimizer.zero_grad()
+                self.method.after_step(progress, taken)
+                guard.restore(taken)
+                if self.average is not None:
+                    self.average.update(self.method, taken)
+                meter.add({"grad_norm": norm})
+                progress, asked = self._agree(clock, step, notice)
+                last = clock.done(step, progress) or asked
+                due = [one for one in self.online if step % one.every == 0 or last]
+                if step % train.log_every == 0 or last or step == 1 or due:
+                    guard.read()
+                    when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
+                    row = {**when, "lr": lr, **meter.read(), "skipped": guard.skipped}
+                    if due:
+                        start = time.monotonic()
+                        row |= look(due, self.method, self.config)
+                        for watch in (clock, meter):
+                            watch.skip(time.monotonic() - start)
+                    self.log.write(row)
+                    self.bar.show(progress, clock.left(step), row)
+                if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
+                    self._save(step, clock.seconds(), guard.skipped)
+            if asked:
+                raise Preempted(
+                    f"{asked} came: saved after step {step}; --resume goes on from there"
+                )
+
+    def _agree(self, clock: Clock, step: int, notice: Notice) -> tuple[float, str]:
+        """Progress by the first process's clock, and the signal that asks all to stop."""
+        told = clock.progress(step) if self.processes.first else 0.0
+        progress, number = self.processes.most([told, notice.number])
+        return progress, notice.name(int(number))
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         enabled = self.autocast is not None
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
-            return self.method(batch)
+            out: dict[str, Tensor] = self.model(batch)
+            return out
 
-    def _save(self, step: int, seconds: float) -> None:
-        state = {"data": self.loader.state_dict(), "seconds": seconds}
-        folder, keep = self.run_dir / "checkpoints", self.config.train.keep_checkpoints
-        checkpoint.save(folder, step, self.method, self.optimizer, state, self.average, keep)
-
-
-class Log:
-    """metrics.jsonl, and TensorBoard events where it is installed."""
-
-    def __init__(self, run_dir: Path, step: int, tensorboard: bool) -> None:
-        path = run_dir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
-        self.file = path.open("a")
-        self.board = _summary_writer(run_dir / "tensorboard") if tensorboard else None
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
-
-    def write(self, row: dict[str, float]) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, row["step"])
+    def _save(self, step: int, seconds: float, skipped: int) -> None:
+        state = {"data": self.loader.state_dict(), "seconds": seconds, "skipped": skipped}
+        generators = checkpoint.generators(self.processes)
+        if self.processes.first:
+            folder, keep = self.run_dir / "checkpoints", self.config.train.keep_checkpoints
+            parts = self.method, self.optimizer, state, self.average, keep, self.config.to_json()
+            checkpoint.save(folder, step, *parts, generators=generators)
+        self.processes.most([0.0])  # none goes on before it is there
 
 
-def _summary_writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except Exception as error:
-        logger.info("no TensorBoard events: %s (pip install fastequi[log])", error)
-        return None
-    return SummaryWriter(str(folder))
+def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:
+    """The checkpoint to go on from; refuses a folder that is not what `resume` says it is.
 
-
-def _find_checkpoint(run_dir: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from; refuses a folder that is not what `resume` says it is."""
-    found = checkpoint.latest(run_dir / "checkpoints")
-    if resume and found is None:
-        raise FileNotFoundError(f"--resume: no checkpoint in {run_dir / 'checkpoints'}")
-    if not resume and (run_dir / "config.json").exists():
-        raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
-    return found
+    The first process looks, so that all take the same one.
+    """
+    found = checkpoint.latest(run_dir / "checkpoints") if processes.first else None
+    if processes.first:
+        if resume and found is None:
+            raise FileNotFoundError(f"--resume: no checkpoint in {run_dir / 'checkpoints'}")
+        if not resume and (run_dir / "config.json").exists():
+            raise FileExistsError(
+                f"--run-dir: {run_dir} already holds a run; --resume continues it"
+            )
+    (step,) = processes.most([-1.0 if found is None else checkpoint.step_of(found)])
+    return None if step < 0 else checkpoint.folder_of(run_dir / "checkpoints", int(step))

@@ -19,7 +19,16 @@ ALLOWED = {
     "losses": {"functional", "losses", "distributed"},
     "models": {"models", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "boxes", "data"},
-    "methods": {"losses", "models", "paths", "functional", "distributed", "data.batch", "methods"},
+    "methods": {
+        "optim",
+        "losses",
+        "models",
+        "paths",
+        "functional",
+        "distributed",
+        "data.batch",
+        "methods",
+    },
     # a run is judged as its config and checkpoint say: evaluate stands above recipes, below train
     "evaluate": {
         *("models", "methods", "data", "paths", "philox", "functional", "evaluate"),
@@ -30,11 +39,16 @@ ALLOWED = {
     "optim": set(),
     "heap": set(),
     "manifest": set(),
-    "checkpoint": {"optim", "manifest"},
+    "metrics": set(),
+    "guard": set(),
+    "preempt": set(),
+    "processes": {"models"},
+    "checkpoint": {"optim", "manifest", "processes"},
     "progress": set(),
     "pace": set(),
     "train": {
         *("recipes", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
+        *("guard", "metrics", "preempt", "processes"),
         "doctor.machine",
         "evaluate.online",  # what a run looks at on its way
     },

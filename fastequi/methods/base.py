@@ -32,6 +32,11 @@ class Base(nn.Module):
         raise NotImplementedError
 
     @property
+    def may_lack_gradients(self) -> bool:
+        """See `Method`."""
+        return False
+
+    @property
     def encoder(self) -> VisionTransformer:
         """The one whose features are used: the teacher's, if there is one."""
         raise NotImplementedError
@@ -51,5 +56,5 @@ class Base(nn.Module):
     def before_step(self, progress: float) -> None:
         """Schedules; see `Method`."""
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float, taken: Tensor | None = None) -> None:
         """Averages; see `Method`."""

@@ -117,6 +117,11 @@ class SelfDistillation(Base):
         return self.student.encoder
 
     @property
+    def may_lack_gradients(self) -> bool:
+        """While prototypes are frozen they have none."""
+        return self.schedule.freeze > 0
+
+    @property
     def encoder(self) -> VisionTransformer:
         return self.teacher.encoder
 
@@ -130,8 +135,8 @@ class SelfDistillation(Base):
         self.temp = self.schedule.temp_at(progress)
         self.frozen = progress < self.schedule.freeze
 
-    def after_step(self, progress: float) -> None:
-        follow(self.teacher, self.student, momentum_at(self.schedule.momentum, progress))
+    def after_step(self, progress: float, taken: Tensor | None = None) -> None:
+        follow(self.teacher, self.student, momentum_at(self.schedule.momentum, progress), taken)
         for loss in (self.class_loss, self.patch_loss):
             if loss is not None:
                 loss.update()

@@ -112,8 +112,9 @@ class GTSA(Method):
     def before_step(self, progress: float) -> None:
         self.matches = progress >= self.weights.correspondence_from
 
-    def after_step(self, progress: float) -> None:
-        follow(self.teacher, self.student, momentum_at(self.weights.momentum, progress))
+    def after_step(self, progress: float, taken: Tensor | None = None) -> None:
+        momentum = momentum_at(self.weights.momentum, progress)
+        follow(self.teacher, self.student, momentum, taken)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss, its parts ("crop", "correspondence", "rotation"), accuracy of the turns, "std"."""

@@ -16,6 +16,11 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @property
+    def may_lack_gradients(self) -> bool:
+        """Whether some learning parameters take no part in the loss of some steps."""
+        return False
+
+    @property
     def encoder(self) -> nn.Module:
         """What a run leaves as model.safetensors."""
         raise NotImplementedError
@@ -34,5 +39,9 @@ class Method(nn.Module):
         """Token features [B, L, ·] of normalised images [B, 3, H, W] by name."""
         raise NotImplementedError
 
-    def after_step(self, progress: float) -> None:
-        """The EMA hook: called after every optimiser step with the share of training done."""
+    def after_step(self, progress: float, taken: Tensor | None = None) -> None:
+        """The EMA hook: called after every optimiser step with the share of training done.
+
+        `taken`, [] float32 on the device, is 0 where the step was not taken, since something was
+        not finite: averages then stay as they are. Buffers need not care, the loop puts them back.
+        """

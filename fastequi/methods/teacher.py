@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
+
+from fastequi.optim import lerp_
 
 
 def momentum_at(first: float, progress: float) -> float:
@@ -13,12 +14,15 @@ def momentum_at(first: float, progress: float) -> float:
     return 1 - (1 - first) * (1 + math.cos(math.pi * progress)) / 2
 
 
-@torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher ← momentum · teacher + (1 - momentum) · student, of modules with equal parameters."""
-    ours: list[Tensor] = list(teacher.parameters())
-    theirs: list[Tensor] = list(student.parameters())
-    torch._foreach_lerp_(ours, theirs, 1 - momentum)
+def follow(
+    teacher: nn.Module, student: nn.Module, momentum: float, taken: Tensor | None = None
+) -> None:
+    """teacher ← momentum · teacher + (1 - momentum) · student, of modules with equal parameters.
+
+    Args:
+        taken: [] 1, or 0 to leave the teacher as it is; see `Method.after_step`.
+    """
+    lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum, taken)
 
 
 def spread(unit: Tensor) -> Tensor:

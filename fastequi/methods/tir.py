@@ -64,14 +64,18 @@ class TIR(Method):
         return self.base.backbone
 
     @property
+    def may_lack_gradients(self) -> bool:
+        return self.base.may_lack_gradients
+
+    @property
     def encoder(self) -> VisionTransformer:
         return self.base.encoder
 
     def before_step(self, progress: float) -> None:
         self.base.before_step(progress)
 
-    def after_step(self, progress: float) -> None:
-        self.base.after_step(progress)
+    def after_step(self, progress: float, taken: Tensor | None = None) -> None:
+        self.base.after_step(progress, taken)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One step's losses: "loss" (to minimise), "ssl", "recon" and the base's parts."""

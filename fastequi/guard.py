@@ -1,0 +1,111 @@
+"""Steps whose loss or gradient is not finite are not taken, on any process, and nothing waits.
+
+Whether a step is taken stays on the device: the fused optimiser reads it there (as it does under a
+gradient scaler), averages and centres are multiplied by it, buffers that the forward changed are
+put back. The host learns of it when it reads the metrics anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 16  # sample ids in a message
+
+
+class Guard:
+    """One run's.
+
+    Args:
+        method: whose buffers go back when a step is not taken.
+        limit: steps not taken in a row after which the run ends.
+        group: processes that take a step together or not at all.
+        skipped: steps not taken before a resume.
+
+    Attributes:
+        skipped: steps not taken so far, as far as the host has read.
+    """
+
+    def __init__(
+        self, method: nn.Module, limit: int, group: ProcessGroup | None = None, skipped: int = 0
+    ) -> None:
+        self.buffers = [b for b in method.buffers() if b.is_floating_point()]
+        self.saved = [b.clone() for b in self.buffers]
+        self.limit, self.group, self.skipped = limit, group, skipped
+        self.in_a_row = 0
+        self.losses: list[Tensor] = []
+        self.ids: list[Tensor] = []
+        self.unread: list[tuple[int, Tensor, Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """Before a step's first batch."""
+        self.losses, self.ids = [], []
+        if self.buffers:
+            torch._foreach_copy_(self.saved, self.buffers)
+
+    def saw(self, loss: Tensor, sample_ids: Tensor) -> None:
+        """A batch's loss, [], and its samples, [B] on the CPU."""
+        self.losses.append(loss.detach())
+        self.ids.append(sample_ids)
+
+    def judge(self, step: int, norm: Tensor) -> Tensor:
+        """1 if the step is to be taken, else 0: [] float32, the same on all processes.
+
+        Args:
+            step: its number, for messages.
+            norm: of all gradients; not finite if one of them is not.
+        """
+        seen = torch.stack([*self.losses, norm.detach()]).isfinite().all()
+        mine = seen.to(torch.float32)
+        taken = mine
+        if self.group is not None:
+            taken = mine.clone()
+            dist.all_reduce(taken, dist.ReduceOp.MIN, group=self.group)
+        self.unread.append((step, taken, mine, torch.cat(self.ids)))
+        return taken
+
+    def restore(self, taken: Tensor) -> None:
+        """After the method's updates: buffers as before, unless the step was taken."""
+        for buffer, saved in zip(self.buffers, self.saved, strict=True):
+            buffer.copy_(torch.where(taken > 0, buffer, saved))
+
+    def read(self) -> int:
+        """Logs what was not taken since the last call, and how many; waits for the device.
+
+        Raises:
+            FloatingPointError: `limit` in a row.
+        """
+        before = self.skipped
+        flags = _host([taken for _, taken, _, _ in self.unread])
+        own = _host([mine for _, _, mine, _ in self.unread])
+        for (step, _, _, ids), taken, mine in zip(self.unread, flags, own, strict=True):
+            self.in_a_row = 0 if taken else self.in_a_row + 1
+            if taken:
+                continue
+            self.skipped += 1
+            if not mine:
+                shown = ", ".join(map(str, ids[:_NAMED].tolist()))
+                more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+                logger.warning(
+                    "step %d is not taken: its loss or gradient is not finite; samples %s%s",
+                    *(step, shown, more),
+                )
+        self.unread.clear()
+        if self.in_a_row >= self.limit:
+            raise FloatingPointError(
+                f"{self.in_a_row} steps in a row had a loss or gradient that is not finite, "
+                f"{self.skipped} in all; weights and checkpoints are those before them. "
+                f"Lower the rate, or look at the samples named above"
+            )
+        return self.skipped - before
+
+
+def _host(flags: Sequence[Tensor]) -> list[bool]:
+    return [bool(flag) for flag in torch.stack(list(flags)).tolist()] if flags else []

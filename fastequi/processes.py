@@ -1,0 +1,152 @@
+"""One process, or as many as torchrun started: who is who, and what they agree on.
+
+torchrun says so in the environment (RANK, WORLD_SIZE, LOCAL_RANK). Gradients and losses go through
+NCCL on GPUs and Gloo on CPUs; what hosts agree on, through Gloo in any case, so that no GPU waits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
+
+from fastequi.models.batchnorm import share_statistics
+
+_TIMEOUT = timedelta(minutes=10)  # for a process that does not come; one that ends is noticed
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all.
+
+    Attributes:
+        rank, size: its number and how many there are.
+        local_rank: its number on this machine, and that of its GPU.
+        hosts: the group of all hosts, on CPUs; None for one process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    hosts: ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """All devices; None for one process."""
+        return dist.group.WORLD if self.size > 1 else None
+
+    def device(self, name: str) -> torch.device:
+        """This process's device of a kind, "cpu" or "cuda"."""
+        several = name == "cuda" and self.size > 1
+        return torch.device(name, self.local_rank) if several else torch.device(name)
+
+    def most(self, values: Sequence[float]) -> list[float]:
+        """The largest of every process's values, each by itself."""
+        if self.hosts is None:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.hosts)
+        return [float(value) for value in shared.tolist()]
+
+    def collect(self, value: Tensor) -> list[Tensor]:
+        """A CPU tensor of every process, by rank."""
+        if self.hosts is None:
+            return [value]
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(parts, value, group=self.hosts)
+        return parts
+
+
+@contextmanager
+def started(device: str) -> Iterator[Processes]:
+    """The processes of this run, within the block.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: torchrun's variables do not fit together, or there are fewer GPUs.
+    """
+    size = _number("WORLD_SIZE", 1)
+    if size == 1:
+        yield Processes()
+        return
+    rank, local = _number("RANK", -1), _number("LOCAL_RANK", -1)
+    if not (0 <= rank < size and 0 <= local <= rank):
+        raise ValueError(
+            f"WORLD_SIZE={size}: expected RANK and LOCAL_RANK beside it, as torchrun sets them, "
+            f"got {rank} and {local}"
+        )
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"LOCAL_RANK={local}: this machine has {torch.cuda.device_count()} GPUs; start "
+                f"torchrun with at most as many processes"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        hosts = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        yield Processes(rank, size, local, hosts)
+    finally:
+        dist.destroy_process_group()
+
+
+def replicated(method: nn.Module, processes: Processes, unused: bool) -> nn.Module:
+    """What is called in the place of a method: gradients are then means over all processes.
+
+    BatchNorm takes its statistics over all of them from now on.
+
+    Args:
+        unused: whether some parameters may be without a gradient in some steps.
+    """
+    if processes.size == 1:
+        return method
+    assert processes.group is not None
+    share_statistics(method, processes.group)
+    device = next(method.parameters()).device
+    return DistributedDataParallel(
+        method,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # statistics are of all processes' rows, centres too
+        find_unused_parameters=unused,
+        gradient_as_bucket_view=True,
+    )
+
+
+@contextmanager
+def together(model: nn.Module, last: bool) -> Iterator[None]:
+    """A batch's forward and backward; gradients meet those of other processes after the last."""
+    if last or not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    with model.no_sync():
+        yield
+
+
+def let_go(method: nn.Module) -> None:
+    """After a run a method's losses are of one process: their groups end with it."""
+    for part in method.modules():
+        if getattr(part, "group", None) is not None:
+            part.group = None  # type: ignore[assignment]
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name}: expected a number, got {text!r}") from None

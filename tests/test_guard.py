@@ -1,0 +1,156 @@
+"""Steps that are not finite: nothing changes, samples are named, enough in a row end the run."""
+
+import json
+import logging
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_gtsa import small as gtsa
+
+from bench import recipes
+from fastequi import checkpoint
+from fastequi.data.sources import embedded_photos
+from fastequi.guard import Guard
+from fastequi.methods.method import Method
+from fastequi.optim import WeightAverage, lerp_, take_step
+from fastequi.recipes import RECIPES
+from fastequi.train import pretrain
+
+
+def spoiled(monkeypatch, steps, what="loss"):
+    """Lets the batches of some steps (from 1) end in NaN; counts them."""
+    from fastequi import train
+
+    plain, count = train._Run._forward, [0]
+
+    def forward(self, batch):
+        count[0] += 1
+        if count[0] not in steps:
+            return plain(self, batch)
+        if what == "input":  # through the whole network, its buffers too
+            return plain(self, replace(batch, v1=batch.v1 * math.nan))
+        out = plain(self, batch)
+        if what == "gradient":
+            return {**out, "loss": out["loss"] + (out["loss"] * 0).sqrt()}
+        return {**out, "loss": out["loss"] * math.nan}
+
+    monkeypatch.setattr(train._Run, "_forward", forward)
+
+
+def config_of(name, **train):
+    config = gtsa() if name == "gtsa_vits16" else recipes.scaled(RECIPES[name](), 8)
+    config = replace(config, model=replace(config.model, embed_dim=48, depth=1, num_heads=1))
+    options = {"epochs": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9, **train}
+    return replace(config, train=replace(config.train, tensorboard=False, **options))
+
+
+def tensors(folder, name):
+    from safetensors.torch import load_file
+
+    return load_file(folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "input"])
+@pytest.mark.parametrize("name", ["tir_vicreg_vits16", "tir_ibot_vits16", "gtsa_vits16"])
+def test_a_step_that_is_not_finite_changes_no_bit(tmp_path, monkeypatch, caplog, name, what):
+    """Weights, moments, teacher, centres, weight average: as after the step before."""
+    spoiled(monkeypatch, {3}, what)
+    config = config_of(name, average_momentum=0.9)
+    with caplog.at_level(logging.WARNING):
+        pretrain(config, embedded_photos(), tmp_path, max_steps=4)
+    folders = [tmp_path / "checkpoints" / f"step_{n:08d}" for n in (2, 3, 4)]
+    for kind in ("model", "optimizer", "average"):
+        before, skipped, after = (tensors(folder, kind) for folder in folders)
+        for key, value in before.items():
+            if key.startswith("rng_state") or "num_batches_tracked" in key:
+                continue
+            assert torch.equal(value, skipped[key]), (kind, key)
+        assert not all(torch.equal(value, after[key]) for key, value in before.items())
+        assert all(value.isfinite().all() for value in after.values())
+    assert "step 3 is not taken" in caplog.text
+    assert "samples" in caplog.text
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 1]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+def test_too_many_in_a_row_end_the_run_and_leave_good_checkpoints(tmp_path, monkeypatch):
+    spoiled(monkeypatch, {3, 5, 6, 7})
+    config = config_of("tir_vicreg_vits16", max_skipped=3)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* 4 in all"):
+        pretrain(config, embedded_photos(), tmp_path, max_steps=9)
+    newest = checkpoint.latest(tmp_path / "checkpoints")
+    assert newest.name == "step_00000006"
+    assert all(value.isfinite().all() for value in tensors(newest, "model").values())
+    monkeypatch.undo()
+    pretrain(config, embedded_photos(), tmp_path, max_steps=8, resume=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 8
+    assert rows[-1]["skipped"] == 3  # what was counted when it was saved
+
+
+def test_any_batch_of_an_accumulated_step_counts(tmp_path, monkeypatch):
+    spoiled(monkeypatch, {3})  # the first of the second step's two
+    config = config_of("tir_vicreg_vits16", accumulate=2)
+    pretrain(config, embedded_photos(), tmp_path, max_steps=3)
+    first, second, third = (
+        tensors(tmp_path / "checkpoints" / f"step_{n:08d}", "model") for n in (1, 2, 3)
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first if "batches" not in key)
+    assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_the_fused_optimisers_obey(kind):
+    options = {"momentum": 0.9, "nesterov": True} if kind is torch.optim.SGD else {}
+    param = torch.nn.Parameter(torch.randn(5))
+    optimizer = kind([param], lr=0.1, fused=True, **options)
+    for taken in (1.0, 0.0, 1.0):
+        before = param.detach().clone()
+        param.grad = torch.ones(5) if taken else torch.full((5,), math.nan)
+        take_step(optimizer, torch.tensor(taken))
+        assert torch.equal(before, param) == (not taken)
+        assert param.isfinite().all()
+
+
+def test_averages_stand_still_or_move_as_lerp_does():
+    ours, theirs = [torch.randn(7), torch.randn(2, 3)], [torch.randn(7), torch.randn(2, 3)]
+    before = [x.clone() for x in ours]
+    lerp_(ours, theirs, 0.3, torch.tensor(0.0))
+    assert all(torch.equal(a, b) for a, b in zip(ours, before, strict=True))
+    lerp_(ours, theirs, 0.3, torch.tensor(1.0))
+    for a, b, c in zip(ours, before, theirs, strict=True):
+        torch.testing.assert_close(a, torch.lerp(b, c, 0.3))
+    model = torch.nn.Linear(3, 2)
+    average = WeightAverage(model, 0.9)
+    start = {name: value.clone() for name, value in average.average.items()}
+    with torch.no_grad():
+        model.weight += 1
+    average.update(model, torch.tensor(0.0))
+    assert all(torch.equal(value, start[name]) for name, value in average.average.items())
+
+
+def test_it_reads_the_device_only_when_asked(monkeypatch):
+    """Nothing of a step turns a tensor into a number."""
+
+    class Tiny(Method):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+    guard = Guard(Tiny(), limit=2)
+
+    def refuse(*_):
+        raise AssertionError("the host waited for a value")
+
+    for name in ("item", "__bool__", "__float__", "tolist"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    guard.begin()
+    guard.saw(torch.tensor(1.0), torch.arange(4))
+    taken = guard.judge(1, torch.tensor(math.nan))
+    guard.restore(taken)
+    monkeypatch.undo()
+    assert guard.read() == 1
+    assert guard.skipped == 1
