@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
@@ -118,10 +119,13 @@ def pretrain(argv: list[str]) -> None:
     from fastequi.data.sources import image_folder
     from fastequi.train import pretrain as run
 
+    if options.run_dir is None and "WORLD_SIZE" in os.environ:
+        raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
     run_dir = options.run_dir or _dated(name)
     source = image_folder(_images(options.data))
     run(config, source, run_dir, resume=options.resume, max_steps=options.max_steps)
-    print(run_dir)
+    if os.environ.get("RANK", "0") == "0":
+        print(run_dir)
 
 
 def eval(argv: list[str]) -> None:

@@ -85,10 +85,13 @@ class Meter:
         self.batches += batches
 
     def read(self) -> dict[str, float]:
-        """Means since the last read, with images/s and the share of time spent awaiting data."""
+        """Means since the last read, with images/s and the share of time spent awaiting data.
+
+        NaN where no value was finite.
+        """
         elapsed = max(time.monotonic() - self.since, 1e-9)
         means = torch.stack([_finite_mean(values) for values in self.values.values()]).tolist()
-        row = {name: mean for name, mean in zip(self.values, means, strict=True) if mean == mean}
+        row = dict(zip(self.values, means, strict=True))
         row["images_per_s"] = self.batch_size * self.batches / elapsed
         row["data_wait"] = self.waited / elapsed
         self._reset()

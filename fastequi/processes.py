@@ -7,10 +7,12 @@ NCCL on GPUs and Gloo on CPUs; what hosts agree on, through Gloo in any case, so
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastequi.models.batchnorm import share_statistics
 
+_SYNC_BUFFERS = (  # its name before and after PyTorch 2.13
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
 _TIMEOUT = timedelta(minutes=10)  # for a process that does not come; one that ends is noticed
 
 
@@ -60,6 +67,16 @@ class Processes:
         shared = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.hosts)
         return [float(value) for value in shared.tolist()]
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Of every process's values that are finite; what is finite nowhere is left out.
+
+        All processes give the same names, in the same order.
+        """
+        own = torch.tensor(list(values.values()), dtype=torch.float64)
+        every = torch.stack(self.collect(own))
+        kept = torch.where(every.isfinite(), every, torch.nan).nanmean(0).tolist()
+        return {name: mean for name, mean in zip(values, kept, strict=True) if mean == mean}
 
     def collect(self, value: Tensor) -> list[Tensor]:
         """A CPU tensor of every process, by rank."""
@@ -118,12 +135,14 @@ def replicated(method: nn.Module, processes: Processes, unused: bool) -> nn.Modu
     assert processes.group is not None
     share_statistics(method, processes.group)
     device = next(method.parameters()).device
+    # buffers are alike already: statistics are of all processes' rows, centres too
+    alike: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(
         method,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # statistics are of all processes' rows, centres too
         find_unused_parameters=unused,
         gradient_as_bucket_view=True,
+        **alike,
     )
 
 

@@ -215,7 +215,8 @@ class _Run:
                 if step % train.log_every == 0 or last or step == 1 or due:
                     guard.read()
                     when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
-                    row = {**when, "lr": lr, **meter.read(), "skipped": guard.skipped}
+                    means = self.processes.mean(meter.read())
+                    row = {**when, "lr": lr, **means, "skipped": guard.skipped}
                     if due:
                         start = time.monotonic()
                         row |= look(due, self.method, self.config)
