@@ -16,6 +16,8 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,25 +35,59 @@ logger = logging.getLogger(__name__)
 _RNG = "rng_state"
 
 
-def save(
-    folder: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """What a step's checkpoint holds, on the CPU.
+
+    Attributes:
+        step: its number.
+        tensors: by file, "model", "optimizer" and, if an average is kept, "average".
+        state: what else a resumed run needs, in JSON types (the data cursor among it).
+        config: the run's settings as text, whose hash the manifest holds.
+    """
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+    config: str
+
+
+def snapshot(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
     average: WeightAverage | None = None,
-    keep: int = 3,
     config: str = "",
     *,
     generators: Mapping[str, Tensor] | None = None,
-) -> Path:
-    """Saves one step and, once it verifies, removes all but the `keep` newest.
+    copy: bool = False,
+) -> Snapshot:
+    """A step's state as it is now.
+
+    Args:
+        generators: of :func:`generators`, where there are several processes; else this one's.
+        copy: the training goes on before it is written.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {
+        "model": model.state_dict(),
+        "optimizer": {**_pack_optimizer(model, optimizer), **(generators or _generators(0))},
+    }
+    if average is not None:
+        tensors["average"] = average.state_dict()
+    owned = {
+        file: {name: _owned(value, copy) for name, value in values.items()}
+        for file, values in tensors.items()
+    }
+    full = {**state, "step": step, "average_updates": average.updates if average else 0}
+    return Snapshot(step, owned, full, config)
+
+
+def write(folder: Path, taken: Snapshot, keep: int = 3) -> Path:
+    """Writes one step and, once it verifies, removes all but the `keep` newest.
 
     Args:
         folder: the run's `checkpoints/`.
-        state: what else a resumed run needs, in JSON types (the data cursor among it).
-        config: the run's settings as text, whose hash the manifest holds.
-        generators: of :func:`generators`, where there are several processes; else this one's.
 
     Returns:
         The folder of this step.
@@ -60,27 +96,63 @@ def save(
         OSError: it could not be written, or what was written does not verify; all older ones and
             `latest` are as they were.
     """
-    final = folder_of(folder, step)
-    name = final.name
-    temporary = folder / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    final = folder_of(folder, taken.step)
+    for left in folder.glob(".step_*.tmp"):  # by a run that was killed
+        shutil.rmtree(left)
+    temporary = folder / f".{final.name}.tmp"
     temporary.mkdir(parents=True)
-    save_file(_owned(model.state_dict()), temporary / "model.safetensors")
-    moments = {**_pack_optimizer(model, optimizer), **(generators or _generators(0))}
-    save_file(_owned(moments), temporary / "optimizer.safetensors")
-    if average is not None:
-        save_file(_owned(average.state_dict()), temporary / "average.safetensors")
-    full = {**state, "step": step, "average_updates": average.updates if average else 0}
-    (temporary / "state.json").write_text(json.dumps(full, indent=1))
-    about = {"step": step, "config_sha256": digest(config), "versions": _versions()}
-    manifest.publish(temporary, final, about)
+    for name, tensors in taken.tensors.items():
+        save_file(dict(tensors), temporary / f"{name}.safetensors")
+    (temporary / "state.json").write_text(json.dumps(taken.state, indent=1))
+    told = {"step": taken.step, "config_sha256": digest(taken.config), "versions": _versions()}
+    manifest.publish(temporary, final, told)
     wrong = manifest.problems(final)
     if wrong:
         raise OSError(f"{final}: written, but {'; '.join(wrong)}")
-    manifest.replace_text(folder / "latest", name)
+    manifest.replace_text(folder / "latest", final.name)
     for old in steps(folder)[keep:]:
         shutil.rmtree(old)
     return final
+
+
+class Saver:
+    """Writes a run's checkpoints, at once or by a thread while the training goes on.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        keep: how many stay.
+        later: by a thread. Only one is written at a time: the next waits for it.
+    """
+
+    def __init__(self, folder: Path, keep: int, later: bool = False) -> None:
+        self.folder, self.keep, self.later = folder, keep, later
+        self.pool = ThreadPoolExecutor(1, "checkpoint") if later else None
+        self.written: Future[Path] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown()  # what has begun is finished
+
+    def save(self, taken: Snapshot) -> None:
+        """Raises what the one before failed with, if it did."""
+        self.wait()
+        if self.pool is None:
+            write(self.folder, taken, self.keep)
+        else:
+            self.written = self.pool.submit(write, self.folder, taken, self.keep)
+
+    def wait(self) -> None:
+        """Until all is written.
+
+        Raises:
+            OSError: see :func:`write`.
+        """
+        written, self.written = self.written, None
+        if written is not None:
+            written.result()
 
 
 def folder_of(folder: Path, step: int) -> Path:
@@ -178,8 +250,10 @@ def load_averaged(checkpoint: Path, model: nn.Module) -> None:
     )
 
 
-def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+def _owned(tensor: Tensor, copy: bool) -> Tensor:
+    """On the CPU, dense; memory of its own if asked for."""
+    found = tensor.detach().cpu().contiguous()
+    return found.clone() if copy and found.data_ptr() == tensor.data_ptr() else found
 
 
 def _pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

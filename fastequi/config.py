@@ -175,6 +175,7 @@ class TrainConfig:
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end a run
     checkpoint_every: int = 2000
     keep_checkpoints: int = 3
+    save_later: bool = False  # checkpoints are written by a thread, from a copy in memory
     tensorboard: bool = True
     knn_every: int = 0  # steps between looks at the classes that neighbours tell; 0: none
     knn_data: str = ""  # whose: a folder of class subfolders or IDX files, or "digits"

@@ -8,6 +8,7 @@ end model.safetensors, the encoder under timm's parameter names.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +43,8 @@ from fastequi.preempt import Notice, Preempted
 from fastequi.processes import Processes, let_go, replicated, started, together
 from fastequi.progress import Progress, Silent
 from fastequi.recipes import build
+
+logger = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -90,6 +93,8 @@ def pretrain(
         state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
         if found is not None:
             state = checkpoint.load(found, method, optimizer, average, processes.rank)
+            if checkpoint.about(found)["config_sha256"] != checkpoint.digest(config.to_json()):
+                logger.info("%s was saved with other settings than these", found)
         if config.train.compile:
             method.compile()
         loader = stack.enter_context(
@@ -114,8 +119,13 @@ def pretrain(
         log = stack.enter_context(Log(writes_to, state["step"], config.train.tensorboard))
         bar: Progress | Silent = (progress or Progress()) if processes.first else Silent()
         stack.enter_context(bar)
-        run = _Run(config, method, optimizer, average, loader, log, bar, run_dir, online, processes)
-        run.loop(state, max_steps)
+        saver = stack.enter_context(
+            checkpoint.Saver(
+                run_dir / "checkpoints", config.train.keep_checkpoints, config.train.save_later
+            )
+        )
+        parts = config, method, optimizer, average, loader, log, bar, online, processes, saver
+        _Run(*parts).loop(state, max_steps)
         let_go(method)
     if average is not None:
         method.load_state_dict(average.state_dict())
@@ -163,13 +173,13 @@ class _Run:
         loader: Loader,
         log: Log,
         bar: Progress | Silent,
-        run_dir: Path,
         online: list[Look],
         processes: Processes,
+        saver: checkpoint.Saver,
     ) -> None:
-        self.online, self.processes = online, processes
+        self.online, self.processes, self.saver = online, processes, saver
         self.config, self.method, self.optimizer, self.average = config, method, optimizer, average
-        self.loader, self.log, self.bar, self.run_dir = loader, log, bar, run_dir
+        self.loader, self.log, self.bar = loader, log, bar
         self.device = next(method.parameters()).device
         self.autocast = config.train.autocast_dtype(self.device)
         self.model = replicated(method, processes, method.may_lack_gradients)
@@ -226,6 +236,7 @@ class _Run:
                     self.bar.show(progress, clock.left(step), row)
                 if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
                     self._save(step, clock.seconds(), guard.skipped)
+            self.saver.wait()
             if asked:
                 raise Preempted(
                     f"{asked} came: saved after step {step}; --resume goes on from there"
@@ -247,10 +258,10 @@ class _Run:
         state = {"data": self.loader.state_dict(), "seconds": seconds, "skipped": skipped}
         generators = checkpoint.generators(self.processes)
         if self.processes.first:
-            folder, keep = self.run_dir / "checkpoints", self.config.train.keep_checkpoints
-            parts = self.method, self.optimizer, state, self.average, keep, self.config.to_json()
-            checkpoint.save(folder, step, *parts, generators=generators)
-        self.processes.most([0.0])  # none goes on before it is there
+            parts = self.method, self.optimizer, state, self.average, self.config.to_json()
+            later = self.saver.later
+            self.saver.save(checkpoint.snapshot(step, *parts, generators=generators, copy=later))
+        self.processes.most([0.0])  # none goes on alone if it fails
 
 
 def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:

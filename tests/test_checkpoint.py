@@ -1,5 +1,6 @@
 import hashlib
 import json
+import threading
 
 import pytest
 import torch
@@ -16,6 +17,12 @@ def trained(seed=0):
     return model, adamw(model, 1e-2, 0.1), WeightAverage(model, 0.9)
 
 
+def save(folder, number, model, optimizer, state, average=None, keep=3, config=""):
+    return checkpoint.write(
+        folder, checkpoint.snapshot(number, model, optimizer, state, average, config), keep
+    )
+
+
 def step(model, optimizer, average):
     model(torch.randn(5, 3, 4, 4)).square().mean().backward()
     optimizer.step()
@@ -27,7 +34,7 @@ def test_what_is_loaded_goes_on_bit_for_bit(tmp_path):
     ours = trained()
     for _ in range(3):
         step(*ours)
-    folder = checkpoint.save(tmp_path, 3, *ours[:2], {"data": {"epoch": 1}}, ours[2])
+    folder = save(tmp_path, 3, *ours[:2], {"data": {"epoch": 1}}, ours[2])
     for _ in range(3):
         step(*ours)
     other = trained(seed=9)
@@ -47,7 +54,7 @@ def test_what_is_loaded_goes_on_bit_for_bit(tmp_path):
 def test_only_tensors_and_json_are_written_and_old_ones_go(tmp_path):
     ours = trained()
     for number in (1, 2, 3, 4):
-        checkpoint.save(tmp_path, number, *ours[:2], {}, keep=2)
+        save(tmp_path, number, *ours[:2], {}, keep=2)
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["latest", "step_00000003", "step_00000004"]
     files = sorted(p.name for p in checkpoint.latest(tmp_path).iterdir())
@@ -59,10 +66,10 @@ def test_only_tensors_and_json_are_written_and_old_ones_go(tmp_path):
 def test_a_half_written_folder_does_not_count(tmp_path):
     ours = trained()
     assert checkpoint.latest(tmp_path) is None
-    checkpoint.save(tmp_path, 1, *ours[:2], {})
+    save(tmp_path, 1, *ours[:2], {})
     (tmp_path / ".step_00000002.tmp").mkdir()  # what a crash leaves
     assert checkpoint.latest(tmp_path).name == "step_00000001"
-    checkpoint.save(tmp_path, 2, *ours[:2], {})
+    save(tmp_path, 2, *ours[:2], {})
     assert not list(tmp_path.glob(".*"))
     (tmp_path / "latest").write_text("step_00000001")  # a crash before it was renewed
     assert checkpoint.latest(tmp_path).name == "step_00000002"
@@ -84,7 +91,7 @@ def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path, caplog, harm, n
     ours = trained()
     for number in (1, 2):
         step(*ours)
-        checkpoint.save(tmp_path, number, *ours[:2], {}, ours[2])
+        save(tmp_path, number, *ours[:2], {}, ours[2])
     (file,) = (tmp_path / "step_00000002").glob(f"{name}.*")
     harm(file)
     if name == "manifest" and harm is flip:  # a manifest may change where it names no file
@@ -98,7 +105,7 @@ def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path, caplog, harm, n
 
 def test_no_sound_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
     ours = trained()
-    cut(checkpoint.save(tmp_path, 1, *ours[:2], {}) / "model.safetensors")
+    cut(save(tmp_path, 1, *ours[:2], {}) / "model.safetensors")
     with pytest.raises(OSError, match=r"no checkpoint can be used: .*model\.safetensors has"):
         checkpoint.latest(tmp_path)
 
@@ -106,7 +113,7 @@ def test_no_sound_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
 def test_older_ones_stay_if_the_new_one_does_not_verify(tmp_path, monkeypatch):
     ours = trained()
     for number in (1, 2):
-        checkpoint.save(tmp_path, number, *ours[:2], {}, keep=1)
+        save(tmp_path, number, *ours[:2], {}, keep=1)
     publish = manifest.publish
 
     def a_bad_disk(temporary, final, about):
@@ -115,14 +122,14 @@ def test_older_ones_stay_if_the_new_one_does_not_verify(tmp_path, monkeypatch):
 
     monkeypatch.setattr(manifest, "publish", a_bad_disk)
     with pytest.raises(OSError, match=r"written, but optimizer\.safetensors has another SHA-256"):
-        checkpoint.save(tmp_path, 3, *ours[:2], {}, keep=1)
+        save(tmp_path, 3, *ours[:2], {}, keep=1)
     assert (tmp_path / "latest").read_text() == "step_00000002"
     assert checkpoint.latest(tmp_path).name == "step_00000002"
 
 
 def test_the_manifest_tells_versions_and_settings(tmp_path):
     ours = trained()
-    folder = checkpoint.save(tmp_path, 5, *ours[:2], {}, config="settings")
+    folder = save(tmp_path, 5, *ours[:2], {}, config="settings")
     told = checkpoint.about(folder)
     assert told["step"] == 5
     assert told["versions"]["torch"] == torch.__version__
@@ -136,6 +143,45 @@ def test_the_manifest_tells_versions_and_settings(tmp_path):
 
 def test_another_models_checkpoint_is_refused(tmp_path):
     ours = trained()
-    folder = checkpoint.save(tmp_path, 1, *ours[:2], {})
+    folder = save(tmp_path, 1, *ours[:2], {})
     with pytest.raises(RuntimeError, match="Missing key"):
         checkpoint.load(folder, nn.Linear(3, 3))
+
+
+def test_a_thread_writes_what_was_there_when_it_was_asked(tmp_path, monkeypatch):
+    ours = trained()
+    step(*ours)
+    before = {name: value.clone() for name, value in ours[0].state_dict().items()}
+    may_write, write = threading.Event(), checkpoint.write
+
+    def slowly(*args):
+        may_write.wait(20)
+        return write(*args)
+
+    monkeypatch.setattr(checkpoint, "write", slowly)
+    with checkpoint.Saver(tmp_path, 3, later=True) as saver:
+        saver.save(checkpoint.snapshot(1, *ours[:2], {}, ours[2], copy=True))
+        step(*ours)  # the training goes on
+        assert checkpoint.steps(tmp_path) == []
+        may_write.set()
+        saver.wait()
+    other = trained(seed=9)
+    checkpoint.load(tmp_path / "step_00000001", *other)
+    for name, value in other[0].state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_threads_failure_is_not_lost(tmp_path):
+    ours = trained()
+    (tmp_path / "file").write_text("in the way")
+    with checkpoint.Saver(tmp_path / "file" / "checkpoints", 3, later=True) as saver:
+        saver.save(checkpoint.snapshot(1, *ours[:2], {}, copy=True))
+        with pytest.raises(OSError, match="file"):
+            saver.wait()
+
+
+def test_what_a_kill_left_is_removed(tmp_path):
+    ours = trained()
+    (tmp_path / ".step_00000007.tmp").mkdir()
+    save(tmp_path, 9, *ours[:2], {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000009"]

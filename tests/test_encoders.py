@@ -36,7 +36,8 @@ def run(folder, cfg, average=False, steps=(3,)):
     folder.mkdir()
     (folder / "config.json").write_text(cfg.to_json())
     for step in steps:
-        checkpoint.save(folder / "checkpoints", step, method, adamw(method, 0.1, 0.1), {}, kept)
+        taken = checkpoint.snapshot(step, method, adamw(method, 0.1, 0.1), {}, kept)
+        checkpoint.write(folder / "checkpoints", taken)
     return method.eval()
 
 
