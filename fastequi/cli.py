@@ -1,4 +1,4 @@
-"""The command line: `fastequi demo | pretrain RECIPE | eval KIND RUN | doctor`."""
+"""The command line: `fastequi demo | pretrain RECIPE | data scan | eval KIND RUN | doctor`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _COMMANDS = {
     "demo": "pretrain a small ViT on nine photographs and judge its features",
-    "pretrain": "pretrain on a folder of images: pretrain RECIPE --data PATH",
+    "pretrain": "pretrain on a folder of images or tar shards: pretrain RECIPE --data PATH",
+    "data": "decode a set once and write its index: data scan PATH",
     "eval": "judge a finished run: eval KIND RUN --data PATH",
     "doctor": "what is installed, and which backend each part would use",
 }
@@ -40,7 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         sys.exit(_say(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_say("stopped; --resume goes on from the last checkpoint", 130))
+        trains = name in ("demo", "pretrain")
+        hint = "; --resume goes on from the last checkpoint" if trains else ""
+        sys.exit(_say(f"stopped{hint}", 130))
 
 
 def _usage() -> str:

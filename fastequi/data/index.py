@@ -132,7 +132,7 @@ def read(file: Path) -> Index:
 def differences(index: Index, root: Path, archives: Sequence[Archive], names: set[str]) -> str:
     """How the files differ from the index, in words; "" if training would see what was scanned.
 
-    New files are only logged.
+    Files that are new since a scan are only logged.
 
     Args:
         root: the folder.
@@ -144,9 +144,9 @@ def differences(index: Index, root: Path, archives: Sequence[Archive], names: se
         known = {archive.name for archive in index.archives}
         gone = sorted(known - set(now))
         changed = [a.name for a in index.archives if a.name in now and now[a.name] != a]
-        new, what = sorted(set(now) - known), "shards"
+        new, what, total = sorted(set(now) - known), "shards", len(known)
     else:
-        gone, changed, what = [], [], "images"
+        gone, changed, what, total = [], [], "images", len(index.rows)
         for row in index.rows:
             try:
                 if os.stat(os.path.join(root, row.name)).st_size != row.bytes:
@@ -154,17 +154,17 @@ def differences(index: Index, root: Path, archives: Sequence[Archive], names: se
             except OSError:
                 gone.append(row.name)
         new = sorted(names - {row.name for row in index.rows} - set(index.left_out))
-    if new:
+    states = [("gone", gone), ("changed", changed)]
+    if new and not index.decoded:  # made on the way; nobody chose what it holds
+        states.append(("new", new))
+    elif new:
         logger.warning(
-            "%d %s are not in the index of %s and not used: %s; fastequi data scan adds them",
-            *(len(new), what, index.when[:19], _some(new)),
+            "not in the index of %s and not used: %d new %s (%s); fastequi data scan adds them",
+            *(index.when[:19], len(new), what, _some(new)),
         )
-    counted = [
-        f"{len(some)} {what} {state}: {_some(some)}"
-        for some, state in ((gone, "gone"), (changed, "changed"))
-        if some
-    ]
-    return "; ".join(counted)
+    return "; ".join(
+        f"{state}: {len(some)} {what} of {total} ({_some(some)})" for state, some in states if some
+    )
 
 
 def stale(file: Path, index: Index, how: str) -> ValueError:

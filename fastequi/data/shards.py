@@ -151,6 +151,19 @@ def _members(path: str, others: Counter[str]) -> tuple[dict[str, Span | str], st
                     found[name] = f"the archive ends inside it, after {size} bytes"
                 else:
                     found[name] = (member.offset_data, member.size)
+            how = _end(path, tar.offset)
     except (tarfile.TarError, OSError, ValueError) as error:
-        return found, f"damaged archive ({error}); used are the {len(found)} images before that"
-    return found, None
+        how = str(error)
+    if not how:
+        return found, None
+    return found, f"damaged archive ({how}); used are the {len(found)} images before that"
+
+
+def _end(path: str, offset: int) -> str:
+    """What is wrong where the members end: tarfile takes any damage for the end of the archive."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if not block:
+        return "no mark at its end, it was cut or never finished"
+    return "no header where one is expected" if block.strip(b"\0") else ""
