@@ -16,6 +16,9 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
+from test_loader import assert_same
+from test_loader import batches as loaded
+
 from fastequi import commands
 from fastequi.data import index
 from fastequi.data.augment import Augment, ViewConfig
@@ -71,15 +74,7 @@ def data(tmp_path):
 
 
 def batches(source, n=6, **options):
-    with make_loader(source, CFG, SE2(), **{"seed": 0, "steps": n, **options}) as loader:
-        return list(loader)
-
-
-def assert_same(ours, expected):
-    assert len(ours) == len(expected)
-    for a, b in zip(ours, expected, strict=True):
-        for name in ("v1", "u", "crops", "path", "sample_ids"):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
+    return loaded(n, source, CFG, **options)
 
 
 def test_the_same_batches_as_of_the_files(data):

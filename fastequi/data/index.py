@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -188,7 +189,7 @@ def _shards(names: Sequence[str], archives: Sequence[Archive]) -> list[str]:
 
 
 def _write(file: Path, lines: Iterable[Any]) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="ascii") as out:  # names that are no UTF-8 are escaped
             out.writelines(json.dumps(line) + "\n" for line in lines)

@@ -119,12 +119,9 @@ class Loader:
         self._sampler, self._left = sampler, steps
         self._threads = cfg.num_threads or min(len(os.sched_getaffinity(0)), 16)
         self._readers = None if source.spans is None else ThreadPoolExecutor(self._threads)
+        self._fingerprint = source.fingerprint()
         if state is not None:
-            sampler.load_state_dict(state)
-            self.quarantined |= state.get("quarantined", {})
-            if self.quarantined:
-                bad = self.quarantined
-                self._bad = {i for i, name in enumerate(source.names) if name in bad}
+            self._go_to(state)
         self._state = sampler.state_dict()
         self._planned: deque[Step] = deque()  # handed to DALI or about to be, oldest first
         self._fed = 0  # how many of them DALI's graph has
@@ -141,7 +138,8 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch handed out and what is quarantined, JSON-ready."""
-        return {**self._state, "quarantined": dict(self.quarantined)}
+        more = {"source": self._fingerprint, "quarantined": dict(self.quarantined)}
+        return {**self._state, **more}
 
     def __iter__(self) -> Loader:
         return self
@@ -188,6 +186,18 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _go_to(self, state: dict[str, Any]) -> None:
+        self._sampler.load_state_dict(state)
+        if state.get("source", self._fingerprint) != self._fingerprint:
+            raise ValueError(
+                "cannot continue: there are as many images as before, but other names or sizes"
+            )
+        known = state.get("quarantined", {})
+        for i, name in enumerate(self.source.names if known else ()):
+            if name in known:
+                self._bad.add(i)
+                self.quarantined[name] = known[name]
 
     def _build(self) -> ViewPipeline:
         return ViewPipeline(
