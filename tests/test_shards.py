@@ -25,7 +25,7 @@ from fastequi.data.augment import Augment, ViewConfig
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
 from fastequi.data.shards import is_shards, shard_listing
-from fastequi.data.sources import image_folder, open_source, scanned_listing, tar_shards
+from fastequi.data.sources import Source, image_folder, open_source, scanned_listing, tar_shards
 from fastequi.paths import SE2
 
 CFG = ViewConfig(
@@ -282,3 +282,22 @@ def test_a_shard_cut_while_training_is_noticed(data):
         with pytest.raises(RuntimeError, match=r"cannot be decoded, more than 0\.1 of them"):
             list(loader)
         assert "No such file or directory" in loader.quarantined.values()
+
+
+def test_a_member_that_cannot_be_read_for_a_moment_ends_nothing(data, monkeypatch, caplog):
+    source = tar_shards(data / "shards" / "*.tar")
+    expected = batches(source)
+    read, failures = Source.encoded, []
+
+    def sometimes(self, i):
+        if i == 7 and not failures:
+            failures.append(i)
+            raise OSError("stale file handle")
+        return read(self, i)
+
+    monkeypatch.setattr(Source, "encoded", sometimes)
+    with make_loader(source, CFG, SE2(), seed=0, steps=6) as loader:
+        assert_same(list(loader), expected)
+        assert failures
+        assert not loader.quarantined
+    assert "a batch failed, but all its images decode; once more" in caplog.text

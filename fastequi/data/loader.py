@@ -147,13 +147,20 @@ class Loader:
     def __next__(self) -> Batch:
         if self._pipeline is None or self._left == 0:
             raise StopIteration
+        repeated = False
         while True:
             try:
                 v1, u, crops = self._pipeline.run()
                 break
             except Exception as error:
                 self._pipeline, self._fed = None, 0
-                self._quarantine(error)
+                if not self._quarantine(error):  # a file that could not be read just then?
+                    if repeated:
+                        raise
+                    repeated = True
+                    logger.warning(
+                        "a batch failed, but all its images decode; once more: %s", error
+                    )
                 self._pipeline = self._build()
         step = self._planned.popleft()
         self._fed -= 1
@@ -254,8 +261,8 @@ class Loader:
             file = (file + 1) % len(self.source)
         return file
 
-    def _quarantine(self, error: Exception) -> None:
-        """Finds the undecodable files of the planned batches; raises `error` if none is."""
+    def _quarantine(self, error: Exception) -> bool:
+        """Whether an image of the planned batches cannot be decoded; finds all of one batch."""
         found: dict[int, str] = {}
         for step in self._planned:
             files = list(dict.fromkeys(self._readable(int(file)) for file in step.files))
@@ -264,20 +271,19 @@ class Loader:
             found = {i: self._why(i, size) for i, size in told if isinstance(size, str)}
             if found:
                 break
-        if not found:
-            raise error
         self._bad |= set(found)
         for i, reason in found.items():
             name = self.source.names[i]
             self.quarantined[name] = reason
             logger.warning("%s cannot be decoded and is left out from now on (%s)", name, reason)
         count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate
-        if count == total or count > tolerated(total, share):
+        if found and (count == total or count > tolerated(total, share)):
             named = ", ".join(list(self.quarantined)[:10])
             raise RuntimeError(
                 f"{count} of {total} images cannot be decoded, more than {share:.4g} of them "
                 f"(data.tolerate): {named}"
             ) from error
+        return bool(found)
 
     def _why(self, file: int, told: str) -> str:
         """DALI's reason, or that the member of a shard cannot be read at all."""
