@@ -38,7 +38,8 @@ class PretrainOptions:
     """Folder of images, or of an MNIST-like set's IDX files; or tar shards: one, a quoted glob, or
     a range such as 'shards/train-{000..012}.tar'."""
     index: Path | None = None
-    """What `fastequi data scan` wrote; by default the one beside the images, if there is one."""
+    """What `fastequi data scan` wrote; by default the one beside the images, if there is one (of
+    shards: if the scan named them by the same pattern)."""
     run_dir: Path | None = None
     """Where the run's files go; a new dated folder by default."""
     resume: bool = False
@@ -143,9 +144,10 @@ def data(argv: list[str]) -> None:
     from fastequi.progress import Progress
 
     listing = scanned_listing(_images(options.data))
+    file = options.index or listing.index
+    index.expect_writable(file)
     with Progress("scanning") as bar:
         found = scan(listing, options.threads, lambda i, n: bar.say(i / n, f"{i} of {n} images"))
-    file = options.index or listing.index
     index.write(file, found.index)
     print(found.summary())
     print(f"index       {file}\nquarantine  {index.quarantine_of(file)}")

@@ -183,6 +183,13 @@ def test_bad_arguments_of_the_command(tmp_path, monkeypatch, args, error, messag
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_said_before_the_scan(folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="cannot be written; name another place"):
+        commands.data(["scan", str(folder), "--index", str(folder / "new" / "deep" / "i.jsonl")])
+    assert not (folder / "new").exists()
+
+
 def test_the_command_says_how_it_is_used(capsys):
     commands.data([])
     assert "usage: fastequi data COMMAND PATH" in capsys.readouterr().out

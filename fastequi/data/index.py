@@ -7,7 +7,8 @@ was left out is written once more beside it, as a list for people (`*.quarantine
 
 The rule: training uses exactly the images of the index, or stops. Before a run the folder is walked
 and every file's size read (or every shard's size and time), no file is opened. An image that is
-gone or has another size stops the run with its name; new files are counted, named and not used.
+gone or has another size stops the run with its name; new files are counted, named and not used,
+and what was left out stays so until the next scan.
 What has kept its size but not its content is not noticed here, it shows when it is decoded. Copy
 shards with their times (cp -p, rsync -a): tar files of different content are often of one size.
 """
@@ -79,6 +80,13 @@ class Index:
 def quarantine_of(file: Path) -> Path:
     """Where the list of what was left out lies, beside an index."""
     return file.with_name(f"{file.name.removesuffix('.jsonl')}.quarantine.jsonl")
+
+
+def expect_writable(file: Path) -> None:
+    """Raises PermissionError where an index cannot be written: before a scan, not after it."""
+    folder = next(folder for folder in file.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"index: {folder} cannot be written; name another place (--index)")
 
 
 def write(file: Path, index: Index) -> Index:

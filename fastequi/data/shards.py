@@ -77,7 +77,7 @@ def shard_listing(data: Path) -> Listing:
 
 
 def shard_archives(data: Path) -> tuple[Path, tuple[Archive, ...], Path]:
-    """Root, shards as they are now and the place of the index, without opening any of them."""
+    """Root, shards as they are now and the place of the index, without listing any of them."""
     root, label = _root(data)
     archives = tuple(Archive.of(root, path) for path in _expand(data))
     return root, archives, root / HIDDEN / f"{label}.jsonl"

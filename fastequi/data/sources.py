@@ -172,6 +172,9 @@ def tar_shards(
         known = _open_headers(shard_listing(pattern))
         try:
             known = indices.write(file, known)
+            logger.info(
+                "%d images listed in shards; their places are kept: %s", len(known.rows), file
+            )
         except OSError as error:
             logger.info("the list of members is not kept: %s", error)
     return _source(f"shards: {pattern}", root, file, known, region, tolerate)
