@@ -8,9 +8,9 @@ was left out is written once more beside it, as a list for people (`*.quarantine
 The rule: training uses exactly the images of the index, or stops. Before a run the folder is walked
 and every file's size read (or every shard's size and time), no file is opened. An image that is
 gone or has another size stops the run with its name; new files are counted, named and not used,
-and what was left out stays so until the next scan.
-What has kept its size but not its content is not noticed here, it shows when it is decoded. Copy
-shards with their times (cp -p, rsync -a): tar files of different content are often of one size.
+and what was left out stays so until the next scan. What has kept its size but not its content is
+not noticed here, it shows when it is decoded. Copy shards with their times (cp -p, rsync -a): tar
+files of different content are often of one size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,15 +125,16 @@ def read(file: Path) -> Index:
     """
     try:
         with file.open(encoding="ascii") as lines:
-            about, *values = map(json.loads, lines)
-        if about["fastequi index"] != _VERSION:
-            raise ValueError(f"version {about['fastequi index']}, expected {_VERSION}")
-        count = about["left_out"]
-        if len(values) != count + about["images"]:
-            raise ValueError(f"{len(values)} lines, expected {count + about['images']}")
+            about = json.loads(next(lines, ""))
+            if about["fastequi index"] != _VERSION:
+                raise ValueError(f"version {about['fastequi index']}, expected {_VERSION}")
+            bad = dict(map(json.loads, islice(lines, about["left_out"])))
+            rows = [Row(*json.loads(line)) for line in lines]
+        for what, found in (("left_out", bad), ("images", rows)):
+            if len(found) != about[what]:
+                raise ValueError(f"{len(found)} {what}, expected {about[what]}")
         archives = tuple(Archive(**told) for told in about["archives"])
-        rows = [Row(*row) for row in values[count:]]
-        return Index(rows, dict(values[:count]), about["decoded"], about["when"], archives)
+        return Index(rows, bad, about["decoded"], about["when"], archives)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"index: {file} cannot be used ({error}); {_AGAIN}") from error
 
