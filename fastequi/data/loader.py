@@ -158,9 +158,7 @@ class Loader:
                     if repeated:
                         raise
                     repeated = True
-                    logger.warning(
-                        "a batch failed, but all its images decode; once more: %s", error
-                    )
+                    logger.warning("a batch failed, but all its images decode; once more")
                 self._pipeline = self._build()
         step = self._planned.popleft()
         self._fed -= 1
