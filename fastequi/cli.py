@@ -17,7 +17,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _COMMANDS = {
     "demo": "pretrain a small ViT on nine photographs and judge its features",
-    "pretrain": "pretrain on a folder of images: pretrain RECIPE --data PATH",
+    "pretrain": "pretrain on a folder of images or tar shards: pretrain RECIPE --data PATH",
+    "data": "decode a set once and write its index: data scan PATH",
     "eval": "judge what was learned: eval KIND CHECKPOINT --data PATH",
     "embed": "features of a folder's images: embed CHECKPOINT --data PATH --out FILE",
     "visualize": "pictures of what an encoder sees: visualize CHECKPOINT",
@@ -46,7 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     except Preempted as notice:
         sys.exit(_say(str(notice), EXIT_CODE))
     except KeyboardInterrupt:
-        sys.exit(_say("stopped; --resume goes on from the last checkpoint", 130))
+        trains = name in ("demo", "pretrain")
+        hint = "; --resume goes on from the last checkpoint" if trains else ""
+        sys.exit(_say(f"stopped{hint}", 130))
 
 
 def _usage() -> str:

@@ -32,11 +32,15 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """Pretrains on a folder of images, flat or nested, no labels needed."""
+    """Pretrains on a folder of images, flat or nested, or on tar shards; no labels needed."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     data: Path | None = None
-    """Folder of images, or of an MNIST-like set's IDX files."""
+    """Folder of images, or of an MNIST-like set's IDX files; or tar shards: one, a quoted glob, or
+    a range such as 'shards/train-{000..012}.tar'."""
+    index: Path | None = None
+    """What `fastequi data scan` wrote; by default the one beside the images, if there is one (of
+    shards: if the scan named them by the same pattern)."""
     run_dir: Path | None = None
     """Where the run's files go; a new dated folder by default."""
     resume: bool = False
@@ -47,6 +51,18 @@ class PretrainOptions:
     """Steps between checkpoints; short for --train.checkpoint-every."""
     dry_run: bool = False
     """Print settings, parameter counts and one step's memory; needs no data."""
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """Decodes every image once; writes an index, which training uses, and what it left out."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder of images, or tar shards, as --data of pretrain."""
+    threads: int = 0
+    """That read and decode; 0 takes every core."""
+    index: Path | None = None
+    """Where the index goes, for data that cannot be written; then give it to pretrain as well."""
 
 
 @dataclass(frozen=True)
@@ -112,35 +128,58 @@ def pretrain(argv: list[str]) -> None:
         dry_run(config)
         return
     if options.data is None:
-        raise ValueError("--data: expected a folder of images (only --dry-run needs none)")
+        raise ValueError(
+            "--data: expected a folder of images or tar shards (only --dry-run needs none)"
+        )
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: which run? name it with --run-dir")
 
-    from fastequi.data.sources import image_folder
+    from fastequi.data.sources import open_source
     from fastequi.train import pretrain as run
 
     if options.run_dir is None and "WORLD_SIZE" in os.environ:
         raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
     run_dir = options.run_dir or _dated(name)
-    source = image_folder(_images(options.data))
+    tolerate = config.data.tolerate
+    source = open_source(_images(options.data), index=options.index, tolerate=tolerate)
     run(config, source, run_dir, resume=options.resume, max_steps=options.max_steps)
     if os.environ.get("RANK", "0") == "0":
         print(run_dir)
 
 
+def data(argv: list[str]) -> None:
+    jobs = {"scan": "decode every image once, write an index and what was left out"}
+    chosen = _choose("data command", argv, jobs, "fastequi data COMMAND PATH")
+    if chosen is None:
+        return
+    job, rest = chosen
+    options = tyro.cli(ScanOptions, prog=f"fastequi data {job}", args=rest)
+    if options.threads < 0:
+        raise ValueError(f"--threads: expected 0 (every core) or more, got {options.threads}")
+
+    from fastequi.data import index
+    from fastequi.data.scan import scan
+    from fastequi.data.sources import scanned_listing
+    from fastequi.progress import Progress
+
+    listing = scanned_listing(_images(options.data))
+    file = options.index or listing.index
+    index.expect_writable(file)
+    with Progress("scanning") as bar:
+        found = scan(listing, options.threads, lambda i, n: bar.say(i / n, f"{i} of {n} images"))
+    index.write(file, found.index)
+    print(found.summary())
+    print(f"index       {file}\nquarantine  {index.quarantine_of(file)}")
+
+
 def eval(argv: list[str]) -> None:
     from fastequi import evaluations
 
-    usage = "usage: fastequi eval KIND CHECKPOINT --data PATH\n\n" + "\n".join(
-        f"  {name:14s}{what}" for name, what in evaluations.KINDS.items()
-    )
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage)
-        return
-    kind, *rest = argv
-    if kind not in evaluations.KINDS:
-        raise _unknown("evaluation", kind, evaluations.KINDS, usage)
-    getattr(evaluations, kind)(rest)
+    form = "fastequi eval KIND CHECKPOINT --data PATH"
+    chosen = _choose("evaluation", argv, evaluations.KINDS, form)
+    if chosen is not None:
+        kind, rest = chosen
+        getattr(evaluations, kind)(rest)
 
 
 def embed(argv: list[str]) -> None:
@@ -167,6 +206,19 @@ def report(argv: list[str]) -> None:
     from fastequi.report import report as write
 
     write(options.runs, options.out, options.images, options.data)
+
+
+def _choose(
+    what: str, argv: list[str], known: dict[str, str], form: str
+) -> tuple[str, list[str]] | None:
+    """The first word, one of those known, and the rest; None if only help was asked for."""
+    usage = f"usage: {form}\n\n" + "\n".join(f"  {name:14s}{does}" for name, does in known.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        return None
+    if argv[0] not in known:
+        raise _unknown(what, argv[0], known, usage)
+    return argv[0], argv[1:]
 
 
 def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:

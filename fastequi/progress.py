@@ -58,6 +58,10 @@ class Progress:
             + (f"  recon {row['recon']:.4f}" if "recon" in row else "")
             + f"  {row['images_per_s']:.0f} images/s  data wait {row['data_wait']:.0%}  ETA {left}"
         )
+        self.say(done, text)
+
+    def say(self, done: float, text: str) -> None:
+        """Moves the bar to the share `done`, with a text beside it."""
         if self.bar is not None:
             self.bar.update(self.task, completed=done, text=text)
         elif time.monotonic() - self.printed >= self.every or done >= 1:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,22 @@ def test_pretrain_and_resume_on_a_folder_with_spaces_and_subfolders(tmp_path):
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 3
     assert (run / "model.safetensors").is_file()
+
+
+def test_scanned_shards_are_trained_on_by_their_index(tmp_path):
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    for k in range(3):
+        with tarfile.open(tmp_path / f"train-{k}.tar", "w") as shard:
+            for photo in photos[3 * k : 3 * k + 3]:
+                shard.add(photo, photo.name)
+    data, index = "train-{0..2}.tar", tmp_path / "elsewhere" / "photos.jsonl"
+    out = fastequi("data", "scan", data, "--index", index, cwd=tmp_path).stdout
+    assert "9 images" in out
+    options = ["--data", data, "--index", index, "--run-dir", "run", *SMALL, "--max-steps", 1]
+    out = fastequi("pretrain", "demo", *options, cwd=tmp_path)
+    assert f"9 images by the index {index}, scanned 2" in out.stderr
+    assert "0 left out" in out.stderr
+    assert not (tmp_path / ".fastequi").exists()
 
 
 @pytest.mark.parametrize("recipe", ["tir_ibot_vits16", "dinov2_vitl16"])

@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 from fastequi.data.augment import Augment, ViewConfig, local_crop
-from fastequi.data.dali import ViewPipeline, decoder_backend, feed_of, undecodable
+from fastequi.data.dali import ViewPipeline, decoded_sizes, decoder_backend, feed_of
 from fastequi.data.loader import make_loader
 from fastequi.data.parameters import ViewParams, crop_params
 from fastequi.data.sources import image_folder
@@ -183,20 +183,30 @@ def test_shrinking_is_antialiased(tmp_path):
     assert small.std() < 32  # the mean of four neighbours alone would leave 64
 
 
-def test_undecodable_names_exactly_the_bad_files(tmp_path, noise):
+@pytest.mark.parametrize("encoded", [False, True])
+def test_exactly_the_bad_files_are_named(tmp_path, noise, encoded):
     good = [tmp_path / f"{i}.jpg" for i in range(5)]
-    for path in good:
-        Image.fromarray(NOISE).save(path, quality=95)
-    cut, empty, gone = tmp_path / "cut.jpg", tmp_path / "empty.jpg", tmp_path / "gone.jpg"
+    for i, path in enumerate(good):
+        Image.fromarray(NOISE[: 20 + i]).save(path, quality=95)
+    cut, empty, text = (tmp_path / f"{name}.jpg" for name in ("cut", "empty", "text"))
     cut.write_bytes(good[0].read_bytes()[:900])
     empty.write_bytes(b"")
-    paths = [str(p) for p in (good[0], cut, *good[1:3], empty, *good[3:], gone, good[0])]
-    found = undecodable(paths, CPU, 1)
-    assert set(found) == {str(cut), str(empty), str(gone)}
-    assert found[str(cut)] == "Failed to decode"
-    assert "gone.jpg" in found[str(gone)]
-    assert undecodable([str(p) for p in good], CPU, 1) == {}
-    assert undecodable([], CPU, 1) == {}
+    text.write_text("no image")
+    paths = [good[0], cut, *good[1:3], empty, *good[3:], text, good[0]]
+    files = [np.frombuffer(p.read_bytes(), np.uint8) if encoded else str(p) for p in paths]
+    found = decoded_sizes(files, CPU, 1)
+    for path, one in zip(paths, found, strict=True):
+        if path in (cut, empty, text):
+            assert isinstance(one, str), path
+            assert one, path
+            assert "\n" not in one
+        else:
+            assert one == (20 + good.index(path), 32)
+    assert found[1] == "Failed to decode"
+    assert decoded_sizes([], CPU, 1) == []
+    if not encoded:
+        (gone,) = decoded_sizes([str(tmp_path / "gone.jpg")], CPU, 1)
+        assert "gone.jpg" in gone
 
 
 def test_backend_is_named():

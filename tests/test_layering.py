@@ -18,7 +18,7 @@ ALLOWED = {
     "paths": {"philox"},
     "losses": {"functional", "losses", "distributed"},
     "models": {"models", "kernels.toolchain"},  # the cache folder
-    "data": {"paths", "philox", "boxes", "data"},
+    "data": {"paths", "philox", "boxes", "manifest", "data"},
     "methods": {
         "optim",
         "losses",

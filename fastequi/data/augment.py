@@ -113,6 +113,7 @@ class ViewConfig:
         repeat: times every photograph is decoded in an epoch; raise it for small sets. An epoch
             is files × repeat × samples_per_decode samples.
         num_threads: of DALI in each rank; 0 takes every usable core, at most 16.
+        tolerate: share of the images that may be unreadable; one may in any case, unless it is 0.
     """
 
     image_size: int = 224
@@ -133,6 +134,7 @@ class ViewConfig:
     samples_per_decode: int = 1
     repeat: int = 1
     num_threads: int = 0
+    tolerate: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("image_size", "crop_size", "batch_size", "samples_per_decode", "repeat"):
@@ -156,6 +158,7 @@ class ViewConfig:
         )
         self._check_overlap()
         _expect(self.num_threads >= 0, "num_threads", "0 (automatic) or more", self.num_threads)
+        _expect(0 <= self.tolerate < 1, "tolerate", "a share 0 <= tolerate < 1", self.tolerate)
         _expect(all(s > 0 for s in self.std), "std", "positive values", self.std)
 
     def _check_overlap(self) -> None:

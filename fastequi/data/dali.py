@@ -1,8 +1,10 @@
 """The decoding graph: photographs and parameters in, all views out, on the CPU or a GPU.
 
-    file ─ decode ─┬─ M windows of u  ─ colour ─ blur ─ solarize ─ turn ─────────────► u  uint8
+    image ─ decode ┬─ M windows of u  ─ colour ─ blur ─ solarize ─ turn ─────────────► u  uint8
                    ├─ M windows of v1 ─ colour ─ blur ─ solarize ─ turn ─ normalise ─► v1 float32
                    └─ M · V local crops, likewise, if the run has any ───────────────► crops float32
+
+An image is a file that DALI reads itself, or encoded bytes that the feed brings (of tar shards).
 
 Nothing is random here: all choices arrive as arrays (`fastequi.data.augment`), so the same arrays
 give the same bytes for any number of threads. Every photograph is decoded once for its windows;
@@ -37,6 +39,7 @@ except Exception as error:  # a broken install raises more than ImportError
 _IN_FLIGHT = 2  # batches DALI prepares ahead
 
 Feed = tuple[Any, ...]
+File = str | NDArray[np.uint8]  # a path, or an image's encoded bytes
 
 
 def decoder_backend(device: torch.device) -> tuple[str, str]:
@@ -57,6 +60,7 @@ class ViewPipeline:
         feed: called once per batch, ahead of time; returns what :func:`feed_of` makes.
         device: where the views are made: "cpu", or a CUDA device.
         num_threads: DALI's CPU threads.
+        encoded: the feed brings images' bytes, not paths.
 
     Raises:
         ImportError: DALI is not installed.
@@ -69,6 +73,7 @@ class ViewPipeline:
         feed: Callable[[], Feed],
         device: torch.device,
         num_threads: int,
+        encoded: bool = False,
     ) -> None:
         require_dali()
         self.device = device
@@ -81,7 +86,7 @@ class ViewPipeline:
         )
         self._crops = cfg.crops
         with self._pipeline:
-            self._pipeline.set_outputs(*_graph(cfg, feed, device))
+            self._pipeline.set_outputs(*_graph(cfg, feed, device, encoded))
         self._pipeline.build()
 
     def run(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -108,7 +113,7 @@ class ViewPipeline:
 
 def feed_of(
     cfg: ViewConfig,
-    paths: Sequence[str],
+    files: Sequence[File],
     v1: ViewParams,
     u: ViewParams,
     crops: ViewParams | None = None,
@@ -116,18 +121,18 @@ def feed_of(
     """One batch for the graph, in the order of its inputs.
 
     Args:
-        paths: [D] files.
+        files: [D] paths, or encoded images.
         v1, u: parameters of the D · M samples, M consecutive ones per file.
         crops: of their local views, V consecutive ones per sample.
     """
 
     def rows(values: NDArray[Any], trailing: int = 0) -> NDArray[Any]:
         """[D, frames, ...], or [D, ...] for one frame per decode."""
-        frames = len(values) // len(paths)
-        lead = (len(paths), frames) if frames > 1 else (len(paths),)
+        frames = len(values) // len(files)
+        lead = (len(files), frames) if frames > 1 else (len(files),)
         return np.ascontiguousarray(values).reshape(lead + values.shape[1:] + (1,) * trailing)
 
-    arrays: list[Any] = [[np.frombuffer(os.fsencode(path), np.uint8) for path in paths]]
+    arrays: list[Any] = [_samples(files)]
     views = (
         (u, True, cfg.source_size),
         (v1, not cfg.shared_crop, cfg.image_size),
@@ -150,11 +155,22 @@ def feed_of(
     return tuple(arrays)
 
 
-def _graph(cfg: ViewConfig, feed: Callable[[], Feed], device: torch.device) -> tuple[Any, ...]:
+def _samples(files: Sequence[File]) -> list[NDArray[np.uint8]]:
+    return [np.frombuffer(os.fsencode(f), np.uint8) if isinstance(f, str) else f for f in files]
+
+
+def _decode(files: Any, device: torch.device, encoded: bool) -> Any:
+    read = files if encoded else fn.io.file.read(files)
+    return fn.decoders.image(read, device="mixed" if device.type == "cuda" else "cpu")
+
+
+def _graph(
+    cfg: ViewConfig, feed: Callable[[], Feed], device: torch.device, encoded: bool
+) -> tuple[Any, ...]:
     on_gpu = device.type == "cuda"
     kinds = _input_types(cfg)
     inputs = iter(fn.external_source(source=feed, num_outputs=len(kinds), dtype=kinds, batch=True))
-    image = fn.decoders.image(fn.io.file.read(next(inputs)), device="mixed" if on_gpu else "cpu")
+    image = _decode(next(inputs), device, encoded)
 
     def windows(size: int, frames: int) -> Any:
         start, end = next(inputs), next(inputs)
@@ -218,40 +234,47 @@ def _input_types(cfg: ViewConfig) -> list[Any]:
     return kinds
 
 
-def undecodable(paths: Sequence[str], device: torch.device, num_threads: int) -> dict[str, str]:
-    """The files among `paths` that DALI cannot decode, with its words. Halves what fails."""
+def decoded_sizes(
+    files: Sequence[File], device: torch.device, num_threads: int
+) -> list[tuple[int, int] | str]:
+    """What DALI makes of each file: (height, width) upright, or its words why it cannot decode it.
+
+    All are paths, or all encoded images. They are decoded together; what fails is halved.
+    """
     require_dali()
-    found: dict[str, str] = {}
-    left = [list(dict.fromkeys(paths))] if paths else []
+    found: list[tuple[int, int] | str] = ["" for _ in files]
+    left = [range(len(files))] if files else []
     while left:
-        chunk = left.pop()
-        message = _decode_error(chunk, device, num_threads)
-        if message is None:
-            continue
-        if len(chunk) == 1:
-            found[chunk[0]] = message
+        part = left.pop()
+        sizes = _decoded([files[i] for i in part], device, num_threads)
+        if not isinstance(sizes, str):
+            for i, size in zip(part, sizes, strict=True):
+                found[i] = size
+        elif len(part) == 1:
+            found[part[0]] = sizes
         else:
-            left += [chunk[len(chunk) // 2 :], chunk[: len(chunk) // 2]]
+            left += [part[len(part) // 2 :], part[: len(part) // 2]]
     return found
 
 
-def _decode_error(paths: list[str], device: torch.device, num_threads: int) -> str | None:
-    on_gpu = device.type == "cuda"
+def _decoded(
+    files: Sequence[File], device: torch.device, num_threads: int
+) -> list[tuple[int, int]] | str:
     pipeline = Pipeline(
-        batch_size=len(paths),
+        batch_size=len(files),
         num_threads=num_threads,
         device_id=_device_id(device),
         prefetch_queue_depth=1,
     )
-    encoded = [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
+    samples, encoded = _samples(files), not isinstance(files[0], str)
     with pipeline:
-        files = fn.io.file.read(fn.external_source(source=lambda: encoded, dtype=types.UINT8))
-        pipeline.set_outputs(fn.decoders.image(files, device="mixed" if on_gpu else "cpu"))
+        source = fn.external_source(source=lambda: samples, dtype=types.UINT8)
+        pipeline.set_outputs(_decode(source, device, encoded))
     try:
-        pipeline.run()
+        (images,) = pipeline.run()
+        return [(int(height), int(width)) for height, width, _ in images.shape()]
     except Exception as error:
         return _reason(error)
-    return None
 
 
 def _reason(error: Exception) -> str:
@@ -259,7 +282,9 @@ def _reason(error: Exception) -> str:
     text = str(error)
     lines = (text.partition("encountered:")[2] or text).splitlines()
     told = (line.strip(" :").replace(" sample #0", "") for line in lines)
-    return next((line for line in told if line), type(error).__name__)
+    reason = next((line for line in told if line), type(error).__name__)
+    unnamed = reason.startswith("nvImageCodec failure: '#")  # and a number
+    return f"damaged, or in an unknown format ({reason})" if unnamed else reason
 
 
 def _device_id(device: torch.device) -> int | None:

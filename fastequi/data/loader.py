@@ -1,14 +1,17 @@
 """Batches for the loop: the sampler decides, DALI decodes ahead, (epoch, index) resumes.
 
 DALI's own threads prepare two batches ahead while the loop trains; drawing the next batch's
-parameters takes the caller a millisecond or so, there is no thread of ours. `state_dict` is the
-position after the last batch handed out, whatever was prepared beyond it.
+parameters takes the caller a millisecond or so. Only members of tar shards are read by threads of
+ours. `state_dict` is the position after the last batch handed out, whatever was prepared beyond it.
 
-A file that cannot be decoded does not end a run. DALI fails on the whole batch, so the loader
-finds the files that fail alone, puts them in `quarantined` with DALI's reason, logs them, and
-makes the same batch again with each replaced by the next file in the source's order that is not
-quarantined. The rule depends on the files only, so a resumed run meets the same batches. The run
-stops once more than 10 % of the files (and more than one) are quarantined.
+An image that cannot be decoded does not end a run. DALI fails on the whole batch, so the loader
+finds those that fail alone, puts them in `quarantined` with DALI's reason, logs them, and makes
+the same batch again with each replaced by the next image in the source's order that decodes. What
+replaces an image depends on the files only, not on what a process has met before: every rank, and
+any number of them, replaces alike, and so does a resumed run. The list travels in `state_dict` all
+the same, so that a file that was unreadable for a while stays replaced, and the count goes on. A
+rank knows what it met itself (and what the state told it); the run stops once that is more than
+`cfg.tolerate` of the images (and more than one).
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,7 +29,8 @@ from torch import Tensor
 
 from fastequi.data.augment import ViewConfig
 from fastequi.data.batch import Batch, Masks, Overlaps
-from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali, undecodable
+from fastequi.data.dali import Feed, File, ViewPipeline, decoded_sizes, feed_of, require_dali
+from fastequi.data.encoded import why
 from fastequi.data.masks import block_masks
 from fastequi.data.overlaps import overlaps_of
 from fastequi.data.parameters import crop_params, view_params
@@ -91,7 +97,7 @@ class Loader:
 
     Attributes:
         epoch: of the last batch handed out.
-        quarantined: {path: reason} of the files that failed to decode.
+        quarantined: {name: reason} of the images that failed to decode; its length is their count.
     """
 
     def __init__(
@@ -109,10 +115,13 @@ class Loader:
         self.grid = grid
         self.source, self.cfg, self.path, self.device, self.dtype = source, cfg, path, device, dtype
         self.quarantined: dict[str, str] = {}
+        self._bad: set[int] = set()  # their places in the source
         self._sampler, self._left = sampler, steps
         self._threads = cfg.num_threads or min(len(os.sched_getaffinity(0)), 16)
+        self._readers = None if source.spans is None else ThreadPoolExecutor(self._threads)
+        self._fingerprint = source.fingerprint()
         if state is not None:
-            sampler.load_state_dict(state)
+            self._go_to(state)
         self._state = sampler.state_dict()
         self._planned: deque[Step] = deque()  # handed to DALI or about to be, oldest first
         self._fed = 0  # how many of them DALI's graph has
@@ -128,8 +137,9 @@ class Loader:
         return len(self._sampler)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch handed out, JSON-ready."""
-        return dict(self._state)
+        """The position after the last batch handed out and what is quarantined, JSON-ready."""
+        more = {"source": self._fingerprint, "quarantined": dict(self.quarantined)}
+        return {**self._state, **more}
 
     def __iter__(self) -> Loader:
         return self
@@ -137,13 +147,18 @@ class Loader:
     def __next__(self) -> Batch:
         if self._pipeline is None or self._left == 0:
             raise StopIteration
+        repeated = False
         while True:
             try:
                 v1, u, crops = self._pipeline.run()
                 break
             except Exception as error:
                 self._pipeline, self._fed = None, 0
-                self._quarantine(error)
+                if not self._quarantine(error):  # a file that could not be read just then?
+                    if repeated:
+                        raise
+                    repeated = True
+                    logger.warning("a batch failed, but all its images decode; once more")
                 self._pipeline = self._build()
         step = self._planned.popleft()
         self._fed -= 1
@@ -168,6 +183,8 @@ class Loader:
     def close(self) -> None:
         """Ends DALI's work and threads; the loader then gives no more batches."""
         self._pipeline = None
+        if self._readers is not None:
+            self._readers.shutdown()
 
     def __enter__(self) -> Loader:
         return self
@@ -175,8 +192,27 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _go_to(self, state: dict[str, Any]) -> None:
+        self._sampler.load_state_dict(state)
+        if state.get("source", self._fingerprint) != self._fingerprint:
+            raise ValueError(
+                "cannot continue: there are as many images as before, but other names or sizes"
+            )
+        known = state.get("quarantined", {})
+        for i, name in enumerate(self.source.names if known else ()):
+            if name in known:
+                self._bad.add(i)
+                self.quarantined[name] = known[name]
+
     def _build(self) -> ViewPipeline:
-        return ViewPipeline(self.cfg, self._sampler.share, self._feed, self.device, self._threads)
+        return ViewPipeline(
+            self.cfg,
+            self._sampler.share,
+            self._feed,
+            self.device,
+            self._threads,
+            encoded=self._readers is not None,
+        )
 
     def _feed(self) -> Feed:
         """What DALI is to do next; called by DALI, ahead of the batches handed out."""
@@ -191,7 +227,11 @@ class Loader:
         crops = crop_params(*chosen, views=(v1, u))
         if self.cfg.overlaps:
             self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, crops)]
-        return feed_of(self.cfg, [self.source.paths[file] for file in files], v1, u, crops)
+        return feed_of(self.cfg, self._files(files), v1, u, crops)
+
+    def _files(self, files: Sequence[int]) -> list[File]:
+        """What DALI is given of them: paths, or the encoded bytes of members of shards."""
+        return list((self._readers.map if self._readers else map)(self.source.file, files))
 
     def _masks(self, draws: Draws) -> Masks | None:
         cfg = self.cfg
@@ -207,29 +247,42 @@ class Loader:
         return Draws.of(self._sampler.seed, step.epoch, step.sample_ids)
 
     def _readable(self, file: int) -> int:
-        while self.source.paths[file] in self.quarantined:
+        while file in self._bad:
             file = (file + 1) % len(self.source)
         return file
 
-    def _quarantine(self, error: Exception) -> None:
-        """Finds the undecodable files of the planned batches; raises `error` if none is."""
-        found: dict[str, str] = {}
+    def _quarantine(self, error: Exception) -> bool:
+        """Whether an image of the planned batches cannot be decoded; finds all of one batch."""
+        found: dict[int, str] = {}
         for step in self._planned:
-            files = [self.source.paths[self._readable(int(file))] for file in step.files]
-            found = undecodable(files, self.device, self._threads)
+            files = list(dict.fromkeys(self._readable(int(file)) for file in step.files))
+            sizes = decoded_sizes(self._files(files), self.device, self._threads)
+            told = zip(files, sizes, strict=True)
+            found = {i: self._why(i, size) for i, size in told if isinstance(size, str)}
             if found:
                 break
-        if not found:
-            raise error
-        self.quarantined |= found
-        for path, why in found.items():
-            logger.warning("%s cannot be decoded and is left out from now on (%s)", path, why)
-        count, total = len(self.quarantined), len(self.source)
-        if count == total or count > tolerated(total):
+        self._bad |= set(found)
+        for i, reason in found.items():
+            name = self.source.names[i]
+            self.quarantined[name] = reason
+            logger.warning("%s cannot be decoded and is left out from now on (%s)", name, reason)
+        count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate
+        if found and (count == total or count > tolerated(total, share)):
             named = ", ".join(list(self.quarantined)[:10])
             raise RuntimeError(
-                f"{count} of {total} images cannot be decoded, more than 10 %: {named}"
+                f"{count} of {total} images cannot be decoded, more than {share:.4g} of them "
+                f"(data.tolerate): {named}"
             ) from error
+        return bool(found)
+
+    def _why(self, file: int, told: str) -> str:
+        """DALI's reason, or that the member of a shard cannot be read at all."""
+        if self._readers is not None:
+            try:
+                self.source.encoded(file)
+            except OSError as error:
+                return why(error, self.source.paths[file])
+        return told
 
     def _to_device(self, params: Tensor) -> Tensor:
         if self.device.type == "cuda":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastequi.data.augment import Augment, ViewConfig
-from fastequi.data.dali import Feed, ViewPipeline, feed_of, undecodable
+from fastequi.data.dali import Feed, ViewPipeline, decoded_sizes, feed_of
 from fastequi.data.parameters import ViewParams
 from fastequi.data.sources import Source, tolerated
 
@@ -69,23 +69,27 @@ def read(
     left, bad = np.arange(len(source)), 0
     while len(left):
         parts = [left[i : i + batch] for i in range(0, len(left), batch)]
-        pipeline = ViewPipeline(cfg, batch, _Plan(cfg, source, parts, share), device, threads)
+        plan = _Plan(cfg, source, parts, share)
+        pipeline = ViewPipeline(cfg, batch, plan, device, threads, source.spans is not None)
         for part in parts:
             try:
                 _, images, _ = pipeline.run()
             except Exception as error:
-                ahead = [source.paths[i] for i in left[: _AHEAD * batch]]
-                found = undecodable(ahead, device, threads)
+                ahead = left[: _AHEAD * batch]
+                sizes = decoded_sizes([source.file(i) for i in ahead], device, threads)
+                told = zip(ahead.tolist(), sizes, strict=True)
+                found = {i: why for i, why in told if isinstance(why, str)}
                 if not found:
                     raise
-                for path, why in found.items():
-                    logger.warning("%s cannot be decoded and is left out (%s)", path, why)
+                for i, why in found.items():
+                    name = source.names[i]
+                    logger.warning("%s cannot be decoded and is left out (%s)", name, why)
                 bad += len(found)
                 if bad == len(source) or bad > tolerated(len(source)):
                     raise RuntimeError(
                         f"{bad} of {len(source)} images cannot be decoded, more than 10 %"
                     ) from error
-                left = np.array([i for i in left if source.paths[i] not in found], np.int64)
+                left = np.array([i for i in left if int(i) not in found], np.int64)
                 break
             left = left[len(part) :]
             yield images[: len(part)], part
@@ -105,7 +109,7 @@ class _Plan:
         self.next += 1
         filled = np.concatenate([part, np.repeat(part[-1:], self.cfg.batch_size - len(part))])
         window = _centre(self.source, filled, self.share)
-        return feed_of(self.cfg, [self.source.paths[i] for i in filled], window, window)
+        return feed_of(self.cfg, [self.source.file(i) for i in filled], window, window)
 
 
 def _centre(source: Source, files: NDArray[np.int64], share: float) -> ViewParams:
