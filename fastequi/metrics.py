@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastequi import manifest
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +28,7 @@ class Log:
             return
         path = run_dir / "metrics.jsonl"
         rows = [row for row in _rows(path) if row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        manifest.replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self.file = path.open("a")
         self.board = _summary_writer(run_dir / "tensorboard") if tensorboard else None
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastequi import checkpoint
+from fastequi import checkpoint, manifest
 from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
@@ -63,7 +63,8 @@ def pretrain(
             the way (`fastequi.evaluate.online`).
         source: images, decoded by the loader.
         run_dir: created; refused if it holds a run, unless `resume`.
-        resume: go on from the folder's newest checkpoint.
+        resume: go on from the folder's newest checkpoint, or from the start of a run that was
+            stopped before its first.
         max_steps: stop after this many optimiser steps in all, on the full schedule.
         progress: what shows the run; a bar on the terminal by default.
 
@@ -74,7 +75,7 @@ def pretrain(
 
     Raises:
         FileExistsError: `run_dir` already holds a run and `resume` is False.
-        FileNotFoundError: `resume` without a checkpoint.
+        FileNotFoundError: `resume` without a run.
         FloatingPointError: `train.max_skipped` steps in a row were not finite.
         Preempted: SIGTERM or SIGUSR1 came; a checkpoint was saved.
     """
@@ -113,8 +114,9 @@ def pretrain(
         )
         if processes.first:
             run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "config.json").write_text(config.to_json())
-            (run_dir / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
+            manifest.replace_text(run_dir / "config.json", config.to_json())
+            told = json.dumps(machine(), indent=1) + "\n"
+            manifest.replace_text(run_dir / "machine.json", told)
         writes_to = run_dir if processes.first else None
         log = stack.enter_context(Log(writes_to, state["step"], config.train.tensorboard))
         bar: Progress | Silent = (progress or Progress()) if processes.first else Silent()
@@ -131,7 +133,9 @@ def pretrain(
         method.load_state_dict(average.state_dict())
     if processes.first:
         encoder = {k: v.cpu().contiguous() for k, v in method.encoder.state_dict().items()}
-        save_file(encoder, run_dir / "model.safetensors", {"format": "pt"})
+        unfinished = run_dir / ".model.safetensors.tmp"
+        save_file(encoder, unfinished, {"format": "pt"})
+        unfinished.replace(run_dir / "model.safetensors")
     return method.eval()
 
 
@@ -226,7 +230,8 @@ class _Run:
                     guard.read()
                     when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
                     means = self.processes.mean(meter.read())
-                    row = {**when, "lr": lr, **means, "skipped": guard.skipped}
+                    lost = {"skipped": guard.skipped, "quarantined": len(self.loader.quarantined)}
+                    row = {**when, "lr": lr, **means, **lost}
                     if due:
                         start = time.monotonic()
                         row |= look(due, self.method, self.config)
@@ -272,7 +277,9 @@ def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path 
     found = checkpoint.latest(run_dir / "checkpoints") if processes.first else None
     if processes.first:
         if resume and found is None:
-            raise FileNotFoundError(f"--resume: no checkpoint in {run_dir / 'checkpoints'}")
+            if not (run_dir / "config.json").exists():
+                raise FileNotFoundError(f"--resume: no run in {run_dir}")
+            logger.info("%s has no checkpoint yet: from the start", run_dir)
         if not resume and (run_dir / "config.json").exists():
             raise FileExistsError(
                 f"--run-dir: {run_dir} already holds a run; --resume continues it"

@@ -39,7 +39,7 @@ ALLOWED = {
     "optim": set(),
     "heap": set(),
     "manifest": set(),
-    "metrics": set(),
+    "metrics": {"manifest"},
     "guard": set(),
     "preempt": set(),
     "processes": {"models"},
@@ -48,7 +48,7 @@ ALLOWED = {
     "pace": set(),
     "train": {
         *("recipes", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
-        *("guard", "metrics", "preempt", "processes"),
+        *("guard", "manifest", "metrics", "preempt", "processes"),
         "doctor.machine",
         "evaluate.online",  # what a run looks at on its way
     },

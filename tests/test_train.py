@@ -134,7 +134,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, source):
     pretrain(small(), source, tmp_path / "run", max_steps=1)
     with pytest.raises(FileExistsError, match="--resume continues it"):
         pretrain(small(), source, tmp_path / "run", max_steps=1)
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="--resume: no run in"):
         pretrain(small(), source, tmp_path / "none", resume=True)
 
 

@@ -1,0 +1,153 @@
+"""Kills a training run over and over, at random moments, and compares how it ends.
+
+Two processes under torchrun; each time one of them, or torchrun itself, is sent SIGKILL or SIGTERM
+after a random time, during start-up, steps and saves. The run is then started again with --resume.
+At the end its weights have to be those of a run nobody touched, bit for bit, and nothing may be
+left: no process, no shared memory, no temporary file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from fastequi.data.sources import embedded_photos
+from fastequi.doctor import machine
+
+TINY = [
+    *("--train.minutes", "0", "--train.epochs", "4", "--train.no-tensorboard"),
+    *("--data.batch-size", "8", "--data.samples-per-decode", "2", "--data.num-threads", "1"),
+    *("--model.embed-dim", "32", "--model.depth", "1", "--model.num-heads", "1"),
+    *("--method.dim", "24", "--method.equi-dim", "16", "--method.expander", "16", "16"),
+    *("--train.log-every", "5", "--train.checkpoint-every", "4"),
+]
+
+
+def start(run: Path, steps: int, log: Path) -> subprocess.Popen[bytes]:
+    """Two processes, in a session of their own, that begin or go on."""
+    photos = str(Path(embedded_photos().paths[0]).parent)
+    again = ["--resume"] if (run / "config.json").exists() else []
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("-m", "fastequi.cli", "pretrain", "demo", "--data", photos, "--run-dir", str(run)),
+        *("--max-steps", str(steps), *TINY, *again),
+    ]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+
+
+def members(session: int) -> dict[int, int]:
+    """Living processes of a session: id to rank, -1 for torchrun."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) != session or fields[0] == "Z":
+                continue
+            words = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = next((int(word[5:]) for word in words if word.startswith(b"RANK=")), -1)
+        found[int(entry.name)] = rank
+    return found
+
+
+def gone(session: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while members(session):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def newest(run: Path) -> int:
+    pointer = run / "checkpoints" / "latest"
+    return int(pointer.read_text().removeprefix("step_")) if pointer.exists() else 0
+
+
+def soak(run: Path, steps: int, kills: int, longest: float, draw: random.Random) -> Counter[str]:
+    """Kills until `kills` have hit, then lets the run end; what was hit, by name."""
+    log, hit = run.parent / "log.txt", Counter[str]()
+    while sum(hit.values()) < kills:
+        process = start(run, steps, log)
+        time.sleep(draw.uniform(0, longest))
+        alive = members(process.pid)
+        if process.poll() is not None or not alive:
+            code = process.wait()
+            what = "ended: give it more --steps" if code == 0 else f"failed with {code}; see {log}"
+            raise SystemExit(f"after {sum(hit.values())} kills the run {what}")
+        victim = draw.choice(sorted(alive))
+        number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+        os.kill(victim, number)
+        name = {-1: "torchrun"}.get(alive[victim], f"rank {alive[victim]}")
+        hit[f"{number.name} to {name}"] += 1
+        process.wait(timeout=120)
+        if not gone(process.pid, 60):
+            raise SystemExit(f"left behind: {members(process.pid)} after {number.name} to {name}")
+        done = sum(hit.values())
+        print(f"{done} of {kills}: {number.name} to {name}, step {newest(run)}", flush=True)
+    process = start(run, steps, log)
+    if process.wait(timeout=3600) != 0:
+        raise SystemExit(f"the last start failed; see {log}")
+    return hit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--longest", type=float, default=15.0, help="seconds up to a kill")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    shared = set(os.listdir("/dev/shm"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        began = time.monotonic()
+        hit = soak(
+            folder / "killed", options.steps, options.kills, options.longest,
+            random.Random(options.seed),
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        whole = start(folder / "whole", options.steps, folder / "whole.txt")
+        if whole.wait(timeout=3600) != 0:
+            raise SystemExit("the run nobody touches failed: " + (folder / "whole.txt").read_text())
+        ours, theirs = (
+            load_file(folder / which / "model.safetensors") for which in ("killed", "whole")
+        )
+        equal = all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        left = [str(p.relative_to(folder)) for p in (folder / "killed").rglob(".*")]
+    leaked = sorted(set(os.listdir("/dev/shm")) - shared)
+    document = {
+        "machine": machine(),
+        "steps": options.steps,
+        "kills": dict(hit),
+        "seconds": seconds,
+        "weights_equal": equal,
+        "temporary_files": left,
+        "shared_memory": leaked,
+    }
+    print(json.dumps(document, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    if not equal or left or leaked:
+        raise SystemExit("not as it should be")
+
+
+if __name__ == "__main__":
+    main()
