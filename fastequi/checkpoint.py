@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastequi import manifest
-from fastequi.optim import WeightAverage
+from fastequi.optim import WeightAverage, parted, whole
 from fastequi.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -62,12 +62,15 @@ def snapshot(
     *,
     generators: Mapping[str, Tensor] | None = None,
     copy: bool = False,
+    keep: bool = True,
 ) -> Snapshot:
     """A step's state as it is now.
 
     Args:
         generators: of :func:`generators`, where there are several processes; else this one's.
         copy: the training goes on before it is written.
+        keep: whether this process is to write it; where weights lie in parts on several processes
+            all of them have to call.
     """
     tensors: dict[str, dict[str, Tensor]] = {
         "model": model.state_dict(),
@@ -75,10 +78,12 @@ def snapshot(
     }
     if average is not None:
         tensors["average"] = average.state_dict()
-    owned = {
-        file: {name: _owned(value, copy) for name, value in values.items()}
-        for file, values in tensors.items()
-    }
+    owned: dict[str, dict[str, Tensor]] = {file: {} for file in tensors}
+    for file, values in tensors.items():
+        for name, value in values.items():
+            gathered = _owned(value, copy)
+            if keep:
+                owned[file][name] = gathered
     full = {**state, "step": step, "average_updates": average.updates if average else 0}
     return Snapshot(step, owned, full, config)
 
@@ -230,16 +235,22 @@ def load(
     Returns:
         What :func:`save` was given as `state`, with "step".
     """
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    _load_model(model, load_file(checkpoint / "model.safetensors"))
     state = json.loads((checkpoint / "state.json").read_text())
     if optimizer is not None:
         packed = load_file(checkpoint / "optimizer.safetensors")
         _unpack_optimizer(model, optimizer, packed, rank)
     if average is not None:
         for name, value in load_file(checkpoint / "average.safetensors").items():
-            average.average[name].copy_(value)
+            average.average[name].copy_(parted(value, average.average[name]))
         average.updates = state["average_updates"]
     return state
+
+
+def _load_model(model: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Strictly; weights that lie in parts on several processes are cut."""
+    own = model.state_dict()
+    model.load_state_dict({k: parted(v, own[k]) if k in own else v for k, v in found.items()})
 
 
 def load_averaged(checkpoint: Path, model: nn.Module) -> None:
@@ -250,9 +261,15 @@ def load_averaged(checkpoint: Path, model: nn.Module) -> None:
     )
 
 
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict on the CPU, whole; every process calls if it lies in parts."""
+    return {name: _owned(value, False) for name, value in module.state_dict().items()}
+
+
 def _owned(tensor: Tensor, copy: bool) -> Tensor:
-    """On the CPU, dense; memory of its own if asked for."""
-    found = tensor.detach().cpu().contiguous()
+    """On the CPU, whole and dense; memory of its own if asked for."""
+    tensor = whole(tensor.detach())
+    found = tensor.cpu().contiguous()
     return found.clone() if copy and found.data_ptr() == tensor.data_ptr() else found
 
 
@@ -298,5 +315,5 @@ def _unpack_optimizer(
             raise KeyError(f"optimizer state of {name!r}: the model has no such parameter")
         param = params[name]
         if value.shape == param.shape:  # the fused update walks memory: moments lie as weights do
-            value = torch.empty_like(param).copy_(value)
+            value = torch.empty_like(param).copy_(parted(value, param))
         optimizer.state[param][field] = value.to(param.device)

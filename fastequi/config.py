@@ -170,6 +170,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where it is fast
     accumulate: int = 1  # batches per optimiser step
     compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: all weights on each, or parts
     average_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
     log_every: int = 20
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end a run
@@ -286,6 +287,19 @@ class Config:
             "labelled images for train.knn_every",
             repr(train.knn_data),
         )
+        _expect(
+            train.parallel == "ddp" or self.optim.kind == "adamw",
+            "optim.kind",
+            "adamw for train.parallel=fsdp (PyTorch's fused SGD knows no parts)",
+            self.optim.kind,
+        )
+        for name in ("knn_every", "r2_every"):
+            _expect(
+                train.parallel == "ddp" or not getattr(train, name),
+                f"train.{name}",
+                "0 for train.parallel=fsdp, whose weights lie in parts",
+                getattr(train, name),
+            )
         _expect(self.optim.lr > 0, "optim.lr", "> 0", self.optim.lr)
         _expect(0 <= self.optim.warmup < 1, "optim.warmup", "0 <= share < 1", self.optim.warmup)
         falling = all(0 < share < 1 for share in self.optim.milestones)

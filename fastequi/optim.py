@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # Learned offsets, as norms and biases are: decay would pull them to a value that means nothing.
 _NO_DECAY = ("pos_embed", "cls_token", "reg_token")
@@ -111,11 +112,24 @@ def clip_gradients(params: Sequence[nn.Parameter], clip: float, per_tensor: bool
         per_tensor: every parameter's own norm counts, as in DINO, instead of that of all together.
     """
     if not per_tensor or not clip:
-        return nn.utils.clip_grad_norm_(params, clip or math.inf)
+        return whole(nn.utils.clip_grad_norm_(params, clip or math.inf))
     grads = [p.grad for p in params if p.grad is not None]
-    norms = torch._foreach_norm(grads)
+    norms = [whole(norm) for norm in torch._foreach_norm(grads)]
     torch._foreach_mul_(grads, [(clip / (norm + 1e-6)).clamp(max=1) for norm in norms])
     return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that lies in parts on several processes, gathered; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def parted(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that all have whole, if `like` lies in parts."""
+    if not isinstance(like, DTensor):
+        return tensor
+    moved = tensor.to(like.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def stepped(progress: float, base: float, milestones: Sequence[float], factor: float) -> float:

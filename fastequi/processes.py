@@ -21,9 +21,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fastequi.models.batchnorm import share_statistics
+from fastequi.models.vit import Block
 
 _SYNC_BUFFERS = (  # its name before and after PyTorch 2.13
     "forward_sync_buffers"
@@ -141,7 +144,7 @@ def replicated(method: nn.Module, processes: Processes, unused: bool) -> nn.Modu
     Args:
         unused: whether some parameters may be without a gradient in some steps.
     """
-    if processes.size == 1:
+    if processes.size == 1 or isinstance(method, FSDPModule):
         return method
     assert processes.group is not None
     share_statistics(method, processes.group)
@@ -157,9 +160,32 @@ def replicated(method: nn.Module, processes: Processes, unused: bool) -> nn.Modu
     )
 
 
+def shard(method: nn.Module, processes: Processes) -> None:
+    """Weights, gradients and moments lie in parts on all processes from now on: FSDP2, in place.
+
+    Every transformer block is gathered when its turn comes; what is left, with the method's call.
+    Before the optimiser is made. BatchNorm takes its statistics over all processes.
+    """
+    if processes.size == 1:
+        return
+    assert processes.group is not None
+    share_statistics(method, processes.group)
+    with torch.no_grad():
+        for param in method.parameters():  # parts of channels-last filters are not known to it
+            param.data = param.data.contiguous()
+    kind = next(method.parameters()).device.type
+    mesh = init_device_mesh(kind, (processes.size,))
+    for part in method.modules():
+        if isinstance(part, Block):
+            fully_shard(part, mesh=mesh)
+    fully_shard(method, mesh=mesh)
+
+
 @contextmanager
 def together(model: nn.Module, last: bool) -> Iterator[None]:
     """A batch's forward and backward; gradients meet those of other processes after the last."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
     if last or not isinstance(model, DistributedDataParallel):
         yield
         return

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from fastequi import checkpoint, manifest
 from fastequi.config import Config
@@ -40,7 +41,7 @@ from fastequi.optim import (
 )
 from fastequi.pace import Clock, Meter
 from fastequi.preempt import Notice, Preempted
-from fastequi.processes import Processes, let_go, replicated, started, together
+from fastequi.processes import Processes, let_go, replicated, shard, started, together
 from fastequi.progress import Progress, Silent
 from fastequi.recipes import build
 
@@ -69,7 +70,8 @@ def pretrain(
         progress: what shows the run; a bar on the terminal by default.
 
     Returns:
-        The method in eval mode, with averaged weights if the config keeps an average.
+        The method in eval mode, with averaged weights if the config keeps an average; with
+        `train.parallel=fsdp` this process's parts of it.
 
     Under torchrun every process calls it; the first one writes the files.
 
@@ -86,6 +88,9 @@ def pretrain(
         online = looks(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
         method: Method = build(config).to(device)
+        in_parts = config.train.parallel == "fsdp" and processes.size > 1
+        if in_parts:
+            shard(method, processes)
         optimizer = build_optimizer(method, config)
         momentum = config.train.average_momentum
         average = WeightAverage(method, momentum) if momentum else None
@@ -128,14 +133,14 @@ def pretrain(
         )
         parts = config, method, optimizer, average, loader, log, bar, online, processes, saver
         _Run(*parts).loop(state, max_steps)
+        if average is not None:
+            method.load_state_dict(average.state_dict())
+        encoder = checkpoint.whole_state(method.encoder) if processes.first or in_parts else {}
+        if processes.first:
+            unfinished = run_dir / ".model.safetensors.tmp"
+            save_file(encoder, unfinished, {"format": "pt"})
+            unfinished.replace(run_dir / "model.safetensors")
         let_go(method)
-    if average is not None:
-        method.load_state_dict(average.state_dict())
-    if processes.first:
-        encoder = {k: v.cpu().contiguous() for k, v in method.encoder.state_dict().items()}
-        unfinished = run_dir / ".model.safetensors.tmp"
-        save_file(encoder, unfinished, {"format": "pt"})
-        unfinished.replace(run_dir / "model.safetensors")
     return method.eval()
 
 
@@ -262,10 +267,14 @@ class _Run:
     def _save(self, step: int, seconds: float, skipped: int) -> None:
         state = {"data": self.loader.state_dict(), "seconds": seconds, "skipped": skipped}
         generators = checkpoint.generators(self.processes)
-        if self.processes.first:
-            parts = self.method, self.optimizer, state, self.average, self.config.to_json()
-            later = self.saver.later
-            self.saver.save(checkpoint.snapshot(step, *parts, generators=generators, copy=later))
+        parts = self.method, self.optimizer, state, self.average, self.config.to_json()
+        first, in_parts = self.processes.first, isinstance(self.method, FSDPModule)
+        if first or in_parts:
+            taken = checkpoint.snapshot(
+                step, *parts, generators=generators, copy=self.saver.later, keep=first
+            )
+            if first:
+                self.saver.save(taken)
         self.processes.most([0.0])  # none goes on alone if it fails
 
 

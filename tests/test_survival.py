@@ -25,10 +25,11 @@ TINY = [
 ]
 
 
-def command(*options, processes=0):
+def command(*options, processes=0, launcher=()):
     program = [sys.executable, "-m"]
     if processes:
-        program += ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
+        count = "--nproc-per-node", str(processes)
+        program += ["torch.distributed.run", *count, *launcher, "-m"]
     return [*program, "fastequi.cli", "pretrain", "demo", *TINY, *map(str, options)]
 
 
@@ -48,9 +49,9 @@ def run(*options, processes=0, timeout=200):
     )
 
 
-def start(*options, processes=0):
+def start(*options, **how):
     return subprocess.Popen(
-        command(*options, processes=processes),
+        command(*options, **how),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -118,25 +119,76 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
     assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(untouched)]
 
 
-def test_several_processes_give_the_curve_of_one(tmp_path):
-    """Same global batch, BatchNorm and VICReg over all rows: equal to rounding."""
-    # SGD: Adam's first steps would blow rounding up to the size of the rate
-    options = ["--max-steps", 8, "--optim.kind", "sgd", "--optim.lr", 0.05, "--optim.warmup", 0]
-    options += ["--train.precision", "fp32"]
-    curves, ends = [], []
-    for processes in (0, 2, 3):
-        folder = tmp_path / f"of{processes}"
-        done = run("--run-dir", folder, *options, processes=processes)
+SGD = [  # Adam's first steps blow rounding up to the size of the rate
+    *("--optim.kind", "sgd", "--optim.lr", 0.05, "--optim.warmup", 0),
+    *("--train.precision", "fp32"),
+]
+FSDP = ["--train.parallel", "fsdp", "--optim.lr", 1e-3, *SGD[4:]]  # which takes AdamW alone
+ALONE = ["--train.parallel", "ddp", *FSDP[2:]]
+
+
+@pytest.fixture(scope="module")
+def curves_of_one(tmp_path_factory):
+    """What one process does: by SGD, and by AdamW at a small rate."""
+    found = {}
+    for name, options in (("sgd", SGD), ("adamw", ALONE)):
+        found[name] = tmp_path_factory.mktemp(name) / "run"
+        done = run("--run-dir", found[name], *options, "--max-steps", 8)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(folder)]  # said once
-        curves.append(torch.tensor([[r[k] for k in ("loss", "recon", "ssl", "grad_norm")]
-                                    for r in rows(folder)]))  # fmt: skip
-        ends.append(load_file(folder / "model.safetensors"))
+    return found
+
+
+def expect_close(folder, other):
+    names = "loss", "recon", "ssl", "grad_norm"
+    curves = [torch.tensor([[r[k] for k in names] for r in rows(f)]) for f in (folder, other)]
     assert curves[0].shape == (8, 4)
-    for curve, end in zip(curves[1:], ends[1:], strict=True):
-        torch.testing.assert_close(curve, curves[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*curves, rtol=2e-4, atol=1e-5)
+    ends = [load_file(f / "model.safetensors") for f in (folder, other)]
+    for name, value in ends[1].items():
+        torch.testing.assert_close(ends[0][name], value, rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, SGD),
+        (3, SGD),
+        (2, FSDP),
+        (3, [*FSDP, "--model.checkpoint-activations"]),
+    ],
+)
+def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, processes, options):
+    """Same global batch, BatchNorm and VICReg over all rows: equal to rounding."""
+    folder = tmp_path / "run"
+    done = run("--run-dir", folder, *options, "--max-steps", 8, processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(folder)]  # said once
+    expect_close(folder, curves_of_one["sgd" if options is SGD else "adamw"])
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one):
+    """In parts on three, whole on two, alone: the same samples, equal to rounding."""
+    folder = tmp_path / "run"
+    for steps, processes, options in ((2, 3, FSDP), (4, 2, ALONE), (6, 2, FSDP), (8, 0, ALONE)):
+        again = ["--resume"] if steps > 2 else []
+        stop = ["--max-steps", steps, *again, *options]
+        done = run("--run-dir", folder, *stop, processes=processes)
+        assert done.returncode == 0, done.stderr
+    expect_close(folder, curves_of_one["adamw"])
+
+
+def test_accumulated_batches_are_one_step_of_all(tmp_path):
+    """no_sync on all but the last: two batches of 12 on two processes as on one."""
+    ends = []
+    for processes, options in ((0, ALONE), (2, ALONE), (2, FSDP)):
+        folder = tmp_path / f"run{len(ends)}"
+        stop = ["--max-steps", 3, "--train.accumulate", 2, *options]
+        done = run("--run-dir", folder, *stop, processes=processes)
+        assert done.returncode == 0, done.stderr
+        ends.append(load_file(folder / "model.safetensors"))
+    for end in ends[1:]:
         for name, value in ends[0].items():
-            torch.testing.assert_close(end[name], value, rtol=1e-3, atol=1e-4, msg=name)
+            torch.testing.assert_close(end[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
 def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path):
@@ -170,6 +222,32 @@ def test_all_ranks_stop_together_when_one_is_asked(tmp_path):
     assert "SIGUSR1 came: saved after step" in out
     newest = (folder / "checkpoints" / "latest").read_text()
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
+
+
+def test_a_signal_to_torchrun_reaches_all_and_is_waited_for(tmp_path):
+    """What the README's recipe for a scheduler relies on."""
+    folder = tmp_path / "run"
+    launcher = "--signals-to-handle", "SIGTERM,SIGUSR1", "--shutdown-timeout", "60"
+    process = start("--run-dir", folder, "--max-steps", 500, processes=2, launcher=launcher)
+    wait_for(folder, 3, process)
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate(timeout=90)
+    assert "came: saved after step" in out
+    newest = (folder / "checkpoints" / "latest").read_text()
+    assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
+
+
+def test_without_torchrun_its_processes_leave_too(tmp_path):
+    folder = tmp_path / "run"
+    process = start("--run-dir", folder, "--max-steps", 5000, processes=2)
+    wait_for(folder, 3, process)
+    ranks = ranks_of(process)
+    process.kill()
+    process.communicate(timeout=60)
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        assert time.monotonic() < end, "processes outlived torchrun"
+        time.sleep(0.1)
 
 
 def test_torchrun_needs_a_folder_that_all_know(tmp_path):
