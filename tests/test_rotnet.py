@@ -16,7 +16,7 @@ from fastequi.data import idx
 from fastequi.data.labelled import Labelled
 from fastequi.data.sources import image_folder
 from fastequi.dryrun import synthetic
-from fastequi.evaluate import rotation
+from fastequi.evaluate import classes, rotation
 from fastequi.evaluate.rotation import block_features, class_scores, rotation_accuracy
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
@@ -173,6 +173,7 @@ def test_idx_sets_become_files_once(tmp_path):
 
 def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
+    monkeypatch.setattr(classes, "_PENALTIES", (1e-2,))
     pytest.importorskip("nvidia.dali")
     monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path / "cache"))
     folder, run = write_idx(tmp_path / "set"), tmp_path / "run"
@@ -220,6 +221,7 @@ def test_rotation_accuracy_counts_every_turn():
 
 def test_block_probes_read_classes_and_stand_beside_pixels(monkeypatch):
     monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
+    monkeypatch.setattr(classes, "_PENALTIES", (1e-2,))
     config = small("rotnet_nin_32")
     torch.manual_seed(0)
     model = build(config)
