@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from fastequi.data.sources import embedded_photos
 from fastequi.doctor import machine
 
+MARK = "FASTEQUI_SOAK"
 TINY = [
     *("--train.minutes", "0", "--train.epochs", "4", "--train.no-tensorboard"),
     *("--data.batch-size", "8", "--data.samples-per-decode", "2", "--data.num-threads", "1"),
@@ -36,7 +37,7 @@ TINY = [
 
 
 def start(run: Path, steps: int, log: Path) -> subprocess.Popen[bytes]:
-    """Two processes, in a session of their own, that begin or go on."""
+    """Two processes that begin or go on, all marked so that they are found again."""
     photos = str(Path(embedded_photos().paths[0]).parent)
     again = ["--resume"] if (run / "config.json").exists() else []
     command = [
@@ -45,30 +46,29 @@ def start(run: Path, steps: int, log: Path) -> subprocess.Popen[bytes]:
         *("--max-steps", str(steps), *TINY, *again),
     ]
     with log.open("ab") as out:
-        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        return subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, MARK: str(run)})
 
 
-def members(session: int) -> dict[int, int]:
-    """Living processes of a session: id to rank, -1 for torchrun."""
+def members(run: Path) -> dict[int, str]:
+    """Living processes of a run by id: "torchrun", "rank 0", "rank 1"."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) != session or fields[0] == "Z":
+            words = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+            if f"{MARK}={run}" not in words:  # a zombie has none
                 continue
-            words = (entry / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        rank = next((int(word[5:]) for word in words if word.startswith(b"RANK=")), -1)
-        found[int(entry.name)] = rank
+        rank = next((word[5:] for word in words if word.startswith("RANK=")), None)
+        found[int(entry.name)] = "torchrun" if rank is None else f"rank {rank}"
     return found
 
 
-def gone(session: int, seconds: float) -> bool:
+def gone(run: Path, seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while members(session):
+    while members(run):
         if time.monotonic() > end:
             return False
         time.sleep(0.05)
@@ -86,7 +86,7 @@ def soak(run: Path, steps: int, kills: int, longest: float, draw: random.Random)
     while sum(hit.values()) < kills:
         process = start(run, steps, log)
         time.sleep(draw.uniform(0, longest))
-        alive = members(process.pid)
+        alive = members(run)
         if process.poll() is not None or not alive:
             code = process.wait()
             what = "ended: give it more --steps" if code == 0 else f"failed with {code}; see {log}"
@@ -94,11 +94,11 @@ def soak(run: Path, steps: int, kills: int, longest: float, draw: random.Random)
         victim = draw.choice(sorted(alive))
         number = draw.choice([signal.SIGKILL, signal.SIGTERM])
         os.kill(victim, number)
-        name = {-1: "torchrun"}.get(alive[victim], f"rank {alive[victim]}")
+        name = alive[victim]
         hit[f"{number.name} to {name}"] += 1
         process.wait(timeout=120)
-        if not gone(process.pid, 60):
-            raise SystemExit(f"left behind: {members(process.pid)} after {number.name} to {name}")
+        if not gone(run, 60):
+            raise SystemExit(f"left behind after {number.name} to {name}: {members(run)}")
         done = sum(hit.values())
         print(f"{done} of {kills}: {number.name} to {name}, step {newest(run)}", flush=True)
     process = start(run, steps, log)
