@@ -28,7 +28,7 @@ from fastequi.doctor import machine
 
 MARK = "FASTEQUI_SOAK"
 TINY = [
-    *("--train.minutes", "0", "--train.epochs", "4", "--train.no-tensorboard"),
+    *("--train.minutes", "0", "--train.epochs", "100", "--train.no-tensorboard"),
     *("--data.batch-size", "8", "--data.samples-per-decode", "2", "--data.num-threads", "1"),
     *("--model.embed-dim", "32", "--model.depth", "1", "--model.num-heads", "1"),
     *("--method.dim", "24", "--method.equi-dim", "16", "--method.expander", "16", "16"),
@@ -93,8 +93,11 @@ def soak(run: Path, steps: int, kills: int, longest: float, draw: random.Random)
             raise SystemExit(f"after {sum(hit.values())} kills the run {what}")
         victim = draw.choice(sorted(alive))
         number = draw.choice([signal.SIGKILL, signal.SIGTERM])
-        os.kill(victim, number)
         name = alive[victim]
+        try:
+            os.kill(victim, number)
+        except ProcessLookupError:  # it has just ended by itself
+            continue
         hit[f"{number.name} to {name}"] += 1
         process.wait(timeout=120)
         if not gone(run, 60):
@@ -110,8 +113,8 @@ def soak(run: Path, steps: int, kills: int, longest: float, draw: random.Random)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--longest", type=float, default=15.0, help="seconds up to a kill")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--longest", type=float, default=7.0, help="seconds up to a kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
