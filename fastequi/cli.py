@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 
 from fastequi.heap import keep_heap
-from fastequi.preempt import EXIT_CODE, Preempted
+from fastequi.preempt import EXIT_CODE, Preempted, leave_with_launcher
 
 # OpenMP's threads otherwise spin for milliseconds at every barrier, and where anything else runs on
 # the same cores (DALI does), training was seen to slow down sixfold; with a short spin it shares.
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     name, *rest = argv
     keep_heap()
     try:
+        leave_with_launcher()
         if name not in _COMMANDS:
             near = difflib.get_close_matches(name, _COMMANDS, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""

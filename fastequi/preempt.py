@@ -1,14 +1,19 @@
-"""SIGTERM and SIGUSR1 ask a run to save and go: schedulers send them before they take a machine."""
+"""When a run goes: asked by SIGTERM or SIGUSR1, as schedulers do; with torchrun, if that dies."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not a failure, to be run again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Preempted(Exception):
@@ -43,3 +48,19 @@ class Notice:
     def name(number: int) -> str:
         """Of a signal; "" for 0."""
         return signal.Signals(number).name if number else ""
+
+
+def leave_with_launcher() -> None:
+    """SIGTERM to this process if torchrun dies: it would go on beside the run that is started next.
+
+    To be called early: a launcher that died before is told by its place being taken by init.
+
+    Raises:
+        RuntimeError: it has died already.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    launched = b"python" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    if os.getppid() == 1 and not launched:  # a launcher may be a container's first process
+        raise RuntimeError("torchrun, which started this process, is gone")

@@ -6,10 +6,7 @@ NCCL on GPUs and Gloo on CPUs; what hosts agree on, through Gloo in any case, so
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,13 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastequi.models.batchnorm import share_statistics
 from fastequi.models.vit import Block
+from fastequi.preempt import leave_with_launcher
 
 _SYNC_BUFFERS = (  # its name before and after PyTorch 2.13
     "forward_sync_buffers"
     if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
     else "broadcast_buffers"
 )
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _TIMEOUT = timedelta(minutes=10)  # for a process that does not come; one that ends is noticed
 
 
@@ -121,19 +118,13 @@ def started(device: str) -> Iterator[Processes]:
                 f"torchrun with at most as many processes"
             )
         torch.cuda.set_device(local)
-    _leave_with_parent()
+    leave_with_launcher()
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         hosts = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         yield Processes(rank, size, local, hosts)
     finally:
         dist.destroy_process_group()
-
-
-def _leave_with_parent() -> None:
-    """SIGTERM to this process if torchrun dies: else it would go on beside a restarted run."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def replicated(method: nn.Module, processes: Processes, unused: bool) -> nn.Module:

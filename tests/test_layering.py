@@ -42,7 +42,7 @@ ALLOWED = {
     "metrics": {"manifest"},
     "guard": set(),
     "preempt": set(),
-    "processes": {"models"},
+    "processes": {"models", "preempt"},
     "checkpoint": {"optim", "manifest", "processes"},
     "progress": set(),
     "pace": set(),

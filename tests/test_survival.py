@@ -237,11 +237,16 @@ def test_a_signal_to_torchrun_reaches_all_and_is_waited_for(tmp_path):
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 
 
-def test_without_torchrun_its_processes_leave_too(tmp_path):
+@pytest.mark.parametrize("early", [False, True])
+def test_without_torchrun_its_processes_leave_too(tmp_path, early):
     folder = tmp_path / "run"
     process = start("--run-dir", folder, "--max-steps", 5000, processes=2)
-    wait_for(folder, 3, process)
-    ranks = ranks_of(process)
+    if early:  # they have just begun to import
+        while len(ranks := ranks_of(process)) < 2:
+            time.sleep(0.005)
+    else:
+        wait_for(folder, 3, process)
+        ranks = ranks_of(process)
     process.kill()
     process.communicate(timeout=60)
     end = time.monotonic() + 60
