@@ -89,7 +89,7 @@ def _first_row(lo, cells):
 
 @triton.jit
 def _pooled(
-    map_ptr, stride_m, rows_at, columns_at, wx, c, C, box, H, W,
+    map_ptr, stride_m, rows_at, wx, c, C, box, H, W,
     BINS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_C: tl.constexpr,
     MOST: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -170,46 +170,40 @@ def _crop_align_kernel(
     width, count = _samples(theirs[0], theirs[2], BINS)
     wxt = _hats(column_t.to(tl.float32)[:, None], cells, theirs[0], width, count, WT, MOST)
 
+    inside = o < BINS * BINS
     both = tl.zeros([BLOCK_O], tl.float32)
     norm_s = tl.zeros([BLOCK_O], tl.float32)
     norm_t = tl.zeros([BLOCK_O], tl.float32)
-    for first in range(0, C, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
-        s = _pooled(
-            student_ptr, stride_sm, row, column, wx, c, C, ours, H, W,
-            BINS, BLOCK_O, BLOCK_X, BLOCK_C, MOST, PRECISION, WIDEN,
-        )  # fmt: skip
-        t = _pooled(
-            teacher_ptr, stride_tm, row_t, column_t, wxt, c, C, theirs, HT, WT,
-            BINS, BLOCK_O, BLOCK_XT, BLOCK_C, MOST, PRECISION, WIDEN,
-        )  # fmt: skip
-        both += tl.sum(s * t, 1)
-        norm_s += tl.sum(s * s, 1)
-        norm_t += tl.sum(t * t, 1)
-    length = tl.maximum(tl.sqrt(norm_s), 1e-8)
-    length_t = tl.maximum(tl.sqrt(norm_t), 1e-8)
-    cosine = both / (length * length_t)
-    inside = o < BINS * BINS
-    tl.store(cosine_ptr + place * BINS * BINS + o, cosine, mask=inside)
-    if GRAD:
-        of_t = tl.where(inside, weight / (length * length_t), 0.0)
-        of_s = tl.where(norm_s > 1e-16, weight * cosine / (length * length), 0.0)
+    of_t, of_s = norm_t, norm_t
+    for again in tl.static_range(1 + GRAD):  # norms have to be known before the gradient
         for first in range(0, C, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
             s = _pooled(
-                student_ptr, stride_sm, row, column, wx, c, C, ours, H, W,
+                student_ptr, stride_sm, row, wx, c, C, ours, H, W,
                 BINS, BLOCK_O, BLOCK_X, BLOCK_C, MOST, PRECISION, WIDEN,
             )  # fmt: skip
             t = _pooled(
-                teacher_ptr, stride_tm, row_t, column_t, wxt, c, C, theirs, HT, WT,
+                teacher_ptr, stride_tm, row_t, wxt, c, C, theirs, HT, WT,
                 BINS, BLOCK_O, BLOCK_XT, BLOCK_C, MOST, PRECISION, WIDEN,
             )  # fmt: skip
-            pooled = of_t[:, None] * t - of_s[:, None] * s
-            tl.store(
-                pooled_ptr + (place * BINS * BINS + o[:, None]) * C + c[None, :],
-                pooled.to(pooled_ptr.dtype.element_ty),
-                mask=inside[:, None] & (c < C)[None, :],
-            )  # fmt: skip
+            if again == 0:
+                both += tl.sum(s * t, 1)
+                norm_s += tl.sum(s * s, 1)
+                norm_t += tl.sum(t * t, 1)
+            else:
+                pooled = of_t[:, None] * t - of_s[:, None] * s
+                tl.store(
+                    pooled_ptr + (place * BINS * BINS + o[:, None]) * C + c[None, :],
+                    pooled.to(pooled_ptr.dtype.element_ty),
+                    mask=inside[:, None] & (c < C)[None, :],
+                )  # fmt: skip
+        if again == 0:
+            length = tl.maximum(tl.sqrt(norm_s), 1e-8)
+            length_t = tl.maximum(tl.sqrt(norm_t), 1e-8)
+            cosine = both / (length * length_t)
+            tl.store(cosine_ptr + place * BINS * BINS + o, cosine, mask=inside)
+            of_t = tl.where(inside, weight / (length * length_t), 0.0)
+            of_s = tl.where(norm_s > 1e-16, weight * cosine / (length * length), 0.0)
 
 
 @triton.jit

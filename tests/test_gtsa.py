@@ -16,6 +16,7 @@ from bench import recipes
 from fastequi.cli import main
 from fastequi.data.sources import embedded_photos
 from fastequi.dryrun import synthetic
+from fastequi.evaluate.encoders import load_encoder
 from fastequi.kernels import backend as backends
 from fastequi.kernels import correspondence, crop_align, rot90_batch
 from fastequi.methods.gtsa import Weights
@@ -232,6 +233,9 @@ def test_the_command_line_trains_it(tmp_path, capsys):
     for name in ("crop", "correspondence", "rotation", "accuracy", "std"):
         assert math.isfinite(row[name])
     assert (tmp_path / "run" / "model.safetensors").is_file()
+    encoder = load_encoder(str(tmp_path / "run"), "cpu")  # what every evaluation takes
+    assert encoder.names == ("patch", "projected")
+    assert encoder.features(torch.zeros(2, 3, 64, 64))["patch"].shape == (2, 16, 32)
 
 
 def test_features_are_the_teachers():
