@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from fastequi.build import build, views_of
 from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.sources import Region, embedded_photos
@@ -24,7 +25,6 @@ from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import nearer_view, path_loader, psnr
 from fastequi.methods.tir import TIR
-from fastequi.recipes import build, views_of
 from fastequi.train import pretrain
 
 _TRAIN_PAIRS, _TEST_PAIRS = 24_000, 2_000

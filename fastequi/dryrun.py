@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from fastequi.build import build
 from fastequi.config import Config
 from fastequi.data.batch import Batch, Masks
 from fastequi.data.masks import block_masks
@@ -18,7 +19,6 @@ from fastequi.data.parameters import crop_params, view_params
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
 from fastequi.philox import Draws
-from fastequi.recipes import build
 
 _MIB = 2**20
 

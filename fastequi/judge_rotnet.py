@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from fastequi import checkpoint
+from fastequi.build import build
 from fastequi.config import Config
 from fastequi.data.labelled import mnist
 from fastequi.doctor import machine
@@ -19,7 +20,6 @@ from fastequi.evaluate.rotation import (
     table,
 )
 from fastequi.methods.rotnet import RotNet
-from fastequi.recipes import build
 
 
 def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> None:

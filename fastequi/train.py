@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from fastequi import checkpoint, manifest
+from fastequi.build import build
 from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
@@ -43,7 +44,6 @@ from fastequi.pace import Clock, Meter
 from fastequi.preempt import Notice, Preempted
 from fastequi.processes import Processes, let_go, replicated, shard, started, together
 from fastequi.progress import Progress, Silent
-from fastequi.recipes import build
 
 logger = logging.getLogger(__name__)
 

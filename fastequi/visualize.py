@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fastequi.build import views_of
 from fastequi.data.batch import Batch
 from fastequi.data.sources import Source, embedded_photos, image_folder
 from fastequi.data.splits import TEST_REGION
@@ -21,7 +22,6 @@ from fastequi.evaluate.recognition import normalise
 from fastequi.functional import warp
 from fastequi.methods.tir import TIR
 from fastequi.philox import Draws
-from fastequi.recipes import views_of
 
 _SHOWN, _ROWS, _SWEPT = 9, 6, 3  # images of the PCA, of other sheets, of the sweep
 _OTHERS = 64  # images at most, shown or not, that the sweep's windows come from

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from test_dino import official_dino, official_sinkhorn
 
 from bench.recipes import scaled
+from fastequi.build import build
 from fastequi.config import Config
 from fastequi.dryrun import synthetic
 from fastequi.losses.dino import Center, DINOLoss
 from fastequi.methods.distillation import Schedule
 from fastequi.methods.teacher import momentum_at
 from fastequi.models.heads import DINOHead
-from fastequi.recipes import RECIPES, build
+from fastequi.recipes import RECIPES
 
 CPU = torch.device("cpu")
 BASES = {"dino": "dino_vits16", "ibot": "ibot_vits16", "dinov2": "dinov2_vitl16"}

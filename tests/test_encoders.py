@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from fastequi import checkpoint
+from fastequi.build import build
 from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, random_init
 from fastequi.models.timm_names import timm_options
 from fastequi.models.vit import VisionTransformer
 from fastequi.optim import WeightAverage, adamw
-from fastequi.recipes import RECIPES, build
+from fastequi.recipes import RECIPES
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -13,6 +13,7 @@ from test_crop_align import aligned
 from test_warp_recon_texels import sizes_of
 
 from bench import recipes
+from fastequi.build import build
 from fastequi.cli import main
 from fastequi.data.sources import embedded_photos
 from fastequi.dryrun import synthetic
@@ -21,7 +22,7 @@ from fastequi.kernels import backend as backends
 from fastequi.kernels import correspondence, crop_align, rot90_batch
 from fastequi.methods.gtsa import Weights
 from fastequi.models.maps import MapProjector, TurnHead
-from fastequi.recipes import RECIPES, build
+from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
 CPU = torch.device("cpu")

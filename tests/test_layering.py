@@ -29,13 +29,14 @@ ALLOWED = {
         "data.batch",
         "methods",
     },
-    # a run is judged as its config and checkpoint say: evaluate stands above recipes, below train
+    # a run is judged as its config and checkpoint say: evaluate stands above build, below train
     "evaluate": {
         *("models", "methods", "data", "paths", "philox", "functional", "evaluate"),
-        *("recipes", "config", "checkpoint"),
+        *("build", "config", "checkpoint"),
     },
     "config": {"paths", "data.augment"},
-    "recipes": {"config", "methods", "models", "data.augment", "data.batch", "paths"},
+    "recipes": {"config", "data.augment"},
+    "build": {"config", "methods", "models", "data.batch"},
     "optim": set(),
     "heap": set(),
     "manifest": set(),
@@ -47,7 +48,7 @@ ALLOWED = {
     "progress": set(),
     "pace": set(),
     "train": {
-        *("recipes", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
+        *("build", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
         *("guard", "manifest", "metrics", "preempt", "processes"),
         "doctor.machine",
         "evaluate.online",  # what a run looks at on its way

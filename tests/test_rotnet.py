@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastequi.build import build
 from fastequi.cli import main
 from fastequi.config import Config
 from fastequi.data import idx
@@ -20,7 +21,7 @@ from fastequi.evaluate import classes, rotation
 from fastequi.evaluate.rotation import block_features, class_scores, rotation_accuracy
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
-from fastequi.recipes import RECIPES, build
+from fastequi.recipes import RECIPES
 
 CPU = torch.device("cpu")
 

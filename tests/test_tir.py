@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastequi.build import build
 from fastequi.config import Config
 from fastequi.dryrun import synthetic
 from fastequi.kernels.nt_xent import nt_xent_loss_ref
 from fastequi.kernels.pixel_loss import patchify
 from fastequi.methods.tir import unpatchify
 from fastequi.paths import fractions
-from fastequi.recipes import RECIPES, build
+from fastequi.recipes import RECIPES
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,12 @@ pytest.importorskip("nvidia.dali")
 
 from bench import recipes
 from fastequi import checkpoint
+from fastequi.build import build, build_encoder
 from fastequi.config import Config
 from fastequi.data.sources import embedded_photos
 from fastequi.pace import Clock, Meter
 from fastequi.processes import Processes
-from fastequi.recipes import RECIPES, build, build_encoder
+from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
 

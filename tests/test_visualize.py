@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from fastequi import checkpoint
+from fastequi.build import build
 from fastequi.data.sources import embedded_photos
-from fastequi.recipes import RECIPES, build
+from fastequi.recipes import RECIPES
 from fastequi.train import build_optimizer
 from fastequi.visualize import visualize
 

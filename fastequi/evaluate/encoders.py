@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastequi import checkpoint
+from fastequi.build import build, build_encoder
 from fastequi.config import Config, TrainConfig
 from fastequi.data.augment import ViewConfig
 from fastequi.methods.method import Method
 from fastequi.models.timm_names import timm_options
 from fastequi.models.vit import VisionTransformer
-from fastequi.recipes import build, build_encoder
 
 Features = Callable[[Tensor], dict[str, Tensor]]
 """Normalised images [B, 3, H, W] to tokens [B, L, D] by name ("patch", "z_inv", "z_equi")."""
