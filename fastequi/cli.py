@@ -18,6 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 _COMMANDS = {
     "demo": "pretrain a small ViT on nine photographs and judge its features",
     "pretrain": "pretrain on a folder of images or tar shards: pretrain RECIPE --data PATH",
+    "submit": "pretrain as a SLURM job, requeued until it is done: submit -- RECIPE ...",
     "data": "decode a set once and write its index: data scan PATH",
     "eval": "judge what was learned: eval KIND CHECKPOINT --data PATH",
     "embed": "features of a folder's images: embed CHECKPOINT --data PATH --out FILE",

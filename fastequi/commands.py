@@ -54,6 +54,24 @@ class PretrainOptions:
 
 
 @dataclass(frozen=True)
+class SubmitOptions:
+    """A run as a SLURM job, requeued until it is done: submit ... -- RECIPE --data PATH ..."""
+
+    nodes: int = 1
+    """Machines."""
+    gpus: int = 8
+    """GPUs of each, a process for every one; 0: one process on the CPU."""
+    minutes: int = 720
+    """Time limit of one start."""
+    partition: str = ""
+    """The cluster's default if empty."""
+    notice: int = 180
+    """Seconds before the limit at which the run saves."""
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local: on this machine, to try it."""
+
+
+@dataclass(frozen=True)
 class ScanOptions:
     """Decodes every image once; writes an index, which training uses, and what it left out."""
 
@@ -111,17 +129,11 @@ def pretrain(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_pretrain_usage())
         return
-    name, *rest = argv
-    if name not in RECIPES:
-        raise _unknown("recipe", name, RECIPES, _pretrain_usage())
-    default = PretrainOptions(_config_to_resume(rest) or RECIPES[name]())
-    options = _parse(default, f"fastequi pretrain {name}", rest)
+    name, options = _pretrain_options(argv)
     config = options.config
     if options.checkpoint_every is not None:
         train = replace(config.train, checkpoint_every=options.checkpoint_every)
         config = replace(config, train=train)
-    if options.max_steps is not None and options.max_steps < 1:
-        raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
     if options.dry_run:
         from fastequi.dryrun import dry_run
 
@@ -145,6 +157,40 @@ def pretrain(argv: list[str]) -> None:
     run(config, source, run_dir, resume=options.resume, max_steps=options.max_steps)
     if os.environ.get("RANK", "0") == "0":
         print(run_dir)
+
+
+def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
+    """The recipe's name and what the words say, checked."""
+    name, *rest = argv
+    if name not in RECIPES:
+        raise _unknown("recipe", name, RECIPES, _pretrain_usage())
+    default = PretrainOptions(_config_to_resume(rest) or RECIPES[name]())
+    options = _parse(default, f"fastequi pretrain {name}", rest)
+    if options.max_steps is not None and options.max_steps < 1:
+        raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
+    return name, options
+
+
+def submit(argv: list[str]) -> None:
+    cut = argv.index("--") if "--" in argv else len(argv)
+    own, words = argv[:cut], argv[cut + 1 :]
+    options = tyro.cli(SubmitOptions, prog="fastequi submit", args=own)
+    if not words:
+        raise ValueError("submit: expected -- and then the words of pretrain: -- RECIPE --data ...")
+    for name, least in (("nodes", 1), ("gpus", 0), ("minutes", 1), ("notice", 0)):
+        value = getattr(options, name)
+        if value < least:
+            raise ValueError(f"--{name}: expected >= {least}, got {value}")
+    _, run = _pretrain_options(words)
+    if run.run_dir is None or run.data is None:
+        raise ValueError(
+            "submit: expected --data and --run-dir behind --, for every start the same"
+        )
+
+    from fastequi.slurm import submit as send
+
+    job = send(words, run.run_dir.absolute(), **vars(options))
+    print(f"job {job.job_id}; logs in {run.run_dir / 'slurm'}")
 
 
 def data(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""When a run goes: asked by SIGTERM or SIGUSR1, as schedulers do; with torchrun, if that dies."""
+"""When a run goes: asked by a signal, as schedulers do; or with torchrun, if that dies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not a failure, to be run again
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last is submitit's
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 

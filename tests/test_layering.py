@@ -57,7 +57,7 @@ ALLOWED = {
 UNBOUND = {
     *("__init__", "cli", "commands", "evaluations", "demo", "doctor", "dryrun", "results"),
     *("judge_rotnet", "judge_equivariance", "judge_classes", "judge_reconstruct", "embed"),
-    *("visualize", "report"),
+    *("visualize", "report", "slurm"),
 }
 
 # a heavy dependency is imported in one place
@@ -65,6 +65,7 @@ HOME = {
     "nvidia": {"fastequi/data/dali.py"},
     "xformers": {"fastequi/models/attention.py"},
     "flash_attn_interface": {"fastequi/models/attention.py"},
+    "submitit": {"fastequi/slurm.py"},
     "tyro": {"fastequi/commands.py", "fastequi/evaluations.py"},
 }
 
