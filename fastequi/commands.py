@@ -183,9 +183,7 @@ def submit(argv: list[str]) -> None:
             raise ValueError(f"--{name}: expected >= {least}, got {value}")
     _, run = _pretrain_options(words)
     if run.run_dir is None or run.data is None:
-        raise ValueError(
-            "submit: expected --data and --run-dir behind --, for every start the same"
-        )
+        raise ValueError("submit: expected --data and --run-dir behind --, the same for all starts")
 
     from fastequi.slurm import submit as send
 

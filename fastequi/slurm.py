@@ -72,7 +72,7 @@ def submit(
     try:
         import submitit
     except ImportError as error:
-        raise ImportError(f"submitting needs submitit: pip install fastequi[slurm]") from error
+        raise ImportError("submitting needs submitit: pip install fastequi[slurm]") from error
     executor = submitit.AutoExecutor(run_dir / "slurm", cluster=cluster)
     options: dict[str, Any] = {"nodes": nodes, "tasks_per_node": max(gpus, 1)}
     options |= {"timeout_min": minutes, "name": run_dir.name}
