@@ -203,7 +203,8 @@ def test_a_scan_killed_half_way_leaves_the_folder_as_it_was(folder):
         "import os, signal, sys\n"
         "from fastequi import cli, progress\n"
         "how = getattr(signal, sys.argv.pop())\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background has none
+        # a job in the background has no handler
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "progress.Progress.say = lambda *_: os.kill(os.getpid(), how)\n"
         "cli.main(sys.argv[1:])\n"
     )
