@@ -234,6 +234,20 @@ def test_a_resumed_distillation_ends_with_the_same_bits(tmp_path, source):
     assert whole.base.class_loss.center.value.abs().sum() > 0
 
 
+def test_checkpoints_by_a_thread_hold_the_step_they_name(tmp_path, source):
+    folders = []
+    for later in (False, True):
+        run = tmp_path / f"later{later}"
+        config = small(save_later=later, checkpoint_every=1, average_momentum=0.9)
+        pretrain(config, source, run, max_steps=4)
+        folders.append(sorted((run / "checkpoints").glob("step_*")))
+    assert [f.name for f in folders[0]] == [f.name for f in folders[1]]
+    for once, later in zip(*folders, strict=True):
+        for name in ("model", "optimizer", "average"):
+            ours, theirs = (load_file(f / f"{name}.safetensors") for f in (once, later))
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours), (once.name, name)
+
+
 @pytest.mark.parametrize("base", ["vicreg", "simclr"])
 def test_a_base_with_tir_learns_on_photographs_and_does_not_collapse(tmp_path, source, base):
     """120 steps: every loss lower in the last third than in the first, features spread out."""
