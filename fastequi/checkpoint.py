@@ -4,6 +4,9 @@
                                 state.json  manifest.json
     checkpoints/latest          the name of the newest one
 
+A run whose weights lie in parts on several processes has folders model/, optimizer/, average/ of
+safetensors in the place of the files (`fastequi.sharded`); any number of processes can read either.
+
 A folder is written under a temporary name, synced, hashed and renamed (`fastequi.manifest`), so a
 crash at any moment leaves older ones intact, and a damaged one is noticed. Older ones are removed
 only after the new one was read back and found right.
@@ -26,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastequi import manifest
+from fastequi import manifest, sharded
 from fastequi.optim import WeightAverage, parted, whole
 from fastequi.processes import Processes
 
@@ -62,15 +65,14 @@ def snapshot(
     *,
     generators: Mapping[str, Tensor] | None = None,
     copy: bool = False,
-    keep: bool = True,
+    in_parts: bool = False,
 ) -> Snapshot:
     """A step's state as it is now.
 
     Args:
         generators: of :func:`generators`, where there are several processes; else this one's.
         copy: the training goes on before it is written.
-        keep: whether this process is to write it; where weights lie in parts on several processes
-            all of them have to call.
+        in_parts: tensors stay as they lie on several processes, for :func:`write_parts`.
     """
     tensors: dict[str, dict[str, Tensor]] = {
         "model": model.state_dict(),
@@ -78,12 +80,12 @@ def snapshot(
     }
     if average is not None:
         tensors["average"] = average.state_dict()
-    owned: dict[str, dict[str, Tensor]] = {file: {} for file in tensors}
-    for file, values in tensors.items():
-        for name, value in values.items():
-            gathered = _owned(value, copy)
-            if keep:
-                owned[file][name] = gathered
+    owned = tensors
+    if not in_parts:
+        owned = {
+            file: {name: _owned(value, copy) for name, value in values.items()}
+            for file, values in tensors.items()
+        }
     full = {**state, "step": step, "average_updates": average.updates if average else 0}
     return Snapshot(step, owned, full, config)
 
@@ -101,13 +103,38 @@ def write(folder: Path, taken: Snapshot, keep: int = 3) -> Path:
         OSError: it could not be written, or what was written does not verify; all older ones and
             `latest` are as they were.
     """
-    final = folder_of(folder, taken.step)
-    for left in folder.glob(".step_*.tmp"):  # by a run that was killed
-        shutil.rmtree(left)
-    temporary = folder / f".{final.name}.tmp"
-    temporary.mkdir(parents=True)
+    temporary = _begin(folder, taken.step)
     for name, tensors in taken.tensors.items():
         save_file(dict(tensors), temporary / f"{name}.safetensors")
+    return _finish(folder, temporary, taken, keep)
+
+
+def write_parts(folder: Path, taken: Snapshot, processes: Processes, keep: int = 3) -> None:
+    """:func:`write`, every process its parts; all have to call."""
+    temporary = folder / f".{folder_of(folder, taken.step).name}.tmp"
+    if processes.first:
+        _begin(folder, taken.step)
+        for name in taken.tensors:
+            (temporary / name).mkdir()
+    processes.most([0.0])
+    for name, tensors in taken.tensors.items():
+        sharded.save(temporary / name, tensors)
+    if processes.first:
+        _finish(folder, temporary, taken, keep)
+
+
+def _begin(folder: Path, step: int) -> Path:
+    """An empty folder to write a step into."""
+    for left in folder.glob(".step_*.tmp"):  # by a run that was killed
+        shutil.rmtree(left)
+    temporary = folder / f".{folder_of(folder, step).name}.tmp"
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def _finish(folder: Path, temporary: Path, taken: Snapshot, keep: int) -> Path:
+    """Makes what was written a checkpoint."""
+    final = folder_of(folder, taken.step)
     (temporary / "state.json").write_text(json.dumps(taken.state, indent=1))
     told = {"step": taken.step, "config_sha256": digest(taken.config), "versions": _versions()}
     manifest.publish(temporary, final, told)
@@ -235,30 +262,30 @@ def load(
     Returns:
         What :func:`save` was given as `state`, with "step".
     """
-    _load_model(model, load_file(checkpoint / "model.safetensors"))
+    model.load_state_dict(_read(checkpoint, "model", model.state_dict()))
     state = json.loads((checkpoint / "state.json").read_text())
     if optimizer is not None:
-        packed = load_file(checkpoint / "optimizer.safetensors")
-        _unpack_optimizer(model, optimizer, packed, rank)
+        _unpack_optimizer(model, optimizer, checkpoint, rank)
     if average is not None:
-        for name, value in load_file(checkpoint / "average.safetensors").items():
-            average.average[name].copy_(parted(value, average.average[name]))
+        for name, value in _read(checkpoint, "average", average.average).items():
+            average.average[name].copy_(value)
         average.updates = state["average_updates"]
     return state
 
 
-def _load_model(model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """Strictly; weights that lie in parts on several processes are cut."""
-    own = model.state_dict()
-    model.load_state_dict({k: parted(v, own[k]) if k in own else v for k, v in found.items()})
+def _read(checkpoint: Path, name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, or of a folder of parts; in parts where those of `like` are."""
+    if (checkpoint / name).is_dir():
+        found = sharded.load(checkpoint / name, like)
+    else:
+        found = load_file(checkpoint / f"{name}.safetensors")
+    return {key: parted(value, like[key]) if key in like else value for key, value in found.items()}
 
 
 def load_averaged(checkpoint: Path, model: nn.Module) -> None:
     """Loads the weights that evaluation should use: a step's average if it has one (strictly)."""
-    average = checkpoint / "average.safetensors"
-    model.load_state_dict(
-        load_file(average if average.is_file() else checkpoint / "model.safetensors")
-    )
+    kept = any(checkpoint.glob("average*"))
+    model.load_state_dict(_read(checkpoint, "average" if kept else "model", model.state_dict()))
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -301,19 +328,22 @@ def generators(processes: Processes) -> dict[str, Tensor]:
 
 
 def _unpack_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, packed: dict[str, Tensor], rank: int
+    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, rank: int
 ) -> None:
+    params = dict(model.named_parameters())
+    fields = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # which lie as their weights do
+    like = {f"{field}.{name}": p.detach() for name, p in params.items() for field in fields}
+    packed = _read(checkpoint, "optimizer", like)
     states = {name: packed.pop(name) for name in list(packed) if name.startswith(f"{_RNG}.")}
     if f"{_RNG}.{rank}.cpu" in states:
         torch.set_rng_state(states[f"{_RNG}.{rank}.cpu"])
     if f"{_RNG}.{rank}.cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states[f"{_RNG}.{rank}.cuda"])
-    params = dict(model.named_parameters())
     for key, value in packed.items():
         field, name = key.split(".", 1)
         if name not in params:
             raise KeyError(f"optimizer state of {name!r}: the model has no such parameter")
         param = params[name]
         if value.shape == param.shape:  # the fused update walks memory: moments lie as weights do
-            value = torch.empty_like(param).copy_(parted(value, param))
+            value = torch.empty_like(param).copy_(value)
         optimizer.state[param][field] = value.to(param.device)

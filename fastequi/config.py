@@ -293,11 +293,11 @@ class Config:
             "adamw for train.parallel=fsdp (PyTorch's fused SGD knows no parts)",
             self.optim.kind,
         )
-        for name in ("knn_every", "r2_every"):
+        for name in ("knn_every", "r2_every", "save_later"):
             _expect(
                 train.parallel == "ddp" or not getattr(train, name),
                 f"train.{name}",
-                "0 for train.parallel=fsdp, whose weights lie in parts",
+                "none for train.parallel=fsdp, whose weights lie in parts",
                 getattr(train, name),
             )
         _expect(self.optim.lr > 0, "optim.lr", "> 0", self.optim.lr)

@@ -126,7 +126,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def parted(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a tensor that all have whole, if `like` lies in parts."""
-    if not isinstance(like, DTensor):
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     moved = tensor.to(like.device)
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)

@@ -268,13 +268,13 @@ class _Run:
         state = {"data": self.loader.state_dict(), "seconds": seconds, "skipped": skipped}
         generators = checkpoint.generators(self.processes)
         parts = self.method, self.optimizer, state, self.average, self.config.to_json()
-        first, in_parts = self.processes.first, isinstance(self.method, FSDPModule)
-        if first or in_parts:
-            taken = checkpoint.snapshot(
-                step, *parts, generators=generators, copy=self.saver.later, keep=first
-            )
-            if first:
-                self.saver.save(taken)
+        if isinstance(self.method, FSDPModule):
+            taken = checkpoint.snapshot(step, *parts, generators=generators, in_parts=True)
+            folder, keep = self.saver.folder, self.saver.keep
+            checkpoint.write_parts(folder, taken, self.processes, keep)
+        elif self.processes.first:
+            copy = self.saver.later
+            self.saver.save(checkpoint.snapshot(step, *parts, generators=generators, copy=copy))
         self.processes.most([0.0])  # none goes on alone if it fails
 
 

@@ -44,7 +44,8 @@ ALLOWED = {
     "guard": set(),
     "preempt": set(),
     "processes": {"models", "preempt"},
-    "checkpoint": {"optim", "manifest", "processes"},
+    "sharded": set(),
+    "checkpoint": {"optim", "manifest", "processes", "sharded"},
     "progress": set(),
     "pace": set(),
     "train": {

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastequi.data.sources import embedded_photos
+from fastequi.evaluate.encoders import load_encoder
 
 PHOTOS = str(Path(embedded_photos().paths[0]).parent)
 ROOT = Path(__file__).parent.parent
@@ -169,12 +170,30 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one):
     """In parts on three, whole on two, alone: the same samples, equal to rounding."""
     folder = tmp_path / "run"
-    for steps, processes, options in ((2, 3, FSDP), (4, 2, ALONE), (6, 2, FSDP), (8, 0, ALONE)):
+    for steps, processes, options in ((2, 3, FSDP), (4, 2, FSDP), (6, 2, ALONE), (8, 0, ALONE)):
         again = ["--resume"] if steps > 2 else []
         stop = ["--max-steps", steps, *again, *options]
         done = run("--run-dir", folder, *stop, processes=processes)
         assert done.returncode == 0, done.stderr
+        newest = folder / "checkpoints" / f"step_{steps:08d}"
+        kinds = {path.suffix for path in newest.rglob("*") if path.is_file()}
+        assert kinds == {".json", ".safetensors"}  # no pickle in parts either
+        assert (newest / "model").is_dir() == (options is FSDP)
+        assert load_encoder(str(newest), "cpu").names  # what evaluation reads
     expect_close(folder, curves_of_one["adamw"])
+
+
+def test_a_flipped_bit_in_a_part_is_noticed(tmp_path):
+    folder = tmp_path / "run"
+    done = run("--run-dir", folder, *FSDP, "--max-steps", 4, processes=2)
+    assert done.returncode == 0, done.stderr
+    part = sorted((folder / "checkpoints" / "step_00000004" / "model").iterdir())[-1]
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    done = run("--run-dir", folder, *FSDP, "--max-steps", 5, "--resume", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "going back to step_00000002" in done.stderr
 
 
 def test_accumulated_batches_are_one_step_of_all(tmp_path):
