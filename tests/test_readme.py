@@ -75,6 +75,23 @@ def test_the_rotnet_table_is_the_measured_one():
         assert line.split("|")[place].strip() == f"{row['accuracy']:.3f}"
 
 
+def test_the_soaks_figures_are_the_measured_ones():
+    root = Path(__file__).parent.parent
+    soak = json.loads((root / "bench/results/soak_cpu.json").read_text())
+    counts = {
+        name: sum(n for kind, n in soak["kills"].items() if kind.startswith(name))
+        for name in ("SIGKILL", "SIGTERM")
+    }
+    words = " ".join(README.split())
+    assert f"Killed {sum(counts.values())} times" in words
+    for name, count in counts.items():
+        assert f"{name} {count} times" in words
+    assert f"a run of {soak['steps']:,} steps" in words
+    assert soak["weights_equal"]
+    assert not soak["temporary_files"]
+    assert not soak["shared_memory"]
+
+
 def test_the_demos_table_is_the_measured_one():
     root = Path(__file__).parent.parent
     measured = json.loads((root / "bench/results/demo-cpu/equivariance.json").read_text())
