@@ -23,6 +23,7 @@ pooled gradient written and read, the maps' gradient written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -358,6 +359,19 @@ _crop_align_op.register_autograd(_backward, setup_context=_setup_context)
 _crop_align = direct(_crop_align_op, _compute, _setup_context, _backward)
 
 
+class Regions(NamedTuple):
+    """What P pairs of views of B images have in common.
+
+    Attributes:
+        own, other: [P, B, 4] boxes within the student's and the teacher's view.
+        turns: [P, B] quarter turns counter-clockwise from the teacher's to the student's.
+    """
+
+    own: Tensor
+    other: Tensor
+    turns: Tensor
+
+
 def bin_weights(low: Tensor, high: Tensor, bins: int, cells: int) -> Tensor:
     """RoIAlign along one axis: [..., bins, cells] from box edges [...] in cells (index = centre).
 
@@ -391,46 +405,31 @@ def pooled(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
 
 
 def crop_align_loss_ref(
-    student: Tensor,
-    teacher: Tensor,
-    student_boxes: Tensor,
-    teacher_boxes: Tensor,
-    turns: Tensor,
-    pairs: Sequence[int],
-    bins: int,
-    scale: float,
+    student: Tensor, teacher: Tensor, where: Regions, pairs: Sequence[int], bins: int, scale: float
 ) -> Tensor:
     """The chain in plain PyTorch, no map copied for its pairs, differentiable in the student."""
     wide = torch.promote_types(student.dtype, torch.float32)
     sides = []
     for maps, boxes, views in (
-        (student, student_boxes, pairs[::2]),
-        (teacher.detach(), teacher_boxes, pairs[1::2]),
+        (student, where.own, pairs[::2]),
+        (teacher.detach(), where.other, pairs[1::2]),
     ):
         down, across = roi_weights(boxes.to(wide), bins, scale, maps.shape[2:4])
         each = maps.to(wide).unbind()
         shown = [pooled(each[v], down[p], across[p]) for p, v in enumerate(views)]
         sides.append(torch.stack(shown).flatten(2, 3))  # [P, B, bins², C]
-    places = torch.arange(bins * bins, device=turns.device).view(bins, bins)
-    order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[turns % 4]
+    places = torch.arange(bins * bins, device=student.device).view(bins, bins)
+    order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[where.turns % 4]
     theirs = sides[1].gather(2, order[..., None].expand(sides[1].shape))
     return -F.cosine_similarity(sides[0], theirs, dim=-1, eps=_EPS).mean()
 
 
 def crop_align_loss(
-    student: Tensor,
-    teacher: Tensor,
-    student_boxes: Tensor,
-    teacher_boxes: Tensor,
-    turns: Tensor,
-    pairs: Sequence[int],
-    bins: int,
-    scale: float,
+    student: Tensor, teacher: Tensor, where: Regions, pairs: Sequence[int], bins: int, scale: float
 ) -> Tensor:
     """See `fastequi.functional.crop_align_loss`; arguments already checked."""
-    boxes = student_boxes, teacher_boxes, turns
     if not use_triton(student) or student.dtype == torch.float64:
-        return crop_align_loss_ref(student, teacher, *boxes, pairs, bins, scale)
+        return crop_align_loss_ref(student, teacher, where, pairs, bins, scale)
     grad = torch.is_grad_enabled() and student.requires_grad
-    loss, _ = _crop_align(student, teacher.detach(), *boxes, list(pairs), bins, scale, grad)
+    loss, _ = _crop_align(student, teacher.detach(), *where, list(pairs), bins, scale, grad)
     return loss

@@ -13,14 +13,15 @@ from bench.cases.geometry import DTYPES, itemsize
 from bench.opbench import Call, Inputs, Make, OpBench, Provider, insisting
 from fastequi.functional import correspondence_loss, crop_align_loss
 from fastequi.kernels.correspondence import correspondence_loss_ref
-from fastequi.kernels.crop_align import crop_align_loss_ref, pooled, roi_weights
+from fastequi.kernels.crop_align import Regions, crop_align_loss_ref, pooled, roi_weights
 
 GLOBALS, LOCALS, PATCH = 14, 6, 16
 KINDS = (  # student's maps, cells along a side, bins, (student's, teacher's view)
     ("globals", GLOBALS, 10, [(0, 1), (1, 0)]),
     ("locals", LOCALS, 4, [(crop, view) for crop in range(8) for view in (0, 1)]),
 )
-Loss = Callable[..., Tensor]
+Pairs = list[tuple[int, int]]
+Loss = Callable[[Tensor, Tensor, Regions, int, Pairs], Tensor]
 
 
 def _boxes(pairs: int, B: int, cells: int, generator: torch.Generator) -> Tensor:
@@ -46,53 +47,43 @@ def _inputs(device: str) -> Callable[..., Inputs]:
                 _boxes(len(pairs), B, GLOBALS, generator),
             )
             turns = torch.randint(4, (len(pairs), B), generator=generator)
-            inputs[f"{name} where"] = [x.to(device) for x in (*boxes, turns)]
+            inputs[f"{name} where"] = Regions(*(x.to(device) for x in (*boxes, turns)))
         return inputs
 
     return make
 
 
-def _crop(
-    student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor, bins: int,
-    pairs: list[tuple[int, int]],
-) -> Tensor:  # fmt: skip
+def _crop(student: Tensor, teacher: Tensor, where: Regions, bins: int, pairs: Pairs) -> Tensor:
     options: dict[str, Any] = {"bins": bins, "scale": 1 / PATCH, "pairs": pairs}
-    return crop_align_loss(student, teacher, own, other, turns, **options)
+    return crop_align_loss(student, teacher, *where, **options)
 
 
 def _crop_eager(
-    student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor, bins: int,
-    pairs: list[tuple[int, int]],
-) -> Tensor:  # fmt: skip
+    student: Tensor, teacher: Tensor, where: Regions, bins: int, pairs: Pairs
+) -> Tensor:
     """All pairs at once: maps gathered, pooled, turned by an index, compared."""
     first, second = [s for s, _ in pairs], [t for _, t in pairs]
     wide = torch.promote_types(student.dtype, torch.float32)
     sides = []
-    for maps, views, boxes in ((student, first, own), (teacher, second, other)):
+    for maps, views, boxes in ((student, first, where.own), (teacher, second, where.other)):
         weights = roi_weights(boxes.flatten(0, 1), bins, 1 / PATCH, maps.shape[2:4])
         sides.append(pooled(maps[views].to(wide).flatten(0, 1), *weights))
     ours, theirs = sides
-    places = torch.arange(bins * bins, device=turns.device).view(bins, bins)
-    order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[turns.flatten()]
+    places = torch.arange(bins * bins, device=student.device).view(bins, bins)
+    order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[where.turns.flatten()]
     theirs = theirs.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, theirs.shape[-1]))
     return -F.cosine_similarity(ours.flatten(1, 2), theirs, dim=-1).mean()
 
 
-def _crop_each(
-    student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor, bins: int,
-    pairs: list[tuple[int, int]],
-) -> Tensor:  # fmt: skip
+def _crop_each(student: Tensor, teacher: Tensor, where: Regions, bins: int, pairs: Pairs) -> Tensor:
     """One pair of images at a time, as the public code does."""
     losses = []
     for p, (s, t) in enumerate(pairs):
         for b in range(student.shape[1]):
-            one, where = slice(b, b + 1), (slice(p, p + 1), slice(b, b + 1))
+            one = slice(b, b + 1)
             maps = student[s : s + 1, one], teacher[t : t + 1, one]
-            losses.append(
-                crop_align_loss_ref(
-                    *maps, own[where], other[where], turns[where], [0, 0], bins, 1 / PATCH
-                )
-            )
+            part = Regions(*(x[p : p + 1, one] for x in where))
+            losses.append(crop_align_loss_ref(*maps, part, [0, 0], bins, 1 / PATCH))
     return torch.stack(losses).mean()
 
 
@@ -102,27 +93,22 @@ def _unit(maps: Tensor) -> Tensor:
     return F.normalize(rows.to(wide), dim=-1).to(rows.dtype)
 
 
-def _match(
-    student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor, bins: int,
-    pairs: list[tuple[int, int]],
-) -> Tensor:  # fmt: skip
+def _match(student: Tensor, teacher: Tensor, where: Regions, bins: int, pairs: Pairs) -> Tensor:
     rows = student.flatten(2, 3), teacher.flatten(2, 3)
     return correspondence_loss(*rows, top=rows[0].shape[2] // 2, pairs=pairs)
 
 
 def _match_eager(
-    student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor, bins: int,
-    pairs: list[tuple[int, int]],
-) -> Tensor:  # fmt: skip
+    student: Tensor, teacher: Tensor, where: Regions, bins: int, pairs: Pairs
+) -> Tensor:
     """All pairs at once, every similarity stored."""
     rows = _unit(student), _unit(teacher)
     return correspondence_loss_ref(*rows, [v for p in pairs for v in p], rows[0].shape[2] // 2)
 
 
 def _match_each(
-    student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor, bins: int,
-    pairs: list[tuple[int, int]],
-) -> Tensor:  # fmt: skip
+    student: Tensor, teacher: Tensor, where: Regions, bins: int, pairs: Pairs
+) -> Tensor:
     """One pair of images at a time, as the public code does."""
     ours, theirs = _unit(student), _unit(teacher)
     top, losses = ours.shape[2] // 2, []
@@ -141,7 +127,7 @@ def _of(loss: Loss) -> Make:
             total = []
             for name, _, bins, pairs in KINDS:
                 maps = inputs[name], inputs["teacher"]
-                total.append(len(pairs) * loss(*maps, *inputs[f"{name} where"], bins, pairs))
+                total.append(len(pairs) * loss(*maps, inputs[f"{name} where"], bins, pairs))
             return torch.stack(total).sum() / sum(len(pairs) for *_, pairs in KINDS)
 
         def forward() -> dict[str, Tensor]:

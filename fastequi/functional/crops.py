@@ -84,16 +84,9 @@ def crop_align_loss(
         turns=turns,
     )
     with torch.autocast(student.device.type, enabled=False):
-        return _crop_align.crop_align_loss(
-            student,
-            teacher.to(student.dtype),
-            student_boxes,
-            teacher_boxes,
-            turns,
-            _flat(chosen),
-            bins,
-            scale,
-        )
+        where = _crop_align.Regions(student_boxes, teacher_boxes, turns)
+        like = teacher.to(student.dtype)
+        return _crop_align.crop_align_loss(student, like, where, _flat(chosen), bins, scale)
 
 
 def correspondence_loss(
