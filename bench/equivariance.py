@@ -25,8 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench.report import commit
 from fastequi.config import Config, PathConfig
 from fastequi.data.sources import Source
@@ -96,14 +94,9 @@ def judged(
 ) -> dict[str, Report]:
     """The tables of one seed's runs, written as they come; a task that is there is kept."""
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    encoders: dict[str, Encoder] = {}
-    for row, run in runs.items():
-        loaded = load_encoder(str(run))
-        if not encoders:
-            first = next(path for name, path in runs.items() if name != "VICReg")
-            encoders["random init"] = random_init(load_encoder(str(first)))
-        encoders[row] = loaded
-    # "cls" does not exist here; z_inv of the tables' own interest lies in the single runs' files
+    loaded = {row: load_encoder(str(run)) for row, run in runs.items()}
+    with_equi = next((e for e in loaded.values() if "z_equi" in e.names), loaded["VICReg"])
+    encoders: dict[str, Encoder] = {"random init": random_init(with_equi), **loaded}
     encoders = {
         name: replace(encoder, names=tuple(n for n in encoder.names if n in ("patch", "z_equi")))
         for name, encoder in encoders.items()
@@ -126,7 +119,7 @@ def tables(document: Mapping[str, Any]) -> str:
     seeds = [entry["tasks"] for entry in document["seeds"]]
     columns = list(seeds[0])
     blocks = []
-    for features, probe in document.get("shown", SHOWN):
+    for features, probe in SHOWN:
         lines = [
             f"{features}, probe: {probe}",
             "",
@@ -207,5 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(torch.get_num_threads())
     main()
