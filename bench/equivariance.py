@@ -9,7 +9,8 @@ table is made for several seeds of everything. What is finished lies in --out an
 
 The printed table is of one kind of features and one probe at a time, so that no row is helped by a
 choice among them: mean over seeds ± their standard deviation. The JSON holds all others, with
-intervals. VICReg alone sees its second view untransformed, as the paper's base does.
+intervals. Several processes share the work, each with seeds of its own (--seeds 0, --seeds 1), into
+one --out; a last one with all the seeds finds everything done and writes the table. VICReg alone sees its second view untransformed, as the paper's base does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.report import commit
 from fastequi.config import Config, PathConfig
 from fastequi.data.sources import Source
@@ -39,6 +42,7 @@ from fastequi.train import pretrain
 
 FAMILIES = ("rotation", "translation", "se2", "color", "blur")
 RANGES = PathConfig(degrees=45.0, pixels=21.0)  # the demo's: 3 px of 32
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHOWN = (("patch", "token"), ("z_equi", "token"), ("patch", "mlp, mean token"))
 
 
@@ -169,11 +173,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--k", nargs="+", type=int, default=(1, 2, 3))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--train-pairs", type=int, default=24_000)
     parser.add_argument("--test-pairs", type=int, default=2_000)
     parser.add_argument("--epochs", type=int, default=6, help="of the probes")
     parser.add_argument("--probes", nargs="+", default=PROBES, choices=PROBES)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="the MLPs are fitted in")
     options = parser.parse_args()
     train, test = photographs(options.data)
     names = rows(options.families, options.k)
@@ -185,9 +190,9 @@ def main() -> None:
         "steps": options.steps,
         "seeds": [],
     }
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         runs = {row: trained(row, seed, options.steps, train, options.out) for row in names}
-        fit = Fit(epochs=options.epochs, seeds=1, seed=seed)
+        fit = Fit(epochs=options.epochs, seeds=1, seed=seed, dtype=DTYPES[options.dtype])
         budget = Budget(options.train_pairs, options.test_pairs, tuple(options.probes), fit, seed)
         document["budget"] = {**dataclasses.asdict(budget), "fit": dataclasses.asdict(fit)}
         document["budget"]["fit"]["dtype"] = str(fit.dtype)
