@@ -9,8 +9,9 @@ table is made for several seeds of everything. What is finished lies in --out an
 
 The printed table is of one kind of features and one probe at a time, so that no row is helped by a
 choice among them: mean over seeds ± their standard deviation. The JSON holds all others, with
-intervals. Several processes share the work, each with seeds of its own (--seeds 0, --seeds 1), into
-one --out; a last one with all the seeds finds everything done and writes the table. VICReg alone sees its second view untransformed, as the paper's base does.
+intervals. VICReg alone sees its second view untransformed, as the paper's base does. Processes
+share the work, each with seeds of its own (--seeds 0, --seeds 1), into one --out; a last one with
+all the seeds finds everything done and writes the table.
 """
 
 from __future__ import annotations
