@@ -48,6 +48,9 @@ class EquivarianceOptions:
     """Pairs that probes are fitted on; fewer judge the probes, not the features."""
     test_pairs: int = 2_000
     """Pairs that probes are judged on."""
+    zero_fill: bool = False
+    """Zeros at the borders of transformed images, which give the transformation away: only to
+    compare with published tables."""
     epochs: int = 6
     """Of the MLPs."""
     seeds: int = 3
@@ -57,7 +60,8 @@ class EquivarianceOptions:
     device: Device = "auto"
     """Where it runs."""
     out: Path | None = None
-    """JSON file; eval_equivariance.json in the CHECKPOINT folder by default."""
+    """JSON file; by default eval_equivariance.json in the CHECKPOINT folder, with --zero-fill
+    eval_equivariance_zero_fill.json."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,14 @@ def equivariance(argv: list[str]) -> None:
 
     ranges = PathConfig(degrees=options.degrees, pixels=options.pixels)
     fit = Fit(epochs=options.epochs, seeds=options.seeds, seed=options.seed)
-    budget = Budget(options.train_pairs, options.test_pairs, options.probes, fit, seed=options.seed)
+    budget = Budget(
+        options.train_pairs,
+        options.test_pairs,
+        options.probes,
+        fit,
+        seed=options.seed,
+        zero_fill=options.zero_fill,
+    )
     judge(
         options.checkpoint,
         options.data,

@@ -48,7 +48,8 @@ def judge(
         budget = dataclasses.replace(budget, fit=dataclasses.replace(budget.fit, dtype=dtype))
     console, start = Console(), time.monotonic()
     console.width = max(console.width, _TABLE_WIDTH)
-    file = place("equivariance", spec, out)
+    file = place("equivariance" + "_zero_fill" * budget.zero_fill, spec, out)
+    borders = ", zero-filled borders (only to compare)" if budget.zero_fill else ""
     fit = {**dataclasses.asdict(budget.fit), "dtype": str(budget.fit.dtype)}
     document: dict[str, Any] = {
         "data": str(data) if data else "embedded photographs, by region",
@@ -61,7 +62,7 @@ def judge(
         print(f"{spec} cannot be made again, so there are no rows of its random init")
 
     def on_report(name: str, report: Report) -> None:
-        console.print(report.table(f"{name}: R² on held-out photographs"))
+        console.print(report.table(f"{name}: R² on held-out photographs{borders}"))
         document["tasks"][name] = report.to_json()
         save(file, spec, encoder, {**document, "seconds": time.monotonic() - start})
 

@@ -2,6 +2,7 @@
 
 eval_equivariance.json   "tasks": {task: {"names", "train_pairs", "test_pairs", "scores": [Score
                          and its "mean"]}}, see `fastequi.evaluate.equivariance.Score`; "budget"
+eval_equivariance_zero_fill.json   the same of zero-filled pairs
 eval_knn.json, eval_linear.json   "scores": [`fastequi.evaluate.recognition.Recognition`]
 eval_reconstruct.json    "psnr", "ssim": `fastequi.evaluate.reconstruction.Quality`;
                          "spectra": {features: `fastequi.evaluate.spectrum.Spectrum`}

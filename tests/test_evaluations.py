@@ -66,6 +66,17 @@ def test_equivariance_with_its_base_beside_it(runs, capsys):
     assert "rotation 45..60" in printed
 
 
+def test_zero_filled_pairs_have_a_file_of_their_own_and_say_so(runs, capsys):
+    run, file = runs / "tir", runs / "tir" / "eval_equivariance.json"
+    before = file.read_bytes() if file.is_file() else None
+    options = ["--train-pairs", "50", "--test-pairs", "20", "--epochs", "1", "--seeds", "1"]
+    main(["eval", "equivariance", str(run), "--zero-fill", "--tasks", "rotation", *options])
+    assert (file.read_bytes() if file.is_file() else None) == before
+    saved = json.loads((run / "eval_equivariance_zero_fill.json").read_text())
+    assert saved["budget"]["zero_fill"] is True
+    assert "zero-filled borders (only to compare)" in capsys.readouterr().out
+
+
 def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
     run, photos = str(runs / "tir"), str(runs / "photos")
     main(["eval", "knn", run, "--data", photos, "--out", str(tmp_path / "knn.json")])

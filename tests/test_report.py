@@ -9,7 +9,7 @@ from importlib import resources
 
 import chromium
 import pytest
-from made_up import judged, make_run, sheets
+from made_up import judged, make_run, scores, sheets
 from PIL import Image
 from test_visualize import run_folder, small_demo
 
@@ -138,6 +138,22 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     folders = [make_run(tmp_path / parent / "run") for parent in ("a", "b")]
     assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
     assert len(read_runs([folders[0], folders[0]])) == 1
+
+
+def test_zero_filled_tables_are_marked_and_never_the_headline(tmp_path):
+    run = make_run(tmp_path / "filled")
+    document = {"encoder": "filled", "budget": {"zero_fill": True}}
+    document["tasks"] = {"rotation": scores(["angle"], "filled")}
+    (run / "eval_equivariance_zero_fill.json").write_text(json.dumps(document))
+    found = Checked(page([read_run(run)], {}, [], "")).text
+    assert "gives the transformation away: only to compare" in found
+    assert "mean R² of rotation" not in found  # the run's card
+    (run / "eval_equivariance_zero_fill.json").rename(run / "eval_equivariance.json")
+    document["budget"]["zero_fill"] = False
+    (run / "eval_equivariance.json").write_text(json.dumps(document))
+    found = Checked(page([read_run(run)], {}, [], "")).text
+    assert "gives the transformation away" not in found
+    assert "mean R² of rotation" in found
 
 
 def test_damage_is_told_and_the_rest_is_shown(tmp_path):

@@ -104,6 +104,19 @@ def test_every_task_has_its_table_and_floors():
     assert error == pytest.approx(52.5, abs=2.5)  # degrees
 
 
+def test_zero_filled_borders_tell_the_angle_and_others_do_not():
+    """Why borders are not filled: the turned image alone, without its twin, gives it away."""
+    alone = {}
+    for zero_fill in (False, True):
+        fit = Fit(epochs=8, seeds=1)
+        budget = Budget(1500, 300, ("mlp",), fit, zero_fill=zero_fill)
+        blind = {"blind": encoder(lambda x: {"patch": x.new_ones(len(x), 4, 2)}, size=32)}
+        found = score_tasks(blind, *photographs(), tasks(["rotation"]), budget)
+        alone[zero_fill] = found["rotation"].best("transformed image alone").mean
+    assert alone[False] < 0.1
+    assert alone[True] > 0.6
+
+
 def test_images_are_normalised_for_each_encoder():
     views = views_for(encoder(patches), tasks(["blur"]))
     own = encoder(lambda x: {"patch": x}, mean=(0.5,) * 3, std=(0.25,) * 3)

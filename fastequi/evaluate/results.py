@@ -17,6 +17,7 @@ from fastequi.evaluate.findings import (
     is_floor,
     is_own,
     is_reconstruction,
+    is_zero_filled,
     kind,
     mean,
     own_name,
@@ -52,6 +53,11 @@ def equivariance(run: Run, color: int) -> list[str]:
             f"From {file}: probes fitted on {first.get('train_pairs', 0):,} pairs and judged on "
             f"{first.get('test_pairs', 0):,}, {seeds} seeds."
         )
+        if is_zero_filled(result):
+            how += (
+                " The borders of these images are filled with zeros, which gives the "
+                "transformation away: only to compare with tables made that way."
+            )
         return tag("p", text(how), class_="note") + "".join(parts)
 
     return _each(run, is_equivariance, show)

@@ -92,6 +92,9 @@ class Budget:
         seed: of windows and parameters; test pairs never share a draw with training pairs.
         window: range of the windows' sides as shares of the photograph's shorter side, margin
             included; None follows the module's rule.
+        zero_fill: windows without a margin, 0 (after normalisation) where a transformed image has
+            no pixel. Such borders give the transformation away; only to compare with tables made
+            that way, as the paper's were.
     """
 
     train_pairs: int = 24_000
@@ -100,6 +103,7 @@ class Budget:
     fit: Fit = Fit(epochs=6)  # noqa: RUF009
     seed: int = 0
     window: tuple[float, float] | None = None
+    zero_fill: bool = False
 
     def __post_init__(self) -> None:
         for name in ("train_pairs", "test_pairs"):
@@ -136,7 +140,9 @@ def score_tasks(
                 f"encoders: expected one image size, {label} has {encoder.image_size} px, "
                 f"{next(iter(encoders))} {first.image_size}"
             )
-    views = views_for(first, chosen)
+    views = views_for(first, {} if budget.zero_fill else chosen)
+    if budget.zero_fill:
+        views = replace(views, padding_mode="zeros")
     judged = {label: (normalised(e, views), shown(e)) for label, e in encoders.items()}
     patch = first.patch_size or max(first.image_size // 8, 1)
     _check_memory(judged, views, budget, first.device)

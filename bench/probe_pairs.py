@@ -1,0 +1,84 @@
+"""How many pairs do the probes need? R² of one task over the number of pairs they are fitted on.
+
+    python -m bench.probe_pairs RUN --against BASE --data FOLDER --json FILE
+
+Too few pairs judge the probe, not the features: a row counts where its curve is flat, or where it
+stays above the raw pair's. Smaller numbers of pairs are the first of the larger ones; the test
+pairs are the same for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.equivariance import DTYPES, FAMILIES, RANGES
+from bench.report import commit
+from fastequi.data.splits import photographs
+from fastequi.doctor import machine
+from fastequi.evaluate.encoders import load_all
+from fastequi.evaluate.equivariance import PROBES, Report
+from fastequi.evaluate.probes import Fit
+from fastequi.evaluate.tasks import Budget, score_tasks, tasks
+
+PAIRS = (1_500, 3_000, 6_000, 12_000, 24_000, 48_000)
+
+
+def curve(reports: dict[int, Report]) -> str:
+    """Markdown: the mean R² of every row and probe over the number of pairs."""
+    counts = sorted(reports)
+    head = " | ".join(f"{n:,}" for n in counts)
+    lines = [f"| features | probe | {head} |", "| --- | --- |" + " --- |" * len(counts)]
+    for i, score in enumerate(reports[counts[0]].scores):
+        means = " | ".join(f"{reports[n].scores[i].mean:.2f}" for n in counts)
+        lines.append(f"| {score.features} | {score.probe} | {means} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run's folder, or any other encoder that eval takes")
+    parser.add_argument("--against", action="append", default=[], help="a further encoder")
+    parser.add_argument("--data", type=Path, help="folder of photographs; the embedded ones else")
+    parser.add_argument("--task", default="se2", choices=FAMILIES)
+    parser.add_argument("--features", nargs="+", default=("patch", "z_equi"))
+    parser.add_argument("--pairs", nargs="+", type=int, default=PAIRS)
+    parser.add_argument("--test-pairs", type=int, default=2_000)
+    parser.add_argument("--epochs", type=int, default=4, help="of the probes")
+    parser.add_argument("--probes", nargs="+", default=PROBES, choices=PROBES)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="the MLPs are fitted in")
+    parser.add_argument("--json", type=Path, help="where the results go")
+    options = parser.parse_args()
+    _, loaded = load_all(options.run, options.against)
+    encoders = {
+        label: dataclasses.replace(e, names=tuple(n for n in e.names if n in options.features))
+        for label, e in loaded.items()
+    }
+    train, test = photographs(options.data)
+    fit = Fit(epochs=options.epochs, seeds=1, dtype=DTYPES[options.dtype])
+    reports: dict[int, Report] = {}
+    for n in options.pairs:
+        budget = Budget(n, options.test_pairs, tuple(options.probes), fit)
+        chosen = tasks([options.task], RANGES)
+        reports[n] = score_tasks(encoders, train, test, chosen, budget)[options.task]
+        print(f"{n:,} pairs judged", flush=True)
+    print(curve(reports))
+    if options.json:
+        document: dict[str, Any] = {
+            "command": "python -m bench.probe_pairs " + " ".join(sys.argv[1:]),
+            "commit": commit(),
+            "machine": machine(),
+            "photographs": {"train": len(train), "test": len(test)},
+            "task": options.task,
+            "fit": {**dataclasses.asdict(fit), "dtype": options.dtype},
+            "pairs": {str(n): report.to_json() for n, report in reports.items()},
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The experiment's two scripts on the embedded photographs, as short as they can be."""
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("nvidia.dali")
+
+from bench import equivariance, probe_pairs
+from bench.equivariance import config_of
+
+SHORT = ["--test-pairs", "20", "--epochs", "1", "--probes", "token", "mlp"]
+
+
+def call(main, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
+    main()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A finished experiment of one seed and two rows."""
+    folder = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        few = ["--steps", 2, "--families", "blur", "--k", 2, "--seeds", 1, "--train-pairs", 60]
+        call(equivariance.main, patch, "--out", folder, *few, *SHORT)
+    return folder
+
+
+def test_all_rows_share_encoder_images_and_steps():
+    names = "VICReg", "TIR se2 K=3", "TIR blur K=1"
+    base, one, blur = (config_of(name, seed=0, steps=100, files=8) for name in names)
+    for config in (base, one, blur):
+        assert (config.model, config.optim) == (base.model, base.optim)
+        assert (config.data.batch_size, config.data.repeat) == (64, base.data.repeat)
+    assert (base.method.num_steps, one.method.num_steps, blur.method.num_steps) == (0, 3, 1)
+    assert (base.path.degrees, base.path.pixels) == (0, 0)  # its second view is untransformed
+    assert (one.path.degrees, one.path.family, blur.path.family) == (45, "se2", "blur")
+
+
+def test_every_row_is_judged_at_every_task_beside_its_floors(out):
+    found = json.loads((out / "equivariance.json").read_text())
+    assert found["steps"] == 2
+    (seed,) = found["seeds"]
+    assert seed["seed"] == 1
+    assert list(seed["seconds"]) == ["VICReg", "TIR blur K=2"]
+    assert list(seed["tasks"]) == [*equivariance.FAMILIES[:1], "rotation 45..60",
+                                   *equivariance.FAMILIES[1:]]  # fmt: skip
+    for report in seed["tasks"].values():
+        names = {row["features"] for row in report["scores"]}
+        assert {"raw pair", "transformed image alone", "random init, z_equi"} <= names
+        assert {"VICReg, patch", "TIR blur K=2, patch", "TIR blur K=2, z_equi"} <= names
+    table = equivariance.tables(found)
+    token = [row for row in seed["tasks"]["blur"]["scores"] if row["probe"] == "token"]
+    (raw,) = (row["mean"] for row in token if row["features"] == "raw pair")
+    line = next(line for line in table.splitlines() if line.startswith("| raw pair"))
+    assert line.split("|")[-2].strip() == f"{raw:.2f}"
+
+
+def test_what_is_finished_is_not_made_again(out, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("made again")
+
+    before = json.loads((out / "equivariance.json").read_text())
+    monkeypatch.setattr(equivariance, "pretrain", never)
+    monkeypatch.setattr(equivariance, "score_tasks", never)
+    few = ["--steps", 2, "--families", "blur", "--k", 2, "--seeds", 1, "--train-pairs", 60]
+    call(equivariance.main, monkeypatch, "--out", out, *few, *SHORT)
+    assert json.loads((out / "equivariance.json").read_text())["seeds"] == before["seeds"]
+
+
+def test_the_curve_over_pairs(out, monkeypatch, tmp_path, capsys):
+    run, base = out / "seed1" / "TIR_blur_K=2", out / "seed1" / "VICReg"
+    few = ["--task", "blur", "--pairs", 30, 60, "--json", tmp_path / "curve.json", *SHORT]
+    call(probe_pairs.main, monkeypatch, run, "--against", base, *few)
+    found = json.loads((tmp_path / "curve.json").read_text())["pairs"]
+    assert [found[n]["train_pairs"] for n in ("30", "60")] == [30, 60]
+    assert found["30"]["test_pairs"] == found["60"]["test_pairs"] == 20
+    printed = capsys.readouterr().out
+    for row, more in zip(found["30"]["scores"], found["60"]["scores"], strict=True):
+        line = f"| {row['features']} | {row['probe']} | {row['mean']:.2f} | {more['mean']:.2f} |"
+        assert line in printed
