@@ -34,6 +34,11 @@ def sizes_of(x: Tensor, group: ProcessGroup | None) -> list[int]:
     return [int(n) for n in torch.cat(sizes).tolist()]
 
 
+def even_sizes(x: Tensor, group: ProcessGroup | None) -> list[int] | None:
+    """Rows of x on every process if all hold as many, as the loader's batches do; asks nobody."""
+    return None if group is None else [len(x)] * group.size()
+
+
 def gather(x: Tensor, group: ProcessGroup | None, sizes: Sequence[int] | None = None) -> Tensor:
     """Rows of all processes, in the order of their ranks; differentiable, see the module's words.
 

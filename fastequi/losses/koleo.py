@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -19,6 +21,6 @@ class KoLeoLoss(nn.Module):
         super().__init__()
         self.group = group
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Embeddings [N, D]."""
-        return koleo_loss(z, group=self.group)
+    def forward(self, z: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """Embeddings [N, D]; sizes: N of every process, where known."""
+        return koleo_loss(z, group=self.group, sizes=sizes)

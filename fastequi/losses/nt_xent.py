@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -20,9 +22,9 @@ class NTXentLoss(nn.Module):
         super().__init__()
         self.temperature, self.group = temperature, group
 
-    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        """Embeddings [N, D] of two views."""
-        return nt_xent_loss(z1, z2, temperature=self.temperature, group=self.group)
+    def forward(self, z1: Tensor, z2: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """Embeddings [N, D] of two views; sizes: N of every process, where known."""
+        return nt_xent_loss(z1, z2, temperature=self.temperature, group=self.group, sizes=sizes)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"

@@ -16,7 +16,6 @@ class VICRegLoss(nn.Module):
     Args:
         inv_weight, var_weight, cov_weight: 25, 25, 1 (SIE uses 10, 10, 1).
         group: the processes whose images make up the batch; None: this one alone.
-        sizes: images of every process, where known; finding them out stalls a GPU.
     """
 
     def __init__(
@@ -25,16 +24,22 @@ class VICRegLoss(nn.Module):
         var_weight: float = 25.0,
         cov_weight: float = 1.0,
         group: ProcessGroup | None = None,
-        sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.group, self.sizes = group, sizes
+        self.group = group
         self.inv_weight, self.var_weight, self.cov_weight = inv_weight, var_weight, cov_weight
 
-    def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """The loss, and its unweighted terms to look at, for embeddings [N, D], N >= 2."""
+    def forward(
+        self, z1: Tensor, z2: Tensor, sizes: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """The loss, and its unweighted terms to look at, for embeddings [N, D], N >= 2.
+
+        Args:
+            z1, z2: of two views.
+            sizes: N of every process, where known; finding them out stalls a GPU.
+        """
         weights = self.inv_weight, self.var_weight, self.cov_weight
-        loss, terms = vicreg_terms(z1, z2, weights, self.group, self.sizes)
+        loss, terms = vicreg_terms(z1, z2, weights, self.group, sizes)
         return {"loss": loss, **dict(zip(("inv", "var", "cov"), terms.unbind(), strict=True))}
 
     def extra_repr(self) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastequi.data.batch import Batch, Masks
-from fastequi.distributed import world
+from fastequi.distributed import even_sizes, world
 from fastequi.losses.dino import DINOLoss, IBOTLoss
 from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput
@@ -160,7 +160,8 @@ class SelfDistillation(Base):
         parts["loss"] = parts["class"]
         if self.koleo_weight:
             first, second = tokens[:, 0].chunk(2)
-            parts["koleo"] = self.koleo_loss(first) + self.koleo_loss(second)
+            sizes = even_sizes(first, self.koleo_loss.group)
+            parts["koleo"] = self.koleo_loss(first, sizes) + self.koleo_loss(second, sizes)
             parts["loss"] = parts["loss"] + self.koleo_weight * parts["koleo"]
         prefix = self.student.encoder.num_prefix_tokens
         patches, z_equi = tokens[:, prefix:], None

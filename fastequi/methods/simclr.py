@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastequi.distributed import world
+from fastequi.distributed import even_sizes, world
 from fastequi.losses.nt_xent import NTXentLoss
 from fastequi.models.heads import Expander
 
@@ -32,6 +32,10 @@ class SimCLRCriterion(nn.Module):
         self.loss = NTXentLoss(temperature, world())
 
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """z1, z2: [B, L, d_inv] tokens. Batch statistics are per view, negatives from both."""
+        """z1, z2: [B, L, d_inv] tokens, B the same on every process.
+
+        Batch statistics are per view, negatives from both.
+        """
         h1, h2 = self.projector(z1.mean(1)), self.projector(z2.mean(1))
-        return {"loss": self.loss(h1, h2), "std": h1.detach().float().std(0).mean()}
+        loss = self.loss(h1, h2, even_sizes(h1, self.loss.group))
+        return {"loss": loss, "std": h1.detach().float().std(0).mean()}

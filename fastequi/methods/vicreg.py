@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastequi.distributed import world
+from fastequi.distributed import even_sizes, world
 from fastequi.losses.vicreg import VICRegLoss
 from fastequi.models.heads import Expander
 
@@ -31,6 +31,10 @@ class VICRegCriterion(nn.Module):
         self.loss = VICRegLoss(inv_weight, var_weight, cov_weight, group=world())
 
     def forward(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
-        """z1, z2: [B, L, d_inv] tokens. Batch statistics are per view, as in the official code."""
+        """z1, z2: [B, L, d_inv] tokens, B the same on every process.
+
+        Batch statistics are per view, as in the official code.
+        """
         h1, h2 = self.expander(z1.mean(1)), self.expander(z2.mean(1))
-        return {**self.loss(h1, h2), "std": h1.detach().float().std(0).mean()}
+        parts = self.loss(h1, h2, even_sizes(h1, self.loss.group))
+        return {**parts, "std": h1.detach().float().std(0).mean()}
