@@ -1,4 +1,4 @@
-"""A training step hands the GPU its work and waits for none of it: the loop itself, loader aside."""
+"""A training step hands the GPU its work and waits for none of it. The loader is not part of it."""
 
 import sys
 from contextlib import contextmanager
@@ -58,7 +58,7 @@ def on_a_gpu():
 
 @contextmanager
 def on_a_cpu():
-    """What would wait on a GPU asks a tensor for its value. The kernels have CPU branches that do."""
+    """What would wait on a GPU asks a tensor for its value; kernels do so in branches for CPUs."""
 
     def watched(plain):
         def read(tensor, *rest):
