@@ -42,7 +42,7 @@ _SLACK = 1e-3  # cells that a bin may exceed n by and still get n samples: round
 def _samples(lo, hi, bins: tl.constexpr):
     # width of a bin in cells, samples along it
     width = tl.maximum(hi - lo, 0.0) / bins
-    count = tl.maximum(tl.ceil(width - 0.001), 1.0)
+    count = tl.maximum(tl.ceil(width - 0.001), 1.0)  # _SLACK
     return width, count
 
 
@@ -199,7 +199,7 @@ def _crop_align_kernel(
                     mask=inside[:, None] & (c < C)[None, :],
                 )  # fmt: skip
         if again == 0:
-            length = tl.maximum(tl.sqrt(norm_s), 1e-8)
+            length = tl.maximum(tl.sqrt(norm_s), 1e-8)  # _EPS
             length_t = tl.maximum(tl.sqrt(norm_t), 1e-8)
             cosine = both / (length * length_t)
             tl.store(cosine_ptr + place * BINS * BINS + o, cosine, mask=inside)

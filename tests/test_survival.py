@@ -156,6 +156,8 @@ def expect_close(folder, other):
         (3, SGD),
         (2, FSDP),
         (3, [*FSDP, "--model.checkpoint-activations"]),
+        pytest.param(2, [*FSDP, "--train.compile"], marks=pytest.mark.slow),
+        pytest.param(2, [*SGD, "--train.compile"], marks=pytest.mark.slow),
     ],
 )
 def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, processes, options):
@@ -164,7 +166,21 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
     done = run("--run-dir", folder, *options, "--max-steps", 8, processes=processes)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(folder)]  # said once
-    expect_close(folder, curves_of_one["sgd" if options is SGD else "adamw"])
+    expect_close(folder, curves_of_one["sgd" if "sgd" in options else "adamw"])
+
+
+@pytest.mark.parametrize("options", [ALONE, FSDP])
+def test_bfloat16_follows_the_curve_to_its_own_rounding(tmp_path, curves_of_one, options):
+    folder = tmp_path / "run"
+    bf16 = [*options[:-1], "bf16"]
+    done = run("--run-dir", folder, *bf16, "--max-steps", 8, processes=2)
+    assert done.returncode == 0, done.stderr
+    ours, exact = (
+        torch.tensor([[row["loss"], row["recon"]] for row in rows(path)])
+        for path in (folder, curves_of_one["adamw"])
+    )
+    torch.testing.assert_close(ours, exact, rtol=2e-2, atol=0)
+    assert not torch.equal(ours, exact)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import resources
 
-from fastequi.evaluate import findings, results
+from fastequi.evaluate import findings, sections
 from fastequi.evaluate.cards import PALETTE, badge, cards, letter
 from fastequi.evaluate.charts import Curve, curves
 from fastequi.evaluate.figures import Sheet
@@ -57,7 +57,7 @@ def page(
         notes: what else should be said, such as why there are no pictures.
         stamp: when and with which version it was written.
     """
-    sections = {
+    shown = {
         "runs": ("Runs", cards(runs, notes)),
         "training": ("Training", _training(runs)),
         "equivariance": ("What the features know of a transformation", _equivariance(runs)),
@@ -66,11 +66,11 @@ def page(
         "pictures": ("Pictures", _pictures(runs, sheets)),
         "settings": ("Settings", _settings(runs)),
     }
-    sections = {name: section for name, section in sections.items() if section[1]}
+    shown = {name: section for name, section in shown.items() if section[1]}
     title = ", ".join(run.name for run in runs)
     nav = tag(
         "nav",
-        *(tag("a", text(name.capitalize()), href=f"#{name}") for name in sections),
+        *(tag("a", text(name.capitalize()), href=f"#{name}") for name in shown),
         aria_label="Sections",
     )
     body = [
@@ -81,7 +81,7 @@ def page(
             id=name,
             aria_labelledby=f"{name}-heading",
         )
-        for name, (heading, inner) in sections.items()
+        for name, (heading, inner) in shown.items()
     ]
     css = resources.files("fastequi.evaluate").joinpath("report.css").read_text()
     head = tag(
@@ -179,7 +179,7 @@ def _equivariance(runs: Sequence[Run]) -> str:
         "fastequi eval equivariance RUN",
     )
     badges = [badge(i) if len(runs) > 1 else "" for i in range(len(runs))]
-    shown = findings.overview(runs, badges) + _by_run(runs, results.equivariance)
+    shown = findings.overview(runs, badges) + _by_run(runs, sections.equivariance)
     return (tag("p", text(_HOW), class_="note") if shown else "") + shown + lacking
 
 
@@ -190,7 +190,7 @@ def _classes(runs: Sequence[Run]) -> str:
         "kNN or linear probe",
         "fastequi eval knn RUN --data PATH",
     )
-    return _by_run(runs, results.classes) + lacking
+    return _by_run(runs, sections.classes) + lacking
 
 
 def _reconstruction(runs: Sequence[Run]) -> str:
@@ -204,7 +204,7 @@ def _reconstruction(runs: Sequence[Run]) -> str:
         "PSNR, SSIM and spectra",
         "fastequi eval reconstruct RUN",
     )
-    return _by_run(runs, lambda run, _: results.reconstruction(run)) + lacking
+    return _by_run(runs, lambda run, _: sections.reconstruction(run)) + lacking
 
 
 def _pictures(runs: Sequence[Run], sheets: dict[str, dict[str, Sheet]]) -> str:
@@ -233,7 +233,7 @@ def _settings(runs: Sequence[Run]) -> str:
         heading = f"Every setting of {text(run.name)}"
         mark = f"{badge(i)} " if len(runs) > 1 else ""
         parts.append(tag("details", tag("summary", mark + heading), listing))
-    others = _by_run(runs, lambda run, _: results.others(run))
+    others = _by_run(runs, lambda run, _: sections.others(run))
     return "".join(parts) + (tag("h3", "Other results") + others if others else "")
 
 
