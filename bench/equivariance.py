@@ -2,9 +2,11 @@
 
     python -m bench.equivariance --data FOLDER --out FOLDER
 
+A GPU takes `--recipe tir_vicreg_vits16 --size 96 --batch 256`: ViT-S/16, as the paper has it.
+
 Rows: the pixels, a random initialisation, VICReg, and VICReg with TIR along five paths and K steps;
 columns: R² of five transformations and of one out of range, on photographs no row has seen. Every
-row has the same encoder, images, batches and number of steps, the recipe being the demo's; every
+row has the same encoder, images, batches and number of steps, those of the demo by default; every
 table is made for several seeds of everything. What is finished lies in --out and is not made again.
 
 The printed table is of one kind of features and one probe at a time, so that no row is helped by a
@@ -42,28 +44,37 @@ from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
 FAMILIES = ("rotation", "translation", "se2", "color", "blur")
-RANGES = PathConfig(degrees=45.0, pixels=21.0)  # the demo's: 3 px of 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHOWN = (("patch", "token"), ("z_equi", "token"), ("patch", "mlp, mean token"))
 
 
-def config_of(row: str, seed: int, steps: int, files: int) -> Config:
+def base_of(recipe: str = "demo", size: int = 0, batch: int = 0) -> Config:
+    """A recipe of TIR on VICReg with views of `size` px in batches of `batch`; 0: its own."""
+    config = RECIPES[recipe]()
+    data = config.data
+    if size:
+        margin = round((data.source_size - data.image_size) * size / data.image_size / 2) * 2
+        data = replace(data, image_size=size, source_size=size + margin)
+    return replace(config, data=replace(data, batch_size=batch or data.batch_size))
+
+
+def config_of(config: Config, row: str, seed: int, steps: int, files: int) -> Config:
     """A row's run: "VICReg", or "TIR se2 K=2".
 
     Args:
+        config: of :func:`base_of`, with the paths' ranges.
         row: its name.
         seed: of weights and data.
         steps: of the optimiser, the schedule's length.
         files: of the training set, whose repeats make an epoch of about that many steps.
     """
-    config = RECIPES["demo"]()
     data, method = config.data, config.method
     if row == "VICReg":
-        path = replace(RANGES, family="se2", degrees=0.0, pixels=0.0)
+        path = replace(config.path, family="se2", degrees=0.0, pixels=0.0)
         method = replace(method, num_steps=0, equi_dim=0)
     else:
         _, family, steps_text = row.split()
-        path = replace(RANGES, family=family)  # type: ignore[arg-type]
+        path = replace(config.path, family=family)  # type: ignore[arg-type]
         method = replace(method, num_steps=int(steps_text.removeprefix("K=")))
         if family == "blur":  # a blurred image is as large as it was
             data = replace(data, source_size=data.image_size)
@@ -83,11 +94,11 @@ def rows(families: Sequence[str], ks: Sequence[int]) -> list[str]:
     return ["VICReg", *(f"TIR {family} K={k}" for family in families for k in ks)]
 
 
-def trained(row: str, seed: int, steps: int, source: Source, out: Path) -> Path:
+def trained(base: Config, row: str, seed: int, steps: int, source: Source, out: Path) -> Path:
     """A row's finished run; trained unless it is there."""
     run = out / f"seed{seed}" / row.replace(" ", "_")
     if not (run / "model.safetensors").is_file():
-        config = config_of(row, seed, steps, len(source))
+        config = config_of(base, row, seed, steps, len(source))
         start = time.monotonic()
         pretrain(config, source, run, resume=(run / "checkpoints").is_dir(), max_steps=steps)
         (run / "seconds.json").write_text(json.dumps(time.monotonic() - start))
@@ -95,7 +106,12 @@ def trained(row: str, seed: int, steps: int, source: Source, out: Path) -> Path:
 
 
 def judged(
-    runs: Mapping[str, Path], train: Source, test: Source, budget: Budget, file: Path
+    runs: Mapping[str, Path],
+    ranges: PathConfig,
+    train: Source,
+    test: Source,
+    budget: Budget,
+    file: Path,
 ) -> dict[str, Report]:
     """The tables of one seed's runs, written as they come; a task that is there is kept."""
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
@@ -106,7 +122,7 @@ def judged(
         name: replace(encoder, names=tuple(n for n in encoder.names if n in ("patch", "z_equi")))
         for name, encoder in encoders.items()
     }
-    for name, task in tasks(FAMILIES, RANGES).items():
+    for name, task in tasks(FAMILIES, ranges).items():
         if name in found:
             continue
 
@@ -171,6 +187,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of photographs; the embedded ones else")
     parser.add_argument("--out", type=Path, required=True, help="runs and results; goes on there")
     parser.add_argument("--json", type=Path, help="where the results go besides")
+    parser.add_argument("--recipe", default="demo", choices=("demo", "tir_vicreg_vits16"))
+    parser.add_argument("--size", type=int, default=0, help="of a view; the recipe's else")
+    parser.add_argument("--batch", type=int, default=0, help="images; the recipe's else")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--k", nargs="+", type=int, default=(1, 2, 3))
@@ -183,6 +202,7 @@ def main() -> None:
     options = parser.parse_args()
     train, test = photographs(options.data)
     names = rows(options.families, options.k)
+    base = base_of(options.recipe, options.size, options.batch)
     document: dict[str, Any] = {
         "command": "python -m bench.equivariance " + " ".join(sys.argv[1:]),
         "commit": commit(),
@@ -192,12 +212,14 @@ def main() -> None:
         "seeds": [],
     }
     for seed in options.seeds:
-        runs = {row: trained(row, seed, options.steps, train, options.out) for row in names}
+        runs = {row: trained(base, row, seed, options.steps, train, options.out) for row in names}
         fit = Fit(epochs=options.epochs, seeds=1, seed=seed, dtype=DTYPES[options.dtype])
         budget = Budget(options.train_pairs, options.test_pairs, tuple(options.probes), fit, seed)
         document["budget"] = {**dataclasses.asdict(budget), "fit": dataclasses.asdict(fit)}
         document["budget"]["fit"]["dtype"] = str(fit.dtype)
-        found = judged(runs, train, test, budget, options.out / f"seed{seed}" / "tasks.json")
+        found = judged(
+            runs, base.path, train, test, budget, options.out / f"seed{seed}" / "tasks.json"
+        )
         seconds = {row: json.loads((run / "seconds.json").read_text()) for row, run in runs.items()}
         document["seeds"].append({"seed": seed, "seconds": seconds, "tasks": found})
         for file in filter(None, (options.out / "equivariance.json", options.json)):

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.equivariance import DTYPES, FAMILIES, RANGES
+from bench.equivariance import DTYPES, FAMILIES, base_of
 from bench.report import commit
 from fastequi.data.splits import photographs
 from fastequi.doctor import machine
@@ -63,7 +63,7 @@ def main() -> None:
     reports: dict[int, Report] = {}
     for n in options.pairs:
         budget = Budget(n, options.test_pairs, tuple(options.probes), fit)
-        chosen = tasks([options.task], RANGES)
+        chosen = tasks([options.task], base_of().path)
         reports[n] = score_tasks(encoders, train, test, chosen, budget)[options.task]
         print(f"{n:,} pairs judged", flush=True)
     print(curve(reports))

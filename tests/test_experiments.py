@@ -2,13 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 pytest.importorskip("nvidia.dali")
 
 from bench import equivariance, probe_pairs
-from bench.equivariance import config_of
+from bench.equivariance import base_of, config_of
+from fastequi.build import build
+from fastequi.dryrun import synthetic
 
 SHORT = ["--test-pairs", "20", "--epochs", "1", "--probes", "token", "mlp"]
 
@@ -30,13 +34,24 @@ def out(tmp_path_factory):
 
 def test_all_rows_share_encoder_images_and_steps():
     names = "VICReg", "TIR se2 K=3", "TIR blur K=1"
-    base, one, blur = (config_of(name, seed=0, steps=100, files=8) for name in names)
+    base, one, blur = (config_of(base_of(), name, seed=0, steps=100, files=8) for name in names)
     for config in (base, one, blur):
         assert (config.model, config.optim) == (base.model, base.optim)
         assert (config.data.batch_size, config.data.repeat) == (64, base.data.repeat)
     assert (base.method.num_steps, one.method.num_steps, blur.method.num_steps) == (0, 3, 1)
     assert (base.path.degrees, base.path.pixels) == (0, 0)  # its second view is untransformed
     assert (one.path.degrees, one.path.family, blur.path.family) == (45, "se2", "blur")
+
+
+@pytest.mark.parametrize("row", ["VICReg", "TIR translation K=2", "TIR blur K=1"])
+def test_the_papers_encoder_at_another_size(row):
+    config = config_of(base_of("tir_vicreg_vits16", size=96, batch=8), row, 0, 10, 31)
+    assert (config.data.image_size, config.data.batch_size) == (96, 8)
+    assert (config.model.name, config.model.patch_size) == ("vit_small", 16)
+    small = replace(config, model=replace(config.model, depth=1))
+    loss = build(small)(synthetic(small, 2, torch.device("cpu")))["loss"]
+    assert loss.isfinite()
+    loss.backward()
 
 
 def test_every_row_is_judged_at_every_task_beside_its_floors(out):
