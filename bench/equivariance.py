@@ -135,6 +135,22 @@ def judged(
     return found
 
 
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Notes in `out` what its results are of.
+
+    Raises:
+        ValueError: they are of other settings than these; names those.
+    """
+    file = out / "settings.json"
+    settings = json.loads(json.dumps(settings, default=str))
+    known = json.loads(file.read_text()) if file.is_file() else settings
+    other = [f"{name} {known.get(name)}" for name in settings if known.get(name) != settings[name]]
+    if other:
+        raise ValueError(f"--out: {out} holds results of {', '.join(other)}; take another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1) + "\n")
+
+
 def tables(document: Mapping[str, Any]) -> str:
     """Markdown: for each kind of features and probe, rows by tasks."""
     seeds = [entry["tasks"] for entry in document["seeds"]]
@@ -203,6 +219,9 @@ def main() -> None:
     train, test = photographs(options.data)
     names = rows(options.families, options.k)
     base = base_of(options.recipe, options.size, options.batch)
+    each = {"out", "json", "seeds"}  # may differ between processes that share the work
+    settings = {name: value for name, value in vars(options).items() if name not in each}
+    claim(options.out, settings | {"images": train.fingerprint()})
     document: dict[str, Any] = {
         "command": "python -m bench.equivariance " + " ".join(sys.argv[1:]),
         "commit": commit(),
@@ -217,9 +236,8 @@ def main() -> None:
         budget = Budget(options.train_pairs, options.test_pairs, tuple(options.probes), fit, seed)
         document["budget"] = {**dataclasses.asdict(budget), "fit": dataclasses.asdict(fit)}
         document["budget"]["fit"]["dtype"] = str(fit.dtype)
-        found = judged(
-            runs, base.path, train, test, budget, options.out / f"seed{seed}" / "tasks.json"
-        )
+        file = options.out / f"seed{seed}" / "tasks.json"
+        found = judged(runs, base.path, train, test, budget, file)
         seconds = {row: json.loads((run / "seconds.json").read_text()) for row, run in runs.items()}
         document["seeds"].append({"seed": seed, "seconds": seconds, "tasks": found})
         for file in filter(None, (options.out / "equivariance.json", options.json)):

@@ -85,6 +85,12 @@ def test_what_is_finished_is_not_made_again(out, monkeypatch):
     assert json.loads((out / "equivariance.json").read_text())["seeds"] == before["seeds"]
 
 
+def test_results_of_other_settings_are_not_mixed(out, monkeypatch):
+    few = ["--steps", 3, "--families", "blur", "--k", 2, "--seeds", 1, "--train-pairs", 60]
+    with pytest.raises(ValueError, match=r"--out: .* holds results of steps 2; take another"):
+        call(equivariance.main, monkeypatch, "--out", out, *few, *SHORT)
+
+
 def test_the_curve_over_pairs(out, monkeypatch, tmp_path, capsys):
     run, base = out / "seed1" / "TIR_blur_K=2", out / "seed1" / "VICReg"
     few = ["--task", "blur", "--pairs", 30, 60, "--json", tmp_path / "curve.json", *SHORT]
