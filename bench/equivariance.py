@@ -54,7 +54,7 @@ def base_of(recipe: str = "demo", size: int = 0, batch: int = 0) -> Config:
     data = config.data
     if size:
         margin = round((data.source_size - data.image_size) * size / data.image_size / 2) * 2
-        data = replace(data, image_size=size, source_size=size + margin)
+        data = data.resized(size, size + margin)
     return replace(config, data=replace(data, batch_size=batch or data.batch_size))
 
 
@@ -77,7 +77,7 @@ def config_of(config: Config, row: str, seed: int, steps: int, files: int) -> Co
         path = replace(config.path, family=family)  # type: ignore[arg-type]
         method = replace(method, num_steps=int(steps_text.removeprefix("K=")))
         if family == "blur":  # a blurred image is as large as it was
-            data = replace(data, source_size=data.image_size)
+            data = data.resized(data.image_size, data.image_size)
     per_file = data.samples_per_decode
     repeat = -(-steps * data.batch_size // (files * per_file))
     return replace(
@@ -100,7 +100,7 @@ def trained(base: Config, row: str, seed: int, steps: int, source: Source, out: 
     if not (run / "model.safetensors").is_file():
         config = config_of(base, row, seed, steps, len(source))
         start = time.monotonic()
-        pretrain(config, source, run, resume=(run / "checkpoints").is_dir(), max_steps=steps)
+        pretrain(config, source, run, resume=(run / "config.json").is_file(), max_steps=steps)
         (run / "seconds.json").write_text(json.dumps(time.monotonic() - start))
     return run
 

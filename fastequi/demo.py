@@ -116,7 +116,7 @@ def _one_per_photo(
 ) -> dict[str, torch.Tensor]:
     """Of every photograph the image that turns most and shows most: worth looking at."""
     ids = torch.cat([batch.sample_ids for batch in batches])
-    photo = ids // (config.data.repeat * config.data.samples_per_decode)
+    photo = ids // config.data.samples_per_file
     turn = torch.cat([batch.path for batch in batches])[:, 0].abs().cpu()
     score = turn * parts["v1"].std((1, 2, 3)).cpu()
     pick = [torch.where(photo == p, score, -1.0).argmax() for p in photo.unique()]
@@ -126,4 +126,5 @@ def _one_per_photo(
 
 def _pairs(config: Config, region: Region, n: int, device: torch.device, seed: int) -> Pairs:
     with path_loader(config, embedded_photos(region), device, seed) as loader:
-        return collect_pairs(loader, config.path.build(), views_of(config), n)
+        each = loader.cfg.samples_per_file
+        return collect_pairs(loader, config.path.build(), views_of(config), n, each)

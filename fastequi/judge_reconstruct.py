@@ -47,7 +47,7 @@ def judge(
     console, found = Console(), {}
     with path_loader(config, source, encoder.device, seed) as loader:
         if method.decoder is not None:
-            found = quality(method, loader, images)
+            found = quality(method, loader, images, loader.cfg.samples_per_file)
     if found:
         console.print(_quality_table(found))
     else:

@@ -32,7 +32,8 @@ def test_pairs_are_the_window_and_its_transform_with_labels_in_unit_range():
     centre = torch.full((24, 24), 30.0)
     centre[10:14, 4:22] = 220
     expected = (centre[4:20, 4:20] / 255 - 0.5) / 0.25
-    torch.testing.assert_close(pairs.before[0, 0], expected)
+    assert pairs.before.dtype == pairs.after.dtype == torch.float16
+    torch.testing.assert_close(pairs.before[0, 0], expected.half())
     assert pairs.params[:, 0].abs().max() <= 1
     assert pairs.params[:, 0].std() > 0.4
     still = pairs.params[:, 0].abs().argmin()
@@ -51,9 +52,9 @@ def test_a_blurred_twin_is_cut_from_the_blurred_window():
     sigma = pairs.params * 0.95 + 1.05
     torch.testing.assert_close(sigma, batch.path)
     whole = gaussian_blur(batch.u, sigma[:, 0], mean=VIEWS.mean, std=VIEWS.std)
-    torch.testing.assert_close(pairs.after, whole[..., 4:20, 4:20])
+    torch.testing.assert_close(pairs.after, whole[..., 4:20, 4:20].half())
     sharp = gaussian_blur(batch.u, torch.zeros(64), mean=VIEWS.mean, std=VIEWS.std)
-    torch.testing.assert_close(pairs.before, sharp[..., 4:20, 4:20])
+    torch.testing.assert_close(pairs.before, sharp[..., 4:20, 4:20].half())
     with pytest.raises(ValueError, match="even margin, got 9"):
         collect_pairs([batch], path, Views(15, 24, VIEWS.mean, VIEWS.std), 64)
 

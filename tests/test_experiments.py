@@ -41,6 +41,11 @@ def test_all_rows_share_encoder_images_and_steps():
     assert (base.method.num_steps, one.method.num_steps, blur.method.num_steps) == (0, 3, 1)
     assert (base.path.degrees, base.path.pixels) == (0, 0)  # its second view is untransformed
     assert (one.path.degrees, one.path.family, blur.path.family) == (45, "se2", "blur")
+    assert blur.data.source_size == 32  # a blurred image is as large as it was
+    for config in (base, one, blur, base_of(size=64)):  # pixels of a photograph behind one's own
+        for view in (config.data.a1, config.data.a2):
+            low, high = (256 * side / config.data.source_size for side in view.side)
+            assert (low, high) == pytest.approx((1, 77 / 48))
 
 
 @pytest.mark.parametrize("row", ["VICReg", "TIR translation K=2", "TIR blur K=1"])

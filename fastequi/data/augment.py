@@ -173,9 +173,26 @@ class ViewConfig:
             _expect(least >= 0 and aug.area[0] >= 4 * least, f"{name}.area", what, aug.area)
 
     @property
+    def samples_per_file(self) -> int:
+        """Sample ids of an image in an epoch: id // samples_per_file is its place in the source."""
+        return self.repeat * self.samples_per_decode
+
+    @property
     def overlaps(self) -> bool:
         """Whether a batch says what its views have in common."""
         return self.turns or max(self.overlap) > 0
+
+    def resized(self, image_size: int, source_size: int) -> ViewConfig:
+        """Views of other sizes that show photographs at the same scale: windows grow with u."""
+
+        def scaled(aug: Augment) -> Augment:
+            if aug.side is None:
+                return aug
+            low, high = (side * source_size / self.source_size for side in aug.side)
+            return replace(aug, side=(low, high))
+
+        a1, a2 = scaled(self.a1), scaled(self.a2)
+        return replace(self, image_size=image_size, source_size=source_size, a1=a1, a2=a2)
 
     def plain(self) -> ViewConfig:
         """The same windows of both views without augmentation, for evaluation."""

@@ -20,24 +20,18 @@ from rich.table import Table
 from torch import Tensor
 
 from fastequi.evaluate.encoders import Features
+from fastequi.evaluate.intervals import middle95, resampled_r2
 from fastequi.evaluate.pairs import Pairs, joined
-from fastequi.evaluate.probes import (
-    Fit,
-    middle95,
-    mlp_probe,
-    pooled_r2,
-    r2,
-    resampled_r2,
-    ridge_probe,
-    token_probe,
-)
+from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe, token_probe
 
 PROBES = ("token", "mlp", "ridge")
 
 # The MLP and ridge get raw pixels averaged to this grid, the strongest floor of those tried: on a
 # validation part an MLP on 8x8, 16x16 and all 32x32 pixels read the angle's R² as .83, .77, .73.
 _RAW_GRID = 8
-_DRAWS = 200  # of the bootstrap
+RAW_SIZE = 64  # px: larger images are averaged to it before their pixels are patches
+_DRAWS = 1000  # of the bootstrap
+_BATCH = 1000  # pairs at a time
 
 
 @dataclass(frozen=True)
@@ -45,9 +39,10 @@ class Score:
     """One row: what one probe reads from one kind of features of the test pairs.
 
     Attributes:
-        r2, low, high, error: per parameter: R², its 95 % bootstrap interval, and the median
-            absolute error in the parameter's unit; all of them means over the probe's seeds.
-        mean_low, mean_high: 95 % bootstrap interval of the mean R².
+        r2, low, high: per parameter: R², a mean over the probe's seeds, and its 95 % interval over
+            photographs, see `fastequi.evaluate.intervals`.
+        error: the median absolute error of all seeds, in the parameter's unit.
+        mean_low, mean_high: 95 % interval of the mean R².
         pooled: R² of all parameters as one (SIE's).
         seeds: the mean R² of every seed; ridge has one value.
     """
@@ -80,11 +75,13 @@ class Report:
     Attributes:
         names: of the path's parameters.
         train_pairs, test_pairs: how many the probes were fitted and judged on.
+        photographs: that the test pairs are from.
     """
 
     names: tuple[str, ...]
     train_pairs: int
     test_pairs: int
+    photographs: int
     scores: tuple[Score, ...]
 
     def best(self, features: str) -> Score:
@@ -105,10 +102,9 @@ class Report:
         Behind ± stands the standard deviation of the mean R² over the probes' seeds.
         """
         seeds = max((len(score.seeds) for score in self.scores), default=1)
-        pairs = f"{self.train_pairs:,} / {self.test_pairs:,} pairs"
-        table = Table(
-            title=f"{title}, {pairs}, {seeds} seeds", padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD
-        )
+        pairs = f"{self.train_pairs:,} / {self.test_pairs:,} pairs, {self.photographs} test images"
+        title = f"{title}, {pairs}, {seeds} seeds"
+        table = Table(title=title, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
         table.add_column("features", no_wrap=True)
         table.add_column("probe", no_wrap=True)
         first, *others = self.names
@@ -127,13 +123,17 @@ class Report:
 
 @torch.no_grad()
 def pair_tokens(
-    features: Features, names: Sequence[str], pairs: Pairs, pooled: bool = False, batch: int = 1000
+    features: Features,
+    names: Sequence[str],
+    pairs: Pairs,
+    pooled: bool = False,
+    batch: int = _BATCH,
 ) -> dict[str, Tensor]:
     """Tokens of both images side by side: name to [N, L, 2·D], [N, 1, 2·D] if `pooled`."""
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(pairs), batch):
         part = slice(start, start + batch)
-        first, second = features(pairs.before[part]), features(pairs.after[part])
+        first, second = (features(x[part].float()) for x in (pairs.before, pairs.after))
         for name in names:
             both = torch.cat([first[name], second[name]], -1).float()
             parts.setdefault(name, []).append(both.mean(1, keepdim=True) if pooled else both)
@@ -184,7 +184,7 @@ def evaluate(
         if "ridge" in probes:
             judge(label, f"ridge{pooling}", ridge_probe(pooled[0], y, pooled[1])[None])
     return [
-        Report(train.names, len(train), len(test), tuple(scores))
+        Report(train.names, len(train), len(test), len(test.photographs.unique()), tuple(scores))
         for test, scores in zip(tests, rows, strict=True)
     ]
 
@@ -201,20 +201,15 @@ def _rows(
     on_row: Callable[[str], None],
 ) -> Iterator[tuple[str, str, _Split | None, _Split]]:
     """What is probed: (label, how it was pooled, tokens if there are several, pooled features)."""
-    raw = {
-        "transformed image alone": (train.after, test.after),
-        "raw pair": (
-            torch.cat([train.before, train.after], 1),
-            torch.cat([test.before, test.after], 1),
-        ),
-    }
-    for label, (x, x_test) in raw.items():
+    for label, which in (("transformed image alone", (1,)), ("raw pair", (0, 1))):
         on_row(label)
-        patches = _patches(x, patch_size), _patches(x_test, patch_size)
-        yield label, "", patches, (_grid(x), _grid(x_test))
-    del raw, x, x_test, patches
+        patches = [_batchwise(pairs, which, _patches, patch_size) for pairs in (train, test)]
+        grid = [_batchwise(pairs, which, _grid) for pairs in (train, test)]
+        yield label, "", (patches[0], patches[1]), (grid[0], grid[1])
+    del patches, grid
     on_row("pixel statistics")
-    yield "pixel statistics", "", None, (_statistics(train), _statistics(test))
+    told = [_batchwise(pairs, (0, 1), _statistics) for pairs in (train, test)]
+    yield "pixel statistics", "", None, (told[0], told[1])
     pooled = "token" not in probes
     for label, (features, names) in encoders.items():
         on_row(label)
@@ -243,7 +238,7 @@ def summary(reports: Mapping[str, Report]) -> Table:
 def _score(features: str, probe: str, pred: Tensor, test: Pairs) -> Score:
     """Of predictions [S, N, P] for a test set's pairs."""
     pred, target = pred.cpu(), test.params.cpu()
-    drawn = resampled_r2(pred, target, _DRAWS)
+    drawn = resampled_r2(pred, target, test.photographs, _DRAWS)
     low, high = middle95(drawn)
     mean_low, mean_high = middle95(drawn.mean(1))
     per_seed = r2(pred, target)
@@ -262,23 +257,37 @@ def _score(features: str, probe: str, pred: Tensor, test: Pairs) -> Score:
     )
 
 
+def _batchwise(
+    pairs: Pairs, which: Sequence[int], read: Callable[..., Tensor], *options: Any
+) -> Tensor:
+    """[N, ...] of `read`, which gets some pairs at a time, their images stacked as channels."""
+    both = pairs.before, pairs.after
+    batches = zip(*(both[i].split(_BATCH) for i in which), strict=True)
+    return torch.cat([read(torch.cat(images, 1).float(), *options) for images in batches])
+
+
 def _grid(images: Tensor) -> Tensor:
     """[N, C, H, W] averaged to at most 8x8, flattened."""
     return F.adaptive_avg_pool2d(images, min(_RAW_GRID, images.shape[-1])).flatten(1)
 
 
 def _patches(images: Tensor, patch: int) -> Tensor:
-    """[N, C, H, W] to [N, L, p·p·C]."""
+    """[N, C, H, W] to [N, L, p·p·C]; of images above 64 px as many patches of fewer pixels."""
+    size = images.shape[-1]
+    if size > RAW_SIZE:
+        each = max(RAW_SIZE * patch // size, 1)
+        images = F.adaptive_avg_pool2d(images, size // patch * each)
+        patch = each
     return F.unfold(images, patch, stride=patch).transpose(1, 2)
 
 
-def _statistics(pairs: Pairs) -> Tensor:
+def _statistics(images: Tensor) -> Tensor:
     """[N, 42] of both images: mean and deviation of every channel; as logarithms the variance of
     the channels' differences (colourfulness) and the mean square of the differences between pixels
     1 and 2 apart (sharpness).
     """
     found = []
-    for x in (pairs.before, pairs.after):
+    for x in images.chunk(2, 1):
         found += [x.mean((2, 3)), x.std((2, 3)), _log((x - x.roll(1, 1)).var((2, 3)))]
         for apart in (1, 2):
             across, down = x[..., apart:] - x[..., :-apart], x[..., apart:, :] - x[..., :-apart, :]

@@ -25,11 +25,12 @@ class Pairs:
     """Images and their transformed twins.
 
     Attributes:
-        before, after: [N, 3, H, W], normalised.
+        before, after: [N, 3, H, W], normalised, float16: 24,000 pairs of 224 px take 14 GB.
         params: [N, P] of the transformation, from the middle of their ranges and over their
             half-widths: in [-1, 1].
         names: of the parameters.
         scales: their half-widths, in their units.
+        photographs: [N] int64 on the CPU, which photograph each pair is from.
     """
 
     before: Tensor
@@ -37,24 +38,35 @@ class Pairs:
     params: Tensor
     names: tuple[str, ...]
     scales: tuple[float, ...]
+    photographs: Tensor
 
     def __len__(self) -> int:
         return len(self.params)
 
 
-def collect_pairs(batches: Iterable[Batch], path: Path, views: Views, n: int) -> Pairs:
+def collect_pairs(
+    batches: Iterable[Batch], path: Path, views: Views, n: int, samples_per_file: int = 1
+) -> Pairs:
     """The first n pairs of un-augmented batches: the view in u as it is, and transformed.
+
+    Args:
+        batches: as the loader makes them.
+        path: the transformation whose parameters they carry.
+        views: their geometry.
+        n: how many.
+        samples_per_file: sample ids of each photograph, `ViewConfig.samples_per_file`.
 
     Raises:
         ValueError: fewer than n images.
     """
     middle, scales = _ranges(path, views.image_size)
-    before, after, params = [], [], []
+    before, after, params, photographs = [], [], [], []
     count = 0
     for batch in batches:
-        both = _both(batch, path, views)
+        both = _both(batch, path, views).half()
         before.append(both[:, 0])
         after.append(both[:, 1])
+        photographs.append(batch.sample_ids // samples_per_file)
         shift, scale = (torch.tensor(v, device=batch.path.device) for v in (middle, scales))
         params.append((batch.path - shift) / scale)
         count += len(batch)
@@ -62,8 +74,8 @@ def collect_pairs(batches: Iterable[Batch], path: Path, views: Views, n: int) ->
             break
     if count < n:
         raise ValueError(f"batches: expected at least {n} images, got {count}")
-    images = torch.cat(before)[:n], torch.cat(after)[:n]
-    return Pairs(*images, torch.cat(params)[:n], path.names, scales)
+    images, labels = (torch.cat(before)[:n], torch.cat(after)[:n]), torch.cat(params)[:n]
+    return Pairs(*images, labels, path.names, scales, torch.cat(photographs)[:n])
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
@@ -71,8 +83,11 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
     first = parts[0]
     if len(parts) == 1:
         return first
-    before, after = (torch.cat([getattr(p, name) for p in parts]) for name in ("before", "after"))
-    return Pairs(before, after, torch.cat([p.params for p in parts]), first.names, first.scales)
+    before, after, params, photographs = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("before", "after", "params", "photographs")
+    )
+    return Pairs(before, after, params, first.names, first.scales, photographs)
 
 
 def _ranges(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -52,35 +52,6 @@ def pooled_r2(pred: Tensor, target: Tensor) -> float:
     return (1 - residual / (target - target.mean()).square().sum()).item()
 
 
-def bootstrap(
-    pred: Tensor, target: Tensor, draws: int = 1000, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """95 % interval of :func:`resampled_r2`: (low [P], high [P])."""
-    return middle95(resampled_r2(pred, target, draws, seed))
-
-
-def resampled_r2(pred: Tensor, target: Tensor, draws: int = 1000, seed: int = 0) -> Tensor:
-    """[draws, P] of :func:`r2`, averaged over seeds, when the test pairs are drawn again.
-
-    Args:
-        pred: [S, N, P] of S probes, or [N, P].
-        target: [N, P].
-    """
-    generator = torch.Generator().manual_seed(seed)
-    n = len(target)
-    scores = torch.empty(draws, target.shape[1])
-    for i in range(draws):
-        pick = torch.randint(n, (n,), generator=generator)
-        scores[i] = r2(pred[..., pick, :], target[pick]).view(-1, target.shape[1]).mean(0)
-    return scores
-
-
-def middle95(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """What 95 % of the draws [draws, ...] lie between."""
-    low, high = scores.quantile(torch.tensor([0.025, 0.975]), 0)
-    return low, high
-
-
 def ridge_probe(
     x: Tensor, y: Tensor, x_test: Tensor, penalties: Sequence[float] = _PENALTIES
 ) -> Tensor:
@@ -179,9 +150,14 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, fit: Fit) -> 
 
 
 def standardise(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero mean and unit deviation per channel (last axis), by the training set's figures."""
+    """Zero mean and unit deviation per channel (last axis), by the training set's figures.
+
+    What does not change over the training set is only centred: whatever it is on the test set must
+    not be blown up.
+    """
     axes = tuple(range(x.ndim - 1))
-    mean, scale = x.mean(axes), x.std(axes) + 1e-6
+    mean, scale = x.mean(axes), x.std(axes)
+    scale = torch.where(scale > 1e-6, scale, 1.0)
     return (x - mean) / scale, (x_test - mean) / scale
 
 

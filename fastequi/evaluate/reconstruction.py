@@ -17,6 +17,7 @@ from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
+from fastequi.evaluate.intervals import middle95, resampled_mean
 from fastequi.methods.tir import TIR
 
 _BATCH = 64
@@ -26,7 +27,8 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 def psnr(pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Peak signal-to-noise ratio in dB of normalised images [..., 3, H, W], each in 0..1 first."""
-    difference = (_unit(pred, mean, std).clamp(0, 1) - _unit(target, mean, std)).square()
+    x, y = (_unit(images, mean, std).clamp(0, 1) for images in (pred, target))
+    difference = (x - y).square()
     return -10 * difference.mean((-1, -2, -3)).clamp(min=1e-10).log10()
 
 
@@ -80,7 +82,7 @@ class Quality:
     Attributes:
         predicted, nearer_view: means over images, of every step k = 1 .. K.
         gain: mean over images and steps of predicted - nearer_view.
-        low, high: its 95 % interval over images (1.96 standard errors).
+        low, high: its 95 % interval over photographs, see `fastequi.evaluate.intervals`.
     """
 
     predicted: tuple[float, ...]
@@ -103,10 +105,20 @@ def path_loader(config: Config, source: Source, device: torch.device, seed: int)
     return make_loader(source, data, config.path.build(), seed=seed, device=device)
 
 
-def quality(method: TIR, batches: Iterable[Batch], n: int) -> dict[str, Quality]:
-    """PSNR in dB and SSIM of the predictions for the first n images or a little more."""
+def quality(
+    method: TIR, batches: Iterable[Batch], n: int, samples_per_file: int = 1
+) -> dict[str, Quality]:
+    """PSNR in dB and SSIM of the predictions for the first n images or a little more.
+
+    Args:
+        method: with decoders.
+        batches: as :func:`path_loader` makes them.
+        n: images.
+        samples_per_file: sample ids of each photograph, `ViewConfig.samples_per_file`.
+    """
     mean, std = method.views.mean, method.views.std
     found: dict[str, list[Tensor]] = {}
+    photographs = []
     count = 0
     for batch in batches:
         views = method.reconstruct(batch)
@@ -115,15 +127,17 @@ def quality(method: TIR, batches: Iterable[Batch], n: int) -> dict[str, Quality]
         for name, measure in (("psnr", psnr), ("ssim", ssim)):
             both = [measure(x, target, mean, std).cpu() for x in (views["pred"], copied)]
             found.setdefault(name, []).append(torch.stack(both, 1))
+        photographs.append(batch.sample_ids // samples_per_file)
         count += len(batch)
         if count >= n:
             break
-    return {name: _quality(torch.cat(parts)) for name, parts in found.items()}
+    groups = torch.cat(photographs)
+    return {name: _quality(torch.cat(parts), groups) for name, parts in found.items()}
 
 
-def _quality(values: Tensor) -> Quality:
+def _quality(values: Tensor, photographs: Tensor) -> Quality:
     """Of [N, (predicted, nearer view), K]."""
     predicted, copied = values.mean(0).tolist()
     gains = (values[:, 0] - values[:, 1]).mean(1)
-    gain, half = gains.mean().item(), 1.96 * gains.std().item() / len(gains) ** 0.5
-    return Quality(tuple(predicted), tuple(copied), gain, gain - half, gain + half)
+    low, high = middle95(resampled_mean(gains, photographs))
+    return Quality(tuple(predicted), tuple(copied), gains.mean().item(), low.item(), high.item())

@@ -23,7 +23,7 @@ from fastequi.data.batch import Views
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
 from fastequi.evaluate.encoders import Encoder, Features
-from fastequi.evaluate.equivariance import PROBES, Report, evaluate
+from fastequi.evaluate.equivariance import PROBES, RAW_SIZE, Report, evaluate
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit
 from fastequi.philox import Draws
@@ -152,7 +152,7 @@ def score_tasks(
 
         def cut(source: Source, path: paths.Path, n: int, seed: int) -> Pairs:
             with window_loader(source, path, views, seed, first.device, budget.window) as loader:
-                return collect_pairs(loader, path, views, n)
+                return collect_pairs(loader, path, views, n, loader.cfg.samples_per_file)
 
         on_row(f"{name}: cutting pairs")
         fitted = cut(train, task.path, budget.train_pairs, 2 * budget.seed + 1)
@@ -234,16 +234,16 @@ def _check_memory(
     device: torch.device,
 ) -> None:
     """Refuses at once what would run out of memory after an hour."""
-    pixels = 2 * 3 * views.image_size**2
     image = torch.zeros(1, 3, views.image_size, views.image_size, device=device)
-    tokens = 0
+    tokens = [2 * 3 * min(views.image_size, RAW_SIZE) ** 2]  # of the raw pair
+    whole = "token" in budget.probes
     for features, names in judged.values():
         given = features(image)
-        whole = "token" in budget.probes
-        each = (given[n].numel() if whole else given[n].shape[-1] for n in names)
-        tokens = max(tokens, 2 * sum(each))
-    # at the peak: pairs with a copy as patches and one standardised, or pairs and tokens, likewise
-    needed = 4 * (budget.train_pairs + 2 * budget.test_pairs) * max(4 * pixels, pixels + 2 * tokens)
+        each = [2 * (given[n].numel() if whole else given[n].shape[-1]) for n in names]
+        tokens.append(sum(each) + max(each))  # all of them, one standardised
+    # beside them the pairs as 16-bit numbers
+    of_each = 2 * 2 * 3 * views.image_size**2 + 4 * max(tokens)
+    needed = (budget.train_pairs + 2 * budget.test_pairs) * of_each
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
