@@ -142,7 +142,9 @@ def _finish(folder: Path, temporary: Path, taken: Snapshot, keep: int) -> Path:
     if wrong:
         raise OSError(f"{final}: written, but {'; '.join(wrong)}")
     manifest.replace_text(folder / "latest", final.name)
-    for old in steps(folder)[keep:]:
+    found = steps(folder)
+    later = [other for other in found if step_of(other) > taken.step]  # damaged: it went back
+    for old in [*later, *found[len(later) + keep :]]:
         shutil.rmtree(old)
     return final
 
@@ -199,7 +201,8 @@ def step_of(checkpoint: Path) -> int:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first, whatever their state."""
-    return sorted(folder.glob("step_*"), reverse=True)
+    named = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    return sorted(named, key=step_of, reverse=True)
 
 
 def latest(folder: Path) -> Path | None:

@@ -8,7 +8,6 @@ put back. The host learns of it when it reads the metrics anyway.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 16  # sample ids in a message
+_NAMED = 256  # sample ids in a message
 
 
 class Guard:
@@ -27,22 +26,20 @@ class Guard:
         method: whose buffers go back when a step is not taken.
         limit: steps not taken in a row after which the run ends.
         group: processes that take a step together or not at all.
-        skipped: steps not taken before a resume.
 
     Attributes:
         skipped: steps not taken so far, as far as the host has read.
+        in_a_row: how many of them were the last ones.
     """
 
-    def __init__(
-        self, method: nn.Module, limit: int, group: ProcessGroup | None = None, skipped: int = 0
-    ) -> None:
+    def __init__(self, method: nn.Module, limit: int, group: ProcessGroup | None = None) -> None:
         self.buffers = [b for b in method.buffers() if b.is_floating_point()]
         self.saved = [b.clone() for b in self.buffers]
-        self.limit, self.group, self.skipped = limit, group, skipped
-        self.in_a_row = 0
+        self.limit, self.group = limit, group
+        self.skipped = self.in_a_row = 0
         self.losses: list[Tensor] = []
         self.ids: list[Tensor] = []
-        self.unread: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self.unread: list[tuple[int, Tensor, list[Tensor]]] = []
 
     def begin(self) -> None:
         """Before a step's first batch."""
@@ -62,13 +59,13 @@ class Guard:
             step: its number, for messages.
             norm: of all gradients; not finite if one of them is not.
         """
-        seen = torch.stack([*self.losses, norm.detach()]).isfinite().all()
-        mine = seen.to(torch.float32)
-        taken = mine
+        mine = torch.stack(self.losses).isfinite()
+        every = torch.stack([mine.all(), norm.detach().isfinite()]).to(torch.float32)
         if self.group is not None:
-            taken = mine.clone()
-            dist.all_reduce(taken, dist.ReduceOp.MIN, group=self.group)
-        self.unread.append((step, taken, mine, torch.cat(self.ids)))
+            dist.all_reduce(every, dist.ReduceOp.MIN, group=self.group)
+        taken = every.min()
+        flags = torch.cat([taken[None], every[:1], mine.to(torch.float32)])
+        self.unread.append((step, flags, self.ids))
         return taken
 
     def restore(self, taken: Tensor) -> None:
@@ -83,29 +80,29 @@ class Guard:
             FloatingPointError: `limit` in a row.
         """
         before = self.skipped
-        flags = _host([taken for _, taken, _, _ in self.unread])
-        own = _host([mine for _, _, mine, _ in self.unread])
-        for (step, _, _, ids), taken, mine in zip(self.unread, flags, own, strict=True):
+        told = torch.stack([flags for _, flags, _ in self.unread]).tolist() if self.unread else []
+        for (step, _, ids), (taken, losses, *mine) in zip(self.unread, told, strict=True):
             self.in_a_row = 0 if taken else self.in_a_row + 1
             if taken:
                 continue
             self.skipped += 1
-            if not mine:
-                shown = ", ".join(map(str, ids[:_NAMED].tolist()))
-                more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-                logger.warning(
-                    "step %d is not taken: its loss or gradient is not finite; samples %s%s",
-                    *(step, shown, more),
+            if losses:  # then it is not known whose
+                self._name(step, "gradient", torch.cat(ids))
+            elif not all(mine):
+                bad = [batch for batch, fine in zip(ids, mine, strict=True) if not fine]
+                self._name(step, "loss", torch.cat(bad))
+            if self.in_a_row >= self.limit:
+                raise FloatingPointError(
+                    f"{self.in_a_row} steps in a row had a loss or gradient that is not finite, "
+                    f"{self.skipped} in all; weights and checkpoints are those before them. "
+                    f"Lower the rate, or look at the samples named above"
                 )
         self.unread.clear()
-        if self.in_a_row >= self.limit:
-            raise FloatingPointError(
-                f"{self.in_a_row} steps in a row had a loss or gradient that is not finite, "
-                f"{self.skipped} in all; weights and checkpoints are those before them. "
-                f"Lower the rate, or look at the samples named above"
-            )
         return self.skipped - before
 
-
-def _host(flags: Sequence[Tensor]) -> list[bool]:
-    return [bool(flag) for flag in torch.stack(list(flags)).tolist()] if flags else []
+    def _name(self, step: int, what: str, ids: Tensor) -> None:
+        shown = ", ".join(map(str, ids[:_NAMED].tolist()))
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        logger.warning(
+            "step %d is not taken: its %s is not finite; samples %s%s", step, what, shown, more
+        )

@@ -80,7 +80,11 @@ def sgd(
     """SGD with Nesterov's momentum over :func:`param_groups`, which takes `rates`."""
     groups = param_groups(model, weight_decay, **rates)
     nesterov = momentum > 0
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    if momentum:  # the fused update leaves a first step's buffer unwritten where it is not taken
+        for param in filter(lambda p: p.requires_grad, model.parameters()):
+            optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+    return optimizer
 
 
 def schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
@@ -152,12 +156,18 @@ def lerp_(
     ours: list[Tensor], theirs: list[Tensor], weight: float, taken: Tensor | None = None
 ) -> None:
     """ours ← ours + weight · (theirs - ours), times `taken`, [] 1 or 0 on the device, if given."""
-    if taken is None:
-        torch._foreach_lerp_(ours, theirs, weight)
-        return
-    change = torch._foreach_sub(theirs, ours)
-    torch._foreach_mul_(change, weight * taken)
-    torch._foreach_add_(ours, change)
+    for in_parts in (False, True):  # which cannot be in one list with whole ones
+        pairs = zip(ours, theirs, strict=True)
+        mine = [(x, y) for x, y in pairs if isinstance(x, DTensor) is in_parts]
+        if not mine:
+            continue
+        x, y = map(list, zip(*mine, strict=True))
+        if taken is None:
+            torch._foreach_lerp_(x, y, weight)
+            continue
+        change = torch._foreach_sub(y, x)
+        torch._foreach_mul_(change, weight * taken)
+        torch._foreach_add_(x, change)
 
 
 class WeightAverage:

@@ -7,7 +7,7 @@ NCCL on GPUs and Gloo on CPUs; what hosts agree on, through Gloo in any case, so
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -81,6 +81,13 @@ class Processes:
         every = torch.stack(self.collect(own))
         kept = torch.where(every.isfinite(), every, torch.nan).nanmean(0).tolist()
         return {name: mean for name, mean in zip(values, kept, strict=True) if mean == mean}
+
+    def union(self, values: Iterable[int]) -> set[int]:
+        """Of every process's."""
+        mine = sorted(values)
+        longest = int(self.most([len(mine)])[0])
+        padded = torch.tensor(mine + [-1] * (longest - len(mine)), dtype=torch.int64)
+        return {value for part in self.collect(padded) for value in part.tolist()} - {-1}
 
     def collect(self, value: Tensor) -> list[Tensor]:
         """A CPU tensor of every process, by rank."""

@@ -139,6 +139,7 @@ def pretrain(
         if processes.first:
             unfinished = run_dir / ".model.safetensors.tmp"
             save_file(encoder, unfinished, {"format": "pt"})
+            manifest.sync(unfinished)
             unfinished.replace(run_dir / "model.safetensors")
         let_go(method)
     return method.eval()
@@ -200,12 +201,12 @@ class _Run:
         meter = Meter(self.config.data.batch_size)
         batches = meter.timed(iter(self.loader))
         params = [p for p in self.method.parameters() if p.requires_grad]
-        skipped = state.get("skipped", 0)
-        guard = Guard(self.method, train.max_skipped, self.processes.group, skipped)
+        guard = Guard(self.method, train.max_skipped, self.processes.group)
+        guard.skipped, guard.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
         self.method.train()
         with Notice() as notice:
             progress, asked = self._agree(clock, step, notice)
-            last = clock.done(step, progress) or asked
+            last = clock.done(step, progress) or bool(asked)
             while not last:
                 lr, decay = rates_at(progress, self.config)
                 schedule(self.optimizer, lr, decay)
@@ -229,24 +230,29 @@ class _Run:
                     self.average.update(self.method, taken)
                 meter.add({"grad_norm": norm})
                 progress, asked = self._agree(clock, step, notice)
-                last = clock.done(step, progress) or asked
-                due = [one for one in self.online if step % one.every == 0 or last]
-                if step % train.log_every == 0 or last or step == 1 or due:
+                last = clock.done(step, progress) or bool(asked)
+                looks_due = self._looks_due(step, last)
+                saves = last or (train.checkpoint_every and step % train.checkpoint_every == 0)
+                logs = step % train.log_every == 0 or last or step == 1 or looks_due
+                if logs or saves:  # all processes do so at the same steps
                     guard.read()
+                    self.loader.leave_out(self.processes.union(self.loader.left_out))
+                if logs:
                     when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
                     means = self.processes.mean(meter.read())
                     lost = {"skipped": guard.skipped, "quarantined": len(self.loader.quarantined)}
                     row = {**when, "lr": lr, **means, **lost}
-                    if due:
+                    if due := [one for one in self.online if one.every in looks_due]:
                         start = time.monotonic()
                         row |= look(due, self.method, self.config)
                         for watch in (clock, meter):
                             watch.skip(time.monotonic() - start)
                     self.log.write(row)
                     self.bar.show(progress, clock.left(step), row)
-                if last or (train.checkpoint_every and step % train.checkpoint_every == 0):
-                    self._save(step, clock.seconds(), guard.skipped)
+                if saves:
+                    self._save(step, clock.seconds(), guard)
             self.saver.wait()
+            self.processes.most([0.0])  # torchrun ends all soon after the first that leaves
             if asked:
                 raise Preempted(
                     f"{asked} came: saved after step {step}; --resume goes on from there"
@@ -258,14 +264,20 @@ class _Run:
         progress, number = self.processes.most([told, notice.number])
         return progress, notice.name(int(number))
 
+    def _looks_due(self, step: int, last: bool) -> set[int]:
+        """The intervals of the looks for which it is time; the same on all processes."""
+        every = {self.config.train.knn_every, self.config.train.r2_every} - {0}
+        return {interval for interval in every if step % interval == 0 or last}
+
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         enabled = self.autocast is not None
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
             out: dict[str, Tensor] = self.model(batch)
             return out
 
-    def _save(self, step: int, seconds: float, skipped: int) -> None:
-        state = {"data": self.loader.state_dict(), "seconds": seconds, "skipped": skipped}
+    def _save(self, step: int, seconds: float, guard: Guard) -> None:
+        counts = {"skipped": guard.skipped, "in_a_row": guard.in_a_row}
+        state = {"data": self.loader.state_dict(), "seconds": seconds, **counts}
         generators = checkpoint.generators(self.processes)
         parts = self.method, self.optimizer, state, self.average, self.config.to_json()
         if isinstance(self.method, FSDPModule):

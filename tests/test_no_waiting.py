@@ -22,7 +22,7 @@ READS = "item", "__bool__", "__float__", "__int__", "__index__", "tolist", "nump
 class Made:
     """Three batches that lie on the device; the second one's step is `watched`."""
 
-    epoch, quarantined = 0, ()
+    epoch, quarantined, left_out = 0, (), frozenset()
 
     def __init__(self, batches, watch):
         self.batches, self.watch = batches, watch
@@ -45,6 +45,9 @@ class Made:
 
     def state_dict(self):
         return {}
+
+    def leave_out(self, places):
+        assert not places
 
 
 @contextmanager

@@ -85,7 +85,8 @@ def folder_listing(folder: Path) -> Listing:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # sorted, so that of two ways to one folder the same is taken everywhere
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = os.path.relpath(parent, folder)
         for name in files:
             if is_image_name(name):

@@ -180,6 +180,22 @@ class Loader:
             shown,
         )
 
+    @property
+    def left_out(self) -> set[int]:
+        """Places in the source of what failed to decode, here or on another process."""
+        return set(self._bad)
+
+    def leave_out(self, places: set[int]) -> None:
+        """What other processes met counts here too, and is replaced from the next planned batch on.
+
+        Raises:
+            RuntimeError: they are more than `cfg.tolerate` of all.
+        """
+        for i in sorted(places - self._bad):
+            self._bad.add(i)
+            self.quarantined[self.source.names[i]] = "on another process"
+        self._check_count()
+
     def close(self) -> None:
         """Ends DALI's work and threads; the loader then gives no more batches."""
         self._pipeline = None
@@ -266,14 +282,18 @@ class Loader:
             name = self.source.names[i]
             self.quarantined[name] = reason
             logger.warning("%s cannot be decoded and is left out from now on (%s)", name, reason)
+        if found:
+            self._check_count(error)
+        return bool(found)
+
+    def _check_count(self, error: Exception | None = None) -> None:
         count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate
-        if found and (count == total or count > tolerated(total, share)):
+        if count == total or count > tolerated(total, share):
             named = ", ".join(list(self.quarantined)[:10])
             raise RuntimeError(
                 f"{count} of {total} images cannot be decoded, more than {share:.4g} of them "
                 f"(data.tolerate): {named}"
             ) from error
-        return bool(found)
 
     def _why(self, file: int, told: str) -> str:
         """DALI's reason, or that the member of a shard cannot be read at all."""

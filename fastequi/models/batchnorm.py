@@ -1,7 +1,8 @@
 """BatchNorm over the rows of several processes.
 
-torch.nn.SyncBatchNorm is for GPUs alone. On a CPU mean and variance are two all-reduces that
-autograd knows, so the same networks train there with the same figures for any number of processes.
+torch.nn.SyncBatchNorm is for GPUs alone, and its forward waits for them. Here mean and variance are
+two all-reduces that autograd knows, on any device. On GPUs it is for the heads, whose rows are few;
+BatchNorms of convolutional networks are torch's, which are fused.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ def share_statistics(module: nn.Module, group: ProcessGroup) -> None:
 
     The networks' state dicts do not change.
     """
-    if next(module.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(module, group)
-        return
+    on_gpu = next(module.parameters()).is_cuda
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, _BatchNorm):
-                setattr(parent, name, SharedBatchNorm(child, group))
+            if not isinstance(child, _BatchNorm):
+                continue
+            if on_gpu and not isinstance(child, nn.BatchNorm1d):
+                shared = nn.SyncBatchNorm.convert_sync_batchnorm(child, group)
+            else:
+                shared = SharedBatchNorm(child, group)
+            setattr(parent, name, shared)
 
 
 class SharedBatchNorm(nn.Module):
@@ -61,7 +65,7 @@ class SharedBatchNorm(nn.Module):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        count = wide.new_tensor([wide.numel() // wide.shape[1]])
+        count = wide.new_full((1,), wide.numel() // wide.shape[1])
         total = _Sum.apply(torch.cat([wide.sum(axes), count]), self.group)
         rows = total[-1].detach()
         batch_mean = total[:-1] / rows
