@@ -1,8 +1,9 @@
 """The loop: one screen that knows no method.
 
-A run folder holds config.json, machine.json (what it ran on, with versions), metrics.jsonl,
-checkpoints/ (see `fastequi.checkpoint`), tensorboard/ where TensorBoard is installed, and at the
-end model.safetensors, the encoder under timm's parameter names.
+A run folder holds config.json, machine.json (what it ran on, with versions), images.jsonl (what it
+began with, see `fastequi.data.kept`), metrics.jsonl, checkpoints/ (see `fastequi.checkpoint`),
+tensorboard/ where TensorBoard is installed, and at the end model.safetensors, the encoder under
+timm's parameter names.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from fastequi import checkpoint, manifest
 from fastequi.build import build
 from fastequi.config import Config
+from fastequi.data import kept
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
@@ -46,6 +48,8 @@ from fastequi.processes import Processes, let_go, replicated, shard, started, to
 from fastequi.progress import Progress, Silent
 
 logger = logging.getLogger(__name__)
+
+_IMAGES = "images.jsonl"  # in a run's folder
 
 
 def pretrain(
@@ -85,6 +89,8 @@ def pretrain(
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
         found = _find_checkpoint(run_dir, resume, processes)
+        if resume:
+            source = kept.as_begun(run_dir / _IMAGES, source, config.data.tolerate)
         online = looks(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
         method: Method = build(config).to(device)
@@ -122,6 +128,7 @@ def pretrain(
             manifest.replace_text(run_dir / "config.json", config.to_json())
             told = json.dumps(machine(), indent=1) + "\n"
             manifest.replace_text(run_dir / "machine.json", told)
+            kept.keep(run_dir / _IMAGES, source)
         writes_to = run_dir if processes.first else None
         log = stack.enter_context(Log(writes_to, state["step"], config.train.tensorboard))
         bar: Progress | Silent = (progress or Progress()) if processes.first else Silent()

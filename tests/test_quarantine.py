@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ pytest.importorskip("nvidia.dali")
 
 from test_loader import CFG, assert_same, batches
 
+from fastequi.data import kept
 from fastequi.data.augment import Augment
 from fastequi.data.loader import make_loader
-from fastequi.data.sources import image_folder
+from fastequi.data.sources import image_folder, tar_shards
 from fastequi.paths import SE2
 
 
@@ -135,3 +137,79 @@ def test_as_many_but_other_images_are_not_gone_on_with(tmp_path):
     (moved / "03.png").rename(moved / "3.png")
     with pytest.raises(ValueError, match="as many images as before, but other names or sizes"):
         make_loader(image_folder(moved), QUARANTINE, SE2(), seed=0, state=state)
+
+
+def test_a_run_that_lost_files_goes_on_as_if_it_had_not_stopped(tmp_path, caplog):
+    """One goes while it runs, one before it resumes, one comes: the same numbers for the rest."""
+    source, file = flat_images(tmp_path / "data"), tmp_path / "images.jsonl"
+    kept.keep(file, source)
+    with make_loader(source, QUARANTINE, SE2(), seed=0) as loader:
+        for _ in range(3):
+            next(loader)
+        (tmp_path / "data" / "03.png").unlink()
+        for _ in range(6):
+            next(loader)
+        state = json.loads(json.dumps(loader.state_dict()))
+        expected = [next(loader) for _ in range(8)]
+    assert list(state["quarantined"]) == ["03.png"]
+    (tmp_path / "data" / "99.png").write_bytes((tmp_path / "data" / "04.png").read_bytes())
+    now = image_folder(tmp_path / "data")
+    assert len(now) == len(source) == 24
+    with caplog.at_level(logging.INFO):
+        again = kept.as_begun(file, now, 0.1)
+    assert again == source
+    assert "1 (03.png) is gone and will be replaced" in caplog.text
+    assert "1 images came after the run began" in caplog.text
+    with make_loader(again, QUARANTINE, SE2(), seed=0, state=state, steps=8) as loader:
+        assert_same(list(loader), expected)
+
+
+def test_too_many_lost_or_other_files_are_not_gone_on_with(tmp_path):
+    source, file = flat_images(tmp_path / "data"), tmp_path / "images.jsonl"
+    assert kept.as_begun(file, source, 0.1) is source  # of older runs nothing was kept
+    kept.keep(file, source)
+    before = file.read_bytes()
+    assert kept.as_begun(file, image_folder(tmp_path / "data"), 0.1) == source
+    for i in (1, 2, 3):
+        (tmp_path / "data" / f"0{i}.png").unlink()
+    now = image_folder(tmp_path / "data")
+    kept.keep(file, now)
+    assert file.read_bytes() == before
+    with pytest.raises(ValueError, match=r"of the 24 images of the run 3 \(01.png, .*\) are gone"):
+        kept.as_begun(file, now, 0.1)
+    assert len(kept.as_begun(file, now, 0.2)) == 24
+    Image.new("RGB", (8, 9)).save(tmp_path / "data" / "07.png")
+    with pytest.raises(ValueError, match=r"1 \(07.png\) is of another size"):
+        kept.as_begun(file, image_folder(tmp_path / "data"), 0.2)
+
+
+def test_what_one_process_met_counts_on_all(tmp_path):
+    source = flat_images(tmp_path)
+    with make_loader(source, QUARANTINE, SE2(), seed=0) as loader:
+        next(loader)
+        loader.leave_out({3, 4})
+        assert loader.left_out == {3, 4}
+        assert loader.state_dict()["quarantined"] == dict.fromkeys(
+            ("03.png", "04.png"), "on another process"
+        )
+        with pytest.raises(RuntimeError, match="3 of 24 images cannot be decoded"):
+            loader.leave_out({3, 4, 5})
+
+
+def test_lost_members_of_shards_are_replaced(tmp_path):
+    images = flat_images(tmp_path / "data", 6)
+    for name, members in (("whole", range(6)), ("less", (0, 1, 2, 4, 5))):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for i in members:
+                tar.add(images.paths[i], f"{i:02}.png")
+    whole = tar_shards(tmp_path / "whole.tar")
+    kept.keep(tmp_path / "images.jsonl", whole)
+    (tmp_path / "less.tar").replace(tmp_path / "whole.tar")
+    again = kept.as_begun(tmp_path / "images.jsonl", tar_shards(tmp_path / "whole.tar"), 0.2)
+    assert again.names == whole.names
+    cfg = replace(QUARANTINE, batch_size=2, tolerate=0.2)
+    with make_loader(again, cfg, SE2(), seed=0, steps=3) as loader:
+        for batch in loader:
+            for image, sample in zip(batch.u, batch.sample_ids.tolist(), strict=True):
+                assert (image[0] == 10 * (4 if sample == 3 else sample)).all()
+        assert len(loader.quarantined) == 1

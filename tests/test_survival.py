@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,12 +27,12 @@ TINY = [
 ]
 
 
-def command(*options, processes=0, launcher=()):
-    program = [sys.executable, "-m"]
+def command(*options, processes=0, launcher=(), program=("-m", "fastequi.cli")):
+    python = [sys.executable]
     if processes:
         count = "--nproc-per-node", str(processes)
-        program += ["torch.distributed.run", *count, *launcher, "-m"]
-    return [*program, "fastequi.cli", "pretrain", "demo", *TINY, *map(str, options)]
+        python += ["-m", "torch.distributed.run", *count, *launcher]
+    return [*python, *map(str, program), "pretrain", "demo", *TINY, *map(str, options)]
 
 
 def environment():
@@ -40,9 +41,9 @@ def environment():
     return {**found, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def run(*options, processes=0, timeout=200):
+def run(*options, processes=0, timeout=200, **how):
     return subprocess.run(
-        command(*options, processes=processes),
+        command(*options, processes=processes, **how),
         env=environment(),
         capture_output=True,
         text=True,
@@ -294,3 +295,104 @@ def test_torchrun_needs_a_folder_that_all_know(tmp_path):
     done = run("--max-steps", 1, processes=2)
     assert done.returncode != 0
     assert "--run-dir: expected one under torchrun" in done.stderr
+
+
+def changed(folder, change):
+    """The command with something in it changed, as a program that torchrun can start."""
+    file = folder / "changed.py"
+    head, tail = "import os, sys, time", "from fastequi.cli import main; main(sys.argv[1:])"
+    file.write_text(f"{head}\n{change}\n{tail}\n")
+    return [file]
+
+
+def test_looks_at_steps_without_a_log_hold_no_process_up(tmp_path):
+    """Only the first process looks; all of them come to where they meet."""
+    folder = tmp_path / "run"
+    looks = ["--train.knn-every", 3, "--train.knn-data", "digits", "--train.log-every", 5]
+    done = run("--run-dir", folder, *looks, "--max-steps", 7, processes=2, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(folder)] == [1, 3, 5, 6, 7]
+    assert [row["step"] for row in rows(folder) if "knn_k20" in row] == [3, 6, 7]
+
+
+def test_a_checkpoint_by_a_thread_is_waited_for_by_all(tmp_path):
+    """The first process still writes when the others are done; torchrun would end it with them."""
+    slow = """
+from fastequi import checkpoint
+plain = checkpoint.write
+def write(*args):
+    time.sleep(8)
+    return plain(*args)
+checkpoint.write = write
+"""
+    folder = tmp_path / "run"
+    options = ["--run-dir", folder, "--train.save-later", "--train.checkpoint-every", 0]
+    launcher = ["--shutdown-timeout", "2"]
+    how = {"processes": 2, "launcher": launcher, "program": changed(tmp_path, slow)}
+    process = start(*options, **how)
+    wait_for(folder, 5, process)
+    os.kill(ranks_of(process)[1], signal.SIGUSR1)
+    out, _ = process.communicate(timeout=120)
+    assert "saved after step" in out
+    assert len(list((folder / "checkpoints").glob("step_*"))) == 1
+    done = run(*options, "--resume", "--max-steps", rows(folder)[-1]["step"] + 1, processes=2)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("options", [ALONE, FSDP])
+def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(tmp_path, options):
+    spoil = """
+from fastequi import train
+plain, calls = train._Run._forward, []
+def forward(self, batch):
+    out = plain(self, batch)
+    calls.append(batch)
+    bad = os.environ["RANK"] == "1" and len(calls) == 3
+    return {**out, "loss": out["loss"] * (float("nan") if bad else 1.0)}
+train._Run._forward = forward
+"""
+    folder = tmp_path / "run"
+    every = ["--train.checkpoint-every", 1, "--train.keep-checkpoints", 9, "--max-steps", 4]
+    how = {"processes": 2, "program": changed(tmp_path, spoil)}
+    done = run("--run-dir", folder, *options, *every, **how)
+    assert done.returncode == 0, done.stderr
+    assert [row["skipped"] for row in rows(folder)] == [0, 0, 1, 1]
+    named = [line for line in done.stderr.splitlines() if "step 3 is not taken: its loss" in line]
+    assert len(named) == 1  # by the process whose it is
+    assert len(named[0].split("samples ")[1].split(", ")) == 6
+    saved = [folder / "checkpoints" / f"step_{step:08d}" for step in (2, 3, 4)]
+    for kind in ("model", "optimizer"):
+        before, skipped, after = (tensors_of(step, kind) for step in saved)
+        assert before.keys() == skipped.keys()
+        same = [torch.equal(value, skipped[key]) for key, value in before.items()]
+        assert all(same)
+        assert not all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def tensors_of(step, kind):
+    """Of a checkpoint's file or parts, but for counters and generators."""
+    files = [f for f in sorted(step.rglob("*.safetensors")) if kind in str(f.relative_to(step))]
+    assert files
+    return {
+        (file.name, name): value
+        for file in files
+        for name, value in load_file(file).items()
+        if not name.startswith("rng_state") and "num_batches_tracked" not in name
+    }
+
+
+def test_a_run_resumes_though_a_file_was_lost(tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(PHOTOS, photos)
+    folder = tmp_path / "run"
+    data = ["--data", photos, "--run-dir", folder, "--data.tolerate", 0.2]
+    assert run(*data, "--max-steps", 2).returncode == 0
+    sorted(photos.glob("*.jpg"))[0].unlink()
+    done = run(*data, "--resume", "--max-steps", 6)
+    assert done.returncode == 0, done.stderr
+    assert "of the images of the run 1 (" in done.stderr
+    assert rows(folder)[-1]["quarantined"] == 1
+    done = run("--data", PHOTOS, "--run-dir", tmp_path / "whole", "--max-steps", 6)
+    shown, lost = (rows(path) for path in (tmp_path / "whole", folder))
+    assert len(shown) == len(lost) == 6
+    assert shown[1]["loss"] == lost[1]["loss"]
