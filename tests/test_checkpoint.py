@@ -103,6 +103,21 @@ def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path, caplog, harm, n
     checkpoint.load(found, *trained())
 
 
+def test_damaged_ones_that_were_passed_over_make_room(tmp_path):
+    """However few are kept: the one just written stays, those beyond it go."""
+    ours = trained()
+    for number in (2, 4):
+        save(tmp_path, number, *ours[:2], {})
+    (tmp_path / "step_00000004" / "model.safetensors").write_bytes(b"")
+    copied = tmp_path / "step_00000004 copy"
+    copied.mkdir()
+    assert checkpoint.latest(tmp_path).name == "step_00000002"
+    save(tmp_path, 3, *ours[:2], {}, keep=1)
+    assert checkpoint.steps(tmp_path) == [tmp_path / "step_00000003"]
+    assert checkpoint.latest(tmp_path).name == "step_00000003"
+    assert copied.is_dir()  # somebody's own
+
+
 def test_no_sound_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
     ours = trained()
     cut(save(tmp_path, 1, *ours[:2], {}) / "model.safetensors")

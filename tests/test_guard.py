@@ -14,7 +14,7 @@ from fastequi import checkpoint
 from fastequi.data.sources import embedded_photos
 from fastequi.guard import Guard
 from fastequi.methods.method import Method
-from fastequi.optim import WeightAverage, lerp_, take_step
+from fastequi.optim import WeightAverage, adamw, lerp_, sgd, take_step
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
@@ -102,17 +102,40 @@ def test_any_batch_of_an_accumulated_step_counts(tmp_path, monkeypatch):
     assert not all(torch.equal(first[key], third[key]) for key in first)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_the_fused_optimisers_obey(kind):
-    options = {"momentum": 0.9, "nesterov": True} if kind is torch.optim.SGD else {}
-    param = torch.nn.Parameter(torch.randn(5))
-    optimizer = kind([param], lr=0.1, fused=True, **options)
-    for taken in (1.0, 0.0, 1.0):
-        before = param.detach().clone()
-        param.grad = torch.ones(5) if taken else torch.full((5,), math.nan)
+@pytest.mark.parametrize("first", [1.0, 0.0])
+@pytest.mark.parametrize("kind", [adamw, sgd])
+def test_the_fused_optimisers_obey(kind, first, poisoned):
+    """From the first step on, when their moments are made."""
+    model = torch.nn.Linear(5, 1, bias=False)
+    optimizer = kind(model, lr=0.1, weight_decay=0.0)
+    for taken in (first, 1.0, 0.0, 1.0):
+        before = model.weight.detach().clone()
+        model.weight.grad = torch.full((1, 5), 1.0 if taken else math.nan)
         take_step(optimizer, torch.tensor(taken))
-        assert torch.equal(before, param) == (not taken)
-        assert param.isfinite().all()
+        assert torch.equal(before, model.weight) == (not taken)
+        assert model.weight.isfinite().all()
+
+
+def test_sgds_buffers_are_torchs_own():
+    """Made beforehand, with the bits they would have had."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = (
+        sgd(ours, 0.1, 0.01),
+        torch.optim.SGD(
+            [{"params": [theirs.weight], "weight_decay": 0.01}, {"params": [theirs.bias]}],
+            0.1, 0.9, nesterov=True, fused=True,
+        ),
+    )  # fmt: skip
+    for _ in range(3):
+        x = torch.randn(4, 5)
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name]), name
 
 
 def test_averages_stand_still_or_move_as_lerp_does():
@@ -154,3 +177,32 @@ def test_it_reads_the_device_only_when_asked(monkeypatch):
     monkeypatch.undo()
     assert guard.read() == 1
     assert guard.skipped == 1
+
+
+def test_as_many_in_a_row_end_the_run_wherever_they_lie_between_two_reads():
+    guard = Guard(torch.nn.Linear(1, 1), limit=3)
+    for step, norm in enumerate([1, math.nan, math.nan, 1, math.nan, math.nan]):
+        guard.begin()
+        guard.saw(torch.tensor(1.0), torch.arange(4))
+        guard.judge(step, torch.tensor(float(norm)))
+    assert guard.read() == 4
+    assert guard.in_a_row == 2
+    for step, norm in enumerate([math.nan, 1, 1], 6):  # the third in a row, and good ones after it
+        guard.begin()
+        guard.saw(torch.tensor(1.0), torch.arange(4))
+        guard.judge(step, torch.tensor(float(norm)))
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* 5 in all"):
+        guard.read()
+
+
+def test_the_samples_named_are_those_of_the_batch_whose_loss_it_was(caplog):
+    guard = Guard(torch.nn.Linear(1, 1), limit=9)
+    for loss, norm in ((math.nan, math.nan), (1.0, math.inf)):
+        guard.begin()
+        guard.saw(torch.tensor(1.0), torch.arange(4))
+        guard.saw(torch.tensor(loss), torch.arange(10, 14))
+        guard.judge(1, torch.tensor(norm))
+    guard.read()
+    first, second = caplog.messages
+    assert first == "step 1 is not taken: its loss is not finite; samples 10, 11, 12, 13"
+    assert second.endswith("its gradient is not finite; samples 0, 1, 2, 3, 10, 11, 12, 13")

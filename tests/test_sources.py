@@ -1,6 +1,7 @@
 """Sources: what is found, in which order, and every way a folder can be wrong."""
 
 import logging
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,23 @@ def test_nested_folders_any_case_sorted(tmp_path):
     assert source.names == ("a/c/y.WebP", "a/z.png", "b.JPG", "w.BMP", "x.jpeg")
     assert source.paths == tuple(str(tmp_path / name) for name in source.names)
     assert (source.sizes == [10, 20]).all()
+
+
+def test_of_two_ways_to_a_folder_the_first_by_name_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "b").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "x.png")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    plain, found = os.walk, []
+    for backwards in (False, True):  # the order of a folder's names is the disk's
+
+        def walk(*args, backwards=backwards, **how):
+            for parent, folders, files in plain(*args, **how):
+                folders.sort(reverse=backwards)
+                yield parent, folders, files
+
+        monkeypatch.setattr(os, "walk", walk)
+        found.append(image_folder(tmp_path).names)
+    assert found == [("a/x.png",)] * 2
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

@@ -369,6 +369,19 @@ train._Run._forward = forward
         assert not all(torch.equal(value, after[key]) for key, value in before.items())
 
 
+def test_an_average_of_parts_is_that_of_one_process(tmp_path):
+    """Buffers lie whole beside the weights' parts."""
+    ends = []
+    for processes, options in ((0, ALONE), (2, FSDP)):
+        folder = tmp_path / f"run{len(ends)}"
+        average = ["--train.average-momentum", 0.9, "--max-steps", 3]
+        done = run("--run-dir", folder, *options, *average, processes=processes)
+        assert done.returncode == 0, done.stderr
+        ends.append(load_file(folder / "model.safetensors"))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=2e-4, msg=name)
+
+
 def tensors_of(step, kind):
     """Of a checkpoint's file or parts, but for counters and generators."""
     files = [f for f in sorted(step.rglob("*.safetensors")) if kind in str(f.relative_to(step))]
