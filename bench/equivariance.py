@@ -37,7 +37,7 @@ from fastequi.data.sources import Source
 from fastequi.data.splits import photographs
 from fastequi.doctor import machine
 from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
-from fastequi.evaluate.equivariance import PROBES, Report
+from fastequi.evaluate.equivariance import PROBES, Report, is_beyond
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import Budget, score_tasks, tasks
 from fastequi.recipes import RECIPES
@@ -45,6 +45,7 @@ from fastequi.train import pretrain
 
 FAMILIES = ("rotation", "translation", "se2", "color", "blur")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BEST_RAW = "raw pair, its best probe"
 SHOWN = (("patch", "token"), ("z_equi", "token"), ("patch", "mlp, mean token"))
 
 
@@ -152,7 +153,10 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def tables(document: Mapping[str, Any]) -> str:
-    """Markdown: for each kind of features and probe, rows by tasks."""
+    """Markdown: for each kind of features and probe, rows by tasks.
+
+    Cells are means of R² over seeds, of angles beyond the range of the median error.
+    """
     seeds = [entry["tasks"] for entry in document["seeds"]]
     columns = list(seeds[0])
     blocks = []
@@ -166,9 +170,9 @@ def tables(document: Mapping[str, Any]) -> str:
         for row in _rows_of(seeds[0][columns[0]], features):
             cells = []
             for task in columns:
-                means = [_mean(entry[task], row, probe) for entry in seeds]
-                known = [value for value in means if value is not None]
-                cells.append(_cell(known))
+                found = [_figure(entry[task], row, probe, is_beyond(task)) for entry in seeds]
+                known = [value for value in found if value is not None]
+                cells.append(_cell(known, is_beyond(task)))
             lines.append(f"| {row.removesuffix(f', {features}')} | {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -178,24 +182,30 @@ def _rows_of(report: Mapping[str, Any], features: str) -> list[str]:
     """Floors of the pixels, then every encoder's rows of these features."""
     names = dict.fromkeys(score["features"] for score in report["scores"])
     floors = [name for name in names if ", " not in name and name != "mean predictor"]
-    return [*floors, *(name for name in names if name.endswith(f", {features}"))]
+    return [*floors, BEST_RAW, *(name for name in names if name.endswith(f", {features}"))]
 
 
-def _mean(report: Mapping[str, Any], row: str, probe: str) -> float | None:
-    """The mean R² of a row by a probe; of the pixels' floors by the one of the same kind."""
+def _figure(report: Mapping[str, Any], row: str, probe: str, error: bool) -> float | None:
+    """The mean R² of a row by a probe, or its median error; of floors by the probe of that kind."""
     wanted = {probe, probe.removesuffix(", mean token")}
-    for score in report["scores"]:
-        if score["features"] == row and score["probe"] in wanted:
-            value: float = score["mean"]
-            return value
-    return None
+    name = "raw pair" if row == BEST_RAW else row
+    found = [score for score in report["scores"] if score["features"] == name]
+    if row == BEST_RAW:
+        found = [max(found, key=lambda score: score["mean"])]
+    else:
+        found = [score for score in found if score["probe"] in wanted]
+    if not found:
+        return None
+    value: float = found[0]["error"][0] if error else found[0]["mean"]
+    return value
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(values: Sequence[float], error: bool) -> str:
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
+    digits, unit = (1, "°") if error else (2, "")
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{unit}{spread}"
 
 
 def main() -> None:
@@ -221,7 +231,8 @@ def main() -> None:
     base = base_of(options.recipe, options.size, options.batch)
     each = {"out", "json", "seeds"}  # may differ between processes that share the work
     settings = {name: value for name, value in vars(options).items() if name not in each}
-    claim(options.out, settings | {"images": train.fingerprint()})
+    images = [train.fingerprint(), test.fingerprint()]
+    claim(options.out, settings | {"images": images})
     document: dict[str, Any] = {
         "command": "python -m bench.equivariance " + " ".join(sys.argv[1:]),
         "commit": commit(),

@@ -40,6 +40,8 @@ def embeddings(
         ({name: [N, D], with `all_tokens` [N, L, D] but for "cls"}, names of the N files).
     """
     names = names or encoder.names
+    if len(set(names)) < len(names):
+        raise ValueError(f"--features: expected each once, got {', '.join(names)}")
     unknown = sorted(set(names) - set(encoder.names))
     if unknown:
         raise ValueError(
@@ -91,6 +93,7 @@ def embed(
     with Console().status(f"{len(source):,} images"):
         found, files = embeddings(encoder, source, chosen, all_tokens, share, batch)
     out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.suffix in (".safetensors", ".npy")
     if out.suffix == ".safetensors":
         save_file(found, out)
     elif out.suffix == ".npy":
@@ -106,7 +109,7 @@ def embed(
         "features": {name: list(values.shape) for name, values in found.items()},
         "files": files,
     }
-    beside = out.with_suffix(".json") if out.suffix else out / "files.json"
+    beside = out.with_suffix(".json") if file else out / "files.json"
     beside.write_text(json.dumps(document, indent=1) + "\n")
     shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in found.items())
     print(f"{shapes} in {out}, their files in {beside}")

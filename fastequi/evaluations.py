@@ -154,6 +154,9 @@ def equivariance(argv: list[str]) -> None:
     options = tyro.cli(EquivarianceOptions, prog="fastequi eval equivariance", args=argv)
     _at_least(options, 1, "epochs", "seeds")
     _at_least(options, 10, "train_pairs", "test_pairs")
+    for name in ("degrees", "pixels"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"--{name}: expected a half-range > 0, got {getattr(options, name)}")
 
     from fastequi.evaluate.probes import Fit
     from fastequi.evaluate.tasks import Budget, tasks

@@ -23,6 +23,24 @@ from fastequi.evaluate.recognition import (
 from fastequi.results import place, save
 
 
+def verdicts(rows: Sequence[Recognition], name: str) -> list[str]:
+    """For every kind of an encoder's features: more or less than raw pixels by the same probe.
+
+    Neighbours are 20, or as many as there are: nothing is chosen by what comes out.
+    """
+    probes = list(dict.fromkeys(row.probe for row in rows))
+    probe = next((p for p in probes if p == "knn, k=20"), probes[0])
+    same = {row.features: row for row in rows if row.probe == probe}
+    raw, told = same[RAW], []
+    for features, row in same.items():
+        if features.startswith(f"{name}, "):
+            than = "more than" if row.low > raw.high else "about as much as"
+            than = "less than" if row.high < raw.low else than
+            figures = f"{row.accuracy:.3f}, {than} raw pixels: {raw.accuracy:.3f}"
+            told.append(f"{features} by {probe}: {figures}")
+    return told
+
+
 def judge(
     kind: str,
     spec: str,
@@ -65,15 +83,8 @@ def judge(
     title = f"classes by {kind}, {counts[0]:,} training and {counts[1]:,} test images"
     console.width = max(console.width, 140 if kind == "knn" else 80)
     console.print(table(rows, title))
-    ours = [row for row in rows if row.features.startswith(f"{encoder.name}, ")]
-    best = max(ours, key=lambda row: row.accuracy)
-    raw = max((row for row in rows if row.features == RAW), key=lambda row: row.accuracy)
-    than = "more than" if best.low > raw.high else "about"
-    than = "less than" if best.high < raw.low else than
-    print(
-        f"{best.features} by {best.probe}: {best.accuracy:.3f}, {than} raw pixels by "
-        f"{raw.probe}: {raw.accuracy:.3f}"
-    )
+    for line in verdicts(rows, encoder.name):
+        print(line)
     document = {
         "data": data,
         "classes": len(splits[0].classes),

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from fastequi.config import TrainConfig
+from fastequi.data import kept
 from fastequi.data.splits import photographs
 from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.equivariance import Report, summary
@@ -49,11 +50,17 @@ def judge(
     console, start = Console(), time.monotonic()
     console.width = max(console.width, _TABLE_WIDTH)
     file = place("equivariance" + "_zero_fill" * budget.zero_fill, spec, out)
-    borders = ", zero-filled borders (only to compare)" if budget.zero_fill else ""
+    seen = kept.seen(Path(spec).expanduser(), test) if data else None
+    of = "held-out photographs" if data else "held-out parts of the photographs"
+    if seen:
+        of = f"photographs, {seen} of {len(test)} SEEN IN TRAINING"
+        print(f"{spec} was trained on {seen} of the {len(test)} test photographs, by their names")
+    if budget.zero_fill:
+        of += ", zero-filled borders (only to compare)"
     fit = {**dataclasses.asdict(budget.fit), "dtype": str(budget.fit.dtype)}
     document: dict[str, Any] = {
         "data": str(data) if data else "embedded photographs, by region",
-        "photographs": {"train": len(train), "test": len(test)},
+        "photographs": {"train": len(train), "test": len(test), "test_seen_in_training": seen},
         "against": list(against),
         "budget": {**dataclasses.asdict(budget), "fit": fit},
         "tasks": {},
@@ -62,7 +69,7 @@ def judge(
         print(f"{spec} cannot be made again, so there are no rows of its random init")
 
     def on_report(name: str, report: Report) -> None:
-        console.print(report.table(f"{name}: R² on held-out photographs{borders}"))
+        console.print(report.table(f"{name}: R² on {of}"))
         document["tasks"][name] = report.to_json()
         save(file, spec, encoder, {**document, "seconds": time.monotonic() - start})
 

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fastequi.data import kept
 from fastequi.data.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.reconstruction import Quality, path_loader, quality
@@ -44,6 +45,8 @@ def judge(
     if not isinstance(method, TIR) or config is None:
         raise ValueError(f"CHECKPOINT: expected a run with system=tir, {spec} is none")
     _, source = photographs(data, test_data)
+    if seen := (kept.seen(Path(spec).expanduser(), source) if data else 0):
+        print(f"{spec} was trained on {seen} of the {len(source)} photographs, by their names")
     console, found = Console(), {}
     with path_loader(config, source, encoder.device, seed) as loader:
         if method.decoder is not None:
@@ -61,6 +64,7 @@ def judge(
     document: dict[str, Any] = {
         "data": str(data) if data else "embedded photographs, by region",
         "images": len(v1),
+        "photographs": {"test": len(source), "test_seen_in_training": seen},
         **{name: dataclasses.asdict(value) for name, value in found.items()},
         "spectra": {name: dataclasses.asdict(value) for name, value in spectra.items()},
     }

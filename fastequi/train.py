@@ -49,8 +49,6 @@ from fastequi.progress import Progress, Silent
 
 logger = logging.getLogger(__name__)
 
-_IMAGES = "images.jsonl"  # in a run's folder
-
 
 def pretrain(
     config: Config,
@@ -90,7 +88,7 @@ def pretrain(
         device = processes.device(config.train.resolved_device())
         found = _find_checkpoint(run_dir, resume, processes)
         if resume:
-            source = kept.as_begun(run_dir / _IMAGES, source, config.data.tolerate)
+            source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
         online = looks(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
         method: Method = build(config).to(device)
@@ -128,7 +126,7 @@ def pretrain(
             manifest.replace_text(run_dir / "config.json", config.to_json())
             told = json.dumps(machine(), indent=1) + "\n"
             manifest.replace_text(run_dir / "machine.json", told)
-            kept.keep(run_dir / _IMAGES, source)
+            kept.keep(run_dir / kept.NAME, source)
         writes_to = run_dir if processes.first else None
         log = stack.enter_context(Log(writes_to, state["step"], config.train.tensorboard))
         bar: Progress | Silent = (progress or Progress()) if processes.first else Silent()

@@ -8,7 +8,10 @@ import numpy as np
 from fastequi.evaluate.figures import Sheet
 from fastequi.recipes import RECIPES
 
-FEATURES = ("mean predictor", "raw pair", "random init, z_equi", "{}, z_equi", "{}, patch")
+FEATURES = (
+    *("mean predictor", "raw pair", "pixel statistics", "random init, z_equi"),
+    *("{}, z_equi", "{}, patch", "{}_base, patch"),
+)
 MACHINE = {"cpu": "Some <CPU> & co, 2 cores", "device": "cpu", "torch": "2.13.0"}
 RECONSTRUCT = {
     "images": 512,

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fastequi.data.batch import Batch, Views
-from fastequi.evaluate.equivariance import evaluate
+from fastequi.evaluate.equivariance import _patches, evaluate
 from fastequi.evaluate.figures import path_grid, to_uint8
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.probes import Fit
@@ -99,6 +101,31 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
     assert report.table().row_count == len(report.scores)
     with pytest.raises(KeyError, match="no row 'z_inv'"):
         report.best("z_inv")
+
+
+def test_pairs_know_their_photographs_and_intervals_are_over_them():
+    path = SE2(45, 10)
+    pairs = collect_pairs(batches(path), path, VIEWS, 100, samples_per_file=16)
+    assert pairs.photographs.tolist() == [i % 64 // 16 for i in range(100)]
+    ridge = {"probes": ("ridge",), "patch_size": 4}
+    images = {"mine": (lambda x: {"patch": x.flatten(2).transpose(1, 2)[:, :9]}, ("patch",))}
+    (by_photograph,) = evaluate(images, pairs, [pairs], **ridge)
+    single = replace(pairs, photographs=torch.arange(100))
+    (by_pair,) = evaluate(images, pairs, [single], **ridge)
+    assert (by_photograph.photographs, by_pair.photographs) == (4, 100)
+    for ours, theirs in zip(by_photograph.scores, by_pair.scores, strict=True):
+        assert ours.r2 == theirs.r2
+    wide, narrow = (report.scores[-1] for report in (by_photograph, by_pair))
+    assert wide.low != narrow.low
+
+
+def test_large_images_are_as_many_patches_of_fewer_pixels():
+    images = torch.rand(2, 3, 224, 224)
+    patches = _patches(images, 16)
+    assert patches.shape == (2, 196, 3 * 4 * 4)
+    expected = torch.nn.functional.avg_pool2d(images, 4)[..., :4, :4].flatten(1)
+    torch.testing.assert_close(patches[:, 0], expected)
+    assert _patches(torch.rand(1, 3, 32, 32), 8).shape == (1, 16, 3 * 64)
 
 
 def test_the_grid_shows_every_image_in_its_place():

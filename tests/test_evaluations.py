@@ -12,7 +12,11 @@ from safetensors.torch import load_file
 pytest.importorskip("nvidia.dali")
 
 from fastequi.cli import main
-from fastequi.data.sources import embedded_photos
+from fastequi.data import kept
+from fastequi.data.sources import embedded_photos, image_folder
+from fastequi.evaluate.recognition import Recognition
+from fastequi.evaluations import equivariance
+from fastequi.judge_classes import verdicts
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
@@ -46,7 +50,7 @@ def test_equivariance_with_its_base_beside_it(runs, capsys):
           "--tasks", "rotation", "blur"])  # fmt: skip
     saved = json.loads((runs / "tir" / "eval_equivariance.json").read_text())
     assert list(saved["tasks"]) == ["rotation", "rotation 45..60", "blur"]
-    assert saved["photographs"] == {"train": 8, "test": 1}
+    assert saved["photographs"] == {"train": 8, "test": 1, "test_seen_in_training": 1}
     assert saved["budget"]["fit"]["seeds"] == 2
     assert saved["machine"]["torch"] == torch.__version__
     scores = saved["tasks"]["rotation"]["scores"]
@@ -64,6 +68,42 @@ def test_equivariance_with_its_base_beside_it(runs, capsys):
     printed = capsys.readouterr().out
     assert "mean R² by each row's best probe" in printed
     assert "rotation 45..60" in printed
+
+
+def test_photographs_seen_in_training_are_told(runs, tmp_path, capsys):
+    """By the files' names and sizes, which the run kept; a folder of others says nothing."""
+    photos = runs / "photos"
+    file, source = tmp_path / "run" / "images.jsonl", image_folder(photos)
+    file.parent.mkdir()
+    kept.keep(file, source.pick(range(4)))
+    assert kept.seen(file.parent, source) == 4
+    assert kept.seen(file.parent / "checkpoints" / "step_00000002", source.pick(range(3, 9))) == 1
+    assert kept.seen(tmp_path, source) is None
+    assert (runs / "tir" / "images.jsonl").is_file()  # what training leaves
+    options = ["--train-pairs", "20", "--test-pairs", "10", "--epochs", "1", "--seeds", "1"]
+    options += ["--tasks", "blur", "--probes", "ridge", "--out", str(tmp_path / "seen.json")]
+    main(["eval", "equivariance", str(runs / "tir"), "--data", str(photos), *options])
+    saved = json.loads((tmp_path / "seen.json").read_text())
+    assert saved["photographs"] == {"train": 8, "test": 1, "test_seen_in_training": 1}
+    assert "1 of 1 SEEN IN TRAINING" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ranges_of_nothing_are_refused_at_once(runs):
+    with pytest.raises(ValueError, match=r"--pixels: expected a half-range > 0, got 0"):
+        equivariance([str(runs / "tir"), "--pixels", "0"])
+
+
+def test_verdicts_compare_like_with_like():
+    def row(features, probe, share):
+        return Recognition(features, probe, share, share - 0.01, share + 0.01, (share,))
+
+    rows = [row("raw pixels", "knn, k=5", 0.8), row("raw pixels", "knn, k=20", 0.7),
+            row("mine, patch", "knn, k=5", 0.79), row("mine, patch", "knn, k=20", 0.75),
+            row("mine, cls", "knn, k=20", 0.71), row("mine2, cls", "knn, k=20", 0.99)]  # fmt: skip
+    assert verdicts(rows, "mine") == [
+        "mine, patch by knn, k=20: 0.750, more than raw pixels: 0.700",
+        "mine, cls by knn, k=20: 0.710, about as much as raw pixels: 0.700",
+    ]
 
 
 def test_zero_filled_pairs_have_a_file_of_their_own_and_say_so(runs, capsys):

@@ -128,3 +128,14 @@ def test_bad_features_are_refused(probe):
         probe(x[:0], y[:0], x)
     with pytest.raises(ValueError, match="expected"):
         probe(x, y[:5], x)
+
+
+def test_a_channel_that_training_never_saw_change_is_not_blown_up():
+    x, y = torch.randn(1000, 5, generator=rng()), torch.randn(1000, 1, generator=rng(1))
+    y = x[:, :1] + 0.1 * y
+    x[:, 4] = 0
+    x_test = x[:200].clone()
+    x_test[:5, 4] = 0.01
+    for probe in (mlp_probe, ridge_probe):
+        options = (Fit(epochs=5, seeds=1),) if probe is mlp_probe else ()
+        assert r2(probe(x, y, x_test, *options), y[:200]).min() > 0.9

@@ -55,6 +55,9 @@ def test_psnr_is_its_definition_and_the_nearer_view_is_near():
     pred = torch.full_like(target, 0.1)  # 0.1 · 0.25 of the range
     value = psnr(pred, target, (0.5,) * 3, (0.25,) * 3)
     torch.testing.assert_close(value, torch.full((2,), -20 * torch.tensor(0.025).log10()))
+    bright = torch.full((1, 3, 8, 8), 3.0)  # a colour change may leave 0..1, an image does not
+    assert psnr(bright, bright, MEAN, STD) == 100
+    assert psnr(bright, bright + 1, MEAN, STD) == 100
     v1, v2 = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     assert nearer_view(v1, v2, 2).mean((2, 3, 4)).tolist() == [[0, 1]]
     assert nearer_view(v1, v2, 3).mean((2, 3, 4)).tolist() == [[0, 0, 1]]

@@ -13,9 +13,11 @@ from made_up import judged, make_run, scores, sheets
 from PIL import Image
 from test_visualize import run_folder, small_demo
 
+from fastequi.evaluate.cards import _model, _what
+from fastequi.evaluate.findings import _against_floor, is_floor, is_own
 from fastequi.evaluate.markup import duration, number, two
 from fastequi.evaluate.page import page
-from fastequi.evaluate.runs import differing, read_run, read_runs
+from fastequi.evaluate.runs import differing, flatten, read_run, read_runs
 from fastequi.recipes import RECIPES
 from fastequi.report import report
 
@@ -138,6 +140,27 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     folders = [make_run(tmp_path / parent / "run") for parent in ("a", "b")]
     assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
     assert len(read_runs([folders[0], folders[0]])) == 1
+
+
+def test_floors_and_other_encoders_are_not_the_runs_own():
+    result = {"encoder": "mine"}
+    rows = [("mean predictor", 0.0), ("raw pair", 0.3), ("pixel statistics", 0.9),
+            ("transformed image alone", 0.1), ("random init, patch", 0.5), ("raw pixels", 0.1),
+            ("mine_base, patch", 0.8), ("mine, patch", 0.6), ("mine, z_equi", 0.7)]  # fmt: skip
+    own = {f for f, _ in rows if is_own({"features": f}, result)}
+    assert own == {"mine, patch", "mine, z_equi"}
+    floors = {f for f, _ in rows if is_floor(f)}
+    assert floors == {f for f, _ in rows if not f.startswith("mine")}
+    report = {"scores": [{"features": f, "probe": "ridge", "r2": [r]} for f, r in rows]}
+    assert _against_floor(report, result)[1] == 0.9
+    assert not is_own({"features": "pixel statistics"}, {})  # the demo names no encoder
+
+
+def test_systems_that_are_no_tir_are_named():
+    for recipe, system in (("gtsa_vits16", "GTSA"), ("rotnet_nin_32", "RotNet")):
+        flat = flatten(json.loads(RECIPES[recipe]().to_json()))
+        assert _what(flat) == system
+    assert _model(flat) == "nin, 32 px"
 
 
 def test_zero_filled_tables_are_marked_and_never_the_headline(tmp_path):

@@ -108,10 +108,10 @@ def test_looks_on_the_way_leave_no_trace(tmp_path, source):
     for name in ("knn_k7", "knn_k7_cls"):  # seven images have no 20 neighbours
         assert [step for step, row in rows.items() if name in row] == [2, 4]
         assert rows[4][name] in (0.0, 0.5, 1.0)
-    assert [step for step, row in rows.items() if "r2_mean" in row] == [3, 4]
+    assert [step for step, row in rows.items() if "r2_z_equi_mean" in row] == [3, 4]
     assert all("loss" in row for row in rows.values())
-    mean = sum(rows[3][f"r2_{name}"] for name in ("angle", "tx", "ty")) / 3
-    assert rows[3]["r2_mean"] == pytest.approx(mean)
+    mean = sum(rows[3][f"r2_z_equi_{name}"] for name in ("angle", "tx", "ty")) / 3
+    assert rows[3]["r2_z_equi_mean"] == pytest.approx(mean)
     with pytest.raises(ValueError, match=r"train\.knn_data: expected labelled images"):
         small(knn_every=2)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):

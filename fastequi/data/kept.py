@@ -18,6 +18,7 @@ from fastequi.manifest import replace_text
 
 logger = logging.getLogger(__name__)
 
+NAME = "images.jsonl"  # in a run's folder
 _NAMED = 5
 
 
@@ -71,6 +72,27 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
         nothing = np.array([0, 1], np.int64)
         spans = np.stack([nothing if i is None else spans[i] for i in found])
     return replace(source, paths=paths, names=names, sizes=sizes, spans=spans)
+
+
+def seen(folder: Path, source: Source) -> int | None:
+    """How many images of a source a run was trained on, by their files' names and their sizes.
+
+    Args:
+        folder: the run's, or that of one of its checkpoints.
+        source: photographs for testing.
+
+    Returns:
+        None if nothing was kept of the run's.
+    """
+    file = next((f for f in (folder / NAME, folder.parent.parent / NAME) if f.is_file()), None)
+    if file is None:
+        return None
+    rows = (json.loads(line) for line in file.read_text().splitlines())
+    known = {(Path(name).name, *size) for name, *size in rows}
+    sizes = source.sizes.tolist()
+    return sum(
+        (Path(name).name, *size) in known for name, size in zip(source.names, sizes, strict=True)
+    )
 
 
 def _told(names: list[str]) -> str:

@@ -79,7 +79,8 @@ def _facts(run: Run) -> dict[str, str]:
 def _what(flat: dict[str, object]) -> str:
     """The system in the words of its papers."""
     if flat.get("system") != "tir":
-        return {"rotnet": "RotNet"}.get(str(flat.get("system")), "config.json is missing")
+        known = {"rotnet": "RotNet", "gtsa": "GTSA"}
+        return known.get(str(flat.get("system")), "config.json is missing")
     names = {"vicreg": "VICReg", "simclr": "SimCLR", "dino": "DINO", "ibot": "iBOT"}
     base = str(flat.get("method.base"))
     base = names.get(base, {"dinov2": "DINOv2"}.get(base, base))
@@ -92,5 +93,7 @@ def _what(flat: dict[str, object]) -> str:
 def _model(flat: dict[str, object]) -> str:
     sizes = {"embed_dim": "wide", "depth": "deep", "num_heads": "heads"}
     parts = [f"{flat[f'model.{k}']} {word}" for k, word in sizes.items() if flat.get(f"model.{k}")]
-    patch = f"{flat.get('model.patch_size')} px patches of {flat.get('data.image_size')} px"
-    return ", ".join([str(flat["model.name"]), *parts, patch])
+    name, images = str(flat["model.name"]), f"{flat.get('data.image_size')} px"
+    if name.startswith("vit_"):
+        images = f"{flat.get('model.patch_size')} px patches of {images}"
+    return ", ".join([name, *parts, images])

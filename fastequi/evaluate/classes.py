@@ -200,7 +200,7 @@ def conv_classes(x: Tensor, y: Tensor, x_test: Tensor, steps: int = 600, seed: i
     """Predicted classes [M] of three convolutions of 192 channels on maps [N, C, h, w]."""
     classes, channels = int(y.max()) + 1, x.shape[1]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         layers: list[nn.Module] = []
         for size in (3, 1, 1):
             conv = nn.Conv2d(channels, _CHANNELS, size, padding=size // 2, bias=False)

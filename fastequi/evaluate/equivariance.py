@@ -223,16 +223,29 @@ def _rows(
 
 
 def summary(reports: Mapping[str, Report]) -> Table:
-    """The mean R² of every kind of features in every task, by the probe that reads most there."""
+    """The mean R² of every kind of features in every task, by the probe that reads most there.
+
+    Of angles beyond the range (:func:`is_beyond`) the median error.
+    """
     table = Table(title="mean R² by each row's best probe", box=box.SIMPLE_HEAD)
     table.add_column("features", no_wrap=True)
     for name in reports:
         table.add_column(name, justify="right", no_wrap=True)
     first = next(iter(reports.values()))
     for features in dict.fromkeys(score.features for score in first.scores):
-        best = (report.best(features).mean for report in reports.values())
-        table.add_row(features, *(f"{mean:.2f}" for mean in best))
+        best = {name: report.best(features) for name, report in reports.items()}
+        cells = (f"{s.error[0]:.1f}°" if is_beyond(n) else f"{s.mean:.2f}" for n, s in best.items())
+        table.add_row(features, *cells)
     return table
+
+
+def is_beyond(task: str) -> bool:
+    """Whether a task's test is out of the range its probes were fitted on, as "rotation 45..60".
+
+    R² says little there: the sign alone, with the range's end as its size, gives .97. The median
+    error says how far off the angles are.
+    """
+    return ".." in task
 
 
 def _score(features: str, probe: str, pred: Tensor, test: Pairs) -> Score:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastequi.evaluate.equivariance import is_beyond
 from fastequi.evaluate.markup import table, tag, text, two
 from fastequi.evaluate.runs import Run
 
 Result = dict[str, Any]
 
-_FLOORS = ("mean predictor", "raw", "transformed image alone", "random init", "pixels")
+_FLOORS = (
+    *("mean predictor", "raw", "transformed image alone", "random init"),
+    *("pixel statistics", "pixels"),
+)
 # what files that are not as expected raise
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
@@ -64,7 +68,8 @@ def mean(row: Result) -> float:
 def is_own(row: Result, result: Result) -> bool:
     """Whether a row is of the run itself, not of a floor or another encoder."""
     encoder = result.get("encoder")
-    return not is_floor(row["features"]) and (not encoder or row["features"].startswith(encoder))
+    own = not encoder or row["features"].startswith(f"{encoder}, ")
+    return own and not is_floor(row["features"])
 
 
 def own_name(features: str, result: Result) -> str:
@@ -131,10 +136,13 @@ def overview(runs: Sequence[Run], badges: Sequence[str]) -> str:
                 honest = is_equivariance(result) and not is_zero_filled(result)
                 for task, report in reports(result).items() if honest else ():
                     ours, floor = _against_floor(report, result)
-                    tasks[task], floors[task] = None, two(floor)
+                    tasks[task] = None
+                    floors[task] = "–" if is_beyond(task) else two(floor)
                     for row in ours:
                         of = row["features"].rsplit(", ", 1)[-1]
                         shown = tag("b", two(mean(row))) if mean(row) > floor else two(mean(row))
+                        if is_beyond(task):
+                            shown = f"{row['error'][0]:.1f}°"
                         cells.setdefault((i, of), {})[task] = shown
             except DAMAGED:
                 continue  # its own section says so

@@ -127,7 +127,10 @@ class _Neighbours:
 
 @dataclass
 class _Transformations:
-    """R² of SE(2) in the paper's ranges by a token probe; pairs are cut once and stay."""
+    """R² of SE(2) in the paper's ranges by a token probe; pairs are cut once and stay.
+
+    "r2_z_equi_mean" is of z_equi, the features being those that a method teaches the path, if any.
+    """
 
     train: Source
     test: Source
@@ -140,8 +143,8 @@ class _Transformations:
         train, test = self.pairs
         x, x_test = (pair_tokens(encoder.features, [name], p)[name] for p in (train, test))
         told = r2(token_probe(x, train.params, x_test, _FIT), test.params)[0]
-        each = {f"r2_{n}": value for n, value in zip(test.names, told.tolist(), strict=True)}
-        return {"r2_mean": told.mean().item(), **each}
+        each = dict(zip(test.names, told.tolist(), strict=True))
+        return {f"r2_{name}_{n}": r for n, r in {"mean": told.mean().item(), **each}.items()}
 
     def _cut(self, encoder: Encoder, name: str) -> None:
         chosen = tasks(["se2"])

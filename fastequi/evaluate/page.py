@@ -136,7 +136,7 @@ def _metric(runs: Sequence[Run], metric: str) -> str:
         for i, run in enumerate(runs)
         if run.series(metric)
     ]
-    looked_at = {"knn": "accuracy of neighbours on the way", "r2": "R² of ridge on the way"}
+    looked_at = {"knn": "accuracy of neighbours on the way", "r2": "R² by a token probe on the way"}
     about = _ABOUT.get(metric, looked_at.get(metric.split("_")[0], ""))
     caption = tag("figcaption", tag("b", text(metric.replace("_", " "))), " ", text(about))
     if not found:

@@ -92,9 +92,9 @@ class Budget:
         seed: of windows and parameters; test pairs never share a draw with training pairs.
         window: range of the windows' sides as shares of the photograph's shorter side, margin
             included; None follows the module's rule.
-        zero_fill: windows without a margin, 0 (after normalisation) where a transformed image has
-            no pixel. Such borders give the transformation away; only to compare with tables made
-            that way, as the paper's were.
+        zero_fill: windows without a margin, black where a transformed image has no pixel. Such
+            borders give the transformation away; only to compare with tables made that way, as the
+            paper's were.
     """
 
     train_pairs: int = 24_000
