@@ -27,6 +27,7 @@ from fastequi.data.sources import embedded_photos
 from fastequi.doctor import machine
 
 MARK = "FASTEQUI_SOAK"
+TMP = "tmp"  # the run's folder of temporary files, beside it
 TINY = [
     *("--train.minutes", "0", "--train.epochs", "100", "--train.no-tensorboard"),
     *("--data.batch-size", "8", "--data.samples-per-decode", "2", "--data.num-threads", "1"),
@@ -45,8 +46,9 @@ def start(run: Path, steps: int, log: Path) -> subprocess.Popen[bytes]:
         *("-m", "fastequi.cli", "pretrain", "demo", "--data", photos, "--run-dir", str(run)),
         *("--max-steps", str(steps), *TINY, *again),
     ]
+    own = {MARK: str(run), "TMPDIR": str(run.parent / TMP)}
     with log.open("ab") as out:
-        return subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, MARK: str(run)})
+        return subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **own})
 
 
 def members(run: Path) -> dict[int, str]:
@@ -73,6 +75,11 @@ def gone(run: Path, seconds: float) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def launchers(path: Path) -> bool:
+    """Whether it is a folder without a file that torchrun makes at every start and never removes."""
+    return path.is_dir() and any(p.name.startswith("torchelastic_") for p in (path, *path.parents))
 
 
 def newest(run: Path) -> int:
@@ -121,6 +128,7 @@ def main() -> None:
     shared = set(os.listdir("/dev/shm"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / TMP).mkdir()
         began = time.monotonic()
         hit = soak(
             folder / "killed", options.steps, options.kills, options.longest,
@@ -134,7 +142,8 @@ def main() -> None:
             load_file(folder / which / "model.safetensors") for which in ("killed", "whole")
         )
         equal = all(torch.equal(ours[key], theirs[key]) for key in theirs)
-        left = [str(p.relative_to(folder)) for p in (folder / "killed").rglob(".*")]
+        hidden, temporary = (folder / "killed").rglob(".*"), (folder / TMP).rglob("*")
+        left = [str(p.relative_to(folder)) for p in (*hidden, *temporary) if not launchers(p)]
     leaked = sorted(set(os.listdir("/dev/shm")) - shared)
     document = {
         "machine": machine(),

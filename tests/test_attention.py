@@ -121,6 +121,24 @@ def test_the_fastest_is_measured_once_and_read_back(tmp_path, monkeypatch, caplo
     assert len(list(tmp_path.glob("attention-*.json"))) == 2
 
 
+def test_processes_that_measure_at_once_take_the_first_ones_choice(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path))
+    rest = ((4, 64, 64, 2, 32), torch.float32, torch.device("cpu"), True, "torch1")
+    real = attention_choice._times
+
+    def meanwhile(*args):
+        (file,) = {attention_choice._file(rest[2], rest[4])}
+        key = "N=64 M=64 H=2 D=32 torch.float32 fwdbwd"
+        file.write_text(json.dumps({key: "slow", "another shape": "quick"}))
+        return real(*args)
+
+    monkeypatch.setattr(attention_choice, "_known", {})
+    monkeypatch.setattr(attention_choice, "_times", meanwhile)
+    assert attention_choice.fastest({"slow": slow, "quick": quick}, *rest) == "slow"
+    (file,) = tmp_path.glob("attention-*.json")
+    assert len(json.loads(file.read_text())) == 2
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path / "file"))

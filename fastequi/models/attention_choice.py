@@ -7,6 +7,7 @@ began with, to the bit.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -61,7 +62,7 @@ def fastest(
         known[key] = min(times, key=times.__getitem__)
         words = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in times.items())
         logger.info("attention %s: %s (%s)", key, known[key], words)
-        _write(file, {**_read(file), key: known[key]})
+        known[key] = _settle(file, key, known[key], candidates)
     return known[key]
 
 
@@ -104,12 +105,22 @@ def _read(file: Path) -> dict[str, str]:
     return {key: name for key, name in found.items() if isinstance(name, str)}
 
 
-def _write(file: Path, known: Mapping[str, str]) -> None:
-    """As a whole or not at all; where it cannot be written, the next process measures again."""
+def _settle(file: Path, key: str, mine: str, candidates: Mapping[str, Attend]) -> str:
+    """The choice of whoever measured first, so that processes started together compute alike.
+
+    The file changes as a whole or not at all; where it cannot be written, the next process measures
+    again.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-            new.write(json.dumps(known, indent=1) + "\n")
-        os.replace(new.name, file)
+        with file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            known = _read(file)
+            if known.get(key) in candidates:
+                return known[key]
+            with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
+                new.write(json.dumps({**known, key: mine}, indent=1) + "\n")
+            os.replace(new.name, file)
     except OSError as error:
         logger.warning("attention's choices are not kept: %s", error)
+    return mine
