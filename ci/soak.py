@@ -78,7 +78,7 @@ def gone(run: Path, seconds: float) -> bool:
 
 
 def launchers(path: Path) -> bool:
-    """Whether it is a folder without a file that torchrun makes at every start and never removes."""
+    """Whether it is one of the folders, empty of files, that torchrun leaves at every start."""
     return path.is_dir() and any(p.name.startswith("torchelastic_") for p in (path, *path.parents))
 
 

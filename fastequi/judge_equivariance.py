@@ -16,6 +16,7 @@ from fastequi.data.splits import photographs
 from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.equivariance import Report, summary
 from fastequi.evaluate.tasks import Budget, Task, score_tasks
+from fastequi.methods.tir import TIR
 from fastequi.results import place, save
 
 _TABLE_WIDTH = 140  # of colour's, which has four parameters
@@ -65,6 +66,8 @@ def judge(
         "budget": {**dataclasses.asdict(budget), "fit": fit},
         "tasks": {},
     }
+    if isinstance(encoder.method, TIR) and encoder.method.decoder is not None and not against:
+        print(f"no base without reconstruction beside {spec}: --against its run adds the rows")
     if encoder.fresh is None:
         print(f"{spec} cannot be made again, so there are no rows of its random init")
 
