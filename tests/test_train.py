@@ -14,9 +14,11 @@ pytest.importorskip("nvidia.dali")
 
 from bench import recipes
 from fastequi import checkpoint
+from fastequi import train as loop
 from fastequi.build import build, build_encoder
 from fastequi.config import Config
 from fastequi.data.sources import embedded_photos
+from fastequi.optim import take_step
 from fastequi.pace import Clock, Meter
 from fastequi.processes import Processes
 from fastequi.recipes import RECIPES
@@ -119,16 +121,25 @@ def test_looks_on_the_way_leave_no_trace(tmp_path, source):
     assert not (tmp_path / "none").exists()
 
 
-def test_accumulation_averages_the_gradients_of_its_batches(tmp_path, source):
-    config = small(accumulate=2, checkpoint_every=0)
-    row = pretrain(config, source, tmp_path / "run", max_steps=2)
-    assert row is not None
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    state = json.loads(
-        (checkpoint.latest(tmp_path / "run" / "checkpoints") / "state.json").read_text()
-    )
-    assert json.loads(lines[-1])["step"] == state["step"] == 2
-    assert config.peak_lr() == pytest.approx(config.optim.lr * 16 / 256)
+def test_accumulation_averages_the_gradients_of_its_batches(tmp_path, source, monkeypatch):
+    """A step of two batches has the mean of the gradients that each has alone."""
+    seen = []
+
+    def watched(optimizer, taken):
+        params = (p for group in optimizer.param_groups for p in group["params"])
+        seen.append([p.grad.clone() for p in params if p.grad is not None])
+        take_step(optimizer, taken)
+
+    monkeypatch.setattr(loop, "take_step", watched)
+    for accumulate, steps in ((1, 2), (2, 1)):
+        config = small(accumulate=accumulate, checkpoint_every=0, precision="fp32")
+        config = replace(config, optim=replace(config.optim, lr=1e-12, clip=0.0))
+        pretrain(config, source, tmp_path / f"run{accumulate}", max_steps=steps)
+    lines = (tmp_path / "run2" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 1
+    for first, second, both in zip(*seen, strict=True):
+        torch.testing.assert_close(both, (first + second) / 2, rtol=1e-4, atol=1e-6)
+    assert small(accumulate=2).peak_lr() == pytest.approx(2 * small().peak_lr())
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, source):
