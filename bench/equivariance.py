@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import statistics
 import sys
 import time
@@ -152,6 +153,20 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     file.write_text(json.dumps(settings, indent=1) + "\n")
 
 
+def brief(document: Mapping[str, Any]) -> str:
+    """JSON with four digits and lists of numbers on one line: a tenth of a megabyte a seed."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.4g}")
+        if isinstance(value, Mapping):
+            return {name: rounded(inner) for name, inner in value.items()}
+        return [rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    text = json.dumps(rounded(document), indent=1)
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+
+
 def tables(document: Mapping[str, Any]) -> str:
     """Markdown: for each kind of features and probe, rows by tasks.
 
@@ -252,7 +267,7 @@ def main() -> None:
         seconds = {row: json.loads((run / "seconds.json").read_text()) for row, run in runs.items()}
         document["seeds"].append({"seed": seed, "seconds": seconds, "tasks": found})
         for file in filter(None, (options.out / "equivariance.json", options.json)):
-            file.write_text(json.dumps(document, indent=1) + "\n")
+            file.write_text(brief(document))
         print(tables(document), flush=True)
 
 
