@@ -155,12 +155,10 @@ def standardise(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
     What does not change over the training set is only centred: whatever it is on the test set must
     not be blown up.
     """
-    mean = x.flatten(0, -2).mean(0)
-    x, x_test = x - mean, x_test - mean
-    rows = x.flatten(0, -2)
-    scale = torch.linalg.vector_norm(rows, dim=0) / max(len(rows) - 1, 1) ** 0.5
+    axes = tuple(range(x.ndim - 1))
+    mean, scale = x.mean(axes), x.std(axes)
     scale = torch.where(scale > 1e-6, scale, 1.0)
-    return x.div_(scale), x_test.div_(scale)
+    return (x - mean) / scale, (x_test - mean) / scale
 
 
 def _check(x: Tensor, y: Tensor, x_test: Tensor) -> None:
