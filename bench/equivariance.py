@@ -12,8 +12,8 @@ table is made for several seeds of everything. What is finished lies in --out an
 The printed table is of one kind of features and one probe at a time, so that no row is helped by a
 choice among them: mean over seeds ± their standard deviation. The JSON holds all others, with
 intervals. VICReg alone sees its second view untransformed, as the paper's base does. Processes
-share the work, each with seeds of its own (--seeds 0, --seeds 1), into one --out; a last one with
-all the seeds finds everything done and writes the table.
+share the work, each with seeds of its own (--seeds 0, --seeds 1) or, once the rows are trained,
+--tasks, into one --out; a last one with all of them finds everything done and writes the table.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from fastequi.data.sources import Source
 from fastequi.data.splits import photographs
 from fastequi.doctor import machine
 from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
-from fastequi.evaluate.equivariance import PROBES, Report, is_beyond
+from fastequi.evaluate.equivariance import PROBES, is_beyond
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import Budget, score_tasks, tasks
+from fastequi.manifest import replace_text
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
@@ -113,10 +114,11 @@ def judged(
     train: Source,
     test: Source,
     budget: Budget,
-    file: Path,
-) -> dict[str, Report]:
-    """The tables of one seed's runs, written as they come; a task that is there is kept."""
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    out: Path,
+    chosen: Sequence[str] = FAMILIES,
+) -> dict[str, Any]:
+    """The tables of one seed's runs, a file in `out` for every task; one that is there is kept."""
+    found: dict[str, Any] = {}
     loaded = {row: load_encoder(str(run)) for row, run in runs.items()}
     with_equi = next((e for e in loaded.values() if "z_equi" in e.names), loaded["VICReg"])
     encoders: dict[str, Encoder] = {"random init": random_init(with_equi), **loaded}
@@ -124,16 +126,15 @@ def judged(
         name: replace(encoder, names=tuple(n for n in encoder.names if n in ("patch", "z_equi")))
         for name, encoder in encoders.items()
     }
-    for name, task in tasks(FAMILIES, ranges).items():
-        if name in found:
-            continue
-
-        def keep(which: str, report: Report) -> None:
-            found[which] = report.to_json()
-
-        score_tasks(encoders, train, test, {name: task}, budget, lambda _: None, keep)
-        file.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{file.parent.name}: {name} judged", flush=True)
+    out.mkdir(exist_ok=True)
+    for name, task in tasks(chosen, ranges).items():
+        file = out / f"{name}.json"
+        if not file.is_file():
+            reports = score_tasks(encoders, train, test, {name: task}, budget)
+            told = {which: report.to_json() for which, report in reports.items()}
+            replace_text(file, json.dumps(told) + "\n")
+            print(f"{out}: {name} judged", flush=True)
+        found |= json.loads(file.read_text())
     return found
 
 
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--k", nargs="+", type=int, default=(1, 2, 3))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--tasks", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--train-pairs", type=int, default=24_000)
     parser.add_argument("--test-pairs", type=int, default=2_000)
     parser.add_argument("--epochs", type=int, default=6, help="of the probes")
@@ -244,7 +246,7 @@ def main() -> None:
     train, test = photographs(options.data)
     names = rows(options.families, options.k)
     base = base_of(options.recipe, options.size, options.batch)
-    each = {"out", "json", "seeds"}  # may differ between processes that share the work
+    each = {"out", "json", "seeds", "tasks"}  # may differ between processes that share the work
     settings = {name: value for name, value in vars(options).items() if name not in each}
     images = [train.fingerprint(), test.fingerprint()]
     claim(options.out, settings | {"images": images})
@@ -262,8 +264,8 @@ def main() -> None:
         budget = Budget(options.train_pairs, options.test_pairs, tuple(options.probes), fit, seed)
         document["budget"] = {**dataclasses.asdict(budget), "fit": dataclasses.asdict(fit)}
         document["budget"]["fit"]["dtype"] = str(fit.dtype)
-        file = options.out / f"seed{seed}" / "tasks.json"
-        found = judged(runs, base.path, train, test, budget, file)
+        folder = options.out / f"seed{seed}" / "tasks"
+        found = judged(runs, base.path, train, test, budget, folder, options.tasks)
         seconds = {row: json.loads((run / "seconds.json").read_text()) for row, run in runs.items()}
         document["seeds"].append({"seed": seed, "seconds": seconds, "tasks": found})
         for file in filter(None, (options.out / "equivariance.json", options.json)):
