@@ -189,6 +189,8 @@ def tables(document: Mapping[str, Any]) -> str:
                 found = [_figure(entry[task], row, probe, is_beyond(task)) for entry in seeds]
                 known = [value for value in found if value is not None]
                 cells.append(_cell(known, is_beyond(task)))
+            if not any(cells):  # statistics of the pixels have no tokens
+                continue
             lines.append(f"| {row.removesuffix(f', {features}')} | {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

@@ -63,6 +63,18 @@ def test_gtsas_tables_are_the_measured_ones():
         assert "\n".join(line for line in rows if line.startswith("|")) in README
 
 
+def test_what_each_path_teaches_is_as_measured():
+    from bench.equivariance import tables
+
+    results = Path(__file__).parent.parent / "bench/results"
+    measured = json.loads((results / "equivariance_cpu.json").read_text())
+    shown = [block for block in tables(measured).split("\n\n") if block in README]
+    assert len(shown) == 2
+    words = " ".join(README.split())
+    assert f"commit {measured['commit']}; [equivariance_cpu.json]" in words
+    assert measured["command"] in words
+
+
 def test_the_rotnet_table_is_the_measured_one():
     root = Path(__file__).parent.parent
     measured = json.loads((root / "bench/results/rotnet_fmnist_cpu.json").read_text())
