@@ -77,11 +77,6 @@ def gone(run: Path, seconds: float) -> bool:
     return True
 
 
-def launchers(path: Path) -> bool:
-    """Whether it is one of the folders, empty of files, that torchrun leaves at every start."""
-    return path.is_dir() and any(p.name.startswith("torchelastic_") for p in (path, *path.parents))
-
-
 def newest(run: Path) -> int:
     pointer = run / "checkpoints" / "latest"
     return int(pointer.read_text().removeprefix("step_")) if pointer.exists() else 0
@@ -142,8 +137,9 @@ def main() -> None:
             load_file(folder / which / "model.safetensors") for which in ("killed", "whole")
         )
         equal = all(torch.equal(ours[key], theirs[key]) for key in theirs)
-        hidden, temporary = (folder / "killed").rglob(".*"), (folder / TMP).rglob("*")
-        left = [str(p.relative_to(folder)) for p in (*hidden, *temporary) if not launchers(p)]
+        found = [*(folder / "killed").rglob(".*"), *(folder / TMP).rglob("*")]
+        # torch and torchrun leave folders without a file at every start
+        left = [str(p.relative_to(folder)) for p in found if p.is_file()]
     leaked = sorted(set(os.listdir("/dev/shm")) - shared)
     document = {
         "machine": machine(),
