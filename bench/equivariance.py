@@ -226,6 +226,14 @@ def _cell(values: Sequence[float], error: bool) -> str:
     return f"{statistics.fmean(values):.{digits}f}{unit}{spread}"
 
 
+def add_probe_options(parser: argparse.ArgumentParser) -> None:
+    """How probes are fitted and judged, the same for a table and for a curve."""
+    parser.add_argument("--test-pairs", type=int, default=2_000)
+    parser.add_argument("--epochs", type=int, default=6, help="of the probes")
+    parser.add_argument("--probes", nargs="+", default=PROBES, choices=PROBES)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="the MLPs are fitted in")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of photographs; the embedded ones else")
@@ -240,10 +248,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--tasks", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--train-pairs", type=int, default=24_000)
-    parser.add_argument("--test-pairs", type=int, default=2_000)
-    parser.add_argument("--epochs", type=int, default=6, help="of the probes")
-    parser.add_argument("--probes", nargs="+", default=PROBES, choices=PROBES)
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="the MLPs are fitted in")
+    add_probe_options(parser)
     options = parser.parse_args()
     train, test = photographs(options.data)
     names = rows(options.families, options.k)

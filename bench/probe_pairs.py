@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.equivariance import DTYPES, FAMILIES, base_of
+from bench.equivariance import DTYPES, FAMILIES, add_probe_options, base_of
 from bench.report import commit
 from fastequi.data.splits import photographs
 from fastequi.doctor import machine
 from fastequi.evaluate.encoders import load_all
-from fastequi.evaluate.equivariance import PROBES, Report
+from fastequi.evaluate.equivariance import Report
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import Budget, score_tasks, tasks
 
@@ -47,10 +47,7 @@ def main() -> None:
     parser.add_argument("--task", default="se2", choices=FAMILIES)
     parser.add_argument("--features", nargs="+", default=("patch", "z_equi"))
     parser.add_argument("--pairs", nargs="+", type=int, default=PAIRS)
-    parser.add_argument("--test-pairs", type=int, default=2_000)
-    parser.add_argument("--epochs", type=int, default=4, help="of the probes")
-    parser.add_argument("--probes", nargs="+", default=PROBES, choices=PROBES)
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="the MLPs are fitted in")
+    add_probe_options(parser)
     parser.add_argument("--json", type=Path, help="where the results go")
     options = parser.parse_args()
     _, loaded = load_all(options.run, options.against)

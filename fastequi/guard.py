@@ -8,6 +8,8 @@ put back. The host learns of it when it reads the metrics anyway.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,6 +42,14 @@ class Guard:
         self.losses: list[Tensor] = []
         self.ids: list[Tensor] = []
         self.unread: list[tuple[int, Tensor, list[Tensor]]] = []
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed run goes on counting from, JSON-ready."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint's state; one of an older version counts from 0."""
+        self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
 
     def begin(self) -> None:
         """Before a step's first batch."""

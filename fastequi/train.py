@@ -207,7 +207,7 @@ class _Run:
         batches = meter.timed(iter(self.loader))
         params = [p for p in self.method.parameters() if p.requires_grad]
         guard = Guard(self.method, train.max_skipped, self.processes.group)
-        guard.skipped, guard.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+        guard.load_state_dict(state)
         self.method.train()
         with Notice() as notice:
             progress, asked = self._agree(clock, step, notice)
@@ -281,8 +281,7 @@ class _Run:
             return out
 
     def _save(self, step: int, seconds: float, guard: Guard) -> None:
-        counts = {"skipped": guard.skipped, "in_a_row": guard.in_a_row}
-        state = {"data": self.loader.state_dict(), "seconds": seconds, **counts}
+        state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}
         generators = checkpoint.generators(self.processes)
         parts = self.method, self.optimizer, state, self.average, self.config.to_json()
         if isinstance(self.method, FSDPModule):
