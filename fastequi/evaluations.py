@@ -154,9 +154,11 @@ def equivariance(argv: list[str]) -> None:
     options = tyro.cli(EquivarianceOptions, prog="fastequi eval equivariance", args=argv)
     _at_least(options, 1, "epochs", "seeds")
     _at_least(options, 10, "train_pairs", "test_pairs")
-    for name in ("degrees", "pixels"):
-        if not getattr(options, name) > 0:
-            raise ValueError(f"--{name}: expected a half-range > 0, got {getattr(options, name)}")
+    for name, of in (("degrees", "rotation"), ("pixels", "translation")):
+        asked, value = {of, "se2"} & set(options.tasks), getattr(options, name)
+        if value < 0 or (value == 0 and asked):
+            least = "> 0" if asked else ">= 0"
+            raise ValueError(f"--{name}: expected a half-range {least}, got {value}")
 
     from fastequi.evaluate.probes import Fit
     from fastequi.evaluate.tasks import Budget, tasks

@@ -45,7 +45,7 @@ def judge(
     if not isinstance(method, TIR) or config is None:
         raise ValueError(f"CHECKPOINT: expected a run with system=tir, {spec} is none")
     _, source = photographs(data, test_data)
-    if seen := (kept.seen(Path(spec).expanduser(), source) if data else 0):
+    if seen := (kept.seen(Path(spec).expanduser(), source) if data else None):
         print(f"{spec} was trained on {seen} of the {len(source)} photographs, by their names")
     console, found = Console(), {}
     with path_loader(config, source, encoder.device, seed) as loader:

@@ -91,6 +91,10 @@ def test_photographs_seen_in_training_are_told(runs, tmp_path, capsys):
 def test_ranges_of_nothing_are_refused_at_once(runs):
     with pytest.raises(ValueError, match=r"--pixels: expected a half-range > 0, got 0"):
         equivariance([str(runs / "tir"), "--pixels", "0"])
+    with pytest.raises(FileNotFoundError):  # windows without room for shifts are a choice
+        equivariance([str(runs / "none"), "--pixels", "0", "--tasks", "rotation"])
+    with pytest.raises(ValueError, match=r"--degrees: expected a half-range >= 0, got -1"):
+        equivariance([str(runs / "tir"), "--degrees", "-1", "--tasks", "blur"])
 
 
 def test_verdicts_compare_like_with_like():
