@@ -200,6 +200,19 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one)
     expect_close(folder, curves_of_one["adamw"])
 
 
+@pytest.mark.parametrize("options", [SGD, FSDP])
+def test_two_processes_go_on_to_the_same_bits(tmp_path, options):
+    """On as many processes as before; with an average, and from the middle of an epoch."""
+    average = [*options, "--train.average-momentum", 0.9]
+    for name, stops in (("whole", (6,)), ("parts", (3, 6))):
+        for stop in stops:
+            again = ["--resume"] if stop != stops[0] else []
+            where = ["--run-dir", tmp_path / name, "--max-steps", stop, *again]
+            done = run(*where, *average, processes=2)
+            assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_flipped_bit_in_a_part_is_noticed(tmp_path):
     folder = tmp_path / "run"
     done = run("--run-dir", folder, *FSDP, "--max-steps", 4, processes=2)
