@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fastequi.data.labelled import labelled_sets
 from fastequi.evaluate.encoders import load_all
+from fastequi.evaluate.published import published
 from fastequi.evaluate.recognition import (
     RAW,
     TEMPERATURE,
@@ -85,9 +86,14 @@ def judge(
     console.print(table(rows, title))
     for line in verdicts(rows, encoder.name):
         print(line)
+    classes = len(splits[0].classes)
+    anchors = published(kind, data, classes)
+    if anchors:
+        print(anchors)
     document = {
         "data": data,
-        "classes": len(splits[0].classes),
+        "classes": classes,
+        "published": anchors,
         "train_images": counts[0],
         "test_images": counts[1],
         "temperature": TEMPERATURE if kind == "knn" else None,

@@ -48,6 +48,7 @@ def knn(run):
     return {
         "encoder": run,
         "classes": 10,
+        "published": "published knn top-1 (a set): DINO 0.840",
         "train_images": 60000,
         "test_images": 10000,
         "scores": rows,

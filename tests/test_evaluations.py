@@ -14,6 +14,7 @@ pytest.importorskip("nvidia.dali")
 from fastequi.cli import main
 from fastequi.data import kept
 from fastequi.data.sources import embedded_photos, image_folder
+from fastequi.evaluate.published import published
 from fastequi.evaluate.recognition import Recognition
 from fastequi.evaluations import equivariance
 from fastequi.judge_classes import verdicts
@@ -108,6 +109,37 @@ def test_verdicts_compare_like_with_like():
         "mine, patch by knn, k=20: 0.750, more than raw pixels: 0.700",
         "mine, cls by knn, k=20: 0.710, about as much as raw pixels: 0.700",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "classes", "says"),
+    [
+        ("knn", "sets/imagenette2-160", 10, "ResNet-18, 800 epochs, best epoch): SimCLR 0.889"),
+        ("knn", "sets/CIFAR_10", 10, "SimCLR 0.847, DINO 0.840"),
+        ("knn", "/data/imagenet", 1000, "ViT-S/16, 100 epochs): DINO 0.675, iBOT 0.654"),
+        ("linear", "ImageNet-1k/", 1000, "published linear top-1 (ImageNet-1k"),
+        ("linear", "sets/cifar10", 10, ""),
+        ("knn", "imagenet", 100, ""),  # a subset is another task
+        ("knn", "digits", 10, ""),
+    ],
+)
+def test_published_accuracies_stand_beside_the_sets_they_are_of(kind, data, classes, says):
+    told = published(kind, data, classes)
+    assert says in told
+    assert bool(says) == bool(told)
+
+
+def test_neighbours_print_what_was_published(runs, tmp_path, capsys):
+    photo = next((runs / "photos").rglob("*.jpg"))
+    for name in "0123456789":
+        (tmp_path / "cifar10" / name).mkdir(parents=True)
+        for copy in "ab":
+            shutil.copy(photo, tmp_path / "cifar10" / name / f"{copy}.jpg")
+    out = tmp_path / "knn.json"
+    main(["eval", "knn", str(runs / "tir"), "--data", str(tmp_path / "cifar10"), "--out", str(out)])
+    line = "published knn top-1 (CIFAR-10, ResNet-18, 200 epochs, best epoch): SimCLR 0.847"
+    assert json.loads(out.read_text())["published"].startswith(line)
+    assert line in capsys.readouterr().out
 
 
 def test_zero_filled_pairs_have_a_file_of_their_own_and_say_so(runs, capsys):

@@ -122,6 +122,7 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
     assert "z_equi, tokens 192 118 0.298 2.6 4.0" in found
     assert "0.9124" in found  # what is not known is shown as it is
     assert "24,000 pairs" in found
+    assert "Published knn top-1 (a set): DINO 0.840." in found
     assert "second: no sweep." in found
     assert "Some <CPU> & co" in found
     assert "Some <CPU>" not in markup

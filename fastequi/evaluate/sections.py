@@ -138,6 +138,9 @@ def classes(run: Run, color: int) -> list[str]:
         if isinstance(turns, dict):
             each = ", ".join(f"{a}° {turns[a]:.3f}" for a in _ANGLES if a in turns)
             how += f" Turns told right: {turns['all']:.3f} (chance 0.250; {each})."
+        anchors = result.get("published")
+        if anchors:
+            how += f" {anchors[0].upper()}{anchors[1:]}."
         head = ["features", "probe", "accuracy"]
         whole = table(f"Accuracies in {text(file)}, with 95 % intervals", head, lines, numbers=2)
         folded = tag("details", tag("summary", "As a table"), whole)
