@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from fastequi import lock
 from fastequi.data.sources import embedded_photos
 from fastequi.doctor import machine
 
@@ -139,7 +140,7 @@ def main() -> None:
         equal = all(torch.equal(ours[key], theirs[key]) for key in theirs)
         found = [*(folder / "killed").rglob(".*"), *(folder / TMP).rglob("*")]
         # torch and torchrun leave folders without a file at every start
-        left = [str(p.relative_to(folder)) for p in found if p.is_file()]
+        left = [str(p.relative_to(folder)) for p in found if p.is_file() and p.name != lock.NAME]
     leaked = sorted(set(os.listdir("/dev/shm")) - shared)
     document = {
         "machine": machine(),

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from fastequi import checkpoint, manifest
+from fastequi import checkpoint, lock, manifest
 from fastequi.build import build
 from fastequi.config import Config
 from fastequi.data import kept
@@ -80,12 +80,17 @@ def pretrain(
     Raises:
         FileExistsError: `run_dir` already holds a run and `resume` is False.
         FileNotFoundError: `resume` without a run.
+        BlockingIOError: another run is in the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` steps in a row were not finite.
         Preempted: SIGTERM or SIGUSR1 came; a checkpoint was saved.
     """
     with ExitStack() as stack:
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
+        if processes.first:
+            _check_folder(run_dir, resume)
+            if resume:  # a new run makes its folder once all else is in order
+                stack.enter_context(lock.alone(run_dir))
         found = _find_checkpoint(run_dir, resume, processes)
         if resume:
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
@@ -122,7 +127,9 @@ def pretrain(
             )
         )
         if processes.first:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                stack.enter_context(lock.alone(run_dir))
+                _check_folder(run_dir, resume)  # another one may have begun meanwhile
             manifest.replace_text(run_dir / "config.json", config.to_json())
             told = json.dumps(machine(), indent=1) + "\n"
             manifest.replace_text(run_dir / "machine.json", told)
@@ -294,20 +301,19 @@ class _Run:
         self.processes.most([0.0])  # none goes on alone if it fails
 
 
-def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:
-    """The checkpoint to go on from; refuses a folder that is not what `resume` says it is.
+def _check_folder(run_dir: Path, resume: bool) -> None:
+    """Refuses a folder that is not what `resume` says it is."""
+    begun = (run_dir / "config.json").exists()
+    if resume and not begun and not checkpoint.steps(run_dir / "checkpoints"):
+        raise FileNotFoundError(f"--resume: no run in {run_dir}")
+    if not resume and begun:
+        raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
 
-    The first process looks, so that all take the same one.
-    """
+
+def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:
+    """The checkpoint to go on from; the first process looks, so that all take the same one."""
     found = checkpoint.latest(run_dir / "checkpoints") if processes.first else None
-    if processes.first:
-        if resume and found is None:
-            if not (run_dir / "config.json").exists():
-                raise FileNotFoundError(f"--resume: no run in {run_dir}")
-            logger.info("%s has no checkpoint yet: from the start", run_dir)
-        if not resume and (run_dir / "config.json").exists():
-            raise FileExistsError(
-                f"--run-dir: {run_dir} already holds a run; --resume continues it"
-            )
+    if processes.first and resume and found is None:
+        logger.info("%s has no checkpoint yet: from the start", run_dir)
     (step,) = processes.most([-1.0 if found is None else checkpoint.step_of(found)])
     return None if step < 0 else checkpoint.folder_of(run_dir / "checkpoints", int(step))

@@ -42,6 +42,7 @@ ALLOWED = {
     "manifest": set(),
     "metrics": {"manifest"},
     "guard": set(),
+    "lock": set(),
     "preempt": set(),
     "processes": {"models", "preempt"},
     "sharded": set(),
@@ -50,7 +51,7 @@ ALLOWED = {
     "pace": set(),
     "train": {
         *("build", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
-        *("guard", "manifest", "metrics", "preempt", "processes"),
+        *("guard", "lock", "manifest", "metrics", "preempt", "processes"),
         "doctor.machine",
         "evaluate.online",  # what a run looks at on its way
     },

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,32 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
     assert same(folder, untouched)
     assert [row["step"] for row in rows(folder)] == list(range(1, 41))
     assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(untouched)]
+
+
+def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
+    """As when a scheduler starts a job again that still saves: it goes on from what was saved."""
+    folder = tmp_path / "run"
+    options = "--run-dir", folder, "--train.epochs", 500
+    first = start(*options)
+    wait_for(folder, 3, first)
+    second = start(*options, "--resume", "--max-steps", 5)
+    said = ""
+    while "waiting" not in said:
+        line = second.stdout.readline()
+        assert line, said
+        said += line
+    assert f"in use by process {first.pid}" in said.replace("\n", " ")
+    seen = rows(folder)[-1]["step"]
+    first.send_signal(signal.SIGTERM)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 75, out
+    saved = int(re.search(r"saved after step (\d+)", out)[1])
+    assert saved >= seen
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, out
+    done = run(*options, "--resume", "--max-steps", saved + 5)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(folder)] == list(range(1, saved + 6))
 
 
 SGD = [  # Adam's first steps blow rounding up to the size of the rate
