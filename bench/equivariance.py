@@ -275,9 +275,10 @@ def main() -> None:
         found = judged(runs, base.path, train, test, budget, folder, options.tasks)
         seconds = {row: json.loads((run / "seconds.json").read_text()) for row, run in runs.items()}
         document["seeds"].append({"seed": seed, "seconds": seconds, "tasks": found})
+        text = brief(document)
         for file in filter(None, (options.out / "equivariance.json", options.json)):
-            file.write_text(brief(document))
-        print(tables(document), flush=True)
+            file.write_text(text)
+        print(tables(json.loads(text)), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.equivariance import DTYPES, FAMILIES, add_probe_options, base_of
+from bench.equivariance import DTYPES, FAMILIES, add_probe_options, base_of, brief
 from bench.report import commit
 from fastequi.data.splits import photographs
 from fastequi.doctor import machine
@@ -28,14 +29,15 @@ from fastequi.evaluate.tasks import Budget, score_tasks, tasks
 PAIRS = (1_500, 3_000, 6_000, 12_000, 24_000, 48_000)
 
 
-def curve(reports: dict[int, Report]) -> str:
+def curve(document: Mapping[str, Any]) -> str:
     """Markdown: the mean R² of every row and probe over the number of pairs."""
-    counts = sorted(reports)
-    head = " | ".join(f"{n:,}" for n in counts)
+    reports = document["pairs"]
+    counts = sorted(reports, key=int)
+    head = " | ".join(f"{int(n):,}" for n in counts)
     lines = [f"| features | probe | {head} |", "| --- | --- |" + " --- |" * len(counts)]
-    for i, score in enumerate(reports[counts[0]].scores):
-        means = " | ".join(f"{reports[n].scores[i].mean:.2f}" for n in counts)
-        lines.append(f"| {score.features} | {score.probe} | {means} |")
+    for i, score in enumerate(reports[counts[0]]["scores"]):
+        means = " | ".join(f"{reports[n]['scores'][i]['mean']:.2f}" for n in counts)
+        lines.append(f"| {score['features']} | {score['probe']} | {means} |")
     return "\n".join(lines)
 
 
@@ -63,18 +65,19 @@ def main() -> None:
         chosen = tasks([options.task], base_of().path)
         reports[n] = score_tasks(encoders, train, test, chosen, budget)[options.task]
         print(f"{n:,} pairs judged", flush=True)
-    print(curve(reports))
+    document: dict[str, Any] = {
+        "command": "python -m bench.probe_pairs " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "machine": machine(),
+        "photographs": {"train": len(train), "test": len(test)},
+        "task": options.task,
+        "fit": {**dataclasses.asdict(fit), "dtype": options.dtype},
+        "pairs": {str(n): report.to_json() for n, report in reports.items()},
+    }
+    text = brief(document)
+    print(curve(json.loads(text)))
     if options.json:
-        document: dict[str, Any] = {
-            "command": "python -m bench.probe_pairs " + " ".join(sys.argv[1:]),
-            "commit": commit(),
-            "machine": machine(),
-            "photographs": {"train": len(train), "test": len(test)},
-            "task": options.task,
-            "fit": {**dataclasses.asdict(fit), "dtype": options.dtype},
-            "pairs": {str(n): report.to_json() for n, report in reports.items()},
-        }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        options.json.write_text(text)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,46 @@ def test_what_each_path_teaches_is_as_measured():
     assert measured["command"] in words
 
 
+def test_the_curve_over_pairs_is_the_measured_one():
+    from bench.probe_pairs import curve
+
+    results = Path(__file__).parent.parent / "bench/results"
+    measured = json.loads((results / "probe_pairs_cpu.json").read_text())
+    section = README.partition("<!-- figures: bench/results/probe_pairs_cpu.json -->")[2]
+    section = section.partition("<!--")[0]
+    shown = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(shown) == 9
+    assert set(shown) <= set(curve(measured).splitlines())
+    assert f"commit {measured['commit']}; " in section
+    assert measured["command"] in section
+
+
+def test_the_table_of_black_borders_is_the_measured_one():
+    results = Path(__file__).parent.parent / "bench/results"
+    measured = json.loads((results / "zero_fill_cpu.json").read_text())
+    section = README.partition("<!-- figures: bench/results/zero_fill_cpu.json -->")[2]
+    section = section.partition("## GTSA")[0]
+    shown = [
+        line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")
+    ]
+    names = {
+        "the turned image alone": "transformed image alone",
+        "TIR se2 K=2, patch": "TIR_se2_K=2, patch",
+    }
+    assert len(shown) == 7  # a head, a line, five rows
+    for name, *cells in shown[2:]:
+        found = []
+        for kind in ("zero_fill", "border_free"):
+            for task, report in measured[kind]["tasks"].items():
+                rows = {s["features"]: s for s in report["scores"] if s["probe"] == "token"}
+                row = rows[names.get(name, name)]
+                beyond = ".." in task
+                found.append(f"{row['error'][0]:.1f}°" if beyond else f"{row['r2'][0]:.2f}")
+        assert cells == found
+    assert f"commit {measured['commit']}; " in section
+    assert measured["command"] in section
+
+
 def test_the_rotnet_table_is_the_measured_one():
     root = Path(__file__).parent.parent
     measured = json.loads((root / "bench/results/rotnet_fmnist_cpu.json").read_text())
