@@ -1,9 +1,10 @@
 """Kills a training run over and over, at random moments, and compares how it ends.
 
 Two processes under torchrun; each time one of them, or torchrun itself, is sent SIGKILL or SIGTERM
-after a random time, during start-up, steps and saves. The run is then started again with --resume.
-At the end its weights have to be those of a run nobody touched, bit for bit, and nothing may be
-left: no process, no shared memory, no temporary file.
+after a random time, during start-up, steps and saves. The run is then started again with --resume,
+half the times at once, whatever of the one before is still there. At the end its weights have to be
+those of a run nobody touched, bit for bit, and nothing may be left: no process, no shared memory,
+no temporary file.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from bench.report import commit
 from fastequi import lock
 from fastequi.data.sources import embedded_photos
 from fastequi.doctor import machine
 
-MARK = "FASTEQUI_SOAK"
+MARK, START = "FASTEQUI_SOAK", "FASTEQUI_SOAK_START"
 TMP = "tmp"  # the run's folder of temporary files, beside it
 TINY = [
     *("--train.minutes", "0", "--train.epochs", "100", "--train.no-tensorboard"),
@@ -38,8 +40,8 @@ TINY = [
 ]
 
 
-def start(run: Path, steps: int, log: Path) -> subprocess.Popen[bytes]:
-    """Two processes that begin or go on, all marked so that they are found again."""
+def start(run: Path, steps: int, log: Path, count: int = 0) -> subprocess.Popen[bytes]:
+    """Two processes that begin or go on, marked so that their run and start are told."""
     photos = str(Path(embedded_photos().paths[0]).parent)
     again = ["--resume"] if (run / "config.json").exists() else []
     command = [
@@ -47,20 +49,21 @@ def start(run: Path, steps: int, log: Path) -> subprocess.Popen[bytes]:
         *("-m", "fastequi.cli", "pretrain", "demo", "--data", photos, "--run-dir", str(run)),
         *("--max-steps", str(steps), *TINY, *again),
     ]
-    own = {MARK: str(run), "TMPDIR": str(run.parent / TMP)}
+    own = {MARK: str(run), START: str(count), "TMPDIR": str(run.parent / TMP)}
     with log.open("ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **own})
 
 
-def members(run: Path) -> dict[int, str]:
-    """Living processes of a run by id: "torchrun", "rank 0", "rank 1"."""
+def members(run: Path, count: int | None = None) -> dict[int, str]:
+    """Living processes of a run, or of one of its starts, by id: "torchrun", "rank 0", "rank 1"."""
+    marks = {f"{MARK}={run}"} | ({f"{START}={count}"} if count is not None else set())
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             words = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-            if f"{MARK}={run}" not in words:  # a zombie has none
+            if not marks <= set(words):  # a zombie has none
                 continue
         except OSError:
             continue
@@ -83,13 +86,21 @@ def newest(run: Path) -> int:
     return int(pointer.read_text().removeprefix("step_")) if pointer.exists() else 0
 
 
-def soak(run: Path, steps: int, kills: int, longest: float, draw: random.Random) -> Counter[str]:
-    """Kills until `kills` have hit, then lets the run end; what was hit, by name."""
-    log, hit = run.parent / "log.txt", Counter[str]()
+def soak(
+    run: Path, steps: int, kills: int, longest: float, draw: random.Random
+) -> tuple[Counter[str], int]:
+    """Kills until `kills` have hit, then lets the run end.
+
+    Returns:
+        What was hit, by name; and how many starts were made while an earlier one was still there.
+    """
+    log, hit, beside, count = run.parent / "log.txt", Counter[str](), 0, 0
     while sum(hit.values()) < kills:
-        process = start(run, steps, log)
+        beside += bool(members(run))
+        count += 1
+        process = start(run, steps, log, count)
         time.sleep(draw.uniform(0, longest))
-        alive = members(run)
+        alive = members(run, count)
         if process.poll() is not None or not alive:
             code = process.wait()
             what = "ended: give it more --steps" if code == 0 else f"failed with {code}; see {log}"
@@ -103,14 +114,16 @@ def soak(run: Path, steps: int, kills: int, longest: float, draw: random.Random)
             continue
         hit[f"{number.name} to {name}"] += 1
         process.wait(timeout=120)
-        if not gone(run, 60):
+        if draw.random() < 0.5 and not gone(run, 60):
             raise SystemExit(f"left behind after {number.name} to {name}: {members(run)}")
         done = sum(hit.values())
         print(f"{done} of {kills}: {number.name} to {name}, step {newest(run)}", flush=True)
     process = start(run, steps, log)
     if process.wait(timeout=3600) != 0:
         raise SystemExit(f"the last start failed; see {log}")
-    return hit
+    if not gone(run, 60):
+        raise SystemExit(f"left behind at the end: {members(run)}")
+    return hit, beside
 
 
 def main() -> None:
@@ -126,7 +139,7 @@ def main() -> None:
         folder = Path(name)
         (folder / TMP).mkdir()
         began = time.monotonic()
-        hit = soak(
+        hit, beside = soak(
             folder / "killed", options.steps, options.kills, options.longest,
             random.Random(options.seed),
         )  # fmt: skip
@@ -143,9 +156,12 @@ def main() -> None:
         left = [str(p.relative_to(folder)) for p in found if p.is_file() and p.name != lock.NAME]
     leaked = sorted(set(os.listdir("/dev/shm")) - shared)
     document = {
+        "command": "bash ci/soak.sh " + " ".join(sys.argv[1:]),
+        "commit": commit(),
         "machine": machine(),
         "steps": options.steps,
         "kills": dict(hit),
+        "starts_beside_an_earlier_one": beside,
         "seconds": seconds,
         "weights_equal": equal,
         "temporary_files": left,
