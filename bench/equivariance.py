@@ -104,7 +104,7 @@ def trained(base: Config, row: str, seed: int, steps: int, source: Source, out: 
         config = config_of(base, row, seed, steps, len(source))
         start = time.monotonic()
         pretrain(config, source, run, resume=(run / "config.json").is_file(), max_steps=steps)
-        (run / "seconds.json").write_text(json.dumps(time.monotonic() - start))
+        (run / "seconds.txt").write_text(f"{time.monotonic() - start:.1f}\n")
     return run
 
 
@@ -273,7 +273,7 @@ def main() -> None:
         document["budget"]["fit"]["dtype"] = str(fit.dtype)
         folder = options.out / f"seed{seed}" / "tasks"
         found = judged(runs, base.path, train, test, budget, folder, options.tasks)
-        seconds = {row: json.loads((run / "seconds.json").read_text()) for row, run in runs.items()}
+        seconds = {row: float((run / "seconds.txt").read_text()) for row, run in runs.items()}
         document["seeds"].append({"seed": seed, "seconds": seconds, "tasks": found})
         text = brief(document)
         for file in filter(None, (options.out / "equivariance.json", options.json)):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastequi import manifest, sharded
@@ -105,7 +105,7 @@ def write(folder: Path, taken: Snapshot, keep: int = 3) -> Path:
     """
     temporary = _begin(folder, taken.step)
     for name, tensors in taken.tensors.items():
-        save_file(dict(tensors), temporary / f"{name}.safetensors")
+        manifest.save_tensors(temporary / f"{name}.safetensors", tensors)
     return _finish(folder, temporary, taken, keep)
 
 

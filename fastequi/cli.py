@@ -32,18 +32,22 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; ends with exit code 2 on bad input."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
-        return
-    name, *rest = argv
+    name, *rest = argv or ["--help"]
     keep_heap()
     try:
+        if name in ("-h", "--help"):
+            print(_usage(), flush=True)
+            return
         leave_with_launcher()
         if name not in _COMMANDS:
             near = difflib.get_close_matches(name, _COMMANDS, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown command {name!r}{hint}\n\n{_usage()}")
         getattr(import_module("fastequi.commands"), name)(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of "fastequi --help | head"; Python would fail again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         sys.exit(_say(str(error), 2))
     except Preempted as notice:

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fastequi.data.reader import read
 from fastequi.data.sources import Source, image_folder
 from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.recognition import normalise
+from fastequi.manifest import save_tensors
+from fastequi.results import writable, writable_folder
+
+_FILES = (".safetensors", ".npy")
+_OTHERS = (".pt", ".pth", ".npz", ".h5", ".hdf5", ".csv", ".json", ".parquet", ".pkl", ".bin")
 
 
 @torch.no_grad()
@@ -39,14 +43,7 @@ def embeddings(
     Returns:
         ({name: [N, D], with `all_tokens` [N, L, D] but for "cls"}, names of the N files).
     """
-    names = names or encoder.names
-    if len(set(names)) < len(names):
-        raise ValueError(f"--features: expected each once, got {', '.join(names)}")
-    unknown = sorted(set(names) - set(encoder.names))
-    if unknown:
-        raise ValueError(
-            f"--features: expected some of {', '.join(encoder.names)}, got {', '.join(unknown)}"
-        )
+    names = _chosen(names, encoder)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     files: list[str] = []
     size = encoder.image_size
@@ -58,6 +55,18 @@ def embeddings(
             found[name].append((value if whole else value.mean(1)).cpu())
         files += [source.names[place] for place in places]
     return {name: torch.cat(parts) for name, parts in found.items()}, files
+
+
+def _chosen(names: Sequence[str], encoder: Encoder) -> tuple[str, ...]:
+    """The features asked for; all if none are named."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"--features: expected each once, got {', '.join(names)}")
+    unknown = sorted(set(names) - set(encoder.names))
+    if unknown:
+        raise ValueError(
+            f"--features: expected some of {', '.join(encoder.names)}, got {', '.join(unknown)}"
+        )
+    return tuple(names) or encoder.names
 
 
 def embed(
@@ -79,27 +88,33 @@ def embed(
             .npy file for each.
 
     Returns:
-        The JSON file beside it: {"checkpoint", "image_size", "features": {name: shape}, "files"},
-        the files in the order of the rows.
+        The JSON file beside it, FILE.npy.json or FOLDER/files.json: {"checkpoint", "image_size",
+        "features": {name: shape}, "files"}, the files in the order of the rows.
     """
+    file = out.suffix in _FILES
+    if out.suffix.lower() in (*_FILES, *_OTHERS) and not file:
+        raise ValueError(
+            f"--out: expected FILE{', FILE'.join(_FILES)} or a folder's name, got {out}"
+        )
     encoder = load_encoder(spec, device)
-    chosen = tuple(names) or encoder.names
+    chosen = _chosen(names, encoder)
     if out.suffix == ".npy" and len(chosen) > 1:
         raise ValueError(
             f"--out: a .npy file holds one kind of features, choose with --features of "
             f"{', '.join(chosen)}; or name a .safetensors file or a folder, got {out}"
         )
     source = image_folder(data)
+    if file:
+        writable(out)
+    else:
+        writable_folder(out)
     with Console().status(f"{len(source):,} images"):
         found, files = embeddings(encoder, source, chosen, all_tokens, share, batch)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    file = out.suffix in (".safetensors", ".npy")
     if out.suffix == ".safetensors":
-        save_file(found, out)
+        save_tensors(out, found)
     elif out.suffix == ".npy":
         np.save(out, found[chosen[0]].numpy())
     else:
-        out.mkdir(exist_ok=True)
         for name, values in found.items():
             np.save(out / f"{name}.npy", values.numpy())
     document: dict[str, Any] = {
@@ -109,7 +124,7 @@ def embed(
         "features": {name: list(values.shape) for name, values in found.items()},
         "files": files,
     }
-    beside = out.with_suffix(".json") if file else out / "files.json"
+    beside = out.with_name(f"{out.name}.json") if file else out / "files.json"
     beside.write_text(json.dumps(document, indent=1) + "\n")
     shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in found.items())
     print(f"{shapes} in {out}, their files in {beside}")

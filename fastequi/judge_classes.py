@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastequi.data.labelled import labelled_sets
+from fastequi.data.labelled import Files, labelled_sets
 from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.published import published
 from fastequi.evaluate.recognition import (
@@ -21,7 +21,7 @@ from fastequi.evaluate.recognition import (
     pooled_features,
     table,
 )
-from fastequi.results import place, save
+from fastequi.results import place, save, seen_in_training
 
 
 def verdicts(rows: Sequence[Recognition], name: str) -> list[str]:
@@ -69,6 +69,9 @@ def judge(
     """
     encoder, encoders = load_all(spec, against, device)
     splits = labelled_sets(data, train_images, test_images, share)
+    file = place(kind, spec, out)
+    tested = splits[1].source if isinstance(splits[1], Files) else None
+    seen = seen_in_training((spec, *against), tested)
     console, start = Console(), time.monotonic()
     with console.status("") as status:
         status.update("features of the training images")
@@ -80,7 +83,6 @@ def judge(
         else:
             rows = linear_rows(train, test, seeds, status.update)
     counts = len(train[1]), len(test[1])
-    file = place(kind, spec, out)
     title = f"classes by {kind}, {counts[0]:,} training and {counts[1]:,} test images"
     console.width = max(console.width, 140 if kind == "knn" else 80)
     console.print(table(rows, title))
@@ -96,6 +98,7 @@ def judge(
         "published": anchors,
         "train_images": counts[0],
         "test_images": counts[1],
+        "test_seen_in_training": seen,
         "temperature": TEMPERATURE if kind == "knn" else None,
         "scores": [dataclasses.asdict(row) for row in rows],
         "seconds": time.monotonic() - start,

@@ -11,13 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from fastequi.config import TrainConfig
-from fastequi.data import kept
 from fastequi.data.splits import photographs
 from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.equivariance import Report, summary
 from fastequi.evaluate.tasks import Budget, Task, score_tasks
 from fastequi.methods.tir import TIR
-from fastequi.results import place, save
+from fastequi.results import place, save, seen_in_training
 
 _TABLE_WIDTH = 140  # of colour's, which has four parameters
 
@@ -51,17 +50,17 @@ def judge(
     console, start = Console(), time.monotonic()
     console.width = max(console.width, _TABLE_WIDTH)
     file = place("equivariance" + "_zero_fill" * budget.zero_fill, spec, out)
-    seen = kept.seen(Path(spec).expanduser(), test) if data else None
+    seen = seen_in_training((spec, *against), test if data else None)
     of = "held-out photographs" if data else "held-out parts of the photographs"
-    if seen:
-        of = f"photographs, {seen} of {len(test)} SEEN IN TRAINING"
-        print(f"{spec} was trained on {seen} of the {len(test)} test photographs, by their names")
+    if most := max((n or 0 for n in seen.values()), default=0):
+        of = f"photographs, {most} of {len(test)} NAMED AND SIZED AS ONE SEEN IN TRAINING"
     if budget.zero_fill:
         of += ", zero-filled borders (only to compare)"
     fit = {**dataclasses.asdict(budget.fit), "dtype": str(budget.fit.dtype)}
     document: dict[str, Any] = {
         "data": str(data) if data else "embedded photographs, by region",
-        "photographs": {"train": len(train), "test": len(test), "test_seen_in_training": seen},
+        "photographs": {"train": len(train), "test": len(test)},
+        "test_seen_in_training": seen,
         "against": list(against),
         "budget": {**dataclasses.asdict(budget), "fit": fit},
         "tasks": {},

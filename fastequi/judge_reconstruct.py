@@ -12,13 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastequi.data import kept
 from fastequi.data.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.reconstruction import Quality, path_loader, quality
 from fastequi.evaluate.spectrum import Spectrum, spectrum
 from fastequi.methods.tir import TIR
-from fastequi.results import place, save
+from fastequi.results import place, save, seen_in_training
 
 
 def judge(
@@ -45,8 +44,8 @@ def judge(
     if not isinstance(method, TIR) or config is None:
         raise ValueError(f"CHECKPOINT: expected a run with system=tir, {spec} is none")
     _, source = photographs(data, test_data)
-    if seen := (kept.seen(Path(spec).expanduser(), source) if data else None):
-        print(f"{spec} was trained on {seen} of the {len(source)} photographs, by their names")
+    file = place("reconstruct", spec, out)
+    seen = seen_in_training([spec], source if data else None)
     console, found = Console(), {}
     with path_loader(config, source, encoder.device, seed) as loader:
         if method.decoder is not None:
@@ -60,11 +59,11 @@ def judge(
         v1 = torch.cat([batch.v1 for batch in batches])
     spectra = _spectra(encoder, v1)
     console.print(_spectrum_table(spectra))
-    file = place("reconstruct", spec, out)
     document: dict[str, Any] = {
         "data": str(data) if data else "embedded photographs, by region",
         "images": len(v1),
-        "photographs": {"test": len(source), "test_seen_in_training": seen},
+        "photographs": {"test": len(source)},
+        "test_seen_in_training": seen,
         **{name: dataclasses.asdict(value) for name, value in found.items()},
         "spectra": {name: dataclasses.asdict(value) for name, value in spectra.items()},
     }

@@ -11,9 +11,10 @@ from rich.console import Console
 from fastequi import checkpoint
 from fastequi.build import build
 from fastequi.config import Config
-from fastequi.data.labelled import mnist
+from fastequi.data.labelled import Labelled, mnist
 from fastequi.doctor import machine
 from fastequi.evaluate.rotation import (
+    FEW,
     as_json,
     class_scores,
     rotation_accuracy,
@@ -49,14 +50,14 @@ def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> Non
     checkpoint.load(newest, networks["RotNet"])
     train = mnist(data, "train", train_images, config.data.image_size)
     test = mnist(data, "test", test_images, config.data.image_size)
-    console = Console()
+    console, few = Console(), _few(train, test)
     turns = rotation_accuracy(networks["RotNet"], test.images)
     each = ", ".join(f"{angle}° {share:.3f}" for angle, share in turns.items() if angle != "all")
     console.print(
         f"turns told right on {len(test.images):,} test images: {turns['all']:.3f} "
         f"(chance .25; {each})"
     )
-    rows = class_scores(networks, train, test)
+    rows = class_scores(networks, train, test, few)
     console.print(table(rows))
     document = {
         "machine": machine(),
@@ -67,3 +68,20 @@ def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> Non
         "classes": as_json(rows),
     }
     (run_dir / "rotnet.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _few(train: Labelled, test: Labelled) -> tuple[int, ...]:
+    """How many labels a class the few-label probes get; those that there are not are named.
+
+    Raises:
+        ValueError: a class of the test images has no training image.
+    """
+    counts = torch.bincount(train.labels.long(), minlength=int(test.labels.max()) + 1)
+    least = int(counts[counts > 0].min())
+    lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if lacking:
+        raise ValueError(f"--train-images: {len(train.labels)} hold none of classes {lacking}")
+    for n in FEW:
+        if n > least:
+            print(f"no probe of {n} labels a class: one has {least} of the training images")
+    return tuple(n for n in FEW if n <= least)

@@ -33,8 +33,12 @@ def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     Raises:
         BlockingIOError: another one is still there; names its host and process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        told = f"--run-dir: {folder} cannot be written to ({error.strerror})"
+        raise type(error)(error.errno, told) from error
     try:
         _take(descriptor, folder, patience)
         yield

@@ -12,6 +12,7 @@ from fastequi import __version__
 from fastequi.evaluate.figures import Sheet
 from fastequi.evaluate.page import page
 from fastequi.evaluate.runs import Run, read_runs
+from fastequi.results import writable
 
 
 def report(runs: Sequence[Path], out: Path, images: bool = True, data: Path | None = None) -> Path:
@@ -27,10 +28,10 @@ def report(runs: Sequence[Path], out: Path, images: bool = True, data: Path | No
         FileNotFoundError, ValueError: a folder is no run's.
     """
     found = read_runs(runs)
+    writable(out)
     notes: list[str] = []
     pictures = _pictures(found, data, notes) if images else {}
     stamp = f"Written {datetime.now():%Y-%m-%d %H:%M} by fastequi {__version__}."
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(found, pictures, notes, stamp), encoding="utf-8")
     print(out)
     return out

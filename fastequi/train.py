@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
@@ -150,7 +149,7 @@ def pretrain(
         encoder = checkpoint.whole_state(method.encoder) if processes.first or in_parts else {}
         if processes.first:
             unfinished = run_dir / ".model.safetensors.tmp"
-            save_file(encoder, unfinished, {"format": "pt"})
+            manifest.save_tensors(unfinished, encoder, {"format": "pt"})
             manifest.sync(unfinished)
             unfinished.replace(run_dir / "model.safetensors")
         let_go(method)
@@ -303,6 +302,8 @@ class _Run:
 
 def _check_folder(run_dir: Path, resume: bool) -> None:
     """Refuses a folder that is not what `resume` says it is."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise NotADirectoryError(f"--run-dir: expected a folder, {run_dir} is a file")
     begun = (run_dir / "config.json").exists()
     if resume and not begun and not checkpoint.steps(run_dir / "checkpoints"):
         raise FileNotFoundError(f"--resume: no run in {run_dir}")

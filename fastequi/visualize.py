@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from fastequi.evaluate.recognition import normalise
 from fastequi.functional import warp
 from fastequi.methods.tir import TIR
 from fastequi.philox import Draws
+from fastequi.results import writable_folder
+
+logger = logging.getLogger(__name__)
 
 _SHOWN, _ROWS, _SWEPT = 9, 6, 3  # images of the PCA, of other sheets, of the sweep
 _OTHERS = 64  # images at most, shown or not, that the sweep's windows come from
@@ -50,7 +55,7 @@ def visualize(
         windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
     """
     encoder, photos = load_encoder(spec, device), photographs(data)
-    out.mkdir(parents=True, exist_ok=True)
+    writable_folder(out)
     files = []
     found, why_not = sheets(encoder, photos, windows)
     for why in why_not:
@@ -150,10 +155,10 @@ def attention(encoder: Encoder, photos: Source) -> Sheet | str:
 
 def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
     """Images that turn from -45° to 45° without a border, under them the angle features tell."""
-    if len(photos) < 2:
-        return "its probe is fitted on other images, and there is one"
     side = -(-encoder.image_size * 1415 // 1000)  # √2: no turn has an empty corner
     pictures = _pictures(encoder, photos, _OTHERS, side)
+    if len(pictures) < 2:
+        return "its probe is fitted on other images, and there is one"
     swept = min(_SWEPT, len(pictures) // 2)
     slow = encoder.device.type == "cpu" and encoder.image_size > _LARGE
     windows = windows or (_FEWER if slow else _WINDOWS)
@@ -208,17 +213,29 @@ def _some(source: Source, count: int) -> list[str]:
     return [source.paths[i] for i in picks]
 
 
-def _open(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"--data: {path} cannot be read ({error})") from error
+def _opened(source: Source, count: int) -> list[Image.Image]:
+    """At most `count` images, evenly spaced; those that cannot be read are named and left out."""
+    found = []
+    for path in _some(source, count):
+        try:
+            with Image.open(path) as image:
+                found.append(ImageOps.exif_transpose(image).convert("RGB"))
+        except OSError as error:
+            _left_out(path, str(error))
+    if not found:
+        raise ValueError(f"--data: of {len(source)} images none that was tried can be read")
+    return found
+
+
+@cache
+def _left_out(path: str, why: str) -> None:
+    """Says so once, however many sheets would have shown it."""
+    logger.warning("%s cannot be read and is left out (%s)", path, why)
 
 
 def _squares(photos: Source, count: int, size: int) -> list[Tensor]:
     """The middle square of images, uint8 [3, size, size]."""
-    found = (_open(path) for path in _some(photos, count))
+    found = _opened(photos, count)
     return [_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)) for image in found]
 
 
@@ -228,8 +245,7 @@ def _pictures(encoder: Encoder, photos: Source, count: int, least: int) -> list[
     As large as on the PCA sheet where that is enough.
     """
     found, short = [], look.shown_size(encoder)
-    for path in _some(photos, count):
-        image = _open(path)
+    for image in _opened(photos, count):
         width, height = image.size
         part = tuple(e * s for e, s in zip(photos.region, (width, height) * 2, strict=True))
         across, down = part[2] - part[0], part[3] - part[1]

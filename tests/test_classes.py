@@ -126,6 +126,9 @@ def test_interval_is_wilsons():
     low, high = interval(0.9, 100)
     assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
     assert interval(1.0, 10)[1] == pytest.approx(1.0)
+    for n in (5, 10, 20, 500):  # rounding does not leave 0..1
+        assert interval(0.0, n)[0] == 0.0
+        assert interval(1.0, n)[1] <= 1.0
 
 
 def test_the_convolutional_probe_sees_where_things_lie():

@@ -73,6 +73,21 @@ def test_scanned_shards_are_trained_on_by_their_index(tmp_path):
     assert not (tmp_path / ".fastequi").exists()
 
 
+def test_a_reader_that_leaves_is_no_failure_to_tell_of():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastequi.cli", "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.parametrize("recipe", ["tir_ibot_vits16", "dinov2_vitl16"])
 def test_a_multi_crop_recipe_made_small_by_options(tmp_path, recipe):
     small = [

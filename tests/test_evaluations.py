@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import stat
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +53,8 @@ def test_equivariance_with_its_base_beside_it(runs, capsys):
           "--tasks", "rotation", "blur"])  # fmt: skip
     saved = json.loads((runs / "tir" / "eval_equivariance.json").read_text())
     assert list(saved["tasks"]) == ["rotation", "rotation 45..60", "blur"]
-    assert saved["photographs"] == {"train": 8, "test": 1, "test_seen_in_training": 1}
+    assert saved["photographs"] == {"train": 8, "test": 1}
+    assert saved["test_seen_in_training"] == {str(runs / "tir"): 1, str(runs / "base"): 1}
     assert saved["budget"]["fit"]["seeds"] == 2
     assert saved["machine"]["torch"] == torch.__version__
     scores = saved["tasks"]["rotation"]["scores"]
@@ -71,8 +74,9 @@ def test_equivariance_with_its_base_beside_it(runs, capsys):
     assert "rotation 45..60" in printed
 
 
-def test_photographs_seen_in_training_are_told(runs, tmp_path, capsys):
+def test_photographs_seen_in_training_are_told(runs, tmp_path, capsys, monkeypatch):
     """By the files' names and sizes, which the run kept; a folder of others says nothing."""
+    monkeypatch.chdir(tmp_path)
     photos = runs / "photos"
     file, source = tmp_path / "run" / "images.jsonl", image_folder(photos)
     file.parent.mkdir()
@@ -85,8 +89,18 @@ def test_photographs_seen_in_training_are_told(runs, tmp_path, capsys):
     options += ["--tasks", "blur", "--probes", "ridge", "--out", str(tmp_path / "seen.json")]
     main(["eval", "equivariance", str(runs / "tir"), "--data", str(photos), *options])
     saved = json.loads((tmp_path / "seen.json").read_text())
-    assert saved["photographs"] == {"train": 8, "test": 1, "test_seen_in_training": 1}
-    assert "1 of 1 SEEN IN TRAINING" in " ".join(capsys.readouterr().out.split())
+    assert saved["test_seen_in_training"] == {str(runs / "tir"): 1}
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 of 1 NAMED AND SIZED AS ONE SEEN IN TRAINING" in told
+    # of other encoders in the table, of a run's own file, and where classes are asked
+    run, file = str(runs / "tir"), str(runs / "tir" / "model.safetensors")
+    main(["eval", "knn", file, "--against", run, "--data", str(photos)])
+    saved = json.loads(Path("eval_knn.json").read_text())
+    assert saved["test_seen_in_training"] == {file: 2, run: 2}
+    line = "2 of the 2 test images have the name and the size of one that {} was trained on"
+    told = capsys.readouterr().out
+    assert line.format(run) in told
+    assert line.format(file) in told
 
 
 def test_ranges_of_nothing_are_refused_at_once(runs):
@@ -120,6 +134,10 @@ def test_verdicts_compare_like_with_like():
         ("linear", "ImageNet-1k/", 1000, "published linear top-1 (ImageNet-1k"),
         ("linear", "sets/cifar10", 10, ""),
         ("knn", "imagenet", 100, ""),  # a subset is another task
+        ("knn", "/data/ImageNet-V2", 1000, ""),  # as are other images
+        ("knn", "imagenet-c/fog/3", 1000, ""),
+        ("knn", "imagenette-vs-fmnist/fashion-mnist", 10, ""),
+        ("knn", "cifar10/../mnist", 10, ""),
         ("knn", "digits", 10, ""),
     ],
 )
@@ -194,7 +212,7 @@ def test_embed_writes_the_same_rows_in_every_form(runs, tmp_path):
     assert {name: tuple(x.shape) for name, x in found.items()} == {
         "patch": (9, 32), "cls": (9, 32), "z_inv": (9, 8), "z_equi": (9, 8)
     }  # fmt: skip
-    beside = json.loads((tmp_path / "all.json").read_text())
+    beside = json.loads((tmp_path / "all.safetensors.json").read_text())
     assert beside["files"] == sorted(beside["files"])
     assert beside["files"][0] == "a/astronaut.jpg"
     assert beside["features"]["z_equi"] == [9, 8]
@@ -206,6 +224,10 @@ def test_embed_writes_the_same_rows_in_every_form(runs, tmp_path):
     np.testing.assert_allclose(tokens.mean(1), found["patch"].numpy(), atol=1e-5)
     assert np.load(tmp_path / "many" / "cls.npy").shape == (9, 32)
     assert (tmp_path / "many" / "files.json").is_file()
+    # colleagues may read what they may read of other files
+    plain = stat.S_IMODE((tmp_path / "one.npy").stat().st_mode)
+    for file in (tmp_path / "all.safetensors", *(runs / "tir").rglob("*.safetensors")):
+        assert stat.S_IMODE(file.stat().st_mode) == plain
 
 
 @pytest.mark.parametrize(
@@ -223,10 +245,24 @@ def test_embed_writes_the_same_rows_in_every_form(runs, tmp_path):
         (["eval", "reconstruct", "RUN/model.safetensors"], "expected a run with system=tir"),
         (["embed", "RUN", "--data", "PHOTOS", "--out", "x.npy"], "--out: a .npy file holds one"),
         (["embed", "RUN", "--data", "PHOTOS", "--out", "x", "--features", "z"], "--features: exp"),
+        (["embed", "RUN", "--data", "PHOTOS", "--out", "x.pt"], "--out: expected FILE.safetensors"),
+        (["embed", "RUN", "--data", "PHOTOS", "--out", "x.NPY"], "--out: expected FILE.safetens"),
+        (["embed", "RUN", "--data", "PHOTOS", "--out", "FILE/x"], "--out: FILE/x cannot be made"),
+        (["visualize", "RUN", "--out", "FILE"], "--out: FILE cannot be made (File exists)"),
+        (["report", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written (it is a folder)"),
+        (["eval", "knn", "RUN", "--data", "PHOTOS", "--out", "FOLDER"], "FOLDER cannot be written"),
+        (["eval", "linear", "RUN", "--data", "PHOTOS", "--out", "FILE/x"], "FILE/x cannot be wri"),
+        (["eval", "equivariance", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
+        (["eval", "reconstruct", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
+        (["pretrain", "demo", "--data", "PHOTOS", "--run-dir", "FILE"], "a folder, FILE is a file"),
+        (["eval", "knn", "broken_encoder:make", "--data", "PHOTOS"], "failed (KeyError: 'k')"),
     ],
 )
 def test_bad_input_is_named(runs, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "FILE").write_text("not to be touched")
+    (tmp_path / "broken_encoder.py").write_text("def make(device):\n    return {}['k']\n")
     places = {"RUN": str(runs / "tir"), "PHOTOS": str(runs / "photos")}
     for name, place in places.items():
         words = [word.replace(name, place) for word in words]
@@ -234,4 +270,7 @@ def test_bad_input_is_named(runs, tmp_path, monkeypatch, capsys, words, message)
         main(words)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert left == {"FOLDER", "FILE", "broken_encoder.py"}
+    assert (tmp_path / "FILE").read_text() == "not to be touched"
+    assert list((tmp_path / "FOLDER").iterdir()) == []

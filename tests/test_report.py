@@ -9,7 +9,7 @@ from importlib import resources
 
 import chromium
 import pytest
-from made_up import judged, make_run, scores, sheets
+from made_up import judged, knn, make_run, scores, sheets
 from PIL import Image
 from test_visualize import run_folder, small_demo
 
@@ -155,6 +155,27 @@ def test_floors_and_other_encoders_are_not_the_runs_own():
     report = {"scores": [{"features": f, "probe": "ridge", "r2": [r]} for f, r in rows]}
     assert _against_floor(report, result)[1] == 0.9
     assert not is_own({"features": "pixel statistics"}, {})  # the demo names no encoder
+
+
+@pytest.mark.parametrize("name", ["raw", "pixels", "pixels21", "random", "mean predictor 2"])
+def test_a_run_may_be_named_nearly_like_a_floor(name):
+    features = f"{name}, patch"
+    assert not is_floor(features)
+    assert is_own({"features": features}, {"encoder": name})
+
+
+def test_images_that_may_have_been_seen_are_told(tmp_path):
+    run = make_run(tmp_path / "run")
+    for kind, document in (("equivariance", {"tasks": {"rotation": scores(["angle"], "run")}}),
+                           ("knn", knn("run"))):  # fmt: skip
+        file = run / f"eval_{kind}.json"
+        for seen, said in (({"run": 0, "base": None}, 0), ({"run": 8, "base": 1000}, 1)):
+            file.write_text(json.dumps({**document, "test_seen_in_training": seen}))
+            found = Checked(page([read_run(run)], {}, [], "")).text
+            told = "Test images with the name and the size of one: "
+            told += "8 that run trained on; 1,000 that base trained on."
+            assert found.count(told) == said
+        file.unlink()
 
 
 def test_systems_that_are_no_tir_are_named():

@@ -19,6 +19,7 @@ from fastequi.data.sources import image_folder
 from fastequi.dryrun import synthetic
 from fastequi.evaluate import classes, rotation
 from fastequi.evaluate.rotation import block_features, class_scores, rotation_accuracy
+from fastequi.judge_rotnet import _few
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
 from fastequi.recipes import RECIPES
@@ -218,6 +219,17 @@ def test_rotation_accuracy_counts_every_turn():
     for k, angle in enumerate(("0", "90", "180", "270")):
         assert found[angle] == pytest.approx((logits[:, k] == k).float().mean().item())
     assert found["all"] == pytest.approx((logits == torch.arange(4)).float().mean().item())
+
+
+def test_few_label_probes_need_as_many_images(capsys):
+    def some(*labels):
+        return Labelled(torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8), torch.tensor(labels))
+
+    assert _few(some(*[0, 1] * 50), some(0, 1)) == (10, 50)
+    assert _few(some(*[0, 1] * 21), some(0, 1)) == (10,)
+    assert "no probe of 50 labels a class: one has 21" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--train-images: 4 hold none of classes \[2\]"):
+        _few(some(0, 1, 0, 1), some(0, 2))
 
 
 def test_block_probes_read_classes_and_stand_beside_pixels(monkeypatch):

@@ -1,5 +1,6 @@
 """`fastequi visualize` on untrained networks: the pictures, and why some cannot be made."""
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -81,11 +82,19 @@ def test_a_base_alone_and_a_file_of_weights_have_no_decoders(tmp_path, capsys):
     assert "no reconstructions" in capsys.readouterr().out
 
 
-def test_an_unreadable_image_is_named(tmp_path):
+def test_an_unreadable_image_is_named_once_and_left_out(tmp_path, caplog):
     run = run_folder(tmp_path / "run", small_demo())
     (tmp_path / "data").mkdir()
     for i, photo in enumerate(embedded_photos().paths[:3]):
         data = Path(photo).read_bytes()
         (tmp_path / "data" / f"{i}.jpg").write_bytes(data[: len(data) // (2 if i == 1 else 1)])
-    with pytest.raises(ValueError, match=r"--data: .*1\.jpg cannot be read"):
+    with caplog.at_level(logging.WARNING):
+        made = visualize(str(run), tmp_path / "data", tmp_path / "out", "cpu", windows=100)
+    assert {file.stem for file in made} == {"reconstructions", "pca", "attention", "sweep"}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert "1.jpg cannot be read and is left out" in said[0]
+    for i in (0, 2):
+        (tmp_path / "data" / f"{i}.jpg").unlink()
+    with pytest.raises(ValueError, match=r"--data: of 1 images none that was tried can be read"):
         visualize(str(run), tmp_path / "data", tmp_path / "out", "cpu", windows=100)

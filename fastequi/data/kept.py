@@ -74,17 +74,18 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
     return replace(source, paths=paths, names=names, sizes=sizes, spans=spans)
 
 
-def seen(folder: Path, source: Source) -> int | None:
-    """How many images of a source a run was trained on, by their files' names and their sizes.
+def seen(where: Path, source: Source) -> int | None:
+    """How many images of a source have the file name and the size of one that a run trained on.
 
     Args:
-        folder: the run's, or that of one of its checkpoints.
-        source: photographs for testing.
+        where: the run's folder, that of one of its checkpoints, or its model.safetensors.
+        source: images for testing.
 
     Returns:
         None if nothing was kept of the run's.
     """
-    file = next((f for f in (folder / NAME, folder.parent.parent / NAME) if f.is_file()), None)
+    folders = (where.parent,) if where.is_file() else (where, where.parent.parent)
+    file = next((f / NAME for f in folders if (f / NAME).is_file()), None)
     if file is None:
         return None
     rows = (json.loads(line) for line in file.read_text().splitlines())

@@ -262,4 +262,5 @@ def interval(share: float, n: int) -> tuple[float, float]:
         share + z * z / (2 * n),
         z * math.sqrt(share * (1 - share) / n + (z / n) ** 2 / 4),
     )
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return max(low, 0.0), min(high, 1.0)

@@ -271,7 +271,11 @@ def _of_function(spec: str, device: torch.device) -> Encoder:
         function = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"CHECKPOINT: {spec} cannot be imported ({error})") from error
-    encoder = function(device)
+    try:
+        encoder = function(device)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"CHECKPOINT: {spec}({device}) failed ({told})") from error
     if not isinstance(encoder, Encoder):
         raise ValueError(
             f"CHECKPOINT: {spec}(device) returned {type(encoder).__name__}, expected a "

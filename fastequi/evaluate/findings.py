@@ -11,17 +11,17 @@ from fastequi.evaluate.runs import Run
 
 Result = dict[str, Any]
 
-_FLOORS = (
-    *("mean predictor", "raw", "transformed image alone", "random init"),
-    *("pixel statistics", "pixels"),
-)
+_FLOORS = {
+    *("mean predictor", "raw pair", "raw pixels", "transformed image alone"),
+    *("pixel statistics", "pixels", "random init"),
+}
 # what files that are not as expected raise
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
 def is_floor(features: str) -> bool:
     """Whether a row says what anyone reads without training."""
-    return features.startswith(_FLOORS)
+    return features in _FLOORS or features.startswith("random init, ")
 
 
 def is_equivariance(result: Result) -> bool:
@@ -33,6 +33,13 @@ def is_zero_filled(result: Result) -> bool:
     """R² of pairs whose borders give the transformation away, to compare with published tables."""
     budget = result.get("budget")
     return isinstance(budget, dict) and bool(budget.get("zero_fill"))
+
+
+def seen_note(result: Result) -> str:
+    """Which encoders may have seen test images in training; "" if none is known to."""
+    seen = result.get("test_seen_in_training")
+    told = [f"{n:,} that {spec} trained on" for spec, n in seen.items() if n] if seen else []
+    return f"Test images with the name and the size of one: {'; '.join(told)}." if told else ""
 
 
 def is_classes(result: Result) -> bool:

@@ -38,8 +38,8 @@ _ABOUT = {
 _HOW = (
     "R² of what lies between two images, read by probes from frozen features of both: 1 is known "
     "exactly, 0 is the mean predictor. Every kind of features stands by the probe that reads most "
-    "from it. Whiskers are 95 % intervals over the test pairs; hollow bars are floors, which need "
-    "no training."
+    "from it. Whiskers are 95 % intervals over the test photographs; hollow bars are floors, which "
+    "need no training."
 )
 
 

@@ -7,6 +7,7 @@ sets are maxima over epochs on the test images; accuracies measured here are of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,13 @@ class Published:
     """What one data set's table says.
 
     Attributes:
-        folder: how the names of folders that hold it begin, in lower case and without "-" and "_".
+        folders: how a folder that holds it may be named, in lower case and without "-" and "_".
         classes: how many it has; with the name it tells the set from its subsets.
         training: what was trained, and for how long.
         knn, linear: top-1 by method; empty where the table has none.
     """
 
-    folder: str
+    folders: tuple[str, ...]
     classes: int
     training: str
     knn: dict[str, float]
@@ -29,21 +30,21 @@ class Published:
 
 PUBLISHED = (
     Published(
-        "imagenette",
+        ("imagenette", "imagenette2", "imagenette160", "imagenette2160", "imagenette2320"),
         10,
         "Imagenette at 128 px, ResNet-18, 800 epochs, best epoch",
         {"SimCLR": 0.889, "DINO": 0.888, "VICReg": 0.845},
         {},
     ),
     Published(
-        "cifar10",
+        ("cifar10",),
         10,
         "CIFAR-10, ResNet-18, 200 epochs, best epoch",
         {"SimCLR": 0.847, "DINO": 0.840},
         {},
     ),
     Published(
-        "imagenet",
+        ("imagenet", "imagenet1k", "ilsvrc2012"),
         1000,
         "ImageNet-1k, ViT-S/16, 100 epochs",
         {"DINO": 0.675, "iBOT": 0.654},
@@ -57,14 +58,13 @@ def published(kind: str, data: str, classes: int) -> str:
 
     Args:
         kind: "knn" or "linear".
-        data: the folder's path; any of its parts may name the set.
+        data: the folder's path; its last part names the set.
         classes: how many the folder has.
     """
-    parts = [p.lower().replace("-", "").replace("_", "") for p in data.split("/")]
+    name = Path(data).expanduser().resolve().name.lower().replace("-", "").replace("_", "")
     for found in PUBLISHED:
         known = found.knn if kind == "knn" else found.linear
-        named = any(part.startswith(found.folder) for part in parts)
-        if known and named and classes == found.classes:
+        if known and name in found.folders and classes == found.classes:
             figures = ", ".join(f"{method} {top1:.3f}" for method, top1 in known.items())
             return f"published {kind} top-1 ({found.training}): {figures}"
     return ""

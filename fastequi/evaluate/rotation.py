@@ -28,6 +28,7 @@ from fastequi.evaluate.classes import (
 )
 from fastequi.methods.rotnet import ANGLES, RotNet
 
+FEW = (10, 50)  # labels a class that the few-label probes get
 _CONV_STEPS = 300  # of the convolutional probe, which costs more than all others together
 _FEATURES = 9216  # numbers that a block's features are pooled to, at most
 
@@ -96,7 +97,7 @@ def class_scores(
     networks: dict[str, RotNet],
     train: Labelled,
     test: Labelled,
-    few: tuple[int, ...] = (10, 50),
+    few: tuple[int, ...] = FEW,
     few_block: str = "block2",
 ) -> list[ClassScore]:
     """Linear and non-linear probes of every block; of one a convolutional one and few-label ones.

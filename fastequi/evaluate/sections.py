@@ -22,6 +22,7 @@ from fastequi.evaluate.findings import (
     mean,
     own_name,
     reports,
+    seen_note,
 )
 from fastequi.evaluate.markup import number, table, tag, text, two
 from fastequi.evaluate.runs import Run, flatten
@@ -58,7 +59,7 @@ def equivariance(run: Run, color: int) -> list[str]:
                 " The borders of these images are filled with zeros, which gives the "
                 "transformation away: only to compare with tables made that way."
             )
-        return tag("p", text(how), class_="note") + "".join(parts)
+        return tag("p", text(how), class_="note") + _warned(result) + "".join(parts)
 
     return _each(run, is_equivariance, show)
 
@@ -144,7 +145,7 @@ def classes(run: Run, color: int) -> list[str]:
         head = ["features", "probe", "accuracy"]
         whole = table(f"Accuracies in {text(file)}, with 95 % intervals", head, lines, numbers=2)
         folded = tag("details", tag("summary", "As a table"), whole)
-        intro = tag("p", text(how), class_="note")
+        intro = tag("p", text(how), class_="note") + _warned(result)
         return intro + tag("div", *panels, class_="panels") + folded
 
     return _each(run, is_classes, show)
@@ -155,6 +156,7 @@ def reconstruction(run: Run) -> list[str]:
 
     def show(file: str, result: Result) -> str:
         parts = [tag("p", text(f"From {file}: {result.get('images', 0):,} views."), class_="note")]
+        parts.append(_warned(result))
         lines, gains = [], []
         for name, label, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
             found = result.get(name)
@@ -167,7 +169,7 @@ def reconstruction(run: Run) -> list[str]:
             gains.append(f"{label} gained {gain}{unit} ({low} to {high}).".replace("-", "−"))
         if lines:
             caption = "Predicted images beside the nearer view in their place"
-            told = f"{' '.join(gains)} In brackets 95 % intervals over images."
+            told = f"{' '.join(gains)} In brackets 95 % intervals over photographs."
             head = ["measure", "k", "predicted", "nearer view"]
             parts.append(table(caption, head, lines) + tag("p", text(told), class_="note"))
         spectra = []
@@ -198,6 +200,11 @@ def others(run: Run) -> list[str]:
         return tag("details", tag("summary", text(file)), listing)
 
     return _each(run, lambda result: not any(known(result) for known in _KNOWN), whole)
+
+
+def _warned(result: Result) -> str:
+    seen = seen_note(result)
+    return tag("p", text(seen), class_="warning") if seen else ""
 
 
 def _each(
