@@ -139,6 +139,8 @@ def test_the_soaks_figures_are_the_measured_ones():
     for name, count in counts.items():
         assert f"{name} {count} times" in words
     assert f"a run of {soak['steps']:,} steps" in words
+    assert f"{soak['starts_beside_an_earlier_one']} times started again while" in words
+    assert f"commit {soak['commit']}, {soak['seconds'] / 60:.0f} minutes" in words
     assert soak["weights_equal"]
     assert not soak["temporary_files"]
     assert not soak["shared_memory"]
