@@ -76,7 +76,7 @@ def _few(train: Labelled, test: Labelled) -> tuple[int, ...]:
     Raises:
         ValueError: a class of the test images has no training image.
     """
-    counts = torch.bincount(train.labels.long(), minlength=int(test.labels.max()) + 1)
+    counts = torch.bincount(train.labels.long())
     least = int(counts[counts > 0].min())
     lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if lacking:

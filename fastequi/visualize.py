@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -213,18 +214,20 @@ def _some(source: Source, count: int) -> list[str]:
     return [source.paths[i] for i in picks]
 
 
-def _opened(source: Source, count: int) -> list[Image.Image]:
+def _opened(source: Source, count: int) -> Iterator[Image.Image]:
     """At most `count` images, evenly spaced; those that cannot be read are named and left out."""
-    found = []
+    found = 0
     for path in _some(source, count):
         try:
-            with Image.open(path) as image:
-                found.append(ImageOps.exif_transpose(image).convert("RGB"))
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file).convert("RGB")
         except OSError as error:
             _left_out(path, str(error))
+        else:
+            found += 1
+            yield image
     if not found:
         raise ValueError(f"--data: of {len(source)} images none that was tried can be read")
-    return found
 
 
 @cache
