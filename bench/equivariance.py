@@ -23,7 +23,6 @@ import dataclasses
 import json
 import re
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,11 +31,10 @@ from typing import Any
 
 import torch
 
-from bench.report import commit
+from bench.report import made_by
 from fastequi.config import Config, PathConfig
 from fastequi.data.sources import Source
 from fastequi.data.splits import photographs
-from fastequi.doctor import machine
 from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
 from fastequi.evaluate.equivariance import PROBES, is_beyond
 from fastequi.evaluate.probes import Fit
@@ -258,9 +256,7 @@ def main() -> None:
     images = [train.fingerprint(), test.fingerprint()]
     claim(options.out, settings | {"images": images})
     document: dict[str, Any] = {
-        "command": "python -m bench.equivariance " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "machine": machine(),
+        **made_by("python -m bench.equivariance"),
         "photographs": {"train": len(train), "test": len(test)},
         "steps": options.steps,
         "seeds": [],

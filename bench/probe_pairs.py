@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.equivariance import DTYPES, FAMILIES, add_probe_options, base_of, brief
-from bench.report import commit
+from bench.report import made_by
 from fastequi.data.splits import photographs
-from fastequi.doctor import machine
 from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.equivariance import Report
 from fastequi.evaluate.probes import Fit
@@ -51,7 +49,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", type=int, default=PAIRS)
     add_probe_options(parser)
     parser.add_argument("--json", type=Path, help="where the results go")
-    options = parser.parse_args()
+    options, made = parser.parse_args(), made_by("python -m bench.probe_pairs")
     _, loaded = load_all(options.run, options.against)
     encoders = {
         label: dataclasses.replace(e, names=tuple(n for n in e.names if n in options.features))
@@ -66,9 +64,7 @@ def main() -> None:
         reports[n] = score_tasks(encoders, train, test, chosen, budget)[options.task]
         print(f"{n:,} pairs judged", flush=True)
     document: dict[str, Any] = {
-        "command": "python -m bench.probe_pairs " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "machine": machine(),
+        **made,
         "photographs": {"train": len(train), "test": len(test)},
         "task": options.task,
         "fit": {**dataclasses.asdict(fit), "dtype": options.dtype},

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,10 +20,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.report import commit
+from bench.report import made_by
 from fastequi.config import Config
 from fastequi.data.sources import embedded_photos
-from fastequi.doctor import machine
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
@@ -152,11 +150,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    made = {"command": "python -m bench.recipes " + " ".join(sys.argv[1:]), "commit": commit()}
+    made = made_by("python -m bench.recipes")
     rows = []
     for name in options.recipes:
         rows.append(run(name, options.steps, options.batch))
-        document = {**made, "machine": machine(), "rows": rows}
+        document = {**made, "rows": rows}
         if options.json:
             options.json.write_text(json.dumps(document, indent=1) + "\n")
     print(markdown(document))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[st
         "machine": {**machine(), "threads": torch.get_num_threads(), "heap": heap},
         "rows": [dataclasses.asdict(row) for row in rows],
     }
+
+
+def made_by(program: str) -> dict[str, Any]:
+    """How and where figures come about, to be asked before anything is measured or written.
+
+    Args:
+        program: "python -m bench.recipes", say; this process's options follow it.
+    """
+    command = " ".join([program, *sys.argv[1:]])
+    return {"command": command, "commit": commit(), "machine": machine()}
 
 
 def commit() -> str:

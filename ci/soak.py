@@ -24,10 +24,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from bench.report import commit
+from bench.report import made_by
 from fastequi import lock
 from fastequi.data.sources import embedded_photos
-from fastequi.doctor import machine
 
 MARK, START = "FASTEQUI_SOAK", "FASTEQUI_SOAK_START"
 TMP = "tmp"  # the run's folder of temporary files, beside it
@@ -133,7 +132,7 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=7.0, help="seconds up to a kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options, made = parser.parse_args(), made_by("bash ci/soak.sh")
     shared = set(os.listdir("/dev/shm"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -156,9 +155,7 @@ def main() -> None:
         left = [str(p.relative_to(folder)) for p in found if p.is_file() and p.name != lock.NAME]
     leaked = sorted(set(os.listdir("/dev/shm")) - shared)
     document = {
-        "command": "bash ci/soak.sh " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "machine": machine(),
+        **made,
         "steps": options.steps,
         "kills": dict(hit),
         "starts_beside_an_earlier_one": beside,

@@ -68,10 +68,12 @@ def test_it_is_waited_for(tmp_path, holder, caplog):
 
 def test_it_goes_with_a_killed_process(tmp_path, holder):
     process = holder(60)
+    with pytest.raises(BlockingIOError), lock.alone(tmp_path, patience=0):
+        pytest.fail("two in one folder")
     process.send_signal(signal.SIGKILL)
     process.wait()
     with lock.alone(tmp_path, patience=0):
-        pass
+        assert (tmp_path / lock.NAME).read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_it_ends_with_the_block_however_that_ends(tmp_path):

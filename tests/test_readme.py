@@ -63,37 +63,34 @@ def test_gtsas_tables_are_the_measured_ones():
         assert "\n".join(line for line in rows if line.startswith("|")) in README
 
 
+def quoted(name):
+    """A file of results, and what the README says of it: with the same commit and command."""
+    measured = json.loads((Path(__file__).parent.parent / "bench/results" / name).read_text())
+    section = README.partition(f"<!-- figures: bench/results/{name} -->")[2]
+    section = re.split(r"<!--|^## ", section, flags=re.M)[0]
+    assert f"commit {measured['commit']}; [{name}]" in " ".join(section.split())
+    assert measured["command"] in section
+    return measured, section
+
+
 def test_what_each_path_teaches_is_as_measured():
     from bench.equivariance import tables
 
-    results = Path(__file__).parent.parent / "bench/results"
-    measured = json.loads((results / "equivariance_cpu.json").read_text())
-    shown = [block for block in tables(measured).split("\n\n") if block in README]
-    assert len(shown) == 2
-    words = " ".join(README.split())
-    assert f"commit {measured['commit']}; [equivariance_cpu.json]" in words
-    assert measured["command"] in words
+    measured, section = quoted("equivariance_cpu.json")
+    assert sum(block in section for block in tables(measured).split("\n\n")) == 2
 
 
 def test_the_curve_over_pairs_is_the_measured_one():
     from bench.probe_pairs import curve
 
-    results = Path(__file__).parent.parent / "bench/results"
-    measured = json.loads((results / "probe_pairs_cpu.json").read_text())
-    section = README.partition("<!-- figures: bench/results/probe_pairs_cpu.json -->")[2]
-    section = section.partition("<!--")[0]
+    measured, section = quoted("probe_pairs_cpu.json")
     shown = [line for line in section.splitlines() if line.startswith("| ")]
     assert len(shown) == 9
     assert set(shown) <= set(curve(measured).splitlines())
-    assert f"commit {measured['commit']}; " in section
-    assert measured["command"] in section
 
 
 def test_the_table_of_black_borders_is_the_measured_one():
-    results = Path(__file__).parent.parent / "bench/results"
-    measured = json.loads((results / "zero_fill_cpu.json").read_text())
-    section = README.partition("<!-- figures: bench/results/zero_fill_cpu.json -->")[2]
-    section = section.partition("## GTSA")[0]
+    measured, section = quoted("zero_fill_cpu.json")
     shown = [
         line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")
     ]
@@ -111,8 +108,6 @@ def test_the_table_of_black_borders_is_the_measured_one():
                 beyond = ".." in task
                 found.append(f"{row['error'][0]:.1f}°" if beyond else f"{row['r2'][0]:.2f}")
         assert cells == found
-    assert f"commit {measured['commit']}; " in section
-    assert measured["command"] in section
 
 
 def test_the_rotnet_table_is_the_measured_one():
