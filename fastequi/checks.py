@@ -7,14 +7,35 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fastequi.kernels.autograd import needs_operator
+from fastequi.kernels.backend import transformed
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Values = Sequence[float] | float | None
+Floats = list[float] | None
 _CHECK_VALUES = os.environ.get("FASTEQUI_CHECK") == "1"
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether a check may read values: not a compiler's or a transform's, nor a GPU's unasked."""
+    if needs_operator(tensor) or transformed():
+        return False
+    return tensor.device.type == "cpu" or _CHECK_VALUES
+
+
+def two_sizes(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of one number or two."""
+    both = (size, size) if isinstance(size, (int, torch.SymInt)) else tuple(size)
+    if len(both) != 2 or any(not isinstance(n, (int, torch.SymInt)) or n < 1 for n in both):
+        raise ValueError(f"{name}: expected a size or (height, width), each >= 1, got {size}")
+    return both
 
 
 def with_steps(
@@ -72,39 +93,47 @@ def check_floating(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_image(image: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+def check_image(image: Tensor, mean: Values, std: Values) -> tuple[Floats, Floats]:
+    """Mean and std of every channel, or None."""
     if not isinstance(image, Tensor):
         raise TypeError(f"image: expected a tensor, got {type(image).__name__}")
     if image.dtype != torch.uint8 and image.dtype not in FLOATS:
         raise TypeError(f"image: expected uint8 or a floating dtype, got {image.dtype}")
     if image.ndim != 4 or 0 in image.shape[1:]:
         raise ValueError(f"image: expected [B, C, Hs, Ws], got {tuple(image.shape)}")
-    check_normalisation(image.shape[1], mean, std)
+    mean, std = normalisation(image.shape[1], mean, std)
     if mean is not None and image.is_floating_point() and image.numel():
         check_range(image)
+    return mean, std
 
 
-def check_normalisation(
-    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> None:
+def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Floats]:
+    """Mean and std of every channel, from as many numbers or one for all; None for neither."""
     if (mean is None) != (std is None):
         raise ValueError("mean, std: expected both or neither")
+    found: list[Floats] = []
     for name, values in (("mean", mean), ("std", std)):
-        if values is None:
-            continue
         if isinstance(values, Tensor):
             raise TypeError(f"{name}: expected floats, got a tensor; {name}.tolist() gives them")
-        if len(values) != channels or not all(math.isfinite(v) for v in values):
+        each = [values] * channels if isinstance(values, numbers.Real) else values
+        if each is not None and (
+            isinstance(each, str)
+            or not isinstance(each, Sequence)
+            or len(each) != channels
+            or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in each)
+        ):
             raise ValueError(
-                f"{name}: expected {channels} finite floats, one per channel, got {values}"
+                f"{name}: expected a finite float, or {channels}, one per channel, got {values}"
             )
-    if std is not None and min(std) <= 0:
+        found.append(None if each is None else [float(v) for v in each])
+    if found[1] is not None and min(found[1]) <= 0:
         raise ValueError(f"std: expected values > 0, got {std}")
+    return found[0], found[1]
 
 
 def check_range(image: Tensor) -> None:
     """A float image in 0..255 with mean and std of 0..1 is the mistake everybody makes once."""
-    if torch.compiler.is_compiling() or (image.device.type != "cpu" and not _CHECK_VALUES):
+    if not can_look(image):
         return
     low, high = (v.item() for v in image.detach().aminmax())
     if low < -1e-3 or high > 1 + 1e-3:
@@ -135,8 +164,16 @@ def check_color(color: Tensor | None, theta: Tensor, image: Tensor) -> None:
         )
 
 
+def as_sigma(sigma: Tensor | float, image: Tensor, steps: int | None = None) -> Tensor:
+    """One number for all images (and steps) as a tensor [B] (or [B, K])."""
+    if not isinstance(sigma, Tensor) and isinstance(sigma, numbers.Real):
+        shape = (len(image),) if steps is None else (len(image), steps)
+        return torch.full(shape, float(sigma), dtype=torch.float32, device=image.device)
+    check_floating("sigma", sigma)  # type: ignore[arg-type]
+    return sigma  # type: ignore[return-value]
+
+
 def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
-    check_floating("sigma", sigma)
     if sigma.ndim != 2 or len(sigma) != len(image):
         raise ValueError(
             f"sigma: expected [B, K] or [B] with B={len(image)} as in image, "
@@ -144,7 +181,7 @@ def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
         )
     if not 0 < max_sigma < math.inf:
         raise ValueError(f"max_sigma: expected a positive number of pixels, got {max_sigma}")
-    if torch.compiler.is_compiling() or (sigma.device.type != "cpu" and not _CHECK_VALUES):
+    if not can_look(sigma):
         return
     bad = sigma.detach()[~((sigma >= 0) & (sigma <= max_sigma))]
     if bad.numel():
@@ -201,9 +238,9 @@ def patch_target(
     """Size of the image that L patch tokens make up."""
     if size is None:
         height, width = image.shape[2:]
-        side = math.isqrt(tokens)
         if height % patch == 0 == width % patch and (height // patch) * (width // patch) == tokens:
             return height, width
+        side = round(tokens**0.5)  # of a symbol too, under torch.compile
         if side * side == tokens:
             return side * patch, side * patch
         raise ValueError(

@@ -21,6 +21,9 @@ from torch import Tensor
 
 from fastequi.philox import Draws
 
+Fractions = Sequence[float] | float  # of the way along a path, 0..1
+Size = tuple[int, int] | int
+
 _REFERENCE_SIZE = 224  # the paper states its translations in pixels of a 224 px image
 
 # ITU-R BT.601 YIQ, in which DALI's color_twist rotates hue and scales saturation.
@@ -28,9 +31,13 @@ _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.321), (0.211, -0.523, 0
 
 
 @lru_cache
-def _yiq(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _yiq(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[3, 3, 3]: luma kept, chroma kept, chroma turned by 90 degrees, as maps of RGB."""
     to_yiq = torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)
-    return to_yiq.to(device, dtype), torch.linalg.inv(to_yiq).to(device, dtype)
+    luma = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.float64)
+    turned = torch.tensor([[0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
+    parts = torch.stack([luma, torch.eye(3, dtype=torch.float64) - luma, turned])
+    return (torch.linalg.inv(to_yiq) @ parts @ to_yiq).to(device, dtype)
 
 
 class Transform(NamedTuple):
@@ -54,7 +61,7 @@ def fractions(num_steps: int) -> list[float]:
     return [k / (num_steps + 1) for k in range(1, num_steps + 1)]
 
 
-def se2_matrix(degrees: Tensor, pixels: Tensor, size: tuple[int, int], zoom: float = 1.0) -> Tensor:
+def se2_matrix(degrees: Tensor, pixels: Tensor, size: Size, zoom: float = 1.0) -> Tensor:
     """Output-to-input matrices of a rotation about the centre and a translation.
 
     The image turns counter-clockwise by `degrees` and its content then moves by `pixels`
@@ -63,14 +70,15 @@ def se2_matrix(degrees: Tensor, pixels: Tensor, size: tuple[int, int], zoom: flo
     Args:
         degrees: [...] counter-clockwise angle.
         pixels: [..., 2] shift (x, y) in pixels of the output.
-        size: (height, width) of the output in pixels; a rotation stays rigid when they differ.
+        size: (height, width) of the output in pixels, or one number for both; a rotation stays
+            rigid when they differ.
         zoom: output size over source size where the source shows a margin around the view
             (32/48 for a 32 px view in a 48 px source); 1 if both show the same field.
 
     Returns:
         [..., 2, 3] in the convention of `F.affine_grid(align_corners=False)`.
     """
-    height, width = size
+    height, width = (size, size) if isinstance(size, int) else size
     angle = degrees * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     shift_x, shift_y = pixels[..., 0] * (2 / width), pixels[..., 1] * (2 / height)
@@ -97,12 +105,11 @@ def color_matrix(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: 
         [..., 3, 4].
     """
     angle = hue * (2 * math.pi)
-    cos, sin, zero = saturation * angle.cos(), saturation * angle.sin(), torch.zeros_like(hue)
-    chroma = torch.stack([zero + 1, zero, zero, zero, cos, sin, zero, -sin, cos], -1).unflatten(
-        -1, (3, 3)
-    )
-    to_yiq, to_rgb = _yiq(hue.device, hue.dtype)
-    linear = (brightness * contrast)[..., None, None] * (to_rgb @ chroma @ to_yiq)
+    cos, sin = saturation * angle.cos(), saturation * angle.sin()
+    luma, chroma, turned = _yiq(hue.device, hue.dtype)
+    # sums, not matrix products, which autocast would round
+    linear = luma + cos[..., None, None] * chroma + sin[..., None, None] * turned
+    linear = (brightness * contrast)[..., None, None] * linear
     offset = (brightness * (0.5 - 0.5 * contrast))[..., None, None].expand(*hue.shape, 3, 1)
     return torch.cat([linear, offset], -1)
 
@@ -120,26 +127,31 @@ class Path(Protocol):
     def sample(self, draws: Draws, size: int) -> Tensor:
         """[B, P] parameters of B images, float32, on the CPU."""
 
-    def at(
-        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
-    ) -> Transform:
-        """The transformation at the fractions t of the way to `params` [B, P]."""
+    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
+        """The transformation at the fractions t, or the one, of the way to `params` [B, P].
+
+        `size` is the view's (height, width) in pixels, or one number for both.
+        """
 
 
 def _symmetric(draws: Draws, scales: Sequence[float]) -> Tensor:
     unit = torch.from_numpy(draws.uniform("path", len(scales), -1.0, 1.0))
-    return unit * torch.tensor(scales)
+    return unit * torch.tensor(scales, dtype=unit.dtype)
 
 
-def _along(params: Tensor, t: Sequence[float]) -> Tensor:
+def _along(params: Tensor, t: Fractions) -> Tensor:
     """[B, T, P]: every parameter shrunk linearly towards the identity."""
     # stacked from scalars: a tensor of fractions would be a copy to the GPU in every step
-    return torch.stack([params * fraction for fraction in t], 1)
+    return torch.stack([params * fraction for fraction in _each(t)], 1)
 
 
-def _still(params: Tensor, t: Sequence[float], zoom: float) -> Tensor:
+def _each(t: Fractions) -> Sequence[float]:
+    return [t] if isinstance(t, (int, float)) else t
+
+
+def _still(params: Tensor, t: Fractions, zoom: float) -> Tensor:
     eye = zoom * torch.eye(2, 3, dtype=params.dtype, device=params.device)
-    return eye.expand(len(params), len(t), 2, 3)
+    return eye.expand(len(params), len(_each(t)), 2, 3)
 
 
 def _check_range(name: str, value: float) -> None:
@@ -171,9 +183,7 @@ class SE2:
     def sample(self, draws: Draws, size: int) -> Tensor:
         return _symmetric(draws, self.scales(size))
 
-    def at(
-        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
-    ) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
         p = _along(params, t)
         return Transform(se2_matrix(p[..., 0], p[..., 1:], size, zoom))
 
@@ -194,9 +204,7 @@ class Rotation:
     def sample(self, draws: Draws, size: int) -> Tensor:
         return _symmetric(draws, self.scales(size))
 
-    def at(
-        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
-    ) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
         angle = _along(params, t)[..., 0]
         return Transform(se2_matrix(angle, angle.new_zeros(*angle.shape, 2), size, zoom))
 
@@ -217,9 +225,7 @@ class Translation:
     def sample(self, draws: Draws, size: int) -> Tensor:
         return _symmetric(draws, self.scales(size))
 
-    def at(
-        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
-    ) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
         shift = _along(params, t)
         return Transform(se2_matrix(torch.zeros_like(shift[..., 0]), shift, size, zoom))
 
@@ -244,9 +250,7 @@ class Color:
     def sample(self, draws: Draws, size: int) -> Tensor:
         return _symmetric(draws, self.scales(size))
 
-    def at(
-        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
-    ) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
         b, c, s, hue = _along(params, t).unbind(-1)
         return Transform(_still(params, t, zoom), color=color_matrix(1 + b, 1 + c, 1 + s, hue))
 
@@ -270,7 +274,5 @@ class Blur:
     def sample(self, draws: Draws, size: int) -> Tensor:
         return torch.from_numpy(draws.uniform("path", 1, self.low, self.high))
 
-    def at(
-        self, params: Tensor, t: Sequence[float], size: tuple[int, int], zoom: float = 1.0
-    ) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
         return Transform(_still(params, t, zoom), sigma=_along(params, t)[..., 0])

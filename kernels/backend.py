@@ -6,12 +6,15 @@ slowly: that is how they are tested without a GPU, through :func:`force`.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
+from torch.autograd import forward_ad
 
 from fastequi.kernels import native
 
@@ -24,6 +27,8 @@ except Exception as error:  # a broken install raises more than ImportError
     TRITON_ERROR = f"{type(error).__name__}: {error}"
     triton = SimpleNamespace(jit=lambda function: function)  # what a kernel's definition needs
     tl = SimpleNamespace(constexpr=object)
+
+logger = logging.getLogger(__name__)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -48,14 +53,32 @@ def choose(device: torch.device) -> tuple[str, str]:
     return "native", f"C kernels, instruction set {native.instruction_set()}; blur in PyTorch"
 
 
+def transformed() -> bool:
+    """Whether a `torch.func` transform or forward-mode differentiation is under way.
+
+    The losses then run as their references: plain PyTorch, which every transform has rules for.
+    """
+    active = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if active and not torch.compiler.is_compiling():
+        _say_plain()
+    return active
+
+
+@functools.cache
+def _say_plain() -> None:
+    logger.warning("under torch.func and forward-mode differentiation plain PyTorch runs, slower")
+
+
 def use_triton(tensor: torch.Tensor) -> bool:
+    if transformed():
+        return False
     if _forced is not None:
         return _forced == "triton"
     return tensor.device.type == "cuda" and TRITON_ERROR is None
 
 
 def use_native(tensor: torch.Tensor) -> bool:
-    return choose(tensor.device)[0] == "native"
+    return not transformed() and choose(tensor.device)[0] == "native"
 
 
 @contextmanager

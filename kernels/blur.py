@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels.autograd import fused, operator
+from fastequi.kernels.backend import tl, transformed, triton, use_triton
 from fastequi.kernels.pixel_loss import (
     _error,
     error_,
@@ -28,9 +29,9 @@ from fastequi.kernels.pixel_loss import (
     kernel_layout,
     loss_outputs,
     patchify,
-    scaled,
     strides_of,
 )
+from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import color_ref, constants, to_float
 
 _CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
@@ -215,8 +216,7 @@ def _launch(
     return totals.sum(-1)
 
 
-@torch.library.custom_op("fastequi::gaussian_blur", mutates_args=())
-def _blur_op(
+def _compute_blur(
     image: Tensor,
     sigma: Tensor,
     mean: Sequence[float] | None,
@@ -238,13 +238,14 @@ def _blur_op(
     return out
 
 
-@_blur_op.register_fake
-def _(image, sigma, mean, std, dtype, max_sigma) -> Tensor:
+def _fake_blur(image, sigma, mean, std, dtype, max_sigma) -> Tensor:
     return image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
 
 
-@torch.library.custom_op("fastequi::blur_recon_loss", mutates_args=())
-def _blur_recon_op(
+_blur = operator("gaussian_blur", _compute_blur, _fake_blur)
+
+
+def _compute(
     pred: Tensor,
     image: Tensor,
     sigma: Tensor,
@@ -256,9 +257,10 @@ def _blur_recon_op(
     pred_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """(total [B, K], d total/d pred or empty)."""
-    total, grad = loss_outputs(pred, (sigma.shape[0], sigma.shape[1]), pred_grad)
+    total, grad = loss_outputs(pred, (sigma.shape[0], sigma.shape[1]), patch_size, pred_grad)
     if pred.numel() == 0:
         return total.zero_(), grad
+    pred = kernel_layout(pred, patch_size)
     if use_triton(pred):
         out = grad if pred_grad else pred
         total = _launch(pred, image, sigma, mean, std, max_sigma, patch_size, loss, out, pred_grad)
@@ -272,25 +274,11 @@ def _blur_recon_op(
     return total, grad
 
 
-@_blur_recon_op.register_fake
-def _(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad):
-    return loss_outputs(pred, sigma.shape, pred_grad)
+def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad):
+    return loss_outputs(pred, sigma.shape, patch_size, pred_grad)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, g_total, g_grad):
-    (grad,) = ctx.saved_tensors
-    d_pred = None
-    if g_total is not None and ctx.needs_input_grad[0]:
-        d_pred = scaled(ctx, grad, g_total)
-    return (d_pred, *[None] * 8)
-
-
-_blur_recon_op.register_autograd(_backward, setup_context=_setup_context)
+_blur_recon = fused("blur_recon_loss", _compute, _fake, {0: 1})
 
 
 def _chunks(out: Tensor) -> list[slice]:
@@ -317,6 +305,7 @@ def _blur_matrix(sigma: Tensor, size: int, max_sigma: float) -> Tensor:
     return out.scatter_add(-1, at.expand(shape), weights[..., None, :].expand(shape))
 
 
+@without_autocast
 def gaussian_blur_ref(
     image: Tensor,
     sigma: Tensor,
@@ -336,6 +325,7 @@ def gaussian_blur_ref(
     return color_ref(blurred, None, mean, std).to(dtype)
 
 
+@without_autocast
 def blur_recon_loss_ref(
     pred: Tensor,
     image: Tensor,
@@ -366,9 +356,9 @@ def gaussian_blur(
 ) -> Tensor:
     """[B, K, C, H, W]; arguments already checked. The reference where a gradient is wanted."""
     grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
-    if grad or torch.float64 in (dtype, image.dtype, sigma.dtype):
+    if grad or transformed() or torch.float64 in (dtype, image.dtype, sigma.dtype):
         return gaussian_blur_ref(image, sigma, mean=mean, std=std, dtype=dtype, max_sigma=max_sigma)
-    return _blur_op(image, sigma, mean, std, dtype, max_sigma)
+    return _blur(image, sigma, mean, std, dtype, max_sigma)
 
 
 def blur_recon_loss(
@@ -384,11 +374,12 @@ def blur_recon_loss(
 ) -> Tensor:
     """Sums of errors [B, K]; arguments already checked. Gradients go to `pred`.
 
-    Where image or sigma wants a gradient, and in float64 on a GPU, the reference runs instead.
+    Where image or sigma wants a gradient, under torch.func, and in float64 on a GPU, the reference
+    runs instead.
     """
     grad = torch.is_grad_enabled()
     wide = torch.float64 in (pred.dtype, sigma.dtype) and use_triton(pred)
-    if wide or (grad and (image.requires_grad or sigma.requires_grad)):
+    if wide or transformed() or (grad and (image.requires_grad or sigma.requires_grad)):
         return blur_recon_loss_ref(
             pred,
             image,
@@ -399,8 +390,8 @@ def blur_recon_loss(
             std=std,
             max_sigma=max_sigma,
         )
-    total, _ = _blur_recon_op(
-        kernel_layout(pred, patch_size),
+    total, _ = _blur_recon(
+        pred,
         image,
         sigma,
         patch_size,

@@ -23,10 +23,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
-from fastequi.kernels.direct import direct
+from fastequi.kernels.autograd import fused
+from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_triton
 from fastequi.kernels.pairs import on_device
-from fastequi.kernels.pixel_loss import scaled
+from fastequi.kernels.precision import without_autocast
 
 _CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
 
@@ -230,7 +230,7 @@ def _compute(
     views, batch, m, channels = student.shape
     count, n = len(pairs) // 2, teacher.shape[2]
     forth, forth_at, back, back_at = _matches(student, teacher, pairs)
-    weight = -0.5 / (top * max(count * batch, 1))
+    weight = -0.5 / _matches_in_all(student, pairs, top)
     of_forth, of_back = _counted(forth, top, weight), _counted(back, top, weight)
     loss = (forth * of_forth).sum() + (back * of_back).sum()
     if not grad:
@@ -256,32 +256,16 @@ def _compute(
     return loss, total.to(student.dtype)
 
 
-_correspondence_op = torch.library.custom_op(
-    "fastequi::correspondence_loss", _compute, mutates_args=()
-)
-
-
-@_correspondence_op.register_fake
-def _(student, teacher, pairs, top, grad) -> tuple[Tensor, Tensor]:
+def _fake(student, teacher, pairs, top, grad) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(student.dtype, torch.float32)
     dense = torch.empty_like(student, memory_format=torch.contiguous_format)
     return student.new_empty((), dtype=wide), dense if grad else student.new_empty(0)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.set_materialize_grads(False)
+_correspondence = fused("correspondence_loss", _compute, _fake, {0: 1}, piecewise_linear=True)
 
 
-def _backward(ctx, g_loss, g_grad):
-    (grad,) = ctx.saved_tensors
-    return (None if g_loss is None else scaled(ctx, grad, g_loss), *(None,) * 4)
-
-
-_correspondence_op.register_autograd(_backward, setup_context=_setup_context)
-_correspondence = direct(_correspondence_op, _compute, _setup_context, _backward)
-
-
+@without_autocast
 def correspondence_loss_ref(
     student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int
 ) -> Tensor:
@@ -291,11 +275,19 @@ def correspondence_loss_ref(
     similarity = ours.to(wide) @ theirs.to(wide).mT
     forth = similarity.amax(3).topk(top, 2).values
     back = similarity.amax(2).topk(top, 2).values
-    return -(forth.mean() + back.mean()) / 2
+    return -(forth.sum() + back.sum()) / (2 * _matches_in_all(student, pairs, top))
 
 
 def correspondence_loss(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Tensor:
     """Of unit rows [S, B, M, C] and [T, B, N, C]; arguments already checked. A student gradient."""
+    teacher, pairs = teacher.detach(), list(pairs)
+    if transformed():
+        return correspondence_loss_ref(student, teacher, pairs, top)
     grad = torch.is_grad_enabled() and student.requires_grad
-    loss, _ = _correspondence(student, teacher.detach(), list(pairs), top, grad)
+    loss, _ = _correspondence(student, teacher, pairs, top, grad)
     return loss
+
+
+def _matches_in_all(student: Tensor, pairs: Sequence[int], top: int) -> int:
+    """Of one direction; 1 for an empty batch, whose loss is 0."""
+    return max(len(pairs) // 2 * student.shape[1], 1) * top

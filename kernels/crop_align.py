@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
-from fastequi.kernels.direct import direct
+from fastequi.kernels.autograd import fused
+from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_triton
 from fastequi.kernels.pairs import on_device
-from fastequi.kernels.pixel_loss import scaled
+from fastequi.kernels.precision import without_autocast
 
 _EPS = 1e-8  # of norms, as F.cosine_similarity has it
 _SLACK = 1e-3  # cells that a bin may exceed n by and still get n samples: rounding must not decide
@@ -293,15 +293,16 @@ def _compute(
     pairs: Sequence[int],
     bins: int,
     scale: float,
+    divisor: int,
     grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(the loss, its gradient by student or empty), by the kernels."""
+    """By the kernels: (minus the sum of cosines over `divisor`, its gradient or empty)."""
     views, batch, height, width, channels = student.shape
     student, teacher = _rows(student), _rows(teacher)
     count, places = len(pairs) // 2, bins * bins
     config = _launch_config(student, bins)
     height_t, width_t = teacher.shape[2:4]
-    cosine = torch.empty(count, batch, places, device=student.device)
+    cosine = student.new_empty(count, batch, places, dtype=torch.float32)
     size = (count, batch, places, channels) if grad else (0,)
     pooled = student.new_empty(size)
     out = torch.empty(student.shape if grad else (0,), dtype=student.dtype, device=student.device)
@@ -310,7 +311,7 @@ def _compute(
     if cosine.numel() == 0:
         return cosine.sum(), out.zero_()
     boxes = [x.float().contiguous() for x in (student_boxes, teacher_boxes)]
-    weight = -1.0 / cosine.numel()
+    weight = -1.0 / divisor
     with torch.cuda.device_of(student):
         _crop_align_kernel[(count * batch,)](
             student, teacher, *boxes, turns.int().contiguous(), chosen, cosine, pooled, count,
@@ -334,29 +335,14 @@ def _rows(maps: Tensor) -> Tensor:
     return maps if even and maps.stride(4) == 1 else maps.contiguous()
 
 
-_crop_align_op = torch.library.custom_op("fastequi::crop_align_loss", _compute, mutates_args=())
-
-
-@_crop_align_op.register_fake
-def _(
-    student, teacher, student_boxes, teacher_boxes, turns, pairs, bins, scale, grad
+def _fake(
+    student, teacher, student_boxes, teacher_boxes, turns, pairs, bins, scale, divisor, grad
 ) -> tuple[Tensor, Tensor]:
     size = student.shape if grad else (0,)
     return student.new_empty((), dtype=torch.float32), student.new_empty(size)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, g_loss, g_grad):
-    (grad,) = ctx.saved_tensors
-    return (None if g_loss is None else scaled(ctx, grad, g_loss), *(None,) * 8)
-
-
-_crop_align_op.register_autograd(_backward, setup_context=_setup_context)
-_crop_align = direct(_crop_align_op, _compute, _setup_context, _backward)
+_crop_align = fused("crop_align_loss", _compute, _fake, {0: 1})
 
 
 class Regions(NamedTuple):
@@ -404,6 +390,7 @@ def pooled(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
     return across[:, None] @ rows
 
 
+@without_autocast
 def crop_align_loss_ref(
     student: Tensor, teacher: Tensor, where: Regions, pairs: Sequence[int], bins: int, scale: float
 ) -> Tensor:
@@ -421,15 +408,20 @@ def crop_align_loss_ref(
     places = torch.arange(bins * bins, device=student.device).view(bins, bins)
     order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[where.turns % 4]
     theirs = sides[1].gather(2, order[..., None].expand(sides[1].shape))
-    return -F.cosine_similarity(sides[0], theirs, dim=-1, eps=_EPS).mean()
+    cosine = F.cosine_similarity(sides[0], theirs, dim=-1, eps=_EPS)
+    return -cosine.sum() / max(cosine.numel(), 1)
 
 
 def crop_align_loss(
     student: Tensor, teacher: Tensor, where: Regions, pairs: Sequence[int], bins: int, scale: float
 ) -> Tensor:
     """See `fastequi.functional.crop_align_loss`; arguments already checked."""
-    if not use_triton(student) or student.dtype == torch.float64:
+    if transformed() or not use_triton(student) or student.dtype == torch.float64:
         return crop_align_loss_ref(student, teacher, where, pairs, bins, scale)
     grad = torch.is_grad_enabled() and student.requires_grad
-    loss, _ = _crop_align(student, teacher.detach(), *where, list(pairs), bins, scale, grad)
-    return loss
+    divisor = max(where.turns.numel() * bins * bins, 1)
+    # in half precision a gradient so small would vanish before a scaler sees it
+    inside = 1 if student.dtype == torch.float16 else divisor
+    options = list(pairs), bins, scale, inside, grad
+    loss, _ = _crop_align(student, teacher.detach(), *where, *options)
+    return loss if inside is divisor else loss / divisor

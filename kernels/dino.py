@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.backend import tl, triton, use_triton
-from fastequi.kernels.direct import direct, needs_operator
-from fastequi.kernels.pixel_loss import scaled
+from fastequi.kernels.autograd import fused, needs_operator
+from fastequi.kernels.backend import tl, transformed, triton, use_triton
+from fastequi.kernels.precision import float16_scale, without_autocast
 from fastequi.kernels.sinkhorn import _blocks, _load, _row_log2, _row_lse
 
 
@@ -229,30 +229,16 @@ def _in_chunks(
             out[part] = slope.to(out.dtype)
 
 
-_dino_op = torch.library.custom_op("fastequi::dino_loss", _compute, mutates_args=())
-
-
-@_dino_op.register_fake
-def _(student, teacher, pairs, weight, *options) -> tuple[Tensor, Tensor]:
+def _fake(student, teacher, pairs, weight, *options) -> tuple[Tensor, Tensor]:
     if not options[-2]:
         return weight.new_empty(()), student.new_empty(0, 0)
     return weight.new_empty(()), torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.set_materialize_grads(False)
+_dino = fused("dino_loss", _compute, _fake, {0: 1}, losses="dino_loss, ibot_loss")
 
 
-def _backward(ctx, g_loss, g_grad):
-    (grad,) = ctx.saved_tensors
-    return (None if g_loss is None else scaled(ctx, grad, g_loss), *[None] * 9)
-
-
-_dino_op.register_autograd(_backward, setup_context=_setup_context)
-_dino = direct(_dino_op, _compute, _setup_context, _backward)
-
-
+@without_autocast
 def dino_loss_ref(
     student: Tensor,
     teacher: Tensor,
@@ -298,10 +284,18 @@ def dino_loss(
             distribution per row; without `row` it is found here, a softmax.
         inplace: the gradient takes the logits' memory; nobody may need them afterwards.
     """
+    teacher = teacher.detach()
+    if transformed():
+        return dino_loss_ref(
+            student, teacher, pairs, weight, row, column, student_temp, teacher_temp
+        )
     grad = torch.is_grad_enabled() and student.requires_grad
     inplace = inplace and student.is_contiguous() and not needs_operator(student)
+    scale = None
+    if student.dtype == torch.float16:
+        scale = float16_scale(weight, pairs.shape[1] / student_temp)
+        weight = weight * scale
     loss, _ = _dino(
-        student, teacher.detach(), pairs, weight, row, column, student_temp, teacher_temp, grad,
-        inplace,
-    )  # fmt: skip
-    return loss
+        student, teacher, pairs, weight, row, column, student_temp, teacher_temp, grad, inplace
+    )
+    return loss if scale is None else loss / scale

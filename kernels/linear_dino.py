@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.kernels import dino, sinkhorn
-from fastequi.kernels.backend import use_triton
-from fastequi.kernels.direct import direct
-from fastequi.kernels.pixel_loss import scaled
+from fastequi.kernels.autograd import fused
+from fastequi.kernels.backend import transformed, use_triton
+from fastequi.kernels.precision import float16_scale, without_autocast
 
 
 def _chunks(prototypes: int, rows: int, itemsize: int, cuda: bool) -> Iterator[slice]:
@@ -157,30 +157,16 @@ def _outputs(student: Tensor, weight: Tensor, grad: bool) -> tuple[Tensor, Tenso
     )
 
 
-_linear_dino_op = torch.library.custom_op("fastequi::linear_dino_loss", _compute, mutates_args=())
-
-
-@_linear_dino_op.register_fake
-def _(student, weight, teacher, teacher_weight, pairs, row_weight, *options):
+def _fake(student, weight, teacher, teacher_weight, pairs, row_weight, *options):
     return (row_weight.new_empty(()), *_outputs(student, weight, options[-1]))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*output[1:])
-    ctx.set_materialize_grads(False)
+_linear_dino = fused(
+    "linear_dino_loss", _compute, _fake, {0: 1, 1: 2}, losses="linear_dino_loss, linear_ibot_loss"
+)
 
 
-def _backward(ctx, g_loss, *g_unused):
-    if g_loss is None:
-        return (None,) * 11
-    d_student, d_weight = (scaled(ctx, t, g_loss) for t in ctx.saved_tensors)
-    return (d_student, d_weight, *[None] * 9)
-
-
-_linear_dino_op.register_autograd(_backward, setup_context=_setup_context)
-_linear_dino = direct(_linear_dino_op, _compute, _setup_context, _backward)
-
-
+@without_autocast
 @torch.no_grad()
 def linear_sinkhorn(
     x: Tensor,
@@ -205,6 +191,7 @@ def linear_sinkhorn(
     return sinkhorn.balanced(columns, rows, start, iterations, across, row_weight)
 
 
+@without_autocast
 def linear_dino_loss_ref(
     student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, *options
 ) -> Tensor:
@@ -232,9 +219,17 @@ def linear_dino_loss(
         teacher, teacher_weight: [Q, C], [N, C], which get none.
         pairs, row_weight, row, column: as in :func:`fastequi.kernels.dino.dino_loss`.
     """
+    layers = student, weight, teacher.detach(), teacher_weight.detach()
+    if transformed():
+        return linear_dino_loss_ref(
+            *layers, pairs, row_weight, row, column, student_temp, teacher_temp
+        )
     grad = torch.is_grad_enabled() and (student.requires_grad or weight.requires_grad)
+    scale = None
+    if student.dtype == torch.float16:  # a prototype's gradient sums over rows
+        scale = float16_scale(row_weight, pairs.numel() / student_temp)
+        row_weight = row_weight * scale
     loss, *_ = _linear_dino(
-        student, weight, teacher.detach(), teacher_weight.detach(), pairs, row_weight, row, column,
-        student_temp, teacher_temp, grad,
-    )  # fmt: skip
-    return loss
+        *layers, pairs, row_weight, row, column, student_temp, teacher_temp, grad
+    )
+    return loss if scale is None else loss / scale

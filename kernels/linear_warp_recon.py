@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.direct import direct
-from fastequi.kernels.pixel_loss import scaled
+from fastequi.kernels.autograd import fused
+from fastequi.kernels.backend import transformed
+from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.target import Target
 from fastequi.kernels.warp_recon import _compute as _compute_loss
 from fastequi.kernels.warp_recon import warp_recon_loss_ref
@@ -49,10 +50,10 @@ def _compute(
     padding_mode: str,
     align_corners: bool,
     mask_outside: bool,
-    scale: float,
+    divisor: int,
     grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(`scale` times the sum of errors, count or empty, gradients by the first three or empty)."""
+    """(the sum of errors over `divisor`, count or empty, gradients by the first three or empty)."""
     target = Target(
         height, width, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
     )
@@ -79,7 +80,7 @@ def _compute(
                 theta[part, step],
                 None if color is None else color[part, step],
                 *target,
-                scale,
+                divisor,
                 True,
                 grad,
                 False,
@@ -120,37 +121,15 @@ def _outputs(
     )
 
 
-_linear_warp_recon_op = torch.library.custom_op(
-    "fastequi::linear_warp_recon_loss", _compute, mutates_args=()
-)
-
-
-@_linear_warp_recon_op.register_fake
-def _(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fake(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mask_outside, _, grad = options[-3:]
     return _outputs(hidden, weight, bias, mask_outside, grad)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*output[2:])
-    ctx.set_materialize_grads(False)
-    ctx.has_bias = inputs[2] is not None
+_linear_warp_recon = fused("linear_warp_recon_loss", _compute, _fake, {0: 2, 1: 3, 2: 4})
 
 
-def _backward(ctx, g_total, g_count, *g_unused):
-    """All gradients of a scalar: the forward has them, up to a factor."""
-    if g_total is None:
-        return (None,) * 17
-    d_hidden, d_weight, d_bias = (
-        scaled(ctx, t, g_total) if t.numel() else t for t in ctx.saved_tensors
-    )
-    return (d_hidden, d_weight, d_bias if ctx.has_bias else None, *[None] * 14)
-
-
-_linear_warp_recon_op.register_autograd(_backward, setup_context=_setup_context)
-_linear_warp_recon = direct(_linear_warp_recon_op, _compute, _setup_context, _backward)
-
-
+@without_autocast
 def linear_warp_recon_loss_ref(
     hidden: Tensor,
     weight: Tensor,
@@ -175,22 +154,29 @@ def linear_warp_recon_loss(
     theta: Tensor,
     color: Tensor | None,
     target: Target,
-    scale: float = 1.0,
+    divisor: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    """`scale` times the sum of errors, and the number of values; arguments already checked.
+    """The sum of errors over `divisor`, and the number of values; arguments already checked.
 
     Gradients go to hidden [B, K, L, D], weight [K, P, D] and bias [K, P]. Where image, θ or colour
-    wants one, the chain runs instead.
+    wants one, and under torch.func, the chain runs instead.
     """
     inputs = (hidden, weight, bias, image, theta, color)
     others = [t for t in (image, theta, color) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in others):
+    if transformed() or (torch.is_grad_enabled() and any(t.requires_grad for t in others)):
         total, count = linear_warp_recon_loss_ref(*inputs, target)
-        return total.sum() * scale, count.sum() if target.mask_outside else None
-    # in half precision a gradient so small would vanish before a scaler sees it
-    inside = 1.0 if hidden.dtype == torch.float16 else scale
+        return total.sum() / divisor, count.sum() if target.mask_outside else None
+    inside = _for_float16(hidden) if hidden.dtype == torch.float16 else divisor
     leaves = [t for t in (hidden, weight, bias) if t is not None]
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
     total, count, *_ = _linear_warp_recon(*inputs, *target, inside, grad)
-    total = total if inside == scale else total * scale
+    total = total if inside is divisor else total * inside / divisor
     return total, count if target.mask_outside else None
+
+
+def _for_float16(hidden: Tensor) -> int:
+    """A divisor between 1, with which a sum over tokens would overflow, and their number.
+
+    Divided by all of them a value's share of the gradient would vanish before a scaler sees it.
+    """
+    return 1 << (hidden.shape[0] * hidden.shape[2]).bit_length() // 2

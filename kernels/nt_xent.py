@@ -6,10 +6,17 @@ Replaces, for unit rows z_i of which row p_i is the other view of the same image
     s[arange(M), ids] = -inf                           # none is its own negative
     loss = F.cross_entropy(s, positives)
 
+The positive is kept apart from the negatives, since a loss near zero is the difference of nearly
+equal numbers otherwise: with n_i the log-sum-exp over the negatives of row i::
+
+    loss_i = log(1 + exp(n_i - s_{i p_i})),   lse_i = s_{i p_i} + loss_i
+    w_i = 1 - exp(-loss_i) = sigmoid(n_i - s_{i p_i})            # what the negatives weigh
+
 Two passes over tiles of similarities: the first keeps a running log-sum-exp per row, the second,
 once all rows' are known, sums the gradient, which needs both a row's and its columns' softmax::
 
-    d Σ loss/d z_i = (Σ_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) z_j - 2 z_{p_i}) / temp
+    d Σ loss/d z_i = (Σ_{j ≠ p_i} (exp(s_ij - lse_i) + exp(s_ij - lse_j)) z_j
+                      - (w_i + w_{p_i}) z_{p_i}) / temp
 
 Memory O(M + G) beyond the rows; arithmetic 6·M·G·D, of which the plain form does 6 as well.
 (Chen et al., A simple framework for contrastive learning, ICML 2020, equation 1.)
@@ -23,9 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.kernels.autograd import operator
 from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
-from fastequi.kernels.direct import needs_operator
+from fastequi.kernels.precision import without_autocast
 
+EXACT = 60.0  # beyond it log(1 + exp(x)) is x in float64 too
 _CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
 _WIDEST = 512  # channels that a program's sums fit into registers for
 
@@ -65,7 +74,9 @@ def _nt_xent_lse_kernel(
     z_ptr,
     every_ptr,
     ids_ptr,
-    lse_ptr,
+    positives_ptr,
+    negative_ptr,
+    positive_ptr,
     # shapes
     M,
     G,
@@ -82,8 +93,10 @@ def _nt_xent_lse_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    # lse[i] = log Σ_{j ≠ id_i} exp(z_i · every_j / temp)
+    # negative[i] = log Σ_{j ≠ id_i, p_i} exp(s_ij), positive[i] = s_{i p_i}, s = z · every / temp
     rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
+    partner = tl.load(positives_ptr + rows, mask=rows < M, other=-1)
+    alike = tl.zeros([BLOCK_M], tl.float32)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     high = tl.full([BLOCK_M], -1e30, tl.float32)
     acc = tl.zeros([BLOCK_M], tl.float32)
@@ -92,10 +105,14 @@ def _nt_xent_lse_kernel(
             z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
             start, stride_e,
         )  # fmt: skip
+        ours = (start + cols)[None, :] == partner[:, None]
+        alike += tl.sum(tl.where(ours, s, 0.0), 1)
+        s = tl.where(ours, float("-inf"), s)
         above = tl.maximum(high, tl.max(s, 1))
         acc = acc * tl.exp(high - above) + tl.sum(tl.exp(s - above[:, None]), 1)
         high = above
-    tl.store(lse_ptr + rows, high + tl.log(acc), mask=rows < M)
+    tl.store(negative_ptr + rows, high + tl.log(acc), mask=rows < M)
+    tl.store(positive_ptr + rows, alike, mask=rows < M)
 
 
 @triton.jit
@@ -107,6 +124,7 @@ def _nt_xent_grad_kernel(
     positives_ptr,
     lse_ptr,
     every_lse_ptr,
+    pull_ptr,
     grad_ptr,
     # shapes
     M,
@@ -125,9 +143,11 @@ def _nt_xent_grad_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    # grad[i] = (Σ_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) every_j - 2 every_{p_i}) / temp
+    # grad[i] = (Σ_{j ≠ p_i} (exp(s_ij - lse_i) + exp(s_ij - lse_j)) every_j
+    #            - pull_i every_{p_i}) / temp
     rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < M, other=0.0)
+    positive = tl.load(positives_ptr + rows, mask=rows < M, other=0)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, G, BLOCK_G):
@@ -135,16 +155,17 @@ def _nt_xent_grad_kernel(
             z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
             start, stride_e,
         )  # fmt: skip
+        s = tl.where((start + cols)[None, :] == positive[:, None], float("-inf"), s)
         theirs = tl.load(every_lse_ptr + start + cols, mask=start + cols < G, other=0.0)
         p = tl.exp(s - lse[:, None]) + tl.exp(s - theirs[None, :])
         acc = tl.dot(p.to(others.dtype), others, acc, input_precision=PRECISION)
     offs_d = tl.arange(0, BLOCK_D)
     mask = (rows < M)[:, None] & (offs_d < D)[None, :]
-    positive = tl.load(positives_ptr + rows, mask=rows < M, other=0)
     other = tl.load(
         every_ptr + positive[:, None] * stride_e + offs_d[None, :], mask=mask, other=0.0
     )
-    grad = (acc - 2.0 * other.to(tl.float32)) * inverse_temp
+    pull = tl.load(pull_ptr + rows, mask=rows < M, other=0.0)
+    grad = (acc - pull[:, None] * other.to(tl.float32)) * inverse_temp
     tl.store(grad_ptr + rows[:, None] * stride_g + offs_d[None, :], grad, mask=mask)
 
 
@@ -166,38 +187,46 @@ def _fused(z: Tensor) -> bool:
     return use_triton(z) and z.dtype != torch.float64 and z.shape[1] <= _WIDEST and z.numel() > 0
 
 
-def _lse(z: Tensor, every: Tensor, ids: Tensor, temp: float) -> Tensor:
-    out = torch.empty(len(z), dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
+def _logits(
+    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, temp: float
+) -> tuple[Tensor, Tensor]:
+    """(log-sum-exp over the negatives, similarity of the positive), [M] each."""
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    negative = torch.empty(len(z), dtype=dtype, device=z.device)
+    positive = torch.empty_like(negative)
     if _fused(z):
         config = _launch_config(z)
         with torch.cuda.device_of(z):
             _nt_xent_lse_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
-                z, every, ids, out, len(z), len(every), z.shape[1], z.stride(0), every.stride(0),
-                1 / temp, **config,
+                z, every, ids, positives, negative, positive, len(z), len(every), z.shape[1],
+                z.stride(0), every.stride(0), 1 / temp, **config,
             )  # fmt: skip
-        return out
+        return negative, positive
     for part, s in _tiles(z, every, ids, temp):
-        out[part] = torch.logsumexp(s, 1)
-    return out
+        partner = positives[part, None]
+        positive[part] = s.gather(1, partner)[:, 0]
+        negative[part] = s.scatter_(1, partner, -torch.inf).logsumexp(1)
+    return negative, positive
 
 
 def _grad(
     z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
-    temp: float,
+    pull: Tensor, temp: float,
 ) -> Tensor:  # fmt: skip
     out = torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
     if _fused(z):
         config = _launch_config(z)
         with torch.cuda.device_of(z):
             _nt_xent_grad_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
-                z, every, ids, positives, lse, every_lse, out, len(z), len(every), z.shape[1],
-                z.stride(0), every.stride(0), out.stride(0), 1 / temp, **config,
+                z, every, ids, positives, lse, every_lse, pull, out, len(z), len(every),
+                z.shape[1], z.stride(0), every.stride(0), out.stride(0), 1 / temp, **config,
             )  # fmt: skip
         return out
     others = every.to(lse.dtype)
     for part, s in _tiles(z, every, ids, temp):
+        s.scatter_(1, positives[part, None], -torch.inf)
         p = torch.exp(s - lse[part, None]) + torch.exp(s - every_lse)
-        out[part] = (p @ others - 2 * others[positives[part]]) / temp
+        out[part] = (p @ others - pull[part, None] * others[positives[part]]) / temp
     return out
 
 
@@ -212,40 +241,58 @@ def _tiles(z: Tensor, every: Tensor, ids: Tensor, temp: float) -> Iterator[tuple
         yield part, s
 
 
-_lse_op = torch.library.custom_op("fastequi::nt_xent_lse", _lse, mutates_args=())
-_grad_op = torch.library.custom_op("fastequi::nt_xent_grad", _grad, mutates_args=())
+def _fake_logits(z, every, ids, positives, temp) -> tuple[Tensor, Tensor]:
+    one = z.new_empty(len(z), dtype=torch.promote_types(z.dtype, torch.float32))
+    return one, torch.empty_like(one)
 
 
-@_lse_op.register_fake
-def _(z, every, ids, temp) -> Tensor:
-    return z.new_empty(len(z), dtype=torch.promote_types(z.dtype, torch.float32))
-
-
-@_grad_op.register_fake
-def _(z, every, ids, positives, lse, every_lse, temp) -> Tensor:
+def _fake_grad(z, every, ids, positives, lse, every_lse, pull, temp) -> Tensor:
     return torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
 
 
-def nt_xent_lse(z: Tensor, every: Tensor, ids: Tensor, temp: float) -> Tensor:
-    """log Σ_{j ≠ ids[i]} exp(z_i · every_j / temp), [M], for z [M, D] and every [G, D]."""
-    run = _lse_op if needs_operator(z, every) else _lse
-    return run(z.detach(), every.detach(), ids, temp)
+_logits_op = operator("nt_xent_logits", _logits, _fake_logits)
+_grad_op = operator("nt_xent_grad", _grad, _fake_grad)
+
+
+def nt_xent_logits(
+    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, temp: float
+) -> tuple[Tensor, Tensor]:
+    """What a row's loss is made of, [M] each, for z [M, D] and every [G, D].
+
+    log Σ_{j ≠ ids[i], positives[i]} exp(s_ij) and s_{i positives[i]}, with s = z · every / temp.
+    """
+    return _logits_op(z.detach(), every.detach(), ids, positives, temp)
 
 
 def nt_xent_grad(
     z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
-    temp: float,
+    pull: Tensor, temp: float,
 ) -> Tensor:  # fmt: skip
-    """d Σ_{all rows} loss/d z_i, [M, D], once the log-sum-exps of all rows are known."""
-    run = _grad_op if needs_operator(z, every) else _grad
-    return run(z.detach(), every.detach(), ids, positives, lse, every_lse, temp)
+    """d Σ_{all rows} loss/d z_i, [M, D], once the log-sum-exps of all rows are known.
+
+    Args:
+        lse, every_lse: [M] and [G] log-sum-exps over positive and negatives.
+        pull: [M] w_i + w_{p_i}.
+    """
+    return _grad_op(z.detach(), every.detach(), ids, positives, lse, every_lse, pull, temp)
 
 
+def unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
+    """[2N, D]: of unit length to the last bit of float32, then in the embeddings' own type."""
+    wide = torch.promote_types(z1.dtype, torch.float32)
+    return F.normalize(torch.cat([z1.to(wide), z2.to(wide)]), dim=-1).to(z1.dtype)
+
+
+@without_autocast
 def nt_xent_loss_ref(z1: Tensor, z2: Tensor, temp: float) -> Tensor:
     """The plain form of two views' embeddings [N, D]: every similarity stored."""
-    z = F.normalize(torch.cat([z1, z2]), dim=-1)
-    s = z @ z.T / temp
-    s = s.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
     n = len(z1)
-    positives = torch.arange(2 * n, device=z.device).roll(n)
-    return F.cross_entropy(s, positives)
+    z = unit_rows(z1, z2)
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    if n == 1:  # without a negative nothing is asked
+        return (0 * z).sum()
+    s = z @ z.T / temp
+    rows = torch.arange(2 * n, device=z.device)
+    partner = rows.roll(n)[:, None]
+    negatives = s.masked_fill((rows == rows[:, None]) | (rows == partner), -torch.inf)
+    return F.softplus(negatives.logsumexp(1) - s.gather(1, partner)[:, 0], threshold=EXACT).mean()

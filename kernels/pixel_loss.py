@@ -1,15 +1,12 @@
 """What the reconstruction losses share: the error of one value, and the order of patch tokens."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels.backend import tl, triton
 
 LOSSES = ("mse", "l1", "smooth_l1")
-_RESCALE_PROGRAMS = 1024  # a few for each processor of the largest GPUs
 
 
 @triton.jit
@@ -106,42 +103,23 @@ def kernel_layout(pred: Tensor, patch_size: int) -> Tensor:
     for stride, size in sorted(zip(pred.stride(), pred.shape, strict=True)):
         dense = dense and (size == 1 or stride == expected)
         expected *= size
-    return pred if dense and (not patch_size or pred.stride(-1) == 1) else pred.contiguous()
+    if dense and (not patch_size or pred.stride(-1) == 1):
+        return pred
+    return _like(pred, patch_size).copy_(pred)
 
 
-def loss_outputs(pred: Tensor, steps: tuple[int, ...], grad: bool) -> tuple[Tensor, Tensor]:
-    """(total of that shape, gradient in the prediction's layout or empty), unwritten."""
+def _like(pred: Tensor, patch_size: int) -> Tensor:
+    """Unwritten, dense: the prediction's own order of axes where the kernels read that."""
+    if patch_size and pred.stride(-1) != 1:
+        return torch.empty_like(pred, memory_format=torch.contiguous_format)
+    return torch.empty_like(pred)
+
+
+def loss_outputs(
+    pred: Tensor, steps: tuple[int, ...], patch_size: int, grad: bool
+) -> tuple[Tensor, Tensor]:
+    """(total of that shape, gradient in the layout that the kernels read or empty), unwritten."""
     dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
-    return pred.new_empty(steps, dtype=dtype), torch.empty_like(pred) if grad else pred.new_empty(0)
-
-
-@triton.jit
-def _rescale_kernel(grad_ptr, factor_ptr, n, BLOCK: tl.constexpr):
-    # grad *= factor, or nothing at all where factor is 1
-    factor = tl.load(factor_ptr).to(tl.float32)
-    if factor != 1.0:
-        step = tl.num_programs(0).to(tl.int64) * BLOCK
-        first = tl.program_id(0).to(tl.int64) * BLOCK
-        for start in range(first, n, step):
-            offs = start + tl.arange(0, BLOCK)
-            grad = tl.load(grad_ptr + offs, mask=offs < n).to(tl.float32)
-            tl.store(grad_ptr + offs, (grad * factor).to(grad_ptr.dtype.element_ty), mask=offs < n)
-
-
-def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
-    """The gradient that the forward has written, times the incoming one, [] or [B, K].
-
-    Usually that is one and there is no work: a CPU looks, a GPU asks a kernel of its own to look.
-    What a kept graph will need again is left as it is, and so are an operator's outputs.
-    """
-    ours = getattr(ctx, "owned", False)
-    ours = ours and not torch._C._autograd._get_current_graph_task_keep_graph()
-    if ours and factor.device.type == "cpu" and (factor == 1).all():
-        return grad
-    if ours and factor.ndim == 0 and use_triton(grad) and grad.dtype != torch.float64:
-        with torch.cuda.device_of(grad):
-            _rescale_kernel[(_RESCALE_PROGRAMS,)](grad, factor, grad.numel(), BLOCK=1024)
-        return grad
-    factor = factor.view(*factor.shape, *[1] * (grad.ndim - factor.ndim))
-    # without `out` a float32 factor would make a float32 product of it
-    return torch.mul(grad, factor, out=grad if ours else torch.empty_like(grad))
+    return pred.new_empty(steps, dtype=dtype), _like(pred, patch_size) if grad else pred.new_empty(
+        0
+    )

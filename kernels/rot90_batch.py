@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native
-from fastequi.kernels.backend import tl, triton, use_native, use_triton
-from fastequi.kernels.direct import needs_operator
+from fastequi.kernels.autograd import operator
+from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.sampling import constants
 
 _TILE, _WARPS = 32, 4
@@ -155,12 +155,11 @@ def _values(
     return _normalised(every, mean, std, dtype)[0, :, :, 0].contiguous()
 
 
-_rot90_batch_op = torch.library.custom_op("fastequi::rot90_batch", _compute, mutates_args=())
-
-
-@_rot90_batch_op.register_fake
-def _(images, turns, mean, std, dtype, channels_last) -> Tensor:
+def _fake(images, turns, mean, std, dtype, channels_last) -> Tensor:
     return _empty(images, turns, dtype, channels_last)
+
+
+_rot90_batch = operator("rot90_batch", _compute, _fake)
 
 
 def _normalised(
@@ -200,5 +199,6 @@ def rot90_batch(
     channels_last: bool,
 ) -> Tensor:
     """[4B, C, N, N], or [B, C, N, N] with turns [B] int32; arguments already checked."""
-    run = _rot90_batch_op if needs_operator(images) else _compute
-    return run(images, turns, mean, std, dtype, channels_last)
+    if transformed():
+        return rot90_batch_ref(images, turns, mean, std, dtype)
+    return _rot90_batch(images, turns, mean, std, dtype, channels_last)

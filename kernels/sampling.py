@@ -132,7 +132,7 @@ def base_grid(size: tuple[int, int], align_corners: bool, like: Tensor) -> Tenso
     for n in (size[1], size[0]):
         if align_corners:
             wide = torch.linspace(-1, 1, n, dtype=torch.float64)
-            axes.append(wide if n > 1 else torch.zeros(n))
+            axes.append(wide if n > 1 else torch.zeros_like(wide))
         else:
             axes.append((torch.arange(n, dtype=torch.float64) * 2 + 1) / n - 1)
     x, y = (axis.to(like.device, like.dtype) for axis in axes)

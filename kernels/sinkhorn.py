@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.kernels.autograd import operator
 from fastequi.kernels.backend import tl, triton, use_triton
-from fastequi.kernels.direct import needs_operator
 
 
 @triton.jit
@@ -186,28 +186,26 @@ def _column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
     return out
 
 
-_row_lse_op = torch.library.custom_op("fastequi::row_lse", _row_lse, mutates_args=())
-_column_lse_op = torch.library.custom_op("fastequi::column_lse", _column_lse, mutates_args=())
-
-
-@_row_lse_op.register_fake
-def _(x, temp, column) -> Tensor:
+def _fake_row_lse(x, temp, column) -> Tensor:
     return x.new_empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-@_column_lse_op.register_fake
-def _(x, temp, row) -> Tensor:
+def _fake_column_lse(x, temp, row) -> Tensor:
     return x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+_row_lse_op = operator("row_lse", _row_lse, _fake_row_lse)
+_column_lse_op = operator("column_lse", _column_lse, _fake_column_lse)
 
 
 def row_lse(x: Tensor, temp: float, column: Tensor | None = None) -> Tensor:
     """log Σ_n exp(x[r, n] / temp - column[n]), [R] for x [R, N]; float32, without a gradient."""
-    return (_row_lse_op if needs_operator(x) else _row_lse)(x.detach(), temp, column)
+    return _row_lse_op(x.detach(), temp, column)
 
 
 def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
     """log Σ_r exp(x[r, n] / temp - row[r]), [N] for x [R, N]; float32, without a gradient."""
-    return (_column_lse_op if needs_operator(x) else _column_lse)(x.detach(), temp, row)
+    return _column_lse_op(x.detach(), temp, row)
 
 
 def sinkhorn(

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.backend import tl, triton, use_triton
-from fastequi.kernels.direct import direct
-from fastequi.kernels.pixel_loss import scaled
+from fastequi.kernels.autograd import fused
+from fastequi.kernels.backend import tl, transformed, triton, use_triton
+from fastequi.kernels.precision import without_autocast
 
 EPS = 1e-4  # inside the square root, as in the authors' code
 
@@ -170,34 +170,20 @@ def _compute(
     return total, torch.stack([inv, var, cov]), out
 
 
-_vicreg_op = torch.library.custom_op("fastequi::vicreg_loss", _compute, mutates_args=())
-
-
-@_vicreg_op.register_fake
-def _(z1, z2, inv_weight, var_weight, cov_weight, grad) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(z1, z2, inv_weight, var_weight, cov_weight, grad) -> tuple[Tensor, Tensor, Tensor]:
     return z1.new_empty(()), z1.new_empty(3), z1.new_empty((2, *z1.shape) if grad else 0)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(output[2])
-    ctx.set_materialize_grads(False)
+_vicreg = fused("vicreg_loss", _compute, _fake, {0: (2, 0), 1: (2, 1)})
 
 
-def _backward(ctx, g_total, g_parts, g_grad):
-    (grad,) = ctx.saved_tensors
-    if g_total is None:
-        return (None,) * 6
-    return (*scaled(ctx, grad, g_total).unbind(0), *[None] * 4)
-
-
-_vicreg_op.register_autograd(_backward, setup_context=_setup_context)
-_vicreg = direct(_vicreg_op, _compute, _setup_context, _backward)
-
-
+@without_autocast
 def vicreg_loss_ref(
     z1: Tensor, z2: Tensor, inv_weight: float, var_weight: float, cov_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """The chain in plain PyTorch, differentiable: (total, (inv, var, cov))."""
+    """The chain in plain PyTorch, in float32 at least, differentiable: (total, (inv, var, cov))."""
+    wide = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
+    z1, z2 = z1.to(wide), z2.to(wide)
     inv, (z1, z2) = F.mse_loss(z1, z2), (z1 - z1.mean(0), z2 - z2.mean(0))
     var = inv.new_zeros(())
     cov = inv.new_zeros(())
@@ -213,6 +199,9 @@ def vicreg_loss(
     z1: Tensor, z2: Tensor, inv_weight: float, var_weight: float, cov_weight: float
 ) -> tuple[Tensor, Tensor]:
     """(the weighted sum, (inv, var, cov) without a gradient); float32 or float64, N >= 2."""
+    if transformed():
+        total, parts = vicreg_loss_ref(z1, z2, inv_weight, var_weight, cov_weight)
+        return total, parts.detach()
     grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
     total, parts, _ = _vicreg(z1, z2, inv_weight, var_weight, cov_weight, grad)
     return total, parts

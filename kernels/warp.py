@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native, warp_texels
-from fastequi.kernels.backend import tl, triton, use_native, use_triton
-from fastequi.kernels.direct import needs_operator
+from fastequi.kernels.autograd import operator
+from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
+from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import (
     _affine_taps,
     _bilinear,
@@ -162,13 +163,14 @@ def _compute(
     return out
 
 
-_warp_op = torch.library.custom_op("fastequi::warp", _compute, mutates_args=())
-
-
-@_warp_op.register_fake
-def _(image, theta, color, height, width, mean, std, dtype, padding_mode, align_corners) -> Tensor:
+def _fake(
+    image, theta, color, height, width, mean, std, dtype, padding_mode, align_corners
+) -> Tensor:
     shape = (*theta.shape[:2], image.shape[1], height, width)
     return image.new_empty(shape, dtype=dtype)
+
+
+_warp = operator("warp", _compute, _fake)
 
 
 def _lean(
@@ -199,6 +201,7 @@ def _lean(
     return out
 
 
+@without_autocast
 def warp_ref(
     image: Tensor,
     theta: Tensor,
@@ -237,12 +240,12 @@ def warp(
 ) -> Tensor:
     """[B, K, C, H, W] samples of [B, C, Hs, Ws] at θ [B, K, 2, 3]; arguments already checked.
 
-    Where the image, θ or the colour matrix wants a gradient, and in float64, :func:`warp_ref`
-    runs instead, since only it is differentiable.
+    Where the image, θ or the colour matrix wants a gradient, under torch.func, and in float64,
+    :func:`warp_ref` runs instead, since only it is differentiable.
     """
     inputs = (image, theta) if color is None else (image, theta, color)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    if differentiable or torch.float64 in (dtype, theta.dtype):
+    if differentiable or transformed() or torch.float64 in (dtype, theta.dtype):
         return warp_ref(
             image,
             theta,
@@ -254,5 +257,4 @@ def warp(
             padding_mode=padding_mode,
             align_corners=align_corners,
         )
-    run = _warp_op if needs_operator(*inputs) else _compute
-    return run(image, theta, color, *size, mean, std, dtype, padding_mode, align_corners)
+    return _warp(image, theta, color, *size, mean, std, dtype, padding_mode, align_corners)

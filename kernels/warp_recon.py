@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native
-from fastequi.kernels.backend import use_native, use_triton
-from fastequi.kernels.direct import direct
-from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify, scaled
+from fastequi.kernels.autograd import fused
+from fastequi.kernels.backend import transformed, use_native, use_triton
+from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
+from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_recon_general import warp_recon_general
@@ -49,18 +50,19 @@ def _compute(
     padding_mode: str,
     align_corners: bool,
     mask_outside: bool,
-    weight: float,
+    divisor: int,
     reduce: bool,
     pred_grad: bool,
     theta_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(total, count or empty, d total/d pred or empty, d total/d θ or empty).
 
-    The total is `weight` times the sum of errors, [B, K], or a scalar with `reduce`.
+    The total is the sum of errors over `divisor`, [B, K], or a scalar with `reduce`.
     """
-    sums = _outputs(pred, theta, reduce, mask_outside, pred_grad, theta_grad)
+    sums = _outputs(pred, theta, patch_size, reduce, mask_outside, pred_grad, theta_grad)
     if pred.numel() == 0:
         return Sums(sums.total.zero_(), sums.counted.zero_(), sums.grad, sums.dtheta.zero_())
+    pred, weight = kernel_layout(pred, patch_size), 1 / divisor
     target = Target(
         height, width, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
     )
@@ -75,7 +77,7 @@ def _compute(
         run = native.warp_recon if in_c and theta.dtype != torch.float64 else lean
     each = sums
     if reduce:
-        each = _outputs(pred, theta, False, mask_outside, False, False)
+        each = _outputs(pred, theta, patch_size, False, mask_outside, False, False)
         each = each._replace(grad=sums.grad, dtheta=sums.dtheta)
     run(pred, image, theta, color, target, weight, each)
     if reduce:
@@ -87,49 +89,28 @@ def _compute(
 def _outputs(
     pred: Tensor,
     theta: Tensor,
+    patch_size: int,
     reduce: bool,
     mask_outside: bool,
     pred_grad: bool,
     theta_grad: bool,
 ) -> Sums:
     batch, steps = theta.shape[:2]
-    total, grad = loss_outputs(pred, () if reduce else (batch, steps), pred_grad)
+    total, grad = loss_outputs(pred, () if reduce else (batch, steps), patch_size, pred_grad)
     counted = torch.empty_like(total) if mask_outside else total.new_empty(0)
     dtheta = total.new_empty((batch, steps, 2, 3) if theta_grad else 0)
     return Sums(total, counted, grad, dtheta)
 
 
-_warp_recon_op = torch.library.custom_op("fastequi::warp_recon_loss", _compute, mutates_args=())
-
-
-@_warp_recon_op.register_fake
-def _(pred, image, theta, *options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(pred, image, theta, color, height, width, patch_size, *options) -> Sums:
     mask_outside, _, *wanted = options[-5:]
-    return _outputs(pred, theta, wanted[0], mask_outside, *wanted[1:])
+    return _outputs(pred, theta, patch_size, wanted[0], mask_outside, *wanted[1:])
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    _, _, grad, dtheta = output
-    ctx.save_for_backward(grad, dtheta)
-    ctx.set_materialize_grads(False)  # else zeros as large as the prediction stand in for None
-    ctx.theta_dtype = inputs[2].dtype
+_warp_recon = fused("warp_recon_loss", _compute, _fake, {0: 2, 2: 3})
 
 
-def _backward(ctx, g_total, g_count, g_grad, g_dtheta):
-    """total is a function of pred and θ whose gradients the forward has written: scale them."""
-    grad, dtheta = ctx.saved_tensors
-    d_pred = d_theta = None
-    if g_total is not None and ctx.needs_input_grad[0]:
-        d_pred = scaled(ctx, grad, g_total)
-    if g_total is not None and ctx.needs_input_grad[2]:
-        d_theta = (dtheta * g_total[..., None, None]).to(ctx.theta_dtype)
-    return (d_pred, None, d_theta, *[None] * 14)
-
-
-_warp_recon_op.register_autograd(_backward, setup_context=_setup_context)
-_warp_recon = direct(_warp_recon_op, _compute, _setup_context, _backward)
-
-
+@without_autocast
 def warp_recon_loss_ref(
     pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target
 ) -> tuple[Tensor, Tensor]:
@@ -157,30 +138,31 @@ def warp_recon_loss(
     theta: Tensor,
     color: Tensor | None,
     target: Target,
-    weight: float = 1.0,
+    divisor: int = 1,
     reduce: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(`weight` times the sums of errors, numbers of values), [B, K] or, with `reduce`, scalars.
+    """(the sums of errors over `divisor`, numbers of values), [B, K] or, with `reduce`, scalars.
 
     Arguments are already checked. Gradients go to `pred` and `theta`. Where the image or the colour
-    matrix wants one, and for float64 on a GPU, the reference runs instead. The count is None where
-    it is all values.
+    matrix wants one, under torch.func, and for float64 on a GPU, the reference runs instead. The
+    count is None where it is all values.
     """
     grad = torch.is_grad_enabled()
     others = (image,) if color is None else (image, color)
-    if (grad and any(t.requires_grad for t in others)) or (
-        torch.float64 in (pred.dtype, theta.dtype) and use_triton(pred)
+    if (
+        transformed()
+        or (grad and any(t.requires_grad for t in others))
+        or (torch.float64 in (pred.dtype, theta.dtype) and use_triton(pred))
     ):
         total, count = warp_recon_loss_ref(pred, image, theta, color, target)
         if reduce:
             total, count = total.sum(), count.sum()
-        return total * weight, count if target.mask_outside else None
+        return total / divisor, count if target.mask_outside else None
     # in half precision a gradient so small would vanish before a scaler sees it
-    inside = 1.0 if pred.dtype == torch.float16 else weight
+    inside = 1 if pred.dtype == torch.float16 else divisor
     pred_grad, theta_grad = grad and pred.requires_grad, grad and theta.requires_grad
-    pred = kernel_layout(pred, target.patch_size)
     total, count, _, _ = _warp_recon(
         pred, image, theta, color, *target, inside, reduce, pred_grad, theta_grad
     )
-    total = total if inside == weight else total * weight
+    total = total if inside is divisor else total / divisor
     return total, count if target.mask_outside else None

@@ -18,13 +18,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastequi.kernels import (
+    autograd,
     blur,
     correspondence,
     crop_align,
     dino,
     koleo,
     nt_xent,
-    pixel_loss,
     rot90_batch,
     sinkhorn,
     vicreg,
@@ -154,9 +154,10 @@ def cases() -> Iterator[tuple]:
     yield "vicreg", kernel, constants, types, vicreg._WARPS, None, pixels
     for size in ("i32", "i64"):
         constants, types = {"BLOCK": 1024}, {"factor_ptr": "*fp32", "n": size}
-        yield f"rescale {size}", pixel_loss._rescale_kernel, constants, types, 4, None, 1024
+        yield f"rescale {size}", autograd._rescale_kernel, constants, types, 4, None, 1024
     types = {"z_ptr": "*bf16", "every_ptr": "*bf16", "ids_ptr": "*i64", "positives_ptr": "*i64",
-             "lse_ptr": "*fp32", "every_lse_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
+             "negative_ptr": "*fp32", "positive_ptr": "*fp32", "lse_ptr": "*fp32",
+             "every_lse_ptr": "*fp32", "pull_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
     for width, warps in ((128, 4), (256, 8)):
         constants = {**NT_XENT, "BLOCK_D": width}
         yield f"nt_xent {width}", nt_xent._nt_xent_lse_kernel, constants, types, warps, None, 4096

@@ -129,7 +129,7 @@ def test_operator_and_graph(device):
     torch._dynamo.reset()
     student, teacher = patches(2, 9, 8, 0).to(device), patches(2, 6, 8, 1).to(device)
     views = student[None].requires_grad_(), teacher[None]
-    torch.library.opcheck(kernel._correspondence_op, (*views, [0, 0], 4, True))
+    torch.library.opcheck(kernel._correspondence.op, (*views, [0, 0], 4, True))
     compiled = torch.compile(correspondence_loss, fullgraph=True, backend="aot_eager")
     expected = correspondence_loss(student, teacher, top=4)
     torch.testing.assert_close(compiled(student, teacher, top=4), expected)

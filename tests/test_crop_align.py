@@ -169,8 +169,8 @@ def test_operator_and_graph(device):
     flat = [view for pair in args["pairs"] for view in pair]
     with backends.force("triton"):
         names = "student", "teacher", "student_boxes", "teacher_boxes", "turns"
-        values = (*(args[name] for name in names), flat, 4, 1 / 16, True)
-        torch.library.opcheck(kernel._crop_align_op, values)
+        values = (*(args[name] for name in names), flat, 4, 1 / 16, 1, True)
+        torch.library.opcheck(kernel._crop_align.op, values)
     compiled = torch.compile(crop_align_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**args), crop_align_loss(**args))
 

@@ -125,7 +125,7 @@ def test_operator_and_graph(device):
     from fastequi.kernels.dino import pairs_of
 
     options = (pairs_of(4, 2, 3, device), torch.ones(12, device=device), None, None, 0.1, 0.04)
-    torch.library.opcheck(kernel._linear_dino_op, (*args, *options, True))
+    torch.library.opcheck(kernel._linear_dino.op, (*args, *options, True))
     compiled = torch.compile(linear_dino_loss, fullgraph=True, backend="aot_eager")
     expected = linear_dino_loss(student, layer, teacher, layer)
     torch.testing.assert_close(compiled(student, layer, teacher, layer), expected)

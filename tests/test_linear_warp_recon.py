@@ -116,9 +116,9 @@ def test_opcheck_and_compile(device):
     leaves, image, theta, size = case(b=1, k=1, grid=(1, 1), dim=2)
     leaves = [t.to(device).requires_grad_() for t in leaves]
     image, theta = image.to(device), theta.to(device)
-    rest = ("mse", MEAN, STD, "zeros", False, False, 0.25, True)
+    rest = ("mse", MEAN, STD, "zeros", False, False, 4, True)
     args = (*leaves, image, theta, None, *size, PATCH, *rest)
-    torch.library.opcheck(linear_warp_recon._linear_warp_recon_op, args)
+    torch.library.opcheck(linear_warp_recon._linear_warp_recon.op, args)
     torch._dynamo.reset()
 
     @torch.compile(fullgraph=True, backend="aot_eager")

@@ -328,13 +328,13 @@ def test_float64_gradcheck():
 
 
 def test_opcheck(device):
-    from fastequi.kernels.warp_recon import _warp_recon_op
+    from fastequi.kernels.warp_recon import _warp_recon
 
     pred, image, theta = (t.to(device) for t in case(b=1, size=(4, 4), source=(5, 5)))
     color = torch.eye(3, 4, device=device).expand(1, 2, 3, 4).contiguous()
-    rest = ("zeros", False, True, 0.5, False, True, True)
+    rest = ("zeros", False, True, 2, False, True, True)
     args = (pred.requires_grad_(), image, theta, color, 4, 4, 0, "mse", MEAN, STD, *rest)
-    torch.library.opcheck(_warp_recon_op, args)
+    torch.library.opcheck(_warp_recon.op, args)
 
 
 def test_retained_graphs_and_other_weights_give_the_right_gradient(backend, device):
@@ -426,7 +426,11 @@ def test_the_module_holds_its_options(backend, device):
         ({"reduction": "men"}, ValueError, "reduction: .*did you mean 'mean'"),
         ({"layout": "patches"}, ValueError, "layout: .*did you mean 'patch'"),
         ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
-        ({"mean": (0.5,), "std": (0.5,)}, ValueError, "mean: expected 3 finite floats"),
+        (
+            {"mean": (0.5,), "std": (0.5,)},
+            ValueError,
+            "mean: expected a finite float, or 3, one per channel",
+        ),
         ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected values > 0"),
         ({"color": torch.zeros(2, 2, 3, 3)}, ValueError, r"color: expected \[B, K, 3, 4\]"),
         ({"patch_size": 4}, ValueError, "patch_size: only for layout"),

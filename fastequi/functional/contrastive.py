@@ -11,8 +11,16 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from fastequi import checks, distributed
+from fastequi.kernels.autograd import refuse
+from fastequi.kernels.backend import transformed
 from fastequi.kernels.koleo import nearest
-from fastequi.kernels.nt_xent import nt_xent_grad, nt_xent_lse
+from fastequi.kernels.nt_xent import (
+    EXACT,
+    nt_xent_grad,
+    nt_xent_logits,
+    nt_xent_loss_ref,
+    unit_rows,
+)
 
 
 def nt_xent_loss(
@@ -50,11 +58,10 @@ def nt_xent_loss(
     checks.same_device(z1, z2=z2)
     if not temperature > 0:
         raise ValueError(f"temperature: expected > 0, got {temperature}")
+    if transformed() and (group is None or group.size() == 1):
+        return nt_xent_loss_ref(z1, z2, temperature)
     with torch.autocast(z1.device.type, enabled=False):
-        dtype = z1.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        # unit length to the last bit of float32, then the embeddings' own type for the products
-        z = F.normalize(torch.cat([z1.to(wide), z2.to(wide)]), dim=-1).to(dtype)
+        z = unit_rows(z1, z2)
         if group is not None and group.size() > 1 and sizes is None:
             sizes = distributed.sizes_of(z1, group)
         return _NTXent.apply(z, temperature, group, sizes)
@@ -111,19 +118,26 @@ class _NTXent(torch.autograd.Function):
         local = torch.arange(first, first + n, device=z.device)
         ids = torch.cat([local, local + total])
         positives = torch.cat([local + total, local])
-        lse = nt_xent_lse(z, every, ids, temp)
-        every_lse = lse
+        both = torch.stack(nt_xent_logits(z, every, ids, positives, temp), 1)
         if processes > 1:
-            every_lse = torch.cat([distributed.gather(p, group, sizes) for p in lse.chunk(2)])
-        pairs = every.to(lse.dtype)
-        alike = torch.linalg.vecdot(pairs[:total], pairs[total:]) / temp  # each counts twice
-        loss = (every_lse.sum() - 2 * alike.sum()) / (2 * total)
+            both = torch.cat([distributed.gather(part, group, sizes) for part in both.chunk(2)])
+        negative, positive = both.unbind(1)
+        # of every row: its loss, its log-sum-exp, what its negatives weigh
+        each = F.softplus(negative - positive, threshold=EXACT)
+        lse, weight = positive + each, torch.sigmoid(negative - positive)
+        loss = each.sum() / (2 * total)
+        ctx.dtype = z.dtype
         if ctx.needs_input_grad[0]:
-            grad = nt_xent_grad(z, every, ids, positives, lse, every_lse, temp)
-            ctx.save_for_backward((grad * (processes / (2 * total))).to(z.dtype))
+            pull = weight[ids] + weight[positives]
+            grad = nt_xent_grad(z, every, ids, positives, lse[ids], lse, pull, temp)
+            # in float32: a loss scale does not fit into float16, nor the mean's 1 / 2N beside it
+            ctx.save_for_backward(loss, grad * (processes / (2 * total)))
         return loss
 
     @staticmethod
     def backward(ctx: Any, g_loss: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,) = ctx.saved_tensors
-        return grad * g_loss.to(grad.dtype), None, None, None
+        loss, grad = ctx.saved_tensors
+        found = (grad * g_loss).to(ctx.dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            found = found + refuse("nt_xent_loss", loss).to(ctx.dtype)
+        return found, None, None, None

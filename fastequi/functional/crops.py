@@ -138,14 +138,12 @@ def correspondence_loss(
     chosen = [(0, 0)] if pairs is None else _pairs(student, teacher, pairs)
     checks.same_device(student, teacher=teacher)
     with torch.autocast(student.device.type, enabled=False):
-        unit = [
-            F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)
-            for x in (student, teacher)
-        ]
+        # float16's rounding would decide between matches; bfloat16 was asked for with its products
+        dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        unit = [F.normalize(x.to(wide), dim=-1).to(dtype) for x in (student, teacher)]
         rows = [x.reshape(len(x), -1, *x.shape[-2:]) for x in unit]
-        return _correspondence.correspondence_loss(
-            rows[0], rows[1].to(rows[0].dtype), _flat(chosen), top
-        )
+        return _correspondence.correspondence_loss(rows[0], rows[1], _flat(chosen), top)
 
 
 def _pairs(student: Tensor, teacher: Tensor, pairs: Pairs | None) -> list[tuple[int, int]]:

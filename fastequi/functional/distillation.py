@@ -278,6 +278,8 @@ def _check_rows(student: Tensor, teacher: Tensor, weight: Tensor | None) -> None
         raise ValueError(
             f"teacher: expected the student's {tuple(student.shape)}, got {tuple(teacher.shape)}"
         )
+    if weight is not None:
+        checks.check_floating("weight", weight)  # a mask alone would be a sum, not a mean
     if weight is not None and (weight.shape != student.shape[:-1] or weight.requires_grad):
         raise ValueError(
             f"weight: expected {tuple(student.shape[:-1])} without a gradient, "

@@ -32,13 +32,13 @@ def warp_recon_loss(
     loss: str = "mse",
     layout: str = "image",
     patch_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     padding_mode: str = "zeros",
     align_corners: bool = False,
     mask_outside: bool = False,
     reduction: str = "mean",
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Tensor:
     r"""Reconstruction error against warped images that are never stored.
 
@@ -60,15 +60,15 @@ def warp_recon_loss(
         loss: "mse", "l1" or "smooth_l1" (beta 1).
         layout: "image" or "patch".
         patch_size: p in pixels, for layout="patch".
-        mean, std: C floats each; the target is (x - mean) / std. Both or neither.
+        mean, std: C floats each, or one for all; the target is (x - mean) / std. Both or neither.
         padding_mode: "zeros" (before colour and normalisation), "border" or "reflection".
         align_corners: as in `F.grid_sample`.
         mask_outside: leave out pixels whose sample point lies outside the image; the mean is over
             what is left, and 0 if nothing is.
         reduction: "mean" over all values, "sum", or "none": the mean per image and step, [B, K]
             ([B] without K).
-        size: (H, W) of the target for layout="patch". By default the image's own size where
-            it has L patches, else a square.
+        size: (H, W) of the target for layout="patch", or one number for both. By default the
+            image's own size where it has L patches, else a square.
 
     Returns:
         A float32 scalar (float64 for float64 predictions), or [B, K] with reduction="none".
@@ -85,7 +85,8 @@ def warp_recon_loss(
     checks.one_of("layout", layout, ("image", "patch"))
     checks.one_of("padding_mode", padding_mode, PADDING_MODES)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
-    checks.check_image(image, mean, std)
+    mean, std = checks.check_image(image, mean, std)
+    size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("pred", pred)
     pred, theta, color, single = checks.with_steps(
         pred, theta, color, 5 if layout == "image" else 4
@@ -95,10 +96,10 @@ def warp_recon_loss(
     patch, target_size = checks.check_pred(pred, image, theta.shape[1], layout, patch_size, size)
     checks.same_device(image, pred=pred, theta=theta, color=color)
     values = image.shape[1] * target_size[0] * target_size[1]
-    weight = _weight(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
+    divisor = _divisor(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
     target = Target(*target_size, patch, loss, mean, std, padding_mode, align_corners, mask_outside)
     total, count = _warp_recon.warp_recon_loss(
-        pred, image, theta, color, target, weight, reduction != "none"
+        pred, image, theta, color, target, divisor, reduction != "none"
     )
     return _mean(total, count, reduction, single)
 
@@ -113,13 +114,13 @@ def linear_warp_recon_loss(
     patch_size: int,
     color: Tensor | None = None,
     loss: str = "mse",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     padding_mode: str = "zeros",
     align_corners: bool = False,
     mask_outside: bool = False,
     reduction: str = "mean",
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """A decoder's last linear layer and :func:`warp_recon_loss`, predictions never stored whole.
 
@@ -151,7 +152,8 @@ def linear_warp_recon_loss(
     checks.one_of("loss", loss, LOSSES)
     checks.one_of("padding_mode", padding_mode, PADDING_MODES)
     checks.one_of("reduction", reduction, ("mean", "sum"))
-    checks.check_image(image, mean, std)
+    mean, std = checks.check_image(image, mean, std)
+    size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("hidden", hidden)
     hidden, theta, color, _ = checks.with_steps(hidden, theta, color, 4, "hidden")
     checks.check_theta(theta, image)
@@ -170,12 +172,12 @@ def linear_warp_recon_loss(
         dtype = torch.get_autocast_dtype(image.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    scale = _weight(values * tokens, len(image) * steps, reduction, mask_outside)
+    divisor = _divisor(values * tokens, len(image) * steps, reduction, mask_outside)
     target = Target(
         *target_size, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
     )
     total, count = _linear.linear_warp_recon_loss(
-        hidden, weight, bias, image, theta, color, target, scale
+        hidden, weight, bias, image, theta, color, target, divisor
     )
     return _mean(total, count, reduction, single=False)
 
@@ -185,9 +187,9 @@ def warp(
     theta: Tensor,
     *,
     color: Tensor | None = None,
-    size: tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     dtype: torch.dtype | None = None,
     padding_mode: str = "zeros",
     align_corners: bool = False,
@@ -198,8 +200,8 @@ def warp(
         image: [B, C, Hs, Ws], uint8 or floating, any strides.
         theta: [B, K, 2, 3] or [B, 2, 3] matrices in the convention of `F.affine_grid`.
         color: [B, K, 3, 4] (or [B, 3, 4]) affine maps of RGB in 0..1.
-        size: (H, W) of the result; the image's by default.
-        mean, std: C floats each, or neither.
+        size: (H, W) of the result, or one number for both; the image's by default.
+        mean, std: C floats each, one for all, or neither.
         dtype: of the result: floating, or uint8 (0..255, rounded; not with mean and std). By
             default the image's own if floating, else float32.
         padding_mode, align_corners: as in `F.grid_sample`.
@@ -210,7 +212,7 @@ def warp(
     Differentiable in image, theta and color (through plain PyTorch).
     """
     checks.one_of("padding_mode", padding_mode, PADDING_MODES)
-    checks.check_image(image, mean, std)
+    mean, std = checks.check_image(image, mean, std)
     checks.check_floating("theta", theta)
     single = theta.ndim == 3
     if single:
@@ -221,9 +223,7 @@ def warp(
     if dtype is None:
         dtype = image.dtype if image.is_floating_point() else torch.float32
     checks.check_out_dtype(dtype, mean)
-    height, width = image.shape[-2:] if size is None else size
-    if height < 1 or width < 1:
-        raise ValueError(f"size: expected two sizes >= 1, got {size}")
+    height, width = checks.two_sizes("size", image.shape[-2:] if size is None else size)
     checks.same_device(image, theta=theta, color=color)
     out = _warp.warp(
         image,
@@ -242,13 +242,13 @@ def warp(
 def blur_recon_loss(
     pred: Tensor,
     image: Tensor,
-    sigma: Tensor,
+    sigma: Tensor | float,
     *,
     loss: str = "mse",
     layout: str = "image",
     patch_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     reduction: str = "mean",
     max_sigma: float = 2.0,
 ) -> Tensor:
@@ -258,7 +258,7 @@ def blur_recon_loss(
         pred: [B, K, C, H, W] or patch tokens [B, K, L, p·p·C], as in :func:`warp_recon_loss`
             (without K for sigma [B]); H, W are the image's.
         image: [B, C, H, W], uint8 or floating.
-        sigma: [B, K] or [B] standard deviations in pixels, 0 for no blur.
+        sigma: [B, K] or [B] standard deviations in pixels, 0 for no blur; or one number for all.
         loss, layout, patch_size, mean, std, reduction: as in :func:`warp_recon_loss`.
         max_sigma: fixes the kernel's radius, ceil(4·max_sigma) pixels. A larger sigma is an error
             on the CPU and NaN on a GPU, where looking would stall it.
@@ -268,8 +268,10 @@ def blur_recon_loss(
     checks.one_of("loss", loss, LOSSES)
     checks.one_of("layout", layout, ("image", "patch"))
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
-    checks.check_image(image, mean, std)
+    mean, std = checks.check_image(image, mean, std)
     checks.check_floating("pred", pred)
+    stepped = pred.ndim == (5 if layout == "image" else 4)
+    sigma = checks.as_sigma(sigma, image, pred.shape[1] if stepped else None)
     single = sigma.ndim == 1
     if single:
         sigma, pred = sigma[:, None], pred[:, None]
@@ -288,7 +290,7 @@ def blur_recon_loss(
         max_sigma=max_sigma,
     )
     values = image.shape[1] * size[0] * size[1]
-    total = total * _weight(values, sigma.numel(), reduction, masked=False)
+    total = total / _divisor(values, sigma.numel(), reduction, masked=False)
     return _mean(total if reduction == "none" else total.sum(), None, reduction, single)
 
 
@@ -296,8 +298,8 @@ def rot90_batch(
     images: Tensor,
     *,
     turns: Tensor | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
@@ -309,7 +311,8 @@ def rot90_batch(
     Args:
         images: [B, C, N, N] uint8, any strides; square, since all turns share one batch.
         turns: [B] integers 0..3: then one turn per image instead of all four.
-        mean, std: C floats each, of values in 0..1: the result is (x - mean) / std. Or neither.
+        mean, std: C floats each (or one for all) of values in 0..1: the result is (x - mean) / std.
+            Or neither.
         dtype: of the result: float32, bfloat16, float16 or float64.
         memory_format: of the result: contiguous or channels-last.
 
@@ -330,7 +333,7 @@ def rot90_batch(
         raise ValueError(
             f"memory_format: expected contiguous_format or channels_last, got {memory_format}"
         )
-    checks.check_normalisation(images.shape[1], mean, std)
+    mean, std = checks.normalisation(images.shape[1], mean, std)
     if turns is not None:
         if turns.shape != images.shape[:1] or turns.is_floating_point() or turns.is_complex():
             raise ValueError(
@@ -345,10 +348,10 @@ def rot90_batch(
 
 def gaussian_blur(
     image: Tensor,
-    sigma: Tensor,
+    sigma: Tensor | float,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     dtype: torch.dtype | None = None,
     max_sigma: float = 2.0,
 ) -> Tensor:
@@ -356,8 +359,8 @@ def gaussian_blur(
 
     Args:
         image: [B, C, H, W], uint8 or floating.
-        sigma: [B] or [B, K] standard deviations in pixels, 0 for no blur.
-        mean, std: C floats each, or neither; applied after the blur.
+        sigma: [B] or [B, K] standard deviations in pixels, 0 for no blur; or one number for all.
+        mean, std: C floats each, one for all, or neither; applied after the blur.
         dtype: of the result, floating; the image's own if floating, else float32.
         max_sigma: fixes the kernel's radius, ceil(4·max_sigma) pixels; see
             :func:`blur_recon_loss`.
@@ -367,7 +370,8 @@ def gaussian_blur(
 
     Differentiable in image and sigma (through plain PyTorch).
     """
-    checks.check_image(image, mean, std)
+    mean, std = checks.check_image(image, mean, std)
+    sigma = checks.as_sigma(sigma, image)
     single = sigma.ndim == 1
     sigma = sigma[:, None] if single else sigma
     checks.check_sigma(sigma, image, max_sigma)
@@ -380,15 +384,15 @@ def gaussian_blur(
     return out[:, 0] if single else out
 
 
-def _weight(values: int, pairs: int, reduction: str, masked: bool) -> float:
-    """What the sums [B, K] over `values` each are to be multiplied by, where that is a constant."""
+def _divisor(values: int, pairs: int, reduction: str, masked: bool) -> int:
+    """What the sums [B, K] over `values` each are to be divided by, where that is a constant."""
     if masked or reduction == "sum":
-        return 1.0
-    return 1.0 / max(values * (pairs if reduction == "mean" else 1), 1)
+        return 1
+    return max(values * (pairs if reduction == "mean" else 1), 1)
 
 
 def _mean(total: Tensor, count: Tensor | None, reduction: str, single: bool) -> Tensor:
-    """Weighted sums as they are, or divided by what `count` has left of the values."""
+    """Sums as they are, or divided by what `count` has left of the values."""
     if count is not None and reduction != "sum":
         total = total / count.clamp(min=1)
     return total[:, 0] if single and reduction == "none" else total

@@ -49,7 +49,8 @@ class Center(nn.Module):
     def add_linear(self, rows: Tensor, prototypes: Tensor) -> None:
         """Rows [..., C] of this step before the prototype layer [N, C]: the mean is linear."""
         rows = rows.flatten(0, -2)
-        self.total += (rows.sum(0, dtype=torch.float32) @ prototypes.float().T).to(self.total)
+        with torch.autocast(rows.device.type, enabled=False):  # a mean in 8 bits would not move
+            self.total += (rows.sum(0, dtype=torch.float32) @ prototypes.float().T).to(self.total)
         self.rows += len(rows)
 
     @torch.no_grad()
@@ -119,7 +120,7 @@ class _DistillationLoss(nn.Module):
 class DINOLoss(_DistillationLoss):
     """:func:`fastequi.functional.dino_loss` between a student's views and a teacher's."""
 
-    def forward(self, student: Tensor, teacher: Tensor, teacher_temp: float = 0.07) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, teacher_temp: float = 0.04) -> Tensor:
         """student [S, B, N], teacher [T, B, N] logits; call :meth:`update` after each step."""
         return dino_loss(student, teacher, **self.options(teacher, teacher_temp))
 
@@ -129,7 +130,7 @@ class DINOLoss(_DistillationLoss):
         prototypes: Tensor,
         teacher: Tensor,
         teacher_prototypes: Tensor,
-        teacher_temp: float = 0.07,
+        teacher_temp: float = 0.04,
     ) -> Tensor:
         """The same before the prototype layers: :func:`fastequi.functional.linear_dino_loss`."""
         options = self.options(teacher, teacher_temp, teacher_prototypes)
@@ -140,7 +141,7 @@ class IBOTLoss(_DistillationLoss):
     """:func:`fastequi.functional.ibot_loss` on masked patches."""
 
     def forward(
-        self, student: Tensor, teacher: Tensor, weight: Tensor, teacher_temp: float = 0.07
+        self, student: Tensor, teacher: Tensor, weight: Tensor, teacher_temp: float = 0.04
     ) -> Tensor:
         """student, teacher [M, N] logits of masked patches, weight [M]; see `data.batch.Masks`."""
         options = self.options(teacher, teacher_temp)
@@ -153,7 +154,7 @@ class IBOTLoss(_DistillationLoss):
         teacher: Tensor,
         teacher_prototypes: Tensor,
         weight: Tensor,
-        teacher_temp: float = 0.07,
+        teacher_temp: float = 0.04,
     ) -> Tensor:
         """The same before the prototype layers: :func:`fastequi.functional.linear_ibot_loss`."""
         options = self.options(teacher, teacher_temp, teacher_prototypes)

@@ -1,0 +1,200 @@
+"""The frame of the fused losses: the forward also computes the gradients, the backward scales them.
+
+An op is registered for compilers and tensor subclasses, and called without the dispatcher in eager
+code, where an operator with many arguments spends longer in Python before it begins than its kernel
+takes on a small batch.
+
+Gradients made in the forward are first derivatives: asked to differentiate them once more, an op
+raises and names itself. Under `torch.func` and forward-mode differentiation the losses run as
+their plain PyTorch references (:func:`fastequi.kernels.backend.transformed`), which have every
+derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels.precision import without_autocast
+
+_PLAIN = (Tensor, Parameter)
+_RESCALE_PROGRAMS = 1024  # a few for each processor of the largest GPUs
+
+
+def needs_operator(*inputs: Any) -> bool:
+    """Whether someone has to see an operator: a compiler, a subclass, a tensor without values."""
+    return torch.compiler.is_compiling() or any(
+        isinstance(value, Tensor) and (type(value) not in _PLAIN or value.is_meta)
+        for value in inputs
+    )
+
+
+class operator:
+    """A function without gradients, as the custom op `fastequi::<name>` for compilers.
+
+    Args:
+        name: of the op.
+        compute: its implementation; autocast does not reach into it.
+        fake: its outputs' shapes and types, of the same inputs.
+    """
+
+    def __init__(
+        self, name: str, compute: Callable[..., Any], fake: Callable[..., Any] | None = None
+    ) -> None:
+        self.name, self.compute = name, without_autocast(compute)
+        schema = torch.library.infer_schema(compute, mutates_args=())
+        self.op = torch.library.custom_op(
+            f"fastequi::{name}", self.compute, mutates_args=(), schema=schema
+        )
+        self.op.register_fake(fake or compute)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return (self.op if needs_operator(*inputs) else self.compute)(*inputs)
+
+
+class fused(operator):
+    """A loss whose forward returns its gradients beside its value.
+
+    Args:
+        name, fake: as there.
+        compute: (inputs) → (value, ..., gradients); the value alone can be differentiated. A
+            gradient that was not asked for is an empty tensor.
+        gradients: place of an input → place of its gradient among the outputs, or (place, index)
+            of one stacked with others.
+        losses: what its users call it, where that is not its name.
+        piecewise_linear: the gradient does not depend on the inputs that have one, so that a
+            second derivative, which is 0, need not be refused.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        compute: Callable[..., tuple[Tensor, ...]],
+        fake: Callable[..., tuple[Tensor, ...]],
+        gradients: Mapping[int, int | tuple[int, int]],
+        losses: str | None = None,
+        piecewise_linear: bool = False,
+    ) -> None:
+        super().__init__(name, compute, fake)
+        self.losses = losses or name
+        self.places = {
+            i: at if isinstance(at, tuple) else (at, None) for i, at in gradients.items()
+        }
+        self.piecewise_linear = piecewise_linear
+        self.op.register_autograd(self._backward, setup_context=self._setup_context)
+        frame = self
+
+        class Direct(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: Any) -> Any:
+                output = tuple(frame.compute(*inputs))
+                ctx.owned = True  # nobody else holds what was written: it may be scaled in place
+                frame._setup_context(ctx, inputs, output)
+                ctx.mark_non_differentiable(*output[1:])
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return frame._backward(ctx, *grads)
+
+        self._direct = Direct
+
+    def __call__(self, *inputs: Any) -> Any:
+        if needs_operator(*inputs):
+            return self.op(*inputs)
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return self._direct.apply(*inputs)
+        return self.compute(*inputs)
+
+    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        # the value leads a second differentiation back to the inputs, which are not kept
+        ctx.save_for_backward(output[0], *(output[at] for at in self._outputs()))
+        ctx.set_materialize_grads(False)  # else zeros as large as an input stand in for None
+        ctx.count = len(inputs)
+        ctx.dtypes = {i: inputs[i].dtype for i in self.places if inputs[i] is not None}
+
+    def _outputs(self) -> list[int]:
+        return sorted({at for at, _ in self.places.values()})
+
+    def _backward(self, ctx: Any, g_value: Tensor | None, *unused: Any) -> tuple[Any, ...]:
+        """Gradients of the value, which the forward has written, times the incoming one."""
+        found: list[Any] = [None] * ctx.count
+        if g_value is None:
+            return tuple(found)
+        value, *written = ctx.saved_tensors
+        wanted = {i: at for i, at in self.places.items() if ctx.needs_input_grad[i]}
+        whole = {
+            at: scaled(ctx, grad, g_value)
+            for at, grad in zip(self._outputs(), written, strict=True)
+            if any(at == place for place, _ in wanted.values())
+        }
+        for i, (at, index) in wanted.items():
+            grad = whole[at] if index is None else whole[at][index]
+            found[i] = grad.to(ctx.dtypes[i])
+            if torch.is_grad_enabled() and not self.piecewise_linear:  # create_graph=True
+                found[i] = found[i] + refuse(self.losses, value).to(found[i].dtype)
+        return tuple(found)
+
+
+def refuse(name: str, value: Tensor) -> Tensor:
+    """A zero that depends on a loss; whoever differentiates it is told that this cannot be."""
+    return _Refuse.apply(name, value)
+
+
+class _Refuse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, name: str, value: Tensor) -> Tensor:
+        ctx.name = name
+        return value.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"{ctx.name}: its gradient is computed in the forward and cannot be differentiated "
+            "again (create_graph=True); under torch.func.grad the loss runs in plain PyTorch, "
+            "which has second derivatives"
+        )
+
+
+def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
+    """The gradient that the forward has written, times the incoming one, [] or [B, K].
+
+    Usually that is one and there is no work: a CPU looks, a GPU asks a kernel of its own to look.
+    What a kept graph will need again is left as it is, and so are an operator's outputs.
+    """
+    if torch.is_grad_enabled():  # create_graph=True: the product is a part of the graph
+        return (grad * _spread(factor, grad)).to(grad.dtype)
+    ours = getattr(ctx, "owned", False)
+    ours = ours and not torch._C._autograd._get_current_graph_task_keep_graph()
+    if ours and factor.device.type == "cpu" and (factor == 1).all():
+        return grad
+    if ours and factor.ndim == 0 and use_triton(grad) and grad.dtype != torch.float64:
+        with torch.cuda.device_of(grad):
+            _rescale_kernel[(_RESCALE_PROGRAMS,)](grad, factor, grad.numel(), BLOCK=1024)
+        return grad
+    # without `out` a float32 factor would make a float32 product of it
+    return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))
+
+
+def _spread(factor: Tensor, grad: Tensor) -> Tensor:
+    """With as many axes as the gradient: a number alone would be rounded to its type before."""
+    return factor.view(*factor.shape, *[1] * (grad.ndim - factor.ndim))
+
+
+@triton.jit
+def _rescale_kernel(grad_ptr, factor_ptr, n, BLOCK: tl.constexpr):
+    # grad *= factor, or nothing at all where factor is 1
+    factor = tl.load(factor_ptr).to(tl.float32)
+    if factor != 1.0:
+        step = tl.num_programs(0).to(tl.int64) * BLOCK
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        for start in range(first, n, step):
+            offs = start + tl.arange(0, BLOCK)
+            grad = tl.load(grad_ptr + offs, mask=offs < n).to(tl.float32)
+            tl.store(grad_ptr + offs, (grad * factor).to(grad_ptr.dtype.element_ty), mask=offs < n)
