@@ -429,7 +429,7 @@ def test_the_module_holds_its_options(backend, device):
         (
             {"mean": (0.5,), "std": (0.5,)},
             ValueError,
-            "mean: expected a finite float, or 3, one per channel",
+            "mean: expected a finite float",
         ),
         ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected values > 0"),
         ({"color": torch.zeros(2, 2, 3, 3)}, ValueError, r"color: expected \[B, K, 3, 4\]"),
