@@ -6,6 +6,7 @@
 --headline                   the first parameter set of each case alone
 --set B=8 dtype=bfloat16     change parameters of every set
 --fresh-memory               on a CPU, let malloc return memory to the system after every call
+--isa avx2                   let nothing use AVX-512, as on processors that have none (bench/isa.py)
 --samples N                  of each provider, at least 30 for a figure that is quoted
 --json FILE, --plot FOLDER   results, roofline and speed-up as PNG
 
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bench.isa import LIMITS, limit, restart_limited
 from bench.opbench import MODES, OpBench, Row, all_cases, measure
 from bench.report import commit, console_table, document, markdown
 from fastequi.heap import keep_heap
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = [Row(**row) for row in json.loads(Path(argv[1]).read_text())["rows"]]
         return _plot(rows, Path(argv[2]))
     options = _options(argv)
+    if options.isa and options.isa != limit():
+        restart_limited(options.isa, argv)
     cases = {case.name: case for case in all_cases()}
     if options.list:
         for case in cases.values():
@@ -108,6 +112,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--set", nargs="+", type=_assignment, default=[])
     parser.add_argument("--samples", type=int, default=30)
     parser.add_argument("--fresh-memory", action="store_true")
+    parser.add_argument("--isa", choices=LIMITS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args(argv)

@@ -13,6 +13,7 @@ import torch
 from rich import box
 from rich.table import Table
 
+from bench.isa import limit
 from bench.opbench import OpBench, Row
 from fastequi.doctor import machine
 
@@ -26,7 +27,12 @@ def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[st
     return {
         "command": command,
         "commit": tree,
-        "machine": {**machine(), "threads": torch.get_num_threads(), "heap": heap},
+        "machine": {
+            **machine(),
+            "threads": torch.get_num_threads(),
+            "heap": heap,
+            **({"isa": f"{limit()} at most"} if limit() else {}),
+        },
         "rows": [dataclasses.asdict(row) for row in rows],
     }
 
@@ -94,6 +100,8 @@ def markdown(measured: Mapping[str, Any], only: str = "") -> str:
         shown = [r for r in rows if (r["case"], r["mode"], r["params"]) == (case, mode, params)]
         where = measured["machine"]
         device = where["cpu"] if where["device"] == "cpu" else where["device"]
+        if "isa" in where:
+            device += f", {where['isa']}"
         lines += [
             f"`{case}` {mode}, " + ", ".join(f"{k} {v}" for k, v in params.items()),
             f"({device}; torch {where['torch']}; commit {measured['commit']}; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 import re
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -88,8 +89,22 @@ def obstacle() -> str | None:
 
 
 def instruction_set() -> str:
-    """Name of the compiled set that this processor runs: "v4", "v3", "v2" or "base"."""
+    """Name of the compiled set that runs: "v4", "v3", "v2" or "base", the best that this processor
+    has and $FASTEQUI_MAX_ISA allows."""
     return _load()[2]
+
+
+def _allowed(isa: str) -> str:
+    """At most $FASTEQUI_MAX_ISA.
+
+    Raises:
+        ValueError: it is none of the compiled sets.
+    """
+    known = list(toolchain.instruction_sets())  # in order
+    most = os.environ.get("FASTEQUI_MAX_ISA") or known[-1]
+    if most not in known:
+        raise ValueError(f"FASTEQUI_MAX_ISA: expected {' or '.join(known)}, got {most!r}")
+    return min(isa, most, key=known.index)
 
 
 @functools.cache
@@ -101,6 +116,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None, str]:
         isa = {4: "v4", 3: "v3", 2: "v2", 1: "base"}.get(level)
         if isa is None:
             raise RuntimeError("the processor lacks SSE4.2")
+        isa = _allowed(isa)
         for name, struct in _STRUCTS.items():
             size = c_int64.in_dll(library, f"{name}_bytes_{isa}").value
             if size != ctypes.sizeof(struct):

@@ -11,28 +11,16 @@
 #define FASTEQUI_TEXELS_H
 
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "vectors.h"
+
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define EXPORT(name) JOIN(name, ISA)
-#define INLINE static inline __attribute__((always_inline))
 #define CALLED static __attribute__((noinline, unused)) /* big, called per run: one copy is enough */
-
-#ifdef __has_builtin
-#if __has_builtin(__builtin_shufflevector)
-#define SHUFFLE __builtin_shufflevector
-#endif
-#endif
-
-/* vectors may lie anywhere in memory and stand for any type there */
-typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
-typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t i16 __attribute__((vector_size(64), aligned(4), may_alias));
 
 enum { UINT8, FLOAT32, BFLOAT16 };
 enum { ZEROS, BORDER, REFLECTION };
@@ -53,9 +41,6 @@ typedef struct {
   int32_t batch, steps, height, width; /* of the samples */
   int32_t padding, align;
 } Grid;
-
-typedef uint16_t h16 __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint32_t u16 __attribute__((vector_size(64), aligned(4), may_alias));
 
 INLINE float from_bf16(uint16_t half) {
   uint32_t bits = (uint32_t)half << 16;
@@ -93,21 +78,10 @@ INLINE size_t packed_bytes(const Image *image) {
 }
 
 /* n texels of a row from values side by side in memory (r g b r g b ...). */
-INLINE void pack_bytes3(v4 *to, const uint8_t *in, int64_t n, v4 gain, v4 bias) {
-  typedef uint8_t b16 __attribute__((vector_size(16)));
-  b16 bytes = {0};
+INLINE void pack_bytes3(v4_at *to, const uint8_t *in, int64_t n, v4 gain, v4 bias) {
   int64_t x = 0;
-#ifdef SHUFFLE
-  v16 gains, biases;
-  for (int lane = 0; lane < 16; lane++) gains[lane] = gain[lane % 4], biases[lane] = bias[lane % 4];
-  for (; x + 6 <= n; x += 4) { /* four pixels from the first twelve of sixteen bytes */
-    memcpy(&bytes, in + 3 * x, 16);
-    b16 spread = SHUFFLE( /* a gain of 0 takes care of every fourth byte */
-        bytes, bytes, 0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
-    v16 four = gains * __builtin_convertvector(spread, v16) + biases;
-    memcpy(to + x, &four, sizeof four);
-  }
-#endif
+  for (; x + 1 < n; x++) /* the fourth byte is the next pixel's: its gain is 0 */
+    to[x] = gain * from_bytes(AT(b4, in + 3 * x)) + bias;
   for (; x < n; x++) {
     v4 one = {in[3 * x], in[3 * x + 1], in[3 * x + 2], 0};
     to[x] = gain * one + bias;
@@ -142,10 +116,11 @@ CALLED void pack_rows(
     int64_t last, float *texels) {
   enum { PART = 128 };
   int64_t pitch = pitch_of(image), width = image->width, channels = image->channels;
+  float part[4][PART] = {{0}}; /* a channel each; 0 where there is none */
   v4 gain = {0}, bias = {0};
   for (int64_t c = 0; c < channels; c++) gain[c] = gains[c], bias[c] = biases[c];
   for (int64_t row = first; row < last; row++) {
-    v4 *to = (v4 *)texels + row * pitch;
+    v4_at *to = (v4_at *)texels + row * pitch;
     int64_t y = row - RING;
     int inside = y >= 0 && y < image->height;
     for (int64_t x = 0; x < (inside ? RING : pitch); x++) to[x] = to[pitch - 1 - x] = bias;
@@ -157,12 +132,20 @@ CALLED void pack_rows(
       continue;
     }
     for (int64_t x = 0; x < width; x += PART) {
-      float part[4][PART] = {{0}};
       int64_t n = width - x < PART ? width - x : PART;
       for (int64_t c = 0; c < channels; c++)
         read_row(part[c], image, at + c * image->stride[1] + x * image->stride[3],
                  image->stride[3], n);
-      for (int64_t i = 0; i < n; i++) {
+      int64_t i = 0;
+      for (; i + 4 <= n; i += 4) {
+        Four at = transposed((Four){AT(v4, part[0] + i), AT(v4, part[1] + i), AT(v4, part[2] + i),
+                                    AT(v4, part[3] + i)});
+        to[x + i] = gain * at.a + bias;
+        to[x + i + 1] = gain * at.b + bias;
+        to[x + i + 2] = gain * at.c + bias;
+        to[x + i + 3] = gain * at.d + bias;
+      }
+      for (; i < n; i++) {
         v4 value = {part[0][i], part[1][i], part[2][i], part[3][i]};
         to[x + i] = gain * value + bias;
       }
@@ -306,21 +289,11 @@ CALLED void locate_run(
   if (derivatives || mask) LOCATE(derivatives, mask);
   else LOCATE(0, 0);
 #undef LOCATE
+  for (int64_t i = n * rows; i % 4; i++) /* samples are made by fours */
+    taps->texel[i] = 0, taps->wx[i] = taps->wy[i] = 0.0f;
 }
 
 /* ---- sampling ---- */
-
-INLINE v4 low_half(v8 v) {
-  v4 half;
-  memcpy(&half, &v, 16);
-  return half;
-}
-
-INLINE v4 high_half(v8 v) {
-  v4 half;
-  memcpy(&half, (const char *)&v + 16, 16);
-  return half;
-}
 
 /* The colour matrix's columns, with the gain and bias of the normalisation folded in. */
 typedef struct {
@@ -343,34 +316,68 @@ INLINE v4 mixed(v4 v, const Mixer *mixer, int shift) {
   return out;
 }
 
-/* A run of texels to floats: interleaved, `channels` per pixel (four are written, so that the buffer
- * needs room for three more), or planar with RUN floats per channel. */
-INLINE void put(float *out, int64_t i, v4 v, int32_t channels, int planar) {
-  if (planar)
-    for (int c = 0; c < channels; c++) out[c * RUN + i] = v[c];
-  else
-    memcpy(out + i * channels, &v, 16);
+/* The colour of a sample, and on request how it changes with the coordinates. */
+typedef struct {
+  v4 value, by_x, by_y;
+} Sample;
+
+INLINE Sample sample_at(
+    const Taps *taps, int64_t i, const float *texels, int64_t pitch, const Mixer *mixer) {
+  const float *upper = texels + 4 * (int64_t)taps->texel[i], *lower = upper + 4 * pitch;
+  float wx = taps->wx[i], wy = taps->wy[i];
+#ifdef __AVX__
+  v8 top = AT(v8, upper), down = AT(v8, lower) - top, both = top + wy * down;
+  v4 left = low_half(both), across = high_half(both) - left;
+  v4 left_down = low_half(down), right_down = high_half(down);
+#else
+  v4 top = AT(v4, upper), top_right = AT(v4, upper + 4);
+  v4 left_down = AT(v4, lower) - top, right_down = AT(v4, lower + 4) - top_right;
+  v4 left = top + wy * left_down, across = top_right + wy * right_down - left;
+#endif
+  Sample at = {left + wx * across, across, left_down + wx * (right_down - left_down)};
+  if (mixer) {
+    at.value = mixed(at.value, mixer, 1);
+    at.by_x = mixed(at.by_x, mixer, 0);
+    at.by_y = mixed(at.by_y, mixer, 0);
+  }
+  return at;
 }
 
+/* Four pixels of a run to planes of RUN floats per channel. */
+INLINE void put_planes(float *out, v4 a, v4 b, v4 c, v4 d, int32_t channels) {
+  Four planes = transposed((Four){a, b, c, d});
+  AT(v4, out) = planes.a;
+  if (channels > 1) AT(v4, out + RUN) = planes.b;
+  if (channels > 2) AT(v4, out + 2 * RUN) = planes.c;
+  if (channels > 3) AT(v4, out + 3 * RUN) = planes.d;
+}
+
+/* A run of samples to floats: planar, or interleaved with `channels` per pixel. Four values, or four
+ * pixels, are written at a time, so that the buffers need room for some more. */
 INLINE void sample(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
     int64_t pitch, const Mixer *mixer, int32_t channels, int planar, int derivatives) {
-  for (int64_t i = 0; i < n; i++) {
-    const float *upper = texels + 4 * (int64_t)taps->texel[i], *lower = upper + 4 * pitch;
-    v8 top, bottom;
-    memcpy(&top, upper, 32);
-    memcpy(&bottom, lower, 32);
-    float wx = taps->wx[i], wy = taps->wy[i];
-    v8 down = bottom - top, v = top + wy * down;
-    v4 left = low_half(v), across = high_half(v) - left;
-    v4 value = left + wx * across;
-    put(out, i, mixer ? mixed(value, mixer, 1) : value, channels, planar);
-    if (derivatives) {
-      v4 by_row = low_half(down) + wx * (high_half(down) - low_half(down));
-      put(by_x, i, mixer ? mixed(across, mixer, 0) : across, channels, planar);
-      put(by_y, i, mixer ? mixed(by_row, mixer, 0) : by_row, channels, planar);
+  if (planar)
+    for (int64_t i = 0; i < n; i += 4) {
+      Sample a = sample_at(taps, i, texels, pitch, mixer);
+      Sample b = sample_at(taps, i + 1, texels, pitch, mixer);
+      Sample c = sample_at(taps, i + 2, texels, pitch, mixer);
+      Sample d = sample_at(taps, i + 3, texels, pitch, mixer);
+      put_planes(out + i, a.value, b.value, c.value, d.value, channels);
+      if (derivatives) {
+        put_planes(by_x + i, a.by_x, b.by_x, c.by_x, d.by_x, channels);
+        put_planes(by_y + i, a.by_y, b.by_y, c.by_y, d.by_y, channels);
+      }
     }
-  }
+  else
+    for (int64_t i = 0; i < n; i++) {
+      Sample at = sample_at(taps, i, texels, pitch, mixer);
+      AT(v4, out + i * channels) = at.value;
+      if (derivatives) {
+        AT(v4, by_x + i * channels) = at.by_x;
+        AT(v4, by_y + i * channels) = at.by_y;
+      }
+    }
 }
 
 /* The same with its choices as constants, so that each gets a loop of its own. */

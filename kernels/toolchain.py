@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 KERNELS = ("warp.c", "warp_recon.c", "rot90_batch.c")  # once per instruction set
 COMMON = ("native.c",)
-HEADERS = ("texels.h", "spread.h")
+HEADERS = ("vectors.h", "texels.h", "spread.h")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 LIBRARY = "libfastequi.so"  # no module is called so: native.so would be imported for native.py
 
@@ -48,6 +48,12 @@ def compiler() -> str | None:
     return next((found for name in candidates if (found := shutil.which(name))), None)
 
 
+def compiling(cc: str, isa: str | None = None) -> list[str]:
+    """The compiler with its flags for one of :func:`instruction_sets`, or for any processor."""
+    own = () if isa is None else (*instruction_sets()[isa], f"-DISA={isa}")
+    return [cc, *FLAGS, *extra_flags(), *own]
+
+
 def fingerprint() -> str:
     """Of everything the library is made from but the compiler."""
     parts = hashlib.sha256(repr((FLAGS, extra_flags(), instruction_sets())).encode())
@@ -63,13 +69,13 @@ def build(cc: str, library: Path) -> None:
         RuntimeError: the compiler failed; with its last words.
     """
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        command, jobs = [cc, *FLAGS, *extra_flags()], []
-        for isa, own in instruction_sets().items():
+        jobs = []
+        for isa in instruction_sets():
             for name in KERNELS:
                 out = f"{scratch}/{name}.{isa}.o"
-                jobs.append([*command, *own, f"-DISA={isa}", "-c", str(HERE / name), "-o", out])
+                jobs.append([*compiling(cc, isa), "-c", str(HERE / name), "-o", out])
         for name in COMMON:
-            jobs.append([*command, "-c", str(HERE / name), "-o", f"{scratch}/{name}.o"])
+            jobs.append([*compiling(cc), "-c", str(HERE / name), "-o", f"{scratch}/{name}.o"])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, jobs))
         made = f"{scratch}/{LIBRARY}"

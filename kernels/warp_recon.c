@@ -38,90 +38,90 @@ typedef struct {
   int32_t keep[4 * RUN + 16];
 } Scratch;
 
-INLINE v16 splat(float value) { return (v16){0} + value; }
-INLINE v16 pick(i16 mask, v16 yes, v16 no) { return (v16)((mask & (i16)yes) | (~mask & (i16)no)); }
-
-/* Error and slope of sixteen differences. */
-INLINE v16 error16(v16 d, int32_t loss, v16 *slope) {
+/* Error and slope of as many differences as a vector has. */
+INLINE vf error(vf d, int32_t loss, vf *slope) {
   if (loss == MSE) {
     *slope = d + d;
     return d * d;
   }
-  v16 size = (v16)((i16)d & 0x7fffffff);
-  v16 sign = (v16)(((i16)d & (int32_t)0x80000000) | (i16)splat(1.0f));
+  vf size = (vf)((vi)d & 0x7fffffff);
+  vf sign = (vf)(((vi)d & (int32_t)0x80000000) | (vi)splat(1.0f));
   sign = pick(d != 0.0f, sign, d); /* 0 at 0 */
   sign = pick(d != d, d, sign);    /* NaN at NaN */
   if (loss == L1) {
     *slope = sign;
     return size;
   }
-  i16 small = size < 1.0f;
+  vi small = size < 1.0f;
   *slope = pick(small, d, sign);
   return pick(small, 0.5f * d * d, size - 0.5f);
 }
 
-INLINE v16 load16(const void *from, int64_t at, int32_t dtype) {
-  v16 out;
-  if (dtype == FLOAT32)
-    memcpy(&out, (const float *)from + at, sizeof out);
-  else {
-    h16 halves;
-    memcpy(&halves, (const uint16_t *)from + at, sizeof halves);
-    out = (v16)(__builtin_convertvector(halves, u16) << 16);
-  }
-  return out;
+INLINE vf load(const void *from, int64_t at, int32_t dtype) {
+  if (dtype == FLOAT32) return AT(vf, (const float *)from + at);
+  return (vf)(widened(AT(vh, (const uint16_t *)from + at)) << 16);
 }
 
-/* `bytes` from a register to memory; past the caches if `stream`, which wants 16-byte alignment. */
-INLINE void store(void *to, const void *from, int bytes, int stream) {
-#ifdef __SSE2__
-  typedef float aligned4 __attribute__((vector_size(16), may_alias));
-  if (stream) {
-    for (int byte = 0; byte < bytes; byte += 16)
-      __builtin_ia32_movntps((float *)((char *)to + byte), (aligned4)*(const v4 *)((const char *)from + byte));
-    return;
-  }
-#endif
-  memcpy(to, from, (size_t)bytes);
-}
-
-INLINE void store16(void *to, int64_t at, v16 value, int32_t dtype, int stream) {
+INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
   if (dtype == FLOAT32) {
-    store((float *)to + at, &value, sizeof value, stream);
+    float *place = (float *)to + at;
+    if (stream) STREAM(place, value);
+    else AT(vf, place) = value;
     return;
   }
-  u16 bits = (u16)value, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* as to_bf16 */
-  u16 nan = (u16)(value != value);
-  h16 halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), h16);
-  store((uint16_t *)to + at, &halves, sizeof halves, stream);
+  uint16_t *place = (uint16_t *)to + at;
+  vu bits = (vu)value, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* as to_bf16 */
+  vu nan = (vu)(value != value);
+  vh halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
+  if (stream) STREAM_HALF(place, halves);
+  else AT(vh, place) = halves;
 }
 
-/* Sum of the error of n values, the gradient written; `keep` or NULL masks values out. */
+/* What the error of values is made from; those that `keep` masks out count nothing. */
+typedef struct {
+  const float *target;
+  const void *pred;
+  void *grad;
+  float weight;
+  float *slopes;       /* or NULL */
+  const int32_t *keep; /* or NULL */
+} Values;
+
+/* Errors of a vector of values from `i` of the target on, their gradient written. */
+INLINE vf error_at(
+    const Values *of, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
+  vf slope, d = load(of->pred, at + i, dtype) - AT(vf, of->target + i);
+  if (of->keep) d = (vf)((vi)d & AT(vi, of->keep + i));
+  vf size = error(d, loss, &slope);
+  if (of->grad) store(of->grad, at + i, of->weight * slope, dtype, stream);
+  if (of->slopes) AT(vf, of->slopes + i) = slope;
+  return size;
+}
+
+/* Sum of the error of n values, the gradient written. */
 INLINE double error_of(
-    const float *target, const void *pred, void *grad, float weight, float *slopes,
-    const int32_t *keep, int64_t at, int64_t n, int32_t dtype, int32_t loss, int stream) {
-  v16 sum = splat(0.0f);
+    Values of, int64_t at, int64_t n, int32_t dtype, int32_t loss, int stream) {
+  vf a = splat(0.0f), b = a, c = a, d = a; /* four sums: none waits for its last addition */
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    v16 slope, d;
-    memcpy(&d, target + i, sizeof d);
-    d = load16(pred, at + i, dtype) - d;
-    if (keep) d = (v16)((i16)d & *(const i16 *)(keep + i));
-    sum += error16(d, loss, &slope);
-    if (grad) store16(grad, at + i, weight * slope, dtype, stream);
-    if (slopes) memcpy(slopes + i, &slope, sizeof slope);
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    a += error_at(&of, i, at, dtype, loss, stream);
+    b += error_at(&of, i + LANES, at, dtype, loss, stream);
+    c += error_at(&of, i + 2 * LANES, at, dtype, loss, stream);
+    d += error_at(&of, i + 3 * LANES, at, dtype, loss, stream);
   }
+  for (; i + LANES <= n; i += LANES) a += error_at(&of, i, at, dtype, loss, stream);
+  vf sum = (a + b) + (c + d);
   double total = 0;
-  for (int lane = 0; lane < 16; lane++) total += sum[lane];
-  for (; i < n; i++) { /* fewer than sixteen left */
-    float value = dtype == FLOAT32 ? ((const float *)pred)[at + i]
-                                   : from_bf16(((const uint16_t *)pred)[at + i]);
-    v16 slope, d = splat(value - target[i]);
-    if (keep) d = (v16)((i16)d & keep[i]);
-    total += error16(d, loss, &slope)[0];
-    if (slopes) slopes[i] = slope[0];
-    if (grad && dtype == FLOAT32) ((float *)grad)[at + i] = weight * slope[0];
-    if (grad && dtype == BFLOAT16) ((uint16_t *)grad)[at + i] = to_bf16(weight * slope[0]);
+  for (int lane = 0; lane < LANES; lane++) total += sum[lane];
+  for (; i < n; i++) { /* fewer than a vector left */
+    float value = dtype == FLOAT32 ? ((const float *)of.pred)[at + i]
+                                   : from_bf16(((const uint16_t *)of.pred)[at + i]);
+    vf slope, d = splat(value - of.target[i]);
+    if (of.keep) d = (vf)((vi)d & of.keep[i]);
+    total += error(d, loss, &slope)[0];
+    if (of.slopes) of.slopes[i] = slope[0];
+    if (of.grad && dtype == FLOAT32) ((float *)of.grad)[at + i] = of.weight * slope[0];
+    if (of.grad && dtype == BFLOAT16) ((uint16_t *)of.grad)[at + i] = to_bf16(of.weight * slope[0]);
   }
   return total;
 }
@@ -129,8 +129,9 @@ INLINE double error_of(
 CALLED double error_run(
     const WarpRecon *op, const float *target, float *slopes, const int32_t *keep, int64_t at,
     int64_t n) {
-#define ERROR(dtype, loss, slopes, keep, stream) \
-  error_of(target, op->pred, op->grad, op->weight, slopes, keep, at, n, dtype, loss, stream)
+#define ERROR(dtype, loss, slopes, keep, stream)                                              \
+  error_of((Values){target, op->pred, op->grad, op->weight, slopes, keep}, at, n, dtype, loss, \
+           stream)
 #define BY_LOSS(dtype, slopes, keep, stream)                       \
   (op->loss == MSE  ? ERROR(dtype, MSE, slopes, keep, stream)      \
    : op->loss == L1 ? ERROR(dtype, L1, slopes, keep, stream)       \
@@ -140,7 +141,7 @@ CALLED double error_run(
    : stream       ? BY_LOSS(dtype, NULL, NULL, 1)                          \
                   : BY_LOSS(dtype, NULL, NULL, 0))
   int64_t width = op->dtype == FLOAT32 ? 4 : 2;
-  int stream = op->stream && op->grad && (((uintptr_t)op->grad + at * width) & 15) == 0;
+  int stream = op->stream && op->grad && ((uintptr_t)op->grad + at * width) % (LANES * width) == 0;
   return op->dtype == FLOAT32 ? BY_CASE(FLOAT32) : BY_CASE(BFLOAT16);
 #undef BY_CASE
 #undef ERROR

@@ -2,18 +2,25 @@
 
 import importlib.util
 import json
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from bench import opbench
+from bench import isa, opbench
 from bench.__main__ import main
 from bench.cases.geometry import rotations, theta
 from bench.memory import peak_extra_bytes
 from bench.opbench import OpBench, Provider, all_cases, measure
 from bench.report import markdown
+
+ROOT = Path(__file__).parent.parent
 
 
 def of(value):
@@ -126,6 +133,34 @@ def test_the_command_writes_json_that_the_table_reads(tmp_path, monkeypatch, cap
         for name in ("speedup.png", "roofline.png"):
             with Image.open(tmp_path / "plots" / name) as plot:
                 assert len(plot.convert("RGB").getcolors(1 << 20)) > 5  # not a blank page
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is of x86 processors")
+def test_a_limited_run_is_limited_and_says_so(tmp_path):
+    """Of a process that was started without the limit."""
+    file = tmp_path / "attention.json"
+    words = ["--case", "attention_cpu", "--headline", "--modes", "fwd", "--samples", "1"]
+    words += ["--set", "B=1", "N=5", "--isa", "avx2", "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(file.read_text())
+    assert measured["machine"]["isa"] == "avx2 at most"
+    assert measured["command"] == "python -m bench " + " ".join(words)
+    assert ", avx2 at most; torch " in markdown(measured)
+    asked = (
+        "import torch; from fastequi.kernels import native;"
+        "print(torch.backends.cpu.get_cpu_capability(), native.instruction_set())"
+    )
+    env = {**os.environ, **isa.LIMITS["avx2"], "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(
+        [sys.executable, "-c", asked], env=env, cwd=ROOT, capture_output=True, text=True
+    )
+    capability, ours = told.stdout.split()
+    assert capability in ("AVX2", "DEFAULT")
+    assert ours in ("v3", "v2")
 
 
 def test_the_list_and_bad_names(capsys):

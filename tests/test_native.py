@@ -166,6 +166,23 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@needs_compiler
+def test_the_instruction_set_can_be_limited(monkeypatch):
+    order = list(toolchain.instruction_sets())
+    best = native.instruction_set()
+    for most in order:
+        monkeypatch.setenv("FASTEQUI_MAX_ISA", most)
+        native._load.cache_clear()
+        assert native.instruction_set() == min(most, best, key=order.index)
+    monkeypatch.setenv("FASTEQUI_MAX_ISA", "avx2")
+    native._load.cache_clear()
+    with pytest.raises(ValueError, match=f"FASTEQUI_MAX_ISA: expected {order[0]}.*, got 'avx2'"):
+        native.obstacle()
+    monkeypatch.undo()
+    native._load.cache_clear()
+    assert native.instruction_set() == best
+
+
 def _child(code, **env):
     return subprocess.Popen(
         [sys.executable, "-c", code],

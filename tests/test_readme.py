@@ -38,9 +38,29 @@ def test_every_recipe_and_variable_is_listed():
 def test_the_speed_table_is_the_measured_one():
     from bench.report import markdown
 
-    root = Path(__file__).parent.parent
-    measured = json.loads((root / "bench/results/cpu.json").read_text())
-    assert markdown(measured, "warp_recon_cpu fwdbwd").strip() in README
+    results = Path(__file__).parent.parent / "bench/results"
+    for suffix, isa in (("", None), ("_avx2", "avx2 at most")):
+        measured = json.loads((results / f"cpu{suffix}.json").read_text())
+        assert measured["machine"].get("isa") == isa
+        assert markdown(measured, "warp_recon_cpu fwdbwd").strip() in README
+        fresh = json.loads((results / f"cpu_fresh_memory{suffix}.json").read_text())
+        eager, ours = (
+            next(row["p50"] for row in fresh["rows"] if row["provider"] == name)
+            for name in ("eager", "ours")
+        )
+        words = f"{eager:.0f} ms and ours {ours:.1f}, {eager / ours:.1f} times less"
+        assert f"{words} ([cpu_fresh_memory{suffix}.json]" in " ".join(README.split())
+
+
+def test_every_cpu_timing_is_there_without_avx512_too():
+    results = Path(__file__).parent.parent / "bench/results"
+    timed = [file for file in results.glob("*.json") if '"provider"' in file.read_text()]
+    plain = {file.name for file in timed if not file.stem.endswith("_avx2")}
+    assert {file.stem.removesuffix("_avx2") + ".json" for file in timed} == plain
+    for name in plain:
+        limited = json.loads((results / name.replace(".json", "_avx2.json")).read_text())
+        assert limited["machine"]["isa"] == "avx2 at most", name
+        assert "isa" not in json.loads((results / name).read_text())["machine"], name
 
 
 def test_the_recipes_table_is_the_measured_one():

@@ -1,0 +1,100 @@
+/* Vectors of the instruction set that a kernel is compiled for.
+ *
+ * What is loaded or stored goes through AT, for memory of any alignment and type, and never through
+ * memcpy: GCC 12 copies 32 bytes as two halves to the stack, and the load of the whole waits for both.
+ */
+#ifndef FASTEQUI_VECTORS_H
+#define FASTEQUI_VECTORS_H
+
+#include <stdint.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define VECTOR(name, type, bytes)                                                                  \
+  typedef type name __attribute__((vector_size(bytes)));                                           \
+  typedef type name##_at __attribute__((vector_size(bytes), aligned(sizeof(type)), may_alias))
+#define AT(name, place) (*(name##_at *)(place))
+
+VECTOR(v4, float, 16); /* a texel */
+VECTOR(i4, int32_t, 16);
+VECTOR(h4, uint16_t, 8);
+VECTOR(b4, uint8_t, 4);
+
+/* As many values as a register holds: compilers make wider vectors value by value, in memory.
+ * STREAM writes past the caches, to a multiple of the vector's size. */
+#if defined(__AVX512F__)
+enum { LANES = 16 };
+#define STREAM(to, v) _mm512_stream_ps((float *)(to), (__m512)(v))
+#define STREAM_HALF(to, v) _mm256_stream_si256((__m256i *)(to), (__m256i)(v))
+#elif defined(__AVX2__)
+enum { LANES = 8 };
+#define STREAM(to, v) _mm256_stream_ps((float *)(to), (__m256)(v))
+#define STREAM_HALF(to, v) _mm_stream_si128((__m128i *)(to), (__m128i)(v))
+#else
+enum { LANES = 4 };
+#ifdef __SSE2__
+#define STREAM(to, v) _mm_stream_ps((float *)(to), (__m128)(v))
+#define STREAM_HALF(to, v) _mm_stream_si64((long long *)(to), (long long)(v))
+#else
+#define STREAM(to, v) (AT(vf, to) = (v))
+#define STREAM_HALF(to, v) (AT(vh, to) = (v))
+#endif
+#endif
+VECTOR(vf, float, LANES * 4);
+VECTOR(vi, int32_t, LANES * 4);
+VECTOR(vu, uint32_t, LANES * 4);
+VECTOR(vh, uint16_t, LANES * 2);
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE4(INDEX, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE4(INDEX, a, b, ...) __builtin_shuffle(a, b, (INDEX){__VA_ARGS__})
+#endif
+
+#ifdef __AVX__
+VECTOR(v8, float, 32); /* two texels */
+#if defined(__clang__) || __GNUC__ >= 12
+INLINE v4 low_half(v8 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
+INLINE v4 high_half(v8 v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
+#else
+INLINE v4 low_half(v8 v) { return ((v4 *)&v)[0]; }
+INLINE v4 high_half(v8 v) { return ((v4 *)&v)[1]; }
+#endif
+#endif
+
+INLINE vf splat(float value) { return (vf){0} + value; }
+INLINE vf pick(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+
+#ifdef __ARM_NEON /* for which GCC widens value by value */
+INLINE vu widened(vh halves) { return (vu)vmovl_u16((uint16x4_t)halves); }
+INLINE v4 from_bytes(b4 bytes) {
+  uint16x8_t halves = vmovl_u8(vcreate_u8((uint32_t)bytes));
+  return (v4)vcvtq_f32_u32(vmovl_u16(vget_low_u16(halves)));
+}
+#else
+INLINE vu widened(vh halves) { return __builtin_convertvector(halves, vu); }
+INLINE v4 from_bytes(b4 bytes) {
+  return __builtin_convertvector(__builtin_convertvector(bytes, i4), v4);
+}
+#endif
+
+/* Four vectors of four, and their rows made columns. */
+#define FOUR(Four, transposed, V, INDEX)                                                           \
+  typedef struct {                                                                                 \
+    V a, b, c, d;                                                                                  \
+  } Four;                                                                                          \
+  INLINE Four transposed(Four m) {                                                                 \
+    V low = SHUFFLE4(INDEX, m.a, m.b, 0, 4, 1, 5), high = SHUFFLE4(INDEX, m.a, m.b, 2, 6, 3, 7);   \
+    V low2 = SHUFFLE4(INDEX, m.c, m.d, 0, 4, 1, 5), high2 = SHUFFLE4(INDEX, m.c, m.d, 2, 6, 3, 7); \
+    return (Four){SHUFFLE4(INDEX, low, low2, 0, 1, 4, 5), SHUFFLE4(INDEX, low, low2, 2, 3, 6, 7),  \
+                  SHUFFLE4(INDEX, high, high2, 0, 1, 4, 5),                                        \
+                  SHUFFLE4(INDEX, high, high2, 2, 3, 6, 7)};                                       \
+  }
+FOUR(Four, transposed, v4, i4)
+FOUR(FourHalves, transposed_halves, h4, h4)
+
+#endif
