@@ -258,3 +258,11 @@ def interleaved(image: Tensor) -> int:
     aligned = aligned and (texel == 3 or per_row % 4 == 0)
     small = min(height, width) >= 2 and max(height, width) < _LONGEST and height * per_row < 2**31
     return texel if laid_out and aligned and small else 0
+
+
+def registers(exact: bool, color: bool) -> int:
+    """Of a thread: so few that no variant spills (Triton 3.6 to 3.8, compute capability 8 to 10).
+
+    They leave room for 24 (80), 20 (96) and 18 (112) warps of a multiprocessor.
+    """
+    return 112 if color else 96 if exact else 80

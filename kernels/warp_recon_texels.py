@@ -27,11 +27,16 @@ from fastequi.kernels.pixel_loss import _error
 from fastequi.kernels.quads import _load_group, _store_group
 from fastequi.kernels.sampling import _pad
 from fastequi.kernels.target import Sums, Target
-from fastequi.kernels.texels import _pixel_affine, _room, _target, _target_of, interleaved
+from fastequi.kernels.texels import (
+    _pixel_affine,
+    _room,
+    _target,
+    _target_of,
+    interleaved,
+    registers,
+)
 
 _PIXELS = 4096  # of one program, about
-# so few that no variant spills; 80 leave room for 24 warps on a multiprocessor, 96 for 20
-_REGISTERS = {True: 96, False: 80}  # by EXACT
 
 
 @triton.jit
@@ -72,6 +77,7 @@ def _tile(
     INTERLEAVED: tl.constexpr,
     GRAD: tl.constexpr,
     T: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):
     """Adds the errors of T groups of four pixels to total, their number to count; the gradient."""
     p = _load_group(pred, offs, stride_c, live, INTERLEAVED, T)
@@ -108,7 +114,7 @@ def _tile(
             else:
                 count += tl.where(keep, 3.0, 0.0)
     if GRAD:
-        _store_group(grad, offs, stride_c, live, slopes, INTERLEAVED, T)
+        _store_group(grad, offs, stride_c, live if RAGGED else None, slopes, INTERLEAVED, T)
     return total, count
 
 
@@ -239,14 +245,14 @@ def _warp_recon_texels_kernel(
                 total, count = _tile(
                     pred, grad, image, place, None, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
                     m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, True, LOSS,
-                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T, PATCH == 0,
                 )  # fmt: skip
             else:
                 live = (left + x < W) & (top + y < H)
                 total, count = _tile(
                     pred, grad, image, place, live, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
                     m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, False, LOSS,
-                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T, PATCH == 0,
                 )  # fmt: skip
     tl.store(parts_ptr + pid, tl.sum(total, 0) * weight)
     if MASK_OUTSIDE:
@@ -348,7 +354,7 @@ def warp_recon_texels(
             GRAD=sums.grad.numel() > 0,
             REDUCE=reduce,
             num_warps=max(tiles.width * tiles.height // 128, 1),
-            maxnreg=_REGISTERS[pred.dtype == torch.float32],
+            maxnreg=registers(pred.dtype == torch.float32, color is not None),
         )
     if not reduce:
         torch.sum(partial[0], 1, out=sums.total)

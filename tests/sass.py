@@ -172,7 +172,7 @@ def cases() -> Iterator[tuple]:
             name = f"general, {padding}, align_corners={align}"
             options = {**EVERY, "PADDING": padding, "ALIGN": align, "LOSS": "l1"}
             yield name, general, options, {}, 4, None, 512
-    allowed = warp_recon_texels._REGISTERS[False]
+    allowed = texels.registers(exact=False, color=False)
     for name, changes in (
         ("rgb", {}),
         ("rgbx", {"TEXEL": 4}),
@@ -183,7 +183,7 @@ def cases() -> Iterator[tuple]:
         ("rgb, one step", {"K": 1, "NB": 1, "ROWS": 1}),  # ones become constants
     ):
         yield f"texels, {name}", texels, {**TEXELS, **changes}, {}, 2, allowed, 256
-    allowed = warp_recon_texels._REGISTERS[True]
+    allowed = texels.registers(exact=True, color=False)
     full = {"pred_ptr": "*fp32", "grad_ptr": "*fp32"}
     yield "texels, rgb, float32", texels, {**TEXELS, "EXACT": True}, full, 2, allowed, 256
     yield "texels, everything on", texels, TEXELS_EVERY, full, 2, allowed, 256
@@ -247,7 +247,7 @@ def turn(code: Sequence[str], labels: dict[str, int]) -> int:
         ways = []
         if i in jumps:
             ways.append(1 if jumps[i] == head else shortest(jumps[i]) if jumps[i] > i else 1e9)
-        if i not in jumps or code[i].startswith("@"):
+        if i not in jumps or re.search(r"^@|BRA\S* !?UP\d", code[i]):
             ways.append(shortest(i + 1))
         return 1 + min(ways)
 
