@@ -13,6 +13,9 @@ grey level); for float32 the byte goes to the end of 2^23's mantissa and comes o
 more addition.
 """
 
+from functools import lru_cache
+
+import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import INTERPRETED, tl, triton
@@ -260,9 +263,24 @@ def interleaved(image: Tensor) -> int:
     return texel if laid_out and aligned and small else 0
 
 
-def registers(exact: bool, color: bool) -> int:
-    """Of a thread: so few that no variant spills (Triton 3.6 to 3.8, compute capability 8 to 10).
+# by (exact, colour): of a thread before compute capability 10, and from there on
+_REGISTERS = {
+    (False, False): (80, 88),
+    (False, True): (112, 112),
+    (True, False): (96, 112),
+    (True, True): (112, 128),
+}
 
-    They leave room for 24 (80), 20 (96) and 18 (112) warps of a multiprocessor.
+
+def registers(capability: int, exact: bool, color: bool) -> int:
+    """So few that no variant spills: Triton 3.6 to 3.8, compute capability 8 to 10.
+
+    A multiprocessor has room for 24 warps of 80 registers, 22 (88), 20 (96), 18 (112), 16 (128).
     """
-    return 112 if color else 96 if exact else 80
+    return _REGISTERS[exact, color][capability >= 10]
+
+
+@lru_cache
+def capability(device: torch.device) -> int:
+    """A GPU's compute capability, its first number."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0

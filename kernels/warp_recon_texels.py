@@ -32,6 +32,7 @@ from fastequi.kernels.texels import (
     _room,
     _target,
     _target_of,
+    capability,
     interleaved,
     registers,
 )
@@ -77,7 +78,6 @@ def _tile(
     INTERLEAVED: tl.constexpr,
     GRAD: tl.constexpr,
     T: tl.constexpr,
-    RAGGED: tl.constexpr,
 ):
     """Adds the errors of T groups of four pixels to total, their number to count; the gradient."""
     p = _load_group(pred, offs, stride_c, live, INTERLEAVED, T)
@@ -114,7 +114,7 @@ def _tile(
             else:
                 count += tl.where(keep, 3.0, 0.0)
     if GRAD:
-        _store_group(grad, offs, stride_c, live if RAGGED else None, slopes, INTERLEAVED, T)
+        _store_group(grad, offs, stride_c, live, slopes, INTERLEAVED, T)
     return total, count
 
 
@@ -245,14 +245,14 @@ def _warp_recon_texels_kernel(
                 total, count = _tile(
                     pred, grad, image, place, None, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
                     m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, True, LOSS,
-                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T, PATCH == 0,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
                 )  # fmt: skip
             else:
                 live = (left + x < W) & (top + y < H)
                 total, count = _tile(
                     pred, grad, image, place, live, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
                     m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, False, LOSS,
-                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T, PATCH == 0,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
                 )  # fmt: skip
     tl.store(parts_ptr + pid, tl.sum(total, 0) * weight)
     if MASK_OUTSIDE:
@@ -314,6 +314,7 @@ def warp_recon_texels(
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     patch = target.patch_size
     std = target.std or (1.0, 1.0, 1.0)
+    exact = pred.dtype == torch.float32
     with torch.cuda.device_of(pred):
         _warp_recon_texels_kernel[(batch * steps * parts,)](
             pred,
@@ -341,7 +342,7 @@ def warp_recon_texels(
             weight,
             TEXEL=image.stride(3),
             WHOLE_ROWS=image.stride(2) % 4 == 0,
-            EXACT=pred.dtype == torch.float32,
+            EXACT=exact,
             PATCH=patch,
             TILE_W=tiles.width,
             TILE_H=tiles.height,
@@ -354,7 +355,7 @@ def warp_recon_texels(
             GRAD=sums.grad.numel() > 0,
             REDUCE=reduce,
             num_warps=max(tiles.width * tiles.height // 128, 1),
-            maxnreg=registers(pred.dtype == torch.float32, color is not None),
+            maxnreg=registers(capability(pred.device), exact, color is not None),
         )
     if not reduce:
         torch.sum(partial[0], 1, out=sums.total)

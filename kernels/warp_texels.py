@@ -21,6 +21,7 @@ from fastequi.kernels.texels import (
     _room,
     _target,
     _target_of,
+    capability,
     interleaved,
     registers,
 )
@@ -190,5 +191,5 @@ def warp_texels(
             HAS_COLOR=color is not None,
             ROUND=out.dtype == torch.uint8,
             num_warps=_TILE_W * _TILE_H // 128,
-            maxnreg=registers(exact, color is not None),
+            maxnreg=registers(capability(image.device), exact, color is not None),
         )

@@ -4,7 +4,7 @@ For `sass.py`, which compiles them. Where a kernel's file has a launch table it 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -89,6 +89,10 @@ DINO = {
 }  # fmt: skip
 
 
+def _any(arch: int) -> None:
+    """As many registers as the compiler likes."""
+
+
 class Case(NamedTuple):
     """One compilation: arguments' types are POINTERS' where `types` does not say otherwise."""
 
@@ -97,16 +101,16 @@ class Case(NamedTuple):
     constants: dict
     types: dict
     warps: int
-    registers: int | None
+    registers: Callable[[int], int | None]  # allowed on an architecture
     pixels: int  # of a turn, or values
 
 
 def cases() -> Iterator[Case]:
     """What is compiled in every test run."""
     general = warp_recon_general._warp_recon_fwd_kernel
-    yield Case("general", general, RECON, {}, 4, None, 512)
-    yield Case("general, everything on", general, EVERY, {}, 4, None, 512)
-    yield Case("warp", warp._warp_fwd_kernel, WARP, {}, 4, None, 512)
+    yield Case("general", general, RECON, {}, 4, _any, 512)
+    yield Case("general, everything on", general, EVERY, {}, 4, _any, 512)
+    yield Case("warp", warp._warp_fwd_kernel, WARP, {}, 4, _any, 512)
     for name, sigma in (("blur", 2.0), ("blur, wide", 4.0)):
         yield _case(name, blur._blur_fwd_kernel, BLUR | blur._launch_config(sigma), {}, 256)
     known = {name: value for name, value in DINO.items() if name != "lse_ptr"} | {"HAS_LSE": True}
@@ -117,11 +121,11 @@ def cases() -> Iterator[Case]:
         ("dino, ragged", DINO | {"FULL": False}, {}),
         ("dino, columns", known, {"lse_ptr": "*fp32"}),
     ):
-        yield Case(name, dino._dino_kernel, constants, types, warps, None, block)
+        yield Case(name, dino._dino_kernel, constants, types, warps, _any, block)
     row_lse = {"HAS_COLUMN": True, "FULL": True, "BLOCK": block, "VEC": sinkhorn._VEC}
-    yield Case("row_lse", sinkhorn._row_lse_kernel, row_lse, {}, warps, None, block)
+    yield Case("row_lse", sinkhorn._row_lse_kernel, row_lse, {}, warps, _any, block)
     column_lse = {"ROWS": 16, "BLOCK": 128}
-    yield Case("column_lse", sinkhorn._column_lse_kernel, column_lse, {}, 4, None, 16 * 128)
+    yield Case("column_lse", sinkhorn._column_lse_kernel, column_lse, {}, 4, _any, 16 * 128)
     types = {
         "s_ptr": "*bf16", "t_ptr": "*bf16", "high_ptr": "*fp32", "at_ptr": "*i32",
         "forth_ptr": "*i32", "back_ptr": "*i32", "forth_weight_ptr": "*fp32",
@@ -129,8 +133,8 @@ def cases() -> Iterator[Case]:
     }  # fmt: skip
     tiles = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_C": 64, "PRECISION": "tf32", "WIDEN": False}
     kernel = correspondence._best_matches_kernel
-    yield Case("best_matches_kernel", kernel, {"FLIP": 0, **tiles}, types, 4, None, 32 * 64)
-    yield Case("matched_kernel", correspondence._matched_kernel, tiles, types, 4, None, 32 * 64)
+    yield Case("best_matches_kernel", kernel, {"FLIP": 0, **tiles}, types, 4, _any, 32 * 64)
+    yield Case("matched_kernel", correspondence._matched_kernel, tiles, types, 4, _any, 32 * 64)
     types = {
         "student_boxes_ptr": "*fp32", "teacher_boxes_ptr": "*fp32", "turns_ptr": "*i32",
         "cosine_ptr": "*fp32", "pooled_ptr": "*bf16", "boxes_ptr": "*fp32",
@@ -142,40 +146,40 @@ def cases() -> Iterator[Case]:
         pixels = sizes["BLOCK_O"] * sizes["BLOCK_C"]
         constants = {**sizes, "BLOCK_XT": 16, "GRAD": True}
         kernel = crop_align._crop_align_kernel
-        yield Case(f"crop_align {bins}", kernel, constants, types, warps, None, pixels)
-        yield Case(f"spread {bins}", crop_align._spread_kernel, sizes, types, warps, None, pixels)
+        yield Case(f"crop_align {bins}", kernel, constants, types, warps, _any, pixels)
+        yield Case(f"spread {bins}", crop_align._spread_kernel, sizes, types, warps, _any, pixels)
     types = {"turns_ptr": "*i32", "means_ptr": "*fp32", "gains_ptr": "*fp32"}
     kernel, tile, warps = rot90_batch._rot90_batch_kernel, rot90_batch._TILE, rot90_batch._WARPS
     dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
     constants = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
-    yield Case("rot90_batch", kernel, constants, types, warps, None, 4 * tile * tile)
+    yield Case("rot90_batch", kernel, constants, types, warps, _any, 4 * tile * tile)
     constants = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
-    yield Case("rot90_batch, one, last", kernel, constants, types, warps, None, tile * tile)
+    yield Case("rot90_batch, one, last", kernel, constants, types, warps, _any, tile * tile)
     constants = {"GRAD": True, "ROWS": vicreg._ROWS, "BLOCK": vicreg._BLOCK}
     types = {f"{name}_ptr": "*fp32" for name in ("z1", "z2", "centred", "grad", "sums")}
     kernel, pixels = vicreg._vicreg_columns_kernel, vicreg._ROWS * vicreg._BLOCK
-    yield Case("vicreg", kernel, constants, types, vicreg._WARPS, None, pixels)
+    yield Case("vicreg", kernel, constants, types, vicreg._WARPS, _any, pixels)
     for size in ("i32", "i64"):
         constants, types = {"BLOCK": 1024}, {"factor_ptr": "*fp32", "n": size}
-        yield Case(f"rescale {size}", pixel_loss._rescale_kernel, constants, types, 4, None, 1024)
+        yield Case(f"rescale {size}", pixel_loss._rescale_kernel, constants, types, 4, _any, 1024)
     types = {"z_ptr": "*bf16", "every_ptr": "*bf16", "ids_ptr": "*i64", "positives_ptr": "*i64",
              "lse_ptr": "*fp32", "every_lse_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
     for width, warps in ((128, 4), (256, 8)):
         constants = {**NT_XENT, "BLOCK_D": width}
         kernel = nt_xent._nt_xent_lse_kernel
-        yield Case(f"nt_xent {width}", kernel, constants, types, warps, None, 4096)
+        yield Case(f"nt_xent {width}", kernel, constants, types, warps, _any, 4096)
         kernel = nt_xent._nt_xent_grad_kernel
-        yield Case(f"nt_xent gradient {width}", kernel, constants, types, warps, None, 4096)
+        yield Case(f"nt_xent gradient {width}", kernel, constants, types, warps, _any, 4096)
     constants = {**NT_XENT, "BLOCK_M": 32, "BLOCK_G": 32, "BLOCK_D": 512}
     kernel = nt_xent._nt_xent_grad_kernel
-    yield Case("nt_xent gradient 512", kernel, constants, types, 8, None, 1024)
+    yield Case("nt_xent gradient 512", kernel, constants, types, 8, _any, 1024)
     types = {**types, "out_ptr": "*i64"}
-    yield Case("nearest", koleo._nearest_kernel, NT_XENT, types, 4, None, 4096)
+    yield Case("nearest", koleo._nearest_kernel, NT_XENT, types, 4, _any, 4096)
     for padding in ("border", "zeros"):
         for align in (False, True):
             name = f"general, {padding}, align_corners={align}"
             options = {**EVERY, "PADDING": padding, "ALIGN": align, "LOSS": "l1"}
-            yield Case(name, general, options, {}, 4, None, 512)
+            yield Case(name, general, options, {}, 4, _any, 512)
     for name, changes in (
         ("rgb", {}),
         ("rgbx", {"TEXEL": 4}),
@@ -198,9 +202,15 @@ def cases() -> Iterator[Case]:
 
 def _case(name: str, kernel: Any, config: dict, types: dict, pixels: int) -> Case:
     """Of a launch table's keyword arguments."""
+    warps, allowed = config["num_warps"], config.get("maxnreg")
     options = ("num_warps", "maxnreg")
     constants = {key: value for key, value in config.items() if key not in options}
-    return Case(name, kernel, constants, types, config["num_warps"], config.get("maxnreg"), pixels)
+    return Case(name, kernel, constants, types, warps, lambda _: allowed, pixels)
+
+
+def _registers(constants: dict) -> Callable[[int], int]:
+    exact, color = constants["EXACT"], constants["HAS_COLOR"]
+    return lambda arch: texels.registers(arch // 10, exact, color)
 
 
 def _texels(name: str, dtype: str, changes: dict) -> Case:
@@ -212,7 +222,7 @@ def _texels(name: str, dtype: str, changes: dict) -> Case:
         if constants[needed]:
             constants = {key: value for key, value in constants.items() if key not in pointers}
     pixels = constants["TILE_W"] * constants["TILE_H"]
-    registers = texels.registers(constants["EXACT"], constants["HAS_COLOR"])
+    registers = _registers(constants)
     kernel = warp_recon_texels._warp_recon_texels_kernel
     types = {"pred_ptr": dtype, "grad_ptr": dtype}
     return Case(name, kernel, constants, types, pixels // 128, registers, pixels)
@@ -222,7 +232,7 @@ def _warp_texels(name: str, dtype: str, changes: dict) -> Case:
     constants = {**WARP_TEXELS, **changes, "EXACT": dtype in ("*fp32", "*u8")}
     if constants["HAS_COLOR"]:
         del constants["color_ptr"]
-    registers = texels.registers(constants["EXACT"], constants["HAS_COLOR"])
+    registers = _registers(constants)
     kernel = warp_texels._warp_texels_kernel
     return Case(f"warp texels, {name}", kernel, constants, {"out_ptr": dtype}, 2, registers, 256)
 
@@ -290,7 +300,7 @@ def further_cases() -> Iterator[Case]:
         config |= {} if channels == 3 else {"color_ptr": None}
         kernel = warp_recon_general._warp_recon_fwd_kernel
         types = {"pred_ptr": "*fp32", "grad_ptr": "*fp32", "image_ptr": "*fp32"}
-        yield Case(f"general, float32, {channels}, {block}", kernel, config, types, 4, None, block)
+        yield Case(f"general, float32, {channels}, {block}", kernel, config, types, 4, _any, block)
 
 
 def _pairwise(options: dict[str, tuple]) -> Iterator[dict]:

@@ -32,8 +32,8 @@ def build(case: Case, arch: int) -> bytes:
     taken = {name: case.constants[name] for name in case.kernel.arg_names if name in case.constants}
     source = ASTSource(case.kernel, signature, taken, attributes)
     options = {"num_warps": case.warps}
-    if case.registers:
-        options["maxnreg"] = case.registers
+    if registers := case.registers(arch):
+        options["maxnreg"] = registers
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
 
 
