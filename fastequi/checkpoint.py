@@ -21,7 +21,6 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from fastequi import manifest, sharded
 from fastequi.optim import WeightAverage, parted, whole
 from fastequi.processes import Processes
+from fastequi.versions import version_of
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,8 @@ def _finish(folder: Path, temporary: Path, taken: Snapshot, keep: int) -> Path:
     """Makes what was written a checkpoint."""
     final = folder_of(folder, taken.step)
     (temporary / "state.json").write_text(json.dumps(taken.state, indent=1))
-    told = {"step": taken.step, "config_sha256": digest(taken.config), "versions": _versions()}
+    versions = {name: version_of(name) for name in ("fastequi", "torch", "safetensors")}
+    told = {"step": taken.step, "config_sha256": digest(taken.config), "versions": versions}
     manifest.publish(temporary, final, told)
     wrong = manifest.problems(final)
     if wrong:
@@ -238,16 +239,6 @@ def about(checkpoint: Path) -> dict[str, Any]:
     """A checkpoint's manifest: "step", "config_sha256", "versions", "files"."""
     document: dict[str, Any] = json.loads((checkpoint / manifest.NAME).read_text())
     return document
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("fastequi", "torch", "safetensors"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a checkout on the path
-            found[package] = "not installed"
-    return found
 
 
 def load(

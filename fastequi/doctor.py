@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastequi import __version__
+from fastequi.versions import version_of
 
 _PACKAGES = {
     "torch": "everything",
@@ -30,7 +30,7 @@ def report() -> str:
     packages = Table("package", "version", "used for", title="installed")
     packages.add_row("python", platform.python_version(), platform.platform())
     for name, use in _PACKAGES.items():
-        packages.add_row(name, _version(name), use)
+        packages.add_row(name, version_of(name), use)
     parts = Table("part", "backend", "why", title="what each part would use here")
     for row in backends():
         parts.add_row(*row)
@@ -79,15 +79,6 @@ def machine() -> dict[str, str]:
         "cpu": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "nvidia-dali", "triton")},
+        **{name: version_of(name) for name in ("torch", "nvidia-dali", "triton")},
         "fastequi": __version__,
     }
-
-
-def _version(name: str) -> str:
-    """The version of a distribution; DALI's name carries the CUDA version it was built for."""
-    for distribution in importlib.metadata.distributions():
-        found = (distribution.metadata["Name"] or "").lower()
-        if found == name or found.startswith(f"{name}-cuda"):
-            return f"{distribution.version} ({found})" if found != name else distribution.version
-    return "not installed"

@@ -60,24 +60,28 @@ def _band(near, far, sigma, R: tl.constexpr):
 
 @triton.jit
 def _blurred_tile(
-    image_ptr, sigma, row, col, H, W, stride_iy, stride_ix, max_sigma,
-    R: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
+    image_ptr, sigma, mass, row, col, H, W, stride_iy, stride_ix, max_sigma,
+    R: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The blurred TILE × TILE block of one channel whose first pixel is (row, col)."""
     out = tl.arange(0, TILE)
-    src = tl.arange(0, SPAN) - R  # source rows and columns the block needs, then some
-    y = _reflect(row + src, H)
-    x = _reflect(col + src, W)
-    needed = src < TILE + R
-    tile = tl.load(
-        image_ptr + y[:, None] * stride_iy + x[None, :] * stride_ix,
-        mask=needed[:, None] & needed[None, :],
-        other=0,
-    ).to(tl.float32)
-    band = _band(out[:, None], src[None, :], sigma, R)  # [TILE, SPAN]
-    band = band / tl.sum(band, 1)[:, None]
-    half = tl.dot(band, tile, input_precision="tf32x3")
-    blurred = tl.dot(half, tl.trans(band), input_precision="tf32x3")
+    blurred = tl.zeros([TILE, TILE], tl.float32)
+    for left in range(-R, SPAN - R, CHUNK):  # source rows and columns the block needs, then some
+        to_x = left + tl.arange(0, CHUNK)
+        x = _reflect(col + to_x, W)
+        half = tl.zeros([TILE, CHUNK], tl.float32)
+        for top in range(-R, SPAN - R, CHUNK):
+            to_y = top + tl.arange(0, CHUNK)
+            y = _reflect(row + to_y, H)
+            part = tl.load(
+                image_ptr + y[:, None] * stride_iy + x[None, :] * stride_ix,
+                mask=(to_y < TILE + R)[:, None] & (to_x < TILE + R)[None, :],
+                other=0,
+            ).to(tl.float32)
+            band = _band(out[:, None], to_y[None, :], sigma, R) / mass
+            half = tl.dot(band, part, half, input_precision="tf32x3")
+        band = _band(out[:, None], to_x[None, :], sigma, R) / mass
+        blurred = tl.dot(half, tl.trans(band), blurred, input_precision="tf32x3")
     fine = (sigma >= 0.0) & (sigma <= max_sigma)
     return tl.where(fine, blurred, float("nan"))
 
@@ -118,8 +122,10 @@ def _blur_fwd_kernel(
     SCALE: tl.constexpr,
     GRAD: tl.constexpr,
     R: tl.constexpr,
+    REACH: tl.constexpr,
     TILE: tl.constexpr,
     SPAN: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     # LOSS "none": out[b, k] = blur(image[b], σ_bk), normalised; else out is d total / d pred and
     # total[b, k] = Σ ℓ(pred - that)
@@ -139,11 +145,13 @@ def _blur_fwd_kernel(
     else:
         place = y * stride_p1 + x * stride_p2
     total = tl.zeros([TILE, TILE], tl.float32)
+    mass = tl.sum(_band(R, tl.arange(0, REACH), sigma, R), 0)
     for c in range(C):  # a loop: unrolled, the channels' tiles would not fit in registers
         image = image_ptr + b * stride_ib + c * stride_ic
         v = _blurred_tile(
-            image, sigma, row, col, H, W, stride_iy, stride_ix, max_sigma, R, TILE, SPAN
-        )
+            image, sigma, mass, row, col, H, W, stride_iy, stride_ix, max_sigma, R, TILE, SPAN,
+            CHUNK,
+        )  # fmt: skip
         v *= SCALE
         if HAS_NORM:
             v = (v - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
@@ -161,9 +169,21 @@ def _blur_fwd_kernel(
         tl.store(total_ptr + (b * K + k) * TH * TW + tile, tl.sum(tl.sum(total, 1), 0))
 
 
-def _launch_config(max_sigma: float) -> tuple[int, int, int]:
-    """(TILE, SPAN, num_warps): SPAN is the power of two that holds TILE and two radii."""
-    return 16, triton.next_power_of_2(16 + 2 * radius(max_sigma)), 4
+def _launch_config(max_sigma: float) -> dict[str, int]:
+    """SPAN holds TILE and two radii; what is multiplied at a time, TILE × CHUNK², does not grow.
+
+    168 registers hold it without spills and leave room for three programs of a multiprocessor.
+    """
+    reach, tile, chunk = radius(max_sigma), 16, 32
+    return {
+        "R": reach,
+        "REACH": triton.next_power_of_2(2 * reach + 1),
+        "TILE": tile,
+        "SPAN": triton.cdiv(tile + 2 * reach, chunk) * chunk,
+        "CHUNK": chunk,
+        "num_warps": 4,
+        "maxnreg": 168,
+    }
 
 
 def _launch(
@@ -181,8 +201,8 @@ def _launch(
     """Blurs into `out` (loss "none"; pred is out) or writes the gradient there; returns totals."""
     batch, steps = sigma.shape
     height, width = image.shape[2:]
-    tile, span, num_warps = _launch_config(max_sigma)
-    tiles = triton.cdiv(height, tile), triton.cdiv(width, tile)
+    config = _launch_config(max_sigma)
+    tiles = triton.cdiv(height, config["TILE"]), triton.cdiv(width, config["TILE"])
     totals = image.new_empty((batch, steps, tiles[0] * tiles[1]), dtype=torch.float32)
     with torch.cuda.device_of(image):
         _blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
@@ -208,10 +228,7 @@ def _launch(
             HAS_NORM=mean is not None,
             SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
             GRAD=grad,
-            R=radius(max_sigma),
-            TILE=tile,
-            SPAN=span,
-            num_warps=num_warps,
+            **config,
         )
     return totals.sum(-1)
 

@@ -274,7 +274,7 @@ def _sizes(dtype: torch.dtype, bins: int) -> dict[str, object]:
     return {
         "BINS": bins,
         "BLOCK_O": places,
-        "BLOCK_C": 32 if full else 64,
+        "BLOCK_C": 32 if full or places > 128 else 64,  # 64 of so many places would spill
         "PRECISION": "ieee" if full else "tf32",
         "num_warps": 8 if places > 64 else 4,
     }

@@ -68,7 +68,7 @@ def _store_group(ptr, offs, stride_c, live, v, INTERLEAVED: tl.constexpr, T: tl.
         if live is not None:
             mask = mask & live[:, None]
         values = values.to(ptr.dtype.element_ty).reshape([T, 16])
-        tl.store(ptr + offs[:, None] + column, values, mask=mask)
+        tl.store(ptr + (offs[:, None] + column), values, mask=mask)
     else:
         column = tl.arange(0, 4)[None, :]
         for c in tl.static_range(3):

@@ -13,6 +13,9 @@ grey level); for float32 the byte goes to the end of 2^23's mantissa and comes o
 more addition.
 """
 
+from functools import lru_cache
+
+import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import INTERPRETED, tl, triton
@@ -258,3 +261,26 @@ def interleaved(image: Tensor) -> int:
     aligned = aligned and (texel == 3 or per_row % 4 == 0)
     small = min(height, width) >= 2 and max(height, width) < _LONGEST and height * per_row < 2**31
     return texel if laid_out and aligned and small else 0
+
+
+# by (exact, colour): of a thread before compute capability 10, and from there on
+_REGISTERS = {
+    (False, False): (80, 88),
+    (False, True): (112, 112),
+    (True, False): (96, 112),
+    (True, True): (112, 128),
+}
+
+
+def registers(capability: int, exact: bool, color: bool) -> int:
+    """So few that no variant spills: Triton 3.6 to 3.8, compute capability 8 to 10.
+
+    A multiprocessor has room for 24 warps of 80 registers, 22 (88), 20 (96), 18 (112), 16 (128).
+    """
+    return _REGISTERS[exact, color][capability >= 10]
+
+
+@lru_cache
+def capability(device: torch.device) -> int:
+    """A GPU's compute capability, its first number."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0

@@ -27,11 +27,17 @@ from fastequi.kernels.pixel_loss import _error
 from fastequi.kernels.quads import _load_group, _store_group
 from fastequi.kernels.sampling import _pad
 from fastequi.kernels.target import Sums, Target
-from fastequi.kernels.texels import _pixel_affine, _room, _target, _target_of, interleaved
+from fastequi.kernels.texels import (
+    _pixel_affine,
+    _room,
+    _target,
+    _target_of,
+    capability,
+    interleaved,
+    registers,
+)
 
 _PIXELS = 4096  # of one program, about
-# so few that no variant spills; 80 leave room for 24 warps on a multiprocessor, 96 for 20
-_REGISTERS = {True: 96, False: 80}  # by EXACT
 
 
 @triton.jit
@@ -308,6 +314,7 @@ def warp_recon_texels(
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     patch = target.patch_size
     std = target.std or (1.0, 1.0, 1.0)
+    exact = pred.dtype == torch.float32
     with torch.cuda.device_of(pred):
         _warp_recon_texels_kernel[(batch * steps * parts,)](
             pred,
@@ -335,7 +342,7 @@ def warp_recon_texels(
             weight,
             TEXEL=image.stride(3),
             WHOLE_ROWS=image.stride(2) % 4 == 0,
-            EXACT=pred.dtype == torch.float32,
+            EXACT=exact,
             PATCH=patch,
             TILE_W=tiles.width,
             TILE_H=tiles.height,
@@ -348,7 +355,7 @@ def warp_recon_texels(
             GRAD=sums.grad.numel() > 0,
             REDUCE=reduce,
             num_warps=max(tiles.width * tiles.height // 128, 1),
-            maxnreg=_REGISTERS[pred.dtype == torch.float32],
+            maxnreg=registers(capability(pred.device), exact, color is not None),
         )
     if not reduce:
         torch.sum(partial[0], 1, out=sums.total)

@@ -16,11 +16,18 @@ from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.quads import _store_group
 from fastequi.kernels.sampling import _pad
 from fastequi.kernels.target import Target
-from fastequi.kernels.texels import _pixel_affine, _room, _target, _target_of, interleaved
+from fastequi.kernels.texels import (
+    _pixel_affine,
+    _room,
+    _target,
+    _target_of,
+    capability,
+    interleaved,
+    registers,
+)
 
 _TILE_W, _TILE_H = 32, 8
 _PIXELS = 4096  # of one program, about
-_REGISTERS = 80  # so few that no variant spills
 
 
 @triton.jit
@@ -157,6 +164,7 @@ def warp_texels(
     rows = min(max(_PIXELS // (target.width * _TILE_H), 1), tile_rows)
     parts = triton.cdiv(tile_rows, rows)
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
+    exact = out.dtype in (torch.float32, torch.uint8)
     with torch.cuda.device_of(image):
         _warp_texels_kernel[(batch * steps * parts,)](
             image,
@@ -175,7 +183,7 @@ def warp_texels(
             *(1 / value for value in target.std or (1.0, 1.0, 1.0)),
             TEXEL=image.stride(3),
             WHOLE_ROWS=image.stride(2) % 4 == 0,
-            EXACT=out.dtype in (torch.float32, torch.uint8),
+            EXACT=exact,
             TILE_W=_TILE_W,
             TILE_H=_TILE_H,
             PADDING=target.padding_mode,
@@ -183,5 +191,5 @@ def warp_texels(
             HAS_COLOR=color is not None,
             ROUND=out.dtype == torch.uint8,
             num_warps=_TILE_W * _TILE_H // 128,
-            maxnreg=_REGISTERS,
+            maxnreg=registers(capability(image.device), exact, color is not None),
         )

@@ -17,7 +17,7 @@ ALLOWED = {
     "philox": set(),
     "paths": {"philox"},
     "losses": {"functional", "losses", "distributed"},
-    "models": {"models", "kernels.toolchain"},  # the cache folder
+    "models": {"models", "versions", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "boxes", "manifest", "data"},
     "methods": {
         "optim",
@@ -46,7 +46,8 @@ ALLOWED = {
     "preempt": set(),
     "processes": {"models", "preempt"},
     "sharded": set(),
-    "checkpoint": {"optim", "manifest", "processes", "sharded"},
+    "versions": set(),
+    "checkpoint": {"optim", "manifest", "processes", "sharded", "versions"},
     "progress": set(),
     "pace": set(),
     "train": {

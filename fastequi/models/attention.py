@@ -12,7 +12,6 @@ import difflib
 import functools
 import importlib.util
 import logging
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.models.attention_choice import Attend, fastest
+from fastequi.versions import version_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ def _auto(device: int, dtype: torch.dtype, sizes: Sizes, grad: bool) -> str:
             _log_once(str(_obstacle("xformers", "cuda", dtype, sizes[-1])))
         if torch.cuda.is_current_stream_capturing():  # nothing can be timed now
             return next(iter(can))
-        versions = [f"torch{torch.__version__}"]
-        versions += [f"{name}{_version(_PACKAGES[name])}" for name in can if name in _PACKAGES]
+        versions = [f"torch{version_of('torch')}"]
+        versions += [f"{name}{version_of(_PACKAGES[name])}" for name in can if name in _PACKAGES]
         where = torch.device("cuda", device)
         _choices[key] = fastest(can, sizes, dtype, where, grad, "-".join(versions))
     return _choices[key]
@@ -141,13 +141,6 @@ def _module(name: str) -> Any:
     else:
         import flash_attn_interface as module
     return module
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "?"
 
 
 @functools.cache
