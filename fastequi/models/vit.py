@@ -71,6 +71,7 @@ class VisionTransformer(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"num_heads: expected a divisor of {embed_dim}, got {num_heads}")
         self.embed_dim, self.patch_size, self.in_chans = embed_dim, patch_size, in_chans
+        self.num_heads = num_heads
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.no_embed_class = no_embed_class
         self.checkpoint_activations = checkpoint_activations
