@@ -35,6 +35,9 @@ from fastequi.versions import version_of
 
 logger = logging.getLogger(__name__)
 
+SETTINGS = "fastequi"
+"""Key of a run's settings in the metadata of the encoder that it leaves."""
+
 _RNG = "rng_state"
 
 

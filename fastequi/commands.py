@@ -15,6 +15,7 @@ import tyro
 
 from fastequi.config import Config
 from fastequi.recipes import RECIPES
+from fastequi.vit_options import VitOptions
 
 Options = TypeVar("Options")
 
@@ -84,7 +85,7 @@ class ScanOptions:
 
 
 @dataclass(frozen=True)
-class VisualizeOptions:
+class VisualizeOptions(VitOptions):
     """Pictures of what an encoder sees: reconstructions, PCA of patches, attention, a sweep."""
 
     checkpoint: tyro.conf.Positional[str]
@@ -239,7 +240,8 @@ def visualize(argv: list[str]) -> None:
 
     from fastequi.visualize import visualize as draw
 
-    draw(options.checkpoint, options.data, options.out, options.device, options.windows)
+    where = options.checkpoint, options.data, options.out
+    draw(*where, options.device, options.windows, options.stated())
 
 
 def report(argv: list[str]) -> None:

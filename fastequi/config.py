@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -384,7 +386,10 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        return _from_dict(cls, json.loads(text))
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a JSON object, got {text.strip()[:80]!r}")
+        return _from_dict(cls, found)
 
 
 def _expect(holds: bool, name: str, expected: str, came: object) -> None:
@@ -398,11 +403,42 @@ def _from_dict(cls: type, values: dict[str, Any]) -> Any:
     if unknown:
         raise ValueError(f"{cls.__name__}: unknown fields {sorted(unknown)}")
     given: dict[str, Any] = {}
-    defaults = cls()
+    defaults, hints = cls(), typing.get_type_hints(cls)
     for name, value in values.items():
         current = getattr(defaults, name)
         if dataclasses.is_dataclass(current) and isinstance(value, dict):
             given[name] = _from_dict(type(current), value)
         else:
+            _expect_type(f"{cls.__name__}.{name}", value, hints[name])
             given[name] = tuple(value) if isinstance(value, list) else value
     return cls(**given)
+
+
+def _expect_type(name: str, value: object, hint: Any) -> None:
+    """Refuses JSON that cannot be of a field's type."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    allowed: set[type] = set()
+    for one in typing.get_args(hint) if union else (hint,):
+        origin, args = typing.get_origin(one), typing.get_args(one)
+        if origin is tuple and isinstance(value, list):
+            for item in value:
+                _expect_type(f"{name}[]", item, args[0])
+        if origin is tuple:
+            allowed |= {list, str} if args[0] is str else {list}  # text: one of them
+        elif origin is Literal:
+            allowed |= {type(arg) for arg in args}
+        else:
+            allowed |= {int, float} if one is float else {one}
+    if type(value) not in allowed:
+        words = " or ".join(word for kind, word in _JSON.items() if kind in allowed)
+        raise ValueError(f"{name}: expected {words or 'an object'}, got {json.dumps(value)[:80]}")
+
+
+_JSON = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    type(None): "null",
+}

@@ -17,6 +17,7 @@ from fastequi.data.sources import Source, image_folder
 from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.recognition import normalise
 from fastequi.manifest import save_tensors
+from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.results import writable, writable_folder
 
 _FILES = (".safetensors", ".npy")
@@ -78,6 +79,7 @@ def embed(
     share: float = 1.0,
     batch: int = 64,
     device: str = "auto",
+    stated: Stated = UNSTATED,
 ) -> Path:
     """Writes the features of a folder; see :func:`embeddings`.
 
@@ -86,6 +88,7 @@ def embed(
         data: folder of images.
         out: FILE.safetensors holds all features; FILE.npy one; any other name is a folder of one
             .npy file for each.
+        stated: what a file does not tell; see `fastequi.evaluate.encoders.load_encoder`.
 
     Returns:
         The JSON file beside it, FILE.npy.json or FOLDER/files.json: {"checkpoint", "image_size",
@@ -96,7 +99,7 @@ def embed(
         raise ValueError(
             f"--out: expected FILE{', FILE'.join(_FILES)} or a folder's name, got {out}"
         )
-    encoder = load_encoder(spec, device)
+    encoder = load_encoder(spec, device, stated)
     chosen = _chosen(names, encoder)
     if out.suffix == ".npy" and len(chosen) > 1:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastequi.config import PathConfig
+from fastequi.vit_options import VitOptions
 
 KINDS = {
     "equivariance": "R² of five transformations read from pairs of features, floors beside them",
@@ -22,7 +23,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
-class EquivarianceOptions:
+class EquivarianceOptions(VitOptions):
     """R² of rotation, translation, SE(2), colour and blur, read from frozen pairs of features."""
 
     checkpoint: Checkpoint
@@ -65,7 +66,7 @@ class EquivarianceOptions:
 
 
 @dataclass(frozen=True)
-class KnnOptions:
+class KnnOptions(VitOptions):
     """Classes from the nearest neighbours' labels, k = 5, 10, 20, 200, temperature .07."""
 
     checkpoint: Checkpoint
@@ -115,7 +116,7 @@ class ReconstructOptions:
 
 
 @dataclass(frozen=True)
-class EmbedOptions:
+class EmbedOptions(VitOptions):
     """Features of a folder's images, in sorted order, with the list of files beside them."""
 
     checkpoint: Checkpoint
@@ -183,6 +184,7 @@ def equivariance(argv: list[str]) -> None:
         budget,
         options.device,
         options.out,
+        options.stated(),
     )
 
 
@@ -212,6 +214,7 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
         options.crop,
         device=options.device,
         out=options.out,
+        stated=options.stated(),
         **others,
     )
 
@@ -232,9 +235,9 @@ def embed(argv: list[str]) -> None:
 
     from fastequi.embed import embed as job
 
-    whole = options.tokens == "all"
-    where = options.checkpoint, options.data, options.out
-    job(*where, options.features, whole, options.crop, options.batch, options.device)
+    whole, stated = options.tokens == "all", options.stated()
+    how = options.features, whole, options.crop, options.batch, options.device, stated
+    job(options.checkpoint, options.data, options.out, *how)
 
 
 def rotnet(argv: list[str]) -> None:

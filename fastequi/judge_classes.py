@@ -21,6 +21,7 @@ from fastequi.evaluate.recognition import (
     pooled_features,
     table,
 )
+from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.results import place, save, seen_in_training
 
 
@@ -53,6 +54,7 @@ def judge(
     seeds: int = 3,
     device: str = "auto",
     out: Path | None = None,
+    stated: Stated = UNSTATED,
 ) -> list[Recognition]:
     """Prints the table and writes it.
 
@@ -66,8 +68,9 @@ def judge(
         seeds: of the linear probe.
         device: "auto", "cpu" or "cuda".
         out: the JSON file; see `fastequi.results`.
+        stated: what a file does not tell; see `fastequi.evaluate.encoders.load_all`.
     """
-    encoder, encoders = load_all(spec, against, device)
+    encoder, encoders = load_all(spec, against, device, stated)
     splits = labelled_sets(data, train_images, test_images, share)
     file = place(kind, spec, out)
     tested = splits[1].source if isinstance(splits[1], Files) else None

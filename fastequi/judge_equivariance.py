@@ -16,6 +16,7 @@ from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.equivariance import Report, summary
 from fastequi.evaluate.tasks import Budget, Task, score_tasks
 from fastequi.methods.tir import TIR
+from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.results import place, save, seen_in_training
 
 _TABLE_WIDTH = 140  # of colour's, which has four parameters
@@ -29,7 +30,8 @@ def judge(
     chosen: Mapping[str, Task],
     budget: Budget,
     device: str,
-    out: Path | None,
+    out: Path | None = None,
+    stated: Stated = UNSTATED,
 ) -> dict[str, Report]:
     """Prints a table for every task and writes them, each as soon as it is known.
 
@@ -41,8 +43,9 @@ def judge(
         budget: of the probes; MLPs are fitted in bfloat16 where that is fast.
         device: "auto", "cpu" or "cuda".
         out: the JSON file; see `fastequi.results`.
+        stated: what a file does not tell; see `fastequi.evaluate.encoders.load_all`.
     """
-    encoder, encoders = load_all(spec, against, device)
+    encoder, encoders = load_all(spec, against, device, stated)
     train, test = photographs(data, test_data)
     dtype = TrainConfig().autocast_dtype(encoder.device)
     if dtype is not None:

@@ -141,13 +141,16 @@ def _alone(config: Config) -> Config:
 
 
 def gtsa_vits16() -> Config:
-    """GTSA with ViT-S/16: 2x224 + 8x96 crops in four turns, 100 epochs of batch 256."""
+    """GTSA with ViT-S/16: 2x224 + 8x96 crops in four turns, 100 epochs of batch 256.
+
+    The encoder has a class token, whose output is dropped, as in the authors' code.
+    """
     # batch and drop path are DINO's: the paper does not say
     crop = Augment(area=(0.3, 1.0), flip=0.0, hue=0.2, saturation=0.8, blur=0.2)
     crop = replace(crop, brightness=0.8, contrast=0.8)
     return Config(
         "gtsa",
-        model=ModelConfig(drop_path=0.1, class_token=False),
+        model=ModelConfig(drop_path=0.1),
         data=ViewConfig(
             a1=crop,
             a2=crop,

@@ -149,7 +149,8 @@ def pretrain(
         encoder = checkpoint.whole_state(method.encoder) if processes.first or in_parts else {}
         if processes.first:
             unfinished = run_dir / ".model.safetensors.tmp"
-            manifest.save_tensors(unfinished, encoder, {"format": "pt"})
+            about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
+            manifest.save_tensors(unfinished, encoder, about)
             manifest.sync(unfinished)
             unfinished.replace(run_dir / "model.safetensors")
         let_go(method)

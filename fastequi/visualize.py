@@ -24,6 +24,7 @@ from fastequi.evaluate.markup import two
 from fastequi.evaluate.recognition import normalise
 from fastequi.functional import warp
 from fastequi.methods.tir import TIR
+from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.philox import Draws
 from fastequi.results import writable_folder
 
@@ -45,7 +46,12 @@ def photographs(data: Path | None) -> Source:
 
 
 def visualize(
-    spec: str, data: Path | None, out: Path, device: str = "auto", windows: int = 0
+    spec: str,
+    data: Path | None,
+    out: Path,
+    device: str = "auto",
+    windows: int = 0,
+    stated: Stated = UNSTATED,
 ) -> list[Path]:
     """Writes a PNG per sheet and prints what each shows.
 
@@ -54,8 +60,9 @@ def visualize(
         data: folder of images; None: the embedded photographs.
         out: folder of the files, made if need be.
         windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
+        stated: what a file does not tell; see `load_encoder`.
     """
-    encoder, photos = load_encoder(spec, device), photographs(data)
+    encoder, photos = load_encoder(spec, device, stated), photographs(data)
     writable_folder(out)
     files = []
     found, why_not = sheets(encoder, photos, windows)

@@ -73,3 +73,13 @@ def test_bad_sizes_are_named():
         PixelShuffleDecoder(10, 14)
     with pytest.raises(ValueError, match="num_steps >= 1"):
         decoder(num_steps=0)
+
+
+@pytest.mark.parametrize("kind", [PathDecoder, PixelShuffleDecoder])
+def test_compiles_for_grids_that_change(kind):
+    torch._dynamo.reset()
+    model = kind(in_dim=10, patch_size=4, width=8)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for tokens in (16, 9, 25):
+        z = torch.randn(2, tokens, 10)
+        torch.testing.assert_close(compiled(z), model(z))

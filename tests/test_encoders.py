@@ -1,19 +1,24 @@
 """One encoder from a run, a checkpoint, a file, a function."""
 
-import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fastequi import checkpoint
-from fastequi.build import build
+from fastequi.build import build, build_encoder
+from fastequi.cli import main
+from fastequi.data.reader import read
+from fastequi.data.sources import embedded_photos
 from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, random_init
-from fastequi.models.timm_names import timm_options
+from fastequi.evaluate.recognition import normalise
+from fastequi.models.timm_names import Stated
 from fastequi.models.vit import VisionTransformer
 from fastequi.optim import WeightAverage, adamw
 from fastequi.recipes import RECIPES
+from fastequi.train import pretrain
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -70,47 +75,6 @@ def test_a_base_alone_has_no_z_equi_and_an_average_is_taken(tmp_path):
     assert encoder.method.encoder.pos_embed.std() > 0  # the average, not the last weights
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, {}),
-        ({"class_token": False}, {"class_token": False}),
-        ({"reg_tokens": 4, "no_embed_class": True}, {"reg_tokens": 4, "no_embed_class": True}),
-        ({"init_values": 0.1, "num_classes": 5, "qkv_bias": False}, {"num_classes": 5}),
-    ],
-)
-def test_a_file_of_timm_names_says_its_architecture(tmp_path, options, expected):
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
-    network = VisionTransformer(**sizes, **options).eval()
-    (tmp_path / "net").mkdir()
-    file = tmp_path / "net" / "vit.safetensors"
-    save_file(network.state_dict(), file)
-    read = timm_options(network.state_dict())
-    assert {**read, **sizes, **expected} == read
-    encoder = load_encoder(str(file), "cpu")
-    prefix = network.num_prefix_tokens
-    with torch.no_grad():
-        tokens = network(IMAGES)
-    torch.testing.assert_close(encoder.features(IMAGES)["patch"], tokens[:, prefix:])
-    assert ("cls" in encoder.names) == options.get("class_token", True)
-    assert encoder.name == "net/vit"
-    assert not torch.equal(random_init(encoder).features(IMAGES)["patch"], tokens[:, prefix:])
-
-
-def test_the_hubs_config_beside_a_file_says_its_normalisation(tmp_path):
-    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=96, depth=1, num_heads=3)
-    save_file(network.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="96 channels, so how many heads"):
-        load_encoder(str(tmp_path / "model.safetensors"))
-    hub = {"num_heads": 3, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
-    (tmp_path / "config.json").write_text(json.dumps(hub))
-    encoder = load_encoder(str(tmp_path / "model.safetensors"), "cpu")
-    with torch.no_grad():
-        tokens = network.eval()(IMAGES)
-    torch.testing.assert_close(encoder.features(IMAGES)["cls"], tokens[:, :1])
-    assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.25,) * 3)
-
-
 def test_a_runs_own_encoder_file_takes_its_settings_from_the_run(tmp_path):
     method = run(tmp_path / "a", config())  # heads of 32 channels: no shape says so
     save_file(method.encoder.state_dict(), tmp_path / "a" / "model.safetensors")
@@ -118,6 +82,67 @@ def test_a_runs_own_encoder_file_takes_its_settings_from_the_run(tmp_path):
     expected = method.features(IMAGES)["patch"]
     torch.testing.assert_close(encoder.features(IMAGES)["patch"], expected)
     assert encoder.config == config()
+    with pytest.raises(ValueError, match=r"config.json says 2 heads and 32 px: leave them out"):
+        load_encoder(str(tmp_path / "a" / "model.safetensors"), "cpu", Stated(num_heads=4))
+
+
+def test_what_a_run_leaves_says_its_settings_wherever_it_is(tmp_path):
+    settings = replace(config(), train=replace(config().train, epochs=1, tensorboard=False))
+    method = pretrain(settings, embedded_photos(), tmp_path / "run", max_steps=1)
+    moved = tmp_path / "elsewhere" / "encoder.safetensors"
+    moved.parent.mkdir()
+    (tmp_path / "run" / "model.safetensors").rename(moved)
+    encoder = load_encoder(str(moved), "cpu")
+    assert encoder.config == settings
+    expected = method.features(IMAGES)["patch"]
+    torch.testing.assert_close(encoder.features(IMAGES)["patch"], expected)
+    torch.manual_seed(settings.train.seed)
+    with torch.no_grad():
+        started = build_encoder(settings.model, 32).eval()(IMAGES)[:, 1:]
+    torch.testing.assert_close(random_init(encoder).features(IMAGES)["patch"], started)
+
+
+def test_heads_are_for_files_alone_and_of_others_where_they_do_not_say(tmp_path):
+    run(tmp_path / "a", config())
+    with pytest.raises(ValueError, match="--num-heads, --img-size: only for a"):
+        load_encoder(str(tmp_path / "a"), "cpu", Stated(num_heads=2))
+    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=4)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        save_file(network.state_dict(), tmp_path / name / "vit.safetensors")
+    (tmp_path / "other" / "config.json").write_text('{"num_heads": 2}')
+    specs = [str(tmp_path / name) for name in ("one/vit.safetensors", "other/vit.safetensors", "a")]
+    _, found = load_all(specs[0], specs[1:], "cpu", Stated(num_heads=4))
+    with torch.no_grad():
+        expected = network.eval()(IMAGES)[:, 1:]
+    torch.testing.assert_close(found["one/vit"].features(IMAGES)["patch"], expected)
+    assert not torch.allclose(found["other/vit"].features(IMAGES)["patch"], expected)
+
+
+def test_commands_ask_for_heads_and_take_them(tmp_path, capsys):
+    torch.manual_seed(0)
+    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=4)
+    file, out = tmp_path / "vit.safetensors", tmp_path / "f.npy"
+    save_file(network.state_dict(), file)
+    photos = embedded_photos().paths[0].rsplit("/", 1)[0]
+    words = ["embed", str(file), "--data", photos, "--out", str(out), "--features", "cls"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--device", "cpu"])
+    assert ended.value.code == 2
+    assert "64 channels are in; say --num-heads" in capsys.readouterr().err
+    found = []
+    for heads in ("4", "8"):
+        main([*words, "--device", "cpu", "--num-heads", heads, "--img-size", "32"])
+        found.append(torch.from_numpy(np.load(out)))
+    images = next(read(embedded_photos(), 32, device=torch.device("cpu")))[0]
+    encoder = load_encoder(str(file), "cpu", Stated(4))
+    expected = encoder.features(normalise(images, encoder))["cls"][:, 0]
+    torch.testing.assert_close(found[0], expected)
+    assert not torch.allclose(found[1], expected)
+    for option, value in (("--num-heads", ["0"]), ("--img-size", ["32", "32", "32"])):
+        with pytest.raises(SystemExit):
+            main([*words, option, *value])
+        assert f"{option}: expected" in capsys.readouterr().err
 
 
 def test_a_function_from_the_current_folder(tmp_path, monkeypatch):
@@ -157,9 +182,19 @@ def test_what_is_no_encoder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no safetensors file"):
         load_encoder(str(tmp_path / "b" / "b.safetensors"))
     save_file({"weight": torch.zeros(1)}, tmp_path / "b" / "c.safetensors")
-    with pytest.raises(ValueError, match=r"no patch_embed\.proj\.weight, pos_embed"):
+    with pytest.raises(ValueError, match=r"no patch_embed\.proj\.weight, but weight"):
         load_encoder(str(tmp_path / "b" / "c.safetensors"))
     run(tmp_path / "c", config())
     (tmp_path / "c" / "config.json").write_text(config(dim=24).to_json())
     with pytest.raises(ValueError, match="weights do not fit"):
         load_encoder(str(tmp_path / "c"))
+    for text in (
+        "",
+        "[]",
+        '{"system": "tir", "model": null}',
+        '{"data": {"mean": [0.5, null, 1]}}',
+    ):
+        (tmp_path / "c" / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"c/config\.json: not a run's settings: ") as told:
+            load_encoder(str(tmp_path / "c"))
+        assert "\n" not in str(told.value)

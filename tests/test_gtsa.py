@@ -59,7 +59,7 @@ def losses_by_hand(model, batch):
 
     def patches(encoder, image):
         side = image.shape[-1] // encoder.patch_size
-        return encoder(image[None])[0].unflatten(0, (side, side))
+        return encoder(image[None])[0, 1:].unflatten(0, (side, side))  # no class token
 
     def chain(maps):
         return model.predictor(model.student.projector(maps[None]))[0]
@@ -156,8 +156,25 @@ def test_networks_have_the_papers_shapes():
         y = (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
         x = x + F.gelu(y).permute(0, 2, 3, 1)
     torch.testing.assert_close(projector(maps), projector.last(x), rtol=1e-4, atol=1e-4)
-    widths = [m.out_features for m in TurnHead(384) if isinstance(m, torch.nn.Linear)]
-    assert widths == [768, 768, 128, 4]
+    head = TurnHead(384)
+    linear, norms = (
+        [m for m in head if isinstance(m, kind)] for kind in (torch.nn.Linear, torch.nn.LayerNorm)
+    )
+    assert [m.out_features for m in linear] == [768, 768, 128, 4]
+    x = tokens = torch.randn(2, 384)
+    for layer, norm in zip(linear[:2], norms[:2], strict=True):
+        x = F.gelu(norm(layer(x)))
+    # nothing between the last norm and the last layer, as in the authors' code
+    torch.testing.assert_close(head(tokens), linear[3](norms[2](linear[2](x))))
+
+
+def test_the_class_token_takes_part_in_attention_and_its_output_is_dropped():
+    assert RECIPES["gtsa_vits16"]().model.class_token
+    model, batch = built(small())
+    model(batch)["loss"].backward()
+    assert model.student.encoder.cls_token.grad.norm() > 1e-6
+    assert set(model.features(batch.v1)) == {"patch", "projected"}
+    assert model.features(batch.v1)["patch"].shape[1] == 36
 
 
 class Counting:
@@ -248,7 +265,7 @@ def test_features_are_the_teachers():
         "patch": (2, 36, 16),
         "projected": (2, 36, 12),
     }
-    torch.testing.assert_close(features["patch"], model.teacher.encoder(images))
+    torch.testing.assert_close(features["patch"], model.teacher.encoder(images)[:, 1:])
 
 
 @pytest.mark.parametrize(

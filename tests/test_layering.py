@@ -60,7 +60,7 @@ ALLOWED = {
 UNBOUND = {
     *("__init__", "cli", "commands", "evaluations", "demo", "doctor", "dryrun", "results"),
     *("judge_rotnet", "judge_equivariance", "judge_classes", "judge_reconstruct", "embed"),
-    *("visualize", "report", "slurm"),
+    *("visualize", "report", "slurm", "vit_options"),
 }
 
 # a heavy dependency is imported in one place

@@ -154,6 +154,43 @@ def test_other_sizes_resize_the_position_embedding():
     torch.testing.assert_close(larger.pos_embed[:, 1:], torch.full((1, 64, 32), 0.25))
 
 
+@pytest.mark.parametrize("source", [(14, 14), (8, 32), (1, 1), (5, 3)])
+@pytest.mark.parametrize("grid", [(6, 6), (14, 14), (32, 8), (3, 50), (1, 1)])
+def test_positions_are_resized_as_by_pytorchs_antialiased_bicubic(source, grid):
+    places = torch.randn(1, 2 + source[0] * source[1], 16, dtype=torch.float64, requires_grad=True)
+    image = places[:, 2:].unflatten(1, source).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=grid, mode="bicubic", antialias=True, align_corners=False)
+    expected = torch.cat([places[:, :2], image.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+    resized = vit.resize_pos_embed(places, grid, 2, source)
+    torch.testing.assert_close(resized, expected, rtol=1e-12, atol=1e-12)
+    probe = torch.randn_like(resized)
+    grads = [torch.autograd.grad((r * probe).sum(), places)[0] for r in (resized, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+    if source == grid:
+        assert torch.equal(resized, places)
+
+
+def test_positions_are_not_rounded_by_autocast():
+    places = torch.randn(1, 197, 16)
+    expected = vit.resize_pos_embed(places, (6, 6), 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(vit.resize_pos_embed(places, (6, 6), 1), expected)
+
+
+def test_positions_of_a_rectangle_are_not_a_squares():
+    """8x32 patches are as many as 16x16."""
+    torch.manual_seed(0)
+    model = tiny(img_size=(32, 128), patch_size=4).eval()
+    assert model.img_size == (32, 128)
+    x = torch.randn(1, 3, 32, 128)
+    tokens = model.patch_embed(x) + model.pos_embed[:, 1:]
+    torch.testing.assert_close(model.embed(x)[:, 1:], tokens)
+    half = vit.resize_pos_embed(model.pos_embed, (4, 16), 1, (8, 32))
+    torch.testing.assert_close(model._positions((4, 16)), half)
+    with pytest.raises(ValueError, match="pos_embed: expected a square of patches, got 12 of them"):
+        vit.resize_pos_embed(torch.zeros(1, 12, 4), (4, 4), 0)
+
+
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     block = vit.Block(8, 1, 4.0, True, 0.5, None, "auto").train()
     torch.manual_seed(0)
@@ -218,6 +255,46 @@ def test_compiles_to_one_graph():
     x = torch.randn(2, 3, 32, 32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_one_graph_for_image_sizes_that_change():
+    torch._dynamo.reset()
+    model = tiny(init_values=0.1).double()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for height, width in ((32, 32), (48, 48), (64, 24), (32, 32)):
+        x = torch.randn(2, 3, height, width, dtype=torch.float64)
+        outs = compiled(x), model(x)
+        torch.testing.assert_close(*outs)
+        grads = [torch.autograd.grad(out.square().sum(), model.pos_embed)[0] for out in outs]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("class_token", [True, False])
+def test_exported_it_takes_any_batch_and_size(class_token):
+    model = tiny(class_token=class_token, init_values=0.1).eval()
+    dim = torch.export.Dim
+    batch = dim("batch", min=1, max=64)
+    sides = {2: 8 * dim("h", min=1, max=32), 3: 8 * dim("w", min=1, max=32)}
+    x, others = torch.randn(2, 3, 32, 32), [torch.randn(n, 3, 32, 32) for n in (1, 5)]
+    for shapes, inputs in (
+        ({0: batch}, others),
+        ({0: dim.AUTO}, others),
+        ({0: batch, **sides}, [*others, torch.randn(3, 3, 48, 16)]),
+    ):
+        program = torch.export.export(model, (x,), dynamic_shapes=(shapes,)).module()
+        for images in inputs:
+            torch.testing.assert_close(program(images), model(images))
+    traced = torch.jit.trace(model, x)
+    for images in others:
+        torch.testing.assert_close(traced(images), model(images))
+    traced = torch.jit.trace(model, torch.randn(2, 3, 48, 32))
+    images = torch.randn(3, 3, 48, 32)
+    torch.testing.assert_close(traced(images), model(images))
+
+
+def test_an_empty_batch_gives_no_tokens():
+    assert tiny()(torch.zeros(0, 3, 32, 32)).shape == (0, 17, 32)
 
 
 def test_bad_input_is_named():

@@ -3,16 +3,16 @@
 Every evaluation takes an :class:`Encoder` and asks no more of it than tokens by name. A spec is:
 
 * a run's folder (its newest checkpoint), or one of its `checkpoints/step_*` folders;
-* a `*.safetensors` file of a ViT under timm's names, a run's own model.safetensors among them: the
-  architecture is read from the shapes, heads of 64 channels assumed. A `config.json` beside it, a
-  run's or the Hub's of timm, says the number of heads and the normalisation instead;
+* a `*.safetensors` file of a ViT under timm's names, a run's own model.safetensors among them (see
+  `fastequi.evaluate.weights`);
 * `module:function`, found from the current folder too: called with the device, it returns an
   :class:`Encoder`.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,17 +22,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastequi import checkpoint
-from fastequi.build import build, build_encoder
+from fastequi.build import build
 from fastequi.config import Config, TrainConfig
 from fastequi.data.augment import ViewConfig
+from fastequi.evaluate.weights import load_weights, read_config
 from fastequi.methods.method import Method
-from fastequi.models.timm_names import timm_options
+from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.models.vit import VisionTransformer
+
+logger = logging.getLogger(__name__)
 
 Features = Callable[[Tensor], dict[str, Tensor]]
 """Normalised images [B, 3, H, W] to tokens [B, L, D] by name ("patch", "z_inv", "z_equi")."""
@@ -74,7 +75,12 @@ class Encoder:
     fresh: Callable[[], Encoder] | None = None
 
 
-def load_encoder(spec: str, device: torch.device | str = "auto") -> Encoder:
+def load_encoder(
+    spec: str,
+    device: torch.device | str = "auto",
+    stated: Stated = UNSTATED,
+    insist: bool = True,
+) -> Encoder:
     """The encoder a spec names (see the module), with the weights that evaluation should use.
 
     Those are a run's average if it keeps one, else its last; the teacher's where there is one.
@@ -82,6 +88,8 @@ def load_encoder(spec: str, device: torch.device | str = "auto") -> Encoder:
     Args:
         spec: a folder, a file, or `module:function`.
         device: "auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1".
+        stated: heads and images of a file's ViT, which its tensors do not tell.
+        insist: the file's own word goes after that; else before, and others need none.
 
     Raises:
         FileNotFoundError: no such file, or a run without a checkpoint.
@@ -91,10 +99,12 @@ def load_encoder(spec: str, device: torch.device | str = "auto") -> Encoder:
         device = TrainConfig(device=device).resolved_device()  # type: ignore[arg-type]
     where = torch.device(device)
     path = Path(spec).expanduser()
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return _of_file(path, where, stated, insist)
+    if insist and stated != UNSTATED:
+        raise ValueError(f"--num-heads, --img-size: only for a *.safetensors file, got {spec}")
     if path.is_dir():
         return _of_run(path, where)
-    if path.suffix == ".safetensors":
-        return _of_file(path, where)
     if ":" in spec and not path.exists():
         return _of_function(spec, where)
     if path.exists():
@@ -117,15 +127,20 @@ def random_init(encoder: Encoder) -> Encoder:
 
 
 def load_all(
-    spec: str, against: Sequence[str] = (), device: torch.device | str = "auto"
+    spec: str,
+    against: Sequence[str] = (),
+    device: torch.device | str = "auto",
+    stated: Stated = UNSTATED,
 ) -> tuple[Encoder, dict[str, Encoder]]:
     """An encoder, and what a table shows by label: its random init if it can be made, others, it.
 
-    The label of an encoder is its name, numbered where names meet.
+    The label of an encoder is its name, numbered where names meet. What is `stated` is so of the
+    first; of the others where their files do not say.
     """
-    encoder = load_encoder(spec, device)
+    encoder = load_encoder(spec, device, stated)
     found = {} if encoder.fresh is None else {"random init": random_init(encoder)}
-    for one in (*(load_encoder(other, device) for other in against), encoder):
+    others = (load_encoder(other, device, stated, insist=False) for other in against)
+    for one in (*others, encoder):
         label, same = one.name, 1
         while label in found:
             label, same = f"{one.name} ({same + 1})", same + 1
@@ -168,7 +183,8 @@ def _of_run(path: Path, device: torch.device) -> Encoder:
     run = path.resolve().parent.parent if is_step else path.resolve()
     if not (run / "config.json").is_file():
         raise FileNotFoundError(f"CHECKPOINT: {run} holds no config.json; {_EXPECTED}")
-    config = Config.from_json((run / "config.json").read_text())
+    file = run / "config.json"
+    config = read_config(f"CHECKPOINT: {file}", file.read_text(encoding="utf-8"))
     found = path if is_step else checkpoint.latest(run / "checkpoints")
     if found is None:
         raise FileNotFoundError(f"CHECKPOINT: {run} has no checkpoint yet")
@@ -196,47 +212,18 @@ def _seeded(make: Callable[[], Network], config: Config | None) -> Network:
         return make()
 
 
-def _of_file(path: Path, device: torch.device) -> Encoder:
+def _of_file(path: Path, device: torch.device, stated: Stated, insist: bool) -> Encoder:
     if not path.is_file():
         raise FileNotFoundError(f"CHECKPOINT: {path} does not exist; {_EXPECTED}")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"CHECKPOINT: {path} is no safetensors file ({error})") from error
-    config, hub = None, {}
-    beside = path.with_name("config.json")
-    if beside.is_file():
-        found = json.loads(beside.read_text())
-        if "system" in found:
-            config = Config.from_json(beside.read_text())
-        else:
-            hub = {**found, **found.get("pretrained_cfg", {})}
-    if config is not None and config.model.name.startswith("vit_"):
-        model, size = config.model, config.data.image_size
-
-        def make() -> VisionTransformer:
-            return build_encoder(model, size)
-    else:
-        try:
-            options = timm_options(state, hub.get("num_heads"))
-        except ValueError as error:
-            raise ValueError(f"CHECKPOINT: {path}: {error}") from error
-
-        def make() -> VisionTransformer:
-            return VisionTransformer(**options)
-
-    network = _seeded(make, config)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"CHECKPOINT: {path} is no plain ViT under timm's names: {error}"
-        ) from error
-    data = config.data if config else _DEFAULTS
-    scale = tuple(hub.get("mean", data.mean)), tuple(hub.get("std", data.std))
-    return _of_vit(
-        network.to(device), make, f"{path.resolve().parent.name}/{path.stem}", scale, config
-    )
+    weights = load_weights(path, stated, insist)
+    network = _seeded(weights.make, weights.config)
+    network.load_state_dict(weights.state)
+    height, width = network.img_size
+    if height != width:
+        told = "%s is made for %dx%d px: evaluations show it squares, for which positions change"
+        logger.warning(told, path, height, width)
+    scale, name = (weights.mean, weights.std), f"{path.resolve().parent.name}/{path.stem}"
+    return _of_vit(network.to(device), weights.make, name, scale, weights.config)
 
 
 def _of_vit(
@@ -259,7 +246,8 @@ def _of_vit(
         return _of_vit(_seeded(make, config).to(device), make, name, scale, config)
 
     names = ("patch", "cls") if has_class else ("patch",)
-    size, patch = network.img_size, network.patch_size
+    patch = network.patch_size
+    size = round(math.prod(network.grid_size(*network.img_size)) ** 0.5) * patch
     return Encoder(name, features, names, size, patch, *scale, device, None, config, fresh)
 
 

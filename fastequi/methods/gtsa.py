@@ -6,9 +6,11 @@ one of four turns. Over all pairs of a student's crop and a teacher's other crop
 - crop loss: both maps over their common box, the teacher's turned to the student's orientation;
 - patch correspondence: every patch and its best match in the other map;
 
-and per crop, the four-way cross-entropy of its turn. Encoders give patch tokens; a class token, if
-there is one, is left alone. Where the paper is silent: residuals around each of the projector's
-convolutions; means over pairs count every pair once; the teacher's encoder is the one that is used.
+and per crop, the four-way cross-entropy of its turn. The encoder's class token takes part in its
+attention, as in the authors' code; what it gives is dropped: no loss and no evaluation sees it.
+Their code also tells that the head of the turns ends in LayerNorm and a linear layer. Where both
+are silent: residuals around each of the projector's convolutions; means over pairs count every pair
+once; the teacher's encoder is the one that is used.
 """
 
 from __future__ import annotations
@@ -175,10 +177,7 @@ class GTSA(Method):
         return {name: torch.stack(values).sum() / count for name, values in sums.items()}
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """The teacher's: "patch", "projected" (the maps it compares) and, if it has one, "cls"."""
-        encoder = self.teacher.encoder
-        tokens, prefix = encoder(images), encoder.num_prefix_tokens
-        patches = tokens[:, prefix:]
-        maps = patches.unflatten(1, encoder.grid_size(*images.shape[-2:]))
-        out = {"patch": patches, "projected": self.teacher.projector(maps).flatten(1, 2)}
-        return {**out, "cls": tokens[:, :1]} if encoder.cls_token is not None else out
+        """The teacher's: "patch" and "projected", the maps it compares."""
+        (maps,) = self.teacher.patches([images])
+        projected = self.teacher.projector(maps)
+        return {"patch": maps.flatten(1, 2), "projected": projected.flatten(1, 2)}

@@ -3,7 +3,7 @@
 xformers' memory_efficient_attention, FlashAttention-3 (where installed) and PyTorch's
 scaled_dot_product_attention take tokens as [B, N, H, D], which is how a fused qkv projection leaves
 them: no transposed copies. On a GPU "auto" is whichever of those that can run is the fastest for
-the shape, measured once (`attention_choice.py`); on a CPU it is PyTorch's.
+the shape, measured once (`attention_choice.py`); elsewhere and in exported graphs it is PyTorch's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastequi.models.attention_choice import Attend, fastest
 from fastequi.versions import version_of
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "flash3", "xformers", "sdpa")
 _PACKAGES = {"flash3": "flash_attn_interface", "xformers": "xformers"}
+_GRAPHS_BATCH = 64  # images measured for a compiled graph, whose batch may change
 
 Sizes = tuple[int, int, int, int, int]  # B, N, M keys, H, D
 
@@ -35,7 +37,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
     Args:
         q, k, v: [B, N, H, D] queries, keys and values; k and v may have another N.
         backend: "auto" takes the fastest for this shape of those that can run, measured at its
-            first use on a GPU and kept in the cache folder; a name insists on it.
+            first use on a GPU and kept in the cache folder, and PyTorch's on other devices; a name
+            insists on it.
 
     Returns:
         [B, N, H, D].
@@ -45,12 +48,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
         RuntimeError: the backend asked for cannot run on these tensors; says why.
     """
     _check(q, k, v, backend)
-    if backend == "sdpa" or (backend == "auto" and q.device.type == "cpu"):
+    if backend == "sdpa" or (backend == "auto" and not _can_measure(q)):
         return _sdpa(q, k, v)
     if backend == "auto":
         grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        batch, queries, heads, width = (int(n) for n in q.shape)
-        sizes = batch, queries, int(k.shape[1]), heads, width
+        batch = _GRAPHS_BATCH if torch.compiler.is_compiling() else q.shape[0]
+        sizes = batch, *(int(n) for n in (q.shape[1], k.shape[1], *q.shape[2:]))
         return _attend(_auto(q.device.index or 0, q.dtype, sizes, grad))(q, k, v)
     obstacle = _obstacle(backend, q.device.type, q.dtype, int(q.shape[-1]))
     if obstacle is not None:
@@ -63,6 +66,12 @@ def available_backends() -> dict[str, tuple[bool, str]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reasons = {name: _obstacle(name, device, torch.bfloat16, 64) for name in BACKENDS[1:]}
     return {name: (why is None, why or "can run here") for name, why in reasons.items()}
+
+
+def _can_measure(q: Tensor) -> bool:
+    """Whether a choice can be timed and belongs to this GPU: fakes and exports have no time."""
+    exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return q.device.type == "cuda" and not exported and not isinstance(q, FakeTensor)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

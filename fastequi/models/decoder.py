@@ -116,7 +116,9 @@ def _channels_last(convs: nn.Sequential) -> None:
 
 
 def _square(tokens: int) -> tuple[int, int]:
-    side = math.isqrt(tokens)
+    side = 1
+    while side * side < tokens:  # torch.compile follows comparisons of a size, not math.isqrt
+        side += 1
     if side * side != tokens:
         raise ValueError(f"z: expected a square number of tokens, got {tokens}")
     return side, side

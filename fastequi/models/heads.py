@@ -89,7 +89,7 @@ class DINOHead(nn.Module):
         self.last = nn.Linear(bottleneck_dim, outputs, bias=False)
         for layer in (*self.mlp, self.bottleneck):
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -105,12 +105,13 @@ class DINOHead(nn.Module):
         unit = self.bottleneck(hidden)
         unit = F.normalize(unit.to(torch.promote_types(unit.dtype, torch.float32)), dim=-1)
         if equi and z_equi is None:
-            z_equi = F.linear(unit, F.normalize(self.last.weight[self.prototypes :], dim=-1))
+            equivariant = F.normalize(self.last.weight[self.prototypes :], dim=-1)
+            z_equi = F.linear(unit, equivariant.to(unit.dtype))
         return unit, z_equi if equi else None
 
     def score(self, unit: Tensor, frozen: bool = False) -> Tensor:
         """Cosines [R, N] of unit vectors with the prototypes, which do not learn if `frozen`."""
-        return F.linear(unit, self.directions(frozen))
+        return F.linear(unit, self.directions(frozen).to(unit.dtype))
 
     def directions(self, frozen: bool = False) -> Tensor:
         """[N, bottleneck_dim] unit prototypes."""

@@ -51,6 +51,9 @@ class MapPredictor(nn.Sequential):
 class TurnHead(nn.Sequential):
     """Which of four turns, from an image's mean token: [N, in_dim] to logits [N, 4].
 
+    Linear, LayerNorm and GELU for every hidden width; no GELU after the last, as in the authors'
+    code.
+
     Args:
         in_dim: channels of the encoder's tokens.
         dims: widths of the hidden layers; (768, 768, 128) in the paper.
@@ -61,4 +64,4 @@ class TurnHead(nn.Sequential):
         for dim in dims:
             layers += [nn.Linear(in_dim, dim), nn.LayerNorm(dim), nn.GELU()]
             in_dim = dim
-        super().__init__(*layers, nn.Linear(in_dim, 4))
+        super().__init__(*layers[:-1], nn.Linear(in_dim, 4))

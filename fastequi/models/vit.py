@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastequi.models.attention import attention
+from fastequi.models.positions import Grid, resize_pos_embed
 
 Size = tuple[int, int]
 """Images of a group and tokens of each."""
@@ -28,8 +29,8 @@ class VisionTransformer(nn.Module):
     """Pre-norm ViT that returns every token after the final norm.
 
     Args:
-        img_size: side of the images the position embedding is made for, in pixels; other sizes
-            are accepted and the embedding resized.
+        img_size: side of the images the position embedding is made for, in pixels, or their height
+            and width; other sizes are accepted and the embedding resized.
         patch_size: side of a patch in pixels; must divide every image's sides.
         in_chans: channels of the images.
         num_classes: outputs of `head`, which is loaded and kept but not used by forward; 0: none.
@@ -43,12 +44,13 @@ class VisionTransformer(nn.Module):
         attention: backend of `fastequi.models.attention`.
 
     Attributes:
+        img_size: height and width that the position embedding is made for.
         num_prefix_tokens: class and register tokens before the patch tokens.
     """
 
     def __init__(
         self,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         in_chans: int = 3,
         num_classes: int = 0,
@@ -69,14 +71,15 @@ class VisionTransformer(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"num_heads: expected a divisor of {embed_dim}, got {num_heads}")
         self.embed_dim, self.patch_size, self.in_chans = embed_dim, patch_size, in_chans
+        self.num_heads = num_heads
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.no_embed_class = no_embed_class
         self.checkpoint_activations = checkpoint_activations
-        self.img_size = img_size
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
-        height, width = self.grid_size(img_size, img_size)
+        height, width = self.grid_size(*self.img_size)
         embedded = height * width + (0 if no_embed_class else self.num_prefix_tokens)
         self.pos_embed = nn.Parameter(torch.zeros(1, embedded, embed_dim))
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
@@ -87,7 +90,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.apply(_init_linear)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
@@ -132,7 +135,7 @@ class VisionTransformer(nn.Module):
         Multi-crop: what works on single tokens (linear layers, norms) takes all groups' as one
         matrix; attention stays within an image.
         """
-        sizes = [(int(group.shape[0]), int(group.shape[1])) for group in groups]
+        sizes = [(group.shape[0], group.shape[1]) for group in groups]  # an int() would fix them
         rows = [group.flatten(0, 1) for group in groups]
         x = rows[0] if len(rows) == 1 else torch.cat(rows)
         for block in self.blocks:
@@ -140,9 +143,9 @@ class VisionTransformer(nn.Module):
                 x = checkpoint(block, x, sizes, use_reentrant=False)
             else:
                 x = block(x, sizes)
-        return [part.unflatten(0, size) for part, size in _parts(self.norm(x), sizes)]
+        return [part.reshape(*size, self.embed_dim) for part, size in _parts(self.norm(x), sizes)]
 
-    def _embed(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _embed(self, patches: Tensor, grid: Grid) -> Tensor:
         """Prefix tokens and positions."""
         positions = self._positions(grid)
         prefix: list[Tensor] = [t for t in (self.cls_token, self.reg_token) if t is not None]
@@ -151,26 +154,32 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat(prefix, 1)
         if self.no_embed_class:
             patches = patches + positions
-            return torch.cat([tokens.expand(len(patches), -1, -1).to(patches.dtype), patches], 1)
-        tokens = tokens.expand(len(patches), -1, -1).to(patches.dtype)
+            return torch.cat(
+                [tokens.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], 1
+            )
+        tokens = tokens.expand(patches.shape[0], -1, -1).to(patches.dtype)
         return torch.cat([tokens, patches], 1) + positions
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        if grid == self.grid_size(self.img_size, self.img_size):
+    def _positions(self, grid: Grid) -> Tensor:
+        own = self.grid_size(*self.img_size)
+        if torch.jit.is_tracing():  # sizes are tensors, and become constants
+            grid = int(grid[0]), int(grid[1])
+        free = any(isinstance(n, torch.SymInt) for n in grid)  # exported: no branch on the size
+        if not free and grid == own:
             return self.pos_embed
-        return resize_pos_embed(self.pos_embed, grid, self._embedded_prefix())
+        return resize_pos_embed(self.pos_embed, grid, self._embedded_prefix(), own)
 
     def _embedded_prefix(self) -> int:
         return 0 if self.no_embed_class else self.num_prefix_tokens
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Resizes a position embedding made for another image size before it is loaded."""
+        """Resizes a position embedding made for square images of another size."""
         key = f"{prefix}pos_embed"
-        found = state.get(key)
-        if found is not None and found.shape != self.pos_embed.shape:
-            grid = self.grid_size(self.img_size, self.img_size)
-            side = math.isqrt(found.shape[1] - self._embedded_prefix())
-            if found.ndim == 3 and side * side == found.shape[1] - self._embedded_prefix():
+        found, own = state.get(key), self.pos_embed
+        if found is not None and found.ndim == 3 and found.shape[1] != own.shape[1]:
+            places = found.shape[1] - self._embedded_prefix()
+            if places > 0 and math.isqrt(places) ** 2 == places:
+                grid = self.grid_size(*self.img_size)
                 state[key] = resize_pos_embed(found, grid, self._embedded_prefix())
         super()._load_from_state_dict(state, prefix, *rest)
 
@@ -187,9 +196,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, L, D], rows first."""
-        patch = self.proj.kernel_size[0]
-        x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # B C h p w q
-        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patch, (batch, chans, height, width) = self.proj.kernel_size[0], x.shape
+        x = x.reshape(batch, chans, height // patch, patch, width // patch, patch)
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # B h w C p q
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -241,10 +250,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        heads = self.num_heads, x.shape[-1] // self.num_heads
         mixed = []
-        for part, size in _parts(qkv, sizes):
-            q, k, v = part.unflatten(0, size).unbind(2)
+        for part, size in _parts(self.qkv(x), sizes):
+            q, k, v = part.reshape(*size, 3, *heads).unbind(2)
             mixed.append(attention(q, k, v, backend=self.backend).flatten(2).flatten(0, 1))
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
@@ -277,16 +286,6 @@ def _parts(x: Tensor, sizes: Sequence[Size]) -> Iterator[tuple[Tensor, Size]]:
     if len(sizes) == 1:
         return iter([(x, sizes[0])])
     return zip(x.split([images * tokens for images, tokens in sizes]), sizes, strict=True)
-
-
-def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
-    """Position embedding [1, prefix + s·s, D] for another grid: bicubic, antialiased, as timm."""
-    prefix, spatial = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
-    side = math.isqrt(spatial.shape[1])
-    image = spatial.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=grid, mode="bicubic", antialias=True, align_corners=False)
-    resized = image.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
-    return torch.cat([prefix, resized], 1)
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -1,0 +1,66 @@
+"""The heads of published ViTs: by timm's name, and by the width where all of that width agree."""
+
+from __future__ import annotations
+
+import re
+
+# channels and heads by the word for the size in timm's names
+_SIZES = {
+    "tiny": (192, 3),
+    "wee": (256, 4),
+    "little": (320, 5),
+    "small": (384, 6),
+    "medium": (512, 8),
+    "mediumd": (512, 8),
+    "betwixt": (640, 10),
+    "base": (768, 12),
+    "so150m2": (832, 13),
+    "so150m": (896, 14),
+    "large": (1024, 16),
+    "so400m": (1152, 16),
+    "huge": (1280, 16),
+    "giant": (1408, 16),
+    "giantopt": (1536, 16),
+    "gigantic": (1664, 16),
+}
+_NAME = re.compile(r"(?:vit|deit|deit3|flexivit|eva)_([a-z0-9]+)(?:_distilled)?((?:_[a-z0-9]+)*)")
+# words of a name that change nothing but what the shapes tell, or the weights
+_WORDS = re.compile(
+    r"patch\d+|\d+|gap|map|reg\d+|36x1|dino|dinov2|tipsv2|siglip|mae|miil|sam|in\d+k|in22ft1k"
+)
+# networks whose tensors are a plain ViT's, and which compute something else: another GELU, other
+# places of the norms
+_OTHERWISE = re.compile(
+    r"quickgelu|_rpn_|(patch32|giantopt_patch16|so400m_patch16)_siglip|large_patch16_siglip.*_512"
+)
+# the only published number of heads at a width: DeiT, DINO, MAE, timm. 384 channels have 6 heads
+# there and 12 in MoCo v3; 768 without a class token 12 or 16.
+_USUAL = {192: 3, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+
+
+def named_size(architecture: str) -> tuple[int, int] | None:
+    """Channels and heads of timm's network of a name; None if it is none of its plain ViTs."""
+    name = _bare(architecture)
+    if name == "vit_base_patch16_gap_224":
+        return 768, 16
+    found = _NAME.fullmatch(name)
+    if found is None or computes_otherwise(architecture):
+        return None
+    size, words = found[1], found[2].split("_")[1:]
+    if size == "base" and "plus" in words:
+        size, words = "so150m", [word for word in words if word != "plus"]  # 896 wide as well
+    return _SIZES.get(size) if all(_WORDS.fullmatch(word) for word in words) else None
+
+
+def computes_otherwise(architecture: str) -> bool:
+    """Whether timm's network of a name has a plain ViT's tensors and computes something else."""
+    return _OTHERWISE.search(_bare(architecture)) is not None
+
+
+def usual_heads(dim: int, class_token: bool) -> int | None:
+    """The heads of all published plain ViTs of a width; None where they differ or none is known."""
+    return None if dim == 768 and not class_token else _USUAL.get(dim)
+
+
+def _bare(architecture: str) -> str:
+    return architecture.removeprefix("timm/").partition(".")[0]
