@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from fastequi import interrupts
 from fastequi.config import Config
 from fastequi.recipes import RECIPES
 
@@ -146,12 +148,14 @@ def pretrain(argv: list[str]) -> None:
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: which run? name it with --run-dir")
 
+    from fastequi import checkpoint
     from fastequi.data.sources import open_source
     from fastequi.train import pretrain as run
 
     if options.run_dir is None and "WORLD_SIZE" in os.environ:
         raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
     run_dir = options.run_dir or _dated(name)
+    interrupts.outlook = partial(checkpoint.outlook, run_dir)
     tolerate = config.data.tolerate
     source = open_source(_images(options.data), index=options.index, tolerate=tolerate)
     run(config, source, run_dir, resume=options.resume, max_steps=options.max_steps)

@@ -174,7 +174,8 @@ class TrainConfig:
     average_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
     log_every: int = 20
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end a run
-    checkpoint_every: int = 2000
+    checkpoint_every: int = 2000  # steps; 0: none
+    checkpoint_minutes: float = 10.0  # as well, since the one before; 0: none
     keep_checkpoints: int = 3
     save_later: bool = False  # checkpoints are written by a thread, from a copy in memory
     tensorboard: bool = True
@@ -271,6 +272,8 @@ class Config:
         _expect(
             train.keep_checkpoints >= 1, "train.keep_checkpoints", ">= 1", train.keep_checkpoints
         )
+        for name in ("checkpoint_every", "checkpoint_minutes"):
+            _expect(getattr(train, name) >= 0, f"train.{name}", ">= 0", getattr(train, name))
         _expect(train.minutes >= 0, "train.minutes", ">= 0", train.minutes)
         _expect(train.minutes > 0 or train.epochs >= 1, "train.epochs", ">= 1", train.epochs)
         _expect(

@@ -41,7 +41,7 @@ from fastequi.optim import (
     take_step,
     warmup_cosine,
 )
-from fastequi.pace import Clock, Meter
+from fastequi.pace import Clock, Meter, Timer
 from fastequi.preempt import Notice, Preempted
 from fastequi.processes import Processes, let_go, replicated, shard, started, together
 from fastequi.progress import Progress, Silent
@@ -81,7 +81,8 @@ def pretrain(
         FileNotFoundError: `resume` without a run.
         BlockingIOError: another run is in the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` steps in a row were not finite.
-        Preempted: SIGTERM or SIGUSR1 came; a checkpoint was saved.
+        Preempted: one of `fastequi.preempt.SIGNALS` came; the steps taken so far are saved.
+        KeyboardInterrupt: a second Ctrl-C, or one before the first step.
     """
     with ExitStack() as stack:
         processes = stack.enter_context(started(config.train.resolved_device()))
@@ -215,8 +216,9 @@ class _Run:
         guard = Guard(self.method, train.max_skipped, self.processes.group)
         guard.load_state_dict(state)
         self.method.train()
-        with Notice() as notice:
-            progress, asked = self._agree(clock, step, notice)
+        with Notice(self.processes.first) as notice:
+            timer = Timer(train.checkpoint_minutes)
+            progress, asked, late = self._agree(clock, step, notice, timer)
             last = clock.done(step, progress) or bool(asked)
             while not last:
                 lr, decay = rates_at(progress, self.config)
@@ -240,10 +242,11 @@ class _Run:
                 if self.average is not None:
                     self.average.update(self.method, taken)
                 meter.add({"grad_norm": norm})
-                progress, asked = self._agree(clock, step, notice)
+                progress, asked, late = self._agree(clock, step, notice, timer)
                 last = clock.done(step, progress) or bool(asked)
                 looks_due = self._looks_due(step, last)
-                saves = last or (train.checkpoint_every and step % train.checkpoint_every == 0)
+                every = train.checkpoint_every
+                saves = last or late or (every > 0 and step % every == 0)
                 logs = step % train.log_every == 0 or last or step == 1 or looks_due
                 if logs or saves:  # all processes do so at the same steps
                     guard.read()
@@ -262,18 +265,23 @@ class _Run:
                     self.bar.show(progress, clock.left(step), row)
                 if saves:
                     self._save(step, clock.seconds(), guard)
+                    timer.wind()
             self.saver.wait()
             self.processes.most([0.0])  # torchrun ends all soon after the first that leaves
             if asked:
-                raise Preempted(
-                    f"{asked} came: saved after step {step}; --resume goes on from there"
-                )
+                saved = f": saved after step {step}" if step > state["step"] else " before a step"
+                raise Preempted(f"{notice.name(asked)} came{saved}", asked)
 
-    def _agree(self, clock: Clock, step: int, notice: Notice) -> tuple[float, str]:
-        """Progress by the first process's clock, and the signal that asks all to stop."""
-        told = clock.progress(step) if self.processes.first else 0.0
-        progress, number = self.processes.most([told, notice.number])
-        return progress, notice.name(int(number))
+    def _agree(
+        self, clock: Clock, step: int, notice: Notice, timer: Timer
+    ) -> tuple[float, int, bool]:
+        """Progress, the signal that asks all to stop (or 0), and whether it is time to save.
+
+        By the first process's clock, so that all do the same.
+        """
+        own = (clock.progress(step), timer.due()) if self.processes.first else (0.0, False)
+        progress, late, number = self.processes.most([*own, notice.number])
+        return progress, int(number), bool(late)
 
     def _looks_due(self, step: int, last: bool) -> set[int]:
         """The intervals of the looks for which it is time; the same on all processes."""

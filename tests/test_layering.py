@@ -44,6 +44,8 @@ ALLOWED = {
     "guard": set(),
     "lock": set(),
     "preempt": set(),
+    "interrupts": {"preempt"},
+    "streams": set(),
     "processes": {"models", "preempt"},
     "sharded": set(),
     "checkpoint": {"optim", "manifest", "processes", "sharded"},
