@@ -31,12 +31,11 @@ _COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; ends with exit code 2 on bad input."""
-    argv = sys.argv[1:] if argv is None else argv
-    streams.outlast()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    name, *rest = argv or ["--help"]
-    keep_heap()
-    with interrupts.heard():
+    with interrupts.heard(whole=argv is None):
+        streams.outlast()
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+        keep_heap()
         code = _run(name, rest)
     if code:
         sys.exit(code)

@@ -1,7 +1,8 @@
 """Ctrl-C at a command: once ends it (a run saves first), twice at once, whatever it is doing.
 
-Python looks at signals between instructions of its own. A thread hears them while the others wait
-for another process, a disk or a compiler.
+Python looks at signals between instructions of its own, and a KeyboardInterrupt that comes while it
+collects garbage is lost. So a thread hears them, and ends the process: also where the main one
+waits for another process, a disk or a compiler.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from fastequi.preempt import INTERRUPTED, Presses, say
 
@@ -19,33 +21,34 @@ _once = threading.Lock()  # taken by whoever has the last word
 
 
 @contextmanager
-def heard() -> Iterator[None]:
-    """Within the block a second Ctrl-C ends the process with exit code 130 and one line."""
+def heard(whole: bool) -> Iterator[None]:
+    """Within the block Ctrl-C ends the process with exit code 130 and one line.
+
+    Unless something else has a handler for it then (`fastequi.preempt.Notice`): the first one is
+    its affair, the second one is not. Where it was ignored before, it stays so.
+
+    Args:
+        whole: the block is all that the process does; what Ctrl-C then stops is its clearing up.
+    """
     global outlook
-    if threading.current_thread() is not threading.main_thread():  # others cannot listen
+    main = threading.current_thread() is threading.main_thread()  # others cannot listen
+    if not main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
+    handler = signal.signal(signal.SIGINT, _left_to_the_thread)
     hears, tells = os.pipe()
     os.set_blocking(tells, False)
-    before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    told = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(hears,), name="interrupts", daemon=True).start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(told)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if whole else handler)
         os.close(tells)
         outlook = str
         if _once.locked():
             _once.release()
-
-
-def _listen(hears: int) -> None:
-    presses = Presses()
-    while numbers := os.read(hears, 64):
-        if any(map(presses.again, numbers)):
-            last_word("stopped at once")
-            os._exit(INTERRUPTED)
-    os.close(hears)
 
 
 def last_word(told: str) -> None:
@@ -57,3 +60,18 @@ def last_word(told: str) -> None:
             os.write(2, b"\033[?25h")  # a progress bar hides the cursor
     after = outlook()
     say(f"{told}; {after}" if after else told)
+
+
+def _listen(hears: int) -> None:
+    presses = Presses()
+    while numbers := os.read(hears, 64):
+        again = any(presses.again(number) for number in numbers)
+        mine = signal.getsignal(signal.SIGINT) is _left_to_the_thread
+        if again or (mine and signal.SIGINT in numbers):
+            last_word("stopped at once" if again else "stopped")
+            os._exit(INTERRUPTED)
+    os.close(hears)
+
+
+def _left_to_the_thread(number: int, frame: FrameType | None) -> None:
+    pass

@@ -27,7 +27,8 @@ def outlast() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w" if descriptor else "r"))
+            nothing = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nothing, "w" if descriptor else "r"))
         elif descriptor and stream is getattr(sys, f"__{name}__"):  # else it is somebody's own
             stream.flush()
             setattr(sys, name, _lasting(stream))
@@ -36,9 +37,7 @@ def outlast() -> None:
 def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     raw = _Lasting(stream.fileno(), "wb", closefd=False)
     options = {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering")}
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw), write_through=stream.write_through, **options
-    )
+    return io.TextIOWrapper(io.BufferedWriter(raw), write_through=stream.write_through, **options)
 
 
 class _Lasting(io.FileIO):
@@ -50,10 +49,10 @@ class _Lasting(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            hung_up = self.terminal and error.errno == errno.EIO
-            if not (hung_up or isinstance(error, ConnectionError)):
-                raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
+            hung_up = self.terminal and error.errno == errno.EIO
+            if not (hung_up or isinstance(error, ConnectionError)):
+                raise  # once, not again when Python clears up
             return super().write(data)

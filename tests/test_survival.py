@@ -52,9 +52,15 @@ def run(*options, processes=0, timeout=200, **how):
     )
 
 
+def listening():
+    """A shell's background jobs, and what they start, ignore Ctrl-C; tests may be among them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(*options, **how):
     return subprocess.Popen(
         command(*options, **how),
+        preexec_fn=listening,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -99,7 +105,10 @@ def untouched(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
+STOPS = [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
     folder = tmp_path / "run"
     process = start("--run-dir", folder, "--max-steps", 40)
@@ -109,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
     if number == signal.SIGKILL:
         assert process.returncode == -number
     else:  # asked: it saved the step it was in, and says so
-        assert process.returncode == 75, out
+        assert process.returncode == (130 if number == signal.SIGINT else 75), out
         assert f"{signal.Signals(number).name} came: saved after step" in out
         newest = (folder / "checkpoints" / "latest").read_text()
         assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
