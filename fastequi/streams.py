@@ -45,7 +45,7 @@ class _Lasting(io.FileIO):
         super().__init__(*args, **options)
         self.terminal = self.isatty()
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:

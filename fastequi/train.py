@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from fastequi import checkpoint, lock, manifest
 from fastequi.build import build
-from fastequi.config import Config
+from fastequi.config import Config, changes, recipe_of
 from fastequi.data import kept
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
@@ -57,6 +57,7 @@ def pretrain(
     resume: bool = False,
     max_steps: int | None = None,
     progress: Progress | None = None,
+    recipe: str = "",
 ) -> Method:
     """Trains a method on a source and leaves a complete run folder.
 
@@ -69,6 +70,7 @@ def pretrain(
             stopped before its first.
         max_steps: stop after this many optimiser steps in all, on the full schedule.
         progress: what shows the run; a bar on the terminal by default.
+        recipe: the name of what the settings began as, for the folder to tell.
 
     Returns:
         The method in eval mode, with averaged weights if the config keeps an average; with
@@ -79,6 +81,8 @@ def pretrain(
     Raises:
         FileExistsError: `run_dir` already holds a run and `resume` is False.
         FileNotFoundError: `resume` without a run.
+        ValueError: `resume` with settings that the run cannot go on with; those that it can are
+            applied and said.
         BlockingIOError: another run is in the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` steps in a row were not finite.
         Preempted: one of `fastequi.preempt.SIGNALS` came; the steps taken so far are saved.
@@ -90,6 +94,7 @@ def pretrain(
         if processes.first:
             _check_folder(run_dir, resume)
             if resume:  # a new run makes its folder once all else is in order
+                recipe = _check_settings(run_dir / "config.json", config) or recipe
                 stack.enter_context(lock.alone(run_dir))
         found = _find_checkpoint(run_dir, resume, processes)
         if resume:
@@ -108,8 +113,6 @@ def pretrain(
         state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
         if found is not None:
             state = checkpoint.load(found, method, optimizer, average, processes.rank)
-            if checkpoint.about(found)["config_sha256"] != checkpoint.digest(config.to_json()):
-                logger.info("%s was saved with other settings than these", found)
         if config.train.compile:
             method.compile()
         loader = stack.enter_context(
@@ -130,7 +133,7 @@ def pretrain(
             if not resume:
                 stack.enter_context(lock.alone(run_dir))
                 _check_folder(run_dir, resume)  # another one may have begun meanwhile
-            manifest.replace_text(run_dir / "config.json", config.to_json())
+            manifest.replace_text(run_dir / "config.json", config.to_json(recipe))
             told = json.dumps(machine(), indent=1) + "\n"
             manifest.replace_text(run_dir / "machine.json", told)
             kept.keep(run_dir / kept.NAME, source)
@@ -220,6 +223,8 @@ class _Run:
             timer = Timer(train.checkpoint_minutes)
             progress, asked, late = self._agree(clock, step, notice, timer)
             last = clock.done(step, progress) or bool(asked)
+            if last and not asked:
+                logger.info("step %d was reached before: no step is taken", step)
             while not last:
                 lr, decay = rates_at(progress, self.config)
                 schedule(self.optimizer, lr, decay)
@@ -317,6 +322,19 @@ def _check_folder(run_dir: Path, resume: bool) -> None:
         raise FileNotFoundError(f"--resume: no run in {run_dir}")
     if not resume and begun:
         raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
+
+
+def _check_settings(file: Path, config: Config) -> str:
+    """Says what a resumed run changes, or refuses it; the recipe it began as, "" if unknown."""
+    if not file.is_file():
+        logger.warning("%s is gone: these settings are taken for the run's own", file)
+        return ""
+    text = file.read_text()
+    changed = changes(Config.from_json(text), config)
+    told = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
+    if told:
+        logger.info("settings that are others from now on: %s", told)
+    return recipe_of(text)
 
 
 def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:

@@ -34,7 +34,8 @@ ALLOWED = {
         *("models", "methods", "data", "paths", "philox", "functional", "evaluate"),
         *("build", "config", "checkpoint"),
     },
-    "config": {"paths", "data.augment"},
+    "config": {"paths", "data.augment", "limits"},
+    "limits": {"config"},  # for its type alone
     "recipes": {"config", "data.augment"},
     "build": {"config", "methods", "models", "data.batch"},
     "optim": set(),
