@@ -168,7 +168,8 @@ class TrainConfig:
     minutes: float = 0.0  # a wall-time budget instead of epochs
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where it is fast
+    # of the multiplications (autocast): fp16 scales the loss; auto takes what is fast there
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: int = 1  # batches per optimiser step
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: all weights on each, or parts
@@ -192,22 +193,30 @@ class TrainConfig:
         return self.device
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
-        """bfloat16 if asked for, or by "auto" on a GPU or a CPU that multiplies it natively."""
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and has_fast_bf16(device))
-        return torch.bfloat16 if bf16 else None
+        """What training multiplies in; None: float32, without autocast."""
+        if self.precision == "auto":
+            return fast_dtype(device)
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def fit_dtype(self, device: torch.device) -> torch.dtype:
+        """What probes are fitted in: as training, but for float16, since they scale no loss."""
+        dtype = self.autocast_dtype(device)
+        return torch.float32 if dtype in (None, torch.float16) else dtype
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether matrices multiply faster in bfloat16: on GPUs, and on CPUs with instructions for it.
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type that a device multiplies matrices fastest in; None: float32.
 
-    Emulated on other CPUs it is slower than float32, so torch's own flags decide there.
+    bfloat16 on GPUs of compute capability 8.0 and above, float16 on older ones, and bfloat16 on
+    CPUs with instructions for it: emulated on others it is slower than float32.
     """
-    if device.type != "cpu":
-        return device.type == "cuda"
-    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch
-        return False
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native else torch.float16
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch
+        return None
     flags = torch.cpu.get_capabilities()
-    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+    return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") else None
 
 
 @dataclass(frozen=True)

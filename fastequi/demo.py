@@ -88,7 +88,7 @@ def judge(config: Config, method: TIR, train_pairs: int, console: Console) -> Re
             train,
             [test],
             config.model.patch_size,
-            Fit(epochs=_EPOCHS, dtype=config.train.autocast_dtype(device) or torch.float32),
+            Fit(epochs=_EPOCHS, dtype=config.train.fit_dtype(device)),
             on_row=lambda row: status.update(f"probing {row}"),
         )
     return report

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from fastequi import checkpoint, lock, manifest
@@ -45,6 +45,7 @@ from fastequi.pace import Clock, Meter, Timer
 from fastequi.preempt import Notice, Preempted
 from fastequi.processes import Processes, let_go, replicated, shard, started, together
 from fastequi.progress import Progress, Silent
+from fastequi.scale import LossScale
 
 logger = logging.getLogger(__name__)
 
@@ -207,16 +208,17 @@ class _Run:
         self.loader, self.log, self.bar = loader, log, bar
         self.device = next(method.parameters()).device
         self.autocast = config.train.autocast_dtype(self.device)
+        self.scale = LossScale(self.device) if self.autocast is torch.float16 else None
         self.model = replicated(method, processes, method.may_lack_gradients)
 
     def loop(self, state: dict[str, Any], max_steps: int | None) -> None:
-        train, optim, step = self.config.train, self.config.optim, state["step"]
+        train, step = self.config.train, state["step"]
         total = self.config.total_steps(len(self.loader))
         clock = Clock(train.minutes, total, max_steps, state["seconds"])
         meter = Meter(self.config.data.batch_size)
         batches = meter.timed(iter(self.loader))
         params = [p for p in self.method.parameters() if p.requires_grad]
-        guard = Guard(self.method, train.max_skipped, self.processes.group)
+        guard = Guard(self.method, train.max_skipped, self.processes.group, self.scale)
         guard.load_state_dict(state)
         self.method.train()
         with Notice(self.processes.first) as notice:
@@ -234,10 +236,10 @@ class _Run:
                     batch = next(batches)
                     with together(self.model, left == 0):
                         out = self._forward(batch)
-                        (out["loss"] / train.accumulate).backward()
+                        self._backward(out["loss"] / train.accumulate)
                     guard.saw(out["loss"], batch.sample_ids)
                     meter.add(out, batches=1)
-                norm = clip_gradients(params, optim.clip, optim.clip_per_tensor)
+                norm = self._clip(params)
                 step += 1
                 taken = guard.judge(step, norm)
                 take_step(self.optimizer, taken)
@@ -259,7 +261,7 @@ class _Run:
                 if logs:
                     when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
                     means = self.processes.mean(meter.read())
-                    lost = {"skipped": guard.skipped, "quarantined": len(self.loader.quarantined)}
+                    lost = {**guard.lost(), "quarantined": len(self.loader.quarantined)}
                     row = {**when, "lr": lr, **means, **lost}
                     if due := [one for one in self.online if one.every in looks_due]:
                         start = time.monotonic()
@@ -298,6 +300,15 @@ class _Run:
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
             out: dict[str, Tensor] = self.model(batch)
             return out
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self.scale is None else loss * self.scale.value).backward()
+
+    def _clip(self, params: list[nn.Parameter]) -> Tensor:
+        """The gradients' norm, before they are clipped."""
+        if self.scale is not None:
+            self.scale.unscale(params)
+        return clip_gradients(params, self.config.optim.clip, self.config.optim.clip_per_tensor)
 
     def _save(self, step: int, seconds: float, guard: Guard) -> None:
         state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}

@@ -42,7 +42,8 @@ ALLOWED = {
     "heap": set(),
     "manifest": set(),
     "metrics": {"manifest"},
-    "guard": set(),
+    "guard": {"scale"},
+    "scale": set(),
     "lock": set(),
     "preempt": set(),
     "interrupts": {"preempt"},
@@ -54,7 +55,7 @@ ALLOWED = {
     "pace": set(),
     "train": {
         *("build", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
-        *("guard", "lock", "manifest", "metrics", "preempt", "processes"),
+        *("guard", "lock", "manifest", "metrics", "preempt", "processes", "scale"),
         "doctor.machine",
         "evaluate.online",  # what a run looks at on its way
     },
