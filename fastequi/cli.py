@@ -10,7 +10,7 @@ from importlib import import_module
 
 from fastequi import interrupts, streams
 from fastequi.heap import keep_heap
-from fastequi.preempt import INTERRUPTED, Preempted, leave_with_launcher
+from fastequi.preempt import Preempted, leave_with_launcher
 
 # OpenMP's threads otherwise spin for milliseconds at every barrier, and where anything else runs on
 # the same cores (DALI does), training was seen to slow down sixfold; with a short spin it shares.
@@ -62,8 +62,7 @@ def _run(name: str, words: list[str]) -> int:
         interrupts.last_word(str(notice))
         return notice.exit_code
     except KeyboardInterrupt:
-        interrupts.last_word("stopped")
-        return INTERRUPTED
+        interrupts.stop("stopped at once")
 
 
 def _usage() -> str:

@@ -13,11 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from fastequi.preempt import INTERRUPTED, Presses, say
 
 outlook: Callable[[], str] = str  # how what was stopped can go on; "" if there is nothing to say
-_once = threading.Lock()  # taken by whoever has the last word
+_leaving = threading.RLock()  # so that only one says so
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def heard(whole: bool) -> Iterator[None]:
     if not main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
-    handler = signal.signal(signal.SIGINT, _left_to_the_thread)
+    handler = signal.signal(signal.SIGINT, _came)
     hears, tells = os.pipe()
     os.set_blocking(tells, False)
     told = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
@@ -47,14 +48,10 @@ def heard(whole: bool) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL if whole else handler)
         os.close(tells)
         outlook = str
-        if _once.locked():
-            _once.release()
 
 
 def last_word(told: str) -> None:
-    """One line on how a command was stopped, and how it can go on; the first call's alone."""
-    if not _once.acquire(blocking=False):
-        return
+    """One line on how a command was stopped, and how it can go on."""
     if os.isatty(2):
         with suppress(OSError):
             os.write(2, b"\033[?25h")  # a progress bar hides the cursor
@@ -62,16 +59,22 @@ def last_word(told: str) -> None:
     say(f"{told}; {after}" if after else told)
 
 
+def stop(told: str) -> NoReturn:
+    """Ends the process now, with a last word."""
+    with _leaving:
+        last_word(told)
+        os._exit(INTERRUPTED)
+
+
 def _listen(hears: int) -> None:
     presses = Presses()
     while numbers := os.read(hears, 64):
-        again = any(presses.again(number) for number in numbers)
-        mine = signal.getsignal(signal.SIGINT) is _left_to_the_thread
-        if again or (mine and signal.SIGINT in numbers):
-            last_word("stopped at once" if again else "stopped")
-            os._exit(INTERRUPTED)
+        if any(presses.again(number) for number in numbers):
+            stop("stopped at once")
+        if signal.SIGINT in numbers and signal.getsignal(signal.SIGINT) is _came:
+            stop("stopped")
     os.close(hears)
 
 
-def _left_to_the_thread(number: int, frame: FrameType | None) -> None:
-    pass
+def _came(number: int, frame: FrameType | None) -> None:
+    stop("stopped")

@@ -62,7 +62,7 @@ def checkpoints(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("later", ["", "--train.save-later"])
+@pytest.mark.parametrize("later", ["", pytest.param("--train.save-later", marks=pytest.mark.slow)])
 def test_a_second_press_stops_at_once_and_harms_nothing(tmp_path, later):
     """While the save that the first one asked for is being written, by this thread or another."""
     folder = tmp_path / "run"
@@ -214,7 +214,7 @@ def test_other_commands_end_with_one_line(tmp_path, words, seconds):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"])
 def test_a_run_without_streams_ends_well(tmp_path, closed):
     """As a daemon's or cron's; the next file to be opened does not become standard error."""
     folder = tmp_path / "run"
@@ -271,13 +271,13 @@ from fastequi import pace
 plain = pace.Timer.due
 pace.Timer.due = lambda self: os.environ["RANK"] == "1" or plain(self)
 """
-    often = ["--train.checkpoint-minutes", 0.02, "--train.keep-checkpoints", 99]
-    shared = ["--train.checkpoint-every", 0, "--max-steps", 40, *options]
+    often = ["--train.checkpoint-minutes", 0.01, "--train.keep-checkpoints", 99]
+    shared = ["--train.checkpoint-every", 0, "--max-steps", 25, *options]
     how = {"processes": 2, "program": changed(tmp_path, wild)}
     done = run("--run-dir", tmp_path / "timed", *often, *shared, **how)
     assert done.returncode == 0, done.stderr
     done = run("--run-dir", tmp_path / "plain", *shared, processes=2)
     assert done.returncode == 0, done.stderr
     assert same(tmp_path / "timed", tmp_path / "plain")
-    assert checkpoints(tmp_path / "plain") == ["latest", "step_00000040"]
-    assert 2 < len(checkpoints(tmp_path / "timed")) < 30
+    assert checkpoints(tmp_path / "plain") == ["latest", "step_00000025"]
+    assert 2 < len(checkpoints(tmp_path / "timed")) < 22

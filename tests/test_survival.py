@@ -105,7 +105,7 @@ def untouched(tmp_path_factory):
     return folder
 
 
-STOPS = [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP]
+STOPS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.mark.parametrize("number", STOPS)
