@@ -233,6 +233,15 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def outlook(run_dir: Path) -> str:
+    """What --resume would do with a run's folder, in words."""
+    if found := steps(run_dir / "checkpoints"):
+        return f"--resume goes on after step {step_of(found[0])}"
+    if (run_dir / "config.json").is_file():
+        return "nothing is saved: --resume begins with the first step"
+    return f"nothing is saved, and no run begun in {run_dir}"
+
+
 def digest(config: str) -> str:
     """SHA-256 of a run's settings."""
     return hashlib.sha256(config.encode()).hexdigest()

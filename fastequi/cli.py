@@ -8,8 +8,9 @@ import os
 import sys
 from importlib import import_module
 
+from fastequi import interrupts, streams
 from fastequi.heap import keep_heap
-from fastequi.preempt import EXIT_CODE, Preempted, leave_with_launcher
+from fastequi.preempt import Preempted, leave_with_launcher
 
 # OpenMP's threads otherwise spin for milliseconds at every barrier, and where anything else runs on
 # the same cores (DALI does), training was seen to slow down sixfold; with a short spin it shares.
@@ -30,42 +31,43 @@ _COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; ends with exit code 2 on bad input."""
-    argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    name, *rest = argv or ["--help"]
-    keep_heap()
+    with interrupts.heard(whole=argv is None):
+        streams.outlast()
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+        keep_heap()
+        code = _run(name, rest)
+    if code:
+        sys.exit(code)
+
+
+def _run(name: str, words: list[str]) -> int:
+    """Does what a command's words say; its exit code."""
     try:
         if name in ("-h", "--help"):
             print(_usage(), flush=True)
-            return
+            return 0
         leave_with_launcher()
         if name not in _COMMANDS:
             near = difflib.get_close_matches(name, _COMMANDS, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown command {name!r}{hint}\n\n{_usage()}")
-        getattr(import_module("fastequi.commands"), name)(rest)
+        getattr(import_module("fastequi.commands"), name)(words)
         sys.stdout.flush()
-    except BrokenPipeError:  # as of "fastequi --help | head"; Python would fail again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 0
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
-        sys.exit(_say(str(error), 2))
+        print(f"fastequi: {error}", file=sys.stderr)
+        return 2
     except Preempted as notice:
-        sys.exit(_say(str(notice), EXIT_CODE))
+        interrupts.last_word(str(notice))
+        return notice.exit_code
     except KeyboardInterrupt:
-        trains = name in ("demo", "pretrain")
-        hint = "; --resume goes on from the last checkpoint" if trains else ""
-        sys.exit(_say(f"stopped{hint}", 130))
+        interrupts.stop("stopped at once")
 
 
 def _usage() -> str:
     lines = "\n".join(f"  {name:10s}{what}" for name, what in _COMMANDS.items())
     return f"usage: fastequi COMMAND ...\n\n{lines}\n\n'fastequi COMMAND --help' lists its options."
-
-
-def _say(message: str, code: int) -> int:
-    print(f"fastequi: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

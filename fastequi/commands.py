@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from fastequi.config import Config
+from fastequi import interrupts
+from fastequi.config import Config, recipe_of
 from fastequi.recipes import RECIPES
 from fastequi.vit_options import VitOptions
 
@@ -147,15 +149,18 @@ def pretrain(argv: list[str]) -> None:
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: which run? name it with --run-dir")
 
+    from fastequi import checkpoint
     from fastequi.data.sources import open_source
     from fastequi.train import pretrain as run
 
     if options.run_dir is None and "WORLD_SIZE" in os.environ:
         raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
     run_dir = options.run_dir or _dated(name)
+    interrupts.outlook = partial(checkpoint.outlook, run_dir)
     tolerate = config.data.tolerate
     source = open_source(_images(options.data), index=options.index, tolerate=tolerate)
-    run(config, source, run_dir, resume=options.resume, max_steps=options.max_steps)
+    resume, max_steps = options.resume, options.max_steps
+    run(config, source, run_dir, resume=resume, max_steps=max_steps, recipe=name)
     if os.environ.get("RANK", "0") == "0":
         print(run_dir)
 
@@ -165,7 +170,7 @@ def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
     name, *rest = argv
     if name not in RECIPES:
         raise _unknown("recipe", name, RECIPES, _pretrain_usage())
-    default = PretrainOptions(_config_to_resume(rest) or RECIPES[name]())
+    default = PretrainOptions(_config_to_resume(name, rest) or RECIPES[name]())
     options = _parse(default, f"fastequi pretrain {name}", rest)
     if options.max_steps is not None and options.max_steps < 1:
         raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
@@ -183,6 +188,8 @@ def submit(argv: list[str]) -> None:
         if value < least:
             raise ValueError(f"--{name}: expected >= {least}, got {value}")
     _, run = _pretrain_options(words)
+    if run.run_dir is not None and (run.run_dir / "config.json").is_file():
+        _pretrain_options([*words, "--resume"])  # as every start but the first says
     if run.run_dir is None or run.data is None:
         raise ValueError("submit: expected --data and --run-dir behind --, the same for all starts")
 
@@ -319,15 +326,26 @@ def _pretrain_usage() -> str:
     return f"usage: fastequi pretrain RECIPE --data PATH [--section.field value]\n\n{lines}"
 
 
-def _config_to_resume(argv: list[str]) -> Config | None:
+def _config_to_resume(name: str, argv: list[str]) -> Config | None:
     """The settings of the run that --resume goes on with: its own are the defaults."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--run-dir", "--run_dir", type=Path)
+    parser.add_argument("--run-dir", "--run_dir", type=Path, default=Path())
     parser.add_argument("--resume", action="store_true")
     given, _ = parser.parse_known_args(argv)
-    if not given.resume or given.run_dir is None or not (given.run_dir / "config.json").is_file():
+    file = given.run_dir / "config.json"
+    if not given.resume or not file.is_file():
         return None
-    return Config.from_json((given.run_dir / "config.json").read_text())
+    text = file.read_text()
+    try:
+        config, begun = Config.from_json(text), recipe_of(text)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"--resume: {file} cannot be read: {error}") from error
+    if begun and begun != name:
+        raise ValueError(
+            f"--resume: {given.run_dir} is a run of the recipe {begun}, got {name}; expected its "
+            f"own name, or another --run-dir"
+        )
+    return config
 
 
 def _dated(name: str) -> Path:

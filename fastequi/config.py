@@ -9,12 +9,13 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from fastequi import paths
+from fastequi import limits, paths
 from fastequi.data.augment import ViewConfig
 
 
@@ -169,14 +170,16 @@ class TrainConfig:
     minutes: float = 0.0  # a wall-time budget instead of epochs
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where it is fast
+    # of the multiplications (autocast): fp16 scales the loss; auto takes what is fast there
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: int = 1  # batches per optimiser step
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: all weights on each, or parts
     average_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
     log_every: int = 20
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end a run
-    checkpoint_every: int = 2000
+    checkpoint_every: int = 2000  # steps; 0: none
+    checkpoint_minutes: float = 10.0  # as well, since the one before; 0: none
     keep_checkpoints: int = 3
     save_later: bool = False  # checkpoints are written by a thread, from a copy in memory
     tensorboard: bool = True
@@ -192,22 +195,30 @@ class TrainConfig:
         return self.device
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
-        """bfloat16 if asked for, or by "auto" on a GPU or a CPU that multiplies it natively."""
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and has_fast_bf16(device))
-        return torch.bfloat16 if bf16 else None
+        """What training multiplies in; None: float32, without autocast."""
+        if self.precision == "auto":
+            return fast_dtype(device)
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def fit_dtype(self, device: torch.device) -> torch.dtype:
+        """What probes are fitted in: as training, but for float16, since they scale no loss."""
+        dtype = self.autocast_dtype(device)
+        return torch.float32 if dtype in (None, torch.float16) else dtype
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether matrices multiply faster in bfloat16: on GPUs, and on CPUs with instructions for it.
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type that a device multiplies matrices fastest in; None: float32.
 
-    Emulated on other CPUs it is slower than float32, so torch's own flags decide there.
+    bfloat16 on GPUs of compute capability 8.0 and above, float16 on older ones, and bfloat16 on
+    CPUs with instructions for it: emulated on others it is slower than float32.
     """
-    if device.type != "cpu":
-        return device.type == "cuda"
-    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch
-        return False
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native else torch.float16
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch
+        return None
     flags = torch.cpu.get_capabilities()
-    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+    return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") else None
 
 
 @dataclass(frozen=True)
@@ -227,152 +238,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses what would fail later, after work was done."""
-        data, method, train = self.data, self.method, self.train
-        vit = self.model.name.startswith("vit_")
-        _expect(
-            not vit or data.image_size % self.model.patch_size == 0,
-            "model.patch_size",
-            f"a divisor of data.image_size={data.image_size}",
-            self.model.patch_size,
-        )
-        _expect(
-            vit or self.system == "rotnet",
-            "model.name",
-            f"a ViT for system={self.system}",
-            self.model.name,
-        )
-        _expect(
-            self.system != "rotnet" or data.source_size == data.image_size,
-            "data.source_size",
-            f"data.image_size={data.image_size} for system=rotnet, whose turns need no margin",
-            data.source_size,
-        )
-        _expect(method.num_steps >= 0, "method.num_steps", "K >= 0", method.num_steps)
-        _expect(
-            0 <= method.equi_dim <= method.dim,
-            "method.equi_dim",
-            f"0 .. method.dim={method.dim}",
-            method.equi_dim,
-        )
-        _expect(
-            self.path.family != "blur" or data.source_size == data.image_size,
-            "data.source_size",
-            f"data.image_size={data.image_size} for the blur path, which needs no margin",
-            data.source_size,
-        )
-        _expect(method.recon_weight >= 0, "method.recon_weight", ">= 0", method.recon_weight)
-        _expect(len(method.expander) >= 1, "method.expander", "at least one width", method.expander)
-        if self.system == "gtsa":
-            self._check_gtsa()
-        else:
-            _expect(not data.overlaps, "data.turns", f"no for system={self.system}", True)
-            self._check_distillation()
-        _expect(train.accumulate >= 1, "train.accumulate", ">= 1", train.accumulate)
-        _expect(train.log_every >= 1, "train.log_every", ">= 1", train.log_every)
-        _expect(train.max_skipped >= 1, "train.max_skipped", ">= 1", train.max_skipped)
-        _expect(
-            train.keep_checkpoints >= 1, "train.keep_checkpoints", ">= 1", train.keep_checkpoints
-        )
-        _expect(train.minutes >= 0, "train.minutes", ">= 0", train.minutes)
-        _expect(train.minutes > 0 or train.epochs >= 1, "train.epochs", ">= 1", train.epochs)
-        _expect(
-            0 <= train.average_momentum < 1,
-            "train.average_momentum",
-            "0 <= momentum < 1",
-            train.average_momentum,
-        )
-        for name in ("knn_every", "r2_every"):
-            _expect(getattr(train, name) >= 0, f"train.{name}", ">= 0", getattr(train, name))
-        _expect(
-            not train.knn_every or bool(train.knn_data),
-            "train.knn_data",
-            "labelled images for train.knn_every",
-            repr(train.knn_data),
-        )
-        _expect(
-            train.parallel == "ddp" or self.optim.kind == "adamw",
-            "optim.kind",
-            "adamw for train.parallel=fsdp (PyTorch's fused SGD knows no parts)",
-            self.optim.kind,
-        )
-        for name in ("knn_every", "r2_every", "save_later"):
-            _expect(
-                train.parallel == "ddp" or not getattr(train, name),
-                f"train.{name}",
-                "none for train.parallel=fsdp, whose weights lie in parts",
-                getattr(train, name),
-            )
-        _expect(self.optim.lr > 0, "optim.lr", "> 0", self.optim.lr)
-        _expect(0 <= self.optim.warmup < 1, "optim.warmup", "0 <= share < 1", self.optim.warmup)
-        falling = all(0 < share < 1 for share in self.optim.milestones)
-        _expect(
-            falling and sorted(self.optim.milestones) == list(self.optim.milestones),
-            "optim.milestones",
-            "increasing shares between 0 and 1",
-            self.optim.milestones,
-        )
-        _expect(0 < self.optim.factor <= 1, "optim.factor", "0 < factor <= 1", self.optim.factor)
-        _expect(0 <= self.optim.momentum < 1, "optim.momentum", "0 .. 1", self.optim.momentum)
-        _expect(self.optim.reference >= 1, "optim.reference", ">= 1", self.optim.reference)
-        for name in ("layer_decay", "patch_embed_lr"):
-            value = getattr(self.optim, name)
-            _expect(0 < value <= 1, f"optim.{name}", "0 < factor <= 1", value)
-
-    def _check_gtsa(self) -> None:
-        data, gtsa = self.data, self.gtsa
-        _expect(data.turns, "data.turns", "true for system=gtsa", data.turns)
-        _expect(
-            data.source_size == data.image_size,
-            "data.source_size",
-            f"data.image_size={data.image_size} for system=gtsa, whose turns need no margin",
-            data.source_size,
-        )
-        _expect(
-            data.crops == 0 or data.crop_size % self.model.patch_size == 0,
-            "model.patch_size",
-            f"a divisor of data.crop_size={data.crop_size}",
-            self.model.patch_size,
-        )
-        _expect(data.mask_share == 0, "data.mask_share", "0 for system=gtsa", data.mask_share)
-        for name in ("dim", "bins", "local_bins"):
-            _expect(getattr(gtsa, name) >= 1, f"gtsa.{name}", ">= 1", getattr(gtsa, name))
-        for name in ("correspondence_weight", "rotation_weight"):
-            _expect(getattr(gtsa, name) >= 0, f"gtsa.{name}", ">= 0", getattr(gtsa, name))
-        for name in ("correspondence_from", "momentum"):
-            _expect(0 <= getattr(gtsa, name) <= 1, f"gtsa.{name}", "0 .. 1", getattr(gtsa, name))
-
-    def _check_distillation(self) -> None:
-        base, data, distill = self.method.base, self.data, self.distill
-        patches, teaches = base in ("ibot", "dinov2"), base in ("dino", "ibot", "dinov2")
-        _expect(
-            patches == (data.mask_share > 0),
-            "data.mask_share",
-            f"{'> 0' if patches else '0'} for method.base={base}",
-            data.mask_share,
-        )
-        _expect(teaches or data.crops == 0, "data.crops", f"0 for method.base={base}", data.crops)
-        if not teaches:
-            return
-        _expect(self.model.class_token, "model.class_token", f"true for method.base={base}", False)
-        _expect(
-            data.crop_size % self.model.patch_size == 0,
-            "model.patch_size",
-            f"a divisor of data.crop_size={data.crop_size}",
-            self.model.patch_size,
-        )
-        _expect(
-            self.method.equi_dim < self.method.dim,
-            "method.equi_dim",
-            f"less than method.dim={self.method.dim}, the others are for method.base={base}",
-            self.method.equi_dim,
-        )
-        for name in ("student_temp", "teacher_temp", "first_teacher_temp"):
-            _expect(getattr(distill, name) > 0, f"distill.{name}", "> 0", getattr(distill, name))
-        for name in ("temp_warmup", "momentum", "center_momentum", "freeze"):
-            value = getattr(distill, name)
-            _expect(0 <= value <= 1, f"distill.{name}", "0 .. 1", value)
-        for name in ("prototypes", "hidden_dim", "bottleneck_dim"):
-            _expect(getattr(distill, name) >= 1, f"distill.{name}", ">= 1", getattr(distill, name))
+        limits.check(self)
 
     def peak_lr(self) -> float:
         ratio = self.data.batch_size * self.train.accumulate / self.optim.reference
@@ -381,20 +247,60 @@ class Config:
     def total_steps(self, steps_per_epoch: int) -> int:
         return max(self.train.epochs * steps_per_epoch // self.train.accumulate, 1)
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+    def to_json(self, recipe: str = "") -> str:
+        """A run's config.json: the settings, and which recipe they began as."""
+        named = {"recipe": recipe} if recipe else {}
+        return json.dumps({**named, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Config:
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(f"expected a JSON object, got {text.strip()[:80]!r}")
-        return _from_dict(cls, found)
+        return _from_dict(cls, {name: found[name] for name in found if name != "recipe"})
 
 
-def _expect(holds: bool, name: str, expected: str, came: object) -> None:
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {came}")
+def recipe_of(text: str) -> str:
+    """The recipe that a config.json names; "" if it names none."""
+    return str(json.loads(text).get("recipe", ""))
+
+
+# What a run keeps from its beginning: what its weights are made for, or its place in the data is
+# counted by. Of some only whether they are 0.
+_KEPT: dict[str, Callable[[Any], Any]] = {
+    name: lambda value: value
+    for name in (
+        *("system", "optim.kind", "data.image_size", "data.samples_per_decode", "data.repeat"),
+        *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
+        *("model.num_heads", "model.mlp_ratio", "model.layer_scale", "model.reg_tokens"),
+        *("model.class_token", "method.base", "method.num_steps", "method.dim", "method.equi_dim"),
+        *("method.decoder", "method.decoder_width", "method.decoder_convs", "method.expander"),
+        *("method.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
+        *("gtsa.dim", "gtsa.turn_dims"),
+    )
+} | dict.fromkeys(("method.recon_weight", "data.mask_share", "train.average_momentum"), bool)
+
+
+def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
+    """What a run that goes on with `config` changes: {"section.field": (before, from now on)}.
+
+    Raises:
+        ValueError: something that a run keeps from its beginning.
+    """
+    before, after = (_flat(dataclasses.asdict(one)) for one in (begun, config))
+    found = {name: (before[name], after[name]) for name in after if before[name] != after[name]}
+    for name, (old, new) in found.items():
+        if name in _KEPT and _KEPT[name](old) != _KEPT[name](new):
+            raise ValueError(f"{name}: expected {old}, as the run began, with --resume, got {new}")
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inside = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+    return flat
 
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Repo
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps, it does not cut
     start = time.monotonic()
-    method = pretrain(config, embedded_photos(TRAIN_REGION), run_dir)
+    method = pretrain(config, embedded_photos(TRAIN_REGION), run_dir, recipe="demo")
     assert isinstance(method, TIR)
     trained = time.monotonic()
     report = judge(config, method, train_pairs, console)
@@ -88,7 +88,7 @@ def judge(config: Config, method: TIR, train_pairs: int, console: Console) -> Re
             train,
             [test],
             config.model.patch_size,
-            Fit(epochs=_EPOCHS, dtype=config.train.autocast_dtype(device) or torch.float32),
+            Fit(epochs=_EPOCHS, dtype=config.train.fit_dtype(device)),
             on_row=lambda row: status.update(f"probing {row}"),
         )
     return report

@@ -23,6 +23,11 @@ _PACKAGES = {
     "xformers": "memory-efficient attention on a GPU (fastequi[xformers])",
     "tensorboard": "event files (fastequi[log])",
 }
+_PRECISIONS = {
+    torch.bfloat16: "bf16 autocast",
+    torch.float16: "fp16 autocast, the loss scaled",
+    None: "float32",
+}
 
 
 def report() -> str:
@@ -43,7 +48,7 @@ def report() -> str:
 
 def backends() -> list[tuple[str, str, str]]:
     """(part, backend, reason) for every part that has a choice."""
-    from fastequi.config import has_fast_bf16
+    from fastequi.config import fast_dtype
     from fastequi.data.dali import decoder_backend
     from fastequi.functional import backend
     from fastequi.models.attention import available_backends
@@ -59,11 +64,7 @@ def backends() -> list[tuple[str, str, str]]:
         ("path loss, warp, blur", *backend(device)),
         ("attention", chosen, why),
         ("images", *decoder_backend(device)),
-        (
-            "precision",
-            "bf16 autocast" if has_fast_bf16(device) else "float32",
-            "train.precision auto",
-        ),
+        ("precision", _PRECISIONS[fast_dtype(device)], "train.precision auto"),
     ]
 
 

@@ -3,6 +3,9 @@
 Whether a step is taken stays on the device: the fused optimiser reads it there (as it does under a
 gradient scaler), averages and centres are multiplied by it, buffers that the forward changed are
 put back. The host learns of it when it reads the metrics anyway.
+
+A gradient that overflows float16 under a loss scale (`fastequi.scale`) is no sample's fault: the
+scale falls, and the step counts as overflowed, not as skipped.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from fastequi.scale import LossScale
+
 logger = logging.getLogger(__name__)
 
 _NAMED = 256  # sample ids in a message
@@ -28,28 +33,47 @@ class Guard:
         method: whose buffers go back when a step is not taken.
         limit: steps not taken in a row after which the run ends.
         group: processes that take a step together or not at all.
+        scale: of the loss, if it has one.
 
     Attributes:
         skipped: steps not taken so far, as far as the host has read.
+        overflowed: those not taken since the scale was too large, which are not among them.
         in_a_row: how many of them were the last ones.
     """
 
-    def __init__(self, method: nn.Module, limit: int, group: ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        method: nn.Module,
+        limit: int,
+        group: ProcessGroup | None = None,
+        scale: LossScale | None = None,
+    ) -> None:
         self.buffers = [b for b in method.buffers() if b.is_floating_point()]
         self.saved = [b.clone() for b in self.buffers]
-        self.limit, self.group = limit, group
-        self.skipped = self.in_a_row = 0
+        self.limit, self.group, self.scale = limit, group, scale
+        self.skipped = self.in_a_row = self.overflowed = 0
         self.losses: list[Tensor] = []
         self.ids: list[Tensor] = []
         self.unread: list[tuple[int, Tensor, list[Tensor]]] = []
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, float]:
         """What a resumed run goes on counting from, JSON-ready."""
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        counts = {name: getattr(self, name) for name in ("skipped", "in_a_row", "overflowed")}
+        return counts if self.scale is None else {**counts, **self.scale.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint's state; one of an older version counts from 0."""
         self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+        self.overflowed = state.get("overflowed", 0)
+        if self.scale is not None:
+            self.scale.load_state_dict(state)
+
+    def lost(self) -> dict[str, float]:
+        """What was lost so far, for the log."""
+        if self.scale is None:
+            return {"skipped": self.skipped}
+        scale = self.scale.value.item()
+        return {"skipped": self.skipped, "overflowed": self.overflowed, "loss_scale": scale}
 
     def begin(self) -> None:
         """Before a step's first batch."""
@@ -73,8 +97,10 @@ class Guard:
         every = torch.stack([mine.all(), norm.detach().isfinite()]).to(torch.float32)
         if self.group is not None:
             dist.all_reduce(every, dist.ReduceOp.MIN, group=self.group)
-        taken = every.min()
-        flags = torch.cat([taken[None], every[:1], mine.to(torch.float32)])
+        taken, losses = every.min(), every[0]
+        overflow = losses - taken  # the losses are finite, the gradient is not
+        excused = torch.zeros_like(taken) if self.scale is None else self.scale.update(overflow)
+        flags = torch.cat([torch.stack([taken, losses, excused]), mine.to(torch.float32)])
         self.unread.append((step, flags, self.ids))
         return taken
 
@@ -91,7 +117,10 @@ class Guard:
         """
         before = self.skipped
         told = torch.stack([flags for _, flags, _ in self.unread]).tolist() if self.unread else []
-        for (step, _, ids), (taken, losses, *mine) in zip(self.unread, told, strict=True):
+        for (step, _, ids), (taken, losses, excused, *mine) in zip(self.unread, told, strict=True):
+            if excused:
+                self.overflowed += 1
+                continue
             self.in_a_row = 0 if taken else self.in_a_row + 1
             if taken:
                 continue

@@ -47,9 +47,8 @@ def judge(
     """
     encoder, encoders = load_all(spec, against, device, stated)
     train, test = photographs(data, test_data)
-    dtype = TrainConfig().autocast_dtype(encoder.device)
-    if dtype is not None:
-        budget = dataclasses.replace(budget, fit=dataclasses.replace(budget.fit, dtype=dtype))
+    dtype = TrainConfig().fit_dtype(encoder.device)
+    budget = dataclasses.replace(budget, fit=dataclasses.replace(budget.fit, dtype=dtype))
     console, start = Console(), time.monotonic()
     console.width = max(console.width, _TABLE_WIDTH)
     file = place("equivariance" + "_zero_fill" * budget.zero_fill, spec, out)

@@ -57,6 +57,20 @@ class Clock:
         return max(min(by_steps, by_time), 0.0)
 
 
+class Timer:
+    """Says that so many minutes have gone by since it was made or last wound; 0: never."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60 or math.inf
+        self.wind()
+
+    def wind(self) -> None:
+        self.start = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.start >= self.seconds
+
+
 class Meter:
     """Means of a step's scalars and the loop's speed; touches the device only when read."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastequi.preempt import Preempted
+from fastequi.preempt import EXIT_CODE, Preempted
 
 
 class Job:
@@ -33,12 +33,13 @@ class Job:
         from fastequi import commands
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        again = ["--resume"] if (self.run_dir / "config.json").is_file() else []
+        resume = ["--resume"] if (self.run_dir / "config.json").is_file() else []
         try:
-            commands.pretrain([*self.words, *again])
+            commands.pretrain([*self.words, *resume])
         except Preempted as notice:
             job = os.environ.get("SLURM_JOB_ID")
-            if job is not None and os.environ["RANK"] == "0":
+            again = notice.exit_code == EXIT_CODE  # else somebody wanted it to stop
+            if again and job is not None and os.environ["RANK"] == "0":
                 subprocess.run(["scontrol", "requeue", job], check=True)
             return str(notice)
         return "done"

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from fastequi import checkpoint, lock, manifest
 from fastequi.build import build
-from fastequi.config import Config
+from fastequi.config import Config, changes, recipe_of
 from fastequi.data import kept
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
@@ -41,10 +41,11 @@ from fastequi.optim import (
     take_step,
     warmup_cosine,
 )
-from fastequi.pace import Clock, Meter
+from fastequi.pace import Clock, Meter, Timer
 from fastequi.preempt import Notice, Preempted
 from fastequi.processes import Processes, let_go, replicated, shard, started, together
 from fastequi.progress import Progress, Silent
+from fastequi.scale import LossScale
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def pretrain(
     resume: bool = False,
     max_steps: int | None = None,
     progress: Progress | None = None,
+    recipe: str = "",
 ) -> Method:
     """Trains a method on a source and leaves a complete run folder.
 
@@ -69,6 +71,7 @@ def pretrain(
             stopped before its first.
         max_steps: stop after this many optimiser steps in all, on the full schedule.
         progress: what shows the run; a bar on the terminal by default.
+        recipe: the name of what the settings began as, for the folder to tell.
 
     Returns:
         The method in eval mode, with averaged weights if the config keeps an average; with
@@ -79,9 +82,12 @@ def pretrain(
     Raises:
         FileExistsError: `run_dir` already holds a run and `resume` is False.
         FileNotFoundError: `resume` without a run.
+        ValueError: `resume` with settings that the run cannot go on with; those that it can are
+            applied and said.
         BlockingIOError: another run is in the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` steps in a row were not finite.
-        Preempted: SIGTERM or SIGUSR1 came; a checkpoint was saved.
+        Preempted: one of `fastequi.preempt.SIGNALS` came; the steps taken so far are saved.
+        KeyboardInterrupt: a second Ctrl-C, or one before the first step.
     """
     with ExitStack() as stack:
         processes = stack.enter_context(started(config.train.resolved_device()))
@@ -89,6 +95,7 @@ def pretrain(
         if processes.first:
             _check_folder(run_dir, resume)
             if resume:  # a new run makes its folder once all else is in order
+                recipe = _check_settings(run_dir / "config.json", config) or recipe
                 stack.enter_context(lock.alone(run_dir))
         found = _find_checkpoint(run_dir, resume, processes)
         if resume:
@@ -107,8 +114,6 @@ def pretrain(
         state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
         if found is not None:
             state = checkpoint.load(found, method, optimizer, average, processes.rank)
-            if checkpoint.about(found)["config_sha256"] != checkpoint.digest(config.to_json()):
-                logger.info("%s was saved with other settings than these", found)
         if config.train.compile:
             method.compile()
         loader = stack.enter_context(
@@ -129,7 +134,7 @@ def pretrain(
             if not resume:
                 stack.enter_context(lock.alone(run_dir))
                 _check_folder(run_dir, resume)  # another one may have begun meanwhile
-            manifest.replace_text(run_dir / "config.json", config.to_json())
+            manifest.replace_text(run_dir / "config.json", config.to_json(recipe))
             told = json.dumps(machine(), indent=1) + "\n"
             manifest.replace_text(run_dir / "machine.json", told)
             kept.keep(run_dir / kept.NAME, source)
@@ -204,21 +209,25 @@ class _Run:
         self.loader, self.log, self.bar = loader, log, bar
         self.device = next(method.parameters()).device
         self.autocast = config.train.autocast_dtype(self.device)
+        self.scale = LossScale(self.device) if self.autocast is torch.float16 else None
         self.model = replicated(method, processes, method.may_lack_gradients)
 
     def loop(self, state: dict[str, Any], max_steps: int | None) -> None:
-        train, optim, step = self.config.train, self.config.optim, state["step"]
+        train, step = self.config.train, state["step"]
         total = self.config.total_steps(len(self.loader))
         clock = Clock(train.minutes, total, max_steps, state["seconds"])
         meter = Meter(self.config.data.batch_size)
         batches = meter.timed(iter(self.loader))
         params = [p for p in self.method.parameters() if p.requires_grad]
-        guard = Guard(self.method, train.max_skipped, self.processes.group)
+        guard = Guard(self.method, train.max_skipped, self.processes.group, self.scale)
         guard.load_state_dict(state)
         self.method.train()
-        with Notice() as notice:
-            progress, asked = self._agree(clock, step, notice)
+        with Notice(self.processes.first) as notice:
+            timer = Timer(train.checkpoint_minutes)
+            progress, asked, late = self._agree(clock, step, notice, timer)
             last = clock.done(step, progress) or bool(asked)
+            if last and not asked:
+                logger.info("step %d was reached before: no step is taken", step)
             while not last:
                 lr, decay = rates_at(progress, self.config)
                 schedule(self.optimizer, lr, decay)
@@ -228,10 +237,10 @@ class _Run:
                     batch = next(batches)
                     with together(self.model, left == 0):
                         out = self._forward(batch)
-                        (out["loss"] / train.accumulate).backward()
+                        self._backward(out["loss"] / train.accumulate)
                     guard.saw(out["loss"], batch.sample_ids)
                     meter.add(out, batches=1)
-                norm = clip_gradients(params, optim.clip, optim.clip_per_tensor)
+                norm = self._clip(params)
                 step += 1
                 taken = guard.judge(step, norm)
                 take_step(self.optimizer, taken)
@@ -241,10 +250,11 @@ class _Run:
                 if self.average is not None:
                     self.average.update(self.method, taken)
                 meter.add({"grad_norm": norm})
-                progress, asked = self._agree(clock, step, notice)
+                progress, asked, late = self._agree(clock, step, notice, timer)
                 last = clock.done(step, progress) or bool(asked)
                 looks_due = self._looks_due(step, last)
-                saves = last or (train.checkpoint_every and step % train.checkpoint_every == 0)
+                every = train.checkpoint_every
+                saves = last or late or (every > 0 and step % every == 0)
                 logs = step % train.log_every == 0 or last or step == 1 or looks_due
                 if logs or saves:  # all processes do so at the same steps
                     guard.read()
@@ -252,7 +262,7 @@ class _Run:
                 if logs:
                     when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
                     means = self.processes.mean(meter.read())
-                    lost = {"skipped": guard.skipped, "quarantined": len(self.loader.quarantined)}
+                    lost = {**guard.lost(), "quarantined": len(self.loader.quarantined)}
                     row = {**when, "lr": lr, **means, **lost}
                     if due := [one for one in self.online if one.every in looks_due]:
                         start = time.monotonic()
@@ -263,18 +273,23 @@ class _Run:
                     self.bar.show(progress, clock.left(step), row)
                 if saves:
                     self._save(step, clock.seconds(), guard)
+                    timer.wind()
             self.saver.wait()
             self.processes.most([0.0])  # torchrun ends all soon after the first that leaves
             if asked:
-                raise Preempted(
-                    f"{asked} came: saved after step {step}; --resume goes on from there"
-                )
+                saved = f": saved after step {step}" if step > state["step"] else " before a step"
+                raise Preempted(f"{notice.name(asked)} came{saved}", asked)
 
-    def _agree(self, clock: Clock, step: int, notice: Notice) -> tuple[float, str]:
-        """Progress by the first process's clock, and the signal that asks all to stop."""
-        told = clock.progress(step) if self.processes.first else 0.0
-        progress, number = self.processes.most([told, notice.number])
-        return progress, notice.name(int(number))
+    def _agree(
+        self, clock: Clock, step: int, notice: Notice, timer: Timer
+    ) -> tuple[float, int, bool]:
+        """Progress, the signal that asks all to stop (or 0), and whether it is time to save.
+
+        By the first process's clock, so that all do the same.
+        """
+        own = (clock.progress(step), timer.due()) if self.processes.first else (0.0, False)
+        progress, late, number = self.processes.most([*own, notice.number])
+        return progress, int(number), bool(late)
 
     def _looks_due(self, step: int, last: bool) -> set[int]:
         """The intervals of the looks for which it is time; the same on all processes."""
@@ -286,6 +301,15 @@ class _Run:
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
             out: dict[str, Tensor] = self.model(batch)
             return out
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self.scale is None else loss * self.scale.value).backward()
+
+    def _clip(self, params: list[nn.Parameter]) -> Tensor:
+        """The gradients' norm, before they are clipped."""
+        if self.scale is not None:
+            self.scale.unscale(params)
+        return clip_gradients(params, self.config.optim.clip, self.config.optim.clip_per_tensor)
 
     def _save(self, step: int, seconds: float, guard: Guard) -> None:
         state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}
@@ -310,6 +334,19 @@ def _check_folder(run_dir: Path, resume: bool) -> None:
         raise FileNotFoundError(f"--resume: no run in {run_dir}")
     if not resume and begun:
         raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
+
+
+def _check_settings(file: Path, config: Config) -> str:
+    """Says what a resumed run changes, or refuses it; the recipe it began as, "" if unknown."""
+    if not file.is_file():
+        logger.warning("%s is gone: these settings are taken for the run's own", file)
+        return ""
+    text = file.read_text()
+    changed = changes(Config.from_json(text), config)
+    told = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
+    if told:
+        logger.info("settings that are others from now on: %s", told)
+    return recipe_of(text)
 
 
 def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:

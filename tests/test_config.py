@@ -1,9 +1,12 @@
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 
 import pytest
+import torch
 
 from fastequi import paths
-from fastequi.config import Config, PathConfig
+from fastequi.build import build
+from fastequi.config import Config, PathConfig, changes
 from fastequi.recipes import RECIPES
 
 
@@ -36,6 +39,22 @@ def test_the_paper_recipe_is_the_papers():
         ("train", {"epochs": 0}, "train.epochs"),
         ("train", {"average_momentum": 1.0}, "train.average_momentum"),
         ("train", {"accumulate": 0}, "train.accumulate"),
+        ("train", {"checkpoint_minutes": -1.0}, "train.checkpoint_minutes: expected >= 0, got -1"),
+        ("train", {"checkpoint_every": -1}, "train.checkpoint_every: expected >= 0, got -1"),
+        ("data", {"batch_size": 1}, "data.batch_size: expected at least 2.*=vicreg.*, got 1"),
+        ("model", {"patch_size": 0}, "model.patch_size: expected >= 1, got 0"),
+        ("model", {"embed_dim": 32, "num_heads": 3}, "model.num_heads: expected a divisor of .*32"),
+        ("model", {"mlp_ratio": math.nan}, "model.mlp_ratio: expected > 0, got nan"),
+        ("model", {"drop_path": 1.0}, "model.drop_path: expected 0 <= share < 1, got 1.0"),
+        ("model", {"reg_tokens": -1}, "model.reg_tokens: expected >= 0, got -1"),
+        ("method", {"decoder_width": 0}, "method.decoder_width: expected >= 1, got 0"),
+        ("method", {"expander": (8, 0)}, r"method.expander: expected >= 1, got \(8, 0\)"),
+        ("method", {"var_weight": math.inf}, "method.var_weight: expected >= 0, got inf"),
+        ("method", {"temperature": 0.0}, "method.temperature: expected > 0, got 0.0"),
+        ("path", {"degrees": -1.0}, "path.degrees: expected a finite half-range"),
+        ("optim", {"lr": math.inf}, "optim.lr: expected > 0, got inf"),
+        ("optim", {"clip": math.nan}, "optim.clip: expected >= 0, got nan"),
+        ("optim", {"betas": (0.9, 1.0)}, r"optim.betas: expected 0 <= share < 1, got \(0.9, 1.0"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(section, change, message):
@@ -57,12 +76,82 @@ def test_what_cannot_work_is_refused_at_once(section, change, message):
         ("dino_vits16", "distill", {"momentum": 1.1}, "distill.momentum: expected 0 .. 1"),
         ("dinov2_vitl16", "optim", {"layer_decay": 0.0}, "optim.layer_decay"),
         ("dinov2_vitl16", "distill", {"prototypes": 0}, "distill.prototypes"),
+        ("simclr_vits16", "data", {"batch_size": 1}, "data.batch_size: expected at least 2"),
+        ("dinov2_vitl16", "data", {"batch_size": 1}, "data.batch_size: .*distill.koleo_weight > 0"),
+        ("rotnet_nin_32", "model", {"name": "alexnet"}, "data.image_size: expected >= 63"),
+        ("rotnet_nin_32", "model", {"num_blocks": 2}, "model.num_blocks: expected 3 .. 5, got 2"),
     ],
 )
 def test_what_a_base_cannot_do_is_refused_at_once(name, section, change, message):
     config = RECIPES[name]()
     with pytest.raises(ValueError, match=message):
         replace(config, **{section: replace(getattr(config, section), **change)})
+
+
+def others(value):
+    """Values of a setting's kind that are not this one."""
+    match value:
+        case bool():
+            return [not value]
+        case int():
+            return [value * 2, value + 1, 0]
+        case float():
+            return [value / 2, 0.0, 0.5]
+        case str():
+            return ["simclr", "pixel_shuffle", "vit_base", "nin", "alexnet", "sgd", "adamw"]
+        case None:
+            return [2, 64]
+        case tuple():
+            return [(*value[:-1], value[-1] + 1)] if value else []
+    return []
+
+
+@pytest.mark.parametrize("name", ["demo", "tir_ibot_vits16", "gtsa_vits16", "rotnet_nin_32"])
+def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
+    """Every setting that changes a tensor's name or shape is refused, whatever it is called."""
+    begun = RECIPES[name]()
+    if begun.model.name.startswith("vit"):
+        small = replace(begun.model, embed_dim=16, depth=1, num_heads=1)
+        begun = replace(begun, model=small, gtsa=replace(begun.gtsa, dim=8, turn_dims=(8, 8)))
+    small = replace(begun.method, dim=24, equi_dim=8, decoder_width=8, decoder_convs=1)
+    small = replace(small, expander=(8, 8), projector=(8, 8))
+    sizes = replace(begun.distill, prototypes=8, hidden_dim=8, bottleneck_dim=8)
+    begun = replace(begun, method=small, distill=sizes)
+    shapes, tried = shapes_of(begun), 0
+    for section in ("model", "data", "path", "method", "distill", "gtsa", "rotnet", "optim"):
+        for field in fields(getattr(begun, section)):
+            for value in others(getattr(getattr(begun, section), field.name)):
+                part = replace_or_none(getattr(begun, section), field.name, value)
+                config = part and replace_or_none(begun, section, part)
+                if config is None or shapes_of(config) == shapes:
+                    continue
+                tried += 1
+                with pytest.raises(
+                    ValueError, match=rf"^{section}\.{field.name}: expected .* began"
+                ):
+                    changes(begun, config)
+    assert tried >= 1
+    assert changes(begun, begun) == {}
+    assert changes(begun, replace(begun, optim=replace(begun.optim, lr=7.0))) == {
+        "optim.lr": (begun.optim.lr, 7.0)
+    }
+
+
+def replace_or_none(section, name, value):
+    try:
+        return replace(section, **{name: value})
+    except ValueError:
+        return None
+
+
+def shapes_of(config):
+    """Of a method's tensors; None of one that cannot be made."""
+    try:
+        with torch.device("meta"):
+            method = build(config)
+    except (ValueError, KeyError, ZeroDivisionError, RuntimeError, TypeError):
+        return None
+    return {name: tuple(value.shape) for name, value in method.state_dict().items()}
 
 
 @pytest.mark.parametrize("base", ["dino_vits16", "ibot_vits16", "ibot_vitl16", "dinov2_vitl16"])

@@ -77,9 +77,12 @@ def on_a_cpu():
         yield
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_waits_for_nothing(name, device, monkeypatch, tmp_path):
-    config = config_of(name, average_momentum=0.9, log_every=100, checkpoint_every=0)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "auto") for name in NAMES), (NAMES[0], "fp16")]
+)
+def test_a_step_waits_for_nothing(name, precision, device, monkeypatch, tmp_path):
+    rare = {"log_every": 100, "checkpoint_every": 0}
+    config = config_of(name, average_momentum=0.9, precision=precision, **rare)
     batches = [synthetic(config, config.data.batch_size, device) for _ in range(3)]
     steps = []
 

@@ -52,9 +52,15 @@ def run(*options, processes=0, timeout=200, **how):
     )
 
 
+def listening():
+    """A shell's background jobs, and what they start, ignore Ctrl-C; tests may be among them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(*options, **how):
     return subprocess.Popen(
         command(*options, **how),
+        preexec_fn=listening,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -99,7 +105,10 @@ def untouched(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
+STOPS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
     folder = tmp_path / "run"
     process = start("--run-dir", folder, "--max-steps", 40)
@@ -109,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
     if number == signal.SIGKILL:
         assert process.returncode == -number
     else:  # asked: it saved the step it was in, and says so
-        assert process.returncode == 75, out
+        assert process.returncode == (130 if number == signal.SIGINT else 75), out
         assert f"{signal.Signals(number).name} came: saved after step" in out
         newest = (folder / "checkpoints" / "latest").read_text()
         assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
@@ -197,11 +206,14 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
     expect_close(folder, curves_of_one["sgd" if "sgd" in options else "adamw"])
 
 
-@pytest.mark.parametrize("options", [ALONE, FSDP])
-def test_bfloat16_follows_the_curve_to_its_own_rounding(tmp_path, curves_of_one, options):
+@pytest.mark.parametrize(
+    ("options", "precision"), [(ALONE, "bf16"), (FSDP, "bf16"), (FSDP, "fp16")]
+)
+def test_half_precision_follows_the_curve(tmp_path, curves_of_one, options, precision):
+    """To its own rounding; float16 with the loss scaled, the same on both."""
     folder = tmp_path / "run"
-    bf16 = [*options[:-1], "bf16"]
-    done = run("--run-dir", folder, *bf16, "--max-steps", 8, processes=2)
+    half = [*options[:-1], precision]
+    done = run("--run-dir", folder, *half, "--max-steps", 8, processes=2)
     assert done.returncode == 0, done.stderr
     ours, exact = (
         torch.tensor([[row["loss"], row["recon"]] for row in rows(path)])
@@ -407,6 +419,26 @@ train._Run._forward = forward
         same = [torch.equal(value, skipped[key]) for key, value in before.items()]
         assert all(same)
         assert not all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_an_overflow_on_one_process_lowers_the_scale_of_all(tmp_path):
+    overflow = """
+from fastequi import train
+plain, calls = train._Run._backward, []
+def backward(self, loss):
+    calls.append(loss)
+    bad = os.environ["RANK"] == "1" and len(calls) in (2, 3)
+    plain(self, loss * (float("inf") if bad else 1.0))
+train._Run._backward = backward
+"""
+    folder = tmp_path / "run"
+    fp16 = ["--train.precision", "fp16", "--run-dir", folder]
+    how = {"processes": 2, "program": changed(tmp_path, overflow)}
+    done = run(*fp16, "--max-steps", 4, **how)
+    assert done.returncode == 0, done.stderr
+    assert [row["loss_scale"] for row in rows(folder)] == [2.0**16, 2.0**15, 2.0**14, 2.0**14]
+    assert [row["overflowed"] for row in rows(folder)] == [0, 1, 2, 2]
+    assert rows(folder)[-1]["skipped"] == 0
 
 
 def test_an_average_of_parts_is_that_of_one_process(tmp_path):

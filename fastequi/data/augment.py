@@ -159,7 +159,10 @@ class ViewConfig:
         self._check_overlap()
         _expect(self.num_threads >= 0, "num_threads", "0 (automatic) or more", self.num_threads)
         _expect(0 <= self.tolerate < 1, "tolerate", "a share 0 <= tolerate < 1", self.tolerate)
-        _expect(all(s > 0 for s in self.std), "std", "positive values", self.std)
+        fine = all(map(math.isfinite, self.mean))
+        _expect(fine, "mean", "finite values", self.mean)
+        fine = all(0 < s < math.inf for s in self.std)
+        _expect(fine, "std", "positive values", self.std)
 
     def _check_overlap(self) -> None:
         if not self.overlaps:

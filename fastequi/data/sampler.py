@@ -61,14 +61,15 @@ class Sampler:
             raise ValueError(f"rank: expected 0 <= rank < world_size={world_size}, got {rank}")
         if self.decodes % world_size:
             raise ValueError(
-                f"batch_size: expected a multiple of world_size · samples_per_decode = "
-                f"{world_size * self.per_decode}, got {cfg.batch_size}"
+                f"data.batch_size: expected a multiple of world_size={world_size} (processes) × "
+                f"samples_per_decode={self.per_decode} = {world_size * self.per_decode}, "
+                f"got {cfg.batch_size}"
             )
         if len(self) == 0:
             raise ValueError(
-                f"repeat: an epoch of {num_files} files × repeat {self.repeat} × "
-                f"{self.per_decode} samples is smaller than one batch of {cfg.batch_size}; "
-                f"expected repeat >= {-(-self.decodes // num_files)}, or a smaller batch_size"
+                f"data.batch_size: got {cfg.batch_size}, more than an epoch of {num_files} files × "
+                f"data.repeat={self.repeat} × data.samples_per_decode={self.per_decode}; expected "
+                f"repeat >= {-(-self.decodes // num_files)}, or a smaller batch_size"
             )
         self.share = self.decodes // world_size  # decodes of this rank
         self._mine = slice(rank * self.share, (rank + 1) * self.share)

@@ -1,0 +1,204 @@
+"""What every setting may be: a run whose settings cannot work is refused before it does anything.
+
+Those of the views check themselves (`fastequi.data.augment`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastequi.config import Config
+
+Test = tuple[str, Callable[[float], bool]]
+_COUNT: Test = (">= 1", lambda x: 1 <= x < math.inf)
+_AMOUNT: Test = (">= 0", lambda x: 0 <= x < math.inf)
+_POSITIVE: Test = ("> 0", lambda x: 0 < x < math.inf)
+_FACTOR: Test = ("0 < factor <= 1", lambda x: 0 < x <= 1)
+_SHARE: Test = ("0 .. 1", lambda x: 0 <= x <= 1)
+_PART: Test = ("0 <= share < 1", lambda x: 0 <= x < 1)
+
+# of a number, of every number of a tuple, and of what may be None, if it is not
+_LIMITS: tuple[tuple[str, Test, str], ...] = (
+    ("model", _COUNT, "num_blocks patch_size embed_dim depth num_heads"),
+    ("model", _POSITIVE, "mlp_ratio layer_scale"),
+    ("model", _AMOUNT, "reg_tokens"),
+    ("model", _PART, "drop_path"),
+    ("method", _COUNT, "dim decoder_width expander projector"),
+    ("method", _AMOUNT, "num_steps equi_dim decoder_convs"),
+    ("method", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
+    ("method", _POSITIVE, "temperature"),
+    ("distill", _COUNT, "prototypes hidden_dim bottleneck_dim"),
+    ("distill", _POSITIVE, "student_temp teacher_temp first_teacher_temp"),
+    ("distill", _SHARE, "temp_warmup momentum center_momentum freeze"),
+    ("distill", _AMOUNT, "patch_weight koleo_weight"),
+    ("gtsa", _COUNT, "dim bins local_bins turn_dims"),
+    ("gtsa", _AMOUNT, "correspondence_weight rotation_weight"),
+    ("gtsa", _SHARE, "correspondence_from momentum"),
+    ("optim", _COUNT, "reference"),
+    ("optim", _POSITIVE, "lr"),
+    ("optim", _AMOUNT, "final_lr weight_decay final_weight_decay clip"),
+    ("optim", _PART, "warmup betas momentum"),
+    ("optim", _FACTOR, "factor layer_decay patch_embed_lr"),
+    ("train", _COUNT, "accumulate log_every max_skipped keep_checkpoints"),
+    ("train", _AMOUNT, "minutes checkpoint_every checkpoint_minutes knn_every r2_every"),
+    ("train", _PART, "average_momentum"),
+)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError with a setting's name, what is expected and what came."""
+    for section, (expected, holds), names in _LIMITS:
+        for name in names.split():
+            value = getattr(getattr(config, section), name)
+            for one in value if isinstance(value, tuple) else (value,):
+                expect(one is None or holds(one), f"{section}.{name}", expected, value)
+    _check_model(config)
+    _check_optim(config)
+    _check_train(config)
+    try:
+        config.path.build()
+    except ValueError as error:
+        raise ValueError(f"path.{error}") from error
+    if config.system == "gtsa":
+        _check_gtsa(config)
+    else:
+        turns = config.data.overlaps
+        expect(not turns, "data.turns", f"no for system={config.system}", turns)
+        _check_base(config)
+    _check_batch(config)
+
+
+def expect(holds: bool, name: str, expected: str, came: object) -> None:
+    """Raises ValueError unless it holds."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {came}")
+
+
+def _check_model(config: Config) -> None:
+    model, data, method = config.model, config.data, config.method
+    vit = model.name.startswith("vit_")
+    if vit:
+        _divides(config, "image_size")
+    heads, width = model.num_heads, model.embed_dim
+    if heads is not None and width is not None:
+        expect(
+            width % heads == 0,
+            "model.num_heads",
+            f"a divisor of model.embed_dim={width}",
+            heads,
+        )
+    expect(
+        vit or config.system == "rotnet", "model.name", f"a ViT for system={config.system}",
+        model.name,
+    )  # fmt: skip
+    if model.name == "alexnet":  # its pooling leaves nothing of less
+        expect(data.image_size >= 63, "data.image_size", ">= 63 for alexnet", data.image_size)
+    if model.name == "nin":
+        blocks = model.num_blocks
+        expect(3 <= blocks <= 5, "model.num_blocks", "3 .. 5", blocks)
+    expect(
+        0 <= method.equi_dim <= method.dim,
+        "method.equi_dim",
+        f"0 .. method.dim={method.dim}",
+        method.equi_dim,
+    )
+    for name in ("expander", "projector"):
+        widths = getattr(method, name)
+        expect(len(widths) >= 1, f"method.{name}", "at least one width", widths)
+    if config.system == "rotnet":
+        _same_size(config, "system=rotnet, whose turns need no margin")
+    if config.path.family == "blur":
+        _same_size(config, "the blur path, which needs no margin")
+
+
+def _divides(config: Config, size: str) -> None:
+    patch, side = config.model.patch_size, getattr(config.data, size)
+    expect(side % patch == 0, "model.patch_size", f"a divisor of data.{size}={side}", patch)
+
+
+def _same_size(config: Config, why: str) -> None:
+    source, size = config.data.source_size, config.data.image_size
+    expect(source == size, "data.source_size", f"data.image_size={size} for {why}", source)
+
+
+def _check_optim(config: Config) -> None:
+    optim = config.optim
+    expect(len(optim.betas) == 2, "optim.betas", "two numbers", optim.betas)
+    inside = all(0 < share < 1 for share in optim.milestones)
+    expect(
+        inside and sorted(optim.milestones) == list(optim.milestones),
+        "optim.milestones",
+        "increasing shares between 0 and 1",
+        optim.milestones,
+    )
+
+
+def _check_train(config: Config) -> None:
+    train = config.train
+    expect(train.minutes > 0 or train.epochs >= 1, "train.epochs", ">= 1", train.epochs)
+    expect(
+        not train.knn_every or bool(train.knn_data),
+        "train.knn_data",
+        "labelled images for train.knn_every",
+        repr(train.knn_data),
+    )
+    if train.parallel == "ddp":
+        return
+    expect(
+        config.optim.kind == "adamw",
+        "optim.kind",
+        "adamw for train.parallel=fsdp (PyTorch's fused SGD knows no parts)",
+        config.optim.kind,
+    )
+    for name in ("knn_every", "r2_every", "save_later"):
+        value = getattr(train, name)
+        what = "none for train.parallel=fsdp, whose weights lie in parts"
+        expect(not value, f"train.{name}", what, value)
+
+
+def _check_batch(config: Config) -> None:
+    """What is compared with the other images of a batch needs another one."""
+    base, batch = config.method.base, config.data.batch_size
+    why = ""
+    if config.system == "tir" and base in ("vicreg", "simclr"):
+        why = f"method.base={base}, which compares images"
+    elif config.system == "tir" and base == "dinov2" and config.distill.koleo_weight:
+        why = "distill.koleo_weight > 0, which compares images"
+    elif config.model.name == "alexnet" and not config.rotnet.all_turns:
+        why = "alexnet's BatchNorm without rotnet.all_turns"
+    least = "at least 2, over all processes (accumulated batches do not count together), for"
+    expect(not why or batch >= 2, "data.batch_size", f"{least} {why}", batch)
+
+
+def _check_gtsa(config: Config) -> None:
+    data = config.data
+    expect(data.turns, "data.turns", "true for system=gtsa", data.turns)
+    _same_size(config, "system=gtsa, whose turns need no margin")
+    if data.crops:
+        _divides(config, "crop_size")
+    expect(data.mask_share == 0, "data.mask_share", "0 for system=gtsa", data.mask_share)
+
+
+def _check_base(config: Config) -> None:
+    base, data, method = config.method.base, config.data, config.method
+    patches, teaches = base in ("ibot", "dinov2"), base in ("dino", "ibot", "dinov2")
+    expect(
+        patches == (data.mask_share > 0),
+        "data.mask_share",
+        f"{'> 0' if patches else '0'} for method.base={base}",
+        data.mask_share,
+    )
+    expect(teaches or data.crops == 0, "data.crops", f"0 for method.base={base}", data.crops)
+    if not teaches:
+        return
+    expect(config.model.class_token, "model.class_token", f"true for method.base={base}", False)
+    _divides(config, "crop_size")
+    expect(
+        method.equi_dim < method.dim,
+        "method.equi_dim",
+        f"less than method.dim={method.dim}, the others are for method.base={base}",
+        method.equi_dim,
+    )
