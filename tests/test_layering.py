@@ -15,10 +15,11 @@ ALLOWED = {
     "distributed": set(),
     "functional": {"kernels", "checks", "distributed", "functional"},
     "philox": set(),
+    "places": set(),
     "paths": {"philox"},
     "losses": {"functional", "losses", "distributed"},
     "models": {"models", "kernels.toolchain"},  # the cache folder
-    "data": {"paths", "philox", "boxes", "manifest", "data"},
+    "data": {"paths", "philox", "boxes", "manifest", "places", "data"},
     "methods": {
         "optim",
         "losses",
