@@ -67,6 +67,12 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
+def format_of(name: str) -> str:
+    """Pillow's name of the format that a file's name speaks of."""
+    extension = os.path.splitext(name)[1].lower()[1:]
+    return next((kind for kind, names in _EXTENSIONS.items() if extension in names), "")
+
+
 def kind_of(name: str) -> str:
     """What a file that is passed over counts as: hidden, or by its extension."""
     if name.startswith("."):

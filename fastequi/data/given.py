@@ -1,9 +1,12 @@
 """What DALI is given of a source's images: paths, encoded bytes, or pixels that Pillow decoded.
 
-DALI reads files itself where it can decode all of them. Members of shards come as bytes, and so
-does everything once an image needs Pillow: what DALI refuses and Pillow decodes is handed on as
-plain pixels, and only what both refuse is damaged. Which of the two decodes an image depends on its
-bytes only, so every process and every resumed run has the same pixels.
+DALI reads files itself where all are of formats that it decodes. Members of shards come as bytes,
+and so does everything once an image may need Pillow: what DALI refuses and Pillow decodes is handed
+on as plain pixels, and only what both refuse is damaged. Which of the two decodes an image depends
+on its bytes only, so every process and every resumed run has the same pixels.
+
+What is known to be refused never reaches DALI: one such image beside others in a batch was seen to
+end the process (DALI 2.4, a segmentation fault once in some hundred batches).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 
 logger = logging.getLogger(__name__)
 
-_FOR_PILLOW = (".gif", ".avif")  # bytes from the start, rather than after a batch that failed
+_DIRECT = {"JPEG", "MPO", "PNG", "BMP", "PPM", "JPEG2000"}  # formats of which DALI decodes all
 
 
 def usable_threads(asked: int) -> int:
@@ -45,9 +48,7 @@ class Given:
         self._pool = ThreadPoolExecutor(threads)
         self._threads = threads
         self._refused: set[int] = set()  # by DALI, not by Pillow
-        self.as_bytes = source.spans is not None or any(
-            name.lower().endswith(_FOR_PILLOW) for name in source.names
-        )
+        self.as_bytes = source.spans is not None or not set(source.formats) <= _DIRECT
 
     def files(self, places: Sequence[int]) -> list[dali.File]:
         """Of these images; what cannot be read is one byte, which cannot be decoded."""
@@ -71,17 +72,12 @@ class Given:
             else:
                 images[i] = image
         changed = False
-        sizes = dali.decoded_sizes(list(images.values()), device, self._threads)
-        for (i, image), reason in zip(images.items(), sizes, strict=True):
-            if not isinstance(reason, str):
-                continue
-            try:
-                decoded(image)
-            except Exception:  # whatever damaged bytes make Pillow raise
-                bad[i] = reason
-            else:
-                if not (self.as_bytes and (i in self._refused or is_for_pillow(image))):
-                    changed = True
+        made = _sizes(list(images.values()), device, self._threads)
+        for i, (size, by_pillow) in zip(images, made, strict=True):
+            if isinstance(size, str):
+                bad[i] = size
+            elif by_pillow and i not in self._refused:
+                changed |= not (self.as_bytes and is_for_pillow(images[i]))
                 self._refused.add(i)
         if changed and not self.as_bytes:
             some = self.source.names[min(self._refused)]
@@ -114,13 +110,26 @@ class Given:
 def decoded_sizes(
     images: Sequence[NDArray[np.uint8]], device: torch.device, num_threads: int
 ) -> list[tuple[int, int] | str]:
-    """What is made of encoded images: (height, width) upright, or DALI's words if none can."""
-    found = dali.decoded_sizes(images, device, num_threads)
-    for i, size in enumerate(found):
-        if isinstance(size, str):
-            try:
-                height, width, _ = decoded(images[i]).shape
-            except Exception:  # whatever damaged bytes make Pillow raise
-                continue
-            found[i] = height, width
+    """What is made of encoded images: (height, width) upright, or in words why nothing is."""
+    return [size for size, _ in _sizes(images, device, num_threads)]
+
+
+def _sizes(
+    images: Sequence[NDArray[np.uint8]], device: torch.device, num_threads: int
+) -> list[tuple[tuple[int, int] | str, bool]]:
+    """As :func:`decoded_sizes`, and whether it is Pillow that decodes it."""
+    known = [is_for_pillow(image) for image in images]
+    others = [image for image, is_known in zip(images, known, strict=True) if not is_known]
+    by_dali = iter(dali.decoded_sizes(others, device, num_threads))
+    found: list[tuple[tuple[int, int] | str, bool]] = []
+    for image, is_known in zip(images, known, strict=True):
+        size = "" if is_known else next(by_dali)
+        if not isinstance(size, str):
+            found.append((size, False))
+            continue
+        try:
+            height, width, _ = decoded(image).shape
+            found.append(((height, width), True))
+        except Exception as error:  # whatever damaged bytes make Pillow raise
+            found.append((size or why(error), True))
     return found

@@ -32,6 +32,7 @@ class Source:
             and height. (Antialiasing reaches about a pixel beyond.)
         spans: [n, 2] first byte and number of bytes within the file, of members of tar shards, and
             WHOLE_FILE of files beside those; None where every image is a file.
+        formats: Pillow's names of those that the images have, as far as is known.
     """
 
     paths: tuple[str, ...] = field(repr=False)
@@ -39,6 +40,7 @@ class Source:
     sizes: NDArray[np.int32] = field(repr=False, compare=False)
     region: Region = WHOLE
     spans: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    formats: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = self.region
@@ -115,5 +117,6 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
         None
         if all(source.spans is None for _, source in parts)
         else np.array([spans[i] for i in order], np.int64).reshape(-1, 2),
+        tuple(sorted({name for _, source in parts for name in source.formats})),
     )
     return whole, np.array([of[i][0] for i in order], np.int64)

@@ -61,6 +61,7 @@ class Index:
         when: it was made.
         archives: the shards it was made from.
         passed_over: {kind: files} of what was no image by its name.
+        formats: Pillow's names of those that the images have; none if the index is older.
     """
 
     rows: list[Row] = field(repr=False)
@@ -69,6 +70,7 @@ class Index:
     when: str = ""
     archives: tuple[Archive, ...] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
+    formats: tuple[str, ...] = ()
 
     def only(self, patterns: Patterns) -> Index:
         """The images that patterns choose, members by their path in the shard; so what is left out.
@@ -132,6 +134,7 @@ def write(file: Path, index: Index) -> Index:
         "columns": Row._fields if index.archives else Row._fields[:-1],
         "archives": [asdict(archive) for archive in index.archives],
         "passed_over": dict(index.passed_over),
+        "formats": index.formats,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     bad = sorted(index.left_out.items())
@@ -159,8 +162,9 @@ def read(file: Path) -> Index:
             if len(found) != about[what]:
                 raise ValueError(f"{len(found)} {what}, expected {about[what]}")
         archives = tuple(Archive(**told) for told in about["archives"])
-        others = about.get("passed_over", {})  # older ones did not count them
-        return Index(rows, bad, about["decoded"], about["when"], archives, others)
+        # older ones say neither
+        more = about.get("passed_over", {}), tuple(about.get("formats", ()))
+        return Index(rows, bad, about["decoded"], about["when"], archives, *more)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"index: {file} cannot be used ({error}); {_AGAIN}") from error
 

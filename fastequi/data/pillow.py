@@ -42,24 +42,40 @@ def as_ppm(pixels: Pixels) -> Bytes:
 
 
 def is_for_pillow(image: Bytes) -> bool:
-    """Whether DALI is known to refuse the bytes: GIF, AVIF, and WebP where it loses its way.
+    """Whether DALI is known to refuse the bytes: GIF, AVIF, DIB, and where it loses its way.
 
-    DALI takes no notice of the byte that fills up a WebP chunk of odd length, and so looks for the
-    EXIF behind it in a wrong place.
+    That is in a WebP whose EXIF stands behind a chunk of odd length, as DALI takes no notice of the
+    byte that fills it up; and in a TIFF that does not say how many bits a pixel has, one then.
     """
     start = image[:_RIFF].tobytes()
-    if start[:4] == b"GIF8" or start[4:] in (b"ftypavif", b"ftypavis"):
+    if start[:4] in (b"GIF8", b"\x28\0\0\0") or start[4:] in (b"ftypavif", b"ftypavis"):
         return True
-    if start[:4] != b"RIFF" or start[8:] != b"WEBP":
-        return False
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        return _exif_is_lost(image)
+    return start[:4] in (b"II*\0", b"MM\0*") and not _says_bits(image)
+
+
+def _exif_is_lost(webp: Bytes) -> bool:
     at, odd = _RIFF, False
-    while at + 8 <= len(image):
-        name, size = image[at : at + 4].tobytes(), int(image[at + 4 : at + 8].view("<u4")[0])
+    while at + 8 <= len(webp):
+        name, size = webp[at : at + 4].tobytes(), int(webp[at + 4 : at + 8].view("<u4")[0])
         if name == b"EXIF":
             return odd
         odd |= size % 2 == 1
         at += 8 + size + size % 2
     return False
+
+
+def _says_bits(tiff: Bytes) -> bool:
+    """Whether the first directory of a TIFF has its tag 258."""
+    order = "<" if tiff[0] == ord("I") else ">"
+    at = int(tiff[4:8].view(f"{order}u4")[0])
+    if at + 2 > len(tiff):
+        return True  # damaged
+    count = int(tiff[at : at + 2].view(f"{order}u2")[0])
+    fields = tiff[at + 2 : at + 2 + 12 * count]
+    tags = fields[: len(fields) // 12 * 12].reshape(-1, 12)[:, :2].copy().view(f"{order}u2")
+    return bool((tags == 258).any())
 
 
 def _rgb(image: Image.Image) -> Pixels:

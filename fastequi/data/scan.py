@@ -117,7 +117,8 @@ def scan(
             done += len(part)
             show(done, len(listing))
     archives, others = listing.archives, listing.passed_over
-    index = Index(rows, left_out, decoded=True, archives=archives, passed_over=others)
+    kinds = tuple(sorted(formats))
+    index = Index(rows, left_out, True, archives=archives, passed_over=others, formats=kinds)
     return Scan(index, dict(formats.most_common()), duplicates)
 
 
