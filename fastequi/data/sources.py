@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from fastequi.data import index as indices
-from fastequi.data.encoded import Header, header, is_image_name, read, told, why
+from fastequi.data.encoded import Header, format_of, header, is_image_name, read, told, why
 from fastequi.data.images import Source, united
 from fastequi.data.index import Index, Row
 from fastequi.data.listing import Listing, folder_listing, is_list, list_listing, listed
@@ -82,6 +82,13 @@ class Selection:
             expect_local(chosen.option, place)
         return chosen
 
+    def to_json(self) -> dict[str, str | list[str]]:
+        """What files of figures hold: "data", a path or several; "include", "exclude" if given."""
+        many = list(self.places)
+        patterns = {"include": self.patterns.include, "exclude": self.patterns.exclude}
+        given = {name: list(words) for name, words in patterns.items() if words}
+        return {"data": many[0] if len(many) == 1 else many, **given}
+
     def __str__(self) -> str:
         return " ".join([*self.places, *([str(self.patterns)] if self.patterns else [])])
 
@@ -102,6 +109,14 @@ class Part:
     place: Path
     root: Path
     source: Source = field(repr=False)
+
+    @property
+    def is_shards(self) -> bool:
+        return self.source.spans is not None
+
+    @property
+    def is_list(self) -> bool:
+        return is_list(self.place)
 
 
 def embedded_photos(region: Region = WHOLE) -> Source:
@@ -376,7 +391,8 @@ def _source(
     spans = None if listing.spans is None else np.array(listing.spans, np.int64).reshape(-1, 2)
     sizes = np.array([row[2:4] for row in known.rows], np.int32).reshape(-1, 2)
     paths = tuple(listing.path(i) for i in range(count))
-    return Source(paths, tuple(listing.names), sizes, region, spans)
+    formats = known.formats or tuple({format_of(name) for name in listing.names})
+    return Source(paths, tuple(listing.names), sizes, region, spans, formats)
 
 
 def _open_headers(listing: Listing) -> Index:
@@ -391,15 +407,17 @@ def _open_headers(listing: Listing) -> Index:
         count = len(listing)
         parts = (range(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK))
         found = [one for part in pool.map(opened, parts) for one in part]
-    left_out, rows = dict(listing.left_out), []
+    left_out, rows, formats = dict(listing.left_out), [], set[str]()
     for i, (name, one) in enumerate(zip(listing.names, found, strict=True)):
         if isinstance(one, str):
             left_out[name] = one
         else:
             span = listing.span(i)
             rows.append(Row(name, *one[:3], offset=None if span is None else span[0]))
+            formats.add(one.format)
     archives, others = listing.archives, listing.passed_over
-    return Index(rows, left_out, decoded=False, archives=archives, passed_over=others)
+    kinds = tuple(sorted(formats))
+    return Index(rows, left_out, False, archives=archives, passed_over=others, formats=kinds)
 
 
 def _header(listing: Listing, i: int) -> Header | str:
