@@ -14,6 +14,7 @@ import torch
 
 from fastequi import paths
 from fastequi.data.augment import ViewConfig
+from fastequi.devices import expect_name, use_device
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class TrainConfig:
     epochs: int = 800
     minutes: float = 0.0  # a wall-time budget instead of epochs
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"  # cpu, cuda or cuda:1; auto: a GPU where there is one
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where it is fast
     accumulate: int = 1  # batches per optimiser step
     compile: bool = False
@@ -179,15 +180,15 @@ class TrainConfig:
     save_later: bool = False  # checkpoints are written by a thread, from a copy in memory
     tensorboard: bool = True
     knn_every: int = 0  # steps between looks at the classes that neighbours tell; 0: none
-    knn_data: str = ""  # whose: a folder of class subfolders or IDX files, or "digits"
+    knn_data: tuple[str, ...] = ()  # whose: as --data of eval knn, folders, shards, "digits"
     r2_every: int = 0  # steps between looks at what the features tell of SE(2); 0: none
 
+    def __post_init__(self) -> None:
+        if isinstance(self.knn_data, str):  # one place; older runs' config.json too
+            object.__setattr__(self, "knn_data", (self.knn_data,) if self.knn_data else ())
+
     def resolved_device(self) -> str:
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("train.device: 'cuda' asked for, but torch sees no CUDA device")
-        return self.device
+        return str(use_device(self.device, "train.device"))
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
         """bfloat16 if asked for, or by "auto" on a GPU or a CPU that multiplies it natively."""
@@ -265,6 +266,7 @@ class Config:
         else:
             _expect(not data.overlaps, "data.turns", f"no for system={self.system}", True)
             self._check_distillation()
+        expect_name("train.device", train.device)
         _expect(train.accumulate >= 1, "train.accumulate", ">= 1", train.accumulate)
         _expect(train.log_every >= 1, "train.log_every", ">= 1", train.log_every)
         _expect(train.max_skipped >= 1, "train.max_skipped", ">= 1", train.max_skipped)
@@ -285,7 +287,7 @@ class Config:
             not train.knn_every or bool(train.knn_data),
             "train.knn_data",
             "labelled images for train.knn_every",
-            repr(train.knn_data),
+            train.knn_data or repr(""),
         )
         _expect(
             train.parallel == "ddp" or self.optim.kind == "adamw",

@@ -16,6 +16,7 @@ ALLOWED = {
     "functional": {"kernels", "checks", "distributed", "functional"},
     "philox": set(),
     "places": set(),
+    "devices": set(),
     "paths": {"philox"},
     "losses": {"functional", "losses", "distributed"},
     "models": {"models", "kernels.toolchain"},  # the cache folder
@@ -33,9 +34,9 @@ ALLOWED = {
     # a run is judged as its config and checkpoint say: evaluate stands above build, below train
     "evaluate": {
         *("models", "methods", "data", "paths", "philox", "functional", "evaluate"),
-        *("build", "config", "checkpoint"),
+        *("build", "config", "checkpoint", "devices", "places"),
     },
-    "config": {"paths", "data.augment"},
+    "config": {"paths", "data.augment", "devices"},
     "recipes": {"config", "data.augment"},
     "build": {"config", "methods", "models", "data.batch"},
     "optim": set(),
@@ -60,7 +61,7 @@ ALLOWED = {
 UNBOUND = {
     *("__init__", "cli", "commands", "evaluations", "demo", "doctor", "dryrun", "results"),
     *("judge_rotnet", "judge_equivariance", "judge_classes", "judge_reconstruct", "embed"),
-    *("visualize", "report", "slurm"),
+    *("visualize", "report", "slurm", "chosen"),
 }
 
 # a heavy dependency is imported in one place
@@ -69,7 +70,7 @@ HOME = {
     "xformers": {"fastequi/models/attention.py"},
     "flash_attn_interface": {"fastequi/models/attention.py"},
     "submitit": {"fastequi/slurm.py"},
-    "tyro": {"fastequi/commands.py", "fastequi/evaluations.py"},
+    "tyro": {"fastequi/commands.py", "fastequi/evaluations.py", "fastequi/chosen.py"},
 }
 
 
