@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 
 from fastequi.heap import keep_heap
+from fastequi.places import expect_local
 from fastequi.preempt import EXIT_CODE, Preempted, leave_with_launcher
 
 # OpenMP's threads otherwise spin for milliseconds at every barrier, and where anything else runs on
@@ -21,7 +22,7 @@ _COMMANDS = {
     "submit": "pretrain as a SLURM job, requeued until it is done: submit -- RECIPE ...",
     "data": "decode a set once and write its index: data scan PATH",
     "eval": "judge what was learned: eval KIND CHECKPOINT --data PATH",
-    "embed": "features of a folder's images: embed CHECKPOINT --data PATH --out FILE",
+    "embed": "features of images: embed CHECKPOINT --data PATH --out FILE",
     "visualize": "pictures of what an encoder sees: visualize CHECKPOINT",
     "report": "one HTML page of runs: report RUN [RUN ...]",
     "doctor": "what is installed, and which backend each part would use",
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
             near = difflib.get_close_matches(name, _COMMANDS, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown command {name!r}{hint}\n\n{_usage()}")
+        _expect_local(rest)
         getattr(import_module("fastequi.commands"), name)(rest)
         sys.stdout.flush()
     except BrokenPipeError:  # as of "fastequi --help | head"; Python would fail again at its end
@@ -56,6 +58,15 @@ def main(argv: list[str] | None = None) -> None:
         trains = name in ("demo", "pretrain")
         hint = "; --resume goes on from the last checkpoint" if trains else ""
         sys.exit(_say(f"stopped{hint}", 130))
+
+
+def _expect_local(words: list[str]) -> None:
+    """Refuses URLs before they become paths; the option of a word is the last one before it."""
+    option = "argument"
+    for word in words:
+        if word.startswith("--"):
+            option, _, word = word.partition("=")
+        expect_local(option, word)
 
 
 def _usage() -> str:
