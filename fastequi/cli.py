@@ -10,6 +10,7 @@ from importlib import import_module
 
 from fastequi import interrupts, streams
 from fastequi.heap import keep_heap
+from fastequi.places import expect_local
 from fastequi.preempt import Preempted, leave_with_launcher
 
 # OpenMP's threads otherwise spin for milliseconds at every barrier, and where anything else runs on
@@ -22,7 +23,7 @@ _COMMANDS = {
     "submit": "pretrain as a SLURM job, requeued until it is done: submit -- RECIPE ...",
     "data": "decode a set once and write its index: data scan PATH",
     "eval": "judge what was learned: eval KIND CHECKPOINT --data PATH",
-    "embed": "features of a folder's images: embed CHECKPOINT --data PATH --out FILE",
+    "embed": "features of images: embed CHECKPOINT --data PATH --out FILE",
     "visualize": "pictures of what an encoder sees: visualize CHECKPOINT",
     "report": "one HTML page of runs: report RUN [RUN ...]",
     "doctor": "what is installed, and which backend each part would use",
@@ -52,6 +53,7 @@ def _run(name: str, words: list[str]) -> int:
             near = difflib.get_close_matches(name, _COMMANDS, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown command {name!r}{hint}\n\n{_usage()}")
+        _expect_local(words)
         getattr(import_module("fastequi.commands"), name)(words)
         sys.stdout.flush()
         return 0
@@ -63,6 +65,15 @@ def _run(name: str, words: list[str]) -> int:
         return notice.exit_code
     except KeyboardInterrupt:
         interrupts.stop("stopped at once")
+
+
+def _expect_local(words: list[str]) -> None:
+    """Refuses URLs before they become paths; the option of a word is the last one before it."""
+    option = "argument"
+    for word in words:
+        if word.startswith("--"):
+            option, _, word = word.partition("=")
+        expect_local(option, word)
 
 
 def _usage() -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from fastequi import interrupts
+from fastequi.chosen import Patterned, Several, as_images, expect_places
 from fastequi.config import Config, recipe_of
 from fastequi.recipes import RECIPES
 from fastequi.vit_options import VitOptions
@@ -34,16 +35,16 @@ class DemoOptions:
 
 
 @dataclass(frozen=True)
-class PretrainOptions:
-    """Pretrains on a folder of images, flat or nested, or on tar shards; no labels needed."""
+class PretrainOptions(Patterned):
+    """Pretrains on folders of images, flat or nested, or on tar shards; no labels needed."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    data: Path | None = None
-    """Folder of images, or of an MNIST-like set's IDX files; or tar shards: one, a quoted glob, or
-    a range such as 'shards/train-{000..012}.tar'."""
-    index: Path | None = None
+    data: Several = ()
+    """Folders of images, or of an MNIST-like set's IDX files; tar shards: one, a quoted glob, or a
+    range such as 'shards/train-{000..012}.tar'; lists: a .txt with a path a line."""
+    index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """What `fastequi data scan` wrote; by default the one beside the images, if there is one (of
-    shards: if the scan named them by the same pattern)."""
+    shards: if the scan named them by the same pattern). Of several --data as many."""
     run_dir: Path | None = None
     """Where the run's files go; a new dated folder by default."""
     resume: bool = False
@@ -75,34 +76,36 @@ class SubmitOptions:
 
 
 @dataclass(frozen=True)
-class ScanOptions:
+class ScanOptions(Patterned):
     """Decodes every image once; writes an index, which training uses, and what it left out."""
 
-    data: tyro.conf.Positional[Path]
-    """Folder of images, or tar shards, as --data of pretrain."""
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of images, tar shards or lists, as --data of pretrain; each gets its own index."""
     threads: int = 0
     """That read and decode; 0 takes every core."""
-    index: Path | None = None
-    """Where the index goes, for data that cannot be written; then give it to pretrain as well."""
+    index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Where the index goes, for data that cannot be written; then give it to pretrain as well. Of
+    several places as many."""
 
 
 @dataclass(frozen=True)
-class VisualizeOptions(VitOptions):
+class VisualizeOptions(Patterned, VitOptions):
     """Pictures of what an encoder sees: reconstructions, PCA of patches, attention, a sweep."""
 
     checkpoint: tyro.conf.Positional[str]
     """A run's folder, one of its checkpoints, a *.safetensors file, or module:function."""
-    data: Path | None = None
-    """Folder of images; the nine embedded photographs by default."""
+    data: Several = ()
+    """Images, as --data of pretrain; the nine embedded photographs by default."""
     out: Path = Path("figures")
     """Folder of the PNG files."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
+    """Where it runs: auto, cpu, cuda or cuda:1."""
     windows: int = 0
     """That the probe of the sweep is fitted on; 0: 1500, 300 of large views on a CPU."""
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(Patterned):
     """One HTML page of one or several runs, which needs neither network nor scripts."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -111,8 +114,8 @@ class ReportOptions:
     """The page."""
     images: bool = True
     """Pictures made from the newest checkpoints."""
-    data: Path | None = None
-    """Folder of images for them; the nine embedded photographs by default."""
+    data: Several = ()
+    """Images for them, as --data of pretrain; the nine embedded photographs by default."""
 
 
 def demo(argv: list[str]) -> None:
@@ -142,10 +145,7 @@ def pretrain(argv: list[str]) -> None:
 
         dry_run(config)
         return
-    if options.data is None:
-        raise ValueError(
-            "--data: expected a folder of images or tar shards (only --dry-run needs none)"
-        )
+    expect_places(options.data, "a folder of images or tar shards (only --dry-run needs none)")
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: which run? name it with --run-dir")
 
@@ -158,7 +158,8 @@ def pretrain(argv: list[str]) -> None:
     run_dir = options.run_dir or _dated(name)
     interrupts.outlook = partial(checkpoint.outlook, run_dir)
     tolerate = config.data.tolerate
-    source = open_source(_images(options.data), index=options.index, tolerate=tolerate)
+    data = as_images(options.selection(options.data))
+    source = open_source(data, index=options.index, tolerate=tolerate)
     resume, max_steps = options.resume, options.max_steps
     run(config, source, run_dir, resume=resume, max_steps=max_steps, recipe=name)
     if os.environ.get("RANK", "0") == "0":
@@ -190,7 +191,7 @@ def submit(argv: list[str]) -> None:
     _, run = _pretrain_options(words)
     if run.run_dir is not None and (run.run_dir / "config.json").is_file():
         _pretrain_options([*words, "--resume"])  # as every start but the first says
-    if run.run_dir is None or run.data is None:
+    if run.run_dir is None or not run.data:
         raise ValueError("submit: expected --data and --run-dir behind --, the same for all starts")
 
     from fastequi.slurm import submit as send
@@ -211,17 +212,25 @@ def data(argv: list[str]) -> None:
 
     from fastequi.data import index
     from fastequi.data.scan import scan
-    from fastequi.data.sources import scanned_listing
+    from fastequi.data.sources import scanned_listings
     from fastequi.progress import Progress
 
-    listing = scanned_listing(_images(options.data))
-    file = options.index or listing.index
-    index.expect_writable(file)
-    with Progress("scanning") as bar:
-        found = scan(listing, options.threads, lambda i, n: bar.say(i / n, f"{i} of {n} images"))
-    index.write(file, found.index)
-    print(found.summary())
-    print(f"index       {file}\nquarantine  {index.quarantine_of(file)}")
+    listings = scanned_listings(as_images(options.selection((options.data,), "data")))
+    if options.index and len(options.index) != len(listings):
+        raise ValueError(
+            f"--index: expected one for each of {len(listings)} places, got {len(options.index)}"
+        )
+    files = options.index or tuple(listing.index for listing in listings)
+    for file in files:
+        index.expect_writable(file)
+    for listing, file in zip(listings, files, strict=True):
+        with Progress("scanning") as bar:
+            found = scan(
+                listing, options.threads, lambda i, n: bar.say(i / n, f"{i} of {n} images")
+            )
+        index.write(file, found.index)
+        print(found.summary())
+        print(f"index       {file}\nquarantine  {index.quarantine_of(file)}")
 
 
 def eval(argv: list[str]) -> None:
@@ -247,7 +256,8 @@ def visualize(argv: list[str]) -> None:
 
     from fastequi.visualize import visualize as draw
 
-    where = options.checkpoint, options.data, options.out
+    data = as_images(options.selection(options.data)) if options.data else None
+    where = options.checkpoint, data, options.out
     draw(*where, options.device, options.windows, options.stated())
 
 
@@ -258,7 +268,8 @@ def report(argv: list[str]) -> None:
 
     from fastequi.report import report as write
 
-    write(options.runs, options.out, options.images, options.data)
+    data = as_images(options.selection(options.data)) if options.data else None
+    write(options.runs, options.out, options.images, data)
 
 
 def _choose(
@@ -278,14 +289,6 @@ def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueErr
     near = difflib.get_close_matches(name, known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     return ValueError(f"unknown {what} {name!r}{hint}\n\n{usage}")
-
-
-def _images(data: Path) -> Path:
-    """A folder of images; that of an MNIST-like set is written on its first use."""
-    from fastequi.data import idx
-    from fastequi.kernels.toolchain import cache_folder
-
-    return idx.as_files(data, "train", cache_folder()) if idx.is_idx_folder(data) else data
 
 
 def doctor(argv: list[str]) -> None:

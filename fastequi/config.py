@@ -17,6 +17,7 @@ import torch
 
 from fastequi import limits, paths
 from fastequi.data.augment import ViewConfig
+from fastequi.devices import expect_name, use_device
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class TrainConfig:
     epochs: int = 800
     minutes: float = 0.0  # a wall-time budget instead of epochs
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"  # cpu, cuda or cuda:1; auto: a GPU where there is one
     # of the multiplications (autocast): fp16 scales the loss; auto takes what is fast there
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: int = 1  # batches per optimiser step
@@ -184,15 +185,15 @@ class TrainConfig:
     save_later: bool = False  # checkpoints are written by a thread, from a copy in memory
     tensorboard: bool = True
     knn_every: int = 0  # steps between looks at the classes that neighbours tell; 0: none
-    knn_data: str = ""  # whose: a folder of class subfolders or IDX files, or "digits"
+    knn_data: tuple[str, ...] = ()  # whose: as --data of eval knn, folders, shards, "digits"
     r2_every: int = 0  # steps between looks at what the features tell of SE(2); 0: none
 
+    def __post_init__(self) -> None:
+        if isinstance(self.knn_data, str):  # one place; older runs' config.json too
+            object.__setattr__(self, "knn_data", (self.knn_data,) if self.knn_data else ())
+
     def resolved_device(self) -> str:
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("train.device: 'cuda' asked for, but torch sees no CUDA device")
-        return self.device
+        return str(use_device(self.device, "train.device"))
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
         """What training multiplies in; None: float32, without autocast."""
@@ -238,6 +239,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses what would fail later, after work was done."""
+        expect_name("train.device", self.train.device)
         limits.check(self)
 
     def peak_lr(self) -> float:

@@ -1,4 +1,4 @@
-"""`fastequi embed`: the features of a folder's images in files, with the list of images beside."""
+"""`fastequi embed`: the features of images in files, with the list of the images beside."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from fastequi.data.images import Source
 from fastequi.data.reader import read
-from fastequi.data.sources import Source, image_folder
-from fastequi.evaluate.encoders import Encoder, load_encoder
+from fastequi.data.sources import Data, open_source
+from fastequi.evaluate.encoders import Encoder, load_encoder, noise
 from fastequi.evaluate.recognition import normalise
 from fastequi.manifest import save_tensors
 from fastequi.models.timm_names import UNSTATED, Stated
-from fastequi.results import writable, writable_folder
+from fastequi.results import documented, writable, writable_folder
 
 _FILES = (".safetensors", ".npy")
 _OTHERS = (".pt", ".pth", ".npz", ".h5", ".hdf5", ".csv", ".json", ".parquet", ".pkl", ".bin")
@@ -32,14 +33,16 @@ def embeddings(
     all_tokens: bool = False,
     share: float = 1.0,
     batch: int = 64,
+    size: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Features of every image in the source's order, in memory, and the images' names.
 
     Args:
         names: which features; all by default.
         all_tokens: keep every token of the grid instead of their mean.
-        share: of an image's shorter side that its centred square takes.
+        share: of the largest centred window, of the size's shape, that fits.
         batch: images at a time.
+        size: height and width of the windows in pixels; None: the encoder's squares.
 
     Returns:
         ({name: [N, D], with `all_tokens` [N, L, D] but for "cls"}, names of the N files).
@@ -47,8 +50,8 @@ def embeddings(
     names = _chosen(names, encoder)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     files: list[str] = []
-    size = encoder.image_size
-    for images, places in read(source, size, device=encoder.device, share=share, batch=batch):
+    frame = size or (encoder.image_size, encoder.image_size)
+    for images, places in read(source, frame, device=encoder.device, share=share, batch=batch):
         tokens = encoder.features(normalise(images, encoder))
         for name in names:
             value = tokens[name].float()
@@ -70,29 +73,48 @@ def _chosen(names: Sequence[str], encoder: Encoder) -> tuple[str, ...]:
     return tuple(names) or encoder.names
 
 
+def _frame(encoder: Encoder, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width that an encoder is given.
+
+    Raises:
+        ValueError: it cannot take such images.
+    """
+    if size is None:
+        return encoder.image_size, encoder.image_size
+    told, patch = f"{size[0]}x{size[1]}", encoder.patch_size
+    if patch is not None and (size[0] % patch or size[1] % patch):
+        raise ValueError(f"--size: expected multiples of the patch size {patch}, got {told}")
+    try:
+        encoder.features(noise(size, encoder.device))
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f"--size: {encoder.name} takes no {told} images ({error})") from error
+    return size
+
+
 def embed(
     spec: str,
-    data: Path,
+    data: Data,
     out: Path,
     names: Sequence[str] = (),
     all_tokens: bool = False,
     share: float = 1.0,
     batch: int = 64,
     device: str = "auto",
+    size: tuple[int, int] | None = None,
     stated: Stated = UNSTATED,
 ) -> Path:
-    """Writes the features of a folder; see :func:`embeddings`.
+    """Writes the features of images; see :func:`embeddings`.
 
     Args:
         spec: of the encoder; see `fastequi.evaluate.encoders`.
-        data: folder of images.
+        data: see `fastequi.data.sources.open_source`.
         out: FILE.safetensors holds all features; FILE.npy one; any other name is a folder of one
             .npy file for each.
         stated: what a file does not tell; see `fastequi.evaluate.encoders.load_encoder`.
 
     Returns:
         The JSON file beside it, FILE.npy.json or FOLDER/files.json: {"checkpoint", "image_size",
-        "features": {name: shape}, "files"}, the files in the order of the rows.
+        "data", "features": {name: shape}, "files"}, the files in the order of the rows.
     """
     file = out.suffix in _FILES
     if out.suffix.lower() in (*_FILES, *_OTHERS) and not file:
@@ -106,13 +128,14 @@ def embed(
             f"--out: a .npy file holds one kind of features, choose with --features of "
             f"{', '.join(chosen)}; or name a .safetensors file or a folder, got {out}"
         )
-    source = image_folder(data)
+    frame = _frame(encoder, size)
+    source = open_source(data)
     if file:
         writable(out)
     else:
         writable_folder(out)
     with Console().status(f"{len(source):,} images"):
-        found, files = embeddings(encoder, source, chosen, all_tokens, share, batch)
+        found, files = embeddings(encoder, source, chosen, all_tokens, share, batch, frame)
     if out.suffix == ".safetensors":
         save_tensors(out, found)
     elif out.suffix == ".npy":
@@ -123,7 +146,8 @@ def embed(
     document: dict[str, Any] = {
         "checkpoint": spec,
         "encoder": encoder.name,
-        "image_size": encoder.image_size,
+        "image_size": frame[0] if frame[0] == frame[1] else list(frame),
+        **documented(data),
         "features": {name: list(values.shape) for name, values in found.items()},
         "files": files,
     }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from fastequi.chosen import Patterned, Several, as_images, expect_places, flat
 from fastequi.config import PathConfig
+from fastequi.data.sources import Selection
 from fastequi.vit_options import VitOptions
 
 KINDS = {
@@ -19,19 +21,20 @@ KINDS = {
     "rotnet": "rotation accuracy and every block's probes of a rotnet run",
 }
 Checkpoint = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-Device = Literal["auto", "cpu", "cuda"]
+Device = str
 
 
 @dataclass(frozen=True)
-class EquivarianceOptions(VitOptions):
+class EquivarianceOptions(Patterned, VitOptions):
     """R² of rotation, translation, SE(2), colour and blur, read from frozen pairs of features."""
 
     checkpoint: Checkpoint
     """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
-    data: Path | None = None
-    """Folder of photographs; every fifth is for testing. Embedded ones by default."""
-    test_data: Path | None = None
-    """Folder of test photographs, instead of every fifth."""
+    data: Several = ()
+    """Photographs, as --data of pretrain; every fifth is for testing, unless folders are named as
+    splits. Embedded ones by default."""
+    test_data: Several = ()
+    """Test photographs, instead of every fifth."""
     against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A further encoder for the tables, such as the base without reconstruction; repeatable."""
     tasks: tuple[Literal["rotation", "translation", "se2", "color", "blur"], ...] = (
@@ -59,20 +62,23 @@ class EquivarianceOptions(VitOptions):
     seed: int = 0
     """Of windows, parameters and MLPs."""
     device: Device = "auto"
-    """Where it runs."""
+    """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
     """JSON file; by default eval_equivariance.json in the CHECKPOINT folder, with --zero-fill
     eval_equivariance_zero_fill.json."""
 
 
 @dataclass(frozen=True)
-class KnnOptions(VitOptions):
+class KnnOptions(Patterned, VitOptions):
     """Classes from the nearest neighbours' labels, k = 5, 10, 20, 200, temperature .07."""
 
     checkpoint: Checkpoint
     """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
-    data: str
-    """Folder of class subfolders (below train/ and val/, if split) or of IDX files; or "digits"."""
+    data: Several = ()
+    """Folders of class subfolders (below train/ and val/ or the like, if split), shards with .cls
+    members or class folders, or lists (path, tab, class); a folder of IDX files; or "digits"."""
+    test_data: Several = ()
+    """Test images, instead of those below val/ or every fifth of a class."""
     against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A further encoder for the table; repeatable."""
     train_images: int = 0
@@ -82,7 +88,7 @@ class KnnOptions(VitOptions):
     crop: float = 1.0
     """Share of a file's shorter side that its centred square takes (224/256 = .875 on ImageNet)."""
     device: Device = "auto"
-    """Where it runs."""
+    """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
     """JSON file; eval_KIND.json in the CHECKPOINT folder by default."""
 
@@ -96,34 +102,35 @@ class LinearOptions(KnnOptions):
 
 
 @dataclass(frozen=True)
-class ReconstructOptions:
+class ReconstructOptions(Patterned):
     """PSNR and SSIM of the predicted images beside the nearer view; spectra of z_inv and z_equi."""
 
     checkpoint: Checkpoint
     """A run's folder, or a checkpoint's."""
-    data: Path | None = None
-    """Folder of photographs, of which every fifth is used. Embedded ones by default."""
-    test_data: Path | None = None
-    """Folder of photographs, all of which are used."""
+    data: Several = ()
+    """Photographs, as --data of pretrain, of which those for testing are used (every fifth, unless
+    folders are named as splits). Embedded ones by default."""
+    test_data: Several = ()
+    """Photographs, all of which are used."""
     images: int = 512
     """Views that figures are means over."""
     seed: int = 0
     """Of windows and paths."""
     device: Device = "auto"
-    """Where it runs."""
+    """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
     """JSON file; eval_reconstruct.json in the CHECKPOINT folder by default."""
 
 
 @dataclass(frozen=True)
-class EmbedOptions(VitOptions):
+class EmbedOptions(Patterned, VitOptions):
     """Features of a folder's images, in sorted order, with the list of files beside them."""
 
     checkpoint: Checkpoint
     """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
-    data: Path
-    """Folder of images, flat or nested."""
-    out: Path
+    data: Several = ()
+    """Images, as --data of pretrain: folders, tar shards, lists."""
+    out: Path | None = None
     """FILE.safetensors (all features), FILE.npy (one), or a folder of .npy files."""
     features: tuple[str, ...] = ()
     """Of cls, patch, z_inv, z_equi; all that there are by default."""
@@ -131,10 +138,13 @@ class EmbedOptions(VitOptions):
     """The mean over the grid of patches, or every token of it."""
     crop: float = 1.0
     """Share of an image's shorter side that its centred square takes."""
+    size: tuple[str, ...] = ()
+    """Side of the squares in pixels, or height and width (224 448 or 224x448), multiples of the
+    patch size; the encoder's own by default. A ViT's positions are interpolated."""
     batch: int = 64
     """Images at a time."""
     device: Device = "auto"
-    """Where it runs."""
+    """Where it runs: auto, cpu, cuda or cuda:1."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,8 @@ class RotNetOptions:
     """Images that the probes are fitted on; 0: all."""
     test_images: int = 2000
     """Images that turns and probes are judged on; 0: all."""
+    device: Device = "auto"
+    """Where it runs: auto, cpu, cuda or cuda:1."""
 
 
 def equivariance(argv: list[str]) -> None:
@@ -177,8 +189,8 @@ def equivariance(argv: list[str]) -> None:
     )
     judge(
         options.checkpoint,
-        options.data,
-        options.test_data,
+        _images(options, options.data),
+        _images(options, options.test_data, "--test-data"),
         options.against,
         tasks(options.tasks, ranges),
         budget,
@@ -204,10 +216,11 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
 
     from fastequi.judge_classes import judge
 
+    expect_places(options.data, 'folders of classes, shards, lists or "digits"')
     judge(
         kind,
         options.checkpoint,
-        options.data,
+        options.selection(options.data),
         options.against,
         options.train_images,
         options.test_images,
@@ -215,6 +228,7 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
         device=options.device,
         out=options.out,
         stated=options.stated(),
+        test_data=_images(options, options.test_data, "--test-data"),
         **others,
     )
 
@@ -225,7 +239,15 @@ def reconstruct(argv: list[str]) -> None:
 
     from fastequi.judge_reconstruct import judge
 
-    judge(*(getattr(options, f.name) for f in fields(options)))
+    judge(
+        options.checkpoint,
+        _images(options, options.data),
+        _images(options, options.test_data, "--test-data"),
+        options.images,
+        options.seed,
+        options.device,
+        options.out,
+    )
 
 
 def embed(argv: list[str]) -> None:
@@ -235,9 +257,13 @@ def embed(argv: list[str]) -> None:
 
     from fastequi.embed import embed as job
 
-    whole, stated = options.tokens == "all", options.stated()
-    how = options.features, whole, options.crop, options.batch, options.device, stated
-    job(options.checkpoint, options.data, options.out, *how)
+    expect_places(options.data, "folders of images, tar shards or lists")
+    if options.out is None:
+        raise ValueError("--out: expected FILE.safetensors, FILE.npy or a folder")
+    data = as_images(options.selection(options.data))
+    whole, size, stated = options.tokens == "all", _size(options.size), options.stated()
+    how = options.features, whole, options.crop, options.batch, options.device, size, stated
+    job(options.checkpoint, data, options.out, *how)
 
 
 def rotnet(argv: list[str]) -> None:
@@ -246,7 +272,27 @@ def rotnet(argv: list[str]) -> None:
 
     from fastequi.judge_rotnet import judge
 
-    judge(options.run, options.data, options.train_images, options.test_images)
+    judge(options.run, options.data, options.train_images, options.test_images, options.device)
+
+
+def _images(
+    options: Patterned, places: tuple[tuple[str, ...], ...], option: str = "--data"
+) -> Selection | None:
+    """What an option names; None where it was not given."""
+    return as_images(options.selection(places, option)) if flat(places) else None
+
+
+def _size(words: tuple[str, ...]) -> tuple[int, int] | None:
+    """Height and width of "224", "224 448" or "224x448"."""
+    sides = [side for word in words for side in word.lower().replace("×", "x").split("x")]
+    if not words:
+        return None
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(
+            f"--size: expected a side in pixels, or height and width (224, 224 448, 224x448), got "
+            f"{' '.join(words)}"
+        )
+    return int(sides[0]), int(sides[-1])
 
 
 def _at_least(options: object, least: int, *names: str) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastequi.data.labelled import Files, labelled_sets
+from fastequi.data.labelled import Files, described, labelled_sets, per_class
+from fastequi.data.sources import Data, Selection
 from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.published import published
 from fastequi.evaluate.recognition import (
@@ -22,7 +23,7 @@ from fastequi.evaluate.recognition import (
     table,
 )
 from fastequi.models.timm_names import UNSTATED, Stated
-from fastequi.results import place, save, seen_in_training
+from fastequi.results import documented, place, save, seen_in_training
 
 
 def verdicts(rows: Sequence[Recognition], name: str) -> list[str]:
@@ -46,7 +47,7 @@ def verdicts(rows: Sequence[Recognition], name: str) -> list[str]:
 def judge(
     kind: str,
     spec: str,
-    data: str,
+    data: Data,
     against: Sequence[str] = (),
     train_images: int = 0,
     test_images: int = 0,
@@ -55,27 +56,29 @@ def judge(
     device: str = "auto",
     out: Path | None = None,
     stated: Stated = UNSTATED,
+    test_data: Data | None = None,
 ) -> list[Recognition]:
     """Prints the table and writes it.
 
     Args:
         kind: "knn" or "linear".
         spec: of the encoder; see `fastequi.evaluate.encoders`.
-        data: a folder or "digits"; see `fastequi.data.labelled.labelled_sets`.
+        data, test_data: see `fastequi.data.labelled.labelled_sets`.
         against: further encoders.
         train_images, test_images: how many of each; 0: all.
         share: of an image's shorter side that its centred square takes.
         seeds: of the linear probe.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         out: the JSON file; see `fastequi.results`.
         stated: what a file does not tell; see `fastequi.evaluate.encoders.load_all`.
     """
     encoder, encoders = load_all(spec, against, device, stated)
-    splits = labelled_sets(data, train_images, test_images, share)
+    splits = labelled_sets(data, train_images, test_images, share, test_data)
     file = place(kind, spec, out)
     tested = splits[1].source if isinstance(splits[1], Files) else None
     seen = seen_in_training((spec, *against), tested)
     console, start = Console(), time.monotonic()
+    print(described(*splits))
     with console.status("") as status:
         status.update("features of the training images")
         train = pooled_features(encoders, splits[0])
@@ -85,19 +88,25 @@ def judge(
             rows = knn_rows(train, test, on_row=status.update)
         else:
             rows = linear_rows(train, test, seeds, status.update)
-    counts = len(train[1]), len(test[1])
-    title = f"classes by {kind}, {counts[0]:,} training and {counts[1]:,} test images"
+    counts, names = (len(train[1]), len(test[1])), splits[0].classes
+    each = per_class(names, train[1], test[1])
+    for name in (name for name in names if not each[name][0]):
+        print(f"no training image of class {name} could be decoded")
+    title = f"{len(names)} classes by {kind}, {counts[0]:,} training and {counts[1]:,} test images"
     console.width = max(console.width, 140 if kind == "knn" else 80)
     console.print(table(rows, title))
     for line in verdicts(rows, encoder.name):
         print(line)
-    classes = len(splits[0].classes)
-    anchors = published(kind, data, classes)
+    selection = Selection.of(data)
+    alone = len(selection.places) == 1 and not selection.patterns and test_data is None
+    anchors = published(kind, selection.places[0], len(names)) if alone else ""
     if anchors:
         print(anchors)
     document = {
-        "data": data,
-        "classes": classes,
+        **documented(data),
+        "classes": len(names),
+        "class_images": each,
+        "split": {"train": splits[0].what, "test": splits[1].what},
         "published": anchors,
         "train_images": counts[0],
         "test_images": counts[1],

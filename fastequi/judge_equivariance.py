@@ -11,21 +11,22 @@ from typing import Any
 from rich.console import Console
 
 from fastequi.config import TrainConfig
+from fastequi.data.sources import Data
 from fastequi.data.splits import photographs
 from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.equivariance import Report, summary
 from fastequi.evaluate.tasks import Budget, Task, score_tasks
 from fastequi.methods.tir import TIR
 from fastequi.models.timm_names import UNSTATED, Stated
-from fastequi.results import place, save, seen_in_training
+from fastequi.results import documented, place, save, seen_in_training
 
 _TABLE_WIDTH = 140  # of colour's, which has four parameters
 
 
 def judge(
     spec: str,
-    data: Path | None,
-    test_data: Path | None,
+    data: Data | None,
+    test_data: Data | None,
     against: Sequence[str],
     chosen: Mapping[str, Task],
     budget: Budget,
@@ -41,7 +42,7 @@ def judge(
         against: further encoders for the same tables: the base without reconstruction.
         chosen: the tasks.
         budget: of the probes; MLPs are fitted in bfloat16 where that is fast.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         out: the JSON file; see `fastequi.results`.
         stated: what a file does not tell; see `fastequi.evaluate.encoders.load_all`.
     """
@@ -60,7 +61,7 @@ def judge(
         of += ", zero-filled borders (only to compare)"
     fit = {**dataclasses.asdict(budget.fit), "dtype": str(budget.fit.dtype)}
     document: dict[str, Any] = {
-        "data": str(data) if data else "embedded photographs, by region",
+        **documented(data),
         "photographs": {"train": len(train), "test": len(test)},
         "test_seen_in_training": seen,
         "against": list(against),

@@ -12,18 +12,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fastequi.data.sources import Data
 from fastequi.data.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.reconstruction import Quality, path_loader, quality
 from fastequi.evaluate.spectrum import Spectrum, spectrum
 from fastequi.methods.tir import TIR
-from fastequi.results import place, save, seen_in_training
+from fastequi.results import documented, place, save, seen_in_training
 
 
 def judge(
     spec: str,
-    data: Path | None,
-    test_data: Path | None = None,
+    data: Data | None,
+    test_data: Data | None = None,
     images: int = 512,
     seed: int = 0,
     device: str = "auto",
@@ -36,7 +37,7 @@ def judge(
         data, test_data: see `fastequi.data.splits.photographs`; the test photographs are used.
         images: views that figures are means over.
         seed: of windows and paths.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:1".
         out: the JSON file; see `fastequi.results`.
     """
     encoder = load_encoder(spec, device)
@@ -60,7 +61,7 @@ def judge(
     spectra = _spectra(encoder, v1)
     console.print(_spectrum_table(spectra))
     document: dict[str, Any] = {
-        "data": str(data) if data else "embedded photographs, by region",
+        **documented(data),
         "images": len(v1),
         "photographs": {"test": len(source)},
         "test_seen_in_training": seen,

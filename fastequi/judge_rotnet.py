@@ -11,7 +11,8 @@ from rich.console import Console
 from fastequi import checkpoint
 from fastequi.build import build
 from fastequi.config import Config
-from fastequi.data.labelled import Labelled, mnist
+from fastequi.data.labelled import Labelled, mnist, per_class
+from fastequi.devices import use_device
 from fastequi.doctor import machine
 from fastequi.evaluate.rotation import (
     FEW,
@@ -21,16 +22,22 @@ from fastequi.evaluate.rotation import (
     table,
 )
 from fastequi.methods.rotnet import RotNet
+from fastequi.places import expect_local
 
 
-def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> None:
+def judge(
+    run_dir: Path, data: Path, train_images: int, test_images: int, device: str = "auto"
+) -> None:
     """Prints both tables and writes them to `run_dir/rotnet.json`.
 
     Args:
         run_dir: of a run with system=rotnet.
         data: folder of an MNIST-like set, whose test images no run has seen.
         train_images, test_images: how many of each the probes use; 0: all.
+        device: "auto", "cpu", "cuda" or "cuda:1".
     """
+    where = use_device(device)
+    expect_local("--data", data)
     file = run_dir / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"RUN: {run_dir} holds no config.json, expected a run's folder")
@@ -40,17 +47,21 @@ def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> Non
     newest = checkpoint.latest(run_dir / "checkpoints")
     if newest is None:
         raise FileNotFoundError(f"RUN: {run_dir} has no checkpoint yet")
-    device = torch.device(config.train.resolved_device())
     networks = {}
     for name in ("random init", "RotNet"):
         torch.manual_seed(config.train.seed)
-        method = build(config).to(device).eval()
+        method = build(config).to(where).eval()
         assert isinstance(method, RotNet)
         networks[name] = method
     checkpoint.load(newest, networks["RotNet"])
     train = mnist(data, "train", train_images, config.data.image_size)
     test = mnist(data, "test", test_images, config.data.image_size)
     console, few = Console(), _few(train, test)
+    names = [str(i) for i in range(int(train.labels.max()) + 1)]
+    counted = per_class(names, train.labels, test.labels)
+    console.print(
+        f"{len(names)} classes, {len(train.images):,} training and {len(test.images):,} test images"
+    )
     turns = rotation_accuracy(networks["RotNet"], test.images)
     each = ", ".join(f"{angle}° {share:.3f}" for angle, share in turns.items() if angle != "all")
     console.print(
@@ -64,6 +75,7 @@ def judge(run_dir: Path, data: Path, train_images: int, test_images: int) -> Non
         "checkpoint": newest.name,
         "train_images": len(train.images),
         "test_images": len(test.images),
+        "class_images": counted,
         "rotation_accuracy": turns,
         "classes": as_json(rows),
     }

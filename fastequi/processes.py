@@ -60,7 +60,7 @@ class Processes:
         return dist.group.WORLD if self.size > 1 else None
 
     def device(self, name: str) -> torch.device:
-        """This process's device of a kind, "cpu" or "cuda"."""
+        """This process's device: "cpu", "cuda", or of a single process "cuda:1"."""
         several = name == "cuda" and self.size > 1
         return torch.device(name, self.local_rank) if several else torch.device(name)
 
@@ -103,7 +103,7 @@ def started(device: str) -> Iterator[Processes]:
     """The processes of this run, within the block.
 
     Args:
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; "cuda:1" for a single process.
 
     Raises:
         ValueError: torchrun's variables do not fit together, or there are fewer GPUs.
@@ -112,6 +112,11 @@ def started(device: str) -> Iterator[Processes]:
     if size == 1:
         yield Processes()
         return
+    if ":" in device:
+        raise ValueError(
+            f"train.device: expected cuda under torchrun, whose processes take a GPU each, got "
+            f"{device}"
+        )
     rank, local = _number("RANK", -1), _number("LOCAL_RANK", -1)
     if not (0 <= rank < size and 0 <= local <= rank):
         raise ValueError(

@@ -9,20 +9,21 @@ from pathlib import Path
 from rich.console import Console
 
 from fastequi import __version__
+from fastequi.data.sources import Data
 from fastequi.evaluate.figures import Sheet
 from fastequi.evaluate.page import page
 from fastequi.evaluate.runs import Run, read_runs
 from fastequi.results import writable
 
 
-def report(runs: Sequence[Path], out: Path, images: bool = True, data: Path | None = None) -> Path:
+def report(runs: Sequence[Path], out: Path, images: bool = True, data: Data | None = None) -> Path:
     """Writes the page and prints where it is.
 
     Args:
         runs: folders of runs.
         out: the page; its folder is made if need be.
         images: make pictures from every run's newest checkpoint.
-        data: folder of images for them; None: the embedded photographs.
+        data: images for them (`fastequi.data.sources.open_source`); None: the embedded ones.
 
     Raises:
         FileNotFoundError, ValueError: a folder is no run's.
@@ -38,7 +39,7 @@ def report(runs: Sequence[Path], out: Path, images: bool = True, data: Path | No
 
 
 def _pictures(
-    runs: Sequence[Run], data: Path | None, notes: list[str]
+    runs: Sequence[Run], data: Data | None, notes: list[str]
 ) -> dict[str, dict[str, Sheet]]:
     """Sheets by run; why a run has none becomes a note, as the page is worth having without."""
     from fastequi.evaluate.encoders import load_encoder
@@ -51,7 +52,7 @@ def _pictures(
             try:
                 shown[run.name], why_not = sheets(load_encoder(str(run.folder)), photos)
                 notes += [f"{run.name}: no {why}." for why in why_not]
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
+            except (OSError, ValueError, ArithmeticError, RuntimeError, KeyError) as error:
                 why = str(error).removeprefix("CHECKPOINT: ").replace(f"{run.folder}", run.name)
                 notes.append(f"{run.name}: no pictures of its features ({why}).")
     return shown

@@ -3,7 +3,8 @@
 eval_equivariance.json   "tasks": {task: {"names", "train_pairs", "test_pairs", "scores": [Score
                          and its "mean"]}}, see `fastequi.evaluate.equivariance.Score`; "budget"
 eval_equivariance_zero_fill.json   the same of zero-filled pairs
-eval_knn.json, eval_linear.json   "scores": [`fastequi.evaluate.recognition.Recognition`]
+eval_knn.json, eval_linear.json   "scores": [`fastequi.evaluate.recognition.Recognition`];
+                         "class_images": {class: [training, test images]}, "split": which are which
 eval_reconstruct.json    "psnr", "ssim": `fastequi.evaluate.reconstruction.Quality`;
                          "spectra": {features: `fastequi.evaluate.spectrum.Spectrum`}
 
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fastequi.data import kept
-from fastequi.data.sources import Source
+from fastequi.data.images import Source
+from fastequi.data.sources import Data, Selection
 from fastequi.doctor import machine
 from fastequi.evaluate.encoders import Encoder
 
@@ -65,6 +67,13 @@ def writable_folder(folder: Path) -> Path:
     except OSError as error:
         raise ValueError(f"--out: {folder} cannot be made ({error.strerror})") from error
     return folder
+
+
+def documented(data: Data | None) -> dict[str, Any]:
+    """What the files hold of the images that were chosen: "data", and patterns if there are any."""
+    if data is None:
+        return {"data": "embedded photographs, by region"}
+    return dict(Selection.of(data).to_json())
 
 
 def seen_in_training(specs: Sequence[str], test: Source | None) -> dict[str, int | None]:

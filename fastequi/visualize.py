@@ -15,10 +15,12 @@ from torch import Tensor
 
 from fastequi.build import views_of
 from fastequi.data.batch import Batch
-from fastequi.data.sources import Source, embedded_photos, image_folder
+from fastequi.data.images import Source
+from fastequi.data.pillow import decoded
+from fastequi.data.sources import Data, embedded_photos, open_source
 from fastequi.data.splits import TEST_REGION
 from fastequi.evaluate import look
-from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
+from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder, random_init
 from fastequi.evaluate.figures import Sheet, Tile, heat, path_sheet, to_uint8
 from fastequi.evaluate.markup import two
 from fastequi.evaluate.recognition import normalise
@@ -37,17 +39,17 @@ _LARGE = 64  # pixels
 _DEGREES = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
 
 
-def photographs(data: Path | None) -> Source:
-    """A folder's images; by default of the embedded ones the part that no demo trains on.
+def photographs(data: Data | None) -> Source:
+    """What `data` names; by default of the embedded ones the part that no demo trains on.
 
     Squares show whole images all the same: only windows are cut from the region.
     """
-    return image_folder(data) if data is not None else embedded_photos(TEST_REGION)
+    return open_source(data) if data is not None else embedded_photos(TEST_REGION)
 
 
 def visualize(
     spec: str,
-    data: Path | None,
+    data: Data | None,
     out: Path,
     device: str = "auto",
     windows: int = 0,
@@ -57,7 +59,7 @@ def visualize(
 
     Args:
         spec: see :func:`fastequi.evaluate.encoders.load_encoder`.
-        data: folder of images; None: the embedded photographs.
+        data: see `fastequi.data.sources.open_source`; None: the embedded photographs.
         out: folder of the files, made if need be.
         windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
         stated: what a file does not tell; see `load_encoder`.
@@ -114,7 +116,9 @@ def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
     v1 = warp(u, still, size=size, padding_mode=views.padding_mode, **scale)
     u = u.contiguous(memory_format=torch.channels_last)
     batch = Batch(v1, u, params, torch.arange(len(u)), epoch=0)
-    return path_sheet(method.reconstruct(batch), views.mean, views.std)
+    shown = method.reconstruct(batch)
+    expect_finite(encoder.name, {"predictions": shown["pred"]})
+    return path_sheet(shown, views.mean, views.std)
 
 
 def pca(encoder: Encoder, photos: Source) -> Sheet:
@@ -215,21 +219,14 @@ def _tiles(images: Tensor, least: int = 0) -> list[Tile]:
     return tiles
 
 
-def _some(source: Source, count: int) -> list[str]:
-    """Paths of at most `count` images, evenly spaced."""
-    picks = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-    return [source.paths[i] for i in picks]
-
-
 def _opened(source: Source, count: int) -> Iterator[Image.Image]:
     """At most `count` images, evenly spaced; those that cannot be read are named and left out."""
     found = 0
-    for path in _some(source, count):
+    for i in np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int):
         try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except OSError as error:
-            _left_out(path, str(error))
+            image = Image.fromarray(decoded(source.encoded(i)))
+        except Exception as error:  # whatever damaged bytes make Pillow raise
+            _left_out(source.names[i], str(error))
         else:
             found += 1
             yield image

@@ -6,6 +6,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from fastequi.data.encoded import has_avif
+
 PIXELS = np.random.default_rng(7).integers(0, 256, (40, 60, 3), np.uint8)
 PHOTO = Image.fromarray(PIXELS)
 
@@ -16,10 +18,19 @@ def saved(image=PHOTO, kind="PNG", **options):
     return file.getvalue()
 
 
-def _turned():
+def _turned(kind="JPEG", image=PHOTO, **options):
     exif = Image.Exif()
     exif[0x0112] = 6
-    return saved(kind="JPEG", exif=exif.tobytes())
+    return saved(image, kind, exif=exif.tobytes(), **options)
+
+
+def _turned_webp(odd):
+    """An extended WebP whose EXIF stands behind a chunk of odd or of even length."""
+    for side in range(8, 40):
+        data = _turned("WEBP", PHOTO.crop((0, 0, 60, side)), lossless=True)
+        if (int.from_bytes(data[data.index(b"VP8L") + 4 :][:4], "little") % 2 == 1) == odd:
+            return data, (60, side)
+    raise AssertionError("no such WebP")
 
 
 def _animated(kind, **options):
@@ -70,7 +81,21 @@ CORPUS = {
     "10x20000.jpg": (saved(Image.new("RGB", (10, 20_000)), "JPEG"), (20_000, 10)),
     "with spaces, ünïcödé 写真 🙂.jpg": (_JPEG, (40, 60)),
     "new\nline.png": (saved(), (40, 60)),
-    "animated.jpg": (_animated("GIF"), "no image in a format that is read"),
+    "animated.gif": (_animated("GIF"), (40, 60)),
+    "really a gif.jpg": (_animated("GIF"), (40, 60)),
+    "exif behind padding.webp": _turned_webp(odd=True),
+    "exif.webp": _turned_webp(odd=False),
+    "photo.jfif": (_JPEG, (40, 60)),
+    "photo.JPE": (_JPEG, (40, 60)),
+    "deflated.tif": (saved(kind="TIFF", compression="tiff_adobe_deflate"), (40, 60)),
+    "exif turned.TIFF": (_turned("TIFF"), (60, 40)),
+    "bilevel.tiff": (saved(PHOTO.convert("1"), "TIFF"), (40, 60)),  # DALI knows no such TIFF
+    "wavelets.jp2": (saved(kind="JPEG2000"), (40, 60)),
+    "plain.ppm": (saved(kind="PPM"), (40, 60)),
+    "grey.pgm": (saved(PHOTO.convert("L"), "PPM"), (40, 60)),
+    "bits.pbm": (saved(PHOTO.convert("1"), "PPM"), (40, 60)),
+    "headless.dib": (saved(kind="DIB"), (40, 60)),
+    "cut in the data.gif": (_animated("GIF")[:900], "."),
     "empty.jpg": (b"", "empty file"),
     "text.png": (b"this is no image", "no image in a format that is read"),
     "garbage.jpg": (b"\xff\xd8\xff\xe0" + PIXELS.tobytes(), "."),
@@ -84,3 +109,5 @@ CORPUS = {
     "bomb.png": (_bomb_png(), _BOMB),
     "bomb.jpg": (_bomb_jpeg(), _BOMB),
 }
+if has_avif():
+    CORPUS["turned.avif"] = (_turned("AVIF"), (60, 40))

@@ -1,23 +1,30 @@
 """The evaluations as a user types them, on a run of two steps."""
 
 import json
+import re
 import shutil
 import stat
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi import checkpoint, manifest
 from fastequi.cli import main
 from fastequi.data import kept
+from fastequi.data.reader import read
 from fastequi.data.sources import embedded_photos, image_folder
+from fastequi.devices import use_device
+from fastequi.evaluate.encoders import load_encoder
 from fastequi.evaluate.published import published
-from fastequi.evaluate.recognition import Recognition
+from fastequi.evaluate.recognition import Recognition, normalise
 from fastequi.evaluations import equivariance
 from fastequi.judge_classes import verdicts
 from fastequi.recipes import RECIPES
@@ -189,6 +196,11 @@ def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
     assert raw["accuracy"] > 0.8
     assert raw["low"] < raw["accuracy"] < raw["high"]
     assert "less than raw pixels" in capsys.readouterr().out  # after two steps
+    assert [sum(n) for n in zip(*saved["class_images"].values(), strict=True)] == [200, 100]
+    main(["report", run, "--no-images", "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    assert "10 classes from frozen features, fitted on 200 and judged on 100 images" in page
+    assert "test images: every fifth digit" in page
 
 
 def test_reconstruction_and_spectra(runs, capsys):
@@ -228,6 +240,163 @@ def test_embed_writes_the_same_rows_in_every_form(runs, tmp_path):
     plain = stat.S_IMODE((tmp_path / "one.npy").stat().st_mode)
     for file in (tmp_path / "all.safetensors", *(runs / "tir").rglob("*.safetensors")):
         assert stat.S_IMODE(file.stat().st_mode) == plain
+
+
+@pytest.fixture(scope="module")
+def unsound(runs):
+    """The TIR run with one NaN in a weight of its encoder."""
+    shutil.copytree(runs / "tir", runs / "unsound")
+    for file in (runs / "unsound").rglob("*.safetensors"):
+        state = {name: value.clone() for name, value in load_file(file).items()}  # not mapped
+        for name in state:
+            if name.endswith("blocks.0.mlp.fc1.weight") and state[name].ndim:
+                state[name][0, 0] = float("nan")
+        save_file(state, file)
+    for step in checkpoint.steps(runs / "unsound" / "checkpoints"):
+        about = checkpoint.about(step)
+        (step / manifest.NAME).unlink()
+        manifest.publish(step.rename(step.with_name("unfinished")), step, about)
+    return runs / "unsound"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["eval", kind, "RUN", "--data", "PHOTOS"] for kind in ("knn", "linear", "equivariance")),
+        *(["eval", "reconstruct", "RUN"], ["embed", "RUN", "--data", "PHOTOS", "--out", "x.npy"]),
+        *(["visualize", "RUN"], ["eval", "knn", "RUN/model.safetensors", "--data", "PHOTOS"]),
+        ["eval", "knn", "GOOD", "--against", "RUN", "--data", "PHOTOS"],
+    ],
+    ids=" ".join,
+)
+def test_features_that_are_not_finite_are_one_error_for_all(
+    runs, unsound, tmp_path, monkeypatch, capsys, words
+):
+    monkeypatch.chdir(tmp_path)
+    for name, place in {"RUN": unsound, "PHOTOS": runs / "photos", "GOOD": runs / "tir"}.items():
+        words = [word.replace(name, str(place)) for word in words]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "unsound" in said.rpartition("fastequi: ")[2]
+    assert re.search(r"its features are not finite \(NaN or infinite: \d+ of \d+ patch", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_of_such_a_run_says_why_it_has_no_pictures(unsound, tmp_path):
+    main(["report", str(unsound), "--out", str(tmp_path / "page.html")])
+    assert "no pictures of its features (unsound: its features are not finite" in (
+        (tmp_path / "page.html").read_text()
+    )
+
+
+def test_features_of_other_sizes(runs, tmp_path, capsys):
+    """A ViT's positions are interpolated; windows have the shape that was asked for."""
+    run = str(runs / "tir")
+    encoder = load_encoder(run, "cpu")
+    source = image_folder(runs / "photos")
+    common = ["embed", run, "--data", str(runs / "photos"), "--tokens", "all", "--out"]
+    for size, told, frame in (
+        (["64"], 64, (64, 64)),
+        (["32", "64"], [32, 64], (32, 64)),
+        (["48x32"], [48, 32], (48, 32)),
+    ):
+        file = tmp_path / f"{'x'.join(size)}.safetensors"
+        main([*common, str(file), "--size", *size])
+        found = load_file(file)
+        beside = json.loads(file.with_name(f"{file.name}.json").read_text())
+        assert beside["image_size"] == told
+        ((images, _),) = read(source, frame, device=torch.device("cpu"))
+        assert images.shape[2:] == frame
+        expected = encoder.features(normalise(images, encoder))["patch"]
+        torch.testing.assert_close(found["patch"], expected, rtol=1e-4, atol=1e-4)
+        assert found["patch"].shape[1] == frame[0] * frame[1] // 64
+    with pytest.raises(SystemExit):
+        main([*common, str(tmp_path / "g.npy"), "--features", "cls", "--size", "32x36"])
+    assert "--size: expected multiples of the patch size 8, got 32x36" in capsys.readouterr().err
+
+
+def test_windows_of_any_shape_show_the_middle(tmp_path):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[10:30, 20:60] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    ((images, _),) = read(image_folder(tmp_path), (10, 20), device=torch.device("cpu"), share=0.5)
+    assert (images[..., 1:-1, 1:-1] == 255).all()  # antialiasing reaches beyond
+    ((images, _),) = read(image_folder(tmp_path), (10, 20), device=torch.device("cpu"))
+    assert images.float().mean().item() == pytest.approx(255 / 4, abs=2)
+    ((images, _),) = read(image_folder(tmp_path), (20, 10), device=torch.device("cpu"))
+    assert images[0, 0, 10].float().mean() > 250  # all its height, 20 of 80 pixels across
+    assert images[0, 0, 0].float().mean() < 5
+
+
+def test_shards_lists_and_several_folders_are_judged_and_embedded(runs, tmp_path, capsys):
+    run, photos = str(runs / "tir"), runs / "photos"
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for path in sorted(photos.rglob("*.jpg")):
+            tar.add(path, f"{path.parent.name}/{path.name}")
+    listed = "".join(f"{p}\t{p.parent.name}\n" for p in sorted(photos.rglob("*.jpg")))
+    (tmp_path / "photos.txt").write_text(listed)
+    accuracies, rows = [], []
+    for words in (
+        [str(photos)],
+        [str(tmp_path / "photos.tar")],
+        [str(tmp_path / "photos.txt")],
+    ):
+        main(["eval", "knn", run, "--data", *words, "--out", str(tmp_path / "knn.json")])
+        saved = json.loads((tmp_path / "knn.json").read_text())
+        assert saved["data"] == words[0]
+        assert saved["class_images"] == {"a": [4, 1], "b": [3, 1]}
+        assert saved["split"]["test"] == "every fifth image of a class"
+        accuracies.append([row["accuracy"] for row in saved["scores"]])
+        assert "2 classes (a, b), 7 training images" in capsys.readouterr().out
+        file = tmp_path / f"{len(rows)}.safetensors"
+        main(["embed", run, "--data", *words, "--out", str(file)])
+        rows.append(load_file(file)["patch"])
+    assert accuracies == [accuracies[0]] * 3
+    assert all(torch.equal(part, rows[0]) for part in rows)
+    both = ["--data", str(photos / "a"), str(photos / "b"), "--exclude", "astro*"]
+    main(["embed", run, *both, "--out", str(tmp_path / "f.safetensors")])
+    beside = json.loads((tmp_path / "f.safetensors.json").read_text())
+    assert len(beside["files"]) == 8
+    assert beside["exclude"] == ["astro*"]
+    assert {name.split("/")[0] for name in beside["files"]} == {"a", "b"}
+    main(["eval", "reconstruct", run, "--images", "8", "--data", str(tmp_path / "photos.tar"),
+          "--out", str(tmp_path / "r.json")])  # fmt: skip
+    assert json.loads((tmp_path / "r.json").read_text())["photographs"] == {"test": 1}
+    main(["visualize", run, "--data", str(tmp_path / "photos.tar"), "--out", str(tmp_path / "v"),
+          "--windows", "100"])  # fmt: skip
+    assert (tmp_path / "v" / "pca.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:7", "--device: 'cuda:7' asked for, but torch sees no CUDA device: use cpu"),
+        ("gpu", "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("cuda:x", "expected auto, cpu, cuda or cuda:N"),
+    ],
+)
+@pytest.mark.parametrize("words", [["eval", "knn"], ["visualize"], ["eval", "rotnet"]])
+def test_devices_that_are_not_there(runs, tmp_path, monkeypatch, capsys, words, device, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    run = [*words, str(runs / "tir"), "--data", str(runs / "photos"), "--device", device]
+    with pytest.raises(SystemExit):
+        main(run)
+    assert message in capsys.readouterr().err
+
+
+def test_of_several_gpus_one_is_chosen(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda i: f"GPU {i}")
+    current = []
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    assert use_device("cuda:1") == torch.device("cuda:1") == current[0]
+    assert use_device("cuda") == use_device("auto") == torch.device("cuda")
+    with pytest.raises(ValueError, match=r"no cuda:2; .* has cpu, cuda:0 \(GPU 0\), cuda:1"):
+        use_device("cuda:2")
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ ALLOWED = {
     "distributed": set(),
     "functional": {"kernels", "checks", "distributed", "functional"},
     "philox": set(),
+    "places": set(),
+    "devices": set(),
     "paths": {"philox"},
     "losses": {"functional", "losses", "distributed"},
     "models": {"models", "versions", "kernels.toolchain"},  # the cache folder
-    "data": {"paths", "philox", "boxes", "manifest", "data"},
+    "data": {"paths", "philox", "boxes", "manifest", "places", "data"},
     "methods": {
         "optim",
         "losses",
@@ -32,9 +34,9 @@ ALLOWED = {
     # a run is judged as its config and checkpoint say: evaluate stands above build, below train
     "evaluate": {
         *("models", "methods", "data", "paths", "philox", "functional", "evaluate"),
-        *("build", "config", "checkpoint"),
+        *("build", "config", "checkpoint", "devices", "places"),
     },
-    "config": {"paths", "data.augment", "limits"},
+    "config": {"paths", "data.augment", "limits", "devices"},
     "limits": {"config"},  # for its type alone
     "recipes": {"config", "data.augment"},
     "build": {"config", "methods", "models", "data.batch"},
@@ -64,7 +66,7 @@ ALLOWED = {
 UNBOUND = {
     *("__init__", "cli", "commands", "evaluations", "demo", "doctor", "dryrun", "results"),
     *("judge_rotnet", "judge_equivariance", "judge_classes", "judge_reconstruct", "embed"),
-    *("visualize", "report", "slurm", "vit_options"),
+    *("visualize", "report", "slurm", "vit_options", "chosen"),
 }
 
 # a heavy dependency is imported in one place
@@ -73,7 +75,7 @@ HOME = {
     "xformers": {"fastequi/models/attention.py"},
     "flash_attn_interface": {"fastequi/models/attention.py"},
     "submitit": {"fastequi/slurm.py"},
-    "tyro": {"fastequi/commands.py", "fastequi/evaluations.py"},
+    "tyro": {"fastequi/commands.py", "fastequi/evaluations.py", "fastequi/chosen.py"},
 }
 
 

@@ -85,7 +85,7 @@ def test_photographs_are_split_by_a_rule(tmp_path):
     pictures(tmp_path / "split" / "train", 2)
     pictures(tmp_path / "split" / "val", 1, start=8)
     train, test = photographs(tmp_path / "split")
-    assert (len(train), test.names) == (2, ("008.jpg",))
+    assert (len(train), test.names) == (2, ("val/008.jpg",))
     train, test = photographs(tmp_path / "flat", tmp_path / "split" / "val")
     assert (len(train), test.names) == (6, ("008.jpg",))
     train, test = photographs()

@@ -194,8 +194,11 @@ def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     main(["eval", "rotnet", str(run), "--data", str(folder), "--train-images", "300"])
     out = capsys.readouterr().out
     assert "turns told right on 200 test images" in out
+    assert " classes, 300 training and 200 test images" in out
     found = json.loads((run / "rotnet.json").read_text())
     assert found["rotation_accuracy"]["all"] > 0.6
+    counts = np.array(list(found["class_images"].values()))
+    assert counts.sum(0).tolist() == [300, 200]
     networks = {row["network"] for row in found["classes"]}
     assert networks == {"pixels", "random init", "RotNet"}
     main(["eval", "knn", str(run), "--data", str(folder)])
@@ -219,6 +222,16 @@ def test_rotation_accuracy_counts_every_turn():
     for k, angle in enumerate(("0", "90", "180", "270")):
         assert found[angle] == pytest.approx((logits[:, k] == k).float().mean().item())
     assert found["all"] == pytest.approx((logits == torch.arange(4)).float().mean().item())
+
+
+def test_weights_that_are_not_finite_are_no_chance_level():
+    model = build(small()).eval()
+    with torch.no_grad():
+        next(model.encoder.parameters()).fill_(float("nan"))
+    images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
+    for judge in (rotation_accuracy, block_features):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            judge(model, images)
 
 
 def test_few_label_probes_need_as_many_images(capsys):

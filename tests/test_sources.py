@@ -145,8 +145,9 @@ def test_only_unreadable_files(tmp_path):
 
 def test_other_formats_under_an_image_name(tmp_path):
     save(tmp_path / "a.jpg")
-    Image.new("RGB", (8, 8)).save(tmp_path / "b.png", "GIF")  # DALI has no GIF
-    assert image_folder(tmp_path).names == ("a.jpg",)
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png", "GIF")
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.png", "ICO")  # none of those that are read
+    assert image_folder(tmp_path).names == ("a.jpg", "b.png")
 
 
 @pytest.mark.parametrize(

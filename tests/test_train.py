@@ -1,6 +1,7 @@
 """Real runs of a few steps: embedded photographs through DALI, on the CPU."""
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -18,6 +19,7 @@ from fastequi import train as loop
 from fastequi.build import build, build_encoder
 from fastequi.config import Config
 from fastequi.data.sources import embedded_photos
+from fastequi.evaluate import online
 from fastequi.optim import take_step
 from fastequi.pace import Clock, Meter
 from fastequi.processes import Processes
@@ -114,11 +116,44 @@ def test_looks_on_the_way_leave_no_trace(tmp_path, source):
     assert all("loss" in row for row in rows.values())
     mean = sum(rows[3][f"r2_z_equi_{name}"] for name in ("angle", "tx", "ty")) / 3
     assert rows[3]["r2_z_equi_mean"] == pytest.approx(mean)
+    before = json.loads((tmp_path / "looked" / "config.json").read_text())
+    assert before["train"]["knn_data"] == [str(photos)]
+    before["train"]["knn_data"] = str(photos)  # as runs had it that took one place
+    assert Config.from_json(json.dumps(before)) == config
     with pytest.raises(ValueError, match=r"train\.knn_data: expected labelled images"):
         small(knn_every=2)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         pretrain(small(knn_every=2, knn_data="nowhere"), source, tmp_path / "none", max_steps=1)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_look_that_fails_is_said_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+    """Features that are not finite, and images that are gone when the first look comes."""
+    source, photos = embedded_photos(), tmp_path / "photos"
+    for i, path in enumerate(source.paths):
+        (photos / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, photos / "ab"[i % 2])
+    method = build(small())
+    with torch.no_grad():
+        next(method.encoder.parameters()).fill_(math.nan)
+    config = small(knn_every=1, knn_data=str(photos))
+    with caplog.at_level(logging.INFO):
+        due = online.looks(config, source)
+        assert online.look(due, method, config) == {}
+    assert "looks at classes: 2 classes (a, b), 7 training images" in caplog.text
+    assert "this look gives no figures: run: its features are not finite" in caplog.text
+    begun = online.looks
+
+    def looks(config, source):
+        found = begun(config, source)
+        shutil.rmtree(photos)
+        return found
+
+    monkeypatch.setattr("fastequi.train.looks", looks)
+    pretrain(config, source, tmp_path / "run", max_steps=2)
+    assert "this look gives no figures: 7 of 7 images cannot be decoded" in caplog.text
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
 
 
 def test_accumulation_averages_the_gradients_of_its_batches(tmp_path, source, monkeypatch):

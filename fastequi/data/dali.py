@@ -61,6 +61,8 @@ class ViewPipeline:
         device: where the views are made: "cpu", or a CUDA device.
         num_threads: DALI's CPU threads.
         encoded: the feed brings images' bytes, not paths.
+        frame: height and width of u in pixels where it is no square; of a shared crop without
+            margin only.
 
     Raises:
         ImportError: DALI is not installed.
@@ -74,6 +76,7 @@ class ViewPipeline:
         device: torch.device,
         num_threads: int,
         encoded: bool = False,
+        frame: tuple[int, int] | None = None,
     ) -> None:
         require_dali()
         self.device = device
@@ -86,7 +89,7 @@ class ViewPipeline:
         )
         self._crops = cfg.crops
         with self._pipeline:
-            self._pipeline.set_outputs(*_graph(cfg, feed, device, encoded))
+            self._pipeline.set_outputs(*_graph(cfg, feed, device, encoded, frame))
         self._pipeline.build()
 
     def run(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -165,7 +168,11 @@ def _decode(files: Any, device: torch.device, encoded: bool) -> Any:
 
 
 def _graph(
-    cfg: ViewConfig, feed: Callable[[], Feed], device: torch.device, encoded: bool
+    cfg: ViewConfig,
+    feed: Callable[[], Feed],
+    device: torch.device,
+    encoded: bool,
+    frame: tuple[int, int] | None,
 ) -> tuple[Any, ...]:
     on_gpu = device.type == "cuda"
     kinds = _input_types(cfg)
@@ -174,7 +181,8 @@ def _graph(
 
     def windows(size: int, frames: int) -> Any:
         start, end = next(inputs), next(inputs)
-        shared: dict[str, Any] = {"size": [size, size], "roi_relative": True, "antialias": True}
+        shape = frame or (size, size)
+        shared: dict[str, Any] = {"size": list(shape), "roi_relative": True, "antialias": True}
         if frames == 1:
             return fn.resize(image, roi_start=start, roi_end=end, **shared)
         each = (

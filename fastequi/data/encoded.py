@@ -3,22 +3,51 @@
 The bytes are a whole file, or a span of one (a member of a tar shard). Pillow reads the header: the
 size is needed before decoding, and an image that claims more pixels than Pillow's own limit is
 refused here, so that nothing ever allocates memory for it.
+
+What is an image goes by its name, in folders and in shards alike: EXTENSIONS, in any case.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+def has_avif() -> bool:
+    """Whether this Pillow decodes AVIF; since 11.3 its wheels do."""
+    try:
+        from PIL import AvifImagePlugin
+
+        return bool(AvifImagePlugin.SUPPORTED)
+    except Exception:  # an older one has no such module
+        return False
+
+
+_EXTENSIONS = {  # by Pillow's name of the format
+    "JPEG": ("jfif", "jpe", "jpeg", "jpg"),
+    "PNG": ("png",),
+    "WEBP": ("webp",),
+    "BMP": ("bmp",),
+    "DIB": ("dib",),
+    "TIFF": ("tif", "tiff"),
+    "JPEG2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm"),
+    "GIF": ("gif",),
+    "AVIF": ("avif",),
+}
+if not has_avif():
+    del _EXTENSIONS["AVIF"]
+FORMATS = tuple(_EXTENSIONS)  # that DALI or Pillow decodes
+EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")  # that DALI decodes
+_TOLD = 8  # kinds of files that are named
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 
 Span = tuple[int, int]  # first byte and number of bytes within a file
@@ -36,6 +65,28 @@ class Header(NamedTuple):
 def is_image_name(name: str) -> bool:
     """Whether a file's name, without folders, is that of an image that is not hidden."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+
+
+def format_of(name: str) -> str:
+    """Pillow's name of the format that a file's name speaks of."""
+    extension = os.path.splitext(name)[1].lower()[1:]
+    return next((kind for kind, names in _EXTENSIONS.items() if extension in names), "")
+
+
+def kind_of(name: str) -> str:
+    """What a file that is passed over counts as: hidden, or by its extension."""
+    if name.startswith("."):
+        return "hidden"
+    return os.path.splitext(name)[1].lower() or "without extension"
+
+
+def told(kinds: Mapping[str, int]) -> str:
+    """How many of which kind in a few words, the most frequent first."""
+    most = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+    words = [f"{count} × {kind}" for kind, count in most[:_TOLD]]
+    if rest := sum(count for _, count in most[_TOLD:]):
+        words.append(f"{rest} of {len(most) - _TOLD} other kinds")
+    return ", ".join(words)
 
 
 def read(path: str, span: Span | None = None) -> NDArray[np.uint8]:
@@ -85,14 +136,16 @@ def header(image: str | NDArray[np.uint8]) -> Header | str:
             count, file = told.st_size, image
         else:
             count, file = len(image), BytesIO(image.data)
-        with Image.open(file, formats=_FORMATS) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             (width, height), exif = opened.size, opened.info.get("exif")
             kind = opened.format or ""
+            if isinstance(opened, TiffImagePlugin.TiffImageFile):
+                width, height, exif = *(opened.tag_v2[tag] for tag in (256, 257)), opened.getexif()
     except Image.DecompressionBombError as error:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
         return why(error, image if isinstance(image, str) else "")
-    if exif and _turned(exif):
+    if exif and _is_turned(exif):
         height, width = width, height
     return Header(count, height, width, kind)
 
@@ -107,11 +160,13 @@ def why(error: Exception, path: str = "") -> str:
     return text.replace(f" {path!r}", "") or type(error).__name__
 
 
-def _turned(exif: bytes) -> bool:
+def _is_turned(exif: bytes | Image.Exif) -> bool:
     """Whether EXIF turns the image by 90 or 270 degrees; damaged EXIF does not."""
-    tags = Image.Exif()
     try:
-        tags.load(exif)
-        return int(tags.get(_ORIENTATION, 1)) in (5, 6, 7, 8)
+        if isinstance(exif, bytes):
+            tags = Image.Exif()
+            tags.load(exif)
+            exif = tags
+        return int(exif.get(_ORIENTATION, 1)) in (5, 6, 7, 8)
     except Exception:
         return False

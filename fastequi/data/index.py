@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import chain, islice
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from fastequi.data.encoded import Span
 from fastequi.data.listing import Archive, Listing
+from fastequi.data.patterns import Patterns
 from fastequi.manifest import sync
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Index:
         decoded: whether a scan decoded everything; else only shards' members were listed.
         when: it was made.
         archives: the shards it was made from.
+        passed_over: {kind: files} of what was no image by its name.
+        formats: Pillow's names of those that the images have; none if the index is older.
     """
 
     rows: list[Row] = field(repr=False)
@@ -66,6 +69,29 @@ class Index:
     decoded: bool
     when: str = ""
     archives: tuple[Archive, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
+    formats: tuple[str, ...] = ()
+
+    def only(self, patterns: Patterns) -> Index:
+        """The images that patterns choose, members by their path in the shard; so what is left out.
+
+        A shard that is damaged stays named.
+        """
+        if not patterns:
+            return self
+        shards = {archive.name for archive in self.archives}
+        names, bad = [row.name for row in self.rows], sorted(set(self.left_out) - shards)
+        chosen = patterns.chosen([*self._inside(names), *self._inside(bad)])
+        rows = [row for row, wanted in zip(self.rows, chosen, strict=False) if wanted]
+        kept = {name for name, wanted in zip(bad, chosen[len(names) :], strict=True) if wanted}
+        left_out = {n: why for n, why in self.left_out.items() if n in kept or n in shards}
+        return replace(self, rows=rows, left_out=left_out)
+
+    def _inside(self, names: list[str]) -> list[str]:
+        if not self.archives:
+            return names
+        of = _shards(names, self.archives)
+        return [name[len(shard) + 1 :] for name, shard in zip(names, of, strict=True)]
 
     def listing(self, root: Path, file: Path) -> Listing:
         """The images as they were listed, names and places."""
@@ -107,6 +133,8 @@ def write(file: Path, index: Index) -> Index:
         "images": len(index.rows),
         "columns": Row._fields if index.archives else Row._fields[:-1],
         "archives": [asdict(archive) for archive in index.archives],
+        "passed_over": dict(index.passed_over),
+        "formats": index.formats,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     bad = sorted(index.left_out.items())
@@ -134,7 +162,9 @@ def read(file: Path) -> Index:
             if len(found) != about[what]:
                 raise ValueError(f"{len(found)} {what}, expected {about[what]}")
         archives = tuple(Archive(**told) for told in about["archives"])
-        return Index(rows, bad, about["decoded"], about["when"], archives)
+        # older ones say neither
+        more = about.get("passed_over", {}), tuple(about.get("formats", ()))
+        return Index(rows, bad, about["decoded"], about["when"], archives, *more)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"index: {file} cannot be used ({error}); {_AGAIN}") from error
 

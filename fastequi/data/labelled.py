@@ -1,13 +1,13 @@
-"""Images with classes: folders of class subfolders, MNIST-like sets, scikit-learn's digits.
+"""Images with classes: folders of class subfolders, shards, MNIST-like sets, scikit-learn's digits.
 
-A folder is `train/CLASS/...` beside `val/CLASS/...` (or `validation/`, `test/`), or `CLASS/...`, of
-which every fifth image of a class is for testing; see `fastequi.data.splits`.
+What is for testing says `fastequi.data.splits` (of a set that is not split every fifth image of a
+class), and which class an image is of, `fastequi.data.classes`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,9 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastequi.data import idx
+from fastequi.data.classes import classes_of, split_by_name
+from fastequi.data.images import Source
 from fastequi.data.reader import read
-from fastequi.data.sources import Source, image_folder
-from fastequi.data.splits import held_out, named_split
+from fastequi.data.sources import Data, Selection
+from fastequi.data.splits import Images, held_out
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Labelled:
 
 class LabelledSet(Protocol):
     """One split of a set."""
+
+    @property
+    def what(self) -> str:
+        """Which images these are, in words."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -57,6 +65,7 @@ class Arrays:
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    what: str
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +85,7 @@ class Files:
     source: Source
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    what: str
     share: float = 1.0
 
     def __len__(self) -> int:
@@ -89,75 +99,112 @@ class Files:
 
 
 _BATCH, _RAW_SIZE = 250, 32
+_TOLD = 10  # classes that are named
 DIGITS = "digits"
 
 
 def labelled_sets(
-    data: str | os.PathLike[str], train_images: int = 0, test_images: int = 0, share: float = 1.0
+    data: Data,
+    train_images: int = 0,
+    test_images: int = 0,
+    share: float = 1.0,
+    test_data: Data | None = None,
 ) -> tuple[LabelledSet, LabelledSet]:
     """The training and the test split of a set.
 
     Args:
-        data: a folder of class subfolders or of IDX files, or "digits".
+        data: folders of class subfolders, shards or list files; or a folder of IDX files, or
+            "digits".
         train_images, test_images: how many of each, spread evenly over the set; 0: all.
         share: of a file's shorter side that its centred square takes.
+        test_data: images for testing; all of `data`, or its train/, is then for training.
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such folder.
-        ValueError: no class subfolders, or fewer than two classes.
+        ValueError: no class subfolders, fewer than two classes, or what looks like splits and is
+            not named as such.
         ImportError: "digits" without scikit-learn.
     """
     counts = train_images, test_images
-    if str(data) == DIGITS:
+    chosen = Selection.of(data)
+    if chosen.places == (DIGITS,) and test_data is None:
         return _digits(counts)
-    if idx.is_idx_folder(data):
-        return _mnist(Path(data), "train", train_images), _mnist(Path(data), "test", test_images)
-    named = named_split(data)
-    if named is not None:
-        sources = image_folder(named[0]), image_folder(named[1])
-        names = [_classes(source, where) for source, where in zip(sources, named, strict=True)]
-        unknown = sorted(set(names[1]) - set(names[0]))
-        if unknown:
-            raise ValueError(f"--data: {named[1]} has classes {unknown}, {named[0]} has not")
-        order = tuple(sorted(set(names[0])))
-        picks = [np.arange(len(source)) for source in sources]
-    else:
-        source = image_folder(data)
-        sources, given = (source, source), _classes(source, Path(data))
-        names, order = [given, given], tuple(sorted(set(given)))
-        tested = np.zeros(len(source), bool)
-        for name in order:
-            places = np.flatnonzero(np.array(given) == name)
-            if len(places) < 2:
-                raise ValueError(f"--data: class {name!r} of {data} has one image, expected 2")
-            tested[places] = held_out(len(places))
-        picks = [np.flatnonzero(~tested), np.flatnonzero(tested)]
+    if len(chosen.places) == 1 and idx.is_idx_folder(chosen.places[0]) and test_data is None:
+        folder = Path(chosen.places[0])
+        return _mnist(folder, "train", train_images), _mnist(folder, "test", test_images)
+    parts = _split(chosen, test_data)
+    order = tuple(sorted(set(parts[0].classes)))
     if len(order) < 2:
-        raise ValueError(f"--data: expected at least 2 classes in {data}, found {list(order)}")
+        raise ValueError(f"--data: expected at least 2 classes in {chosen}, found {list(order)}")
+    tested = set(parts[1].classes)
+    if unknown := sorted(tested - set(order)):
+        where = parts[1].what, parts[0].what
+        raise ValueError(f"--data: {where[0]} has classes {unknown}, {where[1]} has not")
+    if lacking := sorted(set(order) - tested):
+        logger.warning("no test image of class %s", ", ".join(lacking))
     splits = []
-    for source, given, pick, count in zip(sources, names, picks, counts, strict=True):
-        chosen = pick[spread(len(pick), count)]
-        labels = np.array([order.index(given[i]) for i in chosen], np.int64)
-        splits.append(Files(source.pick(chosen), labels, order, share))
+    for part, count in zip(parts, counts, strict=True):
+        some = spread(len(part.classes), count)
+        labels = np.array([order.index(part.classes[i]) for i in some], np.int64)
+        splits.append(Files(part.source.pick(some), labels, order, part.what, share))
     return splits[0], splits[1]
 
 
-def _classes(source: Source, folder: Path) -> list[str]:
-    """The first subfolder of every image."""
-    parts = [Path(name).parts for name in source.names]
-    flat = [name for name, part in zip(source.names, parts, strict=True) if len(part) < 2]
-    if flat:
-        raise ValueError(
-            f"--data: expected a subfolder for each class in {folder}, but {flat[0]} lies in none"
-        )
-    return [part[0] for part in parts]
+@dataclass(frozen=True)
+class _Part:
+    """Images of one split, their classes by name, and which they are in words."""
+
+    source: Source
+    classes: list[str]
+    what: str
+
+
+def _split(data: Selection, test_data: Data | None) -> tuple[_Part, _Part]:
+    images = Images.opened(data)
+    source, split = images.source, split_by_name(images)
+    classes = classes_of(images, split)
+
+    def of(places: NDArray[np.int64], what: str) -> _Part:
+        return _Part(source.pick(places), [classes[i] for i in places], what)
+
+    if test_data is not None:
+        tests = Images.opened(test_data)
+        test = _Part(tests.source, classes_of(tests, None), str(Selection.of(test_data)))
+        train = _Part(source, classes, str(data))
+        return train if split is None else of(split.train, split.train_name), test
+    if split is not None:
+        return of(split.train, split.train_name), of(split.test, split.test_name)
+    tested = np.zeros(len(source), bool)
+    for name in sorted(set(classes)):
+        places = np.flatnonzero(np.array(classes) == name)
+        if len(places) < 2:
+            raise ValueError(f"--data: class {name!r} of {data} has one image, expected 2")
+        tested[places] = held_out(len(places))
+    fifth = "every fifth image of a class"
+    return of(np.flatnonzero(~tested), f"all but {fifth}"), of(np.flatnonzero(tested), fifth)
+
+
+def per_class(names: Sequence[str], train: Tensor, test: Tensor) -> dict[str, list[int]]:
+    """{class: [training, test images]} of labels [N]."""
+    counts = [torch.bincount(part.cpu(), minlength=len(names)).tolist() for part in (train, test)]
+    return {name: [counts[0][i], counts[1][i]] for i, name in enumerate(names)}
+
+
+def described(train: LabelledSet, test: LabelledSet) -> str:
+    """How many classes and images a set has, and which images are for what."""
+    names = ", ".join(train.classes[:_TOLD]) + (", ..." if len(train.classes) > _TOLD else "")
+    parts = (
+        f"{len(part):,} {use} images ({part.what})"
+        for use, part in (("training", train), ("test", test))
+    )
+    return f"{len(train.classes)} classes ({names}), {' and '.join(parts)}"
 
 
 def _mnist(folder: Path, split: str, count: int) -> Arrays:
     pixels, labels = idx.load(folder, split)
     chosen = slice(count or None)  # in no order of classes
     names = tuple(str(i) for i in range(int(labels.max()) + 1))
-    return Arrays(pixels[chosen], labels[chosen].astype(np.int64), names)
+    return Arrays(pixels[chosen], labels[chosen].astype(np.int64), names, idx.SPLITS[split])
 
 
 def _digits(counts: tuple[int, int]) -> tuple[Arrays, Arrays]:
@@ -175,7 +222,8 @@ def _digits(counts: tuple[int, int]) -> tuple[Arrays, Arrays]:
         places = np.flatnonzero(tested == bool(is_test))
         chosen = places[spread(len(places), count)]
         labels = found.target[chosen].astype(np.int64)
-        splits.append(Arrays(pixels[chosen], labels, tuple("0123456789")))
+        what = "every fifth digit" if is_test else "all but every fifth digit"
+        splits.append(Arrays(pixels[chosen], labels, tuple("0123456789"), what))
     return splits[0], splits[1]
 
 

@@ -1,26 +1,24 @@
 """Batches for the loop: the sampler decides, DALI decodes ahead, (epoch, index) resumes.
 
 DALI's own threads prepare two batches ahead while the loop trains; drawing the next batch's
-parameters takes the caller a millisecond or so. Only members of tar shards are read by threads of
-ours. `state_dict` is the position after the last batch handed out, whatever was prepared beyond it.
+parameters takes the caller a millisecond or so. Members of tar shards, and images that DALI refuses
+and Pillow decodes, are read by threads of ours (`fastequi.data.given`). `state_dict` is the
+position after the last batch handed out, whatever was prepared beyond it.
 
 An image that cannot be decoded does not end a run. DALI fails on the whole batch, so the loader
-finds those that fail alone, puts them in `quarantined` with DALI's reason, logs them, and makes
-the same batch again with each replaced by the next image in the source's order that decodes. What
-replaces an image depends on the files only, not on what a process has met before: every rank, and
-any number of them, replaces alike, and so does a resumed run. The list travels in `state_dict` all
-the same, so that a file that was unreadable for a while stays replaced, and the count goes on. A
-rank knows what it met itself (and what the state told it); the run stops once that is more than
-`cfg.tolerate` of the images (and more than one).
+finds those that fail alone, and with Pillow too, puts them in `quarantined` with DALI's reason,
+logs them, and makes the same batch again with each replaced by the next image in the source's order
+that decodes. What replaces an image depends on the files only, not on what a process has met
+before: every rank, and any number of them, replaces alike, and so does a resumed run. The list
+travels in `state_dict` all the same, so that a file that was unreadable for a while stays replaced,
+and the count goes on. A rank knows what it met itself (and what the state told it); the run stops
+once that is more than `cfg.tolerate` of the images (and more than one).
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -29,13 +27,14 @@ from torch import Tensor
 
 from fastequi.data.augment import ViewConfig
 from fastequi.data.batch import Batch, Masks, Overlaps
-from fastequi.data.dali import Feed, File, ViewPipeline, decoded_sizes, feed_of, require_dali
-from fastequi.data.encoded import why
+from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali
+from fastequi.data.given import Given, usable_threads
+from fastequi.data.images import Source
 from fastequi.data.masks import block_masks
 from fastequi.data.overlaps import overlaps_of
 from fastequi.data.parameters import crop_params, view_params
 from fastequi.data.sampler import Sampler, Step
-from fastequi.data.sources import Source, tolerated
+from fastequi.data.sources import tolerated
 from fastequi.paths import Path
 from fastequi.philox import Draws
 
@@ -117,8 +116,8 @@ class Loader:
         self.quarantined: dict[str, str] = {}
         self._bad: set[int] = set()  # their places in the source
         self._sampler, self._left = sampler, steps
-        self._threads = cfg.num_threads or min(len(os.sched_getaffinity(0)), 16)
-        self._readers = None if source.spans is None else ThreadPoolExecutor(self._threads)
+        self._threads = usable_threads(cfg.num_threads)
+        self._given = Given(source, self._threads)
         self._fingerprint = source.fingerprint()
         if state is not None:
             self._go_to(state)
@@ -199,8 +198,7 @@ class Loader:
     def close(self) -> None:
         """Ends DALI's work and threads; the loader then gives no more batches."""
         self._pipeline = None
-        if self._readers is not None:
-            self._readers.shutdown()
+        self._given.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -227,7 +225,7 @@ class Loader:
             self._feed,
             self.device,
             self._threads,
-            encoded=self._readers is not None,
+            encoded=self._given.as_bytes,
         )
 
     def _feed(self) -> Feed:
@@ -243,11 +241,7 @@ class Loader:
         crops = crop_params(*chosen, views=(v1, u))
         if self.cfg.overlaps:
             self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, crops)]
-        return feed_of(self.cfg, self._files(files), v1, u, crops)
-
-    def _files(self, files: Sequence[int]) -> list[File]:
-        """What DALI is given of them: paths, or the encoded bytes of members of shards."""
-        return list((self._readers.map if self._readers else map)(self.source.file, files))
+        return feed_of(self.cfg, self._given.files(files), v1, u, crops)
 
     def _masks(self, draws: Draws) -> Masks | None:
         cfg = self.cfg
@@ -268,14 +262,13 @@ class Loader:
         return file
 
     def _quarantine(self, error: Exception) -> bool:
-        """Whether an image of the planned batches cannot be decoded; finds all of one batch."""
+        """Whether an image of the planned batches is to blame; finds all of one batch."""
         found: dict[int, str] = {}
+        changed = False
         for step in self._planned:
             files = list(dict.fromkeys(self._readable(int(file)) for file in step.files))
-            sizes = decoded_sizes(self._files(files), self.device, self._threads)
-            told = zip(files, sizes, strict=True)
-            found = {i: self._why(i, size) for i, size in told if isinstance(size, str)}
-            if found:
+            found, changed = self._given.examine(files, self.device)
+            if found or changed:
                 break
         self._bad |= set(found)
         for i, reason in found.items():
@@ -284,7 +277,7 @@ class Loader:
             logger.warning("%s cannot be decoded and is left out from now on (%s)", name, reason)
         if found:
             self._check_count(error)
-        return bool(found)
+        return bool(found) or changed
 
     def _check_count(self, error: Exception | None = None) -> None:
         count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate
@@ -294,15 +287,6 @@ class Loader:
                 f"{count} of {total} images cannot be decoded, more than {share:.4g} of them "
                 f"(data.tolerate): {named}"
             ) from error
-
-    def _why(self, file: int, told: str) -> str:
-        """DALI's reason, or that the member of a shard cannot be read at all."""
-        if self._readers is not None:
-            try:
-                self.source.encoded(file)
-            except OSError as error:
-                return why(error, self.source.paths[file])
-        return told
 
     def _to_device(self, params: Tensor) -> Tensor:
         if self.device.type == "cuda":

@@ -1,13 +1,12 @@
 """Every image of a source once, in order and un-augmented, for evaluation and embedding.
 
-The centred square of an image, as large as it fits or a share of that, is resized with
-antialiasing, by the same graph as the loader's (`fastequi.data.dali`).
+The centred square of an image (or rectangle of another shape), as large as it fits or a share of
+that, is resized with antialiasing, by the same graph as the loader's (`fastequi.data.dali`).
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,18 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastequi.data.augment import Augment, ViewConfig
-from fastequi.data.dali import Feed, ViewPipeline, decoded_sizes, feed_of
+from fastequi.data.dali import Feed, ViewPipeline, feed_of
+from fastequi.data.given import Given, usable_threads
+from fastequi.data.images import Source
 from fastequi.data.parameters import ViewParams
-from fastequi.data.sources import Source, tolerated
+from fastequi.data.sources import tolerated
 
 logger = logging.getLogger(__name__)
+
+Size = int | tuple[int, int]  # side of a square, or height and width
 
 _AHEAD = 4  # batches that may have been decoded beyond the last one handed out
 
 
 def read(
     source: Source,
-    size: int,
+    size: Size,
     *,
     device: torch.device,
     share: float = 1.0,
@@ -40,14 +43,14 @@ def read(
 
     Args:
         source: the images; of a region only that is seen.
-        size: side of the squares in pixels.
+        size: side of the squares in pixels, or height and width of rectangles.
         device: "cpu" or a CUDA device, where they are decoded and live.
-        share: side of the window over the image's shorter side (224 / 256 is usual on ImageNet).
+        share: of the largest window that fits (224 / 256 is usual on ImageNet).
         batch: images at a time.
         num_threads: of DALI; 0 takes every usable core, at most 16.
 
     Yields:
-        ([B, 3, size, size] uint8, [B] places).
+        ([B, 3, height, width] uint8, [B] places).
 
     Raises:
         ImportError: DALI is not installed.
@@ -56,67 +59,75 @@ def read(
     if not 0 < share <= 1:
         raise ValueError(f"share: expected 0 < share <= 1, got {share}")
     batch = min(batch, len(source))
-    threads = num_threads or min(len(os.sched_getaffinity(0)), 16)
-    plain = Augment.none()
+    threads, plain = usable_threads(num_threads), Augment.none()
+    frame = (size, size) if isinstance(size, int) else size
     cfg = ViewConfig(
-        image_size=size,
-        source_size=size,
+        image_size=frame[0],
+        source_size=frame[0],
         a1=plain,
         a2=plain,
         shared_crop=True,
         batch_size=batch,
     )
-    left, bad = np.arange(len(source)), 0
-    while len(left):
-        parts = [left[i : i + batch] for i in range(0, len(left), batch)]
-        plan = _Plan(cfg, source, parts, share)
-        pipeline = ViewPipeline(cfg, batch, plan, device, threads, source.spans is not None)
-        for part in parts:
-            try:
-                _, images, _ = pipeline.run()
-            except Exception as error:
-                ahead = left[: _AHEAD * batch]
-                sizes = decoded_sizes([source.file(i) for i in ahead], device, threads)
-                told = zip(ahead.tolist(), sizes, strict=True)
-                found = {i: why for i, why in told if isinstance(why, str)}
-                if not found:
-                    raise
-                for i, why in found.items():
-                    name = source.names[i]
-                    logger.warning("%s cannot be decoded and is left out (%s)", name, why)
-                bad += len(found)
-                if bad == len(source) or bad > tolerated(len(source)):
-                    raise RuntimeError(
-                        f"{bad} of {len(source)} images cannot be decoded, more than 10 %"
-                    ) from error
-                left = np.array([i for i in left if int(i) not in found], np.int64)
-                break
-            left = left[len(part) :]
-            yield images[: len(part)], part
+    left, bad, given = np.arange(len(source)), 0, Given(source, threads)
+    try:
+        while len(left):
+            parts = [left[i : i + batch] for i in range(0, len(left), batch)]
+            plan = _Plan(cfg, given, parts, share, frame)
+            pipeline = ViewPipeline(cfg, batch, plan, device, threads, given.as_bytes, frame)
+            for part in parts:
+                try:
+                    _, images, _ = pipeline.run()
+                except Exception as error:
+                    found, changed = given.examine(left[: _AHEAD * batch].tolist(), device)
+                    if not found and not changed:
+                        raise
+                    for i, why in found.items():
+                        name = source.names[i]
+                        logger.warning("%s cannot be decoded and is left out (%s)", name, why)
+                    bad += len(found)
+                    if bad == len(source) or bad > tolerated(len(source)):
+                        raise RuntimeError(
+                            f"{bad} of {len(source)} images cannot be decoded, more than 10 %"
+                        ) from error
+                    left = np.array([i for i in left if int(i) not in found], np.int64)
+                    break
+                left = left[len(part) :]
+                yield images[: len(part)], part
+    finally:
+        given.close()
 
 
 class _Plan:
     """What DALI is to do next: the parts, the last one filled up and repeated as it runs ahead."""
 
     def __init__(
-        self, cfg: ViewConfig, source: Source, parts: list[NDArray[np.int64]], share: float
+        self,
+        cfg: ViewConfig,
+        given: Given,
+        parts: list[NDArray[np.int64]],
+        share: float,
+        frame: tuple[int, int],
     ) -> None:
-        self.cfg, self.source, self.parts, self.share = cfg, source, parts, share
+        self.cfg, self.given, self.parts, self.share, self.frame = cfg, given, parts, share, frame
         self.next = 0
 
     def __call__(self) -> Feed:
         part = self.parts[min(self.next, len(self.parts) - 1)]
         self.next += 1
         filled = np.concatenate([part, np.repeat(part[-1:], self.cfg.batch_size - len(part))])
-        window = _centre(self.source, filled, self.share)
-        return feed_of(self.cfg, [self.source.file(i) for i in filled], window, window)
+        window = _centre(self.given.source, filled, self.share, self.frame)
+        return feed_of(self.cfg, self.given.files(filled.tolist()), window, window)
 
 
-def _centre(source: Source, files: NDArray[np.int64], share: float) -> ViewParams:
-    """The centred square windows of files."""
+def _centre(
+    source: Source, files: NDArray[np.int64], share: float, frame: tuple[int, int]
+) -> ViewParams:
+    """The centred windows of files, in the shape of the frame."""
     x0, y0, x1, y1 = source.region
     sizes = source.sizes[files].astype(np.float64)
     extent, middle = np.array([y1 - y0, x1 - x0]), np.array([y0 + y1, x0 + x1]) / 2
-    half = share * (sizes * extent).min(1, keepdims=True) / sizes / 2
+    shape = np.array(frame) / max(frame)
+    half = share * (sizes * extent / shape).min(1, keepdims=True) * shape / sizes / 2
     start, end = middle - half, middle + half
     return ViewParams(start.astype(np.float32), end.astype(np.float32))

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastequi.data.dali import decoded_sizes, require_dali
-from fastequi.data.encoded import Header, header, read, why
+from fastequi.data.dali import require_dali
+from fastequi.data.encoded import Header, header, read, told, why
+from fastequi.data.given import decoded_sizes
 from fastequi.data.index import Index, Row
 from fastequi.data.listing import Listing
 
@@ -67,6 +68,7 @@ class Scan:
             for what, row in (("smallest", smallest), ("largest", largest)):
                 lines.append(f"{what:12s}{row.width} × {row.height}  {row.name}")
         lines.append(f"duplicates  {_some([f'{a} = {b}' for a, b in self.duplicates.items()])}")
+        lines.append(f"passed over {told(self.index.passed_over) or 0}")
         lines.append(f"left out    {_some([f'{a} ({why})' for a, why in left_out.items()])}")
         # a name that is no UTF-8 can be printed nowhere as it is
         return "\n".join(lines).encode(errors="backslashreplace").decode()
@@ -114,7 +116,9 @@ def scan(
                     duplicates[name] = earlier
             done += len(part)
             show(done, len(listing))
-    index = Index(rows, left_out, decoded=True, archives=listing.archives)
+    archives, others = listing.archives, listing.passed_over
+    kinds = tuple(sorted(formats))
+    index = Index(rows, left_out, True, archives=archives, passed_over=others, formats=kinds)
     return Scan(index, dict(formats.most_common()), duplicates)
 
 
@@ -161,10 +165,10 @@ def _read(listing: Listing, i: int) -> _Read | str:
         data = read(path, listing.span(i))
     except OSError as error:
         return why(error, path)
-    told = header(data)
-    if isinstance(told, str):
-        return told
-    return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], told)
+    found = header(data)
+    if isinstance(found, str):
+        return found
+    return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], found)
 
 
 def _decode(images: Sequence[_Read | str], threads: int) -> list[_Read | str]:
@@ -180,8 +184,8 @@ def _decode(images: Sequence[_Read | str], threads: int) -> list[_Read | str]:
             if isinstance(size, str):
                 found[i] = size
             else:
-                told = image.header._replace(height=size[0], width=size[1])
-                found[i] = image._replace(header=told)
+                upright = image.header._replace(height=size[0], width=size[1])
+                found[i] = image._replace(header=upright)
         group.clear()
 
     for i, image in enumerate(images):

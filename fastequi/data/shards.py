@@ -10,18 +10,20 @@ A damaged archive gives what lies before the damage; the shard is then named amo
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import tarfile
 from collections import Counter
 from pathlib import Path
 
-from fastequi.data.encoded import EXTENSIONS, Span, is_image_name
+from fastequi.data.encoded import EXTENSIONS, Span, is_image_name, kind_of, told
 from fastequi.data.listing import HIDDEN, Archive, Listing
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
 _TAR = {".tar", ".tgz", ".tbz2", ".txz"}
+_LABEL_BYTES = 1 << 20  # a file beside an image that is larger names no class
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -66,14 +68,14 @@ def shard_listing(data: Path) -> Listing:
             shards.append(archive.name)
             spans.append(place)
     if not names:
-        kinds = ", ".join(f"{count} × {kind}" for kind, count in others.most_common(5))
         damage = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        kinds = f"only {told(others)}" if others else "no member at all"
         raise ValueError(
             f"shards: no image in {data}: looked for {' '.join(EXTENSIONS)}, found "
-            f"{f'only {kinds}' if kinds else 'no member at all'}{f' ({damage})' if damage else ''}"
+            f"{kinds}{f' ({damage})' if damage else ''}"
         )
     index = root / HIDDEN / f"{label}.jsonl"
-    return Listing(root, names, index, spans, shards, archives, left_out)
+    return Listing(root, names, index, spans, shards, archives, left_out, others)
 
 
 def shard_archives(data: Path) -> tuple[Path, tuple[Archive, ...], Path]:
@@ -142,7 +144,7 @@ def _members(path: str, others: Counter[str]) -> tuple[dict[str, Span | str], st
                 if member.isdir():
                     continue
                 if not is_image_name(os.path.basename(name)):
-                    others[os.path.splitext(name)[1].lower() or name] += 1
+                    others[kind_of(os.path.basename(name))] += 1
                 elif member.issparse() or not member.isreg():
                     found[name] = "a link or a sparse file in the archive"
                 elif member.size == 0:
@@ -167,3 +169,41 @@ def _end(path: str, offset: int) -> str:
     if not block:
         return "no mark at its end, it was cut or never finished"
     return "no header where one is expected" if block.strip(b"\0") else ""
+
+
+def member_labels(path: str) -> dict[str, str]:
+    """The classes that a shard names, by the images' keys (:func:`key`), as WebDataset has them.
+
+    A class is what KEY.cls holds, a number or a name; else "cls", "class" or "label" in KEY.json.
+    """
+    found: dict[str, str] = {}
+    with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            kind = member.name[len(key(member.name)) :].lower() if member.isreg() else ""
+            if kind not in (".cls", ".json") or member.size > _LABEL_BYTES:
+                continue
+            file = tar.extractfile(member)
+            text = file.read().decode(errors="replace").strip() if file else ""
+            name = key(os.path.normpath(member.name))
+            if kind == ".cls":
+                found[name] = text
+            elif told := _labelled(text):
+                found.setdefault(name, told)
+    return found
+
+
+def key(member: str) -> str:
+    """What the files of one sample have in common: the path up to the file name's first dot."""
+    folder, _, name = member.rpartition("/")
+    stem = name.partition(".")[0]
+    return f"{folder}/{stem}" if folder else stem
+
+
+def _labelled(text: str) -> str:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return ""
+    given = (found.get(name) for name in ("cls", "class", "label")) if type(found) is dict else ()
+    return next((str(g) for g in given if isinstance(g, str | int) and str(g)), "")

@@ -1,111 +1,122 @@
-"""Where images come from: nine embedded photographs, any folder, or tar shards.
+"""Where images come from: nine embedded photographs, folders, list files, tar shards, or several.
 
 A source is a sorted list of images with their sizes: crops are drawn in pixels before anything is
 decoded. Sizes come from an index (`fastequi data scan`, see `fastequi.data.index`), or every header
 is opened once, when the source is made; those of shards are then kept beside them. Images that
 Pillow cannot open are named, counted and left out; when they are more than a set share (and more
 than one), or all, something else is wrong and the source is refused. Data damaged further in shows
-when it is decoded: see `fastequi.data.loader`.
+when it is decoded: see `fastequi.data.loader`. Files that are no images by their names are counted
+by kind and passed over.
 
 Every image comes out as 8-bit RGB: grey, palette and CMYK images are converted, 16 bits scaled
 to 8, an alpha channel dropped (its colour is kept, not blended), of an animation the first picture
-is taken. EXIF orientation is applied.
+is taken. EXIF orientation is applied. What DALI refuses is decoded by Pillow
+(`fastequi.data.given`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from fastequi.data import index as indices
-from fastequi.data.encoded import Header, header, read, why
+from fastequi.data.encoded import Header, format_of, header, is_image_name, read, told, why
+from fastequi.data.images import Source, united
 from fastequi.data.index import Index, Row
-from fastequi.data.listing import Listing, folder_listing
+from fastequi.data.listing import Listing, folder_listing, is_list, list_listing, listed
 from fastequi.data.parameters import WHOLE, Region
+from fastequi.data.patterns import Patterns
 from fastequi.data.shards import is_shards, shard_archives, shard_listing
+from fastequi.places import expect_local
 
 logger = logging.getLogger(__name__)
 
 TOLERATE = 0.1
 _NAMED = 10
 _CHUNK = 256  # headers per task of the thread pool
+_ALL = Patterns()
+
+Place = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Images in a fixed order.
+class Selection:
+    """Which images are meant.
 
     Attributes:
-        paths: of the files they are in, sorted.
-        names: the images' paths relative to their folder; a member's begins with its shard's.
-        sizes: [n, 2] height, width in pixels, upright.
-        region: part (x0, y0, x1, y1) of every image that may be seen, as fractions of its width
-            and height. (Antialiasing reaches about a pixel beyond.)
-        spans: [n, 2] first byte and number of bytes within the file, of members of tar shards;
-            None where every image is a file.
+        places: folders, list files (see `fastequi.data.listing`), tar shards (a file, a glob, or a
+            range such as {000..012}).
+        patterns: which of the images there, by their names.
+        option: that the places came by, for errors.
     """
 
-    paths: tuple[str, ...] = field(repr=False)
-    names: tuple[str, ...] = field(repr=False)
-    sizes: NDArray[np.int32] = field(repr=False, compare=False)
-    region: Region = WHOLE
-    spans: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    places: tuple[str, ...]
+    patterns: Patterns = _ALL
+    option: str = "--data"
 
-    def __post_init__(self) -> None:
-        x0, y0, x1, y1 = self.region
-        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise ValueError(
-                f"region: expected (x0, y0, x1, y1) with 0 <= x0 < x1 <= 1 and "
-                f"0 <= y0 < y1 <= 1, got {self.region}"
-            )
+    @classmethod
+    def of(cls, data: Data) -> Selection:
+        """Of one place, several, or what is a selection already.
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def with_region(self, region: Region) -> Source:
-        """The same files, seen only within `region`."""
-        return replace(self, region=region)
-
-    def pick(self, places: ArrayLike) -> Source:
-        """The files at these places, in their order."""
-        chosen = np.asarray(places, np.int64)
-        paths, names = (tuple(v[i] for i in chosen) for v in (self.paths, self.names))
-        spans = None if self.spans is None else self.spans[chosen]
-        return replace(self, paths=paths, names=names, sizes=self.sizes[chosen], spans=spans)
-
-    def fingerprint(self) -> str:
-        """Of all names and sizes in their order: 16 hexadecimal digits that know a set again."""
-        digest = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape"))
-        digest.update(np.ascontiguousarray(self.sizes, "<i4").data)
-        return digest.hexdigest()[:16]
-
-    def file(self, i: int) -> str | NDArray[np.uint8]:
-        """What is decoded of image i: its path, or its bytes in a source with spans.
-
-        Bytes that cannot be read are one byte, which cannot be decoded.
+        Raises:
+            ValueError: a place is empty or a URL.
         """
-        if self.spans is None:
-            return self.paths[i]
-        try:
-            return self.encoded(i)
-        except OSError:
-            return np.zeros(1, np.uint8)
+        if isinstance(data, Selection):
+            chosen = data
+        elif isinstance(data, str | os.PathLike):
+            chosen = cls((os.fspath(data),))
+        else:
+            chosen = cls(tuple(os.fspath(place) for place in data))
+        for place in chosen.places or ("",):
+            if not place.strip():
+                raise ValueError(f"{chosen.option}: expected a path, got {place!r}")
+            expect_local(chosen.option, place)
+        return chosen
 
-    def encoded(self, i: int) -> NDArray[np.uint8]:
-        """The bytes of image i, of a source with spans; raises OSError as `encoded.read` does."""
-        assert self.spans is not None
-        first, count = self.spans[i].tolist()
-        return read(self.paths[i], (first, count))
+    def to_json(self) -> dict[str, str | list[str]]:
+        """What files of figures hold: "data", a path or several; "include", "exclude" if given."""
+        many = list(self.places)
+        patterns = {"include": self.patterns.include, "exclude": self.patterns.exclude}
+        given = {name: list(words) for name, words in patterns.items() if words}
+        return {"data": many[0] if len(many) == 1 else many, **given}
+
+    def __str__(self) -> str:
+        return " ".join([*self.places, *([str(self.patterns)] if self.patterns else [])])
+
+
+Data = Selection | Place | Sequence[Place]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one place.
+
+    Attributes:
+        place: a folder, a list file, a shard or a pattern of shards.
+        root: the folder that the names of its images are relative to.
+        source: the images.
+    """
+
+    place: Path
+    root: Path
+    source: Source = field(repr=False)
+
+    @property
+    def is_shards(self) -> bool:
+        return self.source.spans is not None
+
+    @property
+    def is_list(self) -> bool:
+        return is_list(self.place)
 
 
 def embedded_photos(region: Region = WHOLE) -> Source:
@@ -115,21 +126,55 @@ def embedded_photos(region: Region = WHOLE) -> Source:
 
 
 def open_source(
-    data: str | os.PathLike[str],
+    data: Data,
     region: Region = WHOLE,
-    index: Path | None = None,
+    index: Path | Sequence[Path] | None = None,
     tolerate: float = TOLERATE,
 ) -> Source:
-    """A folder (:func:`image_folder`) or tar shards (:func:`tar_shards`), by what `data` names."""
-    kind = tar_shards if is_shards(Path(data).expanduser()) else image_folder
-    return kind(data, region, index, tolerate)
+    """The images that `data` names, as one source: :func:`open_parts`, united."""
+    return united([(p.root, p.source) for p in open_parts(data, region, index, tolerate)])[0]
+
+
+def open_parts(
+    data: Data,
+    region: Region = WHOLE,
+    index: Path | Sequence[Path] | None = None,
+    tolerate: float = TOLERATE,
+) -> list[Part]:
+    """The images that `data` names, place by place, those without any left out.
+
+    Args:
+        data: see :class:`Selection`.
+        region, tolerate: as :func:`image_folder`'s, of each place.
+        index: as :func:`image_folder`'s, of several places as many.
+
+    Raises:
+        ValueError, OSError: as the functions for one place do; or patterns choose no image.
+    """
+    chosen = Selection.of(data)
+    places = _places(chosen)
+    given = (index,) if isinstance(index, Path) else tuple(index or ())
+    if given and len(given) != len(places):
+        raise ValueError(
+            f"--index: expected one for each of the {len(places)} places in {chosen.option}, "
+            f"got {len(given)}"
+        )
+    opened = [
+        _opened(place, region, given[i] if given else None, tolerate, chosen.patterns)
+        for i, place in enumerate(places)
+    ]
+    found = [part for part in opened if len(part.source)]
+    if not found:
+        raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {places[0]}")
+    return found
 
 
 def image_folder(
-    path: str | os.PathLike[str],
+    path: Place,
     region: Region = WHOLE,
     index: Path | None = None,
     tolerate: float = TOLERATE,
+    patterns: Patterns = _ALL,
 ) -> Source:
     """All images of a folder, flat or nested: no labels needed, any case of the extension.
 
@@ -140,6 +185,7 @@ def image_folder(
         region: part of every image that may be seen; see :class:`Source`.
         index: what a scan wrote; by default the one in the folder, if there is one.
         tolerate: the share of unreadable images up to which a folder is taken.
+        patterns: which of them.
 
     Raises:
         FileNotFoundError: no such folder or index.
@@ -152,27 +198,44 @@ def image_folder(
     if not folder.is_dir():
         raise NotADirectoryError(f"image folder: {folder} is a file; expected a folder of images")
     listing = folder_listing(folder)
-    file = index or listing.index
-    known = _read_index(file, index is not None, of_shards=False)
-    if known is None:
-        known = _open_headers(listing)
-    elif how := indices.differences(known, folder, (), set(listing.names)):
-        raise indices.stale(file, known, how)
-    return _source(f"image folder: {folder}", folder, file, known, region, tolerate)
+    return _of_files(f"image folder: {folder}", listing, region, index, tolerate, patterns)
 
 
-def tar_shards(
-    data: str | os.PathLike[str],
+def image_list(
+    path: Place,
     region: Region = WHOLE,
     index: Path | None = None,
     tolerate: float = TOLERATE,
+    patterns: Patterns = _ALL,
+) -> Source:
+    """The images that a list file names, in the order of their names.
+
+    Args:
+        path: the list; see `fastequi.data.listing`.
+        region, index, tolerate, patterns: as :func:`image_folder`'s.
+
+    Raises:
+        FileNotFoundError: no such list or index.
+        ValueError: as :func:`image_folder`'s.
+    """
+    file = Path(path).expanduser()
+    return _of_files(f"list: {file}", list_listing(file), region, index, tolerate, patterns)
+
+
+def tar_shards(
+    data: Place,
+    region: Region = WHOLE,
+    index: Path | None = None,
+    tolerate: float = TOLERATE,
+    patterns: Patterns = _ALL,
 ) -> Source:
     """The images in WebDataset shards: a .tar file, a glob, or a range such as {000..012}.
 
     Args:
         data: what `fastequi.data.shards` takes.
-        region, index, tolerate: as :func:`image_folder`'s. Without an index the members are listed
-            and their headers opened once, and that is kept where a scan's index would be.
+        region, index, tolerate, patterns: as :func:`image_folder`'s. Without an index the members
+            are listed and their headers opened once, and that is kept where a scan's index would
+            be.
 
     Raises:
         FileNotFoundError: a shard or the index is not there.
@@ -196,22 +259,87 @@ def tar_shards(
             )
         except OSError as error:
             logger.info("the list of members is not kept: %s", error)
-    return _source(f"shards: {pattern}", root, file, known, region, tolerate)
+    return _source(f"shards: {pattern}", root, file, known, region, tolerate, patterns)
 
 
-def scanned_listing(data: str | os.PathLike[str]) -> Listing:
-    """What a scan goes through: everything `data` names, whatever an index says of it."""
-    path = Path(data).expanduser()
+def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
+    """What a scan goes through: everything a place names, whatever an index says of it."""
+    path = Path(expect_local("--data", data)).expanduser()
     if is_shards(path):
-        return shard_listing(path)
+        return shard_listing(path).only(patterns)
+    if is_list(path):
+        return list_listing(path).only(patterns)
     if not path.is_dir():
-        raise FileNotFoundError(f"data: {path} is no folder, .tar file or pattern of those")
-    return folder_listing(path)
+        raise FileNotFoundError(
+            f"data: {path} is no folder, .tar file or pattern of those, nor a list (.txt)"
+        )
+    return folder_listing(path).only(patterns)
+
+
+def scanned_listings(data: Data) -> list[Listing]:
+    """Of every place in turn; see :func:`scanned_listing`."""
+    chosen = Selection.of(data)
+    found = [scanned_listing(place, chosen.patterns) for place in _places(chosen)]
+    if not any(len(listing) for listing in found):
+        raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {chosen}")
+    return found
 
 
 def tolerated(num_files: int, share: float = TOLERATE) -> int:
     """Damaged files a set may have: that share, and one in any case unless it is 0."""
     return max(int(share > 0), int(num_files * share))
+
+
+def _places(chosen: Selection) -> list[Path]:
+    """Every place; a list file may name folders and shards too, which are places of their own."""
+    found: list[Path] = []
+    for given in chosen.places:
+        place = Path(given).expanduser()
+        if not is_list(place):
+            found.append(place)
+            continue
+        lines = [place.parent / name for name in listed(place)]
+        images = [is_image_name(line.name) for line in lines]
+        others = [
+            line
+            for line, image in zip(lines, images, strict=True)
+            if not image and (line.is_dir() or is_shards(line))
+        ]
+        found += [place] * (any(images) or not others) + others
+    return found
+
+
+def _opened(
+    place: Path, region: Region, index: Path | None, tolerate: float, patterns: Patterns
+) -> Part:
+    options = region, index, tolerate, patterns
+    if is_shards(place):
+        return Part(place, shard_archives(place)[0], tar_shards(place, *options))
+    if is_list(place):
+        return Part(place, place.parent, image_list(place, *options))
+    return Part(place, place, image_folder(place, *options))
+
+
+def _of_files(
+    what: str,
+    listing: Listing,
+    region: Region,
+    index: Path | None,
+    tolerate: float,
+    patterns: Patterns,
+) -> Source:
+    """Of images that are files, by an index or by their headers."""
+    total, listing = len(listing), listing.only(patterns)
+    file = index or listing.index
+    known = _read_index(file, index is not None, of_shards=False)
+    if known is None:
+        known = _open_headers(listing)
+    else:
+        known = known.only(patterns)
+        if how := indices.differences(known, listing.root, (), set(listing.names)):
+            raise indices.stale(file, known, how)
+    known = replace(known, passed_over=listing.passed_over)
+    return _source(what, listing.root, file, known, region, tolerate, patterns, total)
 
 
 def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
@@ -226,9 +354,26 @@ def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
 
 
 def _source(
-    what: str, root: Path, file: Path, known: Index, region: Region, tolerate: float
+    what: str,
+    root: Path,
+    file: Path,
+    known: Index,
+    region: Region,
+    tolerate: float,
+    patterns: Patterns,
+    count: int | None = None,
 ) -> Source:
-    """From an index: checks how much it left out, and says so in a line."""
+    """From an index: checks how much it left out, and says so in a line.
+
+    Args:
+        count: images before patterns chose some of them; None: those of the index.
+    """
+    count = len(known.rows) if count is None else count
+    known = known.only(patterns)
+    if known.passed_over:
+        logger.info("%s: passed over %s", what, told(known.passed_over))
+    if patterns:
+        logger.info("%s: %d of %d images by %s", what, len(known.rows), count, patterns)
     bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
     if bad:
         each = [f"{name} ({reason})" for name, reason in known.left_out.items()]
@@ -239,14 +384,15 @@ def _source(
         if not known.decoded:
             logger.warning("%s; left out", counted)
     if known.decoded:
-        told = len(known.rows), file, known.when, bad
-        logger.info("%d images by the index %s, scanned %s; %d left out", *told)
+        counts = len(known.rows), file, known.when, bad
+        logger.info("%d images by the index %s, scanned %s; %d left out", *counts)
     listing = known.listing(root, file)
     count = len(listing)
     spans = None if listing.spans is None else np.array(listing.spans, np.int64).reshape(-1, 2)
     sizes = np.array([row[2:4] for row in known.rows], np.int32).reshape(-1, 2)
     paths = tuple(listing.path(i) for i in range(count))
-    return Source(paths, tuple(listing.names), sizes, region, spans)
+    formats = known.formats or tuple({format_of(name) for name in listing.names})
+    return Source(paths, tuple(listing.names), sizes, region, spans, formats)
 
 
 def _open_headers(listing: Listing) -> Index:
@@ -261,14 +407,17 @@ def _open_headers(listing: Listing) -> Index:
         count = len(listing)
         parts = (range(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK))
         found = [one for part in pool.map(opened, parts) for one in part]
-    left_out, rows = dict(listing.left_out), []
+    left_out, rows, formats = dict(listing.left_out), [], set[str]()
     for i, (name, one) in enumerate(zip(listing.names, found, strict=True)):
         if isinstance(one, str):
             left_out[name] = one
         else:
             span = listing.span(i)
             rows.append(Row(name, *one[:3], offset=None if span is None else span[0]))
-    return Index(rows, left_out, decoded=False, archives=listing.archives)
+            formats.add(one.format)
+    archives, others = listing.archives, listing.passed_over
+    kinds = tuple(sorted(formats))
+    return Index(rows, left_out, False, archives=archives, passed_over=others, formats=kinds)
 
 
 def _header(listing: Listing, i: int) -> Header | str:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 from fastequi import checkpoint
 from fastequi.build import build
-from fastequi.config import Config, TrainConfig
+from fastequi.config import Config
 from fastequi.data.augment import ViewConfig
+from fastequi.devices import use_device
 from fastequi.evaluate.weights import load_weights, read_config
 from fastequi.methods.method import Method
 from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.models.vit import VisionTransformer
+from fastequi.places import expect_local
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,49 @@ class Encoder:
     config: Config | None = None
     fresh: Callable[[], Encoder] | None = None
 
+    def __post_init__(self) -> None:
+        """Features that are not finite are an error, whoever asks for them."""
+        given = self.features
+        plain = given.features if isinstance(given, _Checked) else given
+        object.__setattr__(self, "features", _Checked(self.name, plain))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Features, unless they are not finite."""
+
+    name: str
+    features: Features
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        tokens = self.features(images)
+        expect_finite(self.name, tokens)
+        return tokens
+
+
+def expect_finite(name: str, values: Mapping[str, Tensor]) -> None:
+    """Raises FloatingPointError where a network gives NaN or infinity; says how much of it.
+
+    Args:
+        name: of the network.
+        values: what it gives, by name.
+    """
+    lost = {kind: int((~value.isfinite()).sum()) for kind, value in values.items()}
+    if any(lost.values()):
+        told = ", ".join(
+            f"{n:,} of {values[kind].numel():,} {kind}" for kind, n in lost.items() if n
+        )
+        raise FloatingPointError(
+            f"{name}: its features are not finite (NaN or infinite: {told}), so they cannot be "
+            f"judged; are its weights sound?"
+        )
+
+
+def noise(size: int | tuple[int, int], device: torch.device) -> Tensor:
+    """One image [1, 3, H, W], square for one size, to find out what an encoder gives."""
+    sides = (size, size) if isinstance(size, int) else size
+    return torch.randn(1, 3, *sides, generator=torch.Generator().manual_seed(0)).to(device)
+
 
 def load_encoder(
     spec: str,
@@ -93,11 +138,16 @@ def load_encoder(
 
     Raises:
         FileNotFoundError: no such file, or a run without a checkpoint.
-        ValueError: the file or the function is not what it should be.
+        ValueError: the file or the function is not what it should be, or there is no such device.
+        FloatingPointError: its features are not finite.
     """
-    if isinstance(device, str):
-        device = TrainConfig(device=device).resolved_device()  # type: ignore[arg-type]
-    where = torch.device(device)
+    where = use_device(device) if isinstance(device, str) else device
+    encoder = _found(expect_local("CHECKPOINT", spec), where, stated, insist)
+    encoder.features(noise(encoder.image_size, encoder.device))  # are they finite? before any work
+    return encoder
+
+
+def _found(spec: str, where: torch.device, stated: Stated, insist: bool) -> Encoder:
     path = Path(spec).expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
         return _of_file(path, where, stated, insist)
@@ -275,5 +325,5 @@ def _of_function(spec: str, device: torch.device) -> Encoder:
 @torch.no_grad()
 def _given(features: Features, size: int, device: torch.device) -> tuple[str, ...]:
     """The names of features that have channels at all: a base alone has no z_equi."""
-    tokens = features(torch.zeros(1, 3, size, size, device=device))
+    tokens = features(noise(size, device))
     return tuple(name for name, value in tokens.items() if value.shape[-1])

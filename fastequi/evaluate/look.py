@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoders import Encoder, noise
 from fastequi.evaluate.probes import r2, ridge_probe
 from fastequi.functional import warp
 from fastequi.models.vit import Attention
@@ -44,8 +44,7 @@ def shown_size(encoder: Encoder) -> int:
 def _cell(encoder: Encoder) -> int:
     """Pixels between two tokens; the whole view where its tokens do not divide it."""
     size, name = encoder.image_size, patch_name(encoder)
-    blank = torch.zeros(1, 3, size, size, device=encoder.device)
-    side = math.isqrt(encoder.features(blank)[name].shape[1])
+    side = math.isqrt(encoder.features(noise(size, encoder.device))[name].shape[1])
     return size // side if size % side == 0 else size
 
 

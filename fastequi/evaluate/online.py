@@ -7,6 +7,7 @@ without it. The figures are for following one run: fewer pairs and images than a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,17 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from fastequi.config import Config
-from fastequi.data.labelled import LabelledSet, labelled_sets
-from fastequi.data.sources import Source
+from fastequi.data.images import Source
+from fastequi.data.labelled import LabelledSet, described, labelled_sets
+from fastequi.data.sources import Selection
 from fastequi.data.splits import held_out
 from fastequi.evaluate.classes import accuracy, knn_classes
-from fastequi.evaluate.encoders import Encoder, of_method
+from fastequi.evaluate.encoders import Encoder, noise, of_method
 from fastequi.evaluate.equivariance import pair_tokens
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit, r2, token_probe
 from fastequi.evaluate.recognition import normalise
 from fastequi.evaluate.tasks import FEATURES, tasks, views_for, window_loader
 from fastequi.methods.method import Method
+
+logger = logging.getLogger(__name__)
 
 _K = 20
 _TRAIN_IMAGES, _TEST_IMAGES = 4000, 1000
@@ -55,7 +59,9 @@ def looks(config: Config, source: Source) -> list[Look]:
     """
     train, found = config.train, []
     if train.knn_every:
-        sets = labelled_sets(train.knn_data, _TRAIN_IMAGES, _TEST_IMAGES)
+        data = Selection(train.knn_data, option="train.knn_data")
+        sets = labelled_sets(data, _TRAIN_IMAGES, _TEST_IMAGES)
+        logger.info("looks at classes: %s", described(*sets))
         found.append(Look(train.knn_every, _Neighbours(*sets)))
     if train.r2_every:
         if len(source) < 2:
@@ -67,12 +73,18 @@ def looks(config: Config, source: Source) -> list[Look]:
 
 
 def look(due: list[Look], method: Method, config: Config) -> dict[str, float]:
-    """The figures of the looks that are due; leaves no trace in the run."""
+    """The figures of the looks that are due; leaves no trace in the run.
+
+    A look that fails (features that are not finite, images that are gone) is said and gives none:
+    the run goes on.
+    """
     figures: dict[str, float] = {}
     with _aside(method), torch.no_grad():
-        encoder = of_method(method, config)
         for one in due:
-            figures |= one.read(encoder)
+            try:
+                figures |= one.read(of_method(method, config))
+            except Exception as error:
+                logger.warning("this look gives no figures: %s", error)
     return figures
 
 
@@ -149,7 +161,7 @@ class _Transformations:
     def _cut(self, encoder: Encoder, name: str) -> None:
         chosen = tasks(["se2"])
         views, path = views_for(encoder, chosen), chosen["se2"].path
-        image = torch.zeros(1, 3, views.image_size, views.image_size, device=encoder.device)
+        image = noise(views.image_size, encoder.device)
         fits = _TOKENS // (2 * encoder.features(image)[name].numel())
         counts = min(_TRAIN_PAIRS, max(fits, _TEST_PAIRS)), _TEST_PAIRS
         for seed, (part, n) in enumerate(zip((self.train, self.test), counts, strict=True), 1):

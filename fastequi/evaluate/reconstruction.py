@@ -17,6 +17,7 @@ from fastequi.config import Config
 from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
+from fastequi.evaluate.encoders import expect_finite
 from fastequi.evaluate.intervals import middle95, resampled_mean
 from fastequi.methods.tir import TIR
 
@@ -123,6 +124,7 @@ def quality(
     for batch in batches:
         views = method.reconstruct(batch)
         target = views["target"]
+        expect_finite("decoders", {"predictions": views["pred"]})
         copied = nearer_view(views["v1"], views["v2"], target.shape[1])
         for name, measure in (("psnr", psnr), ("ssim", ssim)):
             both = [measure(x, target, mean, std).cpu() for x in (views["pred"], copied)]

@@ -26,6 +26,7 @@ from fastequi.evaluate.classes import (
     linear_classes,
     nonlinear_classes,
 )
+from fastequi.evaluate.encoders import expect_finite
 from fastequi.methods.rotnet import ANGLES, RotNet
 
 FEW = (10, 50)  # labels a class that the few-label probes get
@@ -58,6 +59,7 @@ def rotation_accuracy(method: RotNet, images: Tensor, batch: int = 250) -> dict[
     right = []
     for part in images.split(batch):
         logits = method.classify(method.turned(part.to(device)))
+        expect_finite("rotnet", {"logits": logits})
         right.append((logits.argmax(1) == method.labels(len(part), device)).view(-1, 4).float())
     shares = torch.cat(right).mean(0).tolist()
     return {"all": sum(shares) / 4, **{str(a): s for a, s in zip(ANGLES, shares, strict=True)}}
@@ -79,6 +81,7 @@ def _block_maps(method: RotNet, images: Tensor, batch: int = 500) -> Iterator[di
     upright = torch.zeros(batch, dtype=torch.int32, device=device)
     for part in images.split(batch):
         features = method.features(method.turned(part.to(device), upright[: len(part)]))
+        expect_finite("rotnet", features)
         sides = {name: round(tokens.shape[1] ** 0.5) for name, tokens in features.items()}
         yield {
             name: tokens.float().transpose(1, 2).unflatten(2, (sides[name], sides[name]))

@@ -134,7 +134,12 @@ def classes(run: Run, color: int) -> list[str]:
             caption = tag("figcaption", tag("b", text(probe)), " accuracy")
             panels.append(tag("figure", caption, chart, class_="panel"))
         images = f"{result.get('train_images', 0):,} and judged on {result.get('test_images', 0):,}"
-        how = f"From {file}: frozen features, fitted on {images} images; 95 % intervals."
+        classes = len(result.get("class_images") or ()) or result.get("classes")
+        of = f"{classes} classes from " if isinstance(classes, int) else ""
+        how = f"From {file}: {of}frozen features, fitted on {images} images; 95 % intervals."
+        split = result.get("split")
+        if isinstance(split, dict):
+            how += f" Training images: {split['train']}; test images: {split['test']}."
         turns = result.get("rotation_accuracy")
         if isinstance(turns, dict):
             each = ", ".join(f"{a}° {turns[a]:.3f}" for a in _ANGLES if a in turns)

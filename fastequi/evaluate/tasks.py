@@ -22,7 +22,7 @@ from fastequi.data.augment import Augment, ViewConfig
 from fastequi.data.batch import Views
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import Source
-from fastequi.evaluate.encoders import Encoder, Features
+from fastequi.evaluate.encoders import Encoder, Features, noise
 from fastequi.evaluate.equivariance import PROBES, RAW_SIZE, Report, evaluate
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit
@@ -234,7 +234,7 @@ def _check_memory(
     device: torch.device,
 ) -> None:
     """Refuses at once what would run out of memory after an hour."""
-    image = torch.zeros(1, 3, views.image_size, views.image_size, device=device)
+    image = noise(views.image_size, device)
     tokens = [2 * 3 * min(views.image_size, RAW_SIZE) ** 2]  # of the raw pair
     whole = "token" in budget.probes
     for features, names in judged.values():

@@ -1,0 +1,79 @@
+"""Which of the images that were named are meant: patterns that include and that exclude."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_TOKENS = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Glob patterns of images' names, relative to their folder; case counts.
+
+    A pattern without "/" is of any file or folder, as in .gitignore: "*.jpg", "thumbnails". One
+    with "/" begins at the top: "cat/*", "**/masks". What lies in a folder that matches, matches.
+
+    Attributes:
+        include: an image has to match one of them, if there are any.
+        exclude: and none of these.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for option in ("include", "exclude"):
+            for pattern in getattr(self, option):
+                _regex(f"--{option}", pattern)
+
+    def __bool__(self) -> bool:
+        return bool(self.include or self.exclude)
+
+    def __str__(self) -> str:
+        words = [f"--include {p!r}" for p in self.include]
+        return " ".join(words + [f"--exclude {p!r}" for p in self.exclude])
+
+    def chosen(self, names: Sequence[str]) -> list[bool]:
+        """For every name whether it is meant."""
+        wanted, unwanted = (
+            [re.compile(_regex(option, pattern)) for pattern in patterns]
+            for option, patterns in (("--include", self.include), ("--exclude", self.exclude))
+        )
+        return [
+            (not wanted or any(p.match(f"{name}/") for p in wanted))
+            and not any(p.match(f"{name}/") for p in unwanted)
+            for name in names
+        ]
+
+
+def _regex(option: str, pattern: str) -> str:
+    """Of a pattern, to match a name and "/" from its beginning to the end of one of its parts."""
+    parts = [part for part in pattern.removeprefix("./").split("/") if part]
+    if not parts:
+        raise ValueError(f"{option}: expected a pattern such as '*.jpg', got {pattern!r}")
+    if "/" not in pattern.rstrip("/"):
+        parts.insert(0, "**")
+    told = "".join("(?:[^/]+/)*" if part == "**" else f"{_part(part)}/" for part in parts)
+    try:
+        re.compile(told)
+    except re.error as error:
+        raise ValueError(f"{option}: {pattern!r} is no pattern ({error})") from error
+    return told
+
+
+def _part(text: str) -> str:
+    return "".join(map(_token, _TOKENS.split(text)))
+
+
+def _token(text: str) -> str:
+    if text.startswith("*"):
+        return "[^/]*"
+    if text == "?":
+        return "[^/]"
+    if text.startswith("[") and text.endswith("]") and len(text) > 2:
+        inside = text[1:-1].replace("\\", r"\\")
+        return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+    return re.escape(text)

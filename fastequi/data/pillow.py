@@ -1,0 +1,90 @@
+"""Pixels by Pillow: of images that DALI refuses, and of those that are only looked at.
+
+Pixels are what DALI makes of images that both decode: 8-bit RGB, upright, 16 bits scaled to 8, an
+alpha channel dropped, of an animation the first picture. Pillow then keeps to its own limit of 179
+million pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from fastequi.data.encoded import FORMATS
+
+Pixels = NDArray[np.uint8]  # [H, W, 3]
+Bytes = NDArray[np.uint8]  # encoded
+
+_RIFF = 12  # bytes before the first chunk of a WebP file
+
+
+def decoded(image: Bytes) -> Pixels:
+    """The pixels of encoded bytes.
+
+    Raises:
+        OSError, ValueError: or whatever else damaged bytes make Pillow raise.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(BytesIO(image.data), formats=FORMATS) as opened:
+            return _rgb(ImageOps.exif_transpose(opened))
+
+
+def as_ppm(pixels: Pixels) -> Bytes:
+    """The same pixels encoded, in a form that DALI reads: a header and they themselves."""
+    height, width, _ = pixels.shape
+    head = np.frombuffer(b"P6\n%d %d\n255\n" % (width, height), np.uint8)
+    return np.concatenate([head, pixels.reshape(-1)])
+
+
+def is_for_pillow(image: Bytes) -> bool:
+    """Whether DALI is known to refuse the bytes: GIF, AVIF, DIB, and where it loses its way.
+
+    That is in a WebP whose EXIF stands behind a chunk of odd length, as DALI takes no notice of the
+    byte that fills it up; and in a TIFF that does not say how many bits a pixel has, one then.
+    """
+    start = image[:_RIFF].tobytes()
+    if start[:4] in (b"GIF8", b"\x28\0\0\0") or start[4:] in (b"ftypavif", b"ftypavis"):
+        return True
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        return _exif_is_lost(image)
+    return start[:4] in (b"II*\0", b"MM\0*") and not _says_bits(image)
+
+
+def _exif_is_lost(webp: Bytes) -> bool:
+    at, odd = _RIFF, False
+    while at + 8 <= len(webp):
+        name, size = webp[at : at + 4].tobytes(), int(webp[at + 4 : at + 8].view("<u4")[0])
+        if name == b"EXIF":
+            return odd
+        odd |= size % 2 == 1
+        at += 8 + size + size % 2
+    return False
+
+
+def _says_bits(tiff: Bytes) -> bool:
+    """Whether the first directory of a TIFF has its tag 258."""
+    order = "<" if tiff[0] == ord("I") else ">"
+    at = int(tiff[4:8].view(f"{order}u4")[0])
+    if at + 2 > len(tiff):
+        return True  # damaged
+    count = int(tiff[at : at + 2].view(f"{order}u2")[0])
+    fields = tiff[at + 2 : at + 2 + 12 * count]
+    tags = fields[: len(fields) // 12 * 12].reshape(-1, 12)[:, :2].copy().view(f"{order}u2")
+    return bool((tags == 258).any())
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits; "I" may hold them too
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("more than 16 bits a pixel")
+        grey = (values.astype(np.uint32) * 255 + 32767) // 65535
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
+    return np.array(image.convert("RGB"))
