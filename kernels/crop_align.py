@@ -365,11 +365,12 @@ def bin_weights(low: Tensor, high: Tensor, bins: int, cells: int) -> Tensor:
     """
     width = (high - low).clamp(min=0)[..., None, None, None] / bins
     count = (width - _SLACK).ceil().clamp(min=1)
-    samples = torch.arange(-(-cells // bins), device=low.device)[:, None]
-    places = torch.arange(bins, device=low.device)[:, None, None]
+    like = {"device": low.device, "dtype": low.dtype}
+    samples = torch.arange(-(-cells // bins), **like)[:, None]
+    places = torch.arange(bins, **like)[:, None, None]
     at = low[..., None, None, None] + width * (places + (samples + 0.5) / count)
     at = at.clamp(0, cells - 1)
-    hat = (1 - (at - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
+    hat = (1 - (at - torch.arange(cells, **like)).abs()).clamp(min=0)
     return torch.where(samples < count, hat, 0.0).sum(-2) / count[..., 0]
 
 

@@ -278,17 +278,21 @@ def nt_xent_grad(
 
 
 def unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
-    """[2N, D]: of unit length to the last bit of float32, then in the embeddings' own type."""
+    """[2N, D] of unit length to the last bit of float32 (float64).
+
+    The products take them in the embeddings' own type; their gradient stays in this one, since a
+    loss scale times a row's gradient need not fit into float16.
+    """
     wide = torch.promote_types(z1.dtype, torch.float32)
-    return F.normalize(torch.cat([z1.to(wide), z2.to(wide)]), dim=-1).to(z1.dtype)
+    return F.normalize(torch.cat([z1.to(wide), z2.to(wide)]), dim=-1)
 
 
 @without_autocast
 def nt_xent_loss_ref(z1: Tensor, z2: Tensor, temp: float) -> Tensor:
     """The plain form of two views' embeddings [N, D]: every similarity stored."""
     n = len(z1)
-    z = unit_rows(z1, z2)
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    unit = unit_rows(z1, z2)
+    z = unit + (unit.to(z1.dtype).to(unit.dtype) - unit).detach()
     if n == 1:  # without a negative nothing is asked
         return (0 * z).sum()
     s = z @ z.T / temp

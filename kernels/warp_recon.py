@@ -74,6 +74,8 @@ def _compute(
         run = warp_recon_general
     else:
         in_c = use_native(pred) and native.samples(image) and native.reads(pred, patch_size)
+        # C looks for what is outside in pixels, of which one with aligned corners tells nothing
+        in_c = in_c and not (mask_outside and align_corners and 1 in image.shape[2:])
         run = native.warp_recon if in_c and theta.dtype != torch.float64 else lean
     each = sums
     if reduce:

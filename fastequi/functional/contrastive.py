@@ -61,10 +61,10 @@ def nt_xent_loss(
     if transformed() and (group is None or group.size() == 1):
         return nt_xent_loss_ref(z1, z2, temperature)
     with torch.autocast(z1.device.type, enabled=False):
-        z = unit_rows(z1, z2)
+        unit = unit_rows(z1, z2)
         if group is not None and group.size() > 1 and sizes is None:
             sizes = distributed.sizes_of(z1, group)
-        return _NTXent.apply(z, temperature, group, sizes)
+        return _NTXent.apply(unit, z1.dtype, temperature, group, sizes)
 
 
 def koleo_loss(
@@ -108,8 +108,14 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, temp: float, group: ProcessGroup | None, sizes: Sequence[int] | None
+        ctx: Any,
+        unit: Tensor,
+        dtype: torch.dtype,
+        temp: float,
+        group: ProcessGroup | None,
+        sizes: Sequence[int] | None,
     ) -> Tensor:
+        z = unit.to(dtype)
         n, first, total = len(z) // 2, 0, len(z) // 2
         every, processes = z, 1
         if group is not None and sizes is not None and group.size() > 1:
@@ -126,18 +132,16 @@ class _NTXent(torch.autograd.Function):
         each = F.softplus(negative - positive, threshold=EXACT)
         lse, weight = positive + each, torch.sigmoid(negative - positive)
         loss = each.sum() / (2 * total)
-        ctx.dtype = z.dtype
         if ctx.needs_input_grad[0]:
             pull = weight[ids] + weight[positives]
             grad = nt_xent_grad(z, every, ids, positives, lse[ids], lse, pull, temp)
-            # in float32: a loss scale does not fit into float16, nor the mean's 1 / 2N beside it
             ctx.save_for_backward(loss, grad * (processes / (2 * total)))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, g_loss: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, g_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         loss, grad = ctx.saved_tensors
-        found = (grad * g_loss).to(ctx.dtype)
+        found = grad * g_loss
         if torch.is_grad_enabled():  # create_graph=True
-            found = found + refuse("nt_xent_loss", loss).to(ctx.dtype)
-        return found, None, None, None
+            found = found + refuse("nt_xent_loss", loss)
+        return found, None, None, None, None

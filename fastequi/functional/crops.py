@@ -83,10 +83,9 @@ def crop_align_loss(
         teacher_boxes=teacher_boxes,
         turns=turns,
     )
-    with torch.autocast(student.device.type, enabled=False):
-        where = _crop_align.Regions(student_boxes, teacher_boxes, turns)
-        like = teacher.to(student.dtype)
-        return _crop_align.crop_align_loss(student, like, where, _flat(chosen), bins, scale)
+    where = _crop_align.Regions(student_boxes, teacher_boxes, turns)
+    like = teacher.to(student.dtype)
+    return _crop_align.crop_align_loss(student, like, where, _flat(chosen), bins, scale)
 
 
 def correspondence_loss(
