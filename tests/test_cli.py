@@ -127,7 +127,9 @@ def test_a_reader_that_leaves_is_no_failure_to_tell_of():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("recipe", ["tir_ibot_vits16", "dinov2_vitl16"])
+@pytest.mark.parametrize(
+    "recipe", ["tir_ibot_vits16", pytest.param("dinov2_vitl16", marks=pytest.mark.slow)]
+)
 def test_a_multi_crop_recipe_made_small_by_options(tmp_path, recipe):
     small = [
         *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),

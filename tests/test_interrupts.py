@@ -108,7 +108,7 @@ def test_before_the_first_step_it_says_that_nothing_is_saved(tmp_path):
     assert time.monotonic() - before < 5
     assert process.returncode == 130
     told = f"fastequi: stopped; nothing is saved, and no run begun in {tmp_path / 'run'}"
-    assert said.splitlines() == [told]
+    assert said.splitlines()[-1] == told
 
 
 def test_under_torchrun_one_press_saves_however_often_it_comes(tmp_path):

@@ -105,7 +105,11 @@ def untouched(tmp_path_factory):
     return folder
 
 
-STOPS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+_SLOW = [signal.SIGTERM, signal.SIGHUP]  # end as SIGINT does
+STOPS = [
+    *(signal.SIGKILL, signal.SIGINT),
+    *(pytest.param(number, marks=pytest.mark.slow) for number in _SLOW),
+]
 
 
 @pytest.mark.parametrize("number", STOPS)

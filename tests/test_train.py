@@ -250,7 +250,12 @@ def test_the_paper_path_families_train(source, tmp_path):
     assert build(blur).num_steps == 2
 
 
-@pytest.mark.parametrize("name", ["tir_dino_vits16", "tir_ibot_vits16", "tir_dinov2_vitl16"])
+_SLOW = [
+    pytest.param(f"tir_{name}", marks=pytest.mark.slow) for name in ("dino_vits16", "dinov2_vitl16")
+]
+
+
+@pytest.mark.parametrize("name", ["tir_ibot_vits16", *_SLOW])
 def test_distillation_with_tir_learns_on_photographs_and_does_not_collapse(name):
     """160 steps of 16 images, scaled down; `python -m bench.recipes` shows all, for longer."""
     found = recipes.run(name, 160, 16)
