@@ -33,7 +33,8 @@ def command(*options, processes=0, launcher=(), program=("-m", "fastequi.cli")):
     if processes:
         count = "--nproc-per-node", str(processes)
         python += ["-m", "torch.distributed.run", *count, *launcher]
-    return [*python, *map(str, program), "pretrain", "demo", *TINY, *map(str, options)]
+    small = TINY[2:] if "--data" in options else TINY  # a second --data would be added to it
+    return [*python, *map(str, program), "pretrain", "demo", *small, *map(str, options)]
 
 
 def environment():
