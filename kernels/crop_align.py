@@ -365,13 +365,16 @@ def bin_weights(low: Tensor, high: Tensor, bins: int, cells: int) -> Tensor:
     """
     width = (high - low).clamp(min=0)[..., None, None, None] / bins
     count = (width - _SLACK).ceil().clamp(min=1)
-    like = {"device": low.device, "dtype": low.dtype}
-    samples = torch.arange(-(-cells // bins), **like)[:, None]
-    places = torch.arange(bins, **like)[:, None, None]
+    samples = _count(-(-cells // bins), low)[:, None]
+    places = _count(bins, low)[:, None, None]
     at = low[..., None, None, None] + width * (places + (samples + 0.5) / count)
     at = at.clamp(0, cells - 1)
-    hat = (1 - (at - torch.arange(cells, **like)).abs()).clamp(min=0)
+    hat = (1 - (at - _count(cells, low)).abs()).clamp(min=0)
     return torch.where(samples < count, hat, 0.0).sum(-2) / count[..., 0]
+
+
+def _count(n: int, like: Tensor) -> Tensor:
+    return torch.arange(n, device=like.device, dtype=like.dtype)
 
 
 def roi_weights(
