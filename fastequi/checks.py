@@ -9,7 +9,7 @@ import difflib
 import math
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,8 +32,9 @@ def can_look(tensor: Tensor) -> bool:
 
 def two_sizes(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of one number or two."""
-    both = (size, size) if isinstance(size, (int, torch.SymInt)) else tuple(size)
-    if len(both) != 2 or any(not isinstance(n, (int, torch.SymInt)) or n < 1 for n in both):
+    whole = numbers.Integral, torch.SymInt
+    both = tuple(size) if isinstance(size, Iterable) else (size, size)
+    if len(both) != 2 or any(not isinstance(n, whole) or n < 1 for n in both):
         raise ValueError(f"{name}: expected a size or (height, width), each >= 1, got {size}")
     return both
 
@@ -115,17 +116,17 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
     for name, values in (("mean", mean), ("std", std)):
         if isinstance(values, Tensor):
             raise TypeError(f"{name}: expected floats, got a tensor; {name}.tolist() gives them")
-        each = [values] * channels if isinstance(values, numbers.Real) else values
-        if each is not None and (
-            isinstance(each, str)
-            or not isinstance(each, Sequence)
-            or len(each) != channels
-            or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in each)
+        if values is None:
+            found.append(None)
+            continue
+        each = list(values) if isinstance(values, Iterable) else [values] * channels
+        if len(each) != channels or not all(
+            isinstance(v, numbers.Real) and math.isfinite(v) for v in each
         ):
             raise ValueError(
                 f"{name}: expected a finite float, or {channels}, one per channel, got {values}"
             )
-        found.append(None if each is None else [float(v) for v in each])
+        found.append([float(v) for v in each])
     if found[1] is not None and min(found[1]) <= 0:
         raise ValueError(f"std: expected values > 0, got {std}")
     return found[0], found[1]

@@ -11,14 +11,15 @@ convention, a colour matrix, a blur sigma, or None where the path leaves that al
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fastequi.kernels.constants import constants
 from fastequi.philox import Draws
 
 Fractions = Sequence[float] | float  # of the way along a path, 0..1
@@ -30,14 +31,16 @@ _REFERENCE_SIZE = 224  # the paper states its translations in pixels of a 224 px
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.321), (0.211, -0.523, 0.311))
 
 
-@lru_cache
-def _yiq(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[3, 3, 3]: luma kept, chroma kept, chroma turned by 90 degrees, as maps of RGB."""
-    to_yiq = torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)
-    luma = torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.float64)
-    turned = torch.tensor([[0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
-    parts = torch.stack([luma, torch.eye(3, dtype=torch.float64) - luma, turned])
-    return (torch.linalg.inv(to_yiq) @ parts @ to_yiq).to(device, dtype)
+def _color_maps() -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Luma kept, chroma kept, chroma turned by 90 degrees: three matrices that map RGB."""
+    to_yiq = np.array(_RGB_TO_YIQ)
+    luma = np.diag([1.0, 0.0, 0.0])
+    turned = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+    maps = (np.linalg.inv(to_yiq) @ part @ to_yiq for part in (luma, np.eye(3) - luma, turned))
+    return tuple(tuple(map(tuple, one.tolist())) for one in maps)
+
+
+_COLOR_MAPS = _color_maps()
 
 
 class Transform(NamedTuple):
@@ -78,7 +81,7 @@ def se2_matrix(degrees: Tensor, pixels: Tensor, size: Size, zoom: float = 1.0) -
     Returns:
         [..., 2, 3] in the convention of `F.affine_grid(align_corners=False)`.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, Iterable) else (size, size)
     angle = degrees * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     shift_x, shift_y = pixels[..., 0] * (2 / width), pixels[..., 1] * (2 / height)
@@ -106,7 +109,7 @@ def color_matrix(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: 
     """
     angle = hue * (2 * math.pi)
     cos, sin = saturation * angle.cos(), saturation * angle.sin()
-    luma, chroma, turned = _yiq(hue.device, hue.dtype)
+    luma, chroma, turned = constants(_COLOR_MAPS, hue.device, hue.dtype)
     # sums, not matrix products, which autocast would round
     linear = luma + cos[..., None, None] * chroma + sin[..., None, None] * turned
     linear = (brightness * contrast)[..., None, None] * linear
@@ -146,7 +149,8 @@ def _along(params: Tensor, t: Fractions) -> Tensor:
 
 
 def _each(t: Fractions) -> Sequence[float]:
-    return [t] if isinstance(t, (int, float)) else t
+    several = isinstance(t, Iterable) and getattr(t, "ndim", 1) > 0  # a tensor may be one number
+    return list(t) if several else [t]  # type: ignore[arg-type, list-item]
 
 
 def _still(params: Tensor, t: Fractions, zoom: float) -> Tensor:

@@ -34,7 +34,7 @@ def needs_operator(*inputs: Any) -> bool:
     )
 
 
-class operator:
+class Operator:
     """A function without gradients, as the custom op `fastequi::<name>` for compilers.
 
     Args:
@@ -43,21 +43,19 @@ class operator:
         fake: its outputs' shapes and types, of the same inputs.
     """
 
-    def __init__(
-        self, name: str, compute: Callable[..., Any], fake: Callable[..., Any] | None = None
-    ) -> None:
+    def __init__(self, name: str, compute: Callable[..., Any], fake: Callable[..., Any]) -> None:
         self.name, self.compute = name, without_autocast(compute)
         schema = torch.library.infer_schema(compute, mutates_args=())
         self.op = torch.library.custom_op(
             f"fastequi::{name}", self.compute, mutates_args=(), schema=schema
         )
-        self.op.register_fake(fake or compute)
+        self.op.register_fake(fake)
 
     def __call__(self, *inputs: Any) -> Any:
         return (self.op if needs_operator(*inputs) else self.compute)(*inputs)
 
 
-class fused(operator):
+class FusedLoss(Operator):
     """A loss whose forward returns its gradients beside its value.
 
     Args:

@@ -20,8 +20,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels.autograd import fused, operator
+from fastequi.kernels.autograd import FusedLoss, Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_triton
+from fastequi.kernels.constants import constants
 from fastequi.kernels.pixel_loss import (
     _error,
     error_,
@@ -32,7 +33,7 @@ from fastequi.kernels.pixel_loss import (
     strides_of,
 )
 from fastequi.kernels.precision import without_autocast
-from fastequi.kernels.sampling import color_ref, constants, to_float
+from fastequi.kernels.sampling import color_ref, to_float
 
 _CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
 
@@ -259,7 +260,7 @@ def _fake_blur(image, sigma, mean, std, dtype, max_sigma) -> Tensor:
     return image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
 
 
-_blur = operator("gaussian_blur", _compute_blur, _fake_blur)
+_blur = Operator("gaussian_blur", _compute_blur, _fake_blur)
 
 
 def _compute(
@@ -295,7 +296,7 @@ def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad)
     return loss_outputs(pred, sigma.shape, patch_size, pred_grad)
 
 
-_blur_recon = fused("blur_recon_loss", _compute, _fake, {0: 1})
+_blur_recon = FusedLoss("blur_recon_loss", _compute, _fake, {0: 1})
 
 
 def _chunks(out: Tensor) -> list[slice]:

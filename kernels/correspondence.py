@@ -23,9 +23,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels.autograd import fused
+from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_triton
-from fastequi.kernels.pairs import on_device
+from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 
 _CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
@@ -186,7 +186,10 @@ def _matches(student: Tensor, teacher: Tensor, pairs: Sequence[int]) -> tuple[Te
 
     forth, back = empty(m), empty(n)
     if _fused(student):
-        config, places = _launch_config(student), on_device(student.device, tuple(pairs))
+        config, places = (
+            _launch_config(student),
+            constants(tuple(pairs), student.device, torch.int32),
+        )
         with torch.cuda.device_of(student):
             for flip, s, t, (high, at) in (
                 (0, student, teacher, forth),
@@ -242,7 +245,8 @@ def _compute(
         with torch.cuda.device_of(student):
             _matched_kernel[(rows, views * batch, columns)](
                 teacher, forth_at, of_forth, back_at, of_back,
-                on_device(student.device, tuple(pairs)), out, count, batch, m, n, channels,
+                constants(tuple(pairs), student.device, torch.int32), out, count,
+                batch, m, n, channels,
                 teacher.stride(0), teacher.stride(1), teacher.stride(2), **config,
             )  # fmt: skip
         return loss, out
@@ -262,7 +266,7 @@ def _fake(student, teacher, pairs, top, grad) -> tuple[Tensor, Tensor]:
     return student.new_empty((), dtype=wide), dense if grad else student.new_empty(0)
 
 
-_correspondence = fused("correspondence_loss", _compute, _fake, {0: 1}, piecewise_linear=True)
+_correspondence = FusedLoss("correspondence_loss", _compute, _fake, {0: 1}, piecewise_linear=True)
 
 
 @without_autocast

@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import fused
+from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_triton
-from fastequi.kernels.pairs import on_device
+from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 
 _EPS = 1e-8  # of norms, as F.cosine_similarity has it
@@ -307,7 +307,7 @@ def _compute(
     pooled = student.new_empty(size)
     out = torch.empty(student.shape if grad else (0,), dtype=student.dtype, device=student.device)
     most = max(-(-cells // bins) for cells in (height, width, height_t, width_t))
-    chosen = on_device(student.device, tuple(pairs))
+    chosen = constants(tuple(pairs), student.device, torch.int32)
     if cosine.numel() == 0:
         return cosine.sum(), out.zero_()
     boxes = [x.float().contiguous() for x in (student_boxes, teacher_boxes)]
@@ -342,7 +342,7 @@ def _fake(
     return student.new_empty((), dtype=torch.float32), student.new_empty(size)
 
 
-_crop_align = fused("crop_align_loss", _compute, _fake, {0: 1})
+_crop_align = FusedLoss("crop_align_loss", _compute, _fake, {0: 1})
 
 
 class Regions(NamedTuple):

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import fused, needs_operator
+from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import tl, transformed, triton, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
 from fastequi.kernels.sinkhorn import _blocks, _load, _row_log2, _row_lse
@@ -235,7 +235,7 @@ def _fake(student, teacher, pairs, weight, *options) -> tuple[Tensor, Tensor]:
     return weight.new_empty(()), torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
-_dino = fused("dino_loss", _compute, _fake, {0: 1}, losses="dino_loss, ibot_loss")
+_dino = FusedLoss("dino_loss", _compute, _fake, {0: 1}, losses="dino_loss, ibot_loss")
 
 
 @without_autocast

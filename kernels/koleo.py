@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastequi.kernels.autograd import operator
+from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton
 from fastequi.kernels.nt_xent import _fused, _launch_config, _own_rows, _similarities, _tiles
 
@@ -75,7 +75,7 @@ def _fake(z, every, ids) -> Tensor:
     return z.new_empty(len(z), dtype=torch.int64)
 
 
-_nearest_op = operator("nearest", _nearest, _fake)
+_nearest_op = Operator("nearest", _nearest, _fake)
 
 
 def nearest_ref(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.kernels import dino, sinkhorn
-from fastequi.kernels.autograd import fused
+from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import transformed, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
 
@@ -161,7 +161,7 @@ def _fake(student, weight, teacher, teacher_weight, pairs, row_weight, *options)
     return (row_weight.new_empty(()), *_outputs(student, weight, options[-1]))
 
 
-_linear_dino = fused(
+_linear_dino = FusedLoss(
     "linear_dino_loss", _compute, _fake, {0: 1, 1: 2}, losses="linear_dino_loss, linear_ibot_loss"
 )
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import fused
+from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.target import Target
@@ -126,7 +126,7 @@ def _fake(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tenso
     return _outputs(hidden, weight, bias, mask_outside, grad)
 
 
-_linear_warp_recon = fused("linear_warp_recon_loss", _compute, _fake, {0: 2, 1: 3, 2: 4})
+_linear_warp_recon = FusedLoss("linear_warp_recon_loss", _compute, _fake, {0: 2, 1: 3, 2: 4})
 
 
 @without_autocast
@@ -175,8 +175,8 @@ def linear_warp_recon_loss(
 
 
 def _for_float16(hidden: Tensor) -> int:
-    """A divisor between 1, with which a sum over tokens would overflow, and their number.
+    """A divisor between 1, with which a sum over tokens could overflow, and their number.
 
     Divided by all of them a value's share of the gradient would vanish before a scaler sees it.
     """
-    return 1 << (hidden.shape[0] * hidden.shape[2]).bit_length() // 2
+    return round((hidden.shape[0] * hidden.shape[2]) ** 0.5) or 1

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import operator
+from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
 from fastequi.kernels.precision import without_autocast
 
@@ -250,8 +250,8 @@ def _fake_grad(z, every, ids, positives, lse, every_lse, pull, temp) -> Tensor:
     return torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
 
 
-_logits_op = operator("nt_xent_logits", _logits, _fake_logits)
-_grad_op = operator("nt_xent_grad", _grad, _fake_grad)
+_logits_op = Operator("nt_xent_logits", _logits, _fake_logits)
+_grad_op = Operator("nt_xent_grad", _grad, _fake_grad)
 
 
 def nt_xent_logits(

@@ -120,6 +120,5 @@ def loss_outputs(
 ) -> tuple[Tensor, Tensor]:
     """(total of that shape, gradient in the layout that the kernels read or empty), unwritten."""
     dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
-    return pred.new_empty(steps, dtype=dtype), _like(pred, patch_size) if grad else pred.new_empty(
-        0
-    )
+    total = pred.new_empty(steps, dtype=dtype)
+    return total, _like(pred, patch_size) if grad else pred.new_empty(0)

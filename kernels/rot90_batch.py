@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native
-from fastequi.kernels.autograd import operator
+from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
-from fastequi.kernels.sampling import constants
+from fastequi.kernels.constants import constants
 
 _TILE, _WARPS = 32, 4
 
@@ -159,7 +159,7 @@ def _fake(images, turns, mean, std, dtype, channels_last) -> Tensor:
     return _empty(images, turns, dtype, channels_last)
 
 
-_rot90_batch = operator("rot90_batch", _compute, _fake)
+_rot90_batch = Operator("rot90_batch", _compute, _fake)
 
 
 def _normalised(

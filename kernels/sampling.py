@@ -7,13 +7,13 @@ bounded before they become integers, so no θ reads outside the image.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
+from fastequi.kernels.constants import constants
 
 PADDING_MODES = ("zeros", "border", "reflection")
 
@@ -118,12 +118,6 @@ def _bilinear(ptr, ix, iy, HS, WS, stride_y, stride_x, live):
     bottom = v10 + wx * (v11 - v10)
     d_ix = (v01 - v00) + wy * ((v11 - v10) - (v01 - v00))
     return top + wy * (bottom - top), d_ix, bottom - top
-
-
-@lru_cache
-def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A small tensor of constants, copied to a device once and not in every step."""
-    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def base_grid(size: tuple[int, int], align_corners: bool, like: Tensor) -> Tensor:

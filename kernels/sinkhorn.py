@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import operator
+from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, triton, use_triton
 
 
@@ -194,8 +194,8 @@ def _fake_column_lse(x, temp, row) -> Tensor:
     return x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-_row_lse_op = operator("row_lse", _row_lse, _fake_row_lse)
-_column_lse_op = operator("column_lse", _column_lse, _fake_column_lse)
+_row_lse_op = Operator("row_lse", _row_lse, _fake_row_lse)
+_column_lse_op = Operator("column_lse", _column_lse, _fake_column_lse)
 
 
 def row_lse(x: Tensor, temp: float, column: Tensor | None = None) -> Tensor:

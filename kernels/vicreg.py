@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import fused
+from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import tl, transformed, triton, use_triton
 from fastequi.kernels.precision import without_autocast
 
@@ -174,7 +174,7 @@ def _fake(z1, z2, inv_weight, var_weight, cov_weight, grad) -> tuple[Tensor, Ten
     return z1.new_empty(()), z1.new_empty(3), z1.new_empty((2, *z1.shape) if grad else 0)
 
 
-_vicreg = fused("vicreg_loss", _compute, _fake, {0: (2, 0), 1: (2, 1)})
+_vicreg = FusedLoss("vicreg_loss", _compute, _fake, {0: (2, 0), 1: (2, 1)})
 
 
 @without_autocast

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native, warp_texels
-from fastequi.kernels.autograd import operator
+from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
+from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import (
     _affine_taps,
     _bilinear,
     color_ref,
-    constants,
     sample_ref,
     to_float,
 )
@@ -170,7 +170,7 @@ def _fake(
     return image.new_empty(shape, dtype=dtype)
 
 
-_warp = operator("warp", _compute, _fake)
+_warp = Operator("warp", _compute, _fake)
 
 
 def _lean(

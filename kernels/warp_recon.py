@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native
-from fastequi.kernels.autograd import fused
+from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import transformed, use_native, use_triton
 from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
 from fastequi.kernels.precision import without_autocast
@@ -109,7 +109,7 @@ def _fake(pred, image, theta, color, height, width, patch_size, *options) -> Sum
     return _outputs(pred, theta, patch_size, wanted[0], mask_outside, *wanted[1:])
 
 
-_warp_recon = fused("warp_recon_loss", _compute, _fake, {0: 2, 2: 3})
+_warp_recon = FusedLoss("warp_recon_loss", _compute, _fake, {0: 2, 2: 3})
 
 
 @without_autocast

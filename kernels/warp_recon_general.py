@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
+from fastequi.kernels.constants import constants
 from fastequi.kernels.pixel_loss import _error, _pixel_of, _pred_offsets, strides_of
-from fastequi.kernels.sampling import _affine_taps, _bilinear, constants
+from fastequi.kernels.sampling import _affine_taps, _bilinear
 from fastequi.kernels.target import Sums, Target
 
 

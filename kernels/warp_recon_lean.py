@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastequi.kernels.constants import constants
 from fastequi.kernels.pixel_loss import error_, patchify
-from fastequi.kernels.sampling import base_grid, color_ref, constants, to_float
+from fastequi.kernels.sampling import base_grid, color_ref, to_float
 from fastequi.kernels.target import Sums, Target
 
 _CHUNK = 1 << 18  # target values per chunk: 1 MB of float32

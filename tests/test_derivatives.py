@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,23 +27,25 @@ class Call(NamedTuple):
     loss: Callable[[Tensor], Tensor]
 
 
-def _calls(dtype: torch.dtype = torch.float32) -> dict[str, Call]:
+def _calls(dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Call]:
     g = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(device, dtype)
 
-    image = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=g)
-    params = torch.rand(4, 3, generator=g, dtype=torch.float32) * 20 - 10
+    image = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=g).to(device)
+    params = (torch.rand(4, 3, generator=g, dtype=torch.float32) * 20 - 10).to(device)
     path = fastequi.SE2().at(params, [1 / 3, 2 / 3], 32)
-    color = fastequi.Color().at(torch.full((4, 4), 0.1, dtype=torch.float32), [1 / 3, 2 / 3], 32)
+    shift = torch.full((4, 4), 0.1, dtype=torch.float32, device=device)
+    color = fastequi.Color().at(shift, [1 / 3, 2 / 3], 32)
     theta = path.theta.to(torch.float64) if dtype == torch.float64 else path.theta
     options = {"color": color.color, "mean": (0.5, 0.4, 0.3), "std": 0.25}
     weight = randn(768, 16) / 4
     student, teacher, prototypes = randn(3, 4, 64), randn(2, 4, 64), randn(64, 16)
     rows, others, z = randn(3, 4, 16), randn(2, 4, 16), randn(8, 16)
     maps, box = randn(1, 2, 6, 6, 8), torch.tensor([0.1, 0.2, 0.8, 0.9], dtype=torch.float32)
-    boxes, turns = box.expand(1, 2, 4), torch.zeros(1, 2, dtype=torch.long)
+    boxes = box.expand(1, 2, 4).to(device)
+    turns = torch.zeros(1, 2, dtype=torch.long, device=device)
     patches, matched = randn(2, 9, 8), randn(2, 9, 8)
     return {
         "warp_recon_loss": Call(
@@ -104,7 +107,7 @@ CAST = {"linear_warp_recon_loss", "linear_dino_loss"}
 def test_autocast_changes_nothing(backend, device, name):
     if backend == "triton" and device.type == "cpu" and name in PLAIN:
         pytest.skip("covered by their own interpreter tests")
-    call = _calls()[name]
+    call = _calls(device=device.type)[name]
     value, grad = _gradient(call)
     with torch.autocast(device.type, torch.bfloat16):  # the backward too
         cast, cast_grad = _gradient(call)
@@ -112,19 +115,19 @@ def test_autocast_changes_nothing(backend, device, name):
     assert torch.equal(cast_grad, grad)
 
 
-def test_autocast_changes_no_image_and_no_gradient_through_one(backend):
+def test_autocast_changes_no_image_and_no_gradient_through_one(backend, device):
     g = torch.Generator().manual_seed(0)
     for channels, dtype in ((3, torch.uint8), (5, torch.uint8), (3, torch.float16)):
-        image = torch.randint(256, (2, channels, 40, 40), dtype=torch.uint8, generator=g)
+        image = torch.randint(256, (2, channels, 40, 40), dtype=torch.uint8, generator=g).to(device)
         image = image if dtype == torch.uint8 else (image / 255).to(dtype)
-        params = torch.tensor([[20.0, 3, 4], [-30.0, 2, -5]])
+        params = torch.tensor([[20.0, 3, 4], [-30.0, 2, -5]], device=device)
         theta = fastequi.SE2(45, 10).at(params, 0.5, 40).theta
         plain = fastequi.warp(image, theta), fastequi.gaussian_blur(image, 1.0)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             cast = fastequi.warp(image, theta), fastequi.gaussian_blur(image, 1.0)
         assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
-    color = torch.eye(3, 4).expand(2, 1, 3, 4).contiguous() * 0.9
-    leaves = [torch.rand(2, 3, 40, 40, generator=g), theta, color]
+    color = torch.eye(3, 4, device=device).expand(2, 1, 3, 4).contiguous() * 0.9
+    leaves = [torch.rand(2, 3, 40, 40, generator=g).to(device), theta, color]
 
     def through(run: Callable[..., Tensor]) -> list[Tensor]:
         given = [t.clone().requires_grad_() for t in leaves]
@@ -133,12 +136,12 @@ def test_autocast_changes_no_image_and_no_gradient_through_one(backend):
     for run in (
         lambda image, theta, color: fastequi.warp(image, theta, color=color),
         lambda image, theta, color: fastequi.warp_recon_loss(
-            torch.zeros(2, 1, 3, 40, 40), image, theta, color=color
+            torch.zeros(2, 1, 3, 40, 40, device=device), image, theta, color=color
         ),
         lambda image, theta, color: fastequi.gaussian_blur(image, color[:, 0, 0, 0]),
     ):
         plain = through(run)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             cast = through(run)
         for a, b in zip(plain, cast, strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
@@ -364,8 +367,13 @@ def test_one_number_stands_for_all():
     assert torch.equal(
         fastequi.blur_recon_loss(pred, image, 1.0), fastequi.blur_recon_loss(pred, image, sigma)
     )
-    with pytest.raises(ValueError, match="size: expected a size or"):
-        fastequi.warp(image, theta, size=(8, 8, 8))
+    half = fastequi.SE2().at(torch.ones(2, 3), torch.tensor(0.5), np.int64(16)).theta
+    assert torch.equal(theta, half)
+    several = fastequi.warp(image, theta, mean=np.full(3, 0.5), std=[0.25] * 3, size=np.int64(8))
+    assert torch.equal(several, fastequi.warp(image, theta, mean=0.5, std=0.25, size=8))
+    for size in ((8, 8, 8), 8.5, 0):
+        with pytest.raises(ValueError, match="size: expected a size or"):
+            fastequi.warp(image, theta, size=size)
     with pytest.raises(ValueError, match="mean: expected a finite float, or 3"):
         fastequi.warp(image, theta, mean=float("nan"), std=1.0)
 
@@ -388,6 +396,24 @@ def test_a_mask_is_no_weight_and_defaults_agree():
     assert torch.equal(
         module(student, teacher), fastequi.dino_loss(student, teacher, center=torch.zeros(8))
     )
+
+
+def test_tensors_without_values_leave_no_constants_behind():
+    """Under a fake mode the losses give shapes; what they keep for later calls stays real."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    color = fastequi.Color(hue=0.123)
+    for mode in (FakeTensorMode(), torch.device("cpu")):
+        with mode:
+            params, pred = torch.rand(2, 4), torch.zeros(2, 1, 3, 16, 16, requires_grad=True)
+            found = color.at(params, 0.5, 16)
+            image = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+            loss = fastequi.warp_recon_loss(
+                pred, image, found.theta, color=found.color, mean=0.123, std=0.321
+            )
+            loss.backward()
+            assert pred.grad.shape == pred.shape
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("align", [False, True])

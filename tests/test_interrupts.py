@@ -58,6 +58,15 @@ def heard(process, text):
     return said
 
 
+def ended(process):
+    """What it said until its end, which came at once and was that of Ctrl-C."""
+    before = time.monotonic()
+    said, _ = process.communicate(timeout=30)
+    assert time.monotonic() - before < 5
+    assert process.returncode == 130
+    return said
+
+
 def checkpoints(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
@@ -76,11 +85,7 @@ def test_a_second_press_stops_at_once_and_harms_nothing(tmp_path, later):
     for _ in range(2 if later else 1):
         time.sleep(0.3)
         os.killpg(process.pid, signal.SIGINT)
-    before = time.monotonic()
-    more, _ = process.communicate(timeout=30)
-    assert time.monotonic() - before < 5
-    assert process.returncode == 130
-    said += more
+    said += ended(process)
     assert said.count("saving after this step; Ctrl-C again stops at once") == 1
     assert said.splitlines()[-1] == "fastequi: stopped at once; --resume goes on after step 4"
     assert "Traceback" not in said
@@ -103,10 +108,7 @@ def test_before_the_first_step_it_says_that_nothing_is_saved(tmp_path):
         assert time.monotonic() < end
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    before = time.monotonic()
-    said, _ = process.communicate(timeout=30)
-    assert time.monotonic() - before < 5
-    assert process.returncode == 130
+    said = ended(process)
     told = f"fastequi: stopped; nothing is saved, and no run begun in {tmp_path / 'run'}"
     assert said.splitlines()[-1] == told
 

@@ -17,7 +17,7 @@ ALLOWED = {
     "philox": set(),
     "places": set(),
     "devices": set(),
-    "paths": {"philox"},
+    "paths": {"philox", "kernels.constants"},
     "losses": {"functional", "losses", "distributed"},
     "models": {"models", "versions", "kernels.toolchain"},  # the cache folder
     "data": {"paths", "philox", "boxes", "manifest", "places", "data"},

@@ -1,0 +1,28 @@
+"""Small tensors of constants, copied to a device once and not in every step."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+Values = tuple[Any, ...]  # numbers, or rows of them
+
+
+def constants(values: Values, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The values as a tensor that nobody may write to.
+
+    Under a mode that makes tensors of its own (fake ones, say) it is one of that mode's, and is not
+    kept: those who come later would find it.
+    """
+    if _get_current_dispatch_mode() is not None:
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _kept(values, device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _kept(values: Values, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
