@@ -23,7 +23,7 @@ pooled gradient written and read, the maps' gradient written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -263,20 +263,19 @@ def _spread_kernel(
     tl.store(grad_ptr + at * C + c[None, :], acc.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def _launch_config(maps: Tensor, bins: int) -> dict[str, object]:
-    widen = INTERPRETED and maps.dtype == torch.bfloat16
-    return {**_sizes(maps.dtype, bins), "WIDEN": widen}
-
-
-def _sizes(dtype: torch.dtype, bins: int) -> dict[str, object]:
+def _launch_config(dtype: torch.dtype, bins: int, cells: int) -> dict[str, Any]:
+    """For maps so wide. More places than 128, and float32, leave room for fewer channels."""
     full = dtype == torch.float32
     places = max(triton.next_power_of_2(bins * bins), 16)
+    large = places > 64 or cells > 32
     return {
         "BINS": bins,
         "BLOCK_O": places,
-        "BLOCK_C": 32 if full or places > 128 else 64,  # 64 of so many places would spill
+        "BLOCK_C": (32 if full else 64) // (2 if places > 128 else 1),
         "PRECISION": "ieee" if full else "tf32",
-        "num_warps": 8 if places > 64 else 4,
+        "WIDEN": INTERPRETED and dtype == torch.bfloat16,
+        "num_warps": 8 if large else 4,
+        "maxnreg": 255 if large else None,  # or ptxas aims at 128, and spills
     }
 
 
@@ -300,8 +299,8 @@ def _compute(
     views, batch, height, width, channels = student.shape
     student, teacher = _rows(student), _rows(teacher)
     count, places = len(pairs) // 2, bins * bins
-    config = _launch_config(student, bins)
     height_t, width_t = teacher.shape[2:4]
+    config = _launch_config(student.dtype, bins, max(width, width_t))
     cosine = student.new_empty(count, batch, places, dtype=torch.float32)
     size = (count, batch, places, channels) if grad else (0,)
     pooled = student.new_empty(size)

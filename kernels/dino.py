@@ -175,7 +175,8 @@ def _compute(
             student, teacher, pairs, weight, row, column, None, loss,
             out if grad else None, columns, student.stride(0), teacher.stride(0), out.stride(0),
             1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
-            HAS_COLUMN=column is not None, HAS_LSE=False, GRAD=grad, **_blocks(columns),
+            HAS_COLUMN=column is not None, HAS_LSE=False, GRAD=grad,
+            **_blocks(columns, student.dtype),
         )  # fmt: skip
     return loss.sum(), out
 

@@ -109,7 +109,7 @@ def _columns(
                 student if grad else None, width, student.stride(0), teacher.stride(0),
                 student.stride(0), 1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1],
                 HAS_ROW=True, HAS_COLUMN=column is not None, HAS_LSE=True, GRAD=grad,
-                **sinkhorn._blocks(width),
+                **sinkhorn._blocks(width, student.dtype),
             )  # fmt: skip
         return student, loss.sum()
     wide = row_weight.dtype

@@ -144,10 +144,11 @@ def _column_lse_kernel(
 _BLOCK, _WARPS, _VEC = 4096, 8, 8  # sixteen values a thread and pass: no spills
 
 
-def _blocks(width: int) -> dict[str, Any]:
+def _blocks(width: int, dtype: torch.dtype) -> dict[str, Any]:
     """How a row of that many columns is walked through."""
     block = max(min(_BLOCK, triton.next_power_of_2(width)), 2 * _VEC)
-    return {"FULL": width % block == 0, "BLOCK": block, "VEC": _VEC, "num_warps": _WARPS}
+    return {"FULL": width % block == 0, "BLOCK": block, "VEC": _VEC, "num_warps": _WARPS,
+            "maxnreg": 96 if dtype == torch.float32 else None}  # fmt: skip
 
 
 def _log_sum_exp(x: Tensor, axis: int) -> Tensor:
@@ -168,7 +169,7 @@ def _row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
     with torch.cuda.device_of(x):
         _row_lse_kernel[(len(x),)](
             x, column, out, x.shape[1], x.stride(0), 1 / temp,
-            HAS_COLUMN=column is not None, **_blocks(x.shape[1]),
+            HAS_COLUMN=column is not None, **_blocks(x.shape[1], x.dtype),
         )  # fmt: skip
     return out
 

@@ -263,21 +263,12 @@ def interleaved(image: Tensor) -> int:
     return texel if laid_out and aligned and small else 0
 
 
-# by (exact, colour): of a thread before compute capability 10, and from there on
-_REGISTERS = {
-    (False, False): (80, 88),
-    (False, True): (112, 112),
-    (True, False): (96, 112),
-    (True, True): (112, 128),
-}
-
-
 def registers(capability: int, exact: bool, color: bool) -> int:
-    """So few that no variant spills: Triton 3.6 to 3.8, compute capability 8 to 10.
+    """Of a thread: so few that no variant spills (Triton 3.6 to 3.8, compute capability 8 to 10).
 
-    A multiprocessor has room for 24 warps of 80 registers, 22 (88), 20 (96), 18 (112), 16 (128).
+    A multiprocessor has room for 24 warps of 80 registers, 20 of 96, 18 of 112, 16 of 128.
     """
-    return _REGISTERS[exact, color][capability >= 10]
+    return (112 if color else 96 if exact else 80) + (16 if capability >= 10 else 0)
 
 
 @lru_cache

@@ -80,13 +80,13 @@ WARP_TEXELS = {
 BLUR = {
     "C": 3, "PATCH": 16, "LOSS": "mse", "HAS_NORM": True, "SCALE": 1 / 255, "GRAD": True,
 }  # fmt: skip
-NT_XENT = {
-    "BLOCK_M": 64, "BLOCK_G": 64, "BLOCK_D": 128, "PRECISION": "tf32", "WIDEN": False
-}  # fmt: skip
 DINO = {
     "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
     "GRAD": True, "FULL": True, "BLOCK": sinkhorn._BLOCK, "VEC": sinkhorn._VEC,
 }  # fmt: skip
+
+
+_OPTIONS = "num_warps", "maxnreg", "num_stages"
 
 
 def _any(arch: int) -> None:
@@ -103,6 +103,7 @@ class Case(NamedTuple):
     warps: int
     registers: Callable[[int], int | None]  # allowed on an architecture
     pixels: int  # of a turn, or values
+    stages: int | None = None  # of loads ahead, where a launch table says
 
 
 def cases() -> Iterator[Case]:
@@ -140,14 +141,12 @@ def cases() -> Iterator[Case]:
         "cosine_ptr": "*fp32", "pooled_ptr": "*bf16", "boxes_ptr": "*fp32",
     }  # fmt: skip
     for bins, cells in ((10, 14), (4, 14)):  # global and local crops' pairs
-        sizes = crop_align._sizes(torch.bfloat16, bins)
-        warps = sizes.pop("num_warps")
-        sizes |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
-        pixels = sizes["BLOCK_O"] * sizes["BLOCK_C"]
-        constants = {**sizes, "BLOCK_XT": 16, "GRAD": True}
-        kernel = crop_align._crop_align_kernel
-        yield Case(f"crop_align {bins}", kernel, constants, types, warps, _any, pixels)
-        yield Case(f"spread {bins}", crop_align._spread_kernel, sizes, types, warps, _any, pixels)
+        config = crop_align._launch_config(torch.bfloat16, bins, cells)
+        config |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
+        pixels = config["BLOCK_O"] * config["BLOCK_C"]
+        both, kernel = {**config, "BLOCK_XT": 16, "GRAD": True}, crop_align._crop_align_kernel
+        yield _case(f"crop_align {bins}", kernel, both, types, pixels)
+        yield _case(f"spread {bins}", crop_align._spread_kernel, config, types, pixels)
     types = {"turns_ptr": "*i32", "means_ptr": "*fp32", "gains_ptr": "*fp32"}
     kernel, tile, warps = rot90_batch._rot90_batch_kernel, rot90_batch._TILE, rot90_batch._WARPS
     dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
@@ -165,17 +164,16 @@ def cases() -> Iterator[Case]:
     types = {"z_ptr": "*bf16", "every_ptr": "*bf16", "ids_ptr": "*i64", "positives_ptr": "*i64",
              "negative_ptr": "*fp32", "positive_ptr": "*fp32", "lse_ptr": "*fp32",
              "every_lse_ptr": "*fp32", "pull_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
-    for width, warps in ((128, 4), (256, 8)):
-        constants = {**NT_XENT, "BLOCK_D": width}
-        kernel = nt_xent._nt_xent_lse_kernel
-        yield Case(f"nt_xent {width}", kernel, constants, types, warps, _any, 4096)
+    for width in (128, 256, 512):
+        config = nt_xent._launch_config(torch.empty(1, width, dtype=torch.bfloat16))
+        config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_G"]
+        if width < 512:
+            yield _case(f"nt_xent {width}", nt_xent._nt_xent_lse_kernel, config, types, tile)
         kernel = nt_xent._nt_xent_grad_kernel
-        yield Case(f"nt_xent gradient {width}", kernel, constants, types, warps, _any, 4096)
-    constants = {**NT_XENT, "BLOCK_M": 32, "BLOCK_G": 32, "BLOCK_D": 512}
-    kernel = nt_xent._nt_xent_grad_kernel
-    yield Case("nt_xent gradient 512", kernel, constants, types, 8, _any, 1024)
+        yield _case(f"nt_xent gradient {width}", kernel, config, types, tile)
     types = {**types, "out_ptr": "*i64"}
-    yield Case("nearest", koleo._nearest_kernel, NT_XENT, types, 4, _any, 4096)
+    config = nt_xent._launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {"WIDEN": False}
+    yield _case("nearest", koleo._nearest_kernel, config, types, 4096)
     for padding in ("border", "zeros"):
         for align in (False, True):
             name = f"general, {padding}, align_corners={align}"
@@ -203,10 +201,9 @@ def cases() -> Iterator[Case]:
 
 def _case(name: str, kernel: Any, config: dict, types: dict, pixels: int) -> Case:
     """Of a launch table's keyword arguments."""
-    warps, allowed = config["num_warps"], config.get("maxnreg")
-    options = ("num_warps", "maxnreg")
-    constants = {key: value for key, value in config.items() if key not in options}
-    return Case(name, kernel, constants, types, warps, lambda _: allowed, pixels)
+    warps, allowed, stages = (config.get(key) for key in _OPTIONS)
+    constants = {key: value for key, value in config.items() if key not in _OPTIONS}
+    return Case(name, kernel, constants, types, warps, lambda _: allowed, pixels, stages)
 
 
 def _registers(constants: dict) -> Callable[[int], int]:
@@ -275,7 +272,7 @@ def further_cases() -> Iterator[Case]:
             "cosine_ptr": "*fp32",
         }  # fmt: skip
         for width, pairs in ((65536, 4), (300, 2), (20, 1)):
-            config = DINO | {"PAIRS": pairs} | sinkhorn._blocks(width)
+            config = DINO | {"PAIRS": pairs} | sinkhorn._blocks(width, dtype)
             kernel, values = dino._dino_kernel, config["BLOCK"]
             yield _case(f"dino {kind} {width}", kernel, config, types, values)
         for width in (16, 256, 512):
@@ -292,8 +289,9 @@ def further_cases() -> Iterator[Case]:
         yield _case(f"best_matches {kind}", kernel, config, types, 32 * 64)
         for bins, cells in ((14, 32), (7, 37)):
             block = crop_align._block(cells)
-            config = {**crop_align._sizes(dtype, bins), "MOST": -(-cells // bins), "WIDEN": False}
-            config |= {"BLOCK_X": block, "BLOCK_XT": block, "GRAD": True}
+            config = crop_align._launch_config(dtype, bins, cells)
+            config |= {"MOST": -(-cells // bins), "WIDEN": False, "GRAD": True}
+            config |= {"BLOCK_X": block, "BLOCK_XT": block}
             pixels = config["BLOCK_O"] * config["BLOCK_C"]
             name, kernel = f"crop_align {kind} {bins} {cells}", crop_align._crop_align_kernel
             yield _case(name, kernel, config, types, pixels)

@@ -34,6 +34,8 @@ def build(case: Case, arch: int) -> bytes:
     options = {"num_warps": case.warps}
     if registers := case.registers(arch):
         options["maxnreg"] = registers
+    if case.stages:
+        options["num_stages"] = case.stages
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
 
 
