@@ -29,7 +29,7 @@ from rich.console import Console
 from bench.isa import LIMITS, limit, restart_limited
 from bench.opbench import MODES, OpBench, Row, all_cases, measure
 from bench.report import commit, console_table, document, markdown
-from fastequi.heap import keep_heap
+from fastequi.runtime.heap import keep_heap
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = options.case or [name for name, case in cases.items() if case.device == device]
     rows = []
-    # peers at their best: eager code gains most, see fastequi/heap.py
+    # peers at their best: eager code gains most, see fastequi/runtime/heap.py
     kept = not options.fresh_memory and keep_heap()
     heap = "malloc keeps its memory" if kept else "malloc as it is"
     console, tree = Console(width=150), commit()

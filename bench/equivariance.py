@@ -33,14 +33,14 @@ import torch
 
 from bench.report import made_by
 from fastequi.config import Config, PathConfig
-from fastequi.data.sources import Source
-from fastequi.data.splits import photographs
+from fastequi.data.sources.image_sets import Source
+from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
 from fastequi.evaluate.equivariance import PROBES, is_beyond
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import Budget, score_tasks, tasks
-from fastequi.manifest import replace_text
 from fastequi.recipes import RECIPES
+from fastequi.runtime.manifest import replace_text
 from fastequi.train import pretrain
 
 FAMILIES = ("rotation", "translation", "se2", "color", "blur")

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.equivariance import DTYPES, FAMILIES, add_probe_options, base_of, brief
 from bench.report import made_by
-from fastequi.data.splits import photographs
+from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.equivariance import Report
 from fastequi.evaluate.probes import Fit

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.report import made_by
 from fastequi.config import Config
-from fastequi.data.sources import embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bench.isa import limit
 from bench.opbench import OpBench, Row
-from fastequi.doctor import machine
+from fastequi.runtime.machine import machine
 
 _COLUMNS = (
     *("p20", "p50", "p80", "GPU", "GB/s", "of R", "of floor", "extra MB", "launches", "speed-up"),

@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import load_file
 
 from bench.report import made_by
-from fastequi import lock
-from fastequi.data.sources import embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
+from fastequi.runtime import lock
 
 MARK, START = "FASTEQUI_SOAK", "FASTEQUI_SOAK_START"
 TMP = "tmp"  # the run's folder of temporary files, beside it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fastequi.config import Config, ModelConfig
-from fastequi.data.batch import Views
+from fastequi.data.views.batch import Views
 from fastequi.methods.base import Base
 from fastequi.methods.distillation import Branch, Schedule, SelfDistillation
 from fastequi.methods.gtsa import GTSA, Mapper, Weights

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 
 from fastequi import limits, paths
-from fastequi.data.augment import ViewConfig
-from fastequi.devices import expect_name, use_device
+from fastequi.data.views.augment import ViewConfig
+from fastequi.runtime.devices import expect_name, use_device
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What every setting may be: a run whose settings cannot work is refused before it does anything.
 
-Those of the views check themselves (`fastequi.data.augment`).
+Those of the views check themselves (`fastequi.data.views.augment`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from fastequi.config import (
     TIRConfig,
     TrainConfig,
 )
-from fastequi.data.augment import Augment, ViewConfig, local_crop, vicreg_second
+from fastequi.data.views.augment import Augment, ViewConfig, local_crop, vicreg_second
 
 
 def tir_vicreg_vits16() -> Config:

@@ -1,9 +1,9 @@
 """The loop: one screen that knows no method.
 
 A run folder holds config.json, machine.json (what it ran on, with versions), images.jsonl (what it
-began with, see `fastequi.data.kept`), metrics.jsonl, checkpoints/ (see `fastequi.checkpoint`),
-tensorboard/ where TensorBoard is installed, and at the end model.safetensors, the encoder under
-timm's parameter names.
+began with, see `fastequi.data.sources.kept`), metrics.jsonl, checkpoints/ (see
+`fastequi.runtime.checkpoint`), tensorboard/ where TensorBoard is installed, and at the end
+model.safetensors, the encoder under timm's parameter names.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from fastequi import checkpoint, lock, manifest
+from fastequi.atomic import replace_text, replacing, save_tensors
 from fastequi.build import build
 from fastequi.config import Config, changes, recipe_of
-from fastequi.data import kept
-from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
-from fastequi.data.sources import Source
-from fastequi.doctor import machine
+from fastequi.data.sources import kept
+from fastequi.data.sources.image_sets import Source
+from fastequi.data.views.batch import Batch
 from fastequi.evaluate.online import Look, look, looks
-from fastequi.guard import Guard
 from fastequi.methods.method import Method
-from fastequi.metrics import Log
 from fastequi.optim import (
     WeightAverage,
     adamw,
@@ -41,11 +38,15 @@ from fastequi.optim import (
     take_step,
     warmup_cosine,
 )
-from fastequi.pace import Clock, Meter, Timer
-from fastequi.preempt import Notice, Preempted
-from fastequi.processes import Processes, let_go, replicated, shard, started, together
-from fastequi.progress import Progress, Silent
-from fastequi.scale import LossScale
+from fastequi.runtime import checkpoint, lock
+from fastequi.runtime.guard import Guard
+from fastequi.runtime.machine import machine
+from fastequi.runtime.metrics import Log
+from fastequi.runtime.pace import Clock, Meter, Timer
+from fastequi.runtime.preempt import Notice, Preempted
+from fastequi.runtime.processes import Processes, let_go, replicated, shard, started, together
+from fastequi.runtime.progress import Progress, Silent
+from fastequi.runtime.scale import LossScale
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def pretrain(
             applied and said.
         BlockingIOError: another run is in the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` steps in a row were not finite.
-        Preempted: one of `fastequi.preempt.SIGNALS` came; the steps taken so far are saved.
+        Preempted: one of `fastequi.runtime.preempt.SIGNALS` came; the steps taken so far are saved.
         KeyboardInterrupt: a second Ctrl-C, or one before the first step.
     """
     with ExitStack() as stack:
@@ -134,9 +135,9 @@ def pretrain(
             if not resume:
                 stack.enter_context(lock.alone(run_dir))
                 _check_folder(run_dir, resume)  # another one may have begun meanwhile
-            manifest.replace_text(run_dir / "config.json", config.to_json(recipe))
+            replace_text(run_dir / "config.json", config.to_json(recipe))
             told = json.dumps(machine(), indent=1) + "\n"
-            manifest.replace_text(run_dir / "machine.json", told)
+            replace_text(run_dir / "machine.json", told)
             kept.keep(run_dir / kept.NAME, source)
         writes_to = run_dir if processes.first else None
         log = stack.enter_context(Log(writes_to, state["step"], config.train.tensorboard))
@@ -153,11 +154,9 @@ def pretrain(
             method.load_state_dict(average.state_dict())
         encoder = checkpoint.whole_state(method.encoder) if processes.first or in_parts else {}
         if processes.first:
-            unfinished = run_dir / ".model.safetensors.tmp"
             about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
-            manifest.save_tensors(unfinished, encoder, about)
-            manifest.sync(unfinished)
-            unfinished.replace(run_dir / "model.safetensors")
+            with replacing(run_dir / "model.safetensors") as unfinished:
+                save_tensors(unfinished, encoder, about)
         let_go(method)
     return method.eval()
 

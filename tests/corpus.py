@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from fastequi.data.encoded import has_avif
+from fastequi.data.sources.encoded import has_avif
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (40, 60, 3), np.uint8)
 PHOTO = Image.fromarray(PIXELS)

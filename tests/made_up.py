@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from fastequi.evaluate.figures import Sheet
 from fastequi.recipes import RECIPES
+from fastequi.report.sheets import Sheet
 
 FEATURES = (
     *("mean predictor", "raw pair", "pixel statistics", "random init, z_equi"),

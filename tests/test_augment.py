@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fastequi.data.augment import Augment, ViewConfig, vicreg_second
-from fastequi.data.parameters import view_params
+from fastequi.data.views.augment import Augment, ViewConfig, vicreg_second
+from fastequi.data.views.parameters import view_params
 from fastequi.philox import Draws
 
 N = 4000

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastequi.boxes import shared_boxes, turn_boxes
+from fastequi.data.views.boxes import shared_boxes, turn_boxes
 
 
 def coordinates(window, size):

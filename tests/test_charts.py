@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from fastequi.evaluate.cards import letter
-from fastequi.evaluate.charts import Bar, Curve, bars, curves
-from fastequi.evaluate.markup import duration, number, two
+from fastequi.report.cards import letter
+from fastequi.report.charts import Bar, Curve, bars, curves
+from fastequi.report.markup import duration, number, two
 
 
 def test_bars_tell_floors_from_features_and_whiskers_end_at_the_interval():

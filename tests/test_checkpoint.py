@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastequi import checkpoint, manifest
 from fastequi.optim import WeightAverage, adamw
+from fastequi.runtime import checkpoint, manifest
 
 
 def trained(seed=0):

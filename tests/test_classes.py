@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastequi.evaluate.classes import (
+from fastequi.evaluate.class_probes import (
     _logistic,
     accuracy,
     conv_classes,

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi import commands
+from fastequi.cli import commands
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "fastequi" / "data" / "photos"

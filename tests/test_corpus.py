@@ -17,12 +17,12 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.data import index
-from fastequi.data.augment import Augment, ViewConfig
-from fastequi.data.listing import folder_listing
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
-from fastequi.data.sources import image_folder
+from fastequi.data.sources import index
+from fastequi.data.sources.image_sets import image_folder
+from fastequi.data.sources.listing import folder_listing
+from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.paths import SE2
 
 ROOT = Path(__file__).parent.parent
@@ -145,9 +145,9 @@ def test_a_name_that_is_no_utf8_is_trained_on_and_kept_in_the_index(tmp_path):
 UNREADABLE = """
 import os, sys
 from pathlib import Path
-from fastequi.data.listing import folder_listing
+from fastequi.data.sources.listing import folder_listing
 from fastequi.data.scan import scan
-from fastequi.data.sources import image_folder
+from fastequi.data.sources.image_sets import image_folder
 folder = Path(sys.argv[1])
 scan(folder_listing(folder), 1)  # loads all that is imported late, while it can be read
 if os.getuid() == 0:

@@ -7,7 +7,7 @@ import torch
 from test_warp_recon_texels import sizes_of
 from tolerances import GRAD, LOSS
 
-from fastequi.boxes import turn_boxes
+from fastequi.data.views.boxes import turn_boxes
 from fastequi.functional import crop_align_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import crop_align as kernel

@@ -9,11 +9,11 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.data.augment import Augment, ViewConfig, local_crop
 from fastequi.data.dali import ViewPipeline, decoded_sizes, decoder_backend, feed_of
 from fastequi.data.loader import make_loader
-from fastequi.data.parameters import ViewParams, crop_params
-from fastequi.data.sources import image_folder
+from fastequi.data.sources.image_sets import image_folder
+from fastequi.data.views.augment import Augment, ViewConfig, local_crop
+from fastequi.data.views.parameters import ViewParams, crop_params
 from fastequi.paths import SE2, color_matrix
 from fastequi.philox import Draws
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.demo import TEST_REGION, TRAIN_REGION, demo
+from fastequi.cli.demo import TEST_REGION, TRAIN_REGION, demo
 from fastequi.recipes import RECIPES
 
 

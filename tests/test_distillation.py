@@ -11,8 +11,8 @@ from test_dino import official_dino, official_sinkhorn
 
 from bench.recipes import scaled
 from fastequi.build import build
+from fastequi.cli.dryrun import synthetic
 from fastequi.config import Config
-from fastequi.dryrun import synthetic
 from fastequi.losses.dino import Center, DINOLoss
 from fastequi.methods.distillation import Schedule
 from fastequi.methods.teacher import momentum_at

@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastequi import checkpoint
 from fastequi.build import build, build_encoder
-from fastequi.cli import main
+from fastequi.cli.main import main
 from fastequi.data.reader import read
-from fastequi.data.sources import embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
+from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, random_init
-from fastequi.evaluate.recognition import normalise
 from fastequi.models.timm_names import Stated
 from fastequi.models.vit import VisionTransformer
 from fastequi.optim import WeightAverage, adamw
 from fastequi.recipes import RECIPES
+from fastequi.runtime import checkpoint
 from fastequi.train import pretrain
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -3,14 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastequi.data.batch import Batch, Views
+from fastequi.data.views.batch import Batch, Views
 from fastequi.evaluate.equivariance import _patches, evaluate
-from fastequi.evaluate.figures import path_grid, to_uint8
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.probes import Fit
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
 from fastequi.philox import Draws
+from fastequi.report.sheets import path_grid, to_uint8
 
 VIEWS = Views(16, 24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "reflection")
 

@@ -16,18 +16,18 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi import checkpoint, manifest
-from fastequi.cli import main
-from fastequi.data import kept
+from fastequi.cli.evaluations import equivariance
+from fastequi.cli.main import main
 from fastequi.data.reader import read
-from fastequi.data.sources import embedded_photos, image_folder
-from fastequi.devices import use_device
+from fastequi.data.sources import kept
+from fastequi.data.sources.image_sets import embedded_photos, image_folder
+from fastequi.evaluate.classification import Recognition, normalise
 from fastequi.evaluate.encoders import load_encoder
+from fastequi.evaluate.judge_classes import verdicts
 from fastequi.evaluate.published import published
-from fastequi.evaluate.recognition import Recognition, normalise
-from fastequi.evaluations import equivariance
-from fastequi.judge_classes import verdicts
 from fastequi.recipes import RECIPES
+from fastequi.runtime import checkpoint, manifest
+from fastequi.runtime.devices import use_device
 from fastequi.train import pretrain
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("nvidia.dali")
 from bench import equivariance, probe_pairs
 from bench.equivariance import base_of, config_of
 from fastequi.build import build
-from fastequi.dryrun import synthetic
+from fastequi.cli.dryrun import synthetic
 
 SHORT = ["--test-pairs", "20", "--epochs", "1", "--probes", "token", "mlp"]
 

@@ -14,14 +14,14 @@ pytest.importorskip("nvidia.dali")
 
 from test_loader import CFG, assert_same, batches
 
-from fastequi.data.augment import Augment
 from fastequi.data.dali import decoded_sizes
 from fastequi.data.given import Given
-from fastequi.data.images import Source
 from fastequi.data.loader import make_loader
 from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.reader import read
-from fastequi.data.sources import image_folder
+from fastequi.data.sources.image_sets import image_folder
+from fastequi.data.sources.images import Source
+from fastequi.data.views.augment import Augment
 from fastequi.paths import SE2
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ from test_warp_recon_texels import sizes_of
 
 from bench import recipes
 from fastequi.build import build
-from fastequi.cli import main
-from fastequi.data.sources import embedded_photos
-from fastequi.dryrun import synthetic
+from fastequi.cli.dryrun import synthetic
+from fastequi.cli.main import main
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.kernels import backend as backends
 from fastequi.kernels import correspondence, crop_align, rot90_batch

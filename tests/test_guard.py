@@ -10,12 +10,12 @@ import torch
 from test_gtsa import small as gtsa
 
 from bench import recipes
-from fastequi import checkpoint
-from fastequi.data.sources import embedded_photos
-from fastequi.guard import Guard
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.methods.method import Method
 from fastequi.optim import WeightAverage, adamw, lerp_, sgd, take_step
 from fastequi.recipes import RECIPES
+from fastequi.runtime import checkpoint
+from fastequi.runtime.guard import Guard
 from fastequi.train import pretrain
 
 

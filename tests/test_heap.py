@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fastequi.heap import keep_heap
+from fastequi.runtime.heap import keep_heap
 
 CODE = """
 import resource, sys
-from fastequi.heap import keep_heap
+from fastequi.runtime.heap import keep_heap
 if sys.argv[1] == "kept":
     assert keep_heap()
 import torch

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastequi import commands
-from fastequi.data import index
-from fastequi.data.index import Index, Row, quarantine_of
-from fastequi.data.listing import Archive, folder_listing
-from fastequi.data.sources import image_folder
+from fastequi.cli import commands
+from fastequi.data.sources import index
+from fastequi.data.sources.image_sets import image_folder
+from fastequi.data.sources.index import Index, Row, quarantine_of
+from fastequi.data.sources.listing import Archive, folder_listing
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,66 +7,40 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# part -> the parts of fastequi it may import; what a command runs may reach everything
-ALLOWED = {
-    "kernels": {"kernels"},
-    "boxes": set(),
-    "checks": {"kernels"},
-    "distributed": set(),
-    "functional": {"kernels", "checks", "distributed", "functional"},
-    "philox": set(),
-    "places": set(),
-    "devices": set(),
-    "paths": {"philox", "kernels.constants"},
-    "losses": {"functional", "losses", "distributed"},
-    "models": {"models", "versions", "kernels.toolchain"},  # the cache folder
-    "data": {"paths", "philox", "boxes", "manifest", "places", "data"},
-    "methods": {
-        "optim",
-        "losses",
-        "models",
-        "paths",
-        "functional",
-        "distributed",
-        "data.batch",
-        "methods",
-    },
-    # a run is judged as its config and checkpoint say: evaluate stands above build, below train
+# room -> the rooms and modules of fastequi that it may import, itself aside
+ALLOWED: dict[str, set[str]] = {
+    "kernels": set(),
+    "functional": {"kernels"},
+    "losses": {"functional"},
+    "models": {"versions", "atomic", "kernels.toolchain"},  # the cache folder
+    "data.sources": {"atomic"},
+    "data.views": {"data.sources.images", "philox"},
+    "data": {"data.sources", "data.views", "paths", "philox"},
+    "methods": {"losses", "models", "functional", "data.views.batch", "paths", "optim"},
+    "runtime": {"models", "atomic", "optim", "sharded", "versions"},
+    # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {
-        *("models", "methods", "data", "paths", "philox", "functional", "evaluate"),
-        *("build", "config", "checkpoint", "devices", "places"),
+        *("data", "functional", "methods", "models", "runtime"),
+        *("atomic", "build", "config", "paths", "philox"),
     },
-    "config": {"paths", "data.augment", "limits", "devices"},
+    "report": {"evaluate", "data", "functional", "methods", "models", "build", "paths", "philox"},
+    "cli": {"*"},
+    # the modules beside the rooms
+    "atomic": set(),
+    "build": {"config", "data.views.batch", "methods", "models"},
+    "config": {"data.views.augment", "limits", "paths", "runtime.devices"},
     "limits": {"config"},  # for its type alone
-    "recipes": {"config", "data.augment"},
-    "build": {"config", "methods", "models", "data.batch"},
     "optim": set(),
-    "heap": set(),
-    "manifest": set(),
-    "metrics": {"manifest"},
-    "guard": {"scale"},
-    "scale": set(),
-    "lock": set(),
-    "preempt": set(),
-    "interrupts": {"preempt"},
-    "streams": set(),
-    "processes": {"models", "preempt"},
+    "paths": {"kernels.constants", "philox"},
+    "philox": set(),
+    "recipes": {"config", "data.views.augment"},
     "sharded": set(),
-    "versions": set(),
-    "checkpoint": {"optim", "manifest", "processes", "sharded", "versions"},
-    "progress": set(),
-    "pace": set(),
     "train": {
-        *("build", "config", "methods", "data", "optim", "checkpoint", "progress", "pace"),
-        *("guard", "lock", "manifest", "metrics", "preempt", "processes", "scale"),
-        "doctor.machine",
-        "evaluate.online",  # what a run looks at on its way
+        *("atomic", "build", "config", "optim", "data", "methods", "runtime"),
+        "evaluate.online",  # the probes of a run that goes on
     },
-}
-UNBOUND = {
-    *("__init__", "cli", "commands", "evaluations", "demo", "doctor", "dryrun", "results"),
-    *("judge_rotnet", "judge_equivariance", "judge_classes", "judge_reconstruct", "embed"),
-    *("visualize", "report", "slurm", "vit_options", "chosen"),
+    "versions": set(),
+    "__init__": {"functional", "losses", "paths"},
 }
 
 # a heavy dependency is imported in one place
@@ -74,16 +48,18 @@ HOME = {
     "nvidia": {"fastequi/data/dali.py"},
     "xformers": {"fastequi/models/attention.py"},
     "flash_attn_interface": {"fastequi/models/attention.py"},
-    "submitit": {"fastequi/slurm.py"},
-    "tyro": {"fastequi/commands.py", "fastequi/evaluations.py", "fastequi/chosen.py"},
+    "submitit": {"fastequi/runtime/slurm.py"},
+    "tyro": {
+        "fastequi/cli/commands.py",
+        "fastequi/cli/evaluations.py",
+        "fastequi/cli/image_options.py",
+    },
 }
 
 
 def _files() -> list[Path]:
-    found = [*ROOT.glob("fastequi/*.py"), *ROOT.glob("kernels/*.py")]
-    for part in ("functional", "losses", "models", "methods", "data", "evaluate"):
-        found += ROOT.glob(f"fastequi/{part}/**/*.py")
-    return sorted(found)
+    own = [path for path in ROOT.glob("fastequi/**/*.py") if "kernels" not in path.parts]
+    return sorted([*own, *ROOT.glob("kernels/*.py")])
 
 
 def _imports(path: Path) -> list[str]:
@@ -97,27 +73,56 @@ def _imports(path: Path) -> list[str]:
     return names
 
 
-def _part(path: Path) -> str:
-    relative = path.relative_to(ROOT)
-    if relative.parts[0] == "kernels":
+def _room(path: Path) -> str:
+    """ "data.sources" of fastequi/data/sources/index.py, "train" of fastequi/train.py."""
+    *folders, name = path.relative_to(ROOT).with_suffix("").parts
+    if folders[0] == "kernels":
         return "kernels"
-    return relative.parts[1].removesuffix(".py")
+    return ".".join(folders[1:]) or name
+
+
+def _inside(name: str, room: str) -> bool:
+    return room == "*" or name == room or name.startswith(f"{room}.")
 
 
 @pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_follow_the_map(path: Path) -> None:
-    part = _part(path)
+    room = _room(path)
     for name in _imports(path):
-        top = name.split(".")[0]
+        top, _, inside = name.partition(".")
         assert top not in {"bench", "tests", "ci", "kernels"}, f"{path} imports {name}"
         if top in HOME:
             assert str(path.relative_to(ROOT)) in HOME[top], f"{path} imports {name}"
-        if top == "fastequi" and part not in UNBOUND:
+        if top == "fastequi" and inside != "__version__":
+            allowed = {room, *ALLOWED[room]}
+            assert any(_inside(inside, other) for other in allowed), f"{path} may not import {name}"
+
+
+def test_no_two_rooms_import_each_other() -> None:
+    above: dict[str, set[str]] = {}
+    rooms = {_room(path) for path in _files()}
+    for path in _files():
+        for name in _imports(path):
+            if not name.startswith("fastequi."):
+                continue
             inside = name.removeprefix("fastequi.")
-            allowed = any(
-                inside == target or inside.startswith(f"{target}.") for target in ALLOWED[part]
-            )
-            assert allowed, f"{part} may not import {name} ({path})"
+            within = [room for room in rooms if _inside(inside, room)]
+            if within:
+                above.setdefault(_room(path), set()).add(max(within, key=len))
+    reached = {room: set(others) - {room} for room, others in above.items()}
+    for _ in rooms:
+        for others in reached.values():
+            others |= {far for near in list(others) for far in reached.get(near, ())}
+    circles = sorted(room for room, others in reached.items() if room in others)
+    assert circles == ["config", "limits"], circles  # limits knows config's type alone
+
+
+def test_every_room_says_what_belongs_there() -> None:
+    for folder in {path.parent for path in _files() if path.parent.name != "kernels"}:
+        said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert said, folder
+        if folder.name != "fastequi":
+            assert said.count("\n") == 0, f"{folder}/__init__.py: expected one sentence"
 
 
 def test_nothing_loads_a_pickle() -> None:

@@ -14,10 +14,10 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.data.augment import Augment, ViewConfig
 from fastequi.data.loader import make_loader
-from fastequi.data.parameters import view_params
-from fastequi.data.sources import embedded_photos, image_folder
+from fastequi.data.sources.image_sets import embedded_photos, image_folder
+from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.views.parameters import view_params
 from fastequi.paths import SE2, Color
 from fastequi.philox import Draws
 
@@ -273,9 +273,9 @@ def test_a_closed_loader_ends():
 
 def test_the_interpreter_ends_with_a_loader_at_work():
     script = (
-        "from fastequi.data.augment import ViewConfig\n"
+        "from fastequi.data.views.augment import ViewConfig\n"
         "from fastequi.data.loader import make_loader\n"
-        "from fastequi.data.sources import embedded_photos\n"
+        "from fastequi.data.sources.image_sets import embedded_photos\n"
         "from fastequi.paths import SE2\n"
         "cfg = ViewConfig(image_size=32, source_size=32, batch_size=8, num_threads=2)\n"
         "loader = make_loader(embedded_photos(), cfg, SE2(), seed=0)\n"
@@ -296,10 +296,10 @@ def test_without_dali_the_error_names_the_extra():
         "import sys\n"
         "sys.modules['nvidia.dali'] = None\n"
         "import torch\n"
-        "from fastequi.data.augment import ViewConfig\n"
+        "from fastequi.data.views.augment import ViewConfig\n"
         "from fastequi.data.dali import decoder_backend\n"
         "from fastequi.data.loader import make_loader\n"
-        "from fastequi.data.sources import embedded_photos\n"
+        "from fastequi.data.sources.image_sets import embedded_photos\n"
         "from fastequi.paths import SE2\n"
         "assert decoder_backend(torch.device('cpu'))[0] == 'none'\n"
         "make_loader(embedded_photos(), ViewConfig(), SE2(), seed=0)\n"

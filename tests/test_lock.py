@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastequi import lock
+from fastequi.runtime import lock
 
 HOLD = """
 import sys, time

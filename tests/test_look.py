@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastequi.evaluate import look
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.figures import Sheet, heat
 from fastequi.models.nin import NetworkInNetwork
 from fastequi.models.vit import VisionTransformer
+from fastequi.report import feature_views as look
+from fastequi.report.sheets import Sheet, heat
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastequi.data.batch import Masks
-from fastequi.data.masks import block_masks
+from fastequi.data.views.batch import Masks
+from fastequi.data.views.masks import block_masks
 from fastequi.philox import Draws
 
 DRAWS = Draws.of(3, 1, np.arange(2000))

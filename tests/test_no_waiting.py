@@ -9,8 +9,8 @@ import torch
 from test_guard import config_of
 
 from fastequi import train
-from fastequi.data.sources import embedded_photos
-from fastequi.dryrun import synthetic
+from fastequi.cli.dryrun import synthetic
+from fastequi.data.sources.image_sets import embedded_photos
 
 NAMES = [
     *("tir_vicreg_vits16", "tir_simclr_vits16", "tir_dino_vits16", "tir_dinov2_vitl16"),

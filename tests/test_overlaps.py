@@ -11,12 +11,12 @@ pytest.importorskip("nvidia.dali")
 from PIL import Image
 from test_dali import CPU, config, whole
 
-from fastequi.data import parameters
-from fastequi.data.augment import Augment, ViewConfig
 from fastequi.data.dali import ViewPipeline, feed_of
 from fastequi.data.loader import make_loader
-from fastequi.data.parameters import crop_params, view_params
-from fastequi.data.sources import embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
+from fastequi.data.views import parameters
+from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.views.parameters import crop_params, view_params
 from fastequi.functional import crop_align_loss
 from fastequi.paths import SE2
 from fastequi.philox import Draws

@@ -62,13 +62,13 @@ print(native._library_file())
     assert "fastequi/kernels/warp_recon.c" in names
     assert "fastequi/kernels/warp_recon.py" in names
     assert "fastequi/py.typed" in names
-    assert "fastequi/evaluate/report.css" in names
+    assert "fastequi/report/report.css" in names
     assert sum(name.endswith(".jpg") for name in names) == 9
     assert "fastequi/data/photos/LICENSES.md" in names
     assert not [n for n in names if n.startswith(("tests", "bench", "kernels/", "ci"))]
 
 
-@pytest.mark.parametrize("module", ["fastequi", "fastequi.cli"])
+@pytest.mark.parametrize("module", ["fastequi", "fastequi.cli.main"])
 def test_importing_is_light(module, tmp_path):
     code = f"""
 import sys, {module}

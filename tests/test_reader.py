@@ -12,8 +12,8 @@ pytest.importorskip("nvidia.dali")
 
 from fastequi.data.labelled import labelled_sets, spread
 from fastequi.data.reader import read
-from fastequi.data.sources import embedded_photos, image_folder
-from fastequi.data.splits import TEST_REGION, held_out, photographs
+from fastequi.data.sources.image_sets import embedded_photos, image_folder
+from fastequi.data.sources.splits import TEST_REGION, held_out, photographs
 
 CPU = torch.device("cpu")
 

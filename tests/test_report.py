@@ -13,13 +13,13 @@ from made_up import judged, knn, make_run, scores, sheets
 from PIL import Image
 from test_visualize import run_folder, small_demo
 
-from fastequi.evaluate.cards import _model, _what
-from fastequi.evaluate.findings import _against_floor, is_floor, is_own
-from fastequi.evaluate.markup import duration, number, two
-from fastequi.evaluate.page import page
-from fastequi.evaluate.runs import differing, flatten, read_run, read_runs
 from fastequi.recipes import RECIPES
-from fastequi.report import report
+from fastequi.report.cards import _model, _what
+from fastequi.report.findings import _against_floor, is_floor, is_own
+from fastequi.report.markup import duration, number, two
+from fastequi.report.page import page
+from fastequi.report.report import report
+from fastequi.report.runs import differing, flatten, read_run, read_runs
 
 
 class Checked(HTMLParser):

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastequi.build import build
-from fastequi.cli import main
+from fastequi.cli.dryrun import synthetic
+from fastequi.cli.main import main
 from fastequi.config import Config
-from fastequi.data import idx
 from fastequi.data.labelled import Labelled
-from fastequi.data.sources import image_folder
-from fastequi.dryrun import synthetic
-from fastequi.evaluate import classes, rotation
-from fastequi.evaluate.rotation import block_features, class_scores, rotation_accuracy
-from fastequi.judge_rotnet import _few
+from fastequi.data.sources import idx
+from fastequi.data.sources.image_sets import image_folder
+from fastequi.evaluate import class_probes as classes
+from fastequi.evaluate import rotnet as rotation
+from fastequi.evaluate.judge_rotnet import _few
+from fastequi.evaluate.rotnet import block_features, class_scores, rotation_accuracy
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
 from fastequi.recipes import RECIPES

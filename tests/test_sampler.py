@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from fastequi.data.augment import ViewConfig
 from fastequi.data.sampler import Sampler
+from fastequi.data.views.augment import ViewConfig
 
 CFG = ViewConfig(batch_size=8, samples_per_decode=2, repeat=3)
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from test_guard import config_of, spoiled, tensors
 
-from fastequi import scale
 from fastequi.config import TrainConfig, fast_dtype
-from fastequi.data.sources import embedded_photos
-from fastequi.guard import Guard
-from fastequi.scale import LossScale
+from fastequi.data.sources.image_sets import embedded_photos
+from fastequi.runtime import scale
+from fastequi.runtime.guard import Guard
+from fastequi.runtime.scale import LossScale
 from fastequi.train import pretrain
 
 CPU = torch.device("cpu")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastequi import commands
-from fastequi.cli import main
-from fastequi.data import index, kept
-from fastequi.data.patterns import Patterns
-from fastequi.data.sources import Selection, image_folder, open_source
-from fastequi.places import expect_local
+from fastequi.cli import commands
+from fastequi.cli.main import main
+from fastequi.data.sources import index, kept
+from fastequi.data.sources.image_sets import Selection, image_folder, open_source
+from fastequi.data.sources.local import expect_local
+from fastequi.data.sources.patterns import Patterns
 
 
 def put(root, *names, size=(8, 8)):

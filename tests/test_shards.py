@@ -19,13 +19,19 @@ pytest.importorskip("nvidia.dali")
 from test_loader import assert_same
 from test_loader import batches as loaded
 
-from fastequi import commands
-from fastequi.data import index
-from fastequi.data.augment import Augment, ViewConfig
+from fastequi.cli import commands
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
-from fastequi.data.shards import is_shards, shard_listing
-from fastequi.data.sources import Source, image_folder, open_source, scanned_listing, tar_shards
+from fastequi.data.sources import index
+from fastequi.data.sources.image_sets import (
+    Source,
+    image_folder,
+    open_source,
+    scanned_listing,
+    tar_shards,
+)
+from fastequi.data.sources.shards import is_shards, shard_listing
+from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.paths import SE2
 
 CFG = ViewConfig(

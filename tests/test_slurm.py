@@ -10,8 +10,9 @@ from test_survival import SGD, TINY, curves_of_one, expect_close, rows  # noqa: 
 
 pytest.importorskip("submitit")
 
-from fastequi import slurm
-from fastequi.cli import main
+from fastequi.cli.commands import pretrain
+from fastequi.cli.main import main
+from fastequi.runtime import slurm
 
 LOCAL = {"nodes": 1, "minutes": 5, "partition": "", "notice": 60, "cluster": "local"}
 
@@ -28,14 +29,14 @@ def quiet(monkeypatch):
 
 def test_two_tasks_are_two_processes_of_one_run(tmp_path, curves_of_one):  # noqa: F811
     folder = tmp_path / "run"
-    job = slurm.submit(words(folder, *SGD, "--max-steps", 8), folder, gpus=2, **LOCAL)
+    job = slurm.submit(pretrain, words(folder, *SGD, "--max-steps", 8), folder, gpus=2, **LOCAL)
     assert job.results() == ["done", "done"]
     expect_close(folder, curves_of_one["sgd"])
 
 
 def test_a_job_that_is_asked_to_go_saves_and_the_next_start_goes_on(tmp_path):
     folder = tmp_path / "run"
-    job = slurm.submit(words(folder, "--max-steps", 3000), folder, gpus=0, **LOCAL)
+    job = slurm.submit(pretrain, words(folder, "--max-steps", 3000), folder, gpus=0, **LOCAL)
     end = time.monotonic() + 90
     while len(rows(folder)) < 4:
         assert time.monotonic() < end, job.stderr()
@@ -49,7 +50,7 @@ def test_a_job_that_is_asked_to_go_saves_and_the_next_start_goes_on(tmp_path):
     (told,) = job.results()
     assert told.startswith("SIGUSR2 came: saved after step")
     steps = rows(folder)[-1]["step"]
-    job = slurm.submit(words(folder, "--max-steps", steps + 2), folder, gpus=0, **LOCAL)
+    job = slurm.submit(pretrain, words(folder, "--max-steps", steps + 2), folder, gpus=0, **LOCAL)
     assert job.results() == ["done"]
     assert rows(folder)[-1]["step"] == steps + 2
     assert (folder / "model.safetensors").is_file()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastequi.data.sources import embedded_photos, image_folder
+from fastequi.data.sources.image_sets import embedded_photos, image_folder
 
 
 def save(path, size=(20, 10), **options):

@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 from fastequi.data.labelled import described, labelled_sets
-from fastequi.data.splits import photographs, role
+from fastequi.data.sources.splits import photographs, role
 
 
 def put(root, *names):

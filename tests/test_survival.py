@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastequi.data.sources import embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.encoders import load_encoder
 
 PHOTOS = str(Path(embedded_photos().paths[0]).parent)
@@ -357,7 +357,7 @@ def test_torchrun_needs_a_folder_that_all_know(tmp_path):
 def changed(folder, change):
     """The command with something in it changed, as a program that torchrun can start."""
     file = folder / "changed.py"
-    head, tail = "import os, sys, time", "from fastequi.cli import main; main(sys.argv[1:])"
+    head, tail = "import os, sys, time", "from fastequi.cli.main import main; main(sys.argv[1:])"
     file.write_text(f"{head}\n{change}\n{tail}\n")
     return [file]
 

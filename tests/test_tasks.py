@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("nvidia.dali")
 
 from fastequi.config import PathConfig
-from fastequi.data.splits import photographs
+from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.probes import Fit

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.build import build
+from fastequi.cli.dryrun import synthetic
 from fastequi.config import Config
-from fastequi.dryrun import synthetic
 from fastequi.kernels.nt_xent import nt_xent_loss_ref
 from fastequi.kernels.pixel_loss import patchify
 from fastequi.methods.tir import unpatchify

@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 pytest.importorskip("nvidia.dali")
 
 from bench import recipes
-from fastequi import checkpoint
 from fastequi import train as loop
 from fastequi.build import build, build_encoder
 from fastequi.config import Config
-from fastequi.data.sources import embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate import online
 from fastequi.optim import take_step
-from fastequi.pace import Clock, Meter
-from fastequi.processes import Processes
 from fastequi.recipes import RECIPES
+from fastequi.runtime import checkpoint
+from fastequi.runtime.pace import Clock, Meter
+from fastequi.runtime.processes import Processes
 from fastequi.train import pretrain
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fastequi
-from fastequi import doctor
+from fastequi.cli import doctor
+from fastequi.runtime.machine import machine
 from fastequi.versions import version_of
 
 
@@ -27,9 +28,9 @@ def site(tmp_path, monkeypatch):
 @pytest.mark.parametrize("build", ["2.14.1+cu130", "2.13.0a0+git1a2b3c4", "2.8.0"])
 def test_the_build_of_torch_is_told_where_its_metadata_leave_it_out(site, monkeypatch, build):
     site("torch", "2.14.1")
-    assert version_of("torch") == doctor.machine()["torch"] == torch.__version__
+    assert version_of("torch") == machine()["torch"] == torch.__version__
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(build))
-    assert version_of("torch") == doctor.machine()["torch"] == build
+    assert version_of("torch") == machine()["torch"] == build
     assert type(version_of("torch")) is str
     assert f" {build} " in doctor.report()
 

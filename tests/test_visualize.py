@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fastequi import checkpoint
 from fastequi.build import build
-from fastequi.data.sources import embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.recipes import RECIPES
+from fastequi.report.visualize import visualize
+from fastequi.runtime import checkpoint
 from fastequi.train import build_optimizer
-from fastequi.visualize import visualize
 
 
 def run_folder(folder, config):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from bench.opbench import Call, Inputs, Make, OpBench, Provider
 from bench.recipes import scaled
 from fastequi.build import build
+from fastequi.cli.dryrun import synthetic
 from fastequi.config import Config
-from fastequi.dryrun import synthetic
 from fastequi.methods.method import Method
 from fastequi.recipes import RECIPES
 from fastequi.train import build_optimizer

@@ -6,10 +6,10 @@
 
 An image is a file that DALI reads itself, or encoded bytes that the feed brings (of tar shards).
 
-Nothing is random here: all choices arrive as arrays (`fastequi.data.augment`), so the same arrays
-give the same bytes for any number of threads. Every photograph is decoded once for its windows;
-those of one kind then go through the other operators together, as the frames of one sequence. With
-a shared crop v1 is cut from the resampled u instead of being resampled again.
+Nothing is random here: all choices arrive as arrays (`fastequi.data.views.augment`), so the same
+arrays give the same bytes for any number of threads. Every photograph is decoded once for its
+windows; those of one kind then go through the other operators together, as the frames of one
+sequence. With a shared crop v1 is cut from the resampled u instead of being resampled again.
 
 The only module that imports DALI.
 """
@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastequi.data.augment import Augment, ViewConfig
-from fastequi.data.parameters import ViewParams
-from fastequi.data.turns import turn_matrices
+from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.views.parameters import ViewParams
+from fastequi.data.views.turns import turn_matrices
 
 _MISSING: Exception | None = None
 try:

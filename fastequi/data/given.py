@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from fastequi.data import dali
-from fastequi.data.encoded import why
-from fastequi.data.images import Source
 from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
+from fastequi.data.sources.encoded import why
+from fastequi.data.sources.images import Source
 
 logger = logging.getLogger(__name__)
 

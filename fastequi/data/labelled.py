@@ -1,7 +1,7 @@
 """Images with classes: folders of class subfolders, shards, MNIST-like sets, scikit-learn's digits.
 
-What is for testing says `fastequi.data.splits` (of a set that is not split every fifth image of a
-class), and which class an image is of, `fastequi.data.classes`.
+What is for testing says `fastequi.data.sources.splits` (of a set that is not split every fifth
+image of a class), and which class an image is of, `fastequi.data.sources.classes`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastequi.data import idx
-from fastequi.data.classes import classes_of, split_by_name
-from fastequi.data.images import Source
 from fastequi.data.reader import read
-from fastequi.data.sources import Data, Selection
-from fastequi.data.splits import Images, held_out
+from fastequi.data.sources import idx
+from fastequi.data.sources.classes import classes_of, split_by_name
+from fastequi.data.sources.image_sets import Data, Selection
+from fastequi.data.sources.images import Source
+from fastequi.data.sources.splits import Images, held_out
 
 logger = logging.getLogger(__name__)
 

@@ -25,16 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastequi.data.augment import ViewConfig
-from fastequi.data.batch import Batch, Masks, Overlaps
 from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali
 from fastequi.data.given import Given, usable_threads
-from fastequi.data.images import Source
-from fastequi.data.masks import block_masks
-from fastequi.data.overlaps import overlaps_of
-from fastequi.data.parameters import crop_params, view_params
 from fastequi.data.sampler import Sampler, Step
-from fastequi.data.sources import tolerated
+from fastequi.data.sources.image_sets import tolerated
+from fastequi.data.sources.images import Source
+from fastequi.data.views.augment import ViewConfig
+from fastequi.data.views.batch import Batch, Masks, Overlaps
+from fastequi.data.views.masks import block_masks
+from fastequi.data.views.overlaps import overlaps_of
+from fastequi.data.views.parameters import crop_params, view_params
 from fastequi.paths import Path
 from fastequi.philox import Draws
 
@@ -90,7 +90,7 @@ def make_loader(
 
 
 class Loader:
-    """An iterator of :class:`fastequi.data.batch.Batch`; made by :func:`make_loader`.
+    """An iterator of :class:`fastequi.data.views.batch.Batch`; made by :func:`make_loader`.
 
     It is its own iterator: a second `for` goes on where the first one stopped.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fastequi.data.encoded import FORMATS
+from fastequi.data.sources.encoded import FORMATS
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Bytes = NDArray[np.uint8]  # encoded

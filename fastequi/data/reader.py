@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastequi.data.augment import Augment, ViewConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.given import Given, usable_threads
-from fastequi.data.images import Source
-from fastequi.data.parameters import ViewParams
-from fastequi.data.sources import tolerated
+from fastequi.data.sources.image_sets import tolerated
+from fastequi.data.sources.images import Source
+from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.views.parameters import ViewParams
 
 logger = logging.getLogger(__name__)
 

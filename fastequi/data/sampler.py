@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.augment import ViewConfig
+from fastequi.data.views.augment import ViewConfig
 from fastequi.philox import permutation
 
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastequi.data.dali import require_dali
-from fastequi.data.encoded import Header, header, read, told, why
 from fastequi.data.given import decoded_sizes
-from fastequi.data.index import Index, Row
-from fastequi.data.listing import Listing
+from fastequi.data.sources.encoded import Header, header, read, told, why
+from fastequi.data.sources.index import Index, Row
+from fastequi.data.sources.listing import Listing
 
 _FILES = 256  # in a part: what one pipeline of DALI decodes is worth its construction, 6 ms
 _BYTES = 1 << 26

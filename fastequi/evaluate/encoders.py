@@ -24,16 +24,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastequi import checkpoint
 from fastequi.build import build
 from fastequi.config import Config
-from fastequi.data.augment import ViewConfig
-from fastequi.devices import use_device
+from fastequi.data.sources.local import expect_local
+from fastequi.data.views.augment import ViewConfig
 from fastequi.evaluate.weights import load_weights, read_config
 from fastequi.methods.method import Method
 from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.models.vit import VisionTransformer
-from fastequi.places import expect_local
+from fastequi.runtime import checkpoint
+from fastequi.runtime.devices import use_device
 
 logger = logging.getLogger(__name__)
 

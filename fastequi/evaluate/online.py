@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from fastequi.config import Config
-from fastequi.data.images import Source
 from fastequi.data.labelled import LabelledSet, described, labelled_sets
-from fastequi.data.sources import Selection
-from fastequi.data.splits import held_out
-from fastequi.evaluate.classes import accuracy, knn_classes
+from fastequi.data.sources.image_sets import Selection
+from fastequi.data.sources.images import Source
+from fastequi.data.sources.splits import held_out
+from fastequi.evaluate.class_probes import accuracy, knn_classes
+from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, noise, of_method
 from fastequi.evaluate.equivariance import pair_tokens
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit, r2, token_probe
-from fastequi.evaluate.recognition import normalise
 from fastequi.evaluate.tasks import FEATURES, tasks, views_for, window_loader
 from fastequi.methods.method import Method
 

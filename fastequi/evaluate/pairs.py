@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastequi.data.batch import Batch, Views
+from fastequi.data.views.batch import Batch, Views
 from fastequi.functional import gaussian_blur, warp
 from fastequi.paths import Blur, Path
 

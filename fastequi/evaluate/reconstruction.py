@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.config import Config
-from fastequi.data.batch import Batch
 from fastequi.data.loader import Loader, make_loader
-from fastequi.data.sources import Source
+from fastequi.data.sources.image_sets import Source
+from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import expect_finite
 from fastequi.evaluate.intervals import middle95, resampled_mean
 from fastequi.methods.tir import TIR

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fastequi import paths
 from fastequi.config import PathConfig
-from fastequi.data.augment import Augment, ViewConfig
-from fastequi.data.batch import Views
 from fastequi.data.loader import Loader, make_loader
-from fastequi.data.sources import Source
+from fastequi.data.sources.image_sets import Source
+from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder, Features, noise
 from fastequi.evaluate.equivariance import PROBES, RAW_SIZE, Report, evaluate
 from fastequi.evaluate.pairs import Pairs, collect_pairs

@@ -17,10 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastequi import checkpoint
 from fastequi.build import build_encoder
 from fastequi.config import Config
-from fastequi.data.augment import ViewConfig
+from fastequi.data.views.augment import ViewConfig
 from fastequi.evaluate.hub_config import HubConfig
 from fastequi.models.published import computes_otherwise, named_size
 from fastequi.models.timm_names import (
@@ -32,6 +31,7 @@ from fastequi.models.timm_names import (
     settled,
 )
 from fastequi.models.vit import VisionTransformer
+from fastequi.runtime import checkpoint
 
 logger = logging.getLogger(__name__)
 

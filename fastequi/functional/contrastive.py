@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fastequi import checks, distributed
+from fastequi.functional import checks, distributed
 from fastequi.kernels.autograd import refuse
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.koleo import nearest
@@ -40,8 +40,8 @@ def nt_xent_loss(
         z1, z2: [N, D] embeddings of two views, N >= 1, normalised here; floating.
         temperature: .1 to .5 in the paper.
         group: the processes whose images are each other's negatives; None: this one alone. The
-            value is that of the whole batch on each of them, gradients as `fastequi.distributed`
-            says.
+            value is that of the whole batch on each of them, gradients as
+            `fastequi.functional.distributed` says.
         sizes: N of every process, where known; finding them out stalls a GPU.
 
     Returns:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi import checks
+from fastequi.functional import checks
 from fastequi.kernels import correspondence as _correspondence
 from fastequi.kernels import crop_align as _crop_align
 
@@ -31,8 +31,8 @@ def crop_align_loss(
     Both maps are pooled over the shared box to bins × bins (RoIAlign, aligned: He et al., 2017),
     the teacher's is turned as the student's crop is against its own, and the cosines of equal bins
     are averaged: the crop loss of GTSA (Kim et al., arXiv 2304.08014; 10 bins for global crops, 4
-    for local ones). :func:`fastequi.boxes.shared_boxes` gives the boxes, and
-    :func:`fastequi.boxes.turn_boxes` their places in turned crops.
+    for local ones). :func:`fastequi.data.views.boxes.shared_boxes` gives the boxes, and
+    :func:`fastequi.data.views.boxes.turn_boxes` their places in turned crops.
 
     Args:
         student: [S, B, h, w, C] maps of S views of B images; floating. Needs no normalisation.

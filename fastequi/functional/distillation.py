@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastequi import checks, distributed
+from fastequi.functional import checks, distributed
 from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi import checks
+from fastequi.functional import checks
 from fastequi.kernels import blur as _blur
 from fastequi.kernels import linear_warp_recon as _linear
 from fastequi.kernels import rot90_batch as _rot90

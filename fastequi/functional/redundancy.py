@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fastequi import checks, distributed
+from fastequi.functional import checks, distributed
 from fastequi.kernels import vicreg as _vicreg
 
 
@@ -32,7 +32,7 @@ def vicreg_loss(
         z1, z2: [N, D] embeddings of two views, N >= 2 in all; floating.
         inv_weight, var_weight, cov_weight: of the three terms.
         group: the processes whose images make up the batch; None: this one alone. Value and
-            gradients are as `fastequi.distributed` says.
+            gradients are as `fastequi.functional.distributed` says.
         sizes: images of every process, where known; finding them out stalls a GPU.
 
     Returns:

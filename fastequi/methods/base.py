@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from fastequi.data.batch import Batch
+from fastequi.data.views.batch import Batch
 from fastequi.models.vit import VisionTransformer
 
 

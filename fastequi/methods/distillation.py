@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastequi.data.batch import Batch, Masks
-from fastequi.distributed import even_sizes, world
+from fastequi.data.views.batch import Batch, Masks
+from fastequi.functional.distributed import even_sizes, world
 from fastequi.losses.dino import DINOLoss, IBOTLoss
 from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastequi.data.batch import Batch, Overlaps, Views
+from fastequi.data.views.batch import Batch, Overlaps, Views
 from fastequi.functional import correspondence_loss, crop_align_loss, rot90_batch
 from fastequi.methods.method import Method
 from fastequi.methods.teacher import follow, momentum_at, spread

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastequi.data.batch import Batch
+from fastequi.data.views.batch import Batch
 from fastequi.methods.base import Base, BaseOutput
 from fastequi.models.heads import SplitHead
 from fastequi.models.vit import VisionTransformer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastequi.data.batch import Batch
+from fastequi.data.views.batch import Batch
 
 
 class Method(nn.Module):

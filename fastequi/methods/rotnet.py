@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastequi.data.batch import Batch, Views
+from fastequi.data.views.batch import Batch, Views
 from fastequi.functional import rot90_batch
 from fastequi.methods.method import Method
 from fastequi.models.vit import VisionTransformer

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastequi.distributed import even_sizes, world
+from fastequi.functional.distributed import even_sizes, world
 from fastequi.losses.nt_xent import NTXentLoss
 from fastequi.models.heads import Expander
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastequi.data.batch import Batch, Views
+from fastequi.data.views.batch import Batch, Views
 from fastequi.functional import gaussian_blur, warp
 from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
 from fastequi.methods.base import Base

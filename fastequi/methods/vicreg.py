@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastequi.distributed import even_sizes, world
+from fastequi.functional.distributed import even_sizes, world
 from fastequi.losses.vicreg import VICRegLoss
 from fastequi.models.heads import Expander
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastequi.atomic import replace_text
 from fastequi.kernels.toolchain import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -118,9 +117,7 @@ def _settle(file: Path, key: str, mine: str, candidates: Mapping[str, Attend]) -
             known = _read(file)
             if known.get(key) in candidates:
                 return known[key]
-            with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-                new.write(json.dumps({**known, key: mine}, indent=1) + "\n")
-            os.replace(new.name, file)
+            replace_text(file, json.dumps({**known, key: mine}, indent=1) + "\n")
     except OSError as error:
         logger.warning("attention's choices are not kept: %s", error)
     return mine

@@ -1,0 +1,355 @@
+"""What each command takes and does; `fastequi.cli.main` calls the function of a command's name."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
+from fastequi.cli.vit_options import VitOptions
+from fastequi.config import Config, recipe_of
+from fastequi.recipes import RECIPES
+from fastequi.runtime import interrupts
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Pretrains TIR on the nine embedded photographs and judges its features."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """Where the run's files go; a new dated folder by default."""
+    minutes: float | None = None
+    """Training time; short for --train.minutes."""
+
+
+@dataclass(frozen=True)
+class PretrainOptions(Patterned):
+    """Pretrains on folders of images, flat or nested, or on tar shards; no labels needed."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    data: Several = ()
+    """Folders of images, or of an MNIST-like set's IDX files; tar shards: one, a quoted glob, or a
+    range such as 'shards/train-{000..012}.tar'; lists: a .txt with a path a line."""
+    index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """What `fastequi data scan` wrote; by default the one beside the images, if there is one (of
+    shards: if the scan named them by the same pattern). Of several --data as many."""
+    run_dir: Path | None = None
+    """Where the run's files go; a new dated folder by default."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --run-dir, with that run's settings."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps, on the full schedule."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; short for --train.checkpoint-every."""
+    dry_run: bool = False
+    """Print settings, parameter counts and one step's memory; needs no data."""
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """A run as a SLURM job, requeued until it is done: submit ... -- RECIPE --data PATH ..."""
+
+    nodes: int = 1
+    """Machines."""
+    gpus: int = 8
+    """GPUs of each, a process for every one; 0: one process on the CPU."""
+    minutes: int = 720
+    """Time limit of one start."""
+    partition: str = ""
+    """The cluster's default if empty."""
+    notice: int = 180
+    """Seconds before the limit at which the run saves."""
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local: on this machine, to try it."""
+
+
+@dataclass(frozen=True)
+class ScanOptions(Patterned):
+    """Decodes every image once; writes an index, which training uses, and what it left out."""
+
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of images, tar shards or lists, as --data of pretrain; each gets its own index."""
+    threads: int = 0
+    """That read and decode; 0 takes every core."""
+    index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Where the index goes, for data that cannot be written; then give it to pretrain as well. Of
+    several places as many."""
+
+
+@dataclass(frozen=True)
+class VisualizeOptions(Patterned, VitOptions):
+    """Pictures of what an encoder sees: reconstructions, PCA of patches, attention, a sweep."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A run's folder, one of its checkpoints, a *.safetensors file, or module:function."""
+    data: Several = ()
+    """Images, as --data of pretrain; the nine embedded photographs by default."""
+    out: Path = Path("figures")
+    """Folder of the PNG files."""
+    device: str = "auto"
+    """Where it runs: auto, cpu, cuda or cuda:1."""
+    windows: int = 0
+    """That the probe of the sweep is fitted on; 0: 1500, 300 of large views on a CPU."""
+
+
+@dataclass(frozen=True)
+class ReportOptions(Patterned):
+    """One HTML page of one or several runs, which needs neither network nor scripts."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    out: Path = Path("report.html")
+    """The page."""
+    images: bool = True
+    """Pictures made from the newest checkpoints."""
+    data: Several = ()
+    """Images for them, as --data of pretrain; the nine embedded photographs by default."""
+
+
+def demo(argv: list[str]) -> None:
+    options = _parse(DemoOptions(RECIPES["demo"]()), "fastequi demo", argv)
+    config = options.config
+    if options.minutes is not None:
+        if options.minutes <= 0:
+            raise ValueError(f"--minutes: expected a time > 0, got {options.minutes}")
+        config = replace(config, train=replace(config.train, minutes=options.minutes))
+
+    from fastequi.cli import demo as job
+
+    job.demo(config, options.run_dir or _dated("demo"))
+
+
+def pretrain(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_pretrain_usage())
+        return
+    name, options = _pretrain_options(argv)
+    config = options.config
+    if options.checkpoint_every is not None:
+        train = replace(config.train, checkpoint_every=options.checkpoint_every)
+        config = replace(config, train=train)
+    if options.dry_run:
+        from fastequi.cli.dryrun import dry_run
+
+        dry_run(config)
+        return
+    expect_places(options.data, "a folder of images or tar shards (only --dry-run needs none)")
+    if options.resume and options.run_dir is None:
+        raise ValueError("--resume: which run? name it with --run-dir")
+
+    from fastequi.data.sources.image_sets import open_source
+    from fastequi.runtime import checkpoint
+    from fastequi.train import pretrain as run
+
+    if options.run_dir is None and "WORLD_SIZE" in os.environ:
+        raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
+    run_dir = options.run_dir or _dated(name)
+    interrupts.outlook = partial(checkpoint.outlook, run_dir)
+    tolerate = config.data.tolerate
+    data = as_images(options.selection(options.data))
+    source = open_source(data, index=options.index, tolerate=tolerate)
+    resume, max_steps = options.resume, options.max_steps
+    run(config, source, run_dir, resume=resume, max_steps=max_steps, recipe=name)
+    if os.environ.get("RANK", "0") == "0":
+        print(run_dir)
+
+
+def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
+    """The recipe's name and what the words say, checked."""
+    name, *rest = argv
+    if name not in RECIPES:
+        raise _unknown("recipe", name, RECIPES, _pretrain_usage())
+    default = PretrainOptions(_config_to_resume(name, rest) or RECIPES[name]())
+    options = _parse(default, f"fastequi pretrain {name}", rest)
+    if options.max_steps is not None and options.max_steps < 1:
+        raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
+    return name, options
+
+
+def submit(argv: list[str]) -> None:
+    cut = argv.index("--") if "--" in argv else len(argv)
+    own, words = argv[:cut], argv[cut + 1 :]
+    options = tyro.cli(SubmitOptions, prog="fastequi submit", args=own)
+    if not words:
+        raise ValueError("submit: expected -- and then the words of pretrain: -- RECIPE --data ...")
+    for name, least in (("nodes", 1), ("gpus", 0), ("minutes", 1), ("notice", 0)):
+        value = getattr(options, name)
+        if value < least:
+            raise ValueError(f"--{name}: expected >= {least}, got {value}")
+    _, run = _pretrain_options(words)
+    if run.run_dir is not None and (run.run_dir / "config.json").is_file():
+        _pretrain_options([*words, "--resume"])  # as every start but the first says
+    if run.run_dir is None or not run.data:
+        raise ValueError("submit: expected --data and --run-dir behind --, the same for all starts")
+
+    from fastequi.runtime.slurm import submit as send
+
+    job = send(pretrain, words, run.run_dir.absolute(), **vars(options))
+    print(f"job {job.job_id}; logs in {run.run_dir / 'slurm'}")
+
+
+def data(argv: list[str]) -> None:
+    jobs = {"scan": "decode every image once, write an index and what was left out"}
+    chosen = _choose("data command", argv, jobs, "fastequi data COMMAND PATH")
+    if chosen is None:
+        return
+    job, rest = chosen
+    options = tyro.cli(ScanOptions, prog=f"fastequi data {job}", args=rest)
+    if options.threads < 0:
+        raise ValueError(f"--threads: expected 0 (every core) or more, got {options.threads}")
+
+    from fastequi.data.scan import scan
+    from fastequi.data.sources import index
+    from fastequi.data.sources.image_sets import scanned_listings
+    from fastequi.runtime.progress import Progress
+
+    listings = scanned_listings(as_images(options.selection((options.data,), "data")))
+    if options.index and len(options.index) != len(listings):
+        raise ValueError(
+            f"--index: expected one for each of {len(listings)} places, got {len(options.index)}"
+        )
+    files = options.index or tuple(listing.index for listing in listings)
+    for file in files:
+        index.expect_writable(file)
+    for listing, file in zip(listings, files, strict=True):
+        with Progress("scanning") as bar:
+            found = scan(
+                listing, options.threads, lambda i, n: bar.say(i / n, f"{i} of {n} images")
+            )
+        index.write(file, found.index)
+        print(found.summary())
+        print(f"index       {file}\nquarantine  {index.quarantine_of(file)}")
+
+
+def eval(argv: list[str]) -> None:
+    from fastequi.cli import evaluations
+
+    form = "fastequi eval KIND CHECKPOINT --data PATH"
+    chosen = _choose("evaluation", argv, evaluations.KINDS, form)
+    if chosen is not None:
+        kind, rest = chosen
+        getattr(evaluations, kind)(rest)
+
+
+def embed(argv: list[str]) -> None:
+    from fastequi.cli import evaluations
+
+    evaluations.embed(argv)
+
+
+def visualize(argv: list[str]) -> None:
+    options = tyro.cli(VisualizeOptions, prog="fastequi visualize", args=argv)
+    if options.windows and options.windows < 100:
+        raise ValueError(f"--windows: expected 0 or at least 100, got {options.windows}")
+
+    from fastequi.report.visualize import visualize as draw
+
+    data = as_images(options.selection(options.data)) if options.data else None
+    where = options.checkpoint, data, options.out
+    draw(*where, options.device, options.windows, options.stated())
+
+
+def report(argv: list[str]) -> None:
+    options = tyro.cli(ReportOptions, prog="fastequi report", args=argv)
+    if not options.runs:
+        raise ValueError("RUN: expected the folder of one run or more, got none")
+
+    from fastequi.report.report import report as write
+
+    data = as_images(options.selection(options.data)) if options.data else None
+    write(options.runs, options.out, options.images, data)
+
+
+def _choose(
+    what: str, argv: list[str], known: dict[str, str], form: str
+) -> tuple[str, list[str]] | None:
+    """The first word, one of those known, and the rest; None if only help was asked for."""
+    usage = f"usage: {form}\n\n" + "\n".join(f"  {name:14s}{does}" for name, does in known.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        return None
+    if argv[0] not in known:
+        raise _unknown(what, argv[0], known, usage)
+    return argv[0], argv[1:]
+
+
+def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {what} {name!r}{hint}\n\n{usage}")
+
+
+def doctor(argv: list[str]) -> None:
+    from fastequi.cli.doctor import report
+
+    if argv:
+        raise ValueError(f"doctor takes no options, got {' '.join(argv)}")
+    print(report())
+
+
+def _parse(default: Options, prog: str, argv: list[str]) -> Options:
+    """The options with what the command line changes; an unknown one names its nearest."""
+    known = ["--help", *_flags(default)]
+    for word in argv:
+        flag = word.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag.replace("--no-", "--").replace(".no-", ".") not in known:
+            (near,) = difflib.get_close_matches(flag, known, n=1, cutoff=0.0)
+            raise ValueError(f"unknown option {flag}, did you mean {near}? (--help lists all)")
+    return tyro.cli(type(default), prog=prog, default=default, args=argv)
+
+
+def _flags(section: Any, prefix: str = "--") -> list[str]:
+    """Every option of a dataclass of sections; the config's sections stand at the top."""
+    flags = []
+    for field in fields(section):
+        value = getattr(section, field.name)
+        name = "" if field.name == "config" else field.name.replace("_", "-")
+        if is_dataclass(value):
+            flags += _flags(value, f"{prefix}{name}." if name else prefix)
+        else:
+            flags.append(prefix + name)
+    return flags
+
+
+def _pretrain_usage() -> str:
+    first = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
+    lines = "\n".join(f"  {name:20s}{what}" for name, what in first.items())
+    return f"usage: fastequi pretrain RECIPE --data PATH [--section.field value]\n\n{lines}"
+
+
+def _config_to_resume(name: str, argv: list[str]) -> Config | None:
+    """The settings of the run that --resume goes on with: its own are the defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run-dir", "--run_dir", type=Path, default=Path())
+    parser.add_argument("--resume", action="store_true")
+    given, _ = parser.parse_known_args(argv)
+    file = given.run_dir / "config.json"
+    if not given.resume or not file.is_file():
+        return None
+    text = file.read_text()
+    try:
+        config, begun = Config.from_json(text), recipe_of(text)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"--resume: {file} cannot be read: {error}") from error
+    if begun and begun != name:
+        raise ValueError(
+            f"--resume: {given.run_dir} is a run of the recipe {begun}, got {name}; expected its "
+            f"own name, or another --run-dir"
+        )
+    return config
+
+
+def _dated(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

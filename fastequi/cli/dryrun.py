@@ -1,0 +1,145 @@
+"""`pretrain --dry-run`: settings, parameter counts and one step's memory, without any data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from fastequi.build import build
+from fastequi.config import Config
+from fastequi.data.views.batch import Batch, Masks
+from fastequi.data.views.masks import block_masks
+from fastequi.data.views.overlaps import overlaps_of
+from fastequi.data.views.parameters import crop_params, view_params
+from fastequi.methods.base import Base
+from fastequi.methods.method import Method
+from fastequi.philox import Draws
+
+_MIB = 2**20
+
+
+def dry_run(config: Config) -> None:
+    """Prints what a run would be; on a GPU it takes one real step at the full batch."""
+    console = Console()
+    print(config.to_json(), end="")
+    method = build(config)
+    table = Table("part", "parameters", title="parameters")
+    for name, part in _parts(method):
+        if count(part):
+            table.add_row(name.strip("_"), f"{count(part):,}")
+    table.add_row("all", f"{count(method):,}", style="bold")
+    console.print(table)
+    console.print(memory_table(config, method))
+
+
+def _parts(method: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Its children, those of a base in its place."""
+    for name, part in method.named_children():
+        if isinstance(part, Base):
+            yield from part.named_children()
+        else:
+            yield name, part
+
+
+def memory_table(config: Config, method: Method) -> Table:
+    """One step's memory at the config's batch size.
+
+    Weights, gradients and AdamW's two moments follow from the parameters. Saved activations are
+    counted at two small batches (every distinct storage autograd keeps) and carried on linearly to
+    the batch size, so the table needs neither the memory nor the time of a real step. On a GPU
+    one real step is taken as well and the allocator's peak printed.
+    """
+    device = torch.device(config.train.resolved_device())
+    method = method.to(device)
+    weights = sum(p.numel() * p.element_size() for p in method.parameters())
+    learnt = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    low, high = (saved_bytes(config, method, synthetic(config, n, device)) for n in (4, 8))
+    per_image = (high - low) / 4
+    batch = config.data.batch_size
+    activations = low + per_image * (batch - 4)
+    table = Table("what", "MiB", title=f"memory of one step, {batch} images, {device.type}")
+    rows = {
+        "weights": weights,
+        "gradients": learnt,
+        "AdamW moments": 2 * learnt,
+        f"saved activations ({per_image / _MIB:.2f} an image)": activations,
+    }
+    for name, size in rows.items():
+        table.add_row(name, f"{size / _MIB:,.1f}")
+    table.add_row("sum", f"{sum(rows.values()) / _MIB:,.1f}", style="bold")
+    if device.type == "cuda":
+        table.add_row("peak of one real step", f"{_real_peak(config, method, device) / _MIB:,.1f}")
+    return table
+
+
+def synthetic(config: Config, n: int, device: torch.device) -> Batch:
+    """A batch of noise in the shapes and types of a real one."""
+    data, generator = config.data, torch.Generator().manual_seed(0)
+    size, source = data.image_size, data.source_size
+    v1 = torch.randn(n, 3, size, size, generator=generator)
+    u = torch.randint(256, (n, source, source, 3), generator=generator, dtype=torch.uint8)
+    ids = torch.arange(n)
+    draws = Draws.of(0, 0, ids.numpy())
+    params = config.path.build().sample(draws, size)
+    crops = masks = None
+    if data.crops:
+        side = data.crop_size
+        crops = torch.randn(data.crops, n, 3, side, side, generator=generator).to(device)
+    if data.mask_share:
+        grid = size // config.model.patch_size
+        drawn = [
+            block_masks(draws, grid, data.mask_share, data.mask_ratio, view) for view in ("v1", "u")
+        ]
+        masks = Masks.of(torch.from_numpy(np.stack(drawn))).to(lambda x: x.to(device))
+    overlaps = None
+    if data.overlaps:
+        sizes = np.tile((size, size), (n, 1))
+        views = view_params(data, draws, sizes)
+        drawn_crops = crop_params(data, draws, sizes, views=views)
+        overlaps = overlaps_of(data, *views, drawn_crops).to(lambda x: x.to(device))
+    u = u.permute(0, 3, 1, 2)
+    return Batch(v1.to(device), u.to(device), params.to(device), ids, 0, crops, masks, overlaps)
+
+
+def saved_bytes(config: Config, method: nn.Module, batch: Batch) -> int:
+    """Bytes of the distinct storages that one forward keeps for its backward, weights excluded."""
+    known = {p.untyped_storage().data_ptr() for p in method.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    dtype = config.train.autocast_dtype(batch.v1.device)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast(batch.v1.device.type, dtype=dtype, enabled=dtype is not None),
+    ):
+        loss = method(batch)["loss"]
+    del loss
+    return sum(seen.values())
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _real_peak(config: Config, method: Method, device: torch.device) -> int:
+    from fastequi.train import build_optimizer
+
+    optimizer = build_optimizer(method, config)
+    batch = synthetic(config, config.data.batch_size, device)
+    dtype = config.train.autocast_dtype(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        loss = method(batch)["loss"]
+    loss.backward()
+    optimizer.step()
+    return torch.cuda.max_memory_allocated(device)

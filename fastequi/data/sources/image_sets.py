@@ -1,0 +1,430 @@
+"""Where images come from: nine embedded photographs, folders, list files, tar shards, or several.
+
+A source is a sorted list of images with their sizes: crops are drawn in pixels before anything is
+decoded. Sizes come from an index (`fastequi data scan`, see `fastequi.data.sources.index`), or
+every header is opened once, when the source is made; those of shards are then kept beside them.
+Images that Pillow cannot open are named, counted and left out; when they are more than a set share
+(and more than one), or all, something else is wrong and the source is refused. Data damaged further
+in shows
+when it is decoded: see `fastequi.data.loader`. Files that are no images by their names are counted
+by kind and passed over.
+
+Every image comes out as 8-bit RGB: grey, palette and CMYK images are converted, 16 bits scaled
+to 8, an alpha channel dropped (its colour is kept, not blended), of an animation the first picture
+is taken. EXIF orientation is applied. What DALI refuses is decoded by Pillow
+(`fastequi.data.given`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastequi.data.sources import index as indices
+from fastequi.data.sources.encoded import Header, format_of, header, is_image_name, read, told, why
+from fastequi.data.sources.images import WHOLE, Region, Source, united
+from fastequi.data.sources.index import Index, Row
+from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing, listed
+from fastequi.data.sources.local import expect_local
+from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
+
+logger = logging.getLogger(__name__)
+
+TOLERATE = 0.1
+_NAMED = 10
+_CHUNK = 256  # headers per task of the thread pool
+_ALL = Patterns()
+
+Place = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images are meant.
+
+    Attributes:
+        places: folders, list files (see `fastequi.data.sources.listing`), tar shards (a file, a
+            glob, or a range such as {000..012}).
+        patterns: which of the images there, by their names.
+        option: that the places came by, for errors.
+    """
+
+    places: tuple[str, ...]
+    patterns: Patterns = _ALL
+    option: str = "--data"
+
+    @classmethod
+    def of(cls, data: Data) -> Selection:
+        """Of one place, several, or what is a selection already.
+
+        Raises:
+            ValueError: a place is empty or a URL.
+        """
+        if isinstance(data, Selection):
+            chosen = data
+        elif isinstance(data, str | os.PathLike):
+            chosen = cls((os.fspath(data),))
+        else:
+            chosen = cls(tuple(os.fspath(place) for place in data))
+        for place in chosen.places or ("",):
+            if not place.strip():
+                raise ValueError(f"{chosen.option}: expected a path, got {place!r}")
+            expect_local(chosen.option, place)
+        return chosen
+
+    def to_json(self) -> dict[str, str | list[str]]:
+        """What files of figures hold: "data", a path or several; "include", "exclude" if given."""
+        many = list(self.places)
+        patterns = {"include": self.patterns.include, "exclude": self.patterns.exclude}
+        given = {name: list(words) for name, words in patterns.items() if words}
+        return {"data": many[0] if len(many) == 1 else many, **given}
+
+    def __str__(self) -> str:
+        return " ".join([*self.places, *([str(self.patterns)] if self.patterns else [])])
+
+
+Data = Selection | Place | Sequence[Place]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one place.
+
+    Attributes:
+        place: a folder, a list file, a shard or a pattern of shards.
+        root: the folder that the names of its images are relative to.
+        source: the images.
+    """
+
+    place: Path
+    root: Path
+    source: Source = field(repr=False)
+
+    @property
+    def is_shards(self) -> bool:
+        return self.source.spans is not None
+
+    @property
+    def is_list(self) -> bool:
+        return is_list(self.place)
+
+
+def embedded_photos(region: Region = WHOLE) -> Source:
+    """The nine photographs in the package (licences beside them)."""
+    folder = Path(str(resources.files("fastequi.data").joinpath("photos")))
+    return image_folder(folder, region)
+
+
+def open_source(
+    data: Data,
+    region: Region = WHOLE,
+    index: Path | Sequence[Path] | None = None,
+    tolerate: float = TOLERATE,
+) -> Source:
+    """The images that `data` names, as one source: :func:`open_parts`, united."""
+    return united([(p.root, p.source) for p in open_parts(data, region, index, tolerate)])[0]
+
+
+def open_parts(
+    data: Data,
+    region: Region = WHOLE,
+    index: Path | Sequence[Path] | None = None,
+    tolerate: float = TOLERATE,
+) -> list[Part]:
+    """The images that `data` names, place by place, those without any left out.
+
+    Args:
+        data: see :class:`Selection`.
+        region, tolerate: as :func:`image_folder`'s, of each place.
+        index: as :func:`image_folder`'s, of several places as many.
+
+    Raises:
+        ValueError, OSError: as the functions for one place do; or patterns choose no image.
+    """
+    chosen = Selection.of(data)
+    places = _places(chosen)
+    given = (index,) if isinstance(index, Path) else tuple(index or ())
+    if given and len(given) != len(places):
+        raise ValueError(
+            f"--index: expected one for each of the {len(places)} places in {chosen.option}, "
+            f"got {len(given)}"
+        )
+    opened = [
+        _opened(place, region, given[i] if given else None, tolerate, chosen.patterns)
+        for i, place in enumerate(places)
+    ]
+    found = [part for part in opened if len(part.source)]
+    if not found:
+        raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {places[0]}")
+    return found
+
+
+def image_folder(
+    path: Place,
+    region: Region = WHOLE,
+    index: Path | None = None,
+    tolerate: float = TOLERATE,
+    patterns: Patterns = _ALL,
+) -> Source:
+    """All images of a folder, flat or nested: no labels needed, any case of the extension.
+
+    Symbolic links are followed; names that start with a dot are passed over.
+
+    Args:
+        path: the folder.
+        region: part of every image that may be seen; see :class:`Source`.
+        index: what a scan wrote; by default the one in the folder, if there is one.
+        tolerate: the share of unreadable images up to which a folder is taken.
+        patterns: which of them.
+
+    Raises:
+        FileNotFoundError: no such folder or index.
+        NotADirectoryError: a file instead of a folder.
+        ValueError: no image in it, too many of them unreadable, or the index is out of date.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(f"image folder: {folder} does not exist")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"image folder: {folder} is a file; expected a folder of images")
+    listing = folder_listing(folder)
+    return _of_files(f"image folder: {folder}", listing, region, index, tolerate, patterns)
+
+
+def image_list(
+    path: Place,
+    region: Region = WHOLE,
+    index: Path | None = None,
+    tolerate: float = TOLERATE,
+    patterns: Patterns = _ALL,
+) -> Source:
+    """The images that a list file names, in the order of their names.
+
+    Args:
+        path: the list; see `fastequi.data.sources.listing`.
+        region, index, tolerate, patterns: as :func:`image_folder`'s.
+
+    Raises:
+        FileNotFoundError: no such list or index.
+        ValueError: as :func:`image_folder`'s.
+    """
+    file = Path(path).expanduser()
+    return _of_files(f"list: {file}", list_listing(file), region, index, tolerate, patterns)
+
+
+def tar_shards(
+    data: Place,
+    region: Region = WHOLE,
+    index: Path | None = None,
+    tolerate: float = TOLERATE,
+    patterns: Patterns = _ALL,
+) -> Source:
+    """The images in WebDataset shards: a .tar file, a glob, or a range such as {000..012}.
+
+    Args:
+        data: what `fastequi.data.sources.shards` takes.
+        region, index, tolerate, patterns: as :func:`image_folder`'s. Without an index the members
+            are listed and their headers opened once, and that is kept where a scan's index would
+            be.
+
+    Raises:
+        FileNotFoundError: a shard or the index is not there.
+        ValueError: as :func:`image_folder`'s, or a shard is compressed.
+    """
+    pattern = Path(data).expanduser()
+    root, archives, place = shard_archives(pattern)
+    file = index or place
+    known = _read_index(file, index is not None, of_shards=True)
+    if known is not None and (how := indices.differences(known, root, archives, set())):
+        if known.decoded:
+            raise indices.stale(file, known, how)
+        logger.info("%s; the shards are listed again", how)
+        known = None
+    if known is None:
+        known = _open_headers(shard_listing(pattern))
+        try:
+            known = indices.write(file, known)
+            logger.info(
+                "%d images listed in shards; their places are kept: %s", len(known.rows), file
+            )
+        except OSError as error:
+            logger.info("the list of members is not kept: %s", error)
+    return _source(f"shards: {pattern}", root, file, known, region, tolerate, patterns)
+
+
+def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
+    """What a scan goes through: everything a place names, whatever an index says of it."""
+    path = Path(expect_local("--data", data)).expanduser()
+    if is_shards(path):
+        return shard_listing(path).only(patterns)
+    if is_list(path):
+        return list_listing(path).only(patterns)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"data: {path} is no folder, .tar file or pattern of those, nor a list (.txt)"
+        )
+    return folder_listing(path).only(patterns)
+
+
+def scanned_listings(data: Data) -> list[Listing]:
+    """Of every place in turn; see :func:`scanned_listing`."""
+    chosen = Selection.of(data)
+    found = [scanned_listing(place, chosen.patterns) for place in _places(chosen)]
+    if not any(len(listing) for listing in found):
+        raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {chosen}")
+    return found
+
+
+def tolerated(num_files: int, share: float = TOLERATE) -> int:
+    """Damaged files a set may have: that share, and one in any case unless it is 0."""
+    return max(int(share > 0), int(num_files * share))
+
+
+def _places(chosen: Selection) -> list[Path]:
+    """Every place; a list file may name folders and shards too, which are places of their own."""
+    found: list[Path] = []
+    for given in chosen.places:
+        place = Path(given).expanduser()
+        if not is_list(place):
+            found.append(place)
+            continue
+        lines = [place.parent / name for name in listed(place)]
+        images = [is_image_name(line.name) for line in lines]
+        others = [
+            line
+            for line, image in zip(lines, images, strict=True)
+            if not image and (line.is_dir() or is_shards(line))
+        ]
+        found += [place] * (any(images) or not others) + others
+    return found
+
+
+def _opened(
+    place: Path, region: Region, index: Path | None, tolerate: float, patterns: Patterns
+) -> Part:
+    options = region, index, tolerate, patterns
+    if is_shards(place):
+        return Part(place, shard_archives(place)[0], tar_shards(place, *options))
+    if is_list(place):
+        return Part(place, place.parent, image_list(place, *options))
+    return Part(place, place, image_folder(place, *options))
+
+
+def _of_files(
+    what: str,
+    listing: Listing,
+    region: Region,
+    index: Path | None,
+    tolerate: float,
+    patterns: Patterns,
+) -> Source:
+    """Of images that are files, by an index or by their headers."""
+    total, listing = len(listing), listing.only(patterns)
+    file = index or listing.index
+    known = _read_index(file, index is not None, of_shards=False)
+    if known is None:
+        known = _open_headers(listing)
+    else:
+        known = known.only(patterns)
+        if how := indices.differences(known, listing.root, (), set(listing.names)):
+            raise indices.stale(file, known, how)
+    known = replace(known, passed_over=listing.passed_over)
+    return _source(what, listing.root, file, known, region, tolerate, patterns, total)
+
+
+def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
+    if not file.is_file():
+        if required:
+            raise FileNotFoundError(f"index: {file} does not exist")
+        return None
+    known = indices.read(file)
+    if bool(known.archives) != of_shards:
+        raise ValueError(f"index: {file} is {'not ' if of_shards else ''}one of tar shards")
+    return known
+
+
+def _source(
+    what: str,
+    root: Path,
+    file: Path,
+    known: Index,
+    region: Region,
+    tolerate: float,
+    patterns: Patterns,
+    count: int | None = None,
+) -> Source:
+    """From an index: checks how much it left out, and says so in a line.
+
+    Args:
+        count: images before patterns chose some of them; None: those of the index.
+    """
+    count = len(known.rows) if count is None else count
+    known = known.only(patterns)
+    if known.passed_over:
+        logger.info("%s: passed over %s", what, told(known.passed_over))
+    if patterns:
+        logger.info("%s: %d of %d images by %s", what, len(known.rows), count, patterns)
+    bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
+    if bad:
+        each = [f"{name} ({reason})" for name, reason in known.left_out.items()]
+        named = ", ".join(each[:_NAMED]) + (", ..." if len(each) > _NAMED else "")
+        counted = f"{bad} of {total} images in {root} cannot be read: {named}"
+        if not known.rows or bad > tolerated(total, tolerate):
+            raise ValueError(f"{what.partition(':')[0]}: {counted}")
+        if not known.decoded:
+            logger.warning("%s; left out", counted)
+    if known.decoded:
+        counts = len(known.rows), file, known.when, bad
+        logger.info("%d images by the index %s, scanned %s; %d left out", *counts)
+    listing = known.listing(root, file)
+    count = len(listing)
+    spans = None if listing.spans is None else np.array(listing.spans, np.int64).reshape(-1, 2)
+    sizes = np.array([row[2:4] for row in known.rows], np.int32).reshape(-1, 2)
+    paths = tuple(listing.path(i) for i in range(count))
+    formats = known.formats or tuple({format_of(name) for name in listing.names})
+    return Source(paths, tuple(listing.names), sizes, region, spans, formats)
+
+
+def _open_headers(listing: Listing) -> Index:
+    """Every image's header, opened in parallel."""
+    Image.init()  # registers the formats before threads ask for them
+
+    def opened(part: range) -> list[Header | str]:
+        return [_header(listing, i) for i in part]
+
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
+        count = len(listing)
+        parts = (range(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK))
+        found = [one for part in pool.map(opened, parts) for one in part]
+    left_out, rows, formats = dict(listing.left_out), [], set[str]()
+    for i, (name, one) in enumerate(zip(listing.names, found, strict=True)):
+        if isinstance(one, str):
+            left_out[name] = one
+        else:
+            span = listing.span(i)
+            rows.append(Row(name, *one[:3], offset=None if span is None else span[0]))
+            formats.add(one.format)
+    archives, others = listing.archives, listing.passed_over
+    kinds = tuple(sorted(formats))
+    return Index(rows, left_out, False, archives=archives, passed_over=others, formats=kinds)
+
+
+def _header(listing: Listing, i: int) -> Header | str:
+    path, span = listing.path(i), listing.span(i)
+    if span is None:
+        return header(path)
+    try:
+        return header(read(path, span))
+    except OSError as error:
+        return why(error, path)

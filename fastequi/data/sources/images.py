@@ -1,0 +1,123 @@
+"""Images in a fixed order, wherever they lie, and several such sets as one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastequi.data.sources.encoded import read
+
+logger = logging.getLogger(__name__)
+
+Region = tuple[float, float, float, float]
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
+WHOLE_FILE = (0, -1)  # the span of an image that is a file, beside members of shards
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images in a fixed order.
+
+    Attributes:
+        paths: of the files they are in, sorted.
+        names: the images' paths relative to their folder; a member's begins with its shard's.
+        sizes: [n, 2] height, width in pixels, upright.
+        region: part (x0, y0, x1, y1) of every image that may be seen, as fractions of its width
+            and height. (Antialiasing reaches about a pixel beyond.)
+        spans: [n, 2] first byte and number of bytes within the file, of members of tar shards, and
+            WHOLE_FILE of files beside those; None where every image is a file.
+        formats: Pillow's names of those that the images have, as far as is known.
+    """
+
+    paths: tuple[str, ...] = field(repr=False)
+    names: tuple[str, ...] = field(repr=False)
+    sizes: NDArray[np.int32] = field(repr=False, compare=False)
+    region: Region = WHOLE
+    spans: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    formats: tuple[str, ...] = field(default=(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        x0, y0, x1, y1 = self.region
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+            raise ValueError(
+                f"region: expected (x0, y0, x1, y1) with 0 <= x0 < x1 <= 1 and "
+                f"0 <= y0 < y1 <= 1, got {self.region}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def with_region(self, region: Region) -> Source:
+        """The same files, seen only within `region`."""
+        return replace(self, region=region)
+
+    def pick(self, places: ArrayLike) -> Source:
+        """The files at these places, in their order."""
+        chosen = np.asarray(places, np.int64)
+        paths, names = (tuple(v[i] for i in chosen) for v in (self.paths, self.names))
+        spans = None if self.spans is None else self.spans[chosen]
+        return replace(self, paths=paths, names=names, sizes=self.sizes[chosen], spans=spans)
+
+    def fingerprint(self) -> str:
+        """Of all names and sizes in their order: 16 hexadecimal digits that know a set again."""
+        digest = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape"))
+        digest.update(np.ascontiguousarray(self.sizes, "<i4").data)
+        return digest.hexdigest()[:16]
+
+    def encoded(self, i: int) -> NDArray[np.uint8]:
+        """The bytes of image i; raises OSError as `encoded.read` does."""
+        first, count = WHOLE_FILE if self.spans is None else self.spans[i].tolist()
+        return read(self.paths[i], None if count < 0 else (first, count))
+
+
+def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int64]]:
+    """Several sets as one, in the order of the names, whatever the order of the parts.
+
+    Names become relative to the folder that holds all of them, so that they differ. An image that
+    is in several parts (a folder named twice, or inside another) is taken once, which is said.
+
+    Args:
+        parts: the folder that a source's names are relative to, and the source.
+
+    Returns:
+        The images, and [n] the part that each is from.
+    """
+    if len(parts) == 1:
+        return parts[0][1], np.zeros(len(parts[0][1]), np.int64)
+    roots = [os.path.abspath(root) for root, _ in parts]
+    common = os.path.commonpath(roots)
+    names, paths, spans, of = [], [], [], []
+    seen: set[str] = set()
+    for k, (root, (_, source)) in enumerate(zip(roots, parts, strict=True)):
+        below, real = os.path.relpath(root, common), os.path.realpath(root)
+        each = None if source.spans is None else source.spans.tolist()
+        for i, name in enumerate(source.names):
+            place = os.path.normpath(os.path.join(real, name))
+            if place in seen:
+                continue
+            seen.add(place)
+            names.append(os.path.normpath(os.path.join(below, name)))
+            paths.append(source.paths[i])
+            spans.append(WHOLE_FILE if each is None else tuple(each[i]))
+            of.append((k, i))
+    if twice := sum(len(source) for _, source in parts) - len(names):
+        logger.warning("%d images are named more than once and taken once", twice)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    whole = Source(
+        tuple(paths[i] for i in order),
+        tuple(names[i] for i in order),
+        np.array([parts[k][1].sizes[i] for k, i in map(of.__getitem__, order)]).reshape(-1, 2),
+        parts[0][1].region,
+        None
+        if all(source.spans is None for _, source in parts)
+        else np.array([spans[i] for i in order], np.int64).reshape(-1, 2),
+        tuple(sorted({name for _, source in parts for name in source.formats})),
+    )
+    return whole, np.array([of[i][0] for i in order], np.int64)

@@ -1,0 +1,210 @@
+"""WebDataset shards: images read where they lie in tar files, nothing is unpacked.
+
+The members are listed once (their places then stand in the index, `fastequi.data.sources.index`),
+after which every image is a span of a file and read at random like any other. Labels and texts
+beside the images are passed over. A name that comes twice in a shard counts as when it is unpacked:
+the last.
+
+A damaged archive gives what lies before the damage; the shard is then named among what is left out.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+from fastequi.data.sources.encoded import EXTENSIONS, Span, is_image_name, kind_of, told
+from fastequi.data.sources.listing import HIDDEN, Archive, Listing
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
+_TAR = {".tar", ".tgz", ".tbz2", ".txz"}
+_LABEL_BYTES = 1 << 20  # a file beside an image that is larger names no class
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def is_shards(data: Path) -> bool:
+    """Whether this names tar files rather than a folder: a file, a glob or a brace range."""
+    if data.exists():
+        return data.is_file() and (
+            ".tar" in data.suffixes or data.suffix in (".tgz", ".tbz", ".txz")
+        )
+    return _PATTERN.search(str(data)) is not None
+
+
+def shard_listing(data: Path) -> Listing:
+    """The images in the shards that a pattern names.
+
+    Args:
+        data: a tar file, a glob ("shards/*.tar") or a brace range ("shards/{000..012}.tar"), of
+            which every one has to be there.
+
+    Raises:
+        FileNotFoundError: no such file; says which.
+        ValueError: a shard is compressed or no tar file, or there is no image in any.
+    """
+    paths = _expand(data)
+    root, label = _root(data)
+    names: list[str] = []
+    shards: list[str] = []
+    spans: list[Span] = []
+    left_out: dict[str, str] = {}
+    others = Counter[str]()
+    archives = tuple(Archive.of(root, path) for path in paths)
+    for path, archive in zip(paths, archives, strict=True):
+        found, bad = _members(path, others)
+        if bad:
+            left_out[archive.name] = bad
+        for member in sorted(found):
+            name, place = f"{archive.name}/{member}", found[member]
+            if isinstance(place, str):
+                left_out[name] = place
+                continue
+            names.append(name)
+            shards.append(archive.name)
+            spans.append(place)
+    if not names:
+        damage = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        kinds = f"only {told(others)}" if others else "no member at all"
+        raise ValueError(
+            f"shards: no image in {data}: looked for {' '.join(EXTENSIONS)}, found "
+            f"{kinds}{f' ({damage})' if damage else ''}"
+        )
+    index = root / HIDDEN / f"{label}.jsonl"
+    return Listing(root, names, index, spans, shards, archives, left_out, others)
+
+
+def shard_archives(data: Path) -> tuple[Path, tuple[Archive, ...], Path]:
+    """Root, shards as they are now and the place of the index, without listing any of them."""
+    root, label = _root(data)
+    archives = tuple(Archive.of(root, path) for path in _expand(data))
+    return root, archives, root / HIDDEN / f"{label}.jsonl"
+
+
+def _expand(data: Path) -> list[str]:
+    """The files of a pattern, sorted; those of a range all exist."""
+    found: list[str] = []
+    for name in [str(data)] if data.exists() else _ranges(str(data)):
+        if os.path.isfile(name):
+            found.append(name)
+        elif glob.has_magic(name) and (hits := glob.glob(name)):
+            found += hits
+        else:
+            raise FileNotFoundError(f"shards: {name} does not exist (of {data})")
+    for path in found:
+        with open(path, "rb") as file:
+            start = file.read(8)
+        kind = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
+        if kind or not path.endswith(".tar"):
+            what = f"compressed with {kind}" if kind else "no .tar file"
+            raise ValueError(
+                f"shards: {path} is {what}; expected plain .tar files, in which images are found "
+                f"at random (JPEG and PNG do not shrink further)"
+            )
+    return sorted(set(found))
+
+
+def _ranges(pattern: str) -> list[str]:
+    """ "{08..10}" written out: "08", "09", "10"; several ranges in all combinations."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    if int(last) < int(first):
+        raise ValueError(f"shards: expected a range that rises, got {match.group()} in {pattern}")
+    return [
+        name
+        for i in range(int(first), int(last) + 1)
+        for name in _ranges(f"{pattern[: match.start()]}{i:0{len(first)}d}{pattern[match.end() :]}")
+    ]
+
+
+def _root(data: Path) -> tuple[Path, str]:
+    """The folder above the first part that is a pattern, and the rest as one file name."""
+    if data.exists():
+        return data.parent, data.name
+    parts = data.parts
+    first = next(i for i, part in enumerate(parts) if _PATTERN.search(part))
+    return Path(*parts[:first]), "%".join(parts[first:])
+
+
+def _members(path: str, others: Counter[str]) -> tuple[dict[str, Span | str], str | None]:
+    """{name: place, or why it has none} of the images, and what is wrong with the archive if so."""
+    found: dict[str, Span | str] = {}
+    size = os.path.getsize(path)
+    try:
+        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                name = os.path.normpath(member.name)
+                if member.isdir():
+                    continue
+                if not is_image_name(os.path.basename(name)):
+                    others[kind_of(os.path.basename(name))] += 1
+                elif member.issparse() or not member.isreg():
+                    found[name] = "a link or a sparse file in the archive"
+                elif member.size == 0:
+                    found[name] = "empty file"
+                elif member.offset_data + member.size > size:
+                    found[name] = f"the archive ends inside it, after {size} bytes"
+                else:
+                    found[name] = (member.offset_data, member.size)
+            how = _end(path, tar.offset)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        how = str(error)
+    if not how:
+        return found, None
+    return found, f"damaged archive ({how}); used are the {len(found)} images before that"
+
+
+def _end(path: str, offset: int) -> str:
+    """What is wrong where the members end: tarfile takes any damage for the end of the archive."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if not block:
+        return "no mark at its end, it was cut or never finished"
+    return "no header where one is expected" if block.strip(b"\0") else ""
+
+
+def member_labels(path: str) -> dict[str, str]:
+    """The classes that a shard names, by the images' keys (:func:`key`), as WebDataset has them.
+
+    A class is what KEY.cls holds, a number or a name; else "cls", "class" or "label" in KEY.json.
+    """
+    found: dict[str, str] = {}
+    with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            kind = member.name[len(key(member.name)) :].lower() if member.isreg() else ""
+            if kind not in (".cls", ".json") or member.size > _LABEL_BYTES:
+                continue
+            file = tar.extractfile(member)
+            text = file.read().decode(errors="replace").strip() if file else ""
+            name = key(os.path.normpath(member.name))
+            if kind == ".cls":
+                found[name] = text
+            elif told := _labelled(text):
+                found.setdefault(name, told)
+    return found
+
+
+def key(member: str) -> str:
+    """What the files of one sample have in common: the path up to the file name's first dot."""
+    folder, _, name = member.rpartition("/")
+    stem = name.partition(".")[0]
+    return f"{folder}/{stem}" if folder else stem
+
+
+def _labelled(text: str) -> str:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return ""
+    given = (found.get(name) for name in ("cls", "class", "label")) if type(found) is dict else ()
+    return next((str(g) for g in given if isinstance(g, str | int) and str(g)), "")

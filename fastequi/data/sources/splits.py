@@ -1,0 +1,187 @@
+"""What is trained on and what is tested on: disjoint images, by a rule that needs no record.
+
+Folders, shards and list files that are named as splits usually are, in any case, are taken as such:
+train/ beside val/, valid/, validation/, dev/, eval/ or test/, Training-Set/ beside Testing-Set/,
+imagenet-train-000.tar beside imagenet-val-000.tar. Where there is more to test on, val/ is taken
+before test/, and what is not used is said. Of anything else every fifth image in sorted order is
+for testing (of fewer than five the last one).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastequi.data.sources.image_sets import Data, Part, embedded_photos, open_parts, open_source
+from fastequi.data.sources.images import Region, Source, united
+
+logger = logging.getLogger(__name__)
+
+# of every embedded photograph, where no folder is given: no pixel is in both
+TRAIN_REGION: Region = (0.0, 0.0, 0.7, 1.0)
+TEST_REGION: Region = (0.7, 0.0, 1.0, 1.0)
+
+_ROLES = {
+    "train": ("train", "training", "trn", "tr", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "development", "eval", "evaluation", "holdout"),
+    "test": ("test", "testing", "tst", "te"),
+}
+_ROLE = {word: role for role, words in _ROLES.items() for word in words}
+WEAK = ("tr", "te")  # words that are as often names of classes, as languages' are
+_BESIDE = re.compile(r"(?<=.)(set|split|data|images|imgs)$")
+
+
+def role(name: str) -> str:
+    """What a folder, shard or list file is for by its name: "train", "val", "test" or ""."""
+    stem, extension = os.path.splitext(name.lower())
+    if extension in (".tar", ".txt"):
+        words = [_ROLE.get(word, "") for word in re.split(r"[^a-z]+", stem)]
+        return next(filter(None, words), "")
+    word = re.sub(r"[-_. ]+|\d+$", "", name.lower())
+    return _ROLE.get(word) or _ROLE.get(_BESIDE.sub("", word), "")
+
+
+def held_out(n: int) -> NDArray[np.bool_]:
+    """[n] whether a place in sorted order is for testing."""
+    places = np.arange(n)
+    return places % 5 == 4 if n >= 5 else places == n - 1
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of several places as one source, and where each lies.
+
+    Attributes:
+        parts: the places.
+        source: their images.
+        of: [n] the part of each.
+        folders: of each the folders above it, from the one that holds all places; a shard or a list
+            file whose name says what it is for counts as one.
+        inside: of each those of them that lie below its place, or in its shard.
+    """
+
+    parts: Sequence[Part]
+    source: Source
+    of: NDArray[np.int64]
+    folders: list[tuple[str, ...]]
+    inside: list[tuple[str, ...]]
+
+    @classmethod
+    def opened(cls, data: Data) -> Images:
+        """What `data` names; see `fastequi.data.sources.image_sets.open_parts`."""
+        parts = open_parts(data)
+        source, of = united([(part.root, part.source) for part in parts])
+        roots = [os.path.abspath(part.root) for part in parts]
+        common = os.path.commonpath(roots)
+        above = [[] if r == common else os.path.relpath(r, common).split("/") for r in roots]
+        folders, inside = [], []
+        for i, name in enumerate(source.names):
+            part, path = parts[of[i]], above[of[i]]
+            steps = name.split("/")[:-1]
+            if part.is_shards:
+                shard = steps.index(os.path.basename(source.paths[i]))
+                own = steps[shard + 1 :]
+                steps = steps[:shard] + [steps[shard]] * bool(role(steps[shard])) + own
+            else:
+                own = steps[len(path) :]
+                if part.is_list and role(part.place.name) and len(parts) > 1:
+                    steps = [*path, part.place.name, *own]
+            folders.append(tuple(steps))
+            inside.append(tuple(own))
+        return cls(parts, source, of, folders, inside)
+
+    def level(self) -> int:
+        """How many folders all images have in common."""
+        first, last = min(self.folders), max(self.folders)
+        pairs = enumerate(zip(first, last, strict=False))
+        return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images are for training and which for testing.
+
+    Attributes:
+        train, test: their places.
+        level: the folder of the images' that says so.
+        train_name, test_name: those folders, for people.
+    """
+
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+    level: int
+    train_name: str
+    test_name: str
+
+
+def named_split(images: Images) -> Split | None:
+    """By the names of folders, shards and list files; None where those say nothing.
+
+    What there is besides is logged as not used.
+    """
+    level = images.level()
+    tops = [steps[level] if len(steps) > level else "" for steps in images.folders]
+    counts = Counter(tops)
+    roles = {top: role(top) for top in counts}
+    for_test = "val" if "val" in roles.values() else "test"
+    if not {"train", for_test} <= set(roles.values()):
+        return None
+    places, names = {}, {}
+    for use in ("train", for_test):
+        chosen = sorted(top for top in counts if roles[top] == use)
+        names[use] = _some(chosen)
+        places[use] = np.flatnonzero([roles[top] == use for top in tops])
+    others = [
+        f"{top or 'beside them'} ({count})"
+        for top, count in sorted(counts.items())
+        if roles[top] not in ("train", for_test)
+    ]
+    logger.info(
+        "training images: %s (%d); test images: %s (%d)%s",
+        *(names["train"], len(places["train"]), names[for_test], len(places[for_test])),
+        f"; not used: {', '.join(others)}" if others else "",
+    )
+    return Split(places["train"], places[for_test], level, names["train"], names[for_test])
+
+
+def photographs(data: Data | None = None, test_data: Data | None = None) -> tuple[Source, Source]:
+    """Photographs for training and for testing.
+
+    Args:
+        data: what there is, split by the rule of this module; None takes the embedded photographs,
+            of which the left 70 % are for training and the right 30 % for testing.
+        test_data: photographs for testing; all of `data` is then for training.
+
+    Raises:
+        ValueError: fewer than two images to split.
+    """
+    if data is None:
+        if test_data is not None:
+            raise ValueError("--test-data: expected --data beside it")
+        return embedded_photos(TRAIN_REGION), embedded_photos(TEST_REGION)
+    if test_data is not None:
+        return open_source(data), open_source(test_data)
+    images = Images.opened(data)
+    source, split = images.source, named_split(images)
+    if split is not None:
+        return source.pick(split.train), source.pick(split.test)
+    if len(source) < 2:
+        raise ValueError(f"--data: expected at least 2 images to split, {data} has {len(source)}")
+    tested = held_out(len(source))
+    logger.info(
+        "no folder is named as a split: every fifth of %d images is for testing", len(source)
+    )
+    return source.pick(np.flatnonzero(~tested)), source.pick(np.flatnonzero(tested))
+
+
+def _some(names: Sequence[str]) -> str:
+    """At most three of them."""
+    shown = [name if name.endswith((".tar", ".txt")) else f"{name}/" for name in names]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

@@ -1,0 +1,1 @@
+"""What is drawn for each image: windows, colours, masks, turns; nothing here decodes a pixel."""

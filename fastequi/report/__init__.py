@@ -1,0 +1,1 @@
+"""Pictures and pages: `fastequi visualize` and `fastequi report`; figures come from evaluate/."""

@@ -1,0 +1,59 @@
+"""`fastequi report`: one HTML page of runs, with pictures made from their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from fastequi import __version__
+from fastequi.data.sources.image_sets import Data
+from fastequi.evaluate.results import writable
+from fastequi.report.page import page
+from fastequi.report.runs import Run, read_runs
+from fastequi.report.sheets import Sheet
+
+
+def report(runs: Sequence[Path], out: Path, images: bool = True, data: Data | None = None) -> Path:
+    """Writes the page and prints where it is.
+
+    Args:
+        runs: folders of runs.
+        out: the page; its folder is made if need be.
+        images: make pictures from every run's newest checkpoint.
+        data: images for them (`fastequi.data.sources.image_sets.open_source`); None: the embedded
+            ones.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder is no run's.
+    """
+    found = read_runs(runs)
+    writable(out)
+    notes: list[str] = []
+    pictures = _pictures(found, data, notes) if images else {}
+    stamp = f"Written {datetime.now():%Y-%m-%d %H:%M} by fastequi {__version__}."
+    out.write_text(page(found, pictures, notes, stamp), encoding="utf-8")
+    print(out)
+    return out
+
+
+def _pictures(
+    runs: Sequence[Run], data: Data | None, notes: list[str]
+) -> dict[str, dict[str, Sheet]]:
+    """Sheets by run; why a run has none becomes a note, as the page is worth having without."""
+    from fastequi.evaluate.encoders import load_encoder
+    from fastequi.report.visualize import photographs, sheets
+
+    photos, shown = photographs(data), {}
+    with Console(stderr=True).status("drawing") as status:
+        for run in runs:
+            status.update(f"drawing {run.name}")
+            try:
+                shown[run.name], why_not = sheets(load_encoder(str(run.folder)), photos)
+                notes += [f"{run.name}: no {why}." for why in why_not]
+            except (OSError, ValueError, ArithmeticError, RuntimeError, KeyError) as error:
+                why = str(error).removeprefix("CHECKPOINT: ").replace(f"{run.folder}", run.name)
+                notes.append(f"{run.name}: no pictures of its features ({why}).")
+    return shown

@@ -1,0 +1,285 @@
+"""`fastequi visualize`: pictures of what an encoder sees and a run reconstructs, as PNG files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fastequi.build import views_of
+from fastequi.data.pillow import decoded
+from fastequi.data.sources.image_sets import Data, embedded_photos, open_source
+from fastequi.data.sources.images import Source
+from fastequi.data.sources.splits import TEST_REGION
+from fastequi.data.views.batch import Batch
+from fastequi.evaluate.classification import normalise
+from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder, random_init
+from fastequi.evaluate.results import writable_folder
+from fastequi.functional import warp
+from fastequi.methods.tir import TIR
+from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.philox import Draws
+from fastequi.report import feature_views as look
+from fastequi.report.markup import two
+from fastequi.report.sheets import Sheet, Tile, heat, path_sheet, to_uint8
+
+logger = logging.getLogger(__name__)
+
+_SHOWN, _ROWS, _SWEPT = 9, 6, 3  # images of the PCA, of other sheets, of the sweep
+_OTHERS = 64  # images at most, shown or not, that the sweep's windows come from
+_WINDOWS, _FEWER = 1500, 300  # the probe is fitted on, and of large views on a CPU
+_LARGE = 64  # pixels
+_DEGREES = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
+
+
+def photographs(data: Data | None) -> Source:
+    """What `data` names; by default of the embedded ones the part that no demo trains on.
+
+    Squares show whole images all the same: only windows are cut from the region.
+    """
+    return open_source(data) if data is not None else embedded_photos(TEST_REGION)
+
+
+def visualize(
+    spec: str,
+    data: Data | None,
+    out: Path,
+    device: str = "auto",
+    windows: int = 0,
+    stated: Stated = UNSTATED,
+) -> list[Path]:
+    """Writes a PNG per sheet and prints what each shows.
+
+    Args:
+        spec: see :func:`fastequi.evaluate.encoders.load_encoder`.
+        data: see `fastequi.data.sources.image_sets.open_source`; None: the embedded photographs.
+        out: folder of the files, made if need be.
+        windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
+        stated: what a file does not tell; see `load_encoder`.
+    """
+    encoder, photos = load_encoder(spec, device, stated), photographs(data)
+    writable_folder(out)
+    files = []
+    found, why_not = sheets(encoder, photos, windows)
+    for why in why_not:
+        print(f"no {why}")
+    for name, sheet in found.items():
+        files.append(out / f"{name}.png")
+        sheet.png().save(files[-1])
+        print(f"{files[-1]}: {sheet.title}. {sheet.note}")
+    return files
+
+
+@torch.no_grad()
+def sheets(
+    encoder: Encoder, photos: Source, windows: int = 0
+) -> tuple[dict[str, Sheet], list[str]]:
+    """Every sheet that can be made of an encoder, by the name of its file; why others cannot.
+
+    Args:
+        windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
+    """
+    found = {
+        "reconstructions": reconstructions(encoder, photos),
+        "pca": pca(encoder, photos),
+        "attention": attention(encoder, photos),
+        "sweep": sweep(encoder, photos, windows),
+    }
+    made = {name: sheet for name, sheet in found.items() if isinstance(sheet, Sheet)}
+    return made, [f"{name}: {why}" for name, why in found.items() if isinstance(why, str)]
+
+
+def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
+    """One path of every image, of some drawn the one that goes furthest; or why there is none."""
+    method, config = encoder.method, encoder.config
+    if not isinstance(method, TIR) or method.decoder is None or config is None:
+        return "it has no decoders"
+    views, path = views_of(config), config.path.build()
+    pictures = _pictures(encoder, photos, _SHOWN, views.source_size)[:_ROWS]
+    u = torch.stack([_window(picture, views.source_size) for picture in pictures])
+    u = u.to(encoder.device)
+    tries = 8
+    params = path.sample(Draws.of(0, 0, range(len(u) * tries)), views.image_size)
+    params = params.unflatten(0, (len(u), tries))
+    furthest = params[:, :, 0].abs().argmax(1)
+    params = params[torch.arange(len(u)), furthest].to(encoder.device)
+    size = (views.image_size, views.image_size)
+    scale: dict[str, Any] = {"mean": views.mean, "std": views.std}
+    still = path.at(params, (0.0,), size, views.zoom).theta[:, 0]
+    v1 = warp(u, still, size=size, padding_mode=views.padding_mode, **scale)
+    u = u.contiguous(memory_format=torch.channels_last)
+    batch = Batch(v1, u, params, torch.arange(len(u)), epoch=0)
+    shown = method.reconstruct(batch)
+    expect_finite(encoder.name, {"predictions": shown["pred"]})
+    return path_sheet(shown, views.mean, views.std)
+
+
+def pca(encoder: Encoder, photos: Source) -> Sheet:
+    """Every image beside the first three principal components of its tokens."""
+    size, name = look.shown_size(encoder), look.patch_name(encoder)
+    images = torch.stack(_squares(photos, _SHOWN, size)).to(encoder.device)
+    tokens = look.dense_tokens(encoder, normalise(images, encoder))
+    colors = [(c * 255).round().byte().cpu().numpy() for c in look.pca_colors(list(tokens))]
+    return Sheet(
+        "What the patches have in common",
+        f"The first three principal components of the {name} features as red, green and blue; "
+        "one basis for all images, so that like colours mean like features.",
+        ("image", name),
+        tuple(zip(_tiles(images), colors, strict=True)),
+        side=192,
+        smooth=True,
+        wrap=True,
+    )
+
+
+def attention(encoder: Encoder, photos: Source) -> Sheet | str:
+    """The last block's attention over every image, head by head; or why there is none."""
+    size = encoder.image_size
+    images = torch.stack(_squares(photos, _ROWS, size)).to(encoder.device)
+    weights = look.last_attention(encoder, normalise(images, encoder))
+    if weights is None:
+        return "it has no attention of fastequi.models.vit"
+    heads = weights.shape[1]
+    tiles = [
+        (tile, *(heat(tile, head) for head in maps))
+        for tile, maps in zip(_tiles(images, 160), weights, strict=True)
+    ]
+    whose = "The class token's attention" if "cls" in encoder.names else "The patches' attention"
+    return Sheet(
+        "Where the last block looks",
+        f"{whose} to the patches, softmax of q and k for each of {heads} heads"
+        f"{'' if 'cls' in encoder.names else ', mean over the patches that ask'}; "
+        "lit where it is largest.",
+        ("image", *(f"head {i + 1}" for i in range(heads))),
+        tuple(tiles),
+        side=160,
+        smooth=True,
+        wrap=heads <= 3,
+    )
+
+
+def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
+    """Images that turn from -45° to 45° without a border, under them the angle features tell."""
+    side = -(-encoder.image_size * 1415 // 1000)  # √2: no turn has an empty corner
+    pictures = _pictures(encoder, photos, _OTHERS, side)
+    if len(pictures) < 2:
+        return "its probe is fitted on other images, and there is one"
+    swept = min(_SWEPT, len(pictures) // 2)
+    slow = encoder.device.type == "cpu" and encoder.image_size > _LARGE
+    windows = windows or (_FEWER if slow else _WINDOWS)
+    generator = torch.Generator().manual_seed(0)
+
+    def cut(some: list[Tensor], n: int) -> Tensor:
+        return torch.stack([_random(some[i % len(some)], side, generator) for i in range(n)])
+
+    shown = torch.stack([_window(picture, side) for picture in pictures[:swept]])
+    train, test = cut(pictures[swept:], windows), cut(pictures[:swept], windows // 3)
+    device, degrees = encoder.device, torch.tensor(_DEGREES)
+    shown, train, test = (part.to(device) for part in (shown, train, test))
+    found = look.sweep(encoder, shown, train, test, degrees)
+    floor = ""
+    if encoder.fresh is not None:
+        untrained = look.sweep(random_init(encoder), shown[:1], train, test, degrees)
+        floor = f" (at random initialisation {two(untrained.r2)})"
+    turns = shown.repeat_interleave(len(degrees), 0)
+    frames = look.turned(turns, degrees.to(device).repeat(swept), encoder)
+    tiles = to_uint8(frames, encoder.mean, encoder.std)
+    rows = [tuple(tiles[i : i + len(degrees)]) for i in range(0, len(tiles), len(degrees))]
+    return Sheet(
+        "The angle its features tell as an image turns",
+        f"Above, what an image was turned by; below, what a ridge probe reads from which patches "
+        f"of the two resemble each other, fitted on {windows:,} windows of "
+        f"{len(pictures) - swept} other images. R² over {windows // 3} turned windows of the "
+        f"images shown: {two(found.r2)}{floor}.",
+        tuple(_signed(d) for d in _DEGREES),
+        tuple(rows),
+        tuple(tuple(_signed(p) for p in row) for row in found.predicted.tolist()),
+    )
+
+
+def _signed(degrees: float) -> str:
+    rounded = round(degrees)
+    return f"{rounded:+d}°".replace("-", "−") if rounded else "0°"
+
+
+def _tiles(images: Tensor, least: int = 0) -> list[Tile]:
+    """uint8 [B, 3, H, W] as tiles, scaled up to `least` pixels."""
+    tiles = []
+    for image in images.permute(0, 2, 3, 1).cpu().numpy():
+        side = max(least, image.shape[0])
+        shown = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+        tiles.append(np.asarray(shown))
+    return tiles
+
+
+def _opened(source: Source, count: int) -> Iterator[Image.Image]:
+    """At most `count` images, evenly spaced; those that cannot be read are named and left out."""
+    found = 0
+    for i in np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int):
+        try:
+            image = Image.fromarray(decoded(source.encoded(i)))
+        except Exception as error:  # whatever damaged bytes make Pillow raise
+            _left_out(source.names[i], str(error))
+        else:
+            found += 1
+            yield image
+    if not found:
+        raise ValueError(f"--data: of {len(source)} images none that was tried can be read")
+
+
+@cache
+def _left_out(path: str, why: str) -> None:
+    """Says so once, however many sheets would have shown it."""
+    logger.warning("%s cannot be read and is left out (%s)", path, why)
+
+
+def _squares(photos: Source, count: int, size: int) -> list[Tensor]:
+    """The middle square of images, uint8 [3, size, size]."""
+    found = _opened(photos, count)
+    return [_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)) for image in found]
+
+
+def _pictures(encoder: Encoder, photos: Source, count: int, least: int) -> list[Tensor]:
+    """Where windows come from, uint8 [3, h, w], h and w at least `least`, the most varied first.
+
+    As large as on the PCA sheet where that is enough.
+    """
+    found, short = [], look.shown_size(encoder)
+    for image in _opened(photos, count):
+        width, height = image.size
+        part = tuple(e * s for e, s in zip(photos.region, (width, height) * 2, strict=True))
+        across, down = part[2] - part[0], part[3] - part[1]
+        scale = max(short / min(width, height), least / across, least / down)
+        size = (max(round(across * scale), least), max(round(down * scale), least))
+        how = Image.Resampling.BICUBIC
+        found.append(_tensor(image.resize(size, how, box=part)))  # type: ignore[arg-type]
+    return sorted(found, key=lambda picture: -_variety(_window(picture, least)))
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def _random(picture: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    top, left = (
+        int(torch.randint(n - side + 1, (), generator=generator)) for n in picture.shape[1:]
+    )
+    return picture[:, top : top + side, left : left + side]
+
+
+def _window(picture: Tensor, side: int) -> Tensor:
+    """Of 16 windows drawn the one whose pixels differ most."""
+    generator = torch.Generator().manual_seed(0)
+    tries = [_random(picture, side, generator) for _ in range(16)]
+    return max(tries, key=_variety)
+
+
+def _variety(window: Tensor) -> float:
+    return window.float().std().item()

@@ -1,0 +1,1 @@
+"""How a run lives and survives: processes, checkpoints, signals, clocks; knows no method."""

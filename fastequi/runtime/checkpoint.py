@@ -1,0 +1,357 @@
+"""Checkpoints: one folder per saved step, tensors in safetensors and the rest in JSON; no pickle.
+
+    checkpoints/step_00001200/  model.safetensors  optimizer.safetensors  [average.safetensors]
+                                state.json  manifest.json
+    checkpoints/latest          the name of the newest one
+
+A run whose weights lie in parts on several processes has folders model/, optimizer/, average/ of
+safetensors in the place of the files (`fastequi.sharded`); any number of processes can read either.
+
+A folder is written under a temporary name, synced, hashed and renamed
+(`fastequi.runtime.manifest`), so a crash at any moment leaves older ones intact, and a damaged one
+is noticed. Older ones are removed only after the new one was read back and found right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastequi import sharded
+from fastequi.atomic import replace_text, save_tensors
+from fastequi.optim import WeightAverage, parted, whole
+from fastequi.runtime import manifest
+from fastequi.runtime.processes import Processes
+from fastequi.versions import version_of
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = "fastequi"
+"""Key of a run's settings in the metadata of the encoder that it leaves."""
+
+_RNG = "rng_state"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a step's checkpoint holds, on the CPU.
+
+    Attributes:
+        step: its number.
+        tensors: by file, "model", "optimizer" and, if an average is kept, "average".
+        state: what else a resumed run needs, in JSON types (the data cursor among it).
+        config: the run's settings as text, whose hash the manifest holds.
+    """
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+    config: str
+
+
+def snapshot(
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    average: WeightAverage | None = None,
+    config: str = "",
+    *,
+    generators: Mapping[str, Tensor] | None = None,
+    copy: bool = False,
+    in_parts: bool = False,
+) -> Snapshot:
+    """A step's state as it is now.
+
+    Args:
+        generators: of :func:`generators`, where there are several processes; else this one's.
+        copy: the training goes on before it is written.
+        in_parts: tensors stay as they lie on several processes, for :func:`write_parts`.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {
+        "model": model.state_dict(),
+        "optimizer": {**_pack_optimizer(model, optimizer), **(generators or _generators(0))},
+    }
+    if average is not None:
+        tensors["average"] = average.state_dict()
+    owned = tensors
+    if not in_parts:
+        owned = {
+            file: {name: _owned(value, copy) for name, value in values.items()}
+            for file, values in tensors.items()
+        }
+    full = {**state, "step": step, "average_updates": average.updates if average else 0}
+    return Snapshot(step, owned, full, config)
+
+
+def write(folder: Path, taken: Snapshot, keep: int = 3) -> Path:
+    """Writes one step and, once it verifies, removes all but the `keep` newest.
+
+    Args:
+        folder: the run's `checkpoints/`.
+
+    Returns:
+        The folder of this step.
+
+    Raises:
+        OSError: it could not be written, or what was written does not verify; all older ones and
+            `latest` are as they were.
+    """
+    temporary = _begin(folder, taken.step)
+    for name, tensors in taken.tensors.items():
+        save_tensors(temporary / f"{name}.safetensors", tensors)
+    return _finish(folder, temporary, taken, keep)
+
+
+def write_parts(folder: Path, taken: Snapshot, processes: Processes, keep: int = 3) -> None:
+    """:func:`write`, every process its parts; all have to call."""
+    temporary = folder / f".{folder_of(folder, taken.step).name}.tmp"
+    if processes.first:
+        _begin(folder, taken.step)
+        for name in taken.tensors:
+            (temporary / name).mkdir()
+    processes.most([0.0])
+    for name, tensors in taken.tensors.items():
+        sharded.save(temporary / name, tensors)
+    if processes.first:
+        _finish(folder, temporary, taken, keep)
+
+
+def _begin(folder: Path, step: int) -> Path:
+    """An empty folder to write a step into."""
+    for left in folder.glob(".step_*.tmp"):  # by a run that was killed
+        shutil.rmtree(left)
+    temporary = folder / f".{folder_of(folder, step).name}.tmp"
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def _finish(folder: Path, temporary: Path, taken: Snapshot, keep: int) -> Path:
+    """Makes what was written a checkpoint."""
+    final = folder_of(folder, taken.step)
+    (temporary / "state.json").write_text(json.dumps(taken.state, indent=1))
+    versions = {name: version_of(name) for name in ("fastequi", "torch", "safetensors")}
+    told = {"step": taken.step, "config_sha256": digest(taken.config), "versions": versions}
+    manifest.publish(temporary, final, told)
+    wrong = manifest.problems(final)
+    if wrong:
+        raise OSError(f"{final}: written, but {'; '.join(wrong)}")
+    replace_text(folder / "latest", final.name)
+    found = steps(folder)
+    later = [other for other in found if step_of(other) > taken.step]  # damaged: it went back
+    for old in [*later, *found[len(later) + keep :]]:
+        shutil.rmtree(old)
+    return final
+
+
+class Saver:
+    """Writes a run's checkpoints, at once or by a thread while the training goes on.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        keep: how many stay.
+        later: by a thread. Only one is written at a time: the next waits for it.
+    """
+
+    def __init__(self, folder: Path, keep: int, later: bool = False) -> None:
+        self.folder, self.keep, self.later = folder, keep, later
+        self.pool = ThreadPoolExecutor(1, "checkpoint") if later else None
+        self.written: Future[Path] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown()  # what has begun is finished
+
+    def save(self, taken: Snapshot) -> None:
+        """Raises what the one before failed with, if it did."""
+        self.wait()
+        if self.pool is None:
+            write(self.folder, taken, self.keep)
+        else:
+            self.written = self.pool.submit(write, self.folder, taken, self.keep)
+
+    def wait(self) -> None:
+        """Until all is written.
+
+        Raises:
+            OSError: see :func:`write`.
+        """
+        written, self.written = self.written, None
+        if written is not None:
+            written.result()
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    """Where a step's checkpoint lies in a run's `checkpoints/`."""
+    return folder / f"step_{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The other way round."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, whatever their state."""
+    named = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    return sorted(named, key=step_of, reverse=True)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies of a run's `checkpoints/`; None if there never was one.
+
+    Those that had to be passed over are named in the log, with what is wrong with them.
+
+    Raises:
+        OSError: there are some, but none verifies.
+    """
+    found = steps(folder)
+    told: list[str] = []
+    for candidate in found:
+        wrong = manifest.problems(candidate)
+        if not wrong:
+            for line in told:
+                logger.warning("%s; going back to %s", line, candidate.name)
+            return candidate
+        told.append(f"checkpoint {candidate} is damaged ({'; '.join(wrong)})")
+    if told:
+        raise OSError("no checkpoint can be used: " + "; ".join(told))
+    if (folder / "latest").is_file():
+        raise FileNotFoundError(f"{folder}/latest names a checkpoint, but there is none")
+    return None
+
+
+def outlook(run_dir: Path) -> str:
+    """What --resume would do with a run's folder, in words."""
+    if found := steps(run_dir / "checkpoints"):
+        return f"--resume goes on after step {step_of(found[0])}"
+    if (run_dir / "config.json").is_file():
+        return "nothing is saved: --resume begins with the first step"
+    return f"nothing is saved, and no run begun in {run_dir}"
+
+
+def digest(config: str) -> str:
+    """SHA-256 of a run's settings."""
+    return hashlib.sha256(config.encode()).hexdigest()
+
+
+def about(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's manifest: "step", "config_sha256", "versions", "files"."""
+    document: dict[str, Any] = json.loads((checkpoint / manifest.NAME).read_text())
+    return document
+
+
+def load(
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: WeightAverage | None = None,
+    rank: int = 0,
+) -> dict[str, Any]:
+    """Loads a step's weights (strictly), optimiser, average and generators in place.
+
+    Args:
+        rank: whose generators; those of a process that there was not stay as they are.
+
+    Returns:
+        What :func:`save` was given as `state`, with "step".
+    """
+    model.load_state_dict(_read(checkpoint, "model", model.state_dict()))
+    state = json.loads((checkpoint / "state.json").read_text())
+    if optimizer is not None:
+        _unpack_optimizer(model, optimizer, checkpoint, rank)
+    if average is not None:
+        for name, value in _read(checkpoint, "average", average.average).items():
+            average.average[name].copy_(value)
+        average.updates = state["average_updates"]
+    return state
+
+
+def _read(checkpoint: Path, name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, or of a folder of parts; in parts where those of `like` are."""
+    if (checkpoint / name).is_dir():
+        found = sharded.load(checkpoint / name, like)
+    else:
+        found = load_file(checkpoint / f"{name}.safetensors")
+    return {key: parted(value, like[key]) if key in like else value for key, value in found.items()}
+
+
+def load_averaged(checkpoint: Path, model: nn.Module) -> None:
+    """Loads the weights that evaluation should use: a step's average if it has one (strictly)."""
+    kept = any(checkpoint.glob("average*"))
+    model.load_state_dict(_read(checkpoint, "average" if kept else "model", model.state_dict()))
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict on the CPU, whole; every process calls if it lies in parts."""
+    return {name: _owned(value, False) for name, value in module.state_dict().items()}
+
+
+def _owned(tensor: Tensor, copy: bool) -> Tensor:
+    """On the CPU, whole and dense; memory of its own if asked for."""
+    tensor = whole(tensor.detach())
+    found = tensor.cpu().contiguous()
+    return found.clone() if copy and found.data_ptr() == tensor.data_ptr() else found
+
+
+def _pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors under `<field>.<parameter name>`."""
+    return {
+        f"{field}.{name}": value
+        for name, param in model.named_parameters()
+        for field, value in optimizer.state.get(param, {}).items()
+    }
+
+
+def _generators(rank: int) -> dict[str, Tensor]:
+    """This process's."""
+    found = {f"{_RNG}.{rank}.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found[f"{_RNG}.{rank}.cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def generators(processes: Processes) -> dict[str, Tensor]:
+    """The generators' states of all processes, by name; every process has to call it."""
+    named: dict[str, Tensor] = {}
+    for name, value in _generators(0).items():
+        kind = name.rsplit(".", 1)[1]
+        for rank, state in enumerate(processes.collect(value)):
+            named[f"{_RNG}.{rank}.{kind}"] = state
+    return named
+
+
+def _unpack_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, rank: int
+) -> None:
+    params = dict(model.named_parameters())
+    fields = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # which lie as their weights do
+    like = {f"{field}.{name}": p.detach() for name, p in params.items() for field in fields}
+    packed = _read(checkpoint, "optimizer", like)
+    states = {name: packed.pop(name) for name in list(packed) if name.startswith(f"{_RNG}.")}
+    if f"{_RNG}.{rank}.cpu" in states:
+        torch.set_rng_state(states[f"{_RNG}.{rank}.cpu"])
+    if f"{_RNG}.{rank}.cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"{_RNG}.{rank}.cuda"])
+    for key, value in packed.items():
+        field, name = key.split(".", 1)
+        if name not in params:
+            raise KeyError(f"optimizer state of {name!r}: the model has no such parameter")
+        param = params[name]
+        if value.shape == param.shape:  # the fused update walks memory: moments lie as weights do
+            value = torch.empty_like(param).copy_(value)
+        optimizer.state[param][field] = value.to(param.device)

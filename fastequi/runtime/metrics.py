@@ -1,0 +1,68 @@
+"""What a run says of itself while it goes on: metrics.jsonl, TensorBoard's events."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastequi.atomic import replace_text
+
+logger = logging.getLogger(__name__)
+
+
+class Log:
+    """metrics.jsonl, and TensorBoard events where it is installed.
+
+    Args:
+        run_dir: None writes nothing, as all processes but the first do.
+        step: that the run goes on from; rows beyond it are of work that was lost.
+        tensorboard: whether to write events.
+    """
+
+    def __init__(self, run_dir: Path | None, step: int, tensorboard: bool) -> None:
+        self.file = self.board = None
+        if run_dir is None:
+            return
+        path = run_dir / "metrics.jsonl"
+        rows = [row for row in _rows(path) if row["step"] <= step]
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.file = path.open("a")
+        self.board = _summary_writer(run_dir / "tensorboard") if tensorboard else None
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in (self.file, self.board):
+            if one is not None:
+                one.close()
+
+    def write(self, row: Mapping[str, float]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+        if self.board is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Those that a run wrote whole."""
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            logger.warning("%s: a line is incomplete and left out", path)
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except Exception as error:
+        logger.info("no TensorBoard events: %s (pip install fastequi[log])", error)
+        return None
+    return SummaryWriter(str(folder))
