@@ -35,6 +35,32 @@ def poisoned():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture
+def only_texels(monkeypatch):
+    """Triton, and no other kernel of the path loss than the one for packed images."""
+    from fastequi.kernels import backend, warp_recon
+
+    def general(*_):
+        raise AssertionError("the general kernel ran")
+
+    monkeypatch.setattr(warp_recon, "warp_recon_general", general)
+    with backend.force("triton"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def curves_of_one(tmp_path_factory):
+    """Folders of runs of one process: by SGD, and by AdamW at a small rate."""
+    from tests.support.runs import ALONE, SGD, run
+
+    found = {}
+    for name, options in (("sgd", SGD), ("adamw", ALONE)):
+        found[name] = tmp_path_factory.mktemp(name) / "run"
+        done = run("--run-dir", found[name], *options, "--max-steps", 8)
+        assert done.returncode == 0, done.stderr
+    return found
+
+
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("-m"):
         skip = pytest.mark.skip(reason="slow: run with -m slow")

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_warp_recon import MEAN, STD, assert_near, case
-from tolerances import GRAD
 
 from fastequi import BlurReconLoss, blur_recon_loss, gaussian_blur
 from fastequi.kernels.pixel_loss import patchify
+from tests.support.tolerances import GRAD
+from tests.support.warp_recon import MEAN, STD, assert_near, case
 
 SIGMAS = torch.tensor([[0.5, 2.0], [0.1, 1.3]])
 

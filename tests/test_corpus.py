@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpus import CORPUS, PIXELS, saved
 from PIL import Image
 
 pytest.importorskip("nvidia.dali")
@@ -24,6 +23,7 @@ from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.sources.listing import folder_listing
 from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.paths import SE2
+from tests.support.corpus import CORPUS, PIXELS, saved
 
 ROOT = Path(__file__).parent.parent
 PLAIN = Augment.none()

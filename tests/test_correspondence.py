@@ -3,34 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_warp_recon_texels import sizes_of
-from tolerances import GRAD
 
 from fastequi.functional import correspondence_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import correspondence as kernel
+from tests.support.allocations import sizes_of
+from tests.support.correspondence import by_hand
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param
-
-
-def by_hand(student, teacher, top):
-    """Each patch looks for its match; the best `top` of a direction are averaged."""
-    losses = []
-    for s, t in zip(student, teacher, strict=True):
-        directions = []
-        for one, other in ((s, t), (t, s)):
-            matches = []
-            for patch in one:
-                cosines = [F.cosine_similarity(patch, found, 0) for found in other]
-                matches.append(max(cosines, key=lambda c: c.item()))
-            matches.sort(key=lambda c: -c.item())
-            directions.append(-torch.stack(matches[:top]).mean())
-        losses.append(sum(directions) / 2)
-    return torch.stack(losses).mean()
 
 
 def patches(pairs, count, channels, seed, dtype=torch.float32):

@@ -12,31 +12,20 @@ pytest.importorskip("nvidia.dali")
 from fastequi.data.dali import ViewPipeline, decoded_sizes, decoder_backend, feed_of
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import image_folder
-from fastequi.data.views.augment import Augment, ViewConfig, local_crop
+from fastequi.data.views.augment import Augment, local_crop
 from fastequi.data.views.parameters import ViewParams, crop_params
 from fastequi.paths import SE2, color_matrix
 from fastequi.philox import Draws
+from tests.support.dali import CPU, config, whole
 
-CPU = torch.device("cpu")
-UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # v1 in 0..1
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (32, 32, 3), np.uint8)
-
-
-def whole(n, **changes):
-    """The whole photograph for n samples."""
-    return ViewParams(np.zeros((n, 2), np.float32), np.ones((n, 2), np.float32), **changes)
 
 
 def run(cfg, paths, v1, u):
     feed = feed_of(cfg, [str(path) for path in paths], v1, u)
     v1, u, _ = ViewPipeline(cfg, len(paths), lambda: feed, CPU, 1).run()
     return v1, u
-
-
-def config(a1=None, a2=None, size=32, **changes):
-    none = Augment.none()
-    return ViewConfig(size, size, a1=a1 or none, a2=a2 or none, **{**UNIT, **changes})
 
 
 def decoded(path, size=32):

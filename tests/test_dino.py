@@ -3,53 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import GRAD
 
 from fastequi.functional import dino_loss, ibot_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
+from tests.support.dino import logits, near, official_dino, official_sinkhorn
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param
-
-
-def official_dino(student, teacher, student_temp, teacher_temp, center=0.0, q=None):
-    """facebookresearch/dino, DINOLoss.forward: every pair of different views."""
-    q = F.softmax((teacher - center) / teacher_temp, -1) if q is None else q
-    total, terms = 0.0, 0
-    for iq in range(len(teacher)):
-        for v in range(len(student)):
-            if v == iq:
-                continue
-            logp = F.log_softmax(student[v] / student_temp, -1)
-            total = total + torch.sum(-q[iq] * logp, -1).mean()
-            terms += 1
-    return total / terms
-
-
-def official_sinkhorn(teacher, temp, iterations):
-    """facebookresearch/dinov2, DINOLoss.sinkhorn_knopp_teacher."""
-    q = torch.exp(teacher / temp).T
-    samples, prototypes = q.shape[1], q.shape[0]
-    q /= q.sum()
-    for _ in range(iterations):
-        q /= q.sum(1, keepdim=True)
-        q /= prototypes
-        q /= q.sum(0, keepdim=True)
-        q /= samples
-    return (q * samples).T
-
-
-def logits(shape, scale=1.0, seed=0, dtype=torch.float32):
-    return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
-
-
-def near(ours, reference, tolerance):
-    error = (ours.double() - reference).norm() / reference.norm().clamp(min=1e-12)
-    assert error <= tolerance, f"relative error {error:.1e}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_dino import official_dino, official_sinkhorn
 
 from bench.recipes import scaled
 from fastequi.build import build
@@ -18,6 +17,7 @@ from fastequi.methods.distillation import Schedule
 from fastequi.methods.teacher import momentum_at
 from fastequi.models.heads import DINOHead
 from fastequi.recipes import RECIPES
+from tests.support.dino import official_dino, official_sinkhorn
 
 CPU = torch.device("cpu")
 BASES = {"dino": "dino_vits16", "ibot": "ibot_vits16", "dinov2": "dinov2_vitl16"}

@@ -8,9 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_correspondence import by_hand as matched_by_hand
-from test_crop_align import aligned
-from test_warp_recon_texels import sizes_of
 
 from bench import recipes
 from fastequi.build import build
@@ -24,18 +21,12 @@ from fastequi.methods.gtsa import Weights
 from fastequi.models.maps import MapProjector, TurnHead
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
+from tests.support.allocations import sizes_of
+from tests.support.configs import gtsa as small
+from tests.support.correspondence import by_hand as matched_by_hand
+from tests.support.crop_align import aligned
 
 CPU = torch.device("cpu")
-
-
-def small(**data):
-    config = recipes.scaled(RECIPES["gtsa_vits16"](), 8)
-    return replace(
-        config,
-        model=replace(config.model, embed_dim=16, depth=1, num_heads=1, drop_path=0.0),
-        data=replace(config.data, **{"crops": 2, **data}),
-        gtsa=replace(config.gtsa, dim=12, bins=3, local_bins=2, turn_dims=(16, 8)),
-    )
 
 
 def built(config, n=2, dtype=torch.float64):

@@ -3,53 +3,17 @@
 import json
 import logging
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from test_gtsa import small as gtsa
 
-from bench import recipes
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.methods.method import Method
 from fastequi.optim import WeightAverage, adamw, lerp_, sgd, take_step
-from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
 from fastequi.runtime.guard import Guard
 from fastequi.train import pretrain
-
-
-def spoiled(monkeypatch, steps, what="loss"):
-    """Lets the batches of some steps (from 1) end in NaN; counts them."""
-    from fastequi import train
-
-    plain, count = train._Run._forward, [0]
-
-    def forward(self, batch):
-        count[0] += 1
-        if count[0] not in steps:
-            return plain(self, batch)
-        if what == "input":  # through the whole network, its buffers too
-            return plain(self, replace(batch, v1=batch.v1 * math.nan))
-        out = plain(self, batch)
-        if what == "gradient":
-            return {**out, "loss": out["loss"] + (out["loss"] * 0).sqrt()}
-        return {**out, "loss": out["loss"] * math.nan}
-
-    monkeypatch.setattr(train._Run, "_forward", forward)
-
-
-def config_of(name, **train):
-    config = gtsa() if name == "gtsa_vits16" else recipes.scaled(RECIPES[name](), 8)
-    config = replace(config, model=replace(config.model, embed_dim=48, depth=1, num_heads=1))
-    options = {"epochs": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9, **train}
-    return replace(config, train=replace(config.train, tensorboard=False, **options))
-
-
-def tensors(folder, name):
-    from safetensors.torch import load_file
-
-    return load_file(folder / f"{name}.safetensors")
+from tests.support.configs import config_of, spoiled, tensors
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "input"])

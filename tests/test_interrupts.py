@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_survival import (
+
+from tests.support.runs import (
     PHOTOS,
     changed,
     command,
@@ -30,7 +31,7 @@ from test_survival import (
 pytest.importorskip("nvidia.dali")
 
 SLOW_WRITE = """
-from fastequi import checkpoint
+from fastequi.runtime import checkpoint
 plain = checkpoint.write
 def write(folder, taken, keep):
     if taken.step > 4:
@@ -269,7 +270,7 @@ def test_a_full_disk_is_no_reader_that_left(tmp_path):
 def test_checkpoints_by_time_are_the_first_ones_clocks(tmp_path, options):
     """The other's clock runs wild; both save at the same steps, and the run keeps its bits."""
     wild = """
-from fastequi import pace
+from fastequi.runtime import pace
 plain = pace.Timer.due
 pace.Timer.due = lambda self: os.environ["RANK"] == "1" or plain(self)
 """

@@ -125,6 +125,15 @@ def test_every_room_says_what_belongs_there() -> None:
             assert said.count("\n") == 0, f"{folder}/__init__.py: expected one sentence"
 
 
+def test_no_test_file_imports_another() -> None:
+    """What two of them use lies in tests/support."""
+    own = sorted((ROOT / "tests").rglob("*.py"))
+    for path in own:
+        for name in _imports(path):
+            last = name.removeprefix("tests.").split(".")[0]
+            assert not last.startswith(("test_", "conftest")), f"{path} imports {name}"
+
+
 def test_nothing_loads_a_pickle() -> None:
     for path in _files():
         for node in ast.walk(ast.parse(path.read_text())):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_dino import logits, near, official_dino, official_sinkhorn
-from test_warp_recon_texels import sizes_of
-from tolerances import GRAD
 
 from fastequi.functional import dino_loss, linear_dino_loss, linear_ibot_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import linear_dino as kernel
+from tests.support.allocations import sizes_of
+from tests.support.dino import logits, near, official_dino, official_sinkhorn
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])

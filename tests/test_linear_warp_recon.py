@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tolerances import GRAD, LOSS
 
 from fastequi import linear_warp_recon_loss, warp_recon_loss
 from fastequi.kernels import linear_warp_recon
+from tests.support.tolerances import GRAD, LOSS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATCH = 4

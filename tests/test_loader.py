@@ -15,39 +15,12 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 from fastequi.data.loader import make_loader
-from fastequi.data.sources.image_sets import embedded_photos, image_folder
-from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.sources.image_sets import image_folder
+from fastequi.data.views.augment import Augment
 from fastequi.data.views.parameters import view_params
 from fastequi.paths import SE2, Color
 from fastequi.philox import Draws
-
-CROP = Augment(side=(48 / 256, 77 / 256), aspect=(1.0, 1.0), blur=0.3, solarize=0.3)
-CFG = ViewConfig(
-    image_size=32,
-    source_size=48,
-    a1=CROP,
-    a2=CROP,
-    shared_crop=True,
-    batch_size=8,
-    samples_per_decode=4,
-    num_threads=1,
-)
-PHOTOS = embedded_photos()
-
-
-def batches(n, source=PHOTOS, cfg=CFG, **options):
-    with make_loader(source, cfg, SE2(), **{"seed": 0, "steps": n, **options}) as loader:
-        return list(loader)
-
-
-def assert_same(ours, expected):
-    assert len(ours) == len(expected)
-    for a, b in zip(ours, expected, strict=True):
-        assert a.epoch == b.epoch
-        for name in ("v1", "u", "path", "sample_ids"):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
-        assert (a.crops is None) == (b.crops is None)
-        assert a.crops is None or torch.equal(a.crops, b.crops)
+from tests.support.batches import CFG, CROP, PHOTOS, assert_same, batches
 
 
 def test_batches_keep_the_contract():

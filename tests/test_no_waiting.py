@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_guard import config_of
 
 from fastequi import train
 from fastequi.cli.dryrun import synthetic
 from fastequi.data.sources.image_sets import embedded_photos
+from tests.support.configs import config_of
 
 NAMES = [
     *("tir_vicreg_vits16", "tir_simclr_vits16", "tir_dino_vits16", "tir_dinov2_vitl16"),

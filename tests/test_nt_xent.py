@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import GRAD
 
 from fastequi.functional import nt_xent_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import nt_xent
 from fastequi.kernels.nt_xent import nt_xent_loss_ref
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])

@@ -12,7 +12,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 
 # Instructions per pixel on sm_90 (all channels, gradient included), or per value of a row of logits
 # (the whole kernel over one block): they only go down. Of the kernels that loop over tiles, those
@@ -45,9 +45,9 @@ CEILINGS = {
 
 def compiled_by(folder, *options):
     run = subprocess.run(
-        [sys.executable, HERE / "sass.py", folder, *options],
+        [sys.executable, "-m", "tests.support.sass", folder, *options],
         env={
-            "PYTHONPATH": str(HERE.parent),
+            "PYTHONPATH": str(ROOT),
             "PATH": "/usr/bin:/bin",
             "TRITON_CACHE_DIR": str(folder),
         },

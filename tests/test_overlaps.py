@@ -9,7 +9,6 @@ import torch
 pytest.importorskip("nvidia.dali")
 
 from PIL import Image
-from test_dali import CPU, config, whole
 
 from fastequi.data.dali import ViewPipeline, feed_of
 from fastequi.data.loader import make_loader
@@ -20,6 +19,7 @@ from fastequi.data.views.parameters import crop_params, view_params
 from fastequi.functional import crop_align_loss
 from fastequi.paths import SE2
 from fastequi.philox import Draws
+from tests.support.dali import CPU, config, whole
 
 GLOBAL = Augment.none(area=(0.3, 1.0))
 LOCAL = Augment.none(area=(0.1, 0.3))

@@ -13,13 +13,13 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from test_loader import CFG, assert_same, batches
 
 from fastequi.data.loader import make_loader
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import image_folder, tar_shards
 from fastequi.data.views.augment import Augment
 from fastequi.paths import SE2
+from tests.support.batches import CFG, assert_same, batches
 
 
 def flat_images(folder, n=24, bad=()):

@@ -7,11 +7,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 
-import chromium
 import pytest
-from made_up import judged, knn, make_run, scores, sheets
 from PIL import Image
-from test_visualize import run_folder, small_demo
 
 from fastequi.recipes import RECIPES
 from fastequi.report.cards import _model, _what
@@ -20,6 +17,9 @@ from fastequi.report.markup import duration, number, two
 from fastequi.report.page import page
 from fastequi.report.report import report
 from fastequi.report.runs import differing, flatten, read_run, read_runs
+from tests.support import chromium
+from tests.support.configs import run_folder, small_demo
+from tests.support.made_up import judged, knn, make_run, scores, sheets
 
 
 class Checked(HTMLParser):
@@ -94,7 +94,7 @@ def test_it_is_made_for_everyone(markup):
         assert all(given)
     assert found.tags.count("caption") == found.tags.count("table") - 1  # a sheet has a figcaption
     assert found.tags.count("h1") == 1
-    css = resources.files("fastequi.evaluate").joinpath("report.css").read_text()
+    css = resources.files("fastequi.report").joinpath("report.css").read_text()
     assert "prefers-color-scheme: dark" in css
     assert "@media print" in css
 
@@ -293,7 +293,7 @@ def luminance(color):
 
 @pytest.mark.parametrize("mode", [0, 1, 2], ids=["light", "dark", "print"])
 def test_contrast_is_enough_in_every_mode(mode):
-    css = resources.files("fastequi.evaluate").joinpath("report.css").read_text()
+    css = resources.files("fastequi.report").joinpath("report.css").read_text()
     colors = dict(
         re.findall(r"--([\w-]+): (#\w+);", re.findall(r":root \{(.*?)\}", css, re.S)[mode])
     )

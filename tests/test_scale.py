@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_guard import config_of, spoiled, tensors
 
 from fastequi.config import TrainConfig, fast_dtype
 from fastequi.data.sources.image_sets import embedded_photos
@@ -16,6 +15,7 @@ from fastequi.runtime import scale
 from fastequi.runtime.guard import Guard
 from fastequi.runtime.scale import LossScale
 from fastequi.train import pretrain
+from tests.support.configs import config_of, spoiled, tensors
 
 CPU = torch.device("cpu")
 

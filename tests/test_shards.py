@@ -11,13 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpus import CORPUS, saved
 from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from test_loader import assert_same
-from test_loader import batches as loaded
 
 from fastequi.cli import commands
 from fastequi.data.loader import make_loader
@@ -33,6 +30,9 @@ from fastequi.data.sources.image_sets import (
 from fastequi.data.sources.shards import is_shards, shard_listing
 from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.paths import SE2
+from tests.support.batches import assert_same
+from tests.support.batches import batches as loaded
+from tests.support.corpus import CORPUS, saved
 
 CFG = ViewConfig(
     image_size=16,

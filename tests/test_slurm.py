@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
-from test_survival import SGD, TINY, curves_of_one, expect_close, rows  # noqa: F401
 
 pytest.importorskip("submitit")
 
 from fastequi.cli.commands import pretrain
 from fastequi.cli.main import main
 from fastequi.runtime import slurm
+from tests.support.runs import SGD, TINY, expect_close, rows
 
 LOCAL = {"nodes": 1, "minutes": 5, "partition": "", "notice": 60, "cluster": "local"}
 
@@ -27,7 +27,7 @@ def quiet(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
 
 
-def test_two_tasks_are_two_processes_of_one_run(tmp_path, curves_of_one):  # noqa: F811
+def test_two_tasks_are_two_processes_of_one_run(tmp_path, curves_of_one):
     folder = tmp_path / "run"
     job = slurm.submit(pretrain, words(folder, *SGD, "--max-steps", 8), folder, gpus=2, **LOCAL)
     assert job.results() == ["done", "done"]

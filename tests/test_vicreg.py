@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_warp_recon_texels import sizes_of
-from tolerances import GRAD
 
 from fastequi.functional import vicreg_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import vicreg as kernel
 from fastequi.losses.vicreg import VICRegLoss
+from tests.support.allocations import sizes_of
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])

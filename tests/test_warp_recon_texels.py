@@ -5,48 +5,19 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_warp_recon import MEAN, STD, assert_near, eager
-from tolerances import GRAD, LOSS
 
 from fastequi import warp_recon_loss
-from fastequi.kernels import backend, texels, warp_recon
+from fastequi.kernels import texels, warp_recon
 from fastequi.kernels.pixel_loss import patchify
 from fastequi.kernels.target import Sums, Target
+from tests.support.allocations import sizes_of
+from tests.support.packed import interleaved, predictions, thetas
+from tests.support.tolerances import GRAD, LOSS
+from tests.support.warp_recon import MEAN, STD, assert_near, eager
 
 pytest.importorskip("triton")
 
-
-@pytest.fixture(autouse=True)
-def only_texels(monkeypatch):
-    """Triton, and no other kernel than the one under test."""
-
-    def general(*_):
-        raise AssertionError("the general kernel ran")
-
-    monkeypatch.setattr(warp_recon, "warp_recon_general", general)
-    with backend.force("triton"):
-        yield
-
-
-def interleaved(b, source, texel, seed=0):
-    """A uint8 image [b, 3, *source] of three or four bytes a texel; the fourth is noise."""
-    g = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (b, *source, texel), generator=g, dtype=torch.uint8)[..., :3].permute(
-        0, 3, 1, 2
-    )
-
-
-def predictions(b, k, size, dtype=torch.float32, seed=1):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(b, k, 3, *size, generator=g).to(dtype)
-
-
-def thetas(b, k, degrees=20.0, zoom=1.0, shift=0.0, jitter=0.1, seed=2):
-    angle = math.radians(degrees)
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    theta = torch.cat([turn * zoom, torch.full((2, 1), shift)], 1).expand(b, k, 2, 3)
-    g = torch.Generator().manual_seed(seed)
-    return theta + jitter * (torch.rand(b, k, 2, 3, generator=g) - 0.5)
+pytestmark = pytest.mark.usefixtures("only_texels")
 
 
 def check(pred, image, theta, device, patch=0, reduction="mean", **options):
@@ -253,25 +224,6 @@ def test_sides_that_float32_cannot_place_are_left_to_the_general_kernel():
         assert texels.interleaved(image) == texel
         tall = image.transpose(2, 3).contiguous(memory_format=torch.channels_last)
         assert texels.interleaved(tall) == texel
-
-
-def sizes_of(run):
-    """(operator, elements) of everything that a call computes or allocates."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Seen(TorchDispatchMode):
-        entries: list[tuple[str, int]] = []  # noqa: RUF012
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            tensors = out if isinstance(out, tuple | list) else [out]
-            total = sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
-            self.entries.append((str(func), total))
-            return out
-
-    with Seen() as seen:
-        run()
-    return seen.entries
 
 
 def test_a_launch_looks_at_no_value_and_allocates_by_shapes_alone(device):

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from test_warp import eager
-from test_warp_recon import MEAN, STD
-from test_warp_recon_texels import interleaved, thetas
 
 from fastequi import warp
 from fastequi.kernels import backend
 from fastequi.kernels import warp as warp_op
+from tests.support.packed import interleaved, thetas
+from tests.support.warp import eager
+from tests.support.warp_recon import MEAN, STD
 
 pytest.importorskip("triton")
 

@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for GPUs that are not there and reads their machine code.
 
-Run as a program, since its caller may run Triton's interpreter: `python sass.py FOLDER [all]`
-prints JSON.
+Run as a program, since its caller may run Triton's interpreter: `python -m tests.support.sass
+FOLDER [all]` prints JSON.
 """
 
 import json
@@ -13,9 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import triton
-from launches import EVEN, FLOATS, POINTERS, Case, cases, further_cases
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from tests.support.launches import EVEN, FLOATS, POINTERS, Case, cases, further_cases
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
