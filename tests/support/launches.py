@@ -1,6 +1,9 @@
-"""What the kernels are launched with: types, constants, warps and registers of each case.
+"""The launches that `sass.py` compiles without a GPU, and what they may cost.
 
-For `sass.py`, which compiles them. Where a kernel's file has a launch table it is asked.
+A kernel is declared in one place: a function below, named after its file in kernels/, gives one
+`Case` for each launch. The first case of a kernel is compiled for every architecture; a case with
+`ceilings` may not need more instructions than they say. `test_offline_compile.py` fails for a
+kernel that no case launches.
 """
 
 import random
@@ -28,19 +31,32 @@ from fastequi.kernels import (
     warp_texels,
 )
 
+# Types by the name of the argument, where a case does not state another one; other arguments are
+# integers, and the constants of a case are compiled in.
 POINTERS = {
-    "pred_ptr": "*bf16", "image_ptr": "*u8", "theta_ptr": "*fp32", "color_ptr": "*fp32",
-    "mean_ptr": "*fp32", "std_ptr": "*fp32", "sigma_ptr": "*fp32", "total_ptr": "*fp32",
-    "count_ptr": "*fp32", "parts_ptr": "*fp32", "counts_ptr": "*fp32", "arrived_ptr": "*i32",
-    "student_ptr": "*bf16", "teacher_ptr": "*bf16", "pairs_ptr": "*i32", "weight_ptr": "*fp32",
-    "row_ptr": "*fp32", "column_ptr": "*fp32", "loss_ptr": "*fp32", "x_ptr": "*bf16",
-    "grad_ptr": "*bf16", "dtheta_ptr": "*fp32", "out_ptr": "*bf16",
+    **dict.fromkeys(
+        ("pred_ptr", "student_ptr", "teacher_ptr", "x_ptr", "grad_ptr", "out_ptr", "s_ptr", "t_ptr",
+         "z_ptr", "every_ptr", "pooled_ptr"), "*bf16",
+    ),
+    **dict.fromkeys(
+        ("theta_ptr", "color_ptr", "mean_ptr", "std_ptr", "means_ptr", "gains_ptr", "sigma_ptr",
+         "total_ptr", "count_ptr", "counts_ptr", "parts_ptr", "weight_ptr", "row_ptr", "column_ptr",
+         "lse_ptr", "every_lse_ptr", "loss_ptr", "dtheta_ptr", "high_ptr", "forth_weight_ptr",
+         "back_weight_ptr", "student_boxes_ptr", "teacher_boxes_ptr", "boxes_ptr", "cosine_ptr",
+         "z1_ptr", "z2_ptr", "centred_ptr", "sums_ptr", "factor_ptr", "negative_ptr",
+         "positive_ptr", "pull_ptr"), "*fp32",
+    ),
+    **dict.fromkeys(
+        ("arrived_ptr", "pairs_ptr", "at_ptr", "forth_ptr", "back_ptr", "turns_ptr"), "*i32"
+    ),
+    **dict.fromkeys(("ids_ptr", "positives_ptr"), "*i64"),
+    "image_ptr": "*u8",
 }  # fmt: skip
 FLOATS = {
     "max_sigma", "weight", "scale", "student_scale", "teacher_scale", "inverse_temp", "mean0",
     "mean1", "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov",
 }  # fmt: skip
-# 224×224 images: sizes and strides that are multiples of 16
+# Sizes and strides that are multiples of 16, as those of 224×224 images are.
 EVEN = {
     "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
@@ -48,170 +64,164 @@ EVEN = {
     "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
 }  # fmt: skip
 
+
+class Ceilings(NamedTuple):
+    """Instructions on sm_90 that may only go down, by the version of Triton.
+
+    Per pixel (all channels, gradient included), or per value of a row of logits (the whole kernel
+    over one block). Of kernels that loop over tiles: one turn, all samples inside the image.
+    Triton 3.8 rounds to tf32 with integer instructions of its own, a quarter more in the blur; its
+    LLVM keeps other values across loops.
+    """
+
+    triton_3_6: int
+    triton_3_7: int
+    triton_3_8: int
+
+
+class Case(NamedTuple):
+    """One launch."""
+
+    name: str
+    kernel: Any
+    constants: dict[str, Any]
+    pixels: int  # or values, that a program handles at a time
+    types: dict[str, str] = {}  # where not as in POINTERS  # noqa: RUF012
+    warps: int = 4
+    registers: Callable[[int], int | None] = lambda arch: None  # allowed on an architecture
+    stages: int | None = None  # of loads ahead
+    loops: bool = False  # over tiles: one turn is counted
+    ceilings: Ceilings | None = None
+    slow: bool = False  # compiled with -m slow alone
+
+
+_SECTIONS: list[Callable[[], Iterator[Case]]] = []
+
+
+def section(cases_of_a_kernel: Callable[[], Iterator[Case]]) -> Callable[[], Iterator[Case]]:
+    _SECTIONS.append(cases_of_a_kernel)
+    return cases_of_a_kernel
+
+
+def cases() -> list[Case]:
+    """All launches, those of one kernel together."""
+    found = [case for declared in _SECTIONS for case in declared()]
+    assert len({case.name for case in found}) == len(found), "two cases of one name"
+    return found
+
+
+def _by_table(name: str, kernel: Any, config: dict[str, Any], pixels: int, **more: Any) -> Case:
+    """Of what a kernel's own launch table gives: constants and compiler options."""
+    options = {key: config.get(key) for key in ("num_warps", "maxnreg", "num_stages")}
+    constants = {key: value for key, value in config.items() if key not in options}
+    how = {"warps": options["num_warps"], "stages": options["num_stages"]}
+    return Case(name, kernel, constants, pixels, registers=lambda _: options["maxnreg"],
+                **how, **more)  # fmt: skip
+
+
+def _with_pointers(constants: dict[str, Any]) -> dict[str, Any]:
+    """The same launch with all its pointers given: those that are None are constants."""
+    return {name: value for name, value in constants.items() if value is not None}
+
+
+# warp_recon_general
+
 RECON = {
     "C": 3, "PATCH": 16, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
     "HAS_NORM": True, "SCALE": 1 / 255, "MASK_OUTSIDE": False, "PRED_GRAD": True,
     "THETA_GRAD": False, "BLOCK": 512, "color_ptr": None, "count_ptr": None, "dtheta_ptr": None,
 }  # fmt: skip
-EVERY = {
-    **{name: value for name, value in RECON.items() if value is not None}, "HAS_COLOR": True,
-    "MASK_OUTSIDE": True, "THETA_GRAD": True, "PATCH": 0, "PADDING": "reflection",
-    "LOSS": "smooth_l1",
+RECON_EVERYTHING = _with_pointers(RECON) | {
+    "HAS_COLOR": True, "MASK_OUTSIDE": True, "THETA_GRAD": True, "PATCH": 0,
+    "PADDING": "reflection", "LOSS": "smooth_l1",
 }  # fmt: skip
+
+
+@section
+def warp_recon_general_cases() -> Iterator[Case]:
+    kernel = warp_recon_general._warp_recon_fwd_kernel
+    yield Case("general", kernel, RECON, 512, ceilings=Ceilings(304, 306, 300))
+    yield Case(
+        "general, everything on", kernel, RECON_EVERYTHING, 512, ceilings=Ceilings(510, 512, 514)
+    )
+    for padding in ("border", "zeros"):
+        for align in (False, True):
+            name = f"general, {padding}, align_corners={align}"
+            options = {**RECON_EVERYTHING, "PADDING": padding, "ALIGN": align, "LOSS": "l1"}
+            yield Case(name, kernel, options, 512)
+    types = {"pred_ptr": "*fp32", "grad_ptr": "*fp32", "image_ptr": "*fp32"}
+    for channels, block in ((1, 128), (3, 128), (1, 512)):
+        options = {**RECON_EVERYTHING, "C": channels, "BLOCK": block, "SCALE": 1.0}
+        if channels != 3:
+            options |= {"HAS_COLOR": False, "color_ptr": None}
+        name = f"general, float32, {channels}, {block}"
+        yield Case(name, kernel, options, block, types, slow=True)
+
+
+# warp_recon_texels
+
 TEXELS = {
     "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16, "TILE_H": 16,
     "INTERLEAVED": True, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
     "MASK_OUTSIDE": False, "GRAD": True, "REDUCE": True, "color_ptr": None, "counts_ptr": None,
     "count_ptr": None,
 }  # fmt: skip
-TEXELS_EVERY = {
-    **{name: value for name, value in TEXELS.items() if value is not None}, "EXACT": True,
-    "HAS_COLOR": True, "MASK_OUTSIDE": True, "PADDING": "reflection", "LOSS": "smooth_l1",
-    "PATCH": 0, "TILE_W": 32, "TILE_H": 8,
-}  # fmt: skip
-WARP = {
-    "C": 3, "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False, "HAS_NORM": True,
-    "SCALE": 1 / 255, "ROUND": False, "BLOCK": 512, "color_ptr": None,
-}  # fmt: skip
-WARP_TEXELS = {
-    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8, "PADDING": "zeros",
-    "ALIGN": False, "HAS_COLOR": False, "ROUND": False, "color_ptr": None,
-}  # fmt: skip
-BLUR = {
-    "C": 3, "PATCH": 16, "LOSS": "mse", "HAS_NORM": True, "SCALE": 1 / 255, "GRAD": True,
-}  # fmt: skip
-DINO = {
-    "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
-    "GRAD": True, "FULL": True, "BLOCK": sinkhorn._BLOCK, "VEC": sinkhorn._VEC,
+TEXELS_EVERYTHING = _with_pointers(TEXELS) | {
+    "EXACT": True, "HAS_COLOR": True, "MASK_OUTSIDE": True, "PADDING": "reflection",
+    "LOSS": "smooth_l1", "PATCH": 0, "TILE_W": 32, "TILE_H": 8,
 }  # fmt: skip
 
 
-_OPTIONS = "num_warps", "maxnreg", "num_stages"
+class Tile(NamedTuple):
+    TILE_W: int
+    TILE_H: int
+    PATCH: int
+    INTERLEAVED: bool
 
 
-def _any(arch: int) -> None:
-    """As many registers as the compiler likes."""
+class Texel(NamedTuple):
+    TEXEL: int  # bytes
+    WHOLE_ROWS: bool
 
 
-class Case(NamedTuple):
-    """One compilation: arguments' types are POINTERS' where `types` does not say otherwise."""
+PAIRS_OF_TEXELS: dict[str, tuple[Any, ...]] = {
+    "dtype": ("*bf16", "*fp16", "*fp32"),
+    "tile": (
+        Tile(16, 16, 16, True), Tile(32, 8, 8, True), Tile(64, 4, 4, True), Tile(32, 32, 32, True),
+        Tile(32, 8, 0, True), Tile(32, 8, 0, False),
+    ),
+    "texel": (Texel(3, True), Texel(3, False), Texel(4, True)),
+    "LOSS": ("mse", "l1", "smooth_l1"),
+    "PADDING": ("zeros", "border", "reflection"),
+    **dict.fromkeys(("ALIGN", "HAS_COLOR", "MASK_OUTSIDE", "GRAD", "REDUCE"), (False, True)),
+}  # fmt: skip
 
-    name: str
-    kernel: Any
-    constants: dict
-    types: dict
-    warps: int
-    registers: Callable[[int], int | None]  # allowed on an architecture
-    pixels: int  # of a turn, or values
-    stages: int | None = None  # of loads ahead, where a launch table says
 
-
-def cases() -> Iterator[Case]:
-    """What is compiled in every test run."""
-    general = warp_recon_general._warp_recon_fwd_kernel
-    yield Case("general", general, RECON, {}, 4, _any, 512)
-    yield Case("general, everything on", general, EVERY, {}, 4, _any, 512)
-    yield Case("warp", warp._warp_fwd_kernel, WARP, {}, 4, _any, 512)
-    for name, sigma in (("blur", 2.0), ("blur, wide", 4.0)):
-        yield _case(name, blur._blur_fwd_kernel, BLUR | blur._launch_config(sigma), {}, 256)
-    known = {name: value for name, value in DINO.items() if name != "lse_ptr"} | {"HAS_LSE": True}
-    block, warps = sinkhorn._BLOCK, sinkhorn._WARPS
-    for name, constants, types in (
-        ("dino", DINO, {}),
-        ("ibot", DINO | {"PAIRS": 1, "HAS_ROW": False, "row_ptr": None}, {}),
-        ("dino, ragged", DINO | {"FULL": False}, {}),
-        ("dino, columns", known, {"lse_ptr": "*fp32"}),
+@section
+def warp_recon_texels_cases() -> Iterator[Case]:
+    wide = {"TILE_W": 32, "TILE_H": 8}
+    for name, changes, ceilings in (
+        ("rgb", {}, Ceilings(92, 91, 88)),
+        ("rgbx", {"TEXEL": 4}, Ceilings(78, 79, 76)),
+        ("rgb, rows of any bytes", {"WHOLE_ROWS": False}, Ceilings(97, 97, 94)),
+        ("rgb, patches of 8", {"PATCH": 8, **wide}, Ceilings(88, 88, 85)),
+        ("rgb, images", {"PATCH": 0, **wide, "INTERLEAVED": False}, Ceilings(88, 88, 88)),
+        ("rgb, forward", {"GRAD": False}, Ceilings(76, 76, 79)),
+        ("rgb, recoloured", {"HAS_COLOR": True}, Ceilings(103, 104, 98)),
+        ("rgb, one step", {"K": 1, "NB": 1, "ROWS": 1}, None),  # ones become constants
     ):
-        yield Case(name, dino._dino_kernel, constants, types, warps, _any, block)
-    row_lse = {"HAS_COLUMN": True, "FULL": True, "BLOCK": block, "VEC": sinkhorn._VEC}
-    yield Case("row_lse", sinkhorn._row_lse_kernel, row_lse, {}, warps, _any, block)
-    column_lse = {"ROWS": 16, "BLOCK": 128}
-    yield Case("column_lse", sinkhorn._column_lse_kernel, column_lse, {}, 4, _any, 16 * 128)
-    types = {
-        "s_ptr": "*bf16", "t_ptr": "*bf16", "high_ptr": "*fp32", "at_ptr": "*i32",
-        "forth_ptr": "*i32", "back_ptr": "*i32", "forth_weight_ptr": "*fp32",
-        "back_weight_ptr": "*fp32",
-    }  # fmt: skip
-    tiles = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_C": 64, "PRECISION": "tf32", "WIDEN": False}
-    kernel = correspondence._best_matches_kernel
-    yield Case("best_matches_kernel", kernel, {"FLIP": 0, **tiles}, types, 4, _any, 32 * 64)
-    yield Case("matched_kernel", correspondence._matched_kernel, tiles, types, 4, _any, 32 * 64)
-    types = {
-        "student_boxes_ptr": "*fp32", "teacher_boxes_ptr": "*fp32", "turns_ptr": "*i32",
-        "cosine_ptr": "*fp32", "pooled_ptr": "*bf16", "boxes_ptr": "*fp32",
-    }  # fmt: skip
-    for bins, cells in ((10, 14), (4, 14)):  # global and local crops' pairs
-        config = crop_align._launch_config(torch.bfloat16, bins, cells)
-        config |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
-        pixels = config["BLOCK_O"] * config["BLOCK_C"]
-        both, kernel = {**config, "BLOCK_XT": 16, "GRAD": True}, crop_align._crop_align_kernel
-        yield _case(f"crop_align {bins}", kernel, both, types, pixels)
-        yield _case(f"spread {bins}", crop_align._spread_kernel, config, types, pixels)
-    types = {"turns_ptr": "*i32", "means_ptr": "*fp32", "gains_ptr": "*fp32"}
-    kernel, tile, warps = rot90_batch._rot90_batch_kernel, rot90_batch._TILE, rot90_batch._WARPS
-    dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
-    constants = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
-    yield Case("rot90_batch", kernel, constants, types, warps, _any, 4 * tile * tile)
-    constants = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
-    yield Case("rot90_batch, one, last", kernel, constants, types, warps, _any, tile * tile)
-    constants = {"GRAD": True, "ROWS": vicreg._ROWS, "BLOCK": vicreg._BLOCK}
-    types = {f"{name}_ptr": "*fp32" for name in ("z1", "z2", "centred", "grad", "sums")}
-    kernel, pixels = vicreg._vicreg_columns_kernel, vicreg._ROWS * vicreg._BLOCK
-    yield Case("vicreg", kernel, constants, types, vicreg._WARPS, _any, pixels)
-    for size in ("i32", "i64"):
-        constants, types = {"BLOCK": 1024}, {"factor_ptr": "*fp32", "n": size}
-        yield Case(f"rescale {size}", autograd._rescale_kernel, constants, types, 4, _any, 1024)
-    types = {"z_ptr": "*bf16", "every_ptr": "*bf16", "ids_ptr": "*i64", "positives_ptr": "*i64",
-             "negative_ptr": "*fp32", "positive_ptr": "*fp32", "lse_ptr": "*fp32",
-             "every_lse_ptr": "*fp32", "pull_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
-    for width in (128, 256, 512):
-        config = nt_xent._launch_config(torch.empty(1, width, dtype=torch.bfloat16))
-        config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_G"]
-        if width < 512:
-            yield _case(f"nt_xent {width}", nt_xent._nt_xent_lse_kernel, config, types, tile)
-        kernel = nt_xent._nt_xent_grad_kernel
-        yield _case(f"nt_xent gradient {width}", kernel, config, types, tile)
-    types = {**types, "out_ptr": "*i64"}
-    config = nt_xent._launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {"WIDEN": False}
-    yield _case("nearest", koleo._nearest_kernel, config, types, 4096)
-    for padding in ("border", "zeros"):
-        for align in (False, True):
-            name = f"general, {padding}, align_corners={align}"
-            options = {**EVERY, "PADDING": padding, "ALIGN": align, "LOSS": "l1"}
-            yield Case(name, general, options, {}, 4, _any, 512)
-    for name, changes in (
-        ("rgb", {}),
-        ("rgbx", {"TEXEL": 4}),
-        ("rgb, rows of any bytes", {"WHOLE_ROWS": False}),
-        ("rgb, patches of 8", {"PATCH": 8, "TILE_W": 32, "TILE_H": 8}),
-        ("rgb, images", {"PATCH": 0, "TILE_W": 32, "TILE_H": 8, "INTERLEAVED": False}),
-        ("rgb, forward", {"GRAD": False}),
-        ("rgb, recoloured", {"HAS_COLOR": True}),
-        ("rgb, one step", {"K": 1, "NB": 1, "ROWS": 1}),  # ones become constants
-    ):
-        yield _texels(f"texels, {name}", "*bf16", changes)
-    yield _texels("texels, rgb, float32", "*fp32", {})
-    yield _texels("texels, everything on", "*fp32", TEXELS_EVERY)
-    yield _texels("texels, everything on, images", "*fp32", {**TEXELS_EVERY, "INTERLEAVED": False})
-    yield _warp_texels("rgb", "*bf16", {})
-    yield _warp_texels("rgbx", "*bf16", {"TEXEL": 4})
-    yield _warp_texels("rgb, recoloured", "*bf16", {"HAS_COLOR": True})
-    yield _warp_texels("rgb to rgb", "*u8", {"ROUND": True, "PADDING": "reflection"})
+        yield _texels(f"texels, {name}", "*bf16", changes, ceilings=ceilings)
+    yield _texels("texels, rgb, float32", "*fp32", {}, ceilings=Ceilings(99, 97, 100))
+    yield _texels("texels, everything on", "*fp32", TEXELS_EVERYTHING)
+    images = {**TEXELS_EVERYTHING, "INTERLEAVED": False}
+    yield _texels("texels, everything on, images", "*fp32", images)
+    for number, row in enumerate(_pairwise(PAIRS_OF_TEXELS)):
+        dtype, tile, texel = (row.pop(name) for name in ("dtype", "tile", "texel"))
+        row |= tile._asdict() | texel._asdict()
+        yield _texels(f"texels, pairs of options {number}", dtype, row, slow=True)
 
 
-def _case(name: str, kernel: Any, config: dict, types: dict, pixels: int) -> Case:
-    """Of a launch table's keyword arguments."""
-    warps, allowed, stages = (config.get(key) for key in _OPTIONS)
-    constants = {key: value for key, value in config.items() if key not in _OPTIONS}
-    return Case(name, kernel, constants, types, warps, lambda _: allowed, pixels, stages)
-
-
-def _registers(constants: dict) -> Callable[[int], int]:
-    exact, color = constants["EXACT"], constants["HAS_COLOR"]
-    return lambda arch: texels.registers(arch // 10, exact, color)
-
-
-def _texels(name: str, dtype: str, changes: dict) -> Case:
+def _texels(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
     constants = {**TEXELS, **changes, "EXACT": dtype == "*fp32"}
     for needed, pointers in (
         ("HAS_COLOR", ("color_ptr",)),
@@ -220,94 +230,29 @@ def _texels(name: str, dtype: str, changes: dict) -> Case:
         if constants[needed]:
             constants = {key: value for key, value in constants.items() if key not in pointers}
     pixels = constants["TILE_W"] * constants["TILE_H"]
-    registers = _registers(constants)
-    kernel = warp_recon_texels._warp_recon_texels_kernel
-    types = {"pred_ptr": dtype, "grad_ptr": dtype}
-    return Case(name, kernel, constants, types, pixels // 128, registers, pixels)
+    return Case(
+        name,
+        warp_recon_texels._warp_recon_texels_kernel,
+        constants,
+        pixels,
+        types={"pred_ptr": dtype, "grad_ptr": dtype},
+        warps=pixels // 128,
+        registers=_registers_of_texels(constants),
+        loops=True,
+        **more,
+    )
 
 
-def _warp_texels(name: str, dtype: str, changes: dict) -> Case:
-    constants = {**WARP_TEXELS, **changes, "EXACT": dtype in ("*fp32", "*u8")}
-    if constants["HAS_COLOR"]:
-        del constants["color_ptr"]
-    registers = _registers(constants)
-    kernel = warp_texels._warp_texels_kernel
-    return Case(f"warp texels, {name}", kernel, constants, {"out_ptr": dtype}, 2, registers, 256)
+def _registers_of_texels(constants: dict[str, Any]) -> Callable[[int], int]:
+    exact, color = constants["EXACT"], constants["HAS_COLOR"]
+    return lambda arch: texels.registers(arch // 10, exact, color)
 
 
-TEXELS_OPTIONS = {
-    "dtype": ("*bf16", "*fp16", "*fp32"),
-    "tiles": ((16, 16, 16, True), (32, 8, 8, True), (64, 4, 4, True), (32, 32, 32, True),
-              (32, 8, 0, True), (32, 8, 0, False)),
-    "texel": ((3, True), (3, False), (4, True)),
-    "LOSS": ("mse", "l1", "smooth_l1"),
-    "PADDING": ("zeros", "border", "reflection"),
-    **dict.fromkeys(("ALIGN", "HAS_COLOR", "MASK_OUTSIDE", "GRAD", "REDUCE"), (False, True)),
-}  # fmt: skip
-
-
-def further_cases() -> Iterator[Case]:
-    """Every two options of the texel kernel together, and the other tables' other ends."""
-    for number, row in enumerate(_pairwise(TEXELS_OPTIONS)):
-        dtype, tiles, texel = (row.pop(name) for name in ("dtype", "tiles", "texel"))
-        row |= dict(zip(("TILE_W", "TILE_H", "PATCH", "INTERLEAVED"), tiles, strict=True))
-        row |= dict(zip(("TEXEL", "WHOLE_ROWS"), texel, strict=True))
-        yield _texels(f"texels, pairs of options {number}", dtype, row)
-    for dtype in ("*fp16", "*fp32"):
-        for color in (False, True):
-            changes = {"HAS_COLOR": color, "PADDING": "border", "WHOLE_ROWS": False}
-            yield _warp_texels(f"{dtype}, border, color={color}", dtype, changes)
-    for sigma in (1.0, 8.0, 16.0):
-        config = BLUR | blur._launch_config(sigma) | {"LOSS": "none"}
-        yield _case(f"blur images, {sigma}", blur._blur_fwd_kernel, config, {}, 256)
-    for dtype in (torch.float16, torch.float32):
-        kind = "*fp16" if dtype == torch.float16 else "*fp32"
-        names = ("student_ptr", "teacher_ptr", "grad_ptr", "x_ptr", "s_ptr", "t_ptr", "z_ptr",
-                 "every_ptr", "pooled_ptr")  # fmt: skip
-        types = dict.fromkeys(names, kind) | {
-            "high_ptr": "*fp32", "at_ptr": "*i32", "ids_ptr": "*i64", "positives_ptr": "*i64",
-            "negative_ptr": "*fp32", "positive_ptr": "*fp32", "pull_ptr": "*fp32",
-            "lse_ptr": "*fp32", "every_lse_ptr": "*fp32", "out_ptr": "*i64", "boxes_ptr": "*fp32",
-            "student_boxes_ptr": "*fp32", "teacher_boxes_ptr": "*fp32", "turns_ptr": "*i32",
-            "cosine_ptr": "*fp32",
-        }  # fmt: skip
-        for width, pairs in ((65536, 4), (300, 2), (20, 1)):
-            config = DINO | {"PAIRS": pairs} | sinkhorn._blocks(width, dtype)
-            kernel, values = dino._dino_kernel, config["BLOCK"]
-            yield _case(f"dino {kind} {width}", kernel, config, types, values)
-        for width in (16, 256, 512):
-            config = nt_xent._launch_config(torch.empty(1, width, dtype=dtype))
-            tile = config["BLOCK_M"] * config["BLOCK_G"]
-            gradient = types | {"grad_ptr": "*fp32"}
-            for kernel in (
-                nt_xent._nt_xent_lse_kernel, nt_xent._nt_xent_grad_kernel, koleo._nearest_kernel
-            ):  # fmt: skip
-                name = f"{kernel.fn.__name__} {kind} {width}"
-                yield _case(name, kernel, config, gradient, tile)
-        config = {"FLIP": 1, **correspondence._launch_config(torch.empty(1, dtype=dtype))}
-        kernel = correspondence._best_matches_kernel
-        yield _case(f"best_matches {kind}", kernel, config, types, 32 * 64)
-        for bins, cells in ((14, 32), (7, 37)):
-            block = crop_align._block(cells)
-            config = crop_align._launch_config(dtype, bins, cells)
-            config |= {"MOST": -(-cells // bins), "WIDEN": False, "GRAD": True}
-            config |= {"BLOCK_X": block, "BLOCK_XT": block}
-            pixels = config["BLOCK_O"] * config["BLOCK_C"]
-            name, kernel = f"crop_align {kind} {bins} {cells}", crop_align._crop_align_kernel
-            yield _case(name, kernel, config, types, pixels)
-    for channels, block in ((1, 128), (3, 128), (1, 512)):
-        config = {**EVERY, "C": channels, "BLOCK": block, "HAS_COLOR": channels == 3, "SCALE": 1.0}
-        config |= {} if channels == 3 else {"color_ptr": None}
-        kernel = warp_recon_general._warp_recon_fwd_kernel
-        types = {"pred_ptr": "*fp32", "grad_ptr": "*fp32", "image_ptr": "*fp32"}
-        yield Case(f"general, float32, {channels}, {block}", kernel, config, types, 4, _any, block)
-
-
-def _pairwise(options: dict[str, tuple]) -> Iterator[dict]:
+def _pairwise(options: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """A few rows in which any two values of two options meet."""
     draw = random.Random(0)
 
-    def pairs(row: dict) -> set:
+    def pairs(row: dict[str, Any]) -> set[Any]:
         return set(combinations(row.items(), 2))
 
     left = set()
@@ -319,3 +264,222 @@ def _pairwise(options: dict[str, tuple]) -> Iterator[dict]:
         best |= dict(min(left, key=repr))
         left -= pairs(best)
         yield best
+
+
+# warp, warp_texels
+
+WARP = {
+    "C": 3, "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False, "HAS_NORM": True,
+    "SCALE": 1 / 255, "ROUND": False, "BLOCK": 512, "color_ptr": None,
+}  # fmt: skip
+WARP_TEXELS = {
+    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8, "PADDING": "zeros",
+    "ALIGN": False, "HAS_COLOR": False, "ROUND": False, "color_ptr": None,
+}  # fmt: skip
+
+
+@section
+def warp_cases() -> Iterator[Case]:
+    yield Case("warp", warp._warp_fwd_kernel, WARP, 512, ceilings=Ceilings(310, 322, 322))
+
+
+@section
+def warp_texels_cases() -> Iterator[Case]:
+    yield _warp_texels("rgb", "*bf16", {}, ceilings=Ceilings(81, 80, 78))
+    yield _warp_texels("rgbx", "*bf16", {"TEXEL": 4}, ceilings=Ceilings(65, 65, 64))
+    recoloured = {"HAS_COLOR": True}
+    yield _warp_texels("rgb, recoloured", "*bf16", recoloured, ceilings=Ceilings(83, 84, 81))
+    yield _warp_texels("rgb to rgb", "*u8", {"ROUND": True, "PADDING": "reflection"})
+    for dtype in ("*fp16", "*fp32"):
+        for color in (False, True):
+            changes = {"HAS_COLOR": color, "PADDING": "border", "WHOLE_ROWS": False}
+            yield _warp_texels(f"{dtype}, border, color={color}", dtype, changes, slow=True)
+
+
+def _warp_texels(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
+    constants = {**WARP_TEXELS, **changes, "EXACT": dtype in ("*fp32", "*u8")}
+    if constants["HAS_COLOR"]:
+        del constants["color_ptr"]
+    return Case(
+        f"warp texels, {name}",
+        warp_texels._warp_texels_kernel,
+        constants,
+        256,
+        types={"out_ptr": dtype},
+        warps=2,
+        registers=_registers_of_texels(constants),
+        loops=True,
+        **more,
+    )
+
+
+# blur
+
+BLUR = {
+    "C": 3, "PATCH": 16, "LOSS": "mse", "HAS_NORM": True, "SCALE": 1 / 255, "GRAD": True,
+}  # fmt: skip
+
+
+@section
+def blur_cases() -> Iterator[Case]:
+    kernel = blur._blur_fwd_kernel
+    for name, sigma, ceilings in (
+        ("blur", 2.0, Ceilings(776, 792, 1000)),
+        ("blur, wide", 4.0, Ceilings(644, 644, 636)),
+    ):
+        yield _by_table(name, kernel, BLUR | blur._launch_config(sigma), 256, ceilings=ceilings)
+    for sigma in (1.0, 8.0, 16.0):
+        config = BLUR | blur._launch_config(sigma) | {"LOSS": "none"}
+        yield _by_table(f"blur images, {sigma}", kernel, config, 256, slow=True)
+
+
+# dino, sinkhorn
+
+DINO = {
+    "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
+    "GRAD": True, "FULL": True, "BLOCK": sinkhorn._BLOCK, "VEC": sinkhorn._VEC,
+}  # fmt: skip
+
+
+@section
+def dino_cases() -> Iterator[Case]:
+    known = _with_pointers(DINO) | {"HAS_LSE": True}
+    ibot = DINO | {"PAIRS": 1, "HAS_ROW": False, "row_ptr": None}
+    for name, constants, ceilings in (
+        ("dino", DINO, Ceilings(54, 54, 52)),
+        ("ibot", ibot, Ceilings(62, 62, 61)),
+        ("dino, ragged", DINO | {"FULL": False}, None),
+        ("dino, columns", known, Ceilings(40, 39, 39)),
+    ):
+        yield Case(name, dino._dino_kernel, constants, sinkhorn._BLOCK, warps=sinkhorn._WARPS,
+                   ceilings=ceilings)  # fmt: skip
+    for dtype in (torch.float16, torch.float32):
+        types = dict.fromkeys(("student_ptr", "teacher_ptr", "grad_ptr"), _pointer(dtype))
+        for width, pairs in ((65536, 4), (300, 2), (20, 1)):
+            config = DINO | {"PAIRS": pairs} | sinkhorn._blocks(width, dtype)
+            name = f"dino {_pointer(dtype)} {width}"
+            block = config["BLOCK"]
+            yield _by_table(name, dino._dino_kernel, config, block, types=types, slow=True)
+
+
+@section
+def sinkhorn_cases() -> Iterator[Case]:
+    block, warps = sinkhorn._BLOCK, sinkhorn._WARPS
+    constants = {"HAS_COLUMN": True, "FULL": True, "BLOCK": block, "VEC": sinkhorn._VEC}
+    yield Case("row_lse", sinkhorn._row_lse_kernel, constants, block, warps=warps,
+               ceilings=Ceilings(19, 19, 18))  # fmt: skip
+    constants = {"ROWS": 16, "BLOCK": 128}
+    yield Case("column_lse", sinkhorn._column_lse_kernel, constants, 16 * 128)
+
+
+def _pointer(dtype: torch.dtype) -> str:
+    return {torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
+
+
+# correspondence, crop_align
+
+
+@section
+def correspondence_cases() -> Iterator[Case]:
+    tiles = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_C": 64, "PRECISION": "tf32", "WIDEN": False}
+    kernel, pixels = correspondence._best_matches_kernel, 32 * 64
+    yield Case("best_matches_kernel", kernel, {"FLIP": 0, **tiles}, pixels)
+    yield Case("matched_kernel", correspondence._matched_kernel, tiles, pixels)
+    for dtype in (torch.float16, torch.float32):
+        config = {"FLIP": 1, **correspondence._launch_config(torch.empty(1, dtype=dtype))}
+        types = dict.fromkeys(("s_ptr", "t_ptr"), _pointer(dtype))
+        name = f"best_matches {_pointer(dtype)}"
+        yield _by_table(name, kernel, config, pixels, types=types, slow=True)
+
+
+@section
+def crop_align_cases() -> Iterator[Case]:
+    kernel = crop_align._crop_align_kernel
+    for bins, cells in ((10, 14), (4, 14)):  # pairs of global and of local crops
+        config = crop_align._launch_config(torch.bfloat16, bins, cells)
+        config |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
+        pixels = config["BLOCK_O"] * config["BLOCK_C"]
+        both = {**config, "BLOCK_XT": 16, "GRAD": True}
+        yield _by_table(f"crop_align {bins}", kernel, both, pixels)
+        yield _by_table(f"spread {bins}", crop_align._spread_kernel, config, pixels)
+    for dtype in (torch.float16, torch.float32):
+        names = "student_ptr", "teacher_ptr", "grad_ptr", "pooled_ptr"
+        types = dict.fromkeys(names, _pointer(dtype))
+        for bins, cells in ((14, 32), (7, 37)):
+            block = crop_align._block(cells)
+            config = crop_align._launch_config(dtype, bins, cells)
+            config |= {"MOST": -(-cells // bins), "WIDEN": False, "GRAD": True}
+            config |= {"BLOCK_X": block, "BLOCK_XT": block}
+            pixels = config["BLOCK_O"] * config["BLOCK_C"]
+            name = f"crop_align {_pointer(dtype)} {bins} {cells}"
+            yield _by_table(name, kernel, config, pixels, types=types, slow=True)
+
+
+# rot90_batch
+
+
+@section
+def rot90_batch_cases() -> Iterator[Case]:
+    kernel, tile = rot90_batch._rot90_batch_kernel, rot90_batch._TILE
+    dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
+    four = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
+    yield Case("rot90_batch", kernel, four, 4 * tile * tile, warps=rot90_batch._WARPS)
+    one = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
+    yield Case("rot90_batch, one, last", kernel, one, tile * tile, warps=rot90_batch._WARPS)
+
+
+# vicreg
+
+
+@section
+def vicreg_cases() -> Iterator[Case]:
+    constants = {"GRAD": True, "ROWS": vicreg._ROWS, "BLOCK": vicreg._BLOCK}
+    types, pixels = {"grad_ptr": "*fp32"}, vicreg._ROWS * vicreg._BLOCK
+    kernel = vicreg._vicreg_columns_kernel
+    yield Case("vicreg", kernel, constants, pixels, types, warps=vicreg._WARPS)
+
+
+# nt_xent, koleo
+
+
+@section
+def nt_xent_cases() -> Iterator[Case]:
+    lse, grad = nt_xent._nt_xent_lse_kernel, nt_xent._nt_xent_grad_kernel
+    for width in (128, 256, 512):
+        config = nt_xent._launch_config(torch.empty(1, width, dtype=torch.bfloat16))
+        config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_G"]
+        if width < 512:
+            yield _by_table(f"nt_xent {width}", lse, config, tile)
+        types = {"grad_ptr": "*fp32"}
+        yield _by_table(f"nt_xent gradient {width}", grad, config, tile, types=types)
+    for dtype in (torch.float16, torch.float32):
+        types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"grad_ptr": "*fp32"}
+        for width in (16, 256, 512):
+            config = nt_xent._launch_config(torch.empty(1, width, dtype=dtype))
+            tile = config["BLOCK_M"] * config["BLOCK_G"]
+            end = f"{_pointer(dtype)} {width}"
+            yield _by_table(f"nt_xent {end}", lse, config, tile, types=types, slow=True)
+            yield _by_table(f"nt_xent gradient {end}", grad, config, tile, types=types, slow=True)
+
+
+@section
+def koleo_cases() -> Iterator[Case]:
+    types = {"out_ptr": "*i64"}
+    config = nt_xent._launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {"WIDEN": False}
+    yield _by_table("nearest", koleo._nearest_kernel, config, 4096, types=types)
+    for dtype in (torch.float16, torch.float32):
+        types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"out_ptr": "*i64"}
+        for width in (16, 256, 512):
+            config = nt_xent._launch_config(torch.empty(1, width, dtype=dtype))
+            tile, name = config["BLOCK_M"] * config["BLOCK_G"], f"nearest {_pointer(dtype)} {width}"
+            yield _by_table(name, koleo._nearest_kernel, config, tile, types=types, slow=True)
+
+
+# autograd: what scales a gradient in place
+
+
+@section
+def autograd_cases() -> Iterator[Case]:
+    for size in ("i32", "i64"):
+        name = f"rescale {size}"
+        yield Case(name, autograd._rescale_kernel, {"BLOCK": 1024}, 1024, {"n": size})

@@ -1,7 +1,9 @@
-"""Compiles the Triton kernels for GPUs that are not there and reads their machine code.
+"""Compiles the Triton kernels for GPUs that are not there and counts their machine code.
 
 Run as a program, since its caller may run Triton's interpreter: `python -m tests.support.sass
-FOLDER [all]` prints JSON.
+FOLDER [all]` prints JSON, {"name sm_90": figures of `Counts`}. Without `all`: the launches of
+`launches.py` that are not slow, for sm_90, and the first launch of each kernel for every
+architecture.
 """
 
 import json
@@ -11,17 +13,42 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tests.support.launches import EVEN, FLOATS, POINTERS, Case, cases, further_cases
+from tests.support.launches import EVEN, FLOATS, POINTERS, Case, cases
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ARCHITECTURES = 80, 90, 100
+
+
+class Disassembly(NamedTuple):
+    code: list[str]  # instructions in order
+    labels: dict[str, int]  # the instruction that each label points to
+
+
+class Loop(NamedTuple):
+    length: int
+    first: int
+    last: int
+
+    def holds(self, other: "Loop") -> bool:
+        return self.first <= other.first and other.last <= self.last and self != other
+
+
+class Counts(NamedTuple):
+    registers: int  # of a thread
+    stack: int  # bytes
+    local: int  # loads and stores of spilled registers
+    instructions: int
+    per_pixel: float  # instructions of one turn of the inner loop where there is one
 
 
 def build(case: Case, arch: int) -> bytes:
+    """The launch's cubin."""
     pointers = {**POINTERS, **case.types}
     signature, attributes = {}, {}
     for place, name in enumerate(case.kernel.arg_names):
@@ -40,8 +67,7 @@ def build(case: Case, arch: int) -> bytes:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
 
 
-def disassembled(cubin: Path) -> tuple[list[str], dict[str, int]]:
-    """Instructions in order, and where each label points."""
+def disassembled(cubin: Path) -> Disassembly:
     run = subprocess.run([TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True)
     code, labels = [], {}
     for line in run.stdout.splitlines():
@@ -49,7 +75,7 @@ def disassembled(cubin: Path) -> tuple[list[str], dict[str, int]]:
             labels[found[1]] = len(code)
         elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*)", line):
             code.append(found[1])
-    return code, labels
+    return Disassembly(code, labels)
 
 
 def turn(code: Sequence[str], labels: dict[str, int]) -> int:
@@ -58,9 +84,8 @@ def turn(code: Sequence[str], labels: dict[str, int]) -> int:
     for i, line in enumerate(code):
         if found := re.search(r"BRA.*`\((\.L_\w+)\)", line):
             jumps[i] = labels[found[1]]
-    loops = [(i - to + 1, to, i) for i, to in jumps.items() if to < i]
-    inner = [a for a in loops if not any(a[1] <= b[1] and b[2] <= a[2] and a != b for b in loops)]
-    _, head, end = max(inner)
+    loops = [Loop(i - to + 1, to, i) for i, to in jumps.items() if to < i]
+    _, head, end = max(one for one in loops if not any(other.holds(one) for other in loops))
     sys.setrecursionlimit(10_000)
 
     @cache
@@ -79,28 +104,31 @@ def turn(code: Sequence[str], labels: dict[str, int]) -> int:
     return int(shortest(head))
 
 
-def measure(cubin: Path, warps: int, pixels: int, loops: bool) -> dict:
+def measure(cubin: Path, case: Case) -> Counts:
     run = subprocess.run([TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True)
     usage = run.stdout + run.stderr
     code, labels = disassembled(cubin)
-    return {
-        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-        "local": sum(bool(re.search(r"\b(?:LDL|STL)\b", line)) for line in code),
-        "instructions": len(code),
-        "per_pixel": (turn(code, labels) if loops else len(code)) * warps * 32 / pixels,
-    }
+    counted = turn(code, labels) if case.loops else len(code)
+    return Counts(
+        registers=int(re.search(r"REG:(\d+)", usage)[1]),
+        stack=int(re.search(r"STACK:(\d+)", usage)[1]),
+        local=sum(bool(re.search(r"\b(?:LDL|STL)\b", line)) for line in code),
+        instructions=len(code),
+        per_pixel=counted * case.warps * 32 / case.pixels,
+    )
 
 
 def main(folder: Path, every: bool) -> None:
-    rows = {}
-    for case in [*cases(), *(further_cases() if every else ())]:
-        three = every or case.name in ("general", "warp", "blur", "texels, rgb")
-        for arch in (80, 90, 100) if three else (90,):
+    rows, met = {}, set()
+    for case in cases():
+        if case.slow and not every:
+            continue
+        first = case.kernel not in met
+        met.add(case.kernel)
+        for arch in ARCHITECTURES if first or every else (90,):
             cubin = folder / "kernel.cubin"
             cubin.write_bytes(build(case, arch))
-            loops = "texels" in case.name
-            rows[f"{case.name} sm_{arch}"] = measure(cubin, case.warps, case.pixels, loops)
+            rows[f"{case.name} sm_{arch}"] = measure(cubin, case)._asdict()
     print(json.dumps(rows))
 
 
