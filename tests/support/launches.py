@@ -148,7 +148,7 @@ def warp_recon_general_cases() -> Iterator[Case]:
         for align in (False, True):
             name = f"general, {padding}, align_corners={align}"
             options = {**RECON_EVERYTHING, "PADDING": padding, "ALIGN": align, "LOSS": "l1"}
-            yield Case(name, kernel, options, 512)
+            yield Case(name, kernel, options, 512, slow=True)
     types = {"pred_ptr": "*fp32", "grad_ptr": "*fp32", "image_ptr": "*fp32"}
     for channels, block in ((1, 128), (3, 128), (1, 512)):
         options = {**RECON_EVERYTHING, "C": channels, "BLOCK": block, "SCALE": 1.0}
@@ -210,11 +210,12 @@ def warp_recon_texels_cases() -> Iterator[Case]:
         ("rgb, recoloured", {"HAS_COLOR": True}, Ceilings(103, 104, 98)),
         ("rgb, one step", {"K": 1, "NB": 1, "ROWS": 1}, None),  # ones become constants
     ):
-        yield _texels(f"texels, {name}", "*bf16", changes, ceilings=ceilings)
-    yield _texels("texels, rgb, float32", "*fp32", {}, ceilings=Ceilings(99, 97, 100))
-    yield _texels("texels, everything on", "*fp32", TEXELS_EVERYTHING)
+        slow = name not in ("rgb", "rgbx")  # seconds each, of the same code but for a branch
+        yield _texels(f"texels, {name}", "*bf16", changes, ceilings=ceilings, slow=slow)
+    yield _texels("texels, rgb, float32", "*fp32", {}, ceilings=Ceilings(99, 97, 100), slow=True)
+    yield _texels("texels, everything on", "*fp32", TEXELS_EVERYTHING, slow=True)
     images = {**TEXELS_EVERYTHING, "INTERLEAVED": False}
-    yield _texels("texels, everything on, images", "*fp32", images)
+    yield _texels("texels, everything on, images", "*fp32", images, slow=True)
     for number, row in enumerate(_pairwise(PAIRS_OF_TEXELS)):
         dtype, tile, texel = (row.pop(name) for name in ("dtype", "tile", "texel"))
         row |= tile._asdict() | texel._asdict()
@@ -288,8 +289,10 @@ def warp_texels_cases() -> Iterator[Case]:
     yield _warp_texels("rgb", "*bf16", {}, ceilings=Ceilings(81, 80, 78))
     yield _warp_texels("rgbx", "*bf16", {"TEXEL": 4}, ceilings=Ceilings(65, 65, 64))
     recoloured = {"HAS_COLOR": True}
-    yield _warp_texels("rgb, recoloured", "*bf16", recoloured, ceilings=Ceilings(83, 84, 81))
-    yield _warp_texels("rgb to rgb", "*u8", {"ROUND": True, "PADDING": "reflection"})
+    ceilings = Ceilings(83, 84, 81)
+    yield _warp_texels("rgb, recoloured", "*bf16", recoloured, ceilings=ceilings, slow=True)
+    rounded = {"ROUND": True, "PADDING": "reflection"}
+    yield _warp_texels("rgb to rgb", "*u8", rounded, slow=True)
     for dtype in ("*fp16", "*fp32"):
         for color in (False, True):
             changes = {"HAS_COLOR": color, "PADDING": "border", "WHOLE_ROWS": False}
@@ -400,8 +403,10 @@ def crop_align_cases() -> Iterator[Case]:
         config |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
         pixels = config["BLOCK_O"] * config["BLOCK_C"]
         both = {**config, "BLOCK_XT": 16, "GRAD": True}
-        yield _by_table(f"crop_align {bins}", kernel, both, pixels)
-        yield _by_table(f"spread {bins}", crop_align._spread_kernel, config, pixels)
+        slow = bins == 4
+        yield _by_table(f"crop_align {bins}", kernel, both, pixels, slow=slow)
+        spread = crop_align._spread_kernel
+        yield _by_table(f"spread {bins}", spread, config, pixels, slow=slow)
     for dtype in (torch.float16, torch.float32):
         names = "student_ptr", "teacher_ptr", "grad_ptr", "pooled_ptr"
         types = dict.fromkeys(names, _pointer(dtype))
@@ -425,7 +430,8 @@ def rot90_batch_cases() -> Iterator[Case]:
     four = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
     yield Case("rot90_batch", kernel, four, 4 * tile * tile, warps=rot90_batch._WARPS)
     one = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
-    yield Case("rot90_batch, one, last", kernel, one, tile * tile, warps=rot90_batch._WARPS)
+    name = "rot90_batch, one, last"
+    yield Case(name, kernel, one, tile * tile, warps=rot90_batch._WARPS, slow=True)
 
 
 # vicreg
@@ -448,10 +454,11 @@ def nt_xent_cases() -> Iterator[Case]:
     for width in (128, 256, 512):
         config = nt_xent._launch_config(torch.empty(1, width, dtype=torch.bfloat16))
         config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_G"]
+        slow = width > 128
         if width < 512:
-            yield _by_table(f"nt_xent {width}", lse, config, tile)
-        types = {"grad_ptr": "*fp32"}
-        yield _by_table(f"nt_xent gradient {width}", grad, config, tile, types=types)
+            yield _by_table(f"nt_xent {width}", lse, config, tile, slow=slow)
+        types, name = {"grad_ptr": "*fp32"}, f"nt_xent gradient {width}"
+        yield _by_table(name, grad, config, tile, types=types, slow=slow)
     for dtype in (torch.float16, torch.float32):
         types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"grad_ptr": "*fp32"}
         for width in (16, 256, 512):
@@ -482,4 +489,5 @@ def koleo_cases() -> Iterator[Case]:
 def autograd_cases() -> Iterator[Case]:
     for size in ("i32", "i64"):
         name = f"rescale {size}"
-        yield Case(name, autograd._rescale_kernel, {"BLOCK": 1024}, 1024, {"n": size})
+        constants, slow = {"BLOCK": 1024}, size == "i64"
+        yield Case(name, autograd._rescale_kernel, constants, 1024, {"n": size}, slow=slow)

@@ -85,7 +85,7 @@ def turn(code: Sequence[str], labels: dict[str, int]) -> int:
         if found := re.search(r"BRA.*`\((\.L_\w+)\)", line):
             jumps[i] = labels[found[1]]
     loops = [Loop(i - to + 1, to, i) for i, to in jumps.items() if to < i]
-    _, head, end = max(one for one in loops if not any(other.holds(one) for other in loops))
+    _, head, end = max(one for one in loops if not any(one.holds(other) for other in loops))
     sys.setrecursionlimit(10_000)
 
     @cache
