@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What needs a GPU, in two parts that may be run apart where a machine is lent for minutes at a time:
-#   gpu.sh tests             the kernel, model and data tests on the device, one step of the paper's recipe
-#   gpu.sh bench [OPTIONS]   the cases, as `python -m bench` takes options (--headline, --case ...), plots
-#   gpu.sh                   both, everything
-# Takes the Python on the path; results go to $OUT (default: gpu-out).
+# What needs a GPU. The two parts can run separately, where a GPU is available for minutes only:
+#   gpu.sh tests             kernel, model and data tests on the GPU; one training step of the paper's recipe
+#   gpu.sh bench [OPTIONS]   benchmark and plots; OPTIONS of `python -m bench` (--headline, --case ...)
+#   gpu.sh                   both, with all cases
+# Uses the Python on the path; results go to $OUT (default: gpu-out).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

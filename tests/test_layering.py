@@ -1,6 +1,7 @@
 """Who may import whom, read from the ASTs (the picture in the README's map)."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,12 @@ def test_no_test_file_imports_another() -> None:
         for name in _imports(path):
             last = name.removeprefix("tests.").split(".")[0]
             assert not last.startswith(("test_", "conftest")), f"{path} imports {name}"
+
+
+def test_scripts_name_test_files_that_exist() -> None:
+    for script in sorted((ROOT / "ci").glob("*.sh")):
+        for name in re.findall(r"tests/\w+\.py", script.read_text()):
+            assert (ROOT / name).is_file(), f"{script.name}: {name}"
 
 
 def test_nothing_loads_a_pickle() -> None:
