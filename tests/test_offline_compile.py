@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 import triton
 
 from tests.support.launches import cases
+from tests.support.once import once
 
 ROOT = Path(__file__).parent.parent
 CEILINGS = [
@@ -25,21 +26,27 @@ CEILINGS = [
 ]
 
 
-def compiled_by(folder, *options):
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.support.sass", folder, *options],
-        env={
-            "PYTHONPATH": str(ROOT),
-            "PATH": "/usr/bin:/bin",
-            "TRITON_CACHE_DIR": str(folder),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    rows = json.loads(run.stdout.splitlines()[-1])
+def compiled_by(factory, *options):
+    """Counts by launch and architecture, printed; made once for all workers."""
+
+    def make(folder):
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.support.sass", folder, *options],
+            env={
+                "PYTHONPATH": str(ROOT),
+                "PATH": "/usr/bin:/bin",
+                "TRITON_CACHE_DIR": str(folder),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        (folder / "counts.json").write_text(run.stdout.splitlines()[-1])
+
+    folder = once(factory, "-".join(["cubins", *options]), make)
+    rows = json.loads((folder / "counts.json").read_text())
     for name, row in rows.items():
         print(triton.__version__, name, row)
     return rows
@@ -55,7 +62,7 @@ def assert_no_spills(rows):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    return compiled_by(tmp_path_factory.mktemp("cubins"))
+    return compiled_by(tmp_path_factory)
 
 
 def test_no_kernel_spills_on_any_architecture(compiled):
@@ -64,7 +71,7 @@ def test_no_kernel_spills_on_any_architecture(compiled):
 
 @pytest.fixture(scope="module")
 def all_compiled(tmp_path_factory):
-    return compiled_by(tmp_path_factory.mktemp("cubins"), "all")
+    return compiled_by(tmp_path_factory, "all")
 
 
 @pytest.mark.slow  # 350 compilations; the first launch of every kernel is compiled above

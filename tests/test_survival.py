@@ -22,18 +22,17 @@ from tests.support.runs import (
     ranks_of,
     rows,
     run,
+    run_once,
     same,
     start,
     wait_for,
 )
 
 
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("untouched") / "run"
-    done = run("--run-dir", folder, "--max-steps", 40)
-    assert done.returncode == 0, done.stderr
-    return folder
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """The folder of a run of one process and 40 steps."""
+    return run_once(tmp_path_factory, "uninterrupted", "--max-steps", 40)
 
 
 _SLOW = [signal.SIGTERM, signal.SIGHUP]  # end as SIGINT does
@@ -44,7 +43,7 @@ STOPS = [
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, uninterrupted, number):
     folder = tmp_path / "run"
     process = start("--run-dir", folder, "--max-steps", 40)
     wait_for(folder, 5, process)
@@ -61,9 +60,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
     # another number of loader threads decodes the same bytes
     done = run("--run-dir", folder, "--resume", "--max-steps", 40, "--data.num-threads", 2)
     assert done.returncode == 0, done.stderr
-    assert same(folder, untouched)
+    assert same(folder, uninterrupted)
     assert [row["step"] for row in rows(folder)] == list(range(1, 41))
-    assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(untouched)]
+    assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(uninterrupted)]
 
 
 def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
@@ -95,9 +94,9 @@ def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
-        (2, SGD),
+        pytest.param(2, SGD, marks=pytest.mark.slow),  # as test_slurm's two tasks
         (3, SGD),
-        (2, FSDP),
+        pytest.param(2, FSDP, marks=pytest.mark.slow),  # as the next one
         (3, [*FSDP, "--model.checkpoint-activations"]),
         pytest.param(2, [*FSDP, "--train.compile"], marks=pytest.mark.slow),
         pytest.param(2, [*SGD, "--train.compile"], marks=pytest.mark.slow),
@@ -113,7 +112,12 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
 
 
 @pytest.mark.parametrize(
-    ("options", "precision"), [(ALONE, "bf16"), (FSDP, "bf16"), (FSDP, "fp16")]
+    ("options", "precision"),
+    [  # both precisions are the same code but for the loss scale, which only float16 has
+        pytest.param(ALONE, "bf16", marks=pytest.mark.slow),
+        pytest.param(FSDP, "bf16", marks=pytest.mark.slow),
+        (FSDP, "fp16"),
+    ],
 )
 def test_half_precision_follows_the_curve(tmp_path, curves_of_one, options, precision):
     """To its own rounding; float16 with the loss scaled, the same on both."""
@@ -145,7 +149,10 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one)
     expect_close(folder, curves_of_one["adamw"])
 
 
-@pytest.mark.parametrize("options", [SGD, FSDP])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(SGD, marks=pytest.mark.slow), FSDP],  # the first as after a killed rank, below
+)
 def test_two_processes_go_on_to_the_same_bits(tmp_path, options):
     """On as many processes as before; with an average, and from the middle of an epoch."""
     average = [*options, "--train.average-momentum", 0.9]
@@ -185,10 +192,8 @@ def test_accumulated_batches_are_one_step_of_all(tmp_path):
             torch.testing.assert_close(end[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
-def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path):
+def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path, uninterrupted_by_two):
     folder = tmp_path / "run"
-    whole = tmp_path / "whole"
-    assert run("--run-dir", whole, "--max-steps", 30, processes=2).returncode == 0
     process = start("--run-dir", folder, "--max-steps", 30, processes=2)
     wait_for(folder, 5, process)
     ranks = ranks_of(process)
@@ -202,9 +207,10 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path):
         assert not Path(f"/proc/{pid}").exists()
     done = run("--run-dir", folder, "--resume", "--max-steps", 30, processes=2)
     assert done.returncode == 0, done.stderr
-    assert same(folder, whole)
+    assert same(folder, uninterrupted_by_two)
 
 
+@pytest.mark.slow  # as when a thread writes the checkpoint, below
 def test_all_ranks_stop_together_when_one_is_asked(tmp_path):
     folder = tmp_path / "run"
     process = start("--run-dir", folder, "--max-steps", 500, processes=2)
@@ -289,7 +295,10 @@ checkpoint.write = write
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("options", [ALONE, FSDP])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(ALONE, marks=pytest.mark.slow), FSDP],  # the first as for an overflow, below
+)
 def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(tmp_path, options):
     spoil = """
 from fastequi import train
@@ -364,7 +373,7 @@ def tensors_of(step, kind):
     }
 
 
-def test_a_run_resumes_though_a_file_was_lost(tmp_path):
+def test_a_run_resumes_though_a_file_was_lost(tmp_path, uninterrupted):
     photos = tmp_path / "photos"
     shutil.copytree(PHOTOS, photos)
     folder = tmp_path / "run"
@@ -375,9 +384,8 @@ def test_a_run_resumes_though_a_file_was_lost(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "of the images of the run 1 (" in done.stderr
     assert rows(folder)[-1]["quarantined"] == 1
-    done = run("--data", PHOTOS, "--run-dir", tmp_path / "whole", "--max-steps", 6)
-    shown, lost = (rows(path) for path in (tmp_path / "whole", folder))
-    assert len(shown) == len(lost) == 6
+    shown, lost = (rows(path) for path in (uninterrupted, folder))
+    assert len(lost) == 6
     assert shown[1]["loss"] == lost[1]["loss"]
 
 

@@ -14,7 +14,7 @@ from fastequi.kernels.pixel_loss import patchify
 from tests.support.packed import interleaved, predictions
 from tests.support.warp_recon import eager
 
-pytestmark = pytest.mark.usefixtures("only_texels")
+pytestmark = pytest.mark.usefixtures("only_packed")
 
 
 @settings(max_examples=40, deadline=None)

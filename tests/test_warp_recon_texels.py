@@ -17,7 +17,7 @@ from tests.support.warp_recon import MEAN, STD, assert_near, eager
 
 pytest.importorskip("triton")
 
-pytestmark = pytest.mark.usefixtures("only_texels")
+pytestmark = pytest.mark.usefixtures("only_packed")
 
 
 def check(pred, image, theta, device, patch=0, reduction="mean", **options):

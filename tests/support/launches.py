@@ -158,15 +158,15 @@ def warp_recon_general_cases() -> Iterator[Case]:
         yield Case(name, kernel, options, block, types, slow=True)
 
 
-# warp_recon_texels
+# warp_recon_packed
 
-TEXELS = {
+PACKED = {
     "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16, "TILE_H": 16,
     "INTERLEAVED": True, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
     "MASK_OUTSIDE": False, "GRAD": True, "REDUCE": True, "color_ptr": None, "counts_ptr": None,
     "count_ptr": None,
 }  # fmt: skip
-TEXELS_EVERYTHING = _with_pointers(TEXELS) | {
+PACKED_EVERYTHING = _with_pointers(PACKED) | {
     "EXACT": True, "HAS_COLOR": True, "MASK_OUTSIDE": True, "PADDING": "reflection",
     "LOSS": "smooth_l1", "PATCH": 0, "TILE_W": 32, "TILE_H": 8,
 }  # fmt: skip
@@ -184,7 +184,7 @@ class Texel(NamedTuple):
     WHOLE_ROWS: bool
 
 
-PAIRS_OF_TEXELS: dict[str, tuple[Any, ...]] = {
+PAIRS_OF_PACKED: dict[str, tuple[Any, ...]] = {
     "dtype": ("*bf16", "*fp16", "*fp32"),
     "tile": (
         Tile(16, 16, 16, True), Tile(32, 8, 8, True), Tile(64, 4, 4, True), Tile(32, 32, 32, True),
@@ -198,7 +198,7 @@ PAIRS_OF_TEXELS: dict[str, tuple[Any, ...]] = {
 
 
 @section
-def warp_recon_texels_cases() -> Iterator[Case]:
+def warp_recon_packed_cases() -> Iterator[Case]:
     wide = {"TILE_W": 32, "TILE_H": 8}
     for name, changes, ceilings in (
         ("rgb", {}, Ceilings(92, 91, 88)),
@@ -211,19 +211,19 @@ def warp_recon_texels_cases() -> Iterator[Case]:
         ("rgb, one step", {"K": 1, "NB": 1, "ROWS": 1}, None),  # ones become constants
     ):
         slow = name not in ("rgb", "rgbx")  # seconds each, of the same code but for a branch
-        yield _texels(f"texels, {name}", "*bf16", changes, ceilings=ceilings, slow=slow)
-    yield _texels("texels, rgb, float32", "*fp32", {}, ceilings=Ceilings(99, 97, 100), slow=True)
-    yield _texels("texels, everything on", "*fp32", TEXELS_EVERYTHING, slow=True)
-    images = {**TEXELS_EVERYTHING, "INTERLEAVED": False}
-    yield _texels("texels, everything on, images", "*fp32", images, slow=True)
-    for number, row in enumerate(_pairwise(PAIRS_OF_TEXELS)):
+        yield _packed(f"packed, {name}", "*bf16", changes, ceilings=ceilings, slow=slow)
+    yield _packed("packed, rgb, float32", "*fp32", {}, ceilings=Ceilings(99, 97, 100), slow=True)
+    yield _packed("packed, everything on", "*fp32", PACKED_EVERYTHING, slow=True)
+    images = {**PACKED_EVERYTHING, "INTERLEAVED": False}
+    yield _packed("packed, everything on, images", "*fp32", images, slow=True)
+    for number, row in enumerate(_pairwise(PAIRS_OF_PACKED)):
         dtype, tile, texel = (row.pop(name) for name in ("dtype", "tile", "texel"))
         row |= tile._asdict() | texel._asdict()
-        yield _texels(f"texels, pairs of options {number}", dtype, row, slow=True)
+        yield _packed(f"packed, pairs of options {number}", dtype, row, slow=True)
 
 
-def _texels(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
-    constants = {**TEXELS, **changes, "EXACT": dtype == "*fp32"}
+def _packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
+    constants = {**PACKED, **changes, "EXACT": dtype == "*fp32"}
     for needed, pointers in (
         ("HAS_COLOR", ("color_ptr",)),
         ("MASK_OUTSIDE", ("counts_ptr", "count_ptr")),
@@ -238,13 +238,13 @@ def _texels(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case
         pixels,
         types={"pred_ptr": dtype, "grad_ptr": dtype},
         warps=pixels // 128,
-        registers=_registers_of_texels(constants),
+        registers=_registers_of_packed(constants),
         loops=True,
         **more,
     )
 
 
-def _registers_of_texels(constants: dict[str, Any]) -> Callable[[int], int]:
+def _registers_of_packed(constants: dict[str, Any]) -> Callable[[int], int]:
     exact, color = constants["EXACT"], constants["HAS_COLOR"]
     return lambda arch: texels.registers(arch // 10, exact, color)
 
@@ -267,13 +267,13 @@ def _pairwise(options: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
         yield best
 
 
-# warp, warp_texels
+# warp, warp_packed
 
 WARP = {
     "C": 3, "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False, "HAS_NORM": True,
     "SCALE": 1 / 255, "ROUND": False, "BLOCK": 512, "color_ptr": None,
 }  # fmt: skip
-WARP_TEXELS = {
+WARP_PACKED = {
     "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8, "PADDING": "zeros",
     "ALIGN": False, "HAS_COLOR": False, "ROUND": False, "color_ptr": None,
 }  # fmt: skip
@@ -285,32 +285,32 @@ def warp_cases() -> Iterator[Case]:
 
 
 @section
-def warp_texels_cases() -> Iterator[Case]:
-    yield _warp_texels("rgb", "*bf16", {}, ceilings=Ceilings(81, 80, 78))
-    yield _warp_texels("rgbx", "*bf16", {"TEXEL": 4}, ceilings=Ceilings(65, 65, 64))
+def warp_packed_cases() -> Iterator[Case]:
+    yield _warp_packed("rgb", "*bf16", {}, ceilings=Ceilings(81, 80, 78))
+    yield _warp_packed("rgbx", "*bf16", {"TEXEL": 4}, ceilings=Ceilings(65, 65, 64))
     recoloured = {"HAS_COLOR": True}
     ceilings = Ceilings(83, 84, 81)
-    yield _warp_texels("rgb, recoloured", "*bf16", recoloured, ceilings=ceilings, slow=True)
+    yield _warp_packed("rgb, recoloured", "*bf16", recoloured, ceilings=ceilings, slow=True)
     rounded = {"ROUND": True, "PADDING": "reflection"}
-    yield _warp_texels("rgb to rgb", "*u8", rounded, slow=True)
+    yield _warp_packed("rgb to rgb", "*u8", rounded, slow=True)
     for dtype in ("*fp16", "*fp32"):
         for color in (False, True):
             changes = {"HAS_COLOR": color, "PADDING": "border", "WHOLE_ROWS": False}
-            yield _warp_texels(f"{dtype}, border, color={color}", dtype, changes, slow=True)
+            yield _warp_packed(f"{dtype}, border, color={color}", dtype, changes, slow=True)
 
 
-def _warp_texels(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
-    constants = {**WARP_TEXELS, **changes, "EXACT": dtype in ("*fp32", "*u8")}
+def _warp_packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
+    constants = {**WARP_PACKED, **changes, "EXACT": dtype in ("*fp32", "*u8")}
     if constants["HAS_COLOR"]:
         del constants["color_ptr"]
     return Case(
-        f"warp texels, {name}",
+        f"warp packed, {name}",
         warp_texels._warp_texels_kernel,
         constants,
         256,
         types={"out_ptr": dtype},
         warps=2,
-        registers=_registers_of_texels(constants),
+        registers=_registers_of_packed(constants),
         loops=True,
         **more,
     )

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastequi.data.sources.image_sets import embedded_photos
+from tests.support.once import once
 
 PHOTOS = str(Path(embedded_photos().paths[0]).parent)
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,16 @@ def run(*options, processes=0, timeout=200, **how):
         text=True,
         timeout=timeout,
     )
+
+
+def run_once(factory, name, *options, **how):
+    """The folder of a run that several tests compare with; all workers share it."""
+
+    def make(folder):
+        done = run("--run-dir", folder / "run", *options, **how)
+        assert done.returncode == 0, done.stderr
+
+    return once(factory, name, make) / "run"
 
 
 def listening():
