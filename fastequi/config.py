@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from fastequi import limits, paths
-from fastequi.data.views.augment import ViewConfig
+from fastequi.data.config import DataConfig
 from fastequi.runtime.devices import expect_name, use_device
 
 
@@ -55,6 +55,7 @@ class PathConfig:
     hue: float = 0.1  # turns
     sigma_low: float = 0.1  # pixels
     sigma_high: float = 2.0
+    padding_mode: Literal["zeros", "border", "reflection"] = "zeros"  # beyond the edge of u
 
     def build(self) -> paths.Path:
         match self.family:
@@ -85,7 +86,6 @@ class TIRConfig:
     # iBOT: the others are prototypes), of its hidden layer (DINOv2)
     dim: int = 512
     equi_dim: int = 256  # of which z_equi
-    padding_mode: Literal["zeros", "border", "reflection"] = "zeros"
     mask_outside: bool = False
     decoder: Literal["patch", "pixel_shuffle"] = "patch"
     decoder_width: int = 256
@@ -102,8 +102,8 @@ class TIRConfig:
 class DistillConfig:
     """Student and teacher of DINO, iBOT and DINOv2 (methods.distillation); times are shares."""
 
-    prototypes: int = 65536  # DINOv2's; DINO and iBOT have method.dim - method.equi_dim
-    hidden_dim: int = 2048  # of the heads; DINOv2's is method.dim
+    prototypes: int = 65536  # DINOv2's; DINO and iBOT have tir.dim - tir.equi_dim
+    hidden_dim: int = 2048  # of the heads; DINOv2's is tir.dim
     bottleneck_dim: int = 256
     student_temp: float = 0.1
     teacher_temp: float = 0.07
@@ -121,7 +121,7 @@ class DistillConfig:
 class RotNetConfig:
     """Rotation prediction (methods.rotnet)."""
 
-    all_turns: bool = True  # every image in all four turns; else one turn each, at random
+    all_rotations: bool = True  # every image in all four turns; else one turn each, at random
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,11 @@ class GTSAConfig:
     dim: int = 768  # channels of the maps that are compared
     bins: int = 10  # along a side of what two global crops share
     local_bins: int = 4  # ... a local and a global crop
-    turn_dims: tuple[int, ...] = (768, 768, 128)  # hidden layers of the head that tells the turn
+    rotation_dims: tuple[int, ...] = (
+        768,
+        768,
+        128,
+    )  # hidden layers of the head that tells the turn
     correspondence_weight: float = 0.5
     rotation_weight: float = 0.5
     correspondence_from: float = 0.1  # share of the training until which it does not count
@@ -142,12 +146,12 @@ class GTSAConfig:
 class OptimConfig:
     """AdamW or SGD; the rate by a warm-up cosine or in steps.
 
-    `lr` is for a batch of `reference` and scales with the batch.
+    `lr` is for a batch of `base_batch` images and scales with the batch.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-4
-    reference: int = 256
+    base_batch: int = 256
     scaling: Literal["linear", "sqrt"] = "linear"
     final_lr: float = 0.0
     warmup: float = 0.0125  # share of the training
@@ -176,13 +180,13 @@ class TrainConfig:
     accumulate: int = 1  # batches per optimiser step
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: all weights on each, or parts
-    average_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
+    ema_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
     log_every: int = 20
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end a run
     checkpoint_every: int = 2000  # steps; 0: none
     checkpoint_minutes: float = 10.0  # as well, since the one before; 0: none
     keep_checkpoints: int = 3
-    save_later: bool = False  # checkpoints are written by a thread, from a copy in memory
+    async_save: bool = False  # checkpoints are written by a thread, from a copy in memory
     tensorboard: bool = True
     knn_every: int = 0  # steps between looks at the classes that neighbours tell; 0: none
     knn_data: tuple[str, ...] = ()  # whose: as --data of eval knn, folders, shards, "digits"
@@ -226,11 +230,11 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
 class Config:
     """A whole run; recipes return one, the command line changes its fields."""
 
-    system: Literal["tir", "gtsa", "rotnet"] = "tir"
+    method: Literal["tir", "gtsa", "rotnet"] = "tir"
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: ViewConfig = field(default_factory=ViewConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     path: PathConfig = field(default_factory=PathConfig)
-    method: TIRConfig = field(default_factory=TIRConfig)
+    tir: TIRConfig = field(default_factory=TIRConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     gtsa: GTSAConfig = field(default_factory=GTSAConfig)
     rotnet: RotNetConfig = field(default_factory=RotNetConfig)
@@ -243,7 +247,7 @@ class Config:
         limits.check(self)
 
     def peak_lr(self) -> float:
-        ratio = self.data.batch_size * self.train.accumulate / self.optim.reference
+        ratio = self.data.batch_size * self.train.accumulate / self.optim.base_batch
         return self.optim.lr * (ratio if self.optim.scaling == "linear" else ratio**0.5)
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -259,7 +263,18 @@ class Config:
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(f"expected a JSON object, got {text.strip()[:80]!r}")
+        if "system" in found:
+            raise ValueError(_EARLIER)
         return _from_dict(cls, {name: found[name] for name in found if name != "recipe"})
+
+
+_EARLIER = (
+    "written by an earlier version, whose settings had other names: `system` is now `method`; the "
+    "section `method` is `tir` and its padding_mode is path.padding_mode; data.crops, crop_size, "
+    "turns are local_crops, local_crop_size, rotations; gtsa.turn_dims is rotation_dims; "
+    "rotnet.all_turns is all_rotations; optim.reference is base_batch; train.average_momentum, "
+    "save_later are ema_momentum, async_save"
+)
 
 
 def recipe_of(text: str) -> str:
@@ -272,15 +287,15 @@ def recipe_of(text: str) -> str:
 _KEPT: dict[str, Callable[[Any], Any]] = {
     name: lambda value: value
     for name in (
-        *("system", "optim.kind", "data.image_size", "data.samples_per_decode", "data.repeat"),
+        *("method", "optim.kind", "data.image_size", "data.samples_per_decode", "data.repeat"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
         *("model.num_heads", "model.mlp_ratio", "model.layer_scale", "model.reg_tokens"),
-        *("model.class_token", "method.base", "method.num_steps", "method.dim", "method.equi_dim"),
-        *("method.decoder", "method.decoder_width", "method.decoder_convs", "method.expander"),
-        *("method.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
-        *("gtsa.dim", "gtsa.turn_dims"),
+        *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
+        *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
+        *("tir.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
+        *("gtsa.dim", "gtsa.rotation_dims"),
     )
-} | dict.fromkeys(("method.recon_weight", "data.mask_share", "train.average_momentum"), bool)
+} | dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
 
 
 def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:

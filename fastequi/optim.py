@@ -1,4 +1,4 @@
-"""Optimiser, schedule and weight average: each a pure function of the model or of progress."""
+"""Optimiser, schedule and weight EMA: each a pure function of the model or of progress."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def lerp_(
         torch._foreach_add_(x, change)
 
 
-class WeightAverage:
+class WeightEMA:
     """Exponential moving average of a model's parameters and float buffers (Polyak averaging).
 
     The effective momentum warms up, min(momentum, (1 + n)/(10 + n)), so that early weights are
@@ -181,7 +181,7 @@ class WeightAverage:
         if not 0 < momentum < 1:
             raise ValueError(f"momentum: expected 0 < momentum < 1, got {momentum}")
         self.momentum, self.updates = momentum, 0
-        self.average = {name: value.clone() for name, value in model.state_dict().items()}
+        self.tensors = {name: value.clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, taken: Tensor | None = None) -> None:
@@ -192,11 +192,11 @@ class WeightAverage:
         theirs: list[Tensor] = []
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                ours.append(self.average[name])
+                ours.append(self.tensors[name])
                 theirs.append(value)
             else:
-                self.average[name].copy_(value)
+                self.tensors[name].copy_(value)
         lerp_(ours, theirs, 1 - keep, taken)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.average
+        return self.tensors

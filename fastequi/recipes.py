@@ -14,13 +14,13 @@ from fastequi.config import (
     TIRConfig,
     TrainConfig,
 )
-from fastequi.data.views.augment import Augment, ViewConfig, local_crop, vicreg_second
+from fastequi.data.config import Augment, DataConfig, local_crop, vicreg_second
 
 
 def tir_vicreg_vits16() -> Config:
     """TIR on VICReg with ViT-S/16, SE(2) path, as in the paper (800 epochs, batch 2048)."""
     # SIE's form of VICReg, which the paper builds on, weighs its terms 10/10/1
-    return Config(method=TIRConfig(inv_weight=10.0, var_weight=10.0, cov_weight=1.0))
+    return Config(tir=TIRConfig(inv_weight=10.0, var_weight=10.0, cov_weight=1.0))
 
 
 def vicreg_vits16() -> Config:
@@ -30,7 +30,7 @@ def vicreg_vits16() -> Config:
 
 def tir_simclr_vits16() -> Config:
     """TIR on SimCLR with ViT-S/16, SE(2) path; what the paper does not say is as for VICReg."""
-    return Config(method=TIRConfig("simclr"))
+    return Config(tir=TIRConfig("simclr"))
 
 
 def simclr_vits16() -> Config:
@@ -43,7 +43,7 @@ def tir_dino_vits16() -> Config:
     return Config(
         model=ModelConfig(drop_path=0.1),
         data=_multi_crop((0.25, 1.0), (0.05, 0.25)),
-        method=TIRConfig("dino", dim=65536, equi_dim=2048),
+        tir=TIRConfig("dino", dim=65536, equi_dim=2048),
         optim=_DINO_OPTIM,
     )
 
@@ -58,7 +58,7 @@ def tir_ibot_vits16() -> Config:
     return Config(
         model=ModelConfig(drop_path=0.1),
         data=replace(_multi_crop((0.25, 1.0), (0.05, 0.25)), mask_share=0.5),
-        method=TIRConfig("ibot", dim=8192, equi_dim=2048),
+        tir=TIRConfig("ibot", dim=8192, equi_dim=2048),
         optim=_DINO_OPTIM,
     )
 
@@ -91,11 +91,11 @@ def tir_dinov2_vitl16() -> Config:
     return Config(
         model=ModelConfig("vit_large", drop_path=0.3, layer_scale=1e-5),
         data=replace(_multi_crop((0.32, 1.0), (0.05, 0.32)), batch_size=2048, mask_share=0.5),
-        method=TIRConfig("dinov2", dim=2048, equi_dim=512),
+        tir=TIRConfig("dinov2", dim=2048, equi_dim=512),
         distill=DistillConfig(momentum=0.992, temp_warmup=0.3, freeze=0.01),
         optim=OptimConfig(
             lr=4e-3,
-            reference=1024,
+            base_batch=1024,
             scaling="sqrt",
             final_lr=1e-6,
             warmup=0.1,
@@ -123,11 +123,11 @@ _DINO_OPTIM = OptimConfig(
 )
 
 
-def _multi_crop(area: tuple[float, float], local: tuple[float, float]) -> ViewConfig:
+def _multi_crop(area: tuple[float, float], local: tuple[float, float]) -> DataConfig:
     """Two views of 224 px and eight of 96: windows of these shares of the photograph."""
     first, second = Augment(area=area), replace(vicreg_second(), area=area)
-    return ViewConfig(
-        a1=first, a2=second, crops=8, a3=replace(local_crop(), area=local), batch_size=1024
+    return DataConfig(
+        a1=first, a2=second, local_crops=8, a3=replace(local_crop(), area=local), batch_size=1024
     )
 
 
@@ -135,7 +135,7 @@ def _alone(config: Config) -> Config:
     """The base of a recipe: nothing reconstructed, the second view not transformed."""
     return replace(
         config,
-        method=replace(config.method, num_steps=0, equi_dim=0),
+        tir=replace(config.tir, num_steps=0, equi_dim=0),
         path=_STILL,
     )
 
@@ -151,13 +151,13 @@ def gtsa_vits16() -> Config:
     return Config(
         "gtsa",
         model=ModelConfig(drop_path=0.1),
-        data=ViewConfig(
+        data=DataConfig(
             a1=crop,
             a2=crop,
-            crops=8,
-            crop_size=96,
+            local_crops=8,
+            local_crop_size=96,
             a3=replace(crop, area=(0.1, 0.3)),
-            turns=True,
+            rotations=True,
             overlap=(0.02, 0.01),
             batch_size=256,
         ),
@@ -175,7 +175,7 @@ def rotnet_nin_32() -> Config:
         data=_single_view(32, 128, Augment(area=(0.75, 1.0), aspect=(1.0, 1.0))),
         path=_STILL,
         optim=OptimConfig(
-            "sgd", lr=0.1, reference=128, weight_decay=5e-4, milestones=(0.3, 0.6, 0.8), clip=0.0
+            "sgd", lr=0.1, base_batch=128, weight_decay=5e-4, milestones=(0.3, 0.6, 0.8), clip=0.0
         ),
         train=TrainConfig(epochs=200),
     )
@@ -191,7 +191,7 @@ def rotnet_alexnet_224() -> Config:
         optim=OptimConfig(
             "sgd",
             lr=0.01,
-            reference=192,
+            base_batch=192,
             weight_decay=5e-4,
             milestones=(1 / 3, 2 / 3),
             factor=0.1,
@@ -216,9 +216,9 @@ def rotnet_vits16() -> Config:
 _STILL = PathConfig("se2", degrees=0.0, pixels=0.0)
 
 
-def _single_view(size: int, batch: int, crop: Augment) -> ViewConfig:
+def _single_view(size: int, batch: int, crop: Augment) -> DataConfig:
     """One crop of every image, mirrored or not; v1 is the same window, which costs little."""
-    return ViewConfig(
+    return DataConfig(
         image_size=size,
         source_size=size,
         batch_size=batch,
@@ -245,7 +245,7 @@ def demo() -> Config:
         model=ModelConfig(
             "vit_tiny", patch_size=8, embed_dim=128, depth=4, num_heads=2, class_token=False
         ),
-        data=ViewConfig(
+        data=DataConfig(
             image_size=32,
             source_size=48,  # 48/32 > √2: turned alone, a view has no empty corner
             batch_size=64,
@@ -256,11 +256,10 @@ def demo() -> Config:
             a1=windows,
             a2=replace(windows, jitter=0.0),
         ),
-        path=PathConfig("se2", degrees=45.0, pixels=21.0),  # 3 px of 32
-        method=TIRConfig(
+        path=PathConfig("se2", degrees=45.0, pixels=21.0, padding_mode="reflection"),  # 3 px of 32
+        tir=TIRConfig(
             dim=288,
             equi_dim=192,
-            padding_mode="reflection",
             # chosen on a validation part (bottom 30 % of the training regions) after 90 s of steps,
             # by the mean R² of the token probe from z_equi and of an MLP from its mean token: two
             # seeds of this recipe .56 .54 and .15 .17; decoders of 0, 2 and 4 convolutions .56 .56

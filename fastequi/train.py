@@ -29,7 +29,7 @@ from fastequi.data.views.batch import Batch
 from fastequi.evaluate.online import Look, look, looks
 from fastequi.methods.method import Method
 from fastequi.optim import (
-    WeightAverage,
+    WeightEMA,
     adamw,
     clip_gradients,
     schedule,
@@ -43,7 +43,7 @@ from fastequi.runtime.guard import Guard
 from fastequi.runtime.machine import machine
 from fastequi.runtime.metrics import Log
 from fastequi.runtime.pace import Clock, Meter, Timer
-from fastequi.runtime.preempt import Notice, Preempted
+from fastequi.runtime.preempt import Preempted, PreemptionHandler
 from fastequi.runtime.processes import Processes, let_go, replicated, shard, started, together
 from fastequi.runtime.progress import Progress, Silent
 from fastequi.runtime.scale import LossScale
@@ -75,7 +75,7 @@ def pretrain(
         recipe: the name of what the settings began as, for the folder to tell.
 
     Returns:
-        The method in eval mode, with averaged weights if the config keeps an average; with
+        The method in eval mode, with the EMA of its weights if the config keeps one; with
         `train.parallel=fsdp` this process's parts of it.
 
     Under torchrun every process calls it; the first one writes the files.
@@ -108,13 +108,13 @@ def pretrain(
         if in_parts:
             shard(method, processes)
         optimizer = build_optimizer(method, config)
-        momentum = config.train.average_momentum
-        average = WeightAverage(method, momentum) if momentum else None
+        momentum = config.train.ema_momentum
+        ema = WeightEMA(method, momentum) if momentum else None
         if processes.rank:  # each its own random numbers; the first one's are a single process's
             torch.manual_seed(config.train.seed + processes.rank)
         state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
         if found is not None:
-            state = checkpoint.load(found, method, optimizer, average, processes.rank)
+            state = checkpoint.load(found, method, optimizer, ema, processes.rank)
         if config.train.compile:
             method.compile()
         loader = stack.enter_context(
@@ -145,13 +145,13 @@ def pretrain(
         stack.enter_context(bar)
         saver = stack.enter_context(
             checkpoint.Saver(
-                run_dir / "checkpoints", config.train.keep_checkpoints, config.train.save_later
+                run_dir / "checkpoints", config.train.keep_checkpoints, config.train.async_save
             )
         )
-        parts = config, method, optimizer, average, loader, log, bar, online, processes, saver
+        parts = config, method, optimizer, ema, loader, log, bar, online, processes, saver
         _Run(*parts).loop(state, max_steps)
-        if average is not None:
-            method.load_state_dict(average.state_dict())
+        if ema is not None:
+            method.load_state_dict(ema.state_dict())
         encoder = checkpoint.whole_state(method.encoder) if processes.first or in_parts else {}
         if processes.first:
             about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
@@ -195,7 +195,7 @@ class _Run:
         config: Config,
         method: Method,
         optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None,
+        ema: WeightEMA | None,
         loader: Loader,
         log: Log,
         bar: Progress | Silent,
@@ -204,12 +204,12 @@ class _Run:
         saver: checkpoint.Saver,
     ) -> None:
         self.online, self.processes, self.saver = online, processes, saver
-        self.config, self.method, self.optimizer, self.average = config, method, optimizer, average
+        self.config, self.method, self.optimizer, self.ema = config, method, optimizer, ema
         self.loader, self.log, self.bar = loader, log, bar
         self.device = next(method.parameters()).device
         self.autocast = config.train.autocast_dtype(self.device)
         self.scale = LossScale(self.device) if self.autocast is torch.float16 else None
-        self.model = replicated(method, processes, method.may_lack_gradients)
+        self.model = replicated(method, processes, method.find_unused_parameters)
 
     def loop(self, state: dict[str, Any], max_steps: int | None) -> None:
         train, step = self.config.train, state["step"]
@@ -221,7 +221,7 @@ class _Run:
         guard = Guard(self.method, train.max_skipped, self.processes.group, self.scale)
         guard.load_state_dict(state)
         self.method.train()
-        with Notice(self.processes.first) as notice:
+        with PreemptionHandler(self.processes.first) as notice:
             timer = Timer(train.checkpoint_minutes)
             progress, asked, late = self._agree(clock, step, notice, timer)
             last = clock.done(step, progress) or bool(asked)
@@ -246,8 +246,8 @@ class _Run:
                 self.optimizer.zero_grad()
                 self.method.after_step(progress, taken)
                 guard.restore(taken)
-                if self.average is not None:
-                    self.average.update(self.method, taken)
+                if self.ema is not None:
+                    self.ema.update(self.method, taken)
                 meter.add({"grad_norm": norm})
                 progress, asked, late = self._agree(clock, step, notice, timer)
                 last = clock.done(step, progress) or bool(asked)
@@ -274,20 +274,20 @@ class _Run:
                     self._save(step, clock.seconds(), guard)
                     timer.wind()
             self.saver.wait()
-            self.processes.most([0.0])  # torchrun ends all soon after the first that leaves
+            self.processes.barrier()  # torchrun ends all soon after the first that leaves
             if asked:
                 saved = f": saved after step {step}" if step > state["step"] else " before a step"
                 raise Preempted(f"{notice.name(asked)} came{saved}", asked)
 
     def _agree(
-        self, clock: Clock, step: int, notice: Notice, timer: Timer
+        self, clock: Clock, step: int, notice: PreemptionHandler, timer: Timer
     ) -> tuple[float, int, bool]:
         """Progress, the signal that asks all to stop (or 0), and whether it is time to save.
 
         By the first process's clock, so that all do the same.
         """
         own = (clock.progress(step), timer.due()) if self.processes.first else (0.0, False)
-        progress, late, number = self.processes.most([*own, notice.number])
+        progress, late, number = self.processes.all_reduce_max([*own, notice.number])
         return progress, int(number), bool(late)
 
     def _looks_due(self, step: int, last: bool) -> set[int]:
@@ -313,7 +313,7 @@ class _Run:
     def _save(self, step: int, seconds: float, guard: Guard) -> None:
         state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}
         generators = checkpoint.generators(self.processes)
-        parts = self.method, self.optimizer, state, self.average, self.config.to_json()
+        parts = self.method, self.optimizer, state, self.ema, self.config.to_json()
         if isinstance(self.method, FSDPModule):
             taken = checkpoint.snapshot(step, *parts, generators=generators, in_parts=True)
             folder, keep = self.saver.folder, self.saver.keep
@@ -321,7 +321,7 @@ class _Run:
         elif self.processes.first:
             copy = self.saver.later
             self.saver.save(checkpoint.snapshot(step, *parts, generators=generators, copy=copy))
-        self.processes.most([0.0])  # none goes on alone if it fails
+        self.processes.barrier()  # none goes on alone if it fails
 
 
 def _check_folder(run_dir: Path, resume: bool) -> None:
@@ -353,5 +353,5 @@ def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path 
     found = checkpoint.latest(run_dir / "checkpoints") if processes.first else None
     if processes.first and resume and found is None:
         logger.info("%s has no checkpoint yet: from the start", run_dir)
-    (step,) = processes.most([-1.0 if found is None else checkpoint.step_of(found)])
+    (step,) = processes.all_reduce_max([-1.0 if found is None else checkpoint.step_of(found)])
     return None if step < 0 else checkpoint.folder_of(run_dir / "checkpoints", int(step))

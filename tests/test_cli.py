@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "fastequi" / "data" / "photos"
 SMALL = [
     *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
-    *("--data.batch-size", 16, "--method.expander", 16, 16),
+    *("--data.batch-size", 16, "--tir.expander", 16, 16),
     *("--train.minutes", 0, "--train.epochs", 1),
 ]
 
@@ -70,9 +70,9 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
     for recipe, more, message in (
         ("vicreg_vits16", [], f"--resume: {run} is a run of the recipe demo, got vicreg_vits16"),
         ("demo", ["--model.depth", 2], "model.depth: expected 1, as the run began, with --resume"),
-        ("demo", ["--method.base", "simclr"], "method.base: expected vicreg, as the run began"),
+        ("demo", ["--tir.base", "simclr"], "tir.base: expected vicreg, as the run began"),
         ("demo", ["--model.num-heads", 2], "model.num_heads: expected 1, as the run began"),
-        ("demo", ["--train.average-momentum", 0.9], "train.average_momentum: expected 0.0"),
+        ("demo", ["--train.ema-momentum", 0.9], "train.ema_momentum: expected 0.0"),
         ("demo", ["--data.repeat", 63], "data.repeat: expected 64, as the run began"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -134,7 +134,7 @@ def test_a_multi_crop_recipe_made_small_by_options(tmp_path, recipe):
     small = [
         *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
         *("--data.image-size", 64, "--data.source-size", 64, "--data.crop-size", 32),
-        *("--data.crops", 2, "--data.batch-size", 8, "--distill.prototypes", 64),
+        *("--data.local-crops", 2, "--data.batch-size", 8, "--distill.prototypes", 64),
         *("--distill.hidden-dim", 32, "--distill.bottleneck-dim", 16),
     ]
     run = tmp_path / "run"

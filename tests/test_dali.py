@@ -9,10 +9,10 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.data.config import Augment, DataConfig, local_crop
 from fastequi.data.dali import ViewPipeline, decoded_sizes, decoder_backend, feed_of
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import image_folder
-from fastequi.data.views.augment import Augment, ViewConfig, local_crop
 from fastequi.data.views.parameters import ViewParams, crop_params
 from fastequi.paths import SE2, color_matrix
 from fastequi.philox import Draws
@@ -36,7 +36,7 @@ def run(cfg, paths, v1, u):
 
 def config(a1=None, a2=None, size=32, **changes):
     none = Augment.none()
-    return ViewConfig(size, size, a1=a1 or none, a2=a2 or none, **{**UNIT, **changes})
+    return DataConfig(size, size, a1=a1 or none, a2=a2 or none, **{**UNIT, **changes})
 
 
 def decoded(path, size=32):
@@ -231,7 +231,7 @@ def test_local_crops_are_windows_of_their_own(tmp_path, samples):
         paths.append(path)
     views, n = 3, 2 * samples
     aug = Augment(area=(0.1, 0.5), jitter=0.5, gray=0.5, blur=0.5, solarize=0.5)
-    cfg = config(crops=views, crop_size=16, a3=aug, samples_per_decode=samples)
+    cfg = config(local_crops=views, local_crop_size=16, a3=aug, samples_per_decode=samples)
     draws = Draws.of(0, 0, np.arange(n))
     params = crop_params(cfg, draws, np.full((n, 2), 32))
     feed = feed_of(cfg, [str(path) for path in paths], whole(n), whole(n), params)
@@ -248,7 +248,7 @@ def test_local_crops_are_windows_of_their_own(tmp_path, samples):
 def test_a_run_with_crops_and_masks_resumes_with_the_same_batches(noise):
     source = image_folder(noise.parent)
     cfg = replace(
-        config(crops=2, crop_size=16, a3=local_crop(), mask_share=0.5),
+        config(local_crops=2, local_crop_size=16, a3=local_crop(), mask_share=0.5),
         batch_size=4, samples_per_decode=2, repeat=16,
     )  # fmt: skip
     shared = {"seed": 3, "grid": 4}
@@ -262,8 +262,8 @@ def test_a_run_with_crops_and_masks_resumes_with_the_same_batches(noise):
     with make_loader(source, cfg, SE2(), **shared, state=state) as second:
         for expected in batches[1:]:
             found = next(second)
-            assert torch.equal(found.crops, expected.crops)
+            assert torch.equal(found.local_crops, expected.local_crops)
             assert torch.equal(found.masks.mask, expected.masks.mask)
-    assert batches[0].crops.shape == (2, 4, 3, 16, 16)
+    assert batches[0].local_crops.shape == (2, 4, 3, 16, 16)
     assert batches[0].masks.mask.shape == (2, 4, 16)
-    assert not torch.equal(batches[0].crops[0], batches[0].crops[1])
+    assert not torch.equal(batches[0].local_crops[0], batches[0].local_crops[1])

@@ -14,6 +14,7 @@ pytest.importorskip("nvidia.dali")
 
 from test_loader import CFG, assert_same, batches
 
+from fastequi.data.config import Augment
 from fastequi.data.dali import decoded_sizes
 from fastequi.data.given import Given
 from fastequi.data.loader import make_loader
@@ -21,7 +22,6 @@ from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.reader import read
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.sources.images import Source
-from fastequi.data.views.augment import Augment
 from fastequi.paths import SE2
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from test_gtsa import small as gtsa
 from bench import recipes
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.methods.method import Method
-from fastequi.optim import WeightAverage, adamw, lerp_, sgd, take_step
+from fastequi.optim import WeightEMA, adamw, lerp_, sgd, take_step
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
 from fastequi.runtime.guard import Guard
@@ -55,13 +55,13 @@ def tensors(folder, name):
 @pytest.mark.parametrize("what", ["loss", "gradient", "input"])
 @pytest.mark.parametrize("name", ["tir_vicreg_vits16", "tir_ibot_vits16", "gtsa_vits16"])
 def test_a_step_that_is_not_finite_changes_no_bit(tmp_path, monkeypatch, caplog, name, what):
-    """Weights, moments, teacher, centres, weight average: as after the step before."""
+    """Weights, moments, teacher, centres, weight EMA: as after the step before."""
     spoiled(monkeypatch, {3}, what)
-    config = config_of(name, average_momentum=0.9)
+    config = config_of(name, ema_momentum=0.9)
     with caplog.at_level(logging.WARNING):
         pretrain(config, embedded_photos(), tmp_path, max_steps=4)
     folders = [tmp_path / "checkpoints" / f"step_{n:08d}" for n in (2, 3, 4)]
-    for kind in ("model", "optimizer", "average"):
+    for kind in ("model", "optimizer", "ema"):
         before, skipped, after = (tensors(folder, kind) for folder in folders)
         for key, value in before.items():
             if key.startswith("rng_state") or "num_batches_tracked" in key:
@@ -147,12 +147,12 @@ def test_averages_stand_still_or_move_as_lerp_does():
     for a, b, c in zip(ours, before, theirs, strict=True):
         torch.testing.assert_close(a, torch.lerp(b, c, 0.3))
     model = torch.nn.Linear(3, 2)
-    average = WeightAverage(model, 0.9)
-    start = {name: value.clone() for name, value in average.average.items()}
+    ema = WeightEMA(model, 0.9)
+    start = {name: value.clone() for name, value in ema.tensors.items()}
     with torch.no_grad():
         model.weight += 1
-    average.update(model, torch.tensor(0.0))
-    assert all(torch.equal(value, start[name]) for name, value in average.average.items())
+    ema.update(model, torch.tensor(0.0))
+    assert all(torch.equal(value, start[name]) for name, value in ema.tensors.items())
 
 
 def test_it_reads_the_device_only_when_asked(monkeypatch):

@@ -15,10 +15,10 @@ pytest.importorskip("nvidia.dali")
 
 from test_loader import CFG, assert_same, batches
 
+from fastequi.data.config import Augment
 from fastequi.data.loader import make_loader
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import image_folder, tar_shards
-from fastequi.data.views.augment import Augment
 from fastequi.paths import SE2
 
 

@@ -39,7 +39,7 @@ def test_it_follows_the_curve_of_float32_to_its_rounding(tmp_path, monkeypatch, 
 
 def test_an_overflow_skips_the_step_halves_the_scale_and_goes_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(scale, "_FIRST", 2.0**40)
-    config = config_of("tir_ibot_vits16", precision="fp16", average_momentum=0.9, max_skipped=2)
+    config = config_of("tir_ibot_vits16", precision="fp16", ema_momentum=0.9, max_skipped=2)
     with caplog.at_level(logging.WARNING):
         pretrain(config, embedded_photos(), tmp_path, max_steps=3)
     rows = rows_of(tmp_path)
@@ -48,7 +48,7 @@ def test_an_overflow_skips_the_step_halves_the_scale_and_goes_on(tmp_path, monke
     assert {row["skipped"] for row in rows} == {0}
     assert "not taken" not in caplog.text
     first, last = (tmp_path / "checkpoints" / f"step_{n:08d}" for n in (1, 3))
-    for kind in ("model", "average"):
+    for kind in ("model", "ema"):
         before, after = tensors(first, kind), tensors(last, kind)
         for key, value in before.items():
             assert torch.equal(value, after[key]) or "num_batches_tracked" in key, key

@@ -20,6 +20,7 @@ from test_loader import assert_same
 from test_loader import batches as loaded
 
 from fastequi.cli import commands
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
 from fastequi.data.sources import index
@@ -31,15 +32,14 @@ from fastequi.data.sources.image_sets import (
     tar_shards,
 )
 from fastequi.data.sources.shards import is_shards, shard_listing
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.paths import SE2
 
-CFG = ViewConfig(
+CFG = DataConfig(
     image_size=16,
     source_size=24,
     a2=Augment(solarize=0.3),
-    crops=2,
-    crop_size=8,
+    local_crops=2,
+    local_crop_size=8,
     batch_size=8,
     samples_per_decode=2,
     repeat=2,

@@ -23,7 +23,7 @@ TINY = [
     *("--data", PHOTOS, "--train.minutes", "0", "--train.epochs", "1", "--train.no-tensorboard"),
     *("--data.batch-size", "12", "--data.samples-per-decode", "2", "--data.num-threads", "1"),
     *("--model.embed-dim", "32", "--model.depth", "1", "--model.num-heads", "1"),
-    *("--method.dim", "24", "--method.equi-dim", "16", "--method.expander", "16", "16"),
+    *("--tir.dim", "24", "--tir.equi-dim", "16", "--tir.expander", "16", "16"),
     *("--train.log-every", "1", "--train.checkpoint-every", "2"),
 ]
 
@@ -247,12 +247,12 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one)
 @pytest.mark.parametrize("options", [SGD, FSDP])
 def test_two_processes_go_on_to_the_same_bits(tmp_path, options):
     """On as many processes as before; with an average, and from the middle of an epoch."""
-    average = [*options, "--train.average-momentum", 0.9]
+    ema = [*options, "--train.ema-momentum", 0.9]
     for name, stops in (("whole", (6,)), ("parts", (3, 6))):
         for stop in stops:
             again = ["--resume"] if stop != stops[0] else []
             where = ["--run-dir", tmp_path / name, "--max-steps", stop, *again]
-            done = run(*where, *average, processes=2)
+            done = run(*where, *ema, processes=2)
             assert done.returncode == 0, done.stderr
     assert same(tmp_path / "whole", tmp_path / "parts")
 
@@ -451,8 +451,8 @@ def test_an_average_of_parts_is_that_of_one_process(tmp_path):
     ends = []
     for processes, options in ((0, ALONE), (2, FSDP)):
         folder = tmp_path / f"run{len(ends)}"
-        average = ["--train.average-momentum", 0.9, "--max-steps", 3]
-        done = run("--run-dir", folder, *options, *average, processes=processes)
+        ema = ["--train.ema-momentum", 0.9, "--max-steps", 3]
+        done = run("--run-dir", folder, *options, *ema, processes=processes)
         assert done.returncode == 0, done.stderr
         ends.append(load_file(folder / "model.safetensors"))
     for name, value in ends[0].items():

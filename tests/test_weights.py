@@ -318,7 +318,7 @@ def test_what_is_no_plain_vit_is_told_in_one_line(tmp_path, state, message):
         ('{"std": [0.5, 0.5, 0]}', "std: expected numbers > 0"),
         ('{"model_args": {"act_layer": "quick_gelu"}}', "act_layer: expected gelu, a plain ViT's"),
         ('{"model_args": {"norm_layer": "rmsnorm"}}', "norm_layer: expected layernorm"),
-        ('{"system": "tir", "model": null}', "not a run's settings: Config.model: expected"),
+        ('{"method": "tir", "model": null}', "not a run's settings: Config.model: expected"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_told_in_one_line(tmp_path, config, message):

@@ -87,9 +87,9 @@ def synthetic(config: Config, n: int, device: torch.device) -> Batch:
     draws = Draws.of(0, 0, ids.numpy())
     params = config.path.build().sample(draws, size)
     crops = masks = None
-    if data.crops:
-        side = data.crop_size
-        crops = torch.randn(data.crops, n, 3, side, side, generator=generator).to(device)
+    if data.local_crops:
+        side = data.local_crop_size
+        crops = torch.randn(data.local_crops, n, 3, side, side, generator=generator).to(device)
     if data.mask_share:
         grid = size // config.model.patch_size
         drawn = [

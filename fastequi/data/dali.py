@@ -1,13 +1,13 @@
 """The decoding graph: photographs and parameters in, all views out, on the CPU or a GPU.
 
-    image ─ decode ┬─ M windows of u  ─ colour ─ blur ─ solarize ─ turn ─────────────► u  uint8
-                   ├─ M windows of v1 ─ colour ─ blur ─ solarize ─ turn ─ normalise ─► v1 float32
+    image ─ decode ┬─ M windows of u  ─ colour ─ blur ─ solarize ─ rot90 ────────────► u  uint8
+                   ├─ M windows of v1 ─ colour ─ blur ─ solarize ─ rot90 ─ normalise ─► v1 float32
                    └─ M · V local crops, likewise, if the run has any ───────────────► crops float32
 
 An image is a file that DALI reads itself, or encoded bytes that the feed brings (of tar shards).
 
-Nothing is random here: all choices arrive as arrays (`fastequi.data.views.augment`), so the same
-arrays give the same bytes for any number of threads. Every photograph is decoded once for its
+Nothing is random here: all choices arrive as arrays (`fastequi.data.views.parameters`), so the
+same arrays give the same bytes for any number of threads. Every photograph is decoded once for its
 windows; those of one kind then go through the other operators together, as the frames of one
 sequence. With a shared crop v1 is cut from the resampled u instead of being resampled again.
 
@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.views.parameters import ViewParams
-from fastequi.data.views.turns import turn_matrices
+from fastequi.data.views.rotations import rotation_matrices
 
 _MISSING: Exception | None = None
 try:
@@ -70,7 +70,7 @@ class ViewPipeline:
 
     def __init__(
         self,
-        cfg: ViewConfig,
+        cfg: DataConfig,
         decodes: int,
         feed: Callable[[], Feed],
         device: torch.device,
@@ -87,7 +87,7 @@ class ViewPipeline:
             prefetch_queue_depth=_IN_FLIGHT,
             exec_dynamic=True,  # outputs stay valid for as long as they are held
         )
-        self._crops = cfg.crops
+        self._crops = cfg.local_crops
         with self._pipeline:
             self._pipeline.set_outputs(*_graph(cfg, feed, device, encoded, frame))
         self._pipeline.build()
@@ -115,7 +115,7 @@ class ViewPipeline:
 
 
 def feed_of(
-    cfg: ViewConfig,
+    cfg: DataConfig,
     files: Sequence[File],
     v1: ViewParams,
     u: ViewParams,
@@ -139,7 +139,7 @@ def feed_of(
     views = (
         (u, True, cfg.source_size),
         (v1, not cfg.shared_crop, cfg.image_size),
-        (crops, True, cfg.crop_size),
+        (crops, True, cfg.local_crop_size),
     )
     for params, has_window, size in views:
         if params is None:
@@ -153,8 +153,8 @@ def feed_of(
             arrays += [rows(params.sigma), rows(np.where(params.sigma > 0, 0, 1).astype(np.int32))]
         if params.solarize is not None:
             arrays.append(rows(params.solarize.astype(np.uint8) * np.uint8(255), trailing=3))
-        if params.turn is not None:
-            arrays.append(rows(turn_matrices(params.turn, size)))
+        if params.rotation is not None:
+            arrays.append(rows(rotation_matrices(params.rotation, size)))
     return tuple(arrays)
 
 
@@ -168,7 +168,7 @@ def _decode(files: Any, device: torch.device, encoded: bool) -> Any:
 
 
 def _graph(
-    cfg: ViewConfig,
+    cfg: DataConfig,
     feed: Callable[[], Feed],
     device: torch.device,
     encoded: bool,
@@ -202,7 +202,7 @@ def _graph(
         if aug.solarize > 0:
             flag = next(inputs)  # 255 where the sample is solarized, else 0
             x = x ^ ((x >= 128) * (flag.gpu() if on_gpu else flag))
-        if cfg.turns:  # pixel onto pixel, so that nothing is interpolated
+        if cfg.rotations:  # pixel onto pixel, so that nothing is interpolated
             x = fn.warp_affine(x, matrix=each(next(inputs)), interp_type=types.INTERP_NN)
         return x
 
@@ -225,20 +225,22 @@ def _graph(
     else:
         view = source
     views = [normalised(pixels(view, cfg.a1, samples), samples), u]
-    if cfg.crops:
-        frames = samples * cfg.crops
-        views.append(normalised(pixels(windows(cfg.crop_size, frames), cfg.a3, frames), frames))
+    if cfg.local_crops:
+        frames = samples * cfg.local_crops
+        views.append(
+            normalised(pixels(windows(cfg.local_crop_size, frames), cfg.a3, frames), frames)
+        )
     return tuple(views)
 
 
-def _input_types(cfg: ViewConfig) -> list[Any]:
+def _input_types(cfg: DataConfig) -> list[Any]:
     """The types of :func:`feed_of`'s arrays."""
     kinds = [types.UINT8]
     views = [(cfg.a2, True), (cfg.a1, not cfg.shared_crop)]
-    for aug, has_window in views + [(cfg.a3, True)] * (cfg.crops > 0):
+    for aug, has_window in views + [(cfg.a3, True)] * (cfg.local_crops > 0):
         kinds += [types.FLOAT] * (2 * has_window + 4 * aug.colors)
         kinds += [types.FLOAT, types.INT32] * (aug.blur > 0) + [types.UINT8] * (aug.solarize > 0)
-        kinds += [types.FLOAT] * cfg.turns
+        kinds += [types.FLOAT] * cfg.rotations
     return kinds
 
 

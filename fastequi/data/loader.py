@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastequi.data.config import DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
-from fastequi.data.views.augment import ViewConfig
 from fastequi.data.views.batch import Batch, Masks, Overlaps
 from fastequi.data.views.masks import block_masks
 from fastequi.data.views.overlaps import overlaps_of
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 def make_loader(
     source: Source,
-    cfg: ViewConfig,
+    cfg: DataConfig,
     path: Path,
     *,
     seed: int,
@@ -102,7 +102,7 @@ class Loader:
     def __init__(
         self,
         source: Source,
-        cfg: ViewConfig,
+        cfg: DataConfig,
         path: Path,
         sampler: Sampler,
         device: torch.device,

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.data.views.parameters import ViewParams
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def read(
     batch = min(batch, len(source))
     threads, plain = usable_threads(num_threads), Augment.none()
     frame = (size, size) if isinstance(size, int) else size
-    cfg = ViewConfig(
+    cfg = DataConfig(
         image_size=frame[0],
         source_size=frame[0],
         a1=plain,
@@ -103,7 +103,7 @@ class _Plan:
 
     def __init__(
         self,
-        cfg: ViewConfig,
+        cfg: DataConfig,
         given: Given,
         parts: list[NDArray[np.int64]],
         share: float,

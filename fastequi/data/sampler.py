@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.views.augment import ViewConfig
+from fastequi.data.config import DataConfig
 from fastequi.philox import permutation
 
 
@@ -51,7 +51,7 @@ class Sampler:
     """
 
     def __init__(
-        self, num_files: int, cfg: ViewConfig, seed: int, rank: int = 0, world_size: int = 1
+        self, num_files: int, cfg: DataConfig, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.num_files, self.repeat, self.seed = num_files, cfg.repeat, seed
         self.per_decode = cfg.samples_per_decode

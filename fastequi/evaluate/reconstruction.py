@@ -115,7 +115,7 @@ def quality(
         method: with decoders.
         batches: as :func:`path_loader` makes them.
         n: images.
-        samples_per_file: sample ids of each photograph, `ViewConfig.samples_per_file`.
+        samples_per_file: sample ids of each photograph, `DataConfig.samples_per_file`.
     """
     mean, std = method.views.mean, method.views.std
     found: dict[str, list[Tensor]] = {}

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fastequi import paths
 from fastequi.config import PathConfig
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources.image_sets import Source
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder, Features, noise
 from fastequi.evaluate.equivariance import PROBES, RAW_SIZE, Report, evaluate
@@ -204,7 +204,7 @@ def window_loader(
         window = (min(share, 0.6), min(1.6 * share, 1.0))
     plain = Augment.none(side=window)
     decodes = _BATCH // _PER_DECODE
-    cfg = ViewConfig(
+    cfg = DataConfig(
         image_size=views.image_size,
         source_size=views.source_size,
         a1=plain,

@@ -32,7 +32,7 @@ class Base(nn.Module):
         raise NotImplementedError
 
     @property
-    def may_lack_gradients(self) -> bool:
+    def find_unused_parameters(self) -> bool:
         """See `Method`."""
         return False
 

@@ -117,7 +117,7 @@ class SelfDistillation(Base):
         return self.student.encoder
 
     @property
-    def may_lack_gradients(self) -> bool:
+    def find_unused_parameters(self) -> bool:
         """While prototypes are frozen they have none."""
         return self.schedule.freeze > 0
 
@@ -149,8 +149,8 @@ class SelfDistillation(Base):
             )
         hidden = None if masks is None else masks.mask.flatten(0, 1)
         groups = [self.student.encoder.embed(views, hidden, self.mask_token)]
-        if batch.crops is not None:
-            groups.append(self.student.encoder.embed(batch.crops.flatten(0, 1)))
+        if batch.local_crops is not None:
+            groups.append(self.student.encoder.embed(batch.local_crops.flatten(0, 1)))
         tokens, *local = self.student.encoder.encode(groups)
         with torch.no_grad():
             seen = self.teacher.encoder(views)

@@ -27,14 +27,14 @@ from fastequi.data.views.batch import Batch, Overlaps, Views
 from fastequi.functional import correspondence_loss, crop_align_loss, rot90_batch
 from fastequi.methods.method import Method
 from fastequi.methods.teacher import follow, momentum_at, spread
-from fastequi.models.maps import MapPredictor, MapProjector, TurnHead
+from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.vit import VisionTransformer
 
 GLOBAL_PAIRS = [(0, 1), (1, 0)]  # (student's view, teacher's)
 
 
 def local_pairs(crops: int) -> list[tuple[int, int]]:
-    """Every local crop with both global ones, in the order of `Overlaps.of_crops`."""
+    """Every local crop with both global ones, in the order of `Overlaps.of_local_crops`."""
     return [(crop, view) for crop in range(crops) for view in (0, 1)]
 
 
@@ -76,7 +76,7 @@ class GTSA(Method):
     Args:
         student: its encoder and projector; the teacher starts as their copy.
         predictor: of the student's maps.
-        turn_head: of the mean token.
+        rotation_head: of the mean token.
         views: normalisation of the images.
         bins: along a side of the common box, for global and for local crops.
         weights: of the losses, and their schedule.
@@ -86,14 +86,14 @@ class GTSA(Method):
         self,
         student: Mapper,
         predictor: MapPredictor,
-        turn_head: TurnHead,
+        rotation_head: RotationHead,
         views: Views,
         bins: tuple[int, int] = (10, 4),
         weights: Weights = Weights(),
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
-        self.predictor, self.turn_head = predictor, turn_head
+        self.predictor, self.rotation_head = predictor, rotation_head
         self.views, self.bins, self.weights = views, bins, weights
         self.before_step(0.0)
 
@@ -124,7 +124,7 @@ class GTSA(Method):
         if overlaps is None:
             raise ValueError("batch: expected one with overlaps; GTSA compares what crops share")
         views = torch.cat([batch.v1, self._normalised(batch.u, batch.v1.dtype)])
-        groups = [views] if batch.crops is None else [views, batch.crops.flatten(0, 1)]
+        groups = [views] if batch.local_crops is None else [views, batch.local_crops.flatten(0, 1)]
         patches = self.student.patches(groups)
         maps = [self.predictor(self.student.projector(x)) for x in patches]
         with torch.no_grad():
@@ -133,14 +133,14 @@ class GTSA(Method):
         shaped = [x.unflatten(0, (-1, len(batch))) for x in (*maps, told)]
         parts = self._compare(shaped[:-1], shaped[-1], overlaps)
         tokens = torch.cat([x.mean((1, 2)) for x in patches])
-        logits, turns = self.turn_head(tokens).float(), overlaps.turns.flatten()
-        parts["rotation"] = F.cross_entropy(logits, turns)
+        logits, rotations = self.rotation_head(tokens).float(), overlaps.rotations.flatten()
+        parts["rotation"] = F.cross_entropy(logits, rotations)
         weights = self.weights
         parts["loss"] = parts["crop"] + weights.rotation * parts["rotation"]
         if self.matches:
             parts["loss"] = parts["loss"] + weights.correspondence * parts["correspondence"]
         with torch.no_grad():
-            parts["accuracy"] = (logits.argmax(1) == turns).float().mean()
+            parts["accuracy"] = (logits.argmax(1) == rotations).float().mean()
             parts["std"] = spread(F.normalize(told.float(), dim=-1).flatten(0, 2))
         return parts
 
@@ -161,11 +161,13 @@ class GTSA(Method):
         """
         scale = 1 / self.backbone.patch_size
         kinds = [(maps[0], overlaps.of_globals, GLOBAL_PAIRS, self.bins[0])]
-        if overlaps.of_crops is not None:
-            kinds.append((maps[1], overlaps.of_crops, local_pairs(len(maps[1])), self.bins[1]))
+        if overlaps.of_local_crops is not None:
+            kinds.append(
+                (maps[1], overlaps.of_local_crops, local_pairs(len(maps[1])), self.bins[1])
+            )
         sums: dict[str, list[Tensor]] = {"crop": []}
         for ours, shared, pairs, bins in kinds:
-            where = shared.own, shared.other, shared.turns
+            where = shared.own, shared.other, shared.rotations
             crop = crop_align_loss(ours, told, *where, bins=bins, scale=scale, pairs=pairs)
             sums["crop"].append(len(pairs) * crop)
             if self.matches:

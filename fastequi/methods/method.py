@@ -16,7 +16,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @property
-    def may_lack_gradients(self) -> bool:
+    def find_unused_parameters(self) -> bool:
         """Whether some learning parameters take no part in the loss of some steps."""
         return False
 

@@ -25,15 +25,15 @@ class RotNet(Method):
         encoder: gives a list of feature maps [B, C, h, w], one per block, or is a ViT.
         classifier: of the last map, or of a ViT's class token (mean token without one).
         views: normalisation of the images; a ViT's patches are its features' places.
-        all_turns: every image in all four turns; else one turn each, drawn anew in every step.
+        all_rotations: every image in all four turns; else one turn each, drawn anew in every step.
     """
 
     def __init__(
-        self, encoder: nn.Module, classifier: nn.Module, views: Views, all_turns: bool = True
+        self, encoder: nn.Module, classifier: nn.Module, views: Views, all_rotations: bool = True
     ) -> None:
         super().__init__()
         self.network, self.classifier = encoder, classifier
-        self.views, self.all_turns = views, all_turns
+        self.views, self.all_rotations = views, all_rotations
 
     @property
     def backbone(self) -> nn.Module:
@@ -46,8 +46,8 @@ class RotNet(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss and accuracies, total and per turn ("accuracy_90")."""
         u = batch.u
-        turns = None if self.all_turns else torch.randint(4, (len(u),), device=u.device)
-        logits = self.classify(self.turned(u, turns, batch.v1.dtype))
+        turns = None if self.all_rotations else torch.randint(4, (len(u),), device=u.device)
+        logits = self.classify(self.rotated(u, turns, batch.v1.dtype))
         labels = self.labels(len(u), u.device) if turns is None else turns
         loss = F.cross_entropy(logits.float(), labels)
         right = (logits.detach().argmax(1) == labels).float()
@@ -57,7 +57,7 @@ class RotNet(Method):
         shares = each / count.clamp(min=1)
         return {**out, **{f"accuracy_{a}": shares[i] for i, a in enumerate(ANGLES)}}
 
-    def turned(
+    def rotated(
         self, images: Tensor, turns: Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """The network's batch of uint8 images: all four turns, sample by sample, or one each."""

@@ -64,8 +64,8 @@ class TIR(Method):
         return self.base.backbone
 
     @property
-    def may_lack_gradients(self) -> bool:
-        return self.base.may_lack_gradients
+    def find_unused_parameters(self) -> bool:
+        return self.base.find_unused_parameters
 
     @property
     def encoder(self) -> VisionTransformer:

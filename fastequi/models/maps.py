@@ -48,7 +48,7 @@ class MapPredictor(nn.Sequential):
         super().__init__(_Conv(dim), nn.Linear(dim, dim))
 
 
-class TurnHead(nn.Sequential):
+class RotationHead(nn.Sequential):
     """Which of four turns, from an image's mean token: [N, in_dim] to logits [N, 4].
 
     Linear, LayerNorm and GELU for every hidden width; no GELU after the last, as in the authors'

@@ -1,10 +1,10 @@
 """Checkpoints: one folder per saved step, tensors in safetensors and the rest in JSON; no pickle.
 
-    checkpoints/step_00001200/  model.safetensors  optimizer.safetensors  [average.safetensors]
+    checkpoints/step_00001200/  model.safetensors  optimizer.safetensors  [ema.safetensors]
                                 state.json  manifest.json
     checkpoints/latest          the name of the newest one
 
-A run whose weights lie in parts on several processes has folders model/, optimizer/, average/ of
+A run whose weights lie in parts on several processes has folders model/, optimizer/, ema/ of
 safetensors in the place of the files (`fastequi.sharded`); any number of processes can read either.
 
 A folder is written under a temporary name, synced, hashed and renamed
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from fastequi import sharded
 from fastequi.atomic import replace_text, save_tensors
-from fastequi.optim import WeightAverage, parted, whole
+from fastequi.optim import WeightEMA, parted, whole
 from fastequi.runtime import manifest
 from fastequi.runtime.processes import Processes
 from fastequi.versions import version_of
@@ -49,7 +49,7 @@ class Snapshot:
 
     Attributes:
         step: its number.
-        tensors: by file, "model", "optimizer" and, if an average is kept, "average".
+        tensors: by file, "model", "optimizer" and, if the run keeps one, "ema".
         state: what else a resumed run needs, in JSON types (the data cursor among it).
         config: the run's settings as text, whose hash the manifest holds.
     """
@@ -65,7 +65,7 @@ def snapshot(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
-    average: WeightAverage | None = None,
+    ema: WeightEMA | None = None,
     config: str = "",
     *,
     generators: Mapping[str, Tensor] | None = None,
@@ -83,15 +83,15 @@ def snapshot(
         "model": model.state_dict(),
         "optimizer": {**_pack_optimizer(model, optimizer), **(generators or _generators(0))},
     }
-    if average is not None:
-        tensors["average"] = average.state_dict()
+    if ema is not None:
+        tensors["ema"] = ema.state_dict()
     owned = tensors
     if not in_parts:
         owned = {
             file: {name: _owned(value, copy) for name, value in values.items()}
             for file, values in tensors.items()
         }
-    full = {**state, "step": step, "average_updates": average.updates if average else 0}
+    full = {**state, "step": step, "ema_updates": ema.updates if ema else 0}
     return Snapshot(step, owned, full, config)
 
 
@@ -121,7 +121,7 @@ def write_parts(folder: Path, taken: Snapshot, processes: Processes, keep: int =
         _begin(folder, taken.step)
         for name in taken.tensors:
             (temporary / name).mkdir()
-    processes.most([0.0])
+    processes.barrier()
     for name, tensors in taken.tensors.items():
         sharded.save(temporary / name, tensors)
     if processes.first:
@@ -259,10 +259,10 @@ def load(
     checkpoint: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
-    average: WeightAverage | None = None,
+    ema: WeightEMA | None = None,
     rank: int = 0,
 ) -> dict[str, Any]:
-    """Loads a step's weights (strictly), optimiser, average and generators in place.
+    """Loads a step's weights (strictly), optimiser, EMA and generators in place.
 
     Args:
         rank: whose generators; those of a process that there was not stay as they are.
@@ -274,10 +274,10 @@ def load(
     state = json.loads((checkpoint / "state.json").read_text())
     if optimizer is not None:
         _unpack_optimizer(model, optimizer, checkpoint, rank)
-    if average is not None:
-        for name, value in _read(checkpoint, "average", average.average).items():
-            average.average[name].copy_(value)
-        average.updates = state["average_updates"]
+    if ema is not None:
+        for name, value in _read(checkpoint, "ema", ema.tensors).items():
+            ema.tensors[name].copy_(value)
+        ema.updates = state["ema_updates"]
     return state
 
 
@@ -290,10 +290,10 @@ def _read(checkpoint: Path, name: str, like: Mapping[str, Tensor]) -> dict[str, 
     return {key: parted(value, like[key]) if key in like else value for key, value in found.items()}
 
 
-def load_averaged(checkpoint: Path, model: nn.Module) -> None:
-    """Loads the weights that evaluation should use: a step's average if it has one (strictly)."""
-    kept = any(checkpoint.glob("average*"))
-    model.load_state_dict(_read(checkpoint, "average" if kept else "model", model.state_dict()))
+def load_for_evaluation(checkpoint: Path, model: nn.Module) -> None:
+    """Loads, strictly, the weights that evaluation uses: a step's EMA if it has one."""
+    kept = any(checkpoint.glob("ema*"))
+    model.load_state_dict(_read(checkpoint, "ema" if kept else "model", model.state_dict()))
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -330,7 +330,7 @@ def generators(processes: Processes) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for name, value in _generators(0).items():
         kind = name.rsplit(".", 1)[1]
-        for rank, state in enumerate(processes.collect(value)):
+        for rank, state in enumerate(processes.all_gather(value)):
             named[f"{_RNG}.{rank}.{kind}"] = state
     return named
 

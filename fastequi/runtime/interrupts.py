@@ -25,8 +25,8 @@ _leaving = threading.RLock()  # so that only one says so
 def heard(whole: bool) -> Iterator[None]:
     """Within the block Ctrl-C ends the process with exit code 130 and one line.
 
-    Unless something else has a handler for it then (`fastequi.runtime.preempt.Notice`): the first
-    one is its affair, the second one is not. Where it was ignored before, it stays so.
+    Another handler (`fastequi.runtime.preempt.PreemptionHandler`) keeps the first Ctrl-C;
+    the second one ends the process. Where SIGINT was ignored before, it stays ignored.
 
     Args:
         whole: the block is all that the process does; what Ctrl-C then stops is its clearing up.

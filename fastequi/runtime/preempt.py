@@ -59,7 +59,7 @@ class Presses:
         return number in (signal.SIGINT, signal.SIGTERM) and now - self.first > self.near
 
 
-class Notice:
+class PreemptionHandler:
     """Within its block the signals set a flag, and nothing else, until the loop looks.
 
     A second Ctrl-C raises KeyboardInterrupt. What a terminal does is ignored where it was before.
@@ -75,7 +75,7 @@ class Notice:
         self.number, self.first, self.presses = 0, first, Presses()
         self.before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Notice:
+    def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is threading.main_thread():  # others cannot have handlers
             for number in SIGNALS:
                 if number in _OF_TERMINALS and signal.getsignal(number) is signal.SIG_IGN:

@@ -64,7 +64,7 @@ class Processes:
         several = name == "cuda" and self.size > 1
         return torch.device(name, self.local_rank) if several else torch.device(name)
 
-    def most(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """The largest of every process's values, each by itself."""
         if self.hosts is None:
             return list(values)
@@ -72,24 +72,28 @@ class Processes:
         dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.hosts)
         return [float(value) for value in shared.tolist()]
 
+    def barrier(self) -> None:
+        """Waits until every process is here."""
+        self.all_reduce_max([0.0])
+
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
         """Of every process's values that are finite; what is finite nowhere is left out.
 
         All processes give the same names, in the same order.
         """
         own = torch.tensor(list(values.values()), dtype=torch.float64)
-        every = torch.stack(self.collect(own))
+        every = torch.stack(self.all_gather(own))
         kept = torch.where(every.isfinite(), every, torch.nan).nanmean(0).tolist()
         return {name: mean for name, mean in zip(values, kept, strict=True) if mean == mean}
 
     def union(self, values: Iterable[int]) -> set[int]:
         """Of every process's."""
         mine = sorted(values)
-        longest = int(self.most([len(mine)])[0])
+        longest = int(self.all_reduce_max([len(mine)])[0])
         padded = torch.tensor(mine + [-1] * (longest - len(mine)), dtype=torch.int64)
-        return {value for part in self.collect(padded) for value in part.tolist()} - {-1}
+        return {value for part in self.all_gather(padded) for value in part.tolist()} - {-1}
 
-    def collect(self, value: Tensor) -> list[Tensor]:
+    def all_gather(self, value: Tensor) -> list[Tensor]:
         """A CPU tensor of every process, by rank."""
         if self.hosts is None:
             return [value]

@@ -1,7 +1,7 @@
 """The augmentations: what may happen to every view of a photograph, as settings.
 
-A view is a window of a photograph, mirrored or not, then colour, blur, solarization and a turn in
-that order; `fastequi.data.views.parameters` draws what happens to which sample.
+A view is a window of a photograph, mirrored or not, then colour, blur, solarization and a rotation,
+in that order; `fastequi.data.views.parameters` draws what happens to which sample.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def vicreg_second() -> Augment:
 
 
 @dataclass(frozen=True)
-class ViewConfig:
+class DataConfig:
     """The views of an image, the batch, and who decodes it. The defaults are the paper's recipe.
 
     Args:
@@ -94,10 +94,11 @@ class ViewConfig:
         mean, std: of the normalisation, in 0..1 (ImageNet's).
         a1: the first view v1.
         a2: the second view u, before the path transformation.
-        crops: further, local views of every image (multi-crop).
-        crop_size: their side in pixels.
+        local_crops: further, local views of every image (multi-crop).
+        local_crop_size: their side in pixels.
         a3: their augmentation.
-        turns: every view, local ones included, is given one of four turns at random, exactly.
+        rotations: every view, local ones included, is rotated by 0, 90, 180 or 270 degrees, drawn
+            at random; exact, pixel onto pixel.
         overlap: least share of the photograph's visible region that v2's window has in common with
             v1's, and that a local crop's has with each of theirs. The first of ten windows that
             does is taken, else the tenth moved to the middle of what the earlier ones share. A
@@ -122,10 +123,10 @@ class ViewConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     a1: Augment = field(default_factory=Augment)
     a2: Augment = field(default_factory=vicreg_second)
-    crops: int = 0
-    crop_size: int = 96
+    local_crops: int = 0
+    local_crop_size: int = 96
     a3: Augment = field(default_factory=local_crop)
-    turns: bool = False
+    rotations: bool = False
     overlap: tuple[float, float] = (0.0, 0.0)
     mask_share: float = 0.0
     mask_ratio: tuple[float, float] = (0.1, 0.5)
@@ -137,9 +138,9 @@ class ViewConfig:
     tolerate: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "crop_size", "batch_size", "samples_per_decode", "repeat"):
+        for name in ("image_size", "local_crop_size", "batch_size", "samples_per_decode", "repeat"):
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _expect(self.crops >= 0, "crops", "at least 0", self.crops)
+        _expect(self.local_crops >= 0, "local_crops", "at least 0", self.local_crops)
         _expect(0 <= self.mask_share <= 1, "mask_share", "a share 0 .. 1", self.mask_share)
         _expect_range("mask_ratio", self.mask_ratio, 1.0)
         size, source = self.image_size, self.source_size
@@ -167,11 +168,11 @@ class ViewConfig:
     def _check_overlap(self) -> None:
         if not self.overlaps:
             return
-        _expect(not self.shared_crop, "shared_crop", "False beside turns or overlap", True)
+        _expect(not self.shared_crop, "shared_crop", "False beside rotations or overlap", True)
         views = [("a2", self.a2, self.overlap[0]), ("a3", self.a3, self.overlap[1])]
-        for name, aug, least in [("a1", self.a1, 0.0), *views[: 1 + (self.crops > 0)]]:
-            _expect(aug.flip == 0, f"{name}.flip", "0 beside turns or overlap", aug.flip)
-            _expect(aug.side is None, f"{name}.side", "None beside turns or overlap", aug.side)
+        for name, aug, least in [("a1", self.a1, 0.0), *views[: 1 + (self.local_crops > 0)]]:
+            _expect(aug.flip == 0, f"{name}.flip", "0 beside rotations or overlap", aug.flip)
+            _expect(aug.side is None, f"{name}.side", "None beside rotations or overlap", aug.side)
             what = f"at least {4 * least:g}, four times the overlap"
             _expect(least >= 0 and aug.area[0] >= 4 * least, f"{name}.area", what, aug.area)
 
@@ -183,9 +184,9 @@ class ViewConfig:
     @property
     def overlaps(self) -> bool:
         """Whether a batch says what its views have in common."""
-        return self.turns or max(self.overlap) > 0
+        return self.rotations or max(self.overlap) > 0
 
-    def resized(self, image_size: int, source_size: int) -> ViewConfig:
+    def resized(self, image_size: int, source_size: int) -> DataConfig:
         """Views of other sizes that show photographs at the same scale: windows grow with u."""
 
         def scaled(aug: Augment) -> Augment:
@@ -197,10 +198,12 @@ class ViewConfig:
         a1, a2 = scaled(self.a1), scaled(self.a2)
         return replace(self, image_size=image_size, source_size=source_size, a1=a1, a2=a2)
 
-    def plain(self) -> ViewConfig:
+    def plain(self) -> DataConfig:
         """The same windows of both views without augmentation, for evaluation."""
         a1, a2, none = self.a1.plain(), self.a2.plain(), (0.0, 0.0)
-        return replace(self, a1=a1, a2=a2, crops=0, mask_share=0.0, turns=False, overlap=none)
+        return replace(
+            self, a1=a1, a2=a2, local_crops=0, mask_share=0.0, rotations=False, overlap=none
+        )
 
 
 def _expect(holds: bool, name: str, expected: str, came: object) -> None:
