@@ -149,7 +149,7 @@ class Loader:
         repeated = False
         while True:
             try:
-                v1, u, crops = self._pipeline.run()
+                views = self._pipeline.run()
                 break
             except Exception as error:
                 self._pipeline, self._fed = None, 0
@@ -167,16 +167,16 @@ class Loader:
             self._left -= 1
         draws = self._draws(step)
         params = self.path.sample(draws, self.cfg.image_size)
-        crops = None if crops is None else crops.to(self.dtype)
+        local_crops = views.local_crops
         return Batch(
-            v1.to(self.dtype),
-            u,
-            self._to_device(params),
-            torch.from_numpy(step.sample_ids),
-            step.epoch,
-            crops,
-            self._masks(draws),
-            shown,
+            v1=views.v1.to(self.dtype),
+            u=views.u,
+            path=self._to_device(params),
+            sample_ids=torch.from_numpy(step.sample_ids),
+            epoch=step.epoch,
+            local_crops=None if local_crops is None else local_crops.to(self.dtype),
+            masks=self._masks(draws),
+            overlaps=shown,
         )
 
     @property
@@ -238,10 +238,10 @@ class Loader:
         sizes = self.source.sizes[files].repeat(self.cfg.samples_per_decode, 0)
         chosen = self.cfg, self._draws(step), sizes, self.source.region
         v1, u = view_params(*chosen)
-        crops = crop_params(*chosen, views=(v1, u))
+        local_crops = crop_params(*chosen, views=(v1, u))
         if self.cfg.overlaps:
-            self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, crops)]
-        return feed_of(self.cfg, self._given.files(files), v1, u, crops)
+            self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, local_crops)]
+        return feed_of(self.cfg, self._given.files(files), v1, u, local_crops)
 
     def _masks(self, draws: Draws) -> Masks | None:
         cfg = self.cfg

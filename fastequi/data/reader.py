@@ -77,7 +77,7 @@ def read(
             pipeline = ViewPipeline(cfg, batch, plan, device, threads, given.as_bytes, frame)
             for part in parts:
                 try:
-                    _, images, _ = pipeline.run()
+                    images = pipeline.run().u
                 except Exception as error:
                     found, changed = given.examine(left[: _AHEAD * batch].tolist(), device)
                     if not found and not changed:
