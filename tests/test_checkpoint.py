@@ -19,8 +19,17 @@ def trained(seed=0):
 
 def save(folder, number, model, optimizer, state, ema=None, keep=3, config=""):
     return checkpoint.write(
-        folder, checkpoint.snapshot(number, model, optimizer, state, ema, config), keep
+        folder,
+        checkpoint.snapshot(
+            number, model=model, optimizer=optimizer, state=state, ema=ema, config=config
+        ),
+        keep,
     )
+
+
+def snapshot(parts, **options):
+    names = dict(zip(("model", "optimizer", "ema"), parts, strict=False))
+    return checkpoint.snapshot(1, state={}, **names, **options)
 
 
 def step(model, optimizer, ema):
@@ -174,8 +183,8 @@ def test_a_thread_writes_what_was_there_when_it_was_asked(tmp_path, monkeypatch)
         return write(*args)
 
     monkeypatch.setattr(checkpoint, "write", slowly)
-    with checkpoint.Saver(tmp_path, 3, later=True) as saver:
-        saver.save(checkpoint.snapshot(1, *ours[:2], {}, ours[2], copy=True))
+    with checkpoint.Saver(tmp_path, 3, async_save=True) as saver:
+        saver.save(snapshot(ours, copy=True))
         step(*ours)  # the training goes on
         assert checkpoint.steps(tmp_path) == []
         may_write.set()
@@ -189,8 +198,8 @@ def test_a_thread_writes_what_was_there_when_it_was_asked(tmp_path, monkeypatch)
 def test_a_threads_failure_is_not_lost(tmp_path):
     ours = trained()
     (tmp_path / "file").write_text("in the way")
-    with checkpoint.Saver(tmp_path / "file" / "checkpoints", 3, later=True) as saver:
-        saver.save(checkpoint.snapshot(1, *ours[:2], {}, copy=True))
+    with checkpoint.Saver(tmp_path / "file" / "checkpoints", 3, async_save=True) as saver:
+        saver.save(snapshot(ours[:2], copy=True))
         with pytest.raises(OSError, match="file"):
             saver.wait()
 

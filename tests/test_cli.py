@@ -80,12 +80,14 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing was touched
     with caplog.at_level(logging.INFO):
         pretrain("demo", *again, "--optim.lr", 0.5, "--train.seed", 3)
-        assert "others from now on: optim.lr 0.008 → 0.5, train.seed 0 → 3" in caplog.text
+        assert (
+            "changed settings from here on: optim.lr 0.008 → 0.5, train.seed 0 → 3" in caplog.text
+        )
         config = json.loads((run / "config.json").read_text())
         assert (config["recipe"], config["optim"]["lr"]) == ("demo", 0.5)
         caplog.clear()
         pretrain("demo", *again)
-        assert "step 2 was reached before" in caplog.text
+        assert "already reached step 2" in caplog.text
         assert "others" not in caplog.text
     (run / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=re.escape(f"--resume: {run}/config.json cannot be read")):

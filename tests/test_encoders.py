@@ -42,7 +42,9 @@ def run(folder, cfg, ema=False, steps=(3,)):
     folder.mkdir()
     (folder / "config.json").write_text(cfg.to_json())
     for step in steps:
-        taken = checkpoint.snapshot(step, method, adamw(method, 0.1, 0.1), {}, kept)
+        taken = checkpoint.snapshot(
+            step, model=method, optimizer=adamw(method, 0.1, 0.1), state={}, ema=kept
+        )
         checkpoint.write(folder / "checkpoints", taken)
     return method.eval()
 

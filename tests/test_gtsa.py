@@ -72,7 +72,7 @@ def losses_by_hand(model, batch):
     found = batch.overlaps
     pairs = [(0, 1, found.of_globals, 0), (1, 0, found.of_globals, 1)]
     for i in range(len(crops) - 2):
-        pairs += [(2 + i, t, found.of_crops, 2 * i + t) for t in (0, 1)]
+        pairs += [(2 + i, t, found.of_local_crops, 2 * i + t) for t in (0, 1)]
     crop_losses, matches = [], []
     for s, t, shared, place in pairs:
         bins = model.bins[s >= 2]

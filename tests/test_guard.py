@@ -69,7 +69,7 @@ def test_a_step_that_is_not_finite_changes_no_bit(tmp_path, monkeypatch, caplog,
             assert torch.equal(value, skipped[key]), (kind, key)
         assert not all(torch.equal(value, after[key]) for key, value in before.items())
         assert all(value.isfinite().all() for value in after.values())
-    assert "step 3 is not taken" in caplog.text
+    assert "step 3 is skipped" in caplog.text
     assert "samples" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1]
@@ -79,7 +79,7 @@ def test_a_step_that_is_not_finite_changes_no_bit(tmp_path, monkeypatch, caplog,
 def test_too_many_in_a_row_end_the_run_and_leave_good_checkpoints(tmp_path, monkeypatch):
     spoiled(monkeypatch, {3, 5, 6, 7})
     config = config_of("tir_vicreg_vits16", max_skipped=3)
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* 4 in all"):
+    with pytest.raises(FloatingPointError, match=r"3 consecutive steps .* 4 in all"):
         pretrain(config, embedded_photos(), tmp_path, max_steps=9)
     newest = checkpoint.latest(tmp_path / "checkpoints")
     assert newest.name == "step_00000006"
@@ -171,11 +171,11 @@ def test_it_reads_the_device_only_when_asked(monkeypatch):
     for name in ("item", "__bool__", "__float__", "tolist"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     guard.begin()
-    guard.saw(torch.tensor(1.0), torch.arange(4))
-    taken = guard.judge(1, torch.tensor(math.nan))
+    guard.record(torch.tensor(1.0), torch.arange(4))
+    taken = guard.check(1, torch.tensor(math.nan))
     guard.restore(taken)
     monkeypatch.undo()
-    assert guard.read() == 1
+    assert guard.report() == 1
     assert guard.skipped == 1
 
 
@@ -183,26 +183,26 @@ def test_as_many_in_a_row_end_the_run_wherever_they_lie_between_two_reads():
     guard = Guard(torch.nn.Linear(1, 1), limit=3)
     for step, norm in enumerate([1, math.nan, math.nan, 1, math.nan, math.nan]):
         guard.begin()
-        guard.saw(torch.tensor(1.0), torch.arange(4))
-        guard.judge(step, torch.tensor(float(norm)))
-    assert guard.read() == 4
+        guard.record(torch.tensor(1.0), torch.arange(4))
+        guard.check(step, torch.tensor(float(norm)))
+    assert guard.report() == 4
     assert guard.in_a_row == 2
     for step, norm in enumerate([math.nan, 1, 1], 6):  # the third in a row, and good ones after it
         guard.begin()
-        guard.saw(torch.tensor(1.0), torch.arange(4))
-        guard.judge(step, torch.tensor(float(norm)))
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* 5 in all"):
-        guard.read()
+        guard.record(torch.tensor(1.0), torch.arange(4))
+        guard.check(step, torch.tensor(float(norm)))
+    with pytest.raises(FloatingPointError, match=r"3 consecutive steps .* 5 in all"):
+        guard.report()
 
 
 def test_the_samples_named_are_those_of_the_batch_whose_loss_it_was(caplog):
     guard = Guard(torch.nn.Linear(1, 1), limit=9)
     for loss, norm in ((math.nan, math.nan), (1.0, math.inf)):
         guard.begin()
-        guard.saw(torch.tensor(1.0), torch.arange(4))
-        guard.saw(torch.tensor(loss), torch.arange(10, 14))
-        guard.judge(1, torch.tensor(norm))
-    guard.read()
+        guard.record(torch.tensor(1.0), torch.arange(4))
+        guard.record(torch.tensor(loss), torch.arange(10, 14))
+        guard.check(1, torch.tensor(norm))
+    guard.report()
     first, second = caplog.messages
-    assert first == "step 1 is not taken: its loss is not finite; samples 10, 11, 12, 13"
+    assert first == "step 1 is skipped: its loss is not finite; samples 10, 11, 12, 13"
     assert second.endswith("its gradient is not finite; samples 0, 1, 2, 3, 10, 11, 12, 13")

@@ -48,7 +48,7 @@ def test_a_job_that_is_asked_to_go_saves_and_the_next_start_goes_on(tmp_path):
     ]
     os.kill(max(task), signal.SIGUSR2)
     (told,) = job.results()
-    assert told.startswith("SIGUSR2 came: saved after step")
+    assert told.startswith("received SIGUSR2: saved after step")
     steps = rows(folder)[-1]["step"]
     job = slurm.submit(pretrain, words(folder, "--max-steps", steps + 2), folder, gpus=0, **LOCAL)
     assert job.results() == ["done"]

@@ -21,7 +21,9 @@ def run_folder(folder, config):
     """A run that has not learned anything."""
     torch.manual_seed(0)
     method = build(config)
-    taken = checkpoint.snapshot(1, method, build_optimizer(method, config), {})
+    taken = checkpoint.snapshot(
+        1, model=method, optimizer=build_optimizer(method, config), state={}
+    )
     checkpoint.write(folder / "checkpoints", taken)
     (folder / "config.json").write_text(config.to_json())
     return folder

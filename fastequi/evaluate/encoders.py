@@ -288,9 +288,9 @@ def _of_vit(
 
     @torch.no_grad()
     def features(images: Tensor) -> dict[str, Tensor]:
-        tokens = network(images)
-        out = {"patch": tokens[:, network.num_prefix_tokens :]}
-        return {**out, "cls": tokens[:, :1]} if has_class else out
+        tokens = network.forward_features(images)
+        out = {"patch": tokens.patch}
+        return out if tokens.cls is None else {**out, "cls": tokens.cls}
 
     def fresh() -> Encoder:
         return _of_vit(_seeded(make, config).to(device), make, name, scale, config)

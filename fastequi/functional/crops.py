@@ -32,7 +32,7 @@ def crop_align_loss(
     the teacher's is turned as the student's crop is against its own, and the cosines of equal bins
     are averaged: the crop loss of GTSA (Kim et al., arXiv 2304.08014; 10 bins for global crops, 4
     for local ones). :func:`fastequi.data.views.boxes.shared_boxes` gives the boxes, and
-    :func:`fastequi.data.views.boxes.rotate_boxes` their places in turned crops.
+    :func:`fastequi.data.views.boxes.turn_boxes` their places in turned crops.
 
     Args:
         student: [S, B, h, w, C] maps of S views of B images; floating. Needs no normalisation.

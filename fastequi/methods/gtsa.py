@@ -66,8 +66,8 @@ class Mapper(nn.Module):
         encoder = self.encoder
         tokens = encoder.encode([encoder.embed(images) for images in groups])
         grids = [encoder.grid_size(*images.shape[-2:]) for images in groups]
-        prefix = encoder.num_prefix_tokens
-        return [t[:, prefix:].unflatten(1, g) for t, g in zip(tokens, grids, strict=True)]
+        pairs = zip(tokens, grids, strict=True)
+        return [encoder.split(each).patch.unflatten(1, grid) for each, grid in pairs]
 
 
 class GTSA(Method):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastequi.data.views.batch import Batch
 from fastequi.methods.base import Base, BaseOutput
 from fastequi.models.heads import SplitHead
-from fastequi.models.vit import VisionTransformer
+from fastequi.models.vit import Tokens, VisionTransformer
 
 
 class JointEmbedding(Base):
@@ -39,15 +39,14 @@ class JointEmbedding(Base):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         tokens, z_inv, z_equi = self.split(images)
-        prefix = self.backbone.num_prefix_tokens
-        out = {"patch": tokens[:, prefix:], "z_inv": z_inv, "z_equi": z_equi}
-        return {**out, "cls": tokens[:, :1]} if self.backbone.cls_token is not None else out
+        out = {"patch": tokens.patch, "z_inv": z_inv, "z_equi": z_equi}
+        return out if tokens.cls is None else {**out, "cls": tokens.cls}
 
     def equivariant(self, images: Tensor) -> Tensor:
         return self.split(images)[2]
 
-    def split(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(all tokens, z_inv, z_equi of the patch tokens) of images [B, 3, H, W]."""
-        tokens = self.backbone(images)
-        z_inv, z_equi = self.head(tokens[:, self.backbone.num_prefix_tokens :])
+    def split(self, images: Tensor) -> tuple[Tokens, Tensor, Tensor]:
+        """(the encoder's tokens, z_inv, z_equi of the patch tokens) of images [B, 3, H, W]."""
+        tokens = self.backbone.forward_features(images)
+        z_inv, z_equi = self.head(tokens.patch)
         return tokens, z_inv, z_equi

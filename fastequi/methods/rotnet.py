@@ -81,9 +81,9 @@ class RotNet(Method):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Tokens [B, L, C] of normalised images: "block1", ... or a ViT's "patch" and "cls"."""
         if isinstance(self.network, VisionTransformer):
-            tokens, prefix = self.network(images), self.network.num_prefix_tokens
-            out = {"patch": tokens[:, prefix:]}
-            return {**out, "cls": tokens[:, :1]} if self.network.cls_token is not None else out
+            tokens = self.network.forward_features(images)
+            out = {"patch": tokens.patch}
+            return out if tokens.cls is None else {**out, "cls": tokens.cls}
         maps = self.network(images)
         return {f"block{i}": m.flatten(2).transpose(1, 2) for i, m in enumerate(maps, 1)}
 
@@ -91,7 +91,8 @@ class RotNet(Method):
         if not isinstance(self.network, VisionTransformer):
             return self.network(images)[-1]
         tokens = self.network(images)
-        return tokens[:, 0] if self.network.cls_token is not None else tokens.mean(1)
+        cls = self.network.split(tokens).cls
+        return tokens.mean(1) if cls is None else cls[:, 0]
 
 
 def linear_classifier(channels: int) -> nn.Sequential:
