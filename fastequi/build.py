@@ -1,4 +1,4 @@
-"""From a config to its method, freshly initialised."""
+"""Builds the method of a config, freshly initialised."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(config: Config) -> Method:
 
 
 def build_gtsa(config: Config) -> GTSA:
-    """Crops that agree, turned as they are; see :func:`build`."""
+    """GTSA; see :func:`build`."""
     gtsa = config.gtsa
     encoder = build_encoder(config.model, config.data.image_size)
     return GTSA(
@@ -61,7 +61,7 @@ def build_rotnet(config: Config) -> RotNet:
 
 
 def build_tir(config: Config) -> TIR:
-    """TIR and its bases; see :func:`build`."""
+    """TIR, or its base alone; see :func:`build`."""
     model, data, tir = config.model, config.data, config.tir
     encoder = build_encoder(model, data.image_size)
     views = views_of(config)
@@ -80,7 +80,7 @@ def build_tir(config: Config) -> TIR:
 
 
 def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
-    """What TIR is added to, around its encoder."""
+    """The base method around an encoder."""
     tir, distill = config.tir, config.distill
     invariant = tir.dim - tir.equi_dim
     if tir.base in ("vicreg", "simclr"):
@@ -121,14 +121,14 @@ def views_of(config: Config) -> Views:
 def build_network(
     model: ModelConfig, image_size: int
 ) -> vit.VisionTransformer | NetworkInNetwork | AlexNet:
-    """The network a config names: a convolutional one or a ViT."""
+    """The network that a config names: a convolutional one or a ViT."""
     if model.name == "nin":
         return NetworkInNetwork(model.num_blocks)
     return AlexNet() if model.name == "alexnet" else build_encoder(model, image_size)
 
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:
-    """The ViT a config names, with its size changed where the config says so."""
+    """The ViT that a config names, with the config's changes of its size."""
     size = {
         name: value
         for name in ("embed_dim", "depth", "num_heads")

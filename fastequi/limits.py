@@ -1,6 +1,6 @@
-"""What every setting may be: a run whose settings cannot work is refused before it does anything.
+"""The allowed values of every setting, checked before a run does any work.
 
-Those of the views check themselves (`fastequi.data.config`).
+The data's settings check themselves (`fastequi.data.config`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FACTOR: Test = ("0 < factor <= 1", lambda x: 0 < x <= 1)
 _SHARE: Test = ("0 .. 1", lambda x: 0 <= x <= 1)
 _PART: Test = ("0 <= share < 1", lambda x: 0 <= x < 1)
 
-# of a number, of every number of a tuple, and of what may be None, if it is not
+# section, condition, fields: of a number, of each number of a tuple; None is always allowed
 _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("model", _COUNT, "num_blocks patch_size embed_dim depth num_heads"),
     ("model", _POSITIVE, "mlp_ratio layer_scale"),
@@ -49,7 +49,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
 
 
 def check(config: Config) -> None:
-    """Raises ValueError with a setting's name, what is expected and what came."""
+    """Raises ValueError with a setting's name, the expected values and the given one."""
     for section, (expected, holds), names in _LIMITS:
         for name in names.split():
             value = getattr(getattr(config, section), name)
@@ -71,10 +71,10 @@ def check(config: Config) -> None:
     _check_batch(config)
 
 
-def expect(holds: bool, name: str, expected: str, came: object) -> None:
+def expect(holds: bool, name: str, expected: str, value: object) -> None:
     """Raises ValueError unless it holds."""
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {came}")
+        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def _check_model(config: Config) -> None:
@@ -94,7 +94,7 @@ def _check_model(config: Config) -> None:
         vit or config.method == "rotnet", "model.name", f"a ViT for method={config.method}",
         model.name,
     )  # fmt: skip
-    if model.name == "alexnet":  # its pooling leaves nothing of less
+    if model.name == "alexnet":  # its pooling reduces smaller images to nothing
         expect(data.image_size >= 63, "data.image_size", ">= 63 for alexnet", data.image_size)
     if model.name == "nin":
         blocks = model.num_blocks
@@ -150,17 +150,17 @@ def _check_train(config: Config) -> None:
     expect(
         config.optim.kind == "adamw",
         "optim.kind",
-        "adamw for train.parallel=fsdp (PyTorch's fused SGD knows no parts)",
+        "adamw for train.parallel=fsdp (PyTorch's fused SGD cannot shard)",
         config.optim.kind,
     )
     for name in ("knn_every", "r2_every", "async_save"):
         value = getattr(train, name)
-        what = "none for train.parallel=fsdp, whose weights lie in parts"
+        what = "none for train.parallel=fsdp, whose weights are sharded"
         expect(not value, f"train.{name}", what, value)
 
 
 def _check_batch(config: Config) -> None:
-    """What is compared with the other images of a batch needs another one."""
+    """A loss that compares the images of a batch needs at least two."""
     base, batch = config.tir.base, config.data.batch_size
     why = ""
     if config.method == "tir" and base in ("vicreg", "simclr"):
@@ -169,7 +169,7 @@ def _check_batch(config: Config) -> None:
         why = "distill.koleo_weight > 0, which compares images"
     elif config.model.name == "alexnet" and not config.rotnet.all_rotations:
         why = "alexnet's BatchNorm without rotnet.all_rotations"
-    least = "at least 2, over all processes (accumulated batches do not count together), for"
+    least = "at least 2 over all processes (accumulation does not add to it), for"
     expect(not why or batch >= 2, "data.batch_size", f"{least} {why}", batch)
 
 
@@ -184,26 +184,26 @@ def _check_gtsa(config: Config) -> None:
 
 def _check_base(config: Config) -> None:
     base, data, tir = config.tir.base, config.data, config.tir
-    patches, teaches = base in ("ibot", "dinov2"), base in ("dino", "ibot", "dinov2")
+    masked, distilled = base in ("ibot", "dinov2"), base in ("dino", "ibot", "dinov2")
     expect(
-        patches == (data.mask_share > 0),
+        masked == (data.mask_share > 0),
         "data.mask_share",
-        f"{'> 0' if patches else '0'} for tir.base={base}",
+        f"{'> 0' if masked else '0'} for tir.base={base}",
         data.mask_share,
     )
     expect(
-        teaches or data.local_crops == 0,
+        distilled or data.local_crops == 0,
         "data.local_crops",
         f"0 for tir.base={base}",
         data.local_crops,
     )
-    if not teaches:
+    if not distilled:
         return
     expect(config.model.class_token, "model.class_token", f"true for tir.base={base}", False)
     _divides(config, "local_crop_size")
     expect(
         tir.equi_dim < tir.dim,
         "tir.equi_dim",
-        f"less than tir.dim={tir.dim}, the others are for tir.base={base}",
+        f"less than tir.dim={tir.dim}: tir.base={base} needs the others",
         tir.equi_dim,
     )

@@ -1,4 +1,4 @@
-"""A run is a function that returns its config."""
+"""The recipes: functions that return the config of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def vicreg_vits16() -> Config:
 
 
 def tir_simclr_vits16() -> Config:
-    """TIR on SimCLR with ViT-S/16, SE(2) path; what the paper does not say is as for VICReg."""
+    """TIR on SimCLR with ViT-S/16, SE(2) path; what the paper leaves open is as for VICReg."""
     return Config(tir=TIRConfig("simclr"))
 
 
@@ -39,7 +39,7 @@ def simclr_vits16() -> Config:
 
 
 def tir_dino_vits16() -> Config:
-    """TIR on DINO with ViT-S/16; the paper has no such run, so it is split as iBOT is."""
+    """TIR on DINO with ViT-S/16; not in the paper: channels are split as with iBOT."""
     return Config(
         model=ModelConfig(drop_path=0.1),
         data=_multi_crop((0.25, 1.0), (0.05, 0.25)),
@@ -124,7 +124,7 @@ _DINO_OPTIM = OptimConfig(
 
 
 def _multi_crop(area: tuple[float, float], local: tuple[float, float]) -> DataConfig:
-    """Two views of 224 px and eight of 96: windows of these shares of the photograph."""
+    """Two views of 224 px and eight local crops of 96 px; ranges of their windows' area."""
     first, second = Augment(area=area), replace(vicreg_second(), area=area)
     return DataConfig(
         a1=first, a2=second, local_crops=8, a3=replace(local_crop(), area=local), batch_size=1024
@@ -132,7 +132,7 @@ def _multi_crop(area: tuple[float, float], local: tuple[float, float]) -> DataCo
 
 
 def _alone(config: Config) -> Config:
-    """The base of a recipe: nothing reconstructed, the second view not transformed."""
+    """The base of a recipe: no reconstruction, the second view not transformed."""
     return replace(
         config,
         tir=replace(config.tir, num_steps=0, equi_dim=0),
@@ -141,11 +141,11 @@ def _alone(config: Config) -> Config:
 
 
 def gtsa_vits16() -> Config:
-    """GTSA with ViT-S/16: 2x224 + 8x96 crops in four turns, 100 epochs of batch 256.
+    """GTSA with ViT-S/16: 2x224 + 8x96 crops, randomly rotated, 100 epochs of batch 256.
 
     The encoder has a class token, whose output is dropped, as in the authors' code.
     """
-    # batch and drop path are DINO's: the paper does not say
+    # batch and drop path are DINO's: the paper does not state them
     crop = Augment(area=(0.3, 1.0), flip=0.0, hue=0.2, saturation=0.8, blur=0.2)
     crop = replace(crop, brightness=0.8, contrast=0.8)
     return Config(
@@ -168,7 +168,7 @@ def gtsa_vits16() -> Config:
 
 
 def rotnet_nin_32() -> Config:
-    """RotNet on 32 px images: network in network of four blocks, SGD, batch 128 in four turns."""
+    """RotNet on 32 px images: network in network of four blocks, SGD, batch 128 in 4 rotations."""
     return Config(
         "rotnet",
         model=ModelConfig("nin"),
@@ -182,7 +182,7 @@ def rotnet_nin_32() -> Config:
 
 
 def rotnet_alexnet_224() -> Config:
-    """RotNet on 224 px images: AlexNet with BatchNorm, SGD, batch 192 in four turns, 30 epochs."""
+    """RotNet on 224 px images: AlexNet with BatchNorm, SGD, batch 192 in 4 rotations, 30 epochs."""
     return Config(
         "rotnet",
         model=ModelConfig("alexnet"),
@@ -202,7 +202,7 @@ def rotnet_alexnet_224() -> Config:
 
 
 def rotnet_vits16() -> Config:
-    """RotNet with ViT-S/16 on 224 px images, trained as the other ViTs are."""
+    """RotNet with ViT-S/16 on 224 px images, optimised like the other ViTs."""
     return Config(
         "rotnet",
         model=ModelConfig(drop_path=0.1),
@@ -217,7 +217,7 @@ _STILL = PathConfig("se2", degrees=0.0, pixels=0.0)
 
 
 def _single_view(size: int, batch: int, crop: Augment) -> DataConfig:
-    """One crop of every image, mirrored or not; v1 is the same window, which costs little."""
+    """One randomly flipped crop of every image; v1 is the same window, at little cost."""
     return DataConfig(
         image_size=size,
         source_size=size,
@@ -229,7 +229,7 @@ def _single_view(size: int, batch: int, crop: Augment) -> DataConfig:
 
 
 def demo() -> Config:
-    """TIR on VICReg with a small ViT on 32 px windows, for minutes on two CPU cores."""
+    """TIR on VICReg with a small ViT on 32 px windows: minutes on two CPU cores."""
     windows = Augment(
         side=(48 / 256, 77 / 256),  # 1 to 1.6 source pixels of a photograph scaled to 256
         flip=0.5,
@@ -247,7 +247,7 @@ def demo() -> Config:
         ),
         data=DataConfig(
             image_size=32,
-            source_size=48,  # 48/32 > √2: turned alone, a view has no empty corner
+            source_size=48,  # 48/32 > √2: a rotated view has no empty corner
             batch_size=64,
             shared_crop=True,
             samples_per_decode=8,

@@ -67,13 +67,14 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
     pretrain("demo", *options, *SMALL, "--max-steps", 1)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
     again = [*options, "--resume", "--max-steps", 2]
+    kept = "which --resume cannot change"
     for recipe, more, message in (
         ("vicreg_vits16", [], f"--resume: {run} is a run of the recipe demo, got vicreg_vits16"),
-        ("demo", ["--model.depth", 2], "model.depth: expected 1, as the run began, with --resume"),
-        ("demo", ["--tir.base", "simclr"], "tir.base: expected vicreg, as the run began"),
-        ("demo", ["--model.num-heads", 2], "model.num_heads: expected 1, as the run began"),
+        ("demo", ["--model.depth", 2], f"model.depth: expected 1, {kept}, got 2"),
+        ("demo", ["--tir.base", "simclr"], f"tir.base: expected vicreg, {kept}"),
+        ("demo", ["--model.num-heads", 2], f"model.num_heads: expected 1, {kept}"),
         ("demo", ["--train.ema-momentum", 0.9], "train.ema_momentum: expected 0.0"),
-        ("demo", ["--data.repeat", 63], "data.repeat: expected 64, as the run began"),
+        ("demo", ["--data.repeat", 63], f"data.repeat: expected 64, {kept}"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             pretrain(recipe, *again, *more)

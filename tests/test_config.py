@@ -137,7 +137,7 @@ def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
                     continue
                 tried += 1
                 with pytest.raises(
-                    ValueError, match=rf"^{section}\.{field.name}: expected .* began"
+                    ValueError, match=rf"^{section}\.{field.name}: expected .* --resume cannot"
                 ):
                     changes(begun, config)
     assert tried >= 1

@@ -1,4 +1,4 @@
-"""The augmentations: what may happen to every view of a photograph, as settings.
+"""The data's settings: augmentations of every view, sizes, batch, loading.
 
 A view is a window of a photograph, mirrored or not, then colour, blur, solarization and a rotation,
 in that order; `fastequi.data.views.parameters` draws what happens to which sample.
@@ -84,37 +84,37 @@ def vicreg_second() -> Augment:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The views of an image, the batch, and who decodes it. The defaults are the paper's recipe.
+    """The views of an image, the batch, and how images are decoded; by default the paper's.
 
     Args:
         image_size: side of v1 (and of v2) in pixels.
-        source_size: side of u in pixels: the view plus a margin. With 48 around a 32 px view no
-            rotation has an empty corner (48 / 32 > √2); equal to `image_size` in the papers. A
-            window range of the second view is that of all of u, margin included.
+        source_size: side of u, the source image of v2, in pixels: the view plus a margin; equal to
+            `image_size` in the papers. With 48 px around a 32 px view no rotation has an empty
+            corner (48 / 32 > √2). Window ranges of the second view refer to u with its margin.
         mean, std: of the normalisation, in 0..1 (ImageNet's).
-        a1: the first view v1.
-        a2: the second view u, before the path transformation.
-        local_crops: further, local views of every image (multi-crop).
-        local_crop_size: their side in pixels.
-        a3: their augmentation.
-        rotations: every view, local ones included, is rotated by 0, 90, 180 or 270 degrees, drawn
-            at random; exact, pixel onto pixel.
-        overlap: least share of the photograph's visible region that v2's window has in common with
-            v1's, and that a local crop's has with each of theirs. The first of ten windows that
-            does is taken, else the tenth moved to the middle of what the earlier ones share. A
-            window of k times that area overlaps enough there, for k = 4; one that an oblong
-            photograph shrinks further overlaps by what it can.
-        mask_share: share of the views v1 and v2 of which blocks of patches are masked.
-        mask_ratio: range of the share of such a view's patches.
-        shared_crop: v1 is the centre of u's window, in the same orientation: the views then
-            differ by colour and the path alone. The window and flip of `a1` are not used.
-        batch_size: images in a step, over all ranks.
+        a1: augmentation of the first view v1.
+        a2: augmentation of the second view u, before the path transformation.
+        local_crops: number of local crops of every image (multi-crop).
+        local_crop_size: side of a local crop in pixels.
+        a3: augmentation of local crops.
+        rotations: rotate every view, local crops too, by 0, 90, 180 or 270 degrees, drawn at
+            random; exact, without interpolation.
+        overlap: smallest overlap of v2's window with v1's, and of a local crop's window with both,
+            as shares of the photograph's visible region. Up to ten windows are drawn; if none
+            overlaps enough, the tenth is moved to the middle of the earlier windows' intersection.
+            There a window of four times that area overlaps enough, unless an oblong photograph
+            makes it smaller.
+        mask_share: share of the views v1 and v2 in which blocks of patches are masked.
+        mask_ratio: range of the masked share of patches in such a view.
+        shared_crop: v1 is the centre of u's window, with the same flip: the views then differ by
+            colour and the path alone. The window and flip of `a1` are not used.
+        batch_size: images per step, over all ranks.
         samples_per_decode: M samples from every decoded photograph (repeated augmentation:
             Hoffer et al. 2020). Decoding is most of the work on a CPU.
-        repeat: times every photograph is decoded in an epoch; raise it for small sets. An epoch
-            is files × repeat × samples_per_decode samples.
-        num_threads: of DALI in each rank; 0 takes every usable core, at most 16.
-        tolerate: share of the images that may be unreadable; one may in any case, unless it is 0.
+        repeat: times that every photograph is decoded in an epoch; raise it for small sets. An
+            epoch is files × repeat × samples_per_decode samples.
+        num_threads: DALI's threads in each rank; 0: all usable cores, at most 16.
+        tolerate: largest share of images that may be unreadable; one always may, unless it is 0.
     """
 
     image_size: int = 224
@@ -178,16 +178,16 @@ class DataConfig:
 
     @property
     def samples_per_file(self) -> int:
-        """Sample ids of an image in an epoch: id // samples_per_file is its place in the source."""
+        """Samples of an image per epoch: id // samples_per_file is its index in the source."""
         return self.repeat * self.samples_per_decode
 
     @property
     def overlaps(self) -> bool:
-        """Whether a batch says what its views have in common."""
+        """Whether a batch describes where its views overlap."""
         return self.rotations or max(self.overlap) > 0
 
     def resized(self, image_size: int, source_size: int) -> DataConfig:
-        """Views of other sizes that show photographs at the same scale: windows grow with u."""
+        """Views of other sizes at the same scale of the photographs: windows grow with u."""
 
         def scaled(aug: Augment) -> Augment:
             if aug.side is None:
@@ -206,9 +206,9 @@ class DataConfig:
         )
 
 
-def _expect(holds: bool, name: str, expected: str, came: object) -> None:
+def _expect(holds: bool, name: str, expected: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {came}")
+        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def _expect_range(name: str, limits: tuple[float, float], top: float) -> None:
