@@ -66,7 +66,12 @@ def check(config: Config) -> None:
         _check_gtsa(config)
     else:
         rotations = config.data.overlaps
-        expect(not rotations, "data.rotations", f"no for method={config.method}", rotations)
+        expect(
+            not rotations,
+            "data.rotations",
+            f"false, and data.overlap 0, for method={config.method}",
+            rotations,
+        )
         _check_base(config)
     _check_batch(config)
 

@@ -293,7 +293,9 @@ def test_bad_settings_name_the_field(section, changes, message):
 
 def test_turns_are_for_gtsa_and_a_batch_without_overlaps_is_refused():
     config = small()
-    with pytest.raises(ValueError, match=r"data\.rotations: expected no for method=tir"):
+    with pytest.raises(
+        ValueError, match=r"data\.rotations: expected false, and data\.overlap 0, for method=tir"
+    ):
         replace(RECIPES["dino_vits16"](), data=config.data)
     model, batch = built(config)
     with pytest.raises(ValueError, match="batch: expected one with overlaps"):

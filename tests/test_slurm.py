@@ -70,8 +70,8 @@ def test_the_command_checks_the_runs_words_first(tmp_path, capsys):
         (["--nodes", "0", "--", "demo", *run], "--nodes: expected >= 1, got 0"),
         (["--", "demoo", *run], "did you mean 'demo'?"),
         (["--", "demo", "--train.epoch", "3", *run], "did you mean --train.epochs?"),
-        (["--", "demo", "--data", str(tmp_path)], "expected --data and --run-dir behind --"),
-        (["--gpus", "1"], "expected -- and then the words of pretrain"),
+        (["--", "demo", "--data", str(tmp_path)], "expected --data and --run-dir after --"),
+        (["--gpus", "1"], "expected -- and then the arguments of pretrain"),
     ):
         with pytest.raises(SystemExit):
             main(["submit", *argv])

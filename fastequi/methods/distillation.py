@@ -1,12 +1,12 @@
-"""DINO, iBOT and DINOv2 as bases: a student learns what its moving average says of other views.
+"""DINO, iBOT and DINOv2 as bases: a student predicts its EMA teacher's output for other views.
 
 DINO (Caron et al., ICCV 2021): class tokens of all crops against the teacher's of both global
 views. iBOT (Zhou et al., ICLR 2022) adds masked patches against the teacher's, which saw them, by
 the same head. DINOv2 (Oquab et al., TMLR 2024): a head of its own for patches, teachers balanced by
 Sinkhorn-Knopp, KoLeo on the class tokens.
 
-z_equi are the student's, of the patches of both global views. A masked patch has none: its place
-is filled with zeros before the decoders read it. Local crops never reach them.
+z_equi are the student's, of the patches of both global views; those of masked patches are set to
+zero. The decoders see no local crops.
 
 Where the official codes differ: iBOT's patch centre averages the masked patches, whose logits are
 the only ones computed (as in DINOv2), instead of all; the teacher's heads run in eval mode like its
@@ -33,12 +33,12 @@ from fastequi.models.vit import Tokens, VisionTransformer
 
 @dataclass(frozen=True)
 class Schedule:
-    """What changes during training; times are shares of it.
+    """Schedules; times are shares of the training.
 
     Attributes:
-        momentum: of the teacher's weights, by half a cosine to 1.
+        momentum: of the teacher's weights at the start; half a cosine raises it to 1.
         teacher_temp: reached linearly from `first_teacher_temp` after `temp_warmup`.
-        freeze: until then the prototypes do not learn.
+        freeze: time during which the prototypes are frozen.
     """
 
     momentum: float = 0.996
@@ -118,7 +118,7 @@ class SelfDistillation(Base):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """While prototypes are frozen they have none."""
+        """Frozen prototypes have no gradient."""
         return self.schedule.freeze > 0
 
     @property
@@ -173,8 +173,8 @@ class SelfDistillation(Base):
             z_equi = self._equivariant(self.student, patches)
         return BaseOutput(parts, z_equi)
 
-    # A compiled graph would be made for every temperature of the warm-up; so these two, which have
-    # kernels of their own, are called from between graphs.
+    # torch.compile would make a graph for every temperature of the warm-up; so these two, which
+    # have fused kernels, run outside of its graphs.
 
     @torch.compiler.disable
     def _classes(self, unit: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ class SelfDistillation(Base):
 
     @torch.compiler.disable
     def _masked(self, unit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """The loss of masked patches [M, C], student's and teacher's."""
+        """The loss of masked patches: unit vectors [M, C] of student and teacher."""
         assert self.patch_loss is not None
         student, teacher = self.student.patch_head, self.teacher.patch_head
         if self.chunked:

@@ -1,4 +1,4 @@
-"""Bases of one encoder for both views: z_inv tokens of two views to a criterion on images."""
+"""Joint-embedding bases: one encoder for both views, and a criterion on their z_inv tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class JointEmbedding(Base):
     """VICReg and SimCLR.
 
     Args:
-        encoder: ViT that gives [B, prefix + L, D] tokens.
+        encoder: a ViT.
         head: token head whose channels are split into z_inv and z_equi.
-        criterion: called with the z_inv tokens [B, L, d_inv] of both views; its dict holds "loss"
-            and whatever else it wants logged.
+        criterion: called with the z_inv tokens [B, L, d_inv] of both views; returns a dict with
+            "loss" and other scalars to log.
     """
 
     def __init__(self, encoder: VisionTransformer, head: SplitHead, criterion: nn.Module) -> None:
