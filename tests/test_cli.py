@@ -136,7 +136,7 @@ def test_a_reader_that_leaves_is_no_failure_to_tell_of():
 def test_a_multi_crop_recipe_made_small_by_options(tmp_path, recipe):
     small = [
         *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
-        *("--data.image-size", 64, "--data.source-size", 64, "--data.crop-size", 32),
+        *("--data.image-size", 64, "--data.source-size", 64, "--data.local-crop-size", 32),
         *("--data.local-crops", 2, "--data.batch-size", 8, "--distill.prototypes", 64),
         *("--distill.hidden-dim", 32, "--distill.bottleneck-dim", 16),
     ]

@@ -242,7 +242,7 @@ def test_the_command_line_trains_it(tmp_path, capsys):
     options = [
         *("--data", photos, "--run-dir", str(tmp_path / "run"), "--max-steps", "2"),
         *("--model.embed-dim", "32", "--model.depth", "1", "--model.num-heads", "1"),
-        *("--data.image-size", "64", "--data.source-size", "64", "--data.crop-size", "32"),
+        *("--data.image-size", "64", "--data.source-size", "64", "--data.local-crop-size", "32"),
         *("--data.local-crops", "2", "--data.batch-size", "4", "--gtsa.dim", "16"),
         *("--gtsa.correspondence-from", "0"),
     ]

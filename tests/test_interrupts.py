@@ -30,7 +30,7 @@ from test_survival import (
 pytest.importorskip("nvidia.dali")
 
 SLOW_WRITE = """
-from fastequi import checkpoint
+from fastequi.runtime import checkpoint
 plain = checkpoint.write
 def write(folder, taken, keep):
     if taken.step > 4:
@@ -71,7 +71,7 @@ def checkpoints(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("later", ["", pytest.param("--train.save-later", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("later", ["", pytest.param("--train.async-save", marks=pytest.mark.slow)])
 def test_a_second_press_stops_at_once_and_harms_nothing(tmp_path, later):
     """While the save that the first one asked for is being written, by this thread or another."""
     folder = tmp_path / "run"
@@ -269,7 +269,7 @@ def test_a_full_disk_is_no_reader_that_left(tmp_path):
 def test_checkpoints_by_time_are_the_first_ones_clocks(tmp_path, options):
     """The other's clock runs wild; both save at the same steps, and the run keeps its bits."""
     wild = """
-from fastequi import pace
+from fastequi.runtime import pace
 plain = pace.Timer.due
 pace.Timer.due = lambda self: os.environ["RANK"] == "1" or plain(self)
 """

@@ -306,4 +306,4 @@ def test_a_member_that_cannot_be_read_for_a_moment_ends_nothing(data, monkeypatc
         assert_same(list(loader), expected)
         assert failures
         assert not loader.quarantined
-    assert "a batch failed, but all its images decode; once more" in caplog.text
+    assert "a batch failed, but all its images decode; trying once more" in caplog.text

@@ -375,7 +375,7 @@ def test_looks_at_steps_without_a_log_hold_no_process_up(tmp_path):
 def test_a_checkpoint_by_a_thread_is_waited_for_by_all(tmp_path):
     """The first process still writes when the others are done; torchrun would end it with them."""
     slow = """
-from fastequi import checkpoint
+from fastequi.runtime import checkpoint
 plain = checkpoint.write
 def write(*args):
     time.sleep(8)
@@ -383,7 +383,7 @@ def write(*args):
 checkpoint.write = write
 """
     folder = tmp_path / "run"
-    options = ["--run-dir", folder, "--train.save-later", "--train.checkpoint-every", 0]
+    options = ["--run-dir", folder, "--train.async-save", "--train.checkpoint-every", 0]
     launcher = ["--shutdown-timeout", "2"]
     how = {"processes": 2, "launcher": launcher, "program": changed(tmp_path, slow)}
     process = start(*options, **how)

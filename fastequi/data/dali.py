@@ -156,7 +156,7 @@ class Decoded(NamedTuple):
 
 
 def decoder_backend(device: torch.device) -> tuple[str, str]:
-    """What decodes images for a device, and why: two short texts."""
+    """The backend that decodes images for a device, and the reason: two short texts."""
     if _MISSING is not None:
         return "none", f"DALI cannot be imported ({_MISSING}); pip install fastequi[dali]"
     if device.type == "cuda":
@@ -331,9 +331,9 @@ def _dali_type(dtype: type[np.generic]) -> Any:
 def decoded_sizes(
     files: Sequence[File], device: torch.device, num_threads: int
 ) -> list[tuple[int, int] | str]:
-    """What DALI makes of each file: (height, width) upright, or its words why it cannot decode it.
+    """The decoded size (height, width) of each file, upright, or DALI's reason why it fails.
 
-    All are paths, or all encoded images. They are decoded together; what fails is halved.
+    All are paths, or all encoded images. They are decoded together; a failing group is halved.
     """
     require_dali()
     found: list[tuple[int, int] | str] = ["" for _ in files]
@@ -372,11 +372,11 @@ def _decoded(
 
 
 def _reason(error: Exception) -> str:
-    """The line of DALI's message that says what happened, without its account of the graph."""
+    """The line of DALI's message that names the error, without its description of the graph."""
     text = str(error)
     lines = (text.partition("encountered:")[2] or text).splitlines()
-    told = (line.strip(" :").replace(" sample #0", "") for line in lines)
-    reason = next((line for line in told if line), type(error).__name__)
+    reasons = (line.strip(" :").replace(" sample #0", "") for line in lines)
+    reason = next((line for line in reasons if line), type(error).__name__)
     unnamed = reason.startswith("nvImageCodec failure: '#")  # and a number
     return f"damaged, or in an unknown format ({reason})" if unnamed else reason
 
@@ -390,7 +390,7 @@ def _device_id(device: torch.device) -> int | None:
 
 
 def require_dali() -> None:
-    """Raises ImportError, with the way to install it, where DALI cannot be imported."""
+    """Raises ImportError, with the command to install it, if DALI cannot be imported."""
     if _MISSING is not None:
         raise ImportError(
             f"reading images needs DALI: pip install fastequi[dali] (importing it: {_MISSING})"

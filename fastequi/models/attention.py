@@ -32,7 +32,7 @@ Sizes = tuple[int, int, int, int, int]  # B, N, M keys, H, D
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tensor:
-    """softmax(q kᵀ / √D) v, for every image and head on its own.
+    """softmax(q kᵀ / √D) v, for every image and head.
 
     Args:
         q, k, v: [B, N, H, D] queries, keys and values; k and v may have another N.
@@ -69,7 +69,7 @@ def available_backends() -> dict[str, tuple[bool, str]]:
 
 
 def _can_measure(q: Tensor) -> bool:
-    """Whether a choice can be timed and belongs to this GPU: fakes and exports have no time."""
+    """Whether the choice can be measured: not for fake tensors and exports."""
     exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
     return q.device.type == "cuda" and not exported and not isinstance(q, FakeTensor)
 
@@ -100,9 +100,9 @@ def _attend(name: str) -> Attend:
 _choices: dict[tuple[Any, ...], str] = {}
 
 
-@torch.compiler.assume_constant_result  # a question about the machine, not a part of the graph
+@torch.compiler.assume_constant_result  # depends on the machine, not on the graph
 def _auto(device: int, dtype: torch.dtype, sizes: Sizes, grad: bool) -> str:
-    """The fastest of what can run on a GPU; the first of it while a graph is being captured."""
+    """The fastest usable backend on a GPU; the first usable one during CUDA graph capture."""
     key = device, dtype, sizes[1:], grad
     if key not in _choices:
         can = {
@@ -124,7 +124,7 @@ def _auto(device: int, dtype: torch.dtype, sizes: Sizes, grad: bool) -> str:
 @torch.compiler.assume_constant_result
 @functools.cache
 def _obstacle(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why a backend cannot serve such tensors, or None; imported only where there is a GPU."""
+    """Why a backend cannot take such tensors, or None; imports it only if there is a GPU."""
     if name == "sdpa":
         return None
     if device != "cuda":

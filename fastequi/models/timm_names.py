@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 _PATCHES = "patch_embed.proj.weight"
 _NO_VIT = "not the tensors of a plain ViT under timm's names"
-_NAMED = 3  # tensors of a message that could name hundreds
+_NAMED = 3  # tensors named in a message
 
 _AXES = {_PATCHES: 4, "pos_embed": 3, "reg_token": 3, "blocks.0.mlp.fc1.weight": 2}
 _KINDS = {  # of networks that are no plain ViT, by the names of their tensors
@@ -38,7 +38,7 @@ _KINDS = {  # of networks that are no plain ViT, by the names of their tensors
 
 @dataclass(frozen=True)
 class Stated:
-    """What somebody says of a ViT that its tensors do not; None: no word of it.
+    """Given properties of a ViT that its tensors do not determine; None: not given.
 
     Attributes:
         num_heads: of every block.
@@ -49,7 +49,7 @@ class Stated:
     img_size: tuple[int, int] | None = None
 
     def over(self, other: Stated) -> Stated:
-        """This, and what the other says where this says nothing."""
+        """This, with missing values from the other."""
         return Stated(self.num_heads or other.num_heads, self.img_size or other.img_size)
 
 
@@ -57,7 +57,7 @@ UNSTATED = Stated()
 
 
 def plain(state: State) -> tuple[State, list[str]]:
-    """The tensors that tokens come from, under timm's names, and in words what was done for it.
+    """The tensors that tokens are computed from, under timm's names, and a list of the changes.
 
     A prefix of all names goes (DistributedDataParallel's `module.`, `backbone.`), and with it the
     tensors outside; so do heads and other tensors that come after the tokens or serve training;
@@ -74,27 +74,27 @@ def plain(state: State) -> tuple[State, list[str]]:
         below = _some([repr(prefix) for prefix in prefixes])
         raise ValueError(f"expected one network, got {len(prefixes)}, below {below}")
     (prefix,) = prefixes
-    told = []
+    changes = []
     if prefix:
         outside = [name for name in state if not name.startswith(prefix)]
         without = f", without {_some(outside)}" if outside else ""
-        told.append(f"read below the prefix {prefix!r}{without}")
+        changes.append(f"read below the prefix {prefix!r}{without}")
     state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     linear = {"head.weight", "head.bias"}
     kept = linear if linear <= state.keys() else set()
     after = re.compile(r"(head|head_dist|attn_pool)\.|(mask_token|masked_embed)$")
     unused = [name for name in state if after.match(name) and name not in kept]
     if unused:
-        told.append(f"left out what no token comes from: {_some(unused)}")
+        changes.append(f"left out what no token comes from: {_some(unused)}")
         state = {name: t for name, t in state.items() if name not in unused}
     if "dist_token" in state and "reg_token" not in state:
-        told.append("dist_token is read as a register")
+        changes.append("dist_token is read as a register")
         state["reg_token"] = state.pop("dist_token")
-    return state, told
+    return state, changes
 
 
 def from_shapes(state: State) -> dict[str, Any]:
-    """The arguments of :class:`VisionTransformer` that the shapes of a state dict tell.
+    """The arguments of :class:`VisionTransformer` that follow from a state dict's shapes.
 
     Those that they do not, `num_heads` and the positions' `img_size` and `no_embed_class`, are
     missing.
@@ -135,7 +135,7 @@ def from_shapes(state: State) -> dict[str, Any]:
 def settled(
     state: State, options: dict[str, Any], stated: Stated = UNSTATED
 ) -> tuple[dict[str, Any], list[str]]:
-    """All arguments of :class:`VisionTransformer`, and in words which of them are assumed.
+    """All arguments of :class:`VisionTransformer`, and a list of those that are assumed.
 
     Args:
         state: the tensors.
@@ -171,7 +171,7 @@ def _heads(dim: int, class_token: bool, stated: Stated) -> tuple[int, list[str]]
 def _img_size(
     places: int, prefix: int, patch: int, stated: Stated
 ) -> tuple[tuple[int, int], int, list[str]]:
-    """The images' height and width, how many places are not of patches, what is assumed."""
+    """The images' height and width, the number of prefix positions, and what is assumed."""
     if stated.img_size is not None:
         rows, columns = (side // patch for side in stated.img_size)
         for others in (prefix, 0):
@@ -204,13 +204,13 @@ def _depth(state: State) -> int:
 
 
 def _ratio(hidden: int, dim: int) -> float:
-    """The ratio that gives a width back, which hidden / dim may miss by rounding."""
+    """The MLP ratio that reproduces a width; hidden / dim itself may miss it by rounding."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def expect_tensors(state: State, make: Callable[[], VisionTransformer], but: str = "") -> None:
-    """Raises ValueError where names or shapes are not those of the ViT that `make` makes.
+    """Raises ValueError if names or shapes differ from those of the ViT that `make` builds.
 
     Args:
         but: the one whose shape may be another.
@@ -237,6 +237,6 @@ def _unlike(state: State, missing: list[str], unknown: Sequence[str] = ()) -> st
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of many names, and how many more."""
+    """The first names, and the number of the others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

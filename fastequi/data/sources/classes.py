@@ -1,4 +1,4 @@
-"""Which class every image is of, told by where it lies or by what lies beside it.
+"""The class of every image, from its folder or from a file beside it.
 
 * In a folder: the first folder below it, or below its train/ or val/
     (`fastequi.data.sources.splits`).
@@ -130,7 +130,7 @@ def _refuse_unnamed_splits(images: Images, least: int) -> None:
 
 
 def _say_empty(images: Images, used: Sequence[int], known: set[str], least: int) -> None:
-    """Folders of classes without an image that can be read would vanish without a word."""
+    """Warns of class folders without a readable image, which would vanish silently."""
     parents = set()
     for i in used:
         part = images.parts[images.of[i]]

@@ -30,7 +30,15 @@ import numpy as np
 from PIL import Image
 
 from fastequi.data.sources import index as indices
-from fastequi.data.sources.encoded import Header, format_of, header, is_image_name, read, told, why
+from fastequi.data.sources.encoded import (
+    Header,
+    counted,
+    format_of,
+    header,
+    is_image_name,
+    read,
+    why,
+)
 from fastequi.data.sources.images import WHOLE, Region, Source, united
 from fastequi.data.sources.index import Index, Row
 from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing, listed
@@ -50,7 +58,7 @@ Place = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images are meant.
+    """A selection of images: places, and patterns of names.
 
     Attributes:
         places: folders, list files (see `fastequi.data.sources.listing`), tar shards (a file, a
@@ -65,7 +73,7 @@ class Selection:
 
     @classmethod
     def of(cls, data: Data) -> Selection:
-        """Of one place, several, or what is a selection already.
+        """From one place, several, or a selection.
 
         Raises:
             ValueError: a place is empty or a URL.
@@ -83,7 +91,7 @@ class Selection:
         return chosen
 
     def to_json(self) -> dict[str, str | list[str]]:
-        """What files of figures hold: "data", a path or several; "include", "exclude" if given."""
+        """For result files: "data", a path or several; "include", "exclude" if given."""
         many = list(self.places)
         patterns = {"include": self.patterns.include, "exclude": self.patterns.exclude}
         given = {name: list(words) for name, words in patterns.items() if words}
@@ -263,7 +271,7 @@ def tar_shards(
 
 
 def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
-    """What a scan goes through: everything a place names, whatever an index says of it."""
+    """The images of a place for a scan, regardless of an index."""
     path = Path(expect_local("--data", data)).expanduser()
     if is_shards(path):
         return shard_listing(path).only(patterns)
@@ -277,7 +285,7 @@ def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
 
 
 def scanned_listings(data: Data) -> list[Listing]:
-    """Of every place in turn; see :func:`scanned_listing`."""
+    """Of every place; see :func:`scanned_listing`."""
     chosen = Selection.of(data)
     found = [scanned_listing(place, chosen.patterns) for place in _places(chosen)]
     if not any(len(listing) for listing in found):
@@ -286,7 +294,7 @@ def scanned_listings(data: Data) -> list[Listing]:
 
 
 def tolerated(num_files: int, share: float = TOLERATE) -> int:
-    """Damaged files a set may have: that share, and one in any case unless it is 0."""
+    """The number of damaged files allowed: that share, but at least one unless it is 0."""
     return max(int(share > 0), int(num_files * share))
 
 
@@ -371,18 +379,18 @@ def _source(
     count = len(known.rows) if count is None else count
     known = known.only(patterns)
     if known.passed_over:
-        logger.info("%s: passed over %s", what, told(known.passed_over))
+        logger.info("%s: passed over %s", what, counted(known.passed_over))
     if patterns:
         logger.info("%s: %d of %d images by %s", what, len(known.rows), count, patterns)
     bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
     if bad:
         each = [f"{name} ({reason})" for name, reason in known.left_out.items()]
         named = ", ".join(each[:_NAMED]) + (", ..." if len(each) > _NAMED else "")
-        counted = f"{bad} of {total} images in {root} cannot be read: {named}"
+        failed = f"{bad} of {total} images in {root} cannot be read: {named}"
         if not known.rows or bad > tolerated(total, tolerate):
-            raise ValueError(f"{what.partition(':')[0]}: {counted}")
+            raise ValueError(f"{what.partition(':')[0]}: {failed}")
         if not known.decoded:
-            logger.warning("%s; left out", counted)
+            logger.warning("%s; left out", failed)
     if known.decoded:
         counts = len(known.rows), file, known.when, bad
         logger.info("%d images by the index %s, scanned %s; %d left out", *counts)

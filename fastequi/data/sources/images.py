@@ -66,7 +66,7 @@ class Source:
         return replace(self, paths=paths, names=names, sizes=self.sizes[chosen], spans=spans)
 
     def fingerprint(self) -> str:
-        """Of all names and sizes in their order: 16 hexadecimal digits that know a set again."""
+        """16 hexadecimal digits that identify the set: a hash of all names and sizes in order."""
         digest = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape"))
         digest.update(np.ascontiguousarray(self.sizes, "<i4").data)
         return digest.hexdigest()[:16]

@@ -160,7 +160,7 @@ def read(file: Path) -> Index:
         for what, found in (("left_out", bad), ("images", rows)):
             if len(found) != about[what]:
                 raise ValueError(f"{len(found)} {what}, expected {about[what]}")
-        archives = tuple(Archive(**told) for told in about["archives"])
+        archives = tuple(Archive(**entry) for entry in about["archives"])
         # older ones say neither
         more = about.get("passed_over", {}), tuple(about.get("formats", ()))
         return Index(rows, bad, about["decoded"], about["when"], archives, *more)
@@ -169,7 +169,7 @@ def read(file: Path) -> Index:
 
 
 def differences(index: Index, root: Path, archives: Sequence[Archive], names: set[str]) -> str:
-    """How the files differ from the index, in words; "" if training would see what was scanned.
+    """How the files differ from the index, as text; "" if they do not.
 
     Files that are new since a scan are only logged.
 
@@ -207,7 +207,7 @@ def differences(index: Index, root: Path, archives: Sequence[Archive], names: se
 
 
 def stale(file: Path, index: Index, how: str) -> ValueError:
-    """The error of an index that no longer says what is there."""
+    """The error of an index that is out of date."""
     return ValueError(f"index: {file} of {index.when[:19]} is out of date ({how}); {_AGAIN}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastequi.data.sources.encoded import EXTENSIONS, Span, is_image_name, kind_of, told
+from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
 
@@ -35,8 +35,8 @@ class Archive:
 
     @classmethod
     def of(cls, root: Path, path: str) -> Archive:
-        told = os.stat(path)
-        return cls(os.path.relpath(path, root), told.st_size, told.st_mtime_ns)
+        status = os.stat(path)
+        return cls(os.path.relpath(path, root), status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def folder_listing(folder: Path) -> Listing:
         hint = f"; tar shards are named by a pattern: {folder}/*.tar" if others[".tar"] else ""
         raise ValueError(
             f"image folder: no image in {folder}: looked for {' '.join(EXTENSIONS)} in it and "
-            f"below, found {f'only {told(others)}' if others else 'no file at all'}{hint}"
+            f"below, found {f'only {counted(others)}' if others else 'no file at all'}{hint}"
         )
     return Listing(folder, sorted(found), folder / HIDDEN / "index.jsonl", passed_over=others)
 
@@ -142,7 +142,7 @@ def list_listing(file: Path) -> Listing:
         else:
             others[kind_of(os.path.basename(name))] += 1
     if not names:
-        found = f"only {told(others)}" if others else "no line at all"
+        found = f"only {counted(others)}" if others else "no line at all"
         raise ValueError(
             f"list: no image in {file}: expected a path a line, relative to {file.parent}, that "
             f"ends with {' '.join(EXTENSIONS)}; found {found}"

@@ -18,7 +18,7 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
-from fastequi.data.sources.encoded import EXTENSIONS, Span, is_image_name, kind_of, told
+from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
 from fastequi.data.sources.listing import HIDDEN, Archive, Listing
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -70,7 +70,7 @@ def shard_listing(data: Path) -> Listing:
             spans.append(place)
     if not names:
         damage = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        kinds = f"only {told(others)}" if others else "no member at all"
+        kinds = f"only {counted(others)}" if others else "no member at all"
         raise ValueError(
             f"shards: no image in {data}: looked for {' '.join(EXTENSIONS)}, found "
             f"{kinds}{f' ({damage})' if damage else ''}"
@@ -189,8 +189,8 @@ def member_labels(path: str) -> dict[str, str]:
             name = key(os.path.normpath(member.name))
             if kind == ".cls":
                 found[name] = text
-            elif told := _labelled(text):
-                found.setdefault(name, told)
+            elif label := _labelled(text):
+                found.setdefault(name, label)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What is trained on and what is tested on: disjoint images, by a rule that needs no record.
+"""Training and test images: disjoint, by a rule that needs no stored list.
 
 Folders, shards and list files that are named as splits usually are, in any case, are taken as such:
 train/ beside val/, valid/, validation/, dev/, eval/ or test/, Training-Set/ beside Testing-Set/,
@@ -39,7 +39,7 @@ _BESIDE = re.compile(r"(?<=.)(set|split|data|images|imgs)$")
 
 
 def role(name: str) -> str:
-    """What a folder, shard or list file is for by its name: "train", "val", "test" or ""."""
+    """The split that a folder, shard or list file is named for: "train", "val", "test" or ""."""
     stem, extension = os.path.splitext(name.lower())
     if extension in (".tar", ".txt"):
         words = [_ROLE.get(word, "") for word in re.split(r"[^a-z]+", stem)]

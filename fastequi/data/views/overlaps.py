@@ -14,7 +14,7 @@ from fastequi.data.views.parameters import ViewParams
 def overlaps_of(
     cfg: DataConfig, v1: ViewParams, u: ViewParams, crops: ViewParams | None
 ) -> Overlaps:
-    """What a batch tells about its views; see :class:`fastequi.data.views.batch.Overlaps`."""
+    """The overlaps of a batch's views."""
     views = [(v1, cfg.image_size), (u, cfg.source_size)]
     windows = [torch.from_numpy(view.boxes) for view, _ in views]
     rotations = [torch.from_numpy(_rotations(view)) for view, _ in views]

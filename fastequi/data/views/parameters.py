@@ -1,4 +1,4 @@
-"""What happens to every view, drawn as arrays that DALI only applies.
+"""The random parameters of every view, drawn as arrays that DALI only applies.
 
 Windows are real-valued (not rounded to pixels) and given as fractions of the photograph.
 
@@ -30,7 +30,7 @@ Window = tuple[NDArray[np.float32], NDArray[np.float32]]  # corners [B, 2] (y, x
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What happens to one view of B samples; None where no sample of the run needs it.
+    """The parameters of one view of B samples; None where the run does not use them.
 
     Attributes:
         start, end: [B, 2] corners (y, x) of the window as fractions of the photograph, float32;
@@ -84,10 +84,10 @@ def crop_params(
     region: Region = WHOLE,
     views: Sequence[ViewParams] = (),
 ) -> ViewParams | None:
-    """The parameters of the local crops, [B · crops], those of a sample together; None if none.
+    """The parameters of the local crops, [B · V], a sample's together; None if there are none.
 
-    The arguments are those of :func:`view_params`, and what it gave: `views`, which the crops have
-    to overlap if the configuration says so.
+    The arguments are those of :func:`view_params`, and its result: `views`, which the local crops
+    overlap as far as `cfg.overlap` demands.
     """
     others = [(view.start, view.end) for view in views]
     crops = []
