@@ -175,7 +175,7 @@ def test_a_recipe_and_its_base_differ_by_tir_alone(base):
 
 
 def test_settings_of_an_earlier_version_are_refused_with_the_new_names():
-    with pytest.raises(ValueError, match=r"earlier version .*`system` is now `method`.*`tir`"):
+    with pytest.raises(ValueError, match=r"an earlier version.*`system` is now `method`.*`tir`"):
         Config.from_json('{"system": "tir", "method": {"num_steps": 3}}')
 
 

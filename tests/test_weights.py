@@ -200,9 +200,9 @@ def test_positions_lie_on_the_grid_that_is_said(tmp_path, said, embedded):
 
 def test_a_grid_that_does_not_fit_or_is_no_square_is_named(tmp_path):
     file = saved(tmp_path, tensors(192, 1, (4, 5)))
-    with pytest.raises(ValueError, match="of which grid the 21 places of pos_embed are; say --img"):
+    with pytest.raises(ValueError, match="unknown for 21 positions in pos_embed; expected --img"):
         load_weights(file)
-    with pytest.raises(ValueError, match=r"32x32 px .* are 4x4 patches .* pos_embed has 21 places"):
+    with pytest.raises(ValueError, match=r"32x32 px .* are 4x4 patches .* pos_embed has 21 positions"):
         load_weights(file, Stated(img_size=(32, 32)))
     assert read(file, Stated(img_size=(32, 40))).img_size == (32, 40)
 

@@ -23,7 +23,7 @@ class Augment:
         flip: probability of mirroring left to right.
         jitter: probability of the four colour changes.
         brightness, contrast, saturation: factors uniform in 1 ± value.
-        hue: uniform in ± value, in turns.
+        hue: uniform in ± value, 1 is 360 degrees.
         gray: probability of no saturation.
         blur: probability of a Gaussian blur.
         sigma: its range in pixels of the view.

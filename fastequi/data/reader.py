@@ -1,7 +1,7 @@
-"""Every image of a source once, in order and un-augmented, for evaluation and embedding.
+"""Every image of a source once, in order and without augmentation, for evaluation and embedding.
 
-The centred square of an image (or rectangle of another shape), as large as it fits or a share of
-that, is resized with antialiasing, by the same graph as the loader's (`fastequi.data.dali`).
+The largest centred square of an image (or a rectangle of another shape), or a share of it, is
+resized with antialiasing, by the same graph as the loader's (`fastequi.data.dali`).
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def read(
     batch: int = 64,
     num_threads: int = 0,
 ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-    """Batches of images and their places in the source, in its order.
+    """Yields batches of images and their indices in the source, in its order.
 
     A file that cannot be decoded is named and left out.
 
     Args:
-        source: the images; of a region only that is seen.
+        source: the images; only its region is used.
         size: side of the squares in pixels, or height and width of rectangles.
-        device: "cpu" or a CUDA device, where they are decoded and live.
+        device: "cpu" or a CUDA device, where they are decoded and stored.
         share: of the largest window that fits (224 / 256 is usual on ImageNet).
-        batch: images at a time.
-        num_threads: of DALI; 0 takes every usable core, at most 16.
+        batch: images per batch.
+        num_threads: of DALI; 0: all usable cores, at most 16.
 
     Yields:
         ([B, 3, height, width] uint8, [B] places).
@@ -99,7 +99,7 @@ def read(
 
 
 class _Plan:
-    """What DALI is to do next: the parts, the last one filled up and repeated as it runs ahead."""
+    """DALI's next inputs: the parts; the last one is padded, and repeated as DALI runs ahead."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """One attention function over several backends.
 
 xformers' memory_efficient_attention, FlashAttention-3 (where installed) and PyTorch's
-scaled_dot_product_attention take tokens as [B, N, H, D], which is how a fused qkv projection leaves
-them: no transposed copies. On a GPU "auto" is whichever of those that can run is the fastest for
-the shape, measured once (`attention_choice.py`); elsewhere and in exported graphs it is PyTorch's.
+scaled_dot_product_attention take tokens as [B, N, H, D], the layout of a fused qkv projection: no
+transposed copies. On a GPU "auto" is the fastest usable backend for the shape, measured once
+(`attention_choice.py`); elsewhere and in exported graphs it is PyTorch's.
 """
 
 from __future__ import annotations
@@ -36,16 +36,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
 
     Args:
         q, k, v: [B, N, H, D] queries, keys and values; k and v may have another N.
-        backend: "auto" takes the fastest for this shape of those that can run, measured at its
-            first use on a GPU and kept in the cache folder, and PyTorch's on other devices; a name
-            insists on it.
+        backend: a name, or "auto": on a GPU the fastest usable one for this shape, measured at
+            first use and kept in the cache folder; on other devices PyTorch's.
 
     Returns:
         [B, N, H, D].
 
     Raises:
-        ValueError: unknown backend, or shapes that do not belong together.
-        RuntimeError: the backend asked for cannot run on these tensors; says why.
+        ValueError: unknown backend, or shapes that do not fit together.
+        RuntimeError: the given backend cannot run on these tensors; with the reason.
     """
     _check(q, k, v, backend)
     if backend == "sdpa" or (backend == "auto" and not _can_measure(q)):

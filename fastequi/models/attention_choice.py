@@ -1,8 +1,8 @@
 """The fastest attention backend for a shape: measured once, then read from a file.
 
-No backend wins everywhere: it depends on the length, its oddness, the head width and the GPU. The
-answer is kept per GPU and library versions, so that a run that is resumed computes with what it
-began with, to the bit.
+No backend is the fastest everywhere: it depends on the length and its parity, the head width and
+the GPU. The choice is kept per GPU and library versions, so that a resumed run uses the same
+backend and gives the same bits.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fastest(
         candidates: at least one, all of which can run.
         shape: B, N, M, H, D. Choices are kept by all but B.
         grad: measure the backward too.
-        versions: what the answer depends on besides the device: libraries and their versions.
+        versions: libraries and their versions, on which the choice depends beside the device.
     """
     if len(candidates) == 1:
         return next(iter(candidates))
@@ -107,8 +107,7 @@ def _read(file: Path) -> dict[str, str]:
 def _settle(file: Path, key: str, mine: str, candidates: Mapping[str, Attend]) -> str:
     """The choice of the process that measured first, so that all processes use the same one.
 
-    The file changes as a whole or not at all; where it cannot be written, the next process measures
-    again.
+    The file is replaced atomically; if it cannot be written, the next process measures again.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

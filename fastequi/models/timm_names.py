@@ -1,8 +1,8 @@
 """The architecture of a ViT, read from a state dict under timm's names.
 
-Shapes tell all but two things: how many heads attention has, and which grid the positions lie on.
-Those are :class:`Stated` by whoever knows them. What is left is taken from the published networks
-of that width (`published.py`) where all agree, or from a square, and is said; else it is asked for.
+Shapes determine everything but the number of attention heads and the grid of the positions. Those
+may be given (:class:`Stated`). Otherwise they are assumed, and reported: heads as in all published
+networks of that width (`published.py`), a square grid. If that is not possible, an error asks.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ UNSTATED = Stated()
 def plain(state: State) -> tuple[State, list[str]]:
     """The tensors that tokens are computed from, under timm's names, and a list of the changes.
 
-    A prefix of all names goes (DistributedDataParallel's `module.`, `backbone.`), and with it the
-    tensors outside; so do heads and other tensors that come after the tokens or serve training;
-    DeiT's distillation token becomes a register, which it is to everything but the loss.
+    A prefix of all names is removed (DistributedDataParallel's `module.`, `backbone.`), with the
+    tensors outside; heads and other tensors after the tokens or for training only are removed;
+    DeiT's distillation token becomes a register token, as it acts outside of the loss.
 
     Raises:
         ValueError: no ViT, or several.
@@ -85,7 +85,7 @@ def plain(state: State) -> tuple[State, list[str]]:
     after = re.compile(r"(head|head_dist|attn_pool)\.|(mask_token|masked_embed)$")
     unused = [name for name in state if after.match(name) and name not in kept]
     if unused:
-        changes.append(f"left out what no token comes from: {_some(unused)}")
+        changes.append(f"left out tensors that no token depends on: {_some(unused)}")
         state = {name: t for name, t in state.items() if name not in unused}
     if "dist_token" in state and "reg_token" not in state:
         changes.append("dist_token is read as a register")
@@ -96,11 +96,10 @@ def plain(state: State) -> tuple[State, list[str]]:
 def from_shapes(state: State) -> dict[str, Any]:
     """The arguments of :class:`VisionTransformer` that follow from a state dict's shapes.
 
-    Those that they do not, `num_heads` and the positions' `img_size` and `no_embed_class`, are
-    missing.
+    `num_heads` and the positions' `img_size` and `no_embed_class` do not, and are missing.
 
     Args:
-        state: as :func:`plain` gives it.
+        state: from :func:`plain`.
 
     Raises:
         ValueError: a tensor is missing or not a plain ViT's.
@@ -139,11 +138,11 @@ def settled(
 
     Args:
         state: the tensors.
-        options: what :func:`from_shapes` found.
-        stated: what is known beside them.
+        options: from :func:`from_shapes`.
+        stated: given properties.
 
     Raises:
-        ValueError: something is neither stated nor usual, or does not fit.
+        ValueError: a property is neither given nor usual, or does not fit.
     """
     heads, assumed = _heads(options["embed_dim"], options["class_token"], stated)
     prefix = options["class_token"] + options["reg_tokens"]
@@ -160,8 +159,8 @@ def _heads(dim: int, class_token: bool, stated: Stated) -> tuple[int, list[str]]
         assumed = [f"num_heads {heads} (usual at {dim} channels)"]
     if heads is None:
         raise ValueError(
-            f"num_heads: nothing says how many heads its {dim} channels are in; say --num-heads, "
-            f"or num_heads in a config.json beside it"
+            f"num_heads: unknown for {dim} channels; expected --num-heads, or num_heads in a "
+            f"config.json beside the file"
         )
     if dim % heads:
         raise ValueError(f"num_heads: expected a divisor of its {dim} channels, got {heads}")
@@ -179,15 +178,15 @@ def _img_size(
                 return (rows * patch, columns * patch), others, []
         raise ValueError(
             f"img_size: {'x'.join(map(str, stated.img_size))} px (--img-size or config.json) "
-            f"are {rows}x{columns} patches of {patch} px, but pos_embed has {places} places (with "
-            f"or without those of {prefix} tokens before the patches')"
+            f"are {rows}x{columns} patches of {patch} px, but pos_embed has {places} positions "
+            f"(with or without those of {prefix} prefix tokens)"
         )
     squares = {n: math.isqrt(places - n) for n in (prefix, 0) if places > n}
     squares = {n: side for n, side in squares.items() if side * side == places - n}
     if len(squares) != 1:
         raise ValueError(
-            f"img_size: nothing says of which grid the {places} places of pos_embed are; say "
-            f"--img-size, or img_size in a config.json beside it"
+            f"img_size: unknown for {places} positions in pos_embed; expected --img-size, or "
+            f"img_size in a config.json beside the file"
         )
     ((others, side),) = squares.items()
     size = side * patch
@@ -213,7 +212,7 @@ def expect_tensors(state: State, make: Callable[[], VisionTransformer], but: str
     """Raises ValueError if names or shapes differ from those of the ViT that `make` builds.
 
     Args:
-        but: the one whose shape may be another.
+        but: a tensor whose shape may differ.
     """
     with torch.device("meta"):
         expected = make().state_dict()

@@ -4,7 +4,7 @@ The bytes are a whole file, or a span of one (a member of a tar shard). Pillow r
 size is needed before decoding, and an image that claims more pixels than Pillow's own limit is
 refused here, so that nothing ever allocates memory for it.
 
-What is an image goes by its name, in folders and in shards alike: EXTENSIONS, in any case.
+A file is an image if its name ends with one of EXTENSIONS, in any case; in shards too.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def header(image: str | NDArray[np.uint8]) -> Header | str:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
         return why(error, image if isinstance(image, str) else "")
-    if exif and _is_turned(exif):
+    if exif and _is_rotated(exif):
         height, width = width, height
     return Header(count, height, width, kind)
 
@@ -160,7 +160,7 @@ def why(error: Exception, path: str = "") -> str:
     return text.replace(f" {path!r}", "") or type(error).__name__
 
 
-def _is_turned(exif: bytes | Image.Exif) -> bool:
+def _is_rotated(exif: bytes | Image.Exif) -> bool:
     """Whether EXIF rotates the image by 90 or 270 degrees; damaged EXIF does not."""
     try:
         if isinstance(exif, bytes):

@@ -1,7 +1,7 @@
 """The images at a run's start: a resumed run keeps their numbers, even if files have changed.
 
-Sample ids are places in the list of images. A file that was lost while the run went on is replaced,
-there and after a resume; files that came later are not used.
+Sample ids are indices in the list of images. A file that is lost during the run is replaced, also
+after a resume; files that are added later are not used.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def keep(file: Path, source: Source) -> None:
 
 
 def as_begun(file: Path, source: Source, tolerate: float) -> Source:
-    """The source as the run had it; as it is now where no file was kept.
+    """The source as it was at the run's start; unchanged if no file was kept.
 
     Args:
-        file: what :func:`keep` wrote.
-        source: what there is now.
-        tolerate: the share of images that may be gone; those cannot be decoded, and are replaced.
+        file: written by :func:`keep`.
+        source: the images now.
+        tolerate: share of images that may be missing; they cannot be decoded, and are replaced.
 
     Raises:
-        ValueError: more of them are gone, or one has another size in pixels.
+        ValueError: more of them are missing, or one has another size in pixels.
     """
     if not file.is_file():
         return source

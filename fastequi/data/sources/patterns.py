@@ -13,12 +13,12 @@ _TOKENS = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")
 class Patterns:
     """Glob patterns of images' names, relative to their folder; case counts.
 
-    A pattern without "/" is of any file or folder, as in .gitignore: "*.jpg", "thumbnails". One
-    with "/" begins at the top: "cat/*", "**/masks". What lies in a folder that matches, matches.
+    A pattern without "/" matches any file or folder, as in .gitignore: "*.jpg", "thumbnails". One
+    with "/" starts at the top: "cat/*", "**/masks". Everything in a matching folder matches.
 
     Attributes:
-        include: an image has to match one of them, if there are any.
-        exclude: and none of these.
+        include: if not empty, an image must match one of them.
+        exclude: an image must match none of them.
     """
 
     include: tuple[str, ...] = ()
