@@ -202,7 +202,7 @@ def test_a_grid_that_does_not_fit_or_is_no_square_is_named(tmp_path):
     file = saved(tmp_path, tensors(192, 1, (4, 5)))
     with pytest.raises(ValueError, match="unknown for 21 positions in pos_embed; expected --img"):
         load_weights(file)
-    with pytest.raises(ValueError, match="32x32 px .* are 4x4 patches .* pos_embed has 21 pos"):
+    with pytest.raises(ValueError, match=r"32x32 px .* are 4x4 patches .* pos_embed has 21 pos"):
         load_weights(file, Stated(img_size=(32, 32)))
     assert read(file, Stated(img_size=(32, 40))).img_size == (32, 40)
 
