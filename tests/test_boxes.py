@@ -1,4 +1,4 @@
-"""What two crops share, found in each of them, turned or not: on images that show coordinates."""
+"""What two crops share, found in each of them, rotated or not: on images that show coordinates."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def value_at(image, x, y):
 @pytest.mark.parametrize("sizes", [(224, 96), (33, 17), (224, 224)])
 @pytest.mark.parametrize("turn", range(4))
 @pytest.mark.parametrize("other", range(4))
-def test_every_pair_of_turns_shows_the_same_region(sizes, turn, other):
+def test_every_pair_of_rotations_shows_the_same_region(sizes, turn, other):
     generator = torch.Generator().manual_seed(turn * 4 + other)
     for _ in range(20):
         low = torch.rand(2, 2, generator=generator, dtype=torch.float64) * 100
@@ -47,7 +47,7 @@ def test_every_pair_of_turns_shows_the_same_region(sizes, turn, other):
             assert ((ends - wanted).abs() / pixel.repeat(2)).max() < 0.01
 
 
-def test_a_turn_of_a_rectangle_and_back():
+def test_a_rotation_of_a_rectangle_and_back():
     boxes = torch.tensor([[1.0, 2.0, 5.0, 4.0], [0.0, 0.0, 7.0, 3.0]])
     for k in range(-3, 5):
         turned = rotate_boxes(boxes, torch.full((2,), k), (10, 8))

@@ -51,7 +51,7 @@ def built(config, n=2, dtype=torch.float64):
 
 
 def losses_by_hand(model, batch):
-    """One image and one pair at a time, the paper's order of things: no boxes in turned pixels."""
+    """One image and one pair at a time, the paper's order of things: no boxes in rotated pixels."""
     scale = model.views.mean, model.views.std
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in scale)
     crops = [batch.v1, (batch.u.double() / 255 - mean) / std]
@@ -106,7 +106,7 @@ def test_losses_and_all_gradients_are_those_of_the_loops(crops):
     for name, value in expected.items():
         torch.testing.assert_close(parts[name].double(), value, rtol=1e-6, atol=1e-6)
     total = expected["crop"] + 0.5 * expected["correspondence"] + 0.5 * expected["rotation"]
-    # the turns' logits pass float32
+    # the rotations' logits pass float32
     torch.testing.assert_close(parts["loss"].double(), total, rtol=1e-6, atol=1e-6)
     learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wanted = torch.autograd.grad(total, learnt.values())
@@ -291,7 +291,7 @@ def test_bad_settings_name_the_field(section, changes, message):
         replace(config, **{section: replace(getattr(config, section), **changes)})
 
 
-def test_turns_are_for_gtsa_and_a_batch_without_overlaps_is_refused():
+def test_rotations_are_for_gtsa_and_a_batch_without_overlaps_is_refused():
     config = small()
     with pytest.raises(
         ValueError, match=r"data\.rotations: expected false, and data\.overlap 0, for method=tir"

@@ -1,4 +1,4 @@
-"""Windows that overlap by rule, turns through DALI, and boxes that find the same in both views."""
+"""Windows that overlap by rule, rotations by DALI, and boxes that find the same in both views."""
 
 from dataclasses import replace
 
@@ -94,7 +94,7 @@ def test_photographs_too_oblong_for_the_rule_still_overlap():
 
 @pytest.mark.parametrize("size", [32, 33])
 @pytest.mark.parametrize("samples", [1, 2])
-def test_turns_are_np_rot90_bit_for_bit(tmp_path, size, samples):
+def test_rotations_are_np_rot90_bit_for_bit(tmp_path, size, samples):
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     cfg = config(size=size, rotations=True, samples_per_decode=samples, batch_size=4 * samples)
@@ -113,7 +113,7 @@ def test_turns_are_np_rot90_bit_for_bit(tmp_path, size, samples):
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_boxes_find_the_same_pixels_in_both_views(samples):
-    """The crop loss on the pixels: -1 where boxes and turns are right, and only there."""
+    """The crop loss on the pixels: -1 where boxes and rotations are right, and only there."""
     cfg = replace(CROPS, samples_per_decode=samples)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.mean, cfg.std))
     with make_loader(embedded_photos(), cfg, SE2(0.0, 0.0), seed=0) as loader:
@@ -137,7 +137,7 @@ def test_boxes_find_the_same_pixels_in_both_views(samples):
         assert loss(*given, rolled=1) > -0.9
 
 
-def test_without_turns_or_overlap_nothing_is_told():
+def test_without_rotations_or_overlap_there_are_none():
     cfg = replace(CROPS, rotations=False, overlap=(0.0, 0.0))
     with make_loader(embedded_photos(), cfg, SE2(0.0, 0.0), seed=0) as loader:
         assert next(loader).overlaps is None
