@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "fastequi" / "data" / "photos"
 SMALL = [
     *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
-    *("--data.batch-size", 16, "--method.expander", 16, 16),
+    *("--data.batch-size", 16, "--tir.expander", 16, 16),
     *("--train.minutes", 0, "--train.epochs", 1),
 ]
 
@@ -90,25 +90,28 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
     pretrain("demo", *options, *SMALL, "--max-steps", 1)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
     again = [*options, "--resume", "--max-steps", 2]
+    kept = "which --resume cannot change"
     for recipe, more, message in (
         ("vicreg_vits16", [], f"--resume: {run} is a run of the recipe demo, got vicreg_vits16"),
-        ("demo", ["--model.depth", 2], "model.depth: expected 1, as the run began, with --resume"),
-        ("demo", ["--method.base", "simclr"], "method.base: expected vicreg, as the run began"),
-        ("demo", ["--model.num-heads", 2], "model.num_heads: expected 1, as the run began"),
-        ("demo", ["--train.average-momentum", 0.9], "train.average_momentum: expected 0.0"),
-        ("demo", ["--data.repeat", 63], "data.repeat: expected 64, as the run began"),
+        ("demo", ["--model.depth", 2], f"model.depth: expected 1, {kept}, got 2"),
+        ("demo", ["--tir.base", "simclr"], f"tir.base: expected vicreg, {kept}"),
+        ("demo", ["--model.num-heads", 2], f"model.num_heads: expected 1, {kept}"),
+        ("demo", ["--train.ema-momentum", 0.9], "train.ema_momentum: expected 0.0"),
+        ("demo", ["--data.repeat", 63], f"data.repeat: expected 64, {kept}"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             pretrain(recipe, *again, *more)
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing was touched
     with caplog.at_level(logging.INFO):
         pretrain("demo", *again, "--optim.lr", 0.5, "--train.seed", 3)
-        assert "others from now on: optim.lr 0.008 → 0.5, train.seed 0 → 3" in caplog.text
+        assert (
+            "changed settings from here on: optim.lr 0.008 → 0.5, train.seed 0 → 3" in caplog.text
+        )
         config = json.loads((run / "config.json").read_text())
         assert (config["recipe"], config["optim"]["lr"]) == ("demo", 0.5)
         caplog.clear()
         pretrain("demo", *again)
-        assert "step 2 was reached before" in caplog.text
+        assert "already reached step 2" in caplog.text
         assert "others" not in caplog.text
     (run / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=re.escape(f"--resume: {run}/config.json cannot be read")):
@@ -156,8 +159,8 @@ def test_a_reader_that_leaves_is_no_failure_to_tell_of():
 def test_a_multi_crop_recipe_made_small_by_options(tmp_path, typed, recipe):
     small = [
         *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
-        *("--data.image-size", 64, "--data.source-size", 64, "--data.crop-size", 32),
-        *("--data.crops", 2, "--data.batch-size", 8, "--distill.prototypes", 64),
+        *("--data.image-size", 64, "--data.source-size", 64, "--data.local-crop-size", 32),
+        *("--data.local-crops", 2, "--data.batch-size", 8, "--distill.prototypes", 64),
         *("--distill.hidden-dim", 32, "--distill.bottleneck-dim", 16),
     ]
     run = tmp_path / "run"

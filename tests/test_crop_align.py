@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastequi.data.views.boxes import turn_boxes
+from fastequi.data.views.boxes import rotate_boxes
 from fastequi.functional import crop_align_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import crop_align as kernel
@@ -89,9 +89,11 @@ def test_same_features_under_any_turn_are_perfectly_aligned(backend, device):
         turn = torch.tensor([[k]], device=device)
         turned = torch.rot90(image, k, (2, 3))
         options = {"bins": 4, "scale": 1 / 16}
-        loss = crop_align_loss(turned, image, turn_boxes(box, turn, 96), box, turn, **options)
+        loss = crop_align_loss(turned, image, rotate_boxes(box, turn, 96), box, turn, **options)
         assert loss == pytest.approx(-1, abs=1e-6)
-        wrong = crop_align_loss(turned, image, turn_boxes(box, turn, 96), box, turn + 1, **options)
+        wrong = crop_align_loss(
+            turned, image, rotate_boxes(box, turn, 96), box, turn + 1, **options
+        )
         assert wrong > -0.9
 
 

@@ -28,8 +28,8 @@ def small(base: str, tir: bool = True, chunked: bool = False, **method) -> Confi
     return replace(
         config,
         model=replace(config.model, embed_dim=32, depth=2, num_heads=2, drop_path=0.0),
-        method=replace(
-            config.method,
+        tir=replace(
+            config.tir,
             **{"dim": 24 if tir else 16, "equi_dim": 8 * tir, "decoder_width": 8, **method},
         ),
         distill=replace(
@@ -48,8 +48,8 @@ def built(config: Config, n: int = 6):
             model.base.mask_token.normal_()
     model.before_step(0.5)
     batch = synthetic(config, n, CPU)
-    crops = batch.crops.double() if batch.crops is not None else None
-    return model.train(), replace(batch, v1=batch.v1.double(), crops=crops)
+    crops = batch.local_crops.double() if batch.local_crops is not None else None
+    return model.train(), replace(batch, v1=batch.v1.double(), local_crops=crops)
 
 
 def parts_by_hand(model, batch, koleo_weight):
@@ -72,7 +72,7 @@ def parts_by_hand(model, batch, koleo_weight):
     teacher = [
         [tokens(base.teacher.encoder, views[v, b]) for b in range(images)] for v in range(count)
     ]
-    local = [[tokens(base.student.encoder, image) for image in crop] for crop in batch.crops]
+    local = [[tokens(base.student.encoder, image) for image in crop] for crop in batch.local_crops]
 
     def head(which, token):
         hidden = which.mlp(token)
@@ -151,10 +151,10 @@ def test_masked_tokens_and_local_crops_never_reach_the_decoders(base):
     model, batch = built(small(base))
     seen = []
     model.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    batch = replace(batch, crops=batch.crops.requires_grad_())
+    batch = replace(batch, local_crops=batch.local_crops.requires_grad_())
     out = model(batch)
     (of_crops,) = torch.autograd.grad(
-        out["recon"], batch.crops, allow_unused=True, retain_graph=True
+        out["recon"], batch.local_crops, allow_unused=True, retain_graph=True
     )
     assert of_crops is None or of_crops.abs().max() == 0
     (z,) = seen

@@ -12,6 +12,7 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 
+from fastequi.data.config import Augment
 from fastequi.data.dali import decoded_sizes
 from fastequi.data.given import Given
 from fastequi.data.loader import make_loader
@@ -19,7 +20,6 @@ from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.reader import read
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.sources.images import Source
-from fastequi.data.views.augment import Augment
 from fastequi.paths import SE2
 from tests.support.batches import CFG, assert_same, batches
 from tests.support.corpus import CORPUS, saved

@@ -72,7 +72,7 @@ def checkpoints(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("later", ["", pytest.param("--train.save-later", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("later", ["", pytest.param("--train.async-save", marks=pytest.mark.slow)])
 def test_a_second_press_stops_at_once_and_harms_nothing(tmp_path, later):
     """While the save that the first one asked for is being written, by this thread or another."""
     folder = tmp_path / "run"
@@ -88,7 +88,7 @@ def test_a_second_press_stops_at_once_and_harms_nothing(tmp_path, later):
         os.killpg(process.pid, signal.SIGINT)
     said += ended(process)
     assert said.count("saving after this step; Ctrl-C again stops at once") == 1
-    assert said.splitlines()[-1] == "fastequi: stopped at once; --resume goes on after step 4"
+    assert said.splitlines()[-1] == "fastequi: stopped at once; --resume continues after step 4"
     assert "Traceback" not in said
     assert (folder / "checkpoints" / "latest").read_text() == "step_00000004"
     done = run("--run-dir", folder, "--resume", "--max-steps", 6)
@@ -110,7 +110,7 @@ def test_before_the_first_step_it_says_that_nothing_is_saved(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     said = ended(process)
-    told = f"fastequi: stopped; nothing is saved, and no run begun in {tmp_path / 'run'}"
+    told = f"fastequi: stopped; nothing is saved, and there is no run in {tmp_path / 'run'}"
     assert said.splitlines()[-1] == told
 
 
@@ -125,7 +125,7 @@ def test_under_torchrun_one_press_saves_however_often_it_comes(tmp_path):
     for rank in ranks:
         os.kill(rank, signal.SIGINT)
     said, _ = process.communicate(timeout=90)
-    assert "SIGINT came: saved after step" in said
+    assert "received SIGINT: saved after step" in said
     assert said.count("saving after this step") == 1
     newest = (folder / "checkpoints" / "latest").read_text()
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
@@ -145,7 +145,7 @@ def test_under_torchrun_a_second_press_stops_all_at_once(tmp_path):
     before = time.monotonic()
     more, _ = process.communicate(timeout=60)
     assert time.monotonic() - before < 10
-    assert "stopped at once; --resume goes on after step 4" in said + more
+    assert "stopped at once; --resume continues after step 4" in said + more
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     assert (folder / "checkpoints" / "latest").read_text() == "step_00000004"
 

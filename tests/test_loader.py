@@ -14,9 +14,9 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.data.config import Augment
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import image_folder
-from fastequi.data.views.augment import Augment
 from fastequi.data.views.parameters import view_params
 from fastequi.paths import SE2, Color
 from fastequi.philox import Draws
@@ -246,11 +246,11 @@ def test_a_closed_loader_ends():
 
 def test_the_interpreter_ends_with_a_loader_at_work():
     script = (
-        "from fastequi.data.views.augment import ViewConfig\n"
+        "from fastequi.data.config import DataConfig\n"
         "from fastequi.data.loader import make_loader\n"
         "from fastequi.data.sources.image_sets import embedded_photos\n"
         "from fastequi.paths import SE2\n"
-        "cfg = ViewConfig(image_size=32, source_size=32, batch_size=8, num_threads=2)\n"
+        "cfg = DataConfig(image_size=32, source_size=32, batch_size=8, num_threads=2)\n"
         "loader = make_loader(embedded_photos(), cfg, SE2(), seed=0)\n"
         "print(len(next(loader)))\n"
     )
@@ -269,13 +269,13 @@ def test_without_dali_the_error_names_the_extra():
         "import sys\n"
         "sys.modules['nvidia.dali'] = None\n"
         "import torch\n"
-        "from fastequi.data.views.augment import ViewConfig\n"
+        "from fastequi.data.config import DataConfig\n"
         "from fastequi.data.dali import decoder_backend\n"
         "from fastequi.data.loader import make_loader\n"
         "from fastequi.data.sources.image_sets import embedded_photos\n"
         "from fastequi.paths import SE2\n"
         "assert decoder_backend(torch.device('cpu'))[0] == 'none'\n"
-        "make_loader(embedded_photos(), ViewConfig(), SE2(), seed=0)\n"
+        "make_loader(embedded_photos(), DataConfig(), SE2(), seed=0)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

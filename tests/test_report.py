@@ -59,7 +59,7 @@ class Checked(HTMLParser):
 def two_runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     demo = RECIPES["demo"]()
-    other = replace(demo, method=replace(demo.method, num_steps=3), optim=replace(demo.optim, lr=1))
+    other = replace(demo, tir=replace(demo.tir, num_steps=3), optim=replace(demo.optim, lr=1))
     return judged(make_run(folder / "first")), judged(make_run(folder / "second", 40, other))
 
 
@@ -129,12 +129,12 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
 
 
 def test_only_what_differs_is_in_the_diff(two_runs, markup):
-    assert differing(read_runs(two_runs)) == {"method.num_steps": [2, 3], "optim.lr": [0.008, 1]}
+    assert differing(read_runs(two_runs)) == {"tir.num_steps": [2, 3], "optim.lr": [0.008, 1]}
     diff = markup[markup.index("What differs") : markup.index("Every setting of")]
     rows = re.findall(
         r"<th scope=\"row\"><code>(.*?)</code></th><td>(.*?)</td><td>(.*?)</td>", diff
     )
-    assert rows == [("method.num_steps", "2", "3"), ("optim.lr", "0.008", "1")]
+    assert rows == [("tir.num_steps", "2", "3"), ("optim.lr", "0.008", "1")]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

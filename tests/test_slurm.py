@@ -48,7 +48,7 @@ def test_a_job_that_is_asked_to_go_saves_and_the_next_start_goes_on(tmp_path):
     ]
     os.kill(max(task), signal.SIGUSR2)
     (told,) = job.results()
-    assert told.startswith("SIGUSR2 came: saved after step")
+    assert told.startswith("received SIGUSR2: saved after step")
     steps = rows(folder)[-1]["step"]
     job = slurm.submit(pretrain, words(folder, "--max-steps", steps + 2), folder, gpus=0, **LOCAL)
     assert job.results() == ["done"]
@@ -70,8 +70,8 @@ def test_the_command_checks_the_runs_words_first(tmp_path, capsys):
         (["--nodes", "0", "--", "demo", *run], "--nodes: expected >= 1, got 0"),
         (["--", "demoo", *run], "did you mean 'demo'?"),
         (["--", "demo", "--train.epoch", "3", *run], "did you mean --train.epochs?"),
-        (["--", "demo", "--data", str(tmp_path)], "expected --data and --run-dir behind --"),
-        (["--gpus", "1"], "expected -- and then the words of pretrain"),
+        (["--", "demo", "--data", str(tmp_path)], "expected --data and --run-dir after --"),
+        (["--gpus", "1"], "expected -- and then the arguments of pretrain"),
     ):
         with pytest.raises(SystemExit):
             main(["submit", *argv])

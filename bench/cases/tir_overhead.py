@@ -57,7 +57,9 @@ def _provider(name: str, device: str) -> Make:
         batch = replace(
             batch,
             v1=batch.v1.to(dtype or torch.float32),
-            crops=None if batch.crops is None else batch.crops.to(dtype or torch.float32),
+            local_crops=None
+            if batch.local_crops is None
+            else batch.local_crops.to(dtype or torch.float32),
         )
         optimizer = build_optimizer(method, config)
         params = [p for p in method.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""The options that say what a file's ViT does not, the same for every command that takes files."""
+"""Options for properties of a ViT that its file's tensors do not determine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fastequi.models.timm_names import Stated
 
 @dataclass(frozen=True, kw_only=True)
 class VitOptions:
-    """Of a command that takes a *.safetensors file."""
+    """Options of a command that takes a *.safetensors file."""
 
     num_heads: int | None = None
-    """Of the file's ViT, where no config.json beside it says so (or says it wrong)."""
+    """Attention heads of the file's ViT, if a config.json beside it lacks them or is wrong."""
     img_size: tuple[int, ...] = ()
-    """Side in pixels, or height and width, that its positions are for, likewise."""
+    """Image size in pixels that its position embedding is for: side, or height and width."""
 
     def stated(self) -> Stated:
-        """What they say.
+        """The given values.
 
         Raises:
             ValueError: a number below 1, or more than two sides.

@@ -18,6 +18,7 @@ from fastequi.data.labelled import LabelledSet
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.tasks import shown
+from fastequi.functional.normalise import normalise as normalised
 
 KS = (5, 10, 20, 200)
 TEMPERATURE = 0.07
@@ -72,10 +73,7 @@ def pooled_features(
 
 def normalise(images: Tensor, encoder: Encoder) -> Tensor:
     """uint8 images [B, 3, H, W] as an encoder takes them."""
-    mean, std = (
-        torch.tensor(v, device=images.device).view(3, 1, 1) for v in (encoder.mean, encoder.std)
-    )
-    return (images.float() / 255 - mean) / std
+    return normalised(images, encoder.mean, encoder.std)
 
 
 Split = tuple[dict[str, Tensor], Tensor]  # of pooled_features

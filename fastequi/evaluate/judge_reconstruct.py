@@ -44,7 +44,7 @@ def judge(
     encoder = load_encoder(spec, device)
     method, config = encoder.method, encoder.config
     if not isinstance(method, TIR) or config is None:
-        raise ValueError(f"CHECKPOINT: expected a run with system=tir, {spec} is none")
+        raise ValueError(f"CHECKPOINT: expected a run with method=tir, {spec} is none")
     _, source = photographs(data, test_data)
     file = place("reconstruct", spec, out)
     seen = seen_in_training([spec], source if data else None)

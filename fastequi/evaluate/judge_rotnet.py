@@ -26,7 +26,7 @@ def judge(
     """Prints both tables and writes them to `run_dir/rotnet.json`.
 
     Args:
-        run_dir: of a run with system=rotnet.
+        run_dir: of a run with method=rotnet.
         data: folder of an MNIST-like set, whose test images no run has seen.
         train_images, test_images: how many of each the probes use; 0: all.
         device: "auto", "cpu", "cuda" or "cuda:1".
@@ -37,8 +37,8 @@ def judge(
     if not file.is_file():
         raise FileNotFoundError(f"RUN: {run_dir} holds no config.json, expected a run's folder")
     config = Config.from_json(file.read_text())
-    if config.system != "rotnet":
-        raise ValueError(f"RUN: expected a run with system=rotnet, {run_dir} has {config.system}")
+    if config.method != "rotnet":
+        raise ValueError(f"RUN: expected a run with method=rotnet, {run_dir} has {config.method}")
     newest = checkpoint.latest(run_dir / "checkpoints")
     if newest is None:
         raise FileNotFoundError(f"RUN: {run_dir} has no checkpoint yet")

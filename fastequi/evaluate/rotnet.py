@@ -58,7 +58,7 @@ def rotation_accuracy(method: RotNet, images: Tensor, batch: int = 250) -> dict[
     device = next(method.parameters()).device
     right = []
     for part in images.split(batch):
-        logits = method.classify(method.turned(part.to(device)))
+        logits = method.classify(method.rotated(part.to(device)))
         expect_finite("rotnet", {"logits": logits})
         right.append((logits.argmax(1) == method.labels(len(part), device)).view(-1, 4).float())
     shares = torch.cat(right).mean(0).tolist()
@@ -80,7 +80,7 @@ def _block_maps(method: RotNet, images: Tensor, batch: int = 500) -> Iterator[di
     device = next(method.parameters()).device
     upright = torch.zeros(batch, dtype=torch.int32, device=device)
     for part in images.split(batch):
-        features = method.features(method.turned(part.to(device), upright[: len(part)]))
+        features = method.features(method.rotated(part.to(device), upright[: len(part)]))
         expect_finite("rotnet", features)
         sides = {name: round(tokens.shape[1] ** 0.5) for name, tokens in features.items()}
         yield {

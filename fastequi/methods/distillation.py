@@ -1,12 +1,12 @@
-"""DINO, iBOT and DINOv2 as bases: a student learns what its moving average says of other views.
+"""DINO, iBOT and DINOv2 as bases: a student predicts its EMA teacher's output for other views.
 
 DINO (Caron et al., ICCV 2021): class tokens of all crops against the teacher's of both global
 views. iBOT (Zhou et al., ICLR 2022) adds masked patches against the teacher's, which saw them, by
 the same head. DINOv2 (Oquab et al., TMLR 2024): a head of its own for patches, teachers balanced by
 Sinkhorn-Knopp, KoLeo on the class tokens.
 
-z_equi are the student's, of the patches of both global views. A masked patch has none: its place
-is filled with zeros before the decoders read it. Local crops never reach them.
+z_equi are the student's, of the patches of both global views; those of masked patches are set to
+zero. The decoders see no local crops.
 
 Where the official codes differ: iBOT's patch centre averages the masked patches, whose logits are
 the only ones computed (as in DINOv2), instead of all; the teacher's heads run in eval mode like its
@@ -28,17 +28,17 @@ from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput
 from fastequi.methods.teacher import follow, momentum_at, spread
 from fastequi.models.heads import DINOHead
-from fastequi.models.vit import VisionTransformer
+from fastequi.models.vit import Tokens, VisionTransformer
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What changes during training; times are shares of it.
+    """Schedules; times are shares of the training.
 
     Attributes:
-        momentum: of the teacher's weights, by half a cosine to 1.
+        momentum: of the teacher's weights at the start; half a cosine raises it to 1.
         teacher_temp: reached linearly from `first_teacher_temp` after `temp_warmup`.
-        freeze: until then the prototypes do not learn.
+        freeze: time during which the prototypes are frozen.
     """
 
     momentum: float = 0.996
@@ -117,8 +117,8 @@ class SelfDistillation(Base):
         return self.student.encoder
 
     @property
-    def may_lack_gradients(self) -> bool:
-        """While prototypes are frozen they have none."""
+    def find_unused_parameters(self) -> bool:
+        """Frozen prototypes have no gradient."""
         return self.schedule.freeze > 0
 
     @property
@@ -149,57 +149,57 @@ class SelfDistillation(Base):
             )
         hidden = None if masks is None else masks.mask.flatten(0, 1)
         groups = [self.student.encoder.embed(views, hidden, self.mask_token)]
-        if batch.crops is not None:
-            groups.append(self.student.encoder.embed(batch.crops.flatten(0, 1)))
-        tokens, *local = self.student.encoder.encode(groups)
+        if batch.local_crops is not None:
+            groups.append(self.student.encoder.embed(batch.local_crops.flatten(0, 1)))
+        encoder = self.student.encoder
+        tokens, *local = [encoder.split(group) for group in encoder.encode(groups)]
         with torch.no_grad():
-            seen = self.teacher.encoder(views)
-            told, _ = self.teacher.head.embed(seen[:, 0])
-        unit, _ = self.student.head.embed(torch.cat([group[:, 0] for group in (tokens, *local)]))
-        parts = self._classes(unit.unflatten(0, (-1, len(v1))), told.unflatten(0, (2, -1)))
+            seen = self.teacher.encoder.forward_features(views)
+            target, _ = self.teacher.head.embed(_cls(seen))
+        unit, _ = self.student.head.embed(torch.cat([_cls(group) for group in (tokens, *local)]))
+        parts = self._classes(unit.unflatten(0, (-1, len(v1))), target.unflatten(0, (2, -1)))
         parts["loss"] = parts["class"]
         if self.koleo_weight:
-            first, second = tokens[:, 0].chunk(2)
+            first, second = _cls(tokens).chunk(2)
             sizes = even_sizes(first, self.koleo_loss.group)
             parts["koleo"] = self.koleo_loss(first, sizes) + self.koleo_loss(second, sizes)
             parts["loss"] = parts["loss"] + self.koleo_weight * parts["koleo"]
-        prefix = self.student.encoder.num_prefix_tokens
-        patches, z_equi = tokens[:, prefix:], None
+        patches, z_equi = tokens.patch, None
         if masks is not None:
-            picked = seen[:, prefix:].flatten(0, 1)[masks.index]
+            picked = seen.patch.flatten(0, 1)[masks.index]
             z_equi, parts["patch"] = self._patches(patches, picked, masks)
             parts["loss"] = parts["loss"] + self.patch_weight * parts["patch"]
         elif self.student.patch_head.equi_dim:
             z_equi = self._equivariant(self.student, patches)
         return BaseOutput(parts, z_equi)
 
-    # A compiled graph would be made for every temperature of the warm-up; so these two, which have
-    # kernels of their own, are called from between graphs.
+    # torch.compile would make a graph for every temperature of the warm-up; so these two, which
+    # have fused kernels, run outside of its graphs.
 
     @torch.compiler.disable
-    def _classes(self, unit: Tensor, told: Tensor) -> dict[str, Tensor]:
+    def _classes(self, unit: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The "class" loss and statistics of unit vectors [V, B, C], the teacher's [2, B, C]."""
         student, teacher = self.student.head, self.teacher.head
         with torch.no_grad():
-            answers = teacher.score(told)
-        parts = self._statistics(unit[:2].flatten(0, 1), answers.flatten(0, 1))
+            teacher_logits = teacher.score(target)
+        parts = self._statistics(unit[:2].flatten(0, 1), teacher_logits.flatten(0, 1))
         if self.chunked:
-            layers = student.directions(self.frozen), told, teacher.directions()
+            layers = student.directions(self.frozen), target, teacher.directions()
             return {**parts, "class": self.class_loss.linear(unit, *layers, self.temp)}
         logits = student.score(unit, self.frozen)
-        return {**parts, "class": self.class_loss(logits, answers, self.temp)}
+        return {**parts, "class": self.class_loss(logits, teacher_logits, self.temp)}
 
     @torch.compiler.disable
-    def _masked(self, unit: Tensor, told: Tensor, weight: Tensor) -> Tensor:
-        """The loss of masked patches [M, C], student's and teacher's."""
+    def _masked(self, unit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The loss of masked patches: unit vectors [M, C] of student and teacher."""
         assert self.patch_loss is not None
         student, teacher = self.student.patch_head, self.teacher.patch_head
         if self.chunked:
-            layers = student.directions(self.frozen), told, teacher.directions()
+            layers = student.directions(self.frozen), target, teacher.directions()
             return self.patch_loss.linear(unit, *layers, weight, self.temp)
         with torch.no_grad():
-            answers = teacher.score(told)
-        return self.patch_loss(student.score(unit, self.frozen), answers, weight, self.temp)
+            teacher_logits = teacher.score(target)
+        return self.patch_loss(student.score(unit, self.frozen), teacher_logits, weight, self.temp)
 
     def _patches(
         self, patches: Tensor, picked: Tensor, masks: Masks
@@ -210,7 +210,7 @@ class SelfDistillation(Base):
         """
         head, rows, z_equi = self.student.patch_head, patches.flatten(0, 1), None
         with torch.no_grad():
-            told, _ = self.teacher.patch_head.embed(picked)
+            target, _ = self.teacher.patch_head.embed(picked)
         if head.equi_dim:
             unit, flat = head.embed(rows, equi=True)
             assert flat is not None
@@ -218,18 +218,18 @@ class SelfDistillation(Base):
             z_equi, unit = kept.unflatten(0, patches.shape[:2]), unit[masks.index]
         else:
             unit, _ = head.embed(rows[masks.index])
-        return z_equi, self._masked(unit, told, masks.weight)
+        return z_equi, self._masked(unit, target, masks.weight)
 
     @torch.no_grad()
-    def _statistics(self, unit: Tensor, answers: Tensor) -> dict[str, Tensor]:
-        """What collapse shows in, from class tokens of the global views.
+    def _statistics(self, unit: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
+        """Statistics that show a collapse, from class tokens of the global views.
 
         "std", the :func:`spread` of the student's unit vectors; "teacher_entropy" in nats, mean
-        over rows (log N if it tells nothing), before any balancing; "prototypes", how many the
+        over rows (log N if it is uniform), before any balancing; "prototypes", how many the
         teacher uses: the exponential of the entropy of its mean distribution.
         """
         center = self.class_loss.center
-        logits = answers.to(torch.promote_types(answers.dtype, torch.float32))
+        logits = teacher_logits.to(torch.promote_types(teacher_logits.dtype, torch.float32))
         logits = logits if center is None else logits - center.value
         q = torch.softmax(logits / self.temp, -1)
         mean = q.mean(0)
@@ -241,19 +241,26 @@ class SelfDistillation(Base):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The teacher's: "patch", "cls" (encoder), "z_inv" (unit vectors of the head), "z_equi"."""
-        tokens, head = self.teacher.encoder(images), self.teacher.patch_head
-        patches = tokens[:, self.teacher.encoder.num_prefix_tokens :]
+        tokens = self.teacher.encoder.forward_features(images)
+        patches, head = tokens.patch, self.teacher.patch_head
         unit, z_equi = head.embed(patches.flatten(0, 1), equi=True)
         assert z_equi is not None
         out = {"z_inv": unit, "z_equi": z_equi}
         out = {name: value.unflatten(0, patches.shape[:2]) for name, value in out.items()}
-        return {"patch": patches, **out, "cls": tokens[:, :1]}
+        assert tokens.cls is not None
+        return {"patch": patches, **out, "cls": tokens.cls}
 
     def equivariant(self, images: Tensor) -> Tensor:
-        tokens = self.student.encoder(images)
-        return self._equivariant(self.student, tokens[:, self.student.encoder.num_prefix_tokens :])
+        tokens = self.student.encoder.forward_features(images)
+        return self._equivariant(self.student, tokens.patch)
 
     def _equivariant(self, branch: Branch, patches: Tensor) -> Tensor:
         _, z_equi = branch.patch_head.embed(patches.flatten(0, 1), equi=True)
         assert z_equi is not None
         return z_equi.unflatten(0, patches.shape[:2])
+
+
+def _cls(tokens: Tokens) -> Tensor:
+    """[B, D]; every branch has a class token."""
+    assert tokens.cls is not None
+    return tokens.cls[:, 0]

@@ -195,7 +195,7 @@ def _classes(runs: Sequence[Run]) -> str:
 
 def _reconstruction(runs: Sequence[Run]) -> str:
     def has(run: Run) -> bool:
-        nothing = run.config.get("system") != "tir"
+        nothing = run.config.get("method") != "tir"
         return nothing or any(map(findings.is_reconstruction, run.results.values()))
 
     lacking = _missing(

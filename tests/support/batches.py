@@ -2,13 +2,13 @@
 
 import torch
 
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import embedded_photos
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.paths import SE2
 
 CROP = Augment(side=(48 / 256, 77 / 256), aspect=(1.0, 1.0), blur=0.3, solarize=0.3)
-CFG = ViewConfig(
+CFG = DataConfig(
     image_size=32,
     source_size=48,
     a1=CROP,
@@ -32,5 +32,5 @@ def assert_same(ours, expected):
         assert a.epoch == b.epoch
         for name in ("v1", "u", "path", "sample_ids"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
-        assert (a.crops is None) == (b.crops is None)
-        assert a.crops is None or torch.equal(a.crops, b.crops)
+        assert (a.local_crops is None) == (b.local_crops is None)
+        assert a.local_crops is None or torch.equal(a.local_crops, b.local_crops)

@@ -17,8 +17,8 @@ def gtsa(**data):
     return replace(
         config,
         model=replace(config.model, embed_dim=16, depth=1, num_heads=1, drop_path=0.0),
-        data=replace(config.data, **{"crops": 2, **data}),
-        gtsa=replace(config.gtsa, dim=12, bins=3, local_bins=2, turn_dims=(16, 8)),
+        data=replace(config.data, **{"local_crops": 2, **data}),
+        gtsa=replace(config.gtsa, dim=12, bins=3, local_bins=2, rotation_dims=(16, 8)),
     )
 
 
@@ -59,7 +59,9 @@ def run_folder(folder, config):
     """A run that has not learned anything."""
     torch.manual_seed(0)
     method = build(config)
-    taken = checkpoint.snapshot(1, method, build_optimizer(method, config), {})
+    taken = checkpoint.snapshot(
+        1, model=method, optimizer=build_optimizer(method, config), state={}
+    )
     checkpoint.write(folder / "checkpoints", taken)
     (folder / "config.json").write_text(config.to_json())
     return folder
@@ -70,5 +72,5 @@ def small_demo(**method):
     return replace(
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=2),
-        method=replace(config.method, dim=16, equi_dim=8, decoder_width=8, **method),
+        tir=replace(config.tir, dim=16, equi_dim=8, decoder_width=8, **method),
     )

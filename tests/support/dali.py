@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.views.parameters import ViewParams
 
 CPU = torch.device("cpu")
@@ -17,4 +17,4 @@ def whole(n, **changes):
 
 def config(a1=None, a2=None, size=32, **changes):
     none = Augment.none()
-    return ViewConfig(size, size, a1=a1 or none, a2=a2 or none, **{**UNIT, **changes})
+    return DataConfig(size, size, a1=a1 or none, a2=a2 or none, **{**UNIT, **changes})

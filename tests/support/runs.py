@@ -20,7 +20,7 @@ TINY = [
     *("--data", PHOTOS, "--train.minutes", "0", "--train.epochs", "1", "--train.no-tensorboard"),
     *("--data.batch-size", "12", "--data.samples-per-decode", "2", "--data.num-threads", "1"),
     *("--model.embed-dim", "32", "--model.depth", "1", "--model.num-heads", "1"),
-    *("--method.dim", "24", "--method.equi-dim", "16", "--method.expander", "16", "16"),
+    *("--tir.dim", "24", "--tir.equi-dim", "16", "--tir.expander", "16", "16"),
     *("--train.log-every", "1", "--train.checkpoint-every", "2"),
 ]
 

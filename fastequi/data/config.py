@@ -1,7 +1,7 @@
-"""The augmentations: what may happen to every view of a photograph, as settings.
+"""The data's settings: augmentations of every view, sizes, batch, loading.
 
-A view is a window of a photograph, mirrored or not, then colour, blur, solarization and a turn in
-that order; `fastequi.data.views.parameters` draws what happens to which sample.
+A view is a window of a photograph, mirrored or not, then colour, blur, solarization and a rotation,
+in that order; `fastequi.data.views.parameters` draws what happens to which sample.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Augment:
         flip: probability of mirroring left to right.
         jitter: probability of the four colour changes.
         brightness, contrast, saturation: factors uniform in 1 ± value.
-        hue: uniform in ± value, in turns.
+        hue: uniform in ± value, 1 is 360 degrees.
         gray: probability of no saturation.
         blur: probability of a Gaussian blur.
         sigma: its range in pixels of the view.
@@ -83,37 +83,38 @@ def vicreg_second() -> Augment:
 
 
 @dataclass(frozen=True)
-class ViewConfig:
-    """The views of an image, the batch, and who decodes it. The defaults are the paper's recipe.
+class DataConfig:
+    """The views of an image, the batch, and how images are decoded; by default the paper's.
 
     Args:
         image_size: side of v1 (and of v2) in pixels.
-        source_size: side of u in pixels: the view plus a margin. With 48 around a 32 px view no
-            rotation has an empty corner (48 / 32 > √2); equal to `image_size` in the papers. A
-            window range of the second view is that of all of u, margin included.
+        source_size: side of u, the source image of v2, in pixels: the view plus a margin; equal to
+            `image_size` in the papers. With 48 px around a 32 px view no rotation has an empty
+            corner (48 / 32 > √2). Window ranges of the second view refer to u with its margin.
         mean, std: of the normalisation, in 0..1 (ImageNet's).
-        a1: the first view v1.
-        a2: the second view u, before the path transformation.
-        crops: further, local views of every image (multi-crop).
-        crop_size: their side in pixels.
-        a3: their augmentation.
-        turns: every view, local ones included, is given one of four turns at random, exactly.
-        overlap: least share of the photograph's visible region that v2's window has in common with
-            v1's, and that a local crop's has with each of theirs. The first of ten windows that
-            does is taken, else the tenth moved to the middle of what the earlier ones share. A
-            window of k times that area overlaps enough there, for k = 4; one that an oblong
-            photograph shrinks further overlaps by what it can.
-        mask_share: share of the views v1 and v2 of which blocks of patches are masked.
-        mask_ratio: range of the share of such a view's patches.
-        shared_crop: v1 is the centre of u's window, in the same orientation: the views then
-            differ by colour and the path alone. The window and flip of `a1` are not used.
-        batch_size: images in a step, over all ranks.
+        a1: augmentation of the first view v1.
+        a2: augmentation of the second view u, before the path transformation.
+        local_crops: number of local crops of every image (multi-crop).
+        local_crop_size: side of a local crop in pixels.
+        a3: augmentation of local crops.
+        rotations: rotate every view, local crops too, by 0, 90, 180 or 270 degrees, drawn at
+            random; exact, without interpolation.
+        overlap: smallest overlap of v2's window with v1's, and of a local crop's window with both,
+            as shares of the photograph's visible region. Up to ten windows are drawn; if none
+            overlaps enough, the tenth is moved to the middle of the earlier windows' intersection.
+            There a window of four times that area overlaps enough, unless an oblong photograph
+            makes it smaller.
+        mask_share: share of the views v1 and v2 in which blocks of patches are masked.
+        mask_ratio: range of the masked share of patches in such a view.
+        shared_crop: v1 is the centre of u's window, with the same flip: the views then differ by
+            colour and the path alone. The window and flip of `a1` are not used.
+        batch_size: images per step, over all ranks.
         samples_per_decode: M samples from every decoded photograph (repeated augmentation:
             Hoffer et al. 2020). Decoding is most of the work on a CPU.
-        repeat: times every photograph is decoded in an epoch; raise it for small sets. An epoch
-            is files × repeat × samples_per_decode samples.
-        num_threads: of DALI in each rank; 0 takes every usable core, at most 16.
-        tolerate: share of the images that may be unreadable; one may in any case, unless it is 0.
+        repeat: times that every photograph is decoded in an epoch; raise it for small sets. An
+            epoch is files × repeat × samples_per_decode samples.
+        num_threads: DALI's threads in each rank; 0: all usable cores, at most 16.
+        tolerate: largest share of images that may be unreadable; one always may, unless it is 0.
     """
 
     image_size: int = 224
@@ -122,10 +123,10 @@ class ViewConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     a1: Augment = field(default_factory=Augment)
     a2: Augment = field(default_factory=vicreg_second)
-    crops: int = 0
-    crop_size: int = 96
+    local_crops: int = 0
+    local_crop_size: int = 96
     a3: Augment = field(default_factory=local_crop)
-    turns: bool = False
+    rotations: bool = False
     overlap: tuple[float, float] = (0.0, 0.0)
     mask_share: float = 0.0
     mask_ratio: tuple[float, float] = (0.1, 0.5)
@@ -137,9 +138,9 @@ class ViewConfig:
     tolerate: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "crop_size", "batch_size", "samples_per_decode", "repeat"):
+        for name in ("image_size", "local_crop_size", "batch_size", "samples_per_decode", "repeat"):
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _expect(self.crops >= 0, "crops", "at least 0", self.crops)
+        _expect(self.local_crops >= 0, "local_crops", "at least 0", self.local_crops)
         _expect(0 <= self.mask_share <= 1, "mask_share", "a share 0 .. 1", self.mask_share)
         _expect_range("mask_ratio", self.mask_ratio, 1.0)
         size, source = self.image_size, self.source_size
@@ -167,26 +168,26 @@ class ViewConfig:
     def _check_overlap(self) -> None:
         if not self.overlaps:
             return
-        _expect(not self.shared_crop, "shared_crop", "False beside turns or overlap", True)
+        _expect(not self.shared_crop, "shared_crop", "False beside rotations or overlap", True)
         views = [("a2", self.a2, self.overlap[0]), ("a3", self.a3, self.overlap[1])]
-        for name, aug, least in [("a1", self.a1, 0.0), *views[: 1 + (self.crops > 0)]]:
-            _expect(aug.flip == 0, f"{name}.flip", "0 beside turns or overlap", aug.flip)
-            _expect(aug.side is None, f"{name}.side", "None beside turns or overlap", aug.side)
+        for name, aug, least in [("a1", self.a1, 0.0), *views[: 1 + (self.local_crops > 0)]]:
+            _expect(aug.flip == 0, f"{name}.flip", "0 beside rotations or overlap", aug.flip)
+            _expect(aug.side is None, f"{name}.side", "None beside rotations or overlap", aug.side)
             what = f"at least {4 * least:g}, four times the overlap"
             _expect(least >= 0 and aug.area[0] >= 4 * least, f"{name}.area", what, aug.area)
 
     @property
     def samples_per_file(self) -> int:
-        """Sample ids of an image in an epoch: id // samples_per_file is its place in the source."""
+        """Samples of an image per epoch: id // samples_per_file is its index in the source."""
         return self.repeat * self.samples_per_decode
 
     @property
     def overlaps(self) -> bool:
-        """Whether a batch says what its views have in common."""
-        return self.turns or max(self.overlap) > 0
+        """Whether a batch describes where its views overlap."""
+        return self.rotations or max(self.overlap) > 0
 
-    def resized(self, image_size: int, source_size: int) -> ViewConfig:
-        """Views of other sizes that show photographs at the same scale: windows grow with u."""
+    def resized(self, image_size: int, source_size: int) -> DataConfig:
+        """Views of other sizes at the same scale of the photographs: windows grow with u."""
 
         def scaled(aug: Augment) -> Augment:
             if aug.side is None:
@@ -197,15 +198,17 @@ class ViewConfig:
         a1, a2 = scaled(self.a1), scaled(self.a2)
         return replace(self, image_size=image_size, source_size=source_size, a1=a1, a2=a2)
 
-    def plain(self) -> ViewConfig:
+    def plain(self) -> DataConfig:
         """The same windows of both views without augmentation, for evaluation."""
         a1, a2, none = self.a1.plain(), self.a2.plain(), (0.0, 0.0)
-        return replace(self, a1=a1, a2=a2, crops=0, mask_share=0.0, turns=False, overlap=none)
+        return replace(
+            self, a1=a1, a2=a2, local_crops=0, mask_share=0.0, rotations=False, overlap=none
+        )
 
 
-def _expect(holds: bool, name: str, expected: str, came: object) -> None:
+def _expect(holds: bool, name: str, expected: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {came}")
+        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def _expect_range(name: str, limits: tuple[float, float], top: float) -> None:

@@ -1,4 +1,4 @@
-"""Quarter turns of square images as the affine maps that an image operator takes."""
+"""Rotations of square images by multiples of 90 degrees, as affine maps for an image operator."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def turn_matrices(turns: NDArray[np.int64], size: int) -> NDArray[np.float32]:
+def rotation_matrices(rotations: NDArray[np.int64], size: int) -> NDArray[np.float32]:
     """[N, 2, 3] where np.rot90's pixels come from: (x, y) of an output point to the input's.
 
     Args:
-        turns: [N] quarter turns counter-clockwise, 0 .. 3.
+        rotations: [N] quarters, counter-clockwise, 0 .. 3.
         size: side of the images in pixels.
     """
-    of_turn = np.array(
+    of_rotation = np.array(
         [
             [[1, 0, 0], [0, 1, 0]],
             [[0, -1, size], [1, 0, 0]],
@@ -22,4 +22,4 @@ def turn_matrices(turns: NDArray[np.int64], size: int) -> NDArray[np.float32]:
         ],
         np.float32,
     )
-    return of_turn[turns]
+    return of_rotation[rotations]
