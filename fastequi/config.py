@@ -100,7 +100,7 @@ class TIRConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Student and teacher of DINO, iBOT and DINOv2 (methods.distillation); times are shares."""
+    """Student and teacher of DINO, iBOT and DINOv2 (methods.dino); times are shares."""
 
     prototypes: int = 65536  # DINOv2's; DINO and iBOT have method.dim - method.equi_dim
     hidden_dim: int = 2048  # of the heads; DINOv2's is method.dim

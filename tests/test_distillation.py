@@ -14,7 +14,7 @@ from fastequi.build import build
 from fastequi.cli.dryrun import synthetic
 from fastequi.config import Config
 from fastequi.losses.dino import Center, DINOLoss
-from fastequi.methods.distillation import Schedule
+from fastequi.methods.dino import Schedule
 from fastequi.methods.teacher import momentum_at
 from fastequi.models.heads import DINOHead
 from fastequi.recipes import RECIPES

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional.redundancy import vicreg_terms
+from fastequi.functional.vicreg import vicreg_terms
 
 
 class VICRegLoss(nn.Module):

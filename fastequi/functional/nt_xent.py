@@ -1,4 +1,4 @@
-"""Losses over all pairs of a batch, whose similarities are not stored: SimCLR's NT-Xent, KoLeo."""
+"""SimCLR's cross-entropy over all pairs of a batch, whose similarities are not stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.distributed import ProcessGroup
 from fastequi.functional import checks, distributed
 from fastequi.kernels.autograd import refuse
 from fastequi.kernels.backend import transformed
-from fastequi.kernels.koleo import nearest
 from fastequi.kernels.nt_xent import (
     EXACT,
     nt_xent_grad,
@@ -65,42 +64,6 @@ def nt_xent_loss(
         if group is not None and group.size() > 1 and sizes is None:
             sizes = distributed.sizes_of(z1, group)
         return _NTXent.apply(unit, z1.dtype, temperature, group, sizes)
-
-
-def koleo_loss(
-    z: Tensor,
-    *,
-    eps: float = 1e-8,
-    group: ProcessGroup | None = None,
-    sizes: Sequence[int] | None = None,
-) -> Tensor:
-    """Kozachenko-Leonenko regulariser: -mean log of the distance to the nearest other row.
-
-    Spreads unit vectors over the sphere (Sablayrolles et al., ICLR 2019; as in DINOv2, which takes
-    the neighbour by inner product and has eps in the distance and in the logarithm).
-
-    Args:
-        z: [N, D] embeddings, normalised here.
-        eps: keeps the logarithm finite for rows that coincide.
-        group, sizes: as in :func:`nt_xent_loss`: neighbours are sought among all processes' rows.
-
-    Returns:
-        A float32 scalar (float64 for float64 embeddings), the whole batch's on every process.
-
-    Raises:
-        ValueError: fewer than two rows in all, of which none has a neighbour.
-    """
-    checks.check_floating("z", z)
-    if z.ndim != 2:
-        raise ValueError(f"z: expected [N, D], got {tuple(z.shape)}")
-    with torch.autocast(z.device.type, enabled=False):
-        unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
-        every = distributed.gather(unit, group, sizes)
-        if len(every) < 2:
-            raise ValueError(f"z: KoLeo needs at least 2 rows, got {len(every)}")
-        neighbour = nearest(every, every, torch.arange(len(every), device=z.device))
-        distance = F.pairwise_distance(every, every[neighbour], 2, eps)
-        return -torch.log(distance + eps).mean()
 
 
 class _NTXent(torch.autograd.Function):
