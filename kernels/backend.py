@@ -1,4 +1,4 @@
-"""Which implementation an op runs: Triton kernels on a GPU, C on a CPU, else a lean PyTorch path.
+"""Which implementation an op runs: Triton kernels on a GPU, C on a CPU, else an eager PyTorch path.
 
 Under TRITON_INTERPRET=1 (set before Triton is first imported) the kernels also run on CPU tensors,
 slowly: that is how they are tested without a GPU, through :func:`force`.
@@ -49,7 +49,7 @@ def choose(device: torch.device) -> tuple[str, str]:
         return "torch", f"no kernels for {device.type}"
     reason = native.obstacle()
     if reason is not None:
-        return "torch", f"lean PyTorch path, since the C kernels cannot run: {reason}"
+        return "torch", f"eager PyTorch path, since the C kernels cannot run: {reason}"
     return "native", f"C kernels, instruction set {native.instruction_set()}; blur in PyTorch"
 
 

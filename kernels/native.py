@@ -1,6 +1,6 @@
 """The CPU kernels in C, called through ctypes.
 
-Struct for struct what texels.h, warp.c and warp_recon.c declare. Pointers are those of tensors that
+Struct for struct what packed.h, warp.c and warp_recon.c declare. Pointers are those of tensors that
 the caller holds; the kernels allocate nothing that outlives a call. ctypes releases the GIL.
 """
 

@@ -9,7 +9,7 @@ Replaces::
 
 Never materialised: the grid, the float image, the sample before colour and normalisation.
 Bytes: the source once and the result once; for 3×224×224 from uint8 to bf16 0.15 + 0.30 MB.
-On a GPU interleaved uint8 images go to `warp_texels.py`, others to the kernel below.
+On a GPU interleaved uint8 images go to `warp_packed.py`, others to the kernel below.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native, warp_texels
+from fastequi.kernels import native, warp_packed
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants
@@ -126,9 +126,9 @@ def _compute(
         native.warp(out, image, theta, color, target)
         return out
     if not use_triton(image):
-        return _lean(image, theta, color, mean, std, padding_mode, align_corners, out)
-    if warp_texels.reads(image, target):
-        warp_texels.warp_texels(out, image, theta, color, target)
+        return _eager(image, theta, color, mean, std, padding_mode, align_corners, out)
+    if warp_packed.reads(image, target):
+        warp_packed.warp_packed(out, image, theta, color, target)
         return out
     block, num_warps = _launch_config(height * width)
     blocks = triton.cdiv(height * width, block)
@@ -173,7 +173,7 @@ def _fake(
 _warp = Operator("warp", _compute, _fake)
 
 
-def _lean(
+def _eager(
     image: Tensor,
     theta: Tensor,
     color: Tensor | None,

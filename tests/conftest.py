@@ -16,7 +16,7 @@ def device() -> torch.device:
 
 @pytest.fixture(params=["torch", "native", "triton"])
 def backend(request):
-    """Runs a test on the lean PyTorch path, the C kernels and the Triton kernels."""
+    """Runs a test on the eager PyTorch path, the C kernels and the Triton kernels."""
     from fastequi.kernels import backend
 
     if request.param == "native" and torch.cuda.is_available():

@@ -18,14 +18,14 @@ from fastequi.kernels import (
     dino,
     koleo,
     nt_xent,
+    packed,
     rot90_batch,
     sinkhorn,
-    texels,
     vicreg,
     warp,
+    warp_packed,
     warp_recon_general,
-    warp_recon_texels,
-    warp_texels,
+    warp_recon_packed,
 )
 
 POINTERS = {
@@ -58,14 +58,14 @@ EVERY = {
     "MASK_OUTSIDE": True, "THETA_GRAD": True, "PATCH": 0, "PADDING": "reflection",
     "LOSS": "smooth_l1",
 }  # fmt: skip
-TEXELS = {
+PACKED = {
     "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16, "TILE_H": 16,
     "INTERLEAVED": True, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
     "MASK_OUTSIDE": False, "GRAD": True, "REDUCE": True, "color_ptr": None, "counts_ptr": None,
     "count_ptr": None,
 }  # fmt: skip
-TEXELS_EVERY = {
-    **{name: value for name, value in TEXELS.items() if value is not None}, "EXACT": True,
+PACKED_EVERY = {
+    **{name: value for name, value in PACKED.items() if value is not None}, "EXACT": True,
     "HAS_COLOR": True, "MASK_OUTSIDE": True, "PADDING": "reflection", "LOSS": "smooth_l1",
     "PATCH": 0, "TILE_W": 32, "TILE_H": 8,
 }  # fmt: skip
@@ -73,7 +73,7 @@ WARP = {
     "C": 3, "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False, "HAS_NORM": True,
     "SCALE": 1 / 255, "ROUND": False, "BLOCK": 512, "color_ptr": None,
 }  # fmt: skip
-WARP_TEXELS = {
+WARP_PACKED = {
     "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8, "PADDING": "zeros",
     "ALIGN": False, "HAS_COLOR": False, "ROUND": False, "color_ptr": None,
 }  # fmt: skip
@@ -189,14 +189,14 @@ def cases() -> Iterator[Case]:
         ("rgb, recoloured", {"HAS_COLOR": True}),
         ("rgb, one step", {"K": 1, "NB": 1, "ROWS": 1}),  # ones become constants
     ):
-        yield _texels(f"texels, {name}", "*bf16", changes)
-    yield _texels("texels, rgb, float32", "*fp32", {})
-    yield _texels("texels, everything on", "*fp32", TEXELS_EVERY)
-    yield _texels("texels, everything on, images", "*fp32", {**TEXELS_EVERY, "INTERLEAVED": False})
-    yield _warp_texels("rgb", "*bf16", {})
-    yield _warp_texels("rgbx", "*bf16", {"TEXEL": 4})
-    yield _warp_texels("rgb, recoloured", "*bf16", {"HAS_COLOR": True})
-    yield _warp_texels("rgb to rgb", "*u8", {"ROUND": True, "PADDING": "reflection"})
+        yield _packed(f"packed, {name}", "*bf16", changes)
+    yield _packed("packed, rgb, float32", "*fp32", {})
+    yield _packed("packed, everything on", "*fp32", PACKED_EVERY)
+    yield _packed("packed, everything on, images", "*fp32", {**PACKED_EVERY, "INTERLEAVED": False})
+    yield _warp_packed("rgb", "*bf16", {})
+    yield _warp_packed("rgbx", "*bf16", {"TEXEL": 4})
+    yield _warp_packed("rgb, recoloured", "*bf16", {"HAS_COLOR": True})
+    yield _warp_packed("rgb to rgb", "*u8", {"ROUND": True, "PADDING": "reflection"})
 
 
 def _case(name: str, kernel: Any, config: dict, types: dict, pixels: int) -> Case:
@@ -208,11 +208,11 @@ def _case(name: str, kernel: Any, config: dict, types: dict, pixels: int) -> Cas
 
 def _registers(constants: dict) -> Callable[[int], int]:
     exact, color = constants["EXACT"], constants["HAS_COLOR"]
-    return lambda arch: texels.registers(arch // 10, exact, color)
+    return lambda arch: packed.registers(arch // 10, exact, color)
 
 
-def _texels(name: str, dtype: str, changes: dict) -> Case:
-    constants = {**TEXELS, **changes, "EXACT": dtype == "*fp32"}
+def _packed(name: str, dtype: str, changes: dict) -> Case:
+    constants = {**PACKED, **changes, "EXACT": dtype == "*fp32"}
     for needed, pointers in (
         ("HAS_COLOR", ("color_ptr",)),
         ("MASK_OUTSIDE", ("counts_ptr", "count_ptr")),
@@ -221,21 +221,21 @@ def _texels(name: str, dtype: str, changes: dict) -> Case:
             constants = {key: value for key, value in constants.items() if key not in pointers}
     pixels = constants["TILE_W"] * constants["TILE_H"]
     registers = _registers(constants)
-    kernel = warp_recon_texels._warp_recon_texels_kernel
+    kernel = warp_recon_packed._warp_recon_packed_kernel
     types = {"pred_ptr": dtype, "grad_ptr": dtype}
     return Case(name, kernel, constants, types, pixels // 128, registers, pixels)
 
 
-def _warp_texels(name: str, dtype: str, changes: dict) -> Case:
-    constants = {**WARP_TEXELS, **changes, "EXACT": dtype in ("*fp32", "*u8")}
+def _warp_packed(name: str, dtype: str, changes: dict) -> Case:
+    constants = {**WARP_PACKED, **changes, "EXACT": dtype in ("*fp32", "*u8")}
     if constants["HAS_COLOR"]:
         del constants["color_ptr"]
     registers = _registers(constants)
-    kernel = warp_texels._warp_texels_kernel
-    return Case(f"warp texels, {name}", kernel, constants, {"out_ptr": dtype}, 2, registers, 256)
+    kernel = warp_packed._warp_packed_kernel
+    return Case(f"warp packed, {name}", kernel, constants, {"out_ptr": dtype}, 2, registers, 256)
 
 
-TEXELS_OPTIONS = {
+PACKED_OPTIONS = {
     "dtype": ("*bf16", "*fp16", "*fp32"),
     "tiles": ((16, 16, 16, True), (32, 8, 8, True), (64, 4, 4, True), (32, 32, 32, True),
               (32, 8, 0, True), (32, 8, 0, False)),
@@ -247,16 +247,16 @@ TEXELS_OPTIONS = {
 
 
 def further_cases() -> Iterator[Case]:
-    """Every two options of the texel kernel together, and the other tables' other ends."""
-    for number, row in enumerate(_pairwise(TEXELS_OPTIONS)):
+    """Every two options of the packed kernel together, and the other tables' other ends."""
+    for number, row in enumerate(_pairwise(PACKED_OPTIONS)):
         dtype, tiles, texel = (row.pop(name) for name in ("dtype", "tiles", "texel"))
         row |= dict(zip(("TILE_W", "TILE_H", "PATCH", "INTERLEAVED"), tiles, strict=True))
         row |= dict(zip(("TEXEL", "WHOLE_ROWS"), texel, strict=True))
-        yield _texels(f"texels, pairs of options {number}", dtype, row)
+        yield _packed(f"packed, pairs of options {number}", dtype, row)
     for dtype in ("*fp16", "*fp32"):
         for color in (False, True):
             changes = {"HAS_COLOR": color, "PADDING": "border", "WHOLE_ROWS": False}
-            yield _warp_texels(f"{dtype}, border, color={color}", dtype, changes)
+            yield _warp_packed(f"{dtype}, border, color={color}", dtype, changes)
     for sigma in (1.0, 8.0, 16.0):
         config = BLUR | blur._launch_config(sigma) | {"LOSS": "none"}
         yield _case(f"blur images, {sigma}", blur._blur_fwd_kernel, config, {}, 256)

@@ -94,11 +94,11 @@ def measure(cubin: Path, warps: int, pixels: int, loops: bool) -> dict:
 def main(folder: Path, every: bool) -> None:
     rows = {}
     for case in [*cases(), *(further_cases() if every else ())]:
-        three = every or case.name in ("general", "warp", "blur", "texels, rgb")
+        three = every or case.name in ("general", "warp", "blur", "packed, rgb")
         for arch in (80, 90, 100) if three else (90,):
             cubin = folder / "kernel.cubin"
             cubin.write_bytes(build(case, arch))
-            loops = "texels" in case.name
+            loops = "packed" in case.name
             rows[f"{case.name} sm_{arch}"] = measure(cubin, case.warps, case.pixels, loops)
     print(json.dumps(rows))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_warp_recon_texels import sizes_of
+from test_warp_recon_packed import sizes_of
 from tolerances import GRAD
 
 from fastequi.functional import correspondence_loss

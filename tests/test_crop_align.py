@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_warp_recon_texels import sizes_of
+from test_warp_recon_packed import sizes_of
 from tolerances import GRAD, LOSS
 
 from fastequi.data.views.boxes import turn_boxes

@@ -19,7 +19,7 @@ CHILD = r"""
 import json, sys
 import torch
 import torch.distributed as dist
-from fastequi import distributed
+from fastequi.functional import distributed
 from fastequi.functional import dino_loss, ibot_loss, koleo_loss, nt_xent_loss
 from fastequi.losses.dino import Center
 from fastequi.losses.koleo import KoLeoLoss

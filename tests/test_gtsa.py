@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_correspondence import by_hand as matched_by_hand
 from test_crop_align import aligned
-from test_warp_recon_texels import sizes_of
+from test_warp_recon_packed import sizes_of
 
 from bench import recipes
 from fastequi.build import build

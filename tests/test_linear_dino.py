@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_dino import logits, near, official_dino, official_sinkhorn
-from test_warp_recon_texels import sizes_of
+from test_warp_recon_packed import sizes_of
 from tolerances import GRAD
 
 from fastequi.functional import dino_loss, linear_dino_loss, linear_ibot_loss

@@ -216,7 +216,7 @@ from fastequi.functional import backend
 print(*backend("cpu"))
 """
     out, err = _child(code, FASTEQUI_CACHE=str(tmp_path), CC=cc).communicate()
-    assert out.startswith("torch lean PyTorch path, since the C kernels cannot run: "), err
+    assert out.startswith("torch eager PyTorch path, since the C kernels cannot run: "), err
     assert reason in out
     assert err.count("slower PyTorch path") == 1
 

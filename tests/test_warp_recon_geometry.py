@@ -9,12 +9,12 @@ pytest.importorskip("triton")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_warp_recon import eager
-from test_warp_recon_texels import interleaved, only_texels, predictions
+from test_warp_recon_packed import interleaved, only_packed, predictions
 
 from fastequi import warp_recon_loss
 from fastequi.kernels.pixel_loss import patchify
 
-__all__ = ["only_texels"]  # the fixture of the file it comes from
+__all__ = ["only_packed"]  # the fixture of the file it comes from
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_warp import eager
 from test_warp_recon import MEAN, STD
-from test_warp_recon_texels import interleaved, thetas
+from test_warp_recon_packed import interleaved, thetas
 
 from fastequi import warp
 from fastequi.kernels import backend
@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture(autouse=True)
-def only_texels(monkeypatch):
+def only_packed(monkeypatch):
     class General:
         def __getitem__(self, grid):
             raise AssertionError("the general kernel ran")

@@ -1,6 +1,6 @@
 """Warped images at the speed of memory: Triton over interleaved uint8 images.
 
-As `warp_recon_texels.py`, without a prediction to compare with: four neighbouring pixels a thread,
+As `warp_recon_packed.py`, without a prediction to compare with: four neighbouring pixels a thread,
 all channels of a tap in one load, no masks in tiles that lie inside. Bytes per pixel to bf16: 6,
 and 3/K to 4/K of the source. Instructions per pixel, all channels, sm_90: 80 with three bytes a
 texel, 64 with four (tests/test_offline_compile.py). On an H200 one view of 256 images of 224² is
@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
-from fastequi.kernels.quads import _store_group
-from fastequi.kernels.sampling import _pad
-from fastequi.kernels.target import Target
-from fastequi.kernels.texels import (
+from fastequi.kernels.packed import (
     _pixel_affine,
     _room,
     _target,
@@ -25,6 +22,9 @@ from fastequi.kernels.texels import (
     interleaved,
     registers,
 )
+from fastequi.kernels.quads import _store_group
+from fastequi.kernels.sampling import _pad
+from fastequi.kernels.target import Target
 
 _TILE_W, _TILE_H = 32, 8
 _PIXELS = 4096  # of one program, about
@@ -60,7 +60,7 @@ def _quads(
 
 
 @triton.jit
-def _warp_texels_kernel(
+def _warp_packed_kernel(
     # pointers
     image_ptr,
     theta_ptr,
@@ -155,7 +155,7 @@ def reads(image: Tensor, target: Target) -> bool:
     return interleaved(image) > 0 and target.width % 4 == 0 and target.height * target.width < 2**29
 
 
-def warp_texels(
+def warp_packed(
     out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target
 ) -> None:
     """Fills `out` [B, K, 3, H, W], dense."""
@@ -166,7 +166,7 @@ def warp_texels(
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     exact = out.dtype in (torch.float32, torch.uint8)
     with torch.cuda.device_of(image):
-        _warp_texels_kernel[(batch * steps * parts,)](
+        _warp_packed_kernel[(batch * steps * parts,)](
             image,
             theta,
             color if color is None else color.float().contiguous(),

@@ -23,11 +23,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
-from fastequi.kernels.pixel_loss import _error
-from fastequi.kernels.quads import _load_group, _store_group
-from fastequi.kernels.sampling import _pad
-from fastequi.kernels.target import Sums, Target
-from fastequi.kernels.texels import (
+from fastequi.kernels.packed import (
     _pixel_affine,
     _room,
     _target,
@@ -36,6 +32,10 @@ from fastequi.kernels.texels import (
     interleaved,
     registers,
 )
+from fastequi.kernels.pixel_loss import _error
+from fastequi.kernels.quads import _load_group, _store_group
+from fastequi.kernels.sampling import _pad
+from fastequi.kernels.target import Sums, Target
 
 _PIXELS = 4096  # of one program, about
 
@@ -130,7 +130,7 @@ def _sum_all(ptr, n):
 
 
 @triton.jit
-def _warp_recon_texels_kernel(
+def _warp_recon_packed_kernel(
     # pointers
     pred_ptr,
     image_ptr,
@@ -294,7 +294,7 @@ def tiles_of(pred: Tensor, image: Tensor, target: Target) -> Tiles | None:
     return Tiles(32, 8, by_pixel)
 
 
-def warp_recon_texels(
+def warp_recon_packed(
     pred: Tensor,
     image: Tensor,
     theta: Tensor,
@@ -316,7 +316,7 @@ def warp_recon_texels(
     std = target.std or (1.0, 1.0, 1.0)
     exact = pred.dtype == torch.float32
     with torch.cuda.device_of(pred):
-        _warp_recon_texels_kernel[(batch * steps * parts,)](
+        _warp_recon_packed_kernel[(batch * steps * parts,)](
             pred,
             image,
             theta,
