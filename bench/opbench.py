@@ -26,7 +26,7 @@ Call = Callable[[], dict[str, torch.Tensor]]
 Make = Callable[[Inputs, str], Call]
 
 MODES = ("fwd", "fwdbwd")
-_FLUSH_BYTES = 256 << 20
+FLUSH_BYTES = 256 << 20
 
 
 class Unavailable(Exception):
@@ -205,7 +205,7 @@ def interleaved(
     calls: Mapping[str, Callable[[], Any]], device: str, samples: int
 ) -> dict[str, Times]:
     """Milliseconds of `samples` runs of every call, in turns; two rounds before do not count."""
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
     times: dict[str, Times] = {name: ([], []) for name in calls}
     for turn in range(samples + 2):
         for name, call in calls.items():

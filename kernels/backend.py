@@ -60,12 +60,12 @@ def transformed() -> bool:
     """
     active = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if active and not torch.compiler.is_compiling():
-        _say_plain()
+        say_plain()
     return active
 
 
 @functools.cache
-def _say_plain() -> None:
+def say_plain() -> None:
     logger.warning("under torch.func and forward-mode differentiation plain PyTorch runs, slower")
 
 

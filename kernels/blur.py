@@ -24,12 +24,12 @@ from fastequi.kernels.autograd import FusedLoss, Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_triton
 from fastequi.kernels.constants import constants
 from fastequi.kernels.pixel_loss import (
-    _error,
     error_,
     error_ref,
     kernel_layout,
     loss_outputs,
     patchify,
+    pixel_error,
     strides_of,
 )
 from fastequi.kernels.precision import without_autocast
@@ -88,7 +88,7 @@ def _blurred_tile(
 
 
 @triton.jit
-def _blur_fwd_kernel(
+def blur_fwd_kernel(
     # pointers
     pred_ptr,
     image_ptr,
@@ -162,7 +162,7 @@ def _blur_fwd_kernel(
             tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=live)
         else:
             pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-            value, slope = _error(pred - v, LOSS, 1.0)
+            value, slope = pixel_error(pred - v, LOSS, 1.0)
             total += tl.where(live, value, 0.0)
             if GRAD:
                 tl.store(out_ptr + at, slope.to(out_ptr.dtype.element_ty), mask=live)
@@ -170,7 +170,7 @@ def _blur_fwd_kernel(
         tl.store(total_ptr + (b * K + k) * TH * TW + tile, tl.sum(tl.sum(total, 1), 0))
 
 
-def _launch_config(max_sigma: float) -> dict[str, int]:
+def launch_config(max_sigma: float) -> dict[str, int]:
     """SPAN holds TILE and two radii; what is multiplied at a time, TILE × CHUNK², does not grow.
 
     168 registers hold it without spills and leave room for three programs of a multiprocessor.
@@ -202,11 +202,11 @@ def _launch(
     """Blurs into `out` (loss "none"; pred is out) or writes the gradient there; returns totals."""
     batch, steps = sigma.shape
     height, width = image.shape[2:]
-    config = _launch_config(max_sigma)
+    config = launch_config(max_sigma)
     tiles = triton.cdiv(height, config["TILE"]), triton.cdiv(width, config["TILE"])
     totals = image.new_empty((batch, steps, tiles[0] * tiles[1]), dtype=torch.float32)
     with torch.cuda.device_of(image):
-        _blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
+        blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
             pred,
             image,
             sigma.contiguous(),
@@ -260,7 +260,7 @@ def _fake_blur(image, sigma, mean, std, dtype, max_sigma) -> Tensor:
     return image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
 
 
-_blur = Operator("gaussian_blur", _compute_blur, _fake_blur)
+gaussian_blur_op = Operator("gaussian_blur", _compute_blur, _fake_blur)
 
 
 def _compute(
@@ -296,7 +296,7 @@ def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad)
     return loss_outputs(pred, sigma.shape, patch_size, pred_grad)
 
 
-_blur_recon = FusedLoss("blur_recon_loss", _compute, _fake, {0: 1})
+blur_recon_op = FusedLoss("blur_recon_loss", _compute, _fake, {0: 1})
 
 
 def _chunks(out: Tensor) -> list[slice]:
@@ -376,7 +376,7 @@ def gaussian_blur(
     grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
     if grad or transformed() or torch.float64 in (dtype, image.dtype, sigma.dtype):
         return gaussian_blur_ref(image, sigma, mean=mean, std=std, dtype=dtype, max_sigma=max_sigma)
-    return _blur(image, sigma, mean, std, dtype, max_sigma)
+    return gaussian_blur_op(image, sigma, mean, std, dtype, max_sigma)
 
 
 def blur_recon_loss(
@@ -408,7 +408,7 @@ def blur_recon_loss(
             std=std,
             max_sigma=max_sigma,
         )
-    total, _ = _blur_recon(
+    total, _ = blur_recon_op(
         pred,
         image,
         sigma,

@@ -114,7 +114,7 @@ def _pooled(
 
 
 @triton.jit
-def _crop_align_kernel(
+def crop_align_kernel(
     # pointers
     student_ptr,
     teacher_ptr,
@@ -208,7 +208,7 @@ def _crop_align_kernel(
 
 
 @triton.jit
-def _spread_kernel(
+def spread_kernel(
     # pointers
     pooled_ptr,
     boxes_ptr,
@@ -263,7 +263,7 @@ def _spread_kernel(
     tl.store(grad_ptr + at * C + c[None, :], acc.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def _launch_config(dtype: torch.dtype, bins: int, cells: int) -> dict[str, Any]:
+def launch_config(dtype: torch.dtype, bins: int, cells: int) -> dict[str, Any]:
     """For maps so wide. More places than 128, and float32, leave room for fewer channels."""
     full = dtype == torch.float32
     places = max(triton.next_power_of_2(bins * bins), 16)
@@ -279,7 +279,7 @@ def _launch_config(dtype: torch.dtype, bins: int, cells: int) -> dict[str, Any]:
     }
 
 
-def _block(cells: int) -> int:
+def block_of(cells: int) -> int:
     return max(triton.next_power_of_2(cells), 16)
 
 
@@ -300,7 +300,7 @@ def _compute(
     student, teacher = _rows(student), _rows(teacher)
     count, places = len(pairs) // 2, bins * bins
     height_t, width_t = teacher.shape[2:4]
-    config = _launch_config(student.dtype, bins, max(width, width_t))
+    config = launch_config(student.dtype, bins, max(width, width_t))
     cosine = student.new_empty(count, batch, places, dtype=torch.float32)
     size = (count, batch, places, channels) if grad else (0,)
     pooled = student.new_empty(size)
@@ -312,18 +312,18 @@ def _compute(
     boxes = [x.float().contiguous() for x in (student_boxes, teacher_boxes)]
     weight = -1.0 / divisor
     with torch.cuda.device_of(student):
-        _crop_align_kernel[(count * batch,)](
+        crop_align_kernel[(count * batch,)](
             student, teacher, *boxes, turns.int().contiguous(), chosen, cosine, pooled, count,
             batch, height, width, height_t, width_t, channels, student.stride(0),
             student.stride(1), student.stride(3), teacher.stride(0), teacher.stride(1),
-            teacher.stride(3), scale, weight, MOST=most, GRAD=grad, BLOCK_X=_block(width),
-            BLOCK_XT=_block(width_t), **config,
+            teacher.stride(3), scale, weight, MOST=most, GRAD=grad, BLOCK_X=block_of(width),
+            BLOCK_XT=block_of(width_t), **config,
         )  # fmt: skip
         if grad:
             grid = (views * height, batch, triton.cdiv(channels, config["BLOCK_C"]))
-            _spread_kernel[grid](
+            spread_kernel[grid](
                 pooled, boxes[0], chosen, out, count, batch, height, width, channels, scale,
-                MOST=most, BLOCK_X=_block(width), **config,
+                MOST=most, BLOCK_X=block_of(width), **config,
             )  # fmt: skip
     return cosine.sum() * weight, out
 
@@ -341,7 +341,7 @@ def _fake(
     return student.new_empty((), dtype=torch.float32), student.new_empty(size)
 
 
-_crop_align = FusedLoss("crop_align_loss", _compute, _fake, {0: 1})
+crop_align_op = FusedLoss("crop_align_loss", _compute, _fake, {0: 1})
 
 
 class Regions(NamedTuple):
@@ -426,5 +426,5 @@ def crop_align_loss(
     # in half precision a gradient so small would vanish before a scaler sees it
     inside = 1 if student.dtype == torch.float16 else divisor
     options = list(pairs), bins, scale, inside, grad
-    loss, _ = _crop_align(student, teacher.detach(), *where, *options)
+    loss, _ = crop_align_op(student, teacher.detach(), *where, *options)
     return loss if inside is divisor else loss / divisor

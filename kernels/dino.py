@@ -34,11 +34,11 @@ from torch import Tensor
 from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import tl, transformed, triton, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
-from fastequi.kernels.sinkhorn import _blocks, _load, _row_log2, _row_lse
+from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
 
 
 @triton.jit
-def _dino_kernel(
+def dino_kernel(
     # pointers
     student_ptr,
     teacher_ptr,
@@ -91,10 +91,10 @@ def _dino_kernel(
         if HAS_LSE:
             lse = tl.load(lse_ptr + r) * LOG2E
         else:
-            lse = _row_log2(student, None, N, to_x, False, FULL, BLOCK, VEC)
+            lse = row_log2(student, None, N, to_x, False, FULL, BLOCK, VEC)
             if not HAS_ROW:
                 own = teacher_ptr + tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64) * stride_t
-                lse_t = _row_log2(own, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
+                lse_t = row_log2(own, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
         count = 0.0
         for p in tl.static_range(PAIRS):
             count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
@@ -102,16 +102,16 @@ def _dino_kernel(
         factor = student_scale * weight
         for start in range(0, N, BLOCK):
             live = start + offs < N
-            x = _load(student + start, offs, live, FULL)
+            x = load_float32(student + start, offs, live, FULL)
             q = tl.zeros([LANES, VEC], tl.float32)
             column = q
             if HAS_COLUMN:
-                column = _load(column_ptr + start, offs, live, FULL) * LOG2E
+                column = load_float32(column_ptr + start, offs, live, FULL) * LOG2E
             for p in tl.static_range(PAIRS):
                 t = tl.load(pairs_ptr + r * PAIRS + p).to(tl.int64)
                 if t >= 0:
                     shift = tl.load(row_ptr + t) * LOG2E if HAS_ROW else lse_t
-                    y = _load(teacher_ptr + t * stride_t + start, offs, live, FULL)
+                    y = load_float32(teacher_ptr + t * stride_t + start, offs, live, FULL)
                     y = tl.exp2(y * to_y - (column + shift))
                     q += y if FULL else tl.where(live, y, 0.0)
             dot += tl.sum(q * x, 1)
@@ -139,7 +139,7 @@ def own_pairs(rows: int, device: torch.device) -> Tensor:
     return torch.arange(rows, dtype=torch.int32, device=device)[:, None]
 
 
-def _compute(
+def compute_dino(
     student: Tensor,
     teacher: Tensor,
     pairs: Tensor,
@@ -167,16 +167,16 @@ def _compute(
         _in_chunks(student, teacher, pairs, weight, column, student_temp, teacher_temp, loss, out)
         return loss.sum(), out
     if row is None and pairs.shape[1] > 1:
-        row = _row_lse(teacher, teacher_temp, column)
+        row = compute_row_lse(teacher, teacher_temp, column)
     student = student if student.stride(1) == 1 else student.contiguous()
     teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
     with torch.cuda.device_of(student):
-        _dino_kernel[(rows,)](
+        dino_kernel[(rows,)](
             student, teacher, pairs, weight, row, column, None, loss,
             out if grad else None, columns, student.stride(0), teacher.stride(0), out.stride(0),
             1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
             HAS_COLUMN=column is not None, HAS_LSE=False, GRAD=grad,
-            **_blocks(columns, student.dtype),
+            **row_blocks(columns, student.dtype),
         )  # fmt: skip
     return loss.sum(), out
 
@@ -236,7 +236,7 @@ def _fake(student, teacher, pairs, weight, *options) -> tuple[Tensor, Tensor]:
     return weight.new_empty(()), torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
-_dino = FusedLoss("dino_loss", _compute, _fake, {0: 1}, losses="dino_loss, ibot_loss")
+dino_op = FusedLoss("dino_loss", compute_dino, _fake, {0: 1}, losses="dino_loss, ibot_loss")
 
 
 @without_autocast
@@ -296,7 +296,7 @@ def dino_loss(
     if student.dtype == torch.float16:
         scale = float16_scale(weight, pairs.shape[1] / student_temp)
         weight = weight * scale
-    loss, _ = _dino(
+    loss, _ = dino_op(
         student, teacher, pairs, weight, row, column, student_temp, teacher_temp, grad, inplace
     )
     return loss if scale is None else loss / scale

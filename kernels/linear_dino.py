@@ -29,7 +29,7 @@ from fastequi.kernels.backend import transformed, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
 
 
-def _chunks(prototypes: int, rows: int, itemsize: int, cuda: bool) -> Iterator[slice]:
+def chunks_of(prototypes: int, rows: int, itemsize: int, cuda: bool) -> Iterator[slice]:
     """So many prototypes that all rows' logits fill half of an H200's L2 cache, or a CPU's third.
 
     At least 1024, or the products would be too thin.
@@ -57,9 +57,9 @@ def _compute(
     d_student, d_weight = _outputs(student, weight, grad)
     wide = row_weight.dtype
     rows = len(student) + len(teacher)
-    chunks = list(_chunks(len(weight), rows, student.element_size(), student.is_cuda))
+    chunks = list(chunks_of(len(weight), rows, student.element_size(), student.is_cuda))
     if len(chunks) == 1 or not len(student):
-        loss, slope = dino._compute(
+        loss, slope = dino.compute_dino(
             F.linear(student, weight), F.linear(teacher, teacher_weight), pairs, row_weight, row,
             column, student_temp, teacher_temp, grad, True,
         )  # fmt: skip
@@ -104,12 +104,12 @@ def _columns(
     if use_triton(student) and torch.float64 not in (student.dtype, teacher.dtype):
         width = student.shape[1]
         with torch.cuda.device_of(student):
-            dino._dino_kernel[(len(student),)](
+            dino.dino_kernel[(len(student),)](
                 student, teacher, pairs, row_weight, row, column, lse, loss,
                 student if grad else None, width, student.stride(0), teacher.stride(0),
                 student.stride(0), 1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1],
                 HAS_ROW=True, HAS_COLUMN=column is not None, HAS_LSE=True, GRAD=grad,
-                **sinkhorn._blocks(width, student.dtype),
+                **sinkhorn.row_blocks(width, student.dtype),
             )  # fmt: skip
         return student, loss.sum()
     wide = row_weight.dtype
@@ -131,7 +131,7 @@ def _columns(
 
 def _share(x: Tensor, lse: Tensor) -> Tensor:
     """exp(x - lse), by a softmax of these columns, whose exp is fast where it underflows."""
-    mine = sinkhorn._log_sum_exp(x, 1)
+    mine = sinkhorn.log_sum_exp(x, 1)
     return F.softmax(x, -1).mul_((mine - lse).exp()[:, None])
 
 
@@ -141,7 +141,7 @@ def _row_lse(
     total = None
     for part in chunks:
         of_part = None if column is None else column[part]
-        lse = sinkhorn._row_lse(F.linear(x, weight[part]), temp, of_part)
+        lse = sinkhorn.compute_row_lse(F.linear(x, weight[part]), temp, of_part)
         total = lse if total is None else torch.logaddexp(total, lse)
     assert total is not None
     return total
@@ -161,7 +161,7 @@ def _fake(student, weight, teacher, teacher_weight, pairs, row_weight, *options)
     return (row_weight.new_empty(()), *_outputs(student, weight, options[-1]))
 
 
-_linear_dino = FusedLoss(
+linear_dino_op = FusedLoss(
     "linear_dino_loss", _compute, _fake, {0: 1, 1: 2}, losses="linear_dino_loss, linear_ibot_loss"
 )
 
@@ -178,7 +178,7 @@ def linear_sinkhorn(
 ) -> tuple[Tensor, Tensor]:
     """`kernels.sinkhorn.sinkhorn` of the logits x @ weight.T, which are not stored."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    chunks = list(_chunks(len(weight), len(x), x.element_size(), x.is_cuda))
+    chunks = list(chunks_of(len(weight), len(x), x.element_size(), x.is_cuda))
 
     def columns(row: Tensor) -> Tensor:
         parts = (sinkhorn.column_lse(F.linear(x, weight[part]), temp, row) for part in chunks)
@@ -229,7 +229,7 @@ def linear_dino_loss(
     if student.dtype == torch.float16:  # a prototype's gradient sums over rows
         scale = float16_scale(row_weight, pairs.numel() / student_temp)
         row_weight = row_weight * scale
-    loss, *_ = _linear_dino(
+    loss, *_ = linear_dino_op(
         *layers, pairs, row_weight, row, column, student_temp, teacher_temp, grad
     )
     return loss if scale is None else loss / scale

@@ -35,12 +35,12 @@ from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
 from fastequi.kernels.precision import without_autocast
 
 EXACT = 60.0  # beyond it log(1 + exp(x)) is x in float64 too
-_CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
+CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
 _WIDEST = 512  # channels that a program's sums fit into registers for
 
 
 @triton.jit
-def _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+def own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     """This program's rows: their places, values [BLOCK_M, BLOCK_D] and ids."""
     rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)
@@ -50,7 +50,7 @@ def _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M: tl.constexpr, BLOCK_D: tl
 
 
 @triton.jit
-def _similarities(
+def similarity_tile(
     z, every, ids, cols, G, D, inverse_temp,
     BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     start, stride_e,
@@ -69,7 +69,7 @@ def _similarities(
 
 
 @triton.jit
-def _nt_xent_lse_kernel(
+def nt_xent_lse_kernel(
     # pointers
     z_ptr,
     every_ptr,
@@ -94,14 +94,14 @@ def _nt_xent_lse_kernel(
     WIDEN: tl.constexpr,
 ):
     # negative[i] = log Σ_{j ≠ id_i, p_i} exp(s_ij), positive[i] = s_{i p_i}, s = z · every / temp
-    rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
+    rows, z, ids = own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     partner = tl.load(positives_ptr + rows, mask=rows < M, other=-1)
     alike = tl.zeros([BLOCK_M], tl.float32)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     high = tl.full([BLOCK_M], -1e30, tl.float32)
     acc = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, G, BLOCK_G):
-        s, _ = _similarities(
+        s, _ = similarity_tile(
             z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
             start, stride_e,
         )  # fmt: skip
@@ -116,7 +116,7 @@ def _nt_xent_lse_kernel(
 
 
 @triton.jit
-def _nt_xent_grad_kernel(
+def nt_xent_grad_kernel(
     # pointers
     z_ptr,
     every_ptr,
@@ -145,13 +145,13 @@ def _nt_xent_grad_kernel(
 ):
     # grad[i] = (Σ_{j ≠ p_i} (exp(s_ij - lse_i) + exp(s_ij - lse_j)) every_j
     #            - pull_i every_{p_i}) / temp
-    rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
+    rows, z, ids = own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < M, other=0.0)
     positive = tl.load(positives_ptr + rows, mask=rows < M, other=0)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, G, BLOCK_G):
-        s, others = _similarities(
+        s, others = similarity_tile(
             z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
             start, stride_e,
         )  # fmt: skip
@@ -169,7 +169,7 @@ def _nt_xent_grad_kernel(
     tl.store(grad_ptr + rows[:, None] * stride_g + offs_d[None, :], grad, mask=mask)
 
 
-def _launch_config(z: Tensor) -> dict[str, object]:
+def launch_config(z: Tensor) -> dict[str, object]:
     wide = triton.next_power_of_2(max(z.shape[1], 16))
     full = z.dtype == torch.float32
     block = 64 if wide <= 256 and not full else 32
@@ -187,7 +187,7 @@ def _launch_config(z: Tensor) -> dict[str, object]:
     }
 
 
-def _fused(z: Tensor) -> bool:
+def fused(z: Tensor) -> bool:
     return use_triton(z) and z.dtype != torch.float64 and z.shape[1] <= _WIDEST and z.numel() > 0
 
 
@@ -198,15 +198,15 @@ def _logits(
     dtype = torch.promote_types(z.dtype, torch.float32)
     negative = torch.empty(len(z), dtype=dtype, device=z.device)
     positive = torch.empty_like(negative)
-    if _fused(z):
-        config = _launch_config(z)
+    if fused(z):
+        config = launch_config(z)
         with torch.cuda.device_of(z):
-            _nt_xent_lse_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
+            nt_xent_lse_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
                 z, every, ids, positives, negative, positive, len(z), len(every), z.shape[1],
                 z.stride(0), every.stride(0), 1 / temp, **config,
             )  # fmt: skip
         return negative, positive
-    for part, s in _tiles(z, every, ids, temp):
+    for part, s in eager_tiles(z, every, ids, temp):
         partner = positives[part, None]
         positive[part] = s.gather(1, partner)[:, 0]
         negative[part] = s.scatter_(1, partner, -torch.inf).logsumexp(1)
@@ -218,25 +218,27 @@ def _grad(
     pull: Tensor, temp: float,
 ) -> Tensor:  # fmt: skip
     out = torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
-    if _fused(z):
-        config = _launch_config(z)
+    if fused(z):
+        config = launch_config(z)
         with torch.cuda.device_of(z):
-            _nt_xent_grad_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
+            nt_xent_grad_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
                 z, every, ids, positives, lse, every_lse, pull, out, len(z), len(every),
                 z.shape[1], z.stride(0), every.stride(0), out.stride(0), 1 / temp, **config,
             )  # fmt: skip
         return out
     others = every.to(lse.dtype)
-    for part, s in _tiles(z, every, ids, temp):
+    for part, s in eager_tiles(z, every, ids, temp):
         s.scatter_(1, positives[part, None], -torch.inf)
         p = torch.exp(s - lse[part, None]) + torch.exp(s - every_lse)
         out[part] = (p @ others - pull[part, None] * others[positives[part]]) / temp
     return out
 
 
-def _tiles(z: Tensor, every: Tensor, ids: Tensor, temp: float) -> Iterator[tuple[slice, Tensor]]:
+def eager_tiles(
+    z: Tensor, every: Tensor, ids: Tensor, temp: float
+) -> Iterator[tuple[slice, Tensor]]:
     """Rows of similarities, a few at a time."""
-    at_once = max(_CHUNK // max(len(every), 1), 1)
+    at_once = max(CHUNK // max(len(every), 1), 1)
     others = every.to(torch.promote_types(z.dtype, torch.float32))
     for start in range(0, len(z), at_once):
         part = slice(start, start + at_once)

@@ -23,8 +23,8 @@ from fastequi.kernels.backend import tl, transformed, triton, use_native, use_tr
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import (
-    _affine_taps,
-    _bilinear,
+    affine_taps,
+    bilinear,
     color_ref,
     sample_ref,
     to_float,
@@ -35,7 +35,7 @@ _CHUNK = 1 << 21  # target values per chunk of the CPU path: 8 MB of float32
 
 
 @triton.jit
-def _warp_fwd_kernel(
+def warp_fwd_kernel(
     # pointers
     image_ptr,
     theta_ptr,
@@ -75,22 +75,22 @@ def _warp_fwd_kernel(
     offs = block * BLOCK + tl.arange(0, BLOCK)
     live = offs < H * W
     theta = theta_ptr + b * stride_tb + k * stride_tk
-    ix, iy, _, _, _, _, _, poison = _affine_taps(
+    ix, iy, _, _, _, _, _, poison = affine_taps(
         theta, offs % W, offs // W, H, W, HS, WS, ALIGN, PADDING
     )
     image = image_ptr + b * stride_ib
     out = out_ptr + (b * K + k) * C * H * W
     if HAS_COLOR:
-        r, _, _ = _bilinear(image, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        g, _, _ = _bilinear(image + stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        bl, _, _ = _bilinear(image + 2 * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        r, _, _ = bilinear(image, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        g, _, _ = bilinear(image + stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        bl, _, _ = bilinear(image + 2 * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
     for c in tl.static_range(C):
         if HAS_COLOR:
             row = color_ptr + (b * K + k) * 12 + c * 4
             v = tl.load(row) * r + tl.load(row + 1) * g + tl.load(row + 2) * bl
             v = v * SCALE + tl.load(row + 3)
         else:
-            v, _, _ = _bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+            v, _, _ = bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
             v = v * SCALE
         if HAS_NORM:
             v = (v - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
@@ -136,7 +136,7 @@ def _compute(
     color = color if color is None else color.float().contiguous()
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     with torch.cuda.device_of(image):
-        _warp_fwd_kernel[(batch * steps * blocks,)](
+        warp_fwd_kernel[(batch * steps * blocks,)](
             image,
             theta,
             color,
@@ -170,7 +170,7 @@ def _fake(
     return image.new_empty(shape, dtype=dtype)
 
 
-_warp = Operator("warp", _compute, _fake)
+warp_op = Operator("warp", _compute, _fake)
 
 
 def _eager(
@@ -257,4 +257,4 @@ def warp(
             padding_mode=padding_mode,
             align_corners=align_corners,
         )
-    return _warp(image, theta, color, *size, mean, std, dtype, padding_mode, align_corners)
+    return warp_op(image, theta, color, *size, mean, std, dtype, padding_mode, align_corners)

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.packed import (
-    _pixel_affine,
-    _room,
-    _target,
-    _target_of,
     capability,
     interleaved,
+    packed_target,
+    pixel_affine,
     registers,
+    room,
+    target_constants,
 )
-from fastequi.kernels.quads import _store_group
-from fastequi.kernels.sampling import _pad
+from fastequi.kernels.quads import store_group
+from fastequi.kernels.sampling import padded
 from fastequi.kernels.target import Target
 
 _TILE_W, _TILE_H = 32, 8
@@ -46,9 +46,9 @@ def _quads(
             x += a0 * q
             y += a3 * q
         if not INSIDE:
-            x, _ = _pad(x, WS, PADDING, ALIGN)
-            y, _ = _pad(y, HS, PADDING, ALIGN)
-        v = _target(
+            x, _ = padded(x, WS, PADDING, ALIGN)
+            y, _ = padded(y, HS, PADDING, ALIGN)
+        v = packed_target(
             image, x, y, HS, WS, row, m, bias, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE, HAS_COLOR
         )
         for c in tl.static_range(3):
@@ -56,11 +56,11 @@ def _quads(
             if ROUND:
                 value = tl.floor(tl.minimum(tl.maximum(value * 255.0, 0.0), 255.0) + 0.5)
             values = values + (value,)  # type: ignore[assignment]  # noqa: RUF005
-    _store_group(out, offs, stride_c, live, values, False, T)
+    store_group(out, offs, stride_c, live, values, False, T)
 
 
 @triton.jit
-def _warp_packed_kernel(
+def warp_packed_kernel(
     # pointers
     image_ptr,
     theta_ptr,
@@ -103,12 +103,12 @@ def _warp_packed_kernel(
     k = pid % K
     part = (pid // K) % NB
     b = (pid // (K * NB)).to(tl.int64)
-    a0, a1, a2, a3, a4, a5, cx, cy, poison = _pixel_affine(
+    a0, a1, a2, a3, a4, a5, cx, cy, poison = pixel_affine(
         theta_ptr + b * stride_tb + k * stride_tk, H, W, HS, WS, ALIGN
     )
     image = image_ptr + b * stride_ib
     out = out_ptr + (b * K + k) * 3 * H * W
-    m, bias, start = _target_of(
+    m, bias, start = target_constants(
         color_ptr + (b * K + k) * 12 if HAS_COLOR else None,
         mean0, mean1, mean2, gain0, gain1, gain2, poison, EXACT, HAS_COLOR,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def _warp_packed_kernel(
     mid_h = (TILE_H - 1) * 0.5
     from_x = a0 * (x - mid_w) + a1 * (y - mid_h) + (WS - 1) * 0.5
     from_y = a3 * (x - mid_w) + a4 * (y - mid_h) + (HS - 1) * 0.5
-    room_x, room_y = _room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
+    room_x, room_y = room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
     for tile_y in range(part * ROWS, tl.minimum((part + 1) * ROWS, (H + TILE_H - 1) // TILE_H)):
         top = tile_y * TILE_H
         row_x = a0 * (mid_w - cx) + a1 * (top + (mid_h - cy)) + a2
@@ -166,7 +166,7 @@ def warp_packed(
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     exact = out.dtype in (torch.float32, torch.uint8)
     with torch.cuda.device_of(image):
-        _warp_packed_kernel[(batch * steps * parts,)](
+        warp_packed_kernel[(batch * steps * parts,)](
             image,
             theta,
             color if color is None else color.float().contiguous(),

@@ -36,7 +36,7 @@ from fastequi.kernels.warp_recon_general import warp_recon_general
 from fastequi.kernels.warp_recon_packed import tiles_of, warp_recon_packed
 
 
-def _compute(
+def compute_warp_recon(
     pred: Tensor,
     image: Tensor,
     theta: Tensor,
@@ -109,7 +109,7 @@ def _fake(pred, image, theta, color, height, width, patch_size, *options) -> Sum
     return _outputs(pred, theta, patch_size, wanted[0], mask_outside, *wanted[1:])
 
 
-_warp_recon = FusedLoss("warp_recon_loss", _compute, _fake, {0: 2, 2: 3})
+warp_recon_op = FusedLoss("warp_recon_loss", compute_warp_recon, _fake, {0: 2, 2: 3})
 
 
 @without_autocast
@@ -163,7 +163,7 @@ def warp_recon_loss(
     # in half precision a gradient so small would vanish before a scaler sees it
     inside = 1 if pred.dtype == torch.float16 else divisor
     pred_grad, theta_grad = grad and pred.requires_grad, grad and theta.requires_grad
-    total, count, _, _ = _warp_recon(
+    total, count, _, _ = warp_recon_op(
         pred, image, theta, color, *target, inside, reduce, pred_grad, theta_grad
     )
     total = total if inside is divisor else total / divisor

@@ -82,7 +82,7 @@ BLUR = {
 }  # fmt: skip
 DINO = {
     "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
-    "GRAD": True, "FULL": True, "BLOCK": sinkhorn._BLOCK, "VEC": sinkhorn._VEC,
+    "GRAD": True, "FULL": True, "BLOCK": sinkhorn.BLOCK, "VEC": sinkhorn.VEC,
 }  # fmt: skip
 
 
@@ -108,72 +108,72 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """What is compiled in every test run."""
-    general = warp_recon_general._warp_recon_fwd_kernel
+    general = warp_recon_general.warp_recon_fwd_kernel
     yield Case("general", general, RECON, {}, 4, _any, 512)
     yield Case("general, everything on", general, EVERY, {}, 4, _any, 512)
-    yield Case("warp", warp._warp_fwd_kernel, WARP, {}, 4, _any, 512)
+    yield Case("warp", warp.warp_fwd_kernel, WARP, {}, 4, _any, 512)
     for name, sigma in (("blur", 2.0), ("blur, wide", 4.0)):
-        yield _case(name, blur._blur_fwd_kernel, BLUR | blur._launch_config(sigma), {}, 256)
+        yield _case(name, blur.blur_fwd_kernel, BLUR | blur.launch_config(sigma), {}, 256)
     known = {name: value for name, value in DINO.items() if name != "lse_ptr"} | {"HAS_LSE": True}
-    block, warps = sinkhorn._BLOCK, sinkhorn._WARPS
+    block, warps = sinkhorn.BLOCK, sinkhorn.WARPS
     for name, constants, types in (
         ("dino", DINO, {}),
         ("ibot", DINO | {"PAIRS": 1, "HAS_ROW": False, "row_ptr": None}, {}),
         ("dino, ragged", DINO | {"FULL": False}, {}),
         ("dino, columns", known, {"lse_ptr": "*fp32"}),
     ):
-        yield Case(name, dino._dino_kernel, constants, types, warps, _any, block)
-    row_lse = {"HAS_COLUMN": True, "FULL": True, "BLOCK": block, "VEC": sinkhorn._VEC}
-    yield Case("row_lse", sinkhorn._row_lse_kernel, row_lse, {}, warps, _any, block)
+        yield Case(name, dino.dino_kernel, constants, types, warps, _any, block)
+    row_lse = {"HAS_COLUMN": True, "FULL": True, "BLOCK": block, "VEC": sinkhorn.VEC}
+    yield Case("row_lse", sinkhorn.row_lse_kernel, row_lse, {}, warps, _any, block)
     column_lse = {"ROWS": 16, "BLOCK": 128}
-    yield Case("column_lse", sinkhorn._column_lse_kernel, column_lse, {}, 4, _any, 16 * 128)
+    yield Case("column_lse", sinkhorn.column_lse_kernel, column_lse, {}, 4, _any, 16 * 128)
     types = {
         "s_ptr": "*bf16", "t_ptr": "*bf16", "high_ptr": "*fp32", "at_ptr": "*i32",
         "forth_ptr": "*i32", "back_ptr": "*i32", "forth_weight_ptr": "*fp32",
         "back_weight_ptr": "*fp32",
     }  # fmt: skip
     tiles = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_C": 64, "PRECISION": "tf32", "WIDEN": False}
-    kernel = correspondence._best_matches_kernel
+    kernel = correspondence.best_matches_kernel
     yield Case("best_matches_kernel", kernel, {"FLIP": 0, **tiles}, types, 4, _any, 32 * 64)
-    yield Case("matched_kernel", correspondence._matched_kernel, tiles, types, 4, _any, 32 * 64)
+    yield Case("matched_kernel", correspondence.matched_kernel, tiles, types, 4, _any, 32 * 64)
     types = {
         "student_boxes_ptr": "*fp32", "teacher_boxes_ptr": "*fp32", "turns_ptr": "*i32",
         "cosine_ptr": "*fp32", "pooled_ptr": "*bf16", "boxes_ptr": "*fp32",
     }  # fmt: skip
     for bins, cells in ((10, 14), (4, 14)):  # global and local crops' pairs
-        config = crop_align._launch_config(torch.bfloat16, bins, cells)
+        config = crop_align.launch_config(torch.bfloat16, bins, cells)
         config |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
         pixels = config["BLOCK_O"] * config["BLOCK_C"]
-        both, kernel = {**config, "BLOCK_XT": 16, "GRAD": True}, crop_align._crop_align_kernel
+        both, kernel = {**config, "BLOCK_XT": 16, "GRAD": True}, crop_align.crop_align_kernel
         yield _case(f"crop_align {bins}", kernel, both, types, pixels)
-        yield _case(f"spread {bins}", crop_align._spread_kernel, config, types, pixels)
+        yield _case(f"spread {bins}", crop_align.spread_kernel, config, types, pixels)
     types = {"turns_ptr": "*i32", "means_ptr": "*fp32", "gains_ptr": "*fp32"}
-    kernel, tile, warps = rot90_batch._rot90_batch_kernel, rot90_batch._TILE, rot90_batch._WARPS
+    kernel, tile, warps = rot90_batch.rot90_batch_kernel, rot90_batch.TILE, rot90_batch.WARPS
     dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
     constants = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
     yield Case("rot90_batch", kernel, constants, types, warps, _any, 4 * tile * tile)
     constants = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
     yield Case("rot90_batch, one, last", kernel, constants, types, warps, _any, tile * tile)
-    constants = {"GRAD": True, "ROWS": vicreg._ROWS, "BLOCK": vicreg._BLOCK}
+    constants = {"GRAD": True, "ROWS": vicreg.ROWS, "BLOCK": vicreg.BLOCK}
     types = {f"{name}_ptr": "*fp32" for name in ("z1", "z2", "centred", "grad", "sums")}
-    kernel, pixels = vicreg._vicreg_columns_kernel, vicreg._ROWS * vicreg._BLOCK
-    yield Case("vicreg", kernel, constants, types, vicreg._WARPS, _any, pixels)
+    kernel, pixels = vicreg.vicreg_columns_kernel, vicreg.ROWS * vicreg.BLOCK
+    yield Case("vicreg", kernel, constants, types, vicreg.WARPS, _any, pixels)
     for size in ("i32", "i64"):
         constants, types = {"BLOCK": 1024}, {"factor_ptr": "*fp32", "n": size}
-        yield Case(f"rescale {size}", autograd._rescale_kernel, constants, types, 4, _any, 1024)
+        yield Case(f"rescale {size}", autograd.rescale_kernel, constants, types, 4, _any, 1024)
     types = {"z_ptr": "*bf16", "every_ptr": "*bf16", "ids_ptr": "*i64", "positives_ptr": "*i64",
              "negative_ptr": "*fp32", "positive_ptr": "*fp32", "lse_ptr": "*fp32",
              "every_lse_ptr": "*fp32", "pull_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
     for width in (128, 256, 512):
-        config = nt_xent._launch_config(torch.empty(1, width, dtype=torch.bfloat16))
+        config = nt_xent.launch_config(torch.empty(1, width, dtype=torch.bfloat16))
         config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_G"]
         if width < 512:
-            yield _case(f"nt_xent {width}", nt_xent._nt_xent_lse_kernel, config, types, tile)
-        kernel = nt_xent._nt_xent_grad_kernel
+            yield _case(f"nt_xent {width}", nt_xent.nt_xent_lse_kernel, config, types, tile)
+        kernel = nt_xent.nt_xent_grad_kernel
         yield _case(f"nt_xent gradient {width}", kernel, config, types, tile)
     types = {**types, "out_ptr": "*i64"}
-    config = nt_xent._launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {"WIDEN": False}
-    yield _case("nearest", koleo._nearest_kernel, config, types, 4096)
+    config = nt_xent.launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {"WIDEN": False}
+    yield _case("nearest", koleo.nearest_kernel, config, types, 4096)
     for padding in ("border", "zeros"):
         for align in (False, True):
             name = f"general, {padding}, align_corners={align}"
@@ -221,7 +221,7 @@ def _packed(name: str, dtype: str, changes: dict) -> Case:
             constants = {key: value for key, value in constants.items() if key not in pointers}
     pixels = constants["TILE_W"] * constants["TILE_H"]
     registers = _registers(constants)
-    kernel = warp_recon_packed._warp_recon_packed_kernel
+    kernel = warp_recon_packed.warp_recon_packed_kernel
     types = {"pred_ptr": dtype, "grad_ptr": dtype}
     return Case(name, kernel, constants, types, pixels // 128, registers, pixels)
 
@@ -231,7 +231,7 @@ def _warp_packed(name: str, dtype: str, changes: dict) -> Case:
     if constants["HAS_COLOR"]:
         del constants["color_ptr"]
     registers = _registers(constants)
-    kernel = warp_packed._warp_packed_kernel
+    kernel = warp_packed.warp_packed_kernel
     return Case(f"warp packed, {name}", kernel, constants, {"out_ptr": dtype}, 2, registers, 256)
 
 
@@ -258,8 +258,8 @@ def further_cases() -> Iterator[Case]:
             changes = {"HAS_COLOR": color, "PADDING": "border", "WHOLE_ROWS": False}
             yield _warp_packed(f"{dtype}, border, color={color}", dtype, changes)
     for sigma in (1.0, 8.0, 16.0):
-        config = BLUR | blur._launch_config(sigma) | {"LOSS": "none"}
-        yield _case(f"blur images, {sigma}", blur._blur_fwd_kernel, config, {}, 256)
+        config = BLUR | blur.launch_config(sigma) | {"LOSS": "none"}
+        yield _case(f"blur images, {sigma}", blur.blur_fwd_kernel, config, {}, 256)
     for dtype in (torch.float16, torch.float32):
         kind = "*fp16" if dtype == torch.float16 else "*fp32"
         names = ("student_ptr", "teacher_ptr", "grad_ptr", "x_ptr", "s_ptr", "t_ptr", "z_ptr",
@@ -272,33 +272,33 @@ def further_cases() -> Iterator[Case]:
             "cosine_ptr": "*fp32",
         }  # fmt: skip
         for width, pairs in ((65536, 4), (300, 2), (20, 1)):
-            config = DINO | {"PAIRS": pairs} | sinkhorn._blocks(width, dtype)
-            kernel, values = dino._dino_kernel, config["BLOCK"]
+            config = DINO | {"PAIRS": pairs} | sinkhorn.row_blocks(width, dtype)
+            kernel, values = dino.dino_kernel, config["BLOCK"]
             yield _case(f"dino {kind} {width}", kernel, config, types, values)
         for width in (16, 256, 512):
-            config = nt_xent._launch_config(torch.empty(1, width, dtype=dtype))
+            config = nt_xent.launch_config(torch.empty(1, width, dtype=dtype))
             tile = config["BLOCK_M"] * config["BLOCK_G"]
             gradient = types | {"grad_ptr": "*fp32"}
             for kernel in (
-                nt_xent._nt_xent_lse_kernel, nt_xent._nt_xent_grad_kernel, koleo._nearest_kernel
+                nt_xent.nt_xent_lse_kernel, nt_xent.nt_xent_grad_kernel, koleo.nearest_kernel
             ):  # fmt: skip
                 name = f"{kernel.fn.__name__} {kind} {width}"
                 yield _case(name, kernel, config, gradient, tile)
-        config = {"FLIP": 1, **correspondence._launch_config(torch.empty(1, dtype=dtype))}
-        kernel = correspondence._best_matches_kernel
+        config = {"FLIP": 1, **correspondence.launch_config(torch.empty(1, dtype=dtype))}
+        kernel = correspondence.best_matches_kernel
         yield _case(f"best_matches {kind}", kernel, config, types, 32 * 64)
         for bins, cells in ((14, 32), (7, 37)):
-            block = crop_align._block(cells)
-            config = crop_align._launch_config(dtype, bins, cells)
+            block = crop_align.block_of(cells)
+            config = crop_align.launch_config(dtype, bins, cells)
             config |= {"MOST": -(-cells // bins), "WIDEN": False, "GRAD": True}
             config |= {"BLOCK_X": block, "BLOCK_XT": block}
             pixels = config["BLOCK_O"] * config["BLOCK_C"]
-            name, kernel = f"crop_align {kind} {bins} {cells}", crop_align._crop_align_kernel
+            name, kernel = f"crop_align {kind} {bins} {cells}", crop_align.crop_align_kernel
             yield _case(name, kernel, config, types, pixels)
     for channels, block in ((1, 128), (3, 128), (1, 512)):
         config = {**EVERY, "C": channels, "BLOCK": block, "HAS_COLOR": channels == 3, "SCALE": 1.0}
         config |= {} if channels == 3 else {"color_ptr": None}
-        kernel = warp_recon_general._warp_recon_fwd_kernel
+        kernel = warp_recon_general.warp_recon_fwd_kernel
         types = {"pred_ptr": "*fp32", "grad_ptr": "*fp32", "image_ptr": "*fp32"}
         yield Case(f"general, float32, {channels}, {block}", kernel, config, types, 4, _any, block)
 

@@ -52,7 +52,7 @@ CASE = OpBench(
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch):
-    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     rows = {row.provider: row for row in measure(CASE, {"n": 1000}, "fwd", 3)}
     assert "WRONG RESULT" in rows["wrong"].refused
     assert rows["wrong"].p50 is None
@@ -66,7 +66,7 @@ def test_a_wrong_answer_is_not_timed(monkeypatch):
 
 
 def test_providers_take_turns(monkeypatch):
-    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     times = opbench.interleaved(calls, "cpu", 4)
@@ -104,7 +104,7 @@ ON_CPU = [case for case in all_cases() if case.device == "cpu"]
 
 @pytest.mark.parametrize("case", ON_CPU, ids=lambda case: case.name)
 def test_every_cpu_case_checks_its_providers(case, monkeypatch):
-    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     small = {"B": 2, "K": 2, "size": 64, "N": 37, "D": 8}
     params = {key: small.get(key, value) for key, value in case.sweep[0].items()}
     providers = {n: p for n, p in case.providers.items() if n != "compile"}  # a minute each
@@ -115,7 +115,7 @@ def test_every_cpu_case_checks_its_providers(case, monkeypatch):
 
 
 def test_the_command_writes_json_that_the_table_reads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     file = tmp_path / "deep" / "warp.json"
     words = ["--case", "attention_cpu", "--headline", "--modes", "fwd", "--samples", "2"]
     words += ["--set", "B=1", "N=5", "--json"]

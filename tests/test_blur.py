@@ -126,9 +126,9 @@ def test_sigma_out_of_range_is_an_error_here_and_nan_in_the_kernel(backend, devi
         if device.type == "cpu":
             with pytest.raises(ValueError, match=r"sigma: expected values in 0\.\.max_sigma=2"):
                 gaussian_blur(image, sigma)
-        from fastequi.kernels.blur import _blur
+        from fastequi.kernels.blur import gaussian_blur_op
 
-        out = _blur.op(image, sigma, None, None, torch.float32, 2.0)
+        out = gaussian_blur_op.op(image, sigma, None, None, torch.float32, 2.0)
         assert out[:, 1].isnan().all()
         assert out[:, 0].isfinite().all()
 
@@ -145,14 +145,14 @@ def test_empty_and_same_bits(backend, device):
 
 
 def test_opcheck_and_compile(device):
-    from fastequi.kernels.blur import _blur, _blur_recon
+    from fastequi.kernels.blur import blur_recon_op, gaussian_blur_op
 
     torch._dynamo.reset()
     pred, image, _ = (t.to(device) for t in case(b=2, size=(6, 6), source=(6, 6)))
     sigma = SIGMAS.to(device)
-    torch.library.opcheck(_blur.op, (image, sigma, MEAN, STD, torch.float32, 2.0))
+    torch.library.opcheck(gaussian_blur_op.op, (image, sigma, MEAN, STD, torch.float32, 2.0))
     args = (pred.requires_grad_(), image, sigma, 0, "mse", MEAN, STD, 2.0, True)
-    torch.library.opcheck(_blur_recon.op, args)
+    torch.library.opcheck(blur_recon_op.op, args)
     compiled = torch.compile(blur_recon_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(pred, image, sigma), blur_recon_loss(pred, image, sigma))
 

@@ -206,7 +206,7 @@ def test_compiles_to_one_graph(backend, device):
 
 
 def test_opcheck(device):
-    from fastequi.kernels.dino import _dino
+    from fastequi.kernels.dino import dino_op
 
     student = logits((4, 8)).to(device).requires_grad_()
     teacher = logits((2, 8), seed=1).to(device)
@@ -214,7 +214,7 @@ def test_opcheck(device):
     weight, row = torch.ones(4, device=device), torch.zeros(2, device=device)
     column = torch.zeros(8, device=device)
     args = (student, teacher, pairs, weight, row, column, 0.1, 0.04, True, False)
-    torch.library.opcheck(_dino.op, args)
+    torch.library.opcheck(dino_op.op, args)
 
 
 def test_runs_in_float32_under_autocast(backend, device):

@@ -26,7 +26,7 @@ def chunked(request, monkeypatch):
         for start in range(0, prototypes, request.param):
             yield slice(start, start + request.param)
 
-    monkeypatch.setattr(kernel, "_chunks", chunks)
+    monkeypatch.setattr(kernel, "chunks_of", chunks)
 
 
 def unit(shape, seed, dtype, device):
@@ -86,7 +86,7 @@ def test_masked_tokens_and_rows_that_do_not_count(backend, device, chunked, targ
 
 def test_the_logits_are_never_stored_whole(monkeypatch):
     monkeypatch.setattr(
-        kernel, "_chunks", lambda n, *_: (slice(i, i + 64) for i in range(0, n, 64))
+        kernel, "chunks_of", lambda n, *_: (slice(i, i + 64) for i in range(0, n, 64))
     )
     student, teacher = (unit((v, 16, 8), v, torch.float32, "cpu") for v in (4, 2))
     layer = unit((1024, 8), 3, torch.float32, "cpu").requires_grad_()
@@ -97,12 +97,12 @@ def test_the_logits_are_never_stored_whole(monkeypatch):
 
 
 def test_real_chunks_fill_half_the_cache():
-    parts = list(kernel._chunks(65536, 768, 2, True))
+    parts = list(kernel.chunks_of(65536, 768, 2, True))
     assert sum(part.stop - part.start for part in parts) >= 65536
     assert 768 * 2 * (parts[0].stop - parts[0].start) <= 24 << 20
     assert len(parts) == 4
-    assert len(list(kernel._chunks(256, 8, 2, False))) == 1
-    assert next(kernel._chunks(4096, 10**6, 2, True)) == slice(0, 1024)
+    assert len(list(kernel.chunks_of(256, 8, 2, False))) == 1
+    assert next(kernel.chunks_of(4096, 10**6, 2, True)) == slice(0, 1024)
 
 
 def test_under_autocast_the_product_is_in_half_precision_and_the_loss_is_not(device):
@@ -125,7 +125,7 @@ def test_operator_and_graph(device):
     from fastequi.kernels.dino import pairs_of
 
     options = (pairs_of(4, 2, 3, device), torch.ones(12, device=device), None, None, 0.1, 0.04)
-    torch.library.opcheck(kernel._linear_dino.op, (*args, *options, True))
+    torch.library.opcheck(kernel.linear_dino_op.op, (*args, *options, True))
     compiled = torch.compile(linear_dino_loss, fullgraph=True, backend="aot_eager")
     expected = linear_dino_loss(student, layer, teacher, layer)
     torch.testing.assert_close(compiled(student, layer, teacher, layer), expected)

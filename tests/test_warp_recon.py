@@ -328,13 +328,13 @@ def test_float64_gradcheck():
 
 
 def test_opcheck(device):
-    from fastequi.kernels.warp_recon import _warp_recon
+    from fastequi.kernels.warp_recon import warp_recon_op
 
     pred, image, theta = (t.to(device) for t in case(b=1, size=(4, 4), source=(5, 5)))
     color = torch.eye(3, 4, device=device).expand(1, 2, 3, 4).contiguous()
     rest = ("zeros", False, True, 2, False, True, True)
     args = (pred.requires_grad_(), image, theta, color, 4, 4, 0, "mse", MEAN, STD, *rest)
-    torch.library.opcheck(_warp_recon.op, args)
+    torch.library.opcheck(warp_recon_op.op, args)
 
 
 def test_retained_graphs_and_other_weights_give_the_right_gradient(backend, device):
