@@ -16,7 +16,13 @@ from torch import Tensor
 
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton
-from fastequi.kernels.nt_xent import eager_tiles, fused, launch_config, own_rows, similarity_tile
+from fastequi.kernels.similarities import (
+    eager_tiles,
+    launch_config,
+    own_rows,
+    runs_fused,
+    similarity_tile,
+)
 
 
 @triton.jit
@@ -58,7 +64,7 @@ def nearest_kernel(
 
 def _nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
     out = torch.empty(len(z), dtype=torch.int64, device=z.device)
-    if fused(z):
+    if runs_fused(z):
         config = launch_config(z)
         with torch.cuda.device_of(z):
             nearest_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](

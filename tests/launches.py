@@ -20,6 +20,7 @@ from fastequi.kernels import (
     nt_xent,
     packed,
     rot90_batch,
+    similarities,
     sinkhorn,
     vicreg,
     warp,
@@ -165,14 +166,16 @@ def cases() -> Iterator[Case]:
              "negative_ptr": "*fp32", "positive_ptr": "*fp32", "lse_ptr": "*fp32",
              "every_lse_ptr": "*fp32", "pull_ptr": "*fp32", "grad_ptr": "*fp32"}  # fmt: skip
     for width in (128, 256, 512):
-        config = nt_xent.launch_config(torch.empty(1, width, dtype=torch.bfloat16))
+        config = similarities.launch_config(torch.empty(1, width, dtype=torch.bfloat16))
         config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_G"]
         if width < 512:
             yield _case(f"nt_xent {width}", nt_xent.nt_xent_lse_kernel, config, types, tile)
         kernel = nt_xent.nt_xent_grad_kernel
         yield _case(f"nt_xent gradient {width}", kernel, config, types, tile)
     types = {**types, "out_ptr": "*i64"}
-    config = nt_xent.launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {"WIDEN": False}
+    config = similarities.launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {
+        "WIDEN": False
+    }
     yield _case("nearest", koleo.nearest_kernel, config, types, 4096)
     for padding in ("border", "zeros"):
         for align in (False, True):
@@ -276,7 +279,7 @@ def further_cases() -> Iterator[Case]:
             kernel, values = dino.dino_kernel, config["BLOCK"]
             yield _case(f"dino {kind} {width}", kernel, config, types, values)
         for width in (16, 256, 512):
-            config = nt_xent.launch_config(torch.empty(1, width, dtype=dtype))
+            config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile = config["BLOCK_M"] * config["BLOCK_G"]
             gradient = types | {"grad_ptr": "*fp32"}
             for kernel in (

@@ -126,7 +126,7 @@ def test_sigma_out_of_range_is_an_error_here_and_nan_in_the_kernel(backend, devi
         if device.type == "cpu":
             with pytest.raises(ValueError, match=r"sigma: expected values in 0\.\.max_sigma=2"):
                 gaussian_blur(image, sigma)
-        from fastequi.kernels.blur import gaussian_blur_op
+        from fastequi.kernels.gaussian_blur import gaussian_blur_op
 
         out = gaussian_blur_op.op(image, sigma, None, None, torch.float32, 2.0)
         assert out[:, 1].isnan().all()
@@ -145,7 +145,8 @@ def test_empty_and_same_bits(backend, device):
 
 
 def test_opcheck_and_compile(device):
-    from fastequi.kernels.blur import blur_recon_op, gaussian_blur_op
+    from fastequi.kernels.blur_recon import blur_recon_op
+    from fastequi.kernels.gaussian_blur import gaussian_blur_op
 
     torch._dynamo.reset()
     pred, image, _ = (t.to(device) for t in case(b=2, size=(6, 6), source=(6, 6)))

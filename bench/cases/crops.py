@@ -13,7 +13,8 @@ from bench.cases.geometry import DTYPES, itemsize
 from bench.opbench import Call, Inputs, Make, OpBench, Provider, insisting
 from fastequi.functional import correspondence_loss, crop_align_loss
 from fastequi.kernels.correspondence import correspondence_loss_ref
-from fastequi.kernels.crop_align import Regions, crop_align_loss_ref, pooled, roi_weights
+from fastequi.kernels.crop_align import Regions, crop_align_loss_ref
+from fastequi.kernels.roi_align import pooled, roi_weights
 
 GLOBALS, LOCALS, PATCH = 14, 6, 16
 KINDS = (  # student's maps, cells along a side, bins, (student's, teacher's view)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastequi.functional import checks
 from fastequi.functional import reduction as reduction_
-from fastequi.kernels import blur as _blur
+from fastequi.kernels import blur_recon as _blur_recon
 from fastequi.kernels.pixel_loss import LOSSES
 
 
@@ -52,7 +52,7 @@ def blur_recon_loss(
     size = (image.shape[2], image.shape[3])
     patch, _ = checks.check_pred(pred, image, sigma.shape[1], layout, patch_size, size)
     checks.same_device(image, pred=pred, sigma=sigma)
-    total = _blur.blur_recon_loss(
+    total = _blur_recon.blur_recon_loss(
         pred,
         image,
         sigma,

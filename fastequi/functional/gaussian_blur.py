@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastequi.functional import checks
-from fastequi.kernels import blur as _blur
+from fastequi.kernels import gaussian_blur as _blur
 
 
 def gaussian_blur(
