@@ -8,14 +8,14 @@ NaN.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
-from fastequi.kernels.constants import constants
+from fastequi.kernels.constants import constants_of
 from fastequi.kernels.pixel_loss import pixel_error, strides_of
+from fastequi.kernels.target import BlurTarget
 
 _CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
 
@@ -173,27 +173,25 @@ def launch(
     pred: Tensor,
     image: Tensor,
     sigma: Tensor,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    max_sigma: float,
-    patch_size: int,
-    loss: str,
+    target: BlurTarget,
     out: Tensor,
     grad: bool,
 ) -> Tensor:
     """Blurs into `out` (loss "none"; pred is out) or writes the gradient there; returns totals."""
+    patch_size = target.patch_size
     batch, steps = sigma.shape
     height, width = image.shape[2:]
-    config = launch_config(max_sigma)
+    config = launch_config(target.max_sigma)
     tiles = triton.cdiv(height, config["TILE"]), triton.cdiv(width, config["TILE"])
     totals = image.new_empty((batch, steps, tiles[0] * tiles[1]), dtype=torch.float32)
+    mean, std = constants_of(target.mean, image.device), constants_of(target.std, image.device)
     with torch.cuda.device_of(image):
         blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
             pred,
             image,
             sigma.contiguous(),
-            constants(tuple(mean), image.device, torch.float32) if mean is not None else None,
-            constants(tuple(std), image.device, torch.float32) if std is not None else None,
+            mean,
+            std,
             out,
             totals,
             steps,
@@ -201,13 +199,13 @@ def launch(
             width,
             width // patch_size if patch_size else 1,
             *tiles,
-            max_sigma,
+            target.max_sigma,
             *pred.stride()[:2],
             *strides_of(pred, patch_size),
             *image.stride(),
             C=image.shape[1],
             PATCH=patch_size,
-            LOSS=loss,
+            LOSS=target.loss,
             HAS_NORM=mean is not None,
             SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
             GRAD=grad,

@@ -20,6 +20,7 @@ from fastequi.kernels.blur import chunks_of, launch
 from fastequi.kernels.gaussian_blur import gaussian_blur_ref
 from fastequi.kernels.pixel_loss import error_, error_ref, kernel_layout, loss_outputs, patchify
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.target import BlurTarget
 
 
 def _compute(
@@ -38,16 +39,13 @@ def _compute(
     if pred.numel() == 0:
         return total.zero_(), grad
     pred = kernel_layout(pred, patch_size)
+    target = BlurTarget(patch_size, loss, mean, std, max_sigma)
     if use_triton(pred):
-        out = grad if pred_grad else pred
-        total = launch(pred, image, sigma, mean, std, max_sigma, patch_size, loss, out, pred_grad)
-        return total, grad
+        return launch(pred, image, sigma, target, grad if pred_grad else pred, pred_grad), grad
     for part in chunks_of(pred):
-        target = gaussian_blur_ref(
-            image[part], sigma[part], mean=mean, std=std, dtype=total.dtype, max_sigma=max_sigma
-        )
-        target = patchify(target, patch_size) if patch_size else target
-        total[part] = error_(pred[part] - target, loss, grad[part] if pred_grad else None)
+        wanted = gaussian_blur_ref(image[part], sigma[part], target, total.dtype)
+        wanted = patchify(wanted, patch_size) if patch_size else wanted
+        total[part] = error_(pred[part] - wanted, loss, grad[part] if pred_grad else None)
     return total, grad
 
 
@@ -59,36 +57,16 @@ blur_recon_op = FusedLoss("blur_recon_loss", _compute, _fake, {0: 1})
 
 
 @without_autocast
-def blur_recon_loss_ref(
-    pred: Tensor,
-    image: Tensor,
-    sigma: Tensor,
-    *,
-    loss: str = "mse",
-    patch_size: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    max_sigma: float = 2.0,
-) -> Tensor:
+def blur_recon_loss_ref(pred: Tensor, image: Tensor, sigma: Tensor, target: BlurTarget) -> Tensor:
     """The eager chain: total [B, K], differentiable in everything."""
     compute = torch.float64 if torch.float64 in (pred.dtype, sigma.dtype) else torch.float32
-    target = gaussian_blur_ref(image, sigma, mean=mean, std=std, dtype=compute, max_sigma=max_sigma)
-    target = patchify(target, patch_size) if patch_size else target
-    error = error_ref(pred.to(compute), target, loss)
+    wanted = gaussian_blur_ref(image, sigma, target, compute)
+    wanted = patchify(wanted, target.patch_size) if target.patch_size else wanted
+    error = error_ref(pred.to(compute), wanted, target.loss)
     return error.sum(tuple(range(2, error.ndim)))
 
 
-def blur_recon_loss(
-    pred: Tensor,
-    image: Tensor,
-    sigma: Tensor,
-    *,
-    loss: str,
-    patch_size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    max_sigma: float,
-) -> Tensor:
+def blur_recon_loss(pred: Tensor, image: Tensor, sigma: Tensor, target: BlurTarget) -> Tensor:
     """Sums of errors [B, K]; arguments already checked. Gradients go to `pred`.
 
     Where image or sigma wants a gradient, under torch.func, and in float64 on a GPU, the reference
@@ -97,25 +75,5 @@ def blur_recon_loss(
     grad = torch.is_grad_enabled()
     wide = torch.float64 in (pred.dtype, sigma.dtype) and use_triton(pred)
     if wide or transformed() or (grad and (image.requires_grad or sigma.requires_grad)):
-        return blur_recon_loss_ref(
-            pred,
-            image,
-            sigma,
-            loss=loss,
-            patch_size=patch_size,
-            mean=mean,
-            std=std,
-            max_sigma=max_sigma,
-        )
-    total, _ = blur_recon_op(
-        pred,
-        image,
-        sigma,
-        patch_size,
-        loss,
-        mean,
-        std,
-        max_sigma,
-        grad and pred.requires_grad,
-    )
-    return total
+        return blur_recon_loss_ref(pred, image, sigma, target)
+    return blur_recon_op(pred, image, sigma, *target, grad and pred.requires_grad)[0]

@@ -44,6 +44,33 @@ from fastequi.kernels.roi_align import (
 _EPS = 1e-8  # of norms, as F.cosine_similarity has it
 
 
+class Regions(NamedTuple):
+    """What P pairs of views of B images have in common.
+
+    Attributes:
+        own, other: [P, B, 4] boxes within the student's and the teacher's view.
+        turns: [P, B] quarter turns counter-clockwise from the teacher's to the student's.
+    """
+
+    own: Tensor
+    other: Tensor
+    turns: Tensor
+
+
+class Pooling(NamedTuple):
+    """Which views are compared, and how their maps are pooled.
+
+    Attributes:
+        pairs: P times the student's view and the teacher's, one after the other.
+        bins: along each side of a box.
+        scale: cells of the maps per unit of the boxes.
+    """
+
+    pairs: Sequence[int]
+    bins: int
+    scale: float
+
+
 @triton.jit
 def _turned(row, column, turn, bins: tl.constexpr):
     # the bin of the unturned grid that ends at (row, column)
@@ -237,7 +264,10 @@ def _compute(
     divisor: int,
     grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """By the kernels: (minus the sum of cosines over `divisor`, its gradient or empty)."""
+    """By the kernels: (minus the sum of cosines over `divisor`, its gradient or empty).
+
+    Flat: `Regions`, then `Pooling`.
+    """
     views, batch, height, width, channels = student.shape
     student, teacher = _rows(student), _rows(teacher)
     count, places = len(pairs) // 2, bins * bins
@@ -286,24 +316,12 @@ def _fake(
 crop_align_op = FusedLoss("crop_align_loss", _compute, _fake, {0: 1})
 
 
-class Regions(NamedTuple):
-    """What P pairs of views of B images have in common.
-
-    Attributes:
-        own, other: [P, B, 4] boxes within the student's and the teacher's view.
-        turns: [P, B] quarter turns counter-clockwise from the teacher's to the student's.
-    """
-
-    own: Tensor
-    other: Tensor
-    turns: Tensor
-
-
 @without_autocast
 def crop_align_loss_ref(
-    student: Tensor, teacher: Tensor, where: Regions, pairs: Sequence[int], bins: int, scale: float
+    student: Tensor, teacher: Tensor, where: Regions, pooling: Pooling
 ) -> Tensor:
     """The chain in plain PyTorch, no map copied for its pairs, differentiable in the student."""
+    pairs, bins, scale = pooling
     wide = torch.promote_types(student.dtype, torch.float32)
     sides = []
     for maps, boxes, views in (
@@ -321,16 +339,13 @@ def crop_align_loss_ref(
     return -cosine.sum() / max(cosine.numel(), 1)
 
 
-def crop_align_loss(
-    student: Tensor, teacher: Tensor, where: Regions, pairs: Sequence[int], bins: int, scale: float
-) -> Tensor:
+def crop_align_loss(student: Tensor, teacher: Tensor, where: Regions, pooling: Pooling) -> Tensor:
     """See `fastequi.functional.crop_align_loss`; arguments already checked."""
     if transformed() or not use_triton(student) or student.dtype == torch.float64:
-        return crop_align_loss_ref(student, teacher, where, pairs, bins, scale)
+        return crop_align_loss_ref(student, teacher, where, pooling)
     grad = torch.is_grad_enabled() and student.requires_grad
-    divisor = max(where.turns.numel() * bins * bins, 1)
+    divisor = max(where.turns.numel() * pooling.bins**2, 1)
     # in half precision a gradient so small would vanish before a scaler sees it
     inside = 1 if student.dtype == torch.float16 else divisor
-    options = list(pairs), bins, scale, inside, grad
-    loss, _ = crop_align_op(student, teacher.detach(), *where, *options)
+    loss, _ = crop_align_op(student, teacher.detach(), *where, *pooling, inside, grad)
     return loss if inside is divisor else loss / divisor

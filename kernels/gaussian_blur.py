@@ -20,6 +20,7 @@ from fastequi.kernels.backend import transformed, use_triton
 from fastequi.kernels.blur import chunks_of, launch, radius
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import color_ref, to_float
+from fastequi.kernels.target import BlurTarget
 
 
 def _compute(
@@ -34,13 +35,12 @@ def _compute(
     out = image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
     if out.numel() == 0:
         return out
+    target = BlurTarget(mean=mean, std=std, max_sigma=max_sigma)
     if use_triton(image):
-        launch(out, image, sigma, mean, std, max_sigma, 0, "none", out, False)
+        launch(out, image, sigma, target, out, False)
         return out
     for part in chunks_of(out):
-        out[part] = gaussian_blur_ref(
-            image[part], sigma[part], mean=mean, std=std, dtype=dtype, max_sigma=max_sigma
-        )
+        out[part] = gaussian_blur_ref(image[part], sigma[part], target, dtype)
     return out
 
 
@@ -74,33 +74,22 @@ def _blur_matrix(sigma: Tensor, size: int, max_sigma: float) -> Tensor:
 def gaussian_blur_ref(
     image: Tensor,
     sigma: Tensor,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    dtype: torch.dtype = torch.float32,
-    max_sigma: float = 2.0,
+    target: BlurTarget,
+    dtype: torch.dtype,
 ) -> Tensor:
     """:func:`gaussian_blur` in plain PyTorch: V · X · Hᵀ, differentiable in image and sigma."""
     wide = torch.float64 in (dtype, sigma.dtype, image.dtype)
     compute = torch.float64 if wide else torch.float32
     sigma = sigma.to(compute)
-    rows = _blur_matrix(sigma, image.shape[2], max_sigma)[:, :, None]
-    columns = _blur_matrix(sigma, image.shape[3], max_sigma)[:, :, None]
+    rows = _blur_matrix(sigma, image.shape[2], target.max_sigma)[:, :, None]
+    columns = _blur_matrix(sigma, image.shape[3], target.max_sigma)[:, :, None]
     blurred = rows @ to_float(image, compute)[:, None] @ columns.transpose(-1, -2)
-    return color_ref(blurred, None, mean, std).to(dtype)
+    return color_ref(blurred, None, target.mean, target.std).to(dtype)
 
 
-def gaussian_blur(
-    image: Tensor,
-    sigma: Tensor,
-    *,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    dtype: torch.dtype,
-    max_sigma: float,
-) -> Tensor:
+def gaussian_blur(image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch.dtype) -> Tensor:
     """[B, K, C, H, W]; arguments already checked. The reference where a gradient is wanted."""
     grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
     if grad or transformed() or torch.float64 in (dtype, image.dtype, sigma.dtype):
-        return gaussian_blur_ref(image, sigma, mean=mean, std=std, dtype=dtype, max_sigma=max_sigma)
-    return gaussian_blur_op(image, sigma, mean, std, dtype, max_sigma)
+        return gaussian_blur_ref(image, sigma, target, dtype)
+    return gaussian_blur_op(image, sigma, target.mean, target.std, dtype, target.max_sigma)

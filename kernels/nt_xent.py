@@ -24,12 +24,15 @@ Memory O(M + G) beyond the rows; arithmetic 6·M·G·D, of which the plain form 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import tl, triton
+from fastequi.kernels.autograd import Operator, refuse
+from fastequi.kernels.backend import tl, transformed, triton
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.similarities import (
     eager_tiles,
@@ -39,7 +42,7 @@ from fastequi.kernels.similarities import (
     similarity_tile,
 )
 
-EXACT = 60.0  # beyond it log(1 + exp(x)) is x in float64 too
+_EXACT = 60.0  # beyond it log(1 + exp(x)) is x in float64 too
 
 
 @triton.jit
@@ -146,7 +149,10 @@ def nt_xent_grad_kernel(
 def _logits(
     z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, temp: float
 ) -> tuple[Tensor, Tensor]:
-    """(log-sum-exp over the negatives, similarity of the positive), [M] each."""
+    """What a row's loss is made of, [M] each, for z [M, D] and every [G, D].
+
+    log Σ_{j ≠ ids[i], positives[i]} exp(s_ij) and s_{i positives[i]}, with s = z · every / temp.
+    """
     dtype = torch.promote_types(z.dtype, torch.float32)
     negative = torch.empty(len(z), dtype=dtype, device=z.device)
     positive = torch.empty_like(negative)
@@ -169,6 +175,12 @@ def _grad(
     z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
     pull: Tensor, temp: float,
 ) -> Tensor:  # fmt: skip
+    """d Σ_{all rows} loss/d z_i, [M, D], once the log-sum-exps of all rows are known.
+
+    Args:
+        lse, every_lse: [M] and [G] log-sum-exps over positive and negatives.
+        pull: [M] w_i + w_{p_i}.
+    """
     out = torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
     if runs_fused(z):
         config = launch_config(z)
@@ -195,34 +207,11 @@ def _fake_grad(z, every, ids, positives, lse, every_lse, pull, temp) -> Tensor:
     return torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
 
 
-_logits_op = Operator("nt_xent_logits", _logits, _fake_logits)
-_grad_op = Operator("nt_xent_grad", _grad, _fake_grad)
+logits_op = Operator("nt_xent_logits", _logits, _fake_logits)
+grad_op = Operator("nt_xent_grad", _grad, _fake_grad)
 
 
-def nt_xent_logits(
-    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, temp: float
-) -> tuple[Tensor, Tensor]:
-    """What a row's loss is made of, [M] each, for z [M, D] and every [G, D].
-
-    log Σ_{j ≠ ids[i], positives[i]} exp(s_ij) and s_{i positives[i]}, with s = z · every / temp.
-    """
-    return _logits_op(z.detach(), every.detach(), ids, positives, temp)
-
-
-def nt_xent_grad(
-    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
-    pull: Tensor, temp: float,
-) -> Tensor:  # fmt: skip
-    """d Σ_{all rows} loss/d z_i, [M, D], once the log-sum-exps of all rows are known.
-
-    Args:
-        lse, every_lse: [M] and [G] log-sum-exps over positive and negatives.
-        pull: [M] w_i + w_{p_i}.
-    """
-    return _grad_op(z.detach(), every.detach(), ids, positives, lse, every_lse, pull, temp)
-
-
-def unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
+def _unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
     """[2N, D] of unit length to the last bit of float32 (float64).
 
     The products take them in the embeddings' own type; their gradient stays in this one, since a
@@ -236,7 +225,7 @@ def unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
 def nt_xent_loss_ref(z1: Tensor, z2: Tensor, temp: float) -> Tensor:
     """The plain form of two views' embeddings [N, D]: every similarity stored."""
     n = len(z1)
-    unit = unit_rows(z1, z2)
+    unit = _unit_rows(z1, z2)
     z = unit + (unit.to(z1.dtype).to(unit.dtype) - unit).detach()
     if n == 1:  # without a negative nothing is asked
         return (0 * z).sum()
@@ -244,4 +233,75 @@ def nt_xent_loss_ref(z1: Tensor, z2: Tensor, temp: float) -> Tensor:
     rows = torch.arange(2 * n, device=z.device)
     partner = rows.roll(n)[:, None]
     negatives = s.masked_fill((rows == rows[:, None]) | (rows == partner), -torch.inf)
-    return F.softplus(negatives.logsumexp(1) - s.gather(1, partner)[:, 0], threshold=EXACT).mean()
+    return F.softplus(negatives.logsumexp(1) - s.gather(1, partner)[:, 0], threshold=_EXACT).mean()
+
+
+class Shard(NamedTuple):
+    """Which images of a batch that several processes share are this one's.
+
+    Attributes:
+        first, total: images of the processes before it, and of all.
+        processes: how many.
+        gather: rows [n, ...] of this process to [total, ...] of all, in the order of their ranks.
+    """
+
+    first: int
+    total: int
+    processes: int
+    gather: Callable[[Tensor], Tensor]
+
+
+class _NTXent(torch.autograd.Function):
+    """Of the unit rows of this process, both views of an image n rows apart.
+
+    Not a `FusedLoss`: between the two kernels the processes exchange their rows' sums, and an
+    operator's arguments cannot hold what does that.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, unit: Tensor, dtype: torch.dtype, temp: float, shard: Shard | None
+    ) -> Tensor:
+        z = unit.to(dtype)
+        n, first, total, processes = len(z) // 2, 0, len(z) // 2, 1
+        every = z
+        if shard is not None:
+            first, total, processes, gather = shard
+            every = torch.cat([gather(part) for part in z.chunk(2)])
+        local = torch.arange(first, first + n, device=z.device)
+        ids = torch.cat([local, local + total])
+        positives = torch.cat([local + total, local])
+        both = torch.stack(logits_op(z.detach(), every.detach(), ids, positives, temp), 1)
+        if shard is not None:
+            both = torch.cat([shard.gather(part) for part in both.chunk(2)])
+        negative, positive = both.unbind(1)
+        # of every row: its loss, its log-sum-exp, what its negatives weigh
+        each = F.softplus(negative - positive, threshold=_EXACT)
+        lse, weight = positive + each, torch.sigmoid(negative - positive)
+        loss = each.sum() / (2 * total)
+        if ctx.needs_input_grad[0]:
+            pull = weight[ids] + weight[positives]
+            rows = z.detach(), every.detach(), ids, positives
+            grad = grad_op(*rows, lse[ids], lse, pull, temp)
+            ctx.save_for_backward(loss, grad * (processes / (2 * total)))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        loss, grad = ctx.saved_tensors
+        found = grad * g_loss
+        if torch.is_grad_enabled():  # create_graph=True
+            found = found + refuse("nt_xent_loss", loss)
+        return found, None, None, None
+
+
+def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None) -> Tensor:
+    """A scalar, of embeddings [N, D] of two views; arguments already checked.
+
+    With a shard it is the whole batch's on every process, and the gradient as
+    `fastequi.functional.distributed` says.
+    """
+    if transformed() and shard is None:
+        return nt_xent_loss_ref(z1, z2, temp)
+    with torch.autocast(z1.device.type, enabled=False):
+        return _NTXent.apply(_unit_rows(z1, z2), z1.dtype, temp, shard)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
-from fastequi.kernels.constants import constants
+from fastequi.kernels.constants import constants_of
 from fastequi.kernels.pixel_loss import pixel_error, pixel_of, pred_offsets, strides_of
 from fastequi.kernels.sampling import affine_taps, bilinear
 from fastequi.kernels.target import Sums, Target
@@ -159,10 +159,7 @@ def warp_recon_general(
     dthetas = total.new_empty(batch, steps, blocks, 6) if dtheta.numel() else None
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     color = color if color is None else color.float().contiguous()
-    mean, std = (
-        None if of is None else constants(tuple(of), pred.device, torch.float32)
-        for of in (target.mean, target.std)
-    )
+    mean, std = constants_of(target.mean, pred.device), constants_of(target.std, pred.device)
     with torch.cuda.device_of(pred):
         warp_recon_fwd_kernel[(batch * steps * blocks,)](
             pred,

@@ -13,7 +13,7 @@ from bench.cases.geometry import DTYPES, itemsize
 from bench.opbench import Call, Inputs, Make, OpBench, Provider, insisting
 from fastequi.functional import correspondence_loss, crop_align_loss
 from fastequi.kernels.correspondence import correspondence_loss_ref
-from fastequi.kernels.crop_align import Regions, crop_align_loss_ref
+from fastequi.kernels.crop_align import Pooling, Regions, crop_align_loss_ref
 from fastequi.kernels.roi_align import pooled, roi_weights
 
 GLOBALS, LOCALS, PATCH = 14, 6, 16
@@ -84,7 +84,7 @@ def _crop_each(student: Tensor, teacher: Tensor, where: Regions, bins: int, pair
             one = slice(b, b + 1)
             maps = student[s : s + 1, one], teacher[t : t + 1, one]
             part = Regions(*(x[p : p + 1, one] for x in where))
-            losses.append(crop_align_loss_ref(*maps, part, [0, 0], bins, 1 / PATCH))
+            losses.append(crop_align_loss_ref(*maps, part, Pooling([0, 0], bins, 1 / PATCH)))
     return torch.stack(losses).mean()
 
 

@@ -10,6 +10,7 @@ from fastequi.functional import checks
 from fastequi.functional import reduction as reduction_
 from fastequi.kernels import blur_recon as _blur_recon
 from fastequi.kernels.pixel_loss import LOSSES
+from fastequi.kernels.target import BlurTarget
 
 
 def blur_recon_loss(
@@ -52,16 +53,8 @@ def blur_recon_loss(
     size = (image.shape[2], image.shape[3])
     patch, _ = checks.check_pred(pred, image, sigma.shape[1], layout, patch_size, size)
     checks.same_device(image, pred=pred, sigma=sigma)
-    total = _blur_recon.blur_recon_loss(
-        pred,
-        image,
-        sigma,
-        loss=loss,
-        patch_size=patch,
-        mean=mean,
-        std=std,
-        max_sigma=max_sigma,
-    )
+    target = BlurTarget(patch, loss, mean, std, max_sigma)
+    total = _blur_recon.blur_recon_loss(pred, image, sigma, target)
     values = image.shape[1] * size[0] * size[1]
     total = total / reduction_.divisor(values, sigma.numel(), reduction, masked=False)
     return reduction_.mean(total if reduction == "none" else total.sum(), None, reduction, single)

@@ -79,5 +79,6 @@ def crop_align_loss(
         turns=turns,
     )
     where = _crop_align.Regions(student_boxes, teacher_boxes, turns)
+    pooling = _crop_align.Pooling(flat(chosen), bins, scale)
     like = teacher.to(student.dtype)
-    return _crop_align.crop_align_loss(student, like, where, flat(chosen), bins, scale)
+    return _crop_align.crop_align_loss(student, like, where, pooling)

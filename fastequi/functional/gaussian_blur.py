@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastequi.functional import checks
 from fastequi.kernels import gaussian_blur as _blur
+from fastequi.kernels.target import BlurTarget
 
 
 def gaussian_blur(
@@ -45,5 +46,6 @@ def gaussian_blur(
     if dtype not in checks.FLOATS:
         raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
     checks.same_device(image, sigma=sigma)
-    out = _blur.gaussian_blur(image, sigma, mean=mean, std=std, dtype=dtype, max_sigma=max_sigma)
+    target = BlurTarget(mean=mean, std=std, max_sigma=max_sigma)
+    out = _blur.gaussian_blur(image, sigma, target, dtype)
     return out[:, 0] if single else out

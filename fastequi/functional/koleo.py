@@ -41,7 +41,7 @@ def koleo_loss(
         raise ValueError(f"z: expected [N, D], got {tuple(z.shape)}")
     with torch.autocast(z.device.type, enabled=False):
         unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
-        every = distributed.gather(unit, group, sizes)
+        every = distributed.all_gather_rows(unit, group, sizes)
         if len(every) < 2:
             raise ValueError(f"z: KoLeo needs at least 2 rows, got {len(every)}")
         neighbour = nearest(every, every, torch.arange(len(every), device=z.device))

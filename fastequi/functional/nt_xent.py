@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from fastequi.functional import checks, distributed
-from fastequi.kernels.autograd import refuse
-from fastequi.kernels.backend import transformed
-from fastequi.kernels.nt_xent import (
-    EXACT,
-    nt_xent_grad,
-    nt_xent_logits,
-    nt_xent_loss_ref,
-    unit_rows,
-)
+from fastequi.kernels import nt_xent as _nt_xent
 
 
 def nt_xent_loss(
@@ -57,54 +47,10 @@ def nt_xent_loss(
     checks.same_device(z1, z2=z2)
     if not temperature > 0:
         raise ValueError(f"temperature: expected > 0, got {temperature}")
-    if transformed() and (group is None or group.size() == 1):
-        return nt_xent_loss_ref(z1, z2, temperature)
-    with torch.autocast(z1.device.type, enabled=False):
-        unit = unit_rows(z1, z2)
-        if group is not None and group.size() > 1 and sizes is None:
-            sizes = distributed.sizes_of(z1, group)
-        return _NTXent.apply(unit, z1.dtype, temperature, group, sizes)
-
-
-class _NTXent(torch.autograd.Function):
-    """Of the unit rows of this process, both views of an image N rows apart."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        unit: Tensor,
-        dtype: torch.dtype,
-        temp: float,
-        group: ProcessGroup | None,
-        sizes: Sequence[int] | None,
-    ) -> Tensor:
-        z = unit.to(dtype)
-        n, first, total = len(z) // 2, 0, len(z) // 2
-        every, processes = z, 1
-        if group is not None and sizes is not None and group.size() > 1:
-            first, total, processes = sum(sizes[: group.rank()]), sum(sizes), group.size()
-            every = torch.cat([distributed.gather(part, group, sizes) for part in z.chunk(2)])
-        local = torch.arange(first, first + n, device=z.device)
-        ids = torch.cat([local, local + total])
-        positives = torch.cat([local + total, local])
-        both = torch.stack(nt_xent_logits(z, every, ids, positives, temp), 1)
-        if processes > 1:
-            both = torch.cat([distributed.gather(part, group, sizes) for part in both.chunk(2)])
-        negative, positive = both.unbind(1)
-        # of every row: its loss, its log-sum-exp, what its negatives weigh
-        each = F.softplus(negative - positive, threshold=EXACT)
-        lse, weight = positive + each, torch.sigmoid(negative - positive)
-        loss = each.sum() / (2 * total)
-        if ctx.needs_input_grad[0]:
-            pull = weight[ids] + weight[positives]
-            grad = nt_xent_grad(z, every, ids, positives, lse[ids], lse, pull, temp)
-            ctx.save_for_backward(loss, grad * (processes / (2 * total)))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, g_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
-        loss, grad = ctx.saved_tensors
-        found = grad * g_loss
-        if torch.is_grad_enabled():  # create_graph=True
-            found = found + refuse("nt_xent_loss", loss)
-        return found, None, None, None, None
+    shard = None
+    if group is not None and group.size() > 1:
+        sizes = distributed.all_gather_sizes(z1, group) if sizes is None else sizes
+        gather = partial(distributed.all_gather_rows, group=group, sizes=sizes)
+        first = sum(sizes[: group.rank()])
+        shard = _nt_xent.Shard(first, sum(sizes), group.size(), gather)
+    return _nt_xent.nt_xent_loss(z1, z2, temperature, shard)

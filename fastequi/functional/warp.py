@@ -10,6 +10,7 @@ from torch import Tensor
 from fastequi.functional import checks
 from fastequi.kernels import warp as _warp
 from fastequi.kernels.sampling import PADDING_MODES
+from fastequi.kernels.target import Target
 
 
 def warp(
@@ -55,15 +56,6 @@ def warp(
     checks.check_out_dtype(dtype, mean)
     height, width = checks.two_sizes("size", image.shape[-2:] if size is None else size)
     checks.same_device(image, theta=theta, color=color)
-    out = _warp.warp(
-        image,
-        theta,
-        color=color,
-        size=(height, width),
-        mean=mean,
-        std=std,
-        dtype=dtype,
-        padding_mode=padding_mode,
-        align_corners=align_corners,
-    )
+    target = Target(height, width, 0, "none", mean, std, padding_mode, align_corners)
+    out = _warp.warp(image, theta, color, target, dtype)
     return out[:, 0] if single else out
