@@ -46,8 +46,8 @@ def sinkhorn(z1, z2):
 
 losses = {
     "nt_xent": lambda a, b: nt_xent_loss(a, b, temperature=0.3, group=group),
-    "vicreg": lambda a, b: VICRegLoss(group=group)(a, b)["loss"],
-    "vicreg, sizes known": lambda a, b: VICRegLoss(group=group)(a, b, sizes)["loss"],
+    "vicreg": lambda a, b: VICRegLoss(group=group)(a, b),
+    "vicreg, sizes known": lambda a, b: VICRegLoss(group=group)(a, b, sizes),
     "nt_xent, sizes known": lambda a, b: NTXentLoss(0.3, group)(a, b, sizes),
     "koleo, sizes known": lambda a, b: KoLeoLoss(group)(a, sizes),
     "koleo": lambda a, b: koleo_loss(a, group=group),

@@ -410,6 +410,34 @@ def test_the_module_holds_its_options(backend, device):
 
 
 @pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"los": "l1"}, TypeError, "los"),
+        ({"max_sigma": 1.0}, TypeError, "max_sigma"),
+        ({"loss": "mae"}, ValueError, "loss: expected one of .*'mae'"),
+        ({"layout": "patches"}, ValueError, "layout: .*did you mean 'patch'"),
+        ({"padding_mode": "zero"}, ValueError, "padding_mode: .*did you mean 'zeros'"),
+        ({"reduction": "men"}, ValueError, "reduction: .*did you mean 'mean'"),
+        ({"patch_size": 4}, ValueError, "patch_size: only for layout"),
+        ({"layout": "patch"}, ValueError, "patch_size: layout"),
+        ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
+        ({"mean": MEAN, "std": (0.2,)}, ValueError, "std: expected a finite float, or 3"),
+        ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected values > 0"),
+        ({"mean": torch.zeros(3), "std": STD}, TypeError, "mean: expected floats, got a tensor"),
+        ({"size": 0}, ValueError, "size: expected a size or"),
+        (
+            {"layout": "patch", "patch_size": 4, "size": (8, 9)},
+            ValueError,
+            r"patch_size: expected a divisor of size \(8, 9\), got 4",
+        ),
+    ],
+)
+def test_the_module_refuses_a_wrong_option_when_it_is_made(options, error, message):
+    with pytest.raises(error, match=message):
+        WarpReconLoss(**options)
+
+
+@pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"theta": torch.zeros(2, 2, 3, 3)}, ValueError, r"theta: expected \[B, K, 2, 3\].*3, 3"),

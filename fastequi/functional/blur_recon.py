@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastequi.functional import checks
-from fastequi.functional import reduction as reduction_
+from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import blur_recon as _blur_recon
-from fastequi.kernels.pixel_loss import LOSSES
 from fastequi.kernels.target import BlurTarget
 
 
@@ -39,9 +38,9 @@ def blur_recon_loss(
 
     Gradients go to `pred`; if image or sigma needs one, the eager chain runs instead.
     """
-    checks.one_of("loss", loss, LOSSES)
-    checks.one_of("layout", layout, ("image", "patch"))
-    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    checks.one_of("loss", loss, checks.LOSSES)
+    checks.one_of("layout", layout, checks.LAYOUTS)
+    checks.one_of("reduction", reduction, checks.REDUCTIONS)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("pred", pred)
     stepped = pred.ndim == (5 if layout == "image" else 4)
@@ -56,5 +55,5 @@ def blur_recon_loss(
     target = BlurTarget(patch, loss, mean, std, max_sigma)
     total = _blur_recon.blur_recon_loss(pred, image, sigma, target)
     values = image.shape[1] * size[0] * size[1]
-    total = total / reduction_.divisor(values, sigma.numel(), reduction, masked=False)
-    return reduction_.mean(total if reduction == "none" else total.sum(), None, reduction, single)
+    total = total / divisor_of(values, sigma.numel(), reduction, masked=False)
+    return reduced(total if reduction == "none" else total.sum(), None, reduction, single)

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from fastequi.functional import checks
-from fastequi.functional import reduction as reduction_
+from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import linear_warp_recon as _linear
-from fastequi.kernels.pixel_loss import LOSSES
-from fastequi.kernels.sampling import PADDING_MODES
 from fastequi.kernels.target import Target
 
 
@@ -60,8 +58,8 @@ def linear_warp_recon_loss(
     Raises:
         TypeError, ValueError: as there; names the argument.
     """
-    checks.one_of("loss", loss, LOSSES)
-    checks.one_of("padding_mode", padding_mode, PADDING_MODES)
+    checks.one_of("loss", loss, checks.LOSSES)
+    checks.one_of("padding_mode", padding_mode, checks.PADDING_MODES)
     checks.one_of("reduction", reduction, ("mean", "sum"))
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
@@ -83,11 +81,11 @@ def linear_warp_recon_loss(
         dtype = torch.get_autocast_dtype(image.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    divisor = reduction_.divisor(values * tokens, len(image) * steps, reduction, mask_outside)
+    divisor = divisor_of(values * tokens, len(image) * steps, reduction, mask_outside)
     target = Target(
         *target_size, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
     )
     total, count = _linear.linear_warp_recon_loss(
         hidden, weight, bias, image, theta, color, target, divisor
     )
-    return reduction_.mean(total, count, reduction, single=False)
+    return reduced(total, count, reduction, single=False)

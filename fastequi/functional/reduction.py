@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def divisor(values: int, pairs: int, reduction: str, masked: bool) -> int:
+def divisor_of(values: int, pairs: int, reduction: str, masked: bool) -> int:
     """What the sums [B, K] over `values` each are to be divided by, where that is a constant."""
     if masked or reduction == "sum":
         return 1
     return max(values * (pairs if reduction == "mean" else 1), 1)
 
 
-def mean(total: Tensor, count: Tensor | None, reduction: str, single: bool) -> Tensor:
+def reduced(total: Tensor, count: Tensor | None, reduction: str, single: bool) -> Tensor:
     """Sums as they are, or divided by what `count` has left of the values."""
     if count is not None and reduction != "sum":
         total = total / count.clamp(min=1)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastequi.functional import checks
 from fastequi.kernels import warp as _warp
-from fastequi.kernels.sampling import PADDING_MODES
 from fastequi.kernels.target import Target
 
 
@@ -42,7 +41,7 @@ def warp(
 
     Differentiable in image, theta and color (through plain PyTorch).
     """
-    checks.one_of("padding_mode", padding_mode, PADDING_MODES)
+    checks.one_of("padding_mode", padding_mode, checks.PADDING_MODES)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("theta", theta)
     single = theta.ndim == 3

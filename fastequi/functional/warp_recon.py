@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastequi.functional import checks
-from fastequi.functional import reduction as reduction_
+from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import warp_recon as _warp_recon
-from fastequi.kernels.pixel_loss import LOSSES
-from fastequi.kernels.sampling import PADDING_MODES
 from fastequi.kernels.target import Target
 
 
@@ -77,10 +75,10 @@ def warp_recon_loss(
         TypeError: an argument of a type or dtype that cannot be.
         ValueError: shapes, names or values that do not fit; names the argument.
     """
-    checks.one_of("loss", loss, LOSSES)
-    checks.one_of("layout", layout, ("image", "patch"))
-    checks.one_of("padding_mode", padding_mode, PADDING_MODES)
-    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    checks.one_of("loss", loss, checks.LOSSES)
+    checks.one_of("layout", layout, checks.LAYOUTS)
+    checks.one_of("padding_mode", padding_mode, checks.PADDING_MODES)
+    checks.one_of("reduction", reduction, checks.REDUCTIONS)
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("pred", pred)
@@ -92,9 +90,9 @@ def warp_recon_loss(
     patch, target_size = checks.check_pred(pred, image, theta.shape[1], layout, patch_size, size)
     checks.same_device(image, pred=pred, theta=theta, color=color)
     values = image.shape[1] * target_size[0] * target_size[1]
-    divisor = reduction_.divisor(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
+    divisor = divisor_of(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
     target = Target(*target_size, patch, loss, mean, std, padding_mode, align_corners, mask_outside)
     total, count = _warp_recon.warp_recon_loss(
         pred, image, theta, color, target, divisor, reduction != "none"
     )
-    return reduction_.mean(total, count, reduction, single)
+    return reduced(total, count, reduction, single)
