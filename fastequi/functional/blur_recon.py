@@ -38,9 +38,7 @@ def blur_recon_loss(
 
     Gradients go to `pred`; if image or sigma needs one, the eager chain runs instead.
     """
-    checks.one_of("loss", loss, checks.LOSSES)
-    checks.one_of("layout", layout, checks.LAYOUTS)
-    checks.one_of("reduction", reduction, checks.REDUCTIONS)
+    checks.check_names(loss=loss, layout=layout, reduction=reduction)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("pred", pred)
     stepped = pred.ndim == (5 if layout == "image" else 4)

@@ -18,10 +18,15 @@ from torch import Tensor
 from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.pixel_loss import LOSSES
+from fastequi.kernels.sampling import PADDING_MODES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-LAYOUTS = ("image", "patch")
-REDUCTIONS = ("mean", "sum", "none")
+NAMES = {
+    "loss": LOSSES,
+    "layout": ("image", "patch"),
+    "padding_mode": PADDING_MODES,
+    "reduction": ("mean", "sum", "none"),
+}
 Values = Sequence[float] | float | None
 Floats = list[float] | None
 _CHECK_VALUES = os.environ.get("FASTEQUI_CHECK") == "1"
@@ -89,13 +94,17 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {tuple(allowed)}, got {value!r}{hint}")
 
 
+def check_names(**values: str) -> None:
+    """Options of the image ops that are one of a few names, by their keyword."""
+    for name, value in values.items():
+        one_of(name, value, NAMES[name])
+
+
 def recon_options(
     loss: str, layout: str, patch_size: int | None, mean: Values, std: Values, reduction: str
 ) -> None:
     """Options that the path losses share, as far as they can be judged without an image."""
-    one_of("loss", loss, LOSSES)
-    one_of("layout", layout, LAYOUTS)
-    one_of("reduction", reduction, REDUCTIONS)
+    check_names(loss=loss, layout=layout, reduction=reduction)
     check_patch_size(layout, patch_size)
     lengths = [len(values) for values in (mean, std) if _several(values)]
     normalisation(max(lengths, default=1), mean, std)

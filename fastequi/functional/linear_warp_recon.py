@@ -58,8 +58,7 @@ def linear_warp_recon_loss(
     Raises:
         TypeError, ValueError: as there; names the argument.
     """
-    checks.one_of("loss", loss, checks.LOSSES)
-    checks.one_of("padding_mode", padding_mode, checks.PADDING_MODES)
+    checks.check_names(loss=loss, padding_mode=padding_mode)
     checks.one_of("reduction", reduction, ("mean", "sum"))
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)

@@ -41,7 +41,7 @@ def warp(
 
     Differentiable in image, theta and color (through plain PyTorch).
     """
-    checks.one_of("padding_mode", padding_mode, checks.PADDING_MODES)
+    checks.check_names(padding_mode=padding_mode)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("theta", theta)
     single = theta.ndim == 3

@@ -75,10 +75,7 @@ def warp_recon_loss(
         TypeError: an argument of a type or dtype that cannot be.
         ValueError: shapes, names or values that do not fit; names the argument.
     """
-    checks.one_of("loss", loss, checks.LOSSES)
-    checks.one_of("layout", layout, checks.LAYOUTS)
-    checks.one_of("padding_mode", padding_mode, checks.PADDING_MODES)
-    checks.one_of("reduction", reduction, checks.REDUCTIONS)
+    checks.check_names(loss=loss, layout=layout, padding_mode=padding_mode, reduction=reduction)
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("pred", pred)

@@ -37,7 +37,7 @@ class WarpReconLoss(nn.Module):
     ) -> None:
         super().__init__()
         checks.recon_options(loss, layout, patch_size, mean, std, reduction)
-        checks.one_of("padding_mode", padding_mode, checks.PADDING_MODES)
+        checks.check_names(padding_mode=padding_mode)
         if size is not None:
             checks.check_size(checks.two_sizes("size", size), patch_size)
         self.options: dict[str, Any] = {
