@@ -75,8 +75,8 @@ def _compute(
     chunks = list(chunks_of(len(weight), rows, student.element_size(), student.is_cuda))
     target = dino.DINOTarget(pairs, row_weight, row, column, student_temp, teacher_temp)
     if len(chunks) == 1 or not len(student):
-        logits = F.linear(student, weight), F.linear(teacher, teacher_weight)
-        loss, slope = dino.compute_dino(*logits, *target, grad, True)
+        ours, theirs = F.linear(student, weight), F.linear(teacher, teacher_weight)
+        loss, slope = dino.compute_dino(ours, theirs, *target, grad, True)
         if grad:
             torch.mm(slope, weight, out=d_student)
             torch.mm(slope.T, student, out=d_weight)

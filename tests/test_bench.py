@@ -1,5 +1,6 @@
 """The bench refuses wrong answers, times in turns, and writes what it measured."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -17,7 +18,8 @@ from bench import isa, opbench
 from bench.__main__ import main
 from bench.cases.geometry import rotations, theta
 from bench.memory import peak_extra_bytes
-from bench.opbench import OpBench, Provider, all_cases, measure
+from bench.opbench import OpBench, Provider, measure
+from bench.registry import all_cases
 from bench.report import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +99,21 @@ def test_libraries_are_asked_for_the_same_transformation(family):
     theirs = torch.stack([cos * x + sin * y, -sin * x + cos * y], -1)
     ours = (matrices[..., :2] @ out[..., None])[..., 0] + matrices[..., 2] * 32
     torch.testing.assert_close(theirs, ours)
+
+
+def test_no_two_files_import_each_other():
+    """Imports inside functions count: what loads late is a circle, too."""
+    below = {}
+    for path in (ROOT / "bench").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "bench":
+                found = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                below.setdefault(name, set()).update(found)
+    for _ in below:
+        for found in below.values():
+            found |= {far for near in list(found) for far in below.get(near, ())}
+    assert not [name for name, found in below.items() if name in found]
 
 
 ON_CPU = [case for case in all_cases() if case.device == "cpu"]

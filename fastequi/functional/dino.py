@@ -131,16 +131,18 @@ def linear_dino_loss(
     student: Tensor, prototypes: Tensor, teacher: Tensor, teacher_prototypes: Tensor, **options: Any
 ) -> Tensor:
     """:func:`dino_loss` of rows, with the prototypes by position."""
-    layers = {"prototypes": prototypes, "teacher_prototypes": teacher_prototypes}
-    return dino_loss(student, teacher, **layers, **options)
+    return dino_loss(
+        student, teacher, prototypes=prototypes, teacher_prototypes=teacher_prototypes, **options
+    )
 
 
 def linear_ibot_loss(
     student: Tensor, prototypes: Tensor, teacher: Tensor, teacher_prototypes: Tensor, **options: Any
 ) -> Tensor:
     """:func:`ibot_loss` of rows, with the prototypes by position."""
-    layers = {"prototypes": prototypes, "teacher_prototypes": teacher_prototypes}
-    return ibot_loss(student, teacher, **layers, **options)
+    return ibot_loss(
+        student, teacher, prototypes=prototypes, teacher_prototypes=teacher_prototypes, **options
+    )
 
 
 class _Teacher(NamedTuple):
@@ -250,7 +252,7 @@ def _checked(
             raise ValueError(f"{name}: expected a temperature > 0, got {temp}")
     if layers[0] is None or layers[1] is None:
         return student, teacher, layers
-    return _checked_layers(student, teacher, *layers)
+    return _checked_layers(student, teacher, layers[0], layers[1])
 
 
 def _checked_layers(
