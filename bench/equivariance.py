@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from bench.report import made_by
+from fastequi.atomic import replace_text
 from fastequi.config import Config, PathConfig
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.sources.splits import photographs
@@ -40,7 +41,6 @@ from fastequi.evaluate.equivariance import PROBES, is_beyond
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import Budget, score_tasks, tasks
 from fastequi.recipes import RECIPES
-from fastequi.runtime.manifest import replace_text
 from fastequi.train import pretrain
 
 FAMILIES = ("rotation", "translation", "se2", "color", "blur")
