@@ -7,7 +7,7 @@ from torch import nn
 from fastequi.config import Config, ModelConfig
 from fastequi.data.views.batch import Views
 from fastequi.methods.base import Base
-from fastequi.methods.distillation import Branch, Schedule, SelfDistillation
+from fastequi.methods.dino import Branch, Schedule, SelfDistillation
 from fastequi.methods.gtsa import GTSA, Mapper, Weights
 from fastequi.methods.joint import JointEmbedding
 from fastequi.methods.method import Method

@@ -174,7 +174,7 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
         return grad
     if ours and factor.ndim == 0 and use_triton(grad) and grad.dtype != torch.float64:
         with torch.cuda.device_of(grad):
-            _rescale_kernel[(_RESCALE_PROGRAMS,)](grad, factor, grad.numel(), BLOCK=1024)
+            rescale_kernel[(_RESCALE_PROGRAMS,)](grad, factor, grad.numel(), BLOCK=1024)
         return grad
     # without `out` a float32 factor would make a float32 product of it
     return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))
@@ -186,7 +186,7 @@ def _spread(factor: Tensor, grad: Tensor) -> Tensor:
 
 
 @triton.jit
-def _rescale_kernel(grad_ptr, factor_ptr, n, BLOCK: tl.constexpr):
+def rescale_kernel(grad_ptr, factor_ptr, n, BLOCK: tl.constexpr):
     # grad *= factor, or nothing at all where factor is 1
     factor = tl.load(factor_ptr).to(tl.float32)
     if factor != 1.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,11 @@ def constants(values: Values, device: torch.device, dtype: torch.dtype) -> Tenso
     if _get_current_dispatch_mode() is not None:
         return torch.tensor(values, dtype=dtype, device=device)
     return _kept(values, device, dtype)
+
+
+def constants_of(values: Sequence[float] | None, device: torch.device) -> Tensor | None:
+    """Mean or std as a kernel reads them, float32, if there are any."""
+    return None if values is None else constants(tuple(values), device, torch.float32)
 
 
 @lru_cache(maxsize=256)

@@ -42,7 +42,7 @@ def _to_pixels(x, size, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _pad(x, size, PADDING: tl.constexpr, ALIGN: tl.constexpr):
+def padded(x, size, PADDING: tl.constexpr, ALIGN: tl.constexpr):
     """Coordinate after the padding rule, and the rule's derivative (0, 1 or -1)."""
     slope = tl.full(x.shape, 1.0, tl.float32)
     if PADDING == "reflection":
@@ -65,7 +65,7 @@ def _pad(x, size, PADDING: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl.constexpr):
+def affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl.constexpr):
     """Where output pixels (x, y) sample the source.
 
     Returns:
@@ -87,13 +87,13 @@ def _affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl
     outside = (tl.abs(xs) > 1.0) | (tl.abs(ys) > 1.0)
     ix, sx = _to_pixels(xs, WS, ALIGN)
     iy, sy = _to_pixels(ys, HS, ALIGN)
-    ix, px = _pad(ix, WS, PADDING, ALIGN)
-    iy, py = _pad(iy, HS, PADDING, ALIGN)
+    ix, px = padded(ix, WS, PADDING, ALIGN)
+    iy, py = padded(iy, HS, PADDING, ALIGN)
     return ix, iy, sx * px, sy * py, xn, yn, outside, poison
 
 
 @triton.jit
-def _bilinear(ptr, ix, iy, HS, WS, stride_y, stride_x, live):
+def bilinear(ptr, ix, iy, HS, WS, stride_y, stride_x, live):
     """The four taps of one channel: value, and its derivatives by ix and iy."""
     fx = tl.floor(ix)
     fy = tl.floor(iy)

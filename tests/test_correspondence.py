@@ -96,7 +96,7 @@ def test_leading_axes_and_strides(backend, device):
 
 
 def test_similarities_are_not_stored_whole(monkeypatch):
-    monkeypatch.setattr(kernel, "_CHUNK", 100)
+    monkeypatch.setattr(kernel, "CHUNK", 100)
     student, teacher = patches(8, 10, 4, 0).requires_grad_(), patches(8, 10, 4, 1)
     run = lambda: correspondence_loss(student, teacher, top=5).backward()  # noqa: E731
     assert max(size for _, size in sizes_of(run)) <= 8 * 10 * 4
@@ -114,7 +114,7 @@ def test_operator_and_graph(device):
     torch._dynamo.reset()
     student, teacher = patches(2, 9, 8, 0).to(device), patches(2, 6, 8, 1).to(device)
     views = student[None].requires_grad_(), teacher[None]
-    torch.library.opcheck(kernel._correspondence.op, (*views, [0, 0], 4, True))
+    torch.library.opcheck(kernel.correspondence_op.op, (*views, [0, 0], 4, True))
     compiled = torch.compile(correspondence_loss, fullgraph=True, backend="aot_eager")
     expected = correspondence_loss(student, teacher, top=4)
     torch.testing.assert_close(compiled(student, teacher, top=4), expected)

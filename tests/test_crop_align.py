@@ -141,7 +141,7 @@ def test_operator_and_graph(device):
     with backends.force("triton"):
         names = "student", "teacher", "student_boxes", "teacher_boxes", "turns"
         values = (*(args[name] for name in names), flat, 4, 1 / 16, 1, True)
-        torch.library.opcheck(kernel._crop_align.op, values)
+        torch.library.opcheck(kernel.crop_align_op.op, values)
     compiled = torch.compile(crop_align_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**args), crop_align_loss(**args))
 

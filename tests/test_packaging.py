@@ -57,7 +57,7 @@ import pathlib, fastequi
 from fastequi.kernels import native, toolchain
 toolchain.compiler = lambda: None                    # the wheel's own library is enough
 assert native.obstacle() is None, native.obstacle()
-print(native._library_file())
+print(native.library_file())
 """
         found = _python(code, tmp_path, PYTHONPATH=str(site))
         assert found == str(site / "fastequi" / "kernels" / "libfastequi.so")

@@ -80,12 +80,12 @@ def test_gradients_to_image_theta_and_color(backend, device):
 
 
 def test_opcheck_and_compile(device):
-    from fastequi.kernels.warp import _warp
+    from fastequi.kernels.warp import warp_op
 
     torch._dynamo.reset()
     _, image, theta = (t.to(device) for t in case(b=1, source=(6, 6)))
     args = (image, theta, None, 4, 5, MEAN, STD, torch.bfloat16, "zeros", False)
-    torch.library.opcheck(_warp.op, args)
+    torch.library.opcheck(warp_op.op, args)
     compiled = torch.compile(warp, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(image, theta, size=(4, 5)), warp(image, theta, size=(4, 5)))
 

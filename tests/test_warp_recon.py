@@ -280,13 +280,13 @@ def test_float64_gradcheck():
 
 
 def test_opcheck(device):
-    from fastequi.kernels.warp_recon import _warp_recon
+    from fastequi.kernels.warp_recon import warp_recon_op
 
     pred, image, theta = (t.to(device) for t in case(b=1, size=(4, 4), source=(5, 5)))
     color = torch.eye(3, 4, device=device).expand(1, 2, 3, 4).contiguous()
     rest = ("zeros", False, True, 2, False, True, True)
     args = (pred.requires_grad_(), image, theta, color, 4, 4, 0, "mse", MEAN, STD, *rest)
-    torch.library.opcheck(_warp_recon.op, args)
+    torch.library.opcheck(warp_recon_op.op, args)
 
 
 def test_retained_graphs_and_other_weights_give_the_right_gradient(backend, device):
@@ -359,6 +359,34 @@ def test_the_module_holds_its_options(backend, device):
         warp_recon_loss(pred, image, theta, loss="l1", mean=MEAN, std=STD),
     )
     assert "loss='l1'" in repr(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"los": "l1"}, TypeError, "los"),
+        ({"max_sigma": 1.0}, TypeError, "max_sigma"),
+        ({"loss": "mae"}, ValueError, "loss: expected one of .*'mae'"),
+        ({"layout": "patches"}, ValueError, "layout: .*did you mean 'patch'"),
+        ({"padding_mode": "zero"}, ValueError, "padding_mode: .*did you mean 'zeros'"),
+        ({"reduction": "men"}, ValueError, "reduction: .*did you mean 'mean'"),
+        ({"patch_size": 4}, ValueError, "patch_size: only for layout"),
+        ({"layout": "patch"}, ValueError, "patch_size: layout"),
+        ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
+        ({"mean": MEAN, "std": (0.2,)}, ValueError, "std: expected a finite float, or 3"),
+        ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected values > 0"),
+        ({"mean": torch.zeros(3), "std": STD}, TypeError, "mean: expected floats, got a tensor"),
+        ({"size": 0}, ValueError, "size: expected a size or"),
+        (
+            {"layout": "patch", "patch_size": 4, "size": (8, 9)},
+            ValueError,
+            r"patch_size: expected a divisor of size \(8, 9\), got 4",
+        ),
+    ],
+)
+def test_the_module_refuses_a_wrong_option_when_it_is_made(options, error, message):
+    with pytest.raises(error, match=message):
+        WarpReconLoss(**options)
 
 
 @pytest.mark.parametrize(

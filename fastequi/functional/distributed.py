@@ -24,7 +24,7 @@ def world() -> ProcessGroup | None:
     return None
 
 
-def sizes_of(x: Tensor, group: ProcessGroup | None) -> list[int]:
+def all_gather_sizes(x: Tensor, group: ProcessGroup | None) -> list[int]:
     """Rows of x on every process of a group; waits for the device."""
     if group is None:
         return [len(x)]
@@ -39,7 +39,9 @@ def even_sizes(x: Tensor, group: ProcessGroup | None) -> list[int] | None:
     return None if group is None else [len(x)] * group.size()
 
 
-def gather(x: Tensor, group: ProcessGroup | None, sizes: Sequence[int] | None = None) -> Tensor:
+def all_gather_rows(
+    x: Tensor, group: ProcessGroup | None, sizes: Sequence[int] | None = None
+) -> Tensor:
     """Rows of all processes, in the order of their ranks; differentiable, see the module's words.
 
     Args:
@@ -49,7 +51,7 @@ def gather(x: Tensor, group: ProcessGroup | None, sizes: Sequence[int] | None = 
     """
     if group is None or group.size() == 1:
         return x
-    return _Gather.apply(x, group, list(sizes) if sizes is not None else sizes_of(x, group))
+    return _Gather.apply(x, group, list(sizes) if sizes is not None else all_gather_sizes(x, group))
 
 
 class _Gather(torch.autograd.Function):
@@ -69,7 +71,7 @@ class _Gather(torch.autograd.Function):
         return mine * ctx.processes, None, None
 
 
-def log_sum_exp(x: Tensor, group: ProcessGroup | None) -> Tensor:
+def all_reduce_logsumexp(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """log Σ_processes exp(x), elementwise; no gradient."""
     if group is None or group.size() == 1:
         return x
@@ -78,7 +80,7 @@ def log_sum_exp(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return torch.logsumexp(torch.stack(parts), 0)
 
 
-def row_mean(x: Tensor, group: ProcessGroup | None) -> Tensor:
+def all_reduce_mean(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """Mean over the rows of all processes in float32, [N, ...] to [...]; no gradient."""
     total = torch.cat([x.detach().float().sum(0).flatten(), x.new_tensor([len(x)]).float()])
     if group is not None and group.size() > 1:

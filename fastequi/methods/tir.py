@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fastequi.data.views.batch import Batch, Views
 from fastequi.functional import gaussian_blur, warp
-from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
+from fastequi.losses.blur_recon import BlurReconLoss
+from fastequi.losses.warp_recon import WarpReconLoss
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder

@@ -21,14 +21,15 @@ from fastequi.kernels import (
     dino,
     koleo,
     nt_xent,
+    packed,
     rot90_batch,
+    similarities,
     sinkhorn,
-    texels,
     vicreg,
     warp,
+    warp_packed,
     warp_recon_general,
-    warp_recon_texels,
-    warp_texels,
+    warp_recon_packed,
 )
 
 # Types by the name of the argument, where a case does not state another one; other arguments are
@@ -139,7 +140,7 @@ RECON_EVERYTHING = _with_pointers(RECON) | {
 
 @section
 def warp_recon_general_cases() -> Iterator[Case]:
-    kernel = warp_recon_general._warp_recon_fwd_kernel
+    kernel = warp_recon_general.warp_recon_fwd_kernel
     yield Case("general", kernel, RECON, 512, ceilings=Ceilings(304, 306, 300))
     yield Case(
         "general, everything on", kernel, RECON_EVERYTHING, 512, ceilings=Ceilings(510, 512, 514)
@@ -233,7 +234,7 @@ def _packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case
     pixels = constants["TILE_W"] * constants["TILE_H"]
     return Case(
         name,
-        warp_recon_texels._warp_recon_texels_kernel,
+        warp_recon_packed.warp_recon_packed_kernel,
         constants,
         pixels,
         types={"pred_ptr": dtype, "grad_ptr": dtype},
@@ -246,7 +247,7 @@ def _packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case
 
 def _registers_of_packed(constants: dict[str, Any]) -> Callable[[int], int]:
     exact, color = constants["EXACT"], constants["HAS_COLOR"]
-    return lambda arch: texels.registers(arch // 10, exact, color)
+    return lambda arch: packed.registers(arch // 10, exact, color)
 
 
 def _pairwise(options: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
@@ -281,7 +282,7 @@ WARP_PACKED = {
 
 @section
 def warp_cases() -> Iterator[Case]:
-    yield Case("warp", warp._warp_fwd_kernel, WARP, 512, ceilings=Ceilings(310, 322, 322))
+    yield Case("warp", warp.warp_fwd_kernel, WARP, 512, ceilings=Ceilings(310, 322, 322))
 
 
 @section
@@ -305,7 +306,7 @@ def _warp_packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) ->
         del constants["color_ptr"]
     return Case(
         f"warp packed, {name}",
-        warp_texels._warp_texels_kernel,
+        warp_packed.warp_packed_kernel,
         constants,
         256,
         types={"out_ptr": dtype},
@@ -325,14 +326,14 @@ BLUR = {
 
 @section
 def blur_cases() -> Iterator[Case]:
-    kernel = blur._blur_fwd_kernel
+    kernel = blur.blur_fwd_kernel
     for name, sigma, ceilings in (
         ("blur", 2.0, Ceilings(776, 792, 1000)),
         ("blur, wide", 4.0, Ceilings(644, 644, 636)),
     ):
-        yield _by_table(name, kernel, BLUR | blur._launch_config(sigma), 256, ceilings=ceilings)
+        yield _by_table(name, kernel, BLUR | blur.launch_config(sigma), 256, ceilings=ceilings)
     for sigma in (1.0, 8.0, 16.0):
-        config = BLUR | blur._launch_config(sigma) | {"LOSS": "none"}
+        config = BLUR | blur.launch_config(sigma) | {"LOSS": "none"}
         yield _by_table(f"blur images, {sigma}", kernel, config, 256, slow=True)
 
 
@@ -340,7 +341,7 @@ def blur_cases() -> Iterator[Case]:
 
 DINO = {
     "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
-    "GRAD": True, "FULL": True, "BLOCK": sinkhorn._BLOCK, "VEC": sinkhorn._VEC,
+    "GRAD": True, "FULL": True, "BLOCK": sinkhorn.BLOCK, "VEC": sinkhorn.VEC,
 }  # fmt: skip
 
 
@@ -354,25 +355,25 @@ def dino_cases() -> Iterator[Case]:
         ("dino, ragged", DINO | {"FULL": False}, None),
         ("dino, columns", known, Ceilings(40, 39, 39)),
     ):
-        yield Case(name, dino._dino_kernel, constants, sinkhorn._BLOCK, warps=sinkhorn._WARPS,
+        yield Case(name, dino.dino_kernel, constants, sinkhorn.BLOCK, warps=sinkhorn.WARPS,
                    ceilings=ceilings)  # fmt: skip
     for dtype in (torch.float16, torch.float32):
         types = dict.fromkeys(("student_ptr", "teacher_ptr", "grad_ptr"), _pointer(dtype))
         for width, pairs in ((65536, 4), (300, 2), (20, 1)):
-            config = DINO | {"PAIRS": pairs} | sinkhorn._blocks(width, dtype)
+            config = DINO | {"PAIRS": pairs} | sinkhorn.row_blocks(width, dtype)
             name = f"dino {_pointer(dtype)} {width}"
             block = config["BLOCK"]
-            yield _by_table(name, dino._dino_kernel, config, block, types=types, slow=True)
+            yield _by_table(name, dino.dino_kernel, config, block, types=types, slow=True)
 
 
 @section
 def sinkhorn_cases() -> Iterator[Case]:
-    block, warps = sinkhorn._BLOCK, sinkhorn._WARPS
-    constants = {"HAS_COLUMN": True, "FULL": True, "BLOCK": block, "VEC": sinkhorn._VEC}
-    yield Case("row_lse", sinkhorn._row_lse_kernel, constants, block, warps=warps,
+    block, warps = sinkhorn.BLOCK, sinkhorn.WARPS
+    constants = {"HAS_COLUMN": True, "FULL": True, "BLOCK": block, "VEC": sinkhorn.VEC}
+    yield Case("row_lse", sinkhorn.row_lse_kernel, constants, block, warps=warps,
                ceilings=Ceilings(19, 19, 18))  # fmt: skip
     constants = {"ROWS": 16, "BLOCK": 128}
-    yield Case("column_lse", sinkhorn._column_lse_kernel, constants, 16 * 128)
+    yield Case("column_lse", sinkhorn.column_lse_kernel, constants, 16 * 128)
 
 
 def _pointer(dtype: torch.dtype) -> str:
@@ -385,11 +386,11 @@ def _pointer(dtype: torch.dtype) -> str:
 @section
 def correspondence_cases() -> Iterator[Case]:
     tiles = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_C": 64, "PRECISION": "tf32", "WIDEN": False}
-    kernel, pixels = correspondence._best_matches_kernel, 32 * 64
+    kernel, pixels = correspondence.best_matches_kernel, 32 * 64
     yield Case("best_matches_kernel", kernel, {"FLIP": 0, **tiles}, pixels)
-    yield Case("matched_kernel", correspondence._matched_kernel, tiles, pixels)
+    yield Case("matched_kernel", correspondence.matched_kernel, tiles, pixels)
     for dtype in (torch.float16, torch.float32):
-        config = {"FLIP": 1, **correspondence._launch_config(torch.empty(1, dtype=dtype))}
+        config = {"FLIP": 1, **correspondence.launch_config(torch.empty(1, dtype=dtype))}
         types = dict.fromkeys(("s_ptr", "t_ptr"), _pointer(dtype))
         name = f"best_matches {_pointer(dtype)}"
         yield _by_table(name, kernel, config, pixels, types=types, slow=True)
@@ -397,22 +398,22 @@ def correspondence_cases() -> Iterator[Case]:
 
 @section
 def crop_align_cases() -> Iterator[Case]:
-    kernel = crop_align._crop_align_kernel
+    kernel = crop_align.crop_align_kernel
     for bins, cells in ((10, 14), (4, 14)):  # pairs of global and of local crops
-        config = crop_align._launch_config(torch.bfloat16, bins, cells)
+        config = crop_align.launch_config(torch.bfloat16, bins, cells)
         config |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
         pixels = config["BLOCK_O"] * config["BLOCK_C"]
         both = {**config, "BLOCK_XT": 16, "GRAD": True}
         slow = bins == 4
         yield _by_table(f"crop_align {bins}", kernel, both, pixels, slow=slow)
-        spread = crop_align._spread_kernel
+        spread = crop_align.spread_kernel
         yield _by_table(f"spread {bins}", spread, config, pixels, slow=slow)
     for dtype in (torch.float16, torch.float32):
         names = "student_ptr", "teacher_ptr", "grad_ptr", "pooled_ptr"
         types = dict.fromkeys(names, _pointer(dtype))
         for bins, cells in ((14, 32), (7, 37)):
-            block = crop_align._block(cells)
-            config = crop_align._launch_config(dtype, bins, cells)
+            block = crop_align.block_of(cells)
+            config = crop_align.launch_config(dtype, bins, cells)
             config |= {"MOST": -(-cells // bins), "WIDEN": False, "GRAD": True}
             config |= {"BLOCK_X": block, "BLOCK_XT": block}
             pixels = config["BLOCK_O"] * config["BLOCK_C"]
@@ -425,13 +426,13 @@ def crop_align_cases() -> Iterator[Case]:
 
 @section
 def rot90_batch_cases() -> Iterator[Case]:
-    kernel, tile = rot90_batch._rot90_batch_kernel, rot90_batch._TILE
+    kernel, tile = rot90_batch.rot90_batch_kernel, rot90_batch.TILE
     dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
     four = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
-    yield Case("rot90_batch", kernel, four, 4 * tile * tile, warps=rot90_batch._WARPS)
+    yield Case("rot90_batch", kernel, four, 4 * tile * tile, warps=rot90_batch.WARPS)
     one = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
     name = "rot90_batch, one, last"
-    yield Case(name, kernel, one, tile * tile, warps=rot90_batch._WARPS, slow=True)
+    yield Case(name, kernel, one, tile * tile, warps=rot90_batch.WARPS, slow=True)
 
 
 # vicreg
@@ -439,10 +440,10 @@ def rot90_batch_cases() -> Iterator[Case]:
 
 @section
 def vicreg_cases() -> Iterator[Case]:
-    constants = {"GRAD": True, "ROWS": vicreg._ROWS, "BLOCK": vicreg._BLOCK}
-    types, pixels = {"grad_ptr": "*fp32"}, vicreg._ROWS * vicreg._BLOCK
-    kernel = vicreg._vicreg_columns_kernel
-    yield Case("vicreg", kernel, constants, pixels, types, warps=vicreg._WARPS)
+    constants = {"GRAD": True, "ROWS": vicreg.ROWS, "BLOCK": vicreg.BLOCK}
+    types, pixels = {"grad_ptr": "*fp32"}, vicreg.ROWS * vicreg.BLOCK
+    kernel = vicreg.vicreg_columns_kernel
+    yield Case("vicreg", kernel, constants, pixels, types, warps=vicreg.WARPS)
 
 
 # nt_xent, koleo
@@ -450,9 +451,9 @@ def vicreg_cases() -> Iterator[Case]:
 
 @section
 def nt_xent_cases() -> Iterator[Case]:
-    lse, grad = nt_xent._nt_xent_lse_kernel, nt_xent._nt_xent_grad_kernel
+    lse, grad = nt_xent.nt_xent_lse_kernel, nt_xent.nt_xent_grad_kernel
     for width in (128, 256, 512):
-        config = nt_xent._launch_config(torch.empty(1, width, dtype=torch.bfloat16))
+        config = similarities.launch_config(torch.empty(1, width, dtype=torch.bfloat16))
         config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_G"]
         slow = width > 128
         if width < 512:
@@ -462,7 +463,7 @@ def nt_xent_cases() -> Iterator[Case]:
     for dtype in (torch.float16, torch.float32):
         types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"grad_ptr": "*fp32"}
         for width in (16, 256, 512):
-            config = nt_xent._launch_config(torch.empty(1, width, dtype=dtype))
+            config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile = config["BLOCK_M"] * config["BLOCK_G"]
             end = f"{_pointer(dtype)} {width}"
             yield _by_table(f"nt_xent {end}", lse, config, tile, types=types, slow=True)
@@ -472,14 +473,16 @@ def nt_xent_cases() -> Iterator[Case]:
 @section
 def koleo_cases() -> Iterator[Case]:
     types = {"out_ptr": "*i64"}
-    config = nt_xent._launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {"WIDEN": False}
-    yield _by_table("nearest", koleo._nearest_kernel, config, 4096, types=types)
+    config = similarities.launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {
+        "WIDEN": False
+    }
+    yield _by_table("nearest", koleo.nearest_kernel, config, 4096, types=types)
     for dtype in (torch.float16, torch.float32):
         types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"out_ptr": "*i64"}
         for width in (16, 256, 512):
-            config = nt_xent._launch_config(torch.empty(1, width, dtype=dtype))
+            config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile, name = config["BLOCK_M"] * config["BLOCK_G"], f"nearest {_pointer(dtype)} {width}"
-            yield _by_table(name, koleo._nearest_kernel, config, tile, types=types, slow=True)
+            yield _by_table(name, koleo.nearest_kernel, config, tile, types=types, slow=True)
 
 
 # autograd: what scales a gradient in place
@@ -490,4 +493,4 @@ def autograd_cases() -> Iterator[Case]:
     for size in ("i32", "i64"):
         name = f"rescale {size}"
         constants, slow = {"BLOCK": 1024}, size == "i64"
-        yield Case(name, autograd._rescale_kernel, constants, 1024, {"n": size}, slow=slow)
+        yield Case(name, autograd.rescale_kernel, constants, 1024, {"n": size}, slow=slow)

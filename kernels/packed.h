@@ -7,8 +7,8 @@
  *
  * Compiled once per instruction set; ISA names it and ends every exported name.
  */
-#ifndef FASTEQUI_TEXELS_H
-#define FASTEQUI_TEXELS_H
+#ifndef FASTEQUI_PACKED_H
+#define FASTEQUI_PACKED_H
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 """Warped images at the speed of memory: Triton over interleaved uint8 images.
 
-As `warp_recon_texels.py`, without a prediction to compare with: four neighbouring pixels a thread,
+As `warp_recon_packed.py`, without a prediction to compare with: four neighbouring pixels a thread,
 all channels of a tap in one load, no masks in tiles that lie inside. Bytes per pixel to bf16: 6,
 and 3/K to 4/K of the source. Instructions per pixel, all channels, sm_90: 80 with three bytes a
 texel, 64 with four (tests/test_offline_compile.py). On an H200 one view of 256 images of 224² is
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
-from fastequi.kernels.quads import _store_group
-from fastequi.kernels.sampling import _pad
-from fastequi.kernels.target import Target
-from fastequi.kernels.texels import (
-    _pixel_affine,
-    _room,
-    _target,
-    _target_of,
+from fastequi.kernels.packed import (
     capability,
     interleaved,
+    packed_target,
+    pixel_affine,
     registers,
+    room,
+    target_constants,
 )
+from fastequi.kernels.quads import store_group
+from fastequi.kernels.sampling import padded
+from fastequi.kernels.target import Target
 
 _TILE_W, _TILE_H = 32, 8
 _PIXELS = 4096  # of one program, about
@@ -46,9 +46,9 @@ def _quads(
             x += a0 * q
             y += a3 * q
         if not INSIDE:
-            x, _ = _pad(x, WS, PADDING, ALIGN)
-            y, _ = _pad(y, HS, PADDING, ALIGN)
-        v = _target(
+            x, _ = padded(x, WS, PADDING, ALIGN)
+            y, _ = padded(y, HS, PADDING, ALIGN)
+        v = packed_target(
             image, x, y, HS, WS, row, m, bias, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE, HAS_COLOR
         )
         for c in tl.static_range(3):
@@ -56,11 +56,11 @@ def _quads(
             if ROUND:
                 value = tl.floor(tl.minimum(tl.maximum(value * 255.0, 0.0), 255.0) + 0.5)
             values = values + (value,)  # type: ignore[assignment]  # noqa: RUF005
-    _store_group(out, offs, stride_c, live, values, False, T)
+    store_group(out, offs, stride_c, live, values, False, T)
 
 
 @triton.jit
-def _warp_texels_kernel(
+def warp_packed_kernel(
     # pointers
     image_ptr,
     theta_ptr,
@@ -103,12 +103,12 @@ def _warp_texels_kernel(
     k = pid % K
     part = (pid // K) % NB
     b = (pid // (K * NB)).to(tl.int64)
-    a0, a1, a2, a3, a4, a5, cx, cy, poison = _pixel_affine(
+    a0, a1, a2, a3, a4, a5, cx, cy, poison = pixel_affine(
         theta_ptr + b * stride_tb + k * stride_tk, H, W, HS, WS, ALIGN
     )
     image = image_ptr + b * stride_ib
     out = out_ptr + (b * K + k) * 3 * H * W
-    m, bias, start = _target_of(
+    m, bias, start = target_constants(
         color_ptr + (b * K + k) * 12 if HAS_COLOR else None,
         mean0, mean1, mean2, gain0, gain1, gain2, poison, EXACT, HAS_COLOR,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def _warp_texels_kernel(
     mid_h = (TILE_H - 1) * 0.5
     from_x = a0 * (x - mid_w) + a1 * (y - mid_h) + (WS - 1) * 0.5
     from_y = a3 * (x - mid_w) + a4 * (y - mid_h) + (HS - 1) * 0.5
-    room_x, room_y = _room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
+    room_x, room_y = room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
     for tile_y in range(part * ROWS, tl.minimum((part + 1) * ROWS, (H + TILE_H - 1) // TILE_H)):
         top = tile_y * TILE_H
         row_x = a0 * (mid_w - cx) + a1 * (top + (mid_h - cy)) + a2
@@ -155,7 +155,7 @@ def reads(image: Tensor, target: Target) -> bool:
     return interleaved(image) > 0 and target.width % 4 == 0 and target.height * target.width < 2**29
 
 
-def warp_texels(
+def warp_packed(
     out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target
 ) -> None:
     """Fills `out` [B, K, 3, H, W], dense."""
@@ -166,7 +166,7 @@ def warp_texels(
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     exact = out.dtype in (torch.float32, torch.uint8)
     with torch.cuda.device_of(image):
-        _warp_texels_kernel[(batch * steps * parts,)](
+        warp_packed_kernel[(batch * steps * parts,)](
             image,
             theta,
             color if color is None else color.float().contiguous(),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastequi import warp_recon_loss
-from fastequi.kernels import texels, warp_recon
+from fastequi.kernels import packed, warp_recon
 from fastequi.kernels.pixel_loss import patchify
 from fastequi.kernels.target import Sums, Target
 from tests.support.allocations import sizes_of
@@ -208,7 +208,7 @@ def test_offsets_beyond_two_to_the_31_under_the_interpreter():
     total, nothing = torch.empty(2, 1), torch.empty(0)
     tiles = warp_recon.tiles_of(pred, image, target)
     sums = Sums(total, nothing, grad, nothing)
-    warp_recon.warp_recon_texels(pred, image, theta, None, target, 1.0, sums, tiles)
+    warp_recon.warp_recon_packed(pred, image, theta, None, target, 1.0, sums, tiles)
     leaf = pred.double().contiguous().requires_grad_()
     expected = eager(leaf, image, theta, patch=4, size=(8, 8), mean=MEAN, std=STD)
     expected.sum().backward()
@@ -221,9 +221,9 @@ def test_sides_that_float32_cannot_place_are_left_to_the_general_kernel():
     long = torch.zeros(2 * 3 * 2**15, dtype=torch.uint8)
     for width, texel in ((2**15, 0), (2**15 - 4, 3)):
         image = long[: 2 * 3 * width].view(1, 2, width, 3).permute(0, 3, 1, 2)
-        assert texels.interleaved(image) == texel
+        assert packed.interleaved(image) == texel
         tall = image.transpose(2, 3).contiguous(memory_format=torch.channels_last)
-        assert texels.interleaved(tall) == texel
+        assert packed.interleaved(tall) == texel
 
 
 def test_a_launch_looks_at_no_value_and_allocates_by_shapes_alone(device):
@@ -236,7 +236,7 @@ def test_a_launch_looks_at_no_value_and_allocates_by_shapes_alone(device):
         for shape in ((), (2, 2)):
             sums = Sums(*(torch.empty(n, device=device) for n in (shape, 0, pred.shape, 0)))
             arguments = (pred, image, theta.to(device), None, target, 0.5, sums, tiles)
-            calls.append(sizes_of(lambda a=arguments: warp_recon.warp_recon_texels(*a)))
+            calls.append(sizes_of(lambda a=arguments: warp_recon.warp_recon_packed(*a)))
     assert calls[0::2] == [calls[0]] * 3
     assert calls[1::2] == [calls[1]] * 3
     assert ("aten.new_empty.default", 4) in calls[0]
@@ -301,7 +301,7 @@ def test_one_launch_forward_none_of_size_backward_and_no_sync(device):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     launched = [e.name for e in forward.events() if e.device_type.name == "CUDA"]
-    assert launched == ["_warp_recon_texels_kernel"]
+    assert launched == ["_warp_recon_packed_kernel"]
     launched = [e.name for e in backward.events() if e.device_type.name == "CUDA"]
     assert len(launched) == 2  # autograd's own one, and the kernel that looks at it
     assert grad.isfinite().all()

@@ -18,7 +18,7 @@ from fastequi.kernels.target import Sums, Target
 _CHUNK = 1 << 18  # target values per chunk: 1 MB of float32
 
 
-def lean(
+def warp_recon_eager(
     pred: Tensor,
     image: Tensor,
     theta: Tensor,

@@ -1,4 +1,4 @@
-"""DINO, iBOT and DINOv2 with and without TIR, against the official losses written out."""
+"""The method: DINO, iBOT and DINOv2 with and without TIR, by the official losses written out."""
 
 import copy
 import math
@@ -12,10 +12,8 @@ from bench.recipes import scaled
 from fastequi.build import build
 from fastequi.cli.dryrun import synthetic
 from fastequi.config import Config
-from fastequi.losses.dino import Center, DINOLoss
-from fastequi.methods.distillation import Schedule
+from fastequi.methods.dino import Schedule
 from fastequi.methods.teacher import momentum_at
-from fastequi.models.heads import DINOHead
 from fastequi.recipes import RECIPES
 from tests.support.dino import official_dino, official_sinkhorn
 
@@ -244,30 +242,6 @@ def test_schedules():
     assert still.temp_at(0) == still.teacher_temp
 
 
-def test_the_centre_is_the_official_moving_average():
-    center, rows = Center(5, 0.9), torch.randn(7, 5)
-    center.add(rows[:3])
-    center.add(rows[3:])
-    assert (center.value == 0).all()  # until the step is taken
-    center.update()
-    torch.testing.assert_close(center.value, 0.1 * rows.mean(0))
-    first = center.value.clone()
-    center.update()  # no rows: iBOT without a masked patch
-    assert torch.equal(center.value, first)
-    assert list(center.state_dict()) == ["value"]
-
-
-def test_the_loss_module_centres_with_the_steps_before():
-    loss = DINOLoss(5)
-    student, teacher = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
-    first = loss(student, teacher, 0.05)
-    torch.testing.assert_close(first, official_dino(student, teacher, 0.1, 0.05))
-    loss.update()
-    shift = 0.1 * teacher.flatten(0, 1).mean(0)
-    expected = official_dino(student, teacher, 0.1, 0.05, shift)
-    torch.testing.assert_close(loss(student, teacher, 0.05), expected)
-
-
 @pytest.mark.parametrize("base", BASES)
 def test_centres_move_alike_in_chunks(base):
     centres = []
@@ -298,22 +272,6 @@ def test_statistics_tell_a_collapse():
     assert out["std"] < 1e-6
     spread = out["teacher_entropy"].exp()  # every row alike: no more are used than one row uses
     torch.testing.assert_close(out["prototypes"], spread)
-
-
-def test_head_is_the_official_one():
-    """facebookresearch/dino, DINOHead: MLP, unit length, weight-normalised layer with gains 1."""
-    torch.manual_seed(0)
-    head = DINOHead(6, 10, 12, 4)
-    x = torch.randn(5, 6)
-    last = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 10, bias=False))
-    last.parametrizations.weight.original0.data.fill_(1)
-    last.parametrizations.weight.original1.data.copy_(head.last.weight)
-    expected = last(F.normalize(head.bottleneck(head.mlp(x)), dim=-1))
-    torch.testing.assert_close(head(x), expected)
-    with pytest.raises(ValueError, match="split"):
-        DINOHead(6, 10, 12, 4, 2, "middle")
-    with pytest.raises(ValueError, match="equi_dim"):
-        DINOHead(6, 10, 12, 4, 12, "hidden")
 
 
 def test_features_are_the_teachers():

@@ -61,7 +61,7 @@ def vicreg_terms(
     checks.same_device(z1, z2=z2)
     with torch.autocast(z1.device.type, enabled=False):
         wide = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
-        z1, z2 = (distributed.gather(z.to(wide), group, sizes) for z in (z1, z2))
+        z1, z2 = (distributed.all_gather_rows(z.to(wide), group, sizes) for z in (z1, z2))
         if len(z1) < 2:
             raise ValueError(f"z1: VICReg needs at least 2 images in a batch, got {len(z1)}")
         return _vicreg.vicreg_loss(z1, z2, *weights)

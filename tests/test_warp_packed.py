@@ -16,12 +16,12 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture(autouse=True)
-def only_texels(monkeypatch):
+def only_packed(monkeypatch):
     class General:
         def __getitem__(self, grid):
             raise AssertionError("the general kernel ran")
 
-    monkeypatch.setattr(warp_op, "_warp_fwd_kernel", General())
+    monkeypatch.setattr(warp_op, "warp_fwd_kernel", General())
     with backend.force("triton"):
         yield
 

@@ -157,7 +157,7 @@ def _sample(
 
 
 @triton.jit
-def _pixel_affine(theta_ptr, H, W, HS, WS, ALIGN: tl.constexpr):
+def pixel_affine(theta_ptr, H, W, HS, WS, ALIGN: tl.constexpr):
     """θ in pixels between centres: ix - (WS-1)/2 = a0 (x - cx) + a1 (y - cy) + a2; iy with a3..a5.
 
     Returns (a0..a5, cx, cy, poison: 0, or NaN where θ is not finite).
@@ -184,7 +184,7 @@ def _pixel_affine(theta_ptr, H, W, HS, WS, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _room(a0, a1, a3, a4, HS, WS, mid_w, mid_h):
+def room(a0, a1, a3, a4, HS, WS, mid_w, mid_h):
     """How far from the source's centre a tile's middle may lie for all of its taps to lie inside.
 
     mid_w and mid_h are half a tile; a sixteenth of a pixel is kept for rounding, which it covers
@@ -196,7 +196,7 @@ def _room(a0, a1, a3, a4, HS, WS, mid_w, mid_h):
 
 
 @triton.jit
-def _target_of(
+def target_constants(
     color_ptr, mean0, mean1, mean2, gain0, gain1, gain2, poison,
     EXACT: tl.constexpr, HAS_COLOR: tl.constexpr,
 ):  # fmt: skip
@@ -228,7 +228,7 @@ def _target_of(
 
 
 @triton.jit
-def _target(
+def packed_target(
     image, ix, iy, HS, WS, row, m, bias, start,
     TEXEL: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr, INSIDE: tl.constexpr,
     HAS_COLOR: tl.constexpr,
@@ -250,7 +250,7 @@ def interleaved(image: Tensor) -> int:
     """Bytes per texel, 3 or 4, of an image [B, 3, H, W] that these functions read, else 0.
 
     Each image must begin at a word; taps come in pairs, so two texels a side are the least; their
-    places are computed in float32, whose rounding `_room` allows for, and in 32-bit integers.
+    places are computed in float32, whose rounding `room` allows for, and in 32-bit integers.
     """
     if image.itemsize != 1 or image.shape[1] != 3:
         return 0

@@ -23,19 +23,19 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
-from fastequi.kernels.pixel_loss import _error
-from fastequi.kernels.quads import _load_group, _store_group
-from fastequi.kernels.sampling import _pad
-from fastequi.kernels.target import Sums, Target
-from fastequi.kernels.texels import (
-    _pixel_affine,
-    _room,
-    _target,
-    _target_of,
+from fastequi.kernels.packed import (
     capability,
     interleaved,
+    packed_target,
+    pixel_affine,
     registers,
+    room,
+    target_constants,
 )
+from fastequi.kernels.pixel_loss import pixel_error
+from fastequi.kernels.quads import load_group, store_group
+from fastequi.kernels.sampling import padded
+from fastequi.kernels.target import Sums, Target
 
 _PIXELS = 4096  # of one program, about
 
@@ -80,7 +80,7 @@ def _tile(
     T: tl.constexpr,
 ):
     """Adds the errors of T groups of four pixels to total, their number to count; the gradient."""
-    p = _load_group(pred, offs, stride_c, live, INTERLEAVED, T)
+    p = load_group(pred, offs, stride_c, live, INTERLEAVED, T)
     slopes = ()
     for q in tl.static_range(4):
         x = ix
@@ -96,13 +96,13 @@ def _tile(
                 within = tl.abs(x - (WS - 1) * 0.5) <= unit_x
                 within = within & (tl.abs(y - (HS - 1) * 0.5) <= unit_y)
                 keep = within & live
-            x, _ = _pad(x, WS, PADDING, ALIGN)
-            y, _ = _pad(y, HS, PADDING, ALIGN)
-        v = _target(
+            x, _ = padded(x, WS, PADDING, ALIGN)
+            y, _ = padded(y, HS, PADDING, ALIGN)
+        v = packed_target(
             image, x, y, HS, WS, row, m, bias, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE, HAS_COLOR
         )
         for c in tl.static_range(3):
-            value, slope = _error(p[3 * q + c] - v[c], LOSS, weight)
+            value, slope = pixel_error(p[3 * q + c] - v[c], LOSS, weight)
             if not INSIDE:
                 value = tl.where(keep, value, 0.0)
                 slope = tl.where(keep, slope, 0.0)
@@ -114,7 +114,7 @@ def _tile(
             else:
                 count += tl.where(keep, 3.0, 0.0)
     if GRAD:
-        _store_group(grad, offs, stride_c, live, slopes, INTERLEAVED, T)
+        store_group(grad, offs, stride_c, live, slopes, INTERLEAVED, T)
     return total, count
 
 
@@ -130,7 +130,7 @@ def _sum_all(ptr, n):
 
 
 @triton.jit
-def _warp_recon_texels_kernel(
+def warp_recon_packed_kernel(
     # pointers
     pred_ptr,
     image_ptr,
@@ -190,11 +190,11 @@ def _warp_recon_texels_kernel(
     k = pid % K  # the steps of one image innermost: they share its texels in L2
     part = (pid // K) % NB
     b = (pid // (K * NB)).to(tl.int64)
-    a0, a1, a2, a3, a4, a5, cx, cy, poison = _pixel_affine(
+    a0, a1, a2, a3, a4, a5, cx, cy, poison = pixel_affine(
         theta_ptr + b * stride_tb + k * stride_tk, H, W, HS, WS, ALIGN
     )
     image = image_ptr + b * stride_ib
-    m, bias, start = _target_of(
+    m, bias, start = target_constants(
         color_ptr + (b * K + k) * 12 if HAS_COLOR else None,
         mean0, mean1, mean2, gain0, gain1, gain2, poison, EXACT, HAS_COLOR,
     )  # fmt: skip
@@ -216,7 +216,7 @@ def _warp_recon_texels_kernel(
     mid_h = (TILE_H - 1) * 0.5
     from_x = a0 * (x - mid_w) + a1 * (y - mid_h) + (WS - 1) * 0.5
     from_y = a3 * (x - mid_w) + a4 * (y - mid_h) + (HS - 1) * 0.5
-    room_x, room_y = _room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
+    room_x, room_y = room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
     total = tl.zeros([T], tl.float32)
     count = tl.zeros([T], tl.float32)
     step = b * stride_pb + k * stride_pk
@@ -294,7 +294,7 @@ def tiles_of(pred: Tensor, image: Tensor, target: Target) -> Tiles | None:
     return Tiles(32, 8, by_pixel)
 
 
-def warp_recon_texels(
+def warp_recon_packed(
     pred: Tensor,
     image: Tensor,
     theta: Tensor,
@@ -316,7 +316,7 @@ def warp_recon_texels(
     std = target.std or (1.0, 1.0, 1.0)
     exact = pred.dtype == torch.float32
     with torch.cuda.device_of(pred):
-        _warp_recon_texels_kernel[(batch * steps * parts,)](
+        warp_recon_packed_kernel[(batch * steps * parts,)](
             pred,
             image,
             theta,

@@ -105,7 +105,7 @@ class SelfDistillation(Base):
         self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
         self.schedule, self.patch_weight, self.koleo_weight = schedule, patch_weight, koleo_weight
         width = student.head.prototypes
-        options = student_temp, center_momentum, targets, world(), True
+        options = student_temp, center_momentum, targets, world(), not chunked
         self.class_loss = DINOLoss(width, *options)
         self.patch_loss = IBOTLoss(student.patch_head.prototypes, *options) if masked else None
         self.koleo_loss = KoLeoLoss(world())
@@ -184,8 +184,8 @@ class SelfDistillation(Base):
             teacher_logits = teacher.score(target)
         parts = self._statistics(unit[:2].flatten(0, 1), teacher_logits.flatten(0, 1))
         if self.chunked:
-            layers = student.directions(self.frozen), target, teacher.directions()
-            return {**parts, "class": self.class_loss.linear(unit, *layers, self.temp)}
+            layers = _layers(student.directions(self.frozen), teacher.directions())
+            return {**parts, "class": self.class_loss(unit, target, self.temp, **layers)}
         logits = student.score(unit, self.frozen)
         return {**parts, "class": self.class_loss(logits, teacher_logits, self.temp)}
 
@@ -195,8 +195,8 @@ class SelfDistillation(Base):
         assert self.patch_loss is not None
         student, teacher = self.student.patch_head, self.teacher.patch_head
         if self.chunked:
-            layers = student.directions(self.frozen), target, teacher.directions()
-            return self.patch_loss.linear(unit, *layers, weight, self.temp)
+            layers = _layers(student.directions(self.frozen), teacher.directions())
+            return self.patch_loss(unit, target, weight, self.temp, **layers)
         with torch.no_grad():
             teacher_logits = teacher.score(target)
         return self.patch_loss(student.score(unit, self.frozen), teacher_logits, weight, self.temp)
@@ -264,3 +264,8 @@ def _cls(tokens: Tokens) -> Tensor:
     """[B, D]; every branch has a class token."""
     assert tokens.cls is not None
     return tokens.cls[:, 0]
+
+
+def _layers(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+    """Keywords of the losses for both prototype layers' weights [N, C]."""
+    return {"prototypes": student, "teacher_prototypes": teacher}
