@@ -6,11 +6,19 @@ from pathlib import Path
 
 import torch
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench/results"
+README = (ROOT / "README.md").read_text()
+TABLES = (RESULTS / "README.md").read_text()
+ALL = {path: path.read_text() for path in ROOT.glob("**/README.md") if ".venv" not in path.parts}
+
+
+def read(name):
+    return json.loads((RESULTS / name).read_text())
 
 
 def test_the_drop_in_loss_is_eight_lines_that_work():
-    code = re.search(r"## The fused loss in eight lines\n\n```python\n(.*?)```", README, re.S)[1]
+    code = re.search(r"## One fused loss in your own code\n\n```python\n(.*?)```", README, re.S)[1]
     assert len(code.strip().splitlines()) <= 8
     scope: dict[str, object] = {}
     exec(code, scope)
