@@ -154,7 +154,8 @@ def test_a_reader_that_leaves_is_no_failure_to_tell_of():
 
 
 @pytest.mark.parametrize(
-    "recipe", ["tir_ibot_vits16", pytest.param("dinov2_vitl16", marks=pytest.mark.slow)]
+    "recipe",  # the second differs in its losses, which test_dino_method checks
+    ["tir_ibot_vits16", pytest.param("dinov2_vitl16", marks=pytest.mark.slow)],
 )
 def test_a_multi_crop_recipe_made_small_by_options(tmp_path, typed, recipe):
     small = [

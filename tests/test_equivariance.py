@@ -61,7 +61,7 @@ def test_a_blurred_twin_is_cut_from_the_blurred_window():
         collect_pairs([batch], path, Views(15, 24, VIEWS.mean, VIEWS.std), 64)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # trains all probes on 1,500 pairs; test_tasks and test_probes train fewer
 def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path):
     path = SE2(45, 10)
     train = collect_pairs(batches(path, seed=1), path, VIEWS, 1500)

@@ -205,7 +205,7 @@ def test_launches_of_a_step_do_not_depend_on_the_batch(monkeypatch):
     print(f"{counts[0][0]} operators, {len(counts[0][1])} kernels a step")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 160 steps; its losses and gradients are checked above
 def test_it_learns_on_photographs_and_does_not_collapse():
     """160 steps of 16 images, scaled down; `python -m bench.recipes gtsa_vits16` shows more."""
     found = recipes.run("gtsa_vits16", 160, 16)

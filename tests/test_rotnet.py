@@ -246,7 +246,7 @@ def test_few_label_probes_need_as_many_images(capsys):
         _few(some(0, 1, 0, 1), some(0, 2))
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # trains ten probes; the run above trains those of a smaller network
 def test_block_probes_read_classes_and_stand_beside_pixels(monkeypatch):
     monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
     monkeypatch.setattr(classes, "_PENALTIES", (1e-2,))

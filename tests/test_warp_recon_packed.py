@@ -192,7 +192,7 @@ def id_(value):
     return value
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 8.6 GB of addresses
 def test_offsets_beyond_two_to_the_31_under_the_interpreter():
     """Two images whose predictions lie 2^31 values apart: 8.6 GB of addresses, hardly used."""
     if torch.cuda.is_available():
