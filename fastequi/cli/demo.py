@@ -19,7 +19,7 @@ from fastequi.config import Config
 from fastequi.data.sources.image_sets import Region, embedded_photos
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
 from fastequi.data.views.batch import Batch
-from fastequi.evaluate.equivariance import Report, evaluate
+from fastequi.evaluate.pair_scores import Report, evaluate
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import nearer_view, path_loader, psnr

@@ -173,7 +173,7 @@ def equivariance(argv: list[str]) -> None:
             least = "> 0" if asked else ">= 0"
             raise ValueError(f"--{name}: expected a half-range {least}, got {value}")
 
-    from fastequi.evaluate.judge_equivariance import judge
+    from fastequi.evaluate.equivariance import judge
     from fastequi.evaluate.probes import Fit
     from fastequi.evaluate.tasks import Budget, tasks
 

@@ -24,7 +24,7 @@ from fastequi.data.sources.splits import held_out
 from fastequi.evaluate.class_probes import accuracy, knn_classes
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, noise, of_method
-from fastequi.evaluate.equivariance import pair_tokens
+from fastequi.evaluate.pair_scores import pair_tokens
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit, r2, token_probe
 from fastequi.evaluate.tasks import FEATURES, tasks, views_for, window_loader

@@ -1,7 +1,7 @@
 """Where an evaluation's figures go: JSON with the machine and what was judged.
 
 eval_equivariance.json   "tasks": {task: {"names", "train_pairs", "test_pairs", "scores": [Score
-                         and its "mean"]}}, see `fastequi.evaluate.equivariance.Score`; "budget"
+                         and its "mean"]}}, see `fastequi.evaluate.pair_scores.Score`; "budget"
 eval_equivariance_zero_fill.json   the same of zero-filled pairs
 eval_knn.json, eval_linear.json   "scores": [`fastequi.evaluate.classification.Recognition`];
                          "class_images": {class: [training, test images]}, "split": which are which

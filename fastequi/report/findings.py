@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastequi.evaluate.equivariance import is_beyond
+from fastequi.evaluate.pair_scores import is_beyond
 from fastequi.report.markup import table, tag, text, two
 from fastequi.report.runs import Run
 
