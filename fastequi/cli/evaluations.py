@@ -214,7 +214,7 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
     _at_least(options, 0, "train_images", "test_images")
     _check_crop(options.crop)
 
-    from fastequi.evaluate.judge_classes import judge
+    from fastequi.evaluate.classification import judge
 
     expect_places(options.data, 'folders of classes, shards, lists or "digits"')
     judge(
@@ -237,7 +237,7 @@ def reconstruct(argv: list[str]) -> None:
     options = tyro.cli(ReconstructOptions, prog="fastequi eval reconstruct", args=argv)
     _at_least(options, 2, "images")
 
-    from fastequi.evaluate.judge_reconstruct import judge
+    from fastequi.evaluate.reconstruction import judge
 
     judge(
         options.checkpoint,
@@ -270,7 +270,7 @@ def rotnet(argv: list[str]) -> None:
     options = tyro.cli(RotNetOptions, prog="fastequi eval rotnet", args=argv)
     _at_least(options, 0, "train_images", "test_images")
 
-    from fastequi.evaluate.judge_rotnet import judge
+    from fastequi.evaluate.rotnet import judge
 
     judge(options.run, options.data, options.train_images, options.test_images, options.device)
 
