@@ -26,7 +26,7 @@ from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Batch
-from fastequi.evaluate.online import Look, look, looks
+from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes
 from fastequi.methods.method import Method
 from fastequi.optim import (
     WeightAverage,
@@ -64,8 +64,8 @@ def pretrain(
     """Trains a method on a source and leaves a complete run folder.
 
     Args:
-        config: the run; written to `run_dir/config.json`. It may ask for looks at the features on
-            the way (`fastequi.evaluate.online`).
+        config: the run; written to `run_dir/config.json`. It may ask for online
+            probes (`fastequi.evaluate.online`).
         source: images, decoded by the loader.
         run_dir: created; refused if it holds a run, unless `resume`.
         resume: go on from the folder's newest checkpoint, or from the start of a run that was
@@ -101,7 +101,7 @@ def pretrain(
         found = _find_checkpoint(run_dir, resume, processes)
         if resume:
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
-        online = looks(config, source) if processes.first else []
+        online = online_probes(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
         method: Method = build(config).to(device)
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
@@ -199,7 +199,7 @@ class _Run:
         loader: Loader,
         log: Log,
         bar: Progress | Silent,
-        online: list[Look],
+        online: list[OnlineProbe],
         processes: Processes,
         saver: checkpoint.Saver,
     ) -> None:
@@ -251,10 +251,10 @@ class _Run:
                 meter.add({"grad_norm": norm})
                 progress, asked, late = self._agree(clock, step, notice, timer)
                 last = clock.done(step, progress) or bool(asked)
-                looks_due = self._looks_due(step, last)
+                probes_due = self._probes_due(step, last)
                 every = train.checkpoint_every
                 saves = last or late or (every > 0 and step % every == 0)
-                logs = step % train.log_every == 0 or last or step == 1 or looks_due
+                logs = step % train.log_every == 0 or last or step == 1 or probes_due
                 if logs or saves:  # all processes do so at the same steps
                     guard.read()
                     self.loader.leave_out(self.processes.union(self.loader.left_out))
@@ -263,9 +263,9 @@ class _Run:
                     means = self.processes.mean(meter.read())
                     lost = {**guard.lost(), "quarantined": len(self.loader.quarantined)}
                     row = {**when, "lr": lr, **means, **lost}
-                    if due := [one for one in self.online if one.every in looks_due]:
+                    if due := [one for one in self.online if one.every in probes_due]:
                         start = time.monotonic()
-                        row |= look(due, self.method, self.config)
+                        row |= measured_online(due, self.method, self.config)
                         for watch in (clock, meter):
                             watch.skip(time.monotonic() - start)
                     self.log.write(row)
@@ -290,8 +290,8 @@ class _Run:
         progress, late, number = self.processes.most([*own, notice.number])
         return progress, int(number), bool(late)
 
-    def _looks_due(self, step: int, last: bool) -> set[int]:
-        """The intervals of the looks for which it is time; the same on all processes."""
+    def _probes_due(self, step: int, last: bool) -> set[int]:
+        """The intervals of the online probes that are due; the same on all processes."""
         every = {self.config.train.knn_every, self.config.train.r2_every} - {0}
         return {interval for interval in every if step % interval == 0 or last}
 

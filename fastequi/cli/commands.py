@@ -25,7 +25,7 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Pretrains TIR on the nine embedded photographs and judges its features."""
+    """Pretrains TIR on the nine embedded photographs and evaluates its features."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     run_dir: Path | None = None
@@ -90,7 +90,7 @@ class ScanOptions(Patterned):
 
 @dataclass(frozen=True)
 class VisualizeOptions(Patterned, VitOptions):
-    """Pictures of what an encoder sees: reconstructions, PCA of patches, attention, a sweep."""
+    """Pictures of an encoder's features: reconstructions, PCA of patches, attention, rotations."""
 
     checkpoint: tyro.conf.Positional[str]
     """A run's folder, one of its checkpoints, a *.safetensors file, or module:function."""
@@ -101,19 +101,19 @@ class VisualizeOptions(Patterned, VitOptions):
     device: str = "auto"
     """Where it runs: auto, cpu, cuda or cuda:1."""
     windows: int = 0
-    """That the probe of the sweep is fitted on; 0: 1500, 300 of large views on a CPU."""
+    """Windows that the probe of rotations is fitted on; 0: 1500, 300 of large views on a CPU."""
 
 
 @dataclass(frozen=True)
 class ReportOptions(Patterned):
-    """One HTML page of one or several runs, which needs neither network nor scripts."""
+    """One HTML page of one or several runs, without scripts and without a network."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs."""
     out: Path = Path("report.html")
     """The page."""
     images: bool = True
-    """Pictures made from the newest checkpoints."""
+    """Add pictures, made from the newest checkpoints."""
     data: Several = ()
     """Images for them, as --data of pretrain; the nine embedded photographs by default."""
 
@@ -257,8 +257,14 @@ def visualize(argv: list[str]) -> None:
     from fastequi.report.visualize import visualize as draw
 
     data = as_images(options.selection(options.data)) if options.data else None
-    where = options.checkpoint, data, options.out
-    draw(*where, options.device, options.windows, options.stated())
+    draw(
+        options.checkpoint,
+        data,
+        options.out,
+        device=options.device,
+        windows=options.windows,
+        stated=options.stated(),
+    )
 
 
 def report(argv: list[str]) -> None:
@@ -269,7 +275,7 @@ def report(argv: list[str]) -> None:
     from fastequi.report.report import report as write
 
     data = as_images(options.selection(options.data)) if options.data else None
-    write(options.runs, options.out, options.images, data)
+    write(options.runs, options.out, images=options.images, data=data)
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""The options that say which images, the same for every command that takes images."""
+"""The options that choose images, the same for every command that takes images."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Patterned:
     """Only images that match: a file's or a folder's name ('*.jpg', cat), or a path from the top
     ('cat/*', '**/day')."""
     exclude: Several = ()
-    """Not those that match, likewise."""
+    """Leave out images that match, likewise."""
 
     def selection(self, places: tuple[tuple[str, ...], ...], option: str = "--data") -> Selection:
-        """The images in places, by the patterns.
+        """The images in places that match the patterns.
 
         Raises:
-            ValueError: a place is empty or a URL, or a pattern is none.
+            ValueError: a place is empty or a URL, or a pattern is not valid.
         """
         patterns = Patterns(flat(self.include), flat(self.exclude))
         return Selection.of(Selection(flat(places), patterns, option))
 
 
 def flat(given: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    """What an option was given, in one row."""
+    """All values of an option that may be repeated, in one tuple."""
     return tuple(word for words in given for word in words)
 
 
 def as_images(selection: Selection) -> Selection:
-    """The same, with MNIST-like sets (IDX files) as the image files that are made of them once."""
+    """The same, with folders of IDX files (MNIST) replaced by image files, which are made once."""
     places = [
         str(idx.as_files(place, "train", cache_folder())) if idx.is_idx_folder(place) else place
         for place in selection.places
@@ -51,6 +51,6 @@ def as_images(selection: Selection) -> Selection:
 
 
 def expect_places(given: tuple[tuple[str, ...], ...], what: str, option: str = "--data") -> None:
-    """Raises ValueError where an option that is needed was not given."""
+    """Raises ValueError if a required option is missing."""
     if not flat(given):
         raise ValueError(f"{option}: expected {what}")

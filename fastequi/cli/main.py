@@ -18,13 +18,13 @@ from fastequi.runtime.preempt import Preempted, leave_with_launcher
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _COMMANDS = {
-    "demo": "pretrain a small ViT on nine photographs and judge its features",
+    "demo": "pretrain a small ViT on nine photographs and evaluate its features",
     "pretrain": "pretrain on a folder of images or tar shards: pretrain RECIPE --data PATH",
     "submit": "pretrain as a SLURM job, requeued until it is done: submit -- RECIPE ...",
     "data": "decode a set once and write its index: data scan PATH",
-    "eval": "judge what was learned: eval KIND CHECKPOINT --data PATH",
+    "eval": "evaluate frozen features: eval KIND CHECKPOINT --data PATH",
     "embed": "features of images: embed CHECKPOINT --data PATH --out FILE",
-    "visualize": "pictures of what an encoder sees: visualize CHECKPOINT",
+    "visualize": "pictures of an encoder's features: visualize CHECKPOINT",
     "report": "one HTML page of runs: report RUN [RUN ...]",
     "doctor": "what is installed, and which backend each part would use",
 }

@@ -1,4 +1,4 @@
-"""The options that say what a file's ViT does not, the same for every command that takes files."""
+"""The options for what a file of weights does not say of its ViT, the same for every command."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from fastequi.models.timm_names import Stated
 
 @dataclass(frozen=True, kw_only=True)
 class VitOptions:
-    """Of a command that takes a *.safetensors file."""
+    """Options of a command that takes a *.safetensors file."""
 
     num_heads: int | None = None
-    """Of the file's ViT, where no config.json beside it says so (or says it wrong)."""
+    """Attention heads of the file's ViT, where no config.json beside it says so (or wrongly)."""
     img_size: tuple[int, ...] = ()
-    """Side in pixels, or height and width, that its positions are for, likewise."""
+    """Image size that its position embeddings are for: side, or height and width, in pixels;
+    likewise."""
 
     def stated(self) -> Stated:
-        """What they say.
+        """Both options' values.
 
         Raises:
             ValueError: a number below 1, or more than two sides.

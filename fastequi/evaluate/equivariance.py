@@ -1,10 +1,11 @@
-"""`fastequi eval equivariance`: the five tasks' tables of a frozen encoder beside their floors."""
+"""`fastequi eval equivariance`: R² of five transformations, predicted from frozen features."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,25 @@ from rich.console import Console
 from fastequi.config import TrainConfig
 from fastequi.data.sources.image_sets import Data
 from fastequi.data.sources.splits import photographs
-from fastequi.evaluate.encoders import load_all
+from fastequi.evaluate.encoders import Encoder, load_all
 from fastequi.evaluate.pair_scores import Report, summary
 from fastequi.evaluate.results import documented, place, save, seen_in_training
-from fastequi.evaluate.tasks import Budget, Task, score_tasks
+from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
 from fastequi.methods.tir import TIR
 from fastequi.models.timm_names import UNSTATED, Stated
 
 _TABLE_WIDTH = 140  # of colour's, which has four parameters
 
 
-def judge(
+def evaluate_equivariance(
     spec: str,
-    data: Data | None,
-    test_data: Data | None,
-    against: Sequence[str],
-    chosen: Mapping[str, Task],
-    budget: Budget,
-    device: str,
+    *,
+    data: Data | None = None,
+    test_data: Data | None = None,
+    against: Sequence[str] = (),
+    chosen: Mapping[str, Task] | None = None,
+    budget: Budget = Budget(),  # noqa: B008
+    device: str = "auto",
     out: Path | None = None,
     stated: Stated = UNSTATED,
 ) -> dict[str, Report]:
@@ -40,11 +42,11 @@ def judge(
         spec: of the encoder; see `fastequi.evaluate.encoders`.
         data, test_data: see `fastequi.data.sources.splits.photographs`.
         against: further encoders for the same tables: the base without reconstruction.
-        chosen: the tasks.
+        chosen: the tasks; None: all.
         budget: of the probes; MLPs are fitted in bfloat16 where that is fast.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        out: the JSON file; see `fastequi.evaluate.results`.
-        stated: what a file does not tell; see `fastequi.evaluate.encoders.load_all`.
+        out: the JSON file; by default see `fastequi.evaluate.results.place`.
+        stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
     encoder, encoders = load_all(spec, against, device, stated)
     train, test = photographs(data, test_data)
@@ -59,27 +61,70 @@ def judge(
         of = f"photographs, {most} of {len(test)} NAMED AND SIZED AS ONE SEEN IN TRAINING"
     if budget.zero_fill:
         of += ", zero-filled borders (only to compare)"
-    fit = {**dataclasses.asdict(budget.fit), "dtype": str(budget.fit.dtype)}
-    document: dict[str, Any] = {
-        **documented(data),
-        "photographs": {"train": len(train), "test": len(test)},
-        "test_seen_in_training": seen,
-        "against": list(against),
-        "budget": {**dataclasses.asdict(budget), "fit": fit},
-        "tasks": {},
-    }
     if isinstance(encoder.method, TIR) and encoder.method.decoder is not None and not against:
         print(f"no base without reconstruction beside {spec}: --against its run adds the rows")
     if encoder.fresh is None:
         print(f"{spec} cannot be made again, so there are no rows of its random init")
+    about = {
+        **documented(data),
+        "photographs": {"train": len(train), "test": len(test)},
+        "test_seen_in_training": seen,
+        "against": list(against),
+    }
+    tables = Tables(file=file, spec=spec, encoder=encoder, budget=budget, about=about)
 
     def on_report(name: str, report: Report) -> None:
         console.print(report.table(f"{name}: R² on {of}"))
-        document["tasks"][name] = report.to_json()
-        save(file, spec, encoder, {**document, "seconds": time.monotonic() - start})
+        tables.add(name, report)
 
     with console.status("") as status:
-        found_reports = score_tasks(encoders, train, test, chosen, budget, status.update, on_report)
-    console.print(summary(found_reports))
+        reports = score_tasks(
+            encoders,
+            train,
+            test,
+            tasks() if chosen is None else chosen,
+            budget=budget,
+            on_row=status.update,
+            on_report=on_report,
+        )
+    console.print(summary(reports))
     print(f"{time.monotonic() - start:.0f} s; {file}")
-    return found_reports
+    return reports
+
+
+@dataclass(kw_only=True)
+class Tables:
+    """The result file of kind "equivariance", which grows task by task.
+
+    Attributes:
+        file: where it is.
+        spec: of the encoder, as it was named.
+        encoder: that is evaluated.
+        budget: of the probes.
+        about: the images, and what else the file says of the whole.
+    """
+
+    file: Path
+    spec: str
+    encoder: Encoder
+    budget: Budget
+    about: Mapping[str, Any]
+    tasks: dict[str, Report] = field(default_factory=dict)
+    begun: float = field(default_factory=time.monotonic)
+
+    def add(self, task: str, report: Report) -> None:
+        """Writes the file with one more task."""
+        self.tasks[task] = report
+        document = {
+            **self.about,
+            "budget": self.budget,
+            "tasks": self.tasks,
+            "seconds": time.monotonic() - self.begun,
+        }
+        save(
+            self.file,
+            kind="equivariance",
+            spec=self.spec,
+            encoder=self.encoder,
+            document=document,
+        )

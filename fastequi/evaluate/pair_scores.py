@@ -1,8 +1,8 @@
-"""Does a frozen encoder's pair of features tell which transformation lies between two images?
+"""R² of a transformation's parameters, predicted by probes from the features of image pairs.
 
-Pairs are border-free (`fastequi.evaluate.pairs`). Every table carries its floors: a prediction that
-is always the mean, the raw pair by its best probe, the transformed image alone, the same encoder at
-random initialisation; and a few statistics of the pixels, which say much of colour and blur.
+Pairs are border-free (`fastequi.evaluate.pairs`). Every table has its baselines: a prediction that
+is always the mean, the raw pair, the transformed image alone, a few statistics of the pixels (which
+alone predict much of colour and blur), and the same encoder at random initialisation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +23,25 @@ from fastequi.evaluate.encoders import Features
 from fastequi.evaluate.intervals import middle95, resampled_r2
 from fastequi.evaluate.pairs import Pairs, joined
 from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe, token_probe
+from fastequi.evaluate.results import Row
 
 PROBES = ("token", "mlp", "ridge")
 
-# The MLP and ridge get raw pixels averaged to this grid, the strongest floor of those tried: on a
-# validation part an MLP on 8x8, 16x16 and all 32x32 pixels read the angle's R² as .83, .77, .73.
+# The MLP and ridge get raw pixels averaged to this grid, the strongest baseline of those tried: on
+# a validation part an MLP on 8x8, 16x16 and all 32x32 pixels had R² of .83, .77, .73 for the angle.
 _RAW_GRID = 8
 RAW_SIZE = 64  # px: larger images are averaged to it before their pixels are patches
 _DRAWS = 1000  # of the bootstrap
 _BATCH = 1000  # pairs at a time
 
 
-@dataclass(frozen=True)
-class Score:
-    """One row: what one probe reads from one kind of features of the test pairs.
+@dataclass(frozen=True, kw_only=True)
+class Score(Row):
+    """One row: how well one probe predicts the test pairs' parameters from one kind of features.
 
     Attributes:
+        probe: "constant", or of "token", "mlp", "ridge", with ", mean token" where tokens were
+            averaged first.
         r2, low, high: per parameter: R², a mean over the probe's seeds, and its 95 % interval over
             photographs, see `fastequi.evaluate.intervals`.
         error: the median absolute error of all seeds, in the parameter's unit.
@@ -47,7 +50,6 @@ class Score:
         seeds: the mean R² of every seed; ridge has one value.
     """
 
-    features: str
     probe: str
     r2: tuple[float, ...]
     low: tuple[float, ...]
@@ -67,14 +69,18 @@ class Score:
         """Standard deviation of the mean R² over the probe's seeds."""
         return statistics.stdev(self.seeds) if len(self.seeds) > 1 else 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """Its fields and its "mean" R²."""
+        return {**super().to_json(), "mean": self.mean}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """The table of one encoder.
+    """The table of one set of test pairs.
 
     Attributes:
         names: of the path's parameters.
-        train_pairs, test_pairs: how many the probes were fitted and judged on.
+        train_pairs, test_pairs: how many the probes were fitted and tested on.
         photographs: that the test pairs are from.
     """
 
@@ -84,16 +90,16 @@ class Report:
     photographs: int
     scores: tuple[Score, ...]
 
-    def best(self, features: str) -> Score:
-        """The row of the probe that reads most, by the mean R²."""
-        rows = [score for score in self.scores if score.features == features]
+    def best(self, label: str) -> Score:
+        """Of the rows with a label ("tir, z_equi", "raw pair") the one with the largest mean R²."""
+        rows = [score for score in self.scores if score.label == label]
         if not rows:
-            raise KeyError(f"features: no row {features!r} in {[s.features for s in self.scores]}")
+            raise KeyError(f"label: no row {label!r} in {[s.label for s in self.scores]}")
         return max(rows, key=lambda score: score.mean)
 
     def to_json(self) -> dict[str, Any]:
         """Its fields; every row also with its "mean" R²."""
-        scores = [{**dataclasses.asdict(score), "mean": score.mean} for score in self.scores]
+        scores = [score.to_json() for score in self.scores]
         return {**dataclasses.asdict(self), "scores": scores}
 
     def table(self, title: str = "R² on unseen parts") -> Table:
@@ -115,9 +121,9 @@ class Report:
             value, *rest = (f"{v:.2f}" for v in (*score.r2, score.mean, score.pooled))
             rest[-2] += f" ±{score.spread:.2f}"
             interval = f"{score.low[0]:.2f}..{score.high[0]:.2f}"
-            label = "" if score.features == previous else score.features
+            label = "" if score.label == previous else score.label
             table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.3g}")
-            previous = score.features
+            previous = score.label
         return table
 
 
@@ -140,24 +146,33 @@ def pair_tokens(
     return {name: torch.cat(tokens) for name, tokens in parts.items()}
 
 
-def evaluate(
-    encoders: dict[str, tuple[Features, tuple[str, ...]]],
+class Probed(NamedTuple):
+    """An encoder as :func:`score_pairs` takes it: which of its features get rows."""
+
+    features: Features
+    names: tuple[str, ...]
+    is_baseline: bool = False
+
+
+def score_pairs(
+    encoders: Mapping[str, Probed],
     train: Pairs,
     tests: Sequence[Pairs],
+    *,
     patch_size: int,
     fit: Fit = Fit(),  # noqa: B008
     probes: Sequence[str] = PROBES,
     on_row: Callable[[str], None] = lambda _: None,
 ) -> list[Report]:
-    """Floors first, then every kind of features of every encoder; a report for each test set.
+    """Baselines first, then every kind of features of every encoder; a report for each test set.
 
     Args:
-        encoders: label ("TIR", "random init") to features, and which of them to judge.
+        encoders: by the names that rows have ("tir", "random init").
         train, tests: pairs of disjoint image regions; every probe is fitted once.
         patch_size: of the raw pixels' tokens.
         fit: of the MLPs, the same for every row.
         probes: of "token", "mlp", "ridge".
-        on_row: told what comes next.
+        on_row: called with the label of the row that comes next.
 
     Returns:
         For tokens the token probe, and an MLP and ridge on the mean token; for raw pixels the token
@@ -168,23 +183,30 @@ def evaluate(
         raise ValueError(f"probes: expected some of {', '.join(PROBES)}, got {list(probes)}")
     rows: list[list[Score]] = [[] for _ in tests]
 
-    def judge(features: str, probe: str, pred: Tensor) -> None:
+    def add(row: Row, probe: str, pred: Tensor) -> None:
         parts = pred.split([len(test) for test in tests], 1)
         for test, part, scores in zip(tests, parts, rows, strict=True):
-            scores.append(_score(features, probe, part, test))
+            scores.append(_score(row, probe, part, test))
 
     mean = train.params.mean(0).expand(1, sum(map(len, tests)), -1)
-    judge("mean predictor", "constant", mean)
-    test, y = joined(tests), train.params
-    for label, pooling, tokens, pooled in _rows(encoders, train, test, patch_size, probes, on_row):
+    add(_baseline("mean predictor"), "constant", mean)
+    y = train.params
+    for found in _inputs(encoders, train, joined(tests), patch_size, probes, on_row=on_row):
+        tokens, (x, x_test), pooling = found.tokens, found.pooled, found.pooling
         if "token" in probes and tokens is not None:
-            judge(label, "token", token_probe(tokens[0], y, tokens[1], fit))
+            add(found.row, "token", token_probe(tokens[0], y, tokens[1], fit))
         if "mlp" in probes:
-            judge(label, f"mlp{pooling}", mlp_probe(pooled[0], y, pooled[1], fit))
+            add(found.row, f"mlp{pooling}", mlp_probe(x, y, x_test, fit))
         if "ridge" in probes:
-            judge(label, f"ridge{pooling}", ridge_probe(pooled[0], y, pooled[1])[None])
+            add(found.row, f"ridge{pooling}", ridge_probe(x, y, x_test)[None])
     return [
-        Report(train.names, len(train), len(test), len(test.photographs.unique()), tuple(scores))
+        Report(
+            names=train.names,
+            train_pairs=len(train),
+            test_pairs=len(test),
+            photographs=len(test.photographs.unique()),
+            scores=tuple(scores),
+        )
         for test, scores in zip(tests, rows, strict=True)
     ]
 
@@ -192,38 +214,52 @@ def evaluate(
 _Split = tuple[Tensor, Tensor]  # of the training and of the test pairs
 
 
-def _rows(
-    encoders: dict[str, tuple[Features, tuple[str, ...]]],
+class _Inputs(NamedTuple):
+    """Of one row's probes: tokens if there are several, and pooled features with how in words."""
+
+    row: Row
+    pooling: str
+    tokens: _Split | None
+    pooled: _Split
+
+
+def _baseline(features: str) -> Row:
+    return Row(encoder=None, features=features, is_baseline=True)
+
+
+def _inputs(
+    encoders: Mapping[str, Probed],
     train: Pairs,
     test: Pairs,
     patch_size: int,
     probes: Sequence[str],
+    *,
     on_row: Callable[[str], None],
-) -> Iterator[tuple[str, str, _Split | None, _Split]]:
-    """What is probed: (label, how it was pooled, tokens if there are several, pooled features)."""
-    for label, which in (("transformed image alone", (1,)), ("raw pair", (0, 1))):
-        on_row(label)
+) -> Iterator[_Inputs]:
+    for name, which in (("transformed image alone", (1,)), ("raw pair", (0, 1))):
+        on_row(name)
         patches = [_batchwise(pairs, which, _patches, patch_size) for pairs in (train, test)]
         grid = [_batchwise(pairs, which, _grid) for pairs in (train, test)]
-        yield label, "", (patches[0], patches[1]), (grid[0], grid[1])
+        yield _Inputs(_baseline(name), "", (patches[0], patches[1]), (grid[0], grid[1]))
     del patches, grid
     on_row("pixel statistics")
-    told = [_batchwise(pairs, (0, 1), _statistics) for pairs in (train, test)]
-    yield "pixel statistics", "", None, (told[0], told[1])
+    figures = [_batchwise(pairs, (0, 1), _statistics) for pairs in (train, test)]
+    yield _Inputs(_baseline("pixel statistics"), "", None, (figures[0], figures[1]))
     pooled = "token" not in probes
-    for label, (features, names) in encoders.items():
-        on_row(label)
+    for encoder, (features, names, is_baseline) in encoders.items():
+        on_row(encoder)
         of_train, of_test = (pair_tokens(features, names, p, pooled) for p in (train, test))
         for name in names:
-            on_row(f"{label}, {name}")
+            row = Row(encoder=encoder, features=name, is_baseline=is_baseline)
+            on_row(row.label)
             x, x_test = of_train.pop(name), of_test.pop(name)
             tokens = (x, x_test) if x.shape[1] > 1 else None
             pooling = "" if tokens is None and name == "cls" else ", mean token"
-            yield f"{label}, {name}", pooling, tokens, (x.mean(1), x_test.mean(1))
+            yield _Inputs(row, pooling, tokens, (x.mean(1), x_test.mean(1)))
 
 
 def summary(reports: Mapping[str, Report]) -> Table:
-    """The mean R² of every kind of features in every task, by the probe that reads most there.
+    """The mean R² of every kind of features in every task, by its best probe there.
 
     Of angles beyond the range (:func:`is_beyond`) the median error.
     """
@@ -232,23 +268,23 @@ def summary(reports: Mapping[str, Report]) -> Table:
     for name in reports:
         table.add_column(name, justify="right", no_wrap=True)
     first = next(iter(reports.values()))
-    for features in dict.fromkeys(score.features for score in first.scores):
-        best = {name: report.best(features) for name, report in reports.items()}
+    for label in dict.fromkeys(score.label for score in first.scores):
+        best = {name: report.best(label) for name, report in reports.items()}
         cells = (f"{s.error[0]:.1f}°" if is_beyond(n) else f"{s.mean:.2f}" for n, s in best.items())
-        table.add_row(features, *cells)
+        table.add_row(label, *cells)
     return table
 
 
 def is_beyond(task: str) -> bool:
-    """Whether a task's test is out of the range its probes were fitted on, as "rotation 45..60".
+    """Whether a task's test lies outside the range its probes were fitted on ("rotation 45..60").
 
-    R² says little there: the sign alone, with the range's end as its size, gives .97. The median
+    R² says little there: the right sign with the range's end as size already gives .97. The median
     error says how far off the angles are.
     """
     return ".." in task
 
 
-def _score(features: str, probe: str, pred: Tensor, test: Pairs) -> Score:
+def _score(row: Row, probe: str, pred: Tensor, test: Pairs) -> Score:
     """Of predictions [S, N, P] for a test set's pairs."""
     pred, target = pred.cpu(), test.params.cpu()
     drawn = resampled_r2(pred, target, test.photographs, _DRAWS)
@@ -257,8 +293,10 @@ def _score(features: str, probe: str, pred: Tensor, test: Pairs) -> Score:
     per_seed = r2(pred, target)
     error = (pred - target).abs().flatten(0, 1).median(0).values * torch.tensor(test.scales)
     return Score(
-        features,
-        probe,
+        encoder=row.encoder,
+        features=row.features,
+        is_baseline=row.is_baseline,
+        probe=probe,
         r2=tuple(per_seed.mean(0).tolist()),
         low=tuple(low.tolist()),
         high=tuple(high.tolist()),
