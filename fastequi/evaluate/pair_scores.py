@@ -191,7 +191,10 @@ def score_pairs(
     mean = train.params.mean(0).expand(1, sum(map(len, tests)), -1)
     add(_baseline("mean predictor"), "constant", mean)
     y = train.params
-    for found in _inputs(encoders, train, joined(tests), patch_size, probes, on_row=on_row):
+    inputs = _inputs(
+        encoders, train, joined(tests), patch_size=patch_size, probes=probes, on_row=on_row
+    )
+    for found in inputs:
         tokens, (x, x_test), pooling = found.tokens, found.pooled, found.pooling
         if "token" in probes and tokens is not None:
             add(found.row, "token", token_probe(tokens[0], y, tokens[1], fit))
@@ -231,9 +234,9 @@ def _inputs(
     encoders: Mapping[str, Probed],
     train: Pairs,
     test: Pairs,
+    *,
     patch_size: int,
     probes: Sequence[str],
-    *,
     on_row: Callable[[str], None],
 ) -> Iterator[_Inputs]:
     for name, which in (("transformed image alone", (1,)), ("raw pair", (0, 1))):

@@ -84,7 +84,7 @@ def mlp_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit(), width: int
     _check(x, y, x_test)
     x, x_test = standardise(x.flatten(1), x_test.flatten(1))
     sizes = (x.shape[1], width, width, y.shape[1])
-    return _train(_MLP(sizes, _initial(fit), fit.seeds), x, y, x_test, fit)
+    return _train(_MLP(sizes, _initial(fit), fit.seeds), x, y, x_test, fit=fit)
 
 
 def token_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tensor:
@@ -97,7 +97,7 @@ def token_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tenso
         nn.Flatten(2),
         _MLP((64 * x.shape[1], 256, y.shape[1]), generator, fit.seeds),
     )
-    return _train(network, x, y, x_test, fit)
+    return _train(network, x, y, x_test, fit=fit)
 
 
 class _Linears(nn.Module):
@@ -127,7 +127,7 @@ def _initial(fit: Fit) -> torch.Generator:
     return torch.Generator().manual_seed(fit.seed)
 
 
-def _train(model: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, fit: Fit) -> Tensor:
+def _train(model: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, *, fit: Fit) -> Tensor:
     model.to(x.device)
     generator = _initial(fit)
     optimizer = torch.optim.Adam(model.parameters(), fit.lr, weight_decay=1e-4, fused=True)

@@ -171,7 +171,8 @@ def score_tasks(
 
         def cut(source: Source, path: paths.Path, n: int, seed: int) -> Pairs:
             with windows_of(source, path, seed) as loader:
-                return collect_pairs(loader, path, views, n, loader.cfg.samples_per_file)
+                each = loader.cfg.samples_per_file
+                return collect_pairs(loader, path, views, n, samples_per_file=each)
 
         def say(row: str, name: str = name) -> None:
             on_row(f"{name}: {row}")
