@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastequi.data.views.batch import Batch, Views
-from fastequi.evaluate.equivariance import _patches, evaluate
+from fastequi.evaluate.pair_scores import _patches, evaluate
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.probes import Fit
 from fastequi.functional import gaussian_blur

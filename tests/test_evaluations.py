@@ -21,9 +21,8 @@ from fastequi.cli.main import main
 from fastequi.data.reader import read
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import embedded_photos, image_folder
-from fastequi.evaluate.classification import Recognition, normalise
+from fastequi.evaluate.classification import Recognition, normalise, verdicts
 from fastequi.evaluate.encoders import load_encoder
-from fastequi.evaluate.judge_classes import verdicts
 from fastequi.evaluate.published import published
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint, manifest

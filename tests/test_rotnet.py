@@ -19,8 +19,7 @@ from fastequi.data.sources import idx
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.evaluate import class_probes as classes
 from fastequi.evaluate import rotnet as rotation
-from fastequi.evaluate.judge_rotnet import _few
-from fastequi.evaluate.rotnet import block_features, class_scores, rotation_accuracy
+from fastequi.evaluate.rotnet import _few, block_features, class_scores, rotation_accuracy
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
 from fastequi.recipes import RECIPES
