@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fastequi.data.views.batch import Batch, Views
-from fastequi.evaluate.pair_scores import Probed, _patches, score_pairs
+from fastequi.evaluate.pair_scores import Probed, score_pairs
 from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.pixels import patches
 from fastequi.evaluate.probes import Fit
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
@@ -126,11 +127,11 @@ def test_pairs_know_their_photographs_and_intervals_are_over_them():
 
 def test_large_images_are_as_many_patches_of_fewer_pixels():
     images = torch.rand(2, 3, 224, 224)
-    patches = _patches(images, 16)
-    assert patches.shape == (2, 196, 3 * 4 * 4)
+    found = patches(images, 16)
+    assert found.shape == (2, 196, 3 * 4 * 4)
     expected = torch.nn.functional.avg_pool2d(images, 4)[..., :4, :4].flatten(1)
-    torch.testing.assert_close(patches[:, 0], expected)
-    assert _patches(torch.rand(1, 3, 32, 32), 8).shape == (1, 16, 3 * 64)
+    torch.testing.assert_close(found[:, 0], expected)
+    assert patches(torch.rand(1, 3, 32, 32), 8).shape == (1, 16, 3 * 64)
 
 
 def test_the_grid_shows_every_image_in_its_place():
