@@ -22,7 +22,7 @@ from fastequi.data.sources.image_sets import Source, embedded_photos
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import Encoder, of_method, random_init
-from fastequi.evaluate.equivariance import Tables
+from fastequi.evaluate.equivariance import EquivarianceFile
 from fastequi.evaluate.pair_scores import Report
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import Reconstruction, measured, path_loader
@@ -95,7 +95,7 @@ def _equivariance(
     def loader(source: Source, path: paths.Path, seed: int) -> Loader:
         return path_loader(config, source, encoder.device, seed)
 
-    tables = Tables(
+    results = EquivarianceFile(
         file=run_dir / "eval_equivariance.json",
         spec=str(run_dir),
         encoder=encoder,
@@ -115,7 +115,7 @@ def _equivariance(
         budget=budget,
         windows=Windows(views_of(config), loader),
         on_row=on_row,
-        on_report=tables.add,
+        on_report=results.add,
     )
     return reports[config.path.family]
 

@@ -38,7 +38,7 @@ class EquivarianceOptions(Patterned, VitOptions):
     test_data: Several = ()
     """Test photographs, instead of every fifth."""
     against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A further encoder for the tables, such as the base without reconstruction; repeatable."""
+    """A further encoder for the tables, such as the base without reconstruction."""
     tasks: tuple[Literal["rotation", "translation", "se2", "color", "blur"], ...] = (
         *("rotation", "translation", "se2"),
         *("color", "blur"),
@@ -83,7 +83,7 @@ class KnnOptions(Patterned, VitOptions):
     test_data: Several = ()
     """Test images, instead of those below val/ or every fifth of a class."""
     against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A further encoder for the table; repeatable."""
+    """A further encoder for the table."""
     train_images: int = 0
     """Labelled images; 0: all."""
     test_images: int = 0
@@ -165,7 +165,7 @@ class RotNetOptions(Patterned):
     test_data: Several = ()
     """Test images, instead of those below val/ or every fifth of a class."""
     against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A further RotNet run for the tables; repeatable."""
+    """A further RotNet run for the tables."""
     train_images: int = 5000
     """Images that the probes are fitted on; 0: all."""
     test_images: int = 2000

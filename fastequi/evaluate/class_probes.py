@@ -119,7 +119,7 @@ def fit_logistic(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = _objective(*params, x, y, penalty=penalty)
+        loss = _objective(params[0], params[1], x, y, penalty=penalty)
         loss.backward()
         return loss
 

@@ -71,11 +71,11 @@ def evaluate_equivariance(
         "test_seen_in_training": seen,
         "against": list(against),
     }
-    tables = Tables(file=file, spec=spec, encoder=encoder, budget=budget, about=about)
+    results = EquivarianceFile(file=file, spec=spec, encoder=encoder, budget=budget, about=about)
 
     def on_report(name: str, report: Report) -> None:
         console.print(report.table(f"{name}: R² on {of}"))
-        tables.add(name, report)
+        results.add(name, report)
 
     with console.status("") as status:
         reports = score_tasks(
@@ -93,7 +93,7 @@ def evaluate_equivariance(
 
 
 @dataclass(kw_only=True)
-class Tables:
+class EquivarianceFile:
     """The result file of kind "equivariance", which grows task by task.
 
     Attributes:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from rich import box
 from rich.table import Table
 from torch import Tensor
@@ -22,15 +21,12 @@ from torch import Tensor
 from fastequi.evaluate.encoders import Features
 from fastequi.evaluate.intervals import middle95, resampled_r2
 from fastequi.evaluate.pairs import Pairs, joined
+from fastequi.evaluate.pixels import grid, patches, pixel_statistics
 from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe, token_probe
 from fastequi.evaluate.results import Row
 
 PROBES = ("token", "mlp", "ridge")
 
-# The MLP and ridge get raw pixels averaged to this grid, the strongest baseline of those tried: on
-# a validation part an MLP on 8x8, 16x16 and all 32x32 pixels had R² of .83, .77, .73 for the angle.
-_RAW_GRID = 8
-RAW_SIZE = 64  # px: larger images are averaged to it before their pixels are patches
 _DRAWS = 1000  # of the bootstrap
 _BATCH = 1000  # pairs at a time
 
@@ -241,12 +237,12 @@ def _inputs(
 ) -> Iterator[_Inputs]:
     for name, which in (("transformed image alone", (1,)), ("raw pair", (0, 1))):
         on_row(name)
-        patches = [_batchwise(pairs, which, _patches, patch_size) for pairs in (train, test)]
-        grid = [_batchwise(pairs, which, _grid) for pairs in (train, test)]
-        yield _Inputs(_baseline(name), "", (patches[0], patches[1]), (grid[0], grid[1]))
-    del patches, grid
+        tokens = [_batchwise(pairs, which, patches, patch_size) for pairs in (train, test)]
+        means = [_batchwise(pairs, which, grid) for pairs in (train, test)]
+        yield _Inputs(_baseline(name), "", (tokens[0], tokens[1]), (means[0], means[1]))
+    del tokens, means
     on_row("pixel statistics")
-    figures = [_batchwise(pairs, (0, 1), _statistics) for pairs in (train, test)]
+    figures = [_batchwise(pairs, (0, 1), pixel_statistics) for pairs in (train, test)]
     yield _Inputs(_baseline("pixel statistics"), "", None, (figures[0], figures[1]))
     pooled = "token" not in probes
     for encoder, (features, names, is_baseline) in encoders.items():
@@ -256,9 +252,9 @@ def _inputs(
             row = Row(encoder=encoder, features=name, is_baseline=is_baseline)
             on_row(row.label)
             x, x_test = of_train.pop(name), of_test.pop(name)
-            tokens = (x, x_test) if x.shape[1] > 1 else None
-            pooling = "" if tokens is None and name == "cls" else ", mean token"
-            yield _Inputs(row, pooling, tokens, (x.mean(1), x_test.mean(1)))
+            both = (x, x_test) if x.shape[1] > 1 else None
+            pooling = "" if both is None and name == "cls" else ", mean token"
+            yield _Inputs(row, pooling, both, (x.mean(1), x_test.mean(1)))
 
 
 def summary(reports: Mapping[str, Report]) -> Table:
@@ -318,36 +314,3 @@ def _batchwise(
     both = pairs.before, pairs.after
     batches = zip(*(both[i].split(_BATCH) for i in which), strict=True)
     return torch.cat([read(torch.cat(images, 1).float(), *options) for images in batches])
-
-
-def _grid(images: Tensor) -> Tensor:
-    """[N, C, H, W] averaged to at most 8x8, flattened."""
-    return F.adaptive_avg_pool2d(images, min(_RAW_GRID, images.shape[-1])).flatten(1)
-
-
-def _patches(images: Tensor, patch: int) -> Tensor:
-    """[N, C, H, W] to [N, L, p·p·C]; of images above 64 px as many patches of fewer pixels."""
-    size = images.shape[-1]
-    if size > RAW_SIZE:
-        each = max(RAW_SIZE * patch // size, 1)
-        images = F.adaptive_avg_pool2d(images, size // patch * each)
-        patch = each
-    return F.unfold(images, patch, stride=patch).transpose(1, 2)
-
-
-def _statistics(images: Tensor) -> Tensor:
-    """[N, 42] of both images: mean and deviation of every channel; as logarithms the variance of
-    the channels' differences (colourfulness) and the mean square of the differences between pixels
-    1 and 2 apart (sharpness).
-    """
-    found = []
-    for x in images.chunk(2, 1):
-        found += [x.mean((2, 3)), x.std((2, 3)), _log((x - x.roll(1, 1)).var((2, 3)))]
-        for apart in (1, 2):
-            across, down = x[..., apart:] - x[..., :-apart], x[..., apart:, :] - x[..., :-apart, :]
-            found += [_log(d.square().mean((2, 3))) for d in (across, down)]
-    return torch.cat(found, 1)
-
-
-def _log(x: Tensor) -> Tensor:
-    return x.add(1e-6).log()

@@ -89,11 +89,11 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
     first = parts[0]
     if len(parts) == 1:
         return first
-    tensors = {
-        name: torch.cat([getattr(part, name) for part in parts])
+    before, after, params, photographs = (
+        torch.cat([getattr(part, name) for part in parts])
         for name in ("before", "after", "params", "photographs")
-    }
-    return replace(first, **tensors)
+    )
+    return replace(first, before=before, after=after, params=params, photographs=photographs)
 
 
 def _ranges(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -24,8 +24,9 @@ from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder, Features, noise
-from fastequi.evaluate.pair_scores import PROBES, RAW_SIZE, Probed, Report, score_pairs
+from fastequi.evaluate.pair_scores import PROBES, Probed, Report, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.pixels import RAW_SIZE
 from fastequi.evaluate.probes import Fit
 from fastequi.functional.normalise import denormalise, normalise
 from fastequi.philox import Draws
