@@ -24,7 +24,7 @@ from fastequi.evaluate.encoders import of_method
 from fastequi.evaluate.rotnet import _few, block_features, class_scores, rotation_score
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
-from fastequi.optim import WeightAverage, adamw
+from fastequi.optim import WeightEMA, adamw
 from fastequi.recipes import RECIPES
 from fastequi.report.page import page
 from fastequi.report.runs import read_run
@@ -236,13 +236,15 @@ def test_its_evaluation_takes_what_the_others_take(tmp_path, monkeypatch, capsys
         torch.manual_seed(1)
         method = build(config)
         if name == "one":  # the last weights would be an error: only the average is finite
-            average = WeightAverage(method, 0.5)
+            average = WeightEMA(method, 0.5)
             with torch.no_grad():
                 next(method.encoder.parameters()).fill_(float("nan"))
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(config.to_json())
         kept = average if name == "one" else None
-        taken = checkpoint.snapshot(1, method, adamw(method, 0.1, 0.1), {}, kept)
+        taken = checkpoint.snapshot(
+            1, model=method, optimizer=adamw(method, 0.1, 0.1), state={}, ema=kept
+        )
         checkpoint.write(tmp_path / name / "checkpoints", taken)
     for split, n in (("train", 30), ("test", 12)):
         images, labels = bars(n, 16, n)
@@ -271,7 +273,7 @@ def test_its_evaluation_takes_what_the_others_take(tmp_path, monkeypatch, capsys
     method = build(other)
     (tmp_path / "three").mkdir()
     (tmp_path / "three" / "config.json").write_text(other.to_json())
-    taken = checkpoint.snapshot(1, method, adamw(method, 0.1, 0.1), {})
+    taken = checkpoint.snapshot(1, model=method, optimizer=adamw(method, 0.1, 0.1), state={})
     checkpoint.write(tmp_path / "three" / "checkpoints", taken)
     with pytest.raises(SystemExit):
         main([*words, "--against", str(tmp_path / "three")])
