@@ -37,7 +37,7 @@ from fastequi.config import Config, PathConfig
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
-from fastequi.evaluate.equivariance import PROBES, is_beyond
+from fastequi.evaluate.pair_scores import PROBES, is_beyond
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import Budget, score_tasks, tasks
 from fastequi.recipes import RECIPES
@@ -59,7 +59,7 @@ def base_of(recipe: str = "demo", size: int = 0, batch: int = 0) -> Config:
     return replace(config, data=replace(data, batch_size=batch or data.batch_size))
 
 
-def config_of(config: Config, row: str, seed: int, steps: int, files: int) -> Config:
+def config_of(config: Config, row: str, *, seed: int, steps: int, files: int) -> Config:
     """A row's run: "VICReg", or "TIR se2 K=2".
 
     Args:
@@ -95,20 +95,21 @@ def rows(families: Sequence[str], ks: Sequence[int]) -> list[str]:
     return ["VICReg", *(f"TIR {family} K={k}" for family in families for k in ks)]
 
 
-def trained(base: Config, row: str, seed: int, steps: int, source: Source, out: Path) -> Path:
+def trained(base: Config, row: str, source: Source, *, seed: int, steps: int, out: Path) -> Path:
     """A row's finished run; trained unless it is there."""
     run = out / f"seed{seed}" / row.replace(" ", "_")
     if not (run / "model.safetensors").is_file():
-        config = config_of(base, row, seed, steps, len(source))
+        config = config_of(base, row, seed=seed, steps=steps, files=len(source))
         start = time.monotonic()
         pretrain(config, source, run, resume=(run / "config.json").is_file(), max_steps=steps)
         (run / "seconds.txt").write_text(f"{time.monotonic() - start:.1f}\n")
     return run
 
 
-def judged(
+def evaluated(
     runs: Mapping[str, Path],
     ranges: PathConfig,
+    *,
     train: Source,
     test: Source,
     budget: Budget,
@@ -128,10 +129,10 @@ def judged(
     for name, task in tasks(chosen, ranges).items():
         file = out / f"{name}.json"
         if not file.is_file():
-            reports = score_tasks(encoders, train, test, {name: task}, budget)
-            told = {which: report.to_json() for which, report in reports.items()}
-            replace_text(file, json.dumps(told) + "\n")
-            print(f"{out}: {name} judged", flush=True)
+            reports = score_tasks(encoders, train, test, {name: task}, budget=budget)
+            tables = {which: report.to_json() for which, report in reports.items()}
+            replace_text(file, json.dumps(tables) + "\n")
+            print(f"{out}: {name} evaluated", flush=True)
         found |= json.loads(file.read_text())
     return found
 
@@ -181,32 +182,47 @@ def tables(document: Mapping[str, Any]) -> str:
             f"| row | {' | '.join(columns)} |",
             "| --- |" + " --- |" * len(columns),
         ]
-        for row in _rows_of(seeds[0][columns[0]], features):
+        for name, kind in _rows_of(seeds[0][columns[0]], features):
             cells = []
             for task in columns:
-                found = [_figure(entry[task], row, probe, is_beyond(task)) for entry in seeds]
+                error = is_beyond(task)
+                found = [_figure(entry[task], name, kind, probe, error=error) for entry in seeds]
                 known = [value for value in found if value is not None]
-                cells.append(_cell(known, is_beyond(task)))
+                cells.append(_cell(known, error))
             if not any(cells):  # statistics of the pixels have no tokens
                 continue
-            lines.append(f"| {row.removesuffix(f', {features}')} | {' | '.join(cells)} |")
+            lines.append(f"| {name or kind} | {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def _rows_of(report: Mapping[str, Any], features: str) -> list[str]:
-    """Floors of the pixels, then every encoder's rows of these features."""
-    names = dict.fromkeys(score["features"] for score in report["scores"])
-    floors = [name for name in names if ", " not in name and name != "mean predictor"]
-    return [*floors, BEST_RAW, *(name for name in names if name.endswith(f", {features}"))]
+def described(score: Mapping[str, Any]) -> tuple[str | None, str, bool]:
+    """A row's encoder, features and whether it is a baseline (`fastequi.evaluate.results.Row`).
+
+    Files of bench/results from before rows had these fields have "ENCODER, FEATURES" instead.
+    """
+    if "is_baseline" in score:
+        return score["encoder"], score["features"], score["is_baseline"]
+    encoder, _, features = score["features"].rpartition(", ")
+    return encoder or None, features, encoder in ("", "random init")
 
 
-def _figure(report: Mapping[str, Any], row: str, probe: str, error: bool) -> float | None:
-    """The mean R² of a row by a probe, or its median error; of floors by the probe of that kind."""
+def _rows_of(report: Mapping[str, Any], features: str) -> list[tuple[str | None, str]]:
+    """(encoder, features): baselines of the pixels, then every encoder's rows of these features."""
+    rows = dict.fromkeys(described(score)[:2] for score in report["scores"])
+    pixels = [row for row in rows if row[0] is None and row[1] != "mean predictor"]
+    ours = [row for row in rows if row[0] is not None and row[1] == features]
+    return [*pixels, (None, BEST_RAW), *ours]
+
+
+def _figure(
+    report: Mapping[str, Any], encoder: str | None, features: str, probe: str, *, error: bool
+) -> float | None:
+    """The mean R² of a row by a probe, or its median error; of pixels by the probe of that kind."""
     wanted = {probe, probe.removesuffix(", mean token")}
-    name = "raw pair" if row == BEST_RAW else row
-    found = [score for score in report["scores"] if score["features"] == name]
-    if row == BEST_RAW:
+    which = encoder, "raw pair" if features == BEST_RAW else features
+    found = [score for score in report["scores"] if described(score)[:2] == which]
+    if features == BEST_RAW:
         found = [max(found, key=lambda score: score["mean"])]
     else:
         found = [score for score in found if score["probe"] in wanted]
@@ -225,7 +241,7 @@ def _cell(values: Sequence[float], error: bool) -> str:
 
 
 def add_probe_options(parser: argparse.ArgumentParser) -> None:
-    """How probes are fitted and judged, the same for a table and for a curve."""
+    """How probes are fitted and tested, the same for a table and for a curve."""
     parser.add_argument("--test-pairs", type=int, default=2_000)
     parser.add_argument("--epochs", type=int, default=6, help="of the probes")
     parser.add_argument("--probes", nargs="+", default=PROBES, choices=PROBES)
@@ -262,13 +278,28 @@ def main() -> None:
         "seeds": [],
     }
     for seed in options.seeds:
-        runs = {row: trained(base, row, seed, options.steps, train, options.out) for row in names}
+        where = {"seed": seed, "steps": options.steps, "out": options.out}
+        runs = {row: trained(base, row, train, **where) for row in names}
         fit = Fit(epochs=options.epochs, seeds=1, seed=seed, dtype=DTYPES[options.dtype])
-        budget = Budget(options.train_pairs, options.test_pairs, tuple(options.probes), fit, seed)
+        budget = Budget(
+            train_pairs=options.train_pairs,
+            test_pairs=options.test_pairs,
+            probes=tuple(options.probes),
+            fit=fit,
+            seed=seed,
+        )
         document["budget"] = {**dataclasses.asdict(budget), "fit": dataclasses.asdict(fit)}
         document["budget"]["fit"]["dtype"] = str(fit.dtype)
         folder = options.out / f"seed{seed}" / "tasks"
-        found = judged(runs, base.path, train, test, budget, folder, options.tasks)
+        found = evaluated(
+            runs,
+            base.path,
+            train=train,
+            test=test,
+            budget=budget,
+            out=folder,
+            chosen=options.tasks,
+        )
         seconds = {row: float((run / "seconds.txt").read_text()) for row, run in runs.items()}
         document["seeds"].append({"seed": seed, "seconds": seconds, "tasks": found})
         text = brief(document)

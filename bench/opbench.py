@@ -2,8 +2,8 @@
 
 A case declares its inputs, its providers (ours and every peer, each a function of the inputs), the
 bytes that any implementation has to move, and the answer to check against. A provider whose answer
-is wrong in this process is not timed. Providers take turns sample by sample, the caches flushed
-before each, so that whatever else the machine does falls on all of them alike.
+is wrong in this process is not timed. Providers alternate, sample by sample, with caches flushed
+before each, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m bench.probe_pairs RUN --against BASE --data FOLDER --json FILE
 
-Too few pairs judge the probe, not the features: a row counts where its curve is flat, or where it
-stays above the raw pair's. Smaller numbers of pairs are the first of the larger ones; the test
-pairs are the same for all.
+With too few pairs R² says more of the probe than of the features: a row counts where its curve is
+flat, or where it stays above the raw pair's. Smaller numbers of pairs are the first of the larger
+ones; the test pairs are the same for all.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.equivariance import DTYPES, FAMILIES, add_probe_options, base_of, brief
+from bench.equivariance import DTYPES, FAMILIES, add_probe_options, base_of, brief, described
 from bench.report import made_by
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import load_all
-from fastequi.evaluate.equivariance import Report
+from fastequi.evaluate.pair_scores import Report
 from fastequi.evaluate.probes import Fit
+from fastequi.evaluate.results import label
 from fastequi.evaluate.tasks import Budget, score_tasks, tasks
 
 PAIRS = (1_500, 3_000, 6_000, 12_000, 24_000, 48_000)
@@ -35,7 +36,8 @@ def curve(document: Mapping[str, Any]) -> str:
     lines = [f"| features | probe | {head} |", "| --- | --- |" + " --- |" * len(counts)]
     for i, score in enumerate(reports[counts[0]]["scores"]):
         means = " | ".join(f"{reports[n]['scores'][i]['mean']:.2f}" for n in counts)
-        lines.append(f"| {score['features']} | {score['probe']} | {means} |")
+        encoder, features, _ = described(score)
+        lines.append(f"| {label(encoder, features)} | {score['probe']} | {means} |")
     return "\n".join(lines)
 
 
@@ -59,10 +61,15 @@ def main() -> None:
     fit = Fit(epochs=options.epochs, seeds=1, dtype=DTYPES[options.dtype])
     reports: dict[int, Report] = {}
     for n in options.pairs:
-        budget = Budget(n, options.test_pairs, tuple(options.probes), fit)
+        budget = Budget(
+            train_pairs=n,
+            test_pairs=options.test_pairs,
+            probes=tuple(options.probes),
+            fit=fit,
+        )
         chosen = tasks([options.task], base_of().path)
-        reports[n] = score_tasks(encoders, train, test, chosen, budget)[options.task]
-        print(f"{n:,} pairs judged", flush=True)
+        reports[n] = score_tasks(encoders, train, test, chosen, budget=budget)[options.task]
+        print(f"{n:,} pairs evaluated", flush=True)
     document: dict[str, Any] = {
         **made,
         "photographs": {"train": len(train), "test": len(test)},

@@ -15,7 +15,7 @@ from fastequi.kernels import backend
 Function = Callable[..., Tensor]
 
 
-def insisting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def on_backend(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of ours on one backend.
 
     Raises:
@@ -94,7 +94,7 @@ class Signature:
 
     def ours(self, function: Function, name: str) -> Make:
         """A function of ours on the backend of that name."""
-        return lambda inputs, mode: self.eager(insisting(name, function))(inputs, mode)
+        return lambda inputs, mode: self.eager(on_backend(name, function))(inputs, mode)
 
 
 def _on_gpu(values: Iterable[Any]) -> bool:

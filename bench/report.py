@@ -39,7 +39,7 @@ def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[st
 
 
 def made_by(program: str) -> dict[str, Any]:
-    """How and where figures come about, to be asked before anything is measured or written.
+    """How and where figures come about; to be called before anything is measured or written.
 
     Args:
         program: "python -m bench.recipes", say; this process's options follow it.

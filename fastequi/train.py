@@ -27,7 +27,7 @@ from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Batch
-from fastequi.evaluate.online import Look, look, looks
+from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes
 from fastequi.methods.method import Method
 from fastequi.optim import (
     WeightEMA,
@@ -109,7 +109,7 @@ def pretrain(
         found = _find_checkpoint(run_dir, resume, processes)
         if resume:
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
-        probes = looks(config, source) if processes.first else []
+        probes = online_probes(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
         method: Method = build(config).to(device)
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
@@ -216,7 +216,7 @@ class _Run:
     loader: Loader
     log: Log
     bar: Progress | Silent
-    probes: list[Look]
+    probes: list[OnlineProbe]
     processes: Processes
     saver: checkpoint.Saver
 
@@ -281,7 +281,7 @@ class _Run:
                     row = {**when, "lr": lr, **means, **counts}
                     if due := [probe for probe in self.probes if probe.every in intervals]:
                         start = time.monotonic()
-                        row |= look(due, self.method, self.config)
+                        row |= measured_online(due, self.method, self.config)
                         for timed in (clock, meter):
                             timed.skip(time.monotonic() - start)
                     self.log.write(row)

@@ -83,7 +83,7 @@ def use_native(tensor: torch.Tensor) -> bool:
 
 @contextmanager
 def force(name: str) -> Iterator[None]:
-    """Insists on one of NAMES within a block, for tests and benches."""
+    """Forces one of NAMES within a block, for tests and benches."""
     global _forced
     if name not in NAMES:
         raise ValueError(f"name: expected one of {NAMES}, got {name!r}")

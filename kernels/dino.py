@@ -178,7 +178,7 @@ def compute_dino(
         out = student.new_empty(0, 0)
     elif inplace:
         out = student.detach()
-        torch.autograd.graph.increment_version(student)  # whoever kept the logits is told
+        torch.autograd.graph.increment_version(student)  # so that saved logits raise
     else:
         out = torch.empty_like(student, memory_format=torch.contiguous_format)
     loss = torch.empty(len(student), dtype=weight.dtype, device=student.device)
@@ -299,7 +299,7 @@ def dino_loss(
         student: [R, N] logits, the only ones that get a gradient.
         teacher: [Q, N] logits.
         target: what else they meet.
-        inplace: the gradient takes the logits' memory; nobody may need them afterwards.
+        inplace: the gradient overwrites the logits, which must not be needed afterwards.
     """
     teacher = teacher.detach()
     if transformed():

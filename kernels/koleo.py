@@ -3,10 +3,10 @@
 Replaces::
 
     s = z @ every.T
-    s[arange(M), ids] = -inf                           # none is its own neighbour
+    s[arange(M), ids] = -inf                           # no row is its own neighbour
     neighbour = s.argmax(1)
 
-The maximum is kept per row while tiles of the product pass by: memory O(M).
+The maximum is kept per row while tiles of the product are computed: memory O(M).
 """
 
 from __future__ import annotations

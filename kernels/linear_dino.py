@@ -5,9 +5,9 @@ Replaces, for the rows x that enter the last layer::
     student, teacher = x @ weight.T, x_teacher @ teacher_weight.T     # R·N and Q·N logits
     loss = dino_loss(student, teacher, ...)
 
-Never materialised: the logits of all 65,536 prototypes, nor their gradient. Twice all prototypes
-pass by in chunks: the first time for the log-sum-exps, the second for the loss and its gradient,
-whose products with the rows and with the weights are taken while the chunk lies in the L2 cache. So
+Never materialised: the logits of all 65,536 prototypes, nor their gradient. All prototypes
+are visited twice, in chunks: first for the log-sum-exps, then for the loss and its gradient, whose
+products with the rows and with the weights are taken while the chunk lies in the L2 cache. So
 a prototype's gradient is written once, and not added to once per chunk as it would be if the rows
 went by. For that the logits are computed twice: six matrix products for four. Sinkhorn-Knopp
 computes the teacher's two more times in each of its iterations.

@@ -227,7 +227,7 @@ def nt_xent_loss_ref(z1: Tensor, z2: Tensor, temp: float) -> Tensor:
     n = len(z1)
     unit = _unit_rows(z1, z2)
     z = unit + (unit.to(z1.dtype).to(unit.dtype) - unit).detach()
-    if n == 1:  # without a negative nothing is asked
+    if n == 1:  # without a negative the loss is 0
         return (0 * z).sum()
     s = z @ z.T / temp
     rows = torch.arange(2 * n, device=z.device)

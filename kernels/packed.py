@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import INTERPRETED, tl, triton
+from fastequi.kernels.sampling import load_theta
 
 try:
     from triton.language.extra.cuda.libdevice import byte_perm
@@ -162,13 +163,7 @@ def pixel_affine(theta_ptr, H, W, HS, WS, ALIGN: tl.constexpr):
 
     Returns (a0..a5, cx, cy, poison: 0, or NaN where θ is not finite).
     """
-    t0 = tl.load(theta_ptr + 0).to(tl.float32)
-    t1 = tl.load(theta_ptr + 1).to(tl.float32)
-    t2 = tl.load(theta_ptr + 2).to(tl.float32)
-    t3 = tl.load(theta_ptr + 3).to(tl.float32)
-    t4 = tl.load(theta_ptr + 4).to(tl.float32)
-    t5 = tl.load(theta_ptr + 5).to(tl.float32)
-    poison = 0.0 * t0 + 0.0 * t1 + 0.0 * t2 + 0.0 * t3 + 0.0 * t4 + 0.0 * t5
+    t0, t1, t2, t3, t4, t5, poison = load_theta(theta_ptr)
     # pixels of the source per normalised unit, and of the output
     unit_x = (WS - 1) * 0.5 if ALIGN else WS * 0.5
     unit_y = (HS - 1) * 0.5 if ALIGN else HS * 0.5

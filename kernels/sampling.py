@@ -65,6 +65,19 @@ def padded(x, size, PADDING: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def load_theta(theta_ptr):
+    """The six numbers of a matrix, and a poison: 0, or NaN where one of them is not finite."""
+    t0 = tl.load(theta_ptr + 0).to(tl.float32)
+    t1 = tl.load(theta_ptr + 1).to(tl.float32)
+    t2 = tl.load(theta_ptr + 2).to(tl.float32)
+    t3 = tl.load(theta_ptr + 3).to(tl.float32)
+    t4 = tl.load(theta_ptr + 4).to(tl.float32)
+    t5 = tl.load(theta_ptr + 5).to(tl.float32)
+    poison = 0.0 * t0 + 0.0 * t1 + 0.0 * t2 + 0.0 * t3 + 0.0 * t4 + 0.0 * t5
+    return t0, t1, t2, t3, t4, t5, poison
+
+
+@triton.jit
 def affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl.constexpr):
     """Where output pixels (x, y) sample the source.
 
@@ -73,13 +86,7 @@ def affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl.
         coordinates; xn, yn: the output's normalised coordinates; outside: the sample point lies
         outside the image; poison: 0, or NaN where θ is not finite.
     """
-    t0 = tl.load(theta_ptr + 0).to(tl.float32)
-    t1 = tl.load(theta_ptr + 1).to(tl.float32)
-    t2 = tl.load(theta_ptr + 2).to(tl.float32)
-    t3 = tl.load(theta_ptr + 3).to(tl.float32)
-    t4 = tl.load(theta_ptr + 4).to(tl.float32)
-    t5 = tl.load(theta_ptr + 5).to(tl.float32)
-    poison = 0.0 * t0 + 0.0 * t1 + 0.0 * t2 + 0.0 * t3 + 0.0 * t4 + 0.0 * t5
+    t0, t1, t2, t3, t4, t5, poison = load_theta(theta_ptr)
     xn = _base(x, W, ALIGN)
     yn = _base(y, H, ALIGN)
     xs = t0 * xn + t1 * yn + t2

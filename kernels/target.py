@@ -58,7 +58,7 @@ class BlurTarget(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a path loss fills: per image and step, empty where it was not asked for.
+    """Outputs of a path loss, per image and step; empty where not needed.
 
     Attributes:
         total, counted: [B, K] of errors and of values.

@@ -30,7 +30,7 @@ LIBRARY = "libfastequi.so"  # no module is called so: native.so would be importe
 
 
 def extra_flags() -> list[str]:
-    """$FASTEQUI_CFLAGS, for compiling and linking: ci/sanitize.sh asks for its sanitizers there."""
+    """$FASTEQUI_CFLAGS, for compiling and linking; ci/sanitize.sh sets its sanitizers there."""
     return shlex.split(os.environ.get("FASTEQUI_CFLAGS", ""))
 
 
@@ -66,7 +66,7 @@ def build(cc: str, library: Path) -> None:
     """Compiles to `library`, which appears complete or not at all.
 
     Raises:
-        RuntimeError: the compiler failed; with its last words.
+        RuntimeError: the compiler failed; with the end of its output.
     """
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         jobs = []

@@ -74,7 +74,7 @@ def compute_warp_recon(
         run = warp_recon_general
     else:
         in_c = use_native(pred) and native.samples(image) and native.reads(pred, patch_size)
-        # C looks for what is outside in pixels, of which one with aligned corners tells nothing
+        # C tests "outside" in pixels; a side of one pixel with aligned corners has no scale
         in_c = in_c and not (mask_outside and align_corners and 1 in image.shape[2:])
         run = native.warp_recon if in_c and theta.dtype != torch.float64 else warp_recon_eager
     each = sums

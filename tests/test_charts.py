@@ -10,11 +10,16 @@ from fastequi.report.charts import Bar, Curve, bars, curves
 from fastequi.report.markup import duration, number, two
 
 
-def test_bars_tell_floors_from_features_and_whiskers_end_at_the_interval():
-    svg = bars([Bar("raw", 0.5, 0.4, 0.6, True), Bar("ours", 0.8, 0.75, 0.9, False, 3)], "R²")
-    assert svg.count('class="floor"') == 1
+def test_bars_mark_baselines_and_whiskers_end_at_the_interval():
+    rows = [
+        Bar(label="raw", value=0.5, low=0.4, high=0.6, is_baseline=True),
+        Bar(label="ours", value=0.8, low=0.75, high=0.9, color=3),
+    ]
+    svg = bars(rows, "R²")
+    assert svg.count('class="baseline"') == 1
+    assert svg.count("strongest baseline") == 1
     assert svg.count('class="bar c3"') == 1
-    assert "raw (floor) 0.50, 95 % 0.40 to 0.60; ours 0.80, 95 % 0.75 to 0.90" in svg
+    assert "raw (baseline) 0.50, 95 % 0.40 to 0.60; ours 0.80, 95 % 0.75 to 0.90" in svg
     boxes = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)
     whiskers = re.findall(
         r'<line x1="([\d.]+)" x2="([\d.]+)" y1="(.*?)" y2="\3" class="whisker"', svg
@@ -27,7 +32,8 @@ def test_bars_tell_floors_from_features_and_whiskers_end_at_the_interval():
 
 
 def test_values_far_out_stay_inside_the_chart():
-    svg = bars([Bar("lost", -40.0, -90.0, -5.0), Bar("wild", 7.0, 6.0, 8.0)], "R²")
+    lost = Bar(label="lost", value=-40.0, low=-90.0, high=-5.0)
+    svg = bars([lost, Bar(label="wild", value=7.0, low=6.0, high=8.0)], "R²")
     assert "−40.00" in svg
     assert all(-1 <= float(x) <= 361 for x in re.findall(r' x[12]?="([-\d.]+)"', svg))
 

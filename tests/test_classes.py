@@ -80,7 +80,7 @@ def test_neighbours_vote_as_scikit_learns(chunk):
     neighbors = pytest.importorskip("sklearn.neighbors")
     x, y = blobs(200, 0)
     x_test, y_test = blobs(60, 1)
-    ours = knn_classes(x, y, x_test, (1, 5, 200), 0.07, chunk)
+    ours = knn_classes(x, y, x_test, (1, 5, 200), temperature=0.07, chunk=chunk)
     for k, pred in ours.items():
         model = neighbors.KNeighborsClassifier(
             k, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07)
@@ -93,7 +93,7 @@ def test_neighbours_vote_as_scikit_learns(chunk):
             knn_classes(x, y, x_test, ks)
 
 
-def test_probes_tell_what_can_be_told():
+def test_probes_predict_what_can_be_predicted():
     x, y = blobs(600, 1, 0.3)
     x_test, y_test = blobs(200, 2, 0.3)
     for probe in (linear_classes, nonlinear_classes):

@@ -11,6 +11,8 @@ pytest.importorskip("nvidia.dali")
 
 from fastequi.cli.demo import TEST_REGION, TRAIN_REGION, demo
 from fastequi.recipes import RECIPES
+from fastequi.report.page import page
+from fastequi.report.runs import read_run
 
 
 def test_it_leaves_a_table_figures_and_pictures(tmp_path, capsys):
@@ -24,14 +26,22 @@ def test_it_leaves_a_table_figures_and_pictures(tmp_path, capsys):
     torch.manual_seed(3)
     report = demo(config, tmp_path / "run", train_pairs=256)
     assert TRAIN_REGION[2] <= TEST_REGION[0]  # no pixel is trained and tested on
-    rows = {score.features for score in report.scores}
+    rows = {score.label for score in report.scores}
     for row in ("raw pair", "transformed image alone", "random init, z_equi", "random init, patch",
                 "TIR, z_equi", "TIR, z_inv", "TIR, patch"):  # fmt: skip
         assert row in rows
-    saved = json.loads((tmp_path / "run" / "equivariance.json").read_text())
-    assert len(saved["scores"]) == len(report.scores)
+    run = tmp_path / "run"
+    saved = json.loads((run / "eval_equivariance.json").read_text())
+    assert (saved["kind"], saved["encoder"]) == ("equivariance", "TIR")
+    assert saved["tasks"] == {"se2": json.loads(json.dumps(report.to_json()))}
     assert saved["machine"]["torch"] == torch.__version__
-    assert 0 < saved["psnr"]["predicted"] < saved["psnr"]["nearer_view"]  # after three seconds
+    saved = json.loads((run / "eval_reconstruct.json").read_text())
+    (predicted, nearer) = (sum(saved["psnr"][name]) for name in ("predicted", "nearer_view"))
+    assert 0 < predicted < nearer  # after three seconds
+    found = read_run(run)
+    assert [result.kind for result in found.results.values()] == ["equivariance", "reconstruct"]
+    assert found.notes == ()
+    page([found], {}, [], "")
     assert Image.open(tmp_path / "run" / "reconstructions.png").width > 400
     assert (tmp_path / "run" / "model.safetensors").is_file()
     printed = capsys.readouterr().out

@@ -68,6 +68,7 @@ def test_a_run_and_its_checkpoints_give_the_methods_features(tmp_path):
     started = build(config()).eval().features(IMAGES)
     assert torch.equal(fresh.features(IMAGES)["z_equi"], started["z_equi"])
     assert fresh.name == "random init"
+    assert (fresh.is_baseline, encoder.is_baseline) == (True, False)
 
 
 def test_a_base_alone_has_no_z_equi_and_an_ema_is_taken(tmp_path):
@@ -151,7 +152,8 @@ def test_a_function_from_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "own_encoder.py").write_text(
         "from fastequi.evaluate.encoders import Encoder\n"
         "def mine(device):\n"
-        "    return Encoder('mine', lambda x: {'patch': x.flatten(2)}, ('patch',), 16)\n"
+        "    features = lambda x: {'patch': x.flatten(2)}\n"
+        "    return Encoder(name='mine', features=features, names=('patch',), image_size=16)\n"
         "def wrong(device):\n"
         "    return 3\n"
     )

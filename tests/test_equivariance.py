@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fastequi.data.views.batch import Batch, Views
-from fastequi.evaluate.equivariance import _patches, evaluate
+from fastequi.evaluate.pair_scores import Probed, score_pairs
 from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.pixels import patches
 from fastequi.evaluate.probes import Fit
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
@@ -76,8 +77,8 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
         return {"z_equi": torch.ones(len(images), 16, 2) + 1e-3 * images.mean()}
 
     seen = []
-    (report, beyond) = evaluate(
-        {"knows": (knows, ("z_equi",)), "blind": (blind, ("z_equi",))},
+    (report, beyond) = score_pairs(
+        {"knows": Probed(knows, ("z_equi",)), "blind": Probed(blind, ("z_equi",), True)},
         train,
         [test, first],
         patch_size=4,
@@ -96,7 +97,10 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
     assert max(constant.r2) <= 0 < constant.error[0] < 45
     assert best.mean_low < best.mean < best.mean_high
     assert beyond.test_pairs == 40
-    assert [s.features for s in beyond.scores] == [s.features for s in report.scores]
+    assert [s.label for s in beyond.scores] == [s.label for s in report.scores]
+    ours = [s.is_baseline for s in report.scores if s.encoder == "knows"]
+    assert ours == [False] * len(ours)
+    assert all(s.is_baseline for s in report.scores if s.encoder in (None, "blind"))
     assert report.to_json()["scores"][-1]["mean"] == report.scores[-1].mean
     assert report.to_json()["names"] == ("angle", "tx", "ty")
     assert report.table().row_count == len(report.scores)
@@ -109,10 +113,11 @@ def test_pairs_know_their_photographs_and_intervals_are_over_them():
     pairs = collect_pairs(batches(path), path, VIEWS, 100, samples_per_file=16)
     assert pairs.photographs.tolist() == [i % 64 // 16 for i in range(100)]
     ridge = {"probes": ("ridge",), "patch_size": 4}
-    images = {"mine": (lambda x: {"patch": x.flatten(2).transpose(1, 2)[:, :9]}, ("patch",))}
-    (by_photograph,) = evaluate(images, pairs, [pairs], **ridge)
+    features = lambda x: {"patch": x.flatten(2).transpose(1, 2)[:, :9]}  # noqa: E731
+    images = {"mine": Probed(features, ("patch",))}
+    (by_photograph,) = score_pairs(images, pairs, [pairs], **ridge)
     single = replace(pairs, photographs=torch.arange(100))
-    (by_pair,) = evaluate(images, pairs, [single], **ridge)
+    (by_pair,) = score_pairs(images, pairs, [single], **ridge)
     assert (by_photograph.photographs, by_pair.photographs) == (4, 100)
     for ours, theirs in zip(by_photograph.scores, by_pair.scores, strict=True):
         assert ours.r2 == theirs.r2
@@ -122,11 +127,11 @@ def test_pairs_know_their_photographs_and_intervals_are_over_them():
 
 def test_large_images_are_as_many_patches_of_fewer_pixels():
     images = torch.rand(2, 3, 224, 224)
-    patches = _patches(images, 16)
-    assert patches.shape == (2, 196, 3 * 4 * 4)
+    found = patches(images, 16)
+    assert found.shape == (2, 196, 3 * 4 * 4)
     expected = torch.nn.functional.avg_pool2d(images, 4)[..., :4, :4].flatten(1)
-    torch.testing.assert_close(patches[:, 0], expected)
-    assert _patches(torch.rand(1, 3, 32, 32), 8).shape == (1, 16, 3 * 64)
+    torch.testing.assert_close(found[:, 0], expected)
+    assert patches(torch.rand(1, 3, 32, 32), 8).shape == (1, 16, 3 * 64)
 
 
 def test_the_grid_shows_every_image_in_its_place():

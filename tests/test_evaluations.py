@@ -21,10 +21,11 @@ from fastequi.cli.main import main
 from fastequi.data.reader import read
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import embedded_photos, image_folder
-from fastequi.evaluate.classification import Recognition, normalise
+from fastequi.evaluate.classification import ClassScore, comparisons, normalise
 from fastequi.evaluate.encoders import load_encoder
-from fastequi.evaluate.judge_classes import verdicts
 from fastequi.evaluate.published import published
+from fastequi.evaluate.results import SCHEMA, label
+from fastequi.evaluate.results import read as read_result
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint, manifest
 from fastequi.runtime.devices import use_device
@@ -64,8 +65,11 @@ def test_equivariance_with_its_base_beside_it(runs, capsys):
     assert saved["test_seen_in_training"] == {str(runs / "tir"): 1, str(runs / "base"): 1}
     assert saved["budget"]["fit"]["seeds"] == 2
     assert saved["machine"]["torch"] == torch.__version__
+    assert (saved["kind"], saved["schema"], saved["encoder"]) == ("equivariance", SCHEMA, "tir")
     scores = saved["tasks"]["rotation"]["scores"]
-    assert {score["features"] for score in scores} == {
+    for score in scores:  # what is a baseline is said, not to be guessed from names
+        assert score["is_baseline"] == (score["encoder"] in (None, "random init"))
+    assert {label(score["encoder"], score["features"]) for score in scores} == {
         *("mean predictor", "transformed image alone", "raw pair", "pixel statistics"),
         *(f"{who}, {what}" for who in ("random init", "tir") for what in ("z_equi", "z_inv")),
         *(f"{who}, {what}" for who in ("random init", "tir", "base") for what in ("patch", "cls")),
@@ -81,7 +85,7 @@ def test_equivariance_with_its_base_beside_it(runs, capsys):
     assert "rotation 45..60" in printed
 
 
-def test_photographs_seen_in_training_are_told(runs, tmp_path, capsys, monkeypatch):
+def test_photographs_seen_in_training_are_counted(runs, tmp_path, capsys, monkeypatch):
     """By the files' names and sizes, which the run kept; a folder of others says nothing."""
     monkeypatch.chdir(tmp_path)
     photos = runs / "photos"
@@ -119,14 +123,21 @@ def test_ranges_of_nothing_are_refused_at_once(runs):
         equivariance([str(runs / "tir"), "--degrees", "-1", "--tasks", "blur"])
 
 
-def test_verdicts_compare_like_with_like():
-    def row(features, probe, share):
-        return Recognition(features, probe, share, share - 0.01, share + 0.01, (share,))
+def test_comparisons_are_of_like_with_like():
+    def row(encoder, features, probe, share):
+        interval = {"accuracy": share, "low": share - 0.01, "high": share + 0.01}
+        named = {"encoder": encoder, "features": features, "is_baseline": encoder is None}
+        return ClassScore(**named, probe=probe, **interval, seeds=(share,))
 
-    rows = [row("raw pixels", "knn, k=5", 0.8), row("raw pixels", "knn, k=20", 0.7),
-            row("mine, patch", "knn, k=5", 0.79), row("mine, patch", "knn, k=20", 0.75),
-            row("mine, cls", "knn, k=20", 0.71), row("mine2, cls", "knn, k=20", 0.99)]  # fmt: skip
-    assert verdicts(rows, "mine") == [
+    rows = [
+        row(None, "raw pixels", "knn, k=5", 0.8),
+        row(None, "raw pixels", "knn, k=20", 0.7),
+        row("mine", "patch", "knn, k=5", 0.79),
+        row("mine", "patch", "knn, k=20", 0.75),
+        row("mine", "cls", "knn, k=20", 0.71),
+        row("mine2", "cls", "knn, k=20", 0.99),
+    ]
+    assert comparisons(rows, "mine") == [
         "mine, patch by knn, k=20: 0.750, more than raw pixels: 0.700",
         "mine, cls by knn, k=20: 0.710, about as much as raw pixels: 0.700",
     ]
@@ -184,8 +195,11 @@ def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
     saved = json.loads((tmp_path / "knn.json").read_text())
     assert (saved["classes"], saved["train_images"], saved["test_images"]) == (2, 7, 2)
     assert {row["probe"] for row in saved["scores"]} == {"knn, k=5"}  # seven images have no 10
-    names = [row["features"] for row in saved["scores"]]
+    assert (saved["kind"], saved["schema"], saved["encoder"]) == ("knn", SCHEMA, "tir")
+    names = [label(row["encoder"], row["features"]) for row in saved["scores"]]
     assert names[0] == "raw pixels"
+    baselines = [row["encoder"] for row in saved["scores"] if row["is_baseline"]]
+    assert set(baselines) == {None, "random init"}
     assert {"random init, patch", "tir, cls", "tir, z_equi"} <= set(names)
     pytest.importorskip("sklearn")
     main(["eval", "linear", run, "--data", "digits", "--train-images", "200", "--test-images",
@@ -199,7 +213,7 @@ def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
     assert [sum(n) for n in zip(*saved["class_images"].values(), strict=True)] == [200, 100]
     main(["report", run, "--no-images", "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
-    assert "10 classes from frozen features, fitted on 200 and judged on 100 images" in page
+    assert "10 classes from frozen features, fitted on 200 and tested on 100 images" in page
     assert "test images: every fifth digit" in page
 
 
@@ -208,13 +222,29 @@ def test_reconstruction_and_spectra(runs, capsys):
     saved = json.loads((runs / "tir" / "eval_reconstruct.json").read_text())
     assert len(saved["psnr"]["predicted"]) == len(saved["ssim"]["nearer_view"]) == 2
     assert saved["psnr"]["low"] <= saved["psnr"]["gain"] <= saved["psnr"]["high"] < 0
-    assert saved["spectra"]["z_equi, tokens"]["channels"] == 8
-    assert saved["spectra"]["z_inv, mean token"]["rank"] == 8
+    spectra = {(row["features"], row["tokens"]): row for row in saved["spectra"]}
+    assert all((row["encoder"], row["is_baseline"]) == ("tir", False) for row in spectra.values())
+    assert spectra["z_equi", "all"]["channels"] == 8
+    assert spectra["z_inv", "mean"]["rank"] == 8
     main(["eval", "reconstruct", str(runs / "base"), "--images", "16"])
     assert "has no decoders" in capsys.readouterr().out
     saved = json.loads((runs / "base" / "eval_reconstruct.json").read_text())
     assert "psnr" not in saved
-    assert saved["spectra"]["z_inv, tokens"]["channels"] == 16
+    first = saved["spectra"][0]
+    assert (first["features"], first["tokens"], first["channels"]) == ("z_inv", "all", 16)
+
+
+def test_files_of_another_schema_or_kind_are_not_read():
+    found = {"kind": "knn", "schema": SCHEMA, "encoder": "tir", "scores": []}
+    assert read_result(found).document == found
+    for other, message in (
+        ({"schema": SCHEMA + 1}, rf"schema {SCHEMA + 1}, expected {SCHEMA}"),
+        ({"schema": None}, r"schema None, expected"),
+        ({"kind": "new"}, r"kind 'new', expected one of equivariance, knn, linear, reconstruct"),
+        ({"encoder": None}, r"encoder None, expected a name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_result({**found, **other})
 
 
 def test_embed_writes_the_same_rows_in_every_form(runs, tmp_path):
@@ -330,7 +360,7 @@ def test_windows_of_any_shape_show_the_middle(tmp_path):
     assert images[0, 0, 0].float().mean() < 5
 
 
-def test_shards_lists_and_several_folders_are_judged_and_embedded(runs, tmp_path, capsys):
+def test_shards_lists_and_several_folders_are_evaluated_and_embedded(runs, tmp_path, capsys):
     run, photos = str(runs / "tir"), runs / "photos"
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         for path in sorted(photos.rglob("*.jpg")):
@@ -423,6 +453,9 @@ def test_of_several_gpus_one_is_chosen(monkeypatch):
         (["eval", "linear", "RUN", "--data", "PHOTOS", "--out", "FILE/x"], "FILE/x cannot be wri"),
         (["eval", "equivariance", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
         (["eval", "reconstruct", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
+        (["eval", "rotnet", "RUN", "--data", "PHOTOS"], "expected a run with system=rotnet"),
+        (["eval", "rotnet", "RUN", "--data", "PHOTOS", "--crop", "2"], "--crop: expected 0 < sha"),
+        (["eval", "rotnet", "RUN"], "--data: expected folders of classes, shards, lists"),
         (["pretrain", "demo", "--data", "PHOTOS", "--run-dir", "FILE"], "a folder, FILE is a file"),
         (["eval", "knn", "broken_encoder:make", "--data", "PHOTOS"], "failed (KeyError: 'k')"),
     ],

@@ -10,9 +10,10 @@ import torch
 pytest.importorskip("nvidia.dali")
 
 from bench import equivariance, probe_pairs
-from bench.equivariance import base_of, config_of
+from bench.equivariance import base_of, config_of, described
 from fastequi.build import build
 from fastequi.cli.dryrun import synthetic
+from fastequi.evaluate.results import label
 
 SHORT = ["--test-pairs", "20", "--epochs", "1", "--probes", "token", "mlp"]
 
@@ -50,7 +51,8 @@ def test_all_rows_share_encoder_images_and_steps():
 
 @pytest.mark.parametrize("row", ["VICReg", "TIR translation K=2", "TIR blur K=1"])
 def test_the_papers_encoder_at_another_size(row):
-    config = config_of(base_of("tir_vicreg_vits16", size=96, batch=8), row, 0, 10, 31)
+    base = base_of("tir_vicreg_vits16", size=96, batch=8)
+    config = config_of(base, row, seed=0, steps=10, files=31)
     assert (config.data.image_size, config.data.batch_size) == (96, 8)
     assert (config.model.name, config.model.patch_size) == ("vit_small", 16)
     small = replace(config, model=replace(config.model, depth=1))
@@ -59,7 +61,7 @@ def test_the_papers_encoder_at_another_size(row):
     loss.backward()
 
 
-def test_every_row_is_judged_at_every_task_beside_its_floors(out):
+def test_every_row_is_evaluated_at_every_task_beside_its_baselines(out):
     found = json.loads((out / "equivariance.json").read_text())
     assert found["steps"] == 2
     (seed,) = found["seeds"]
@@ -68,7 +70,7 @@ def test_every_row_is_judged_at_every_task_beside_its_floors(out):
     assert list(seed["tasks"]) == [*equivariance.FAMILIES[:1], "rotation 45..60",
                                    *equivariance.FAMILIES[1:]]  # fmt: skip
     for report in seed["tasks"].values():
-        names = {row["features"] for row in report["scores"]}
+        names = {label(*described(row)[:2]) for row in report["scores"]}
         assert {"raw pair", "transformed image alone", "random init, z_equi"} <= names
         assert {"VICReg, patch", "TIR blur K=2, patch", "TIR blur K=2, z_equi"} <= names
     table = equivariance.tables(found)
@@ -105,5 +107,6 @@ def test_the_curve_over_pairs(out, monkeypatch, tmp_path, capsys):
     assert found["30"]["test_pairs"] == found["60"]["test_pairs"] == 20
     printed = capsys.readouterr().out
     for row, more in zip(found["30"]["scores"], found["60"]["scores"], strict=True):
-        line = f"| {row['features']} | {row['probe']} | {row['mean']:.2f} | {more['mean']:.2f} |"
+        name = label(row["encoder"], row["features"])
+        line = f"| {name} | {row['probe']} | {row['mean']:.2f} | {more['mean']:.2f} |"
         assert line in printed

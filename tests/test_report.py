@@ -10,16 +10,27 @@ from importlib import resources
 import pytest
 from PIL import Image
 
+from fastequi.evaluate.results import SCHEMA, Result
 from fastequi.recipes import RECIPES
 from fastequi.report.cards import _model, _what
-from fastequi.report.findings import _against_floor, is_floor, is_own
+from fastequi.report.findings import strongest
 from fastequi.report.markup import duration, number, two
 from fastequi.report.page import page
 from fastequi.report.report import report
 from fastequi.report.runs import differing, flatten, read_run, read_runs
 from tests.support import chromium
 from tests.support.configs import run_folder, small_demo
-from tests.support.made_up import judged, knn, make_run, scores, sheets
+from tests.support.made_up import (
+    class_row,
+    equivariance,
+    evaluated,
+    knn,
+    make_run,
+    of_kind,
+    row_of,
+    scores,
+    sheets,
+)
 
 
 class Checked(HTMLParser):
@@ -60,7 +71,7 @@ def two_runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     demo = RECIPES["demo"]()
     other = replace(demo, tir=replace(demo.tir, num_steps=3), optim=replace(demo.optim, lr=1))
-    return judged(make_run(folder / "first")), judged(make_run(folder / "second", 40, other))
+    return evaluated(make_run(folder / "first")), evaluated(make_run(folder / "second", 40, other))
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +114,8 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
     found = Checked(markup).text
     for run in two_runs:
         assert run.name in found
-        result = json.loads((run / "equivariance.json").read_text())
         tasks = json.loads((run / "eval_equivariance.json").read_text())["tasks"]
-        for table in (result, *tasks.values()):
+        for table in tasks.values():
             for row in table["scores"]:
                 for i in range(len(table["names"])):
                     value, low, high = (two(row[k][i]) for k in ("r2", "low", "high"))
@@ -115,7 +125,7 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert f"{number(rows[0]['loss'])} → {number(rows[-1]['loss'])}" in found
         assert f"wall time {duration(rows[-1]['seconds'])}" in found
-    assert "31.02" in found
+    assert "PSNR, dB 30.29 nearer view in its place: 29.83" in found
     assert "PSNR 2 31.46 dB 30.89 dB" in found
     assert "SSIM 1 0.812 0.800" in found
     assert "PSNR gained +0.46 dB (+0.20 to +0.70). SSIM gained −0.001" in found
@@ -143,38 +153,55 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert len(read_runs([folders[0], folders[0]])) == 1
 
 
-def test_floors_and_other_encoders_are_not_the_runs_own():
-    result = {"encoder": "mine"}
-    rows = [("mean predictor", 0.0), ("raw pair", 0.3), ("pixel statistics", 0.9),
-            ("transformed image alone", 0.1), ("random init, patch", 0.5), ("raw pixels", 0.1),
-            ("mine_base, patch", 0.8), ("mine, patch", 0.6), ("mine, z_equi", 0.7)]  # fmt: skip
-    own = {f for f, _ in rows if is_own({"features": f}, result)}
-    assert own == {"mine, patch", "mine, z_equi"}
-    floors = {f for f, _ in rows if is_floor(f)}
-    assert floors == {f for f, _ in rows if not f.startswith("mine")}
-    report = {"scores": [{"features": f, "probe": "ridge", "r2": [r]} for f, r in rows]}
-    assert _against_floor(report, result)[1] == 0.9
-    assert not is_own({"features": "pixel statistics"}, {})  # the demo names no encoder
+def test_baselines_and_other_encoders_are_not_the_runs_own():
+    """Whatever encoders are called: the fields of a row say what it is."""
+    for mine in ("mine", "raw", "pixels", "random init", "mean predictor 2"):
+        result = Result("equivariance", mine, {})
+        rows = [(None, "mean predictor", True, 0.0), (None, "raw pair", True, 0.3),
+                (None, "pixel statistics", True, 0.9), ("random init (2)", "patch", True, 0.5),
+                ("base", "patch", False, 0.95), (mine, "patch", False, 0.6),
+                (mine, "z_equi", False, 0.7)]  # fmt: skip
+        scores = [{**row_of(*row), "probe": "ridge", "mean": mean} for *row, mean in rows]
+        own = {row["features"] for row in scores if result.is_own(row)}
+        assert own == {"patch", "z_equi"}
+        ours, baseline = strongest({"scores": scores}, result)
+        assert [row["mean"] for row in ours] == [0.6, 0.7]
+        assert baseline == 0.9
+        assert [result.name(row) for row in scores[2:6]] == [
+            *("pixel statistics", "random init (2), patch", "base, patch", "patch")
+        ]
 
 
-@pytest.mark.parametrize("name", ["raw", "pixels", "pixels21", "random", "mean predictor 2"])
-def test_a_run_may_be_named_nearly_like_a_floor(name):
-    features = f"{name}, patch"
-    assert not is_floor(features)
-    assert is_own({"features": features}, {"encoder": name})
+def test_other_schemas_are_named_and_left_out(tmp_path):
+    run = evaluated(make_run(tmp_path / "run"))
+    newer = {**knn("run"), "schema": SCHEMA + 1}
+    (run / "eval_knn.json").write_text(json.dumps(newer))
+    (run / "eval_old.json").write_text(json.dumps({"scores": [{"accuracy": 0.4321}], "n": 0.8765}))
+    read = read_run(run)
+    found = Checked(page([read], {}, [], "")).text
+    assert f"eval_knn.json is left out: schema {SCHEMA + 1}, expected {SCHEMA}" in found
+    assert "eval_old.json names no schema, so it is only listed, under other results" in found
+    assert "knn, k=20" not in found
+    assert "No kNN or linear probe in run" in found
+    assert "0.4321" not in found
+    assert "scores 1 entries" in found
+    assert "n 0.8765" in found
+    assert "mean R² of se2" in found  # the rest is shown
 
 
-def test_images_that_may_have_been_seen_are_told(tmp_path):
+def test_images_that_may_have_been_seen_are_counted(tmp_path):
     run = make_run(tmp_path / "run")
-    for kind, document in (("equivariance", {"tasks": {"rotation": scores(["angle"], "run")}}),
-                           ("knn", knn("run"))):  # fmt: skip
+    for kind, document in (
+        ("equivariance", equivariance("run", {"rotation": scores(["angle"], "run")})),
+        ("knn", knn("run")),
+    ):
         file = run / f"eval_{kind}.json"
         for seen, said in (({"run": 0, "base": None}, 0), ({"run": 8, "base": 1000}, 1)):
             file.write_text(json.dumps({**document, "test_seen_in_training": seen}))
             found = Checked(page([read_run(run)], {}, [], "")).text
-            told = "Test images with the name and the size of one: "
-            told += "8 that run trained on; 1,000 that base trained on."
-            assert found.count(told) == said
+            note = "Test images with the name and the size of one: "
+            note += "8 that run trained on; 1,000 that base trained on."
+            assert found.count(note) == said
         file.unlink()
 
 
@@ -187,30 +214,30 @@ def test_systems_that_are_no_tir_are_named():
 
 def test_zero_filled_tables_are_marked_and_never_the_headline(tmp_path):
     run = make_run(tmp_path / "filled")
-    document = {"encoder": "filled", "budget": {"zero_fill": True}}
-    document["tasks"] = {"rotation": scores(["angle"], "filled")}
+    tasks = {"rotation": scores(["angle"], "filled")}
+    document = equivariance("filled", tasks, zero_fill=True)
     (run / "eval_equivariance_zero_fill.json").write_text(json.dumps(document))
     found = Checked(page([read_run(run)], {}, [], "")).text
-    assert "gives the transformation away: only to compare" in found
+    assert "reveals the transformation: only to compare" in found
     assert "mean R² of rotation" not in found  # the run's card
     (run / "eval_equivariance_zero_fill.json").rename(run / "eval_equivariance.json")
     document["budget"]["zero_fill"] = False
     (run / "eval_equivariance.json").write_text(json.dumps(document))
     found = Checked(page([read_run(run)], {}, [], "")).text
-    assert "gives the transformation away" not in found
+    assert "reveals the transformation" not in found
     assert "mean R² of rotation" in found
 
 
 def test_damage_is_told_and_the_rest_is_shown(tmp_path):
-    run = judged(make_run(tmp_path / "hurt"))
+    run = evaluated(make_run(tmp_path / "hurt"))
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[1:3] = ['{"step": 20, "lo', "[3]"]
     lines.append(json.dumps({"step": 70, "loss": math.nan, "recon": 0.1}))
     (run / "metrics.jsonl").write_text("\n".join(lines))
+    broken = json.loads((run / "eval_equivariance.json").read_text())
     (run / "eval_equivariance.json").write_text("{")
-    broken = json.loads((run / "equivariance.json").read_text())
-    del broken["scores"][0]["low"]
-    (run / "equivariance.json").write_text(json.dumps(broken))
+    del broken["tasks"]["rotation"]["scores"][0]["low"]
+    (run / "eval_broken.json").write_text(json.dumps(broken))
     (run / "config.json").write_text("[]")
     read = read_run(run)
     assert [row["step"] for row in read.rows] == [10, 40, 50, 60, 70]
@@ -218,7 +245,7 @@ def test_damage_is_told_and_the_rest_is_shown(tmp_path):
     assert "metrics.jsonl: 2 damaged lines left out (lines 2, 3), 5 read" in found
     assert "metrics.jsonl: 1 line holds NaN" in found
     assert "eval_equivariance.json cannot be read" in found
-    assert "equivariance.json is not as expected (KeyError: 'low'), so not shown" in found
+    assert "eval_broken.json is not as expected (KeyError: 'low'), so not shown" in found
     assert "config.json: expected an object, got a list" in found
     assert "0.873" not in found
     assert "knn, k=20" in found
@@ -241,27 +268,33 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
 
 
 def test_names_are_escaped(tmp_path):
-    run = judged(make_run(tmp_path / "<u>&\"'x"))
+    run = evaluated(make_run(tmp_path / "<u>&\"'x"))
     markup = page(read_runs([run]), {"<u>&\"'x": sheets()}, ["<u>: no"], "")
     assert "<u>" not in markup
     assert "<u>&\"'x" in Checked(markup).text
 
 
-def test_rotnet_stands_with_its_turns(tmp_path):
-    run = make_run(tmp_path / "turns", config=RECIPES["rotnet_nin_32"]())
+def test_rotnet_is_shown_with_its_rotations(tmp_path):
+    run = make_run(tmp_path / "rot", config=RECIPES["rotnet_nin_32"]())
     rows = [
-        {"network": network, "block": block, "probe": probe, "per_class": few, "accuracy": 0.8379,
-         "low": 0.8212, "high": 0.8535}
-        for network, block, probe, few in (
-            ("pixels", "", "linear", 0), ("RotNet", "block2", "non-linear", 10))
-    ]  # fmt: skip
-    turns = {"all": 0.9781, "0": 0.98, "90": 0.97, "180": 0.98, "270": 0.97}
-    (run / "rotnet.json").write_text(json.dumps({"rotation_accuracy": turns, "classes": rows}))
+        class_row((None, "raw pixels", True), "linear", 0.8379),
+        class_row(("rot", "block2", False), "non-linear", 0.8379, labels_per_class=10),
+    ]
+    each = {"0": 0.98, "90": 0.97, "180": 0.98, "270": 0.97}
+    rotations = [
+        {**row_of(None, "chance", True), "accuracy": 0.25, "by_rotation": {}},
+        {**row_of("rot", "classifier", False), "accuracy": 0.9781, "by_rotation": each},
+        {**row_of("base", "classifier", False), "accuracy": 0.5, "by_rotation": each},
+    ]
+    document = {**knn("rot"), "kind": "rotnet", "scores": rows, "rotation_accuracy": rotations}
+    (run / "eval_rotnet.json").write_text(json.dumps(of_kind("rotnet", "rot", document)))
     found = Checked(page(read_runs([run]), {}, [], "")).text
-    assert "RotNet, block2" in found
+    assert "rot, block2" in found
     assert "non-linear, 10 labels a class" in found
-    assert "0.978" in found
-    assert "0.838 0.821 to 0.854" in found
+    assert "rotation accuracy 0.978 chance 0.250" in found
+    assert "chance 0.250; rot 0.978 (0° 0.980, 90° 0.970, 180° 0.980, 270° 0.970)" in found
+    assert "base 0.500" in found
+    assert "0.838 0.818 to 0.858" in found
 
 
 def test_the_command_makes_its_pictures_from_the_checkpoint(tmp_path, capsys):
@@ -271,7 +304,7 @@ def test_the_command_makes_its_pictures_from_the_checkpoint(tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
     found = Checked(out.read_text())
     assert found.tags.count("img") == 6 * 6 + 9 * 2 + 6 * 3 + 3 * 7
-    assert "What the patches have in common" in found.text
+    assert "Principal components of the patches" in found.text
     report([run], out, images=False)
     assert "img" not in Checked(out.read_text()).tags
 
@@ -305,7 +338,7 @@ def test_contrast_is_enough_in_every_mode(mode):
     for ground in ("paper", "card"):
         for ink in ("ink", "muted", *(f"c{i}" for i in range(8))):
             assert contrast(ink, ground) >= 4.5, (ink, ground)
-        assert contrast("floor-edge", ground) >= 3
+        assert contrast("baseline-edge", ground) >= 3
     assert contrast("warn", "warn-paper") >= 4.5
 
 
@@ -316,7 +349,7 @@ def test_a_browser_shows_it_on_a_phone_and_a_desk_without_complaint(markup, tmp_
     if many:  # with names as long as they come
         names = [f"tir_vicreg_vits16-rotation-20261121-{i:06}" + "-again" * i for i in range(10)]
         runs = [make_run(tmp_path / name, 30 + 10 * i) for i, name in enumerate(names)]
-        markup = page(read_runs([judged(runs[0]), *runs[1:]]), {names[1]: sheets()}, [], "")
+        markup = page(read_runs([evaluated(runs[0]), *runs[1:]]), {names[1]: sheets()}, [], "")
     file.write_text(markup)
     with chromium.Browser() as browser:
         for width in (360, 1280):

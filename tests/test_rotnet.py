@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from fastequi.build import build
@@ -19,11 +20,15 @@ from fastequi.data.sources import idx
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.evaluate import class_probes as classes
 from fastequi.evaluate import rotnet as rotation
-from fastequi.evaluate.judge_rotnet import _few
-from fastequi.evaluate.rotnet import block_features, class_scores, rotation_accuracy
+from fastequi.evaluate.encoders import of_method
+from fastequi.evaluate.rotnet import _few, block_features, class_scores, rotation_score
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.nin import NetworkInNetwork
+from fastequi.optim import WeightEMA, adamw
 from fastequi.recipes import RECIPES
+from fastequi.report.page import page
+from fastequi.report.runs import read_run
+from fastequi.runtime import checkpoint
 
 CPU = torch.device("cpu")
 
@@ -72,7 +77,7 @@ def test_alexnet_is_the_papers():
 
 
 @pytest.mark.parametrize("name", ["rotnet_nin_32", "rotnet_vits16"])
-def test_loss_and_accuracies_are_those_of_the_four_turns(name):
+def test_loss_and_accuracies_are_those_of_the_four_rotations(name):
     config = small(name)
     torch.manual_seed(0)
     model = build(config).eval()
@@ -92,7 +97,7 @@ def test_loss_and_accuracies_are_those_of_the_four_turns(name):
     assert out["accuracy"].item() == pytest.approx(sum(map(sum, right.values())) / 20)
 
 
-def test_one_turn_each_as_an_option():
+def test_one_rotation_each_as_an_option():
     config = small(all_rotations=False)
     torch.manual_seed(0)
     model = build(config)
@@ -194,14 +199,22 @@ def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     assert sum("knn_k20" in row for row in rows) == 2
     main(["eval", "rotnet", str(run), "--data", str(folder), "--train-images", "300"])
     out = capsys.readouterr().out
-    assert "turns told right on 200 test images" in out
-    assert " classes, 300 training and 200 test images" in out
-    found = json.loads((run / "rotnet.json").read_text())
-    assert found["rotation_accuracy"]["all"] > 0.6
+    assert "rotations predicted correctly, 200 test images" in out
+    assert "3 classes (0, 1, 2), 300 training images" in out
+    found = json.loads((run / "eval_rotnet.json").read_text())
+    assert (found["kind"], found["encoder"]) == ("rotnet", "run")
+    chance, ours = found["rotation_accuracy"]
+    assert (chance["is_baseline"], chance["accuracy"]) == (True, 0.25)
+    assert (ours["encoder"], ours["is_baseline"]) == ("run", False)
+    assert ours["accuracy"] > 0.6
+    assert list(ours["by_rotation"]) == ["0", "90", "180", "270"]
+    assert sum(ours["by_rotation"].values()) / 4 == pytest.approx(ours["accuracy"])
     counts = np.array(list(found["class_images"].values()))
     assert counts.sum(0).tolist() == [300, 200]
-    networks = {row["network"] for row in found["classes"]}
-    assert networks == {"pixels", "random init", "RotNet"}
+    baselines = {row["encoder"]: row["is_baseline"] for row in found["scores"]}
+    assert baselines == {None: True, "random init": True, "run": False}
+    shown = page([read_run(run)], {}, [], "")
+    assert f"run {ours['accuracy']:.3f} (0° {ours['by_rotation']['0']:.3f}" in shown
     main(["eval", "knn", str(run), "--data", str(folder)])
     scores = json.loads((run / "eval_knn.json").read_text())["scores"]
     assert {row["features"] for row in scores if row["accuracy"] > 0.5} >= {"raw pixels"}
@@ -213,16 +226,80 @@ def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     assert "did you mean 'rotnet'?" in capsys.readouterr().err
 
 
-def test_rotation_accuracy_counts_every_turn():
+def test_its_evaluation_takes_what_the_others_take(tmp_path, monkeypatch, capsys):
+    """EMA weights, folders of classes, --out, --against, --test-data."""
+    monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
+    monkeypatch.setattr(classes, "_PENALTIES", (1e-2,))
+    pytest.importorskip("nvidia.dali")
+    config = small()
+    for name in ("one", "two"):
+        torch.manual_seed(1)
+        method = build(config)
+        if name == "one":  # the last weights would be an error: only the average is finite
+            average = WeightEMA(method, 0.5)
+            with torch.no_grad():
+                next(method.encoder.parameters()).fill_(float("nan"))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config.to_json())
+        kept = average if name == "one" else None
+        taken = checkpoint.snapshot(
+            1, model=method, optimizer=adamw(method, 0.1, 0.1), state={}, ema=kept
+        )
+        checkpoint.write(tmp_path / name / "checkpoints", taken)
+    for split, n in (("train", 30), ("test", 12)):
+        images, labels = bars(n, 16, n)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            folder = tmp_path / split / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).convert("RGB").save(folder / f"{i}.png")
+    words = ["eval", "rotnet", str(tmp_path / "one"), "--data", str(tmp_path / "train")]
+    words += ["--test-data", str(tmp_path / "test"), "--against", str(tmp_path / "two")]
+    words += ["--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main([*words, "--out", str(tmp_path)])
+    assert "cannot be written (it is a folder)" in capsys.readouterr().err
+    main([*words, "--out", str(tmp_path / "new" / "r.json")])
+    assert not (tmp_path / "one" / "eval_rotnet.json").exists()
+    found = json.loads((tmp_path / "new" / "r.json").read_text())
+    assert (found["train_images"], found["test_images"]) == (30, 12)
+    assert list(found["class_images"]) == ["class0", "class1", "class2"]
+    rows = {row["encoder"]: row for row in found["rotation_accuracy"]}
+    assert list(rows) == [None, "two", "one"]
+    # the same weights, of a run with and of one without an average
+    assert rows["one"]["by_rotation"] == rows["two"]["by_rotation"]
+    assert {row["encoder"] for row in found["scores"]} == {None, "random init", "two", "one"}
+    other = replace(config, data=replace(config.data, image_size=24, source_size=24))
+    torch.manual_seed(1)
+    method = build(other)
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "config.json").write_text(other.to_json())
+    taken = checkpoint.snapshot(1, model=method, optimizer=adamw(method, 0.1, 0.1), state={})
+    checkpoint.write(tmp_path / "three" / "checkpoints", taken)
+    with pytest.raises(SystemExit):
+        main([*words, "--against", str(tmp_path / "three")])
+    assert "--against: expected images of 16 px" in capsys.readouterr().err
+
+
+def test_raw_pixels_are_averaged_to_32_px():
+    images = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8)
+    pixels = rotation._raw_pixels(images)
+    expected = F.avg_pool2d(images.float() / 255, 2).flatten(1)
+    torch.testing.assert_close(pixels, expected)
+    small = images[..., :16, :16]
+    assert torch.equal(rotation._raw_pixels(small), small.float().flatten(1) / 255)
+
+
+def test_rotation_accuracy_counts_every_rotation():
     config = small("rotnet_nin_32")
     torch.manual_seed(0)
     model = build(config).eval()
     images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
-    found = rotation_accuracy(model, images, batch=3)
+    found = rotation_score("net", model, images, batch=3)
     logits = model.classify(model.rotated(images)).argmax(1).view(7, 4)
     for k, angle in enumerate(("0", "90", "180", "270")):
-        assert found[angle] == pytest.approx((logits[:, k] == k).float().mean().item())
-    assert found["all"] == pytest.approx((logits == torch.arange(4)).float().mean().item())
+        expected = (logits[:, k] == k).float().mean().item()
+        assert found.by_rotation[angle] == pytest.approx(expected)
+    assert found.accuracy == pytest.approx((logits == torch.arange(4)).float().mean().item())
 
 
 def test_weights_that_are_not_finite_are_no_chance_level():
@@ -230,9 +307,10 @@ def test_weights_that_are_not_finite_are_no_chance_level():
     with torch.no_grad():
         next(model.encoder.parameters()).fill_(float("nan"))
     images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-    for judge in (rotation_accuracy, block_features):
-        with pytest.raises(FloatingPointError, match="not finite"):
-            judge(model, images)
+    with pytest.raises(FloatingPointError, match="net: its features are not finite"):
+        rotation_score("net", model, images)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        block_features(model, images)
 
 
 def test_few_label_probes_need_as_many_images(capsys):
@@ -263,10 +341,10 @@ def test_block_probes_read_classes_and_stand_beside_pixels(monkeypatch):
     features = block_features(model.eval(), train.images)
     assert features["block2"].shape == (150, 192 * 36)  # 8x8 pooled to 6x6: at most 9,216
     assert features["block1"].shape == (150, 96 * 81)
-    rows = class_scores({"net": model}, train, test, few=(5,))
-    assert rows[0].network == "pixels"
+    rows = class_scores({"net": of_method(model, config, "net")}, train, test, few=(5,))
+    assert (rows[0].encoder, rows[0].features) == (None, "raw pixels")
     assert rows[0].accuracy > 0.9
-    by_key = {(r.block, r.probe, r.per_class): r for r in rows[1:]}
+    by_key = {(r.features, r.probe, r.labels_per_class): r for r in rows[1:]}
     shown = {("block2", "linear", 0), ("block4", "non-linear", 0), ("block2", "convolutional", 0)}
     assert set(by_key) >= shown
     assert by_key["block2", "linear", 0].accuracy > 0.8

@@ -28,7 +28,9 @@ CPU = torch.device("cpu")
 
 
 def encoder(features, names=("patch",), size=16, **options):
-    return Encoder("mine", features, names, size, 8, **options)
+    return Encoder(
+        name="mine", features=features, names=names, image_size=size, patch_size=8, **options
+    )
 
 
 def patches(images):
@@ -60,7 +62,7 @@ def test_no_pixel_of_a_pair_comes_from_beyond_the_window():
     views = views_for(encoder(patches, size=32), chosen)
     zeros = replace(views, mean=(0.0,) * 3, std=(1.0,) * 3, padding_mode="zeros")
     for path in (chosen["se2"].path, *chosen["rotation"].beyond.values()):
-        batch = next(window_loader(photographs()[0], path, views, 0, CPU))
+        batch = next(window_loader(photographs()[0], path, views, seed=0, device=CPU))
         white = type(batch)(
             batch.v1, torch.full_like(batch.u, 255), batch.path, batch.sample_ids, 0
         )
@@ -75,24 +77,24 @@ def test_angles_beyond_are_beyond_and_of_either_sign():
     assert 0.45 < (drawn > 0).float().mean() < 0.55
 
 
-def test_every_task_has_its_table_and_floors():
+def test_every_task_has_its_table_and_baselines():
     chosen = tasks(["rotation", "color", "blur"])
     budget = Budget(400, 100, fit=Fit(epochs=4, seeds=2), probes=("mlp", "ridge"))
-    rows, told = [], []
+    rows, finished = [], []
     other = encoder(patches, ("patch", "cls"), mean=(0.5,) * 3, std=(0.1,) * 3)
     reports = score_tasks(
         {"blind": encoder(lambda x: {"patch": x.new_ones(len(x), 4, 2)}), "sees": other},
         *photographs(),
         chosen,
-        budget,
-        rows.append,
-        lambda name, report: told.append(name),
+        budget=budget,
+        on_row=rows.append,
+        on_report=lambda name, report: finished.append(name),
     )
-    assert told == list(reports) == ["rotation", "rotation 45..60", "color", "blur"]
+    assert finished == list(reports) == ["rotation", "rotation 45..60", "color", "blur"]
     assert "color: sees, cls" in rows
     for report in reports.values():
-        floors = {"mean predictor", "transformed image alone", "raw pair", "pixel statistics"}
-        assert floors <= {score.features for score in report.scores}
+        pixels = {"mean predictor", "transformed image alone", "raw pair", "pixel statistics"}
+        assert pixels == {score.features for score in report.scores if score.is_baseline}
         assert abs(report.best("blind, patch").mean) < 0.1
     assert reports["color"].names == ("brightness", "contrast", "saturation", "hue")
     assert reports["color"].best("pixel statistics").mean > 0.6
@@ -104,14 +106,15 @@ def test_every_task_has_its_table_and_floors():
     assert error == pytest.approx(52.5, abs=2.5)  # degrees
 
 
-def test_zero_filled_borders_tell_the_angle_and_others_do_not():
-    """Why borders are not filled: the turned image alone, without its twin, gives it away."""
+def test_zero_filled_borders_reveal_the_angle_and_others_do_not():
+    """Why borders are not filled: the rotated image alone, without its twin, reveals the angle."""
     alone = {}
     for zero_fill in (False, True):
         fit = Fit(epochs=8, seeds=1)
-        budget = Budget(1500, 300, ("mlp",), fit, zero_fill=zero_fill)
+        pairs = {"train_pairs": 1500, "test_pairs": 300}
+        budget = Budget(**pairs, probes=("mlp",), fit=fit, zero_fill=zero_fill)
         blind = {"blind": encoder(lambda x: {"patch": x.new_ones(len(x), 4, 2)}, size=32)}
-        found = score_tasks(blind, *photographs(), tasks(["rotation"]), budget)
+        found = score_tasks(blind, *photographs(), tasks(["rotation"]), budget=budget)
         alone[zero_fill] = found["rotation"].best("transformed image alone").mean
     assert alone[False] < 0.1
     assert alone[True] > 0.6
@@ -134,5 +137,8 @@ def test_what_cannot_be_done_is_said_at_once():
         Budget(train_pairs=9)
     with pytest.raises(ValueError, match="train_pairs: 1,000,000,000 pairs of 16 px need about"):
         score_tasks(
-            {"a": encoder(patches)}, *photographs(), tasks(["blur"]), Budget(train_pairs=10**9)
+            {"a": encoder(patches)},
+            *photographs(),
+            tasks(["blur"]),
+            budget=Budget(train_pairs=10**9),
         )

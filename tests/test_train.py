@@ -84,7 +84,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, source):
     assert [json.loads(row)["step"] for row in rows][-1] == 6
 
 
-def test_looks_on_the_way_leave_no_trace(tmp_path, source):
+def test_online_probes_leave_no_trace(tmp_path, source):
     """Dropout of blocks draws from torch's generator, BatchNorm keeps averages: both must agree."""
     photos = tmp_path / "classes"
     for i, path in enumerate(source.paths):
@@ -127,8 +127,8 @@ def test_looks_on_the_way_leave_no_trace(tmp_path, source):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_look_that_fails_is_said_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
-    """Features that are not finite, and images that are gone when the first look comes."""
+def test_an_online_probe_that_fails_is_logged_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+    """Features that are not finite, and images that are gone at the first online probe."""
     source, photos = embedded_photos(), tmp_path / "photos"
     for i, path in enumerate(source.paths):
         (photos / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
@@ -138,20 +138,20 @@ def test_a_look_that_fails_is_said_and_the_run_goes_on(tmp_path, caplog, monkeyp
         next(method.encoder.parameters()).fill_(math.nan)
     config = small(knn_every=1, knn_data=str(photos))
     with caplog.at_level(logging.INFO):
-        due = online.looks(config, source)
-        assert online.look(due, method, config) == {}
-    assert "looks at classes: 2 classes (a, b), 7 training images" in caplog.text
-    assert "this look gives no figures: run: its features are not finite" in caplog.text
-    begun = online.looks
+        due = online.online_probes(config, source)
+        assert online.measured_online(due, method, config) == {}
+    assert "online probe of classes: 2 classes (a, b), 7 training images" in caplog.text
+    assert "this online probe gives no figures: run: its features are not finite" in caplog.text
+    begun = online.online_probes
 
-    def looks(config, source):
+    def online_probes(config, source):
         found = begun(config, source)
         shutil.rmtree(photos)
         return found
 
-    monkeypatch.setattr("fastequi.train.looks", looks)
+    monkeypatch.setattr("fastequi.train.online_probes", online_probes)
     pretrain(config, source, tmp_path / "run", max_steps=2)
-    assert "this look gives no figures: 7 of 7 images cannot be decoded" in caplog.text
+    assert "this online probe gives no figures: 7 of 7 images cannot be decoded" in caplog.text
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
 

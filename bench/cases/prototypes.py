@@ -121,7 +121,7 @@ def _our_ibot(student: Tensor, teacher: Tensor, center: Tensor, weight: Tensor) 
 def _our_linear(
     student: Tensor, layer: Tensor, teacher: Tensor, teacher_layer: Tensor, center: Tensor
 ) -> Tensor:
-    layers = {"prototypes": layer, "teacher_prototypes": teacher_layer}
+    layers: dict[str, Any] = {"prototypes": layer, "teacher_prototypes": teacher_layer}
     return dino_loss(student, teacher, **layers, center=center, **_TEMPERATURES)
 
 

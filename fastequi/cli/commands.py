@@ -90,7 +90,7 @@ class ScanOptions(Patterned):
 
 @dataclass(frozen=True)
 class VisualizeOptions(Patterned, VitOptions):
-    """Pictures of an encoder's features: reconstructions, PCA of patches, attention, a sweep."""
+    """Pictures of an encoder's features: reconstructions, PCA of patches, attention, rotations."""
 
     checkpoint: tyro.conf.Positional[str]
     """A run's folder, one of its checkpoints, a *.safetensors file, or module:function."""
@@ -101,7 +101,7 @@ class VisualizeOptions(Patterned, VitOptions):
     device: str = "auto"
     """Device: auto, cpu, cuda or cuda:1."""
     windows: int = 0
-    """Windows that the sweep's probe is fitted on; 0: 1500, or 300 for large views on a CPU."""
+    """Windows that the probe of rotations is fitted on; 0: 1500, 300 of large views on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,14 @@ def visualize(argv: list[str]) -> None:
     from fastequi.report.visualize import visualize as draw
 
     data = as_images(options.selection(options.data)) if options.data else None
-    where = options.checkpoint, data, options.out
-    draw(*where, options.device, options.windows, options.stated())
+    draw(
+        options.checkpoint,
+        data,
+        options.out,
+        device=options.device,
+        windows=options.windows,
+        stated=options.stated(),
+    )
 
 
 def report(argv: list[str]) -> None:
@@ -271,7 +277,7 @@ def report(argv: list[str]) -> None:
     from fastequi.report.report import report as write
 
     data = as_images(options.selection(options.data)) if options.data else None
-    write(options.runs, options.out, options.images, data)
+    write(options.runs, options.out, images=options.images, data=data)
 
 
 def _choose(

@@ -1,35 +1,40 @@
-"""`fastequi demo`: pretrain on nine photographs, then judge the features where they are new.
+"""`fastequi demo`: pretrain on nine photographs, then evaluate the features on their unseen parts.
 
-Training sees the left 70 % of every photograph; the probes learn from pairs of that part and are
-tested on pairs of the right 30 %, by the same loader without augmentation.
+Training sees the left 70 % of every photograph; the probes are fitted on pairs of that part and
+tested on pairs of the right 30 %, cut by the run's own loader without augmentation.
 """
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from fastequi.atomic import replace_text
-from fastequi.build import build, views_of
+from fastequi import paths
+from fastequi.build import views_of
 from fastequi.config import Config
-from fastequi.data.sources.image_sets import Region, embedded_photos
+from fastequi.data.loader import Loader
+from fastequi.data.sources.image_sets import Source, embedded_photos
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
 from fastequi.data.views.batch import Batch
-from fastequi.evaluate.equivariance import Report, evaluate
-from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.encoders import Encoder, of_method, random_init
+from fastequi.evaluate.equivariance import EquivarianceFile
+from fastequi.evaluate.pair_scores import Report
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.reconstruction import nearer_view, path_loader, psnr
+from fastequi.evaluate.reconstruction import Reconstruction, measured, path_loader
+from fastequi.evaluate.results import documented, save
+from fastequi.evaluate.tasks import Budget, Task, Windows, score_tasks
 from fastequi.methods.tir import TIR
 from fastequi.report.sheets import path_grid
-from fastequi.runtime.machine import machine
 from fastequi.train import pretrain
 
 _TRAIN_PAIRS, _TEST_PAIRS = 24_000, 2_000
 _EPOCHS = 6  # of the probes: what fits into the eight minutes of the whole command
+_IMAGES, _SEED = 512, 3  # of the reconstructions
 _TABLE_WIDTH = 116
 
 
@@ -38,94 +43,118 @@ def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Repo
 
     Args:
         config: the run; `train.minutes` bounds its training.
-        run_dir: gets the run folder, equivariance.json and reconstructions.png.
-        train_pairs: for the probes; the fewer, the more they judge themselves.
+        run_dir: gets the run folder, eval_equivariance.json, eval_reconstruct.json and
+            reconstructions.png.
+        train_pairs: for the probes; with fewer, R² says more of the probes than of the features.
     """
     console = Console()
-    console.width = max(console.width, _TABLE_WIDTH)  # a narrow terminal wraps, it does not cut
+    console.width = max(console.width, _TABLE_WIDTH)  # wrapped, not cut, in a narrow terminal
     start = time.monotonic()
     method = pretrain(config, embedded_photos(TRAIN_REGION), run_dir, recipe="demo")
     assert isinstance(method, TIR)
     trained = time.monotonic()
-    report = judge(config, method, train_pairs, console)
+    encoder = of_method(method, config, "TIR")
+    with console.status("cutting pairs") as status:
+        report = _equivariance(encoder, config, run_dir, train_pairs, on_row=status.update)
     console.print(report.table())
     for features in ("TIR, z_equi", "raw pair", "random init, z_equi"):
         best = report.best(features)
         values = " ".join(f"{v:.2f}" for v in best.r2)
         console.print(f"{features} by its best probe ({best.probe}): {values}")
-    quality = draw(config, method, run_dir / "reconstructions.png")
+    psnr = _reconstruction(encoder, run_dir).quality["psnr"]
+    predicted, nearer = (sum(v) / len(v) for v in (psnr.predicted, psnr.nearer_view))
     console.print(
-        f"PSNR of the predicted images: {quality['predicted']:.2f} dB; "
-        f"of the nearer view in their place: {quality['nearer_view']:.2f} dB"
+        f"PSNR of the predicted images: {predicted:.2f} dB; of the baseline, the nearer view in "
+        f"their place: {nearer:.2f} dB"
     )
-    seconds = {"training": trained - start, "probes": time.monotonic() - trained}
-    result = {
-        "machine": machine(),
-        "seconds": seconds,
-        "psnr": quality,
-        **report.to_json(),
-    }
-    replace_text(run_dir / "equivariance.json", json.dumps(result, indent=1) + "\n")
+    _draw(config, method, run_dir / "reconstructions.png")
     console.print(
-        f"training {seconds['training']:.0f} s, probes {seconds['probes']:.0f} s; "
+        f"training {trained - start:.0f} s, probes {time.monotonic() - trained:.0f} s; "
         f"{run_dir}/reconstructions.png shows v1, targets, predictions and v2"
     )
     return report
 
 
-def judge(config: Config, method: TIR, train_pairs: int, console: Console) -> Report:
-    """The probes' table of a trained method beside its floors."""
-    device = next(method.parameters()).device
-    torch.manual_seed(config.train.seed)
-    random_init = build(config).to(device).eval()
-    with console.status("cutting pairs") as status:
-        train = _pairs(config, TRAIN_REGION, train_pairs, device, seed=1)
-        test = _pairs(config, TEST_REGION, _TEST_PAIRS, device, seed=2)
-        (report,) = evaluate(
-            {
-                "random init": (random_init.features, ("z_equi", "patch")),
-                "TIR": (method.features, ("z_equi", "z_inv", "patch")),
-            },
-            train,
-            [test],
-            config.model.patch_size,
-            Fit(epochs=_EPOCHS, dtype=config.train.fit_dtype(device)),
-            on_row=lambda row: status.update(f"probing {row}"),
-        )
-    return report
+def _equivariance(
+    encoder: Encoder,
+    config: Config,
+    run_dir: Path,
+    train_pairs: int,
+    *,
+    on_row: Callable[[str], None],
+) -> Report:
+    """R² of the run's own path beside its baselines, into eval_equivariance.json."""
+    fit = Fit(epochs=_EPOCHS, dtype=config.train.fit_dtype(encoder.device))
+    budget = Budget(train_pairs=train_pairs, test_pairs=_TEST_PAIRS, fit=fit)
+    train, test = embedded_photos(TRAIN_REGION), embedded_photos(TEST_REGION)
+    encoders = {
+        "random init": replace(random_init(encoder), names=("z_equi", "patch")),
+        "TIR": replace(encoder, names=("z_equi", "z_inv", "patch")),
+    }
+
+    def loader(source: Source, path: paths.Path, seed: int) -> Loader:
+        return path_loader(config, source, encoder.device, seed)
+
+    results = EquivarianceFile(
+        file=run_dir / "eval_equivariance.json",
+        spec=str(run_dir),
+        encoder=encoder,
+        budget=budget,
+        about={
+            **documented(None),
+            "photographs": {"train": len(train), "test": len(test)},
+            "test_seen_in_training": {},
+            "against": [],
+        },
+    )
+    reports = score_tasks(
+        encoders,
+        train,
+        test,
+        {config.path.family: Task(config.path.build())},
+        budget=budget,
+        windows=Windows(views_of(config), loader),
+        on_row=on_row,
+        on_report=results.add,
+    )
+    return reports[config.path.family]
 
 
-def draw(config: Config, method: TIR, file: Path) -> dict[str, float]:
-    """Saves reconstructions of unseen parts; the mean PSNR in dB over 512 unseen pairs."""
+def _reconstruction(encoder: Encoder, run_dir: Path) -> Reconstruction:
+    """PSNR, SSIM and spectra on unseen parts, into eval_reconstruct.json."""
+    source, start = embedded_photos(TEST_REGION), time.monotonic()
+    found = measured(encoder, source, images=_IMAGES, seed=_SEED)
+    document = {
+        **documented(None),
+        "photographs": {"test": len(source)},
+        "test_seen_in_training": {},
+        **found.to_json(),
+        "seconds": time.monotonic() - start,
+    }
+    file = run_dir / "eval_reconstruct.json"
+    save(file, kind="reconstruct", spec=str(run_dir), encoder=encoder, document=document)
+    return found
+
+
+def _draw(config: Config, method: TIR, file: Path) -> None:
+    """Saves a picture of reconstructions of unseen parts, one for each photograph."""
     device = next(method.parameters()).device
-    with path_loader(config, embedded_photos(TEST_REGION), device, seed=3) as loader:
-        batches = [next(loader) for _ in range(-(-512 // config.data.batch_size))]
+    with path_loader(config, embedded_photos(TEST_REGION), device, _SEED) as loader:
+        batches = [next(loader) for _ in range(-(-_IMAGES // loader.cfg.batch_size))]
     views = [method.reconstruct(batch) for batch in batches]
     parts = {name: torch.cat([view[name] for view in views]) for name in views[0]}
     shown = _one_per_photo(config, parts, batches)
     path_grid(shown, config.data.mean, config.data.std).save(file)
-    scale = (config.data.mean, config.data.std)
-    copied = nearer_view(parts["v1"], parts["v2"], parts["target"].shape[1])
-    return {
-        "predicted": psnr(parts["pred"], parts["target"], *scale).mean().item(),
-        "nearer_view": psnr(copied, parts["target"], *scale).mean().item(),
-    }
 
 
 def _one_per_photo(
     config: Config, parts: dict[str, torch.Tensor], batches: list[Batch]
 ) -> dict[str, torch.Tensor]:
-    """Of every photograph the image that turns most and shows most: worth looking at."""
+    """Of every photograph the image that is rotated most and has most contrast."""
     ids = torch.cat([batch.sample_ids for batch in batches])
     photo = ids // config.data.samples_per_file
-    turn = torch.cat([batch.path for batch in batches])[:, 0].abs().cpu()
-    score = turn * parts["v1"].std((1, 2, 3)).cpu()
+    angle = torch.cat([batch.path for batch in batches])[:, 0].abs().cpu()
+    score = angle * parts["v1"].std((1, 2, 3)).cpu()
     pick = [torch.where(photo == p, score, -1.0).argmax() for p in photo.unique()]
     chosen = torch.stack(pick).to(parts["v1"].device)
     return {name: views[chosen] for name, views in parts.items()}
-
-
-def _pairs(config: Config, region: Region, n: int, device: torch.device, seed: int) -> Pairs:
-    with path_loader(config, embedded_photos(region), device, seed) as loader:
-        each = loader.cfg.samples_per_file
-        return collect_pairs(loader, config.path.build(), views_of(config), n, each)

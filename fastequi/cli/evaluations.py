@@ -1,4 +1,4 @@
-"""What each `fastequi eval KIND` takes and does, and `fastequi embed`."""
+"""The options of each `fastequi eval KIND` and of `fastequi embed`, and what they call."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from fastequi.config import PathConfig
 from fastequi.data.sources.image_sets import Selection
 
 KINDS = {
-    "equivariance": "R² of five transformations read from pairs of features, floors beside them",
-    "knn": "classes from the nearest neighbours' labels, raw pixels beside them",
-    "linear": "classes by a linear probe, raw pixels beside it",
+    "equivariance": "R² of five transformations, predicted from the features of image pairs",
+    "knn": "accuracy of classes predicted from the nearest neighbours",
+    "linear": "accuracy of classes predicted by a linear probe",
     "reconstruct": "PSNR and SSIM of the predicted images; dimensions that features use",
-    "rotnet": "rotation accuracy and every block's probes of a rotnet run",
+    "rotnet": "accuracy of predicted rotations and class probes of every block, of a RotNet run",
 }
 Checkpoint = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
 Device = str
+_LABELLED = 'folders of classes, shards, lists or "digits"'
 
 
 @dataclass(frozen=True)
 class EquivarianceOptions(Patterned, VitOptions):
-    """R² of rotation, translation, SE(2), colour and blur, read from frozen pairs of features."""
+    """R² of rotation, translation, SE(2), colour and blur, predicted from the frozen features of
+    image pairs, beside baselines: raw pixels, the transformed image alone, a random init."""
 
     checkpoint: Checkpoint
-    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    """A run's folder, a checkpoint's, a *.safetensors with timm's names, or module:function."""
     data: Several = ()
     """Photographs, as --data of pretrain; every fifth is for testing, unless folders are named as
     splits. Embedded ones by default."""
     test_data: Several = ()
     """Test photographs, instead of every fifth."""
     against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A further encoder for the tables, such as the base without reconstruction; repeatable."""
+    """A further encoder for the tables, such as the base without reconstruction."""
     tasks: tuple[Literal["rotation", "translation", "se2", "color", "blur"], ...] = (
         *("rotation", "translation", "se2"),
         *("color", "blur"),
@@ -49,12 +51,12 @@ class EquivarianceOptions(Patterned, VitOptions):
     pixels: float = 10.0
     """Half-range of each shift, in pixels of a 224 px view."""
     train_pairs: int = 24_000
-    """Pairs that probes are fitted on; fewer judge the probes, not the features."""
+    """Pairs that probes are fitted on; with fewer, R² says more of the probes than the features."""
     test_pairs: int = 2_000
-    """Pairs that probes are judged on."""
+    """Pairs that probes are tested on."""
     zero_fill: bool = False
-    """Zeros at the borders of transformed images, which give the transformation away: only to
-    compare with published tables."""
+    """Zeros at the borders of transformed images, which reveal the transformation: only to compare
+    with published tables."""
     epochs: int = 6
     """Of the MLPs."""
     seeds: int = 3
@@ -70,21 +72,22 @@ class EquivarianceOptions(Patterned, VitOptions):
 
 @dataclass(frozen=True)
 class KnnOptions(Patterned, VitOptions):
-    """Classes from the nearest neighbours' labels, k = 5, 10, 20, 200, temperature .07."""
+    """Classes predicted from the nearest neighbours, k = 5, 10, 20, 200, temperature .07, beside
+    baselines: raw pixels, a random init."""
 
     checkpoint: Checkpoint
-    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    """A run's folder, a checkpoint's, a *.safetensors with timm's names, or module:function."""
     data: Several = ()
     """Folders of class subfolders (below train/ and val/ or the like, if split), shards with .cls
     members or class folders, or lists (path, tab, class); a folder of IDX files; or "digits"."""
     test_data: Several = ()
     """Test images, instead of those below val/ or every fifth of a class."""
     against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A further encoder for the table; repeatable."""
+    """A further encoder for the table."""
     train_images: int = 0
     """Labelled images; 0: all."""
     test_images: int = 0
-    """Images that are told; 0: all."""
+    """Images whose classes are predicted; 0: all."""
     crop: float = 1.0
     """Share of a file's shorter side that its centred square takes (224/256 = .875 on ImageNet)."""
     device: Device = "auto"
@@ -95,7 +98,8 @@ class KnnOptions(Patterned, VitOptions):
 
 @dataclass(frozen=True)
 class LinearOptions(KnnOptions):
-    """Classes by logistic regression (L-BFGS), its penalty chosen on a fifth of the labels."""
+    """Classes predicted by logistic regression (L-BFGS), its penalty chosen on a fifth of the
+    labels, beside baselines: raw pixels, a random init."""
 
     seeds: int = 3
     """Draws of that fifth."""
@@ -103,7 +107,8 @@ class LinearOptions(KnnOptions):
 
 @dataclass(frozen=True)
 class ReconstructOptions(Patterned):
-    """PSNR and SSIM of the predicted images beside the nearer view; spectra of z_inv and z_equi."""
+    """PSNR and SSIM of the predicted images, beside their baseline, the nearer view; spectra of
+    z_inv and z_equi."""
 
     checkpoint: Checkpoint
     """A run's folder, or a checkpoint's."""
@@ -124,16 +129,16 @@ class ReconstructOptions(Patterned):
 
 @dataclass(frozen=True)
 class EmbedOptions(Patterned, VitOptions):
-    """Features of a folder's images, in sorted order, with the list of files beside them."""
+    """Features of images, in sorted order, with the list of their files beside them."""
 
     checkpoint: Checkpoint
-    """A run's folder, a checkpoint's, a *.safetensors of timm's names, or module:function."""
+    """A run's folder, a checkpoint's, a *.safetensors with timm's names, or module:function."""
     data: Several = ()
     """Images, as --data of pretrain: folders, tar shards, lists."""
     out: Path | None = None
     """FILE.safetensors (all features), FILE.npy (one), or a folder of .npy files."""
     features: tuple[str, ...] = ()
-    """Of cls, patch, z_inv, z_equi; all that there are by default."""
+    """Of cls, patch, z_inv, z_equi; by default all that the encoder has."""
     tokens: Literal["mean", "all"] = "mean"
     """The mean over the grid of patches, or every token of it."""
     crop: float = 1.0
@@ -148,19 +153,29 @@ class EmbedOptions(Patterned, VitOptions):
 
 
 @dataclass(frozen=True)
-class RotNetOptions:
-    """Rotation accuracy and every block's probes of a finished rotnet run."""
+class RotNetOptions(Patterned):
+    """Accuracy of a RotNet run's predicted rotations (chance .25), and class probes on its blocks,
+    beside baselines: raw pixels, a random init."""
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
-    data: Path
-    """Folder of an MNIST-like set (IDX files), with labels."""
+    checkpoint: Checkpoint
+    """A run's folder, or a checkpoint's."""
+    data: Several = ()
+    """Labelled images, as --data of eval knn: folders of classes, shards, lists, a folder of IDX
+    files, or "digits"."""
+    test_data: Several = ()
+    """Test images, instead of those below val/ or every fifth of a class."""
+    against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further RotNet run for the tables."""
     train_images: int = 5000
     """Images that the probes are fitted on; 0: all."""
     test_images: int = 2000
-    """Images that turns and probes are judged on; 0: all."""
+    """Images that rotations and probes are tested on; 0: all."""
+    crop: float = 1.0
+    """Share of a file's shorter side that its centred square takes (224/256 = .875 on ImageNet)."""
     device: Device = "auto"
     """Where it runs: auto, cpu, cuda or cuda:1."""
+    out: Path | None = None
+    """JSON file; eval_rotnet.json in the CHECKPOINT folder by default."""
 
 
 def equivariance(argv: list[str]) -> None:
@@ -173,30 +188,29 @@ def equivariance(argv: list[str]) -> None:
             least = "> 0" if asked else ">= 0"
             raise ValueError(f"--{name}: expected a half-range {least}, got {value}")
 
-    from fastequi.evaluate.judge_equivariance import judge
+    from fastequi.evaluate.equivariance import evaluate_equivariance
     from fastequi.evaluate.probes import Fit
     from fastequi.evaluate.tasks import Budget, tasks
 
     ranges = PathConfig(degrees=options.degrees, pixels=options.pixels)
-    fit = Fit(epochs=options.epochs, seeds=options.seeds, seed=options.seed)
     budget = Budget(
-        options.train_pairs,
-        options.test_pairs,
-        options.probes,
-        fit,
+        train_pairs=options.train_pairs,
+        test_pairs=options.test_pairs,
+        probes=options.probes,
+        fit=Fit(epochs=options.epochs, seeds=options.seeds, seed=options.seed),
         seed=options.seed,
         zero_fill=options.zero_fill,
     )
-    judge(
+    evaluate_equivariance(
         options.checkpoint,
-        _images(options, options.data),
-        _images(options, options.test_data, "--test-data"),
-        options.against,
-        tasks(options.tasks, ranges),
-        budget,
-        options.device,
-        options.out,
-        options.stated(),
+        data=_images(options, options.data),
+        test_data=_images(options, options.test_data, "--test-data"),
+        against=options.against,
+        chosen=tasks(options.tasks, ranges),
+        budget=budget,
+        device=options.device,
+        out=options.out,
+        stated=options.stated(),
     )
 
 
@@ -214,21 +228,21 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
     _at_least(options, 0, "train_images", "test_images")
     _check_crop(options.crop)
 
-    from fastequi.evaluate.judge_classes import judge
+    from fastequi.evaluate.classification import evaluate_classes
 
-    expect_places(options.data, 'folders of classes, shards, lists or "digits"')
-    judge(
+    expect_places(options.data, _LABELLED)
+    evaluate_classes(
         kind,
         options.checkpoint,
-        options.selection(options.data),
-        options.against,
-        options.train_images,
-        options.test_images,
-        options.crop,
+        data=options.selection(options.data),
+        test_data=_images(options, options.test_data, "--test-data"),
+        against=options.against,
+        train_images=options.train_images,
+        test_images=options.test_images,
+        share=options.crop,
         device=options.device,
         out=options.out,
         stated=options.stated(),
-        test_data=_images(options, options.test_data, "--test-data"),
         **others,
     )
 
@@ -237,16 +251,16 @@ def reconstruct(argv: list[str]) -> None:
     options = tyro.cli(ReconstructOptions, prog="fastequi eval reconstruct", args=argv)
     _at_least(options, 2, "images")
 
-    from fastequi.evaluate.judge_reconstruct import judge
+    from fastequi.evaluate.reconstruction import evaluate_reconstruction
 
-    judge(
+    evaluate_reconstruction(
         options.checkpoint,
-        _images(options, options.data),
-        _images(options, options.test_data, "--test-data"),
-        options.images,
-        options.seed,
-        options.device,
-        options.out,
+        data=_images(options, options.data),
+        test_data=_images(options, options.test_data, "--test-data"),
+        images=options.images,
+        seed=options.seed,
+        device=options.device,
+        out=options.out,
     )
 
 
@@ -260,25 +274,45 @@ def embed(argv: list[str]) -> None:
     expect_places(options.data, "folders of images, tar shards or lists")
     if options.out is None:
         raise ValueError("--out: expected FILE.safetensors, FILE.npy or a folder")
-    data = as_images(options.selection(options.data))
-    whole, size, stated = options.tokens == "all", _size(options.size), options.stated()
-    how = options.features, whole, options.crop, options.batch, options.device, size, stated
-    job(options.checkpoint, data, options.out, *how)
+    job(
+        options.checkpoint,
+        as_images(options.selection(options.data)),
+        options.out,
+        names=options.features,
+        all_tokens=options.tokens == "all",
+        share=options.crop,
+        batch=options.batch,
+        device=options.device,
+        size=_size(options.size),
+        stated=options.stated(),
+    )
 
 
 def rotnet(argv: list[str]) -> None:
     options = tyro.cli(RotNetOptions, prog="fastequi eval rotnet", args=argv)
     _at_least(options, 0, "train_images", "test_images")
+    _check_crop(options.crop)
 
-    from fastequi.evaluate.judge_rotnet import judge
+    from fastequi.evaluate.rotnet import evaluate_rotnet
 
-    judge(options.run, options.data, options.train_images, options.test_images, options.device)
+    expect_places(options.data, _LABELLED)
+    evaluate_rotnet(
+        options.checkpoint,
+        data=options.selection(options.data),
+        test_data=_images(options, options.test_data, "--test-data"),
+        against=options.against,
+        train_images=options.train_images,
+        test_images=options.test_images,
+        share=options.crop,
+        device=options.device,
+        out=options.out,
+    )
 
 
 def _images(
     options: Patterned, places: tuple[tuple[str, ...], ...], option: str = "--data"
 ) -> Selection | None:
-    """What an option names; None where it was not given."""
+    """The images that an option names; None without the option."""
     return as_images(options.selection(places, option)) if flat(places) else None
 
 

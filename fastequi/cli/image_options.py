@@ -27,7 +27,7 @@ class Patterned:
     """Leave out images that match a pattern, as for --include."""
 
     def selection(self, places: tuple[tuple[str, ...], ...], option: str = "--data") -> Selection:
-        """The images in places, by the patterns.
+        """The images in places that match the patterns.
 
         Raises:
             ValueError: a place is empty or a URL, or a pattern is invalid.

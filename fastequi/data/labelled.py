@@ -242,10 +242,3 @@ def resized(pixels: Tensor, size: int) -> Tensor:
     if images.shape[-2:] != (size, size):
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
     return images.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-
-
-def mnist(folder: Path, split: str, count: int, size: int) -> Labelled:
-    """The first `count` images of an MNIST-like set's split (0: all), at size x size."""
-    found = _mnist(folder, split, count)
-    pixels = torch.from_numpy(found.pixels.copy())
-    return Labelled(resized(pixels, size), torch.from_numpy(found.labels.copy()))

@@ -1,1 +1,1 @@
-"""What the features know: probes of frozen features, floors beside them, pictures."""
+"""Figures of frozen features: encoders, pairs, probes, their baselines, and the result files."""

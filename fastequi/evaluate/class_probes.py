@@ -32,6 +32,7 @@ def knn_classes(
     y: Tensor,
     x_test: Tensor,
     ks: Sequence[int] = (5, 10, 20, 200),
+    *,
     temperature: float = 0.07,
     chunk: int = 512,
 ) -> dict[int, Tensor]:
@@ -76,22 +77,22 @@ def linear_probe(
     """
     x, x_test = standardise(x.flatten(1), x_test.flatten(1))
     classes = int(y.max()) + 1
-    chosen = [_choose(x, y, classes, penalties, seed) for seed in seeds]
-    told = {}
+    chosen = [_choose(x, y, classes, penalties=penalties, seed=seed) for seed in seeds]
+    pred = {}
     for penalty in set(chosen):
         weight, bias = fit_logistic(x, y, classes, penalty)
-        told[penalty] = (x_test @ weight + bias).argmax(1)
-    return [(told[penalty], penalty) for penalty in chosen]
+        pred[penalty] = (x_test @ weight + bias).argmax(1)
+    return [(pred[penalty], penalty) for penalty in chosen]
 
 
-def _choose(x: Tensor, y: Tensor, classes: int, penalties: Sequence[float], seed: int) -> float:
+def _choose(x: Tensor, y: Tensor, classes: int, *, penalties: Sequence[float], seed: int) -> float:
     if len(penalties) == 1:
         return penalties[0]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     kept, held = order[len(x) // 5 :], order[: len(x) // 5]
     start, scores = None, []
-    for penalty in penalties:  # from one to the next the solution moves little
-        start = fit_logistic(x[kept], y[kept], classes, penalty, start, _SWEEP_STEPS)
+    for penalty in penalties:  # neighbouring penalties have similar solutions
+        start = fit_logistic(x[kept], y[kept], classes, penalty, start=start, steps=_SWEEP_STEPS)
         scores.append(accuracy((x[held] @ start[0] + start[1]).argmax(1), y[held]))
     return penalties[max(range(len(scores)), key=scores.__getitem__)]
 
@@ -101,6 +102,7 @@ def fit_logistic(
     y: Tensor,
     classes: int,
     penalty: float,
+    *,
     start: tuple[Tensor, Tensor] | None = None,
     steps: int = 200,
 ) -> tuple[Tensor, Tensor]:
@@ -117,7 +119,7 @@ def fit_logistic(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = _objective(params[0], params[1], x, y, penalty)
+        loss = _objective(params[0], params[1], x, y, penalty=penalty)
         loss.backward()
         return loss
 
@@ -126,7 +128,7 @@ def fit_logistic(
     return params[0].detach(), params[1].detach()
 
 
-def _objective(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor, penalty: float) -> Tensor:
+def _objective(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor, *, penalty: float) -> Tensor:
     return F.cross_entropy(x @ weight + bias, y) + penalty / 2 * weight.square().sum()
 
 
@@ -136,7 +138,7 @@ def linear_classes(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
     classes, kept = int(y.max()) + 1, len(x) - len(x) // 5
     scores = []
     for penalty in _PENALTIES:
-        weight, bias = _logistic(x[:kept], y[:kept], classes, penalty, 300)
+        weight, bias = _logistic(x[:kept], y[:kept], classes, penalty, steps=300)
         scores.append(accuracy((x[kept:] @ weight + bias).argmax(1), y[kept:]))
     best = _PENALTIES[max(range(len(scores)), key=scores.__getitem__)]
     weight, bias = _logistic(x, y, classes, best)
@@ -144,24 +146,30 @@ def linear_classes(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
 
 
 def _logistic(
-    x: Tensor, y: Tensor, classes: int, penalty: float, steps: int = 600, lr: float = 1e-3
+    x: Tensor, y: Tensor, classes: int, penalty: float, *, steps: int = 600, lr: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
     """Minimises mean cross-entropy + penalty / 2 · ‖weight‖², from zeros."""
     weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, device=x.device, requires_grad=True)
 
     def loss(pick: Tensor) -> Tensor:
-        return _objective(weight, bias, x[pick], y[pick], penalty)
+        return _objective(weight, bias, x[pick], y[pick], penalty=penalty)
 
-    _descend([weight, bias], loss, len(x), steps, lr, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    _descend([weight, bias], loss, len(x), steps=steps, lr=lr, generator=generator)
     return weight.detach(), bias.detach()
 
 
 def _descend(
-    params: list[Tensor], loss: Callable[[Tensor], Tensor], samples: int, steps: int, lr: float,
+    params: list[Tensor],
+    loss: Callable[[Tensor], Tensor],
+    samples: int,
+    *,
+    steps: int,
+    lr: float,
     generator: torch.Generator,
-) -> None:  # fmt: skip
-    """Adam on `loss` of places in the training set, 256 at a time."""
+) -> None:
+    """Adam on `loss` of indices into the training set, 256 at a time."""
     optimizer = torch.optim.Adam(params, lr, fused=True)
     order = torch.empty(0, dtype=torch.int64)
     with torch.enable_grad():
@@ -191,7 +199,7 @@ def nonlinear_classes(
     def loss(pick: Tensor) -> Tensor:
         return F.cross_entropy(model(x[pick]), y[pick])
 
-    _descend(list(model.parameters()), loss, len(x), steps, 1e-3, generator)
+    _descend(list(model.parameters()), loss, len(x), steps=steps, lr=1e-3, generator=generator)
     with torch.no_grad():
         return model.eval()(x_test).argmax(1)
 
@@ -218,7 +226,7 @@ def conv_classes(x: Tensor, y: Tensor, x_test: Tensor, steps: int = 600, seed: i
         return F.cross_entropy(logits(x[pick]), y[pick])
 
     generator = torch.Generator().manual_seed(seed)
-    _descend(list(model.parameters()), loss, len(x), steps, 1e-3, generator)
+    _descend(list(model.parameters()), loss, len(x), steps=steps, lr=1e-3, generator=generator)
     model.eval()
     with torch.no_grad():
         return torch.cat([logits(part).argmax(1) for part in x_test.split(500)])
@@ -233,7 +241,7 @@ def _linear(dim: int, out: int, generator: torch.Generator) -> nn.Linear:
 
 
 def few_labels(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
-    """Places of `per_class` samples of every class, [classes · per_class].
+    """Indices of `per_class` samples of every class, [classes · per_class].
 
     Raises:
         ValueError: a class has fewer.
@@ -251,7 +259,7 @@ def few_labels(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
 
 
 def accuracy(pred: Tensor, y: Tensor) -> float:
-    """Share of predictions that are right."""
+    """Share of correct predictions."""
     return (pred == y).float().mean().item()
 
 

@@ -1,58 +1,73 @@
-"""What frozen features know of classes: nearest neighbours and a linear probe beside raw pixels.
+"""`fastequi eval knn`, `fastequi eval linear`: classes predicted from frozen features.
 
 Every kind of features is averaged over its tokens. Raw pixels (at most 32x32) and the same encoder
-at random initialisation stand in the same table: features that do not beat pixels say so.
+at random initialisation are baselines in the same table.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fastequi.data.labelled import LabelledSet
+from fastequi.data.labelled import Files, LabelledSet, described, labelled_sets, per_class
+from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.published import published
+from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.evaluate.tasks import shown
 from fastequi.functional.normalise import normalise as normalised
+from fastequi.models.timm_names import UNSTATED, Stated
 
 KS = (5, 10, 20, 200)
 TEMPERATURE = 0.07
-RAW = "raw pixels"
+RAW = Row(encoder=None, features="raw pixels", is_baseline=True)
 
 
-@dataclass(frozen=True)
-class Recognition:
-    """One figure of the table.
+@dataclass(frozen=True, kw_only=True)
+class ClassScore(Row):
+    """One row: the accuracy of one probe on one kind of features.
 
     Attributes:
-        features: "raw pixels", or an encoder's label and which of its features.
-        probe: "knn, k=20" or "linear".
+        probe: "knn, k=20", "linear", "non-linear" or "convolutional".
+        labels_per_class: that the probe was fitted with; 0: all.
         accuracy: on the test set, the mean over seeds.
         low, high: its 95 % interval (Wilson's).
         seeds: the accuracy of every seed; neighbours have none to draw.
         penalties: chosen for every seed of the linear probe.
     """
 
-    features: str
     probe: str
+    labels_per_class: int = 0
     accuracy: float
     low: float
     high: float
-    seeds: tuple[float, ...]
+    seeds: tuple[float, ...] = ()
     penalties: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """One kind of features of a split: what its rows say, and [N, D]."""
+
+    row: Row
+    features: Tensor
 
 
 @torch.no_grad()
 def pooled_features(
     encoders: Mapping[str, Encoder], data: LabelledSet
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Features [N, D] by the table's names, raw pixels first, and labels [N]; one pass a size."""
-    found: dict[str, list[Tensor]] = {RAW: []}
+) -> tuple[list[Pooled], Tensor]:
+    """Features in the table's order, raw pixels first, and labels [N]; one pass a size."""
+    found: dict[Row, list[Tensor]] = {RAW: []}
     labels: list[Tensor] = []
     by_size: dict[int, dict[str, Encoder]] = {}
     for label, encoder in encoders.items():
@@ -66,9 +81,9 @@ def pooled_features(
             for label, encoder in group.items():
                 tokens = encoder.features(normalise(images, encoder))
                 for name in shown(encoder):
-                    pooled = tokens[name].float().mean(1)
-                    found.setdefault(f"{label}, {name}", []).append(pooled)
-    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
+                    row = Row(encoder=label, features=name, is_baseline=encoder.is_baseline)
+                    found.setdefault(row, []).append(tokens[name].float().mean(1))
+    return [Pooled(row, torch.cat(parts)) for row, parts in found.items()], torch.cat(labels)
 
 
 def normalise(images: Tensor, encoder: Encoder) -> Tensor:
@@ -76,7 +91,7 @@ def normalise(images: Tensor, encoder: Encoder) -> Tensor:
     return normalised(images, encoder.mean, encoder.std)
 
 
-Split = tuple[dict[str, Tensor], Tensor]  # of pooled_features
+Split = tuple[list[Pooled], Tensor]  # of pooled_features
 
 
 def knn_rows(
@@ -84,45 +99,166 @@ def knn_rows(
     test: Split,
     ks: Sequence[int] = KS,
     on_row: Callable[[str], None] = lambda _: None,
-) -> list[Recognition]:
+) -> list[ClassScore]:
     """Nearest neighbours of every kind of features, for those k that the training set has."""
     (x, y), (x_test, y_test) = train, test
+    usable = [k for k in ks if k <= len(y)] or [len(y)]
     rows = []
-    for name in x:
-        on_row(f"knn of {name}")
-        usable = [k for k in ks if k <= len(y)] or [len(y)]
-        for k, pred in knn_classes(x[name], y, x_test[name], usable, TEMPERATURE).items():
+    for fitted, tested in zip(x, x_test, strict=True):
+        on_row(f"knn of {fitted.row.label}")
+        found = knn_classes(fitted.features, y, tested.features, usable, temperature=TEMPERATURE)
+        for k, pred in found.items():
             share = accuracy(pred, y_test)
-            limits = interval(share, len(y_test))
-            rows.append(Recognition(name, f"knn, k={k}", share, *limits, (share,)))
+            rows.append(class_score(fitted.row, f"knn, k={k}", share, len(y_test), seeds=(share,)))
     return rows
 
 
 def linear_rows(
     train: Split, test: Split, seeds: int = 3, on_row: Callable[[str], None] = lambda _: None
-) -> list[Recognition]:
+) -> list[ClassScore]:
     """The linear probe of every kind of features; a seed draws the fifth that chooses."""
     (x, y), (x_test, y_test) = train, test
     rows = []
-    for name in x:
-        on_row(f"linear probe of {name}")
-        pairs = linear_probe(x[name], y, x_test[name], seeds=range(seeds))
+    for fitted, tested in zip(x, x_test, strict=True):
+        on_row(f"linear probe of {fitted.row.label}")
+        pairs = linear_probe(fitted.features, y, tested.features, seeds=range(seeds))
         shares = tuple(accuracy(pred, y_test) for pred, _ in pairs)
-        mean = sum(shares) / seeds
-        chosen = tuple(penalty for _, penalty in pairs)
-        rows.append(Recognition(name, "linear", mean, *interval(mean, len(y_test)), shares, chosen))
+        mean, chosen = sum(shares) / seeds, tuple(penalty for _, penalty in pairs)
+        n = len(y_test)
+        rows.append(class_score(fitted.row, "linear", mean, n, seeds=shares, penalties=chosen))
     return rows
 
 
-def table(rows: Sequence[Recognition], title: str) -> Table:
+def class_score(
+    row: Row,
+    probe: str,
+    share: float,
+    n: int,
+    *,
+    labels_per_class: int = 0,
+    seeds: tuple[float, ...] = (),
+    penalties: tuple[float, ...] = (),
+) -> ClassScore:
+    """A row with the interval of an accuracy on n test images."""
+    low, high = interval(share, n)
+    return ClassScore(
+        encoder=row.encoder,
+        features=row.features,
+        is_baseline=row.is_baseline,
+        probe=probe,
+        labels_per_class=labels_per_class,
+        accuracy=share,
+        low=low,
+        high=high,
+        seeds=seeds,
+        penalties=penalties,
+    )
+
+
+def table(rows: Sequence[ClassScore], title: str) -> Table:
     """For the terminal: a row for each kind of features, its interval behind every figure."""
     probes = list(dict.fromkeys(row.probe for row in rows))
     drawn = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.add_column("features", no_wrap=True)
     for probe in probes:
         drawn.add_column(probe, no_wrap=True)
-    for name in dict.fromkeys(row.features for row in rows):
-        found = {row.probe: row for row in rows if row.features == name}
+    for label in dict.fromkeys(row.label for row in rows):
+        found = {row.probe: row for row in rows if row.label == label}
         cells = [f"{r.accuracy:.3f} ({r.low:.3f}..{r.high:.3f})" for r in found.values()]
-        drawn.add_row(name, *cells)
+        drawn.add_row(label, *cells)
     return drawn
+
+
+def comparisons(rows: Sequence[ClassScore], encoder: str) -> list[str]:
+    """For every kind of an encoder's features: more or less than raw pixels by the same probe.
+
+    Neighbours are 20, or as many as there are: nothing is chosen by its result.
+    """
+    probes = list(dict.fromkeys(row.probe for row in rows))
+    probe = next((p for p in probes if p == "knn, k=20"), probes[0])
+    same = [row for row in rows if row.probe == probe]
+    raw, lines = next(row for row in same if row.encoder is None), []
+    for row in same:
+        if row.encoder == encoder:
+            than = "more than" if row.low > raw.high else "about as much as"
+            than = "less than" if row.high < raw.low else than
+            figures = f"{row.accuracy:.3f}, {than} raw pixels: {raw.accuracy:.3f}"
+            lines.append(f"{row.label} by {probe}: {figures}")
+    return lines
+
+
+def evaluate_classes(
+    kind: str,
+    spec: str,
+    *,
+    data: Data,
+    test_data: Data | None = None,
+    against: Sequence[str] = (),
+    train_images: int = 0,
+    test_images: int = 0,
+    share: float = 1.0,
+    seeds: int = 3,
+    device: str = "auto",
+    out: Path | None = None,
+    stated: Stated = UNSTATED,
+) -> list[ClassScore]:
+    """Prints the table and writes it.
+
+    Args:
+        kind: "knn" or "linear".
+        spec: of the encoder; see `fastequi.evaluate.encoders`.
+        data, test_data: see `fastequi.data.labelled.labelled_sets`.
+        against: further encoders.
+        train_images, test_images: how many of each; 0: all.
+        share: of an image's shorter side that its centred square takes.
+        seeds: of the linear probe.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        out: the JSON file; by default see `fastequi.evaluate.results.place`.
+        stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
+    """
+    encoder, encoders = load_all(spec, against, device, stated)
+    splits = labelled_sets(data, train_images, test_images, share, test_data=test_data)
+    file = place(kind, spec, out)
+    tested = splits[1].source if isinstance(splits[1], Files) else None
+    seen = seen_in_training((spec, *against), tested)
+    console, start = Console(), time.monotonic()
+    print(described(*splits))
+    with console.status("") as status:
+        status.update("features of the training images")
+        train = pooled_features(encoders, splits[0])
+        status.update("features of the test images")
+        test = pooled_features(encoders, splits[1])
+        if kind == "knn":
+            rows = knn_rows(train, test, on_row=status.update)
+        else:
+            rows = linear_rows(train, test, seeds, on_row=status.update)
+    counts, names = (len(train[1]), len(test[1])), splits[0].classes
+    each = per_class(names, train[1], test[1])
+    for name in (name for name in names if not each[name][0]):
+        print(f"no training image of class {name} could be decoded")
+    title = f"{len(names)} classes by {kind}, {counts[0]:,} training and {counts[1]:,} test images"
+    console.width = max(console.width, 140 if kind == "knn" else 80)
+    console.print(table(rows, title))
+    for line in comparisons(rows, encoder.name):
+        print(line)
+    selection = Selection.of(data)
+    alone = len(selection.places) == 1 and not selection.patterns and test_data is None
+    anchors = published(kind, selection.places[0], len(names)) if alone else ""
+    if anchors:
+        print(anchors)
+    document = {
+        **documented(data),
+        "classes": len(names),
+        "class_images": each,
+        "split": {"train": splits[0].what, "test": splits[1].what},
+        "published": anchors,
+        "train_images": counts[0],
+        "test_images": counts[1],
+        "test_seen_in_training": seen,
+        "temperature": TEMPERATURE if kind == "knn" else None,
+        "scores": rows,
+        "seconds": time.monotonic() - start,
+    }
+    save(file, kind=kind, spec=spec, encoder=encoder, document=document)
+    print(f"{time.monotonic() - start:.0f} s; {file}")
+    return rows

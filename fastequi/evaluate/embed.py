@@ -29,6 +29,7 @@ _OTHERS = (".pt", ".pth", ".npz", ".h5", ".hdf5", ".csv", ".json", ".parquet", "
 def embeddings(
     encoder: Encoder,
     source: Source,
+    *,
     names: Sequence[str] = (),
     all_tokens: bool = False,
     share: float = 1.0,
@@ -38,6 +39,8 @@ def embeddings(
     """Features of every image in the source's order, in memory, and the images' names.
 
     Args:
+        encoder: that computes them.
+        source: the images.
         names: which features; all by default.
         all_tokens: keep every token of the grid instead of their mean.
         share: of the largest centred window, of the size's shape, that fits.
@@ -62,7 +65,7 @@ def embeddings(
 
 
 def _chosen(names: Sequence[str], encoder: Encoder) -> tuple[str, ...]:
-    """The features asked for; all if none are named."""
+    """The named features; all if none are named."""
     if len(set(names)) < len(names):
         raise ValueError(f"--features: expected each once, got {', '.join(names)}")
     unknown = sorted(set(names) - set(encoder.names))
@@ -74,20 +77,20 @@ def _chosen(names: Sequence[str], encoder: Encoder) -> tuple[str, ...]:
 
 
 def _frame(encoder: Encoder, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width that an encoder is given.
+    """Height and width of the encoder's images.
 
     Raises:
-        ValueError: it cannot take such images.
+        ValueError: it cannot take images of that size.
     """
     if size is None:
         return encoder.image_size, encoder.image_size
-    told, patch = f"{size[0]}x{size[1]}", encoder.patch_size
+    sides, patch = f"{size[0]}x{size[1]}", encoder.patch_size
     if patch is not None and (size[0] % patch or size[1] % patch):
-        raise ValueError(f"--size: expected multiples of the patch size {patch}, got {told}")
+        raise ValueError(f"--size: expected multiples of the patch size {patch}, got {sides}")
     try:
         encoder.features(noise(size, encoder.device))
     except (ValueError, RuntimeError, IndexError) as error:
-        raise ValueError(f"--size: {encoder.name} takes no {told} images ({error})") from error
+        raise ValueError(f"--size: {encoder.name} takes no {sides} images ({error})") from error
     return size
 
 
@@ -95,6 +98,7 @@ def embed(
     spec: str,
     data: Data,
     out: Path,
+    *,
     names: Sequence[str] = (),
     all_tokens: bool = False,
     share: float = 1.0,
@@ -103,18 +107,20 @@ def embed(
     size: tuple[int, int] | None = None,
     stated: Stated = UNSTATED,
 ) -> Path:
-    """Writes the features of images; see :func:`embeddings`.
+    """Writes the features of images.
 
     Args:
         spec: of the encoder; see `fastequi.evaluate.encoders`.
         data: see `fastequi.data.sources.image_sets.open_source`.
         out: FILE.safetensors holds all features; FILE.npy one; any other name is a folder of one
             .npy file for each.
-        stated: what a file does not tell; see `fastequi.evaluate.encoders.load_encoder`.
+        names, all_tokens, share, batch, size: see :func:`embeddings`.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        stated: what a file does not say; see `fastequi.evaluate.encoders.load_encoder`.
 
     Returns:
-        The JSON file beside it, FILE.npy.json or FOLDER/files.json: {"checkpoint", "image_size",
-        "data", "features": {name: shape}, "files"}, the files in the order of the rows.
+        The JSON file beside it, FILE.npy.json or FOLDER/files.json: {"checkpoint", "encoder",
+        "image_size", "data", "features": {name: shape}, "files"}, files in the order of the rows.
     """
     file = out.suffix in _FILES
     if out.suffix.lower() in (*_FILES, *_OTHERS) and not file:
@@ -135,7 +141,15 @@ def embed(
     else:
         writable_folder(out)
     with Console().status(f"{len(source):,} images"):
-        found, files = embeddings(encoder, source, chosen, all_tokens, share, batch, frame)
+        found, files = embeddings(
+            encoder,
+            source,
+            names=chosen,
+            all_tokens=all_tokens,
+            share=share,
+            batch=batch,
+            size=frame,
+        )
     if out.suffix == ".safetensors":
         save_tensors(out, found)
     elif out.suffix == ".npy":

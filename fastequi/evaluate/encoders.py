@@ -1,11 +1,11 @@
-"""What is judged: a run, one of its checkpoints, a file of timm names, or a function of one's own.
+"""What is evaluated: a run, one of its checkpoints, a file with timm's names, or your own function.
 
-Every evaluation takes an :class:`Encoder` and asks no more of it than tokens by name. A spec is:
+Every evaluation takes an :class:`Encoder` and needs no more of it than tokens by name. A spec is:
 
 * a run's folder (its newest checkpoint), or one of its `checkpoints/step_*` folders;
 * a `*.safetensors` file of a ViT under timm's names, a run's own model.safetensors among them (see
   `fastequi.evaluate.weights`);
-* `module:function`, found from the current folder too: called with the device, it returns an
+* `module:function`, also found from the current folder: called with the device, it returns an
   :class:`Encoder`.
 """
 
@@ -28,7 +28,7 @@ from fastequi.build import build
 from fastequi.config import Config
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
-from fastequi.evaluate.weights import load_weights, read_config
+from fastequi.evaluate.weights import Weights, load_weights, read_config
 from fastequi.methods.method import Method
 from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.models.vit import VisionTransformer
@@ -46,7 +46,7 @@ _SEED = 0  # of fresh weights where no run says one
 _DEFAULTS = DataConfig()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A frozen network in eval mode.
 
@@ -62,6 +62,7 @@ class Encoder:
         method: of a run, None for others.
         config: of the run, if known.
         fresh: makes the same architecture with fresh weights; see :func:`random_init`.
+        is_baseline: no training went into its weights.
     """
 
     name: str
@@ -75,11 +76,12 @@ class Encoder:
     method: Method | None = None
     config: Config | None = None
     fresh: Callable[[], Encoder] | None = None
+    is_baseline: bool = False
 
     def __post_init__(self) -> None:
-        """Features that are not finite are an error, whoever asks for them."""
-        given = self.features
-        plain = given.features if isinstance(given, _Checked) else given
+        """Features that are not finite are an error, in every evaluation."""
+        found = self.features
+        plain = found.features if isinstance(found, _Checked) else found
         object.__setattr__(self, "features", _Checked(self.name, plain))
 
 
@@ -105,17 +107,17 @@ def expect_finite(name: str, values: Mapping[str, Tensor]) -> None:
     """
     lost = {kind: int((~value.isfinite()).sum()) for kind, value in values.items()}
     if any(lost.values()):
-        told = ", ".join(
+        counts = ", ".join(
             f"{n:,} of {values[kind].numel():,} {kind}" for kind, n in lost.items() if n
         )
         raise FloatingPointError(
-            f"{name}: its features are not finite (NaN or infinite: {told}), so they cannot be "
-            f"judged; are its weights sound?"
+            f"{name}: its features are not finite (NaN or infinite: {counts}), so they cannot be "
+            f"evaluated; are its weights sound?"
         )
 
 
 def noise(size: int | tuple[int, int], device: torch.device) -> Tensor:
-    """One image [1, 3, H, W], square for one size, to find out what an encoder gives."""
+    """One image [1, 3, H, W], square for one size, to find out which features an encoder gives."""
     sides = (size, size) if isinstance(size, int) else size
     return torch.randn(1, 3, *sides, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -128,13 +130,14 @@ def load_encoder(
 ) -> Encoder:
     """The encoder a spec names (see the module), with the weights that evaluation should use.
 
-    Those are a run's average if it keeps one, else its last; the teacher's where there is one.
+    Those are a run's EMA if it keeps one, else its last; the teacher's where there is one.
 
     Args:
         spec: a folder, a file, or `module:function`.
         device: "auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1".
-        stated: heads and images of a file's ViT, which its tensors do not tell.
-        insist: the file's own word goes after that; else before, and others need none.
+        stated: heads and image size of a file's ViT, which its tensors do not say.
+        insist: `stated` goes before what the file says, and is an error for anything but a file;
+            else the file goes first, and others ignore it.
 
     Raises:
         FileNotFoundError: no such file, or a run without a checkpoint.
@@ -143,7 +146,7 @@ def load_encoder(
     """
     where = use_device(device) if isinstance(device, str) else device
     encoder = _found(expect_local("CHECKPOINT", spec), where, stated, insist)
-    encoder.features(noise(encoder.image_size, encoder.device))  # are they finite? before any work
+    encoder.features(noise(encoder.image_size, encoder.device))  # finite? before any work
     return encoder
 
 
@@ -173,7 +176,8 @@ def random_init(encoder: Encoder) -> Encoder:
     """
     if encoder.fresh is None:
         raise ValueError(f"encoder: {encoder.name} gives no `fresh`, so it has no random init")
-    return replace(encoder.fresh(), name="random init", fresh=encoder.fresh)
+    fresh = encoder.fresh()
+    return replace(fresh, name="random init", fresh=encoder.fresh, is_baseline=True)
 
 
 def load_all(
@@ -182,10 +186,15 @@ def load_all(
     device: torch.device | str = "auto",
     stated: Stated = UNSTATED,
 ) -> tuple[Encoder, dict[str, Encoder]]:
-    """An encoder, and what a table shows by label: its random init if it can be made, others, it.
+    """An encoder, and all of a table by name: its random init if it can be made, others, itself.
 
-    The label of an encoder is its name, numbered where names meet. What is `stated` is so of the
-    first; of the others where their files do not say.
+    Encoders of the same name are numbered. `stated` is for the first; for the others only where
+    their files do not say.
+
+    Args:
+        spec: of the encoder.
+        against: specs of the others.
+        device, stated: see :func:`load_encoder`.
     """
     encoder = load_encoder(spec, device, stated)
     found = {} if encoder.fresh is None else {"random init": random_init(encoder)}
@@ -214,17 +223,17 @@ def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
         return of_method(_seeded(lambda: build(config), config).to(device), config)
 
     return Encoder(
-        name,
-        features,
-        names,
-        config.data.image_size,
-        config.model.patch_size if is_vit else None,
-        config.data.mean,
-        config.data.std,
-        device,
-        method,
-        config,
-        fresh,
+        name=name,
+        features=features,
+        names=names,
+        image_size=config.data.image_size,
+        patch_size=config.model.patch_size if is_vit else None,
+        mean=config.data.mean,
+        std=config.data.std,
+        device=device,
+        method=method,
+        config=config,
+        fresh=fresh,
     )
 
 
@@ -243,20 +252,20 @@ def _of_run(path: Path, device: torch.device) -> Encoder:
         checkpoint.load_for_evaluation(found, method)
     except RuntimeError as error:
         raise ValueError(
-            f"CHECKPOINT: the weights do not fit {run / 'config.json'}: {_told(error)}"
+            f"CHECKPOINT: the weights do not fit {run / 'config.json'}: {_shortened(error)}"
         ) from error
     name = f"{run.name}/{found.name}" if is_step else run.name
     return of_method(method.to(device), config, name)
 
 
-def _told(error: Exception) -> str:
+def _shortened(error: Exception) -> str:
     """The beginning of a message that may name every parameter."""
     text = " ".join(str(error).split())
     return text if len(text) < 300 else f"{text[:300]} ..."
 
 
 def _seeded(make: Callable[[], Network], config: Config | None) -> Network:
-    """Weights as a run starts with, made without touching the caller's generator."""
+    """With the weights that a run starts from; leaves the caller's generator as it is."""
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed if config else _SEED)
         return make()
@@ -270,19 +279,18 @@ def _of_file(path: Path, device: torch.device, stated: Stated, insist: bool) -> 
     network.load_state_dict(weights.state)
     height, width = network.img_size
     if height != width:
-        told = "%s is made for %dx%d px: evaluations show it squares, for which positions change"
-        logger.warning(told, path, height, width)
-    scale, name = (weights.mean, weights.std), f"{path.resolve().parent.name}/{path.stem}"
-    return _of_vit(network.to(device), weights.make, name, scale, weights.config)
+        logger.warning(
+            "%s is made for %dx%d px: evaluations use squares, for which its positions are "
+            "interpolated",
+            path,
+            height,
+            width,
+        )
+    name = f"{path.resolve().parent.name}/{path.stem}"
+    return _of_vit(network.to(device), weights, name)
 
 
-def _of_vit(
-    network: VisionTransformer,
-    make: Callable[[], VisionTransformer],
-    name: str,
-    scale: tuple[Floats, Floats],
-    config: Config | None,
-) -> Encoder:
+def _of_vit(network: VisionTransformer, weights: Weights, name: str) -> Encoder:
     device = next(network.eval().parameters()).device
     has_class = network.cls_token is not None
 
@@ -293,12 +301,23 @@ def _of_vit(
         return out if tokens.cls is None else {**out, "cls": tokens.cls}
 
     def fresh() -> Encoder:
-        return _of_vit(_seeded(make, config).to(device), make, name, scale, config)
+        return _of_vit(_seeded(weights.make, weights.config).to(device), weights, name)
 
     names = ("patch", "cls") if has_class else ("patch",)
     patch = network.patch_size
     size = round(math.prod(network.grid_size(*network.img_size)) ** 0.5) * patch
-    return Encoder(name, features, names, size, patch, *scale, device, None, config, fresh)
+    return Encoder(
+        name=name,
+        features=features,
+        names=names,
+        image_size=size,
+        patch_size=patch,
+        mean=weights.mean,
+        std=weights.std,
+        device=device,
+        config=weights.config,
+        fresh=fresh,
+    )
 
 
 def _of_function(spec: str, device: torch.device) -> Encoder:
@@ -312,8 +331,8 @@ def _of_function(spec: str, device: torch.device) -> Encoder:
     try:
         encoder = function(device)
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"CHECKPOINT: {spec}({device}) failed ({told})") from error
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"CHECKPOINT: {spec}({device}) failed ({why})") from error
     if not isinstance(encoder, Encoder):
         raise ValueError(
             f"CHECKPOINT: {spec}(device) returned {type(encoder).__name__}, expected a "
@@ -324,6 +343,6 @@ def _of_function(spec: str, device: torch.device) -> Encoder:
 
 @torch.no_grad()
 def _given(features: Features, size: int, device: torch.device) -> tuple[str, ...]:
-    """The names of features that have channels at all: a base alone has no z_equi."""
+    """The names of features with at least one channel: a base alone has no z_equi."""
     tokens = features(noise(size, device))
     return tuple(name for name, value in tokens.items() if value.shape[-1])

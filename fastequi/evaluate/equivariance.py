@@ -1,312 +1,130 @@
-"""Does a frozen encoder's pair of features tell which transformation lies between two images?
-
-Pairs are border-free (`fastequi.evaluate.pairs`). Every table carries its floors: a prediction that
-is always the mean, the raw pair by its best probe, the transformed image alone, the same encoder at
-random initialisation; and a few statistics of the pixels, which say much of colour and blur.
-"""
+"""`fastequi eval equivariance`: R² of five transformations, predicted from frozen features."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from rich import box
-from rich.table import Table
-from torch import Tensor
+from rich.console import Console
 
-from fastequi.evaluate.encoders import Features
-from fastequi.evaluate.intervals import middle95, resampled_r2
-from fastequi.evaluate.pairs import Pairs, joined
-from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe, token_probe
+from fastequi.config import TrainConfig
+from fastequi.data.sources.image_sets import Data
+from fastequi.data.sources.splits import photographs
+from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.pair_scores import Report, summary
+from fastequi.evaluate.results import documented, place, save, seen_in_training
+from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
+from fastequi.methods.tir import TIR
+from fastequi.models.timm_names import UNSTATED, Stated
 
-PROBES = ("token", "mlp", "ridge")
-
-# The MLP and ridge get raw pixels averaged to this grid, the strongest floor of those tried: on a
-# validation part an MLP on 8x8, 16x16 and all 32x32 pixels read the angle's R² as .83, .77, .73.
-_RAW_GRID = 8
-RAW_SIZE = 64  # px: larger images are averaged to it before their pixels are patches
-_DRAWS = 1000  # of the bootstrap
-_BATCH = 1000  # pairs at a time
+_TABLE_WIDTH = 140  # of colour's, which has four parameters
 
 
-@dataclass(frozen=True)
-class Score:
-    """One row: what one probe reads from one kind of features of the test pairs.
-
-    Attributes:
-        r2, low, high: per parameter: R², a mean over the probe's seeds, and its 95 % interval over
-            photographs, see `fastequi.evaluate.intervals`.
-        error: the median absolute error of all seeds, in the parameter's unit.
-        mean_low, mean_high: 95 % interval of the mean R².
-        pooled: R² of all parameters as one (SIE's).
-        seeds: the mean R² of every seed; ridge has one value.
-    """
-
-    features: str
-    probe: str
-    r2: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    error: tuple[float, ...]
-    mean_low: float
-    mean_high: float
-    pooled: float
-    seeds: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return sum(self.r2) / len(self.r2)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the mean R² over the probe's seeds."""
-        return statistics.stdev(self.seeds) if len(self.seeds) > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """The table of one encoder.
-
-    Attributes:
-        names: of the path's parameters.
-        train_pairs, test_pairs: how many the probes were fitted and judged on.
-        photographs: that the test pairs are from.
-    """
-
-    names: tuple[str, ...]
-    train_pairs: int
-    test_pairs: int
-    photographs: int
-    scores: tuple[Score, ...]
-
-    def best(self, features: str) -> Score:
-        """The row of the probe that reads most, by the mean R²."""
-        rows = [score for score in self.scores if score.features == features]
-        if not rows:
-            raise KeyError(f"features: no row {features!r} in {[s.features for s in self.scores]}")
-        return max(rows, key=lambda score: score.mean)
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields; every row also with its "mean" R²."""
-        scores = [{**dataclasses.asdict(score), "mean": score.mean} for score in self.scores]
-        return {**dataclasses.asdict(self), "scores": scores}
-
-    def table(self, title: str = "R² on unseen parts") -> Table:
-        """For the terminal; the first parameter with its interval and its median error.
-
-        Behind ± stands the standard deviation of the mean R² over the probes' seeds.
-        """
-        seeds = max((len(score.seeds) for score in self.scores), default=1)
-        pairs = f"{self.train_pairs:,} / {self.test_pairs:,} pairs, {self.photographs} test images"
-        title = f"{title}, {pairs}, {seeds} seeds"
-        table = Table(title=title, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
-        table.add_column("features", no_wrap=True)
-        table.add_column("probe", no_wrap=True)
-        first, *others = self.names
-        for name in (first, "95 %", *others, "mean", "pooled", f"|Δ{first}|"):
-            table.add_column(name, justify="right", no_wrap=True)
-        previous = ""
-        for score in self.scores:
-            value, *rest = (f"{v:.2f}" for v in (*score.r2, score.mean, score.pooled))
-            rest[-2] += f" ±{score.spread:.2f}"
-            interval = f"{score.low[0]:.2f}..{score.high[0]:.2f}"
-            label = "" if score.features == previous else score.features
-            table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.3g}")
-            previous = score.features
-        return table
-
-
-@torch.no_grad()
-def pair_tokens(
-    features: Features,
-    names: Sequence[str],
-    pairs: Pairs,
-    pooled: bool = False,
-    batch: int = _BATCH,
-) -> dict[str, Tensor]:
-    """Tokens of both images side by side: name to [N, L, 2·D], [N, 1, 2·D] if `pooled`."""
-    parts: dict[str, list[Tensor]] = {}
-    for start in range(0, len(pairs), batch):
-        part = slice(start, start + batch)
-        first, second = (features(x[part].float()) for x in (pairs.before, pairs.after))
-        for name in names:
-            both = torch.cat([first[name], second[name]], -1).float()
-            parts.setdefault(name, []).append(both.mean(1, keepdim=True) if pooled else both)
-    return {name: torch.cat(tokens) for name, tokens in parts.items()}
-
-
-def evaluate(
-    encoders: dict[str, tuple[Features, tuple[str, ...]]],
-    train: Pairs,
-    tests: Sequence[Pairs],
-    patch_size: int,
-    fit: Fit = Fit(),  # noqa: B008
-    probes: Sequence[str] = PROBES,
-    on_row: Callable[[str], None] = lambda _: None,
-) -> list[Report]:
-    """Floors first, then every kind of features of every encoder; a report for each test set.
+def evaluate_equivariance(
+    spec: str,
+    *,
+    data: Data | None = None,
+    test_data: Data | None = None,
+    against: Sequence[str] = (),
+    chosen: Mapping[str, Task] | None = None,
+    budget: Budget = Budget(),  # noqa: B008
+    device: str = "auto",
+    out: Path | None = None,
+    stated: Stated = UNSTATED,
+) -> dict[str, Report]:
+    """Prints a table for every task and writes them, each as soon as it is known.
 
     Args:
-        encoders: label ("TIR", "random init") to features, and which of them to judge.
-        train, tests: pairs of disjoint image regions; every probe is fitted once.
-        patch_size: of the raw pixels' tokens.
-        fit: of the MLPs, the same for every row.
-        probes: of "token", "mlp", "ridge".
-        on_row: told what comes next.
-
-    Returns:
-        For tokens the token probe, and an MLP and ridge on the mean token; for raw pixels the token
-        probe on patches, and an MLP and ridge on pixels averaged to 8x8.
+        spec: of the encoder; see `fastequi.evaluate.encoders`.
+        data, test_data: see `fastequi.data.sources.splits.photographs`.
+        against: further encoders for the same tables: the base without reconstruction.
+        chosen: the tasks; None: all.
+        budget: of the probes; MLPs are fitted in bfloat16 where that is fast.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        out: the JSON file; by default see `fastequi.evaluate.results.place`.
+        stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
-    unknown = set(probes) - set(PROBES)
-    if unknown or not probes:
-        raise ValueError(f"probes: expected some of {', '.join(PROBES)}, got {list(probes)}")
-    rows: list[list[Score]] = [[] for _ in tests]
+    encoder, encoders = load_all(spec, against, device, stated)
+    train, test = photographs(data, test_data)
+    dtype = TrainConfig().fit_dtype(encoder.device)
+    budget = dataclasses.replace(budget, fit=dataclasses.replace(budget.fit, dtype=dtype))
+    console, start = Console(), time.monotonic()
+    console.width = max(console.width, _TABLE_WIDTH)
+    file = place("equivariance" + "_zero_fill" * budget.zero_fill, spec, out)
+    seen = seen_in_training((spec, *against), test if data else None)
+    of = "held-out photographs" if data else "held-out parts of the photographs"
+    if most := max((n or 0 for n in seen.values()), default=0):
+        of = f"photographs, {most} of {len(test)} NAMED AND SIZED AS ONE SEEN IN TRAINING"
+    if budget.zero_fill:
+        of += ", zero-filled borders (only to compare)"
+    if isinstance(encoder.method, TIR) and encoder.method.decoder is not None and not against:
+        print(f"no base without reconstruction beside {spec}: --against its run adds the rows")
+    if encoder.fresh is None:
+        print(f"{spec} cannot be made again, so there are no rows of its random init")
+    about = {
+        **documented(data),
+        "photographs": {"train": len(train), "test": len(test)},
+        "test_seen_in_training": seen,
+        "against": list(against),
+    }
+    results = EquivarianceFile(file=file, spec=spec, encoder=encoder, budget=budget, about=about)
 
-    def judge(features: str, probe: str, pred: Tensor) -> None:
-        parts = pred.split([len(test) for test in tests], 1)
-        for test, part, scores in zip(tests, parts, rows, strict=True):
-            scores.append(_score(features, probe, part, test))
+    def on_report(name: str, report: Report) -> None:
+        console.print(report.table(f"{name}: R² on {of}"))
+        results.add(name, report)
 
-    mean = train.params.mean(0).expand(1, sum(map(len, tests)), -1)
-    judge("mean predictor", "constant", mean)
-    test, y = joined(tests), train.params
-    for label, pooling, tokens, pooled in _rows(encoders, train, test, patch_size, probes, on_row):
-        if "token" in probes and tokens is not None:
-            judge(label, "token", token_probe(tokens[0], y, tokens[1], fit))
-        if "mlp" in probes:
-            judge(label, f"mlp{pooling}", mlp_probe(pooled[0], y, pooled[1], fit))
-        if "ridge" in probes:
-            judge(label, f"ridge{pooling}", ridge_probe(pooled[0], y, pooled[1])[None])
-    return [
-        Report(train.names, len(train), len(test), len(test.photographs.unique()), tuple(scores))
-        for test, scores in zip(tests, rows, strict=True)
-    ]
-
-
-_Split = tuple[Tensor, Tensor]  # of the training and of the test pairs
-
-
-def _rows(
-    encoders: dict[str, tuple[Features, tuple[str, ...]]],
-    train: Pairs,
-    test: Pairs,
-    patch_size: int,
-    probes: Sequence[str],
-    on_row: Callable[[str], None],
-) -> Iterator[tuple[str, str, _Split | None, _Split]]:
-    """What is probed: (label, how it was pooled, tokens if there are several, pooled features)."""
-    for label, which in (("transformed image alone", (1,)), ("raw pair", (0, 1))):
-        on_row(label)
-        patches = [_batchwise(pairs, which, _patches, patch_size) for pairs in (train, test)]
-        grid = [_batchwise(pairs, which, _grid) for pairs in (train, test)]
-        yield label, "", (patches[0], patches[1]), (grid[0], grid[1])
-    del patches, grid
-    on_row("pixel statistics")
-    told = [_batchwise(pairs, (0, 1), _statistics) for pairs in (train, test)]
-    yield "pixel statistics", "", None, (told[0], told[1])
-    pooled = "token" not in probes
-    for label, (features, names) in encoders.items():
-        on_row(label)
-        of_train, of_test = (pair_tokens(features, names, p, pooled) for p in (train, test))
-        for name in names:
-            on_row(f"{label}, {name}")
-            x, x_test = of_train.pop(name), of_test.pop(name)
-            tokens = (x, x_test) if x.shape[1] > 1 else None
-            pooling = "" if tokens is None and name == "cls" else ", mean token"
-            yield f"{label}, {name}", pooling, tokens, (x.mean(1), x_test.mean(1))
+    with console.status("") as status:
+        reports = score_tasks(
+            encoders,
+            train,
+            test,
+            tasks() if chosen is None else chosen,
+            budget=budget,
+            on_row=status.update,
+            on_report=on_report,
+        )
+    console.print(summary(reports))
+    print(f"{time.monotonic() - start:.0f} s; {file}")
+    return reports
 
 
-def summary(reports: Mapping[str, Report]) -> Table:
-    """The mean R² of every kind of features in every task, by the probe that reads most there.
+@dataclass(kw_only=True)
+class EquivarianceFile:
+    """The result file of kind "equivariance", which grows task by task.
 
-    Of angles beyond the range (:func:`is_beyond`) the median error.
+    Attributes:
+        file: where it is.
+        spec: of the encoder, as it was named.
+        encoder: that is evaluated.
+        budget: of the probes.
+        about: the images, and what else the file says of the whole.
     """
-    table = Table(title="mean R² by each row's best probe", box=box.SIMPLE_HEAD)
-    table.add_column("features", no_wrap=True)
-    for name in reports:
-        table.add_column(name, justify="right", no_wrap=True)
-    first = next(iter(reports.values()))
-    for features in dict.fromkeys(score.features for score in first.scores):
-        best = {name: report.best(features) for name, report in reports.items()}
-        cells = (f"{s.error[0]:.1f}°" if is_beyond(n) else f"{s.mean:.2f}" for n, s in best.items())
-        table.add_row(features, *cells)
-    return table
 
+    file: Path
+    spec: str
+    encoder: Encoder
+    budget: Budget
+    about: Mapping[str, Any]
+    tasks: dict[str, Report] = field(default_factory=dict)
+    begun: float = field(default_factory=time.monotonic)
 
-def is_beyond(task: str) -> bool:
-    """Whether a task's test is out of the range its probes were fitted on, as "rotation 45..60".
-
-    R² says little there: the sign alone, with the range's end as its size, gives .97. The median
-    error says how far off the angles are.
-    """
-    return ".." in task
-
-
-def _score(features: str, probe: str, pred: Tensor, test: Pairs) -> Score:
-    """Of predictions [S, N, P] for a test set's pairs."""
-    pred, target = pred.cpu(), test.params.cpu()
-    drawn = resampled_r2(pred, target, test.photographs, _DRAWS)
-    low, high = middle95(drawn)
-    mean_low, mean_high = middle95(drawn.mean(1))
-    per_seed = r2(pred, target)
-    error = (pred - target).abs().flatten(0, 1).median(0).values * torch.tensor(test.scales)
-    return Score(
-        features,
-        probe,
-        r2=tuple(per_seed.mean(0).tolist()),
-        low=tuple(low.tolist()),
-        high=tuple(high.tolist()),
-        error=tuple(error.tolist()),
-        mean_low=mean_low.item(),
-        mean_high=mean_high.item(),
-        pooled=statistics.fmean(pooled_r2(seed, target) for seed in pred),
-        seeds=tuple(per_seed.mean(1).tolist()),
-    )
-
-
-def _batchwise(
-    pairs: Pairs, which: Sequence[int], read: Callable[..., Tensor], *options: Any
-) -> Tensor:
-    """[N, ...] of `read`, which gets some pairs at a time, their images stacked as channels."""
-    both = pairs.before, pairs.after
-    batches = zip(*(both[i].split(_BATCH) for i in which), strict=True)
-    return torch.cat([read(torch.cat(images, 1).float(), *options) for images in batches])
-
-
-def _grid(images: Tensor) -> Tensor:
-    """[N, C, H, W] averaged to at most 8x8, flattened."""
-    return F.adaptive_avg_pool2d(images, min(_RAW_GRID, images.shape[-1])).flatten(1)
-
-
-def _patches(images: Tensor, patch: int) -> Tensor:
-    """[N, C, H, W] to [N, L, p·p·C]; of images above 64 px as many patches of fewer pixels."""
-    size = images.shape[-1]
-    if size > RAW_SIZE:
-        each = max(RAW_SIZE * patch // size, 1)
-        images = F.adaptive_avg_pool2d(images, size // patch * each)
-        patch = each
-    return F.unfold(images, patch, stride=patch).transpose(1, 2)
-
-
-def _statistics(images: Tensor) -> Tensor:
-    """[N, 42] of both images: mean and deviation of every channel; as logarithms the variance of
-    the channels' differences (colourfulness) and the mean square of the differences between pixels
-    1 and 2 apart (sharpness).
-    """
-    found = []
-    for x in images.chunk(2, 1):
-        found += [x.mean((2, 3)), x.std((2, 3)), _log((x - x.roll(1, 1)).var((2, 3)))]
-        for apart in (1, 2):
-            across, down = x[..., apart:] - x[..., :-apart], x[..., apart:, :] - x[..., :-apart, :]
-            found += [_log(d.square().mean((2, 3))) for d in (across, down)]
-    return torch.cat(found, 1)
-
-
-def _log(x: Tensor) -> Tensor:
-    return x.add(1e-6).log()
+    def add(self, task: str, report: Report) -> None:
+        """Writes the file with one more task."""
+        self.tasks[task] = report
+        document = {
+            **self.about,
+            "budget": self.budget,
+            "tasks": self.tasks,
+            "seconds": time.monotonic() - self.begun,
+        }
+        save(
+            self.file,
+            kind="equivariance",
+            spec=self.spec,
+            encoder=self.encoder,
+            document=document,
+        )

@@ -1,8 +1,7 @@
 """What a config.json beside a file of weights says of its ViT.
 
-It is timm's, as the Hub keeps it: `architecture` and `model_args` tell the number of heads and the
-grid of positions, `pretrained_cfg` the normalisation. {"num_heads": 12, "img_size": [128, 512]} is
-enough of one.
+It is timm's, as on the Hub: `architecture` and `model_args` give the number of heads and the image
+size, `pretrained_cfg` the normalisation. {"num_heads": 12, "img_size": [128, 512]} is enough.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from fastequi.models.timm_names import UNSTATED, Stated
 
 Floats = tuple[float, ...]
 
-# what changes a network without changing a shape, and what may be said of it
+# arguments that change a network without changing a shape, and the values that a plain ViT has
 _PLAIN = {
     "act_layer": (None, "gelu"),
     "norm_layer": (None, "layernorm"),
@@ -30,12 +29,12 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What was found; None: no word of it.
+    """What was found; None: not given.
 
     Attributes:
-        stated: heads and grid, but for heads that only the architecture tells.
+        stated: heads and image size, but for heads that only follow from the architecture.
         architecture: timm's name of it.
-        embed_dim: channels, if they are not the architecture's.
+        embed_dim: channels, if they differ from the architecture's.
         mean, std: of the normalisation, in 0..1.
     """
 

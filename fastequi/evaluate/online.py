@@ -1,14 +1,14 @@
-"""Looks at the features while a run goes on: neighbours' classes and R², some seconds each.
+"""Online probes: kNN accuracy and R² of the features during training, some seconds each.
 
-A look sees the weights as they are (a teacher's where there is one), in eval mode. It draws from no
-generator of the run's and moves no cursor of its data, so a run ends with the same bits with and
-without it. The figures are for following one run: fewer pairs and images than an evaluation's.
+They use the current weights (a teacher's where there is one), in eval mode. They draw from none of
+the run's generators and do not move its position in the data, so a run ends with the same bits with
+and without them. The figures are for following one run: fewer pairs and images than an evaluation.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ from fastequi.data.sources.splits import held_out
 from fastequi.evaluate.class_probes import accuracy, knn_classes
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, noise, of_method
-from fastequi.evaluate.equivariance import pair_tokens
+from fastequi.evaluate.pair_scores import pair_tokens
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit, r2, token_probe
 from fastequi.evaluate.tasks import FEATURES, tasks, views_for, window_loader
@@ -40,14 +40,19 @@ _FIT = Fit(epochs=10, seeds=1)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is read from the features, every so many steps: figures by name."""
+class OnlineProbe:
+    """A measurement of the features every so many steps.
+
+    Attributes:
+        every: steps between two of them.
+        measure: an encoder to figures by name.
+    """
 
     every: int
-    read: Callable[[Encoder], dict[str, float]]
+    measure: Callable[[Encoder], dict[str, float]]
 
 
-def looks(config: Config, source: Source) -> list[Look]:
+def online_probes(config: Config, source: Source) -> list[OnlineProbe]:
     """Those a config asks for.
 
     Args:
@@ -55,42 +60,44 @@ def looks(config: Config, source: Source) -> list[Look]:
         source: the run's images, every fifth of which tests the R² of pairs of the others.
 
     Raises:
-        ValueError, OSError, ImportError: the data for a look is not there, before any training.
+        ValueError, OSError, ImportError: a probe's data is not there, before any training.
     """
     train, found = config.train, []
     if train.knn_every:
         data = Selection(train.knn_data, option="train.knn_data")
         sets = labelled_sets(data, _TRAIN_IMAGES, _TEST_IMAGES)
-        logger.info("looks at classes: %s", described(*sets))
-        found.append(Look(train.knn_every, _Neighbours(*sets)))
+        logger.info("online probe of classes: %s", described(*sets))
+        found.append(OnlineProbe(train.knn_every, _Neighbours(*sets)))
     if train.r2_every:
         if len(source) < 2:
             raise ValueError(f"train.r2_every: expected at least 2 images, got {len(source)}")
         tested = held_out(len(source))
         rest, held = (source.pick(np.flatnonzero(which)) for which in (~tested, tested))
-        found.append(Look(train.r2_every, _Transformations(rest, held)))
+        found.append(OnlineProbe(train.r2_every, _Transformations(rest, held)))
     return found
 
 
-def look(due: list[Look], method: Method, config: Config) -> dict[str, float]:
-    """The figures of the looks that are due; leaves no trace in the run.
+def measured_online(
+    probes: Sequence[OnlineProbe], method: Method, config: Config
+) -> dict[str, float]:
+    """The figures of online probes by name; leaves the method and the generators as they were.
 
-    A look that fails (features that are not finite, images that are gone) is said and gives none:
-    the run goes on.
+    A probe that fails (features that are not finite, images that are gone) is logged and gives no
+    figures: the run goes on.
     """
     figures: dict[str, float] = {}
     with _aside(method), torch.no_grad():
-        for one in due:
+        for probe in probes:
             try:
-                figures |= one.read(of_method(method, config))
+                figures |= probe.measure(of_method(method, config))
             except Exception as error:
-                logger.warning("this look gives no figures: %s", error)
+                logger.warning("this online probe gives no figures: %s", error)
     return figures
 
 
 @contextmanager
 def _aside(module: nn.Module) -> Iterator[None]:
-    """Eval mode and generators of one's own; afterwards everything is as it was."""
+    """Eval mode and forked generators; afterwards everything is as it was."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         with torch.random.fork_rng():
@@ -102,10 +109,10 @@ def _aside(module: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Neighbours:
-    """Classes told by 20 neighbours; images are decoded once and stay.
+    """Accuracy of classes predicted from 20 neighbours; images are decoded once and kept.
 
     "knn_k20" is of the mean patch token (of a convolutional net's last block), "knn_k20_cls" of the
-    class token: which of the two a base trains is its own affair.
+    class token: some methods train the one, some the other.
     """
 
     train: LabelledSet
@@ -120,13 +127,13 @@ class _Neighbours:
         y, y_test = (torch.cat([labels for _, labels in part]) for part in self.images)
         x, x_test = (self._features(encoder, part) for part in self.images)
         k = min(_K, len(y))
-        told = {name: knn_classes(x[name], y, x_test[name], [k])[k] for name in x}
-        return {f"knn_k{k}{name}": accuracy(pred, y_test) for name, pred in told.items()}
+        preds = {name: knn_classes(x[name], y, x_test[name], [k])[k] for name in x}
+        return {f"knn_k{k}{name}": accuracy(pred, y_test) for name, pred in preds.items()}
 
     def _features(
         self, encoder: Encoder, batches: list[tuple[Tensor, Tensor]]
     ) -> dict[str, Tensor]:
-        """[N, D] by what stands behind the figure's name."""
+        """[N, D] by the suffix of the figure's name."""
         kinds = {"": "patch" if "patch" in encoder.names else encoder.names[-1]}
         kinds |= {"_cls": "cls"} if "cls" in encoder.names else {}
         found: dict[str, list[Tensor]] = {name: [] for name in kinds}
@@ -139,9 +146,10 @@ class _Neighbours:
 
 @dataclass
 class _Transformations:
-    """R² of SE(2) in the paper's ranges by a token probe; pairs are cut once and stay.
+    """R² of SE(2) in the paper's ranges by a token probe; pairs are cut once and kept.
 
-    "r2_z_equi_mean" is of z_equi, the features being those that a method teaches the path, if any.
+    "r2_z_equi_mean" is of z_equi, which TIR trains on the path; other methods have none, and their
+    first kind of `fastequi.evaluate.tasks.FEATURES` is used.
     """
 
     train: Source
@@ -154,9 +162,9 @@ class _Transformations:
             self._cut(encoder, name)
         train, test = self.pairs
         x, x_test = (pair_tokens(encoder.features, [name], p)[name] for p in (train, test))
-        told = r2(token_probe(x, train.params, x_test, _FIT), test.params)[0]
-        each = dict(zip(test.names, told.tolist(), strict=True))
-        return {f"r2_{name}_{n}": r for n, r in {"mean": told.mean().item(), **each}.items()}
+        values = r2(token_probe(x, train.params, x_test, _FIT), test.params)[0]
+        each = dict(zip(test.names, values.tolist(), strict=True))
+        return {f"r2_{name}_{n}": r for n, r in {"mean": values.mean().item(), **each}.items()}
 
     def _cut(self, encoder: Encoder, name: str) -> None:
         chosen = tasks(["se2"])
@@ -165,5 +173,6 @@ class _Transformations:
         fits = _TOKENS // (2 * encoder.features(image)[name].numel())
         counts = min(_TRAIN_PAIRS, max(fits, _TEST_PAIRS)), _TEST_PAIRS
         for seed, (part, n) in enumerate(zip((self.train, self.test), counts, strict=True), 1):
-            with window_loader(part, path, views, seed, encoder.device) as loader:
+            device = encoder.device
+            with window_loader(part, path, views, seed=seed, device=device) as loader:
                 self.pairs.append(collect_pairs(loader, path, views, n))

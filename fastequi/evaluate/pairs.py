@@ -1,15 +1,15 @@
 """Pairs of an image and its transformed twin, with the transformation as label.
 
 Border-free: both images of a pair are cut from a window with a margin, so that no empty corner
-gives the angle away (with zero-filled corners, raw pixels of the turned image alone reach an R² of
+gives the angle away (with zero-filled corners, raw pixels of the rotated image alone reach an R² of
 0.83). Colours change on the same pixels; a blurred image is cut from the blurred window, so that
-its edge is blurred with what lies beyond, too.
+the pixels around it take part in the blur of its edge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,8 +74,14 @@ def collect_pairs(
             break
     if count < n:
         raise ValueError(f"batches: expected at least {n} images, got {count}")
-    images, labels = (torch.cat(before)[:n], torch.cat(after)[:n]), torch.cat(params)[:n]
-    return Pairs(*images, labels, path.names, scales, torch.cat(photographs)[:n])
+    return Pairs(
+        before=torch.cat(before)[:n],
+        after=torch.cat(after)[:n],
+        params=torch.cat(params)[:n],
+        names=path.names,
+        scales=scales,
+        photographs=torch.cat(photographs)[:n],
+    )
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
@@ -87,7 +93,7 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
         torch.cat([getattr(part, name) for part in parts])
         for name in ("before", "after", "params", "photographs")
     )
-    return Pairs(before, after, params, first.names, first.scales, photographs)
+    return replace(first, before=before, after=after, params=params, photographs=photographs)
 
 
 def _ranges(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,12 +1,12 @@
 """Probes: small regressors on frozen features, the same for every row of a table.
 
-Three are used. Ridge regression, exact, its penalty chosen on a validation split. An MLP on pooled
-features. A token probe, linear to 64 per token, flattened, then an MLP: what a path teaches sits in
-the tokens before it reaches their mean. Inputs are standardised by the training set. Nothing here
-draws from torch's global generator.
+There are three. Ridge regression, exact, its penalty chosen on a validation split. An MLP on pooled
+features. A token probe, linear to 64 per token, flattened, then an MLP: the mean of the tokens
+keeps less of a transformation than the tokens. Inputs are standardised by the training set. Nothing
+here draws from torch's global generator.
 
 The MLPs are fitted from several initialisations at once: a leading axis holds the seeds, so that
-three networks cost one pass over the data and three times the arithmetic, nothing else.
+three networks take one pass over the data with three times the arithmetic.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def mlp_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit(), width: int
     _check(x, y, x_test)
     x, x_test = standardise(x.flatten(1), x_test.flatten(1))
     sizes = (x.shape[1], width, width, y.shape[1])
-    return _train(_MLP(sizes, _initial(fit), fit.seeds), x, y, x_test, fit)
+    return _train(_MLP(sizes, _initial(fit), fit.seeds), x, y, x_test, fit=fit)
 
 
 def token_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tensor:
@@ -97,7 +97,7 @@ def token_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tenso
         nn.Flatten(2),
         _MLP((64 * x.shape[1], 256, y.shape[1]), generator, fit.seeds),
     )
-    return _train(network, x, y, x_test, fit)
+    return _train(network, x, y, x_test, fit=fit)
 
 
 class _Linears(nn.Module):
@@ -127,7 +127,7 @@ def _initial(fit: Fit) -> torch.Generator:
     return torch.Generator().manual_seed(fit.seed)
 
 
-def _train(model: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, fit: Fit) -> Tensor:
+def _train(model: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, *, fit: Fit) -> Tensor:
     model.to(x.device)
     generator = _initial(fit)
     optimizer = torch.optim.Adam(model.parameters(), fit.lr, weight_decay=1e-4, fused=True)
@@ -150,10 +150,10 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, fit: Fit) -> 
 
 
 def standardise(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero mean and unit deviation per channel (last axis), by the training set's figures.
+    """Zero mean and unit deviation per channel (last axis), with the training set's statistics.
 
-    What does not change over the training set is only centred: whatever it is on the test set must
-    not be blown up.
+    A channel that is constant on the training set is only centred, as dividing by its deviation
+    would blow up the test set's values.
     """
     axes = tuple(range(x.ndim - 1))
     mean, scale = x.mean(axes), x.std(axes)

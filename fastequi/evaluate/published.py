@@ -6,18 +6,18 @@ sets are maxima over epochs on the test images; accuracies measured here are of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Published:
-    """What one data set's table says.
+    """The published accuracies of one data set.
 
     Attributes:
-        folders: how a folder that holds it may be named, in lower case and without "-" and "_".
-        classes: how many it has; with the name it tells the set from its subsets.
-        training: what was trained, and for how long.
+        folders: names of folders that hold it, in lower case and without "-" and "_".
+        classes: how many it has; a subset of the same name has fewer.
+        training: which network was trained, and for how long.
         knn, linear: top-1 by method; empty where the table has none.
     """
 
@@ -25,30 +25,34 @@ class Published:
     classes: int
     training: str
     knn: dict[str, float]
-    linear: dict[str, float]
+    linear: dict[str, float] = field(default_factory=dict)
 
 
 PUBLISHED = (
     Published(
-        ("imagenette", "imagenette2", "imagenette160", "imagenette2160", "imagenette2320"),
-        10,
-        "Imagenette at 128 px, ResNet-18, 800 epochs, best epoch",
-        {"SimCLR": 0.889, "DINO": 0.888, "VICReg": 0.845},
-        {},
+        folders=(
+            "imagenette",
+            "imagenette2",
+            "imagenette160",
+            "imagenette2160",
+            "imagenette2320",
+        ),
+        classes=10,
+        training="Imagenette at 128 px, ResNet-18, 800 epochs, best epoch",
+        knn={"SimCLR": 0.889, "DINO": 0.888, "VICReg": 0.845},
     ),
     Published(
-        ("cifar10",),
-        10,
-        "CIFAR-10, ResNet-18, 200 epochs, best epoch",
-        {"SimCLR": 0.847, "DINO": 0.840},
-        {},
+        folders=("cifar10",),
+        classes=10,
+        training="CIFAR-10, ResNet-18, 200 epochs, best epoch",
+        knn={"SimCLR": 0.847, "DINO": 0.840},
     ),
     Published(
-        ("imagenet", "imagenet1k", "ilsvrc2012"),
-        1000,
-        "ImageNet-1k, ViT-S/16, 100 epochs",
-        {"DINO": 0.675, "iBOT": 0.654},
-        {"DINO": 0.733, "iBOT": 0.722},
+        folders=("imagenet", "imagenet1k", "ilsvrc2012"),
+        classes=1000,
+        training="ImageNet-1k, ViT-S/16, 100 epochs",
+        knn={"DINO": 0.675, "iBOT": 0.654},
+        linear={"DINO": 0.733, "iBOT": 0.722},
     ),
 )
 

@@ -1,24 +1,38 @@
-"""Where an evaluation's figures go: JSON with the machine and what was judged.
+"""The file an evaluation leaves: JSON that says what it is, written and read here alone.
 
-eval_equivariance.json   "tasks": {task: {"names", "train_pairs", "test_pairs", "scores": [Score
-                         and its "mean"]}}, see `fastequi.evaluate.equivariance.Score`; "budget"
-eval_equivariance_zero_fill.json   the same of zero-filled pairs
-eval_knn.json, eval_linear.json   "scores": [`fastequi.evaluate.classification.Recognition`];
-                         "class_images": {class: [training, test images]}, "split": which are which
-eval_reconstruct.json    "psnr", "ssim": `fastequi.evaluate.reconstruction.Quality`;
-                         "spectra": {features: `fastequi.evaluate.spectrum.Spectrum`}
+Every file has
+  "kind"         which evaluation wrote it, one of `KINDS`
+  "schema"       `SCHEMA`, the version of this layout; files of another version are not read
+  "encoder"      the evaluated encoder's name in the rows; "checkpoint": how the user named it
+  "image_size"   of the encoder, pixels
+  "machine"      processor, device, versions
+  "data"         the images that were chosen, with "include" and "exclude" if patterns were given
+  "test_seen_in_training"   {encoder: how many test images have the name and the size of one its run
+                 was trained on; null: not known}
+  "seconds"      of the evaluation
 
-All of them have "test_seen_in_training": {encoder: how many of the test images have the name and
-the size of one that its run trained on; null: not known}.
+and the tables of its kind, whose rows are `Row`s:
+  equivariance   "tasks": {task: `fastequi.evaluate.pair_scores.Report`}; "budget" of the probes
+  knn, linear    "scores": [`fastequi.evaluate.classification.ClassScore`]; "classes": how many;
+                 "class_images": {class: [training, test images]}; "split": which images are for
+                 training and for testing
+  reconstruct    "psnr", "ssim": `fastequi.evaluate.reconstruction.Quality`, if there are decoders;
+                 "spectra": [`fastequi.evaluate.reconstruction.SpectrumRow`]
+  rotnet         "scores", "classes", "class_images", "split" as of knn;
+                 "rotation_accuracy": [`fastequi.evaluate.rotnet.RotationScore`]
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fastequi.atomic import replace_text
 from fastequi.data.sources import kept
@@ -27,9 +41,113 @@ from fastequi.data.sources.images import Source
 from fastequi.evaluate.encoders import Encoder
 from fastequi.runtime.machine import machine
 
+SCHEMA = 1
+KINDS = ("equivariance", "knn", "linear", "reconstruct", "rotnet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What every row of a table says of itself.
+
+    Attributes:
+        encoder: the encoder's name; None where no network is used (pixels, a constant).
+        features: which of its features, such as "patch"; without an encoder what is used instead,
+            such as "raw pair".
+        is_baseline: no training went into it.
+    """
+
+    encoder: str | None
+    features: str
+    is_baseline: bool
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return label(self.encoder, self.features)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return dataclasses.asdict(self)
+
+
+def label(encoder: str | None, features: str) -> str:
+    """ "tir, z_equi", or "raw pair" where there is no encoder."""
+    return features if encoder is None else f"{encoder}, {features}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result file that was read.
+
+    Attributes:
+        kind: one of `KINDS`.
+        encoder: the evaluated encoder's name.
+        document: the whole file; see the module.
+    """
+
+    kind: str
+    encoder: str
+    document: dict[str, Any]
+
+    def is_own(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row is of the evaluated encoder, not of a baseline or another encoder."""
+        return not row["is_baseline"] and row["encoder"] == self.encoder
+
+    def name(self, row: Mapping[str, Any]) -> str:
+        """A row's label, without the name of the evaluated encoder."""
+        return label(None if self.is_own(row) else row["encoder"], row["features"])
+
+
+def read(found: Mapping[str, Any]) -> Result:
+    """A result from the object in a file.
+
+    Raises:
+        ValueError: it is of another schema or of no known kind; says which.
+    """
+    if found.get("schema") != SCHEMA:
+        raise ValueError(f"schema {found.get('schema')!r}, expected {SCHEMA}")
+    if found.get("kind") not in KINDS:
+        raise ValueError(f"kind {found.get('kind')!r}, expected one of {', '.join(KINDS)}")
+    if not isinstance(found.get("encoder"), str):
+        raise ValueError(f"encoder {found.get('encoder')!r}, expected a name")
+    return Result(found["kind"], found["encoder"], dict(found))
+
+
+def save(
+    file: Path, *, kind: str, spec: str, encoder: Encoder, document: Mapping[str, Any]
+) -> None:
+    """Writes a result file; see the module.
+
+    Args:
+        file: replaced at once if it is there.
+        kind: one of `KINDS`.
+        spec: of the encoder, as it was named.
+        encoder: that was evaluated.
+        document: what its kind has besides; dataclasses become objects.
+    """
+    head = {
+        "kind": kind,
+        "schema": SCHEMA,
+        "machine": machine(),
+        "checkpoint": spec,
+        "encoder": encoder.name,
+        "image_size": encoder.image_size,
+    }
+    replace_text(file, json.dumps({**head, **document}, indent=1, default=_as_json) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Row):
+        return value.to_json()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, torch.dtype):
+        return str(value)
+    raise TypeError(f"document: {type(value).__name__} has no form in JSON")
+
 
 def place(kind: str, spec: str, out: Path | None) -> Path:
-    """`out`, else eval_KIND.json in the folder that was judged, else in the current one.
+    """`out`, else eval_KIND.json in the evaluated run's folder, else in the current folder.
 
     Raises:
         ValueError: it cannot be written.
@@ -97,14 +215,3 @@ def seen_in_training(specs: Sequence[str], test: Source | None) -> dict[str, int
                 f"{spec} was trained on"
             )
     return found
-
-
-def save(file: Path, spec: str, encoder: Encoder, document: dict[str, Any]) -> None:
-    """Writes {"machine", "checkpoint", "encoder", "image_size", **document}."""
-    head = {
-        "machine": machine(),
-        "checkpoint": spec,
-        "encoder": encoder.name,
-        "image_size": encoder.image_size,
-    }
-    replace_text(file, json.dumps({**head, **document}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""How many of their dimensions features use: collapse shows in the spectrum of their covariance."""
+"""How many of their dimensions features use: a collapse shows in their covariance's spectrum."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """How rows of features fill their channels: from the eigenvalues λ of their covariance.
+    """How features [N, D] fill their channels, from the eigenvalues λ of their covariance.
 
     Attributes:
         channels: D.
-        rank: λ that stand out of float32's rounding (√λ over √λ_max · max(N, D) · 1.2e-7).
+        rank: number of λ above float32's rounding (√λ > √λ_max · max(N, D) · 1.2e-7).
         variance: of a channel, the mean over channels.
-        participation: (Σλ)² / Σλ²: D if all are equal, 1 if one is alone.
+        participation: (Σλ)² / Σλ²: D if all are equal, 1 if a single one is not 0.
         entropy: exp(-Σ p·log p) of p = λ / Σλ, likewise (Roy and Vetterli, EUSIPCO 2007).
     """
 
@@ -28,19 +28,22 @@ class Spectrum:
 
 
 def spectrum(rows: Tensor) -> Spectrum:
-    """Of features [N, D]; all the same, they have rank and dimensions 0."""
+    """Of features [N, D]; if all rows are equal, rank, participation and entropy are 0."""
     x = rows.double() - rows.double().mean(0)
     eigenvalues = torch.linalg.eigvalsh(x.T @ x / max(len(x) - 1, 1)).clamp(min=0)
     channels = x.shape[1]
     top, total = eigenvalues.max(), eigenvalues.sum()
     scale = rows.double().square().mean().item()
     if total <= 1e-14 * scale * channels:  # rounding of equal rows
-        return Spectrum(channels, 0, total.item() / channels, 0.0, 0.0)
-    floor = top.sqrt() * max(x.shape) * torch.finfo(torch.float32).eps
+        variance = total.item() / channels
+        return Spectrum(
+            channels=channels, rank=0, variance=variance, participation=0.0, entropy=0.0
+        )
+    rounding = top.sqrt() * max(x.shape) * torch.finfo(torch.float32).eps
     return Spectrum(
-        channels,
-        int((eigenvalues.sqrt() > floor).sum()),
-        total.item() / channels,
-        (total.square() / eigenvalues.square().sum()).item(),
-        torch.special.entr(eigenvalues / total).sum().exp().item(),
+        channels=channels,
+        rank=int((eigenvalues.sqrt() > rounding).sum()),
+        variance=total.item() / channels,
+        participation=(total.square() / eigenvalues.square().sum()).item(),
+        entropy=torch.special.entr(eigenvalues / total).sum().exp().item(),
     )

@@ -1,7 +1,7 @@
 """The five tasks of the equivariance table: which transformation lies between two images?
 
 Rotation, translation, both (SE(2)), colour and blur in the paper's ranges; the probes of rotation
-are also judged beyond what they were fitted on. All tasks see the same windows: squares of
+are also tested outside the range they were fitted on. All tasks see the same windows: squares of
 photographs scaled to 256 px on their shorter side, cut at 1 to 1.6 of its pixels per pixel where
 the photograph has room for it, with the margin that SE(2) needs.
 """
@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +24,9 @@ from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder, Features, noise
-from fastequi.evaluate.equivariance import PROBES, RAW_SIZE, Report, evaluate
+from fastequi.evaluate.pair_scores import PROBES, Probed, Report, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.pixels import RAW_SIZE
 from fastequi.evaluate.probes import Fit
 from fastequi.functional.normalise import denormalise, normalise
 from fastequi.philox import Draws
@@ -48,12 +50,12 @@ class Beyond(paths.Rotation):
 
 @dataclass(frozen=True)
 class Task:
-    """A transformation to read.
+    """A transformation whose parameters are predicted.
 
     Attributes:
         path: its pairs.
         widest: what the windows have room for, whichever tasks are chosen: SE(2).
-        beyond: further tests of the same probes, by name.
+        beyond: further tests of the same probes outside their range, by name.
     """
 
     path: paths.Path
@@ -84,7 +86,8 @@ def tasks(
 
 @dataclass(frozen=True)
 class Budget:
-    """What the probes may see; fewer pairs than 24,000 judge the probe, not the features.
+    """What the probes are fitted on; with fewer than 24,000 pairs R² says more of the probe than
+    of the features.
 
     Attributes:
         train_pairs, test_pairs: of each task.
@@ -112,24 +115,40 @@ class Budget:
                 raise ValueError(f"{name}: expected at least 10, got {getattr(self, name)}")
 
 
+class Windows(NamedTuple):
+    """Where pairs are cut from.
+
+    Attributes:
+        views: geometry and normalisation of the images.
+        loader: source, path and seed to endless batches of un-augmented windows.
+    """
+
+    views: Views
+    loader: Callable[[Source, paths.Path, int], Loader]
+
+
 def score_tasks(
     encoders: Mapping[str, Encoder],
     train: Source,
     test: Source,
     chosen: Mapping[str, Task],
+    *,
     budget: Budget = Budget(),
+    windows: Windows | None = None,
     on_row: Callable[[str], None] = lambda _: None,
     on_report: Callable[[str, Report], None] = lambda name, report: None,
 ) -> dict[str, Report]:
     """The table of every task, one after the other.
 
     Args:
-        encoders: by label; of one image size, on one device. Pairs are normalised for each.
+        encoders: by the names that rows have; of one image size, on one device. Pairs are
+            normalised for each.
         train, test: disjoint photographs, or regions.
         chosen: of :func:`tasks`.
         budget: of every task.
-        on_row: told what comes next.
-        on_report: told each finished table.
+        windows: None: as the module says.
+        on_row: called with what comes next.
+        on_report: called with each finished table.
 
     Returns:
         Reports by the names of the tasks and of their tests beyond.
@@ -141,45 +160,76 @@ def score_tasks(
                 f"encoders: expected one image size, {label} has {encoder.image_size} px, "
                 f"{next(iter(encoders))} {first.image_size}"
             )
-    views = views_for(first, {} if budget.zero_fill else chosen)
-    if budget.zero_fill:
-        views = replace(views, padding_mode="zeros")
-    judged = {label: (normalised(e, views), shown(e)) for label, e in encoders.items()}
+    views, windows_of = windows or photo_windows(first, chosen, budget)
+    probed = {
+        label: Probed(normalised(encoder, views), shown(encoder), encoder.is_baseline)
+        for label, encoder in encoders.items()
+    }
     patch = first.patch_size or max(first.image_size // 8, 1)
-    _check_memory(judged, views, budget, first.device)
+    _check_memory(probed, views, budget, first.device)
     found: dict[str, Report] = {}
     for name, task in chosen.items():
         tests = {name: task.path, **task.beyond}
 
         def cut(source: Source, path: paths.Path, n: int, seed: int) -> Pairs:
-            with window_loader(source, path, views, seed, first.device, budget.window) as loader:
-                return collect_pairs(loader, path, views, n, loader.cfg.samples_per_file)
+            with windows_of(source, path, seed) as loader:
+                each = loader.cfg.samples_per_file
+                return collect_pairs(loader, path, views, n, samples_per_file=each)
 
-        on_row(f"{name}: cutting pairs")
+        def say(row: str, name: str = name) -> None:
+            on_row(f"{name}: {row}")
+
+        say("cutting pairs")
         fitted = cut(train, task.path, budget.train_pairs, 2 * budget.seed + 1)
-        judges = [
+        tested = [
             cut(test, path, budget.test_pairs, 2 * budget.seed + 2) for path in tests.values()
         ]
-        told = lambda row, name=name: on_row(f"{name}: {row}")  # noqa: E731
-        reports = evaluate(judged, fitted, judges, patch, budget.fit, budget.probes, told)
+        reports = score_pairs(
+            probed,
+            fitted,
+            tested,
+            patch_size=patch,
+            fit=budget.fit,
+            probes=budget.probes,
+            on_row=say,
+        )
         for key, report in zip(tests, reports, strict=True):
             found[key] = report
             on_report(key, report)
     return found
 
 
+def photo_windows(encoder: Encoder, chosen: Mapping[str, Task], budget: Budget) -> Windows:
+    """The module's windows, for an encoder's images."""
+    views = views_for(encoder, {} if budget.zero_fill else chosen)
+    if budget.zero_fill:
+        views = replace(views, padding_mode="zeros")
+
+    def loader(source: Source, path: paths.Path, seed: int) -> Loader:
+        device = encoder.device
+        return window_loader(source, path, views, seed=seed, device=device, window=budget.window)
+
+    return Windows(views, loader)
+
+
 def shown(encoder: Encoder) -> tuple[str, ...]:
-    """Which of an encoder's features are judged: the known ones, else all (blocks)."""
+    """Which of an encoder's features get rows: the known ones, else all (blocks)."""
     return tuple(name for name in FEATURES if name in encoder.names) or encoder.names
 
 
 def views_for(encoder: Encoder, chosen: Mapping[str, Task]) -> Views:
-    """An encoder's images in windows that no view leaves, the same for any choice of tasks."""
+    """Views whose windows hold every transformed image, the same for any choice of tasks."""
     size, source = encoder.image_size, encoder.image_size
     for task in chosen.values():
         for path in (task.path, task.widest, *task.beyond.values()):
             source = max(source, _reach(path, size))
-    return Views(size, source, encoder.mean, encoder.std, "reflection")
+    return Views(
+        image_size=size,
+        source_size=source,
+        mean=encoder.mean,
+        std=encoder.std,
+        padding_mode="reflection",
+    )
 
 
 def _reach(path: paths.Path, size: int) -> int:
@@ -195,11 +245,21 @@ def window_loader(
     source: Source,
     path: paths.Path,
     views: Views,
+    *,
     seed: int,
     device: torch.device,
     window: tuple[float, float] | None = None,
 ) -> Loader:
-    """Endless batches of un-augmented windows, eight from each decoding; close it after use."""
+    """Endless batches of un-augmented windows, eight from each decoding; close it after use.
+
+    Args:
+        source: the photographs.
+        path: the transformation whose parameters the batches carry.
+        views: of :func:`views_for`.
+        seed: of windows and parameters.
+        device: that images go to.
+        window: see :class:`Budget`.
+    """
     if window is None:
         share = views.source_size / _SCALED
         window = (min(share, 0.6), min(1.6 * share, 1.0))
@@ -231,18 +291,18 @@ def normalised(encoder: Encoder, views: Views) -> Features:
 
 
 def _check_memory(
-    judged: Mapping[str, tuple[Features, tuple[str, ...]]],
+    probed: Mapping[str, Probed],
     views: Views,
     budget: Budget,
     device: torch.device,
 ) -> None:
-    """Refuses at once what would run out of memory after an hour."""
+    """Raises ValueError at once for what would run out of memory after an hour."""
     image = noise(views.image_size, device)
     tokens = [2 * 3 * min(views.image_size, RAW_SIZE) ** 2]  # of the raw pair
     whole = "token" in budget.probes
-    for features, names in judged.values():
-        given = features(image)
-        each = [2 * (given[n].numel() if whole else given[n].shape[-1]) for n in names]
+    for features, names, _ in probed.values():
+        found = features(image)
+        each = [2 * (found[n].numel() if whole else found[n].shape[-1]) for n in names]
         tokens.append(sum(each) + max(each))  # all of them, one standardised
     # beside them the pairs as 16-bit numbers
     of_each = 2 * 2 * 3 * views.image_size**2 + 4 * max(tokens)

@@ -1,8 +1,8 @@
 """A ViT from a *.safetensors file, with what its metadata or a config.json beside it say of it.
 
-What a run leaves holds the run's settings as metadata; other files have a config.json beside them,
-a run's or timm's (`hub_config.py`). What nobody says is assumed aloud where it is usual, or asked
-for; see `fastequi.models.timm_names`.
+A run's model.safetensors holds the run's settings as metadata; other files have a config.json
+beside them, a run's or timm's (`hub_config.py`). What neither says is assumed, with a warning,
+where one value is usual, or an error asks for it; see `fastequi.models.timm_names`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ State = dict[str, Tensor]
 _DEFAULTS = DataConfig()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """A network's tensors and how it is made.
 
@@ -55,37 +55,43 @@ class Weights:
     make: Callable[[], VisionTransformer]
     mean: Floats
     std: Floats
-    config: Config | None
+    config: Config | None = None
 
 
 def load_weights(path: Path, stated: Stated = UNSTATED, insist: bool = True) -> Weights:
-    """The ViT in a file; what is done to it and assumed of it is logged in one line.
+    """The ViT in a file; what is changed and assumed is logged in one line.
 
     Args:
         path: a *.safetensors file.
         stated: what the caller knows of it.
-        insist: who is right where the file says otherwise: the caller, else the file.
+        insist: where the file says otherwise, the caller is right; else the file.
 
     Raises:
-        ValueError: names the file and what is wrong with it, or what has to be said.
+        ValueError: names the file and what is wrong with it, or which option is needed.
     """
     tensors, metadata = _tensors(path)
     where, said = _said(path, metadata)
     try:
-        state, told = plain(tensors)
+        state, remarks = plain(tensors)
         if isinstance(said, Config):
             weights = _of_run(state, said, where, stated if insist else UNSTATED)
         else:
-            weights = _of_hub(state, said, where, stated, insist, told)
+            weights = _of_hub(
+                state, said, where=where, stated=stated, insist=insist, remarks=remarks
+            )
     except ValueError as error:
         raise ValueError(f"CHECKPOINT: {path}: {error}") from error
-    if told:
-        logger.warning("%s: %s", path, "; ".join(told))
+    if remarks:
+        logger.warning("%s: %s", path, "; ".join(remarks))
     return weights
 
 
 def read_config(where: str | Path, text: str) -> Config:
     """A run's settings from JSON.
+
+    Args:
+        where: the text is from, for messages.
+        text: of a config.json.
 
     Raises:
         ValueError: says where they are from and what is wrong with them.
@@ -106,7 +112,7 @@ def _tensors(path: Path) -> tuple[State, dict[str, str]]:
 
 
 def _said(path: Path, metadata: dict[str, str]) -> tuple[str, Config | HubConfig]:
-    """Who says something of the file's network, and what."""
+    """Which file describes the network ("" if none does), and what it says."""
     if checkpoint.SETTINGS in metadata:
         where = f"{path}'s metadata"
         return where, read_config(f"CHECKPOINT: {where}", metadata[checkpoint.SETTINGS])
@@ -145,36 +151,48 @@ def _of_run(state: State, config: Config, where: str, stated: Stated) -> Weights
             f"--num-heads, --img-size: {where} says {own.num_heads} heads and {side} px: leave "
             f"them out"
         )
-    return Weights(state, make, data.mean, data.std, config)
+    return Weights(state=state, make=make, mean=data.mean, std=data.std, config=config)
 
 
 def _of_hub(
-    state: State, said: HubConfig, where: str, stated: Stated, insist: bool, told: list[str]
+    state: State,
+    said: HubConfig,
+    *,
+    where: str,
+    stated: Stated,
+    insist: bool,
+    remarks: list[str],
 ) -> Weights:
     options = from_shapes(state)
     own = said.stated
     if said.architecture is not None:
         heads_known = own.over(stated).num_heads is not None
-        own = own.over(_by_name(said, options["embed_dim"], where, heads_known, told))
+        own = own.over(
+            _by_name(said, options["embed_dim"], where, known=heads_known, remarks=remarks)
+        )
     known = stated.over(own) if insist else own.over(stated)
     if insist and known != own.over(stated):
-        told.append(f"--num-heads, --img-size go before what {where} says")
+        remarks.append(f"--num-heads, --img-size go before what {where} says")
     options, assumed = settled(state, options, known)
     if options["in_chans"] != 3:
         raise ValueError(f"in_chans: expected 3, as images have, got {options['in_chans']}")
     if said.mean is None or said.std is None:
         assumed.append("ImageNet's mean and std")
     if assumed:
-        told.append(
+        remarks.append(
             f"assumed {', '.join(assumed)}; --num-heads, --img-size or a config.json beside it "
             f"say otherwise"
         )
-    scale = said.mean or _DEFAULTS.mean, said.std or _DEFAULTS.std
-    return Weights(state, lambda: VisionTransformer(**options), *scale, None)
+    return Weights(
+        state=state,
+        make=lambda: VisionTransformer(**options),
+        mean=said.mean or _DEFAULTS.mean,
+        std=said.std or _DEFAULTS.std,
+    )
 
 
-def _by_name(said: HubConfig, width: int, where: str, known: bool, told: list[str]) -> Stated:
-    """The heads that timm's name for the network tells; needed unless they are `known`."""
+def _by_name(said: HubConfig, width: int, where: str, *, known: bool, remarks: list[str]) -> Stated:
+    """The heads that belong to timm's name of the network; needed unless they are `known`."""
     name = str(said.architecture)
     if computes_otherwise(name):
         raise ValueError(f"{where} says architecture {name!r}, whose GELU or norms are others")
@@ -185,7 +203,7 @@ def _by_name(said: HubConfig, width: int, where: str, known: bool, told: list[st
                 f"num_heads: {where} says architecture {name!r}, which is no ViT known here; say "
                 f"--num-heads if it is a plain one"
             )
-        told.append(f"architecture {name!r} is none known here, and is read as a plain ViT")
+        remarks.append(f"architecture {name!r} is none known here, and is read as a plain ViT")
         return UNSTATED
     dim = said.embed_dim or size[0]
     if not known and dim != width:

@@ -1,4 +1,4 @@
-"""The drop-in surface: arguments are checked once, then the kernels have them."""
+"""The public functions: arguments are checked here, then passed to the kernels."""
 
 from __future__ import annotations
 

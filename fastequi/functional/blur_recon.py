@@ -34,7 +34,7 @@ def blur_recon_loss(
         sigma: [B, K] or [B] standard deviations in pixels, 0 for no blur; or one number for all.
         loss, layout, patch_size, mean, std, reduction: as in :func:`warp_recon_loss`.
         max_sigma: fixes the kernel's radius, ceil(4·max_sigma) pixels. A larger sigma is an error
-            on the CPU and NaN on a GPU, where looking would stall it.
+            on the CPU and NaN on a GPU, where a check would need a host sync.
 
     Gradients go to `pred`; if image or sigma needs one, the eager chain runs instead.
     """

@@ -1,6 +1,6 @@
-"""What the arguments of `fastequi.functional` must be; errors name the one that is not.
+"""Checks of the arguments of `fastequi.functional`; errors name the argument.
 
-Nothing here looks at a GPU tensor's values unless FASTEQUI_CHECK=1 is set: that would stall it.
+No check reads a GPU tensor's values, which would need a host sync, unless FASTEQUI_CHECK=1 is set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CHECK_VALUES = os.environ.get("FASTEQUI_CHECK") == "1"
 
 
 def can_look(tensor: Tensor) -> bool:
-    """Whether a check may read values: not a compiler's or a transform's, nor a GPU's unasked."""
+    """Whether a check may read values: not under a compiler or transform, on a GPU if enabled."""
     if needs_operator(tensor) or transformed():
         return False
     return tensor.device.type == "cpu" or _CHECK_VALUES
@@ -103,7 +103,7 @@ def check_names(**values: str) -> None:
 def recon_options(
     loss: str, layout: str, patch_size: int | None, mean: Values, std: Values, reduction: str
 ) -> None:
-    """Options that the path losses share, as far as they can be judged without an image."""
+    """Options that the path losses share, as far as they can be checked without an image."""
     check_names(loss=loss, layout=layout, reduction=reduction)
     check_patch_size(layout, patch_size)
     lengths = [len(values) for values in (mean, std) if _several(values)]
@@ -183,7 +183,7 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
 
 
 def check_range(image: Tensor) -> None:
-    """A float image in 0..255 with mean and std of 0..1 is the mistake everybody makes once."""
+    """A float image in 0..255 with mean and std of 0..1 is a common mistake."""
     if not can_look(image):
         return
     low, high = (v.item() for v in image.detach().aminmax())

@@ -60,7 +60,7 @@ def correspondence_loss(
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
     checks.same_device(student, teacher=teacher)
     with torch.autocast(student.device.type, enabled=False):
-        # float16's rounding would decide between matches; bfloat16 was asked for with its products
+        # float16's rounding would decide between matches; bfloat16's is accepted
         dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
         wide = torch.promote_types(dtype, torch.float32)
         unit = [F.normalize(x.to(wide), dim=-1).to(dtype) for x in (student, teacher)]

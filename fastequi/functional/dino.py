@@ -81,8 +81,8 @@ def dino_loss(
     views, teachers, batch = len(student), len(teacher), student.shape[1]
     pairs = _dino.pairs_of(views, teachers, batch, student.device)
     weight = _even(student, views, teachers, batch)
-    how = _Teacher(teacher_temp, center, targets, iterations, group)
-    return _cross_entropy(student, teacher, layers, pairs, weight, None, how, student_temp, inplace)
+    options = _Options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
+    return _cross_entropy(student, teacher, layers, pairs, weight, None, options)
 
 
 def ibot_loss(
@@ -123,8 +123,8 @@ def ibot_loss(
     _check_rows(student, teacher, weight)
     each = _each(student, weight)
     pairs = _dino.own_pairs(len(each), student.device)
-    how = _Teacher(teacher_temp, center, targets, iterations, group)
-    return _cross_entropy(student, teacher, layers, pairs, each, each, how, student_temp, inplace)
+    options = _Options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
+    return _cross_entropy(student, teacher, layers, pairs, each, each, options)
 
 
 def linear_dino_loss(
@@ -145,14 +145,16 @@ def linear_ibot_loss(
     )
 
 
-class _Teacher(NamedTuple):
-    """How a teacher's logits become distributions: arguments of :func:`dino_loss`."""
+class _Options(NamedTuple):
+    """Arguments of :func:`dino_loss` of these names."""
 
-    temp: float
+    student_temp: float
+    teacher_temp: float
     center: Tensor | None
     targets: str
     iterations: int
     group: ProcessGroup | None
+    inplace: bool
 
 
 _Weights = tuple[Tensor | None, Tensor | None]  # of the student's and the teacher's layer
@@ -165,19 +167,19 @@ def _cross_entropy(
     pairs: Tensor,
     weight: Tensor,
     balanced: Tensor | None,
-    how: _Teacher,
-    student_temp: float,
-    inplace: bool,
+    options: _Options,
 ) -> Tensor:
     """Σ_r weight[r] Σ_t CE(q_t, student_r); `balanced`: weights of Sinkhorn-Knopp's rows."""
     prototypes, teacher_prototypes = layers
+    inplace = options.inplace
     if inplace and prototypes is not None:
         raise ValueError("inplace: with prototypes no logits are stored, leave it out")
     if inplace and student.requires_grad and student.is_leaf:
         raise ValueError("inplace: student is a leaf of the graph, whose values must stay")
     student, rows = student.flatten(0, -2), teacher.flatten(0, -2).detach()
-    row, column = _distribution(rows, teacher_prototypes, balanced, how)
-    target = _dino.DINOTarget(pairs, weight, row, column, student_temp, how.temp)
+    row, column = _distribution(rows, teacher_prototypes, balanced, options)
+    temps = options.student_temp, options.teacher_temp
+    target = _dino.DINOTarget(pairs, weight, row, column, *temps)
     if prototypes is None or teacher_prototypes is None:
         return _dino.dino_loss(student, rows, target, inplace)
     given = _linear.Layers(student, prototypes, rows, teacher_prototypes)
@@ -186,13 +188,13 @@ def _cross_entropy(
 
 @torch.no_grad()
 def _distribution(
-    rows: Tensor, layer: Tensor | None, weight: Tensor | None, how: _Teacher
+    rows: Tensor, layer: Tensor | None, weight: Tensor | None, options: _Options
 ) -> tuple[Tensor | None, Tensor | None]:
     """What makes exp(logits / temp - column - row) the teacher's distribution: (row, column).
 
     The logits are the rows, or their products with a layer's weight.
     """
-    temp, center, targets, iterations, group = how
+    _, temp, center, targets, iterations, group, _ = options
     checks.one_of("targets", targets, TARGETS)
     if targets == "softmax":
         width = rows.shape[1:] if layer is None else layer.shape[:1]

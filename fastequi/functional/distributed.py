@@ -1,4 +1,4 @@
-"""What losses that see the whole batch need of torch.distributed; without a group, nothing happens.
+"""Communication of losses over the whole batch of all processes; without a group there is none.
 
 Every process computes the loss of the whole batch, of which it holds some rows, and gets gradients
 for those. They come as many times too large as there are processes, since data-parallel training
@@ -25,7 +25,7 @@ def world() -> ProcessGroup | None:
 
 
 def all_gather_sizes(x: Tensor, group: ProcessGroup | None) -> list[int]:
-    """Rows of x on every process of a group; waits for the device."""
+    """Rows of x on every process of a group; with a host sync."""
     if group is None:
         return [len(x)]
     mine = torch.tensor([len(x)], device=x.device)
@@ -35,19 +35,19 @@ def all_gather_sizes(x: Tensor, group: ProcessGroup | None) -> list[int]:
 
 
 def even_sizes(x: Tensor, group: ProcessGroup | None) -> list[int] | None:
-    """Rows of x on every process if all hold as many, as the loader's batches do; asks nobody."""
+    """Rows of x on every process if all hold as many, as with the loader; no communication."""
     return None if group is None else [len(x)] * group.size()
 
 
 def all_gather_rows(
     x: Tensor, group: ProcessGroup | None, sizes: Sequence[int] | None = None
 ) -> Tensor:
-    """Rows of all processes, in the order of their ranks; differentiable, see the module's words.
+    """Rows of all processes, in the order of their ranks; differentiable, see the module.
 
     Args:
         x: [N, ...], N may differ between processes.
         group: None: x alone.
-        sizes: rows of every process, where they are known; finding them out stalls a GPU.
+        sizes: rows of every process, where known; else they are gathered, with a host sync.
     """
     if group is None or group.size() == 1:
         return x

@@ -31,7 +31,7 @@ def nt_xent_loss(
         group: the processes whose images are each other's negatives; None: this one alone. The
             value is that of the whole batch on each of them, gradients as
             `fastequi.functional.distributed` says.
-        sizes: N of every process, where known; finding them out stalls a GPU.
+        sizes: N of every process, where known; else they are gathered, with a host sync.
 
     Returns:
         A float32 scalar (float64 for float64 embeddings).

@@ -33,7 +33,7 @@ def vicreg_loss(
         inv_weight, var_weight, cov_weight: of the three terms.
         group: the processes whose images make up the batch; None: this one alone. Value and
             gradients are as `fastequi.functional.distributed` says.
-        sizes: images of every process, where known; finding them out stalls a GPU.
+        sizes: images of every process, where known; else they are gathered, with a host sync.
 
     Returns:
         A float32 scalar (float64 for float64 embeddings).

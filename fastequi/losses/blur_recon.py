@@ -1,4 +1,4 @@
-"""The path loss against blurred images as a module: it holds the options of its function."""
+"""The path loss against blurred images as a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastequi.functional import blur_recon_loss, checks
 
 
 class BlurReconLoss(nn.Module):
-    """:func:`fastequi.functional.blur_recon_loss` with its keyword options held.
+    """:func:`fastequi.functional.blur_recon_loss` as a module, its keyword options fixed.
 
     Args:
         loss, layout, patch_size, mean, std, reduction, max_sigma: as there.

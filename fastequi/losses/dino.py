@@ -1,4 +1,4 @@
-"""DINO's and iBOT's criteria as modules: they hold temperature, centre and targets."""
+"""DINO's and iBOT's criteria as modules, with their temperature, centre and targets."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastequi.functional import dino_loss, ibot_loss
 
 
 class Center(nn.Module):
-    """Moving average of a teacher's logits, subtracted so that no prototype wins everything.
+    """Moving average of a teacher's logits, subtracted so that no prototype dominates.
 
     c ← m c + (1 - m) · mean of the step's rows (Caron et al., ICCV 2021, equation 4). Rows are
     collected by :meth:`add`, over all batches of a step, and take effect in :meth:`update`, so a
-    step that is not taken leaves the centre alone.
+    skipped step leaves the centre unchanged.
 
     Args:
         prototypes: N.
@@ -104,7 +104,7 @@ class _DistillationLoss(nn.Module):
         }
 
     def note(self, teacher: Tensor, teacher_prototypes: Tensor | None) -> None:
-        """Adds the teacher's rows to the centre, once the loss has taken them."""
+        """Adds the teacher's rows to the centre, after the loss has accepted them."""
         if self.center is not None:
             self.center.add(teacher, teacher_prototypes)
 

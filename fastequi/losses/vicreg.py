@@ -1,4 +1,4 @@
-"""VICReg as a module: it holds the weights, `fastequi.functional` does the work."""
+"""VICReg as a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastequi.functional.vicreg import vicreg_terms
 
 
 class VICRegLoss(nn.Module):
-    """:func:`fastequi.functional.vicreg_loss` with its options held.
+    """:func:`fastequi.functional.vicreg_loss` as a module, its options fixed.
 
     Args:
         inv_weight, var_weight, cov_weight: 25, 25, 1 (SIE uses 10, 10, 1).
@@ -34,7 +34,7 @@ class VICRegLoss(nn.Module):
 
         Args:
             z1, z2: of two views.
-            sizes: N of every process, where known; finding them out stalls a GPU.
+            sizes: N of every process, where known; else they are gathered, with a host sync.
         """
         return self.with_terms(z1, z2, sizes)[0]
 

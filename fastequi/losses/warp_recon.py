@@ -1,4 +1,4 @@
-"""The path loss against warped images as a module: it holds the options of its function."""
+"""The path loss against warped images as a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastequi.functional import checks, warp_recon_loss
 
 
 class WarpReconLoss(nn.Module):
-    """:func:`fastequi.functional.warp_recon_loss` with its keyword options held.
+    """:func:`fastequi.functional.warp_recon_loss` as a module, its keyword options fixed.
 
     Args:
         loss, layout, patch_size, mean, std, padding_mode, align_corners, mask_outside, reduction,

@@ -37,10 +37,10 @@ def cards(runs: Sequence[Run], notes: Sequence[str]) -> str:
             tag("div", tag("dt", text(name)), tag("dd", text(value)))
             for name, value in _facts(run).items()
         ]
-        told = [tag("p", text(note), class_="warning") for note in run.notes]
+        warnings = [tag("p", text(note), class_="warning") for note in run.notes]
         heading = tag("h3", badge(i), " ", text(run.name))
         figure = tag("dl", *figures, class_="figures") if figures else ""
-        made.append(tag("article", heading, figure, tag("dl", *facts, class_="facts"), *told))
+        made.append(tag("article", heading, figure, tag("dl", *facts, class_="facts"), *warnings))
     said = [tag("p", text(note), class_="warning") for note in notes]
     return tag("div", *made, class_="cards") + "".join(said)
 

@@ -27,8 +27,8 @@ class Curve:
     """One run's values of a metric.
 
     Attributes:
-        letter: what stands at its end.
-        color: its place in the page's palette.
+        letter: label at its end.
+        color: index into the page's palette.
         points: (step, value), finite, by step.
     """
 
@@ -37,15 +37,15 @@ class Curve:
     points: Points
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A value with its interval; a floor is drawn hollow."""
+    """A value with its interval; a baseline is drawn hollow."""
 
     label: str
     value: float
     low: float
     high: float
-    is_floor: bool = False
+    is_baseline: bool = False
     color: int = 0
 
 
@@ -81,7 +81,7 @@ def curves(curves: Sequence[Curve], title: str, percent: bool = False, exact: bo
         parts.append(_text(number(tick), at_x(tick), bottom + 17, "middle"))
     parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=bottom, y2=bottom, class_="axis"))
     parts.append(_text("steps", _WIDTH - _RIGHT, bottom + 33, "end"))
-    ends, told = [], []
+    ends, said = [], []
     for curve in curves:
         smooth = curve.points if exact else _running_mean(curve.points)
         for kind, points in (("raw", curve.points), ("smooth", smooth)):
@@ -92,15 +92,15 @@ def curves(curves: Sequence[Curve], title: str, percent: bool = False, exact: bo
             tag("circle", cx=_f(at_x(x)), cy=_f(at_y(y)), r=3, class_=f"dot c{curve.color}")
         )
         ends.append((at_y(y), at_x(x), curve))
-        told.append(f"{curve.letter} from {number(curve.points[0][1])} to {number(y)}")
+        said.append(f"{curve.letter} from {number(curve.points[0][1])} to {number(y)}")
     if len(curves) > 1:
         for y, x, curve in _apart(ends):
-            parts.append(_text(curve.letter, x + 7, y + 4.5, "start", f"end c{curve.color}"))
-    return _svg(f"{title} over {number(last)} steps: {'; '.join(told)}", _HEIGHT, parts)
+            parts.append(_text(curve.letter, x + 7, y + 4.5, "start", kind=f"end c{curve.color}"))
+    return _svg(f"{title} over {number(last)} steps: {'; '.join(said)}", _HEIGHT, parts)
 
 
 def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
-    """Horizontal bars from 0 with whiskers, and a line at the largest floor.
+    """Horizontal bars from 0 with whiskers, and a line at the largest baseline.
 
     Args:
         rows: shares or R²; the axis is 0..1 and grows where values lie outside, not below -0.5.
@@ -124,25 +124,27 @@ def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
         y = top + i * _ROW
         start, end = sorted((at(0), at(row.value)))
         box = {"x": _f(start), "y": y + 20, "width": _f(max(end - start, 1)), "height": 13}
-        under.append(tag("rect", **box, class_="floor" if row.is_floor else f"bar c{row.color}"))
+        under.append(
+            tag("rect", **box, class_="baseline" if row.is_baseline else f"bar c{row.color}")
+        )
         a, b, middle = at(row.low), at(row.high), y + 26.5
         over.append(tag("line", x1=_f(a), x2=_f(b), y1=middle, y2=middle, class_="whisker"))
         over += [_upright(x, middle - 4, middle + 4, "whisker") for x in (a, b)]
-        over.append(_text(_cut(row.label), left, y + 14, "start", "label"))
-        over.append(_text(_decimals(row.value, digits), _WIDTH - 4, y + 31, "end", "value"))
+        over.append(_text(_cut(row.label), left, y + 14, "start", kind="label"))
+        over.append(_text(_decimals(row.value, digits), _WIDTH - 4, y + 31, "end", kind="value"))
     under.append(_upright(at(0), top, bottom, "axis"))
-    floors = [row.value for row in rows if row.is_floor]
-    if floors:
-        x = at(max(floors))
+    baselines = [row.value for row in rows if row.is_baseline]
+    if baselines:
+        x = at(max(baselines))
         under.append(_upright(x, top - 6, bottom, "best"))
         side = "end" if x > _WIDTH / 2 else "start"
-        over.append(_text("strongest floor", x, top - 11, side, "best"))
-    told = "; ".join(
-        f"{row.label}{' (floor)' if row.is_floor else ''} {row.value:.2f}, "
+        over.append(_text("strongest baseline", x, top - 11, side, kind="best"))
+    said = "; ".join(
+        f"{row.label}{' (baseline)' if row.is_baseline else ''} {row.value:.2f}, "
         f"95 % {row.low:.2f} to {row.high:.2f}"
         for row in rows
     )
-    return _svg(f"{title}: {told}", height, under + over)
+    return _svg(f"{title}: {said}", height, under + over)
 
 
 def _upright(x: float, top: float, bottom: float, kind: str) -> str:
@@ -163,7 +165,7 @@ def _svg(label: str, height: float, parts: Sequence[str]) -> str:
     return tag("svg", *parts, viewBox=box, role="img", aria_label=label, class_="chart")
 
 
-def _text(shown: str, x: float, y: float, anchor: str, kind: str | None = None) -> str:
+def _text(shown: str, x: float, y: float, anchor: str, *, kind: str | None = None) -> str:
     return tag("text", text(shown), x=_f(x), y=_f(y), text_anchor=anchor, class_=kind)
 
 

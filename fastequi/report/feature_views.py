@@ -1,7 +1,7 @@
-"""What a trained network sees, as numbers that `fastequi.report.sheets` draws.
+"""Views of a network's features, as numbers that `fastequi.report.sheets` draws.
 
-Colours of its patch features (PCA), the attention of its last block, and the angle that its
-features tell as an image turns. All of it works on any :class:`Encoder`; nothing here draws from
+Colours of its patch features (PCA), the attention of its last block, and the angle predicted from
+its features as an image is rotated. They work on any :class:`Encoder`; nothing here draws from
 torch's global generator.
 """
 
@@ -22,7 +22,7 @@ from fastequi.functional import warp
 from fastequi.models.vit import Attention
 from fastequi.paths import se2_matrix
 
-_CELLS = 24  # tokens along a picture that is shown: enough to tell what is in it
+_CELLS = 24  # tokens along a picture that is shown: enough to recognise what is in it
 _BATCH = 250
 _WHITENED = 64  # leading principal components of the tokens that are compared, in ...
 _GROUPS = 4  # ... groups of their own: R² .57, .67, .68 with 1, 4, 8 after 40 s of the demo
@@ -35,7 +35,7 @@ def patch_name(encoder: Encoder) -> str:
 
 
 def shown_size(encoder: Encoder) -> int:
-    """Side in pixels of a picture of 24 tokens or more, and of no less than a turned view needs."""
+    """Side in pixels of a picture of at least 24 tokens, and large enough for rotated views."""
     cell = _cell(encoder)
     least = max(_CELLS * cell, math.ceil(encoder.image_size * 2**0.5))
     return -(-least // cell) * cell
@@ -51,8 +51,9 @@ def _cell(encoder: Encoder) -> int:
 def dense_tokens(encoder: Encoder, images: Tensor) -> Tensor:
     """Tokens of images larger than the encoder was made for, [B, 3, S, T] to [B, h, w, D].
 
-    The encoder's own view slides over the image and a token is the mean over all views that hold
-    it: no position is ever one that it was not trained at. S and T are multiples of its cell.
+    A window of the encoder's own size slides over the image, and a token is the mean over all
+    windows that contain it, so that positions are never interpolated. S and T are multiples of the
+    pixels between two tokens.
     """
     size, cell, name = encoder.image_size, _cell(encoder), patch_name(encoder)
     grid = images.shape[-2] // cell, images.shape[-1] // cell
@@ -77,7 +78,7 @@ def dense_tokens(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 def _starts(n: int, inside: int) -> list[int]:
-    """Where a view of `inside` tokens starts on n of them: a quarter apart, large ones half."""
+    """Starts of windows of `inside` tokens on n tokens: a quarter window apart, large ones half."""
     last = n - inside
     step = max(inside // (4 if inside <= 8 else 2), 1)
     return sorted({*range(0, last, step), last}) if last >= 0 else []
@@ -108,17 +109,17 @@ def pca_colors(tokens: Tensor | list[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def last_attention(encoder: Encoder, images: Tensor) -> Tensor | None:
-    """Where the last block looks, [B, heads, h, w]: softmax(q kᵀ / √d) of it, computed once more.
+    """The last block's attention [B, heads, h, w]: its softmax(q kᵀ / √d), computed once more.
 
-    The class token's attention to the patches if there is one; else the mean over the patches',
-    that is, how much every patch is looked at.
+    The class token's attention to the patches if there is one; else the attention that each patch
+    gets, the mean over all patches.
 
     Args:
-        encoder: any; what counts is the last `fastequi.models.vit.Attention` that runs in it.
+        encoder: any; the last `fastequi.models.vit.Attention` that runs in it is shown.
         images: [B, 3, H, W], normalised.
 
     Returns:
-        None if there is no such block (a convolutional network, a function of one's own).
+        None if there is no such block (a convolutional network, the user's own function).
     """
     seen: list[tuple[Attention, Tensor, tuple[int, int]]] = []
 
@@ -137,9 +138,9 @@ def last_attention(encoder: Encoder, images: Tensor) -> Tensor | None:
     weights = attention_weights(block, x.unflatten(0, size))
     prefix = size[1] - patches.shape[1]
     from_patches = weights[:, :, prefix:, prefix:].mean(2)
-    looked_at = weights[:, :, 0, prefix:] if "cls" in encoder.names else from_patches
+    attention = weights[:, :, 0, prefix:] if "cls" in encoder.names else from_patches
     side = math.isqrt(patches.shape[1])
-    return looked_at.unflatten(-1, (side, side))
+    return attention.unflatten(-1, (side, side))
 
 
 def attention_weights(block: Attention, x: Tensor) -> Tensor:
@@ -149,8 +150,8 @@ def attention_weights(block: Attention, x: Tensor) -> Tensor:
     return scores.softmax(-1)
 
 
-def turned(windows: Tensor, degrees: Tensor, encoder: Encoder) -> Tensor:
-    """Views [B, 3, H, W], normalised, out of uint8 windows, turned by `degrees` [B].
+def rotated(windows: Tensor, degrees: Tensor, encoder: Encoder) -> Tensor:
+    """Views [B, 3, H, W], normalised, out of uint8 windows, rotated by `degrees` [B].
 
     Counter-clockwise; a window √2 times as wide as the view leaves no corner empty.
     """
@@ -163,12 +164,12 @@ def turned(windows: Tensor, degrees: Tensor, encoder: Encoder) -> Tensor:
 
 @dataclass(frozen=True)
 class Sweep:
-    """An image that turns, and what the features tell of it.
+    """The angles predicted for images at several rotations.
 
     Attributes:
-        degrees: [T] it was turned by.
+        degrees: [T] the true angles.
         predicted: [B, T] in degrees, by a probe fitted on windows of other images.
-        r2: of the angle over turned windows of the shown images, uniform in the sweep's range.
+        r2: of the angle over rotated windows of the shown images, uniform in the sweep's range.
     """
 
     degrees: Tensor
@@ -178,23 +179,26 @@ class Sweep:
 
 def sweep(
     encoder: Encoder,
+    *,
     shown: Tensor,
     train: Tensor,
     test: Tensor,
     degrees: Tensor,
     seed: int = 0,
 ) -> Sweep:
-    """The angle that a ridge probe reads as images turn.
+    """The angle that a ridge probe predicts as images are rotated.
 
-    A turn is a relation between two images, which no linear map of their features side by side can
-    tell. So the probe sees which token of the turned image resembles which of the upright one:
-    tokens are whitened by the training windows and compared by the cosine (see
-    :func:`resemblance`); ridge regression is linear in that.
+    A rotation is a relation between two images, which no linear map of their concatenated features
+    can express. So the probe gets the similarities of every token of the rotated image with every
+    token of the upright one: tokens are whitened by the training windows and compared by the cosine
+    (see :func:`similarities`); ridge regression is linear in these.
 
     Args:
+        encoder: any.
         shown: [B, 3, W, W] uint8, W at least √2 times the encoder's view.
         train, test: [N, 3, W, W] windows of other images, and of those shown.
-        degrees: [T] to turn the shown ones by.
+        degrees: [T] that the shown ones are rotated by.
+        seed: of the angles of `train` and `test`.
     """
     half = float(degrees.abs().max())
     generator = torch.Generator().manual_seed(seed)
@@ -202,31 +206,31 @@ def sweep(
         ((2 * torch.rand(len(part), generator=generator) - 1) * half).to(shown.device)
         for part in (train, test)
     ]
-    turns = degrees.to(shown.device).repeat(len(shown))
+    angles_shown = degrees.to(shown.device).repeat(len(shown))
     frames = shown.repeat_interleave(len(degrees), 0)
     tokens = [
         (_tokens(encoder, part, torch.zeros_like(by)), _tokens(encoder, part, by))
-        for part, by in ((train, angles[0]), (test, angles[1]), (frames, turns))
+        for part, by in ((train, angles[0]), (test, angles[1]), (frames, angles_shown))
     ]
     fitted = torch.cat(tokens[0]).flatten(0, 1)
-    x, x_test, x_shown = (resemblance(*pair, fitted) for pair in tokens)
-    told = ridge_probe(x, angles[0][:, None] / half, torch.cat([x_test, x_shown])) * half
-    score = r2(told[: len(test)], angles[1][:, None]).item()
-    return Sweep(degrees, told[len(test) :].view(len(shown), -1).cpu(), score)
+    x, x_test, x_shown = (similarities(*pair, fitted) for pair in tokens)
+    pred = ridge_probe(x, angles[0][:, None] / half, torch.cat([x_test, x_shown])) * half
+    score = r2(pred[: len(test)], angles[1][:, None]).item()
+    return Sweep(degrees, pred[len(test) :].view(len(shown), -1).cpu(), score)
 
 
 def _tokens(encoder: Encoder, windows: Tensor, degrees: Tensor) -> Tensor:
-    """[N, L, D] of turned windows, L at most 16."""
+    """[N, L, D] of rotated windows, L at most 16."""
     parts = []
     for some, by in zip(windows.split(_BATCH), degrees.split(_BATCH), strict=True):
-        tokens = encoder.features(turned(some, by, encoder))[patch_name(encoder)].float()
+        tokens = encoder.features(rotated(some, by, encoder))[patch_name(encoder)].float()
         side = math.isqrt(tokens.shape[1])
         maps = tokens.transpose(1, 2).unflatten(2, (side, side))
         parts.append(F.adaptive_avg_pool2d(maps, min(side, _GRID)).flatten(2).transpose(1, 2))
     return torch.cat(parts)
 
 
-def resemblance(first: Tensor, second: Tensor, fitted: Tensor) -> Tensor:
+def similarities(first: Tensor, second: Tensor, fitted: Tensor) -> Tensor:
     """Cosines of every token of one image with every token of the other, [N, groups · L · L].
 
     Args:

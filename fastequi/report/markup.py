@@ -45,8 +45,8 @@ def table(caption: str, head: list[str], rows: list[list[str]], *, numbers: int 
         for row in rows
     ]
     inner = tag("thead", first) + tag("tbody", *body)
-    told = tag("caption", tag("span", caption))
-    return scroll(tag("table", told, inner), "table")
+    heading = tag("caption", tag("span", caption))
+    return scroll(tag("table", heading, inner), "table")
 
 
 def _side(column: int, numbers: int) -> str | None:

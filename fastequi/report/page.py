@@ -27,19 +27,19 @@ _ABOUT = {
     "koleo": "how evenly features spread",
     "std": "features' spread over images; near 0 is collapse",
     "teacher_entropy": "of the teacher's distribution, nats",
-    "prototypes": "that the teacher uses",
+    "prototypes": "how many the teacher uses",
     "grad_norm": "gradient norm before clipping",
     "lr": "learning rate",
-    "accuracy": "turns told right, share",
+    "accuracy": "share of rotations predicted correctly",
     "images_per_s": "the whole loop, data included",
     "data_wait": "share of the time spent awaiting data",
 }
 
 _HOW = (
-    "R² of what lies between two images, read by probes from frozen features of both: 1 is known "
-    "exactly, 0 is the mean predictor. Every kind of features stands by the probe that reads most "
-    "from it. Whiskers are 95 % intervals over the test photographs; hollow bars are floors, which "
-    "need no training."
+    "R² of the transformation between two images, predicted by probes from the frozen features of "
+    "both: 1 is exact, 0 is the mean predictor. Every kind of features is shown by its best probe. "
+    "Whiskers are 95 % intervals over the test photographs; hollow bars are baselines, which need "
+    "no training."
 )
 
 
@@ -54,15 +54,15 @@ def page(
     Args:
         runs: in the order of their letters.
         sheets: of a run by its name; a run may have none.
-        notes: what else should be said, such as why there are no pictures.
+        notes: further warnings, such as why there are no pictures.
         stamp: when and with which version it was written.
     """
     shown = {
         "runs": ("Runs", cards(runs, notes)),
         "training": ("Training", _training(runs)),
-        "equivariance": ("What the features know of a transformation", _equivariance(runs)),
-        "classes": ("What the features know of classes", _classes(runs)),
-        "reconstruction": ("What is reconstructed", _reconstruction(runs)),
+        "equivariance": ("Transformations predicted from the features", _equivariance(runs)),
+        "classes": ("Classes predicted from the features", _classes(runs)),
+        "reconstruction": ("Reconstruction", _reconstruction(runs)),
         "pictures": ("Pictures", _pictures(runs, sheets)),
         "settings": ("Settings", _settings(runs)),
     }
@@ -136,8 +136,8 @@ def _metric(runs: Sequence[Run], metric: str) -> str:
         for i, run in enumerate(runs)
         if run.series(metric)
     ]
-    looked_at = {"knn": "accuracy of neighbours on the way", "r2": "R² by a token probe on the way"}
-    about = _ABOUT.get(metric, looked_at.get(metric.split("_")[0], ""))
+    probes = {"knn": "accuracy of an online kNN probe", "r2": "R² of an online token probe"}
+    about = _ABOUT.get(metric, probes.get(metric.split("_")[0], ""))
     caption = tag("figcaption", tag("b", text(metric.replace("_", " "))), " ", text(about))
     if not found:
         return tag("figure", caption, tag("p", "No finite value.", class_="note"), class_="panel")
@@ -151,8 +151,8 @@ def _missing(runs: Sequence[Run], has: Callable[[Run], object], what: str, how: 
     if not lacking:
         return ""
     names = [badge(i) if len(runs) > 1 else tag("b", text(runs[i].name)) for i in lacking]
-    told = f"No {text(what)} in {' '.join(names)}. Made by {tag('code', text(how))}."
-    return tag("p", told, class_="missing")
+    note = f"No {text(what)} in {' '.join(names)}. Made by {tag('code', text(how))}."
+    return tag("p", note, class_="missing")
 
 
 def _legend(runs: Sequence[Run]) -> str:
@@ -171,10 +171,14 @@ def _by_run(runs: Sequence[Run], show: Callable[[Run, int], list[str]]) -> str:
     return "".join(parts)
 
 
+def _has(run: Run, *kinds: str) -> bool:
+    return any(result.kind in kinds for result in run.results.values())
+
+
 def _equivariance(runs: Sequence[Run]) -> str:
     lacking = _missing(
         runs,
-        lambda run: any(map(findings.is_equivariance, run.results.values())),
+        lambda run: _has(run, "equivariance"),
         "R² of a transformation",
         "fastequi eval equivariance RUN",
     )
@@ -186,7 +190,7 @@ def _equivariance(runs: Sequence[Run]) -> str:
 def _classes(runs: Sequence[Run]) -> str:
     lacking = _missing(
         runs,
-        lambda run: any(map(findings.is_classes, run.results.values())),
+        lambda run: _has(run, *findings.CLASSES),
         "kNN or linear probe",
         "fastequi eval knn RUN --data PATH",
     )
@@ -196,7 +200,7 @@ def _classes(runs: Sequence[Run]) -> str:
 def _reconstruction(runs: Sequence[Run]) -> str:
     def has(run: Run) -> bool:
         nothing = run.config.get("method") != "tir"
-        return nothing or any(map(findings.is_reconstruction, run.results.values()))
+        return nothing or _has(run, "reconstruct")
 
     lacking = _missing(
         runs,

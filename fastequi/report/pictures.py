@@ -14,7 +14,7 @@ from fastequi.report.sheets import Sheet, Tile
 
 
 def pictures(run: Run, sheets: dict[str, Sheet]) -> list[str]:
-    """Every sheet of a run; without any, the picture that its demo left."""
+    """Every sheet of a run; without reconstructions among them, the picture that its demo left."""
     shown = [_sheet(run, sheet) for sheet in sheets.values()]
     left = run.folder / "reconstructions.png"
     if "reconstructions" not in sheets and left.is_file():

@@ -16,7 +16,9 @@ from fastequi.report.runs import Run, read_runs
 from fastequi.report.sheets import Sheet
 
 
-def report(runs: Sequence[Path], out: Path, images: bool = True, data: Data | None = None) -> Path:
+def report(
+    runs: Sequence[Path], out: Path, *, images: bool = True, data: Data | None = None
+) -> Path:
     """Writes the page and prints where it is.
 
     Args:
@@ -42,7 +44,7 @@ def report(runs: Sequence[Path], out: Path, images: bool = True, data: Data | No
 def _pictures(
     runs: Sequence[Run], data: Data | None, notes: list[str]
 ) -> dict[str, dict[str, Sheet]]:
-    """Sheets by run; why a run has none becomes a note, as the page is worth having without."""
+    """Sheets by run; why a run has none becomes a note on the page."""
     from fastequi.evaluate.encoders import load_encoder
     from fastequi.report.visualize import photographs, sheets
 

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read with patience: what is damaged becomes a note, not an error."""
+"""What a run's folder holds; what is damaged becomes a note, not an error."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastequi.evaluate.results import Result, read
+
 _NO_METRIC = ("step", "epoch", "seconds")
 _OF_TRAINING = ("config.json", "machine.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One run.
 
@@ -23,9 +25,10 @@ class Run:
         config: what config.json holds, sections of fields; {} without one.
         rows: of metrics.jsonl, in the order of their steps; only numbers.
         machine: what it ran on, with versions.
-        seconds: wall time of the training, None if nothing tells.
-        results: the other JSON files in the run, its eval/ and its checkpoints', by their path.
-        notes: what is damaged, in words.
+        seconds: wall time of the training; None: not known.
+        results: what evaluations wrote into the run, its eval/ and its checkpoints, by path.
+        others: every other JSON file there, by path.
+        notes: what is damaged or cannot be shown, in words.
     """
 
     folder: Path
@@ -34,7 +37,8 @@ class Run:
     rows: tuple[dict[str, float], ...] = field(repr=False)
     machine: dict[str, str]
     seconds: float | None
-    results: dict[str, dict[str, Any]] = field(repr=False)
+    results: dict[str, Result] = field(repr=False)
+    others: dict[str, dict[str, Any]] = field(repr=False)
     notes: tuple[str, ...]
 
     @property
@@ -65,7 +69,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: a folder is no run's: neither config.json nor metrics.jsonl nor results.
+        ValueError: a folder is no run's: it has neither config.json nor metrics.jsonl nor results.
     """
     runs = [read_run(folder) for folder in {Path(f).resolve(): Path(f) for f in folders}.values()]
     for depth in range(2, 6):
@@ -89,7 +93,7 @@ def read_run(folder: Path) -> Run:
         for pattern in ("*.json", "eval/*.json", "checkpoints/*/eval_*.json")
         for file in sorted(folder.glob(pattern))
     }
-    results = {name: found for name, found in files.items() if found and name not in _OF_TRAINING}
+    results, others = _results(files, notes)
     rows = _rows(folder / "metrics.jsonl", notes)
     if not files and not rows and not (folder / "metrics.jsonl").is_file():
         raise ValueError(
@@ -97,19 +101,40 @@ def read_run(folder: Path) -> Run:
             f"expected a run's folder"
         )
     machine = files.get("machine.json")
-    if not machine:  # a run of an older version, or one whose results alone are here
-        found = (result.get("machine") for result in results.values())
+    if not machine:  # results without the rest of their run
+        found = (result.document.get("machine") for result in results.values())
         machine = next((m for m in found if isinstance(m, dict)), {})
     return Run(
-        folder.resolve(),
-        folder.resolve().name,
-        files.get("config.json") or {},
-        rows,
-        {str(name): str(value) for name, value in machine.items()},
-        _seconds(folder, rows, results),
-        results,
-        tuple(notes),
+        folder=folder.resolve(),
+        name=folder.resolve().name,
+        config=files.get("config.json") or {},
+        rows=rows,
+        machine={str(name): str(value) for name, value in machine.items()},
+        seconds=_seconds(folder, rows),
+        results=results,
+        others=others,
+        notes=tuple(notes),
     )
+
+
+def _results(
+    files: dict[str, dict[str, Any]], notes: list[str]
+) -> tuple[dict[str, Result], dict[str, dict[str, Any]]]:
+    """Result files, and others, which say no schema; those of another schema become notes."""
+    results, others = {}, {}
+    for name, found in files.items():
+        if not found or name in _OF_TRAINING:
+            continue
+        if "schema" not in found:
+            others[name] = found
+            if Path(name).name.startswith("eval_"):
+                notes.append(f"{name} names no schema, so it is only listed, under other results")
+            continue
+        try:
+            results[name] = read(found)
+        except ValueError as error:
+            notes.append(f"{name} is left out: {error}")
+    return results, others
 
 
 def _json(file: Path, notes: list[str]) -> dict[str, Any]:
@@ -155,21 +180,16 @@ def _rows(file: Path, notes: list[str]) -> tuple[dict[str, float], ...]:
     return tuple(rows[step] for step in sorted(rows))
 
 
-def _seconds(
-    folder: Path, rows: tuple[dict[str, float], ...], results: dict[str, dict[str, Any]]
-) -> float | None:
-    """Of the last row; of older runs what the newest checkpoint or the demo's results say."""
+def _seconds(folder: Path, rows: tuple[dict[str, float], ...]) -> float | None:
+    """Of the last row; of runs that logged none, of the newest checkpoint."""
     found: list[object] = [row["seconds"] for row in rows[-1:] if "seconds" in row]
     for state in sorted(folder.glob("checkpoints/step_*/state.json"), reverse=True)[:1]:
         found.append(_json(state, []).get("seconds"))
-    for result in results.values():
-        seconds = result.get("seconds")
-        found.append(seconds.get("training") if isinstance(seconds, dict) else None)
     return next((float(s) for s in found if isinstance(s, int | float)), None)
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as dotted names to what stands at the end; lists stay whole."""
+    """Nested objects as dotted names to values; lists stay whole."""
     flat: dict[str, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, dict):

@@ -1,98 +1,96 @@
 """A run's results as sections of the report: charts first, the whole table folded below.
 
-A result file that is not as expected becomes a sentence that says so.
+A damaged result file becomes a sentence that says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from fastequi.evaluate.results import Result
 from fastequi.report.charts import Bar, bars
 from fastequi.report.findings import (
+    CLASSES,
     DAMAGED,
-    Result,
     best_rows,
-    is_classes,
-    is_equivariance,
-    is_floor,
-    is_own,
-    is_reconstruction,
     is_zero_filled,
-    kind,
-    mean,
-    own_name,
-    reports,
+    marked,
     seen_note,
 )
 from fastequi.report.markup import number, table, tag, text, two
 from fastequi.report.runs import Run, flatten
 
 _OTHERS_COLOR = 7  # of encoders that are not the run's own
-_UNITS = {"angle": "°", "tx": " px", "ty": " px", "sigma": " px", "hue": " turns"}
-_ANGLES = ("0", "90", "180", "270")
+_UNITS = {"angle": "°", "tx": " px", "ty": " px", "sigma": " px", "hue": " cycles"}
 
 
 def equivariance(run: Run, color: int) -> list[str]:
     """Charts and the whole table of every task in a run's files of R²."""
 
     def show(file: str, result: Result) -> str:
-        every = reports(result)
-        drawn = {task: _panels(run, task, report, result, color) for task, report in every.items()}
-        if "tasks" in result:  # of each the first in sight, the mean's where there is one
+        every = result.document["tasks"]
+        several = len(every) > 1
+        drawn = {task: _panels(run, task, result, color=color) for task in every}
+        if several:  # of each the first stays in sight, the mean's where there is one
             parts = [tag("div", *(panels[0] for panels in drawn.values()), class_="panels")]
         else:
             parts = [tag("div", *panels, class_="panels") for panels in drawn.values()]
         for task, report in every.items():
-            rest = drawn[task][1:] if "tasks" in result else []
+            rest = drawn[task][1:] if several else []
             what = f"{task}: every probe" + (" and every parameter" if rest else "")
             inner = [tag("div", *rest, class_="panels")] if rest else []
             inner.append(_table(run, task, report))
             parts.append(tag("details", tag("summary", text(what)), *inner))
-        first = next(iter(reports(result).values()))
-        seeds = max((len(row.get("seeds", [])) for row in first["scores"]), default=1)
+        first = next(iter(every.values()))
+        seeds = max((len(row["seeds"]) for row in first["scores"]), default=1)
         how = (
-            f"From {file}: probes fitted on {first.get('train_pairs', 0):,} pairs and judged on "
-            f"{first.get('test_pairs', 0):,}, {seeds} seeds."
+            f"From {file}: probes fitted on {first['train_pairs']:,} pairs and tested on "
+            f"{first['test_pairs']:,}, {seeds} seeds."
         )
         if is_zero_filled(result):
             how += (
-                " The borders of these images are filled with zeros, which gives the "
-                "transformation away: only to compare with tables made that way."
+                " The borders of these images are filled with zeros, which reveals the "
+                "transformation: only to compare with tables made that way."
             )
         return tag("p", text(how), class_="note") + _warned(result) + "".join(parts)
 
-    return _each(run, is_equivariance, show)
+    return _each(run, ("equivariance",), show)
 
 
-def _panels(run: Run, task: str, report: Result, result: Result, color: int) -> list[str]:
-    """A chart for the mean, where its interval is known, and one for each parameter."""
+def _panels(run: Run, task: str, result: Result, *, color: int) -> list[str]:
+    """A chart for the mean, if there are several parameters, and one for each parameter."""
+    report = result.document["tasks"][task]
     rows, names = best_rows(report), report["names"]
     shown = {
         name: [(row["r2"][i], row["low"][i], row["high"][i]) for row in rows]
         for i, name in enumerate(names)
     }
-    if len(names) > 1 and all("mean_low" in row for row in rows):
-        means = [(mean(row), row["mean_low"], row["mean_high"]) for row in rows]
+    if len(names) > 1:
+        means = [(row["mean"], row["mean_low"], row["mean_high"]) for row in rows]
         shown = {"mean": means, **shown}
     panels = []
     for what, figures in shown.items():
         lines = [
             Bar(
-                f"{own_name(row['features'], result)} · {row['probe']}",
-                *values,
-                is_floor(row["features"]),
-                color if is_own(row, result) else _OTHERS_COLOR,
+                label=f"{result.name(row)} · {row['probe']}",
+                value=value,
+                low=low,
+                high=high,
+                is_baseline=row["is_baseline"],
+                color=color if result.is_own(row) else _OTHERS_COLOR,
             )
-            for row, values in zip(rows, figures, strict=True)
+            for row, (value, low, high) in zip(rows, figures, strict=True)
         ]
         chart = bars(lines, f"{run.name}, {task}, R² of {what}")
-        of = f"{task}, {what}" if "tasks" in result and len(shown) > 1 else what
+        several = len(result.document["tasks"]) > 1
+        of = f"{task}, {what}" if several and len(shown) > 1 else what
         caption = tag("figcaption", tag("b", text(of if len(shown) > 1 else task)), " R²")
         panels.append(tag("figure", caption, chart, class_="panel"))
     return panels
 
 
-def _table(run: Run, task: str, report: Result) -> str:
+def _table(run: Run, task: str, report: dict[str, Any]) -> str:
     names = report["names"]
     head = ["features", "probe", *(f"R² {text(n)}" for n in names), "mean", "pooled"]
     head += [f"median |Δ{text(n)}|" for n in names]
@@ -103,48 +101,48 @@ def _table(run: Run, task: str, report: Result) -> str:
             for v, a, b in zip(row["r2"], row["low"], row["high"], strict=True)
         ]
         errors = [number(e) + _UNITS.get(n, "") for e, n in zip(row["error"], names, strict=True)]
-        cells = [text(row["probe"]), *r2, two(mean(row)), two(row["pooled"]), *errors]
-        lines.append([kind(row["features"]), *cells])
+        cells = [text(row["probe"]), *r2, two(row["mean"]), two(row["pooled"]), *errors]
+        lines.append([marked(row), *cells])
     caption = f"R² of {text(task)} in {text(run.name)}, every probe, with 95 % intervals"
     return table(caption, head, lines, numbers=2)
 
 
 def classes(run: Run, color: int) -> list[str]:
-    """Accuracies with intervals; RotNet's turns beside them."""
+    """Accuracies with intervals; of a RotNet also of the predicted rotations."""
 
     def show(file: str, result: Result) -> str:
+        document = result.document
         groups: dict[str, list[Bar]] = {}
         lines = []
-        for row in result.get("scores") or result["classes"]:
-            features = row.get("features") or ", ".join(
-                filter(None, (row["network"], row["block"]))
-            )
-            few = f", {row['per_class']} labels a class" if row.get("per_class") else ""
-            probe = row["probe"] + few
+        for row in document["scores"]:
+            each = row["labels_per_class"]
+            probe = row["probe"] + (f", {each} labels a class" if each else "")
             share, low, high = row["accuracy"], row["low"], row["high"]
-            own = is_own({"features": features}, result)
-            place = color if own else _OTHERS_COLOR
-            bar = Bar(own_name(features, result), share, low, high, is_floor(features), place)
+            bar = Bar(
+                label=result.name(row),
+                value=share,
+                low=low,
+                high=high,
+                is_baseline=row["is_baseline"],
+                color=color if result.is_own(row) else _OTHERS_COLOR,
+            )
             groups.setdefault(probe, []).append(bar)
             span = tag("small", f"{low:.3f} to {high:.3f}")
-            lines.append([kind(features), text(probe), f"{share:.3f} {span}"])
+            lines.append([marked(row), text(probe), f"{share:.3f} {span}"])
         panels = []
         for probe, found in groups.items():
             chart = bars(found, f"{run.name}, accuracy of {probe}", digits=3)
             caption = tag("figcaption", tag("b", text(probe)), " accuracy")
             panels.append(tag("figure", caption, chart, class_="panel"))
-        images = f"{result.get('train_images', 0):,} and judged on {result.get('test_images', 0):,}"
-        classes = len(result.get("class_images") or ()) or result.get("classes")
-        of = f"{classes} classes from " if isinstance(classes, int) else ""
-        how = f"From {file}: {of}frozen features, fitted on {images} images; 95 % intervals."
-        split = result.get("split")
-        if isinstance(split, dict):
-            how += f" Training images: {split['train']}; test images: {split['test']}."
-        turns = result.get("rotation_accuracy")
-        if isinstance(turns, dict):
-            each = ", ".join(f"{a}° {turns[a]:.3f}" for a in _ANGLES if a in turns)
-            how += f" Turns told right: {turns['all']:.3f} (chance 0.250; {each})."
-        anchors = result.get("published")
+        how = (
+            f"From {file}: {document['classes']} classes from frozen features, fitted on "
+            f"{document['train_images']:,} and tested on {document['test_images']:,} images; 95 % "
+            f"intervals. Training images: {document['split']['train']}; test images: "
+            f"{document['split']['test']}."
+        )
+        if result.kind == "rotnet":
+            how += f" Rotations predicted correctly: {_rotations(result)}."
+        anchors = document.get("published")
         if anchors:
             how += f" {anchors[0].upper()}{anchors[1:]}."
         head = ["features", "probe", "accuracy"]
@@ -153,18 +151,31 @@ def classes(run: Run, color: int) -> list[str]:
         intro = tag("p", text(how), class_="note") + _warned(result)
         return intro + tag("div", *panels, class_="panels") + folded
 
-    return _each(run, is_classes, show)
+    return _each(run, CLASSES, show)
+
+
+def _rotations(result: Result) -> str:
+    """Of every encoder the accuracy, and of chance."""
+    said = []
+    for row in result.document["rotation_accuracy"]:
+        if row["is_baseline"]:
+            said.append(f"{row['features']} {row['accuracy']:.3f}")
+        else:
+            each = ", ".join(f"{angle}° {share:.3f}" for angle, share in row["by_rotation"].items())
+            said.append(f"{row['encoder']} {row['accuracy']:.3f} ({each})")
+    return "; ".join(said)
 
 
 def reconstruction(run: Run) -> list[str]:
     """PSNR and SSIM of every step beside the nearer view's, and the spectra of the features."""
 
     def show(file: str, result: Result) -> str:
-        parts = [tag("p", text(f"From {file}: {result.get('images', 0):,} views."), class_="note")]
+        document = result.document
+        parts = [tag("p", text(f"From {file}: {document['images']:,} views."), class_="note")]
         parts.append(_warned(result))
         lines, gains = [], []
         for name, label, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
-            found = result.get(name)
+            found = document.get(name)
             if found is None:
                 continue
             steps = zip(found["predicted"], found["nearer_view"], strict=True)
@@ -173,12 +184,13 @@ def reconstruction(run: Run) -> list[str]:
             gain, low, high = (f"{found[n]:+.{digits}f}" for n in ("gain", "low", "high"))
             gains.append(f"{label} gained {gain}{unit} ({low} to {high}).".replace("-", "−"))
         if lines:
-            caption = "Predicted images beside the nearer view in their place"
-            told = f"{' '.join(gains)} In brackets 95 % intervals over photographs."
+            caption = "Predicted images, and as a baseline the nearer view in their place"
+            note = f"{' '.join(gains)} In brackets 95 % intervals over photographs."
             head = ["measure", "k", "predicted", "nearer view"]
-            parts.append(table(caption, head, lines) + tag("p", text(told), class_="note"))
+            parts.append(table(caption, head, lines) + tag("p", text(note), class_="note"))
         spectra = []
-        for name, s in result["spectra"].items():
+        for s in document["spectra"]:
+            name = f"{s['features']}, {'tokens' if s['tokens'] == 'all' else 'mean token'}"
             dimensions = [f"{s[effective]:.1f}" for effective in ("participation", "entropy")]
             figures = [str(s["channels"]), str(s["rank"]), number(s["variance"])]
             spectra.append([text(name), *figures, *dimensions])
@@ -186,25 +198,27 @@ def reconstruction(run: Run) -> list[str]:
         parts.append(table("Dimensions that features use", head, spectra))
         return "".join(parts)
 
-    return _each(run, is_reconstruction, show)
-
-
-_KNOWN = (is_equivariance, is_classes, is_reconstruction)
+    return _each(run, ("reconstruct",), show)
 
 
 def others(run: Run) -> list[str]:
-    """Every other result as it is."""
+    """Every JSON file that is no result file, field by field; of lists of objects their lengths."""
 
-    def whole(file: str, result: Result) -> str:
+    def shown(value: Any) -> str:
+        if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+            return f"{len(value):,} entries"
+        return text(number(value, 4) if isinstance(value, float) else value)
+
+    parts = []
+    for file, found in run.others.items():
         rows = [
-            [text(name), text(number(value, 4) if isinstance(value, float) else value)]
-            for name, value in flatten(result).items()
+            [text(name), shown(value)]
+            for name, value in flatten(found).items()
             if not name.startswith("machine.")
         ]
         listing = table(text(f"{file} of {run.name}"), ["field", "value"], rows)
-        return tag("details", tag("summary", text(file)), listing)
-
-    return _each(run, lambda result: not any(known(result) for known in _KNOWN), whole)
+        parts.append(tag("details", tag("summary", text(file)), listing))
+    return parts
 
 
 def _warned(result: Result) -> str:
@@ -212,15 +226,14 @@ def _warned(result: Result) -> str:
     return tag("p", text(seen), class_="warning") if seen else ""
 
 
-def _each(
-    run: Run, wanted: Callable[[Result], bool], show: Callable[[str, Result], str]
-) -> list[str]:
-    shown = []
+def _each(run: Run, kinds: tuple[str, ...], show: Callable[[str, Result], str]) -> list[str]:
+    parts = []
     for file, result in run.results.items():
+        if result.kind not in kinds:
+            continue
         try:
-            if wanted(result):
-                shown.append(show(file, result))
+            parts.append(show(file, result))
         except DAMAGED as error:
             why = f"{file} is not as expected ({type(error).__name__}: {error}), so not shown"
-            shown.append(tag("p", text(why), class_="warning"))
-    return shown
+            parts.append(tag("p", text(why), class_="warning"))
+    return parts

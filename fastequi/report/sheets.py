@@ -1,6 +1,6 @@
-"""Pictures of what a model sees and reconstructs: sheets of tiles, and as PNG with Pillow.
+"""Sheets of picture tiles, and their PNG files, made with Pillow.
 
-A sheet is data, so that a page can lay the same tiles out for any width of the screen.
+A sheet is data, so that a page can lay out the same tiles for any width of the screen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Tile = NDArray[np.uint8]
 """[H, W, 3]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sheet:
     """Rows of tiles under column titles.
 
@@ -94,10 +94,10 @@ def path_sheet(views: dict[str, Tensor], mean: Sequence[float], std: Sequence[fl
     columns.append(("v2", views["v2"]))
     tiles = [to_uint8(images, mean, std) for _, images in columns]
     return Sheet(
-        "Reconstructions along the path",
-        "From the features of v1 and v2 the decoders predict the images between them.",
-        tuple(title for title, _ in columns),
-        tuple(zip(*tiles, strict=True)),
+        title="Reconstructions along the path",
+        note="From the features of v1 and v2 the decoders predict the images between them.",
+        columns=tuple(title for title, _ in columns),
+        rows=tuple(zip(*tiles, strict=True)),
         side=views["v1"].shape[-1] * 4,
     )
 
@@ -113,8 +113,8 @@ def path_grid(
 def heat(image: Tile, weights: Tensor) -> Tile:
     """An image [H, W, 3] with a map [h, w] over it: bright where its weights are large.
 
-    Lit in full is the largest weight, or twice the mean if that is more: a map that says nothing is
-    half lit all over.
+    The brightest place has the largest weight, or twice the mean if that is more: a uniform map is
+    half bright everywhere.
     """
     size = image.shape[:2]
     share = (weights / torch.maximum(weights.max(), 2 * weights.mean())).float()[None, None]

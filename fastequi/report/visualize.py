@@ -1,4 +1,4 @@
-"""`fastequi visualize`: pictures of what an encoder sees and a run reconstructs, as PNG files."""
+"""`fastequi visualize`: pictures of an encoder's features and a run's reconstructions, as PNG."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastequi.functional import warp
 from fastequi.methods.tir import TIR
 from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.philox import Draws
-from fastequi.report import feature_views as look
+from fastequi.report import feature_views
 from fastequi.report.markup import two
 from fastequi.report.sheets import Sheet, Tile, heat, path_sheet, to_uint8
 
@@ -40,9 +40,9 @@ _DEGREES = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
 
 
 def photographs(data: Data | None) -> Source:
-    """What `data` names; by default of the embedded ones the part that no demo trains on.
+    """The images of `data`; by default the embedded ones, with the part that no demo trains on.
 
-    Squares show whole images all the same: only windows are cut from the region.
+    Only windows are cut from that part: squares still show whole images.
     """
     return open_source(data) if data is not None else embedded_photos(TEST_REGION)
 
@@ -51,18 +51,20 @@ def visualize(
     spec: str,
     data: Data | None,
     out: Path,
+    *,
     device: str = "auto",
     windows: int = 0,
     stated: Stated = UNSTATED,
 ) -> list[Path]:
-    """Writes a PNG per sheet and prints what each shows.
+    """Writes one PNG for each sheet and prints what each shows.
 
     Args:
         spec: see :func:`fastequi.evaluate.encoders.load_encoder`.
         data: see `fastequi.data.sources.image_sets.open_source`; None: the embedded photographs.
         out: folder of the files, made if need be.
+        device: "auto", "cpu", "cuda" or "cuda:1".
         windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
-        stated: what a file does not tell; see `load_encoder`.
+        stated: what a file does not say; see `load_encoder`.
     """
     encoder, photos = load_encoder(spec, device, stated), photographs(data)
     writable_folder(out)
@@ -84,6 +86,8 @@ def sheets(
     """Every sheet that can be made of an encoder, by the name of its file; why others cannot.
 
     Args:
+        encoder: any.
+        photos: images to show.
         windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
     """
     found = {
@@ -97,7 +101,7 @@ def sheets(
 
 
 def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
-    """One path of every image, of some drawn the one that goes furthest; or why there is none."""
+    """One path of every image, the longest of 8 that are drawn; or why there is none."""
     method, config = encoder.method, encoder.config
     if not isinstance(method, TIR) or method.decoder is None or config is None:
         return "it has no decoders"
@@ -115,7 +119,7 @@ def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
     still = path.at(params, (0.0,), size, views.zoom).theta[:, 0]
     v1 = warp(u, still, size=size, padding_mode=views.padding_mode, **scale)
     u = u.contiguous(memory_format=torch.channels_last)
-    batch = Batch(v1, u, params, torch.arange(len(u)), epoch=0)
+    batch = Batch(v1=v1, u=u, path=params, sample_ids=torch.arange(len(u)), epoch=0)
     shown = method.reconstruct(batch)
     expect_finite(encoder.name, {"predictions": shown["pred"]})
     return path_sheet(shown, views.mean, views.std)
@@ -123,16 +127,18 @@ def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
 
 def pca(encoder: Encoder, photos: Source) -> Sheet:
     """Every image beside the first three principal components of its tokens."""
-    size, name = look.shown_size(encoder), look.patch_name(encoder)
+    size, name = feature_views.shown_size(encoder), feature_views.patch_name(encoder)
     images = torch.stack(_squares(photos, _SHOWN, size)).to(encoder.device)
-    tokens = look.dense_tokens(encoder, normalise(images, encoder))
-    colors = [(c * 255).round().byte().cpu().numpy() for c in look.pca_colors(list(tokens))]
+    tokens = feature_views.dense_tokens(encoder, normalise(images, encoder))
+    colors = [
+        (c * 255).round().byte().cpu().numpy() for c in feature_views.pca_colors(list(tokens))
+    ]
     return Sheet(
-        "What the patches have in common",
-        f"The first three principal components of the {name} features as red, green and blue; "
-        "one basis for all images, so that like colours mean like features.",
-        ("image", name),
-        tuple(zip(_tiles(images), colors, strict=True)),
+        title="Principal components of the patches",
+        note=f"The first three principal components of the {name} features as red, green and blue; "
+        "one basis for all images, so that similar colours mean similar features.",
+        columns=("image", name),
+        rows=tuple(zip(_tiles(images), colors, strict=True)),
         side=192,
         smooth=True,
         wrap=True,
@@ -143,7 +149,7 @@ def attention(encoder: Encoder, photos: Source) -> Sheet | str:
     """The last block's attention over every image, head by head; or why there is none."""
     size = encoder.image_size
     images = torch.stack(_squares(photos, _ROWS, size)).to(encoder.device)
-    weights = look.last_attention(encoder, normalise(images, encoder))
+    weights = feature_views.last_attention(encoder, normalise(images, encoder))
     if weights is None:
         return "it has no attention of fastequi.models.vit"
     heads = weights.shape[1]
@@ -153,12 +159,12 @@ def attention(encoder: Encoder, photos: Source) -> Sheet | str:
     ]
     whose = "The class token's attention" if "cls" in encoder.names else "The patches' attention"
     return Sheet(
-        "Where the last block looks",
-        f"{whose} to the patches, softmax of q and k for each of {heads} heads"
-        f"{'' if 'cls' in encoder.names else ', mean over the patches that ask'}; "
-        "lit where it is largest.",
-        ("image", *(f"head {i + 1}" for i in range(heads))),
-        tuple(tiles),
+        title="Attention of the last block",
+        note=f"{whose} to the patches, softmax(q·k) for each of {heads} heads"
+        f"{'' if 'cls' in encoder.names else ', mean over the patches as queries'}; "
+        "bright where it is largest.",
+        columns=("image", *(f"head {i + 1}" for i in range(heads))),
+        rows=tuple(tiles),
         side=160,
         smooth=True,
         wrap=heads <= 3,
@@ -166,8 +172,8 @@ def attention(encoder: Encoder, photos: Source) -> Sheet | str:
 
 
 def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
-    """Images that turn from -45° to 45° without a border, under them the angle features tell."""
-    side = -(-encoder.image_size * 1415 // 1000)  # √2: no turn has an empty corner
+    """Images rotated from -45° to 45° without a border, below each the predicted angle."""
+    side = -(-encoder.image_size * 1415 // 1000)  # √2: no rotation has an empty corner
     pictures = _pictures(encoder, photos, _OTHERS, side)
     if len(pictures) < 2:
         return "its probe is fitted on other images, and there is one"
@@ -183,24 +189,26 @@ def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
     train, test = cut(pictures[swept:], windows), cut(pictures[:swept], windows // 3)
     device, degrees = encoder.device, torch.tensor(_DEGREES)
     shown, train, test = (part.to(device) for part in (shown, train, test))
-    found = look.sweep(encoder, shown, train, test, degrees)
-    floor = ""
+    found = feature_views.sweep(encoder, shown=shown, train=train, test=test, degrees=degrees)
+    baseline = ""
     if encoder.fresh is not None:
-        untrained = look.sweep(random_init(encoder), shown[:1], train, test, degrees)
-        floor = f" (at random initialisation {two(untrained.r2)})"
-    turns = shown.repeat_interleave(len(degrees), 0)
-    frames = look.turned(turns, degrees.to(device).repeat(swept), encoder)
+        untrained = feature_views.sweep(
+            random_init(encoder), shown=shown[:1], train=train, test=test, degrees=degrees
+        )
+        baseline = f" (at random initialisation {two(untrained.r2)})"
+    repeated = shown.repeat_interleave(len(degrees), 0)
+    frames = feature_views.rotated(repeated, degrees.to(device).repeat(swept), encoder)
     tiles = to_uint8(frames, encoder.mean, encoder.std)
     rows = [tuple(tiles[i : i + len(degrees)]) for i in range(0, len(tiles), len(degrees))]
     return Sheet(
-        "The angle its features tell as an image turns",
-        f"Above, what an image was turned by; below, what a ridge probe reads from which patches "
-        f"of the two resemble each other, fitted on {windows:,} windows of "
-        f"{len(pictures) - swept} other images. R² over {windows // 3} turned windows of the "
-        f"images shown: {two(found.r2)}{floor}.",
-        tuple(_signed(d) for d in _DEGREES),
-        tuple(rows),
-        tuple(tuple(_signed(p) for p in row) for row in found.predicted.tolist()),
+        title="Predicted rotation of an image",
+        note=f"Above, the true angle; below, the angle that a ridge probe predicts from the "
+        f"similarities of the patches before and after, fitted on {windows:,} windows of "
+        f"{len(pictures) - swept} other images. R² over {windows // 3} rotated windows of the "
+        f"images shown: {two(found.r2)}{baseline}.",
+        columns=tuple(_signed(d) for d in _DEGREES),
+        rows=tuple(rows),
+        captions=tuple(tuple(_signed(p) for p in row) for row in found.predicted.tolist()),
     )
 
 
@@ -220,7 +228,7 @@ def _tiles(images: Tensor, least: int = 0) -> list[Tile]:
 
 
 def _opened(source: Source, count: int) -> Iterator[Image.Image]:
-    """At most `count` images, evenly spaced; those that cannot be read are named and left out."""
+    """At most `count` images, evenly spaced; those that cannot be read are logged and left out."""
     found = 0
     for i in np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int):
         try:
@@ -236,7 +244,7 @@ def _opened(source: Source, count: int) -> Iterator[Image.Image]:
 
 @cache
 def _left_out(path: str, why: str) -> None:
-    """Says so once, however many sheets would have shown it."""
+    """Logged once, for all sheets."""
     logger.warning("%s cannot be read and is left out (%s)", path, why)
 
 
@@ -247,11 +255,11 @@ def _squares(photos: Source, count: int, size: int) -> list[Tensor]:
 
 
 def _pictures(encoder: Encoder, photos: Source, count: int, least: int) -> list[Tensor]:
-    """Where windows come from, uint8 [3, h, w], h and w at least `least`, the most varied first.
+    """Images to cut windows from, uint8 [3, h, w], h and w at least `least`, most varied first.
 
     As large as on the PCA sheet where that is enough.
     """
-    found, short = [], look.shown_size(encoder)
+    found, short = [], feature_views.shown_size(encoder)
     for image in _opened(photos, count):
         width, height = image.size
         part = tuple(e * s for e, s in zip(photos.region, (width, height) * 2, strict=True))
@@ -275,7 +283,7 @@ def _random(picture: Tensor, side: int, generator: torch.Generator) -> Tensor:
 
 
 def _window(picture: Tensor, side: int) -> Tensor:
-    """Of 16 windows drawn the one whose pixels differ most."""
+    """Of 16 random windows the one with the largest deviation of its pixels."""
     generator = torch.Generator().manual_seed(0)
     tries = [_random(picture, side, generator) for _ in range(16)]
     return max(tries, key=_variety)

@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 
+from fastequi.evaluate.results import SCHEMA
 from fastequi.recipes import RECIPES
 from fastequi.report.sheets import Sheet
 
-FEATURES = (
-    *("mean predictor", "raw pair", "pixel statistics", "random init, z_equi"),
-    *("{}, z_equi", "{}, patch", "{}_base, patch"),
+ROWS = (  # encoder, features, is it a baseline
+    *((None, features, True) for features in ("mean predictor", "raw pair", "pixel statistics")),
+    ("random init", "z_equi", True),
+    *(("{}", "z_equi", False), ("{}", "patch", False), ("{}_base", "patch", False)),
 )
 MACHINE = {"cpu": "Some <CPU> & co, 2 cores", "device": "cpu", "torch": "2.13.0"}
 RECONSTRUCT = {
@@ -19,40 +21,66 @@ RECONSTRUCT = {
              "low": 0.2, "high": 0.7},
     "ssim": {"predicted": [0.8123, 0.9], "nearer_view": [0.8, 0.91], "gain": -0.0012,
              "low": -0.01, "high": 0.007},
-    "spectra": {"z_equi, tokens": {"channels": 192, "rank": 118, "variance": 0.298,
-                                   "participation": 2.64, "entropy": 4.05}},
+    "spectra": [{"encoder": "run", "features": "z_equi", "is_baseline": False, "tokens": "all",
+                 "channels": 192, "rank": 118, "variance": 0.298, "participation": 2.64,
+                 "entropy": 4.05}],
 }  # fmt: skip
+
+
+def of_kind(kind, encoder, document):
+    """What `fastequi.evaluate.results.save` makes of a document."""
+    head = {"kind": kind, "schema": SCHEMA, "encoder": encoder, "machine": MACHINE}
+    return {**head, "checkpoint": encoder, "image_size": 32, **document}
+
+
+def row_of(encoder, features, is_baseline):
+    return {"encoder": encoder, "features": features, "is_baseline": is_baseline}
 
 
 def scores(names, run, shift=0.0):
     rows = []
-    for i, features in enumerate(FEATURES):
+    for i, (encoder, features, is_baseline) in enumerate(ROWS):
+        encoder = encoder and encoder.format(run)
         for probe in ("token", "ridge"):
             r2 = [
                 0.1123 * i + 0.01 * j + shift - (probe == "ridge") / 20 for j in range(len(names))
             ]
             low, high = [v - 0.031 for v in r2], [v + 0.0272 for v in r2]
             error = [22.19 - i - j for j in range(len(names))]
-            row = {"features": features.format(run), "probe": probe, "r2": r2, "low": low}
-            mean = {"mean_low": low[0], "mean_high": high[-1], "pooled": sum(r2) / len(r2) - 0.003}
+            row = {**row_of(encoder, features, is_baseline), "probe": probe, "r2": r2, "low": low}
+            mean = {"mean": sum(r2) / len(r2), "mean_low": low[0], "mean_high": high[-1]}
+            mean["pooled"] = mean["mean"] - 0.003
             rows.append({**row, "high": high, "error": error, **mean, "seeds": [0.1, 0.2]})
     return {"names": names, "train_pairs": 24000, "test_pairs": 2000, "scores": rows}
 
 
-def knn(run):
+def equivariance(run, tasks, zero_fill=False, **others):
+    document = {"budget": {"zero_fill": zero_fill}, "tasks": tasks, "seconds": 71.0, **others}
+    return of_kind("equivariance", run, document)
+
+
+def class_row(row, probe, share, labels_per_class=0):
+    low, high = share - 0.02, share + 0.02
+    accuracy = {"accuracy": share, "low": low, "high": high, "seeds": [share], "penalties": []}
+    return {**row_of(*row), "probe": probe, "labels_per_class": labels_per_class, **accuracy}
+
+
+def knn(run, **others):
     rows = [
-        {"features": f, "probe": f"knn, k={k}", "accuracy": a + k / 1e3, "low": a - 0.02,
-         "high": a + 0.02, "seeds": [a]}
-        for k in (5, 20) for f, a in (("raw pixels", 0.862), (f"{run}, patch", 0.8714))
-    ]  # fmt: skip
-    return {
-        "encoder": run,
+        class_row(row, f"knn, k={k}", share + k / 1e3)
+        for k in (5, 20)
+        for row, share in (((None, "raw pixels", True), 0.862), ((run, "patch", False), 0.8714))
+    ]
+    document = {
         "classes": 10,
         "published": "published knn top-1 (a set): DINO 0.840",
         "train_images": 60000,
         "test_images": 10000,
+        "split": {"train": "images in train", "test": "images in val"},
         "scores": rows,
+        **others,
     }
+    return of_kind("knn", run, document)
 
 
 def make_run(folder, steps=60, config=None, machine=MACHINE):
@@ -71,18 +99,18 @@ def make_run(folder, steps=60, config=None, machine=MACHINE):
     return folder
 
 
-def judged(folder):
+def evaluated(folder):
     """With every result there is."""
     name = folder.name
-    demo = {"psnr": {"predicted": 31.0211, "nearer_view": 30.6982}, "machine": MACHINE}
-    se2 = ["angle", "tx", "ty"]
-    (folder / "equivariance.json").write_text(json.dumps(demo | scores(se2, "TIR")))
-    tasks = {"rotation": scores(["angle"], name, 0.02), "se2": scores(se2, name)}
-    document = {"encoder": name, "machine": MACHINE, "tasks": tasks, "seconds": 71.0}
-    (folder / "eval_equivariance.json").write_text(json.dumps(document))
-    (folder / "eval_knn.json").write_text(json.dumps(knn(name)))
-    (folder / "eval_reconstruct.json").write_text(json.dumps(RECONSTRUCT))
-    (folder / "eval_new.json").write_text(json.dumps({"figure": {"of_merit": 0.91237}}))
+    tasks = {"rotation": scores(["angle"], name, 0.02), "se2": scores(["angle", "tx", "ty"], name)}
+    found = {
+        "eval_equivariance": equivariance(name, tasks),
+        "eval_knn": knn(name),
+        "eval_reconstruct": of_kind("reconstruct", name, RECONSTRUCT),
+        "figures": {"figure": {"of_merit": 0.91237}},
+    }
+    for file, document in found.items():
+        (folder / f"{file}.json").write_text(json.dumps(document))
     return folder
 
 
@@ -91,6 +119,19 @@ def sheets():
     large = np.random.default_rng(0).integers(0, 256, (2, 2, 96, 96, 3), dtype=np.uint8)
     rows, wide = (tuple(tuple(row) for row in part) for part in (tiles, large))
     return {
-        "sweep": Sheet("Turns", "Read as.", ("−45°", "+45°"), rows, (("−40°", "+41°"),) * 2),
-        "pca": Sheet("Colours", "PCA.", ("image", "patch"), wide, smooth=True, wrap=True),
+        "sweep": Sheet(
+            title="Rotations",
+            note="Predicted.",
+            columns=("−45°", "+45°"),
+            rows=rows,
+            captions=(("−40°", "+41°"),) * 2,
+        ),
+        "pca": Sheet(
+            title="Colours",
+            note="PCA.",
+            columns=("image", "patch"),
+            rows=wide,
+            smooth=True,
+            wrap=True,
+        ),
     }
