@@ -27,7 +27,8 @@ import torch
 from rich.console import Console
 
 from bench.isa import LIMITS, limit, restart_limited
-from bench.opbench import MODES, OpBench, Row, all_cases, measure
+from bench.opbench import MODES, OpBench, Row, measure
+from bench.registry import all_cases
 from bench.report import commit, console_table, document, markdown
 from fastequi.runtime.heap import keep_heap
 

@@ -69,14 +69,14 @@ def config_of(config: Config, row: str, *, seed: int, steps: int, files: int) ->
         steps: of the optimiser, the schedule's length.
         files: of the training set, whose repeats make an epoch of about that many steps.
     """
-    data, method = config.data, config.method
+    data, tir = config.data, config.tir
     if row == "VICReg":
         path = replace(config.path, family="se2", degrees=0.0, pixels=0.0)
-        method = replace(method, num_steps=0, equi_dim=0)
+        tir = replace(tir, num_steps=0, equi_dim=0)
     else:
         _, family, steps_text = row.split()
         path = replace(config.path, family=family)  # type: ignore[arg-type]
-        method = replace(method, num_steps=int(steps_text.removeprefix("K=")))
+        tir = replace(tir, num_steps=int(steps_text.removeprefix("K=")))
         if family == "blur":  # a blurred image is as large as it was
             data = data.resized(data.image_size, data.image_size)
     per_file = data.samples_per_decode
@@ -85,7 +85,7 @@ def config_of(config: Config, row: str, *, seed: int, steps: int, files: int) ->
         config,
         data=replace(data, repeat=repeat),
         path=path,
-        method=method,
+        tir=tir,
         train=replace(config.train, minutes=0.0, epochs=1, seed=seed, tensorboard=False),
     )
 

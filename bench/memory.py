@@ -14,8 +14,8 @@ import torch
 def peak_extra_bytes(call: Callable[[], Any], device: str) -> int | None:
     """Most bytes held during a call beyond those held before; its result counts.
 
-    On a CPU of the whole process, from the kernel's high-water mark: everything that malloc gave,
-    whoever asked. None where the mark cannot be reset.
+    On a CPU of the whole process, from the kernel's high-water mark: all that malloc gave to
+    any caller. None where the mark cannot be reset.
     """
     gc.collect()
     if device == "cuda":

@@ -2,22 +2,21 @@
 
 A case declares its inputs, its providers (ours and every peer, each a function of the inputs), the
 bytes that any implementation has to move, and the answer to check against. A provider whose answer
-is wrong in this process is not timed. Providers take turns sample by sample, the caches flushed
-before each, so that whatever else the machine does falls on all of them alike.
+is wrong in this process is not timed. Providers alternate, sample by sample, with caches flushed
+before each, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from bench.memory import peak_extra_bytes
-from fastequi.kernels import backend
 
 Inputs = Mapping[str, Any]
 Call = Callable[[], dict[str, torch.Tensor]]
@@ -26,7 +25,7 @@ Call = Callable[[], dict[str, torch.Tensor]]
 Make = Callable[[Inputs, str], Call]
 
 MODES = ("fwd", "fwdbwd")
-_FLUSH_BYTES = 256 << 20
+FLUSH_BYTES = 256 << 20
 
 
 class Unavailable(Exception):
@@ -104,25 +103,6 @@ class Row:
     launches: int | None = None
     partial: bool = False
     refused: str | None = None
-
-
-def insisting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of ours on one backend.
-
-    Raises:
-        Unavailable: that backend cannot run here.
-    """
-    try:
-        with backend.force(name):
-            pass
-    except RuntimeError as reason:
-        raise Unavailable(str(reason)) from None
-
-    def forced(*args: Any, **options: Any) -> Any:
-        with backend.force(name):
-            return function(*args, **options)
-
-    return forced
 
 
 class WrongResult(Exception):
@@ -205,7 +185,7 @@ def interleaved(
     calls: Mapping[str, Callable[[], Any]], device: str, samples: int
 ) -> dict[str, Times]:
     """Milliseconds of `samples` runs of every call, in turns; two rounds before do not count."""
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
     times: dict[str, Times] = {name: ([], []) for name in calls}
     for turn in range(samples + 2):
         for name, call in calls.items():
@@ -269,25 +249,3 @@ def _launches(call: Callable[[], Any]) -> int:
         call()
         torch.cuda.synchronize()
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in trace.events())
-
-
-def all_cases() -> Iterator[OpBench]:
-    """Every declared case."""
-    from bench.cases import (
-        attention,
-        crops,
-        embeddings,
-        linear_warp_recon,
-        prototypes,
-        rot90_batch,
-        tir_overhead,
-        warp,
-        warp_recon,
-    )
-
-    image_losses, models = (
-        (warp_recon, linear_warp_recon, warp, rot90_batch),
-        (attention, tir_overhead),
-    )
-    for module in (*image_losses, prototypes, embeddings, crops, *models):
-        yield from module.CASES

@@ -31,15 +31,15 @@ SHOWN = (
     "std", "teacher_entropy", "prototypes",
 )  # fmt: skip
 PROTOTYPES = 256
-ALL = [name for name, recipe in RECIPES.items() if name != "demo" and recipe().system == "tir"]
+ALL = [name for name, recipe in RECIPES.items() if name != "demo" and recipe().method == "tir"]
 
 
 def scaled(config: Config, batch: int = 32) -> Config:
     """A recipe at 32 or 48 px with a small ViT; its method and schedules are left as they are."""
-    method, data = config.method, config.data
-    teaches = method.base in ("dino", "ibot", "dinov2")
-    equi = 64 if method.equi_dim else 0
-    size = 48 if config.system == "gtsa" else 32  # whose maps are then 6x6 and 3x3
+    tir, data = config.tir, config.data
+    teaches = tir.base in ("dino", "ibot", "dinov2")
+    equi = 64 if tir.equi_dim else 0
+    size = 48 if config.method == "gtsa" else 32  # whose maps are then 6x6 and 3x3
     return replace(
         config,
         model=replace(
@@ -59,12 +59,12 @@ def scaled(config: Config, batch: int = 32) -> Config:
             batch_size=batch,
             samples_per_decode=min(batch, 4),
             repeat=64,
-            crops=min(data.crops, 2),
-            crop_size=size // 2,
+            local_crops=min(data.local_crops, 2),
+            local_crop_size=size // 2,
             num_threads=1,
         ),
-        method=replace(
-            method,
+        tir=replace(
+            tir,
             dim=equi + (PROTOTYPES if teaches else 128),
             equi_dim=equi,
             decoder_width=64,
@@ -82,12 +82,14 @@ def scaled(config: Config, batch: int = 32) -> Config:
             teacher_temp=0.04,
             freeze=0.1,
         ),
-        gtsa=replace(config.gtsa, dim=96, bins=4, local_bins=2, turn_dims=(96, 64), momentum=0.99),
+        gtsa=replace(
+            config.gtsa, dim=96, bins=4, local_bins=2, rotation_dims=(96, 64), momentum=0.99
+        ),
         # rates scale with the batch: what 32 images would get is too little for some hundred steps
         optim=replace(
             config.optim,
-            lr=5e-4 if teaches else 1e-3 if config.system == "gtsa" else 4e-3,
-            reference=batch,
+            lr=5e-4 if teaches else 1e-3 if config.method == "gtsa" else 4e-3,
+            base_batch=batch,
             scaling="linear",
             warmup=0.1,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[st
 
 
 def made_by(program: str) -> dict[str, Any]:
-    """How and where figures come about, to be asked before anything is measured or written.
+    """How and where figures come about; to be called before anything is measured or written.
 
     Args:
         program: "python -m bench.recipes", say; this process's options follow it.
@@ -125,6 +126,56 @@ def markdown(measured: Mapping[str, Any], only: str = "") -> str:
         if worst:
             lines += ["", worst]
         lines.append("")
+    return "\n".join(lines)
+
+
+FILES = ("cpu", "warp_cpu", "rot90_cpu", "ssl_cpu", "dino_65536_cpu", "gtsa_losses_cpu")
+HEADLINES = (  # case, file of results
+    ("warp_recon_cpu", "cpu_avx2"),
+    ("warp_cpu", "warp_cpu_avx2"),
+    ("rot90_batch_cpu", "rot90_cpu_avx2"),
+    ("vicreg_cpu", "ssl_cpu_avx2"),
+    ("dino_cpu", "dino_65536_cpu_avx2"),
+    ("crop_align_cpu", "gtsa_losses_cpu_avx2"),
+    ("nt_xent_cpu", "ssl_cpu_avx2"),
+    ("sinkhorn_cpu", "ssl_cpu_avx2"),
+)
+
+
+def headlines(results: Path) -> str:
+    """The README's table of eight ops, a row each, from the files in a folder of results."""
+    return _overview([_first(results / f"{name}.json", case) for case, name in HEADLINES])
+
+
+def overview(results: Path, suffix: str) -> str:
+    """The same of every CPU case, from the files whose names end with `suffix`."""
+    rows = []
+    for name in FILES:
+        file = results / f"{name}{suffix}.json"
+        cases = dict.fromkeys(row["case"] for row in json.loads(file.read_text())["rows"])
+        rows += [_first(file, case) for case in cases]
+    return _overview(rows)
+
+
+def _first(file: Path, case: str) -> list[dict[str, Any]]:
+    """The rows of a case's first mode and parameter set."""
+    rows = [row for row in json.loads(file.read_text())["rows"] if row["case"] == case]
+    head = rows[0]["mode"], rows[0]["params"]
+    return [row for row in rows if (row["mode"], row["params"]) == head]
+
+
+def _overview(cases: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    lines = [
+        "| case | shapes | eager ms | compile ms | ours ms | eager / ours |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for rows in cases:
+        p50 = {row["provider"]: row["p50"] for row in rows}
+        eager, ours = p50["eager"], p50["ours"]
+        compiled = f"{p50['compile']:.1f}" if p50.get("compile") else ""
+        shapes = ", ".join(f"{k} {v}" for k, v in rows[0]["params"].items())
+        times = f"{eager:.1f} | {compiled} | {ours:.1f} | {eager / ours:.1f}x"
+        lines.append(f"| `{rows[0]['case']}` {rows[0]['mode']} | {shapes} | {times} |")
     return "\n".join(lines)
 
 

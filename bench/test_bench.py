@@ -4,7 +4,8 @@ import functools
 
 import pytest
 
-from bench.opbench import Unavailable, all_cases, checked
+from bench.opbench import Unavailable, checked
+from bench.registry import all_cases
 
 SMALL = {"B": 2, "K": 2, "size": 64, "N": 37, "D": 8}
 CASES = {case.name: case for case in all_cases() if case.device == "cpu"}

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Every CPU op timing of bench/results, anew, with AVX2 alone and with what the processor has: on an
-# idle machine, about 20 minutes. Takes the Python on the path, with opencv-python-headless and kornia
-# for the peers; results go to $OUT (default: cpu-out). QUICK=1 measures little, to try the script.
+# Measures all CPU timings of bench/results again: with AVX2 only and with all that the processor has.
+# About 20 minutes on a machine that does nothing else. Uses the Python on the path; the libraries
+# compared with need opencv-python-headless and kornia. Results go to $OUT (default: cpu-out).
+# QUICK=1 takes few samples, to try the script.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 out=${OUT:-cpu-out}
 mkdir -p "$out"
 few=${QUICK:+--headline --samples 3}
-run() { # FILE, then the words of the command
+run() { # FILE OPTION...: options of python -m bench, results to $out/FILE
   local file=$1
   shift
   python3 -m bench "$@" $few --json "$out/$file" | tee "$out/${file%.json}.txt"
@@ -16,14 +17,14 @@ run() { # FILE, then the words of the command
 recon="--modes fwdbwd --case warp_recon_cpu"
 ssl="nt_xent_cpu koleo_cpu dino_cpu sinkhorn_cpu ibot_cpu linear_dino_cpu vicreg_cpu"
 run cpu_avx2.json $recon --isa avx2
-run cpu.json $recon linear_warp_recon_cpu # with AVX2 alone its products take seconds
+run cpu.json $recon linear_warp_recon_cpu # with AVX2 only, its matrix products take seconds
 run warp_cpu_avx2.json --case warp_cpu --modes fwd --isa avx2
 run warp_cpu.json --case warp_cpu --modes fwd
 run rot90_cpu_avx2.json --case rot90_batch_cpu --modes fwd --isa avx2
 run rot90_cpu.json --case rot90_batch_cpu --modes fwd
 run cpu_fresh_memory_avx2.json --fresh-memory --headline $recon --isa avx2
 run cpu_fresh_memory.json --fresh-memory --headline $recon
-# these run no C kernel, but for the steps of tir_overhead
+# these run no C kernel (tir_overhead: in its training steps only), so AVX2 suffices
 run dino_65536_cpu_avx2.json --case dino_cpu --headline --modes fwdbwd --set S=10 B=16 N=65536 --isa avx2
 run gtsa_losses_cpu_avx2.json --case crop_align_cpu correspondence_cpu --headline --modes fwdbwd --isa avx2
 run ssl_cpu_avx2.json --case $ssl --headline --modes fwdbwd --isa avx2

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: their own tests and the fuzz.
-# Needs gcc with its sanitizer runtimes; uses .venv, or the Python on the path where PYTHONPATH is set.
+# Runs the tests of the C kernels, the fuzz tests among them, under AddressSanitizer and
+# UndefinedBehaviorSanitizer. Needs gcc with its sanitizer libraries. Uses .venv, or the Python on the
+# path if PYTHONPATH is set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${PYTHONPATH:-}" ]; then source ci/venv.sh dali,log,dev; fi

@@ -1,10 +1,10 @@
-"""Kills a training run over and over, at random moments, and compares how it ends.
+"""Kills a training run many times at random moments and compares its final weights.
 
-Two processes under torchrun; each time one of them, or torchrun itself, is sent SIGKILL or SIGTERM
-after a random time, during start-up, steps and saves. The run is then started again with --resume,
-half the times at once, whatever of the one before is still there. At the end its weights have to be
-those of a run nobody touched, bit for bit, and nothing may be left: no process, no shared memory,
-no temporary file.
+Two processes under torchrun; each time one of them, or torchrun itself, receives SIGKILL or SIGTERM
+after a random time, during start-up, steps or saves. Then the run is started again with --resume,
+half of the times at once, while processes of the previous start may still exist. At the end the
+weights must equal those of an uninterrupted run, bit for bit, and nothing may be left over: no
+process, no shared memory, no temporary file.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ TINY = [
     *("--train.minutes", "0", "--train.epochs", "100", "--train.no-tensorboard"),
     *("--data.batch-size", "8", "--data.samples-per-decode", "2", "--data.num-threads", "1"),
     *("--model.embed-dim", "32", "--model.depth", "1", "--model.num-heads", "1"),
-    *("--method.dim", "24", "--method.equi-dim", "16", "--method.expander", "16", "16"),
+    *("--tir.dim", "24", "--tir.equi-dim", "16", "--tir.expander", "16", "16"),
     *("--train.log-every", "5", "--train.checkpoint-every", "4"),
 ]
 
 
 def start(run: Path, steps: int, log: Path, count: int = 0) -> subprocess.Popen[bytes]:
-    """Two processes that begin or go on, marked so that their run and start are told."""
+    """Starts or resumes two processes; environment variables mark their run and start."""
     photos = str(Path(embedded_photos().paths[0]).parent)
     again = ["--resume"] if (run / "config.json").exists() else []
     command = [
@@ -54,7 +54,7 @@ def start(run: Path, steps: int, log: Path, count: int = 0) -> subprocess.Popen[
 
 
 def members(run: Path, count: int | None = None) -> dict[int, str]:
-    """Living processes of a run, or of one of its starts, by id: "torchrun", "rank 0", "rank 1"."""
+    """Running processes of a run, or of one start, by id: "torchrun", "rank 0", "rank 1"."""
     marks = {f"{MARK}={run}"} | ({f"{START}={count}"} if count is not None else set())
     found = {}
     for entry in Path("/proc").iterdir():
@@ -88,10 +88,10 @@ def newest(run: Path) -> int:
 def soak(
     run: Path, steps: int, kills: int, longest: float, draw: random.Random
 ) -> tuple[Counter[str], int]:
-    """Kills until `kills` have hit, then lets the run end.
+    """Kills `kills` times, then lets the run finish.
 
     Returns:
-        What was hit, by name; and how many starts were made while an earlier one was still there.
+        The kills by signal and process; and the starts made while an earlier one still existed.
     """
     log, hit, beside, count = run.parent / "log.txt", Counter[str](), 0, 0
     while sum(hit.values()) < kills:
@@ -102,7 +102,7 @@ def soak(
         alive = members(run, count)
         if process.poll() is not None or not alive:
             code = process.wait()
-            what = "ended: give it more --steps" if code == 0 else f"failed with {code}; see {log}"
+            what = "ended: use more --steps" if code == 0 else f"failed with {code}; see {log}"
             raise SystemExit(f"after {sum(hit.values())} kills the run {what}")
         victim = draw.choice(sorted(alive))
         number = draw.choice([signal.SIGKILL, signal.SIGTERM])
@@ -145,7 +145,7 @@ def main() -> None:
         seconds = time.monotonic() - began
         whole = start(folder / "whole", options.steps, folder / "whole.txt")
         if whole.wait(timeout=3600) != 0:
-            raise SystemExit("the run nobody touches failed: " + (folder / "whole.txt").read_text())
+            raise SystemExit("the uninterrupted run failed: " + (folder / "whole.txt").read_text())
         ours, theirs = (
             load_file(folder / which / "model.safetensors") for which in ("killed", "whole")
         )
@@ -168,7 +168,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     if not equal or left or leaked:
-        raise SystemExit("not as it should be")
+        raise SystemExit("weights differ, or files or shared memory were left over")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Lint, types and all tests. Arguments go to pytest: ci/test.sh -m slow
+# Lint, types and the tests that are not marked slow. Arguments are passed to pytest; the slow tests:
+# ci/test.sh -m slow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" dali,log,dev
 ruff check .
 ruff format --check .
 mypy
-# two workers of one thread each: the interpreter, which the kernel tests live in, is serial
+# two workers of one thread each: Triton's interpreter, in which most tests run, uses one core
 export OMP_NUM_THREADS=1
 exec python -m pytest -n 2 --dist worksteal "$@"

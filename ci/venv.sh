@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: enters .venv, made or brought up to date with the extras in $1.
+# Sourced by the other scripts: activates .venv, after creating or updating it with the extras in $1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
         warp,
         warp_recon_loss,
     )
+    from fastequi.losses.blur_recon import BlurReconLoss
     from fastequi.losses.dino import DINOLoss, IBOTLoss
     from fastequi.losses.koleo import KoLeoLoss
     from fastequi.losses.nt_xent import NTXentLoss
-    from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
     from fastequi.losses.vicreg import VICRegLoss
+    from fastequi.losses.warp_recon import WarpReconLoss
     from fastequi.paths import SE2, Blur, Color, Rotation, Translation
 
 __version__ = "0.1.0"
@@ -57,8 +58,8 @@ _HOME = {
     "KoLeoLoss": "fastequi.losses.koleo",
     "NTXentLoss": "fastequi.losses.nt_xent",
     "VICRegLoss": "fastequi.losses.vicreg",
-    "WarpReconLoss": "fastequi.losses.reconstruction",
-    "BlurReconLoss": "fastequi.losses.reconstruction",
+    "WarpReconLoss": "fastequi.losses.warp_recon",
+    "BlurReconLoss": "fastequi.losses.blur_recon",
     "Rotation": "fastequi.paths",
     "Translation": "fastequi.paths",
     "SE2": "fastequi.paths",

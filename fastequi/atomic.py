@@ -1,4 +1,4 @@
-"""Files whose new content is there whole or not at all, after a crash too."""
+"""Atomic file replacement: after a crash a file has its old or its new content, never a part."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A name to write to, beside `path`; takes its place, synced, when the block ends well.
+    """A temporary path beside `path`, which replaces it, synced, when the block succeeds.
 
     Args:
-        shared: other processes may write the same file at the same time; the last one stays. Else
-            what a killed process left is overwritten by the next one.
+        shared: other processes may write the same file at the same time; the last one wins. Else
+            the next writer overwrites what a killed process left behind.
     """
     writer = f".{platform.node()}.{os.getpid()}" if shared else ""
     temporary = path.with_name(f".{path.name}{writer}.tmp")
@@ -32,13 +32,13 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """A small file's new content, or its old one: never a part."""
+    """Replaces a small text file."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    """Waits until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,7 +49,7 @@ def sync(path: Path) -> None:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None
 ) -> None:
-    """A safetensors file that others may read as any other file; its own writer allows nobody."""
+    """Writes a safetensors file with the usual permissions; its own writer makes it private."""
     path.write_bytes(b"")
     mode = path.stat().st_mode
     save_file(dict(tensors), path, about)

@@ -1,4 +1,4 @@
-"""From a config to its method, freshly initialised."""
+"""Builds the method of a config, freshly initialised."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 from fastequi.config import Config, ModelConfig
 from fastequi.data.views.batch import Views
 from fastequi.methods.base import Base
-from fastequi.methods.distillation import Branch, Schedule, SelfDistillation
+from fastequi.methods.dino import Branch, Schedule, SelfDistillation
 from fastequi.methods.gtsa import GTSA, Mapper, Weights
 from fastequi.methods.joint import JointEmbedding
 from fastequi.methods.method import Method
@@ -19,23 +19,23 @@ from fastequi.models import vit
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import DINOHead, SplitHead
-from fastequi.models.maps import MapPredictor, MapProjector, TurnHead
+from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.nin import NetworkInNetwork
 
 
 def build(config: Config) -> Method:
     """The method of a config, freshly initialised from torch's generator."""
-    return {"tir": build_tir, "gtsa": build_gtsa, "rotnet": build_rotnet}[config.system](config)
+    return {"tir": build_tir, "gtsa": build_gtsa, "rotnet": build_rotnet}[config.method](config)
 
 
 def build_gtsa(config: Config) -> GTSA:
-    """Crops that agree, turned as they are; see :func:`build`."""
+    """GTSA; see :func:`build`."""
     gtsa = config.gtsa
     encoder = build_encoder(config.model, config.data.image_size)
     return GTSA(
         Mapper(encoder, MapProjector(encoder.embed_dim, gtsa.dim)),
         MapPredictor(gtsa.dim),
-        TurnHead(encoder.embed_dim, gtsa.turn_dims),
+        RotationHead(encoder.embed_dim, gtsa.rotation_dims),
         views_of(config),
         (gtsa.bins, gtsa.local_bins),
         Weights(
@@ -57,55 +57,53 @@ def build_rotnet(config: Config) -> RotNet:
         classifier = linear_classifier(encoder.embed_dim)
     else:
         classifier = nn.Linear(encoder.embed_dim, len(ANGLES))
-    return RotNet(encoder, classifier, views_of(config), config.rotnet.all_turns)
+    return RotNet(encoder, classifier, views_of(config), config.rotnet.all_rotations)
 
 
 def build_tir(config: Config) -> TIR:
-    """TIR and its bases; see :func:`build`."""
-    model, data, method = config.model, config.data, config.method
+    """TIR, or its base alone; see :func:`build`."""
+    model, data, tir = config.model, config.data, config.tir
     encoder = build_encoder(model, data.image_size)
     views = views_of(config)
     decoder = None
-    if method.num_steps and method.equi_dim and method.recon_weight:
-        kind = PathDecoder if method.decoder == "patch" else PixelShuffleDecoder
+    if tir.num_steps and tir.equi_dim and tir.recon_weight:
+        kind = PathDecoder if tir.decoder == "patch" else PixelShuffleDecoder
         decoder = kind(
-            2 * method.equi_dim,
+            2 * tir.equi_dim,
             model.patch_size,
-            num_steps=method.num_steps,
-            width=method.decoder_width,
-            num_convs=method.decoder_convs,
+            num_steps=tir.num_steps,
+            width=tir.decoder_width,
+            num_convs=tir.decoder_convs,
         )
     base = build_base(config, encoder)
-    return TIR(base, decoder, config.path.build(), views, method.recon_weight, method.mask_outside)
+    return TIR(base, decoder, config.path.build(), views, tir.recon_weight, tir.mask_outside)
 
 
 def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
-    """What TIR is added to, around its encoder."""
-    method, distill = config.method, config.distill
-    invariant = method.dim - method.equi_dim
-    if method.base in ("vicreg", "simclr"):
-        head = SplitHead(encoder.embed_dim, method.dim, method.equi_dim)
-        if method.base == "simclr":
-            simclr = SimCLRCriterion(invariant, method.projector, method.temperature)
+    """The base method around an encoder."""
+    tir, distill = config.tir, config.distill
+    invariant = tir.dim - tir.equi_dim
+    if tir.base in ("vicreg", "simclr"):
+        head = SplitHead(encoder.embed_dim, tir.dim, tir.equi_dim)
+        if tir.base == "simclr":
+            simclr = SimCLRCriterion(invariant, tir.projector, tir.temperature)
             return JointEmbedding(encoder, head, simclr)
-        weights = method.inv_weight, method.var_weight, method.cov_weight
-        return JointEmbedding(encoder, head, VICRegCriterion(invariant, method.expander, *weights))
-    second = method.base == "dinov2"
+        weights = tir.inv_weight, tir.var_weight, tir.cov_weight
+        return JointEmbedding(encoder, head, VICRegCriterion(invariant, tir.expander, *weights))
+    second = tir.base == "dinov2"
     sizes = distill.hidden_dim, distill.bottleneck_dim
     if second:
-        sizes = method.dim, distill.bottleneck_dim
+        sizes = tir.dim, distill.bottleneck_dim
         class_head = DINOHead(encoder.embed_dim, distill.prototypes, *sizes)
-        patch_head = DINOHead(
-            encoder.embed_dim, distill.prototypes, *sizes, method.equi_dim, "hidden"
-        )
+        patch_head = DINOHead(encoder.embed_dim, distill.prototypes, *sizes, tir.equi_dim, "hidden")
     else:
-        class_head = patch_head = DINOHead(encoder.embed_dim, invariant, *sizes, method.equi_dim)
+        class_head = patch_head = DINOHead(encoder.embed_dim, invariant, *sizes, tir.equi_dim)
     times = "momentum", "teacher_temp", "first_teacher_temp", "temp_warmup", "freeze"
     return SelfDistillation(
         Branch(encoder, class_head, patch_head),
         Schedule(**{name: getattr(distill, name) for name in times}),
         targets="sinkhorn" if second else "softmax",
-        masked=method.base != "dino",
+        masked=tir.base != "dino",
         patch_weight=distill.patch_weight,
         koleo_weight=distill.koleo_weight if second else 0.0,
         student_temp=distill.student_temp,
@@ -117,21 +115,20 @@ def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
 def views_of(config: Config) -> Views:
     """Geometry and normalisation of a config's images."""
     data = config.data
-    padding_mode = config.method.padding_mode
-    return Views(data.image_size, data.source_size, data.mean, data.std, padding_mode)
+    return Views(data.image_size, data.source_size, data.mean, data.std, config.path.padding_mode)
 
 
 def build_network(
     model: ModelConfig, image_size: int
 ) -> vit.VisionTransformer | NetworkInNetwork | AlexNet:
-    """The network a config names: a convolutional one or a ViT."""
+    """The network that a config names: a convolutional one or a ViT."""
     if model.name == "nin":
         return NetworkInNetwork(model.num_blocks)
     return AlexNet() if model.name == "alexnet" else build_encoder(model, image_size)
 
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:
-    """The ViT a config names, with its size changed where the config says so."""
+    """The ViT that a config names, with the config's changes of its size."""
     size = {
         name: value
         for name in ("embed_dim", "depth", "num_heads")

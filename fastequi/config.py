@@ -16,45 +16,47 @@ from typing import Any, Literal
 import torch
 
 from fastequi import limits, paths
-from fastequi.data.views.augment import ViewConfig
+from fastequi.data.config import DataConfig
 from fastequi.runtime.devices import expect_name, use_device
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder: a ViT by name, its size changed where embed_dim, depth, num_heads are set.
+    """The encoder: a ViT by name; embed_dim, depth and num_heads override its size if set.
 
-    RotNet also takes "nin" and "alexnet", of which only `num_blocks` is read.
+    RotNet also takes "nin" and "alexnet"; of these settings they read `num_blocks` alone.
     """
 
     name: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "nin", "alexnet"] = "vit_small"
-    num_blocks: int = 4  # of nin
-    patch_size: int = 16
+    num_blocks: int = 4  # blocks of nin, 3 to 5
+    patch_size: int = 16  # pixels
     embed_dim: int | None = None
     depth: int | None = None
     num_heads: int | None = None
     mlp_ratio: float = 4.0
-    drop_path: float = 0.0
-    layer_scale: float | None = None  # initial value; None leaves LayerScale out
-    reg_tokens: int = 0
+    drop_path: float = 0.0  # stochastic depth rate of the last block, growing linearly from 0
+    layer_scale: float | None = None  # initial value of LayerScale; None: no LayerScale
+    reg_tokens: int = 0  # register tokens
     class_token: bool = True
-    checkpoint_activations: bool = False
+    checkpoint_activations: bool = False  # recompute blocks in the backward: less memory, slower
     attention: Literal["auto", "flash3", "xformers", "sdpa"] = "auto"
 
 
 @dataclass(frozen=True)
 class PathConfig:
-    """The transformation path; only the ranges of its family are used (the paper's by default)."""
+    """The transformation path; only its family's ranges are used (by default the paper's)."""
 
     family: Literal["se2", "rotation", "translation", "color", "blur"] = "se2"
-    degrees: float = 45.0
-    pixels: float = 10.0  # of a 224 px view
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1  # turns
-    sigma_low: float = 0.1  # pixels
-    sigma_high: float = 2.0
+    degrees: float = 45.0  # rotation: half-range
+    pixels: float = 10.0  # translation: half-range in pixels of a 224 px view
+    brightness: float = 0.4  # factor 1 ± this
+    contrast: float = 0.4  # factor 1 ± this
+    saturation: float = 0.4  # factor 1 ± this
+    hue: float = 0.1  # half-range, 1 is 360 degrees
+    sigma_low: float = 0.1  # blur: smallest sigma in pixels
+    sigma_high: float = 2.0  # blur: largest sigma in pixels
+    # of transformed views: how they continue beyond the edge of the source image
+    padding_mode: Literal["zeros", "border", "reflection"] = "zeros"
 
     def build(self) -> paths.Path:
         match self.family:
@@ -73,145 +75,145 @@ class PathConfig:
 
 @dataclass(frozen=True)
 class TIRConfig:
-    """Transformed-image reconstruction beside a base (methods.tir and its neighbours).
+    """TIR, transformed-image reconstruction, added to a base method (`fastequi.methods.tir`).
 
-    Without steps or without equivariant channels it is the base alone.
+    With num_steps=0, equi_dim=0 or recon_weight=0 the base is trained alone.
     """
 
     base: Literal["vicreg", "simclr", "dino", "ibot", "dinov2"] = "vicreg"
-    num_steps: int = 2  # K intermediate images
-    recon_weight: float = 1.0  # lambda
-    # channels that are split: of the token head (VICReg, SimCLR), of the head's last layer (DINO,
-    # iBOT: the others are prototypes), of its hidden layer (DINOv2)
+    num_steps: int = 2  # K, reconstructed images between the two views
+    recon_weight: float = 1.0  # lambda, weight of the reconstruction loss
+    # channels split into z_inv and z_equi: of the token head (vicreg, simclr), of the head's last
+    # layer (dino, ibot; z_inv are the prototypes' logits), of the head's hidden layer (dinov2)
     dim: int = 512
-    equi_dim: int = 256  # of which z_equi
-    padding_mode: Literal["zeros", "border", "reflection"] = "zeros"
-    mask_outside: bool = False
+    equi_dim: int = 256  # how many of them are z_equi
+    mask_outside: bool = False  # leave out target pixels that lie outside the source image
     decoder: Literal["patch", "pixel_shuffle"] = "patch"
     decoder_width: int = 256
     decoder_convs: int = 4
-    expander: tuple[int, ...] = (8192, 8192, 8192)
-    inv_weight: float = 25.0
-    var_weight: float = 25.0
-    cov_weight: float = 1.0
-    projector: tuple[int, ...] = (2048, 128)  # SimCLR's
-    temperature: float = 0.1  # SimCLR's
+    expander: tuple[int, ...] = (8192, 8192, 8192)  # layer widths (vicreg)
+    inv_weight: float = 25.0  # vicreg
+    var_weight: float = 25.0  # vicreg
+    cov_weight: float = 1.0  # vicreg
+    projector: tuple[int, ...] = (2048, 128)  # layer widths (simclr)
+    temperature: float = 0.1  # simclr
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Student and teacher of DINO, iBOT and DINOv2 (methods.distillation); times are shares."""
+    """Student and teacher of DINO, iBOT and DINOv2; times are shares of the training."""
 
-    prototypes: int = 65536  # DINOv2's; DINO and iBOT have method.dim - method.equi_dim
-    hidden_dim: int = 2048  # of the heads; DINOv2's is method.dim
+    prototypes: int = 65536  # dinov2; dino and ibot have tir.dim - tir.equi_dim
+    hidden_dim: int = 2048  # hidden width of the heads (dino, ibot); dinov2 takes tir.dim
     bottleneck_dim: int = 256
     student_temp: float = 0.1
-    teacher_temp: float = 0.07
-    first_teacher_temp: float = 0.04
-    temp_warmup: float = 0.0375  # share of the training
-    momentum: float = 0.996  # of the teacher's weights, by a cosine to 1
+    teacher_temp: float = 0.07  # after the warm-up
+    first_teacher_temp: float = 0.04  # at the start of the warm-up
+    temp_warmup: float = 0.0375  # length of the temperature's warm-up
+    momentum: float = 0.996  # of the teacher's weights at the start; a cosine raises it to 1
     center_momentum: float = 0.9
-    freeze: float = 0.00125  # share of the training in which prototypes do not learn
-    patch_weight: float = 1.0  # iBOT's loss on masked patches
-    koleo_weight: float = 0.1  # DINOv2's
-    chunked: bool = False  # prototype layer and loss in one: less memory, two more products
+    freeze: float = 0.00125  # time during which the prototypes are frozen
+    patch_weight: float = 1.0  # of the loss of masked patches (ibot, dinov2)
+    koleo_weight: float = 0.1  # of the KoLeo loss (dinov2)
+    # compute prototype layer and loss together: less memory for two more matrix products
+    chunked: bool = False
 
 
 @dataclass(frozen=True)
 class RotNetConfig:
-    """Rotation prediction (methods.rotnet)."""
+    """Rotation prediction (`fastequi.methods.rotnet`)."""
 
-    all_turns: bool = True  # every image in all four turns; else one turn each, at random
+    all_rotations: bool = True  # each image in all four rotations; else in one, drawn at random
 
 
 @dataclass(frozen=True)
 class GTSAConfig:
-    """Crops that agree, turned as they are (methods.gtsa)."""
+    """Equal features of rotated crops where they overlap (`fastequi.methods.gtsa`)."""
 
-    dim: int = 768  # channels of the maps that are compared
-    bins: int = 10  # along a side of what two global crops share
-    local_bins: int = 4  # ... a local and a global crop
-    turn_dims: tuple[int, ...] = (768, 768, 128)  # hidden layers of the head that tells the turn
+    dim: int = 768  # channels of the compared feature maps
+    bins: int = 10  # RoIAlign bins along a side, between global crops
+    local_bins: int = 4  # RoIAlign bins along a side, between a local and a global crop
+    rotation_dims: tuple[int, ...] = (768, 768, 128)  # hidden widths of the rotation head
     correspondence_weight: float = 0.5
     rotation_weight: float = 0.5
-    correspondence_from: float = 0.1  # share of the training until which it does not count
-    momentum: float = 0.996  # of the teacher's weights, by a cosine to 1
+    correspondence_from: float = 0.1  # share of the training after which correspondence counts
+    momentum: float = 0.996  # of the teacher's weights at the start; a cosine raises it to 1
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW or SGD; the rate by a warm-up cosine or in steps.
+    """AdamW or SGD; the learning rate follows a warm-up and a cosine, or steps.
 
-    `lr` is for a batch of `reference` and scales with the batch.
+    `lr` is for a batch of `base_batch` images and is scaled with the batch.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-4
-    reference: int = 256
-    scaling: Literal["linear", "sqrt"] = "linear"
+    base_batch: int = 256
+    scaling: Literal["linear", "sqrt"] = "linear"  # of lr with batch size / base_batch
     final_lr: float = 0.0
     warmup: float = 0.0125  # share of the training
     weight_decay: float = 0.05
-    final_weight_decay: float | None = None  # by a cosine; None: it stays
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.9  # of sgd, Nesterov's
-    milestones: tuple[float, ...] = ()  # shares of the training after which the rate falls ...
-    factor: float = 0.2  # ... to this share of itself, instead of by a cosine
-    clip: float = 3.0  # gradient norm; 0 leaves it alone
-    clip_per_tensor: bool = False  # each parameter's own norm, as DINO and iBOT have it
-    layer_decay: float = 1.0  # of the rate, per block of the encoder from the last one down
-    patch_embed_lr: float = 1.0  # times the rate
+    final_weight_decay: float | None = None  # reached by a cosine; None: constant
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw
+    momentum: float = 0.9  # sgd, Nesterov
+    milestones: tuple[float, ...] = ()  # shares of the training; if set, lr falls in steps there
+    factor: float = 0.2  # of lr at each milestone
+    clip: float = 3.0  # largest gradient norm; 0: no clipping
+    clip_per_tensor: bool = False  # clip each parameter's norm by itself, as DINO and iBOT do
+    layer_decay: float = 1.0  # of lr, per encoder block from the last one down
+    patch_embed_lr: float = 1.0  # factor on lr for the patch embedding
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The training loop."""
 
     epochs: int = 800
-    minutes: float = 0.0  # a wall-time budget instead of epochs
+    minutes: float = 0.0  # wall-time budget instead of epochs; 0: none
     seed: int = 0
-    device: str = "auto"  # cpu, cuda or cuda:1; auto: a GPU where there is one
-    # of the multiplications (autocast): fp16 scales the loss; auto takes what is fast there
+    device: str = "auto"  # cpu, cuda or cuda:1; auto: a GPU if there is one
+    # autocast's type; fp16 uses a loss scale; auto: the fastest type of the device
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: int = 1  # batches per optimiser step
-    compile: bool = False
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: all weights on each, or parts
-    average_momentum: float = 0.0  # of the weight average that evaluation uses; 0: none
-    log_every: int = 20
-    max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end a run
-    checkpoint_every: int = 2000  # steps; 0: none
-    checkpoint_minutes: float = 10.0  # as well, since the one before; 0: none
+    compile: bool = False  # torch.compile
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes; fsdp shards the weights
+    ema_momentum: float = 0.0  # of the weight EMA that evaluation uses; 0: no EMA
+    log_every: int = 20  # steps
+    max_skipped: int = 20  # consecutive steps with non-finite loss or gradient that end the run
+    checkpoint_every: int = 2000  # steps; 0: not by steps
+    checkpoint_minutes: float = 10.0  # minutes since the last checkpoint; 0: not by time
     keep_checkpoints: int = 3
-    save_later: bool = False  # checkpoints are written by a thread, from a copy in memory
+    async_save: bool = False  # write checkpoints in a thread, from a copy in memory
     tensorboard: bool = True
-    knn_every: int = 0  # steps between looks at the classes that neighbours tell; 0: none
-    knn_data: tuple[str, ...] = ()  # whose: as --data of eval knn, folders, shards, "digits"
-    r2_every: int = 0  # steps between looks at what the features tell of SE(2); 0: none
+    knn_every: int = 0  # steps between online kNN probes; 0: none
+    knn_data: tuple[str, ...] = ()  # labelled images of these probes, as --data of eval knn
+    r2_every: int = 0  # steps between online R2 probes of SE(2) parameters; 0: none
 
     def __post_init__(self) -> None:
-        if isinstance(self.knn_data, str):  # one place; older runs' config.json too
+        if isinstance(self.knn_data, str):  # a single place
             object.__setattr__(self, "knn_data", (self.knn_data,) if self.knn_data else ())
 
     def resolved_device(self) -> str:
         return str(use_device(self.device, "train.device"))
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
-        """What training multiplies in; None: float32, without autocast."""
+        """The type of autocast in training; None: float32, without autocast."""
         if self.precision == "auto":
             return fast_dtype(device)
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     def fit_dtype(self, device: torch.device) -> torch.dtype:
-        """What probes are fitted in: as training, but for float16, since they scale no loss."""
+        """The type that probes are fitted in: as training, but float32 instead of float16."""
         dtype = self.autocast_dtype(device)
         return torch.float32 if dtype in (None, torch.float16) else dtype
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """The type that a device multiplies matrices fastest in; None: float32.
+    """The type in which a device multiplies matrices fastest; None: float32.
 
     bfloat16 on GPUs of compute capability 8.0 and above, float16 on older ones, and bfloat16 on
-    CPUs with instructions for it: emulated on others it is slower than float32.
+    CPUs with instructions for it; on other CPUs it is emulated and slower than float32.
     """
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -226,11 +228,11 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
 class Config:
     """A whole run; recipes return one, the command line changes its fields."""
 
-    system: Literal["tir", "gtsa", "rotnet"] = "tir"
+    method: Literal["tir", "gtsa", "rotnet"] = "tir"  # tir: TIR or its base alone
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: ViewConfig = field(default_factory=ViewConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     path: PathConfig = field(default_factory=PathConfig)
-    method: TIRConfig = field(default_factory=TIRConfig)
+    tir: TIRConfig = field(default_factory=TIRConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     gtsa: GTSAConfig = field(default_factory=GTSAConfig)
     rotnet: RotNetConfig = field(default_factory=RotNetConfig)
@@ -238,19 +240,19 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        """Refuses what would fail later, after work was done."""
+        """Refuses settings that would fail later in the run."""
         expect_name("train.device", self.train.device)
         limits.check(self)
 
     def peak_lr(self) -> float:
-        ratio = self.data.batch_size * self.train.accumulate / self.optim.reference
+        ratio = self.data.batch_size * self.train.accumulate / self.optim.base_batch
         return self.optim.lr * (ratio if self.optim.scaling == "linear" else ratio**0.5)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return max(self.train.epochs * steps_per_epoch // self.train.accumulate, 1)
 
     def to_json(self, recipe: str = "") -> str:
-        """A run's config.json: the settings, and which recipe they began as."""
+        """A run's config.json: the settings, and the recipe that they come from."""
         named = {"recipe": recipe} if recipe else {}
         return json.dumps({**named, **dataclasses.asdict(self)}, indent=1) + "\n"
 
@@ -259,7 +261,18 @@ class Config:
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(f"expected a JSON object, got {text.strip()[:80]!r}")
+        if "system" in found:
+            raise ValueError(_EARLIER)
         return _from_dict(cls, {name: found[name] for name in found if name != "recipe"})
+
+
+_EARLIER = (
+    "written by an earlier version, whose settings had other names: `system` is now `method`; the "
+    "section `method` is `tir` and its padding_mode is path.padding_mode; data.crops, crop_size, "
+    "turns are local_crops, local_crop_size, rotations; gtsa.turn_dims is rotation_dims; "
+    "rotnet.all_turns is all_rotations; optim.reference is base_batch; train.average_momentum, "
+    "save_later are ema_momentum, async_save"
+)
 
 
 def recipe_of(text: str) -> str:
@@ -267,33 +280,33 @@ def recipe_of(text: str) -> str:
     return str(json.loads(text).get("recipe", ""))
 
 
-# What a run keeps from its beginning: what its weights are made for, or its place in the data is
-# counted by. Of some only whether they are 0.
+# Settings that a resumed run cannot change, since its weights' shapes or its position in the data
+# depend on them. Of some, only whether they are 0.
 _KEPT: dict[str, Callable[[Any], Any]] = {
     name: lambda value: value
     for name in (
-        *("system", "optim.kind", "data.image_size", "data.samples_per_decode", "data.repeat"),
+        *("method", "optim.kind", "data.image_size", "data.samples_per_decode", "data.repeat"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
         *("model.num_heads", "model.mlp_ratio", "model.layer_scale", "model.reg_tokens"),
-        *("model.class_token", "method.base", "method.num_steps", "method.dim", "method.equi_dim"),
-        *("method.decoder", "method.decoder_width", "method.decoder_convs", "method.expander"),
-        *("method.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
-        *("gtsa.dim", "gtsa.turn_dims"),
+        *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
+        *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
+        *("tir.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
+        *("gtsa.dim", "gtsa.rotation_dims"),
     )
-} | dict.fromkeys(("method.recon_weight", "data.mask_share", "train.average_momentum"), bool)
+} | dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
 
 
 def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
-    """What a run that goes on with `config` changes: {"section.field": (before, from now on)}.
+    """The settings that a run resumed with `config` changes: {"section.field": (before, after)}.
 
     Raises:
-        ValueError: something that a run keeps from its beginning.
+        ValueError: a setting that a resumed run cannot change.
     """
     before, after = (_flat(dataclasses.asdict(one)) for one in (begun, config))
     found = {name: (before[name], after[name]) for name in after if before[name] != after[name]}
     for name, (old, new) in found.items():
         if name in _KEPT and _KEPT[name](old) != _KEPT[name](new):
-            raise ValueError(f"{name}: expected {old}, as the run began, with --resume, got {new}")
+            raise ValueError(f"{name}: expected {old}, which --resume cannot change, got {new}")
     return found
 
 
@@ -306,7 +319,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """A dataclass from plain JSON: nested sections by their defaults' types, lists as tuples."""
+    """A dataclass from plain JSON; sections become their dataclasses, lists become tuples."""
     unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
     if unknown:
         raise ValueError(f"{cls.__name__}: unknown fields {sorted(unknown)}")
@@ -323,7 +336,7 @@ def _from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 
 def _expect_type(name: str, value: object, hint: Any) -> None:
-    """Refuses JSON that cannot be of a field's type."""
+    """Raises ValueError if a JSON value does not fit a field's type."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     allowed: set[type] = set()
     for one in typing.get_args(hint) if union else (hint,):
@@ -332,7 +345,7 @@ def _expect_type(name: str, value: object, hint: Any) -> None:
             for item in value:
                 _expect_type(f"{name}[]", item, args[0])
         if origin is tuple:
-            allowed |= {list, str} if args[0] is str else {list}  # text: one of them
+            allowed |= {list, str} if args[0] is str else {list}  # text stands for one
         elif origin is Literal:
             allowed |= {type(arg) for arg in args}
         else:

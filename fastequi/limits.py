@@ -1,6 +1,6 @@
-"""What every setting may be: a run whose settings cannot work is refused before it does anything.
+"""The allowed values of every setting, checked before a run does any work.
 
-Those of the views check themselves (`fastequi.data.views.augment`).
+The data's settings check themselves (`fastequi.data.config`).
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ _FACTOR: Test = ("0 < factor <= 1", lambda x: 0 < x <= 1)
 _SHARE: Test = ("0 .. 1", lambda x: 0 <= x <= 1)
 _PART: Test = ("0 <= share < 1", lambda x: 0 <= x < 1)
 
-# of a number, of every number of a tuple, and of what may be None, if it is not
+# section, condition, fields: of a number, of each number of a tuple; None is always allowed
 _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("model", _COUNT, "num_blocks patch_size embed_dim depth num_heads"),
     ("model", _POSITIVE, "mlp_ratio layer_scale"),
     ("model", _AMOUNT, "reg_tokens"),
     ("model", _PART, "drop_path"),
-    ("method", _COUNT, "dim decoder_width expander projector"),
-    ("method", _AMOUNT, "num_steps equi_dim decoder_convs"),
-    ("method", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
-    ("method", _POSITIVE, "temperature"),
+    ("tir", _COUNT, "dim decoder_width expander projector"),
+    ("tir", _AMOUNT, "num_steps equi_dim decoder_convs"),
+    ("tir", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
+    ("tir", _POSITIVE, "temperature"),
     ("distill", _COUNT, "prototypes hidden_dim bottleneck_dim"),
     ("distill", _POSITIVE, "student_temp teacher_temp first_teacher_temp"),
     ("distill", _SHARE, "temp_warmup momentum center_momentum freeze"),
     ("distill", _AMOUNT, "patch_weight koleo_weight"),
-    ("gtsa", _COUNT, "dim bins local_bins turn_dims"),
+    ("gtsa", _COUNT, "dim bins local_bins rotation_dims"),
     ("gtsa", _AMOUNT, "correspondence_weight rotation_weight"),
     ("gtsa", _SHARE, "correspondence_from momentum"),
-    ("optim", _COUNT, "reference"),
+    ("optim", _COUNT, "base_batch"),
     ("optim", _POSITIVE, "lr"),
     ("optim", _AMOUNT, "final_lr weight_decay final_weight_decay clip"),
     ("optim", _PART, "warmup betas momentum"),
     ("optim", _FACTOR, "factor layer_decay patch_embed_lr"),
     ("train", _COUNT, "accumulate log_every max_skipped keep_checkpoints"),
     ("train", _AMOUNT, "minutes checkpoint_every checkpoint_minutes knn_every r2_every"),
-    ("train", _PART, "average_momentum"),
+    ("train", _PART, "ema_momentum"),
 )
 
 
 def check(config: Config) -> None:
-    """Raises ValueError with a setting's name, what is expected and what came."""
+    """Raises ValueError with a setting's name, the expected values and the given one."""
     for section, (expected, holds), names in _LIMITS:
         for name in names.split():
             value = getattr(getattr(config, section), name)
@@ -62,23 +62,28 @@ def check(config: Config) -> None:
         config.path.build()
     except ValueError as error:
         raise ValueError(f"path.{error}") from error
-    if config.system == "gtsa":
+    if config.method == "gtsa":
         _check_gtsa(config)
     else:
-        turns = config.data.overlaps
-        expect(not turns, "data.turns", f"no for system={config.system}", turns)
+        rotations = config.data.overlaps
+        expect(
+            not rotations,
+            "data.rotations",
+            f"false, and data.overlap 0, for method={config.method}",
+            rotations,
+        )
         _check_base(config)
     _check_batch(config)
 
 
-def expect(holds: bool, name: str, expected: str, came: object) -> None:
+def expect(holds: bool, name: str, expected: str, value: object) -> None:
     """Raises ValueError unless it holds."""
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {came}")
+        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def _check_model(config: Config) -> None:
-    model, data, method = config.model, config.data, config.method
+    model, data, tir = config.model, config.data, config.tir
     vit = model.name.startswith("vit_")
     if vit:
         _divides(config, "image_size")
@@ -91,25 +96,25 @@ def _check_model(config: Config) -> None:
             heads,
         )
     expect(
-        vit or config.system == "rotnet", "model.name", f"a ViT for system={config.system}",
+        vit or config.method == "rotnet", "model.name", f"a ViT for method={config.method}",
         model.name,
     )  # fmt: skip
-    if model.name == "alexnet":  # its pooling leaves nothing of less
+    if model.name == "alexnet":  # its pooling reduces smaller images to nothing
         expect(data.image_size >= 63, "data.image_size", ">= 63 for alexnet", data.image_size)
     if model.name == "nin":
         blocks = model.num_blocks
         expect(3 <= blocks <= 5, "model.num_blocks", "3 .. 5", blocks)
     expect(
-        0 <= method.equi_dim <= method.dim,
-        "method.equi_dim",
-        f"0 .. method.dim={method.dim}",
-        method.equi_dim,
+        0 <= tir.equi_dim <= tir.dim,
+        "tir.equi_dim",
+        f"0 .. tir.dim={tir.dim}",
+        tir.equi_dim,
     )
     for name in ("expander", "projector"):
-        widths = getattr(method, name)
-        expect(len(widths) >= 1, f"method.{name}", "at least one width", widths)
-    if config.system == "rotnet":
-        _same_size(config, "system=rotnet, whose turns need no margin")
+        widths = getattr(tir, name)
+        expect(len(widths) >= 1, f"tir.{name}", "at least one width", widths)
+    if config.method == "rotnet":
+        _same_size(config, "method=rotnet, whose rotations need no margin")
     if config.path.family == "blur":
         _same_size(config, "the blur path, which needs no margin")
 
@@ -150,55 +155,60 @@ def _check_train(config: Config) -> None:
     expect(
         config.optim.kind == "adamw",
         "optim.kind",
-        "adamw for train.parallel=fsdp (PyTorch's fused SGD knows no parts)",
+        "adamw for train.parallel=fsdp (PyTorch's fused SGD cannot shard)",
         config.optim.kind,
     )
-    for name in ("knn_every", "r2_every", "save_later"):
+    for name in ("knn_every", "r2_every", "async_save"):
         value = getattr(train, name)
-        what = "none for train.parallel=fsdp, whose weights lie in parts"
+        what = "none for train.parallel=fsdp, whose weights are sharded"
         expect(not value, f"train.{name}", what, value)
 
 
 def _check_batch(config: Config) -> None:
-    """What is compared with the other images of a batch needs another one."""
-    base, batch = config.method.base, config.data.batch_size
+    """A loss that compares the images of a batch needs at least two."""
+    base, batch = config.tir.base, config.data.batch_size
     why = ""
-    if config.system == "tir" and base in ("vicreg", "simclr"):
-        why = f"method.base={base}, which compares images"
-    elif config.system == "tir" and base == "dinov2" and config.distill.koleo_weight:
+    if config.method == "tir" and base in ("vicreg", "simclr"):
+        why = f"tir.base={base}, which compares images"
+    elif config.method == "tir" and base == "dinov2" and config.distill.koleo_weight:
         why = "distill.koleo_weight > 0, which compares images"
-    elif config.model.name == "alexnet" and not config.rotnet.all_turns:
-        why = "alexnet's BatchNorm without rotnet.all_turns"
-    least = "at least 2, over all processes (accumulated batches do not count together), for"
+    elif config.model.name == "alexnet" and not config.rotnet.all_rotations:
+        why = "alexnet's BatchNorm without rotnet.all_rotations"
+    least = "at least 2 over all processes (accumulation does not add to it), for"
     expect(not why or batch >= 2, "data.batch_size", f"{least} {why}", batch)
 
 
 def _check_gtsa(config: Config) -> None:
     data = config.data
-    expect(data.turns, "data.turns", "true for system=gtsa", data.turns)
-    _same_size(config, "system=gtsa, whose turns need no margin")
-    if data.crops:
-        _divides(config, "crop_size")
-    expect(data.mask_share == 0, "data.mask_share", "0 for system=gtsa", data.mask_share)
+    expect(data.rotations, "data.rotations", "true for method=gtsa", data.rotations)
+    _same_size(config, "method=gtsa, whose rotations need no margin")
+    if data.local_crops:
+        _divides(config, "local_crop_size")
+    expect(data.mask_share == 0, "data.mask_share", "0 for method=gtsa", data.mask_share)
 
 
 def _check_base(config: Config) -> None:
-    base, data, method = config.method.base, config.data, config.method
-    patches, teaches = base in ("ibot", "dinov2"), base in ("dino", "ibot", "dinov2")
+    base, data, tir = config.tir.base, config.data, config.tir
+    masked, distilled = base in ("ibot", "dinov2"), base in ("dino", "ibot", "dinov2")
     expect(
-        patches == (data.mask_share > 0),
+        masked == (data.mask_share > 0),
         "data.mask_share",
-        f"{'> 0' if patches else '0'} for method.base={base}",
+        f"{'> 0' if masked else '0'} for tir.base={base}",
         data.mask_share,
     )
-    expect(teaches or data.crops == 0, "data.crops", f"0 for method.base={base}", data.crops)
-    if not teaches:
-        return
-    expect(config.model.class_token, "model.class_token", f"true for method.base={base}", False)
-    _divides(config, "crop_size")
     expect(
-        method.equi_dim < method.dim,
-        "method.equi_dim",
-        f"less than method.dim={method.dim}, the others are for method.base={base}",
-        method.equi_dim,
+        distilled or data.local_crops == 0,
+        "data.local_crops",
+        f"0 for tir.base={base}",
+        data.local_crops,
+    )
+    if not distilled:
+        return
+    expect(config.model.class_token, "model.class_token", f"true for tir.base={base}", False)
+    _divides(config, "local_crop_size")
+    expect(
+        tir.equi_dim < tir.dim,
+        "tir.equi_dim",
+        f"less than tir.dim={tir.dim}: tir.base={base} needs the others",
+        tir.equi_dim,
     )

@@ -1,4 +1,4 @@
-"""Optimiser, schedule and weight average: each a pure function of the model or of progress."""
+"""Optimisers, schedules and the weight EMA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# Learned offsets, as norms and biases are: decay would pull them to a value that means nothing.
+# no weight decay, as for norms and biases: these are learned offsets
 _NO_DECAY = ("pos_embed", "cls_token", "reg_token")
 
 
@@ -21,13 +21,13 @@ def param_groups(
     layer_decay: float = 1.0,
     patch_embed_lr: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups of what learns: matrices and filters decay, biases, norms, gains, embeddings do not.
+    """Parameter groups: matrices and filters decay; biases, norms, gains and embeddings do not.
 
     Args:
-        encoder: a part of the model whose rates fall with depth: the last block's by one factor of
-            `layer_decay`, the one before by two, the embeddings' by one more than the first
-            block's. (As in BEiT and DINOv2: the final norm and all that is no encoder have none.)
-        layer_decay, patch_embed_lr: factors; the second is the patch embedding's own beside.
+        encoder: part of the model with layer-wise decay of the learning rate, as in BEiT and
+            DINOv2: one factor of `layer_decay` for the last block, two for the one before, and for
+            the embeddings one more than for the first block; none for the final norm.
+        layer_decay, patch_embed_lr: factors; the second is for the patch embedding, in addition.
 
     Returns:
         AdamW's groups, each with "lr_scale" and "decays" beside its weight_decay.
@@ -53,7 +53,7 @@ def param_groups(
 
 
 def _rate(name: str | None, depth: int, layer_decay: float, patch_embed_lr: float) -> float:
-    """The factor on a parameter's rate, by its name in the encoder."""
+    """The factor on a parameter's learning rate, by its name in the encoder."""
     if name is None or name.startswith(("norm.", "head.")):
         return 1.0
     if name.startswith("blocks."):
@@ -81,14 +81,14 @@ def sgd(
     groups = param_groups(model, weight_decay, **rates)
     nesterov = momentum > 0
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-    if momentum:  # the fused update leaves a first step's buffer unwritten where it is not taken
+    if momentum:  # the fused update does not write the first step's buffer if the step is skipped
         for param in filter(lambda p: p.requires_grad, model.parameters()):
             optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
     return optimizer
 
 
 def schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Sets the rate and the decay of a step, each group's own factors applied."""
+    """Sets learning rate and weight decay for a step, with each group's own factors."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         if group["decays"]:
@@ -110,10 +110,10 @@ def warmup_cosine(progress: float, base: float, final: float = 0.0, warmup: floa
 
 
 def clip_gradients(params: Sequence[nn.Parameter], clip: float, per_tensor: bool) -> Tensor:
-    """Scales gradients down to a norm of `clip` (0: not at all); the norm of all before, [].
+    """Clips gradients to a norm of `clip` (0: no clipping); returns their total norm before, [].
 
     Args:
-        per_tensor: every parameter's own norm counts, as in DINO, instead of that of all together.
+        per_tensor: clip each parameter's norm by itself, as in DINO, instead of the total norm.
     """
     if not per_tensor or not clip:
         return whole(nn.utils.clip_grad_norm_(params, clip or math.inf))
@@ -124,12 +124,12 @@ def clip_gradients(params: Sequence[nn.Parameter], clip: float, per_tensor: bool
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that lies in parts on several processes, gathered; others as they are."""
+    """A sharded tensor, gathered; others unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def parted(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all have whole, if `like` lies in parts."""
+    """A tensor that all processes have, sharded as `like` is; unchanged if that is not sharded."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     moved = tensor.to(like.device)
@@ -137,14 +137,14 @@ def parted(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def stepped(progress: float, base: float, milestones: Sequence[float], factor: float) -> float:
-    """`base` times `factor` for every milestone, a share of the training, that lies behind."""
+    """`base` times `factor` for every milestone (share of the training) that is passed."""
     return base * factor ** sum(progress >= share for share in milestones)
 
 
 def take_step(optimizer: torch.optim.Optimizer, taken: Tensor | None = None) -> None:
-    """The optimiser's step; where `taken`, [] float32, is 0 it changes nothing, moments included.
+    """The optimiser's step; if `taken`, [] float32, is 0, nothing changes, moments included.
 
-    The fused optimisers read it on the device, as the flag of a gradient scaler.
+    Fused optimisers read the flag on the device, like a gradient scaler's.
     """
     if taken is not None:
         optimizer.grad_scale, optimizer.found_inf = None, 1 - taken  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ def lerp_(
     ours: list[Tensor], theirs: list[Tensor], weight: float, taken: Tensor | None = None
 ) -> None:
     """ours ← ours + weight · (theirs - ours), times `taken`, [] 1 or 0 on the device, if given."""
-    for in_parts in (False, True):  # which cannot be in one list with whole ones
+    for in_parts in (False, True):  # sharded and other tensors cannot be in one list
         pairs = zip(ours, theirs, strict=True)
         mine = [(x, y) for x, y in pairs if isinstance(x, DTensor) is in_parts]
         if not mine:
@@ -170,33 +170,33 @@ def lerp_(
         torch._foreach_add_(x, change)
 
 
-class WeightAverage:
+class WeightEMA:
     """Exponential moving average of a model's parameters and float buffers (Polyak averaging).
 
-    The effective momentum warms up, min(momentum, (1 + n)/(10 + n)), so that early weights are
-    forgotten. Integer buffers are copied.
+    The momentum of update n is min(momentum, (1 + n)/(10 + n)), so that the first weights are
+    forgotten soon. Integer buffers are copied.
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
         if not 0 < momentum < 1:
             raise ValueError(f"momentum: expected 0 < momentum < 1, got {momentum}")
         self.momentum, self.updates = momentum, 0
-        self.average = {name: value.clone() for name, value in model.state_dict().items()}
+        self.tensors = {name: value.clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, taken: Tensor | None = None) -> None:
-        """Moves towards the model's; not where `taken`, [], is 0."""
+        """Moves towards the model's values, unless `taken`, [], is 0."""
         self.updates += 1
         keep = min(self.momentum, (1 + self.updates) / (10 + self.updates))
         ours: list[Tensor] = []
         theirs: list[Tensor] = []
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                ours.append(self.average[name])
+                ours.append(self.tensors[name])
                 theirs.append(value)
             else:
-                self.average[name].copy_(value)
+                self.tensors[name].copy_(value)
         lerp_(ours, theirs, 1 - keep, taken)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.average
+        return self.tensors

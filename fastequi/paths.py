@@ -32,11 +32,11 @@ _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.321), (0.211, -0.523, 0
 
 
 def _color_maps() -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Luma kept, chroma kept, chroma turned by 90 degrees: three matrices that map RGB."""
+    """Luma kept, chroma kept, chroma rotated by 90 degrees: three matrices that map RGB."""
     to_yiq = np.array(_RGB_TO_YIQ)
     luma = np.diag([1.0, 0.0, 0.0])
-    turned = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
-    maps = (np.linalg.inv(to_yiq) @ part @ to_yiq for part in (luma, np.eye(3) - luma, turned))
+    rotated = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+    maps = (np.linalg.inv(to_yiq) @ part @ to_yiq for part in (luma, np.eye(3) - luma, rotated))
     return tuple(tuple(map(tuple, one.tolist())) for one in maps)
 
 
@@ -67,8 +67,8 @@ def fractions(num_steps: int) -> list[float]:
 def se2_matrix(degrees: Tensor, pixels: Tensor, size: Size, zoom: float = 1.0) -> Tensor:
     """Output-to-input matrices of a rotation about the centre and a translation.
 
-    The image turns counter-clockwise by `degrees` and its content then moves by `pixels`
-    (right, down), as one sees it.
+    The image is rotated counter-clockwise by `degrees`, then its content moves by `pixels` (right,
+    down), as seen on the screen.
 
     Args:
         degrees: [...] counter-clockwise angle.
@@ -86,7 +86,7 @@ def se2_matrix(degrees: Tensor, pixels: Tensor, size: Size, zoom: float = 1.0) -
     cos, sin = angle.cos(), angle.sin()
     shift_x, shift_y = pixels[..., 0] * (2 / width), pixels[..., 1] * (2 / height)
     aspect = height / width
-    # x_in = R(x_out - shift); with y pointing down a counter-clockwise turn maps out to in by
+    # x_in = R(x_out - shift); with y pointing down a counter-clockwise rotation maps out to in by
     # [[cos, -sin], [sin, cos]], and normalised coordinates scale the cross terms by the aspect.
     a, b, d, e = cos, -sin * aspect, sin / aspect, cos
     rows = [a, b, -(a * shift_x + b * shift_y), d, e, -(d * shift_x + e * shift_y)]
@@ -98,31 +98,31 @@ def color_matrix(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: 
 
     x ↦ b·(½ + c·(YIQ⁻¹·S·H·YIQ·x − ½)), where S scales and H rotates the chroma plane: the maths
     of DALI's `color_twist` (whose grey is 128 of 255 rather than ½). torchvision differs: it mixes
-    with grey means and turns hue in HSV.
+    with grey means and rotates hue in HSV.
 
     Args:
         brightness, contrast, saturation: [...] factors, 1 leaves the image alone.
-        hue: [...] turns (1 = 360°), 0 leaves the image alone; red turns towards yellow.
+        hue: [...] share of 360°, 0 leaves the image alone; positive: red becomes yellow.
 
     Returns:
         [..., 3, 4].
     """
     angle = hue * (2 * math.pi)
     cos, sin = saturation * angle.cos(), saturation * angle.sin()
-    luma, chroma, turned = constants(_COLOR_MAPS, hue.device, hue.dtype)
+    luma, chroma, rotated = constants(_COLOR_MAPS, hue.device, hue.dtype)
     # sums, not matrix products, which autocast would round
-    linear = luma + cos[..., None, None] * chroma + sin[..., None, None] * turned
+    linear = luma + cos[..., None, None] * chroma + sin[..., None, None] * rotated
     linear = (brightness * contrast)[..., None, None] * linear
     offset = (brightness * (0.5 - 0.5 * contrast))[..., None, None].expand(*hue.shape, 3, 1)
     return torch.cat([linear, offset], -1)
 
 
 class Path(Protocol):
-    """What a method needs of a path; parameters are plain rows, so they travel with the batch."""
+    """A transformation path; its parameters are rows of a tensor and part of the batch."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the parameters."""
+        """Names of the parameters."""
 
     def scales(self, size: int) -> tuple[float, ...]:
         """Half-width of each parameter's range in its unit, for a square view of `size` px."""
@@ -131,7 +131,7 @@ class Path(Protocol):
         """[B, P] parameters of B images, float32, on the CPU."""
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        """The transformation at the fractions t, or the one, of the way to `params` [B, P].
+        """The transformations at the fractions t (one or several) of the way to `params` [B, P].
 
         `size` is the view's (height, width) in pixels, or one number for both.
         """
@@ -236,7 +236,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class Color:
-    """Brightness, contrast, saturation (factors 1 ± range) and hue (± range, in turns)."""
+    """Brightness, contrast, saturation (factors 1 ± range) and hue (± range, 1 is 360°)."""
 
     brightness: float = 0.4
     contrast: float = 0.4

@@ -1,4 +1,4 @@
-"""A run is a function that returns its config."""
+"""The recipes: functions that return the config of a run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fastequi.config import (
     TIRConfig,
     TrainConfig,
 )
-from fastequi.data.views.augment import Augment, ViewConfig, local_crop, vicreg_second
+from fastequi.data.config import Augment, DataConfig, local_crop, vicreg_second
 
 
 def tir_vicreg_vits16() -> Config:
     """TIR on VICReg with ViT-S/16, SE(2) path, as in the paper (800 epochs, batch 2048)."""
     # SIE's form of VICReg, which the paper builds on, weighs its terms 10/10/1
-    return Config(method=TIRConfig(inv_weight=10.0, var_weight=10.0, cov_weight=1.0))
+    return Config(tir=TIRConfig(inv_weight=10.0, var_weight=10.0, cov_weight=1.0))
 
 
 def vicreg_vits16() -> Config:
@@ -29,8 +29,8 @@ def vicreg_vits16() -> Config:
 
 
 def tir_simclr_vits16() -> Config:
-    """TIR on SimCLR with ViT-S/16, SE(2) path; what the paper does not say is as for VICReg."""
-    return Config(method=TIRConfig("simclr"))
+    """TIR on SimCLR with ViT-S/16, SE(2) path; what the paper leaves open is as for VICReg."""
+    return Config(tir=TIRConfig("simclr"))
 
 
 def simclr_vits16() -> Config:
@@ -39,11 +39,11 @@ def simclr_vits16() -> Config:
 
 
 def tir_dino_vits16() -> Config:
-    """TIR on DINO with ViT-S/16; the paper has no such run, so it is split as iBOT is."""
+    """TIR on DINO with ViT-S/16; not in the paper: channels are split as with iBOT."""
     return Config(
         model=ModelConfig(drop_path=0.1),
         data=_multi_crop((0.25, 1.0), (0.05, 0.25)),
-        method=TIRConfig("dino", dim=65536, equi_dim=2048),
+        tir=TIRConfig("dino", dim=65536, equi_dim=2048),
         optim=_DINO_OPTIM,
     )
 
@@ -58,7 +58,7 @@ def tir_ibot_vits16() -> Config:
     return Config(
         model=ModelConfig(drop_path=0.1),
         data=replace(_multi_crop((0.25, 1.0), (0.05, 0.25)), mask_share=0.5),
-        method=TIRConfig("ibot", dim=8192, equi_dim=2048),
+        tir=TIRConfig("ibot", dim=8192, equi_dim=2048),
         optim=_DINO_OPTIM,
     )
 
@@ -91,11 +91,11 @@ def tir_dinov2_vitl16() -> Config:
     return Config(
         model=ModelConfig("vit_large", drop_path=0.3, layer_scale=1e-5),
         data=replace(_multi_crop((0.32, 1.0), (0.05, 0.32)), batch_size=2048, mask_share=0.5),
-        method=TIRConfig("dinov2", dim=2048, equi_dim=512),
+        tir=TIRConfig("dinov2", dim=2048, equi_dim=512),
         distill=DistillConfig(momentum=0.992, temp_warmup=0.3, freeze=0.01),
         optim=OptimConfig(
             lr=4e-3,
-            reference=1024,
+            base_batch=1024,
             scaling="sqrt",
             final_lr=1e-6,
             warmup=0.1,
@@ -123,41 +123,41 @@ _DINO_OPTIM = OptimConfig(
 )
 
 
-def _multi_crop(area: tuple[float, float], local: tuple[float, float]) -> ViewConfig:
-    """Two views of 224 px and eight of 96: windows of these shares of the photograph."""
+def _multi_crop(area: tuple[float, float], local: tuple[float, float]) -> DataConfig:
+    """Two views of 224 px and eight local crops of 96 px; ranges of their windows' area."""
     first, second = Augment(area=area), replace(vicreg_second(), area=area)
-    return ViewConfig(
-        a1=first, a2=second, crops=8, a3=replace(local_crop(), area=local), batch_size=1024
+    return DataConfig(
+        a1=first, a2=second, local_crops=8, a3=replace(local_crop(), area=local), batch_size=1024
     )
 
 
 def _alone(config: Config) -> Config:
-    """The base of a recipe: nothing reconstructed, the second view not transformed."""
+    """The base of a recipe: no reconstruction, the second view not transformed."""
     return replace(
         config,
-        method=replace(config.method, num_steps=0, equi_dim=0),
+        tir=replace(config.tir, num_steps=0, equi_dim=0),
         path=_STILL,
     )
 
 
 def gtsa_vits16() -> Config:
-    """GTSA with ViT-S/16: 2x224 + 8x96 crops in four turns, 100 epochs of batch 256.
+    """GTSA with ViT-S/16: 2x224 + 8x96 crops, randomly rotated, 100 epochs of batch 256.
 
     The encoder has a class token, whose output is dropped, as in the authors' code.
     """
-    # batch and drop path are DINO's: the paper does not say
+    # batch and drop path are DINO's: the paper does not state them
     crop = Augment(area=(0.3, 1.0), flip=0.0, hue=0.2, saturation=0.8, blur=0.2)
     crop = replace(crop, brightness=0.8, contrast=0.8)
     return Config(
         "gtsa",
         model=ModelConfig(drop_path=0.1),
-        data=ViewConfig(
+        data=DataConfig(
             a1=crop,
             a2=crop,
-            crops=8,
-            crop_size=96,
+            local_crops=8,
+            local_crop_size=96,
             a3=replace(crop, area=(0.1, 0.3)),
-            turns=True,
+            rotations=True,
             overlap=(0.02, 0.01),
             batch_size=256,
         ),
@@ -168,21 +168,21 @@ def gtsa_vits16() -> Config:
 
 
 def rotnet_nin_32() -> Config:
-    """RotNet on 32 px images: network in network of four blocks, SGD, batch 128 in four turns."""
+    """RotNet on 32 px images: network in network of four blocks, SGD, batch 128 in 4 rotations."""
     return Config(
         "rotnet",
         model=ModelConfig("nin"),
         data=_single_view(32, 128, Augment(area=(0.75, 1.0), aspect=(1.0, 1.0))),
         path=_STILL,
         optim=OptimConfig(
-            "sgd", lr=0.1, reference=128, weight_decay=5e-4, milestones=(0.3, 0.6, 0.8), clip=0.0
+            "sgd", lr=0.1, base_batch=128, weight_decay=5e-4, milestones=(0.3, 0.6, 0.8), clip=0.0
         ),
         train=TrainConfig(epochs=200),
     )
 
 
 def rotnet_alexnet_224() -> Config:
-    """RotNet on 224 px images: AlexNet with BatchNorm, SGD, batch 192 in four turns, 30 epochs."""
+    """RotNet on 224 px images: AlexNet with BatchNorm, SGD, batch 192 in 4 rotations, 30 epochs."""
     return Config(
         "rotnet",
         model=ModelConfig("alexnet"),
@@ -191,7 +191,7 @@ def rotnet_alexnet_224() -> Config:
         optim=OptimConfig(
             "sgd",
             lr=0.01,
-            reference=192,
+            base_batch=192,
             weight_decay=5e-4,
             milestones=(1 / 3, 2 / 3),
             factor=0.1,
@@ -202,7 +202,7 @@ def rotnet_alexnet_224() -> Config:
 
 
 def rotnet_vits16() -> Config:
-    """RotNet with ViT-S/16 on 224 px images, trained as the other ViTs are."""
+    """RotNet with ViT-S/16 on 224 px images, optimised like the other ViTs."""
     return Config(
         "rotnet",
         model=ModelConfig(drop_path=0.1),
@@ -216,9 +216,9 @@ def rotnet_vits16() -> Config:
 _STILL = PathConfig("se2", degrees=0.0, pixels=0.0)
 
 
-def _single_view(size: int, batch: int, crop: Augment) -> ViewConfig:
-    """One crop of every image, mirrored or not; v1 is the same window, which costs little."""
-    return ViewConfig(
+def _single_view(size: int, batch: int, crop: Augment) -> DataConfig:
+    """One randomly flipped crop of every image; v1 is the same window, at little cost."""
+    return DataConfig(
         image_size=size,
         source_size=size,
         batch_size=batch,
@@ -229,7 +229,7 @@ def _single_view(size: int, batch: int, crop: Augment) -> ViewConfig:
 
 
 def demo() -> Config:
-    """TIR on VICReg with a small ViT on 32 px windows, for minutes on two CPU cores."""
+    """TIR on VICReg with a small ViT on 32 px windows: minutes on two CPU cores."""
     windows = Augment(
         side=(48 / 256, 77 / 256),  # 1 to 1.6 source pixels of a photograph scaled to 256
         flip=0.5,
@@ -245,9 +245,9 @@ def demo() -> Config:
         model=ModelConfig(
             "vit_tiny", patch_size=8, embed_dim=128, depth=4, num_heads=2, class_token=False
         ),
-        data=ViewConfig(
+        data=DataConfig(
             image_size=32,
-            source_size=48,  # 48/32 > √2: turned alone, a view has no empty corner
+            source_size=48,  # 48/32 > √2: a rotated view has no empty corner
             batch_size=64,
             shared_crop=True,
             samples_per_decode=8,
@@ -256,11 +256,10 @@ def demo() -> Config:
             a1=windows,
             a2=replace(windows, jitter=0.0),
         ),
-        path=PathConfig("se2", degrees=45.0, pixels=21.0),  # 3 px of 32
-        method=TIRConfig(
+        path=PathConfig("se2", degrees=45.0, pixels=21.0, padding_mode="reflection"),  # 3 px of 32
+        tir=TIRConfig(
             dim=288,
             equi_dim=192,
-            padding_mode="reflection",
             # chosen on a validation part (bottom 30 % of the training regions) after 90 s of steps,
             # by the mean R² of the token probe from z_equi and of an MLP from its mean token: two
             # seeds of this recipe .56 .54 and .15 .17; decoders of 0, 2 and 4 convolutions .56 .56

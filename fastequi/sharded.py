@@ -1,7 +1,7 @@
-"""Tensors that lie in parts on several processes, in files: torch.distributed.checkpoint's.
+"""Files of sharded tensors (DTensor), by torch.distributed.checkpoint.
 
-Its own files hold a pickle, its Hugging Face ones do not: safetensors, each with what it is a part
-of in its header. What was saved by some processes is read by any number of them, or by one.
+Its own format contains a pickle; its Hugging Face format is safetensors, each file with its shards'
+places in the header. Any number of processes can read what others saved.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch.distributed.tensor import DTensor
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Every process writes its parts into a folder that is there; all have to call."""
+    """Every process calls it and writes its shards into an existing folder."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     dcp.save(dict(tensors), storage_writer=writer)
 
 
 def load(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of a folder by name; where there are several processes, all have to call.
+    """All tensors of a folder by name; every process calls it.
 
     Args:
-        like: those that lie in parts come as such parts, if their shape is the same.
+        like: tensors that are sharded here are returned sharded alike, if shapes agree.
     """
     reader = HuggingFaceStorageReader(str(folder))
     found = {}

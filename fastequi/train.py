@@ -1,7 +1,7 @@
-"""The loop: one screen that knows no method.
+"""The training loop, the same for every method.
 
-A run folder holds config.json, machine.json (what it ran on, with versions), images.jsonl (what it
-began with, see `fastequi.data.sources.kept`), metrics.jsonl, checkpoints/ (see
+A run folder holds config.json, machine.json (processor, device and versions), images.jsonl (the
+images at the start, see `fastequi.data.sources.kept`), metrics.jsonl, checkpoints/ (see
 `fastequi.runtime.checkpoint`), tensorboard/ where TensorBoard is installed, and at the end
 model.safetensors, the encoder under timm's parameter names.
 """
@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from fastequi.data.views.batch import Batch
 from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes
 from fastequi.methods.method import Method
 from fastequi.optim import (
-    WeightAverage,
+    WeightEMA,
     adamw,
     clip_gradients,
     schedule,
@@ -43,8 +44,15 @@ from fastequi.runtime.guard import Guard
 from fastequi.runtime.machine import machine
 from fastequi.runtime.metrics import Log
 from fastequi.runtime.pace import Clock, Meter, Timer
-from fastequi.runtime.preempt import Notice, Preempted
-from fastequi.runtime.processes import Processes, let_go, replicated, shard, started, together
+from fastequi.runtime.preempt import Preempted, PreemptionHandler
+from fastequi.runtime.processes import (
+    Processes,
+    accumulating,
+    leave_groups,
+    replicated,
+    shard,
+    started,
+)
 from fastequi.runtime.progress import Progress, Silent
 from fastequi.runtime.scale import LossScale
 
@@ -64,18 +72,18 @@ def pretrain(
     """Trains a method on a source and leaves a complete run folder.
 
     Args:
-        config: the run; written to `run_dir/config.json`. It may ask for online
-            probes (`fastequi.evaluate.online`).
+        config: the run; written to `run_dir/config.json`. It may ask for online probes
+            (`fastequi.evaluate.online`).
         source: images, decoded by the loader.
         run_dir: created; refused if it holds a run, unless `resume`.
         resume: go on from the folder's newest checkpoint, or from the start of a run that was
             stopped before its first.
         max_steps: stop after this many optimiser steps in all, on the full schedule.
-        progress: what shows the run; a bar on the terminal by default.
-        recipe: the name of what the settings began as, for the folder to tell.
+        progress: how the run is shown; a bar on the terminal by default.
+        recipe: name of the recipe that the settings come from, written to config.json.
 
     Returns:
-        The method in eval mode, with averaged weights if the config keeps an average; with
+        The method in eval mode, with the EMA of its weights if the config keeps one; with
         `train.parallel=fsdp` this process's parts of it.
 
     Under torchrun every process calls it; the first one writes the files.
@@ -83,11 +91,11 @@ def pretrain(
     Raises:
         FileExistsError: `run_dir` already holds a run and `resume` is False.
         FileNotFoundError: `resume` without a run.
-        ValueError: `resume` with settings that the run cannot go on with; those that it can are
-            applied and said.
-        BlockingIOError: another run is in the folder, and did not end while this one waited.
-        FloatingPointError: `train.max_skipped` steps in a row were not finite.
-        Preempted: one of `fastequi.runtime.preempt.SIGNALS` came; the steps taken so far are saved.
+        ValueError: `resume` with settings that a run cannot change; the others are applied and
+            logged.
+        BlockingIOError: another run holds the folder, and did not end while this one waited.
+        FloatingPointError: `train.max_skipped` consecutive steps were not finite.
+        Preempted: one of `fastequi.runtime.preempt.SIGNALS` arrived; all steps so far are saved.
         KeyboardInterrupt: a second Ctrl-C, or one before the first step.
     """
     with ExitStack() as stack:
@@ -101,20 +109,20 @@ def pretrain(
         found = _find_checkpoint(run_dir, resume, processes)
         if resume:
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
-        online = online_probes(config, source) if processes.first else []
+        probes = online_probes(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
         method: Method = build(config).to(device)
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
         if in_parts:
             shard(method, processes)
         optimizer = build_optimizer(method, config)
-        momentum = config.train.average_momentum
-        average = WeightAverage(method, momentum) if momentum else None
-        if processes.rank:  # each its own random numbers; the first one's are a single process's
+        momentum = config.train.ema_momentum
+        ema = WeightEMA(method, momentum) if momentum else None
+        if processes.rank:  # random numbers of its own; rank 0 has those of a single process
             torch.manual_seed(config.train.seed + processes.rank)
         state: dict[str, Any] = {"step": 0, "data": None, "seconds": 0.0}
         if found is not None:
-            state = checkpoint.load(found, method, optimizer, average, processes.rank)
+            state = checkpoint.load(found, method, optimizer, ema, processes.rank)
         if config.train.compile:
             method.compile()
         loader = stack.enter_context(
@@ -134,10 +142,9 @@ def pretrain(
         if processes.first:
             if not resume:
                 stack.enter_context(lock.alone(run_dir))
-                _check_folder(run_dir, resume)  # another one may have begun meanwhile
+                _check_folder(run_dir, resume)  # another run may have started meanwhile
             replace_text(run_dir / "config.json", config.to_json(recipe))
-            told = json.dumps(machine(), indent=1) + "\n"
-            replace_text(run_dir / "machine.json", told)
+            replace_text(run_dir / "machine.json", json.dumps(machine(), indent=1) + "\n")
             kept.keep(run_dir / kept.NAME, source)
         writes_to = run_dir if processes.first else None
         log = stack.enter_context(Log(writes_to, state["step"], config.train.tensorboard))
@@ -145,19 +152,30 @@ def pretrain(
         stack.enter_context(bar)
         saver = stack.enter_context(
             checkpoint.Saver(
-                run_dir / "checkpoints", config.train.keep_checkpoints, config.train.save_later
+                run_dir / "checkpoints", config.train.keep_checkpoints, config.train.async_save
             )
         )
-        parts = config, method, optimizer, average, loader, log, bar, online, processes, saver
-        _Run(*parts).loop(state, max_steps)
-        if average is not None:
-            method.load_state_dict(average.state_dict())
+        run = _Run(
+            config=config,
+            method=method,
+            optimizer=optimizer,
+            ema=ema,
+            loader=loader,
+            log=log,
+            bar=bar,
+            probes=probes,
+            processes=processes,
+            saver=saver,
+        )
+        run.loop(state, max_steps)
+        if ema is not None:
+            method.load_state_dict(ema.state_dict())
         encoder = checkpoint.whole_state(method.encoder) if processes.first or in_parts else {}
         if processes.first:
             about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
             with replacing(run_dir / "model.safetensors") as unfinished:
                 save_tensors(unfinished, encoder, about)
-        let_go(method)
+        leave_groups(method)
     return method.eval()
 
 
@@ -187,29 +205,27 @@ def rates_at(progress: float, config: Config) -> tuple[float, float]:
     )
 
 
+@dataclass(kw_only=True)
 class _Run:
-    """The state of one run between its start and its end."""
+    """The parts of one run between its start and its end."""
 
-    def __init__(
-        self,
-        config: Config,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None,
-        loader: Loader,
-        log: Log,
-        bar: Progress | Silent,
-        online: list[OnlineProbe],
-        processes: Processes,
-        saver: checkpoint.Saver,
-    ) -> None:
-        self.online, self.processes, self.saver = online, processes, saver
-        self.config, self.method, self.optimizer, self.average = config, method, optimizer, average
-        self.loader, self.log, self.bar = loader, log, bar
+    config: Config
+    method: Method
+    optimizer: torch.optim.Optimizer
+    ema: WeightEMA | None
+    loader: Loader
+    log: Log
+    bar: Progress | Silent
+    probes: list[OnlineProbe]
+    processes: Processes
+    saver: checkpoint.Saver
+
+    def __post_init__(self) -> None:
+        method = self.method
         self.device = next(method.parameters()).device
-        self.autocast = config.train.autocast_dtype(self.device)
+        self.autocast = self.config.train.autocast_dtype(self.device)
         self.scale = LossScale(self.device) if self.autocast is torch.float16 else None
-        self.model = replicated(method, processes, method.may_lack_gradients)
+        self.model = replicated(method, self.processes, method.find_unused_parameters)
 
     def loop(self, state: dict[str, Any], max_steps: int | None) -> None:
         train, step = self.config.train, state["step"]
@@ -221,12 +237,12 @@ class _Run:
         guard = Guard(self.method, train.max_skipped, self.processes.group, self.scale)
         guard.load_state_dict(state)
         self.method.train()
-        with Notice(self.processes.first) as notice:
+        with PreemptionHandler(self.processes.first) as handler:
             timer = Timer(train.checkpoint_minutes)
-            progress, asked, late = self._agree(clock, step, notice, timer)
-            last = clock.done(step, progress) or bool(asked)
-            if last and not asked:
-                logger.info("step %d was reached before: no step is taken", step)
+            progress, number, save_due = self._agree(clock, step, handler, timer)
+            last = clock.done(step, progress) or bool(number)
+            if last and not number:
+                logger.info("the run has already reached step %d: nothing to train", step)
             while not last:
                 lr, decay = rates_at(progress, self.config)
                 schedule(self.optimizer, lr, decay)
@@ -234,61 +250,61 @@ class _Run:
                 guard.begin()
                 for left in reversed(range(train.accumulate)):
                     batch = next(batches)
-                    with together(self.model, left == 0):
+                    with accumulating(self.model, left == 0):
                         out = self._forward(batch)
                         self._backward(out["loss"] / train.accumulate)
-                    guard.saw(out["loss"], batch.sample_ids)
+                    guard.record(out["loss"], batch.sample_ids)
                     meter.add(out, batches=1)
                 norm = self._clip(params)
                 step += 1
-                taken = guard.judge(step, norm)
+                taken = guard.check(step, norm)
                 take_step(self.optimizer, taken)
                 self.optimizer.zero_grad()
                 self.method.after_step(progress, taken)
                 guard.restore(taken)
-                if self.average is not None:
-                    self.average.update(self.method, taken)
+                if self.ema is not None:
+                    self.ema.update(self.method, taken)
                 meter.add({"grad_norm": norm})
-                progress, asked, late = self._agree(clock, step, notice, timer)
-                last = clock.done(step, progress) or bool(asked)
-                probes_due = self._probes_due(step, last)
+                progress, number, save_due = self._agree(clock, step, handler, timer)
+                last = clock.done(step, progress) or bool(number)
+                intervals = self._probes_due(step, last)
                 every = train.checkpoint_every
-                saves = last or late or (every > 0 and step % every == 0)
-                logs = step % train.log_every == 0 or last or step == 1 or probes_due
-                if logs or saves:  # all processes do so at the same steps
-                    guard.read()
+                saves = last or save_due or (every > 0 and step % every == 0)
+                logs = step % train.log_every == 0 or last or step == 1 or intervals
+                if logs or saves:  # the same steps on all processes
+                    guard.report()
                     self.loader.leave_out(self.processes.union(self.loader.left_out))
                 if logs:
                     when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
                     means = self.processes.mean(meter.read())
-                    lost = {**guard.lost(), "quarantined": len(self.loader.quarantined)}
-                    row = {**when, "lr": lr, **means, **lost}
-                    if due := [one for one in self.online if one.every in probes_due]:
+                    counts = {**guard.counts(), "quarantined": len(self.loader.quarantined)}
+                    row = {**when, "lr": lr, **means, **counts}
+                    if due := [probe for probe in self.probes if probe.every in intervals]:
                         start = time.monotonic()
                         row |= measured_online(due, self.method, self.config)
-                        for watch in (clock, meter):
-                            watch.skip(time.monotonic() - start)
+                        for timed in (clock, meter):
+                            timed.skip(time.monotonic() - start)
                     self.log.write(row)
                     self.bar.show(progress, clock.left(step), row)
                 if saves:
                     self._save(step, clock.seconds(), guard)
-                    timer.wind()
+                    timer.restart()
             self.saver.wait()
-            self.processes.most([0.0])  # torchrun ends all soon after the first that leaves
-            if asked:
+            self.processes.barrier()  # torchrun stops all soon after the first one exits
+            if number:
                 saved = f": saved after step {step}" if step > state["step"] else " before a step"
-                raise Preempted(f"{notice.name(asked)} came{saved}", asked)
+                raise Preempted(f"received {handler.name(number)}{saved}", number)
 
     def _agree(
-        self, clock: Clock, step: int, notice: Notice, timer: Timer
+        self, clock: Clock, step: int, handler: PreemptionHandler, timer: Timer
     ) -> tuple[float, int, bool]:
-        """Progress, the signal that asks all to stop (or 0), and whether it is time to save.
+        """Progress, the signal that asks for a stop (or 0), and whether a checkpoint is due.
 
-        By the first process's clock, so that all do the same.
+        Progress and checkpoints follow the first process's clock, so that all do the same.
         """
         own = (clock.progress(step), timer.due()) if self.processes.first else (0.0, False)
-        progress, late, number = self.processes.most([*own, notice.number])
-        return progress, int(number), bool(late)
+        progress, due, number = self.processes.all_reduce_max([*own, handler.number])
+        return progress, int(number), bool(due)
 
     def _probes_due(self, step: int, last: bool) -> set[int]:
         """The intervals of the online probes that are due; the same on all processes."""
@@ -312,16 +328,26 @@ class _Run:
 
     def _save(self, step: int, seconds: float, guard: Guard) -> None:
         state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}
+        in_parts = isinstance(self.method, FSDPModule)
         generators = checkpoint.generators(self.processes)
-        parts = self.method, self.optimizer, state, self.average, self.config.to_json()
-        if isinstance(self.method, FSDPModule):
-            taken = checkpoint.snapshot(step, *parts, generators=generators, in_parts=True)
-            folder, keep = self.saver.folder, self.saver.keep
-            checkpoint.write_parts(folder, taken, self.processes, keep)
-        elif self.processes.first:
-            copy = self.saver.later
-            self.saver.save(checkpoint.snapshot(step, *parts, generators=generators, copy=copy))
-        self.processes.most([0.0])  # none goes on alone if it fails
+        if in_parts or self.processes.first:
+            snapshot = checkpoint.snapshot(
+                step,
+                model=self.method,
+                optimizer=self.optimizer,
+                state=state,
+                ema=self.ema,
+                config=self.config.to_json(),
+                generators=generators,
+                copy=self.saver.async_save,
+                in_parts=in_parts,
+            )
+            if in_parts:
+                folder, keep = self.saver.folder, self.saver.keep
+                checkpoint.write_parts(folder, snapshot, self.processes, keep)
+            else:
+                self.saver.save(snapshot)
+        self.processes.barrier()  # if saving fails, no process continues alone
 
 
 def _check_folder(run_dir: Path, resume: bool) -> None:
@@ -336,22 +362,22 @@ def _check_folder(run_dir: Path, resume: bool) -> None:
 
 
 def _check_settings(file: Path, config: Config) -> str:
-    """Says what a resumed run changes, or refuses it; the recipe it began as, "" if unknown."""
+    """Logs which settings a resumed run changes, or refuses them; the run's recipe, or ""."""
     if not file.is_file():
-        logger.warning("%s is gone: these settings are taken for the run's own", file)
+        logger.warning("%s is missing: the given settings are used as the run's own", file)
         return ""
     text = file.read_text()
     changed = changes(Config.from_json(text), config)
-    told = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-    if told:
-        logger.info("settings that are others from now on: %s", told)
+    if changed:
+        lines = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
+        logger.info("changed settings from here on: %s", lines)
     return recipe_of(text)
 
 
 def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:
-    """The checkpoint to go on from; the first process looks, so that all take the same one."""
+    """The checkpoint to resume from; the first process chooses, so that all take the same one."""
     found = checkpoint.latest(run_dir / "checkpoints") if processes.first else None
     if processes.first and resume and found is None:
-        logger.info("%s has no checkpoint yet: from the start", run_dir)
-    (step,) = processes.most([-1.0 if found is None else checkpoint.step_of(found)])
+        logger.info("%s has no checkpoint yet: starting from step 0", run_dir)
+    (step,) = processes.all_reduce_max([-1.0 if found is None else checkpoint.step_of(found)])
     return None if step < 0 else checkpoint.folder_of(run_dir / "checkpoints", int(step))

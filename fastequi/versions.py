@@ -1,4 +1,4 @@
-"""Versions of what is installed, as the packages say themselves: for records and caches."""
+"""Versions of installed packages, for records and caches."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 def version_of(name: str) -> str:
     """The version of a distribution or module, or "not installed".
 
-    What is imported is asked first: torch says which build it is (2.14.1+cu130) where its wheel's
-    metadata need not (2.14.1), and a checkout on the path has no metadata. DALI's distribution
-    carries the CUDA version that it was built for in its name, which is told as well.
+    An imported module's `__version__` comes first: torch's includes the build (2.14.1+cu130), its
+    wheel's metadata may not (2.14.1), and a checkout on the path has no metadata. The name of
+    DALI's distribution contains its CUDA version, which is added.
     """
-    told = getattr(sys.modules.get(name), "__version__", None)
-    if told is not None:
-        return str(told)
+    imported = getattr(sys.modules.get(name), "__version__", None)
+    if imported is not None:
+        return str(imported)
     for distribution in importlib.metadata.distributions():
         found = (distribution.metadata["Name"] or "").lower()
         if found == name or found.startswith(f"{name}-cuda"):

@@ -4,8 +4,8 @@ An op is registered for compilers and tensor subclasses, and called without the 
 code, where an operator with many arguments spends longer in Python before it begins than its kernel
 takes on a small batch.
 
-Gradients made in the forward are first derivatives: asked to differentiate them once more, an op
-raises and names itself. Under `torch.func` and forward-mode differentiation the losses run as
+Gradients made in the forward are first derivatives: differentiating them again raises an error that
+names the op. Under `torch.func` and forward-mode differentiation the losses run as
 their plain PyTorch references (:func:`fastequi.kernels.backend.transformed`), which have every
 derivative.
 """
@@ -27,7 +27,7 @@ _RESCALE_PROGRAMS = 1024  # a few for each processor of the largest GPUs
 
 
 def needs_operator(*inputs: Any) -> bool:
-    """Whether someone has to see an operator: a compiler, a subclass, a tensor without values."""
+    """Whether the registered operator must run: a compiler, tensor subclasses, meta tensors."""
     return torch.compiler.is_compiling() or any(
         isinstance(value, Tensor) and (type(value) not in _PLAIN or value.is_meta)
         for value in inputs
@@ -61,10 +61,10 @@ class FusedLoss(Operator):
     Args:
         name, fake: as there.
         compute: (inputs) → (value, ..., gradients); the value alone can be differentiated. A
-            gradient that was not asked for is an empty tensor.
+            gradient that is not needed is an empty tensor.
         gradients: place of an input → place of its gradient among the outputs, or (place, index)
             of one stacked with others.
-        losses: what its users call it, where that is not its name.
+        losses: names of the public functions, for errors; the name by default.
         piecewise_linear: the gradient does not depend on the inputs that have one, so that a
             second derivative, which is 0, need not be refused.
     """
@@ -91,7 +91,7 @@ class FusedLoss(Operator):
             @staticmethod
             def forward(ctx: Any, *inputs: Any) -> Any:
                 output = tuple(frame.compute(*inputs))
-                ctx.owned = True  # nobody else holds what was written: it may be scaled in place
+                ctx.owned = True  # no other reference to the gradients: they may be scaled in place
                 frame._setup_context(ctx, inputs, output)
                 ctx.mark_non_differentiable(*output[1:])
                 return output
@@ -141,7 +141,7 @@ class FusedLoss(Operator):
 
 
 def refuse(name: str, value: Tensor) -> Tensor:
-    """A zero that depends on a loss; whoever differentiates it is told that this cannot be."""
+    """A zero that depends on a loss and raises an error with its name when differentiated."""
     return _Refuse.apply(name, value)
 
 
@@ -163,8 +163,9 @@ class _Refuse(torch.autograd.Function):
 def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
     """The gradient that the forward has written, times the incoming one, [] or [B, K].
 
-    Usually that is one and there is no work: a CPU looks, a GPU asks a kernel of its own to look.
-    What a kept graph will need again is left as it is, and so are an operator's outputs.
+    Usually the factor is 1 and nothing is to be done: on a CPU its value is read, on a GPU a kernel
+    reads it, without a host sync. In place, unless the graph is kept (retain_graph) or the gradient
+    is an operator's output.
     """
     if torch.is_grad_enabled():  # create_graph=True: the product is a part of the graph
         return (grad * _spread(factor, grad)).to(grad.dtype)
@@ -174,7 +175,7 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
         return grad
     if ours and factor.ndim == 0 and use_triton(grad) and grad.dtype != torch.float64:
         with torch.cuda.device_of(grad):
-            _rescale_kernel[(_RESCALE_PROGRAMS,)](grad, factor, grad.numel(), BLOCK=1024)
+            rescale_kernel[(_RESCALE_PROGRAMS,)](grad, factor, grad.numel(), BLOCK=1024)
         return grad
     # without `out` a float32 factor would make a float32 product of it
     return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))
@@ -186,7 +187,7 @@ def _spread(factor: Tensor, grad: Tensor) -> Tensor:
 
 
 @triton.jit
-def _rescale_kernel(grad_ptr, factor_ptr, n, BLOCK: tl.constexpr):
+def rescale_kernel(grad_ptr, factor_ptr, n, BLOCK: tl.constexpr):
     # grad *= factor, or nothing at all where factor is 1
     factor = tl.load(factor_ptr).to(tl.float32)
     if factor != 1.0:

@@ -1,4 +1,4 @@
-"""Which implementation an op runs: Triton kernels on a GPU, C on a CPU, else a lean PyTorch path.
+"""Which implementation an op runs: Triton kernels on a GPU, C on a CPU, else an eager PyTorch path.
 
 Under TRITON_INTERPRET=1 (set before Triton is first imported) the kernels also run on CPU tensors,
 slowly: that is how they are tested without a GPU, through :func:`force`.
@@ -49,7 +49,7 @@ def choose(device: torch.device) -> tuple[str, str]:
         return "torch", f"no kernels for {device.type}"
     reason = native.obstacle()
     if reason is not None:
-        return "torch", f"lean PyTorch path, since the C kernels cannot run: {reason}"
+        return "torch", f"eager PyTorch path, since the C kernels cannot run: {reason}"
     return "native", f"C kernels, instruction set {native.instruction_set()}; blur in PyTorch"
 
 
@@ -60,12 +60,12 @@ def transformed() -> bool:
     """
     active = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if active and not torch.compiler.is_compiling():
-        _say_plain()
+        say_plain()
     return active
 
 
 @functools.cache
-def _say_plain() -> None:
+def say_plain() -> None:
     logger.warning("under torch.func and forward-mode differentiation plain PyTorch runs, slower")
 
 
@@ -83,7 +83,7 @@ def use_native(tensor: torch.Tensor) -> bool:
 
 @contextmanager
 def force(name: str) -> Iterator[None]:
-    """Insists on one of NAMES within a block, for tests and benches."""
+    """Forces one of NAMES within a block, for tests and benches."""
     global _forced
     if name not in NAMES:
         raise ValueError(f"name: expected one of {NAMES}, got {name!r}")

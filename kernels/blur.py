@@ -1,39 +1,21 @@
-"""Gaussian blur with a sigma per image and step, and the path loss against blurred images.
+"""The Triton kernel that blurs, for `gaussian_blur.py` and `blur_recon.py`.
 
-Replaces, for every image b and step k::
-
-    w = exp(-d² / 2σ²), d = -R..R; w /= w.sum()
-    x = F.pad(image.float() / 255, [R] * 4, mode="reflect")
-    target = F.conv2d(F.conv2d(x, w[None, :]), w[:, None])      # per image: σ differs
-    loss = F.mse_loss(pred.float(), (target - mean) / std)
-
-Never materialised: the targets, the padded image, the half-blurred image. The kernel blurs a tile
-as two small matrix products, V · X · Hᵀ, with the banded matrices V and H built in registers from
-σ; they run on tensor cores as three tf32 products each, float32 to a few 1e-7. The radius is fixed
-by `max_sigma`, R = ceil(4·max_sigma), so that no launch depends on a value on the GPU; beyond it
-lies less than 7e-5 of the mass. A σ that is negative, NaN or above `max_sigma` gives NaN.
+It blurs a tile as two small matrix products, V · X · Hᵀ, with the banded matrices V and H built in
+registers from σ; they run on tensor cores as three tf32 products each, float32 to a few 1e-7. The
+radius is fixed by `max_sigma`, R = ceil(4·max_sigma), so that no launch depends on a value on the
+GPU; beyond it lies less than 7e-5 of the mass. A σ that is negative, NaN or above `max_sigma` gives
+NaN.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastequi.kernels.autograd import FusedLoss, Operator
-from fastequi.kernels.backend import tl, transformed, triton, use_triton
-from fastequi.kernels.constants import constants
-from fastequi.kernels.pixel_loss import (
-    _error,
-    error_,
-    error_ref,
-    kernel_layout,
-    loss_outputs,
-    patchify,
-    strides_of,
-)
-from fastequi.kernels.precision import without_autocast
-from fastequi.kernels.sampling import color_ref, to_float
+from fastequi.kernels.backend import tl, triton
+from fastequi.kernels.constants import constants_of
+from fastequi.kernels.pixel_loss import pixel_error, strides_of
+from fastequi.kernels.target import BlurTarget
 
 _CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
 
@@ -88,7 +70,7 @@ def _blurred_tile(
 
 
 @triton.jit
-def _blur_fwd_kernel(
+def blur_fwd_kernel(
     # pointers
     pred_ptr,
     image_ptr,
@@ -162,7 +144,7 @@ def _blur_fwd_kernel(
             tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=live)
         else:
             pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-            value, slope = _error(pred - v, LOSS, 1.0)
+            value, slope = pixel_error(pred - v, LOSS, 1.0)
             total += tl.where(live, value, 0.0)
             if GRAD:
                 tl.store(out_ptr + at, slope.to(out_ptr.dtype.element_ty), mask=live)
@@ -170,7 +152,7 @@ def _blur_fwd_kernel(
         tl.store(total_ptr + (b * K + k) * TH * TW + tile, tl.sum(tl.sum(total, 1), 0))
 
 
-def _launch_config(max_sigma: float) -> dict[str, int]:
+def launch_config(max_sigma: float) -> dict[str, int]:
     """SPAN holds TILE and two radii; what is multiplied at a time, TILE × CHUNK², does not grow.
 
     168 registers hold it without spills and leave room for three programs of a multiprocessor.
@@ -187,31 +169,29 @@ def _launch_config(max_sigma: float) -> dict[str, int]:
     }
 
 
-def _launch(
+def launch(
     pred: Tensor,
     image: Tensor,
     sigma: Tensor,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    max_sigma: float,
-    patch_size: int,
-    loss: str,
+    target: BlurTarget,
     out: Tensor,
     grad: bool,
 ) -> Tensor:
     """Blurs into `out` (loss "none"; pred is out) or writes the gradient there; returns totals."""
+    patch_size = target.patch_size
     batch, steps = sigma.shape
     height, width = image.shape[2:]
-    config = _launch_config(max_sigma)
+    config = launch_config(target.max_sigma)
     tiles = triton.cdiv(height, config["TILE"]), triton.cdiv(width, config["TILE"])
     totals = image.new_empty((batch, steps, tiles[0] * tiles[1]), dtype=torch.float32)
+    mean, std = constants_of(target.mean, image.device), constants_of(target.std, image.device)
     with torch.cuda.device_of(image):
-        _blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
+        blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
             pred,
             image,
             sigma.contiguous(),
-            constants(tuple(mean), image.device, torch.float32) if mean is not None else None,
-            constants(tuple(std), image.device, torch.float32) if std is not None else None,
+            mean,
+            std,
             out,
             totals,
             steps,
@@ -219,13 +199,13 @@ def _launch(
             width,
             width // patch_size if patch_size else 1,
             *tiles,
-            max_sigma,
+            target.max_sigma,
             *pred.stride()[:2],
             *strides_of(pred, patch_size),
             *image.stride(),
             C=image.shape[1],
             PATCH=patch_size,
-            LOSS=loss,
+            LOSS=target.loss,
             HAS_NORM=mean is not None,
             SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
             GRAD=grad,
@@ -234,189 +214,6 @@ def _launch(
     return totals.sum(-1)
 
 
-def _compute_blur(
-    image: Tensor,
-    sigma: Tensor,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    dtype: torch.dtype,
-    max_sigma: float,
-) -> Tensor:
-    """[B, K, C, H, W]."""
-    out = image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
-    if out.numel() == 0:
-        return out
-    if use_triton(image):
-        _launch(out, image, sigma, mean, std, max_sigma, 0, "none", out, False)
-        return out
-    for part in _chunks(out):
-        out[part] = gaussian_blur_ref(
-            image[part], sigma[part], mean=mean, std=std, dtype=dtype, max_sigma=max_sigma
-        )
-    return out
-
-
-def _fake_blur(image, sigma, mean, std, dtype, max_sigma) -> Tensor:
-    return image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
-
-
-_blur = Operator("gaussian_blur", _compute_blur, _fake_blur)
-
-
-def _compute(
-    pred: Tensor,
-    image: Tensor,
-    sigma: Tensor,
-    patch_size: int,
-    loss: str,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    max_sigma: float,
-    pred_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """(total [B, K], d total/d pred or empty)."""
-    total, grad = loss_outputs(pred, (sigma.shape[0], sigma.shape[1]), patch_size, pred_grad)
-    if pred.numel() == 0:
-        return total.zero_(), grad
-    pred = kernel_layout(pred, patch_size)
-    if use_triton(pred):
-        out = grad if pred_grad else pred
-        total = _launch(pred, image, sigma, mean, std, max_sigma, patch_size, loss, out, pred_grad)
-        return total, grad
-    for part in _chunks(pred):
-        target = gaussian_blur_ref(
-            image[part], sigma[part], mean=mean, std=std, dtype=total.dtype, max_sigma=max_sigma
-        )
-        target = patchify(target, patch_size) if patch_size else target
-        total[part] = error_(pred[part] - target, loss, grad[part] if pred_grad else None)
-    return total, grad
-
-
-def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad):
-    return loss_outputs(pred, sigma.shape, patch_size, pred_grad)
-
-
-_blur_recon = FusedLoss("blur_recon_loss", _compute, _fake, {0: 1})
-
-
-def _chunks(out: Tensor) -> list[slice]:
+def chunks_of(out: Tensor) -> list[slice]:
     images = max(_CHUNK // out[0].numel(), 1)
     return [slice(start, start + images) for start in range(0, len(out), images)]
-
-
-def _blur_matrix(sigma: Tensor, size: int, max_sigma: float) -> Tensor:
-    """[B, K, n, n] matrices that blur along an axis of n pixels with reflected borders."""
-    reach = radius(max_sigma)
-    offsets = torch.arange(-reach, reach + 1, device=sigma.device)
-    fine = (sigma >= 0) & (sigma <= max_sigma)
-    # σ = 0 has no rate; where() on both sides keeps the NaN out of its gradient too
-    rate = 0.5 / torch.where(sigma > 1e-6, sigma, 1e-6).square()
-    weights = torch.exp(-offsets.square() * rate[..., None])
-    weights = weights / weights.sum(-1, keepdim=True)
-    weights = torch.where(fine[..., None], weights, torch.nan)
-    period = max(2 * (size - 1), 1)
-    at = torch.arange(size, device=sigma.device)[:, None] + offsets
-    at = at.abs() % period
-    at = torch.minimum(at, period - at) if size > 1 else torch.zeros_like(at)
-    out = weights.new_zeros(*sigma.shape, size, size)
-    shape = (*sigma.shape, size, len(offsets))
-    return out.scatter_add(-1, at.expand(shape), weights[..., None, :].expand(shape))
-
-
-@without_autocast
-def gaussian_blur_ref(
-    image: Tensor,
-    sigma: Tensor,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    dtype: torch.dtype = torch.float32,
-    max_sigma: float = 2.0,
-) -> Tensor:
-    """:func:`gaussian_blur` in plain PyTorch: V · X · Hᵀ, differentiable in image and sigma."""
-    wide = torch.float64 in (dtype, sigma.dtype, image.dtype)
-    compute = torch.float64 if wide else torch.float32
-    sigma = sigma.to(compute)
-    rows = _blur_matrix(sigma, image.shape[2], max_sigma)[:, :, None]
-    columns = _blur_matrix(sigma, image.shape[3], max_sigma)[:, :, None]
-    blurred = rows @ to_float(image, compute)[:, None] @ columns.transpose(-1, -2)
-    return color_ref(blurred, None, mean, std).to(dtype)
-
-
-@without_autocast
-def blur_recon_loss_ref(
-    pred: Tensor,
-    image: Tensor,
-    sigma: Tensor,
-    *,
-    loss: str = "mse",
-    patch_size: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    max_sigma: float = 2.0,
-) -> Tensor:
-    """The eager chain: total [B, K], differentiable in everything."""
-    compute = torch.float64 if torch.float64 in (pred.dtype, sigma.dtype) else torch.float32
-    target = gaussian_blur_ref(image, sigma, mean=mean, std=std, dtype=compute, max_sigma=max_sigma)
-    target = patchify(target, patch_size) if patch_size else target
-    error = error_ref(pred.to(compute), target, loss)
-    return error.sum(tuple(range(2, error.ndim)))
-
-
-def gaussian_blur(
-    image: Tensor,
-    sigma: Tensor,
-    *,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    dtype: torch.dtype,
-    max_sigma: float,
-) -> Tensor:
-    """[B, K, C, H, W]; arguments already checked. The reference where a gradient is wanted."""
-    grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
-    if grad or transformed() or torch.float64 in (dtype, image.dtype, sigma.dtype):
-        return gaussian_blur_ref(image, sigma, mean=mean, std=std, dtype=dtype, max_sigma=max_sigma)
-    return _blur(image, sigma, mean, std, dtype, max_sigma)
-
-
-def blur_recon_loss(
-    pred: Tensor,
-    image: Tensor,
-    sigma: Tensor,
-    *,
-    loss: str,
-    patch_size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    max_sigma: float,
-) -> Tensor:
-    """Sums of errors [B, K]; arguments already checked. Gradients go to `pred`.
-
-    Where image or sigma wants a gradient, under torch.func, and in float64 on a GPU, the reference
-    runs instead.
-    """
-    grad = torch.is_grad_enabled()
-    wide = torch.float64 in (pred.dtype, sigma.dtype) and use_triton(pred)
-    if wide or transformed() or (grad and (image.requires_grad or sigma.requires_grad)):
-        return blur_recon_loss_ref(
-            pred,
-            image,
-            sigma,
-            loss=loss,
-            patch_size=patch_size,
-            mean=mean,
-            std=std,
-            max_sigma=max_sigma,
-        )
-    total, _ = _blur_recon(
-        pred,
-        image,
-        sigma,
-        patch_size,
-        loss,
-        mean,
-        std,
-        max_sigma,
-        grad and pred.requires_grad,
-    )
-    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,14 +14,19 @@ Values = tuple[Any, ...]  # numbers, or rows of them
 
 
 def constants(values: Values, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The values as a tensor that nobody may write to.
+    """The values as a shared tensor, which must not be written to.
 
-    Under a mode that makes tensors of its own (fake ones, say) it is one of that mode's, and is not
-    kept: those who come later would find it.
+    Under a dispatch mode with tensors of its own (FakeTensorMode) it is a new one of that mode, not
+    cached, since later calls would get it.
     """
     if _get_current_dispatch_mode() is not None:
         return torch.tensor(values, dtype=dtype, device=device)
     return _kept(values, device, dtype)
+
+
+def constants_of(values: Sequence[float] | None, device: torch.device) -> Tensor | None:
+    """Mean or std as a kernel reads them, float32, if there are any."""
+    return None if values is None else constants(tuple(values), device, torch.float32)
 
 
 @lru_cache(maxsize=256)

@@ -28,11 +28,11 @@ from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_t
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 
-_CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
+CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
 
 
 @triton.jit
-def _best_matches_kernel(
+def best_matches_kernel(
     # pointers
     s_ptr,
     t_ptr,
@@ -97,7 +97,7 @@ def _best_matches_kernel(
 
 
 @triton.jit
-def _matched_kernel(
+def matched_kernel(
     # pointers
     t_ptr,
     forth_ptr,
@@ -154,7 +154,7 @@ def _matched_kernel(
     tl.store(grad_ptr + at * C + c[None, :], acc.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def _launch_config(s: Tensor) -> dict[str, object]:
+def launch_config(s: Tensor) -> dict[str, object]:
     full = s.dtype == torch.float32
     return {
         "BLOCK_M": 32,
@@ -188,7 +188,7 @@ def _matches(student: Tensor, teacher: Tensor, pairs: Sequence[int]) -> tuple[Te
     forth, back = empty(m), empty(n)
     if _fused(student):
         config, places = (
-            _launch_config(student),
+            launch_config(student),
             constants(tuple(pairs), student.device, torch.int32),
         )
         with torch.cuda.device_of(student):
@@ -197,7 +197,7 @@ def _matches(student: Tensor, teacher: Tensor, pairs: Sequence[int]) -> tuple[Te
                 (1, teacher, student, back),
             ):
                 rows = high.shape[2]
-                _best_matches_kernel[(triton.cdiv(rows, config["BLOCK_M"]), count * batch)](
+                best_matches_kernel[(triton.cdiv(rows, config["BLOCK_M"]), count * batch)](
                     s, t, places, high, at, count, batch, rows, t.shape[2], channels,
                     s.stride(0), s.stride(1), s.stride(2), t.stride(0), t.stride(1), t.stride(2),
                     FLIP=flip, **config,
@@ -214,7 +214,7 @@ def _matches(student: Tensor, teacher: Tensor, pairs: Sequence[int]) -> tuple[Te
 
 def _parts(count: int, batch: int, m: int, n: int) -> Iterator[tuple[int, slice]]:
     """(pair, images) whose similarities are made at a time where there is no kernel."""
-    at_once = max(_CHUNK // max(m * n, 1), 1)
+    at_once = max(CHUNK // max(m * n, 1), 1)
     for p in range(count):
         for start in range(0, batch, at_once):
             yield p, slice(start, start + at_once)
@@ -241,10 +241,10 @@ def _compute(
         return loss, student.new_empty(0)
     if _fused(student):
         out = torch.empty_like(student, memory_format=torch.contiguous_format)
-        config = _launch_config(student)
+        config = launch_config(student)
         rows, columns = triton.cdiv(m, config["BLOCK_M"]), triton.cdiv(channels, config["BLOCK_C"])
         with torch.cuda.device_of(student):
-            _matched_kernel[(rows, views * batch, columns)](
+            matched_kernel[(rows, views * batch, columns)](
                 teacher, forth_at, of_forth, back_at, of_back,
                 constants(tuple(pairs), student.device, torch.int32), out, count,
                 batch, m, n, channels,
@@ -267,7 +267,7 @@ def _fake(student, teacher, pairs, top, grad) -> tuple[Tensor, Tensor]:
     return student.new_empty((), dtype=wide), dense if grad else student.new_empty(0)
 
 
-_correspondence = FusedLoss("correspondence_loss", _compute, _fake, {0: 1}, piecewise_linear=True)
+correspondence_op = FusedLoss("correspondence_loss", _compute, _fake, {0: 1}, piecewise_linear=True)
 
 
 @without_autocast
@@ -289,7 +289,7 @@ def correspondence_loss(student: Tensor, teacher: Tensor, pairs: Sequence[int], 
     if transformed():
         return correspondence_loss_ref(student, teacher, pairs, top)
     grad = torch.is_grad_enabled() and student.requires_grad
-    loss, _ = _correspondence(student, teacher, pairs, top, grad)
+    loss, _ = correspondence_op(student, teacher, pairs, top, grad)
     return loss
 
 

@@ -27,6 +27,8 @@ all end.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,11 +36,30 @@ from torch import Tensor
 from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import tl, transformed, triton, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
-from fastequi.kernels.sinkhorn import _blocks, _load, _row_log2, _row_lse
+from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
+
+
+class DINOTarget(NamedTuple):
+    """What the student's rows are compared with, beside the teacher's logits [Q, N].
+
+    Attributes:
+        pairs: [R, P] int32 rows of the teacher that each row of the student meets, -1 for none.
+        weight: [R] float32 (float64 for float64 logits); rows of weight 0 are not read.
+        row, column: [Q] and [N], or None, what makes exp(teacher / teacher_temp - column - row) a
+            distribution per row; without `row` it is found here, a softmax.
+        student_temp, teacher_temp: temperatures.
+    """
+
+    pairs: Tensor
+    weight: Tensor
+    row: Tensor | None
+    column: Tensor | None
+    student_temp: float
+    teacher_temp: float
 
 
 @triton.jit
-def _dino_kernel(
+def dino_kernel(
     # pointers
     student_ptr,
     teacher_ptr,
@@ -91,10 +112,10 @@ def _dino_kernel(
         if HAS_LSE:
             lse = tl.load(lse_ptr + r) * LOG2E
         else:
-            lse = _row_log2(student, None, N, to_x, False, FULL, BLOCK, VEC)
+            lse = row_log2(student, None, N, to_x, False, FULL, BLOCK, VEC)
             if not HAS_ROW:
                 own = teacher_ptr + tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64) * stride_t
-                lse_t = _row_log2(own, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
+                lse_t = row_log2(own, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
         count = 0.0
         for p in tl.static_range(PAIRS):
             count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
@@ -102,16 +123,16 @@ def _dino_kernel(
         factor = student_scale * weight
         for start in range(0, N, BLOCK):
             live = start + offs < N
-            x = _load(student + start, offs, live, FULL)
+            x = load_float32(student + start, offs, live, FULL)
             q = tl.zeros([LANES, VEC], tl.float32)
             column = q
             if HAS_COLUMN:
-                column = _load(column_ptr + start, offs, live, FULL) * LOG2E
+                column = load_float32(column_ptr + start, offs, live, FULL) * LOG2E
             for p in tl.static_range(PAIRS):
                 t = tl.load(pairs_ptr + r * PAIRS + p).to(tl.int64)
                 if t >= 0:
                     shift = tl.load(row_ptr + t) * LOG2E if HAS_ROW else lse_t
-                    y = _load(teacher_ptr + t * stride_t + start, offs, live, FULL)
+                    y = load_float32(teacher_ptr + t * stride_t + start, offs, live, FULL)
                     y = tl.exp2(y * to_y - (column + shift))
                     q += y if FULL else tl.where(live, y, 0.0)
             dot += tl.sum(q * x, 1)
@@ -139,7 +160,7 @@ def own_pairs(rows: int, device: torch.device) -> Tensor:
     return torch.arange(rows, dtype=torch.int32, device=device)[:, None]
 
 
-def _compute(
+def compute_dino(
     student: Tensor,
     teacher: Tensor,
     pairs: Tensor,
@@ -152,50 +173,57 @@ def _compute(
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
     """(Σ_r loss, its gradient by student or empty); in place over the student's own memory."""
-    rows, columns = student.shape
+    target = DINOTarget(pairs, weight, row, column, student_temp, teacher_temp)
     if not grad:
         out = student.new_empty(0, 0)
     elif inplace:
         out = student.detach()
-        torch.autograd.graph.increment_version(student)  # whoever kept the logits is told
+        torch.autograd.graph.increment_version(student)  # so that saved logits raise
     else:
         out = torch.empty_like(student, memory_format=torch.contiguous_format)
-    loss = torch.empty(rows, dtype=weight.dtype, device=student.device)
+    loss = torch.empty(len(student), dtype=weight.dtype, device=student.device)
     if student.numel() == 0:
         return loss.new_zeros(()), out
     if not use_triton(student) or torch.float64 in (student.dtype, teacher.dtype):
-        _in_chunks(student, teacher, pairs, weight, column, student_temp, teacher_temp, loss, out)
+        _in_chunks(student, teacher, target, loss, out)
         return loss.sum(), out
     if row is None and pairs.shape[1] > 1:
-        row = _row_lse(teacher, teacher_temp, column)
+        target = target._replace(row=compute_row_lse(teacher, teacher_temp, column))
+    launch(student, teacher, target, None, loss, out if grad else None)
+    return loss.sum(), out
+
+
+def launch(
+    student: Tensor,
+    teacher: Tensor,
+    target: DINOTarget,
+    lse: Tensor | None,
+    loss: Tensor,
+    out: Tensor | None,
+) -> None:
+    """Fills loss [R] and, if there is one, the gradient `out` [R, N]; see the kernel for `lse`."""
+    pairs, weight, row, column, student_temp, teacher_temp = target
+    rows, columns = student.shape
     student = student if student.stride(1) == 1 else student.contiguous()
     teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
     with torch.cuda.device_of(student):
-        _dino_kernel[(rows,)](
-            student, teacher, pairs, weight, row, column, None, loss,
-            out if grad else None, columns, student.stride(0), teacher.stride(0), out.stride(0),
+        dino_kernel[(rows,)](
+            student, teacher, pairs, weight, row, column, lse, loss, out, columns,
+            student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0),
             1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
-            HAS_COLUMN=column is not None, HAS_LSE=False, GRAD=grad,
-            **_blocks(columns, student.dtype),
+            HAS_COLUMN=column is not None, HAS_LSE=lse is not None, GRAD=out is not None,
+            **row_blocks(columns, student.dtype),
         )  # fmt: skip
-    return loss.sum(), out
 
 
 _CHUNK = 1 << 17  # values of the student at a time: half a megabyte stays in a core's cache
 
 
 def _in_chunks(
-    student: Tensor,
-    teacher: Tensor,
-    pairs: Tensor,
-    weight: Tensor,
-    column: Tensor | None,
-    student_temp: float,
-    teacher_temp: float,
-    loss: Tensor,
-    out: Tensor,
+    student: Tensor, teacher: Tensor, target: DINOTarget, loss: Tensor, out: Tensor
 ) -> None:
     """The CPU path: a few of the rows that count at a time, the gradient by hand."""
+    pairs, weight, _, column, student_temp, teacher_temp = target
     wide = loss.dtype
     at_once = max(_CHUNK // student.shape[1], torch.get_num_threads())
     counts, read = (pairs >= 0).sum(1), weight != 0
@@ -216,18 +244,25 @@ def _in_chunks(
         end = start + at_once
         part = slice(start, end) if every else places[start:end]
         each, count = weight[part, None], counts[part, None]
-        there, first = pairs[part] >= 0, pairs[part].clamp(min=0)
         if shared is None:
-            wanted = distribution(teacher[first[:, 0]]).mul_(there)
+            met = pairs[part]
+            wanted = distribution(teacher[met[:, 0].clamp(min=0)]).mul_(met >= 0)
         else:
-            wanted = shared[first[:, 0]].mul_(there[:, :1])
-            for t in range(1, pairs.shape[1]):
-                wanted.addcmul_(shared[first[:, t]], there[:, t : t + 1].to(wide))
+            wanted = sum_of_teachers(shared, pairs[part])
         x = student[part].to(wide) / student_temp
         loss[part] = each[:, 0] * -torch.linalg.vecdot(wanted, F.log_softmax(x, -1))
         if out.numel():
             slope = F.softmax(x, -1).mul_(count).sub_(wanted).mul_(each / student_temp)
             out[part] = slope.to(out.dtype)
+
+
+def sum_of_teachers(q: Tensor, pairs: Tensor) -> Tensor:
+    """[R, N] Σ_p q[pairs[r, p]] of the teacher's distributions [Q, N], leaving out pairs of -1."""
+    there, first = pairs >= 0, pairs.clamp(min=0)
+    total = q[first[:, 0]].mul_(there[:, :1])
+    for t in range(1, pairs.shape[1]):
+        total.addcmul_(q[first[:, t]], there[:, t : t + 1].to(q.dtype))
+    return total
 
 
 def _fake(student, teacher, pairs, weight, *options) -> tuple[Tensor, Tensor]:
@@ -236,21 +271,13 @@ def _fake(student, teacher, pairs, weight, *options) -> tuple[Tensor, Tensor]:
     return weight.new_empty(()), torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
-_dino = FusedLoss("dino_loss", _compute, _fake, {0: 1}, losses="dino_loss, ibot_loss")
+dino_op = FusedLoss("dino_loss", compute_dino, _fake, {0: 1}, losses="dino_loss, ibot_loss")
 
 
 @without_autocast
-def dino_loss_ref(
-    student: Tensor,
-    teacher: Tensor,
-    pairs: Tensor,
-    weight: Tensor,
-    row: Tensor | None,
-    column: Tensor | None,
-    student_temp: float,
-    teacher_temp: float,
-) -> Tensor:
+def dino_loss_ref(student: Tensor, teacher: Tensor, target: DINOTarget) -> Tensor:
     """The chain in plain PyTorch, differentiable in the student. Oracle and baseline."""
+    pairs, weight, row, column, student_temp, teacher_temp = target
     wide = weight.dtype
     logit = teacher.to(wide) / teacher_temp
     logit = logit if column is None else logit - column
@@ -264,39 +291,24 @@ def dino_loss_ref(
 
 
 def dino_loss(
-    student: Tensor,
-    teacher: Tensor,
-    pairs: Tensor,
-    weight: Tensor,
-    row: Tensor | None,
-    column: Tensor | None,
-    student_temp: float,
-    teacher_temp: float,
-    inplace: bool = False,
+    student: Tensor, teacher: Tensor, target: DINOTarget, inplace: bool = False
 ) -> Tensor:
     """Σ_r weight[r] Σ_t CE(q_t, student_r), a scalar; arguments already checked.
 
     Args:
         student: [R, N] logits, the only ones that get a gradient.
         teacher: [Q, N] logits.
-        pairs: [R, P] int32 rows of the teacher that each row of the student meets, -1 for none.
-        weight: [R] float32 (float64 for float64 logits); rows of weight 0 are not read.
-        row, column: [Q] and [N], or None, what makes exp(teacher / teacher_temp - column - row) a
-            distribution per row; without `row` it is found here, a softmax.
-        inplace: the gradient takes the logits' memory; nobody may need them afterwards.
+        target: what else they meet.
+        inplace: the gradient overwrites the logits, which must not be needed afterwards.
     """
     teacher = teacher.detach()
     if transformed():
-        return dino_loss_ref(
-            student, teacher, pairs, weight, row, column, student_temp, teacher_temp
-        )
+        return dino_loss_ref(student, teacher, target)
     grad = torch.is_grad_enabled() and student.requires_grad
     inplace = inplace and student.is_contiguous() and not needs_operator(student)
     scale = None
     if student.dtype == torch.float16:
-        scale = float16_scale(weight, pairs.shape[1] / student_temp)
-        weight = weight * scale
-    loss, _ = _dino(
-        student, teacher, pairs, weight, row, column, student_temp, teacher_temp, grad, inplace
-    )
+        scale = float16_scale(target.weight, target.pairs.shape[1] / target.student_temp)
+        target = target._replace(weight=target.weight * scale)
+    loss, _ = dino_op(student, teacher, *target, grad, inplace)
     return loss if scale is None else loss / scale

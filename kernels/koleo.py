@@ -3,10 +3,10 @@
 Replaces::
 
     s = z @ every.T
-    s[arange(M), ids] = -inf                           # none is its own neighbour
+    s[arange(M), ids] = -inf                           # no row is its own neighbour
     neighbour = s.argmax(1)
 
-The maximum is kept per row while tiles of the product pass by: memory O(M).
+The maximum is kept per row while tiles of the product are computed: memory O(M).
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ from torch import Tensor
 
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton
-from fastequi.kernels.nt_xent import _fused, _launch_config, _own_rows, _similarities, _tiles
+from fastequi.kernels.similarities import (
+    eager_tiles,
+    launch_config,
+    own_rows,
+    runs_fused,
+    similarity_tile,
+)
 
 
 @triton.jit
-def _nearest_kernel(
+def nearest_kernel(
     # pointers
     z_ptr,
     every_ptr,
@@ -41,12 +47,12 @@ def _nearest_kernel(
     WIDEN: tl.constexpr,
 ):
     # out[i] = argmax_{j ≠ id_i} z_i · every_j, the first of equals
-    rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
+    rows, z, ids = own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     where = tl.where(ids == 0, 1, 0).to(tl.int64)  # some other row, if none is better than NaN
     for start in range(0, G, BLOCK_G):
-        s, _ = _similarities(
+        s, _ = similarity_tile(
             z, every_ptr, ids, cols, G, D, 1.0, BLOCK_G, BLOCK_D, PRECISION, WIDEN, start, stride_e
         )
         high = tl.max(s, 1)
@@ -58,15 +64,15 @@ def _nearest_kernel(
 
 def _nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
     out = torch.empty(len(z), dtype=torch.int64, device=z.device)
-    if _fused(z):
-        config = _launch_config(z)
+    if runs_fused(z):
+        config = launch_config(z)
         with torch.cuda.device_of(z):
-            _nearest_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
+            nearest_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
                 z, every, ids, out, len(z), len(every), z.shape[1], z.stride(0), every.stride(0),
                 **config,
             )  # fmt: skip
         return out
-    for part, s in _tiles(z, every, ids, 1.0):
+    for part, s in eager_tiles(z, every, ids, 1.0):
         out[part] = s.argmax(1)
     return out
 
@@ -75,7 +81,7 @@ def _fake(z, every, ids) -> Tensor:
     return z.new_empty(len(z), dtype=torch.int64)
 
 
-_nearest_op = Operator("nearest", _nearest, _fake)
+nearest_op = Operator("nearest", _nearest, _fake)
 
 
 def nearest_ref(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
@@ -87,4 +93,4 @@ def nearest_ref(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
 def nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
     """[M] the row of every [G, D] nearest to each of z [M, D], leaving out row ids[i] for z_i."""
     z, every = z.detach(), every.detach()
-    return (nearest_ref if transformed() else _nearest_op)(z, every, ids)
+    return (nearest_ref if transformed() else nearest_op)(z, every, ids)

@@ -5,9 +5,9 @@ Replaces, for the rows x that enter the last layer::
     student, teacher = x @ weight.T, x_teacher @ teacher_weight.T     # R·N and Q·N logits
     loss = dino_loss(student, teacher, ...)
 
-Never materialised: the logits of all 65,536 prototypes, nor their gradient. Twice all prototypes
-pass by in chunks: the first time for the log-sum-exps, the second for the loss and its gradient,
-whose products with the rows and with the weights are taken while the chunk lies in the L2 cache. So
+Never materialised: the logits of all 65,536 prototypes, nor their gradient. All prototypes
+are visited twice, in chunks: first for the log-sum-exps, then for the loss and its gradient, whose
+products with the rows and with the weights are taken while the chunk lies in the L2 cache. So
 a prototype's gradient is written once, and not added to once per chunk as it would be if the rows
 went by. For that the logits are computed twice: six matrix products for four. Sinkhorn-Knopp
 computes the teacher's two more times in each of its iterations.
@@ -18,6 +18,7 @@ Where one chunk holds all prototypes the logits are computed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from fastequi.kernels.backend import transformed, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
 
 
-def _chunks(prototypes: int, rows: int, itemsize: int, cuda: bool) -> Iterator[slice]:
+def chunks_of(prototypes: int, rows: int, itemsize: int, cuda: bool) -> Iterator[slice]:
     """So many prototypes that all rows' logits fill half of an H200's L2 cache, or a CPU's third.
 
     At least 1024, or the products would be too thin.
@@ -38,6 +39,20 @@ def _chunks(prototypes: int, rows: int, itemsize: int, cuda: bool) -> Iterator[s
     width = max(cache // max(rows * itemsize, 1) // 128 * 128, 1024)
     for start in range(0, prototypes, width):
         yield slice(start, start + width)
+
+
+class Layers(NamedTuple):
+    """What enters the prototype layers, and their weights.
+
+    Attributes:
+        student, prototypes: [R, C], [N, C]; both may get a gradient.
+        teacher, teacher_prototypes: [Q, C], [N, C], which get none.
+    """
+
+    student: Tensor
+    prototypes: Tensor
+    teacher: Tensor
+    teacher_prototypes: Tensor
 
 
 def _compute(
@@ -57,12 +72,11 @@ def _compute(
     d_student, d_weight = _outputs(student, weight, grad)
     wide = row_weight.dtype
     rows = len(student) + len(teacher)
-    chunks = list(_chunks(len(weight), rows, student.element_size(), student.is_cuda))
+    chunks = list(chunks_of(len(weight), rows, student.element_size(), student.is_cuda))
+    target = dino.DINOTarget(pairs, row_weight, row, column, student_temp, teacher_temp)
     if len(chunks) == 1 or not len(student):
-        loss, slope = dino._compute(
-            F.linear(student, weight), F.linear(teacher, teacher_weight), pairs, row_weight, row,
-            column, student_temp, teacher_temp, grad, True,
-        )  # fmt: skip
+        ours, theirs = F.linear(student, weight), F.linear(teacher, teacher_weight)
+        loss, slope = dino.compute_dino(ours, theirs, *target, grad, True)
         if grad:
             torch.mm(slope, weight, out=d_student)
             torch.mm(slope.T, student, out=d_weight)
@@ -74,18 +88,9 @@ def _compute(
     loss = torch.where(row_weight != 0, row_weight * count * lse, 0.0).sum()
     total = torch.zeros(student.shape, dtype=wide, device=student.device) if grad else d_student
     for part in chunks:
-        slope, share = _columns(
-            F.linear(student, weight[part]),
-            F.linear(teacher, teacher_weight[part]),
-            pairs,
-            row_weight,
-            row,
-            None if column is None else column[part],
-            lse,
-            student_temp,
-            teacher_temp,
-            grad,
-        )
+        logits = F.linear(student, weight[part]), F.linear(teacher, teacher_weight[part])
+        here = target._replace(row=row, column=None if column is None else column[part])
+        slope, share = _columns(*logits, here, lse, grad)
         loss += share
         if grad:
             total += slope @ weight[part]
@@ -96,34 +101,23 @@ def _compute(
 
 
 def _columns(
-    student: Tensor, teacher: Tensor, pairs: Tensor, row_weight: Tensor, row: Tensor,
-    column: Tensor | None, lse: Tensor, student_temp: float, teacher_temp: float, grad: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    student: Tensor, teacher: Tensor, target: dino.DINOTarget, lse: Tensor, grad: bool
+) -> tuple[Tensor, Tensor]:
     """Some columns' gradient, over the student's logits, and share of the loss, without its LSE."""
-    loss = torch.empty(len(student), dtype=row_weight.dtype, device=student.device)
+    pairs, row_weight, row, column, student_temp, teacher_temp = target
     if use_triton(student) and torch.float64 not in (student.dtype, teacher.dtype):
-        width = student.shape[1]
-        with torch.cuda.device_of(student):
-            dino._dino_kernel[(len(student),)](
-                student, teacher, pairs, row_weight, row, column, lse, loss,
-                student if grad else None, width, student.stride(0), teacher.stride(0),
-                student.stride(0), 1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1],
-                HAS_ROW=True, HAS_COLUMN=column is not None, HAS_LSE=True, GRAD=grad,
-                **sinkhorn._blocks(width, student.dtype),
-            )  # fmt: skip
+        loss = torch.empty(len(student), dtype=row_weight.dtype, device=student.device)
+        dino.launch(student, teacher, target, lse, loss, student if grad else None)
         return student, loss.sum()
+    assert row is not None
     wide = row_weight.dtype
     y = teacher.to(wide) / teacher_temp
-    q = _share(y if column is None else y.sub_(column), row)
+    wanted = dino.sum_of_teachers(_share(y if column is None else y.sub_(column), row), pairs)
     x = student.to(wide) / student_temp
-    there, first = pairs >= 0, pairs.clamp(min=0)
-    wanted = q[first[:, 0]].mul_(there[:, :1])
-    for t in range(1, pairs.shape[1]):
-        wanted.addcmul_(q[first[:, t]], there[:, t : t + 1].to(wide))
     read = row_weight != 0
     loss = torch.where(read, -row_weight * torch.linalg.vecdot(wanted, x), 0.0)
     if grad:
-        slope = _share(x, lse).mul_(there.sum(1, keepdim=True)).sub_(wanted)
+        slope = _share(x, lse).mul_((pairs >= 0).sum(1, keepdim=True)).sub_(wanted)
         slope *= (row_weight / student_temp)[:, None]
         student = slope.masked_fill_(~read[:, None], 0.0).to(student.dtype)
     return student, loss.sum()
@@ -131,7 +125,7 @@ def _columns(
 
 def _share(x: Tensor, lse: Tensor) -> Tensor:
     """exp(x - lse), by a softmax of these columns, whose exp is fast where it underflows."""
-    mine = sinkhorn._log_sum_exp(x, 1)
+    mine = sinkhorn.log_sum_exp(x, 1)
     return F.softmax(x, -1).mul_((mine - lse).exp()[:, None])
 
 
@@ -141,7 +135,7 @@ def _row_lse(
     total = None
     for part in chunks:
         of_part = None if column is None else column[part]
-        lse = sinkhorn._row_lse(F.linear(x, weight[part]), temp, of_part)
+        lse = sinkhorn.compute_row_lse(F.linear(x, weight[part]), temp, of_part)
         total = lse if total is None else torch.logaddexp(total, lse)
     assert total is not None
     return total
@@ -161,7 +155,7 @@ def _fake(student, weight, teacher, teacher_weight, pairs, row_weight, *options)
     return (row_weight.new_empty(()), *_outputs(student, weight, options[-1]))
 
 
-_linear_dino = FusedLoss(
+linear_dino_op = FusedLoss(
     "linear_dino_loss", _compute, _fake, {0: 1, 1: 2}, losses="linear_dino_loss, linear_ibot_loss"
 )
 
@@ -178,7 +172,7 @@ def linear_sinkhorn(
 ) -> tuple[Tensor, Tensor]:
     """`kernels.sinkhorn.sinkhorn` of the logits x @ weight.T, which are not stored."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    chunks = list(_chunks(len(weight), len(x), x.element_size(), x.is_cuda))
+    chunks = list(chunks_of(len(weight), len(x), x.element_size(), x.is_cuda))
 
     def columns(row: Tensor) -> Tensor:
         parts = (sinkhorn.column_lse(F.linear(x, weight[part]), temp, row) for part in chunks)
@@ -193,43 +187,24 @@ def linear_sinkhorn(
 
 @without_autocast
 def linear_dino_loss_ref(
-    student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, *options
-) -> Tensor:
+    student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor,
+    target: dino.DINOTarget,
+) -> Tensor:  # fmt: skip
     """The chain in plain PyTorch, differentiable in student and weight."""
     logits = F.linear(student, weight), F.linear(teacher, teacher_weight)
-    return dino.dino_loss_ref(*logits, *options)
+    return dino.dino_loss_ref(*logits, target)
 
 
-def linear_dino_loss(
-    student: Tensor,
-    weight: Tensor,
-    teacher: Tensor,
-    teacher_weight: Tensor,
-    pairs: Tensor,
-    row_weight: Tensor,
-    row: Tensor | None,
-    column: Tensor | None,
-    student_temp: float,
-    teacher_temp: float,
-) -> Tensor:
-    """Σ_r row_weight[r] Σ_t CE(q_t, student_r @ weight.T), a scalar; arguments already checked.
-
-    Args:
-        student: [R, C] rows that enter the last layer; weight: [N, C]. Both may get a gradient.
-        teacher, teacher_weight: [Q, C], [N, C], which get none.
-        pairs, row_weight, row, column: as in :func:`fastequi.kernels.dino.dino_loss`.
-    """
-    layers = student, weight, teacher.detach(), teacher_weight.detach()
+def linear_dino_loss(layers: Layers, target: dino.DINOTarget) -> Tensor:
+    """Σ_r weight[r] Σ_t CE(q_t, student_r @ prototypes.T), a scalar; arguments already checked."""
+    student, prototypes, teacher, teacher_prototypes = layers
+    layers = Layers(student, prototypes, teacher.detach(), teacher_prototypes.detach())
     if transformed():
-        return linear_dino_loss_ref(
-            *layers, pairs, row_weight, row, column, student_temp, teacher_temp
-        )
-    grad = torch.is_grad_enabled() and (student.requires_grad or weight.requires_grad)
+        return linear_dino_loss_ref(*layers, target)
+    grad = torch.is_grad_enabled() and (student.requires_grad or prototypes.requires_grad)
     scale = None
     if student.dtype == torch.float16:  # a prototype's gradient sums over rows
-        scale = float16_scale(row_weight, pairs.numel() / student_temp)
-        row_weight = row_weight * scale
-    loss, *_ = _linear_dino(
-        *layers, pairs, row_weight, row, column, student_temp, teacher_temp, grad
-    )
+        scale = float16_scale(target.weight, target.pairs.numel() / target.student_temp)
+        target = target._replace(weight=target.weight * scale)
+    loss, *_ = linear_dino_op(*layers, *target, grad)
     return loss if scale is None else loss / scale

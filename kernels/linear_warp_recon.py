@@ -24,11 +24,10 @@ from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.target import Target
-from fastequi.kernels.warp_recon import _compute as _compute_loss
-from fastequi.kernels.warp_recon import warp_recon_loss_ref
+from fastequi.kernels.warp_recon import compute_warp_recon, warp_recon_loss_ref
 
 
-def _images_per_chunk(image_bytes: int, cuda: bool) -> int:
+def images_per_chunk(image_bytes: int, cuda: bool) -> int:
     """So many that prediction and gradient stay in half of an H200's L2 cache, or a CPU's third."""
     cache = 24 << 20 if cuda else 8 << 20
     return max(cache // max(2 * image_bytes, 1), 1)
@@ -66,7 +65,7 @@ def _compute(
     for one in sums:
         one.zero_()
     values = weight.shape[1] * hidden.shape[2]
-    images = _images_per_chunk(values * hidden.element_size(), hidden.is_cuda)
+    images = images_per_chunk(values * hidden.element_size(), hidden.is_cuda)
     for start in range(0, len(hidden) if hidden.numel() else 0, images):
         part = slice(start, start + images)
         for k in range(theta.shape[1]):
@@ -74,7 +73,7 @@ def _compute(
             source = hidden[part, k].flatten(0, 1)
             pred = F.linear(source, weight[k], None if bias is None else bias[k])
             pred = pred.unflatten(0, (-1, 1, hidden.shape[2]))
-            part_total, part_count, by_pred, _ = _compute_loss(
+            part_total, part_count, by_pred, _ = compute_warp_recon(
                 pred,
                 image[part],
                 theta[part, step],
@@ -126,7 +125,7 @@ def _fake(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tenso
     return _outputs(hidden, weight, bias, mask_outside, grad)
 
 
-_linear_warp_recon = FusedLoss("linear_warp_recon_loss", _compute, _fake, {0: 2, 1: 3, 2: 4})
+linear_warp_recon_op = FusedLoss("linear_warp_recon_loss", _compute, _fake, {0: 2, 1: 3, 2: 4})
 
 
 @without_autocast
@@ -169,7 +168,7 @@ def linear_warp_recon_loss(
     inside = _for_float16(hidden) if hidden.dtype == torch.float16 else divisor
     leaves = [t for t in (hidden, weight, bias) if t is not None]
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
-    total, count, *_ = _linear_warp_recon(*inputs, *target, inside, grad)
+    total, count, *_ = linear_warp_recon_op(*inputs, *target, inside, grad)
     total = total if inside is divisor else total * inside / divisor
     return total, count if target.mask_outside else None
 

@@ -1,6 +1,6 @@
 """The CPU kernels in C, called through ctypes.
 
-Struct for struct what texels.h, warp.c and warp_recon.c declare. Pointers are those of tensors that
+Struct for struct what packed.h, warp.c and warp_recon.c declare. Pointers are those of tensors that
 the caller holds; the kernels allocate nothing that outlives a call. ctypes releases the GIL.
 """
 
@@ -28,7 +28,7 @@ _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 _STREAM_BYTES = 32 << 20  # a gradient beyond the caches is written past them
 
 
-class _Image(Structure):
+class ImageStruct(Structure):
     _fields_ = (
         ("data", c_void_p),
         ("stride", c_int64 * 4),
@@ -36,7 +36,7 @@ class _Image(Structure):
     )
 
 
-class _Grid(Structure):
+class GridStruct(Structure):
     _fields_ = (
         ("theta", c_void_p),
         ("color", c_void_p),
@@ -46,20 +46,20 @@ class _Grid(Structure):
     )
 
 
-class _Warp(Structure):
+class WarpStruct(Structure):
     _fields_ = (
-        ("image", _Image),
-        ("grid", _Grid),
+        ("image", ImageStruct),
+        ("grid", GridStruct),
         ("out", c_void_p),
         ("dtype", c_int32),
         ("threads", c_int32),
     )
 
 
-class _WarpRecon(Structure):
+class WarpReconStruct(Structure):
     _fields_ = (
-        ("image", _Image),
-        ("grid", _Grid),
+        ("image", ImageStruct),
+        ("grid", GridStruct),
         *((name, c_void_p) for name in ("pred", "grad", "total", "count", "dtheta")),
         ("pred_stride", c_int64 * 5),
         ("grad_bytes", c_int64),
@@ -68,7 +68,7 @@ class _WarpRecon(Structure):
     )
 
 
-class _Turns(Structure):
+class Rot90BatchStruct(Structure):
     _fields_ = (
         ("images", c_void_p),
         ("stride", c_int64 * 4),
@@ -79,19 +79,19 @@ class _Turns(Structure):
 
 
 _STRUCTS: dict[str, type[Structure]] = {
-    "warp": _Warp, "warp_recon": _WarpRecon, "rot90_batch": _Turns
+    "warp": WarpStruct, "warp_recon": WarpReconStruct, "rot90_batch": Rot90BatchStruct
 }  # fmt: skip
 
 
 def obstacle() -> str | None:
     """Why the C kernels cannot run here, or None."""
-    return _load()[1]
+    return load()[1]
 
 
 def instruction_set() -> str:
     """Name of the compiled set that runs: "v4", "v3", "v2" or "base", the best that this processor
     has and $FASTEQUI_MAX_ISA allows."""
-    return _load()[2]
+    return load()[2]
 
 
 def _allowed(isa: str) -> str:
@@ -108,10 +108,10 @@ def _allowed(isa: str) -> str:
 
 
 @functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str | None, str]:
+def load() -> tuple[ctypes.CDLL | None, str | None, str]:
     """(library, obstacle, instruction set); compiles at first use. Said once in the log."""
     try:
-        library = ctypes.CDLL(str(_library_file()))
+        library = ctypes.CDLL(str(library_file()))
         level = library.fastequi_level()
         isa = {4: "v4", 3: "v3", 2: "v2", 1: "base"}.get(level)
         if isa is None:
@@ -129,7 +129,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None, str]:
     return library, None, isa
 
 
-def _library_file() -> Path:
+def library_file() -> Path:
     """The one the wheel carries if it is of these sources, else the cached one; OpenMP ready."""
     for runtime in _openmp_runtimes():
         ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
@@ -164,7 +164,7 @@ def samples(image: Tensor) -> bool:
 def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
     """Fills `out` [B, K, C, H, W], dense, uint8, float32 or bfloat16."""
     theta, color = _dense(theta), None if color is None else _dense(color)
-    op = _Warp(
+    op = WarpStruct(
         _image(image),
         _grid(theta, color, target),
         out.data_ptr(),
@@ -204,7 +204,7 @@ def warp_recon(
     inner = (pred.stride(2), 1, 1) if target.patch_size else pred.stride()[2:]
     total, count, grad, dtheta = sums
     grad_bytes = grad.numel() * grad.element_size()
-    op = _WarpRecon(
+    op = WarpReconStruct(
         _image(image),
         _grid(theta, color, target),
         *(t.data_ptr() if t.numel() else None for t in (pred, grad, total, count, dtheta)),
@@ -229,7 +229,7 @@ def rot90_batch(out: Tensor, images: Tensor, turns: Tensor | None, values: Tenso
         turns: [B] int32, or None for all four.
         values: [C, 256] what each byte becomes, in out's type, dense.
     """
-    op = _Turns(
+    op = Rot90BatchStruct(
         images.data_ptr(),
         (c_int64 * 4)(*images.stride()),
         None if turns is None else turns.data_ptr(),
@@ -244,25 +244,25 @@ def rot90_batch(out: Tensor, images: Tensor, turns: Tensor | None, values: Tenso
 
 
 def _call(name: str, op: Structure) -> None:
-    library, reason, isa = _load()
+    library, reason, isa = load()
     if library is None:
         raise RuntimeError(f"CPU kernels in C: {reason}")
     if getattr(library, f"{name}_{isa}")(byref(op)):
         raise MemoryError(f"{name}: no memory for the packed images")
 
 
-def _image(image: Tensor) -> _Image:
-    return _Image(
+def _image(image: Tensor) -> ImageStruct:
+    return ImageStruct(
         image.data_ptr(), (c_int64 * 4)(*image.stride()), DTYPES[image.dtype], *image.shape[1:]
     )
 
 
-def _grid(theta: Tensor, color: Tensor | None, target: Target) -> _Grid:
+def _grid(theta: Tensor, color: Tensor | None, target: Target) -> GridStruct:
     gain, bias = [1.0] * 4, [0.0] * 4
     if target.mean is not None and target.std is not None:
         gain = [1 / s for s in target.std]
         bias = [-m / s for m, s in zip(target.mean, target.std, strict=True)]
-    return _Grid(
+    return GridStruct(
         theta.data_ptr(),
         None if color is None else color.data_ptr(),
         (c_float * 4)(*gain),

@@ -24,52 +24,29 @@ Memory O(M + G) beyond the rows; arithmetic 6·M·G·D, of which the plain form 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
+from fastequi.kernels.autograd import Operator, refuse
+from fastequi.kernels.backend import tl, transformed, triton
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.similarities import (
+    eager_tiles,
+    launch_config,
+    own_rows,
+    runs_fused,
+    similarity_tile,
+)
 
-EXACT = 60.0  # beyond it log(1 + exp(x)) is x in float64 too
-_CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
-_WIDEST = 512  # channels that a program's sums fit into registers for
-
-
-@triton.jit
-def _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """This program's rows: their places, values [BLOCK_M, BLOCK_D] and ids."""
-    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
-    z = tl.load(z_ptr + rows[:, None] * stride_z + offs_d[None, :], mask=mask, other=0.0)
-    return rows, z, tl.load(ids_ptr + rows, mask=rows < M, other=-1)
+_EXACT = 60.0  # beyond it log(1 + exp(x)) is x in float64 too
 
 
 @triton.jit
-def _similarities(
-    z, every, ids, cols, G, D, inverse_temp,
-    BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-    start, stride_e,
-):  # fmt: skip
-    """A tile of s, -inf on the diagonal and beyond the end; and its columns' rows [BLOCK_G, D]."""
-    at = start + cols
-    offs_d = tl.arange(0, BLOCK_D)
-    mask = (at < G)[:, None] & (offs_d < D)[None, :]
-    others = tl.load(every + at[:, None] * stride_e + offs_d[None, :], mask=mask, other=0.0)
-    if WIDEN:  # the interpreter's products know no bfloat16
-        z = z.to(tl.float32)
-        others = others.to(tl.float32)
-    s = tl.dot(z, tl.trans(others), input_precision=PRECISION) * inverse_temp
-    other = (at < G)[None, :] & (at[None, :] != ids[:, None])
-    return tl.where(other, s, float("-inf")), others
-
-
-@triton.jit
-def _nt_xent_lse_kernel(
+def nt_xent_lse_kernel(
     # pointers
     z_ptr,
     every_ptr,
@@ -94,14 +71,14 @@ def _nt_xent_lse_kernel(
     WIDEN: tl.constexpr,
 ):
     # negative[i] = log Σ_{j ≠ id_i, p_i} exp(s_ij), positive[i] = s_{i p_i}, s = z · every / temp
-    rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
+    rows, z, ids = own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     partner = tl.load(positives_ptr + rows, mask=rows < M, other=-1)
     alike = tl.zeros([BLOCK_M], tl.float32)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     high = tl.full([BLOCK_M], -1e30, tl.float32)
     acc = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, G, BLOCK_G):
-        s, _ = _similarities(
+        s, _ = similarity_tile(
             z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
             start, stride_e,
         )  # fmt: skip
@@ -116,7 +93,7 @@ def _nt_xent_lse_kernel(
 
 
 @triton.jit
-def _nt_xent_grad_kernel(
+def nt_xent_grad_kernel(
     # pointers
     z_ptr,
     every_ptr,
@@ -145,13 +122,13 @@ def _nt_xent_grad_kernel(
 ):
     # grad[i] = (Σ_{j ≠ p_i} (exp(s_ij - lse_i) + exp(s_ij - lse_j)) every_j
     #            - pull_i every_{p_i}) / temp
-    rows, z, ids = _own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
+    rows, z, ids = own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < M, other=0.0)
     positive = tl.load(positives_ptr + rows, mask=rows < M, other=0)
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, G, BLOCK_G):
-        s, others = _similarities(
+        s, others = similarity_tile(
             z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
             start, stride_e,
         )  # fmt: skip
@@ -169,44 +146,25 @@ def _nt_xent_grad_kernel(
     tl.store(grad_ptr + rows[:, None] * stride_g + offs_d[None, :], grad, mask=mask)
 
 
-def _launch_config(z: Tensor) -> dict[str, object]:
-    wide = triton.next_power_of_2(max(z.shape[1], 16))
-    full = z.dtype == torch.float32
-    block = 64 if wide <= 256 and not full else 32
-    large = full and wide > 128  # a thread holds its share of all channels, and would spill
-    block = 16 if large else block
-    return {
-        "BLOCK_M": block,
-        "BLOCK_G": block,
-        "BLOCK_D": wide,
-        "PRECISION": "ieee" if full else "tf32",
-        "WIDEN": INTERPRETED and z.dtype == torch.bfloat16,
-        "num_warps": 8 if wide > 128 else 4,
-        "num_stages": 2,  # with three the gradient's sums spill
-        "maxnreg": 168 if large and wide == 256 else None,  # ptxas aims at 80 there, and spills
-    }
-
-
-def _fused(z: Tensor) -> bool:
-    return use_triton(z) and z.dtype != torch.float64 and z.shape[1] <= _WIDEST and z.numel() > 0
-
-
 def _logits(
     z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, temp: float
 ) -> tuple[Tensor, Tensor]:
-    """(log-sum-exp over the negatives, similarity of the positive), [M] each."""
+    """What a row's loss is made of, [M] each, for z [M, D] and every [G, D].
+
+    log Σ_{j ≠ ids[i], positives[i]} exp(s_ij) and s_{i positives[i]}, with s = z · every / temp.
+    """
     dtype = torch.promote_types(z.dtype, torch.float32)
     negative = torch.empty(len(z), dtype=dtype, device=z.device)
     positive = torch.empty_like(negative)
-    if _fused(z):
-        config = _launch_config(z)
+    if runs_fused(z):
+        config = launch_config(z)
         with torch.cuda.device_of(z):
-            _nt_xent_lse_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
+            nt_xent_lse_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
                 z, every, ids, positives, negative, positive, len(z), len(every), z.shape[1],
                 z.stride(0), every.stride(0), 1 / temp, **config,
             )  # fmt: skip
         return negative, positive
-    for part, s in _tiles(z, every, ids, temp):
+    for part, s in eager_tiles(z, every, ids, temp):
         partner = positives[part, None]
         positive[part] = s.gather(1, partner)[:, 0]
         negative[part] = s.scatter_(1, partner, -torch.inf).logsumexp(1)
@@ -217,32 +175,27 @@ def _grad(
     z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
     pull: Tensor, temp: float,
 ) -> Tensor:  # fmt: skip
+    """d Σ_{all rows} loss/d z_i, [M, D], once the log-sum-exps of all rows are known.
+
+    Args:
+        lse, every_lse: [M] and [G] log-sum-exps over positive and negatives.
+        pull: [M] w_i + w_{p_i}.
+    """
     out = torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
-    if _fused(z):
-        config = _launch_config(z)
+    if runs_fused(z):
+        config = launch_config(z)
         with torch.cuda.device_of(z):
-            _nt_xent_grad_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
+            nt_xent_grad_kernel[(triton.cdiv(len(z), config["BLOCK_M"]),)](
                 z, every, ids, positives, lse, every_lse, pull, out, len(z), len(every),
                 z.shape[1], z.stride(0), every.stride(0), out.stride(0), 1 / temp, **config,
             )  # fmt: skip
         return out
     others = every.to(lse.dtype)
-    for part, s in _tiles(z, every, ids, temp):
+    for part, s in eager_tiles(z, every, ids, temp):
         s.scatter_(1, positives[part, None], -torch.inf)
         p = torch.exp(s - lse[part, None]) + torch.exp(s - every_lse)
         out[part] = (p @ others - pull[part, None] * others[positives[part]]) / temp
     return out
-
-
-def _tiles(z: Tensor, every: Tensor, ids: Tensor, temp: float) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of similarities, a few at a time."""
-    at_once = max(_CHUNK // max(len(every), 1), 1)
-    others = every.to(torch.promote_types(z.dtype, torch.float32))
-    for start in range(0, len(z), at_once):
-        part = slice(start, start + at_once)
-        s = z[part].to(others.dtype) @ others.T / temp
-        s.scatter_(1, ids[part, None], -torch.inf)
-        yield part, s
 
 
 def _fake_logits(z, every, ids, positives, temp) -> tuple[Tensor, Tensor]:
@@ -254,34 +207,11 @@ def _fake_grad(z, every, ids, positives, lse, every_lse, pull, temp) -> Tensor:
     return torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
 
 
-_logits_op = Operator("nt_xent_logits", _logits, _fake_logits)
-_grad_op = Operator("nt_xent_grad", _grad, _fake_grad)
+logits_op = Operator("nt_xent_logits", _logits, _fake_logits)
+grad_op = Operator("nt_xent_grad", _grad, _fake_grad)
 
 
-def nt_xent_logits(
-    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, temp: float
-) -> tuple[Tensor, Tensor]:
-    """What a row's loss is made of, [M] each, for z [M, D] and every [G, D].
-
-    log Σ_{j ≠ ids[i], positives[i]} exp(s_ij) and s_{i positives[i]}, with s = z · every / temp.
-    """
-    return _logits_op(z.detach(), every.detach(), ids, positives, temp)
-
-
-def nt_xent_grad(
-    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
-    pull: Tensor, temp: float,
-) -> Tensor:  # fmt: skip
-    """d Σ_{all rows} loss/d z_i, [M, D], once the log-sum-exps of all rows are known.
-
-    Args:
-        lse, every_lse: [M] and [G] log-sum-exps over positive and negatives.
-        pull: [M] w_i + w_{p_i}.
-    """
-    return _grad_op(z.detach(), every.detach(), ids, positives, lse, every_lse, pull, temp)
-
-
-def unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
+def _unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
     """[2N, D] of unit length to the last bit of float32 (float64).
 
     The products take them in the embeddings' own type; their gradient stays in this one, since a
@@ -295,12 +225,83 @@ def unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
 def nt_xent_loss_ref(z1: Tensor, z2: Tensor, temp: float) -> Tensor:
     """The plain form of two views' embeddings [N, D]: every similarity stored."""
     n = len(z1)
-    unit = unit_rows(z1, z2)
+    unit = _unit_rows(z1, z2)
     z = unit + (unit.to(z1.dtype).to(unit.dtype) - unit).detach()
-    if n == 1:  # without a negative nothing is asked
+    if n == 1:  # without a negative the loss is 0
         return (0 * z).sum()
     s = z @ z.T / temp
     rows = torch.arange(2 * n, device=z.device)
     partner = rows.roll(n)[:, None]
     negatives = s.masked_fill((rows == rows[:, None]) | (rows == partner), -torch.inf)
-    return F.softplus(negatives.logsumexp(1) - s.gather(1, partner)[:, 0], threshold=EXACT).mean()
+    return F.softplus(negatives.logsumexp(1) - s.gather(1, partner)[:, 0], threshold=_EXACT).mean()
+
+
+class Shard(NamedTuple):
+    """Which images of a batch that several processes share are this one's.
+
+    Attributes:
+        first, total: images of the processes before it, and of all.
+        processes: how many.
+        gather: rows [n, ...] of this process to [total, ...] of all, in the order of their ranks.
+    """
+
+    first: int
+    total: int
+    processes: int
+    gather: Callable[[Tensor], Tensor]
+
+
+class _NTXent(torch.autograd.Function):
+    """Of the unit rows of this process, both views of an image n rows apart.
+
+    Not a `FusedLoss`: between the two kernels the processes exchange their rows' sums, and an
+    operator's arguments cannot hold what does that.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, unit: Tensor, dtype: torch.dtype, temp: float, shard: Shard | None
+    ) -> Tensor:
+        z = unit.to(dtype)
+        n, first, total, processes = len(z) // 2, 0, len(z) // 2, 1
+        every = z
+        if shard is not None:
+            first, total, processes, gather = shard
+            every = torch.cat([gather(part) for part in z.chunk(2)])
+        local = torch.arange(first, first + n, device=z.device)
+        ids = torch.cat([local, local + total])
+        positives = torch.cat([local + total, local])
+        both = torch.stack(logits_op(z.detach(), every.detach(), ids, positives, temp), 1)
+        if shard is not None:
+            both = torch.cat([shard.gather(part) for part in both.chunk(2)])
+        negative, positive = both.unbind(1)
+        # of every row: its loss, its log-sum-exp, what its negatives weigh
+        each = F.softplus(negative - positive, threshold=_EXACT)
+        lse, weight = positive + each, torch.sigmoid(negative - positive)
+        loss = each.sum() / (2 * total)
+        if ctx.needs_input_grad[0]:
+            pull = weight[ids] + weight[positives]
+            rows = z.detach(), every.detach(), ids, positives
+            grad = grad_op(*rows, lse[ids], lse, pull, temp)
+            ctx.save_for_backward(loss, grad * (processes / (2 * total)))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, g_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        loss, grad = ctx.saved_tensors
+        found = grad * g_loss
+        if torch.is_grad_enabled():  # create_graph=True
+            found = found + refuse("nt_xent_loss", loss)
+        return found, None, None, None
+
+
+def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None) -> Tensor:
+    """A scalar, of embeddings [N, D] of two views; arguments already checked.
+
+    With a shard it is the whole batch's on every process, and the gradient as
+    `fastequi.functional.distributed` says.
+    """
+    if transformed() and shard is None:
+        return nt_xent_loss_ref(z1, z2, temp)
+    with torch.autocast(z1.device.type, enabled=False):
+        return _NTXent.apply(_unit_rows(z1, z2), z1.dtype, temp, shard)

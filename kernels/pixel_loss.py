@@ -10,7 +10,7 @@ LOSSES = ("mse", "l1", "smooth_l1")
 
 
 @triton.jit
-def _error(d, LOSS: tl.constexpr, weight):
+def pixel_error(d, LOSS: tl.constexpr, weight):
     """Error of a difference d = pred - target, and `weight` times its derivative by d.
 
     smooth_l1 has beta 1.
@@ -31,7 +31,7 @@ def _error(d, LOSS: tl.constexpr, weight):
 
 
 @triton.jit
-def _pixel_of(offs, W, GW, PATCH: tl.constexpr):
+def pixel_of(offs, W, GW, PATCH: tl.constexpr):
     """Row and column of the offs-th pixel in the prediction's order, its token and place in it."""
     if PATCH > 0:
         token = offs // (PATCH * PATCH)
@@ -47,7 +47,7 @@ def _pixel_of(offs, W, GW, PATCH: tl.constexpr):
 
 
 @triton.jit
-def _pred_offsets(y, x, token, inner, stride_0, stride_1, stride_2, C, PATCH: tl.constexpr):
+def pred_offsets(y, x, token, inner, stride_0, stride_1, stride_2, C, PATCH: tl.constexpr):
     """Offset of a pixel's channel 0 in the prediction; image: strides of c, y, x; patch: of l."""
     if PATCH > 0:
         offset = token * stride_0 + inner * C

@@ -40,7 +40,7 @@ def _join4(x0, x1, x2, x3):
 
 
 @triton.jit
-def _load_group(ptr, offs, stride_c, live, INTERLEAVED: tl.constexpr, T: tl.constexpr):
+def load_group(ptr, offs, stride_c, live, INTERLEAVED: tl.constexpr, T: tl.constexpr):
     """Channels of four neighbouring pixels from offs [T] on: twelve tensors, pixel by pixel."""
     step = 4 if INTERLEAVED else stride_c
     a0, a1, a2, a3 = _load4(ptr, offs, live, T)
@@ -53,8 +53,8 @@ def _load_group(ptr, offs, stride_c, live, INTERLEAVED: tl.constexpr, T: tl.cons
 
 
 @triton.jit
-def _store_group(ptr, offs, stride_c, live, v, INTERLEAVED: tl.constexpr, T: tl.constexpr):
-    """The inverse of :func:`_load_group`."""
+def store_group(ptr, offs, stride_c, live, v, INTERLEAVED: tl.constexpr, T: tl.constexpr):
+    """The inverse of :func:`load_group`."""
     if INTERLEAVED:
         # sixteen columns, four of them not stored: a warp's stores fill whole sectors
         values = _join4(

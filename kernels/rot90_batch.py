@@ -30,7 +30,7 @@ from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants
 
-_TILE, _WARPS = 32, 4
+TILE, WARPS = 32, 4
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def _turned(
 
 
 @triton.jit
-def _rot90_batch_kernel(
+def rot90_batch_kernel(
     # pointers
     image_ptr,
     turns_ptr,
@@ -120,7 +120,7 @@ def _compute(
     if use_native(images) and dtype.itemsize in (2, 4):
         native.rot90_batch(out, images, turns, _values(channels, mean, std, dtype))
     elif use_triton(images) and dtype != torch.float64:
-        tiles = triton.cdiv(side, _TILE)
+        tiles = triton.cdiv(side, TILE)
         shift = mean if mean is not None else (0.0,) * channels
         scale = std if std is not None else (1.0,) * channels
         means, gains = (
@@ -131,9 +131,9 @@ def _compute(
             )
         )
         with torch.cuda.device_of(images):
-            _rot90_batch_kernel[(len(images) * tiles * tiles,)](
+            rot90_batch_kernel[(len(images) * tiles * tiles,)](
                 images, turns, means, gains, out, side, tiles, *images.stride(), *out.stride(),
-                C=channels, ALL=turns is None, TILE=_TILE, num_warps=_WARPS,
+                C=channels, ALL=turns is None, TILE=TILE, num_warps=WARPS,
             )  # fmt: skip
     else:
         out.copy_(rot90_batch_ref(images, turns, mean, std, dtype))
@@ -159,7 +159,7 @@ def _fake(images, turns, mean, std, dtype, channels_last) -> Tensor:
     return _empty(images, turns, dtype, channels_last)
 
 
-_rot90_batch = Operator("rot90_batch", _compute, _fake)
+rot90_batch_op = Operator("rot90_batch", _compute, _fake)
 
 
 def _normalised(
@@ -201,4 +201,4 @@ def rot90_batch(
     """[4B, C, N, N], or [B, C, N, N] with turns [B] int32; arguments already checked."""
     if transformed():
         return rot90_batch_ref(images, turns, mean, std, dtype)
-    return _rot90_batch(images, turns, mean, std, dtype, channels_last)
+    return rot90_batch_op(images, turns, mean, std, dtype, channels_last)

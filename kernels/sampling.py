@@ -42,7 +42,7 @@ def _to_pixels(x, size, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _pad(x, size, PADDING: tl.constexpr, ALIGN: tl.constexpr):
+def padded(x, size, PADDING: tl.constexpr, ALIGN: tl.constexpr):
     """Coordinate after the padding rule, and the rule's derivative (0, 1 or -1)."""
     slope = tl.full(x.shape, 1.0, tl.float32)
     if PADDING == "reflection":
@@ -65,14 +65,8 @@ def _pad(x, size, PADDING: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl.constexpr):
-    """Where output pixels (x, y) sample the source.
-
-    Returns:
-        ix, iy: pixels of the source after padding; dx, dy: their derivatives by the normalised
-        coordinates; xn, yn: the output's normalised coordinates; outside: the sample point lies
-        outside the image; poison: 0, or NaN where θ is not finite.
-    """
+def load_theta(theta_ptr):
+    """The six numbers of a matrix, and a poison: 0, or NaN where one of them is not finite."""
     t0 = tl.load(theta_ptr + 0).to(tl.float32)
     t1 = tl.load(theta_ptr + 1).to(tl.float32)
     t2 = tl.load(theta_ptr + 2).to(tl.float32)
@@ -80,6 +74,19 @@ def _affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl
     t4 = tl.load(theta_ptr + 4).to(tl.float32)
     t5 = tl.load(theta_ptr + 5).to(tl.float32)
     poison = 0.0 * t0 + 0.0 * t1 + 0.0 * t2 + 0.0 * t3 + 0.0 * t4 + 0.0 * t5
+    return t0, t1, t2, t3, t4, t5, poison
+
+
+@triton.jit
+def affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl.constexpr):
+    """Where output pixels (x, y) sample the source.
+
+    Returns:
+        ix, iy: pixels of the source after padding; dx, dy: their derivatives by the normalised
+        coordinates; xn, yn: the output's normalised coordinates; outside: the sample point lies
+        outside the image; poison: 0, or NaN where θ is not finite.
+    """
+    t0, t1, t2, t3, t4, t5, poison = load_theta(theta_ptr)
     xn = _base(x, W, ALIGN)
     yn = _base(y, H, ALIGN)
     xs = t0 * xn + t1 * yn + t2
@@ -87,13 +94,13 @@ def _affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl
     outside = (tl.abs(xs) > 1.0) | (tl.abs(ys) > 1.0)
     ix, sx = _to_pixels(xs, WS, ALIGN)
     iy, sy = _to_pixels(ys, HS, ALIGN)
-    ix, px = _pad(ix, WS, PADDING, ALIGN)
-    iy, py = _pad(iy, HS, PADDING, ALIGN)
+    ix, px = padded(ix, WS, PADDING, ALIGN)
+    iy, py = padded(iy, HS, PADDING, ALIGN)
     return ix, iy, sx * px, sy * py, xn, yn, outside, poison
 
 
 @triton.jit
-def _bilinear(ptr, ix, iy, HS, WS, stride_y, stride_x, live):
+def bilinear(ptr, ix, iy, HS, WS, stride_y, stride_x, live):
     """The four taps of one channel: value, and its derivatives by ix and iy."""
     fx = tl.floor(ix)
     fy = tl.floor(iy)

@@ -51,7 +51,7 @@ def _lse_end(high, acc):
 
 
 @triton.jit
-def _load(ptr, places, live, FULL: tl.constexpr):
+def load_float32(ptr, places, live, FULL: tl.constexpr):
     """Values as float32; 0 beyond the end of a row that does not fill its blocks."""
     if FULL:
         x = tl.load(ptr + places)
@@ -61,7 +61,7 @@ def _load(ptr, places, live, FULL: tl.constexpr):
 
 
 @triton.jit
-def _row_log2(
+def row_log2(
     x_ptr, column_ptr, N, scale,
     HAS_COLUMN: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
@@ -73,9 +73,9 @@ def _row_log2(
     acc = tl.zeros([LANES], tl.float32)
     for start in range(0, N, BLOCK):
         live = start + offs < N
-        x = _load(x_ptr + start, offs, live, FULL) * scale
+        x = load_float32(x_ptr + start, offs, live, FULL) * scale
         if HAS_COLUMN:
-            x -= _load(column_ptr + start, offs, live, FULL) * LOG2E
+            x -= load_float32(column_ptr + start, offs, live, FULL) * LOG2E
         if not FULL:
             x = tl.where(live, x, float("-inf"))
         high, acc = _lse_step_of_rows(high, acc, x)
@@ -83,7 +83,7 @@ def _row_log2(
 
 
 @triton.jit
-def _row_lse_kernel(
+def row_lse_kernel(
     # pointers
     x_ptr,
     column_ptr,
@@ -103,12 +103,12 @@ def _row_lse_kernel(
     # out[r] = log Σ_n exp(x[r, n] / temp - column[n])
     LOG2E: tl.constexpr = 1.4426950408889634
     x = x_ptr + tl.program_id(0).to(tl.int64) * stride_r
-    lse = _row_log2(x, column_ptr, N, inverse_temp * LOG2E, HAS_COLUMN, FULL, BLOCK, VEC)
+    lse = row_log2(x, column_ptr, N, inverse_temp * LOG2E, HAS_COLUMN, FULL, BLOCK, VEC)
     tl.store(out_ptr + tl.program_id(0), lse / LOG2E)
 
 
 @triton.jit
-def _column_lse_kernel(
+def column_lse_kernel(
     # pointers
     x_ptr,
     row_ptr,
@@ -141,17 +141,17 @@ def _column_lse_kernel(
     tl.store(out_ptr + offs, _lse_end(high, acc) / LOG2E, mask=live)
 
 
-_BLOCK, _WARPS, _VEC = 4096, 8, 8  # sixteen values a thread and pass: no spills
+BLOCK, WARPS, VEC = 4096, 8, 8  # sixteen values a thread and pass: no spills
 
 
-def _blocks(width: int, dtype: torch.dtype) -> dict[str, Any]:
+def row_blocks(width: int, dtype: torch.dtype) -> dict[str, Any]:
     """How a row of that many columns is walked through."""
-    block = max(min(_BLOCK, triton.next_power_of_2(width)), 2 * _VEC)
-    return {"FULL": width % block == 0, "BLOCK": block, "VEC": _VEC, "num_warps": _WARPS,
+    block = max(min(BLOCK, triton.next_power_of_2(width)), 2 * VEC)
+    return {"FULL": width % block == 0, "BLOCK": block, "VEC": VEC, "num_warps": WARPS,
             "maxnreg": 96 if dtype == torch.float32 else None}  # fmt: skip
 
 
-def _log_sum_exp(x: Tensor, axis: int) -> Tensor:
+def log_sum_exp(x: Tensor, axis: int) -> Tensor:
     """torch.logsumexp, whose exp takes ten times as long as softmax's on what it underflows to."""
     if x.shape[axis] == 0:
         return x.logsumexp(axis)
@@ -160,28 +160,28 @@ def _log_sum_exp(x: Tensor, axis: int) -> Tensor:
     return torch.where(top == -torch.inf, top, lse).squeeze(axis)
 
 
-def _row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
+def compute_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
-        return _log_sum_exp(wide if column is None else wide - column, 1)
+        return log_sum_exp(wide if column is None else wide - column, 1)
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = torch.empty(len(x), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
-        _row_lse_kernel[(len(x),)](
+        row_lse_kernel[(len(x),)](
             x, column, out, x.shape[1], x.stride(0), 1 / temp,
-            HAS_COLUMN=column is not None, **_blocks(x.shape[1], x.dtype),
+            HAS_COLUMN=column is not None, **row_blocks(x.shape[1], x.dtype),
         )  # fmt: skip
     return out
 
 
-def _column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
+def compute_column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
-        return _log_sum_exp(wide - row[:, None], 0)
+        return log_sum_exp(wide - row[:, None], 0)
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
-        _column_lse_kernel[(triton.cdiv(x.shape[1], 128),)](
+        column_lse_kernel[(triton.cdiv(x.shape[1], 128),)](
             x, row, out, *x.shape, x.stride(0), 1 / temp, ROWS=16, BLOCK=128, num_warps=4
         )
     return out
@@ -195,8 +195,8 @@ def _fake_column_lse(x, temp, row) -> Tensor:
     return x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-_row_lse_op = Operator("row_lse", _row_lse, _fake_row_lse)
-_column_lse_op = Operator("column_lse", _column_lse, _fake_column_lse)
+_row_lse_op = Operator("row_lse", compute_row_lse, _fake_row_lse)
+_column_lse_op = Operator("column_lse", compute_column_lse, _fake_column_lse)
 
 
 def row_lse(x: Tensor, temp: float, column: Tensor | None = None) -> Tensor:

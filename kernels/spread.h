@@ -1,9 +1,9 @@
 /* How the CPU kernels share their work among threads: images are packed, blocks of samples made of
- * them. Compiled once per instruction set, as texels.h. */
+ * them. Compiled once per instruction set, as packed.h. */
 #ifndef FASTEQUI_SPREAD_H
 #define FASTEQUI_SPREAD_H
 
-#include "texels.h"
+#include "packed.h"
 
 enum { BLOCK = 4096, STRIP = 32 }; /* pixels of a block, about; rows that a thread packs at a time */
 

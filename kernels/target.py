@@ -1,4 +1,8 @@
-"""What a path loss compares with, beside its tensors."""
+"""What a path loss compares with, beside its tensors.
+
+A custom op's arguments must be flat: an op takes these one by one (`*target`) and, in its body,
+puts them together again. Above and below they travel as one.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,6 @@ class Target(NamedTuple):
         patch_size: of predictions in patch tokens; 0 for images.
         loss, mean, std, padding_mode, align_corners, mask_outside: as in
             `fastequi.functional.warp_recon_loss`.
-
-    A custom op's arguments must be flat: it takes these one by one (`*target`) and, in its body,
-    puts them together again.
     """
 
     height: int
@@ -40,8 +41,24 @@ class Target(NamedTuple):
         return {"padding_mode": self.padding_mode, "align_corners": self.align_corners}
 
 
+class BlurTarget(NamedTuple):
+    """How blurred targets are made of an image and compared.
+
+    Attributes:
+        patch_size: of predictions in patch tokens; 0 for images.
+        loss: as in `fastequi.functional.blur_recon_loss`, or "none": the images themselves.
+        mean, std, max_sigma: as there.
+    """
+
+    patch_size: int = 0
+    loss: str = "none"
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    max_sigma: float = 2.0
+
+
 class Sums(NamedTuple):
-    """What a path loss fills: per image and step, empty where it was not asked for.
+    """Outputs of a path loss, per image and step; empty where not needed.
 
     Attributes:
         total, counted: [B, K] of errors and of values.

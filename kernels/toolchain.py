@@ -24,13 +24,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 KERNELS = ("warp.c", "warp_recon.c", "rot90_batch.c")  # once per instruction set
 COMMON = ("native.c",)
-HEADERS = ("vectors.h", "texels.h", "spread.h")
+HEADERS = ("vectors.h", "packed.h", "spread.h")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 LIBRARY = "libfastequi.so"  # no module is called so: native.so would be imported for native.py
 
 
 def extra_flags() -> list[str]:
-    """$FASTEQUI_CFLAGS, for compiling and linking: ci/sanitize.sh asks for its sanitizers there."""
+    """$FASTEQUI_CFLAGS, for compiling and linking; ci/sanitize.sh sets its sanitizers there."""
     return shlex.split(os.environ.get("FASTEQUI_CFLAGS", ""))
 
 
@@ -66,7 +66,7 @@ def build(cc: str, library: Path) -> None:
     """Compiles to `library`, which appears complete or not at all.
 
     Raises:
-        RuntimeError: the compiler failed; with its last words.
+        RuntimeError: the compiler failed; with the end of its output.
     """
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         jobs = []

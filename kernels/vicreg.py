@@ -35,7 +35,7 @@ EPS = 1e-4  # inside the square root, as in the authors' code
 
 
 @triton.jit
-def _vicreg_columns_kernel(
+def vicreg_columns_kernel(
     # pointers
     z1_ptr,
     z2_ptr,
@@ -110,7 +110,7 @@ def _vicreg_columns_kernel(
             tl.store(grad_ptr + N.to(tl.int64) * D + places, coef_2[None, :] * z2 - pull, mask=mask)
 
 
-_ROWS, _BLOCK, _WARPS = 32, 32, 8
+ROWS, BLOCK, WARPS = 32, 32, 8
 
 
 def _columns(z1: Tensor, z2: Tensor, slopes: tuple[float, float, float], grad: bool) -> tuple:
@@ -123,9 +123,9 @@ def _columns(z1: Tensor, z2: Tensor, slopes: tuple[float, float, float], grad: b
         out = torch.empty_like(centred) if grad else z1.new_empty(0)
         sums = z1.new_empty(5, dim)
         with torch.cuda.device_of(z1):
-            _vicreg_columns_kernel[(triton.cdiv(dim, _BLOCK),)](
+            vicreg_columns_kernel[(triton.cdiv(dim, BLOCK),)](
                 z1, z2, centred, out, sums, n, dim, z1.stride(0), z2.stride(0), slope_inv,
-                slope_var, slope_cov, GRAD=grad, ROWS=_ROWS, BLOCK=_BLOCK, num_warps=_WARPS,
+                slope_var, slope_cov, GRAD=grad, ROWS=ROWS, BLOCK=BLOCK, num_warps=WARPS,
             )  # fmt: skip
         return centred, out, sums
     apart = z1 - z2
@@ -174,7 +174,7 @@ def _fake(z1, z2, inv_weight, var_weight, cov_weight, grad) -> tuple[Tensor, Ten
     return z1.new_empty(()), z1.new_empty(3), z1.new_empty((2, *z1.shape) if grad else 0)
 
 
-_vicreg = FusedLoss("vicreg_loss", _compute, _fake, {0: (2, 0), 1: (2, 1)})
+vicreg_op = FusedLoss("vicreg_loss", _compute, _fake, {0: (2, 0), 1: (2, 1)})
 
 
 @without_autocast
@@ -203,5 +203,5 @@ def vicreg_loss(
         total, parts = vicreg_loss_ref(z1, z2, inv_weight, var_weight, cov_weight)
         return total, parts.detach()
     grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
-    total, parts, _ = _vicreg(z1, z2, inv_weight, var_weight, cov_weight, grad)
+    total, parts, _ = vicreg_op(z1, z2, inv_weight, var_weight, cov_weight, grad)
     return total, parts

@@ -9,7 +9,7 @@ Replaces::
 
 Never materialised: the grid, the float image, the sample before colour and normalisation.
 Bytes: the source once and the result once; for 3×224×224 from uint8 to bf16 0.15 + 0.30 MB.
-On a GPU interleaved uint8 images go to `warp_texels.py`, others to the kernel below.
+On a GPU interleaved uint8 images go to `warp_packed.py`, others to the kernel below.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native, warp_texels
+from fastequi.kernels import native, warp_packed
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
-from fastequi.kernels.constants import constants
+from fastequi.kernels.constants import constants_of
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import (
-    _affine_taps,
-    _bilinear,
+    affine_taps,
+    bilinear,
     color_ref,
     sample_ref,
     to_float,
@@ -35,7 +35,7 @@ _CHUNK = 1 << 21  # target values per chunk of the CPU path: 8 MB of float32
 
 
 @triton.jit
-def _warp_fwd_kernel(
+def warp_fwd_kernel(
     # pointers
     image_ptr,
     theta_ptr,
@@ -75,22 +75,22 @@ def _warp_fwd_kernel(
     offs = block * BLOCK + tl.arange(0, BLOCK)
     live = offs < H * W
     theta = theta_ptr + b * stride_tb + k * stride_tk
-    ix, iy, _, _, _, _, _, poison = _affine_taps(
+    ix, iy, _, _, _, _, _, poison = affine_taps(
         theta, offs % W, offs // W, H, W, HS, WS, ALIGN, PADDING
     )
     image = image_ptr + b * stride_ib
     out = out_ptr + (b * K + k) * C * H * W
     if HAS_COLOR:
-        r, _, _ = _bilinear(image, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        g, _, _ = _bilinear(image + stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        bl, _, _ = _bilinear(image + 2 * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        r, _, _ = bilinear(image, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        g, _, _ = bilinear(image + stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        bl, _, _ = bilinear(image + 2 * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
     for c in tl.static_range(C):
         if HAS_COLOR:
             row = color_ptr + (b * K + k) * 12 + c * 4
             v = tl.load(row) * r + tl.load(row + 1) * g + tl.load(row + 2) * bl
             v = v * SCALE + tl.load(row + 3)
         else:
-            v, _, _ = _bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+            v, _, _ = bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
             v = v * SCALE
         if HAS_NORM:
             v = (v - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
@@ -117,31 +117,39 @@ def _compute(
     padding_mode: str,
     align_corners: bool,
 ) -> Tensor:
+    target = Target(height, width, 0, "none", mean, std, padding_mode, align_corners)
     batch, steps, channels = *theta.shape[:2], image.shape[1]
     out = image.new_empty((batch, steps, channels, height, width), dtype=dtype)
     if out.numel() == 0:
         return out
-    target = Target(height, width, 0, "", mean, std, padding_mode, align_corners)
     if use_native(image) and native.samples(image) and dtype in native.DTYPES:
         native.warp(out, image, theta, color, target)
-        return out
-    if not use_triton(image):
-        return _lean(image, theta, color, mean, std, padding_mode, align_corners, out)
-    if warp_texels.reads(image, target):
-        warp_texels.warp_texels(out, image, theta, color, target)
-        return out
+    elif not use_triton(image):
+        _eager(out, image, theta, color, target)
+    elif warp_packed.reads(image, target):
+        warp_packed.warp_packed(out, image, theta, color, target)
+    else:
+        _launch(out, image, theta, color, target)
+    return out
+
+
+def _launch(
+    out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target
+) -> None:
+    """Fills `out` [B, K, C, H, W] of any images."""
+    batch, steps, channels, height, width = out.shape
     block, num_warps = _launch_config(height * width)
     blocks = triton.cdiv(height * width, block)
-    device = image.device
     color = color if color is None else color.float().contiguous()
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
+    mean, std = constants_of(target.mean, image.device), constants_of(target.std, image.device)
     with torch.cuda.device_of(image):
-        _warp_fwd_kernel[(batch * steps * blocks,)](
+        warp_fwd_kernel[(batch * steps * blocks,)](
             image,
             theta,
             color,
-            constants(tuple(mean), device, torch.float32) if mean is not None else None,
-            constants(tuple(std), device, torch.float32) if std is not None else None,
+            mean,
+            std,
             out,
             steps,
             height,
@@ -151,16 +159,15 @@ def _compute(
             *image.stride(),
             *theta.stride()[:2],
             C=channels,
-            PADDING=padding_mode,
-            ALIGN=align_corners,
+            PADDING=target.padding_mode,
+            ALIGN=target.align_corners,
             HAS_COLOR=color is not None,
             HAS_NORM=mean is not None,
             SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
-            ROUND=dtype == torch.uint8,
+            ROUND=out.dtype == torch.uint8,
             BLOCK=block,
             num_warps=num_warps,
         )
-    return out
 
 
 def _fake(
@@ -170,91 +177,46 @@ def _fake(
     return image.new_empty(shape, dtype=dtype)
 
 
-_warp = Operator("warp", _compute, _fake)
+warp_op = Operator("warp", _compute, _fake)
 
 
-def _lean(
-    image: Tensor,
-    theta: Tensor,
-    color: Tensor | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    padding_mode: str,
-    align_corners: bool,
-    out: Tensor,
-) -> Tensor:
+def _eager(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
     """The reference, a chunk of images at a time."""
     images = max(_CHUNK // out[0].numel(), 1)
     for start in range(0, len(image), images):
         part = slice(start, start + images)
-        out[part] = warp_ref(
-            image[part],
-            theta[part],
-            color=None if color is None else color[part],
-            size=(out.shape[-2], out.shape[-1]),
-            mean=mean,
-            std=std,
-            dtype=out.dtype,
-            padding_mode=padding_mode,
-            align_corners=align_corners,
-        )
-    return out
+        mixing = None if color is None else color[part]
+        out[part] = warp_ref(image[part], theta[part], mixing, target, out.dtype)
 
 
 @without_autocast
 def warp_ref(
-    image: Tensor,
-    theta: Tensor,
-    *,
-    color: Tensor | None = None,
-    size: tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    dtype: torch.dtype = torch.float32,
-    padding_mode: str = "zeros",
-    align_corners: bool = False,
+    image: Tensor, theta: Tensor, color: Tensor | None, target: Target, dtype: torch.dtype
 ) -> Tensor:
     """:func:`warp` in plain PyTorch; float64 if `dtype` or θ is. Oracle, baseline and fallback."""
     wide = torch.float64 in (dtype, theta.dtype, image.dtype)
     compute = torch.float64 if wide else torch.float32
-    target = size or (image.shape[-2], image.shape[-1])
-    x = to_float(image, compute)
-    x = sample_ref(x, theta.to(compute), target, padding_mode, align_corners)
-    x = color_ref(x, color, mean, std)
+    x = sample_ref(to_float(image, compute), theta.to(compute), target.size, **target.eager())
+    x = color_ref(x, color, target.mean, target.std)
     if dtype == torch.uint8:
         x = (x * 255).clamp(0, 255).add(0.5).floor()
     return x.to(dtype)
 
 
 def warp(
-    image: Tensor,
-    theta: Tensor,
-    *,
-    color: Tensor | None = None,
-    size: tuple[int, int],
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    dtype: torch.dtype = torch.float32,
-    padding_mode: str = "zeros",
-    align_corners: bool = False,
+    image: Tensor, theta: Tensor, color: Tensor | None, target: Target, dtype: torch.dtype
 ) -> Tensor:
     """[B, K, C, H, W] samples of [B, C, Hs, Ws] at θ [B, K, 2, 3]; arguments already checked.
 
-    Where the image, θ or the colour matrix wants a gradient, under torch.func, and in float64,
-    :func:`warp_ref` runs instead, since only it is differentiable.
+    Of the target its size, normalisation and padding. Where the image, θ or the colour matrix wants
+    a gradient, under torch.func, and in float64, :func:`warp_ref` runs instead, since only it is
+    differentiable.
     """
     inputs = (image, theta) if color is None else (image, theta, color)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     if differentiable or transformed() or torch.float64 in (dtype, theta.dtype):
-        return warp_ref(
-            image,
-            theta,
-            color=color,
-            size=size,
-            mean=mean,
-            std=std,
-            dtype=dtype,
-            padding_mode=padding_mode,
-            align_corners=align_corners,
-        )
-    return _warp(image, theta, color, *size, mean, std, dtype, padding_mode, align_corners)
+        return warp_ref(image, theta, color, target, dtype)
+    return warp_op(
+        image, theta, color, *target.size, target.mean, target.std, dtype, target.padding_mode,
+        target.align_corners,
+    )  # fmt: skip

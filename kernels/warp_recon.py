@@ -14,8 +14,8 @@ Bytes per predicted value in bf16: 2 read, 2 written (with gradient), and the so
 where the K steps of one image, which run side by side, find it in the L2 cache: at 3×224×224 and
 uint8, 0.30 + 0.30 MB per target and 0.15 MB per image.
 
-Which implementation runs: Triton on a GPU, `warp_recon_texels.py` for what training feeds it and
-`warp_recon_general.py` for the rest; C on a CPU; `warp_recon_lean.py` where neither can. Each adds
+Which implementation runs: Triton on a GPU, `warp_recon_packed.py` for what training feeds it and
+`warp_recon_general.py` for the rest; C on a CPU; `warp_recon_eager.py` where neither can. Each adds
 partial sums in a fixed order: the result is the same bits in every run.
 """
 
@@ -31,12 +31,12 @@ from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, 
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
+from fastequi.kernels.warp_recon_eager import warp_recon_eager
 from fastequi.kernels.warp_recon_general import warp_recon_general
-from fastequi.kernels.warp_recon_lean import lean
-from fastequi.kernels.warp_recon_texels import tiles_of, warp_recon_texels
+from fastequi.kernels.warp_recon_packed import tiles_of, warp_recon_packed
 
 
-def _compute(
+def compute_warp_recon(
     pred: Tensor,
     image: Tensor,
     theta: Tensor,
@@ -69,14 +69,14 @@ def _compute(
     if use_triton(pred):
         tiles = None if theta_grad else tiles_of(pred, image, target)
         if tiles:
-            warp_recon_texels(pred, image, theta, color, target, weight, sums, tiles)
+            warp_recon_packed(pred, image, theta, color, target, weight, sums, tiles)
             return sums
         run = warp_recon_general
     else:
         in_c = use_native(pred) and native.samples(image) and native.reads(pred, patch_size)
-        # C looks for what is outside in pixels, of which one with aligned corners tells nothing
+        # C tests "outside" in pixels; a side of one pixel with aligned corners has no scale
         in_c = in_c and not (mask_outside and align_corners and 1 in image.shape[2:])
-        run = native.warp_recon if in_c and theta.dtype != torch.float64 else lean
+        run = native.warp_recon if in_c and theta.dtype != torch.float64 else warp_recon_eager
     each = sums
     if reduce:
         each = _outputs(pred, theta, patch_size, False, mask_outside, False, False)
@@ -109,7 +109,7 @@ def _fake(pred, image, theta, color, height, width, patch_size, *options) -> Sum
     return _outputs(pred, theta, patch_size, wanted[0], mask_outside, *wanted[1:])
 
 
-_warp_recon = FusedLoss("warp_recon_loss", _compute, _fake, {0: 2, 2: 3})
+warp_recon_op = FusedLoss("warp_recon_loss", compute_warp_recon, _fake, {0: 2, 2: 3})
 
 
 @without_autocast
@@ -163,7 +163,7 @@ def warp_recon_loss(
     # in half precision a gradient so small would vanish before a scaler sees it
     inside = 1 if pred.dtype == torch.float16 else divisor
     pred_grad, theta_grad = grad and pred.requires_grad, grad and theta.requires_grad
-    total, count, _, _ = _warp_recon(
+    total, count, _, _ = warp_recon_op(
         pred, image, theta, color, *target, inside, reduce, pred_grad, theta_grad
     )
     total = total if inside is divisor else total / divisor

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
-from fastequi.kernels.constants import constants
-from fastequi.kernels.pixel_loss import _error, _pixel_of, _pred_offsets, strides_of
-from fastequi.kernels.sampling import _affine_taps, _bilinear
+from fastequi.kernels.constants import constants_of
+from fastequi.kernels.pixel_loss import pixel_error, pixel_of, pred_offsets, strides_of
+from fastequi.kernels.sampling import affine_taps, bilinear
 from fastequi.kernels.target import Sums, Target
 
 
 @triton.jit
-def _warp_recon_fwd_kernel(
+def warp_recon_fwd_kernel(
     # pointers
     pred_ptr,
     image_ptr,
@@ -72,21 +72,19 @@ def _warp_recon_fwd_kernel(
     b = (pid // (K * NB)).to(tl.int64)
     offs = block * BLOCK + tl.arange(0, BLOCK)
     live = offs < H * W
-    y, x, token, inner = _pixel_of(offs, W, GW, PATCH)
+    y, x, token, inner = pixel_of(offs, W, GW, PATCH)
     theta = theta_ptr + b * stride_tb + k * stride_tk
-    ix, iy, dx, dy, xn, yn, outside, poison = _affine_taps(
-        theta, x, y, H, W, HS, WS, ALIGN, PADDING
-    )
+    ix, iy, dx, dy, xn, yn, outside, poison = affine_taps(theta, x, y, H, W, HS, WS, ALIGN, PADDING)
     counted = live
     if MASK_OUTSIDE:
         counted = live & (outside == 0)
     image = image_ptr + b * stride_ib
     base = b * stride_pb + k * stride_pk
-    place = _pred_offsets(y, x, token, inner, stride_p0, stride_p1, stride_p2, C, PATCH)
+    place = pred_offsets(y, x, token, inner, stride_p0, stride_p1, stride_p2, C, PATCH)
     if HAS_COLOR:
-        v0, x0, y0 = _bilinear(image, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        v1, x1, y1 = _bilinear(image + stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        v2, x2, y2 = _bilinear(image + 2 * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        v0, x0, y0 = bilinear(image, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        v1, x1, y1 = bilinear(image + stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        v2, x2, y2 = bilinear(image + 2 * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
     total = tl.zeros([BLOCK], tl.float32)
     by_x = tl.zeros([BLOCK], tl.float32)
     by_y = tl.zeros([BLOCK], tl.float32)
@@ -100,7 +98,7 @@ def _warp_recon_fwd_kernel(
             vx = m0 * x0 + m1 * x1 + m2 * x2
             vy = m0 * y0 + m1 * y1 + m2 * y2
         else:
-            v, vx, vy = _bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+            v, vx, vy = bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
             v *= SCALE
             vx *= SCALE
             vy *= SCALE
@@ -112,7 +110,7 @@ def _warp_recon_fwd_kernel(
         channel = c if PATCH > 0 else c * stride_p0
         at = base + place + channel
         pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-        value, slope = _error(pred - (v + poison), LOSS, weight)
+        value, slope = pixel_error(pred - (v + poison), LOSS, weight)
         value = tl.where(counted, value, 0.0)
         slope = tl.where(counted, slope, 0.0)
         total += value
@@ -161,12 +159,9 @@ def warp_recon_general(
     dthetas = total.new_empty(batch, steps, blocks, 6) if dtheta.numel() else None
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
     color = color if color is None else color.float().contiguous()
-    mean, std = (
-        None if of is None else constants(tuple(of), pred.device, torch.float32)
-        for of in (target.mean, target.std)
-    )
+    mean, std = constants_of(target.mean, pred.device), constants_of(target.std, pred.device)
     with torch.cuda.device_of(pred):
-        _warp_recon_fwd_kernel[(batch * steps * blocks,)](
+        warp_recon_fwd_kernel[(batch * steps * blocks,)](
             pred,
             image,
             theta,

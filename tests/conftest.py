@@ -16,7 +16,7 @@ def device() -> torch.device:
 
 @pytest.fixture(params=["torch", "native", "triton"])
 def backend(request):
-    """Runs a test on the lean PyTorch path, the C kernels and the Triton kernels."""
+    """Runs a test on the eager PyTorch path, the C kernels and the Triton kernels."""
     from fastequi.kernels import backend
 
     if request.param == "native" and torch.cuda.is_available():
@@ -33,6 +33,39 @@ def poisoned():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def only_packed(monkeypatch):
+    """Triton, and no other kernel of the path loss than the one for packed images."""
+    from fastequi.kernels import backend, warp_recon
+
+    def general(*_):
+        raise AssertionError("the general kernel ran")
+
+    monkeypatch.setattr(warp_recon, "warp_recon_general", general)
+    with backend.force("triton"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def curves_of_one(tmp_path_factory):
+    """Folders of runs of one process: by SGD, and by AdamW at a small rate."""
+    from tests.support.runs import ALONE, SGD, run_once
+
+    kinds = {"sgd": SGD, "adamw": ALONE}
+    return {
+        name: run_once(tmp_path_factory, name, *options, "--max-steps", 8)
+        for name, options in kinds.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def uninterrupted_by_two(tmp_path_factory):
+    """The folder of a run of two processes and 30 steps."""
+    from tests.support.runs import run_once
+
+    return run_once(tmp_path_factory, "uninterrupted_by_two", "--max-steps", 30, processes=2)
 
 
 def pytest_collection_modifyitems(config, items):

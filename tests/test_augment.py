@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fastequi.data.views.augment import Augment, ViewConfig, vicreg_second
+from fastequi.data.config import Augment, DataConfig, vicreg_second
 from fastequi.data.views.parameters import view_params
 from fastequi.philox import Draws
 
@@ -25,7 +25,7 @@ def pixels(params, sizes):
 
 
 def plain(**changes):
-    return replace(ViewConfig(a1=Augment.none(), a2=Augment.none()), **changes)
+    return replace(DataConfig(a1=Augment.none(), a2=Augment.none()), **changes)
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -89,14 +89,14 @@ def test_shared_crop_is_the_centre_of_u():
 
 
 def test_separate_crops_are_independent():
-    v1, u = view_params(ViewConfig(), DRAWS, SQUARE)
+    v1, u = view_params(DataConfig(), DRAWS, SQUARE)
     centres = np.concatenate([v1.start + v1.end, u.start + u.end], 1)
     correlation = np.corrcoef(centres.T) - np.eye(4)
     assert np.abs(correlation).max() < 0.08
 
 
 def test_the_paper_views():
-    v1, u = view_params(ViewConfig(), DRAWS, SQUARE)
+    v1, u = view_params(DataConfig(), DRAWS, SQUARE)
     for view in (v1, u):
         brightness, contrast, saturation, hue = view.color.T
         jittered = brightness != 1
@@ -115,23 +115,23 @@ def test_the_paper_views():
     assert v1.solarize is None
     assert (u.sigma > 0).mean() == pytest.approx(0.1, abs=0.02)
     assert u.solarize.mean() == pytest.approx(0.2, abs=0.03)
-    assert vicreg_second() == ViewConfig().a2
+    assert vicreg_second() == DataConfig().a2
 
 
 def test_nothing_is_drawn_for_what_is_off():
-    cfg = ViewConfig().plain()
+    cfg = DataConfig().plain()
     for view, aug in zip(view_params(cfg, DRAWS, SIZES), (cfg.a1, cfg.a2), strict=True):
         assert view.color is view.sigma is view.solarize is None
         assert not pixels(view, SIZES)[1].any()
         assert aug.area == Augment().area
-    again, _ = view_params(ViewConfig(), DRAWS, SIZES)
+    again, _ = view_params(DataConfig(), DRAWS, SIZES)
     assert not np.array_equal(again.start, view.start)
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    whole = view_params(ViewConfig(), DRAWS, SIZES)
+    whole = view_params(DataConfig(), DRAWS, SIZES)
     rows = np.array([5, 700, 3])
-    part = view_params(ViewConfig(), Draws.of(3, 1, rows), SIZES[rows])
+    part = view_params(DataConfig(), Draws.of(3, 1, rows), SIZES[rows])
     for ours, expected in zip(part, whole, strict=True):
         for f in fields(ours):
             if getattr(expected, f.name) is not None:
@@ -142,10 +142,10 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 def test_2048_samples_take_milliseconds():
     draws, sizes = Draws.of(0, 0, np.arange(2048)), np.full((2048, 2), 400)
-    view_params(ViewConfig(), draws, sizes)
+    view_params(DataConfig(), draws, sizes)
     start = time.process_time()
     for _ in range(5):
-        view_params(ViewConfig(), draws, sizes)
+        view_params(DataConfig(), draws, sizes)
     assert (time.process_time() - start) / 5 < 0.05  # measured: 3.6 ms
 
 
@@ -159,12 +159,12 @@ def test_2048_samples_take_milliseconds():
         (lambda: Augment(side=(0.3, 0.2)), "side: expected"),
         (lambda: Augment(hue=-1), "hue: expected"),
         (lambda: Augment(sigma=(1, math.inf)), "sigma: expected"),
-        (lambda: ViewConfig(batch_size=0), "batch_size: expected at least 1, got 0"),
-        (lambda: ViewConfig(source_size=200), "source_size: expected at least image_size=224"),
-        (lambda: ViewConfig(image_size=32, source_size=47, shared_crop=True), "even margin"),
-        (lambda: ViewConfig(batch_size=9, samples_per_decode=2), "multiple of samples_per_decode"),
-        (lambda: ViewConfig(num_threads=-1), "num_threads: expected"),
-        (lambda: ViewConfig(std=(1, 0, 1)), "std: expected positive"),
+        (lambda: DataConfig(batch_size=0), "batch_size: expected at least 1, got 0"),
+        (lambda: DataConfig(source_size=200), "source_size: expected at least image_size=224"),
+        (lambda: DataConfig(image_size=32, source_size=47, shared_crop=True), "even margin"),
+        (lambda: DataConfig(batch_size=9, samples_per_decode=2), "multiple of samples_per_decode"),
+        (lambda: DataConfig(num_threads=-1), "num_threads: expected"),
+        (lambda: DataConfig(std=(1, 0, 1)), "std: expected positive"),
     ],
 )
 def test_settings_are_checked(make, message):

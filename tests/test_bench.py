@@ -1,5 +1,6 @@
 """The bench refuses wrong answers, times in turns, and writes what it measured."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -17,7 +18,8 @@ from bench import isa, opbench
 from bench.__main__ import main
 from bench.cases.geometry import rotations, theta
 from bench.memory import peak_extra_bytes
-from bench.opbench import OpBench, Provider, all_cases, measure
+from bench.opbench import OpBench, Provider, measure
+from bench.registry import all_cases
 from bench.report import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +54,7 @@ CASE = OpBench(
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch):
-    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     rows = {row.provider: row for row in measure(CASE, {"n": 1000}, "fwd", 3)}
     assert "WRONG RESULT" in rows["wrong"].refused
     assert rows["wrong"].p50 is None
@@ -66,7 +68,7 @@ def test_a_wrong_answer_is_not_timed(monkeypatch):
 
 
 def test_providers_take_turns(monkeypatch):
-    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     times = opbench.interleaved(calls, "cpu", 4)
@@ -99,12 +101,27 @@ def test_libraries_are_asked_for_the_same_transformation(family):
     torch.testing.assert_close(theirs, ours)
 
 
+def test_no_two_files_import_each_other():
+    """Imports inside functions count: what loads late is a circle, too."""
+    below = {}
+    for path in (ROOT / "bench").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "bench":
+                found = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                below.setdefault(name, set()).update(found)
+    for _ in below:
+        for found in below.values():
+            found |= {far for near in list(found) for far in below.get(near, ())}
+    assert not [name for name, found in below.items() if name in found]
+
+
 ON_CPU = [case for case in all_cases() if case.device == "cpu"]
 
 
 @pytest.mark.parametrize("case", ON_CPU, ids=lambda case: case.name)
 def test_every_cpu_case_checks_its_providers(case, monkeypatch):
-    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     small = {"B": 2, "K": 2, "size": 64, "N": 37, "D": 8}
     params = {key: small.get(key, value) for key, value in case.sweep[0].items()}
     providers = {n: p for n, p in case.providers.items() if n != "compile"}  # a minute each
@@ -115,7 +132,7 @@ def test_every_cpu_case_checks_its_providers(case, monkeypatch):
 
 
 def test_the_command_writes_json_that_the_table_reads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(opbench, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     file = tmp_path / "deep" / "warp.json"
     words = ["--case", "attention_cpu", "--headline", "--modes", "fwd", "--samples", "2"]
     words += ["--set", "B=1", "N=5", "--json"]

@@ -1,10 +1,10 @@
-"""What two crops share, found in each of them, turned or not: on images that show coordinates."""
+"""What two crops share, found in each of them, rotated or not: on images that show coordinates."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastequi.data.views.boxes import shared_boxes, turn_boxes
+from fastequi.data.views.boxes import rotate_boxes, shared_boxes
 
 
 def coordinates(window, size):
@@ -25,7 +25,7 @@ def value_at(image, x, y):
 @pytest.mark.parametrize("sizes", [(224, 96), (33, 17), (224, 224)])
 @pytest.mark.parametrize("turn", range(4))
 @pytest.mark.parametrize("other", range(4))
-def test_every_pair_of_turns_shows_the_same_region(sizes, turn, other):
+def test_every_pair_of_rotations_shows_the_same_region(sizes, turn, other):
     generator = torch.Generator().manual_seed(turn * 4 + other)
     for _ in range(20):
         low = torch.rand(2, 2, generator=generator, dtype=torch.float64) * 100
@@ -35,7 +35,7 @@ def test_every_pair_of_turns_shows_the_same_region(sizes, turn, other):
         shared = torch.cat([windows[:, :2].amax(0), windows[:, 2:].amin(0)])
         for window, box, size, k in zip(windows, boxes, sizes, (turn, other), strict=True):
             image = torch.rot90(coordinates(window, size), k, (1, 2))
-            turned = turn_boxes(box, torch.tensor(k), size)
+            turned = rotate_boxes(box, torch.tensor(k), size)
             assert (turned[2:] > turned[:2]).all()
             # its corners, a pixel inwards, show the shared region's corners
             inner = turned + torch.tensor([1.0, 1.0, -1.0, -1.0])
@@ -47,14 +47,14 @@ def test_every_pair_of_turns_shows_the_same_region(sizes, turn, other):
             assert ((ends - wanted).abs() / pixel.repeat(2)).max() < 0.01
 
 
-def test_a_turn_of_a_rectangle_and_back():
+def test_a_rotation_of_a_rectangle_and_back():
     boxes = torch.tensor([[1.0, 2.0, 5.0, 4.0], [0.0, 0.0, 7.0, 3.0]])
     for k in range(-3, 5):
-        turned = turn_boxes(boxes, torch.full((2,), k), (10, 8))
+        turned = rotate_boxes(boxes, torch.full((2,), k), (10, 8))
         size = (8, 10) if k % 2 else (10, 8)
-        torch.testing.assert_close(turn_boxes(turned, torch.full((2,), -k), size), boxes)
+        torch.testing.assert_close(rotate_boxes(turned, torch.full((2,), -k), size), boxes)
     torch.testing.assert_close(
-        turn_boxes(boxes[:1], torch.tensor([1]), (10, 8)), torch.tensor([[2.0, 3.0, 4.0, 7.0]])
+        rotate_boxes(boxes[:1], torch.tensor([1]), (10, 8)), torch.tensor([[2.0, 3.0, 4.0, 7.0]])
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastequi.optim import WeightAverage, adamw
+from fastequi.optim import WeightEMA, adamw
 from fastequi.runtime import checkpoint, manifest
 
 
@@ -14,20 +14,29 @@ def trained(seed=0):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
     model[0].weight.data = model[0].weight.data.contiguous(memory_format=torch.channels_last)
-    return model, adamw(model, 1e-2, 0.1), WeightAverage(model, 0.9)
+    return model, adamw(model, 1e-2, 0.1), WeightEMA(model, 0.9)
 
 
-def save(folder, number, model, optimizer, state, average=None, keep=3, config=""):
+def save(folder, number, model, optimizer, state, ema=None, keep=3, config=""):
     return checkpoint.write(
-        folder, checkpoint.snapshot(number, model, optimizer, state, average, config), keep
+        folder,
+        checkpoint.snapshot(
+            number, model=model, optimizer=optimizer, state=state, ema=ema, config=config
+        ),
+        keep,
     )
 
 
-def step(model, optimizer, average):
+def snapshot(parts, **options):
+    names = dict(zip(("model", "optimizer", "ema"), parts, strict=False))
+    return checkpoint.snapshot(1, state={}, **names, **options)
+
+
+def step(model, optimizer, ema):
     model(torch.randn(5, 3, 4, 4)).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
-    average.update(model)
+    ema.update(model)
 
 
 def test_what_is_loaded_goes_on_bit_for_bit(tmp_path):
@@ -46,7 +55,7 @@ def test_what_is_loaded_goes_on_bit_for_bit(tmp_path):
         step(*other)
     for a, b in (
         (ours[0].state_dict(), other[0].state_dict()),
-        (ours[2].average, other[2].average),
+        (ours[2].tensors, other[2].tensors),
     ):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -86,7 +95,7 @@ def cut(file):
 
 
 @pytest.mark.parametrize("harm", [flip, cut, lambda file: file.unlink()])
-@pytest.mark.parametrize("name", ["model", "optimizer", "average", "state", "manifest"])
+@pytest.mark.parametrize("name", ["model", "optimizer", "ema", "state", "manifest"])
 def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path, caplog, harm, name):
     ours = trained()
     for number in (1, 2):
@@ -174,8 +183,8 @@ def test_a_thread_writes_what_was_there_when_it_was_asked(tmp_path, monkeypatch)
         return write(*args)
 
     monkeypatch.setattr(checkpoint, "write", slowly)
-    with checkpoint.Saver(tmp_path, 3, later=True) as saver:
-        saver.save(checkpoint.snapshot(1, *ours[:2], {}, ours[2], copy=True))
+    with checkpoint.Saver(tmp_path, 3, async_save=True) as saver:
+        saver.save(snapshot(ours, copy=True))
         step(*ours)  # the training goes on
         assert checkpoint.steps(tmp_path) == []
         may_write.set()
@@ -189,8 +198,8 @@ def test_a_thread_writes_what_was_there_when_it_was_asked(tmp_path, monkeypatch)
 def test_a_threads_failure_is_not_lost(tmp_path):
     ours = trained()
     (tmp_path / "file").write_text("in the way")
-    with checkpoint.Saver(tmp_path / "file" / "checkpoints", 3, later=True) as saver:
-        saver.save(checkpoint.snapshot(1, *ours[:2], {}, copy=True))
+    with checkpoint.Saver(tmp_path / "file" / "checkpoints", 3, async_save=True) as saver:
+        saver.save(snapshot(ours[:2], copy=True))
         with pytest.raises(OSError, match="file"):
             saver.wait()
 

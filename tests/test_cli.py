@@ -1,4 +1,4 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands as a user types them: in this process, or in their own where that matters."""
 
 import json
 import logging
@@ -8,18 +8,20 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("nvidia.dali")
 
 from fastequi.cli import commands
+from fastequi.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "fastequi" / "data" / "photos"
 SMALL = [
     *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
-    *("--data.batch-size", 16, "--method.expander", 16, 16),
+    *("--data.batch-size", 16, "--tir.expander", 16, 16),
     *("--train.minutes", 0, "--train.epochs", 1),
 ]
 
@@ -34,6 +36,27 @@ def fastequi(*args: object, cwd: Path, code: int = 0) -> subprocess.CompletedPro
         check=False,
     )
     assert run.returncode == code, run.stdout + run.stderr
+    return run
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys, caplog):
+    """`fastequi` above without the seconds that a process takes to import everything."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object, code: int = 0) -> SimpleNamespace:
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            try:
+                main([str(word) for word in args])
+                ended = 0
+            except SystemExit as stopped:
+                ended = stopped.code
+        out = capsys.readouterr()
+        assert ended == code, out
+        return SimpleNamespace(stdout=out.out, stderr=out.err + caplog.text)
+
     return run
 
 
@@ -67,25 +90,28 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
     pretrain("demo", *options, *SMALL, "--max-steps", 1)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
     again = [*options, "--resume", "--max-steps", 2]
+    kept = "which --resume cannot change"
     for recipe, more, message in (
         ("vicreg_vits16", [], f"--resume: {run} is a run of the recipe demo, got vicreg_vits16"),
-        ("demo", ["--model.depth", 2], "model.depth: expected 1, as the run began, with --resume"),
-        ("demo", ["--method.base", "simclr"], "method.base: expected vicreg, as the run began"),
-        ("demo", ["--model.num-heads", 2], "model.num_heads: expected 1, as the run began"),
-        ("demo", ["--train.average-momentum", 0.9], "train.average_momentum: expected 0.0"),
-        ("demo", ["--data.repeat", 63], "data.repeat: expected 64, as the run began"),
+        ("demo", ["--model.depth", 2], f"model.depth: expected 1, {kept}, got 2"),
+        ("demo", ["--tir.base", "simclr"], f"tir.base: expected vicreg, {kept}"),
+        ("demo", ["--model.num-heads", 2], f"model.num_heads: expected 1, {kept}"),
+        ("demo", ["--train.ema-momentum", 0.9], "train.ema_momentum: expected 0.0"),
+        ("demo", ["--data.repeat", 63], f"data.repeat: expected 64, {kept}"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             pretrain(recipe, *again, *more)
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing was touched
     with caplog.at_level(logging.INFO):
         pretrain("demo", *again, "--optim.lr", 0.5, "--train.seed", 3)
-        assert "others from now on: optim.lr 0.008 → 0.5, train.seed 0 → 3" in caplog.text
+        assert (
+            "changed settings from here on: optim.lr 0.008 → 0.5, train.seed 0 → 3" in caplog.text
+        )
         config = json.loads((run / "config.json").read_text())
         assert (config["recipe"], config["optim"]["lr"]) == ("demo", 0.5)
         caplog.clear()
         pretrain("demo", *again)
-        assert "step 2 was reached before" in caplog.text
+        assert "already reached step 2" in caplog.text
         assert "others" not in caplog.text
     (run / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=re.escape(f"--resume: {run}/config.json cannot be read")):
@@ -96,17 +122,17 @@ def pretrain(*words):
     commands.pretrain([str(word) for word in words])
 
 
-def test_scanned_shards_are_trained_on_by_their_index(tmp_path):
+def test_scanned_shards_are_trained_on_by_their_index(tmp_path, typed):
     photos = sorted(PHOTOS.glob("*.jpg"))
     for k in range(3):
         with tarfile.open(tmp_path / f"train-{k}.tar", "w") as shard:
             for photo in photos[3 * k : 3 * k + 3]:
                 shard.add(photo, photo.name)
     data, index = "train-{0..2}.tar", tmp_path / "elsewhere" / "photos.jsonl"
-    out = fastequi("data", "scan", data, "--index", index, cwd=tmp_path).stdout
+    out = typed("data", "scan", data, "--index", index).stdout
     assert "9 images" in out
     options = ["--data", data, "--index", index, "--run-dir", "run", *SMALL, "--max-steps", 1]
-    out = fastequi("pretrain", "demo", *options, cwd=tmp_path)
+    out = typed("pretrain", "demo", *options)
     assert f"9 images by the index {index}, scanned 2" in out.stderr
     assert "0 left out" in out.stderr
     assert not (tmp_path / ".fastequi").exists()
@@ -130,25 +156,25 @@ def test_a_reader_that_leaves_is_no_failure_to_tell_of():
 @pytest.mark.parametrize(
     "recipe", ["tir_ibot_vits16", pytest.param("dinov2_vitl16", marks=pytest.mark.slow)]
 )
-def test_a_multi_crop_recipe_made_small_by_options(tmp_path, recipe):
+def test_a_multi_crop_recipe_made_small_by_options(tmp_path, typed, recipe):
     small = [
         *("--model.embed-dim", 32, "--model.depth", 1, "--model.num-heads", 1),
-        *("--data.image-size", 64, "--data.source-size", 64, "--data.crop-size", 32),
-        *("--data.crops", 2, "--data.batch-size", 8, "--distill.prototypes", 64),
+        *("--data.image-size", 64, "--data.source-size", 64, "--data.local-crop-size", 32),
+        *("--data.local-crops", 2, "--data.batch-size", 8, "--distill.prototypes", 64),
         *("--distill.hidden-dim", 32, "--distill.bottleneck-dim", 16),
     ]
     run = tmp_path / "run"
     options = ["--data", PHOTOS, "--run-dir", run, "--max-steps", 2]
-    fastequi("pretrain", recipe, *options, *small, cwd=tmp_path)
+    typed("pretrain", recipe, *options, *small)
     (*_, last) = (run / "metrics.jsonl").read_text().splitlines()
     assert {"class", "patch", "std", "teacher_entropy", "prototypes"} < set(json.loads(last))
-    out = fastequi("pretrain", recipe, "--dry-run", *small, cwd=tmp_path).stdout
+    out = typed("pretrain", recipe, "--dry-run", *small).stdout
     assert "student" in out
     assert "teacher" in out
 
 
-def test_a_run_makes_a_dated_folder(tmp_path):
-    out = fastequi("pretrain", "demo", "--data", PHOTOS, *SMALL, "--max-steps", 1, cwd=tmp_path)
+def test_a_run_makes_a_dated_folder(tmp_path, typed):
+    out = typed("pretrain", "demo", "--data", PHOTOS, *SMALL, "--max-steps", 1)
     run = tmp_path / out.stdout.strip().splitlines()[-1]
     assert run.parent == tmp_path / "runs"
     assert run.name.startswith("demo-20")
@@ -180,25 +206,38 @@ def test_a_run_makes_a_dated_folder(tmp_path):
         (["report", "."], "holds neither config.json nor metrics.jsonl"),
     ],
 )
-def test_bad_input_is_named_before_any_work(args, message, tmp_path):
-    run = fastequi(*args, cwd=tmp_path, code=2)
+def test_bad_input_is_named_before_any_work(args, message, tmp_path, typed):
+    run = typed(*args, code=2)
     text = " ".join((run.stdout + run.stderr).replace("│", " ").split())
     assert message in text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_without_images_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["pretrian", "demo"], "unknown command 'pretrian'"),  # before any import
+        (["pretrain", "demo", "--data", "nowhere"], "nowhere does not exist"),  # by the command
+        (["pretrain", "demo", "--data", ".", "--optim.lrr", "1"], "--optim.lrr"),  # by the parser
+    ],
+)
+def test_a_process_refuses_with_exit_code_2_and_leaves_nothing(args, message, tmp_path):
+    assert message in fastequi(*args, cwd=tmp_path, code=2).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_images_is_refused(tmp_path, typed):
     (tmp_path / "empty").mkdir()
-    run = fastequi("pretrain", "demo", "--data", "empty", cwd=tmp_path, code=2)
+    run = typed("pretrain", "demo", "--data", "empty", code=2)
     assert "empty" in run.stderr
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("no")
-    run = fastequi("pretrain", "demo", "--data", "text", cwd=tmp_path, code=2)
+    run = typed("pretrain", "demo", "--data", "text", code=2)
     assert ".jpg" in run.stderr
 
 
-def test_dry_run_needs_no_data_and_counts_the_paper_model(tmp_path):
-    run = fastequi("pretrain", "tir_vicreg_vits16", "--dry-run", cwd=tmp_path)
+def test_dry_run_needs_no_data_and_counts_the_paper_model(tmp_path, typed):
+    run = typed("pretrain", "tir_vicreg_vits16", "--dry-run")
     assert '"batch_size": 2048' in run.stdout
     assert "21,665,664" in run.stdout  # ViT-S/16 without a classifier
     assert "saved activations" in run.stdout
@@ -212,12 +251,12 @@ def test_doctor_says_what_each_part_uses_and_why(tmp_path):
     assert "sdpa" in out
 
 
-def test_help_names_commands_recipes_and_options(tmp_path):
-    commands = fastequi("--help", cwd=tmp_path).stdout
+def test_help_names_commands_recipes_and_options(typed):
+    commands = typed("--help").stdout
     assert "pretrain RECIPE" in commands
     assert "report RUN [RUN ...]" in commands
-    assert "--no-images" in fastequi("report", "--help", cwd=tmp_path).stdout
-    assert "tir_vicreg_vits16" in fastequi("pretrain", "--help", cwd=tmp_path).stdout
-    options = fastequi("pretrain", "demo", "--help", cwd=tmp_path).stdout
+    assert "--no-images" in typed("report", "--help").stdout
+    assert "tir_vicreg_vits16" in typed("pretrain", "--help").stdout
+    options = typed("pretrain", "demo", "--help").stdout
     for option in ("--data.batch-size", "--run-dir", "--resume", "--dry-run", "--path.degrees"):
         assert option in options

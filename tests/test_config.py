@@ -20,9 +20,9 @@ def test_the_paper_recipe_is_the_papers():
     config = RECIPES["tir_vicreg_vits16"]()
     assert (config.model.name, config.model.patch_size) == ("vit_small", 16)
     assert (config.data.image_size, config.data.batch_size, config.train.epochs) == (224, 2048, 800)
-    assert (config.method.dim, config.method.equi_dim, config.method.num_steps) == (512, 256, 2)
-    assert config.method.recon_weight == 1
-    weights = (config.method.inv_weight, config.method.var_weight, config.method.cov_weight)
+    assert (config.tir.dim, config.tir.equi_dim, config.tir.num_steps) == (512, 256, 2)
+    assert config.tir.recon_weight == 1
+    weights = (config.tir.inv_weight, config.tir.var_weight, config.tir.cov_weight)
     assert weights == (10, 10, 1)
     assert config.peak_lr() == pytest.approx(1e-4 * 2048 / 256)
     assert config.path.build() == paths.SE2(45, 10)
@@ -32,12 +32,12 @@ def test_the_paper_recipe_is_the_papers():
     ("section", "change", "message"),
     [
         ("model", {"patch_size": 15}, "model.patch_size: expected a divisor of .*224, got 15"),
-        ("method", {"equi_dim": 600}, "method.equi_dim: expected 0 .. method.dim=512, got 600"),
-        ("method", {"num_steps": -1}, "method.num_steps"),
-        ("method", {"expander": ()}, "method.expander"),
+        ("tir", {"equi_dim": 600}, "tir.equi_dim: expected 0 .. tir.dim=512, got 600"),
+        ("tir", {"num_steps": -1}, "tir.num_steps"),
+        ("tir", {"expander": ()}, "tir.expander"),
         ("optim", {"lr": 0.0}, "optim.lr: expected > 0"),
         ("train", {"epochs": 0}, "train.epochs"),
-        ("train", {"average_momentum": 1.0}, "train.average_momentum"),
+        ("train", {"ema_momentum": 1.0}, "train.ema_momentum"),
         ("train", {"accumulate": 0}, "train.accumulate"),
         ("train", {"checkpoint_minutes": -1.0}, "train.checkpoint_minutes: expected >= 0, got -1"),
         ("train", {"checkpoint_every": -1}, "train.checkpoint_every: expected >= 0, got -1"),
@@ -47,10 +47,10 @@ def test_the_paper_recipe_is_the_papers():
         ("model", {"mlp_ratio": math.nan}, "model.mlp_ratio: expected > 0, got nan"),
         ("model", {"drop_path": 1.0}, "model.drop_path: expected 0 <= share < 1, got 1.0"),
         ("model", {"reg_tokens": -1}, "model.reg_tokens: expected >= 0, got -1"),
-        ("method", {"decoder_width": 0}, "method.decoder_width: expected >= 1, got 0"),
-        ("method", {"expander": (8, 0)}, r"method.expander: expected >= 1, got \(8, 0\)"),
-        ("method", {"var_weight": math.inf}, "method.var_weight: expected >= 0, got inf"),
-        ("method", {"temperature": 0.0}, "method.temperature: expected > 0, got 0.0"),
+        ("tir", {"decoder_width": 0}, "tir.decoder_width: expected >= 1, got 0"),
+        ("tir", {"expander": (8, 0)}, r"tir.expander: expected >= 1, got \(8, 0\)"),
+        ("tir", {"var_weight": math.inf}, "tir.var_weight: expected >= 0, got inf"),
+        ("tir", {"temperature": 0.0}, "tir.temperature: expected > 0, got 0.0"),
         ("path", {"degrees": -1.0}, "path.degrees: expected a finite half-range"),
         ("optim", {"lr": math.inf}, "optim.lr: expected > 0, got inf"),
         ("optim", {"clip": math.nan}, "optim.clip: expected >= 0, got nan"),
@@ -68,10 +68,20 @@ def test_what_cannot_work_is_refused_at_once(section, change, message):
     [
         ("ibot_vits16", "data", {"mask_share": 0.0}, "data.mask_share: expected > 0 .*=ibot"),
         ("dino_vits16", "data", {"mask_share": 0.5}, "data.mask_share: expected 0 .*=dino"),
-        ("vicreg_vits16", "data", {"crops": 2}, "data.crops: expected 0 for method.base=vicreg"),
-        ("dino_vits16", "data", {"crop_size": 90}, "model.patch_size: .*data.crop_size=90"),
+        (
+            "vicreg_vits16",
+            "data",
+            {"local_crops": 2},
+            "data.local_crops: expected 0 for tir.base=vicreg",
+        ),
+        (
+            "dino_vits16",
+            "data",
+            {"local_crop_size": 90},
+            "model.patch_size: .*data.local_crop_size=90",
+        ),
         ("dino_vits16", "model", {"class_token": False}, "model.class_token: expected true"),
-        ("ibot_vits16", "method", {"equi_dim": 8192}, "method.equi_dim: expected less than"),
+        ("ibot_vits16", "tir", {"equi_dim": 8192}, "tir.equi_dim: expected less than"),
         ("dino_vits16", "distill", {"teacher_temp": 0.0}, "distill.teacher_temp: expected > 0"),
         ("dino_vits16", "distill", {"momentum": 1.1}, "distill.momentum: expected 0 .. 1"),
         ("dinov2_vitl16", "optim", {"layer_decay": 0.0}, "optim.layer_decay"),
@@ -112,13 +122,13 @@ def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
     begun = RECIPES[name]()
     if begun.model.name.startswith("vit"):
         small = replace(begun.model, embed_dim=16, depth=1, num_heads=1)
-        begun = replace(begun, model=small, gtsa=replace(begun.gtsa, dim=8, turn_dims=(8, 8)))
-    small = replace(begun.method, dim=24, equi_dim=8, decoder_width=8, decoder_convs=1)
+        begun = replace(begun, model=small, gtsa=replace(begun.gtsa, dim=8, rotation_dims=(8, 8)))
+    small = replace(begun.tir, dim=24, equi_dim=8, decoder_width=8, decoder_convs=1)
     small = replace(small, expander=(8, 8), projector=(8, 8))
     sizes = replace(begun.distill, prototypes=8, hidden_dim=8, bottleneck_dim=8)
-    begun = replace(begun, method=small, distill=sizes)
+    begun = replace(begun, tir=small, distill=sizes)
     shapes, tried = shapes_of(begun), 0
-    for section in ("model", "data", "path", "method", "distill", "gtsa", "rotnet", "optim"):
+    for section in ("model", "data", "path", "tir", "distill", "gtsa", "rotnet", "optim"):
         for field in fields(getattr(begun, section)):
             for value in others(getattr(getattr(begun, section), field.name)):
                 part = replace_or_none(getattr(begun, section), field.name, value)
@@ -127,7 +137,7 @@ def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
                     continue
                 tried += 1
                 with pytest.raises(
-                    ValueError, match=rf"^{section}\.{field.name}: expected .* began"
+                    ValueError, match=rf"^{section}\.{field.name}: expected .* --resume cannot"
                 ):
                     changes(begun, config)
     assert tried >= 1
@@ -158,10 +168,15 @@ def shapes_of(config):
 def test_a_recipe_and_its_base_differ_by_tir_alone(base):
     tir, alone = RECIPES[f"tir_{base}"](), RECIPES[base]()
     still = replace(tir.path, degrees=0.0, pixels=0.0)
-    method = replace(tir.method, num_steps=0, equi_dim=0)
-    assert replace(tir, path=still, method=method) == alone
-    assert (tir.data.crops, tir.data.crop_size, tir.data.image_size) == (8, 96, 224)
+    section = replace(tir.tir, num_steps=0, equi_dim=0)
+    assert replace(tir, path=still, tir=section) == alone
+    assert (tir.data.local_crops, tir.data.local_crop_size, tir.data.image_size) == (8, 96, 224)
     assert tir.optim.final_weight_decay == 0.4
+
+
+def test_settings_of_an_earlier_version_are_refused_with_the_new_names():
+    with pytest.raises(ValueError, match=r"an earlier version.*`system` is now `method`.*`tir`"):
+        Config.from_json('{"system": "tir", "method": {"num_steps": 3}}')
 
 
 def test_unknown_fields_in_json_are_named():

@@ -12,22 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpus import CORPUS, PIXELS, saved
 from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
 from fastequi.data.sources import index
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.sources.listing import folder_listing
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.paths import SE2
+from tests.support.corpus import CORPUS, PIXELS, saved
 
 ROOT = Path(__file__).parent.parent
 PLAIN = Augment.none()
-CFG = ViewConfig(
+CFG = DataConfig(
     image_size=16,
     source_size=16,
     a1=PLAIN,
@@ -269,4 +269,4 @@ def test_one_in_ten_is_a_setting(tmp_path, caplog):
     with pytest.raises(ValueError, match="1 of 18 images"):
         image_folder(tmp_path, tolerate=0.0)
     with pytest.raises(ValueError, match="tolerate: expected a share"):
-        ViewConfig(tolerate=1.0)
+        DataConfig(tolerate=1.0)

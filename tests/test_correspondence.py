@@ -3,34 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_warp_recon_texels import sizes_of
-from tolerances import GRAD
 
 from fastequi.functional import correspondence_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import correspondence as kernel
+from tests.support.allocations import sizes_of
+from tests.support.correspondence import by_hand
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param
-
-
-def by_hand(student, teacher, top):
-    """Each patch looks for its match; the best `top` of a direction are averaged."""
-    losses = []
-    for s, t in zip(student, teacher, strict=True):
-        directions = []
-        for one, other in ((s, t), (t, s)):
-            matches = []
-            for patch in one:
-                cosines = [F.cosine_similarity(patch, found, 0) for found in other]
-                matches.append(max(cosines, key=lambda c: c.item()))
-            matches.sort(key=lambda c: -c.item())
-            directions.append(-torch.stack(matches[:top]).mean())
-        losses.append(sum(directions) / 2)
-    return torch.stack(losses).mean()
 
 
 def patches(pairs, count, channels, seed, dtype=torch.float32):
@@ -111,7 +96,7 @@ def test_leading_axes_and_strides(backend, device):
 
 
 def test_similarities_are_not_stored_whole(monkeypatch):
-    monkeypatch.setattr(kernel, "_CHUNK", 100)
+    monkeypatch.setattr(kernel, "CHUNK", 100)
     student, teacher = patches(8, 10, 4, 0).requires_grad_(), patches(8, 10, 4, 1)
     run = lambda: correspondence_loss(student, teacher, top=5).backward()  # noqa: E731
     assert max(size for _, size in sizes_of(run)) <= 8 * 10 * 4
@@ -129,7 +114,7 @@ def test_operator_and_graph(device):
     torch._dynamo.reset()
     student, teacher = patches(2, 9, 8, 0).to(device), patches(2, 6, 8, 1).to(device)
     views = student[None].requires_grad_(), teacher[None]
-    torch.library.opcheck(kernel._correspondence.op, (*views, [0, 0], 4, True))
+    torch.library.opcheck(kernel.correspondence_op.op, (*views, [0, 0], 4, True))
     compiled = torch.compile(correspondence_loss, fullgraph=True, backend="aot_eager")
     expected = correspondence_loss(student, teacher, top=4)
     torch.testing.assert_close(compiled(student, teacher, top=4), expected)

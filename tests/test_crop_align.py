@@ -1,52 +1,21 @@
 """GTSA's crop loss: RoIAlign by loops over bins and samples, one image at a time, in float64."""
 
-import math
-
 import pytest
 import torch
-from test_warp_recon_texels import sizes_of
-from tolerances import GRAD, LOSS
 
-from fastequi.data.views.boxes import turn_boxes
+from fastequi.data.views.boxes import rotate_boxes
 from fastequi.functional import crop_align_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import crop_align as kernel
+from tests.support.allocations import sizes_of
+from tests.support.crop_align import aligned
+from tests.support.tolerances import GRAD, LOSS
 
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param
-
-
-def sampled(image, x, y):
-    """[C] of an image [h, w, C] between the centres of its cells, the edge's beyond them."""
-    height, width = image.shape[:2]
-    x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
-    x0, y0 = int(x), int(y)
-    x1, y1 = min(x0 + 1, width - 1), min(y0 + 1, height - 1)
-    right, down = x - x0, y - y0
-    upper = (1 - right) * image[y0, x0] + right * image[y0, x1]
-    lower = (1 - right) * image[y1, x0] + right * image[y1, x1]
-    return (1 - down) * upper + down * lower
-
-
-def aligned(image, box, bins):
-    """[bins, bins, C]: every bin is the mean of its samples (He et al., 2017; Detectron2)."""
-    height, width = image.shape[:2]
-    x0, y0, x1, y1 = (float(v) for v in box)
-    x0, x1 = (min(max(x, 0.0), width) - 0.5 for x in (x0, x1))
-    y0, y1 = (min(max(y, 0.0), height) - 0.5 for y in (y0, y1))
-    wide, high = (x1 - x0) / bins, (y1 - y0) / bins
-    across, down = max(math.ceil(wide), 1), max(math.ceil(high), 1)
-    rows = []
-    for i in range(bins):
-        for j in range(bins):
-            xs = [x0 + wide * (j + (m + 0.5) / across) for m in range(across)]
-            ys = [y0 + high * (i + (n + 0.5) / down) for n in range(down)]
-            points = [sampled(image, x, y) for y in ys for x in xs]
-            rows.append(torch.stack(points).mean(0))
-    return torch.stack(rows).unflatten(0, (bins, bins))
 
 
 def by_hand(student, teacher, student_boxes, teacher_boxes, turns, bins, scale, pairs):
@@ -120,9 +89,11 @@ def test_same_features_under_any_turn_are_perfectly_aligned(backend, device):
         turn = torch.tensor([[k]], device=device)
         turned = torch.rot90(image, k, (2, 3))
         options = {"bins": 4, "scale": 1 / 16}
-        loss = crop_align_loss(turned, image, turn_boxes(box, turn, 96), box, turn, **options)
+        loss = crop_align_loss(turned, image, rotate_boxes(box, turn, 96), box, turn, **options)
         assert loss == pytest.approx(-1, abs=1e-6)
-        wrong = crop_align_loss(turned, image, turn_boxes(box, turn, 96), box, turn + 1, **options)
+        wrong = crop_align_loss(
+            turned, image, rotate_boxes(box, turn, 96), box, turn + 1, **options
+        )
         assert wrong > -0.9
 
 
@@ -170,7 +141,7 @@ def test_operator_and_graph(device):
     with backends.force("triton"):
         names = "student", "teacher", "student_boxes", "teacher_boxes", "turns"
         values = (*(args[name] for name in names), flat, 4, 1 / 16, 1, True)
-        torch.library.opcheck(kernel._crop_align.op, values)
+        torch.library.opcheck(kernel.crop_align_op.op, values)
     compiled = torch.compile(crop_align_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**args), crop_align_loss(**args))
 

@@ -9,34 +9,23 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.data.dali import ViewPipeline, decoded_sizes, decoder_backend, feed_of
+from fastequi.data.config import Augment, local_crop
+from fastequi.data.dali import ViewPipeline, decoded_sizes, decoder_backend, feed_of, inputs
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import image_folder
-from fastequi.data.views.augment import Augment, ViewConfig, local_crop
-from fastequi.data.views.parameters import ViewParams, crop_params
+from fastequi.data.views.parameters import ViewParams, crop_params, view_params
 from fastequi.paths import SE2, color_matrix
 from fastequi.philox import Draws
+from tests.support.dali import CPU, config, whole
 
-CPU = torch.device("cpu")
-UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # v1 in 0..1
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (32, 32, 3), np.uint8)
-
-
-def whole(n, **changes):
-    """The whole photograph for n samples."""
-    return ViewParams(np.zeros((n, 2), np.float32), np.ones((n, 2), np.float32), **changes)
 
 
 def run(cfg, paths, v1, u):
     feed = feed_of(cfg, [str(path) for path in paths], v1, u)
     v1, u, _ = ViewPipeline(cfg, len(paths), lambda: feed, CPU, 1).run()
     return v1, u
-
-
-def config(a1=None, a2=None, size=32, **changes):
-    none = Augment.none()
-    return ViewConfig(size, size, a1=a1 or none, a2=a2 or none, **{**UNIT, **changes})
 
 
 def decoded(path, size=32):
@@ -231,7 +220,7 @@ def test_local_crops_are_windows_of_their_own(tmp_path, samples):
         paths.append(path)
     views, n = 3, 2 * samples
     aug = Augment(area=(0.1, 0.5), jitter=0.5, gray=0.5, blur=0.5, solarize=0.5)
-    cfg = config(crops=views, crop_size=16, a3=aug, samples_per_decode=samples)
+    cfg = config(local_crops=views, local_crop_size=16, a3=aug, samples_per_decode=samples)
     draws = Draws.of(0, 0, np.arange(n))
     params = crop_params(cfg, draws, np.full((n, 2), 32))
     feed = feed_of(cfg, [str(path) for path in paths], whole(n), whole(n), params)
@@ -248,7 +237,7 @@ def test_local_crops_are_windows_of_their_own(tmp_path, samples):
 def test_a_run_with_crops_and_masks_resumes_with_the_same_batches(noise):
     source = image_folder(noise.parent)
     cfg = replace(
-        config(crops=2, crop_size=16, a3=local_crop(), mask_share=0.5),
+        config(local_crops=2, local_crop_size=16, a3=local_crop(), mask_share=0.5),
         batch_size=4, samples_per_decode=2, repeat=16,
     )  # fmt: skip
     shared = {"seed": 3, "grid": 4}
@@ -262,8 +251,41 @@ def test_a_run_with_crops_and_masks_resumes_with_the_same_batches(noise):
     with make_loader(source, cfg, SE2(), **shared, state=state) as second:
         for expected in batches[1:]:
             found = next(second)
-            assert torch.equal(found.crops, expected.crops)
+            assert torch.equal(found.local_crops, expected.local_crops)
             assert torch.equal(found.masks.mask, expected.masks.mask)
-    assert batches[0].crops.shape == (2, 4, 3, 16, 16)
+    assert batches[0].local_crops.shape == (2, 4, 3, 16, 16)
     assert batches[0].masks.mask.shape == (2, 4, 16)
-    assert not torch.equal(batches[0].crops[0], batches[0].crops[1])
+    assert not torch.equal(batches[0].local_crops[0], batches[0].local_crops[1])
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"shared_crop": True},
+        {"local_crops": 2, "local_crop_size": 16},
+        {"rotations": True, "local_crops": 1, "local_crop_size": 16},
+    ],
+)
+def test_the_feed_holds_the_declared_inputs(changes, samples):
+    """Name, type and order are declared once; a batch's arrays follow."""
+    flip = 0.0 if changes.get("rotations") else 0.5
+    busy = Augment(flip=flip, solarize=0.2)
+    cfg = config(busy, busy, a3=busy, samples_per_decode=samples, batch_size=4 * samples, **changes)
+    declared = inputs(cfg)
+    names = [(one.view.name, one.name) for one in declared]
+    assert len(set(names)) == len(names)
+    assert (("v1", "start") in names) == (not cfg.shared_crop)
+    assert (("local", "hue") in names) == (cfg.local_crops > 0)
+    assert (("u", "matrix") in names) == cfg.rotations
+    draws = Draws.of(0, 0, np.arange(4 * samples))
+    sizes = np.tile((40, 50), (4 * samples, 1))
+    v1, u = view_params(cfg, draws, sizes)
+    files, *arrays = feed_of(cfg, ["a.jpg"] * 4, v1, u, crop_params(cfg, draws, sizes))
+    assert len(files) == 4
+    assert len(arrays) == len(declared)
+    for one, array in zip(declared, arrays, strict=True):
+        assert array.dtype == one.dtype
+        lead = (4, one.view.frames) if one.view.frames > 1 else (4,)
+        assert array.shape[: len(lead)] == lead

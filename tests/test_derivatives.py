@@ -231,7 +231,7 @@ def test_torch_func_differentiates(name):
 
 
 def test_torch_func_differentiates_twice_and_says_once_what_it_runs(caplog):
-    backends._say_plain.cache_clear()
+    backends.say_plain.cache_clear()
     call = _calls(torch.float64)["vicreg_loss"]
     with caplog.at_level(logging.WARNING):
         hessian = torch.func.hessian(call.loss)(call.leaf)

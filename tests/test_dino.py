@@ -3,53 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import GRAD
 
 from fastequi.functional import dino_loss, ibot_loss
 from fastequi.kernels import backend as backends
-from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
+from fastequi.losses.dino import Center, DINOLoss
+from tests.support.dino import logits, near, official_dino, official_sinkhorn
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param
-
-
-def official_dino(student, teacher, student_temp, teacher_temp, center=0.0, q=None):
-    """facebookresearch/dino, DINOLoss.forward: every pair of different views."""
-    q = F.softmax((teacher - center) / teacher_temp, -1) if q is None else q
-    total, terms = 0.0, 0
-    for iq in range(len(teacher)):
-        for v in range(len(student)):
-            if v == iq:
-                continue
-            logp = F.log_softmax(student[v] / student_temp, -1)
-            total = total + torch.sum(-q[iq] * logp, -1).mean()
-            terms += 1
-    return total / terms
-
-
-def official_sinkhorn(teacher, temp, iterations):
-    """facebookresearch/dinov2, DINOLoss.sinkhorn_knopp_teacher."""
-    q = torch.exp(teacher / temp).T
-    samples, prototypes = q.shape[1], q.shape[0]
-    q /= q.sum()
-    for _ in range(iterations):
-        q /= q.sum(1, keepdim=True)
-        q /= prototypes
-        q /= q.sum(0, keepdim=True)
-        q /= samples
-    return (q * samples).T
-
-
-def logits(shape, scale=1.0, seed=0, dtype=torch.float32):
-    return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
-
-
-def near(ours, reference, tolerance):
-    error = (ours.double() - reference).norm() / reference.norm().clamp(min=1e-12)
-    assert error <= tolerance, f"relative error {error:.1e}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -95,17 +60,6 @@ def test_ibot_equals_the_official_loss_and_reads_only_what_is_masked(backend, de
     assert (student.grad[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
-@pytest.mark.parametrize(("rows", "width"), [(6, 40), (33, 300)])
-def test_sinkhorn_equals_the_official_one(backend, device, iterations, rows, width):
-    teacher = logits((rows, width), 0.3).to(device)
-    row, column = sinkhorn(teacher, 0.06, iterations)
-    ours = torch.exp(teacher.double() / 0.06 - column - row[:, None])
-    expected = official_sinkhorn(teacher.double(), 0.06, iterations)
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(ours.sum(1), torch.ones_like(row).double(), rtol=1e-5, atol=0)
-
-
 def test_dinov2_teachers_through_the_loss(backend, device):
     student = logits((4, 3, 50)).to(device).requires_grad_()
     teacher = logits((2, 3, 50), 0.3, seed=1).to(device)
@@ -139,16 +93,6 @@ def test_extreme_logits_stay_finite(backend, device, scale):
         (grad,) = torch.autograd.grad(loss, student)
         assert loss.isfinite()
         assert grad.isfinite().all()
-
-
-def test_log_sums_are_logsumexp_rows_without_end_included(backend, device):
-    x = logits((5, 300), 20.0).to(device)
-    x[1, :] = -torch.inf
-    x[2, 7:] = -torch.inf
-    torch.testing.assert_close(row_lse(x, 0.5), torch.logsumexp(x / 0.5, -1))
-    row = logits((5,), seed=4).to(device)
-    expected = torch.logsumexp(x / 0.5 - row[:, None], 0)
-    torch.testing.assert_close(column_lse(x, 0.5, row), expected)
 
 
 def test_in_place_reuses_the_logits_memory_and_is_noticed(backend, device):
@@ -206,7 +150,7 @@ def test_compiles_to_one_graph(backend, device):
 
 
 def test_opcheck(device):
-    from fastequi.kernels.dino import _dino
+    from fastequi.kernels.dino import dino_op
 
     student = logits((4, 8)).to(device).requires_grad_()
     teacher = logits((2, 8), seed=1).to(device)
@@ -214,7 +158,7 @@ def test_opcheck(device):
     weight, row = torch.ones(4, device=device), torch.zeros(2, device=device)
     column = torch.zeros(8, device=device)
     args = (student, teacher, pairs, weight, row, column, 0.1, 0.04, True, False)
-    torch.library.opcheck(_dino.op, args)
+    torch.library.opcheck(dino_op.op, args)
 
 
 def test_runs_in_float32_under_autocast(backend, device):
@@ -249,3 +193,27 @@ def test_a_lone_view_and_a_weight_of_another_shape_are_refused():
         dino_loss(torch.zeros(1, 4, 8), torch.zeros(1, 4, 8))
     with pytest.raises(ValueError, match=r"weight: expected \(4,\)"):
         ibot_loss(torch.zeros(4, 8), torch.zeros(4, 8), weight=torch.ones(5))
+
+
+def test_the_centre_is_the_official_moving_average():
+    center, rows = Center(5, 0.9), torch.randn(7, 5)
+    center.add(rows[:3])
+    center.add(rows[3:])
+    assert (center.value == 0).all()  # until the step is taken
+    center.update()
+    torch.testing.assert_close(center.value, 0.1 * rows.mean(0))
+    first = center.value.clone()
+    center.update()  # no rows: iBOT without a masked patch
+    assert torch.equal(center.value, first)
+    assert list(center.state_dict()) == ["value"]
+
+
+def test_the_loss_module_centres_with_the_steps_before():
+    loss = DINOLoss(5)
+    student, teacher = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
+    first = loss(student, teacher, 0.05)
+    torch.testing.assert_close(first, official_dino(student, teacher, 0.1, 0.05))
+    loss.update()
+    shift = 0.1 * teacher.flatten(0, 1).mean(0)
+    expected = official_dino(student, teacher, 0.1, 0.05, shift)
+    torch.testing.assert_close(loss(student, teacher, 0.05), expected)

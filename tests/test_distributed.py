@@ -19,8 +19,7 @@ CHILD = r"""
 import json, sys
 import torch
 import torch.distributed as dist
-from fastequi import distributed
-from fastequi.functional import dino_loss, ibot_loss, koleo_loss, nt_xent_loss
+from fastequi.functional import dino_loss, distributed, ibot_loss, koleo_loss, nt_xent_loss
 from fastequi.losses.dino import Center
 from fastequi.losses.koleo import KoLeoLoss
 from fastequi.losses.nt_xent import NTXentLoss
@@ -46,8 +45,8 @@ def sinkhorn(z1, z2):
 
 losses = {
     "nt_xent": lambda a, b: nt_xent_loss(a, b, temperature=0.3, group=group),
-    "vicreg": lambda a, b: VICRegLoss(group=group)(a, b)["loss"],
-    "vicreg, sizes known": lambda a, b: VICRegLoss(group=group)(a, b, sizes)["loss"],
+    "vicreg": lambda a, b: VICRegLoss(group=group)(a, b),
+    "vicreg, sizes known": lambda a, b: VICRegLoss(group=group)(a, b, sizes),
     "nt_xent, sizes known": lambda a, b: NTXentLoss(0.3, group)(a, b, sizes),
     "koleo, sizes known": lambda a, b: KoLeoLoss(group)(a, sizes),
     "koleo": lambda a, b: koleo_loss(a, group=group),
@@ -71,12 +70,12 @@ for part in (x1, x2) if rank == 0 else (x1[:0], torch.cat([x1, x2])):  # one wit
     center.add(part @ weight)
 center.update()
 out["center"] = [0.0, center.value.tolist()]
-out["row_mean"] = [0.0, distributed.row_mean(x1.float(), group).tolist()]
+out["row_mean"] = [0.0, distributed.all_reduce_mean(x1.float(), group).tolist()]
 
 def never(*_):
     raise AssertionError("asked for sizes, which stalls a GPU")
 
-distributed.sizes_of = never
+distributed.all_gather_sizes = never
 for criterion in (VICRegCriterion(6, (8, 8)), SimCLRCriterion(6, (8, 8))):  # as many rows on each
     criterion(x1[:2, None].float(), x2[:2, None].float())["loss"].backward()
 print(json.dumps(out))

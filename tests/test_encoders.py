@@ -15,7 +15,7 @@ from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, random_init
 from fastequi.models.timm_names import Stated
 from fastequi.models.vit import VisionTransformer
-from fastequi.optim import WeightAverage, adamw
+from fastequi.optim import WeightEMA, adamw
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
 from fastequi.train import pretrain
@@ -28,21 +28,23 @@ def config(**method):
     return replace(
         found,
         model=replace(found.model, embed_dim=64, depth=1, num_heads=2, class_token=True),
-        method=replace(found.method, **{"dim": 16, "equi_dim": 8, "expander": (16,), **method}),
+        tir=replace(found.tir, **{"dim": 16, "equi_dim": 8, "expander": (16,), **method}),
     )
 
 
-def run(folder, cfg, average=False, steps=(3,)):
+def run(folder, cfg, ema=False, steps=(3,)):
     """A run folder with a checkpoint of weights unlike those it started from."""
     torch.manual_seed(7)
     method = build(cfg)
-    kept = WeightAverage(method, 0.5) if average else None
+    kept = WeightEMA(method, 0.5) if ema else None
     if kept is not None:
         torch.nn.init.ones_(method.encoder.pos_embed)
     folder.mkdir()
     (folder / "config.json").write_text(cfg.to_json())
     for step in steps:
-        taken = checkpoint.snapshot(step, method, adamw(method, 0.1, 0.1), {}, kept)
+        taken = checkpoint.snapshot(
+            step, model=method, optimizer=adamw(method, 0.1, 0.1), state={}, ema=kept
+        )
         checkpoint.write(folder / "checkpoints", taken)
     return method.eval()
 
@@ -69,11 +71,11 @@ def test_a_run_and_its_checkpoints_give_the_methods_features(tmp_path):
     assert (fresh.is_baseline, encoder.is_baseline) == (True, False)
 
 
-def test_a_base_alone_has_no_z_equi_and_an_average_is_taken(tmp_path):
-    run(tmp_path / "a", config(equi_dim=0), average=True)
+def test_a_base_alone_has_no_z_equi_and_an_ema_is_taken(tmp_path):
+    run(tmp_path / "a", config(equi_dim=0), ema=True)
     encoder = load_encoder(str(tmp_path / "a"), "cpu")
     assert encoder.names == ("patch", "z_inv", "cls")
-    assert encoder.method.encoder.pos_embed.std() > 0  # the average, not the last weights
+    assert encoder.method.encoder.pos_embed.std() > 0  # the EMA, not the last weights
 
 
 def test_a_runs_own_encoder_file_takes_its_settings_from_the_run(tmp_path):
@@ -193,7 +195,7 @@ def test_what_is_no_encoder_is_named(tmp_path):
     for text in (
         "",
         "[]",
-        '{"system": "tir", "model": null}',
+        '{"method": "tir", "model": null}',
         '{"data": {"mean": [0.5, null, 1]}}',
     ):
         (tmp_path / "c" / "config.json").write_text(text)

@@ -41,11 +41,11 @@ def runs(tmp_path_factory):
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=1, class_token=True),
         data=replace(config.data, batch_size=8, samples_per_decode=4),
-        method=replace(config.method, dim=16, equi_dim=8, decoder_width=8, expander=(16, 16)),
+        tir=replace(config.tir, dim=16, equi_dim=8, decoder_width=8, expander=(16, 16)),
         train=replace(config.train, minutes=0.0, epochs=1, tensorboard=False),
     )
     pretrain(config, source, folder / "tir", max_steps=2)
-    alone = replace(config, method=replace(config.method, num_steps=0, equi_dim=0))
+    alone = replace(config, tir=replace(config.tir, num_steps=0, equi_dim=0))
     pretrain(alone, source, folder / "base", max_steps=2)
     for i, path in enumerate(source.paths):
         target = folder / "photos" / "ab"[i % 2]
@@ -441,7 +441,7 @@ def test_of_several_gpus_one_is_chosen(monkeypatch):
         (["eval", "knn", "RUN", "--data", "RUN"], "no image in"),
         (["eval", "knn", "RUN", "--data", "digits", "--crop", "2"], "--crop: expected 0 < share"),
         (["eval", "linear", "RUN", "--data", "digits", "--seeds", "0"], "--seeds: expected >= 1"),
-        (["eval", "reconstruct", "RUN/model.safetensors"], "expected a run with system=tir"),
+        (["eval", "reconstruct", "RUN/model.safetensors"], "expected a run with method=tir"),
         (["embed", "RUN", "--data", "PHOTOS", "--out", "x.npy"], "--out: a .npy file holds one"),
         (["embed", "RUN", "--data", "PHOTOS", "--out", "x", "--features", "z"], "--features: exp"),
         (["embed", "RUN", "--data", "PHOTOS", "--out", "x.pt"], "--out: expected FILE.safetensors"),
@@ -453,7 +453,7 @@ def test_of_several_gpus_one_is_chosen(monkeypatch):
         (["eval", "linear", "RUN", "--data", "PHOTOS", "--out", "FILE/x"], "FILE/x cannot be wri"),
         (["eval", "equivariance", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
         (["eval", "reconstruct", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
-        (["eval", "rotnet", "RUN", "--data", "PHOTOS"], "expected a run with system=rotnet"),
+        (["eval", "rotnet", "RUN", "--data", "PHOTOS"], "expected a run with method=rotnet"),
         (["eval", "rotnet", "RUN", "--data", "PHOTOS", "--crop", "2"], "--crop: expected 0 < sha"),
         (["eval", "rotnet", "RUN"], "--data: expected folders of classes, shards, lists"),
         (["pretrain", "demo", "--data", "PHOTOS", "--run-dir", "FILE"], "a folder, FILE is a file"),

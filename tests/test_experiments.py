@@ -39,7 +39,7 @@ def test_all_rows_share_encoder_images_and_steps():
     for config in (base, one, blur):
         assert (config.model, config.optim) == (base.model, base.optim)
         assert (config.data.batch_size, config.data.repeat) == (64, base.data.repeat)
-    assert (base.method.num_steps, one.method.num_steps, blur.method.num_steps) == (0, 3, 1)
+    assert (base.tir.num_steps, one.tir.num_steps, blur.tir.num_steps) == (0, 3, 1)
     assert (base.path.degrees, base.path.pixels) == (0, 0)  # its second view is untransformed
     assert (one.path.degrees, one.path.family, blur.path.family) == (45, "se2", "blur")
     assert blur.data.source_size == 32  # a blurred image is as large as it was

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from corpus import CORPUS, saved
 from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from test_loader import CFG, assert_same, batches
 
+from fastequi.data.config import Augment
 from fastequi.data.dali import decoded_sizes
 from fastequi.data.given import Given
 from fastequi.data.loader import make_loader
@@ -21,8 +20,9 @@ from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.reader import read
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.sources.images import Source
-from fastequi.data.views.augment import Augment
 from fastequi.paths import SE2
+from tests.support.batches import CFG, assert_same, batches
+from tests.support.corpus import CORPUS, saved
 
 CPU = torch.device("cpu")
 VIEWS = replace(CFG, a2=Augment(), batch_size=4, samples_per_decode=1, repeat=1)

@@ -8,9 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_correspondence import by_hand as matched_by_hand
-from test_crop_align import aligned
-from test_warp_recon_texels import sizes_of
 
 from bench import recipes
 from fastequi.build import build
@@ -21,21 +18,15 @@ from fastequi.evaluate.encoders import load_encoder
 from fastequi.kernels import backend as backends
 from fastequi.kernels import correspondence, crop_align, rot90_batch
 from fastequi.methods.gtsa import Weights
-from fastequi.models.maps import MapProjector, TurnHead
+from fastequi.models.maps import MapProjector, RotationHead
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
+from tests.support.allocations import sizes_of
+from tests.support.configs import gtsa as small
+from tests.support.correspondence import by_hand as matched_by_hand
+from tests.support.crop_align import aligned
 
 CPU = torch.device("cpu")
-
-
-def small(**data):
-    config = recipes.scaled(RECIPES["gtsa_vits16"](), 8)
-    return replace(
-        config,
-        model=replace(config.model, embed_dim=16, depth=1, num_heads=1, drop_path=0.0),
-        data=replace(config.data, **{"crops": 2, **data}),
-        gtsa=replace(config.gtsa, dim=12, bins=3, local_bins=2, turn_dims=(16, 8)),
-    )
 
 
 def built(config, n=2, dtype=torch.float64):
@@ -46,16 +37,16 @@ def built(config, n=2, dtype=torch.float64):
             p += 0.1 * torch.randn_like(p)
     model.before_step(0.5)
     batch = synthetic(config, n, CPU)
-    crops = None if batch.crops is None else batch.crops.to(dtype)
-    return model.train(), replace(batch, v1=batch.v1.to(dtype), crops=crops)
+    crops = None if batch.local_crops is None else batch.local_crops.to(dtype)
+    return model.train(), replace(batch, v1=batch.v1.to(dtype), local_crops=crops)
 
 
 def losses_by_hand(model, batch):
-    """One image and one pair at a time, the paper's order of things: no boxes in turned pixels."""
+    """One image and one pair at a time, the paper's order of things: no boxes in rotated pixels."""
     scale = model.views.mean, model.views.std
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in scale)
     crops = [batch.v1, (batch.u.double() / 255 - mean) / std]
-    crops += list(batch.crops) if batch.crops is not None else []
+    crops += list(batch.local_crops) if batch.local_crops is not None else []
 
     def patches(encoder, image):
         side = image.shape[-1] // encoder.patch_size
@@ -72,7 +63,7 @@ def losses_by_hand(model, batch):
     found = batch.overlaps
     pairs = [(0, 1, found.of_globals, 0), (1, 0, found.of_globals, 1)]
     for i in range(len(crops) - 2):
-        pairs += [(2 + i, t, found.of_crops, 2 * i + t) for t in (0, 1)]
+        pairs += [(2 + i, t, found.of_local_crops, 2 * i + t) for t in (0, 1)]
     crop_losses, matches = [], []
     for s, t, shared, place in pairs:
         bins = model.bins[s >= 2]
@@ -81,15 +72,15 @@ def losses_by_hand(model, batch):
             patch = model.backbone.patch_size
             one = aligned(ours, shared.own[place, b].double() / patch, bins)
             other = aligned(theirs, shared.other[place, b].double() / patch, bins)
-            angle = int(found.turns[s, b] - found.turns[t, b])
+            angle = int(found.rotations[s, b] - found.rotations[t, b])
             other = torch.rot90(other, angle % 4, (0, 1))
             crop_losses.append(-F.cosine_similarity(one, other, dim=-1).mean())
             rows = ours.flatten(0, 1)[None], theirs.flatten(0, 1)[None]
             matches.append(matched_by_hand(*rows, max(rows[0].shape[1] // 2, 1)))
     turns = []
-    for crop, of_crop in zip(student, found.turns, strict=True):
+    for crop, of_crop in zip(student, found.rotations, strict=True):
         for maps, turn in zip(crop, of_crop, strict=True):
-            logits = model.turn_head(maps.mean((0, 1))[None])[0]
+            logits = model.rotation_head(maps.mean((0, 1))[None])[0]
             turns.append(-torch.log_softmax(logits, 0)[turn])
     return {
         "crop": torch.stack(crop_losses).mean(),
@@ -100,13 +91,13 @@ def losses_by_hand(model, batch):
 
 @pytest.mark.parametrize("crops", [0, 2])
 def test_losses_and_all_gradients_are_those_of_the_loops(crops):
-    model, batch = built(small(crops=crops))
+    model, batch = built(small(local_crops=crops))
     parts = model(batch)
     expected = losses_by_hand(model, batch)
     for name, value in expected.items():
         torch.testing.assert_close(parts[name].double(), value, rtol=1e-6, atol=1e-6)
     total = expected["crop"] + 0.5 * expected["correspondence"] + 0.5 * expected["rotation"]
-    # the turns' logits pass float32
+    # the rotations' logits pass float32
     torch.testing.assert_close(parts["loss"].double(), total, rtol=1e-6, atol=1e-6)
     learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wanted = torch.autograd.grad(total, learnt.values())
@@ -156,7 +147,7 @@ def test_networks_have_the_papers_shapes():
         y = (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
         x = x + F.gelu(y).permute(0, 2, 3, 1)
     torch.testing.assert_close(projector(maps), projector.last(x), rtol=1e-4, atol=1e-4)
-    head = TurnHead(384)
+    head = RotationHead(384)
     linear, norms = (
         [m for m in head if isinstance(m, kind)] for kind in (torch.nn.Linear, torch.nn.LayerNorm)
     )
@@ -201,7 +192,7 @@ def test_launches_of_a_step_do_not_depend_on_the_batch(monkeypatch):
         monkeypatch.setattr(module, name, Counting(getattr(module, name), seen))
     counts = []
     for n, crops in ((1, 2), (3, 2), (1, 8)):
-        model, batch = built(small(crops=crops, batch_size=8), n, torch.float32)
+        model, batch = built(small(local_crops=crops, batch_size=8), n, torch.float32)
         with backends.force("triton"):
             model(batch)  # constants go to the device once
             seen.clear()
@@ -242,8 +233,8 @@ def test_the_command_line_trains_it(tmp_path, capsys):
     options = [
         *("--data", photos, "--run-dir", str(tmp_path / "run"), "--max-steps", "2"),
         *("--model.embed-dim", "32", "--model.depth", "1", "--model.num-heads", "1"),
-        *("--data.image-size", "64", "--data.source-size", "64", "--data.crop-size", "32"),
-        *("--data.crops", "2", "--data.batch-size", "4", "--gtsa.dim", "16"),
+        *("--data.image-size", "64", "--data.source-size", "64", "--data.local-crop-size", "32"),
+        *("--data.local-crops", "2", "--data.batch-size", "4", "--gtsa.dim", "16"),
         *("--gtsa.correspondence-from", "0"),
     ]
     main(["pretrain", "gtsa_vits16", *options])
@@ -272,10 +263,14 @@ def test_features_are_the_teachers():
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("data", {"turns": False}, "data.turns: expected true for system=gtsa, got False"),
+        ("data", {"rotations": False}, "data.rotations: expected true for method=gtsa, got False"),
         ("data", {"source_size": 256}, "data.source_size: expected data.image_size=224"),
-        ("data", {"mask_share": 0.5}, "data.mask_share: expected 0 for system=gtsa"),
-        ("data", {"crop_size": 90}, "model.patch_size: expected a divisor of data.crop_size=90"),
+        ("data", {"mask_share": 0.5}, "data.mask_share: expected 0 for method=gtsa"),
+        (
+            "data",
+            {"local_crop_size": 90},
+            "model.patch_size: expected a divisor of data.local_crop_size=90",
+        ),
         ("gtsa", {"bins": 0}, "gtsa.bins: expected >= 1, got 0"),
         ("gtsa", {"momentum": 1.5}, "gtsa.momentum: expected 0 .. 1, got 1.5"),
         ("gtsa", {"rotation_weight": -1.0}, "gtsa.rotation_weight: expected >= 0"),
@@ -287,9 +282,11 @@ def test_bad_settings_name_the_field(section, changes, message):
         replace(config, **{section: replace(getattr(config, section), **changes)})
 
 
-def test_turns_are_for_gtsa_and_a_batch_without_overlaps_is_refused():
+def test_rotations_are_for_gtsa_and_a_batch_without_overlaps_is_refused():
     config = small()
-    with pytest.raises(ValueError, match=r"data\.turns: expected no for system=tir"):
+    with pytest.raises(
+        ValueError, match=r"data\.rotations: expected false, and data\.overlap 0, for method=tir"
+    ):
         replace(RECIPES["dino_vits16"](), data=config.data)
     model, batch = built(config)
     with pytest.raises(ValueError, match="batch: expected one with overlaps"):

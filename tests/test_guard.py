@@ -3,65 +3,29 @@
 import json
 import logging
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from test_gtsa import small as gtsa
 
-from bench import recipes
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.methods.method import Method
-from fastequi.optim import WeightAverage, adamw, lerp_, sgd, take_step
-from fastequi.recipes import RECIPES
+from fastequi.optim import WeightEMA, adamw, lerp_, sgd, take_step
 from fastequi.runtime import checkpoint
 from fastequi.runtime.guard import Guard
 from fastequi.train import pretrain
-
-
-def spoiled(monkeypatch, steps, what="loss"):
-    """Lets the batches of some steps (from 1) end in NaN; counts them."""
-    from fastequi import train
-
-    plain, count = train._Run._forward, [0]
-
-    def forward(self, batch):
-        count[0] += 1
-        if count[0] not in steps:
-            return plain(self, batch)
-        if what == "input":  # through the whole network, its buffers too
-            return plain(self, replace(batch, v1=batch.v1 * math.nan))
-        out = plain(self, batch)
-        if what == "gradient":
-            return {**out, "loss": out["loss"] + (out["loss"] * 0).sqrt()}
-        return {**out, "loss": out["loss"] * math.nan}
-
-    monkeypatch.setattr(train._Run, "_forward", forward)
-
-
-def config_of(name, **train):
-    config = gtsa() if name == "gtsa_vits16" else recipes.scaled(RECIPES[name](), 8)
-    config = replace(config, model=replace(config.model, embed_dim=48, depth=1, num_heads=1))
-    options = {"epochs": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9, **train}
-    return replace(config, train=replace(config.train, tensorboard=False, **options))
-
-
-def tensors(folder, name):
-    from safetensors.torch import load_file
-
-    return load_file(folder / f"{name}.safetensors")
+from tests.support.configs import config_of, spoiled, tensors
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "input"])
 @pytest.mark.parametrize("name", ["tir_vicreg_vits16", "tir_ibot_vits16", "gtsa_vits16"])
 def test_a_step_that_is_not_finite_changes_no_bit(tmp_path, monkeypatch, caplog, name, what):
-    """Weights, moments, teacher, centres, weight average: as after the step before."""
+    """Weights, moments, teacher, centres, weight EMA: as after the step before."""
     spoiled(monkeypatch, {3}, what)
-    config = config_of(name, average_momentum=0.9)
+    config = config_of(name, ema_momentum=0.9)
     with caplog.at_level(logging.WARNING):
         pretrain(config, embedded_photos(), tmp_path, max_steps=4)
     folders = [tmp_path / "checkpoints" / f"step_{n:08d}" for n in (2, 3, 4)]
-    for kind in ("model", "optimizer", "average"):
+    for kind in ("model", "optimizer", "ema"):
         before, skipped, after = (tensors(folder, kind) for folder in folders)
         for key, value in before.items():
             if key.startswith("rng_state") or "num_batches_tracked" in key:
@@ -69,7 +33,7 @@ def test_a_step_that_is_not_finite_changes_no_bit(tmp_path, monkeypatch, caplog,
             assert torch.equal(value, skipped[key]), (kind, key)
         assert not all(torch.equal(value, after[key]) for key, value in before.items())
         assert all(value.isfinite().all() for value in after.values())
-    assert "step 3 is not taken" in caplog.text
+    assert "step 3 is skipped" in caplog.text
     assert "samples" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1]
@@ -79,7 +43,7 @@ def test_a_step_that_is_not_finite_changes_no_bit(tmp_path, monkeypatch, caplog,
 def test_too_many_in_a_row_end_the_run_and_leave_good_checkpoints(tmp_path, monkeypatch):
     spoiled(monkeypatch, {3, 5, 6, 7})
     config = config_of("tir_vicreg_vits16", max_skipped=3)
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* 4 in all"):
+    with pytest.raises(FloatingPointError, match=r"3 consecutive steps .* 4 in all"):
         pretrain(config, embedded_photos(), tmp_path, max_steps=9)
     newest = checkpoint.latest(tmp_path / "checkpoints")
     assert newest.name == "step_00000006"
@@ -147,12 +111,12 @@ def test_averages_stand_still_or_move_as_lerp_does():
     for a, b, c in zip(ours, before, theirs, strict=True):
         torch.testing.assert_close(a, torch.lerp(b, c, 0.3))
     model = torch.nn.Linear(3, 2)
-    average = WeightAverage(model, 0.9)
-    start = {name: value.clone() for name, value in average.average.items()}
+    ema = WeightEMA(model, 0.9)
+    start = {name: value.clone() for name, value in ema.tensors.items()}
     with torch.no_grad():
         model.weight += 1
-    average.update(model, torch.tensor(0.0))
-    assert all(torch.equal(value, start[name]) for name, value in average.average.items())
+    ema.update(model, torch.tensor(0.0))
+    assert all(torch.equal(value, start[name]) for name, value in ema.tensors.items())
 
 
 def test_it_reads_the_device_only_when_asked(monkeypatch):
@@ -171,11 +135,11 @@ def test_it_reads_the_device_only_when_asked(monkeypatch):
     for name in ("item", "__bool__", "__float__", "tolist"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     guard.begin()
-    guard.saw(torch.tensor(1.0), torch.arange(4))
-    taken = guard.judge(1, torch.tensor(math.nan))
+    guard.record(torch.tensor(1.0), torch.arange(4))
+    taken = guard.check(1, torch.tensor(math.nan))
     guard.restore(taken)
     monkeypatch.undo()
-    assert guard.read() == 1
+    assert guard.report() == 1
     assert guard.skipped == 1
 
 
@@ -183,26 +147,26 @@ def test_as_many_in_a_row_end_the_run_wherever_they_lie_between_two_reads():
     guard = Guard(torch.nn.Linear(1, 1), limit=3)
     for step, norm in enumerate([1, math.nan, math.nan, 1, math.nan, math.nan]):
         guard.begin()
-        guard.saw(torch.tensor(1.0), torch.arange(4))
-        guard.judge(step, torch.tensor(float(norm)))
-    assert guard.read() == 4
+        guard.record(torch.tensor(1.0), torch.arange(4))
+        guard.check(step, torch.tensor(float(norm)))
+    assert guard.report() == 4
     assert guard.in_a_row == 2
     for step, norm in enumerate([math.nan, 1, 1], 6):  # the third in a row, and good ones after it
         guard.begin()
-        guard.saw(torch.tensor(1.0), torch.arange(4))
-        guard.judge(step, torch.tensor(float(norm)))
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* 5 in all"):
-        guard.read()
+        guard.record(torch.tensor(1.0), torch.arange(4))
+        guard.check(step, torch.tensor(float(norm)))
+    with pytest.raises(FloatingPointError, match=r"3 consecutive steps .* 5 in all"):
+        guard.report()
 
 
 def test_the_samples_named_are_those_of_the_batch_whose_loss_it_was(caplog):
     guard = Guard(torch.nn.Linear(1, 1), limit=9)
     for loss, norm in ((math.nan, math.nan), (1.0, math.inf)):
         guard.begin()
-        guard.saw(torch.tensor(1.0), torch.arange(4))
-        guard.saw(torch.tensor(loss), torch.arange(10, 14))
-        guard.judge(1, torch.tensor(norm))
-    guard.read()
+        guard.record(torch.tensor(1.0), torch.arange(4))
+        guard.record(torch.tensor(loss), torch.arange(10, 14))
+        guard.check(1, torch.tensor(norm))
+    guard.report()
     first, second = caplog.messages
-    assert first == "step 1 is not taken: its loss is not finite; samples 10, 11, 12, 13"
+    assert first == "step 1 is skipped: its loss is not finite; samples 10, 11, 12, 13"
     assert second.endswith("its gradient is not finite; samples 0, 1, 2, 3, 10, 11, 12, 13")

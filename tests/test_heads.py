@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from fastequi.models.heads import Expander, SplitHead
+from fastequi.models.heads import DINOHead, Expander, SplitHead
 
 
 def test_split_head_is_one_linear_layer_cut_in_two():
@@ -25,3 +26,19 @@ def test_expander_is_vicregs():
     assert Expander(4, (6,))(torch.randn(5, 4)).shape == (5, 6)
     with pytest.raises(ValueError, match="dims"):
         Expander(4, ())
+
+
+def test_head_is_the_official_one():
+    """facebookresearch/dino, DINOHead: MLP, unit length, weight-normalised layer with gains 1."""
+    torch.manual_seed(0)
+    head = DINOHead(6, 10, 12, 4)
+    x = torch.randn(5, 6)
+    last = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 10, bias=False))
+    last.parametrizations.weight.original0.data.fill_(1)
+    last.parametrizations.weight.original1.data.copy_(head.last.weight)
+    expected = last(F.normalize(head.bottleneck(head.mlp(x)), dim=-1))
+    torch.testing.assert_close(head(x), expected)
+    with pytest.raises(ValueError, match="split"):
+        DINOHead(6, 10, 12, 4, 2, "middle")
+    with pytest.raises(ValueError, match="equi_dim"):
+        DINOHead(6, 10, 12, 4, 12, "hidden")

@@ -201,12 +201,12 @@ def test_a_scan_killed_half_way_leaves_the_folder_as_it_was(folder):
     old = place(folder).read_bytes()
     script = (
         "import os, signal, sys\n"
-        "from fastequi import cli, progress\n"
+        "from fastequi.cli import main; from fastequi.runtime import progress\n"
         "how = getattr(signal, sys.argv.pop())\n"
         # a job in the background has no handler
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "progress.Progress.say = lambda *_: os.kill(os.getpid(), how)\n"
-        "cli.main(sys.argv[1:])\n"
+        "main.main(sys.argv[1:])\n"
     )
     for how, code in (("SIGKILL", -9), ("SIGINT", 130)):
         done = subprocess.run(

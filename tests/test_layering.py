@@ -1,6 +1,7 @@
 """Who may import whom, read from the ASTs (the picture in the README's map)."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"functional"},
     "models": {"versions", "atomic", "kernels.toolchain"},  # the cache folder
     "data.sources": {"atomic"},
-    "data.views": {"data.sources.images", "philox"},
-    "data": {"data.sources", "data.views", "paths", "philox"},
+    "data.config": set(),
+    "data.views": {"data.config", "data.sources.images", "philox"},
+    "data": {"data.config", "data.sources", "data.views", "paths", "philox"},
     "methods": {"losses", "models", "functional", "data.views.batch", "paths", "optim"},
     "runtime": {"models", "atomic", "optim", "sharded", "versions"},
     # a run is evaluated as its config and checkpoint say: above build, below train
@@ -28,12 +30,12 @@ ALLOWED: dict[str, set[str]] = {
     # the modules beside the rooms
     "atomic": set(),
     "build": {"config", "data.views.batch", "methods", "models"},
-    "config": {"data.views.augment", "limits", "paths", "runtime.devices"},
+    "config": {"data.config", "limits", "paths", "runtime.devices"},
     "limits": {"config"},  # for its type alone
     "optim": set(),
     "paths": {"kernels.constants", "philox"},
     "philox": set(),
-    "recipes": {"config", "data.views.augment"},
+    "recipes": {"config", "data.config"},
     "sharded": set(),
     "train": {
         *("atomic", "build", "config", "optim", "data", "methods", "runtime"),
@@ -74,11 +76,15 @@ def _imports(path: Path) -> list[str]:
 
 
 def _room(path: Path) -> str:
-    """ "data.sources" of fastequi/data/sources/index.py, "train" of fastequi/train.py."""
+    """Of fastequi/data/sources/index.py "data.sources", of fastequi/train.py "train".
+
+    A module of a folder that stands in ALLOWED itself is a room of its own: "data.config".
+    """
     *folders, name = path.relative_to(ROOT).with_suffix("").parts
     if folders[0] == "kernels":
         return "kernels"
-    return ".".join(folders[1:]) or name
+    own = ".".join([*folders[1:], name])
+    return own if own in ALLOWED else ".".join(folders[1:])
 
 
 def _inside(name: str, room: str) -> bool:
@@ -123,6 +129,21 @@ def test_every_room_says_what_belongs_there() -> None:
         assert said, folder
         if folder.name != "fastequi":
             assert said.count("\n") == 0, f"{folder}/__init__.py: expected one sentence"
+
+
+def test_no_test_file_imports_another() -> None:
+    """What two of them use lies in tests/support."""
+    own = sorted((ROOT / "tests").rglob("*.py"))
+    for path in own:
+        for name in _imports(path):
+            last = name.removeprefix("tests.").split(".")[0]
+            assert not last.startswith(("test_", "conftest")), f"{path} imports {name}"
+
+
+def test_scripts_name_test_files_that_exist() -> None:
+    for script in sorted((ROOT / "ci").glob("*.sh")):
+        for name in re.findall(r"tests/\w+\.py", script.read_text()):
+            assert (ROOT / name).is_file(), f"{script.name}: {name}"
 
 
 def test_nothing_loads_a_pickle() -> None:

@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_dino import logits, near, official_dino, official_sinkhorn
-from test_warp_recon_texels import sizes_of
-from tolerances import GRAD
 
-from fastequi.functional import dino_loss, linear_dino_loss, linear_ibot_loss
+from fastequi import DINOLoss, IBOTLoss
+from fastequi.functional import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import linear_dino as kernel
+from tests.support.allocations import sizes_of
+from tests.support.dino import logits, near, official_dino, official_sinkhorn
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])
@@ -26,7 +27,7 @@ def chunked(request, monkeypatch):
         for start in range(0, prototypes, request.param):
             yield slice(start, start + request.param)
 
-    monkeypatch.setattr(kernel, "_chunks", chunks)
+    monkeypatch.setattr(kernel, "chunks_of", chunks)
 
 
 def unit(shape, seed, dtype, device):
@@ -42,7 +43,8 @@ def test_equals_the_layer_and_the_official_loss(backend, device, chunked, dtype,
     layer.requires_grad_()
     center = logits((90,), 0.1, seed=2).to(device) if targets == "centred" else None
     options = {"center": center, "targets": "sinkhorn" if targets == "sinkhorn" else "softmax"}
-    loss = linear_dino_loss(student, layer, teacher, told, teacher_temp=0.07, **options)
+    layers = {"prototypes": layer, "teacher_prototypes": told}
+    loss = dino_loss(student, teacher, **layers, teacher_temp=0.07, **options)
     (3 * loss).backward()
     exact, weight = (t.detach().double().requires_grad_() for t in (student, layer))
     answers = teacher.double() @ told.double().T
@@ -68,9 +70,9 @@ def test_masked_tokens_and_rows_that_do_not_count(backend, device, chunked, targ
     kept = weight > 0
     student.requires_grad_()
     layer.requires_grad_()
-    loss = linear_ibot_loss(
-        student, layer, teacher, told, weight=weight, targets=targets, teacher_temp=0.1
-    )
+    layers = {"prototypes": layer, "teacher_prototypes": told}
+    options = {"weight": weight, "targets": targets, "teacher_temp": 0.1}
+    loss = ibot_loss(student, teacher, **layers, **options)
     loss.backward()
     exact, rows = (t.detach().double().requires_grad_() for t in (student, layer))
     answers = (teacher.double() @ told.double().T)[kept]
@@ -86,30 +88,32 @@ def test_masked_tokens_and_rows_that_do_not_count(backend, device, chunked, targ
 
 def test_the_logits_are_never_stored_whole(monkeypatch):
     monkeypatch.setattr(
-        kernel, "_chunks", lambda n, *_: (slice(i, i + 64) for i in range(0, n, 64))
+        kernel, "chunks_of", lambda n, *_: (slice(i, i + 64) for i in range(0, n, 64))
     )
     student, teacher = (unit((v, 16, 8), v, torch.float32, "cpu") for v in (4, 2))
     layer = unit((1024, 8), 3, torch.float32, "cpu").requires_grad_()
     for targets in ("softmax", "sinkhorn"):
-        run = lambda t=targets: linear_dino_loss(student, layer, teacher, layer.detach(), targets=t)  # noqa: E731
+        layers = {"prototypes": layer, "teacher_prototypes": layer.detach()}
+        run = lambda t=targets, w=layers: dino_loss(student, teacher, targets=t, **w)  # noqa: E731
         largest = max(size for _, size in sizes_of(lambda run=run: run().backward()))
         assert largest <= 1024 * 8 < 32 * 1024
 
 
 def test_real_chunks_fill_half_the_cache():
-    parts = list(kernel._chunks(65536, 768, 2, True))
+    parts = list(kernel.chunks_of(65536, 768, 2, True))
     assert sum(part.stop - part.start for part in parts) >= 65536
     assert 768 * 2 * (parts[0].stop - parts[0].start) <= 24 << 20
     assert len(parts) == 4
-    assert len(list(kernel._chunks(256, 8, 2, False))) == 1
-    assert next(kernel._chunks(4096, 10**6, 2, True)) == slice(0, 1024)
+    assert len(list(kernel.chunks_of(256, 8, 2, False))) == 1
+    assert next(kernel.chunks_of(4096, 10**6, 2, True)) == slice(0, 1024)
 
 
 def test_under_autocast_the_product_is_in_half_precision_and_the_loss_is_not(device):
     student, teacher = (unit((v, 3, 12), v, torch.float32, device) for v in (4, 2))
     layer = unit((90, 12), 7, torch.float32, device).requires_grad_()
     with torch.autocast(device.type, torch.bfloat16):
-        loss = linear_dino_loss(student, layer, teacher, layer.detach())
+        layers = {"prototypes": layer, "teacher_prototypes": layer.detach()}
+        loss = dino_loss(student, teacher, **layers)
         plain = dino_loss(student @ layer.T, teacher @ layer.detach().T)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, plain, rtol=1e-3, atol=1e-4)
@@ -125,7 +129,7 @@ def test_operator_and_graph(device):
     from fastequi.kernels.dino import pairs_of
 
     options = (pairs_of(4, 2, 3, device), torch.ones(12, device=device), None, None, 0.1, 0.04)
-    torch.library.opcheck(kernel._linear_dino.op, (*args, *options, True))
+    torch.library.opcheck(kernel.linear_dino_op.op, (*args, *options, True))
     compiled = torch.compile(linear_dino_loss, fullgraph=True, backend="aot_eager")
     expected = linear_dino_loss(student, layer, teacher, layer)
     torch.testing.assert_close(compiled(student, layer, teacher, layer), expected)
@@ -145,4 +149,62 @@ def test_bad_input_names_the_argument(change, error, message):
     layers = {"prototypes": torch.zeros(5, 8), "teacher_prototypes": torch.zeros(5, 8)}
     given = {"student": torch.zeros(3, 4, 8), "teacher": torch.zeros(2, 4, 8), **layers, **change}
     with pytest.raises(error, match=message):
-        linear_dino_loss(**given)
+        dino_loss(**given)
+
+
+@pytest.mark.parametrize("name", ["prototypes", "teacher_prototypes"])
+def test_prototypes_come_for_both_sides(name):
+    student, teacher, layer = torch.zeros(3, 4, 8), torch.zeros(2, 4, 8), torch.zeros(5, 8)
+    rows, weight = torch.zeros(4, 8), torch.ones(4)
+    for call in (
+        lambda given: dino_loss(student, teacher, **given),
+        lambda given: ibot_loss(rows, rows, **given),
+        lambda given: DINOLoss(5)(student, teacher, **given),
+        lambda given: IBOTLoss(5)(rows, rows, weight, **given),
+    ):
+        with pytest.raises(ValueError, match="prototypes, teacher_prototypes: expected both or"):
+            call({name: layer})
+
+
+def test_in_place_is_refused_where_no_logits_are_stored():
+    student, teacher, layer = torch.zeros(3, 4, 8), torch.zeros(2, 4, 8), torch.zeros(5, 8)
+    rows, weight = torch.zeros(4, 8), torch.ones(4)
+    layers = {"prototypes": layer, "teacher_prototypes": layer}
+    for call in (
+        lambda: dino_loss(student, teacher, inplace=True, **layers),
+        lambda: ibot_loss(rows, rows, inplace=True, **layers),
+        lambda: DINOLoss(5, inplace=True)(student, teacher, **layers),
+        lambda: IBOTLoss(5, inplace=True)(rows, rows, weight, **layers),
+    ):
+        with pytest.raises(ValueError, match="inplace: with prototypes no logits are stored"):
+            call()
+
+
+@pytest.mark.parametrize("targets", ["softmax", "sinkhorn"])
+def test_the_positional_forms_and_the_modules_are_the_same_function(device, targets):
+    student, teacher = (unit((v, 3, 12), v, torch.float32, device) for v in (4, 2))
+    layer, other = (unit((20, 12), seed, torch.float32, device) for seed in (7, 8))
+    layers = {"prototypes": layer, "teacher_prototypes": other}
+    options = {"targets": targets, "teacher_temp": 0.07}
+    loss = dino_loss(student, teacher, **layers, **options)
+    assert torch.equal(linear_dino_loss(student, layer, teacher, other, **options), loss)
+    module = DINOLoss(20, targets=targets).to(device)
+    torch.testing.assert_close(module(student, teacher, 0.07, **layers), loss)
+    rows, weight = teacher.flatten(0, 1), torch.full((6,), 1 / 6, device=device)
+    loss = ibot_loss(student[:2].flatten(0, 1), rows, weight=weight, **layers, **options)
+    given = student[:2].flatten(0, 1), layer, rows, other
+    assert torch.equal(linear_ibot_loss(*given, weight=weight, **options), loss)
+    module = IBOTLoss(20, targets=targets).to(device)
+    torch.testing.assert_close(module(given[0], rows, weight, 0.07, **layers), loss)
+
+
+def test_a_centre_moves_alike_before_and_after_the_layer():
+    student, teacher = (unit((v, 3, 12), v, torch.float32, "cpu") for v in (4, 2))
+    layer, other = (unit((20, 12), seed, torch.float32, "cpu") for seed in (7, 8))
+    stored, never = DINOLoss(20), DINOLoss(20)
+    stored(student @ layer.T, teacher @ other.T)
+    never(student, teacher, prototypes=layer, teacher_prototypes=other)
+    for module in (stored, never):
+        module.update()
+    assert stored.center.value.abs().max() > 0
+    torch.testing.assert_close(never.center.value, stored.center.value)

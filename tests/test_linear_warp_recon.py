@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tolerances import GRAD, LOSS
 
 from fastequi import linear_warp_recon_loss, warp_recon_loss
 from fastequi.kernels import linear_warp_recon
+from tests.support.tolerances import GRAD, LOSS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATCH = 4
@@ -83,7 +83,7 @@ def test_options_reach_the_loss(backend, device):
 def test_chunks_do_not_show(device, monkeypatch):
     leaves, image, theta, size = case(b=5)
     whole = fused([t.to(device) for t in leaves], image.to(device), theta.to(device), size)
-    monkeypatch.setattr(linear_warp_recon, "_images_per_chunk", lambda *_: 2)
+    monkeypatch.setattr(linear_warp_recon, "images_per_chunk", lambda *_: 2)
     parts = fused([t.to(device) for t in leaves], image.to(device), theta.to(device), size)
     torch.testing.assert_close(whole, parts)
     check(leaves, image, theta, size, device)
@@ -118,7 +118,7 @@ def test_opcheck_and_compile(device):
     image, theta = image.to(device), theta.to(device)
     rest = ("mse", MEAN, STD, "zeros", False, False, 4, True)
     args = (*leaves, image, theta, None, *size, PATCH, *rest)
-    torch.library.opcheck(linear_warp_recon._linear_warp_recon.op, args)
+    torch.library.opcheck(linear_warp_recon.linear_warp_recon_op.op, args)
     torch._dynamo.reset()
 
     @torch.compile(fullgraph=True, backend="aot_eager")

@@ -14,40 +14,13 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.data.config import Augment
 from fastequi.data.loader import make_loader
-from fastequi.data.sources.image_sets import embedded_photos, image_folder
-from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.views.parameters import view_params
 from fastequi.paths import SE2, Color
 from fastequi.philox import Draws
-
-CROP = Augment(side=(48 / 256, 77 / 256), aspect=(1.0, 1.0), blur=0.3, solarize=0.3)
-CFG = ViewConfig(
-    image_size=32,
-    source_size=48,
-    a1=CROP,
-    a2=CROP,
-    shared_crop=True,
-    batch_size=8,
-    samples_per_decode=4,
-    num_threads=1,
-)
-PHOTOS = embedded_photos()
-
-
-def batches(n, source=PHOTOS, cfg=CFG, **options):
-    with make_loader(source, cfg, SE2(), **{"seed": 0, "steps": n, **options}) as loader:
-        return list(loader)
-
-
-def assert_same(ours, expected):
-    assert len(ours) == len(expected)
-    for a, b in zip(ours, expected, strict=True):
-        assert a.epoch == b.epoch
-        for name in ("v1", "u", "path", "sample_ids"):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
-        assert (a.crops is None) == (b.crops is None)
-        assert a.crops is None or torch.equal(a.crops, b.crops)
+from tests.support.batches import CFG, CROP, PHOTOS, assert_same, batches
 
 
 def test_batches_keep_the_contract():
@@ -273,11 +246,11 @@ def test_a_closed_loader_ends():
 
 def test_the_interpreter_ends_with_a_loader_at_work():
     script = (
-        "from fastequi.data.views.augment import ViewConfig\n"
+        "from fastequi.data.config import DataConfig\n"
         "from fastequi.data.loader import make_loader\n"
         "from fastequi.data.sources.image_sets import embedded_photos\n"
         "from fastequi.paths import SE2\n"
-        "cfg = ViewConfig(image_size=32, source_size=32, batch_size=8, num_threads=2)\n"
+        "cfg = DataConfig(image_size=32, source_size=32, batch_size=8, num_threads=2)\n"
         "loader = make_loader(embedded_photos(), cfg, SE2(), seed=0)\n"
         "print(len(next(loader)))\n"
     )
@@ -296,13 +269,13 @@ def test_without_dali_the_error_names_the_extra():
         "import sys\n"
         "sys.modules['nvidia.dali'] = None\n"
         "import torch\n"
-        "from fastequi.data.views.augment import ViewConfig\n"
+        "from fastequi.data.config import DataConfig\n"
         "from fastequi.data.dali import decoder_backend\n"
         "from fastequi.data.loader import make_loader\n"
         "from fastequi.data.sources.image_sets import embedded_photos\n"
         "from fastequi.paths import SE2\n"
         "assert decoder_backend(torch.device('cpu'))[0] == 'none'\n"
-        "make_loader(embedded_photos(), ViewConfig(), SE2(), seed=0)\n"
+        "make_loader(embedded_photos(), DataConfig(), SE2(), seed=0)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -16,7 +16,7 @@ from fastequi.runtime import lock
 HOLD = """
 import sys, time
 from pathlib import Path
-from fastequi import lock
+from fastequi.runtime import lock
 with lock.alone(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(float(sys.argv[2]))

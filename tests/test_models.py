@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import DINOHead, Expander, SplitHead
-from fastequi.models.maps import MapPredictor, MapProjector, TurnHead
+from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.nin import NetworkInNetwork
 from fastequi.models.vit import VisionTransformer
 
@@ -38,7 +38,7 @@ NETWORKS = {
     "prototypes": (lambda: DINOHead(16, 32, 8, 8, 4), (4, 16), (4, 32)),
     "projector": (lambda: MapProjector(16, 8), (2, 4, 3, 16), (2, 4, 3, 8)),
     "predictor": (lambda: MapPredictor(16), (2, 4, 3, 16), (2, 4, 3, 16)),
-    "turns": (lambda: TurnHead(16, (8, 4)), (4, 16), (4, 4)),
+    "rotation": (lambda: RotationHead(16, (8, 4)), (4, 16), (4, 4)),
 }
 
 

@@ -149,7 +149,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
 @needs_compiler
 @pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
 def test_every_instruction_set_agrees(isa, monkeypatch):
-    library, _, best = native._load()
+    library, _, best = native.load()
     order = list(toolchain.instruction_sets())
     if order.index(isa) > order.index(best):
         pytest.skip(f"this processor runs {best} at most")
@@ -159,9 +159,9 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
     pred = torch.randn(2, 2, 3, 33, 17, generator=generator)
     problem = (image, theta, pred, (33, 17), {"mean": MEAN[:3], "std": STD[:3]}, {}, True)
     expected = outcome("torch", problem)
-    for name, struct in (("warp", native._Warp), ("warp_recon", native._WarpRecon)):
+    for name, struct in (("warp", native.WarpStruct), ("warp_recon", native.WarpReconStruct)):
         getattr(library, f"{name}_{isa}").argtypes = [ctypes.POINTER(struct)]
-    monkeypatch.setattr(native, "_load", lambda: (library, None, isa))
+    monkeypatch.setattr(native, "load", lambda: (library, None, isa))
     for ours, theirs in zip(outcome("native", problem), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
@@ -172,14 +172,14 @@ def test_the_instruction_set_can_be_limited(monkeypatch):
     best = native.instruction_set()
     for most in order:
         monkeypatch.setenv("FASTEQUI_MAX_ISA", most)
-        native._load.cache_clear()
+        native.load.cache_clear()
         assert native.instruction_set() == min(most, best, key=order.index)
     monkeypatch.setenv("FASTEQUI_MAX_ISA", "avx2")
-    native._load.cache_clear()
+    native.load.cache_clear()
     with pytest.raises(ValueError, match=f"FASTEQUI_MAX_ISA: expected {order[0]}.*, got 'avx2'"):
         native.obstacle()
     monkeypatch.undo()
-    native._load.cache_clear()
+    native.load.cache_clear()
     assert native.instruction_set() == best
 
 
@@ -193,7 +193,7 @@ def _child(code, **env):
 
 @needs_compiler
 def test_many_processes_build_once(tmp_path):
-    code = "from fastequi.kernels import native; print(native.obstacle(), native._library_file())"
+    code = "from fastequi.kernels import native; print(native.obstacle(), native.library_file())"
     children = [_child(code, FASTEQUI_CACHE=str(tmp_path)) for _ in range(4)]
     said = {child.communicate()[0].strip() for child in children}
     (library,) = tmp_path.glob("*.so")
@@ -216,7 +216,7 @@ from fastequi.functional import backend
 print(*backend("cpu"))
 """
     out, err = _child(code, FASTEQUI_CACHE=str(tmp_path), CC=cc).communicate()
-    assert out.startswith("torch lean PyTorch path, since the C kernels cannot run: "), err
+    assert out.startswith("torch eager PyTorch path, since the C kernels cannot run: "), err
     assert reason in out
     assert err.count("slower PyTorch path") == 1
 
@@ -257,8 +257,8 @@ def test_more_than_two_billion_elements():
 
 
 def test_the_log_names_the_reason_once(caplog, monkeypatch):
-    monkeypatch.setattr(native, "_library_file", lambda: (_ for _ in ()).throw(OSError("no disk")))
-    native._load.cache_clear()
+    monkeypatch.setattr(native, "library_file", lambda: (_ for _ in ()).throw(OSError("no disk")))
+    native.load.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             assert native.obstacle() == native.obstacle() == "no disk"
@@ -266,4 +266,4 @@ def test_the_log_names_the_reason_once(caplog, monkeypatch):
             "CPU kernels in C are not used, a slower PyTorch path is: no disk"
         ) == 1
     finally:
-        native._load.cache_clear()
+        native.load.cache_clear()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_guard import config_of
 
 from fastequi import train
 from fastequi.cli.dryrun import synthetic
 from fastequi.data.sources.image_sets import embedded_photos
+from tests.support.configs import config_of
 
 NAMES = [
     *("tir_vicreg_vits16", "tir_simclr_vits16", "tir_dino_vits16", "tir_dinov2_vitl16"),
@@ -82,7 +82,7 @@ def on_a_cpu():
 )
 def test_a_step_waits_for_nothing(name, precision, device, monkeypatch, tmp_path):
     rare = {"log_every": 100, "checkpoint_every": 0}
-    config = config_of(name, average_momentum=0.9, precision=precision, **rare)
+    config = config_of(name, ema_momentum=0.9, precision=precision, **rare)
     batches = [synthetic(config, config.data.batch_size, device) for _ in range(3)]
     steps = []
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import GRAD
 
 from fastequi.functional import nt_xent_loss
 from fastequi.kernels import backend as backends
-from fastequi.kernels import nt_xent
+from fastequi.kernels import similarities
 from fastequi.kernels.nt_xent import nt_xent_loss_ref
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])
@@ -87,7 +87,7 @@ def test_similarities_are_never_stored(backend, device, monkeypatch):
                 largest[0] = max(largest[0], out.numel())
             return out
 
-    monkeypatch.setattr(nt_xent, "_CHUNK", 1024)
+    monkeypatch.setattr(similarities, "CHUNK", 1024)
     z1, z2 = (z.to(device).requires_grad_() for z in embeddings(64, 16))
     with Sizes():
         nt_xent_loss(z1, z2).backward()

@@ -6,7 +6,7 @@ from torch import nn
 
 from fastequi.models import vit
 from fastequi.optim import (
-    WeightAverage,
+    WeightEMA,
     adamw,
     clip_gradients,
     param_groups,
@@ -98,18 +98,18 @@ def test_decay_moves_a_matrix_without_gradient_but_not_a_bias():
     torch.testing.assert_close(model.bias.data, before["bias"])
 
 
-def test_weight_average_is_the_recurrence():
+def test_weight_ema_is_the_recurrence():
     model = nn.BatchNorm1d(3)
-    average = WeightAverage(model, 0.9)
+    ema = WeightEMA(model, 0.9)
     expected = model.weight.detach().clone()
     for n in range(1, 4):
         with torch.no_grad():
             model.weight.add_(1.0)
             model.num_batches_tracked.add_(1)
-        average.update(model)
+        ema.update(model)
         keep = min(0.9, (1 + n) / (10 + n))
         expected = keep * expected + (1 - keep) * model.weight.detach()
-    torch.testing.assert_close(average.average["weight"], expected)
-    assert average.average["num_batches_tracked"] == 3
+    torch.testing.assert_close(ema.tensors["weight"], expected)
+    assert ema.tensors["num_batches_tracked"] == 3
     with pytest.raises(ValueError, match="momentum"):
-        WeightAverage(model, 1.0)
+        WeightEMA(model, 1.0)

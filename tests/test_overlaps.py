@@ -1,4 +1,4 @@
-"""Windows that overlap by rule, turns through DALI, and boxes that find the same in both views."""
+"""Windows that overlap by rule, rotations by DALI, and boxes that find the same in both views."""
 
 from dataclasses import replace
 
@@ -9,29 +9,29 @@ import torch
 pytest.importorskip("nvidia.dali")
 
 from PIL import Image
-from test_dali import CPU, config, whole
 
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.dali import ViewPipeline, feed_of
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.views import parameters
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.data.views.parameters import crop_params, view_params
 from fastequi.functional import crop_align_loss
 from fastequi.paths import SE2
 from fastequi.philox import Draws
+from tests.support.dali import CPU, config, whole
 
 GLOBAL = Augment.none(area=(0.3, 1.0))
 LOCAL = Augment.none(area=(0.1, 0.3))
-CROPS = ViewConfig(
+CROPS = DataConfig(
     image_size=64,
     source_size=64,
     a1=GLOBAL,
     a2=GLOBAL,
     a3=LOCAL,
-    crops=3,
-    crop_size=32,
-    turns=True,
+    local_crops=3,
+    local_crop_size=32,
+    rotations=True,
     overlap=(0.02, 0.01),
     batch_size=8,
     num_threads=1,
@@ -42,7 +42,7 @@ def windows(cfg, n, sizes, region=parameters.WHOLE, epoch=0):
     draws = Draws.of(3, epoch, np.arange(n))
     v1, u = view_params(cfg, draws, sizes, region)
     crops = crop_params(cfg, draws, sizes, region, (v1, u))
-    return v1.boxes, u.boxes, crops.boxes.reshape(n, cfg.crops, 4)
+    return v1.boxes, u.boxes, crops.boxes.reshape(n, cfg.local_crops, 4)
 
 
 def common(a, b):
@@ -94,14 +94,16 @@ def test_photographs_too_oblong_for_the_rule_still_overlap():
 
 @pytest.mark.parametrize("size", [32, 33])
 @pytest.mark.parametrize("samples", [1, 2])
-def test_turns_are_np_rot90_bit_for_bit(tmp_path, size, samples):
+def test_rotations_are_np_rot90_bit_for_bit(tmp_path, size, samples):
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    cfg = config(size=size, turns=True, samples_per_decode=samples, batch_size=4 * samples)
+    cfg = config(size=size, rotations=True, samples_per_decode=samples, batch_size=4 * samples)
     turns = np.arange(4 * samples) % 4
     other = (turns + 1) % 4
     n = 4 * samples
-    feed = feed_of(cfg, [str(tmp_path / "a.png")] * 4, whole(n, turn=turns), whole(n, turn=other))
+    feed = feed_of(
+        cfg, [str(tmp_path / "a.png")] * 4, whole(n, rotation=turns), whole(n, rotation=other)
+    )
     v1, u, _ = ViewPipeline(cfg, 4, lambda: feed, CPU, 1).run()
     for i in range(n):
         np.testing.assert_array_equal(u[i].permute(1, 2, 0), np.rot90(noise, other[i]))
@@ -111,32 +113,32 @@ def test_turns_are_np_rot90_bit_for_bit(tmp_path, size, samples):
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_boxes_find_the_same_pixels_in_both_views(samples):
-    """The crop loss on the pixels: -1 where boxes and turns are right, and only there."""
+    """The crop loss on the pixels: -1 where boxes and rotations are right, and only there."""
     cfg = replace(CROPS, samples_per_decode=samples)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.mean, cfg.std))
     with make_loader(embedded_photos(), cfg, SE2(0.0, 0.0), seed=0) as loader:
         batch = next(loader)
     v2 = (batch.u / 255 - mean) / std
     views = torch.stack([batch.v1, v2]).permute(0, 1, 3, 4, 2)
-    crops = batch.crops.permute(0, 1, 3, 4, 2)
+    crops = batch.local_crops.permute(0, 1, 3, 4, 2)
     overlaps = batch.overlaps
-    assert overlaps.turns.shape == (5, 8)
-    assert len(overlaps.turns.unique()) == 4
+    assert overlaps.rotations.shape == (5, 8)
+    assert len(overlaps.rotations.unique()) == 4
 
     def loss(maps, shared, pairs, turned=0, rolled=0):
         boxes = shared.own.roll(rolled, 1), shared.other
-        return crop_align_loss(maps, views, *boxes, shared.turns + turned, bins=4, pairs=pairs)
+        return crop_align_loss(maps, views, *boxes, shared.rotations + turned, bins=4, pairs=pairs)
 
     of_globals = views, overlaps.of_globals, [(0, 1), (1, 0)]
-    of_crops = crops, overlaps.of_crops, [(i, t) for i in range(3) for t in (0, 1)]
-    for given in (of_globals, of_crops):
+    of_local_crops = crops, overlaps.of_local_crops, [(i, t) for i in range(3) for t in (0, 1)]
+    for given in (of_globals, of_local_crops):
         assert loss(*given) < -0.99
         assert loss(*given, turned=1) > -0.9
         assert loss(*given, rolled=1) > -0.9
 
 
-def test_without_turns_or_overlap_nothing_is_told():
-    cfg = replace(CROPS, turns=False, overlap=(0.0, 0.0))
+def test_without_rotations_or_overlap_there_are_none():
+    cfg = replace(CROPS, rotations=False, overlap=(0.0, 0.0))
     with make_loader(embedded_photos(), cfg, SE2(0.0, 0.0), seed=0) as loader:
         assert next(loader).overlaps is None
 
@@ -149,9 +151,15 @@ def test_a_resumed_loader_gives_the_same_overlaps():
         batches.append(next(loader))
     with make_loader(embedded_photos(), CROPS, SE2(0.0, 0.0), seed=0, state=state) as loader:
         again = next(loader)
-    assert torch.equal(again.crops, batches[1].crops)
+    assert torch.equal(again.local_crops, batches[1].local_crops)
     values = [
-        (x.turns, x.of_globals.own, x.of_globals.other, x.of_crops.own, x.of_crops.turns)
+        (
+            x.rotations,
+            x.of_globals.own,
+            x.of_globals.other,
+            x.of_local_crops.own,
+            x.of_local_crops.rotations,
+        )
         for x in (again.overlaps, batches[1].overlaps, batches[0].overlaps)
     ]
     for now, then, before in zip(*values, strict=True):
@@ -162,7 +170,10 @@ def test_a_resumed_loader_gives_the_same_overlaps():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"a1": replace(GLOBAL, flip=0.5)}, "a1.flip: expected 0 beside turns or overlap, got 0.5"),
+        (
+            {"a1": replace(GLOBAL, flip=0.5)},
+            "a1.flip: expected 0 beside rotations or overlap, got 0.5",
+        ),
         ({"a3": replace(LOCAL, flip=0.5)}, "a3.flip: expected 0"),
         ({"a2": Augment.none(side=(0.1, 0.2))}, "a2.side: expected None"),
         ({"shared_crop": True}, "shared_crop: expected False"),

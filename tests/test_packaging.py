@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_bare_pythonpath_finds_the_kernels(tmp_path):
     assert Path(found).resolve() == (ROOT / "kernels" / "warp_recon.py").resolve()
 
 
-def test_a_wheel_holds_kernels_photographs_and_type_marker(tmp_path):
+def test_a_wheel_holds_kernels_photographs_type_marker_and_licences(tmp_path):
     source = tmp_path / "source"  # a copy: setuptools writes build/ beside pyproject.toml
     source.mkdir()
     for name in ("pyproject.toml", "README.md"):
@@ -44,18 +45,19 @@ def test_a_wheel_holds_kernels_photographs_and_type_marker(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     (wheel,) = tmp_path.glob("fastequi-*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
     if shutil.which("gcc"):
         assert "-py3-none-linux_" in wheel.name
         assert "fastequi/kernels/libfastequi.so" in names
         site = tmp_path / "site"
-        zipfile.ZipFile(wheel).extractall(site)
+        archive.extractall(site)
         code = """
 import pathlib, fastequi
 from fastequi.kernels import native, toolchain
 toolchain.compiler = lambda: None                    # the wheel's own library is enough
 assert native.obstacle() is None, native.obstacle()
-print(native._library_file())
+print(native.library_file())
 """
         found = _python(code, tmp_path, PYTHONPATH=str(site))
         assert found == str(site / "fastequi" / "kernels" / "libfastequi.so")
@@ -65,6 +67,15 @@ print(native._library_file())
     assert "fastequi/report/report.css" in names
     assert sum(name.endswith(".jpg") for name in names) == 9
     assert "fastequi/data/photos/LICENSES.md" in names
+    (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    about = message_from_bytes(archive.read(metadata))
+    assert about["License-Expression"] == "Apache-2.0"
+    licences = ["fastequi/LICENSE", "fastequi/data/photos/LICENSES.md"]
+    assert sorted(about.get_all("License-File")) == licences
+    for name in licences:
+        carried = archive.read(metadata.replace("METADATA", f"licenses/{name}"))
+        assert carried == (ROOT / name).read_bytes()
+    assert b"Apache License" in (ROOT / "fastequi" / "LICENSE").read_bytes()[:100]
     assert not [n for n in names if n.startswith(("tests", "bench", "kernels/", "ci"))]
 
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from test_loader import CFG, assert_same, batches
 
+from fastequi.data.config import Augment
 from fastequi.data.loader import make_loader
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import image_folder, tar_shards
-from fastequi.data.views.augment import Augment
 from fastequi.paths import SE2
+from tests.support.batches import CFG, assert_same, batches
 
 
 def flat_images(folder, n=24, bad=()):
@@ -135,7 +135,7 @@ def test_as_many_but_other_images_are_not_gone_on_with(tmp_path):
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     make_loader(image_folder(moved), QUARANTINE, SE2(), seed=0, state=state).close()
     (moved / "03.png").rename(moved / "3.png")
-    with pytest.raises(ValueError, match="as many images as before, but other names or sizes"):
+    with pytest.raises(ValueError, match="number of images is as before, but names or sizes"):
         make_loader(image_folder(moved), QUARANTINE, SE2(), seed=0, state=state)
 
 
@@ -159,7 +159,7 @@ def test_a_run_that_lost_files_goes_on_as_if_it_had_not_stopped(tmp_path, caplog
         again = kept.as_begun(file, now, 0.1)
     assert again == source
     assert "1 (03.png) is gone and will be replaced" in caplog.text
-    assert "1 images came after the run began" in caplog.text
+    assert "1 images were added after the run began" in caplog.text
     with make_loader(again, QUARANTINE, SE2(), seed=0, state=state, steps=8) as loader:
         assert_same(list(loader), expected)
 

@@ -1,16 +1,85 @@
-"""What the README shows is what runs."""
+"""What the READMEs show is what runs, and what was measured."""
 
 import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench/results"
+README = (ROOT / "README.md").read_text()
+TABLES = (RESULTS / "README.md").read_text()
+PAGES = sorted(
+    path
+    for folder in (".", "kernels", "bench", "bench/results", "tests", "fastequi")
+    for path in (ROOT / folder).glob("*/README.md" if folder == "fastequi" else "README.md")
+    if "kernels" not in path.parts[-2:] or path.parent == ROOT / "kernels"
+)
+
+
+def measured(name):
+    return json.loads((RESULTS / name).read_text())
+
+
+def test_the_readme_is_short_enough_to_read():
+    assert len(README.splitlines()) <= 180
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_files_that_are_named_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:fastequi|kernels|bench|tests|ci)/[\w./]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_name_what_there_is(page):
+    """Every fastequi command, option, module and script that a page shows."""
+    import contextlib
+    import io
+
+    from fastequi.cli import commands, evaluations, main
+    from fastequi.recipes import RECIPES
+
+    text = page.read_text()
+    shown = re.findall(r"^(?:\w+=\S+ )*(fastequi [^#\n]*)", "\n".join(_blocks(text)), re.M)
+    shown += re.findall(r"`(fastequi [^`]*)`", text)
+    for line in shown:
+        words = line.split()[1:]
+        assert words[0] in main._COMMANDS, line
+        names = words[:1]
+        if words[0] == "eval" and words[1] != "KIND":
+            assert words[1] in evaluations.KINDS, line
+            names = words[:2]
+        elif words[0] == "pretrain" and words[1] != "RECIPE":
+            assert words[1] in RECIPES, line
+            names = words[:2]
+        elif words[0] == "data":
+            names = words[:2]
+        options = [w.split("=")[0] for w in words if w.startswith("--")]
+        if words[0] == "doctor" or not options or "--" in words or "KIND" in words:
+            continue
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            getattr(commands, names[0])([*names[1:], "--help"])
+        for option in options:
+            assert option in said.getvalue(), (line, option)
+    for script in re.findall(r"bash (ci/\w+\.sh)", text):
+        assert (ROOT / script).is_file(), script
+    for module in re.findall(r"python -m (bench\.\w+|bench)\b", text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file() or module == "bench"
+
+
+def _blocks(text):
+    return re.findall(r"```bash\n(.*?)```", text, re.S)
 
 
 def test_the_drop_in_loss_is_eight_lines_that_work():
-    code = re.search(r"## The fused loss in eight lines\n\n```python\n(.*?)```", README, re.S)[1]
+    code = re.search(r"## One fused loss in your own code\n\n```python\n(.*?)```", README, re.S)[1]
     assert len(code.strip().splitlines()) <= 8
     scope: dict[str, object] = {}
     exec(code, scope)
@@ -20,97 +89,98 @@ def test_the_drop_in_loss_is_eight_lines_that_work():
     assert torch.count_nonzero(grad) > 0.99 * grad.numel()
 
 
-def test_every_recipe_and_variable_is_listed():
+def test_every_recipe_variable_and_function_is_listed():
+    import fastequi
     from fastequi.recipes import RECIPES
 
     for name in RECIPES:
         assert f"`{name}`" in README
-    root = Path(__file__).parent.parent
-    files = [*root.glob("fastequi/**/*.py"), *root.glob("kernels/*.py")]
+    files = [*ROOT.glob("fastequi/**/*.py"), *ROOT.glob("kernels/*.py")]
     read = set().union(
         *(re.findall(r'"((?:FASTEQUI|TRITON|GOMP)_\w+)"', f.read_text()) for f in files)
     )
     assert read
     for name in read:
         assert f"`{name}" in README, name
+    for name in fastequi.__all__:
+        if name.islower() and not name.startswith(("linear_dino", "linear_ibot")):
+            assert name in README, name
 
 
-def test_the_speed_table_is_the_measured_one():
-    from bench.report import markdown
+def test_the_speed_tables_are_the_measured_ones():
+    from bench.report import headlines, markdown, overview
 
-    results = Path(__file__).parent.parent / "bench/results"
+    assert headlines(RESULTS) in README
+    assert headlines(RESULTS).count("\n") == 9  # eight rows
     for suffix, isa in (("", None), ("_avx2", "avx2 at most")):
-        measured = json.loads((results / f"cpu{suffix}.json").read_text())
-        assert measured["machine"].get("isa") == isa
-        assert markdown(measured, "warp_recon_cpu fwdbwd").strip() in README
-        fresh = json.loads((results / f"cpu_fresh_memory{suffix}.json").read_text())
+        assert overview(RESULTS, suffix) in TABLES
+        found = measured(f"cpu{suffix}.json")
+        assert found["machine"].get("isa") == isa
+        assert not found["commit"].endswith("+")
+        assert markdown(found, "warp_recon_cpu fwdbwd").strip() in TABLES
+        fresh = measured(f"cpu_fresh_memory{suffix}.json")
         eager, ours = (
             next(row["p50"] for row in fresh["rows"] if row["provider"] == name)
             for name in ("eager", "ours")
         )
         words = f"{eager:.0f} ms and ours {ours:.1f}, {eager / ours:.1f} times less"
-        assert f"{words} ([cpu_fresh_memory{suffix}.json]" in " ".join(README.split())
+        assert f"{words} ([cpu_fresh_memory{suffix}.json]" in " ".join(TABLES.split())
 
 
 def test_every_cpu_timing_is_there_without_avx512_too():
-    results = Path(__file__).parent.parent / "bench/results"
-    timed = [file for file in results.glob("*.json") if '"provider"' in file.read_text()]
+    timed = [file for file in RESULTS.glob("*.json") if '"provider"' in file.read_text()]
     plain = {file.name for file in timed if not file.stem.endswith("_avx2")}
     assert {file.stem.removesuffix("_avx2") + ".json" for file in timed} == plain
     for name in plain:
-        limited = json.loads((results / name.replace(".json", "_avx2.json")).read_text())
-        assert limited["machine"]["isa"] == "avx2 at most", name
-        assert "isa" not in json.loads((results / name).read_text())["machine"], name
+        assert measured(name.replace(".json", "_avx2.json"))["machine"]["isa"] == "avx2 at most"
+        assert "isa" not in measured(name)["machine"], name
 
 
 def test_the_recipes_table_is_the_measured_one():
     from bench.recipes import ALL, markdown
 
-    root = Path(__file__).parent.parent
-    measured = json.loads((root / "bench/results/recipes_cpu.json").read_text())
-    assert markdown(measured) in README
-    assert [row["recipe"] for row in measured["rows"]] == ALL
+    found = measured("recipes_cpu.json")
+    assert markdown(found) in TABLES
+    assert [row["recipe"] for row in found["rows"]] == ALL
 
 
 def test_gtsas_tables_are_the_measured_ones():
     from bench import recipes, report
 
-    results = Path(__file__).parent.parent / "bench/results"
-    assert recipes.markdown(json.loads((results / "gtsa_cpu.json").read_text())) in README
-    losses = json.loads((results / "gtsa_losses_cpu.json").read_text())
+    assert recipes.markdown(measured("gtsa_cpu.json")) in TABLES
     for case in ("crop_align_cpu", "correspondence_cpu"):
-        rows = report.markdown(losses, f"{case} fwdbwd").strip().splitlines()
-        assert "\n".join(line for line in rows if line.startswith("|")) in README
+        rows = report.markdown(measured("gtsa_losses_cpu.json"), f"{case} fwdbwd").strip()
+        assert "\n".join(line for line in rows.splitlines() if line.startswith("|")) in TABLES
 
 
 def quoted(name):
-    """A file of results, and what the README says of it: with the same commit and command."""
-    measured = json.loads((Path(__file__).parent.parent / "bench/results" / name).read_text())
-    section = README.partition(f"<!-- figures: bench/results/{name} -->")[2]
+    """A file of results, and what the page says of it: with the same commit and command."""
+    found = measured(name)
+    section = TABLES.partition(f"<!-- figures: bench/results/{name} -->")[2]
     section = re.split(r"<!--|^## ", section, flags=re.M)[0]
-    assert f"commit {measured['commit']}; [{name}]" in " ".join(section.split())
-    assert measured["command"] in section
-    return measured, section
+    assert f"commit {found['commit']}; [{name}]" in " ".join(section.split())
+    assert found["command"] in section
+    return found, section
 
 
 def test_what_each_path_teaches_is_as_measured():
     from bench.equivariance import tables
 
-    measured, section = quoted("equivariance_cpu.json")
-    assert sum(block in section for block in tables(measured).split("\n\n")) == 2
+    found, section = quoted("equivariance_cpu.json")
+    assert sum(block in section for block in tables(found).split("\n\n")) == 2
 
 
 def test_the_curve_over_pairs_is_the_measured_one():
     from bench.probe_pairs import curve
 
-    measured, section = quoted("probe_pairs_cpu.json")
+    found, section = quoted("probe_pairs_cpu.json")
     shown = [line for line in section.splitlines() if line.startswith("| ")]
     assert len(shown) == 9
-    assert set(shown) <= set(curve(measured).splitlines())
+    assert set(shown) <= set(curve(found).splitlines())
 
 
 def test_the_table_of_black_borders_is_the_measured_one():
-    measured, section = quoted("zero_fill_cpu.json")
+    found, section = quoted("zero_fill_cpu.json")
     shown = [
         line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")
     ]
@@ -120,36 +190,34 @@ def test_the_table_of_black_borders_is_the_measured_one():
     }
     assert len(shown) == 7  # a head, a line, five rows
     for name, *cells in shown[2:]:
-        found = []
+        expected = []
         for kind in ("zero_fill", "border_free"):
-            for task, report in measured[kind]["tasks"].items():
+            for task, report in found[kind]["tasks"].items():
                 rows = {s["features"]: s for s in report["scores"] if s["probe"] == "token"}
                 row = rows[names.get(name, name)]
                 beyond = ".." in task
-                found.append(f"{row['error'][0]:.1f}°" if beyond else f"{row['r2'][0]:.2f}")
-        assert cells == found
+                expected.append(f"{row['error'][0]:.1f}°" if beyond else f"{row['r2'][0]:.2f}")
+        assert cells == expected
 
 
 def test_the_rotnet_table_is_the_measured_one():
-    root = Path(__file__).parent.parent
-    measured = json.loads((root / "bench/results/rotnet_fmnist_cpu.json").read_text())
-    assert f"test images: {measured['rotation_accuracy']['all']:.3f}" in README
-    for row in measured["classes"]:
+    found = measured("rotnet_fmnist_cpu.json")
+    assert f"test images: {found['rotation_accuracy']['all']:.3f}" in TABLES
+    for row in found["classes"]:
         name = ", ".join(filter(None, (row["network"], row["block"])))
-        (line,) = (line for line in README.splitlines() if line.startswith(f"| {name} |"))
+        (line,) = (line for line in TABLES.splitlines() if line.startswith(f"| {name} |"))
         whole = {"linear": 2, "non-linear": 3, "convolutional": 4}
         place = {0: whole[row["probe"]], 50: 5, 10: 6}[row["per_class"]]
         assert line.split("|")[place].strip() == f"{row['accuracy']:.3f}"
 
 
 def test_the_soaks_figures_are_the_measured_ones():
-    root = Path(__file__).parent.parent
-    soak = json.loads((root / "bench/results/soak_cpu.json").read_text())
+    soak = measured("soak_cpu.json")
     counts = {
         name: sum(n for kind, n in soak["kills"].items() if kind.startswith(name))
         for name in ("SIGKILL", "SIGTERM")
     }
-    words = " ".join(README.split())
+    words = " ".join(TABLES.split())
     assert f"Killed {sum(counts.values())} times" in words
     for name, count in counts.items():
         assert f"{name} {count} times" in words
@@ -161,21 +229,28 @@ def test_the_soaks_figures_are_the_measured_ones():
     assert not soak["shared_memory"]
 
 
-def test_the_demos_table_is_the_measured_one():
-    root = Path(__file__).parent.parent
-    measured = json.loads((root / "bench/results/demo-cpu/equivariance.json").read_text())
-    assert (root / "bench/results/demo-cpu/reconstructions.png").is_file()
+def demo_rows(text):
+    """{(features, probe): (R², mean, error)} of a page's table."""
     shown = {}
-    for line in README.splitlines():
+    for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
         if len(cells) == 8 and ".." in cells[3]:
             shown[cells[0], cells[1]] = (cells[2], cells[4], cells[5])
+    return shown
+
+
+def test_the_demos_tables_are_the_measured_ones():
+    found = measured("demo-cpu/equivariance.json")
+    assert (RESULTS / "demo-cpu/reconstructions.png").is_file()
     rows = {
         (s["features"], s["probe"]): tuple(f"{v:.2f}" for v in s["r2"])
-        for s in measured["scores"]
+        for s in found["scores"]
         if not s["probe"].startswith("ridge")
     }
-    assert shown == rows
-    for value in measured["psnr"].values():
-        assert f"{value:.2f} dB" in README
-    assert measured["machine"]["cpu"] in README
+    assert demo_rows(TABLES) == rows
+    some = demo_rows(README)
+    assert len(some) == 6
+    assert some.items() <= rows.items()
+    for value in found["psnr"].values():
+        assert f"{value:.2f} dB" in TABLES
+    assert found["machine"]["cpu"] in TABLES

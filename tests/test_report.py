@@ -7,9 +7,20 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 
-import chromium
 import pytest
-from made_up import (
+from PIL import Image
+
+from fastequi.evaluate.results import SCHEMA, Result
+from fastequi.recipes import RECIPES
+from fastequi.report.cards import _model, _what
+from fastequi.report.findings import strongest
+from fastequi.report.markup import duration, number, two
+from fastequi.report.page import page
+from fastequi.report.report import report
+from fastequi.report.runs import differing, flatten, read_run, read_runs
+from tests.support import chromium
+from tests.support.configs import run_folder, small_demo
+from tests.support.made_up import (
     class_row,
     equivariance,
     evaluated,
@@ -20,17 +31,6 @@ from made_up import (
     scores,
     sheets,
 )
-from PIL import Image
-from test_visualize import run_folder, small_demo
-
-from fastequi.evaluate.results import SCHEMA, Result
-from fastequi.recipes import RECIPES
-from fastequi.report.cards import _model, _what
-from fastequi.report.findings import strongest
-from fastequi.report.markup import duration, number, two
-from fastequi.report.page import page
-from fastequi.report.report import report
-from fastequi.report.runs import differing, flatten, read_run, read_runs
 
 
 class Checked(HTMLParser):
@@ -70,7 +70,7 @@ class Checked(HTMLParser):
 def two_runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     demo = RECIPES["demo"]()
-    other = replace(demo, method=replace(demo.method, num_steps=3), optim=replace(demo.optim, lr=1))
+    other = replace(demo, tir=replace(demo.tir, num_steps=3), optim=replace(demo.optim, lr=1))
     return evaluated(make_run(folder / "first")), evaluated(make_run(folder / "second", 40, other))
 
 
@@ -139,12 +139,12 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
 
 
 def test_only_what_differs_is_in_the_diff(two_runs, markup):
-    assert differing(read_runs(two_runs)) == {"method.num_steps": [2, 3], "optim.lr": [0.008, 1]}
+    assert differing(read_runs(two_runs)) == {"tir.num_steps": [2, 3], "optim.lr": [0.008, 1]}
     diff = markup[markup.index("What differs") : markup.index("Every setting of")]
     rows = re.findall(
         r"<th scope=\"row\"><code>(.*?)</code></th><td>(.*?)</td><td>(.*?)</td>", diff
     )
-    assert rows == [("method.num_steps", "2", "3"), ("optim.lr", "0.008", "1")]
+    assert rows == [("tir.num_steps", "2", "3"), ("optim.lr", "0.008", "1")]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -79,7 +79,7 @@ def test_operator_and_graph(device):
     images = pixels(2, 8).to(device)
     torch._dynamo.reset()
     args = (images, None, MEAN, STD, torch.float32, False)
-    torch.library.opcheck(kernel._rot90_batch.op, args)
+    torch.library.opcheck(kernel.rot90_batch_op.op, args)
     compiled = torch.compile(rot90_batch, fullgraph=True, backend="aot_eager")
     assert torch.equal(
         compiled(images, mean=MEAN, std=STD), rot90_batch(images, mean=MEAN, std=STD)

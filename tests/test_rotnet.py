@@ -98,7 +98,7 @@ def test_loss_and_accuracies_are_those_of_the_four_rotations(name):
 
 
 def test_one_rotation_each_as_an_option():
-    config = small(all_turns=False)
+    config = small(all_rotations=False)
     torch.manual_seed(0)
     model = build(config)
     batch = synthetic(config, 6, CPU)
@@ -125,7 +125,7 @@ def test_what_rotnet_cannot_do_is_refused():
     config = RECIPES["rotnet_nin_32"]()
     with pytest.raises(ValueError, match=r"data\.source_size: expected data.image_size=32"):
         replace(config, data=replace(config.data, source_size=48))
-    with pytest.raises(ValueError, match=r"model\.name: expected a ViT for system=tir, got nin"):
+    with pytest.raises(ValueError, match=r"model\.name: expected a ViT for method=tir, got nin"):
         replace(Config(), model=config.model)
     with pytest.raises(ValueError, match=r"optim\.milestones: expected increasing"):
         replace(config, optim=replace(config.optim, milestones=(0.5, 0.2)))
@@ -189,7 +189,7 @@ def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     sizes = {"embed-dim": 48, "depth": 2, "num-heads": 2, "patch-size": 4, "drop-path": 0}
     words += [w for k, v in sizes.items() for w in (f"--model.{k}", str(v))]
     words += ["--data.image-size", "16", "--data.source-size", "16", "--data.batch-size", "32"]
-    words += ["--optim.lr", "2e-3", "--optim.reference", "32", "--train.epochs", "6"]
+    words += ["--optim.lr", "2e-3", "--optim.base-batch", "32", "--train.epochs", "6"]
     words += ["--train.knn-every", "60", "--train.knn-data", str(folder)]
     main([*words, "--train.log-every", "8"])
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -293,7 +293,7 @@ def test_rotation_accuracy_counts_every_rotation():
     model = build(config).eval()
     images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
     found = rotation_score("net", model, images, batch=3)
-    logits = model.classify(model.turned(images)).argmax(1).view(7, 4)
+    logits = model.classify(model.rotated(images)).argmax(1).view(7, 4)
     for k, angle in enumerate(("0", "90", "180", "270")):
         expected = (logits[:, k] == k).float().mean().item()
         assert found.by_rotation[angle] == pytest.approx(expected)

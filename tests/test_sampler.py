@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from fastequi.data.config import DataConfig
 from fastequi.data.sampler import Sampler
-from fastequi.data.views.augment import ViewConfig
 
-CFG = ViewConfig(batch_size=8, samples_per_decode=2, repeat=3)
+CFG = DataConfig(batch_size=8, samples_per_decode=2, repeat=3)
 
 
 def take(sampler, n):
@@ -34,7 +34,7 @@ def test_an_epoch_visits_every_sample_once():
 
 
 def test_one_decode_per_epoch_is_the_plain_case():
-    sampler = Sampler(10, ViewConfig(batch_size=4), seed=3)
+    sampler = Sampler(10, DataConfig(batch_size=4), seed=3)
     assert len(sampler) == 2
     steps = take(sampler, 3)
     np.testing.assert_array_equal(steps[0].files, steps[0].sample_ids)
@@ -73,7 +73,7 @@ def test_seeds_differ():
 
 def test_errors():
     with pytest.raises(ValueError, match="expected repeat >= 2, or a smaller batch_size"):
-        Sampler(3, ViewConfig(batch_size=8, samples_per_decode=2), seed=0)
+        Sampler(3, DataConfig(batch_size=8, samples_per_decode=2), seed=0)
     with pytest.raises(ValueError, match="multiple of world_size"):
         Sampler(12, CFG, seed=0, rank=0, world_size=3)
     with pytest.raises(ValueError, match="rank: expected 0 <= rank < world_size=2, got 2"):

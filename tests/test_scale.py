@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_guard import config_of, spoiled, tensors
 
 from fastequi.config import TrainConfig, fast_dtype
 from fastequi.data.sources.image_sets import embedded_photos
@@ -16,6 +15,7 @@ from fastequi.runtime import scale
 from fastequi.runtime.guard import Guard
 from fastequi.runtime.scale import LossScale
 from fastequi.train import pretrain
+from tests.support.configs import config_of, spoiled, tensors
 
 CPU = torch.device("cpu")
 
@@ -39,16 +39,16 @@ def test_it_follows_the_curve_of_float32_to_its_rounding(tmp_path, monkeypatch, 
 
 def test_an_overflow_skips_the_step_halves_the_scale_and_goes_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(scale, "_FIRST", 2.0**40)
-    config = config_of("tir_ibot_vits16", precision="fp16", average_momentum=0.9, max_skipped=2)
+    config = config_of("tir_ibot_vits16", precision="fp16", ema_momentum=0.9, max_skipped=2)
     with caplog.at_level(logging.WARNING):
         pretrain(config, embedded_photos(), tmp_path, max_steps=3)
     rows = rows_of(tmp_path)
     assert [row["loss_scale"] for row in rows] == [2.0**39, 2.0**38, 2.0**37]
     assert [row["overflowed"] for row in rows] == [1, 2, 3]  # more than max_skipped: not its affair
     assert {row["skipped"] for row in rows} == {0}
-    assert "not taken" not in caplog.text
+    assert "is skipped" not in caplog.text
     first, last = (tmp_path / "checkpoints" / f"step_{n:08d}" for n in (1, 3))
-    for kind in ("model", "average"):
+    for kind in ("model", "ema"):
         before, after = tensors(first, kind), tensors(last, kind)
         for key, value in before.items():
             assert torch.equal(value, after[key]) or "num_batches_tracked" in key, key
@@ -62,7 +62,7 @@ def test_a_gradient_that_no_scale_can_help_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "_FIRST", 4.0)
     spoiled(monkeypatch, set(range(3, 99)), "gradient")
     config = config_of("tir_vicreg_vits16", precision="fp16", max_skipped=3)
-    with pytest.raises(FloatingPointError, match="3 steps in a row"):
+    with pytest.raises(FloatingPointError, match="3 consecutive steps"):
         pretrain(config, embedded_photos(), tmp_path, max_steps=20)
     row = rows_of(tmp_path)[-1]
     assert (row["step"], row["overflowed"], row["loss_scale"]) == (6, 2, 1.0)  # the seventh ends it
@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_is_not_the_scales_fault(tmp_path, monkeypatch
     rows = rows_of(tmp_path)
     assert [row["skipped"] for row in rows] == [0, 1, 1]
     assert {(row["overflowed"], row["loss_scale"]) for row in rows} == {(0, 2.0**8)}
-    assert "step 2 is not taken: its loss" in caplog.text
+    assert "step 2 is skipped: its loss" in caplog.text
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
@@ -120,14 +120,14 @@ def test_the_scale_moves_as_torchs_does(monkeypatch):
     pattern = torch.rand(60, generator=torch.Generator().manual_seed(0)) < 0.3
     for step, bad in enumerate(pattern.tolist()):
         guard.begin()
-        guard.saw(torch.tensor(1.0), torch.arange(2))
-        guard.judge(step, torch.tensor(math.inf if bad else 1.0))
+        guard.record(torch.tensor(1.0), torch.arange(2))
+        guard.check(step, torch.tensor(math.inf if bad else 1.0))
         theirs.scale(param.sum() * (math.inf if bad else 1.0)).backward()
         theirs.step(optimizer)
         theirs.update()
         optimizer.zero_grad()
         assert ours.value.item() == theirs.get_scale()
-    guard.read()
+    guard.report()
     assert guard.overflowed == int(pattern.sum())
 
 

@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpus import CORPUS, saved
 from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
-from test_loader import assert_same
-from test_loader import batches as loaded
 
 from fastequi.cli import commands
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
 from fastequi.data.sources import index
@@ -31,15 +29,17 @@ from fastequi.data.sources.image_sets import (
     tar_shards,
 )
 from fastequi.data.sources.shards import is_shards, shard_listing
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.paths import SE2
+from tests.support.batches import assert_same
+from tests.support.batches import batches as loaded
+from tests.support.corpus import CORPUS, saved
 
-CFG = ViewConfig(
+CFG = DataConfig(
     image_size=16,
     source_size=24,
     a2=Augment(solarize=0.3),
-    crops=2,
-    crop_size=8,
+    local_crops=2,
+    local_crop_size=8,
     batch_size=8,
     samples_per_decode=2,
     repeat=2,
@@ -306,4 +306,4 @@ def test_a_member_that_cannot_be_read_for_a_moment_ends_nothing(data, monkeypatc
         assert_same(list(loader), expected)
         assert failures
         assert not loader.quarantined
-    assert "a batch failed, but all its images decode; once more" in caplog.text
+    assert "a batch failed, but all its images decode; trying once more" in caplog.text

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
-from test_survival import SGD, TINY, curves_of_one, expect_close, rows  # noqa: F401
 
 pytest.importorskip("submitit")
 
 from fastequi.cli.commands import pretrain
 from fastequi.cli.main import main
 from fastequi.runtime import slurm
+from tests.support.runs import SGD, TINY, expect_close, rows
 
 LOCAL = {"nodes": 1, "minutes": 5, "partition": "", "notice": 60, "cluster": "local"}
 
@@ -27,7 +27,7 @@ def quiet(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
 
 
-def test_two_tasks_are_two_processes_of_one_run(tmp_path, curves_of_one):  # noqa: F811
+def test_two_tasks_are_two_processes_of_one_run(tmp_path, curves_of_one):
     folder = tmp_path / "run"
     job = slurm.submit(pretrain, words(folder, *SGD, "--max-steps", 8), folder, gpus=2, **LOCAL)
     assert job.results() == ["done", "done"]
@@ -48,7 +48,7 @@ def test_a_job_that_is_asked_to_go_saves_and_the_next_start_goes_on(tmp_path):
     ]
     os.kill(max(task), signal.SIGUSR2)
     (told,) = job.results()
-    assert told.startswith("SIGUSR2 came: saved after step")
+    assert told.startswith("received SIGUSR2: saved after step")
     steps = rows(folder)[-1]["step"]
     job = slurm.submit(pretrain, words(folder, "--max-steps", steps + 2), folder, gpus=0, **LOCAL)
     assert job.results() == ["done"]
@@ -70,8 +70,8 @@ def test_the_command_checks_the_runs_words_first(tmp_path, capsys):
         (["--nodes", "0", "--", "demo", *run], "--nodes: expected >= 1, got 0"),
         (["--", "demoo", *run], "did you mean 'demo'?"),
         (["--", "demo", "--train.epoch", "3", *run], "did you mean --train.epochs?"),
-        (["--", "demo", "--data", str(tmp_path)], "expected --data and --run-dir behind --"),
-        (["--gpus", "1"], "expected -- and then the words of pretrain"),
+        (["--", "demo", "--data", str(tmp_path)], "expected --data and --run-dir after --"),
+        (["--gpus", "1"], "expected -- and then the arguments of pretrain"),
     ):
         with pytest.raises(SystemExit):
             main(["submit", *argv])

@@ -1,12 +1,9 @@
 """Runs that are stopped: killed, asked to go, resumed; by themselves and under torchrun."""
 
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,96 +11,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.encoders import load_encoder
-
-PHOTOS = str(Path(embedded_photos().paths[0]).parent)
-ROOT = Path(__file__).parent.parent
-TINY = [
-    *("--data", PHOTOS, "--train.minutes", "0", "--train.epochs", "1", "--train.no-tensorboard"),
-    *("--data.batch-size", "12", "--data.samples-per-decode", "2", "--data.num-threads", "1"),
-    *("--model.embed-dim", "32", "--model.depth", "1", "--model.num-heads", "1"),
-    *("--method.dim", "24", "--method.equi-dim", "16", "--method.expander", "16", "16"),
-    *("--train.log-every", "1", "--train.checkpoint-every", "2"),
-]
-
-
-def command(*options, processes=0, launcher=(), program=("-m", "fastequi.cli")):
-    python = [sys.executable]
-    if processes:
-        count = "--nproc-per-node", str(processes)
-        python += ["-m", "torch.distributed.run", *count, *launcher]
-    small = TINY[2:] if "--data" in options else TINY  # a second --data would be added to it
-    return [*python, *map(str, program), "pretrain", "demo", *small, *map(str, options)]
+from tests.support.runs import (
+    ALONE,
+    FSDP,
+    PHOTOS,
+    SGD,
+    changed,
+    expect_close,
+    ranks_of,
+    rows,
+    run,
+    run_once,
+    same,
+    start,
+    wait_for,
+)
 
 
-def environment():
-    keep = {"PATH", "HOME", "LD_LIBRARY_PATH", "FASTEQUI_CACHE", "TMPDIR"}
-    found = {name: value for name, value in os.environ.items() if name in keep}
-    return {**found, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def run(*options, processes=0, timeout=200, **how):
-    return subprocess.run(
-        command(*options, processes=processes, **how),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def listening():
-    """A shell's background jobs, and what they start, ignore Ctrl-C; tests may be among them."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def start(*options, **how):
-    return subprocess.Popen(
-        command(*options, **how),
-        preexec_fn=listening,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def rows(run_dir):
-    file = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def wait_for(run_dir, step, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not any(row["step"] >= step for row in rows(run_dir)):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end, "the run did not come so far"
-        time.sleep(0.02)
-
-
-def ranks_of(torchrun):
-    """Process ids of what torchrun started, by rank."""
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    found = {}
-    for pid in children:
-        for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            if word.startswith(b"RANK="):
-                found[int(word[5:])] = int(pid)
-    return [found[rank] for rank in sorted(found)]
-
-
-def same(first, second):
-    ours, theirs = (load_file(path / "model.safetensors") for path in (first, second))
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("untouched") / "run"
-    done = run("--run-dir", folder, "--max-steps", 40)
-    assert done.returncode == 0, done.stderr
-    return folder
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """The folder of a run of one process and 40 steps."""
+    return run_once(tmp_path_factory, "uninterrupted", "--max-steps", 40)
 
 
 _SLOW = [signal.SIGTERM, signal.SIGHUP]  # end as SIGINT does
@@ -114,7 +43,7 @@ STOPS = [
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, uninterrupted, number):
     folder = tmp_path / "run"
     process = start("--run-dir", folder, "--max-steps", 40)
     wait_for(folder, 5, process)
@@ -124,16 +53,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, untouched, number):
         assert process.returncode == -number
     else:  # asked: it saved the step it was in, and says so
         assert process.returncode == (130 if number == signal.SIGINT else 75), out
-        assert f"{signal.Signals(number).name} came: saved after step" in out
+        assert f"received {signal.Signals(number).name}: saved after step" in out
         newest = (folder / "checkpoints" / "latest").read_text()
         assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
     assert not (folder / "model.safetensors").exists()
     # another number of loader threads decodes the same bytes
     done = run("--run-dir", folder, "--resume", "--max-steps", 40, "--data.num-threads", 2)
     assert done.returncode == 0, done.stderr
-    assert same(folder, untouched)
+    assert same(folder, uninterrupted)
     assert [row["step"] for row in rows(folder)] == list(range(1, 41))
-    assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(untouched)]
+    assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(uninterrupted)]
 
 
 def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
@@ -162,41 +91,12 @@ def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
     assert [row["step"] for row in rows(folder)] == list(range(1, saved + 6))
 
 
-SGD = [  # Adam's first steps blow rounding up to the size of the rate
-    *("--optim.kind", "sgd", "--optim.lr", 0.05, "--optim.warmup", 0),
-    *("--train.precision", "fp32"),
-]
-FSDP = ["--train.parallel", "fsdp", "--optim.lr", 1e-3, *SGD[4:]]  # which takes AdamW alone
-ALONE = ["--train.parallel", "ddp", *FSDP[2:]]
-
-
-@pytest.fixture(scope="module")
-def curves_of_one(tmp_path_factory):
-    """What one process does: by SGD, and by AdamW at a small rate."""
-    found = {}
-    for name, options in (("sgd", SGD), ("adamw", ALONE)):
-        found[name] = tmp_path_factory.mktemp(name) / "run"
-        done = run("--run-dir", found[name], *options, "--max-steps", 8)
-        assert done.returncode == 0, done.stderr
-    return found
-
-
-def expect_close(folder, other):
-    names = "loss", "recon", "ssl", "grad_norm"
-    curves = [torch.tensor([[r[k] for k in names] for r in rows(f)]) for f in (folder, other)]
-    assert curves[0].shape == (8, 4)
-    torch.testing.assert_close(*curves, rtol=2e-4, atol=1e-5)
-    ends = [load_file(f / "model.safetensors") for f in (folder, other)]
-    for name, value in ends[1].items():
-        torch.testing.assert_close(ends[0][name], value, rtol=1e-3, atol=2e-4, msg=name)
-
-
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
-        (2, SGD),
+        pytest.param(2, SGD, marks=pytest.mark.slow),  # as test_slurm's two tasks
         (3, SGD),
-        (2, FSDP),
+        pytest.param(2, FSDP, marks=pytest.mark.slow),  # as the next one
         (3, [*FSDP, "--model.checkpoint-activations"]),
         pytest.param(2, [*FSDP, "--train.compile"], marks=pytest.mark.slow),
         pytest.param(2, [*SGD, "--train.compile"], marks=pytest.mark.slow),
@@ -212,7 +112,12 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
 
 
 @pytest.mark.parametrize(
-    ("options", "precision"), [(ALONE, "bf16"), (FSDP, "bf16"), (FSDP, "fp16")]
+    ("options", "precision"),
+    [  # both precisions are the same code but for the loss scale, which only float16 has
+        pytest.param(ALONE, "bf16", marks=pytest.mark.slow),
+        pytest.param(FSDP, "bf16", marks=pytest.mark.slow),
+        (FSDP, "fp16"),
+    ],
 )
 def test_half_precision_follows_the_curve(tmp_path, curves_of_one, options, precision):
     """To its own rounding; float16 with the loss scaled, the same on both."""
@@ -244,15 +149,18 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one)
     expect_close(folder, curves_of_one["adamw"])
 
 
-@pytest.mark.parametrize("options", [SGD, FSDP])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(SGD, marks=pytest.mark.slow), FSDP],  # the first as after a killed rank, below
+)
 def test_two_processes_go_on_to_the_same_bits(tmp_path, options):
     """On as many processes as before; with an average, and from the middle of an epoch."""
-    average = [*options, "--train.average-momentum", 0.9]
+    ema = [*options, "--train.ema-momentum", 0.9]
     for name, stops in (("whole", (6,)), ("parts", (3, 6))):
         for stop in stops:
             again = ["--resume"] if stop != stops[0] else []
             where = ["--run-dir", tmp_path / name, "--max-steps", stop, *again]
-            done = run(*where, *average, processes=2)
+            done = run(*where, *ema, processes=2)
             assert done.returncode == 0, done.stderr
     assert same(tmp_path / "whole", tmp_path / "parts")
 
@@ -284,10 +192,8 @@ def test_accumulated_batches_are_one_step_of_all(tmp_path):
             torch.testing.assert_close(end[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
-def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path):
+def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path, uninterrupted_by_two):
     folder = tmp_path / "run"
-    whole = tmp_path / "whole"
-    assert run("--run-dir", whole, "--max-steps", 30, processes=2).returncode == 0
     process = start("--run-dir", folder, "--max-steps", 30, processes=2)
     wait_for(folder, 5, process)
     ranks = ranks_of(process)
@@ -301,9 +207,10 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path):
         assert not Path(f"/proc/{pid}").exists()
     done = run("--run-dir", folder, "--resume", "--max-steps", 30, processes=2)
     assert done.returncode == 0, done.stderr
-    assert same(folder, whole)
+    assert same(folder, uninterrupted_by_two)
 
 
+@pytest.mark.slow  # as when a thread writes the checkpoint, below
 def test_all_ranks_stop_together_when_one_is_asked(tmp_path):
     folder = tmp_path / "run"
     process = start("--run-dir", folder, "--max-steps", 500, processes=2)
@@ -312,7 +219,7 @@ def test_all_ranks_stop_together_when_one_is_asked(tmp_path):
     os.kill(ranks[1], signal.SIGUSR1)
     out, _ = process.communicate(timeout=90)
     assert process.returncode != 0
-    assert "SIGUSR1 came: saved after step" in out
+    assert "received SIGUSR1: saved after step" in out
     newest = (folder / "checkpoints" / "latest").read_text()
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 
@@ -325,7 +232,7 @@ def test_a_signal_to_torchrun_reaches_all_and_is_waited_for(tmp_path):
     wait_for(folder, 3, process)
     process.send_signal(signal.SIGUSR1)
     out, _ = process.communicate(timeout=90)
-    assert "came: saved after step" in out
+    assert re.search(r"received SIG\w+: saved after step", out)
     newest = (folder / "checkpoints" / "latest").read_text()
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 
@@ -354,14 +261,6 @@ def test_torchrun_needs_a_folder_that_all_know(tmp_path):
     assert "--run-dir: expected one under torchrun" in done.stderr
 
 
-def changed(folder, change):
-    """The command with something in it changed, as a program that torchrun can start."""
-    file = folder / "changed.py"
-    head, tail = "import os, sys, time", "from fastequi.cli.main import main; main(sys.argv[1:])"
-    file.write_text(f"{head}\n{change}\n{tail}\n")
-    return [file]
-
-
 def test_looks_at_steps_without_a_log_hold_no_process_up(tmp_path):
     """Only the first process looks; all of them come to where they meet."""
     folder = tmp_path / "run"
@@ -375,7 +274,7 @@ def test_looks_at_steps_without_a_log_hold_no_process_up(tmp_path):
 def test_a_checkpoint_by_a_thread_is_waited_for_by_all(tmp_path):
     """The first process still writes when the others are done; torchrun would end it with them."""
     slow = """
-from fastequi import checkpoint
+from fastequi.runtime import checkpoint
 plain = checkpoint.write
 def write(*args):
     time.sleep(8)
@@ -383,7 +282,7 @@ def write(*args):
 checkpoint.write = write
 """
     folder = tmp_path / "run"
-    options = ["--run-dir", folder, "--train.save-later", "--train.checkpoint-every", 0]
+    options = ["--run-dir", folder, "--train.async-save", "--train.checkpoint-every", 0]
     launcher = ["--shutdown-timeout", "2"]
     how = {"processes": 2, "launcher": launcher, "program": changed(tmp_path, slow)}
     process = start(*options, **how)
@@ -396,7 +295,10 @@ checkpoint.write = write
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("options", [ALONE, FSDP])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(ALONE, marks=pytest.mark.slow), FSDP],  # the first as for an overflow, below
+)
 def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(tmp_path, options):
     spoil = """
 from fastequi import train
@@ -414,7 +316,7 @@ train._Run._forward = forward
     done = run("--run-dir", folder, *options, *every, **how)
     assert done.returncode == 0, done.stderr
     assert [row["skipped"] for row in rows(folder)] == [0, 0, 1, 1]
-    named = [line for line in done.stderr.splitlines() if "step 3 is not taken: its loss" in line]
+    named = [line for line in done.stderr.splitlines() if "step 3 is skipped: its loss" in line]
     assert len(named) == 1  # by the process whose it is
     assert len(named[0].split("samples ")[1].split(", ")) == 6
     saved = [folder / "checkpoints" / f"step_{step:08d}" for step in (2, 3, 4)]
@@ -451,8 +353,8 @@ def test_an_average_of_parts_is_that_of_one_process(tmp_path):
     ends = []
     for processes, options in ((0, ALONE), (2, FSDP)):
         folder = tmp_path / f"run{len(ends)}"
-        average = ["--train.average-momentum", 0.9, "--max-steps", 3]
-        done = run("--run-dir", folder, *options, *average, processes=processes)
+        ema = ["--train.ema-momentum", 0.9, "--max-steps", 3]
+        done = run("--run-dir", folder, *options, *ema, processes=processes)
         assert done.returncode == 0, done.stderr
         ends.append(load_file(folder / "model.safetensors"))
     for name, value in ends[0].items():
@@ -471,7 +373,7 @@ def tensors_of(step, kind):
     }
 
 
-def test_a_run_resumes_though_a_file_was_lost(tmp_path):
+def test_a_run_resumes_though_a_file_was_lost(tmp_path, uninterrupted):
     photos = tmp_path / "photos"
     shutil.copytree(PHOTOS, photos)
     folder = tmp_path / "run"
@@ -482,9 +384,8 @@ def test_a_run_resumes_though_a_file_was_lost(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "of the images of the run 1 (" in done.stderr
     assert rows(folder)[-1]["quarantined"] == 1
-    done = run("--data", PHOTOS, "--run-dir", tmp_path / "whole", "--max-steps", 6)
-    shown, lost = (rows(path) for path in (tmp_path / "whole", folder))
-    assert len(shown) == len(lost) == 6
+    shown, lost = (rows(path) for path in (uninterrupted, folder))
+    assert len(lost) == 6
     assert shown[1]["loss"] == lost[1]["loss"]
 
 

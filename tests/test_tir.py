@@ -23,8 +23,8 @@ def small(**method) -> Config:
     return replace(
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=1),
-        method=replace(
-            config.method,
+        tir=replace(
+            config.tir,
             **{"dim": 16, "equi_dim": 8, "decoder_width": 8, "expander": (16, 16), **method},
         ),
     )
@@ -170,7 +170,7 @@ def test_a_base_alone_sees_the_second_view_untransformed(name):
         config,
         model=replace(config.model, embed_dim=16, depth=1, num_heads=1),
         data=replace(config.data, image_size=32, source_size=32),
-        method=replace(config.method, expander=(8, 8), projector=(8, 8), dim=8),
+        tir=replace(config.tir, expander=(8, 8), projector=(8, 8), dim=8),
     )
     torch.manual_seed(0)
     model, batch = build(config), synthetic(config, 4, CPU)

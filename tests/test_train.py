@@ -38,7 +38,7 @@ def small(**train) -> Config:
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=1, drop_path=0.1),
         data=replace(config.data, batch_size=8, samples_per_decode=4),
-        method=replace(config.method, dim=16, equi_dim=8, decoder_width=8, expander=(16, 16)),
+        tir=replace(config.tir, dim=16, equi_dim=8, decoder_width=8, expander=(16, 16)),
         train=replace(
             config.train,
             **{"minutes": 0.0, "epochs": 1, "log_every": 2, "checkpoint_every": 3, **train},
@@ -47,7 +47,7 @@ def small(**train) -> Config:
 
 
 def test_a_run_leaves_everything_it_promises(tmp_path, source):
-    config = small(average_momentum=0.9)
+    config = small(ema_momentum=0.9)
     method = pretrain(config, source, tmp_path / "run", max_steps=5)
     run = tmp_path / "run"
     assert Config.from_json((run / "config.json").read_text()) == config
@@ -289,12 +289,12 @@ def test_checkpoints_by_a_thread_hold_the_step_they_name(tmp_path, source):
     folders = []
     for later in (False, True):
         run = tmp_path / f"later{later}"
-        config = small(save_later=later, checkpoint_every=1, average_momentum=0.9)
+        config = small(async_save=later, checkpoint_every=1, ema_momentum=0.9)
         pretrain(config, source, run, max_steps=4)
         folders.append(sorted((run / "checkpoints").glob("step_*")))
     assert [f.name for f in folders[0]] == [f.name for f in folders[1]]
     for once, later in zip(*folders, strict=True):
-        for name in ("model", "optimizer", "average"):
+        for name in ("model", "optimizer", "ema"):
             ours, theirs = (load_file(f / f"{name}.safetensors") for f in (once, later))
             assert all(torch.equal(ours[key], theirs[key]) for key in ours), (once.name, name)
 
@@ -306,7 +306,7 @@ def test_a_base_with_tir_learns_on_photographs_and_does_not_collapse(tmp_path, s
     config = replace(
         config,
         data=replace(config.data, batch_size=32, samples_per_decode=8),
-        method=replace(config.method, base=base, dim=48, equi_dim=32, projector=(32, 16)),
+        tir=replace(config.tir, base=base, dim=48, equi_dim=32, projector=(32, 16)),
         optim=replace(config.optim, lr=8e-3),
     )
     method = pretrain(config, source, tmp_path / "run", max_steps=120)

@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_warp_recon_texels import sizes_of
-from tolerances import GRAD
 
 from fastequi.functional import vicreg_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import vicreg as kernel
 from fastequi.losses.vicreg import VICRegLoss
+from tests.support.allocations import sizes_of
+from tests.support.tolerances import GRAD
 
 
 @pytest.fixture(params=["torch", "triton"])
@@ -72,7 +72,7 @@ def test_only_the_smaller_matrix_is_formed(n, dim):
 def test_operator(device):
     z1, z2 = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(7)).to(device)
     args = (z1.requires_grad_(), z2, 25.0, 25.0, 1.0, True)
-    torch.library.opcheck(kernel._vicreg.op, args)
+    torch.library.opcheck(kernel.vicreg_op.op, args)
 
 
 def test_compiles_to_one_graph():
@@ -84,8 +84,23 @@ def test_compiles_to_one_graph():
 
 def test_weights_scale_their_terms():
     z1, z2 = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(1))
-    out = VICRegLoss(10, 5, 2)(z1, z2)
-    torch.testing.assert_close(out["loss"], 10 * out["inv"] + 5 * out["var"] + 2 * out["cov"])
+    criterion = VICRegLoss(10, 5, 2)
+    loss, terms = criterion.with_terms(z1, z2)
+    assert list(terms) == ["inv", "var", "cov"]
+    torch.testing.assert_close(loss, 10 * terms["inv"] + 5 * terms["var"] + 2 * terms["cov"])
+    assert torch.equal(criterion(z1, z2), loss)
+
+
+def test_the_loss_and_its_terms_come_from_one_pass():
+    z1, z2 = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(1))
+    z1.requires_grad_()
+    criterion = VICRegLoss()
+    runs = [sizes_of(lambda f=f: f(z1, z2)) for f in (criterion, criterion.with_terms)]
+    computed = [[name for name, _ in run if not name.startswith("aten.unbind")] for run in runs]
+    assert computed[0] == computed[1]
+    loss, terms = criterion.with_terms(z1, z2)
+    assert loss.requires_grad
+    assert not any(term.requires_grad for term in terms.values())
 
 
 def test_reference_is_the_official_formula():
@@ -95,15 +110,15 @@ def test_reference_is_the_official_formula():
 
 def test_identical_rows_give_finite_gradients(backend, device):
     z = torch.ones(8, 4, device=device, requires_grad=True)
-    VICRegLoss()(z, z)["loss"].backward()
+    VICRegLoss()(z, z).backward()
     assert z.grad.isfinite().all()
 
 
 def test_stays_in_float32_under_autocast():
     z1, z2 = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(3))
     with torch.autocast("cpu", torch.bfloat16):
-        out = VICRegLoss()(z1.bfloat16(), z2.bfloat16())
-    assert out["loss"].dtype == torch.float32
+        loss = VICRegLoss()(z1.bfloat16(), z2.bfloat16())
+    assert loss.dtype == torch.float32
 
 
 def test_refuses_one_image_and_other_shapes():

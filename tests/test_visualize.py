@@ -9,31 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastequi.build import build
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.recipes import RECIPES
 from fastequi.report.visualize import visualize
-from fastequi.runtime import checkpoint
-from fastequi.train import build_optimizer
-
-
-def run_folder(folder, config):
-    """A run that has not learned anything."""
-    torch.manual_seed(0)
-    method = build(config)
-    taken = checkpoint.snapshot(1, method, build_optimizer(method, config), {})
-    checkpoint.write(folder / "checkpoints", taken)
-    (folder / "config.json").write_text(config.to_json())
-    return folder
-
-
-def small_demo(**method):
-    config = RECIPES["demo"]()
-    return replace(
-        config,
-        model=replace(config.model, embed_dim=32, depth=1, num_heads=2),
-        method=replace(config.method, dim=16, equi_dim=8, decoder_width=8, **method),
-    )
+from tests.support.configs import run_folder, small_demo
 
 
 @pytest.mark.parametrize("family", ["se2", "color"])

@@ -132,6 +132,20 @@ def test_tokens_come_with_their_prefix(class_token, reg_tokens):
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, model.num_prefix_tokens + 16, 32)
 
 
+@pytest.mark.parametrize("reg_tokens", [0, 4])
+@pytest.mark.parametrize("class_token", [True, False])
+def test_tokens_have_names(class_token, reg_tokens):
+    model, x = tiny(class_token=class_token, reg_tokens=reg_tokens), torch.randn(2, 3, 32, 32)
+    tokens, named = model(x), model.forward_features(x)
+    cls = tokens[:, :1] if class_token else None
+    assert (named.cls is None) == (cls is None)
+    assert cls is None or torch.equal(named.cls, cls)
+    assert (named.registers is None) == (reg_tokens == 0)
+    if reg_tokens:
+        assert torch.equal(named.registers, tokens[:, class_token : class_token + reg_tokens])
+    assert torch.equal(named.patch, tokens[:, class_token + reg_tokens :])
+
+
 def test_no_image_sees_another_in_eval_and_training():
     for model in (tiny().eval(), tiny().train()):
         x = torch.randn(3, 3, 32, 32)

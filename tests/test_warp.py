@@ -2,27 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from test_warp_recon import MEAN, STD, case
 
 from fastequi import warp
-
-
-def eager(image, theta, size, *, color=None, norm=False, padding_mode="zeros", align_corners=False):
-    image = image.double() / (255 if image.dtype == torch.uint8 else 1)
-    b, k = theta.shape[:2]
-    out = []
-    for step in range(k):
-        grid = F.affine_grid(theta[:, step].double(), [b, image.shape[1], *size], align_corners)
-        x = F.grid_sample(image, grid, padding_mode=padding_mode, align_corners=align_corners)
-        if color is not None:
-            x = torch.einsum("bij,bjhw->bihw", color[:, step, :, :3].double(), x)
-            x = x + color[:, step, :, 3, None, None].double()
-        if norm:
-            mean, std = (torch.tensor(v).double().view(3, 1, 1).to(x.device) for v in (MEAN, STD))
-            x = (x - mean) / std
-        out.append(x)
-    return torch.stack(out, 1)
+from tests.support.warp import eager
+from tests.support.warp_recon import MEAN, STD, case
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
@@ -97,12 +80,12 @@ def test_gradients_to_image_theta_and_color(backend, device):
 
 
 def test_opcheck_and_compile(device):
-    from fastequi.kernels.warp import _warp
+    from fastequi.kernels.warp import warp_op
 
     torch._dynamo.reset()
     _, image, theta = (t.to(device) for t in case(b=1, source=(6, 6)))
     args = (image, theta, None, 4, 5, MEAN, STD, torch.bfloat16, "zeros", False)
-    torch.library.opcheck(_warp.op, args)
+    torch.library.opcheck(warp_op.op, args)
     compiled = torch.compile(warp, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(image, theta, size=(4, 5)), warp(image, theta, size=(4, 5)))
 

@@ -1,58 +1,15 @@
 """The path loss against the eager chain in float64, on both backends."""
 
-import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import GRAD, LOSS
 
 from fastequi import WarpReconLoss, warp_recon_loss
 from fastequi.kernels.pixel_loss import patchify
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ERRORS = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
-
-
-def eager(pred, image, theta, *, color=None, loss="mse", patch=0, mean=None, std=None, size=None,
-          padding_mode="zeros", align_corners=False, mask_outside=False):  # fmt: skip
-    """The chain a user writes today, one (image, step) at a time, in float64; [B, K] of sums."""
-    image = image.double() / (255 if image.dtype == torch.uint8 else 1)
-    pred, theta = pred.double(), theta.double()
-    size = size or pred.shape[-2:]
-    rows = []
-    for b, k in itertools.product(range(theta.shape[0]), range(theta.shape[1])):
-        shape = [1, image.shape[1], *size]
-        grid = F.affine_grid(theta[b, k][None], shape, align_corners=align_corners)
-        target = F.grid_sample(
-            image[b][None], grid, padding_mode=padding_mode, align_corners=align_corners
-        )
-        if color is not None:
-            matrix = color[b, k].double()
-            target = torch.einsum("ij,bjhw->bihw", matrix[:, :3], target)
-            target = target + matrix[:, 3].view(1, 3, 1, 1)
-        if mean is not None:
-            mean_t, std_t = (torch.tensor(v).double().view(1, -1, 1, 1) for v in (mean, std))
-            target = (target - mean_t.to(target)) / std_t.to(target)
-        keep = torch.ones_like(target)
-        if mask_outside:
-            keep = keep * (grid.abs() <= 1).all(-1)[:, None]
-        if patch:
-            target, keep = patchify(target, patch), patchify(keep, patch)
-        rows.append((ERRORS[loss](pred[b, k][None], target, reduction="none") * keep).sum())
-    return torch.stack(rows).view(theta.shape[:2])
-
-
-def case(seed=0, b=2, k=2, c=3, size=(9, 14), source=(11, 8), image_dtype=torch.uint8, scale=0.7):
-    g = torch.Generator().manual_seed(seed)
-    if image_dtype == torch.uint8:
-        image = torch.randint(256, (b, c, *source), generator=g, dtype=torch.uint8)
-    else:
-        image = torch.rand(b, c, *source, generator=g).to(image_dtype)
-    pred = torch.randn(b, k, c, *size, generator=g)
-    theta = torch.eye(2, 3) * 0.9 + scale * (torch.rand(b, k, 2, 3, generator=g) - 0.5)
-    return pred, image, theta
+from tests.support.tolerances import GRAD, LOSS
+from tests.support.warp_recon import MEAN, STD, assert_near, case, eager
 
 
 def check(pred, image, theta, device, *, patch=0, **options):
@@ -79,11 +36,6 @@ def check(pred, image, theta, device, *, patch=0, **options):
     assert ours_pred.grad.dtype == dtype
     assert_near(ours_pred.grad, ref_pred.grad, GRAD[dtype])
     assert_near(ours_theta.grad, ref_theta.grad, max(GRAD[dtype], 2e-5))
-
-
-def assert_near(ours, reference, tolerance):
-    error = (ours.double() - reference).norm() / reference.norm().clamp(min=1e-12)
-    assert error <= tolerance, f"relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
@@ -328,13 +280,13 @@ def test_float64_gradcheck():
 
 
 def test_opcheck(device):
-    from fastequi.kernels.warp_recon import _warp_recon
+    from fastequi.kernels.warp_recon import warp_recon_op
 
     pred, image, theta = (t.to(device) for t in case(b=1, size=(4, 4), source=(5, 5)))
     color = torch.eye(3, 4, device=device).expand(1, 2, 3, 4).contiguous()
     rest = ("zeros", False, True, 2, False, True, True)
     args = (pred.requires_grad_(), image, theta, color, 4, 4, 0, "mse", MEAN, STD, *rest)
-    torch.library.opcheck(_warp_recon.op, args)
+    torch.library.opcheck(warp_recon_op.op, args)
 
 
 def test_retained_graphs_and_other_weights_give_the_right_gradient(backend, device):
@@ -407,6 +359,34 @@ def test_the_module_holds_its_options(backend, device):
         warp_recon_loss(pred, image, theta, loss="l1", mean=MEAN, std=STD),
     )
     assert "loss='l1'" in repr(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"los": "l1"}, TypeError, "los"),
+        ({"max_sigma": 1.0}, TypeError, "max_sigma"),
+        ({"loss": "mae"}, ValueError, "loss: expected one of .*'mae'"),
+        ({"layout": "patches"}, ValueError, "layout: .*did you mean 'patch'"),
+        ({"padding_mode": "zero"}, ValueError, "padding_mode: .*did you mean 'zeros'"),
+        ({"reduction": "men"}, ValueError, "reduction: .*did you mean 'mean'"),
+        ({"patch_size": 4}, ValueError, "patch_size: only for layout"),
+        ({"layout": "patch"}, ValueError, "patch_size: layout"),
+        ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
+        ({"mean": MEAN, "std": (0.2,)}, ValueError, "std: expected a finite float, or 3"),
+        ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected values > 0"),
+        ({"mean": torch.zeros(3), "std": STD}, TypeError, "mean: expected floats, got a tensor"),
+        ({"size": 0}, ValueError, "size: expected a size or"),
+        (
+            {"layout": "patch", "patch_size": 4, "size": (8, 9)},
+            ValueError,
+            r"patch_size: expected a divisor of size \(8, 9\), got 4",
+        ),
+    ],
+)
+def test_the_module_refuses_a_wrong_option_when_it_is_made(options, error, message):
+    with pytest.raises(error, match=message):
+        WarpReconLoss(**options)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ pytest.importorskip("triton")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_warp_recon import eager
-from test_warp_recon_texels import interleaved, only_texels, predictions
 
 from fastequi import warp_recon_loss
 from fastequi.kernels.pixel_loss import patchify
+from tests.support.packed import interleaved, predictions
+from tests.support.warp_recon import eager
 
-__all__ = ["only_texels"]  # the fixture of the file it comes from
+pytestmark = pytest.mark.usefixtures("only_packed")
 
 
 @settings(max_examples=40, deadline=None)

@@ -151,11 +151,11 @@ def test_timms_words_for_sizes_are_known():
 def test_what_nobody_says_is_asked_for_or_assumed_aloud(tmp_path, caplog):
     for dim in (384, 128, 64):
         file = saved(tmp_path / str(dim), tensors(dim))
-        with pytest.raises(ValueError, match=f"heads its {dim} channels are in; say --num-heads"):
+        with pytest.raises(ValueError, match=f"unknown for {dim} channels; expected --num-heads"):
             load_weights(file)
         assert read(file, Stated(num_heads=4)).num_heads == 4
     without = tensors(768, 1, prefix=())  # published with 12 and with 16
-    with pytest.raises(ValueError, match="say --num-heads"):
+    with pytest.raises(ValueError, match="expected --num-heads"):
         load_weights(saved(tmp_path / "768", without))
     file = saved(tmp_path / "192", tensors(192))
     with caplog.at_level(logging.WARNING):
@@ -200,9 +200,9 @@ def test_positions_lie_on_the_grid_that_is_said(tmp_path, said, embedded):
 
 def test_a_grid_that_does_not_fit_or_is_no_square_is_named(tmp_path):
     file = saved(tmp_path, tensors(192, 1, (4, 5)))
-    with pytest.raises(ValueError, match="of which grid the 21 places of pos_embed are; say --img"):
+    with pytest.raises(ValueError, match="unknown for 21 positions in pos_embed; expected --img"):
         load_weights(file)
-    with pytest.raises(ValueError, match=r"32x32 px .* are 4x4 patches .* pos_embed has 21 places"):
+    with pytest.raises(ValueError, match=r"32x32 px .* are 4x4 patches .* pos_embed has 21 pos"):
         load_weights(file, Stated(img_size=(32, 32)))
     assert read(file, Stated(img_size=(32, 40))).img_size == (32, 40)
 
@@ -318,7 +318,7 @@ def test_what_is_no_plain_vit_is_told_in_one_line(tmp_path, state, message):
         ('{"std": [0.5, 0.5, 0]}', "std: expected numbers > 0"),
         ('{"model_args": {"act_layer": "quick_gelu"}}', "act_layer: expected gelu, a plain ViT's"),
         ('{"model_args": {"norm_layer": "rmsnorm"}}', "norm_layer: expected layernorm"),
-        ('{"system": "tir", "model": null}', "not a run's settings: Config.model: expected"),
+        ('{"method": "tir", "model": null}', "not a run's settings: Config.model: expected"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_told_in_one_line(tmp_path, config, message):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
 from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
+from bench.providers import Signature
 from fastequi.models.attention import attention
 
 LENGTHS = (197, 37, 201, 257, 261)
@@ -37,27 +38,17 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights @ v).transpose(1, 2)
 
 
-def _of(
-    function: Callable[..., Tensor],
-) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        def forward() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {"out": function(*inputs["qkv"])}
-
-        def both() -> dict[str, Tensor]:
-            out = function(*inputs["qkv"])
-            grads = torch.autograd.grad(out, inputs["qkv"], inputs["grad"])
-            return {"out": out, **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
-
-        return both if mode == "fwdbwd" else forward
-
-    return make
+_QKV = Signature(
+    arguments=lambda inputs: inputs["qkv"],
+    leaves=lambda inputs: dict(zip(("dq", "dk", "dv"), inputs["qkv"], strict=True)),
+    result="out",
+    upstream=lambda inputs: inputs["grad"],
+)
 
 
 def _named(name: str) -> Make:
     def make(inputs: Inputs, mode: str) -> Call:
-        call = _of(lambda q, k, v: attention(q, k, v, backend=name))(inputs, mode)
+        call = _QKV.eager(lambda q, k, v: attention(q, k, v, backend=name))(inputs, mode)
         try:
             call()
         except RuntimeError as reason:
@@ -72,7 +63,7 @@ def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
         "qkv": [leaf.detach().double().requires_grad_() for leaf in inputs["qkv"]],
         "grad": inputs["grad"].double(),
     }
-    return {name: value.detach() for name, value in _of(_plain)(wide, mode)().items()}
+    return {name: value.detach() for name, value in _QKV.eager(_plain)(wide, mode)().items()}
 
 
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
@@ -93,8 +84,8 @@ def _case(name: str, device: str, batch: int, dtype: str) -> OpBench:
         title="softmax(q kT / sqrt D) v, head dim 64",
         inputs=_inputs(device),
         providers={
-            "plain": Provider(_of(_plain), tolerance=2e-2),
-            "SDPA": Provider(_of(_sdpa), tolerance=2e-2),
+            "plain": Provider(_QKV.eager(_plain), tolerance=2e-2),
+            "SDPA": Provider(_QKV.eager(_sdpa), tolerance=2e-2),
             "FlashAttention-3": Provider(_named("flash3"), tolerance=2e-2),
             "xformers": Provider(_named("xformers"), tolerance=2e-2),
             "ours (auto)": Provider(_named("auto"), tolerance=2e-2),

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, insisting
+from bench.opbench import Inputs, OpBench, Provider
+from bench.providers import Signature
 from fastequi.functional import correspondence_loss, crop_align_loss
 from fastequi.kernels.correspondence import correspondence_loss_ref
-from fastequi.kernels.crop_align import Regions, crop_align_loss_ref, pooled, roi_weights
+from fastequi.kernels.crop_align import Pooling, Regions, crop_align_loss_ref
+from fastequi.kernels.roi_align import pooled, roi_weights
 
 GLOBALS, LOCALS, PATCH = 14, 6, 16
 KINDS = (  # student's maps, cells along a side, bins, (student's, teacher's view)
@@ -83,7 +85,7 @@ def _crop_each(student: Tensor, teacher: Tensor, where: Regions, bins: int, pair
             one = slice(b, b + 1)
             maps = student[s : s + 1, one], teacher[t : t + 1, one]
             part = Regions(*(x[p : p + 1, one] for x in where))
-            losses.append(crop_align_loss_ref(*maps, part, [0, 0], bins, 1 / PATCH))
+            losses.append(crop_align_loss_ref(*maps, part, Pooling([0, 0], bins, 1 / PATCH)))
     return torch.stack(losses).mean()
 
 
@@ -119,38 +121,23 @@ def _match_each(
     return torch.stack(losses).mean()
 
 
-def _of(loss: Loss) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        leaves = [inputs[name] for name, *_ in KINDS]
-
-        def both() -> Tensor:
-            total = []
-            for name, _, bins, pairs in KINDS:
-                maps = inputs[name], inputs["teacher"]
-                total.append(len(pairs) * loss(*maps, inputs[f"{name} where"], bins, pairs))
-            return torch.stack(total).sum() / sum(len(pairs) for *_, pairs in KINDS)
-
-        def forward() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {"loss": both()}
-
-        def with_gradients() -> dict[str, Tensor]:
-            value = both()
-            grads = torch.autograd.grad(value, leaves)
-            return {"loss": value, **dict(zip([n for n, *_ in KINDS], grads, strict=True))}
-
-        return with_gradients if mode == "fwdbwd" else forward
-
-    return make
+_MAPS = Signature(
+    arguments=lambda inputs: (inputs,),
+    leaves=lambda inputs: {name: inputs[name] for name, *_ in KINDS},
+)
 
 
-def _compiled(loss: Loss) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        torch._dynamo.reset()
-        tuning = "max-autotune-no-cudagraphs" if inputs["teacher"].is_cuda else None
-        return _of(torch.compile(loss, dynamic=False, mode=tuning))(inputs, mode)
+def _over_pairs(loss: Loss) -> Callable[[Inputs], Tensor]:
+    """The mean over all pairs of global and of local crops, of a case's inputs."""
 
-    return make
+    def mean(inputs: Inputs) -> Tensor:
+        total = []
+        for name, _, bins, pairs in KINDS:
+            maps = inputs[name], inputs["teacher"]
+            total.append(len(pairs) * loss(*maps, inputs[f"{name} where"], bins, pairs))
+        return torch.stack(total).sum() / sum(len(pairs) for *_, pairs in KINDS)
+
+    return mean
 
 
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
@@ -186,23 +173,21 @@ def _case(
         wide = dict(inputs)
         for key in ("teacher", "globals", "locals"):
             wide[key] = inputs[key].detach().double().requires_grad_(key != "teacher")
-        found = _of(losses["ours"])(wide, mode)()
+        found = _MAPS.eager(_over_pairs(losses["ours"]))(wide, mode)()
         return {key: value.detach() for key, value in found.items()}
 
     backend = "triton" if device == "cuda" else "torch"
-    ours = losses["ours"]
+    eager, each, ours = (_over_pairs(losses[name]) for name in ("eager", "each", "ours"))
     return OpBench(
         name=name,
         device=device,
         title=f"GTSA's {name.removesuffix('_cpu')} loss, 18 pairs",
         inputs=_inputs(device),
         providers={
-            "eager": Provider(_of(losses["eager"]), tolerance=3e-2),
-            "pair by pair": Provider(_of(losses["each"]), tolerance=3e-2),
-            "compile": Provider(_compiled(losses["eager"]), tolerance=3e-2),
-            "ours": Provider(
-                lambda inputs, mode: _of(insisting(backend, ours))(inputs, mode), tolerance=3e-2
-            ),
+            "eager": Provider(_MAPS.eager(eager), tolerance=3e-2),
+            "pair by pair": Provider(_MAPS.eager(each), tolerance=3e-2),
+            "compile": Provider(_MAPS.compiled(losses["eager"], _over_pairs), tolerance=3e-2),
+            "ours": Provider(_MAPS.ours(ours, backend), tolerance=3e-2),
         },
         answer=answer,
         bytes_moved=_bytes,

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, insisting
+from bench.opbench import Inputs, OpBench, Provider
+from bench.providers import Signature
 from fastequi.functional import koleo_loss, nt_xent_loss, vicreg_loss
 
 TEMP = 0.2
@@ -55,38 +56,6 @@ def vicreg(z1: Tensor, z2: Tensor) -> Tensor:
     return loss
 
 
-def _of(loss: Callable[..., Tensor], names: tuple[str, ...]) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        views = inputs["z1"], inputs["z2"]
-        leaves = [inputs[name] for name in names]
-
-        def forward() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {"loss": loss(*views)}
-
-        def both() -> dict[str, Tensor]:
-            value = loss(*views)
-            grads = torch.autograd.grad(value, leaves)
-            return {"loss": value, **dict(zip(names, grads, strict=True))}
-
-        return both if mode == "fwdbwd" else forward
-
-    return make
-
-
-def _compiled(loss: Callable[..., Tensor], names: tuple[str, ...]) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        torch._dynamo.reset()
-        tuning = "max-autotune-no-cudagraphs" if inputs["z1"].is_cuda else None
-        return _of(torch.compile(loss, dynamic=False, mode=tuning), names)(inputs, mode)
-
-    return make
-
-
-def _ours(loss: Callable[..., Tensor], names: tuple[str, ...], name: str) -> Make:
-    return lambda inputs, mode: _of(insisting(name, loss), names)(inputs, mode)
-
-
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
     return 2 * params["N"] * params["D"] * itemsize(params) * (2 if mode == "fwdbwd" else 1)
 
@@ -101,10 +70,14 @@ def _case(
 ) -> OpBench:
     """`products`: N²D products of one view with itself, forward and with the backward."""
     names = ("z1",) if plain is koleo else ("z1", "z2")
+    views = Signature(
+        arguments=lambda inputs: (inputs["z1"], inputs["z2"]),
+        leaves=lambda inputs: {name: inputs[name] for name in names},
+    )
 
     def answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
-        wide = {key: view.detach().double().requires_grad_() for key, view in inputs.items()}
-        return {key: value.detach() for key, value in _of(ours, names)(wide, mode)().items()}
+        wide = {key: z.detach().double().requires_grad_() for key, z in inputs.items()}
+        return {key: value.detach() for key, value in views.eager(ours)(wide, mode)().items()}
 
     def flops(params: Mapping[str, Any], mode: str) -> float:
         return 2 * params["N"] ** 2 * params["D"] * products[mode == "fwdbwd"]
@@ -115,10 +88,10 @@ def _case(
         title=(plain.__doc__ or "").split(",")[0].rstrip("."),
         inputs=_inputs(device),
         providers={
-            "eager": Provider(_of(plain, names), tolerance=3e-2),
-            "compile": Provider(_compiled(plain, names), tolerance=3e-2),
+            "eager": Provider(views.eager(plain), tolerance=3e-2),
+            "compile": Provider(views.compiled(plain), tolerance=3e-2),
             "ours": Provider(
-                _ours(ours, names, "triton" if device == "cuda" else "torch"), tolerance=3e-2
+                views.ours(ours, "triton" if device == "cuda" else "torch"), tolerance=3e-2
             ),
         },
         answer=answer,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bench.cases import warp_recon
 from bench.cases.geometry import DTYPES, MEAN, STD, images, itemsize, theta
-from bench.opbench import Call, Inputs, Make, OpBench, Provider
+from bench.opbench import Inputs, OpBench, Provider
+from bench.providers import Signature
 from fastequi.functional import linear_warp_recon_loss, warp_recon_loss
 
 PATCH, VALUES = warp_recon.PATCH, warp_recon.PATCH**2 * 3
@@ -39,24 +40,10 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.einsum("bkld,kpd->bklp", hidden, weight) + bias[:, None]
 
 
-def _of(loss: Callable[..., Tensor]) -> Make:
-    """A provider from a loss of (hidden, weight, bias, image, theta, size)."""
-
-    def make(inputs: Inputs, mode: str) -> Call:
-        leaves, rest = inputs["leaves"], (inputs["image"], inputs["theta"], inputs["size"])
-
-        def forward() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {"loss": loss(*leaves, *rest)}
-
-        def both() -> dict[str, Tensor]:
-            value = loss(*leaves, *rest)
-            grads = torch.autograd.grad(value, leaves)
-            return {"loss": value, **dict(zip(("hidden", "weight", "bias"), grads, strict=True))}
-
-        return both if mode == "fwdbwd" else forward
-
-    return make
+_LAYER = Signature(
+    arguments=lambda inputs: (*inputs["leaves"], inputs["image"], inputs["theta"], inputs["size"]),
+    leaves=lambda inputs: dict(zip(("hidden", "weight", "bias"), inputs["leaves"], strict=True)),
+)
 
 
 def _chain(
@@ -65,16 +52,13 @@ def _chain(
     return warp_recon.chain(_linear(hidden, weight, bias), image, matrices, size)
 
 
-def _compiled(inputs: Inputs, mode: str) -> Call:
-    """The linear layers as they are, the loss compiled: H5's peer."""
-    torch._dynamo.reset()
-    tuning = "max-autotune-no-cudagraphs" if inputs["image"].is_cuda else None
-    loss = torch.compile(warp_recon.chain, dynamic=False, mode=tuning)
+def _after_layer(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The linear layers as they are, then a loss of (pred, image, theta, size)."""
 
     def both(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
         return loss(_linear(hidden, weight, bias), *rest)
 
-    return _of(both)(inputs, mode)
+    return both
 
 
 def _two(
@@ -148,10 +132,12 @@ def _case(name: str, device: str, **headline: Any) -> OpBench:
         title="K last linear layers and the path loss; the floor is the bare matrix products",
         inputs=_inputs(device),
         providers={
-            "eager": Provider(_of(_chain), tolerance=1e-2),
-            "linear, compiled loss": Provider(_compiled, tolerance=1e-2),
-            "linear, our loss": Provider(_of(_two), tolerance=1e-2),
-            "ours": Provider(_of(_one), tolerance=1e-2),
+            "eager": Provider(_LAYER.eager(_chain), tolerance=1e-2),
+            "linear, compiled loss": Provider(
+                _LAYER.compiled(warp_recon.chain, _after_layer), tolerance=1e-2
+            ),
+            "linear, our loss": Provider(_LAYER.eager(_two), tolerance=1e-2),
+            "ours": Provider(_LAYER.eager(_one), tolerance=1e-2),
         },
         answer=_answer,
         bytes_moved=_bytes,

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, insisting
-from fastequi.functional import dino_loss, ibot_loss, linear_dino_loss
+from bench.opbench import Inputs, OpBench, Provider
+from bench.providers import Signature, differentiable
+from fastequi.functional import dino_loss, ibot_loss
 
 TEMPS = 0.1, 0.05
 _TEMPERATURES: dict[str, Any] = {"student_temp": TEMPS[0], "teacher_temp": TEMPS[1]}
@@ -51,7 +52,7 @@ def _rows(device: str) -> Callable[..., Inputs]:
 
     def make(S: int, T: int, B: int, N: int, dtype: str) -> Inputs:
         generator = torch.Generator().manual_seed(0)
-        shapes = {"student": (S, B), "layer": (N,), "teacher": (T, B), "told": (N,)}
+        shapes = {"student": (S, B), "layer": (N,), "teacher": (T, B), "teacher_layer": (N,)}
         inputs = {}
         for name, lead in shapes.items():
             rows = F.normalize(torch.randn(*lead, _WIDTH, generator=generator), dim=-1)
@@ -98,9 +99,11 @@ def ibot(student: Tensor, teacher: Tensor, center: Tensor, weight: Tensor) -> Te
     return (each * weight).sum()
 
 
-def linear(student: Tensor, layer: Tensor, teacher: Tensor, told: Tensor, center: Tensor) -> Tensor:
+def linear(
+    student: Tensor, layer: Tensor, teacher: Tensor, teacher_layer: Tensor, center: Tensor
+) -> Tensor:
     """DINO's loss with the prototype layers before it."""
-    return dino(student @ layer.T, teacher @ told.T, center)
+    return dino(student @ layer.T, teacher @ teacher_layer.T, center)
 
 
 def _our_dino(student: Tensor, teacher: Tensor, center: Tensor) -> Tensor:
@@ -116,51 +119,20 @@ def _our_ibot(student: Tensor, teacher: Tensor, center: Tensor, weight: Tensor) 
 
 
 def _our_linear(
-    student: Tensor, layer: Tensor, teacher: Tensor, told: Tensor, center: Tensor
+    student: Tensor, layer: Tensor, teacher: Tensor, teacher_layer: Tensor, center: Tensor
 ) -> Tensor:
-    return linear_dino_loss(student, layer, teacher, told, center=center, **_TEMPERATURES)
+    layers: dict[str, Any] = {"prototypes": layer, "teacher_prototypes": teacher_layer}
+    return dino_loss(student, teacher, **layers, center=center, **_TEMPERATURES)
 
 
 def _stored(
-    student: Tensor, layer: Tensor, teacher: Tensor, told: Tensor, center: Tensor
+    student: Tensor, layer: Tensor, teacher: Tensor, teacher_layer: Tensor, center: Tensor
 ) -> Tensor:
-    logits = student @ layer.T, teacher @ told.T
+    logits = student @ layer.T, teacher @ teacher_layer.T
     return dino_loss(*logits, center=center, inplace=student.requires_grad, **_TEMPERATURES)
 
 
-def _of(loss: Callable[..., Tensor]) -> Make:
-    """A provider from a loss of a case's inputs, in their order."""
-
-    def make(inputs: Inputs, mode: str) -> Call:
-        given = list(inputs.values())
-        leaves = {name: value for name, value in inputs.items() if value.requires_grad}
-
-        def forward() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {"loss": loss(*given)}
-
-        def both() -> dict[str, Tensor]:
-            value = loss(*given)
-            grads = torch.autograd.grad(value, list(leaves.values()))
-            return {"loss": value, **dict(zip(leaves, grads, strict=True))}
-
-        return both if mode == "fwdbwd" else forward
-
-    return make
-
-
-def _compiled(loss: Callable[..., Tensor]) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        tuning = "max-autotune-no-cudagraphs" if inputs["student"].is_cuda else None
-        torch._dynamo.reset()
-        return _of(torch.compile(loss, dynamic=False, mode=tuning))(inputs, mode)
-
-    return make
-
-
-def _ours(loss: Callable[..., Tensor], device: str) -> Make:
-    name = "triton" if device == "cuda" else "torch"
-    return lambda inputs, mode: _of(insisting(name, loss))(inputs, mode)
+_GIVEN = Signature(arguments=lambda inputs: list(inputs.values()), leaves=differentiable)
 
 
 def _answer(loss: Callable[..., Tensor], by_image: bool) -> Callable[..., dict[str, Tensor]]:
@@ -171,7 +143,7 @@ def _answer(loss: Callable[..., Tensor], by_image: bool) -> Callable[..., dict[s
             name: value.detach().double().requires_grad_(value.requires_grad)
             for name, value in inputs.items()
         }
-        return {name: value.detach() for name, value in _of(loss)(wide, mode)().items()}
+        return {name: value.detach() for name, value in _GIVEN.eager(loss)(wide, mode)().items()}
 
     def each(inputs: Inputs, mode: str) -> dict[str, Tensor]:
         count = inputs["student"].shape[1]
@@ -239,13 +211,15 @@ def _case(
     *sweep: Mapping[str, Any],
 ) -> OpBench:
     layer = official is linear
+    backend = "triton" if device == "cuda" else "torch"
     providers = {
-        "eager": Provider(_of(official), tolerance=2e-2),
-        "compile": Provider(_compiled(official), tolerance=2e-2),
-        "ours": Provider(_ours(ours, device), tolerance=2e-2),
+        "eager": Provider(_GIVEN.eager(official), tolerance=2e-2),
+        "compile": Provider(_GIVEN.compiled(official), tolerance=2e-2),
+        "ours": Provider(_GIVEN.ours(ours, backend), tolerance=2e-2),
     }
     if layer:
-        providers["ours, logits stored"] = Provider(_ours(_stored, device), tolerance=2e-2)
+        stored = Provider(_GIVEN.ours(_stored, backend), tolerance=2e-2)
+        providers["ours, logits stored"] = stored
     return OpBench(
         name=name,
         device=device,

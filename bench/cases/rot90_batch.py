@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, MEAN, STD, images, itemsize
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable, insisting
+from bench.opbench import Inputs, OpBench, Provider
+from bench.providers import Signature
 from fastequi.functional import rot90_batch
 from fastequi.kernels.rot90_batch import rot90_batch_ref
 
@@ -26,26 +27,11 @@ def chain(x: Tensor, dtype: torch.dtype) -> Tensor:
     return rot90_batch_ref(x, None, MEAN, STD, dtype)
 
 
-def _of(function: Callable[[Tensor, torch.dtype], Tensor]) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        if mode != "fwd":
-            raise Unavailable("bytes carry no gradient")
-        return lambda: {"batch": function(inputs["images"], inputs["dtype"])}
-
-    return make
+_IMAGES = Signature(lambda inputs: (inputs["images"], inputs["dtype"]), result="batch")
 
 
-def _compiled(inputs: Inputs, mode: str) -> Call:
-    torch._dynamo.reset()
-    tuning = "max-autotune-no-cudagraphs" if inputs["images"].is_cuda else None
-    return _of(torch.compile(chain, dynamic=False, mode=tuning))(inputs, mode)
-
-
-def _ours(name: str) -> Make:
-    def function(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return rot90_batch(x, mean=MEAN, std=STD, dtype=dtype)
-
-    return lambda inputs, mode: _of(insisting(name, function))(inputs, mode)
+def _ours(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return rot90_batch(x, mean=MEAN, std=STD, dtype=dtype)
 
 
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
@@ -59,16 +45,16 @@ def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
     return lambda: (x.sum(dtype=torch.int32), out.fill_(1.0))
 
 
-def _case(name: str, device: str, ours: str, *sweep: Mapping[str, Any]) -> OpBench:
+def _case(name: str, device: str, backend: str, *sweep: Mapping[str, Any]) -> OpBench:
     return OpBench(
         name=name,
         device=device,
         title="four turned, normalised copies of uint8 images",
         inputs=_inputs(device),
         providers={
-            "eager": Provider(_of(chain)),
-            "compile": Provider(_compiled),
-            "ours": Provider(_ours(ours)),
+            "eager": Provider(_IMAGES.eager(chain)),
+            "compile": Provider(_IMAGES.compiled(chain)),
+            "ours": Provider(_IMAGES.ours(_ours, backend)),
         },
         answer=lambda inputs, mode: {"batch": chain(inputs["images"], torch.float64)},
         bytes_moved=_bytes,

@@ -57,7 +57,9 @@ def _provider(name: str, device: str) -> Make:
         batch = replace(
             batch,
             v1=batch.v1.to(dtype or torch.float32),
-            crops=None if batch.crops is None else batch.crops.to(dtype or torch.float32),
+            local_crops=None
+            if batch.local_crops is None
+            else batch.local_crops.to(dtype or torch.float32),
         )
         optimizer = build_optimizer(method, config)
         params = [p for p in method.parameters() if p.requires_grad]
@@ -97,8 +99,8 @@ def _answer(device: str) -> Callable[..., dict[str, Tensor]]:
 def _verdict(params: Mapping[str, Any], medians: Mapping[str, float]) -> str:
     added = 100 * (medians[_WITH] / medians["base"] - 1)
     paper = _PAPER.get(params["base"])
-    told = f" (the paper: +{paper} %)" if paper else ""
-    return f"TIR on {params['base']}: {added:+.1f} % of the base's step{told}"
+    published = f" (the paper: +{paper} %)" if paper else ""
+    return f"TIR on {params['base']}: {added:+.1f} % of the base's step{published}"
 
 
 _BASES = ("vicreg_vits16", "simclr_vits16", "dino_vits16", "ibot_vits16", "dinov2_vitl16")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, MEAN, STD, images, itemsize, theta
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable, insisting
+from bench.opbench import Inputs, OpBench, Provider
+from bench.providers import Signature
 from fastequi.functional import warp
 
 
@@ -35,33 +36,13 @@ def chain(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return ((out - mean) / std).unflatten(0, (batch, steps)).to(dtype)
 
 
-def _of(
-    function: Callable[..., Tensor],
-) -> Make:
-    def make(inputs: Inputs, mode: str) -> Call:
-        if mode != "fwd":
-            raise Unavailable("views carry no gradient")
-
-        @torch.no_grad()
-        def call() -> dict[str, Tensor]:
-            return {"views": function(inputs["image"], inputs["theta"], inputs["dtype"])}
-
-        return call
-
-    return make
+_VIEWS = Signature(
+    lambda inputs: (inputs["image"], inputs["theta"], inputs["dtype"]), result="views"
+)
 
 
-def _compiled(inputs: Inputs, mode: str) -> Call:
-    torch._dynamo.reset()
-    tuning = "max-autotune-no-cudagraphs" if inputs["image"].is_cuda else None
-    return _of(torch.compile(chain, dynamic=False, mode=tuning))(inputs, mode)
-
-
-def _ours(name: str) -> Make:
-    def function(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
-        return warp(image, matrices, mean=MEAN, std=STD, dtype=dtype)
-
-    return lambda inputs, mode: _of(insisting(name, function))(inputs, mode)
+def _ours(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    return warp(image, matrices, mean=MEAN, std=STD, dtype=dtype)
 
 
 def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
@@ -84,16 +65,16 @@ def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
     return lambda: out.fill_(1)
 
 
-def _case(name: str, device: str, ours: str, **headline: Any) -> OpBench:
+def _case(name: str, device: str, backend: str, **headline: Any) -> OpBench:
     return OpBench(
         name=name,
         device=device,
         title="views of uint8 images, normalised",
         inputs=_inputs(device),
         providers={
-            "eager": Provider(_of(chain)),
-            "compile": Provider(_compiled),
-            "ours": Provider(_ours(ours)),
+            "eager": Provider(_VIEWS.eager(chain)),
+            "compile": Provider(_VIEWS.compiled(chain)),
+            "ours": Provider(_VIEWS.ours(_ours, backend)),
         },
         answer=_answer,
         bytes_moved=_bytes,

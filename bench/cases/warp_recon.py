@@ -19,7 +19,8 @@ from bench.cases.geometry import (
     rotations,
     theta,
 )
-from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable, insisting
+from bench.opbench import Call, Inputs, OpBench, Provider, Unavailable
+from bench.providers import Signature
 from fastequi.functional import warp_recon_loss
 from fastequi.kernels.pixel_loss import patchify
 
@@ -67,43 +68,16 @@ def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
     return {**answer, "grad": torch.cat(grads).double()} if grads else answer
 
 
-def _of(loss: Callable[..., Tensor]) -> Make:
-    """A provider from a loss of (pred, image, theta, size)."""
-
-    def make(inputs: Inputs, mode: str) -> Call:
-        pred = inputs["pred"]
-        rest = inputs["image"], inputs["theta"], inputs["size"]
-
-        def forward() -> dict[str, Tensor]:
-            with torch.no_grad():
-                return {"loss": loss(pred, *rest)}
-
-        def both() -> dict[str, Tensor]:
-            value = loss(pred, *rest)
-            (grad,) = torch.autograd.grad(value, pred)
-            return {"loss": value, "grad": grad}
-
-        return both if mode == "fwdbwd" else forward
-
-    return make
+_PRED = Signature(
+    arguments=lambda inputs: tuple(inputs[name] for name in ("pred", "image", "theta", "size")),
+    leaves=lambda inputs: {"grad": inputs["pred"]},
+)
 
 
-def _compiled(inputs: Inputs, mode: str) -> Call:
-    cuda = inputs["pred"].is_cuda
-    tuning = "max-autotune-no-cudagraphs" if cuda else None
-    torch._dynamo.reset()
-    return _of(torch.compile(chain, dynamic=False, mode=tuning))(inputs, mode)
-
-
-def _ours(name: str | None = None) -> Make:
-    def loss(pred: Tensor, image: Tensor, matrices: Tensor, size: int) -> Tensor:
-        return warp_recon_loss(
-            pred, image, matrices, layout="patch", patch_size=PATCH, mean=MEAN, std=STD
-        )
-
-    if name is None:
-        return _of(loss)
-    return lambda inputs, mode: _of(insisting(name, loss))(inputs, mode)
+def _ours(pred: Tensor, image: Tensor, matrices: Tensor, size: int) -> Tensor:
+    return warp_recon_loss(
+        pred, image, matrices, layout="patch", patch_size=PATCH, mean=MEAN, std=STD
+    )
 
 
 def _kornia(inputs: Inputs, mode: str) -> Call:
@@ -123,7 +97,7 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
         wide = (image.float() / 255).repeat_interleave(matrices.shape[1], 0)
         return _normalised_mse(pred, warp_affine(wide, pixels, (size, size), align_corners=True))
 
-    return _of(loss)(inputs, mode)
+    return _PRED.eager(loss)(inputs, mode)
 
 
 def _torchvision(inputs: Inputs, mode: str) -> Call:
@@ -152,7 +126,7 @@ def _torchvision(inputs: Inputs, mode: str) -> Call:
         ]
         return _normalised_mse(pred, torch.stack(targets))
 
-    return _of(loss)(inputs, mode)
+    return _PRED.eager(loss)(inputs, mode)
 
 
 def _triton_augment(inputs: Inputs, mode: str) -> Call:
@@ -174,7 +148,7 @@ def _triton_augment(inputs: Inputs, mode: str) -> Call:
         )  # fmt: skip
         return F.mse_loss(pred.float(), patchify(target.unflatten(0, (batch, steps)), PATCH))
 
-    return _of(loss)(inputs, mode)
+    return _PRED.eager(loss)(inputs, mode)
 
 
 def _normalised_mse(pred: Tensor, target: Tensor) -> Tensor:
@@ -245,8 +219,8 @@ def _flops(params: Mapping[str, Any], mode: str) -> float:
 def _rgbx(inputs: Inputs, mode: str) -> Call:
     """Ours, from four bytes a texel."""
     image = inputs["image"]
-    texels = torch.cat([image, image[:, :1]], 1).contiguous(memory_format=torch.channels_last)
-    return _ours("triton")({**inputs, "image": texels[:, :3]}, mode)
+    packed = torch.cat([image, image[:, :1]], 1).contiguous(memory_format=torch.channels_last)
+    return _PRED.ours(_ours, "triton")({**inputs, "image": packed[:, :3]}, mode)
 
 
 def _case(
@@ -259,8 +233,8 @@ def _case(
         title="path loss of uint8 images against patch-token predictions, normalised, mse",
         inputs=_inputs(device),
         providers={
-            "eager": Provider(_of(chain)),
-            "compile": Provider(_compiled),
+            "eager": Provider(_PRED.eager(chain)),
+            "compile": Provider(_PRED.compiled(chain)),
             "kornia": Provider(_kornia, tolerance=2e-2),
             "torchvision": Provider(_torchvision),
             **ours,
@@ -280,8 +254,8 @@ CASES = (
         "cpu",
         {
             "cv2.warpAffine alone": Provider(_cv2, partial=True),
-            "ours, PyTorch path": Provider(_ours("torch")),
-            "ours": Provider(_ours("native")),
+            "ours, PyTorch path": Provider(_PRED.ours(_ours, "torch")),
+            "ours": Provider(_PRED.ours(_ours, "native")),
         },
         {"B": 16, "K": 4, "size": 224, "dtype": "float32", "family": "mixed"},
         {"dtype": "bfloat16"},
@@ -295,9 +269,9 @@ CASES = (
         "cuda",
         {
             "triton-augment": Provider(_triton_augment),
-            "ours, PyTorch path": Provider(_ours("torch")),
-            "ours, RGBX texels": Provider(_rgbx),
-            "ours": Provider(_ours("triton")),
+            "ours, PyTorch path": Provider(_PRED.ours(_ours, "torch")),
+            "ours, packed RGBX": Provider(_rgbx),
+            "ours": Provider(_PRED.ours(_ours, "triton")),
         },
         {"B": 256, "K": 4, "size": 224, "dtype": "bfloat16", "family": "mixed"},
         {"dtype": "float32"},

@@ -1,4 +1,4 @@
-"""What each command takes and does; `fastequi.cli.main` calls the function of a command's name."""
+"""The commands and their options; `fastequi.cli.main` calls the function of a command's name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DemoOptions:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     run_dir: Path | None = None
-    """Where the run's files go; a new dated folder by default."""
+    """Folder of the run; by default a new one, named by date."""
     minutes: float | None = None
     """Training time; short for --train.minutes."""
 
@@ -40,17 +40,17 @@ class PretrainOptions(Patterned):
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     data: Several = ()
-    """Folders of images, or of an MNIST-like set's IDX files; tar shards: one, a quoted glob, or a
-    range such as 'shards/train-{000..012}.tar'; lists: a .txt with a path a line."""
+    """Folder of images or of an MNIST-like set's IDX files; tar shards: one file, a quoted glob, or
+    a range such as 'shards/train-{000..012}.tar'; or a list: a .txt file with one path per line."""
     index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """What `fastequi data scan` wrote; by default the one beside the images, if there is one (of
-    shards: if the scan named them by the same pattern). Of several --data as many."""
+    """Index written by `fastequi data scan`; by default the one beside the images, if there is one
+    (for shards: if the scan used the same pattern). With several --data, one for each."""
     run_dir: Path | None = None
-    """Where the run's files go; a new dated folder by default."""
+    """Folder of the run; by default a new one, named by date."""
     resume: bool = False
-    """Go on from the newest checkpoint in --run-dir, with that run's settings."""
+    """Continue from the newest checkpoint in --run-dir, with that run's settings."""
     max_steps: int | None = None
-    """Stop after this many optimiser steps, on the full schedule."""
+    """Stop after this many optimiser steps; the schedule is not shortened."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; short for --train.checkpoint-every."""
     dry_run: bool = False
@@ -64,28 +64,28 @@ class SubmitOptions:
     nodes: int = 1
     """Machines."""
     gpus: int = 8
-    """GPUs of each, a process for every one; 0: one process on the CPU."""
+    """GPUs per machine, one process for each; 0: one process on the CPU."""
     minutes: int = 720
-    """Time limit of one start."""
+    """Time limit of one job, before it is requeued."""
     partition: str = ""
-    """The cluster's default if empty."""
+    """SLURM partition; empty: the cluster's default."""
     notice: int = 180
     """Seconds before the limit at which the run saves."""
     cluster: Literal["slurm", "local"] = "slurm"
-    """local: on this machine, to try it."""
+    """local runs it on this machine, for a trial."""
 
 
 @dataclass(frozen=True)
 class ScanOptions(Patterned):
-    """Decodes every image once; writes an index, which training uses, and what it left out."""
+    """Decodes every image once; writes an index for training and the list of unreadable images."""
 
     data: tyro.conf.Positional[tuple[str, ...]]
     """Folders of images, tar shards or lists, as --data of pretrain; each gets its own index."""
     threads: int = 0
-    """That read and decode; 0 takes every core."""
+    """Threads that read and decode; 0: one per core."""
     index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """Where the index goes, for data that cannot be written; then give it to pretrain as well. Of
-    several places as many."""
+    """File of the index, if the data's folder is read-only; then pass it to pretrain as well. With
+    several places, one for each."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,21 @@ class VisualizeOptions(Patterned, VitOptions):
     out: Path = Path("figures")
     """Folder of the PNG files."""
     device: str = "auto"
-    """Where it runs: auto, cpu, cuda or cuda:1."""
+    """Device: auto, cpu, cuda or cuda:1."""
     windows: int = 0
     """Windows that the probe of rotations is fitted on; 0: 1500, 300 of large views on a CPU."""
 
 
 @dataclass(frozen=True)
 class ReportOptions(Patterned):
-    """One HTML page of one or several runs, without scripts and without a network."""
+    """One HTML page about one or several runs; it needs neither network nor scripts."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs."""
     out: Path = Path("report.html")
     """The page."""
     images: bool = True
-    """Add pictures, made from the newest checkpoints."""
+    """Draw pictures from the newest checkpoints."""
     data: Several = ()
     """Images for them, as --data of pretrain; the nine embedded photographs by default."""
 
@@ -147,7 +147,7 @@ def pretrain(argv: list[str]) -> None:
         return
     expect_places(options.data, "a folder of images or tar shards (only --dry-run needs none)")
     if options.resume and options.run_dir is None:
-        raise ValueError("--resume: which run? name it with --run-dir")
+        raise ValueError("--resume: expected --run-dir, the folder of the run to continue")
 
     from fastequi.data.sources.image_sets import open_source
     from fastequi.runtime import checkpoint
@@ -167,7 +167,7 @@ def pretrain(argv: list[str]) -> None:
 
 
 def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
-    """The recipe's name and what the words say, checked."""
+    """The recipe's name and the checked options of a command line."""
     name, *rest = argv
     if name not in RECIPES:
         raise _unknown("recipe", name, RECIPES, _pretrain_usage())
@@ -183,16 +183,18 @@ def submit(argv: list[str]) -> None:
     own, words = argv[:cut], argv[cut + 1 :]
     options = tyro.cli(SubmitOptions, prog="fastequi submit", args=own)
     if not words:
-        raise ValueError("submit: expected -- and then the words of pretrain: -- RECIPE --data ...")
+        raise ValueError(
+            "submit: expected -- and then the arguments of pretrain: -- RECIPE --data ..."
+        )
     for name, least in (("nodes", 1), ("gpus", 0), ("minutes", 1), ("notice", 0)):
         value = getattr(options, name)
         if value < least:
             raise ValueError(f"--{name}: expected >= {least}, got {value}")
     _, run = _pretrain_options(words)
     if run.run_dir is not None and (run.run_dir / "config.json").is_file():
-        _pretrain_options([*words, "--resume"])  # as every start but the first says
+        _pretrain_options([*words, "--resume"])  # the arguments of every start but the first
     if run.run_dir is None or not run.data:
-        raise ValueError("submit: expected --data and --run-dir behind --, the same for all starts")
+        raise ValueError("submit: expected --data and --run-dir after --, the same for all starts")
 
     from fastequi.runtime.slurm import submit as send
 
@@ -201,7 +203,7 @@ def submit(argv: list[str]) -> None:
 
 
 def data(argv: list[str]) -> None:
-    jobs = {"scan": "decode every image once, write an index and what was left out"}
+    jobs = {"scan": "decode every image once, write an index and the unreadable images"}
     chosen = _choose("data command", argv, jobs, "fastequi data COMMAND PATH")
     if chosen is None:
         return
@@ -281,7 +283,7 @@ def report(argv: list[str]) -> None:
 def _choose(
     what: str, argv: list[str], known: dict[str, str], form: str
 ) -> tuple[str, list[str]] | None:
-    """The first word, one of those known, and the rest; None if only help was asked for."""
+    """The first word, which must be known, and the rest; None if help was printed."""
     usage = f"usage: {form}\n\n" + "\n".join(f"  {name:14s}{does}" for name, does in known.items())
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
@@ -306,7 +308,7 @@ def doctor(argv: list[str]) -> None:
 
 
 def _parse(default: Options, prog: str, argv: list[str]) -> Options:
-    """The options with what the command line changes; an unknown one names its nearest."""
+    """The options, changed by the command line; an unknown one raises with the nearest name."""
     known = ["--help", *_flags(default)]
     for word in argv:
         flag = word.split("=")[0].replace("_", "-")
@@ -317,7 +319,7 @@ def _parse(default: Options, prog: str, argv: list[str]) -> Options:
 
 
 def _flags(section: Any, prefix: str = "--") -> list[str]:
-    """Every option of a dataclass of sections; the config's sections stand at the top."""
+    """All options of a dataclass; the config's sections are at the top level."""
     flags = []
     for field in fields(section):
         value = getattr(section, field.name)
@@ -336,7 +338,7 @@ def _pretrain_usage() -> str:
 
 
 def _config_to_resume(name: str, argv: list[str]) -> Config | None:
-    """The settings of the run that --resume goes on with: its own are the defaults."""
+    """The settings of the run that --resume continues, which become the defaults."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run-dir", "--run_dir", type=Path, default=Path())
     parser.add_argument("--resume", action="store_true")
@@ -351,8 +353,8 @@ def _config_to_resume(name: str, argv: list[str]) -> Config | None:
         raise ValueError(f"--resume: {file} cannot be read: {error}") from error
     if begun and begun != name:
         raise ValueError(
-            f"--resume: {given.run_dir} is a run of the recipe {begun}, got {name}; expected its "
-            f"own name, or another --run-dir"
+            f"--resume: {given.run_dir} is a run of the recipe {begun}, got {name}; expected that "
+            f"recipe, or another --run-dir"
         )
     return config
 

@@ -1,4 +1,4 @@
-"""`fastequi doctor`: what is installed, which backend each part would use, and why."""
+"""`fastequi doctor`: installed packages, and the backend that each part would use."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _MIB = 2**20
 
 
 def dry_run(config: Config) -> None:
-    """Prints what a run would be; on a GPU it takes one real step at the full batch."""
+    """Prints a run's settings, sizes and memory; on a GPU it takes one real step at full batch."""
     console = Console()
     print(config.to_json(), end="")
     method = build(config)
@@ -38,7 +38,7 @@ def dry_run(config: Config) -> None:
 
 
 def _parts(method: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Its children, those of a base in its place."""
+    """A method's children; of a base, the base's children instead."""
     for name, part in method.named_children():
         if isinstance(part, Base):
             yield from part.named_children()
@@ -49,15 +49,15 @@ def _parts(method: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def memory_table(config: Config, method: Method) -> Table:
     """One step's memory at the config's batch size.
 
-    Weights, gradients and AdamW's two moments follow from the parameters. Saved activations are
-    counted at two small batches (every distinct storage autograd keeps) and carried on linearly to
-    the batch size, so the table needs neither the memory nor the time of a real step. On a GPU
-    one real step is taken as well and the allocator's peak printed.
+    Weights, gradients and AdamW's two moments follow from the parameters. Saved activations (every
+    distinct storage that autograd keeps) are measured at two small batches and extrapolated
+    linearly to the batch size, so the table needs neither the memory nor the time of a real step.
+    On a GPU one real step is taken as well, and the allocator's peak is printed.
     """
     device = torch.device(config.train.resolved_device())
     method = method.to(device)
     weights = sum(p.numel() * p.element_size() for p in method.parameters())
-    learnt = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     low, high = (saved_bytes(config, method, synthetic(config, n, device)) for n in (4, 8))
     per_image = (high - low) / 4
     batch = config.data.batch_size
@@ -65,8 +65,8 @@ def memory_table(config: Config, method: Method) -> Table:
     table = Table("what", "MiB", title=f"memory of one step, {batch} images, {device.type}")
     rows = {
         "weights": weights,
-        "gradients": learnt,
-        "AdamW moments": 2 * learnt,
+        "gradients": trained,
+        "AdamW moments": 2 * trained,
         f"saved activations ({per_image / _MIB:.2f} an image)": activations,
     }
     for name, size in rows.items():
@@ -86,24 +86,33 @@ def synthetic(config: Config, n: int, device: torch.device) -> Batch:
     ids = torch.arange(n)
     draws = Draws.of(0, 0, ids.numpy())
     params = config.path.build().sample(draws, size)
-    crops = masks = None
-    if data.crops:
-        side = data.crop_size
-        crops = torch.randn(data.crops, n, 3, side, side, generator=generator).to(device)
+    local_crops = masks = overlaps = None
+    if data.local_crops:
+        side = data.local_crop_size
+        local_crops = torch.randn(data.local_crops, n, 3, side, side, generator=generator).to(
+            device
+        )
     if data.mask_share:
         grid = size // config.model.patch_size
         drawn = [
             block_masks(draws, grid, data.mask_share, data.mask_ratio, view) for view in ("v1", "u")
         ]
         masks = Masks.of(torch.from_numpy(np.stack(drawn))).to(lambda x: x.to(device))
-    overlaps = None
     if data.overlaps:
         sizes = np.tile((size, size), (n, 1))
         views = view_params(data, draws, sizes)
         drawn_crops = crop_params(data, draws, sizes, views=views)
         overlaps = overlaps_of(data, *views, drawn_crops).to(lambda x: x.to(device))
-    u = u.permute(0, 3, 1, 2)
-    return Batch(v1.to(device), u.to(device), params.to(device), ids, 0, crops, masks, overlaps)
+    return Batch(
+        v1=v1.to(device),
+        u=u.permute(0, 3, 1, 2).to(device),
+        path=params.to(device),
+        sample_ids=ids,
+        epoch=0,
+        local_crops=local_crops,
+        masks=masks,
+        overlaps=overlaps,
+    )
 
 
 def saved_bytes(config: Config, method: nn.Module, batch: Batch) -> int:

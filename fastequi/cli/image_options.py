@@ -1,4 +1,4 @@
-"""The options that choose images, the same for every command that takes images."""
+"""Options that select images, the same for every command that takes images."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ class Patterned:
     """Options of a command that takes images."""
 
     include: Several = ()
-    """Only images that match: a file's or a folder's name ('*.jpg', cat), or a path from the top
-    ('cat/*', '**/day')."""
+    """Use only images that match a pattern: the name of a file or folder ('*.jpg', cat), or a path
+    from the top ('cat/*', '**/day')."""
     exclude: Several = ()
-    """Leave out images that match, likewise."""
+    """Leave out images that match a pattern, as for --include."""
 
     def selection(self, places: tuple[tuple[str, ...], ...], option: str = "--data") -> Selection:
         """The images in places that match the patterns.
 
         Raises:
-            ValueError: a place is empty or a URL, or a pattern is not valid.
+            ValueError: a place is empty or a URL, or a pattern is invalid.
         """
         patterns = Patterns(flat(self.include), flat(self.exclude))
         return Selection.of(Selection(flat(places), patterns, option))
 
 
 def flat(given: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    """All values of an option that may be repeated, in one tuple."""
+    """All values of a repeated option."""
     return tuple(word for words in given for word in words)
 
 
 def as_images(selection: Selection) -> Selection:
-    """The same, with folders of IDX files (MNIST) replaced by image files, which are made once."""
+    """The same, with MNIST-like sets (IDX files) replaced by image files, which are made once."""
     places = [
         str(idx.as_files(place, "train", cache_folder())) if idx.is_idx_folder(place) else place
         for place in selection.places
@@ -51,6 +51,6 @@ def as_images(selection: Selection) -> Selection:
 
 
 def expect_places(given: tuple[tuple[str, ...], ...], what: str, option: str = "--data") -> None:
-    """Raises ValueError if a required option is missing."""
+    """Raises ValueError if a required option was not given."""
     if not flat(given):
         raise ValueError(f"{option}: expected {what}")

@@ -13,20 +13,20 @@ from fastequi.runtime import interrupts, streams
 from fastequi.runtime.heap import keep_heap
 from fastequi.runtime.preempt import Preempted, leave_with_launcher
 
-# OpenMP's threads otherwise spin for milliseconds at every barrier, and where anything else runs on
-# the same cores (DALI does), training was seen to slow down sixfold; with a short spin it shares.
+# By default OpenMP's threads spin for milliseconds at every barrier. Beside other threads on the
+# same cores (DALI's) training was six times slower; with a short spin they share the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _COMMANDS = {
     "demo": "pretrain a small ViT on nine photographs and evaluate its features",
     "pretrain": "pretrain on a folder of images or tar shards: pretrain RECIPE --data PATH",
     "submit": "pretrain as a SLURM job, requeued until it is done: submit -- RECIPE ...",
-    "data": "decode a set once and write its index: data scan PATH",
-    "eval": "evaluate frozen features: eval KIND CHECKPOINT --data PATH",
-    "embed": "features of images: embed CHECKPOINT --data PATH --out FILE",
-    "visualize": "pictures of an encoder's features: visualize CHECKPOINT",
-    "report": "one HTML page of runs: report RUN [RUN ...]",
-    "doctor": "what is installed, and which backend each part would use",
+    "data": "decode every image once and write an index: data scan PATH",
+    "eval": "evaluate an encoder: eval KIND CHECKPOINT --data PATH",
+    "embed": "write features of images: embed CHECKPOINT --data PATH --out FILE",
+    "visualize": "draw pictures of an encoder's features: visualize CHECKPOINT",
+    "report": "write an HTML page about runs: report RUN [RUN ...]",
+    "doctor": "show what is installed and which backend each part would use",
 }
 
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(name: str, words: list[str]) -> int:
-    """Does what a command's words say; its exit code."""
+    """Runs a command with its arguments; returns the exit code."""
     try:
         if name in ("-h", "--help"):
             print(_usage(), flush=True)
@@ -60,15 +60,15 @@ def _run(name: str, words: list[str]) -> int:
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         print(f"fastequi: {error}", file=sys.stderr)
         return 2
-    except Preempted as notice:
-        interrupts.last_word(str(notice))
-        return notice.exit_code
+    except Preempted as preempted:
+        interrupts.last_word(str(preempted))
+        return preempted.exit_code
     except KeyboardInterrupt:
         interrupts.stop("stopped at once")
 
 
 def _expect_local(words: list[str]) -> None:
-    """Refuses URLs before they become paths; the option of a word is the last one before it."""
+    """Refuses URLs before they become paths; the error names the option before the word."""
     option = "argument"
     for word in words:
         if word.startswith("--"):

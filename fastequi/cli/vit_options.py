@@ -1,4 +1,4 @@
-"""The options for what a file of weights does not say of its ViT, the same for every command."""
+"""Options for properties of a ViT that its file's tensors do not determine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ class VitOptions:
     """Options of a command that takes a *.safetensors file."""
 
     num_heads: int | None = None
-    """Attention heads of the file's ViT, where no config.json beside it says so (or wrongly)."""
+    """Attention heads of the file's ViT, if a config.json beside it lacks them or is wrong."""
     img_size: tuple[int, ...] = ()
-    """Image size that its position embeddings are for: side, or height and width, in pixels;
-    likewise."""
+    """Image size in pixels that its position embedding is for: side, or height and width."""
 
     def stated(self) -> Stated:
-        """Both options' values.
+        """The given values.
 
         Raises:
             ValueError: a number below 1, or more than two sides.

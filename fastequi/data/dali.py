@@ -1,13 +1,14 @@
 """The decoding graph: photographs and parameters in, all views out, on the CPU or a GPU.
 
-    image ─ decode ┬─ M windows of u  ─ colour ─ blur ─ solarize ─ turn ─────────────► u  uint8
-                   ├─ M windows of v1 ─ colour ─ blur ─ solarize ─ turn ─ normalise ─► v1 float32
-                   └─ M · V local crops, likewise, if the run has any ───────────────► crops float32
+    image ─ decode ┬─ M windows of u  ─ colour ─ blur ─ solarize ─ rot90 ───────────► u uint8
+                   ├─ M windows of v1 ─ colour ─ blur ─ solarize ─ rot90 ─ normalise ► v1 float32
+                   └─ M · V local crops, likewise, if the run has any ───────────────► float32
 
 An image is a file that DALI reads itself, or encoded bytes that the feed brings (of tar shards).
 
-Nothing is random here: all choices arrive as arrays (`fastequi.data.views.augment`), so the same
-arrays give the same bytes for any number of threads. Every photograph is decoded once for its
+Nothing is random here: all choices arrive as arrays (`fastequi.data.views.parameters`), so the
+same arrays give the same bytes for any number of threads. :func:`inputs` declares the arrays once;
+the feed, their types and the graph follow from it. Every photograph is decoded once for its
 windows; those of one kind then go through the other operators together, as the frames of one
 sequence. With a shared crop v1 is cut from the resampled u instead of being resampled again.
 
@@ -18,16 +19,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastequi.data.views.augment import Augment, ViewConfig
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.views.parameters import ViewParams
-from fastequi.data.views.turns import turn_matrices
+from fastequi.data.views.rotations import rotation_matrices
 
 _MISSING: Exception | None = None
 try:
@@ -41,9 +43,120 @@ _IN_FLIGHT = 2  # batches DALI prepares ahead
 Feed = tuple[Any, ...]
 File = str | NDArray[np.uint8]  # a path, or an image's encoded bytes
 
+_COLOR = ("brightness", "contrast", "saturation", "hue")  # columns of ViewParams.color
+
+
+@dataclass(frozen=True)
+class View:
+    """One kind of view in the graph.
+
+    Attributes:
+        name: "u", "v1" or "local".
+        aug: its augmentation.
+        size: side in pixels.
+        frames: views of this kind from every decoded photograph.
+        window: resampled from the photograph; a v1 that is cut from u is not.
+    """
+
+    name: str
+    aug: Augment
+    size: int
+    frames: int
+    window: bool = True
+
+
+@dataclass(frozen=True)
+class Input:
+    """One array of a batch, as the feed makes it and the graph reads it.
+
+    Attributes:
+        view: the :class:`View` that it belongs to.
+        name: the operator's argument, or what the array means.
+        dtype: of the array.
+        array: makes it from the view's parameters, [samples, ...].
+        per_frame: the operator takes one value for every frame of a sequence.
+    """
+
+    view: View
+    name: str
+    dtype: type[np.generic]
+    array: Callable[[ViewParams], NDArray[Any]]
+    per_frame: bool = True
+
+
+def views(cfg: DataConfig) -> list[View]:
+    """The kinds of views of a configuration."""
+    samples = cfg.samples_per_decode
+    found = [
+        View("u", cfg.a2, cfg.source_size, samples),
+        View("v1", cfg.a1, cfg.image_size, samples, window=not cfg.shared_crop),
+    ]
+    if cfg.local_crops:
+        frames = samples * cfg.local_crops
+        found.append(View("local", cfg.a3, cfg.local_crop_size, frames))
+    return found
+
+
+def inputs(cfg: DataConfig) -> list[Input]:
+    """The arrays of a batch beside its images, in their order."""
+    return [one for view in views(cfg) for one in _inputs_of(view, cfg.rotations)]
+
+
+def _inputs_of(view: View, rotations: bool) -> list[Input]:
+    found = []
+    if view.window:
+        found += [
+            Input(view, "start", np.float32, lambda p: p.start, per_frame=False),
+            Input(view, "end", np.float32, lambda p: p.end, per_frame=False),
+        ]
+    if view.aug.colors:
+        found += [
+            Input(view, name, np.float32, lambda p, i=i: _there(p.color)[:, i])  # type: ignore[misc]
+            for i, name in enumerate(_COLOR)
+        ]
+    if view.aug.blur > 0:
+        found += [
+            Input(view, "sigma", np.float32, lambda p: _there(p.sigma)),
+            # a window of one pixel is exactly no blur; 0 lets DALI choose it for the sigma
+            Input(view, "window_size", np.int32, lambda p: np.where(_there(p.sigma) > 0, 0, 1)),
+        ]
+    if view.aug.solarize > 0:  # 255 where the sample is solarized, else 0
+        found.append(Input(view, "solarize", np.uint8, _solarize, per_frame=False))
+    if rotations:
+
+        def matrix(params: ViewParams) -> NDArray[np.float32]:
+            return rotation_matrices(_there(params.rotation), view.size)
+
+        found.append(Input(view, "matrix", np.float32, matrix))
+    return found
+
+
+def _solarize(params: ViewParams) -> NDArray[Any]:
+    """[samples, 1, 1, 1], to meet height, width and channels."""
+    return (_there(params.solarize) * np.uint8(255))[:, None, None, None]
+
+
+def _there(values: NDArray[Any] | None) -> NDArray[Any]:
+    assert values is not None, "drawn for every operation that the configuration has"
+    return values
+
+
+class Decoded(NamedTuple):
+    """The graph's views of a batch of B samples.
+
+    Attributes:
+        v1: [B, 3, H, W] normalised float32.
+        u: [B, 3, Hs, Ws] uint8, channels-last in memory.
+        local_crops: [V, B, 3, h, h] normalised float32, or None where V is 0.
+    """
+
+    v1: Tensor
+    u: Tensor
+    local_crops: Tensor | None
+
 
 def decoder_backend(device: torch.device) -> tuple[str, str]:
-    """What decodes images for a device, and why: two short texts."""
+    """The backend that decodes images for a device, and the reason: two short texts."""
     if _MISSING is not None:
         return "none", f"DALI cannot be imported ({_MISSING}); pip install fastequi[dali]"
     if device.type == "cuda":
@@ -70,7 +183,7 @@ class ViewPipeline:
 
     def __init__(
         self,
-        cfg: ViewConfig,
+        cfg: DataConfig,
         decodes: int,
         feed: Callable[[], Feed],
         device: torch.device,
@@ -87,75 +200,54 @@ class ViewPipeline:
             prefetch_queue_depth=_IN_FLIGHT,
             exec_dynamic=True,  # outputs stay valid for as long as they are held
         )
-        self._crops = cfg.crops
+        self._local_crops = cfg.local_crops
         with self._pipeline:
             self._pipeline.set_outputs(*_graph(cfg, feed, device, encoded, frame))
         self._pipeline.build()
 
-    def run(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The next batch, in the order of the feeds, on the current stream of the device.
-
-        Returns:
-            v1 [B, 3, H, W] normalised float32; u [B, 3, Hs, Ws] uint8, channels-last; and crops
-            [V, B, 3, h, h] normalised float32, or None where V is 0.
-        """
-        views: list[Tensor] = []
+    def run(self) -> Decoded:
+        """The next batch, in the order of the feeds, on the current stream of the device."""
+        found: list[Tensor] = []
         if self.device.type == "cuda":
             stream = torch.cuda.current_stream(self.device)
             for out in self._pipeline.run(cuda_stream=stream):
-                views.append(torch.from_dlpack(out.as_tensor()))
+                found.append(torch.from_dlpack(out.as_tensor()))
         else:
-            views += [torch.from_numpy(np.array(out.as_array())) for out in self._pipeline.run()]
-        v1, u = (x.flatten(0, 1) if x.dim() == 5 else x for x in views[:2])  # [decodes, M, ...]
-        crops = None
-        if self._crops:
-            crops = views[2] if views[2].dim() == 5 else views[2][:, None]  # [decodes, M · V, ...]
-            crops = crops.flatten(0, 1).unflatten(0, (-1, self._crops)).transpose(0, 1)
-        return v1, u.permute(0, 3, 1, 2), crops
+            found += [torch.from_numpy(np.array(out.as_array())) for out in self._pipeline.run()]
+        v1, u = (x.flatten(0, 1) if x.dim() == 5 else x for x in found[:2])  # [decodes, M, ...]
+        local = None
+        if self._local_crops:
+            local = found[2] if found[2].dim() == 5 else found[2][:, None]  # [decodes, M · V, ...]
+            local = local.flatten(0, 1).unflatten(0, (-1, self._local_crops)).transpose(0, 1)
+        return Decoded(v1, u.permute(0, 3, 1, 2), local)
 
 
 def feed_of(
-    cfg: ViewConfig,
+    cfg: DataConfig,
     files: Sequence[File],
     v1: ViewParams,
     u: ViewParams,
-    crops: ViewParams | None = None,
+    local_crops: ViewParams | None = None,
 ) -> Feed:
-    """One batch for the graph, in the order of its inputs.
+    """One batch for the graph: its images, then the arrays of :func:`inputs`.
 
     Args:
         files: [D] paths, or encoded images.
         v1, u: parameters of the D · M samples, M consecutive ones per file.
-        crops: of their local views, V consecutive ones per sample.
+        local_crops: of their local views, V consecutive ones per sample.
     """
+    drawn = {"u": u, "v1": v1, "local": local_crops}
 
-    def rows(values: NDArray[Any], trailing: int = 0) -> NDArray[Any]:
+    def rows(declared: Input) -> NDArray[Any]:
         """[D, frames, ...], or [D, ...] for one frame per decode."""
+        params = drawn[declared.view.name]
+        assert params is not None, "local_crops: drawn where the configuration has some"
+        values = np.ascontiguousarray(declared.array(params), declared.dtype)
         frames = len(values) // len(files)
         lead = (len(files), frames) if frames > 1 else (len(files),)
-        return np.ascontiguousarray(values).reshape(lead + values.shape[1:] + (1,) * trailing)
+        return values.reshape(lead + values.shape[1:])
 
-    arrays: list[Any] = [_samples(files)]
-    views = (
-        (u, True, cfg.source_size),
-        (v1, not cfg.shared_crop, cfg.image_size),
-        (crops, True, cfg.crop_size),
-    )
-    for params, has_window, size in views:
-        if params is None:
-            continue
-        if has_window:
-            arrays += [rows(params.start), rows(params.end)]
-        if params.color is not None:
-            arrays += [rows(column) for column in params.color.T]
-        if params.sigma is not None:
-            # a window of one pixel is exactly no blur; 0 lets DALI choose it for the sigma
-            arrays += [rows(params.sigma), rows(np.where(params.sigma > 0, 0, 1).astype(np.int32))]
-        if params.solarize is not None:
-            arrays.append(rows(params.solarize.astype(np.uint8) * np.uint8(255), trailing=3))
-        if params.turn is not None:
-            arrays.append(rows(turn_matrices(params.turn, size)))
-    return tuple(arrays)
+    return (_samples(files), *(rows(declared) for declared in inputs(cfg)))
 
 
 def _samples(files: Sequence[File]) -> list[NDArray[np.uint8]]:
@@ -168,86 +260,80 @@ def _decode(files: Any, device: torch.device, encoded: bool) -> Any:
 
 
 def _graph(
-    cfg: ViewConfig,
+    cfg: DataConfig,
     feed: Callable[[], Feed],
     device: torch.device,
     encoded: bool,
     frame: tuple[int, int] | None,
 ) -> tuple[Any, ...]:
-    on_gpu = device.type == "cuda"
-    kinds = _input_types(cfg)
-    inputs = iter(fn.external_source(source=feed, num_outputs=len(kinds), dtype=kinds, batch=True))
-    image = _decode(next(inputs), device, encoded)
+    on_gpu, declared = device.type == "cuda", inputs(cfg)
+    dtypes = [types.UINT8, *(_dali_type(one.dtype) for one in declared)]
+    files, *arrays = fn.external_source(
+        source=feed, num_outputs=len(dtypes), dtype=dtypes, batch=True
+    )
+    given: dict[tuple[str, str], Any] = {}
+    for one, array in zip(declared, arrays, strict=True):
+        several = one.per_frame and one.view.frames > 1
+        given[one.view.name, one.name] = fn.per_frame(array) if several else array
+    image = _decode(files, device, encoded)
 
-    def windows(size: int, frames: int) -> Any:
-        start, end = next(inputs), next(inputs)
-        shape = frame or (size, size)
+    def windows(view: View) -> Any:
+        start, end = given[view.name, "start"], given[view.name, "end"]
+        shape = frame or (view.size, view.size)
         shared: dict[str, Any] = {"size": list(shape), "roi_relative": True, "antialias": True}
-        if frames == 1:
+        if view.frames == 1:
             return fn.resize(image, roi_start=start, roi_end=end, **shared)
         each = (
-            fn.resize(image, roi_start=start[i], roi_end=end[i], **shared) for i in range(frames)
+            fn.resize(image, roi_start=start[i], roi_end=end[i], **shared)
+            for i in range(view.frames)
         )
         return fn.stack(*each, axis_name="F")
 
-    def pixels(x: Any, aug: Augment, frames: int) -> Any:
-        def each(values: Any) -> Any:
-            return fn.per_frame(values) if frames > 1 else values
-
-        if aug.colors:
-            names = ("brightness", "contrast", "saturation", "hue")
-            x = fn.color_twist(x, **{name: each(next(inputs)) for name in names})
-        if aug.blur > 0:
-            x = fn.gaussian_blur(x, sigma=each(next(inputs)), window_size=each(next(inputs)))
-        if aug.solarize > 0:
-            flag = next(inputs)  # 255 where the sample is solarized, else 0
+    def augmented(x: Any, view: View) -> Any:
+        own = {name: array for (of, name), array in given.items() if of == view.name}
+        if "hue" in own:
+            x = fn.color_twist(x, **{name: own[name] for name in _COLOR})
+        if "sigma" in own:
+            x = fn.gaussian_blur(x, sigma=own["sigma"], window_size=own["window_size"])
+        if "solarize" in own:
+            flag = own["solarize"]
             x = x ^ ((x >= 128) * (flag.gpu() if on_gpu else flag))
-        if cfg.turns:  # pixel onto pixel, so that nothing is interpolated
-            x = fn.warp_affine(x, matrix=each(next(inputs)), interp_type=types.INTERP_NN)
+        if "matrix" in own:  # pixel onto pixel, so that nothing is interpolated
+            x = fn.warp_affine(x, matrix=own["matrix"], interp_type=types.INTERP_NN)
         return x
 
-    def normalised(x: Any, frames: int) -> Any:
+    def normalised(x: Any, view: View) -> Any:
         return fn.crop_mirror_normalize(
             x,
             mean=[255 * m for m in cfg.mean],
             std=[255 * s for s in cfg.std],
             dtype=types.FLOAT,
-            output_layout="FCHW" if frames > 1 else "CHW",
+            output_layout="FCHW" if view.frames > 1 else "CHW",
         )
 
-    samples = cfg.samples_per_decode
-    source = windows(cfg.source_size, samples)
-    u = pixels(source, cfg.a2, samples)
-    if not cfg.shared_crop:
-        view = windows(cfg.image_size, samples)
-    elif cfg.source_size > cfg.image_size:
-        view = fn.crop(source, crop=(cfg.image_size, cfg.image_size))
+    u, v1, *local = views(cfg)
+    source = windows(u)
+    if v1.window:
+        first = windows(v1)
+    elif u.size > v1.size:
+        first = fn.crop(source, crop=(v1.size, v1.size))
     else:
-        view = source
-    views = [normalised(pixels(view, cfg.a1, samples), samples), u]
-    if cfg.crops:
-        frames = samples * cfg.crops
-        views.append(normalised(pixels(windows(cfg.crop_size, frames), cfg.a3, frames), frames))
-    return tuple(views)
+        first = source
+    crops = [normalised(augmented(windows(view), view), view) for view in local]
+    return (normalised(augmented(first, v1), v1), augmented(source, u), *crops)
 
 
-def _input_types(cfg: ViewConfig) -> list[Any]:
-    """The types of :func:`feed_of`'s arrays."""
-    kinds = [types.UINT8]
-    views = [(cfg.a2, True), (cfg.a1, not cfg.shared_crop)]
-    for aug, has_window in views + [(cfg.a3, True)] * (cfg.crops > 0):
-        kinds += [types.FLOAT] * (2 * has_window + 4 * aug.colors)
-        kinds += [types.FLOAT, types.INT32] * (aug.blur > 0) + [types.UINT8] * (aug.solarize > 0)
-        kinds += [types.FLOAT] * cfg.turns
-    return kinds
+def _dali_type(dtype: type[np.generic]) -> Any:
+    known = {np.uint8: types.UINT8, np.int32: types.INT32, np.float32: types.FLOAT}
+    return known[dtype]
 
 
 def decoded_sizes(
     files: Sequence[File], device: torch.device, num_threads: int
 ) -> list[tuple[int, int] | str]:
-    """What DALI makes of each file: (height, width) upright, or its words why it cannot decode it.
+    """The decoded size (height, width) of each file, upright, or DALI's reason why it fails.
 
-    All are paths, or all encoded images. They are decoded together; what fails is halved.
+    All are paths, or all encoded images. They are decoded together; a failing group is halved.
     """
     require_dali()
     found: list[tuple[int, int] | str] = ["" for _ in files]
@@ -286,11 +372,11 @@ def _decoded(
 
 
 def _reason(error: Exception) -> str:
-    """The line of DALI's message that says what happened, without its account of the graph."""
+    """The line of DALI's message that names the error, without its description of the graph."""
     text = str(error)
     lines = (text.partition("encountered:")[2] or text).splitlines()
-    told = (line.strip(" :").replace(" sample #0", "") for line in lines)
-    reason = next((line for line in told if line), type(error).__name__)
+    reasons = (line.strip(" :").replace(" sample #0", "") for line in lines)
+    reason = next((line for line in reasons if line), type(error).__name__)
     unnamed = reason.startswith("nvImageCodec failure: '#")  # and a number
     return f"damaged, or in an unknown format ({reason})" if unnamed else reason
 
@@ -304,7 +390,7 @@ def _device_id(device: torch.device) -> int | None:
 
 
 def require_dali() -> None:
-    """Raises ImportError, with the way to install it, where DALI cannot be imported."""
+    """Raises ImportError, with the command to install it, if DALI cannot be imported."""
     if _MISSING is not None:
         raise ImportError(
             f"reading images needs DALI: pip install fastequi[dali] (importing it: {_MISSING})"

@@ -1,12 +1,12 @@
-"""What DALI is given of a source's images: paths, encoded bytes, or pixels that Pillow decoded.
+"""The form in which DALI gets a source's images: paths, encoded bytes, or Pillow's pixels.
 
-DALI reads files itself where all are of formats that it decodes. Members of shards come as bytes,
-and so does everything once an image may need Pillow: what DALI refuses and Pillow decodes is handed
-on as plain pixels, and only what both refuse is damaged. Which of the two decodes an image depends
-on its bytes only, so every process and every resumed run has the same pixels.
+DALI reads files itself if it decodes all of their formats. Members of shards are passed as bytes,
+and so is every image once one may need Pillow: what DALI refuses and Pillow decodes is passed as
+plain pixels; an image that both refuse is damaged. Which of the two decodes an image depends on its
+bytes alone, so every process and every resumed run has the same pixels.
 
-What is known to be refused never reaches DALI: one such image beside others in a batch was seen to
-end the process (DALI 2.4, a segmentation fault once in some hundred batches).
+Images that DALI is known to refuse are never passed to it: in a batch with others, one such image
+can end the process (DALI 2.4, a segmentation fault about once in some hundred batches).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _DIRECT = {"JPEG", "MPO", "PNG", "BMP", "PPM", "JPEG2000"}  # formats of which D
 
 
 def usable_threads(asked: int) -> int:
-    """As many as were asked for; for 0 every usable core, at most 16."""
+    """The given number; for 0 all usable cores, at most 16."""
     return asked or min(len(os.sched_getaffinity(0)), 16)
 
 
 class Given:
-    """The images of a source in the form that DALI takes them.
+    """A source's images in the form that DALI takes.
 
     Args:
         source: the images.
-        threads: that read and decode beside DALI's.
+        threads: number of threads that read and decode, beside DALI's.
     """
 
     def __init__(self, source: Source, threads: int) -> None:
@@ -51,18 +51,18 @@ class Given:
         self.as_bytes = source.spans is not None or not set(source.formats) <= _DIRECT
 
     def files(self, places: Sequence[int]) -> list[dali.File]:
-        """Of these images; what cannot be read is one byte, which cannot be decoded."""
+        """These images for DALI; an unreadable one is a single byte, which fails to decode."""
         if not self.as_bytes:
             return [self.source.paths[i] for i in places]
         return list(self._pool.map(self._bytes, places))
 
     def examine(self, places: Sequence[int], device: torch.device) -> tuple[dict[int, str], bool]:
-        """Which of the images cannot be decoded, after a batch with them failed.
+        """Finds the images that cannot be decoded, after a batch with them failed.
 
-        Those that DALI alone refuses are given as Pillow decodes them from now on.
+        Images that only DALI refuses are decoded by Pillow from now on.
 
         Returns:
-            {place: why}, and whether any other is given in another form than before.
+            {place: reason}, and whether any other image now has another form than before.
         """
         bad: dict[int, str] = {}
         images: dict[int, NDArray[np.uint8]] = {}
@@ -89,7 +89,7 @@ class Given:
         self._pool.shutdown()
 
     def _read(self, i: int) -> NDArray[np.uint8] | str:
-        """The bytes of an image, or why it has none."""
+        """The bytes of an image, or the reason why they cannot be read."""
         try:
             return self.source.encoded(i)
         except OSError as error:
@@ -103,21 +103,21 @@ class Given:
             return image
         try:
             return as_ppm(decoded(image))
-        except Exception:  # then DALI says what is wrong with it
+        except Exception:  # DALI will report what is wrong with it
             return image
 
 
 def decoded_sizes(
     images: Sequence[NDArray[np.uint8]], device: torch.device, num_threads: int
 ) -> list[tuple[int, int] | str]:
-    """What is made of encoded images: (height, width) upright, or in words why nothing is."""
+    """The decoded size (height, width) of each image, upright, or the reason why it fails."""
     return [size for size, _ in _sizes(images, device, num_threads)]
 
 
 def _sizes(
     images: Sequence[NDArray[np.uint8]], device: torch.device, num_threads: int
 ) -> list[tuple[tuple[int, int] | str, bool]]:
-    """As :func:`decoded_sizes`, and whether it is Pillow that decodes it."""
+    """As :func:`decoded_sizes`, and whether Pillow decodes it."""
     known = [is_for_pillow(image) for image in images]
     others = [image for image, is_known in zip(images, known, strict=True) if not is_known]
     by_dali = iter(dali.decoded_sizes(others, device, num_threads))

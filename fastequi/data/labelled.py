@@ -1,7 +1,7 @@
 """Images with classes: folders of class subfolders, shards, MNIST-like sets, scikit-learn's digits.
 
-What is for testing says `fastequi.data.sources.splits` (of a set that is not split every fifth
-image of a class), and which class an image is of, `fastequi.data.sources.classes`.
+`fastequi.data.sources.splits` decides which images are for testing (of a set without a split, every
+fifth image of a class), `fastequi.data.sources.classes` the class of an image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LabelledSet(Protocol):
 
     @property
     def what(self) -> str:
-        """Which images these are, in words."""
+        """A description of these images."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class LabelledSet(Protocol):
 
 @dataclass(frozen=True)
 class Arrays:
-    """Small images in memory; the raw baseline sees them as they are.
+    """Small images in memory; the raw-pixel baseline uses them unchanged.
 
     Attributes:
         pixels: [N, H, W] uint8, grey.
@@ -80,7 +80,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Files:
-    """Images in folders of their classes; the raw baseline sees them at 32 px or less."""
+    """Images in files; the raw-pixel baseline uses them at 32 px or less."""
 
     source: Source
     labels: NDArray[np.int64]
@@ -99,7 +99,7 @@ class Files:
 
 
 _BATCH, _RAW_SIZE = 250, 32
-_TOLD = 10  # classes that are named
+_MAX_NAMED = 10  # classes in a message
 DIGITS = "digits"
 
 
@@ -191,8 +191,10 @@ def per_class(names: Sequence[str], train: Tensor, test: Tensor) -> dict[str, li
 
 
 def described(train: LabelledSet, test: LabelledSet) -> str:
-    """How many classes and images a set has, and which images are for what."""
-    names = ", ".join(train.classes[:_TOLD]) + (", ..." if len(train.classes) > _TOLD else "")
+    """The numbers of classes and images of a set, and its splits, as text."""
+    names = ", ".join(train.classes[:_MAX_NAMED]) + (
+        ", ..." if len(train.classes) > _MAX_NAMED else ""
+    )
     parts = (
         f"{len(part):,} {use} images ({part.what})"
         for use, part in (("training", train), ("test", test))

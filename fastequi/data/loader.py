@@ -1,18 +1,18 @@
-"""Batches for the loop: the sampler decides, DALI decodes ahead, (epoch, index) resumes.
+"""Batches for the training loop: ordered by the sampler, decoded ahead by DALI, resumable.
 
-DALI's own threads prepare two batches ahead while the loop trains; drawing the next batch's
-parameters takes the caller a millisecond or so. Members of tar shards, and images that DALI refuses
-and Pillow decodes, are read by threads of ours (`fastequi.data.given`). `state_dict` is the
-position after the last batch handed out, whatever was prepared beyond it.
+DALI's own threads prepare two batches ahead while the loop trains; drawing a batch's parameters
+takes the caller about a millisecond. Members of tar shards, and images that DALI refuses and Pillow
+decodes, are read by threads of our own (`fastequi.data.given`). `state_dict` is the position after
+the last batch returned, whatever was prepared beyond it.
 
 An image that cannot be decoded does not end a run. DALI fails on the whole batch, so the loader
-finds those that fail alone, and with Pillow too, puts them in `quarantined` with DALI's reason,
-logs them, and makes the same batch again with each replaced by the next image in the source's order
-that decodes. What replaces an image depends on the files only, not on what a process has met
-before: every rank, and any number of them, replaces alike, and so does a resumed run. The list
-travels in `state_dict` all the same, so that a file that was unreadable for a while stays replaced,
-and the count goes on. A rank knows what it met itself (and what the state told it); the run stops
-once that is more than `cfg.tolerate` of the images (and more than one).
+finds the images that fail by themselves, with Pillow too, adds them to `quarantined` with DALI's
+reason, logs them, and makes the same batch again with each replaced by the next image in the
+source's order that decodes. The replacement depends on the files only, not on the images that a
+process has met before: all ranks, of any number, replace alike, and so does a resumed run. The list
+is part of `state_dict` all the same, so that a file that was unreadable for a while stays replaced
+and stays counted. A rank knows the failures it met itself and those in the state; the run stops
+once they are more than `cfg.tolerate` of the images (and more than one).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastequi.data.config import DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
-from fastequi.data.views.augment import ViewConfig
 from fastequi.data.views.batch import Batch, Masks, Overlaps
 from fastequi.data.views.masks import block_masks
 from fastequi.data.views.overlaps import overlaps_of
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 def make_loader(
     source: Source,
-    cfg: ViewConfig,
+    cfg: DataConfig,
     path: Path,
     *,
     seed: int,
@@ -63,11 +63,11 @@ def make_loader(
         path: the transformation path whose parameters travel with the batch.
         seed: of every random choice.
         device: "cpu" or a CUDA device, where images are augmented and batches live.
-        state: what a loader's `state_dict()` gave, to go on from there; None starts at epoch 0.
-        steps: batches until it ends; None goes on for ever.
+        state: a loader's `state_dict()` to continue from; None starts at epoch 0.
+        steps: batches until it ends; None: endless.
         rank, world_size: this process among those that share `cfg.batch_size`.
-        dtype: of v1 and the crops.
-        grid: patches along a side of v1, for masks; only a run that has them needs to say.
+        dtype: of v1 and the local crops.
+        grid: patches along a side of v1; only needed for masks.
 
     Raises:
         ImportError: DALI is not installed.
@@ -92,17 +92,17 @@ def make_loader(
 class Loader:
     """An iterator of :class:`fastequi.data.views.batch.Batch`; made by :func:`make_loader`.
 
-    It is its own iterator: a second `for` goes on where the first one stopped.
+    It is its own iterator: a second `for` continues where the first one stopped.
 
     Attributes:
-        epoch: of the last batch handed out.
+        epoch: of the last batch returned.
         quarantined: {name: reason} of the images that failed to decode; its length is their count.
     """
 
     def __init__(
         self,
         source: Source,
-        cfg: ViewConfig,
+        cfg: DataConfig,
         path: Path,
         sampler: Sampler,
         device: torch.device,
@@ -114,7 +114,7 @@ class Loader:
         self.grid = grid
         self.source, self.cfg, self.path, self.device, self.dtype = source, cfg, path, device, dtype
         self.quarantined: dict[str, str] = {}
-        self._bad: set[int] = set()  # their places in the source
+        self._bad: set[int] = set()  # their indices in the source
         self._sampler, self._left = sampler, steps
         self._threads = usable_threads(cfg.num_threads)
         self._given = Given(source, self._threads)
@@ -122,9 +122,11 @@ class Loader:
         if state is not None:
             self._go_to(state)
         self._state = sampler.state_dict()
-        self._planned: deque[Step] = deque()  # handed to DALI or about to be, oldest first
-        self._fed = 0  # how many of them DALI's graph has
-        self._shown: list[Overlaps] = []  # what the views of those have in common, if anyone asks
+        self._planned: deque[Step] = deque()  # fed to DALI or about to be, oldest first
+        self._fed = 0  # how many of them are in DALI's graph
+        self._shown: list[
+            Overlaps
+        ] = []  # where the views of those overlap, if the config asks for it
         self._pipeline: ViewPipeline | None = self._build()
 
     @property
@@ -136,7 +138,7 @@ class Loader:
         return len(self._sampler)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch handed out and what is quarantined, JSON-ready."""
+        """The position after the last batch returned and the quarantined images, in JSON types."""
         more = {"source": self._fingerprint, "quarantined": dict(self.quarantined)}
         return {**self._state, **more}
 
@@ -149,7 +151,7 @@ class Loader:
         repeated = False
         while True:
             try:
-                v1, u, crops = self._pipeline.run()
+                views = self._pipeline.run()
                 break
             except Exception as error:
                 self._pipeline, self._fed = None, 0
@@ -157,7 +159,7 @@ class Loader:
                     if repeated:
                         raise
                     repeated = True
-                    logger.warning("a batch failed, but all its images decode; once more")
+                    logger.warning("a batch failed, but all its images decode; trying once more")
                 self._pipeline = self._build()
         step = self._planned.popleft()
         self._fed -= 1
@@ -167,28 +169,28 @@ class Loader:
             self._left -= 1
         draws = self._draws(step)
         params = self.path.sample(draws, self.cfg.image_size)
-        crops = None if crops is None else crops.to(self.dtype)
+        local_crops = views.local_crops
         return Batch(
-            v1.to(self.dtype),
-            u,
-            self._to_device(params),
-            torch.from_numpy(step.sample_ids),
-            step.epoch,
-            crops,
-            self._masks(draws),
-            shown,
+            v1=views.v1.to(self.dtype),
+            u=views.u,
+            path=self._to_device(params),
+            sample_ids=torch.from_numpy(step.sample_ids),
+            epoch=step.epoch,
+            local_crops=None if local_crops is None else local_crops.to(self.dtype),
+            masks=self._masks(draws),
+            overlaps=shown,
         )
 
     @property
     def left_out(self) -> set[int]:
-        """Places in the source of what failed to decode, here or on another process."""
+        """Indices in the source of the images that failed to decode, here or on other processes."""
         return set(self._bad)
 
     def leave_out(self, places: set[int]) -> None:
-        """What other processes met counts here too, and is replaced from the next planned batch on.
+        """Adds failures of other processes, which are replaced from the next planned batch on.
 
         Raises:
-            RuntimeError: they are more than `cfg.tolerate` of all.
+            RuntimeError: there are now more than `cfg.tolerate` of all images.
         """
         for i in sorted(places - self._bad):
             self._bad.add(i)
@@ -196,7 +198,7 @@ class Loader:
         self._check_count()
 
     def close(self) -> None:
-        """Ends DALI's work and threads; the loader then gives no more batches."""
+        """Ends DALI's work and threads; the loader then returns no more batches."""
         self._pipeline = None
         self._given.close()
 
@@ -210,7 +212,7 @@ class Loader:
         self._sampler.load_state_dict(state)
         if state.get("source", self._fingerprint) != self._fingerprint:
             raise ValueError(
-                "cannot continue: there are as many images as before, but other names or sizes"
+                "cannot continue: the number of images is as before, but names or sizes differ"
             )
         known = state.get("quarantined", {})
         for i, name in enumerate(self.source.names if known else ()):
@@ -229,7 +231,7 @@ class Loader:
         )
 
     def _feed(self) -> Feed:
-        """What DALI is to do next; called by DALI, ahead of the batches handed out."""
+        """DALI's next inputs; called by DALI, ahead of the batches returned."""
         if self._fed == len(self._planned):
             self._planned.append(next(self._sampler))
         step = self._planned[self._fed]
@@ -238,10 +240,10 @@ class Loader:
         sizes = self.source.sizes[files].repeat(self.cfg.samples_per_decode, 0)
         chosen = self.cfg, self._draws(step), sizes, self.source.region
         v1, u = view_params(*chosen)
-        crops = crop_params(*chosen, views=(v1, u))
+        local_crops = crop_params(*chosen, views=(v1, u))
         if self.cfg.overlaps:
-            self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, crops)]
-        return feed_of(self.cfg, self._given.files(files), v1, u, crops)
+            self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, local_crops)]
+        return feed_of(self.cfg, self._given.files(files), v1, u, local_crops)
 
     def _masks(self, draws: Draws) -> Masks | None:
         cfg = self.cfg
@@ -262,7 +264,7 @@ class Loader:
         return file
 
     def _quarantine(self, error: Exception) -> bool:
-        """Whether an image of the planned batches is to blame; finds all of one batch."""
+        """Whether an image of the planned batches fails to decode; finds all such of one batch."""
         found: dict[int, str] = {}
         changed = False
         for step in self._planned:

@@ -1,8 +1,7 @@
-"""Pixels by Pillow: of images that DALI refuses, and of those that are only looked at.
+"""Decoding by Pillow, of images that DALI refuses and of images for display.
 
-Pixels are what DALI makes of images that both decode: 8-bit RGB, upright, 16 bits scaled to 8, an
-alpha channel dropped, of an animation the first picture. Pillow then keeps to its own limit of 179
-million pixels.
+The pixels are as DALI decodes images: 8-bit RGB, upright, 16 bits scaled to 8, without an alpha
+channel, the first picture of an animation. Pillow's own limit of 179 million pixels applies.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def decoded(image: Bytes) -> Pixels:
     """The pixels of encoded bytes.
 
     Raises:
-        OSError, ValueError: or whatever else damaged bytes make Pillow raise.
+        OSError, ValueError: or any other error that Pillow raises on damaged bytes.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -35,7 +34,7 @@ def decoded(image: Bytes) -> Pixels:
 
 
 def as_ppm(pixels: Pixels) -> Bytes:
-    """The same pixels encoded, in a form that DALI reads: a header and they themselves."""
+    """The pixels as a PPM file, which DALI reads: a header and the values."""
     height, width, _ = pixels.shape
     head = np.frombuffer(b"P6\n%d %d\n255\n" % (width, height), np.uint8)
     return np.concatenate([head, pixels.reshape(-1)])

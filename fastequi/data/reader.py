@@ -1,7 +1,7 @@
-"""Every image of a source once, in order and un-augmented, for evaluation and embedding.
+"""Every image of a source once, in order and without augmentation, for evaluation and embedding.
 
-The centred square of an image (or rectangle of another shape), as large as it fits or a share of
-that, is resized with antialiasing, by the same graph as the loader's (`fastequi.data.dali`).
+The largest centred square of an image (or a rectangle of another shape), or a share of it, is
+resized with antialiasing, by the same graph as the loader's (`fastequi.data.dali`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.data.views.parameters import ViewParams
 
 logger = logging.getLogger(__name__)
@@ -37,17 +37,17 @@ def read(
     batch: int = 64,
     num_threads: int = 0,
 ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-    """Batches of images and their places in the source, in its order.
+    """Yields batches of images and their indices in the source, in its order.
 
     A file that cannot be decoded is named and left out.
 
     Args:
-        source: the images; of a region only that is seen.
+        source: the images; only its region is used.
         size: side of the squares in pixels, or height and width of rectangles.
-        device: "cpu" or a CUDA device, where they are decoded and live.
+        device: "cpu" or a CUDA device, where they are decoded and stored.
         share: of the largest window that fits (224 / 256 is usual on ImageNet).
-        batch: images at a time.
-        num_threads: of DALI; 0 takes every usable core, at most 16.
+        batch: images per batch.
+        num_threads: of DALI; 0: all usable cores, at most 16.
 
     Yields:
         ([B, 3, height, width] uint8, [B] places).
@@ -61,7 +61,7 @@ def read(
     batch = min(batch, len(source))
     threads, plain = usable_threads(num_threads), Augment.none()
     frame = (size, size) if isinstance(size, int) else size
-    cfg = ViewConfig(
+    cfg = DataConfig(
         image_size=frame[0],
         source_size=frame[0],
         a1=plain,
@@ -77,7 +77,7 @@ def read(
             pipeline = ViewPipeline(cfg, batch, plan, device, threads, given.as_bytes, frame)
             for part in parts:
                 try:
-                    _, images, _ = pipeline.run()
+                    images = pipeline.run().u
                 except Exception as error:
                     found, changed = given.examine(left[: _AHEAD * batch].tolist(), device)
                     if not found and not changed:
@@ -99,11 +99,11 @@ def read(
 
 
 class _Plan:
-    """What DALI is to do next: the parts, the last one filled up and repeated as it runs ahead."""
+    """DALI's next inputs: the parts; the last one is padded, and repeated as DALI runs ahead."""
 
     def __init__(
         self,
-        cfg: ViewConfig,
+        cfg: DataConfig,
         given: Given,
         parts: list[NDArray[np.int64]],
         share: float,

@@ -1,13 +1,13 @@
-"""Which samples make up a step: an order without state, so (epoch, index) resumes it exactly.
+"""The samples of every step: a stateless order, so (epoch, index) resumes it exactly.
 
 Every decode of a photograph gives M samples, and every photograph is decoded `repeat` times in an
 epoch. Sample ids number all of them: file · repeat · M + r · M + j, so every random draw of an
-epoch has an address of its own. The epoch runs in `repeat` rounds; each visits every file once, in
-an order of its own, so a step of a small set sees as many different photographs as it can.
+epoch has an address of its own. An epoch has `repeat` rounds; each visits every file once in its
+own order, so that a step of a small set has as many different photographs as possible.
 
-The order is that of the global step; ranks take consecutive parts of each. So a run may continue
-on another number of ranks with the same steps. What is left of an epoch after its last whole step
-is dropped (another part in every epoch).
+The order is that of the global step; ranks take consecutive parts of each step. So a run may
+continue on another number of ranks with the same steps. The rest of an epoch after its last whole
+step is dropped (a different part in every epoch).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.views.augment import ViewConfig
+from fastequi.data.config import DataConfig
 from fastequi.philox import permutation
 
 
@@ -51,7 +51,7 @@ class Sampler:
     """
 
     def __init__(
-        self, num_files: int, cfg: ViewConfig, seed: int, rank: int = 0, world_size: int = 1
+        self, num_files: int, cfg: DataConfig, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.num_files, self.repeat, self.seed = num_files, cfg.repeat, seed
         self.per_decode = cfg.samples_per_decode

@@ -1,9 +1,9 @@
-"""Decodes every image of a set once, as training will, and says what each is or what is wrong.
+"""Decodes every image of a set once, as training does, and records its size or its error.
 
-Files are read and hashed by threads while DALI decodes those read before. Memory is bounded: at
+Threads read and hash files while DALI decodes the previous ones. Memory is bounded: at
 most 64 MiB of encoded bytes are taken at a time (or one larger image), and at most 64 megapixels
-(or one larger image) are decoded together. What claims more than Pillow's limit of 179 megapixels
-is refused by its header. The sizes in the index are those of the decoded pixels.
+(or one larger image) are decoded together. An image whose header claims more than
+Pillow's limit of 179 megapixels is refused. The sizes in the index are those of the decoded pixels.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from PIL import Image
 
 from fastequi.data.dali import require_dali
 from fastequi.data.given import decoded_sizes
-from fastequi.data.sources.encoded import Header, header, read, told, why
+from fastequi.data.sources.encoded import Header, counted, header, read, why
 from fastequi.data.sources.index import Index, Row
 from fastequi.data.sources.listing import Listing
 
-_FILES = 256  # in a part: what one pipeline of DALI decodes is worth its construction, 6 ms
+_FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
 _PIXELS = 1 << 26
 _DIGITS = 16
@@ -56,7 +56,7 @@ class Scan:
     duplicates: dict[str, str]
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """The result as a few printed lines."""
         rows, left_out = self.index.rows, self.index.left_out
         total = sum(row.bytes for row in rows) / 1e9
         lines = [f"{len(rows)} images, {total:.3g} GB; {len(left_out)} left out"]
@@ -68,7 +68,7 @@ class Scan:
             for what, row in (("smallest", smallest), ("largest", largest)):
                 lines.append(f"{what:12s}{row.width} × {row.height}  {row.name}")
         lines.append(f"duplicates  {_some([f'{a} = {b}' for a, b in self.duplicates.items()])}")
-        lines.append(f"passed over {told(self.index.passed_over) or 0}")
+        lines.append(f"passed over {counted(self.index.passed_over) or 0}")
         lines.append(f"left out    {_some([f'{a} ({why})' for a, why in left_out.items()])}")
         # a name that is no UTF-8 can be printed nowhere as it is
         return "\n".join(lines).encode(errors="backslashreplace").decode()
@@ -83,7 +83,7 @@ def scan(
 
     Args:
         listing: of a folder or of shards.
-        num_threads: that read, and of DALI; 0 takes every usable core.
+        num_threads: of reading and of DALI; 0: all usable cores.
         show: called after every part with the images done and their number.
 
     Raises:
@@ -125,7 +125,7 @@ def scan(
 def _ahead(
     listing: Listing, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[range, list[Future[_Read | str]]]]:
-    """Parts of the listing while they are read; the next one is under way."""
+    """Parts of the listing with their reads; the next part is already being read."""
     waiting: tuple[range, list[Future[_Read | str]]] | None = None
     for part in _parts(listing):
         coming = part, [pool.submit(_read, listing, i) for i in part]
@@ -137,7 +137,7 @@ def _ahead(
 
 
 def _parts(listing: Listing) -> Iterator[range]:
-    """Consecutive images, as many as the limits of files and bytes allow, one at the least."""
+    """Ranges of consecutive images within the limits of files and bytes, of at least one image."""
     start, total = 0, 0
     for i in range(len(listing)):
         size = _bytes(listing, i)

@@ -24,6 +24,7 @@ from fastequi.evaluate.encoders import Encoder, load_all
 from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.evaluate.tasks import shown
+from fastequi.functional.normalise import normalise as normalised
 from fastequi.models.timm_names import UNSTATED, Stated
 
 KS = (5, 10, 20, 200)
@@ -87,10 +88,7 @@ def pooled_features(
 
 def normalise(images: Tensor, encoder: Encoder) -> Tensor:
     """uint8 images [B, 3, H, W] as an encoder takes them."""
-    mean, std = (
-        torch.tensor(v, device=images.device).view(3, 1, 1) for v in (encoder.mean, encoder.std)
-    )
-    return (images.float() / 255 - mean) / std
+    return normalised(images, encoder.mean, encoder.std)
 
 
 Split = tuple[list[Pooled], Tensor]  # of pooled_features

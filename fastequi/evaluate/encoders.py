@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from fastequi.build import build
 from fastequi.config import Config
+from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
-from fastequi.data.views.augment import ViewConfig
 from fastequi.evaluate.weights import Weights, load_weights, read_config
 from fastequi.methods.method import Method
 from fastequi.models.timm_names import UNSTATED, Stated
@@ -43,7 +43,7 @@ Features = Callable[[Tensor], dict[str, Tensor]]
 Floats = tuple[float, ...]
 Network = TypeVar("Network", bound=nn.Module)
 _SEED = 0  # of fresh weights where no run says one
-_DEFAULTS = ViewConfig()
+_DEFAULTS = DataConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,7 @@ def _of_run(path: Path, device: torch.device) -> Encoder:
         raise FileNotFoundError(f"CHECKPOINT: {run} has no checkpoint yet")
     method = _seeded(lambda: build(config), config)
     try:
-        checkpoint.load_averaged(found, method)
+        checkpoint.load_for_evaluation(found, method)
     except RuntimeError as error:
         raise ValueError(
             f"CHECKPOINT: the weights do not fit {run / 'config.json'}: {_shortened(error)}"
@@ -296,9 +296,9 @@ def _of_vit(network: VisionTransformer, weights: Weights, name: str) -> Encoder:
 
     @torch.no_grad()
     def features(images: Tensor) -> dict[str, Tensor]:
-        tokens = network(images)
-        out = {"patch": tokens[:, network.num_prefix_tokens :]}
-        return {**out, "cls": tokens[:, :1]} if has_class else out
+        tokens = network.forward_features(images)
+        out = {"patch": tokens.patch}
+        return out if tokens.cls is None else {**out, "cls": tokens.cls}
 
     def fresh() -> Encoder:
         return _of_vit(_seeded(weights.make, weights.config).to(device), weights, name)

@@ -54,7 +54,7 @@ def collect_pairs(
         path: the transformation whose parameters they carry.
         views: their geometry.
         n: how many.
-        samples_per_file: sample ids of each photograph, `ViewConfig.samples_per_file`.
+        samples_per_file: sample ids of each photograph, `DataConfig.samples_per_file`.
 
     Raises:
         ValueError: fewer than n images.

@@ -29,6 +29,7 @@ from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder
 from fastequi.evaluate.intervals import middle95, resampled_mean
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.evaluate.spectrum import spectrum
+from fastequi.functional.normalise import denormalise
 from fastequi.methods.tir import TIR
 
 _BATCH = 64
@@ -38,7 +39,7 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 def psnr(pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Peak signal-to-noise ratio in dB of normalised images [..., 3, H, W], each in 0..1 first."""
-    x, y = (_unit(images, mean, std).clamp(0, 1) for images in (pred, target))
+    x, y = (denormalise(images, mean, std).clamp(0, 1) for images in (pred, target))
     difference = (x - y).square()
     return -10 * difference.mean((-1, -2, -3)).clamp(min=1e-10).log10()
 
@@ -63,19 +64,13 @@ def ssim(pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float
     height, width = pred.shape[-2:]
     if min(height, width) <= 2 * _RADIUS:
         raise ValueError(f"pred: expected images of at least 11x11 for SSIM, got {height}x{width}")
-    x, y = _unit(pred, mean, std).clamp(0, 1), _unit(target, mean, std).clamp(0, 1)
+    x, y = (denormalise(images, mean, std).clamp(0, 1) for images in (pred, target))
     images = torch.stack([x, y, x * x, y * y, x * y]).double()
     mx, my, xx, yy, xy = _window(images.flatten(0, -3)[:, None]).view(5, *x.shape[:-2], -1)
     vx, vy, cov = xx - mx * mx, yy - my * my, xy - mx * my
     value = (2 * mx * my + _C1) * (2 * cov + _C2)
     value = value / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
     return value.mean((-1, -2)).float()
-
-
-def _unit(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised images in 0..1 again."""
-    mean_t, std_t = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
-    return images * std_t + mean_t
 
 
 def _window(images: Tensor) -> Tensor:
@@ -166,7 +161,7 @@ def quality(
         method: with decoders.
         batches: as :func:`path_loader` makes them.
         n: images.
-        samples_per_file: sample ids of each photograph, `ViewConfig.samples_per_file`.
+        samples_per_file: sample ids of each photograph, `DataConfig.samples_per_file`.
     """
     mean, std = method.views.mean, method.views.std
     found: dict[str, list[Tensor]] = {}
@@ -272,7 +267,7 @@ def evaluate_reconstruction(
 def _tir(encoder: Encoder, name: str) -> tuple[TIR, Config]:
     method, config = encoder.method, encoder.config
     if not isinstance(method, TIR) or config is None:
-        raise ValueError(f"CHECKPOINT: expected a run with system=tir, {name} is none")
+        raise ValueError(f"CHECKPOINT: expected a run with method=tir, {name} is none")
     return method, config
 
 

@@ -74,7 +74,7 @@ def rotation_score(name: str, method: RotNet, images: Tensor, batch: int = 250) 
     device = next(method.parameters()).device
     correct = []
     for part in images.split(batch):
-        logits = method.classify(method.turned(part.to(device)))
+        logits = method.classify(method.rotated(part.to(device)))
         expect_finite(name, {"logits": logits})
         pred = logits.argmax(1)
         correct.append((pred == method.labels(len(part), device)).view(-1, 4).float())
@@ -103,7 +103,7 @@ def _block_maps(method: RotNet, images: Tensor, batch: int = 500) -> Iterator[di
     device = next(method.parameters()).device
     upright = torch.zeros(batch, dtype=torch.int32, device=device)
     for part in images.split(batch):
-        features = method.features(method.turned(part.to(device), upright[: len(part)]))
+        features = method.features(method.rotated(part.to(device), upright[: len(part)]))
         expect_finite("rotnet", features)
         sides = {name: round(tokens.shape[1] ** 0.5) for name, tokens in features.items()}
         yield {
@@ -186,7 +186,7 @@ def _rotnet(encoder: Encoder) -> RotNet:
         ValueError: it is no RotNet run.
     """
     if not isinstance(encoder.method, RotNet):
-        raise ValueError(f"CHECKPOINT: expected a run with system=rotnet, {encoder.name} is none")
+        raise ValueError(f"CHECKPOINT: expected a run with method=rotnet, {encoder.name} is none")
     return encoder.method
 
 

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from fastequi import paths
 from fastequi.config import PathConfig
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources.image_sets import Source
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder, Features, noise
 from fastequi.evaluate.pair_scores import PROBES, Probed, Report, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.pixels import RAW_SIZE
 from fastequi.evaluate.probes import Fit
+from fastequi.functional.normalise import denormalise, normalise
 from fastequi.philox import Draws
 
 FEATURES = ("z_equi", "z_inv", "patch", "cls")
@@ -264,7 +265,7 @@ def window_loader(
         window = (min(share, 0.6), min(1.6 * share, 1.0))
     plain = Augment.none(side=window)
     decodes = _BATCH // _PER_DECODE
-    cfg = ViewConfig(
+    cfg = DataConfig(
         image_size=views.image_size,
         source_size=views.source_size,
         a1=plain,
@@ -281,10 +282,12 @@ def normalised(encoder: Encoder, views: Views) -> Features:
     """An encoder's features of images normalised as `views` are."""
     if (encoder.mean, encoder.std) == (views.mean, views.std):
         return encoder.features
-    given, own = (views.mean, views.std), (encoder.mean, encoder.std)
-    mean, std = (torch.tensor(v, device=encoder.device).view(3, 1, 1) for v in given)
-    own_mean, own_std = (torch.tensor(v, device=encoder.device).view(3, 1, 1) for v in own)
-    return lambda images: encoder.features((images * std + mean - own_mean) / own_std)
+
+    def features(images: Tensor) -> dict[str, Tensor]:
+        unit = denormalise(images, views.mean, views.std)
+        return encoder.features(normalise(unit, encoder.mean, encoder.std))
+
+    return features
 
 
 def _check_memory(

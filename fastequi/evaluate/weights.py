@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastequi.build import build_encoder
 from fastequi.config import Config
-from fastequi.data.views.augment import ViewConfig
+from fastequi.data.config import DataConfig
 from fastequi.evaluate.hub_config import HubConfig
 from fastequi.models.published import computes_otherwise, named_size
 from fastequi.models.timm_names import (
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 Floats = tuple[float, ...]
 State = dict[str, Tensor]
-_DEFAULTS = ViewConfig()
+_DEFAULTS = DataConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def _said(path: Path, metadata: dict[str, str]) -> tuple[str, Config | HubConfig
         raise ValueError(f"CHECKPOINT: {beside} is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"CHECKPOINT: {beside}: expected a JSON object, got {text.strip()[:80]}")
-    if "system" in found:
+    if "method" in found or "system" in found:
         return str(beside), read_config(f"CHECKPOINT: {beside}", text)
     try:
         return str(beside), HubConfig.of(found)

@@ -1,26 +1,21 @@
-"""The drop-in surface: arguments are checked once, then the kernels have them."""
+"""The public functions: arguments are checked here, then passed to the kernels."""
 
 from __future__ import annotations
 
 import torch
 
-from fastequi.functional.contrastive import koleo_loss, nt_xent_loss
-from fastequi.functional.crops import correspondence_loss, crop_align_loss
-from fastequi.functional.distillation import (
-    dino_loss,
-    ibot_loss,
-    linear_dino_loss,
-    linear_ibot_loss,
-)
-from fastequi.functional.images import (
-    blur_recon_loss,
-    gaussian_blur,
-    linear_warp_recon_loss,
-    rot90_batch,
-    warp,
-    warp_recon_loss,
-)
-from fastequi.functional.redundancy import vicreg_loss
+from fastequi.functional.blur_recon import blur_recon_loss
+from fastequi.functional.correspondence import correspondence_loss
+from fastequi.functional.crop_align import crop_align_loss
+from fastequi.functional.dino import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
+from fastequi.functional.gaussian_blur import gaussian_blur
+from fastequi.functional.koleo import koleo_loss
+from fastequi.functional.linear_warp_recon import linear_warp_recon_loss
+from fastequi.functional.nt_xent import nt_xent_loss
+from fastequi.functional.rot90_batch import rot90_batch
+from fastequi.functional.vicreg import vicreg_loss
+from fastequi.functional.warp import warp
+from fastequi.functional.warp_recon import warp_recon_loss
 from fastequi.kernels import backend as _backend
 
 __all__ = [

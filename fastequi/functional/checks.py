@@ -1,6 +1,6 @@
-"""What the arguments of `fastequi.functional` must be; errors name the one that is not.
+"""Checks of the arguments of `fastequi.functional`; errors name the argument.
 
-Nothing here looks at a GPU tensor's values unless FASTEQUI_CHECK=1 is set: that would stall it.
+No check reads a GPU tensor's values, which would need a host sync, unless FASTEQUI_CHECK=1 is set.
 """
 
 from __future__ import annotations
@@ -10,21 +10,30 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.backend import transformed
+from fastequi.kernels.pixel_loss import LOSSES
+from fastequi.kernels.sampling import PADDING_MODES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NAMES = {
+    "loss": LOSSES,
+    "layout": ("image", "patch"),
+    "padding_mode": PADDING_MODES,
+    "reduction": ("mean", "sum", "none"),
+}
 Values = Sequence[float] | float | None
 Floats = list[float] | None
 _CHECK_VALUES = os.environ.get("FASTEQUI_CHECK") == "1"
 
 
 def can_look(tensor: Tensor) -> bool:
-    """Whether a check may read values: not a compiler's or a transform's, nor a GPU's unasked."""
+    """Whether a check may read values: not under a compiler or transform, on a GPU if enabled."""
     if needs_operator(tensor) or transformed():
         return False
     return tensor.device.type == "cpu" or _CHECK_VALUES
@@ -85,6 +94,47 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {tuple(allowed)}, got {value!r}{hint}")
 
 
+def check_names(**values: str) -> None:
+    """Options of the image ops that are one of a few names, by their keyword."""
+    for name, value in values.items():
+        one_of(name, value, NAMES[name])
+
+
+def recon_options(
+    loss: str, layout: str, patch_size: int | None, mean: Values, std: Values, reduction: str
+) -> None:
+    """Options that the path losses share, as far as they can be checked without an image."""
+    check_names(loss=loss, layout=layout, reduction=reduction)
+    check_patch_size(layout, patch_size)
+    lengths = [len(values) for values in (mean, std) if _several(values)]
+    normalisation(max(lengths, default=1), mean, std)
+
+
+def _several(values: Values) -> TypeGuard[Sequence[float]]:
+    return isinstance(values, Iterable) and not isinstance(values, Tensor)
+
+
+def check_patch_size(layout: str, patch_size: int | None) -> int:
+    """The patch size, or 0 for images."""
+    if layout == "image":
+        if patch_size is not None:
+            raise ValueError(f'patch_size: only for layout="patch", got {patch_size}')
+        return 0
+    if patch_size is None or patch_size < 1:
+        raise ValueError(f'patch_size: layout="patch" needs a size >= 1, got {patch_size}')
+    return patch_size
+
+
+def check_size(size: tuple[int, int], patch_size: int | None) -> None:
+    if patch_size and (size[0] % patch_size or size[1] % patch_size):
+        raise ValueError(f"patch_size: expected a divisor of size {tuple(size)}, got {patch_size}")
+
+
+def check_max_sigma(max_sigma: float) -> None:
+    if not 0 < max_sigma < math.inf:
+        raise ValueError(f"max_sigma: expected a positive number of pixels, got {max_sigma}")
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -133,7 +183,7 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
 
 
 def check_range(image: Tensor) -> None:
-    """A float image in 0..255 with mean and std of 0..1 is the mistake everybody makes once."""
+    """A float image in 0..255 with mean and std of 0..1 is a common mistake."""
     if not can_look(image):
         return
     low, high = (v.item() for v in image.detach().aminmax())
@@ -180,8 +230,7 @@ def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
             f"sigma: expected [B, K] or [B] with B={len(image)} as in image, "
             f"got {tuple(sigma.shape)}"
         )
-    if not 0 < max_sigma < math.inf:
-        raise ValueError(f"max_sigma: expected a positive number of pixels, got {max_sigma}")
+    check_max_sigma(max_sigma)
     if not can_look(sigma):
         return
     bad = sigma.detach()[~((sigma >= 0) & (sigma <= max_sigma))]
@@ -213,17 +262,14 @@ def check_pred(
             f"pred: expected B, K = {len(image)}, {steps} as in image and theta, "
             f"got shape {tuple(pred.shape)}"
         )
+    patch_size = check_patch_size(layout, patch_size)
     if layout == "image":
-        if patch_size is not None:
-            raise ValueError(f'patch_size: only for layout="patch", got {patch_size}')
         if pred.shape[2] != channels or 0 in pred.shape[3:]:
             raise ValueError(f"pred: expected C={channels} as in image, got {tuple(pred.shape)}")
         found = (pred.shape[3], pred.shape[4])
         if size is not None and tuple(size) != found:
             raise ValueError(f"pred: expected images of {tuple(size)}, got {found}")
         return 0, found
-    if patch_size is None or patch_size < 1:
-        raise ValueError(f'patch_size: layout="patch" needs a size >= 1, got {patch_size}')
     tokens, values = pred.shape[2:]
     if values != patch_size**2 * channels:
         raise ValueError(
@@ -247,8 +293,7 @@ def patch_target(
         raise ValueError(
             f"pred: {tokens} tokens are neither the image's patches nor a square; say size=(H, W)"
         )
-    if size[0] % patch or size[1] % patch:
-        raise ValueError(f"patch_size: expected a divisor of size {tuple(size)}, got {patch}")
+    check_size(size, patch)
     if (size[0] // patch) * (size[1] // patch) != tokens:
         expected = (size[0] // patch) * (size[1] // patch)
         raise ValueError(f"pred: expected {expected} tokens for {tuple(size)}, got {tokens}")

@@ -1,4 +1,4 @@
-"""What losses that see the whole batch need of torch.distributed; without a group, nothing happens.
+"""Communication of losses over the whole batch of all processes; without a group there is none.
 
 Every process computes the loss of the whole batch, of which it holds some rows, and gets gradients
 for those. They come as many times too large as there are processes, since data-parallel training
@@ -24,8 +24,8 @@ def world() -> ProcessGroup | None:
     return None
 
 
-def sizes_of(x: Tensor, group: ProcessGroup | None) -> list[int]:
-    """Rows of x on every process of a group; waits for the device."""
+def all_gather_sizes(x: Tensor, group: ProcessGroup | None) -> list[int]:
+    """Rows of x on every process of a group; with a host sync."""
     if group is None:
         return [len(x)]
     mine = torch.tensor([len(x)], device=x.device)
@@ -35,21 +35,23 @@ def sizes_of(x: Tensor, group: ProcessGroup | None) -> list[int]:
 
 
 def even_sizes(x: Tensor, group: ProcessGroup | None) -> list[int] | None:
-    """Rows of x on every process if all hold as many, as the loader's batches do; asks nobody."""
+    """Rows of x on every process if all hold as many, as with the loader; no communication."""
     return None if group is None else [len(x)] * group.size()
 
 
-def gather(x: Tensor, group: ProcessGroup | None, sizes: Sequence[int] | None = None) -> Tensor:
-    """Rows of all processes, in the order of their ranks; differentiable, see the module's words.
+def all_gather_rows(
+    x: Tensor, group: ProcessGroup | None, sizes: Sequence[int] | None = None
+) -> Tensor:
+    """Rows of all processes, in the order of their ranks; differentiable, see the module.
 
     Args:
         x: [N, ...], N may differ between processes.
         group: None: x alone.
-        sizes: rows of every process, where they are known; finding them out stalls a GPU.
+        sizes: rows of every process, where known; else they are gathered, with a host sync.
     """
     if group is None or group.size() == 1:
         return x
-    return _Gather.apply(x, group, list(sizes) if sizes is not None else sizes_of(x, group))
+    return _Gather.apply(x, group, list(sizes) if sizes is not None else all_gather_sizes(x, group))
 
 
 class _Gather(torch.autograd.Function):
@@ -69,7 +71,7 @@ class _Gather(torch.autograd.Function):
         return mine * ctx.processes, None, None
 
 
-def log_sum_exp(x: Tensor, group: ProcessGroup | None) -> Tensor:
+def all_reduce_logsumexp(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """log Σ_processes exp(x), elementwise; no gradient."""
     if group is None or group.size() == 1:
         return x
@@ -78,7 +80,7 @@ def log_sum_exp(x: Tensor, group: ProcessGroup | None) -> Tensor:
     return torch.logsumexp(torch.stack(parts), 0)
 
 
-def row_mean(x: Tensor, group: ProcessGroup | None) -> Tensor:
+def all_reduce_mean(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """Mean over the rows of all processes in float32, [N, ...] to [...]; no gradient."""
     total = torch.cat([x.detach().float().sum(0).flatten(), x.new_tensor([len(x)]).float()])
     if group is not None and group.size() > 1:

@@ -1,1 +1,1 @@
-"""Criteria, one per file."""
+"""Loss modules, one per file, named like their function."""

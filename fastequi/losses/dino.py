@@ -1,4 +1,4 @@
-"""DINO's and iBOT's criteria as modules: they hold temperature, centre and targets."""
+"""DINO's and iBOT's criteria as modules, with their temperature, centre and targets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
+from fastequi.functional import dino_loss, ibot_loss
 
 
 class Center(nn.Module):
-    """Moving average of a teacher's logits, subtracted so that no prototype wins everything.
+    """Moving average of a teacher's logits, subtracted so that no prototype dominates.
 
     c ← m c + (1 - m) · mean of the step's rows (Caron et al., ICCV 2021, equation 4). Rows are
     collected by :meth:`add`, over all batches of a step, and take effect in :meth:`update`, so a
-    step that is not taken leaves the centre alone.
+    skipped step leaves the centre unchanged.
 
     Args:
         prototypes: N.
@@ -39,18 +39,14 @@ class Center(nn.Module):
         self.register_buffer("rows", torch.zeros(()), persistent=False)
 
     @torch.no_grad()
-    def add(self, logits: Tensor) -> None:
-        """Rows [..., N] of this step."""
-        rows = logits.flatten(0, -2)
-        self.total += rows.sum(0, dtype=torch.float32)
-        self.rows += len(rows)
-
-    @torch.no_grad()
-    def add_linear(self, rows: Tensor, prototypes: Tensor) -> None:
-        """Rows [..., C] of this step before the prototype layer [N, C]: the mean is linear."""
+    def add(self, rows: Tensor, prototypes: Tensor | None = None) -> None:
+        """Logits [..., N] of this step, or rows [..., C] that enter a layer of weight [N, C]."""
         rows = rows.flatten(0, -2)
-        with torch.autocast(rows.device.type, enabled=False):  # a mean in 8 bits would not move
-            self.total += (rows.sum(0, dtype=torch.float32) @ prototypes.float().T).to(self.total)
+        total = rows.sum(0, dtype=torch.float32)
+        if prototypes is not None:  # the mean is linear
+            with torch.autocast(rows.device.type, enabled=False):  # a mean in 8 bits would not move
+                total = (total @ prototypes.float().T).to(self.total)
+        self.total += total
         self.rows += len(rows)
 
     @torch.no_grad()
@@ -76,7 +72,8 @@ class _DistillationLoss(nn.Module):
         center_momentum: of the centre, for targets="softmax".
         targets: "softmax", centred, or "sinkhorn" (DINOv2).
         group: the processes that share a centre or are balanced together; None: this one alone.
-        inplace: the gradient takes the memory of the student's logits.
+        inplace: the gradient takes the memory of the student's logits; not for rows with
+            prototypes, whose logits are not stored.
     """
 
     def __init__(
@@ -94,22 +91,22 @@ class _DistillationLoss(nn.Module):
         centred = targets == "softmax"
         self.center = Center(prototypes, center_momentum, group) if centred else None
 
-    def options(
-        self, teacher: Tensor, teacher_temp: float, layer: Tensor | None = None
-    ) -> dict[str, Any]:
-        """What the functions are called with; the teacher's rows are noted for the centre."""
-        center = None
-        if self.center is not None:
-            center = self.center.value
-            self.center.add(teacher) if layer is None else self.center.add_linear(teacher, layer)
-        shared = {
+    def options(self, teacher_temp: float, layers: dict[str, Tensor | None]) -> dict[str, Any]:
+        """Keywords of the function, the prototypes in `layers` among them."""
+        return {
+            **layers,
             "student_temp": self.student_temp,
             "teacher_temp": teacher_temp,
-            "center": center,
+            "center": None if self.center is None else self.center.value,
             "targets": self.targets,
             "group": self.group,
+            "inplace": self.inplace,
         }
-        return shared if layer is not None else {**shared, "inplace": self.inplace}
+
+    def note(self, teacher: Tensor, teacher_prototypes: Tensor | None) -> None:
+        """Adds the teacher's rows to the centre, after the loss has accepted them."""
+        if self.center is not None:
+            self.center.add(teacher, teacher_prototypes)
 
     def update(self) -> None:
         """After the optimiser's step."""
@@ -120,43 +117,49 @@ class _DistillationLoss(nn.Module):
 class DINOLoss(_DistillationLoss):
     """:func:`fastequi.functional.dino_loss` between a student's views and a teacher's."""
 
-    def forward(self, student: Tensor, teacher: Tensor, teacher_temp: float = 0.04) -> Tensor:
-        """student [S, B, N], teacher [T, B, N] logits; call :meth:`update` after each step."""
-        return dino_loss(student, teacher, **self.options(teacher, teacher_temp))
-
-    def linear(
+    def forward(
         self,
         student: Tensor,
-        prototypes: Tensor,
         teacher: Tensor,
-        teacher_prototypes: Tensor,
         teacher_temp: float = 0.04,
+        *,
+        prototypes: Tensor | None = None,
+        teacher_prototypes: Tensor | None = None,
     ) -> Tensor:
-        """The same before the prototype layers: :func:`fastequi.functional.linear_dino_loss`."""
-        options = self.options(teacher, teacher_temp, teacher_prototypes)
-        return linear_dino_loss(student, prototypes, teacher, teacher_prototypes, **options)
+        """A scalar; call :meth:`update` after each step.
+
+        Args:
+            student, teacher: [S, B, N], [T, B, N] logits; with prototypes [..., C] rows.
+            teacher_temp: temperature of the teacher.
+            prototypes, teacher_prototypes: [N, C] weights of the last layers; both or neither.
+        """
+        layers = {"prototypes": prototypes, "teacher_prototypes": teacher_prototypes}
+        loss = dino_loss(student, teacher, **self.options(teacher_temp, layers))
+        self.note(teacher, teacher_prototypes)
+        return loss
 
 
 class IBOTLoss(_DistillationLoss):
     """:func:`fastequi.functional.ibot_loss` on masked patches."""
 
     def forward(
-        self, student: Tensor, teacher: Tensor, weight: Tensor, teacher_temp: float = 0.04
-    ) -> Tensor:
-        """student, teacher [M, N] logits of masked patches, weight [M]; see `data.batch.Masks`."""
-        options = self.options(teacher, teacher_temp)
-        return ibot_loss(student, teacher, weight=weight, **options)
-
-    def linear(
         self,
         student: Tensor,
-        prototypes: Tensor,
         teacher: Tensor,
-        teacher_prototypes: Tensor,
         weight: Tensor,
         teacher_temp: float = 0.04,
+        *,
+        prototypes: Tensor | None = None,
+        teacher_prototypes: Tensor | None = None,
     ) -> Tensor:
-        """The same before the prototype layers: :func:`fastequi.functional.linear_ibot_loss`."""
-        options = self.options(teacher, teacher_temp, teacher_prototypes)
-        layers = prototypes, teacher, teacher_prototypes
-        return linear_ibot_loss(student, *layers, weight=weight, **options)
+        """A scalar; call :meth:`update` after each step.
+
+        Args:
+            student, teacher: [M, N] logits of masked patches; with prototypes [M, C] rows.
+            weight: [M] of the patches; see `fastequi.data.views.batch.Masks`.
+            teacher_temp, prototypes, teacher_prototypes: as in :class:`DINOLoss`.
+        """
+        layers = {"prototypes": prototypes, "teacher_prototypes": teacher_prototypes}
+        loss = ibot_loss(student, teacher, weight=weight, **self.options(teacher_temp, layers))
+        self.note(teacher, teacher_prototypes)
+        return loss

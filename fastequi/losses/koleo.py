@@ -1,4 +1,4 @@
-"""KoLeo as a module: it holds the options, `fastequi.functional` does the work."""
+"""KoLeo as a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NT-Xent as a module: it holds the options, `fastequi.functional` does the work."""
+"""NT-Xent as a module."""
 
 from __future__ import annotations
 

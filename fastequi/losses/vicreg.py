@@ -1,4 +1,4 @@
-"""VICReg as a module: it holds the weights, `fastequi.functional` does the work."""
+"""VICReg as a module."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional.redundancy import vicreg_terms
+from fastequi.functional.vicreg import vicreg_terms
 
 
 class VICRegLoss(nn.Module):
-    """:func:`fastequi.functional.vicreg_loss` with its options held.
+    """:func:`fastequi.functional.vicreg_loss` as a module, its options fixed.
 
     Args:
         inv_weight, var_weight, cov_weight: 25, 25, 1 (SIE uses 10, 10, 1).
@@ -29,18 +29,25 @@ class VICRegLoss(nn.Module):
         self.group = group
         self.inv_weight, self.var_weight, self.cov_weight = inv_weight, var_weight, cov_weight
 
-    def forward(
-        self, z1: Tensor, z2: Tensor, sizes: Sequence[int] | None = None
-    ) -> dict[str, Tensor]:
-        """The loss, and its unweighted terms to look at, for embeddings [N, D], N >= 2.
+    def forward(self, z1: Tensor, z2: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """The loss, a scalar, of embeddings [N, D] of two views, N >= 2.
 
         Args:
             z1, z2: of two views.
-            sizes: N of every process, where known; finding them out stalls a GPU.
+            sizes: N of every process, where known; else they are gathered, with a host sync.
+        """
+        return self.with_terms(z1, z2, sizes)[0]
+
+    def with_terms(
+        self, z1: Tensor, z2: Tensor, sizes: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its unweighted terms "inv", "var" and "cov" for logging, from one pass.
+
+        The terms have no gradient.
         """
         weights = self.inv_weight, self.var_weight, self.cov_weight
         loss, terms = vicreg_terms(z1, z2, weights, self.group, sizes)
-        return {"loss": loss, **dict(zip(("inv", "var", "cov"), terms.unbind(), strict=True))}
+        return loss, dict(zip(("inv", "var", "cov"), terms.unbind(), strict=True))
 
     def extra_repr(self) -> str:
         return f"{self.inv_weight}, {self.var_weight}, {self.cov_weight}"

@@ -1,4 +1,4 @@
-"""What TIR is added to: a self-supervised method of its own, which gives z_equi beside its loss."""
+"""The base that TIR is added to: a self-supervised method that also returns z_equi."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class BaseOutput(NamedTuple):
     """One step of a base.
 
     Attributes:
-        parts: "loss", and whatever else it wants logged.
-        z_equi: [2B, L, d_equi] patch tokens of v1, then of v2, zero where they were masked; None
-            if the base has no such channels.
+        parts: "loss", and other scalars to log.
+        z_equi: [2B, L, d_equi] patch tokens of v1, then of v2, zero where masked; None if the base
+            has no equivariant channels.
     """
 
     parts: dict[str, Tensor]
@@ -24,25 +24,25 @@ class BaseOutput(NamedTuple):
 
 
 class Base(nn.Module):
-    """Owns the encoder, or the student's and the teacher's, the heads and the loss."""
+    """Owns the encoder (or a student's and a teacher's), the heads and the loss."""
 
     @property
     def backbone(self) -> VisionTransformer:
-        """The encoder that learns."""
+        """The encoder that is trained."""
         raise NotImplementedError
 
     @property
-    def may_lack_gradients(self) -> bool:
+    def find_unused_parameters(self) -> bool:
         """See `Method`."""
         return False
 
     @property
     def encoder(self) -> VisionTransformer:
-        """The one whose features are used: the teacher's, if there is one."""
+        """The encoder whose features are used: the teacher's, if there is one."""
         raise NotImplementedError
 
     def forward(self, v1: Tensor, v2: Tensor, batch: Batch) -> BaseOutput:
-        """Both views [B, 3, H, W], normalised; local crops and masks are the batch's."""
+        """Takes both views [B, 3, H, W], normalised; local crops and masks come from the batch."""
         raise NotImplementedError
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -50,11 +50,11 @@ class Base(nn.Module):
         raise NotImplementedError
 
     def equivariant(self, images: Tensor) -> Tensor:
-        """z_equi [B, L, d_equi] as the decoders are trained to read them."""
+        """z_equi [B, L, d_equi] of normalised images, as the decoders see them in training."""
         raise NotImplementedError
 
     def before_step(self, progress: float) -> None:
         """Schedules; see `Method`."""
 
     def after_step(self, progress: float, taken: Tensor | None = None) -> None:
-        """Averages; see `Method`."""
+        """EMA updates; see `Method`."""

@@ -1,16 +1,16 @@
-"""GTSA: what two crops share has the same features, turned as they are (arXiv 2304.08014).
+"""GTSA: two crops have equal features where they overlap, after rotation (arXiv 2304.08014).
 
-A student sees all crops, its moving average, the teacher, the two global ones; each crop was given
-one of four turns. Over all pairs of a student's crop and a teacher's other crop:
+The student sees all crops; its EMA, the teacher, sees the two global ones. Each crop was rotated by
+0, 90, 180 or 270 degrees. Over all pairs of a student's crop and another crop of the teacher:
 
-- crop loss: both maps over their common box, the teacher's turned to the student's orientation;
+- crop loss: both maps over their common box, the teacher's rotated to the student's orientation;
 - patch correspondence: every patch and its best match in the other map;
 
-and per crop, the four-way cross-entropy of its turn. The encoder's class token takes part in its
-attention, as in the authors' code; what it gives is dropped: no loss and no evaluation sees it.
-Their code also tells that the head of the turns ends in LayerNorm and a linear layer. Where both
-are silent: residuals around each of the projector's convolutions; means over pairs count every pair
-once; the teacher's encoder is the one that is used.
+and for every crop, the four-way cross-entropy of its rotation. The encoder's class token takes part
+in its attention, as in the authors' code; its output is dropped and used nowhere. From their code
+we also take that the rotation head ends in LayerNorm and a linear layer. Our choices, where paper
+and code say nothing: residuals around each of the projector's convolutions; means over pairs count
+every pair once; evaluation uses the teacher's encoder.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from fastequi.data.views.batch import Batch, Overlaps, Views
 from fastequi.functional import correspondence_loss, crop_align_loss, rot90_batch
 from fastequi.methods.method import Method
 from fastequi.methods.teacher import follow, momentum_at, spread
-from fastequi.models.maps import MapPredictor, MapProjector, TurnHead
+from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.vit import VisionTransformer
 
 GLOBAL_PAIRS = [(0, 1), (1, 0)]  # (student's view, teacher's)
 
 
 def local_pairs(crops: int) -> list[tuple[int, int]]:
-    """Every local crop with both global ones, in the order of `Overlaps.of_crops`."""
+    """Every local crop with both global ones, in the order of `Overlaps.of_local_crops`."""
     return [(crop, view) for crop in range(crops) for view in (0, 1)]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the losses; the crop loss has 1.
+    """Weights of the losses (the crop loss has 1), and the teacher's momentum.
 
     Attributes:
         correspondence, rotation: weights.
         correspondence_from: share of the training after which correspondence counts.
-        momentum: of the teacher's weights at first, by half a cosine to 1.
+        momentum: of the teacher's weights at the start; half a cosine raises it to 1.
     """
 
     correspondence: float = 0.5
@@ -62,21 +62,21 @@ class Mapper(nn.Module):
         self.encoder, self.projector = encoder, projector
 
     def patches(self, groups: Sequence[Tensor]) -> list[Tensor]:
-        """Encoded patches [N, h, w, C] of groups of images [N, 3, H, W], in one pass."""
+        """Patch tokens [N, h, w, C] of each group of images [N, 3, H, W], in one pass."""
         encoder = self.encoder
         tokens = encoder.encode([encoder.embed(images) for images in groups])
         grids = [encoder.grid_size(*images.shape[-2:]) for images in groups]
-        prefix = encoder.num_prefix_tokens
-        return [t[:, prefix:].unflatten(1, g) for t, g in zip(tokens, grids, strict=True)]
+        pairs = zip(tokens, grids, strict=True)
+        return [encoder.split(each).patch.unflatten(1, grid) for each, grid in pairs]
 
 
 class GTSA(Method):
-    """Batches need turns and overlaps.
+    """The GTSA method; batches need rotations and overlaps.
 
     Args:
         student: its encoder and projector; the teacher starts as their copy.
         predictor: of the student's maps.
-        turn_head: of the mean token.
+        rotation_head: classifies the rotation from the mean token.
         views: normalisation of the images.
         bins: along a side of the common box, for global and for local crops.
         weights: of the losses, and their schedule.
@@ -86,14 +86,14 @@ class GTSA(Method):
         self,
         student: Mapper,
         predictor: MapPredictor,
-        turn_head: TurnHead,
+        rotation_head: RotationHead,
         views: Views,
         bins: tuple[int, int] = (10, 4),
         weights: Weights = Weights(),
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
-        self.predictor, self.turn_head = predictor, turn_head
+        self.predictor, self.rotation_head = predictor, rotation_head
         self.views, self.bins, self.weights = views, bins, weights
         self.before_step(0.0)
 
@@ -119,65 +119,67 @@ class GTSA(Method):
         follow(self.teacher, self.student, momentum, taken)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss, its parts ("crop", "correspondence", "rotation"), accuracy of the turns, "std"."""
+        """Loss, its parts ("crop", "correspondence", "rotation"), rotation "accuracy", "std"."""
         overlaps = batch.overlaps
         if overlaps is None:
-            raise ValueError("batch: expected one with overlaps; GTSA compares what crops share")
+            raise ValueError("batch: expected one with overlaps, where GTSA compares crops")
         views = torch.cat([batch.v1, self._normalised(batch.u, batch.v1.dtype)])
-        groups = [views] if batch.crops is None else [views, batch.crops.flatten(0, 1)]
+        groups = [views] if batch.local_crops is None else [views, batch.local_crops.flatten(0, 1)]
         patches = self.student.patches(groups)
         maps = [self.predictor(self.student.projector(x)) for x in patches]
         with torch.no_grad():
-            told = self.teacher.projector(self.teacher.patches([views])[0])
+            target = self.teacher.projector(self.teacher.patches([views])[0])
         # [views, B, h, w, C]
-        shaped = [x.unflatten(0, (-1, len(batch))) for x in (*maps, told)]
+        shaped = [x.unflatten(0, (-1, len(batch))) for x in (*maps, target)]
         parts = self._compare(shaped[:-1], shaped[-1], overlaps)
         tokens = torch.cat([x.mean((1, 2)) for x in patches])
-        logits, turns = self.turn_head(tokens).float(), overlaps.turns.flatten()
-        parts["rotation"] = F.cross_entropy(logits, turns)
+        logits, rotations = self.rotation_head(tokens).float(), overlaps.rotations.flatten()
+        parts["rotation"] = F.cross_entropy(logits, rotations)
         weights = self.weights
         parts["loss"] = parts["crop"] + weights.rotation * parts["rotation"]
         if self.matches:
             parts["loss"] = parts["loss"] + weights.correspondence * parts["correspondence"]
         with torch.no_grad():
-            parts["accuracy"] = (logits.argmax(1) == turns).float().mean()
-            parts["std"] = spread(F.normalize(told.float(), dim=-1).flatten(0, 2))
+            parts["accuracy"] = (logits.argmax(1) == rotations).float().mean()
+            parts["std"] = spread(F.normalize(target.float(), dim=-1).flatten(0, 2))
         return parts
 
     def _normalised(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 images as the other views are; they come turned, so nothing more turns here."""
-        still = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        """uint8 images normalised like the other views, not rotated again."""
+        upright = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         mean, std = self.views.mean, self.views.std
-        return rot90_batch(images, turns=still, mean=mean, std=std, dtype=dtype)
+        return rot90_batch(images, turns=upright, mean=mean, std=std, dtype=dtype)
 
     def _compare(
-        self, maps: Sequence[Tensor], told: Tensor, overlaps: Overlaps
+        self, maps: Sequence[Tensor], target: Tensor, overlaps: Overlaps
     ) -> dict[str, Tensor]:
         """ "crop" and "correspondence", means over all pairs.
 
         Args:
-            maps: the student's of the global crops [2, B, h, w, C] and, if any, of the local ones.
-            told: [2, B, h, w, C] the teacher's.
+            maps: the student's, of the global crops [2, B, h, w, C] and, if any, of the local ones.
+            target: [2, B, h, w, C] the teacher's.
         """
         scale = 1 / self.backbone.patch_size
         kinds = [(maps[0], overlaps.of_globals, GLOBAL_PAIRS, self.bins[0])]
-        if overlaps.of_crops is not None:
-            kinds.append((maps[1], overlaps.of_crops, local_pairs(len(maps[1])), self.bins[1]))
+        if overlaps.of_local_crops is not None:
+            kinds.append(
+                (maps[1], overlaps.of_local_crops, local_pairs(len(maps[1])), self.bins[1])
+            )
         sums: dict[str, list[Tensor]] = {"crop": []}
         for ours, shared, pairs, bins in kinds:
-            where = shared.own, shared.other, shared.turns
-            crop = crop_align_loss(ours, told, *where, bins=bins, scale=scale, pairs=pairs)
+            where = shared.own, shared.other, shared.rotations
+            crop = crop_align_loss(ours, target, *where, bins=bins, scale=scale, pairs=pairs)
             sums["crop"].append(len(pairs) * crop)
             if self.matches:
                 rows = ours.flatten(2, 3)
                 top = max(rows.shape[2] // 2, 1)
-                matched = correspondence_loss(rows, told.flatten(2, 3), top=top, pairs=pairs)
+                matched = correspondence_loss(rows, target.flatten(2, 3), top=top, pairs=pairs)
                 sums.setdefault("correspondence", []).append(len(pairs) * matched)
         count = sum(len(pairs) for _, _, pairs, _ in kinds)
         return {name: torch.stack(values).sum() / count for name, values in sums.items()}
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """The teacher's: "patch" and "projected", the maps it compares."""
+        """The teacher's "patch" tokens and "projected", the maps that the losses compare."""
         (maps,) = self.teacher.patches([images])
         projected = self.teacher.projector(maps)
         return {"patch": maps.flatten(1, 2), "projected": projected.flatten(1, 2)}

@@ -1,4 +1,4 @@
-"""Bases of one encoder for both views: z_inv tokens of two views to a criterion on images."""
+"""Joint-embedding bases: one encoder for both views, and a criterion on their z_inv tokens."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from fastequi.data.views.batch import Batch
 from fastequi.methods.base import Base, BaseOutput
 from fastequi.models.heads import SplitHead
-from fastequi.models.vit import VisionTransformer
+from fastequi.models.vit import Tokens, VisionTransformer
 
 
 class JointEmbedding(Base):
     """VICReg and SimCLR.
 
     Args:
-        encoder: ViT that gives [B, prefix + L, D] tokens.
+        encoder: a ViT.
         head: token head whose channels are split into z_inv and z_equi.
-        criterion: called with the z_inv tokens [B, L, d_inv] of both views; its dict holds "loss"
-            and whatever else it wants logged.
+        criterion: called with the z_inv tokens [B, L, d_inv] of both views; returns a dict with
+            "loss" and other scalars to log.
     """
 
     def __init__(self, encoder: VisionTransformer, head: SplitHead, criterion: nn.Module) -> None:
@@ -39,15 +39,14 @@ class JointEmbedding(Base):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         tokens, z_inv, z_equi = self.split(images)
-        prefix = self.backbone.num_prefix_tokens
-        out = {"patch": tokens[:, prefix:], "z_inv": z_inv, "z_equi": z_equi}
-        return {**out, "cls": tokens[:, :1]} if self.backbone.cls_token is not None else out
+        out = {"patch": tokens.patch, "z_inv": z_inv, "z_equi": z_equi}
+        return out if tokens.cls is None else {**out, "cls": tokens.cls}
 
     def equivariant(self, images: Tensor) -> Tensor:
         return self.split(images)[2]
 
-    def split(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(all tokens, z_inv, z_equi of the patch tokens) of images [B, 3, H, W]."""
-        tokens = self.backbone(images)
-        z_inv, z_equi = self.head(tokens[:, self.backbone.num_prefix_tokens :])
+    def split(self, images: Tensor) -> tuple[Tokens, Tensor, Tensor]:
+        """(the encoder's tokens, z_inv, z_equi of the patch tokens) of images [B, 3, H, W]."""
+        tokens = self.backbone.forward_features(images)
+        z_inv, z_equi = self.head(tokens.patch)
         return tokens, z_inv, z_equi

@@ -1,4 +1,4 @@
-"""What the loop needs of a method, and nothing more."""
+"""The interface between the training loop and a method."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from fastequi.data.views.batch import Batch
 
 
 class Method(nn.Module):
-    """Owns its networks and its loss, a student and a teacher if it has them."""
+    """Owns its networks (also a student and a teacher) and its loss."""
 
     @property
     def backbone(self) -> nn.Module:
-        """The encoder that learns."""
+        """The encoder that is trained."""
         raise NotImplementedError
 
     @property
-    def may_lack_gradients(self) -> bool:
-        """Whether some learning parameters take no part in the loss of some steps."""
+    def find_unused_parameters(self) -> bool:
+        """Whether in some steps a trainable parameter has no gradient; as DDP's option."""
         return False
 
     @property
     def encoder(self) -> nn.Module:
-        """What a run leaves as model.safetensors."""
+        """The encoder that a run saves as model.safetensors."""
         raise NotImplementedError
 
     def before_step(self, progress: float) -> None:
-        """Sets what follows a schedule: called before every step with the share of training done.
+        """Applies schedules; called before every step with the share of training done.
 
-        A resumed run calls it as well, so nothing it sets needs to be saved.
+        A resumed run calls it as well, so what it sets need not be saved.
         """
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The "loss" to minimise, and scalar parts to log."""
+        """The "loss" to minimise, and other scalars to log."""
         raise NotImplementedError
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -40,8 +40,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, progress: float, taken: Tensor | None = None) -> None:
-        """The EMA hook: called after every optimiser step with the share of training done.
+        """The hook for EMA updates; called after every optimiser step.
 
-        `taken`, [] float32 on the device, is 0 where the step was not taken, since something was
-        not finite: averages then stay as they are. Buffers need not care, the loop puts them back.
+        Args:
+            progress: share of the training done.
+            taken: [] float32 on the device, 0 if the step was skipped because of a non-finite
+                value: EMAs must then stay unchanged. The loop restores buffers itself.
         """

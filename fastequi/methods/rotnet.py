@@ -1,7 +1,7 @@
-"""RotNet: tell which of four turns an image was given (Gidaris et al., ICLR 2018).
+"""RotNet: predict by which of four angles an image was rotated (Gidaris et al., ICLR 2018).
 
-Every image is cropped and flipped once, then goes into the batch in all four turns, which are exact
-(`rot90_batch`); the loss is the four-way cross-entropy, the mean over all of them.
+Every image is cropped and flipped once, then enters the batch in all four rotations, which are
+exact (`rot90_batch`); the loss is the mean four-way cross-entropy.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class RotNet(Method):
     """A network and its four-way classifier.
 
     Args:
-        encoder: gives a list of feature maps [B, C, h, w], one per block, or is a ViT.
+        encoder: returns a list of feature maps [B, C, h, w], one per block, or is a ViT.
         classifier: of the last map, or of a ViT's class token (mean token without one).
-        views: normalisation of the images; a ViT's patches are its features' places.
-        all_turns: every image in all four turns; else one turn each, drawn anew in every step.
+        views: normalisation of the images.
+        all_rotations: every image in all four rotations; else in one, drawn anew in every step.
     """
 
     def __init__(
-        self, encoder: nn.Module, classifier: nn.Module, views: Views, all_turns: bool = True
+        self, encoder: nn.Module, classifier: nn.Module, views: Views, all_rotations: bool = True
     ) -> None:
         super().__init__()
         self.network, self.classifier = encoder, classifier
-        self.views, self.all_turns = views, all_turns
+        self.views, self.all_rotations = views, all_rotations
 
     @property
     def backbone(self) -> nn.Module:
@@ -44,34 +44,40 @@ class RotNet(Method):
         return self.network
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss and accuracies, total and per turn ("accuracy_90")."""
+        """Loss and accuracies, in total and per rotation ("accuracy_90")."""
         u = batch.u
-        turns = None if self.all_turns else torch.randint(4, (len(u),), device=u.device)
-        logits = self.classify(self.turned(u, turns, batch.v1.dtype))
-        labels = self.labels(len(u), u.device) if turns is None else turns
+        drawn = None if self.all_rotations else torch.randint(4, (len(u),), device=u.device)
+        logits = self.classify(self.rotated(u, drawn, batch.v1.dtype))
+        labels = self.labels(len(u), u.device) if drawn is None else drawn
         loss = F.cross_entropy(logits.float(), labels)
-        right = (logits.detach().argmax(1) == labels).float()
-        out = {"loss": loss, "accuracy": right.mean()}
-        each = torch.zeros(4, device=u.device).index_add_(0, labels, right)
-        count = torch.zeros(4, device=u.device).index_add_(0, labels, torch.ones_like(right))
+        correct = (logits.detach().argmax(1) == labels).float()
+        out = {"loss": loss, "accuracy": correct.mean()}
+        each = torch.zeros(4, device=u.device).index_add_(0, labels, correct)
+        count = torch.zeros(4, device=u.device).index_add_(0, labels, torch.ones_like(correct))
         shares = each / count.clamp(min=1)
         return {**out, **{f"accuracy_{a}": shares[i] for i, a in enumerate(ANGLES)}}
 
-    def turned(
-        self, images: Tensor, turns: Tensor | None = None, dtype: torch.dtype = torch.float32
+    def rotated(
+        self, images: Tensor, rotations: Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """The network's batch of uint8 images: all four turns, sample by sample, or one each."""
+        """The network's batch of uint8 images, rotated and normalised.
+
+        Args:
+            images: [B, 3, N, N] uint8.
+            rotations: [B] integers 0..3, one per image; None: all four of image 0, then of 1, ...
+            dtype: of the result.
+        """
         mean, std = self.views.mean, self.views.std
         # convolutions are fastest on channels-last images; a ViT cuts patches from either
         last = not isinstance(self.network, VisionTransformer)
         memory = torch.channels_last if last else torch.contiguous_format
         return rot90_batch(
-            images, turns=turns, mean=mean, std=std, dtype=dtype, memory_format=memory
+            images, turns=rotations, mean=mean, std=std, dtype=dtype, memory_format=memory
         )
 
     @staticmethod
     def labels(images: int, device: torch.device) -> Tensor:
-        """[4B] the turn of every image of the batch: 0, 1, 2, 3, 0, 1, ..."""
+        """[4B] the rotations of a batch of all four: 0, 1, 2, 3, 0, 1, ..."""
         return torch.arange(4, device=device).repeat(images)
 
     def classify(self, images: Tensor) -> Tensor:
@@ -81,9 +87,9 @@ class RotNet(Method):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Tokens [B, L, C] of normalised images: "block1", ... or a ViT's "patch" and "cls"."""
         if isinstance(self.network, VisionTransformer):
-            tokens, prefix = self.network(images), self.network.num_prefix_tokens
-            out = {"patch": tokens[:, prefix:]}
-            return {**out, "cls": tokens[:, :1]} if self.network.cls_token is not None else out
+            tokens = self.network.forward_features(images)
+            out = {"patch": tokens.patch}
+            return out if tokens.cls is None else {**out, "cls": tokens.cls}
         maps = self.network(images)
         return {f"block{i}": m.flatten(2).transpose(1, 2) for i, m in enumerate(maps, 1)}
 
@@ -91,7 +97,8 @@ class RotNet(Method):
         if not isinstance(self.network, VisionTransformer):
             return self.network(images)[-1]
         tokens = self.network(images)
-        return tokens[:, 0] if self.network.cls_token is not None else tokens.mean(1)
+        cls = self.network.split(tokens).cls
+        return tokens.mean(1) if cls is None else cls[:, 0]
 
 
 def linear_classifier(channels: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""A teacher: the moving average of a student."""
+"""A teacher: the exponential moving average (EMA) of a student."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def follow(
     """teacher ← momentum · teacher + (1 - momentum) · student, of modules with equal parameters.
 
     Args:
-        taken: [] 1, or 0 to leave the teacher as it is; see `Method.after_step`.
+        taken: [] 1, or 0 to leave the teacher unchanged; see `Method.after_step`.
     """
     lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum, taken)
 
 
 def spread(unit: Tensor) -> Tensor:
-    """Standard deviation of unit vectors [N, D] over the rows, times √D: collapse shows in it.
+    """Standard deviation of unit vectors [N, D] over the rows, times √D: a measure of collapse.
 
-    1 if they fill the sphere, 0 if all are one.
+    1 if they are uniform on the sphere, 0 if all are equal.
     """
     return unit.std(0).mean() * unit.shape[-1] ** 0.5

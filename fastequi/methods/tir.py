@@ -5,8 +5,9 @@ Equivariance-Coherent Feature Representation, AAAI 2026 (arXiv 2503.18753), sect
 v2 = g_θ(u); û_k = decoder_k([z1_equi ; z2_equi]) for u_k = g_{kθ/(K+1)}(u), k = 1..K;
 L = L_SSL(z1_inv, z2_inv) + λ · mean_k ‖û_k − u_k‖².
 
-The paper leaves open, and we choose: bilinear sampling, zero fill, pixels outside counted unless
-`mask_outside`; targets normalised like the input; the error is the mean over pixels and channels.
+Our choices where the paper says nothing: bilinear sampling, zero fill, pixels outside counted
+unless `mask_outside`; targets normalised like the input; the error is the mean over pixels and
+channels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from fastequi.data.views.batch import Batch, Views
 from fastequi.functional import gaussian_blur, warp
-from fastequi.losses.reconstruction import BlurReconLoss, WarpReconLoss
+from fastequi.losses.blur_recon import BlurReconLoss
+from fastequi.losses.warp_recon import WarpReconLoss
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
@@ -64,8 +66,8 @@ class TIR(Method):
         return self.base.backbone
 
     @property
-    def may_lack_gradients(self) -> bool:
-        return self.base.may_lack_gradients
+    def find_unused_parameters(self) -> bool:
+        return self.base.find_unused_parameters
 
     @property
     def encoder(self) -> VisionTransformer:
@@ -101,7 +103,7 @@ class TIR(Method):
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> dict[str, Tensor]:
-        """The path as images, normalised: what one looks at to see what was learned.
+        """The images along the path, normalised, and their reconstructions.
 
         Returns:
             "v1", "v2" [B, 3, H, W]; "target" and "pred" [B, K, 3, H, W].

@@ -36,5 +36,5 @@ class VICRegCriterion(nn.Module):
         Batch statistics are per view, as in the official code.
         """
         h1, h2 = self.expander(z1.mean(1)), self.expander(z2.mean(1))
-        parts = self.loss(h1, h2, even_sizes(h1, self.loss.group))
-        return {**parts, "std": h1.detach().float().std(0).mean()}
+        loss, terms = self.loss.with_terms(h1, h2, even_sizes(h1, self.loss.group))
+        return {"loss": loss, **terms, "std": h1.detach().float().std(0).mean()}

@@ -1,9 +1,9 @@
 """One attention function over several backends.
 
 xformers' memory_efficient_attention, FlashAttention-3 (where installed) and PyTorch's
-scaled_dot_product_attention take tokens as [B, N, H, D], which is how a fused qkv projection leaves
-them: no transposed copies. On a GPU "auto" is whichever of those that can run is the fastest for
-the shape, measured once (`attention_choice.py`); elsewhere and in exported graphs it is PyTorch's.
+scaled_dot_product_attention take tokens as [B, N, H, D], the layout of a fused qkv projection: no
+transposed copies. On a GPU "auto" is the fastest usable backend for the shape, measured once
+(`attention_choice.py`); elsewhere and in exported graphs it is PyTorch's.
 """
 
 from __future__ import annotations
@@ -32,20 +32,19 @@ Sizes = tuple[int, int, int, int, int]  # B, N, M keys, H, D
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tensor:
-    """softmax(q kᵀ / √D) v, for every image and head on its own.
+    """softmax(q kᵀ / √D) v, for every image and head.
 
     Args:
         q, k, v: [B, N, H, D] queries, keys and values; k and v may have another N.
-        backend: "auto" takes the fastest for this shape of those that can run, measured at its
-            first use on a GPU and kept in the cache folder, and PyTorch's on other devices; a name
-            insists on it.
+        backend: a name, or "auto": on a GPU the fastest usable one for this shape, measured at
+            first use and kept in the cache folder; on other devices PyTorch's.
 
     Returns:
         [B, N, H, D].
 
     Raises:
-        ValueError: unknown backend, or shapes that do not belong together.
-        RuntimeError: the backend asked for cannot run on these tensors; says why.
+        ValueError: unknown backend, or shapes that do not fit together.
+        RuntimeError: the given backend cannot run on these tensors; with the reason.
     """
     _check(q, k, v, backend)
     if backend == "sdpa" or (backend == "auto" and not _can_measure(q)):
@@ -69,7 +68,7 @@ def available_backends() -> dict[str, tuple[bool, str]]:
 
 
 def _can_measure(q: Tensor) -> bool:
-    """Whether a choice can be timed and belongs to this GPU: fakes and exports have no time."""
+    """Whether the choice can be measured: not for fake tensors and exports."""
     exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
     return q.device.type == "cuda" and not exported and not isinstance(q, FakeTensor)
 
@@ -100,9 +99,9 @@ def _attend(name: str) -> Attend:
 _choices: dict[tuple[Any, ...], str] = {}
 
 
-@torch.compiler.assume_constant_result  # a question about the machine, not a part of the graph
+@torch.compiler.assume_constant_result  # depends on the machine, not on the graph
 def _auto(device: int, dtype: torch.dtype, sizes: Sizes, grad: bool) -> str:
-    """The fastest of what can run on a GPU; the first of it while a graph is being captured."""
+    """The fastest usable backend on a GPU; the first usable one during CUDA graph capture."""
     key = device, dtype, sizes[1:], grad
     if key not in _choices:
         can = {
@@ -124,7 +123,7 @@ def _auto(device: int, dtype: torch.dtype, sizes: Sizes, grad: bool) -> str:
 @torch.compiler.assume_constant_result
 @functools.cache
 def _obstacle(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why a backend cannot serve such tensors, or None; imported only where there is a GPU."""
+    """Why a backend cannot take such tensors, or None; imports it only if there is a GPU."""
     if name == "sdpa":
         return None
     if device != "cuda":

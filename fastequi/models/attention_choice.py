@@ -1,8 +1,8 @@
-"""Which attention backend is the fastest for a shape: measured once, then read from a file.
+"""The fastest attention backend for a shape: measured once, then read from a file.
 
-No backend wins everywhere: it depends on the length, its oddness, the head width and the GPU. The
-answer is kept per GPU and library versions, so that a run that is resumed computes with what it
-began with, to the bit.
+No backend is the fastest everywhere: it depends on the length and its parity, the head width and
+the GPU. The choice is kept per GPU and library versions, so that a resumed run uses the same
+backend and gives the same bits.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fastest(
         candidates: at least one, all of which can run.
         shape: B, N, M, H, D. Choices are kept by all but B.
         grad: measure the backward too.
-        versions: what the answer depends on besides the device: libraries and their versions.
+        versions: libraries and their versions, on which the choice depends beside the device.
     """
     if len(candidates) == 1:
         return next(iter(candidates))
@@ -66,9 +66,9 @@ def fastest(
 
 
 def _times(candidates: Mapping[str, Attend], leaves: list[Tensor], grad: bool) -> dict[str, float]:
-    """Median seconds of each, in turns; three rounds before do not count."""
+    """Median seconds of each, interleaved; three warm-up rounds are not counted."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(_SAMPLES + 3):
+    for round_ in range(_SAMPLES + 3):
         for name, attend in candidates.items():
             _wait(leaves[0].device)
             start = time.perf_counter()
@@ -77,7 +77,7 @@ def _times(candidates: Mapping[str, Attend], leaves: list[Tensor], grad: bool) -
                 if grad:
                     torch.autograd.grad(out, leaves, torch.ones_like(out))
             _wait(leaves[0].device)
-            if turn >= 3:
+            if round_ >= 3:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(samples) for name, samples in times.items()}
 
@@ -94,7 +94,7 @@ def _file(device: torch.device, versions: str) -> Path:
 
 
 def _read(file: Path) -> dict[str, str]:
-    """Choices of earlier processes; none where there is no file or no sense in it."""
+    """Choices of earlier processes; empty if the file is missing or invalid."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -105,10 +105,9 @@ def _read(file: Path) -> dict[str, str]:
 
 
 def _settle(file: Path, key: str, mine: str, candidates: Mapping[str, Attend]) -> str:
-    """The choice of whoever measured first, so that processes started together compute alike.
+    """The choice of the process that measured first, so that all processes use the same one.
 
-    The file changes as a whole or not at all; where it cannot be written, the next process measures
-    again.
+    The file is replaced atomically; if it cannot be written, the next process measures again.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """BatchNorm over the rows of several processes.
 
-torch.nn.SyncBatchNorm is for GPUs alone, and its forward waits for them. Here mean and variance are
-two all-reduces that autograd knows, on any device. On GPUs it is for the heads, whose rows are few;
-BatchNorms of convolutional networks are torch's, which are fused.
+torch.nn.SyncBatchNorm runs on GPUs only, and its forward syncs with the host. Here mean and
+variance are two differentiable all-reduces, on any device. On GPUs it is used in the heads, which
+have few rows; convolutional networks use torch's, which is fused.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def share_statistics(module: nn.Module, group: ProcessGroup) -> None:
-    """Every BatchNorm below a module takes its statistics over a group; parameters stay the same.
+    """Makes every BatchNorm of a module take its statistics over a group of processes.
 
-    The networks' state dicts do not change.
+    Parameters and state dicts do not change.
     """
     on_gpu = next(module.parameters()).is_cuda
     for parent in list(module.modules()):
@@ -38,7 +38,7 @@ class SharedBatchNorm(nn.Module):
     """A BatchNorm's parameters and running statistics, with batch statistics over a group.
 
     Args:
-        own: the BatchNorm that it stands for.
+        own: the BatchNorm that it replaces.
         group: its processes.
     """
 
@@ -51,7 +51,7 @@ class SharedBatchNorm(nn.Module):
         if own.momentum is None or not own.affine or not own.track_running_stats:
             raise ValueError(f"own: expected momentum, weights and running statistics, got {own}")
         self.momentum, self.eps = own.momentum, own.eps
-        self.group: ProcessGroup | None = group  # None after a run: one process's rows
+        self.group: ProcessGroup | None = group  # None after a run: this process's rows only
         self.weight, self.bias = own.weight, own.bias
         for name, buffer in own.named_buffers():
             self.register_buffer(name, buffer)
@@ -84,7 +84,7 @@ class SharedBatchNorm(nn.Module):
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes; so is its gradient, since every process's loss depends on it."""
+    """Sum over processes; its gradient is summed too, since every process's loss depends on it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:

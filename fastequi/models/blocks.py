@@ -1,4 +1,4 @@
-"""Convolutional networks as a list of blocks, each of whose features somebody looks at."""
+"""Convolutional networks as a list of blocks, whose features are all returned."""
 
 from __future__ import annotations
 

@@ -53,9 +53,9 @@ class DINOHead(nn.Module):
     """MLP to unit vectors, and their cosines with prototypes (DINO; iBOT's and DINOv2's too).
 
     The prototypes are unit vectors: the official weight-normalised layer, its gains held at 1.
-    A head that also gives z_equi splits its channels in one of two places (TIR, section 3): the
+    A head that also returns z_equi splits its channels in one of two places (TIR, section 3): the
     last `equi_dim` outputs of the last layer beside the prototypes' (iBOT), or of the last hidden
-    layer, of which the others go on to the prototypes (DINOv2).
+    layer, whose other channels lead to the prototypes (DINOv2).
 
     Args:
         in_dim: channels of the encoder's tokens.
@@ -97,7 +97,7 @@ class DINOHead(nn.Module):
         return self.score(self.embed(tokens)[0])
 
     def embed(self, tokens: Tensor, equi: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Unit vectors [R, bottleneck_dim] of rows [R, in_dim]; with `equi`, z_equi [R, d_equi]."""
+        """Unit vectors [R, bottleneck_dim] of rows [R, in_dim]; if `equi`, z_equi [R, d_equi]."""
         hidden = self.mlp(tokens)
         z_equi = None
         if self.split == "hidden" and self.equi_dim:
@@ -110,7 +110,7 @@ class DINOHead(nn.Module):
         return unit, z_equi if equi else None
 
     def score(self, unit: Tensor, frozen: bool = False) -> Tensor:
-        """Cosines [R, N] of unit vectors with the prototypes, which do not learn if `frozen`."""
+        """Cosines [R, N] of unit vectors with the prototypes, which get no gradient if `frozen`."""
         return F.linear(unit, self.directions(frozen).to(unit.dtype))
 
     def directions(self, frozen: bool = False) -> Tensor:

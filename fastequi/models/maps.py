@@ -1,6 +1,6 @@
-"""Heads on maps of patch tokens, as GTSA has them (Kim et al., arXiv 2304.08014).
+"""GTSA's heads on maps of patch tokens (Kim et al., arXiv 2304.08014).
 
-Maps are [N, h, w, C]: tokens as they are, and an image in channels-last memory to a convolution.
+Maps are [N, h, w, C]: the tokens' own layout, and for a convolution an image in channels-last.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class _Conv(nn.Module):
 
 
 class MapProjector(nn.Module):
-    """Two convolutions with residuals, then a linear layer per place.
+    """Two convolutions with residuals, then a linear layer per position.
 
     Args:
         in_dim: channels of the encoder's tokens.
-        dim: channels of the map that is compared; 768 in the paper.
+        dim: channels of the compared map; 768 in the paper.
     """
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -42,14 +42,14 @@ class MapProjector(nn.Module):
 
 
 class MapPredictor(nn.Sequential):
-    """A convolution and a linear layer per place: [N, h, w, dim] to the same."""
+    """A convolution and a linear layer per position: [N, h, w, dim] to the same."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(_Conv(dim), nn.Linear(dim, dim))
 
 
-class TurnHead(nn.Sequential):
-    """Which of four turns, from an image's mean token: [N, in_dim] to logits [N, 4].
+class RotationHead(nn.Sequential):
+    """Classifies the rotation from an image's mean token: [N, in_dim] to logits [N, 4].
 
     Linear, LayerNorm and GELU for every hidden width; no GELU after the last, as in the authors'
     code.

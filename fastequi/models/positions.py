@@ -1,8 +1,8 @@
 """Learned position embeddings at other image sizes: bicubic, antialiased, as timm resizes them.
 
 The same numbers as `F.interpolate(mode="bicubic", antialias=True)`, but as two small matrices, one
-along each axis: that differentiates at sizes which `torch.compile` and `torch.export` do not know,
-as PyTorch's own backward does not. In float64, which neither autocast nor TF32 rounds.
+along each axis: unlike PyTorch's own backward, this works with dynamic sizes in `torch.compile` and
+`torch.export`. In float64, which neither autocast nor TF32 rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 Grid = tuple[int, int]
 """Patches along height and width."""
 
-_A = -0.5  # of the cubic filter (Keys 1981), PyTorch's where it antialiases
+_A = -0.5  # of the cubic filter (Keys 1981), PyTorch's with antialias=True
 
 
 def resize_pos_embed(
@@ -24,11 +24,11 @@ def resize_pos_embed(
     """Position embedding [1, prefix + h·w, D] for another grid, [1, prefix + grid, D].
 
     Args:
-        num_prefix: places before those of the patches, which stay as they are.
+        num_prefix: positions before those of the patches, kept unchanged.
         source: h, w; a square by default.
 
     Raises:
-        ValueError: the places are not those of `source`.
+        ValueError: the number of positions is not that of `source`.
     """
     prefix, spatial = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
     side = math.isqrt(spatial.shape[1])
@@ -46,7 +46,7 @@ def resize_pos_embed(
 
 def _bicubic(n: int, m: int, device: torch.device) -> Tensor:
     """[m, n] weights of n samples in each of m; exactly the identity where m = n."""
-    larger = torch.sym_max(n, m)  # as far as a shrunk image's filter is wide
+    larger = torch.sym_max(n, m)  # the filter's width when an image shrinks
     old, new = (torch.arange(k, device=device, dtype=torch.float64) + 0.5 for k in (n, m))
     x = ((old * m - new[:, None] * n) / larger).abs()
     near = ((_A + 2) * x - (_A + 3)) * x * x + 1

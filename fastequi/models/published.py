@@ -1,4 +1,4 @@
-"""The heads of published ViTs: by timm's name, and by the width where all of that width agree."""
+"""Numbers of heads of published ViTs, by timm's name, or by the width if they all agree."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ _SIZES = {
     "gigantic": (1664, 16),
 }
 _NAME = re.compile(r"(?:vit|deit|deit3|flexivit|eva)_([a-z0-9]+)(?:_distilled)?((?:_[a-z0-9]+)*)")
-# words of a name that change nothing but what the shapes tell, or the weights
+# words of a name that affect only weights, or shapes that the tensors show
 _WORDS = re.compile(
     r"patch\d+|\d+|gap|map|reg\d+|36x1|dino|dinov2|tipsv2|siglip|mae|miil|sam|in\d+k|in22ft1k"
 )
-# networks whose tensors are a plain ViT's, and which compute something else: another GELU, other
-# places of the norms
+# networks with a plain ViT's tensors but another computation: another GELU, norms elsewhere
 _OTHERWISE = re.compile(
     r"quickgelu|_rpn_|(patch32|giantopt_patch16|so400m_patch16)_siglip|large_patch16_siglip.*_512"
 )
@@ -39,7 +38,7 @@ _USUAL = {192: 3, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
 def named_size(architecture: str) -> tuple[int, int] | None:
-    """Channels and heads of timm's network of a name; None if it is none of its plain ViTs."""
+    """Channels and heads of timm's network of a name; None if it is not a plain ViT."""
     name = _bare(architecture)
     if name == "vit_base_patch16_gap_224":
         return 768, 16
@@ -53,12 +52,12 @@ def named_size(architecture: str) -> tuple[int, int] | None:
 
 
 def computes_otherwise(architecture: str) -> bool:
-    """Whether timm's network of a name has a plain ViT's tensors and computes something else."""
+    """Whether timm's network of a name has a plain ViT's tensors but another computation."""
     return _OTHERWISE.search(_bare(architecture)) is not None
 
 
 def usual_heads(dim: int, class_token: bool) -> int | None:
-    """The heads of all published plain ViTs of a width; None where they differ or none is known."""
+    """The number of heads of published plain ViTs of a width; None if they differ or unknown."""
     return None if dim == 768 and not class_token else _USUAL.get(dim)
 
 

@@ -1,8 +1,8 @@
 """The architecture of a ViT, read from a state dict under timm's names.
 
-Shapes tell all but two things: how many heads attention has, and which grid the positions lie on.
-Those are :class:`Stated` by whoever knows them. What is left is taken from the published networks
-of that width (`published.py`) where all agree, or from a square, and is said; else it is asked for.
+Shapes determine everything but the number of attention heads and the grid of the positions. Those
+may be given (:class:`Stated`). Otherwise they are assumed, and reported: heads as in all published
+networks of that width (`published.py`), a square grid. If that is not possible, an error asks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 _PATCHES = "patch_embed.proj.weight"
 _NO_VIT = "not the tensors of a plain ViT under timm's names"
-_NAMED = 3  # tensors of a message that could name hundreds
+_NAMED = 3  # tensors named in a message
 
 _AXES = {_PATCHES: 4, "pos_embed": 3, "reg_token": 3, "blocks.0.mlp.fc1.weight": 2}
 _KINDS = {  # of networks that are no plain ViT, by the names of their tensors
@@ -38,7 +38,7 @@ _KINDS = {  # of networks that are no plain ViT, by the names of their tensors
 
 @dataclass(frozen=True)
 class Stated:
-    """What somebody says of a ViT that its tensors do not; None: no word of it.
+    """Given properties of a ViT that its tensors do not determine; None: not given.
 
     Attributes:
         num_heads: of every block.
@@ -49,7 +49,7 @@ class Stated:
     img_size: tuple[int, int] | None = None
 
     def over(self, other: Stated) -> Stated:
-        """This, and what the other says where this says nothing."""
+        """This, with missing values from the other."""
         return Stated(self.num_heads or other.num_heads, self.img_size or other.img_size)
 
 
@@ -57,11 +57,11 @@ UNSTATED = Stated()
 
 
 def plain(state: State) -> tuple[State, list[str]]:
-    """The tensors that tokens come from, under timm's names, and in words what was done for it.
+    """The tensors that tokens are computed from, under timm's names, and a list of the changes.
 
-    A prefix of all names goes (DistributedDataParallel's `module.`, `backbone.`), and with it the
-    tensors outside; so do heads and other tensors that come after the tokens or serve training;
-    DeiT's distillation token becomes a register, which it is to everything but the loss.
+    A prefix of all names is removed (DistributedDataParallel's `module.`, `backbone.`), with the
+    tensors outside; heads and other tensors after the tokens or for training only are removed;
+    DeiT's distillation token becomes a register token, as it acts outside of the loss.
 
     Raises:
         ValueError: no ViT, or several.
@@ -74,33 +74,32 @@ def plain(state: State) -> tuple[State, list[str]]:
         below = _some([repr(prefix) for prefix in prefixes])
         raise ValueError(f"expected one network, got {len(prefixes)}, below {below}")
     (prefix,) = prefixes
-    told = []
+    changes = []
     if prefix:
         outside = [name for name in state if not name.startswith(prefix)]
         without = f", without {_some(outside)}" if outside else ""
-        told.append(f"read below the prefix {prefix!r}{without}")
+        changes.append(f"read below the prefix {prefix!r}{without}")
     state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     linear = {"head.weight", "head.bias"}
     kept = linear if linear <= state.keys() else set()
     after = re.compile(r"(head|head_dist|attn_pool)\.|(mask_token|masked_embed)$")
     unused = [name for name in state if after.match(name) and name not in kept]
     if unused:
-        told.append(f"left out what no token comes from: {_some(unused)}")
+        changes.append(f"left out tensors that no token depends on: {_some(unused)}")
         state = {name: t for name, t in state.items() if name not in unused}
     if "dist_token" in state and "reg_token" not in state:
-        told.append("dist_token is read as a register")
+        changes.append("dist_token is read as a register")
         state["reg_token"] = state.pop("dist_token")
-    return state, told
+    return state, changes
 
 
 def from_shapes(state: State) -> dict[str, Any]:
-    """The arguments of :class:`VisionTransformer` that the shapes of a state dict tell.
+    """The arguments of :class:`VisionTransformer` that follow from a state dict's shapes.
 
-    Those that they do not, `num_heads` and the positions' `img_size` and `no_embed_class`, are
-    missing.
+    `num_heads` and the positions' `img_size` and `no_embed_class` do not, and are missing.
 
     Args:
-        state: as :func:`plain` gives it.
+        state: from :func:`plain`.
 
     Raises:
         ValueError: a tensor is missing or not a plain ViT's.
@@ -135,15 +134,15 @@ def from_shapes(state: State) -> dict[str, Any]:
 def settled(
     state: State, options: dict[str, Any], stated: Stated = UNSTATED
 ) -> tuple[dict[str, Any], list[str]]:
-    """All arguments of :class:`VisionTransformer`, and in words which of them are assumed.
+    """All arguments of :class:`VisionTransformer`, and a list of those that are assumed.
 
     Args:
         state: the tensors.
-        options: what :func:`from_shapes` found.
-        stated: what is known beside them.
+        options: from :func:`from_shapes`.
+        stated: given properties.
 
     Raises:
-        ValueError: something is neither stated nor usual, or does not fit.
+        ValueError: a property is neither given nor usual, or does not fit.
     """
     heads, assumed = _heads(options["embed_dim"], options["class_token"], stated)
     prefix = options["class_token"] + options["reg_tokens"]
@@ -160,8 +159,8 @@ def _heads(dim: int, class_token: bool, stated: Stated) -> tuple[int, list[str]]
         assumed = [f"num_heads {heads} (usual at {dim} channels)"]
     if heads is None:
         raise ValueError(
-            f"num_heads: nothing says how many heads its {dim} channels are in; say --num-heads, "
-            f"or num_heads in a config.json beside it"
+            f"num_heads: unknown for {dim} channels; expected --num-heads, or num_heads in a "
+            f"config.json beside the file"
         )
     if dim % heads:
         raise ValueError(f"num_heads: expected a divisor of its {dim} channels, got {heads}")
@@ -171,7 +170,7 @@ def _heads(dim: int, class_token: bool, stated: Stated) -> tuple[int, list[str]]
 def _img_size(
     places: int, prefix: int, patch: int, stated: Stated
 ) -> tuple[tuple[int, int], int, list[str]]:
-    """The images' height and width, how many places are not of patches, what is assumed."""
+    """The images' height and width, the number of prefix positions, and what is assumed."""
     if stated.img_size is not None:
         rows, columns = (side // patch for side in stated.img_size)
         for others in (prefix, 0):
@@ -179,15 +178,15 @@ def _img_size(
                 return (rows * patch, columns * patch), others, []
         raise ValueError(
             f"img_size: {'x'.join(map(str, stated.img_size))} px (--img-size or config.json) "
-            f"are {rows}x{columns} patches of {patch} px, but pos_embed has {places} places (with "
-            f"or without those of {prefix} tokens before the patches')"
+            f"are {rows}x{columns} patches of {patch} px, but pos_embed has {places} positions "
+            f"(with or without those of {prefix} prefix tokens)"
         )
     squares = {n: math.isqrt(places - n) for n in (prefix, 0) if places > n}
     squares = {n: side for n, side in squares.items() if side * side == places - n}
     if len(squares) != 1:
         raise ValueError(
-            f"img_size: nothing says of which grid the {places} places of pos_embed are; say "
-            f"--img-size, or img_size in a config.json beside it"
+            f"img_size: unknown for {places} positions in pos_embed; expected --img-size, or "
+            f"img_size in a config.json beside the file"
         )
     ((others, side),) = squares.items()
     size = side * patch
@@ -204,16 +203,16 @@ def _depth(state: State) -> int:
 
 
 def _ratio(hidden: int, dim: int) -> float:
-    """The ratio that gives a width back, which hidden / dim may miss by rounding."""
+    """The MLP ratio that reproduces a width; hidden / dim itself may miss it by rounding."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def expect_tensors(state: State, make: Callable[[], VisionTransformer], but: str = "") -> None:
-    """Raises ValueError where names or shapes are not those of the ViT that `make` makes.
+    """Raises ValueError if names or shapes differ from those of the ViT that `make` builds.
 
     Args:
-        but: the one whose shape may be another.
+        but: a tensor whose shape may differ.
     """
     with torch.device("meta"):
         expected = make().state_dict()
@@ -237,6 +236,6 @@ def _unlike(state: State, missing: list[str], unknown: Sequence[str] = ()) -> st
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of many names, and how many more."""
+    """The first names, and the number of the others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

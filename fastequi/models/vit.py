@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,25 @@ Size = tuple[int, int]
 """Images of a group and tokens of each."""
 
 
+class Tokens(NamedTuple):
+    """The tokens of B images by name.
+
+    Attributes:
+        cls: [B, 1, D] class token, or None.
+        registers: [B, R, D] register tokens, or None.
+        patch: [B, L, D] patch tokens, row by row.
+    """
+
+    cls: Tensor | None
+    registers: Tensor | None
+    patch: Tensor
+
+
 class VisionTransformer(nn.Module):
     """Pre-norm ViT that returns every token after the final norm.
+
+    `forward` gives them as one tensor, as timm's `forward_features` does; `forward_features` gives
+    the same by name.
 
     Args:
         img_size: side of the images the position embedding is made for, in pixels, or their height
@@ -111,6 +128,20 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] to tokens [B, num_prefix_tokens + L, embed_dim], prefix first."""
         return self.encode([self.embed(x)])[0]
+
+    def forward_features(self, x: Tensor) -> Tokens:
+        """The tokens of images [B, C, H, W] by name."""
+        return self.split(self(x))
+
+    def split(self, tokens: Tensor) -> Tokens:
+        """Tokens [B, num_prefix_tokens + L, embed_dim], as `forward` gives them, by name."""
+        prefix = self.num_prefix_tokens
+        registers = self.num_prefix_tokens - int(self.cls_token is not None)
+        return Tokens(
+            tokens[:, :1] if self.cls_token is not None else None,
+            tokens[:, prefix - registers : prefix] if registers else None,
+            tokens[:, prefix:],
+        )
 
     def embed(
         self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None

@@ -78,16 +78,16 @@ def _facts(run: Run) -> dict[str, str]:
 
 def _what(flat: dict[str, object]) -> str:
     """The system in the words of its papers."""
-    if flat.get("system") != "tir":
+    if flat.get("method") != "tir":
         known = {"rotnet": "RotNet", "gtsa": "GTSA"}
-        return known.get(str(flat.get("system")), "config.json is missing")
+        return known.get(str(flat.get("method")), "config.json is missing")
     names = {"vicreg": "VICReg", "simclr": "SimCLR", "dino": "DINO", "ibot": "iBOT"}
-    base = str(flat.get("method.base"))
+    base = str(flat.get("tir.base"))
     base = names.get(base, {"dinov2": "DINOv2"}.get(base, base))
-    if not (flat.get("method.num_steps") and flat.get("method.equi_dim")):
+    if not (flat.get("tir.num_steps") and flat.get("tir.equi_dim")):
         return base
     family = {"se2": "SE(2)"}.get(str(flat.get("path.family")), flat.get("path.family"))
-    return f"TIR on {base}, {family} path, K = {flat['method.num_steps']}"
+    return f"TIR on {base}, {family} path, K = {flat['tir.num_steps']}"
 
 
 def _model(flat: dict[str, object]) -> str:

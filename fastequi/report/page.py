@@ -199,7 +199,7 @@ def _classes(runs: Sequence[Run]) -> str:
 
 def _reconstruction(runs: Sequence[Run]) -> str:
     def has(run: Run) -> bool:
-        nothing = run.config.get("system") != "tir"
+        nothing = run.config.get("method") != "tir"
         return nothing or _has(run, "reconstruct")
 
     lacking = _missing(

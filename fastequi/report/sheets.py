@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastequi.functional.normalise import denormalise
+
 _GAP, _HEADER, _CAPTION = 6, 26, 22
 
 Tile = NDArray[np.uint8]
@@ -126,7 +128,5 @@ def heat(image: Tile, weights: Tensor) -> Tile:
 
 def to_uint8(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Normalised [B, 3, H, W] to uint8 [B, H, W, 3]."""
-    shape = (3, 1, 1)
-    mean_t, std_t = (torch.tensor(v, device=images.device).view(shape) for v in (mean, std))
-    scaled = (images.float() * std_t + mean_t).clamp(0, 1) * 255
+    scaled = denormalise(images.float(), mean, std).clamp(0, 1) * 255
     return scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,1 +1,1 @@
-"""How a run lives and survives: processes, checkpoints, signals, clocks; knows no method."""
+"""Running and surviving: processes, checkpoints, signals, clocks; independent of the method."""

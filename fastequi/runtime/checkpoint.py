@@ -1,15 +1,15 @@
 """Checkpoints: one folder per saved step, tensors in safetensors and the rest in JSON; no pickle.
 
-    checkpoints/step_00001200/  model.safetensors  optimizer.safetensors  [average.safetensors]
+    checkpoints/step_00001200/  model.safetensors  optimizer.safetensors  [ema.safetensors]
                                 state.json  manifest.json
     checkpoints/latest          the name of the newest one
 
-A run whose weights lie in parts on several processes has folders model/, optimizer/, average/ of
-safetensors in the place of the files (`fastequi.sharded`); any number of processes can read either.
+A run with sharded weights has folders model/, optimizer/, ema/ of safetensors instead of the files
+(`fastequi.sharded`); any number of processes can read either.
 
 A folder is written under a temporary name, synced, hashed and renamed
-(`fastequi.runtime.manifest`), so a crash at any moment leaves older ones intact, and a damaged one
-is noticed. Older ones are removed only after the new one was read back and found right.
+(`fastequi.runtime.manifest`), so a crash at any moment leaves older checkpoints intact, and a
+damaged one is detected. Older ones are removed only after the new one was read back and verified.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from fastequi import sharded
 from fastequi.atomic import replace_text, save_tensors
-from fastequi.optim import WeightAverage, parted, whole
+from fastequi.optim import WeightEMA, parted, whole
 from fastequi.runtime import manifest
 from fastequi.runtime.processes import Processes
 from fastequi.versions import version_of
@@ -38,20 +38,20 @@ from fastequi.versions import version_of
 logger = logging.getLogger(__name__)
 
 SETTINGS = "fastequi"
-"""Key of a run's settings in the metadata of the encoder that it leaves."""
+"""Key of a run's settings in the metadata of its model.safetensors."""
 
 _RNG = "rng_state"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a step's checkpoint holds, on the CPU.
+    """The content of one step's checkpoint, on the CPU.
 
     Attributes:
         step: its number.
-        tensors: by file, "model", "optimizer" and, if an average is kept, "average".
-        state: what else a resumed run needs, in JSON types (the data cursor among it).
-        config: the run's settings as text, whose hash the manifest holds.
+        tensors: by file, "model", "optimizer" and, if the run keeps one, "ema".
+        state: everything else that a resumed run needs, in JSON types (e.g. the data cursor).
+        config: the run's settings as text; the manifest holds their hash.
     """
 
     step: int
@@ -62,40 +62,40 @@ class Snapshot:
 
 def snapshot(
     step: int,
+    *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
-    average: WeightAverage | None = None,
+    ema: WeightEMA | None = None,
     config: str = "",
-    *,
     generators: Mapping[str, Tensor] | None = None,
     copy: bool = False,
     in_parts: bool = False,
 ) -> Snapshot:
-    """A step's state as it is now.
+    """The current state as a checkpoint's content.
 
     Args:
-        generators: of :func:`generators`, where there are several processes; else this one's.
-        copy: the training goes on before it is written.
-        in_parts: tensors stay as they lie on several processes, for :func:`write_parts`.
+        generators: from :func:`generators` if there are several processes; else this one's.
+        copy: copy the tensors, since training continues before they are written.
+        in_parts: keep sharded tensors sharded, for :func:`write_parts`.
     """
     tensors: dict[str, dict[str, Tensor]] = {
         "model": model.state_dict(),
         "optimizer": {**_pack_optimizer(model, optimizer), **(generators or _generators(0))},
     }
-    if average is not None:
-        tensors["average"] = average.state_dict()
+    if ema is not None:
+        tensors["ema"] = ema.state_dict()
     owned = tensors
     if not in_parts:
         owned = {
             file: {name: _owned(value, copy) for name, value in values.items()}
             for file, values in tensors.items()
         }
-    full = {**state, "step": step, "average_updates": average.updates if average else 0}
+    full = {**state, "step": step, "ema_updates": ema.updates if ema else 0}
     return Snapshot(step, owned, full, config)
 
 
-def write(folder: Path, taken: Snapshot, keep: int = 3) -> Path:
+def write(folder: Path, snapshot: Snapshot, keep: int = 3) -> Path:
     """Writes one step and, once it verifies, removes all but the `keep` newest.
 
     Args:
@@ -105,68 +105,74 @@ def write(folder: Path, taken: Snapshot, keep: int = 3) -> Path:
         The folder of this step.
 
     Raises:
-        OSError: it could not be written, or what was written does not verify; all older ones and
-            `latest` are as they were.
+        OSError: it could not be written, or does not verify; all older checkpoints and `latest`
+            are unchanged.
     """
-    temporary = _begin(folder, taken.step)
-    for name, tensors in taken.tensors.items():
+    temporary = _begin(folder, snapshot.step)
+    for name, tensors in snapshot.tensors.items():
         save_tensors(temporary / f"{name}.safetensors", tensors)
-    return _finish(folder, temporary, taken, keep)
+    return _finish(folder, temporary, snapshot, keep)
 
 
-def write_parts(folder: Path, taken: Snapshot, processes: Processes, keep: int = 3) -> None:
-    """:func:`write`, every process its parts; all have to call."""
-    temporary = folder / f".{folder_of(folder, taken.step).name}.tmp"
+def write_parts(folder: Path, snapshot: Snapshot, processes: Processes, keep: int = 3) -> None:
+    """:func:`write` of sharded tensors: every process calls it and writes its shards."""
+    temporary = folder / f".{folder_of(folder, snapshot.step).name}.tmp"
     if processes.first:
-        _begin(folder, taken.step)
-        for name in taken.tensors:
+        _begin(folder, snapshot.step)
+        for name in snapshot.tensors:
             (temporary / name).mkdir()
-    processes.most([0.0])
-    for name, tensors in taken.tensors.items():
+    processes.barrier()
+    for name, tensors in snapshot.tensors.items():
         sharded.save(temporary / name, tensors)
     if processes.first:
-        _finish(folder, temporary, taken, keep)
+        _finish(folder, temporary, snapshot, keep)
 
 
 def _begin(folder: Path, step: int) -> Path:
     """An empty folder to write a step into."""
-    for left in folder.glob(".step_*.tmp"):  # by a run that was killed
-        shutil.rmtree(left)
+    for unfinished in folder.glob(".step_*.tmp"):  # of a run that was killed
+        shutil.rmtree(unfinished)
     temporary = folder / f".{folder_of(folder, step).name}.tmp"
     temporary.mkdir(parents=True)
     return temporary
 
 
-def _finish(folder: Path, temporary: Path, taken: Snapshot, keep: int) -> Path:
-    """Makes what was written a checkpoint."""
-    final = folder_of(folder, taken.step)
-    (temporary / "state.json").write_text(json.dumps(taken.state, indent=1))
+def _finish(folder: Path, temporary: Path, snapshot: Snapshot, keep: int) -> Path:
+    """Publishes a written folder as a checkpoint and removes old ones."""
+    final = folder_of(folder, snapshot.step)
+    (temporary / "state.json").write_text(json.dumps(snapshot.state, indent=1))
     versions = {name: version_of(name) for name in ("fastequi", "torch", "safetensors")}
-    told = {"step": taken.step, "config_sha256": digest(taken.config), "versions": versions}
-    manifest.publish(temporary, final, told)
-    wrong = manifest.problems(final)
-    if wrong:
-        raise OSError(f"{final}: written, but {'; '.join(wrong)}")
+    entries = {
+        "step": snapshot.step,
+        "config_sha256": digest(snapshot.config),
+        "versions": versions,
+    }
+    manifest.publish(temporary, final, entries)
+    problems = manifest.problems(final)
+    if problems:
+        raise OSError(f"{final}: written, but {'; '.join(problems)}")
     replace_text(folder / "latest", final.name)
     found = steps(folder)
-    later = [other for other in found if step_of(other) > taken.step]  # damaged: it went back
+    later = [
+        other for other in found if step_of(other) > snapshot.step
+    ]  # damaged: the run went back
     for old in [*later, *found[len(later) + keep :]]:
         shutil.rmtree(old)
     return final
 
 
 class Saver:
-    """Writes a run's checkpoints, at once or by a thread while the training goes on.
+    """Writes a run's checkpoints, at once or in a thread while training continues.
 
     Args:
         folder: the run's `checkpoints/`.
-        keep: how many stay.
-        later: by a thread. Only one is written at a time: the next waits for it.
+        keep: number of checkpoints kept.
+        async_save: write in a thread. Only one is written at a time: the next one waits.
     """
 
-    def __init__(self, folder: Path, keep: int, later: bool = False) -> None:
-        self.folder, self.keep, self.later = folder, keep, later
-        self.pool = ThreadPoolExecutor(1, "checkpoint") if later else None
+    def __init__(self, folder: Path, keep: int, async_save: bool = False) -> None:
+        self.folder, self.keep, self.async_save = folder, keep, async_save
+        self.pool = ThreadPoolExecutor(1, "checkpoint") if async_save else None
         self.written: Future[Path] | None = None
 
     def __enter__(self) -> Saver:
@@ -174,18 +180,18 @@ class Saver:
 
     def __exit__(self, *_: object) -> None:
         if self.pool is not None:
-            self.pool.shutdown()  # what has begun is finished
+            self.pool.shutdown()  # finishes a write that has begun
 
-    def save(self, taken: Snapshot) -> None:
-        """Raises what the one before failed with, if it did."""
+    def save(self, snapshot: Snapshot) -> None:
+        """Raises the error of the previous save, if that failed."""
         self.wait()
         if self.pool is None:
-            write(self.folder, taken, self.keep)
+            write(self.folder, snapshot, self.keep)
         else:
-            self.written = self.pool.submit(write, self.folder, taken, self.keep)
+            self.written = self.pool.submit(write, self.folder, snapshot, self.keep)
 
     def wait(self) -> None:
-        """Until all is written.
+        """Waits until everything is written.
 
         Raises:
             OSError: see :func:`write`.
@@ -196,52 +202,51 @@ class Saver:
 
 
 def folder_of(folder: Path, step: int) -> Path:
-    """Where a step's checkpoint lies in a run's `checkpoints/`."""
+    """A step's folder in a run's `checkpoints/`."""
     return folder / f"step_{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The other way round."""
+    """The step of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, whatever their state."""
+    """All checkpoints of a run, newest first, verified or not."""
     named = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdigit()]
     return sorted(named, key=step_of, reverse=True)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies of a run's `checkpoints/`; None if there never was one.
+    """The newest checkpoint in a run's `checkpoints/` that verifies; None if there never was one.
 
-    Those that had to be passed over are named in the log, with what is wrong with them.
+    Damaged newer ones are logged, with the damage.
 
     Raises:
         OSError: there are some, but none verifies.
     """
-    found = steps(folder)
-    told: list[str] = []
-    for candidate in found:
-        wrong = manifest.problems(candidate)
-        if not wrong:
-            for line in told:
+    damaged: list[str] = []
+    for candidate in steps(folder):
+        problems = manifest.problems(candidate)
+        if not problems:
+            for line in damaged:
                 logger.warning("%s; going back to %s", line, candidate.name)
             return candidate
-        told.append(f"checkpoint {candidate} is damaged ({'; '.join(wrong)})")
-    if told:
-        raise OSError("no checkpoint can be used: " + "; ".join(told))
+        damaged.append(f"checkpoint {candidate} is damaged ({'; '.join(problems)})")
+    if damaged:
+        raise OSError("no checkpoint can be used: " + "; ".join(damaged))
     if (folder / "latest").is_file():
         raise FileNotFoundError(f"{folder}/latest names a checkpoint, but there is none")
     return None
 
 
 def outlook(run_dir: Path) -> str:
-    """What --resume would do with a run's folder, in words."""
+    """What --resume would do with a run's folder, as a sentence."""
     if found := steps(run_dir / "checkpoints"):
-        return f"--resume goes on after step {step_of(found[0])}"
+        return f"--resume continues after step {step_of(found[0])}"
     if (run_dir / "config.json").is_file():
-        return "nothing is saved: --resume begins with the first step"
-    return f"nothing is saved, and no run begun in {run_dir}"
+        return "nothing is saved yet: --resume starts from the first step"
+    return f"nothing is saved, and there is no run in {run_dir}"
 
 
 def digest(config: str) -> str:
@@ -259,30 +264,30 @@ def load(
     checkpoint: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
-    average: WeightAverage | None = None,
+    ema: WeightEMA | None = None,
     rank: int = 0,
 ) -> dict[str, Any]:
-    """Loads a step's weights (strictly), optimiser, average and generators in place.
+    """Loads a step's weights (strictly), optimiser, EMA and generators in place.
 
     Args:
-        rank: whose generators; those of a process that there was not stay as they are.
+        rank: of the process whose generators are loaded; unchanged if the run had no such process.
 
     Returns:
-        What :func:`save` was given as `state`, with "step".
+        The `state` given to :func:`snapshot`, with "step".
     """
     model.load_state_dict(_read(checkpoint, "model", model.state_dict()))
     state = json.loads((checkpoint / "state.json").read_text())
     if optimizer is not None:
         _unpack_optimizer(model, optimizer, checkpoint, rank)
-    if average is not None:
-        for name, value in _read(checkpoint, "average", average.average).items():
-            average.average[name].copy_(value)
-        average.updates = state["average_updates"]
+    if ema is not None:
+        for name, value in _read(checkpoint, "ema", ema.tensors).items():
+            ema.tensors[name].copy_(value)
+        ema.updates = state["ema_updates"]
     return state
 
 
 def _read(checkpoint: Path, name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, or of a folder of parts; in parts where those of `like` are."""
+    """The tensors of a file, or of a folder of shards; sharded where those of `like` are."""
     if (checkpoint / name).is_dir():
         found = sharded.load(checkpoint / name, like)
     else:
@@ -290,19 +295,19 @@ def _read(checkpoint: Path, name: str, like: Mapping[str, Tensor]) -> dict[str, 
     return {key: parted(value, like[key]) if key in like else value for key, value in found.items()}
 
 
-def load_averaged(checkpoint: Path, model: nn.Module) -> None:
-    """Loads the weights that evaluation should use: a step's average if it has one (strictly)."""
-    kept = any(checkpoint.glob("average*"))
-    model.load_state_dict(_read(checkpoint, "average" if kept else "model", model.state_dict()))
+def load_for_evaluation(checkpoint: Path, model: nn.Module) -> None:
+    """Loads, strictly, the weights that evaluation uses: a step's EMA if it has one."""
+    kept = any(checkpoint.glob("ema*"))
+    model.load_state_dict(_read(checkpoint, "ema" if kept else "model", model.state_dict()))
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state dict on the CPU, whole; every process calls if it lies in parts."""
+    """A module's state dict on the CPU, unsharded; if it is sharded, every process calls."""
     return {name: _owned(value, False) for name, value in module.state_dict().items()}
 
 
 def _owned(tensor: Tensor, copy: bool) -> Tensor:
-    """On the CPU, whole and dense; memory of its own if asked for."""
+    """On the CPU, unsharded and dense; with memory of its own if `copy`."""
     tensor = whole(tensor.detach())
     found = tensor.cpu().contiguous()
     return found.clone() if copy and found.data_ptr() == tensor.data_ptr() else found
@@ -326,11 +331,11 @@ def _generators(rank: int) -> dict[str, Tensor]:
 
 
 def generators(processes: Processes) -> dict[str, Tensor]:
-    """The generators' states of all processes, by name; every process has to call it."""
+    """The states of all processes' generators, by name; every process calls it."""
     named: dict[str, Tensor] = {}
     for name, value in _generators(0).items():
         kind = name.rsplit(".", 1)[1]
-        for rank, state in enumerate(processes.collect(value)):
+        for rank, state in enumerate(processes.all_gather(value)):
             named[f"{_RNG}.{rank}.{kind}"] = state
     return named
 
@@ -339,7 +344,7 @@ def _unpack_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, rank: int
 ) -> None:
     params = dict(model.named_parameters())
-    fields = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # which lie as their weights do
+    fields = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # sharded as their weights are
     like = {f"{field}.{name}": p.detach() for name, p in params.items() for field in fields}
     packed = _read(checkpoint, "optimizer", like)
     states = {name: packed.pop(name) for name in list(packed) if name.startswith(f"{_RNG}.")}
@@ -352,6 +357,6 @@ def _unpack_optimizer(
         if name not in params:
             raise KeyError(f"optimizer state of {name!r}: the model has no such parameter")
         param = params[name]
-        if value.shape == param.shape:  # the fused update walks memory: moments lie as weights do
+        if value.shape == param.shape:  # fused updates need moments in their weights' layout
             value = torch.empty_like(param).copy_(value)
         optimizer.state[param][field] = value.to(param.device)

@@ -1,4 +1,4 @@
-"""Devices by their names: what an option says, checked before any work."""
+"""Devices by name, as options give them, checked before any work."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ _NAME = re.compile(r"cpu|cuda(:\d+)?")
 
 
 def expect_name(option: str, name: str) -> None:
-    """Raises ValueError unless it is auto, cpu, cuda or cuda:N, whether it is there or not."""
+    """Raises ValueError unless it is auto, cpu, cuda or cuda:N, available or not."""
     if name != "auto" and not _NAME.fullmatch(name):
         raise ValueError(f"{option}: expected auto, cpu, cuda or cuda:N, got {name!r}")
 
 
 def use_device(name: str, option: str = "--device") -> torch.device:
-    """The device of a name, current from now on if it is a numbered GPU.
+    """The device of a name; a numbered GPU becomes the current one.
 
     Args:
         name: "auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1".
-        option: that it came by, for the error.
+        option: named in the error.
 
     Raises:
-        ValueError: it is no such name, or this machine has no such device; says what it has.
+        ValueError: not such a name, or this machine has no such device; lists those it has.
     """
     expect_name(option, name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,11 +1,11 @@
-"""Steps whose loss or gradient is not finite are not taken, on any process, and nothing waits.
+"""Skips steps with non-finite loss or gradients, on all processes, without a host sync.
 
-Whether a step is taken stays on the device: the fused optimiser reads it there (as it does under a
-gradient scaler), averages and centres are multiplied by it, buffers that the forward changed are
-put back. The host learns of it when it reads the metrics anyway.
+The flag that says whether a step is taken stays on the device: the fused optimiser reads it there
+(as under a gradient scaler), updates of EMAs and centres are multiplied by it, and buffers that the
+forward changed are restored. The host reads it at the next logging step.
 
-A gradient that overflows float16 under a loss scale (`fastequi.runtime.scale`) is no sample's
-fault: the scale falls, and the step counts as overflowed, not as skipped.
+A gradient that overflows float16 under a loss scale (`fastequi.runtime.scale`) is not caused by a
+sample: the scale is reduced, and the step counts as overflowed, not as skipped.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from fastequi.runtime.scale import LossScale
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 256  # sample ids in a message
+_MAX_IDS = 256  # sample ids in a message
 
 
 class Guard:
-    """One run's.
+    """Finds and counts the skipped steps of one run.
 
     Args:
-        method: whose buffers go back when a step is not taken.
-        limit: steps not taken in a row after which the run ends.
-        group: processes that take a step together or not at all.
-        scale: of the loss, if it has one.
+        method: its buffers are restored when a step is skipped.
+        limit: consecutive skipped steps after which the run ends.
+        group: processes that take or skip a step together.
+        scale: the loss scale, if there is one.
 
     Attributes:
-        skipped: steps not taken so far, as far as the host has read.
-        overflowed: those not taken since the scale was too large, which are not among them.
-        in_a_row: how many of them were the last ones.
+        skipped: steps skipped so far, as far as the host has read.
+        overflowed: steps not taken because the scale was too large; not counted as skipped.
+        in_a_row: consecutive skipped steps up to the last one read.
     """
 
     def __init__(
@@ -57,41 +57,41 @@ class Guard:
         self.unread: list[tuple[int, Tensor, list[Tensor]]] = []
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run goes on counting from, JSON-ready."""
+        """The counts and the loss scale, for a checkpoint's JSON."""
         counts = {name: getattr(self, name) for name in ("skipped", "in_a_row", "overflowed")}
         return counts if self.scale is None else {**counts, **self.scale.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint's state; one of an older version counts from 0."""
+        """From a checkpoint's state; missing counts start at 0."""
         self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
         self.overflowed = state.get("overflowed", 0)
         if self.scale is not None:
             self.scale.load_state_dict(state)
 
-    def lost(self) -> dict[str, float]:
-        """What was lost so far, for the log."""
+    def counts(self) -> dict[str, float]:
+        """Skipped and overflowed steps so far, for the log."""
         if self.scale is None:
             return {"skipped": self.skipped}
         scale = self.scale.value.item()
         return {"skipped": self.skipped, "overflowed": self.overflowed, "loss_scale": scale}
 
     def begin(self) -> None:
-        """Before a step's first batch."""
+        """Called before a step's first batch."""
         self.losses, self.ids = [], []
         if self.buffers:
             torch._foreach_copy_(self.saved, self.buffers)
 
-    def saw(self, loss: Tensor, sample_ids: Tensor) -> None:
-        """A batch's loss, [], and its samples, [B] on the CPU."""
+    def record(self, loss: Tensor, sample_ids: Tensor) -> None:
+        """Called with a batch's loss [] and its sample ids [B] on the CPU."""
         self.losses.append(loss.detach())
         self.ids.append(sample_ids)
 
-    def judge(self, step: int, norm: Tensor) -> Tensor:
-        """1 if the step is to be taken, else 0: [] float32, the same on all processes.
+    def check(self, step: int, norm: Tensor) -> Tensor:
+        """1 if the step should be taken, 0 if skipped: [] float32, the same on all processes.
 
         Args:
             step: its number, for messages.
-            norm: of all gradients; not finite if one of them is not.
+            norm: of all gradients together; not finite if one of them is not.
         """
         mine = torch.stack(self.losses).isfinite()
         every = torch.stack([mine.all(), norm.detach().isfinite()]).to(torch.float32)
@@ -105,19 +105,19 @@ class Guard:
         return taken
 
     def restore(self, taken: Tensor) -> None:
-        """After the method's updates: buffers as before, unless the step was taken."""
+        """Called after the method's updates: restores the buffers if the step was skipped."""
         for buffer, saved in zip(self.buffers, self.saved, strict=True):
             buffer.copy_(torch.where(taken > 0, buffer, saved))
 
-    def read(self) -> int:
-        """Logs what was not taken since the last call, and how many; waits for the device.
+    def report(self) -> int:
+        """Logs the steps skipped since the last call, and counts them; waits for the device.
 
         Raises:
-            FloatingPointError: `limit` in a row.
+            FloatingPointError: `limit` consecutive steps were skipped.
         """
         before = self.skipped
-        told = torch.stack([flags for _, flags, _ in self.unread]).tolist() if self.unread else []
-        for (step, _, ids), (taken, losses, excused, *mine) in zip(self.unread, told, strict=True):
+        rows = torch.stack([flags for _, flags, _ in self.unread]).tolist() if self.unread else []
+        for (step, _, ids), (taken, losses, excused, *mine) in zip(self.unread, rows, strict=True):
             if excused:
                 self.overflowed += 1
                 continue
@@ -132,16 +132,16 @@ class Guard:
                 self._name(step, "loss", torch.cat(bad))
             if self.in_a_row >= self.limit:
                 raise FloatingPointError(
-                    f"{self.in_a_row} steps in a row had a loss or gradient that is not finite, "
+                    f"{self.in_a_row} consecutive steps had a non-finite loss or gradient, "
                     f"{self.skipped} in all; weights and checkpoints are those before them. "
-                    f"Lower the rate, or look at the samples named above"
+                    f"Lower the learning rate, or check the samples named above"
                 )
         self.unread.clear()
         return self.skipped - before
 
     def _name(self, step: int, what: str, ids: Tensor) -> None:
-        shown = ", ".join(map(str, ids[:_NAMED].tolist()))
-        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        shown = ", ".join(map(str, ids[:_MAX_IDS].tolist()))
+        more = f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
         logger.warning(
-            "step %d is not taken: its %s is not finite; samples %s%s", step, what, shown, more
+            "step %d is skipped: its %s is not finite; samples %s%s", step, what, shown, more
         )

@@ -1,4 +1,4 @@
-"""malloc, told to keep what a training step frees."""
+"""Sets malloc to keep freed memory for the next training step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 def keep_heap() -> bool:
     """Lets malloc keep freed memory for the next tensors; False where it is not glibc's.
 
-    By default large blocks go back to the system and come anew, a fault and a cleared page at a
-    time: without that, eager path losses of 64 images of 224 px take 66 ms instead of 149 on two
+    By default large blocks are returned to the system and mapped anew, with a page fault per page:
+    without that, eager path losses of 64 images of 224 px take 66 ms instead of 149 on two
     cores (bench/results/cpu.json, cpu_fresh_memory.json). The process then holds its peak until it
     ends, so this is for commands, not for a library to do on import.
     """

@@ -1,8 +1,8 @@
-"""Ctrl-C at a command: once ends it (a run saves first), twice at once, whatever it is doing.
+"""Ctrl-C during a command: the first one ends it (a run saves first), the second one at once.
 
-Python looks at signals between instructions of its own, and a KeyboardInterrupt that comes while it
-collects garbage is lost. So a thread hears them, and ends the process: also where the main one
-waits for another process, a disk or a compiler.
+Python handles signals between its own instructions only, and loses a KeyboardInterrupt raised
+during garbage collection. So a thread reads the signals and ends the process, even while the main
+thread waits for another process, a disk or a compiler.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ from typing import NoReturn
 
 from fastequi.runtime.preempt import INTERRUPTED, Presses, say
 
-outlook: Callable[[], str] = str  # how what was stopped can go on; "" if there is nothing to say
-_leaving = threading.RLock()  # so that only one says so
+outlook: Callable[[], str] = str  # how to continue what was stopped; "" if there is no more to say
+_leaving = threading.RLock()  # only one thread prints the last line
 
 
 @contextmanager
 def heard(whole: bool) -> Iterator[None]:
     """Within the block Ctrl-C ends the process with exit code 130 and one line.
 
-    Unless something else has a handler for it then (`fastequi.runtime.preempt.Notice`): the first
-    one is its affair, the second one is not. Where it was ignored before, it stays so.
+    Another handler (`fastequi.runtime.preempt.PreemptionHandler`) keeps the first Ctrl-C;
+    the second one ends the process. Where SIGINT was ignored before, it stays ignored.
 
     Args:
-        whole: the block is all that the process does; what Ctrl-C then stops is its clearing up.
+        whole: the process ends after the block; Ctrl-C then has the system's default effect.
     """
     global outlook
-    main = threading.current_thread() is threading.main_thread()  # others cannot listen
+    main = threading.current_thread() is threading.main_thread()  # only it can set handlers
     if not main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
     handler = signal.signal(signal.SIGINT, _came)
-    hears, tells = os.pipe()
-    os.set_blocking(tells, False)
-    told = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
-    threading.Thread(target=_listen, args=(hears,), name="interrupts", daemon=True).start()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(reader,), name="interrupts", daemon=True).start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(told)
+        signal.set_wakeup_fd(before)
         signal.signal(signal.SIGINT, signal.SIG_DFL if whole else handler)
-        os.close(tells)
+        os.close(writer)
         outlook = str
 
 
-def last_word(told: str) -> None:
-    """One line on how a command was stopped, and how it can go on."""
+def last_word(message: str) -> None:
+    """Prints one line: how a command was stopped, and how to continue."""
     if os.isatty(2):
         with suppress(OSError):
             os.write(2, b"\033[?25h")  # a progress bar hides the cursor
     after = outlook()
-    say(f"{told}; {after}" if after else told)
+    say(f"{message}; {after}" if after else message)
 
 
-def stop(told: str) -> NoReturn:
-    """Ends the process now, with a last word."""
+def stop(message: str) -> NoReturn:
+    """Ends the process now, after printing the last line."""
     with _leaving:
-        last_word(told)
+        last_word(message)
         os._exit(INTERRUPTED)
 
 
-def _listen(hears: int) -> None:
+def _listen(reader: int) -> None:
     presses = Presses()
-    while numbers := os.read(hears, 64):
+    while numbers := os.read(reader, 64):
         if any(presses.again(number) for number in numbers):
             stop("stopped at once")
         if signal.SIGINT in numbers and signal.getsignal(signal.SIGINT) is _came:
             stop("stopped")
-    os.close(hears)
+    os.close(reader)
 
 
 def _came(number: int, frame: FrameType | None) -> None:

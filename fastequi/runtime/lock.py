@@ -1,8 +1,8 @@
-"""A run's folder belongs to one run at a time.
+"""A lock on a run's folder, so that only one process group writes to it.
 
-A scheduler may start a run again while the one before still saves; two of them in one folder would
-write over each other's logs and checkpoints. The lock is the kernel's (flock): it goes with its
-process, however that ends, and needs no cleaning up.
+A scheduler may restart a run while the previous process is still saving; two of them in one folder
+would overwrite each other's logs and checkpoints. The operating system holds the lock (flock) and
+releases it when its process ends, however that happens, so nothing has to be cleaned up.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-NAME = ".lock"  # holds who took it last; whether it is taken, only the kernel knows
-PATIENCE = 120.0  # seconds: what torchrun gives a run to save
+NAME = ".lock"  # its text names the last holder; the lock itself is the kernel's
+PATIENCE = 120.0  # seconds: the time that torchrun gives a run to save
 
 
 @contextmanager
 def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Within the block no other process is in a block of the same folder.
+    """Holds the folder's lock within the block.
 
     Args:
-        folder: created.
-        patience: how many seconds to wait for another one to leave; it is said once.
+        folder: created if missing.
+        patience: seconds to wait for another holder; the wait is logged once.
 
     Raises:
-        BlockingIOError: another one is still there; names its host and process.
+        BlockingIOError: another process still holds it; names its host and process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        told = f"--run-dir: {folder} cannot be written to ({error.strerror})"
-        raise type(error)(error.errno, told) from error
+        message = f"--run-dir: {folder} cannot be written to ({error.strerror})"
+        raise type(error)(error.errno, message) from error
     try:
         _take(descriptor, folder, patience)
         yield
@@ -47,7 +47,7 @@ def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
 
 
 def _take(descriptor: int, folder: Path, patience: float) -> None:
-    end, said = time.monotonic() + patience, False
+    end, logged = time.monotonic() + patience, False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,12 +59,14 @@ def _take(descriptor: int, folder: Path, patience: float) -> None:
                     f"--run-dir: {folder} is in use by {holder}, expected a folder that no other "
                     f"run writes to; waited {patience:g} s for it"
                 ) from None
-            if not said:
+            if not logged:
                 logger.warning("%s is in use by %s: waiting", folder, holder)
-                said = True
+                logged = True
             time.sleep(min(0.2, patience))
         except OSError as error:  # some network file systems have no locks
-            logger.warning("%s cannot be locked (%s): start no second run there", folder, error)
+            logger.warning(
+                "%s cannot be locked (%s): do not start a second run in it", folder, error
+            )
             return
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

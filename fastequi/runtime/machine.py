@@ -13,7 +13,7 @@ from fastequi.versions import version_of
 
 
 def machine() -> dict[str, str]:
-    """What a measured figure must carry: processor, device, versions."""
+    """Processor, device and versions, to be stored with every measured figure."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,8 +1,8 @@
-"""Folders that are whole or not there: written aside, synced, listed with their hashes, renamed.
+"""Folders that appear complete or not at all: written aside, synced, hashed, renamed.
 
-safetensors and torch.distributed.checkpoint notice a file that is too short, not one with a flipped
-bit. So `manifest.json` names every file of a folder with its size and SHA-256, and a folder counts
-only if all of them are as it says.
+safetensors and torch.distributed.checkpoint detect a truncated file, but not a flipped bit. So
+`manifest.json` lists every file of a folder with its size and SHA-256, and a folder is valid only
+if all of its files match.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _BLOCK = 1 << 22
 
 
 def publish(temporary: Path, final: Path, about: Mapping[str, Any]) -> None:
-    """Makes a written folder permanent under its name, in the place of one that is there.
+    """Publishes a written folder under its final name, replacing an existing one.
 
     Args:
         temporary: all files written, on the same file system as `final`.
-        about: what the manifest says beside the files, in JSON types.
+        about: further entries of the manifest, in JSON types.
     """
     files = {}
     for file in sorted(temporary.rglob("*")):
@@ -48,7 +48,7 @@ def publish(temporary: Path, final: Path, about: Mapping[str, Any]) -> None:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with a published folder: nothing, if every file is as its manifest says."""
+    """What is wrong with a published folder; empty if every file matches its manifest."""
     try:
         files = json.loads((folder / NAME).read_text())["files"]
         found = []

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: metrics.jsonl, TensorBoard's events."""
+"""A run's metrics: metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class Log:
-    """metrics.jsonl, and TensorBoard events where it is installed.
+    """Writes metrics.jsonl, and TensorBoard events if it is installed.
 
     Args:
-        run_dir: None writes nothing, as all processes but the first do.
-        step: that the run goes on from; rows beyond it are of work that was lost.
+        run_dir: the run's folder; None writes nothing (all processes but the first).
+        step: step that the run continues from; rows of later steps are removed.
         tensorboard: whether to write events.
     """
 
@@ -51,12 +51,12 @@ class Log:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Those that a run wrote whole."""
+    """The complete rows of a file."""
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             yield json.loads(line)
         except ValueError:
-            logger.warning("%s: a line is incomplete and left out", path)
+            logger.warning("%s: skipped an incomplete line", path)
 
 
 def _summary_writer(folder: Path) -> Any:

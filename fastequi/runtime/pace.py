@@ -1,4 +1,4 @@
-"""How far a run is, and how fast: its clock, and the means of what its steps say."""
+"""How far a run is, and how fast: its clock, and the means of its steps' scalars."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class Clock:
-    """How much of the training is done: by steps, or by wall time where a budget is set.
+    """The share of the training that is done, by steps or by a wall-time budget.
 
     Args:
-        minutes: wall-time budget, or 0 to count steps.
+        minutes: wall-time budget; 0 counts steps.
         total_steps: length of the schedule in optimiser steps.
         max_steps: stop earlier, on the same schedule.
         seconds: spent before a resume.
@@ -32,7 +32,7 @@ class Clock:
         self.first: tuple[int, float] | None = None
 
     def skip(self, seconds: float) -> None:
-        """Time that was not spent on training."""
+        """Leaves out time that was not spent on training."""
         self.start += seconds
 
     def seconds(self) -> float:
@@ -47,7 +47,7 @@ class Clock:
         return progress >= 1 or step >= self.max_steps
 
     def left(self, step: int) -> float:
-        """Seconds to go, from the rate since the first call."""
+        """Remaining seconds, from the rate since the first call."""
         if self.first is None:
             self.first = (step, self.seconds())
         steps, seconds = step - self.first[0], self.seconds() - self.first[1]
@@ -58,13 +58,13 @@ class Clock:
 
 
 class Timer:
-    """Says that so many minutes have gone by since it was made or last wound; 0: never."""
+    """Due once `minutes` have passed since it was made or restarted; 0: never."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60 or math.inf
-        self.wind()
+        self.restart()
 
-    def wind(self) -> None:
+    def restart(self) -> None:
         self.start = time.monotonic()
 
     def due(self) -> bool:
@@ -72,7 +72,7 @@ class Timer:
 
 
 class Meter:
-    """Means of a step's scalars and the loop's speed; touches the device only when read."""
+    """Means of the steps' scalars, and the loop's speed; syncs with the device only when read."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -90,7 +90,7 @@ class Meter:
             yield batch
 
     def skip(self, seconds: float) -> None:
-        """Time that was not spent on training."""
+        """Leaves out time that was not spent on training."""
         self.since += seconds
 
     def add(self, out: dict[str, Tensor], batches: int = 0) -> None:
@@ -99,7 +99,7 @@ class Meter:
         self.batches += batches
 
     def read(self) -> dict[str, float]:
-        """Means since the last read, with images/s and the share of time spent awaiting data.
+        """Means since the last read, with images/s and the share of time spent waiting for data.
 
         NaN where no value was finite.
         """

@@ -1,6 +1,6 @@
-"""When a run goes: asked by a signal, as schedulers and people do; or with torchrun, if that dies.
+"""Preemption: a run that receives a signal saves and exits; one whose torchrun dies exits too.
 
-Once asked, it saves and goes. A second Ctrl-C does not wait for that.
+Schedulers send the signals, or a user presses Ctrl-C. A second Ctrl-C stops without saving.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not a failure, to be run again
-INTERRUPTED = 128 + signal.SIGINT  # what shells say of a program that Ctrl-C ended
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: no failure, run it again
+INTERRUPTED = 128 + signal.SIGINT  # the shells' exit code after Ctrl-C
 SIGNALS = (  # SIGUSR2 is submitit's
     *(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2),
     *(signal.SIGINT, signal.SIGHUP),
 )
 _OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # ignored in the background, and under nohup
-_LAUNCHER = "TORCHELASTIC_RUN_ID"  # in the environment of what torchrun starts
+_LAUNCHER = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun starts
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Preempted(Exception):
-    """A run that was asked to stop, and has.
+    """Raised by a run that has saved and stopped because of a signal.
 
     Attributes:
-        exit_code: 75; 130 if it was Ctrl-C.
+        exit_code: 75; 130 after Ctrl-C.
     """
 
-    def __init__(self, told: str, number: int = signal.SIGTERM) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
         self.exit_code = INTERRUPTED if number == signal.SIGINT else EXIT_CODE
 
 
 class Presses:
-    """Tells a second Ctrl-C from the first one that comes twice.
+    """Distinguishes a second Ctrl-C from a first one that is delivered twice.
 
-    A key press reaches all processes of a terminal, and those of a launcher again through it.
-    torchrun passes the first one on as SIGINT, the second one as SIGTERM.
+    A key press reaches all processes of a terminal, and a launcher's processes once more through
+    the launcher. torchrun forwards the first one as SIGINT, the second one as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Presses:
         self.first: float | None = None
 
     def again(self, number: int) -> bool:
-        """Whether this signal says so for the second time."""
+        """Whether this signal belongs to a second key press."""
         now = time.monotonic()
         if self.first is None:
             self.first = now if number == signal.SIGINT else None
@@ -59,24 +59,25 @@ class Presses:
         return number in (signal.SIGINT, signal.SIGTERM) and now - self.first > self.near
 
 
-class Notice:
-    """Within its block the signals set a flag, and nothing else, until the loop looks.
+class PreemptionHandler:
+    """Within its block the first signal only sets `number`, which the loop reads after each step.
 
-    A second Ctrl-C raises KeyboardInterrupt. What a terminal does is ignored where it was before.
+    A second Ctrl-C raises KeyboardInterrupt. SIGINT and SIGHUP stay ignored if they were ignored
+    before.
 
     Args:
-        first: whether this process says that it has heard of the first one.
+        first: whether this process prints that it is about to save.
 
     Attributes:
-        number: of the signal that came, or 0.
+        number: of the first signal received, or 0.
     """
 
     def __init__(self, first: bool = True) -> None:
         self.number, self.first, self.presses = 0, first, Presses()
         self.before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Notice:
-        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
+    def __enter__(self) -> PreemptionHandler:
+        if threading.current_thread() is threading.main_thread():  # only it can have handlers
             for number in SIGNALS:
                 if number in _OF_TERMINALS and signal.getsignal(number) is signal.SIG_IGN:
                     continue
@@ -96,28 +97,28 @@ class Notice:
 
     @staticmethod
     def name(number: int) -> str:
-        """Of a signal; "" for 0."""
+        """The name of a signal; "" for 0."""
         return signal.Signals(number).name if number else ""
 
 
 def say(message: str) -> None:
-    """A line to standard error, wherever a signal finds the process writing."""
-    begin = "\n" if os.isatty(2) else ""  # beside the ^C that a terminal shows
-    with suppress(OSError):  # nobody is there
+    """Writes a line to standard error; safe in a signal handler."""
+    begin = "\n" if os.isatty(2) else ""  # a terminal shows ^C on its line
+    with suppress(OSError):  # standard error is closed
         os.write(2, f"{begin}fastequi: {message}\n".encode())
 
 
 def leave_with_launcher() -> None:
-    """SIGTERM to this process if torchrun dies: it would go on beside the run that is started next.
+    """Has this process receive SIGTERM if torchrun dies, so that it cannot run beside a restart.
 
-    To be called early: a launcher that died before is told by its place being taken by init.
+    Call it early: a launcher that died before is recognised by init having become the parent.
 
     Raises:
-        RuntimeError: it has died already.
+        RuntimeError: the launcher has died already.
     """
     if _LAUNCHER not in os.environ or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     launched = b"python" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    if os.getppid() == 1 and not launched:  # a launcher may be a container's first process
+    if os.getppid() == 1 and not launched:  # in a container the launcher itself may be process 1
         raise RuntimeError("torchrun, which started this process, is gone")

@@ -1,7 +1,7 @@
-"""One process, or as many as torchrun started: who is who, and what they agree on.
+"""The run's processes: one, or as many as torchrun started, and their collectives.
 
-torchrun says so in the environment (RANK, WORLD_SIZE, LOCAL_RANK). Gradients and losses go through
-NCCL on GPUs and Gloo on CPUs; what hosts agree on, through Gloo in any case, so that no GPU waits.
+torchrun sets RANK, WORLD_SIZE and LOCAL_RANK. Gradients and losses go through NCCL on GPUs and Gloo
+on CPUs; values that only hosts exchange go through Gloo in any case, so that no GPU waits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SYNC_BUFFERS = (  # its name before and after PyTorch 2.13
     if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
     else "broadcast_buffers"
 )
-_TIMEOUT = timedelta(minutes=10)  # for a process that does not come; one that ends is noticed
+_TIMEOUT = timedelta(minutes=10)  # for a process that never arrives; one that exits is detected
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Processes:
     """This process among all.
 
     Attributes:
-        rank, size: its number and how many there are.
-        local_rank: its number on this machine, and that of its GPU.
-        hosts: the group of all hosts, on CPUs; None for one process.
+        rank, size: its number, and the number of processes.
+        local_rank: its number on this machine, also of its GPU.
+        hosts: Gloo group of all processes, for CPU tensors; None for one process.
     """
 
     rank: int = 0
@@ -56,7 +56,7 @@ class Processes:
 
     @property
     def group(self) -> ProcessGroup | None:
-        """All devices; None for one process."""
+        """Process group of all devices; None for one process."""
         return dist.group.WORLD if self.size > 1 else None
 
     def device(self, name: str) -> torch.device:
@@ -64,33 +64,37 @@ class Processes:
         several = name == "cuda" and self.size > 1
         return torch.device(name, self.local_rank) if several else torch.device(name)
 
-    def most(self, values: Sequence[float]) -> list[float]:
-        """The largest of every process's values, each by itself."""
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
+        """The elementwise maximum over all processes."""
         if self.hosts is None:
             return list(values)
         shared = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.hosts)
         return [float(value) for value in shared.tolist()]
 
-    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Of every process's values that are finite; what is finite nowhere is left out.
+    def barrier(self) -> None:
+        """Waits until every process is here."""
+        self.all_reduce_max([0.0])
 
-        All processes give the same names, in the same order.
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Means over the processes with a finite value; left out if no process has one.
+
+        All processes pass the same names in the same order.
         """
         own = torch.tensor(list(values.values()), dtype=torch.float64)
-        every = torch.stack(self.collect(own))
+        every = torch.stack(self.all_gather(own))
         kept = torch.where(every.isfinite(), every, torch.nan).nanmean(0).tolist()
         return {name: mean for name, mean in zip(values, kept, strict=True) if mean == mean}
 
     def union(self, values: Iterable[int]) -> set[int]:
-        """Of every process's."""
+        """The union over all processes."""
         mine = sorted(values)
-        longest = int(self.most([len(mine)])[0])
+        longest = int(self.all_reduce_max([len(mine)])[0])
         padded = torch.tensor(mine + [-1] * (longest - len(mine)), dtype=torch.int64)
-        return {value for part in self.collect(padded) for value in part.tolist()} - {-1}
+        return {value for part in self.all_gather(padded) for value in part.tolist()} - {-1}
 
-    def collect(self, value: Tensor) -> list[Tensor]:
-        """A CPU tensor of every process, by rank."""
+    def all_gather(self, value: Tensor) -> list[Tensor]:
+        """A CPU tensor from every process, by rank."""
         if self.hosts is None:
             return [value]
         parts = [torch.empty_like(value) for _ in range(self.size)]
@@ -140,19 +144,19 @@ def started(device: str) -> Iterator[Processes]:
 
 
 def replicated(method: nn.Module, processes: Processes, unused: bool) -> nn.Module:
-    """What is called in the place of a method: gradients are then means over all processes.
+    """The method in DistributedDataParallel: gradients are means over all processes.
 
-    BatchNorm takes its statistics over all of them from now on.
+    BatchNorm statistics are taken over all of them as well, from now on.
 
     Args:
-        unused: whether some parameters may be without a gradient in some steps.
+        unused: `Method.find_unused_parameters`.
     """
     if processes.size == 1 or isinstance(method, FSDPModule):
         return method
     assert processes.group is not None
     share_statistics(method, processes.group)
     device = next(method.parameters()).device
-    # buffers are alike already: statistics are of all processes' rows, centres too
+    # buffers are equal already: batch statistics and centres cover all processes' rows
     alike: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(
         method,
@@ -164,17 +168,17 @@ def replicated(method: nn.Module, processes: Processes, unused: bool) -> nn.Modu
 
 
 def shard(method: nn.Module, processes: Processes) -> None:
-    """Weights, gradients and moments lie in parts on all processes from now on: FSDP2, in place.
+    """Shards weights, gradients and moments over all processes: FSDP2, in place.
 
-    Every transformer block is gathered when its turn comes; what is left, with the method's call.
-    Before the optimiser is made. BatchNorm takes its statistics over all processes.
+    Every transformer block is gathered before its forward; the rest when the method is called. Call
+    it before the optimiser is made. BatchNorm statistics are taken over all processes.
     """
     if processes.size == 1:
         return
     assert processes.group is not None
     share_statistics(method, processes.group)
     with torch.no_grad():
-        for param in method.parameters():  # parts of channels-last filters are not known to it
+        for param in method.parameters():  # FSDP2 cannot shard channels-last filters
             param.data = param.data.contiguous()
     kind = next(method.parameters()).device.type
     mesh = init_device_mesh(kind, (processes.size,))
@@ -185,8 +189,8 @@ def shard(method: nn.Module, processes: Processes) -> None:
 
 
 @contextmanager
-def together(model: nn.Module, last: bool) -> Iterator[None]:
-    """A batch's forward and backward; gradients meet those of other processes after the last."""
+def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
+    """Wraps a batch's forward and backward; gradients are synchronised after the last one only."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     if last or not isinstance(model, DistributedDataParallel):
@@ -196,8 +200,8 @@ def together(model: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def let_go(method: nn.Module) -> None:
-    """After a run a method's losses are of one process: their groups end with it."""
+def leave_groups(method: nn.Module) -> None:
+    """Resets the losses' process groups after a run, since the groups end with it."""
     for part in method.modules():
         if getattr(part, "group", None) is not None:
             part.group = None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""How a run shows itself: a bar on a terminal, a line now and then elsewhere."""
+"""Progress display: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 
 class Silent:
-    """Shows nothing, as all processes but the first do."""
+    """Shows nothing; for all processes but the first."""
 
     def __enter__(self) -> Silent:
         return self
@@ -26,7 +26,7 @@ class Silent:
 
 
 class Progress:
-    """Loss, images/s, share of time spent awaiting data, time to go.
+    """Shows loss, images/s, share of time spent waiting for data, and remaining time.
 
     Args:
         every: seconds between lines where the output is not a terminal.
@@ -50,7 +50,7 @@ class Progress:
             self.bar.stop()
 
     def show(self, done: float, seconds_left: float, row: dict[str, float]) -> None:
-        known = math.isfinite(seconds_left)  # at the first step no rate is
+        known = math.isfinite(seconds_left)  # there is no rate at the first step
         left = timedelta(seconds=round(seconds_left)) if known else "?"
         text = (
             f"step {row['step']}  loss "
@@ -61,7 +61,7 @@ class Progress:
         self.say(done, text)
 
     def say(self, done: float, text: str) -> None:
-        """Moves the bar to the share `done`, with a text beside it."""
+        """Moves the bar to the share `done` and shows a text beside it."""
         if self.bar is not None:
             self.bar.update(self.task, completed=done, text=text)
         elif time.monotonic() - self.printed >= self.every or done >= 1:

@@ -1,7 +1,7 @@
 """A run as a SLURM job, requeued until it is done: `fastequi submit`, by submitit.
 
-Every task of the job is one process of the run. Before the time is up (or the machine is taken)
-SIGUSR2 comes, the run saves, and the job is put back in the queue; what starts then goes on.
+Every task of the job is one process of the run. Before the time limit (or a preemption) SLURM sends
+SIGUSR2, the run saves, and the job is requeued; the next start continues the run.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from fastequi.runtime.preempt import EXIT_CODE, Preempted
 
 
 class Job:
-    """What a task does, at the first start and after every requeue.
+    """One task of the job, at the first start and after every requeue.
 
     Args:
-        pretrain: what pretrains, a function at the top of a module.
-        words: that it takes, a run's folder among them.
+        pretrain: the function to call, at module level.
+        words: its arguments, with the run's folder.
         run_dir: that folder.
     """
 
@@ -30,19 +30,19 @@ class Job:
         self.pretrain, self.words, self.run_dir = pretrain, list(words), run_dir
 
     def __call__(self) -> str:
-        """How it ended, in words."""
+        """Runs the task; returns how it ended, as text."""
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         resume = ["--resume"] if (self.run_dir / "config.json").is_file() else []
         try:
             self.pretrain([*self.words, *resume])
-        except Preempted as notice:
+        except Preempted as preempted:
             job = os.environ.get("SLURM_JOB_ID")
-            again = notice.exit_code == EXIT_CODE  # else somebody wanted it to stop
+            again = preempted.exit_code == EXIT_CODE  # not after Ctrl-C
             if again and job is not None and os.environ["RANK"] == "0":
                 subprocess.run(["scontrol", "requeue", job], check=True)
-            return str(notice)
+            return str(preempted)
         return "done"
 
 
@@ -61,14 +61,14 @@ def submit(
     """Submits a run; submitit's job.
 
     Args:
-        pretrain: what pretrains: `fastequi.cli.commands.pretrain`.
-        words: that it takes.
-        run_dir: the run's folder, on a disk that all nodes see; logs go to its `slurm/`.
-        nodes, gpus: machines, and GPUs (so processes) on each; 0 GPUs is one process on the CPU.
-        minutes: time limit of one start.
+        pretrain: `fastequi.cli.commands.pretrain`.
+        words: its arguments.
+        run_dir: the run's folder, on a disk shared by all nodes; logs go to its `slurm/`.
+        nodes, gpus: machines, and GPUs (and processes) on each; 0 GPUs: one process on the CPU.
+        minutes: time limit of one job.
         partition: "" for the cluster's default.
         notice: seconds before the limit at which the run is asked to save.
-        cluster: "slurm", or "local" to try it on this machine.
+        cluster: "slurm", or "local" for a trial on this machine.
 
     Raises:
         ImportError: submitit is not installed.

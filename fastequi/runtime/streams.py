@@ -1,6 +1,6 @@
-"""Standard streams that are closed, or whose reader leaves, end no work: cron, daemons, `| head`.
+"""A closed standard stream, or one whose reader exits, ends no command: cron, daemons, `| head`.
 
-What cannot be read by anybody goes to /dev/null from then on. A full disk stays an error.
+Output that nobody can read goes to /dev/null from then on. A full disk is still an error.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ _NAMES = ("stdin", "stdout", "stderr")  # by descriptor
 
 
 def outlast() -> None:
-    """From now on writing to a standard stream goes on when nobody is there any more.
+    """Lets writes to a standard stream succeed after its reader has gone.
 
-    A closed descriptor is taken by /dev/null: the next file to be opened would get its number, and
-    what a library writes to "standard error" would go into it.
+    A closed descriptor is opened on /dev/null: otherwise the next file opened would get its number,
+    and a library's output to "standard error" would go into that file.
     """
     for descriptor, name in enumerate(_NAMES):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            os.open(os.devnull, os.O_RDWR)  # opens the lowest free descriptor, this one
         stream = getattr(sys, name)
         if stream is None:
             nothing = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(nothing, "w" if descriptor else "r"))
-        elif descriptor and stream is getattr(sys, f"__{name}__"):  # else it is somebody's own
+        elif descriptor and stream is getattr(
+            sys, f"__{name}__"
+        ):  # else it was replaced on purpose
             stream.flush()
             setattr(sys, name, _lasting(stream))
 
@@ -54,5 +56,5 @@ class _Lasting(io.FileIO):
             os.close(nowhere)
             hung_up = self.terminal and error.errno == errno.EIO
             if not (hung_up or isinstance(error, ConnectionError)):
-                raise  # once, not again when Python clears up
+                raise  # only once, not again at interpreter exit
             return super().write(data)

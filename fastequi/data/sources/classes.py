@@ -1,12 +1,12 @@
-"""Which class every image is of, told by where it lies or by what lies beside it.
+"""The class of every image, from its folder or from a file beside it.
 
 * In a folder: the first folder below it, or below its train/ or val/
     (`fastequi.data.sources.splits`).
-* In a list file: what stands behind the tab, else the folder that the image lies in.
-* In a shard: what KEY.cls or KEY.json says, else the folder that the member lies in.
+* In a list file: the text after the tab, else the image's folder.
+* In a shard: KEY.cls or KEY.json, else the member's folder.
 
-Folders that hold the same sub-folders are more likely splits than classes: they are refused, unless
-their names say that they are splits.
+Folders with equal sub-folders are more likely splits than classes: they are refused, unless they
+are named as splits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def classes_of(images: Images, split: Split | None) -> list[str]:
     """The class of every image; "" of those that a split does not use.
 
     Raises:
-        ValueError: an image has none, or what would be classes looks like splits.
+        ValueError: an image has no class, or class folders look like splits.
     """
     least = _base(images) if split is None else split.level + 1
     used: Sequence[int] = range(len(images.source))
@@ -79,7 +79,7 @@ def _base(images: Images) -> int:
 
 
 def _given(images: Images) -> list[str]:
-    """What list files, and files in shards, say of every image; "" where they do not."""
+    """The class of every image by list files and files in shards; "" where they have none."""
     lists = {p.place: listed(p.place) for p in images.parts if p.is_list}
     shards: dict[str, dict[str, str]] = {}
     found = []
@@ -130,7 +130,7 @@ def _refuse_unnamed_splits(images: Images, least: int) -> None:
 
 
 def _say_empty(images: Images, used: Sequence[int], known: set[str], least: int) -> None:
-    """Folders of classes without an image that can be read would vanish without a word."""
+    """Warns of class folders without a readable image, which would vanish silently."""
     parents = set()
     for i in used:
         part = images.parts[images.of[i]]

@@ -4,7 +4,7 @@ The bytes are a whole file, or a span of one (a member of a tar shard). Pillow r
 size is needed before decoding, and an image that claims more pixels than Pillow's own limit is
 refused here, so that nothing ever allocates memory for it.
 
-What is an image goes by its name, in folders and in shards alike: EXTENSIONS, in any case.
+A file is an image if its name ends with one of EXTENSIONS, in any case; in shards too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if not has_avif():
 FORMATS = tuple(_EXTENSIONS)  # that DALI or Pillow decodes
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
-_TOLD = 8  # kinds of files that are named
+_MAX_KINDS = 8  # kinds of files that are named
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 
 Span = tuple[int, int]  # first byte and number of bytes within a file
@@ -68,24 +68,24 @@ def is_image_name(name: str) -> bool:
 
 
 def format_of(name: str) -> str:
-    """Pillow's name of the format that a file's name speaks of."""
+    """Pillow's name of the format that a file's extension stands for."""
     extension = os.path.splitext(name)[1].lower()[1:]
     return next((kind for kind, names in _EXTENSIONS.items() if extension in names), "")
 
 
 def kind_of(name: str) -> str:
-    """What a file that is passed over counts as: hidden, or by its extension."""
+    """The kind of a file that is passed over: hidden, or its extension."""
     if name.startswith("."):
         return "hidden"
     return os.path.splitext(name)[1].lower() or "without extension"
 
 
-def told(kinds: Mapping[str, int]) -> str:
-    """How many of which kind in a few words, the most frequent first."""
+def counted(kinds: Mapping[str, int]) -> str:
+    """Counts by kind as a short text, the most frequent first."""
     most = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
-    words = [f"{count} × {kind}" for kind, count in most[:_TOLD]]
-    if rest := sum(count for _, count in most[_TOLD:]):
-        words.append(f"{rest} of {len(most) - _TOLD} other kinds")
+    words = [f"{count} × {kind}" for kind, count in most[:_MAX_KINDS]]
+    if rest := sum(count for _, count in most[_MAX_KINDS:]):
+        words.append(f"{rest} of {len(most) - _MAX_KINDS} other kinds")
     return ", ".join(words)
 
 
@@ -98,16 +98,16 @@ def read(path: str, span: Span | None = None) -> NDArray[np.uint8]:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer never waits
     try:
-        told = os.fstat(descriptor)
-        if not stat.S_ISREG(told.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        first, count = span or (0, told.st_size)
+        first, count = span or (0, status.st_size)
         if count == 0:
             raise OSError("empty file")
         if count > MAX_BYTES:
             raise OSError(f"{count} bytes, more than {MAX_BYTES}")
-        if first + count > told.st_size:
-            raise OSError(f"{os.path.basename(path)} ends inside it, after {told.st_size} bytes")
+        if first + count > status.st_size:
+            raise OSError(f"{os.path.basename(path)} ends inside it, after {status.st_size} bytes")
         values = np.empty(count, np.uint8)
         done = 0
         while done < count:  # one call gives 2 GiB at most, and less where a signal comes
@@ -121,19 +121,19 @@ def read(path: str, span: Span | None = None) -> NDArray[np.uint8]:
 
 
 def header(image: str | NDArray[np.uint8]) -> Header | str:
-    """From a file's path or encoded bytes; or, in words, why there is none.
+    """The header of a file or of encoded bytes; or, as text, why it cannot be read.
 
     Call `Image.init()` before several threads do this, and ignore `DecompressionBombWarning`.
     """
     file: str | BytesIO
     try:
         if isinstance(image, str):
-            told = os.stat(image)
-            if not stat.S_ISREG(told.st_mode):
+            status = os.stat(image)
+            if not stat.S_ISREG(status.st_mode):
                 return "not a regular file"
-            if told.st_size == 0:
+            if status.st_size == 0:
                 return "empty file"
-            count, file = told.st_size, image
+            count, file = status.st_size, image
         else:
             count, file = len(image), BytesIO(image.data)
         with Image.open(file, formats=FORMATS) as opened:
@@ -145,13 +145,13 @@ def header(image: str | NDArray[np.uint8]) -> Header | str:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
         return why(error, image if isinstance(image, str) else "")
-    if exif and _is_turned(exif):
+    if exif and _is_rotated(exif):
         height, width = width, height
     return Header(count, height, width, kind)
 
 
 def why(error: Exception, path: str = "") -> str:
-    """An error in a few words, without the path it repeats."""
+    """An error's message, without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error)
@@ -160,8 +160,8 @@ def why(error: Exception, path: str = "") -> str:
     return text.replace(f" {path!r}", "") or type(error).__name__
 
 
-def _is_turned(exif: bytes | Image.Exif) -> bool:
-    """Whether EXIF turns the image by 90 or 270 degrees; damaged EXIF does not."""
+def _is_rotated(exif: bytes | Image.Exif) -> bool:
+    """Whether EXIF rotates the image by 90 or 270 degrees; damaged EXIF does not."""
     try:
         if isinstance(exif, bytes):
             tags = Image.Exif()

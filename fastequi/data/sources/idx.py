@@ -28,8 +28,8 @@ def load(folder: str | os.PathLike[str], split: str) -> tuple[NDArray[np.uint8],
     """Images [N, H, W] and labels [N] of "train" or "test".
 
     Raises:
-        FileNotFoundError: a file is missing; says which.
-        ValueError: a file is not what its header says.
+        FileNotFoundError: a file is missing; names it.
+        ValueError: a file does not match its header.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {tuple(SPLITS)}, got {split!r}")

@@ -1,17 +1,16 @@
-"""Where images come from: nine embedded photographs, folders, list files, tar shards, or several.
+"""Sources of images: nine embedded photographs, folders, list files, tar shards, or several.
 
 A source is a sorted list of images with their sizes: crops are drawn in pixels before anything is
 decoded. Sizes come from an index (`fastequi data scan`, see `fastequi.data.sources.index`), or
 every header is opened once, when the source is made; those of shards are then kept beside them.
-Images that Pillow cannot open are named, counted and left out; when they are more than a set share
-(and more than one), or all, something else is wrong and the source is refused. Data damaged further
-in shows
-when it is decoded: see `fastequi.data.loader`. Files that are no images by their names are counted
-by kind and passed over.
+Images that Pillow cannot open are named, counted and left out; if they are more than a given share
+(and more than one), or all, the source is refused. Damage after the header is found when an image
+is decoded: see `fastequi.data.loader`. Files whose names are not those of images are counted by
+kind and passed over.
 
-Every image comes out as 8-bit RGB: grey, palette and CMYK images are converted, 16 bits scaled
-to 8, an alpha channel dropped (its colour is kept, not blended), of an animation the first picture
-is taken. EXIF orientation is applied. What DALI refuses is decoded by Pillow
+Every image is decoded to 8-bit RGB: grey, palette and CMYK images are converted, 16 bits scaled to
+8, an alpha channel dropped (colours are kept, not blended); of an animation the first picture is
+used. EXIF orientation is applied. Images that DALI refuses are decoded by Pillow
 (`fastequi.data.given`).
 """
 
@@ -30,7 +29,15 @@ import numpy as np
 from PIL import Image
 
 from fastequi.data.sources import index as indices
-from fastequi.data.sources.encoded import Header, format_of, header, is_image_name, read, told, why
+from fastequi.data.sources.encoded import (
+    Header,
+    counted,
+    format_of,
+    header,
+    is_image_name,
+    read,
+    why,
+)
 from fastequi.data.sources.images import WHOLE, Region, Source, united
 from fastequi.data.sources.index import Index, Row
 from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing, listed
@@ -50,13 +57,13 @@ Place = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images are meant.
+    """A selection of images: places, and patterns of names.
 
     Attributes:
         places: folders, list files (see `fastequi.data.sources.listing`), tar shards (a file, a
             glob, or a range such as {000..012}).
         patterns: which of the images there, by their names.
-        option: that the places came by, for errors.
+        option: named in errors.
     """
 
     places: tuple[str, ...]
@@ -65,7 +72,7 @@ class Selection:
 
     @classmethod
     def of(cls, data: Data) -> Selection:
-        """Of one place, several, or what is a selection already.
+        """From one place, several, or a selection.
 
         Raises:
             ValueError: a place is empty or a URL.
@@ -83,7 +90,7 @@ class Selection:
         return chosen
 
     def to_json(self) -> dict[str, str | list[str]]:
-        """What files of figures hold: "data", a path or several; "include", "exclude" if given."""
+        """For result files: "data", a path or several; "include", "exclude" if given."""
         many = list(self.places)
         patterns = {"include": self.patterns.include, "exclude": self.patterns.exclude}
         given = {name: list(words) for name, words in patterns.items() if words}
@@ -141,12 +148,12 @@ def open_parts(
     index: Path | Sequence[Path] | None = None,
     tolerate: float = TOLERATE,
 ) -> list[Part]:
-    """The images that `data` names, place by place, those without any left out.
+    """The images that `data` names, place by place, without places that have none.
 
     Args:
         data: see :class:`Selection`.
-        region, tolerate: as :func:`image_folder`'s, of each place.
-        index: as :func:`image_folder`'s, of several places as many.
+        region, tolerate: as in :func:`image_folder`, for each place.
+        index: as in :func:`image_folder`; with several places, one for each.
 
     Raises:
         ValueError, OSError: as the functions for one place do; or patterns choose no image.
@@ -183,9 +190,9 @@ def image_folder(
     Args:
         path: the folder.
         region: part of every image that may be seen; see :class:`Source`.
-        index: what a scan wrote; by default the one in the folder, if there is one.
-        tolerate: the share of unreadable images up to which a folder is taken.
-        patterns: which of them.
+        index: written by a scan; by default the one in the folder, if there is one.
+        tolerate: largest share of unreadable images.
+        patterns: that select images by name.
 
     Raises:
         FileNotFoundError: no such folder or index.
@@ -212,7 +219,7 @@ def image_list(
 
     Args:
         path: the list; see `fastequi.data.sources.listing`.
-        region, index, tolerate, patterns: as :func:`image_folder`'s.
+        region, index, tolerate, patterns: as in :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such list or index.
@@ -232,10 +239,10 @@ def tar_shards(
     """The images in WebDataset shards: a .tar file, a glob, or a range such as {000..012}.
 
     Args:
-        data: what `fastequi.data.sources.shards` takes.
-        region, index, tolerate, patterns: as :func:`image_folder`'s. Without an index the members
-            are listed and their headers opened once, and that is kept where a scan's index would
-            be.
+        data: see `fastequi.data.sources.shards`.
+        region, index, tolerate, patterns: as in :func:`image_folder`. Without an index the members
+            are listed and their headers opened once; the result is kept in the place of a scan's
+            index.
 
     Raises:
         FileNotFoundError: a shard or the index is not there.
@@ -263,7 +270,7 @@ def tar_shards(
 
 
 def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
-    """What a scan goes through: everything a place names, whatever an index says of it."""
+    """The images of a place for a scan, regardless of an index."""
     path = Path(expect_local("--data", data)).expanduser()
     if is_shards(path):
         return shard_listing(path).only(patterns)
@@ -277,7 +284,7 @@ def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
 
 
 def scanned_listings(data: Data) -> list[Listing]:
-    """Of every place in turn; see :func:`scanned_listing`."""
+    """Of every place; see :func:`scanned_listing`."""
     chosen = Selection.of(data)
     found = [scanned_listing(place, chosen.patterns) for place in _places(chosen)]
     if not any(len(listing) for listing in found):
@@ -286,7 +293,7 @@ def scanned_listings(data: Data) -> list[Listing]:
 
 
 def tolerated(num_files: int, share: float = TOLERATE) -> int:
-    """Damaged files a set may have: that share, and one in any case unless it is 0."""
+    """The number of damaged files allowed: that share, but at least one unless it is 0."""
     return max(int(share > 0), int(num_files * share))
 
 
@@ -363,7 +370,7 @@ def _source(
     patterns: Patterns,
     count: int | None = None,
 ) -> Source:
-    """From an index: checks how much it left out, and says so in a line.
+    """A source from an index; checks how much is left out and logs it.
 
     Args:
         count: images before patterns chose some of them; None: those of the index.
@@ -371,18 +378,18 @@ def _source(
     count = len(known.rows) if count is None else count
     known = known.only(patterns)
     if known.passed_over:
-        logger.info("%s: passed over %s", what, told(known.passed_over))
+        logger.info("%s: passed over %s", what, counted(known.passed_over))
     if patterns:
         logger.info("%s: %d of %d images by %s", what, len(known.rows), count, patterns)
     bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
     if bad:
         each = [f"{name} ({reason})" for name, reason in known.left_out.items()]
         named = ", ".join(each[:_NAMED]) + (", ..." if len(each) > _NAMED else "")
-        counted = f"{bad} of {total} images in {root} cannot be read: {named}"
+        failed = f"{bad} of {total} images in {root} cannot be read: {named}"
         if not known.rows or bad > tolerated(total, tolerate):
-            raise ValueError(f"{what.partition(':')[0]}: {counted}")
+            raise ValueError(f"{what.partition(':')[0]}: {failed}")
         if not known.decoded:
-            logger.warning("%s; left out", counted)
+            logger.warning("%s; left out", failed)
     if known.decoded:
         counts = len(known.rows), file, known.when, bad
         logger.info("%d images by the index %s, scanned %s; %d left out", *counts)

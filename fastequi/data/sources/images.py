@@ -33,7 +33,7 @@ class Source:
             and height. (Antialiasing reaches about a pixel beyond.)
         spans: [n, 2] first byte and number of bytes within the file, of members of tar shards, and
             WHOLE_FILE of files beside those; None where every image is a file.
-        formats: Pillow's names of those that the images have, as far as is known.
+        formats: Pillow's names of the images' formats, as far as they are known.
     """
 
     paths: tuple[str, ...] = field(repr=False)
@@ -66,7 +66,7 @@ class Source:
         return replace(self, paths=paths, names=names, sizes=self.sizes[chosen], spans=spans)
 
     def fingerprint(self) -> str:
-        """Of all names and sizes in their order: 16 hexadecimal digits that know a set again."""
+        """16 hexadecimal digits that identify the set: a hash of all names and sizes in order."""
         digest = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape"))
         digest.update(np.ascontiguousarray(self.sizes, "<i4").data)
         return digest.hexdigest()[:16]
@@ -81,7 +81,7 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
     """Several sets as one, in the order of the names, whatever the order of the parts.
 
     Names become relative to the folder that holds all of them, so that they differ. An image that
-    is in several parts (a folder named twice, or inside another) is taken once, which is said.
+    is in several parts (a folder named twice, or inside another) is taken once, which is logged.
 
     Args:
         parts: the folder that a source's names are relative to, and the source.

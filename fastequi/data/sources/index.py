@@ -1,16 +1,16 @@
-"""The index of a set: what a scan found, so that training opens no header.
+"""The index of a set: a scan's result, so that training opens no headers.
 
-JSON lines, written aside and renamed, so an interrupted scan leaves what was there before. The
-first line says what follows: a list [name, reason] for everything that was left out, then one for
-every image: name, bytes, height, width, SHA-256 prefix and, in a shard, its first byte there. What
-was left out is written once more beside it, as a list for people (`*.quarantine.jsonl`).
+JSON lines, written aside and renamed, so an interrupted scan leaves the previous index. The first
+line is a header; then follow a list [name, reason] for every image left out, and one for every
+image: name, bytes, height, width, SHA-256 prefix and, in a shard, its first byte there. The images
+left out are written once more to a file beside it, for people (`*.quarantine.jsonl`).
 
 The rule: training uses exactly the images of the index, or stops. Before a run the folder is walked
-and every file's size read (or every shard's size and time), no file is opened. An image that is
-gone or has another size stops the run with its name; new files are counted, named and not used,
-and what was left out stays so until the next scan. What has kept its size but not its content is
-not noticed here, it shows when it is decoded. Copy shards with their times (cp -p, rsync -a): tar
-files of different content are often of one size.
+and every file's size read (or every shard's size and time); no file is opened. An image that is
+missing or has another size stops the run with its name; new files are counted, named and not used,
+and images left out stay so until the next scan. A change of content without a change of size is not
+detected here, but possibly when the image is decoded. Copy shards with their times (cp -p, rsync
+-a): tar files with different content often have the same size.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of a set.
+    """The index's content.
 
     Attributes:
         rows: the images, sorted by name.
@@ -59,8 +59,8 @@ class Index:
         decoded: whether a scan decoded everything; else only shards' members were listed.
         when: it was made.
         archives: the shards it was made from.
-        passed_over: {kind: files} of what was no image by its name.
-        formats: Pillow's names of those that the images have; none if the index is older.
+        passed_over: {kind: files} of files that are not images by their names.
+        formats: Pillow's names of the images' formats; empty in older indices.
     """
 
     rows: list[Row] = field(repr=False)
@@ -72,9 +72,9 @@ class Index:
     formats: tuple[str, ...] = ()
 
     def only(self, patterns: Patterns) -> Index:
-        """The images that patterns choose, members by their path in the shard; so what is left out.
+        """The images, and those left out, that patterns select; members by their path in the shard.
 
-        A shard that is damaged stays named.
+        A damaged shard stays listed.
         """
         if not patterns:
             return self
@@ -115,7 +115,7 @@ def expect_writable(file: Path) -> None:
 
 
 def write(file: Path, index: Index) -> Index:
-    """Writes index and quarantine, each whole or not at all.
+    """Writes index and quarantine, each atomically.
 
     Returns:
         The index with its time.
@@ -160,8 +160,8 @@ def read(file: Path) -> Index:
         for what, found in (("left_out", bad), ("images", rows)):
             if len(found) != about[what]:
                 raise ValueError(f"{len(found)} {what}, expected {about[what]}")
-        archives = tuple(Archive(**told) for told in about["archives"])
-        # older ones say neither
+        archives = tuple(Archive(**entry) for entry in about["archives"])
+        # older indices have neither
         more = about.get("passed_over", {}), tuple(about.get("formats", ()))
         return Index(rows, bad, about["decoded"], about["when"], archives, *more)
     except (ValueError, KeyError, TypeError) as error:
@@ -169,7 +169,7 @@ def read(file: Path) -> Index:
 
 
 def differences(index: Index, root: Path, archives: Sequence[Archive], names: set[str]) -> str:
-    """How the files differ from the index, in words; "" if training would see what was scanned.
+    """How the files differ from the index, as text; "" if they do not.
 
     Files that are new since a scan are only logged.
 
@@ -207,7 +207,7 @@ def differences(index: Index, root: Path, archives: Sequence[Archive], names: se
 
 
 def stale(file: Path, index: Index, how: str) -> ValueError:
-    """The error of an index that no longer says what is there."""
+    """The error of an index that is out of date."""
     return ValueError(f"index: {file} of {index.when[:19]} is out of date ({how}); {_AGAIN}")
 
 

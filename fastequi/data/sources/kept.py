@@ -1,7 +1,7 @@
-"""The images a run began with: a resumed run keeps their numbers, whatever became of the files.
+"""The images at a run's start: a resumed run keeps their numbers, even if files have changed.
 
-Sample ids are places in the list of images. A file that was lost while the run went on is replaced,
-there and after a resume; files that came later are not used.
+Sample ids are indices in the list of images. A file that is lost during the run is replaced, also
+after a resume; files that are added later are not used.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def keep(file: Path, source: Source) -> None:
 
 
 def as_begun(file: Path, source: Source, tolerate: float) -> Source:
-    """The source as the run had it; as it is now where no file was kept.
+    """The source as it was at the run's start; unchanged if no file was kept.
 
     Args:
-        file: what :func:`keep` wrote.
-        source: what there is now.
-        tolerate: the share of images that may be gone; those cannot be decoded, and are replaced.
+        file: written by :func:`keep`.
+        source: the images now.
+        tolerate: share of images that may be missing; they cannot be decoded, and are replaced.
 
     Raises:
-        ValueError: more of them are gone, or one has another size in pixels.
+        ValueError: more of them are missing, or one has another size in pixels.
     """
     if not file.is_file():
         return source
@@ -56,12 +56,12 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
     ]
     gone = [name for name, i in zip(names, found, strict=True) if i is None]
     if other or len(gone) > tolerated(len(names), tolerate):
-        what = f"{_told(other)} of another size" if other else f"{_told(gone)} gone"
+        what = f"{_named(other)} of another size" if other else f"{_named(gone)} gone"
         raise ValueError(f"cannot continue: of the {len(names)} images of the run {what}")
     if gone:
-        logger.warning("of the images of the run %s gone and will be replaced", _told(gone))
+        logger.warning("of the images of the run %s gone and will be replaced", _named(gone))
     if new := len(source) - len(names) + len(gone):
-        logger.info("%d images came after the run began and are not used", new)
+        logger.info("%d images were added after the run began and are not used", new)
     folder = source.paths[0].removesuffix(source.names[0])
     paths = tuple(
         folder + name if i is None else source.paths[i]
@@ -96,6 +96,6 @@ def seen(where: Path, source: Source) -> int | None:
     )
 
 
-def _told(names: list[str]) -> str:
+def _named(names: list[str]) -> str:
     more = ", ..." if len(names) > _NAMED else ""
     return f"{len(names)} ({', '.join(names[:_NAMED])}{more}) {'is' if len(names) == 1 else 'are'}"

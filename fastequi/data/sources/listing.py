@@ -1,7 +1,7 @@
 """Names of images, before any is opened: below a folder, in a list file, or in tar shards.
 
-A list file (.txt) names an image a line, as a path relative to the list; behind a tab may stand its
-class. Empty lines and those that begin with "#" are passed over.
+A list file (.txt) has one image per line: a path relative to the list and optionally, after a tab,
+its class. Empty lines and lines that begin with "#" are ignored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastequi.data.sources.encoded import EXTENSIONS, Span, is_image_name, kind_of, told
+from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
 
@@ -21,7 +21,7 @@ HIDDEN = ".fastequi"  # the folder beside images that holds their index; the wal
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar file as it was when its members were listed: tar pads, so its size alone says little.
+    """A tar file's state when its members were listed; tar pads, so its size alone says little.
 
     Attributes:
         name: relative to the listing's root.
@@ -35,8 +35,8 @@ class Archive:
 
     @classmethod
     def of(cls, root: Path, path: str) -> Archive:
-        told = os.stat(path)
-        return cls(os.path.relpath(path, root), told.st_size, told.st_mtime_ns)
+        status = os.stat(path)
+        return cls(os.path.relpath(path, root), status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Listing:
         spans: of members, their places within their shards; None for files.
         shards: of members, the shard of each.
         archives: the shards, as they are now.
-        left_out: {name: reason} of what listing alone shows to be damaged.
-        passed_over: {kind: files} of what is no image by its name.
+        left_out: {name: reason} of damage found while listing.
+        passed_over: {kind: files} of files that are not images by their names.
     """
 
     root: Path
@@ -89,7 +89,7 @@ class Listing:
 
 
 def folder_listing(folder: Path) -> Listing:
-    """All images below a folder, any case of the extension; links are followed, not in circles.
+    """All images below a folder, any case of the extension; links are followed, but not in cycles.
 
     Raises:
         ValueError: none is there.
@@ -118,7 +118,7 @@ def folder_listing(folder: Path) -> Listing:
         hint = f"; tar shards are named by a pattern: {folder}/*.tar" if others[".tar"] else ""
         raise ValueError(
             f"image folder: no image in {folder}: looked for {' '.join(EXTENSIONS)} in it and "
-            f"below, found {f'only {told(others)}' if others else 'no file at all'}{hint}"
+            f"below, found {f'only {counted(others)}' if others else 'no file at all'}{hint}"
         )
     return Listing(folder, sorted(found), folder / HIDDEN / "index.jsonl", passed_over=others)
 
@@ -142,7 +142,7 @@ def list_listing(file: Path) -> Listing:
         else:
             others[kind_of(os.path.basename(name))] += 1
     if not names:
-        found = f"only {told(others)}" if others else "no line at all"
+        found = f"only {counted(others)}" if others else "no line at all"
         raise ValueError(
             f"list: no image in {file}: expected a path a line, relative to {file.parent}, that "
             f"ends with {' '.join(EXTENSIONS)}; found {found}"
@@ -152,7 +152,7 @@ def list_listing(file: Path) -> Listing:
 
 
 def listed(file: Path) -> dict[str, str]:
-    """What a list file names: {path relative to its folder: the class behind a tab, or ""}.
+    """The entries of a list file: {path relative to its folder: the class after a tab, or ""}.
 
     Raises:
         FileNotFoundError: no such file.

@@ -1,4 +1,4 @@
-"""Paths as they are typed: everything is read and written on this machine, a URL is refused."""
+"""Local paths: everything is read and written on this machine; URLs are refused."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def expect_local(option: str, place: str | os.PathLike[str]) -> str:
-    """A path as it was given.
+    """Returns a path unchanged, or refuses a URL.
 
     Args:
-        option: that it came by, for the error.
-        place: what was given.
+        option: named in the error.
+        place: the given path.
 
     Raises:
-        ValueError: it is a URL ("s3://bucket/folder"); says what to do instead.
+        ValueError: it is a URL ("s3://bucket/folder"); the message says what to do instead.
     """
     given = os.fspath(place)
     found = _URL.match(given)

@@ -1,4 +1,4 @@
-"""Which of the images that were named are meant: patterns that include and that exclude."""
+"""Patterns that include or exclude images by name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _TOKENS = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")
 class Patterns:
     """Glob patterns of images' names, relative to their folder; case counts.
 
-    A pattern without "/" is of any file or folder, as in .gitignore: "*.jpg", "thumbnails". One
-    with "/" begins at the top: "cat/*", "**/masks". What lies in a folder that matches, matches.
+    A pattern without "/" matches any file or folder, as in .gitignore: "*.jpg", "thumbnails". One
+    with "/" starts at the top: "cat/*", "**/masks". Everything in a matching folder matches.
 
     Attributes:
-        include: an image has to match one of them, if there are any.
-        exclude: and none of these.
+        include: if not empty, an image must match one of them.
+        exclude: an image must match none of them.
     """
 
     include: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Patterns:
         return " ".join(words + [f"--exclude {p!r}" for p in self.exclude])
 
     def chosen(self, names: Sequence[str]) -> list[bool]:
-        """For every name whether it is meant."""
+        """For every name, whether it is selected."""
         wanted, unwanted = (
             [re.compile(_regex(option, pattern)) for pattern in patterns]
             for option, patterns in (("--include", self.include), ("--exclude", self.exclude))
@@ -56,12 +56,12 @@ def _regex(option: str, pattern: str) -> str:
         raise ValueError(f"{option}: expected a pattern such as '*.jpg', got {pattern!r}")
     if "/" not in pattern.rstrip("/"):
         parts.insert(0, "**")
-    told = "".join("(?:[^/]+/)*" if part == "**" else f"{_part(part)}/" for part in parts)
+    regex = "".join("(?:[^/]+/)*" if part == "**" else f"{_part(part)}/" for part in parts)
     try:
-        re.compile(told)
+        re.compile(regex)
     except re.error as error:
         raise ValueError(f"{option}: {pattern!r} is no pattern ({error})") from error
-    return told
+    return regex
 
 
 def _part(text: str) -> str:

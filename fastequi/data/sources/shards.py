@@ -1,11 +1,10 @@
-"""WebDataset shards: images read where they lie in tar files, nothing is unpacked.
+"""WebDataset shards: images are read from tar files without unpacking them.
 
-The members are listed once (their places then stand in the index, `fastequi.data.sources.index`),
-after which every image is a span of a file and read at random like any other. Labels and texts
-beside the images are passed over. A name that comes twice in a shard counts as when it is unpacked:
-the last.
+The members are listed once (the index keeps their positions, `fastequi.data.sources.index`); then
+every image is a span of a file, with random access. Labels and texts beside the images are passed
+over. Of members with the same name the last one counts, as when unpacking.
 
-A damaged archive gives what lies before the damage; the shard is then named among what is left out.
+Of a damaged archive the members before the damage are used; the shard is listed as left out.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
-from fastequi.data.sources.encoded import EXTENSIONS, Span, is_image_name, kind_of, told
+from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
 from fastequi.data.sources.listing import HIDDEN, Archive, Listing
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -45,7 +44,7 @@ def shard_listing(data: Path) -> Listing:
             which every one has to be there.
 
     Raises:
-        FileNotFoundError: no such file; says which.
+        FileNotFoundError: a file is missing; names it.
         ValueError: a shard is compressed or no tar file, or there is no image in any.
     """
     paths = _expand(data)
@@ -70,7 +69,7 @@ def shard_listing(data: Path) -> Listing:
             spans.append(place)
     if not names:
         damage = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        kinds = f"only {told(others)}" if others else "no member at all"
+        kinds = f"only {counted(others)}" if others else "no member at all"
         raise ValueError(
             f"shards: no image in {data}: looked for {' '.join(EXTENSIONS)}, found "
             f"{kinds}{f' ({damage})' if damage else ''}"
@@ -173,9 +172,9 @@ def _end(path: str, offset: int) -> str:
 
 
 def member_labels(path: str) -> dict[str, str]:
-    """The classes that a shard names, by the images' keys (:func:`key`), as WebDataset has them.
+    """The classes in a WebDataset shard, by the images' keys (:func:`key`).
 
-    A class is what KEY.cls holds, a number or a name; else "cls", "class" or "label" in KEY.json.
+    A class is the text of KEY.cls, a number or a name; else "cls", "class" or "label" in KEY.json.
     """
     found: dict[str, str] = {}
     with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
@@ -189,8 +188,8 @@ def member_labels(path: str) -> dict[str, str]:
             name = key(os.path.normpath(member.name))
             if kind == ".cls":
                 found[name] = text
-            elif told := _labelled(text):
-                found.setdefault(name, told)
+            elif label := _labelled(text):
+                found.setdefault(name, label)
     return found
 
 

@@ -1,10 +1,10 @@
-"""What is trained on and what is tested on: disjoint images, by a rule that needs no record.
+"""Training and test images: disjoint, by a rule that needs no stored list.
 
 Folders, shards and list files that are named as splits usually are, in any case, are taken as such:
 train/ beside val/, valid/, validation/, dev/, eval/ or test/, Training-Set/ beside Testing-Set/,
 imagenet-train-000.tar beside imagenet-val-000.tar. Where there is more to test on, val/ is taken
-before test/, and what is not used is said. Of anything else every fifth image in sorted order is
-for testing (of fewer than five the last one).
+before test/, and unused parts are logged. Of other sets every fifth image in sorted order is for
+testing (of fewer than five the last one).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BESIDE = re.compile(r"(?<=.)(set|split|data|images|imgs)$")
 
 
 def role(name: str) -> str:
-    """What a folder, shard or list file is for by its name: "train", "val", "test" or ""."""
+    """The split that a folder, shard or list file is named for: "train", "val", "test" or ""."""
     stem, extension = os.path.splitext(name.lower())
     if extension in (".tar", ".txt"):
         words = [_ROLE.get(word, "") for word in re.split(r"[^a-z]+", stem)]
@@ -56,15 +56,15 @@ def held_out(n: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of several places as one source, and where each lies.
+    """The images of several places as one source, and the folders of each image.
 
     Attributes:
         parts: the places.
         source: their images.
-        of: [n] the part of each.
-        folders: of each the folders above it, from the one that holds all places; a shard or a list
-            file whose name says what it is for counts as one.
-        inside: of each those of them that lie below its place, or in its shard.
+        of: [n] the part of each image.
+        folders: the folders above each image, from the one that holds all places; a shard or list
+            file that is named as a split counts as a folder.
+        inside: those of them below the image's place, or in its shard.
     """
 
     parts: Sequence[Part]
@@ -106,11 +106,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Split:
-    """Which images are for training and which for testing.
+    """The images for training and for testing.
 
     Attributes:
-        train, test: their places.
-        level: the folder of the images' that says so.
+        train, test: their indices.
+        level: depth of the folders that are named as splits.
         train_name, test_name: those folders, for people.
     """
 
@@ -122,9 +122,9 @@ class Split:
 
 
 def named_split(images: Images) -> Split | None:
-    """By the names of folders, shards and list files; None where those say nothing.
+    """The split named by folders, shards and list files; None if there is none.
 
-    What there is besides is logged as not used.
+    Other parts are logged as not used.
     """
     level = images.level()
     tops = [steps[level] if len(steps) > level else "" for steps in images.folders]
@@ -155,8 +155,8 @@ def photographs(data: Data | None = None, test_data: Data | None = None) -> tupl
     """Photographs for training and for testing.
 
     Args:
-        data: what there is, split by the rule of this module; None takes the embedded photographs,
-            of which the left 70 % are for training and the right 30 % for testing.
+        data: the images, split by the rule of this module; None: the embedded photographs, whose
+            left 70 % are for training and right 30 % for testing.
         test_data: photographs for testing; all of `data` is then for training.
 
     Raises:

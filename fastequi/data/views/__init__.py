@@ -1,1 +1,1 @@
-"""What is drawn for each image: windows, colours, masks, turns; nothing here decodes a pixel."""
+"""What is drawn for each image: windows, colours, masks, rotations; it decodes no pixel."""

@@ -1,4 +1,4 @@
-"""What the data side hands to a method: two views of B images and the path between them."""
+"""A method's input: two views of B images and the path between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Masks:
-    """Which patches of v1 and v2 the student does not see.
+    """The patches of v1 and v2 that are masked for the student.
 
     Attributes:
         mask: [2, B, L] bool.
@@ -37,39 +37,41 @@ class Masks:
 
 @dataclass(frozen=True)
 class Shared:
-    """What P pairs of a view and another, global view of the same images show in common.
+    """The overlap of P pairs of a view and another, global view of the same images.
 
     Attributes:
-        own: [P, B, 4] boxes (x0, y0, x1, y1) within the view as it is, turned; float32 pixels.
+        own: [P, B, 4] boxes (x0, y0, x1, y1) within the view as it is, rotated; float32 pixels.
         other: [P, B, 4] the same regions within the global view.
-        turns: [P, B] int64, quarter turns counter-clockwise from the global view to the view.
+        rotations: [P, B] int64, from the global view to the view: multiples of 90 degrees,
+            counter-clockwise.
     """
 
     own: Tensor
     other: Tensor
-    turns: Tensor
+    rotations: Tensor
 
     def to(self, move: Callable[[Tensor], Tensor]) -> Shared:
-        return Shared(move(self.own), move(self.other), move(self.turns))
+        return Shared(move(self.own), move(self.other), move(self.rotations))
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What the views have in common; the global ones are v1 and u.
+    """The overlaps of all views; the global ones are v1 and u.
 
     Attributes:
-        turns: [2 + V, B] int64, quarter turns counter-clockwise of v1, u and every crop.
+        rotations: [2 + V, B] int64, of v1, u and every local crop: multiples of 90 degrees,
+            counter-clockwise.
         of_globals: of the pairs (v1, u) and (u, v1).
-        of_crops: of every crop with v1 and with u, 2V pairs; None without crops.
+        of_local_crops: of every local crop with v1 and with u, 2V pairs; None without local crops.
     """
 
-    turns: Tensor
+    rotations: Tensor
     of_globals: Shared
-    of_crops: Shared | None
+    of_local_crops: Shared | None
 
     def to(self, move: Callable[[Tensor], Tensor]) -> Overlaps:
-        of_crops = None if self.of_crops is None else self.of_crops.to(move)
-        return Overlaps(move(self.turns), self.of_globals.to(move), of_crops)
+        of_local_crops = None if self.of_local_crops is None else self.of_local_crops.to(move)
+        return Overlaps(move(self.rotations), self.of_globals.to(move), of_local_crops)
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ class Batch:
         path: [B, P] parameters of g_θ in their units (`fastequi.paths`), float32.
         sample_ids: [B] int64 on the CPU, the address of every random draw of the sample.
         epoch: of all samples in the batch.
-        crops: [V, B, 3, h, h] local views, normalised, if the run has any.
+        local_crops: [V, B, 3, h, h] normalised, if the run has any.
         masks: of both views, if the run has any.
-        overlaps: of all views, if the run asks for turns or overlap; v1, u and crops are turned.
+        overlaps: of all views, if the run asks for rotations or overlap; v1, u and local crops
+            are then rotated.
     """
 
     v1: Tensor
@@ -94,7 +97,7 @@ class Batch:
     path: Tensor
     sample_ids: Tensor
     epoch: int
-    crops: Tensor | None = None
+    local_crops: Tensor | None = None
     masks: Masks | None = None
     overlaps: Overlaps | None = None
 
@@ -104,7 +107,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Views:
-    """The geometry and the units of a batch's images.
+    """The geometry and the normalisation of a batch's images.
 
     Attributes:
         image_size: side of a view in pixels.
@@ -121,5 +124,5 @@ class Views:
 
     @property
     def zoom(self) -> float:
-        """Size of a view over that of u: how far into u a view reaches."""
+        """Side of a view over the side of u."""
         return self.image_size / self.source_size

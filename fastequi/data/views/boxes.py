@@ -1,8 +1,8 @@
-"""Rectangles of crops: what two of them share, and where that lies once a crop was turned.
+"""Rectangles of crops: what two of them share, and where that lies once a crop was rotated.
 
 A box is (x0, y0, x1, y1) in pixels, x to the right and y down from the image's upper left corner,
-pixel i covering [i, i + 1): the convention of RoIAlign. A turn is np.rot90's, counter-clockwise by
-quarters.
+pixel i covering [i, i + 1): the convention of RoIAlign. Rotations are np.rot90's,
+counter-clockwise by multiples of 90 degrees.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ def shared_boxes(
     return seen(first, first_size), seen(second, second_size)
 
 
-def turn_boxes(boxes: Tensor, turns: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Where boxes lie after their image was turned.
+def rotate_boxes(boxes: Tensor, rotations: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Where boxes lie after their image was rotated.
 
     Args:
         boxes: [..., 4].
-        turns: [...] quarter turns counter-clockwise, any integer.
-        size: side of the image in pixels before the turn, or (height, width).
+        rotations: [...] multiples of 90 degrees counter-clockwise, any integer.
+        size: side of the image in pixels before the rotation, or (height, width).
 
     Returns:
-        [..., 4], in the pixels of the turned image.
+        [..., 4], in the pixels of the rotated image.
     """
     height, width = (size, size) if isinstance(size, int) else size
     x0, y0, x1, y1 = boxes.unbind(-1)
-    of_turn = (
+    of_rotation = (
         (x0, y0, x1, y1),
         (y0, width - x1, y1, width - x0),
         (width - x1, height - y1, width - x0, height - y0),
         (height - y1, x0, height - y0, x1),
     )
-    every = torch.stack([torch.stack(box, -1) for box in of_turn], -2)
-    place = (turns.to(boxes.device) % 4)[..., None, None].expand(*boxes.shape[:-1], 1, 4)
+    every = torch.stack([torch.stack(box, -1) for box in of_rotation], -2)
+    place = (rotations.to(boxes.device) % 4)[..., None, None].expand(*boxes.shape[:-1], 1, 4)
     return every.gather(-2, place.long())[..., 0, :]

@@ -1,4 +1,4 @@
-"""What happens to every view, drawn as arrays that DALI only applies.
+"""The random parameters of every view, drawn as arrays that DALI only applies.
 
 Windows are real-valued (not rounded to pixels) and given as fractions of the photograph.
 
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastequi.data.config import Augment, DataConfig
 from fastequi.data.sources.images import WHOLE, Region
-from fastequi.data.views.augment import Augment, ViewConfig
 from fastequi.philox import Draws
 
 _TRIES = 5  # area, aspect ratio pairs per window; with its position that is three Philox blocks
@@ -30,7 +30,7 @@ Window = tuple[NDArray[np.float32], NDArray[np.float32]]  # corners [B, 2] (y, x
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What happens to one view of B samples; None where no sample of the run needs it.
+    """The parameters of one view of B samples; None where the run does not use them.
 
     Attributes:
         start, end: [B, 2] corners (y, x) of the window as fractions of the photograph, float32;
@@ -38,7 +38,7 @@ class ViewParams:
         color: [B, 4] brightness, contrast, saturation (factors) and hue (degrees), float32.
         sigma: [B] blur in pixels of the view, float32; 0 leaves the sample alone.
         solarize: [B] bool.
-        turn: [B] quarter turns counter-clockwise, 0 .. 3, as np.rot90's.
+        rotation: [B] multiples of 90 degrees counter-clockwise, 0 .. 3, as np.rot90's.
     """
 
     start: NDArray[np.float32]
@@ -46,7 +46,7 @@ class ViewParams:
     color: NDArray[np.float32] | None = None
     sigma: NDArray[np.float32] | None = None
     solarize: NDArray[np.bool_] | None = None
-    turn: NDArray[np.int64] | None = None
+    rotation: NDArray[np.int64] | None = None
 
     @property
     def boxes(self) -> NDArray[np.float64]:
@@ -55,7 +55,7 @@ class ViewParams:
 
 
 def view_params(
-    cfg: ViewConfig, draws: Draws, sizes: NDArray[np.integer], region: Region = WHOLE
+    cfg: DataConfig, draws: Draws, sizes: NDArray[np.integer], region: Region = WHOLE
 ) -> tuple[ViewParams, ViewParams]:
     """The parameters of v1 and u.
 
@@ -78,20 +78,20 @@ def view_params(
 
 
 def crop_params(
-    cfg: ViewConfig,
+    cfg: DataConfig,
     draws: Draws,
     sizes: NDArray[np.integer],
     region: Region = WHOLE,
     views: Sequence[ViewParams] = (),
 ) -> ViewParams | None:
-    """The parameters of the local crops, [B · crops], those of a sample together; None if none.
+    """The parameters of the local crops, [B · V], a sample's together; None if there are none.
 
-    The arguments are those of :func:`view_params`, and what it gave: `views`, which the crops have
-    to overlap if the configuration says so.
+    The arguments are those of :func:`view_params`, and its result: `views`, which the local crops
+    overlap as far as `cfg.overlap` demands.
     """
     others = [(view.start, view.end) for view in views]
     crops = []
-    for i in range(cfg.crops):
+    for i in range(cfg.local_crops):
         name = f"crop{i}"
         window = _windows(cfg.a3, draws, name, sizes, region, cfg.overlap[1], others)
         crops.append(_view(cfg, cfg.a3, draws, name, window))
@@ -193,10 +193,10 @@ def _drawn(
     return start, np.clip(low + window, origin, origin + extent).astype(np.float32)
 
 
-def _view(cfg: ViewConfig, aug: Augment, draws: Draws, view: str, window: Window) -> ViewParams:
+def _view(cfg: DataConfig, aug: Augment, draws: Draws, view: str, window: Window) -> ViewParams:
     color, sigma, solarize = _pixels(aug, draws, view)
-    turn = (draws.bits(f"{view}/turn", 1)[:, 0] % 4).astype(np.int64) if cfg.turns else None
-    return ViewParams(*window, color, sigma, solarize, turn)
+    rotation = (draws.bits(f"{view}/turn", 1)[:, 0] % 4).astype(np.int64) if cfg.rotations else None
+    return ViewParams(*window, color, sigma, solarize, rotation)
 
 
 def _pixels(

@@ -1,0 +1,102 @@
+"""How the functions of a case become its providers: eager, compiled, ours on one backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.opbench import Call, Inputs, Make, Unavailable
+from fastequi.kernels import backend
+
+Function = Callable[..., Tensor]
+
+
+def on_backend(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of ours on one backend.
+
+    Raises:
+        Unavailable: that backend cannot run here.
+    """
+    try:
+        with backend.force(name):
+            pass
+    except RuntimeError as reason:
+        raise Unavailable(str(reason)) from None
+
+    def forced(*args: Any, **options: Any) -> Any:
+        with backend.force(name):
+            return function(*args, **options)
+
+    return forced
+
+
+def differentiable(inputs: Inputs) -> dict[str, Tensor]:
+    """The tensors among a case's inputs that want a gradient, by name."""
+    return {name: value for name, value in inputs.items() if value.requires_grad}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How the functions of a case are called, and what their results are called.
+
+    Attributes:
+        arguments: inputs to a function's arguments.
+        leaves: inputs to the tensors whose gradients are measured, by the gradients' names; None
+            where nothing has a gradient.
+        result: name of what a function returns.
+        upstream: inputs to the gradient of the result; None for a scalar's, which is one.
+    """
+
+    arguments: Callable[[Inputs], Sequence[Any]]
+    leaves: Callable[[Inputs], Mapping[str, Tensor]] | None = None
+    result: str = "loss"
+    upstream: Callable[[Inputs], Tensor] | None = None
+
+    def eager(self, function: Function) -> Make:
+        """The function as it is."""
+
+        def make(inputs: Inputs, mode: str) -> Call:
+            arguments = self.arguments(inputs)
+            if mode == "fwdbwd" and self.leaves is None:
+                raise Unavailable(f"{self.result}: has no gradient")
+            leaves = {} if self.leaves is None else self.leaves(inputs)
+            upstream = None if self.upstream is None else self.upstream(inputs)
+
+            def forward() -> dict[str, Tensor]:
+                with torch.no_grad():
+                    return {self.result: function(*arguments)}
+
+            def both() -> dict[str, Tensor]:
+                value = function(*arguments)
+                grads = torch.autograd.grad(value, list(leaves.values()), upstream)
+                return {self.result: value, **dict(zip(leaves, grads, strict=True))}
+
+            return both if mode == "fwdbwd" else forward
+
+        return make
+
+    def compiled(
+        self, function: Function, around: Callable[[Function], Function] | None = None
+    ) -> Make:
+        """By torch.compile, tuned on a GPU; `around` makes the whole of the part compiled."""
+
+        def make(inputs: Inputs, mode: str) -> Call:
+            torch._dynamo.reset()
+            tuning = "max-autotune-no-cudagraphs" if _on_gpu(inputs.values()) else None
+            fast = torch.compile(function, dynamic=False, mode=tuning)
+            return self.eager(fast if around is None else around(fast))(inputs, mode)
+
+        return make
+
+    def ours(self, function: Function, name: str) -> Make:
+        """A function of ours on the backend of that name."""
+        return lambda inputs, mode: self.eager(on_backend(name, function))(inputs, mode)
+
+
+def _on_gpu(values: Iterable[Any]) -> bool:
+    tensors = (value[0] if isinstance(value, list) else value for value in values)
+    return any(isinstance(value, Tensor) and value.is_cuda for value in tensors)

@@ -1,0 +1,29 @@
+"""Every declared case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.cases import (
+    attention,
+    crops,
+    embeddings,
+    linear_warp_recon,
+    prototypes,
+    rot90_batch,
+    tir_overhead,
+    warp,
+    warp_recon,
+)
+from bench.opbench import OpBench
+
+_MODULES = (
+    *(warp_recon, linear_warp_recon, warp, rot90_batch, prototypes, embeddings, crops),
+    *(attention, tir_overhead),
+)
+
+
+def all_cases() -> Iterator[OpBench]:
+    """In the order of the list that `python -m bench --list` prints."""
+    for module in _MODULES:
+        yield from module.CASES

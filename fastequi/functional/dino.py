@@ -1,0 +1,309 @@
+"""Self-distillation: cross-entropy of a student's logits against a teacher's distribution.
+
+DINO (Caron et al., ICCV 2021), iBOT (Zhou et al., ICLR 2022), DINOv2 (Oquab et al., TMLR 2024).
+Logits come from the prototype layer, before any temperature. The teacher gets no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastequi.functional import checks, distributed
+from fastequi.kernels import dino as _dino
+from fastequi.kernels import linear_dino as _linear
+from fastequi.kernels import sinkhorn as _sinkhorn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+TARGETS = ("softmax", "sinkhorn")
+
+
+def dino_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    prototypes: Tensor | None = None,
+    teacher_prototypes: Tensor | None = None,
+    student_temp: float = 0.1,
+    teacher_temp: float = 0.04,
+    center: Tensor | None = None,
+    targets: str = "softmax",
+    iterations: int = 3,
+    group: ProcessGroup | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    r"""Mean cross-entropy over all pairs of a student's and another teacher's view.
+
+    Equals, without its intermediates::
+
+        q = F.softmax((teacher - center) / teacher_temp, -1)
+        pairs = [(t, s) for t in range(T) for s in range(S) if s != t]
+        loss = mean(-(q[t] * F.log_softmax(student[s] / student_temp, -1)).sum(-1).mean()
+                    for t, s in pairs)
+
+    Given both layers' weights, the rows that enter the layers take the logits' place::
+
+        dino_loss(student, teacher, prototypes=w, teacher_prototypes=v) is
+        dino_loss(student @ w.T, teacher @ v.T)
+
+    in value and gradient, but some prototypes at a time: the logits are never stored whole, for two
+    more matrix products. DINO's head normalises both factors first: `F.normalize` of rows and
+    prototypes.
+
+    Args:
+        student: [S, B, N] logits, the global views first, as many as the teacher has; floating.
+            With prototypes [S, B, C] rows.
+        teacher: [T, B, N] logits of the global views, T <= S; with prototypes [T, B, C] rows.
+        prototypes, teacher_prototypes: [N, C] weights of the last layers, in the rows' type
+            (autocast sees to that); both or neither.
+        student_temp, teacher_temp: temperatures.
+        center: [N] subtracted from the teacher's logits, for targets="softmax".
+        targets: "softmax", or "sinkhorn": Sinkhorn-Knopp over all T·B rows, as in DINOv2.
+        iterations: of Sinkhorn-Knopp.
+        group: the processes whose rows are balanced together by Sinkhorn-Knopp; None: this one
+            alone. The mean is over this process's images, as data-parallel training wants it.
+        inplace: the gradient takes the memory of `student`, whose values are then gone; autograd
+            raises if anything else kept them. Not with prototypes, whose logits are not stored.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs). Gradients go to `student` and `prototypes`.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; names the argument.
+    """
+    layers = prototypes, teacher_prototypes
+    student, teacher, layers = _checked(student, teacher, layers, 3, student_temp, teacher_temp)
+    _check_views(student, teacher)
+    views, teachers, batch = len(student), len(teacher), student.shape[1]
+    pairs = _dino.pairs_of(views, teachers, batch, student.device)
+    weight = _even(student, views, teachers, batch)
+    options = _Options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
+    return _cross_entropy(student, teacher, layers, pairs, weight, None, options)
+
+
+def ibot_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    weight: Tensor | None = None,
+    prototypes: Tensor | None = None,
+    teacher_prototypes: Tensor | None = None,
+    student_temp: float = 0.1,
+    teacher_temp: float = 0.04,
+    center: Tensor | None = None,
+    targets: str = "softmax",
+    iterations: int = 3,
+    group: ProcessGroup | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    """Weighted sum over rows of the cross-entropy with the same row of the teacher.
+
+    Masked image modelling: rows are patch tokens, and the weight of a token that was masked is
+    1 / (masked tokens of its image · images). Rows of weight 0 are not read, so logits of all
+    tokens may be given with a mask for weights; there is nothing to gather.
+
+    Args:
+        student, teacher: [..., N] logits of the same shape; with prototypes [..., C] rows.
+        weight: [...] float, 0 for tokens that do not count; by default 1 / rows for all.
+        prototypes, teacher_prototypes, student_temp, teacher_temp, center, targets, iterations,
+            group, inplace: as in :func:`dino_loss`. Sinkhorn-Knopp balances the rows that count.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs). Gradients go to `student` and `prototypes`.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; names the argument.
+    """
+    layers = prototypes, teacher_prototypes
+    student, teacher, layers = _checked(student, teacher, layers, None, student_temp, teacher_temp)
+    _check_rows(student, teacher, weight)
+    each = _each(student, weight)
+    pairs = _dino.own_pairs(len(each), student.device)
+    options = _Options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
+    return _cross_entropy(student, teacher, layers, pairs, each, each, options)
+
+
+def linear_dino_loss(
+    student: Tensor, prototypes: Tensor, teacher: Tensor, teacher_prototypes: Tensor, **options: Any
+) -> Tensor:
+    """:func:`dino_loss` of rows, with the prototypes by position."""
+    return dino_loss(
+        student, teacher, prototypes=prototypes, teacher_prototypes=teacher_prototypes, **options
+    )
+
+
+def linear_ibot_loss(
+    student: Tensor, prototypes: Tensor, teacher: Tensor, teacher_prototypes: Tensor, **options: Any
+) -> Tensor:
+    """:func:`ibot_loss` of rows, with the prototypes by position."""
+    return ibot_loss(
+        student, teacher, prototypes=prototypes, teacher_prototypes=teacher_prototypes, **options
+    )
+
+
+class _Options(NamedTuple):
+    """Arguments of :func:`dino_loss` of these names."""
+
+    student_temp: float
+    teacher_temp: float
+    center: Tensor | None
+    targets: str
+    iterations: int
+    group: ProcessGroup | None
+    inplace: bool
+
+
+_Weights = tuple[Tensor | None, Tensor | None]  # of the student's and the teacher's layer
+
+
+def _cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    layers: _Weights,
+    pairs: Tensor,
+    weight: Tensor,
+    balanced: Tensor | None,
+    options: _Options,
+) -> Tensor:
+    """Σ_r weight[r] Σ_t CE(q_t, student_r); `balanced`: weights of Sinkhorn-Knopp's rows."""
+    prototypes, teacher_prototypes = layers
+    inplace = options.inplace
+    if inplace and prototypes is not None:
+        raise ValueError("inplace: with prototypes no logits are stored, leave it out")
+    if inplace and student.requires_grad and student.is_leaf:
+        raise ValueError("inplace: student is a leaf of the graph, whose values must stay")
+    student, rows = student.flatten(0, -2), teacher.flatten(0, -2).detach()
+    row, column = _distribution(rows, teacher_prototypes, balanced, options)
+    temps = options.student_temp, options.teacher_temp
+    target = _dino.DINOTarget(pairs, weight, row, column, *temps)
+    if prototypes is None or teacher_prototypes is None:
+        return _dino.dino_loss(student, rows, target, inplace)
+    given = _linear.Layers(student, prototypes, rows, teacher_prototypes)
+    return _linear.linear_dino_loss(given, target)
+
+
+@torch.no_grad()
+def _distribution(
+    rows: Tensor, layer: Tensor | None, weight: Tensor | None, options: _Options
+) -> tuple[Tensor | None, Tensor | None]:
+    """What makes exp(logits / temp - column - row) the teacher's distribution: (row, column).
+
+    The logits are the rows, or their products with a layer's weight.
+    """
+    _, temp, center, targets, iterations, group, _ = options
+    checks.one_of("targets", targets, TARGETS)
+    if targets == "softmax":
+        width = rows.shape[1:] if layer is None else layer.shape[:1]
+        if center is not None and center.shape != width:
+            raise ValueError(f"center: expected {tuple(width)}, got {tuple(center.shape)}")
+        column = None if center is None else center.detach().to(_wide(rows)) / temp
+        return None, column
+    if center is not None:
+        raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
+    if iterations < 1:
+        raise ValueError(f"iterations: expected at least 1, got {iterations}")
+    shared = temp, iterations, lambda lse: distributed.all_reduce_logsumexp(lse, group), weight
+    if layer is None:
+        return _sinkhorn.sinkhorn(rows, *shared)
+    return _linear.linear_sinkhorn(rows, layer.detach(), *shared)
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _even(student: Tensor, views: int, teachers: int, batch: int) -> Tensor:
+    """[S·B] weights that make the sum over all pairs of different views their mean."""
+    pairs = views * teachers - teachers
+    weight = 1 / max(pairs * batch, 1)
+    return torch.full((views * batch,), weight, dtype=_wide(student), device=student.device)
+
+
+def _each(student: Tensor, weight: Tensor | None) -> Tensor:
+    """[R] weights of rows [..., N]: those given, or those of the mean."""
+    if weight is not None:
+        return weight.detach().to(_wide(student)).flatten()
+    rows = student.shape[:-1].numel()
+    return torch.full((rows,), 1 / max(rows, 1), dtype=_wide(student), device=student.device)
+
+
+def _checked(
+    student: Tensor,
+    teacher: Tensor,
+    layers: _Weights,
+    ndim: int | None,
+    student_temp: float,
+    teacher_temp: float,
+) -> tuple[Tensor, Tensor, _Weights]:
+    """Rows and weights in the type that they are multiplied in."""
+    if (layers[0] is None) != (layers[1] is None):
+        raise ValueError("prototypes, teacher_prototypes: expected both or neither")
+    last = "N" if layers[0] is None else "C"
+    for name, tensor in (("student", student), ("teacher", teacher)):
+        checks.check_floating(name, tensor)
+        if tensor.ndim < 2 or (ndim is not None and tensor.ndim != ndim):
+            what = f"[views, B, {last}]" if ndim else f"[..., {last}]"
+            raise ValueError(f"{name}: expected {what}, got {tuple(tensor.shape)}")
+    checks.same_device(student, teacher=teacher)
+    for name, temp in (("student_temp", student_temp), ("teacher_temp", teacher_temp)):
+        if not temp > 0:
+            raise ValueError(f"{name}: expected a temperature > 0, got {temp}")
+    if layers[0] is None or layers[1] is None:
+        return student, teacher, layers
+    return _checked_layers(student, teacher, layers[0], layers[1])
+
+
+def _checked_layers(
+    student: Tensor, teacher: Tensor, prototypes: Tensor, teacher_prototypes: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    width, kind = student.shape[-1], student.device.type
+    for name, layer in (("prototypes", prototypes), ("teacher_prototypes", teacher_prototypes)):
+        checks.check_floating(name, layer)
+        if layer.ndim != 2 or layer.shape[1] != width:
+            raise ValueError(f"{name}: expected [N, {width}], got {tuple(layer.shape)}")
+    if prototypes.shape != teacher_prototypes.shape:
+        raise ValueError(
+            f"teacher_prototypes: expected {tuple(prototypes.shape)} as prototypes, "
+            f"got {tuple(teacher_prototypes.shape)}"
+        )
+    checks.same_device(student, prototypes=prototypes, teacher_prototypes=teacher_prototypes)
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        layers = prototypes.to(dtype), teacher_prototypes.to(dtype)
+        return student.to(dtype), teacher.to(dtype), layers
+    for name, rows, layer in (
+        ("prototypes", student, prototypes),
+        ("teacher_prototypes", teacher, teacher_prototypes),
+    ):
+        if layer.dtype != rows.dtype:
+            raise TypeError(f"{name}: expected the rows' {rows.dtype}, got {layer.dtype}")
+    return student, teacher, (prototypes, teacher_prototypes)
+
+
+def _check_views(student: Tensor, teacher: Tensor) -> None:
+    views, batch, width = student.shape
+    if student.shape[1:] != teacher.shape[1:] or not 1 <= len(teacher) <= views:
+        raise ValueError(
+            f"teacher: expected [T, {batch}, {width}] with 1 <= T <= {views} views, "
+            f"got {tuple(teacher.shape)}"
+        )
+    if views == len(teacher) == 1:
+        raise ValueError("student: expected a view that the teacher does not have, got one alone")
+
+
+def _check_rows(student: Tensor, teacher: Tensor, weight: Tensor | None) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher: expected the student's {tuple(student.shape)}, got {tuple(teacher.shape)}"
+        )
+    if weight is not None:
+        checks.check_floating("weight", weight)  # a mask alone would be a sum, not a mean
+    if weight is not None and (weight.shape != student.shape[:-1] or weight.requires_grad):
+        raise ValueError(
+            f"weight: expected {tuple(student.shape[:-1])} without a gradient, "
+            f"got {tuple(weight.shape)}"
+        )

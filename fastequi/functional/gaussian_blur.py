@@ -1,0 +1,51 @@
+"""Gaussian blur with a sigma per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastequi.functional import checks
+from fastequi.kernels import gaussian_blur as _blur
+from fastequi.kernels.target import BlurTarget
+
+
+def gaussian_blur(
+    image: Tensor,
+    sigma: Tensor | float,
+    *,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    dtype: torch.dtype | None = None,
+    max_sigma: float = 2.0,
+) -> Tensor:
+    """Gaussian blur with a sigma per image (and step), borders reflected without the edge pixel.
+
+    Args:
+        image: [B, C, H, W], uint8 or floating.
+        sigma: [B] or [B, K] standard deviations in pixels, 0 for no blur; or one number for all.
+        mean, std: C floats each, one for all, or neither; applied after the blur.
+        dtype: of the result, floating; the image's own if floating, else float32.
+        max_sigma: fixes the kernel's radius, ceil(4·max_sigma) pixels; see
+            :func:`blur_recon_loss`.
+
+    Returns:
+        [B, C, H, W] for sigma [B], else [B, K, C, H, W].
+
+    Differentiable in image and sigma (through plain PyTorch).
+    """
+    mean, std = checks.check_image(image, mean, std)
+    sigma = checks.as_sigma(sigma, image)
+    single = sigma.ndim == 1
+    sigma = sigma[:, None] if single else sigma
+    checks.check_sigma(sigma, image, max_sigma)
+    if dtype is None:
+        dtype = image.dtype if image.is_floating_point() else torch.float32
+    if dtype not in checks.FLOATS:
+        raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
+    checks.same_device(image, sigma=sigma)
+    target = BlurTarget(mean=mean, std=std, max_sigma=max_sigma)
+    out = _blur.gaussian_blur(image, sigma, target, dtype)
+    return out[:, 0] if single else out

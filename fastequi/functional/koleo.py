@@ -1,0 +1,49 @@
+"""KoLeo: the distance of every row to its nearest neighbour in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from fastequi.functional import checks, distributed
+from fastequi.kernels.koleo import nearest
+
+
+def koleo_loss(
+    z: Tensor,
+    *,
+    eps: float = 1e-8,
+    group: ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
+    """Kozachenko-Leonenko regulariser: -mean log of the distance to the nearest other row.
+
+    Spreads unit vectors over the sphere (Sablayrolles et al., ICLR 2019; as in DINOv2, which takes
+    the neighbour by inner product and has eps in the distance and in the logarithm).
+
+    Args:
+        z: [N, D] embeddings, normalised here.
+        eps: keeps the logarithm finite for rows that coincide.
+        group, sizes: as in :func:`nt_xent_loss`: neighbours are sought among all processes' rows.
+
+    Returns:
+        A float32 scalar (float64 for float64 embeddings), the whole batch's on every process.
+
+    Raises:
+        ValueError: fewer than two rows in all, of which none has a neighbour.
+    """
+    checks.check_floating("z", z)
+    if z.ndim != 2:
+        raise ValueError(f"z: expected [N, D], got {tuple(z.shape)}")
+    with torch.autocast(z.device.type, enabled=False):
+        unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
+        every = distributed.all_gather_rows(unit, group, sizes)
+        if len(every) < 2:
+            raise ValueError(f"z: KoLeo needs at least 2 rows, got {len(every)}")
+        neighbour = nearest(every, every, torch.arange(len(every), device=z.device))
+        distance = F.pairwise_distance(every, every[neighbour], 2, eps)
+        return -torch.log(distance + eps).mean()

@@ -1,0 +1,90 @@
+"""A decoder's last linear layer and the path loss together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastequi.functional import checks
+from fastequi.functional.reduction import divisor_of, reduced
+from fastequi.kernels import linear_warp_recon as _linear
+from fastequi.kernels.target import Target
+
+
+def linear_warp_recon_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    theta: Tensor,
+    *,
+    patch_size: int,
+    color: Tensor | None = None,
+    loss: str = "mse",
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    mask_outside: bool = False,
+    reduction: str = "mean",
+    size: int | tuple[int, int] | None = None,
+) -> Tensor:
+    """A decoder's last linear layer and :func:`warp_recon_loss`, predictions never stored whole.
+
+    Equals, in value and gradient::
+
+        pred = hidden @ weight.mT + bias                      # for every step its own weight
+        loss = warp_recon_loss(pred, image, theta, layout="patch", patch_size=patch_size, ...)
+
+    but a chunk of predictions at a time, gradients in the same pass.
+
+    Args:
+        hidden: [B, K, L, D] tokens (or [B, L, D] with theta [B, 2, 3]); floating.
+        weight: [K, p·p·C, D], or [p·p·C, D] for all steps; of hidden's dtype.
+        bias: [K, p·p·C], or [p·p·C], or None.
+        image, theta, color, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside,
+            size: as there.
+        reduction: "mean" or "sum"; the gradients of a scalar alone can be had in one pass.
+
+    Returns:
+        A float32 scalar (float64 for float64 tokens). Under autocast the tokens, weight and bias
+        are cast as `F.linear` casts them.
+
+    Gradients go to `hidden`, `weight` and `bias`. If image, θ or colour needs one, the two lines
+    above run instead.
+
+    Raises:
+        TypeError, ValueError: as there; names the argument.
+    """
+    checks.check_names(loss=loss, padding_mode=padding_mode)
+    checks.one_of("reduction", reduction, ("mean", "sum"))
+    mean, std = checks.check_image(image, mean, std)
+    size = None if size is None else checks.two_sizes("size", size)
+    checks.check_floating("hidden", hidden)
+    hidden, theta, color, _ = checks.with_steps(hidden, theta, color, 4, "hidden")
+    checks.check_theta(theta, image)
+    checks.check_color(color, theta, image)
+    steps, values = theta.shape[1], patch_size**2 * image.shape[1]
+    weight, bias = checks.check_linear(hidden, weight, bias, steps, values)
+    tokens = hidden.shape[2]
+    if tuple(hidden.shape[:2]) != (len(image), steps):
+        raise ValueError(
+            f"hidden: expected B, K = {len(image)}, {steps} as in image and theta, "
+            f"got shape {tuple(hidden.shape)}"
+        )
+    target_size = checks.patch_target(tokens, image, patch_size, size)
+    checks.same_device(image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color)
+    if torch.is_autocast_enabled(image.device.type):
+        dtype = torch.get_autocast_dtype(image.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    divisor = divisor_of(values * tokens, len(image) * steps, reduction, mask_outside)
+    target = Target(
+        *target_size, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
+    )
+    total, count = _linear.linear_warp_recon_loss(
+        hidden, weight, bias, image, theta, color, target, divisor
+    )
+    return reduced(total, count, reduction, single=False)

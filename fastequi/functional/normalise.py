@@ -1,0 +1,35 @@
+"""Normalisation of whole images, and back: mean and std per channel, of values in 0..1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images - mean) / std.
+
+    Args:
+        images: [..., C, H, W] uint8 in 0..255, or floating in 0..1.
+        mean, std: C floats each.
+
+    Returns:
+        [..., C, H, W] float32 of uint8 images, else of the images' type.
+    """
+    unit = images if images.is_floating_point() else images.float() / 255
+    centre, scale = _per_channel(unit, mean, std)
+    return (unit - centre) / scale
+
+
+def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """images · std + mean: normalised images [..., C, H, W] in 0..1 again, not clamped."""
+    centre, scale = _per_channel(images, mean, std)
+    return images * scale + centre
+
+
+def _per_channel(images: Tensor, *values: Sequence[float]) -> list[Tensor]:
+    """Each as [C, 1, 1] float32 on the images' device."""
+    rows = (torch.tensor(v, dtype=torch.float32, device=images.device) for v in values)
+    return [row[:, None, None] for row in rows]

@@ -1,0 +1,56 @@
+"""SimCLR's cross-entropy over all pairs of a batch, whose similarities are not stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from fastequi.functional import checks, distributed
+from fastequi.kernels import nt_xent as _nt_xent
+
+
+def nt_xent_loss(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float = 0.1,
+    group: ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
+    """Cross-entropy of finding an image's other view among all views of all images by cosine.
+
+    Equals `F.cross_entropy(z @ z.T / temperature with -inf on its diagonal, other view)` for
+    z = F.normalize(cat[z1, z2]), whose [2N, 2N] similarities are not stored.
+
+    Args:
+        z1, z2: [N, D] embeddings of two views, N >= 1, normalised here; floating.
+        temperature: .1 to .5 in the paper.
+        group: the processes whose images are each other's negatives; None: this one alone. The
+            value is that of the whole batch on each of them, gradients as
+            `fastequi.functional.distributed` says.
+        sizes: N of every process, where known; else they are gathered, with a host sync.
+
+    Returns:
+        A float32 scalar (float64 for float64 embeddings).
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; names the argument.
+    """
+    for name, z in (("z1", z1), ("z2", z2)):
+        checks.check_floating(name, z)
+    if z1.ndim != 2 or z1.shape != z2.shape or len(z1) < 1:
+        shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
+        raise ValueError(f"z1, z2: expected two [N, D] of one shape with N >= 1, got {shapes}")
+    checks.same_device(z1, z2=z2)
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected > 0, got {temperature}")
+    shard = None
+    if group is not None and group.size() > 1:
+        sizes = distributed.all_gather_sizes(z1, group) if sizes is None else sizes
+        gather = partial(distributed.all_gather_rows, group=group, sizes=sizes)
+        first = sum(sizes[: group.rank()])
+        shard = _nt_xent.Shard(first, sum(sizes), group.size(), gather)
+    return _nt_xent.nt_xent_loss(z1, z2, temperature, shard)

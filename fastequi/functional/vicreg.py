@@ -1,0 +1,67 @@
+"""Losses on the statistics of a batch's channels: VICReg."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from fastequi.functional import checks, distributed
+from fastequi.kernels import vicreg as _vicreg
+
+
+def vicreg_loss(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    inv_weight: float = 25.0,
+    var_weight: float = 25.0,
+    cov_weight: float = 1.0,
+    group: ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
+    """Weighted sum of invariance, variance and covariance, in float32 whatever autocast says.
+
+    The variance term is the mean over the two views and the covariance term their sum, as in the
+    authors' code, whose formula `kernels/vicreg.py` opens with. Of the covariance and the Gram
+    matrix the smaller is formed: N²D operations where N < D.
+
+    Args:
+        z1, z2: [N, D] embeddings of two views, N >= 2 in all; floating.
+        inv_weight, var_weight, cov_weight: of the three terms.
+        group: the processes whose images make up the batch; None: this one alone. Value and
+            gradients are as `fastequi.functional.distributed` says.
+        sizes: images of every process, where known; else they are gathered, with a host sync.
+
+    Returns:
+        A float32 scalar (float64 for float64 embeddings).
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit, or one image, which has no variance.
+    """
+    weights = inv_weight, var_weight, cov_weight
+    return vicreg_terms(z1, z2, weights, group, sizes)[0]
+
+
+def vicreg_terms(
+    z1: Tensor,
+    z2: Tensor,
+    weights: tuple[float, float, float],
+    group: ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`vicreg_loss`, and its unweighted terms [3] (inv, var, cov) without a gradient."""
+    for name, z in (("z1", z1), ("z2", z2)):
+        checks.check_floating(name, z)
+    if z1.shape != z2.shape or z1.ndim != 2:
+        shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
+        raise ValueError(f"z1, z2: expected two [N, D] of one shape, got {shapes}")
+    checks.same_device(z1, z2=z2)
+    with torch.autocast(z1.device.type, enabled=False):
+        wide = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
+        z1, z2 = (distributed.all_gather_rows(z.to(wide), group, sizes) for z in (z1, z2))
+        if len(z1) < 2:
+            raise ValueError(f"z1: VICReg needs at least 2 images in a batch, got {len(z1)}")
+        return _vicreg.vicreg_loss(z1, z2, *weights)

@@ -1,0 +1,60 @@
+"""Images warped along a path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastequi.functional import checks
+from fastequi.kernels import warp as _warp
+from fastequi.kernels.target import Target
+
+
+def warp(
+    image: Tensor,
+    theta: Tensor,
+    *,
+    color: Tensor | None = None,
+    size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    dtype: torch.dtype | None = None,
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> Tensor:
+    """Warped, recoloured, normalised images in one pass; the sampler of :func:`warp_recon_loss`.
+
+    Args:
+        image: [B, C, Hs, Ws], uint8 or floating, any strides.
+        theta: [B, K, 2, 3] or [B, 2, 3] matrices in the convention of `F.affine_grid`.
+        color: [B, K, 3, 4] (or [B, 3, 4]) affine maps of RGB in 0..1.
+        size: (H, W) of the result, or one number for both; the image's by default.
+        mean, std: C floats each, one for all, or neither.
+        dtype: of the result: floating, or uint8 (0..255, rounded; not with mean and std). By
+            default the image's own if floating, else float32.
+        padding_mode, align_corners: as in `F.grid_sample`.
+
+    Returns:
+        [B, K, C, H, W], or [B, C, H, W] for theta [B, 2, 3]. NaN where θ is not finite.
+
+    Differentiable in image, theta and color (through plain PyTorch).
+    """
+    checks.check_names(padding_mode=padding_mode)
+    mean, std = checks.check_image(image, mean, std)
+    checks.check_floating("theta", theta)
+    single = theta.ndim == 3
+    if single:
+        theta = theta[:, None]
+        color = color[:, None] if color is not None and color.ndim == 3 else color
+    checks.check_theta(theta, image)
+    checks.check_color(color, theta, image)
+    if dtype is None:
+        dtype = image.dtype if image.is_floating_point() else torch.float32
+    checks.check_out_dtype(dtype, mean)
+    height, width = checks.two_sizes("size", image.shape[-2:] if size is None else size)
+    checks.same_device(image, theta=theta, color=color)
+    target = Target(height, width, 0, "none", mean, std, padding_mode, align_corners)
+    out = _warp.warp(image, theta, color, target, dtype)
+    return out[:, 0] if single else out

@@ -1,0 +1,271 @@
+"""DINO, iBOT and DINOv2 as bases: a student predicts its EMA teacher's output for other views.
+
+DINO (Caron et al., ICCV 2021): class tokens of all crops against the teacher's of both global
+views. iBOT (Zhou et al., ICLR 2022) adds masked patches against the teacher's, which saw them, by
+the same head. DINOv2 (Oquab et al., TMLR 2024): a head of its own for patches, teachers balanced by
+Sinkhorn-Knopp, KoLeo on the class tokens.
+
+z_equi are the student's, of the patches of both global views; those of masked patches are set to
+zero. The decoders see no local crops.
+
+Where the official codes differ: iBOT's patch centre averages the masked patches, whose logits are
+the only ones computed (as in DINOv2), instead of all; the teacher's heads run in eval mode like its
+encoder; temperatures and momenta change with every step, not by epochs.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastequi.data.views.batch import Batch, Masks
+from fastequi.functional.distributed import even_sizes, world
+from fastequi.losses.dino import DINOLoss, IBOTLoss
+from fastequi.losses.koleo import KoLeoLoss
+from fastequi.methods.base import Base, BaseOutput
+from fastequi.methods.teacher import follow, momentum_at, spread
+from fastequi.models.heads import DINOHead
+from fastequi.models.vit import Tokens, VisionTransformer
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Schedules; times are shares of the training.
+
+    Attributes:
+        momentum: of the teacher's weights at the start; half a cosine raises it to 1.
+        teacher_temp: reached linearly from `first_teacher_temp` after `temp_warmup`.
+        freeze: time during which the prototypes are frozen.
+    """
+
+    momentum: float = 0.996
+    teacher_temp: float = 0.07
+    first_teacher_temp: float = 0.04
+    temp_warmup: float = 0.0375
+    freeze: float = 0.00125
+
+    def temp_at(self, progress: float) -> float:
+        risen = 1.0 if progress >= self.temp_warmup else progress / self.temp_warmup
+        return self.first_teacher_temp + risen * (self.teacher_temp - self.first_teacher_temp)
+
+
+class Branch(nn.Module):
+    """A student or a teacher.
+
+    Args:
+        encoder: ViT with a class token.
+        head: of the class token.
+        patch_head: of the patches; the same object if it is shared, whose weights then count once.
+    """
+
+    def __init__(self, encoder: VisionTransformer, head: DINOHead, patch_head: DINOHead) -> None:
+        super().__init__()
+        if encoder.cls_token is None:
+            raise ValueError("encoder: expected one with a class token")
+        self.encoder, self.head = encoder, head
+        self.own_head = patch_head if patch_head is not head else None
+
+    @property
+    def patch_head(self) -> DINOHead:
+        return self.head if self.own_head is None else self.own_head
+
+
+class SelfDistillation(Base):
+    """DINO (no masks in the batch), iBOT, DINOv2.
+
+    Args:
+        student: its networks; the teacher starts as their copy.
+        schedule: of momentum, temperature and the prototypes' freeze.
+        targets: "softmax", centred, or "sinkhorn".
+        masked: masked patches are predicted (iBOT, DINOv2); batches then carry masks.
+        patch_weight: of that loss.
+        koleo_weight: of KoLeo on the student's class tokens, summed over both global views.
+        student_temp, center_momentum: of the losses.
+        chunked: prototype layers and losses together, so that logits are never stored whole: less
+            memory for two more matrix products.
+    """
+
+    def __init__(
+        self,
+        student: Branch,
+        schedule: Schedule = Schedule(),
+        targets: str = "softmax",
+        masked: bool = False,
+        patch_weight: float = 1.0,
+        koleo_weight: float = 0.0,
+        student_temp: float = 0.1,
+        center_momentum: float = 0.9,
+        chunked: bool = False,
+    ) -> None:
+        super().__init__()
+        self.chunked = chunked
+        self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
+        self.schedule, self.patch_weight, self.koleo_weight = schedule, patch_weight, koleo_weight
+        width = student.head.prototypes
+        options = student_temp, center_momentum, targets, world(), not chunked
+        self.class_loss = DINOLoss(width, *options)
+        self.patch_loss = IBOTLoss(student.patch_head.prototypes, *options) if masked else None
+        self.koleo_loss = KoLeoLoss(world())
+        self.mask_token = nn.Parameter(torch.zeros(student.encoder.embed_dim)) if masked else None
+        self.before_step(0.0)
+
+    @property
+    def backbone(self) -> VisionTransformer:
+        return self.student.encoder
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        """Frozen prototypes have no gradient."""
+        return self.schedule.freeze > 0
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        return self.teacher.encoder
+
+    def train(self, mode: bool = True) -> SelfDistillation:
+        """The teacher stays in eval mode: it drops no path."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def before_step(self, progress: float) -> None:
+        self.temp = self.schedule.temp_at(progress)
+        self.frozen = progress < self.schedule.freeze
+
+    def after_step(self, progress: float, taken: Tensor | None = None) -> None:
+        follow(self.teacher, self.student, momentum_at(self.schedule.momentum, progress), taken)
+        for loss in (self.class_loss, self.patch_loss):
+            if loss is not None:
+                loss.update()
+
+    def forward(self, v1: Tensor, v2: Tensor, batch: Batch) -> BaseOutput:
+        views, masks = torch.cat([v1, v2]), batch.masks
+        if (masks is None) != (self.patch_loss is None):
+            raise ValueError(
+                f"batch: expected {'no ' if masks is not None else ''}masks for this base"
+            )
+        hidden = None if masks is None else masks.mask.flatten(0, 1)
+        groups = [self.student.encoder.embed(views, hidden, self.mask_token)]
+        if batch.local_crops is not None:
+            groups.append(self.student.encoder.embed(batch.local_crops.flatten(0, 1)))
+        encoder = self.student.encoder
+        tokens, *local = [encoder.split(group) for group in encoder.encode(groups)]
+        with torch.no_grad():
+            seen = self.teacher.encoder.forward_features(views)
+            target, _ = self.teacher.head.embed(_cls(seen))
+        unit, _ = self.student.head.embed(torch.cat([_cls(group) for group in (tokens, *local)]))
+        parts = self._classes(unit.unflatten(0, (-1, len(v1))), target.unflatten(0, (2, -1)))
+        parts["loss"] = parts["class"]
+        if self.koleo_weight:
+            first, second = _cls(tokens).chunk(2)
+            sizes = even_sizes(first, self.koleo_loss.group)
+            parts["koleo"] = self.koleo_loss(first, sizes) + self.koleo_loss(second, sizes)
+            parts["loss"] = parts["loss"] + self.koleo_weight * parts["koleo"]
+        patches, z_equi = tokens.patch, None
+        if masks is not None:
+            picked = seen.patch.flatten(0, 1)[masks.index]
+            z_equi, parts["patch"] = self._patches(patches, picked, masks)
+            parts["loss"] = parts["loss"] + self.patch_weight * parts["patch"]
+        elif self.student.patch_head.equi_dim:
+            z_equi = self._equivariant(self.student, patches)
+        return BaseOutput(parts, z_equi)
+
+    # torch.compile would make a graph for every temperature of the warm-up; so these two, which
+    # have fused kernels, run outside of its graphs.
+
+    @torch.compiler.disable
+    def _classes(self, unit: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The "class" loss and statistics of unit vectors [V, B, C], the teacher's [2, B, C]."""
+        student, teacher = self.student.head, self.teacher.head
+        with torch.no_grad():
+            teacher_logits = teacher.score(target)
+        parts = self._statistics(unit[:2].flatten(0, 1), teacher_logits.flatten(0, 1))
+        if self.chunked:
+            layers = _layers(student.directions(self.frozen), teacher.directions())
+            return {**parts, "class": self.class_loss(unit, target, self.temp, **layers)}
+        logits = student.score(unit, self.frozen)
+        return {**parts, "class": self.class_loss(logits, teacher_logits, self.temp)}
+
+    @torch.compiler.disable
+    def _masked(self, unit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The loss of masked patches: unit vectors [M, C] of student and teacher."""
+        assert self.patch_loss is not None
+        student, teacher = self.student.patch_head, self.teacher.patch_head
+        if self.chunked:
+            layers = _layers(student.directions(self.frozen), teacher.directions())
+            return self.patch_loss(unit, target, weight, self.temp, **layers)
+        with torch.no_grad():
+            teacher_logits = teacher.score(target)
+        return self.patch_loss(student.score(unit, self.frozen), teacher_logits, weight, self.temp)
+
+    def _patches(
+        self, patches: Tensor, picked: Tensor, masks: Masks
+    ) -> tuple[Tensor | None, Tensor]:
+        """(z_equi, zero where masked; the loss of masked patches) of the student's [2B, L, D].
+
+        picked: [M, D], the teacher's tokens at the masked places.
+        """
+        head, rows, z_equi = self.student.patch_head, patches.flatten(0, 1), None
+        with torch.no_grad():
+            target, _ = self.teacher.patch_head.embed(picked)
+        if head.equi_dim:
+            unit, flat = head.embed(rows, equi=True)
+            assert flat is not None
+            kept = flat.masked_fill(masks.mask.flatten()[:, None], 0.0)
+            z_equi, unit = kept.unflatten(0, patches.shape[:2]), unit[masks.index]
+        else:
+            unit, _ = head.embed(rows[masks.index])
+        return z_equi, self._masked(unit, target, masks.weight)
+
+    @torch.no_grad()
+    def _statistics(self, unit: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
+        """Statistics that show a collapse, from class tokens of the global views.
+
+        "std", the :func:`spread` of the student's unit vectors; "teacher_entropy" in nats, mean
+        over rows (log N if it is uniform), before any balancing; "prototypes", how many the
+        teacher uses: the exponential of the entropy of its mean distribution.
+        """
+        center = self.class_loss.center
+        logits = teacher_logits.to(torch.promote_types(teacher_logits.dtype, torch.float32))
+        logits = logits if center is None else logits - center.value
+        q = torch.softmax(logits / self.temp, -1)
+        mean = q.mean(0)
+        return {
+            "std": spread(unit),
+            "teacher_entropy": torch.special.entr(q).sum(-1).mean(),
+            "prototypes": torch.special.entr(mean).sum().exp(),
+        }
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """The teacher's: "patch", "cls" (encoder), "z_inv" (unit vectors of the head), "z_equi"."""
+        tokens = self.teacher.encoder.forward_features(images)
+        patches, head = tokens.patch, self.teacher.patch_head
+        unit, z_equi = head.embed(patches.flatten(0, 1), equi=True)
+        assert z_equi is not None
+        out = {"z_inv": unit, "z_equi": z_equi}
+        out = {name: value.unflatten(0, patches.shape[:2]) for name, value in out.items()}
+        assert tokens.cls is not None
+        return {"patch": patches, **out, "cls": tokens.cls}
+
+    def equivariant(self, images: Tensor) -> Tensor:
+        tokens = self.student.encoder.forward_features(images)
+        return self._equivariant(self.student, tokens.patch)
+
+    def _equivariant(self, branch: Branch, patches: Tensor) -> Tensor:
+        _, z_equi = branch.patch_head.embed(patches.flatten(0, 1), equi=True)
+        assert z_equi is not None
+        return z_equi.unflatten(0, patches.shape[:2])
+
+
+def _cls(tokens: Tokens) -> Tensor:
+    """[B, D]; every branch has a class token."""
+    assert tokens.cls is not None
+    return tokens.cls[:, 0]
+
+
+def _layers(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+    """Keywords of the losses for both prototype layers' weights [N, C]."""
+    return {"prototypes": student, "teacher_prototypes": teacher}

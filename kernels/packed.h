@@ -1,0 +1,402 @@
+/* Packed texels and bilinear sampling at an affine grid, shared by warp.c and warp_recon.c.
+ *
+ * An image is packed once: one texel of four floats (r g b 0, already scaled or normalised) per
+ * pixel, and a ring of two texels around it that hold what lies outside. A bilinear sample is then
+ * two loads of two neighbouring texels, whatever the channel, the layout or the type of the image.
+ * Coordinates are bounded before they become integers, NaN included, so no matrix reads elsewhere.
+ *
+ * Compiled once per instruction set; ISA names it and ends every exported name.
+ */
+#ifndef FASTEQUI_PACKED_H
+#define FASTEQUI_PACKED_H
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "vectors.h"
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define EXPORT(name) JOIN(name, ISA)
+#define CALLED static __attribute__((noinline, unused)) /* big, called per run: one copy is enough */
+
+enum { UINT8, FLOAT32, BFLOAT16 };
+enum { ZEROS, BORDER, REFLECTION };
+
+enum { RING = 2, RUN = 1024 }; /* texels around an image; pixels sampled before they are used */
+
+typedef struct {
+  const void *data;
+  int64_t stride[4]; /* of batch, channel, row and column, in elements */
+  int32_t dtype, channels, height, width;
+} Image;
+
+/* Matrices [B, K, 2, 3] and colours [B, K, 3, 4] or NULL, both dense; the sampled value of channel c
+ * is gain[c] * x + bias[c], after the colour matrix if there is one. */
+typedef struct {
+  const float *theta, *color;
+  float gain[4], bias[4];
+  int32_t batch, steps, height, width; /* of the samples */
+  int32_t padding, align;
+} Grid;
+
+INLINE float from_bf16(uint16_t half) {
+  uint32_t bits = (uint32_t)half << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+INLINE uint16_t to_bf16(float value) { /* to nearest even; NaN stays NaN */
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return (uint16_t)(value != value ? 0x7fc0 : rounded);
+}
+
+/* Fresh memory comes page by page, a fault each: for a large result that costs as much as the rest of
+ * the work. Where the system lets us ask, it comes in large pages instead. */
+CALLED void in_large_pages(void *start, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const uintptr_t page = 2 << 20;
+  uintptr_t first = ((uintptr_t)start + page - 1) & ~(page - 1);
+  uintptr_t last = ((uintptr_t)start + (uintptr_t)bytes) & ~(page - 1);
+  if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+  (void)start, (void)bytes;
+#endif
+}
+
+/* ---- packing ---- */
+
+INLINE int64_t pitch_of(const Image *image) { return image->width + 2 * RING; }
+
+INLINE size_t packed_bytes(const Image *image) {
+  return (size_t)pitch_of(image) * (image->height + 2 * RING) * sizeof(v4);
+}
+
+/* n texels of a row from values side by side in memory (r g b r g b ...). */
+INLINE void pack_bytes3(v4_at *to, const uint8_t *in, int64_t n, v4 gain, v4 bias) {
+  int64_t x = 0;
+  for (; x + 1 < n; x++) /* the fourth byte is the next pixel's: its gain is 0 */
+    to[x] = gain * from_bytes(AT(b4, in + 3 * x)) + bias;
+  for (; x < n; x++) {
+    v4 one = {in[3 * x], in[3 * x + 1], in[3 * x + 2], 0};
+    to[x] = gain * one + bias;
+  }
+}
+
+/* n values of one channel, `step` elements apart. */
+INLINE void read_row(float *out, const Image *image, int64_t at, int64_t step, int64_t n) {
+#define READ(type, value)                            \
+  do {                                               \
+    const type *in = (const type *)image->data + at; \
+    if (step == 1)                                   \
+      for (int64_t x = 0; x < n; x++) {              \
+        const type raw = in[x];                      \
+        out[x] = (value);                            \
+      }                                              \
+    else                                             \
+      for (int64_t x = 0; x < n; x++) {              \
+        const type raw = in[x * step];               \
+        out[x] = (value);                            \
+      }                                              \
+  } while (0)
+  if (image->dtype == UINT8) READ(uint8_t, (float)raw);
+  else if (image->dtype == FLOAT32) READ(float, raw);
+  else READ(uint16_t, from_bf16(raw));
+#undef READ
+}
+
+/* Rows first..last-1 of the packed image (ring included) of image b, as gain * x + bias. */
+CALLED void pack_rows(
+    const Image *image, int64_t b, const float *gains, const float *biases, int64_t first,
+    int64_t last, float *texels) {
+  enum { PART = 128 };
+  int64_t pitch = pitch_of(image), width = image->width, channels = image->channels;
+  float part[4][PART] = {{0}}; /* a channel each; 0 where there is none */
+  v4 gain = {0}, bias = {0};
+  for (int64_t c = 0; c < channels; c++) gain[c] = gains[c], bias[c] = biases[c];
+  for (int64_t row = first; row < last; row++) {
+    v4_at *to = (v4_at *)texels + row * pitch;
+    int64_t y = row - RING;
+    int inside = y >= 0 && y < image->height;
+    for (int64_t x = 0; x < (inside ? RING : pitch); x++) to[x] = to[pitch - 1 - x] = bias;
+    if (!inside) continue;
+    to += RING;
+    int64_t at = b * image->stride[0] + y * image->stride[2];
+    if (image->dtype == UINT8 && channels == 3 && image->stride[1] == 1 && image->stride[3] == 3) {
+      pack_bytes3(to, (const uint8_t *)image->data + at, width, gain, bias);
+      continue;
+    }
+    for (int64_t x = 0; x < width; x += PART) {
+      int64_t n = width - x < PART ? width - x : PART;
+      for (int64_t c = 0; c < channels; c++)
+        read_row(part[c], image, at + c * image->stride[1] + x * image->stride[3],
+                 image->stride[3], n);
+      int64_t i = 0;
+      for (; i + 4 <= n; i += 4) {
+        Four at = transposed((Four){AT(v4, part[0] + i), AT(v4, part[1] + i), AT(v4, part[2] + i),
+                                    AT(v4, part[3] + i)});
+        to[x + i] = gain * at.a + bias;
+        to[x + i + 1] = gain * at.b + bias;
+        to[x + i + 2] = gain * at.c + bias;
+        to[x + i + 3] = gain * at.d + bias;
+      }
+      for (; i < n; i++) {
+        v4 value = {part[0][i], part[1][i], part[2][i], part[3][i]};
+        to[x + i] = gain * value + bias;
+      }
+    }
+  }
+}
+
+/* What packing folds in: the scale of bytes, and the normalisation unless a colour matrix precedes. */
+INLINE void packing(const Image *image, const Grid *grid, float *gain, float *bias) {
+  for (int c = 0; c < 4; c++) {
+    gain[c] = (image->dtype == UINT8 ? 1.0f / 255.0f : 1.0f) * (grid->color ? 1.0f : grid->gain[c]);
+    bias[c] = grid->color ? 0.0f : grid->bias[c];
+  }
+}
+
+INLINE int thread_number(void) {
+#ifdef _OPENMP
+  extern int omp_get_thread_num(void);
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+/* ---- the affine grid ---- */
+
+/* Sample point of output pixel (x, y), in pixels of the source: a x + b y + c in both axes; and the
+ * normalised output coordinates sx x + bx, sy y + by. */
+typedef struct {
+  double a[2], b[2], c[2];
+  float scale[2], centre[2]; /* pixel = scale * normalised + centre */
+  float step[2], start[2];   /* normalised output coordinate of pixel i: step * i + start */
+} Affine;
+
+INLINE Affine affine_of(const float *theta, const Grid *grid, const Image *image) {
+  Affine at;
+  int32_t out[2] = {grid->width, grid->height}, in[2] = {image->width, image->height};
+  double step[2], start[2];
+  for (int i = 0; i < 2; i++) {
+    if (grid->align) {
+      step[i] = out[i] > 1 ? 2.0 / (out[i] - 1) : 0.0;
+      start[i] = out[i] > 1 ? -1.0 : 0.0;
+    } else {
+      step[i] = 2.0 / out[i];
+      start[i] = 1.0 / out[i] - 1.0;
+    }
+    at.scale[i] = (float)(grid->align ? (in[i] - 1) * 0.5 : in[i] * 0.5);
+    at.centre[i] = (float)((in[i] - 1) * 0.5);
+    at.step[i] = (float)step[i];
+    at.start[i] = (float)start[i];
+  }
+  for (int i = 0; i < 2; i++) {
+    const float *row = theta + 3 * i;
+    at.a[i] = row[0] * step[0] * at.scale[i];
+    at.b[i] = row[1] * step[1] * at.scale[i];
+    at.c[i] = (row[0] * start[0] + row[1] * start[1] + row[2]) * at.scale[i] + at.centre[i];
+  }
+  return at;
+}
+
+INLINE int finite6(const float *theta) {
+  float sum = 0;
+  for (int i = 0; i < 6; i++) sum += 0.0f * theta[i];
+  return sum == 0.0f;
+}
+
+/* Coordinate after the padding rule; *slope: the rule's derivative. NaN becomes the lower bound. */
+INLINE float padded(float x, int32_t size, int32_t padding, int32_t align, float *slope) {
+  float low = -1.5f, high = (float)size + 0.5f;
+  *slope = 1.0f;
+  if (padding == REFLECTION) {
+    float origin = align ? 0.0f : -0.5f, span = align ? (float)(size - 1) : (float)size;
+    float away = fabsf(x - origin), safe = span > 1.0f ? span : 1.0f;
+    float turns = floorf(away / safe), rest = away - turns * safe;
+    int odd = turns - 2.0f * floorf(turns * 0.5f) != 0.0f;
+    *slope = (odd ? -1.0f : 1.0f) * (x < origin ? -1.0f : 1.0f);
+    x = (odd ? span - rest : rest) + origin;
+    x = span > 0.0f ? x : 0.0f;
+    *slope = span > 0.0f ? *slope : 0.0f;
+  }
+  if (padding != ZEROS) {
+    low = 0.0f;
+    high = (float)(size - 1);
+    *slope = x > low && x < high ? *slope : 0.0f;
+  }
+  x = x > low ? x : low;
+  return x < high ? x : high;
+}
+
+/* What a run of samples needs: the upper left texel, the weights; and on request the derivatives of
+ * the weights' coordinates by the normalised ones, and whether the point lies inside the image. */
+typedef struct {
+  int32_t texel[RUN];
+  float wx[RUN], wy[RUN];
+  float dx[RUN], dy[RUN];
+  int32_t keep[RUN]; /* all bits, or none */
+} Taps;
+
+/* Taps of `rows` rows of `n` pixels, the first of which is (x0, y0). */
+INLINE void locate(
+    Taps *taps, int64_t n, int64_t rows, int64_t x0, int64_t y0, const Affine *at, const Grid *grid,
+    const Image *image, int derivatives, int mask, int32_t padding) {
+  const float ax = (float)at->a[0], ay = (float)at->a[1];
+  const float middle_x = at->centre[0], middle_y = at->centre[1];
+  const float scale_x = at->scale[0], scale_y = at->scale[1];
+  const int32_t pitch = (int32_t)pitch_of(image), width = image->width, height = image->height;
+  const int32_t align = grid->align, count = (int32_t)n;
+  for (int64_t row = 0; row < rows; row++) {
+    const float cx = (float)(at->a[0] * x0 + at->b[0] * (y0 + row) + at->c[0]);
+    const float cy = (float)(at->a[1] * x0 + at->b[1] * (y0 + row) + at->c[1]);
+    int32_t *texel = taps->texel + row * n, *keep = taps->keep + row * n;
+    float *wx = taps->wx + row * n, *wy = taps->wy + row * n;
+    float *dx = taps->dx + row * n, *dy = taps->dy + row * n;
+#pragma GCC ivdep
+    for (int32_t i = 0; i < count; i++) {
+      float px = cx + ax * (float)i, py = cy + ay * (float)i, sx, sy;
+      if (mask) keep[i] = -((fabsf(px - middle_x) <= scale_x) & (fabsf(py - middle_y) <= scale_y));
+      px = padded(px, width, padding, align, &sx);
+      py = padded(py, height, padding, align, &sy);
+      float fx = floorf(px), fy = floorf(py);
+      wx[i] = px - fx;
+      wy[i] = py - fy;
+      texel[i] = ((int32_t)fy + RING) * pitch + (int32_t)fx + RING;
+      if (derivatives) {
+        dx[i] = sx * scale_x;
+        dy[i] = sy * scale_y;
+      }
+    }
+  }
+}
+
+CALLED void locate_run(
+    Taps *taps, int64_t n, int64_t rows, int64_t x0, int64_t y0, const Affine *at, const Grid *grid,
+    const Image *image, int derivatives, int mask) {
+#define LOCATE(derivatives, mask)                                                           \
+  (grid->padding == ZEROS                                                                   \
+       ? locate(taps, n, rows, x0, y0, at, grid, image, derivatives, mask, ZEROS)           \
+   : grid->padding == BORDER                                                                \
+       ? locate(taps, n, rows, x0, y0, at, grid, image, derivatives, mask, BORDER)          \
+       : locate(taps, n, rows, x0, y0, at, grid, image, derivatives, mask, REFLECTION))
+  if (derivatives || mask) LOCATE(derivatives, mask);
+  else LOCATE(0, 0);
+#undef LOCATE
+  for (int64_t i = n * rows; i % 4; i++) /* samples are made by fours */
+    taps->texel[i] = 0, taps->wx[i] = taps->wy[i] = 0.0f;
+}
+
+/* ---- sampling ---- */
+
+/* The colour matrix's columns, with the gain and bias of the normalisation folded in. */
+typedef struct {
+  v4 column[4];
+} Mixer;
+
+INLINE Mixer mixer_of(const float *color, const Grid *grid) {
+  Mixer mixer = {{{0}}};
+  for (int c = 0; c < 3; c++) {
+    for (int j = 0; j < 3; j++) mixer.column[j][c] = grid->gain[c] * color[4 * c + j];
+    mixer.column[3][c] = grid->gain[c] * color[4 * c + 3] + grid->bias[c];
+  }
+  return mixer;
+}
+
+INLINE v4 mixed(v4 v, const Mixer *mixer, int shift) {
+  v4 r = {v[0], v[0], v[0], v[0]}, g = {v[1], v[1], v[1], v[1]}, b = {v[2], v[2], v[2], v[2]};
+  v4 out = r * mixer->column[0] + g * mixer->column[1] + b * mixer->column[2];
+  if (shift) out += mixer->column[3];
+  return out;
+}
+
+/* The colour of a sample, and on request how it changes with the coordinates. */
+typedef struct {
+  v4 value, by_x, by_y;
+} Sample;
+
+INLINE Sample sample_at(
+    const Taps *taps, int64_t i, const float *texels, int64_t pitch, const Mixer *mixer) {
+  const float *upper = texels + 4 * (int64_t)taps->texel[i], *lower = upper + 4 * pitch;
+  float wx = taps->wx[i], wy = taps->wy[i];
+#ifdef __AVX__
+  v8 top = AT(v8, upper), down = AT(v8, lower) - top, both = top + wy * down;
+  v4 left = low_half(both), across = high_half(both) - left;
+  v4 left_down = low_half(down), right_down = high_half(down);
+#else
+  v4 top = AT(v4, upper), top_right = AT(v4, upper + 4);
+  v4 left_down = AT(v4, lower) - top, right_down = AT(v4, lower + 4) - top_right;
+  v4 left = top + wy * left_down, across = top_right + wy * right_down - left;
+#endif
+  Sample at = {left + wx * across, across, left_down + wx * (right_down - left_down)};
+  if (mixer) {
+    at.value = mixed(at.value, mixer, 1);
+    at.by_x = mixed(at.by_x, mixer, 0);
+    at.by_y = mixed(at.by_y, mixer, 0);
+  }
+  return at;
+}
+
+/* Four pixels of a run to planes of RUN floats per channel. */
+INLINE void put_planes(float *out, v4 a, v4 b, v4 c, v4 d, int32_t channels) {
+  Four planes = transposed((Four){a, b, c, d});
+  AT(v4, out) = planes.a;
+  if (channels > 1) AT(v4, out + RUN) = planes.b;
+  if (channels > 2) AT(v4, out + 2 * RUN) = planes.c;
+  if (channels > 3) AT(v4, out + 3 * RUN) = planes.d;
+}
+
+/* A run of samples to floats: planar, or interleaved with `channels` per pixel. Four values, or four
+ * pixels, are written at a time, so that the buffers need room for some more. */
+INLINE void sample(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
+    int64_t pitch, const Mixer *mixer, int32_t channels, int planar, int derivatives) {
+  if (planar)
+    for (int64_t i = 0; i < n; i += 4) {
+      Sample a = sample_at(taps, i, texels, pitch, mixer);
+      Sample b = sample_at(taps, i + 1, texels, pitch, mixer);
+      Sample c = sample_at(taps, i + 2, texels, pitch, mixer);
+      Sample d = sample_at(taps, i + 3, texels, pitch, mixer);
+      put_planes(out + i, a.value, b.value, c.value, d.value, channels);
+      if (derivatives) {
+        put_planes(by_x + i, a.by_x, b.by_x, c.by_x, d.by_x, channels);
+        put_planes(by_y + i, a.by_y, b.by_y, c.by_y, d.by_y, channels);
+      }
+    }
+  else
+    for (int64_t i = 0; i < n; i++) {
+      Sample at = sample_at(taps, i, texels, pitch, mixer);
+      AT(v4, out + i * channels) = at.value;
+      if (derivatives) {
+        AT(v4, by_x + i * channels) = at.by_x;
+        AT(v4, by_y + i * channels) = at.by_y;
+      }
+    }
+}
+
+/* The same with its choices as constants, so that each gets a loop of its own. */
+CALLED void sample_run(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
+    int64_t pitch, const Mixer *mixer, int32_t channels, int planar, int derivatives) {
+#define SAMPLE(channels, derivatives)                                                    \
+  do {                                                                                   \
+    if (planar) sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, 1, derivatives); \
+    else sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, 0, derivatives);        \
+  } while (0)
+  if (derivatives) SAMPLE(channels, 1);
+  else if (channels != 3) SAMPLE(channels, 0);
+  else if (mixer) SAMPLE(3, 0);
+  else {
+    mixer = NULL;
+    SAMPLE(3, 0);
+  }
+#undef SAMPLE
+}
+
+#endif

@@ -1,0 +1,382 @@
+"""The path loss at the speed of memory: Triton over interleaved uint8 images.
+
+A thread owns four neighbouring pixels, whose twelve predicted values lie side by side; each tap's
+three channels come with one load; a tile whose samples all lie inside the image goes without masks,
+bounds or padding (82 % of the tiles of the bench's mixed transformations at 224², 73 % of the
+identity's, whose outer ones touch the edge); coordinates advance by additions along the pixels;
+programs of one image follow each other, so its texels come from the L2 cache for all but the first
+step.
+The programs' sums are added by whichever program finishes last, in the order of the programs, so
+the same input gives the same bits; one launch does everything.
+
+Bytes per pixel in bf16, gradient included: 6 + 6, and 3/K to 4/K of the source. Instructions per
+pixel inside (sm_90, counted in tests/test_offline_compile.py): 79 with four bytes a texel, 91 with
+three. On 132 multiprocessors of 4·32 lanes at 1.755 GHz 89 instructions take as long as
+12.75 bytes at 4.3 TB/s: for B=256, K=4, 224² both 152 µs, the time to be expected at best.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels.backend import tl, triton
+from fastequi.kernels.packed import (
+    capability,
+    interleaved,
+    packed_target,
+    pixel_affine,
+    registers,
+    room,
+    target_constants,
+)
+from fastequi.kernels.pixel_loss import pixel_error
+from fastequi.kernels.quads import load_group, store_group
+from fastequi.kernels.sampling import padded
+from fastequi.kernels.target import Sums, Target
+
+_PIXELS = 4096  # of one program, about
+
+
+@triton.jit
+def _tile(
+    # pointers
+    pred,
+    grad,
+    image,
+    # places
+    offs,
+    live,
+    ix,
+    iy,
+    a0,
+    a3,
+    # shapes
+    HS,
+    WS,
+    row,
+    stride_c,
+    # the target: m · sample + bias
+    m,
+    bias,
+    start,
+    weight,
+    total,
+    count,
+    # constants
+    TEXEL: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
+    EXACT: tl.constexpr,
+    INSIDE: tl.constexpr,
+    LOSS: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN: tl.constexpr,
+    HAS_COLOR: tl.constexpr,
+    MASK_OUTSIDE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    GRAD: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Adds the errors of T groups of four pixels to total, their number to count; the gradient."""
+    p = load_group(pred, offs, stride_c, live, INTERLEAVED, T)
+    slopes = ()
+    for q in tl.static_range(4):
+        x = ix
+        y = iy
+        if q > 0:
+            x += a0 * q
+            y += a3 * q
+        keep = live
+        if not INSIDE:
+            if MASK_OUTSIDE:
+                unit_x = (WS - 1) * 0.5 if ALIGN else WS * 0.5
+                unit_y = (HS - 1) * 0.5 if ALIGN else HS * 0.5
+                within = tl.abs(x - (WS - 1) * 0.5) <= unit_x
+                within = within & (tl.abs(y - (HS - 1) * 0.5) <= unit_y)
+                keep = within & live
+            x, _ = padded(x, WS, PADDING, ALIGN)
+            y, _ = padded(y, HS, PADDING, ALIGN)
+        v = packed_target(
+            image, x, y, HS, WS, row, m, bias, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE, HAS_COLOR
+        )
+        for c in tl.static_range(3):
+            value, slope = pixel_error(p[3 * q + c] - v[c], LOSS, weight)
+            if not INSIDE:
+                value = tl.where(keep, value, 0.0)
+                slope = tl.where(keep, slope, 0.0)
+            total += value
+            slopes = slopes + (slope,)  # type: ignore[assignment]  # noqa: RUF005
+        if MASK_OUTSIDE:
+            if INSIDE:
+                count += 3.0
+            else:
+                count += tl.where(keep, 3.0, 0.0)
+    if GRAD:
+        store_group(grad, offs, stride_c, live, slopes, INTERLEAVED, T)
+    return total, count
+
+
+@triton.jit
+def _sum_all(ptr, n):
+    """Of what other programs have written, past this processor's own cache."""
+    offs = tl.arange(0, 1024)
+    acc = tl.zeros([1024], tl.float32)
+    for first in range(0, n, 1024):
+        at = first + offs
+        acc += tl.load(ptr + at, mask=at < n, other=0.0, cache_modifier=".cg")
+    return tl.sum(acc, 0)
+
+
+@triton.jit
+def warp_recon_packed_kernel(
+    # pointers
+    pred_ptr,
+    image_ptr,
+    theta_ptr,
+    color_ptr,
+    grad_ptr,
+    parts_ptr,
+    counts_ptr,
+    total_ptr,
+    count_ptr,
+    arrived_ptr,
+    # shapes
+    K,
+    H,
+    W,
+    HS,
+    WS,
+    NB,
+    ROWS,
+    # strides
+    stride_pb,
+    stride_pk,
+    stride_pc,
+    stride_py,
+    stride_pl,
+    stride_ib,
+    stride_iy,
+    stride_tb,
+    stride_tk,
+    # normalisation
+    mean0,
+    mean1,
+    mean2,
+    gain0,
+    gain1,
+    gain2,
+    weight,
+    # constants
+    TEXEL: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
+    EXACT: tl.constexpr,
+    PATCH: tl.constexpr,
+    TILE_W: tl.constexpr,
+    TILE_H: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    LOSS: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN: tl.constexpr,
+    HAS_COLOR: tl.constexpr,
+    MASK_OUTSIDE: tl.constexpr,
+    GRAD: tl.constexpr,
+    REDUCE: tl.constexpr,
+):
+    # total = weight Σ_{c,y,x} ℓ(pred - gain_c (color_c · image[b, :, θ_k (x, y)] - mean_c))
+    T: tl.constexpr = TILE_W * TILE_H // 4
+    pid = tl.program_id(0)
+    k = pid % K  # the steps of one image innermost: they share its texels in L2
+    part = (pid // K) % NB
+    b = (pid // (K * NB)).to(tl.int64)
+    a0, a1, a2, a3, a4, a5, cx, cy, poison = pixel_affine(
+        theta_ptr + b * stride_tb + k * stride_tk, H, W, HS, WS, ALIGN
+    )
+    image = image_ptr + b * stride_ib
+    m, bias, start = target_constants(
+        color_ptr + (b * K + k) * 12 if HAS_COLOR else None,
+        mean0, mean1, mean2, gain0, gain1, gain2, poison, EXACT, HAS_COLOR,
+    )  # fmt: skip
+    # four pixels of a thread: token by token, row by row
+    t = tl.arange(0, T)
+    SIDE: tl.constexpr = PATCH if PATCH > 0 else TILE_W
+    token = t // (SIDE * TILE_H // 4)
+    inner = t % (SIDE * TILE_H // 4)
+    x = token * SIDE + (inner % (SIDE // 4)) * 4
+    y = inner // (SIDE // 4)
+    if PATCH > 0:
+        place = token * stride_pl + inner * 12
+        tile_step = (TILE_W // PATCH) * stride_pl
+    else:
+        place = y * stride_py + x * (3 if INTERLEAVED else 1)
+        tile_step = TILE_W * (3 if INTERLEAVED else 1)
+    # samples from the source's centre: of a tile's middle, and of a thread's first pixel from there
+    mid_w = (TILE_W - 1) * 0.5
+    mid_h = (TILE_H - 1) * 0.5
+    from_x = a0 * (x - mid_w) + a1 * (y - mid_h) + (WS - 1) * 0.5
+    from_y = a3 * (x - mid_w) + a4 * (y - mid_h) + (HS - 1) * 0.5
+    room_x, room_y = room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
+    total = tl.zeros([T], tl.float32)
+    count = tl.zeros([T], tl.float32)
+    step = b * stride_pb + k * stride_pk
+    for tile_y in range(part * ROWS, tl.minimum((part + 1) * ROWS, (H + TILE_H - 1) // TILE_H)):
+        top = tile_y * TILE_H
+        if PATCH > 0:
+            at = step + tile_y * ((W // PATCH) * stride_pl)
+        else:
+            at = step + top * stride_py
+        row_x = a0 * (mid_w - cx) + a1 * (top + (mid_h - cy)) + a2
+        row_y = a3 * (mid_w - cx) + a4 * (top + (mid_h - cy)) + a5
+        for tile_x in range((W + TILE_W - 1) // TILE_W):
+            left = tile_x * TILE_W
+            off_x = row_x + a0 * left
+            off_y = row_y + a3 * left
+            inside = (tl.abs(off_x) <= room_x) & (tl.abs(off_y) <= room_y)
+            if PATCH == 0:
+                inside = inside & (left + TILE_W <= W) & (top + TILE_H <= H)
+            ix = off_x + from_x
+            iy = off_y + from_y
+            pred = pred_ptr + at + tile_x * tile_step
+            grad = grad_ptr
+            if GRAD:
+                grad += at + tile_x * tile_step
+            if inside:
+                total, count = _tile(
+                    pred, grad, image, place, None, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
+                    m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, True, LOSS,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
+                )  # fmt: skip
+            else:
+                live = (left + x < W) & (top + y < H)
+                total, count = _tile(
+                    pred, grad, image, place, live, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
+                    m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, False, LOSS,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
+                )  # fmt: skip
+    tl.store(parts_ptr + pid, tl.sum(total, 0) * weight)
+    if MASK_OUTSIDE:
+        tl.store(counts_ptr + pid, tl.sum(count, 0))
+    if REDUCE:
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel")
+        if arrived == tl.num_programs(0) - 1:
+            tl.store(total_ptr, _sum_all(parts_ptr, tl.num_programs(0)))
+            if MASK_OUTSIDE:
+                tl.store(count_ptr, _sum_all(counts_ptr, tl.num_programs(0)))
+            tl.store(arrived_ptr, 0)  # for the next launch
+
+
+class Tiles(NamedTuple):
+    """How a prediction is cut up: tiles of pixels, and whether values lie pixel by pixel."""
+
+    width: int
+    height: int
+    interleaved: bool
+
+
+def tiles_of(pred: Tensor, image: Tensor, target: Target) -> Tiles | None:
+    """None where the general kernel has to run."""
+    if not interleaved(image) or target.height * target.width * 3 >= 2**31:
+        return None
+    if pred.data_ptr() % 4:  # values are read a word at a time
+        return None
+    patch = target.patch_size
+    if patch:
+        tokens = target.width // patch
+        side_by_side = tokens & -tokens  # the largest power of two that divides them
+        if patch not in (4, 8, 16, 32):
+            return None
+        return Tiles(min(side_by_side, max(256 // patch**2, 1)) * patch, patch, True)
+    by_pixel = (pred.stride(2), pred.stride(4)) == (1, 3)
+    if target.width % 4 or not (by_pixel or pred.stride(4) == 1):
+        return None
+    return Tiles(32, 8, by_pixel)
+
+
+def warp_recon_packed(
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    weight: float,
+    sums: Sums,
+    tiles: Tiles,
+) -> None:
+    """Fills total and counted, [B, K] or scalars, and the gradient by pred, if not empty."""
+    batch, steps = theta.shape[:2]
+    tile_rows = triton.cdiv(target.height, tiles.height)
+    rows = min(max(_PIXELS // (target.width * tiles.height), 1), tile_rows)
+    parts = triton.cdiv(tile_rows, rows)
+    partial = sums.total.new_empty(2 if target.mask_outside else 1, batch, parts, steps)
+    reduce = sums.total.ndim == 0
+    theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
+    patch = target.patch_size
+    std = target.std or (1.0, 1.0, 1.0)
+    exact = pred.dtype == torch.float32
+    with torch.cuda.device_of(pred):
+        warp_recon_packed_kernel[(batch * steps * parts,)](
+            pred,
+            image,
+            theta,
+            color if color is None else color.float().contiguous(),
+            sums.grad if sums.grad.numel() else None,
+            partial[0],
+            partial[1] if target.mask_outside else None,
+            sums.total,
+            sums.counted if target.mask_outside else None,
+            _arrivals(pred.device) if reduce else None,
+            steps,
+            *target.size,
+            *image.shape[2:],
+            parts,
+            rows,
+            *pred.stride()[:2],
+            *((0, 0, pred.stride(2)) if patch else (*pred.stride()[2:4], 0)),
+            image.stride(0),
+            image.stride(2),
+            *theta.stride()[:2],
+            *(target.mean or (0.0, 0.0, 0.0)),
+            *(1 / value for value in std),
+            weight,
+            TEXEL=image.stride(3),
+            WHOLE_ROWS=image.stride(2) % 4 == 0,
+            EXACT=exact,
+            PATCH=patch,
+            TILE_W=tiles.width,
+            TILE_H=tiles.height,
+            INTERLEAVED=tiles.interleaved,
+            LOSS=target.loss,
+            PADDING=target.padding_mode,
+            ALIGN=target.align_corners,
+            HAS_COLOR=color is not None,
+            MASK_OUTSIDE=target.mask_outside,
+            GRAD=sums.grad.numel() > 0,
+            REDUCE=reduce,
+            num_warps=max(tiles.width * tiles.height // 128, 1),
+            maxnreg=registers(capability(pred.device), exact, color is not None),
+        )
+    if not reduce:
+        torch.sum(partial[0], 1, out=sums.total)
+        if target.mask_outside:
+            torch.sum(partial[1], 1, out=sums.counted)
+
+
+_ARRIVALS: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _arrivals(device: torch.device) -> Tensor:
+    """A zero that a launch counts its programs with and leaves a zero.
+
+    Launches on one stream follow each other and share it; a CUDA graph, which may be replayed on
+    any stream, gets its own.
+    """
+    if device.type != "cuda":
+        return torch.zeros(1, dtype=torch.int32)
+    if torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _ARRIVALS:
+        _ARRIVALS[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _ARRIVALS[key]

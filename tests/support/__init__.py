@@ -1,0 +1,1 @@
+"""What several test files use: references, batches, small configurations, runs as processes."""

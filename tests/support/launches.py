@@ -1,0 +1,496 @@
+"""The launches that `sass.py` compiles without a GPU, and what they may cost.
+
+A kernel is declared in one place: a function below, named after its file in kernels/, gives one
+`Case` for each launch. The first case of a kernel is compiled for every architecture; a case with
+`ceilings` may not need more instructions than they say. `test_offline_compile.py` fails for a
+kernel that no case launches.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+
+from fastequi.kernels import (
+    autograd,
+    blur,
+    correspondence,
+    crop_align,
+    dino,
+    koleo,
+    nt_xent,
+    packed,
+    rot90_batch,
+    similarities,
+    sinkhorn,
+    vicreg,
+    warp,
+    warp_packed,
+    warp_recon_general,
+    warp_recon_packed,
+)
+
+# Types by the name of the argument, where a case does not state another one; other arguments are
+# integers, and the constants of a case are compiled in.
+POINTERS = {
+    **dict.fromkeys(
+        ("pred_ptr", "student_ptr", "teacher_ptr", "x_ptr", "grad_ptr", "out_ptr", "s_ptr", "t_ptr",
+         "z_ptr", "every_ptr", "pooled_ptr"), "*bf16",
+    ),
+    **dict.fromkeys(
+        ("theta_ptr", "color_ptr", "mean_ptr", "std_ptr", "means_ptr", "gains_ptr", "sigma_ptr",
+         "total_ptr", "count_ptr", "counts_ptr", "parts_ptr", "weight_ptr", "row_ptr", "column_ptr",
+         "lse_ptr", "every_lse_ptr", "loss_ptr", "dtheta_ptr", "high_ptr", "forth_weight_ptr",
+         "back_weight_ptr", "student_boxes_ptr", "teacher_boxes_ptr", "boxes_ptr", "cosine_ptr",
+         "z1_ptr", "z2_ptr", "centred_ptr", "sums_ptr", "factor_ptr", "negative_ptr",
+         "positive_ptr", "pull_ptr"), "*fp32",
+    ),
+    **dict.fromkeys(
+        ("arrived_ptr", "pairs_ptr", "at_ptr", "forth_ptr", "back_ptr", "turns_ptr"), "*i32"
+    ),
+    **dict.fromkeys(("ids_ptr", "positives_ptr"), "*i64"),
+    "image_ptr": "*u8",
+}  # fmt: skip
+FLOATS = {
+    "max_sigma", "weight", "scale", "student_scale", "teacher_scale", "inverse_temp", "mean0",
+    "mean1", "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov",
+}  # fmt: skip
+# Sizes and strides that are multiples of 16, as those of 224×224 images are.
+EVEN = {
+    "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
+    "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
+    "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
+    "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
+}  # fmt: skip
+
+
+class Ceilings(NamedTuple):
+    """Instructions on sm_90 that may only go down, by the version of Triton.
+
+    Per pixel (all channels, gradient included), or per value of a row of logits (the whole kernel
+    over one block). Of kernels that loop over tiles: one turn, all samples inside the image.
+    Triton 3.8 rounds to tf32 with integer instructions of its own, a quarter more in the blur; its
+    LLVM keeps other values across loops.
+    """
+
+    triton_3_6: int
+    triton_3_7: int
+    triton_3_8: int
+
+
+class Case(NamedTuple):
+    """One launch."""
+
+    name: str
+    kernel: Any
+    constants: dict[str, Any]
+    pixels: int  # or values, that a program handles at a time
+    types: dict[str, str] = {}  # where not as in POINTERS  # noqa: RUF012
+    warps: int = 4
+    registers: Callable[[int], int | None] = lambda arch: None  # allowed on an architecture
+    stages: int | None = None  # of loads ahead
+    loops: bool = False  # over tiles: one turn is counted
+    ceilings: Ceilings | None = None
+    slow: bool = False  # compiled with -m slow alone
+
+
+_SECTIONS: list[Callable[[], Iterator[Case]]] = []
+
+
+def section(cases_of_a_kernel: Callable[[], Iterator[Case]]) -> Callable[[], Iterator[Case]]:
+    _SECTIONS.append(cases_of_a_kernel)
+    return cases_of_a_kernel
+
+
+def cases() -> list[Case]:
+    """All launches, those of one kernel together."""
+    found = [case for declared in _SECTIONS for case in declared()]
+    assert len({case.name for case in found}) == len(found), "two cases of one name"
+    return found
+
+
+def _by_table(name: str, kernel: Any, config: dict[str, Any], pixels: int, **more: Any) -> Case:
+    """Of what a kernel's own launch table gives: constants and compiler options."""
+    options = {key: config.get(key) for key in ("num_warps", "maxnreg", "num_stages")}
+    constants = {key: value for key, value in config.items() if key not in options}
+    how = {"warps": options["num_warps"], "stages": options["num_stages"]}
+    return Case(name, kernel, constants, pixels, registers=lambda _: options["maxnreg"],
+                **how, **more)  # fmt: skip
+
+
+def _with_pointers(constants: dict[str, Any]) -> dict[str, Any]:
+    """The same launch with all its pointers given: those that are None are constants."""
+    return {name: value for name, value in constants.items() if value is not None}
+
+
+# warp_recon_general
+
+RECON = {
+    "C": 3, "PATCH": 16, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
+    "HAS_NORM": True, "SCALE": 1 / 255, "MASK_OUTSIDE": False, "PRED_GRAD": True,
+    "THETA_GRAD": False, "BLOCK": 512, "color_ptr": None, "count_ptr": None, "dtheta_ptr": None,
+}  # fmt: skip
+RECON_EVERYTHING = _with_pointers(RECON) | {
+    "HAS_COLOR": True, "MASK_OUTSIDE": True, "THETA_GRAD": True, "PATCH": 0,
+    "PADDING": "reflection", "LOSS": "smooth_l1",
+}  # fmt: skip
+
+
+@section
+def warp_recon_general_cases() -> Iterator[Case]:
+    kernel = warp_recon_general.warp_recon_fwd_kernel
+    yield Case("general", kernel, RECON, 512, ceilings=Ceilings(304, 306, 300))
+    yield Case(
+        "general, everything on", kernel, RECON_EVERYTHING, 512, ceilings=Ceilings(510, 512, 514)
+    )
+    for padding in ("border", "zeros"):
+        for align in (False, True):
+            name = f"general, {padding}, align_corners={align}"
+            options = {**RECON_EVERYTHING, "PADDING": padding, "ALIGN": align, "LOSS": "l1"}
+            yield Case(name, kernel, options, 512, slow=True)
+    types = {"pred_ptr": "*fp32", "grad_ptr": "*fp32", "image_ptr": "*fp32"}
+    for channels, block in ((1, 128), (3, 128), (1, 512)):
+        options = {**RECON_EVERYTHING, "C": channels, "BLOCK": block, "SCALE": 1.0}
+        if channels != 3:
+            options |= {"HAS_COLOR": False, "color_ptr": None}
+        name = f"general, float32, {channels}, {block}"
+        yield Case(name, kernel, options, block, types, slow=True)
+
+
+# warp_recon_packed
+
+PACKED = {
+    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16, "TILE_H": 16,
+    "INTERLEAVED": True, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
+    "MASK_OUTSIDE": False, "GRAD": True, "REDUCE": True, "color_ptr": None, "counts_ptr": None,
+    "count_ptr": None,
+}  # fmt: skip
+PACKED_EVERYTHING = _with_pointers(PACKED) | {
+    "EXACT": True, "HAS_COLOR": True, "MASK_OUTSIDE": True, "PADDING": "reflection",
+    "LOSS": "smooth_l1", "PATCH": 0, "TILE_W": 32, "TILE_H": 8,
+}  # fmt: skip
+
+
+class Tile(NamedTuple):
+    TILE_W: int
+    TILE_H: int
+    PATCH: int
+    INTERLEAVED: bool
+
+
+class Texel(NamedTuple):
+    TEXEL: int  # bytes
+    WHOLE_ROWS: bool
+
+
+PAIRS_OF_PACKED: dict[str, tuple[Any, ...]] = {
+    "dtype": ("*bf16", "*fp16", "*fp32"),
+    "tile": (
+        Tile(16, 16, 16, True), Tile(32, 8, 8, True), Tile(64, 4, 4, True), Tile(32, 32, 32, True),
+        Tile(32, 8, 0, True), Tile(32, 8, 0, False),
+    ),
+    "texel": (Texel(3, True), Texel(3, False), Texel(4, True)),
+    "LOSS": ("mse", "l1", "smooth_l1"),
+    "PADDING": ("zeros", "border", "reflection"),
+    **dict.fromkeys(("ALIGN", "HAS_COLOR", "MASK_OUTSIDE", "GRAD", "REDUCE"), (False, True)),
+}  # fmt: skip
+
+
+@section
+def warp_recon_packed_cases() -> Iterator[Case]:
+    wide = {"TILE_W": 32, "TILE_H": 8}
+    for name, changes, ceilings in (
+        ("rgb", {}, Ceilings(92, 91, 88)),
+        ("rgbx", {"TEXEL": 4}, Ceilings(78, 79, 76)),
+        ("rgb, rows of any bytes", {"WHOLE_ROWS": False}, Ceilings(97, 97, 94)),
+        ("rgb, patches of 8", {"PATCH": 8, **wide}, Ceilings(88, 88, 85)),
+        ("rgb, images", {"PATCH": 0, **wide, "INTERLEAVED": False}, Ceilings(88, 88, 88)),
+        ("rgb, forward", {"GRAD": False}, Ceilings(76, 76, 79)),
+        ("rgb, recoloured", {"HAS_COLOR": True}, Ceilings(103, 104, 98)),
+        ("rgb, one step", {"K": 1, "NB": 1, "ROWS": 1}, None),  # ones become constants
+    ):
+        slow = name not in ("rgb", "rgbx")  # seconds each, of the same code but for a branch
+        yield _packed(f"packed, {name}", "*bf16", changes, ceilings=ceilings, slow=slow)
+    yield _packed("packed, rgb, float32", "*fp32", {}, ceilings=Ceilings(99, 97, 100), slow=True)
+    yield _packed("packed, everything on", "*fp32", PACKED_EVERYTHING, slow=True)
+    images = {**PACKED_EVERYTHING, "INTERLEAVED": False}
+    yield _packed("packed, everything on, images", "*fp32", images, slow=True)
+    for number, row in enumerate(_pairwise(PAIRS_OF_PACKED)):
+        dtype, tile, texel = (row.pop(name) for name in ("dtype", "tile", "texel"))
+        row |= tile._asdict() | texel._asdict()
+        yield _packed(f"packed, pairs of options {number}", dtype, row, slow=True)
+
+
+def _packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
+    constants = {**PACKED, **changes, "EXACT": dtype == "*fp32"}
+    for needed, pointers in (
+        ("HAS_COLOR", ("color_ptr",)),
+        ("MASK_OUTSIDE", ("counts_ptr", "count_ptr")),
+    ):
+        if constants[needed]:
+            constants = {key: value for key, value in constants.items() if key not in pointers}
+    pixels = constants["TILE_W"] * constants["TILE_H"]
+    return Case(
+        name,
+        warp_recon_packed.warp_recon_packed_kernel,
+        constants,
+        pixels,
+        types={"pred_ptr": dtype, "grad_ptr": dtype},
+        warps=pixels // 128,
+        registers=_registers_of_packed(constants),
+        loops=True,
+        **more,
+    )
+
+
+def _registers_of_packed(constants: dict[str, Any]) -> Callable[[int], int]:
+    exact, color = constants["EXACT"], constants["HAS_COLOR"]
+    return lambda arch: packed.registers(arch // 10, exact, color)
+
+
+def _pairwise(options: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """A few rows in which any two values of two options meet."""
+    draw = random.Random(0)
+
+    def pairs(row: dict[str, Any]) -> set[Any]:
+        return set(combinations(row.items(), 2))
+
+    left = set()
+    for a, b in combinations(options, 2):
+        left |= {((a, x), (b, y)) for x in options[a] for y in options[b]}
+    while left:
+        rows = [{name: draw.choice(values) for name, values in options.items()} for _ in range(99)]
+        best = max(rows, key=lambda row: len(pairs(row) & left))
+        best |= dict(min(left, key=repr))
+        left -= pairs(best)
+        yield best
+
+
+# warp, warp_packed
+
+WARP = {
+    "C": 3, "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False, "HAS_NORM": True,
+    "SCALE": 1 / 255, "ROUND": False, "BLOCK": 512, "color_ptr": None,
+}  # fmt: skip
+WARP_PACKED = {
+    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8, "PADDING": "zeros",
+    "ALIGN": False, "HAS_COLOR": False, "ROUND": False, "color_ptr": None,
+}  # fmt: skip
+
+
+@section
+def warp_cases() -> Iterator[Case]:
+    yield Case("warp", warp.warp_fwd_kernel, WARP, 512, ceilings=Ceilings(310, 322, 322))
+
+
+@section
+def warp_packed_cases() -> Iterator[Case]:
+    yield _warp_packed("rgb", "*bf16", {}, ceilings=Ceilings(81, 80, 78))
+    yield _warp_packed("rgbx", "*bf16", {"TEXEL": 4}, ceilings=Ceilings(65, 65, 64))
+    recoloured = {"HAS_COLOR": True}
+    ceilings = Ceilings(83, 84, 81)
+    yield _warp_packed("rgb, recoloured", "*bf16", recoloured, ceilings=ceilings, slow=True)
+    rounded = {"ROUND": True, "PADDING": "reflection"}
+    yield _warp_packed("rgb to rgb", "*u8", rounded, slow=True)
+    for dtype in ("*fp16", "*fp32"):
+        for color in (False, True):
+            changes = {"HAS_COLOR": color, "PADDING": "border", "WHOLE_ROWS": False}
+            yield _warp_packed(f"{dtype}, border, color={color}", dtype, changes, slow=True)
+
+
+def _warp_packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
+    constants = {**WARP_PACKED, **changes, "EXACT": dtype in ("*fp32", "*u8")}
+    if constants["HAS_COLOR"]:
+        del constants["color_ptr"]
+    return Case(
+        f"warp packed, {name}",
+        warp_packed.warp_packed_kernel,
+        constants,
+        256,
+        types={"out_ptr": dtype},
+        warps=2,
+        registers=_registers_of_packed(constants),
+        loops=True,
+        **more,
+    )
+
+
+# blur
+
+BLUR = {
+    "C": 3, "PATCH": 16, "LOSS": "mse", "HAS_NORM": True, "SCALE": 1 / 255, "GRAD": True,
+}  # fmt: skip
+
+
+@section
+def blur_cases() -> Iterator[Case]:
+    kernel = blur.blur_fwd_kernel
+    for name, sigma, ceilings in (
+        ("blur", 2.0, Ceilings(776, 792, 1000)),
+        ("blur, wide", 4.0, Ceilings(644, 644, 636)),
+    ):
+        yield _by_table(name, kernel, BLUR | blur.launch_config(sigma), 256, ceilings=ceilings)
+    for sigma in (1.0, 8.0, 16.0):
+        config = BLUR | blur.launch_config(sigma) | {"LOSS": "none"}
+        yield _by_table(f"blur images, {sigma}", kernel, config, 256, slow=True)
+
+
+# dino, sinkhorn
+
+DINO = {
+    "PAIRS": 2, "HAS_ROW": True, "HAS_COLUMN": True, "HAS_LSE": False, "lse_ptr": None,
+    "GRAD": True, "FULL": True, "BLOCK": sinkhorn.BLOCK, "VEC": sinkhorn.VEC,
+}  # fmt: skip
+
+
+@section
+def dino_cases() -> Iterator[Case]:
+    known = _with_pointers(DINO) | {"HAS_LSE": True}
+    ibot = DINO | {"PAIRS": 1, "HAS_ROW": False, "row_ptr": None}
+    for name, constants, ceilings in (
+        ("dino", DINO, Ceilings(54, 54, 52)),
+        ("ibot", ibot, Ceilings(62, 62, 61)),
+        ("dino, ragged", DINO | {"FULL": False}, None),
+        ("dino, columns", known, Ceilings(40, 39, 39)),
+    ):
+        yield Case(name, dino.dino_kernel, constants, sinkhorn.BLOCK, warps=sinkhorn.WARPS,
+                   ceilings=ceilings)  # fmt: skip
+    for dtype in (torch.float16, torch.float32):
+        types = dict.fromkeys(("student_ptr", "teacher_ptr", "grad_ptr"), _pointer(dtype))
+        for width, pairs in ((65536, 4), (300, 2), (20, 1)):
+            config = DINO | {"PAIRS": pairs} | sinkhorn.row_blocks(width, dtype)
+            name = f"dino {_pointer(dtype)} {width}"
+            block = config["BLOCK"]
+            yield _by_table(name, dino.dino_kernel, config, block, types=types, slow=True)
+
+
+@section
+def sinkhorn_cases() -> Iterator[Case]:
+    block, warps = sinkhorn.BLOCK, sinkhorn.WARPS
+    constants = {"HAS_COLUMN": True, "FULL": True, "BLOCK": block, "VEC": sinkhorn.VEC}
+    yield Case("row_lse", sinkhorn.row_lse_kernel, constants, block, warps=warps,
+               ceilings=Ceilings(19, 19, 18))  # fmt: skip
+    constants = {"ROWS": 16, "BLOCK": 128}
+    yield Case("column_lse", sinkhorn.column_lse_kernel, constants, 16 * 128)
+
+
+def _pointer(dtype: torch.dtype) -> str:
+    return {torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
+
+
+# correspondence, crop_align
+
+
+@section
+def correspondence_cases() -> Iterator[Case]:
+    tiles = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_C": 64, "PRECISION": "tf32", "WIDEN": False}
+    kernel, pixels = correspondence.best_matches_kernel, 32 * 64
+    yield Case("best_matches_kernel", kernel, {"FLIP": 0, **tiles}, pixels)
+    yield Case("matched_kernel", correspondence.matched_kernel, tiles, pixels)
+    for dtype in (torch.float16, torch.float32):
+        config = {"FLIP": 1, **correspondence.launch_config(torch.empty(1, dtype=dtype))}
+        types = dict.fromkeys(("s_ptr", "t_ptr"), _pointer(dtype))
+        name = f"best_matches {_pointer(dtype)}"
+        yield _by_table(name, kernel, config, pixels, types=types, slow=True)
+
+
+@section
+def crop_align_cases() -> Iterator[Case]:
+    kernel = crop_align.crop_align_kernel
+    for bins, cells in ((10, 14), (4, 14)):  # pairs of global and of local crops
+        config = crop_align.launch_config(torch.bfloat16, bins, cells)
+        config |= {"MOST": -(-cells // bins), "WIDEN": False, "BLOCK_X": 16}
+        pixels = config["BLOCK_O"] * config["BLOCK_C"]
+        both = {**config, "BLOCK_XT": 16, "GRAD": True}
+        slow = bins == 4
+        yield _by_table(f"crop_align {bins}", kernel, both, pixels, slow=slow)
+        spread = crop_align.spread_kernel
+        yield _by_table(f"spread {bins}", spread, config, pixels, slow=slow)
+    for dtype in (torch.float16, torch.float32):
+        names = "student_ptr", "teacher_ptr", "grad_ptr", "pooled_ptr"
+        types = dict.fromkeys(names, _pointer(dtype))
+        for bins, cells in ((14, 32), (7, 37)):
+            block = crop_align.block_of(cells)
+            config = crop_align.launch_config(dtype, bins, cells)
+            config |= {"MOST": -(-cells // bins), "WIDEN": False, "GRAD": True}
+            config |= {"BLOCK_X": block, "BLOCK_XT": block}
+            pixels = config["BLOCK_O"] * config["BLOCK_C"]
+            name = f"crop_align {_pointer(dtype)} {bins} {cells}"
+            yield _by_table(name, kernel, config, pixels, types=types, slow=True)
+
+
+# rot90_batch
+
+
+@section
+def rot90_batch_cases() -> Iterator[Case]:
+    kernel, tile = rot90_batch.rot90_batch_kernel, rot90_batch.TILE
+    dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
+    four = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
+    yield Case("rot90_batch", kernel, four, 4 * tile * tile, warps=rot90_batch.WARPS)
+    one = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
+    name = "rot90_batch, one, last"
+    yield Case(name, kernel, one, tile * tile, warps=rot90_batch.WARPS, slow=True)
+
+
+# vicreg
+
+
+@section
+def vicreg_cases() -> Iterator[Case]:
+    constants = {"GRAD": True, "ROWS": vicreg.ROWS, "BLOCK": vicreg.BLOCK}
+    types, pixels = {"grad_ptr": "*fp32"}, vicreg.ROWS * vicreg.BLOCK
+    kernel = vicreg.vicreg_columns_kernel
+    yield Case("vicreg", kernel, constants, pixels, types, warps=vicreg.WARPS)
+
+
+# nt_xent, koleo
+
+
+@section
+def nt_xent_cases() -> Iterator[Case]:
+    lse, grad = nt_xent.nt_xent_lse_kernel, nt_xent.nt_xent_grad_kernel
+    for width in (128, 256, 512):
+        config = similarities.launch_config(torch.empty(1, width, dtype=torch.bfloat16))
+        config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_G"]
+        slow = width > 128
+        if width < 512:
+            yield _by_table(f"nt_xent {width}", lse, config, tile, slow=slow)
+        types, name = {"grad_ptr": "*fp32"}, f"nt_xent gradient {width}"
+        yield _by_table(name, grad, config, tile, types=types, slow=slow)
+    for dtype in (torch.float16, torch.float32):
+        types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"grad_ptr": "*fp32"}
+        for width in (16, 256, 512):
+            config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
+            tile = config["BLOCK_M"] * config["BLOCK_G"]
+            end = f"{_pointer(dtype)} {width}"
+            yield _by_table(f"nt_xent {end}", lse, config, tile, types=types, slow=True)
+            yield _by_table(f"nt_xent gradient {end}", grad, config, tile, types=types, slow=True)
+
+
+@section
+def koleo_cases() -> Iterator[Case]:
+    types = {"out_ptr": "*i64"}
+    config = similarities.launch_config(torch.empty(1, 128, dtype=torch.bfloat16)) | {
+        "WIDEN": False
+    }
+    yield _by_table("nearest", koleo.nearest_kernel, config, 4096, types=types)
+    for dtype in (torch.float16, torch.float32):
+        types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"out_ptr": "*i64"}
+        for width in (16, 256, 512):
+            config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
+            tile, name = config["BLOCK_M"] * config["BLOCK_G"], f"nearest {_pointer(dtype)} {width}"
+            yield _by_table(name, koleo.nearest_kernel, config, tile, types=types, slow=True)
+
+
+# autograd: what scales a gradient in place
+
+
+@section
+def autograd_cases() -> Iterator[Case]:
+    for size in ("i32", "i64"):
+        name = f"rescale {size}"
+        constants, slow = {"BLOCK": 1024}, size == "i64"
+        yield Case(name, autograd.rescale_kernel, constants, 1024, {"n": size}, slow=slow)
