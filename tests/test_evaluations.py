@@ -453,7 +453,7 @@ def test_of_several_gpus_one_is_chosen(monkeypatch):
         (["eval", "linear", "RUN", "--data", "PHOTOS", "--out", "FILE/x"], "FILE/x cannot be wri"),
         (["eval", "equivariance", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
         (["eval", "reconstruct", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
-        (["eval", "rotnet", "RUN", "--data", "PHOTOS"], "expected a run with system=rotnet"),
+        (["eval", "rotnet", "RUN", "--data", "PHOTOS"], "expected a run with method=rotnet"),
         (["eval", "rotnet", "RUN", "--data", "PHOTOS", "--crop", "2"], "--crop: expected 0 < sha"),
         (["eval", "rotnet", "RUN"], "--data: expected folders of classes, shards, lists"),
         (["pretrain", "demo", "--data", "PHOTOS", "--run-dir", "FILE"], "a folder, FILE is a file"),
