@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastequi.data.views.batch import Batch, Views
+from fastequi.evaluate.baselines import patches
 from fastequi.evaluate.pair_scores import Probed, score_pairs
 from fastequi.evaluate.pairs import collect_pairs
-from fastequi.evaluate.pixels import patches
 from fastequi.evaluate.probes import Fit
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
