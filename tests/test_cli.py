@@ -189,7 +189,7 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
         (["pretrain", "tir_vicreg_vit16"], "did you mean 'tir_vicreg_vits16'?"),
         (["pretrain", "demo", "--data", "nowhere"], "nowhere does not exist"),
         (["pretrain", "demo"], "--data: expected a folder of images"),
-        (["pretrain", "demo", "--data", ".", "--resume"], "name it with --run-dir"),
+        (["pretrain", "demo", "--data", ".", "--resume"], "--resume: expected --run-dir"),
         (["pretrain", "demo", "--data", ".", "--max-steps", "0"], "--max-steps: expected >= 1"),
         (["pretrain", "demo", "--data", ".", "--model.patch-size", "5"], "model.patch_size"),
         (
