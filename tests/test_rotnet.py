@@ -87,8 +87,8 @@ def test_loss_and_accuracies_are_those_of_the_four_rotations(name):
     losses, right = [], {angle: [] for angle in (0, 90, 180, 270)}
     for image in batch.u:
         for k, angle in enumerate(right):
-            turned = torch.from_numpy(np.rot90(image.numpy(), k, (1, 2)).copy())
-            logits = model.classify(((turned.float() / 255 - mean) / std)[None])
+            rotated = torch.from_numpy(np.rot90(image.numpy(), k, (1, 2)).copy())
+            logits = model.classify(((rotated.float() / 255 - mean) / std)[None])
             losses.append(F.cross_entropy(logits, torch.tensor([k])))
             right[angle].append(float(logits.argmax() == k))
     torch.testing.assert_close(out["loss"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
@@ -107,7 +107,7 @@ def test_one_rotation_each_as_an_option():
     model(batch)
     model(batch)
     assert [x.shape[0] for x in seen] == [6, 6]
-    assert not torch.equal(seen[0], seen[1])  # turns are drawn anew
+    assert not torch.equal(seen[0], seen[1])  # rotations are drawn anew
 
 
 def test_features_are_tokens_of_every_block():
