@@ -167,7 +167,7 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
     reads it, without a host sync. In place, unless the graph is kept (retain_graph) or the gradient
     is an operator's output.
     """
-    if torch.is_grad_enabled():  # create_graph=True: the product is a part of the graph
+    if torch.is_grad_enabled() or batched(factor):  # create_graph=True: the product is in the graph
         return (grad * _spread(factor, grad)).to(grad.dtype)
     ours = getattr(ctx, "owned", False)
     ours = ours and not torch._C._autograd._get_current_graph_task_keep_graph()
@@ -179,6 +179,12 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
         return grad
     # without `out` a float32 factor would make a float32 product of it
     return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))
+
+
+def batched(tensor: Tensor) -> bool:
+    """Whether it stands for several, in a backward with is_grads_batched=True."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 def _spread(factor: Tensor, grad: Tensor) -> Tensor:

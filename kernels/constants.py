@@ -16,10 +16,10 @@ Values = tuple[Any, ...]  # numbers, or rows of them
 def constants(values: Values, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The values as a shared tensor, which must not be written to.
 
-    Under a dispatch mode with tensors of its own (FakeTensorMode) it is a new one of that mode, not
+    A compiler, and a dispatch mode with tensors of its own (FakeTensorMode), get a new one, not
     cached, since later calls would get it.
     """
-    if _get_current_dispatch_mode() is not None:
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return torch.tensor(values, dtype=dtype, device=device)
     return _kept(values, device, dtype)
 
@@ -31,4 +31,5 @@ def constants_of(values: Sequence[float] | None, device: torch.device) -> Tensor
 
 @lru_cache(maxsize=256)
 def _kept(values: Values, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # training may use what validation asked for first
+        return torch.tensor(values, dtype=dtype, device=device)
