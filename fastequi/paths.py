@@ -11,6 +11,7 @@ convention, a colour matrix, a blur sigma, or None where the path leaves that al
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -81,7 +82,7 @@ def se2_matrix(degrees: Tensor, pixels: Tensor, size: Size, zoom: float = 1.0) -
     Returns:
         [..., 2, 3] in the convention of `F.affine_grid(align_corners=False)`.
     """
-    height, width = size if isinstance(size, Iterable) else (size, size)
+    height, width = _sides(size)
     angle = degrees * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     shift_x, shift_y = pixels[..., 0] * (2 / width), pixels[..., 1] * (2 / height)
@@ -142,10 +143,31 @@ def _symmetric(draws: Draws, scales: Sequence[float]) -> Tensor:
     return unit * torch.tensor(scales, dtype=unit.dtype)
 
 
-def _along(params: Tensor, t: Fractions) -> Tensor:
-    """[B, T, P]: every parameter shrunk linearly towards the identity."""
+def _along(path: Path, params: Tensor, t: Fractions, size: Size) -> Tensor:
+    """[B, T, P]: every parameter shrunk linearly towards the identity; checks the arguments."""
+    if not isinstance(params, Tensor) or not params.is_floating_point():
+        came = params.dtype if isinstance(params, Tensor) else type(params).__name__
+        raise TypeError(f"params: expected a floating tensor, got {came}")
+    if params.ndim != 2 or params.shape[1] != len(path.names):
+        names = ", ".join(path.names)
+        raise ValueError(
+            f"params: expected [B, {len(path.names)}] ({names}), got {tuple(params.shape)}"
+        )
+    fractions = _each(t)
+    if not fractions or any(isinstance(f, numbers.Real) and not 0 <= f <= 1 for f in fractions):
+        raise ValueError(f"t: expected fractions of the path, 0 .. 1, got {t}")
+    _sides(size)
     # stacked from scalars: a tensor of fractions would be a copy to the GPU in every step
-    return torch.stack([params * fraction for fraction in _each(t)], 1)
+    return torch.stack([params * fraction for fraction in fractions], 1)
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    sides = tuple(size) if isinstance(size, Iterable) else (size, size)
+    whole = numbers.Integral, torch.SymInt
+    if len(sides) != 2 or any(not isinstance(side, whole) or side < 1 for side in sides):
+        raise ValueError(f"size: expected pixels or (height, width), each >= 1, got {size!r}")
+    return sides
 
 
 def _each(t: Fractions) -> Sequence[float]:
@@ -188,7 +210,7 @@ class SE2:
         return _symmetric(draws, self.scales(size))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        p = _along(params, t)
+        p = _along(self, params, t, size)
         return Transform(se2_matrix(p[..., 0], p[..., 1:], size, zoom))
 
 
@@ -209,7 +231,7 @@ class Rotation:
         return _symmetric(draws, self.scales(size))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        angle = _along(params, t)[..., 0]
+        angle = _along(self, params, t, size)[..., 0]
         return Transform(se2_matrix(angle, angle.new_zeros(*angle.shape, 2), size, zoom))
 
 
@@ -230,7 +252,7 @@ class Translation:
         return _symmetric(draws, self.scales(size))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        shift = _along(params, t)
+        shift = _along(self, params, t, size)
         return Transform(se2_matrix(torch.zeros_like(shift[..., 0]), shift, size, zoom))
 
 
@@ -255,7 +277,7 @@ class Color:
         return _symmetric(draws, self.scales(size))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        b, c, s, hue = _along(params, t).unbind(-1)
+        b, c, s, hue = _along(self, params, t, size).unbind(-1)
         return Transform(_still(params, t, zoom), color=color_matrix(1 + b, 1 + c, 1 + s, hue))
 
 
@@ -279,4 +301,4 @@ class Blur:
         return torch.from_numpy(draws.uniform("path", 1, self.low, self.high))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        return Transform(_still(params, t, zoom), sigma=_along(params, t)[..., 0])
+        return Transform(_still(params, t, zoom), sigma=_along(self, params, t, size)[..., 0])

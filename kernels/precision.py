@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -18,6 +19,20 @@ _TOP = 14  # gradients up to 2^15, half of what float16 holds
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast disabled within the block; the meta device has none."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast multiplies in on a device; None where it is off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:

@@ -431,3 +431,49 @@ def test_outside_of_a_source_one_pixel_wide(align):
             )
     torch.testing.assert_close(found[1], found[0])
     torch.testing.assert_close(found[2], found[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_can_be_batched(name):
+    """is_grads_batched=True, as torch.autograd.functional's vectorized jacobians ask for it."""
+    call = _calls()[name]
+    _, wanted = _gradient(call)
+    leaf = call.leaf.clone().requires_grad_()
+    factors = torch.tensor([1.0, 2.0, -1.0])
+    (found,) = torch.autograd.grad(call.loss(leaf), leaf, factors, is_grads_batched=True)
+    assert found.shape == (3, *leaf.shape)
+    for factor, grad in zip(factors, found, strict=True):
+        assert _off(grad, factor * wanted) < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_run_on_the_meta_device(name):
+    call = _calls(device="meta")[name]
+    value = call.loss(leaf := call.leaf.requires_grad_())
+    assert value.shape == ()
+    assert torch.autograd.grad(value, leaf)[0].shape == leaf.shape
+
+
+def _recoloured(params: Tensor) -> Tensor:
+    return fastequi.Color(hue=0.2).at(params, [0.5, 1.0], 8).color  # of constants of its own
+
+
+def _normalised(image: Tensor) -> Tensor:
+    theta = torch.eye(2, 3).expand(2, 2, 2, 3)
+    both = {"mean": 0.51, "std": 0.21}
+    loss = fastequi.warp_recon_loss(torch.zeros(2, 2, 3, 8, 8), image, theta, **both)
+    return (
+        fastequi.warp(image, theta, **both).sum() + fastequi.gaussian_blur(image, 1.0).sum() + loss
+    )
+
+
+@pytest.mark.parametrize(("run", "shape"), [(_recoloured, (2, 4)), (_normalised, (2, 3, 8, 8))])
+def test_constants_serve_inference_then_training_then_compilers(run, shape):
+    given = torch.full(shape, 0.3)
+    with torch.inference_mode():  # validation comes first
+        wanted = run(given).sum()
+    value = run(given.clone().requires_grad_()).sum()
+    value.backward()
+    torch.testing.assert_close(value.detach(), wanted)
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(given.clone().requires_grad_()).sum(), value)

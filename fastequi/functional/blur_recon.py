@@ -46,10 +46,11 @@ def blur_recon_loss(
     single = sigma.ndim == 1
     if single:
         sigma, pred = sigma[:, None], pred[:, None]
+    max_sigma = checks.number("max_sigma", max_sigma, above=0)
     checks.check_sigma(sigma, image, max_sigma)
     size = (image.shape[2], image.shape[3])
-    patch, _ = checks.check_pred(pred, image, sigma.shape[1], layout, patch_size, size)
-    checks.same_device(image, pred=pred, sigma=sigma)
+    patch, _ = checks.check_pred(pred, image, sigma.shape[1], layout, patch_size, size, "sigma")
+    checks.same_device(image=image, pred=pred, sigma=sigma)
     target = BlurTarget(patch, loss, mean, std, max_sigma)
     total = _blur_recon.blur_recon_loss(pred, image, sigma, target)
     values = image.shape[1] * size[0] * size[1]

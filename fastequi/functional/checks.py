@@ -10,7 +10,7 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.pixel_loss import LOSSES
+from fastequi.kernels.precision import autocast_dtype
 from fastequi.kernels.sampling import PADDING_MODES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -39,6 +40,62 @@ def can_look(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" or _CHECK_VALUES
 
 
+def number(name: str, value: Any, above: float = -math.inf, least: float = -math.inf) -> float:
+    """A finite number, as Python's: of NumPy's, and of arrays and tensors of one value, too.
+
+    Args:
+        above, least: limits that it may not and that it may equal.
+
+    Raises:
+        TypeError: it is none, or a tensor that expects a gradient, which it would not get.
+        ValueError: it is beyond a limit, or not finite.
+    """
+    if type(value) is not float:
+        value = _plain(name, value)
+        if isinstance(value, bool) or not isinstance(value, _REAL):
+            raise TypeError(f"{name}: expected a number, got {_shown(value)}")
+        if isinstance(value, torch.SymInt | torch.SymFloat):
+            return value  # type: ignore[return-value]  # a symbol, under a compiler
+        value = float(value)
+    if not (above < value < math.inf and value >= least):
+        limit = "" if above == least == -math.inf else f" > {above:g}"
+        limit = f" >= {least:g}" if least > -math.inf else limit
+        raise ValueError(f"{name}: expected a finite number{limit}, got {value}")
+    return value
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """An integer of at least `least`, as Python's.
+
+    Raises:
+        TypeError, ValueError: it is none, or smaller.
+    """
+    if type(value) is not int:
+        value = _plain(name, value)
+        if isinstance(value, torch.SymInt):
+            return value  # type: ignore[return-value]
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name}: expected an integer, got {_shown(value)}")
+        value = int(value)
+    if value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+    return value
+
+
+_REAL = (numbers.Real, torch.SymInt, torch.SymFloat)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value of a tensor or array that has one alone; anything else as it is."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{name}: it gets no gradient; pass a number, {name}.item()")
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+
+
 def two_sizes(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of one number or two."""
     whole = numbers.Integral, torch.SymInt
@@ -53,6 +110,8 @@ def with_steps(
 ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """Adds the axis of steps where theta has none."""
     check_floating("theta", theta)
+    if color is not None:
+        check_floating("color", color)
     single = theta.ndim == 3
     if single:
         theta, pred = theta[:, None], pred[:, None]
@@ -77,11 +136,12 @@ def check_linear(
         given["bias"] = (bias, (steps, values))
     found = []
     for name, (tensor, shape) in given.items():
+        check_floating(name, tensor)
         if tuple(tensor.shape) not in (shape, shape[1:]):
             raise ValueError(
                 f"{name}: expected {shape} (K first) or {shape[1:]}, got {tuple(tensor.shape)}"
             )
-        if tensor.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        if tensor.dtype != hidden.dtype and autocast_dtype(hidden.device) is None:
             raise TypeError(f"{name}: expected hidden's {hidden.dtype}, got {tensor.dtype}")
         found.append(tensor.expand(shape))
     return found[0], found[1] if bias is not None else None
@@ -92,6 +152,13 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         near = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name}: expected one of {tuple(allowed)}, got {value!r}{hint}")
+
+
+def flags(**values: bool) -> None:
+    """Options that are True or False, by their keyword."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_names(**values: str) -> None:
@@ -120,19 +187,14 @@ def check_patch_size(layout: str, patch_size: int | None) -> int:
         if patch_size is not None:
             raise ValueError(f'patch_size: only for layout="patch", got {patch_size}')
         return 0
-    if patch_size is None or patch_size < 1:
-        raise ValueError(f'patch_size: layout="patch" needs a size >= 1, got {patch_size}')
-    return patch_size
+    if patch_size is None:
+        raise ValueError('patch_size: layout="patch" needs a size >= 1, got None')
+    return integer("patch_size", patch_size, 1)
 
 
 def check_size(size: tuple[int, int], patch_size: int | None) -> None:
     if patch_size and (size[0] % patch_size or size[1] % patch_size):
         raise ValueError(f"patch_size: expected a divisor of size {tuple(size)}, got {patch_size}")
-
-
-def check_max_sigma(max_sigma: float) -> None:
-    if not 0 < max_sigma < math.inf:
-        raise ValueError(f"max_sigma: expected a positive number of pixels, got {max_sigma}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -142,6 +204,8 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(
             f"{name}: expected float32, bfloat16, float16 or float64, got {tensor.dtype}"
         )
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
 
 
 def check_image(image: Tensor, mean: Values, std: Values) -> tuple[Floats, Floats]:
@@ -230,7 +294,6 @@ def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
             f"sigma: expected [B, K] or [B] with B={len(image)} as in image, "
             f"got {tuple(sigma.shape)}"
         )
-    check_max_sigma(max_sigma)
     if not can_look(sigma):
         return
     bad = sigma.detach()[~((sigma >= 0) & (sigma <= max_sigma))]
@@ -254,12 +317,13 @@ def check_pred(
     layout: str,
     patch_size: int | None,
     size: tuple[int, int] | None,
+    by: str = "theta",
 ) -> tuple[int, tuple[int, int]]:
     """(patch size or 0, size of the target)."""
     channels = image.shape[1]
     if tuple(pred.shape[:2]) != (len(image), steps):
         raise ValueError(
-            f"pred: expected B, K = {len(image)}, {steps} as in image and theta, "
+            f"pred: expected B, K = {len(image)}, {steps} as in image and {by}, "
             f"got shape {tuple(pred.shape)}"
         )
     patch_size = check_patch_size(layout, patch_size)
@@ -268,7 +332,7 @@ def check_pred(
             raise ValueError(f"pred: expected C={channels} as in image, got {tuple(pred.shape)}")
         found = (pred.shape[3], pred.shape[4])
         if size is not None and tuple(size) != found:
-            raise ValueError(f"pred: expected images of {tuple(size)}, got {found}")
+            raise ValueError(f"size: expected pred's own {found}, or none, got {tuple(size)}")
         return 0, found
     tokens, values = pred.shape[2:]
     if values != patch_size**2 * channels:
@@ -296,11 +360,18 @@ def patch_target(
     check_size(size, patch)
     if (size[0] // patch) * (size[1] // patch) != tokens:
         expected = (size[0] // patch) * (size[1] // patch)
-        raise ValueError(f"pred: expected {expected} tokens for {tuple(size)}, got {tokens}")
+        raise ValueError(
+            f"size: {tuple(size)} has {expected} patches of {patch} px, the predictions {tokens}"
+        )
     return int(size[0]), int(size[1])
 
 
-def same_device(image: Tensor, **others: Tensor | None) -> None:
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != image.device:
-            raise ValueError(f"{name}: expected on {image.device} as image is, got {tensor.device}")
+def same_device(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless all are on the device of the first."""
+    (reference, first), *others = tensors.items()
+    assert first is not None
+    for name, tensor in others:
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(
+                f"{name}: expected on {first.device} as {reference} is, got {tensor.device}"
+            )

@@ -33,7 +33,8 @@ def crop_align_loss(
         student: [S, B, h, w, C] maps of S views of B images; floating. Needs no normalisation.
         teacher: [T, B, H, W, C] maps of T views; gets no gradient.
         student_boxes: [P, B, 4] of every pair, (x0, y0, x1, y1) within the student's crop as its
-            network saw it, turned or not. What lies beyond the crop is cut off.
+            network saw it, turned or not. What lies beyond the crop is cut off. No gradient, as
+            RoIAlign gives none.
         teacher_boxes: [P, B, 4] the same region within the teacher's crop.
         turns: [P, B] integers: quarter turns counter-clockwise that bring the teacher's region into
             the student's orientation, the difference of their crops' turns. Taken modulo 4.
@@ -67,18 +68,16 @@ def crop_align_loss(
         raise ValueError(
             f"turns: expected integers {[*shape]}, got {turns.dtype} {tuple(turns.shape)}"
         )
-    if bins < 1:
-        raise ValueError(f"bins: expected >= 1, got {bins}")
-    if scale <= 0:
-        raise ValueError(f"scale: expected > 0, got {scale}")
+    bins = checks.integer("bins", bins, 1)
+    scale = checks.number("scale", scale, above=0)
     checks.same_device(
-        student,
+        student=student,
         teacher=teacher,
         student_boxes=student_boxes,
         teacher_boxes=teacher_boxes,
         turns=turns,
     )
-    where = _crop_align.Regions(student_boxes, teacher_boxes, turns)
+    where = _crop_align.Regions(student_boxes.detach(), teacher_boxes.detach(), turns)
     pooling = _crop_align.Pooling(flat(chosen), bins, scale)
     like = teacher.to(student.dtype)
     return _crop_align.crop_align_loss(student, like, where, pooling)

@@ -15,6 +15,8 @@ from fastequi.functional import checks, distributed
 from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn
+from fastequi.kernels.autograd import needs_operator
+from fastequi.kernels.precision import autocast_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -76,7 +78,7 @@ def dino_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     layers = prototypes, teacher_prototypes
-    student, teacher, layers = _checked(student, teacher, layers, 3, student_temp, teacher_temp)
+    student, teacher, layers = _checked(student, teacher, layers, 3)
     _check_views(student, teacher)
     views, teachers, batch = len(student), len(teacher), student.shape[1]
     pairs = _dino.pairs_of(views, teachers, batch, student.device)
@@ -119,7 +121,7 @@ def ibot_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     layers = prototypes, teacher_prototypes
-    student, teacher, layers = _checked(student, teacher, layers, None, student_temp, teacher_temp)
+    student, teacher, layers = _checked(student, teacher, layers, None)
     _check_rows(student, teacher, weight)
     each = _each(student, weight)
     pairs = _dino.own_pairs(len(each), student.device)
@@ -171,17 +173,23 @@ def _cross_entropy(
 ) -> Tensor:
     """Σ_r weight[r] Σ_t CE(q_t, student_r); `balanced`: weights of Sinkhorn-Knopp's rows."""
     prototypes, teacher_prototypes = layers
+    options = _checked_options(options, student)
     inplace = options.inplace
     if inplace and prototypes is not None:
         raise ValueError("inplace: with prototypes no logits are stored, leave it out")
     if inplace and student.requires_grad and student.is_leaf:
         raise ValueError("inplace: student is a leaf of the graph, whose values must stay")
+    if inplace and _same_memory(student, teacher):
+        raise ValueError("inplace: teacher shares the student's memory, which is overwritten")
     student, rows = student.flatten(0, -2), teacher.flatten(0, -2).detach()
     row, column = _distribution(rows, teacher_prototypes, balanced, options)
     temps = options.student_temp, options.teacher_temp
     target = _dino.DINOTarget(pairs, weight, row, column, *temps)
     if prototypes is None or teacher_prototypes is None:
         return _dino.dino_loss(student, rows, target, inplace)
+    if balanced is not None:  # a product with 0 would not keep out what is not finite
+        left_out = (balanced == 0)[:, None]
+        student, rows = student.masked_fill(left_out, 0.0), rows.masked_fill(left_out, 0.0)
     given = _linear.Layers(student, prototypes, rows, teacher_prototypes)
     return _linear.linear_dino_loss(given, target)
 
@@ -195,7 +203,6 @@ def _distribution(
     The logits are the rows, or their products with a layer's weight.
     """
     _, temp, center, targets, iterations, group, _ = options
-    checks.one_of("targets", targets, TARGETS)
     if targets == "softmax":
         width = rows.shape[1:] if layer is None else layer.shape[:1]
         if center is not None and center.shape != width:
@@ -204,12 +211,29 @@ def _distribution(
         return None, column
     if center is not None:
         raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
-    if iterations < 1:
-        raise ValueError(f"iterations: expected at least 1, got {iterations}")
     shared = temp, iterations, lambda lse: distributed.all_reduce_logsumexp(lse, group), weight
     if layer is None:
         return _sinkhorn.sinkhorn(rows, *shared)
     return _linear.linear_sinkhorn(rows, layer.detach(), *shared)
+
+
+def _checked_options(options: _Options, student: Tensor) -> _Options:
+    checks.one_of("targets", options.targets, TARGETS)
+    if options.center is not None:
+        checks.check_floating("center", options.center)
+        checks.same_device(student=student, center=options.center)
+    return options._replace(
+        student_temp=checks.number("student_temp", options.student_temp, above=0),
+        teacher_temp=checks.number("teacher_temp", options.teacher_temp, above=0),
+        iterations=checks.integer("iterations", options.iterations, 1),
+    )
+
+
+def _same_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors lie in one storage."""
+    if needs_operator(first, second):
+        return False  # an operator's gradient has memory of its own
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
 def _wide(logits: Tensor) -> torch.dtype:
@@ -236,8 +260,6 @@ def _checked(
     teacher: Tensor,
     layers: _Weights,
     ndim: int | None,
-    student_temp: float,
-    teacher_temp: float,
 ) -> tuple[Tensor, Tensor, _Weights]:
     """Rows and weights in the type that they are multiplied in."""
     if (layers[0] is None) != (layers[1] is None):
@@ -248,10 +270,7 @@ def _checked(
         if tensor.ndim < 2 or (ndim is not None and tensor.ndim != ndim):
             what = f"[views, B, {last}]" if ndim else f"[..., {last}]"
             raise ValueError(f"{name}: expected {what}, got {tuple(tensor.shape)}")
-    checks.same_device(student, teacher=teacher)
-    for name, temp in (("student_temp", student_temp), ("teacher_temp", teacher_temp)):
-        if not temp > 0:
-            raise ValueError(f"{name}: expected a temperature > 0, got {temp}")
+    checks.same_device(student=student, teacher=teacher)
     if layers[0] is None or layers[1] is None:
         return student, teacher, layers
     return _checked_layers(student, teacher, layers[0], layers[1])
@@ -260,7 +279,7 @@ def _checked(
 def _checked_layers(
     student: Tensor, teacher: Tensor, prototypes: Tensor, teacher_prototypes: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    width, kind = student.shape[-1], student.device.type
+    width = student.shape[-1]
     for name, layer in (("prototypes", prototypes), ("teacher_prototypes", teacher_prototypes)):
         checks.check_floating(name, layer)
         if layer.ndim != 2 or layer.shape[1] != width:
@@ -270,9 +289,10 @@ def _checked_layers(
             f"teacher_prototypes: expected {tuple(prototypes.shape)} as prototypes, "
             f"got {tuple(teacher_prototypes.shape)}"
         )
-    checks.same_device(student, prototypes=prototypes, teacher_prototypes=teacher_prototypes)
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    checks.same_device(
+        student=student, prototypes=prototypes, teacher_prototypes=teacher_prototypes
+    )
+    if (dtype := autocast_dtype(student.device)) is not None:
         layers = prototypes.to(dtype), teacher_prototypes.to(dtype)
         return student.to(dtype), teacher.to(dtype), layers
     for name, rows, layer in (
@@ -302,6 +322,7 @@ def _check_rows(student: Tensor, teacher: Tensor, weight: Tensor | None) -> None
         )
     if weight is not None:
         checks.check_floating("weight", weight)  # a mask alone would be a sum, not a mean
+        checks.same_device(student=student, weight=weight)
     if weight is not None and (weight.shape != student.shape[:-1] or weight.requires_grad):
         raise ValueError(
             f"weight: expected {tuple(student.shape[:-1])} without a gradient, "

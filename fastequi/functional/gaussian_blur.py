@@ -40,12 +40,13 @@ def gaussian_blur(
     sigma = checks.as_sigma(sigma, image)
     single = sigma.ndim == 1
     sigma = sigma[:, None] if single else sigma
+    max_sigma = checks.number("max_sigma", max_sigma, above=0)
     checks.check_sigma(sigma, image, max_sigma)
     if dtype is None:
         dtype = image.dtype if image.is_floating_point() else torch.float32
     if dtype not in checks.FLOATS:
         raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
-    checks.same_device(image, sigma=sigma)
+    checks.same_device(image=image, sigma=sigma)
     target = BlurTarget(mean=mean, std=std, max_sigma=max_sigma)
     out = _blur.gaussian_blur(image, sigma, target, dtype)
     return out[:, 0] if single else out

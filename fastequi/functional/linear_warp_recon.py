@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from fastequi.functional import checks
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import linear_warp_recon as _linear
+from fastequi.kernels.precision import autocast_dtype
 from fastequi.kernels.target import Target
 
 
@@ -63,6 +63,8 @@ def linear_warp_recon_loss(
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("hidden", hidden)
+    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
+    patch_size = checks.integer("patch_size", patch_size, 1)
     hidden, theta, color, _ = checks.with_steps(hidden, theta, color, 4, "hidden")
     checks.check_theta(theta, image)
     checks.check_color(color, theta, image)
@@ -75,9 +77,10 @@ def linear_warp_recon_loss(
             f"got shape {tuple(hidden.shape)}"
         )
     target_size = checks.patch_target(tokens, image, patch_size, size)
-    checks.same_device(image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color)
-    if torch.is_autocast_enabled(image.device.type):
-        dtype = torch.get_autocast_dtype(image.device.type)
+    checks.same_device(
+        image=image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color
+    )
+    if (dtype := autocast_dtype(image.device)) is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     divisor = divisor_of(values * tokens, len(image) * steps, reduction, mask_outside)

@@ -52,12 +52,14 @@ def rot90_batch(
         )
     mean, std = checks.normalisation(images.shape[1], mean, std)
     if turns is not None:
+        if not isinstance(turns, Tensor):
+            raise TypeError(f"turns: expected a tensor of integers, got {type(turns).__name__}")
         if turns.shape != images.shape[:1] or turns.is_floating_point() or turns.is_complex():
             raise ValueError(
                 f"turns: expected {len(images)} integers 0..3, "
                 f"got {turns.dtype} {tuple(turns.shape)}"
             )
-        checks.same_device(images, turns=turns)
+        checks.same_device(images=images, turns=turns)
         turns = (turns % 4).int().contiguous()
     last = memory_format == torch.channels_last
     return _rot90.rot90_batch(images, turns, mean, std, dtype, last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 from torch import Tensor
 
@@ -16,7 +17,10 @@ def view_pairs(student: Tensor, teacher: Tensor, pairs: Pairs | None) -> list[tu
         if views[0] != views[1]:
             raise ValueError(f"teacher: expected {views[0]} views without pairs, got {views[1]}")
         return [(view, view) for view in range(views[0])]
-    chosen = [(int(s), int(t)) for s, t in pairs]
+    try:
+        chosen = [(index(s), index(t)) for s, t in pairs]
+    except (TypeError, ValueError):
+        raise TypeError(f"pairs: expected pairs of integers, got {pairs!r}") from None
     if not chosen or any(not (0 <= s < views[0] and 0 <= t < views[1]) for s, t in chosen):
         raise ValueError(
             f"pairs: expected (student's, teacher's view) below {views[0]} and {views[1]}, "

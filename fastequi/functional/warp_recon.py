@@ -79,13 +79,14 @@ def warp_recon_loss(
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("pred", pred)
+    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
     pred, theta, color, single = checks.with_steps(
         pred, theta, color, 5 if layout == "image" else 4
     )
     checks.check_theta(theta, image)
     checks.check_color(color, theta, image)
     patch, target_size = checks.check_pred(pred, image, theta.shape[1], layout, patch_size, size)
-    checks.same_device(image, pred=pred, theta=theta, color=color)
+    checks.same_device(image=image, pred=pred, theta=theta, color=color)
     values = image.shape[1] * target_size[0] * target_size[1]
     divisor = divisor_of(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
     target = Target(*target_size, patch, loss, mean, std, padding_mode, align_corners, mask_outside)

@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import dino_loss, ibot_loss
+from fastequi.functional import checks, dino_loss, ibot_loss
+from fastequi.functional.dino import TARGETS
+from fastequi.kernels.precision import autocast_off
 
 
 class Center(nn.Module):
@@ -44,7 +46,7 @@ class Center(nn.Module):
         rows = rows.flatten(0, -2)
         total = rows.sum(0, dtype=torch.float32)
         if prototypes is not None:  # the mean is linear
-            with torch.autocast(rows.device.type, enabled=False):  # a mean in 8 bits would not move
+            with autocast_off(rows.device):  # a mean in 8 bits would not move
                 total = (total @ prototypes.float().T).to(self.total)
         self.total += total
         self.rows += len(rows)
@@ -86,7 +88,9 @@ class _DistillationLoss(nn.Module):
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        self.student_temp, self.targets, self.inplace = student_temp, targets, inplace
+        checks.one_of("targets", targets, TARGETS)
+        self.student_temp = checks.number("student_temp", student_temp, above=0)
+        self.targets, self.inplace = targets, inplace
         self.group = group
         centred = targets == "softmax"
         self.center = Center(prototypes, center_momentum, group) if centred else None

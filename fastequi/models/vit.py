@@ -87,6 +87,10 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"num_heads: expected a divisor of {embed_dim}, got {num_heads}")
+        if patch_size < 1:
+            raise ValueError(f"patch_size: expected >= 1, got {patch_size}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path: expected 0 <= rate < 1, got {drop_path}")
         self.embed_dim, self.patch_size, self.in_chans = embed_dim, patch_size, in_chans
         self.num_heads = num_heads
         self.num_prefix_tokens = int(class_token) + reg_tokens
