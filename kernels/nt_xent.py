@@ -33,7 +33,7 @@ from torch import Tensor
 
 from fastequi.kernels.autograd import Operator, refuse
 from fastequi.kernels.backend import tl, transformed, triton
-from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.precision import autocast_off, without_autocast
 from fastequi.kernels.similarities import (
     eager_tiles,
     launch_config,
@@ -303,5 +303,5 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None
     """
     if transformed() and shard is None:
         return nt_xent_loss_ref(z1, z2, temp)
-    with torch.autocast(z1.device.type, enabled=False):
+    with autocast_off(z1.device.type):
         return _NTXent.apply(_unit_rows(z1, z2), z1.dtype, temp, shard)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from fastequi.kernels.backend import transformed
 
 _TOP = 14  # gradients up to 2^15, half of what float16 holds
 
@@ -20,19 +23,36 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """What autocast casts to on a kind of device; None where it is off, or unknown as on meta."""
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def autocast_off(kind: str) -> AbstractContextManager[Any]:
+    """A block without autocast on a kind of device; meta tensors have none to begin with."""
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """The function as it computes without autocast; its backward too, wherever that is called."""
+    """The function as it computes without autocast.
+
+    Its backward too, wherever that is called, if the forward ran under autocast. A backward inside
+    autocast of a forward outside it is cast like that of any PyTorch code; so are gradients of
+    torch.func taken inside autocast. Tensors within tuples are taken as constants.
+    """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         values = [*args, *kwargs.values()]
         tensors = [value for value in values if isinstance(value, Tensor)]
         kind = tensors[0].device.type if tensors else "cpu"
-        if kind == "meta" or not torch.is_autocast_enabled(kind):
+        if autocast_dtype(kind) is None:
             return function(*args, **kwargs)
         with torch.autocast(kind, enabled=False):
             graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            if not graph or torch.compiler.is_compiling():
+            if not graph or torch.compiler.is_compiling() or transformed():
                 return function(*args, **kwargs)
             return _apart(function, kind, args, kwargs)
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "functional": {"kernels"},
-    "losses": {"functional"},
+    "losses": {"functional", "kernels.precision"},
     "models": {"versions", "atomic", "kernels.toolchain"},  # the cache folder
     "data.sources": {"atomic"},
     "data.config": set(),

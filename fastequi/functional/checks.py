@@ -18,6 +18,7 @@ from torch import Tensor
 from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.pixel_loss import LOSSES
+from fastequi.kernels.precision import autocast_dtype
 from fastequi.kernels.sampling import PADDING_MODES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -81,7 +82,7 @@ def check_linear(
             raise ValueError(
                 f"{name}: expected {shape} (K first) or {shape[1:]}, got {tuple(tensor.shape)}"
             )
-        if tensor.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        if tensor.dtype != hidden.dtype and autocast_dtype(hidden.device.type) is None:
             raise TypeError(f"{name}: expected hidden's {hidden.dtype}, got {tensor.dtype}")
         found.append(tensor.expand(shape))
     return found[0], found[1] if bias is not None else None
@@ -170,6 +171,8 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
             found.append(None)
             continue
         each = list(values) if isinstance(values, Iterable) else [values] * channels
+        if torch.compiler.is_dynamo_compiling():
+            each = [_specialised(v) for v in each]
         if len(each) != channels or not all(
             isinstance(v, numbers.Real) and math.isfinite(v) for v in each
         ):
@@ -180,6 +183,13 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
     if found[1] is not None and min(found[1]) <= 0:
         raise ValueError(f"std: expected values > 0, got {std}")
     return found[0], found[1]
+
+
+def _specialised(value: float) -> float:
+    """A number that a compiler keeps as a symbol, since it has changed, by its value."""
+    from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+    return guard_scalar(value) if isinstance(value, (int, float)) else value
 
 
 def check_range(image: Tensor) -> None:

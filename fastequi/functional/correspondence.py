@@ -9,6 +9,7 @@ from torch import Tensor
 from fastequi.functional import checks
 from fastequi.functional.view_pairs import Pairs, flat, view_pairs
 from fastequi.kernels import correspondence as _correspondence
+from fastequi.kernels.precision import autocast_off
 
 
 def correspondence_loss(
@@ -59,7 +60,7 @@ def correspondence_loss(
         raise ValueError(f"top: expected 1 .. {most}, got {top}")
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
     checks.same_device(student, teacher=teacher)
-    with torch.autocast(student.device.type, enabled=False):
+    with autocast_off(student.device.type):
         # float16's rounding would decide between matches; bfloat16's is accepted
         dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
         wide = torch.promote_types(dtype, torch.float32)

@@ -15,6 +15,7 @@ from fastequi.functional import checks, distributed
 from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn
+from fastequi.kernels.precision import autocast_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -271,8 +272,8 @@ def _checked_layers(
             f"got {tuple(teacher_prototypes.shape)}"
         )
     checks.same_device(student, prototypes=prototypes, teacher_prototypes=teacher_prototypes)
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    dtype = autocast_dtype(kind)
+    if dtype is not None:
         layers = prototypes.to(dtype), teacher_prototypes.to(dtype)
         return student.to(dtype), teacher.to(dtype), layers
     for name, rows, layer in (

@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 
 from fastequi.functional import checks, distributed
 from fastequi.kernels.koleo import nearest
+from fastequi.kernels.precision import autocast_off
 
 
 def koleo_loss(
@@ -39,7 +40,7 @@ def koleo_loss(
     checks.check_floating("z", z)
     if z.ndim != 2:
         raise ValueError(f"z: expected [N, D], got {tuple(z.shape)}")
-    with torch.autocast(z.device.type, enabled=False):
+    with autocast_off(z.device.type):
         unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
         every = distributed.all_gather_rows(unit, group, sizes)
         if len(every) < 2:

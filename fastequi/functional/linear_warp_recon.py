@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from fastequi.functional import checks
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import linear_warp_recon as _linear
+from fastequi.kernels.precision import autocast_dtype
 from fastequi.kernels.target import Target
 
 
@@ -76,8 +76,8 @@ def linear_warp_recon_loss(
         )
     target_size = checks.patch_target(tokens, image, patch_size, size)
     checks.same_device(image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color)
-    if torch.is_autocast_enabled(image.device.type):
-        dtype = torch.get_autocast_dtype(image.device.type)
+    dtype = autocast_dtype(image.device.type)
+    if dtype is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     divisor = divisor_of(values * tokens, len(image) * steps, reduction, mask_outside)

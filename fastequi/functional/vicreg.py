@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 
 from fastequi.functional import checks, distributed
 from fastequi.kernels import vicreg as _vicreg
+from fastequi.kernels.precision import autocast_off
 
 
 def vicreg_loss(
@@ -59,7 +60,7 @@ def vicreg_terms(
         shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
         raise ValueError(f"z1, z2: expected two [N, D] of one shape, got {shapes}")
     checks.same_device(z1, z2=z2)
-    with torch.autocast(z1.device.type, enabled=False):
+    with autocast_off(z1.device.type):
         wide = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
         z1, z2 = (distributed.all_gather_rows(z.to(wide), group, sizes) for z in (z1, z2))
         if len(z1) < 2:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from fastequi.functional import dino_loss, ibot_loss
+from fastequi.kernels.precision import autocast_off
 
 
 class Center(nn.Module):
@@ -44,7 +45,7 @@ class Center(nn.Module):
         rows = rows.flatten(0, -2)
         total = rows.sum(0, dtype=torch.float32)
         if prototypes is not None:  # the mean is linear
-            with torch.autocast(rows.device.type, enabled=False):  # a mean in 8 bits would not move
+            with autocast_off(rows.device.type):  # a mean in 8 bits would not move
                 total = (total @ prototypes.float().T).to(self.total)
         self.total += total
         self.rows += len(rows)
