@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastequi.kernels.backend import transformed
 
+_FLOAT16_DIVISOR = 4  # |pred| and |target| up to 65504 each: 2 · 131008 / 4 = 65504
 _TOP = 14  # gradients up to 2^15, half of what float16 holds
 
 P = ParamSpec("P")
@@ -115,6 +116,15 @@ class _Apart(torch.autograd.Function):
                 )
             )
         return (None, None, *(next(found) if need else None for need in needed))
+
+
+def float16_divisor(dtype: torch.dtype, divisor: int) -> int:
+    """What a pixel loss is divided by in its forward, which writes the gradient, of `divisor`.
+
+    All of it, but for float16: there a mean's gradient would vanish before a loss scale arrives,
+    while a sum's, 2 (pred - target), could be twice what float16 holds.
+    """
+    return _FLOAT16_DIVISOR if dtype == torch.float16 else divisor
 
 
 def float16_scale(weight: Tensor, slope: float) -> Tensor:
