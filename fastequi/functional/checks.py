@@ -10,8 +10,9 @@ import math
 import numbers
 import os
 from collections.abc import Iterable, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from fastequi.kernels.precision import autocast_dtype
 from fastequi.kernels.sampling import PADDING_MODES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 NAMES = {
     "loss": LOSSES,
     "layout": ("image", "patch"),
@@ -40,13 +42,89 @@ def can_look(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" or _CHECK_VALUES
 
 
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    low: float = -math.inf,
+    high: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """A finite number: int, float, numpy scalar, or an array or tensor of no dimensions.
+
+    Args:
+        name: of the argument, for errors.
+        value: what the caller has passed. A tensor on a GPU is read with a host sync.
+        above, low, high, below: bounds; the first and the last do not belong to the range.
+
+    Raises:
+        TypeError: not a number, or a tensor that requires a gradient, which would be lost.
+        ValueError: NaN, infinite, or out of bounds.
+    """
+    if type(value) is not float:
+        value = float(_scalar(name, value, "a number", (numbers.Real, torch.SymInt)))
+    if not (above < value < below and low <= value <= high):
+        bounds = _bounds(above, low, high, below)
+        raise ValueError(f"{name}: expected a finite number{bounds}, got {value}")
+    return value
+
+
+def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """An integer from `low` to `high`, of the same kinds as in :func:`number`; no float."""
+    if type(value) is not int:
+        value = _scalar(name, value, "an integer", (numbers.Integral, torch.SymInt))
+    if value < low or (high is not None and value > high):
+        bounds = _bounds(-math.inf, low, math.inf if high is None else high, math.inf)
+        raise ValueError(f"{name}: expected an integer{bounds}, got {value}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, of Python or numpy."""
+    if value is True or value is False:
+        return value
+    if not isinstance(value, np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def _scalar(name: str, value: Any, what: str, kinds: tuple[type, ...]) -> Any:
+    """The value of an argument, as a Python number."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"{name}: expected {what}, got a tensor that requires a gradient, which would be lost; "
+            f"pass {name}.detach()"
+        )
+    if getattr(value, "ndim", None) == 0:
+        try:
+            value = value.item()
+        except RuntimeError as error:  # of a meta tensor, or under vmap
+            raise TypeError(f"{name}: expected {what}, got a tensor without a value") from error
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        came = repr(value) if isinstance(value, (str, bool, float)) else type(value).__name__
+        raise TypeError(f"{name}: expected {what}, got {came}")
+    return value
+
+
+def _bounds(above: float, low: float, high: float, below: float) -> str:
+    if low > -math.inf and high < math.inf:
+        return f" in {low:g} .. {high:g}"
+    given = ((">", above), (">=", low), ("<=", high), ("<", below))
+    return " and".join(f" {sign} {n:g}" for sign, n in given if abs(n) < math.inf)
+
+
 def two_sizes(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of one number or two."""
-    whole = numbers.Integral, torch.SymInt
-    both = tuple(size) if isinstance(size, Iterable) else (size, size)
-    if len(both) != 2 or any(not isinstance(n, whole) or n < 1 for n in both):
-        raise ValueError(f"{name}: expected a size or (height, width), each >= 1, got {size}")
-    return both
+    several = isinstance(size, Iterable) and getattr(size, "ndim", 1) > 0
+    both = tuple(size) if several else (size, size)  # type: ignore[arg-type]
+    try:
+        height, width = [whole(name, n) for n in both]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}: expected a size or (height, width), each an integer >= 1, got {size}"
+        ) from None
+    return height, width
 
 
 def with_steps(
@@ -54,6 +132,8 @@ def with_steps(
 ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """Adds the axis of steps where theta has none."""
     check_floating("theta", theta)
+    if color is not None:
+        check_floating("color", color)
     single = theta.ndim == 3
     if single:
         theta, pred = theta[:, None], pred[:, None]
@@ -78,6 +158,7 @@ def check_linear(
         given["bias"] = (bias, (steps, values))
     found = []
     for name, (tensor, shape) in given.items():
+        check_floating(name, tensor)
         if tuple(tensor.shape) not in (shape, shape[1:]):
             raise ValueError(
                 f"{name}: expected {shape} (K first) or {shape[1:]}, got {tuple(tensor.shape)}"
@@ -112,7 +193,9 @@ def recon_options(
 
 
 def _several(values: Values) -> TypeGuard[Sequence[float]]:
-    return isinstance(values, Iterable) and not isinstance(values, Tensor)
+    """Whether these are several numbers; a numpy array may be one."""
+    several = isinstance(values, Iterable) and not isinstance(values, (Tensor, str))
+    return several and getattr(values, "ndim", 1) > 0
 
 
 def check_patch_size(layout: str, patch_size: int | None) -> int:
@@ -121,9 +204,9 @@ def check_patch_size(layout: str, patch_size: int | None) -> int:
         if patch_size is not None:
             raise ValueError(f'patch_size: only for layout="patch", got {patch_size}')
         return 0
-    if patch_size is None or patch_size < 1:
-        raise ValueError(f'patch_size: layout="patch" needs a size >= 1, got {patch_size}')
-    return patch_size
+    if patch_size is None:
+        raise ValueError('patch_size: layout="patch" needs a size >= 1, got None')
+    return whole("patch_size", patch_size)
 
 
 def check_size(size: tuple[int, int], patch_size: int | None) -> None:
@@ -131,24 +214,34 @@ def check_size(size: tuple[int, int], patch_size: int | None) -> None:
         raise ValueError(f"patch_size: expected a divisor of size {tuple(size)}, got {patch_size}")
 
 
-def check_max_sigma(max_sigma: float) -> None:
-    if not 0 < max_sigma < math.inf:
-        raise ValueError(f"max_sigma: expected a positive number of pixels, got {max_sigma}")
+def check_max_sigma(max_sigma: float) -> float:
+    return number("max_sigma", max_sigma, above=0)
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    check_dense(name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected float32, bfloat16, float16 or float64, got {tensor.dtype}"
         )
 
 
+def check_integers(name: str, tensor: Tensor) -> None:
+    check_dense(name, tensor)
+    if tensor.dtype not in INTEGERS:
+        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
+
+
 def check_image(image: Tensor, mean: Values, std: Values) -> tuple[Floats, Floats]:
     """Mean and std of every channel, or None."""
-    if not isinstance(image, Tensor):
-        raise TypeError(f"image: expected a tensor, got {type(image).__name__}")
+    check_dense("image", image)
     if image.dtype != torch.uint8 and image.dtype not in FLOATS:
         raise TypeError(f"image: expected uint8 or a floating dtype, got {image.dtype}")
     if image.ndim != 4 or 0 in image.shape[1:]:
@@ -170,16 +263,17 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
         if values is None:
             found.append(None)
             continue
-        each = list(values) if isinstance(values, Iterable) else [values] * channels
+        each = list(values) if _several(values) else [values] * channels
         if torch.compiler.is_dynamo_compiling():
             each = [_specialised(v) for v in each]
-        if len(each) != channels or not all(
-            isinstance(v, numbers.Real) and math.isfinite(v) for v in each
-        ):
+        try:
+            found.append([number(name, v) for v in each])
+        except (TypeError, ValueError):
+            each = []
+        if len(each) != channels:
             raise ValueError(
                 f"{name}: expected a finite float, or {channels}, one per channel, got {values}"
             )
-        found.append([float(v) for v in each])
     if found[1] is not None and min(found[1]) <= 0:
         raise ValueError(f"std: expected values > 0, got {std}")
     return found[0], found[1]
@@ -215,7 +309,6 @@ def check_theta(theta: Tensor, image: Tensor) -> None:
 def check_color(color: Tensor | None, theta: Tensor, image: Tensor) -> None:
     if color is None:
         return
-    check_floating("color", color)
     if image.shape[1] != 3:
         raise ValueError(f"color: needs images of 3 channels, got {image.shape[1]}")
     if color.shape != (*theta.shape[:2], 3, 4):
@@ -225,13 +318,16 @@ def check_color(color: Tensor | None, theta: Tensor, image: Tensor) -> None:
         )
 
 
-def as_sigma(sigma: Tensor | float, image: Tensor, steps: int | None = None) -> Tensor:
+def as_sigma(
+    sigma: Tensor | float, image: Tensor, max_sigma: float, steps: int | None = None
+) -> Tensor:
     """One number for all images (and steps) as a tensor [B] (or [B, K])."""
-    if not isinstance(sigma, Tensor) and isinstance(sigma, numbers.Real):
-        shape = (len(image),) if steps is None else (len(image), steps)
-        return torch.full(shape, float(sigma), dtype=torch.float32, device=image.device)
-    check_floating("sigma", sigma)  # type: ignore[arg-type]
-    return sigma  # type: ignore[return-value]
+    if isinstance(sigma, Tensor):
+        check_floating("sigma", sigma)
+        return sigma
+    shape = (len(image),) if steps is None else (len(image), steps)
+    same = number("sigma", sigma, low=0, high=max_sigma)
+    return torch.full(shape, same, dtype=torch.float32, device=image.device)
 
 
 def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
@@ -240,7 +336,6 @@ def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
             f"sigma: expected [B, K] or [B] with B={len(image)} as in image, "
             f"got {tuple(sigma.shape)}"
         )
-    check_max_sigma(max_sigma)
     if not can_look(sigma):
         return
     bad = sigma.detach()[~((sigma >= 0) & (sigma <= max_sigma))]
@@ -264,12 +359,13 @@ def check_pred(
     layout: str,
     patch_size: int | None,
     size: tuple[int, int] | None,
+    path: str = "theta",
 ) -> tuple[int, tuple[int, int]]:
-    """(patch size or 0, size of the target)."""
+    """(patch size or 0, size of the target); `path` is the argument that has K steps."""
     channels = image.shape[1]
     if tuple(pred.shape[:2]) != (len(image), steps):
         raise ValueError(
-            f"pred: expected B, K = {len(image)}, {steps} as in image and theta, "
+            f"pred: expected B, K = {len(image)}, {steps} as in image and {path}, "
             f"got shape {tuple(pred.shape)}"
         )
     patch_size = check_patch_size(layout, patch_size)
@@ -278,7 +374,7 @@ def check_pred(
             raise ValueError(f"pred: expected C={channels} as in image, got {tuple(pred.shape)}")
         found = (pred.shape[3], pred.shape[4])
         if size is not None and tuple(size) != found:
-            raise ValueError(f"pred: expected images of {tuple(size)}, got {found}")
+            raise ValueError(f"pred: expected images of size {tuple(size)}, got {found}")
         return 0, found
     tokens, values = pred.shape[2:]
     if values != patch_size**2 * channels:
@@ -286,13 +382,13 @@ def check_pred(
             f"pred: expected tokens of p*p*C = {patch_size}*{patch_size}*{channels} = "
             f"{patch_size**2 * channels} values, got {values}"
         )
-    return patch_size, patch_target(tokens, image, patch_size, size)
+    return patch_size, patch_target("pred", tokens, image, patch_size, size)
 
 
 def patch_target(
-    tokens: int, image: Tensor, patch: int, size: tuple[int, int] | None
+    name: str, tokens: int, image: Tensor, patch: int, size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Size of the image that L patch tokens make up."""
+    """Size of the image that L patch tokens of the argument `name` make up."""
     if size is None:
         height, width = image.shape[2:]
         if height % patch == 0 == width % patch and (height // patch) * (width // patch) == tokens:
@@ -301,16 +397,36 @@ def patch_target(
         if side * side == tokens:
             return side * patch, side * patch
         raise ValueError(
-            f"pred: {tokens} tokens are neither the image's patches nor a square; say size=(H, W)"
+            f"{name}: {tokens} tokens are neither the image's patches nor a square; give size"
         )
     check_size(size, patch)
     if (size[0] // patch) * (size[1] // patch) != tokens:
         expected = (size[0] // patch) * (size[1] // patch)
-        raise ValueError(f"pred: expected {expected} tokens for {tuple(size)}, got {tokens}")
+        raise ValueError(
+            f"size: {tuple(size)} has {expected} patches of patch_size={patch}, "
+            f"but {name} has {tokens} tokens"
+        )
     return int(size[0]), int(size[1])
 
 
-def same_device(image: Tensor, **others: Tensor | None) -> None:
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory that two tensors span overlaps; False where they have no addresses."""
+    if needs_operator(a, b) or transformed() or not (a.numel() and b.numel()):
+        return False
+    (first, last), (start, end) = _span(a), _span(b)
+    return a.device == b.device and first < end and start < last
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """First address of a tensor's values and the one behind its last."""
+    steps = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (steps + 1) * x.element_size()
+
+
+def same_device(reference: str, like: Tensor, **others: Tensor | None) -> None:
+    """All on the device of `like`, the argument of the name `reference`."""
     for name, tensor in others.items():
-        if tensor is not None and tensor.device != image.device:
-            raise ValueError(f"{name}: expected on {image.device} as image is, got {tensor.device}")
+        if tensor is not None and tensor.device != like.device:
+            raise ValueError(
+                f"{name}: expected on {like.device} as {reference} is, got {tensor.device}"
+            )

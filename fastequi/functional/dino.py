@@ -68,7 +68,8 @@ def dino_loss(
         group: the processes whose rows are balanced together by Sinkhorn-Knopp; None: this one
             alone. The mean is over this process's images, as data-parallel training wants it.
         inplace: the gradient takes the memory of `student`, whose values are then gone; autograd
-            raises if anything else kept them. Not with prototypes, whose logits are not stored.
+            raises if anything else kept them. Not with prototypes, whose logits are not stored, nor
+            where the teacher's logits share the student's memory.
 
     Returns:
         A float32 scalar (float64 for float64 inputs). Gradients go to `student` and `prototypes`.
@@ -77,12 +78,12 @@ def dino_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     layers = prototypes, teacher_prototypes
-    student, teacher, layers = _checked(student, teacher, layers, 3, student_temp, teacher_temp)
+    student, teacher, layers = _checked(student, teacher, layers, 3)
     _check_views(student, teacher)
+    options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     views, teachers, batch = len(student), len(teacher), student.shape[1]
     pairs = _dino.pairs_of(views, teachers, batch, student.device)
     weight = _even(student, views, teachers, batch)
-    options = _Options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     return _cross_entropy(student, teacher, layers, pairs, weight, None, options)
 
 
@@ -120,11 +121,11 @@ def ibot_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     layers = prototypes, teacher_prototypes
-    student, teacher, layers = _checked(student, teacher, layers, None, student_temp, teacher_temp)
+    student, teacher, layers = _checked(student, teacher, layers, None)
     _check_rows(student, teacher, weight)
+    options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     each = _each(student, weight)
     pairs = _dino.own_pairs(len(each), student.device)
-    options = _Options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     return _cross_entropy(student, teacher, layers, pairs, each, each, options)
 
 
@@ -158,6 +159,33 @@ class _Options(NamedTuple):
     inplace: bool
 
 
+def _options(
+    student_temp: float,
+    teacher_temp: float,
+    center: Tensor | None,
+    targets: str,
+    iterations: int,
+    group: ProcessGroup | None,
+    inplace: bool,
+) -> _Options:
+    """The same, checked as far as they can be without the rows."""
+    checks.one_of("targets", targets, TARGETS)
+    distributed.check_group(group)
+    if center is not None:
+        checks.check_floating("center", center)
+        if targets == "sinkhorn":
+            raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
+    return _Options(
+        checks.number("student_temp", student_temp, above=0),
+        checks.number("teacher_temp", teacher_temp, above=0),
+        center,
+        targets,
+        checks.whole("iterations", iterations),
+        group,
+        checks.flag("inplace", inplace),
+    )
+
+
 _Weights = tuple[Tensor | None, Tensor | None]  # of the student's and the teacher's layer
 
 
@@ -178,6 +206,10 @@ def _cross_entropy(
     if inplace and student.requires_grad and student.is_leaf:
         raise ValueError("inplace: student is a leaf of the graph, whose values must stay")
     student, rows = student.flatten(0, -2), teacher.flatten(0, -2).detach()
+    if inplace and checks.share_memory(student, rows):
+        raise ValueError(
+            "teacher: shares memory with student, which inplace=True writes the gradient to"
+        )
     row, column = _distribution(rows, teacher_prototypes, balanced, options)
     temps = options.student_temp, options.teacher_temp
     target = _dino.DINOTarget(pairs, weight, row, column, *temps)
@@ -196,17 +228,13 @@ def _distribution(
     The logits are the rows, or their products with a layer's weight.
     """
     _, temp, center, targets, iterations, group, _ = options
-    checks.one_of("targets", targets, TARGETS)
     if targets == "softmax":
         width = rows.shape[1:] if layer is None else layer.shape[:1]
         if center is not None and center.shape != width:
             raise ValueError(f"center: expected {tuple(width)}, got {tuple(center.shape)}")
+        checks.same_device("student", rows, center=center)
         column = None if center is None else center.detach().to(_wide(rows)) / temp
         return None, column
-    if center is not None:
-        raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
-    if iterations < 1:
-        raise ValueError(f"iterations: expected at least 1, got {iterations}")
     shared = temp, iterations, lambda lse: distributed.all_reduce_logsumexp(lse, group), weight
     if layer is None:
         return _sinkhorn.sinkhorn(rows, *shared)
@@ -237,8 +265,6 @@ def _checked(
     teacher: Tensor,
     layers: _Weights,
     ndim: int | None,
-    student_temp: float,
-    teacher_temp: float,
 ) -> tuple[Tensor, Tensor, _Weights]:
     """Rows and weights in the type that they are multiplied in."""
     if (layers[0] is None) != (layers[1] is None):
@@ -249,10 +275,7 @@ def _checked(
         if tensor.ndim < 2 or (ndim is not None and tensor.ndim != ndim):
             what = f"[views, B, {last}]" if ndim else f"[..., {last}]"
             raise ValueError(f"{name}: expected {what}, got {tuple(tensor.shape)}")
-    checks.same_device(student, teacher=teacher)
-    for name, temp in (("student_temp", student_temp), ("teacher_temp", teacher_temp)):
-        if not temp > 0:
-            raise ValueError(f"{name}: expected a temperature > 0, got {temp}")
+    checks.same_device("student", student, teacher=teacher)
     if layers[0] is None or layers[1] is None:
         return student, teacher, layers
     return _checked_layers(student, teacher, layers[0], layers[1])
@@ -264,14 +287,16 @@ def _checked_layers(
     width, kind = student.shape[-1], student.device.type
     for name, layer in (("prototypes", prototypes), ("teacher_prototypes", teacher_prototypes)):
         checks.check_floating(name, layer)
-        if layer.ndim != 2 or layer.shape[1] != width:
-            raise ValueError(f"{name}: expected [N, {width}], got {tuple(layer.shape)}")
+        if layer.ndim != 2 or layer.shape[1] != width or len(layer) < 1:
+            raise ValueError(f"{name}: expected [N, {width}], N >= 1, got {tuple(layer.shape)}")
     if prototypes.shape != teacher_prototypes.shape:
         raise ValueError(
             f"teacher_prototypes: expected {tuple(prototypes.shape)} as prototypes, "
             f"got {tuple(teacher_prototypes.shape)}"
         )
-    checks.same_device(student, prototypes=prototypes, teacher_prototypes=teacher_prototypes)
+    checks.same_device(
+        "student", student, prototypes=prototypes, teacher_prototypes=teacher_prototypes
+    )
     dtype = autocast_dtype(kind)
     if dtype is not None:
         layers = prototypes.to(dtype), teacher_prototypes.to(dtype)
@@ -303,6 +328,7 @@ def _check_rows(student: Tensor, teacher: Tensor, weight: Tensor | None) -> None
         )
     if weight is not None:
         checks.check_floating("weight", weight)  # a mask alone would be a sum, not a mean
+        checks.same_device("student", student, weight=weight)
     if weight is not None and (weight.shape != student.shape[:-1] or weight.requires_grad):
         raise ValueError(
             f"weight: expected {tuple(student.shape[:-1])} without a gradient, "

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fastequi.functional import checks
+
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -16,7 +18,12 @@ def view_pairs(student: Tensor, teacher: Tensor, pairs: Pairs | None) -> list[tu
         if views[0] != views[1]:
             raise ValueError(f"teacher: expected {views[0]} views without pairs, got {views[1]}")
         return [(view, view) for view in range(views[0])]
-    chosen = [(int(s), int(t)) for s, t in pairs]
+    try:
+        chosen = [(checks.whole("pairs", s, 0), checks.whole("pairs", t, 0)) for s, t in pairs]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"pairs: expected (student's, teacher's view), two integers each, got {pairs}"
+        ) from None
     if not chosen or any(not (0 <= s < views[0] and 0 <= t < views[1]) for s, t in chosen):
         raise ValueError(
             f"pairs: expected (student's, teacher's view) below {views[0]} and {views[1]}, "
