@@ -5,8 +5,8 @@
 The methods, losses, schedules, masks and crops are the recipes' own; the encoder, the images, the
 prototypes and the batch are small enough for a CPU. Shown are the losses' means over the first and
 the last tenth of the steps, and what a collapse would show in: the standard deviation of the
-features (1: they fill the sphere; 0: all are one), the teacher's entropy (log N: it tells nothing;
-0 with one prototype in use: it always tells the same) and how many prototypes it uses.
+features (1: they fill the sphere; 0: all are one), the teacher's entropy (log N: uniform, 0:
+always the same prototype) and how many prototypes it uses.
 """
 
 from __future__ import annotations

@@ -5,7 +5,10 @@ The data's settings check themselves (`fastequi.data.config`).
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -48,6 +51,17 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
 )
 
 
+@functools.cache
+def _choices(section: type) -> dict[str, tuple[str, ...]]:
+    """The names that each field of a section may have, where it may have a few alone."""
+    hints = typing.get_type_hints(section) if dataclasses.is_dataclass(section) else {}
+    return {
+        name: typing.get_args(hint)
+        for name, hint in hints.items()
+        if typing.get_origin(hint) is typing.Literal
+    }
+
+
 def check(config: Config) -> None:
     """Raises ValueError with a setting's name, the expected values and the given one."""
     for section, (expected, holds), names in _LIMITS:
@@ -55,6 +69,10 @@ def check(config: Config) -> None:
             value = getattr(getattr(config, section), name)
             for one in value if isinstance(value, tuple) else (value,):
                 expect(one is None or holds(one), f"{section}.{name}", expected, value)
+    for where, section in (("", config), *((f"{n}.", getattr(config, n)) for n in vars(config))):
+        for name, allowed in _choices(type(section)).items():  # type: ignore[arg-type]
+            value = getattr(section, name)
+            expect(value in allowed, f"{where}{name}", f"one of {', '.join(allowed)}", value)
     _check_model(config)
     _check_optim(config)
     _check_train(config)

@@ -199,11 +199,15 @@ def _each(t: Any) -> list[Tensor | float]:
     """One fraction or several; a tensor on a GPU is not checked, which would be a host sync."""
     several = isinstance(t, Iterable) and getattr(t, "ndim", 1) > 0  # a tensor may be one number
     if isinstance(t, str) or (several and getattr(t, "ndim", 1) > 1):
-        raise TypeError(f"t: expected a fraction in 0 .. 1, or several, got {t!r}")
+        raise TypeError(f"t: expected fractions of the path, 0 .. 1, got {t!r}")
     each = list(t) if several else [t]
-    if not each:
-        raise ValueError("t: expected at least one fraction, got none")
-    return [f if _unread(f) else checks.number("t", f, low=0, high=1) for f in each]
+    try:
+        found = [f if _unread(f) else checks.number("t", f, least=0, most=1) for f in each]
+    except ValueError:
+        found = []
+    if not found:
+        raise ValueError(f"t: expected fractions of the path, 0 .. 1, got {t}")
+    return found
 
 
 def _unread(fraction: Any) -> bool:
@@ -214,7 +218,7 @@ def _unread(fraction: Any) -> bool:
 
 def _check_range(name: str, value: float) -> None:
     try:
-        checks.number(name, value, low=0)
+        checks.number(name, value, least=0)
     except ValueError:
         raise ValueError(f"{name}: expected a finite half-range >= 0, got {value}") from None
 

@@ -168,7 +168,7 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
     is an operator's output.
     """
     graph = torch.is_grad_enabled()  # create_graph=True: the product is a part of the graph
-    if graph or _several_at_once(factor):
+    if graph or batched(factor):
         return (grad * _spread(factor, grad)).to(grad.dtype)
     ours = getattr(ctx, "owned", False)
     ours = ours and not torch._C._autograd._get_current_graph_task_keep_graph()
@@ -182,7 +182,7 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
     return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))
 
 
-def _several_at_once(factor: Tensor) -> bool:
+def batched(factor: Tensor) -> bool:
     """Whether the incoming gradient stands for a batch of them: is_grads_batched=True, vmap.
 
     Such a batch has no value to read, and cannot be written into one gradient.

@@ -303,5 +303,5 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None
     """
     if transformed() and shard is None:
         return nt_xent_loss_ref(z1, z2, temp)
-    with autocast_off(z1.device.type):
+    with autocast_off(z1.device):
         return _NTXent.apply(_unit_rows(z1, z2), z1.dtype, temp, shard)

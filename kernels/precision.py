@@ -24,16 +24,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def autocast_dtype(kind: str) -> torch.dtype | None:
-    """What autocast casts to on a kind of device; None where it is off, or unknown as on meta."""
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
+def autocast_off(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast disabled within the block; the meta device has none."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast multiplies in on a device; None where it is off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None
-    return torch.get_autocast_dtype(kind)
-
-
-def autocast_off(kind: str) -> AbstractContextManager[Any]:
-    """A block without autocast on a kind of device; meta tensors have none to begin with."""
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+    return torch.get_autocast_dtype(device.type)
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
@@ -49,7 +51,7 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
         values = [*args, *kwargs.values()]
         tensors = [value for value in values if isinstance(value, Tensor)]
         kind = tensors[0].device.type if tensors else "cpu"
-        if autocast_dtype(kind) is None:
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
             return function(*args, **kwargs)
         with torch.autocast(kind, enabled=False):
             graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -131,7 +131,7 @@ def test_interval_is_wilsons():
         assert interval(1.0, n)[1] <= 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # trains convolutions; test_rotnet's evaluation runs the probe
 def test_the_convolutional_probe_sees_where_things_lie():
     """The class is whether a spot has its twin beside or below it: no mean of pixels tells."""
     generator = torch.Generator().manual_seed(0)

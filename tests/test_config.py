@@ -195,3 +195,16 @@ def test_cuda_without_a_device_is_an_error(monkeypatch):
     with pytest.raises(ValueError, match="no CUDA device"):
         replace(config.train, device="cuda").resolved_device()
     assert config.train.resolved_device() == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("model", "name"), ("path", "padding_mode"), ("optim", "kind"), ("", "method")],
+)
+def test_a_name_that_does_not_exist_is_refused_from_python_too(section, name):
+    config = RECIPES["demo"]()
+    part = replace(getattr(config, section), **{name: "nearest"}) if section else None
+    changed = {section: part} if section else {name: "nearest"}
+    where = f"{section}.{name}" if section else name
+    with pytest.raises(ValueError, match=rf"^{where}: expected one of .*, got nearest"):
+        replace(config, **changed)

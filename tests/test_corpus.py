@@ -222,7 +222,7 @@ def test_a_hundred_thousand_names_are_listed_and_indexed_in_seconds(tmp_path, re
     assert times["train by the index"] < 20
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 100,000 files; other tests scan a few
 def test_a_hundred_thousand_files_are_scanned(tmp_path):
     many(tmp_path)
     start = time.perf_counter()

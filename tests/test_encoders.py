@@ -132,7 +132,7 @@ def test_commands_ask_for_heads_and_take_them(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--device", "cpu"])
     assert ended.value.code == 2
-    assert "64 channels are in; say --num-heads" in capsys.readouterr().err
+    assert "unknown for 64 channels; expected --num-heads" in capsys.readouterr().err
     found = []
     for heads in ("4", "8"):
         main([*words, "--device", "cpu", "--num-heads", heads, "--img-size", "32"])

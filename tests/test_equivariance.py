@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastequi.data.views.batch import Batch, Views
+from fastequi.evaluate.baselines import patches
 from fastequi.evaluate.pair_scores import Probed, score_pairs
 from fastequi.evaluate.pairs import collect_pairs
-from fastequi.evaluate.pixels import patches
 from fastequi.evaluate.probes import Fit
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
@@ -62,7 +62,7 @@ def test_a_blurred_twin_is_cut_from_the_blurred_window():
         collect_pairs([batch], path, Views(15, 24, VIEWS.mean, VIEWS.std), 64)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # trains all probes on 1,500 pairs; test_tasks and test_probes train fewer
 def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path):
     path = SE2(45, 10)
     train = collect_pairs(batches(path, seed=1), path, VIEWS, 1500)

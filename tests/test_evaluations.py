@@ -101,17 +101,17 @@ def test_photographs_seen_in_training_are_counted(runs, tmp_path, capsys, monkey
     main(["eval", "equivariance", str(runs / "tir"), "--data", str(photos), *options])
     saved = json.loads((tmp_path / "seen.json").read_text())
     assert saved["test_seen_in_training"] == {str(runs / "tir"): 1}
-    told = " ".join(capsys.readouterr().out.split())
-    assert "1 of 1 NAMED AND SIZED AS ONE SEEN IN TRAINING" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 of 1 NAMED AND SIZED AS ONE SEEN IN TRAINING" in printed
     # of other encoders in the table, of a run's own file, and where classes are asked
     run, file = str(runs / "tir"), str(runs / "tir" / "model.safetensors")
     main(["eval", "knn", file, "--against", run, "--data", str(photos)])
     saved = json.loads(Path("eval_knn.json").read_text())
     assert saved["test_seen_in_training"] == {file: 2, run: 2}
     line = "2 of the 2 test images have the name and the size of one that {} was trained on"
-    told = capsys.readouterr().out
-    assert line.format(run) in told
-    assert line.format(file) in told
+    printed = capsys.readouterr().out
+    assert line.format(run) in printed
+    assert line.format(file) in printed
 
 
 def test_ranges_of_nothing_are_refused_at_once(runs):
@@ -160,9 +160,9 @@ def test_comparisons_are_of_like_with_like():
     ],
 )
 def test_published_accuracies_stand_beside_the_sets_they_are_of(kind, data, classes, says):
-    told = published(kind, data, classes)
-    assert says in told
-    assert bool(says) == bool(told)
+    found = published(kind, data, classes)
+    assert says in found
+    assert bool(says) == bool(found)
 
 
 def test_neighbours_print_what_was_published(runs, tmp_path, capsys):
@@ -327,7 +327,7 @@ def test_features_of_other_sizes(runs, tmp_path, capsys):
     encoder = load_encoder(run, "cpu")
     source = image_folder(runs / "photos")
     common = ["embed", run, "--data", str(runs / "photos"), "--tokens", "all", "--out"]
-    for size, told, frame in (
+    for size, saved, frame in (
         (["64"], 64, (64, 64)),
         (["32", "64"], [32, 64], (32, 64)),
         (["48x32"], [48, 32], (48, 32)),
@@ -336,7 +336,7 @@ def test_features_of_other_sizes(runs, tmp_path, capsys):
         main([*common, str(file), "--size", *size])
         found = load_file(file)
         beside = json.loads(file.with_name(f"{file.name}.json").read_text())
-        assert beside["image_size"] == told
+        assert beside["image_size"] == saved
         ((images, _),) = read(source, frame, device=torch.device("cpu"))
         assert images.shape[2:] == frame
         expected = encoder.features(normalise(images, encoder))["patch"]
@@ -453,7 +453,7 @@ def test_of_several_gpus_one_is_chosen(monkeypatch):
         (["eval", "linear", "RUN", "--data", "PHOTOS", "--out", "FILE/x"], "FILE/x cannot be wri"),
         (["eval", "equivariance", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
         (["eval", "reconstruct", "RUN", "--out", "FOLDER"], "--out: FOLDER cannot be written"),
-        (["eval", "rotnet", "RUN", "--data", "PHOTOS"], "expected a run with system=rotnet"),
+        (["eval", "rotnet", "RUN", "--data", "PHOTOS"], "expected a run with method=rotnet"),
         (["eval", "rotnet", "RUN", "--data", "PHOTOS", "--crop", "2"], "--crop: expected 0 < sha"),
         (["eval", "rotnet", "RUN"], "--data: expected folders of classes, shards, lists"),
         (["pretrain", "demo", "--data", "PHOTOS", "--run-dir", "FILE"], "a folder, FILE is a file"),

@@ -72,7 +72,10 @@ def checkpoints(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("later", ["", pytest.param("--train.async-save", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "later",  # the second waits for a thread; test_survival stops a run that does
+    ["", pytest.param("--train.async-save", marks=pytest.mark.slow)],
+)
 def test_a_second_press_stops_at_once_and_harms_nothing(tmp_path, later):
     """While the save that the first one asked for is being written, by this thread or another."""
     folder = tmp_path / "run"
@@ -226,7 +229,10 @@ def test_other_commands_end_with_one_line(tmp_path, words, seconds):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("closed", [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",  # the second closes the first's stream too
+    [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"],
+)
 def test_a_run_without_streams_ends_well(tmp_path, closed):
     """As a daemon's or cron's; the next file to be opened does not become standard error."""
     folder = tmp_path / "run"
@@ -274,7 +280,8 @@ def test_a_full_disk_is_no_reader_that_left(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [[], pytest.param(["--train.parallel", "fsdp"], marks=pytest.mark.slow)]
+    "options",  # the clock is the same with FSDP
+    [[], pytest.param(["--train.parallel", "fsdp"], marks=pytest.mark.slow)],
 )
 def test_checkpoints_by_time_are_the_first_ones_clocks(tmp_path, uninterrupted_by_two, options):
     """The other's clock runs wild; both save at the same steps, and the run keeps its bits."""

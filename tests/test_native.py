@@ -238,7 +238,7 @@ def test_what_c_does_not_take_goes_to_pytorch_with_the_same_result():
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.slow  # 3.0e9 values
 def test_more_than_two_billion_elements():
     b, k, side = 3, 5, 8192  # 3.0e9 predicted values
     image = torch.rand(b, 3, 64, 64)

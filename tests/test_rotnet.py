@@ -87,8 +87,8 @@ def test_loss_and_accuracies_are_those_of_the_four_rotations(name):
     losses, right = [], {angle: [] for angle in (0, 90, 180, 270)}
     for image in batch.u:
         for k, angle in enumerate(right):
-            turned = torch.from_numpy(np.rot90(image.numpy(), k, (1, 2)).copy())
-            logits = model.classify(((turned.float() / 255 - mean) / std)[None])
+            rotated = torch.from_numpy(np.rot90(image.numpy(), k, (1, 2)).copy())
+            logits = model.classify(((rotated.float() / 255 - mean) / std)[None])
             losses.append(F.cross_entropy(logits, torch.tensor([k])))
             right[angle].append(float(logits.argmax() == k))
     torch.testing.assert_close(out["loss"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
@@ -107,7 +107,7 @@ def test_one_rotation_each_as_an_option():
     model(batch)
     model(batch)
     assert [x.shape[0] for x in seen] == [6, 6]
-    assert not torch.equal(seen[0], seen[1])  # turns are drawn anew
+    assert not torch.equal(seen[0], seen[1])  # rotations are drawn anew
 
 
 def test_features_are_tokens_of_every_block():
@@ -226,6 +226,15 @@ def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     assert "did you mean 'rotnet'?" in capsys.readouterr().err
 
 
+def leave(folder, config, method, ema=None):
+    """A run's folder with one checkpoint."""
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json())
+    optimizer = adamw(method, 0.1, 0.1)
+    taken = checkpoint.snapshot(1, model=method, optimizer=optimizer, state={}, ema=ema)
+    checkpoint.write(folder / "checkpoints", taken)
+
+
 def test_its_evaluation_takes_what_the_others_take(tmp_path, monkeypatch, capsys):
     """EMA weights, folders of classes, --out, --against, --test-data."""
     monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
@@ -235,17 +244,12 @@ def test_its_evaluation_takes_what_the_others_take(tmp_path, monkeypatch, capsys
     for name in ("one", "two"):
         torch.manual_seed(1)
         method = build(config)
-        if name == "one":  # the last weights would be an error: only the average is finite
-            average = WeightEMA(method, 0.5)
+        ema = None
+        if name == "one":  # the last weights would be an error: only the EMA is finite
+            ema = WeightEMA(method, 0.5)
             with torch.no_grad():
                 next(method.encoder.parameters()).fill_(float("nan"))
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(config.to_json())
-        kept = average if name == "one" else None
-        taken = checkpoint.snapshot(
-            1, model=method, optimizer=adamw(method, 0.1, 0.1), state={}, ema=kept
-        )
-        checkpoint.write(tmp_path / name / "checkpoints", taken)
+        leave(tmp_path / name, config, method, ema)
     for split, n in (("train", 30), ("test", 12)):
         images, labels = bars(n, 16, n)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -265,16 +269,11 @@ def test_its_evaluation_takes_what_the_others_take(tmp_path, monkeypatch, capsys
     assert list(found["class_images"]) == ["class0", "class1", "class2"]
     rows = {row["encoder"]: row for row in found["rotation_accuracy"]}
     assert list(rows) == [None, "two", "one"]
-    # the same weights, of a run with and of one without an average
+    # the same weights, of a run with and of one without an EMA
     assert rows["one"]["by_rotation"] == rows["two"]["by_rotation"]
     assert {row["encoder"] for row in found["scores"]} == {None, "random init", "two", "one"}
     other = replace(config, data=replace(config.data, image_size=24, source_size=24))
-    torch.manual_seed(1)
-    method = build(other)
-    (tmp_path / "three").mkdir()
-    (tmp_path / "three" / "config.json").write_text(other.to_json())
-    taken = checkpoint.snapshot(1, model=method, optimizer=adamw(method, 0.1, 0.1), state={})
-    checkpoint.write(tmp_path / "three" / "checkpoints", taken)
+    leave(tmp_path / "three", other, build(other))
     with pytest.raises(SystemExit):
         main([*words, "--against", str(tmp_path / "three")])
     assert "--against: expected images of 16 px" in capsys.readouterr().err
@@ -324,7 +323,7 @@ def test_few_label_probes_need_as_many_images(capsys):
         _few(some(0, 1, 0, 1), some(0, 2))
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # trains ten probes; the run above trains those of a smaller network
 def test_block_probes_read_classes_and_stand_beside_pixels(monkeypatch):
     monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
     monkeypatch.setattr(classes, "_PENALTIES", (1e-2,))

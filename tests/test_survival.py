@@ -94,10 +94,11 @@ def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
-        pytest.param(2, SGD, marks=pytest.mark.slow),  # as test_slurm's two tasks
+        (2, SGD),
         (3, SGD),
-        pytest.param(2, FSDP, marks=pytest.mark.slow),  # as the next one
+        (2, FSDP),
         (3, [*FSDP, "--model.checkpoint-activations"]),
+        # compilation takes a minute; test_train compiles in one process
         pytest.param(2, [*FSDP, "--train.compile"], marks=pytest.mark.slow),
         pytest.param(2, [*SGD, "--train.compile"], marks=pytest.mark.slow),
     ],
@@ -112,12 +113,7 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
 
 
 @pytest.mark.parametrize(
-    ("options", "precision"),
-    [  # both precisions are the same code but for the loss scale, which only float16 has
-        pytest.param(ALONE, "bf16", marks=pytest.mark.slow),
-        pytest.param(FSDP, "bf16", marks=pytest.mark.slow),
-        (FSDP, "fp16"),
-    ],
+    ("options", "precision"), [(ALONE, "bf16"), (FSDP, "bf16"), (FSDP, "fp16")]
 )
 def test_half_precision_follows_the_curve(tmp_path, curves_of_one, options, precision):
     """To its own rounding; float16 with the loss scaled, the same on both."""
@@ -149,10 +145,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one)
     expect_close(folder, curves_of_one["adamw"])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param(SGD, marks=pytest.mark.slow), FSDP],  # the first as after a killed rank, below
-)
+@pytest.mark.parametrize("options", [SGD, FSDP])
 def test_two_processes_go_on_to_the_same_bits(tmp_path, options):
     """On as many processes as before; with an average, and from the middle of an epoch."""
     ema = [*options, "--train.ema-momentum", 0.9]
@@ -295,10 +288,7 @@ checkpoint.write = write
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param(ALONE, marks=pytest.mark.slow), FSDP],  # the first as for an overflow, below
-)
+@pytest.mark.parametrize("options", [ALONE, FSDP])
 def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(tmp_path, options):
     spoil = """
 from fastequi import train
@@ -389,7 +379,7 @@ def test_a_run_resumes_though_a_file_was_lost(tmp_path, uninterrupted):
     assert shown[1]["loss"] == lost[1]["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 2,000 steps
 def test_memory_does_not_grow(tmp_path):
     """Resident memory over 2,000 steps with 40 checkpoints: the second half's like the first's."""
     folder = tmp_path / "run"

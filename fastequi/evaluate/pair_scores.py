@@ -18,10 +18,10 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from fastequi.evaluate.baselines import grid, patches, pixel_statistics
 from fastequi.evaluate.encoders import Features
 from fastequi.evaluate.intervals import middle95, resampled_r2
 from fastequi.evaluate.pairs import Pairs, joined
-from fastequi.evaluate.pixels import grid, patches, pixel_statistics
 from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe, token_probe
 from fastequi.evaluate.results import Row
 

@@ -23,10 +23,10 @@ from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Views
+from fastequi.evaluate.baselines import RAW_SIZE
 from fastequi.evaluate.encoders import Encoder, Features, noise
 from fastequi.evaluate.pair_scores import PROBES, Probed, Report, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
-from fastequi.evaluate.pixels import RAW_SIZE
 from fastequi.evaluate.probes import Fit
 from fastequi.functional.normalise import denormalise, normalise
 from fastequi.philox import Draws

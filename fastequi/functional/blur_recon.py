@@ -39,7 +39,7 @@ def blur_recon_loss(
     Gradients go to `pred`; if image or sigma needs one, the eager chain runs instead.
     """
     checks.check_names(loss=loss, layout=layout, reduction=reduction)
-    max_sigma = checks.check_max_sigma(max_sigma)
+    max_sigma = checks.number("max_sigma", max_sigma, above=0)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("pred", pred)
     stepped = pred.ndim == (5 if layout == "image" else 4)
@@ -52,7 +52,7 @@ def blur_recon_loss(
     patch, _ = checks.check_pred(
         pred, image, sigma.shape[1], layout, patch_size, size, path="sigma"
     )
-    checks.same_device("image", image, pred=pred, sigma=sigma)
+    checks.same_device(image=image, pred=pred, sigma=sigma)
     target = BlurTarget(patch, loss, mean, std, max_sigma)
     total = _blur_recon.blur_recon_loss(pred, image, sigma, target)
     values = image.shape[1] * size[0] * size[1]

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +46,8 @@ def number(
     value: Any,
     *,
     above: float = -math.inf,
-    low: float = -math.inf,
-    high: float = math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
     below: float = math.inf,
 ) -> float:
     """A finite number: int, float, numpy scalar, or an array or tensor of no dimensions.
@@ -56,7 +55,8 @@ def number(
     Args:
         name: of the argument, for errors.
         value: what the caller has passed. A tensor on a GPU is read with a host sync.
-        above, low, high, below: bounds; the first and the last do not belong to the range.
+        above, below: limits that it may not equal.
+        least, most: limits that it may equal.
 
     Raises:
         TypeError: not a number, or a tensor that requires a gradient, which would be lost.
@@ -64,38 +64,34 @@ def number(
     """
     if type(value) is not float:
         value = float(_scalar(name, value, "a number", (numbers.Real, torch.SymInt)))
-    if not (above < value < below and low <= value <= high):
-        bounds = _bounds(above, low, high, below)
+    if not (above < value < below and least <= value <= most):
+        bounds = _bounds(above, least, most, below)
         raise ValueError(f"{name}: expected a finite number{bounds}, got {value}")
     return value
 
 
-def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
-    """An integer from `low` to `high`, of the same kinds as in :func:`number`; no float."""
+def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """An integer from `least` to `most`, of the same kinds as in :func:`number`; no float."""
     if type(value) is not int:
         value = _scalar(name, value, "an integer", (numbers.Integral, torch.SymInt))
-    if value < low or (high is not None and value > high):
-        bounds = _bounds(-math.inf, low, math.inf if high is None else high, math.inf)
-        raise ValueError(f"{name}: expected an integer{bounds}, got {value}")
+    if value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name}: expected an integer in {least} .. {most}, got {value}")
     return value
 
 
-def flag(name: str, value: Any) -> bool:
-    """True or False, of Python or numpy."""
-    if value is True or value is False:
-        return value
-    if not isinstance(value, np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
-    return bool(value)
+def flags(**values: bool) -> None:
+    """Options that are True or False, by their keyword."""
+    for name, value in values.items():
+        if value is not True and value is not False:
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def _scalar(name: str, value: Any, what: str, kinds: tuple[type, ...]) -> Any:
     """The value of an argument, as a Python number."""
     if isinstance(value, Tensor) and value.requires_grad:
-        raise TypeError(
-            f"{name}: expected {what}, got a tensor that requires a gradient, which would be lost; "
-            f"pass {name}.detach()"
-        )
+        raise TypeError(f"{name}: it gets no gradient; pass {what}, {name}.item()")
     if getattr(value, "ndim", None) == 0:
         try:
             value = value.item()
@@ -107,10 +103,10 @@ def _scalar(name: str, value: Any, what: str, kinds: tuple[type, ...]) -> Any:
     return value
 
 
-def _bounds(above: float, low: float, high: float, below: float) -> str:
-    if low > -math.inf and high < math.inf:
-        return f" in {low:g} .. {high:g}"
-    given = ((">", above), (">=", low), ("<=", high), ("<", below))
+def _bounds(above: float, least: float, most: float, below: float) -> str:
+    if least > -math.inf and most < math.inf:
+        return f" in {least:g} .. {most:g}"
+    given = ((">", above), (">=", least), ("<=", most), ("<", below))
     return " and".join(f" {sign} {n:g}" for sign, n in given if abs(n) < math.inf)
 
 
@@ -119,7 +115,7 @@ def two_sizes(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     several = isinstance(size, Iterable) and getattr(size, "ndim", 1) > 0
     both = tuple(size) if several else (size, size)  # type: ignore[arg-type]
     try:
-        height, width = [whole(name, n) for n in both]
+        height, width = [integer(name, n) for n in both]
     except (TypeError, ValueError):
         raise ValueError(
             f"{name}: expected a size or (height, width), each an integer >= 1, got {size}"
@@ -163,7 +159,7 @@ def check_linear(
             raise ValueError(
                 f"{name}: expected {shape} (K first) or {shape[1:]}, got {tuple(tensor.shape)}"
             )
-        if tensor.dtype != hidden.dtype and autocast_dtype(hidden.device.type) is None:
+        if tensor.dtype != hidden.dtype and autocast_dtype(hidden.device) is None:
             raise TypeError(f"{name}: expected hidden's {hidden.dtype}, got {tensor.dtype}")
         found.append(tensor.expand(shape))
     return found[0], found[1] if bias is not None else None
@@ -206,16 +202,12 @@ def check_patch_size(layout: str, patch_size: int | None) -> int:
         return 0
     if patch_size is None:
         raise ValueError('patch_size: layout="patch" needs a size >= 1, got None')
-    return whole("patch_size", patch_size)
+    return integer("patch_size", patch_size)
 
 
 def check_size(size: tuple[int, int], patch_size: int | None) -> None:
     if patch_size and (size[0] % patch_size or size[1] % patch_size):
         raise ValueError(f"patch_size: expected a divisor of size {tuple(size)}, got {patch_size}")
-
-
-def check_max_sigma(max_sigma: float) -> float:
-    return number("max_sigma", max_sigma, above=0)
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -326,7 +318,7 @@ def as_sigma(
         check_floating("sigma", sigma)
         return sigma
     shape = (len(image),) if steps is None else (len(image), steps)
-    same = number("sigma", sigma, low=0, high=max_sigma)
+    same = number("sigma", sigma, least=0, most=max_sigma)
     return torch.full(shape, same, dtype=torch.float32, device=image.device)
 
 
@@ -374,6 +366,8 @@ def check_pred(
             raise ValueError(f"pred: expected C={channels} as in image, got {tuple(pred.shape)}")
         found = (pred.shape[3], pred.shape[4])
         if size is not None and tuple(size) != found:
+            if path == "theta":
+                raise ValueError(f"size: expected pred's own {found}, or none, got {tuple(size)}")
             raise ValueError(f"pred: expected images of size {tuple(size)}, got {found}")
         return 0, found
     tokens, values = pred.shape[2:]
@@ -423,10 +417,12 @@ def _span(x: Tensor) -> tuple[int, int]:
     return x.data_ptr(), x.data_ptr() + (steps + 1) * x.element_size()
 
 
-def same_device(reference: str, like: Tensor, **others: Tensor | None) -> None:
-    """All on the device of `like`, the argument of the name `reference`."""
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != like.device:
+def same_device(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless all are on the device of the first."""
+    (reference, first), *others = tensors.items()
+    assert first is not None
+    for name, tensor in others:
+        if tensor is not None and tensor.device != first.device:
             raise ValueError(
-                f"{name}: expected on {like.device} as {reference} is, got {tensor.device}"
+                f"{name}: expected on {first.device} as {reference} is, got {tensor.device}"
             )

@@ -55,10 +55,10 @@ def correspondence_loss(
             f"teacher: expected [{views}{', '.join(map(str, lead))}, N, {channels}], "
             f"got {tuple(teacher.shape[pairs is None :])}"
         )
-    top = checks.whole("top", top, high=min(student.shape[-2], teacher.shape[-2]))
+    top = checks.integer("top", top, most=min(student.shape[-2], teacher.shape[-2]))
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
-    checks.same_device("student", student, teacher=teacher)
-    with autocast_off(student.device.type):
+    checks.same_device(student=student, teacher=teacher)
+    with autocast_off(student.device):
         # float16's rounding would decide between matches; bfloat16's is accepted
         dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
         wide = torch.promote_types(dtype, torch.float32)

@@ -65,11 +65,10 @@ def crop_align_loss(
     checks.check_integers("turns", turns)
     if turns.shape != shape:
         raise ValueError(f"turns: expected integers {[*shape]}, got {tuple(turns.shape)}")
-    bins = checks.whole("bins", bins)
+    bins = checks.integer("bins", bins)
     scale = checks.number("scale", scale, above=0)
     checks.same_device(
-        "student",
-        student,
+        student=student,
         teacher=teacher,
         student_boxes=student_boxes,
         teacher_boxes=teacher_boxes,

@@ -170,6 +170,7 @@ def _options(
 ) -> _Options:
     """The same, checked as far as they can be without the rows."""
     checks.one_of("targets", targets, TARGETS)
+    checks.flags(inplace=inplace)
     distributed.check_group(group)
     if center is not None:
         checks.check_floating("center", center)
@@ -180,9 +181,9 @@ def _options(
         checks.number("teacher_temp", teacher_temp, above=0),
         center,
         targets,
-        checks.whole("iterations", iterations),
+        checks.integer("iterations", iterations),
         group,
-        checks.flag("inplace", inplace),
+        inplace,
     )
 
 
@@ -207,9 +208,7 @@ def _cross_entropy(
         raise ValueError("inplace: student is a leaf of the graph, whose values must stay")
     student, rows = student.flatten(0, -2), teacher.flatten(0, -2).detach()
     if inplace and checks.share_memory(student, rows):
-        raise ValueError(
-            "teacher: shares memory with student, which inplace=True writes the gradient to"
-        )
+        raise ValueError("inplace: teacher shares the student's memory, which is overwritten")
     row, column = _distribution(rows, teacher_prototypes, balanced, options)
     temps = options.student_temp, options.teacher_temp
     target = _dino.DINOTarget(pairs, weight, row, column, *temps)
@@ -232,7 +231,7 @@ def _distribution(
         width = rows.shape[1:] if layer is None else layer.shape[:1]
         if center is not None and center.shape != width:
             raise ValueError(f"center: expected {tuple(width)}, got {tuple(center.shape)}")
-        checks.same_device("student", rows, center=center)
+        checks.same_device(student=rows, center=center)
         column = None if center is None else center.detach().to(_wide(rows)) / temp
         return None, column
     shared = temp, iterations, lambda lse: distributed.all_reduce_logsumexp(lse, group), weight
@@ -275,7 +274,7 @@ def _checked(
         if tensor.ndim < 2 or (ndim is not None and tensor.ndim != ndim):
             what = f"[views, B, {last}]" if ndim else f"[..., {last}]"
             raise ValueError(f"{name}: expected {what}, got {tuple(tensor.shape)}")
-    checks.same_device("student", student, teacher=teacher)
+    checks.same_device(student=student, teacher=teacher)
     if layers[0] is None or layers[1] is None:
         return student, teacher, layers
     return _checked_layers(student, teacher, layers[0], layers[1])
@@ -284,7 +283,7 @@ def _checked(
 def _checked_layers(
     student: Tensor, teacher: Tensor, prototypes: Tensor, teacher_prototypes: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    width, kind = student.shape[-1], student.device.type
+    width = student.shape[-1]
     for name, layer in (("prototypes", prototypes), ("teacher_prototypes", teacher_prototypes)):
         checks.check_floating(name, layer)
         if layer.ndim != 2 or layer.shape[1] != width or len(layer) < 1:
@@ -295,9 +294,9 @@ def _checked_layers(
             f"got {tuple(teacher_prototypes.shape)}"
         )
     checks.same_device(
-        "student", student, prototypes=prototypes, teacher_prototypes=teacher_prototypes
+        student=student, prototypes=prototypes, teacher_prototypes=teacher_prototypes
     )
-    dtype = autocast_dtype(kind)
+    dtype = autocast_dtype(student.device)
     if dtype is not None:
         layers = prototypes.to(dtype), teacher_prototypes.to(dtype)
         return student.to(dtype), teacher.to(dtype), layers
@@ -328,7 +327,7 @@ def _check_rows(student: Tensor, teacher: Tensor, weight: Tensor | None) -> None
         )
     if weight is not None:
         checks.check_floating("weight", weight)  # a mask alone would be a sum, not a mean
-        checks.same_device("student", student, weight=weight)
+        checks.same_device(student=student, weight=weight)
     if weight is not None and (weight.shape != student.shape[:-1] or weight.requires_grad):
         raise ValueError(
             f"weight: expected {tuple(student.shape[:-1])} without a gradient, "

@@ -37,7 +37,7 @@ def gaussian_blur(
     Differentiable in image and sigma (through plain PyTorch).
     """
     mean, std = checks.check_image(image, mean, std)
-    max_sigma = checks.check_max_sigma(max_sigma)
+    max_sigma = checks.number("max_sigma", max_sigma, above=0)
     sigma = checks.as_sigma(sigma, image, max_sigma)
     single = sigma.ndim == 1
     sigma = sigma[:, None] if single else sigma
@@ -46,7 +46,7 @@ def gaussian_blur(
         dtype = image.dtype if image.is_floating_point() else torch.float32
     if dtype not in checks.FLOATS:
         raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
-    checks.same_device("image", image, sigma=sigma)
+    checks.same_device(image=image, sigma=sigma)
     target = BlurTarget(mean=mean, std=std, max_sigma=max_sigma)
     out = _blur.gaussian_blur(image, sigma, target, dtype)
     return out[:, 0] if single else out

@@ -41,9 +41,9 @@ def koleo_loss(
     checks.check_floating("z", z)
     if z.ndim != 2 or z.shape[1] < 1:
         raise ValueError(f"z: expected [N, D] with D >= 1, got {tuple(z.shape)}")
-    eps = checks.number("eps", eps, low=0)
+    eps = checks.number("eps", eps, least=0)
     distributed.check_group(group, sizes)
-    with autocast_off(z.device.type):
+    with autocast_off(z.device):
         unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
         every = distributed.all_gather_rows(unit, group, sizes)
         if len(every) < 2:

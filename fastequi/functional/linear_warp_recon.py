@@ -60,9 +60,8 @@ def linear_warp_recon_loss(
     """
     checks.check_names(loss=loss, padding_mode=padding_mode)
     checks.one_of("reduction", reduction, ("mean", "sum"))
-    align_corners = checks.flag("align_corners", align_corners)
-    mask_outside = checks.flag("mask_outside", mask_outside)
-    patch_size = checks.check_patch_size("patch", patch_size)
+    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
+    patch_size = checks.integer("patch_size", patch_size)
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("hidden", hidden)
@@ -79,9 +78,9 @@ def linear_warp_recon_loss(
         )
     target_size = checks.patch_target("hidden", tokens, image, patch_size, size)
     checks.same_device(
-        "image", image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color
+        image=image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color
     )
-    dtype = autocast_dtype(image.device.type)
+    dtype = autocast_dtype(image.device)
     if dtype is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

@@ -44,7 +44,7 @@ def nt_xent_loss(
     if z1.ndim != 2 or z1.shape != z2.shape or z1.numel() < 1:
         shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
         raise ValueError(f"z1, z2: expected two [N, D] of one shape, not empty, got {shapes}")
-    checks.same_device("z1", z1, z2=z2)
+    checks.same_device(z1=z1, z2=z2)
     temperature = checks.number("temperature", temperature, above=0)
     distributed.check_group(group, sizes)
     shard = None

@@ -58,7 +58,7 @@ def rot90_batch(
                 f"turns: expected {len(images)} integers 0..3 as images has rows, "
                 f"got shape {tuple(turns.shape)}"
             )
-        checks.same_device("images", images, turns=turns)
+        checks.same_device(images=images, turns=turns)
         turns = (turns % 4).int().contiguous()
     last = memory_format == torch.channels_last
     return _rot90.rot90_batch(images, turns, mean, std, dtype, last)

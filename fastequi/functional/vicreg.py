@@ -56,13 +56,15 @@ def vicreg_terms(
     """:func:`vicreg_loss`, and its unweighted terms [3] (inv, var, cov) without a gradient."""
     for name, z in (("z1", z1), ("z2", z2)):
         checks.check_floating(name, z)
-    if z1.shape != z2.shape or z1.ndim != 2 or z1.shape[1] < 1:
+    if z1.shape != z2.shape or z1.ndim != 2:
         shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
-        raise ValueError(f"z1, z2: expected two [N, D] of one shape with D >= 1, got {shapes}")
-    checks.same_device("z1", z1, z2=z2)
+        raise ValueError(f"z1, z2: expected two [N, D] of one shape, got {shapes}")
+    checks.same_device(z1=z1, z2=z2)
+    if z1.shape[1] < 1:
+        raise ValueError(f"z1, z2: expected at least one channel, got {tuple(z1.shape)}")
     weights = checked_weights(*weights)
     distributed.check_group(group, sizes)
-    with autocast_off(z1.device.type):
+    with autocast_off(z1.device):
         wide = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
         z1, z2 = (distributed.all_gather_rows(z.to(wide), group, sizes) for z in (z1, z2))
         if len(z1) < 2:

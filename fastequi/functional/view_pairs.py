@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 from torch import Tensor
-
-from fastequi.functional import checks
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -19,11 +18,9 @@ def view_pairs(student: Tensor, teacher: Tensor, pairs: Pairs | None) -> list[tu
             raise ValueError(f"teacher: expected {views[0]} views without pairs, got {views[1]}")
         return [(view, view) for view in range(views[0])]
     try:
-        chosen = [(checks.whole("pairs", s, 0), checks.whole("pairs", t, 0)) for s, t in pairs]
+        chosen = [(index(s), index(t)) for s, t in pairs]
     except (TypeError, ValueError):
-        raise ValueError(
-            f"pairs: expected (student's, teacher's view), two integers each, got {pairs}"
-        ) from None
+        raise TypeError(f"pairs: expected pairs of integers, got {pairs!r}") from None
     if not chosen or any(not (0 <= s < views[0] and 0 <= t < views[1]) for s, t in chosen):
         raise ValueError(
             f"pairs: expected (student's, teacher's view) below {views[0]} and {views[1]}, "

@@ -76,8 +76,7 @@ def warp_recon_loss(
         ValueError: shapes, names or values that do not fit; names the argument.
     """
     checks.check_names(loss=loss, layout=layout, padding_mode=padding_mode, reduction=reduction)
-    align_corners = checks.flag("align_corners", align_corners)
-    mask_outside = checks.flag("mask_outside", mask_outside)
+    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("pred", pred)
@@ -87,7 +86,7 @@ def warp_recon_loss(
     checks.check_theta(theta, image)
     checks.check_color(color, theta, image)
     patch, target_size = checks.check_pred(pred, image, theta.shape[1], layout, patch_size, size)
-    checks.same_device("image", image, pred=pred, theta=theta, color=color)
+    checks.same_device(image=image, pred=pred, theta=theta, color=color)
     values = image.shape[1] * target_size[0] * target_size[1]
     divisor = divisor_of(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
     target = Target(*target_size, patch, loss, mean, std, padding_mode, align_corners, mask_outside)

@@ -33,7 +33,7 @@ class BlurReconLoss(nn.Module):
     ) -> None:
         super().__init__()
         checks.recon_options(loss, layout, patch_size, mean, std, reduction)
-        checks.check_max_sigma(max_sigma)
+        max_sigma = checks.number("max_sigma", max_sigma, above=0)
         self.options: dict[str, Any] = {
             "loss": loss,
             "layout": layout,

@@ -35,8 +35,8 @@ class Center(nn.Module):
         self, prototypes: int, momentum: float = 0.9, group: ProcessGroup | None = None
     ) -> None:
         super().__init__()
-        prototypes = checks.whole("prototypes", prototypes)
-        self.momentum = checks.number("momentum", momentum, low=0, high=1)
+        prototypes = checks.integer("prototypes", prototypes)
+        self.momentum = checks.number("momentum", momentum, least=0, most=1)
         self.group = group
         self.register_buffer("value", torch.zeros(prototypes))
         self.register_buffer("total", torch.zeros(prototypes), persistent=False)
@@ -48,7 +48,7 @@ class Center(nn.Module):
         rows = rows.flatten(0, -2)
         total = rows.sum(0, dtype=torch.float32)
         if prototypes is not None:  # the mean is linear
-            with autocast_off(rows.device.type):  # a mean in 8 bits would not move
+            with autocast_off(rows.device):  # a mean in 8 bits would not move
                 total = (total @ prototypes.float().T).to(self.total)
         self.total += total
         self.rows += len(rows)
@@ -93,11 +93,12 @@ class _DistillationLoss(nn.Module):
         super().__init__()
         checks.one_of("targets", targets, TARGETS)
         distributed.check_group(group)
-        checks.whole("prototypes", prototypes)
+        checks.integer("prototypes", prototypes)
         self.student_temp = checks.number("student_temp", student_temp, above=0)
-        self.targets, self.inplace = targets, checks.flag("inplace", inplace)
+        checks.flags(inplace=inplace)
+        self.targets, self.inplace = targets, inplace
         self.group = group
-        center_momentum = checks.number("center_momentum", center_momentum, low=0, high=1)
+        center_momentum = checks.number("center_momentum", center_momentum, least=0, most=1)
         centred = targets == "softmax"
         self.center = Center(prototypes, center_momentum, group) if centred else None
 

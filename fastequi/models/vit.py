@@ -91,11 +91,11 @@ class VisionTransformer(nn.Module):
         super().__init__()
         for name, value in (("patch_size", patch_size), ("in_chans", in_chans),
                             ("embed_dim", embed_dim), ("num_heads", num_heads)):  # fmt: skip
-            checks.whole(name, value)
+            checks.integer(name, value)
         for name, value in (("depth", depth), ("num_classes", num_classes),
                             ("reg_tokens", reg_tokens)):  # fmt: skip
-            checks.whole(name, value, 0)
-        checks.number("drop_path", drop_path, low=0, below=1)
+            checks.integer(name, value, 0)
+        checks.number("drop_path", drop_path, least=0, below=1)
         checks.number("mlp_ratio", mlp_ratio, above=0)
         checks.one_of("attention", attention, BACKENDS)
         if embed_dim % num_heads:

@@ -1,11 +1,17 @@
 """Training runs as processes of their own, and under torchrun: started, stopped, compared."""
 
+import atexit
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,13 +31,19 @@ TINY = [
 ]
 
 
+def words(*options):
+    """What follows `fastequi`: a tiny run of the demo's recipe, changed by options."""
+    small = TINY[2:] if "--data" in options else TINY  # a second --data would be added to it
+    return ["pretrain", "demo", *small, *map(str, options)]
+
+
 def command(*options, processes=0, launcher=(), program=("-m", "fastequi.cli")):
+    """The command line of a run, under torchrun where it has several processes."""
     python = [sys.executable]
     if processes:
         count = "--nproc-per-node", str(processes)
         python += ["-m", "torch.distributed.run", *count, *launcher]
-    small = TINY[2:] if "--data" in options else TINY  # a second --data would be added to it
-    return [*python, *map(str, program), "pretrain", "demo", *small, *map(str, options)]
+    return [*python, *map(str, program), *words(*options)]
 
 
 def environment():
@@ -40,14 +52,64 @@ def environment():
     return {**found, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def run(*options, processes=0, timeout=200, **how):
-    return subprocess.run(
-        command(*options, processes=processes, **how),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+class _Zygote:
+    """The process that forks runs; one for each worker of the tests, started when first needed."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.zygote"],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that its runs can be ended with it
+        )
+        atexit.register(self.end)
+
+    def end(self):
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def run(self, asked, timeout):
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            self.end()
+            _zygote.cache_clear()
+            raise subprocess.TimeoutExpired(asked["argv"], timeout)
+        answer = self.process.stdout.readline()
+        assert answer, "the zygote ended; what it said is above"
+        return json.loads(answer)
+
+
+@cache
+def _zygote():
+    return _Zygote()
+
+
+def run(*options, processes=0, timeout=200, program=None):
+    """A run from begin to end, by fork (zygote.py); with `processes` as torchrun would start it.
+
+    Where a run is started and ended by a launcher or a signal, use `command` or `start`.
+    """
+    ranks = [environment()]
+    if processes:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none"}
+        ranks = [
+            {**environment(), **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            for rank in range(processes)
+        ]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = (Path(folder) / name for name in ("out", "err"))
+        asked = {"argv": words(*options), "program": str(program[0]) if program else None}
+        codes = _zygote().run({**asked, "out": str(out), "err": str(err), "ranks": ranks}, timeout)
+        code = next((code for code in codes if code), 0)
+        return subprocess.CompletedProcess(asked["argv"], code, out.read_text(), err.read_text())
 
 
 def run_once(factory, name, *options, **how):

@@ -1,4 +1,4 @@
-"""Pixels in the place of features, the baselines of `fastequi.evaluate.pair_scores`."""
+"""Baselines of every table that need no encoder: pixels in the place of features."""
 
 from __future__ import annotations
 
