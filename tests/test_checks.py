@@ -334,6 +334,14 @@ def test_boxes_get_no_gradient_with_and_without_autocast():
         assert student.grad.isfinite().all()
 
 
+def test_turns_may_be_of_any_integer_type():
+    turns = torch.tensor([[1, 3]])
+    wanted = fastequi.crop_align_loss(MAPS, MAPS.flip(2), BOXES, BOXES, turns, bins=2)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        got = fastequi.crop_align_loss(MAPS, MAPS.flip(2), BOXES, BOXES, turns.to(dtype), bins=2)
+        assert torch.equal(got, wanted)
+
+
 def test_a_warp_of_no_images_is_part_of_the_graph():
     image, theta = torch.zeros(0, 3, 8, 8).requires_grad_(), torch.zeros(0, 2, 3).requires_grad_()
     fastequi.warp(image, theta).sum().backward()

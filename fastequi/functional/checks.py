@@ -255,7 +255,7 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
         if values is None:
             found.append(None)
             continue
-        each = list(values) if _several(values) else [values] * channels
+        each: list[Any] = list(values) if _several(values) else [values] * channels
         if torch.compiler.is_dynamo_compiling():
             each = [_specialised(v) for v in each]
         try:
