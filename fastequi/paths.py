@@ -11,15 +11,15 @@ convention, a colour matrix, a blur sigma, or None where the path leaves that al
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastequi.functional import checks
 from fastequi.kernels.constants import constants
 from fastequi.philox import Draws
 
@@ -82,7 +82,7 @@ def se2_matrix(degrees: Tensor, pixels: Tensor, size: Size, zoom: float = 1.0) -
     Returns:
         [..., 2, 3] in the convention of `F.affine_grid(align_corners=False)`.
     """
-    height, width = _sides(size)
+    height, width = checks.two_sizes("size", size)
     angle = degrees * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     shift_x, shift_y = pixels[..., 0] * (2 / width), pixels[..., 1] * (2 / height)
@@ -132,9 +132,16 @@ class Path(Protocol):
         """[B, P] parameters of B images, float32, on the CPU."""
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        """The transformations at the fractions t (one or several) of the way to `params` [B, P].
+        """The transformations at some fractions of the way from the identity.
 
-        `size` is the view's (height, width) in pixels, or one number for both.
+        Args:
+            params: [B, P] as :meth:`sample` gives them, or an array or rows of numbers.
+            t: fractions in 0..1, one or several.
+            size: the view's (height, width) in pixels, or one number for both.
+            zoom: as in :func:`se2_matrix`.
+
+        Raises:
+            TypeError, ValueError: arguments that do not fit; names the argument.
         """
 
 
@@ -143,46 +150,77 @@ def _symmetric(draws: Draws, scales: Sequence[float]) -> Tensor:
     return unit * torch.tensor(scales, dtype=unit.dtype)
 
 
-def _along(path: Path, params: Tensor, t: Fractions, size: Size) -> Tensor:
-    """[B, T, P]: every parameter shrunk linearly towards the identity; checks the arguments."""
-    if not isinstance(params, Tensor) or not params.is_floating_point():
-        came = params.dtype if isinstance(params, Tensor) else type(params).__name__
-        raise TypeError(f"params: expected a floating tensor, got {came}")
-    if params.ndim != 2 or params.shape[1] != len(path.names):
-        names = ", ".join(path.names)
+class _Points(NamedTuple):
+    """What :meth:`Path.at` is asked for, checked."""
+
+    params: Tensor
+    t: list[Tensor | float]
+    size: tuple[int, int]
+    zoom: float
+
+    def along(self) -> Tensor:
+        """[B, T, P]: every parameter shrunk linearly towards the identity."""
+        # stacked from scalars: a tensor of fractions would be a copy to the GPU in every step
+        return torch.stack([self.params * fraction for fraction in self.t], 1)
+
+    def still(self) -> Tensor:
+        """[B, T, 2, 3]: no motion."""
+        eye = self.zoom * torch.eye(2, 3, dtype=self.params.dtype, device=self.params.device)
+        return eye.expand(len(self.params), len(self.t), 2, 3)
+
+
+def _points(names: Sequence[str], params: Tensor, t: Fractions, size: Size, zoom: float) -> _Points:
+    return _Points(
+        _parameters(names, params),
+        _each(t),
+        checks.two_sizes("size", size),
+        checks.number("zoom", zoom, above=0),
+    )
+
+
+def _parameters(names: Sequence[str], params: Any) -> Tensor:
+    """[B, P] of a path; numpy arrays and lists become tensors."""
+    if not isinstance(params, Tensor):
+        try:
+            params = torch.as_tensor(params)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"params: expected a tensor [B, {len(names)}], {error}") from None
+    if params.ndim != 2 or params.shape[1] != len(names):
+        columns = ", ".join(names)
         raise ValueError(
-            f"params: expected [B, {len(path.names)}] ({names}), got {tuple(params.shape)}"
+            f"params: expected [B, {len(names)}] ({columns}), got {tuple(params.shape)}"
         )
-    fractions = _each(t)
-    if not fractions or any(isinstance(f, numbers.Real) and not 0 <= f <= 1 for f in fractions):
-        raise ValueError(f"t: expected fractions of the path, 0 .. 1, got {t}")
-    _sides(size)
-    # stacked from scalars: a tensor of fractions would be a copy to the GPU in every step
-    return torch.stack([params * fraction for fraction in fractions], 1)
+    params = params.float() if params.dtype in checks.INTEGERS else params
+    checks.check_floating("params", params)
+    return params
 
 
-def _sides(size: Size) -> tuple[int, int]:
-    """(height, width) in pixels."""
-    sides = tuple(size) if isinstance(size, Iterable) else (size, size)
-    whole = numbers.Integral, torch.SymInt
-    if len(sides) != 2 or any(not isinstance(side, whole) or side < 1 for side in sides):
-        raise ValueError(f"size: expected pixels or (height, width), each >= 1, got {size!r}")
-    return sides
-
-
-def _each(t: Fractions) -> Sequence[float]:
+def _each(t: Any) -> list[Tensor | float]:
+    """One fraction or several; a tensor on a GPU is not checked, which would be a host sync."""
     several = isinstance(t, Iterable) and getattr(t, "ndim", 1) > 0  # a tensor may be one number
-    return list(t) if several else [t]  # type: ignore[arg-type, list-item]
+    if isinstance(t, str) or (several and getattr(t, "ndim", 1) > 1):
+        raise TypeError(f"t: expected fractions of the path, 0 .. 1, got {t!r}")
+    each = list(t) if several else [t]
+    try:
+        found = [f if _unread(f) else checks.number("t", f, least=0, most=1) for f in each]
+    except ValueError:
+        found = []
+    if not found:
+        raise ValueError(f"t: expected fractions of the path, 0 .. 1, got {t}")
+    return found
 
 
-def _still(params: Tensor, t: Fractions, zoom: float) -> Tensor:
-    eye = zoom * torch.eye(2, 3, dtype=params.dtype, device=params.device)
-    return eye.expand(len(params), len(_each(t)), 2, 3)
+def _unread(fraction: Any) -> bool:
+    if not isinstance(fraction, Tensor):
+        return False
+    return fraction.requires_grad or not checks.can_look(fraction)
 
 
 def _check_range(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}: expected a finite half-range >= 0, got {value}")
+    try:
+        checks.number(name, value, least=0)
+    except ValueError:
+        raise ValueError(f"{name}: expected a finite half-range >= 0, got {value}") from None
 
 
 @dataclass(frozen=True)
@@ -210,8 +248,9 @@ class SE2:
         return _symmetric(draws, self.scales(size))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        p = _along(self, params, t, size)
-        return Transform(se2_matrix(p[..., 0], p[..., 1:], size, zoom))
+        points = _points(self.names, params, t, size, zoom)
+        p = points.along()
+        return Transform(se2_matrix(p[..., 0], p[..., 1:], points.size, points.zoom))
 
 
 @dataclass(frozen=True)
@@ -231,8 +270,10 @@ class Rotation:
         return _symmetric(draws, self.scales(size))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        angle = _along(self, params, t, size)[..., 0]
-        return Transform(se2_matrix(angle, angle.new_zeros(*angle.shape, 2), size, zoom))
+        points = _points(self.names, params, t, size, zoom)
+        angle = points.along()[..., 0]
+        shift = angle.new_zeros(*angle.shape, 2)
+        return Transform(se2_matrix(angle, shift, points.size, points.zoom))
 
 
 @dataclass(frozen=True)
@@ -252,8 +293,10 @@ class Translation:
         return _symmetric(draws, self.scales(size))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        shift = _along(self, params, t, size)
-        return Transform(se2_matrix(torch.zeros_like(shift[..., 0]), shift, size, zoom))
+        points = _points(self.names, params, t, size, zoom)
+        shift = points.along()
+        angle = torch.zeros_like(shift[..., 0])
+        return Transform(se2_matrix(angle, shift, points.size, points.zoom))
 
 
 @dataclass(frozen=True)
@@ -277,8 +320,9 @@ class Color:
         return _symmetric(draws, self.scales(size))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        b, c, s, hue = _along(self, params, t, size).unbind(-1)
-        return Transform(_still(params, t, zoom), color=color_matrix(1 + b, 1 + c, 1 + s, hue))
+        points = _points(self.names, params, t, size, zoom)
+        b, c, s, hue = points.along().unbind(-1)
+        return Transform(points.still(), color=color_matrix(1 + b, 1 + c, 1 + s, hue))
 
 
 @dataclass(frozen=True)
@@ -291,7 +335,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         _check_range("low", self.low)
-        if not self.low <= self.high < math.inf:
+        if not self.low <= checks.number("high", self.high):
             raise ValueError(f"high: expected low <= high < inf, got {self.low} and {self.high}")
 
     def scales(self, size: int) -> tuple[float, ...]:
@@ -301,4 +345,5 @@ class Blur:
         return torch.from_numpy(draws.uniform("path", 1, self.low, self.high))
 
     def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        return Transform(_still(params, t, zoom), sigma=_along(self, params, t, size)[..., 0])
+        points = _points(self.names, params, t, size, zoom)
+        return Transform(points.still(), sigma=points.along()[..., 0])

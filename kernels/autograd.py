@@ -167,7 +167,8 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
     reads it, without a host sync. In place, unless the graph is kept (retain_graph) or the gradient
     is an operator's output.
     """
-    if torch.is_grad_enabled() or batched(factor):  # create_graph=True: the product is in the graph
+    graph = torch.is_grad_enabled()  # create_graph=True: the product is a part of the graph
+    if graph or batched(factor):
         return (grad * _spread(factor, grad)).to(grad.dtype)
     ours = getattr(ctx, "owned", False)
     ours = ours and not torch._C._autograd._get_current_graph_task_keep_graph()
@@ -181,10 +182,13 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
     return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))
 
 
-def batched(tensor: Tensor) -> bool:
-    """Whether it stands for several, in a backward with is_grads_batched=True."""
+def batched(factor: Tensor) -> bool:
+    """Whether the incoming gradient stands for a batch of them: is_grads_batched=True, vmap.
+
+    Such a batch has no value to read, and cannot be written into one gradient.
+    """
     functorch = torch._C._functorch
-    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    return functorch.is_legacy_batchedtensor(factor) or functorch.is_batchedtensor(factor)
 
 
 def _spread(factor: Tensor, grad: Tensor) -> Tensor:

@@ -112,6 +112,7 @@ def blur_fwd_kernel(
 ):
     # LOSS "none": out[b, k] = blur(image[b], σ_bk), normalised; else out is d total / d pred and
     # total[b, k] = Σ ℓ(pred - that)
+    WEIGHT: tl.constexpr = 0.25 if out_ptr.dtype.element_ty == tl.float16 else 1.0
     pid = tl.program_id(0)
     k = pid % K
     tile = (pid // K) % (TH * TW)
@@ -144,7 +145,7 @@ def blur_fwd_kernel(
             tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=live)
         else:
             pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-            value, slope = pixel_error(pred - v, LOSS, 1.0)
+            value, slope = pixel_error(pred - v, LOSS, WEIGHT)
             total += tl.where(live, value, 0.0)
             if GRAD:
                 tl.store(out_ptr + at, slope.to(out_ptr.dtype.element_ty), mask=live)
@@ -177,7 +178,10 @@ def launch(
     out: Tensor,
     grad: bool,
 ) -> Tensor:
-    """Blurs into `out` (loss "none"; pred is out) or writes the gradient there; returns totals."""
+    """Blurs into `out` (loss "none"; pred is out) or writes the gradient there; returns totals.
+
+    The gradient is divided by `float16_divisor(pred.dtype, 1)`, the totals [B, K] are not.
+    """
     patch_size = target.patch_size
     batch, steps = sigma.shape
     height, width = image.shape[2:]

@@ -19,7 +19,7 @@ from fastequi.kernels.backend import transformed, use_triton
 from fastequi.kernels.blur import chunks_of, launch
 from fastequi.kernels.gaussian_blur import gaussian_blur_ref
 from fastequi.kernels.pixel_loss import error_, error_ref, kernel_layout, loss_outputs, patchify
-from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.target import BlurTarget
 
 
@@ -34,19 +34,21 @@ def _compute(
     max_sigma: float,
     pred_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(total [B, K], d total/d pred or empty)."""
+    """(total [B, K], d total/d pred or empty); both of float16 predictions divided by 4."""
     total, grad = loss_outputs(pred, (sigma.shape[0], sigma.shape[1]), patch_size, pred_grad)
     if pred.numel() == 0:
         return total.zero_(), grad
     pred = kernel_layout(pred, patch_size)
     target = BlurTarget(patch_size, loss, mean, std, max_sigma)
+    weight = 1 / float16_divisor(pred.dtype, 1)
     if use_triton(pred):
-        return launch(pred, image, sigma, target, grad if pred_grad else pred, pred_grad), grad
+        sums = launch(pred, image, sigma, target, grad if pred_grad else pred, pred_grad)
+        return sums.mul_(weight), grad
     for part in chunks_of(pred):
         wanted = gaussian_blur_ref(image[part], sigma[part], target, total.dtype)
         wanted = patchify(wanted, patch_size) if patch_size else wanted
-        total[part] = error_(pred[part] - wanted, loss, grad[part] if pred_grad else None)
-    return total, grad
+        total[part] = error_(pred[part] - wanted, loss, grad[part] if pred_grad else None, weight)
+    return total.mul_(weight), grad
 
 
 def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad):
@@ -76,4 +78,5 @@ def blur_recon_loss(pred: Tensor, image: Tensor, sigma: Tensor, target: BlurTarg
     wide = torch.float64 in (pred.dtype, sigma.dtype) and use_triton(pred)
     if wide or transformed() or (grad and (image.requires_grad or sigma.requires_grad)):
         return blur_recon_loss_ref(pred, image, sigma, target)
-    return blur_recon_op(pred, image, sigma, *target, grad and pred.requires_grad)[0]
+    total, _ = blur_recon_op(pred, image, sigma, *target, grad and pred.requires_grad)
+    return total * float16_divisor(pred.dtype, 1) if pred.dtype == torch.float16 else total

@@ -333,7 +333,7 @@ def crop_align_loss_ref(
         shown = [pooled(each[v], down[p], across[p]) for p, v in enumerate(views)]
         sides.append(torch.stack(shown).flatten(2, 3))  # [P, B, bins², C]
     places = torch.arange(bins * bins, device=student.device).view(bins, bins)
-    order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[where.turns % 4]
+    order = torch.stack([places.rot90(k) for k in range(4)]).flatten(1)[(where.turns % 4).long()]
     theirs = sides[1].gather(2, order[..., None].expand(sides[1].shape))
     cosine = F.cosine_similarity(sides[0], theirs, dim=-1, eps=_EPS)
     return -cosine.sum() / max(cosine.numel(), 1)

@@ -147,6 +147,11 @@ def dino_kernel(
         tl.store(loss_ptr + r, weight * (share - tl.sum(dot, 0) * student_scale))
 
 
+def counted_rows(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows [R, C] with zeros for those of weight 0, whose NaN would reach sums over all rows."""
+    return rows.masked_fill((weight == 0)[:, None], 0.0)
+
+
 def pairs_of(views: int, teachers: int, batch: int, device: torch.device) -> Tensor:
     """[S·B, T] rows of the teacher for each row of the student; -1 where both see one view."""
     t = torch.arange(teachers, device=device)[None, None, :]
@@ -282,10 +287,11 @@ def dino_loss_ref(student: Tensor, teacher: Tensor, target: DINOTarget) -> Tenso
     logit = teacher.to(wide) / teacher_temp
     logit = logit if column is None else logit - column
     q = F.softmax(logit, -1) if row is None else torch.exp(logit - row[:, None])
+    student = counted_rows(student, weight)
     logp = F.log_softmax(student.to(wide) / student_temp, -1)
     loss = torch.zeros((), dtype=wide, device=student.device)
     for t in pairs.T:
-        each = -(q[t.clamp(min=0)] * logp).sum(-1)
+        each = -(counted_rows(q[t.clamp(min=0)], weight) * logp).sum(-1)
         loss = loss + torch.where((t >= 0) & (weight != 0), weight * each, 0.0).sum()
     return loss
 

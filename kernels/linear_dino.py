@@ -70,6 +70,7 @@ def _compute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(Σ_r loss, its gradients by student and weight, or empty)."""
     d_student, d_weight = _outputs(student, weight, grad)
+    student = dino.counted_rows(student, row_weight)
     wide = row_weight.dtype
     rows = len(student) + len(teacher)
     chunks = list(chunks_of(len(weight), rows, student.element_size(), student.is_cuda))
@@ -191,6 +192,7 @@ def linear_dino_loss_ref(
     target: dino.DINOTarget,
 ) -> Tensor:  # fmt: skip
     """The chain in plain PyTorch, differentiable in student and weight."""
+    student = dino.counted_rows(student, target.weight)
     logits = F.linear(student, weight), F.linear(teacher, teacher_weight)
     return dino.dino_loss_ref(*logits, target)
 

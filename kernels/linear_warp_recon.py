@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import transformed
-from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.target import Target
 from fastequi.kernels.warp_recon import compute_warp_recon, warp_recon_loss_ref
 
@@ -174,8 +174,8 @@ def linear_warp_recon_loss(
 
 
 def _for_float16(hidden: Tensor) -> int:
-    """A divisor between 1, with which a sum over tokens could overflow, and their number.
+    """A divisor between that of pixels, with which a sum over tokens could overflow, and of all.
 
     Divided by all of them a value's share of the gradient would vanish before a scaler sees it.
     """
-    return round((hidden.shape[0] * hidden.shape[2]) ** 0.5) or 1
+    return max(round((hidden.shape[0] * hidden.shape[2]) ** 0.5), float16_divisor(hidden.dtype, 1))

@@ -15,6 +15,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from fastequi.kernels.backend import transformed
+
+_FLOAT16_DIVISOR = 4  # |pred| and |target| up to 65504 each: 2 · 131008 / 4 = 65504
 _TOP = 14  # gradients up to 2^15, half of what float16 holds
 
 P = ParamSpec("P")
@@ -36,7 +39,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """The function as it computes without autocast; its backward too, wherever that is called."""
+    """The function as it computes without autocast.
+
+    Its backward too, wherever that is called, if the forward ran under autocast. A backward inside
+    autocast of a forward outside it is cast like that of any PyTorch code; so are gradients of
+    torch.func taken inside autocast. Tensors within tuples are taken as constants.
+    """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -47,7 +55,7 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         with torch.autocast(kind, enabled=False):
             graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            if not graph or torch.compiler.is_compiling():
+            if not graph or torch.compiler.is_compiling() or transformed():
                 return function(*args, **kwargs)
             return _apart(function, kind, args, kwargs)
 
@@ -110,6 +118,15 @@ class _Apart(torch.autograd.Function):
                 )
             )
         return (None, None, *(next(found) if need else None for need in needed))
+
+
+def float16_divisor(dtype: torch.dtype, divisor: int) -> int:
+    """What a pixel loss is divided by in its forward, which writes the gradient, of `divisor`.
+
+    All of it, but for float16: there a mean's gradient would vanish before a loss scale arrives,
+    while a sum's, 2 (pred - target), could be twice what float16 holds.
+    """
+    return _FLOAT16_DIVISOR if dtype == torch.float16 else divisor
 
 
 def float16_scale(weight: Tensor, slope: float) -> Tensor:

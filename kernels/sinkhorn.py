@@ -124,7 +124,7 @@ def column_lse_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # out[n] = log Σ_r exp(x[r, n] / temp - row[r]); rows of row[r] = inf are not read
+    # out[n] = log Σ_r exp(x[r, n] / temp - row[r])
     LOG2E: tl.constexpr = 1.4426950408889634
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = offs < N
@@ -133,12 +133,13 @@ def column_lse_kernel(
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
     for start in range(0, R, ROWS):
         at = start + rows
-        row = tl.load(row_ptr + at, mask=at < R, other=float("inf"))
-        mask = (row != float("inf"))[:, None] & live[None, :]  # others may hold NaN
+        mask = (at < R)[:, None] & live[None, :]
         places = at.to(tl.int64)[:, None] * stride_r + offs[None, :]
         x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) * (inverse_temp * LOG2E)
-        x = tl.where(mask, x - (row * LOG2E)[:, None], float("-inf"))
-        high, acc = _lse_step(high, acc, x)
+        row = tl.load(row_ptr + at, mask=at < R, other=float("inf"))
+        x -= (row * LOG2E)[:, None]
+        counts = (row < float("inf"))[:, None] & live[None, :]  # a row left out may hold NaN
+        high, acc = _lse_step(high, acc, tl.where(counts, x, float("-inf")))
     tl.store(out_ptr + offs, _lse_end(high, acc) / LOG2E, mask=live)
 
 
@@ -179,7 +180,7 @@ def compute_column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
         left_out = (row == torch.inf)[:, None]
-        return log_sum_exp(wide.sub_(row[:, None]).masked_fill_(left_out, -torch.inf), 0)
+        return log_sum_exp((wide - row[:, None]).masked_fill_(left_out, -torch.inf), 0)
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
@@ -209,7 +210,7 @@ def row_lse(x: Tensor, temp: float, column: Tensor | None = None) -> Tensor:
 def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
     """log Σ_r exp(x[r, n] / temp - row[r]), [N] for x [R, N]; float32, without a gradient.
 
-    Rows of row[r] = inf are not read.
+    A row whose number is infinite adds nothing, whatever its values.
     """
     return _column_lse_op(x.detach(), temp, row)
 
@@ -246,7 +247,7 @@ def balanced(
     nearly to R / N in every column (Caron et al., SwAV, NeurIPS 2020, listing; DINOv2's teacher).
 
     Args:
-        columns: row [R] to log Σ_r exp(x[r] / temp - row[r]), [N].
+        columns: row [R] to log Σ_r exp(x[r] / temp - row[r]), [N]; see :func:`column_lse`.
         rows: column [N] to log Σ_n exp(x[:, n] / temp - column[n]), [R].
         row: zeros to begin with.
         iterations: of columns then rows, at least one; 3 in DINOv2.

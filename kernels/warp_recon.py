@@ -28,7 +28,7 @@ from fastequi.kernels import native
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import transformed, use_native, use_triton
 from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
-from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.sampling import base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_recon_eager import warp_recon_eager
@@ -160,11 +160,10 @@ def warp_recon_loss(
         if reduce:
             total, count = total.sum(), count.sum()
         return total / divisor, count if target.mask_outside else None
-    # in half precision a gradient so small would vanish before a scaler sees it
-    inside = 1 if pred.dtype == torch.float16 else divisor
+    inside = float16_divisor(pred.dtype, divisor)
     pred_grad, theta_grad = grad and pred.requires_grad, grad and theta.requires_grad
     total, count, _, _ = warp_recon_op(
         pred, image, theta, color, *target, inside, reduce, pred_grad, theta_grad
     )
-    total = total if inside is divisor else total / divisor
+    total = total if inside is divisor else total * (inside / divisor)
     return total, count if target.mask_outside else None

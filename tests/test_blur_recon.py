@@ -83,7 +83,7 @@ def test_bad_input_names_the_argument():
         ({"reduction": "men"}, ValueError, "reduction: .*did you mean 'mean'"),
         ({"patch_size": 4}, ValueError, "patch_size: only for layout"),
         ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
-        ({"max_sigma": 0.0}, ValueError, "max_sigma: expected a positive number"),
+        ({"max_sigma": 0.0}, ValueError, "max_sigma: expected a finite number > 0"),
     ],
 )
 def test_the_module_refuses_a_wrong_option_when_it_is_made(options, error, message):

@@ -66,7 +66,8 @@ def blurred(**options):
 
 NUMBERS = [
     (nt_xent, "temperature"), (dino, "student_temp"), (dino, "teacher_temp"), (koleo, "eps"),
-    (vicreg, "inv_weight"), (vicreg, "cov_weight"), (crop, "scale"), (blurred, "max_sigma"),
+    (vicreg, "inv_weight"), (vicreg, "var_weight"), (vicreg, "cov_weight"),
+    (crop, "scale"), (blurred, "max_sigma"),
 ]  # fmt: skip
 
 
@@ -124,6 +125,18 @@ REFUSED = [
     (recon, {"color": [1.0]}, TypeError, "color: expected a tensor, got list"),
     (crop, {"pairs": [(0.7, 0)]}, TypeError, "pairs: expected pairs of integers"),
     (crop, {"pairs": 5}, TypeError, "pairs: expected pairs of integers, got 5"),
+    (crop, {"pairs": [(0,)]}, TypeError, "pairs: expected pairs of integers"),
+    (correspondence, {"top": 5}, ValueError, r"top: expected an integer in 1 \.\. 4, got 5"),
+    (dino, {"inplace": None}, TypeError, "inplace: expected True or False, got None"),
+    (dino, {"iterations": 2.5}, TypeError, "iterations: expected an integer, got 2.5"),
+    (dino, {"group": "a"}, TypeError, "group: expected a ProcessGroup or None, got str"),
+    (nt_xent, {"group": "a"}, TypeError, "group: expected a ProcessGroup or None, got str"),
+    (koleo, {"eps": -1.0}, ValueError, "eps: expected a finite number >= 0, got -1.0"),
+    (recon, {"size": 9}, ValueError, r"size: expected pred's own \(8, 8\), or none"),
+    (recon, {"mean": np.array("a"), "std": 0.5}, ValueError, "mean: expected a finite float"),
+    (recon, {"mean": True, "std": 0.5}, ValueError, "mean: expected a finite float"),
+    (linear, {"patch_size": 16}, ValueError, r"weight: expected \(2, 768, 8\)"),
+    (linear, {"size": (16, 8)}, ValueError, "size: .* but hidden has 4 tokens"),
 ]
 
 
@@ -146,12 +159,33 @@ def test_the_reference_of_a_device_is_named():
         fastequi.vicreg_loss(Z[:, :0], Z[:, :0])
 
 
+def test_rows_without_channels_and_layers_without_prototypes_are_refused():
+    for call, name in (
+        (lambda: fastequi.koleo_loss(Z[:, :0]), "z"),
+        (lambda: fastequi.nt_xent_loss(Z[:, :0], Z[:, :0]), "z1, z2"),
+        (lambda: fastequi.correspondence_loss(Z[:, :0], Z[:, :0], top=1), "student"),
+        (lambda: fastequi.linear_dino_loss(LOGITS, Z[:0], LOGITS, Z[:0]), "prototypes"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: expected "):
+            call()
+
+
+def test_mean_and_std_may_be_numpy_numbers():
+    wanted = recon(mean=0.5, std=0.25)
+    assert torch.equal(recon(mean=np.array(0.5), std=np.float32(0.25)), wanted)
+    assert torch.equal(recon(mean=[np.float32(0.5)] * 3, std=np.full(3, 0.25)), wanted)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: fastequi.DINOLoss(8, targets="soft"), "targets: expected one of"),
         (lambda: fastequi.DINOLoss(8, student_temp=0.0), "student_temp: expected a finite number"),
         (lambda: fastequi.NTXentLoss(temperature=-1.0), "temperature: expected a finite number"),
+        (lambda: fastequi.DINOLoss(8, center_momentum=2.0), "center_momentum: expected a finite"),
+        (lambda: fastequi.DINOLoss(0), "prototypes: expected an integer >= 1, got 0"),
+        (lambda: fastequi.VICRegLoss(cov_weight=float("inf")), "cov_weight: expected a finite"),
+        (lambda: fastequi.BlurReconLoss(max_sigma=-1.0), "max_sigma: expected a finite number"),
     ],
 )
 def test_modules_refuse_their_options_when_they_are_made(make, message):
@@ -178,14 +212,53 @@ PARAMS = torch.zeros(2, 3)
         (fastequi.SE2(), (PARAMS, [], 8), r"t: expected fractions of the path, 0 \.\. 1, got \[\]"),
         (fastequi.SE2(), (PARAMS, [0.5, 1.5], 8), "t: expected fractions"),
         (fastequi.SE2(), (PARAMS, float("nan"), 8), "t: expected fractions"),
-        (fastequi.SE2(), (PARAMS, 0.5, -32), "size: expected pixels"),
-        (fastequi.Color(), (torch.zeros(2, 4), 0.5, "a"), "size: expected pixels"),
-        (fastequi.SE2(), (PARAMS, 0.5, (8,)), "size: expected pixels"),
+        (fastequi.SE2(), (PARAMS, 0.5, -32), "size: expected a size or"),
+        (fastequi.Color(), (torch.zeros(2, 4), 0.5, "a"), "size: expected a size or"),
+        (fastequi.SE2(), (PARAMS, 0.5, (8,)), "size: expected a size or"),
     ],
 )
 def test_paths_refuse_what_does_not_fit(path, args, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         path.at(*args)
+
+
+def test_modules_refuse_flags_when_they_are_made():
+    for options in ({"align_corners": 2}, {"mask_outside": "x"}):
+        with pytest.raises(TypeError, match=f"^{next(iter(options))}: expected True or False"):
+            fastequi.WarpReconLoss(**options)
+    with pytest.raises(TypeError, match=r"^inplace: expected True or False"):
+        fastequi.IBOTLoss(8, inplace=1)
+
+
+def test_paths_take_arrays_and_rows_of_numbers():
+    path, values = fastequi.SE2(), [[10.0, 1.0, 2.0], [-5.0, 0.0, 1.0]]
+    wanted = path.at(torch.tensor(values), [0.5, 1.0], 8).theta
+    for params in (values, np.array(values, np.float32)):
+        for t in (np.array([0.5, 1.0]), torch.tensor([0.5, 1.0]), (0.5, 1)):
+            assert torch.equal(path.at(params, t, np.int64(8)).theta, wanted)
+    whole = fastequi.Rotation().at(torch.tensor([[90]]), 1, 8).theta
+    torch.testing.assert_close(whole, fastequi.Rotation().at(torch.tensor([[90.0]]), 1.0, 8).theta)
+
+
+@pytest.mark.parametrize("path", [fastequi.SE2(), fastequi.Color(), fastequi.Blur()])
+def test_all_paths_check_what_they_are_asked_for(path):
+    good = {"params": torch.zeros(2, len(path.names)), "t": 0.5, "size": 8}
+    for name, bad in (
+        ("params", "a"),
+        ("params", torch.zeros(2, len(path.names) + 1)),
+        ("params", torch.zeros(len(path.names))),
+        ("params", torch.zeros(2, len(path.names), dtype=torch.complex64)),
+        ("t", None),
+        ("t", "a"),
+        ("t", torch.tensor([0.5, -1.0])),
+        ("t", np.array([0.5, np.nan])),
+        ("size", None),
+        ("size", 8.5),
+        ("size", 0),
+        ("zoom", 0.0),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):
+            path.at(**{**good, name: bad})
 
 
 @pytest.mark.parametrize("targets", ["softmax", "sinkhorn"])
@@ -214,3 +287,82 @@ def test_an_inplace_student_may_not_share_its_memory_with_the_teacher():
     logits = rows(3, 2, 8).requires_grad_() * 1
     with pytest.raises(ValueError, match=r"^inplace: teacher shares the student's memory"):
         fastequi.dino_loss(logits, logits.detach()[:2], inplace=True)
+    halves = (rows(4, 2, 8).requires_grad_() * 1).chunk(2)  # apart, though of one storage
+    wanted = fastequi.dino_loss(halves[0], halves[1].detach())
+    assert torch.equal(fastequi.dino_loss(halves[0], halves[1].detach(), inplace=True), wanted)
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_rows_of_weight_0_may_hold_anything_under_torch_func(layers):
+    student, teacher, weight = rows(4, 8), rows(4, 8, seed=1), torch.tensor([0.5, 0.5, 0, 0])
+    given = {"teacher_prototypes": rows(6, 8, seed=3)} if layers else {}
+
+    def run(leaf, student, teacher):
+        if layers:
+            given["prototypes"] = leaf
+            return fastequi.ibot_loss(student, teacher, weight=weight, **given)
+        return fastequi.ibot_loss(leaf + student, teacher, weight=weight)
+
+    leaf = rows(6, 8, seed=2) if layers else torch.zeros(4, 8)
+    wanted = torch.func.grad(run)(leaf, student, teacher)
+    student[2], teacher[3] = float("nan"), float("nan")
+    torch.testing.assert_close(torch.func.grad(run)(leaf, student, teacher), wanted)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_centre_as_it_is():
+    loss = fastequi.DINOLoss(8)
+    loss(LOGITS, LOGITS)
+    loss.update()
+    before = loss.center.value.clone()
+    assert before.abs().sum() > 0
+    loss(LOGITS, LOGITS * float("nan"))
+    loss.update()
+    assert torch.equal(loss.center.value, before)
+    loss(LOGITS, LOGITS)
+    loss.update()
+    assert not torch.equal(loss.center.value, before)
+    assert loss.center.value.isfinite().all()
+
+
+def test_boxes_get_no_gradient_with_and_without_autocast():
+    for on in (False, True):
+        boxes, student = BOXES.clone().requires_grad_(), MAPS.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            loss = fastequi.crop_align_loss(student, MAPS, boxes, boxes, TURNS, bins=2)
+        loss.backward()
+        assert boxes.grad is None
+        assert student.grad.isfinite().all()
+
+
+def test_turns_may_be_of_any_integer_type():
+    turns = torch.tensor([[1, 3]])
+    wanted = fastequi.crop_align_loss(MAPS, MAPS.flip(2), BOXES, BOXES, turns, bins=2)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        got = fastequi.crop_align_loss(MAPS, MAPS.flip(2), BOXES, BOXES, turns.to(dtype), bins=2)
+        assert torch.equal(got, wanted)
+
+
+def test_a_warp_of_no_images_is_part_of_the_graph():
+    image, theta = torch.zeros(0, 3, 8, 8).requires_grad_(), torch.zeros(0, 2, 3).requires_grad_()
+    fastequi.warp(image, theta).sum().backward()
+    assert image.grad.shape == image.shape
+    assert theta.grad.shape == theta.shape
+
+
+@pytest.mark.parametrize("loss", ["warp_recon_loss", "blur_recon_loss", "linear_warp_recon_loss"])
+def test_float16_gradients_of_a_mean_do_not_overflow_on_the_way(backend, device, loss):
+    """2 (pred - target) is beyond float16 from 32,752 on, divided by their number it is not."""
+    image, theta = torch.zeros(1, 3, 8, 8, device=device), torch.eye(2, 3, device=device)[None]
+    pred = torch.full((1, 3, 8, 8), 6e4, dtype=torch.float16, device=device).requires_grad_()
+    if loss == "warp_recon_loss":
+        leaf, value = pred, fastequi.warp_recon_loss(pred, image, theta)
+    elif loss == "blur_recon_loss":
+        leaf, value = pred, fastequi.blur_recon_loss(pred, image, 1.0)
+    else:
+        leaf = pred.detach().view(192, 1).requires_grad_()
+        token = torch.ones(1, 1, 1, dtype=torch.float16, device=device)
+        value = fastequi.linear_warp_recon_loss(token, leaf, None, image, theta, patch_size=8)
+    value.backward()
+    assert value.isfinite()
+    wanted = torch.full_like(leaf.grad, 2 * 6e4 / 192).float()
+    torch.testing.assert_close(leaf.grad.float(), wanted, rtol=1e-3, atol=0)

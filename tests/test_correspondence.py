@@ -127,7 +127,7 @@ def test_operator_and_graph(device):
         ({"teacher": torch.zeros(2, 5, 7)}, ValueError, r"teacher: expected \[2, N, 8\]"),
         ({"teacher": torch.zeros(3, 5, 8)}, ValueError, r"teacher: expected \[2, N, 8\]"),
         ({"top": 0}, ValueError, "top: expected an integer >= 1, got 0"),
-        ({"top": 5}, ValueError, r"top: expected 1 \.\. 4, got 5"),
+        ({"top": 5}, ValueError, r"top: expected an integer in 1 \.\. 4, got 5"),
         ({"student": torch.zeros(2, 4, 8).int()}, TypeError, "student: expected float32"),
         ({"pairs": [(0, 2)]}, ValueError, r"pairs: expected .* below 2 and 2, got \[\(0, 2\)\]"),
         ({"pairs": [(-1, 0)]}, ValueError, "pairs: expected"),

@@ -13,7 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "functional": {"kernels"},
     "losses": {"functional", "kernels.precision"},
-    "models": {"versions", "atomic", "kernels.toolchain"},  # the cache folder
+    "models": {"functional.checks", "versions", "atomic", "kernels.toolchain"},  # the cache folder
     "data.sources": {"atomic"},
     "data.config": set(),
     "data.views": {"data.config", "data.sources.images", "philox"},
@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"data.config", "limits", "paths", "runtime.devices"},
     "limits": {"config"},  # for its type alone
     "optim": set(),
-    "paths": {"kernels.constants", "philox"},
+    "paths": {"functional.checks", "kernels.constants", "philox"},
     "philox": set(),
     "recipes": {"config", "data.config"},
     "sharded": set(),

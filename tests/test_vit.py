@@ -320,3 +320,28 @@ def test_bad_input_is_named():
         vit.create("vit_smal")
     with pytest.raises(ValueError, match="num_heads"):
         tiny(num_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop_path": 1.0}, "drop_path: expected a finite number >= 0 and < 1, got 1.0"),
+        ({"drop_path": -0.1}, "drop_path: expected a finite number"),
+        ({"patch_size": 0}, "patch_size: expected an integer >= 1, got 0"),
+        ({"reg_tokens": -1}, "reg_tokens: expected an integer >= 0, got -1"),
+        ({"img_size": (32, 0)}, "img_size: expected a size or"),
+        ({"attention": "x"}, "attention: expected one of"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        vit.VisionTransformer(
+            **{"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+            | options
+        )
+
+
+def test_bytes_are_no_images():
+    model = vit.VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2)
+    with pytest.raises(TypeError, match=r"images: expected floats, normalised, got torch.uint8"):
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

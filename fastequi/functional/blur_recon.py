@@ -39,17 +39,19 @@ def blur_recon_loss(
     Gradients go to `pred`; if image or sigma needs one, the eager chain runs instead.
     """
     checks.check_names(loss=loss, layout=layout, reduction=reduction)
+    max_sigma = checks.number("max_sigma", max_sigma, above=0)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("pred", pred)
     stepped = pred.ndim == (5 if layout == "image" else 4)
-    sigma = checks.as_sigma(sigma, image, pred.shape[1] if stepped else None)
+    sigma = checks.as_sigma(sigma, image, max_sigma, pred.shape[1] if stepped else None)
     single = sigma.ndim == 1
     if single:
         sigma, pred = sigma[:, None], pred[:, None]
-    max_sigma = checks.number("max_sigma", max_sigma, above=0)
     checks.check_sigma(sigma, image, max_sigma)
     size = (image.shape[2], image.shape[3])
-    patch, _ = checks.check_pred(pred, image, sigma.shape[1], layout, patch_size, size, "sigma")
+    patch, _ = checks.check_pred(
+        pred, image, sigma.shape[1], layout, patch_size, size, path="sigma"
+    )
     checks.same_device(image=image, pred=pred, sigma=sigma)
     target = BlurTarget(patch, loss, mean, std, max_sigma)
     total = _blur_recon.blur_recon_loss(pred, image, sigma, target)

@@ -22,6 +22,7 @@ from fastequi.kernels.precision import autocast_dtype
 from fastequi.kernels.sampling import PADDING_MODES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 NAMES = {
     "loss": LOSSES,
     "layout": ("image", "patch"),
@@ -40,69 +41,86 @@ def can_look(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" or _CHECK_VALUES
 
 
-def number(name: str, value: Any, above: float = -math.inf, least: float = -math.inf) -> float:
-    """A finite number, as Python's: of NumPy's, and of arrays and tensors of one value, too.
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """A finite number: int, float, numpy scalar, or an array or tensor of no dimensions.
 
     Args:
-        above, least: limits that it may not and that it may equal.
+        name: of the argument, for errors.
+        value: what the caller has passed. A tensor on a GPU is read with a host sync.
+        above, below: limits that it may not equal.
+        least, most: limits that it may equal.
 
     Raises:
-        TypeError: it is none, or a tensor that expects a gradient, which it would not get.
-        ValueError: it is beyond a limit, or not finite.
+        TypeError: not a number, or a tensor that requires a gradient, which would be lost.
+        ValueError: NaN, infinite, or out of bounds.
     """
     if type(value) is not float:
-        value = _plain(name, value)
-        if isinstance(value, bool) or not isinstance(value, _REAL):
-            raise TypeError(f"{name}: expected a number, got {_shown(value)}")
-        if isinstance(value, torch.SymInt | torch.SymFloat):
-            return value  # type: ignore[return-value]  # a symbol, under a compiler
-        value = float(value)
-    if not (above < value < math.inf and value >= least):
-        limit = "" if above == least == -math.inf else f" > {above:g}"
-        limit = f" >= {least:g}" if least > -math.inf else limit
-        raise ValueError(f"{name}: expected a finite number{limit}, got {value}")
+        value = float(_scalar(name, value, "a number", (numbers.Real, torch.SymInt)))
+    if not (above < value < below and least <= value <= most):
+        bounds = _bounds(above, least, most, below)
+        raise ValueError(f"{name}: expected a finite number{bounds}, got {value}")
     return value
 
 
-def integer(name: str, value: Any, least: int) -> int:
-    """An integer of at least `least`, as Python's.
-
-    Raises:
-        TypeError, ValueError: it is none, or smaller.
-    """
+def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """An integer from `least` to `most`, of the same kinds as in :func:`number`; no float."""
     if type(value) is not int:
-        value = _plain(name, value)
-        if isinstance(value, torch.SymInt):
-            return value  # type: ignore[return-value]
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name}: expected an integer, got {_shown(value)}")
-        value = int(value)
+        value = _scalar(name, value, "an integer", (numbers.Integral, torch.SymInt))
     if value < least:
         raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name}: expected an integer in {least} .. {most}, got {value}")
     return value
 
 
-_REAL = (numbers.Real, torch.SymInt, torch.SymFloat)
+def flags(**values: bool) -> None:
+    """Options that are True or False, by their keyword."""
+    for name, value in values.items():
+        if value is not True and value is not False:
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
-def _plain(name: str, value: Any) -> Any:
-    """The value of a tensor or array that has one alone; anything else as it is."""
+def _scalar(name: str, value: Any, what: str, kinds: tuple[type, ...]) -> Any:
+    """The value of an argument, as a Python number."""
     if isinstance(value, Tensor) and value.requires_grad:
-        raise TypeError(f"{name}: it gets no gradient; pass a number, {name}.item()")
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+        raise TypeError(f"{name}: it gets no gradient; pass {what}, {name}.item()")
+    if getattr(value, "ndim", None) == 0:
+        try:
+            value = value.item()
+        except RuntimeError as error:  # of a meta tensor, or under vmap
+            raise TypeError(f"{name}: expected {what}, got a tensor without a value") from error
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        came = repr(value) if isinstance(value, (str, bool, float)) else type(value).__name__
+        raise TypeError(f"{name}: expected {what}, got {came}")
+    return value
 
 
-def _shown(value: Any) -> str:
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+def _bounds(above: float, least: float, most: float, below: float) -> str:
+    if least > -math.inf and most < math.inf:
+        return f" in {least:g} .. {most:g}"
+    given = ((">", above), (">=", least), ("<=", most), ("<", below))
+    return " and".join(f" {sign} {n:g}" for sign, n in given if abs(n) < math.inf)
 
 
 def two_sizes(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of one number or two."""
-    whole = numbers.Integral, torch.SymInt
-    both = tuple(size) if isinstance(size, Iterable) else (size, size)
-    if len(both) != 2 or any(not isinstance(n, whole) or n < 1 for n in both):
-        raise ValueError(f"{name}: expected a size or (height, width), each >= 1, got {size}")
-    return both
+    several = isinstance(size, Iterable) and getattr(size, "ndim", 1) > 0
+    both = tuple(size) if several else (size, size)  # type: ignore[arg-type]
+    try:
+        height, width = [integer(name, n) for n in both]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}: expected a size or (height, width), each an integer >= 1, got {size}"
+        ) from None
+    return height, width
 
 
 def with_steps(
@@ -154,13 +172,6 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {tuple(allowed)}, got {value!r}{hint}")
 
 
-def flags(**values: bool) -> None:
-    """Options that are True or False, by their keyword."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
-
-
 def check_names(**values: str) -> None:
     """Options of the image ops that are one of a few names, by their keyword."""
     for name, value in values.items():
@@ -178,7 +189,9 @@ def recon_options(
 
 
 def _several(values: Values) -> TypeGuard[Sequence[float]]:
-    return isinstance(values, Iterable) and not isinstance(values, Tensor)
+    """Whether these are several numbers; a numpy array may be one."""
+    several = isinstance(values, Iterable) and not isinstance(values, (Tensor, str))
+    return several and getattr(values, "ndim", 1) > 0
 
 
 def check_patch_size(layout: str, patch_size: int | None) -> int:
@@ -189,7 +202,7 @@ def check_patch_size(layout: str, patch_size: int | None) -> int:
         return 0
     if patch_size is None:
         raise ValueError('patch_size: layout="patch" needs a size >= 1, got None')
-    return integer("patch_size", patch_size, 1)
+    return integer("patch_size", patch_size)
 
 
 def check_size(size: tuple[int, int], patch_size: int | None) -> None:
@@ -198,20 +211,29 @@ def check_size(size: tuple[int, int], patch_size: int | None) -> None:
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    check_dense(name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected float32, bfloat16, float16 or float64, got {tensor.dtype}"
         )
-    if tensor.layout is not torch.strided:
+
+
+def check_integers(name: str, tensor: Tensor) -> None:
+    check_dense(name, tensor)
+    if tensor.dtype not in INTEGERS:
+        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
 
 
 def check_image(image: Tensor, mean: Values, std: Values) -> tuple[Floats, Floats]:
     """Mean and std of every channel, or None."""
-    if not isinstance(image, Tensor):
-        raise TypeError(f"image: expected a tensor, got {type(image).__name__}")
+    check_dense("image", image)
     if image.dtype != torch.uint8 and image.dtype not in FLOATS:
         raise TypeError(f"image: expected uint8 or a floating dtype, got {image.dtype}")
     if image.ndim != 4 or 0 in image.shape[1:]:
@@ -233,17 +255,27 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
         if values is None:
             found.append(None)
             continue
-        each = list(values) if isinstance(values, Iterable) else [values] * channels
-        if len(each) != channels or not all(
-            isinstance(v, numbers.Real) and math.isfinite(v) for v in each
-        ):
+        each: list[Any] = list(values) if _several(values) else [values] * channels
+        if torch.compiler.is_dynamo_compiling():
+            each = [_specialised(v) for v in each]
+        try:
+            found.append([number(name, v) for v in each])
+        except (TypeError, ValueError):
+            each = []
+        if len(each) != channels:
             raise ValueError(
                 f"{name}: expected a finite float, or {channels}, one per channel, got {values}"
             )
-        found.append([float(v) for v in each])
     if found[1] is not None and min(found[1]) <= 0:
         raise ValueError(f"std: expected values > 0, got {std}")
     return found[0], found[1]
+
+
+def _specialised(value: float) -> float:
+    """A number that a compiler keeps as a symbol, since it has changed, by its value."""
+    from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+    return guard_scalar(value) if isinstance(value, (int, float)) else value
 
 
 def check_range(image: Tensor) -> None:
@@ -269,7 +301,6 @@ def check_theta(theta: Tensor, image: Tensor) -> None:
 def check_color(color: Tensor | None, theta: Tensor, image: Tensor) -> None:
     if color is None:
         return
-    check_floating("color", color)
     if image.shape[1] != 3:
         raise ValueError(f"color: needs images of 3 channels, got {image.shape[1]}")
     if color.shape != (*theta.shape[:2], 3, 4):
@@ -279,13 +310,16 @@ def check_color(color: Tensor | None, theta: Tensor, image: Tensor) -> None:
         )
 
 
-def as_sigma(sigma: Tensor | float, image: Tensor, steps: int | None = None) -> Tensor:
+def as_sigma(
+    sigma: Tensor | float, image: Tensor, max_sigma: float, steps: int | None = None
+) -> Tensor:
     """One number for all images (and steps) as a tensor [B] (or [B, K])."""
-    if not isinstance(sigma, Tensor) and isinstance(sigma, numbers.Real):
-        shape = (len(image),) if steps is None else (len(image), steps)
-        return torch.full(shape, float(sigma), dtype=torch.float32, device=image.device)
-    check_floating("sigma", sigma)  # type: ignore[arg-type]
-    return sigma  # type: ignore[return-value]
+    if isinstance(sigma, Tensor):
+        check_floating("sigma", sigma)
+        return sigma
+    shape = (len(image),) if steps is None else (len(image), steps)
+    same = number("sigma", sigma, least=0, most=max_sigma)
+    return torch.full(shape, same, dtype=torch.float32, device=image.device)
 
 
 def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
@@ -317,13 +351,13 @@ def check_pred(
     layout: str,
     patch_size: int | None,
     size: tuple[int, int] | None,
-    by: str = "theta",
+    path: str = "theta",
 ) -> tuple[int, tuple[int, int]]:
-    """(patch size or 0, size of the target)."""
+    """(patch size or 0, size of the target); `path` is the argument that has K steps."""
     channels = image.shape[1]
     if tuple(pred.shape[:2]) != (len(image), steps):
         raise ValueError(
-            f"pred: expected B, K = {len(image)}, {steps} as in image and {by}, "
+            f"pred: expected B, K = {len(image)}, {steps} as in image and {path}, "
             f"got shape {tuple(pred.shape)}"
         )
     patch_size = check_patch_size(layout, patch_size)
@@ -332,7 +366,9 @@ def check_pred(
             raise ValueError(f"pred: expected C={channels} as in image, got {tuple(pred.shape)}")
         found = (pred.shape[3], pred.shape[4])
         if size is not None and tuple(size) != found:
-            raise ValueError(f"size: expected pred's own {found}, or none, got {tuple(size)}")
+            if path == "theta":
+                raise ValueError(f"size: expected pred's own {found}, or none, got {tuple(size)}")
+            raise ValueError(f"pred: expected images of size {tuple(size)}, got {found}")
         return 0, found
     tokens, values = pred.shape[2:]
     if values != patch_size**2 * channels:
@@ -340,13 +376,13 @@ def check_pred(
             f"pred: expected tokens of p*p*C = {patch_size}*{patch_size}*{channels} = "
             f"{patch_size**2 * channels} values, got {values}"
         )
-    return patch_size, patch_target(tokens, image, patch_size, size)
+    return patch_size, patch_target("pred", tokens, image, patch_size, size)
 
 
 def patch_target(
-    tokens: int, image: Tensor, patch: int, size: tuple[int, int] | None
+    name: str, tokens: int, image: Tensor, patch: int, size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Size of the image that L patch tokens make up."""
+    """Size of the image that L patch tokens of the argument `name` make up."""
     if size is None:
         height, width = image.shape[2:]
         if height % patch == 0 == width % patch and (height // patch) * (width // patch) == tokens:
@@ -355,15 +391,30 @@ def patch_target(
         if side * side == tokens:
             return side * patch, side * patch
         raise ValueError(
-            f"pred: {tokens} tokens are neither the image's patches nor a square; say size=(H, W)"
+            f"{name}: {tokens} tokens are neither the image's patches nor a square; give size"
         )
     check_size(size, patch)
     if (size[0] // patch) * (size[1] // patch) != tokens:
         expected = (size[0] // patch) * (size[1] // patch)
         raise ValueError(
-            f"size: {tuple(size)} has {expected} patches of {patch} px, the predictions {tokens}"
+            f"size: {tuple(size)} has {expected} patches of patch_size={patch}, "
+            f"but {name} has {tokens} tokens"
         )
     return int(size[0]), int(size[1])
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory that two tensors span overlaps; False where they have no addresses."""
+    if needs_operator(a, b) or transformed() or not (a.numel() and b.numel()):
+        return False
+    (first, last), (start, end) = _span(a), _span(b)
+    return a.device == b.device and first < end and start < last
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """First address of a tensor's values and the one behind its last."""
+    steps = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (steps + 1) * x.element_size()
 
 
 def same_device(**tensors: Tensor | None) -> None:

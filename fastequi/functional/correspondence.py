@@ -43,7 +43,7 @@ def correspondence_loss(
     """
     for name, x in (("student", student), ("teacher", teacher)):
         checks.check_floating(name, x)
-        if x.ndim < 2 + (pairs is not None):
+        if x.ndim < 2 + (pairs is not None) or 0 in x.shape[-2:]:
             views = "views, " if pairs is not None else ""
             raise ValueError(f"{name}: expected [{views}..., patches, C], got {tuple(x.shape)}")
     if pairs is None:
@@ -55,10 +55,7 @@ def correspondence_loss(
             f"teacher: expected [{views}{', '.join(map(str, lead))}, N, {channels}], "
             f"got {tuple(teacher.shape[pairs is None :])}"
         )
-    most = min(student.shape[-2], teacher.shape[-2])
-    top = checks.integer("top", top, 1)
-    if top > most:
-        raise ValueError(f"top: expected 1 .. {most}, got {top}")
+    top = checks.integer("top", top, most=min(student.shape[-2], teacher.shape[-2]))
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
     checks.same_device(student=student, teacher=teacher)
     with autocast_off(student.device):

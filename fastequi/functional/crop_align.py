@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastequi.functional import checks
@@ -33,9 +32,8 @@ def crop_align_loss(
         student: [S, B, h, w, C] maps of S views of B images; floating. Needs no normalisation.
         teacher: [T, B, H, W, C] maps of T views; gets no gradient.
         student_boxes: [P, B, 4] of every pair, (x0, y0, x1, y1) within the student's crop as its
-            network saw it, turned or not. What lies beyond the crop is cut off. No gradient, as
-            RoIAlign gives none.
-        teacher_boxes: [P, B, 4] the same region within the teacher's crop.
+            network saw it, turned or not. What lies beyond the crop is cut off.
+        teacher_boxes: [P, B, 4] the same region within the teacher's crop. Boxes get no gradient.
         turns: [P, B] integers: quarter turns counter-clockwise that bring the teacher's region into
             the student's orientation, the difference of their crops' turns. Taken modulo 4.
         bins: n, along each side.
@@ -64,11 +62,10 @@ def crop_align_loss(
         checks.check_floating(name, boxes)
         if boxes.shape != (*shape, 4):
             raise ValueError(f"{name}: expected {[*shape, 4]}, got {tuple(boxes.shape)}")
-    if turns.shape != shape or turns.is_floating_point() or turns.dtype == torch.bool:
-        raise ValueError(
-            f"turns: expected integers {[*shape]}, got {turns.dtype} {tuple(turns.shape)}"
-        )
-    bins = checks.integer("bins", bins, 1)
+    checks.check_integers("turns", turns)
+    if turns.shape != shape:
+        raise ValueError(f"turns: expected integers {[*shape]}, got {tuple(turns.shape)}")
+    bins = checks.integer("bins", bins)
     scale = checks.number("scale", scale, above=0)
     checks.same_device(
         student=student,

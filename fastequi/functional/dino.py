@@ -15,7 +15,6 @@ from fastequi.functional import checks, distributed
 from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn
-from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.precision import autocast_dtype
 
 if TYPE_CHECKING:
@@ -69,7 +68,8 @@ def dino_loss(
         group: the processes whose rows are balanced together by Sinkhorn-Knopp; None: this one
             alone. The mean is over this process's images, as data-parallel training wants it.
         inplace: the gradient takes the memory of `student`, whose values are then gone; autograd
-            raises if anything else kept them. Not with prototypes, whose logits are not stored.
+            raises if anything else kept them. Not with prototypes, whose logits are not stored, nor
+            where the teacher's logits share the student's memory.
 
     Returns:
         A float32 scalar (float64 for float64 inputs). Gradients go to `student` and `prototypes`.
@@ -80,10 +80,10 @@ def dino_loss(
     layers = prototypes, teacher_prototypes
     student, teacher, layers = _checked(student, teacher, layers, 3)
     _check_views(student, teacher)
+    options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     views, teachers, batch = len(student), len(teacher), student.shape[1]
     pairs = _dino.pairs_of(views, teachers, batch, student.device)
     weight = _even(student, views, teachers, batch)
-    options = _Options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     return _cross_entropy(student, teacher, layers, pairs, weight, None, options)
 
 
@@ -123,9 +123,9 @@ def ibot_loss(
     layers = prototypes, teacher_prototypes
     student, teacher, layers = _checked(student, teacher, layers, None)
     _check_rows(student, teacher, weight)
+    options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     each = _each(student, weight)
     pairs = _dino.own_pairs(len(each), student.device)
-    options = _Options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     return _cross_entropy(student, teacher, layers, pairs, each, each, options)
 
 
@@ -159,6 +159,34 @@ class _Options(NamedTuple):
     inplace: bool
 
 
+def _options(
+    student_temp: float,
+    teacher_temp: float,
+    center: Tensor | None,
+    targets: str,
+    iterations: int,
+    group: ProcessGroup | None,
+    inplace: bool,
+) -> _Options:
+    """The same, checked as far as they can be without the rows."""
+    checks.one_of("targets", targets, TARGETS)
+    checks.flags(inplace=inplace)
+    distributed.check_group(group)
+    if center is not None:
+        checks.check_floating("center", center)
+        if targets == "sinkhorn":
+            raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
+    return _Options(
+        checks.number("student_temp", student_temp, above=0),
+        checks.number("teacher_temp", teacher_temp, above=0),
+        center,
+        targets,
+        checks.integer("iterations", iterations),
+        group,
+        inplace,
+    )
+
+
 _Weights = tuple[Tensor | None, Tensor | None]  # of the student's and the teacher's layer
 
 
@@ -173,23 +201,19 @@ def _cross_entropy(
 ) -> Tensor:
     """Σ_r weight[r] Σ_t CE(q_t, student_r); `balanced`: weights of Sinkhorn-Knopp's rows."""
     prototypes, teacher_prototypes = layers
-    options = _checked_options(options, student)
     inplace = options.inplace
     if inplace and prototypes is not None:
         raise ValueError("inplace: with prototypes no logits are stored, leave it out")
     if inplace and student.requires_grad and student.is_leaf:
         raise ValueError("inplace: student is a leaf of the graph, whose values must stay")
-    if inplace and _same_memory(student, teacher):
-        raise ValueError("inplace: teacher shares the student's memory, which is overwritten")
     student, rows = student.flatten(0, -2), teacher.flatten(0, -2).detach()
+    if inplace and checks.share_memory(student, rows):
+        raise ValueError("inplace: teacher shares the student's memory, which is overwritten")
     row, column = _distribution(rows, teacher_prototypes, balanced, options)
     temps = options.student_temp, options.teacher_temp
     target = _dino.DINOTarget(pairs, weight, row, column, *temps)
     if prototypes is None or teacher_prototypes is None:
         return _dino.dino_loss(student, rows, target, inplace)
-    if balanced is not None:  # a product with 0 would not keep out what is not finite
-        left_out = (balanced == 0)[:, None]
-        student, rows = student.masked_fill(left_out, 0.0), rows.masked_fill(left_out, 0.0)
     given = _linear.Layers(student, prototypes, rows, teacher_prototypes)
     return _linear.linear_dino_loss(given, target)
 
@@ -207,33 +231,13 @@ def _distribution(
         width = rows.shape[1:] if layer is None else layer.shape[:1]
         if center is not None and center.shape != width:
             raise ValueError(f"center: expected {tuple(width)}, got {tuple(center.shape)}")
+        checks.same_device(student=rows, center=center)
         column = None if center is None else center.detach().to(_wide(rows)) / temp
         return None, column
-    if center is not None:
-        raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
     shared = temp, iterations, lambda lse: distributed.all_reduce_logsumexp(lse, group), weight
     if layer is None:
         return _sinkhorn.sinkhorn(rows, *shared)
     return _linear.linear_sinkhorn(rows, layer.detach(), *shared)
-
-
-def _checked_options(options: _Options, student: Tensor) -> _Options:
-    checks.one_of("targets", options.targets, TARGETS)
-    if options.center is not None:
-        checks.check_floating("center", options.center)
-        checks.same_device(student=student, center=options.center)
-    return options._replace(
-        student_temp=checks.number("student_temp", options.student_temp, above=0),
-        teacher_temp=checks.number("teacher_temp", options.teacher_temp, above=0),
-        iterations=checks.integer("iterations", options.iterations, 1),
-    )
-
-
-def _same_memory(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors lie in one storage."""
-    if needs_operator(first, second):
-        return False  # an operator's gradient has memory of its own
-    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
 def _wide(logits: Tensor) -> torch.dtype:
@@ -282,8 +286,8 @@ def _checked_layers(
     width = student.shape[-1]
     for name, layer in (("prototypes", prototypes), ("teacher_prototypes", teacher_prototypes)):
         checks.check_floating(name, layer)
-        if layer.ndim != 2 or layer.shape[1] != width:
-            raise ValueError(f"{name}: expected [N, {width}], got {tuple(layer.shape)}")
+        if layer.ndim != 2 or layer.shape[1] != width or len(layer) < 1:
+            raise ValueError(f"{name}: expected [N, {width}], N >= 1, got {tuple(layer.shape)}")
     if prototypes.shape != teacher_prototypes.shape:
         raise ValueError(
             f"teacher_prototypes: expected {tuple(prototypes.shape)} as prototypes, "
@@ -292,7 +296,8 @@ def _checked_layers(
     checks.same_device(
         student=student, prototypes=prototypes, teacher_prototypes=teacher_prototypes
     )
-    if (dtype := autocast_dtype(student.device)) is not None:
+    dtype = autocast_dtype(student.device)
+    if dtype is not None:
         layers = prototypes.to(dtype), teacher_prototypes.to(dtype)
         return student.to(dtype), teacher.to(dtype), layers
     for name, rows, layer in (

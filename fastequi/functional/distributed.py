@@ -24,6 +24,16 @@ def world() -> ProcessGroup | None:
     return None
 
 
+def check_group(group: ProcessGroup | None, sizes: Sequence[int] | None = None) -> None:
+    """The arguments `group` and `sizes` of a loss over all processes."""
+    if group is None:
+        return
+    if not isinstance(group, ProcessGroup):
+        raise TypeError(f"group: expected a ProcessGroup or None, got {type(group).__name__}")
+    if sizes is not None and len(sizes) != group.size():
+        raise ValueError(f"sizes: expected {group.size()}, one of each process, got {sizes}")
+
+
 def all_gather_sizes(x: Tensor, group: ProcessGroup | None) -> list[int]:
     """Rows of x on every process of a group; with a host sync."""
     if group is None:

@@ -37,10 +37,10 @@ def gaussian_blur(
     Differentiable in image and sigma (through plain PyTorch).
     """
     mean, std = checks.check_image(image, mean, std)
-    sigma = checks.as_sigma(sigma, image)
+    max_sigma = checks.number("max_sigma", max_sigma, above=0)
+    sigma = checks.as_sigma(sigma, image, max_sigma)
     single = sigma.ndim == 1
     sigma = sigma[:, None] if single else sigma
-    max_sigma = checks.number("max_sigma", max_sigma, above=0)
     checks.check_sigma(sigma, image, max_sigma)
     if dtype is None:
         dtype = image.dtype if image.is_floating_point() else torch.float32

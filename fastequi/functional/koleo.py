@@ -35,12 +35,14 @@ def koleo_loss(
         A float32 scalar (float64 for float64 embeddings), the whole batch's on every process.
 
     Raises:
+        TypeError, ValueError: arguments that do not fit; names the argument.
         ValueError: fewer than two rows in all, of which none has a neighbour.
     """
     checks.check_floating("z", z)
-    if z.ndim != 2:
-        raise ValueError(f"z: expected [N, D], got {tuple(z.shape)}")
+    if z.ndim != 2 or z.shape[1] < 1:
+        raise ValueError(f"z: expected [N, D] with D >= 1, got {tuple(z.shape)}")
     eps = checks.number("eps", eps, least=0)
+    distributed.check_group(group, sizes)
     with autocast_off(z.device):
         unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
         every = distributed.all_gather_rows(unit, group, sizes)

@@ -60,11 +60,11 @@ def linear_warp_recon_loss(
     """
     checks.check_names(loss=loss, padding_mode=padding_mode)
     checks.one_of("reduction", reduction, ("mean", "sum"))
+    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
+    patch_size = checks.integer("patch_size", patch_size)
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("hidden", hidden)
-    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
-    patch_size = checks.integer("patch_size", patch_size, 1)
     hidden, theta, color, _ = checks.with_steps(hidden, theta, color, 4, "hidden")
     checks.check_theta(theta, image)
     checks.check_color(color, theta, image)
@@ -76,11 +76,12 @@ def linear_warp_recon_loss(
             f"hidden: expected B, K = {len(image)}, {steps} as in image and theta, "
             f"got shape {tuple(hidden.shape)}"
         )
-    target_size = checks.patch_target(tokens, image, patch_size, size)
+    target_size = checks.patch_target("hidden", tokens, image, patch_size, size)
     checks.same_device(
         image=image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color
     )
-    if (dtype := autocast_dtype(image.device)) is not None:
+    dtype = autocast_dtype(image.device)
+    if dtype is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     divisor = divisor_of(values * tokens, len(image) * steps, reduction, mask_outside)

@@ -41,11 +41,12 @@ def nt_xent_loss(
     """
     for name, z in (("z1", z1), ("z2", z2)):
         checks.check_floating(name, z)
-    if z1.ndim != 2 or z1.shape != z2.shape or len(z1) < 1:
+    if z1.ndim != 2 or z1.shape != z2.shape or z1.numel() < 1:
         shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
-        raise ValueError(f"z1, z2: expected two [N, D] of one shape with N >= 1, got {shapes}")
+        raise ValueError(f"z1, z2: expected two [N, D] of one shape, not empty, got {shapes}")
     checks.same_device(z1=z1, z2=z2)
     temperature = checks.number("temperature", temperature, above=0)
+    distributed.check_group(group, sizes)
     shard = None
     if group is not None and group.size() > 1:
         sizes = distributed.all_gather_sizes(z1, group) if sizes is None else sizes

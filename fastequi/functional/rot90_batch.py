@@ -39,9 +39,9 @@ def rot90_batch(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        came = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images: expected uint8, got {came}")
+    checks.check_dense("images", images)
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images: expected uint8, got {images.dtype}")
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images: expected square [B, C, N, N], got {tuple(images.shape)}")
     if dtype not in checks.FLOATS:
@@ -52,12 +52,11 @@ def rot90_batch(
         )
     mean, std = checks.normalisation(images.shape[1], mean, std)
     if turns is not None:
-        if not isinstance(turns, Tensor):
-            raise TypeError(f"turns: expected a tensor of integers, got {type(turns).__name__}")
-        if turns.shape != images.shape[:1] or turns.is_floating_point() or turns.is_complex():
+        checks.check_integers("turns", turns)
+        if turns.shape != images.shape[:1]:
             raise ValueError(
-                f"turns: expected {len(images)} integers 0..3, "
-                f"got {turns.dtype} {tuple(turns.shape)}"
+                f"turns: expected {len(images)} integers 0..3 as images has rows, "
+                f"got shape {tuple(turns.shape)}"
             )
         checks.same_device(images=images, turns=turns)
         turns = (turns % 4).int().contiguous()

@@ -59,14 +59,24 @@ def vicreg_terms(
     if z1.shape != z2.shape or z1.ndim != 2:
         shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
         raise ValueError(f"z1, z2: expected two [N, D] of one shape, got {shapes}")
-    if not z1.shape[1]:
-        raise ValueError(f"z1, z2: expected at least one channel, got {tuple(z1.shape)}")
-    names = "inv_weight", "var_weight", "cov_weight"
-    weights = tuple(map(checks.number, names, weights))  # type: ignore[assignment]
     checks.same_device(z1=z1, z2=z2)
+    if z1.shape[1] < 1:
+        raise ValueError(f"z1, z2: expected at least one channel, got {tuple(z1.shape)}")
+    weights = checked_weights(*weights)
+    distributed.check_group(group, sizes)
     with autocast_off(z1.device):
         wide = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
         z1, z2 = (distributed.all_gather_rows(z.to(wide), group, sizes) for z in (z1, z2))
         if len(z1) < 2:
             raise ValueError(f"z1: VICReg needs at least 2 images in a batch, got {len(z1)}")
         return _vicreg.vicreg_loss(z1, z2, *weights)
+
+
+def checked_weights(
+    inv_weight: float, var_weight: float, cov_weight: float
+) -> tuple[float, float, float]:
+    return (
+        checks.number("inv_weight", inv_weight),
+        checks.number("var_weight", var_weight),
+        checks.number("cov_weight", cov_weight),
+    )

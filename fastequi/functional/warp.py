@@ -43,8 +43,8 @@ def warp(
     """
     checks.check_names(padding_mode=padding_mode)
     mean, std = checks.check_image(image, mean, std)
-    checks.check_floating("theta", theta)
     checks.flags(align_corners=align_corners)
+    checks.check_floating("theta", theta)
     if color is not None:
         checks.check_floating("color", color)
     single = theta.ndim == 3

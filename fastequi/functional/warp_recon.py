@@ -76,10 +76,10 @@ def warp_recon_loss(
         ValueError: shapes, names or values that do not fit; names the argument.
     """
     checks.check_names(loss=loss, layout=layout, padding_mode=padding_mode, reduction=reduction)
+    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else checks.two_sizes("size", size)
     checks.check_floating("pred", pred)
-    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
     pred, theta, color, single = checks.with_steps(
         pred, theta, color, 5 if layout == "image" else 4
     )

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import checks, dino_loss, ibot_loss
+from fastequi.functional import checks, dino_loss, distributed, ibot_loss
 from fastequi.functional.dino import TARGETS
 from fastequi.kernels.precision import autocast_off
 
@@ -19,7 +19,7 @@ class Center(nn.Module):
 
     c ← m c + (1 - m) · mean of the step's rows (Caron et al., ICCV 2021, equation 4). Rows are
     collected by :meth:`add`, over all batches of a step, and take effect in :meth:`update`, so a
-    skipped step leaves the centre unchanged.
+    skipped step leaves the centre unchanged. So do values whose mean is not finite.
 
     Args:
         prototypes: N.
@@ -35,7 +35,9 @@ class Center(nn.Module):
         self, prototypes: int, momentum: float = 0.9, group: ProcessGroup | None = None
     ) -> None:
         super().__init__()
-        self.momentum, self.group = momentum, group
+        prototypes = checks.integer("prototypes", prototypes)
+        self.momentum = checks.number("momentum", momentum, least=0, most=1)
+        self.group = group
         self.register_buffer("value", torch.zeros(prototypes))
         self.register_buffer("total", torch.zeros(prototypes), persistent=False)
         self.register_buffer("rows", torch.zeros(()), persistent=False)
@@ -60,6 +62,7 @@ class Center(nn.Module):
             self.total.copy_(both[:-1])
             self.rows.copy_(both[-1])
         mean = self.total / self.rows.clamp(min=1)
+        mean = torch.where(mean.isfinite(), mean, self.value)
         self.value.lerp_(mean, (1 - self.momentum) * (self.rows > 0))
         self.total.zero_()
         self.rows.zero_()
@@ -89,9 +92,13 @@ class _DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         checks.one_of("targets", targets, TARGETS)
+        distributed.check_group(group)
+        checks.integer("prototypes", prototypes)
         self.student_temp = checks.number("student_temp", student_temp, above=0)
+        checks.flags(inplace=inplace)
         self.targets, self.inplace = targets, inplace
         self.group = group
+        center_momentum = checks.number("center_momentum", center_momentum, least=0, most=1)
         centred = targets == "softmax"
         self.center = Center(prototypes, center_momentum, group) if centred else None
 

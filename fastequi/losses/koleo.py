@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import koleo_loss
+from fastequi.functional import distributed, koleo_loss
 
 
 class KoLeoLoss(nn.Module):
@@ -19,6 +19,7 @@ class KoLeoLoss(nn.Module):
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
         super().__init__()
+        distributed.check_group(group)
         self.group = group
 
     def forward(self, z: Tensor, sizes: Sequence[int] | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import checks, nt_xent_loss
+from fastequi.functional import checks, distributed, nt_xent_loss
 
 
 class NTXentLoss(nn.Module):
@@ -20,6 +20,7 @@ class NTXentLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1, group: ProcessGroup | None = None) -> None:
         super().__init__()
+        distributed.check_group(group)
         self.temperature = checks.number("temperature", temperature, above=0)
         self.group = group
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional.vicreg import vicreg_terms
+from fastequi.functional import distributed
+from fastequi.functional.vicreg import checked_weights, vicreg_terms
 
 
 class VICRegLoss(nn.Module):
@@ -26,8 +27,10 @@ class VICRegLoss(nn.Module):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        distributed.check_group(group)
         self.group = group
-        self.inv_weight, self.var_weight, self.cov_weight = inv_weight, var_weight, cov_weight
+        weights = checked_weights(inv_weight, var_weight, cov_weight)
+        self.inv_weight, self.var_weight, self.cov_weight = weights
 
     def forward(self, z1: Tensor, z2: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """The loss, a scalar, of embeddings [N, D] of two views, N >= 2.

@@ -38,6 +38,7 @@ class WarpReconLoss(nn.Module):
         super().__init__()
         checks.recon_options(loss, layout, patch_size, mean, std, reduction)
         checks.check_names(padding_mode=padding_mode)
+        checks.flags(align_corners=align_corners, mask_outside=mask_outside)
         if size is not None:
             checks.check_size(checks.two_sizes("size", size), patch_size)
         self.options: dict[str, Any] = {

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastequi.models.attention import attention
+from fastequi.functional import checks
+from fastequi.models.attention import BACKENDS, attention
 from fastequi.models.positions import Grid, resize_pos_embed
 
 Size = tuple[int, int]
@@ -52,13 +53,16 @@ class VisionTransformer(nn.Module):
         in_chans: channels of the images.
         num_classes: outputs of `head`, which is loaded and kept but not used by forward; 0: none.
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the transformer's size.
-        drop_path: rate at the last block, growing linearly from 0.
+        drop_path: rate at the last block, growing linearly from 0; less than 1.
         init_values: initial LayerScale gain; None leaves LayerScale out.
         class_token: prepend a class token.
         reg_tokens: number of register tokens.
         no_embed_class: the position embedding covers patches only (timm's register models).
         checkpoint_activations: recompute blocks in the backward to save memory.
         attention: backend of `fastequi.models.attention`.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit; names the argument.
 
     Attributes:
         img_size: height and width that the position embedding is made for.
@@ -85,18 +89,23 @@ class VisionTransformer(nn.Module):
         attention: str = "auto",
     ) -> None:
         super().__init__()
+        for name, value in (("patch_size", patch_size), ("in_chans", in_chans),
+                            ("embed_dim", embed_dim), ("num_heads", num_heads)):  # fmt: skip
+            checks.integer(name, value)
+        for name, value in (("depth", depth), ("num_classes", num_classes),
+                            ("reg_tokens", reg_tokens)):  # fmt: skip
+            checks.integer(name, value, 0)
+        checks.number("drop_path", drop_path, least=0, below=1)
+        checks.number("mlp_ratio", mlp_ratio, above=0)
+        checks.one_of("attention", attention, BACKENDS)
         if embed_dim % num_heads:
             raise ValueError(f"num_heads: expected a divisor of {embed_dim}, got {num_heads}")
-        if patch_size < 1:
-            raise ValueError(f"patch_size: expected >= 1, got {patch_size}")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path: expected 0 <= rate < 1, got {drop_path}")
         self.embed_dim, self.patch_size, self.in_chans = embed_dim, patch_size, in_chans
         self.num_heads = num_heads
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.no_embed_class = no_embed_class
         self.checkpoint_activations = checkpoint_activations
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.img_size = checks.two_sizes("img_size", img_size)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
@@ -158,6 +167,8 @@ class VisionTransformer(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"images: expected [B, {self.in_chans}, H, W], got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"images: expected floats, normalised, got {x.dtype}")
         grid = self.grid_size(*x.shape[-2:])
         patches = self.patch_embed(x)
         if mask is not None and mask_token is not None:
