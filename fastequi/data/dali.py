@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -331,44 +332,54 @@ def _dali_type(dtype: type[np.generic]) -> Any:
 def decoded_sizes(
     files: Sequence[File], device: torch.device, num_threads: int
 ) -> list[tuple[int, int] | str]:
-    """The decoded size (height, width) of each file, upright, or DALI's reason why it fails.
+    """What DALI makes of each file: (height, width) upright, or its words why it cannot decode it.
 
-    All are paths, or all encoded images. They are decoded together; a failing group is halved.
+    All are paths, or all encoded images. Each is a batch of its own: where an image of a larger one
+    cannot be decoded, DALI goes on with the others after it has reported the error, in memory that
+    is no longer there (DALI 2.4: a segmentation fault of its worker threads).
     """
     require_dali()
+    workers = min(num_threads, len(files))
     found: list[tuple[int, int] | str] = ["" for _ in files]
-    left = [range(len(files))] if files else []
-    while left:
-        part = left.pop()
-        sizes = _decoded([files[i] for i in part], device, num_threads)
-        if not isinstance(sizes, str):
-            for i, size in zip(part, sizes, strict=True):
-                found[i] = size
-        elif len(part) == 1:
-            found[part[0]] = sizes
-        else:
-            left += [part[len(part) // 2 :], part[: len(part) // 2]]
+
+    def decode(worker: int) -> None:
+        pipeline = None
+        for i in range(worker, len(files), workers):
+            pipeline = pipeline or _Single(device, isinstance(files[i], str))
+            found[i] = size = pipeline.size(files[i])
+            if isinstance(size, str):
+                pipeline = None  # after an error it is not run again
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        list(pool.map(decode, range(workers)))
     return found
 
 
-def _decoded(
-    files: Sequence[File], device: torch.device, num_threads: int
-) -> list[tuple[int, int]] | str:
-    pipeline = Pipeline(
-        batch_size=len(files),
-        num_threads=num_threads,
-        device_id=_device_id(device),
-        prefetch_queue_depth=1,
-    )
-    samples, encoded = _samples(files), not isinstance(files[0], str)
-    with pipeline:
-        source = fn.external_source(source=lambda: samples, dtype=types.UINT8)
-        pipeline.set_outputs(_decode(source, device, encoded))
-    try:
-        (images,) = pipeline.run()
-        return [(int(height), int(width)) for height, width, _ in images.shape()]
-    except Exception as error:
-        return _reason(error)
+class _Single:
+    """A graph that decodes one image at a time, in the calling thread."""
+
+    def __init__(self, device: torch.device, paths: bool) -> None:
+        self._sample: list[NDArray[np.uint8]] = []
+        self._pipeline = Pipeline(
+            batch_size=1,
+            num_threads=1,
+            device_id=_device_id(device),
+            prefetch_queue_depth=1,
+            exec_async=False,
+            exec_pipelined=False,
+        )
+        with self._pipeline:
+            source = fn.external_source(source=lambda: self._sample, dtype=types.UINT8)
+            self._pipeline.set_outputs(_decode(source, device, not paths))
+
+    def size(self, file: File) -> tuple[int, int] | str:
+        self._sample = _samples([file])
+        try:
+            (images,) = self._pipeline.run()
+        except Exception as error:
+            return _reason(error)
+        ((height, width, _),) = images.shape()
+        return int(height), int(width)
 
 
 def _reason(error: Exception) -> str:
