@@ -171,14 +171,17 @@ def test_a_terminal_that_goes_away_does_not_take_the_run_along(tmp_path):
     )
     os.close(theirs)
     os.set_blocking(ours, False)
-    end = time.monotonic() + 60
-    while len(rows(folder)) < 3:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-        with suppress(BlockingIOError):
-            os.read(ours, 1 << 16)
-    os.close(ours)
-    assert process.wait(timeout=60) == 75
+    try:
+        end = time.monotonic() + 60
+        while len(rows(folder)) < 3:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+            with suppress(BlockingIOError):
+                os.read(ours, 1 << 16)
+        os.close(ours)
+        assert process.wait(timeout=60) == 75
+    finally:
+        process.kill()
     newest = (folder / "checkpoints" / "latest").read_text()
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 

@@ -123,8 +123,9 @@ def run_once(factory, name, *options, **how):
 
 
 def listening():
-    """A shell's background jobs, and what they start, ignore Ctrl-C; tests may be among them."""
+    """A shell's background jobs ignore Ctrl-C, and under nohup SIGHUP; tests may be among them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def start(*options, **how):
