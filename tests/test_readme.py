@@ -240,17 +240,20 @@ def demo_rows(text):
 
 
 def test_the_demos_tables_are_the_measured_ones():
-    found = measured("demo-cpu/equivariance.json")
+    from fastequi.evaluate.results import label
+
+    found = measured("demo-cpu/eval_equivariance.json")
     assert (RESULTS / "demo-cpu/reconstructions.png").is_file()
     rows = {
-        (s["features"], s["probe"]): tuple(f"{v:.2f}" for v in s["r2"])
-        for s in found["scores"]
+        (label(s["encoder"], s["features"]), s["probe"]): tuple(f"{v:.2f}" for v in s["r2"])
+        for s in found["tasks"]["se2"]["scores"]
         if not s["probe"].startswith("ridge")
     }
     assert demo_rows(TABLES) == rows
     some = demo_rows(README)
     assert len(some) == 6
     assert some.items() <= rows.items()
-    for value in found["psnr"].values():
-        assert f"{value:.2f} dB" in TABLES
+    quality = measured("demo-cpu/eval_reconstruct.json")["psnr"]
+    for name in ("predicted", "nearer_view"):
+        assert f"{sum(quality[name]) / len(quality[name]):.2f} dB" in TABLES
     assert found["machine"]["cpu"] in TABLES

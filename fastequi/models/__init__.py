@@ -1,1 +1,1 @@
-"""Networks: ViT, attention, heads, decoders. Imports torch alone (xformers in attention.py)."""
+"""Networks: ViT, attention, heads, decoders; imports no other room but for checks of arguments."""
