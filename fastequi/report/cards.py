@@ -55,7 +55,7 @@ def _safely(run: Run) -> list[tuple[str, str, str]]:
 
 def _facts(run: Run) -> dict[str, str]:
     flat = run.flat()
-    facts = {"system": _what(flat)}
+    facts = {"method": _what(flat)}
     if "model.name" in flat:
         facts["model"] = _model(flat)
     facts["steps"] = f"{run.steps:,}" if run.rows else "none logged"
@@ -77,7 +77,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _what(flat: dict[str, object]) -> str:
-    """The system in the words of its papers."""
+    """The method in the words of its papers."""
     if flat.get("method") != "tir":
         known = {"rotnet": "RotNet", "gtsa": "GTSA"}
         return known.get(str(flat.get("method")), "config.json is missing")
