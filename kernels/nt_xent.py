@@ -125,8 +125,14 @@ def nt_xent_grad_kernel(
     rows, z, ids = own_rows(z_ptr, ids_ptr, M, D, stride_z, BLOCK_M, BLOCK_D)
     lse = tl.load(lse_ptr + rows, mask=rows < M, other=0.0)
     positive = tl.load(positives_ptr + rows, mask=rows < M, other=0)
+    pull = tl.load(pull_ptr + rows, mask=rows < M, other=0.0)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
+    other = tl.load(
+        every_ptr + positive[:, None] * stride_e + offs_d[None, :], mask=mask, other=0.0
+    )
+    acc = -pull[:, None] * other.to(tl.float32)  # first: its addresses need registers
     cols = tl.arange(0, BLOCK_G).to(tl.int64)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, G, BLOCK_G):
         s, others = similarity_tile(
             z, every_ptr, ids, cols, G, D, inverse_temp, BLOCK_G, BLOCK_D, PRECISION, WIDEN,
@@ -136,13 +142,7 @@ def nt_xent_grad_kernel(
         theirs = tl.load(every_lse_ptr + start + cols, mask=start + cols < G, other=0.0)
         p = tl.exp(s - lse[:, None]) + tl.exp(s - theirs[None, :])
         acc = tl.dot(p.to(others.dtype), others, acc, input_precision=PRECISION)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask = (rows < M)[:, None] & (offs_d < D)[None, :]
-    other = tl.load(
-        every_ptr + positive[:, None] * stride_e + offs_d[None, :], mask=mask, other=0.0
-    )
-    pull = tl.load(pull_ptr + rows, mask=rows < M, other=0.0)
-    grad = (acc - pull[:, None] * other.to(tl.float32)) * inverse_temp
+    grad = acc * inverse_temp
     tl.store(grad_ptr + rows[:, None] * stride_g + offs_d[None, :], grad, mask=mask)
 
 

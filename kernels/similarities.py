@@ -58,9 +58,8 @@ def launch_config(z: Tensor) -> dict[str, object]:
         "BLOCK_D": wide,
         "PRECISION": "ieee" if full else "tf32",
         "WIDEN": INTERPRETED and z.dtype == torch.bfloat16,
-        "num_warps": 8 if wide > 128 else 4,
+        "num_warps": 16 if large else 8 if wide > 128 else 4,
         "num_stages": 2,  # with three the gradient's sums spill
-        "maxnreg": 168 if large and wide == 256 else None,  # ptxas aims at 80 there, and spills
     }
 
 
