@@ -213,7 +213,7 @@ def warp_recon_packed_cases() -> Iterator[Case]:
     ):
         slow = name not in ("rgb", "rgbx")  # seconds each, of the same code but for a branch
         yield _packed(f"packed, {name}", "*bf16", changes, ceilings=ceilings, slow=slow)
-    yield _packed("packed, rgb, float32", "*fp32", {}, ceilings=Ceilings(99, 97, 100), slow=True)
+    yield _packed("packed, rgb, float32", "*fp32", {}, ceilings=Ceilings(99, 97, 101), slow=True)
     yield _packed("packed, everything on", "*fp32", PACKED_EVERYTHING, slow=True)
     images = {**PACKED_EVERYTHING, "INTERLEAVED": False}
     yield _packed("packed, everything on, images", "*fp32", images, slow=True)
