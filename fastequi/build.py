@@ -13,10 +13,11 @@ from fastequi.methods.joint import JointEmbedding
 from fastequi.methods.method import Method
 from fastequi.methods.rotnet import ANGLES, RotNet, linear_classifier
 from fastequi.methods.simclr import SimCLRCriterion
-from fastequi.methods.tir import TIR
+from fastequi.methods.tir import TIR, Decoder
 from fastequi.methods.vicreg import VICRegCriterion
 from fastequi.models import vit
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
+from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import DINOHead, SplitHead
 from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
@@ -67,16 +68,25 @@ def build_tir(config: Config) -> TIR:
     views = views_of(config)
     decoder = None
     if tir.num_steps and tir.equi_dim and tir.recon_weight:
-        kind = PathDecoder if tir.decoder == "patch" else PixelShuffleDecoder
-        decoder = kind(
-            2 * tir.equi_dim,
-            model.patch_size,
-            num_steps=tir.num_steps,
-            width=tir.decoder_width,
-            num_convs=tir.decoder_convs,
-        )
+        decoder = build_decoder(config)
     base = build_base(config, encoder)
     return TIR(base, decoder, config.path.build(), views, tir.recon_weight, tir.mask_outside)
+
+
+def build_decoder(config: Config) -> Decoder:
+    """The decoders of the images between two views."""
+    model, tir = config.model, config.tir
+    sizes = 2 * tir.equi_dim, model.patch_size, tir.num_steps, tir.decoder_width
+    if tir.decoder == "blocks":
+        return BlockDecoder(
+            *sizes,
+            depth=tir.decoder_depth,
+            num_heads=tir.decoder_heads,
+            shared=tir.decoder_shared,
+            attention=model.attention,
+        )
+    kind = PathDecoder if tir.decoder == "patch" else PixelShuffleDecoder
+    return kind(*sizes, num_convs=tir.decoder_convs)
 
 
 def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:

@@ -88,9 +88,13 @@ class TIRConfig:
     dim: int = 512
     equi_dim: int = 256  # how many of them are z_equi
     mask_outside: bool = False  # leave out target pixels that lie outside the source image
-    decoder: Literal["patch", "pixel_shuffle"] = "patch"
+    # patch: convolutions on the token grid; blocks: transformer blocks, then a linear layer
+    decoder: Literal["patch", "blocks", "pixel_shuffle"] = "patch"
     decoder_width: int = 256
-    decoder_convs: int = 4
+    decoder_convs: int = 4  # patch, pixel_shuffle
+    decoder_depth: int = 2  # transformer blocks (blocks)
+    decoder_heads: int = 4  # attention heads (blocks)
+    decoder_shared: bool = True  # one trunk of blocks for all steps; else one each (blocks)
     expander: tuple[int, ...] = (8192, 8192, 8192)  # layer widths (vicreg)
     inv_weight: float = 25.0  # vicreg
     var_weight: float = 25.0  # vicreg
@@ -290,6 +294,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("model.num_heads", "model.mlp_ratio", "model.layer_scale", "model.reg_tokens"),
         *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
         *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
+        *("tir.decoder_depth", "tir.decoder_heads", "tir.decoder_shared"),
         *("tir.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
         *("gtsa.dim", "gtsa.rotation_dims"),
     )

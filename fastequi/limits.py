@@ -29,7 +29,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("model", _POSITIVE, "mlp_ratio layer_scale"),
     ("model", _AMOUNT, "reg_tokens"),
     ("model", _PART, "drop_path"),
-    ("tir", _COUNT, "dim decoder_width expander projector"),
+    ("tir", _COUNT, "dim decoder_width decoder_depth decoder_heads expander projector"),
     ("tir", _AMOUNT, "num_steps equi_dim decoder_convs"),
     ("tir", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
     ("tir", _POSITIVE, "temperature"),
@@ -128,6 +128,14 @@ def _check_model(config: Config) -> None:
         f"0 .. tir.dim={tir.dim}",
         tir.equi_dim,
     )
+    if tir.decoder == "blocks":
+        heads = 4 * tir.decoder_heads  # positions: sine and cosine along two axes
+        expect(
+            tir.decoder_width % heads == 0,
+            "tir.decoder_width",
+            f"a multiple of {heads} for tir.decoder_heads={tir.decoder_heads}",
+            tir.decoder_width,
+        )
     for name in ("expander", "projector"):
         widths = getattr(tir, name)
         expect(len(widths) >= 1, f"tir.{name}", "at least one width", widths)

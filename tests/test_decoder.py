@@ -2,7 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
+from fastequi.models.positions import sine_cosine
 
 
 def decoder(**options) -> PathDecoder:
@@ -31,7 +33,10 @@ def test_equals_k_separate_decoders_in_value_and_gradient(num_convs):
                 x = F.conv2d(x, layer.weight[cut], layer.bias[cut], padding=layer.padding)
             else:
                 x = layer(x)
-        rows.append(x.flatten(2).transpose(1, 2))
+        x = x.flatten(2).transpose(1, 2)
+        if model.last is not None:
+            x = F.linear(F.gelu(x), model.last.weight[k], model.last.bias[k])
+        rows.append(x)
     expected = torch.stack(rows, 1)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     weight = torch.randn_like(expected)
@@ -66,7 +71,75 @@ def test_pixel_shuffle_gives_images_step_by_step():
         assert param.grad.chunk(2)[0].abs().sum() > 0
 
 
+def blocks(**options) -> BlockDecoder:
+    torch.manual_seed(0)
+    sizes = {"num_steps": 3, "width": 16, "depth": 2, "num_heads": 2}
+    return BlockDecoder(10, 4, **{**sizes, **options})
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_blocks_are_torchs_pre_norm_transformer_on_places(shared):
+    """Against torch's own encoder layers, which are given the same weights."""
+    model = blocks(shared=shared)
+    z = torch.randn(2, 9, 10)
+    out = model(z)
+    assert out.shape == (2, 3, 9, 48)
+    for k in range(3):
+        trunk = model.trunks[0 if shared else k]
+        x = trunk.linear(z) + sine_cosine((3, 3), 16, z.device)
+        for block in trunk.blocks:
+            layer = torch.nn.TransformerEncoderLayer(
+                16, 2, 64, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
+            )
+            layer.load_state_dict(
+                {
+                    "self_attn.in_proj_weight": block.attn.qkv.weight,
+                    "self_attn.in_proj_bias": block.attn.qkv.bias,
+                    "self_attn.out_proj.weight": block.attn.proj.weight,
+                    "self_attn.out_proj.bias": block.attn.proj.bias,
+                    **{f"linear{i}.{n}": getattr(getattr(block.mlp, f"fc{i}"), n)
+                       for i in (1, 2) for n in ("weight", "bias")},
+                    **{f"norm{i}.{n}": getattr(getattr(block, f"norm{i}"), n)
+                       for i in (1, 2) for n in ("weight", "bias")},
+                }
+            )  # fmt: skip
+            x = layer(x)
+        expected = F.linear(trunk.norm(x), model.last.weight[k], model.last.bias[k])
+        torch.testing.assert_close(out[:, k], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_share_a_trunk_or_have_their_own():
+    for shared, steps in ((True, 1), (False, 3)):
+        model = blocks(shared=shared)
+        hidden = model.hidden(torch.randn(2, 9, 10))
+        assert hidden.shape == (2, 3, 9, 16)
+        assert (hidden.stride(1) == 0) == shared
+        model.last(hidden)[:, 1].square().sum().backward()
+        reached = [any(p.grad is not None and p.grad.any() for p in t.parameters())
+                   for t in model.trunks]  # fmt: skip
+        assert reached == ([True] if shared else [False, True, False])
+        assert len(model.trunks) == steps
+        assert model.last.weight.grad.flatten(1).any(1).tolist() == [False, True, False]
+
+
+def test_positions_are_sines_and_cosines_of_row_and_column():
+    found = sine_cosine((2, 3), 8, torch.device("cpu"))
+    assert found.shape == (6, 8)
+    for row in range(2):
+        for column in range(3):
+            rates = torch.tensor([1.0, 1e-2])  # 10000^(-4i/8)
+            by_row, by_column = row * rates, column * rates
+            expected = [by_row.sin(), by_row.cos(), by_column.sin(), by_column.cos()]
+            torch.testing.assert_close(found[3 * row + column], torch.cat(expected))
+
+
 def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="width: expected a multiple of 12, got 16"):
+        blocks(num_heads=3)
+    with pytest.raises(ValueError, match="depth >= 1, got 3, 0"):
+        blocks(depth=0)
+    with pytest.raises(ValueError, match="square number of tokens, got 8"):
+        blocks()(torch.randn(1, 8, 10))
     with pytest.raises(ValueError, match="square number of tokens, got 8"):
         decoder()(torch.randn(1, 8, 10))
     with pytest.raises(ValueError, match="power of two, got 14"):

@@ -1,11 +1,17 @@
 """PSNR, SSIM and spectra against their definitions."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from fastequi.evaluate.reconstruction import nearer_view, psnr, ssim
+from fastequi.data.views.batch import Batch, Views
+from fastequi.evaluate.image_quality import decibels, squared_error, ssim
+from fastequi.evaluate.reconstruction import nearer_view, predictions
 from fastequi.evaluate.spectrum import spectrum
+from fastequi.paths import SE2
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 SCALE = (torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1))
@@ -53,14 +59,56 @@ def test_ssim_is_its_definition():
 def test_psnr_is_its_definition_and_the_nearer_view_is_near():
     target = torch.zeros(2, 3, 8, 8)
     pred = torch.full_like(target, 0.1)  # 0.1 · 0.25 of the range
-    value = psnr(pred, target, (0.5,) * 3, (0.25,) * 3)
+    value = decibels(squared_error(pred, target, (0.5,) * 3, (0.25,) * 3))
     torch.testing.assert_close(value, torch.full((2,), -20 * torch.tensor(0.025).log10()))
     bright = torch.full((1, 3, 8, 8), 3.0)  # a colour change may leave 0..1, an image does not
-    assert psnr(bright, bright, MEAN, STD) == 100
-    assert psnr(bright, bright + 1, MEAN, STD) == 100
+    assert decibels(squared_error(bright, bright, MEAN, STD)) == 100
+    assert decibels(squared_error(bright, bright + 1, MEAN, STD)) == 100
     v1, v2 = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     assert nearer_view(v1, v2, 2).mean((2, 3, 4)).tolist() == [[0, 1]]
     assert nearer_view(v1, v2, 3).mean((2, 3, 4)).tolist() == [[0, 0, 1]]
+
+
+class _Told(NamedTuple):
+    """What `predictions` asks of a method."""
+
+    views: Views
+    path: SE2
+    shown: list[dict[str, torch.Tensor]]
+
+    def reconstruct(self, batch):
+        return self.shown[int(batch.epoch)]
+
+
+def test_the_pooled_gain_and_its_parts_are_sums_of_squared_errors():
+    views = Views(12, 12, (0.0,) * 3, (1.0,) * 3, "zeros")
+    generator = torch.Generator().manual_seed(0)
+    v1, v2, pred, target = (torch.rand(4, *k, 3, 12, 12, generator=generator) * 0.5 + 0.2
+                            for k in ((), (), (2,), (2,)))  # fmt: skip
+    v1[2:] = target[2:, 0] + 0.01  # two images that a copy nearly is
+    v2[2:] = target[2:, 1] + 0.01
+    shown = {"v1": v1, "v2": v2, "pred": pred, "target": target}
+    angles = torch.tensor([[-44.0], [3.0], [9.99], [31.0]])
+    batch = Batch(v1=v1, u=v1, path=F.pad(angles, (0, 2)), sample_ids=torch.arange(4), epoch=0)
+    found = predictions(_Told(views, SE2(), [shown]), [batch], 4, samples_per_file=2)
+    ours = (pred - target).square()
+    copied = (torch.stack([v1, v2], 1) - target).square()
+    gain = 10 * (copied.sum() / ours.sum()).log10()
+    assert found.pooled.gain == pytest.approx(gain.item(), rel=1e-5)
+    assert found.pooled.low <= found.pooled.gain <= found.pooled.high
+    each = 10 * (copied.mean((2, 3, 4)) / ours.mean((2, 3, 4))).log10()
+    assert found.psnr.gain == pytest.approx(each.mean().item(), rel=1e-4)
+    names = [part.name for part in found.by_angle]
+    assert names == ["0..10°", "30..44°"]
+    assert [part.images for part in found.by_angle] == [2, 2]
+    for part, picked in zip(found.by_angle, ([1, 2], [0, 3]), strict=True):
+        expected = 10 * (copied[picked].sum() / ours[picked].sum()).log10()
+        assert part.pooled == pytest.approx(expected.item(), rel=1e-5)
+        assert part.gain == pytest.approx(each[picked].mean().item(), rel=1e-4)
+    textures = found.by_texture
+    assert [part.images for part in textures] == [1] * 4
+    assert textures[0].nearer_view <= textures[1].nearer_view < 20
+    assert textures[2].nearer_view == pytest.approx(40, abs=0.1)  # .01 of the range
 
 
 def test_the_spectrum_counts_dimensions():

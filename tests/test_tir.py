@@ -43,10 +43,24 @@ def test_the_loss_is_the_papers_sum():
     torch.testing.assert_close(out["ssl"], expected)
 
 
-def test_recon_is_the_error_of_what_reconstruct_shows():
-    """Equation and picture agree: targets are u warped at k/(K+1) of θ, straight from u."""
-    config = small()
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {},
+        {"decoder_convs": 0},
+        {"decoder": "blocks", "decoder_heads": 2},
+        {"decoder": "blocks", "decoder_heads": 1, "decoder_shared": False},
+    ],
+)
+def test_recon_is_the_error_of_what_reconstruct_shows(decoder, monkeypatch):
+    """Equation and picture agree: targets are u warped at k/(K+1) of θ, straight from u.
+
+    A decoder whose last layer is linear predicts nothing in training: the loss computes it.
+    """
+    config = small(**decoder)
     model, batch = built(config)
+    if decoder:
+        monkeypatch.setattr(model, "warp_loss", None)
     shown = model.reconstruct(batch)
     torch.testing.assert_close(model(batch)["recon"], F.mse_loss(shown["pred"], shown["target"]))
     zoom = config.data.image_size / config.data.source_size
@@ -85,8 +99,8 @@ def test_without_reconstruction_it_is_the_base(change):
         model.reconstruct(batch)
 
 
-@pytest.mark.parametrize("decoder", ["patch", "pixel_shuffle"])
-def test_both_decoders_learn_one_batch(decoder):
+@pytest.mark.parametrize("decoder", ["patch", "blocks", "pixel_shuffle"])
+def test_every_decoder_learns_one_batch(decoder):
     model, batch = built(small(decoder=decoder, num_steps=3, decoder_width=32))
     smooth = F.interpolate(batch.u[..., :4, :4].float(), size=(48, 48), mode="bilinear")
     batch = replace(batch, u=smooth.byte())

@@ -25,7 +25,7 @@ from fastequi.evaluate.encoders import Encoder, of_method, random_init
 from fastequi.evaluate.equivariance import EquivarianceFile
 from fastequi.evaluate.pair_scores import Report
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.reconstruction import Reconstruction, measured, path_loader
+from fastequi.evaluate.reconstruction import Reconstruction, measured, path_loader, show_predictions
 from fastequi.evaluate.results import documented, save
 from fastequi.evaluate.tasks import Budget, Task, Windows, score_tasks
 from fastequi.methods.tir import TIR
@@ -61,12 +61,9 @@ def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Repo
         best = report.best(features)
         values = " ".join(f"{v:.2f}" for v in best.r2)
         console.print(f"{features} by its best probe ({best.probe}): {values}")
-    psnr = _reconstruction(encoder, run_dir).quality["psnr"]
-    predicted, nearer = (sum(v) / len(v) for v in (psnr.predicted, psnr.nearer_view))
-    console.print(
-        f"PSNR of the predicted images: {predicted:.2f} dB; of the baseline, the nearer view in "
-        f"their place: {nearer:.2f} dB"
-    )
+    found = _reconstruction(encoder, run_dir).predictions
+    assert found is not None
+    show_predictions(found, console)
     _draw(config, method, run_dir / "reconstructions.png")
     console.print(
         f"training {trained - start:.0f} s, probes {time.monotonic() - trained:.0f} s; "

@@ -1,20 +1,23 @@
-"""`fastequi eval reconstruct`: PSNR and SSIM of the predicted images, and the features' spectra.
+"""`fastequi eval reconstruct`: how good the predicted images are, and the features' spectra.
 
-The baseline of a predicted image is the nearer of the two views, copied into its place.
+The baseline of a predicted image is the nearer of the two views, copied into its place. The first
+figure is the gain over it in the squared error of all pixels, in dB. A mean of decibels over images
+stands beside it: it is ruled by images without texture, where both errors are near zero. So the
+gain is also given by texture (how good the copies are) and by the path's angle.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -26,59 +29,21 @@ from fastequi.data.sources.image_sets import Data, Source
 from fastequi.data.sources.splits import photographs
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder
+from fastequi.evaluate.image_quality import decibels, squared_error, ssim
 from fastequi.evaluate.intervals import middle95, resampled_mean
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.evaluate.spectrum import spectrum
-from fastequi.functional.normalise import denormalise
 from fastequi.methods.tir import TIR
 
 _BATCH = 64
-_SIGMA, _RADIUS = 1.5, 5  # of SSIM's window, 11 x 11
-_C1, _C2 = 0.01**2, 0.03**2
-
-
-def psnr(pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Peak signal-to-noise ratio in dB of normalised images [..., 3, H, W], each in 0..1 first."""
-    x, y = (denormalise(images, mean, std).clamp(0, 1) for images in (pred, target))
-    difference = (x - y).square()
-    return -10 * difference.mean((-1, -2, -3)).clamp(min=1e-10).log10()
+_DRAWS = 1000  # of the bootstrap
+_ANGLES = (0.0, 10.0, 20.0, 30.0)  # degrees, where the parts by angle begin
 
 
 def nearer_view(v1: Tensor, v2: Tensor, num_steps: int) -> Tensor:
     """[B, K, 3, H, W]: for every step the view it lies closer to, v1 for a draw."""
     ahead = [k / (num_steps + 1) > 0.5 for k in range(1, num_steps + 1)]
     return torch.stack([v2 if later else v1 for later in ahead], 1)
-
-
-def ssim(pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Structural similarity of normalised images [..., 3, H, W], each in 0..1 first.
-
-    Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP
-    2004: the mean over pixels and channels of
-    (2·μx·μy + C1)(2·σxy + C2) / ((μx² + μy² + C1)(σx² + σy² + C2)), C1 = .01², C2 = .03², the
-    moments under an 11x11 Gaussian window of σ = 1.5, where it lies inside the image.
-
-    Raises:
-        ValueError: images smaller than the window.
-    """
-    height, width = pred.shape[-2:]
-    if min(height, width) <= 2 * _RADIUS:
-        raise ValueError(f"pred: expected images of at least 11x11 for SSIM, got {height}x{width}")
-    x, y = (denormalise(images, mean, std).clamp(0, 1) for images in (pred, target))
-    images = torch.stack([x, y, x * x, y * y, x * y]).double()
-    mx, my, xx, yy, xy = _window(images.flatten(0, -3)[:, None]).view(5, *x.shape[:-2], -1)
-    vx, vy, cov = xx - mx * mx, yy - my * my, xy - mx * my
-    value = (2 * mx * my + _C1) * (2 * cov + _C2)
-    value = value / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
-    return value.mean((-1, -2)).float()
-
-
-def _window(images: Tensor) -> Tensor:
-    """[N, 1, H, W] under the Gaussian window, places inside only."""
-    at = torch.arange(-_RADIUS, _RADIUS + 1, dtype=images.dtype, device=images.device)
-    weight = torch.exp(-(at**2) / (2 * _SIGMA**2))
-    weight = weight / weight.sum()
-    return F.conv2d(F.conv2d(images, weight.view(1, 1, -1, 1)), weight.view(1, 1, 1, -1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +62,60 @@ class Quality:
     gain: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """The squared error of all pixels of all images and steps, in dB.
+
+    Attributes:
+        predicted, nearer_view: PSNR of that error; the second is the baseline.
+        gain: predicted - nearer_view.
+        low, high: its 95 % interval over photographs.
+    """
+
+    predicted: float
+    nearer_view: float
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartGain:
+    """The gain over the nearer view on a part of the images.
+
+    Attributes:
+        name: of the part.
+        images: how many.
+        nearer_view: mean over images and steps of the nearer view's PSNR.
+        gain: mean over images and steps of the difference in PSNR.
+        pooled: in dB, by the squared error of all pixels of the part.
+    """
+
+    name: str
+    images: int
+    nearer_view: float
+    gain: float
+    pooled: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """How good predicted images are.
+
+    Attributes:
+        pooled: by the squared error of all pixels.
+        psnr, ssim: means over images.
+        by_texture: quarters of the images, by the nearer view's PSNR, the lowest first.
+        by_angle: of a path with an angle, parts by its size; else empty.
+    """
+
+    pooled: Pooled
+    psnr: Quality
+    ssim: Quality
+    by_texture: tuple[PartGain, ...]
+    by_angle: tuple[PartGain, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +145,18 @@ class Reconstruction:
 
     Attributes:
         images: that figures are means over.
-        quality: by "psnr" and "ssim"; empty for a base alone, which predicts nothing.
+        predictions: None for a base alone, which predicts nothing.
         spectra: of z_inv and z_equi.
     """
 
     images: int
-    quality: Mapping[str, Quality]
+    predictions: Predictions | None
     spectra: tuple[SpectrumRow, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As result files have it; see `fastequi.evaluate.results`."""
-        return {"images": self.images, **self.quality, "spectra": self.spectra}
+        found = dataclasses.asdict(self.predictions) if self.predictions else {}
+        return {"images": self.images, **found, "spectra": self.spectra}
 
 
 def path_loader(config: Config, source: Source, device: torch.device, seed: int) -> Loader:
@@ -152,10 +172,10 @@ def path_loader(config: Config, source: Source, device: torch.device, seed: int)
     return make_loader(source, data, config.path.build(), seed=seed, device=device)
 
 
-def quality(
+def predictions(
     method: TIR, batches: Iterable[Batch], n: int, samples_per_file: int = 1
-) -> dict[str, Quality]:
-    """PSNR in dB and SSIM of the predictions for the first n images or a little more.
+) -> Predictions:
+    """How good the predictions are for the first n images or a little more.
 
     Args:
         method: with decoders.
@@ -164,30 +184,55 @@ def quality(
         samples_per_file: sample ids of each photograph, `DataConfig.samples_per_file`.
     """
     mean, std = method.views.mean, method.views.std
-    found: dict[str, list[Tensor]] = {}
-    photographs = []
+    errors: list[Tensor] = []
+    similarities: list[Tensor] = []
+    photographs, paths = [], []
     count = 0
     for batch in batches:
         views = method.reconstruct(batch)
         target = views["target"]
         expect_finite("decoders", {"predictions": views["pred"]})
-        copied = nearer_view(views["v1"], views["v2"], target.shape[1])
-        for name, measure in (("psnr", psnr), ("ssim", ssim)):
-            both = [measure(x, target, mean, std).cpu() for x in (views["pred"], copied)]
-            found.setdefault(name, []).append(torch.stack(both, 1))
+        both = views["pred"], nearer_view(views["v1"], views["v2"], target.shape[1])
+        for measure, found in ((squared_error, errors), (ssim, similarities)):
+            found.append(torch.stack([measure(x, target, mean, std).cpu() for x in both], 1))
         photographs.append(batch.sample_ids // samples_per_file)
+        paths.append(batch.path.cpu())
         count += len(batch)
         if count >= n:
             break
-    groups = torch.cat(photographs)
-    return {name: _quality(torch.cat(parts), groups) for name, parts in found.items()}
+    error, groups = torch.cat(errors), torch.cat(photographs)
+    psnr = decibels(error)
+    names = method.path.names
+    angle = torch.cat(paths)[:, names.index("angle")].abs() if "angle" in names else None
+    return Predictions(
+        pooled=_pooled(error, groups),
+        psnr=_quality(psnr, groups),
+        ssim=_quality(torch.cat(similarities), groups),
+        by_texture=_by_texture(error, psnr),
+        by_angle=() if angle is None else _by_angle(error, psnr, angle),
+    )
+
+
+# of squared errors or their decibels [N, (predicted, nearer view), K]
+
+
+def _pooled(error: Tensor, photographs: Tensor) -> Pooled:
+    predicted, copied = error.mean((0, 2))
+    drawn = [resampled_mean(each, photographs, _DRAWS) for each in error.mean(2).unbind(1)]
+    low, high = middle95(decibels(drawn[0]) - decibels(drawn[1]))
+    return Pooled(
+        predicted=decibels(predicted).item(),
+        nearer_view=decibels(copied).item(),
+        gain=(decibels(predicted) - decibels(copied)).item(),
+        low=low.item(),
+        high=high.item(),
+    )
 
 
 def _quality(values: Tensor, photographs: Tensor) -> Quality:
-    """Of [N, (predicted, nearer view), K]."""
     predicted, copied = values.mean(0).tolist()
     gains = (values[:, 0] - values[:, 1]).mean(1)
-    low, high = middle95(resampled_mean(gains, photographs))
+    low, high = middle95(resampled_mean(gains, photographs, _DRAWS))
     return Quality(
         predicted=tuple(predicted),
         nearer_view=tuple(copied),
@@ -197,8 +242,38 @@ def _quality(values: Tensor, photographs: Tensor) -> Quality:
     )
 
 
+def _by_texture(error: Tensor, psnr: Tensor) -> tuple[PartGain, ...]:
+    order = psnr[:, 1].mean(1).argsort()
+    names = "most texture", "second quarter", "third quarter", "least texture"
+    quarters = order.tensor_split(len(names))
+    return tuple(
+        _part(n, error[q], psnr[q]) for n, q in zip(names, quarters, strict=True) if len(q)
+    )
+
+
+def _by_angle(error: Tensor, psnr: Tensor, angle: Tensor) -> tuple[PartGain, ...]:
+    parts = []
+    for low, high in pairwise((*_ANGLES, math.inf)):
+        inside = (low <= angle) & (angle < high)
+        if inside.any():
+            end = min(high, math.ceil(angle[inside].max().item()))
+            parts.append(_part(f"{low:.0f}..{end:.0f}°", error[inside], psnr[inside]))
+    return tuple(parts)
+
+
+def _part(name: str, error: Tensor, psnr: Tensor) -> PartGain:
+    predicted, copied = decibels(error.mean((0, 2)))
+    return PartGain(
+        name=name,
+        images=len(error),
+        nearer_view=psnr[:, 1].mean().item(),
+        gain=(psnr[:, 0] - psnr[:, 1]).mean().item(),
+        pooled=(predicted - copied).item(),
+    )
+
+
 def measured(encoder: Encoder, source: Source, *, images: int, seed: int) -> Reconstruction:
-    """PSNR, SSIM and spectra of a TIR run's encoder.
+    """Predictions and spectra of a TIR run's encoder.
 
     Args:
         encoder: of a TIR run, or of its base alone.
@@ -210,14 +285,14 @@ def measured(encoder: Encoder, source: Source, *, images: int, seed: int) -> Rec
         ValueError: it is no such run.
     """
     method, config = _tir(encoder, encoder.name)
-    found: dict[str, Quality] = {}
+    found = None
     with path_loader(config, source, encoder.device, seed) as loader:
         if method.decoder is not None:
-            found = quality(method, loader, images, loader.cfg.samples_per_file)
+            found = predictions(method, loader, images, loader.cfg.samples_per_file)
     with path_loader(config, source, encoder.device, seed) as loader:
         batches = islice(loader, -(-images // loader.cfg.batch_size))
         v1 = torch.cat([batch.v1 for batch in batches])
-    return Reconstruction(images=len(v1), quality=found, spectra=_spectra(encoder, v1))
+    return Reconstruction(images=len(v1), predictions=found, spectra=_spectra(encoder, v1))
 
 
 def evaluate_reconstruction(
@@ -230,7 +305,7 @@ def evaluate_reconstruction(
     device: str = "auto",
     out: Path | None = None,
 ) -> Reconstruction:
-    """Prints both tables and writes them; a base alone has no predictions, only features.
+    """Prints the tables and writes them; a base alone has no predictions, only features.
 
     Args:
         spec: a run, or one of its checkpoints.
@@ -247,8 +322,8 @@ def evaluate_reconstruction(
     file = place("reconstruct", spec, out)
     seen = seen_in_training([spec], source if data else None)
     found, console = measured(encoder, source, images=images, seed=seed), Console()
-    if found.quality:
-        console.print(_quality_table(found.quality))
+    if found.predictions:
+        show_predictions(found.predictions, console)
     else:
         print(f"{spec} has no decoders (a base alone), so nothing is reconstructed")
     console.print(_spectrum_table(found.spectra))
@@ -289,20 +364,40 @@ def _spectra(encoder: Encoder, images: Tensor) -> tuple[SpectrumRow, ...]:
     return tuple(rows)
 
 
-def _quality_table(found: Mapping[str, Quality]) -> Table:
-    gains = []
-    table = Table(title="between the views", box=box.SIMPLE_HEAD)
+def show_predictions(found: Predictions, console: Console) -> None:
+    """Prints the pooled error first, then means over images, then the gain by texture and angle."""
+    pooled = found.pooled
+    console.print(
+        f"error of all pixels: predicted {pooled.predicted:.2f} dB, the nearer view in its place "
+        f"{pooled.nearer_view:.2f} dB"
+    )
+    console.print(f"pooled gain {interval(pooled, 1)}")
+    table = Table(title="between the views, means over images", box=box.SIMPLE_HEAD)
     table.add_column("measure", no_wrap=True)
     for name in ("k", "predicted", "nearer view"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, q in found.items():
-        label, digits = ("PSNR, dB", 2) if name == "psnr" else ("SSIM", 3)
+    gains = []
+    for label, q, digits in (("PSNR, dB", found.psnr, 2), ("SSIM", found.ssim, 3)):
         for k, both in enumerate(zip(q.predicted, q.nearer_view, strict=True), 1):
             table.add_row(label, str(k), *(f"{value:.{digits}f}" for value in both))
-        interval = f"{q.low:+.{digits}f}..{q.high:+.{digits}f}"
-        gains.append(f"{label} gained {q.gain:+.{digits}f} ({interval})")
+        gains.append(
+            f"{label} gained {q.gain:+.{digits}f} ({q.low:+.{digits}f}..{q.high:+.{digits}f})"
+        )
     table.caption = "; ".join(gains)
-    return table
+    console.print(table)
+    table = Table(title="gain over the nearer view, dB", box=box.SIMPLE_HEAD)
+    table.add_column("images", no_wrap=True)
+    for name in ("number", "nearer view", "pooled gain", "mean of gains"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in (*found.by_texture, *found.by_angle):
+        figures = f"{part.nearer_view:.1f}", f"{part.pooled:+.1f}", f"{part.gain:+.1f}"
+        table.add_row(part.name, str(part.images), *figures)
+    console.print(table)
+
+
+def interval(found: Pooled | Quality, digits: int) -> str:
+    """ "+4.2 dB [3.6, 4.9]": a gain in decibels and its 95 % interval."""
+    return f"{found.gain:+.{digits}f} dB [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _spectrum_table(spectra: Iterable[SpectrumRow]) -> Table:

@@ -16,7 +16,7 @@ and the tables of its kind, whose rows are `Row`s:
   knn, linear    "scores": [`fastequi.evaluate.classification.ClassScore`]; "classes": how many;
                  "class_images": {class: [training, test images]}; "split": which images are for
                  training and for testing
-  reconstruct    "psnr", "ssim": `fastequi.evaluate.reconstruction.Quality`, if there are decoders;
+  reconstruct    if there are decoders the fields of `fastequi.evaluate.reconstruction.Predictions`;
                  "spectra": [`fastequi.evaluate.reconstruction.SpectrumRow`]
   rotnet         "scores", "classes", "class_images", "split" as of knn;
                  "rotation_accuracy": [`fastequi.evaluate.rotnet.RotationScore`]

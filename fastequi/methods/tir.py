@@ -12,20 +12,24 @@ channels.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastequi.data.views.batch import Batch, Views
-from fastequi.functional import gaussian_blur, warp
+from fastequi.functional import gaussian_blur, linear_warp_recon_loss, warp
 from fastequi.losses.blur_recon import BlurReconLoss
 from fastequi.losses.warp_recon import WarpReconLoss
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
+from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.vit import VisionTransformer
 from fastequi.paths import Path, Transform, fractions
+
+Decoder = PathDecoder | BlockDecoder | PixelShuffleDecoder
 
 
 class TIR(Method):
@@ -43,7 +47,7 @@ class TIR(Method):
     def __init__(
         self,
         base: Base,
-        decoder: PathDecoder | PixelShuffleDecoder | None,
+        decoder: Decoder | None,
         path: Path,
         views: Views,
         recon_weight: float = 1.0,
@@ -54,12 +58,20 @@ class TIR(Method):
         self.path, self.views, self.recon_weight = path, views, recon_weight
         self.num_steps = decoder.num_steps if decoder is not None else 0
         shared: dict[str, Any] = {"mean": views.mean, "std": views.std}
-        if isinstance(decoder, PathDecoder):
+        if not isinstance(decoder, PixelShuffleDecoder):
             shared |= {"layout": "patch", "patch_size": base.encoder.patch_size}
         self.warp_loss = WarpReconLoss(
             padding_mode=views.padding_mode, mask_outside=mask_outside, **shared
         )
         self.blur_loss = BlurReconLoss(**shared)
+        self.linear_warp_loss = functools.partial(
+            linear_warp_recon_loss,
+            patch_size=base.encoder.patch_size,
+            padding_mode=views.padding_mode,
+            mask_outside=mask_outside,
+            mean=views.mean,
+            std=views.std,
+        )
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -88,8 +100,7 @@ class TIR(Method):
         out["ssl"] = out["loss"] = base["loss"]
         if self.decoder is not None:
             assert z_equi is not None
-            pred = self.decoder(torch.cat(z_equi.chunk(2), -1))
-            out["recon"] = self._recon(pred, batch.u, between)
+            out["recon"] = self._recon(torch.cat(z_equi.chunk(2), -1), batch.u, between)
             out["loss"] = out["ssl"] + self.recon_weight * out["recon"]
         return out
 
@@ -144,10 +155,18 @@ class TIR(Method):
             padding_mode=self.views.padding_mode,
         )
 
-    def _recon(self, pred: Tensor, u: Tensor, at: Transform) -> Tensor:
+    def _recon(self, z: Tensor, u: Tensor, at: Transform) -> Tensor:
+        """The mean error of what the decoders make of [z1_equi ; z2_equi] tokens."""
+        decoder = self.decoder
+        assert decoder is not None
+        last = None if isinstance(decoder, PixelShuffleDecoder) else decoder.last
+        if last is not None and at.sigma is None:  # predictions are never stored
+            assert not isinstance(decoder, PixelShuffleDecoder)
+            inputs = decoder.hidden(z), last.weight, last.bias, u, at.theta
+            return self.linear_warp_loss(*inputs, color=at.color)
         if at.sigma is not None:
-            return self.blur_loss(pred, u, at.sigma)
-        return self.warp_loss(pred, u, at.theta, color=at.color)
+            return self.blur_loss(decoder(z), u, at.sigma)
+        return self.warp_loss(decoder(z), u, at.theta, color=at.color)
 
 
 def _steps(points: Transform, index: int | slice) -> Transform:

@@ -3,6 +3,9 @@
 The paper's decoder is one linear layer and four convolutions per step. The K decoders run as one
 set of operations: their linear layers stacked into one GEMM, their convolutions grouped. In
 channels-last memory a token row already holds its patch, so the prediction is a view, not a copy.
+
+A decoder that ends in a linear layer has it as `last` (:class:`StepLinear`), and gives what goes
+into it by `hidden(z)`; `fastequi.linear_warp_recon_loss` computes that layer and the loss together.
 """
 
 from __future__ import annotations
@@ -10,7 +13,29 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class StepLinear(nn.Module):
+    """A linear layer for each of K steps.
+
+    Attributes:
+        weight: [K, out_dim, in_dim].
+        bias: [K, out_dim].
+    """
+
+    def __init__(self, num_steps: int, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_steps, out_dim, in_dim))
+        self.bias = nn.Parameter(torch.zeros(num_steps, out_dim))
+        for one in self.weight:
+            nn.init.xavier_uniform_(one)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, K, L, in_dim] to [B, K, L, out_dim]."""
+        rows = torch.einsum("bkld,kpd->bklp", hidden, self.weight)
+        return rows + self.bias[:, None].to(rows.dtype)
 
 
 class PathDecoder(nn.Module):
@@ -22,7 +47,7 @@ class PathDecoder(nn.Module):
         num_steps: K.
         width: channels of one decoder.
         num_convs: convolutions, the last of which gives the p·p·C patch; 4 in the paper. With 0
-            a second linear layer gives it.
+            a second linear layer, `last`, gives it.
         in_chans: C, channels of the images.
         kernel_size: of the convolutions, odd.
     """
@@ -45,21 +70,26 @@ class PathDecoder(nn.Module):
             )
         self.num_steps, self.patch_dim = num_steps, patch_size**2 * in_chans
         self.linear = nn.Linear(in_dim, num_steps * width)
-        sizes = [(width, kernel_size)] * max(num_convs - 1, 0)
-        sizes.append((self.patch_dim, kernel_size if num_convs else 1))
+        self.last = StepLinear(num_steps, width, self.patch_dim) if not num_convs else None
         self.convs = nn.Sequential()
-        for i, (out, size) in enumerate(sizes):
-            if i or not num_convs:
+        for i, out in enumerate([width] * (num_convs - 1) + [self.patch_dim] * bool(num_convs)):
+            if i:
                 self.convs.append(nn.GELU())
-            conv = nn.Conv2d(
-                num_steps * width, num_steps * out, size, padding=size // 2, groups=num_steps
-            )
+            channels = num_steps * width, num_steps * out
+            conv = nn.Conv2d(*channels, kernel_size, padding=kernel_size // 2, groups=num_steps)
             self.convs.append(conv)
         _channels_last(self.convs)
 
+    def hidden(self, z: Tensor) -> Tensor:
+        """What `last` takes: [B, L, in_dim] tokens to [B, K, L, width]."""
+        x = F.gelu(self.linear(z)).unflatten(2, (self.num_steps, -1))
+        return x.transpose(1, 2)
+
     def forward(self, z: Tensor) -> Tensor:
         """[B, L, in_dim] tokens of a square grid to [B, K, L, p·p·C] in order (p q c)."""
-        x = self.linear(z).transpose(1, 2).unflatten(2, _square(z.shape[1]))
+        if self.last is not None:
+            return self.last(self.hidden(z))
+        x = self.linear(z).transpose(1, 2).unflatten(2, square(z.shape[1]))
         x = self.convs(x).contiguous(memory_format=torch.channels_last)
         x = x.permute(0, 2, 3, 1).flatten(1, 2)
         return x.unflatten(2, (self.num_steps, self.patch_dim)).transpose(1, 2)
@@ -105,7 +135,7 @@ class PixelShuffleDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, L, in_dim] tokens of a square grid to images [B, K, C, H, W]."""
-        x = self.linear(z).transpose(1, 2).unflatten(2, _square(z.shape[1]))
+        x = self.linear(z).transpose(1, 2).unflatten(2, square(z.shape[1]))
         return self.convs(x).unflatten(1, (self.num_steps, self.in_chans))
 
 
@@ -115,7 +145,8 @@ def _channels_last(convs: nn.Sequential) -> None:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def _square(tokens: int) -> tuple[int, int]:
+def square(tokens: int) -> tuple[int, int]:
+    """Height and width of a square grid of so many tokens."""
     side = 1
     while side * side < tokens:  # torch.compile follows comparisons of a size, not math.isqrt
         side += 1

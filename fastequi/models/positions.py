@@ -1,8 +1,9 @@
-"""Learned position embeddings at other image sizes: bicubic, antialiased, as timm resizes them.
+"""Position embeddings: learned ones at other image sizes, as timm resizes them; fixed ones.
 
-The same numbers as `F.interpolate(mode="bicubic", antialias=True)`, but as two small matrices, one
-along each axis: unlike PyTorch's own backward, this works with dynamic sizes in `torch.compile` and
-`torch.export`. In float64, which neither autocast nor TF32 rounds.
+Resizing is bicubic and antialiased: the same numbers as `F.interpolate(mode="bicubic",
+antialias=True)`, but as two small matrices, one along each axis: unlike PyTorch's own backward,
+this works with dynamic sizes in `torch.compile` and `torch.export`. In float64, which neither
+autocast nor TF32 rounds.
 """
 
 from __future__ import annotations
@@ -53,3 +54,22 @@ def _bicubic(n: int, m: int, device: torch.device) -> Tensor:
     far = (((x - 5) * x + 8) * x - 4) * _A
     weights = torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
     return weights / weights.sum(1, keepdim=True)
+
+
+def sine_cosine(grid: Grid, dim: int, device: torch.device) -> Tensor:
+    """Fixed positions [h·w, dim] of a grid: sines and cosines of the row, then of the column.
+
+    Frequencies 10000^(-4i/dim), i = 0 .. dim/4 (Vaswani et al., NeurIPS 2017, for each axis as in
+    MAE, He et al., CVPR 2022).
+
+    Args:
+        dim: channels, a multiple of 4.
+    """
+    rates = 10000 ** (-torch.arange(dim // 4, device=device, dtype=torch.float64) * 4 / dim)
+    axes = []
+    for n in grid:
+        angles = torch.arange(n, device=device, dtype=torch.float64)[:, None] * rates
+        axes.append(torch.cat([angles.sin(), angles.cos()], 1))
+    rows, columns = axes
+    both = [rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)]
+    return torch.cat(both, -1).flatten(0, 1).float()

@@ -1,0 +1,88 @@
+"""A decoder of transformer blocks: every patch of a reconstruction can see all of both views.
+
+The blocks work on the grid of tokens, one token for each place, made of both views' tokens there;
+the last layer of every step is linear, so that it can be computed together with the loss. (The
+shape of MAE's decoder: He et al., CVPR 2022, which also has fixed sine-cosine positions.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastequi.models.decoder import StepLinear, square
+from fastequi.models.positions import sine_cosine
+from fastequi.models.vit import Block
+
+
+class BlockDecoder(nn.Module):
+    """Linear, positions, pre-norm transformer blocks, norm; then a linear layer for every step.
+
+    Args:
+        in_dim: channels of [z1_equi ; z2_equi].
+        patch_size: p, side of the predicted patches in pixels.
+        num_steps: K.
+        width: channels of the blocks, a multiple of 4 · num_heads.
+        depth: number of blocks.
+        num_heads: attention heads of a block.
+        shared: one trunk of blocks for all steps; else each step has its own.
+        in_chans: C, channels of the images.
+        attention: backend of `fastequi.models.attention`.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        patch_size: int,
+        num_steps: int = 2,
+        width: int = 256,
+        depth: int = 2,
+        num_heads: int = 4,
+        shared: bool = True,
+        in_chans: int = 3,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        if num_steps < 1 or depth < 1:
+            raise ValueError(f"expected num_steps, depth >= 1, got {num_steps}, {depth}")
+        if width % (4 * num_heads):
+            raise ValueError(f"width: expected a multiple of {4 * num_heads}, got {width}")
+        self.num_steps = num_steps
+        self.trunks = nn.ModuleList(
+            _Trunk(in_dim, width, depth, num_heads, attention)
+            for _ in range(1 if shared else num_steps)
+        )
+        self.last = StepLinear(num_steps, width, patch_size**2 * in_chans)
+
+    def hidden(self, z: Tensor) -> Tensor:
+        """What the last layer takes: [B, L, in_dim] tokens of a square grid to [B, K, L, width].
+
+        Of a shared trunk it is one tensor, expanded over the steps.
+        """
+        if len(self.trunks) == 1:
+            return self.trunks[0](z)[:, None].expand(-1, self.num_steps, -1, -1)
+        return torch.stack([trunk(z) for trunk in self.trunks], 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, L, in_dim] tokens of a square grid to [B, K, L, p·p·C] in order (p q c)."""
+        return self.last(self.hidden(z))
+
+
+class _Trunk(nn.Module):
+    def __init__(self, in_dim: int, width: int, depth: int, num_heads: int, attention: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, width)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, 4.0, True, 0.0, None, attention) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, L, in_dim] to [B, L, width]."""
+        batch, tokens, _ = z.shape
+        x = self.linear(z)
+        x = x + sine_cosine(square(tokens), x.shape[-1], x.device).to(x.dtype)
+        x = x.flatten(0, 1)
+        for block in self.blocks:
+            x = block(x, [(batch, tokens)])
+        return self.norm(x).unflatten(0, (batch, tokens))
