@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from fastequi.data.views.batch import Batch, Views
+from fastequi.evaluate.photometric import Photometric
 from fastequi.functional import gaussian_blur, warp
+from fastequi.functional.normalise import denormalise, normalise
 from fastequi.paths import Blur, Path
 
 
@@ -45,7 +47,14 @@ class Pairs:
 
 
 def collect_pairs(
-    batches: Iterable[Batch], path: Path, views: Views, n: int, samples_per_file: int = 1
+    batches: Iterable[Batch],
+    path: Path,
+    views: Views,
+    n: int,
+    samples_per_file: int = 1,
+    *,
+    photometric: Photometric | None = None,
+    seed: int = 0,
 ) -> Pairs:
     """The first n pairs of un-augmented batches: the view in u as it is, and transformed.
 
@@ -55,15 +64,23 @@ def collect_pairs(
         views: their geometry.
         n: how many.
         samples_per_file: sample ids of each photograph, `DataConfig.samples_per_file`.
+        photometric: changes both images of a pair, independently.
+        seed: of these changes.
 
     Raises:
         ValueError: fewer than n images.
     """
     middle, scales = _ranges(path, views.image_size)
     before, after, params, photographs = [], [], [], []
+    generator = torch.Generator().manual_seed(seed)
     count = 0
     for batch in batches:
-        both = _both(batch, path, views).half()
+        both = _both(batch, path, views)
+        if photometric is not None:
+            unit = denormalise(both, views.mean, views.std).clamp(0, 1).flatten(0, 1)
+            unit = photometric.change(unit, generator).view_as(both)
+            both = normalise(unit, views.mean, views.std)
+        both = both.half()
         before.append(both[:, 0])
         after.append(both[:, 1])
         photographs.append(batch.sample_ids // samples_per_file)

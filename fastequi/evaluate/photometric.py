@@ -1,0 +1,52 @@
+"""Photometric change of a pair's two images, independently: light, colours, sharpness and noise.
+
+What a feature is for is reading geometry although the light changed; it is also what training with
+augmented views asks for. Raw pixels of two images that were changed alike still match, those of two
+images that were changed independently do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastequi.functional import gaussian_blur
+from fastequi.paths import color_matrix
+
+
+@dataclass(frozen=True)
+class Photometric:
+    """Ranges; every image draws its own values, uniformly, in this order of changes.
+
+    Attributes:
+        brightness, contrast, saturation: factors 1 ± this; see `fastequi.paths.color_matrix`.
+        hue: ± this share of 360°.
+        blur: σ from 0 to this, in pixels of a 224 px image.
+        noise: standard deviation of normal noise on every value in 0..1.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    blur: float = 2.0
+    noise: float = 0.02
+
+    def change(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images [N, 3, H, W] in 0..1, each changed by draws of its own.
+
+        Args:
+            generator: on the CPU; the draws are the same for every device of the images.
+        """
+        unit = torch.rand(len(images), 5, generator=generator).to(images.device)
+        signed = 2 * unit - 1
+        ranges = self.brightness, self.contrast, self.saturation
+        factors = [1 + r * signed[:, i] for i, r in enumerate(ranges)]
+        color = color_matrix(*factors, self.hue * signed[:, 3])
+        mixed = torch.einsum("nij,njhw->nihw", color[..., :3], images) + color[..., 3:, None]
+        sigma = unit[:, 4] * self.blur * images.shape[-1] / 224
+        blurred = gaussian_blur(mixed.clamp(0, 1), sigma)
+        noise = torch.randn(images.shape, generator=generator).to(images.device)
+        return (blurred + self.noise * noise).clamp(0, 1)
