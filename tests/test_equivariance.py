@@ -7,6 +7,7 @@ from fastequi.data.views.batch import Batch, Views
 from fastequi.evaluate.baselines import patches
 from fastequi.evaluate.pair_scores import Probed, score_pairs
 from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
@@ -77,14 +78,14 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
         return {"z_equi": torch.ones(len(images), 16, 2) + 1e-3 * images.mean()}
 
     seen = []
-    (report, beyond) = score_pairs(
+    ((report, beyond),) = score_pairs(
         {"knows": Probed(knows, ("z_equi",)), "blind": Probed(blind, ("z_equi",), True)},
         train,
         [test, first],
         patch_size=4,
         fit=Fit(epochs=8, batch=64),
         on_row=seen.append,
-    )
+    ).values()
     best = report.best("knows, z_equi")
     assert best.probe == "token"
     assert best.r2[0] > 0.8
@@ -115,14 +116,83 @@ def test_pairs_know_their_photographs_and_intervals_are_over_them():
     ridge = {"probes": ("ridge",), "patch_size": 4}
     features = lambda x: {"patch": x.flatten(2).transpose(1, 2)[:, :9]}  # noqa: E731
     images = {"mine": Probed(features, ("patch",))}
-    (by_photograph,) = score_pairs(images, pairs, [pairs], **ridge)
+    ((by_photograph,),) = score_pairs(images, pairs, [pairs], **ridge).values()
     single = replace(pairs, photographs=torch.arange(100))
-    (by_pair,) = score_pairs(images, pairs, [single], **ridge)
+    ((by_pair,),) = score_pairs(images, pairs, [single], **ridge).values()
     assert (by_photograph.photographs, by_pair.photographs) == (4, 100)
     for ours, theirs in zip(by_photograph.scores, by_pair.scores, strict=True):
         assert ours.r2 == theirs.r2
     wide, narrow = (report.scores[-1] for report in (by_photograph, by_pair))
     assert wide.low != narrow.low
+
+
+def test_differences_are_paired_and_few_pairs_are_the_first_ones():
+    path = SE2(45, 10)
+    pairs = collect_pairs(batches(path), path, VIEWS, 120, samples_per_file=16)
+    images = {
+        name: Probed(
+            lambda x, n=n: {"patch": x.flatten(2).transpose(1, 2)[:, :n]}, ("patch",), base
+        )
+        for name, n, base in (("nine", 9, False), ("again", 9, False), ("two", 2, True))
+    }
+    how = {"probes": ("ridge",), "patch_size": 4}
+    found = score_pairs(images, pairs, [pairs], fewer=(60,), **how)
+    assert list(found) == [120, 60]
+    (report,), (few,) = found.values()
+    assert (report.train_pairs, few.train_pairs) == (120, 60)
+    half = replace(pairs, **{n: getattr(pairs, n)[:60] for n in ("before", "after", "params")})
+    ((alone,),) = score_pairs(images, half, [pairs], **how).values()
+    assert [score.r2 for score in few.scores] == [score.r2 for score in alone.scores]
+
+    same = report.difference("nine, patch", "again, patch")  # in every draw, not on average
+    assert (same.mean, same.low, same.high, same.mean_high) == (0, (0,) * 3, (0,) * 3, 0)
+    other = report.difference("nine, patch", "two, patch")
+    own, base = report.best("nine, patch"), report.best("two, patch")
+    assert other.r2 == tuple(a - b for a, b in zip(own.r2, base.r2, strict=True))
+    assert all(a <= b <= c for a, b, c in zip(other.low, other.r2, other.high, strict=True))
+    assert other.high[0] - other.low[0] < own.high[0] - own.low[0] + base.high[0] - base.low[0]
+    labels = {d.label for d in report.differences}
+    assert labels == {"nine, patch", "again, patch"}
+    against = {d.against for d in report.differences if d.label == "again, patch"}
+    assert against == {s.label for s in report.scores if s.is_baseline}
+    assert report.best_baseline().is_baseline
+    expected = f"angle {other.r2[0]:+.2f} [{other.low[0]:.2f}, {other.high[0]:.2f}], tx "
+    assert other.sentence(report.names).startswith(expected)
+    with pytest.raises(ValueError, match=r"fewer: expected different numbers of 2..119, got"):
+        score_pairs(images, pairs, [pairs], fewer=(120,), **how)
+    with pytest.raises(KeyError, match="no difference"):
+        report.difference("two, patch", "nine, patch")
+
+
+def test_photometric_change_is_of_each_image_alone_and_leaves_the_labels():
+    path = SE2(45, 10)
+    plain = collect_pairs(batches(path), path, VIEWS, 64)
+    none = Photometric(0, 0, 0, 0, 0, 0)
+    same = collect_pairs(batches(path), path, VIEWS, 64, photometric=none)
+    torch.testing.assert_close(same.before, plain.before, atol=2e-3, rtol=2e-3)
+    changed = collect_pairs(batches(path), path, VIEWS, 64, photometric=Photometric(), seed=1)
+    again = collect_pairs(batches(path), path, VIEWS, 64, photometric=Photometric(), seed=1)
+    assert torch.equal(changed.before, again.before)
+    assert torch.equal(changed.params, plain.params)
+    assert not torch.equal(changed.after, again.before)
+
+    grey = torch.full((500, 3, 16, 16), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    noise = Photometric(0, 0, 0, 0, 0).change(grey, generator) - grey
+    assert noise.std().item() == pytest.approx(0.02, rel=0.01)
+    light = Photometric(0.4, 0, 0, 0, 0, 0).change(grey, generator)[:, 0, 0, 0]
+    assert 0.3 <= light.min() < 0.31 < 0.69 < light.max() <= 0.7
+    assert (light[::2] - light[1::2]).abs().mean() > 0.1  # independent
+    red = torch.zeros(500, 3, 16, 16)
+    red[:, 0] = 0.6
+    hue = Photometric(0, 0, 0, 0.1, 0, 0).change(red, generator)[:, :, 0, 0]
+    assert hue[:, 1].max() > 0.1  # to yellow: a tenth of a circle of YIQ
+    edge = torch.zeros(500, 3, 16, 16)
+    edge[..., 8:] = 1
+    soft = Photometric(0, 0, 0, 0, 28.0, 0).change(edge, generator)[:, 0, 0]
+    step = soft[:, 8] - soft[:, 7]
+    assert step.min() < 0.25 < 0.95 < step.max()  # σ from 0 to 2 px of 16
+    assert ((soft[:, 1:] - soft[:, :-1]) > -1e-6).all()
 
 
 def test_large_images_are_as_many_patches_of_fewer_pixels():

@@ -78,8 +78,8 @@ def test_angles_beyond_are_beyond_and_of_either_sign():
 
 
 def test_every_task_has_its_table_and_baselines():
-    chosen = tasks(["rotation", "color", "blur"])
-    budget = Budget(400, 100, fit=Fit(epochs=4, seeds=2), probes=("mlp", "ridge"))
+    chosen = tasks(["rotation", "color", "blur"], photometric=["rotation"])
+    budget = Budget(400, 100, (200,), fit=Fit(epochs=4, seeds=2), probes=("mlp", "ridge"))
     rows, finished = [], []
     other = encoder(patches, ("patch", "cls"), mean=(0.5,) * 3, std=(0.1,) * 3)
     reports = score_tasks(
@@ -90,7 +90,11 @@ def test_every_task_has_its_table_and_baselines():
         on_row=rows.append,
         on_report=lambda name, report: finished.append(name),
     )
-    assert finished == list(reports) == ["rotation", "rotation 45..60", "color", "blur"]
+    names = ["rotation", "rotation 45..60", "color", "blur", "rotation, photometric"]
+    few = [f"{name}, 200 pairs" for name in names]
+    assert set(finished) == set(reports) == {*names, *few}
+    assert [reports[n].train_pairs for n in ("blur", "blur, 200 pairs")] == [400, 200]
+    assert reports["blur"].scores[0].r2 != reports["blur, 200 pairs"].scores[0].r2
     assert "color: sees, cls" in rows
     for report in reports.values():
         pixels = {"mean predictor", "transformed image alone", "raw pair", "pixel statistics"}
@@ -133,6 +137,14 @@ def test_what_cannot_be_done_is_said_at_once():
     both = {"a": encoder(patches), "b": encoder(patches, size=32)}
     with pytest.raises(ValueError, match="one image size, b has 32 px, a 16"):
         score_tasks(both, *photographs(), tasks(["blur"]))
+    with pytest.raises(
+        ValueError, match=r"fewer_pairs: expected 10 \.\. 23999, less than train_pairs, got 24000"
+    ):
+        Budget(fewer_pairs=(24_000,))
+    with pytest.raises(
+        ValueError, match="photometric: expected some of rotation, translation, se2"
+    ):
+        tasks(["blur"], photometric=["blur"])
     with pytest.raises(ValueError, match="train_pairs: expected at least 10, got 9"):
         Budget(train_pairs=9)
     with pytest.raises(ValueError, match="train_pairs: 1,000,000,000 pairs of 16 px need about"):

@@ -44,6 +44,8 @@ class EquivarianceOptions(Patterned, VitOptions):
         *("color", "blur"),
     )
     """Which transformations."""
+    photometric: tuple[Literal["rotation", "translation", "se2"], ...] = ("se2",)
+    """Which of them also between images of different light, colours, sharpness and noise."""
     probes: tuple[Literal["token", "mlp", "ridge"], ...] = ("token", "mlp", "ridge")
     """Which probes."""
     degrees: float = 45.0
@@ -52,6 +54,8 @@ class EquivarianceOptions(Patterned, VitOptions):
     """Half-range of each shift, in pixels of a 224 px view."""
     train_pairs: int = 24_000
     """Pairs that probes are fitted on; with fewer, R² says more of the probes than the features."""
+    fewer_pairs: tuple[int, ...] = ()
+    """Smaller numbers of pairs for tables of their own, such as 3000: what few labels give."""
     test_pairs: int = 2_000
     """Pairs that probes are tested on."""
     zero_fill: bool = False
@@ -192,11 +196,19 @@ def equivariance(argv: list[str]) -> None:
     from fastequi.evaluate.probes import Fit
     from fastequi.evaluate.tasks import Budget, tasks
 
+    for n in options.fewer_pairs:
+        if not 10 <= n < options.train_pairs:
+            raise ValueError(
+                f"--fewer-pairs: expected 10 .. {options.train_pairs - 1}, less than "
+                f"--train-pairs, got {n}"
+            )
     ranges = PathConfig(degrees=options.degrees, pixels=options.pixels)
+    photometric = [name for name in options.photometric if name in options.tasks]
     budget = Budget(
         train_pairs=options.train_pairs,
         test_pairs=options.test_pairs,
         probes=options.probes,
+        fewer_pairs=options.fewer_pairs,
         fit=Fit(epochs=options.epochs, seeds=options.seeds, seed=options.seed),
         seed=options.seed,
         zero_fill=options.zero_fill,
@@ -206,7 +218,7 @@ def equivariance(argv: list[str]) -> None:
         data=_images(options, options.data),
         test_data=_images(options, options.test_data, "--test-data"),
         against=options.against,
-        chosen=tasks(options.tasks, ranges),
+        chosen=tasks(options.tasks, ranges, photometric),
         budget=budget,
         device=options.device,
         out=options.out,

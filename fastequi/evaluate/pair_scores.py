@@ -71,6 +71,36 @@ class Score(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """R² of a row less that of another one, both by their best probes, on the same test pairs.
+
+    Attributes:
+        label, probe: of the row.
+        against, against_probe: of the other one.
+        r2, low, high: per parameter: the difference and its paired 95 % interval: in every draw of
+            the bootstrap both rows are scored on the same photographs.
+        mean, mean_low, mean_high: of the mean over parameters.
+    """
+
+    label: str
+    probe: str
+    against: str
+    against_probe: str
+    r2: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: float
+    mean_low: float
+    mean_high: float
+
+    def sentence(self, names: Sequence[str]) -> str:
+        """ "angle +0.07 [0.03, 0.11], tx ...": of parameters of these names, and their mean."""
+        parts = zip((*names, "mean"), (*self.r2, self.mean), (*self.low, self.mean_low),
+                    (*self.high, self.mean_high), strict=True)  # fmt: skip
+        return ", ".join(f"{n} {v:+.2f} [{low:.2f}, {high:.2f}]" for n, v, low, high in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The table of one set of test pairs.
 
@@ -78,6 +108,8 @@ class Report:
         names: of the path's parameters.
         train_pairs, test_pairs: how many the probes were fitted and tested on.
         photographs: that the test pairs are from.
+        differences: of every trained encoder's features from every baseline, and from the encoders
+            after it.
     """
 
     names: tuple[str, ...]
@@ -85,6 +117,7 @@ class Report:
     test_pairs: int
     photographs: int
     scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
 
     def best(self, label: str) -> Score:
         """Of the rows with a label ("tir, z_equi", "raw pair") the one with the largest mean R²."""
@@ -92,6 +125,18 @@ class Report:
         if not rows:
             raise KeyError(f"label: no row {label!r} in {[s.label for s in self.scores]}")
         return max(rows, key=lambda score: score.mean)
+
+    def best_baseline(self) -> Score:
+        """Of the baselines' rows the one with the largest mean R²."""
+        return max((s for s in self.scores if s.is_baseline), key=lambda score: score.mean)
+
+    def difference(self, label: str, against: str) -> Difference:
+        """Between the best rows with these labels."""
+        found = [d for d in self.differences if (d.label, d.against) == (label, against)]
+        if not found:
+            known = [(d.label, d.against) for d in self.differences]
+            raise KeyError(f"label, against: no difference {(label, against)} in {known}")
+        return found[0]
 
     def to_json(self) -> dict[str, Any]:
         """Its fields; every row also with its "mean" R²."""
@@ -158,8 +203,9 @@ def score_pairs(
     patch_size: int,
     fit: Fit = Fit(),  # noqa: B008
     probes: Sequence[str] = PROBES,
+    fewer: Sequence[int] = (),
     on_row: Callable[[str], None] = lambda _: None,
-) -> list[Report]:
+) -> dict[int, list[Report]]:
     """Baselines first, then every kind of features of every encoder; a report for each test set.
 
     Args:
@@ -168,46 +214,100 @@ def score_pairs(
         patch_size: of the raw pixels' tokens.
         fit: of the MLPs, the same for every row.
         probes: of "token", "mlp", "ridge".
+        fewer: numbers of training pairs that the probes are fitted on once more, the first ones.
         on_row: called with the label of the row that comes next.
 
     Returns:
-        For tokens the token probe, and an MLP and ridge on the mean token; for raw pixels the token
+        By the number of training pairs, all of them first, the reports of every test set. For
+        tokens the token probe, and an MLP and ridge on the mean token; for raw pixels the token
         probe on patches, and an MLP and ridge on pixels averaged to 8x8.
     """
     unknown = set(probes) - set(PROBES)
     if unknown or not probes:
         raise ValueError(f"probes: expected some of {', '.join(PROBES)}, got {list(probes)}")
-    rows: list[list[Score]] = [[] for _ in tests]
+    sizes = len(train), *fewer
+    if not all(2 <= n <= len(train) for n in sizes) or len(set(sizes)) < len(sizes):
+        raise ValueError(f"fewer: expected different numbers of 2..{len(train) - 1}, got {fewer}")
+    rows: dict[int, list[list[_Drawn]]] = {n: [[] for _ in tests] for n in sizes}
 
-    def add(row: Row, probe: str, pred: Tensor) -> None:
+    def add(n: int, row: Row, probe: str, pred: Tensor) -> None:
         parts = pred.split([len(test) for test in tests], 1)
-        for test, part, scores in zip(tests, parts, rows, strict=True):
+        for test, part, scores in zip(tests, parts, rows[n], strict=True):
             scores.append(_score(row, probe, part, test))
 
-    mean = train.params.mean(0).expand(1, sum(map(len, tests)), -1)
-    add(_baseline("mean predictor"), "constant", mean)
-    y = train.params
+    for n in sizes:
+        mean = train.params[:n].mean(0).expand(1, sum(map(len, tests)), -1)
+        add(n, _baseline("mean predictor"), "constant", mean)
     inputs = _inputs(
         encoders, train, joined(tests), patch_size=patch_size, probes=probes, on_row=on_row
     )
     for found in inputs:
         tokens, (x, x_test), pooling = found.tokens, found.pooled, found.pooling
-        if "token" in probes and tokens is not None:
-            add(found.row, "token", token_probe(tokens[0], y, tokens[1], fit))
-        if "mlp" in probes:
-            add(found.row, f"mlp{pooling}", mlp_probe(x, y, x_test, fit))
-        if "ridge" in probes:
-            add(found.row, f"ridge{pooling}", ridge_probe(x, y, x_test)[None])
-    return [
-        Report(
-            names=train.names,
-            train_pairs=len(train),
-            test_pairs=len(test),
-            photographs=len(test.photographs.unique()),
-            scores=tuple(scores),
-        )
-        for test, scores in zip(tests, rows, strict=True)
-    ]
+        for n in sizes:
+            y = train.params[:n]
+            if "token" in probes and tokens is not None:
+                add(n, found.row, "token", token_probe(tokens[0][:n], y, tokens[1], fit))
+            if "mlp" in probes:
+                add(n, found.row, f"mlp{pooling}", mlp_probe(x[:n], y, x_test, fit))
+            if "ridge" in probes:
+                add(n, found.row, f"ridge{pooling}", ridge_probe(x[:n], y, x_test)[None])
+    return {
+        n: [
+            Report(
+                names=train.names,
+                train_pairs=n,
+                test_pairs=len(test),
+                photographs=len(test.photographs.unique()),
+                scores=tuple(drawn.score for drawn in scores),
+                differences=_differences(scores),
+            )
+            for test, scores in zip(tests, rows[n], strict=True)
+        ]
+        for n in sizes
+    }
+
+
+class _Drawn(NamedTuple):
+    """A row, and its R² [draws, P] on the bootstrap's photographs, which are every row's."""
+
+    score: Score
+    r2: Tensor
+
+
+def _differences(rows: Sequence[_Drawn]) -> tuple[Difference, ...]:
+    best: dict[str, _Drawn] = {}
+    for row in rows:
+        label = row.score.label
+        if label not in best or row.score.mean > best[label].score.mean:
+            best[label] = row
+    found = []
+    encoders = list(dict.fromkeys(row.score.encoder for row in best.values()))
+    for ours in best.values():
+        if ours.score.is_baseline:
+            continue
+        place = encoders.index(ours.score.encoder)
+        for other in best.values():
+            if other.score.is_baseline or encoders.index(other.score.encoder) > place:
+                found.append(_difference(ours, other))
+    return tuple(found)
+
+
+def _difference(ours: _Drawn, other: _Drawn) -> Difference:
+    drawn = ours.r2 - other.r2
+    low, high = middle95(drawn)
+    mean_low, mean_high = middle95(drawn.mean(1))
+    return Difference(
+        label=ours.score.label,
+        probe=ours.score.probe,
+        against=other.score.label,
+        against_probe=other.score.probe,
+        r2=tuple(a - b for a, b in zip(ours.score.r2, other.score.r2, strict=True)),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        mean=ours.score.mean - other.score.mean,
+        mean_low=mean_low.item(),
+        mean_high=mean_high.item(),
+    )
 
 
 _Split = tuple[Tensor, Tensor]  # of the training and of the test pairs
@@ -283,7 +383,7 @@ def is_beyond(task: str) -> bool:
     return ".." in task
 
 
-def _score(row: Row, probe: str, pred: Tensor, test: Pairs) -> Score:
+def _score(row: Row, probe: str, pred: Tensor, test: Pairs) -> _Drawn:
     """Of predictions [S, N, P] for a test set's pairs."""
     pred, target = pred.cpu(), test.params.cpu()
     drawn = resampled_r2(pred, target, test.photographs, _DRAWS)
@@ -291,7 +391,7 @@ def _score(row: Row, probe: str, pred: Tensor, test: Pairs) -> Score:
     mean_low, mean_high = middle95(drawn.mean(1))
     per_seed = r2(pred, target)
     error = (pred - target).abs().flatten(0, 1).median(0).values * torch.tensor(test.scales)
-    return Score(
+    score = Score(
         encoder=row.encoder,
         features=row.features,
         is_baseline=row.is_baseline,
@@ -305,6 +405,7 @@ def _score(row: Row, probe: str, pred: Tensor, test: Pairs) -> Score:
         pooled=statistics.fmean(pooled_r2(seed, target) for seed in pred),
         seeds=tuple(per_seed.mean(1).tolist()),
     )
+    return _Drawn(score, drawn)
 
 
 def _batchwise(

@@ -42,9 +42,12 @@ class Photometric:
         """
         unit = torch.rand(len(images), 5, generator=generator).to(images.device)
         signed = 2 * unit - 1
-        ranges = self.brightness, self.contrast, self.saturation
-        factors = [1 + r * signed[:, i] for i, r in enumerate(ranges)]
-        color = color_matrix(*factors, self.hue * signed[:, 3])
+        color = color_matrix(
+            1 + self.brightness * signed[:, 0],
+            1 + self.contrast * signed[:, 1],
+            1 + self.saturation * signed[:, 2],
+            self.hue * signed[:, 3],
+        )
         mixed = torch.einsum("nij,njhw->nihw", color[..., :3], images) + color[..., 3:, None]
         sigma = unit[:, 4] * self.blur * images.shape[-1] / 224
         blurred = gaussian_blur(mixed.clamp(0, 1), sigma)

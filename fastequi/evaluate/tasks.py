@@ -27,10 +27,12 @@ from fastequi.evaluate.baselines import RAW_SIZE
 from fastequi.evaluate.encoders import Encoder, Features, noise
 from fastequi.evaluate.pair_scores import PROBES, Probed, Report, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.functional.normalise import denormalise, normalise
 from fastequi.philox import Draws
 
+GEOMETRIC = ("rotation", "translation", "se2")
 FEATURES = ("z_equi", "z_inv", "patch", "cls")
 _BEYOND = 15.0  # degrees outside the range that rotation is fitted on
 _SCALED, _PER_DECODE, _BATCH = 256, 8, 256
@@ -56,22 +58,35 @@ class Task:
         path: its pairs.
         widest: what the windows have room for, whichever tasks are chosen: SE(2).
         beyond: further tests of the same probes outside their range, by name.
+        photometric: changes both images of every pair, independently; None leaves them alone.
     """
 
     path: paths.Path
     widest: paths.Path = paths.SE2()  # noqa: RUF009
     beyond: Mapping[str, paths.Path] = field(default_factory=dict)
+    photometric: Photometric | None = None
 
 
 def tasks(
     names: Sequence[str] = ("rotation", "translation", "se2", "color", "blur"),
     ranges: PathConfig = PathConfig(),  # noqa: B008
+    photometric: Sequence[str] = (),
 ) -> dict[str, Task]:
     """Tasks by the names of their path families.
 
+    Args:
+        names: of families.
+        ranges: of their parameters.
+        photometric: those of geometric families that are also tested on pairs with photometric
+            change, as tasks of their own: "se2, photometric".
+
     Raises:
-        ValueError: no such family.
+        ValueError: no such family, or photometric change of a family that changes colour or blur.
     """
+    others = set(photometric) - set(GEOMETRIC)
+    if others:
+        expected = ", ".join(GEOMETRIC)
+        raise ValueError(f"photometric: expected some of {expected}, got {sorted(others)}")
     found = {}
     widest = replace(ranges, family="se2").build()
     for name in names:
@@ -81,6 +96,9 @@ def tasks(
             low, top = path.degrees, path.degrees + _BEYOND
             beyond[f"rotation {low:g}..{top:g}"] = Beyond(low, top)
         found[name] = Task(path, widest, beyond)
+    for name in photometric:
+        path = replace(ranges, family=name).build()  # type: ignore[arg-type]
+        found[f"{name}, photometric"] = Task(path, widest, photometric=Photometric())
     return found
 
 
@@ -91,6 +109,7 @@ class Budget:
 
     Attributes:
         train_pairs, test_pairs: of each task.
+        fewer_pairs: smaller numbers of training pairs, for tables of their own.
         probes: of "token", "mlp", "ridge".
         fit: of the MLPs.
         seed: of windows and parameters; test pairs never share a draw with training pairs.
@@ -103,6 +122,7 @@ class Budget:
 
     train_pairs: int = 24_000
     test_pairs: int = 2_000
+    fewer_pairs: tuple[int, ...] = ()
     probes: tuple[str, ...] = PROBES
     fit: Fit = Fit(epochs=6)  # noqa: RUF009
     seed: int = 0
@@ -113,6 +133,12 @@ class Budget:
         for name in ("train_pairs", "test_pairs"):
             if getattr(self, name) < 10:
                 raise ValueError(f"{name}: expected at least 10, got {getattr(self, name)}")
+        for n in self.fewer_pairs:
+            if not 10 <= n < self.train_pairs:
+                raise ValueError(
+                    f"fewer_pairs: expected 10 .. {self.train_pairs - 1}, less than train_pairs, "
+                    f"got {n}"
+                )
 
 
 class Windows(NamedTuple):
@@ -151,7 +177,8 @@ def score_tasks(
         on_report: called with each finished table.
 
     Returns:
-        Reports by the names of the tasks and of their tests beyond.
+        Reports by the names of the tasks and of their tests beyond; those of fewer pairs as
+        "se2, 3,000 pairs".
     """
     first = next(iter(encoders.values()))
     for label, encoder in encoders.items():
@@ -171,10 +198,12 @@ def score_tasks(
     for name, task in chosen.items():
         tests = {name: task.path, **task.beyond}
 
-        def cut(source: Source, path: paths.Path, n: int, seed: int) -> Pairs:
+        def cut(source: Source, path: paths.Path, n: int, seed: int, task: Task = task) -> Pairs:
             with windows_of(source, path, seed) as loader:
-                each = loader.cfg.samples_per_file
-                return collect_pairs(loader, path, views, n, samples_per_file=each)
+                each, change = loader.cfg.samples_per_file, task.photometric
+                return collect_pairs(
+                    loader, path, views, n, samples_per_file=each, photometric=change, seed=seed
+                )
 
         def say(row: str, name: str = name) -> None:
             on_row(f"{name}: {row}")
@@ -184,18 +213,21 @@ def score_tasks(
         tested = [
             cut(test, path, budget.test_pairs, 2 * budget.seed + 2) for path in tests.values()
         ]
-        reports = score_pairs(
+        by_pairs = score_pairs(
             probed,
             fitted,
             tested,
             patch_size=patch,
             fit=budget.fit,
             probes=budget.probes,
+            fewer=budget.fewer_pairs,
             on_row=say,
         )
-        for key, report in zip(tests, reports, strict=True):
-            found[key] = report
-            on_report(key, report)
+        for n, reports in by_pairs.items():
+            for key, report in zip(tests, reports, strict=True):
+                label = key if n == budget.train_pairs else f"{key}, {n:,} pairs"
+                found[label] = report
+                on_report(label, report)
     return found
 
 
