@@ -1,4 +1,4 @@
-"""The kernels as machine code, without a GPU: compiled for three architectures, no spills.
+"""The kernels as machine code, without a GPU: no spills; slow, for three architectures.
 
 The counts are printed (pytest -s) and may not exceed what support/launches.py declares.
 """
@@ -52,8 +52,8 @@ def compiled_by(factory, *options):
     return rows
 
 
-def assert_no_spills(rows):
-    assert {name.rsplit("_", 1)[1] for name in rows} == {"80", "90", "100"}
+def assert_no_spills(rows, architectures):
+    assert {name.rsplit("_", 1)[1] for name in rows} == architectures
     assert all(row["instructions"] > 50 for row in rows.values())  # disassemblies were really read
     spilled = {name: row for name, row in rows.items() if row["local"] or row["stack"]}
     assert not spilled
@@ -65,8 +65,8 @@ def compiled(tmp_path_factory):
     return compiled_by(tmp_path_factory)
 
 
-def test_no_kernel_spills_on_any_architecture(compiled):
-    assert_no_spills(compiled)
+def test_no_kernel_spills(compiled):
+    assert_no_spills(compiled, {"90"})
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,9 @@ def all_compiled(tmp_path_factory):
     return compiled_by(tmp_path_factory, "all")
 
 
-@pytest.mark.slow  # 350 compilations; the first launch of every kernel is compiled above
+@pytest.mark.slow  # 350 compilations; a launch of every kernel is compiled above
 def test_no_launch_spills_on_any_architecture(all_compiled):
-    assert_no_spills(all_compiled)
+    assert_no_spills(all_compiled, {"80", "90", "100"})
 
 
 @pytest.mark.parametrize("case", CEILINGS)

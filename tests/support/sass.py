@@ -2,8 +2,7 @@
 
 Run as a program, since its caller may run Triton's interpreter: `python -m tests.support.sass
 FOLDER [all]` prints JSON, {"name sm_90": figures of `Counts`}. Without `all`: the launches of
-`launches.py` that are not slow, for sm_90, and the first launch of each kernel for every
-architecture.
+`launches.py` that are not slow, for sm_90; with it all of them for every architecture.
 """
 
 import json
@@ -119,13 +118,11 @@ def measure(cubin: Path, case: Case) -> Counts:
 
 
 def main(folder: Path, every: bool) -> None:
-    rows, met = {}, set()
+    rows = {}
     for case in cases():
         if case.slow and not every:
             continue
-        first = case.kernel not in met
-        met.add(case.kernel)
-        for arch in ARCHITECTURES if first or every else (90,):
+        for arch in ARCHITECTURES if every else (90,):
             cubin = folder / "kernel.cubin"
             cubin.write_bytes(build(case, arch))
             rows[f"{case.name} sm_{arch}"] = measure(cubin, case)._asdict()
