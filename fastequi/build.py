@@ -19,7 +19,7 @@ from fastequi.models import vit
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
-from fastequi.models.heads import DINOHead, SplitHead
+from fastequi.models.heads import DINOHead, EquiHead, SplitHead
 from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.nin import NetworkInNetwork
 
@@ -92,25 +92,29 @@ def build_decoder(config: Config) -> Decoder:
 def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
     """The base method around an encoder."""
     tir, distill = config.tir, config.distill
-    invariant = tir.dim - tir.equi_dim
+    invariant, equi_dim, early = tir.dim - tir.equi_dim, tir.equi_dim, None
+    block = max(round(tir.equi_layer * len(encoder.blocks)), 1)
+    if equi_dim and block < len(encoder.blocks):
+        early, equi_dim = EquiHead(encoder.embed_dim, equi_dim, block), 0
     if tir.base in ("vicreg", "simclr"):
-        head = SplitHead(encoder.embed_dim, tir.dim, tir.equi_dim)
+        head = SplitHead(encoder.embed_dim, invariant + equi_dim, equi_dim)
         if tir.base == "simclr":
             simclr = SimCLRCriterion(invariant, tir.projector, tir.temperature)
-            return JointEmbedding(encoder, head, simclr)
+            return JointEmbedding(encoder, head, simclr, early)
         weights = tir.inv_weight, tir.var_weight, tir.cov_weight
-        return JointEmbedding(encoder, head, VICRegCriterion(invariant, tir.expander, *weights))
+        vicreg = VICRegCriterion(invariant, tir.expander, *weights)
+        return JointEmbedding(encoder, head, vicreg, early)
     second = tir.base == "dinov2"
     sizes = distill.hidden_dim, distill.bottleneck_dim
     if second:
         sizes = tir.dim, distill.bottleneck_dim
         class_head = DINOHead(encoder.embed_dim, distill.prototypes, *sizes)
-        patch_head = DINOHead(encoder.embed_dim, distill.prototypes, *sizes, tir.equi_dim, "hidden")
+        patch_head = DINOHead(encoder.embed_dim, distill.prototypes, *sizes, equi_dim, "hidden")
     else:
-        class_head = patch_head = DINOHead(encoder.embed_dim, invariant, *sizes, tir.equi_dim)
+        class_head = patch_head = DINOHead(encoder.embed_dim, invariant, *sizes, equi_dim)
     times = "momentum", "teacher_temp", "first_teacher_temp", "temp_warmup", "freeze"
     return SelfDistillation(
-        Branch(encoder, class_head, patch_head),
+        Branch(encoder, class_head, patch_head, early),
         Schedule(**{name: getattr(distill, name) for name in times}),
         targets="sinkhorn" if second else "softmax",
         masked=tir.base != "dino",

@@ -87,6 +87,8 @@ class TIRConfig:
     # layer (dino, ibot; z_inv are the prototypes' logits), of the head's hidden layer (dinov2)
     dim: int = 512
     equi_dim: int = 256  # how many of them are z_equi
+    # share of the encoder's blocks after which z_equi is taken; below 1 by a layer of its own
+    equi_layer: float = 1.0
     mask_outside: bool = False  # leave out target pixels that lie outside the source image
     # patch: convolutions on the token grid; blocks: transformer blocks, then a linear layer
     decoder: Literal["patch", "blocks", "pixel_shuffle"] = "patch"
@@ -294,7 +296,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("model.num_heads", "model.mlp_ratio", "model.layer_scale", "model.reg_tokens"),
         *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
         *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
-        *("tir.decoder_depth", "tir.decoder_heads", "tir.decoder_shared"),
+        *("tir.decoder_depth", "tir.decoder_heads", "tir.decoder_shared", "tir.equi_layer"),
         *("tir.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
         *("gtsa.dim", "gtsa.rotation_dims"),
     )

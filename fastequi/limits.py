@@ -33,6 +33,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("tir", _AMOUNT, "num_steps equi_dim decoder_convs"),
     ("tir", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
     ("tir", _POSITIVE, "temperature"),
+    ("tir", _FACTOR, "equi_layer"),
     ("distill", _COUNT, "prototypes hidden_dim bottleneck_dim"),
     ("distill", _POSITIVE, "student_temp teacher_temp first_teacher_temp"),
     ("distill", _SHARE, "temp_warmup momentum center_momentum freeze"),

@@ -273,7 +273,7 @@ def demo() -> Config:
             cov_weight=0.01,
         ),
         optim=OptimConfig(lr=8e-3, warmup=0.03),  # 4e-3: .54, .17; 16e-3: .55, .14
-        train=TrainConfig(minutes=3.5, log_every=20, checkpoint_every=0),
+        train=TrainConfig(minutes=2.9, log_every=20, checkpoint_every=0),
     )
 
 

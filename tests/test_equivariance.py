@@ -84,7 +84,7 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
         [test, first],
         patch_size=4,
         fit=Fit(epochs=8, batch=64),
-        on_row=seen.append,
+        on_row=lambda label, share: seen.append(label),
     ).values()
     best = report.best("knows, z_equi")
     assert best.probe == "token"

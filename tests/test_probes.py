@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,13 +57,15 @@ def test_the_token_probe_reads_what_the_mean_token_hides():
     tokens = r2(token_probe(x[:2500], y[:2500], x[2500:], fit), y[2500:])
     assert tokens.shape == (2, 2)
     assert tokens[:, 0].min() > 0.95
-    pooled = r2(mlp_probe(x[:2500].mean(1), y[:2500], x[2500:].mean(1), fit, 64), y[2500:])
+    pooled = r2(
+        mlp_probe(x[:2500].mean(1), y[:2500], x[2500:].mean(1), replace(fit, width=64)), y[2500:]
+    )
     assert pooled.max() < 0.3
 
 
 def test_each_seed_learns_as_if_alone():
     x, y = torch.randn(300, 5, generator=rng()), torch.randn(300, 2, generator=rng(1))
-    three = mlp_probe(x, y, x[:40], Fit(epochs=3, batch=64, seeds=3), 16)
+    three = mlp_probe(x, y, x[:40], Fit(epochs=3, batch=64, seeds=3, width=16))
     assert not torch.allclose(three[0], three[1], atol=0.05)
     first = _second_alone(x, y, x[:40], Fit(epochs=3, batch=64))
     torch.testing.assert_close(three[1], first, rtol=1e-3, atol=1e-4)
@@ -96,7 +99,7 @@ def test_bfloat16_reads_what_float32_reads():
     x = torch.randn(2500, 3, generator=rng())
     y = (x[:, :1] * x[:, 1:2]).tanh()
     scores = [
-        r2(mlp_probe(x[:2000], y[:2000], x[2000:], Fit(20, 64, dtype=dtype), 128), y[2000:])
+        r2(mlp_probe(x[:2000], y[:2000], x[2000:], Fit(20, 64, dtype=dtype, width=128)), y[2000:])
         for dtype in (torch.float32, torch.bfloat16)
     ]
     assert (scores[0].mean() - scores[1].mean()).abs() < 0.03
@@ -106,7 +109,9 @@ def test_the_mlp_learns_a_nonlinear_target_that_ridge_cannot():
     x = torch.randn(2500, 3, generator=rng())
     y = (x[:, :1] * x[:, 1:2]).tanh()
     fit = Fit(epochs=20, batch=64)
-    assert r2(mlp_probe(x[:2000], y[:2000], x[2000:], fit, 128), y[2000:]).min() > 0.8
+    assert (
+        r2(mlp_probe(x[:2000], y[:2000], x[2000:], replace(fit, width=128)), y[2000:]).min() > 0.8
+    )
     assert r2(ridge_probe(x[:2000], y[:2000], x[2000:]), y[2000:]) < 0.1
 
 

@@ -87,7 +87,7 @@ def test_every_task_has_its_table_and_baselines():
         *photographs(),
         chosen,
         budget=budget,
-        on_row=rows.append,
+        on_row=lambda row, share: rows.append((row, share)),
         on_report=lambda name, report: finished.append(name),
     )
     names = ["rotation", "rotation 45..60", "color", "blur", "rotation, photometric"]
@@ -95,7 +95,11 @@ def test_every_task_has_its_table_and_baselines():
     assert set(finished) == set(reports) == {*names, *few}
     assert [reports[n].train_pairs for n in ("blur", "blur, 200 pairs")] == [400, 200]
     assert reports["blur"].scores[0].r2 != reports["blur, 200 pairs"].scores[0].r2
-    assert "color: sees, cls" in rows
+    assert "color: sees, cls" in dict(rows)
+    shares = [share for _, share in rows]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert 0.9 < shares[-1] < 1
     for report in reports.values():
         pixels = {"mean predictor", "transformed image alone", "raw pair", "pixel statistics"}
         assert pixels == {score.features for score in report.scores if score.is_baseline}

@@ -1,13 +1,14 @@
 """`fastequi demo`: pretrain on nine photographs, then evaluate the features on their unseen parts.
 
 Training sees the left 70 % of every photograph; the probes are fitted on pairs of that part and
-tested on pairs of the right 30 %, cut by the run's own loader without augmentation.
+tested on pairs of the right 30 %, cut by the run's own loader without augmentation. Beside the run
+its base is trained alone, for the same time: what it lacks is what reconstruction adds.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,74 +25,98 @@ from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import Encoder, of_method, random_init
 from fastequi.evaluate.equivariance import EquivarianceFile
 from fastequi.evaluate.pair_scores import Report
+from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.reconstruction import Reconstruction, measured, path_loader, show_predictions
+from fastequi.evaluate.reconstruction import (
+    Reconstruction,
+    interval,
+    measured,
+    path_loader,
+    show_predictions,
+)
 from fastequi.evaluate.results import documented, save
 from fastequi.evaluate.tasks import Budget, Task, Windows, score_tasks
 from fastequi.methods.tir import TIR
 from fastequi.report.sheets import path_grid
+from fastequi.runtime.progress import Progress, remaining
 from fastequi.train import pretrain
 
-_TRAIN_PAIRS, _TEST_PAIRS = 24_000, 2_000
-_EPOCHS = 6  # of the probes: what fits into the eight minutes of the whole command
+# what fits into the eight minutes of the whole command on two cores with AVX2
+BUDGET = Budget(
+    train_pairs=12_000,
+    fewer_pairs=(3_000,),
+    pixels=("raw pair", "pixel statistics"),
+    fit=Fit(epochs=6, width=512, seeds=1),
+)
 _IMAGES, _SEED = 512, 3  # of the reconstructions
 _TABLE_WIDTH = 116
+_OURS, _BASE = "TIR", "base alone"
 
 
-def demo(config: Config, run_dir: Path, train_pairs: int = _TRAIN_PAIRS) -> Report:
-    """Trains, prints the table of R², the PSNR and where the pictures are.
+def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Report]:
+    """Trains, prints the tables of R², the gain in reconstruction and where the pictures are.
 
     Args:
-        config: the run; `train.minutes` bounds its training.
-        run_dir: gets the run folder, eval_equivariance.json, eval_reconstruct.json and
-            reconstructions.png.
-        train_pairs: for the probes; with fewer, R² says more of the probes than of the features.
+        config: the run; `train.minutes` bounds its training, and its base's.
+        run_dir: gets the run folder, base/ (the run of the base alone), eval_equivariance.json,
+            eval_reconstruct.json and reconstructions.png.
+        budget: of the probes.
+
+    Returns:
+        The reports of R² by task, variant and number of pairs.
     """
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)  # wrapped, not cut, in a narrow terminal
-    start = time.monotonic()
-    method = pretrain(config, embedded_photos(TRAIN_REGION), run_dir, recipe="demo")
+    start, source = time.monotonic(), embedded_photos(TRAIN_REGION)
+    method = pretrain(config, source, run_dir, recipe="demo", progress=Progress("training TIR"))
     assert isinstance(method, TIR)
+    alone = replace(config, tir=replace(config.tir, num_steps=0))
+    base = pretrain(alone, source, run_dir / "base", progress=Progress("training the base alone"))
     trained = time.monotonic()
-    encoder = of_method(method, config, "TIR")
-    with console.status("cutting pairs") as status:
-        report = _equivariance(encoder, config, run_dir, train_pairs, on_row=status.update)
-    console.print(report.table())
-    for features in ("TIR, z_equi", "raw pair", "random init, z_equi"):
-        best = report.best(features)
-        values = " ".join(f"{v:.2f}" for v in best.r2)
-        console.print(f"{features} by its best probe ({best.probe}): {values}")
+    encoder = of_method(method, config, _OURS)
+    encoders = {
+        "random init": replace(random_init(encoder), names=("z_equi",)),
+        _OURS: replace(encoder, names=("z_equi", "patch")),
+        _BASE: replace(of_method(base, alone, _BASE), names=("patch",)),
+    }
+    reports = _equivariance(encoders, config, run_dir, budget)
+    for name, report in reports.items():
+        console.print(report.table(f"{name}: R² on unseen parts"))
+    probed = time.monotonic()
     found = _reconstruction(encoder, run_dir).predictions
     assert found is not None
     show_predictions(found, console)
     _draw(config, method, run_dir / "reconstructions.png")
     console.print(
-        f"training {trained - start:.0f} s, probes {time.monotonic() - trained:.0f} s; "
-        f"{run_dir}/reconstructions.png shows v1, targets, predictions and v2"
+        f"training {trained - start:.0f} s, probes {probed - trained:.0f} s, reconstructions "
+        f"{time.monotonic() - probed:.0f} s\n{run_dir}/reconstructions.png shows v1, targets, "
+        f"predictions and v2\n"
     )
-    return report
+    print(f"pooled gain {interval(found.pooled, 1)}; mean of dB {interval(found.psnr, 1)}")
+    for name, report in reports.items():
+        kind = "photometric" if "photometric" in name else "clean"
+        pairs = f"{report.train_pairs:,} {kind} pairs"
+        best = report.best_baseline().label
+        for what, other in ((f"best baseline ({best})", best), (_BASE, f"{_BASE}, patch")):
+            lead = report.difference(f"{_OURS}, z_equi", other)
+            print(f"z_equi minus {what}, {pairs}: {lead.sentence(report.names)}")
+    return reports
 
 
 def _equivariance(
-    encoder: Encoder,
-    config: Config,
-    run_dir: Path,
-    train_pairs: int,
-    *,
-    on_row: Callable[[str], None],
-) -> Report:
-    """R² of the run's own path beside its baselines, into eval_equivariance.json."""
-    fit = Fit(epochs=_EPOCHS, dtype=config.train.fit_dtype(encoder.device))
-    budget = Budget(train_pairs=train_pairs, test_pairs=_TEST_PAIRS, fit=fit)
+    encoders: Mapping[str, Encoder], config: Config, run_dir: Path, budget: Budget
+) -> dict[str, Report]:
+    """R² of the run's own path, clean and photometric, into eval_equivariance.json."""
+    encoder = encoders[_OURS]
+    fit = replace(budget.fit, dtype=config.train.fit_dtype(encoder.device))
+    budget, path = replace(budget, fit=fit), config.path.build()
     train, test = embedded_photos(TRAIN_REGION), embedded_photos(TEST_REGION)
-    encoders = {
-        "random init": replace(random_init(encoder), names=("z_equi", "patch")),
-        "TIR": replace(encoder, names=("z_equi", "z_inv", "patch")),
-    }
 
     def loader(source: Source, path: paths.Path, seed: int) -> Loader:
         return path_loader(config, source, encoder.device, seed)
 
+    family = config.path.family
+    chosen = {family: Task(path), f"{family}, photometric": Task(path, photometric=Photometric())}
     results = EquivarianceFile(
         file=run_dir / "eval_equivariance.json",
         spec=str(run_dir),
@@ -101,20 +126,25 @@ def _equivariance(
             **documented(None),
             "photographs": {"train": len(train), "test": len(test)},
             "test_seen_in_training": {},
-            "against": [],
+            "against": [str(run_dir / "base")],
         },
     )
-    reports = score_tasks(
-        encoders,
-        train,
-        test,
-        {config.path.family: Task(config.path.build())},
-        budget=budget,
-        windows=Windows(views_of(config), loader),
-        on_row=on_row,
-        on_report=results.add,
-    )
-    return reports[config.path.family]
+    start = time.monotonic()
+    with Progress("probes") as bar:
+
+        def on_row(row: str, share: float) -> None:
+            bar.say(share, f"{row}, ETA {remaining(time.monotonic() - start, share)}")
+
+        return score_tasks(
+            encoders,
+            train,
+            test,
+            chosen,
+            budget=budget,
+            windows=Windows(views_of(config), loader),
+            on_row=on_row,
+            on_report=results.add,
+        )
 
 
 def _reconstruction(encoder: Encoder, run_dir: Path) -> Reconstruction:

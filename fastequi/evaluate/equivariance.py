@@ -20,6 +20,7 @@ from fastequi.evaluate.results import documented, place, save, seen_in_training
 from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
 from fastequi.methods.tir import TIR
 from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.runtime.progress import remaining
 
 _TABLE_WIDTH = 140  # of colour's, which has four parameters
 
@@ -78,13 +79,17 @@ def evaluate_equivariance(
         results.add(name, report)
 
     with console.status("") as status:
+
+        def on_row(row: str, share: float) -> None:
+            status.update(f"{row}, {share:.0%}, ETA {remaining(time.monotonic() - start, share)}")
+
         reports = score_tasks(
             encoders,
             train,
             test,
             tasks() if chosen is None else chosen,
             budget=budget,
-            on_row=status.update,
+            on_row=on_row,
             on_report=on_report,
         )
     console.print(summary(reports))

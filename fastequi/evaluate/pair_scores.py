@@ -26,6 +26,7 @@ from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe,
 from fastequi.evaluate.results import Row
 
 PROBES = ("token", "mlp", "ridge")
+PIXELS = ("transformed image alone", "raw pair", "pixel statistics")
 
 _DRAWS = 1000  # of the bootstrap
 _BATCH = 1000  # pairs at a time
@@ -204,7 +205,8 @@ def score_pairs(
     fit: Fit = Fit(),  # noqa: B008
     probes: Sequence[str] = PROBES,
     fewer: Sequence[int] = (),
-    on_row: Callable[[str], None] = lambda _: None,
+    pixels: Sequence[str] = PIXELS,
+    on_row: Callable[[str, float], None] = lambda label, share: None,
 ) -> dict[int, list[Report]]:
     """Baselines first, then every kind of features of every encoder; a report for each test set.
 
@@ -215,16 +217,17 @@ def score_pairs(
         fit: of the MLPs, the same for every row.
         probes: of "token", "mlp", "ridge".
         fewer: numbers of training pairs that the probes are fitted on once more, the first ones.
-        on_row: called with the label of the row that comes next.
+        pixels: of `PIXELS`, the baselines that need no encoder.
+        on_row: called with the label of the row that comes next, and the share of rows done.
 
     Returns:
         By the number of training pairs, all of them first, the reports of every test set. For
         tokens the token probe, and an MLP and ridge on the mean token; for raw pixels the token
         probe on patches, and an MLP and ridge on pixels averaged to 8x8.
     """
-    unknown = set(probes) - set(PROBES)
-    if unknown or not probes:
-        raise ValueError(f"probes: expected some of {', '.join(PROBES)}, got {list(probes)}")
+    for what, chosen, known in (("probes", probes, PROBES), ("pixels", pixels, PIXELS)):
+        if not chosen or set(chosen) - set(known):
+            raise ValueError(f"{what}: expected some of {', '.join(known)}, got {list(chosen)}")
     sizes = len(train), *fewer
     if not all(2 <= n <= len(train) for n in sizes) or len(set(sizes)) < len(sizes):
         raise ValueError(f"fewer: expected different numbers of 2..{len(train) - 1}, got {fewer}")
@@ -238,8 +241,19 @@ def score_pairs(
     for n in sizes:
         mean = train.params[:n].mean(0).expand(1, sum(map(len, tests)), -1)
         add(n, _baseline("mean predictor"), "constant", mean)
+    count, total = 0, len(pixels) + sum(len(each.names) for each in encoders.values())
+
+    def begun(label: str) -> None:
+        on_row(label, count / total)
+
     inputs = _inputs(
-        encoders, train, joined(tests), patch_size=patch_size, probes=probes, on_row=on_row
+        encoders,
+        train,
+        joined(tests),
+        patch_size=patch_size,
+        probes=probes,
+        pixels=pixels,
+        on_row=begun,
     )
     for found in inputs:
         tokens, (x, x_test), pooling = found.tokens, found.pooled, found.pooling
@@ -251,6 +265,7 @@ def score_pairs(
                 add(n, found.row, f"mlp{pooling}", mlp_probe(x[:n], y, x_test, fit))
             if "ridge" in probes:
                 add(n, found.row, f"ridge{pooling}", ridge_probe(x[:n], y, x_test)[None])
+        count += 1
     return {
         n: [
             Report(
@@ -333,17 +348,21 @@ def _inputs(
     *,
     patch_size: int,
     probes: Sequence[str],
+    pixels: Sequence[str],
     on_row: Callable[[str], None],
 ) -> Iterator[_Inputs]:
-    for name, which in (("transformed image alone", (1,)), ("raw pair", (0, 1))):
+    for name, which in ((PIXELS[0], (1,)), (PIXELS[1], (0, 1))):
+        if name not in pixels:
+            continue
         on_row(name)
         tokens = [_batchwise(pairs, which, patches, patch_size) for pairs in (train, test)]
         means = [_batchwise(pairs, which, grid) for pairs in (train, test)]
         yield _Inputs(_baseline(name), "", (tokens[0], tokens[1]), (means[0], means[1]))
-    del tokens, means
-    on_row("pixel statistics")
-    figures = [_batchwise(pairs, (0, 1), pixel_statistics) for pairs in (train, test)]
-    yield _Inputs(_baseline("pixel statistics"), "", None, (figures[0], figures[1]))
+        del tokens, means
+    if PIXELS[2] in pixels:
+        on_row(PIXELS[2])
+        figures = [_batchwise(pairs, (0, 1), pixel_statistics) for pairs in (train, test)]
+        yield _Inputs(_baseline(PIXELS[2]), "", None, (figures[0], figures[1]))
     pooled = "token" not in probes
     for encoder, (features, names, is_baseline) in encoders.items():
         on_row(encoder)

@@ -6,7 +6,8 @@ keeps less of a transformation than the tokens. Inputs are standardised by the t
 here draws from torch's global generator.
 
 The MLPs are fitted from several initialisations at once: a leading axis holds the seeds, so that
-three networks take one pass over the data with three times the arithmetic.
+three networks take one pass over the data with three times the arithmetic. Their first layers,
+which have the same input, are one matrix product.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Fit:
     """How the MLPs are trained: Adam with weight decay 1e-4, the rate falling linearly to 0.
 
     Attributes:
+        width: of the MLP's hidden layers.
         seeds: networks fitted side by side, of different initialisations.
         seed: of the first initialisation and of the order of the pairs.
         dtype: of the multiplications while fitting; bfloat16 where it is fast.
@@ -35,6 +37,7 @@ class Fit:
     epochs: int = 10
     batch: int = 128
     lr: float = 1e-3
+    width: int = 1024
     seeds: int = 3
     seed: int = 0
     dtype: torch.dtype = torch.float32
@@ -79,11 +82,11 @@ def _solve(x: Tensor, y: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
     return lambda new: (new - mean_x) @ weight + mean_y
 
 
-def mlp_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit(), width: int = 1024) -> Tensor:
+def mlp_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tensor:
     """Predictions [S, M, P] of MLPs width-width on features [N, D], flattened, one per seed."""
     _check(x, y, x_test)
     x, x_test = standardise(x.flatten(1), x_test.flatten(1))
-    sizes = (x.shape[1], width, width, y.shape[1])
+    sizes = (x.shape[1], fit.width, fit.width, y.shape[1])
     return _train(_MLP(sizes, _initial(fit), fit.seeds), x, y, x_test, fit=fit)
 
 
@@ -110,8 +113,13 @@ class _Linears(nn.Module):
         self.weight, self.bias = (nn.Parameter(v * dim**-0.5) for v in (weight, bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(1, -2).expand(len(self.weight), -1, -1)
-        return torch.baddbmm(self.bias, rows, self.weight).unflatten(1, x.shape[1:-1])
+        rows = x.flatten(1, -2)
+        if len(rows) < len(self.weight):  # the same input for all
+            each = F.linear(rows[0], self.weight.transpose(1, 2).flatten(0, 1), self.bias.flatten())
+            out = each.unflatten(1, (len(self.weight), -1)).transpose(0, 1)
+        else:
+            out = torch.baddbmm(self.bias, rows, self.weight)
+        return out.unflatten(1, x.shape[1:-1])
 
 
 class _MLP(nn.Sequential):

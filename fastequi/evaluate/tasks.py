@@ -25,7 +25,7 @@ from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.baselines import RAW_SIZE
 from fastequi.evaluate.encoders import Encoder, Features, noise
-from fastequi.evaluate.pair_scores import PROBES, Probed, Report, score_pairs
+from fastequi.evaluate.pair_scores import PIXELS, PROBES, Probed, Report, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
@@ -111,6 +111,7 @@ class Budget:
         train_pairs, test_pairs: of each task.
         fewer_pairs: smaller numbers of training pairs, for tables of their own.
         probes: of "token", "mlp", "ridge".
+        pixels: baselines that need no encoder, of `fastequi.evaluate.pair_scores.PIXELS`.
         fit: of the MLPs.
         seed: of windows and parameters; test pairs never share a draw with training pairs.
         window: range of the windows' sides as shares of the photograph's shorter side, margin
@@ -124,6 +125,7 @@ class Budget:
     test_pairs: int = 2_000
     fewer_pairs: tuple[int, ...] = ()
     probes: tuple[str, ...] = PROBES
+    pixels: tuple[str, ...] = PIXELS
     fit: Fit = Fit(epochs=6)  # noqa: RUF009
     seed: int = 0
     window: tuple[float, float] | None = None
@@ -161,7 +163,7 @@ def score_tasks(
     *,
     budget: Budget = Budget(),
     windows: Windows | None = None,
-    on_row: Callable[[str], None] = lambda _: None,
+    on_row: Callable[[str, float], None] = lambda label, share: None,
     on_report: Callable[[str, Report], None] = lambda name, report: None,
 ) -> dict[str, Report]:
     """The table of every task, one after the other.
@@ -173,7 +175,7 @@ def score_tasks(
         chosen: of :func:`tasks`.
         budget: of every task.
         windows: None: as the module says.
-        on_row: called with what comes next.
+        on_row: called with what comes next, and the share that is done.
         on_report: called with each finished table.
 
     Returns:
@@ -195,7 +197,7 @@ def score_tasks(
     patch = first.patch_size or max(first.image_size // 8, 1)
     _check_memory(probed, views, budget, first.device)
     found: dict[str, Report] = {}
-    for name, task in chosen.items():
+    for number, (name, task) in enumerate(chosen.items()):
         tests = {name: task.path, **task.beyond}
 
         def cut(source: Source, path: paths.Path, n: int, seed: int, task: Task = task) -> Pairs:
@@ -205,10 +207,10 @@ def score_tasks(
                     loader, path, views, n, samples_per_file=each, photometric=change, seed=seed
                 )
 
-        def say(row: str, name: str = name) -> None:
-            on_row(f"{name}: {row}")
+        def say(row: str, share: float, name: str = name, number: int = number) -> None:
+            on_row(f"{name}: {row}", (number + share) / len(chosen))
 
-        say("cutting pairs")
+        say("cutting pairs", 0.0)
         fitted = cut(train, task.path, budget.train_pairs, 2 * budget.seed + 1)
         tested = [
             cut(test, path, budget.test_pairs, 2 * budget.seed + 2) for path in tests.values()
@@ -220,6 +222,7 @@ def score_tasks(
             patch_size=patch,
             fit=budget.fit,
             probes=budget.probes,
+            pixels=budget.pixels,
             fewer=budget.fewer_pairs,
             on_row=say,
         )

@@ -16,6 +16,7 @@ encoder; temperatures and momenta change with every step, not by epochs.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ from fastequi.losses.dino import DINOLoss, IBOTLoss
 from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput
 from fastequi.methods.teacher import follow, momentum_at, spread
-from fastequi.models.heads import DINOHead
+from fastequi.models.heads import DINOHead, EquiHead
 from fastequi.models.vit import Tokens, VisionTransformer
 
 
@@ -59,18 +60,49 @@ class Branch(nn.Module):
         encoder: ViT with a class token.
         head: of the class token.
         patch_head: of the patches; the same object if it is shared, whose weights then count once.
+        equi_head: gives z_equi from patches of an earlier block instead; the heads then have none.
     """
 
-    def __init__(self, encoder: VisionTransformer, head: DINOHead, patch_head: DINOHead) -> None:
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        head: DINOHead,
+        patch_head: DINOHead,
+        equi_head: EquiHead | None = None,
+    ) -> None:
         super().__init__()
         if encoder.cls_token is None:
             raise ValueError("encoder: expected one with a class token")
         self.encoder, self.head = encoder, head
         self.own_head = patch_head if patch_head is not head else None
+        self.equi_head = equi_head
 
     @property
     def patch_head(self) -> DINOHead:
         return self.head if self.own_head is None else self.own_head
+
+    @property
+    def equi_dim(self) -> int:
+        """Channels of z_equi; 0: there is none."""
+        return (
+            self.patch_head.equi_dim if self.equi_head is None else self.equi_head.proj.out_features
+        )
+
+    def encode(self, groups: Sequence[Tensor]) -> tuple[list[Tokens], Tensor]:
+        """The tokens of each group of images, and the first group's patches that z_equi is from."""
+        block = len(self.encoder.blocks) if self.equi_head is None else self.equi_head.block
+        last, middle = self.encoder.encode_both(groups, block)
+        tokens = [self.encoder.split(group) for group in last]
+        early = self.encoder.split(middle[0]).patch
+        return tokens, tokens[0].patch if self.equi_head is None else early
+
+    def equivariant(self, patches: Tensor) -> Tensor:
+        """z_equi [B, L, d_equi] of the patches that :meth:`encode` gives for it."""
+        if self.equi_head is not None:
+            return self.equi_head(patches)
+        _, z_equi = self.patch_head.embed(patches.flatten(0, 1), equi=True)
+        assert z_equi is not None
+        return z_equi.unflatten(0, patches.shape[:2])
 
 
 class SelfDistillation(Base):
@@ -151,8 +183,7 @@ class SelfDistillation(Base):
         groups = [self.student.encoder.embed(views, hidden, self.mask_token)]
         if batch.local_crops is not None:
             groups.append(self.student.encoder.embed(batch.local_crops.flatten(0, 1)))
-        encoder = self.student.encoder
-        tokens, *local = [encoder.split(group) for group in encoder.encode(groups)]
+        (tokens, *local), source = self.student.encode(groups)
         with torch.no_grad():
             seen = self.teacher.encoder.forward_features(views)
             target, _ = self.teacher.head.embed(_cls(seen))
@@ -168,9 +199,12 @@ class SelfDistillation(Base):
         if masks is not None:
             picked = seen.patch.flatten(0, 1)[masks.index]
             z_equi, parts["patch"] = self._patches(patches, picked, masks)
+            if self.student.equi_head is not None:
+                z_equi = self.student.equivariant(source)
+                z_equi = z_equi.masked_fill(masks.mask.flatten(0, 1)[..., None], 0.0)
             parts["loss"] = parts["loss"] + self.patch_weight * parts["patch"]
-        elif self.student.patch_head.equi_dim:
-            z_equi = self._equivariant(self.student, patches)
+        elif self.student.equi_dim:
+            z_equi = self.student.equivariant(source)
         return BaseOutput(parts, z_equi)
 
     # torch.compile would make a graph for every temperature of the warm-up; so these two, which
@@ -241,23 +275,20 @@ class SelfDistillation(Base):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The teacher's: "patch", "cls" (encoder), "z_inv" (unit vectors of the head), "z_equi"."""
-        tokens = self.teacher.encoder.forward_features(images)
-        patches, head = tokens.patch, self.teacher.patch_head
-        unit, z_equi = head.embed(patches.flatten(0, 1), equi=True)
+        teacher = self.teacher
+        (tokens,), source = teacher.encode([teacher.encoder.embed(images)])
+        unit, z_equi = teacher.patch_head.embed(tokens.patch.flatten(0, 1), equi=True)
         assert z_equi is not None
-        out = {"z_inv": unit, "z_equi": z_equi}
-        out = {name: value.unflatten(0, patches.shape[:2]) for name, value in out.items()}
+        z_equi = z_equi.unflatten(0, tokens.patch.shape[:2])
+        if teacher.equi_head is not None:
+            z_equi = teacher.equivariant(source)
         assert tokens.cls is not None
-        return {"patch": patches, **out, "cls": tokens.cls}
+        z_inv = unit.unflatten(0, tokens.patch.shape[:2])
+        return {"patch": tokens.patch, "z_inv": z_inv, "z_equi": z_equi, "cls": tokens.cls}
 
     def equivariant(self, images: Tensor) -> Tensor:
-        tokens = self.student.encoder.forward_features(images)
-        return self._equivariant(self.student, tokens.patch)
-
-    def _equivariant(self, branch: Branch, patches: Tensor) -> Tensor:
-        _, z_equi = branch.patch_head.embed(patches.flatten(0, 1), equi=True)
-        assert z_equi is not None
-        return z_equi.unflatten(0, patches.shape[:2])
+        _, source = self.student.encode([self.student.encoder.embed(images)])
+        return self.student.equivariant(source)
 
 
 def _cls(tokens: Tokens) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastequi.data.views.batch import Batch
 from fastequi.methods.base import Base, BaseOutput
-from fastequi.models.heads import SplitHead
+from fastequi.models.heads import EquiHead, SplitHead
 from fastequi.models.vit import Tokens, VisionTransformer
 
 
@@ -17,13 +17,21 @@ class JointEmbedding(Base):
     Args:
         encoder: a ViT.
         head: token head whose channels are split into z_inv and z_equi.
+        equi_head: gives z_equi from tokens of an earlier block instead; `head` then has none.
         criterion: called with the z_inv tokens [B, L, d_inv] of both views; returns a dict with
             "loss" and other scalars to log.
     """
 
-    def __init__(self, encoder: VisionTransformer, head: SplitHead, criterion: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        head: SplitHead,
+        criterion: nn.Module,
+        equi_head: EquiHead | None = None,
+    ) -> None:
         super().__init__()
         self._encoder, self.head, self.criterion = encoder, head, criterion
+        self.equi_head = equi_head
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -47,6 +55,11 @@ class JointEmbedding(Base):
 
     def split(self, images: Tensor) -> tuple[Tokens, Tensor, Tensor]:
         """(the encoder's tokens, z_inv, z_equi of the patch tokens) of images [B, 3, H, W]."""
-        tokens = self.backbone.forward_features(images)
-        z_inv, z_equi = self.head(tokens.patch)
-        return tokens, z_inv, z_equi
+        encoder, early = self.backbone, self.equi_head
+        if early is None:
+            tokens = encoder.forward_features(images)
+            z_inv, z_equi = self.head(tokens.patch)
+            return tokens, z_inv, z_equi
+        (last,), (middle,) = encoder.encode_both([encoder.embed(images)], early.block)
+        tokens = encoder.split(last)
+        return tokens, self.head(tokens.patch)[0], early(encoder.split(middle).patch)

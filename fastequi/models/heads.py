@@ -31,6 +31,26 @@ class SplitHead(nn.Module):
         return z_inv, z_equi
 
 
+class EquiHead(nn.Module):
+    """z_equi from the tokens after one of the encoder's blocks: norm and linear layer per token.
+
+    Args:
+        in_dim: channels of the encoder's tokens.
+        equi_dim: d_equi.
+        block: how many blocks the tokens have passed.
+    """
+
+    def __init__(self, in_dim: int, equi_dim: int, block: int) -> None:
+        super().__init__()
+        self.block = block
+        self.norm = nn.LayerNorm(in_dim, eps=1e-6)
+        self.proj = nn.Linear(in_dim, equi_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, L, in_dim] to z_equi [B, L, d_equi]."""
+        return self.proj(self.norm(tokens))
+
+
 class Expander(nn.Sequential):
     """VICReg's expander: linear, BatchNorm, ReLU for every layer but the last, linear without bias.
 

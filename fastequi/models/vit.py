@@ -181,15 +181,32 @@ class VisionTransformer(nn.Module):
         Multi-crop: what works on single tokens (linear layers, norms) takes all groups' as one
         matrix; attention stays within an image.
         """
+        return self.encode_both(groups, len(self.blocks))[0]
+
+    def encode_both(
+        self, groups: Sequence[Tensor], block: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As :meth:`encode`, and the tokens after the first `block` blocks, without a norm.
+
+        Args:
+            groups: tokens [B_i, N_i, embed_dim].
+            block: 0 .. depth.
+        """
         sizes = [(group.shape[0], group.shape[1]) for group in groups]  # an int() would fix them
         rows = [group.flatten(0, 1) for group in groups]
         x = rows[0] if len(rows) == 1 else torch.cat(rows)
-        for block in self.blocks:
+        between = x
+        for i, layer in enumerate(self.blocks, 1):
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, sizes, use_reentrant=False)
+                x = checkpoint(layer, x, sizes, use_reentrant=False)
             else:
-                x = block(x, sizes)
-        return [part.reshape(*size, self.embed_dim) for part, size in _parts(self.norm(x), sizes)]
+                x = layer(x, sizes)
+            between = x if i == block else between
+        final, middle = (
+            [part.reshape(*size, self.embed_dim) for part, size in _parts(rows, sizes)]
+            for rows in (self.norm(x), between)
+        )
+        return final, middle
 
     def _embed(self, patches: Tensor, grid: Grid) -> Tensor:
         """Prefix tokens and positions."""

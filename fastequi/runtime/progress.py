@@ -50,13 +50,12 @@ class Progress:
             self.bar.stop()
 
     def show(self, done: float, seconds_left: float, row: dict[str, float]) -> None:
-        known = math.isfinite(seconds_left)  # there is no rate at the first step
-        left = timedelta(seconds=round(seconds_left)) if known else "?"
         text = (
             f"step {row['step']}  loss "
             + (f"{row['loss']:.4f}" if "loss" in row else "not finite")
             + (f"  recon {row['recon']:.4f}" if "recon" in row else "")
-            + f"  {row['images_per_s']:.0f} images/s  data wait {row['data_wait']:.0%}  ETA {left}"
+            + f"  {row['images_per_s']:.0f} images/s  data wait {row['data_wait']:.0%}  "
+            f"ETA {_time(seconds_left)}"
         )
         self.say(done, text)
 
@@ -67,3 +66,13 @@ class Progress:
         elif time.monotonic() - self.printed >= self.every or done >= 1:
             self.printed = time.monotonic()
             print(f"{self.label} {done:4.0%}  {text}", file=sys.stderr, flush=True)
+
+
+def remaining(elapsed: float, done: float) -> str:
+    """The time left at the rate so far, as text."""
+    return _time(elapsed * (1 - done) / done if done > 0 else math.inf)
+
+
+def _time(seconds: float) -> str:
+    """As h:mm:ss; "?" before a rate is known."""
+    return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "?"

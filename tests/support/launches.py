@@ -1,9 +1,9 @@
 """The launches that `sass.py` compiles without a GPU, and what they may cost.
 
 A kernel is declared in one place: a function below, named after its file in kernels/, gives one
-`Case` for each launch. Those that are not slow are compiled for sm_90, all of them in slow tests; one
-with `ceilings` may not need more instructions than they say. `test_offline_compile.py` fails for a
-kernel that no case launches.
+`Case` for each launch. Those that are not slow are compiled for sm_90, all of them in slow tests;
+one with `ceilings` may not need more instructions than they say. `test_offline_compile.py` fails
+for a kernel that no case launches.
 """
 
 import random
