@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastequi import linear_warp_recon_loss, warp_recon_loss
+from fastequi import LinearWarpReconLoss, linear_warp_recon_loss, warp_recon_loss
 from fastequi.kernels import linear_recon, linear_warp_recon
 from tests.support.linear_recon import (
     PATCH,
@@ -96,6 +96,37 @@ def test_tokens_of_all_steps_are_not_copied(device):
     leaves, image, theta, size = case(k=3, dim=128, b=60)
     image, theta = image.to(device), theta.to(device)
     check_tokens_of_all_steps(lambda leaves: fused(leaves, image, theta, size), leaves, device)
+
+
+def test_the_module_is_the_function():
+    leaves, image, theta, size = case()
+    color = torch.eye(3, 4).expand(3, 2, 3, 4) * 0.9
+    options = {"loss": "l1", "mean": MEAN, "std": STD, "padding_mode": "border"}
+    options |= {"align_corners": True, "mask_outside": True, "reduction": "sum", "size": size}
+    module = LinearWarpReconLoss(patch_size=PATCH, **options)
+    wanted = linear_warp_recon_loss(*leaves, image, theta, patch_size=PATCH, color=color, **options)
+    assert torch.equal(module(*leaves, image, theta, color), wanted)
+    assert "padding_mode='border'" in repr(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"padding": "zeros"}, TypeError, "padding"),
+        ({"layout": "image"}, TypeError, "layout"),
+        ({"patch_size": None}, TypeError, "patch_size: expected an integer"),
+        ({"patch_size": 0}, ValueError, "patch_size: expected an integer >= 1"),
+        ({"loss": "mae"}, ValueError, "loss: expected one of"),
+        ({"reduction": "none"}, ValueError, "reduction: expected one of"),
+        ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
+        ({"padding_mode": "zero"}, ValueError, "padding_mode: .*did you mean 'zeros'"),
+        ({"mask_outside": 1}, TypeError, "mask_outside: expected True or False"),
+        ({"size": (8, 9)}, ValueError, "patch_size: expected a divisor of size"),
+    ],
+)
+def test_the_module_refuses_a_wrong_option_when_it_is_made(options, error, message):
+    with pytest.raises(error, match=message):
+        LinearWarpReconLoss(**{"patch_size": PATCH, **options})
 
 
 def test_gradcheck():
