@@ -8,7 +8,7 @@ from bench.cases import (
     attention,
     crops,
     embeddings,
-    linear_warp_recon,
+    linear_recon,
     prototypes,
     rot90_batch,
     tir_overhead,
@@ -18,7 +18,7 @@ from bench.cases import (
 from bench.opbench import OpBench
 
 _MODULES = (
-    *(warp_recon, linear_warp_recon, warp, rot90_batch, prototypes, embeddings, crops),
+    *(warp_recon, linear_recon, warp, rot90_batch, prototypes, embeddings, crops),
     *(attention, tir_overhead),
 )
 

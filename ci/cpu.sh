@@ -17,7 +17,8 @@ run() { # FILE OPTION...: options of python -m bench, results to $out/FILE
 recon="--modes fwdbwd --case warp_recon_cpu"
 ssl="nt_xent_cpu koleo_cpu dino_cpu sinkhorn_cpu ibot_cpu linear_dino_cpu vicreg_cpu"
 run cpu_avx2.json $recon --isa avx2
-run cpu.json $recon linear_warp_recon_cpu # with AVX2 only, its matrix products take seconds
+# with AVX2 only, a linear layer's matrix products take seconds
+run cpu.json $recon linear_warp_recon_cpu linear_blur_recon_cpu
 run warp_cpu_avx2.json --case warp_cpu --modes fwd --isa avx2
 run warp_cpu.json --case warp_cpu --modes fwd
 run rot90_cpu_avx2.json --case rot90_batch_cpu --modes fwd --isa avx2

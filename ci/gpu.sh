@@ -18,10 +18,10 @@ if [ "$part" != bench ]; then
     tests/test_attention.py tests/test_blur_recon.py tests/test_correspondence.py \
     tests/test_crop_align.py tests/test_dali.py tests/test_decoder.py tests/test_derivatives.py \
     tests/test_dino.py tests/test_gaussian_blur.py tests/test_koleo.py tests/test_linear_dino.py \
-    tests/test_linear_warp_recon.py tests/test_loader.py tests/test_no_waiting.py \
-    tests/test_nt_xent.py tests/test_offline_compile.py tests/test_rot90_batch.py \
-    tests/test_sinkhorn.py tests/test_tir.py tests/test_vicreg.py tests/test_vit.py \
-    tests/test_warp.py tests/test_warp_packed.py tests/test_warp_recon.py \
+    tests/test_linear_blur_recon.py tests/test_linear_warp_recon.py tests/test_loader.py \
+    tests/test_no_waiting.py tests/test_nt_xent.py tests/test_offline_compile.py \
+    tests/test_rot90_batch.py tests/test_sinkhorn.py tests/test_tir.py tests/test_vicreg.py \
+    tests/test_vit.py tests/test_warp.py tests/test_warp_packed.py tests/test_warp_recon.py \
     tests/test_warp_recon_geometry.py tests/test_warp_recon_packed.py 2>&1 |
     tee "$out/tests.txt"
   python3 -m fastequi.cli pretrain tir_vicreg_vits16 --dry-run --data.batch-size 256 |

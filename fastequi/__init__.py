@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         gaussian_blur,
         ibot_loss,
         koleo_loss,
+        linear_blur_recon_loss,
         linear_dino_loss,
         linear_ibot_loss,
         linear_warp_recon_loss,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from fastequi.losses.blur_recon import BlurReconLoss
     from fastequi.losses.dino import DINOLoss, IBOTLoss
     from fastequi.losses.koleo import KoLeoLoss
+    from fastequi.losses.linear_blur_recon import LinearBlurReconLoss
+    from fastequi.losses.linear_warp_recon import LinearWarpReconLoss
     from fastequi.losses.nt_xent import NTXentLoss
     from fastequi.losses.vicreg import VICRegLoss
     from fastequi.losses.warp_recon import WarpReconLoss
@@ -41,6 +44,7 @@ _HOME = {
     "linear_dino_loss": "fastequi.functional",
     "linear_ibot_loss": "fastequi.functional",
     "linear_warp_recon_loss": "fastequi.functional",
+    "linear_blur_recon_loss": "fastequi.functional",
     "warp_recon_loss": "fastequi.functional",
     "warp": "fastequi.functional",
     "blur_recon_loss": "fastequi.functional",
@@ -60,6 +64,8 @@ _HOME = {
     "VICRegLoss": "fastequi.losses.vicreg",
     "WarpReconLoss": "fastequi.losses.warp_recon",
     "BlurReconLoss": "fastequi.losses.blur_recon",
+    "LinearWarpReconLoss": "fastequi.losses.linear_warp_recon",
+    "LinearBlurReconLoss": "fastequi.losses.linear_blur_recon",
     "Rotation": "fastequi.paths",
     "Translation": "fastequi.paths",
     "SE2": "fastequi.paths",
@@ -75,6 +81,8 @@ __all__ = [
     "DINOLoss",
     "IBOTLoss",
     "KoLeoLoss",
+    "LinearBlurReconLoss",
+    "LinearWarpReconLoss",
     "NTXentLoss",
     "Rotation",
     "Translation",
@@ -87,6 +95,7 @@ __all__ = [
     "gaussian_blur",
     "ibot_loss",
     "koleo_loss",
+    "linear_blur_recon_loss",
     "linear_dino_loss",
     "linear_ibot_loss",
     "linear_warp_recon_loss",

@@ -87,6 +87,7 @@ def blur_fwd_kernel(
     TH,
     TW,
     max_sigma,
+    weight,
     # strides
     stride_pb,
     stride_pk,
@@ -110,9 +111,8 @@ def blur_fwd_kernel(
     SPAN: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    # LOSS "none": out[b, k] = blur(image[b], σ_bk), normalised; else out is d total / d pred and
-    # total[b, k] = Σ ℓ(pred - that)
-    WEIGHT: tl.constexpr = 0.25 if out_ptr.dtype.element_ty == tl.float16 else 1.0
+    # LOSS "none": out[b, k] = blur(image[b], σ_bk), normalised; else total[b, k] = Σ ℓ(pred - that)
+    # and out is `weight` d total / d pred
     pid = tl.program_id(0)
     k = pid % K
     tile = (pid // K) % (TH * TW)
@@ -145,7 +145,7 @@ def blur_fwd_kernel(
             tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=live)
         else:
             pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-            value, slope = pixel_error(pred - v, LOSS, WEIGHT)
+            value, slope = pixel_error(pred - v, LOSS, weight)
             total += tl.where(live, value, 0.0)
             if GRAD:
                 tl.store(out_ptr + at, slope.to(out_ptr.dtype.element_ty), mask=live)
@@ -177,10 +177,11 @@ def launch(
     target: BlurTarget,
     out: Tensor,
     grad: bool,
+    weight: float = 1.0,
 ) -> Tensor:
     """Blurs into `out` (loss "none"; pred is out) or writes the gradient there; returns totals.
 
-    The gradient is divided by `float16_divisor(pred.dtype, 1)`, the totals [B, K] are not.
+    The gradient is multiplied by `weight`, the totals [B, K] are not.
     """
     patch_size = target.patch_size
     batch, steps = sigma.shape
@@ -204,6 +205,7 @@ def launch(
             width // patch_size if patch_size else 1,
             *tiles,
             target.max_sigma,
+            weight,
             *pred.stride()[:2],
             *strides_of(pred, patch_size),
             *image.stride(),

@@ -23,7 +23,7 @@ from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.target import BlurTarget
 
 
-def _compute(
+def compute_blur_recon(
     pred: Tensor,
     image: Tensor,
     sigma: Tensor,
@@ -32,17 +32,18 @@ def _compute(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     max_sigma: float,
+    divisor: int,
     pred_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(total [B, K], d total/d pred or empty); both of float16 predictions divided by 4."""
+    """(sums of errors over `divisor` [B, K], their gradient by pred or empty)."""
     total, grad = loss_outputs(pred, (sigma.shape[0], sigma.shape[1]), patch_size, pred_grad)
     if pred.numel() == 0:
         return total.zero_(), grad
     pred = kernel_layout(pred, patch_size)
     target = BlurTarget(patch_size, loss, mean, std, max_sigma)
-    weight = 1 / float16_divisor(pred.dtype, 1)
+    weight = 1 / divisor
     if use_triton(pred):
-        sums = launch(pred, image, sigma, target, grad if pred_grad else pred, pred_grad)
+        sums = launch(pred, image, sigma, target, grad if pred_grad else pred, pred_grad, weight)
         return sums.mul_(weight), grad
     for part in chunks_of(pred):
         wanted = gaussian_blur_ref(image[part], sigma[part], target, total.dtype)
@@ -51,11 +52,11 @@ def _compute(
     return total.mul_(weight), grad
 
 
-def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, pred_grad):
+def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, divisor, pred_grad):
     return loss_outputs(pred, sigma.shape, patch_size, pred_grad)
 
 
-blur_recon_op = FusedLoss("blur_recon_loss", _compute, _fake, {0: 1})
+blur_recon_op = FusedLoss("blur_recon_loss", compute_blur_recon, _fake, {0: 1})
 
 
 @without_autocast
@@ -78,5 +79,6 @@ def blur_recon_loss(pred: Tensor, image: Tensor, sigma: Tensor, target: BlurTarg
     wide = torch.float64 in (pred.dtype, sigma.dtype) and use_triton(pred)
     if wide or transformed() or (grad and (image.requires_grad or sigma.requires_grad)):
         return blur_recon_loss_ref(pred, image, sigma, target)
-    total, _ = blur_recon_op(pred, image, sigma, *target, grad and pred.requires_grad)
-    return total * float16_divisor(pred.dtype, 1) if pred.dtype == torch.float16 else total
+    inside = float16_divisor(pred.dtype, 1)
+    total, _ = blur_recon_op(pred, image, sigma, *target, inside, grad and pred.requires_grad)
+    return total * inside if inside != 1 else total

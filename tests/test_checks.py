@@ -32,6 +32,12 @@ def linear(**options):
     return fastequi.linear_warp_recon_loss(HIDDEN, weight, bias, IMAGE, THETA, **given)
 
 
+def linear_blurred(**options):
+    given = {"weight": WEIGHT, "bias": None, "patch_size": 4, **options}
+    weight, bias = given.pop("weight"), given.pop("bias")
+    return fastequi.linear_blur_recon_loss(HIDDEN, weight, bias, IMAGE, 1.0, **given)
+
+
 def nt_xent(**options):
     return fastequi.nt_xent_loss(Z, Z.flip(0), **options)
 
@@ -67,7 +73,7 @@ def blurred(**options):
 NUMBERS = [
     (nt_xent, "temperature"), (dino, "student_temp"), (dino, "teacher_temp"), (koleo, "eps"),
     (vicreg, "inv_weight"), (vicreg, "var_weight"), (vicreg, "cov_weight"),
-    (crop, "scale"), (blurred, "max_sigma"),
+    (crop, "scale"), (blurred, "max_sigma"), (linear_blurred, "max_sigma"),
 ]  # fmt: skip
 
 
@@ -91,7 +97,10 @@ def test_a_number_may_be_of_any_kind_but_must_be_one(call, name):
 
 @pytest.mark.parametrize(
     ("call", "name"),
-    [(crop, "bins"), (correspondence, "top"), (linear, "patch_size")],
+    [
+        *((crop, "bins"), (correspondence, "top")),
+        *((linear, "patch_size"), (linear_blurred, "patch_size")),
+    ],
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_a_count_must_be_an_integer(call, name):
@@ -120,6 +129,15 @@ REFUSED = [
     (linear, {"weight": 1.0}, TypeError, "weight: expected a tensor, got float"),
     (linear, {"bias": [0.0]}, TypeError, "bias: expected a tensor, got list"),
     (linear, {"size": (16, 8)}, ValueError, r"size: \(16, 8\) has 8 patches"),
+    (linear_blurred, {"weight": 1.0}, TypeError, "weight: expected a tensor, got float"),
+    (linear_blurred, {"bias": META}, ValueError, r"bias: expected \(2, 48\)"),
+    (
+        linear_blurred,
+        {"weight": WEIGHT.to("meta")},
+        ValueError,
+        "weight: expected on cpu as image is, got meta",
+    ),
+    (linear_blurred, {"patch_size": 8}, ValueError, r"weight: expected \(2, 192, 8\)"),
     (recon, {"align_corners": 2}, TypeError, "align_corners: expected True or False, got 2"),
     (recon, {"mask_outside": "x"}, TypeError, "mask_outside: expected True or False, got 'x'"),
     (recon, {"color": [1.0]}, TypeError, "color: expected a tensor, got list"),
@@ -186,6 +204,10 @@ def test_mean_and_std_may_be_numpy_numbers():
         (lambda: fastequi.DINOLoss(0), "prototypes: expected an integer >= 1, got 0"),
         (lambda: fastequi.VICRegLoss(cov_weight=float("inf")), "cov_weight: expected a finite"),
         (lambda: fastequi.BlurReconLoss(max_sigma=-1.0), "max_sigma: expected a finite number"),
+        (
+            lambda: fastequi.LinearBlurReconLoss(patch_size=4, max_sigma=-1.0),
+            "max_sigma: expected a finite number",
+        ),
     ],
 )
 def test_modules_refuse_their_options_when_they_are_made(make, message):
@@ -226,6 +248,8 @@ def test_modules_refuse_flags_when_they_are_made():
     for options in ({"align_corners": 2}, {"mask_outside": "x"}):
         with pytest.raises(TypeError, match=f"^{next(iter(options))}: expected True or False"):
             fastequi.WarpReconLoss(**options)
+        with pytest.raises(TypeError, match=f"^{next(iter(options))}: expected True or False"):
+            fastequi.LinearWarpReconLoss(patch_size=4, **options)
     with pytest.raises(TypeError, match=r"^inplace: expected True or False"):
         fastequi.IBOTLoss(8, inplace=1)
 
@@ -349,7 +373,10 @@ def test_a_warp_of_no_images_is_part_of_the_graph():
     assert theta.grad.shape == theta.shape
 
 
-@pytest.mark.parametrize("loss", ["warp_recon_loss", "blur_recon_loss", "linear_warp_recon_loss"])
+@pytest.mark.parametrize(
+    "loss",
+    ["warp_recon_loss", "blur_recon_loss", "linear_warp_recon_loss", "linear_blur_recon_loss"],
+)
 def test_float16_gradients_of_a_mean_do_not_overflow_on_the_way(backend, device, loss):
     """2 (pred - target) is beyond float16 from 32,752 on, divided by their number it is not."""
     image, theta = torch.zeros(1, 3, 8, 8, device=device), torch.eye(2, 3, device=device)[None]
@@ -361,7 +388,8 @@ def test_float16_gradients_of_a_mean_do_not_overflow_on_the_way(backend, device,
     else:
         leaf = pred.detach().view(192, 1).requires_grad_()
         token = torch.ones(1, 1, 1, dtype=torch.float16, device=device)
-        value = fastequi.linear_warp_recon_loss(token, leaf, None, image, theta, patch_size=8)
+        path = theta if loss == "linear_warp_recon_loss" else 1.0
+        value = getattr(fastequi, loss)(token, leaf, None, image, path, patch_size=8)
     value.backward()
     assert value.isfinite()
     wanted = torch.full_like(leaf.grad, 2 * 6e4 / 192).float()

@@ -61,6 +61,12 @@ def _calls(dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str,
         "blur_recon_loss": Call(
             randn(4, 2, 3, 32, 32), lambda x: fastequi.blur_recon_loss(x, image, 0.7)
         ),
+        "linear_blur_recon_loss": Call(
+            randn(4, 2, 4, 16),
+            lambda x: fastequi.linear_blur_recon_loss(
+                x, weight.to(x.dtype), None, image, 0.7, patch_size=16
+            ),
+        ),
         "dino_loss": Call(student, lambda x: fastequi.dino_loss(x, teacher.to(x.dtype))),
         "dino_loss, sinkhorn": Call(
             student, lambda x: fastequi.dino_loss(x, teacher.to(x.dtype), targets="sinkhorn")
@@ -101,7 +107,7 @@ def _off(got: Tensor, wanted: Tensor) -> float:
 
 
 # what autocast is meant for, as F.linear is: the layer inside is multiplied in its type
-CAST = {"linear_warp_recon_loss", "linear_dino_loss"}
+CAST = {"linear_warp_recon_loss", "linear_blur_recon_loss", "linear_dino_loss"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in CAST])
@@ -325,7 +331,10 @@ def test_nt_xent_is_exact_near_zero(temperature):
         assert _off(leaf.grad, exact.grad) < 2e-4
 
 
-@pytest.mark.parametrize("name", ["warp_recon_loss", "linear_warp_recon_loss", "blur_recon_loss"])
+@pytest.mark.parametrize(
+    "name",
+    ["warp_recon_loss", "linear_warp_recon_loss", "blur_recon_loss", "linear_blur_recon_loss"],
+)
 def test_image_sizes_may_change_under_compile(name):
     def given(n: int) -> Call:
         image, theta = torch.rand(4, 3, 8 * n, 8 * n), torch.eye(2, 3).repeat(4, 2, 1, 1)
@@ -337,9 +346,16 @@ def test_image_sizes_may_change_under_compile(name):
             patches = {"layout": "patch", "patch_size": 8}
             leaf = torch.randn(4, 2, n * n, 192)
             return Call(leaf, lambda p: fastequi.warp_recon_loss(p, image, theta, **patches))
-        weight = torch.ones(192, 192)
+        weight, leaf = torch.ones(192, 192), torch.randn(4, 2, n * n, 192)
+        if name == "linear_blur_recon_loss":
+            return Call(
+                leaf,
+                lambda p: fastequi.linear_blur_recon_loss(
+                    p, weight, None, image, 0.7, patch_size=8
+                ),
+            )
         return Call(
-            torch.randn(4, 2, n * n, 192),
+            leaf,
             lambda p: fastequi.linear_warp_recon_loss(p, weight, None, image, theta, patch_size=8),
         )
 

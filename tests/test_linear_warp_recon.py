@@ -3,32 +3,26 @@
 import pytest
 import torch
 
-from fastequi import linear_warp_recon_loss, warp_recon_loss
-from fastequi.kernels import linear_warp_recon
-from tests.support.tolerances import GRAD, LOSS
+from fastequi import LinearWarpReconLoss, linear_warp_recon_loss, warp_recon_loss
+from fastequi.kernels import linear_recon, linear_warp_recon
+from tests.support.linear_recon import (
+    PATCH,
+    check_tokens_of_all_steps,
+    leaves_of,
+    predictions,
+)
+from tests.support.linear_recon import check as check_against
+from tests.support.warp_recon import MEAN, STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PATCH = 4
 
-
-def case(b=3, k=2, c=3, grid=(2, 3), dim=5, shared=False, dtype=torch.float32, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    values, tokens = PATCH * PATCH * c, grid[0] * grid[1]
-    leading = () if shared else (k,)
+def case(b=3, k=2, c=3, grid=(2, 3), **options):
+    leaves, g = leaves_of(b, k, c, grid[0] * grid[1], **options)
     image = torch.randint(256, (b, c, 11, 9), generator=g, dtype=torch.uint8)
     theta = torch.eye(2, 3) + 0.4 * (torch.rand(b, k, 2, 3, generator=g) - 0.5)
-    hidden = torch.randn(b, k, tokens, dim, generator=g).to(dtype)
-    weight = (torch.randn(*leading, values, dim, generator=g) * 0.3).to(dtype)
-    bias = torch.randn(*leading, values, generator=g).to(dtype)
-    return [hidden, weight, bias], image, theta, (grid[0] * PATCH, grid[1] * PATCH)
+    return leaves, image, theta, (grid[0] * PATCH, grid[1] * PATCH)
 
 
-def unfused(leaves, image, theta, size, **options):
-    hidden, weight, bias = leaves
-    shape = (theta.shape[1], *weight.shape[-2:])
-    pred = torch.einsum("bkld,kpd->bklp", hidden, weight.expand(shape))
-    if bias is not None:
-        pred = pred + bias.expand(shape[:2])[:, None]
+def unfused(pred, image, theta, size, **options):
     return warp_recon_loss(
         pred, image, theta, layout="patch", patch_size=PATCH, size=size, **options
     )
@@ -39,24 +33,13 @@ def fused(leaves, image, theta, size, **options):
 
 
 def check(leaves, image, theta, size, device, **options):
-    """Value and gradients, times three so that a factor reaches the backward."""
-    dtype = leaves[0].dtype
     image, theta = image.to(device), theta.to(device)
-    leaves = [t if t is None else t.detach().clone().to(device) for t in leaves]
-    ours = [t if t is None else t.requires_grad_() for t in leaves]
-    exact = [t if t is None else t.detach().double().requires_grad_() for t in leaves]
-    loss = fused(ours, image, theta, size, **options)
-    (3 * loss).backward()
-    expected = unfused(exact, image, theta.double(), size, **options)
-    (3 * expected).backward()
-    half = dtype.itemsize == 2  # the predictions are rounded, as F.linear rounds them
-    torch.testing.assert_close(
-        loss.double(), expected, rtol=1e-2 if half else 10 * LOSS[dtype], atol=0
+    check_against(
+        lambda leaves: fused(leaves, image, theta, size, **options),
+        lambda pred: unfused(pred, image, theta.double(), size, **options),
+        leaves,
+        device,
     )
-    for a, b in zip(ours, exact, strict=True):
-        if a is not None:
-            error = (a.grad.double() - b.grad).norm() / b.grad.norm()
-            assert error < (3 if half else 1) * GRAD[dtype]
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
@@ -83,7 +66,7 @@ def test_options_reach_the_loss(backend, device):
 def test_chunks_do_not_show(device, monkeypatch):
     leaves, image, theta, size = case(b=5)
     whole = fused([t.to(device) for t in leaves], image.to(device), theta.to(device), size)
-    monkeypatch.setattr(linear_warp_recon, "images_per_chunk", lambda *_: 2)
+    monkeypatch.setattr(linear_recon, "images_per_chunk", lambda *_: 2)
     parts = fused([t.to(device) for t in leaves], image.to(device), theta.to(device), size)
     torch.testing.assert_close(whole, parts)
     check(leaves, image, theta, size, device)
@@ -100,8 +83,50 @@ def test_a_theta_that_wants_a_gradient_takes_the_chain(device):
     leaves, image, theta, size = case()
     ours, reference = theta.clone().requires_grad_(), theta.clone().requires_grad_()
     fused(leaves, image, ours, size).backward()
-    unfused(leaves, image, reference, size).backward()
+    unfused(predictions(leaves), image, reference, size).backward()
     torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_float64_stays_float64(backend, device):
+    leaves, image, theta, size = case(dtype=torch.float64)
+    check(leaves, image, theta, size, device)
+
+
+def test_tokens_of_all_steps_are_not_copied(device):
+    leaves, image, theta, size = case(k=3, dim=128, b=60)
+    image, theta = image.to(device), theta.to(device)
+    check_tokens_of_all_steps(lambda leaves: fused(leaves, image, theta, size), leaves, device)
+
+
+def test_the_module_is_the_function():
+    leaves, image, theta, size = case()
+    color = torch.eye(3, 4).expand(3, 2, 3, 4) * 0.9
+    options = {"loss": "l1", "mean": MEAN, "std": STD, "padding_mode": "border"}
+    options |= {"align_corners": True, "mask_outside": True, "reduction": "sum", "size": size}
+    module = LinearWarpReconLoss(patch_size=PATCH, **options)
+    wanted = linear_warp_recon_loss(*leaves, image, theta, patch_size=PATCH, color=color, **options)
+    assert torch.equal(module(*leaves, image, theta, color), wanted)
+    assert "padding_mode='border'" in repr(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"padding": "zeros"}, TypeError, "padding"),
+        ({"layout": "image"}, TypeError, "layout"),
+        ({"patch_size": None}, TypeError, "patch_size: expected an integer"),
+        ({"patch_size": 0}, ValueError, "patch_size: expected an integer >= 1"),
+        ({"loss": "mae"}, ValueError, "loss: expected one of"),
+        ({"reduction": "none"}, ValueError, "reduction: expected one of"),
+        ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
+        ({"padding_mode": "zero"}, ValueError, "padding_mode: .*did you mean 'zeros'"),
+        ({"mask_outside": 1}, TypeError, "mask_outside: expected True or False"),
+        ({"size": (8, 9)}, ValueError, "patch_size: expected a divisor of size"),
+    ],
+)
+def test_the_module_refuses_a_wrong_option_when_it_is_made(options, error, message):
+    with pytest.raises(error, match=message):
+        LinearWarpReconLoss(**{"patch_size": PATCH, **options})
 
 
 def test_gradcheck():

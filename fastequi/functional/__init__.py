@@ -10,6 +10,7 @@ from fastequi.functional.crop_align import crop_align_loss
 from fastequi.functional.dino import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
 from fastequi.functional.gaussian_blur import gaussian_blur
 from fastequi.functional.koleo import koleo_loss
+from fastequi.functional.linear_blur_recon import linear_blur_recon_loss
 from fastequi.functional.linear_warp_recon import linear_warp_recon_loss
 from fastequi.functional.nt_xent import nt_xent_loss
 from fastequi.functional.rot90_batch import rot90_batch
@@ -27,6 +28,7 @@ __all__ = [
     "gaussian_blur",
     "ibot_loss",
     "koleo_loss",
+    "linear_blur_recon_loss",
     "linear_dino_loss",
     "linear_ibot_loss",
     "linear_warp_recon_loss",

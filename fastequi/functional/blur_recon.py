@@ -42,12 +42,8 @@ def blur_recon_loss(
     max_sigma = checks.number("max_sigma", max_sigma, above=0)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("pred", pred)
-    stepped = pred.ndim == (5 if layout == "image" else 4)
-    sigma = checks.as_sigma(sigma, image, max_sigma, pred.shape[1] if stepped else None)
-    single = sigma.ndim == 1
-    if single:
-        sigma, pred = sigma[:, None], pred[:, None]
-    checks.check_sigma(sigma, image, max_sigma)
+    ndim = 5 if layout == "image" else 4
+    pred, sigma, single = checks.with_sigma(pred, sigma, image, max_sigma, ndim, "pred")
     size = (image.shape[2], image.shape[3])
     patch, _ = checks.check_pred(
         pred, image, sigma.shape[1], layout, patch_size, size, path="sigma"

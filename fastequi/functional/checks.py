@@ -144,9 +144,15 @@ def with_steps(
 
 
 def check_linear(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, steps: int, values: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    steps: int,
+    values: int,
+    path: str = "theta",
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias with an axis of steps."""
+    """Weight and bias with an axis of steps; `path` is the argument that has K of them."""
     given: dict[str, tuple[Tensor, tuple[int, ...]]] = {
         "weight": (weight, (steps, values, hidden.shape[3]))
     }
@@ -162,6 +168,11 @@ def check_linear(
         if tensor.dtype != hidden.dtype and autocast_dtype(hidden.device) is None:
             raise TypeError(f"{name}: expected hidden's {hidden.dtype}, got {tensor.dtype}")
         found.append(tensor.expand(shape))
+    if tuple(hidden.shape[:2]) != (len(image), steps):
+        raise ValueError(
+            f"hidden: expected B, K = {len(image)}, {steps} as in image and {path}, "
+            f"got shape {tuple(hidden.shape)}"
+        )
     return found[0], found[1] if bias is not None else None
 
 
@@ -322,6 +333,22 @@ def as_sigma(
     return torch.full(shape, same, dtype=torch.float32, device=image.device)
 
 
+def with_sigma(
+    pred: Tensor, sigma: Tensor | float, image: Tensor, max_sigma: float, ndim: int, name: str
+) -> tuple[Tensor, Tensor, bool]:
+    """(the argument `name` and sigma with an axis of steps, whether that has been added)."""
+    sigma = as_sigma(sigma, image, max_sigma, pred.shape[1] if pred.ndim == ndim else None)
+    single = sigma.ndim == 1
+    if pred.ndim != ndim - single:
+        what = "[B, K, C, H, W]" if ndim == 5 else "patch tokens [B, K, L, p*p*C]"
+        what = "tokens [B, K, L, D]" if name == "hidden" else what
+        raise ValueError(f"{name}: expected {what} (no K for sigma [B]), got {tuple(pred.shape)}")
+    if single:
+        sigma, pred = sigma[:, None], pred[:, None]
+    check_sigma(sigma, image, max_sigma)
+    return pred, sigma, single
+
+
 def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
     if sigma.ndim != 2 or len(sigma) != len(image):
         raise ValueError(
@@ -376,11 +403,16 @@ def check_pred(
             f"pred: expected tokens of p*p*C = {patch_size}*{patch_size}*{channels} = "
             f"{patch_size**2 * channels} values, got {values}"
         )
-    return patch_size, patch_target("pred", tokens, image, patch_size, size)
+    return patch_size, patch_target("pred", tokens, image, patch_size, size, path)
 
 
 def patch_target(
-    name: str, tokens: int, image: Tensor, patch: int, size: tuple[int, int] | None
+    name: str,
+    tokens: int,
+    image: Tensor,
+    patch: int,
+    size: tuple[int, int] | None,
+    path: str = "theta",
 ) -> tuple[int, int]:
     """Size of the image that L patch tokens of the argument `name` make up."""
     if size is None:
@@ -396,6 +428,11 @@ def patch_target(
     check_size(size, patch)
     if (size[0] // patch) * (size[1] // patch) != tokens:
         expected = (size[0] // patch) * (size[1] // patch)
+        if path == "sigma":  # whose size is the image's, no argument
+            raise ValueError(
+                f"{name}: expected {expected} tokens, the image's patches of "
+                f"patch_size={patch}, got {tokens}"
+            )
         raise ValueError(
             f"size: {tuple(size)} has {expected} patches of patch_size={patch}, "
             f"but {name} has {tokens} tokens"

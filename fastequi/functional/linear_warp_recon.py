@@ -9,7 +9,7 @@ from torch import Tensor
 from fastequi.functional import checks
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import linear_warp_recon as _linear
-from fastequi.kernels.precision import autocast_dtype
+from fastequi.kernels.precision import as_linear_casts
 from fastequi.kernels.target import Target
 
 
@@ -41,7 +41,8 @@ def linear_warp_recon_loss(
     but a chunk of predictions at a time, gradients in the same pass.
 
     Args:
-        hidden: [B, K, L, D] tokens (or [B, L, D] with theta [B, 2, 3]); floating.
+        hidden: [B, K, L, D] tokens (or [B, L, D] with theta [B, 2, 3]); floating. The same for all
+            steps as `x[:, None].expand(-1, K, -1, -1)`, which is not copied.
         weight: [K, p·p·C, D], or [p·p·C, D] for all steps; of hidden's dtype.
         bias: [K, p·p·C], or [p·p·C], or None.
         image, theta, color, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside,
@@ -69,21 +70,13 @@ def linear_warp_recon_loss(
     checks.check_theta(theta, image)
     checks.check_color(color, theta, image)
     steps, values = theta.shape[1], patch_size**2 * image.shape[1]
-    weight, bias = checks.check_linear(hidden, weight, bias, steps, values)
+    weight, bias = checks.check_linear(hidden, weight, bias, image, steps, values)
     tokens = hidden.shape[2]
-    if tuple(hidden.shape[:2]) != (len(image), steps):
-        raise ValueError(
-            f"hidden: expected B, K = {len(image)}, {steps} as in image and theta, "
-            f"got shape {tuple(hidden.shape)}"
-        )
     target_size = checks.patch_target("hidden", tokens, image, patch_size, size)
     checks.same_device(
         image=image, hidden=hidden, weight=weight, bias=bias, theta=theta, color=color
     )
-    dtype = autocast_dtype(image.device)
-    if dtype is not None:
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    hidden, weight, bias = as_linear_casts(hidden, weight, bias)
     divisor = divisor_of(values * tokens, len(image) * steps, reduction, mask_outside)
     target = Target(
         *target_size, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside

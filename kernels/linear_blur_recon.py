@@ -1,0 +1,86 @@
+"""The decoder's last linear and the loss against blurred images, a chunk of predictions at a time.
+
+Replaces, for K decoders with a linear layer each::
+
+    pred = torch.einsum("bkld,kpd->bklp", hidden, weight) + bias[:, None]    # B·K·L·p·p·C values
+    loss = blur_recon_loss(pred, image, sigma, layout="patch", reduction="sum")
+
+Never materialised: the predictions and their gradient. See `linear_recon.py`.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fastequi.kernels.autograd import FusedLoss
+from fastequi.kernels.blur_recon import blur_recon_loss_ref, compute_blur_recon
+from fastequi.kernels.linear_recon import linear_recon, linear_ref, needs_chain, outputs, run
+from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.target import BlurTarget
+
+
+def _compute(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    sigma: Tensor,
+    patch_size: int,
+    loss: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    max_sigma: float,
+    divisor: int,
+    grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(the sum of errors over `divisor`, empty, gradients by the first three or empty)."""
+    target = BlurTarget(patch_size, loss, mean, std, max_sigma)
+
+    def compare(pred: Tensor, part: slice, step: slice) -> tuple[Tensor, None, Tensor]:
+        total, by_pred = compute_blur_recon(
+            pred, image[part], sigma[part, step], *target, divisor, grad
+        )
+        return total.sum(), None, by_pred
+
+    return linear_recon(hidden, weight, bias, compare, False, grad)
+
+
+def _fake(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return outputs(hidden, weight, bias, False, options[-1])
+
+
+linear_blur_recon_op = FusedLoss("linear_blur_recon_loss", _compute, _fake, {0: 2, 1: 3, 2: 4})
+
+
+@without_autocast
+def linear_blur_recon_loss_ref(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    sigma: Tensor,
+    target: BlurTarget,
+) -> Tensor:
+    """The chain in plain PyTorch: total [B, K], differentiable in everything."""
+    return blur_recon_loss_ref(linear_ref(hidden, weight, bias), image, sigma, target)
+
+
+def linear_blur_recon_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    image: Tensor,
+    sigma: Tensor,
+    target: BlurTarget,
+    divisor: int = 1,
+) -> Tensor:
+    """The sum of errors over `divisor`; arguments already checked.
+
+    Gradients go to hidden [B, K, L, D], weight [K, P, D] and bias [K, P]. Where image or sigma
+    wants one, under torch.func, and for float64 on a GPU, the chain runs instead.
+    """
+    leaves, others = (hidden, weight, bias), (image, sigma)
+    if needs_chain(hidden, *others):
+        return linear_blur_recon_loss_ref(*leaves, *others, target).sum() / divisor
+    total, _ = run(linear_blur_recon_op, leaves, others, target, divisor)
+    return total
