@@ -61,6 +61,13 @@ def test_recon_is_the_error_of_what_reconstruct_shows(decoder, monkeypatch):
     model, batch = built(config)
     if decoder:
         monkeypatch.setattr(model, "warp_loss", None)
+        data = replace(config.data, source_size=config.data.image_size)
+        blur = replace(config, path=replace(config.path, family="blur"), data=data)
+        other, images = built(blur)
+        monkeypatch.setattr(other, "blur_loss", None)
+        seen = other.reconstruct(images)
+        error = F.mse_loss(seen["pred"], seen["target"])
+        torch.testing.assert_close(other(images)["recon"], error)
     shown = model.reconstruct(batch)
     torch.testing.assert_close(model(batch)["recon"], F.mse_loss(shown["pred"], shown["target"]))
     zoom = config.data.image_size / config.data.source_size

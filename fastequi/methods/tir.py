@@ -12,15 +12,16 @@ channels.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastequi.data.views.batch import Batch, Views
-from fastequi.functional import gaussian_blur, linear_warp_recon_loss, warp
+from fastequi.functional import gaussian_blur, warp
 from fastequi.losses.blur_recon import BlurReconLoss
+from fastequi.losses.linear_blur_recon import LinearBlurReconLoss
+from fastequi.losses.linear_warp_recon import LinearWarpReconLoss
 from fastequi.losses.warp_recon import WarpReconLoss
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
@@ -57,21 +58,15 @@ class TIR(Method):
         self.base, self.decoder = base, decoder
         self.path, self.views, self.recon_weight = path, views, recon_weight
         self.num_steps = decoder.num_steps if decoder is not None else 0
-        shared: dict[str, Any] = {"mean": views.mean, "std": views.std}
-        if not isinstance(decoder, PixelShuffleDecoder):
-            shared |= {"layout": "patch", "patch_size": base.encoder.patch_size}
-        self.warp_loss = WarpReconLoss(
-            padding_mode=views.padding_mode, mask_outside=mask_outside, **shared
-        )
-        self.blur_loss = BlurReconLoss(**shared)
-        self.linear_warp_loss = functools.partial(
-            linear_warp_recon_loss,
-            patch_size=base.encoder.patch_size,
-            padding_mode=views.padding_mode,
-            mask_outside=mask_outside,
-            mean=views.mean,
-            std=views.std,
-        )
+        scale: dict[str, Any] = {"mean": views.mean, "std": views.std}
+        outside: dict[str, Any] = {"padding_mode": views.padding_mode, "mask_outside": mask_outside}
+        patch: dict[str, Any] = {"patch_size": base.encoder.patch_size}
+        images = isinstance(decoder, PixelShuffleDecoder)
+        layout: dict[str, Any] = {} if images else {"layout": "patch", **patch}
+        self.warp_loss = WarpReconLoss(**layout, **scale, **outside)
+        self.blur_loss = BlurReconLoss(**layout, **scale)
+        self.linear_warp_loss = LinearWarpReconLoss(**patch, **scale, **outside)
+        self.linear_blur_loss = LinearBlurReconLoss(**patch, **scale)
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -159,14 +154,15 @@ class TIR(Method):
         """The mean error of what the decoders make of [z1_equi ; z2_equi] tokens."""
         decoder = self.decoder
         assert decoder is not None
-        last = None if isinstance(decoder, PixelShuffleDecoder) else decoder.last
-        if last is not None and at.sigma is None:  # predictions are never stored
-            assert not isinstance(decoder, PixelShuffleDecoder)
-            inputs = decoder.hidden(z), last.weight, last.bias, u, at.theta
-            return self.linear_warp_loss(*inputs, color=at.color)
+        if isinstance(decoder, PixelShuffleDecoder) or decoder.last is None:
+            pred = decoder(z)
+            if at.sigma is not None:
+                return self.blur_loss(pred, u, at.sigma)
+            return self.warp_loss(pred, u, at.theta, color=at.color)
+        last = decoder.last.weight, decoder.last.bias  # predictions are never stored
         if at.sigma is not None:
-            return self.blur_loss(decoder(z), u, at.sigma)
-        return self.warp_loss(decoder(z), u, at.theta, color=at.color)
+            return self.linear_blur_loss(decoder.hidden(z), *last, u, at.sigma)
+        return self.linear_warp_loss(decoder.hidden(z), *last, u, at.theta, color=at.color)
 
 
 def _steps(points: Transform, index: int | slice) -> Transform:
