@@ -239,10 +239,25 @@ def test_a_folder_without_images_is_refused(tmp_path, typed):
 
 def test_dry_run_needs_no_data_and_counts_the_paper_model(tmp_path, typed):
     run = typed("pretrain", "tir_vicreg_vits16", "--dry-run")
-    assert '"batch_size": 2048' in run.stdout
+    lines = run.stdout.splitlines()
+    (optim,) = (line for line in lines if line.startswith("optim: "))
+    assert optim.startswith("optim: kind=adamw, lr=0.0001, base-batch=256, ")
+    assert "batch-size=2048" in run.stdout
+    assert "gtsa" not in run.stdout  # sections of other methods
+    assert len(lines) < 50
     assert "21,665,664" in run.stdout  # ViT-S/16 without a classifier
     assert "saved activations" in run.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_does_not_fit_is_said_with_the_one_that_does(typed, monkeypatch):
+    monkeypatch.setattr("fastequi.cli.dryrun.free_memory", lambda device: 50 * 2**20)
+    small = [*SMALL, "--dry-run", "--train.device", "cpu"]
+    out = typed("pretrain", "demo", *small, "--data.batch-size", 4096).stdout
+    fits = re.search(r"--data\.batch-size: expected at most (\d+) on this machine \(0\.1 GB", out)
+    assert fits, out
+    less = typed("pretrain", "demo", *small, "--data.batch-size", fits[1]).stdout
+    assert "expected at most" not in less
 
 
 def test_doctor_says_what_each_part_uses_and_why(tmp_path):

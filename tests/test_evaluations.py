@@ -27,7 +27,7 @@ from fastequi.evaluate.published import published
 from fastequi.evaluate.results import SCHEMA, label
 from fastequi.evaluate.results import read as read_result
 from fastequi.recipes import RECIPES
-from fastequi.runtime import checkpoint, manifest
+from fastequi.runtime import checkpoint, devices, manifest
 from fastequi.runtime.devices import use_device
 from fastequi.train import pretrain
 
@@ -215,6 +215,22 @@ def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "10 classes from frozen features, fitted on 200 and tested on 100 images" in page
     assert "test images: every fifth digit" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "knn", "RUN", "--data", "PHOTOS"], r"--train-images: .* most 1 .*, got 7"),
+        (["embed", "RUN", "--data", "PHOTOS", "--out", "x"], r"--data: expected at most .*, got 9"),
+    ],
+)
+def test_images_whose_features_do_not_fit_are_refused(runs, monkeypatch, capsys, words, message):
+    places = {"RUN": str(runs / "tir"), "PHOTOS": str(runs / "photos")}
+    free = 85_000 if words[0] == "eval" else 1000
+    monkeypatch.setattr(devices, "free_memory", lambda device: free)
+    with pytest.raises(SystemExit):
+        main([places.get(word, word) for word in words])
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_reconstruction_and_spectra(runs, capsys):

@@ -17,15 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fastequi.data.labelled import Files, LabelledSet, described, labelled_sets, per_class
+from fastequi.data.labelled import RAW_SIZE, Files, LabelledSet, described, labelled_sets, per_class
 from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
-from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.encoders import Encoder, load_all, noise
 from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.evaluate.tasks import shown
 from fastequi.functional.normalise import normalise as normalised
 from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.runtime.devices import expect_memory
 
 KS = (5, 10, 20, 200)
 TEMPERATURE = 0.07
@@ -84,6 +85,18 @@ def pooled_features(
                     row = Row(encoder=label, features=name, is_baseline=encoder.is_baseline)
                     found.setdefault(row, []).append(tokens[name].float().mean(1))
     return [Pooled(row, torch.cat(parts)) for row, parts in found.items()], torch.cat(labels)
+
+
+def _check_memory(encoders: Mapping[str, Encoder], train: int, test: int) -> None:
+    """Raises ValueError if the features of that many images do not fit into the free memory."""
+    widths = [3 * RAW_SIZE**2]  # of raw pixels, at most
+    for encoder in encoders.values():
+        tokens = encoder.features(noise(encoder.image_size, encoder.device))
+        widths += [tokens[name].shape[-1] for name in shown(encoder)]
+    each = 4 * (sum(widths) + max(widths))  # one kind twice: joined, or standardised
+    device = next(iter(encoders.values())).device
+    expect_memory("--test-images", test, each, device, reserved=each)
+    expect_memory("--train-images", train, each, device, reserved=test * each)
 
 
 def normalise(images: Tensor, encoder: Encoder) -> Tensor:
@@ -223,6 +236,7 @@ def evaluate_classes(
     seen = seen_in_training((spec, *against), tested)
     console, start = Console(), time.monotonic()
     print(described(*splits))
+    _check_memory(encoders, len(splits[0]), len(splits[1]))
     with console.status("") as status:
         status.update("features of the training images")
         train = pooled_features(encoders, splits[0])
