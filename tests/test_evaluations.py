@@ -211,7 +211,7 @@ def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
     assert raw["low"] < raw["accuracy"] < raw["high"]
     assert "less than raw pixels" in capsys.readouterr().out  # after two steps
     assert [sum(n) for n in zip(*saved["class_images"].values(), strict=True)] == [200, 100]
-    main(["report", run, "--no-images", "--out", str(tmp_path / "page.html")])
+    main(["report", run, "--no-pictures", "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
     assert "10 classes from frozen features, fitted on 200 and tested on 100 images" in page
     assert "test images: every fifth digit" in page

@@ -55,6 +55,7 @@ HOME = {
         "fastequi/cli/commands.py",
         "fastequi/cli/evaluations.py",
         "fastequi/cli/image_options.py",
+        "fastequi/cli/parsing.py",
     },
 }
 

@@ -305,7 +305,7 @@ def test_the_command_makes_its_pictures_from_the_checkpoint(tmp_path, capsys):
     found = Checked(out.read_text())
     assert found.tags.count("img") == 6 * 6 + 9 * 2 + 6 * 3 + 3 * 7
     assert "Principal components of the patches" in found.text
-    report([run], out, images=False)
+    report([run], out, pictures=False)
     assert "img" not in Checked(out.read_text()).tags
 
 
