@@ -182,9 +182,10 @@ def table(rows: Sequence[ClassScore], title: str) -> Table:
     return drawn
 
 
-def comparisons(rows: Sequence[ClassScore], encoder: str) -> list[str]:
+def comparisons(rows: Sequence[ClassScore], encoder: str, test_images: int) -> list[str]:
     """For every kind of an encoder's features: more or less than raw pixels by the same probe.
 
+    If the intervals overlap, that the difference is within chance with so many test images.
     Neighbours are 20, or as many as there are: nothing is chosen by its result.
     """
     probes = list(dict.fromkeys(row.probe for row in rows))
@@ -193,9 +194,13 @@ def comparisons(rows: Sequence[ClassScore], encoder: str) -> list[str]:
     raw, lines = next(row for row in same if row.encoder is None), []
     for row in same:
         if row.encoder == encoder:
-            than = "more than" if row.low > raw.high else "about as much as"
-            than = "less than" if row.high < raw.low else than
-            figures = f"{row.accuracy:.3f}, {than} raw pixels: {raw.accuracy:.3f}"
+            figures = f"{row.accuracy:.3f}, raw pixels {raw.accuracy:.3f}"
+            if row.low > raw.high:
+                figures = f"{row.accuracy:.3f}, more than raw pixels: {raw.accuracy:.3f}"
+            elif row.high < raw.low:
+                figures = f"{row.accuracy:.3f}, less than raw pixels: {raw.accuracy:.3f}"
+            else:
+                figures += f"; with {test_images:,} test images the difference is within chance"
             lines.append(f"{row.label} by {probe}: {figures}")
     return lines
 
@@ -253,7 +258,7 @@ def evaluate_classes(
     title = f"{len(names)} classes by {kind}, {counts[0]:,} training and {counts[1]:,} test images"
     console.width = max(console.width, 140 if kind == "knn" else 80)
     console.print(table(rows, title))
-    for line in comparisons(rows, encoder.name):
+    for line in comparisons(rows, encoder.name, counts[1]):
         print(line)
     selection = Selection.of(data)
     alone = len(selection.places) == 1 and not selection.patterns and test_data is None

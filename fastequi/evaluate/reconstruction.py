@@ -248,7 +248,7 @@ def evaluate_reconstruction(
     seen = seen_in_training([spec], source if data else None)
     found, console = measured(encoder, source, images=images, seed=seed), Console()
     if found.quality:
-        console.print(_quality_table(found.quality))
+        console.print(_quality_table(found.quality, single=len(source) == 1))
     else:
         print(f"{spec} has no decoders (a base alone), so nothing is reconstructed")
     console.print(_spectrum_table(found.spectra))
@@ -289,7 +289,8 @@ def _spectra(encoder: Encoder, images: Tensor) -> tuple[SpectrumRow, ...]:
     return tuple(rows)
 
 
-def _quality_table(found: Mapping[str, Quality]) -> Table:
+def _quality_table(found: Mapping[str, Quality], *, single: bool) -> Table:
+    """For the terminal; the gains without intervals if all images are of a single photograph."""
     gains = []
     table = Table(title="between the views", box=box.SIMPLE_HEAD)
     table.add_column("measure", no_wrap=True)
@@ -299,8 +300,10 @@ def _quality_table(found: Mapping[str, Quality]) -> Table:
         label, digits = ("PSNR, dB", 2) if name == "psnr" else ("SSIM", 3)
         for k, both in enumerate(zip(q.predicted, q.nearer_view, strict=True), 1):
             table.add_row(label, str(k), *(f"{value:.{digits}f}" for value in both))
-        interval = f"{q.low:+.{digits}f}..{q.high:+.{digits}f}"
-        gains.append(f"{label} gained {q.gain:+.{digits}f} ({interval})")
+        interval = "" if single else f" ({q.low:+.{digits}f}..{q.high:+.{digits}f})"
+        gains.append(f"{label} gained {q.gain:+.{digits}f}{interval}")
+    if single:
+        gains.append("of one photograph, so no interval")
     table.caption = "; ".join(gains)
     return table
 
