@@ -1,6 +1,7 @@
 """The evaluations as a user types them, on a run of two steps."""
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -444,6 +445,16 @@ def test_of_several_gpus_one_is_chosen(monkeypatch):
     assert use_device("cuda") == use_device("auto") == torch.device("cuda")
     with pytest.raises(ValueError, match=r"no cuda:2; .* has cpu, cuda:0 \(GPU 0\), cuda:1"):
         use_device("cuda:2")
+
+
+def test_free_memory_is_the_devices(monkeypatch):
+    pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_PAGE_SIZE")}
+    whole = pages["SC_PHYS_PAGES"] * pages["SC_PAGE_SIZE"]
+    assert 0 < devices.free_memory(torch.device("cpu")) <= whole
+    gpus = {None: (5, 80), 1: (7, 80)}  # without an index the current one; free, whole
+    monkeypatch.setattr("torch.cuda.mem_get_info", gpus.get)
+    assert devices.free_memory(torch.device("cuda")) == 5
+    assert devices.free_memory(torch.device("cuda:1")) == 7
 
 
 @pytest.mark.parametrize(

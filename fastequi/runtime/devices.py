@@ -47,7 +47,7 @@ def use_device(name: str, option: str = "--device") -> torch.device:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free now: of a GPU, or of the machine's main memory for the CPU."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device.index)[0]
     info = Path("/proc/meminfo")
     for line in info.read_text().splitlines() if info.is_file() else ():
         if line.startswith("MemAvailable:"):
