@@ -1,4 +1,7 @@
-"""Atomic file replacement: after a crash a file has its old or its new content, never a part."""
+"""Replaces one file at once, for any writer; whole checkpoints are `fastequi.runtime.checkpoint`'s.
+
+After a crash the file has its old or its new content, never a part.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Files of sharded tensors (DTensor), by torch.distributed.checkpoint.
+"""Files of FSDP's sharded tensors (DTensor); checkpoints are made by `fastequi.runtime.checkpoint`.
 
-Its own format contains a pickle; its Hugging Face format is safetensors, each file with its shards'
-places in the header. Any number of processes can read what others saved.
+torch.distributed.checkpoint writes and reads them. Its own format contains a pickle; its Hugging
+Face format is safetensors, each file with its shards' places in the header. Any number of processes
+can read what others saved.
 """
 
 from __future__ import annotations

@@ -290,6 +290,8 @@ class _Run:
                     self._save(step, clock.seconds(), guard)
                     timer.restart()
             self.saver.wait()
+            if not number and self.processes.first and (cut := clock.cut(step, progress)):
+                logger.info(cut)
             self.processes.barrier()  # torchrun stops all soon after the first one exits
             if number:
                 saved = f": saved after step {step}" if step > state["step"] else " before a step"

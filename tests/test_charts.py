@@ -12,8 +12,8 @@ from fastequi.report.markup import duration, number, two
 
 def test_bars_mark_baselines_and_whiskers_end_at_the_interval():
     rows = [
-        Bar(label="raw", value=0.5, low=0.4, high=0.6, is_baseline=True),
-        Bar(label="ours", value=0.8, low=0.75, high=0.9, color=3),
+        Bar(label="raw", value=0.5, interval=(0.4, 0.6), is_baseline=True),
+        Bar(label="ours", value=0.8, interval=(0.75, 0.9), color=3),
     ]
     svg = bars(rows, "R²")
     assert svg.count('class="baseline"') == 1
@@ -31,9 +31,16 @@ def test_bars_mark_baselines_and_whiskers_end_at_the_interval():
     assert float(boxes[1][1]) == pytest.approx(0.8 * width, abs=0.2)
 
 
+def test_a_bar_without_an_interval_has_no_whiskers():
+    svg = bars([Bar(label="ours", value=0.8, interval=None)], "R²")
+    assert "whisker" not in svg
+    assert "95 %" not in svg
+    assert 'aria-label="R²: ours 0.80"' in svg
+
+
 def test_values_far_out_stay_inside_the_chart():
-    lost = Bar(label="lost", value=-40.0, low=-90.0, high=-5.0)
-    svg = bars([lost, Bar(label="wild", value=7.0, low=6.0, high=8.0)], "R²")
+    lost = Bar(label="lost", value=-40.0, interval=(-90.0, -5.0))
+    svg = bars([lost, Bar(label="wild", value=7.0, interval=(6.0, 8.0))], "R²")
     assert "−40.00" in svg
     assert all(-1 <= float(x) <= 361 for x in re.findall(r' x[12]?="([-\d.]+)"', svg))
 

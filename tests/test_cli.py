@@ -11,11 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("nvidia.dali")
 
 from fastequi.cli import commands
 from fastequi.cli.main import main
+from fastequi.cli.parsing import parse
+from fastequi.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "fastequi" / "data" / "photos"
@@ -70,6 +73,7 @@ def test_pretrain_and_resume_on_a_folder_with_spaces_and_subfolders(tmp_path):
     run = tmp_path / "run"
     options = ["--data", data, "--run-dir", run]
     out = fastequi("pretrain", "demo", *options, *SMALL, "--max-steps", 2, cwd=tmp_path)
+    assert "stopped at step 2 of 288 (--max-steps); --resume goes on" in out.stderr
     assert out.stdout.strip().endswith(str(run))
     assert "images/s" in out.stderr
     assert "data wait" in out.stderr
@@ -193,12 +197,21 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
         (["pretrain", "demo", "--data", ".", "--max-steps", "0"], "--max-steps: expected >= 1"),
         (["pretrain", "demo", "--data", ".", "--model.patch-size", "5"], "model.patch_size"),
         (
-            ["pretrain", "demo", "--data", ".", "--optim.learning-rate", "1"],
-            "unknown option --optim.learning-rate, did you mean",
+            ["pretrain", "--data", "."],
+            "RECIPE is missing before --data usage: fastequi pretr",
+        ),
+        (["eval", "--data", "."], "the evaluation is missing before --data"),
+        (["demo", "--train.epochs", "3"], "--train.epochs: expected --train.minutes 0 beside it"),
+        (
+            ["pretrain", "demo", "--data", ".", "--train.epochs=3"],
+            "--train.epochs: expected --train.minutes 0 beside it, got train.minutes=2.9, after",
         ),
         (["pretrain", "demo", "--data", ".", "--optim.lrr", "1"], "did you mean --optim.lr?"),
         (["demo", "--minutes", "-1"], "--minutes: expected a time > 0"),
         (["doctor", "--fast"], "doctor takes no options"),
+        (["pre", "demo"], "unknown command 'pre', did you mean 'pretrain'?"),
+        (["pretrain", "gtsa"], "unknown recipe 'gtsa', did you mean 'gtsa_vits16'?"),
+        (["eval", "equi", "run"], "unknown evaluation 'equi', did you mean 'equivariance'?"),
         (["visualise", "run"], "did you mean 'visualize'?"),
         (["visualize", "nowhere"], "CHECKPOINT: nowhere does not exist"),
         (["visualize", ".", "--windows", "9"], "--windows: expected 0 or at least 100, got 9"),
@@ -212,6 +225,106 @@ def test_bad_input_is_named_before_any_work(args, message, tmp_path, typed):
     text = " ".join((run.stdout + run.stderr).replace("│", " ").split())
     assert message in text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("pretrain demo --method.base simclr", "--method.base, did you mean --tir.base?"),
+        (
+            "pretrain demo --optim.learning-rate 1",
+            "--optim.learning-rate, did you mean --optim.lr?",
+        ),
+        ("pretrain demo --batch-size 8", "--batch-size, did you mean --data.batch-size?"),
+        (
+            "pretrain demo --train.batch_size 8",
+            "--train.batch-size, did you mean --data.batch-size?",
+        ),
+        ("pretrain demo --epochs 8", "--epochs, did you mean --train.epochs?"),
+        ("pretrain demo --num-workers 8", "--num-workers, did you mean --data.num-threads?"),
+        ("eval knn RUN --tran-images 8", "--tran-images, did you mean --train-images?"),
+        ("embed RUN --batch-size 8", "--batch-size, did you mean --batch?"),
+        ("visualize RUN --window 8", "--window, did you mean --windows?"),
+        ("report RUN --no-picture", "--no-picture, did you mean --pictures?"),
+        ("data scan . --num-workers 8", "--num-workers, did you mean --threads?"),
+        ("submit --node 2 -- demo", "--node, did you mean --nodes?"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_one_that_was_meant(typed, words, message):
+    said = typed(*words.split(), code=2).stderr
+    assert said == f"fastequi: unknown option {message} (--help lists all)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "pretrain demo --tir.base simlcr",
+            "--tir.base: expected one of vicreg, simclr, dino, ibot, dinov2, got simlcr, did you "
+            "mean 'simclr'?",
+        ),
+        ("pretrain demo --tir.base=x", "expected one of vicreg, simclr, dino, ibot, dinov2, got x"),
+        (
+            "pretrain demo --data.batch-size many",
+            "--data.batch-size: expected an integer, got many",
+        ),
+        ("pretrain demo --max-steps 1.5", "--max-steps: expected an integer, got 1.5"),
+        ("pretrain demo --optim.lr fast", "--optim.lr: expected a number, got fast"),
+        ("pretrain demo --optim.betas 1", "--optim.betas: expected 2 values, got 1"),
+        ("pretrain demo --optim.lr --resume", "--optim.lr: expected a value, got none"),
+        ("pretrain demo --data.batch-size 5", "data.batch_size: expected a multiple of samples"),
+        ("eval equivariance RUN --tasks se2 blurr", "got blurr, did you mean 'blur'?"),
+        ("eval knn RUN --test-images few", "--test-images: expected an integer, got few"),
+        ("embed RUN --tokens men", "--tokens: expected one of mean, all, got men, did you mean 'm"),
+        ("visualize RUN --windows x", "--windows: expected an integer, got x"),
+        ("data scan . --threads x", "--threads: expected an integer, got x"),
+        ("submit --cluster lsf -- demo", "--cluster: expected one of slurm, local, got lsf"),
+        ("eval knn", "CHECKPOINT"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_line(typed, words, message):
+    said = typed(*words.split(), code=2).stderr
+    assert said.startswith("fastequi: ")
+    assert said.count("\n") == 1
+    assert message in said
+
+
+def test_values_that_do_fit_are_taken():
+    options = parse(
+        commands.PretrainOptions,
+        "",
+        [
+            *(
+                "--model.embed-dim",
+                "None",
+                "--optim.betas",
+                "0.8",
+                "0.9",
+                "--optim.final-lr",
+                "1e-6",
+            ),
+            *("--data.a1.side", "0.1", "0.2", "--train.no-tensorboard", "--tir.expander", "8"),
+            *("--data", "a", "b", "--data", "c", "--tir.base=simclr", "--max_steps", "7"),
+        ],
+        commands.PretrainOptions(RECIPES["demo"]()),
+    )
+    config = options.config
+    assert (config.model.embed_dim, config.optim.betas) == (None, (0.8, 0.9))
+    assert (config.optim.final_lr, config.data.a1.side) == (1e-6, (0.1, 0.2))
+    assert (config.train.tensorboard, config.tir.expander) == (False, (8,))
+    assert (options.data, options.max_steps) == ((("a", "b"), ("c",)), 7)
+
+
+def test_a_gpu_without_room_for_the_batch_names_the_option(typed, monkeypatch):
+    def full(*args, **options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 ...")
+
+    monkeypatch.setattr("fastequi.train.pretrain", full)
+    said = typed("pretrain", "demo", "--data", PHOTOS, *SMALL, code=2).stderr
+    assert said.startswith(
+        "fastequi: --data.batch-size: expected fewer than 16 images (CUDA out of"
+    )
+    assert "pretrain demo --dry-run says how many fit" in said
 
 
 @pytest.mark.parametrize(
@@ -239,10 +352,25 @@ def test_a_folder_without_images_is_refused(tmp_path, typed):
 
 def test_dry_run_needs_no_data_and_counts_the_paper_model(tmp_path, typed):
     run = typed("pretrain", "tir_vicreg_vits16", "--dry-run")
-    assert '"batch_size": 2048' in run.stdout
+    lines = run.stdout.splitlines()
+    (optim,) = (line for line in lines if line.startswith("optim: "))
+    assert optim.startswith("optim: kind=adamw, lr=0.0001, base-batch=256, ")
+    assert "batch-size=2048" in run.stdout
+    assert "gtsa" not in run.stdout  # sections of other methods
+    assert len(lines) < 50
     assert "21,665,664" in run.stdout  # ViT-S/16 without a classifier
     assert "saved activations" in run.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_does_not_fit_is_said_with_the_one_that_does(typed, monkeypatch):
+    monkeypatch.setattr("fastequi.cli.dryrun.free_memory", lambda device: 50 * 2**20)
+    small = [*SMALL, "--dry-run", "--train.device", "cpu"]
+    out = typed("pretrain", "demo", *small, "--data.batch-size", 4096).stdout
+    fits = re.search(r"--data\.batch-size: expected at most (\d+) on this machine \(0\.1 GB", out)
+    assert fits, out
+    less = typed("pretrain", "demo", *small, "--data.batch-size", fits[1]).stdout
+    assert "expected at most" not in less
 
 
 def test_doctor_says_what_each_part_uses_and_why(tmp_path):
@@ -256,7 +384,7 @@ def test_help_names_commands_recipes_and_options(typed):
     commands = typed("--help").stdout
     assert "pretrain RECIPE" in commands
     assert "report RUN [RUN ...]" in commands
-    assert "--no-images" in typed("report", "--help").stdout
+    assert "--no-pictures" in typed("report", "--help").stdout
     assert "tir_vicreg_vits16" in typed("pretrain", "--help").stdout
     options = typed("pretrain", "demo", "--help").stdout
     for option in ("--data.batch-size", "--run-dir", "--resume", "--dry-run", "--path.degrees"):

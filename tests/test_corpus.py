@@ -18,7 +18,7 @@ pytest.importorskip("nvidia.dali")
 
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import make_loader
-from fastequi.data.scan import scan
+from fastequi.data.scan import Scan, scan
 from fastequi.data.sources import index
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.sources.listing import folder_listing
@@ -69,6 +69,22 @@ def test_a_scan_says_what_each_file_is(case, monkeypatch):
         assert rows[name][1:4] == (len(CORPUS[name][0]), *expected)
         assert not found.index.left_out
     assert f"{len(rows)} images" in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (491, "0.491 kB"),
+        (490_900, "491 kB"),
+        (999_900, "1 MB"),
+        (12_340_000, "12.3 MB"),
+        (150_000_000_000, "150 GB"),
+        (2_000_000_000_000_000, "2e+03 TB"),
+    ],
+)
+def test_a_scan_says_its_size_in_a_unit_that_fits(count, said):
+    rows = [index.Row("a.png", count, 10, 20)]
+    assert f"1 images, {said}; 0 left out" in Scan(index.Index(rows, {}, True), {}, {}).summary()
 
 
 def test_training_takes_or_replaces_each_file(case):
@@ -146,7 +162,7 @@ UNREADABLE = """
 import os, sys
 from pathlib import Path
 from fastequi.data.sources.listing import folder_listing
-from fastequi.data.scan import scan
+from fastequi.data.scan import Scan, scan
 from fastequi.data.sources.image_sets import image_folder
 folder = Path(sys.argv[1])
 scan(folder_listing(folder), 1)  # loads all that is imported late, while it can be read

@@ -12,7 +12,7 @@ from fastequi.cli.main import main
 from fastequi.data.reader import read
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.classification import normalise
-from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, random_init
+from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, of_method, random_init
 from fastequi.models.timm_names import Stated
 from fastequi.models.vit import VisionTransformer
 from fastequi.optim import WeightEMA, adamw
@@ -69,6 +69,48 @@ def test_a_run_and_its_checkpoints_give_the_methods_features(tmp_path):
     assert torch.equal(fresh.features(IMAGES)["z_equi"], started["z_equi"])
     assert fresh.name == "random init"
     assert (fresh.is_baseline, encoder.is_baseline) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(2, 1, 32, 32), ValueError, r"expected \[B, 3, H, W\], got \[2, 1, 32, 32\]"),
+        (torch.zeros(3, 32, 32), ValueError, r"expected \[B, 3, H, W\], got \[3, 32, 32\]"),
+        (torch.zeros(2, 32, 32, 3), ValueError, r"expected \[B, 3, H, W\], got \[2, 32, 32, 3\]"),
+        (
+            torch.zeros(2, 3, 32, 36),
+            ValueError,
+            "expected multiples of the patch size 8, got 32x36",
+        ),
+        (torch.zeros(2, 3, 0, 32), ValueError, "expected multiples of the patch size 8, got 0x32"),
+        (torch.zeros(2, 3, 32, 32, device="meta"), ValueError, "expected them on cpu, got meta"),
+        (
+            torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+            TypeError,
+            "expected floats, normalised by the encoder's mean and std, got torch.uint8",
+        ),
+    ],
+)
+def test_images_that_an_encoder_does_not_take_are_refused(images, error, message):
+    encoder = of_method(build(config()), config())
+    with pytest.raises(error, match=f"^images: {message}$"):
+        encoder.features(images)
+    with pytest.raises(error, match=f"^images: {message}$"):
+        replace(encoder, name="other").features(images)
+
+
+def test_other_sizes_are_taken_where_the_encoder_takes_them():
+    encoder = of_method(build(config()), config())
+    assert encoder.features(torch.zeros(2, 3, 48, 16))["patch"].shape[:2] == (2, 12)
+    flat = torch.nn.Linear(3 * 8 * 8, 4)
+
+    def features(images):
+        return {"patch": flat(images.flatten(1))[:, None]}
+
+    fixed = Encoder(name="fixed", features=features, names=("patch",), image_size=8)
+    assert fixed.features(torch.zeros(2, 3, 8, 8))["patch"].shape == (2, 1, 4)
+    with pytest.raises(ValueError, match=r"^images: expected 8x8 px, .* fixed .*, got 8x16 \(mat"):
+        fixed.features(torch.zeros(2, 3, 8, 16))
 
 
 def test_a_base_alone_has_no_z_equi_and_an_ema_is_taken(tmp_path):

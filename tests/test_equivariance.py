@@ -109,6 +109,18 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
         report.best("z_inv")
 
 
+def test_the_table_has_no_intervals_of_one_photograph():
+    path = SE2(45, 10)
+    pairs = collect_pairs(batches(path, seed=1), path, VIEWS, 40)
+    for each, said in ((1, True), (0, False)):
+        groups = pairs.photographs * 0 if each else torch.arange(40)
+        test = replace(pairs, photographs=groups)
+        ((report,),) = score_pairs({}, pairs, [test], patch_size=4, probes=("ridge",)).values()
+        table = report.table()
+        assert ("1 test image, so no interval" in table.title) == said
+        assert all((cell == "–") == said for cell in table.columns[3].cells)
+
+
 def test_pairs_know_their_photographs_and_intervals_are_over_them():
     path = SE2(45, 10)
     pairs = collect_pairs(batches(path), path, VIEWS, 100, samples_per_file=16)

@@ -1,6 +1,7 @@
 """The evaluations as a user types them, on a run of two steps."""
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -27,7 +28,7 @@ from fastequi.evaluate.published import published
 from fastequi.evaluate.results import SCHEMA, label
 from fastequi.evaluate.results import read as read_result
 from fastequi.recipes import RECIPES
-from fastequi.runtime import checkpoint, manifest
+from fastequi.runtime import checkpoint, devices, manifest
 from fastequi.runtime.devices import use_device
 from fastequi.train import pretrain
 
@@ -137,9 +138,10 @@ def test_comparisons_are_of_like_with_like():
         row("mine", "cls", "knn, k=20", 0.71),
         row("mine2", "cls", "knn, k=20", 0.99),
     ]
-    assert comparisons(rows, "mine") == [
+    assert comparisons(rows, "mine", 1200) == [
         "mine, patch by knn, k=20: 0.750, more than raw pixels: 0.700",
-        "mine, cls by knn, k=20: 0.710, about as much as raw pixels: 0.700",
+        "mine, cls by knn, k=20: 0.710, raw pixels 0.700; with 1,200 test images the difference is "
+        "within chance",
     ]
 
 
@@ -211,10 +213,26 @@ def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
     assert raw["low"] < raw["accuracy"] < raw["high"]
     assert "less than raw pixels" in capsys.readouterr().out  # after two steps
     assert [sum(n) for n in zip(*saved["class_images"].values(), strict=True)] == [200, 100]
-    main(["report", run, "--no-images", "--out", str(tmp_path / "page.html")])
+    main(["report", run, "--no-pictures", "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
     assert "10 classes from frozen features, fitted on 200 and tested on 100 images" in page
     assert "test images: every fifth digit" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "knn", "RUN", "--data", "PHOTOS"], r"--train-images: .* most 1 .*, got 7"),
+        (["embed", "RUN", "--data", "PHOTOS", "--out", "x"], r"--data: expected at most .*, got 9"),
+    ],
+)
+def test_images_whose_features_do_not_fit_are_refused(runs, monkeypatch, capsys, words, message):
+    places = {"RUN": str(runs / "tir"), "PHOTOS": str(runs / "photos")}
+    free = 85_000 if words[0] == "eval" else 1000
+    monkeypatch.setattr(devices, "free_memory", lambda device: free)
+    with pytest.raises(SystemExit):
+        main([places.get(word, word) for word in words])
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_reconstruction_and_spectra(runs, capsys):
@@ -427,6 +445,16 @@ def test_of_several_gpus_one_is_chosen(monkeypatch):
     assert use_device("cuda") == use_device("auto") == torch.device("cuda")
     with pytest.raises(ValueError, match=r"no cuda:2; .* has cpu, cuda:0 \(GPU 0\), cuda:1"):
         use_device("cuda:2")
+
+
+def test_free_memory_is_the_devices(monkeypatch):
+    pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_PAGE_SIZE")}
+    whole = pages["SC_PHYS_PAGES"] * pages["SC_PAGE_SIZE"]
+    assert 0 < devices.free_memory(torch.device("cpu")) <= whole
+    gpus = {None: (5, 80), 1: (7, 80)}  # without an index the current one; free, whole
+    monkeypatch.setattr("torch.cuda.mem_get_info", gpus.get)
+    assert devices.free_memory(torch.device("cuda")) == 5
+    assert devices.free_memory(torch.device("cuda:1")) == 7
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -182,6 +183,31 @@ def test_a_terminal_that_goes_away_does_not_take_the_run_along(tmp_path):
         assert process.wait(timeout=60) == 75
     finally:
         process.kill()
+    newest = (folder / "checkpoints" / "latest").read_text()
+    assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
+
+
+def test_a_run_in_the_background_of_a_script_is_stopped_by_sigterm(tmp_path):
+    """bash lets it ignore SIGINT; what is saved then is the step it was in."""
+    folder = tmp_path / "run"
+    options = ["--run-dir", folder, "--train.epochs", 500, "--train.checkpoint-every", 0]
+    run = shlex.join(command(*options))
+    process = subprocess.Popen(
+        ["bash", "-c", f"{run} & echo $!; wait $!"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    wait_for(folder, 2, process)
+    os.kill(pid, signal.SIGINT)
+    steps = len(rows(folder))
+    wait_for(folder, steps + 2, process)
+    os.kill(pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, said
     newest = (folder / "checkpoints" / "latest").read_text()
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 

@@ -55,6 +55,7 @@ HOME = {
         "fastequi/cli/commands.py",
         "fastequi/cli/evaluations.py",
         "fastequi/cli/image_options.py",
+        "fastequi/cli/parsing.py",
     },
 }
 
@@ -129,6 +130,22 @@ def test_every_room_says_what_belongs_there() -> None:
         assert said, folder
         if folder.name != "fastequi":
             assert said.count("\n") == 0, f"{folder}/__init__.py: expected one sentence"
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("data/views/__init__.py", "methods/tir.py"),  # where v2 is made
+        ("sharded.py", "runtime/checkpoint.py"),
+        ("atomic.py", "runtime/checkpoint.py"),
+    ],
+)
+def test_a_file_that_one_may_take_for_another_names_it(file: str, names: str) -> None:
+    said = ast.get_docstring(ast.parse((ROOT / "fastequi" / file).read_text()))
+    assert said
+    dotted = names.removesuffix(".py").replace("/", ".")
+    assert names in said.splitlines()[0] or dotted in said.splitlines()[0], file
+    assert (ROOT / "fastequi" / names).is_file()
 
 
 def test_no_test_file_imports_another() -> None:

@@ -21,6 +21,7 @@ from fastequi.report.runs import differing, flatten, read_run, read_runs
 from tests.support import chromium
 from tests.support.configs import run_folder, small_demo
 from tests.support.made_up import (
+    RECONSTRUCT,
     class_row,
     equivariance,
     evaluated,
@@ -212,6 +213,42 @@ def test_systems_that_are_no_tir_are_named():
     assert _model(flat) == "nin, 32 px"
 
 
+def test_a_baseline_below_zero_is_shown_as_it_is(tmp_path):
+    run = make_run(tmp_path / "run")
+    both = [(None, "raw pair", True, -0.0135), ("run", "z_equi", False, -0.004)]
+    table = scores(["angle"], "run")
+    (first, *_) = table["scores"]
+    table["scores"] = [
+        {**first, **row_of(*row), "probe": "ridge", "mean": mean} for *row, mean in both
+    ]
+    tasks = dict.fromkeys(("rotation", "se2", "translation", "color", "blur"), table)
+    (run / "eval_equivariance.json").write_text(json.dumps(equivariance("run", tasks)))
+    markup = page([read_run(run)], {}, [], "")
+    assert "strongest baseline −0.01" in Checked(markup).text
+    overview = markup[markup.index("Mean R² by the best probe") :]
+    overview = overview[: overview.index("</table>")]
+    assert overview.count("−0.01") == 5
+    assert "<b>" not in overview  # above that baseline, but worth no more than the mean
+
+
+def test_there_are_no_intervals_of_one_photograph(tmp_path):
+    run = make_run(tmp_path / "run")
+    for count, intervals in ((1, False), (2, True)):
+        table = {**scores(["angle"], "run"), "photographs": count}
+        document = equivariance("run", {"rotation": table})
+        (run / "eval_equivariance.json").write_text(json.dumps(document))
+        psnr = of_kind("reconstruct", "run", {**RECONSTRUCT, "photographs": {"test": count}})
+        (run / "eval_reconstruct.json").write_text(json.dumps(psnr))
+        markup = page([read_run(run)], {}, [], "")
+        found = Checked(markup).text
+        assert ('class="whisker"' in markup) == ("95 % 0" in markup) == intervals
+        assert ("with 95 % intervals" in found) == intervals
+        assert ("PSNR gained +0.46 dB (+0.20 to +0.70)." in found) == intervals
+        assert ("PSNR gained +0.46 dB." in found) != intervals
+        said = "All are of one photograph: there is no interval, as it would say nothing of others."
+        assert found.count(said) == 2 * (not intervals)
+
+
 def test_zero_filled_tables_are_marked_and_never_the_headline(tmp_path):
     run = make_run(tmp_path / "filled")
     tasks = {"rotation": scores(["angle"], "filled")}
@@ -305,7 +342,7 @@ def test_the_command_makes_its_pictures_from_the_checkpoint(tmp_path, capsys):
     found = Checked(out.read_text())
     assert found.tags.count("img") == 6 * 6 + 9 * 2 + 6 * 3 + 3 * 7
     assert "Principal components of the patches" in found.text
-    report([run], out, images=False)
+    report([run], out, pictures=False)
     assert "img" not in Checked(out.read_text()).tags
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,14 @@ from fastequi.data.sources.image_sets import embedded_photos, image_folder
 def save(path, size=(20, 10), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (200, 100, 50)).save(path, **options)
+
+
+def test_licences_beside_the_embedded_photographs_are_not_told_of(caplog):
+    with caplog.at_level(logging.INFO):
+        photos = embedded_photos()
+        assert "passed over" not in caplog.text
+        image_folder(Path(photos.paths[0]).parent)
+    assert "passed over 1 × .md" in caplog.text
 
 
 def test_embedded_photos():
@@ -81,7 +90,9 @@ def test_missing_folder(tmp_path):
 
 def test_a_file_instead_of_a_folder(tmp_path):
     save(tmp_path / "a.jpg")
-    with pytest.raises(NotADirectoryError, match=r"a.jpg is a file; expected a folder"):
+    with pytest.raises(
+        NotADirectoryError, match=r"a.jpg is a file; expected a folder of .*\.tar.*\.txt"
+    ):
         image_folder(tmp_path / "a.jpg")
 
 

@@ -1,6 +1,7 @@
 """The five tasks' pairs on real photographs, and encoders that know or do not."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from fastequi.evaluate.tasks import (
     window_loader,
 )
 from fastequi.philox import Draws
+from fastequi.runtime import devices
 
 CPU = torch.device("cpu")
 
@@ -151,10 +153,23 @@ def test_what_cannot_be_done_is_said_at_once():
         tasks(["blur"], photometric=["blur"])
     with pytest.raises(ValueError, match="train_pairs: expected at least 10, got 9"):
         Budget(train_pairs=9)
-    with pytest.raises(ValueError, match="train_pairs: 1,000,000,000 pairs of 16 px need about"):
-        score_tasks(
-            {"a": encoder(patches)},
-            *photographs(),
-            tasks(["blur"]),
-            budget=Budget(train_pairs=10**9),
-        )
+
+
+def test_pairs_that_do_not_fit_are_refused_with_how_many_would(monkeypatch):
+    def refused(budget):
+        with pytest.raises(ValueError, match="expected at most") as error:
+            score_tasks({"a": encoder(patches)}, *photographs(), tasks(["blur"]), budget=budget)
+        return str(error.value)
+
+    monkeypatch.setattr(devices, "free_memory", lambda device: 2 * 10**9)
+    said = refused(Budget(train_pairs=10**9))
+    found = re.fullmatch(
+        r"--train-pairs: expected at most (\d+) on this machine \(2\.0 GB free\), got 1000000000; "
+        r"with fewer pairs R² says more of the probes than of the features; .*mlp ridge needs less",
+        said,
+    )
+    assert found, said
+    most = int(found[1])
+    assert f"at most {most} " in refused(Budget(train_pairs=most + 1))
+    assert "--probes" not in refused(Budget(train_pairs=10**9, probes=("mlp",)))
+    assert refused(Budget(test_pairs=10**9)).startswith("--test-pairs: expected at most")

@@ -236,6 +236,30 @@ def test_clock_counts_steps_or_minutes():
     assert timed.progress(9999) == pytest.approx(0.25, abs=0.01)
 
 
+def test_the_time_left_ends_with_what_ends_the_run():
+    def left(minutes, max_steps=None, step=8):
+        clock = Clock(minutes, 10, max_steps, seconds=20)
+        clock.first = (0, clock.seconds() - 8)  # a step a second
+        return clock.left(step)
+
+    assert left(0) == pytest.approx(2, abs=0.1)
+    assert left(0, max_steps=9) == pytest.approx(1, abs=0.1)
+    # with a budget the schedule's steps end nothing, neither before nor after the last of them
+    assert left(1) == pytest.approx(40, abs=0.1)
+    assert left(1, step=12) == pytest.approx(40, abs=0.1)
+    assert left(1, max_steps=9) == pytest.approx(1, abs=0.1)
+    assert left(1, max_steps=90) == pytest.approx(40, abs=0.1)
+
+
+def test_a_run_that_max_steps_stopped_says_how_far_it_is():
+    said = Clock(0, 10, 4, 0).cut(4, 0.4)
+    assert said == "stopped at step 4 of 10 (--max-steps); --resume goes on"
+    assert Clock(0, 10, 10, 0).cut(10, 1.0) == ""  # its end
+    assert Clock(0, 10, None, 0).cut(4, 0.4) == ""
+    said = Clock(2.0, 10, 4, seconds=30).cut(4, 0.25)
+    assert said == "stopped at step 4, after 0.5 of 2 minutes (--max-steps); --resume goes on"
+
+
 def test_the_paper_path_families_train(source, tmp_path):
     for family in ("rotation", "translation", "color"):
         config = replace(small(), path=replace(small().path, family=family))

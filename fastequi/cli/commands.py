@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 
+from fastequi.cli.hints import meant
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
+from fastequi.cli.parsing import memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import Config, recipe_of
 from fastequi.recipes import RECIPES
 from fastequi.runtime import interrupts
-
-Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -112,19 +111,20 @@ class ReportOptions(Patterned):
     """Folders of runs."""
     out: Path = Path("report.html")
     """The page."""
-    images: bool = True
+    pictures: bool = True
     """Draw pictures from the newest checkpoints."""
     data: Several = ()
     """Images for them, as --data of pretrain; the nine embedded photographs by default."""
 
 
 def demo(argv: list[str]) -> None:
-    options = _parse(DemoOptions(RECIPES["demo"]()), "fastequi demo", argv)
+    options = parse(DemoOptions, "fastequi demo", argv, DemoOptions(RECIPES["demo"]()))
     config = options.config
     if options.minutes is not None:
         if options.minutes <= 0:
             raise ValueError(f"--minutes: expected a time > 0, got {options.minutes}")
         config = replace(config, train=replace(config.train, minutes=options.minutes))
+    _expect_one_end(argv, config)
 
     from fastequi.cli import demo as job
 
@@ -161,7 +161,9 @@ def pretrain(argv: list[str]) -> None:
     data = as_images(options.selection(options.data))
     source = open_source(data, index=options.index, tolerate=tolerate)
     resume, max_steps = options.resume, options.max_steps
-    run(config, source, run_dir, resume=resume, max_steps=max_steps, recipe=name)
+    advice = f"fastequi pretrain {name} --dry-run says how many fit"
+    with memory_for("--data.batch-size", config.data.batch_size, advice):
+        run(config, source, run_dir, resume=resume, max_steps=max_steps, recipe=name)
     if os.environ.get("RANK", "0") == "0":
         print(run_dir)
 
@@ -169,19 +171,32 @@ def pretrain(argv: list[str]) -> None:
 def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
     """The recipe's name and the checked options of a command line."""
     name, *rest = argv
+    if name.startswith("-"):
+        raise ValueError(f"RECIPE is missing before {name}\n\n{_pretrain_usage()}")
     if name not in RECIPES:
         raise _unknown("recipe", name, RECIPES, _pretrain_usage())
     default = PretrainOptions(_config_to_resume(name, rest) or RECIPES[name]())
-    options = _parse(default, f"fastequi pretrain {name}", rest)
+    options = parse(PretrainOptions, f"fastequi pretrain {name}", rest, default)
+    _expect_one_end(rest, options.config)
     if options.max_steps is not None and options.max_steps < 1:
         raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
     return name, options
 
 
+def _expect_one_end(argv: list[str], config: Config) -> None:
+    """Raises ValueError for epochs that are asked for and would not count."""
+    asked = any(word.replace("_", "-").split("=")[0] == "--train.epochs" for word in argv)
+    if asked and config.train.minutes > 0:
+        raise ValueError(
+            f"--train.epochs: expected --train.minutes 0 beside it, got train.minutes="
+            f"{config.train.minutes:g}, after which the run ends whatever its epochs"
+        )
+
+
 def submit(argv: list[str]) -> None:
     cut = argv.index("--") if "--" in argv else len(argv)
     own, words = argv[:cut], argv[cut + 1 :]
-    options = tyro.cli(SubmitOptions, prog="fastequi submit", args=own)
+    options = parse(SubmitOptions, "fastequi submit", own)
     if not words:
         raise ValueError(
             "submit: expected -- and then the arguments of pretrain: -- RECIPE --data ..."
@@ -208,7 +223,7 @@ def data(argv: list[str]) -> None:
     if chosen is None:
         return
     job, rest = chosen
-    options = tyro.cli(ScanOptions, prog=f"fastequi data {job}", args=rest)
+    options = parse(ScanOptions, f"fastequi data {job}", rest)
     if options.threads < 0:
         raise ValueError(f"--threads: expected 0 (every core) or more, got {options.threads}")
 
@@ -252,7 +267,7 @@ def embed(argv: list[str]) -> None:
 
 
 def visualize(argv: list[str]) -> None:
-    options = tyro.cli(VisualizeOptions, prog="fastequi visualize", args=argv)
+    options = parse(VisualizeOptions, "fastequi visualize", argv)
     if options.windows and options.windows < 100:
         raise ValueError(f"--windows: expected 0 or at least 100, got {options.windows}")
 
@@ -270,14 +285,14 @@ def visualize(argv: list[str]) -> None:
 
 
 def report(argv: list[str]) -> None:
-    options = tyro.cli(ReportOptions, prog="fastequi report", args=argv)
+    options = parse(ReportOptions, "fastequi report", argv)
     if not options.runs:
         raise ValueError("RUN: expected the folder of one run or more, got none")
 
     from fastequi.report.report import report as write
 
     data = as_images(options.selection(options.data)) if options.data else None
-    write(options.runs, options.out, images=options.images, data=data)
+    write(options.runs, options.out, pictures=options.pictures, data=data)
 
 
 def _choose(
@@ -288,15 +303,15 @@ def _choose(
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
         return None
+    if argv[0].startswith("-"):
+        raise ValueError(f"the {what} is missing before {argv[0]}\n\n{usage}")
     if argv[0] not in known:
         raise _unknown(what, argv[0], known, usage)
     return argv[0], argv[1:]
 
 
 def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {what} {name!r}{hint}\n\n{usage}")
+    return ValueError(f"unknown {what} {name!r}{meant(name, known)}\n\n{usage}")
 
 
 def doctor(argv: list[str]) -> None:
@@ -305,30 +320,6 @@ def doctor(argv: list[str]) -> None:
     if argv:
         raise ValueError(f"doctor takes no options, got {' '.join(argv)}")
     print(report())
-
-
-def _parse(default: Options, prog: str, argv: list[str]) -> Options:
-    """The options, changed by the command line; an unknown one raises with the nearest name."""
-    known = ["--help", *_flags(default)]
-    for word in argv:
-        flag = word.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag.replace("--no-", "--").replace(".no-", ".") not in known:
-            (near,) = difflib.get_close_matches(flag, known, n=1, cutoff=0.0)
-            raise ValueError(f"unknown option {flag}, did you mean {near}? (--help lists all)")
-    return tyro.cli(type(default), prog=prog, default=default, args=argv)
-
-
-def _flags(section: Any, prefix: str = "--") -> list[str]:
-    """All options of a dataclass; the config's sections are at the top level."""
-    flags = []
-    for field in fields(section):
-        value = getattr(section, field.name)
-        name = "" if field.name == "config" else field.name.replace("_", "-")
-        if is_dataclass(value):
-            flags += _flags(value, f"{prefix}{name}." if name else prefix)
-        else:
-            flags.append(prefix + name)
-    return flags
 
 
 def _pretrain_usage() -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from fastequi.data.views.parameters import crop_params, view_params
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
 from fastequi.philox import Draws
+from fastequi.runtime.devices import free_memory
 
 _MIB = 2**20
 
@@ -26,7 +30,7 @@ _MIB = 2**20
 def dry_run(config: Config) -> None:
     """Prints a run's settings, sizes and memory; on a GPU it takes one real step at full batch."""
     console = Console()
-    print(config.to_json(), end="")
+    print("\n".join(settings(config)))
     method = build(config)
     table = Table("part", "parameters", title="parameters")
     for name, part in _parts(method):
@@ -34,7 +38,35 @@ def dry_run(config: Config) -> None:
             table.add_row(name.strip("_"), f"{count(part):,}")
     table.add_row("all", f"{count(method):,}", style="bold")
     console.print(table)
-    console.print(memory_table(config, method))
+    table, fitting = memory_table(config, method)
+    console.print(table)
+    if fitting:
+        print(fitting)
+
+
+_SECTION_OF_A_METHOD = {"tir": "tir", "distill": "tir", "gtsa": "gtsa", "rotnet": "rotnet"}
+
+
+def settings(config: Config) -> list[str]:
+    """A line for every section, "optim: kind=adamw, lr=0.0001, ..."; names as on the command line.
+
+    Sections that only another method reads are left out.
+    """
+    lines = [f"method={config.method}"]
+    for field in fields(config):
+        if _SECTION_OF_A_METHOD.get(field.name, config.method) == config.method:
+            lines += _section(field.name, getattr(config, field.name))
+    return lines
+
+
+def _section(name: str, section: Any) -> list[str]:
+    """Its line, and those of the sections inside it; none for a plain value."""
+    if not is_dataclass(section):
+        return []
+    values = {f.name.replace("_", "-"): getattr(section, f.name) for f in fields(section)}
+    plain = [f"{key}={value}" for key, value in values.items() if not is_dataclass(value)]
+    inside = [line for key, value in values.items() for line in _section(f"{name}.{key}", value)]
+    return [f"{name}: {', '.join(plain)}", *inside]
 
 
 def _parts(method: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -46,8 +78,8 @@ def _parts(method: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def memory_table(config: Config, method: Method) -> Table:
-    """One step's memory at the config's batch size.
+def memory_table(config: Config, method: Method) -> tuple[Table, str]:
+    """One step's memory at the config's batch size, and what to change where it is not free.
 
     Weights, gradients and AdamW's two moments follow from the parameters. Saved activations (every
     distinct storage that autograd keeps) are measured at two small batches and extrapolated
@@ -55,6 +87,7 @@ def memory_table(config: Config, method: Method) -> Table:
     On a GPU one real step is taken as well, and the allocator's peak is printed.
     """
     device = torch.device(config.train.resolved_device())
+    free = free_memory(device)
     method = method.to(device)
     weights = sum(p.numel() * p.element_size() for p in method.parameters())
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
@@ -73,8 +106,16 @@ def memory_table(config: Config, method: Method) -> Table:
         table.add_row(name, f"{size / _MIB:,.1f}")
     table.add_row("sum", f"{sum(rows.values()) / _MIB:,.1f}", style="bold")
     if device.type == "cuda":
-        table.add_row("peak of one real step", f"{_real_peak(config, method, device) / _MIB:,.1f}")
-    return table
+        table.add_row("peak of one real step", _real_peak(config, method, device))
+    needed = sum(rows.values())
+    if needed <= free:
+        return table, ""
+    step = config.data.samples_per_decode  # of which a batch is a multiple
+    most = max(batch - math.ceil((needed - free) / per_image), 0) // step * step
+    return table, (
+        f"--data.batch-size: expected at most {most} on this machine ({free / 1e9:.1f} GB free), "
+        f"got {batch}; --train.accumulate takes several batches a step"
+    )
 
 
 def synthetic(config: Config, n: int, device: torch.device) -> Batch:
@@ -140,15 +181,19 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _real_peak(config: Config, method: Method, device: torch.device) -> int:
+def _real_peak(config: Config, method: Method, device: torch.device) -> str:
+    """In MiB, or that there is not as much."""
     from fastequi.train import build_optimizer
 
     optimizer = build_optimizer(method, config)
-    batch = synthetic(config, config.data.batch_size, device)
     dtype = config.train.autocast_dtype(device)
     torch.cuda.reset_peak_memory_stats(device)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        loss = method(batch)["loss"]
-    loss.backward()
-    optimizer.step()
-    return torch.cuda.max_memory_allocated(device)
+    try:
+        batch = synthetic(config, config.data.batch_size, device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            loss = method(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+    except torch.cuda.OutOfMemoryError:
+        return "out of memory"
+    return f"{torch.cuda.max_memory_allocated(device) / _MIB:,.1f}"

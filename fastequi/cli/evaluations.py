@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, flat
+from fastequi.cli.parsing import memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import PathConfig
 from fastequi.data.sources.image_sets import Selection
@@ -183,7 +184,7 @@ class RotNetOptions(Patterned):
 
 
 def equivariance(argv: list[str]) -> None:
-    options = tyro.cli(EquivarianceOptions, prog="fastequi eval equivariance", args=argv)
+    options = parse(EquivarianceOptions, "fastequi eval equivariance", argv)
     _at_least(options, 1, "epochs", "seeds")
     _at_least(options, 10, "train_pairs", "test_pairs")
     for name, of in (("degrees", "rotation"), ("pixels", "translation")):
@@ -227,11 +228,11 @@ def equivariance(argv: list[str]) -> None:
 
 
 def knn(argv: list[str]) -> None:
-    _classes("knn", tyro.cli(KnnOptions, prog="fastequi eval knn", args=argv))
+    _classes("knn", parse(KnnOptions, "fastequi eval knn", argv))
 
 
 def linear(argv: list[str]) -> None:
-    options = tyro.cli(LinearOptions, prog="fastequi eval linear", args=argv)
+    options = parse(LinearOptions, "fastequi eval linear", argv)
     _at_least(options, 1, "seeds")
     _classes("linear", options, seeds=options.seeds)
 
@@ -260,7 +261,7 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
 
 
 def reconstruct(argv: list[str]) -> None:
-    options = tyro.cli(ReconstructOptions, prog="fastequi eval reconstruct", args=argv)
+    options = parse(ReconstructOptions, "fastequi eval reconstruct", argv)
     _at_least(options, 2, "images")
 
     from fastequi.evaluate.reconstruction import evaluate_reconstruction
@@ -277,7 +278,7 @@ def reconstruct(argv: list[str]) -> None:
 
 
 def embed(argv: list[str]) -> None:
-    options = tyro.cli(EmbedOptions, prog="fastequi embed", args=argv)
+    options = parse(EmbedOptions, "fastequi embed", argv)
     _at_least(options, 1, "batch")
     _check_crop(options.crop)
 
@@ -286,22 +287,23 @@ def embed(argv: list[str]) -> None:
     expect_places(options.data, "folders of images, tar shards or lists")
     if options.out is None:
         raise ValueError("--out: expected FILE.safetensors, FILE.npy or a folder")
-    job(
-        options.checkpoint,
-        as_images(options.selection(options.data)),
-        options.out,
-        names=options.features,
-        all_tokens=options.tokens == "all",
-        share=options.crop,
-        batch=options.batch,
-        device=options.device,
-        size=_size(options.size),
-        stated=options.stated(),
-    )
+    with memory_for("--batch", options.batch):
+        job(
+            options.checkpoint,
+            as_images(options.selection(options.data)),
+            options.out,
+            names=options.features,
+            all_tokens=options.tokens == "all",
+            share=options.crop,
+            batch=options.batch,
+            device=options.device,
+            size=_size(options.size),
+            stated=options.stated(),
+        )
 
 
 def rotnet(argv: list[str]) -> None:
-    options = tyro.cli(RotNetOptions, prog="fastequi eval rotnet", args=argv)
+    options = parse(RotNetOptions, "fastequi eval rotnet", argv)
     _at_least(options, 0, "train_images", "test_images")
     _check_crop(options.crop)
 

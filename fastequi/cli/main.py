@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
 from importlib import import_module
 
+from fastequi.cli.hints import meant
 from fastequi.data.sources.local import expect_local
 from fastequi.runtime import interrupts, streams
 from fastequi.runtime.heap import keep_heap
@@ -50,9 +50,7 @@ def _run(name: str, words: list[str]) -> int:
             return 0
         leave_with_launcher()
         if name not in _COMMANDS:
-            near = difflib.get_close_matches(name, _COMMANDS, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown command {name!r}{hint}\n\n{_usage()}")
+            raise ValueError(f"unknown command {name!r}{meant(name, _COMMANDS)}\n\n{_usage()}")
         _expect_local(words)
         getattr(import_module("fastequi.cli.commands"), name)(words)
         sys.stdout.flush()

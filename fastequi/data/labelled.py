@@ -93,12 +93,12 @@ class Files:
 
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for images, places in read(self.source, size, device=device, share=self.share):
-            pixels = F.adaptive_avg_pool2d(images.float() / 255, min(size, _RAW_SIZE))
+            pixels = F.adaptive_avg_pool2d(images.float() / 255, min(size, RAW_SIZE))
             labels = torch.from_numpy(self.labels[places]).to(device)
             yield images, pixels.flatten(1), labels
 
 
-_BATCH, _RAW_SIZE = 250, 32
+_BATCH, RAW_SIZE = 250, 32
 _MAX_NAMED = 10  # classes in a message
 DIGITS = "digits"
 

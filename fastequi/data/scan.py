@@ -58,8 +58,8 @@ class Scan:
     def summary(self) -> str:
         """The result as a few printed lines."""
         rows, left_out = self.index.rows, self.index.left_out
-        total = sum(row.bytes for row in rows) / 1e9
-        lines = [f"{len(rows)} images, {total:.3g} GB; {len(left_out)} left out"]
+        total = _size(sum(row.bytes for row in rows))
+        lines = [f"{len(rows)} images, {total}; {len(left_out)} left out"]
         if rows:
             smallest = min(rows, key=lambda row: row.height * row.width)
             largest = max(rows, key=lambda row: row.height * row.width)
@@ -199,6 +199,16 @@ def _decode(images: Sequence[_Read | str], threads: int) -> list[_Read | str]:
         pixels += size
     decode()
     return found
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that fits: "491 kB", "12.3 GB"."""
+    unit, size = "kB", count / 1e3
+    for larger in ("MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        unit, size = larger, size / 1e3
+    return f"{size:.3g} {unit}"
 
 
 def _some(lines: list[str]) -> str:

@@ -17,15 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fastequi.data.labelled import Files, LabelledSet, described, labelled_sets, per_class
+from fastequi.data.labelled import RAW_SIZE, Files, LabelledSet, described, labelled_sets, per_class
 from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
-from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.encoders import Encoder, load_all, noise
 from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.evaluate.tasks import shown
 from fastequi.functional.normalise import normalise as normalised
 from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.runtime.devices import expect_memory
 
 KS = (5, 10, 20, 200)
 TEMPERATURE = 0.07
@@ -84,6 +85,18 @@ def pooled_features(
                     row = Row(encoder=label, features=name, is_baseline=encoder.is_baseline)
                     found.setdefault(row, []).append(tokens[name].float().mean(1))
     return [Pooled(row, torch.cat(parts)) for row, parts in found.items()], torch.cat(labels)
+
+
+def _check_memory(encoders: Mapping[str, Encoder], train: int, test: int) -> None:
+    """Raises ValueError if the features of that many images do not fit into the free memory."""
+    widths = [3 * RAW_SIZE**2]  # of raw pixels, at most
+    for encoder in encoders.values():
+        tokens = encoder.features(noise(encoder.image_size, encoder.device))
+        widths += [tokens[name].shape[-1] for name in shown(encoder)]
+    each = 4 * (sum(widths) + max(widths))  # one kind twice: joined, or standardised
+    device = next(iter(encoders.values())).device
+    expect_memory("--test-images", test, each, device, reserved=each)
+    expect_memory("--train-images", train, each, device, reserved=test * each)
 
 
 def normalise(images: Tensor, encoder: Encoder) -> Tensor:
@@ -169,9 +182,10 @@ def table(rows: Sequence[ClassScore], title: str) -> Table:
     return drawn
 
 
-def comparisons(rows: Sequence[ClassScore], encoder: str) -> list[str]:
+def comparisons(rows: Sequence[ClassScore], encoder: str, test_images: int) -> list[str]:
     """For every kind of an encoder's features: more or less than raw pixels by the same probe.
 
+    If the intervals overlap, that the difference is within chance with so many test images.
     Neighbours are 20, or as many as there are: nothing is chosen by its result.
     """
     probes = list(dict.fromkeys(row.probe for row in rows))
@@ -180,9 +194,13 @@ def comparisons(rows: Sequence[ClassScore], encoder: str) -> list[str]:
     raw, lines = next(row for row in same if row.encoder is None), []
     for row in same:
         if row.encoder == encoder:
-            than = "more than" if row.low > raw.high else "about as much as"
-            than = "less than" if row.high < raw.low else than
-            figures = f"{row.accuracy:.3f}, {than} raw pixels: {raw.accuracy:.3f}"
+            figures = f"{row.accuracy:.3f}, raw pixels {raw.accuracy:.3f}"
+            if row.low > raw.high:
+                figures = f"{row.accuracy:.3f}, more than raw pixels: {raw.accuracy:.3f}"
+            elif row.high < raw.low:
+                figures = f"{row.accuracy:.3f}, less than raw pixels: {raw.accuracy:.3f}"
+            else:
+                figures += f"; with {test_images:,} test images the difference is within chance"
             lines.append(f"{row.label} by {probe}: {figures}")
     return lines
 
@@ -223,6 +241,7 @@ def evaluate_classes(
     seen = seen_in_training((spec, *against), tested)
     console, start = Console(), time.monotonic()
     print(described(*splits))
+    _check_memory(encoders, len(splits[0]), len(splits[1]))
     with console.status("") as status:
         status.update("features of the training images")
         train = pooled_features(encoders, splits[0])
@@ -239,7 +258,7 @@ def evaluate_classes(
     title = f"{len(names)} classes by {kind}, {counts[0]:,} training and {counts[1]:,} test images"
     console.width = max(console.width, 140 if kind == "knn" else 80)
     console.print(table(rows, title))
-    for line in comparisons(rows, encoder.name):
+    for line in comparisons(rows, encoder.name, counts[1]):
         print(line)
     selection = Selection.of(data)
     alone = len(selection.places) == 1 and not selection.patterns and test_data is None

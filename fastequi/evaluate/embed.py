@@ -20,6 +20,7 @@ from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_encoder, noise
 from fastequi.evaluate.results import documented, writable, writable_folder
 from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.runtime.devices import expect_memory
 
 _FILES = (".safetensors", ".npy")
 _OTHERS = (".pt", ".pth", ".npz", ".h5", ".hdf5", ".csv", ".json", ".parquet", ".pkl", ".bin")
@@ -54,6 +55,7 @@ def embeddings(
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     files: list[str] = []
     frame = size or (encoder.image_size, encoder.image_size)
+    _check_memory(encoder, len(source), frame, names, all_tokens)
     for images, places in read(source, frame, device=encoder.device, share=share, batch=batch):
         tokens = encoder.features(normalise(images, encoder))
         for name in names:
@@ -62,6 +64,21 @@ def embeddings(
             found[name].append((value if whole else value.mean(1)).cpu())
         files += [source.names[place] for place in places]
     return {name: torch.cat(parts) for name, parts in found.items()}, files
+
+
+def _check_memory(
+    encoder: Encoder, n: int, size: tuple[int, int], names: Sequence[str], all_tokens: bool
+) -> None:
+    """Raises ValueError if the features of n images do not fit into memory, with one kind twice."""
+    tokens = encoder.features(noise(size, encoder.device))
+    each = [
+        4 * (tokens[k].numel() if all_tokens and k != "cls" else tokens[k].shape[-1]) for k in names
+    ]
+    advice = "--include takes some of the images"
+    if all_tokens:
+        advice += ", --tokens mean needs less of each"
+    cpu = torch.device("cpu")
+    expect_memory("--data", n, sum(each) + max(each), cpu, advice=advice)
 
 
 def _chosen(names: Sequence[str], encoder: Encoder) -> tuple[str, ...]:

@@ -52,8 +52,10 @@ class Encoder:
 
     Attributes:
         name: for tables.
-        features: normalised images [B, 3, H, W] to tokens by name: "patch" [B, L, D] and, where
-            there are such, "cls" [B, 1, D], "z_inv", "z_equi" [B, L, ·], "block1", ...
+        features: normalised images [B, 3, H, W], floats on `device`, to tokens by name: "patch"
+            [B, L, D] and, where there are such, "cls" [B, 1, D], "z_inv", "z_equi" [B, L, ·],
+            "block1", ... Images need not be of `image_size`: a ViT takes any sides that are
+            multiples of its patch size, and its positions are interpolated for them.
         names: of those that it gives.
         image_size: side of the images it is made for, in pixels.
         patch_size: side of a patch in pixels; None where tokens are no grid of patches.
@@ -79,23 +81,57 @@ class Encoder:
     is_baseline: bool = False
 
     def __post_init__(self) -> None:
-        """Features that are not finite are an error, in every evaluation."""
+        """Wrong images and features that are not finite are errors, in every evaluation."""
         found = self.features
         plain = found.features if isinstance(found, _Checked) else found
-        object.__setattr__(self, "features", _Checked(self.name, plain))
+        takes = self.image_size, self.patch_size, self.device
+        object.__setattr__(self, "features", _Checked(self.name, plain, *takes))
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """Features, unless they are not finite."""
+    """Features, unless they are not finite or of images that the encoder does not take."""
 
     name: str
     features: Features
+    image_size: int
+    patch_size: int | None
+    device: torch.device
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        tokens = self.features(images)
+        self._expect_images(images)
+        height, width = images.shape[-2:]
+        try:
+            tokens = self.features(images)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError, IndexError) as error:
+            if height == width == self.image_size:
+                raise
+            own = f"{self.image_size}x{self.image_size}"
+            raise ValueError(
+                f"images: expected {own} px, which {self.name} is made for, got {height}x{width} "
+                f"({error})"
+            ) from error
         expect_finite(self.name, tokens)
         return tokens
+
+    def _expect_images(self, images: Tensor) -> None:
+        """Raises ValueError or TypeError unless they are floats [B, 3, H, W] on the device."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected [B, 3, H, W], got {list(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images: expected floats, normalised by the encoder's mean and std, got "
+                f"{images.dtype}"
+            )
+        if images.device.type != self.device.type:
+            raise ValueError(f"images: expected them on {self.device}, got {images.device}")
+        height, width = images.shape[-2:]
+        patch = self.patch_size
+        if min(height, width) < 1 or (patch and (height % patch or width % patch)):
+            sides = f"multiples of the patch size {patch}" if patch else "sides of 1 px or more"
+            raise ValueError(f"images: expected {sides}, got {height}x{width}")
 
 
 def expect_finite(name: str, values: Mapping[str, Tensor]) -> None:
@@ -131,6 +167,9 @@ def load_encoder(
     """The encoder a spec names (see the module), with the weights that evaluation should use.
 
     Those are a run's EMA if it keeps one, else its last; the teacher's where there is one.
+    `encoder.features(images)` takes normalised floats [B, 3, H, W] on the device;
+    `fastequi.functional.normalise.normalise(images, encoder.mean, encoder.std)` makes them of
+    uint8 images. Of sizes other than `encoder.image_size` see :class:`Encoder`.
 
     Args:
         spec: a folder, a file, or `module:function`.

@@ -147,10 +147,13 @@ class Report:
     def table(self, title: str = "R² on unseen parts") -> Table:
         """For the terminal; the first parameter with its interval and its median error.
 
+        Without an interval where there is one test photograph: it would say nothing of others.
         Behind ± stands the standard deviation of the mean R² over the probes' seeds.
         """
         seeds = max((len(score.seeds) for score in self.scores), default=1)
-        pairs = f"{self.train_pairs:,} / {self.test_pairs:,} pairs, {self.photographs} test images"
+        single = self.photographs == 1
+        tested = "1 test image, so no interval" if single else f"{self.photographs} test images"
+        pairs = f"{self.train_pairs:,} / {self.test_pairs:,} pairs, {tested}"
         title = f"{title}, {pairs}, {seeds} seeds"
         table = Table(title=title, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
         table.add_column("features", no_wrap=True)
@@ -162,7 +165,7 @@ class Report:
         for score in self.scores:
             value, *rest = (f"{v:.2f}" for v in (*score.r2, score.mean, score.pooled))
             rest[-2] += f" ±{score.spread:.2f}"
-            interval = f"{score.low[0]:.2f}..{score.high[0]:.2f}"
+            interval = "–" if single else f"{score.low[0]:.2f}..{score.high[0]:.2f}"
             label = "" if score.label == previous else score.label
             table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.3g}")
             previous = score.label

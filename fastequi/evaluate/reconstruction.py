@@ -323,7 +323,7 @@ def evaluate_reconstruction(
     seen = seen_in_training([spec], source if data else None)
     found, console = measured(encoder, source, images=images, seed=seed), Console()
     if found.predictions:
-        show_predictions(found.predictions, console)
+        show_predictions(found.predictions, console, single=len(source) == 1)
     else:
         print(f"{spec} has no decoders (a base alone), so nothing is reconstructed")
     console.print(_spectrum_table(found.spectra))
@@ -364,14 +364,18 @@ def _spectra(encoder: Encoder, images: Tensor) -> tuple[SpectrumRow, ...]:
     return tuple(rows)
 
 
-def show_predictions(found: Predictions, console: Console) -> None:
-    """Prints the pooled error first, then means over images, then the gain by texture and angle."""
+def show_predictions(found: Predictions, console: Console, *, single: bool = False) -> None:
+    """Prints the pooled error first, then means over images, then the gain by texture and angle.
+
+    `single`: all images are of one photograph, so there are no intervals.
+    """
     pooled = found.pooled
     console.print(
         f"error of all pixels: predicted {pooled.predicted:.2f} dB, the nearer view in its place "
         f"{pooled.nearer_view:.2f} dB"
     )
-    console.print(f"pooled gain {interval(pooled, 1)}")
+    alone = f"{pooled.gain:+.1f} dB, of one photograph, so no interval"
+    console.print(f"pooled gain {alone if single else interval(pooled, 1)}")
     table = Table(title="between the views, means over images", box=box.SIMPLE_HEAD)
     table.add_column("measure", no_wrap=True)
     for name in ("k", "predicted", "nearer view"):
@@ -380,9 +384,8 @@ def show_predictions(found: Predictions, console: Console) -> None:
     for label, q, digits in (("PSNR, dB", found.psnr, 2), ("SSIM", found.ssim, 3)):
         for k, both in enumerate(zip(q.predicted, q.nearer_view, strict=True), 1):
             table.add_row(label, str(k), *(f"{value:.{digits}f}" for value in both))
-        gains.append(
-            f"{label} gained {q.gain:+.{digits}f} ({q.low:+.{digits}f}..{q.high:+.{digits}f})"
-        )
+        within = "" if single else f" ({q.low:+.{digits}f}..{q.high:+.{digits}f})"
+        gains.append(f"{label} gained {q.gain:+.{digits}f}{within}")
     table.caption = "; ".join(gains)
     console.print(table)
     table = Table(title="gain over the nearer view, dB", box=box.SIMPLE_HEAD)

@@ -39,6 +39,7 @@ from fastequi.evaluate.classification import RAW, ClassScore, class_score
 from fastequi.evaluate.encoders import Encoder, expect_finite, load_all
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.methods.rotnet import ANGLES, RotNet
+from fastequi.runtime.devices import expect_memory
 
 FEW = (10, 50)  # labels a class that the few-label probes get
 _CONV_STEPS = 300  # of the convolutional probe, which costs more than all others together
@@ -256,6 +257,11 @@ def evaluate_rotnet(
     seen = seen_in_training((spec, *against), tested)
     console, start = Console(), time.monotonic()
     print(described(*splits))
+    counts, cpu = [len(part) for part in splits], torch.device("cpu")
+    # the images as bytes, the features of one encoder's blocks as float32
+    each = 3 * size**2 + 4 * _FEATURES * len(encoder.names)
+    expect_memory("--test-images", counts[1], each, cpu, reserved=each)
+    expect_memory("--train-images", counts[0], each, cpu, reserved=counts[1] * each)
     train, test = (_gathered(part, size, encoder.device) for part in splits)
     few, names = _few(train, test), splits[0].classes
     rotations = [

@@ -9,7 +9,6 @@ the photograph has room for it, with the margin that SE(2) needs.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.functional.normalise import denormalise, normalise
 from fastequi.philox import Draws
+from fastequi.runtime.devices import expect_memory
 
 GEOMETRIC = ("rotation", "translation", "se2")
 FEATURES = ("z_equi", "z_inv", "patch", "cls")
@@ -331,7 +331,7 @@ def _check_memory(
     budget: Budget,
     device: torch.device,
 ) -> None:
-    """Raises ValueError at once for what would run out of memory after an hour."""
+    """Raises ValueError if the pairs and their features do not fit into the free memory."""
     image = noise(views.image_size, device)
     tokens = [2 * 3 * min(views.image_size, RAW_SIZE) ** 2]  # of the raw pair
     whole = "token" in budget.probes
@@ -341,14 +341,11 @@ def _check_memory(
         tokens.append(sum(each) + max(each))  # all of them, one standardised
     # beside them the pairs as 16-bit numbers
     of_each = 2 * 2 * 3 * views.image_size**2 + 4 * max(tokens)
-    needed = (budget.train_pairs + 2 * budget.test_pairs) * of_each
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > memory:
-        raise ValueError(
-            f"train_pairs: {budget.train_pairs:,} pairs of {views.image_size} px need about "
-            f"{needed / 1e9:.0f} GB, the {device.type} has {memory / 1e9:.0f}; take fewer, or "
-            f"leave out the token probe"
-        )
+    expect_memory("--test-pairs", budget.test_pairs, 2 * of_each, device, reserved=10 * of_each)
+    advice = "with fewer pairs R² says more of the probes than of the features"
+    if whole:
+        advice += "; --probes mlp ridge needs less"
+    tested = 2 * budget.test_pairs * of_each
+    expect_memory(
+        "--train-pairs", budget.train_pairs, of_each, device, reserved=tested, advice=advice
+    )

@@ -39,12 +39,11 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A value with its interval; a baseline is drawn hollow."""
+    """A value with its interval, or None without one; a baseline is drawn hollow."""
 
     label: str
     value: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
     is_baseline: bool = False
     color: int = 0
 
@@ -106,8 +105,8 @@ def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
         rows: shares or R²; the axis is 0..1 and grows where values lie outside, not below -0.5.
         digits: decimals of the figures.
     """
-    low = max(min([0.0, *(row.low for row in rows)]), -0.5)
-    high = max([1.0, *(row.high for row in rows)])
+    ends = [end for row in rows for end in (row.value, *(row.interval or ()))]
+    low, high = max(min([0.0, *ends]), -0.5), max([1.0, *ends])
     left, right, top = 4, 54, 24
     height = top + _ROW * len(rows) + 26
 
@@ -127,9 +126,10 @@ def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
         under.append(
             tag("rect", **box, class_="baseline" if row.is_baseline else f"bar c{row.color}")
         )
-        a, b, middle = at(row.low), at(row.high), y + 26.5
-        over.append(tag("line", x1=_f(a), x2=_f(b), y1=middle, y2=middle, class_="whisker"))
-        over += [_upright(x, middle - 4, middle + 4, "whisker") for x in (a, b)]
+        if row.interval:
+            (a, b), middle = map(at, row.interval), y + 26.5
+            over.append(tag("line", x1=_f(a), x2=_f(b), y1=middle, y2=middle, class_="whisker"))
+            over += [_upright(x, middle - 4, middle + 4, "whisker") for x in (a, b)]
         over.append(_text(_cut(row.label), left, y + 14, "start", kind="label"))
         over.append(_text(_decimals(row.value, digits), _WIDTH - 4, y + 31, "end", kind="value"))
     under.append(_upright(at(0), top, bottom, "axis"))
@@ -139,12 +139,16 @@ def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
         under.append(_upright(x, top - 6, bottom, "best"))
         side = "end" if x > _WIDTH / 2 else "start"
         over.append(_text("strongest baseline", x, top - 11, side, kind="best"))
-    said = "; ".join(
-        f"{row.label}{' (baseline)' if row.is_baseline else ''} {row.value:.2f}, "
-        f"95 % {row.low:.2f} to {row.high:.2f}"
-        for row in rows
-    )
+    said = "; ".join(map(_said, rows))
     return _svg(f"{title}: {said}", height, under + over)
+
+
+def _said(row: Bar) -> str:
+    """A bar in words."""
+    value = f"{row.label}{' (baseline)' if row.is_baseline else ''} {row.value:.2f}"
+    if row.interval is None:
+        return value
+    return f"{value}, 95 % {row.interval[0]:.2f} to {row.interval[1]:.2f}"
 
 
 def _upright(x: float, top: float, bottom: float, kind: str) -> str:

@@ -78,10 +78,10 @@ def _mean(values: list[float]) -> float:
 
 
 def strongest(report: dict[str, Any], result: Result) -> tuple[list[Row], float]:
-    """The best rows of the run's own features, and the strongest baseline's mean R², at least 0."""
+    """The best rows of the run's own features, and the strongest baseline's mean R²."""
     rows = best_rows(report)
     baselines = [row["mean"] for row in rows if row["is_baseline"]]
-    return [row for row in rows if result.is_own(row)], max([0.0, *baselines])
+    return [row for row in rows if result.is_own(row)], max(baselines, default=0.0)
 
 
 def overview(runs: Sequence[Run], badges: Sequence[str]) -> str:
@@ -106,7 +106,7 @@ def overview(runs: Sequence[Run], badges: Sequence[str]) -> str:
                         shown = two(row["mean"])
                         if is_beyond(task):
                             shown = f"{row['error'][0]:.1f}°"
-                        elif row["mean"] > baseline:
+                        elif row["mean"] > max(baseline, 0.0):
                             shown = tag("b", shown)
                         cells.setdefault((i, text(row["features"])), {})[task] = shown
             except DAMAGED:
@@ -119,7 +119,7 @@ def overview(runs: Sequence[Run], badges: Sequence[str]) -> str:
     ]
     if len(rows) * len(tasks) < 5:
         return ""
-    caption = "Mean R² by the best probe; bold where it is above the strongest baseline"
+    caption = "Mean R² by the best probe; bold where it is above the strongest baseline and above 0"
     return table(caption, ["features", *map(text, tasks)], rows)
 
 

@@ -214,7 +214,7 @@ def _reconstruction(runs: Sequence[Run]) -> str:
 def _pictures(runs: Sequence[Run], sheets: dict[str, dict[str, Sheet]]) -> str:
     found = {run.name: pictures(run, sheets.get(run.name, {})) for run in runs}
     lacking = _missing(
-        runs, lambda run: found[run.name], "pictures", "fastequi report RUN, without --no-images"
+        runs, lambda run: found[run.name], "pictures", "fastequi report RUN, without --no-pictures"
     )
     return _by_run(runs, lambda run, _: found[run.name]) + lacking
 

@@ -17,14 +17,14 @@ from fastequi.report.sheets import Sheet
 
 
 def report(
-    runs: Sequence[Path], out: Path, *, images: bool = True, data: Data | None = None
+    runs: Sequence[Path], out: Path, *, pictures: bool = True, data: Data | None = None
 ) -> Path:
     """Writes the page and prints where it is.
 
     Args:
         runs: folders of runs.
         out: the page; its folder is made if need be.
-        images: make pictures from every run's newest checkpoint.
+        pictures: draw some from every run's newest checkpoint.
         data: images for them (`fastequi.data.sources.image_sets.open_source`); None: the embedded
             ones.
 
@@ -34,9 +34,9 @@ def report(
     found = read_runs(runs)
     writable(out)
     notes: list[str] = []
-    pictures = _pictures(found, data, notes) if images else {}
+    drawn = _pictures(found, data, notes) if pictures else {}
     stamp = f"Written {datetime.now():%Y-%m-%d %H:%M} by fastequi {__version__}."
-    out.write_text(page(found, pictures, notes, stamp), encoding="utf-8")
+    out.write_text(page(found, drawn, notes, stamp), encoding="utf-8")
     print(out)
     return out
 

@@ -21,6 +21,7 @@ from fastequi.report.findings import (
 from fastequi.report.markup import number, table, tag, text, two
 from fastequi.report.runs import Run, flatten
 
+_SINGLE = "All are of one photograph: there is no interval, as it would say nothing of others."
 _OTHERS_COLOR = 7  # of encoders that are not the run's own
 _UNITS = {"angle": "°", "tx": " px", "ty": " px", "sigma": " px", "hue": " cycles"}
 
@@ -48,6 +49,8 @@ def equivariance(run: Run, color: int) -> list[str]:
             f"From {file}: probes fitted on {first['train_pairs']:,} pairs and tested on "
             f"{first['test_pairs']:,}, {seeds} seeds."
         )
+        if first.get("photographs") == 1:
+            how += f" {_SINGLE}"
         if is_zero_filled(result):
             how += (
                 " The borders of these images are filled with zeros, which reveals the "
@@ -63,11 +66,11 @@ def _panels(run: Run, task: str, result: Result, *, color: int) -> list[str]:
     report = result.document["tasks"][task]
     rows, names = best_rows(report), report["names"]
     shown = {
-        name: [(row["r2"][i], row["low"][i], row["high"][i]) for row in rows]
+        name: [(row["r2"][i], (row["low"][i], row["high"][i])) for row in rows]
         for i, name in enumerate(names)
     }
     if len(names) > 1:
-        means = [(row["mean"], row["mean_low"], row["mean_high"]) for row in rows]
+        means = [(row["mean"], (row["mean_low"], row["mean_high"])) for row in rows]
         shown = {"mean": means, **shown}
     panels = []
     for what, figures in shown.items():
@@ -75,12 +78,11 @@ def _panels(run: Run, task: str, result: Result, *, color: int) -> list[str]:
             Bar(
                 label=f"{result.name(row)} · {row['probe']}",
                 value=value,
-                low=low,
-                high=high,
+                interval=None if report.get("photographs") == 1 else interval,
                 is_baseline=row["is_baseline"],
                 color=color if result.is_own(row) else _OTHERS_COLOR,
             )
-            for row, (value, low, high) in zip(rows, figures, strict=True)
+            for row, (value, interval) in zip(rows, figures, strict=True)
         ]
         chart = bars(lines, f"{run.name}, {task}, R² of {what}")
         several = len(result.document["tasks"]) > 1
@@ -95,15 +97,17 @@ def _table(run: Run, task: str, report: dict[str, Any]) -> str:
     head = ["features", "probe", *(f"R² {text(n)}" for n in names), "mean", "pooled"]
     head += [f"median |Δ{text(n)}|" for n in names]
     lines = []
+    single = report.get("photographs") == 1
     for row in report["scores"]:
         r2 = [
-            f"{two(v)} {tag('small', f'{two(a)} to {two(b)}')}"
+            two(v) if single else f"{two(v)} {tag('small', f'{two(a)} to {two(b)}')}"
             for v, a, b in zip(row["r2"], row["low"], row["high"], strict=True)
         ]
         errors = [number(e) + _UNITS.get(n, "") for e, n in zip(row["error"], names, strict=True)]
         cells = [text(row["probe"]), *r2, two(row["mean"]), two(row["pooled"]), *errors]
         lines.append([marked(row), *cells])
-    caption = f"R² of {text(task)} in {text(run.name)}, every probe, with 95 % intervals"
+    how = "from one test photograph" if single else "with 95 % intervals"
+    caption = f"R² of {text(task)} in {text(run.name)}, every probe, {how}"
     return table(caption, head, lines, numbers=2)
 
 
@@ -121,8 +125,7 @@ def classes(run: Run, color: int) -> list[str]:
             bar = Bar(
                 label=result.name(row),
                 value=share,
-                low=low,
-                high=high,
+                interval=(low, high),
                 is_baseline=row["is_baseline"],
                 color=color if result.is_own(row) else _OTHERS_COLOR,
             )
@@ -173,7 +176,7 @@ def reconstruction(run: Run) -> list[str]:
         document = result.document
         parts = [tag("p", text(f"From {file}: {document['images']:,} views."), class_="note")]
         parts.append(_warned(result))
-        lines, gains = [], []
+        lines, gains, single = [], [], document.get("photographs") == {"test": 1}
         for name, label, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
             found = document.get(name)
             if found is None:
@@ -182,10 +185,12 @@ def reconstruction(run: Run) -> list[str]:
             for k, values in enumerate(steps, 1):
                 lines.append([label, str(k), *(f"{value:.{digits}f}{unit}" for value in values)])
             gain, low, high = (f"{found[n]:+.{digits}f}" for n in ("gain", "low", "high"))
-            gains.append(f"{label} gained {gain}{unit} ({low} to {high}).".replace("-", "−"))
+            interval = "" if single else f" ({low} to {high})"
+            gains.append(f"{label} gained {gain}{unit}{interval}.".replace("-", "−"))
         if lines:
             caption = "Predicted images, and as a baseline the nearer view in their place"
-            note = f"{' '.join(gains)} In brackets 95 % intervals over photographs."
+            how = _SINGLE if single else "In brackets 95 % intervals over photographs."
+            note = f"{' '.join(gains)} {how}"
             head = ["measure", "k", "predicted", "nearer view"]
             parts.append(table(caption, head, lines) + tag("p", text(note), class_="note"))
         spectra = []

@@ -1,8 +1,10 @@
-"""Devices by name, as options give them, checked before any work."""
+"""Devices by name, as options give them, and their free memory: checked before any work."""
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 import torch
 
@@ -40,3 +42,46 @@ def use_device(name: str, option: str = "--device") -> torch.device:
     if device.index is not None:
         torch.cuda.set_device(device)  # Triton launches on the current one
     return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free now: of a GPU, or of the machine's main memory for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device.index)[0]
+    info = Path("/proc/meminfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def expect_memory(
+    option: str,
+    count: int,
+    bytes_each: int,
+    device: torch.device,
+    *,
+    reserved: int = 0,
+    advice: str = "",
+) -> None:
+    """Refuses at once what would run out of memory after an hour.
+
+    Args:
+        option: that sets the count.
+        count: of what is kept in memory at the same time.
+        bytes_each: memory of one.
+        device: whose memory it is.
+        reserved: bytes that are needed besides.
+        advice: what follows from a smaller count, for the error.
+
+    Raises:
+        ValueError: names the option, and how many fit.
+    """
+    free = free_memory(device)
+    if reserved + count * bytes_each > free:
+        most = max((free - reserved) // bytes_each, 0)
+        said = f"; {advice}" if advice else ""
+        raise ValueError(
+            f"{option}: expected at most {most} on this machine ({free / 1e9:.1f} GB free), got "
+            f"{count}{said}"
+        )

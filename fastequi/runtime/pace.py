@@ -46,13 +46,23 @@ class Clock:
     def done(self, step: int, progress: float) -> bool:
         return progress >= 1 or step >= self.max_steps
 
+    def cut(self, step: int, progress: float) -> str:
+        """Where `max_steps` stopped the run, for its log; "" if something else did."""
+        if progress >= 1 or step < self.max_steps:
+            return ""
+        whole = f"step {step} of {self.total_steps}"
+        if self.budget:
+            whole = f"step {step}, after {self.seconds() / 60:.1f} of {self.budget / 60:g} minutes"
+        return f"stopped at {whole} (--max-steps); --resume goes on"
+
     def left(self, step: int) -> float:
-        """Remaining seconds, from the rate since the first call."""
+        """Remaining seconds, from the rate since the first call; a budget leaves steps no say."""
         if self.first is None:
             self.first = (step, self.seconds())
         steps, seconds = step - self.first[0], self.seconds() - self.first[1]
         rate = steps / seconds if seconds > 0 else 0.0
-        by_steps = (min(self.total_steps, self.max_steps) - step) / rate if rate else math.inf
+        last = self.max_steps if self.budget else min(self.total_steps, self.max_steps)
+        by_steps = (last - step) / rate if rate else math.inf
         by_time = self.budget - self.seconds() if self.budget else math.inf
         return max(min(by_steps, by_time), 0.0)
 

@@ -129,7 +129,8 @@ class Part:
 def embedded_photos(region: Region = WHOLE) -> Source:
     """The nine photographs in the package (licences beside them)."""
     folder = Path(str(resources.files("fastequi.data").joinpath("photos")))
-    return image_folder(folder, region)
+    listing = replace(folder_listing(folder), passed_over={})  # the licences
+    return _of_files(f"image folder: {folder}", listing, region, None, TOLERATE, _ALL)
 
 
 def open_source(
@@ -203,7 +204,10 @@ def image_folder(
     if not folder.exists():
         raise FileNotFoundError(f"image folder: {folder} does not exist")
     if not folder.is_dir():
-        raise NotADirectoryError(f"image folder: {folder} is a file; expected a folder of images")
+        raise NotADirectoryError(
+            f"image folder: {folder} is a file; expected a folder of images, tar shards (.tar) or "
+            f"a list (.txt) with one path per line"
+        )
     listing = folder_listing(folder)
     return _of_files(f"image folder: {folder}", listing, region, index, tolerate, patterns)
 

@@ -1,1 +1,1 @@
-"""What is drawn for each image: windows, colours, masks, rotations; it decodes no pixel."""
+"""What is drawn for each image, without a pixel decoded; methods/tir.py warps u to the view v2."""

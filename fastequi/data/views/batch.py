@@ -81,8 +81,8 @@ class Batch:
     Attributes:
         v1: [B, 3, H, W] first view A1(I), normalised, float32 or bfloat16.
         u: [B, 3, Hs, Ws] second view A2(I) before the path transformation, uint8 0..255,
-            channels-last in memory. It may show a margin around the view (Hs >= H), so that a
-            rotated view has no empty corners.
+            channels-last in memory; `fastequi.methods.tir` warps it to v2. It may show a margin
+            around the view (Hs >= H), so that a rotated view has no empty corners.
         path: [B, P] parameters of g_θ in their units (`fastequi.paths`), float32.
         sample_ids: [B] int64 on the CPU, the address of every random draw of the sample.
         epoch: of all samples in the batch.

@@ -1,0 +1,78 @@
+"""What an unknown word on the command line was probably meant to be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+# names of other libraries for the last part of an option, and ours in order of preference
+_ALIASES = {
+    "learning-rate": ("lr",),
+    "base-lr": ("lr",),
+    "batch": ("batch-size",),
+    "batch-size": ("batch",),
+    "bs": ("batch-size", "batch"),
+    "wd": ("weight-decay",),
+    "workers": ("num-threads", "threads"),
+    "num-workers": ("num-threads", "threads"),
+    "max-epochs": ("epochs",),
+    "num-epochs": ("epochs",),
+    "warmup-epochs": ("warmup",),
+    "steps": ("max-steps",),
+    "arch": ("name",),
+    "model": ("name",),
+    "backbone": ("name",),
+    "img-size": ("image-size", "size"),
+    "image-size": ("img-size", "size"),
+    "resolution": ("image-size", "size"),
+    "optimizer": ("kind",),
+    "amp": ("precision",),
+    "fp16": ("precision",),
+    "bf16": ("precision",),
+    "grad-clip": ("clip",),
+    "clip-grad": ("clip",),
+    "accum-iter": ("accumulate",),
+    "gpu": ("device",),
+    "output-dir": ("run-dir", "out"),
+    "output": ("out", "run-dir"),
+    "data-path": ("data",),
+    "dataset": ("data",),
+    "images": ("pictures",),
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that begins like this one, else the most similar; None if none is similar."""
+    words = list(known)
+    begun = [other for other in words if word and other.startswith(word)]
+    return next(iter(begun or difflib.get_close_matches(word, words, n=1)), None)
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """`, did you mean 'pretrain'?`, or nothing."""
+    near = nearest(word, known)
+    return f", did you mean {near!r}?" if near else ""
+
+
+def nearest_option(flag: str, known: Iterable[str]) -> str:
+    """The option that is most like an unknown one; its last part counts first.
+
+    Args:
+        flag: "--optim.learning-rate".
+        known: all options, "--optim.lr" among them.
+    """
+    flags = list(known)
+    by_last: dict[str, list[str]] = {}
+    for one in flags:
+        by_last.setdefault(_last(one), []).append(one)
+    last = _last(flag)
+    similar = difflib.get_close_matches(last, by_last, n=1)
+    for name in (last, *_ALIASES.get(last, ()), *similar):
+        if name in by_last:
+            flags = by_last[name]
+            break
+    return difflib.get_close_matches(flag, flags, n=1, cutoff=0.0)[0]
+
+
+def _last(flag: str) -> str:
+    return flag.removeprefix("--").rpartition(".")[2]

@@ -1,0 +1,148 @@
+"""From words to a command's options; every error is one line that names the option.
+
+tyro prints its errors in boxes of several lines. Names and values are checked here first; what is
+left of its errors is put into one line.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from fastequi.cli.hints import meant, nearest_option
+
+Options = TypeVar("Options")
+
+
+def parse(
+    kind: type[Options], prog: str, words: list[str], default: Options | None = None
+) -> Options:
+    """The options of a command, as given.
+
+    Args:
+        kind: a dataclass; its fields without a default are the words that are no options.
+        prog: the command, for its --help.
+        words: of the command line.
+        default: what is not given.
+
+    Raises:
+        ValueError: an unknown option, with the nearest name; or a value that does not fit.
+    """
+    if {"-h", "--help"} & set(words):
+        return _parsed(kind, prog, words, default)
+    known = _options(kind)
+    for i, word in enumerate(words):
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            flag = flag.replace("_", "-")
+            positive = flag.replace("--no-", "--").replace(".no-", ".")
+            name = flag if flag in known else positive
+            if name not in known:
+                near = nearest_option(flag, known)
+                raise ValueError(f"unknown option {flag}, did you mean {near}? (--help lists all)")
+            _check(flag, [value] if equals else _values(words[i + 1 :]), known[name])
+    stderr = io.StringIO()
+    try:
+        with redirect_stderr(stderr):
+            return _parsed(kind, prog, words, default)
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+        raise ValueError(_one_line(stderr.getvalue())) from stopped
+
+
+def _parsed(kind: type[Options], prog: str, words: list[str], default: Options | None) -> Options:
+    if default is None:
+        return tyro.cli(kind, prog=prog, args=words)
+    return tyro.cli(kind, prog=prog, default=default, args=words)
+
+
+def _options(kind: Any, prefix: str = "--") -> dict[str, Any]:
+    """The types of all options by name; the config's sections are at the top level."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
+    for field in fields(kind):
+        name, hint = field.name.replace("_", "-"), hints[field.name]
+        if is_dataclass(hint):
+            found |= _options(hint, prefix if name == "config" else f"{prefix}{name}.")
+        elif field.default is not MISSING or field.default_factory is not MISSING:
+            found[prefix + name] = hint
+    return found
+
+
+def _values(words: list[str]) -> list[str]:
+    """The words before the next option."""
+    ends = (i for i, word in enumerate(words) if word.startswith("--"))
+    return words[: next(ends, len(words))]
+
+
+def _check(flag: str, values: list[str], hint: Any) -> None:
+    """Raises ValueError for values that are no choice or no number where one is expected."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if union else (hint,)
+    if types.NoneType in kinds and values[:1] == ["None"]:
+        return
+    kind, *more = [kind for kind in kinds if kind is not types.NoneType]
+    if more:  # tyro knows which of them
+        return
+    count = 1
+    if typing.get_origin(kind) is tuple:
+        kind, *others = typing.get_args(kind)
+        count = len(values) if Ellipsis in others else 1 + len(others)
+    if kind is not bool and len(values) < count:
+        wanted = "a value" if count == 1 else f"{count} values"
+        raise ValueError(f"{flag}: expected {wanted}, got {' '.join(values) or 'none'}")
+    for value in values[:count]:
+        if typing.get_origin(kind) is Literal:
+            choices = [str(choice) for choice in typing.get_args(kind)]
+            if value not in choices:
+                near = meant(value, choices)
+                raise ValueError(f"{flag}: expected one of {', '.join(choices)}, got {value}{near}")
+        elif kind in (int, float):
+            what = "an integer" if kind is int else "a number"
+            try:
+                kind(value)
+            except ValueError as error:
+                raise ValueError(f"{flag}: expected {what}, got {value}") from error
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a box: the text below its title, up to the first rule after it."""
+    said = ""
+    for line in box.splitlines()[1:]:
+        text = line.strip("╭╮╰╯│ ")
+        if text.strip("─-"):
+            said += f" {text}"
+        elif said:
+            break
+    said = " ".join(said.split())
+    # of a section: "Error parsing config.data: batch_size: expected ..."
+    found = re.fullmatch(r"Error parsing (\S+): (.*)", said)
+    if not found:
+        return said
+    where, what = found.groups()
+    section = where.removeprefix("config").removeprefix(".")
+    if where.startswith("--"):
+        return f"{where}: {what}"
+    return f"{section}.{what}" if section else what
+
+
+@contextmanager
+def memory_for(option: str, count: int, advice: str = "") -> Iterator[None]:
+    """Raises ValueError that names the option where a GPU runs out of memory in the block."""
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        first = str(error).partition(". ")[0]
+        said = f"; {advice}" if advice else ""
+        raise ValueError(f"{option}: expected fewer than {count} images ({first}){said}") from error
