@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fastequi.report.cards import letter
-from fastequi.report.charts import Bar, Curve, bars, curves
+from fastequi.report.charts import Bar, Curve, bars, curves, gains
 from fastequi.report.markup import duration, number, two
 
 
@@ -36,6 +36,21 @@ def test_a_bar_without_an_interval_has_no_whiskers():
     assert "whisker" not in svg
     assert "95 %" not in svg
     assert 'aria-label="R²: ours 0.80"' in svg
+
+
+def test_gains_lie_left_and_right_of_zero():
+    svg = gains([("most texture", 2.0), ("least", -4.0)], "by texture", "dB")
+    assert "by texture, dB: most texture +2.0; least -4.0" in svg
+    assert "+2.0" in svg
+    assert "−4.0" in svg
+    bars = [
+        (float(x), float(w)) for x, w in re.findall(r'<rect x="([\d.]+)"[^>]*width="([\d.]+)"', svg)
+    ]
+    (right, wide), (left, wider) = bars
+    assert left + wider == pytest.approx(right, abs=0.2)  # both end at zero
+    assert wider == pytest.approx(2 * wide, abs=0.3)
+    assert left >= 0
+    assert right + wide <= 360
 
 
 def test_values_far_out_stay_inside_the_chart():

@@ -126,7 +126,14 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert f"{number(rows[0]['loss'])} → {number(rows[-1]['loss'])}" in found
         assert f"wall time {duration(rows[-1]['seconds'])}" in found
-    assert "PSNR, dB 30.29 nearer view in its place: 29.83" in found
+    card = (
+        "gain of predicted pixels, dB +1.8 over the nearer view in its place; mean over images +0.5"
+    )
+    assert card in found
+    assert "24.91 dB, that of the nearer view in their place 23.11 dB: pooled gain +1.8 dB" in found
+    assert "pooled gain +1.8 dB (+1.2 to +2.4)." in found
+    assert "0..10° −1.4" in found
+    assert "z_equi raw pair +0.07 −0.03 to +0.11" in found
     assert "PSNR 2 31.46 dB 30.89 dB" in found
     assert "SSIM 1 0.812 0.800" in found
     assert "PSNR gained +0.46 dB (+0.20 to +0.70). SSIM gained −0.001" in found

@@ -151,6 +151,34 @@ def _said(row: Bar) -> str:
     return f"{value}, 95 % {row.interval[0]:.2f} to {row.interval[1]:.2f}"
 
 
+def gains(rows: Sequence[tuple[str, float]], title: str, unit: str) -> str:
+    """Horizontal bars to the left and right of 0, one for each (label, value)."""
+    low = min(0.0, *(value for _, value in rows))
+    high = max(0.0, *(value for _, value in rows))
+    left, right, top, each = 118, 58, 8, 24
+    bottom = top + each * len(rows)
+
+    def at(value: float) -> float:
+        share = (value - low) / max(high - low, 1e-9)
+        return left + (_WIDTH - left - right) * share
+
+    parts = []
+    for tick in _ticks(low, high, 4):
+        parts.append(_upright(at(tick), top, bottom, "grid"))
+        parts.append(_text(number(tick), at(tick), bottom + 17, "middle"))
+    for i, (label, value) in enumerate(rows):
+        y = top + each * i
+        start, end = sorted((at(0), at(value)))
+        box = {"x": _f(start), "y": y + 5, "width": _f(max(end - start, 1)), "height": 13}
+        parts.append(tag("rect", **box, class_="bar c0"))
+        parts.append(_text(label, left - 8, y + 16, "end", kind="label"))
+        shown = f"{value:+.1f}".replace("-", "−")
+        parts.append(_text(shown, _WIDTH - 4, y + 16, "end", kind="value"))
+    parts.append(_upright(at(0), top, bottom, "axis"))
+    said = "; ".join(f"{label} {value:+.1f}" for label, value in rows)
+    return _svg(f"{title}, {unit}: {said}", bottom + 26, parts)
+
+
 def _upright(x: float, top: float, bottom: float, kind: str) -> str:
     return tag("line", x1=_f(x), x2=_f(x), y1=_f(top), y2=_f(bottom), class_=kind)
 

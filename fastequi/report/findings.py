@@ -61,20 +61,17 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
             top = max(ours, key=lambda row: row["accuracy"])
             against = f"{result.name(top)}, {top['probe']}; strongest baseline {max(others):.3f}"
             found.setdefault("accuracy", ("accuracy", f"{top['accuracy']:.3f}", against))
-        elif result.kind == "reconstruct" and "psnr" in document:
-            pred, nearer = (_mean(document["psnr"][name]) for name in ("predicted", "nearer_view"))
-            against = f"nearer view in its place: {nearer:.2f}"
-            found.setdefault("PSNR", ("PSNR, dB", f"{pred:.2f}", against))
+        elif result.kind == "reconstruct" and "pooled" in document:
+            pooled, mean = document["pooled"], document["psnr"]["gain"]
+            against = f"over the nearer view in its place; mean over images {mean:+.1f}"
+            figure = f"{pooled['gain']:+.1f}".replace("-", "−")
+            found.setdefault("gain", ("gain of predicted pixels, dB", figure, against))
         elif result.kind == "rotnet":
             (chance,) = (r for r in document["rotation_accuracy"] if r["is_baseline"])
             (own,) = (r for r in document["rotation_accuracy"] if result.is_own(r))
             figure, against = f"{own['accuracy']:.3f}", f"chance {chance['accuracy']:.3f}"
             found.setdefault("rotations", ("rotation accuracy", figure, against))
     return list(found.values())
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def strongest(report: dict[str, Any], result: Result) -> tuple[list[Row], float]:

@@ -78,6 +78,11 @@ def two(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
+def signed(value: float) -> str:
+    """A difference: as :func:`two`, with its sign."""
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+
+
 def duration(seconds: float) -> str:
     """42 s, 3 min 30 s, 2 h 5 min."""
     whole = round(seconds)

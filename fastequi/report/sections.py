@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastequi.evaluate.results import Result
-from fastequi.report.charts import Bar, bars
+from fastequi.report.charts import Bar, bars, gains
 from fastequi.report.findings import (
     CLASSES,
     DAMAGED,
@@ -18,7 +18,7 @@ from fastequi.report.findings import (
     marked,
     seen_note,
 )
-from fastequi.report.markup import number, table, tag, text, two
+from fastequi.report.markup import number, signed, table, tag, text, two
 from fastequi.report.runs import Run, flatten
 
 _SINGLE = "All are of one photograph: there is no interval, as it would say nothing of others."
@@ -42,6 +42,7 @@ def equivariance(run: Run, color: int) -> list[str]:
             what = f"{task}: every probe" + (" and every parameter" if rest else "")
             inner = [tag("div", *rest, class_="panels")] if rest else []
             inner.append(_table(run, task, report))
+            inner.append(_differences(report))
             parts.append(tag("details", tag("summary", text(what)), *inner))
         first = next(iter(every.values()))
         seeds = max((len(row["seeds"]) for row in first["scores"]), default=1)
@@ -90,6 +91,25 @@ def _panels(run: Run, task: str, result: Result, *, color: int) -> list[str]:
         caption = tag("figcaption", tag("b", text(of if len(shown) > 1 else task)), " R²")
         panels.append(tag("figure", caption, chart, class_="panel"))
     return panels
+
+
+def _differences(report: dict[str, Any]) -> str:
+    """Every trained row's best probe less that of each baseline, on the same test images."""
+    if report.get("photographs") == 1 or not report.get("differences"):
+        return ""
+    lines = []
+    for row in report["differences"]:
+        every = zip(
+            (*row["r2"], row["mean"]),
+            (*row["low"], row["mean_low"]),
+            (*row["high"], row["mean_high"]),
+            strict=True,
+        )
+        cells = [f"{signed(v)} {tag('small', f'{signed(a)} to {signed(b)}')}" for v, a, b in every]
+        lines.append([text(row["label"]), text(row["against"]), *cells])
+    head = ["features", "less", *(f"R² {text(n)}" for n in report["names"]), "mean"]
+    caption = "Differences of the best probes, with 95 % intervals of the differences"
+    return table(caption, head, lines, numbers=2)
 
 
 def _table(run: Run, task: str, report: dict[str, Any]) -> str:
@@ -176,7 +196,10 @@ def reconstruction(run: Run) -> list[str]:
         document = result.document
         parts = [tag("p", text(f"From {file}: {document['images']:,} views."), class_="note")]
         parts.append(_warned(result))
-        lines, gains, single = [], [], document.get("photographs") == {"test": 1}
+        single = document.get("photographs") == {"test": 1}
+        if "pooled" in document:
+            parts.append(_predictions(run, document, single))
+        lines, gained = [], []
         for name, label, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
             found = document.get(name)
             if found is None:
@@ -186,11 +209,13 @@ def reconstruction(run: Run) -> list[str]:
                 lines.append([label, str(k), *(f"{value:.{digits}f}{unit}" for value in values)])
             gain, low, high = (f"{found[n]:+.{digits}f}" for n in ("gain", "low", "high"))
             interval = "" if single else f" ({low} to {high})"
-            gains.append(f"{label} gained {gain}{unit}{interval}.".replace("-", "−"))
+            gained.append(f"{label} gained {gain}{unit}{interval}.".replace("-", "−"))
         if lines:
-            caption = "Predicted images, and as a baseline the nearer view in their place"
+            caption = (
+                "Means over images: predicted, and as a baseline the nearer view in their place"
+            )
             how = _SINGLE if single else "In brackets 95 % intervals over photographs."
-            note = f"{' '.join(gains)} {how}"
+            note = f"{' '.join(gained)} {how}"
             head = ["measure", "k", "predicted", "nearer view"]
             parts.append(table(caption, head, lines) + tag("p", text(note), class_="note"))
         spectra = []
@@ -204,6 +229,25 @@ def reconstruction(run: Run) -> list[str]:
         return "".join(parts)
 
     return _each(run, ("reconstruct",), show)
+
+
+def _predictions(run: Run, document: dict[str, Any], single: bool) -> str:
+    """The gain in the squared error of all pixels, and where it comes from."""
+    pooled = document["pooled"]
+    gain, low, high = (f"{pooled[name]:+.1f}" for name in ("gain", "low", "high"))
+    said = (
+        f"The squared error of all pixels is {pooled['predicted']:.2f} dB, that of the nearer view "
+        f"in their place {pooled['nearer_view']:.2f} dB: pooled gain {gain} dB"
+        + ("." if single else f" ({low} to {high}).")
+    )
+    panels = []
+    for name, what in (("by_texture", "texture"), ("by_angle", "angle")):
+        if rows := [(row["name"], row["pooled"]) for row in document[name]]:
+            chart = gains(rows, f"{run.name}, pooled gain by {what}", "dB")
+            caption = tag("figcaption", tag("b", f"by {what}"), " pooled gain, dB")
+            panels.append(tag("figure", caption, chart, class_="panel"))
+    note = tag("p", text(said.replace(" -", " −").replace("(-", "(−")), class_="note")
+    return note + tag("div", *panels, class_="panels")
 
 
 def others(run: Run) -> list[str]:

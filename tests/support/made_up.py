@@ -21,6 +21,14 @@ RECONSTRUCT = {
              "low": 0.2, "high": 0.7},
     "ssim": {"predicted": [0.8123, 0.9], "nearer_view": [0.8, 0.91], "gain": -0.0012,
              "low": -0.01, "high": 0.007},
+    "pooled": {"predicted": 24.912, "nearer_view": 23.111, "gain": 1.801, "low": 1.2, "high": 2.4},
+    "by_texture": [
+        {"name": "most texture", "images": 128, "nearer_view": 19.0, "gain": 2.2, "pooled": 2.31},
+        {"name": "least texture", "images": 128, "nearer_view": 44.0, "gain": -4.5, "pooled": -3.6},
+    ],
+    "by_angle": [
+        {"name": "0..10°", "images": 90, "nearer_view": 36.0, "gain": -3.8, "pooled": -1.4}
+    ],
     "spectra": [{"encoder": "run", "features": "z_equi", "is_baseline": False, "tokens": "all",
                  "channels": 192, "rank": 118, "variance": 0.298, "participation": 2.64,
                  "entropy": 4.05}],
@@ -51,7 +59,13 @@ def scores(names, run, shift=0.0):
             mean = {"mean": sum(r2) / len(r2), "mean_low": low[0], "mean_high": high[-1]}
             mean["pooled"] = mean["mean"] - 0.003
             rows.append({**row, "high": high, "error": error, **mean, "seeds": [0.1, 0.2]})
-    return {"names": names, "train_pairs": 24000, "test_pairs": 2000, "scores": rows}
+    figures = {"r2": [0.0712] * len(names), "low": [-0.0312] * len(names)}
+    figures |= {"high": [0.1149] * len(names), "mean": 0.0712, "mean_low": 0.01, "mean_high": 0.13}
+    row = {"label": f"{run}, z_equi", "probe": "token", "against": "raw pair"}
+    return {
+        "names": names, "train_pairs": 24000, "test_pairs": 2000, "scores": rows,
+        "differences": [{**row, "against_probe": "mlp", **figures}],
+    }  # fmt: skip
 
 
 def equivariance(run, tasks, zero_fill=False, **others):
