@@ -9,10 +9,11 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from bench import equivariance, probe_pairs
+from bench import choices, equivariance, probe_pairs
 from bench.equivariance import base_of, config_of, described
 from fastequi.build import build
 from fastequi.cli.dryrun import synthetic
+from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
 from fastequi.evaluate.results import label
 
 SHORT = ["--test-pairs", "20", "--epochs", "1", "--probes", "token", "mlp"]
@@ -110,3 +111,20 @@ def test_the_curve_over_pairs(out, monkeypatch, tmp_path, capsys):
         name = label(row["encoder"], row["features"])
         line = f"| {name} | {row['probe']} | {row['mean']:.2f} | {more['mean']:.2f} |"
         assert line in printed
+
+
+def test_choices_are_judged_on_a_part_of_the_training_regions(tmp_path, monkeypatch, capsys):
+    assert choices.FITTED[3] <= choices.VALIDATION[1]
+    assert choices.VALIDATION[2] == TRAIN_REGION[2] <= TEST_REGION[0]
+    small = "--model.embed-dim 32 --model.depth 1 --tir.dim 16 --tir.equi-dim 8 --tir.expander 8"
+    words = ["--steps", 2, "--pairs", 60, "--out", tmp_path, f"{small} --tir.decoder-convs 0"]
+    call(choices.main, monkeypatch, *words)
+    (row,) = json.loads((tmp_path / "choices.json").read_text())["runs"]
+    assert row["options"] == words[-1]
+    assert row["steps"] == 2
+    for task in ("se2", "se2, photometric"):
+        assert len(row[f"{task}: TIR, z_equi"]) == len(row[f"{task}: raw pair"]) == 3
+    assert {"pooled", "most texture", "0..10°", "recon"} <= set(row)
+    monkeypatch.setattr(choices, "pretrain", None)  # it is there already
+    call(choices.main, monkeypatch, *words)
+    assert json.loads((tmp_path / "choices.json").read_text())["runs"] == [row]

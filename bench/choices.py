@@ -1,0 +1,148 @@
+"""With which settings does the demo learn best? Judged on a part that no test ever sees.
+
+    python -m bench.choices --steps 1200 --out FOLDER \\
+        "" "--tir.decoder blocks --tir.decoder-width 96" "--optim.lr 4e-3"
+
+Every argument holds the settings of one run, as `fastequi pretrain demo` takes them. It is trained
+on the left 70 % and upper 70 % of every photograph and judged on the left 70 % of its lower 30 %:
+the gain of the predicted images, and R² of pairs, clean and photometric, from z_equi by its best
+probe. The right 30 % of the photographs, on which the demo reports, are not touched. What is
+finished lies in --out and is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from bench.report import made_by
+from fastequi import paths
+from fastequi.atomic import replace_text
+from fastequi.build import views_of
+from fastequi.config import Config
+from fastequi.data.loader import Loader
+from fastequi.data.sources.image_sets import Source, embedded_photos
+from fastequi.data.sources.splits import TRAIN_REGION
+from fastequi.evaluate.encoders import of_method
+from fastequi.evaluate.photometric import Photometric
+from fastequi.evaluate.probes import Fit
+from fastequi.evaluate.reconstruction import path_loader, predictions
+from fastequi.evaluate.tasks import Budget, Task, Windows, score_tasks
+from fastequi.methods.tir import TIR
+from fastequi.recipes import RECIPES
+from fastequi.train import pretrain
+
+_LEFT, _TOP, _RIGHT, _BOTTOM = TRAIN_REGION
+_CUT = _TOP + 0.7 * (_BOTTOM - _TOP)
+FITTED = _LEFT, _TOP, _RIGHT, _CUT
+VALIDATION = _LEFT, _CUT, _RIGHT, _BOTTOM
+_IMAGES, _SEED = 512, 3
+
+
+def config_of(words: str, steps: int) -> Config:
+    """The demo's recipe with changed settings, its schedule `steps` long (0: by minutes)."""
+    config: Config = tyro.cli(Config, default=RECIPES["demo"](), args=shlex.split(words))
+    if not steps:
+        return config
+    data = config.data
+    files = len(embedded_photos(FITTED))
+    repeat = -(-steps * data.batch_size // (files * data.samples_per_decode))
+    return replace(
+        config,
+        data=replace(data, repeat=repeat),
+        train=replace(config.train, minutes=0.0, epochs=1),
+    )
+
+
+def judged(method: TIR, config: Config, budget: Budget) -> dict[str, Any]:
+    """What is known of a trained run on the validation part."""
+    train, held_out = embedded_photos(FITTED), embedded_photos(VALIDATION)
+    encoder = of_method(method, config, "TIR")
+    found: dict[str, Any] = {}
+    if method.decoder is not None:
+        with path_loader(config, held_out, encoder.device, _SEED) as loader:
+            quality = predictions(method, loader, _IMAGES, loader.cfg.samples_per_file)
+        found |= {"pooled": quality.pooled.gain, "mean of dB": quality.psnr.gain}
+        found |= {part.name: part.pooled for part in (*quality.by_texture, *quality.by_angle)}
+    name = "z_equi" if method.decoder is not None else "patch"
+
+    def windows(source: Source, path: paths.Path, seed: int) -> Loader:
+        return path_loader(config, source, encoder.device, seed)
+
+    path, family = config.path.build(), config.path.family
+    reports = score_tasks(
+        {"TIR": replace(encoder, names=(name,))},
+        train,
+        held_out,
+        {family: Task(path), f"{family}, photometric": Task(path, photometric=Photometric())},
+        budget=budget,
+        windows=Windows(views_of(config), windows),
+    )
+    for task, report in reports.items():
+        for label in (f"TIR, {name}", "raw pair"):
+            found[f"{task}: {label}"] = report.best(label).r2
+    return found
+
+
+def run_one(words: str, steps: int, out: Path, budget: Budget) -> dict[str, Any]:
+    """Trains and judges one setting, unless its file is there."""
+    name = hashlib.sha256(f"{words}|{steps}".encode()).hexdigest()[:12]
+    file = out / f"{name}.json"
+    if file.is_file():
+        row: dict[str, Any] = json.loads(file.read_text())
+        return row
+    config, run = config_of(words, steps), out / name
+    torch.manual_seed(config.train.seed)
+    start = time.monotonic()
+    resume = (run / "config.json").is_file()
+    last = steps or None
+    method = pretrain(config, embedded_photos(FITTED), run, resume=resume, max_steps=last)
+    seconds = time.monotonic() - start
+    assert isinstance(method, TIR)
+    last_row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    row = {"options": words, "steps": last_row["step"], "seconds": round(seconds, 1)}
+    row |= {name: last_row[name] for name in ("ssl", "recon") if name in last_row}
+    row |= judged(method, config, budget)
+    replace_text(file, json.dumps(row) + "\n")
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("settings", nargs="+", help="of one run each, as pretrain demo takes them")
+    parser.add_argument("--steps", type=int, default=0, help="of each run; 0: train.minutes")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of runs and of choices.json"
+    )
+    parser.add_argument("--pairs", type=int, default=3000, help="that the probes are fitted on")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    budget = Budget(
+        train_pairs=options.pairs,
+        test_pairs=1000,
+        probes=("token", "mlp"),
+        pixels=("raw pair",),
+        fit=Fit(epochs=6, width=512, seeds=1),
+    )
+    document = made_by("python -m bench.choices")
+    rows = []
+    for words in options.settings:
+        rows.append(run_one(words, options.steps, options.out, budget))
+        print(json.dumps(rows[-1]), flush=True)
+    document |= {"pairs": options.pairs, "runs": rows}
+    replace_text(options.out / "choices.json", json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
