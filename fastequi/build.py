@@ -82,6 +82,7 @@ def build_decoder(config: Config) -> Decoder:
             *sizes,
             depth=tir.decoder_depth,
             num_heads=tir.decoder_heads,
+            mlp_ratio=model.mlp_ratio,
             shared=tir.decoder_shared,
             attention=model.attention,
         )

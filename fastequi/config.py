@@ -94,7 +94,7 @@ class TIRConfig:
     decoder: Literal["patch", "blocks", "pixel_shuffle"] = "patch"
     decoder_width: int = 256
     decoder_convs: int = 4  # patch, pixel_shuffle
-    decoder_depth: int = 2  # transformer blocks (blocks)
+    decoder_depth: int = 2  # transformer blocks, of the encoder's mlp_ratio (blocks)
     decoder_heads: int = 4  # attention heads (blocks)
     decoder_shared: bool = True  # one trunk of blocks for all steps; else one each (blocks)
     expander: tuple[int, ...] = (8192, 8192, 8192)  # layer widths (vicreg)

@@ -123,7 +123,9 @@ def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
     if begun.model.name.startswith("vit"):
         small = replace(begun.model, embed_dim=16, depth=1, num_heads=1)
         begun = replace(begun, model=small, gtsa=replace(begun.gtsa, dim=8, rotation_dims=(8, 8)))
-    small = replace(begun.tir, dim=24, equi_dim=8, decoder_width=8, decoder_convs=1)
+    small = replace(
+        begun.tir, dim=24, equi_dim=8, decoder_width=8, decoder_heads=1, decoder_convs=1
+    )
     small = replace(small, expander=(8, 8), projector=(8, 8))
     sizes = replace(begun.distill, prototypes=8, hidden_dim=8, bottleneck_dim=8)
     begun = replace(begun, tir=small, distill=sizes)

@@ -20,7 +20,9 @@ def test_it_leaves_a_table_figures_and_pictures(tmp_path, capsys):
     config = replace(
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=1),
-        tir=replace(config.tir, dim=16, equi_dim=8, decoder_width=8, expander=(16,)),
+        tir=replace(
+            config.tir, dim=16, equi_dim=8, decoder_width=8, decoder_heads=1, expander=(16,)
+        ),
         train=replace(config.train, minutes=0.05),
     )
     torch.manual_seed(3)

@@ -42,7 +42,9 @@ def runs(tmp_path_factory):
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=1, class_token=True),
         data=replace(config.data, batch_size=8, samples_per_decode=4),
-        tir=replace(config.tir, dim=16, equi_dim=8, decoder_width=8, expander=(16, 16)),
+        tir=replace(
+            config.tir, dim=16, equi_dim=8, decoder_width=8, decoder_heads=1, expander=(16, 16)
+        ),
         train=replace(config.train, minutes=0.0, epochs=1, tensorboard=False),
     )
     pretrain(config, source, folder / "tir", max_steps=2)

@@ -25,7 +25,14 @@ def small(**method) -> Config:
         model=replace(config.model, embed_dim=32, depth=1, num_heads=1),
         tir=replace(
             config.tir,
-            **{"dim": 16, "equi_dim": 8, "decoder_width": 8, "expander": (16, 16), **method},
+            **{
+                "dim": 16,
+                "equi_dim": 8,
+                "decoder_width": 8,
+                "decoder_heads": 1,
+                "expander": (16, 16),
+                **method,
+            },
         ),
     )
 
@@ -46,8 +53,8 @@ def test_the_loss_is_the_papers_sum():
 @pytest.mark.parametrize(
     "decoder",
     [
-        {},
-        {"decoder_convs": 0},
+        {"decoder": "patch", "decoder_convs": 1},
+        {"decoder": "patch", "decoder_convs": 0},
         {"decoder": "blocks", "decoder_heads": 2},
         {"decoder": "blocks", "decoder_heads": 1, "decoder_shared": False},
     ],
@@ -59,7 +66,7 @@ def test_recon_is_the_error_of_what_reconstruct_shows(decoder, monkeypatch):
     """
     config = small(**decoder)
     model, batch = built(config)
-    if decoder:
+    if not decoder.get("decoder_convs"):
         monkeypatch.setattr(model, "warp_loss", None)
         data = replace(config.data, source_size=config.data.image_size)
         blur = replace(config, path=replace(config.path, family="blur"), data=data)

@@ -38,7 +38,9 @@ def small(**train) -> Config:
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=1, drop_path=0.1),
         data=replace(config.data, batch_size=8, samples_per_decode=4),
-        tir=replace(config.tir, dim=16, equi_dim=8, decoder_width=8, expander=(16, 16)),
+        tir=replace(
+            config.tir, dim=16, equi_dim=8, decoder_width=8, decoder_heads=1, expander=(16, 16)
+        ),
         train=replace(
             config.train,
             **{"minutes": 0.0, "epochs": 1, "log_every": 2, "checkpoint_every": 3, **train},

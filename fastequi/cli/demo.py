@@ -43,8 +43,9 @@ from fastequi.train import pretrain
 
 # what fits into the eight minutes of the whole command on two cores with AVX2
 BUDGET = Budget(
-    train_pairs=12_000,
+    train_pairs=10_000,
     fewer_pairs=(3_000,),
+    probes=("token", "mlp"),
     pixels=("raw pair", "pixel statistics"),
     fit=Fit(epochs=6, width=512, seeds=1),
 )

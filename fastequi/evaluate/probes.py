@@ -163,8 +163,10 @@ def standardise(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
     A channel that is constant on the training set is only centred, as dividing by its deviation
     would blow up the test set's values.
     """
-    axes = tuple(range(x.ndim - 1))
-    mean, scale = x.mean(axes), x.std(axes)
+    rows = x.flatten(0, -2)
+    mean = rows.mean(0)
+    squares = torch.stack([(part - mean).square().sum(0) for part in rows.split(8192)])
+    scale = (squares.sum(0) / (len(rows) - 1)).sqrt()  # x.std takes more than twice as long
     scale = torch.where(scale > 1e-6, scale, 1.0)
     return (x - mean) / scale, (x_test - mean) / scale
 

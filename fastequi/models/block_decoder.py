@@ -24,7 +24,7 @@ class BlockDecoder(nn.Module):
         num_steps: K.
         width: channels of the blocks, a multiple of 4 · num_heads.
         depth: number of blocks.
-        num_heads: attention heads of a block.
+        num_heads, mlp_ratio: attention heads of a block, width of its MLP over `width`.
         shared: one trunk of blocks for all steps; else each step has its own.
         in_chans: C, channels of the images.
         attention: backend of `fastequi.models.attention`.
@@ -38,6 +38,7 @@ class BlockDecoder(nn.Module):
         width: int = 256,
         depth: int = 2,
         num_heads: int = 4,
+        mlp_ratio: float = 4.0,
         shared: bool = True,
         in_chans: int = 3,
         attention: str = "auto",
@@ -49,7 +50,7 @@ class BlockDecoder(nn.Module):
             raise ValueError(f"width: expected a multiple of {4 * num_heads}, got {width}")
         self.num_steps = num_steps
         self.trunks = nn.ModuleList(
-            _Trunk(in_dim, width, depth, num_heads, attention)
+            _Trunk(in_dim, width, depth, num_heads, mlp_ratio, attention)
             for _ in range(1 if shared else num_steps)
         )
         self.last = StepLinear(num_steps, width, patch_size**2 * in_chans)
@@ -69,11 +70,19 @@ class BlockDecoder(nn.Module):
 
 
 class _Trunk(nn.Module):
-    def __init__(self, in_dim: int, width: int, depth: int, num_heads: int, attention: str) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        attention: str,
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_dim, width)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, 4.0, True, 0.0, None, attention) for _ in range(depth)
+            Block(width, num_heads, mlp_ratio, True, 0.0, None, attention) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 

@@ -72,5 +72,5 @@ def small_demo(**method):
     return replace(
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=2),
-        tir=replace(config.tir, dim=16, equi_dim=8, decoder_width=8, **method),
+        tir=replace(config.tir, dim=16, equi_dim=8, decoder_width=8, decoder_heads=1, **method),
     )
