@@ -12,6 +12,7 @@ from bench.cases import (
     prototypes,
     rot90_batch,
     tir_overhead,
+    train_step,
     warp,
     warp_recon,
 )
@@ -19,7 +20,7 @@ from bench.opbench import OpBench
 
 _MODULES = (
     *(warp_recon, linear_recon, warp, rot90_batch, prototypes, embeddings, crops),
-    *(attention, tir_overhead),
+    *(attention, tir_overhead, train_step),
 )
 
 

@@ -266,7 +266,7 @@ def demo() -> Config:
         tir=TIRConfig(
             dim=288,
             equi_dim=192,
-            # chosen on a validation part (bench.choices): the table is in bench/results
+            # chosen on a validation part: bench/results/demo-cpu/decoders.json
             decoder="blocks",
             decoder_width=192,  # as many as a patch has values; 96 reconstructed worse
             decoder_depth=1,

@@ -109,7 +109,7 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
     with caplog.at_level(logging.INFO):
         pretrain("demo", *again, "--optim.lr", 0.5, "--train.seed", 3)
         assert (
-            "changed settings from here on: optim.lr 0.008 → 0.5, train.seed 0 → 3" in caplog.text
+            "changed settings from here on: optim.lr 0.004 → 0.5, train.seed 0 → 3" in caplog.text
         )
         config = json.loads((run / "config.json").read_text())
         assert (config["recipe"], config["optim"]["lr"]) == ("demo", 0.5)

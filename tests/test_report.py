@@ -147,12 +147,12 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
 
 
 def test_only_what_differs_is_in_the_diff(two_runs, markup):
-    assert differing(read_runs(two_runs)) == {"tir.num_steps": [2, 3], "optim.lr": [0.008, 1]}
+    assert differing(read_runs(two_runs)) == {"tir.num_steps": [2, 3], "optim.lr": [0.004, 1]}
     diff = markup[markup.index("What differs") : markup.index("Every setting of")]
     rows = re.findall(
         r"<th scope=\"row\"><code>(.*?)</code></th><td>(.*?)</td><td>(.*?)</td>", diff
     )
-    assert rows == [("tir.num_steps", "2", "3"), ("optim.lr", "0.008", "1")]
+    assert rows == [("tir.num_steps", "2", "3"), ("optim.lr", "0.004", "1")]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -187,6 +187,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, source):
         pretrain(small(), source, tmp_path / "none", resume=True)
 
 
+@pytest.mark.slow  # half a minute; test_tir compiles a step to one graph
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler here")
 def test_compiled_training_runs_the_same_maths(tmp_path, source):
     torch._dynamo.reset()
