@@ -229,31 +229,21 @@ def test_the_soaks_figures_are_the_measured_ones():
     assert not soak["shared_memory"]
 
 
-def demo_rows(text):
-    """{(features, probe): (R², mean, error)} of a page's table."""
-    shown = {}
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
-        if len(cells) == 8 and ".." in cells[3]:
-            shown[cells[0], cells[1]] = (cells[2], cells[4], cells[5])
-    return shown
-
-
 def test_the_demos_tables_are_the_measured_ones():
-    from fastequi.evaluate.results import label
+    from bench import demo_tables
 
     found = measured("demo-cpu/eval_equivariance.json")
+    quality = measured("demo-cpu/eval_reconstruct.json")
     assert (RESULTS / "demo-cpu/reconstructions.png").is_file()
-    rows = {
-        (label(s["encoder"], s["features"]), s["probe"]): tuple(f"{v:.2f}" for v in s["r2"])
-        for s in found["tasks"]["se2"]["scores"]
-        if not s["probe"].startswith("ridge")
-    }
-    assert demo_rows(TABLES) == rows
-    some = demo_rows(README)
-    assert len(some) == 6
-    assert some.items() <= rows.items()
-    quality = measured("demo-cpu/eval_reconstruct.json")["psnr"]
-    for name in ("predicted", "nearer_view"):
-        assert f"{sum(quality[name]) / len(quality[name]):.2f} dB" in TABLES
+    assert demo_tables.short(found) in README
+    for task in (demo_tables.CLEAN, demo_tables.PHOTOMETRIC):
+        assert demo_tables.full(found["tasks"][task]) in TABLES
+    assert demo_tables.differences(found) in TABLES
+    assert demo_tables.gains(quality) in TABLES
+    for figure in (quality["pooled"], quality["psnr"]):
+        said = f"{figure['gain']:+.1f} dB [{figure['low']:.1f}, {figure['high']:.1f}]"
+        assert said in TABLES
+        assert said in README
     assert found["machine"]["cpu"] in TABLES
+    tries = measured("demo-cpu/decoders.json")
+    assert all(f"{run['pooled']:.2f}" in TABLES for run in tries["runs"])
