@@ -74,7 +74,7 @@ def _provider(backend: str | None, compiled: bool = False) -> Make:
 
 
 class _Products(TorchDispatchMode):
-    """Keeps the operands of every matrix product: same sizes and strides, other values."""
+    """Keeps the operands of every matrix product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,13 +85,8 @@ class _Products(TorchDispatchMode):
         if name in _PRODUCTS:
             first = _PRODUCTS[name]
             a, b = args[first : first + 2]
-            self.found.append((_alike(a), _alike(b)))
+            self.found.append((a.clone(), b.clone()))  # of the same strides
         return func(*args, **(kwargs or {}))
-
-
-def _alike(tensor: Tensor) -> Tensor:
-    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-    return made.normal_()
 
 
 class _LastLayer(nn.Module):
