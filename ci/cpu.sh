@@ -29,4 +29,6 @@ run cpu_fresh_memory.json --fresh-memory --headline $recon
 run dino_65536_cpu_avx2.json --case dino_cpu --headline --modes fwdbwd --set S=10 B=16 N=65536 --isa avx2
 run gtsa_losses_cpu_avx2.json --case crop_align_cpu correspondence_cpu --headline --modes fwdbwd --isa avx2
 run ssl_cpu_avx2.json --case $ssl --headline --modes fwdbwd --isa avx2
+run train_step_cpu_avx2.json --case train_step_cpu --headline --modes fwdbwd --samples 20 --isa avx2
+run train_step_cpu.json --case train_step_cpu --headline --modes fwdbwd --samples 20
 run tir_overhead_cpu_avx2.json --case tir_overhead_cpu --modes fwdbwd --samples 10 --isa avx2

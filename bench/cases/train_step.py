@@ -36,7 +36,8 @@ Product = tuple[Tensor, Tensor]
 
 def _inputs(recipe: str, B: int) -> Inputs:
     config = RECIPES[recipe]()
-    return {"config": replace(config, data=replace(config.data, batch_size=B))}
+    data = replace(config.data, batch_size=B, samples_per_decode=1)  # nothing is decoded here
+    return {"config": replace(config, data=data)}
 
 
 def _prepared(config: Config) -> tuple[Method, Batch]:
