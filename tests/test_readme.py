@@ -247,3 +247,12 @@ def test_the_demos_tables_are_the_measured_ones():
     assert found["machine"]["cpu"] in TABLES
     tries = measured("demo-cpu/decoders.json")
     assert all(f"{run['pooled']:.2f}" in TABLES for run in tries["runs"])
+
+
+def test_the_steps_shares_are_the_measured_ones():
+    for name, vectors in (("train_step_cpu_avx2.json", "AVX2"), ("train_step_cpu.json", "AVX-512")):
+        times = {row["provider"]: row["p50"] for row in measured(name)["rows"]}
+        names = "plain PyTorch", "compile", "ours", "floor"
+        cells = [vectors, *(f"{times[n]:.1f}" for n in names)]
+        share = f"{100 * times['floor'] / times['ours']:.0f} %"
+        assert f"| {' | '.join(cells)} | {share} |" in TABLES
