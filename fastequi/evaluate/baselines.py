@@ -1,4 +1,8 @@
-"""Baselines of every table that need no encoder: pixels in the place of features."""
+"""Baselines of every table that need no encoder: pixels in the place of features.
+
+The rows "raw pair", "transformed image alone" and "pixel statistics" are made of them in
+`fastequi.evaluate.pair_scores`.
+"""
 
 from __future__ import annotations
 

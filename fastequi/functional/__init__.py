@@ -1,4 +1,7 @@
-"""The public functions: arguments are checked here, then passed to the kernels."""
+"""The public functions: arguments are checked here, then passed to the kernels.
+
+How to add one, with or without a kernel: kernels/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""Loss modules, one per file, named like their function."""
+"""Loss modules, one per file, named like their function.
+
+How to add one, with or without a kernel: kernels/README.md.
+"""
