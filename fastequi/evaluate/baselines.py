@@ -1,7 +1,6 @@
-"""Baselines of every table that need no encoder: pixels in the place of features.
+"""Pixels in the place of features: the baselines' rows that evaluate/pair_scores.py makes of them.
 
-The rows "raw pair", "transformed image alone" and "pixel statistics" are made of them in
-`fastequi.evaluate.pair_scores`.
+"raw pair", "transformed image alone" and "pixel statistics" need no encoder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The public functions: arguments are checked here, then passed to the kernels.
-
-How to add one, with or without a kernel: kernels/README.md.
-"""
+"""Public functions: check arguments, then call kernels/; to add one: kernels/README.md."""
 
 from __future__ import annotations
 

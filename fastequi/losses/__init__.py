@@ -1,4 +1,1 @@
-"""Loss modules, one per file, named like their function.
-
-How to add one, with or without a kernel: kernels/README.md.
-"""
+"""Loss modules, one per file, named like their function; to add one: kernels/README.md."""
