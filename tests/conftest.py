@@ -72,10 +72,10 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("-m"):
         skip = pytest.mark.skip(reason="slow: run with -m slow")
         for item in items:
-            if "slow" in item.keywords:
+            if item.get_closest_marker("slow"):  # keywords hold the folders' names too
                 item.add_marker(skip)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
