@@ -25,18 +25,14 @@ import torch
 import tyro
 
 from bench.report import made_by
-from fastequi import paths
 from fastequi.atomic import replace_text
-from fastequi.build import views_of
 from fastequi.config import Config
-from fastequi.data.loader import Loader
-from fastequi.data.sources.image_sets import Source, embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TRAIN_REGION
 from fastequi.evaluate.encoders import of_method
-from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import path_loader, predictions
-from fastequi.evaluate.tasks import Budget, Task, Windows, score_tasks
+from fastequi.evaluate.tasks import Budget, own_path, score_tasks
 from fastequi.methods.tir import TIR
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
@@ -74,18 +70,14 @@ def judged(method: TIR, config: Config, budget: Budget) -> dict[str, Any]:
         found |= {"pooled": quality.pooled.gain, "mean of dB": quality.psnr.gain}
         found |= {part.name: part.pooled for part in (*quality.by_texture, *quality.by_angle)}
     name = "z_equi" if method.decoder is not None else "patch"
-
-    def windows(source: Source, path: paths.Path, seed: int) -> Loader:
-        return path_loader(config, source, encoder.device, seed)
-
-    path, family = config.path.build(), config.path.family
+    chosen, windows = own_path(config, encoder.device)
     reports = score_tasks(
         {"TIR": replace(encoder, names=(name,))},
         train,
         held_out,
-        {family: Task(path), f"{family}, photometric": Task(path, photometric=Photometric())},
+        chosen,
         budget=budget,
-        windows=Windows(views_of(config), windows),
+        windows=windows,
     )
     for task, report in reports.items():
         for label in (f"TIR, {name}", "raw pair"):

@@ -15,17 +15,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fastequi import paths
-from fastequi.build import views_of
 from fastequi.config import Config
-from fastequi.data.loader import Loader
-from fastequi.data.sources.image_sets import Source, embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import Encoder, of_method, random_init
 from fastequi.evaluate.equivariance import EquivarianceFile
 from fastequi.evaluate.pair_scores import Report
-from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import (
     Reconstruction,
@@ -35,7 +31,7 @@ from fastequi.evaluate.reconstruction import (
     show_predictions,
 )
 from fastequi.evaluate.results import documented, save
-from fastequi.evaluate.tasks import Budget, Task, Windows, score_tasks
+from fastequi.evaluate.tasks import Budget, own_path, score_tasks
 from fastequi.methods.tir import TIR
 from fastequi.report.sheets import path_grid
 from fastequi.runtime.progress import Progress, remaining
@@ -110,14 +106,9 @@ def _equivariance(
     """R² of the run's own path, clean and photometric, into eval_equivariance.json."""
     encoder = encoders[_OURS]
     fit = replace(budget.fit, dtype=config.train.fit_dtype(encoder.device))
-    budget, path = replace(budget, fit=fit), config.path.build()
+    budget = replace(budget, fit=fit)
     train, test = embedded_photos(TRAIN_REGION), embedded_photos(TEST_REGION)
-
-    def loader(source: Source, path: paths.Path, seed: int) -> Loader:
-        return path_loader(config, source, encoder.device, seed)
-
-    family = config.path.family
-    chosen = {family: Task(path), f"{family}, photometric": Task(path, photometric=Photometric())}
+    chosen, windows = own_path(config, encoder.device)
     results = EquivarianceFile(
         file=run_dir / "eval_equivariance.json",
         spec=str(run_dir),
@@ -142,7 +133,7 @@ def _equivariance(
             test,
             chosen,
             budget=budget,
-            windows=Windows(views_of(config), loader),
+            windows=windows,
             on_row=on_row,
             on_report=results.add,
         )

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fastequi import paths
-from fastequi.config import PathConfig
+from fastequi.build import views_of
+from fastequi.config import Config, PathConfig
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources.image_sets import Source
@@ -28,6 +29,7 @@ from fastequi.evaluate.pair_scores import PIXELS, PROBES, Probed, Report, score_
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
+from fastequi.evaluate.reconstruction import path_loader
 from fastequi.functional.normalise import denormalise, normalise
 from fastequi.philox import Draws
 from fastequi.runtime.devices import expect_memory
@@ -153,6 +155,17 @@ class Windows(NamedTuple):
 
     views: Views
     loader: Callable[[Source, paths.Path, int], Loader]
+
+
+def own_path(config: Config, device: torch.device) -> tuple[dict[str, Task], Windows]:
+    """A run's own path as tasks, clean and photometric, on windows that its own loader cuts."""
+
+    def loader(source: Source, path: paths.Path, seed: int) -> Loader:
+        return path_loader(config, source, device, seed)
+
+    path, name = config.path.build(), config.path.family
+    chosen = {name: Task(path), f"{name}, photometric": Task(path, photometric=Photometric())}
+    return chosen, Windows(views_of(config), loader)
 
 
 def score_tasks(
