@@ -143,6 +143,8 @@ class Budget:
                     f"fewer_pairs: expected 10 .. {self.train_pairs - 1}, less than train_pairs, "
                     f"got {n}"
                 )
+        if len(set(self.fewer_pairs)) < len(self.fewer_pairs):
+            raise ValueError(f"fewer_pairs: expected different numbers, got {self.fewer_pairs}")
 
 
 class Windows(NamedTuple):
