@@ -147,6 +147,8 @@ def test_what_cannot_be_done_is_said_at_once():
         ValueError, match=r"fewer_pairs: expected 10 \.\. 23999, less than train_pairs, got 24000"
     ):
         Budget(fewer_pairs=(24_000,))
+    with pytest.raises(ValueError, match="fewer_pairs: expected different numbers, got"):
+        Budget(fewer_pairs=(3000, 3000))
     with pytest.raises(
         ValueError, match="photometric: expected some of rotation, translation, se2"
     ):
