@@ -7,6 +7,7 @@
 --set B=8 dtype=bfloat16     change parameters of every set
 --fresh-memory               on a CPU, let malloc return memory to the system after every call
 --isa avx2                   let nothing use AVX-512, as on processors that have none (bench/isa.py)
+--without NAME [NAME ...]    leave these providers out; the table says so
 --samples N                  of each provider, at least 30 for a figure that is quoted
 --json FILE, --plot FOLDER   results, roofline and speed-up as PNG
 
@@ -27,7 +28,7 @@ import torch
 from rich.console import Console
 
 from bench.isa import LIMITS, limit, restart_limited
-from bench.opbench import MODES, OpBench, Row, measure
+from bench.opbench import FAILED, MODES, OpBench, Row, measure
 from bench.registry import all_cases
 from bench.report import commit, console_table, document, markdown
 from fastequi.runtime.heap import keep_heap
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
                     options.json.write_text(text + "\n")
     if options.plot:
         _plot(rows, options.plot)
-    return 1 if any("WRONG" in (row.refused or "") for row in rows) else 0
+    return 1 if any(bad in (row.refused or "") for row in rows for bad in ("WRONG", FAILED)) else 0
 
 
 def _plot(rows: list[Row], folder: Path) -> int:
@@ -97,7 +98,7 @@ def _run(
         if params in seen:
             continue
         seen.append(params)
-        part = measure(case, params, mode, options.samples)
+        part = measure(case, params, mode, options.samples, options.without)
         console.print(console_table(case, mode, params, part))
         yield part
 
@@ -111,6 +112,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--headline", action="store_true")
     parser.add_argument("--set", nargs="+", type=_assignment, default=[])
+    parser.add_argument("--without", nargs="+", default=[])
     parser.add_argument("--samples", type=int, default=30)
     parser.add_argument("--fresh-memory", action="store_true")
     parser.add_argument("--isa", choices=LIMITS)

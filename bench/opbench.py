@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,8 +24,14 @@ Call = Callable[[], dict[str, torch.Tensor]]
 
 Make = Callable[[Inputs, str], Call]
 
+FAILED = "FAILED"
+PRODUCT = 8192
+YARDSTICKS = ("floor", "triad", "bf16 product")
 MODES = ("fwd", "fwdbwd")
 FLUSH_BYTES = 256 << 20
+HELD_CYCLES = 4_000_000
+"""How long a GPU waits before a call whose GPU time is taken: about 2 ms, in which the call's
+launches are queued. What the events then measure is the GPU's work, not the host's."""
 
 
 class Unavailable(Exception):
@@ -84,7 +90,11 @@ class OpBench:
 
 @dataclass(frozen=True)
 class Row:
-    """What one provider did with one parameter set; times in milliseconds."""
+    """What one provider did with one parameter set; times in milliseconds.
+
+    On a GPU p20 to p80 are until its work is done, `host_p50` until the call returns, and
+    `gpu_p50` is the work alone.
+    """
 
     case: str
     mode: str
@@ -94,6 +104,7 @@ class Row:
     p50: float | None = None
     p80: float | None = None
     gpu_p50: float | None = None
+    host_p50: float | None = None
     gbps: float | None = None
     of_floor: float | None = None
     of_triad: float | None = None
@@ -131,29 +142,51 @@ def triad(device: str) -> tuple[Callable[[], Any], int]:
     return lambda: torch.add(b, c, alpha=3, out=a), 3 * 4 * values
 
 
-def measure(case: OpBench, params: Mapping[str, Any], mode: str, samples: int) -> list[Row]:
-    """Checks and times every provider of a case for one parameter set."""
+def square_product() -> Callable[[], Any]:
+    """A bfloat16 matrix product of side PRODUCT: the arithmetic's peak."""
+    a, b = (torch.randn(PRODUCT, PRODUCT, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def measure(
+    case: OpBench,
+    params: Mapping[str, Any],
+    mode: str,
+    samples: int,
+    without: Collection[str] = (),
+) -> list[Row]:
+    """Checks and times every provider of a case for one parameter set, but those left out."""
     inputs = case.inputs(**params)
     answer = case.answer(inputs, mode)
     calls: dict[str, Callable[[], Any]] = {}
     refused: dict[str, str] = {}
     for name, provider in case.providers.items():
+        if name in without:
+            refused[name] = "left out (--without)"
+            continue
         try:
             calls[name] = checked(provider, inputs, mode, answer)
         except (Unavailable, WrongResult) as reason:
             refused[name] = str(reason)
+        except Exception as error:  # the others are still timed; the command fails in the end
+            refused[name] = f"{FAILED}: {type(error).__name__}: {error}"[:1000]
     if case.floor is not None:
         calls["floor"] = case.floor(inputs, mode)
     calls["triad"], streamed = triad(case.device)
+    if case.device == "cuda":
+        calls["bf16 product"] = square_product()
     times = interleaved(calls, case.device, samples)
     rows = [Row(case.name, mode, params, name, refused=why) for name, why in refused.items()]
     base = next((times[name] for name in case.providers if name in times), None)
     moved, flops = case.bytes_moved(params, mode), case.flops(params, mode)
-    fastest = streamed / statistics.median(times["triad"][1] or times["triad"][0])
-    for name, (wall, gpu) in times.items():
+    fastest = streamed / statistics.median(times["triad"].gpu or times["triad"].wall)
+    for name, (wall, gpu, host) in times.items():
         busy = statistics.median(gpu or wall)
         speed = (streamed if name == "triad" else moved) / busy
         work = None if name in ("floor", "triad") else flops / busy / 1e6
+        if name == "bf16 product":
+            speed, work = 6 * PRODUCT**2 / busy, 2 * PRODUCT**3 / busy / 1e6
         p20, p50, p80 = _quantiles(wall)
         rows.append(
             Row(
@@ -165,20 +198,29 @@ def measure(case: OpBench, params: Mapping[str, Any], mode: str, samples: int) -
                 p50,
                 p80,
                 gpu_p50=statistics.median(gpu) if gpu else None,
+                host_p50=statistics.median(host) if host else None,
                 gbps=speed / 1e6,
-                of_floor=None if name == "triad" else _ratio(times.get("floor"), (wall, gpu)),
+                of_floor=None if name == "triad" else _ratio(times.get("floor"), times[name]),
                 of_triad=speed / fastest,
                 gflops=work,
-                speedup=_ratio(base, (wall, gpu)),
+                speedup=_ratio(base, times[name]),
                 extra_bytes=peak_extra_bytes(calls[name], case.device),
                 launches=_launches(calls[name]) if case.device == "cuda" else None,
-                partial=name in ("floor", "triad") or case.providers[name].partial,
+                partial=name in YARDSTICKS or case.providers[name].partial,
             )
         )
     return rows
 
 
-Times = tuple[list[float], list[float]]  # wall, GPU (empty on a CPU)
+class Times(NamedTuple):
+    """Milliseconds of each sample: until done, of the GPU alone, until the call returned.
+
+    The last two are empty on a CPU.
+    """
+
+    wall: list[float]
+    gpu: list[float]
+    host: list[float]
 
 
 def interleaved(
@@ -186,30 +228,40 @@ def interleaved(
 ) -> dict[str, Times]:
     """Milliseconds of `samples` runs of every call, in turns; two rounds before do not count."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
-    times: dict[str, Times] = {name: ([], []) for name in calls}
+    times = {name: Times([], [], []) for name in calls}
     for turn in range(samples + 2):
         for name, call in calls.items():
-            flush.zero_()
-            wall, gpu = _timed(call, device)
+            sample = _on_gpu(call, flush) if device == "cuda" else _on_cpu(call, flush)
             if turn >= 2:
-                times[name][0].append(wall)
-                times[name][1].extend(gpu)
+                for kept, values in zip(times[name], sample, strict=True):
+                    kept.extend(values)
     return times
 
 
-def _timed(call: Callable[[], Any], device: str) -> tuple[float, list[float]]:
-    if device == "cpu":
-        start = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - start), []
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
+def _on_cpu(call: Callable[[], Any], flush: torch.Tensor) -> Times:
+    flush.zero_()
     start = time.perf_counter()
+    call()
+    return Times([1e3 * (time.perf_counter() - start)], [], [])
+
+
+def _on_gpu(call: Callable[[], Any], flush: torch.Tensor) -> Times:
+    """Twice: with its launches queued beforehand, then from an idle GPU, as the host sees it."""
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    torch.cuda._sleep(HELD_CYCLES)
     before.record()
     call()
     after.record()
+    flush.zero_()
     torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start), [before.elapsed_time(after)]
+    start = time.perf_counter()
+    call()
+    returned = time.perf_counter()
+    torch.cuda.synchronize()
+    done = time.perf_counter()
+    gpu = before.elapsed_time(after)
+    return Times([1e3 * (done - start)], [gpu], [1e3 * (returned - start)])
 
 
 def _wrong(
@@ -239,7 +291,7 @@ def _ratio(base: Times | None, own: Times) -> float | None:
     """How many times faster than the base, by GPU time where there is one."""
     if base is None:
         return None
-    return statistics.median(base[1] or base[0]) / statistics.median(own[1] or own[0])
+    return statistics.median(base.gpu or base.wall) / statistics.median(own.gpu or own.wall)
 
 
 def _launches(call: Callable[[], Any]) -> int:

@@ -8,6 +8,7 @@ from bench.cases import (
     attention,
     crops,
     embeddings,
+    encoder_step,
     linear_recon,
     prototypes,
     rot90_batch,
@@ -20,7 +21,7 @@ from bench.opbench import OpBench
 
 _MODULES = (
     *(warp_recon, linear_recon, warp, rot90_batch, prototypes, embeddings, crops),
-    *(attention, tir_overhead, train_step),
+    *(attention, encoder_step, tir_overhead, train_step),
 )
 
 

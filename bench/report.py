@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,8 @@ from bench.opbench import OpBench, Row
 from fastequi.runtime.machine import machine
 
 _COLUMNS = (
-    *("p20", "p50", "p80", "GPU", "GB/s", "of R", "of floor", "extra MB", "launches", "speed-up"),
+    *("p20", "p50", "p80", "GPU", "host", "GB/s", "TFLOP/s"),
+    *("of R", "of floor", "extra MB", "launches", "speed-up"),
 )
 
 
@@ -49,7 +52,12 @@ def made_by(program: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the working tree, with a + where it was changed; empty outside of git."""
+    """Of the working tree, with a + where it was changed.
+
+    Where the tree came without git, what BENCH_COMMIT says; else empty.
+    """
+    if shutil.which("git") is None or "BENCH_COMMIT" in os.environ:
+        return os.environ.get("BENCH_COMMIT", "")
     root = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -66,25 +74,33 @@ def console_table(
 ) -> Table:
     """One parameter set; times in ms, p20, p50 and p80."""
     title = f"{case.name} {mode}: " + " ".join(f"{k}={v}" for k, v in params.items())
+    lines = [(row, _cells(row)) for row in rows if not row.refused]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("provider", no_wrap=True)
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
+    shown = [i for i in range(len(_COLUMNS)) if any(cells[i] for _, cells in lines)]
+    for i in shown:
+        table.add_column(_COLUMNS[i], justify="right", no_wrap=True)
+    for row, cells in lines:
         name = f"({row.provider})" if row.partial else row.provider
-        if row.refused:
-            table.add_row(name, row.refused)
-            continue
-        times = [_number(value) for value in (row.p20, row.p50, row.p80, row.gpu_p50)]
-        limits = ["" if of is None else f"{100 * of:.0f} %" for of in (row.of_triad, row.of_floor)]
-        extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.1f}"
-        launches = "" if row.launches is None else str(row.launches)
-        speedup = "" if row.speedup is None or row.partial else f"{row.speedup:.1f}x"
-        table.add_row(name, *times, _number(row.gbps), *limits, extra, launches, speedup)
+        table.add_row(name, *(cells[i] for i in shown))
+    notes = [f"{row.provider}: {row.refused}" for row in rows if row.refused]
     if case.verdict is not None:
         medians = {row.provider: row.gpu_p50 or row.p50 for row in rows if row.p50 is not None}
-        table.caption = case.verdict(params, {k: v for k, v in medians.items() if v is not None})
+        notes.append(case.verdict(params, {k: v for k, v in medians.items() if v is not None}))
+    table.caption = "\n".join(notes)
+    table.caption_justify = "left"
     return table
+
+
+def _cells(row: Row) -> list[str]:
+    """Of one line, in the order of the columns; empty where nothing was measured."""
+    times = [_number(value) for value in (row.p20, row.p50, row.p80, row.gpu_p50, row.host_p50)]
+    work = "" if not row.gflops else f"{row.gflops / 1e3:.3g}"
+    limits = ["" if of is None else f"{100 * of:.0f} %" for of in (row.of_triad, row.of_floor)]
+    extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.1f}"
+    launches = "" if row.launches is None else str(row.launches)
+    speedup = "" if row.speedup is None or row.partial else f"{row.speedup:.1f}x"
+    return [*times, _number(row.gbps), work, *limits, extra, launches, speedup]
 
 
 def markdown(measured: Mapping[str, Any], only: str = "") -> str:

@@ -29,6 +29,10 @@ def of(value):
     return lambda inputs, mode: lambda: {"out": inputs["x"] * value}
 
 
+def broken(inputs, mode):
+    raise ValueError("no kernel for these shapes")
+
+
 def missing(inputs, mode):
     raise opbench.Unavailable("no such package")
 
@@ -42,6 +46,7 @@ CASE = OpBench(
         "base": Provider(of(2)),
         "wrong": Provider(of(2.1)),
         "missing": Provider(missing),
+        "broken": Provider(broken),
         "ours": Provider(of(2)),
     },
     answer=lambda inputs, mode: {"out": 2 * inputs["x"].double()},
@@ -59,6 +64,7 @@ def test_a_wrong_answer_is_not_timed(monkeypatch):
     assert "WRONG RESULT" in rows["wrong"].refused
     assert rows["wrong"].p50 is None
     assert rows["missing"].refused == "no such package"
+    assert rows["broken"].refused == "FAILED: ValueError: no kernel for these shapes"
     assert rows["base"].speedup == 1
     assert 0 < rows["ours"].p20 <= rows["ours"].p50 <= rows["ours"].p80
     assert rows["ours"].gbps == pytest.approx(8000 / rows["ours"].p50 / 1e6)
@@ -67,13 +73,20 @@ def test_a_wrong_answer_is_not_timed(monkeypatch):
     assert rows["ours"].of_triad == pytest.approx(rows["ours"].gbps / rows["triad"].gbps)
 
 
+def test_a_provider_can_be_left_out_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
+    rows = {row.provider: row for row in measure(CASE, {"n": 1000}, "fwd", 3, without=["base"])}
+    assert rows["base"].refused == "left out (--without)"
+    assert rows["ours"].speedup == 1  # the first one that was timed
+
+
 def test_providers_take_turns(monkeypatch):
     monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     times = opbench.interleaved(calls, "cpu", 4)
     assert order == list("abc") * 6  # two rounds do not count
-    assert all(len(wall) == 4 for wall, _ in times.values())
+    assert all(len(wall) == 4 and not gpu and not host for wall, gpu, host in times.values())
 
 
 def test_peak_memory_is_of_the_call_alone():

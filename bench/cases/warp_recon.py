@@ -25,6 +25,7 @@ from fastequi.functional import warp_recon_loss
 from fastequi.kernels.pixel_loss import patchify
 
 PATCH = 16
+MOST_CALLS = 128
 
 
 def _inputs(device: str) -> Callable[..., Inputs]:
@@ -101,7 +102,9 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
 
 
 def _torchvision(inputs: Inputs, mode: str) -> Call:
-    """v2's affine takes one transformation a call."""
+    """v2's affine takes one transformation a call: B·K calls, of which at most MOST_CALLS."""
+    if inputs["theta"][..., 0, 0].numel() > MOST_CALLS:
+        raise Unavailable(f"torchvision: a call a step of every image, more than {MOST_CALLS}")
     try:
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2.functional import affine
@@ -223,6 +226,27 @@ def _rgbx(inputs: Inputs, mode: str) -> Call:
     return _PRED.ours(_ours, "triton")({**inputs, "image": packed[:, :3]}, mode)
 
 
+def _by_step(inputs: Inputs, mode: str) -> Call:
+    """Ours, a pass for each step."""
+    steps = inputs["pred"].detach().split(1, 1)
+    leaves = [step.contiguous().requires_grad_() for step in steps]
+    rest = [(inputs["image"], m.contiguous(), inputs["size"]) for m in inputs["theta"].split(1, 1)]
+
+    def call() -> dict[str, Tensor]:
+        total = torch.zeros((), device=inputs["pred"].device)
+        for leaf, others in zip(leaves, rest, strict=True):
+            if mode == "fwd":
+                with torch.no_grad():
+                    total += _ours(leaf, *others)
+                continue
+            loss = _ours(leaf, *others)
+            torch.autograd.grad(loss, leaf)
+            total += loss.detach()
+        return {"loss": total / len(leaves)}
+
+    return call
+
+
 def _case(
     name: str, device: str, ours: Mapping[str, Provider], headline: Mapping[str, Any], *others: Any
 ) -> OpBench:
@@ -271,6 +295,7 @@ CASES = (
             "triton-augment": Provider(_triton_augment),
             "ours, PyTorch path": Provider(_PRED.ours(_ours, "torch")),
             "ours, packed RGBX": Provider(_rgbx),
+            "ours, a pass per step": Provider(_by_step),
             "ours": Provider(_PRED.ours(_ours, "triton")),
         },
         {"B": 256, "K": 4, "size": 224, "dtype": "bfloat16", "family": "mixed"},
