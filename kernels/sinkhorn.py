@@ -147,9 +147,13 @@ BLOCK, WARPS, VEC = 4096, 8, 8  # sixteen values a thread and pass: no spills
 
 
 def row_blocks(width: int, dtype: torch.dtype) -> dict[str, Any]:
-    """How a row of that many columns is walked through."""
+    """How a row of that many columns is walked through.
+
+    No warp repeats another's values: in place, one that is late would read what the other wrote.
+    """
     block = max(min(BLOCK, triton.next_power_of_2(width)), 2 * VEC)
-    return {"FULL": width % block == 0, "BLOCK": block, "VEC": VEC, "num_warps": WARPS,
+    warps = max(min(WARPS, block // VEC // 32), 1)
+    return {"FULL": width % block == 0, "BLOCK": block, "VEC": VEC, "num_warps": warps,
             "maxnreg": 96 if dtype == torch.float32 else None}  # fmt: skip
 
 

@@ -31,13 +31,13 @@ def test_equals_the_loops_in_value_and_gradient(backend, device, dtype, m, n, ch
     loss = correspondence_loss(student, teacher, top=top)
     (3 * loss).backward()
     # what the kernels see: unit rows in the features' own type
-    exact, wanted = student.detach().double().requires_grad_(), teacher.double()
+    exact, wanted = student.detach().double().cpu().requires_grad_(), teacher.double().cpu()
     expected = by_hand(exact, wanted, top)
     (3 * expected).backward()
     rounding = {torch.bfloat16: 1e-2, torch.float16: 1e-3}.get(dtype, 1e-5)
-    torch.testing.assert_close(loss.double(), expected, rtol=rounding, atol=rounding)
+    torch.testing.assert_close(loss.double().cpu(), expected, rtol=rounding, atol=rounding)
     if dtype in (torch.float32, torch.float64):  # rounding may choose another match
-        error = (student.grad.double() - exact.grad).norm() / exact.grad.norm()
+        error = (student.grad.double().cpu() - exact.grad).norm() / exact.grad.norm()
         assert error <= GRAD[dtype]
     assert student.grad.dtype == dtype
     assert teacher.grad is None

@@ -90,7 +90,7 @@ def test_same_features_under_any_turn_are_perfectly_aligned(backend, device):
         turned = torch.rot90(image, k, (2, 3))
         options = {"bins": 4, "scale": 1 / 16}
         loss = crop_align_loss(turned, image, rotate_boxes(box, turn, 96), box, turn, **options)
-        assert loss == pytest.approx(-1, abs=1e-6)
+        assert loss.item() == pytest.approx(-1, abs=1e-5 if device.type == "cuda" else 1e-6)
         wrong = crop_align_loss(
             turned, image, rotate_boxes(box, turn, 96), box, turn + 1, **options
         )

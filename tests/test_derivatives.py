@@ -151,7 +151,10 @@ def test_autocast_changes_no_image_and_no_gradient_through_one(backend, device):
         with torch.autocast(device.type, torch.bfloat16):
             cast = through(run)
         for a, b in zip(plain, cast, strict=True):
-            assert (a is None and b is None) or torch.equal(a, b)
+            if device.type == "cuda" and a is not None:  # grid_sample's backward adds in any order
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            else:
+                assert (a is None and b is None) or torch.equal(a, b)
 
 
 @pytest.mark.parametrize("path", [fastequi.SE2(), fastequi.Color(), fastequi.Blur()])
@@ -309,15 +312,16 @@ def test_float16_gradients_of_many_rows_do_not_vanish():
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5])
-def test_nt_xent_is_exact_near_zero(temperature):
+def test_nt_xent_is_exact_near_zero(device, temperature):
     g = torch.Generator().manual_seed(0)
     first = torch.linalg.qr(torch.randn(64, 64, generator=g)).Q  # no negative is alike
     z1, z2 = first[:16], first[:16] + 0.02 * torch.randn(16, 64, generator=g)
+    z1, z2 = z1.to(device), z2.to(device)
 
     def oracle(z1: Tensor, z2: Tensor) -> Tensor:
         z = F.normalize(torch.cat([z1, z2]).double(), dim=-1)
         s = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-        return F.cross_entropy(s, torch.arange(32).roll(16))
+        return F.cross_entropy(s, torch.arange(32, device=device).roll(16))
 
     for name in ("torch", "triton"):
         leaf, exact = z1.clone().requires_grad_(), z1.double().requires_grad_()
@@ -434,20 +438,22 @@ def test_tensors_without_values_leave_no_constants_behind():
 
 
 @pytest.mark.parametrize("align", [False, True])
-def test_outside_of_a_source_one_pixel_wide(align):
+def test_outside_of_a_source_one_pixel_wide(device, align):
     image, theta = torch.rand(2, 3, 5, 1), torch.eye(2, 3).repeat(2, 1, 1, 1)
     theta[1, 0, 0, 2] = 0.5
     pred = torch.zeros(2, 1, 3, 5, 8)
+    image, theta, pred = (t.to(device) for t in (image, theta, pred))
     found = []
-    for name in backends.NAMES:
+    names = [n for n in backends.NAMES if n != "native" or device.type == "cpu"]
+    for name in names:
         with backends.force(name):
             found.append(
                 fastequi.warp_recon_loss(
                     pred, image, theta, mask_outside=True, align_corners=align, reduction="none"
                 )
             )
-    torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(found[2], found[0])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
