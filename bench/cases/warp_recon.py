@@ -30,11 +30,11 @@ MOST_CALLS = 128
 
 def _inputs(device: str) -> Callable[..., Inputs]:
     def make(B: int, K: int, size: int, dtype: str, family: str) -> Inputs:
-        generator = torch.Generator().manual_seed(1)
-        tokens = (size // PATCH) ** 2
-        values = torch.randn(B, K, tokens, PATCH * PATCH * 3, generator=generator)
+        generator = torch.Generator(device).manual_seed(1)
+        shape = (B, K, (size // PATCH) ** 2, PATCH * PATCH * 3)
+        values = torch.randn(shape, generator=generator, device=device)
         return {
-            "pred": values.to(device, DTYPES[dtype]).requires_grad_(),
+            "pred": values.to(DTYPES[dtype]).requires_grad_(),
             "image": images(B, size, device),
             "theta": theta(family, B, K, device),
             "size": size,

@@ -6,11 +6,14 @@ import torch
 
 
 def interleaved(b, source, texel, seed=0):
-    """A uint8 image [b, 3, *source] of three or four bytes a texel; the fourth is noise."""
+    """A uint8 image [b, 3, *source] of three or four bytes a texel; the fourth is noise.
+
+    On a GPU where there is one: `to` would leave the fourth bytes behind.
+    """
     g = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (b, *source, texel), generator=g, dtype=torch.uint8)[..., :3].permute(
-        0, 3, 1, 2
-    )
+    texels = torch.randint(256, (b, *source, texel), generator=g, dtype=torch.uint8)
+    texels = texels.to("cuda" if torch.cuda.is_available() else "cpu")
+    return texels[..., :3].permute(0, 3, 1, 2)
 
 
 def predictions(b, k, size, dtype=torch.float32, seed=1):
