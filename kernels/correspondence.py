@@ -160,7 +160,7 @@ def launch_config(s: Tensor) -> dict[str, object]:
         "BLOCK_M": 32,
         "BLOCK_N": 64,
         "BLOCK_C": 32 if full else 64,
-        "PRECISION": "ieee" if full else "tf32",
+        "PRECISION": "tf32x3" if full else "tf32",
         "WIDEN": INTERPRETED and s.dtype == torch.bfloat16,
         "num_warps": 4,
         "num_stages": 1 if full else 3,  # float32 products are bound by arithmetic, and would spill

@@ -33,9 +33,13 @@ values or None for all, gradient by the predictions)."""
 
 
 def images_per_chunk(image_bytes: int, cuda: bool) -> int:
-    """So many that prediction and gradient stay in half of an H200's L2 cache, or a CPU's third."""
-    cache = 24 << 20 if cuda else 8 << 20
-    return max(cache // max(2 * image_bytes, 1), 1)
+    """So many that a step's prediction and gradient take 256 MB on a GPU, a third of a CPU's cache.
+
+    A chunk that stayed in an H200's L2 cache (24 MB) took five times as long as predictions that
+    are stored, since its dozen launches were shorter than the host's time to start them.
+    """
+    most = 256 << 20 if cuda else 8 << 20
+    return max(most // max(2 * image_bytes, 1), 1)
 
 
 def linear_recon(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.backend import tl, triton
+from fastequi.kernels.backend import tl, transformed, triton
 from fastequi.kernels.constants import constants
 
 PADDING_MODES = ("zeros", "border", "reflection")
@@ -158,6 +158,9 @@ def sample_ref(
     grid = F.affine_grid(theta.flatten(0, 1), shape, align_corners)
     # the steps of one image stacked along height, so that the image is not repeated
     grid = grid.view(batch, steps * height, width, 2)
+    if transformed():  # PyTorch before 2.12 has no vmap over the gradient by a grid alone
+        none = torch.zeros((), dtype=torch.bool, device=grid.device)
+        image = image + torch.where(none, grid.sum(), 0.0)  # 0, whatever θ is
     out = F.grid_sample(image, grid, "bilinear", padding_mode, align_corners)
     out = out.view(batch, channels, steps, height, width).transpose(1, 2)
     poison = (theta * 0).sum((-1, -2))  # NaN where θ is not finite

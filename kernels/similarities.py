@@ -14,7 +14,9 @@ from torch import Tensor
 from fastequi.kernels.backend import INTERPRETED, tl, triton, use_triton
 
 CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
+GPU_CHUNK = 1 << 26  # 256 MB: launches that are longer than the host's time to start them
 _WIDEST = 512  # channels that a program's sums fit into registers for
+_WIDEST_FLOAT32 = 64  # beyond them a library's float32 products are several times as fast
 
 
 @triton.jit
@@ -50,28 +52,27 @@ def launch_config(z: Tensor) -> dict[str, object]:
     wide = triton.next_power_of_2(max(z.shape[1], 16))
     full = z.dtype == torch.float32
     block = 64 if wide <= 256 and not full else 32
-    large = full and wide > 128  # a thread holds its share of all channels, and would spill
-    block = 16 if large else block
     return {
         "BLOCK_M": block,
         "BLOCK_G": block,
         "BLOCK_D": wide,
-        "PRECISION": "ieee" if full else "tf32",
+        "PRECISION": "tf32x3" if full else "tf32",
         "WIDEN": INTERPRETED and z.dtype == torch.bfloat16,
-        "num_warps": 16 if large else 8 if wide > 128 else 4,
+        "num_warps": 8 if wide > 128 else 4,
         "num_stages": 2,  # with three the gradient's sums spill
     }
 
 
 def runs_fused(z: Tensor) -> bool:
-    return use_triton(z) and z.dtype != torch.float64 and z.shape[1] <= _WIDEST and z.numel() > 0
+    widest = _WIDEST_FLOAT32 if z.dtype == torch.float32 else _WIDEST
+    return use_triton(z) and z.dtype != torch.float64 and z.shape[1] <= widest and z.numel() > 0
 
 
 def eager_tiles(
     z: Tensor, every: Tensor, ids: Tensor, temp: float
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows of similarities, a few at a time."""
-    at_once = max(CHUNK // max(len(every), 1), 1)
+    at_once = max((GPU_CHUNK if z.is_cuda else CHUNK) // max(len(every), 1), 1)
     others = every.to(torch.promote_types(z.dtype, torch.float32))
     for start in range(0, len(z), at_once):
         part = slice(start, start + at_once)

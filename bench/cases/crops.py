@@ -177,6 +177,8 @@ def _case(
         return {key: value.detach() for key, value in found.items()}
 
     backend = "triton" if device == "cuda" else "torch"
+    # rows rounded to bfloat16 match other places than float64's do, eager's as often as ours
+    near = 0.1 if losses is MATCH and device == "cuda" else 3e-2
     eager, each, ours = (_over_pairs(losses[name]) for name in ("eager", "each", "ours"))
     return OpBench(
         name=name,
@@ -184,10 +186,10 @@ def _case(
         title=f"GTSA's {name.removesuffix('_cpu')} loss, 18 pairs",
         inputs=_inputs(device),
         providers={
-            "eager": Provider(_MAPS.eager(eager), tolerance=3e-2),
-            "pair by pair": Provider(_MAPS.eager(each), tolerance=3e-2),
-            "compile": Provider(_MAPS.compiled(losses["eager"], _over_pairs), tolerance=3e-2),
-            "ours": Provider(_MAPS.ours(ours, backend), tolerance=3e-2),
+            "eager": Provider(_MAPS.eager(eager), tolerance=near),
+            "pair by pair": Provider(_MAPS.eager(each), tolerance=near),
+            "compile": Provider(_MAPS.compiled(losses["eager"], _over_pairs), tolerance=near),
+            "ours": Provider(_MAPS.ours(ours, backend), tolerance=near),
         },
         answer=answer,
         bytes_moved=_bytes,

@@ -162,7 +162,8 @@ def warp_recon_general_cases() -> Iterator[Case]:
 # warp_recon_packed
 
 PACKED = {
-    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16, "TILE_H": 16,
+    "TEXEL": 3, "WORD": 4, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16,
+    "TILE_H": 16,
     "INTERLEAVED": True, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
     "MASK_OUTSIDE": False, "GRAD": True, "REDUCE": True, "color_ptr": None, "counts_ptr": None,
     "count_ptr": None,
@@ -275,7 +276,8 @@ WARP = {
     "SCALE": 1 / 255, "ROUND": False, "BLOCK": 512, "color_ptr": None,
 }  # fmt: skip
 WARP_PACKED = {
-    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8, "PADDING": "zeros",
+    "TEXEL": 3, "WORD": 4, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8,
+    "PADDING": "zeros",
     "ALIGN": False, "HAS_COLOR": False, "ROUND": False, "color_ptr": None,
 }  # fmt: skip
 
@@ -462,7 +464,7 @@ def nt_xent_cases() -> Iterator[Case]:
         yield _by_table(name, grad, config, tile, types=types, slow=slow)
     for dtype in (torch.float16, torch.float32):
         types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"grad_ptr": "*fp32"}
-        for width in (16, 256, 512):
+        for width in (16, 64) if dtype == torch.float32 else (16, 256, 512):
             config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile = config["BLOCK_M"] * config["BLOCK_G"]
             end = f"{_pointer(dtype)} {width}"
@@ -479,7 +481,7 @@ def koleo_cases() -> Iterator[Case]:
     yield _by_table("nearest", koleo.nearest_kernel, config, 4096, types=types)
     for dtype in (torch.float16, torch.float32):
         types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"out_ptr": "*i64"}
-        for width in (16, 256, 512):
+        for width in (16, 64) if dtype == torch.float32 else (16, 256, 512):
             config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile, name = config["BLOCK_M"] * config["BLOCK_G"], f"nearest {_pointer(dtype)} {width}"
             yield _by_table(name, koleo.nearest_kernel, config, tile, types=types, slow=True)
