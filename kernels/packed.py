@@ -26,7 +26,7 @@ try:
 except Exception:  # without Triton nothing here is ever called
     byte_perm = None
 
-_WIDE = True
+_WIDE = False
 _LONGEST = 2**15  # a side's pixels: float32 then places them to a few thousandths of a pixel
 
 if INTERPRETED:
