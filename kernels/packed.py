@@ -26,7 +26,6 @@ try:
 except Exception:  # without Triton nothing here is ever called
     byte_perm = None
 
-_WIDE = False
 _LONGEST = 2**15  # a side's pixels: float32 then places them to a few thousandths of a pixel
 
 if INTERPRETED:
@@ -61,32 +60,10 @@ def _funnel(low, high, skip):
 
 
 @triton.jit
-def _words(ptr, skip, TEXEL: tl.constexpr, WORD: tl.constexpr):
-    """The three words, as far as two texels `skip` bytes after ptr reach, and the bytes before."""
-    if WORD == 4:
-        first = tl.load(ptr)
-        second = tl.load(ptr + 1)
-        third = second
-        if TEXEL == 3:
-            third = tl.load(ptr + 2, mask=skip == 3, other=0)
-    else:
-        # two words at once: a warp's request costs by the cache lines it meets, not by its bytes
-        low = tl.load(ptr)
-        high = tl.load(ptr + 1, mask=skip > 8 - 2 * TEXEL, other=0)
-        later = skip >= 4
-        middle = (low >> 32).to(tl.int32)
-        last = high.to(tl.int32)
-        first = tl.where(later, middle, low.to(tl.int32))
-        second = tl.where(later, last, middle)
-        third = tl.where(later, (high >> 32).to(tl.int32), last)
-        skip = skip & 3
-    return first, second, third, skip
-
-
-@triton.jit
-def _pair(ptr, skip, TEXEL: tl.constexpr, WORD: tl.constexpr, EXACT: tl.constexpr):
+def _pair(ptr, skip, TEXEL: tl.constexpr, EXACT: tl.constexpr):
     """Channels of the texel `skip` bytes after the word at ptr, and of the one to its right."""
-    first, second, third, skip = _words(ptr, skip, TEXEL, WORD)
+    first = tl.load(ptr)
+    second = tl.load(ptr + 1)
     if TEXEL == 4:
         r0 = _byte(first, 0, EXACT)
         g0 = _byte(first, 1, EXACT)
@@ -95,6 +72,7 @@ def _pair(ptr, skip, TEXEL: tl.constexpr, WORD: tl.constexpr, EXACT: tl.constexp
         g1 = _byte(second, 1, EXACT)
         b1 = _byte(second, 2, EXACT)
     else:
+        third = tl.load(ptr + 2, mask=skip == 3, other=0)
         left = _funnel(first, second, skip)  # r0 g0 b0 r1
         right = _funnel(second, third, skip)  # g1 b1
         r0 = _byte(left, 0, EXACT)
@@ -107,16 +85,12 @@ def _pair(ptr, skip, TEXEL: tl.constexpr, WORD: tl.constexpr, EXACT: tl.constexp
 
 
 @triton.jit
-def _word(image, offset, TEXEL: tl.constexpr, WORD: tl.constexpr):
+def _word(image, offset, TEXEL: tl.constexpr):
     """The word that holds a byte of an image, as a pointer, and the byte's place in it."""
-    skip = offset & (WORD - 1)
-    if TEXEL < WORD:
+    skip = offset & 3
+    if TEXEL == 3:
         offset = offset - skip
-    if WORD == 8:
-        at = (image + offset).to(tl.pointer_type(tl.int64))
-    else:
-        at = (image + offset).to(tl.pointer_type(tl.int32))
-    return at, skip
+    return (image + offset).to(tl.pointer_type(tl.int32)), skip
 
 
 @triton.jit
@@ -132,8 +106,7 @@ def _hat(x, top):
 @triton.jit
 def _sample(
     image, ix, iy, HS, WS, row, start,
-    TEXEL: tl.constexpr, WORD: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr,
-    INSIDE: tl.constexpr,
+    TEXEL: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
     """Bilinear samples at pixels (ix, iy) of an image that is zero outside, in UNITs, plus `start`.
 
@@ -141,7 +114,6 @@ def _sample(
         image: the image's first byte.
         row: bytes from row to row.
         start: what is added to each channel.
-        WORD: 4 or 8, bytes read at a time; images begin at multiples of it.
         WHOLE_ROWS: a row's bytes are whole words.
         INSIDE: all taps are known to lie inside, where their weights sum to one.
     """
@@ -167,13 +139,13 @@ def _sample(
         w10 = left * lower
         w11 = right * lower
     offset = y.to(tl.int32) * row + x.to(tl.int32) * TEXEL
-    upper_ptr, skip = _word(image, offset, TEXEL, WORD)
-    r00, g00, b00, r01, g01, b01 = _pair(upper_ptr, skip, TEXEL, WORD, EXACT)
+    upper_ptr, skip = _word(image, offset, TEXEL)
+    r00, g00, b00, r01, g01, b01 = _pair(upper_ptr, skip, TEXEL, EXACT)
     if WHOLE_ROWS:
-        lower_ptr = (upper_ptr.to(tl.pointer_type(tl.uint8)) + row).to(upper_ptr.dtype)
+        lower_ptr = (upper_ptr.to(tl.pointer_type(tl.uint8)) + row).to(tl.pointer_type(tl.int32))
     else:
-        lower_ptr, skip = _word(image, offset + row, TEXEL, WORD)
-    r10, g10, b10, r11, g11, b11 = _pair(lower_ptr, skip, TEXEL, WORD, EXACT)
+        lower_ptr, skip = _word(image, offset + row, TEXEL)
+    r10, g10, b10, r11, g11, b11 = _pair(lower_ptr, skip, TEXEL, EXACT)
     r = r + w00 * r00 + w01 * r01 + w10 * r10 + w11 * r11
     g = g + w00 * g00 + w01 * g01 + w10 * g10 + w11 * g11
     b = b + w00 * b00 + w01 * b01 + w10 * b10 + w11 * b11
@@ -253,11 +225,11 @@ def target_constants(
 @triton.jit
 def packed_target(
     image, ix, iy, HS, WS, row, m, bias, start,
-    TEXEL: tl.constexpr, WORD: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr,
-    INSIDE: tl.constexpr, HAS_COLOR: tl.constexpr,
+    TEXEL: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr, INSIDE: tl.constexpr,
+    HAS_COLOR: tl.constexpr,
 ):  # fmt: skip
     """Sampled, recoloured, normalised: three channels at pixels (ix, iy); see `_sample`."""
-    r, g, b = _sample(image, ix, iy, HS, WS, row, start, TEXEL, WORD, WHOLE_ROWS, EXACT, INSIDE)
+    r, g, b = _sample(image, ix, iy, HS, WS, row, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE)
     if HAS_COLOR:
         v0 = m[0] * r + m[1] * g + m[2] * b + bias[0]
         v1 = m[3] * r + m[4] * g + m[5] * b + bias[1]
@@ -284,14 +256,6 @@ def interleaved(image: Tensor) -> int:
     aligned = aligned and (texel == 3 or per_row % 4 == 0)
     small = min(height, width) >= 2 and max(height, width) < _LONGEST and height * per_row < 2**31
     return texel if laid_out and aligned and small else 0
-
-
-def word(image: Tensor) -> dict[str, int | bool]:
-    """How an image that is :func:`interleaved` is read: WORD, WHOLE_ROWS."""
-    per_image, _, per_row, texel = image.stride()
-    wide = image.data_ptr() % 8 == 0 and (per_image % 8 == 0 or len(image) == 1)
-    size = 8 if _WIDE and wide and texel == 3 else 4
-    return {"WORD": size, "WHOLE_ROWS": per_row % size == 0}
 
 
 def registers(capability: int, exact: bool, color: bool) -> int:

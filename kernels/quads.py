@@ -27,7 +27,9 @@ def _load4(ptr, offs, live, T: tl.constexpr):
             values = tl.load(places)
         else:
             values = tl.load(places, mask=live[:, None], other=0.0)
-        x0, x1, x2, x3 = _split4(values.to(tl.float32), T)
+        even, odd = tl.split(values.to(tl.float32).reshape([T, 2, 2]))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
     return x0, x1, x2, x3
 
 
@@ -35,58 +37,6 @@ def _load4(ptr, offs, live, T: tl.constexpr):
 def _join4(x0, x1, x2, x3):
     """[T] four times as [T, 2, 2]: the order of columns when reshaped to [T, 4]."""
     return tl.join(tl.join(x0, x2), tl.join(x1, x3))
-
-
-@triton.jit
-def _split4(values, T: tl.constexpr):
-    """[T, 4] as its four columns."""
-    even, odd = tl.split(values.reshape([T, 2, 2]))
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
-
-
-# Compact places: a warp's first pixels are 8×4 neighbours (fewer in a small tile), so that their
-# samples meet few cache lines however the image is turned; the same of its second to fourth ones.
-# LX · LY lanes take QX · QY pixels each, that far apart.
-
-
-@triton.jit
-def compact_places(TILE_W: tl.constexpr, TILE_H: tl.constexpr):
-    """(x, y) of a thread's first pixel; the others lie :func:`compact_step` further."""
-    QX: tl.constexpr = 2 if TILE_H >= 8 or TILE_W < 32 else 4
-    QY: tl.constexpr = 4 // QX
-    LX: tl.constexpr = 8 if TILE_W >= 8 * QX else TILE_W // QX
-    LY: tl.constexpr = 4 if TILE_H >= 4 * QY else TILE_H // QY
-    BX: tl.constexpr = TILE_W // (LX * QX)
-    t = tl.arange(0, TILE_W * TILE_H // 4)
-    block = t // (LX * LY)
-    x = block % BX * (LX * QX) + t % LX
-    y = block // BX * (LY * QY) + t % (LX * LY) // LX
-    return x, y
-
-
-@triton.jit
-def compact_step(q: tl.constexpr, TILE_W: tl.constexpr, TILE_H: tl.constexpr):
-    """How far a thread's q-th pixel lies from its first one: columns, rows."""
-    QX: tl.constexpr = 2 if TILE_H >= 8 or TILE_W < 32 else 4
-    QY: tl.constexpr = 4 // QX
-    LX: tl.constexpr = 8 if TILE_W >= 8 * QX else TILE_W // QX
-    LY: tl.constexpr = 4 if TILE_H >= 4 * QY else TILE_H // QY
-    return q % QX * LX, q // QX * LY
-
-
-@triton.jit
-def to_rows(v, TILE_W: tl.constexpr, TILE_H: tl.constexpr):
-    """A thread's four values at compact places, exchanged for those of four neighbours in a row."""
-    QX: tl.constexpr = 2 if TILE_H >= 8 or TILE_W < 32 else 4
-    QY: tl.constexpr = 4 // QX
-    LX: tl.constexpr = 8 if TILE_W >= 8 * QX else TILE_W // QX
-    LY: tl.constexpr = 4 if TILE_H >= 4 * QY else TILE_H // QY
-    T: tl.constexpr = TILE_W * TILE_H // 4
-    shape: tl.constexpr = [TILE_H // (LY * QY), TILE_W // (LX * QX), LY, LX, QY, QX]
-    values = _join4(v[0], v[1], v[2], v[3]).reshape(shape).permute(0, 4, 2, 1, 5, 3)
-    return _split4(values.reshape([T, 4]), T)
 
 
 @triton.jit

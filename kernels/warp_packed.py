@@ -21,7 +21,6 @@ from fastequi.kernels.packed import (
     registers,
     room,
     target_constants,
-    word,
 )
 from fastequi.kernels.quads import store_group
 from fastequi.kernels.sampling import padded
@@ -34,9 +33,9 @@ _PIXELS = 4096  # of one program, about
 @triton.jit
 def _quads(
     out, image, offs, live, ix, iy, a0, a3, HS, WS, row, stride_c, m, bias, start,
-    TEXEL: tl.constexpr, WORD: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr,
-    INSIDE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr, HAS_COLOR: tl.constexpr,
-    ROUND: tl.constexpr, T: tl.constexpr,
+    TEXEL: tl.constexpr, WHOLE_ROWS: tl.constexpr, EXACT: tl.constexpr, INSIDE: tl.constexpr,
+    PADDING: tl.constexpr, ALIGN: tl.constexpr, HAS_COLOR: tl.constexpr, ROUND: tl.constexpr,
+    T: tl.constexpr,
 ):  # fmt: skip
     """Writes T groups of four pixels."""
     values = ()
@@ -50,9 +49,8 @@ def _quads(
             x, _ = padded(x, WS, PADDING, ALIGN)
             y, _ = padded(y, HS, PADDING, ALIGN)
         v = packed_target(
-            image, x, y, HS, WS, row, m, bias, start, TEXEL, WORD, WHOLE_ROWS, EXACT, INSIDE,
-            HAS_COLOR,
-        )  # fmt: skip
+            image, x, y, HS, WS, row, m, bias, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE, HAS_COLOR
+        )
         for c in tl.static_range(3):
             value = v[c]
             if ROUND:
@@ -90,7 +88,6 @@ def warp_packed_kernel(
     gain2,
     # constants
     TEXEL: tl.constexpr,
-    WORD: tl.constexpr,
     WHOLE_ROWS: tl.constexpr,
     EXACT: tl.constexpr,
     TILE_W: tl.constexpr,
@@ -141,15 +138,15 @@ def warp_packed_kernel(
             if inside:
                 _quads(
                     tile, image, place, None, ix, iy, a0, a3, HS, WS, stride_iy, H * W,
-                    m, bias, start, TEXEL, WORD, WHOLE_ROWS, EXACT, True, PADDING, ALIGN,
-                    HAS_COLOR, ROUND, T,
+                    m, bias, start, TEXEL, WHOLE_ROWS, EXACT, True, PADDING, ALIGN, HAS_COLOR,
+                    ROUND, T,
                 )  # fmt: skip
             else:
                 live = (left + x < W) & (top + y < H)
                 _quads(
                     tile, image, place, live, ix, iy, a0, a3, HS, WS, stride_iy, H * W,
-                    m, bias, start, TEXEL, WORD, WHOLE_ROWS, EXACT, False, PADDING, ALIGN,
-                    HAS_COLOR, ROUND, T,
+                    m, bias, start, TEXEL, WHOLE_ROWS, EXACT, False, PADDING, ALIGN, HAS_COLOR,
+                    ROUND, T,
                 )  # fmt: skip
 
 
@@ -185,7 +182,7 @@ def warp_packed(
             *(target.mean or (0.0, 0.0, 0.0)),
             *(1 / value for value in target.std or (1.0, 1.0, 1.0)),
             TEXEL=image.stride(3),
-            **word(image),
+            WHOLE_ROWS=image.stride(2) % 4 == 0,
             EXACT=exact,
             TILE_W=_TILE_W,
             TILE_H=_TILE_H,

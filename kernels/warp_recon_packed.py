@@ -12,7 +12,8 @@ the same input gives the same bits; one launch does everything.
 Bytes per pixel in bf16, gradient included: 6 + 6, and 3/K to 4/K of the source. Instructions per
 pixel inside (sm_90, counted in tests/test_offline_compile.py): 79 with four bytes a texel, 91 with
 three. On 132 multiprocessors of 4·32 lanes at 1.755 GHz 89 instructions take as long as
-12.75 bytes at 4.3 TB/s: for B=256, K=4, 224² both 152 µs, the time to be expected at best.
+12.75 bytes at 4.3 TB/s: for B=256, K=4, 224² both 152 µs, the time to be expected at best. Measured on an H200: 280 µs, with
+the L1 cache busy for 88 % of it and the schedulers for 64 % (bench/results/README.md).
 """
 
 from __future__ import annotations
@@ -31,21 +32,13 @@ from fastequi.kernels.packed import (
     registers,
     room,
     target_constants,
-    word,
 )
 from fastequi.kernels.pixel_loss import pixel_error
-from fastequi.kernels.quads import (
-    compact_places,
-    compact_step,
-    load_group,
-    store_group,
-    to_rows,
-)
+from fastequi.kernels.quads import load_group, store_group
 from fastequi.kernels.sampling import padded
 from fastequi.kernels.target import Sums, Target
 
 _PIXELS = 4096  # of one program, about
-_TILE = 256  # pixels of a tile of tokens
 
 
 @triton.jit
@@ -60,9 +53,7 @@ def _tile(
     ix,
     iy,
     a0,
-    a1,
     a3,
-    a4,
     # shapes
     HS,
     WS,
@@ -77,7 +68,6 @@ def _tile(
     count,
     # constants
     TEXEL: tl.constexpr,
-    WORD: tl.constexpr,
     WHOLE_ROWS: tl.constexpr,
     EXACT: tl.constexpr,
     INSIDE: tl.constexpr,
@@ -88,57 +78,32 @@ def _tile(
     MASK_OUTSIDE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     GRAD: tl.constexpr,
-    TILE_W: tl.constexpr,
-    TILE_H: tl.constexpr,
+    T: tl.constexpr,
 ):
-    """Adds the errors of a tile's pixels to total, their number to count; writes the gradient."""
-    T: tl.constexpr = TILE_W * TILE_H // 4
+    """Adds the errors of T groups of four pixels to total, their number to count; the gradient."""
     p = load_group(pred, offs, stride_c, live, INTERLEAVED, T)
-    reds = ()  # four each: of one channel, at compact places
-    greens = ()
-    blues = ()
-    within = ()
+    slopes = ()
     for q in tl.static_range(4):
-        right, down = compact_step(q, TILE_W, TILE_H)
         x = ix
         y = iy
-        if right > 0:
-            x += a0 * right
-            y += a3 * right
-        if down > 0:
-            x += a1 * down
-            y += a4 * down
+        if q > 0:
+            x += a0 * q
+            y += a3 * q
+        keep = live
         if not INSIDE:
             if MASK_OUTSIDE:
                 unit_x = (WS - 1) * 0.5 if ALIGN else WS * 0.5
                 unit_y = (HS - 1) * 0.5 if ALIGN else HS * 0.5
-                one = tl.abs(x - (WS - 1) * 0.5) <= unit_x
-                one = one & (tl.abs(y - (HS - 1) * 0.5) <= unit_y)
-                one = tl.where(one, 1, 0)
-                within = within + (one,)  # type: ignore[assignment]  # noqa: RUF005
+                within = tl.abs(x - (WS - 1) * 0.5) <= unit_x
+                within = within & (tl.abs(y - (HS - 1) * 0.5) <= unit_y)
+                keep = within & live
             x, _ = padded(x, WS, PADDING, ALIGN)
             y, _ = padded(y, HS, PADDING, ALIGN)
         v = packed_target(
-            image, x, y, HS, WS, row, m, bias, start, TEXEL, WORD, WHOLE_ROWS, EXACT, INSIDE,
-            HAS_COLOR,
-        )  # fmt: skip
-        reds = reds + (v[0],)  # type: ignore[assignment]  # noqa: RUF005
-        greens = greens + (v[1],)  # type: ignore[assignment]  # noqa: RUF005
-        blues = blues + (v[2],)  # type: ignore[assignment]  # noqa: RUF005
-    red = to_rows(reds, TILE_W, TILE_H)
-    green = to_rows(greens, TILE_W, TILE_H)
-    blue = to_rows(blues, TILE_W, TILE_H)
-    kept = ()
-    if MASK_OUTSIDE and not INSIDE:
-        kept = to_rows(within, TILE_W, TILE_H)
-    slopes = ()
-    for q in tl.static_range(4):
-        keep = live
-        if MASK_OUTSIDE and not INSIDE:
-            keep = (kept[q] > 0) & live
-        target = (red[q], green[q], blue[q])
+            image, x, y, HS, WS, row, m, bias, start, TEXEL, WHOLE_ROWS, EXACT, INSIDE, HAS_COLOR
+        )
         for c in tl.static_range(3):
-            value, slope = pixel_error(p[3 * q + c] - target[c], LOSS, weight)
+            value, slope = pixel_error(p[3 * q + c] - v[c], LOSS, weight)
             if not INSIDE:
                 value = tl.where(keep, value, 0.0)
                 slope = tl.where(keep, slope, 0.0)
@@ -206,7 +171,6 @@ def warp_recon_packed_kernel(
     weight,
     # constants
     TEXEL: tl.constexpr,
-    WORD: tl.constexpr,
     WHOLE_ROWS: tl.constexpr,
     EXACT: tl.constexpr,
     PATCH: tl.constexpr,
@@ -235,22 +199,24 @@ def warp_recon_packed_kernel(
         color_ptr + (b * K + k) * 12 if HAS_COLOR else None,
         mean0, mean1, mean2, gain0, gain1, gain2, poison, EXACT, HAS_COLOR,
     )  # fmt: skip
-    # a thread's four pixels of the prediction, which lie side by side
+    # four pixels of a thread: token by token, row by row
     t = tl.arange(0, T)
-    x = (t % (TILE_W // 4)) * 4
-    y = t // (TILE_W // 4)
+    SIDE: tl.constexpr = PATCH if PATCH > 0 else TILE_W
+    token = t // (SIDE * TILE_H // 4)
+    inner = t % (SIDE * TILE_H // 4)
+    x = token * SIDE + (inner % (SIDE // 4)) * 4
+    y = inner // (SIDE // 4)
     if PATCH > 0:
-        place = (x // PATCH) * stride_pl + (y * PATCH + x % PATCH) * 3
+        place = token * stride_pl + inner * 12
         tile_step = (TILE_W // PATCH) * stride_pl
     else:
         place = y * stride_py + x * (3 if INTERLEAVED else 1)
         tile_step = TILE_W * (3 if INTERLEAVED else 1)
-    # samples from the source's centre: of a tile's middle, and of the first that a thread takes
+    # samples from the source's centre: of a tile's middle, and of a thread's first pixel from there
     mid_w = (TILE_W - 1) * 0.5
     mid_h = (TILE_H - 1) * 0.5
-    at_x, at_y = compact_places(TILE_W, TILE_H)
-    from_x = a0 * (at_x - mid_w) + a1 * (at_y - mid_h) + (WS - 1) * 0.5
-    from_y = a3 * (at_x - mid_w) + a4 * (at_y - mid_h) + (HS - 1) * 0.5
+    from_x = a0 * (x - mid_w) + a1 * (y - mid_h) + (WS - 1) * 0.5
+    from_y = a3 * (x - mid_w) + a4 * (y - mid_h) + (HS - 1) * 0.5
     room_x, room_y = room(a0, a1, a3, a4, HS, WS, mid_w, mid_h)
     total = tl.zeros([T], tl.float32)
     count = tl.zeros([T], tl.float32)
@@ -278,18 +244,16 @@ def warp_recon_packed_kernel(
                 grad += at + tile_x * tile_step
             if inside:
                 total, count = _tile(
-                    pred, grad, image, place, None, ix, iy, a0, a1, a3, a4, HS, WS, stride_iy,
-                    stride_pc, m, bias, start, weight, total, count, TEXEL, WORD, WHOLE_ROWS,
-                    EXACT, True, LOSS, PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD,
-                    TILE_W, TILE_H,
+                    pred, grad, image, place, None, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
+                    m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, True, LOSS,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
                 )  # fmt: skip
             else:
                 live = (left + x < W) & (top + y < H)
                 total, count = _tile(
-                    pred, grad, image, place, live, ix, iy, a0, a1, a3, a4, HS, WS, stride_iy,
-                    stride_pc, m, bias, start, weight, total, count, TEXEL, WORD, WHOLE_ROWS,
-                    EXACT, False, LOSS, PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD,
-                    TILE_W, TILE_H,
+                    pred, grad, image, place, live, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
+                    m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, False, LOSS,
+                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
                 )  # fmt: skip
     tl.store(parts_ptr + pid, tl.sum(total, 0) * weight)
     if MASK_OUTSIDE:
@@ -324,7 +288,7 @@ def tiles_of(pred: Tensor, image: Tensor, target: Target) -> Tiles | None:
         side_by_side = tokens & -tokens  # the largest power of two that divides them
         if patch not in (4, 8, 16, 32):
             return None
-        return Tiles(min(side_by_side, max(_TILE // patch**2, 1)) * patch, patch, True)
+        return Tiles(min(side_by_side, max(256 // patch**2, 1)) * patch, patch, True)
     by_pixel = (pred.stride(2), pred.stride(4)) == (1, 3)
     if target.width % 4 or not (by_pixel or pred.stride(4) == 1):
         return None
@@ -378,7 +342,7 @@ def warp_recon_packed(
             *(1 / value for value in std),
             weight,
             TEXEL=image.stride(3),
-            **word(image),
+            WHOLE_ROWS=image.stride(2) % 4 == 0,
             EXACT=exact,
             PATCH=patch,
             TILE_W=tiles.width,

@@ -256,3 +256,21 @@ def test_the_steps_shares_are_the_measured_ones():
         cells = [vectors, *(f"{times[n]:.1f}" for n in names)]
         share = f"{100 * times['floor'] / times['ours']:.0f} %"
         assert f"| {' | '.join(cells)} | {share} |" in TABLES
+
+
+def test_the_gpus_table_is_the_measured_one():
+    from bench import gpu_tables
+
+    folder = RESULTS / "h200"
+    assert gpu_tables.table(folder) in TABLES
+    text = " ".join(TABLES.split()).lower()
+    assert all(said.lower() in text for said in gpu_tables.steps(folder))
+    rows = {row["provider"]: row["gpu_p50"] for row in measured("h200/warp_recon.json")["rows"]}
+    shares = (rows[name] / rows["ours"] for name in ("eager", "compile"))
+    assert f"a {int(next(shares))}th of eager's and a {int(next(shares))}th of" in README
+    found = [measured(f"h200/{file.name}") for file in gpu_tables.files(folder)]
+    assert {f["commit"] for f in found} == {"3530794", "25f74e4"}
+    for f in found:
+        assert f"{f['machine']['device']}, torch {f['machine']['torch']}" in text.replace(
+            "nvidia h200", "NVIDIA H200"
+        )

@@ -162,8 +162,7 @@ def warp_recon_general_cases() -> Iterator[Case]:
 # warp_recon_packed
 
 PACKED = {
-    "TEXEL": 3, "WORD": 4, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16,
-    "TILE_H": 16,
+    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "PATCH": 16, "TILE_W": 16, "TILE_H": 16,
     "INTERLEAVED": True, "LOSS": "mse", "PADDING": "zeros", "ALIGN": False, "HAS_COLOR": False,
     "MASK_OUTSIDE": False, "GRAD": True, "REDUCE": True, "color_ptr": None, "counts_ptr": None,
     "count_ptr": None,
@@ -276,8 +275,7 @@ WARP = {
     "SCALE": 1 / 255, "ROUND": False, "BLOCK": 512, "color_ptr": None,
 }  # fmt: skip
 WARP_PACKED = {
-    "TEXEL": 3, "WORD": 4, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8,
-    "PADDING": "zeros",
+    "TEXEL": 3, "WHOLE_ROWS": True, "EXACT": False, "TILE_W": 32, "TILE_H": 8, "PADDING": "zeros",
     "ALIGN": False, "HAS_COLOR": False, "ROUND": False, "color_ptr": None,
 }  # fmt: skip
 
