@@ -12,8 +12,9 @@ the same input gives the same bits; one launch does everything.
 Bytes per pixel in bf16, gradient included: 6 + 6, and 3/K to 4/K of the source. Instructions per
 pixel inside (sm_90, counted in tests/test_offline_compile.py): 79 with four bytes a texel, 91 with
 three. On 132 multiprocessors of 4·32 lanes at 1.755 GHz 89 instructions take as long as
-12.75 bytes at 4.3 TB/s: for B=256, K=4, 224² both 152 µs, the time to be expected at best. Measured on an H200: 280 µs, with
-the L1 cache busy for 88 % of it and the schedulers for 64 % (bench/results/README.md).
+12.75 bytes at 4.3 TB/s: for B=256, K=4, 224² both 152 µs, the time to be expected at best.
+Measured on an H200: 280 µs, the L1 cache busy for 88 % of them and the schedulers for 64 %
+(bench/results/README.md).
 """
 
 from __future__ import annotations
