@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.models.block_decoder import BlockDecoder
-from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
+from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder, StepLinear, cosine_basis
 from fastequi.models.positions import sine_cosine
 
 
@@ -104,7 +104,7 @@ def test_blocks_are_torchs_pre_norm_transformer_on_places(shared):
                 }
             )  # fmt: skip
             x = layer(x)
-        expected = F.linear(trunk.norm(x), model.last.weight[k], model.last.bias[k])
+        expected = F.linear(x, model.last.weight[k], model.last.bias[k])
         torch.testing.assert_close(out[:, k], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -119,7 +119,24 @@ def test_steps_share_a_trunk_or_have_their_own():
                    for t in model.trunks]  # fmt: skip
         assert reached == ([True] if shared else [False, True, False])
         assert len(model.trunks) == steps
-        assert model.last.weight.grad.flatten(1).any(1).tolist() == [False, True, False]
+        assert model.last.coefficients.grad.flatten(1).any(1).tolist() == [False, True, False]
+
+
+def test_the_last_layer_is_trained_in_cosines_that_fall_with_the_frequency():
+    basis = cosine_basis(8, 3).double()
+    norms = basis.norm(dim=0).view(8, 8, 3)
+    assert norms[0, 0] == pytest.approx(1)
+    assert norms[3, 4] == pytest.approx(1 / 6)
+    unit = basis / basis.norm(dim=0)
+    torch.testing.assert_close(unit.T @ unit, torch.eye(192, dtype=torch.float64))
+    grey = unit.view(8, 8, 3, 8, 8, 3)[..., 0, 1, 0]  # one wave along the rows of all channels
+    wave = torch.cos(torch.pi * (torch.arange(8).double() + 0.5) / 8)
+    wave = (wave / wave.norm() / 24**0.5)[None, :, None].expand(8, 8, 3)
+    torch.testing.assert_close(grey, wave)
+    last = StepLinear(2, 5, 4, 3)
+    assert [name for name, _ in last.named_parameters()] == ["coefficients", "bias"]
+    assert list(last.state_dict()) == ["coefficients", "bias"]
+    torch.testing.assert_close(last.weight, cosine_basis(4, 3) @ last.coefficients)
 
 
 def test_positions_are_sines_and_cosines_of_row_and_column():

@@ -16,7 +16,9 @@ from fastequi.models.vit import Block
 
 
 class BlockDecoder(nn.Module):
-    """Linear, positions, pre-norm transformer blocks, norm; then a linear layer for every step.
+    """Linear, positions, pre-norm transformer blocks; then a linear layer for every step.
+
+    Between them is no norm: it would leave of a flat patch its noise alone.
 
     Args:
         in_dim: channels of [z1_equi ; z2_equi].
@@ -53,7 +55,7 @@ class BlockDecoder(nn.Module):
             _Trunk(in_dim, width, depth, num_heads, mlp_ratio, attention)
             for _ in range(1 if shared else num_steps)
         )
-        self.last = StepLinear(num_steps, width, patch_size**2 * in_chans)
+        self.last = StepLinear(num_steps, width, patch_size, in_chans)
 
     def hidden(self, z: Tensor) -> Tensor:
         """What the last layer takes: [B, L, in_dim] tokens of a square grid to [B, K, L, width].
@@ -84,7 +86,6 @@ class _Trunk(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, num_heads, mlp_ratio, True, 0.0, None, attention) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, L, in_dim] to [B, L, width]."""
@@ -94,4 +95,4 @@ class _Trunk(nn.Module):
         x = x.flatten(0, 1)
         for block in self.blocks:
             x = block(x, [(batch, tokens)])
-        return self.norm(x).unflatten(0, (batch, tokens))
+        return x.unflatten(0, (batch, tokens))

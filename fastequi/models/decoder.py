@@ -18,24 +18,59 @@ from torch import Tensor, nn
 
 
 class StepLinear(nn.Module):
-    """A linear layer for each of K steps.
+    """A linear layer for each of K steps, to the pixels of a patch.
+
+    It is trained in the patch's cosine transform, whose coefficients fall with the frequency in
+    images as they do in :func:`cosine_basis`: AdamW, which moves all weights alike, then moves
+    each in proportion to its part of an image. The function is that of any linear layer.
 
     Attributes:
-        weight: [K, out_dim, in_dim].
-        bias: [K, out_dim].
+        coefficients: [K, p·p·C, in_dim], trained.
+        basis: [p·p·C, p·p·C], fixed.
+        weight: [K, p·p·C, in_dim], of pixels in order (p q c): basis · coefficients.
+        bias: [K, p·p·C], of pixels.
     """
 
-    def __init__(self, num_steps: int, in_dim: int, out_dim: int) -> None:
+    basis: Tensor
+
+    def __init__(self, num_steps: int, in_dim: int, patch_size: int, in_chans: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_steps, out_dim, in_dim))
-        self.bias = nn.Parameter(torch.zeros(num_steps, out_dim))
-        for one in self.weight:
+        pixels = patch_size**2 * in_chans
+        self.coefficients = nn.Parameter(torch.empty(num_steps, pixels, in_dim))
+        self.bias = nn.Parameter(torch.zeros(num_steps, pixels))
+        self.register_buffer("basis", cosine_basis(patch_size, in_chans), persistent=False)
+        for one in self.coefficients:
             nn.init.xavier_uniform_(one)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.basis @ self.coefficients
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, K, L, in_dim] to [B, K, L, out_dim]."""
         rows = torch.einsum("bkld,kpd->bklp", hidden, self.weight)
         return rows + self.bias[:, None].to(rows.dtype)
+
+
+def cosine_basis(patch_size: int, in_chans: int) -> Tensor:
+    """[p·p·C, p·p·C]: pixels (p q c) of the cosine transform's patterns (DCT-II of all axes).
+
+    A pattern of frequencies u, v has the norm 1 / (1 + √(u² + v²)), as amplitudes in natural images
+    fall (Field, JOSA A 1987).
+    """
+    side, chans = (_cosines(n) for n in (patch_size, in_chans))
+    patterns = torch.einsum("pu,qv,ck->pqcuvk", side, side, chans)
+    u = torch.arange(patch_size, dtype=torch.float64)
+    frequency = (u[:, None] ** 2 + u[None, :] ** 2).sqrt()
+    patterns = patterns / (1 + frequency[..., None])
+    return patterns.reshape(patch_size**2 * in_chans, -1).float()
+
+
+def _cosines(n: int) -> Tensor:
+    """[n, n]: the orthonormal DCT-II's patterns in columns, in float64."""
+    k = torch.arange(n, dtype=torch.float64)
+    columns = torch.cos(torch.pi * (k[:, None] + 0.5) * k / n)
+    return columns / columns.norm(dim=0)
 
 
 class PathDecoder(nn.Module):
@@ -70,7 +105,7 @@ class PathDecoder(nn.Module):
             )
         self.num_steps, self.patch_dim = num_steps, patch_size**2 * in_chans
         self.linear = nn.Linear(in_dim, num_steps * width)
-        self.last = StepLinear(num_steps, width, self.patch_dim) if not num_convs else None
+        self.last = StepLinear(num_steps, width, patch_size, in_chans) if not num_convs else None
         self.convs = nn.Sequential()
         for i, out in enumerate([width] * (num_convs - 1) + [self.patch_dim] * bool(num_convs)):
             if i:
