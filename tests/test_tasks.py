@@ -9,21 +9,25 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
+import fastequi.evaluate.tasks as module
 from fastequi.config import PathConfig
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import (
     Beyond,
     Budget,
     normalised,
+    own_path,
     score_tasks,
     tasks,
     views_for,
     window_loader,
 )
 from fastequi.philox import Draws
+from fastequi.recipes import RECIPES
 from fastequi.runtime import devices
 
 CPU = torch.device("cpu")
@@ -114,6 +118,37 @@ def test_every_task_has_its_table_and_baselines():
     assert reports["blur"].best("transformed image alone").mean < 0.2
     error = reports["rotation 45..60"].best("mean predictor").error[0]
     assert error == pytest.approx(52.5, abs=2.5)  # degrees
+
+
+@pytest.mark.parametrize("of", ["tasks", "own_path"])
+def test_photometric_pairs_are_those_of_the_clean_task_in_changed_light(of, monkeypatch):
+    """For fitting and for testing, each from its photographs and with draws of its own."""
+    cut = []
+
+    def kept(probed, fitted, tested, **options):
+        cut.append((fitted, *tested))
+        return {}
+
+    monkeypatch.setattr(module, "score_pairs", kept)
+    config = RECIPES["demo"]()
+    if of == "tasks":
+        chosen, windows = tasks(["se2"], photometric=["se2"]), None
+        mine = encoder(patches)
+    else:
+        chosen, windows = own_path(config, CPU)
+        mine = encoder(patches, size=config.data.image_size)
+    assert [task.photometric for task in chosen.values()] == [None, Photometric()]
+    budget = Budget(64, 64)
+    score_tasks({"a": mine}, *photographs(), chosen, budget=budget, windows=windows)
+    for clean, changed in zip(*cut, strict=True):
+        assert torch.equal(clean.params, changed.params)
+        still, moved = (
+            (pairs.before.float() - pairs.after.float()).mean((2, 3)).abs().mean()
+            for pairs in (clean, changed)
+        )
+        assert moved > 3 * still  # brightness and colour
+    fitted, tested = cut[0]
+    assert not torch.equal(fitted.params, tested.params)
 
 
 def test_zero_filled_borders_reveal_the_angle_and_others_do_not():
