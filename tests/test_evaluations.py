@@ -126,6 +126,20 @@ def test_ranges_of_nothing_are_refused_at_once(runs):
         equivariance([str(runs / "tir"), "--degrees", "-1", "--tasks", "blur"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--tasks rotation --photometric se2", "--photometric: expected some of --tasks rotation"),
+        ("--photometric=se2 --tasks blur color", "--photometric: .* --tasks blur color, got se2"),
+        ("--fewer-pairs 20 20", "--fewer-pairs: expected different numbers, got 20 20"),
+        ("--fewer-pairs 9", r"--fewer-pairs: expected 10 \.\. 23999"),
+    ],
+)
+def test_what_would_be_left_out_is_refused(runs, words, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        equivariance([str(runs / "none"), *words.split()])
+
+
 def test_comparisons_are_of_like_with_like():
     def row(encoder, features, probe, share):
         interval = {"accuracy": share, "low": share - 0.01, "high": share + 0.01}

@@ -139,7 +139,9 @@ def test_photometric_pairs_are_those_of_the_clean_task_in_changed_light(of, monk
         mine = encoder(patches, size=config.data.image_size)
     assert [task.photometric for task in chosen.values()] == [None, Photometric()]
     budget = Budget(64, 64)
-    score_tasks({"a": mine}, *photographs(), chosen, budget=budget, windows=windows)
+    train, test = photographs()
+    sources = train.pick([0, 1, 2]), test.pick([3])
+    score_tasks({"a": mine}, *sources, chosen, budget=budget, windows=windows)
     for clean, changed in zip(*cut, strict=True):
         assert torch.equal(clean.params, changed.params)
         still, moved = (
@@ -148,6 +150,7 @@ def test_photometric_pairs_are_those_of_the_clean_task_in_changed_light(of, monk
         )
         assert moved > 3 * still  # brightness and colour
     fitted, tested = cut[0]
+    assert [len(pairs.photographs.unique()) for pairs in (fitted, tested)] == [3, 1]
     assert not torch.equal(fitted.params, tested.params)
 
 
@@ -190,6 +193,22 @@ def test_what_cannot_be_done_is_said_at_once():
         tasks(["blur"], photometric=["blur"])
     with pytest.raises(ValueError, match="train_pairs: expected at least 10, got 9"):
         Budget(train_pairs=9)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ({"family": "color"}, r"--path\.family: expected some of rotation, translation, se2, got"),
+        ({"family": "blur"}, r"--path\.family: expected some of rotation, translation, se2, got"),
+        ({"degrees": 0.0}, r"--path\.degrees: expected a half-range > 0, from which angle is"),
+        ({"pixels": 0.0}, r"--path\.pixels: expected a half-range > 0, from which tx is"),
+    ],
+)
+def test_a_runs_own_path_must_be_predictable_in_changed_light(path, message):
+    config = RECIPES["demo"]()
+    data = replace(config.data, source_size=32)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        own_path(replace(config, data=data, path=replace(config.path, **path)), CPU)
 
 
 def test_pairs_that_do_not_fit_are_refused_with_how_many_would(monkeypatch):

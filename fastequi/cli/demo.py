@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from fastequi import limits
 from fastequi.config import Config
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import Encoder, of_method, random_init
 from fastequi.evaluate.equivariance import EquivarianceFile
+from fastequi.evaluate.image_quality import LEAST_SIZE
 from fastequi.evaluate.pair_scores import Report
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import (
@@ -61,7 +63,11 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
 
     Returns:
         The reports of R² by task, variant and number of pairs.
+
+    Raises:
+        ValueError: settings that leave something without an evaluation; names the option.
     """
+    _expect_evaluable(config)
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)  # wrapped, not cut, in a narrow terminal
     start, source = time.monotonic(), embedded_photos(TRAIN_REGION)
@@ -98,6 +104,20 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
             lead = report.difference(f"{_OURS}, z_equi", other)
             print(f"z_equi minus {what}, {pairs}: {lead.sentence(report.names)}")
     return reports
+
+
+def _expect_evaluable(config: Config) -> None:
+    """Refuses before anything is trained what the tables or pictures could not be made of."""
+    tir, size = config.tir, config.data.image_size
+    for option, holds, expected, value in (
+        ("--method", config.method == "tir", "tir", config.method),
+        ("--tir.num-steps", tir.num_steps >= 1, "at least 1", tir.num_steps),
+        ("--tir.equi-dim", tir.equi_dim >= 1, "at least 1", tir.equi_dim),
+        ("--tir.recon-weight", tir.recon_weight > 0, "a weight > 0", tir.recon_weight),
+        ("--data.image-size", size >= LEAST_SIZE, f"at least {LEAST_SIZE}", size),
+    ):
+        limits.expect(holds, option, f"{expected} for the demo", value)
+    own_path(config, torch.device("cpu"))
 
 
 def _equivariance(

@@ -59,6 +59,11 @@ def parse(
         raise ValueError(_one_line(stderr.getvalue())) from stopped
 
 
+def is_given(option: str, words: list[str]) -> bool:
+    """Whether an option is among the words of a command line, rather than at its default."""
+    return any(word.replace("_", "-").split("=")[0] == option for word in words)
+
+
 def _parsed(kind: type[Options], prog: str, words: list[str], default: Options | None) -> Options:
     if default is None:
         return tyro.cli(kind, prog=prog, args=words)
