@@ -268,6 +268,30 @@ def test_reconstruction_and_spectra(runs, capsys):
     assert (first["features"], first["tokens"], first["channels"]) == ("z_inv", "all", 16)
 
 
+@pytest.mark.parametrize(("images", "photographs"), [(4, 1), (24, 3)])
+def test_views_of_one_photograph_have_no_interval(runs, tmp_path, capsys, images, photographs):
+    """However many the source has: a batch of this run is eight windows of one of the nine."""
+    config = RECIPES["demo"]()
+    config = replace(
+        config,
+        model=replace(config.model, embed_dim=32, depth=1, num_heads=1),
+        data=replace(config.data, batch_size=8, samples_per_decode=8),
+        tir=replace(
+            config.tir, dim=16, equi_dim=8, decoder_width=8, decoder_heads=1, expander=(16, 16)
+        ),
+        train=replace(config.train, minutes=0.0, epochs=1, tensorboard=False),
+    )
+    run = tmp_path / "run"
+    pretrain(config, embedded_photos(), run, max_steps=1)
+    capsys.readouterr()
+    main(["eval", "reconstruct", str(run), "--images", str(images)])
+    saved = json.loads((run / "eval_reconstruct.json").read_text())
+    assert saved["photographs"] == {"test": photographs}
+    printed = capsys.readouterr().out
+    assert ("of one photograph, so no interval" in printed) == (photographs == 1)
+    assert bool(re.search(r"SSIM gained [-+.\d]+ \(", printed)) == (photographs > 1)
+
+
 def test_files_of_another_schema_or_kind_are_not_read():
     found = {"kind": "knn", "schema": SCHEMA, "encoder": "tir", "scores": []}
     assert read_result(found).document == found

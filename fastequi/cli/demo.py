@@ -86,16 +86,18 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
     for name, report in reports.items():
         console.print(report.table(f"{name}: R² on unseen parts"))
     probed = time.monotonic()
-    found = _reconstruction(encoder, run_dir).predictions
+    measures = _reconstruction(encoder, run_dir)
+    found, single = measures.predictions, measures.photographs == 1
     assert found is not None
-    show_predictions(found, console)
+    show_predictions(found, console, single=single)
     _draw(config, method, run_dir / "reconstructions.png")
     console.print(
         f"training {trained - start:.0f} s, probes {probed - trained:.0f} s, reconstructions "
         f"{time.monotonic() - probed:.0f} s\n{run_dir}/reconstructions.png shows v1, targets, "
         f"predictions and v2\n"
     )
-    print(f"pooled gain {interval(found.pooled, 1)}; mean of dB {interval(found.psnr, 1)}")
+    pooled, mean = (interval(gain, 1, single=single) for gain in (found.pooled, found.psnr))
+    print(f"pooled gain {pooled}; mean of dB {mean}")
     for name, report in reports.items():
         kind = "photometric" if "photometric" in name else "clean"
         pairs = f"{report.train_pairs:,} {kind} pairs"
@@ -165,7 +167,6 @@ def _reconstruction(encoder: Encoder, run_dir: Path) -> Reconstruction:
     found = measured(encoder, source, images=_IMAGES, seed=_SEED)
     document = {
         **documented(None),
-        "photographs": {"test": len(source)},
         "test_seen_in_training": {},
         **found.to_json(),
         "seconds": time.monotonic() - start,
