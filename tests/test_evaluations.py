@@ -117,6 +117,39 @@ def test_photographs_seen_in_training_are_counted(runs, tmp_path, capsys, monkey
     assert line.format(file) in printed
 
 
+@pytest.mark.parametrize("kind", ["equivariance", "knn"])
+def test_images_that_probes_are_fitted_and_tested_on_are_counted(runs, tmp_path, capsys, kind):
+    """By file or by bytes, whatever their names: 9 of the same folder, 3 copies, or none."""
+    photos, copies, others = runs / "photos", tmp_path / "copies", tmp_path / "others"
+    for i, path in enumerate(sorted(photos.glob("*/*"))):
+        for folder in (copies, others):
+            (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        if i < 3:
+            shutil.copy(path, copies / "ab"[i % 2] / f"copy {i}{path.suffix}")
+        else:
+            with Image.open(path) as image:
+                image.save(copies / "ab"[i % 2] / f"{i}.png")
+        with Image.open(path) as image:
+            image.save(others / "ab"[i % 2] / f"{i}.png")
+    options = ["--train-pairs", "20", "--test-pairs", "10", "--epochs", "1", "--seeds", "1"]
+    options += ["--tasks", "blur", "--probes", "ridge"]
+    out = tmp_path / "found.json"
+    for test, count in ((photos, 9), (copies, 3), (others, 0)):
+        words = ["--data", str(photos), "--test-data", str(test), "--out", str(out)]
+        words += options if kind == "equivariance" else []
+        capsys.readouterr()
+        main(["eval", kind, str(runs / "tir"), *words])
+        assert json.loads(out.read_text())["test_used_for_fitting"] == count
+        printed = " ".join(capsys.readouterr().out.split())
+        said = f"probes are fitted and tested on the same images: {count} of the 9 test images"
+        assert (said in printed) == bool(count)
+        if kind == "equivariance":
+            of = f"{count} of 9 AMONG THOSE THAT PROBES ARE FITTED ON"
+            assert (of in printed) == bool(count)
+            if count:
+                assert "held-out" not in printed
+
+
 def test_ranges_of_nothing_are_refused_at_once(runs):
     with pytest.raises(ValueError, match=r"--pixels: expected a half-range > 0, got 0"):
         equivariance([str(runs / "tir"), "--pixels", "0"])

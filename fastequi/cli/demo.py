@@ -140,6 +140,7 @@ def _equivariance(
             **documented(None),
             "photographs": {"train": len(train), "test": len(test)},
             "test_seen_in_training": {},
+            "test_used_for_fitting": 0,
             "against": [str(run_dir / "base")],
         },
     )
