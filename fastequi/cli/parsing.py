@@ -47,7 +47,8 @@ def parse(
             name = flag if flag in known else positive
             if name not in known:
                 near = nearest_option(flag, known)
-                raise ValueError(f"unknown option {flag}, did you mean {near}? (--help lists all)")
+                hint = f", did you mean {near}?" if near else ""
+                raise ValueError(f"unknown option {flag}{hint} (--help lists all)")
             _check(flag, [value] if equals else _values(words[i + 1 :]), known[name])
     stderr = io.StringIO()
     try:
