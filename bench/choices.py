@@ -7,7 +7,8 @@ Every argument holds the settings of one run, as `fastequi pretrain demo` takes 
 on the left 70 % and upper 70 % of every photograph and judged on the left 70 % of its lower 30 %:
 the gain of the predicted images, and R² of pairs, clean and photometric, from z_equi by its best
 probe. The right 30 % of the photographs, on which the demo reports, are not touched. What is
-finished lies in --out and is not made again.
+finished lies in --out and is not made again: a run under a name made of all its settings, its
+figures under one made of the run's and of all that they are judged by.
 """
 
 from __future__ import annotations
@@ -16,20 +17,23 @@ import argparse
 import hashlib
 import json
 import shlex
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from bench.report import made_by
+from fastequi import limits
 from fastequi.atomic import replace_text
+from fastequi.cli.parsing import parse
 from fastequi.config import Config
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TRAIN_REGION
 from fastequi.evaluate.encoders import of_method
+from fastequi.evaluate.image_quality import LEAST_SIZE
+from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import path_loader, predictions
 from fastequi.evaluate.tasks import Budget, own_path, score_tasks
@@ -44,9 +48,25 @@ VALIDATION = _LEFT, _CUT, _RIGHT, _BOTTOM
 _IMAGES, _SEED = 512, 3
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Settings of one run."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
 def config_of(words: str, steps: int) -> Config:
-    """The demo's recipe with changed settings, its schedule `steps` long (0: by minutes)."""
-    config: Config = tyro.cli(Config, default=RECIPES["demo"](), args=shlex.split(words))
+    """The demo's recipe with changed settings, its schedule `steps` long (0: by minutes).
+
+    Raises:
+        ValueError: settings that cannot be trained, or not be judged afterwards; names the option.
+    """
+    default = Setting(RECIPES["demo"]())
+    config = parse(Setting, "bench.choices", shlex.split(words), default).config
+    limits.expect(config.method == "tir", "--method", "tir", config.method)
+    size = config.data.image_size
+    limits.expect(size >= LEAST_SIZE, "--data.image-size", f"at least {LEAST_SIZE}", size)
+    own_path(config, torch.device("cpu"))
     if not steps:
         return config
     data = config.data
@@ -86,26 +106,35 @@ def judged(method: TIR, config: Config, budget: Budget) -> dict[str, Any]:
 
 
 def run_one(words: str, steps: int, out: Path, budget: Budget) -> dict[str, Any]:
-    """Trains and judges one setting, unless its file is there."""
-    name = hashlib.sha256(f"{words}|{steps}".encode()).hexdigest()[:12]
-    file = out / f"{name}.json"
+    """Trains and judges one setting, unless that is done already."""
+    config = config_of(words, steps)
+    run = out / run_name(config, steps)
+    judges = budget, Photometric(), VALIDATION, _IMAGES, _SEED
+    file = out / f"{_name(run.name, words, *judges)}.json"
     if file.is_file():
         row: dict[str, Any] = json.loads(file.read_text())
         return row
-    config, run = config_of(words, steps), out / name
     torch.manual_seed(config.train.seed)
-    start = time.monotonic()
     resume = (run / "config.json").is_file()
     last = steps or None
     method = pretrain(config, embedded_photos(FITTED), run, resume=resume, max_steps=last)
-    seconds = time.monotonic() - start
     assert isinstance(method, TIR)
     last_row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    row = {"options": words, "steps": last_row["step"], "seconds": round(seconds, 1)}
+    row = {"options": words, "steps": last_row["step"], "seconds": round(last_row["seconds"], 1)}
     row |= {name: last_row[name] for name in ("ssl", "recon") if name in last_row}
     row |= judged(method, config, budget)
     replace_text(file, json.dumps(row) + "\n")
     return row
+
+
+def run_name(config: Config, steps: int) -> str:
+    """Of the folder of a run with all these settings."""
+    return _name(config.to_json(), steps, FITTED)
+
+
+def _name(*parts: object) -> str:
+    """A file's name that is another one whenever one of the parts is."""
+    return hashlib.sha256("\0".join(map(repr, parts)).encode()).hexdigest()[:12]
 
 
 def main() -> None:
@@ -128,6 +157,8 @@ def main() -> None:
         fit=Fit(epochs=6, width=512, seeds=1),
     )
     document = made_by("python -m bench.choices")
+    for words in options.settings:
+        config_of(words, options.steps)  # all of them are refused or none, before any is trained
     rows = []
     for words in options.settings:
         rows.append(run_one(words, options.steps, options.out, budget))

@@ -26,6 +26,7 @@ from fastequi.philox import Draws
 Fractions = Sequence[float] | float  # of the way along a path, 0..1
 Size = tuple[int, int] | int
 
+DEFAULT_MAX_SIGMA = 2.0  # of the blur ops, in pixels
 _REFERENCE_SIZE = 224  # the paper states its translations in pixels of a 224 px image
 
 # ITU-R BT.601 YIQ, in which DALI's color_twist rotates hue and scales saturation.
@@ -337,6 +338,11 @@ class Blur:
         _check_range("low", self.low)
         if not self.low <= checks.number("high", self.high):
             raise ValueError(f"high: expected low <= high < inf, got {self.low} and {self.high}")
+
+    @property
+    def max_sigma(self) -> float:
+        """What the blur ops need for this path: its largest sigma, rounded up to whole pixels."""
+        return max(DEFAULT_MAX_SIGMA, float(math.ceil(self.high)))
 
     def scales(self, size: int) -> tuple[float, ...]:
         return (self.high,)

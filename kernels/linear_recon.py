@@ -61,7 +61,7 @@ def linear_recon(
         one.zero_()
     values = weight.shape[1] * hidden.shape[2]
     images = images_per_chunk(values * hidden.element_size(), hidden.is_cuda)
-    for start in range(0, len(hidden) if hidden.numel() else 0, images):
+    for start in range(0, len(hidden) if hidden.shape[2] else 0, images):
         part = slice(start, start + images)
         for k in range(hidden.shape[1]):
             source = hidden[part, k].flatten(0, 1)
@@ -130,16 +130,19 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """(the sum of errors over `divisor`, count or empty) of an op with these inputs."""
     hidden = leaves[0]
-    inside = _for_float16(hidden) if hidden.dtype == torch.float16 else divisor
+    inside = _for_float16(*leaves[:2]) if hidden.dtype == torch.float16 else divisor
     wanted = any(t.requires_grad for t in leaves if t is not None)
     grad = torch.is_grad_enabled() and wanted
     total, count, *_ = op(*leaves, *others, *target, inside, grad)
     return total if inside is divisor else total * inside / divisor, count
 
 
-def _for_float16(hidden: Tensor) -> int:
-    """A divisor between that of pixels, with which a sum over tokens could overflow, and of all.
+def _for_float16(hidden: Tensor, weight: Tensor) -> int:
+    """A divisor between that of pixels, with which sums could overflow, and of all values.
 
-    Divided by all of them a value's share of the gradient would vanish before a scaler sees it.
+    The weight's gradient is a sum over B·L tokens, a token's over P values: such sums grow with the
+    root of their length. Divided by all values, a value's share of the gradient would vanish before
+    a scaler sees it.
     """
-    return max(round((hidden.shape[0] * hidden.shape[2]) ** 0.5), float16_divisor(hidden.dtype, 1))
+    longest = max(hidden.shape[0] * hidden.shape[2], weight.shape[1])
+    return max(round(longest**0.5), float16_divisor(hidden.dtype, 1))

@@ -38,14 +38,18 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
+def linear_dtype(tensor: Tensor) -> torch.dtype:
+    """What `F.linear` takes a floating input as: autocast's type, unless it is float64."""
+    cast = autocast_dtype(tensor.device)
+    return tensor.dtype if cast is None or tensor.dtype == torch.float64 else cast
+
+
 def as_linear_casts(
     hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast makes of `F.linear`'s inputs; hidden [B, K, ...] stays expanded along K."""
-    dtype = autocast_dtype(hidden.device)
-    if dtype is None:
-        return hidden, weight, bias
-    if hidden.stride(1) == 0:
+    dtype = linear_dtype(hidden)
+    if hidden.dtype != dtype and hidden.stride(1) == 0:
         hidden = hidden[:, :1].to(dtype).expand_as(hidden)
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 

@@ -394,3 +394,28 @@ def test_float16_gradients_of_a_mean_do_not_overflow_on_the_way(backend, device,
     assert value.isfinite()
     wanted = torch.full_like(leaf.grad, 2 * 6e4 / 192).float()
     torch.testing.assert_close(leaf.grad.float(), wanted, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("path", ["warp", "blur"])
+@pytest.mark.parametrize(("scale", "grid", "batch"), [(10.0, 2, 2), (1.0, 2, 2), (0.1, 14, 16)])
+def test_float16_gradients_of_a_last_layer_keep_their_range(
+    backend, device, path, scale, grid, batch
+):
+    """Neither do sums over a token's 48 values overflow, nor small ones of many tokens vanish."""
+    g = torch.Generator().manual_seed(0)
+    shape = batch, 2, grid**2, 7
+    hidden = (torch.randn(shape, generator=g) * scale).half().to(device)
+    weight = (torch.randn(2, 48, 7, generator=g) * scale).half().to(device)
+    image = (torch.rand(batch, 3, 4 * grid, 4 * grid, generator=g) * scale / 10).to(device)
+    at = torch.eye(2, 3, device=device).expand(batch, 2, 2, 3) if path == "warp" else 1.0
+    loss = getattr(fastequi, f"linear_{path}_recon_loss")
+    found = []
+    for leaves in ((hidden, weight), (hidden.float(), weight.float())):
+        own = [t.clone().requires_grad_() for t in leaves]
+        factor = 1.0 if scale > 1 else 2.0**16
+        value = loss(*own, None, image, at, patch_size=4)
+        grads = torch.autograd.grad(value * factor, own)
+        found.append([value.detach(), *grads])
+    for half, whole in zip(*found, strict=True):
+        assert half.isfinite().all()
+        assert (half.float() - whole).norm() < 5e-3 * whole.norm()

@@ -248,6 +248,12 @@ def test_bad_input_is_named_before_any_work(args, message, tmp_path, typed):
         ("report RUN --no-picture", "--no-picture, did you mean --pictures?"),
         ("data scan . --num-workers 8", "--num-workers, did you mean --threads?"),
         ("submit --node 2 -- demo", "--node, did you mean --nodes?"),
+        ("pretrain demo --images x", "--images, did you mean --data?"),
+        ("report RUN --images", "--images, did you mean --pictures?"),
+        ("eval equivariance RUN --workers 2", "--workers"),
+        ("eval equivariance RUN --lr 1", "--lr"),
+        ("eval equivariance RUN --batch-size 8", "--batch-size"),
+        ("eval equivariance RUN --image-size 96", "--image-size, did you mean --img-size?"),
     ],
 )
 def test_an_unknown_option_is_answered_with_the_one_that_was_meant(typed, words, message):

@@ -153,16 +153,31 @@ def test_positions_are_sines_and_cosines_of_row_and_column():
 def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match="width: expected a multiple of 12, got 16"):
         blocks(num_heads=3)
-    with pytest.raises(ValueError, match="depth >= 1, got 3, 0"):
-        blocks(depth=0)
     with pytest.raises(ValueError, match="square number of tokens, got 8"):
         blocks()(torch.randn(1, 8, 10))
     with pytest.raises(ValueError, match="square number of tokens, got 8"):
         decoder()(torch.randn(1, 8, 10))
     with pytest.raises(ValueError, match="power of two, got 14"):
         PixelShuffleDecoder(10, 14)
-    with pytest.raises(ValueError, match="num_steps >= 1"):
-        decoder(num_steps=0)
+    with pytest.raises(ValueError, match="kernel_size: expected an odd number, got 2"):
+        decoder(kernel_size=2)
+
+    def shuffle(patch_size=4, **options):
+        return PixelShuffleDecoder(10, patch_size, **options)
+
+    for make, names in (
+        (blocks, "num_steps width depth num_heads in_chans"),
+        (decoder, "in_dim patch_size num_steps width in_chans kernel_size"),
+        (shuffle, "num_steps width in_chans"),
+    ):
+        for name in names.split():
+            with pytest.raises(ValueError, match=f"^{name}: expected an integer >= 1, got 0"):
+                make(**{name: 0})
+    with pytest.raises(ValueError, match=r"^patch_size: expected an integer >= 2, got 1"):
+        shuffle(1)
+    for make in (decoder, shuffle):
+        with pytest.raises(ValueError, match=r"^num_convs: expected an integer >= 0, got -1"):
+            make(num_convs=-1)
 
 
 @pytest.mark.parametrize("kind", [PathDecoder, PixelShuffleDecoder])

@@ -9,15 +9,18 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
+import fastequi.cli.demo as module
+from fastequi.build import build
 from fastequi.cli.demo import BUDGET, TEST_REGION, TRAIN_REGION, demo
+from fastequi.cli.main import main
 from fastequi.recipes import RECIPES
 from fastequi.report.page import page
 from fastequi.report.runs import read_run
 
 
-def test_it_leaves_a_table_figures_and_pictures(tmp_path, capsys):
+def small():
     config = RECIPES["demo"]()
-    config = replace(
+    return replace(
         config,
         model=replace(config.model, embed_dim=32, depth=1, num_heads=1),
         tir=replace(
@@ -25,10 +28,13 @@ def test_it_leaves_a_table_figures_and_pictures(tmp_path, capsys):
         ),
         train=replace(config.train, minutes=0.05),
     )
+
+
+def test_it_leaves_a_table_figures_and_pictures(tmp_path, capsys):
+    config = small()
     torch.manual_seed(3)
     budget = replace(BUDGET, train_pairs=256, fewer_pairs=(128,), test_pairs=64)
     reports = demo(config, tmp_path / "run", budget)
-    assert TRAIN_REGION[2] <= TEST_REGION[0]  # no pixel is trained and tested on
     assert [(name, r.train_pairs) for name, r in reports.items()] == [
         ("se2", 256),
         ("se2, 128 pairs", 128),
@@ -65,3 +71,76 @@ def test_it_leaves_a_table_figures_and_pictures(tmp_path, capsys):
     said = f"128 photometric pairs: angle {lead.r2[0]:+.2f} [{lead.low[0]:.2f}, {lead.high[0]:.2f}]"
     assert said in printed
     assert json.loads((run / "base" / "config.json").read_text())["tir"]["num_steps"] == 0
+
+
+def test_training_and_fitting_see_one_part_of_the_photographs_and_testing_the_other(
+    tmp_path, monkeypatch
+):
+    seen, trained = [], []
+
+    def pretrain(config, source, run_dir, **options):
+        seen.append(("trained", source.region))
+        trained.append(config)
+        run_dir.mkdir(parents=True)
+        return build(config).eval()
+
+    def score_tasks(encoders, train, test, *args, **options):
+        seen.extend([("fitted", train.region), ("tested", test.region)])
+        return {}
+
+    def measured(encoder, source, **options):
+        seen.append(("measured", source.region))
+        return reconstruct(encoder, source, **options)
+
+    def path_loader(config, source, device, seed):
+        seen.append(("drawn", source.region))
+        return batches(config, source, device, seed)
+
+    reconstruct, batches = module.measured, module.path_loader
+    for name, one in (("pretrain", pretrain), ("score_tasks", score_tasks),
+                      ("measured", measured), ("path_loader", path_loader)):  # fmt: skip
+        monkeypatch.setattr(module, name, one)
+    monkeypatch.setattr(module, "_IMAGES", 64)
+    config = small()
+    demo(config, tmp_path / "run")
+    left, right = (0.0, 0.0, 0.7, 1.0), (0.7, 0.0, 1.0, 1.0)
+    assert (left, right) == (TRAIN_REGION, TEST_REGION)  # no pixel is in both
+    assert seen == [
+        *(("trained", left), ("trained", left), ("fitted", left)),
+        *(("tested", right), ("measured", right), ("drawn", right)),
+    ]
+    # the base differs in nothing but what it lacks: as long, as many images
+    assert trained == [config, replace(config, tir=replace(config.tir, num_steps=0))]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--tir.num-steps 0", "--tir.num-steps: expected at least 1 for the demo, got 0"),
+        ("--tir.equi-dim 0", "--tir.equi-dim: expected at least 1 for the demo, got 0"),
+        ("--tir.recon-weight 0", "--tir.recon-weight: expected a weight > 0 for the demo, got 0.0"),
+        (
+            "--data.image-size 8 --data.source-size 12 --model.patch-size 4",
+            "--data.image-size: expected at least 11 for the demo, got 8",
+        ),
+        (
+            "--method rotnet --data.source-size 32",
+            "--method: expected tir for the demo, got rotnet",
+        ),
+        (
+            "--path.family color",
+            "--path.family: expected some of rotation, translation, se2, got ['color']",
+        ),
+        ("--path.degrees 0", "--path.degrees: expected a half-range > 0, from which angle is"),
+        ("--path.family translation --path.pixels 0", "--path.pixels: expected a half-range > 0"),
+    ],
+)
+def test_what_could_not_be_evaluated_is_refused_before_training(
+    words, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(module, "pretrain", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--run-dir", str(tmp_path / "run"), *words.split()])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"fastequi: {message}")
+    assert not (tmp_path / "run").exists()

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,13 @@ def test_a_blurred_twin_is_cut_from_the_blurred_window():
     torch.testing.assert_close(pairs.after, whole[..., 4:20, 4:20].half())
     sharp = gaussian_blur(batch.u, torch.zeros(64), mean=VIEWS.mean, std=VIEWS.std)
     torch.testing.assert_close(pairs.before, sharp[..., 4:20, 4:20].half())
+    wide = Blur(0.1, 5.3)
+    batch = next(batches(wide))
+    assert batch.path.max() > 5
+    pairs = collect_pairs([batch], wide, VIEWS, 64)
+    scale = {"mean": VIEWS.mean, "std": VIEWS.std, "max_sigma": 6.0}
+    whole = gaussian_blur(batch.u, batch.path[:, 0], **scale)
+    torch.testing.assert_close(pairs.after, whole[..., 4:20, 4:20].half())
     with pytest.raises(ValueError, match="even margin, got 9"):
         collect_pairs([batch], path, Views(15, 24, VIEWS.mean, VIEWS.std), 64)
 
@@ -205,6 +213,21 @@ def test_photometric_change_is_of_each_image_alone_and_leaves_the_labels():
     step = soft[:, 8] - soft[:, 7]
     assert step.min() < 0.25 < 0.95 < step.max()  # σ from 0 to 2 px of 16
     assert ((soft[:, 1:] - soft[:, :-1]) > -1e-6).all()
+
+
+@pytest.mark.parametrize("size", [224, 225, 518])
+def test_photometric_blur_grows_with_the_image(size):
+    """An edge's steepest step is 1 / (σ √2π) of it: σ goes up to 2 px of 224."""
+    edge = torch.zeros(20, 3, size, size)
+    edge[..., size // 2 :] = 1
+    soft = Photometric(0, 0, 0, 0, 2.0, 0).change(edge, torch.Generator().manual_seed(0))
+    steps = (soft[:, 0, 8, 1:] - soft[:, 0, 8, :-1]).amax(1)
+    unit = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))[:, 4]
+    sigma = 2 * size / 224 * unit
+    wide = sigma > 0.8
+    expected = 1 / (sigma * math.sqrt(2 * math.pi))
+    torch.testing.assert_close(steps[wide], expected[wide], rtol=0.05, atol=0)
+    assert sigma.max() > 1.8 * size / 224
 
 
 def test_large_images_are_as_many_patches_of_fewer_pixels():

@@ -117,6 +117,39 @@ def test_photographs_seen_in_training_are_counted(runs, tmp_path, capsys, monkey
     assert line.format(file) in printed
 
 
+@pytest.mark.parametrize("kind", ["equivariance", "knn"])
+def test_images_that_probes_are_fitted_and_tested_on_are_counted(runs, tmp_path, capsys, kind):
+    """By file or by bytes, whatever their names: 9 of the same folder, 3 copies, or none."""
+    photos, copies, others = runs / "photos", tmp_path / "copies", tmp_path / "others"
+    for i, path in enumerate(sorted(photos.glob("*/*"))):
+        for folder in (copies, others):
+            (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        if i < 3:
+            shutil.copy(path, copies / "ab"[i % 2] / f"copy {i}{path.suffix}")
+        else:
+            with Image.open(path) as image:
+                image.save(copies / "ab"[i % 2] / f"{i}.png")
+        with Image.open(path) as image:
+            image.save(others / "ab"[i % 2] / f"{i}.png")
+    options = ["--train-pairs", "20", "--test-pairs", "10", "--epochs", "1", "--seeds", "1"]
+    options += ["--tasks", "blur", "--probes", "ridge"]
+    out = tmp_path / "found.json"
+    for test, count in ((photos, 9), (copies, 3), (others, 0)):
+        words = ["--data", str(photos), "--test-data", str(test), "--out", str(out)]
+        words += options if kind == "equivariance" else []
+        capsys.readouterr()
+        main(["eval", kind, str(runs / "tir"), *words])
+        assert json.loads(out.read_text())["test_used_for_fitting"] == count
+        printed = " ".join(capsys.readouterr().out.split())
+        said = f"probes are fitted and tested on the same images: {count} of the 9 test images"
+        assert (said in printed) == bool(count)
+        if kind == "equivariance":
+            of = f"{count} of 9 AMONG THOSE THAT PROBES ARE FITTED ON"
+            assert (of in printed) == bool(count)
+            if count:
+                assert "held-out" not in printed
+
+
 def test_ranges_of_nothing_are_refused_at_once(runs):
     with pytest.raises(ValueError, match=r"--pixels: expected a half-range > 0, got 0"):
         equivariance([str(runs / "tir"), "--pixels", "0"])
@@ -124,6 +157,20 @@ def test_ranges_of_nothing_are_refused_at_once(runs):
         equivariance([str(runs / "none"), "--pixels", "0", "--tasks", "rotation"])
     with pytest.raises(ValueError, match=r"--degrees: expected a half-range >= 0, got -1"):
         equivariance([str(runs / "tir"), "--degrees", "-1", "--tasks", "blur"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--tasks rotation --photometric se2", "--photometric: expected some of --tasks rotation"),
+        ("--photometric=se2 --tasks blur color", "--photometric: .* --tasks blur color, got se2"),
+        ("--fewer-pairs 20 20", "--fewer-pairs: expected different numbers, got 20 20"),
+        ("--fewer-pairs 9", r"--fewer-pairs: expected 10 \.\. 23999"),
+    ],
+)
+def test_what_would_be_left_out_is_refused(runs, words, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        equivariance([str(runs / "none"), *words.split()])
 
 
 def test_comparisons_are_of_like_with_like():
@@ -252,6 +299,30 @@ def test_reconstruction_and_spectra(runs, capsys):
     assert "psnr" not in saved
     first = saved["spectra"][0]
     assert (first["features"], first["tokens"], first["channels"]) == ("z_inv", "all", 16)
+
+
+@pytest.mark.parametrize(("images", "photographs"), [(4, 1), (24, 3)])
+def test_views_of_one_photograph_have_no_interval(runs, tmp_path, capsys, images, photographs):
+    """However many the source has: a batch of this run is eight windows of one of the nine."""
+    config = RECIPES["demo"]()
+    config = replace(
+        config,
+        model=replace(config.model, embed_dim=32, depth=1, num_heads=1),
+        data=replace(config.data, batch_size=8, samples_per_decode=8),
+        tir=replace(
+            config.tir, dim=16, equi_dim=8, decoder_width=8, decoder_heads=1, expander=(16, 16)
+        ),
+        train=replace(config.train, minutes=0.0, epochs=1, tensorboard=False),
+    )
+    run = tmp_path / "run"
+    pretrain(config, embedded_photos(), run, max_steps=1)
+    capsys.readouterr()
+    main(["eval", "reconstruct", str(run), "--images", str(images)])
+    saved = json.loads((run / "eval_reconstruct.json").read_text())
+    assert saved["photographs"] == {"test": photographs}
+    printed = capsys.readouterr().out
+    assert ("of one photograph, so no interval" in printed) == (photographs == 1)
+    assert bool(re.search(r"SSIM gained [-+.\d]+ \(", printed)) == (photographs > 1)
 
 
 def test_files_of_another_schema_or_kind_are_not_read():

@@ -1,6 +1,7 @@
 """The experiment's two scripts on the embedded photographs, as short as they can be."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -13,8 +14,13 @@ from bench import choices, equivariance, probe_pairs
 from bench.equivariance import base_of, config_of, described
 from fastequi.build import build
 from fastequi.cli.dryrun import synthetic
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
+from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.results import label
+from fastequi.evaluate.tasks import Budget
+from fastequi.recipes import RECIPES
+from fastequi.runtime.pace import Clock
 
 SHORT = ["--test-pairs", "20", "--epochs", "1", "--probes", "token", "mlp"]
 
@@ -113,18 +119,111 @@ def test_the_curve_over_pairs(out, monkeypatch, tmp_path, capsys):
         assert line in printed
 
 
-def test_choices_are_judged_on_a_part_of_the_training_regions(tmp_path, monkeypatch, capsys):
-    assert choices.FITTED[3] <= choices.VALIDATION[1]
-    assert choices.VALIDATION[2] == TRAIN_REGION[2] <= TEST_REGION[0]
-    small = "--model.embed-dim 32 --model.depth 1 --tir.dim 16 --tir.equi-dim 8 --tir.expander 8"
-    words = ["--steps", 2, "--pairs", 60, "--out", tmp_path, f"{small} --tir.decoder-convs 0"]
-    call(choices.main, monkeypatch, *words)
-    (row,) = json.loads((tmp_path / "choices.json").read_text())["runs"]
-    assert row["options"] == words[-1]
+SMALL = "--model.embed-dim 32 --model.depth 1 --tir.dim 16 --tir.equi-dim 8 --tir.expander 8"
+CHOICE = f"{SMALL} --tir.decoder-convs 0"
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    """A finished choice of one setting, from 60 pairs."""
+    folder = tmp_path_factory.mktemp("choices")
+    with pytest.MonkeyPatch.context() as patch:
+        call(choices.main, patch, "--steps", 2, "--pairs", 60, "--out", folder, CHOICE)
+    return folder
+
+
+def test_choices_are_judged_on_a_part_of_the_training_regions(tmp_path, monkeypatch):
+    (left, top, right, cut), validation = choices.FITTED, choices.VALIDATION
+    assert (left, top, right) == (0.0, 0.0, 0.7)
+    assert validation == (0.0, cut, 0.7, 1.0)  # below it, as wide: no pixel is in both
+    assert validation[2] == TRAIN_REGION[2] <= TEST_REGION[0]
+    seen = []
+
+    def told(name, function, regions):
+        def call(*args, **options):
+            seen.append((name, *(source.region for source in regions(args))))
+            return function(*args, **options)
+
+        monkeypatch.setattr(choices, name, call)
+
+    told("pretrain", choices.pretrain, lambda args: args[1:2])
+    told("path_loader", choices.path_loader, lambda args: args[1:2])
+    told("score_tasks", lambda *args, **options: {}, lambda args: args[1:3])
+    call(choices.main, monkeypatch, "--steps", 1, "--pairs", 60, "--out", tmp_path, CHOICE)
+    assert seen == [
+        ("pretrain", choices.FITTED),
+        ("path_loader", validation),
+        ("score_tasks", choices.FITTED, validation),
+    ]
+
+
+def test_choices_that_are_made_are_not_made_again(chosen, monkeypatch):
+    (row,) = json.loads((chosen / "choices.json").read_text())["runs"]
+    assert row["options"] == CHOICE
     assert row["steps"] == 2
     for task in ("se2", "se2, photometric"):
         assert len(row[f"{task}: TIR, z_equi"]) == len(row[f"{task}: raw pair"]) == 3
     assert {"pooled", "most texture", "0..10°", "recon"} <= set(row)
-    monkeypatch.setattr(choices, "pretrain", None)  # it is there already
-    call(choices.main, monkeypatch, *words)
-    assert json.loads((tmp_path / "choices.json").read_text())["runs"] == [row]
+    monkeypatch.setattr(choices, "pretrain", None)
+    call(choices.main, monkeypatch, "--steps", 2, "--pairs", 60, "--out", chosen, CHOICE)
+    assert json.loads((chosen / "choices.json").read_text())["runs"] == [row]
+
+
+@pytest.mark.parametrize("change", ["pairs", "probes", "recipe"])
+def test_choices_are_not_mixed_with_those_of_other_pairs_probes_or_recipes(
+    chosen, monkeypatch, change
+):
+    """Judged once more: of the run that is there, if that is the same."""
+    made = []
+    pretrain = choices.pretrain
+
+    def told(config, source, run, **options):
+        made.append(options["resume"])
+        return pretrain(config, source, run, **options)
+
+    monkeypatch.setattr(choices, "pretrain", told)
+    monkeypatch.setattr(choices, "score_tasks", lambda *args, **options: {})
+    pairs = 70 if change == "pairs" else 60
+    if change == "probes":
+        monkeypatch.setattr(choices, "Fit", lambda **options: Fit(**{**options, "width": 64}))
+    if change == "recipe":
+        other = RECIPES["demo"]()
+        other = replace(other, optim=replace(other.optim, lr=1e-3))
+        monkeypatch.setitem(RECIPES, "demo", lambda: other)
+    call(choices.main, monkeypatch, "--steps", 2, "--pairs", pairs, "--out", chosen, CHOICE)
+    assert made == [change != "recipe"]
+    (row,) = json.loads((chosen / "choices.json").read_text())["runs"]
+    assert not any("se2" in name for name in row)
+
+
+def test_a_resumed_choice_counts_the_seconds_of_all_its_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(choices, "judged", lambda *args: {})
+    config = choices.config_of(CHOICE, 4)
+    run = tmp_path / choices.run_name(config, 4)
+    begun = Clock.__init__
+    with monkeypatch.context() as patch:  # its first half takes 100 s more
+
+        def late(self, minutes, total_steps, max_steps, seconds):
+            begun(self, minutes, total_steps, max_steps, seconds + 100)
+
+        patch.setattr(Clock, "__init__", late)
+        choices.pretrain(config, embedded_photos(choices.FITTED), run, max_steps=2)
+    row = choices.run_one(CHOICE, 4, tmp_path, Budget(60, 20))
+    assert row["steps"] == 4
+    assert 100 < row["seconds"] < 200
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--tir.decoder-heads 7", "tir.decoder_width: expected a multiple of 28"),
+        ("--path.family blur --data.source-size 32", "--path.family: expected some of rotation"),
+        ("--method rotnet --data.source-size 32", "--method: expected tir, got rotnet"),
+        ("--data.image-size 8 --model.patch-size 4", "--data.image-size: expected at least 11"),
+        ("--tir.num-stops 3", "unknown option --tir.num-stops, did you mean --tir.num-steps"),
+    ],
+)
+def test_no_choice_is_trained_if_one_cannot_be(words, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(choices, "pretrain", None)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call(choices.main, monkeypatch, "--steps", 2, "--out", tmp_path, CHOICE, words)

@@ -1,8 +1,11 @@
 """Intervals hold what they say they hold, over photographs and not over their windows."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from fastequi.evaluate import intervals
 from fastequi.evaluate.intervals import middle95, resampled_mean, resampled_r2
 from fastequi.evaluate.probes import r2
 
@@ -43,6 +46,22 @@ def test_it_covers_as_often_as_it_says_only_if_photographs_are_drawn(grouped):
         low, high = middle95(resampled_mean(values, groups if grouped else None, 200))
         covered += bool(low < 0 < high)
     assert (0.87 < covered / 200 < 0.99) if grouped else covered / 200 < 0.5
+
+
+@pytest.mark.parametrize(("photographs", "covered"), [(5, 0.84), (9, 0.90), (20, 0.93)])
+def test_of_few_photographs_it_covers_as_seldom_as_its_documentation_says(photographs, covered):
+    found, g = 0, rng()
+    groups = torch.arange(photographs).repeat_interleave(20)
+    for _ in range(2000):
+        shared = torch.randn(photographs, generator=g)[groups]
+        low, high = middle95(
+            resampled_mean(shared + torch.randn(len(groups), generator=g), groups, 500)
+        )
+        found += bool(low < 0 < high)
+    assert found / 2000 == pytest.approx(covered, abs=0.015)
+    for file in ("intervals.py", "README.md"):
+        said = (Path(intervals.__file__).parent / file).read_text()
+        assert f"{covered:.0%}".replace("%", " %") in said
 
 
 def test_of_one_photograph_its_pairs_are_drawn():

@@ -92,15 +92,18 @@ def test_without_the_axis_of_steps_and_one_number_for_all():
     assert torch.equal(fused(first, image, 0.7), fused(first, image, torch.full((3,), 0.7)))
 
 
-def test_image_and_sigma_that_want_a_gradient_take_the_chain(backend, device):
+@pytest.mark.parametrize("wanted", ["image", "sigma"])
+def test_an_image_or_sigma_that_wants_a_gradient_takes_the_chain(backend, device, wanted):
+    """And the layer's tensors get theirs from it too."""
     leaves, image, sigma = case(b=2)
-    leaves, image = [t.to(device) for t in leaves], image.to(device).float() / 255
-    ours = [t.clone().requires_grad_() for t in (image, sigma.to(device))]
-    reference = [t.clone().requires_grad_() for t in (image, sigma.to(device))]
-    fused(leaves, *ours).backward()
-    unfused(predictions(leaves), *reference).backward()
-    for a, b in zip(ours, reference, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    found = []
+    for loss in (fused, lambda leaves, *others: unfused(predictions(leaves), *others)):
+        own = [t.clone().to(device).requires_grad_() for t in leaves]
+        given = {"image": image.to(device).float() / 255, "sigma": sigma.clone().to(device)}
+        given[wanted].requires_grad_()
+        found.append(torch.autograd.grad(loss(own, *given.values()), [given[wanted], *own]))
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-5)
 
 
 def test_float64_stays_float64(backend, device):
@@ -151,6 +154,19 @@ def test_autocast_casts_as_linear_does():
     half = fused([t.detach().bfloat16() for t in leaves], image, sigma)
     assert torch.equal(loss, half)
     assert leaves[1].grad.dtype == torch.float32
+
+
+def test_autocast_leaves_float64_alone_as_linear_does():
+    leaves, image, sigma = case(dtype=torch.float64)
+    wanted = fused(leaves, image, sigma)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fused(leaves, image, sigma), wanted)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_tokens_without_channels_leave_the_bias(device, biased):
+    leaves, image, sigma = case(dim=0)
+    check(leaves if biased else [*leaves[:2], None], image, sigma, device)
 
 
 def test_empty_batches_give_zero_and_runs_the_same_bits(backend, device):

@@ -121,6 +121,18 @@ def test_under_autocast_the_product_is_in_half_precision_and_the_loss_is_not(dev
     assert layer.grad.dtype == torch.float32
 
 
+def test_autocast_leaves_float64_alone_as_linear_does(device):
+    student, teacher = (unit((v, 3, 12), v, torch.float64, device) for v in (4, 2))
+    layer = unit((90, 12), 7, torch.float64, device)
+    layers = {"prototypes": layer, "teacher_prototypes": layer}
+    wanted = dino_loss(student, teacher, **layers)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(dino_loss(student, teacher, **layers), wanted)
+        with pytest.raises(TypeError, match=r"^prototypes: expected the rows' torch\.float64"):
+            dino_loss(student, teacher, **{**layers, "prototypes": layer.float()})
+    assert wanted.dtype == torch.float64
+
+
 def test_operator_and_graph(device):
     torch._dynamo.reset()
     student, teacher = (unit((v, 3, 12), v, torch.float32, device) for v in (4, 2))

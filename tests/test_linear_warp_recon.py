@@ -79,12 +79,25 @@ def test_without_the_axis_of_steps(device):
     assert torch.equal(with_axis, without)
 
 
-def test_a_theta_that_wants_a_gradient_takes_the_chain(device):
+@pytest.mark.parametrize("wanted", ["image", "theta", "color"])
+def test_an_image_theta_or_colour_that_wants_a_gradient_takes_the_chain(device, wanted):
+    """And the layer's tensors get theirs from it too."""
     leaves, image, theta, size = case()
-    ours, reference = theta.clone().requires_grad_(), theta.clone().requires_grad_()
-    fused(leaves, image, ours, size).backward()
-    unfused(predictions(leaves), image, reference, size).backward()
-    torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-3, atol=1e-5)
+    others = {"image": image.float() / 255, "theta": theta}
+    others["color"] = torch.eye(3, 4).repeat(3, 2, 1, 1) + 0.1
+    found = []
+    for loss in (
+        lambda leaves, image, theta, color: fused(leaves, image, theta, size, color=color),
+        lambda leaves, image, theta, color: unfused(
+            predictions(leaves), image, theta, size, color=color
+        ),
+    ):
+        own = [t.clone().to(device).requires_grad_() for t in leaves]
+        given = {name: t.clone().to(device) for name, t in others.items()}
+        given[wanted].requires_grad_()
+        found.append(torch.autograd.grad(loss(own, **given), [given[wanted], *own]))
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-5)
 
 
 def test_float64_stays_float64(backend, device):
@@ -159,6 +172,19 @@ def test_opcheck_and_compile(device):
         torch.testing.assert_close(a, leaf.grad)
 
 
+def test_sizes_that_a_compiler_keeps_as_symbols(device):
+    torch._dynamo.reset()
+
+    def loss(hidden, weight, bias, image, theta):
+        return linear_warp_recon_loss(hidden, weight, bias, image, theta, patch_size=PATCH)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for b, k, shared in ((2, 2, False), (3, 2, False), (4, 3, False), (4, 4, True)):
+        leaves, image, theta, _ = case(b=b, k=k, grid=(2, 2), shared=shared)
+        args = [t.to(device) for t in (*leaves, image[..., :8, :8], theta)]
+        torch.testing.assert_close(compiled(*args), loss(*args))
+
+
 def test_autocast_casts_as_linear_does():
     leaves, image, theta, size = case()
     leaves = [t.requires_grad_() for t in leaves]
@@ -168,6 +194,26 @@ def test_autocast_casts_as_linear_does():
     half = fused([t.detach().bfloat16() for t in leaves], image, theta, size)
     assert torch.equal(loss, half)
     assert leaves[1].grad.dtype == torch.float32
+
+
+def test_autocast_leaves_float64_alone_as_linear_does():
+    leaves, image, theta, size = case(dtype=torch.float64)
+    wanted = fused(leaves, image, theta, size)
+    hidden, weight, bias = leaves
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.nn.functional.linear(hidden[0, 0], weight[0]).dtype == torch.float64
+        loss = fused(leaves, image, theta, size)
+        with pytest.raises(TypeError, match=r"weight: expected hidden's torch\.float64, got"):
+            fused([hidden, weight.float(), bias], image, theta, size)
+    assert loss.dtype == torch.float64
+    assert torch.equal(loss, wanted)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_tokens_without_channels_leave_the_bias(device, biased):
+    """As a sum over nothing: predictions are the bias, or zero."""
+    leaves, image, theta, size = case(dim=0)
+    check(leaves if biased else [*leaves[:2], None], image, theta, size, device)
 
 
 def test_empty_batches_give_zero(device):

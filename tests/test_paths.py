@@ -82,6 +82,7 @@ def test_color_and_blur_shrink_towards_the_identity():
     b, c, s, h = (params / 4).unbind(-1)
     torch.testing.assert_close(points.color[:, 1], color_matrix(1 + b, 1 + c, 1 + s, h))
     torch.testing.assert_close(points.theta[0, 0], torch.eye(2, 3).double())
+    assert [Blur(high=high).max_sigma for high in (0.5, 2.0, 2.1, 5.0)] == [2, 2, 3, 5]
     sigma = Blur().sample(DRAWS, 32)
     torch.testing.assert_close(Blur().at(sigma, [0.5, 1.0], (32, 32)).sigma[:, 0], sigma[:, 0] / 2)
 

@@ -111,6 +111,45 @@ def test_the_pooled_gain_and_its_parts_are_sums_of_squared_errors():
     assert textures[2].nearer_view == pytest.approx(40, abs=0.1)  # .01 of the range
 
 
+def told(ours, copied, samples_per_file, degrees=10.0):
+    """Predictions of images that are wrong by these amounts, [N], in every pixel of both steps."""
+    n = len(ours)
+    views = Views(12, 12, (0.0,) * 3, (1.0,) * 3, "zeros")
+    target = torch.full((n, 2, 3, 12, 12), 0.5)
+    pred = target + ours.view(n, 1, 1, 1, 1)
+    near = target[:, 0] + copied.view(n, 1, 1, 1)
+    shown = {"v1": near, "v2": near, "pred": pred, "target": target}
+    path = torch.tensor([[degrees, 0.0, 0.0]]).expand(n, 3)
+    batch = Batch(v1=near, u=near, path=path, sample_ids=torch.arange(n), epoch=0)
+    return predictions(_Told(views, SE2(), [shown]), [batch], n, samples_per_file)
+
+
+def test_intervals_of_gains_are_over_photographs_and_paired():
+    """Photographs differ in what is gained on them, their windows do not."""
+    gains = torch.tensor([1.0, 2.0, 3.0, 4.0]).repeat_interleave(10)  # dB
+    copied = torch.full((40,), 0.1)
+    found = told(copied * 10 ** (-gains / 20), copied, samples_per_file=10)
+    assert found.psnr.gain == pytest.approx(2.5, abs=1e-3)
+    for quality in (found.psnr, found.pooled):  # over 40 windows they would be .7 dB wide
+        assert 1.4 < quality.high - quality.low < 2.5
+        assert quality.low < quality.gain < quality.high
+    # the same gain everywhere, whatever the images' own errors: in every draw, not on average
+    copied = torch.linspace(0.01, 0.3, 40)
+    same = told(copied * 10 ** (-3 / 20), copied, samples_per_file=10)
+    for quality in (same.pooled, same.psnr):
+        each = quality.low, quality.gain, quality.high
+        assert each == pytest.approx((3.0, 3.0, 3.0), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "name"), [(0.0, "0..1°"), (30.0, "30..31°"), (30.5, "30..31°"), (9.0, "0..9°")]
+)
+def test_parts_by_angle_have_a_width(degrees, name):
+    half = torch.full((4,), 0.1)
+    (part,) = told(half / 2, half, samples_per_file=2, degrees=degrees).by_angle
+    assert part.name == name
+
+
 def test_the_spectrum_counts_dimensions():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(4000, 5, generator=generator)

@@ -213,6 +213,15 @@ def test_images_that_may_have_been_seen_are_counted(tmp_path):
         file.unlink()
 
 
+def test_images_that_probes_were_fitted_on_are_counted(tmp_path):
+    run = make_run(tmp_path / "run")
+    for count, said in ((0, 0), (1200, 1)):
+        document = {**knn("run"), "test_used_for_fitting": count}
+        (run / "eval_knn.json").write_text(json.dumps(document))
+        found = Checked(page([read_run(run)], {}, [], "")).text
+        assert found.count("Test images among those that probes were fitted on: 1,200.") == said
+
+
 def test_systems_that_are_no_tir_are_named():
     for recipe, system in (("gtsa_vits16", "GTSA"), ("rotnet_nin_32", "RotNet")):
         flat = flatten(json.loads(RECIPES[recipe]().to_json()))

@@ -12,7 +12,8 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 from fastequi.data.labelled import described, labelled_sets
-from fastequi.data.sources.splits import photographs, role
+from fastequi.data.sources.image_sets import open_source
+from fastequi.data.sources.splits import photographs, role, shared
 
 
 def put(root, *names):
@@ -176,3 +177,25 @@ def test_classes_of_members_of_shards(tmp_path):
     shard(tmp_path / "flat.tar", {f"{i}.png": png(i) for i in range(4)})
     with pytest.raises(ValueError, match=r"0.png lies in none and no .cls or .json names one"):
         labelled_sets(tmp_path / "flat.tar")
+
+
+def test_images_in_both_sets_are_those_of_the_same_bytes(tmp_path):
+    """In files or in shards; images of the same size in pixels and bytes are still others."""
+    folder, other = tmp_path / "one", tmp_path / "two"
+    folder.mkdir()
+    other.mkdir()
+    for i in range(6):
+        pixels = np.full((8, 8, 3), 10 * i, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.bmp")  # all as long
+        Image.fromarray(pixels + (i % 2)).save(other / f"{i}.bmp")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for i in (1, 4):
+            archive.add(folder / f"{i}.bmp", f"{i + 50}.bmp")
+    files, others, shard = map(open_source, (folder, other, tmp_path / "set.tar"))
+    assert shared(files, files) == 6
+    assert shared(files.pick([0, 1, 2]), files.pick([2, 3])) == 1
+    assert shared(files, others) == 3
+    assert shared(files, shard) == shared(shard, files) == shared(shard, shard) == 2
+    assert shared(shard.pick([0]), shard.pick([1])) == 0
+    (folder / "0.bmp").unlink()
+    assert shared(files, others) == 2

@@ -9,21 +9,25 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
+import fastequi.evaluate.tasks as module
 from fastequi.config import PathConfig
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import (
     Beyond,
     Budget,
     normalised,
+    own_path,
     score_tasks,
     tasks,
     views_for,
     window_loader,
 )
 from fastequi.philox import Draws
+from fastequi.recipes import RECIPES
 from fastequi.runtime import devices
 
 CPU = torch.device("cpu")
@@ -116,6 +120,40 @@ def test_every_task_has_its_table_and_baselines():
     assert error == pytest.approx(52.5, abs=2.5)  # degrees
 
 
+@pytest.mark.parametrize("of", ["tasks", "own_path"])
+def test_photometric_pairs_are_those_of_the_clean_task_in_changed_light(of, monkeypatch):
+    """For fitting and for testing, each from its photographs and with draws of its own."""
+    cut = []
+
+    def kept(probed, fitted, tested, **options):
+        cut.append((fitted, *tested))
+        return {}
+
+    monkeypatch.setattr(module, "score_pairs", kept)
+    config = RECIPES["demo"]()
+    if of == "tasks":
+        chosen, windows = tasks(["se2"], photometric=["se2"]), None
+        mine = encoder(patches)
+    else:
+        chosen, windows = own_path(config, CPU)
+        mine = encoder(patches, size=config.data.image_size)
+    assert [task.photometric for task in chosen.values()] == [None, Photometric()]
+    budget = Budget(64, 64)
+    train, test = photographs()
+    sources = train.pick([0, 1, 2]), test.pick([3])
+    score_tasks({"a": mine}, *sources, chosen, budget=budget, windows=windows)
+    for clean, changed in zip(*cut, strict=True):
+        assert torch.equal(clean.params, changed.params)
+        still, moved = (
+            (pairs.before.float() - pairs.after.float()).mean((2, 3)).abs().mean()
+            for pairs in (clean, changed)
+        )
+        assert moved > 3 * still  # brightness and colour
+    fitted, tested = cut[0]
+    assert [len(pairs.photographs.unique()) for pairs in (fitted, tested)] == [3, 1]
+    assert not torch.equal(fitted.params, tested.params)
+
+
 def test_zero_filled_borders_reveal_the_angle_and_others_do_not():
     """Why borders are not filled: the rotated image alone, without its twin, reveals the angle."""
     alone = {}
@@ -155,6 +193,22 @@ def test_what_cannot_be_done_is_said_at_once():
         tasks(["blur"], photometric=["blur"])
     with pytest.raises(ValueError, match="train_pairs: expected at least 10, got 9"):
         Budget(train_pairs=9)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ({"family": "color"}, r"--path\.family: expected some of rotation, translation, se2, got"),
+        ({"family": "blur"}, r"--path\.family: expected some of rotation, translation, se2, got"),
+        ({"degrees": 0.0}, r"--path\.degrees: expected a half-range > 0, from which angle is"),
+        ({"pixels": 0.0}, r"--path\.pixels: expected a half-range > 0, from which tx is"),
+    ],
+)
+def test_a_runs_own_path_must_be_predictable_in_changed_light(path, message):
+    config = RECIPES["demo"]()
+    data = replace(config.data, source_size=32)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        own_path(replace(config, data=data, path=replace(config.path, **path)), CPU)
 
 
 def test_pairs_that_do_not_fit_are_refused_with_how_many_would(monkeypatch):

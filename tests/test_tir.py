@@ -50,6 +50,19 @@ def test_the_loss_is_the_papers_sum():
     torch.testing.assert_close(out["ssl"], expected)
 
 
+@pytest.mark.parametrize("decoder_convs", [0, 1])
+def test_a_blur_path_may_be_wider_than_the_ops_default(decoder_convs):
+    config = small(decoder="patch", decoder_convs=decoder_convs)
+    data = replace(config.data, source_size=config.data.image_size)
+    config = replace(config, data=data, path=replace(config.path, family="blur", sigma_high=6.5))
+    model, batch = built(config)
+    assert batch.path.max() > 4
+    shown = model.reconstruct(batch)
+    out = model(batch)
+    torch.testing.assert_close(out["recon"], F.mse_loss(shown["pred"], shown["target"]))
+    assert out["loss"].isfinite()
+
+
 @pytest.mark.parametrize(
     "decoder",
     [

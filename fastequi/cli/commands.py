@@ -15,7 +15,7 @@ import tyro
 
 from fastequi.cli.hints import meant
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
-from fastequi.cli.parsing import memory_for, parse
+from fastequi.cli.parsing import is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import Config, recipe_of
 from fastequi.recipes import RECIPES
@@ -185,8 +185,7 @@ def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
 
 def _expect_one_end(argv: list[str], config: Config) -> None:
     """Raises ValueError for epochs that are asked for and would not count."""
-    asked = any(word.replace("_", "-").split("=")[0] == "--train.epochs" for word in argv)
-    if asked and config.train.minutes > 0:
+    if is_given("--train.epochs", argv) and config.train.minutes > 0:
         raise ValueError(
             f"--train.epochs: expected --train.minutes 0 beside it, got train.minutes="
             f"{config.train.minutes:g}, after which the run ends whatever its epochs"

@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from fastequi import limits
 from fastequi.config import Config
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import Encoder, of_method, random_init
 from fastequi.evaluate.equivariance import EquivarianceFile
+from fastequi.evaluate.image_quality import LEAST_SIZE
 from fastequi.evaluate.pair_scores import Report
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import (
@@ -61,7 +63,11 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
 
     Returns:
         The reports of R² by task, variant and number of pairs.
+
+    Raises:
+        ValueError: settings that leave something without an evaluation; names the option.
     """
+    _expect_evaluable(config)
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)  # wrapped, not cut, in a narrow terminal
     start, source = time.monotonic(), embedded_photos(TRAIN_REGION)
@@ -80,16 +86,18 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
     for name, report in reports.items():
         console.print(report.table(f"{name}: R² on unseen parts"))
     probed = time.monotonic()
-    found = _reconstruction(encoder, run_dir).predictions
+    measures = _reconstruction(encoder, run_dir)
+    found, single = measures.predictions, measures.photographs == 1
     assert found is not None
-    show_predictions(found, console)
+    show_predictions(found, console, single=single)
     _draw(config, method, run_dir / "reconstructions.png")
     console.print(
         f"training {trained - start:.0f} s, probes {probed - trained:.0f} s, reconstructions "
         f"{time.monotonic() - probed:.0f} s\n{run_dir}/reconstructions.png shows v1, targets, "
         f"predictions and v2\n"
     )
-    print(f"pooled gain {interval(found.pooled, 1)}; mean of dB {interval(found.psnr, 1)}")
+    pooled, mean = (interval(gain, 1, single=single) for gain in (found.pooled, found.psnr))
+    print(f"pooled gain {pooled}; mean of dB {mean}")
     for name, report in reports.items():
         kind = "photometric" if "photometric" in name else "clean"
         pairs = f"{report.train_pairs:,} {kind} pairs"
@@ -98,6 +106,20 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
             lead = report.difference(f"{_OURS}, z_equi", other)
             print(f"z_equi minus {what}, {pairs}: {lead.sentence(report.names)}")
     return reports
+
+
+def _expect_evaluable(config: Config) -> None:
+    """Refuses before anything is trained what the tables or pictures could not be made of."""
+    tir, size = config.tir, config.data.image_size
+    for option, holds, expected, value in (
+        ("--method", config.method == "tir", "tir", config.method),
+        ("--tir.num-steps", tir.num_steps >= 1, "at least 1", tir.num_steps),
+        ("--tir.equi-dim", tir.equi_dim >= 1, "at least 1", tir.equi_dim),
+        ("--tir.recon-weight", tir.recon_weight > 0, "a weight > 0", tir.recon_weight),
+        ("--data.image-size", size >= LEAST_SIZE, f"at least {LEAST_SIZE}", size),
+    ):
+        limits.expect(holds, option, f"{expected} for the demo", value)
+    own_path(config, torch.device("cpu"))
 
 
 def _equivariance(
@@ -118,6 +140,7 @@ def _equivariance(
             **documented(None),
             "photographs": {"train": len(train), "test": len(test)},
             "test_seen_in_training": {},
+            "test_used_for_fitting": 0,
             "against": [str(run_dir / "base")],
         },
     )
@@ -145,7 +168,6 @@ def _reconstruction(encoder: Encoder, run_dir: Path) -> Reconstruction:
     found = measured(encoder, source, images=_IMAGES, seed=_SEED)
     document = {
         **documented(None),
-        "photographs": {"test": len(source)},
         "test_seen_in_training": {},
         **found.to_json(),
         "seconds": time.monotonic() - start,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, flat
-from fastequi.cli.parsing import memory_for, parse
+from fastequi.cli.parsing import is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import PathConfig
 from fastequi.data.sources.image_sets import Selection
@@ -46,7 +46,8 @@ class EquivarianceOptions(Patterned, VitOptions):
     )
     """Which transformations."""
     photometric: tuple[Literal["rotation", "translation", "se2"], ...] = ("se2",)
-    """Which of them also between images of different light, colours, sharpness and noise."""
+    """Which of them also between images of different light, colours, sharpness and noise; the
+    default only where it is among --tasks."""
     probes: tuple[Literal["token", "mlp", "ridge"], ...] = ("token", "mlp", "ridge")
     """Which probes."""
     degrees: float = 45.0
@@ -197,6 +198,9 @@ def equivariance(argv: list[str]) -> None:
     from fastequi.evaluate.probes import Fit
     from fastequi.evaluate.tasks import Budget, tasks
 
+    if len(set(options.fewer_pairs)) < len(options.fewer_pairs):
+        said = " ".join(map(str, options.fewer_pairs))
+        raise ValueError(f"--fewer-pairs: expected different numbers, got {said}")
     for n in options.fewer_pairs:
         if not 10 <= n < options.train_pairs:
             raise ValueError(
@@ -205,6 +209,11 @@ def equivariance(argv: list[str]) -> None:
             )
     ranges = PathConfig(degrees=options.degrees, pixels=options.pixels)
     photometric = [name for name in options.photometric if name in options.tasks]
+    if len(photometric) < len(options.photometric) and is_given("--photometric", argv):
+        raise ValueError(
+            f"--photometric: expected some of --tasks {' '.join(options.tasks)}, got "
+            f"{' '.join(options.photometric)}"
+        )
     budget = Budget(
         train_pairs=options.train_pairs,
         test_pairs=options.test_pairs,

@@ -24,7 +24,7 @@ _ALIASES = {
     "backbone": ("name",),
     "img-size": ("image-size", "size"),
     "image-size": ("img-size", "size"),
-    "resolution": ("image-size", "size"),
+    "resolution": ("image-size", "img-size", "size"),
     "optimizer": ("kind",),
     "amp": ("precision",),
     "fp16": ("precision",),
@@ -37,7 +37,7 @@ _ALIASES = {
     "output": ("out", "run-dir"),
     "data-path": ("data",),
     "dataset": ("data",),
-    "images": ("pictures",),
+    "images": ("pictures", "data"),
 }
 
 
@@ -54,24 +54,25 @@ def meant(word: str, known: Iterable[str]) -> str:
     return f", did you mean {near!r}?" if near else ""
 
 
-def nearest_option(flag: str, known: Iterable[str]) -> str:
+def nearest_option(flag: str, known: Iterable[str]) -> str | None:
     """The option that is most like an unknown one; its last part counts first.
 
     Args:
         flag: "--optim.learning-rate".
         known: all options, "--optim.lr" among them.
+
+    Returns:
+        None if none is similar, or if it is another library's name of what there is no option for.
     """
-    flags = list(known)
     by_last: dict[str, list[str]] = {}
-    for one in flags:
+    for one in known:
         by_last.setdefault(_last(one), []).append(one)
     last = _last(flag)
-    similar = difflib.get_close_matches(last, by_last, n=1)
-    for name in (last, *_ALIASES.get(last, ()), *similar):
+    meanings = _ALIASES.get(last) or difflib.get_close_matches(last, by_last, n=1)
+    for name in (last, *meanings):
         if name in by_last:
-            flags = by_last[name]
-            break
-    return difflib.get_close_matches(flag, flags, n=1, cutoff=0.0)[0]
+            return difflib.get_close_matches(flag, by_last[name], n=1, cutoff=0.0)[0]
+    return None
 
 
 def _last(flag: str) -> str:

@@ -47,7 +47,8 @@ def parse(
             name = flag if flag in known else positive
             if name not in known:
                 near = nearest_option(flag, known)
-                raise ValueError(f"unknown option {flag}, did you mean {near}? (--help lists all)")
+                hint = f", did you mean {near}?" if near else ""
+                raise ValueError(f"unknown option {flag}{hint} (--help lists all)")
             _check(flag, [value] if equals else _values(words[i + 1 :]), known[name])
     stderr = io.StringIO()
     try:
@@ -57,6 +58,11 @@ def parse(
         if not stopped.code:
             raise
         raise ValueError(_one_line(stderr.getvalue())) from stopped
+
+
+def is_given(option: str, words: list[str]) -> bool:
+    """Whether an option is among the words of a command line, rather than at its default."""
+    return any(word.replace("_", "-").split("=")[0] == option for word in words)
 
 
 def _parsed(kind: type[Options], prog: str, words: list[str], default: Options | None) -> Options:

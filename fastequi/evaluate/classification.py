@@ -22,7 +22,7 @@ from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
 from fastequi.evaluate.encoders import Encoder, load_all, noise
 from fastequi.evaluate.published import published
-from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
+from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.evaluate.tasks import shown
 from fastequi.functional.normalise import normalise as normalised
 from fastequi.models.timm_names import UNSTATED, Stated
@@ -237,8 +237,8 @@ def evaluate_classes(
     encoder, encoders = load_all(spec, against, device, stated)
     splits = labelled_sets(data, train_images, test_images, share, test_data=test_data)
     file = place(kind, spec, out)
-    tested = splits[1].source if isinstance(splits[1], Files) else None
-    seen = seen_in_training((spec, *against), tested)
+    sources = [part.source if isinstance(part, Files) else None for part in splits]
+    used = not_held_out((spec, *against), *sources)
     console, start = Console(), time.monotonic()
     print(described(*splits))
     _check_memory(encoders, len(splits[0]), len(splits[1]))
@@ -273,7 +273,7 @@ def evaluate_classes(
         "published": anchors,
         "train_images": counts[0],
         "test_images": counts[1],
-        "test_seen_in_training": seen,
+        **used,
         "temperature": TEMPERATURE if kind == "knn" else None,
         "scores": rows,
         "seconds": time.monotonic() - start,

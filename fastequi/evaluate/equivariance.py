@@ -16,7 +16,7 @@ from fastequi.data.sources.image_sets import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_all
 from fastequi.evaluate.pair_scores import Report, summary
-from fastequi.evaluate.results import documented, place, save, seen_in_training
+from fastequi.evaluate.results import documented, not_held_out, place, save
 from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
 from fastequi.methods.tir import TIR
 from fastequi.models.timm_names import UNSTATED, Stated
@@ -56,9 +56,12 @@ def evaluate_equivariance(
     console, start = Console(), time.monotonic()
     console.width = max(console.width, _TABLE_WIDTH)
     file = place("equivariance" + "_zero_fill" * budget.zero_fill, spec, out)
-    seen = seen_in_training((spec, *against), test if data else None)
+    used = not_held_out((spec, *against), *((train, test) if data else (None, None)))
+    seen, fitted = used["test_seen_in_training"], used["test_used_for_fitting"]
     of = "held-out photographs" if data else "held-out parts of the photographs"
-    if most := max((n or 0 for n in seen.values()), default=0):
+    if fitted:
+        of = f"photographs, {fitted} of {len(test)} AMONG THOSE THAT PROBES ARE FITTED ON"
+    elif most := max((n or 0 for n in seen.values()), default=0):
         of = f"photographs, {most} of {len(test)} NAMED AND SIZED AS ONE SEEN IN TRAINING"
     if budget.zero_fill:
         of += ", zero-filled borders (only to compare)"
@@ -69,7 +72,7 @@ def evaluate_equivariance(
     about = {
         **documented(data),
         "photographs": {"train": len(train), "test": len(test)},
-        "test_seen_in_training": seen,
+        **used,
         "against": list(against),
     }
     results = EquivarianceFile(file=file, spec=spec, encoder=encoder, budget=budget, about=about)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastequi.functional.normalise import denormalise
 
 _SIGMA, _RADIUS = 1.5, 5  # of SSIM's window, 11 x 11
+LEAST_SIZE = 2 * _RADIUS + 1  # pixels that SSIM needs along each side
 _C1, _C2 = 0.01**2, 0.03**2
 _LEAST = 1e-10  # mean squared error that counts as none: 100 dB
 
@@ -38,7 +39,7 @@ def ssim(pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float
         ValueError: images smaller than the window.
     """
     height, width = pred.shape[-2:]
-    if min(height, width) <= 2 * _RADIUS:
+    if min(height, width) < LEAST_SIZE:
         raise ValueError(f"pred: expected images of at least 11x11 for SSIM, got {height}x{width}")
     x, y = (denormalise(images, mean, std).clamp(0, 1) for images in (pred, target))
     images = torch.stack([x, y, x * x, y * y, x * y]).double()

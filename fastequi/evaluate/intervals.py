@@ -2,6 +2,11 @@
 
 The bootstrap draws whole photographs, each with all of its pairs or images. Where there is only
 one, its pairs are drawn, and the interval says nothing of other photographs.
+
+These are percentile intervals. Of few photographs they are too narrow: of the mean of normal values
+they hold the truth in 84 % of 6,000 simulated sets of 5 photographs, 90 % of 9 and 93 % of 20
+(`tests/test_intervals.py`). What is drawn are the photographs' values less their own mean, whose
+variance is (G - 1) / G of theirs, and no tail is as heavy as Student's t.
 """
 
 from __future__ import annotations

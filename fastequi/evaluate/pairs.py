@@ -133,4 +133,6 @@ def _both(batch: Batch, path: Path, views: Views) -> Tensor:
     if margin % 2:
         raise ValueError(f"source_size: expected image_size plus an even margin, got {margin}")
     inside = slice(margin // 2, margin // 2 + views.image_size)
-    return gaussian_blur(batch.u, points.sigma, **scale)[..., inside, inside]
+    assert isinstance(path, Blur)
+    blurred = gaussian_blur(batch.u, points.sigma, max_sigma=path.max_sigma, **scale)
+    return blurred[..., inside, inside]

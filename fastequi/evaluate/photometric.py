@@ -7,13 +7,14 @@ images that were changed independently do not.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastequi.functional import gaussian_blur
-from fastequi.paths import color_matrix
+from fastequi.paths import DEFAULT_MAX_SIGMA, color_matrix
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Photometric:
     Attributes:
         brightness, contrast, saturation: factors 1 ± this; see `fastequi.paths.color_matrix`.
         hue: ± this share of 360°.
-        blur: σ from 0 to this, in pixels of a 224 px image.
+        blur: σ from 0 to this, in pixels of a 224 px image: to blur · W / 224 of the image's own.
         noise: standard deviation of normal noise on every value in 0..1.
     """
 
@@ -49,7 +50,9 @@ class Photometric:
             self.hue * signed[:, 3],
         )
         mixed = torch.einsum("nij,njhw->nihw", color[..., :3], images) + color[..., 3:, None]
-        sigma = unit[:, 4] * self.blur * images.shape[-1] / 224
-        blurred = gaussian_blur(mixed.clamp(0, 1), sigma)
+        width = images.shape[-1]
+        sigma = unit[:, 4] * self.blur * width / 224
+        most = max(DEFAULT_MAX_SIGMA, math.ceil(self.blur * width / 224))
+        blurred = gaussian_blur(mixed.clamp(0, 1), sigma, max_sigma=most)
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         return (blurred + self.noise * noise).clamp(0, 1)

@@ -145,18 +145,21 @@ class Reconstruction:
 
     Attributes:
         images: that figures are means over.
+        photographs: that those are windows of; of a single one there are no intervals.
         predictions: None for a base alone, which predicts nothing.
         spectra: of z_inv and z_equi.
     """
 
     images: int
+    photographs: int
     predictions: Predictions | None
     spectra: tuple[SpectrumRow, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As result files have it; see `fastequi.evaluate.results`."""
         found = dataclasses.asdict(self.predictions) if self.predictions else {}
-        return {"images": self.images, **found, "spectra": self.spectra}
+        of = {"images": self.images, "photographs": {"test": self.photographs}}
+        return {**of, **found, "spectra": self.spectra}
 
 
 def path_loader(config: Config, source: Source, device: torch.device, seed: int) -> Loader:
@@ -256,7 +259,7 @@ def _by_angle(error: Tensor, psnr: Tensor, angle: Tensor) -> tuple[PartGain, ...
     for low, high in pairwise((*_ANGLES, math.inf)):
         inside = (low <= angle) & (angle < high)
         if inside.any():
-            end = min(high, math.ceil(angle[inside].max().item()))
+            end = min(high, max(math.ceil(angle[inside].max().item()), low + 1))
             parts.append(_part(f"{low:.0f}..{end:.0f}°", error[inside], psnr[inside]))
     return tuple(parts)
 
@@ -290,9 +293,16 @@ def measured(encoder: Encoder, source: Source, *, images: int, seed: int) -> Rec
         if method.decoder is not None:
             found = predictions(method, loader, images, loader.cfg.samples_per_file)
     with path_loader(config, source, encoder.device, seed) as loader:
-        batches = islice(loader, -(-images // loader.cfg.batch_size))
-        v1 = torch.cat([batch.v1 for batch in batches])
-    return Reconstruction(images=len(v1), predictions=found, spectra=_spectra(encoder, v1))
+        batches = list(islice(loader, -(-images // loader.cfg.batch_size)))
+        each = loader.cfg.samples_per_file
+    v1 = torch.cat([batch.v1 for batch in batches])
+    ids = torch.cat([batch.sample_ids for batch in batches])
+    return Reconstruction(
+        images=len(v1),
+        photographs=len((ids // each).unique()),
+        predictions=found,
+        spectra=_spectra(encoder, v1),
+    )
 
 
 def evaluate_reconstruction(
@@ -323,13 +333,12 @@ def evaluate_reconstruction(
     seen = seen_in_training([spec], source if data else None)
     found, console = measured(encoder, source, images=images, seed=seed), Console()
     if found.predictions:
-        show_predictions(found.predictions, console, single=len(source) == 1)
+        show_predictions(found.predictions, console, single=found.photographs == 1)
     else:
         print(f"{spec} has no decoders (a base alone), so nothing is reconstructed")
     console.print(_spectrum_table(found.spectra))
     document = {
         **documented(data),
-        "photographs": {"test": len(source)},
         "test_seen_in_training": seen,
         **found.to_json(),
         "seconds": time.monotonic() - start,
@@ -374,8 +383,7 @@ def show_predictions(found: Predictions, console: Console, *, single: bool = Fal
         f"error of all pixels: predicted {pooled.predicted:.2f} dB, the nearer view in its place "
         f"{pooled.nearer_view:.2f} dB"
     )
-    alone = f"{pooled.gain:+.1f} dB, of one photograph, so no interval"
-    console.print(f"pooled gain {alone if single else interval(pooled, 1)}")
+    console.print(f"pooled gain {interval(pooled, 1, single=single)}")
     table = Table(title="between the views, means over images", box=box.SIMPLE_HEAD)
     table.add_column("measure", no_wrap=True)
     for name in ("k", "predicted", "nearer view"):
@@ -398,8 +406,10 @@ def show_predictions(found: Predictions, console: Console, *, single: bool = Fal
     console.print(table)
 
 
-def interval(found: Pooled | Quality, digits: int) -> str:
-    """ "+4.2 dB [3.6, 4.9]": a gain in decibels and its 95 % interval."""
+def interval(found: Pooled | Quality, digits: int, *, single: bool = False) -> str:
+    """ "+4.2 dB [3.6, 4.9]": a gain in decibels and its 95 % interval; none of one photograph."""
+    if single:
+        return f"{found.gain:+.{digits}f} dB, of one photograph, so no interval"
     return f"{found.gain:+.{digits}f} dB [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 

@@ -9,6 +9,8 @@ Every file has
   "data"         the images that were chosen, with "include" and "exclude" if patterns were given
   "test_seen_in_training"   {encoder: how many test images have the name and the size of one its run
                  was trained on; null: not known}
+  "test_used_for_fitting"   how many test images are, by file or by bytes, among the images that the
+                 probes were fitted on; 0 of parts of photographs; of a reconstruction there is none
   "seconds"      of the evaluation
 
 and the tables of its kind, whose rows are `Row`s:
@@ -38,6 +40,7 @@ from fastequi.atomic import replace_text
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.splits import shared
 from fastequi.evaluate.encoders import Encoder
 from fastequi.runtime.machine import machine
 
@@ -215,3 +218,24 @@ def seen_in_training(specs: Sequence[str], test: Source | None) -> dict[str, int
                 f"{spec} was trained on"
             )
     return found
+
+
+def not_held_out(specs: Sequence[str], train: Source | None, test: Source | None) -> dict[str, Any]:
+    """How many of the test images an encoder has seen, or probes are fitted on; says so, if any.
+
+    Args:
+        specs: of the encoders.
+        train: that probes are fitted on; None: disjoint from the test images by construction.
+        test: see :func:`seen_in_training`.
+
+    Returns:
+        "test_seen_in_training" and "test_used_for_fitting", as the files hold them.
+    """
+    fitted = 0 if train is None or test is None else shared(train, test)
+    if test is not None and fitted:
+        print(
+            f"probes are fitted and tested on the same images: {fitted} of the {len(test)} test "
+            "images are among the training images"
+        )
+    seen = seen_in_training(specs, test)
+    return {"test_seen_in_training": seen, "test_used_for_fitting": fitted}

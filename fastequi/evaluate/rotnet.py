@@ -37,7 +37,7 @@ from fastequi.evaluate.class_probes import (
 )
 from fastequi.evaluate.classification import RAW, ClassScore, class_score
 from fastequi.evaluate.encoders import Encoder, expect_finite, load_all
-from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
+from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.methods.rotnet import ANGLES, RotNet
 from fastequi.runtime.devices import expect_memory
 
@@ -253,8 +253,8 @@ def evaluate_rotnet(
             )
     splits = labelled_sets(data, train_images, test_images, share, test_data=test_data)
     file = place("rotnet", spec, out)
-    tested = splits[1].source if isinstance(splits[1], Files) else None
-    seen = seen_in_training((spec, *against), tested)
+    sources = [part.source if isinstance(part, Files) else None for part in splits]
+    used = not_held_out((spec, *against), *sources)
     console, start = Console(), time.monotonic()
     print(described(*splits))
     counts, cpu = [len(part) for part in splits], torch.device("cpu")
@@ -279,7 +279,7 @@ def evaluate_rotnet(
         "split": {"train": splits[0].what, "test": splits[1].what},
         "train_images": len(train.images),
         "test_images": len(test.images),
-        "test_seen_in_training": seen,
+        **used,
         "rotation_accuracy": [CHANCE, *rotations],
         "scores": rows,
         "seconds": time.monotonic() - start,

@@ -85,10 +85,7 @@ def tasks(
     Raises:
         ValueError: no such family, or photometric change of a family that changes colour or blur.
     """
-    others = set(photometric) - set(GEOMETRIC)
-    if others:
-        expected = ", ".join(GEOMETRIC)
-        raise ValueError(f"photometric: expected some of {expected}, got {sorted(others)}")
+    _expect_geometric("photometric", photometric)
     found = {}
     widest = replace(ranges, family="se2").build()
     for name in names:
@@ -102,6 +99,14 @@ def tasks(
         path = replace(ranges, family=name).build()  # type: ignore[arg-type]
         found[f"{name}, photometric"] = Task(path, widest, photometric=Photometric())
     return found
+
+
+def _expect_geometric(option: str, families: Sequence[str]) -> None:
+    """Photometric change would hide what a path of colour or blur changes."""
+    others = set(families) - set(GEOMETRIC)
+    if others:
+        expected = ", ".join(GEOMETRIC)
+        raise ValueError(f"{option}: expected some of {expected}, got {sorted(others)}")
 
 
 @dataclass(frozen=True)
@@ -160,12 +165,24 @@ class Windows(NamedTuple):
 
 
 def own_path(config: Config, device: torch.device) -> tuple[dict[str, Task], Windows]:
-    """A run's own path as tasks, clean and photometric, on windows that its own loader cuts."""
+    """A run's own path as tasks, clean and photometric, on windows that its own loader cuts.
+
+    Raises:
+        ValueError: the path changes colour or blur, or one of its ranges is 0.
+    """
+    _expect_geometric("--path.family", [config.path.family])
 
     def loader(source: Source, path: paths.Path, seed: int) -> Loader:
         return path_loader(config, source, device, seed)
 
     path, name = config.path.build(), config.path.family
+    for parameter, scale in zip(path.names, path.scales(config.data.image_size), strict=True):
+        option = "degrees" if parameter == "angle" else "pixels"
+        if not scale > 0:
+            raise ValueError(
+                f"--path.{option}: expected a half-range > 0, from which {parameter} is "
+                f"predicted, got {getattr(config.path, option)}"
+            )
     chosen = {name: Task(path), f"{name}, photometric": Task(path, photometric=Photometric())}
     return chosen, Windows(views_of(config), loader)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.pixel_loss import LOSSES
-from fastequi.kernels.precision import autocast_dtype
+from fastequi.kernels.precision import linear_dtype
 from fastequi.kernels.sampling import PADDING_MODES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -161,11 +161,13 @@ def check_linear(
     found = []
     for name, (tensor, shape) in given.items():
         check_floating(name, tensor)
-        if tuple(tensor.shape) not in (shape, shape[1:]):
+        # not `in (shape, shape[1:])`, which a compiler gets wrong where sizes are symbols
+        wanted = shape if tensor.ndim == len(shape) else shape[1:]
+        if tuple(tensor.shape) != wanted:
             raise ValueError(
                 f"{name}: expected {shape} (K first) or {shape[1:]}, got {tuple(tensor.shape)}"
             )
-        if tensor.dtype != hidden.dtype and autocast_dtype(hidden.device) is None:
+        if linear_dtype(tensor) != linear_dtype(hidden):
             raise TypeError(f"{name}: expected hidden's {hidden.dtype}, got {tensor.dtype}")
         found.append(tensor.expand(shape))
     if tuple(hidden.shape[:2]) != (len(image), steps):

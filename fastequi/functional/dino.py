@@ -15,7 +15,7 @@ from fastequi.functional import checks, distributed
 from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn
-from fastequi.kernels.precision import autocast_dtype
+from fastequi.kernels.precision import linear_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -296,17 +296,15 @@ def _checked_layers(
     checks.same_device(
         student=student, prototypes=prototypes, teacher_prototypes=teacher_prototypes
     )
-    dtype = autocast_dtype(student.device)
-    if dtype is not None:
-        layers = prototypes.to(dtype), teacher_prototypes.to(dtype)
-        return student.to(dtype), teacher.to(dtype), layers
     for name, rows, layer in (
         ("prototypes", student, prototypes),
         ("teacher_prototypes", teacher, teacher_prototypes),
     ):
-        if layer.dtype != rows.dtype:
+        if linear_dtype(layer) != linear_dtype(rows):
             raise TypeError(f"{name}: expected the rows' {rows.dtype}, got {layer.dtype}")
-    return student, teacher, (prototypes, teacher_prototypes)
+    given = student, teacher, prototypes, teacher_prototypes
+    student, teacher, *layers = (tensor.to(linear_dtype(tensor)) for tensor in given)
+    return student, teacher, (layers[0], layers[1])
 
 
 def _check_views(student: Tensor, teacher: Tensor) -> None:

@@ -28,7 +28,7 @@ from fastequi.methods.method import Method
 from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.vit import VisionTransformer
-from fastequi.paths import Path, Transform, fractions
+from fastequi.paths import DEFAULT_MAX_SIGMA, Blur, Path, Transform, fractions
 
 Decoder = PathDecoder | BlockDecoder | PixelShuffleDecoder
 
@@ -64,9 +64,10 @@ class TIR(Method):
         images = isinstance(decoder, PixelShuffleDecoder)
         layout: dict[str, Any] = {} if images else {"layout": "patch", **patch}
         self.warp_loss = WarpReconLoss(**layout, **scale, **outside)
-        self.blur_loss = BlurReconLoss(**layout, **scale)
+        self.max_sigma = path.max_sigma if isinstance(path, Blur) else DEFAULT_MAX_SIGMA
+        self.blur_loss = BlurReconLoss(**layout, **scale, max_sigma=self.max_sigma)
         self.linear_warp_loss = LinearWarpReconLoss(**patch, **scale, **outside)
-        self.linear_blur_loss = LinearBlurReconLoss(**patch, **scale)
+        self.linear_blur_loss = LinearBlurReconLoss(**patch, **scale, max_sigma=self.max_sigma)
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -137,7 +138,8 @@ class TIR(Method):
     def _view(self, u: Tensor, at: Transform, dtype: torch.dtype) -> Tensor:
         mean, std = self.views.mean, self.views.std
         if at.sigma is not None:
-            return gaussian_blur(u, at.sigma, mean=mean, std=std, dtype=dtype)
+            options: dict[str, Any] = {"mean": mean, "std": std, "dtype": dtype}
+            return gaussian_blur(u, at.sigma, max_sigma=self.max_sigma, **options)
         size = (self.views.image_size, self.views.image_size)
         return warp(
             u,

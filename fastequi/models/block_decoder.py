@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastequi.models.decoder import StepLinear, square
+from fastequi.functional import checks
+from fastequi.models.decoder import StepLinear, expect_sizes, square
 from fastequi.models.positions import sine_cosine
 from fastequi.models.vit import Block
 
@@ -46,8 +47,16 @@ class BlockDecoder(nn.Module):
         attention: str = "auto",
     ) -> None:
         super().__init__()
-        if num_steps < 1 or depth < 1:
-            raise ValueError(f"expected num_steps, depth >= 1, got {num_steps}, {depth}")
+        expect_sizes(
+            in_dim=in_dim,
+            patch_size=patch_size,
+            num_steps=num_steps,
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            in_chans=in_chans,
+        )
+        checks.number("mlp_ratio", mlp_ratio, above=0)
         if width % (4 * num_heads):
             raise ValueError(f"width: expected a multiple of {4 * num_heads}, got {width}")
         self.num_steps = num_steps

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastequi.functional import checks
+
 
 class StepLinear(nn.Module):
     """A linear layer for each of K steps, to the pixels of a patch.
@@ -98,11 +100,17 @@ class PathDecoder(nn.Module):
         kernel_size: int = 3,
     ) -> None:
         super().__init__()
-        if num_steps < 1 or num_convs < 0 or kernel_size % 2 == 0:
-            raise ValueError(
-                "expected num_steps >= 1, num_convs >= 0 and an odd kernel_size, "
-                f"got {num_steps}, {num_convs}, {kernel_size}"
-            )
+        expect_sizes(
+            in_dim=in_dim,
+            patch_size=patch_size,
+            num_steps=num_steps,
+            width=width,
+            in_chans=in_chans,
+            kernel_size=kernel_size,
+        )
+        checks.integer("num_convs", num_convs, 0)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
         self.num_steps, self.patch_dim = num_steps, patch_size**2 * in_chans
         self.linear = nn.Linear(in_dim, num_steps * width)
         self.last = StepLinear(num_steps, width, patch_size, in_chans) if not num_convs else None
@@ -150,6 +158,9 @@ class PixelShuffleDecoder(nn.Module):
         in_chans: int = 3,
     ) -> None:
         super().__init__()
+        expect_sizes(in_dim=in_dim, num_steps=num_steps, width=width, in_chans=in_chans)
+        checks.integer("num_convs", num_convs, 0)
+        checks.integer("patch_size", patch_size, 2)
         stages = round(math.log2(patch_size))
         if 2**stages != patch_size:
             raise ValueError(f"patch_size: expected a power of two, got {patch_size}")
@@ -172,6 +183,12 @@ class PixelShuffleDecoder(nn.Module):
         """[B, L, in_dim] tokens of a square grid to images [B, K, C, H, W]."""
         x = self.linear(z).transpose(1, 2).unflatten(2, square(z.shape[1]))
         return self.convs(x).unflatten(1, (self.num_steps, self.in_chans))
+
+
+def expect_sizes(**values: int) -> None:
+    """Raises TypeError or ValueError, with the argument's name, unless all are integers >= 1."""
+    for name, value in values.items():
+        checks.integer(name, value)
 
 
 def _channels_last(convs: nn.Sequential) -> None:

@@ -24,11 +24,14 @@ def is_zero_filled(result: Result) -> bool:
 
 
 def seen_note(result: Result) -> str:
-    """Which encoders may have seen test images in training; "" if none is known to."""
+    """Which encoders may have seen test images in training, and whether probes have; or ""."""
     seen = result.document.get("test_seen_in_training") or {}
     counts = [f"{n:,} that {spec} trained on" for spec, n in seen.items() if n]
     said = "; ".join(counts)
-    return f"Test images with the name and the size of one: {said}." if counts else ""
+    notes = [f"Test images with the name and the size of one: {said}."] if counts else []
+    if fitted := result.document.get("test_used_for_fitting"):
+        notes.append(f"Test images among those that probes were fitted on: {fitted:,}.")
+    return " ".join(notes)
 
 
 def best_rows(report: dict[str, Any]) -> list[Row]:

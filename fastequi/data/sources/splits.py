@@ -9,11 +9,13 @@ testing (of fewer than five the last one).
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,6 +181,59 @@ def photographs(data: Data | None = None, test_data: Data | None = None) -> tupl
         "no folder is named as a split: every fifth of %d images is for testing", len(source)
     )
     return source.pick(np.flatnonzero(~tested)), source.pick(np.flatnonzero(tested))
+
+
+def shared(train: Source, test: Source) -> int:
+    """How many test images are among the training images: the same file, or the same bytes.
+
+    Bytes are read only of images that are alike in pixels and in bytes.
+    """
+    common = set(map(tuple, train.sizes.tolist())) & set(map(tuple, test.sizes.tolist()))
+    of_train, of_test = (_by_measures(source, common) for source in (train, test))
+    found = 0
+    for measures in of_train.keys() & of_test.keys():
+        ours, theirs = of_train[measures], of_test[measures]
+        places = {_place(train, i) for i in ours}
+        left = [i for i in theirs if _place(test, i) not in places]
+        found += len(theirs) - len(left)
+        if left:
+            known = {_digest(train, i) for i in ours} - {None}
+            found += sum(_digest(test, i) in known for i in left)
+    return found
+
+
+def _by_measures(
+    source: Source, sizes: Collection[tuple[int, ...]]
+) -> dict[tuple[int, ...], list[int]]:
+    """The images of some sizes in pixels, by height, width and number of bytes."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for i, size in enumerate(map(tuple, source.sizes.tolist())):
+        if size in sizes:
+            found.setdefault((*size, _bytes(source, i)), []).append(i)
+    return found
+
+
+def _place(source: Source, i: int) -> tuple[str, int]:
+    """The file of an image, and its first byte there."""
+    first = 0 if source.spans is None else int(source.spans[i, 0])
+    return os.path.abspath(source.paths[i]), first
+
+
+def _bytes(source: Source, i: int) -> int:
+    """How many bytes an image has; -1 if its file is gone."""
+    count = -1 if source.spans is None else int(source.spans[i, 1])
+    if count < 0:
+        with contextlib.suppress(OSError):
+            count = os.path.getsize(source.paths[i])
+    return count
+
+
+def _digest(source: Source, i: int) -> bytes | None:
+    """Of an image's bytes; None where they cannot be read."""
+    try:
+        return hashlib.sha256(source.encoded(i).data).digest()
+    except OSError:
+        return None
 
 
 def _some(names: Sequence[str]) -> str:
