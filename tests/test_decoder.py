@@ -104,7 +104,7 @@ def test_blocks_are_torchs_pre_norm_transformer_on_places(shared):
                 }
             )  # fmt: skip
             x = layer(x)
-        expected = F.linear(x, model.last.weight[k], model.last.bias[k])
+        expected = F.linear(trunk.norm(x), model.last.weight[k], model.last.bias[k])
         torch.testing.assert_close(out[:, k], expected, rtol=1e-4, atol=1e-5)
 
 

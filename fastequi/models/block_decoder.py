@@ -17,9 +17,7 @@ from fastequi.models.vit import Block
 
 
 class BlockDecoder(nn.Module):
-    """Linear, positions, pre-norm transformer blocks; then a linear layer for every step.
-
-    Between them is no norm: it would leave of a flat patch its noise alone.
+    """Linear, positions, pre-norm transformer blocks, norm; then a linear layer for every step.
 
     Args:
         in_dim: channels of [z1_equi ; z2_equi].
@@ -95,6 +93,7 @@ class _Trunk(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, num_heads, mlp_ratio, True, 0.0, None, attention) for _ in range(depth)
         )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, L, in_dim] to [B, L, width]."""
@@ -104,4 +103,4 @@ class _Trunk(nn.Module):
         x = x.flatten(0, 1)
         for block in self.blocks:
             x = block(x, [(batch, tokens)])
-        return x.unflatten(0, (batch, tokens))
+        return self.norm(x).unflatten(0, (batch, tokens))
