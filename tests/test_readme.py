@@ -247,6 +247,8 @@ def test_the_demos_tables_are_the_measured_ones():
     assert found["machine"]["cpu"] in TABLES
     tries = measured("demo-cpu/decoders.json")
     assert all(f"{run['pooled']:.2f}" in TABLES for run in tries["runs"])
+    for run in measured("demo-cpu/last_layer.json")["runs"]:
+        assert f"| {run['recon']:.4f} | {run['pooled']:.2f} | {run['mean of dB']:.2f} |" in TABLES
 
 
 def test_the_steps_shares_are_the_measured_ones():
