@@ -137,6 +137,9 @@ def test_the_last_layer_is_trained_in_cosines_that_fall_with_the_frequency():
     assert [name for name, _ in last.named_parameters()] == ["coefficients", "bias"]
     assert list(last.state_dict()) == ["coefficients", "bias"]
     torch.testing.assert_close(last.weight, cosine_basis(4, 3) @ last.coefficients)
+    plain = last.weight
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(last.weight, plain)
 
 
 def test_positions_are_sines_and_cosines_of_row_and_column():

@@ -46,7 +46,11 @@ class StepLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.basis @ self.coefficients
+        kind = self.basis.device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
+            return self.basis @ self.coefficients
+        with torch.autocast(kind, enabled=False):  # weights are rounded once, by who uses them
+            return self.basis @ self.coefficients
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, K, L, in_dim] to [B, K, L, out_dim]."""
@@ -65,7 +69,7 @@ def cosine_basis(patch_size: int, in_chans: int) -> Tensor:
     u = torch.arange(patch_size, dtype=torch.float64)
     frequency = (u[:, None] ** 2 + u[None, :] ** 2).sqrt()
     patterns = patterns / (1 + frequency[..., None])
-    return patterns.reshape(patch_size**2 * in_chans, -1).float()
+    return patterns.reshape(patch_size**2 * in_chans, -1).to(torch.get_default_dtype())
 
 
 def _cosines(n: int) -> Tensor:
