@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.kernels.constants import constants
 from fastequi.philox import Draws
 
@@ -83,7 +83,7 @@ def se2_matrix(degrees: Tensor, pixels: Tensor, size: Size, zoom: float = 1.0) -
     Returns:
         [..., 2, 3] in the convention of `F.affine_grid(align_corners=False)`.
     """
-    height, width = checks.two_sizes("size", size)
+    height, width = arguments.two_sizes("size", size)
     angle = degrees * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     shift_x, shift_y = pixels[..., 0] * (2 / width), pixels[..., 1] * (2 / height)
@@ -174,8 +174,8 @@ def _points(names: Sequence[str], params: Tensor, t: Fractions, size: Size, zoom
     return _Points(
         _parameters(names, params),
         _each(t),
-        checks.two_sizes("size", size),
-        checks.number("zoom", zoom, above=0),
+        arguments.two_sizes("size", size),
+        arguments.number("zoom", zoom, above=0),
     )
 
 
@@ -203,7 +203,7 @@ def _each(t: Any) -> list[Tensor | float]:
         raise TypeError(f"t: expected fractions of the path, 0 .. 1, got {t!r}")
     each = list(t) if several else [t]
     try:
-        found = [f if _unread(f) else checks.number("t", f, least=0, most=1) for f in each]
+        found = [f if _unread(f) else arguments.number("t", f, least=0, most=1) for f in each]
     except ValueError:
         found = []
     if not found:
@@ -219,7 +219,7 @@ def _unread(fraction: Any) -> bool:
 
 def _check_range(name: str, value: float) -> None:
     try:
-        checks.number(name, value, least=0)
+        arguments.number(name, value, least=0)
     except ValueError:
         raise ValueError(f"{name}: expected a finite half-range >= 0, got {value}") from None
 
@@ -336,7 +336,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         _check_range("low", self.low)
-        if not self.low <= checks.number("high", self.high):
+        if not self.low <= arguments.number("high", self.high):
             raise ValueError(f"high: expected low <= high < inf, got {self.low} and {self.high}")
 
     @property

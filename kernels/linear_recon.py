@@ -7,9 +7,10 @@ each::
     loss = error(pred, target(image, path))
 
 Never materialised: the predictions and their gradient, both as large as all the target images. A
-chunk of them is made, compared and turned into gradients by hidden, weight and bias while it lies
-in the L2 cache; the backward only scales those. So it moves hidden twice and its gradient once, and
-the weight once per chunk; the arithmetic is that of the three matrix products. Hidden tokens that
+chunk of one step's is made, compared and turned into gradients by hidden, weight and bias; the
+backward only scales those. On a CPU a chunk stays in the cache, so that hidden is moved twice, its
+gradient once and the weight once per chunk; on a GPU it is as large as launches need to be. The
+arithmetic is that of the three matrix products. Hidden tokens that
 are the same for all steps are read where they lie, as `expand` leaves them.
 
 The gradient by the weight is summed in float32 whatever the inputs are; each chunk's share of it is

@@ -158,7 +158,7 @@ def sample_ref(
     grid = F.affine_grid(theta.flatten(0, 1), shape, align_corners)
     # the steps of one image stacked along height, so that the image is not repeated
     grid = grid.view(batch, steps * height, width, 2)
-    if transformed():  # PyTorch before 2.12 has no vmap over the gradient by a grid alone
+    if transformed():  # PyTorch 2.11 has no vmap over the gradient by a grid alone; 2.12.1 has
         none = torch.zeros((), dtype=torch.bool, device=grid.device)
         image = image + torch.where(none, grid.sum(), 0.0)  # 0, whatever θ is
     out = F.grid_sample(image, grid, "bilinear", padding_mode, align_corners)

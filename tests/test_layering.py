@@ -13,7 +13,8 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "functional": {"kernels"},
     "losses": {"functional", "kernels.precision"},
-    "models": {"functional.checks", "versions", "atomic", "kernels.toolchain"},  # the cache folder
+    # the last three for the cache folder
+    "models": {"functional.arguments", "versions", "atomic", "kernels.toolchain"},
     "data.sources": {"atomic"},
     "data.config": set(),
     "data.views": {"data.config", "data.sources.images", "philox"},
@@ -33,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"data.config", "limits", "paths", "runtime.devices"},
     "limits": {"config"},  # for its type alone
     "optim": set(),
-    "paths": {"functional.checks", "kernels.constants", "philox"},
+    "paths": {"functional.checks", "functional.arguments", "kernels.constants", "philox"},
     "philox": set(),
     "recipes": {"config", "data.config"},
     "sharded": set(),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import blur_recon as _blur_recon
 from fastequi.kernels.target import BlurTarget
@@ -39,7 +39,7 @@ def blur_recon_loss(
     Gradients go to `pred`; if image or sigma needs one, the eager chain runs instead.
     """
     checks.check_names(loss=loss, layout=layout, reduction=reduction)
-    max_sigma = checks.number("max_sigma", max_sigma, above=0)
+    max_sigma = arguments.number("max_sigma", max_sigma, above=0)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("pred", pred)
     ndim = 5 if layout == "image" else 4

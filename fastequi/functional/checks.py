@@ -1,13 +1,10 @@
-"""Checks of the arguments of `fastequi.functional`; errors name the argument.
+"""Checks of the tensors that the functions take, and of options that go with them.
 
 No check reads a GPU tensor's values, which would need a host sync, unless FASTEQUI_CHECK=1 is set.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-import numbers
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
@@ -15,6 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from fastequi.functional import arguments
 from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.pixel_loss import LOSSES
@@ -39,88 +37,6 @@ def can_look(tensor: Tensor) -> bool:
     if needs_operator(tensor) or transformed():
         return False
     return tensor.device.type == "cpu" or _CHECK_VALUES
-
-
-def number(
-    name: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    least: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
-) -> float:
-    """A finite number: int, float, numpy scalar, or an array or tensor of no dimensions.
-
-    Args:
-        name: of the argument, for errors.
-        value: what the caller has passed. A tensor on a GPU is read with a host sync.
-        above, below: limits that it may not equal.
-        least, most: limits that it may equal.
-
-    Raises:
-        TypeError: not a number, or a tensor that requires a gradient, which would be lost.
-        ValueError: NaN, infinite, or out of bounds.
-    """
-    if type(value) is not float:
-        value = float(_scalar(name, value, "a number", (numbers.Real, torch.SymInt)))
-    if not (above < value < below and least <= value <= most):
-        bounds = _bounds(above, least, most, below)
-        raise ValueError(f"{name}: expected a finite number{bounds}, got {value}")
-    return value
-
-
-def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """An integer from `least` to `most`, of the same kinds as in :func:`number`; no float."""
-    if type(value) is not int:
-        value = _scalar(name, value, "an integer", (numbers.Integral, torch.SymInt))
-    if value < least:
-        raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
-    if most is not None and value > most:
-        raise ValueError(f"{name}: expected an integer in {least} .. {most}, got {value}")
-    return value
-
-
-def flags(**values: bool) -> None:
-    """Options that are True or False, by their keyword."""
-    for name, value in values.items():
-        if value is not True and value is not False:
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
-
-
-def _scalar(name: str, value: Any, what: str, kinds: tuple[type, ...]) -> Any:
-    """The value of an argument, as a Python number."""
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise TypeError(f"{name}: it gets no gradient; pass {what}, {name}.item()")
-    if getattr(value, "ndim", None) == 0:
-        try:
-            value = value.item()
-        except RuntimeError as error:  # of a meta tensor, or under vmap
-            raise TypeError(f"{name}: expected {what}, got a tensor without a value") from error
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        came = repr(value) if isinstance(value, (str, bool, float)) else type(value).__name__
-        raise TypeError(f"{name}: expected {what}, got {came}")
-    return value
-
-
-def _bounds(above: float, least: float, most: float, below: float) -> str:
-    if least > -math.inf and most < math.inf:
-        return f" in {least:g} .. {most:g}"
-    given = ((">", above), (">=", least), ("<=", most), ("<", below))
-    return " and".join(f" {sign} {n:g}" for sign, n in given if abs(n) < math.inf)
-
-
-def two_sizes(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of one number or two."""
-    several = isinstance(size, Iterable) and getattr(size, "ndim", 1) > 0
-    both = tuple(size) if several else (size, size)  # type: ignore[arg-type]
-    try:
-        height, width = [integer(name, n) for n in both]
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{name}: expected a size or (height, width), each an integer >= 1, got {size}"
-        ) from None
-    return height, width
 
 
 def with_steps(
@@ -178,17 +94,10 @@ def check_linear(
     return found[0], found[1] if bias is not None else None
 
 
-def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: expected one of {tuple(allowed)}, got {value!r}{hint}")
-
-
 def check_names(**values: str) -> None:
     """Options of the image ops that are one of a few names, by their keyword."""
     for name, value in values.items():
-        one_of(name, value, NAMES[name])
+        arguments.one_of(name, value, NAMES[name])
 
 
 def recon_options(
@@ -215,7 +124,7 @@ def check_patch_size(layout: str, patch_size: int | None) -> int:
         return 0
     if patch_size is None:
         raise ValueError('patch_size: layout="patch" needs a size >= 1, got None')
-    return integer("patch_size", patch_size)
+    return arguments.integer("patch_size", patch_size)
 
 
 def check_size(size: tuple[int, int], patch_size: int | None) -> None:
@@ -272,7 +181,7 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
         if torch.compiler.is_dynamo_compiling():
             each = [_specialised(v) for v in each]
         try:
-            found.append([number(name, v) for v in each])
+            found.append([arguments.number(name, v) for v in each])
         except (TypeError, ValueError):
             each = []
         if len(each) != channels:
@@ -331,7 +240,7 @@ def as_sigma(
         check_floating("sigma", sigma)
         return sigma
     shape = (len(image),) if steps is None else (len(image), steps)
-    same = number("sigma", sigma, least=0, most=max_sigma)
+    same = arguments.number("sigma", sigma, least=0, most=max_sigma)
     return torch.full(shape, same, dtype=torch.float32, device=image.device)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.functional.view_pairs import Pairs, flat, view_pairs
 from fastequi.kernels import correspondence as _correspondence
 from fastequi.kernels.precision import autocast_off
@@ -55,7 +55,7 @@ def correspondence_loss(
             f"teacher: expected [{views}{', '.join(map(str, lead))}, N, {channels}], "
             f"got {tuple(teacher.shape[pairs is None :])}"
         )
-    top = checks.integer("top", top, most=min(student.shape[-2], teacher.shape[-2]))
+    top = arguments.integer("top", top, most=min(student.shape[-2], teacher.shape[-2]))
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
     checks.same_device(student=student, teacher=teacher)
     with autocast_off(student.device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.functional.view_pairs import Pairs, flat, view_pairs
 from fastequi.kernels import crop_align as _crop_align
 
@@ -65,8 +65,8 @@ def crop_align_loss(
     checks.check_integers("turns", turns)
     if turns.shape != shape:
         raise ValueError(f"turns: expected integers {[*shape]}, got {tuple(turns.shape)}")
-    bins = checks.integer("bins", bins)
-    scale = checks.number("scale", scale, above=0)
+    bins = arguments.integer("bins", bins)
+    scale = arguments.number("scale", scale, above=0)
     checks.same_device(
         student=student,
         teacher=teacher,

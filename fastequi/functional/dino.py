@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastequi.functional import checks, distributed
+from fastequi.functional import arguments, checks, distributed
 from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn
@@ -169,19 +169,19 @@ def _options(
     inplace: bool,
 ) -> _Options:
     """The same, checked as far as they can be without the rows."""
-    checks.one_of("targets", targets, TARGETS)
-    checks.flags(inplace=inplace)
+    arguments.one_of("targets", targets, TARGETS)
+    arguments.flags(inplace=inplace)
     distributed.check_group(group)
     if center is not None:
         checks.check_floating("center", center)
         if targets == "sinkhorn":
             raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
     return _Options(
-        checks.number("student_temp", student_temp, above=0),
-        checks.number("teacher_temp", teacher_temp, above=0),
+        arguments.number("student_temp", student_temp, above=0),
+        arguments.number("teacher_temp", teacher_temp, above=0),
         center,
         targets,
-        checks.integer("iterations", iterations),
+        arguments.integer("iterations", iterations),
         group,
         inplace,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.kernels import gaussian_blur as _blur
 from fastequi.kernels.target import BlurTarget
 
@@ -37,7 +37,7 @@ def gaussian_blur(
     Differentiable in image and sigma (through plain PyTorch).
     """
     mean, std = checks.check_image(image, mean, std)
-    max_sigma = checks.number("max_sigma", max_sigma, above=0)
+    max_sigma = arguments.number("max_sigma", max_sigma, above=0)
     sigma = checks.as_sigma(sigma, image, max_sigma)
     single = sigma.ndim == 1
     sigma = sigma[:, None] if single else sigma

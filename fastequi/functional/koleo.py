@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import checks, distributed
+from fastequi.functional import arguments, checks, distributed
 from fastequi.kernels.koleo import nearest
 from fastequi.kernels.precision import autocast_off
 
@@ -41,7 +41,7 @@ def koleo_loss(
     checks.check_floating("z", z)
     if z.ndim != 2 or z.shape[1] < 1:
         raise ValueError(f"z: expected [N, D] with D >= 1, got {tuple(z.shape)}")
-    eps = checks.number("eps", eps, least=0)
+    eps = arguments.number("eps", eps, least=0)
     distributed.check_group(group, sizes)
     with autocast_off(z.device):
         unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)

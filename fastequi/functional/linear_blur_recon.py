@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.functional.reduction import divisor_of
 from fastequi.kernels import linear_blur_recon as _linear
 from fastequi.kernels.precision import as_linear_casts
@@ -55,9 +55,9 @@ def linear_blur_recon_loss(
         TypeError, ValueError: as there; names the argument.
     """
     checks.check_names(loss=loss)
-    checks.one_of("reduction", reduction, ("mean", "sum"))
-    patch_size = checks.integer("patch_size", patch_size)
-    max_sigma = checks.number("max_sigma", max_sigma, above=0)
+    arguments.one_of("reduction", reduction, ("mean", "sum"))
+    patch_size = arguments.integer("patch_size", patch_size)
+    max_sigma = arguments.number("max_sigma", max_sigma, above=0)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("hidden", hidden)
     hidden, sigma, _ = checks.with_sigma(hidden, sigma, image, max_sigma, 4, "hidden")

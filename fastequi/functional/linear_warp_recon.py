@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import linear_warp_recon as _linear
 from fastequi.kernels.precision import as_linear_casts
@@ -60,11 +60,11 @@ def linear_warp_recon_loss(
         TypeError, ValueError: as there; names the argument.
     """
     checks.check_names(loss=loss, padding_mode=padding_mode)
-    checks.one_of("reduction", reduction, ("mean", "sum"))
-    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
-    patch_size = checks.integer("patch_size", patch_size)
+    arguments.one_of("reduction", reduction, ("mean", "sum"))
+    arguments.flags(align_corners=align_corners, mask_outside=mask_outside)
+    patch_size = arguments.integer("patch_size", patch_size)
     mean, std = checks.check_image(image, mean, std)
-    size = None if size is None else checks.two_sizes("size", size)
+    size = None if size is None else arguments.two_sizes("size", size)
     checks.check_floating("hidden", hidden)
     hidden, theta, color, _ = checks.with_steps(hidden, theta, color, 4, "hidden")
     checks.check_theta(theta, image)

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import checks, distributed
+from fastequi.functional import arguments, checks, distributed
 from fastequi.kernels import nt_xent as _nt_xent
 
 
@@ -45,7 +45,7 @@ def nt_xent_loss(
         shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
         raise ValueError(f"z1, z2: expected two [N, D] of one shape, not empty, got {shapes}")
     checks.same_device(z1=z1, z2=z2)
-    temperature = checks.number("temperature", temperature, above=0)
+    temperature = arguments.number("temperature", temperature, above=0)
     distributed.check_group(group, sizes)
     shard = None
     if group is not None and group.size() > 1:

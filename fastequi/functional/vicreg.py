@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import checks, distributed
+from fastequi.functional import arguments, checks, distributed
 from fastequi.kernels import vicreg as _vicreg
 from fastequi.kernels.precision import autocast_off
 
@@ -76,7 +76,7 @@ def checked_weights(
     inv_weight: float, var_weight: float, cov_weight: float
 ) -> tuple[float, float, float]:
     return (
-        checks.number("inv_weight", inv_weight),
-        checks.number("var_weight", var_weight),
-        checks.number("cov_weight", cov_weight),
+        arguments.number("inv_weight", inv_weight),
+        arguments.number("var_weight", var_weight),
+        arguments.number("cov_weight", cov_weight),
     )

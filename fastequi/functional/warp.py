@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.kernels import warp as _warp
 from fastequi.kernels.target import Target
 
@@ -43,7 +43,7 @@ def warp(
     """
     checks.check_names(padding_mode=padding_mode)
     mean, std = checks.check_image(image, mean, std)
-    checks.flags(align_corners=align_corners)
+    arguments.flags(align_corners=align_corners)
     checks.check_floating("theta", theta)
     if color is not None:
         checks.check_floating("color", color)
@@ -56,7 +56,7 @@ def warp(
     if dtype is None:
         dtype = image.dtype if image.is_floating_point() else torch.float32
     checks.check_out_dtype(dtype, mean)
-    height, width = checks.two_sizes("size", image.shape[-2:] if size is None else size)
+    height, width = arguments.two_sizes("size", image.shape[-2:] if size is None else size)
     checks.same_device(image=image, theta=theta, color=color)
     target = Target(height, width, 0, "none", mean, std, padding_mode, align_corners)
     out = _warp.warp(image, theta, color, target, dtype)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastequi.functional import checks
+from fastequi.functional import arguments, checks
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import warp_recon as _warp_recon
 from fastequi.kernels.target import Target
@@ -76,9 +76,9 @@ def warp_recon_loss(
         ValueError: shapes, names or values that do not fit; names the argument.
     """
     checks.check_names(loss=loss, layout=layout, padding_mode=padding_mode, reduction=reduction)
-    checks.flags(align_corners=align_corners, mask_outside=mask_outside)
+    arguments.flags(align_corners=align_corners, mask_outside=mask_outside)
     mean, std = checks.check_image(image, mean, std)
-    size = None if size is None else checks.two_sizes("size", size)
+    size = None if size is None else arguments.two_sizes("size", size)
     checks.check_floating("pred", pred)
     pred, theta, color, single = checks.with_steps(
         pred, theta, color, 5 if layout == "image" else 4

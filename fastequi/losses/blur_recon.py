@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastequi.functional import blur_recon_loss, checks
+from fastequi.functional import arguments, blur_recon_loss, checks
 
 
 class BlurReconLoss(nn.Module):
@@ -33,7 +33,7 @@ class BlurReconLoss(nn.Module):
     ) -> None:
         super().__init__()
         checks.recon_options(loss, layout, patch_size, mean, std, reduction)
-        max_sigma = checks.number("max_sigma", max_sigma, above=0)
+        max_sigma = arguments.number("max_sigma", max_sigma, above=0)
         self.options: dict[str, Any] = {
             "loss": loss,
             "layout": layout,

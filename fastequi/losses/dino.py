@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import checks, dino_loss, distributed, ibot_loss
+from fastequi.functional import arguments, dino_loss, distributed, ibot_loss
 from fastequi.functional.dino import TARGETS
 from fastequi.kernels.precision import autocast_off
 
@@ -35,8 +35,8 @@ class Center(nn.Module):
         self, prototypes: int, momentum: float = 0.9, group: ProcessGroup | None = None
     ) -> None:
         super().__init__()
-        prototypes = checks.integer("prototypes", prototypes)
-        self.momentum = checks.number("momentum", momentum, least=0, most=1)
+        prototypes = arguments.integer("prototypes", prototypes)
+        self.momentum = arguments.number("momentum", momentum, least=0, most=1)
         self.group = group
         self.register_buffer("value", torch.zeros(prototypes))
         self.register_buffer("total", torch.zeros(prototypes), persistent=False)
@@ -91,14 +91,14 @@ class _DistillationLoss(nn.Module):
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        checks.one_of("targets", targets, TARGETS)
+        arguments.one_of("targets", targets, TARGETS)
         distributed.check_group(group)
-        checks.integer("prototypes", prototypes)
-        self.student_temp = checks.number("student_temp", student_temp, above=0)
-        checks.flags(inplace=inplace)
+        arguments.integer("prototypes", prototypes)
+        self.student_temp = arguments.number("student_temp", student_temp, above=0)
+        arguments.flags(inplace=inplace)
         self.targets, self.inplace = targets, inplace
         self.group = group
-        center_momentum = checks.number("center_momentum", center_momentum, least=0, most=1)
+        center_momentum = arguments.number("center_momentum", center_momentum, least=0, most=1)
         centred = targets == "softmax"
         self.center = Center(prototypes, center_momentum, group) if centred else None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastequi.functional import checks, linear_blur_recon_loss
+from fastequi.functional import arguments, checks, linear_blur_recon_loss
 
 
 class LinearBlurReconLoss(nn.Module):
@@ -33,10 +33,10 @@ class LinearBlurReconLoss(nn.Module):
         max_sigma: float = 2.0,
     ) -> None:
         super().__init__()
-        patch_size = checks.integer("patch_size", patch_size)
-        checks.one_of("reduction", reduction, ("mean", "sum"))
+        patch_size = arguments.integer("patch_size", patch_size)
+        arguments.one_of("reduction", reduction, ("mean", "sum"))
         checks.recon_options(loss, "patch", patch_size, mean, std, reduction)
-        max_sigma = checks.number("max_sigma", max_sigma, above=0)
+        max_sigma = arguments.number("max_sigma", max_sigma, above=0)
         self.options: dict[str, Any] = {
             "patch_size": patch_size,
             "loss": loss,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastequi.functional import checks, linear_warp_recon_loss
+from fastequi.functional import arguments, checks, linear_warp_recon_loss
 
 
 class LinearWarpReconLoss(nn.Module):
@@ -37,13 +37,13 @@ class LinearWarpReconLoss(nn.Module):
         size: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        patch_size = checks.integer("patch_size", patch_size)
-        checks.one_of("reduction", reduction, ("mean", "sum"))
+        patch_size = arguments.integer("patch_size", patch_size)
+        arguments.one_of("reduction", reduction, ("mean", "sum"))
         checks.recon_options(loss, "patch", patch_size, mean, std, reduction)
         checks.check_names(padding_mode=padding_mode)
-        checks.flags(align_corners=align_corners, mask_outside=mask_outside)
+        arguments.flags(align_corners=align_corners, mask_outside=mask_outside)
         if size is not None:
-            checks.check_size(checks.two_sizes("size", size), patch_size)
+            checks.check_size(arguments.two_sizes("size", size), patch_size)
         self.options: dict[str, Any] = {
             "patch_size": patch_size,
             "loss": loss,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from fastequi.functional import checks, distributed, nt_xent_loss
+from fastequi.functional import arguments, distributed, nt_xent_loss
 
 
 class NTXentLoss(nn.Module):
@@ -21,7 +21,7 @@ class NTXentLoss(nn.Module):
     def __init__(self, temperature: float = 0.1, group: ProcessGroup | None = None) -> None:
         super().__init__()
         distributed.check_group(group)
-        self.temperature = checks.number("temperature", temperature, above=0)
+        self.temperature = arguments.number("temperature", temperature, above=0)
         self.group = group
 
     def forward(self, z1: Tensor, z2: Tensor, sizes: Sequence[int] | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastequi.functional import checks, warp_recon_loss
+from fastequi.functional import arguments, checks, warp_recon_loss
 
 
 class WarpReconLoss(nn.Module):
@@ -38,9 +38,9 @@ class WarpReconLoss(nn.Module):
         super().__init__()
         checks.recon_options(loss, layout, patch_size, mean, std, reduction)
         checks.check_names(padding_mode=padding_mode)
-        checks.flags(align_corners=align_corners, mask_outside=mask_outside)
+        arguments.flags(align_corners=align_corners, mask_outside=mask_outside)
         if size is not None:
-            checks.check_size(checks.two_sizes("size", size), patch_size)
+            checks.check_size(arguments.two_sizes("size", size), patch_size)
         self.options: dict[str, Any] = {
             "loss": loss,
             "layout": layout,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastequi.functional import checks
+from fastequi.functional import arguments
 from fastequi.models.decoder import StepLinear, expect_sizes, square
 from fastequi.models.positions import sine_cosine
 from fastequi.models.vit import Block
@@ -54,7 +54,7 @@ class BlockDecoder(nn.Module):
             num_heads=num_heads,
             in_chans=in_chans,
         )
-        checks.number("mlp_ratio", mlp_ratio, above=0)
+        arguments.number("mlp_ratio", mlp_ratio, above=0)
         if width % (4 * num_heads):
             raise ValueError(f"width: expected a multiple of {4 * num_heads}, got {width}")
         self.num_steps = num_steps

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastequi.functional import checks
+from fastequi.functional import arguments
 
 
 class StepLinear(nn.Module):
@@ -112,7 +112,7 @@ class PathDecoder(nn.Module):
             in_chans=in_chans,
             kernel_size=kernel_size,
         )
-        checks.integer("num_convs", num_convs, 0)
+        arguments.integer("num_convs", num_convs, 0)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
         self.num_steps, self.patch_dim = num_steps, patch_size**2 * in_chans
@@ -163,8 +163,8 @@ class PixelShuffleDecoder(nn.Module):
     ) -> None:
         super().__init__()
         expect_sizes(in_dim=in_dim, num_steps=num_steps, width=width, in_chans=in_chans)
-        checks.integer("num_convs", num_convs, 0)
-        checks.integer("patch_size", patch_size, 2)
+        arguments.integer("num_convs", num_convs, 0)
+        arguments.integer("patch_size", patch_size, 2)
         stages = round(math.log2(patch_size))
         if 2**stages != patch_size:
             raise ValueError(f"patch_size: expected a power of two, got {patch_size}")
@@ -192,7 +192,7 @@ class PixelShuffleDecoder(nn.Module):
 def expect_sizes(**values: int) -> None:
     """Raises TypeError or ValueError, with the argument's name, unless all are integers >= 1."""
     for name, value in values.items():
-        checks.integer(name, value)
+        arguments.integer(name, value)
 
 
 def _channels_last(convs: nn.Sequential) -> None:

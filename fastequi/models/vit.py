@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastequi.functional import checks
+from fastequi.functional import arguments
 from fastequi.models.attention import BACKENDS, attention
 from fastequi.models.positions import Grid, resize_pos_embed
 
@@ -91,13 +91,13 @@ class VisionTransformer(nn.Module):
         super().__init__()
         for name, value in (("patch_size", patch_size), ("in_chans", in_chans),
                             ("embed_dim", embed_dim), ("num_heads", num_heads)):  # fmt: skip
-            checks.integer(name, value)
+            arguments.integer(name, value)
         for name, value in (("depth", depth), ("num_classes", num_classes),
                             ("reg_tokens", reg_tokens)):  # fmt: skip
-            checks.integer(name, value, 0)
-        checks.number("drop_path", drop_path, least=0, below=1)
-        checks.number("mlp_ratio", mlp_ratio, above=0)
-        checks.one_of("attention", attention, BACKENDS)
+            arguments.integer(name, value, 0)
+        arguments.number("drop_path", drop_path, least=0, below=1)
+        arguments.number("mlp_ratio", mlp_ratio, above=0)
+        arguments.one_of("attention", attention, BACKENDS)
         if embed_dim % num_heads:
             raise ValueError(f"num_heads: expected a divisor of {embed_dim}, got {num_heads}")
         self.embed_dim, self.patch_size, self.in_chans = embed_dim, patch_size, in_chans
@@ -105,7 +105,7 @@ class VisionTransformer(nn.Module):
         self.num_prefix_tokens = int(class_token) + reg_tokens
         self.no_embed_class = no_embed_class
         self.checkpoint_activations = checkpoint_activations
-        self.img_size = checks.two_sizes("img_size", img_size)
+        self.img_size = arguments.two_sizes("img_size", img_size)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
