@@ -1,6 +1,6 @@
 """`python -m bench`: times declared cases and writes what was measured.
 
---list                       the cases
+--list                       the cases, their providers and bytes
 --case NAME [NAME ...]       these; default: all of this machine's device
 --modes fwd fwdbwd           default both
 --headline                   the first parameter set of each case alone
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,9 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     if options.list:
         for case in cases.values():
             print(f"{case.name:16} {case.device:5} {case.title}; bytes: {case.formula}")
+            print(f"{'':23}providers: {', '.join(map(repr, case.providers))}")
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = options.case or [name for name, case in cases.items() if case.device == device]
+    known = {name for case in cases.values() for name in case.providers}
+    if strange := [name for name in options.without if name not in known]:
+        raise SystemExit(
+            f"--without: expected some of {', '.join(map(repr, sorted(known)))}, got {strange[0]!r}"
+        )
     rows = []
     # peers at their best: eager code gains most, see fastequi/runtime/heap.py
     kept = not options.fresh_memory and keep_heap()
@@ -70,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             for part in _run(cases[name], mode, options, console):
                 rows += part
                 if options.json:  # after every set: a run that is cut short leaves what it has
-                    command = "python -m bench " + " ".join(argv)
+                    command = "python -m bench " + shlex.join(argv)
                     text = json.dumps(document(rows, command, heap, tree), indent=1)
                     options.json.parent.mkdir(parents=True, exist_ok=True)
                     options.json.write_text(text + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def made_by(program: str) -> dict[str, Any]:
     Args:
         program: "python -m bench.recipes", say; this process's options follow it.
     """
-    command = " ".join([program, *sys.argv[1:]])
+    command = " ".join([program, *map(shlex.quote, sys.argv[1:])])
     return {"command": command, "commit": commit(), "machine": machine()}
 
 

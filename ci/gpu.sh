@@ -6,11 +6,16 @@
 #     losses                   the other ops at theirs: python -m bench
 #     steps                    steps of the encoder, and of every base with and without TIR: python -m bench
 #     sweep                    every case at all its shapes: python -m bench
-#     profile                  hardware counters of the path loss's kernel, by ncu
+#     profile                  hardware counters of the path loss's kernel, by ncu; takes no OPTIONS
 #   gpu.sh                     tests, path, losses, steps
 # Uses the Python on the path, without an install; results go to $OUT (default: gpu-out). A stage goes on after
 # a failure, and says so in its exit status. LIMIT: the most seconds of the tests.
 set -uo pipefail
+case ${1:-tests} in
+  tests | path | losses | steps | sweep) ;;
+  profile) [ $# -eq 1 ] || { echo "gpu.sh profile: expected no options, got ${*:2}" >&2 && exit 2; } ;;
+  *) sed -n '2,/^# Uses/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//' >&2 && exit 2 ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 out=${OUT:-gpu-out}
@@ -78,7 +83,6 @@ stage() {
         > "$out/ncu.txt" 2>&1 || failed=1
       grep -E "Duration|Throughput|Registers|Occupancy|Hit Rate|Issue|L2 Cache|Bank|Local" "$out/ncu.txt"
       ;;
-    *) echo "usage: gpu.sh [tests | path | losses | steps | sweep | profile] [OPTIONS]" >&2 && exit 2 ;;
   esac
 }
 

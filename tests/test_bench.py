@@ -80,6 +80,18 @@ def test_a_provider_can_be_left_out_and_that_is_said(monkeypatch):
     assert rows["ours"].speedup == 1  # the first one that was timed
 
 
+def test_a_provider_that_no_case_has_is_refused():
+    with pytest.raises(
+        SystemExit, match="--without: expected some of .*'pair by pair'.*, got 'by'"
+    ):
+        main(["--case", "warp_cpu", "--without", "pair by pair", "by"])
+
+
+def test_the_list_names_the_providers(capsys):
+    assert main(["--list"]) == 0
+    assert "providers: 'eager', 'compile', 'ours'\n" in capsys.readouterr().out
+
+
 def test_providers_take_turns(monkeypatch):
     monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
     order = []
