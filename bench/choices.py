@@ -8,7 +8,8 @@ on the left 70 % and upper 70 % of every photograph and judged on the left 70 % 
 the gain of the predicted images, and R² of pairs, clean and photometric, from z_equi by its best
 probe. The right 30 % of the photographs, on which the demo reports, are not touched. What is
 finished lies in --out and is not made again: a run under a name made of all its settings, its
-figures under one made of the run's and of all that they are judged by.
+figures under one made of the run's and of all that they are judged by; both of the commit too, so
+changed code that is not committed wants another --out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from bench.report import made_by
+from bench.report import commit, made_by
 from fastequi import limits
 from fastequi.atomic import replace_text
 from fastequi.cli.parsing import parse
@@ -128,8 +129,8 @@ def run_one(words: str, steps: int, out: Path, budget: Budget) -> dict[str, Any]
 
 
 def run_name(config: Config, steps: int) -> str:
-    """Of the folder of a run with all these settings."""
-    return _name(config.to_json(), steps, FITTED)
+    """Of the folder of a run with all these settings and this commit's code."""
+    return _name(config.to_json(), steps, FITTED, commit())
 
 
 def _name(*parts: object) -> str:

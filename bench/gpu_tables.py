@@ -28,7 +28,15 @@ def table(folder: Path) -> str:
         where = ", ".join(f"{k} {v}" for k, v in ours["params"].items())
         share = f"{100 * ours['of_triad']:.0f} %" if ours["gbps"] else ""
         extra = f"{ours['extra_bytes'] / 1e6:.0f}"
-        cells = [f"`{ours['case']}`", where, *cells, ratio, share, extra, f"{ours['host_p50']:.2f}"]
+        cells = [
+            f"`{ours['case']}` {ours['mode']}",
+            where,
+            *cells,
+            ratio,
+            share,
+            extra,
+            f"{ours['host_p50']:.2f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -51,11 +59,14 @@ def files(folder: Path) -> list[Path]:
 
 def _sets(folder: Path) -> list[dict[str, dict[str, Any]]]:
     """The timed rows by provider, of one case and its parameters after the other."""
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    found: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for file in files(folder):
         for row in json.loads(file.read_text())["rows"]:
             if row["refused"] is None and row["gpu_p50"] is not None:
-                rows = found.setdefault((row["case"], json.dumps(row["params"])), {})
+                key = row["case"], row["mode"], json.dumps(row["params"])
+                rows = found.setdefault(key, {})
+                if row["provider"] in rows:
+                    raise SystemExit(f"{file}: {' '.join(key)} is in another file too")
                 rows[row["provider"]] = row
     order = list(_cases())
     return sorted(found.values(), key=lambda rows: order.index(next(iter(rows.values()))["case"]))

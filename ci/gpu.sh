@@ -77,6 +77,7 @@ stage() {
       ;;
     sweep) bench sweep "${options[@]}" ;;
     profile)
+      command -v ncu > /dev/null || { echo "gpu.sh profile: ncu is not installed" >&2 && failed=1 && return; }
       ncu --clock-control none --set full -k regex:warp_recon_packed_kernel -s 2 -c 1 \
         python3 -m bench --samples 1 --modes fwdbwd --headline --case warp_recon --without eager compile kornia \
         torchvision triton-augment "ours, PyTorch path" "ours, packed RGBX" "ours, a pass per step" \

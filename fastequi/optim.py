@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 # no weight decay, as for norms and biases: these are learned offsets
-_NO_DECAY = ("pos_embed", "cls_token", "reg_token")
+_NO_DECAY = ("bias", "pos_embed", "cls_token", "reg_token")
 
 
 def param_groups(

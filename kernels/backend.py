@@ -56,7 +56,8 @@ def choose(device: torch.device) -> tuple[str, str]:
 def transformed() -> bool:
     """Whether a `torch.func` transform or forward-mode differentiation is under way.
 
-    The losses then run as their references: plain PyTorch, which every transform has rules for.
+    The losses then run as their references: plain PyTorch, as far as it has rules (`grid_sample`
+    has none for forward mode).
     """
     active = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if active and not torch.compiler.is_compiling():

@@ -155,7 +155,9 @@ def sample_ref(
         empty = image.new_zeros(batch, steps, channels, height, width)
         return empty + 0 * (image.sum() + theta.sum())  # a part of the graph
     shape = [batch * steps, channels, height, width]
-    grid = F.affine_grid(theta.flatten(0, 1), shape, align_corners)
+    # grid_sample's backward reads outside the image at NaN under border and reflection
+    finite = theta.flatten(0, 1).nan_to_num(0.0, 1e30, -1e30).clamp(-1e30, 1e30)
+    grid = F.affine_grid(finite, shape, align_corners)
     # the steps of one image stacked along height, so that the image is not repeated
     grid = grid.view(batch, steps * height, width, 2)
     if transformed():  # PyTorch 2.11 has no vmap over the gradient by a grid alone; 2.12.1 has

@@ -82,7 +82,7 @@ def test_a_provider_can_be_left_out_and_that_is_said(monkeypatch):
 
 def test_a_provider_that_no_case_has_is_refused():
     with pytest.raises(
-        SystemExit, match="--without: expected some of .*'pair by pair'.*, got 'by'"
+        SystemExit, match=r"--without: expected some of .*'pair by pair'.*, got 'by'"
     ):
         main(["--case", "warp_cpu", "--without", "pair by pair", "by"])
 

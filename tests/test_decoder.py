@@ -135,8 +135,16 @@ def test_the_last_layer_is_trained_in_cosines_that_fall_with_the_frequency():
     torch.testing.assert_close(grey, wave)
     last = StepLinear(2, 5, 4, 3)
     assert [name for name, _ in last.named_parameters()] == ["coefficients", "bias"]
-    assert list(last.state_dict()) == ["coefficients", "bias"]
+    assert list(last.state_dict()) == ["coefficients", "bias", "basis"]
     torch.testing.assert_close(last.weight, cosine_basis(4, 3) @ last.coefficients)
+    other = StepLinear(2, 5, 4, 3)
+    other.load_state_dict({"weight": last.weight.detach(), "bias": last.bias.detach()})
+    torch.testing.assert_close(other.weight, last.weight)
+    torch.testing.assert_close(other.coefficients, last.coefficients, rtol=1e-5, atol=1e-5)
+    with torch.device("meta"):
+        empty = StepLinear(2, 5, 4, 3)
+    empty.to_empty(device="cpu").load_state_dict(last.state_dict())
+    assert torch.equal(empty.weight, last.weight)
     plain = last.weight
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(last.weight, plain)

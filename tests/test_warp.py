@@ -104,3 +104,17 @@ def test_bad_input_names_the_argument(change, error, message):
     _, image, theta = case()
     with pytest.raises(error, match=message):
         warp(**{"image": image, "theta": theta, **change})
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -3e38])
+def test_bad_theta_reads_nothing_outside_in_the_backward_either(padding, bad):
+    image = torch.rand(2, 3, 8, 8, requires_grad=True)
+    theta = torch.eye(2, 3).repeat(2, 1, 1)
+    theta[0, 0, 0] = bad
+    out = warp(image, theta.requires_grad_(), padding_mode=padding)
+    assert bool(out[0].isnan().any()) == (not abs(bad) < float("inf"))
+    (grad,) = torch.autograd.grad(out[1].square().sum() + out[0].nan_to_num().sum(), image)
+    alone = image.detach()[1:].requires_grad_()
+    wanted = torch.autograd.grad(warp(alone, theta[1:], padding_mode=padding).square().sum(), alone)
+    torch.testing.assert_close(grad[1:], wanted[0])

@@ -34,7 +34,11 @@ def number(
         ValueError: NaN, infinite, or out of bounds.
     """
     if type(value) is not float:
-        value = float(_scalar(name, value, "a number", (numbers.Real, torch.SymInt)))
+        value = _scalar(name, value, "a number", (numbers.Real, torch.SymInt))
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
     if not (above < value < below and least <= value <= most):
         bounds = _bounds(above, least, most, below)
         raise ValueError(f"{name}: expected a finite number{bounds}, got {value}")

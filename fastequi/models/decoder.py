@@ -11,6 +11,7 @@ into it by `hidden(z)`; `fastequi.linear_warp_recon_loss` computes that layer an
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +38,22 @@ class StepLinear(nn.Module):
 
     def __init__(self, num_steps: int, in_dim: int, patch_size: int, in_chans: int) -> None:
         super().__init__()
+        self.patch_size, self.in_chans = patch_size, in_chans
         pixels = patch_size**2 * in_chans
         self.coefficients = nn.Parameter(torch.empty(num_steps, pixels, in_dim))
         self.bias = nn.Parameter(torch.zeros(num_steps, pixels))
-        self.register_buffer("basis", cosine_basis(patch_size, in_chans), persistent=False)
+        self.register_buffer("basis", cosine_basis(patch_size, in_chans))
         for one in self.coefficients:
             nn.init.xavier_uniform_(one)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Takes a plain layer's weight, of pixels, as well: the same function."""
+        weight = state.pop(f"{prefix}weight", None)
+        if weight is not None and weight.shape == self.coefficients.shape:
+            basis = cosine_basis(self.patch_size, self.in_chans).to(weight)
+            inverse = (basis / basis.square().sum(0)).T  # of orthogonal columns
+            state[f"{prefix}coefficients"], state[f"{prefix}basis"] = inverse @ weight, basis
+        super()._load_from_state_dict(state, prefix, *rest)
 
     @property
     def weight(self) -> Tensor:
