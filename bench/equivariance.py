@@ -4,16 +4,19 @@
 
 A GPU takes `--recipe tir_vicreg_vits16 --size 96 --batch 256`: ViT-S/16, as the paper has it.
 
-Rows: the pixels, a random initialisation, VICReg, and VICReg with TIR along five paths and K steps;
-columns: R² of five transformations and of one out of range, on photographs no row has seen. Every
-row has the same encoder, images, batches and number of steps, those of the demo by default; every
-table is made for several seeds of everything. What is finished lies in --out and is not made again.
+Rows: the pixels, a random initialisation, VICReg, and VICReg with TIR along five paths at K = 2
+steps, along one of them at more numbers; columns: R² of five transformations and of one out of
+range, on photographs no row has seen; of the geometric ones also with the light, colours and
+sharpness of both images changed independently. Every row has the same encoder, images, batches and
+number of steps, those of the demo by default; every table is made for several seeds of everything.
+What is finished lies in --out and is not made again.
 
 The printed table is of one kind of features and one probe at a time, so that no row is helped by a
 choice among them: mean over seeds ± their standard deviation. The JSON holds all others, with
 intervals. VICReg alone sees its second view untransformed, as the paper's base does. Processes
 share the work, each with seeds of its own (--seeds 0, --seeds 1) or, once the rows are trained,
---tasks, into one --out; a last one with all of them finds everything done and writes the table.
+--tasks and --photometric, into one --out; a last one with all of them finds everything done and
+writes the table.
 """
 
 from __future__ import annotations
@@ -39,14 +42,19 @@ from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
 from fastequi.evaluate.pair_scores import PROBES, is_beyond
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.tasks import Budget, score_tasks, tasks
+from fastequi.evaluate.tasks import GEOMETRIC, Budget, score_tasks, tasks
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
 FAMILIES = ("rotation", "translation", "se2", "color", "blur")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BEST_RAW = "raw pair, its best probe"
-SHOWN = (("patch", "token"), ("z_equi", "token"), ("patch", "mlp, mean token"))
+SHOWN = (
+    ("patch", "token"),
+    ("z_equi", "token"),
+    ("patch", "mlp, mean token"),
+    ("z_equi", "mlp, mean token"),
+)
 
 
 def base_of(recipe: str = "demo", size: int = 0, batch: int = 0) -> Config:
@@ -90,9 +98,10 @@ def config_of(config: Config, row: str, *, seed: int, steps: int, files: int) ->
     )
 
 
-def rows(families: Sequence[str], ks: Sequence[int]) -> list[str]:
-    """All that are trained."""
-    return ["VICReg", *(f"TIR {family} K={k}" for family in families for k in ks)]
+def rows(families: Sequence[str], ks: Sequence[int], swept: Sequence[str]) -> list[str]:
+    """All that are trained: K = 2, and for the `swept` families every one of `ks`."""
+    each = [(family, k) for family in families for k in (ks if family in swept else (2,))]
+    return ["VICReg", *(f"TIR {family} K={k}" for family, k in each)]
 
 
 def trained(base: Config, row: str, source: Source, *, seed: int, steps: int, out: Path) -> Path:
@@ -115,6 +124,7 @@ def evaluated(
     budget: Budget,
     out: Path,
     chosen: Sequence[str] = FAMILIES,
+    photometric: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The tables of one seed's runs, a file in `out` for every task; one that is there is kept."""
     found: dict[str, Any] = {}
@@ -126,7 +136,7 @@ def evaluated(
         for name, encoder in encoders.items()
     }
     out.mkdir(exist_ok=True)
-    for name, task in tasks(chosen, ranges).items():
+    for name, task in tasks(chosen, ranges, photometric).items():
         file = out / f"{name}.json"
         if not file.is_file():
             reports = score_tasks(encoders, train, test, {name: task}, budget=budget)
@@ -258,16 +268,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="images; the recipe's else")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
-    parser.add_argument("--k", nargs="+", type=int, default=(1, 2, 3))
+    parser.add_argument("--k", nargs="+", type=int, default=(1, 2, 3), help="of --sweep's families")
+    parser.add_argument("--sweep", nargs="*", default=("se2",), choices=FAMILIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--tasks", nargs="+", default=FAMILIES, choices=FAMILIES)
+    parser.add_argument(
+        "--photometric",
+        nargs="*",
+        default=GEOMETRIC,
+        choices=GEOMETRIC,
+        help="families whose pairs are also tested with changed light, colours and sharpness",
+    )
     parser.add_argument("--train-pairs", type=int, default=24_000)
     add_probe_options(parser)
     options = parser.parse_args()
     train, test = photographs(options.data)
-    names = rows(options.families, options.k)
+    names = rows(options.families, options.k, options.sweep)
     base = base_of(options.recipe, options.size, options.batch)
-    each = {"out", "json", "seeds", "tasks"}  # may differ between processes that share the work
+    each = {
+        "out",
+        "json",
+        "seeds",
+        "tasks",
+        "photometric",
+    }  # may differ between processes that share the work
     settings = {name: value for name, value in vars(options).items() if name not in each}
     images = [train.fingerprint(), test.fingerprint()]
     claim(options.out, settings | {"images": images})
@@ -299,6 +323,7 @@ def main() -> None:
             budget=budget,
             out=folder,
             chosen=options.tasks,
+            photometric=options.photometric,
         )
         seconds = {row: float((run / "seconds.txt").read_text()) for row, run in runs.items()}
         document["seeds"].append({"seed": seed, "seconds": seconds, "tasks": found})

@@ -74,17 +74,26 @@ def test_every_row_is_evaluated_at_every_task_beside_its_baselines(out):
     (seed,) = found["seeds"]
     assert seed["seed"] == 1
     assert list(seed["seconds"]) == ["VICReg", "TIR blur K=2"]
-    assert list(seed["tasks"]) == [*equivariance.FAMILIES[:1], "rotation 45..60",
-                                   *equivariance.FAMILIES[1:]]  # fmt: skip
+    first, *others = equivariance.FAMILIES
+    changed = [f"{name}, photometric" for name in ("rotation", "translation", "se2")]
+    assert list(seed["tasks"]) == [first, "rotation 45..60", *others, *changed]
+    reports = seed["tasks"]
+    assert reports["se2"]["scores"] != reports["se2, photometric"]["scores"]
     for report in seed["tasks"].values():
         names = {label(*described(row)[:2]) for row in report["scores"]}
         assert {"raw pair", "transformed image alone", "random init, z_equi"} <= names
         assert {"VICReg, patch", "TIR blur K=2, patch", "TIR blur K=2, z_equi"} <= names
     table = equivariance.tables(found)
-    token = [row for row in seed["tasks"]["blur"]["scores"] if row["probe"] == "token"]
+    last = seed["tasks"]["se2, photometric"]["scores"]
+    token = [row for row in last if row["probe"] == "token"]
     (raw,) = (row["mean"] for row in token if row["features"] == "raw pair")
     line = next(line for line in table.splitlines() if line.startswith("| raw pair"))
     assert line.split("|")[-2].strip() == f"{raw:.2f}"
+
+
+def test_one_family_is_swept_over_the_number_of_steps():
+    names = equivariance.rows(["rotation", "se2"], [1, 2, 3], ["se2"])
+    assert names == ["VICReg", "TIR rotation K=2", *(f"TIR se2 K={k}" for k in (1, 2, 3))]
 
 
 def test_what_is_finished_is_not_made_again(out, monkeypatch):
