@@ -148,12 +148,13 @@ class GTSAConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW or SGD; the learning rate follows a warm-up and a cosine, or steps.
+    """AdamW, Muon or SGD; the learning rate follows a warm-up and a cosine, or steps.
 
-    `lr` is for a batch of `base_batch` images and is scaled with the batch.
+    `lr` is for a batch of `base_batch` images and is scaled with the batch. Muon is for the
+    matrices of transformer blocks, with AdamW for all else.
     """
 
-    kind: Literal["adamw", "sgd"] = "adamw"
+    kind: Literal["adamw", "muon", "sgd"] = "adamw"
     lr: float = 1e-4
     base_batch: int = 256
     scaling: Literal["linear", "sqrt"] = "linear"  # of lr with batch size / base_batch
@@ -161,8 +162,9 @@ class OptimConfig:
     warmup: float = 0.0125  # share of the training
     weight_decay: float = 0.05
     final_weight_decay: float | None = None  # reached by a cosine; None: constant
-    betas: tuple[float, float] = (0.9, 0.999)  # adamw
-    momentum: float = 0.9  # sgd, Nesterov
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw, and beside muon
+    momentum: float = 0.9  # sgd and muon, Nesterov
+    muon_encoder: bool = True  # muon for the encoder's blocks as well as for the decoder's
     milestones: tuple[float, ...] = ()  # shares of the training; if set, lr falls in steps there
     factor: float = 0.2  # of lr at each milestone
     clip: float = 3.0  # largest gradient norm; 0: no clipping
@@ -291,7 +293,8 @@ def recipe_of(text: str) -> str:
 _KEPT: dict[str, Callable[[Any], Any]] = {
     name: lambda value: value
     for name in (
-        *("method", "optim.kind", "data.image_size", "data.samples_per_decode", "data.repeat"),
+        *("method", "optim.kind", "optim.muon_encoder"),
+        *("data.image_size", "data.samples_per_decode", "data.repeat"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
         *("model.num_heads", "model.mlp_ratio", "model.layer_scale", "model.reg_tokens"),
         *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),

@@ -166,6 +166,14 @@ def _check_optim(config: Config) -> None:
         "increasing shares between 0 and 1",
         optim.milestones,
     )
+    if optim.kind != "muon":
+        return
+    what = "adamw or sgd for a network without transformer blocks"
+    expect(config.model.name.startswith("vit_"), "optim.kind", what, optim.kind)
+    decoder = config.method == "tir" and bool(config.tir.num_steps)
+    others = decoder and config.tir.decoder == "blocks"
+    what = "true without tir.decoder=blocks, whose blocks would be the only ones"
+    expect(optim.muon_encoder or others, "optim.muon_encoder", what, optim.muon_encoder)
 
 
 def _check_train(config: Config) -> None:
@@ -180,9 +188,9 @@ def _check_train(config: Config) -> None:
     if train.parallel == "ddp":
         return
     expect(
-        config.optim.kind == "adamw",
+        config.optim.kind != "sgd",
         "optim.kind",
-        "adamw for train.parallel=fsdp (PyTorch's fused SGD cannot shard)",
+        "adamw or muon for train.parallel=fsdp (PyTorch's fused SGD cannot shard)",
         config.optim.kind,
     )
     for name in ("knn_every", "r2_every", "async_save"):

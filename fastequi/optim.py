@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+
+from fastequi.muon import Muon
+from fastequi.sharded import whole
 
 # no weight decay, as for norms and biases: these are learned offsets
 _NO_DECAY = ("bias", "pos_embed", "cls_token", "reg_token")
@@ -20,6 +23,8 @@ def param_groups(
     encoder: nn.Module | None = None,
     layer_decay: float = 1.0,
     patch_embed_lr: float = 1.0,
+    orthogonal: bool = False,
+    orthogonal_encoder: bool = True,
 ) -> list[dict[str, Any]]:
     """Parameter groups: matrices and filters decay; biases, norms, gains and embeddings do not.
 
@@ -28,28 +33,42 @@ def param_groups(
             DINOv2: one factor of `layer_decay` for the last block, two for the one before, and for
             the embeddings one more than for the first block; none for the final norm.
         layer_decay, patch_embed_lr: factors; the second is for the patch embedding, in addition.
+        orthogonal: matrices of transformer blocks have groups of their own.
+        orthogonal_encoder: those of the encoder, too.
 
     Returns:
-        AdamW's groups, each with "lr_scale" and "decays" beside its weight_decay.
+        AdamW's groups, each with "lr_scale", "decays" and "orthogonal" beside its weight_decay;
+        "orthogonal" is how many matrices lie below one another in each of the group's, else 0.
     """
     inside = {} if encoder is None else {id(p): name for name, p in encoder.named_parameters()}
     depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    groups: dict[tuple[float, bool, int], list[nn.Parameter]]
+    groups = {(1.0, True, 0): [], (1.0, False, 0): []}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
         scale = _rate(inside.get(id(param)), depth, layer_decay, patch_embed_lr)
         decays = param.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
-        groups.setdefault((scale, decays), []).append(param)
+        chosen = orthogonal and (orthogonal_encoder or id(param) not in inside)
+        number = _matrices(name, param) if chosen else 0
+        groups.setdefault((scale, decays, number), []).append(param)
     return [
         {
             "params": params,
             "weight_decay": weight_decay if decays else 0.0,
             "lr_scale": scale,
             "decays": decays,
+            "orthogonal": number,
         }
-        for (scale, decays), params in groups.items()
+        for (scale, decays, number), params in groups.items()
     ]
+
+
+def _matrices(name: str, param: nn.Parameter) -> int:
+    """How many matrices lie below one another in a parameter of a transformer block, else 0."""
+    if param.ndim != 2 or "blocks" not in name.split("."):
+        return 0
+    return 3 if name.endswith("qkv.weight") else 1
 
 
 def _rate(name: str | None, depth: int, layer_decay: float, patch_embed_lr: float) -> float:
@@ -72,6 +91,26 @@ def adamw(
     """AdamW over :func:`param_groups`, which takes `rates`; one fused update for all parameters."""
     groups = param_groups(model, weight_decay, **rates)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def muon(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    momentum: float = 0.95,
+    **rates: Any,
+) -> Muon:
+    """Muon for the matrices of transformer blocks, AdamW for all else; see :func:`param_groups`.
+
+    Raises:
+        ValueError: there are no such matrices.
+    """
+    groups = param_groups(model, weight_decay, orthogonal=True, **rates)
+    if not any(group["orthogonal"] for group in groups):
+        where = "" if rates.get("orthogonal_encoder", True) else " outside its encoder"
+        raise ValueError(f"model: expected transformer blocks{where}, found none")
+    return Muon(groups, lr, betas, momentum)
 
 
 def sgd(
@@ -121,19 +160,6 @@ def clip_gradients(params: Sequence[nn.Parameter], clip: float, per_tensor: bool
     norms = [whole(norm) for norm in torch._foreach_norm(grads)]
     torch._foreach_mul_(grads, [(clip / (norm + 1e-6)).clamp(max=1) for norm in norms])
     return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor, gathered; others unchanged."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def parted(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that all processes have, sharded as `like` is; unchanged if that is not sharded."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
-        return tensor
-    moved = tensor.to(like.device)
-    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def stepped(progress: float, base: float, milestones: Sequence[float], factor: float) -> float:

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -41,3 +41,16 @@ def load(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found[name] = torch.empty(about.size, dtype=kind)
     dcp.load(found, storage_reader=reader)
     return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor, gathered; others unchanged."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def parted(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that all processes have, sharded as `like` is; unchanged if that is not sharded."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    moved = tensor.to(like.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)

@@ -33,6 +33,7 @@ from fastequi.optim import (
     WeightEMA,
     adamw,
     clip_gradients,
+    muon,
     schedule,
     sgd,
     stepped,
@@ -182,13 +183,16 @@ def pretrain(
 def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
     """The optimiser of a run, at its peak rate."""
     optim, peak = config.optim, config.peak_lr()
-    rates = {
+    rates: dict[str, Any] = {
         "encoder": method.backbone,
         "layer_decay": optim.layer_decay,
         "patch_embed_lr": optim.patch_embed_lr,
     }
     if optim.kind == "sgd":
         return sgd(method, peak, optim.weight_decay, optim.momentum, **rates)
+    if optim.kind == "muon":
+        rates["orthogonal_encoder"] = optim.muon_encoder
+        return muon(method, peak, optim.weight_decay, optim.betas, optim.momentum, **rates)
     return adamw(method, peak, optim.weight_decay, optim.betas, **rates)
 
 

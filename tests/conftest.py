@@ -50,10 +50,10 @@ def only_packed(monkeypatch):
 
 @pytest.fixture(scope="session")
 def curves_of_one(tmp_path_factory):
-    """Folders of runs of one process: by SGD, and by AdamW at a small rate."""
-    from tests.support.runs import ALONE, SGD, run_once
+    """Folders of runs of one process: by SGD, and by AdamW and Muon at a small rate."""
+    from tests.support.runs import ALONE, MUON_ALONE, SGD, run_once
 
-    kinds = {"sgd": SGD, "adamw": ALONE}
+    kinds = {"sgd": SGD, "adamw": ALONE, "muon": MUON_ALONE}
     return {
         name: run_once(tmp_path_factory, name, *options, "--max-steps", 8)
         for name, options in kinds.items()

@@ -9,7 +9,7 @@ import torch
 
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.methods.method import Method
-from fastequi.optim import WeightEMA, adamw, lerp_, sgd, take_step
+from fastequi.optim import WeightEMA, adamw, lerp_, muon, sgd, take_step
 from fastequi.runtime import checkpoint
 from fastequi.runtime.guard import Guard
 from fastequi.train import pretrain
@@ -67,17 +67,22 @@ def test_any_batch_of_an_accumulated_step_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [1.0, 0.0])
-@pytest.mark.parametrize("kind", [adamw, sgd])
-def test_the_fused_optimisers_obey(kind, first, poisoned):
+@pytest.mark.parametrize("kind", [adamw, sgd, muon])
+def test_the_optimisers_obey(kind, first, poisoned):
     """From the first step on, when their moments are made."""
-    model = torch.nn.Linear(5, 1, bias=False)
+    model = torch.nn.ModuleDict({"blocks": torch.nn.Linear(5, 1)})
+    params = list(model.parameters())
     optimizer = kind(model, lr=0.1, weight_decay=0.0)
     for taken in (first, 1.0, 0.0, 1.0):
-        before = model.weight.detach().clone()
-        model.weight.grad = torch.full((1, 5), 1.0 if taken else math.nan)
+        before = [param.detach().clone() for param in params]
+        for param in params:
+            param.grad = torch.full_like(param, 1.0 if taken else math.nan)
         take_step(optimizer, torch.tensor(taken))
-        assert torch.equal(before, model.weight) == (not taken)
-        assert model.weight.isfinite().all()
+        for old, param in zip(before, params, strict=True):
+            assert torch.equal(old, param) == (not taken)
+            assert param.isfinite().all()
+        for state in optimizer.state.values():
+            assert all(value.isfinite().all() for value in state.values())
 
 
 def test_sgds_buffers_are_torchs_own():

@@ -15,6 +15,7 @@ from fastequi.evaluate.encoders import load_encoder
 from tests.support.runs import (
     ALONE,
     FSDP,
+    MUON,
     PHOTOS,
     SGD,
     changed,
@@ -98,6 +99,7 @@ def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
         (3, SGD),
         (2, FSDP),
         (3, [*FSDP, "--model.checkpoint-activations"]),
+        (2, MUON),
         # compilation takes a minute; test_train compiles in one process
         pytest.param(2, [*FSDP, "--train.compile"], marks=pytest.mark.slow),
         pytest.param(2, [*SGD, "--train.compile"], marks=pytest.mark.slow),
@@ -109,7 +111,8 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
     done = run("--run-dir", folder, *options, "--max-steps", 8, processes=processes)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(folder)]  # said once
-    expect_close(folder, curves_of_one["sgd" if "sgd" in options else "adamw"])
+    kind = next((kind for kind in ("sgd", "muon") if kind in options), "adamw")
+    expect_close(folder, curves_of_one[kind])
 
 
 @pytest.mark.parametrize(

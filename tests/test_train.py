@@ -74,14 +74,18 @@ def test_a_run_leaves_everything_it_promises(tmp_path, source):
     assert not method.training
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, source):
-    config = small()
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, source, kind):
+    config = replace(small(), optim=replace(small().optim, kind=kind, muon_encoder=True))
     whole = pretrain(config, source, tmp_path / "whole", max_steps=6)
     pretrain(config, source, tmp_path / "parts", max_steps=3)
     torch.rand(7)  # a resumed process starts with generators of its own
     parts = pretrain(config, source, tmp_path / "parts", resume=True, max_steps=6)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
+    last = checkpoint.latest(tmp_path / "parts" / "checkpoints") / "optimizer.safetensors"
+    buffers = [name for name in load_file(last) if name.startswith("momentum_buffer.")]
+    assert bool(buffers) == (kind == "muon")
     rows = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows][-1] == 6
 

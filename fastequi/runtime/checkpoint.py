@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from fastequi import sharded
 from fastequi.atomic import replace_text, save_tensors
-from fastequi.optim import WeightEMA, parted, whole
+from fastequi.optim import WeightEMA
 from fastequi.runtime import manifest
 from fastequi.runtime.processes import Processes
 from fastequi.versions import version_of
@@ -292,7 +292,10 @@ def _read(checkpoint: Path, name: str, like: Mapping[str, Tensor]) -> dict[str, 
         found = sharded.load(checkpoint / name, like)
     else:
         found = load_file(checkpoint / f"{name}.safetensors")
-    return {key: parted(value, like[key]) if key in like else value for key, value in found.items()}
+    return {
+        key: sharded.parted(value, like[key]) if key in like else value
+        for key, value in found.items()
+    }
 
 
 def load_for_evaluation(checkpoint: Path, model: nn.Module) -> None:
@@ -308,7 +311,7 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _owned(tensor: Tensor, copy: bool) -> Tensor:
     """On the CPU, unsharded and dense; with memory of its own if `copy`."""
-    tensor = whole(tensor.detach())
+    tensor = sharded.whole(tensor.detach())
     found = tensor.cpu().contiguous()
     return found.clone() if copy and found.data_ptr() == tensor.data_ptr() else found
 

@@ -172,8 +172,12 @@ SGD = [  # Adam's first steps blow rounding up to the size of the rate
     *("--optim.kind", "sgd", "--optim.lr", 0.05, "--optim.warmup", 0),
     *("--train.precision", "fp32"),
 ]
-FSDP = ["--train.parallel", "fsdp", "--optim.lr", 1e-3, *SGD[4:]]  # which takes AdamW alone
-ALONE = ["--train.parallel", "ddp", *FSDP[2:]]
+_SLOWLY = ["--optim.lr", 1e-3, *SGD[4:]]
+_ADAMW, _MUON = (["--optim.kind", kind, *_SLOWLY] for kind in ("adamw", "muon"))
+_MUON[2:2] = ["--optim.muon-encoder"]
+# FSDP takes no SGD
+FSDP, MUON = (["--train.parallel", "fsdp", *kind] for kind in (_ADAMW, _MUON))
+ALONE, MUON_ALONE = (["--train.parallel", "ddp", *kind] for kind in (_ADAMW, _MUON))
 
 
 def expect_close(folder, other):
