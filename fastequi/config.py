@@ -165,6 +165,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)  # adamw, and beside muon
     momentum: float = 0.9  # sgd and muon, Nesterov
     muon_encoder: bool = True  # muon for the encoder's blocks as well as for the decoder's
+    muon_lr: float = 1.0  # factor on lr for what muon updates
     milestones: tuple[float, ...] = ()  # shares of the training; if set, lr falls in steps there
     factor: float = 0.2  # of lr at each milestone
     clip: float = 3.0  # largest gradient norm; 0: no clipping

@@ -45,7 +45,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("optim", _POSITIVE, "lr"),
     ("optim", _AMOUNT, "final_lr weight_decay final_weight_decay clip"),
     ("optim", _PART, "warmup betas momentum"),
-    ("optim", _FACTOR, "factor layer_decay patch_embed_lr"),
+    ("optim", _FACTOR, "factor layer_decay patch_embed_lr muon_lr"),
     ("train", _COUNT, "accumulate log_every max_skipped keep_checkpoints"),
     ("train", _AMOUNT, "minutes checkpoint_every checkpoint_minutes knn_every r2_every"),
     ("train", _PART, "ema_momentum"),
@@ -166,14 +166,9 @@ def _check_optim(config: Config) -> None:
         "increasing shares between 0 and 1",
         optim.milestones,
     )
-    if optim.kind != "muon":
-        return
+    blocks = config.model.name.startswith("vit_")
     what = "adamw or sgd for a network without transformer blocks"
-    expect(config.model.name.startswith("vit_"), "optim.kind", what, optim.kind)
-    decoder = config.method == "tir" and bool(config.tir.num_steps)
-    others = decoder and config.tir.decoder == "blocks"
-    what = "true without tir.decoder=blocks, whose blocks would be the only ones"
-    expect(optim.muon_encoder or others, "optim.muon_encoder", what, optim.muon_encoder)
+    expect(optim.kind != "muon" or blocks, "optim.kind", what, optim.kind)
 
 
 def _check_train(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from fastequi.muon import Muon
 from fastequi.sharded import whole
+
+logger = logging.getLogger(__name__)
 
 # no weight decay, as for norms and biases: these are learned offsets
 _NO_DECAY = ("bias", "pos_embed", "cls_token", "reg_token")
@@ -25,6 +28,7 @@ def param_groups(
     patch_embed_lr: float = 1.0,
     orthogonal: bool = False,
     orthogonal_encoder: bool = True,
+    orthogonal_lr: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Parameter groups: matrices and filters decay; biases, norms, gains and embeddings do not.
 
@@ -35,6 +39,7 @@ def param_groups(
         layer_decay, patch_embed_lr: factors; the second is for the patch embedding, in addition.
         orthogonal: matrices of transformer blocks have groups of their own.
         orthogonal_encoder: those of the encoder, too.
+        orthogonal_lr: a further factor on their rate.
 
     Returns:
         AdamW's groups, each with "lr_scale", "decays" and "orthogonal" beside its weight_decay;
@@ -51,6 +56,7 @@ def param_groups(
         decays = param.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
         chosen = orthogonal and (orthogonal_encoder or id(param) not in inside)
         number = _matrices(name, param) if chosen else 0
+        scale *= orthogonal_lr if number else 1.0
         groups.setdefault((scale, decays, number), []).append(param)
     return [
         {
@@ -101,15 +107,10 @@ def muon(
     momentum: float = 0.95,
     **rates: Any,
 ) -> Muon:
-    """Muon for the matrices of transformer blocks, AdamW for all else; see :func:`param_groups`.
-
-    Raises:
-        ValueError: there are no such matrices.
-    """
+    """Muon for the matrices of transformer blocks, AdamW for all else; see :func:`param_groups`."""
     groups = param_groups(model, weight_decay, orthogonal=True, **rates)
     if not any(group["orthogonal"] for group in groups):
-        where = "" if rates.get("orthogonal_encoder", True) else " outside its encoder"
-        raise ValueError(f"model: expected transformer blocks{where}, found none")
+        logger.info("muon: no matrix of a transformer block to update, all are AdamW's")
     return Muon(groups, lr, betas, momentum)
 
 

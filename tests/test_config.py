@@ -90,12 +90,6 @@ def test_what_cannot_work_is_refused_at_once(section, change, message):
         ("dinov2_vitl16", "data", {"batch_size": 1}, "data.batch_size: .*distill.koleo_weight > 0"),
         ("rotnet_nin_32", "model", {"name": "alexnet"}, "data.image_size: expected >= 63"),
         ("rotnet_nin_32", "optim", {"kind": "muon"}, "optim.kind: expected adamw or sgd for a net"),
-        (
-            "simclr_vits16",
-            "optim",
-            {"kind": "muon", "muon_encoder": False},
-            "optim.muon_encoder: expected true without tir.decoder=blocks",
-        ),
         ("rotnet_nin_32", "model", {"num_blocks": 2}, "model.num_blocks: expected 3 .. 5, got 2"),
     ],
 )

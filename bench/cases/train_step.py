@@ -98,14 +98,18 @@ class _LastLayer(nn.Module):
 
 
 def _products(config: Config, mode: str) -> list[Product]:
-    """Those of a forward, and of its backward, of attention too; convolutions are not counted."""
+    """Those of a forward, of its backward and of Muon's update, of attention too; convolutions are
+    not counted.
+    """
     method, batch = _prepared(config)
+    optimizer = build_optimizer(method, config)
     if isinstance(method, TIR):
         method.linear_warp_loss = method.linear_blur_loss = _LastLayer()  # type: ignore[assignment]
     with _Products() as products, sdpa_kernel(SDPBackend.MATH):
         loss = method(batch)["loss"]
         if mode == "fwdbwd":
             loss.backward()
+            optimizer.step()
     return products.found
 
 
