@@ -254,6 +254,7 @@ def add_probe_options(parser: argparse.ArgumentParser) -> None:
     """How probes are fitted and tested, the same for a table and for a curve."""
     parser.add_argument("--test-pairs", type=int, default=2_000)
     parser.add_argument("--epochs", type=int, default=6, help="of the probes")
+    parser.add_argument("--width", type=int, default=1024, help="of their hidden layers")
     parser.add_argument("--probes", nargs="+", default=PROBES, choices=PROBES)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="the MLPs are fitted in")
 
@@ -304,7 +305,13 @@ def main() -> None:
     for seed in options.seeds:
         where = {"seed": seed, "steps": options.steps, "out": options.out}
         runs = {row: trained(base, row, train, **where) for row in names}
-        fit = Fit(epochs=options.epochs, seeds=1, seed=seed, dtype=DTYPES[options.dtype])
+        fit = Fit(
+            epochs=options.epochs,
+            width=options.width,
+            seeds=1,
+            seed=seed,
+            dtype=DTYPES[options.dtype],
+        )
         budget = Budget(
             train_pairs=options.train_pairs,
             test_pairs=options.test_pairs,

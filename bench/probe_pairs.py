@@ -58,7 +58,7 @@ def main() -> None:
         for label, e in loaded.items()
     }
     train, test = photographs(options.data)
-    fit = Fit(epochs=options.epochs, seeds=1, dtype=DTYPES[options.dtype])
+    fit = Fit(epochs=options.epochs, width=options.width, seeds=1, dtype=DTYPES[options.dtype])
     reports: dict[int, Report] = {}
     for n in options.pairs:
         budget = Budget(
