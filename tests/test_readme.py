@@ -249,6 +249,10 @@ def test_the_demos_tables_are_the_measured_ones():
     assert all(f"{run['pooled']:.2f}" in TABLES for run in tries["runs"])
     for run in measured("demo-cpu/last_layer.json")["runs"]:
         assert f"| {run['recon']:.4f} | {run['pooled']:.2f} | {run['mean of dB']:.2f} |" in TABLES
+    for run in measured("demo-cpu/muon.json")["runs"]:
+        figures = run["pooled, fitted"], run["pooled"], run["mean of dB"]
+        cells = " | ".join(f"{gain:.2f}" for gain in figures)
+        assert f"| {run['steps']:,} | {run['recon']:.4f} | {cells} |" in TABLES
 
 
 def test_the_steps_shares_are_the_measured_ones():
