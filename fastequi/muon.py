@@ -73,7 +73,10 @@ class Muon(torch.optim.AdamW):
         params = [(p, group) for group in groups for p in group["params"] if p.grad is not None]
         matrices: list[Tensor] = []
         for param, group in params:
-            buffer = self.state[param].setdefault("momentum_buffer", torch.zeros_like(param))
+            state = self.state[param]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(param)
+            buffer = state["momentum_buffer"]
             moved = self.momentum * buffer + (1 - self.momentum) * param.grad
             nesterov = self.momentum * moved + (1 - self.momentum) * param.grad
             _set(buffer, moved, taken)
