@@ -98,7 +98,7 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
 
     Returns:
         Matrices of the same shapes, whose singular values are those of the given ones divided by
-        their norm, and moved to 0.2 .. 1.9 if they were above 10⁻³.
+        their norm, and moved to 0.13 .. 1.9 if they were above 10⁻³.
     """
     alike: dict[tuple[int, int], list[int]] = {}
     for i, matrix in enumerate(matrices):
