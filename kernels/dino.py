@@ -33,8 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.kernels import native_dino
 from fastequi.kernels.autograd import FusedLoss, needs_operator
-from fastequi.kernels.backend import tl, transformed, triton, use_triton
+from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
 from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
 
@@ -189,6 +190,10 @@ def compute_dino(
     loss = torch.empty(len(student), dtype=weight.dtype, device=student.device)
     if student.numel() == 0:
         return loss.new_zeros(()), out
+    if use_native(student) and native_dino.reads(student, teacher, weight):
+        temps, grads = (student_temp, teacher_temp), out if grad else None
+        native_dino.dino(student, teacher, pairs, weight, row, column, temps, loss, grads)
+        return loss.sum(), out
     if not use_triton(student) or torch.float64 in (student.dtype, teacher.dtype):
         _in_chunks(student, teacher, target, loss, out)
         return loss.sum(), out

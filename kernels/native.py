@@ -11,8 +11,10 @@ import functools
 import logging
 import os
 import re
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -249,6 +251,33 @@ def _call(name: str, op: Structure) -> None:
         raise RuntimeError(f"CPU kernels in C: {reason}")
     if getattr(library, f"{name}_{isa}")(byref(op)):
         raise MemoryError(f"{name}: no memory for the packed images")
+
+
+@functools.cache
+def _checked(name: str, struct: type[Structure]) -> Callable[[Any], int]:
+    """A kernel of the library that takes such a struct.
+
+    Raises:
+        RuntimeError: the kernels cannot run, or the struct is another one in C.
+    """
+    library, reason, isa = load()
+    if library is None:
+        raise RuntimeError(f"CPU kernels in C: {reason}")
+    size = c_int64.in_dll(library, f"{name}_bytes_{isa}").value
+    if size != ctypes.sizeof(struct):
+        raise RuntimeError(f"{name}: struct of {size} bytes in C, {struct} in Python")
+    function: Callable[[Any], int] = getattr(library, f"{name}_{isa}")
+    return function
+
+
+def call(name: str, op: Structure) -> None:
+    """Runs a kernel.
+
+    Raises:
+        MemoryError: it found no memory for its scratch.
+    """
+    if _checked(name, type(op))(byref(op)):
+        raise MemoryError(f"{name}: no memory")
 
 
 def _image(image: Tensor) -> ImageStruct:

@@ -4,25 +4,16 @@
  * pixel, and a ring of two texels around it that hold what lies outside. A bilinear sample is then
  * two loads of two neighbouring texels, whatever the channel, the layout or the type of the image.
  * Coordinates are bounded before they become integers, NaN included, so no matrix reads elsewhere.
- *
- * Compiled once per instruction set; ISA names it and ends every exported name.
  */
 #ifndef FASTEQUI_PACKED_H
 #define FASTEQUI_PACKED_H
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
-#include "vectors.h"
+#include "values.h"
 
-#define JOIN_(a, b) a##_##b
-#define JOIN(a, b) JOIN_(a, b)
-#define EXPORT(name) JOIN(name, ISA)
-#define CALLED static __attribute__((noinline, unused)) /* big, called per run: one copy is enough */
-
-enum { UINT8, FLOAT32, BFLOAT16 };
 enum { ZEROS, BORDER, REFLECTION };
 
 enum { RING = 2, RUN = 1024 }; /* texels around an image; pixels sampled before they are used */
@@ -41,20 +32,6 @@ typedef struct {
   int32_t batch, steps, height, width; /* of the samples */
   int32_t padding, align;
 } Grid;
-
-INLINE float from_bf16(uint16_t half) {
-  uint32_t bits = (uint32_t)half << 16;
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-
-INLINE uint16_t to_bf16(float value) { /* to nearest even; NaN stays NaN */
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return (uint16_t)(value != value ? 0x7fc0 : rounded);
-}
 
 /* Fresh memory comes page by page, a fault each: for a large result that costs as much as the rest of
  * the work. Where the system lets us ask, it comes in large pages instead. */
@@ -159,15 +136,6 @@ INLINE void packing(const Image *image, const Grid *grid, float *gain, float *bi
     gain[c] = (image->dtype == UINT8 ? 1.0f / 255.0f : 1.0f) * (grid->color ? 1.0f : grid->gain[c]);
     bias[c] = grid->color ? 0.0f : grid->bias[c];
   }
-}
-
-INLINE int thread_number(void) {
-#ifdef _OPENMP
-  extern int omp_get_thread_num(void);
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
 }
 
 /* ---- the affine grid ---- */

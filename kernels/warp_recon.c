@@ -57,26 +57,6 @@ INLINE vf error(vf d, int32_t loss, vf *slope) {
   return pick(small, 0.5f * d * d, size - 0.5f);
 }
 
-INLINE vf load(const void *from, int64_t at, int32_t dtype) {
-  if (dtype == FLOAT32) return AT(vf, (const float *)from + at);
-  return (vf)(widened(AT(vh, (const uint16_t *)from + at)) << 16);
-}
-
-INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
-  if (dtype == FLOAT32) {
-    float *place = (float *)to + at;
-    if (stream) STREAM(place, value);
-    else AT(vf, place) = value;
-    return;
-  }
-  uint16_t *place = (uint16_t *)to + at;
-  vu bits = (vu)value, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* as to_bf16 */
-  vu nan = (vu)(value != value);
-  vh halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
-  if (stream) STREAM_HALF(place, halves);
-  else AT(vh, place) = halves;
-}
-
 /* What the error of values is made from; those that `keep` masks out count nothing. */
 typedef struct {
   const float *target;

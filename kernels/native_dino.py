@@ -1,0 +1,72 @@
+"""The losses of DINO and iBOT in C: dino.c through ctypes."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native
+from fastequi.kernels.native import DTYPES
+
+
+class DinoStruct(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("student", "teacher", "grad", "pairs", "order")),
+        *((name, c_void_p) for name in ("weight", "row", "column", "loss")),
+        *((f"{name}_stride", c_int64) for name in ("student", "teacher", "grad")),
+        *((name, c_int64) for name in ("rows", "columns")),
+        *((name, c_float) for name in ("student_scale", "teacher_scale")),
+        *((name, c_int32) for name in ("teachers", "student_dtype", "teacher_dtype", "threads")),
+    )
+
+
+def reads(student: Tensor, teacher: Tensor, weight: Tensor) -> bool:
+    """Whether the C kernel takes such logits."""
+    known = DTYPES.keys() - {torch.uint8}
+    return {student.dtype, teacher.dtype} <= known and weight.dtype == torch.float32
+
+
+def dino(
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    weight: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    temps: tuple[float, float],
+    loss: Tensor,
+    out: Tensor | None,
+) -> None:
+    """Fills loss [R] and, if there is one, the gradient `out` [R, N]; it may be the student."""
+    student = student if student.stride(1) == 1 else student.contiguous()
+    teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
+    teachers = pairs.shape[1]
+    order = None
+    if teachers > 1:  # rows of the same teachers side by side
+        key = pairs[:, 0].long()
+        for t in range(1, teachers):
+            key = key * (len(teacher) + 1) + pairs[:, t]
+        order = key.argsort().int()
+    tensors = [
+        None if tensor is None else tensor.contiguous()
+        for tensor in (pairs, order, weight, row, column)
+    ]
+    op = DinoStruct(
+        student.data_ptr(),
+        teacher.data_ptr(),
+        None if out is None else out.data_ptr(),
+        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+        loss.data_ptr(),
+        student.stride(0),
+        teacher.stride(0),
+        0 if out is None else out.stride(0),
+        *student.shape,
+        *(1 / temp for temp in temps),
+        teachers,
+        DTYPES[student.dtype],
+        DTYPES[teacher.dtype],
+        torch.get_num_threads(),
+    )
+    native.call("dino", op)
