@@ -254,7 +254,7 @@ def _call(name: str, op: Structure) -> None:
 
 
 @functools.cache
-def _checked(name: str, struct: type[Structure]) -> Callable[[Any], int]:
+def kernel(name: str, struct: type[Structure]) -> Callable[[Any], int]:
     """A kernel of the library that takes such a struct.
 
     Raises:
@@ -276,7 +276,7 @@ def call(name: str, op: Structure) -> None:
     Raises:
         MemoryError: it found no memory for its scratch.
     """
-    if _checked(name, type(op))(byref(op)):
+    if kernel(name, type(op))(byref(op)):
         raise MemoryError(f"{name}: no memory")
 
 

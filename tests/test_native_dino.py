@@ -1,0 +1,256 @@
+"""The C kernel of DINO's and iBOT's loss: any shape, logits or build; and its powers of two."""
+
+import ctypes
+import math
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastequi.kernels import backend, native, native_dino, toolchain
+from fastequi.kernels.dino import DINOTarget, dino_loss, dino_loss_ref, own_pairs, pairs_of
+
+pytestmark = [
+    pytest.mark.skipif(
+        torch.cuda.is_available(), reason="the C kernels are tested where there is no GPU"
+    ),
+    pytest.mark.skipif(
+        native.obstacle() is not None, reason=f"C kernels: {native.obstacle()}"
+    ),
+]  # fmt: skip
+
+POWERS = """
+#include "exponentials.h"
+void EXPORT(powers)(const float *x, float *out, int64_t n) {
+  for (int64_t i = 0; i < n; i += LANES) AT(vf, out + i) = exp2_of(AT(vf, x + i));
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def powers(tmp_path_factory):
+    """2^x by exponentials.h, of float32 arrays, for every instruction set that runs here."""
+    folder = tmp_path_factory.mktemp("powers")
+    (folder / "powers.c").write_text(POWERS)
+    order = list(toolchain.instruction_sets())
+    found = {}
+    for isa in order[: order.index(native.load()[2]) + 1]:
+        out = folder / f"{isa}.so"
+        command = [
+            *toolchain.compiling(toolchain.compiler(), isa),
+            "-shared",
+            f"-I{toolchain.HERE}",
+        ]
+        subprocess.run([*command, str(folder / "powers.c"), "-o", str(out), "-lm"], check=True)
+        function = getattr(ctypes.CDLL(str(out)), f"powers_{isa}")
+
+        def call(x, function=function):
+            padded = np.zeros(-(-len(x) // 16) * 16, np.float32)
+            padded[: len(x)] = x
+            result = np.empty_like(padded)
+            pointers = (a.ctypes.data_as(ctypes.c_void_p) for a in (padded, result))
+            function(*pointers, ctypes.c_int64(len(padded)))
+            return result[: len(x)]
+
+        found[isa] = call
+    return found
+
+
+def test_powers_of_two_are_within_two_units_in_the_last_place(powers):
+    generator = np.random.default_rng(0)
+    whole = np.arange(-125, 128, dtype=np.float64)
+    near = [np.nextafter(whole.astype(np.float32), np.float32(side)) for side in (-1e9, 1e9)]
+    halves = (whole + 0.5).astype(np.float32)
+    random = (whole[:, None] + generator.random((len(whole), 4000))).ravel()
+    tiny = np.float32(2.0) ** np.arange(-149, 1)
+    x = np.concatenate([whole, *near, halves, random, tiny, -tiny, [0.0, -0.0]]).astype(np.float32)
+    x = x[(x > -125) & (x < 128)]
+    exact = np.exp2(x.astype(np.float64))
+    unit = np.spacing(exact.astype(np.float32)).astype(np.float64)
+    for isa, call in powers.items():
+        error = np.abs(call(x).astype(np.float64) - exact) / unit
+        assert error.max() <= 2, (isa, x[error.argmax()])
+
+
+def test_powers_of_two_outside_the_range(powers):
+    given = np.float32([-125, -126.5, -3e38, -np.inf, 128, 200, 3e38, np.inf, np.nan])
+    for call in powers.values():
+        low, high = call(given)[:4], call(given)[4:8]
+        assert (low == 0).all()
+        assert np.isposinf(high).all()
+        assert np.isnan(call(given)[8])
+
+
+@st.composite
+def problems(draw):
+    """Random logits, pairs, weights and numbers of rows and columns."""
+    batch, views, teachers = (draw(st.integers(1, n)) for n in (4, 5, 3))
+    columns = draw(st.one_of(st.integers(1, 40), st.integers(500, 530), st.just(1500)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    kinds = st.sampled_from([torch.float32, torch.bfloat16])
+    spread = draw(st.sampled_from([0.1, 1.0, 30.0]))
+
+    def logits(rows):
+        wide = torch.randn(rows, columns + 3, generator=generator) * spread
+        wide = wide.to(draw(kinds))
+        return wide[:, :columns] if draw(st.booleans()) else wide[:, :columns].contiguous()
+
+    if draw(st.booleans()):
+        student, teacher = logits(views * batch), logits(teachers * batch)
+        pairs = pairs_of(views, teachers, batch, student.device)
+    else:
+        student, teacher = logits(views), logits(views)
+        pairs = own_pairs(views, student.device)
+    weight = torch.rand(len(student), generator=generator)
+    weight[torch.rand(len(student), generator=generator) < 0.2] = 0
+    temps = draw(st.floats(0.05, 1)), draw(st.floats(0.04, 1))
+    column = torch.randn(columns, generator=generator) if draw(st.booleans()) else None
+    row = None
+    if draw(st.booleans()):
+        y = teacher.float() / temps[1]
+        row = torch.logsumexp(y if column is None else y - column, -1)
+    return student, teacher, DINOTarget(pairs, weight, row, column, *temps)
+
+
+def exact(student, teacher, target):
+    """Loss and gradient of the reference in float64."""
+    wide = target._replace(
+        weight=target.weight.double(),
+        row=None if target.row is None else target.row.double(),
+        column=None if target.column is None else target.column.double(),
+    )
+    x = student.double().requires_grad_()
+    loss = dino_loss_ref(x, teacher.double(), wide)
+    return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+
+def ours(student, teacher, target, **options):
+    x = student.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    with backend.force("native"):
+        loss = dino_loss(x, teacher, target, **options)
+        loss.backward()
+    return loss.detach(), x.grad
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems())
+def test_fuzz_equals_the_reference_in_float64(problem):
+    student, teacher, target = problem
+    loss, grad = ours(*problem)
+    wanted, slope = exact(*problem)
+    size = float((target.weight * (target.pairs >= 0).sum(1)).sum())
+    spread = 10 + float(student.float().abs().max()) / target.student_temp
+    other = 10 + float(teacher.float().abs().max()) / target.teacher_temp
+    assert abs(loss - wanted) <= 1e-7 * size * spread * other  # exponents are of float32
+    assert grad.dtype == student.dtype
+    bound = 2**-8 if grad.dtype == torch.bfloat16 else 1e-6 * (spread + other)
+    most = float(target.weight.max()) * max(target.pairs.shape[1], 1) / target.student_temp
+    assert (grad.double() - slope).abs().max() <= bound * most
+    assert (grad[target.weight == 0] == 0).all()
+
+
+def plain(rows=12, columns=700, dtype=torch.float32):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(rows, columns).to(dtype), torch.randn(6, columns).to(dtype)
+    pairs = pairs_of(4, 2, 3, student.device)
+    return (
+        student,
+        teacher,
+        DINOTarget(pairs, torch.rand(rows), None, torch.randn(columns), 0.1, 0.05),
+    )
+
+
+def test_the_kernel_runs_and_is_not_the_pytorch_path(monkeypatch):
+    from fastequi.kernels import dino
+
+    def never(*_):
+        raise AssertionError("the PyTorch path ran")
+
+    monkeypatch.setattr(dino, "_in_chunks", never)
+    ours(*plain())
+    problem = plain()
+    with pytest.raises(AssertionError, match="the PyTorch path ran"):
+        ours(problem[0].half(), *problem[1:])  # a type that the kernel does not know
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_does_not_change_a_bit(dtype):
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            results.append(ours(*plain(dtype=dtype)))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_the_gradient_over_the_logits_is_the_same():
+    student, teacher, target = plain()
+    _, wanted = ours(student, teacher, target)
+    x = student.clone().requires_grad_()
+    with backend.force("native"):
+        loss = dino_loss(x, teacher, target, inplace=True)
+        (grad,) = torch.autograd.grad(loss, x)
+    assert torch.equal(grad, wanted)
+    assert grad.data_ptr() == x.data_ptr()
+
+
+def test_without_a_gradient_nothing_is_written():
+    student, teacher, target = plain()
+    before = student.clone()
+    with backend.force("native"), torch.no_grad():
+        loss = dino_loss(student, teacher, target)
+    assert loss == ours(student, teacher, target)[0]
+    assert torch.equal(student, before)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_written_outside_the_gradient(columns, dtype):
+    student, teacher, target = plain(columns=columns, dtype=dtype)
+    buffer = torch.full((12 + 2, columns + 40), 7.0, dtype=dtype)
+    out, loss = buffer[1:13, 20 : 20 + columns], torch.empty(12)
+    temps = target.student_temp, target.teacher_temp
+    native_dino.dino(
+        student, teacher, target.pairs, target.weight, None, target.column, temps, loss, out
+    )
+    assert torch.equal(out, ours(student, teacher, target)[1])
+    buffer[1:13, 20 : 20 + columns] = 7
+    assert (buffer == 7).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_logit_makes_its_row_nan_and_no_other(bad):
+    student, teacher, target = plain()
+    student[4, 699] = bad
+    loss, grad = ours(student, teacher, target)
+    assert loss.isnan()
+    rows = grad.isnan().any(1)
+    assert rows.tolist() == [r == 4 for r in range(12)]
+    target.weight[4] = 0  # not read
+    loss, grad = ours(student, teacher, target)
+    assert loss.isfinite()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
+def test_every_instruction_set_agrees(isa, monkeypatch):
+    library, _, best = native.load()
+    order = list(toolchain.instruction_sets())
+    if order.index(isa) > order.index(best):
+        pytest.skip(f"this processor runs {best} at most")
+    problem = plain(columns=133)
+    monkeypatch.setattr(native, "load", lambda: (library, None, isa))
+    native.kernel.cache_clear()
+    try:
+        loss, grad = ours(*problem)
+    finally:
+        native.kernel.cache_clear()
+    wanted, slope = exact(*problem)
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad.double(), slope, rtol=0, atol=1e-4)
