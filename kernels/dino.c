@@ -25,10 +25,6 @@ typedef struct {
 
 enum { AT_ONCE = 8 }; /* rows that a thread takes */
 
-INLINE const void *row_of(const void *start, int64_t row, int64_t stride, int32_t dtype) {
-  return (const char *)start + row * stride * (dtype == FLOAT32 ? 4 : 2);
-}
-
 /* Σ_t exp(teacher_t / temperature - column - row_t), to `wanted`; how many there are. */
 CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
   int found = 0;

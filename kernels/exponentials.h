@@ -10,24 +10,20 @@ enum { PART = 512 }; /* values of a row that are worked on at a time, in the fir
 
 static const float LOG2E = 1.44269504088896341f;
 
-/* 2^x: at most 2 units in the last place off, 0 below 2^-125, infinity from 128 on, NaN of NaN. */
+/* 2^x, at most 2 units in the last place off; 2^-125 below -125, infinity from 128 on, NaN of NaN. */
 INLINE vf exp2_of(vf x) {
   const float round = 12582912.0f; /* 1.5 2^23: added, it leaves the nearest integer in the last bits */
-  vf bounded = pick(x < 128.0f, x, splat(128.0f));
-  bounded = pick(bounded > -125.0f, bounded, splat(-125.0f));
-  vf shifted = bounded + round;
-  vf f = bounded - (shifted - round);                      /* -0.5 .. 0.5 */
-  vi exponent = ((vi)shifted - 0x4b400000 + 126) << 23;    /* of 2^(n - 1) */
-  vf p = splat(0x1.41d334p-12f);                           /* 2 · 2^f: a minimax polynomial */
+  vf bounded = smaller(splat(128.0f), larger(splat(-125.0f), x)), shifted = bounded + round;
+  vf f = bounded - (shifted - round);                   /* -0.5 .. 0.5 */
+  vi exponent = ((vi)shifted - 0x4b400000 + 126) << 23; /* of 2^(n - 1) */
+  vf p = splat(0x1.41d334p-12f);                        /* 2 · 2^f: a minimax polynomial */
   p = p * f + 0x1.5f456ap-9f;
   p = p * f + 0x1.3b2dbcp-6f;
   p = p * f + 0x1.c6aed4p-4f;
   p = p * f + 0x1.ebfbdap-2f;
   p = p * f + 0x1.62e430p+0f;
   p = p * f + 0x1.000000p+1f;
-  vf value = p * (vf)exponent;
-  value = pick(x > -125.0f, value, splat(0.0f));
-  return pick(x != x, x, value);
+  return p * (vf)exponent;
 }
 
 INLINE float sum_of(vf v) {
@@ -72,21 +68,21 @@ CALLED float log2_sum(const void *row, int32_t dtype, const float *column, int64
     size = read_part(part, row, dtype, column, at, size, scale);
     vf top = AT(vf, part);
     for (int64_t i = LANES; i < size; i += LANES) {
-      vf value = AT(vf, part + i);
-      top = pick(value > top, value, top);
+      top = larger(AT(vf, part + i), top);
     }
     float highest = most_of(top);
     if (highest > most) {
       total = most == -INFINITY ? 0 : total * exp2(most - highest);
       most = highest;
     }
+    float base = most == -INFINITY ? 0 : most; /* nothing finite yet */
     vf sum = splat(0.0f), second = sum;
     int64_t i = 0;
     for (; i + 2 * LANES <= size; i += 2 * LANES) {
-      sum += exp2_of(AT(vf, part + i) - most);
-      second += exp2_of(AT(vf, part + i + LANES) - most);
+      sum += exp2_of(AT(vf, part + i) - base);
+      second += exp2_of(AT(vf, part + i + LANES) - base);
     }
-    if (i < size) sum += exp2_of(AT(vf, part + i) - most);
+    if (i < size) sum += exp2_of(AT(vf, part + i) - base);
     total += sum_of(sum + second);
   }
   return (float)(most + log2(total));

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.kernels import native_sinkhorn
 from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import tl, triton, use_triton
+from fastequi.kernels.backend import tl, triton, use_native, use_triton
 
 
 @triton.jit
@@ -167,6 +168,8 @@ def log_sum_exp(x: Tensor, axis: int) -> Tensor:
 
 
 def compute_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
+    if use_native(x) and native_sinkhorn.reads(x) and x.numel():
+        return native_sinkhorn.row_lse(x, temp, column)
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
         return log_sum_exp(wide if column is None else wide - column, 1)
@@ -181,6 +184,8 @@ def compute_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
 
 
 def compute_column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
+    if use_native(x) and native_sinkhorn.reads(x) and x.numel():
+        return native_sinkhorn.column_lse(x, temp, row)
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
         left_out = (row == torch.inf)[:, None]
@@ -234,7 +239,11 @@ def sinkhorn(
     row = torch.zeros(len(x), dtype=wide, device=x.device)
     columns = lambda row: column_lse(x, temp, row)  # noqa: E731
     rows = lambda column: row_lse(x, temp, column)  # noqa: E731
-    return balanced(columns, rows, row, iterations, across, weight)
+    fused = across is None and use_native(x) and native_sinkhorn.reads(x) and x.numel() > 0
+    row, column = balanced(columns, rows, row, 1 if fused else iterations, across, weight)
+    for _ in range(iterations - 1 if fused else 0):
+        row, column = native_sinkhorn.balance(x, temp, row, weight)
+    return row, column
 
 
 def balanced(

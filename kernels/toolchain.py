@@ -22,7 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-KERNELS = ("warp.c", "warp_recon.c", "rot90_batch.c", "dino.c")  # once per instruction set
+KERNELS = (
+    "warp.c",
+    "warp_recon.c",
+    "rot90_batch.c",
+    "dino.c",
+    "sinkhorn.c",
+)  # once per instruction set
 COMMON = ("native.c",)
 HEADERS = ("vectors.h", "values.h", "exponentials.h", "packed.h", "spread.h")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")

@@ -50,6 +50,11 @@ INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
   else AT(vh, place) = halves;
 }
 
+/* Row `row` of a matrix whose rows are `stride` values apart. */
+INLINE const void *row_of(const void *start, int64_t row, int64_t stride, int32_t dtype) {
+  return (const char *)start + row * stride * (dtype == FLOAT32 ? 4 : 2);
+}
+
 INLINE int thread_number(void) {
 #ifdef _OPENMP
   extern int omp_get_thread_num(void);

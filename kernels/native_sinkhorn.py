@@ -1,0 +1,91 @@
+"""Log-sum-exps along rows and columns in C: sinkhorn.c through ctypes."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native
+
+
+class LseStruct(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "other", "out")),
+        *((name, c_int64) for name in ("stride", "rows", "columns")),
+        ("scale", c_float),
+        *((name, c_int32) for name in ("dtype", "threads")),
+    )
+
+
+class BalanceStruct(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "row", "weight", "column", "next")),
+        *((name, c_int64) for name in ("stride", "rows", "columns")),
+        ("scale", c_float),
+        *((name, c_int32) for name in ("dtype", "threads")),
+    )
+
+
+def reads(x: Tensor) -> bool:
+    """Whether the C kernels take such logits."""
+    return x.dtype in (torch.float32, torch.bfloat16)
+
+
+def row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
+    """log Σ_n exp(x[r, n] / temp - column[n]), [R] float32."""
+    return _run("row_lse", x, temp, column, len(x))
+
+
+def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
+    """log Σ_r exp(x[r, n] / temp - row[r]), [N] float32; rows of infinite number add nothing."""
+    return _run("column_lse", x, temp, row, x.shape[1])
+
+
+def _run(name: str, x: Tensor, temp: float, other: Tensor | None, size: int) -> Tensor:
+    x = x if x.stride(1) == 1 else x.contiguous()
+    other = None if other is None else other.float().contiguous()
+    out = torch.empty(size, dtype=torch.float32)
+    op = LseStruct(
+        x.data_ptr(),
+        None if other is None else other.data_ptr(),
+        out.data_ptr(),
+        x.stride(0),
+        *x.shape,
+        1 / temp,
+        native.DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )
+    native.call(name, op)
+    return out
+
+
+def balance(x: Tensor, temp: float, row: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One iteration of Sinkhorn-Knopp after the first: the next (row [R], column [N]).
+
+    Args:
+        x: [R, N] logits.
+        temp: their temperature.
+        row: [R] such that exp(x / temp - row[:, None] - c) summed to one in every row for some c;
+            then no row is far below all others, and one power of two per logit is enough.
+        weight: [R]; rows of weight 0 are left out of the columns.
+    """
+    x = x if x.stride(1) == 1 else x.contiguous()
+    row = row.float().contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    column, after = torch.empty(x.shape[1], dtype=torch.float32), torch.empty_like(row)
+    op = BalanceStruct(
+        x.data_ptr(),
+        row.data_ptr(),
+        None if weight is None else weight.data_ptr(),
+        column.data_ptr(),
+        after.data_ptr(),
+        x.stride(0),
+        *x.shape,
+        1 / temp,
+        native.DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )
+    native.call("balance", op)
+    return after, column
