@@ -99,8 +99,15 @@ def config_of(config: Config, row: str, *, seed: int, steps: int, files: int) ->
 
 
 def rows(families: Sequence[str], ks: Sequence[int], swept: Sequence[str]) -> list[str]:
-    """All that are trained: K = 2, and for the `swept` families every one of `ks`."""
-    each = [(family, k) for family in families for k in (ks if family in swept else (2,))]
+    """All that are trained: K = 2, and for the `swept` families every one of `ks` as well.
+
+    Raises:
+        ValueError: a swept family is none of the families.
+    """
+    if others := set(swept) - set(families):
+        raise ValueError(f"--sweep: expected some of --families, got {sorted(others)}")
+    every = sorted({2, *ks})
+    each = [(family, k) for family in families for k in (every if family in swept else (2,))]
     return ["VICReg", *(f"TIR {family} K={k}" for family, k in each)]
 
 
@@ -269,8 +276,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="images; the recipe's else")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
-    parser.add_argument("--k", nargs="+", type=int, default=(1, 2, 3), help="of --sweep's families")
-    parser.add_argument("--sweep", nargs="*", default=("se2",), choices=FAMILIES)
+    parser.add_argument("--k", nargs="+", type=int, default=(1, 2, 3), help="of --sweep's")
+    parser.add_argument("--sweep", nargs="*", choices=FAMILIES, help="se2, if it is trained")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--tasks", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument(
@@ -284,6 +291,8 @@ def main() -> None:
     add_probe_options(parser)
     options = parser.parse_args()
     train, test = photographs(options.data)
+    if options.sweep is None:
+        options.sweep = [family for family in options.families if family == "se2"]
     names = rows(options.families, options.k, options.sweep)
     base = base_of(options.recipe, options.size, options.batch)
     each = {

@@ -163,7 +163,8 @@ class OptimConfig:
     weight_decay: float = 0.05
     final_weight_decay: float | None = None  # reached by a cosine; None: constant
     betas: tuple[float, float] = (0.9, 0.999)  # adamw, and beside muon
-    momentum: float = 0.9  # sgd and muon, Nesterov
+    momentum: float = 0.9  # sgd, Nesterov
+    muon_momentum: float = 0.95  # muon, Nesterov
     muon_encoder: bool = True  # muon for the encoder's blocks as well as for the decoder's
     muon_lr: float = 1.0  # factor on lr for what muon updates
     milestones: tuple[float, ...] = ()  # shares of the training; if set, lr falls in steps there
@@ -315,6 +316,8 @@ def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     """
     before, after = (_flat(dataclasses.asdict(one)) for one in (begun, config))
     found = {name: (before[name], after[name]) for name in after if before[name] != after[name]}
+    if config.optim.kind != "muon":
+        found.pop("optim.muon_encoder", None)  # it says nothing then
     for name, (old, new) in found.items():
         if name in _KEPT and _KEPT[name](old) != _KEPT[name](new):
             raise ValueError(f"{name}: expected {old}, which --resume cannot change, got {new}")

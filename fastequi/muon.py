@@ -9,13 +9,14 @@ comes from polynomials of the matrix (Amsel et al., arXiv 2505.16932), in float3
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from fastequi.functional import arguments
 from fastequi.sharded import parted, whole
 
 # a, b, c of a·x + b·x³ + c·x⁵, one after the other: what is best for singular values from 10⁻³ to 1
@@ -26,18 +27,27 @@ _POLYNOMIALS = (
 )
 
 
-class Muon(torch.optim.AdamW):
+_AT_ONCE = 1 << 24  # values of the matrices that are in memory as float32 at a time, 64 MB
+
+
+class Muon(torch.optim.Optimizer):
     """Muon for the parameter groups with "orthogonal": n, fused AdamW for the others.
 
     A parameter of such a group, [n · rows, columns], is n matrices below one another: 3 of a layer
-    that gives queries, keys and values. Sharded weights (FSDP) are gathered for their update.
+    that gives queries, keys and values. Of sharded weights (FSDP) every process gathers the
+    gradients of some at a time, and computes their whole update.
 
     Args:
         groups: of :func:`fastequi.optim.param_groups`.
         lr: η, of both.
         betas: AdamW's.
         momentum: μ: with m ← μ m + (1 - μ) g, the matrix μ m + (1 - μ) g is made orthogonal.
+
+    Raises:
+        ValueError: a parameter that is not n matrices; with its shape.
     """
+
+    _step_supports_amp_scaling = True  # as fused AdamW: the step obeys grad_scale and found_inf
 
     def __init__(
         self,
@@ -46,11 +56,40 @@ class Muon(torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         momentum: float = 0.95,
     ) -> None:
-        super().__init__(groups, lr=lr, betas=betas, fused=True)
-        self.momentum = momentum
+        arguments.number("momentum", momentum, least=0, below=1)
+        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "orthogonal": 0}
+        super().__init__(groups, {**defaults, "weight_decay": 0.0})
+        self._link()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._link()
+
+    def _link(self) -> None:
+        """AdamW shares the groups that are its own, and the state."""
+        others = [group for group in self.param_groups if not group["orthogonal"]]
+        empty = [torch.zeros(0, requires_grad=True)]  # AdamW takes no empty list
+        first = self.param_groups[0]
+        options: dict[str, Any] = {"lr": first["lr"], "betas": first["betas"], "fused": True}
+        self._adamw = torch.optim.AdamW(others or empty, **options)
+        self._adamw.state = self.state
+        if not others:
+            self._adamw.param_groups = []
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        number = self.param_groups[-1]["orthogonal"]
+        for param in self.param_groups[-1]["params"] if number else ():
+            if param.ndim != 2 or len(param) % number:
+                raise ValueError(
+                    f"groups: expected {number} matrices below one another, got a parameter of "
+                    f"shape {tuple(param.shape)}"
+                )
+        if hasattr(self, "_adamw"):
+            self._link()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Updates all parameters that have gradients.
 
         Raises:
@@ -58,28 +97,34 @@ class Muon(torch.optim.AdamW):
         """
         if closure is not None:
             raise ValueError("closure: expected None, gradients are computed before the step")
-        groups = self.param_groups
-        self._step_orthogonal([group for group in groups if group["orthogonal"]])
-        self.param_groups = [group for group in groups if not group["orthogonal"]]
-        try:
-            return super().step()
-        finally:
-            self.param_groups = groups
+        alike: dict[tuple[int, int], list[tuple[Tensor, dict[str, Any]]]] = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                if group["orthogonal"] and param.grad is not None:
+                    rows, columns = len(param) // group["orthogonal"], param.shape[1]
+                    shape = min(rows, columns), max(rows, columns)
+                    alike.setdefault(shape, []).append((param, group))
+        for params in alike.values():
+            for few in _in_parts(params):
+                self._step_orthogonal(few)
+        for name in ("grad_scale", "found_inf"):  # of `fastequi.optim.take_step` and GradScaler
+            setattr(self._adamw, name, getattr(self, name, None))
+        self._adamw.step()
 
-    def _step_orthogonal(self, groups: list[dict[str, Any]]) -> None:
+    def _step_orthogonal(self, params: list[tuple[Tensor, dict[str, Any]]]) -> None:
         """p ← (1 - η λ) p - 0.2 √max(rows, columns) η · the orthogonal matrix of each of its n."""
-        found_inf = getattr(self, "found_inf", None)  # of `fastequi.optim.take_step`
+        found_inf, grad_scale = (getattr(self, n, None) for n in ("found_inf", "grad_scale"))
         taken = None if found_inf is None else found_inf == 0
-        params = [(p, group) for group in groups for p in group["params"] if p.grad is not None]
         matrices: list[Tensor] = []
         for param, group in params:
-            state = self.state[param]
+            state, mu = self.state[param], group["momentum"]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(param)
-            buffer = state["momentum_buffer"]
-            moved = self.momentum * buffer + (1 - self.momentum) * param.grad
-            nesterov = self.momentum * moved + (1 - self.momentum) * param.grad
-            _set(buffer, moved, taken)
+            assert param.grad is not None
+            grad = param.grad if grad_scale is None else param.grad / grad_scale
+            moved = mu * state["momentum_buffer"] + (1 - mu) * grad
+            nesterov = mu * moved + (1 - mu) * grad
+            _set(state["momentum_buffer"], moved, taken)
             matrices += whole(nesterov).chunk(group["orthogonal"])
         found = iter(orthogonal(matrices))
         for param, group in params:
@@ -94,27 +139,34 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Nearly orthogonal matrices with the singular vectors of the given ones, as float32.
 
     Args:
-        matrices: [rows, columns] each; those of one shape are multiplied together.
+        matrices: [rows, columns] or [columns, rows], of one size.
 
     Returns:
         Matrices of the same shapes, whose singular values are those of the given ones divided by
-        their norm, and moved to 0.13 .. 1.9 if they were above 10⁻³.
+        their norm, and moved to 0.13 .. 1.87 if they were above 10⁻³.
     """
-    alike: dict[tuple[int, int], list[int]] = {}
-    for i, matrix in enumerate(matrices):
-        rows, columns = matrix.shape
-        alike.setdefault((min(rows, columns), max(rows, columns)), []).append(i)
-    found = list(matrices)
-    for (short, _), where in alike.items():
-        wide = [matrices[i] if len(matrices[i]) == short else matrices[i].mT for i in where]
-        x = torch.stack(wide).float()
-        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)
+    if not matrices:
+        return []
+    short = min(matrices[0].shape)
+    tall = [len(matrix) != short for matrix in matrices]
+    x = torch.stack([m.mT if t else m for m, t in zip(matrices, tall, strict=True)]).float()
+    tiny = torch.finfo(x.dtype).tiny
+    x = x / x.abs().amax((1, 2), keepdim=True).clamp(min=tiny)  # so that no square overflows
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=tiny)
+    with torch.autocast(x.device.type, enabled=False):
         for a, b, c in _POLYNOMIALS:
             square = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-        for i, one in zip(where, x, strict=True):
-            found[i] = one if len(matrices[i]) == short else one.mT
-    return found
+    return [one.mT if t else one for one, t in zip(x, tall, strict=True)]
+
+
+def _in_parts(
+    params: list[tuple[Tensor, dict[str, Any]]],
+) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
+    """As many at a time as memory is meant for."""
+    at_once = max(_AT_ONCE // max(params[0][0].numel(), 1), 1)
+    for start in range(0, len(params), at_once):
+        yield params[start : start + at_once]
 
 
 def _set(old: Tensor, new: Tensor, taken: Tensor | None) -> None:

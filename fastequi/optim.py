@@ -72,9 +72,10 @@ def param_groups(
 
 def _matrices(name: str, param: nn.Parameter) -> int:
     """How many matrices lie below one another in a parameter of a transformer block, else 0."""
-    if param.ndim != 2 or "blocks" not in name.split("."):
+    parts = name.split(".")
+    if param.ndim != 2 or "blocks" not in parts or parts[-1] != "weight":
         return 0
-    return 3 if name.endswith("qkv.weight") else 1
+    return 3 if parts[-2] == "qkv" and len(param) == 3 * param.shape[1] else 1
 
 
 def _rate(name: str | None, depth: int, layer_decay: float, patch_embed_lr: float) -> float:

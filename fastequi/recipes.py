@@ -278,9 +278,7 @@ def demo() -> Config:
             cov_weight=0.01,
         ),
         # chosen on a validation part as well: demo-cpu/muon.json
-        optim=OptimConfig(
-            kind="muon", muon_encoder=False, muon_lr=4.0, momentum=0.95, lr=4e-3, warmup=0.03
-        ),
+        optim=OptimConfig("muon", muon_encoder=False, muon_lr=4.0, lr=4e-3, warmup=0.03),
         train=TrainConfig(minutes=3.2, log_every=20, checkpoint_every=0),
     )
 

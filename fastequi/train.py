@@ -192,7 +192,8 @@ def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
         return sgd(method, peak, optim.weight_decay, optim.momentum, **rates)
     if optim.kind == "muon":
         rates |= {"orthogonal_encoder": optim.muon_encoder, "orthogonal_lr": optim.muon_lr}
-        return muon(method, peak, optim.weight_decay, optim.betas, optim.momentum, **rates)
+        momenta = optim.betas, optim.muon_momentum
+        return muon(method, peak, optim.weight_decay, *momenta, **rates)
     return adamw(method, peak, optim.weight_decay, optim.betas, **rates)
 
 

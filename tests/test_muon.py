@@ -1,15 +1,23 @@
 """Muon: orthogonal updates of blocks' matrices, AdamW for the rest."""
 
+import copy
+import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from fastequi.build import build
+from fastequi.config import changes
 from fastequi.models import vit
 from fastequi.models.block_decoder import BlockDecoder
-from fastequi.muon import orthogonal
-from fastequi.optim import adamw, muon, param_groups, schedule
+from fastequi.muon import Muon, orthogonal
+from fastequi.optim import adamw, muon, param_groups, schedule, sgd
+from fastequi.recipes import RECIPES
+from fastequi.runtime import checkpoint
+from fastequi.train import build_optimizer
 
 
 def encoder():
@@ -28,7 +36,8 @@ def test_matrices_become_nearly_orthogonal_and_keep_their_singular_vectors():
     torch.manual_seed(0)
     shapes = [(6, 6), (6, 15), (15, 6), (6, 6), (4, 9)]
     given = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
-    for matrix, found in zip(given, orthogonal(given), strict=True):
+    results = [*orthogonal(given[:1]), *orthogonal(given[1:3]), *orthogonal(given[3:4])]
+    for matrix, found in zip(given, [*results, *orthogonal(given[4:])], strict=True):
         assert found.shape == matrix.shape
         assert found.dtype == torch.float32
         u, _, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -47,6 +56,16 @@ def test_small_singular_values_rise_and_zero_stays_zero():
     assert found[2, 2] == 0
     (nothing,) = orthogonal([torch.zeros(3, 4)])
     assert torch.equal(nothing, torch.zeros(3, 4))
+    assert orthogonal([]) == []
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_size_of_a_gradient_does_not_matter(size):
+    matrix = torch.randn(5, 8)
+    (plain,), (other,) = orthogonal([matrix]), orthogonal([matrix * size])
+    torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(orthogonal([matrix])[0], plain)
 
 
 def test_an_update_is_that_of_the_formula():
@@ -129,6 +148,162 @@ def test_the_encoders_blocks_can_be_left_to_adamw(caplog):
     backward(alone)
     optimizer.step()
     assert all("exp_avg" in optimizer.state[p] for p in alone.parameters())
+
+
+def one_step(model, optimizer):
+    backward(model)
+    optimizer.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_an_update_follows_the_schedule_the_depth_and_its_own_factor():
+    """Of the rate and of the decay: from one state, the changes by two rates."""
+    changes = []
+    for lr, factor in ((0.1, 1.0), (0.05, 4.0)):
+        model = encoder()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        options = {"encoder": model, "layer_decay": 0.5, "orthogonal_lr": factor}
+        optimizer = muon(model, 7.0, 7.0, **options)
+        schedule(optimizer, lr, 0.3)
+        after = one_step(model, optimizer)
+        changes.append({name: after[name] - before[name] for name in before})
+    one, other = changes
+    name = "blocks.0.mlp.fc1.weight"
+    torch.testing.assert_close(other[name], 2 * one[name], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        other["blocks.0.norm1.bias"], one["blocks.0.norm1.bias"] / 2, rtol=1e-4, atol=1e-6
+    )
+    deep = "blocks.1.mlp.fc1.weight"  # twice the first block's rate
+    assert 1.5 < one[deep].norm() / one[name].norm() < 3
+
+
+def test_adamws_betas_are_the_given_ones():
+    model = encoder()
+    optimizer = muon(model, 0.1, 0.1, betas=(0.5, 0.6))
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.6)}
+    one_step(model, optimizer)
+    grad = model.norm.bias.grad
+    torch.testing.assert_close(optimizer.state[model.norm.bias]["exp_avg"], grad / 2)
+
+
+def test_parameters_without_gradients_stay():
+    model = encoder()
+    optimizer = muon(model, 0.1, 0.5)
+    backward(model)
+    frozen = model.blocks[0].mlp.fc1.weight
+    frozen.grad, before = None, frozen.detach().clone()
+    optimizer.step()
+    assert torch.equal(frozen, before)
+
+
+def test_matrices_in_parts_of_the_memory_are_the_same(monkeypatch):
+    whole = one_step(model := encoder(), muon(model, 0.1, 0.5))
+    monkeypatch.setattr("fastequi.muon._AT_ONCE", 1)
+    parts = one_step(model := encoder(), muon(model, 0.1, 0.5))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict"])
+def test_a_copy_goes_on_as_the_original(how):
+    model = encoder()
+    optimizer = muon(model, 0.1, 0.5, momentum=0.5)
+    one_step(model, optimizer)
+    if how == "state_dict":
+        twin = copy.deepcopy(model)
+        other = muon(twin, 0.3, 0.1)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # which shares memory
+    else:
+        both = model, optimizer
+        load = copy.deepcopy if how == "deepcopy" else lambda one: pickle.loads(pickle.dumps(one))  # noqa: S301
+        twin, other = load(both)
+    first, second = one_step(model, optimizer), one_step(twin, other)
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
+
+
+def test_gradients_of_a_scaler_are_unscaled():
+    results = []
+    for scale in (1.0, 2.0**16):
+        model = encoder()
+        optimizer = muon(model, 0.1, 0.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1)
+        for _ in range(2):
+            torch.manual_seed(1)
+            optimizer.zero_grad()
+            scaler.scale(model(torch.randn(4, 3, 16, 16)).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(optimizer.state[model.blocks[0].mlp.fc1.weight]["momentum_buffer"])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-2, atol=1e-6)
+
+
+def test_hooks_run_once_and_see_all_groups():
+    model = encoder()
+    torch.optim.AdamW(encoder().parameters())
+    optimizer, seen = muon(model, 0.1, 0.1), []
+    optimizer.register_step_post_hook(lambda one, *_: seen.append(len(one.param_groups)))
+    one_step(model, optimizer)
+    assert seen == [len(optimizer.param_groups)]
+
+
+@pytest.mark.parametrize("shape", [(10, 8), (9,), (3, 2, 2)])
+def test_what_is_not_so_many_matrices_is_refused(shape):
+    group = {"params": [nn.Parameter(torch.zeros(shape))], "orthogonal": 3}
+    with pytest.raises(ValueError, match=r"groups: expected 3 matrices .* shape"):
+        Muon([group], 0.1)
+    with pytest.raises(ValueError, match="momentum: expected"):
+        Muon([{"params": [nn.Parameter(torch.zeros(3, 3))]}], 0.1, momentum=1.0)
+
+
+def test_settings_reach_the_optimiser():
+    config = RECIPES["demo"]()
+    optim = replace(config.optim, kind="muon", muon_lr=3.0, muon_momentum=0.7, betas=(0.8, 0.9))
+    for inside in (False, True):
+        optim = replace(optim, muon_encoder=inside)
+        method = build(replace(config, optim=optim))
+        optimizer = build_optimizer(method, replace(config, optim=optim))
+        groups = [group for group in optimizer.param_groups if group["orthogonal"]]
+        assert {group["lr_scale"] for group in groups} == {3.0}
+        assert {group["momentum"] for group in groups} == {0.7}
+        assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
+        chosen = {id(p) for group in groups for p in group["params"]}
+        assert (id(method.backbone.blocks[0].mlp.fc1.weight) in chosen) == inside
+    with pytest.raises(ValueError, match=r"optim.muon_lr: expected > 0"):
+        replace(config, optim=replace(optim, muon_lr=0.0))
+    with pytest.raises(ValueError, match=r"optim.muon_momentum: expected 0 <= share < 1"):
+        replace(config, optim=replace(optim, muon_momentum=1.0))
+
+
+def test_a_resumed_run_keeps_which_blocks_are_muons():
+    config = RECIPES["demo"]()
+    other = replace(config, optim=replace(config.optim, muon_encoder=True))
+    with pytest.raises(ValueError, match=r"optim.muon_encoder: expected False, which --resume"):
+        changes(config, other)
+    adamw, beside = (
+        replace(one, optim=replace(one.optim, kind="adamw")) for one in (config, other)
+    )
+    assert changes(adamw, beside) == {}
+
+
+def test_the_state_of_another_optimiser_is_refused(tmp_path):
+    model = encoder()
+    kinds = {"adamw": adamw, "muon": muon, "sgd": sgd}
+    for name, kind in kinds.items():
+        optimizer = kind(model, 0.01, 0.1)
+        one_step(model, optimizer)
+        (tmp_path / name).mkdir()
+        snapshot = checkpoint.snapshot(1, model=model, optimizer=optimizer, state={})
+        checkpoint.write(tmp_path / name, snapshot, keep=1)
+    for saved in kinds:
+        for name, kind in kinds.items():
+            folder = checkpoint.latest(tmp_path / saved)
+            optimizer = kind(model, 0.01, 0.1)
+            if name == saved:
+                checkpoint.load(folder, model, optimizer)
+                continue
+            with pytest.raises(ValueError, match=r"is of another optim.kind"):
+                checkpoint.load(folder, model, optimizer)
 
 
 def test_gradients_are_computed_before_the_step():

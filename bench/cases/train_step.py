@@ -1,9 +1,9 @@
 """The demo's training step beside its matrix products, and beside plain PyTorch.
 
-Forward, backward, clipping and AdamW on a batch that lies in memory. The floor is the step's matrix
-products alone, of the same sizes on operands that lie in memory: what the arithmetic takes here, in
-this run. "plain PyTorch" is the same step with our kernels' PyTorch paths in their place, "compile"
-that step under torch.compile.
+Forward, backward, clipping and the optimiser's update on a batch that lies in memory. The floor is
+the step's matrix products alone, of the same sizes on operands that lie in memory: what the
+arithmetic takes here, in this run. "plain PyTorch" is the same step with our kernels' PyTorch paths
+in their place, "compile" that step under torch.compile.
 """
 
 from __future__ import annotations

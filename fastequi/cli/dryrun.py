@@ -21,6 +21,7 @@ from fastequi.data.views.overlaps import overlaps_of
 from fastequi.data.views.parameters import crop_params, view_params
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
+from fastequi.optim import param_groups
 from fastequi.philox import Draws
 from fastequi.runtime.devices import free_memory
 
@@ -81,8 +82,8 @@ def _parts(method: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def memory_table(config: Config, method: Method) -> tuple[Table, str]:
     """One step's memory at the config's batch size, and what to change where it is not free.
 
-    Weights, gradients and AdamW's two moments follow from the parameters. Saved activations (every
-    distinct storage that autograd keeps) are measured at two small batches and extrapolated
+    Weights, gradients and the optimiser's moments follow from the parameters. Saved activations
+    (every distinct storage that autograd keeps) are measured at two small batches and extrapolated
     linearly to the batch size, so the table needs neither the memory nor the time of a real step.
     On a GPU one real step is taken as well, and the allocator's peak is printed.
     """
@@ -99,7 +100,7 @@ def memory_table(config: Config, method: Method) -> tuple[Table, str]:
     rows = {
         "weights": weights,
         "gradients": trained,
-        "AdamW moments": 2 * trained,
+        _STATES[config.optim.kind]: _state_bytes(config, method),
         f"saved activations ({per_image / _MIB:.2f} an image)": activations,
     }
     for name, size in rows.items():
@@ -115,6 +116,27 @@ def memory_table(config: Config, method: Method) -> tuple[Table, str]:
     return table, (
         f"--data.batch-size: expected at most {most} on this machine ({free / 1e9:.1f} GB free), "
         f"got {batch}; --train.accumulate takes several batches a step"
+    )
+
+
+_STATES = {"adamw": "AdamW moments", "muon": "Muon and AdamW moments", "sgd": "SGD momentum"}
+
+
+def _state_bytes(config: Config, method: Method) -> int:
+    """Of the optimiser's moments: two in AdamW, one in Muon and in SGD with momentum."""
+    optim = config.optim
+    groups = param_groups(
+        method,
+        0.0,
+        method.backbone,
+        orthogonal=optim.kind == "muon",
+        orthogonal_encoder=optim.muon_encoder,
+    )
+    number = 2 if optim.kind != "sgd" else int(optim.momentum > 0)
+    return sum(
+        (1 if group["orthogonal"] else number) * p.numel() * p.element_size()
+        for group in groups
+        for p in group["params"]
     )
 
 

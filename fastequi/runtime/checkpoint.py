@@ -363,3 +363,13 @@ def _unpack_optimizer(
         if value.shape == param.shape:  # fused updates need moments in their weights' layout
             value = torch.empty_like(param).copy_(value)
         optimizer.state[param][field] = value.to(param.device)
+    names = {param: name for name, param in params.items()}
+    for group in optimizer.param_groups:
+        adamw = "betas" in group and not group.get("orthogonal")
+        for param in group["params"]:
+            state = optimizer.state.get(param)
+            if state and ("exp_avg" in state) != adamw:
+                raise ValueError(
+                    f"optim: {checkpoint} is of another optim.kind or muon_encoder: its state of "
+                    f"{names[param]} is {', '.join(state)}"
+                )
