@@ -1,0 +1,140 @@
+"""The C kernels of log-sum-exps and Sinkhorn-Knopp: any shape, logits or build."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastequi.kernels import backend, native, native_sinkhorn, toolchain
+from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
+
+pytestmark = [
+    pytest.mark.skipif(
+        torch.cuda.is_available(), reason="the C kernels are tested where there is no GPU"
+    ),
+    pytest.mark.skipif(
+        native.obstacle() is not None, reason=f"C kernels: {native.obstacle()}"
+    ),
+]  # fmt: skip
+
+
+@st.composite
+def problems(draw):
+    """Random logits, a temperature, and weights or None."""
+    rows = draw(st.one_of(st.integers(1, 6), st.integers(30, 70)))
+    columns = draw(st.one_of(st.integers(1, 40), st.integers(500, 530), st.just(1500)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    x = torch.randn(rows, columns + 3, generator=generator) * draw(st.sampled_from([0.1, 1.0, 30]))
+    x = x.to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
+    x = x[:, :columns] if draw(st.booleans()) else x[:, :columns].contiguous()
+    weight = None
+    if draw(st.booleans()):
+        weight = torch.rand(rows, generator=generator)
+        weight[torch.rand(rows, generator=generator) < 0.3] = 0
+        weight[draw(st.integers(0, rows - 1))] = 1
+    return x, draw(st.floats(0.04, 1)), weight
+
+
+def size(x, temp):
+    """Of the exponents, of whose last places an error is made."""
+    return 10 + float(x.float().abs().max()) / temp
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems())
+def test_fuzz_equals_float64(problem):
+    x, temp, weight = problem
+    numbers = torch.randn(len(x)), torch.randn(x.shape[1])
+    if weight is not None:
+        numbers[0][weight == 0] = torch.inf
+    wide = x.double() / temp
+    with backend.force("native"):
+        rows, columns = row_lse(x, temp, numbers[1]), column_lse(x, temp, numbers[0])
+        found = sinkhorn(x, temp, 3, weight=weight)
+    exact = (wide - numbers[1]).logsumexp(1), (wide - numbers[0][:, None]).logsumexp(0)
+    wanted = sinkhorn(x.double(), temp, 3, weight=None if weight is None else weight.double())
+    for ours, theirs in zip((rows, columns, *found), (*exact, *wanted), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).abs().max() <= 3e-7 * size(x, temp)
+
+
+def test_every_row_sums_to_one_and_every_column_alike():
+    x = torch.randn(64, 700)
+    with backend.force("native"):
+        row, column = sinkhorn(x, 0.1, 20)
+    q = torch.exp(x / 0.1 - row[:, None] - column)
+    torch.testing.assert_close(q.sum(1), torch.ones(64))
+    torch.testing.assert_close(q.sum(0), torch.full((700,), 64 / 700), rtol=0.05, atol=0)
+
+
+def test_the_kernels_run_and_are_not_the_pytorch_path(monkeypatch):
+    def never(*_):
+        raise AssertionError("the PyTorch path ran")
+
+    monkeypatch.setattr("fastequi.kernels.sinkhorn.log_sum_exp", never)
+    x = torch.randn(4, 30)
+    with backend.force("native"):
+        sinkhorn(x, 0.1, 3)
+        with pytest.raises(AssertionError, match="the PyTorch path ran"):
+            sinkhorn(x.half(), 0.1, 3)  # a type that the kernels do not know
+
+
+def test_several_processes_go_by_halves():
+    """What stands between a column's and a row's half is done, in every iteration."""
+    x, calls = torch.randn(6, 40), []
+
+    def across(column):
+        calls.append(column)
+        return column
+
+    with backend.force("native"):
+        halves, fused = sinkhorn(x, 0.1, 3, across), sinkhorn(x, 0.1, 3)
+    assert len(calls) == 3
+    for ours, theirs in zip(halves, fused, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    x = torch.randn(70, 1500)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            with backend.force("native"):
+                results.append((*sinkhorn(x, 0.1, 3), column_lse(x, 0.1, torch.zeros(70))))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_infinities_and_nan_are_as_in_pytorch():
+    x = torch.randn(5, 600)
+    x[0, 3], x[1], x[2, 7], x[:, 500] = math.nan, -math.inf, math.inf, -math.inf
+    x[3, :513] = -math.inf  # nothing finite in the first part of a row
+    with backend.force("native"):
+        rows, columns = row_lse(x, 1.0, None), column_lse(x, 1.0, torch.zeros(5))
+    for ours, theirs in zip((rows, columns), (x.logsumexp(1), x.logsumexp(0)), strict=True):
+        ours = torch.where(ours.isnan() & theirs.isposinf(), torch.inf, ours)  # inf - inf inside
+        torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
+def test_every_instruction_set_agrees(isa, monkeypatch):
+    library, _, best = native.load()
+    order = list(toolchain.instruction_sets())
+    if order.index(isa) > order.index(best):
+        pytest.skip(f"this processor runs {best} at most")
+    x = torch.randn(7, 133)
+    monkeypatch.setattr(native, "load", lambda: (library, None, isa))
+    native.kernel.cache_clear()
+    try:
+        with backend.force("native"):
+            found = sinkhorn(x, 0.1, 3)
+    finally:
+        native.kernel.cache_clear()
+    for ours, theirs in zip(found, sinkhorn(x.double(), 0.1, 3), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-5)
+    assert native_sinkhorn.reads(x)
