@@ -9,5 +9,6 @@ export FASTEQUI_CACHE=${FASTEQUI_CACHE:-$(mktemp -d)}
 export FASTEQUI_CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
-exec python -m pytest -q -s -p no:cacheprovider tests/test_native.py tests/test_warp.py \
+exec python -m pytest -q -s -p no:cacheprovider tests/test_native.py tests/test_native_dino.py \
+  tests/test_native_sinkhorn.py tests/test_warp.py \
   tests/test_warp_recon.py tests/test_rot90_batch.py -k "native or fuzz" "$@"

@@ -18,6 +18,9 @@ Bytes per value: a student's row is read once from memory (its second pass, a ro
 row number and again beside the first of its students. A student's row of weight 0 is not read, nor
 is its teacher's where each row has its own, as in iBOT.
 
+On a CPU dino.c does the same for float32 and bfloat16: rows that meet the same teachers follow one
+another there, so that a sum of teachers is made once for all of them.
+
 Instructions per value of the student with two teachers, gradient included (sm_90, the two loops'
 bodies; tests/test_offline_compile.py counts the whole kernel, 54): 8 + 24, of which 4 exponentials
 at a quarter of the rate. On an H200 10 views of 64 images at 65,536 prototypes are then to be

@@ -9,7 +9,8 @@ Replaces, for logits x [R, N] (the listing of Caron et al., SwAV, NeurIPS 2020; 
     q = (q * q.shape[1]).T
 
 Never materialised: q, which is known by one number per row and one per column. Each half of an
-iteration reads the logits once. Powers of two throughout: an exponential is one instruction then.
+iteration reads the logits once; in sinkhorn.c, on a CPU, an iteration after the first reads them
+once in all. Powers of two throughout: an exponential is one instruction then.
 """
 
 from __future__ import annotations
