@@ -33,7 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "build": {"config", "data.views.batch", "methods", "models"},
     "config": {"data.config", "limits", "paths", "runtime.devices"},
     "limits": {"config"},  # for its type alone
-    "optim": set(),
+    "muon": {"functional.arguments", "sharded"},
+    "optim": {"muon", "sharded"},
     "paths": {"functional.checks", "functional.arguments", "kernels.constants", "philox"},
     "philox": set(),
     "recipes": {"config", "data.config"},

@@ -339,7 +339,9 @@ def test_a_base_with_tir_learns_on_photographs_and_does_not_collapse(tmp_path, s
     config = replace(
         config,
         data=replace(config.data, batch_size=32, samples_per_decode=8),
-        tir=replace(config.tir, base=base, dim=48, equi_dim=32, projector=(32, 16)),
+        tir=replace(
+            config.tir, base=base, dim=48, equi_dim=32, decoder_width=48, projector=(32, 16)
+        ),
         optim=replace(config.optim, lr=8e-3),
     )
     method = pretrain(config, source, tmp_path / "run", max_steps=120)
