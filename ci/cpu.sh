@@ -25,10 +25,12 @@ run rot90_cpu_avx2.json --case rot90_batch_cpu --modes fwd --isa avx2
 run rot90_cpu.json --case rot90_batch_cpu --modes fwd
 run cpu_fresh_memory_avx2.json --fresh-memory --headline $recon --isa avx2
 run cpu_fresh_memory.json --fresh-memory --headline $recon
-# these run no C kernel (tir_overhead: in its training steps only), so AVX2 suffices
 run dino_65536_cpu_avx2.json --case dino_cpu --headline --modes fwdbwd --set S=10 B=16 N=65536 --isa avx2
 run gtsa_losses_cpu_avx2.json --case crop_align_cpu correspondence_cpu --headline --modes fwdbwd --isa avx2
 run ssl_cpu_avx2.json --case $ssl --headline --modes fwdbwd --isa avx2
 run train_step_cpu_avx2.json --case train_step_cpu --headline --modes fwdbwd --samples 20 --isa avx2
 run train_step_cpu.json --case train_step_cpu --headline --modes fwdbwd --samples 20
+vits16="--case train_step_cpu --modes fwdbwd --set recipe=tir_vicreg_vits16 B=8 --samples 4 --without compile"
+run train_step_vits16_cpu_avx2.json $vits16 --isa avx2
+run train_step_vits16_cpu.json $vits16
 run tir_overhead_cpu_avx2.json --case tir_overhead_cpu --modes fwdbwd --samples 10 --isa avx2
