@@ -212,7 +212,7 @@ def _case(
     *sweep: Mapping[str, Any],
 ) -> OpBench:
     layer = official is linear
-    backend = "triton" if device == "cuda" else "torch"
+    backend = "triton" if device == "cuda" else "native"
     providers = {
         "eager": Provider(_GIVEN.eager(official), tolerance=2e-2),
         "compile": Provider(_GIVEN.compiled(official), tolerance=2e-2),
