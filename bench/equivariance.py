@@ -295,13 +295,8 @@ def main() -> None:
         options.sweep = [family for family in options.families if family == "se2"]
     names = rows(options.families, options.k, options.sweep)
     base = base_of(options.recipe, options.size, options.batch)
-    each = {
-        "out",
-        "json",
-        "seeds",
-        "tasks",
-        "photometric",
-    }  # may differ between processes that share the work
+    # what may differ between processes that share the work
+    each = {"out", "json", "seeds", "tasks", "photometric"}
     settings = {name: value for name, value in vars(options).items() if name not in each}
     images = [train.fingerprint(), test.fingerprint()]
     claim(options.out, settings | {"images": images})

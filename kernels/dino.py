@@ -40,6 +40,7 @@ from fastequi.kernels import native_dino
 from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
+from fastequi.kernels.rows import dense_rows
 from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
 
 
@@ -217,8 +218,7 @@ def launch(
     """Fills loss [R] and, if there is one, the gradient `out` [R, N]; see the kernel for `lse`."""
     pairs, weight, row, column, student_temp, teacher_temp = target
     rows, columns = student.shape
-    student = student if student.stride(1) == 1 else student.contiguous()
-    teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
+    student, teacher = dense_rows(student), dense_rows(teacher)
     with torch.cuda.device_of(student):
         dino_kernel[(rows,)](
             student, teacher, pairs, weight, row, column, lse, loss, out, columns,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastequi.kernels import native
 from fastequi.kernels.native import DTYPES
+from fastequi.kernels.rows import dense_rows
 
 
 class DinoStruct(Structure):
@@ -40,8 +41,7 @@ def dino(
     out: Tensor | None,
 ) -> None:
     """Fills loss [R] and, if there is one, the gradient `out` [R, N]; it may be the student."""
-    student = student if student.stride(1) == 1 else student.contiguous()
-    teacher = teacher if teacher.stride(1) == 1 else teacher.contiguous()
+    student, teacher = dense_rows(student), dense_rows(teacher)
     teachers = pairs.shape[1]
     order = None
     if teachers > 1:  # rows of the same teachers side by side

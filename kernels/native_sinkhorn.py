@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native
+from fastequi.kernels.rows import dense_rows
 
 
 class LseStruct(Structure):
@@ -44,7 +45,7 @@ def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
 
 
 def _run(name: str, x: Tensor, temp: float, other: Tensor | None, size: int) -> Tensor:
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = dense_rows(x)
     other = None if other is None else other.float().contiguous()
     out = torch.empty(size, dtype=torch.float32)
     op = LseStruct(
@@ -71,7 +72,7 @@ def balance(x: Tensor, temp: float, row: Tensor, weight: Tensor | None) -> tuple
             then no row is far below all others, and one power of two per logit is enough.
         weight: [R]; rows of weight 0 are left out of the columns.
     """
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = dense_rows(x)
     row = row.float().contiguous()
     weight = None if weight is None else weight.float().contiguous()
     column, after = torch.empty(x.shape[1], dtype=torch.float32), torch.empty_like(row)

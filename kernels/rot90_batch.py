@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native
+from fastequi.kernels import native_rot90_batch
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants
@@ -118,7 +118,7 @@ def _compute(
         return out
     channels, side = images.shape[1:3]
     if use_native(images) and dtype.itemsize in (2, 4):
-        native.rot90_batch(out, images, turns, _values(channels, mean, std, dtype))
+        native_rot90_batch.rot90_batch(out, images, turns, _values(channels, mean, std, dtype))
     elif use_triton(images) and dtype != torch.float64:
         tiles = triton.cdiv(side, TILE)
         shift = mean if mean is not None else (0.0,) * channels

@@ -25,6 +25,7 @@ from torch import Tensor
 from fastequi.kernels import native_sinkhorn
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, triton, use_native, use_triton
+from fastequi.kernels.rows import dense_rows
 
 
 @triton.jit
@@ -174,7 +175,7 @@ def compute_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
         return log_sum_exp(wide if column is None else wide - column, 1)
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = dense_rows(x)
     out = torch.empty(len(x), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         row_lse_kernel[(len(x),)](
@@ -191,13 +192,27 @@ def compute_column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
         left_out = (row == torch.inf)[:, None]
         return log_sum_exp((wide - row[:, None]).masked_fill_(left_out, -torch.inf), 0)
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = dense_rows(x)
     out = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         column_lse_kernel[(triton.cdiv(x.shape[1], 128),)](
             x, row, out, *x.shape, x.stride(0), 1 / temp, ROWS=16, BLOCK=128, num_warps=4
         )
     return out
+
+
+def compute_sinkhorn_step(
+    x: Tensor, temp: float, row: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(row, column) of an iteration after the first."""
+    if use_native(x) and native_sinkhorn.reads(x) and x.numel():
+        return native_sinkhorn.balance(x, temp, row, weight)
+    column = compute_column_lse(x, temp, _counted(row, weight))
+    return compute_row_lse(x, temp, column), column
+
+
+def _counted(row: Tensor, weight: Tensor | None) -> Tensor:
+    return row if weight is None else row.masked_fill(weight == 0, torch.inf)
 
 
 def _fake_row_lse(x, temp, column) -> Tensor:
@@ -208,6 +223,11 @@ def _fake_column_lse(x, temp, row) -> Tensor:
     return x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def _fake_sinkhorn_step(x, temp, row, weight) -> tuple[Tensor, Tensor]:
+    return _fake_row_lse(x, temp, None), _fake_column_lse(x, temp, row)
+
+
+_sinkhorn_step_op = Operator("sinkhorn_step", compute_sinkhorn_step, _fake_sinkhorn_step)
 _row_lse_op = Operator("row_lse", compute_row_lse, _fake_row_lse)
 _column_lse_op = Operator("column_lse", compute_column_lse, _fake_column_lse)
 
@@ -240,10 +260,10 @@ def sinkhorn(
     row = torch.zeros(len(x), dtype=wide, device=x.device)
     columns = lambda row: column_lse(x, temp, row)  # noqa: E731
     rows = lambda column: row_lse(x, temp, column)  # noqa: E731
-    fused = across is None and use_native(x) and native_sinkhorn.reads(x) and x.numel() > 0
-    row, column = balanced(columns, rows, row, 1 if fused else iterations, across, weight)
-    for _ in range(iterations - 1 if fused else 0):
-        row, column = native_sinkhorn.balance(x, temp, row, weight)
+    first = iterations if across is not None else 1
+    row, column = balanced(columns, rows, row, first, across, weight)
+    for _ in range(iterations - first):
+        row, column = _sinkhorn_step_op(x.detach(), temp, row, weight)
     return row, column
 
 
@@ -269,8 +289,7 @@ def balanced(
         weight: [R]; rows of weight 0 are left out of the columns.
     """
     for _ in range(iterations):
-        counted = row if weight is None else row.masked_fill(weight == 0, torch.inf)
-        column = columns(counted)
+        column = columns(_counted(row, weight))
         if across is not None:
             column = across(column)
         row = rows(column)

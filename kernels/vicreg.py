@@ -30,6 +30,7 @@ from torch import Tensor
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import tl, transformed, triton, use_triton
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.rows import dense_rows
 
 EPS = 1e-4  # inside the square root, as in the authors' code
 
@@ -118,7 +119,7 @@ def _columns(z1: Tensor, z2: Tensor, slopes: tuple[float, float, float], grad: b
     n, dim = z1.shape
     slope_inv, slope_var, slope_cov = slopes
     if use_triton(z1) and z1.dtype == torch.float32 and z1.numel():
-        z1, z2 = (z if z.stride(1) == 1 else z.contiguous() for z in (z1, z2))
+        z1, z2 = dense_rows(z1), dense_rows(z2)
         centred = z1.new_empty(2, n, dim)
         out = torch.empty_like(centred) if grad else z1.new_empty(0)
         sums = z1.new_empty(5, dim)

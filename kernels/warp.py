@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native, warp_packed
+from fastequi.kernels import native, native_warp, warp_packed
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants_of
@@ -122,8 +122,8 @@ def _compute(
     out = image.new_empty((batch, steps, channels, height, width), dtype=dtype)
     if out.numel() == 0:
         return out
-    if use_native(image) and native.samples(image) and dtype in native.DTYPES:
-        native.warp(out, image, theta, color, target)
+    if use_native(image) and native_warp.samples(image) and dtype in native.DTYPES:
+        native_warp.warp(out, image, theta, color, target)
     elif not use_triton(image):
         _eager(out, image, theta, color, target)
     elif warp_packed.reads(image, target):

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native
+from fastequi.kernels import native_warp
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import transformed, use_native, use_triton
 from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
@@ -73,10 +73,12 @@ def compute_warp_recon(
             return sums
         run = warp_recon_general
     else:
-        in_c = use_native(pred) and native.samples(image) and native.reads(pred, patch_size)
+        in_c = (
+            use_native(pred) and native_warp.samples(image) and native_warp.reads(pred, patch_size)
+        )
         # C tests "outside" in pixels; a side of one pixel with aligned corners has no scale
         in_c = in_c and not (mask_outside and align_corners and 1 in image.shape[2:])
-        run = native.warp_recon if in_c and theta.dtype != torch.float64 else warp_recon_eager
+        run = native_warp.warp_recon if in_c and theta.dtype != torch.float64 else warp_recon_eager
     each = sums
     if reduce:
         each = _outputs(pred, theta, patch_size, False, mask_outside, False, False)

@@ -1,6 +1,5 @@
 """The C kernels beyond what every backend is tested for: any θ, any size, any build."""
 
-import ctypes
 import logging
 import math
 import os
@@ -14,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastequi.functional import warp, warp_recon_loss
-from fastequi.kernels import backend, native, toolchain
+from fastequi.kernels import backend, native, native_warp, toolchain
 from fastequi.kernels.target import Sums, Target
+from tests.support.native import expect_the_same_bits_of_any_threads, instruction_set
 
 ROOT = Path(__file__).parent.parent
 MEAN, STD = (0.485, 0.456, 0.406, 0.5), (0.229, 0.224, 0.225, 0.3)
@@ -121,8 +121,10 @@ def test_nothing_is_written_outside_the_results(theta):
     image, matrix = torch.rand(2, 3, 5, 7), torch.full((2, 2, 2, 3), theta)
     total, nothing = torch.full((2, 2), 7.0), torch.empty(0)
     target = Target(9, 11)
-    native.warp_recon(pred, image, matrix, None, target, 1.0, Sums(total, nothing, grad, nothing))
-    native.warp(pred, image, matrix, None, target._replace(padding_mode="border"))
+    native_warp.warp_recon(
+        pred, image, matrix, None, target, 1.0, Sums(total, nothing, grad, nothing)
+    )
+    native_warp.warp(pred, image, matrix, None, target._replace(padding_mode="border"))
     for buffer in buffers:
         assert (buffer[:pad] == 7).all()
         assert (buffer[pad + count :] == 7).all()
@@ -135,34 +137,22 @@ def test_the_number_of_threads_does_not_change_a_bit():
     image = torch.randint(256, (9, 3, 40, 30), generator=generator, dtype=torch.uint8)
     theta = torch.eye(2, 3) + 0.3 * torch.randn(9, 3, 2, 3, generator=generator)
     pred = torch.randn(9, 3, 3, 70, 90, generator=generator)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 16):  # shared and one image per thread
-            torch.set_num_threads(threads)
-            results.append(outcome("native", (image, theta, pred, (70, 90), {}, {}, True)))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    problem = image, theta, pred, (70, 90), {}, {}, True  # shared and one image per thread
+    expect_the_same_bits_of_any_threads(lambda: outcome("native", problem))
 
 
 @needs_compiler
 @pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
 def test_every_instruction_set_agrees(isa, monkeypatch):
-    library, _, best = native.load()
-    order = list(toolchain.instruction_sets())
-    if order.index(isa) > order.index(best):
-        pytest.skip(f"this processor runs {best} at most")
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(2, 3, 21, 19, generator=generator)
     theta = torch.eye(2, 3) + 0.3 * torch.randn(2, 2, 2, 3, generator=generator)
     pred = torch.randn(2, 2, 3, 33, 17, generator=generator)
     problem = (image, theta, pred, (33, 17), {"mean": MEAN[:3], "std": STD[:3]}, {}, True)
     expected = outcome("torch", problem)
-    for name, struct in (("warp", native.WarpStruct), ("warp_recon", native.WarpReconStruct)):
-        getattr(library, f"{name}_{isa}").argtypes = [ctypes.POINTER(struct)]
-    monkeypatch.setattr(native, "load", lambda: (library, None, isa))
-    for ours, theirs in zip(outcome("native", problem), expected, strict=True):
+    with instruction_set(isa, monkeypatch):
+        found = outcome("native", problem)
+    for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
@@ -225,13 +215,13 @@ def test_what_c_does_not_take_goes_to_pytorch_with_the_same_result():
     generator = torch.Generator().manual_seed(0)
     theta = torch.eye(2, 3).expand(1, 1, 2, 3)
     image = torch.rand(1, 5, 8, 8, generator=generator)  # five channels
-    assert not native.samples(image)
+    assert not native_warp.samples(image)
     loss = warp_recon_loss(torch.zeros(1, 1, 5, 8, 8), image, theta)
     torch.testing.assert_close(loss, image.square().mean())
     endless = torch.zeros(1, dtype=torch.uint8).expand(1, 3, 1, 2**22)
-    assert not native.samples(endless)  # half a pixel beyond its edge is no float32
+    assert not native_warp.samples(endless)  # half a pixel beyond its edge is no float32
     half = torch.zeros(1, 1, 3, 8, 8, dtype=torch.float16)
-    assert not native.reads(half, 0)
+    assert not native_warp.reads(half, 0)
     torch.testing.assert_close(
         warp_recon_loss(half, image[:, :3], theta), image[:, :3].square().mean()
     )

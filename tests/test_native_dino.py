@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 
 from fastequi.kernels import backend, native, native_dino, toolchain
 from fastequi.kernels.dino import DINOTarget, dino_loss, dino_loss_ref, own_pairs, pairs_of
+from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
 
-pytestmark = [
-    pytest.mark.skipif(
-        torch.cuda.is_available(), reason="the C kernels are tested where there is no GPU"
-    ),
-    pytest.mark.skipif(
-        native.obstacle() is not None, reason=f"C kernels: {native.obstacle()}"
-    ),
-]  # fmt: skip
+pytestmark = NEEDS_C
 
 POWERS = """
 #include "exponentials.h"
@@ -178,15 +172,7 @@ def test_the_kernel_runs_and_is_not_the_pytorch_path(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_number_of_threads_does_not_change_a_bit(dtype):
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 16):
-            torch.set_num_threads(threads)
-            results.append(ours(*plain(dtype=dtype)))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    expect_the_same_bits_of_any_threads(lambda: ours(*plain(dtype=dtype)))
 
 
 def test_the_gradient_over_the_logits_is_the_same():
@@ -240,17 +226,9 @@ def test_a_bad_logit_makes_its_row_nan_and_no_other(bad):
 
 @pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
 def test_every_instruction_set_agrees(isa, monkeypatch):
-    library, _, best = native.load()
-    order = list(toolchain.instruction_sets())
-    if order.index(isa) > order.index(best):
-        pytest.skip(f"this processor runs {best} at most")
     problem = plain(columns=133)
-    monkeypatch.setattr(native, "load", lambda: (library, None, isa))
-    native.kernel.cache_clear()
-    try:
+    with instruction_set(isa, monkeypatch):
         loss, grad = ours(*problem)
-    finally:
-        native.kernel.cache_clear()
     wanted, slope = exact(*problem)
     torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
     torch.testing.assert_close(grad.double(), slope, rtol=0, atol=1e-4)

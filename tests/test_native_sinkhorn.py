@@ -7,17 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastequi.kernels import backend, native, native_sinkhorn, toolchain
+from fastequi.kernels import backend, toolchain
 from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
+from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
 
-pytestmark = [
-    pytest.mark.skipif(
-        torch.cuda.is_available(), reason="the C kernels are tested where there is no GPU"
-    ),
-    pytest.mark.skipif(
-        native.obstacle() is not None, reason=f"C kernels: {native.obstacle()}"
-    ),
-]  # fmt: skip
+pytestmark = NEEDS_C
 
 
 @st.composite
@@ -96,18 +90,26 @@ def test_several_processes_go_by_halves():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
+def test_a_compiled_graph_holds_all_iterations():
+    x = torch.randn(6, 40)
+
+    def balanced(x):
+        return sinkhorn(x, 0.1, 3)
+
+    compiled = torch.compile(balanced, fullgraph=True, backend="aot_eager")
+    with backend.force("native"):
+        for ours, theirs in zip(compiled(x), balanced(x), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_the_number_of_threads_does_not_change_a_bit():
     x = torch.randn(70, 1500)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 16):
-            torch.set_num_threads(threads)
-            with backend.force("native"):
-                results.append((*sinkhorn(x, 0.1, 3), column_lse(x, 0.1, torch.zeros(70))))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+    def call():
+        with backend.force("native"):
+            return *sinkhorn(x, 0.1, 3), column_lse(x, 0.1, torch.zeros(70))
+
+    expect_the_same_bits_of_any_threads(call)
 
 
 def test_infinities_and_nan_are_as_in_pytorch():
@@ -123,18 +125,8 @@ def test_infinities_and_nan_are_as_in_pytorch():
 
 @pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
 def test_every_instruction_set_agrees(isa, monkeypatch):
-    library, _, best = native.load()
-    order = list(toolchain.instruction_sets())
-    if order.index(isa) > order.index(best):
-        pytest.skip(f"this processor runs {best} at most")
     x = torch.randn(7, 133)
-    monkeypatch.setattr(native, "load", lambda: (library, None, isa))
-    native.kernel.cache_clear()
-    try:
-        with backend.force("native"):
-            found = sinkhorn(x, 0.1, 3)
-    finally:
-        native.kernel.cache_clear()
+    with instruction_set(isa, monkeypatch), backend.force("native"):
+        found = sinkhorn(x, 0.1, 3)
     for ours, theirs in zip(found, sinkhorn(x.double(), 0.1, 3), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-5)
-    assert native_sinkhorn.reads(x)

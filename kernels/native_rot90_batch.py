@@ -1,0 +1,42 @@
+"""Images turned by right angles in C: rot90_batch.c through ctypes."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native
+
+
+class Rot90BatchStruct(Structure):
+    _fields_ = (
+        ("images", c_void_p),
+        ("stride", c_int64 * 4),
+        *((name, c_void_p) for name in ("turns", "values", "out")),
+        ("out_stride", c_int64 * 4),
+        *((name, c_int32) for name in ("batch", "channels", "side", "itemsize", "threads")),
+    )
+
+
+def rot90_batch(out: Tensor, images: Tensor, turns: Tensor | None, values: Tensor) -> None:
+    """Fills `out` [4B or B, C, N, N] of two or four bytes a value, any strides.
+
+    Args:
+        images: [B, C, N, N] uint8, any strides.
+        turns: [B] int32, or None for all four.
+        values: [C, 256] what each byte becomes, in out's type, dense.
+    """
+    op = Rot90BatchStruct(
+        images.data_ptr(),
+        (c_int64 * 4)(*images.stride()),
+        None if turns is None else turns.data_ptr(),
+        values.data_ptr(),
+        out.data_ptr(),
+        (c_int64 * 4)(*out.stride()),
+        *images.shape[:3],
+        out.element_size(),
+        torch.get_num_threads(),
+    )
+    native.call("rot90_batch", op)

@@ -1,0 +1,155 @@
+"""Warping and the path loss in C: packed.h, warp.c and warp_recon.c through ctypes."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native
+from fastequi.kernels.target import Sums, Target
+
+_LOSSES = {"mse": 0, "l1": 1, "smooth_l1": 2}
+_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
+_STREAM_BYTES = 32 << 20  # a gradient beyond the caches is written past them
+
+
+class ImageStruct(Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("stride", c_int64 * 4),
+        *((name, c_int32) for name in ("dtype", "channels", "height", "width")),
+    )
+
+
+class GridStruct(Structure):
+    _fields_ = (
+        ("theta", c_void_p),
+        ("color", c_void_p),
+        ("gain", c_float * 4),
+        ("bias", c_float * 4),
+        *((name, c_int32) for name in ("batch", "steps", "height", "width", "padding", "align")),
+    )
+
+
+class WarpStruct(Structure):
+    _fields_ = (
+        ("image", ImageStruct),
+        ("grid", GridStruct),
+        ("out", c_void_p),
+        ("dtype", c_int32),
+        ("threads", c_int32),
+    )
+
+
+class WarpReconStruct(Structure):
+    _fields_ = (
+        ("image", ImageStruct),
+        ("grid", GridStruct),
+        *((name, c_void_p) for name in ("pred", "grad", "total", "count", "dtheta")),
+        ("pred_stride", c_int64 * 5),
+        ("grad_bytes", c_int64),
+        ("weight", c_float),
+        *((name, c_int32) for name in ("dtype", "loss", "patch", "planar", "stream", "threads")),
+    )
+
+
+def samples(image: Tensor) -> bool:
+    """Whether the C sampler takes such an image: its type, and a size whose coordinates are exact.
+
+    Bounds of half a pixel want sides below 2^22 in float32, texel indices an area below 2^31.
+    """
+    height, width = image.shape[2:]
+    fits = (height + 4) * (width + 4) < 2**31 and 0 < height < 2**22 and 0 < width < 2**22
+    return image.dtype in native.DTYPES and 1 <= image.shape[1] <= 4 and fits
+
+
+def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
+    """Fills `out` [B, K, C, H, W], dense, uint8, float32 or bfloat16."""
+    theta, color = _dense(theta), None if color is None else _dense(color)
+    op = WarpStruct(
+        _image(image),
+        _grid(theta, color, target),
+        out.data_ptr(),
+        native.DTYPES[out.dtype],
+        torch.get_num_threads(),
+    )
+    native.call("warp", op)
+
+
+def reads(pred: Tensor, patch_size: int) -> bool:
+    """Whether the C loss takes such a prediction: its type, and rows without gaps."""
+    return pred.dtype in (torch.float32, torch.bfloat16) and _rows(pred, patch_size) is not None
+
+
+def _rows(pred: Tensor, patch_size: int) -> str | None:
+    """How a row of the prediction lies in memory: "planar", "interleaved" or, with gaps, None."""
+    if patch_size:
+        return "interleaved" if pred.stride(-1) == 1 else None
+    channels, width = pred.shape[2], pred.shape[4]
+    by_channel, by_pixel = pred.stride(2), pred.stride(4)
+    if channels > 1 and by_channel == 1 and (by_pixel == channels or width == 1):
+        return "interleaved"
+    return "planar" if by_pixel == 1 or width == 1 else None
+
+
+def warp_recon(
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    weight: float,
+    sums: Sums,
+) -> None:
+    """Fills what of the sums is not empty; the gradient as pred lies, `weight` times as large."""
+    theta, color = _dense(theta), None if color is None else _dense(color)
+    inner = (pred.stride(2), 1, 1) if target.patch_size else pred.stride()[2:]
+    total, count, grad, dtheta = sums
+    grad_bytes = grad.numel() * grad.element_size()
+    op = WarpReconStruct(
+        _image(image),
+        _grid(theta, color, target),
+        *(t.data_ptr() if t.numel() else None for t in (pred, grad, total, count, dtheta)),
+        (c_int64 * 5)(*pred.stride()[:2], *inner),
+        grad_bytes,
+        weight,
+        native.DTYPES[pred.dtype],
+        _LOSSES[target.loss],
+        target.patch_size,
+        _rows(pred, target.patch_size) == "planar",
+        grad_bytes > _STREAM_BYTES,
+        torch.get_num_threads(),
+    )
+    native.call("warp_recon", op)
+
+
+def _image(image: Tensor) -> ImageStruct:
+    return ImageStruct(
+        image.data_ptr(),
+        (c_int64 * 4)(*image.stride()),
+        native.DTYPES[image.dtype],
+        *image.shape[1:],
+    )
+
+
+def _grid(theta: Tensor, color: Tensor | None, target: Target) -> GridStruct:
+    gain, bias = [1.0] * 4, [0.0] * 4
+    if target.mean is not None and target.std is not None:
+        gain = [1 / s for s in target.std]
+        bias = [-m / s for m, s in zip(target.mean, target.std, strict=True)]
+    return GridStruct(
+        theta.data_ptr(),
+        None if color is None else color.data_ptr(),
+        (c_float * 4)(*gain),
+        (c_float * 4)(*bias),
+        *theta.shape[:2],
+        *target.size,
+        _PADDINGS[target.padding_mode],
+        target.align_corners,
+    )
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32).contiguous()
