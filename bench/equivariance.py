@@ -276,8 +276,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="images; the recipe's else")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
-    parser.add_argument("--k", nargs="+", type=int, default=(1, 2, 3), help="of --sweep's")
-    parser.add_argument("--sweep", nargs="*", choices=FAMILIES, help="se2, if it is trained")
+    parser.add_argument(
+        "--sweep",
+        nargs="*",
+        choices=FAMILIES,
+        help="families trained at every --k, the others at K = 2 (default: se2)",
+    )
+    parser.add_argument(
+        "--k", nargs="+", type=int, default=(1, 2, 3), help="numbers of steps (default: 1 2 3)"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--tasks", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument(
@@ -285,14 +292,24 @@ def main() -> None:
         nargs="*",
         default=GEOMETRIC,
         choices=GEOMETRIC,
-        help="families whose pairs are also tested with changed light, colours and sharpness",
+        help="families also tested with changed light, colours and sharpness; nothing: none "
+        "(default: all three)",
     )
     parser.add_argument("--train-pairs", type=int, default=24_000)
     add_probe_options(parser)
     options = parser.parse_args()
-    train, test = photographs(options.data)
     if options.sweep is None:
         options.sweep = [family for family in options.families if family == "se2"]
+    if not options.sweep and options.k != parser.get_default("k"):
+        parser.error("--k: expected --sweep with families that are trained at them")
+    try:
+        _measure(options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    train, test = photographs(options.data)
     names = rows(options.families, options.k, options.sweep)
     base = base_of(options.recipe, options.size, options.batch)
     # what may differ between processes that share the work

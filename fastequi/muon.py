@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         momentum: μ: with m ← μ m + (1 - μ) g, the matrix μ m + (1 - μ) g is made orthogonal.
 
     Raises:
-        ValueError: a parameter that is not n matrices; with its shape.
+        ValueError: a group without "orthogonal", or a parameter that is not n matrices.
     """
 
     _step_supports_amp_scaling = True  # as fused AdamW: the step obeys grad_scale and found_inf
@@ -57,8 +57,8 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
     ) -> None:
         arguments.number("momentum", momentum, least=0, below=1)
-        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "orthogonal": 0}
-        super().__init__(groups, {**defaults, "weight_decay": 0.0})
+        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": 0.0}
+        super().__init__(groups, defaults)
         self._link()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,6 +77,8 @@ class Muon(torch.optim.Optimizer):
             self._adamw.param_groups = []
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if "orthogonal" not in param_group:
+            raise ValueError('groups: expected dicts with "orthogonal": n or 0')
         super().add_param_group(param_group)
         number = self.param_groups[-1]["orthogonal"]
         for param in self.param_groups[-1]["params"] if number else ():

@@ -26,9 +26,9 @@ def param_groups(
     encoder: nn.Module | None = None,
     layer_decay: float = 1.0,
     patch_embed_lr: float = 1.0,
-    orthogonal: bool = False,
-    orthogonal_encoder: bool = True,
-    orthogonal_lr: float = 1.0,
+    muon: bool = False,
+    muon_encoder: bool = True,
+    muon_lr: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Parameter groups: matrices and filters decay; biases, norms, gains and embeddings do not.
 
@@ -37,14 +37,20 @@ def param_groups(
             DINOv2: one factor of `layer_decay` for the last block, two for the one before, and for
             the embeddings one more than for the first block; none for the final norm.
         layer_decay, patch_embed_lr: factors; the second is for the patch embedding, in addition.
-        orthogonal: matrices of transformer blocks have groups of their own.
-        orthogonal_encoder: those of the encoder, too.
-        orthogonal_lr: a further factor on their rate.
+        muon: matrices of transformer blocks (weights below a module named `blocks`) have groups of
+            their own.
+        muon_encoder: those of the encoder, too.
+        muon_lr: a further factor on their rate.
+
+    Raises:
+        TypeError: no module.
 
     Returns:
         AdamW's groups, each with "lr_scale", "decays" and "orthogonal" beside its weight_decay;
         "orthogonal" is how many matrices lie below one another in each of the group's, else 0.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a module, got {type(model).__name__}")
     inside = {} if encoder is None else {id(p): name for name, p in encoder.named_parameters()}
     depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
     groups: dict[tuple[float, bool, int], list[nn.Parameter]]
@@ -54,9 +60,9 @@ def param_groups(
             continue
         scale = _rate(inside.get(id(param)), depth, layer_decay, patch_embed_lr)
         decays = param.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
-        chosen = orthogonal and (orthogonal_encoder or id(param) not in inside)
+        chosen = muon and (muon_encoder or id(param) not in inside)
         number = _matrices(name, param) if chosen else 0
-        scale *= orthogonal_lr if number else 1.0
+        scale *= muon_lr if number else 1.0
         groups.setdefault((scale, decays, number), []).append(param)
     return [
         {
@@ -108,10 +114,26 @@ def muon(
     momentum: float = 0.95,
     **rates: Any,
 ) -> Muon:
-    """Muon for the matrices of transformer blocks, AdamW for all else; see :func:`param_groups`."""
-    groups = param_groups(model, weight_decay, orthogonal=True, **rates)
+    """Muon for the matrices of transformer blocks, AdamW for all else.
+
+    Args:
+        model: a module whose blocks are below one named `blocks`, as in timm's and our ViTs.
+        lr, weight_decay: of both.
+        betas: AdamW's.
+        momentum: Muon's.
+        rates: muon_encoder, muon_lr, encoder and the other arguments of :func:`param_groups`.
+
+    Raises:
+        ValueError: there is no such matrix; or muon_encoder=False without the encoder.
+    """
+    outside = not rates.get("muon_encoder", True)
+    if outside and rates.get("encoder") is None:
+        raise ValueError("encoder: expected the module that muon_encoder=False leaves to AdamW")
+    groups = param_groups(model, weight_decay, muon=True, **rates)
     if not any(group["orthogonal"] for group in groups):
-        logger.info("muon: no matrix of a transformer block to update, all are AdamW's")
+        if not outside:
+            raise ValueError("model: expected weights below a module named `blocks`, found none")
+        logger.info("muon: no transformer blocks outside the encoder, all weights are AdamW's")
     return Muon(groups, lr, betas, momentum)
 
 

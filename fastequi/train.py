@@ -191,7 +191,7 @@ def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
     if optim.kind == "sgd":
         return sgd(method, peak, optim.weight_decay, optim.momentum, **rates)
     if optim.kind == "muon":
-        rates |= {"orthogonal_encoder": optim.muon_encoder, "orthogonal_lr": optim.muon_lr}
+        rates |= {"muon_encoder": optim.muon_encoder, "muon_lr": optim.muon_lr}
         momenta = optim.betas, optim.muon_momentum
         return muon(method, peak, optim.weight_decay, *momenta, **rates)
     return adamw(method, peak, optim.weight_decay, optim.betas, **rates)

@@ -50,7 +50,9 @@ def choose(device: torch.device) -> tuple[str, str]:
     reason = native.obstacle()
     if reason is not None:
         return "torch", f"eager PyTorch path, since the C kernels cannot run: {reason}"
-    return "native", f"C kernels, instruction set {native.instruction_set()}; blur in PyTorch"
+    which = "path loss, warp, rot90_batch, DINO, iBOT, Sinkhorn"
+    isa = native.instruction_set()
+    return "native", f"C kernels of {which}, instruction set {isa}; PyTorch for the others"
 
 
 def transformed() -> bool:
@@ -80,6 +82,15 @@ def use_triton(tensor: torch.Tensor) -> bool:
 
 def use_native(tensor: torch.Tensor) -> bool:
     return not transformed() and choose(tensor.device)[0] == "native"
+
+
+@functools.cache
+def say_type(name: str, *dtypes: torch.dtype) -> None:
+    """Logs, once for each, that the C kernel of an op does not take such tensors."""
+    found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in set(dtypes)))
+    logger.warning(
+        "%s of %s on a CPU runs in PyTorch, slower; C takes float32, bfloat16", name, found
+    )
 
 
 @contextmanager

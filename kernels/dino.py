@@ -38,7 +38,14 @@ from torch import Tensor
 
 from fastequi.kernels import native_dino
 from fastequi.kernels.autograd import FusedLoss, needs_operator
-from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
+from fastequi.kernels.backend import (
+    say_type,
+    tl,
+    transformed,
+    triton,
+    use_native,
+    use_triton,
+)
 from fastequi.kernels.precision import float16_scale, without_autocast
 from fastequi.kernels.rows import dense_rows
 from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
@@ -194,10 +201,12 @@ def compute_dino(
     loss = torch.empty(len(student), dtype=weight.dtype, device=student.device)
     if student.numel() == 0:
         return loss.new_zeros(()), out
-    if use_native(student) and native_dino.reads(student, teacher, weight):
-        temps, grads = (student_temp, teacher_temp), out if grad else None
-        native_dino.dino(student, teacher, pairs, weight, row, column, temps, loss, grads)
-        return loss.sum(), out
+    if use_native(student):
+        if native_dino.reads(student, teacher, weight):
+            temps, grads = (student_temp, teacher_temp), out if grad else None
+            native_dino.dino(student, teacher, pairs, weight, row, column, temps, loss, grads)
+            return loss.sum(), out
+        say_type("the loss of DINO and iBOT", student.dtype, teacher.dtype)
     if not use_triton(student) or torch.float64 in (student.dtype, teacher.dtype):
         _in_chunks(student, teacher, target, loss, out)
         return loss.sum(), out

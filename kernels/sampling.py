@@ -141,6 +141,12 @@ def base_grid(size: tuple[int, int], align_corners: bool, like: Tensor) -> Tenso
     return torch.stack([x, y, torch.ones_like(x)])
 
 
+def bounded(theta: Tensor) -> Tensor:
+    """θ as grid_sample can bear it: its backward reads outside the image at NaN under border and
+    reflection, and so may end the process. Who calls this poisons what was not finite."""
+    return theta.nan_to_num(0.0, 1e30, -1e30).clamp(-1e30, 1e30)
+
+
 def sample_ref(
     image: Tensor,
     theta: Tensor,
@@ -155,9 +161,7 @@ def sample_ref(
         empty = image.new_zeros(batch, steps, channels, height, width)
         return empty + 0 * (image.sum() + theta.sum())  # a part of the graph
     shape = [batch * steps, channels, height, width]
-    # grid_sample's backward reads outside the image at NaN under border and reflection
-    finite = theta.flatten(0, 1).nan_to_num(0.0, 1e30, -1e30).clamp(-1e30, 1e30)
-    grid = F.affine_grid(finite, shape, align_corners)
+    grid = F.affine_grid(bounded(theta.flatten(0, 1)), shape, align_corners)
     # the steps of one image stacked along height, so that the image is not repeated
     grid = grid.view(batch, steps * height, width, 2)
     if transformed():  # PyTorch 2.11 has no vmap over the gradient by a grid alone; 2.12.1 has

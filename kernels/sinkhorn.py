@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastequi.kernels import native_sinkhorn
 from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import tl, triton, use_native, use_triton
+from fastequi.kernels.backend import say_type, tl, triton, use_native, use_triton
 from fastequi.kernels.rows import dense_rows
 
 
@@ -169,8 +169,17 @@ def log_sum_exp(x: Tensor, axis: int) -> Tensor:
     return torch.where(top == -torch.inf, top, lse).squeeze(axis)
 
 
+def _in_c(x: Tensor) -> bool:
+    if not use_native(x) or x.numel() == 0:
+        return False
+    if not native_sinkhorn.reads(x):
+        say_type("Sinkhorn-Knopp", x.dtype)
+        return False
+    return True
+
+
 def compute_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
-    if use_native(x) and native_sinkhorn.reads(x) and x.numel():
+    if _in_c(x):
         return native_sinkhorn.row_lse(x, temp, column)
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
@@ -186,7 +195,7 @@ def compute_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
 
 
 def compute_column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
-    if use_native(x) and native_sinkhorn.reads(x) and x.numel():
+    if _in_c(x):
         return native_sinkhorn.column_lse(x, temp, row)
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
@@ -205,7 +214,7 @@ def compute_sinkhorn_step(
     x: Tensor, temp: float, row: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(row, column) of an iteration after the first."""
-    if use_native(x) and native_sinkhorn.reads(x) and x.numel():
+    if _in_c(x):
         return native_sinkhorn.balance(x, temp, row, weight)
     column = compute_column_lse(x, temp, _counted(row, weight))
     return compute_row_lse(x, temp, column), column

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastequi.kernels.constants import constants
 from fastequi.kernels.pixel_loss import error_, patchify
-from fastequi.kernels.sampling import base_grid, color_ref, to_float
+from fastequi.kernels.sampling import base_grid, bounded, color_ref, to_float
 from fastequi.kernels.target import Sums, Target
 
 _CHUNK = 1 << 18  # target values per chunk: 1 MB of float32
@@ -44,7 +44,7 @@ def warp_recon_eager(
     base = base_grid(size, align_corners, total)
     for first, k in itertools.product(range(0, len(pred), images), range(0, steps, few)):
         part = slice(first, first + images), slice(k, k + few)
-        source, matrix = to_float(image[part[0]], compute), theta[part].to(compute)
+        source, matrix = to_float(image[part[0]], compute), bounded(theta[part].to(compute))
         points = matrix @ base  # [b, k, 2, H·W] normalised sample points of this chunk
         grid = points.transpose(2, 3).unflatten(2, size)
         sampled = _grid_sample(source, grid, padding_mode, align_corners)

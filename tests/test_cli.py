@@ -381,7 +381,7 @@ def test_a_batch_that_does_not_fit_is_said_with_the_one_that_does(typed, monkeyp
 
 def test_doctor_says_what_each_part_uses_and_why(tmp_path):
     out = fastequi("doctor", cwd=tmp_path).stdout
-    for part in ("torch", "nvidia-dali", "path loss, warp, blur", "attention", "images"):
+    for part in ("torch", "nvidia-dali", "fused kernels", "attention", "images"):
         assert part in out
     assert "sdpa" in out
 

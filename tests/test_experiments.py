@@ -35,7 +35,7 @@ def out(tmp_path_factory):
     """A finished experiment of one seed and two rows."""
     folder = tmp_path_factory.mktemp("experiment")
     with pytest.MonkeyPatch.context() as patch:
-        few = ["--steps", 2, "--families", "blur", "--k", 2, "--seeds", 1, "--train-pairs", 60]
+        few = ["--steps", 2, "--families", "blur", "--seeds", 1, "--train-pairs", 60]
         call(equivariance.main, patch, "--out", folder, *few, *SHORT)
     return folder
 
@@ -103,15 +103,29 @@ def test_what_is_finished_is_not_made_again(out, monkeypatch):
     before = json.loads((out / "equivariance.json").read_text())
     monkeypatch.setattr(equivariance, "pretrain", never)
     monkeypatch.setattr(equivariance, "score_tasks", never)
-    few = ["--steps", 2, "--families", "blur", "--k", 2, "--seeds", 1, "--train-pairs", 60]
+    few = ["--steps", 2, "--families", "blur", "--seeds", 1, "--train-pairs", 60]
     call(equivariance.main, monkeypatch, "--out", out, *few, *SHORT)
     assert json.loads((out / "equivariance.json").read_text())["seeds"] == before["seeds"]
 
 
-def test_results_of_other_settings_are_not_mixed(out, monkeypatch):
-    few = ["--steps", 3, "--families", "blur", "--k", 2, "--seeds", 1, "--train-pairs", 60]
-    with pytest.raises(ValueError, match=r"--out: .* holds results of steps 2; take another"):
+def test_results_of_other_settings_are_not_mixed(out, monkeypatch, capsys):
+    few = ["--steps", 3, "--families", "blur", "--seeds", 1, "--train-pairs", 60]
+    with pytest.raises(SystemExit):
         call(equivariance.main, monkeypatch, "--out", out, *few, *SHORT)
+    assert re.search(r"--out: .* holds results of steps 2; take another", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--families", "blur", "--sweep", "se2"], "--sweep: expected some of --families, got"),
+        (["--families", "blur", "--k", "3"], "--k: expected --sweep with families"),
+    ],
+)
+def test_a_sweep_that_does_nothing_is_refused(words, said, monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        call(equivariance.main, monkeypatch, "--out", tmp_path / "out", *words)
+    assert said in capsys.readouterr().err
 
 
 def test_the_curve_over_pairs(out, monkeypatch, tmp_path, capsys):

@@ -116,13 +116,13 @@ def test_an_updates_size_is_near_adamws():
 
 def test_groups_of_their_own_and_a_schedule_for_all():
     model = encoder()
-    groups = param_groups(model, 0.1, model, layer_decay=0.5, orthogonal=True)
+    groups = param_groups(model, 0.1, model, layer_decay=0.5, muon=True)
     number = {id(p): group["orthogonal"] for group in groups for p in group["params"]}
     found = {name: number[id(p)] for name, p in model.named_parameters()}
     assert found["blocks.0.attn.qkv.weight"] == 3
     assert found["blocks.1.mlp.fc2.weight"] == found["blocks.1.attn.proj.weight"] == 1
     assert not any(n for name, n in found.items() if "blocks" not in name or "bias" in name)
-    optimizer = muon(model, 0.1, 0.1, encoder=model, layer_decay=0.5, orthogonal_lr=3.0)
+    optimizer = muon(model, 0.1, 0.1, encoder=model, layer_decay=0.5, muon_lr=3.0)
     schedule(optimizer, 0.2, 0.3)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates[id(model.blocks[0].mlp.fc1.weight)] == pytest.approx(0.2 * 0.5**2 * 3)
@@ -133,7 +133,7 @@ def test_groups_of_their_own_and_a_schedule_for_all():
 def test_the_encoders_blocks_can_be_left_to_adamw(caplog):
     caplog.set_level("INFO")
     model = nn.ModuleDict({"encoder": encoder(), "decoder": BlockDecoder(8, 8, width=16, depth=1)})
-    options = {"encoder": model["encoder"], "orthogonal_encoder": False}
+    options = {"encoder": model["encoder"], "muon_encoder": False}
     optimizer = muon(model, 0.1, 0.1, **options)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = [group for group in optimizer.param_groups if group["orthogonal"]]
@@ -143,8 +143,8 @@ def test_the_encoders_blocks_can_be_left_to_adamw(caplog):
     }
     assert len(found) == 4
     alone = encoder()
-    optimizer = muon(alone, 0.1, 0.1, encoder=alone, orthogonal_encoder=False)
-    assert "no matrix of a transformer block to update" in caplog.text
+    optimizer = muon(alone, 0.1, 0.1, encoder=alone, muon_encoder=False)
+    assert "no transformer blocks outside the encoder" in caplog.text
     backward(alone)
     optimizer.step()
     assert all("exp_avg" in optimizer.state[p] for p in alone.parameters())
@@ -162,7 +162,7 @@ def test_an_update_follows_the_schedule_the_depth_and_its_own_factor():
     for lr, factor in ((0.1, 1.0), (0.05, 4.0)):
         model = encoder()
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        options = {"encoder": model, "layer_decay": 0.5, "orthogonal_lr": factor}
+        options = {"encoder": model, "layer_decay": 0.5, "muon_lr": factor}
         optimizer = muon(model, 7.0, 7.0, **options)
         schedule(optimizer, lr, 0.3)
         after = one_step(model, optimizer)
@@ -253,7 +253,7 @@ def test_what_is_not_so_many_matrices_is_refused(shape):
     with pytest.raises(ValueError, match=r"groups: expected 3 matrices .* shape"):
         Muon([group], 0.1)
     with pytest.raises(ValueError, match="momentum: expected"):
-        Muon([{"params": [nn.Parameter(torch.zeros(3, 3))]}], 0.1, momentum=1.0)
+        Muon([{"params": [nn.Parameter(torch.zeros(3, 3))], "orthogonal": 1}], 0.1, momentum=1.0)
 
 
 def test_settings_reach_the_optimiser():
@@ -304,6 +304,18 @@ def test_the_state_of_another_optimiser_is_refused(tmp_path):
                 continue
             with pytest.raises(ValueError, match=r"is of another optim.kind"):
                 checkpoint.load(folder, model, optimizer)
+
+
+def test_what_would_be_adamw_alone_is_refused():
+    other = nn.ModuleDict({"layers": nn.Linear(3, 3)})
+    with pytest.raises(ValueError, match="model: expected weights below a module named `blocks`"):
+        muon(other, 0.1, 0.1)
+    with pytest.raises(ValueError, match="encoder: expected the module that muon_encoder=False"):
+        muon(encoder(), 0.1, 0.1, muon_encoder=False)
+    with pytest.raises(ValueError, match=r"groups: expected dicts with \"orthogonal\""):
+        Muon(encoder().parameters(), 0.1)
+    with pytest.raises(TypeError, match="model: expected a module, got generator"):
+        muon(encoder().parameters(), 0.1, 0.1)
 
 
 def test_gradients_are_computed_before_the_step():

@@ -245,6 +245,12 @@ def test_the_demos_tables_are_the_measured_ones():
         assert said in TABLES
         assert said in README
     assert found["machine"]["cpu"] in TABLES
+    run, words = measured("demo-cpu/run.json"), " ".join(TABLES.split())
+    assert f"{run['seconds'] // 60:.0f} min {run['seconds'] % 60:.0f} s after set-up" in words
+    assert f"of them {run['training_seconds']} s of training ({run['steps']:,} steps" in words
+    assert f"{run['base_steps']:,} steps) and {run['probe_seconds']} s of probes" in words
+    assert f"commit {run['commit']}" in words
+    assert all(f"{name}={value}" in words for name, value in run["environment"].items())
     tries = measured("demo-cpu/decoders.json")
     assert all(f"{run['pooled']:.2f}" in TABLES for run in tries["runs"])
     for run in measured("demo-cpu/last_layer.json")["runs"]:

@@ -58,7 +58,7 @@ def backends() -> list[tuple[str, str, str]]:
     why = "; ".join(f"{name}: {reason}" for name, (_, reason) in attention.items())
     return [
         ("device", device.type, where),
-        ("path loss, warp, blur", *backend(device)),
+        ("fused kernels", *backend(device)),
         ("attention", chosen, why),
         ("images", *decoder_backend(device)),
         ("precision", _PRECISIONS[fast_dtype(device)], "train.precision auto"),

@@ -129,8 +129,8 @@ def _state_bytes(config: Config, method: Method) -> int:
         method,
         0.0,
         method.backbone,
-        orthogonal=optim.kind == "muon",
-        orthogonal_encoder=optim.muon_encoder,
+        muon=optim.kind == "muon",
+        muon_encoder=optim.muon_encoder,
     )
     number = 2 if optim.kind != "sgd" else int(optim.momentum > 0)
     return sum(
