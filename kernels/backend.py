@@ -50,9 +50,8 @@ def choose(device: torch.device) -> tuple[str, str]:
     reason = native.obstacle()
     if reason is not None:
         return "torch", f"eager PyTorch path, since the C kernels cannot run: {reason}"
-    which = "path loss, warp, rot90_batch, DINO, iBOT, Sinkhorn"
     isa = native.instruction_set()
-    return "native", f"C kernels of {which}, instruction set {isa}; PyTorch for the others"
+    return "native", f"C kernels, instruction set {isa}; PyTorch for crops, blur and VICReg"
 
 
 def transformed() -> bool:

@@ -23,8 +23,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fastequi.kernels import native_correspondence, native_similarities
 from fastequi.kernels.autograd import FusedLoss
-from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_triton
+from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 
@@ -203,9 +204,16 @@ def _matches(student: Tensor, teacher: Tensor, pairs: Sequence[int]) -> tuple[Te
                     FLIP=flip, **config,
                 )  # fmt: skip
         return *forth, *back
+    in_c = use_native(student) and native_similarities.reads(student)
     for p, part in _parts(count, batch, m, n):
         of_s, of_t = pairs[2 * p], pairs[2 * p + 1]
         similarity = student[of_s, part].to(wide) @ teacher[of_t, part].to(wide).mT
+        if in_c:
+            (high, at), (high_back, at_back) = forth, back
+            of_rows = high[p, part], at[p, part]
+            of_columns = high_back[p, part], at_back[p, part]
+            native_similarities.best(similarity, of_rows, of_columns)
+            continue
         for axis, (high, at) in ((2, forth), (1, back)):
             found, place = similarity.max(axis)
             high[p, part], at[p, part] = found, place.int()
@@ -251,6 +259,9 @@ def _compute(
                 teacher.stride(0), teacher.stride(1), teacher.stride(2), **config,
             )  # fmt: skip
         return loss, out
+    if use_native(student) and native_correspondence.reads(student, teacher):
+        matches = (forth_at, of_forth), (back_at, of_back)
+        return loss, native_correspondence.matched(student, teacher, pairs, *matches)
     total = torch.zeros(student.shape, dtype=forth.dtype, device=student.device)
     for p, part in _parts(count, batch, m, n):
         forth_to, back_to = forth_at[p, part, :, None].long(), back_at[p, part, :, None].long()

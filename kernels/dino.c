@@ -17,6 +17,8 @@ typedef struct {
   const float *weight;   /* [rows] */
   const float *row;      /* of the teacher, a number each; or NULL: its softmax */
   const float *column;   /* [columns], or NULL */
+  const float *lse;      /* [rows] of all columns, where these are some of them: the loss is then their
+                            share without it; or NULL */
   float *loss;           /* [rows] */
   int64_t student_stride, teacher_stride, grad_stride, rows, columns;
   float student_scale, teacher_scale; /* 1 / temperature */
@@ -53,7 +55,8 @@ CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
 CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted) {
   const void *student = row_of(op->student, r, op->student_stride, op->student_dtype);
   float scale = op->student_scale * LOG2E, factor = op->student_scale * op->weight[r];
-  float lse = log2_sum(student, op->student_dtype, NULL, op->columns, scale);
+  float lse = op->lse ? op->lse[r] * LOG2E
+                      : log2_sum(student, op->student_dtype, NULL, op->columns, scale);
   float part[PART + LANES];
   void *grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, op->student_dtype) : NULL;
   double dot = 0;
@@ -73,12 +76,12 @@ CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted
       for (int64_t j = 0; i + j < n; j++) {
         dot += q[j] * x[j];
         if (!grad) continue;
-        if (op->student_dtype == FLOAT32) ((float *)grad)[at + i + j] = slope[j];
-        else ((uint16_t *)grad)[at + i + j] = to_bf16(slope[j]);
+        put(grad, at + i + j, slope[j], op->student_dtype);
       }
     }
     dot += sum_of(sum);
   }
+  if (op->lse) count = 0;
   return (float)(op->weight[r] * (count * (double)lse - dot) / 1.44269504088896341);
 }
 

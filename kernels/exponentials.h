@@ -26,12 +26,6 @@ INLINE vf exp2_of(vf x) {
   return p * (vf)exponent;
 }
 
-INLINE float sum_of(vf v) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += v[i];
-  return total;
-}
-
 INLINE float most_of(vf v) {
   float most = v[0];
   for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
@@ -51,9 +45,7 @@ INLINE int64_t read_part(
   if (i == n) return n;
   for (int64_t j = 0; j < LANES; j++) {
     if (i + j < n) {
-      float value = dtype == FLOAT32 ? ((const float *)row)[at + i + j]
-                                     : from_bf16(((const uint16_t *)row)[at + i + j]);
-      part[i + j] = value * scale - (column ? column[at + i + j] * LOG2E : 0.0f);
+      part[i + j] = value_at(row, at + i + j, dtype) * scale - (column ? column[at + i + j] * LOG2E : 0.0f);
     } else part[i + j] = -INFINITY;
   }
   return i + LANES;

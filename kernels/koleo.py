@@ -1,21 +1,26 @@
-"""Each row's nearest other row by inner product, without the matrix of products.
+"""Each row's nearest other row by inner product, without the matrix of products; KoLeo's loss.
 
 Replaces::
 
     s = z @ every.T
     s[arange(M), ids] = -inf                           # no row is its own neighbour
     neighbour = s.argmax(1)
+    loss = -log(|z - every[neighbour]| + eps).mean()
 
-The maximum is kept per row while tiles of the product are computed: memory O(M).
+The maximum is kept per row while tiles of the product are computed: memory O(M). On a CPU koleo.c
+also makes the rows unit, and the loss and its gradient.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import tl, transformed, triton
+from fastequi.kernels import native_koleo, native_similarities, native_unit_rows
+from fastequi.kernels.autograd import FusedLoss, Operator
+from fastequi.kernels.backend import tl, transformed, triton, use_native
+from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.similarities import (
     eager_tiles,
     launch_config,
@@ -72,6 +77,8 @@ def _nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
                 **config,
             )  # fmt: skip
         return out
+    if use_native(z) and native_similarities.reads(z):
+        return native_similarities.nearest(z, every, ids).long()
     for part, s in eager_tiles(z, every, ids, 1.0):
         out[part] = s.argmax(1)
     return out
@@ -94,3 +101,44 @@ def nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
     """[M] the row of every [G, D] nearest to each of z [M, D], leaving out row ids[i] for z_i."""
     z, every = z.detach(), every.detach()
     return (nearest_ref if transformed() else nearest_op)(z, every, ids)
+
+
+def _compute(z: Tensor, eps: float, grad: bool) -> tuple[Tensor, Tensor]:
+    value, by_z = native_koleo.koleo(z.detach(), eps, grad)
+    return value, z.new_empty(0, 0) if by_z is None else by_z
+
+
+def _fake_loss(z, eps, grad) -> tuple[Tensor, Tensor]:
+    one, dense = z.new_empty((), dtype=torch.float32), torch.contiguous_format
+    return one, torch.empty_like(z, memory_format=dense) if grad else z.new_empty(0, 0)
+
+
+koleo_op = FusedLoss("koleo_loss", _compute, _fake_loss, {0: 1})
+
+
+def runs_native(z: Tensor) -> bool:
+    """Whether C makes the whole loss of one process."""
+    return use_native(z) and native_unit_rows.reads(z) and z.numel() > 0
+
+
+@without_autocast
+def koleo_loss_ref(z: Tensor, eps: float) -> Tensor:
+    """Of embeddings [N, D] of this process alone, in plain PyTorch but for :func:`nearest`."""
+    return spread(unit_rows(z, eps), eps)
+
+
+def unit_rows(z: Tensor, eps: float) -> Tensor:
+    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
+
+
+def spread(every: Tensor, eps: float) -> Tensor:
+    """-mean log of the distance of unit rows [N, D] to their nearest."""
+    neighbour = nearest(every, every, torch.arange(len(every), device=every.device))
+    return -torch.log(F.pairwise_distance(every, every[neighbour], 2, eps) + eps).mean()
+
+
+def koleo_loss(z: Tensor, eps: float) -> Tensor:
+    """A scalar, of embeddings [N, D] of one process, N >= 2; arguments already checked."""
+    if runs_native(z):
+        return koleo_op(z, eps, torch.is_grad_enabled() and z.requires_grad)[0]
+    return koleo_loss_ref(z, eps)

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels import dino, sinkhorn
+from fastequi.kernels import dino, native_dino, sinkhorn
 from fastequi.kernels.autograd import FusedLoss
-from fastequi.kernels.backend import transformed, use_triton
+from fastequi.kernels.backend import transformed, use_native, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
 
 
@@ -109,6 +109,11 @@ def _columns(
     if use_triton(student) and torch.float64 not in (student.dtype, teacher.dtype):
         loss = torch.empty(len(student), dtype=row_weight.dtype, device=student.device)
         dino.launch(student, teacher, target, lse, loss, student if grad else None)
+        return student, loss.sum()
+    if use_native(student) and native_dino.reads(student, teacher, row_weight):
+        loss = torch.empty(len(student), dtype=row_weight.dtype)
+        temps, slope = (student_temp, teacher_temp), student if grad else None
+        native_dino.dino(student, teacher, pairs, row_weight, row, column, temps, loss, slope, lse)
         return student, loss.sum()
     assert row is not None
     wide = row_weight.dtype

@@ -22,6 +22,8 @@ from fastequi.kernels import toolchain
 
 logger = logging.getLogger(__name__)
 
+_GRAIN = 1 << 14  # values, of a few nanoseconds each
+
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2}
 
 
@@ -86,6 +88,12 @@ def _openmp_runtimes() -> list[str]:
     mapped = maps.read_text() if maps.is_file() else ""
     loaded = re.findall(r"\S+/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", mapped)
     return sorted(set(loaded), key=lambda path: "/torch" not in path)[:1] or ["libgomp.so.1"]
+
+
+def threads(values: int) -> int:
+    """How many threads a kernel gets for so many values: PyTorch's, but where waking one takes
+    longer than its share of the work. The results' bits do not depend on it."""
+    return min(torch.get_num_threads(), 1 + values // _GRAIN)
 
 
 def call(name: str, op: Structure) -> None:

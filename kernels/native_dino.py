@@ -15,7 +15,7 @@ from fastequi.kernels.rows import dense_rows
 class DinoStruct(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("student", "teacher", "grad", "pairs", "order")),
-        *((name, c_void_p) for name in ("weight", "row", "column", "loss")),
+        *((name, c_void_p) for name in ("weight", "row", "column", "lse", "loss")),
         *((f"{name}_stride", c_int64) for name in ("student", "teacher", "grad")),
         *((name, c_int64) for name in ("rows", "columns")),
         *((name, c_float) for name in ("student_scale", "teacher_scale")),
@@ -39,8 +39,13 @@ def dino(
     temps: tuple[float, float],
     loss: Tensor,
     out: Tensor | None,
+    lse: Tensor | None = None,
 ) -> None:
-    """Fills loss [R] and, if there is one, the gradient `out` [R, N]; it may be the student."""
+    """Fills loss [R] and, if there is one, the gradient `out` [R, N]; it may be the student.
+
+    With the log-sum-exps `lse` of all columns given these are some of them, and the loss their
+    share without it.
+    """
     student, teacher = dense_rows(student), dense_rows(teacher)
     teachers = pairs.shape[1]
     order = None
@@ -51,7 +56,7 @@ def dino(
         order = key.argsort().int()
     tensors = [
         None if tensor is None else tensor.contiguous()
-        for tensor in (pairs, order, weight, row, column)
+        for tensor in (pairs, order, weight, row, column, lse)
     ]
     op = DinoStruct(
         student.data_ptr(),
@@ -67,6 +72,6 @@ def dino(
         teachers,
         DTYPES[student.dtype],
         DTYPES[teacher.dtype],
-        torch.get_num_threads(),
+        native.threads(student.numel()),
     )
     native.call("dino", op)

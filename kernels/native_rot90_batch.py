@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ctypes import Structure, c_int32, c_int64, c_void_p
 
-import torch
 from torch import Tensor
 
 from fastequi.kernels import native
@@ -37,6 +36,6 @@ def rot90_batch(out: Tensor, images: Tensor, turns: Tensor | None, values: Tenso
         (c_int64 * 4)(*out.stride()),
         *images.shape[:3],
         out.element_size(),
-        torch.get_num_threads(),
+        native.threads(out.numel()),
     )
     native.call("rot90_batch", op)

@@ -56,7 +56,7 @@ def _run(name: str, x: Tensor, temp: float, other: Tensor | None, size: int) -> 
         *x.shape,
         1 / temp,
         native.DTYPES[x.dtype],
-        torch.get_num_threads(),
+        native.threads(x.numel()),
     )
     native.call(name, op)
     return out
@@ -86,7 +86,7 @@ def balance(x: Tensor, temp: float, row: Tensor, weight: Tensor | None) -> tuple
         *x.shape,
         1 / temp,
         native.DTYPES[x.dtype],
-        torch.get_num_threads(),
+        native.threads(x.numel()),
     )
     native.call("balance", op)
     return after, column

@@ -73,7 +73,7 @@ def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target
         _grid(theta, color, target),
         out.data_ptr(),
         native.DTYPES[out.dtype],
-        torch.get_num_threads(),
+        native.threads(out.numel()),
     )
     native.call("warp", op)
 
@@ -120,7 +120,7 @@ def warp_recon(
         target.patch_size,
         _rows(pred, target.patch_size) == "planar",
         grad_bytes > _STREAM_BYTES,
-        torch.get_num_threads(),
+        native.threads(pred.numel()),
     )
     native.call("warp_recon", op)
 

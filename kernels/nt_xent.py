@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels.autograd import Operator, refuse
-from fastequi.kernels.backend import tl, transformed, triton
+from fastequi.kernels import native_nt_xent, native_similarities, native_unit_rows
+from fastequi.kernels.autograd import FusedLoss, Operator, refuse
+from fastequi.kernels.backend import tl, transformed, triton, use_native
 from fastequi.kernels.precision import autocast_off, without_autocast
 from fastequi.kernels.similarities import (
     eager_tiles,
@@ -164,6 +165,8 @@ def _logits(
                 z.stride(0), every.stride(0), 1 / temp, **config,
             )  # fmt: skip
         return negative, positive
+    if use_native(z) and native_similarities.reads(z):
+        return native_nt_xent.logits(z, every, ids, positives, temp)
     for part, s in eager_tiles(z, every, ids, temp):
         partner = positives[part, None]
         positive[part] = s.gather(1, partner)[:, 0]
@@ -190,6 +193,9 @@ def _grad(
                 z.shape[1], z.stride(0), every.stride(0), out.stride(0), 1 / temp, **config,
             )  # fmt: skip
         return out
+    if use_native(z) and native_similarities.reads(z):
+        rows = z, every, ids, positives
+        return native_nt_xent.grad(*rows, lse, every_lse, pull, temp)
     others = every.to(lse.dtype)
     for part, s in eager_tiles(z, every, ids, temp):
         s.scatter_(1, positives[part, None], -torch.inf)
@@ -207,6 +213,20 @@ def _fake_grad(z, every, ids, positives, lse, every_lse, pull, temp) -> Tensor:
     return torch.empty_like(z, dtype=lse.dtype, memory_format=torch.contiguous_format)
 
 
+def _compute(z1: Tensor, z2: Tensor, temp: float, grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(the loss of one process, its gradients or empty), normalisation included: in C."""
+    loss, grads = native_nt_xent.nt_xent(z1.detach(), z2.detach(), temp, grad)
+    if not grads:
+        return loss, z1.new_empty(0, 0), z1.new_empty(0, 0)
+    return loss, grads[0], grads[1]
+
+
+def _fake(z1, z2, temp, grad) -> tuple[Tensor, Tensor, Tensor]:
+    shape = z1.shape if grad else (0, 0)
+    return z1.new_empty((), dtype=torch.float32), z1.new_empty(shape), z1.new_empty(shape)
+
+
+nt_xent_op = FusedLoss("nt_xent_loss", _compute, _fake, {0: 1, 1: 2})
 logits_op = Operator("nt_xent_logits", _logits, _fake_logits)
 grad_op = Operator("nt_xent_grad", _grad, _fake_grad)
 
@@ -303,5 +323,8 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None
     """
     if transformed() and shard is None:
         return nt_xent_loss_ref(z1, z2, temp)
+    if shard is None and use_native(z1) and native_unit_rows.reads(z1, z2):
+        grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
+        return nt_xent_op(z1, z2, temp, grad)[0]
     with autocast_off(z1.device):
         return _NTXent.apply(_unit_rows(z1, z2), z1.dtype, temp, shard)

@@ -13,8 +13,6 @@ typedef struct {
   int32_t dtype, threads;
 } Lse;
 
-enum { GROUP = 32 }; /* rows of a block of columns that are in the caches when they are summed */
-
 const int64_t EXPORT(row_lse_bytes) = sizeof(Lse);
 
 /* out[r] = log Σ_n exp(x[r, n] / temperature - other[n]) */

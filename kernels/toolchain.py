@@ -28,6 +28,11 @@ KERNELS = (
     "rot90_batch.c",
     "dino.c",
     "sinkhorn.c",
+    "similarities.c",
+    "unit_rows.c",
+    "nt_xent.c",
+    "koleo.c",
+    "correspondence.c",
 )  # once per instruction set
 COMMON = ("native.c",)
 HEADERS = ("vectors.h", "values.h", "exponentials.h", "packed.h", "spread.h")

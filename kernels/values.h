@@ -5,6 +5,7 @@
 #ifndef FASTEQUI_VALUES_H
 #define FASTEQUI_VALUES_H
 
+#include <math.h>
 #include <string.h>
 
 #include "vectors.h"
@@ -15,6 +16,7 @@
 #define CALLED static __attribute__((noinline, unused)) /* big, called per run: one copy is enough */
 
 enum { UINT8, FLOAT32, BFLOAT16 };
+enum { GROUP = 32 }; /* rows that are worked on together, in the caches */
 
 INLINE float from_bf16(uint16_t half) {
   uint32_t bits = (uint32_t)half << 16;
@@ -48,6 +50,29 @@ INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
   vh halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
   if (stream) STREAM_HALF(place, halves);
   else AT(vh, place) = halves;
+}
+
+/* The vector at `from`, with -infinity behind the n values that are there. */
+INLINE vf some(const float *from, int64_t n) {
+  if (n >= LANES) return AT(vf, from);
+  vf value = splat(-INFINITY);
+  for (int64_t j = 0; j < n; j++) value[j] = from[j];
+  return value;
+}
+
+INLINE float value_at(const void *row, int64_t at, int32_t dtype) {
+  return dtype == FLOAT32 ? ((const float *)row)[at] : from_bf16(((const uint16_t *)row)[at]);
+}
+
+INLINE void put(void *row, int64_t at, float value, int32_t dtype) {
+  if (dtype == FLOAT32) ((float *)row)[at] = value;
+  else ((uint16_t *)row)[at] = to_bf16(value);
+}
+
+INLINE float sum_of(vf v) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += v[i];
+  return total;
 }
 
 /* Row `row` of a matrix whose rows are `stride` values apart. */

@@ -12,7 +12,7 @@ from tests.support.correspondence import by_hand
 from tests.support.tolerances import GRAD
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "native", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param

@@ -9,7 +9,7 @@ from fastequi.kernels import backend as backends
 from fastequi.kernels.koleo import nearest
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "native", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param

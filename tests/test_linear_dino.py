@@ -13,7 +13,7 @@ from tests.support.dino import logits, near, official_dino, official_sinkhorn
 from tests.support.tolerances import GRAD
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "native", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param

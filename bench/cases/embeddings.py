@@ -91,7 +91,7 @@ def _case(
             "eager": Provider(views.eager(plain), tolerance=3e-2),
             "compile": Provider(views.compiled(plain), tolerance=3e-2),
             "ours": Provider(
-                views.ours(ours, "triton" if device == "cuda" else "torch"), tolerance=3e-2
+                views.ours(ours, "triton" if device == "cuda" else "native"), tolerance=3e-2
             ),
         },
         answer=answer,

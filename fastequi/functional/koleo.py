@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from fastequi.functional import arguments, checks, distributed
-from fastequi.kernels.koleo import nearest
+from fastequi.kernels import koleo as _koleo
 from fastequi.kernels.precision import autocast_off
 
 
@@ -43,11 +41,12 @@ def koleo_loss(
         raise ValueError(f"z: expected [N, D] with D >= 1, got {tuple(z.shape)}")
     eps = arguments.number("eps", eps, least=0)
     distributed.check_group(group, sizes)
+    if group is None:
+        if len(z) < 2:
+            raise ValueError(f"z: KoLeo needs at least 2 rows, got {len(z)}")
+        return _koleo.koleo_loss(z, eps)
     with autocast_off(z.device):
-        unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
-        every = distributed.all_gather_rows(unit, group, sizes)
+        every = distributed.all_gather_rows(_koleo.unit_rows(z, eps), group, sizes)
         if len(every) < 2:
             raise ValueError(f"z: KoLeo needs at least 2 rows, got {len(every)}")
-        neighbour = nearest(every, every, torch.arange(len(every), device=z.device))
-        distance = F.pairwise_distance(every, every[neighbour], 2, eps)
-        return -torch.log(distance + eps).mean()
+        return _koleo.spread(every, eps)

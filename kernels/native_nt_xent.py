@@ -1,0 +1,133 @@
+"""NT-Xent in C: nt_xent.c through ctypes, around PyTorch's own products."""
+
+from __future__ import annotations
+
+from ctypes import Structure, addressof, c_double, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native
+from fastequi.kernels.native_similarities import Panel, panels
+from fastequi.kernels.native_unit_rows import unit_rows, unit_rows_grad
+
+_LEAST_TEMP = 0.0242  # down to it exp(-2 / temp) is a normal number of float32
+_EPS = 1e-12  # of F.normalize
+
+
+class ContrastStruct(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("s", "own", "positive", "alike", "sum", "row", "column")),
+        *((name, c_int64) for name in ("rows", "columns", "first_row", "first_column")),
+        *((name, c_int64) for name in ("mirrored", "half")),
+        ("scale", c_float),
+        *((name, c_int32) for name in ("bounded", "threads")),
+    )
+
+
+class SettleStruct(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("sum", "alike", "unit", "row", "pull", "grad", "loss")),
+        *((name, c_int64) for name in ("half", "width")),
+        ("scale", c_float),
+        *((name, c_int32) for name in ("bounded", "threads")),
+    )
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temp: float, grad: bool) -> tuple[Tensor, list[Tensor]]:
+    """(the loss of two views [N, D], its gradients by them or none), normalisation included."""
+    rows = unit_rows((z1, z2), _EPS, True)
+    unit, bounded, count = rows.unit, temp >= _LEAST_TEMP, len(rows.unit)
+    total, alike = torch.zeros(count, dtype=torch.float64), torch.empty_like(rows.inverse)
+    for panel in panels(unit, unit, bounded):
+        _contrast("contrast", panel, temp, bounded, alike=alike, total=total, half=len(z1))
+    factors, pull = torch.empty_like(alike), torch.empty_like(alike)
+    by_unit = torch.empty_like(unit) if grad else None
+    loss = c_double()
+    op = SettleStruct(
+        *(t.data_ptr() for t in (total, alike, unit, factors, pull)),
+        None if by_unit is None else by_unit.data_ptr(),
+        addressof(loss),
+        len(z1),
+        unit.shape[1],
+        1 / temp,
+        bounded,
+        native.threads(unit.numel()),
+    )
+    native.call("settle", op)
+    value = torch.tensor(loss.value / count, dtype=torch.float32)
+    if by_unit is None:
+        return value, []
+    for panel in panels(unit, unit, bounded):
+        _contrast("weigh", panel, temp, bounded, row=factors, column=factors, half=len(z1))
+        _add_products(by_unit, panel, unit, unit)
+    return value, unit_rows_grad(rows, by_unit, 1 / (temp * count))
+
+
+def logits(
+    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, temp: float
+) -> tuple[Tensor, Tensor]:
+    """(log Σ_{negatives} exp(s_ij), s_{i positives[i]}), [M] each, s = z · every / temp."""
+    bounded = temp >= _LEAST_TEMP
+    wide, others = z.float(), every.float()
+    total, alike = torch.zeros(len(z), dtype=torch.float64), wide.new_empty(len(z))
+    places = ids, positives
+    for panel in panels(wide, others, False):
+        _contrast("contrast", panel, temp, bounded, alike=alike, total=total, places=places)
+    return (total.log().add_(1 / temp) if bounded else total).float(), alike
+
+
+def grad(
+    z: Tensor, every: Tensor, ids: Tensor, positives: Tensor, lse: Tensor, every_lse: Tensor,
+    pull: Tensor, temp: float,
+) -> Tensor:  # fmt: skip
+    """d Σ loss/d z [M, D]; as `fastequi.kernels.nt_xent` describes it."""
+    bounded = temp >= _LEAST_TEMP
+    wide, others, places = z.float(), every.float(), (ids, positives)
+    row, column = lse, every_lse
+    if bounded:
+        row, column = (torch.exp(1 / temp - part) for part in (lse, every_lse))
+    out = others[positives].mul_(-pull[:, None])
+    for panel in panels(wide, others, False):
+        _contrast("weigh", panel, temp, bounded, row=row, column=column, places=places)
+        _add_products(out, panel, wide, others)
+    return out.div_(temp)
+
+
+def _add_products(out: Tensor, panel: Panel, z: Tensor, every: Tensor) -> None:
+    part, first, weights, mirrored = panel
+    out[part].addmm_(weights, every[first:])
+    if mirrored < weights.shape[1]:
+        out[part.stop :].addmm_(weights[:, mirrored:].T, z[part])
+
+
+def _contrast(
+    name: str,
+    panel: Panel,
+    temp: float,
+    bounded: bool,
+    *,
+    alike: Tensor | None = None,
+    total: Tensor | None = None,
+    row: Tensor | None = None,
+    column: Tensor | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
+    half: int = 0,
+) -> None:
+    part, first, s, mirrored = panel
+    own, positive = (None, None) if places is None else (ids[part] for ids in places)
+    row = None if row is None else row[part]
+    column = None if column is None else column[first:]
+    op = ContrastStruct(
+        s.data_ptr(),
+        *(None if t is None else t.data_ptr() for t in (own, positive, alike, total, row, column)),
+        *s.shape,
+        part.start,
+        first,
+        mirrored,
+        half,
+        1 / temp,
+        bounded,
+        native.threads(s.numel()),
+    )
+    native.call(name, op)

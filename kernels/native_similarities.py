@@ -1,0 +1,114 @@
+"""Similarities a panel at a time, and the highest of them: similarities.c through ctypes.
+
+The products are PyTorch's own, of float32. Where rows meet themselves (`every` is z) a panel begins
+at its own first row, so that every product and every power of two is made once for both its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ctypes import Structure, c_int32, c_int64, c_void_p
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native
+
+PANEL = 1 << 18  # similarities at a time: 1 MB stays in the second-level cache
+
+
+class BestStruct(Structure):
+    _fields_ = (
+        ("s", c_void_p),
+        ("own", c_void_p),
+        *((name, c_void_p) for name in ("row_high", "column_high", "row_at", "column_at")),
+        *((name, c_int64) for name in ("matrices", "rows", "columns")),
+        *((name, c_int64) for name in ("first_row", "first_column", "mirrored")),
+        ("threads", c_int32),
+    )
+
+
+class Panel(NamedTuple):
+    """Similarities of some rows and of the columns from `first` on.
+
+    Attributes:
+        part: the rows.
+        first: 0, or the first of the rows where rows meet themselves.
+        s: [rows, columns], dense.
+        mirrored: the first of these columns that is a row that meets these rows; none if past all.
+    """
+
+    part: slice
+    first: int
+    s: Tensor
+    mirrored: int
+
+
+def reads(z: Tensor) -> bool:
+    """Whether the C kernels take such rows; products are in float32."""
+    return z.dtype in (torch.float32, torch.bfloat16, torch.float16) and z.numel() > 0
+
+
+def panels(z: Tensor, every: Tensor, once: bool) -> Iterator[Panel]:
+    """All products z · every, `once`: those of two rows once, for rows that meet themselves."""
+    rows, columns = len(z), len(every)
+    buffer = z.new_empty(max(min(PANEL, rows * columns), columns))
+    start = 0
+    while start < rows:
+        first = start if once else 0
+        wide = columns - first
+        part = slice(start, min(start + max(PANEL // wide, 1), rows))
+        count = part.stop - start
+        s = buffer[: count * wide].view(count, wide)
+        torch.mm(z[part], every[first:].T, out=s)
+        yield Panel(part, first, s, count if once else wide)
+        start = part.stop
+
+
+def nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
+    """[M] int32 rows of `every` with the largest product, but for ids[i]; the first of equals."""
+    once = z.data_ptr() == every.data_ptr() and z.shape == every.shape
+    wide = z.float()
+    others = wide if once else every.float()
+    high = wide.new_full((len(z),), -torch.inf)
+    at = (ids == 0).int()  # some other row, where nothing is above -infinity
+    for part, first, s, mirrored in panels(wide, others, once):
+        columns = high[first:], at[first:]  # none is written where rows do not meet themselves
+        _best(s[None], (high[part], at[part]), columns, ids[part], (part.start, first), mirrored)
+    return at
+
+
+def best(s: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> None:
+    """Of similarities s [matrices, M, N]: every row's and column's highest, and where it is.
+
+    Args:
+        rows, columns: dense float32 and int32 [matrices, M] and [matrices, N], filled.
+    """
+    for high, at in (rows, columns):
+        high.fill_(-torch.inf)
+        at.zero_()
+    _best(s, rows, columns, None, (0, 0), 0)
+
+
+def _best(
+    s: Tensor,
+    rows: tuple[Tensor, Tensor],
+    columns: tuple[Tensor, Tensor],
+    own: Tensor | None,
+    first: tuple[int, int],
+    mirrored: int,
+) -> None:
+    op = BestStruct(
+        s.data_ptr(),
+        None if own is None else own.data_ptr(),
+        rows[0].data_ptr(),
+        columns[0].data_ptr(),
+        rows[1].data_ptr(),
+        columns[1].data_ptr(),
+        *s.shape,
+        *first,
+        mirrored,
+        native.threads(s.numel()),
+    )
+    native.call("best", op)

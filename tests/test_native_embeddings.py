@@ -1,0 +1,200 @@
+"""The C kernels of NT-Xent, KoLeo and correspondence: any shape, panel, temperature or build."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastequi.functional import koleo_loss, nt_xent_loss
+from fastequi.kernels import backend, native_similarities, native_unit_rows, nt_xent, toolchain
+from fastequi.kernels.koleo import nearest, nearest_ref
+from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
+
+pytestmark = NEEDS_C
+
+ROWS = st.one_of(st.integers(1, 6), st.integers(30, 36), st.integers(60, 70))
+
+
+@pytest.fixture
+def native():
+    with backend.force("native"):
+        yield
+
+
+@st.composite
+def views(draw, least=1, narrowest=1):
+    """Two views' embeddings, of any strides."""
+    n, width = max(draw(ROWS), least), draw(st.integers(narrowest, 40))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    first = torch.randn(n, width + 1, generator=generator)
+    both = (
+        first,
+        first
+        + draw(st.sampled_from([0.0, 0.3, 3])) * torch.randn(n, width + 1, generator=generator),
+    )
+    both = [z[:, :-1].to(draw(st.sampled_from([torch.float32, torch.bfloat16]))) for z in both]
+    if draw(st.booleans()):
+        both[0][draw(st.integers(0, n - 1))] = 0
+    if draw(st.booleans()):
+        both[1] = both[1].T.contiguous().T
+    return both
+
+
+def leaves(tensors, dtype=None):
+    return [z.detach().to(dtype or z.dtype).requires_grad_() for z in tensors]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    views(),
+    st.sampled_from([0.01, 0.0241, 0.0243, 0.1, 0.5, 3.0]),
+    st.sampled_from([1, 100, 1000, 1 << 18]),
+)
+def test_fuzz_nt_xent_equals_the_reference(both, temp, panel):
+    """In float64, or of rows of bfloat16, which the reference rounds as well."""
+    both[1] = both[1].to(both[0].dtype)
+    half = both[0].dtype == torch.bfloat16
+    ours, exact = leaves(both), leaves(both, None if half else torch.float64)
+    with pytest.MonkeyPatch.context() as patch, backend.force("native"):
+        patch.setattr(native_similarities, "PANEL", panel)
+        loss = nt_xent_loss(*ours, temperature=temp)
+        loss.backward()
+    expected = nt_xent.nt_xent_loss_ref(*exact, temp)
+    expected.backward()
+    assert abs(loss.item() - expected.item()) <= 1e-5 * max(expected.item(), 1 / temp)
+    for z, other in zip(ours, exact, strict=True):
+        assert z.grad.dtype == z.dtype
+        # of a row: sums of products of two numbers up to 1, over length and temperature
+        size = 2 / (temp * len(z)) / z.detach().float().norm(dim=1, keepdim=True).clamp(min=1e-12)
+        error = (z.grad.double() - other.grad.double()).abs() / size
+        assert error.max() <= (1e-2 if half else 3e-6 / min(temp, 1)), error.max()
+
+
+@settings(max_examples=150, deadline=None)
+@given(views(least=2, narrowest=4), st.sampled_from([1, 100, 1 << 18]))
+def test_fuzz_koleo_equals_pytorch(both, panel):
+    ours, theirs = leaves(both[:1]), leaves(both[:1])
+    with pytest.MonkeyPatch.context() as patch, backend.force("native"):
+        patch.setattr(native_similarities, "PANEL", panel)
+        loss = koleo_loss(*ours)
+    with backend.force("torch"):
+        expected = koleo_loss(*theirs)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    size = theirs[0].grad.float().abs().max().clamp(min=1e-3)
+    assert (ours[0].grad.float() - theirs[0].grad.float()).abs().max() <= 2e-2 * size
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 3), ROWS, st.one_of(st.integers(1, 40), st.integers(505, 530)),
+    st.integers(0, 999), st.booleans(),
+)  # fmt: skip
+def test_fuzz_the_highest_of_rows_and_columns(matrices, rows, columns, seed, bad):
+    generator = torch.Generator().manual_seed(seed)
+    s = torch.randint(-9, 9, (matrices, rows, columns), generator=generator).float()
+    if bad:
+        flat = s.view(-1)
+        for value in (math.nan, math.inf, -math.inf):
+            flat[torch.randint(len(flat), (3,), generator=generator)] = value
+    found = [(torch.empty(matrices, n), torch.empty(matrices, n).int()) for n in (rows, columns)]
+    native_similarities.best(s.clone(), *found)
+    for (high, at), axis in zip(found, (2, 1), strict=True):
+        wanted, place = s.max(axis)
+        torch.testing.assert_close(high, wanted, rtol=0, atol=0, equal_nan=True)
+        assert (at == place).logical_or(wanted == -torch.inf).all()  # the first of equals
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 70), st.integers(0, 999), st.sampled_from([1, 64, 500]), st.integers(0, 40))
+def test_fuzz_the_nearest_of_rows_that_meet_once(rows, seed, panel, first):
+    # whole numbers: products are exact, and many are equal
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randint(-2, 3, (rows, 5), generator=generator).float()
+    ids = torch.arange(rows)
+    some = slice(min(first, rows - 1), None)
+    with pytest.MonkeyPatch.context() as patch, backend.force("native"):
+        patch.setattr(native_similarities, "PANEL", panel)
+        assert torch.equal(nearest(z, z, ids), nearest_ref(z, z, ids))
+        assert torch.equal(nearest(z[some], z, ids[some]), nearest_ref(z[some], z, ids[some]))
+
+
+@pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
+def test_every_instruction_set_agrees(isa, monkeypatch):
+    z1, z2 = torch.randn(2, 70, 45, generator=torch.Generator().manual_seed(0)).unbind()
+
+    def outcome():
+        with backend.force("native"):
+            a, b = leaves([z1, z2])
+            (nt_xent_loss(a, b) + nt_xent_loss(a, b, temperature=0.02) + koleo_loss(a)).backward()
+            return a.grad, b.grad
+
+    expected = outcome()
+    with instruction_set(isa, monkeypatch):
+        found = outcome()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_the_number_of_threads_does_not_change_a_bit(native, monkeypatch):
+    """Of what is done in C; a library's products are given."""
+    unit = F.normalize(torch.randn(140, 33, generator=torch.Generator().manual_seed(0)), dim=-1)
+    given = unit @ unit.T
+    unit, given = unit[:, :1].contiguous(), given.contiguous()
+
+    def product(a, b, out):
+        assert out.shape == given.shape
+        return out.copy_(given)
+
+    monkeypatch.setattr(native_similarities.torch, "mm", product)
+
+    def call():
+        z = unit[:70].clone(), unit[70:].clone()
+        rows = native_unit_rows.unit_rows(z, 1e-12, True)
+        return rows.unit, rows.inverse, nearest(unit, unit, torch.arange(140)), *logits()
+
+    def logits():
+        ids = torch.arange(140)
+        return nt_xent.logits_op(unit, unit, ids, ids.roll(70), 0.1)
+
+    expect_the_same_bits_of_any_threads(call)
+
+
+@pytest.mark.parametrize("temp", [0.01, 0.2])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_rows_make_the_loss_nan(native, temp, bad):
+    z = torch.randn(20, 16)
+    z[3, 5] = bad
+    assert nt_xent_loss(z, torch.randn(20, 16), temperature=temp).isnan()
+    assert koleo_loss(z).isnan()
+
+
+def test_one_gradient_of_two(native):
+    z1, z2 = torch.randn(2, 9, 12).unbind()
+    one, (a, b) = leaves([z1])[0], leaves([z1, z2])
+    nt_xent_loss(one, z2).backward()
+    nt_xent_loss(a, b).backward()
+    assert torch.equal(one.grad, a.grad)
+
+
+def test_another_default_type_changes_nothing(native):
+    z1, z2 = torch.randn(2, 40, 12).unbind()
+    plain = [nt_xent_loss(z1, z2), koleo_loss(z1)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = [nt_xent_loss(z1, z2), koleo_loss(z1)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+
+
+def test_second_derivatives_are_refused(native):
+    z = torch.randn(6, 8, requires_grad=True)
+    for name, loss in (("nt_xent_loss", nt_xent_loss(z, z * 2)), ("koleo_loss", koleo_loss(z))):
+        (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+        with pytest.raises(RuntimeError, match=f"{name}: its gradient is computed"):
+            grad.sum().backward()
