@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from bench.cases import (
     attention,
+    blur,
     crops,
     embeddings,
     encoder_step,
@@ -20,7 +21,7 @@ from bench.cases import (
 from bench.opbench import OpBench
 
 _MODULES = (
-    *(warp_recon, linear_recon, warp, rot90_batch, prototypes, embeddings, crops),
+    *(warp_recon, linear_recon, warp, blur, rot90_batch, prototypes, embeddings, crops),
     *(attention, encoder_step, tir_overhead, train_step),
 )
 

@@ -7,7 +7,8 @@ Replaces, for every image b and step k::
     out = F.conv2d(F.conv2d(x, w[None, :]), w[:, None])      # per image: σ differs
     out = (out - mean) / std
 
-Never materialised: the float image, the padded image, the half-blurred image. See `blur.py`.
+Never materialised: the float image, the padded image, the half-blurred image. See `blur.py`, and
+`blur.c` for CPUs.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastequi.kernels import native_blur
 from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import transformed, use_triton
+from fastequi.kernels.backend import transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch, radius
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import color_ref, to_float
@@ -38,6 +40,9 @@ def _compute(
     target = BlurTarget(mean=mean, std=std, max_sigma=max_sigma)
     if use_triton(image):
         launch(out, image, sigma, target, out, False)
+        return out
+    if use_native(image) and native_blur.makes(image, dtype, max_sigma):
+        native_blur.blur(out, image, sigma, target)
         return out
     for part in chunks_of(out):
         out[part] = gaussian_blur_ref(image[part], sigma[part], target, dtype)

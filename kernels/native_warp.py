@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from fastequi.kernels import native
 from fastequi.kernels.target import Sums, Target
 
-_LOSSES = {"mse": 0, "l1": 1, "smooth_l1": 2}
+LOSSES = {"mse": 0, "l1": 1, "smooth_l1": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
-_STREAM_BYTES = 32 << 20  # a gradient beyond the caches is written past them
+STREAM_BYTES = 32 << 20  # a gradient beyond the caches is written past them
 
 
 class ImageStruct(Structure):
@@ -69,7 +70,7 @@ def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target
     """Fills `out` [B, K, C, H, W], dense, uint8, float32 or bfloat16."""
     theta, color = _dense(theta), None if color is None else _dense(color)
     op = WarpStruct(
-        _image(image),
+        image_struct(image),
         _grid(theta, color, target),
         out.data_ptr(),
         native.DTYPES[out.dtype],
@@ -80,10 +81,10 @@ def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target
 
 def reads(pred: Tensor, patch_size: int) -> bool:
     """Whether the C loss takes such a prediction: its type, and rows without gaps."""
-    return pred.dtype in (torch.float32, torch.bfloat16) and _rows(pred, patch_size) is not None
+    return pred.dtype in (torch.float32, torch.bfloat16) and rows_of(pred, patch_size) is not None
 
 
-def _rows(pred: Tensor, patch_size: int) -> str | None:
+def rows_of(pred: Tensor, patch_size: int) -> str | None:
     """How a row of the prediction lies in memory: "planar", "interleaved" or, with gaps, None."""
     if patch_size:
         return "interleaved" if pred.stride(-1) == 1 else None
@@ -109,23 +110,23 @@ def warp_recon(
     total, count, grad, dtheta = sums
     grad_bytes = grad.numel() * grad.element_size()
     op = WarpReconStruct(
-        _image(image),
+        image_struct(image),
         _grid(theta, color, target),
         *(t.data_ptr() if t.numel() else None for t in (pred, grad, total, count, dtheta)),
         (c_int64 * 5)(*pred.stride()[:2], *inner),
         grad_bytes,
         weight,
         native.DTYPES[pred.dtype],
-        _LOSSES[target.loss],
+        LOSSES[target.loss],
         target.patch_size,
-        _rows(pred, target.patch_size) == "planar",
-        grad_bytes > _STREAM_BYTES,
+        rows_of(pred, target.patch_size) == "planar",
+        grad_bytes > STREAM_BYTES,
         native.threads(pred.numel()),
     )
     native.call("warp_recon", op)
 
 
-def _image(image: Tensor) -> ImageStruct:
+def image_struct(image: Tensor) -> ImageStruct:
     return ImageStruct(
         image.data_ptr(),
         (c_int64 * 4)(*image.stride()),
@@ -135,10 +136,7 @@ def _image(image: Tensor) -> ImageStruct:
 
 
 def _grid(theta: Tensor, color: Tensor | None, target: Target) -> GridStruct:
-    gain, bias = [1.0] * 4, [0.0] * 4
-    if target.mean is not None and target.std is not None:
-        gain = [1 / s for s in target.std]
-        bias = [-m / s for m, s in zip(target.mean, target.std, strict=True)]
+    gain, bias = gain_and_bias(target.mean, target.std)
     return GridStruct(
         theta.data_ptr(),
         None if color is None else color.data_ptr(),
@@ -149,6 +147,15 @@ def _grid(theta: Tensor, color: Tensor | None, target: Target) -> GridStruct:
         _PADDINGS[target.padding_mode],
         target.align_corners,
     )
+
+
+def gain_and_bias(
+    mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[list[float], list[float]]:
+    """Of each of at most four channels: (x - mean) / std = gain x + bias."""
+    if mean is None or std is None:
+        return [1.0] * 4, [0.0] * 4
+    return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -33,9 +33,10 @@ KERNELS = (
     "nt_xent.c",
     "koleo.c",
     "correspondence.c",
+    "blur.c",
 )  # once per instruction set
 COMMON = ("native.c",)
-HEADERS = ("vectors.h", "values.h", "exponentials.h", "packed.h", "spread.h")
+HEADERS = ("vectors.h", "values.h", "exponentials.h", "packed.h", "spread.h", "pixel_loss.h")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 LIBRARY = "libfastequi.so"  # no module is called so: native.so would be imported for native.py
 

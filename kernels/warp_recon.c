@@ -5,9 +5,8 @@
  * its own. Sums of a block are written down and added up in order at the end: the same bits with any
  * number of threads.
  */
+#include "pixel_loss.h"
 #include "spread.h"
-
-enum { MSE, L1, SMOOTH_L1 };
 
 typedef struct {
   Image image;
@@ -38,96 +37,6 @@ typedef struct {
   int32_t keep[4 * RUN + 16];
 } Scratch;
 
-/* Error and slope of as many differences as a vector has. */
-INLINE vf error(vf d, int32_t loss, vf *slope) {
-  if (loss == MSE) {
-    *slope = d + d;
-    return d * d;
-  }
-  vf size = (vf)((vi)d & 0x7fffffff);
-  vf sign = (vf)(((vi)d & (int32_t)0x80000000) | (vi)splat(1.0f));
-  sign = pick(d != 0.0f, sign, d); /* 0 at 0 */
-  sign = pick(d != d, d, sign);    /* NaN at NaN */
-  if (loss == L1) {
-    *slope = sign;
-    return size;
-  }
-  vi small = size < 1.0f;
-  *slope = pick(small, d, sign);
-  return pick(small, 0.5f * d * d, size - 0.5f);
-}
-
-/* What the error of values is made from; those that `keep` masks out count nothing. */
-typedef struct {
-  const float *target;
-  const void *pred;
-  void *grad;
-  float weight;
-  float *slopes;       /* or NULL */
-  const int32_t *keep; /* or NULL */
-} Values;
-
-/* Errors of a vector of values from `i` of the target on, their gradient written. */
-INLINE vf error_at(
-    const Values *of, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
-  vf slope, d = load(of->pred, at + i, dtype) - AT(vf, of->target + i);
-  if (of->keep) d = (vf)((vi)d & AT(vi, of->keep + i));
-  vf size = error(d, loss, &slope);
-  if (of->grad) store(of->grad, at + i, of->weight * slope, dtype, stream);
-  if (of->slopes) AT(vf, of->slopes + i) = slope;
-  return size;
-}
-
-/* Sum of the error of n values, the gradient written. */
-INLINE double error_of(
-    Values of, int64_t at, int64_t n, int32_t dtype, int32_t loss, int stream) {
-  vf a = splat(0.0f), b = a, c = a, d = a; /* four sums: none waits for its last addition */
-  int64_t i = 0;
-  for (; i + 4 * LANES <= n; i += 4 * LANES) {
-    a += error_at(&of, i, at, dtype, loss, stream);
-    b += error_at(&of, i + LANES, at, dtype, loss, stream);
-    c += error_at(&of, i + 2 * LANES, at, dtype, loss, stream);
-    d += error_at(&of, i + 3 * LANES, at, dtype, loss, stream);
-  }
-  for (; i + LANES <= n; i += LANES) a += error_at(&of, i, at, dtype, loss, stream);
-  vf sum = (a + b) + (c + d);
-  double total = 0;
-  for (int lane = 0; lane < LANES; lane++) total += sum[lane];
-  for (; i < n; i++) { /* fewer than a vector left */
-    float value = dtype == FLOAT32 ? ((const float *)of.pred)[at + i]
-                                   : from_bf16(((const uint16_t *)of.pred)[at + i]);
-    vf slope, d = splat(value - of.target[i]);
-    if (of.keep) d = (vf)((vi)d & of.keep[i]);
-    total += error(d, loss, &slope)[0];
-    if (of.slopes) of.slopes[i] = slope[0];
-    if (of.grad && dtype == FLOAT32) ((float *)of.grad)[at + i] = of.weight * slope[0];
-    if (of.grad && dtype == BFLOAT16) ((uint16_t *)of.grad)[at + i] = to_bf16(of.weight * slope[0]);
-  }
-  return total;
-}
-
-CALLED double error_run(
-    const WarpRecon *op, const float *target, float *slopes, const int32_t *keep, int64_t at,
-    int64_t n) {
-#define ERROR(dtype, loss, slopes, keep, stream)                                              \
-  error_of((Values){target, op->pred, op->grad, op->weight, slopes, keep}, at, n, dtype, loss, \
-           stream)
-#define BY_LOSS(dtype, slopes, keep, stream)                       \
-  (op->loss == MSE  ? ERROR(dtype, MSE, slopes, keep, stream)      \
-   : op->loss == L1 ? ERROR(dtype, L1, slopes, keep, stream)       \
-                    : ERROR(dtype, SMOOTH_L1, slopes, keep, stream))
-#define BY_CASE(dtype)                                                     \
-  (keep || slopes ? BY_LOSS(dtype, slopes, keep, 0)                        \
-   : stream       ? BY_LOSS(dtype, NULL, NULL, 1)                          \
-                  : BY_LOSS(dtype, NULL, NULL, 0))
-  int64_t width = op->dtype == FLOAT32 ? 4 : 2;
-  int stream = op->stream && op->grad && ((uintptr_t)op->grad + at * width) % (LANES * width) == 0;
-  return op->dtype == FLOAT32 ? BY_CASE(FLOAT32) : BY_CASE(BFLOAT16);
-#undef BY_CASE
-#undef ERROR
-#undef BY_LOSS
-}
-
 INLINE void fetch(const WarpRecon *op, int64_t at, int64_t n) {
   int64_t width = op->dtype == FLOAT32 ? 4 : 2;
   const char *first = (const char *)op->pred + at * width;
@@ -147,13 +56,14 @@ CALLED void run(
   locate_run(&scratch->taps, width, rows, x0, y0, affine, &op->grid, &op->image, derivatives, mask);
   sample_run(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, n, texels,
              pitch_of(&op->image), mixer, channels, planar, derivatives);
+  Prediction given = {op->pred, op->grad, op->weight, op->dtype, op->loss, op->stream};
   const int32_t *keep = mask ? scratch->taps.keep : NULL;
   float *slopes = derivatives ? scratch->slope : NULL;
   if (mask)
     for (int64_t i = 0; i < n; i++) sums->count -= keep[i] * channels;
   if (planar) {
     for (int32_t c = 0; c < channels; c++)
-      sums->total += error_run(op, scratch->target + c * RUN, slopes ? slopes + c * RUN : NULL, keep,
+      sums->total += error_run(&given, scratch->target + c * RUN, slopes ? slopes + c * RUN : NULL, keep,
                                at + c * op->pred_stride[2], n);
   } else {
     if (mask) {
@@ -161,7 +71,7 @@ CALLED void run(
         for (int32_t c = 0; c < channels; c++) scratch->keep[i * channels + c] = keep[i];
       keep = scratch->keep;
     }
-    sums->total += error_run(op, scratch->target, slopes, keep, at, n * channels);
+    sums->total += error_run(&given, scratch->target, slopes, keep, at, n * channels);
   }
   if (!derivatives) return;
   int64_t pixel = planar ? 1 : channels, channel = planar ? RUN : 1;

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bench.cases import warp_recon
+from bench.cases import blur, warp_recon
 from bench.cases.geometry import DTYPES, MEAN, STD, images, itemsize, theta
 from bench.opbench import Inputs, OpBench, Provider
 from bench.providers import Signature
@@ -19,10 +18,8 @@ from fastequi.functional import (
     linear_warp_recon_loss,
     warp_recon_loss,
 )
-from fastequi.kernels.pixel_loss import patchify
 
 PATCH, VALUES = warp_recon.PATCH, warp_recon.PATCH**2 * 3
-MAX_SIGMA, RADIUS = 2.0, 8
 
 
 class Path(NamedTuple):
@@ -42,22 +39,6 @@ class Path(NamedTuple):
     fused: Callable[..., Tensor]
 
 
-def blur_chain(pred: Tensor, image: Tensor, sigma: Tensor, size: int) -> Tensor:
-    """Two grouped convolutions, each image and step with its own kernel."""
-    batch, steps = sigma.shape
-    offsets = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
-    kernel = torch.exp(-offsets.square() / (2 * sigma.flatten()[:, None].square()))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
-    wide = (image.to(sigma.dtype) / 255).repeat_interleave(steps, 0).flatten(0, 1)[None]
-    wide = F.pad(wide, [RADIUS] * 4, mode="reflect")
-    groups = batch * steps * 3
-    half = F.conv2d(wide, kernel[:, :, None], groups=groups)
-    target = F.conv2d(half, kernel[:, :, :, None], groups=groups)
-    mean, std = (torch.tensor(v, device=pred.device).to(target)[:, None, None] for v in (MEAN, STD))
-    target = (target.view(batch, steps, 3, size, size) - mean) / std
-    return F.mse_loss(pred.to(sigma.dtype), patchify(target, PATCH))
-
-
 WARP = Path(
     "the path loss",
     lambda batch, steps, device: theta("mixed", batch, steps, device),
@@ -67,10 +48,8 @@ WARP = Path(
 )
 BLUR = Path(
     "the loss against blurred images",
-    lambda batch, steps, device: torch.linspace(0.3, MAX_SIGMA, batch * steps, device=device).view(
-        batch, steps
-    ),
-    blur_chain,
+    blur.sigmas,
+    blur.blur_chain,
     blur_recon_loss,
     linear_blur_recon_loss,
 )

@@ -1,0 +1,105 @@
+"""Gaussian blur and the loss against blurred images in C: blur.c through ctypes."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native
+from fastequi.kernels.blur import radius
+from fastequi.kernels.native_warp import (
+    LOSSES,
+    STREAM_BYTES,
+    ImageStruct,
+    gain_and_bias,
+    image_struct,
+    rows_of,
+)
+from fastequi.kernels.target import BlurTarget
+
+_MOST = 256  # pixels that a blurred pixel may depend on at a side
+_FLOATS = (torch.float32, torch.bfloat16)
+
+
+class BlurStruct(Structure):
+    _fields_ = (
+        ("image", ImageStruct),
+        *((name, c_void_p) for name in ("sigma", "out", "pred", "grad", "total")),
+        ("pred_stride", c_int64 * 5),
+        ("grad_bytes", c_int64),
+        ("gain", c_float * 4),
+        ("bias", c_float * 4),
+        *((name, c_float) for name in ("weight", "most")),
+        *((name, c_int32) for name in ("batch", "steps", "reach")),
+        *((name, c_int32) for name in ("dtype", "loss", "patch", "planar", "stream", "threads")),
+    )
+
+
+def makes(image: Tensor, dtype: torch.dtype, max_sigma: float) -> bool:
+    """Whether C blurs such an image into that type."""
+    fits = image.dtype in native.DTYPES and 1 <= image.shape[1] <= 4 and dtype in _FLOATS
+    return fits and radius(max_sigma) <= _MOST
+
+
+def compares(pred: Tensor, image: Tensor, target: BlurTarget, compute: torch.dtype) -> bool:
+    """Whether C takes such a prediction: its type, and rows without gaps."""
+    fits = makes(image, pred.dtype, target.max_sigma) and compute == torch.float32
+    return fits and rows_of(pred, target.patch_size) is not None
+
+
+def blur(out: Tensor, image: Tensor, sigma: Tensor, target: BlurTarget) -> None:
+    """Fills `out` [B, K, C, H, W], dense, float32 or bfloat16."""
+    _run(image, sigma, target, out, None, 1.0, None, None)
+
+
+def blur_recon(
+    pred: Tensor,
+    image: Tensor,
+    sigma: Tensor,
+    target: BlurTarget,
+    weight: float,
+    total: Tensor,
+    grad: Tensor,
+) -> None:
+    """Fills total [B, K], `weight` times the sums of errors, and their gradient if not empty."""
+    _run(image, sigma, target, None, pred, weight, total, grad if grad.numel() else None)
+
+
+def _run(
+    image: Tensor,
+    sigma: Tensor,
+    target: BlurTarget,
+    out: Tensor | None,
+    pred: Tensor | None,
+    weight: float,
+    total: Tensor | None,
+    grad: Tensor | None,
+) -> None:
+    patch, made = target.patch_size, out if pred is None else pred
+    assert made is not None
+    sigma = sigma.detach().to(torch.float32).contiguous()
+    scale = 1 / 255 if image.dtype == torch.uint8 else 1.0
+    gain, bias = gain_and_bias(target.mean, target.std)
+    inner = (made.stride(2), 1, 1) if patch else made.stride()[2:]
+    grad_bytes = 0 if grad is None else grad.numel() * grad.element_size()
+    op = BlurStruct(
+        image_struct(image),
+        *(None if t is None else t.data_ptr() for t in (sigma, out, pred, grad, total)),
+        (c_int64 * 5)(*made.stride()[:2], *inner),
+        grad_bytes,
+        (c_float * 4)(*(value * scale for value in gain)),
+        (c_float * 4)(*bias),
+        weight,
+        target.max_sigma,
+        *sigma.shape,
+        radius(target.max_sigma),
+        native.DTYPES[made.dtype],
+        LOSSES.get(target.loss, 0),
+        patch,
+        rows_of(made, patch) == "planar",
+        grad_bytes > STREAM_BYTES,
+        native.threads(made.numel()),
+    )
+    native.call("blur", op)

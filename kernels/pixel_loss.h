@@ -1,0 +1,106 @@
+/* Errors of predictions and their gradients, of values that follow one another in memory. */
+#ifndef FASTEQUI_PIXEL_LOSS_H
+#define FASTEQUI_PIXEL_LOSS_H
+
+#include "values.h"
+
+enum { MSE, L1, SMOOTH_L1 };
+
+/* Error and slope of as many differences as a vector has. */
+INLINE vf error(vf d, int32_t loss, vf *slope) {
+  if (loss == MSE) {
+    *slope = d + d;
+    return d * d;
+  }
+  vf size = (vf)((vi)d & 0x7fffffff);
+  vf sign = (vf)(((vi)d & (int32_t)0x80000000) | (vi)splat(1.0f));
+  sign = pick(d != 0.0f, sign, d); /* 0 at 0 */
+  sign = pick(d != d, d, sign);    /* NaN at NaN */
+  if (loss == L1) {
+    *slope = sign;
+    return size;
+  }
+  vi small = size < 1.0f;
+  *slope = pick(small, d, sign);
+  return pick(small, 0.5f * d * d, size - 0.5f);
+}
+
+/* What the error of values is made from; those that `keep` masks out count nothing. */
+typedef struct {
+  const float *target;
+  const void *pred;
+  void *grad;
+  float weight;
+  float *slopes;       /* or NULL */
+  const int32_t *keep; /* or NULL */
+} Values;
+
+/* Errors of a vector of values from `i` of the target on, their gradient written. */
+INLINE vf error_at(
+    const Values *of, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
+  vf slope, d = load(of->pred, at + i, dtype) - AT(vf, of->target + i);
+  if (of->keep) d = (vf)((vi)d & AT(vi, of->keep + i));
+  vf size = error(d, loss, &slope);
+  if (of->grad) store(of->grad, at + i, of->weight * slope, dtype, stream);
+  if (of->slopes) AT(vf, of->slopes + i) = slope;
+  return size;
+}
+
+/* Sum of the error of n values, the gradient written. */
+INLINE double error_of(
+    Values of, int64_t at, int64_t n, int32_t dtype, int32_t loss, int stream) {
+  vf a = splat(0.0f), b = a, c = a, d = a; /* four sums: none waits for its last addition */
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    a += error_at(&of, i, at, dtype, loss, stream);
+    b += error_at(&of, i + LANES, at, dtype, loss, stream);
+    c += error_at(&of, i + 2 * LANES, at, dtype, loss, stream);
+    d += error_at(&of, i + 3 * LANES, at, dtype, loss, stream);
+  }
+  for (; i + LANES <= n; i += LANES) a += error_at(&of, i, at, dtype, loss, stream);
+  vf sum = (a + b) + (c + d);
+  double total = 0;
+  for (int lane = 0; lane < LANES; lane++) total += sum[lane];
+  for (; i < n; i++) { /* fewer than a vector left */
+    vf slope, d = splat(value_at(of.pred, at + i, dtype) - of.target[i]);
+    if (of.keep) d = (vf)((vi)d & of.keep[i]);
+    total += error(d, loss, &slope)[0];
+    if (of.slopes) of.slopes[i] = slope[0];
+    if (of.grad) put(of.grad, at + i, of.weight * slope[0], dtype);
+  }
+  return total;
+}
+
+/* A prediction and what is made of it. */
+typedef struct {
+  const void *pred;
+  void *grad;   /* as pred, or NULL */
+  float weight; /* of the gradient */
+  int32_t dtype, loss;
+  int32_t stream; /* write the gradient past the caches */
+} Prediction;
+
+/* Sum of the errors of the n values from `at` on, of runs of them; the gradient is written. */
+CALLED double error_run(
+    const Prediction *op, const float *target, float *slopes, const int32_t *keep, int64_t at,
+    int64_t n) {
+#define ERROR(dtype, loss, slopes, keep, stream)                                              \
+  error_of((Values){target, op->pred, op->grad, op->weight, slopes, keep}, at, n, dtype, loss, \
+           stream)
+#define BY_LOSS(dtype, slopes, keep, stream)                       \
+  (op->loss == MSE  ? ERROR(dtype, MSE, slopes, keep, stream)      \
+   : op->loss == L1 ? ERROR(dtype, L1, slopes, keep, stream)       \
+                    : ERROR(dtype, SMOOTH_L1, slopes, keep, stream))
+#define BY_CASE(dtype)                                                     \
+  (keep || slopes ? BY_LOSS(dtype, slopes, keep, 0)                        \
+   : stream       ? BY_LOSS(dtype, NULL, NULL, 1)                          \
+                  : BY_LOSS(dtype, NULL, NULL, 0))
+  int64_t width = op->dtype == FLOAT32 ? 4 : 2;
+  int stream = op->stream && op->grad && ((uintptr_t)op->grad + at * width) % (LANES * width) == 0;
+  return op->dtype == FLOAT32 ? BY_CASE(FLOAT32) : BY_CASE(BFLOAT16);
+#undef BY_CASE
+#undef ERROR
+#undef BY_LOSS
+}
+
+#endif
