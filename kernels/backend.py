@@ -79,8 +79,18 @@ def use_triton(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cuda" and TRITON_ERROR is None
 
 
+@torch.compiler.assume_constant_result
+def _c_runs() -> bool:
+    """Whether there are C kernels; compilers do not look into how it is found out."""
+    return native.obstacle() is None
+
+
 def use_native(tensor: torch.Tensor) -> bool:
-    return not transformed() and choose(tensor.device)[0] == "native"
+    if transformed():
+        return False
+    if _forced is not None:
+        return _forced == "native"
+    return tensor.device.type == "cpu" and _c_runs()
 
 
 @functools.cache

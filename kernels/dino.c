@@ -17,8 +17,7 @@ typedef struct {
   const float *weight;   /* [rows] */
   const float *row;      /* of the teacher, a number each; or NULL: its softmax */
   const float *column;   /* [columns], or NULL */
-  const float *lse;      /* [rows] of all columns, where these are some of them: the loss is then their
-                            share without it; or NULL */
+  const float *lse;      /* [rows] of all columns, where these are some of them; or NULL */
   float *loss;           /* [rows] */
   int64_t student_stride, teacher_stride, grad_stride, rows, columns;
   float student_scale, teacher_scale; /* 1 / temperature */
@@ -41,7 +40,7 @@ CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
       int64_t size = op->columns - at < PART ? op->columns - at : PART;
       size = read_part(part, teacher, op->teacher_dtype, op->column, at, size, scale);
       for (int64_t i = 0; i < size; i += LANES) {
-        vf value = exp2_of(AT(vf, part + i) - shift);
+        vf value = exp2_or_0(AT(vf, part + i) - shift);
         if (found) value += AT(vf, wanted + at + i);
         AT(vf, wanted + at + i) = value;
       }
@@ -51,7 +50,10 @@ CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
   return found;
 }
 
-/* weight (n LSE(x) - Σ Q x), x = student / temperature, and its gradient; in powers of two. */
+/* Q (lse - x), the cross-entropy of some columns; 0 where Q is, as for logits that are masked out. */
+INLINE vf crossed(vf q, vf x, float lse) { return pick(q == 0.0f, q, q * (lse - x)); }
+
+/* weight Σ Q (LSE(x) - x), x = student / temperature, and its gradient; in powers of two. */
 CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted) {
   const void *student = row_of(op->student, r, op->student_stride, op->student_dtype);
   float scale = op->student_scale * LOG2E, factor = op->student_scale * op->weight[r];
@@ -67,28 +69,33 @@ CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted
     vf sum = splat(0.0f);
     for (; i + LANES <= n; i += LANES) {
       vf x = AT(vf, part + i), q = AT(vf, wanted + at + i);
-      sum += q * x;
+      sum += crossed(q, x, lse);
       if (grad) store(grad, at + i, (count * exp2_of(x - lse) - q) * factor, op->student_dtype, 0);
     }
     if (i < n) {
       vf x = AT(vf, part + i), q = AT(vf, wanted + at + i);
-      vf slope = (count * exp2_of(x - lse) - q) * factor;
+      vf slope = (count * exp2_of(x - lse) - q) * factor, each = crossed(q, x, lse);
       for (int64_t j = 0; i + j < n; j++) {
-        dot += q[j] * x[j];
+        dot += each[j];
         if (!grad) continue;
         put(grad, at + i + j, slope[j], op->student_dtype);
       }
     }
     dot += sum_of(sum);
   }
-  if (op->lse) count = 0;
-  return (float)(op->weight[r] * (count * (double)lse - dot) / 1.44269504088896341);
+  return (float)(op->weight[r] * dot / 1.44269504088896341);
 }
 
 INLINE int same(const int32_t *a, const int32_t *b, int32_t n) {
   for (int32_t i = 0; i < n; i++)
     if (a[i] != b[i]) return 0;
   return 1;
+}
+
+INLINE int any(const int32_t *pairs, int32_t n) {
+  for (int32_t i = 0; i < n; i++)
+    if (pairs[i] >= 0) return 1;
+  return 0;
 }
 
 const int64_t EXPORT(dino_bytes) = sizeof(Dino);
@@ -105,16 +112,15 @@ int EXPORT(dino)(const Dino *op) {
 #pragma omp for schedule(dynamic, AT_ONCE)
     for (int64_t i = 0; i < op->rows; i++) {
       int64_t r = op->order ? op->order[i] : i;
-      if (op->weight[r] == 0.0f) {
+      const int32_t *pairs = op->pairs + r * op->teachers;
+      if (op->weight[r] == 0.0f || !any(pairs, op->teachers)) { /* is not read */
         op->loss[r] = 0;
         if (op->grad)
           memset((void *)row_of(op->grad, r, op->grad_stride, op->student_dtype), 0,
                  op->columns * (op->student_dtype == FLOAT32 ? 4 : 2));
         continue;
       }
-      const int32_t *pairs = op->pairs + r * op->teachers;
       if (!known || !same(known, pairs, op->teachers)) count = add_teachers(op, known = pairs, wanted);
-      if (!count) memset(wanted, 0, width * sizeof(float));
       op->loss[r] = loss_of(op, r, (float)count, wanted);
     }
   }

@@ -10,7 +10,7 @@ Never materialised: the teacher's distribution, the log-probabilities, gathered 
 distribution is known by one number per row and one per column: a centred softmax has
 column = center / teacher_temp and row = log-sum-exp of what is left; Sinkhorn-Knopp's balancing
 factors are of the same form. The teachers of one row are added before they meet it, since
-Σ_t CE(q_t, s) = n · LSE(s) - (Σ_t q_t) · s, and the gradient, (n · softmax(s) - Σ_t q_t) /
+Σ_t CE(q_t, s) = Σ_n (Σ_t q_t) (LSE(s) - s), and the gradient, (n · softmax(s) - Σ_t q_t) /
 student_temp, is written in the same pass, over the logits themselves if the caller allows it.
 
 Bytes per value: a student's row is read once from memory (its second pass, a row later, finds
@@ -22,7 +22,7 @@ On a CPU dino.c does the same for float32 and bfloat16: rows that meet the same 
 another there, so that a sum of teachers is made once for all of them.
 
 Instructions per value of the student with two teachers, gradient included (sm_90, the two loops'
-bodies; tests/test_offline_compile.py counts the whole kernel, 54): 8 + 24, of which 4 exponentials
+bodies; tests/test_offline_compile.py counts the whole kernel, 55): 8 + 25, of which 4 exponentials
 at a quarter of the rate. On an H200 10 views of 64 images at 65,536 prototypes are then to be
 expected at 47 µs at best, where memory (200 MB at 4.3 TB/s), issue (45 µs) and exponentials (45 µs)
 all end.
@@ -101,9 +101,9 @@ def dino_kernel(
     BLOCK: tl.constexpr,
     VEC: tl.constexpr,
 ):
-    # loss[r] = weight[r] (n LSE(x) - Σ_n Q x), x = student / temp, Q = Σ_t q_t; without row numbers
-    # there is one teacher per row at most, and its softmax is found beside the student's; with the
-    # student's LSE given these are some of its columns, and loss[r] is their share of -Q x.
+    # loss[r] = weight[r] Σ_n Q (LSE(x) - x), x = student / temp, Q = Σ_t q_t, where Q is not 0;
+    # without row numbers there is one teacher per row at most, and its softmax is found beside the
+    # student's; with the student's LSE given these are some of its columns.
     # Powers of two, as in sinkhorn.py.
     LOG2E: tl.constexpr = 1.4426950408889634
     r = tl.program_id(0).to(tl.int64)
@@ -113,7 +113,10 @@ def dino_kernel(
     student = student_ptr + r * stride_s
     to_x = student_scale * LOG2E
     to_y = teacher_scale * LOG2E
-    if weight == 0.0:
+    count = 0.0
+    for p in tl.static_range(PAIRS):
+        count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
+    if weight * count == 0.0:
         tl.store(loss_ptr + r, 0.0)
         if GRAD:
             zeros = tl.zeros([LANES, VEC], tl.float32).to(grad_ptr.dtype.element_ty)
@@ -128,9 +131,6 @@ def dino_kernel(
             if not HAS_ROW:
                 own = teacher_ptr + tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64) * stride_t
                 lse_t = row_log2(own, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
-        count = 0.0
-        for p in tl.static_range(PAIRS):
-            count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
         dot = tl.zeros([LANES], tl.float32)
         factor = student_scale * weight
         for start in range(0, N, BLOCK):
@@ -147,16 +147,19 @@ def dino_kernel(
                     y = load_float32(teacher_ptr + t * stride_t + start, offs, live, FULL)
                     y = tl.exp2(y * to_y - (column + shift))
                     q += y if FULL else tl.where(live, y, 0.0)
+            # bounded, so that a class that is masked out adds 0 times a number: one instruction
+            x = tl.maximum(x * to_x - lse, -1e30, propagate_nan=tl.PropagateNan.ALL)
             dot += tl.sum(q * x, 1)
             if GRAD:
-                slope = (count * tl.exp2(x * to_x - lse) - q) * factor
+                slope = (count * tl.exp2(x) - q) * factor
                 slope = slope.to(grad_ptr.dtype.element_ty)
                 if FULL:
                     tl.store(grad_ptr + r * stride_g + start + offs, slope)
                 else:
                     tl.store(grad_ptr + r * stride_g + start + offs, slope, mask=live)
-        share = 0.0 if HAS_LSE else count * lse / LOG2E
-        tl.store(loss_ptr + r, weight * (share - tl.sum(dot, 0) * student_scale))
+        total = tl.sum(dot, 0)
+        total = tl.where(total < -1e20, float("-inf"), total)  # a logit of -inf that was wanted
+        tl.store(loss_ptr + r, -weight * total / LOG2E)
 
 
 def counted_rows(rows: Tensor, weight: Tensor) -> Tensor:
@@ -248,7 +251,8 @@ def _in_chunks(
     pairs, weight, _, column, student_temp, teacher_temp = target
     wide = loss.dtype
     at_once = max(_CHUNK // student.shape[1], torch.get_num_threads())
-    counts, read = (pairs >= 0).sum(1), weight != 0
+    counts = (pairs >= 0).sum(1)
+    read = (weight != 0) & (counts > 0)
     every = bool(read.all())
     places = torch.arange(0) if every else read.nonzero()[:, 0]
     if not every:
@@ -268,11 +272,11 @@ def _in_chunks(
         each, count = weight[part, None], counts[part, None]
         if shared is None:
             met = pairs[part]
-            wanted = distribution(teacher[met[:, 0].clamp(min=0)]).mul_(met >= 0)
+            wanted = distribution(teacher[met[:, 0].clamp(min=0)])
         else:
             wanted = sum_of_teachers(shared, pairs[part])
         x = student[part].to(wide) / student_temp
-        loss[part] = each[:, 0] * -torch.linalg.vecdot(wanted, F.log_softmax(x, -1))
+        loss[part] = each[:, 0] * -crossed(wanted, F.log_softmax(x, -1))
         if out.numel():
             slope = F.softmax(x, -1).mul_(count).sub_(wanted).mul_(each / student_temp)
             out[part] = slope.to(out.dtype)
@@ -281,10 +285,15 @@ def _in_chunks(
 def sum_of_teachers(q: Tensor, pairs: Tensor) -> Tensor:
     """[R, N] Σ_p q[pairs[r, p]] of the teacher's distributions [Q, N], leaving out pairs of -1."""
     there, first = pairs >= 0, pairs.clamp(min=0)
-    total = q[first[:, 0]].mul_(there[:, :1])
+    total = q[first[:, 0]].masked_fill_(~there[:, :1], 0.0)
     for t in range(1, pairs.shape[1]):
-        total.addcmul_(q[first[:, t]], there[:, t : t + 1].to(q.dtype))
+        total += q[first[:, t]].masked_fill_(~there[:, t : t + 1], 0.0)
     return total
+
+
+def crossed(q: Tensor, logp: Tensor) -> Tensor:
+    """[R] Σ_n q logp; where q is 0 a class adds nothing, whatever logp (a logit may be -inf)."""
+    return torch.linalg.vecdot(q, logp.masked_fill(q == 0, 0.0))
 
 
 def _fake(student, teacher, pairs, weight, *options) -> tuple[Tensor, Tensor]:
@@ -304,12 +313,13 @@ def dino_loss_ref(student: Tensor, teacher: Tensor, target: DINOTarget) -> Tenso
     logit = teacher.to(wide) / teacher_temp
     logit = logit if column is None else logit - column
     q = F.softmax(logit, -1) if row is None else torch.exp(logit - row[:, None])
-    student = counted_rows(student, weight)
+    student = counted_rows(student, torch.where((pairs >= 0).any(1), weight, 0.0))
     logp = F.log_softmax(student.to(wide) / student_temp, -1)
     loss = torch.zeros((), dtype=wide, device=student.device)
     for t in pairs.T:
-        each = -(counted_rows(q[t.clamp(min=0)], weight) * logp).sum(-1)
-        loss = loss + torch.where((t >= 0) & (weight != 0), weight * each, 0.0).sum()
+        met = torch.where((t >= 0) & (weight != 0), weight, 0.0)
+        wanted = counted_rows(q[t.clamp(min=0)], met)
+        loss = loss - (met * (wanted * logp.masked_fill(wanted == 0, 0.0)).sum(-1)).sum()
     return loss
 
 

@@ -32,6 +32,9 @@ INLINE float most_of(vf v) {
   return most;
 }
 
+/* The same, but 0 below -125. */
+INLINE vf exp2_or_0(vf x) { return pick(x < -125.0f, splat(0.0f), exp2_of(x)); }
+
 /* Values at .. at + n of a row, times `scale`, less `column`s times log2 e if there are any; -infinity
  * behind them, to a whole vector. The number of values that makes. */
 INLINE int64_t read_part(
@@ -64,7 +67,7 @@ CALLED float log2_sum(const void *row, int32_t dtype, const float *column, int64
     }
     float highest = most_of(top);
     if (highest > most) {
-      total = most == -INFINITY ? 0 : total * exp2(most - highest);
+      total *= most == -INFINITY ? 0 : exp2(most - highest); /* NaN stays */
       most = highest;
     }
     float base = most == -INFINITY ? 0 : most; /* nothing finite yet */

@@ -68,7 +68,7 @@ def nearest_kernel(
 
 
 def _nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
-    out = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    out = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
     if runs_fused(z):
         config = launch_config(z)
         with torch.cuda.device_of(z):
@@ -85,7 +85,7 @@ def _nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
 
 
 def _fake(z, every, ids) -> Tensor:
-    return z.new_empty(len(z), dtype=torch.int64)
+    return z.new_empty(z.shape[0], dtype=torch.int64)
 
 
 nearest_op = Operator("nearest", _nearest, _fake)
@@ -133,7 +133,7 @@ def unit_rows(z: Tensor, eps: float) -> Tensor:
 
 def spread(every: Tensor, eps: float) -> Tensor:
     """-mean log of the distance of unit rows [N, D] to their nearest."""
-    neighbour = nearest(every, every, torch.arange(len(every), device=every.device))
+    neighbour = nearest(every, every, torch.arange(every.shape[0], device=every.device))
     return -torch.log(F.pairwise_distance(every, every[neighbour], 2, eps) + eps).mean()
 
 

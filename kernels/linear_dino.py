@@ -85,8 +85,7 @@ def _compute(
     lse = _row_lse(student, weight, student_temp, None, chunks)
     if row is None:
         row = _row_lse(teacher, teacher_weight, teacher_temp, column, chunks)
-    count = (pairs >= 0).sum(1)
-    loss = torch.where(row_weight != 0, row_weight * count * lse, 0.0).sum()
+    loss = row_weight.new_zeros(())
     total = torch.zeros(student.shape, dtype=wide, device=student.device) if grad else d_student
     for part in chunks:
         logits = F.linear(student, weight[part]), F.linear(teacher, teacher_weight[part])
@@ -104,14 +103,14 @@ def _compute(
 def _columns(
     student: Tensor, teacher: Tensor, target: dino.DINOTarget, lse: Tensor, grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Some columns' gradient, over the student's logits, and share of the loss, without its LSE."""
+    """Some columns' gradient, over the student's logits, and share of the loss."""
     pairs, row_weight, row, column, student_temp, teacher_temp = target
     if use_triton(student) and torch.float64 not in (student.dtype, teacher.dtype):
         loss = torch.empty(len(student), dtype=row_weight.dtype, device=student.device)
         dino.launch(student, teacher, target, lse, loss, student if grad else None)
         return student, loss.sum()
     if use_native(student) and native_dino.reads(student, teacher, row_weight):
-        loss = torch.empty(len(student), dtype=row_weight.dtype)
+        loss = torch.empty_like(row_weight)
         temps, slope = (student_temp, teacher_temp), student if grad else None
         native_dino.dino(student, teacher, pairs, row_weight, row, column, temps, loss, slope, lse)
         return student, loss.sum()
@@ -120,10 +119,11 @@ def _columns(
     y = teacher.to(wide) / teacher_temp
     wanted = dino.sum_of_teachers(_share(y if column is None else y.sub_(column), row), pairs)
     x = student.to(wide) / student_temp
-    read = row_weight != 0
-    loss = torch.where(read, -row_weight * torch.linalg.vecdot(wanted, x), 0.0)
+    count = (pairs >= 0).sum(1, keepdim=True)
+    read = (row_weight != 0) & (count[:, 0] > 0)
+    loss = torch.where(read, -row_weight * dino.crossed(wanted, x - lse[:, None]), 0.0)
     if grad:
-        slope = _share(x, lse).mul_((pairs >= 0).sum(1, keepdim=True)).sub_(wanted)
+        slope = _share(x, lse).mul_(count).sub_(wanted)
         slope *= (row_weight / student_temp)[:, None]
         student = slope.masked_fill_(~read[:, None], 0.0).to(student.dtype)
     return student, loss.sum()

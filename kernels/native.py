@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastequi.kernels import toolchain
 
@@ -94,6 +95,20 @@ def threads(values: int) -> int:
     """How many threads a kernel gets for so many values: PyTorch's, but where waking one takes
     longer than its share of the work. The results' bits do not depend on it."""
     return min(torch.get_num_threads(), 1 + values // _GRAIN)
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """The address of a tensor's values, for C.
+
+    Raises:
+        RuntimeError: it has none that a CPU can read; better than the end of the process.
+    """
+    if tensor is None:
+        return None
+    address = tensor.data_ptr()
+    if tensor.device.type != "cpu" or tensor.is_neg() or (not address and tensor.numel()):
+        raise RuntimeError(f"CPU kernels in C: expected values in memory, got {tensor.device}")
+    return address
 
 
 def call(name: str, op: Structure) -> None:

@@ -39,13 +39,13 @@ class BlurStruct(Structure):
 
 def makes(image: Tensor, dtype: torch.dtype, max_sigma: float) -> bool:
     """Whether C blurs such an image into that type."""
-    fits = image.dtype in native.DTYPES and 1 <= image.shape[1] <= 4 and dtype in _FLOATS
+    fits = image.dtype in native.DTYPES and not image.is_neg() and 1 <= image.shape[1] <= 4 and dtype in _FLOATS
     return fits and radius(max_sigma) <= _MOST
 
 
 def compares(pred: Tensor, image: Tensor, target: BlurTarget, compute: torch.dtype) -> bool:
     """Whether C takes such a prediction: its type, and rows without gaps."""
-    fits = makes(image, pred.dtype, target.max_sigma) and compute == torch.float32
+    fits = makes(image, pred.dtype, target.max_sigma) and compute == torch.float32 and not pred.is_neg()
     return fits and rows_of(pred, target.patch_size) is not None
 
 
@@ -79,14 +79,14 @@ def _run(
 ) -> None:
     patch, made = target.patch_size, out if pred is None else pred
     assert made is not None
-    sigma = sigma.detach().to(torch.float32).contiguous()
+    sigma = sigma.detach().to(torch.float32).resolve_neg().contiguous()
     scale = 1 / 255 if image.dtype == torch.uint8 else 1.0
     gain, bias = gain_and_bias(target.mean, target.std)
     inner = (made.stride(2), 1, 1) if patch else made.stride()[2:]
     grad_bytes = 0 if grad is None else grad.numel() * grad.element_size()
     op = BlurStruct(
         image_struct(image),
-        *(None if t is None else t.data_ptr() for t in (sigma, out, pred, grad, total)),
+        *(native.pointer(t) for t in (sigma, out, pred, grad, total)),
         (c_int64 * 5)(*made.stride()[:2], *inner),
         grad_bytes,
         (c_float * 4)(*(value * scale for value in gain)),

@@ -23,7 +23,8 @@ class MatchedStruct(Structure):
 
 
 def reads(student: Tensor, teacher: Tensor) -> bool:
-    return student.dtype == teacher.dtype and student.dtype in (torch.float32, torch.bfloat16)
+    known = student.dtype == teacher.dtype and student.dtype in (torch.float32, torch.bfloat16)
+    return known and not teacher.is_neg()
 
 
 def matched(
@@ -45,7 +46,7 @@ def matched(
     places = constants(tuple(pairs), student.device, torch.int32)
     tensors = teacher, places, forth[0], back[0], forth[1], back[1], out
     op = MatchedStruct(
-        *(tensor.data_ptr() for tensor in tensors),
+        *(native.pointer(tensor) for tensor in tensors),
         *teacher.stride()[:3],
         len(pairs) // 2,
         views,

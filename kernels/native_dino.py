@@ -55,15 +55,15 @@ def dino(
             key = key * (len(teacher) + 1) + pairs[:, t]
         order = key.argsort().int()
     tensors = [
-        None if tensor is None else tensor.contiguous()
+        None if tensor is None else tensor.resolve_neg().contiguous()
         for tensor in (pairs, order, weight, row, column, lse)
     ]
     op = DinoStruct(
-        student.data_ptr(),
-        teacher.data_ptr(),
-        None if out is None else out.data_ptr(),
-        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
-        loss.data_ptr(),
+        native.pointer(student),
+        native.pointer(teacher),
+        native.pointer(out),
+        *(native.pointer(tensor) for tensor in tensors),
+        native.pointer(loss),
         student.stride(0),
         teacher.stride(0),
         0 if out is None else out.stride(0),

@@ -25,21 +25,21 @@ def koleo(z: Tensor, eps: float, grad: bool) -> tuple[Tensor, Tensor | None]:
     """(-mean log of the distance to the nearest other row, its gradient by z [N, D] or None)."""
     rows = unit_rows((z,), eps, False)
     unit, count = rows.unit, len(z)
-    at = nearest(unit, unit, torch.arange(count))
+    at = nearest(unit, unit, torch.arange(count, device=z.device))
     distance, by_unit = torch.empty_like(rows.inverse), torch.empty_like(unit) if grad else None
     loss = c_double()
     op = KoLeoStruct(
-        unit.data_ptr(),
-        at.data_ptr(),
-        distance.data_ptr(),
-        None if by_unit is None else by_unit.data_ptr(),
+        native.pointer(unit),
+        native.pointer(at),
+        native.pointer(distance),
+        native.pointer(by_unit),
         addressof(loss),
         *unit.shape,
         eps,
         native.threads(unit.numel()),
     )
     native.call("koleo", op)
-    value = torch.tensor(-loss.value / count, dtype=torch.float32)
+    value = unit.new_tensor(-loss.value / count)
     if by_unit is None:
         return value, None
     return value, unit_rows_grad(rows, by_unit, -1 / count)[0]

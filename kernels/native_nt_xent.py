@@ -38,15 +38,15 @@ def nt_xent(z1: Tensor, z2: Tensor, temp: float, grad: bool) -> tuple[Tensor, li
     """(the loss of two views [N, D], its gradients by them or none), normalisation included."""
     rows = unit_rows((z1, z2), _EPS, True)
     unit, bounded, count = rows.unit, temp >= _LEAST_TEMP, len(rows.unit)
-    total, alike = torch.zeros(count, dtype=torch.float64), torch.empty_like(rows.inverse)
+    total, alike = unit.new_zeros(count, dtype=torch.float64), torch.empty_like(rows.inverse)
     for panel in panels(unit, unit, bounded):
         _contrast("contrast", panel, temp, bounded, alike=alike, total=total, half=len(z1))
     factors, pull = torch.empty_like(alike), torch.empty_like(alike)
     by_unit = torch.empty_like(unit) if grad else None
     loss = c_double()
     op = SettleStruct(
-        *(t.data_ptr() for t in (total, alike, unit, factors, pull)),
-        None if by_unit is None else by_unit.data_ptr(),
+        *(native.pointer(t) for t in (total, alike, unit, factors, pull)),
+        native.pointer(by_unit),
         addressof(loss),
         len(z1),
         unit.shape[1],
@@ -55,7 +55,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temp: float, grad: bool) -> tuple[Tensor, li
         native.threads(unit.numel()),
     )
     native.call("settle", op)
-    value = torch.tensor(loss.value / count, dtype=torch.float32)
+    value = unit.new_tensor(loss.value / count)
     if by_unit is None:
         return value, []
     for panel in panels(unit, unit, bounded):
@@ -70,7 +70,7 @@ def logits(
     """(log Σ_{negatives} exp(s_ij), s_{i positives[i]}), [M] each, s = z · every / temp."""
     bounded = temp >= _LEAST_TEMP
     wide, others = z.float(), every.float()
-    total, alike = torch.zeros(len(z), dtype=torch.float64), wide.new_empty(len(z))
+    total, alike = wide.new_zeros(len(z), dtype=torch.float64), wide.new_empty(len(z))
     places = ids, positives
     for panel in panels(wide, others, False):
         _contrast("contrast", panel, temp, bounded, alike=alike, total=total, places=places)
@@ -119,8 +119,8 @@ def _contrast(
     row = None if row is None else row[part]
     column = None if column is None else column[first:]
     op = ContrastStruct(
-        s.data_ptr(),
-        *(None if t is None else t.data_ptr() for t in (own, positive, alike, total, row, column)),
+        native.pointer(s),
+        *(native.pointer(t) for t in (own, positive, alike, total, row, column)),
         *s.shape,
         part.start,
         first,

@@ -28,11 +28,11 @@ def rot90_batch(out: Tensor, images: Tensor, turns: Tensor | None, values: Tenso
         values: [C, 256] what each byte becomes, in out's type, dense.
     """
     op = Rot90BatchStruct(
-        images.data_ptr(),
+        native.pointer(images),
         (c_int64 * 4)(*images.stride()),
-        None if turns is None else turns.data_ptr(),
-        values.data_ptr(),
-        out.data_ptr(),
+        native.pointer(turns),
+        native.pointer(values),
+        native.pointer(out),
         (c_int64 * 4)(*out.stride()),
         *images.shape[:3],
         out.element_size(),

@@ -68,7 +68,7 @@ def panels(z: Tensor, every: Tensor, once: bool) -> Iterator[Panel]:
 
 def nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
     """[M] int32 rows of `every` with the largest product, but for ids[i]; the first of equals."""
-    once = z.data_ptr() == every.data_ptr() and z.shape == every.shape
+    once = native.pointer(z) == native.pointer(every) and z.shape == every.shape
     wide = z.float()
     others = wide if once else every.float()
     high = wide.new_full((len(z),), -torch.inf)
@@ -100,12 +100,12 @@ def _best(
     mirrored: int,
 ) -> None:
     op = BestStruct(
-        s.data_ptr(),
-        None if own is None else own.data_ptr(),
-        rows[0].data_ptr(),
-        columns[0].data_ptr(),
-        rows[1].data_ptr(),
-        columns[1].data_ptr(),
+        native.pointer(s),
+        native.pointer(own),
+        native.pointer(rows[0]),
+        native.pointer(columns[0]),
+        native.pointer(rows[1]),
+        native.pointer(columns[1]),
         *s.shape,
         *first,
         mirrored,

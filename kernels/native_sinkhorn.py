@@ -11,6 +11,10 @@ from fastequi.kernels import native
 from fastequi.kernels.rows import dense_rows
 
 
+_PER_ROW = 192  # bytes of scratch memory for each row and thread, where there are many rows
+_FREE = 1 << 20
+
+
 class LseStruct(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("x", "other", "out")),
@@ -34,6 +38,11 @@ def reads(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.bfloat16)
 
 
+def balances(x: Tensor) -> bool:
+    """Whether an iteration in one pass takes little memory beside the logits: an eighth at most."""
+    return torch.get_num_threads() * len(x) * _PER_ROW <= x.numel() * x.element_size() // 8 + _FREE
+
+
 def row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
     """log Σ_n exp(x[r, n] / temp - column[n]), [R] float32."""
     return _run("row_lse", x, temp, column, len(x))
@@ -46,12 +55,12 @@ def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
 
 def _run(name: str, x: Tensor, temp: float, other: Tensor | None, size: int) -> Tensor:
     x = dense_rows(x)
-    other = None if other is None else other.float().contiguous()
-    out = torch.empty(size, dtype=torch.float32)
+    other = None if other is None else other.float().resolve_neg().contiguous()
+    out = x.new_empty(size, dtype=torch.float32)
     op = LseStruct(
-        x.data_ptr(),
-        None if other is None else other.data_ptr(),
-        out.data_ptr(),
+        native.pointer(x),
+        native.pointer(other),
+        native.pointer(out),
         x.stride(0),
         *x.shape,
         1 / temp,
@@ -73,15 +82,15 @@ def balance(x: Tensor, temp: float, row: Tensor, weight: Tensor | None) -> tuple
         weight: [R]; rows of weight 0 are left out of the columns.
     """
     x = dense_rows(x)
-    row = row.float().contiguous()
-    weight = None if weight is None else weight.float().contiguous()
-    column, after = torch.empty(x.shape[1], dtype=torch.float32), torch.empty_like(row)
+    row = row.float().resolve_neg().contiguous()
+    weight = None if weight is None else weight.float().resolve_neg().contiguous()
+    column, after = row.new_empty(x.shape[1]), torch.empty_like(row)
     op = BalanceStruct(
-        x.data_ptr(),
-        row.data_ptr(),
-        None if weight is None else weight.data_ptr(),
-        column.data_ptr(),
-        after.data_ptr(),
+        native.pointer(x),
+        native.pointer(row),
+        native.pointer(weight),
+        native.pointer(column),
+        native.pointer(after),
         x.stride(0),
         *x.shape,
         1 / temp,

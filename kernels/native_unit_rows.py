@@ -50,7 +50,7 @@ def reads(*z: Tensor) -> bool:
 def unit_rows(z: Sequence[Tensor], eps: float, rounds: bool) -> UnitRows:
     z = [dense_rows(part) for part in z]
     count, width = len(z) * len(z[0]), z[0].shape[1]
-    unit = torch.empty(count, width, dtype=torch.float32)
+    unit = z[0].new_empty(count, width, dtype=torch.float32)
     rounds = rounds and z[0].dtype != torch.float32
     rows = UnitRows(z, unit, unit.new_empty(count), eps, rounds)
     _run("unit_rows", rows, None, (), 1.0)
@@ -69,11 +69,11 @@ def _run(
 ) -> None:
     z = rows.z
     op = UnitRowsStruct(
-        (c_void_p * 2)(*(part.data_ptr() for part in z)),
-        (c_void_p * 2)(*(part.data_ptr() for part in grads)),
-        rows.unit.data_ptr(),
-        rows.inverse.data_ptr(),
-        None if by_unit is None else by_unit.data_ptr(),
+        (c_void_p * 2)(*(native.pointer(part) for part in z)),
+        (c_void_p * 2)(*(native.pointer(part) for part in grads)),
+        native.pointer(rows.unit),
+        native.pointer(rows.inverse),
+        native.pointer(by_unit),
         (c_int64 * 2)(*(part.stride(0) for part in z)),
         *z[0].shape,
         rows.eps,

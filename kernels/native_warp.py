@@ -63,7 +63,8 @@ def samples(image: Tensor) -> bool:
     """
     height, width = image.shape[2:]
     fits = (height + 4) * (width + 4) < 2**31 and 0 < height < 2**22 and 0 < width < 2**22
-    return image.dtype in native.DTYPES and 1 <= image.shape[1] <= 4 and fits
+    known = image.dtype in native.DTYPES and not image.is_neg()
+    return known and 1 <= image.shape[1] <= 4 and fits
 
 
 def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
@@ -72,7 +73,7 @@ def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target
     op = WarpStruct(
         image_struct(image),
         _grid(theta, color, target),
-        out.data_ptr(),
+        native.pointer(out),
         native.DTYPES[out.dtype],
         native.threads(out.numel()),
     )
@@ -81,7 +82,8 @@ def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target
 
 def reads(pred: Tensor, patch_size: int) -> bool:
     """Whether the C loss takes such a prediction: its type, and rows without gaps."""
-    return pred.dtype in (torch.float32, torch.bfloat16) and rows_of(pred, patch_size) is not None
+    known = pred.dtype in (torch.float32, torch.bfloat16) and not pred.is_neg()
+    return known and rows_of(pred, patch_size) is not None
 
 
 def rows_of(pred: Tensor, patch_size: int) -> str | None:
@@ -112,7 +114,7 @@ def warp_recon(
     op = WarpReconStruct(
         image_struct(image),
         _grid(theta, color, target),
-        *(t.data_ptr() if t.numel() else None for t in (pred, grad, total, count, dtheta)),
+        *(native.pointer(t) if t.numel() else None for t in (pred, grad, total, count, dtheta)),
         (c_int64 * 5)(*pred.stride()[:2], *inner),
         grad_bytes,
         weight,
@@ -128,7 +130,7 @@ def warp_recon(
 
 def image_struct(image: Tensor) -> ImageStruct:
     return ImageStruct(
-        image.data_ptr(),
+        native.pointer(image),
         (c_int64 * 4)(*image.stride()),
         native.DTYPES[image.dtype],
         *image.shape[1:],
@@ -138,8 +140,8 @@ def image_struct(image: Tensor) -> ImageStruct:
 def _grid(theta: Tensor, color: Tensor | None, target: Target) -> GridStruct:
     gain, bias = gain_and_bias(target.mean, target.std)
     return GridStruct(
-        theta.data_ptr(),
-        None if color is None else color.data_ptr(),
+        native.pointer(theta),
+        native.pointer(color),
         (c_float * 4)(*gain),
         (c_float * 4)(*bias),
         *theta.shape[:2],
@@ -159,4 +161,4 @@ def gain_and_bias(
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float32).contiguous()
+    return tensor.detach().to(torch.float32).resolve_neg().contiguous()

@@ -205,7 +205,7 @@ def _grad(
 
 
 def _fake_logits(z, every, ids, positives, temp) -> tuple[Tensor, Tensor]:
-    one = z.new_empty(len(z), dtype=torch.promote_types(z.dtype, torch.float32))
+    one = z.new_empty(z.shape[0], dtype=torch.promote_types(z.dtype, torch.float32))
     return one, torch.empty_like(one)
 
 
@@ -283,7 +283,7 @@ class _NTXent(torch.autograd.Function):
         ctx: Any, unit: Tensor, dtype: torch.dtype, temp: float, shard: Shard | None
     ) -> Tensor:
         z = unit.to(dtype)
-        n, first, total, processes = len(z) // 2, 0, len(z) // 2, 1
+        n, first, total, processes = z.shape[0] // 2, 0, z.shape[0] // 2, 1
         every = z
         if shard is not None:
             first, total, processes, gather = shard

@@ -118,7 +118,7 @@ def _compute(
         return out
     channels, side = images.shape[1:3]
     if use_native(images) and dtype.itemsize in (2, 4):
-        native_rot90_batch.rot90_batch(out, images, turns, _values(channels, mean, std, dtype))
+        native_rot90_batch.rot90_batch(out, images, turns, _values(images, mean, std, dtype))
     elif use_triton(images) and dtype != torch.float64:
         tiles = triton.cdiv(side, TILE)
         shift = mean if mean is not None else (0.0,) * channels
@@ -148,10 +148,11 @@ def _empty(images: Tensor, turns: Tensor | None, dtype: torch.dtype, channels_la
 
 
 def _values(
-    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None, dtype: torch.dtype
+    images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, dtype: torch.dtype
 ) -> Tensor:
     """[C, 256] what each byte becomes."""
-    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, channels, 256, 1)
+    every = torch.arange(256, dtype=torch.uint8, device=images.device).view(1, 1, 256, 1)
+    every = every.expand(1, images.shape[1], 256, 1)
     return _normalised(every, mean, std, dtype)[0, :, :, 0].contiguous()
 
 

@@ -26,8 +26,8 @@ int EXPORT(row_lse)(const Lse *op) {
 }
 
 /* The sums of at most PART columns from `first` on. A row whose number is infinite adds nothing. */
-CALLED void sum_columns(const Lse *op, int64_t first, int64_t n) {
-  float values[GROUP][PART + LANES], most[PART + LANES], total[PART + LANES];
+CALLED void sum_columns(const Lse *op, int64_t first, int64_t n, float (*values)[PART + LANES]) {
+  float most[PART + LANES], total[PART + LANES];
   float scale = op->scale * LOG2E;
   for (int64_t i = 0; i < n; i += LANES) {
     AT(vf, most + i) = splat(-INFINITY);
@@ -62,9 +62,14 @@ const int64_t EXPORT(column_lse_bytes) = sizeof(Lse);
 
 /* out[n] = log Σ_r exp(x[r, n] / temperature - other[r]) */
 int EXPORT(column_lse)(const Lse *op) {
+  float(*values)[PART + LANES] = malloc((size_t)op->threads * GROUP * sizeof(*values)); /* not on small stacks */
+  if (!values) return -1;
 #pragma omp parallel for num_threads(op->threads) schedule(static)
-  for (int64_t first = 0; first < op->columns; first += PART)
-    sum_columns(op, first, op->columns - first < PART ? op->columns - first : PART);
+  for (int64_t first = 0; first < op->columns; first += PART) {
+    int64_t n = op->columns - first < PART ? op->columns - first : PART;
+    sum_columns(op, first, n, values + thread_number() * GROUP);
+  }
+  free(values);
   return 0;
 }
 

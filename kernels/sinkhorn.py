@@ -214,7 +214,7 @@ def compute_sinkhorn_step(
     x: Tensor, temp: float, row: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(row, column) of an iteration after the first."""
-    if _in_c(x):
+    if _in_c(x) and native_sinkhorn.balances(x):
         return native_sinkhorn.balance(x, temp, row, weight)
     column = compute_column_lse(x, temp, _counted(row, weight))
     return compute_row_lse(x, temp, column), column
@@ -225,7 +225,7 @@ def _counted(row: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _fake_row_lse(x, temp, column) -> Tensor:
-    return x.new_empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+    return x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _fake_column_lse(x, temp, row) -> Tensor:
@@ -266,7 +266,7 @@ def sinkhorn(
     See :func:`balanced`, which has the rest of the arguments.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    row = torch.zeros(len(x), dtype=wide, device=x.device)
+    row = torch.zeros(x.shape[0], dtype=wide, device=x.device)
     columns = lambda row: column_lse(x, temp, row)  # noqa: E731
     rows = lambda column: row_lse(x, temp, column)  # noqa: E731
     first = iterations if across is not None else 1

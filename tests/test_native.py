@@ -257,3 +257,72 @@ def test_the_log_names_the_reason_once(caplog, monkeypatch):
         ) == 1
     finally:
         native.load.cache_clear()
+
+
+@needs_compiler
+def test_another_default_device_is_not_read_by_c():
+    """Memory of our own lies where the given tensors do."""
+    from fastequi.functional import gaussian_blur, ibot_loss, koleo_loss, nt_xent_loss, rot90_batch
+
+    x, y = torch.randn(2, 6, 100).unbind()
+    image = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    theta = torch.eye(2, 3).repeat(2, 1, 1, 1)
+    calls = {
+        "ibot_loss": lambda: ibot_loss(x, y, targets="sinkhorn"),
+        "nt_xent_loss": lambda: nt_xent_loss(x, y),
+        "koleo_loss": lambda: koleo_loss(x),
+        "rot90_batch": lambda: rot90_batch(image),
+        "warp": lambda: warp(image, theta),
+        "warp_recon_loss": lambda: warp_recon_loss(torch.ones(2, 1, 3, 8, 8), image, theta),
+        "gaussian_blur": lambda: gaussian_blur(image, torch.ones(2, device="cpu")),
+    }
+    calls.pop("warp_recon_loss")  # its prediction would be made on that device
+    with backend.force("native"):
+        wanted = {name: call() for name, call in calls.items()}
+        with torch.device("meta"):
+            found = {name: call() for name, call in calls.items()}
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], msg=name)
+
+
+@needs_compiler
+def test_views_that_turn_a_sign_are_read_as_they_are():
+    from fastequi.functional import gaussian_blur, ibot_loss, koleo_loss, nt_xent_loss
+
+    image = torch.complex(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)).conj().imag
+    theta = torch.eye(2, 3).expand(1, 1, 2, 3).contiguous()
+    x, y = torch.randn(2, 6, 40).unbind()
+    turned, other = torch._neg_view(x), torch._neg_view(y)
+    assert image.is_neg()
+    assert turned.is_neg()
+    pairs = {
+        "warp": lambda i, *_: warp(i, theta),
+        "warp_recon_loss": lambda i, *_: warp_recon_loss(torch.ones(1, 1, 1, 4, 4), i, theta),
+        "prediction": lambda i, *_: warp_recon_loss(i[:, None], torch.rand_like(image) * 0, theta),
+        "gaussian_blur": lambda i, *_: gaussian_blur(i, 1.0),
+        "ibot_loss": lambda _, x, y: ibot_loss(x, y, targets="sinkhorn"),
+        "nt_xent_loss": lambda _, x, y: nt_xent_loss(x, y),
+        "koleo_loss": lambda _, x, y: koleo_loss(x),
+    }
+    with backend.force("native"):
+        for name, call in pairs.items():
+            found = call(image, turned, other)
+            plain = call(*(t.resolve_neg() for t in (image, turned, other)))
+            torch.testing.assert_close(found, plain, msg=name)
+
+
+def test_a_tensor_without_memory_is_refused():
+    with pytest.raises(RuntimeError, match="expected values in memory, got meta"):
+        native.pointer(torch.empty(3, device="meta"))
+    with pytest.raises(RuntimeError, match="expected values in memory"):
+        native.pointer(torch._efficientzerotensor(3))
+
+
+@needs_compiler
+def test_bfloat16_is_rounded_to_even():
+    values = torch.tensor([1.00390625, 1.01171875, -1.00390625, 3e38, 1e-30, 0.5, 2.0])
+    image = values.repeat(40)[None, None, None]  # whole vectors and a rest
+    theta = torch.eye(2, 3).expand(1, 1, 2, 3).contiguous()
+    with backend.force("native"):
+        out = warp(image, theta, dtype=torch.bfloat16)[0, 0]
+    torch.testing.assert_close(out, image[0].bfloat16(), rtol=0, atol=0, equal_nan=True)

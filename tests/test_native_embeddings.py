@@ -198,3 +198,27 @@ def test_second_derivatives_are_refused(native):
         (grad,) = torch.autograd.grad(loss, z, create_graph=True)
         with pytest.raises(RuntimeError, match=f"{name}: its gradient is computed"):
             grad.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["nt_xent_loss", "koleo_loss", "ibot_loss"])
+def test_one_graph_for_batches_of_any_size(name):
+    """Chosen while the graph is made: nothing is forced here."""
+    from fastequi.functional import ibot_loss
+
+    loss = {
+        "nt_xent_loss": nt_xent_loss,
+        "koleo_loss": lambda a, _: koleo_loss(a),
+        "ibot_loss": lambda a, b: ibot_loss(a, b, targets="sinkhorn"),
+    }[name]
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=count)
+    for rows in (6, 10, 14, 18):
+        a, b = torch.randn(2, rows, 70).unbind()
+        torch.testing.assert_close(compiled(a, b), loss(a, b))
+    assert len(graphs) <= 2

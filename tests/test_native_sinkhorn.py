@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastequi.kernels import backend, toolchain
+from fastequi.kernels import backend, native_sinkhorn, toolchain
 from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
 from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
 
@@ -121,6 +121,51 @@ def test_infinities_and_nan_are_as_in_pytorch():
     for ours, theirs in zip((rows, columns), (x.logsumexp(1), x.logsumexp(0)), strict=True):
         ours = torch.where(ours.isnan() & theirs.isposinf(), torch.inf, ours)  # inf - inf inside
         torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("column", [0, 3, 511, 512, 599])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_value_is_not_lost(column, bad):
+    x = torch.randn(3, 600)
+    x[1, column] = bad
+    with backend.force("native"):
+        assert (~row_lse(x, 0.1).isfinite()).tolist() == [False, True, False]
+        assert (~column_lse(x, 0.1, torch.zeros(3)).isfinite()).nonzero().tolist() == [[column]]
+        for iterations in (1, 3):
+            row, _ = sinkhorn(x, 0.1, iterations)
+            assert not row[1].isfinite()
+
+
+def test_rows_of_weight_zero_are_not_read():
+    x = torch.randn(6, 600)
+    weight = torch.tensor([1.0, 0, 1, 1, 0, 1])
+    counted = weight != 0
+    with backend.force("native"):
+        wanted = sinkhorn(x[counted], 0.1, 3)
+        for bad in (math.nan, math.inf, 1e30):
+            x[~counted] = bad
+            row, column = sinkhorn(x, 0.1, 3, weight=weight)
+            torch.testing.assert_close(row[counted], wanted[0], rtol=1e-6, atol=1e-5)
+            torch.testing.assert_close(column, wanted[1], rtol=1e-6, atol=1e-5)
+
+
+def test_any_strides():
+    x, numbers = torch.randn(9, 70), (torch.randn(9), torch.randn(70))
+    weight = torch.rand(9) + 0.1
+    turned = x.T.contiguous().T
+    apart = [torch.stack([n, n], -1)[:, 0] for n in (*numbers, weight)]
+    with backend.force("native"):
+        assert torch.equal(row_lse(turned, 0.1, apart[1]), row_lse(x, 0.1, numbers[1]))
+        assert torch.equal(column_lse(turned, 0.1, apart[0]), column_lse(x, 0.1, numbers[0]))
+        found = sinkhorn(turned, 0.1, 3, weight=apart[2])
+        for ours, theirs in zip(found, sinkhorn(x, 0.1, 3, weight=weight), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_many_rows_take_little_memory_beside_the_logits():
+    """Then an iteration goes by halves."""
+    assert native_sinkhorn.balances(torch.empty(64, 65536, device="meta"))
+    assert not native_sinkhorn.balances(torch.empty(200_000, 64, device="meta"))
 
 
 @pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from fastequi.functional import rot90_batch
+from fastequi.kernels import backend as backends
 from fastequi.kernels import rot90_batch as kernel
+from tests.support.native import expect_the_same_bits_of_any_threads
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -111,3 +113,14 @@ def test_operator_and_graph(device):
 def test_bad_input_names_the_argument(images, options, error, message):
     with pytest.raises(error, match=message):
         rot90_batch(images, **options)
+
+
+def test_threads_do_not_share_what_they_work_on():
+    images = pixels(32, 45)
+
+    def call():
+        with backends.force("native"):
+            return (rot90_batch(images, memory_format=torch.channels_last),)
+
+    if backends.native.obstacle() is None:
+        expect_the_same_bits_of_any_threads(call)

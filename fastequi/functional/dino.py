@@ -125,7 +125,7 @@ def ibot_loss(
     _check_rows(student, teacher, weight)
     options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     each = _each(student, weight)
-    pairs = _dino.own_pairs(len(each), student.device)
+    pairs = _dino.own_pairs(each.shape[0], student.device)
     return _cross_entropy(student, teacher, layers, pairs, each, each, options)
 
 
@@ -255,7 +255,7 @@ def _each(student: Tensor, weight: Tensor | None) -> Tensor:
     """[R] weights of rows [..., N]: those given, or those of the mean."""
     if weight is not None:
         return weight.detach().to(_wide(student)).flatten()
-    rows = student.shape[:-1].numel()
+    rows = student.flatten(0, -2).shape[0]
     return torch.full((rows,), 1 / max(rows, 1), dtype=_wide(student), device=student.device)
 
 

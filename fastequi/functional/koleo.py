@@ -42,8 +42,8 @@ def koleo_loss(
     eps = arguments.number("eps", eps, least=0)
     distributed.check_group(group, sizes)
     if group is None:
-        if len(z) < 2:
-            raise ValueError(f"z: KoLeo needs at least 2 rows, got {len(z)}")
+        if z.shape[0] < 2:
+            raise ValueError(f"z: KoLeo needs at least 2 rows, got {z.shape[0]}")
         return _koleo.koleo_loss(z, eps)
     with autocast_off(z.device):
         every = distributed.all_gather_rows(_koleo.unit_rows(z, eps), group, sizes)
