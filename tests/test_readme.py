@@ -167,7 +167,7 @@ def test_what_each_path_teaches_is_as_measured():
     from bench.equivariance import tables
 
     found, section = quoted("equivariance_cpu.json")
-    assert sum(block in section for block in tables(found).split("\n\n")) == 2
+    assert sum(block in section for block in tables(found).split("\n\n")) == 4
 
 
 def test_the_curve_over_pairs_is_the_measured_one():
