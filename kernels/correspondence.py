@@ -173,6 +173,7 @@ def _fused(s: Tensor) -> bool:
 
 
 def _dense(x: Tensor) -> Tensor:
+    x = x.resolve_neg()
     return x if x.stride(3) == 1 else x.contiguous()
 
 

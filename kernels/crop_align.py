@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.kernels import native_crop_align
 from fastequi.kernels.autograd import FusedLoss
-from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_triton
+from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.roi_align import (
@@ -264,7 +265,7 @@ def _compute(
     divisor: int,
     grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """By the kernels: (minus the sum of cosines over `divisor`, its gradient or empty).
+    """By a kernel: (minus the sum of cosines over `divisor`, its gradient or empty).
 
     Flat: `Regions`, then `Pooling`.
     """
@@ -272,20 +273,23 @@ def _compute(
     student, teacher = _rows(student), _rows(teacher)
     count, places = len(pairs) // 2, bins * bins
     height_t, width_t = teacher.shape[2:4]
-    config = launch_config(student.dtype, bins, max(width, width_t))
     cosine = student.new_empty(count, batch, places, dtype=torch.float32)
-    size = (count, batch, places, channels) if grad else (0,)
-    pooled = student.new_empty(size)
     out = torch.empty(student.shape if grad else (0,), dtype=student.dtype, device=student.device)
-    most = max(-(-cells // bins) for cells in (height, width, height_t, width_t))
-    chosen = constants(tuple(pairs), student.device, torch.int32)
     if cosine.numel() == 0:
         return cosine.sum(), out.zero_()
     boxes = [x.float().contiguous() for x in (student_boxes, teacher_boxes)]
-    weight = -1.0 / divisor
+    turns, weight = turns.int().contiguous(), -1.0 / divisor
+    if use_native(student):
+        given = student, teacher, boxes, turns, pairs, bins, scale, weight
+        native_crop_align.crop_align(*given, cosine, out if grad else None)
+        return cosine.sum() * weight, out
+    config = launch_config(student.dtype, bins, max(width, width_t))
+    pooled = student.new_empty((count, batch, places, channels) if grad else (0,))
+    most = max(-(-cells // bins) for cells in (height, width, height_t, width_t))
+    chosen = constants(tuple(pairs), student.device, torch.int32)
     with torch.cuda.device_of(student):
         crop_align_kernel[(count * batch,)](
-            student, teacher, *boxes, turns.int().contiguous(), chosen, cosine, pooled, count,
+            student, teacher, *boxes, turns, chosen, cosine, pooled, count,
             batch, height, width, height_t, width_t, channels, student.stride(0),
             student.stride(1), student.stride(3), teacher.stride(0), teacher.stride(1),
             teacher.stride(3), scale, weight, MOST=most, GRAD=grad, BLOCK_X=block_of(width),
@@ -302,6 +306,7 @@ def _compute(
 
 def _rows(maps: Tensor) -> Tensor:
     """[V, B, h, w, C] with patches evenly apart and channels together."""
+    maps = maps.resolve_neg()
     even = maps.stride(2) == maps.stride(3) * maps.shape[3]
     return maps if even and maps.stride(4) == 1 else maps.contiguous()
 
@@ -341,7 +346,9 @@ def crop_align_loss_ref(
 
 def crop_align_loss(student: Tensor, teacher: Tensor, where: Regions, pooling: Pooling) -> Tensor:
     """See `fastequi.functional.crop_align_loss`; arguments already checked."""
-    if transformed() or not use_triton(student) or student.dtype == torch.float64:
+    in_c = use_native(student) and native_crop_align.reads(student, teacher)
+    on_gpu = use_triton(student) and student.dtype != torch.float64
+    if transformed() or not (in_c or on_gpu):
         return crop_align_loss_ref(student, teacher, where, pooling)
     grad = torch.is_grad_enabled() and student.requires_grad
     divisor = max(where.turns.numel() * pooling.bins**2, 1)

@@ -39,13 +39,22 @@ class BlurStruct(Structure):
 
 def makes(image: Tensor, dtype: torch.dtype, max_sigma: float) -> bool:
     """Whether C blurs such an image into that type."""
-    fits = image.dtype in native.DTYPES and not image.is_neg() and 1 <= image.shape[1] <= 4 and dtype in _FLOATS
+    fits = (
+        image.dtype in native.DTYPES
+        and not image.is_neg()
+        and 1 <= image.shape[1] <= 4
+        and dtype in _FLOATS
+    )
     return fits and radius(max_sigma) <= _MOST
 
 
 def compares(pred: Tensor, image: Tensor, target: BlurTarget, compute: torch.dtype) -> bool:
     """Whether C takes such a prediction: its type, and rows without gaps."""
-    fits = makes(image, pred.dtype, target.max_sigma) and compute == torch.float32 and not pred.is_neg()
+    fits = (
+        makes(image, pred.dtype, target.max_sigma)
+        and compute == torch.float32
+        and not pred.is_neg()
+    )
     return fits and rows_of(pred, target.patch_size) is not None
 
 

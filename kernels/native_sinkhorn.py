@@ -10,7 +10,6 @@ from torch import Tensor
 from fastequi.kernels import native
 from fastequi.kernels.rows import dense_rows
 
-
 _PER_ROW = 192  # bytes of scratch memory for each row and thread, where there are many rows
 _FREE = 1 << 20
 

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +35,7 @@ KERNELS = (
     "koleo.c",
     "correspondence.c",
     "blur.c",
+    "crop_align.c",
 )  # once per instruction set
 COMMON = ("native.c",)
 HEADERS = ("vectors.h", "values.h", "exponentials.h", "packed.h", "spread.h", "pixel_loss.h")
@@ -53,17 +55,19 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     return {"base": ()}
 
 
-def compiler() -> str | None:
-    """The C compiler: $CC if set, else gcc or cc if there is one."""
-    named = os.environ.get("CC")
-    candidates = [named] if named else ["gcc", "cc"]
-    return next((found for name in candidates if (found := shutil.which(name))), None)
+def compiler() -> list[str] | None:
+    """The C compiler: $CC if set, with any arguments it has, else gcc or cc if there is one."""
+    named = shlex.split(os.environ.get("CC", ""))
+    for name, *arguments in [named] if named else [["gcc"], ["cc"]]:
+        if found := shutil.which(name):
+            return [found, *arguments]
+    return None
 
 
-def compiling(cc: str, isa: str | None = None) -> list[str]:
+def compiling(cc: Sequence[str], isa: str | None = None) -> list[str]:
     """The compiler with its flags for one of :func:`instruction_sets`, or for any processor."""
     own = () if isa is None else (*instruction_sets()[isa], f"-DISA={isa}")
-    return [cc, *FLAGS, *extra_flags(), *own]
+    return [*cc, *FLAGS, *extra_flags(), *own]
 
 
 def fingerprint() -> str:
@@ -74,7 +78,7 @@ def fingerprint() -> str:
     return parts.hexdigest()[:16]
 
 
-def build(cc: str, library: Path) -> None:
+def build(cc: Sequence[str], library: Path) -> None:
     """Compiles to `library`, which appears complete or not at all.
 
     Raises:
@@ -91,7 +95,7 @@ def build(cc: str, library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, jobs))
         made = f"{scratch}/{LIBRARY}"
-        _run([cc, "-shared", *extra_flags(), "-o", made, *(job[-1] for job in jobs), "-lm"])
+        _run([*cc, "-shared", *extra_flags(), "-o", made, *(job[-1] for job in jobs), "-lm"])
         os.replace(made, library)
 
 
@@ -112,8 +116,8 @@ def cached() -> Path:
     cc = compiler()
     if cc is None:
         raise RuntimeError("no C compiler (gcc, cc or $CC)")
-    version = subprocess.run([cc, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256(f"{cc} {version}".encode()).hexdigest()[:8]
+    version = subprocess.run([*cc, "--version"], capture_output=True, text=True, check=False).stdout
+    key = hashlib.sha256(f"{shlex.join(cc)} {version}".encode()).hexdigest()[:8]
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"native-{fingerprint()}-{key}.so"

@@ -7,12 +7,14 @@ from fastequi.data.views.boxes import rotate_boxes
 from fastequi.functional import crop_align_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import crop_align as kernel
+from fastequi.kernels import toolchain
 from tests.support.allocations import sizes_of
 from tests.support.crop_align import aligned
+from tests.support.native import expect_the_same_bits_of_any_threads, instruction_set
 from tests.support.tolerances import GRAD, LOSS
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "native", "triton"])
 def backend(request):
     with backends.force(request.param):
         yield request.param
@@ -124,6 +126,38 @@ def test_strides_do_not_matter(backend, device):
     assert not student.is_contiguous()
     other = crop_align_loss(**{**args, "student": student, "teacher": teacher})
     torch.testing.assert_close(other, expected)
+
+
+def test_in_c_boxes_that_are_not_finite_spoil_their_pair_alone():
+    args = given(torch.float32, "cpu", 4)
+    args["teacher_boxes"][1, 0, 2] = torch.nan
+    if backends.native.obstacle() is not None:
+        pytest.skip("no C kernels")
+    with backends.force("native"):
+        loss = crop_align_loss(**args)
+        loss.backward()
+    assert loss.isnan()
+    bad = args["student"].grad.isnan().flatten(2).any(-1)
+    assert bad.nonzero().tolist() == [[1, 0]]  # pair 1 is of view 1
+
+
+def test_in_c_threads_and_instruction_sets_agree(monkeypatch):
+    if backends.native.obstacle() is not None:
+        pytest.skip("no C kernels")
+    args = given(torch.bfloat16, "cpu", 4, 70)
+
+    def call():
+        with backends.force("native"):
+            loss = crop_align_loss(**args)
+            return loss, torch.autograd.grad(loss, args["student"])[0].float()
+
+    expect_the_same_bits_of_any_threads(call)
+    wanted = call()
+    order = list(toolchain.instruction_sets())
+    for isa in order[: order.index(backends.native.instruction_set())]:
+        with instruction_set(isa, monkeypatch):
+            for ours, theirs in zip(call(), wanted, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
 
 
 def test_operators_do_not_grow_with_the_batch():
