@@ -146,7 +146,10 @@ def markdown(measured: Mapping[str, Any], only: str = "") -> str:
     return "\n".join(lines)
 
 
-FILES = ("cpu", "warp_cpu", "rot90_cpu", "ssl_cpu", "dino_65536_cpu", "gtsa_losses_cpu")
+FILES = (
+    *("cpu", "warp_cpu", "gaussian_blur_cpu", "blur_recon_cpu", "rot90_cpu", "ssl_cpu"),
+    *("dino_65536_cpu", "gtsa_losses_cpu"),
+)
 HEADLINES = (  # case, file of results
     ("warp_recon_cpu", "cpu_avx2"),
     ("warp_cpu", "warp_cpu_avx2"),
@@ -174,6 +177,15 @@ def overview(results: Path, suffix: str) -> str:
     return _overview(rows)
 
 
+def every_shape(results: Path, suffix: str) -> str:
+    """The same of every set of parameters in the sweep over small shapes."""
+    found = json.loads((results / f"small_cpu{suffix}.json").read_text())["rows"]
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in found:
+        cases.setdefault(f"{row['case']} {row['mode']} {row['params']}", []).append(row)
+    return _overview(list(cases.values()))
+
+
 def _first(file: Path, case: str) -> list[dict[str, Any]]:
     """The rows of a case's first mode and parameter set."""
     rows = [row for row in json.loads(file.read_text())["rows"] if row["case"] == case]
@@ -189,11 +201,15 @@ def _overview(cases: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     for rows in cases:
         p50 = {row["provider"]: row["p50"] for row in rows}
         eager, ours = p50["eager"], p50["ours"]
-        compiled = f"{p50['compile']:.1f}" if p50.get("compile") else ""
+        compiled = _ms(p50["compile"]) if p50.get("compile") else ""
         shapes = ", ".join(f"{k} {v}" for k, v in rows[0]["params"].items())
-        times = f"{eager:.1f} | {compiled} | {ours:.1f} | {eager / ours:.1f}x"
+        times = f"{_ms(eager)} | {compiled} | {_ms(ours)} | {eager / ours:.1f}x"
         lines.append(f"| `{rows[0]['case']}` {rows[0]['mode']} | {shapes} | {times} |")
     return "\n".join(lines)
+
+
+def _ms(time: float) -> str:
+    return f"{time:.1f}" if time >= 10 else f"{time:.2f}"
 
 
 def _worst(rows: Sequence[Mapping[str, Any]], case: str, mode: str) -> str:

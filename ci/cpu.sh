@@ -26,8 +26,18 @@ run rot90_cpu.json --case rot90_batch_cpu --modes fwd
 run cpu_fresh_memory_avx2.json --fresh-memory --headline $recon --isa avx2
 run cpu_fresh_memory.json --fresh-memory --headline $recon
 run dino_65536_cpu_avx2.json --case dino_cpu --headline --modes fwdbwd --set S=10 B=16 N=65536 --isa avx2
+run dino_65536_cpu.json --case dino_cpu --headline --modes fwdbwd --set S=10 B=16 N=65536
+run gaussian_blur_cpu_avx2.json --case gaussian_blur_cpu --headline --modes fwd --isa avx2
+run gaussian_blur_cpu.json --case gaussian_blur_cpu --headline --modes fwd
+run blur_recon_cpu_avx2.json --case blur_recon_cpu --headline --modes fwdbwd --isa avx2
+run blur_recon_cpu.json --case blur_recon_cpu --headline --modes fwdbwd
+run gtsa_losses_cpu.json --case crop_align_cpu correspondence_cpu --headline --modes fwdbwd
 run gtsa_losses_cpu_avx2.json --case crop_align_cpu correspondence_cpu --headline --modes fwdbwd --isa avx2
 run ssl_cpu_avx2.json --case $ssl --headline --modes fwdbwd --isa avx2
+run ssl_cpu.json --case $ssl --headline --modes fwdbwd
+small="$ssl crop_align_cpu correspondence_cpu blur_recon_cpu"
+run small_cpu_avx2.json --case $small --modes fwdbwd --isa avx2
+run small_cpu.json --case $small --modes fwdbwd
 run train_step_cpu_avx2.json --case train_step_cpu --headline --modes fwdbwd --samples 20 --isa avx2
 run train_step_cpu.json --case train_step_cpu --headline --modes fwdbwd --samples 20
 vits16="--case train_step_cpu --modes fwdbwd --set recipe=tir_vicreg_vits16 B=8 --samples 4 --without compile"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+P = ParamSpec("P")
 Values = tuple[Any, ...]  # numbers, or rows of them
 
 
@@ -30,6 +31,26 @@ def constants(values: Values, device: torch.device, dtype: torch.dtype) -> Tenso
 def constants_of(values: Sequence[float] | None, device: torch.device) -> Tensor | None:
     """Mean or std as a kernel reads them, float32, if there are any."""
     return None if values is None else constants(tuple(values), device, torch.float32)
+
+
+def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """A function of numbers and a device whose tensors are kept, which must not be written to.
+
+    Compilers trace the function itself, and a dispatch mode gets tensors of its own, as above.
+    """
+
+    @lru_cache(maxsize=64)
+    def cached(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.inference_mode(False):
+            return make(*args, **kwargs)
+
+    @wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+            return make(*args, **kwargs)
+        return cached(*args, **kwargs)  # type: ignore[arg-type]
+
+    return call
 
 
 @lru_cache(maxsize=256)

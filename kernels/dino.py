@@ -46,6 +46,7 @@ from fastequi.kernels.backend import (
     use_native,
     use_triton,
 )
+from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import float16_scale, without_autocast
 from fastequi.kernels.rows import dense_rows
 from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
@@ -167,6 +168,7 @@ def counted_rows(rows: Tensor, weight: Tensor) -> Tensor:
     return rows.masked_fill((weight == 0)[:, None], 0.0)
 
 
+@kept
 def pairs_of(views: int, teachers: int, batch: int, device: torch.device) -> Tensor:
     """[S·B, T] rows of the teacher for each row of the student; -1 where both see one view."""
     t = torch.arange(teachers, device=device)[None, None, :]
@@ -175,6 +177,7 @@ def pairs_of(views: int, teachers: int, batch: int, device: torch.device) -> Ten
     return torch.where(s == t, -1, t * batch + b).flatten(0, 1).int()
 
 
+@kept
 def own_pairs(rows: int, device: torch.device) -> Tensor:
     """[R, 1]: each row of the student meets the same row of the teacher."""
     return torch.arange(rows, dtype=torch.int32, device=device)[:, None]

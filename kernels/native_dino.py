@@ -11,6 +11,8 @@ from fastequi.kernels import native
 from fastequi.kernels.native import DTYPES
 from fastequi.kernels.rows import dense_rows
 
+_SHARED = 1 << 16  # logits, from which on a sum of teachers is made once for all rows that meet it
+
 
 class DinoStruct(Structure):
     _fields_ = (
@@ -49,7 +51,7 @@ def dino(
     student, teacher = dense_rows(student), dense_rows(teacher)
     teachers = pairs.shape[1]
     order = None
-    if teachers > 1:  # rows of the same teachers side by side
+    if teachers > 1 and student.numel() >= _SHARED:  # rows of the same teachers side by side
         key = pairs[:, 0].long()
         for t in range(1, teachers):
             key = key * (len(teacher) + 1) + pairs[:, t]

@@ -202,7 +202,7 @@ def _case(
 
 CROP = {"eager": _crop_eager, "each": _crop_each, "ours": _crop}
 MATCH = {"eager": _match_eager, "each": _match_each, "ours": _match}
-ON_CPU = ({"B": 4, "C": 768, "dtype": "float32"},)
+ON_CPU = ({"B": 4, "C": 768, "dtype": "float32"}, {"B": 1, "C": 192, "dtype": "float32"})
 ON_GPU = ({"B": 64, "C": 768, "dtype": "bfloat16"},)
 
 CASES = (

@@ -119,12 +119,14 @@ def _sizes(dtype: str, width: int, *sizes: int) -> tuple[dict[str, Any], ...]:
 
 
 CASES = (
-    _case("nt_xent_cpu", "cpu", nt_xent, _nt_xent, (4, 12), _sizes("float32", 128, 1024, 2048)),
-    _case("koleo_cpu", "cpu", koleo, _koleo, (1, 1), _sizes("float32", 256, 2048)),
+    _case(
+        "nt_xent_cpu", "cpu", nt_xent, _nt_xent, (4, 12), _sizes("float32", 128, 1024, 2048, 64, 16)
+    ),
+    _case("koleo_cpu", "cpu", koleo, _koleo, (1, 1), _sizes("float32", 256, 2048, 64, 16)),
     _case(
         "nt_xent", "cuda", nt_xent, _nt_xent, (4, 12), _sizes("bfloat16", 128, 8192, 16384, 32768)
     ),
-    _case("vicreg_cpu", "cpu", vicreg, _vicreg, (2, 4), _sizes("float32", 2048, 256, 2048)),
+    _case("vicreg_cpu", "cpu", vicreg, _vicreg, (2, 4), _sizes("float32", 2048, 256, 2048, 16)),
     _case("vicreg", "cuda", vicreg, _vicreg, (2, 4), _sizes("float32", 8192, 2048, 8192)),
     _case("koleo", "cuda", koleo, _koleo, (1, 1), _sizes("float32", 256, 4096)),
 )

@@ -246,11 +246,24 @@ def _sweep(headline: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     return headline, {**headline, "S": headline["T"]}, {**headline, "dtype": "float32"}
 
 
+_SMALL = {"S": 2, "T": 2, "B": 4, "N": 256, "dtype": "float32"}
+
+
 CASES = (
-    _case("dino_cpu", "cpu", dino, _our_dino, _logits, *_sweep(_CPU)),
-    _case("sinkhorn_cpu", "cpu", sinkhorn, _our_sinkhorn, _logits, _CPU),
-    _case("ibot_cpu", "cpu", ibot, _our_ibot, _tokens, {"R": 400, "N": 8192, "dtype": "bfloat16"}),
-    _case("linear_dino_cpu", "cpu", linear, _our_linear, _rows, {**_CPU, "dtype": "float32"}),
+    _case("dino_cpu", "cpu", dino, _our_dino, _logits, *_sweep(_CPU), _SMALL),
+    _case("sinkhorn_cpu", "cpu", sinkhorn, _our_sinkhorn, _logits, _CPU, _SMALL),
+    _case(
+        "ibot_cpu",
+        "cpu",
+        ibot,
+        _our_ibot,
+        _tokens,
+        {"R": 400, "N": 8192, "dtype": "bfloat16"},
+        {"R": 16, "N": 256, "dtype": "float32"},
+    ),
+    _case(
+        "linear_dino_cpu", "cpu", linear, _our_linear, _rows, {**_CPU, "dtype": "float32"}, _SMALL
+    ),
     _case("dino", "cuda", dino, _our_dino, _logits, *_sweep(_GPU)),
     _case("sinkhorn", "cuda", sinkhorn, _our_sinkhorn, _logits, _GPU),
     _case("ibot", "cuda", ibot, _our_ibot, _tokens, {"R": 6272, "N": 65536, "dtype": "bfloat16"}),

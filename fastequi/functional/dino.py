@@ -15,6 +15,7 @@ from fastequi.functional import arguments, checks, distributed
 from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn
+from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import linear_dtype
 
 if TYPE_CHECKING:
@@ -248,7 +249,12 @@ def _even(student: Tensor, views: int, teachers: int, batch: int) -> Tensor:
     """[S·B] weights that make the sum over all pairs of different views their mean."""
     pairs = views * teachers - teachers
     weight = 1 / max(pairs * batch, 1)
-    return torch.full((views * batch,), weight, dtype=_wide(student), device=student.device)
+    return _filled(views * batch, weight, _wide(student), student.device)
+
+
+@kept
+def _filled(size: int, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((size,), value, dtype=dtype, device=device)
 
 
 def _each(student: Tensor, weight: Tensor | None) -> Tensor:
@@ -256,7 +262,7 @@ def _each(student: Tensor, weight: Tensor | None) -> Tensor:
     if weight is not None:
         return weight.detach().to(_wide(student)).flatten()
     rows = student.flatten(0, -2).shape[0]
-    return torch.full((rows,), 1 / max(rows, 1), dtype=_wide(student), device=student.device)
+    return _filled(rows, 1 / max(rows, 1), _wide(student), student.device)
 
 
 def _checked(
