@@ -108,12 +108,13 @@ def test_every_recipe_variable_and_function_is_listed():
 
 
 def test_the_speed_tables_are_the_measured_ones():
-    from bench.report import headlines, markdown, overview
+    from bench.report import every_shape, headlines, markdown, overview
 
     assert headlines(RESULTS) in README
     assert headlines(RESULTS).count("\n") == 9  # eight rows
     for suffix, isa in (("", None), ("_avx2", "avx2 at most")):
         assert overview(RESULTS, suffix) in TABLES
+        assert every_shape(RESULTS, suffix) in TABLES
         found = measured(f"cpu{suffix}.json")
         assert found["machine"].get("isa") == isa
         assert not found["commit"].endswith("+")
