@@ -112,7 +112,18 @@ def round_trips(body: list[str]) -> list[str]:
 @pytest.mark.parametrize("isa", ["v2", "v3", "v4"])
 @pytest.mark.parametrize(
     ("kernel", "hot"),
-    [("warp.c", "sample_run"), ("warp_recon.c", "sample_run"), ("rot90_batch.c", "turn_uint32_t")],
+    [
+        ("warp.c", "sample_run"),
+        ("warp_recon.c", "sample_run"),
+        ("rot90_batch.c", "turn_uint32_t"),
+        ("dino.c", "loss_of"),
+        ("sinkhorn.c", "balance_columns"),
+        ("nt_xent.c", "contrast_group"),
+        ("similarities.c", "best_of_group"),
+        ("blur.c", "blur_strip"),
+        ("crop_align.c", "pool"),
+        ("correspondence.c", "add_matches"),
+    ],
 )
 def test_no_vector_goes_by_way_of_the_stack(kernel, hot, isa, monkeypatch):
     monkeypatch.delenv("FASTEQUI_CFLAGS", raising=False)  # the library as users have it
