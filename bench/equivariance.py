@@ -185,7 +185,7 @@ def brief(document: Mapping[str, Any]) -> str:
 
 
 def tables(document: Mapping[str, Any]) -> str:
-    """Markdown: for each kind of features and probe, rows by tasks.
+    """Markdown: for each kind of features and probe that an encoder was read by, rows by tasks.
 
     Cells are means of R² over seeds, of angles beyond the range of the median error.
     """
@@ -199,6 +199,7 @@ def tables(document: Mapping[str, Any]) -> str:
             f"| row | {' | '.join(columns)} |",
             "| --- |" + " --- |" * len(columns),
         ]
+        read = False
         for name, kind in _rows_of(seeds[0][columns[0]], features):
             cells = []
             for task in columns:
@@ -208,8 +209,10 @@ def tables(document: Mapping[str, Any]) -> str:
                 cells.append(_cell(known, error))
             if not any(cells):  # statistics of the pixels have no tokens
                 continue
+            read = read or name is not None
             lines.append(f"| {name or kind} | {' | '.join(cells)} |")
-        blocks.append("\n".join(lines))
+        if read:
+            blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 

@@ -92,7 +92,7 @@ class TIRConfig:
     mask_outside: bool = False  # leave out target pixels that lie outside the source image
     # patch: convolutions on the token grid; blocks: transformer blocks, then a linear layer
     decoder: Literal["patch", "blocks", "pixel_shuffle"] = "patch"
-    decoder_width: int = 256
+    decoder_width: int = 256  # channels of the convolutions or blocks
     decoder_convs: int = 4  # patch, pixel_shuffle
     decoder_depth: int = 2  # transformer blocks, of the encoder's mlp_ratio (blocks)
     decoder_heads: int = 4  # attention heads (blocks)

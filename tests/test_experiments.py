@@ -89,6 +89,10 @@ def test_every_row_is_evaluated_at_every_task_beside_its_baselines(out):
     (raw,) = (row["mean"] for row in token if row["features"] == "raw pair")
     line = next(line for line in table.splitlines() if line.startswith("| raw pair"))
     assert line.split("|")[-2].strip() == f"{raw:.2f}"
+    for report in seed["tasks"].values():
+        report["scores"] = [row for row in report["scores"] if row["probe"] == "token"]
+    assert "probe: token" in equivariance.tables(found)
+    assert "probe: mlp" not in equivariance.tables(found)
 
 
 def test_one_family_is_swept_over_the_number_of_steps():

@@ -262,6 +262,16 @@ def test_the_demos_tables_are_the_measured_ones():
         assert f"| {run['steps']:,} | {run['recon']:.4f} | {cells} |" in TABLES
 
 
+def test_the_table_of_depths_is_the_measured_one():
+    runs = measured("demo-cpu/depth.json")["runs"]
+    assert len(runs) == 6
+    for run in runs:
+        kinds = "se2: TIR, z_equi", "se2, photometric: TIR, z_equi"
+        read = " | ".join(" ".join(f"{value:.2f}" for value in run[kind]) for kind in kinds)
+        gains = f"{run['pooled']:.2f} | {run['mean of dB']:.2f}"
+        assert f"| {run['steps']:,} | {run['recon']:.4f} | {gains} | {read} |" in TABLES
+
+
 @pytest.mark.parametrize("recipe", ["train_step_cpu", "train_step_vits16_cpu"])
 def test_the_steps_shares_are_the_measured_ones(recipe):
     for name, vectors in ((f"{recipe}_avx2.json", "AVX2"), (f"{recipe}.json", "AVX-512")):
