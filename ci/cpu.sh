@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures all CPU timings of bench/results again: with AVX2 only and with all that the processor has.
-# About 20 minutes on a machine that does nothing else. Uses the Python on the path; the libraries
+# About 40 minutes on a machine that does nothing else. Uses the Python on the path; the libraries
 # compared with need opencv-python-headless and kornia. Results go to $OUT (default: cpu-out).
 # QUICK=1 takes few samples, to try the script.
 set -euo pipefail

@@ -93,13 +93,16 @@ def use_native(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and _c_runs()
 
 
-@functools.cache
-def say_type(name: str, *dtypes: torch.dtype) -> None:
+def say_type(name: str, *dtypes: torch.dtype, takes: str = "float32 or bfloat16 alike") -> None:
     """Logs, once for each, that the C kernel of an op does not take such tensors."""
-    found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in set(dtypes)))
-    logger.warning(
-        "%s of %s on a CPU runs in PyTorch, slower; C takes float32, bfloat16", name, found
-    )
+    if not torch.compiler.is_compiling():
+        _say_type(name, takes, *dtypes)
+
+
+@functools.cache
+def _say_type(name: str, takes: str, *dtypes: torch.dtype) -> None:
+    found = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
+    logger.warning("%s of %s runs in PyTorch on a CPU, slower; C takes %s", name, found, takes)
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_blur
+from fastequi.kernels import native_blur, native_warp
 from fastequi.kernels.autograd import FusedLoss
-from fastequi.kernels.backend import transformed, use_native, use_triton
+from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch
 from fastequi.kernels.gaussian_blur import gaussian_blur_ref
 from fastequi.kernels.pixel_loss import error_, error_ref, kernel_layout, loss_outputs, patchify
@@ -49,6 +49,8 @@ def compute_blur_recon(
     if use_native(pred) and native_blur.compares(pred, image, target, total.dtype):
         native_blur.blur_recon(pred, image, sigma, target, weight, total, grad)
         return total, grad
+    if use_native(pred):
+        say_type("blur_recon_loss", pred.dtype, image.dtype, takes=native_warp.TAKES)
     for part in chunks_of(pred):
         wanted = gaussian_blur_ref(image[part], sigma[part], target, total.dtype)
         wanted = patchify(wanted, patch_size) if patch_size else wanted

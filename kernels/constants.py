@@ -36,7 +36,8 @@ def constants_of(values: Sequence[float] | None, device: torch.device) -> Tensor
 def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """A function of numbers and a device whose tensors are kept, which must not be written to.
 
-    Compilers trace the function itself, and a dispatch mode gets tensors of its own, as above.
+    Compilers trace the function itself, and a dispatch mode gets tensors of its own, as above; so
+    does a CUDA graph that is being captured, whose tensors have no values before it is replayed.
     """
 
     @lru_cache(maxsize=64)
@@ -46,7 +47,8 @@ def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if capturing or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
             return make(*args, **kwargs)
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 

@@ -25,7 +25,15 @@ from torch import Tensor
 
 from fastequi.kernels import native_correspondence, native_similarities
 from fastequi.kernels.autograd import FusedLoss
-from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_native, use_triton
+from fastequi.kernels.backend import (
+    INTERPRETED,
+    say_type,
+    tl,
+    transformed,
+    triton,
+    use_native,
+    use_triton,
+)
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 
@@ -263,6 +271,8 @@ def _compute(
     if use_native(student) and native_correspondence.reads(student, teacher):
         matches = (forth_at, of_forth), (back_at, of_back)
         return loss, native_correspondence.matched(student, teacher, pairs, *matches)
+    if use_native(student):
+        say_type("correspondence_loss", student.dtype, teacher.dtype)
     total = torch.zeros(student.shape, dtype=forth.dtype, device=student.device)
     for p, part in _parts(count, batch, m, n):
         forth_to, back_to = forth_at[p, part, :, None].long(), back_at[p, part, :, None].long()

@@ -29,7 +29,15 @@ from torch import Tensor
 
 from fastequi.kernels import native_crop_align
 from fastequi.kernels.autograd import FusedLoss
-from fastequi.kernels.backend import INTERPRETED, tl, transformed, triton, use_native, use_triton
+from fastequi.kernels.backend import (
+    INTERPRETED,
+    say_type,
+    tl,
+    transformed,
+    triton,
+    use_native,
+    use_triton,
+)
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.roi_align import (
@@ -347,6 +355,8 @@ def crop_align_loss_ref(
 def crop_align_loss(student: Tensor, teacher: Tensor, where: Regions, pooling: Pooling) -> Tensor:
     """See `fastequi.functional.crop_align_loss`; arguments already checked."""
     in_c = use_native(student) and native_crop_align.reads(student, teacher)
+    if use_native(student) and not in_c:
+        say_type("crop_align_loss", student.dtype, teacher.dtype)
     on_gpu = use_triton(student) and student.dtype != torch.float64
     if transformed() or not (in_c or on_gpu):
         return crop_align_loss_ref(student, teacher, where, pooling)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_blur
+from fastequi.kernels import native_blur, native_warp
 from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import transformed, use_native, use_triton
+from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch, radius
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import color_ref, to_float
@@ -44,6 +44,8 @@ def _compute(
     if use_native(image) and native_blur.makes(image, dtype, max_sigma):
         native_blur.blur(out, image, sigma, target)
         return out
+    if use_native(image):
+        say_type("gaussian_blur", dtype, image.dtype, takes=native_warp.TAKES)
     for part in chunks_of(out):
         out[part] = gaussian_blur_ref(image[part], sigma[part], target, dtype)
     return out

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastequi.kernels import native_koleo, native_similarities, native_unit_rows
 from fastequi.kernels.autograd import FusedLoss, Operator
-from fastequi.kernels.backend import tl, transformed, triton, use_native
+from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.similarities import (
     eager_tiles,
@@ -116,11 +116,6 @@ def _fake_loss(z, eps, grad) -> tuple[Tensor, Tensor]:
 koleo_op = FusedLoss("koleo_loss", _compute, _fake_loss, {0: 1})
 
 
-def runs_native(z: Tensor) -> bool:
-    """Whether C makes the whole loss of one process."""
-    return use_native(z) and native_unit_rows.reads(z) and z.numel() > 0
-
-
 @without_autocast
 def koleo_loss_ref(z: Tensor, eps: float) -> Tensor:
     """Of embeddings [N, D] of this process alone, in plain PyTorch but for :func:`nearest`."""
@@ -139,6 +134,8 @@ def spread(every: Tensor, eps: float) -> Tensor:
 
 def koleo_loss(z: Tensor, eps: float) -> Tensor:
     """A scalar, of embeddings [N, D] of one process, N >= 2; arguments already checked."""
-    if runs_native(z):
+    if use_native(z) and not native_unit_rows.reads(z):
+        say_type("koleo_loss", z.dtype)
+    elif use_native(z):
         return koleo_op(z, eps, torch.is_grad_enabled() and z.requires_grad)[0]
     return koleo_loss_ref(z, eps)

@@ -56,6 +56,9 @@ class WarpReconStruct(Structure):
     )
 
 
+TAKES = "float32 or bfloat16 of 1 to 4 channels, rows without gaps"
+
+
 def samples(image: Tensor) -> bool:
     """Whether the C sampler takes such an image: its type, and a size whose coordinates are exact.
 

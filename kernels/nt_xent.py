@@ -33,7 +33,7 @@ from torch import Tensor
 
 from fastequi.kernels import native_nt_xent, native_similarities, native_unit_rows
 from fastequi.kernels.autograd import FusedLoss, Operator, refuse
-from fastequi.kernels.backend import tl, transformed, triton, use_native
+from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native
 from fastequi.kernels.precision import autocast_off, without_autocast
 from fastequi.kernels.similarities import (
     eager_tiles,
@@ -323,7 +323,10 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None
     """
     if transformed() and shard is None:
         return nt_xent_loss_ref(z1, z2, temp)
-    if shard is None and use_native(z1) and native_unit_rows.reads(z1, z2):
+    in_c = use_native(z1) and native_unit_rows.reads(z1, z2)
+    if use_native(z1) and not in_c:
+        say_type("nt_xent_loss", z1.dtype, z2.dtype)
+    if shard is None and in_c:
         grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
         return nt_xent_op(z1, z2, temp, grad)[0]
     with autocast_off(z1.device):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fastequi.kernels import native_rot90_batch
 from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
+from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants
 
 TILE, WARPS = 32, 4
@@ -136,6 +136,8 @@ def _compute(
                 C=channels, ALL=turns is None, TILE=TILE, num_warps=WARPS,
             )  # fmt: skip
     else:
+        if use_native(images):
+            say_type("rot90_batch", dtype, takes="results of two or four bytes")
         out.copy_(rot90_batch_ref(images, turns, mean, std, dtype))
     return out
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastequi.kernels import native, native_warp, warp_packed
 from fastequi.kernels.autograd import Operator
-from fastequi.kernels.backend import tl, transformed, triton, use_native, use_triton
+from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.sampling import (
@@ -125,6 +125,8 @@ def _compute(
     if use_native(image) and native_warp.samples(image) and dtype in native.DTYPES:
         native_warp.warp(out, image, theta, color, target)
     elif not use_triton(image):
+        if use_native(image):
+            say_type("warp", image.dtype, dtype, takes=native_warp.TAKES)
         _eager(out, image, theta, color, target)
     elif warp_packed.reads(image, target):
         warp_packed.warp_packed(out, image, theta, color, target)

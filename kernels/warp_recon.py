@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native, native_warp
+from fastequi.kernels import native_warp
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
@@ -73,13 +73,14 @@ def compute_warp_recon(
             return sums
         run = warp_recon_general
     else:
-        in_c = use_native(pred) and native_warp.samples(image)
-        if in_c and pred.dtype not in native.DTYPES:
-            say_type("the path loss", pred.dtype)
-        in_c = in_c and native_warp.reads(pred, patch_size)
+        in_c = native_warp.samples(image) and native_warp.reads(pred, patch_size)
         # C tests "outside" in pixels; a side of one pixel with aligned corners has no scale
         in_c = in_c and not (mask_outside and align_corners and 1 in image.shape[2:])
-        run = native_warp.warp_recon if in_c and theta.dtype != torch.float64 else warp_recon_eager
+        in_c = in_c and theta.dtype != torch.float64
+        run = native_warp.warp_recon if in_c and use_native(pred) else warp_recon_eager
+        if use_native(pred) and not in_c:
+            given = pred.dtype, image.dtype, theta.dtype
+            say_type("the path loss", *given, takes=native_warp.TAKES)
     each = sums
     if reduce:
         each = _outputs(pred, theta, patch_size, False, mask_outside, False, False)

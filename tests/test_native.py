@@ -326,3 +326,36 @@ def test_bfloat16_is_rounded_to_even():
     with backend.force("native"):
         out = warp(image, theta, dtype=torch.bfloat16)[0, 0]
     torch.testing.assert_close(out, image[0].bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@needs_compiler
+def test_what_runs_slower_in_pytorch_is_said_once_for_every_op(caplog):
+    from fastequi import functional as f
+
+    half = {"dtype": torch.float16}
+    x, rows = torch.randn(6, 40, **half), torch.randn(2, 1, 4, 8, **half)
+    image, theta = torch.rand(1, 3, 8, 8, **half), torch.eye(2, 3)[None, None]
+    boxes = torch.tensor([0.0, 0, 2, 2]).expand(1, 1, 4)
+    calls = {
+        "warp": lambda: f.warp(image, theta),
+        "the path loss": lambda: f.warp_recon_loss(torch.zeros(1, 1, 3, 8, 8), image, theta),
+        "gaussian_blur": lambda: f.gaussian_blur(image, 1.0),
+        "blur_recon_loss": lambda: f.blur_recon_loss(image[:, None], image, torch.ones(1, 1)),
+        "rot90_batch": lambda: f.rot90_batch((image * 255).byte(), dtype=torch.float64),
+        "nt_xent_loss": lambda: f.nt_xent_loss(x, x),
+        "koleo_loss": lambda: f.koleo_loss(x),
+        "the loss of DINO and iBOT": lambda: f.ibot_loss(x, x),
+        "Sinkhorn-Knopp": lambda: f.ibot_loss(x, x, targets="sinkhorn"),
+        "crop_align_loss": lambda: f.crop_align_loss(
+            rows.view(2, 1, 2, 2, 8), rows.view(2, 1, 2, 2, 8), boxes, boxes,
+            torch.zeros(1, 1, dtype=torch.int), bins=2, scale=1.0, pairs=[(0, 1)],
+        ),
+    }  # fmt: skip
+    for name, call in calls.items():
+        backend._say_type.cache_clear()
+        caplog.clear()
+        with backend.force("native"), caplog.at_level(logging.WARNING, backend.logger.name):
+            call()
+            call()
+        said = [r.getMessage() for r in caplog.records if "runs in PyTorch" in r.getMessage()]
+        assert len([line for line in said if line.startswith(f"{name} of")]) == 1, (name, said)
