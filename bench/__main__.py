@@ -17,19 +17,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-from bench.isa import LIMITS, limit, restart_limited
-from bench.opbench import FAILED, MODES, OpBench, Row, measure
+from bench.isa import limit, restart_limited
+from bench.opbench import FAILED, OpBench, Row, measure
+from bench.options import Options, parse, sets_of
 from bench.registry import all_cases
 from bench.report import commit, console_table, document, markdown
 from fastequi.runtime.heap import keep_heap
@@ -47,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SystemExit("usage: python -m bench plot FILE FOLDER")
         rows = [Row(**row) for row in json.loads(Path(argv[1]).read_text())["rows"]]
         return _plot(rows, Path(argv[2]))
-    options = _options(argv)
+    options = parse(argv, "bench", __doc__ or "")
     if options.isa and options.isa != limit():
         restart_limited(options.isa, argv)
     cases = {case.name: case for case in all_cases()}
@@ -94,49 +93,12 @@ def _plot(rows: list[Row], folder: Path) -> int:
     return 0
 
 
-def _run(
-    case: OpBench, mode: str, options: argparse.Namespace, console: Console
-) -> Iterator[list[Row]]:
+def _run(case: OpBench, mode: str, options: Options, console: Console) -> Iterator[list[Row]]:
     """Rows of one parameter set after the other."""
-    sets = case.sweep[:1] if options.headline else case.sweep
-    seen: list[dict[str, Any]] = []
-    for params in sets:
-        params = {**params, **{k: v for k, v in options.set.items() if k in params}}
-        if params in seen:
-            continue
-        seen.append(params)
+    for params in sets_of(case, options):
         part = measure(case, params, mode, options.samples, options.without)
         console.print(console_table(case, mode, params, part))
         yield part
-
-
-def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--case", nargs="+")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--headline", action="store_true")
-    parser.add_argument("--set", nargs="+", action="extend", type=_assignment, default=[])
-    parser.add_argument("--without", nargs="+", action="extend", default=[])
-    parser.add_argument("--samples", type=int, default=30)
-    parser.add_argument("--fresh-memory", action="store_true")
-    parser.add_argument("--isa", choices=LIMITS)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    options = parser.parse_args(argv)
-    if options.samples < 1:
-        parser.error(f"--samples: expected at least 1, got {options.samples}")
-    options.set = dict(options.set)
-    return options
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    if not sign:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, int(value) if value.isdigit() else value
 
 
 if __name__ == "__main__":

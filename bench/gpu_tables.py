@@ -18,9 +18,9 @@ def table(folder: Path) -> str:
     """A line for every measured set of a loss or a view: milliseconds of the GPU's own work."""
     heads = ("case", "shapes", *(f"{n} ms" for n in _NAMES), "eager / ours", "of R", "extra MB")
     lines = [f"| {' | '.join((*heads, 'host ms'))} |", "| --- " * (len(heads) + 1) + "|"]
-    for rows in _sets(folder):
+    for rows in sets(folder):
         ours = rows.get("ours")
-        if ours is None or _cases()[ours["case"]].verdict is not None:
+        if ours is None or cases()[ours["case"]].verdict is not None:
             continue
         times = [rows[n]["gpu_p50"] if n in rows else None for n in _NAMES]
         cells = ["" if t is None else f"{t:.3g}" for t in times]
@@ -44,9 +44,9 @@ def table(folder: Path) -> str:
 def steps(folder: Path) -> list[str]:
     """What the cases of whole steps say of themselves."""
     said = []
-    for rows in _sets(folder):
+    for rows in sets(folder):
         first = next(iter(rows.values()))
-        verdict = _cases()[first["case"]].verdict
+        verdict = cases()[first["case"]].verdict
         medians = {name: row["gpu_p50"] for name, row in rows.items()}
         if verdict is not None:
             said.append(verdict(first["params"], medians))
@@ -57,7 +57,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.json"))
 
 
-def _sets(folder: Path) -> list[dict[str, dict[str, Any]]]:
+def sets(folder: Path) -> list[dict[str, dict[str, Any]]]:
     """The timed rows by provider, of one case and its parameters after the other."""
     found: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for file in files(folder):
@@ -68,12 +68,12 @@ def _sets(folder: Path) -> list[dict[str, dict[str, Any]]]:
                 if row["provider"] in rows:
                     raise SystemExit(f"{file}: {' '.join(key)} is in another file too")
                 rows[row["provider"]] = row
-    order = list(_cases())
+    order = list(cases())
     return sorted(found.values(), key=lambda rows: order.index(next(iter(rows.values()))["case"]))
 
 
 @functools.cache
-def _cases() -> dict[str, OpBench]:
+def cases() -> dict[str, OpBench]:
     return {case.name: case for case in all_cases()}
 
 

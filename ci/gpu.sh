@@ -1,26 +1,56 @@
 #!/usr/bin/env bash
-# What needs a GPU, in stages of minutes each, the most valuable first:
-#   gpu.sh STAGE [OPTIONS]     stages, and what OPTIONS go to:
-#     tests                    kernels, models, data: pytest
-#     path                     the path loss at its headline shapes: python -m bench
-#     losses                   the other ops at theirs: python -m bench
-#     steps                    steps of the encoder, and of every base with and without TIR: python -m bench
-#     sweep                    every case at all its shapes: python -m bench
-#     profile                  hardware counters of the path loss's kernel, by ncu; takes no OPTIONS
-#   gpu.sh                     tests, path, losses, steps
-# Uses the Python on the path, without an install; results go to $OUT (default: gpu-out). A stage goes on after
-# a failure, and says so in its exit status. LIMIT: the most seconds of the tests.
+# What needs a GPU, in stages of at most 8 minutes each, the most valuable first:
+#   gpu.sh [STAGE ...] [-- OPTION ...]     default: tests path encoder losses products steps
+#     tests       every kernel against float64 at small shapes, models, data: pytest
+#     path        R, H1 to H4: the path loss at its headline shapes
+#     encoder     H12: steps of the encoder
+#     losses      H6, H11, H10: losses over prototypes, turned batches, GTSA's losses, views
+#     products    H5, H8, H9: losses that are bound by matrix products
+#     steps       H13: steps of every base with and without TIR
+#     attention   H15: attention at the encoders' lengths, beside what is installed
+#     data        H14: a run over the images in $DATA through DALI, and how long it waits for them
+#     sweep       every case at all its shapes
+#     profile     hardware counters of the path loss's kernel, by ncu
+# The H lines are those of bench/results/predicted.json, which the results are compared with in the
+# end. OPTIONs go to pytest or to python -m bench. Uses the Python on the path, without an install;
+# results go to $OUT (default: gpu-out). A stage goes on after a failure; what failed is said last,
+# and by the exit status. LIMIT: seconds of a stage (480). BENCH: the module that takes the cases;
+# bench.rehearse compiles what they would launch, on a machine without a GPU.
 set -uo pipefail
-case ${1:-tests} in
-  tests | path | losses | steps | sweep) ;;
-  profile) [ $# -eq 1 ] || { echo "gpu.sh profile: expected no options, got ${*:2}" >&2 && exit 2; } ;;
-  *) sed -n '2,/^# Uses/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//' >&2 && exit 2 ;;
-esac
+usage() { sed -n '2,/^# The H lines/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//' >&2; }
+stages=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  case $1 in
+    tests | path | encoder | losses | products | steps | attention | data | sweep | profile) stages+=("$1") ;;
+    *) echo "gpu.sh: expected one of the stages below, got $1" >&2 && usage && exit 2 ;;
+  esac
+  shift
+done
+[ ${#stages[@]} -gt 0 ] || stages=(tests path encoder losses products steps)
+options=("${@:2}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 out=${OUT:-gpu-out}
+bench=${BENCH:-bench}
 mkdir -p "$out"
-failed=0
+failures=()
+
+# limited NAME COMMAND...: within what is left of the stage's time; a failure is kept by its name
+limited() {
+  local name=$1 left=$((started + ${LIMIT:-480} - SECONDS)) status
+  shift
+  if [ $left -lt 10 ]; then
+    failures+=("$name: not begun, the stage's time was over")
+    return
+  fi
+  timeout -s INT -k 10 $left "$@"
+  status=$?
+  case $status in
+    0) ;;
+    124) failures+=("$name: stopped after $left s, when the stage's time was over") ;;
+    *) failures+=("$name: exit status $status") ;;
+  esac
+}
 
 run_tests() {
   local workers=() images=()
@@ -30,7 +60,7 @@ run_tests() {
   else
     echo "gpu.sh tests: without DALI, test_dali.py and test_loader.py are left out"
   fi
-  OMP_NUM_THREADS=1 timeout -s INT "${LIMIT:-480}" python3 -m pytest -v --durations=15 -rf --tb=short "${workers[@]}" "$@" \
+  OMP_NUM_THREADS=1 limited tests python3 -m pytest -v --durations=15 -rf --tb=short "${workers[@]}" "${options[@]}" \
     tests/test_attention.py tests/test_blur_recon.py tests/test_correspondence.py \
     tests/test_crop_align.py tests/test_decoder.py tests/test_derivatives.py \
     tests/test_dino.py tests/test_equi_layer.py tests/test_gaussian_blur.py tests/test_koleo.py \
@@ -38,62 +68,83 @@ run_tests() {
     tests/test_no_waiting.py tests/test_nt_xent.py tests/test_rot90_batch.py \
     tests/test_sinkhorn.py tests/test_tir.py tests/test_vicreg.py tests/test_warp.py \
     tests/test_warp_packed.py tests/test_warp_recon.py tests/test_warp_recon_geometry.py \
-    tests/test_warp_recon_packed.py "${images[@]}" > "$out/tests.txt" 2>&1 || failed=1
+    tests/test_warp_recon_packed.py "${images[@]}" > "$out/tests.txt" 2>&1
   grep -v PASSED "$out/tests.txt" | tail -n 90
 }
 
-# bench NAME OPTIONS...: a process each, so that a kernel that breaks the device's context breaks no other case
-bench() {
+# cases NAME OPTION...: a process each, so that a kernel that breaks the device's context breaks no other case
+cases() {
   local name=$1
   shift
-  python3 -m bench --json "$out/$name.json" "$@" 2>&1 | tee -a "$out/bench.txt" || failed=1
+  limited "$name" python3 -m "$bench" --json "$out/$name.json" "$@" "${options[@]}" > >(tee -a "$out/bench.txt") 2>&1
 }
 
 headline() {
   local name
-  for name in "$@"; do bench "$name" --modes fwdbwd --headline --case "$name" "${options[@]}"; done
+  for name in "$@"; do cases "$name" --modes fwdbwd --headline --case "$name"; done
 }
 
 stage() {
   case $1 in
-    tests) run_tests "${options[@]}" ;;
+    tests) run_tests ;;
     path)
       headline warp_recon
-      bench warp_recon_small --modes fwdbwd --headline --case warp_recon --set B=8 "${options[@]}"
-      bench warp_recon_eight --modes fwdbwd --headline --case warp_recon --set K=8 \
-        --without eager compile kornia "ours, PyTorch path" "${options[@]}"
+      cases warp_recon_small --modes fwdbwd --headline --case warp_recon --set B=8
+      cases warp_recon_eight --modes fwdbwd --headline --case warp_recon --set K=8 \
+        --without eager compile kornia "ours, PyTorch path"
       ;;
+    encoder) cases encoder_step --modes fwdbwd --case encoder_step ;;
     losses)
-      headline linear_warp_recon dino attention
-      bench more --modes fwdbwd --headline --without compile "pair by pair" "${options[@]}" --case \
-        nt_xent vicreg crop_align correspondence ibot sinkhorn koleo linear_dino linear_blur_recon
-      bench views --modes fwd --headline --case rot90_batch warp "${options[@]}"
+      headline dino ibot
+      cases gtsa --modes fwdbwd --headline --without "pair by pair" --case crop_align correspondence
+      cases sinkhorn --modes fwdbwd --headline --case sinkhorn
+      cases views --modes fwd --headline --case rot90_batch warp gaussian_blur
+      cases blur_recon --modes fwdbwd --headline --case blur_recon
+      ;;
+    products)
+      headline linear_warp_recon vicreg
+      cases nt_xent --modes fwdbwd --case nt_xent
+      headline koleo linear_dino linear_blur_recon
       ;;
     steps)
-      headline encoder_step
-      bench tir_overhead --modes fwdbwd --case tir_overhead "${options[@]}"
-      python3 -m fastequi.cli pretrain tir_vicreg_vits16 --dry-run --data.batch-size 256 2>&1 |
-        tee "$out/dry_run.txt" || failed=1
+      cases tir_overhead --modes fwdbwd --case tir_overhead
+      [ "$bench" = bench ] || return
+      limited dry_run python3 -m fastequi.cli pretrain tir_vicreg_vits16 --dry-run --data.batch-size 256 \
+        > >(tee "$out/dry_run.txt") 2>&1
       ;;
-    sweep) bench sweep "${options[@]}" ;;
+    attention) cases attention --modes fwdbwd --case attention ;;
+    data)
+      if [ ! -d "${DATA:-}" ]; then
+        failures+=("data: DATA: expected a folder of images, got '${DATA:-}'")
+        return
+      fi
+      limited data python3 -m fastequi.cli pretrain tir_vicreg_vits16 --data "$DATA" --data.repeat 2000 \
+        --data.batch-size 256 --max-steps 150 --train.log-every 10 --run-dir "$out/run" > >(tee "$out/data.txt") 2>&1
+      cp "$out/run/metrics.jsonl" "$out/data.jsonl" && rm -r "$out/run"
+      ;;
+    sweep) cases sweep ;;
     profile)
-      command -v ncu > /dev/null || { echo "gpu.sh profile: ncu is not installed" >&2 && failed=1 && return; }
-      ncu --clock-control none --set full -k regex:warp_recon_packed_kernel -s 2 -c 1 \
+      if ! command -v ncu > /dev/null; then
+        failures+=("profile: ncu is not installed")
+        return
+      fi
+      limited profile ncu --clock-control none --set full -k regex:warp_recon_packed_kernel -s 2 -c 1 \
         python3 -m bench --samples 1 --modes fwdbwd --headline --case warp_recon --without eager compile kornia \
         torchvision triton-augment "ours, PyTorch path" "ours, packed RGBX" "ours, a pass per step" \
-        > "$out/ncu.txt" 2>&1 || failed=1
+        > "$out/ncu.txt" 2>&1
       grep -E "Duration|Throughput|Registers|Occupancy|Hit Rate|Issue|L2 Cache|Bank|Local" "$out/ncu.txt"
       ;;
   esac
 }
 
-stages=(tests path losses steps)
-if [ $# -gt 0 ]; then stages=("$1") && shift; fi
-options=("$@")
-python3 -m fastequi.cli doctor > "$out/doctor.txt" 2>&1 || failed=1
+python3 -m fastequi.cli doctor > "$out/doctor.txt" 2>&1 || failures+=("doctor: see $out/doctor.txt")
 for each in "${stages[@]}"; do
-  start=$SECONDS
+  started=$SECONDS
   stage "$each"
-  echo "gpu.sh $each: $((SECONDS - start)) s"
+  echo "gpu.sh $each: $((SECONDS - started)) s"
 done
-exit $failed
+[ "$bench" != bench ] || python3 -m bench.predict compare "$out" || failures+=("the comparison with the predictions")
+if [ ${#failures[@]} -gt 0 ]; then
+  printf 'FAILED %s\n' "${failures[@]}" | tee "$out/failures.txt"
+  exit 1
+fi

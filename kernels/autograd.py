@@ -23,6 +23,7 @@ from fastequi.kernels.backend import tl, triton, use_triton
 from fastequi.kernels.precision import without_autocast
 
 _PLAIN = (Tensor, Parameter)
+_RESCALE_BLOCK = 1024
 _RESCALE_PROGRAMS = 1024  # a few for each processor of the largest GPUs
 
 
@@ -172,11 +173,13 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
         return (grad * _spread(factor, grad)).to(grad.dtype)
     ours = getattr(ctx, "owned", False)
     ours = ours and not torch._C._autograd._get_current_graph_task_keep_graph()
-    if ours and factor.device.type == "cpu" and (factor == 1).all():
+    if ours and not factor.is_cuda and (factor == 1).all():
         return grad
     if ours and factor.ndim == 0 and use_triton(grad) and grad.dtype != torch.float64:
+        blocks = max(triton.cdiv(grad.numel(), _RESCALE_BLOCK), 1)
+        programs = min(blocks, _RESCALE_PROGRAMS)
         with torch.cuda.device_of(grad):
-            rescale_kernel[(_RESCALE_PROGRAMS,)](grad, factor, grad.numel(), BLOCK=1024)
+            rescale_kernel[(programs,)](grad, factor, grad.numel(), BLOCK=_RESCALE_BLOCK)
         return grad
     # without `out` a float32 factor would make a float32 product of it
     return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))

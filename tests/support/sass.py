@@ -7,7 +7,6 @@ FOLDER [all]` prints JSON, {"name sm_90": figures of `Counts`}. Without `all`: t
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -18,9 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.cubins import disassembly, usage
 from tests.support.launches import EVEN, FLOATS, POINTERS, Case, cases
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = 80, 90, 100
 
 
@@ -67,9 +66,8 @@ def build(case: Case, arch: int) -> bytes:
 
 
 def disassembled(cubin: Path) -> Disassembly:
-    run = subprocess.run([TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True)
     code, labels = [], {}
-    for line in run.stdout.splitlines():
+    for line in disassembly(cubin).splitlines():
         if found := re.match(r"(\.L_\w+):", line):
             labels[found[1]] = len(code)
         elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*)", line):
@@ -104,14 +102,10 @@ def turn(code: Sequence[str], labels: dict[str, int]) -> int:
 
 
 def measure(cubin: Path, case: Case) -> Counts:
-    run = subprocess.run([TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True)
-    usage = run.stdout + run.stderr
     code, labels = disassembled(cubin)
     counted = turn(code, labels) if case.loops else len(code)
     return Counts(
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),
-        stack=int(re.search(r"STACK:(\d+)", usage)[1]),
-        local=sum(bool(re.search(r"\b(?:LDL|STL)\b", line)) for line in code),
+        *usage(cubin),
         instructions=len(code),
         per_pixel=counted * case.warps * 32 / case.pixels,
     )

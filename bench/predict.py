@@ -1,0 +1,407 @@
+"""What a GPU run is expected to show, line by line of the goals, and how a run compares.
+
+    python -m bench.predict write            bench/results/predicted.json, by the rules below
+    python -m bench.predict compare FOLDER   a run's files beside it: `ci/gpu.sh` does that last
+
+A prediction starts from what an H200 measured, where it measured the case. An H100 has the same
+multiprocessors at the same clock and 70 % of the bandwidth: the part of a time that waits for
+memory (`memory`, a share from 0 to 1 that each line states) grows by the ratio of the bandwidths.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.gpu_tables import cases, sets
+from bench.opbench import OpBench
+
+RESULTS = Path(__file__).parent / "results"
+PREDICTED = RESULTS / "predicted.json"
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""The rows of one parameter set by provider."""
+
+
+class Card(NamedTuple):
+    bandwidth: float  # bytes a second of a triad: R
+    peak: float  # operations a second of a square bfloat16 product
+
+
+CARDS = {"H200": Card(4.26e12, 795e12), "H100": Card(3.0e12, 770e12)}
+"""The H200 as measured; the H100 by 90 % of its 3.35 TB/s: the same chip, with less power."""
+
+
+class Line(NamedTuple):
+    """One figure of a goal.
+
+    Attributes:
+        goal: its number in the goals, "H1".
+        what: the figure, in words.
+        case: of the bench, with the parameters that pick the set.
+        params: those that differ from other sets of the case.
+        value: rows of that set to the figure.
+        sense: ">=" or "<=", with `bound`: what is to be reached.
+        predict: card's name to the figure that is expected.
+        why: where the prediction comes from.
+    """
+
+    goal: str
+    what: str
+    case: str
+    params: Mapping[str, Any]
+    value: Callable[[Rows], float]
+    sense: str
+    bound: float
+    predict: Callable[[str], float]
+    why: str
+
+
+def value_in(folder: Path, line: Line) -> float | None:
+    """The figure as a run measured it, or None."""
+    if line.case == DATA:
+        file = folder / "data.jsonl"
+        return _kept_busy(file) if file.is_file() else None
+    for rows in sets(folder):
+        first = next(iter(rows.values()))
+        if first["case"] == line.case and line.params.items() <= first["params"].items():
+            try:
+                return line.value(rows)
+            except KeyError:  # a provider was left out or refused
+                return None
+    return None
+
+
+DATA = "data"
+"""The stage of ci/gpu.sh that trains from images; a run's metrics, no case."""
+
+
+def _kept_busy(file: Path) -> float:
+    """Share of the time in which a run did not wait for images, its first half left out."""
+    steps = [json.loads(line) for line in file.read_text().splitlines()]
+    waits = [step["data_wait"] for step in steps if "data_wait" in step]
+    return 1 - sum(waits[len(waits) // 2 :]) / len(waits[len(waits) // 2 :])
+
+
+# the figures
+
+
+def _ratio(over: str, under: str = "ours") -> Callable[[Rows], float]:
+    return lambda rows: rows[over]["gpu_p50"] / rows[under]["gpu_p50"]
+
+
+def _memory(over: str) -> Callable[[Rows], float]:
+    return lambda rows: rows[over]["extra_bytes"] / rows["ours"]["extra_bytes"]
+
+
+def _beyond_gradient(rows: Rows) -> float:
+    """Of the path loss at its headline shape, over the prediction's bytes."""
+    return rows["ours"]["extra_bytes"] / (2 * 256 * 4 * 3 * 224**2) - 1
+
+
+def _of_r(rows: Rows) -> float:
+    return rows["ours"]["of_triad"]
+
+
+def _host(rows: Rows) -> float:
+    return 1e3 * rows["ours"]["host_p50"]
+
+
+def _launches(rows: Rows) -> float:
+    return rows["ours"]["launches"]
+
+
+def _of_peak(rows: Rows) -> float:
+    return rows["ours"]["gflops"] / rows["bf16 product"]["gflops"]
+
+
+def _rate(rows: Rows) -> float:
+    """Images a second."""
+    row = rows["ours, compiled"]
+    return 1e3 * row["params"]["B"] / row["gpu_p50"]
+
+
+def _added(rows: Rows) -> float:
+    """Per cent that TIR adds to its base's step."""
+    return 100 * (rows["ours, with TIR"]["gpu_p50"] / rows["base"]["gpu_p50"] - 1)
+
+
+def _behind_best(rows: Rows) -> float:
+    peers = [name for name in ("SDPA", "FlashAttention-3", "xformers") if name in rows]
+    return rows["ours (auto)"]["gpu_p50"] / min(rows[name]["gpu_p50"] for name in peers)
+
+
+# what is expected of them
+
+
+def slower(card: str, memory: float) -> float:
+    """How many times as long as on an H200 a call takes whose share `memory` waits for memory."""
+    return 1 + memory * (CARDS["H200"].bandwidth / CARDS[card].bandwidth - 1)
+
+
+@functools.cache
+def _h200() -> list[Rows]:
+    return list(sets(RESULTS / "h200"))
+
+
+def on_h200(case: str, params: Mapping[str, Any], value: Callable[[Rows], float]) -> float:
+    """A figure as the H200 measured it."""
+    for rows in _h200():
+        first = next(iter(rows.values()))
+        if first["case"] == case and params.items() <= first["params"].items():
+            return value(rows)
+    raise KeyError(f"{case} {params}: not measured on the H200")
+
+
+def _flops(case: str, **params: Any) -> float:
+    """Of the first set of a case with these parameters."""
+    found: OpBench = cases()[case]
+    return found.flops({**found.sweep[0], **params}, "fwdbwd")
+
+
+def _vit_base(card: str) -> float:
+    """From ViT-S: products twice as wide reach 1.3 times its share of the peak; .4 is memory."""
+    small = on_h200("encoder_step", SMALL, _rate) * _flops("encoder_step", **SMALL, B=1)
+    share = 1.3 * small / CARDS["H200"].peak
+    return share * CARDS[card].peak / _flops("encoder_step", **BASE, B=1) / slower(card, 0.4)
+
+
+def _nt_xent_share(card: str) -> float:
+    """The two kernels alone, which took 911 µs at N=8192, and 16 times that at N=32768."""
+    return _flops("nt_xent", N=32768) / (16 * 911e-6) / CARDS["H200"].peak
+
+
+HEAD = {"B": 256, "K": 4, "dtype": "bfloat16", "family": "mixed"}
+FEW, EIGHT = {**HEAD, "B": 8}, {**HEAD, "K": 8}
+LOGITS, TOKENS = {"S": 10, "dtype": "bfloat16"}, {"R": 6272}
+CROPS, TURNED = {"B": 64}, {"B": 192}
+SMALL, BASE = {"model": "vit_small"}, {"model": "vit_base"}
+AS_MEASURED = "the kernels as they were measured"
+
+
+def _as_measured(
+    goal: str,
+    what: str,
+    case: str,
+    params: Mapping[str, Any],
+    value: Callable[[Rows], float],
+    wanted: tuple[str, float],
+    grows: tuple[float, float] = (0.0, 0.0),
+    why: str = AS_MEASURED,
+) -> Line:
+    """What the H200 measured; `grows`: the memory's share of what is above and below a ratio."""
+
+    def predict(card: str) -> float:
+        return on_h200(case, params, value) * slower(card, grows[0]) / slower(card, grows[1])
+
+    return Line(goal, what, case, params, value, *wanted, predict, why)
+
+
+def _of_r_as_measured(
+    goal: str, case: str, params: Mapping[str, Any], wanted: float, memory: float, why: str
+) -> Line:
+    """A share of R, of a call whose share `memory` waits for memory."""
+
+    def predict(card: str) -> float:
+        less = CARDS["H200"].bandwidth / CARDS[card].bandwidth
+        return on_h200(case, params, _of_r) * less / slower(card, memory)
+
+    return Line(goal, "of R", case, params, _of_r, ">=", wanted, predict, why)
+
+
+def _path_loss() -> tuple[Line, ...]:
+    case = "warp_recon"
+    alone = _ratio("ours", "ours, a pass per step")
+    return (
+        _as_measured("H1", "eager / ours", case, HEAD, _ratio("eager"), (">=", 12), (0.9, 0.2)),
+        _as_measured("H1", "compile / ours", case, HEAD, _ratio("compile"), (">=", 3), (0.5, 0.2)),
+        _as_measured("H1", "kornia / ours", case, HEAD, _ratio("kornia"), (">=", 15), (0.8, 0.2)),
+        _of_r_as_measured(
+            *("H1", case, HEAD, 0.75, 0.2),
+            "280 µs on an H200, the L1 cache busy for 88 % of them, on either card",
+        ),
+        _as_measured("H2", "eager's memory / ours", case, HEAD, _memory("eager"), (">=", 10)),
+        _as_measured("H2", "compile's memory / ours", case, HEAD, _memory("compile"), (">=", 4)),
+        _as_measured(
+            *("H2", "beyond the gradient / the prediction", case, HEAD, _beyond_gradient),
+            ("<=", 0.01),
+        ),
+        _as_measured("H3", "eight steps / eight passes", case, EIGHT, alone, ("<=", 0.93)),
+        _as_measured("H4", "host, µs", case, FEW, _host, ("<=", 35)),
+        _as_measured(
+            *("H4", "launches", case, FEW, _launches, ("<=", 2)),
+            why="the loss; PyTorch fills the incoming gradient; a rescale by it",
+        ),
+    )
+
+
+def _losses() -> tuple[Line, ...]:
+    eager = _ratio("eager")
+    return (
+        _as_measured("H6", "eager / ours", "dino", LOGITS, eager, (">=", 8), (0.8, 0.2)),
+        _as_measured(
+            *("H6", "compile / ours", "dino", LOGITS, _ratio("compile"), (">=", 2.5), (0.6, 0.2))
+        ),
+        _of_r_as_measured(
+            *("H6", "dino", LOGITS, 0.8, 0.2),
+            "107 µs of exponentials and 18 µs of sums; the rest waits for the host",
+        ),
+        _of_r_as_measured("H6", "ibot", TOKENS, 0.8, 0.6, AS_MEASURED),
+        Line(
+            *("H11", "of R", "rot90_batch", TURNED, _of_r, ">=", 0.8, lambda card: 0.7),
+            "not measured yet: whole lines are written, images transposed in shared memory",
+        ),
+        Line(
+            *("H11", "eager / ours", "rot90_batch", TURNED, eager, ">=", 6, lambda card: 8.0),
+            "not measured yet: eager passes the batch six times, in float32",
+        ),
+        _as_measured("H10", "eager / ours", "crop_align", CROPS, eager, (">=", 6), (0.5, 0.1)),
+        _of_r_as_measured(
+            *("H10", "crop_align", CROPS, 0.7, 0.1),
+            "971 µs of gathers, which wait for the L1 cache",
+        ),
+        Line(
+            *("H10", "eager / ours", "correspondence", CROPS, eager, ">=", 6, lambda card: 3.0),
+            "not measured yet: bound by products, which eager makes in float32",
+        ),
+    )
+
+
+def _products() -> tuple[Line, ...]:
+    layer, stored = "linear_warp_recon", _ratio("linear, compiled loss")
+    ours = 1.6  # ms: products .68, the loss .28, sums by bias .22, copies .4
+
+    def over_stored(card: str) -> float:
+        theirs = on_h200(layer, {}, lambda rows: rows["linear, compiled loss"]["gpu_p50"])
+        return theirs * slower(card, 0.6) / (ours * slower(card, 0.3))
+
+    def over_products(card: str) -> float:
+        bare = on_h200(layer, {}, lambda rows: rows["floor"]["gpu_p50"])
+        return ours * slower(card, 0.3) / bare
+
+    def larger(card: str) -> float:
+        return 1.2 * on_h200("nt_xent", {"N": 8192}, _ratio("eager")) * slower(card, 0.8)
+
+    why = "chunks are ten times as large since: products .68 ms, the loss .28, sums and copies .6"
+    return (
+        Line(*("H5", "linear, compiled loss / ours", layer, {}, stored, ">=", 2, over_stored), why),
+        Line(
+            *("H5", "ours / its products", layer, {}, _ratio("ours", "floor"), "<=", 1.25),
+            *(over_products, why),
+        ),
+        Line(
+            *("H8", "eager / ours", "nt_xent", {"N": 16384}, _ratio("eager"), ">=", 2, larger),
+            "both grow by N² from N=8192; ours loses its fixed part",
+        ),
+        Line(
+            *("H8", "of the bf16 peak", "nt_xent", {"N": 32768}, _of_peak, ">=", 0.45),
+            *(_nt_xent_share, "exponentials between the products; see _nt_xent_share"),
+        ),
+        _as_measured(
+            *("H9", "eager / ours", "vicreg", {"N": 2048}, _ratio("eager"), (">=", 3), (0.3, 0.2))
+        ),
+    )
+
+
+def _steps() -> tuple[Line, ...]:
+    vicreg = {"base": "vicreg_vits16"}
+    return (
+        _as_measured(
+            *("H12", "ViT-S/16, images a second", "encoder_step", SMALL, _rate, (">=", 10_500)),
+            (0.0, 0.5),
+            "norms, GELU and AdamW wait for memory: half of the step",
+        ),
+        Line(
+            *("H12", "ViT-B/16, images a second", "encoder_step", BASE, _rate, ">=", 3_700),
+            *(_vit_base, "from ViT-S; see _vit_base"),
+        ),
+        _as_measured("H13", "TIR on VICReg, %", "tir_overhead", vicreg, _added, ("<=", 3)),
+        *(
+            Line(
+                *("H13", f"TIR on {name}, %", "tir_overhead", {"base": recipe}, _added, "<=", 2),
+                *(lambda card: 12.0, "not measured yet: a step of ten crops is longer"),
+            )
+            for name, recipe in (("DINO", "dino_vits16"), ("iBOT", "ibot_vits16"))
+        ),
+        Line(
+            *("H14", "not waiting for images", DATA, {}, lambda rows: 0.0, ">=", 0.97),
+            *(lambda card: 0.97, "not measured yet: nvJPEG decodes more images than a step takes"),
+        ),
+        *(
+            Line(
+                *(
+                    "H15",
+                    f"ours / the fastest, {n} tokens",
+                    "attention",
+                    {"N": n},
+                    _behind_best,
+                    "<=",
+                    1.03,
+                ),
+                *(lambda card: 1.0, "what was fastest once is taken"),
+            )
+            for n in (197, 201, 257, 261, 37)
+        ),
+    )
+
+
+LINES = (*_path_loss(), *_losses(), *_products(), *_steps())
+
+
+def document() -> list[dict[str, Any]]:
+    """The lines with their predictions, as predicted.json has them."""
+    return [
+        {
+            "goal": line.goal,
+            "what": line.what,
+            "case": line.case,
+            "params": dict(line.params),
+            "wanted": f"{line.sense} {line.bound:g}",
+            **{card: float(f"{line.predict(card):.3g}") for card in CARDS},
+            "why": line.why,
+        }
+        for line in LINES
+    ]
+
+
+def compare(folder: Path) -> Table:
+    """A run's figures beside the goals and what was predicted for its card."""
+    machines = {
+        json.loads(file.read_text()).get("machine", {}).get("device", "")
+        for file in folder.glob("*.json")
+    }
+    card = next((name for name in CARDS if any(name in device for device in machines)), None)
+    table = Table("line", "figure", "case", "wanted", f"predicted, {card}", "measured", "met")
+    for line, row in zip(LINES, json.loads(PREDICTED.read_text()), strict=True):
+        found = value_in(folder, line)
+        met = "" if found is None else ("yes" if _met(line, found) else "no")
+        expected = "" if card is None else f"{row[card]:g}"
+        value = "not measured" if found is None else f"{found:.3g}"
+        table.add_row(line.goal, line.what, line.case, row["wanted"], expected, value, met)
+    return table
+
+
+def _met(line: Line, found: float) -> bool:
+    return found >= line.bound if line.sense == ">=" else found <= line.bound
+
+
+def main(argv: list[str]) -> int:
+    match argv:
+        case ["write"]:
+            PREDICTED.write_text(json.dumps(document(), indent=1) + "\n")
+        case ["compare", folder]:
+            Console(width=150).print(compare(Path(folder)))
+        case _:
+            raise SystemExit("usage: python -m bench.predict write, or compare FOLDER")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
