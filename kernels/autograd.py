@@ -28,8 +28,11 @@ _RESCALE_PROGRAMS = 1024  # a few for each processor of the largest GPUs
 
 
 def needs_operator(*inputs: Any) -> bool:
-    """Whether the registered operator must run: a compiler, tensor subclasses, meta tensors."""
-    return torch.compiler.is_compiling() or any(
+    """Whether the registered operator must run, since what the kernels write could not be seen:
+    under a compiler, a tracer or a dispatch mode, for tensor subclasses and meta tensors."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    return torch._C._is_tracing() or any(
         isinstance(value, Tensor) and (type(value) not in _PLAIN or value.is_meta)
         for value in inputs
     )

@@ -96,12 +96,12 @@ def use_native(tensor: torch.Tensor) -> bool:
 def say_type(name: str, *dtypes: torch.dtype, takes: str = "float32 or bfloat16 alike") -> None:
     """Logs, once for each, that the C kernel of an op does not take such tensors."""
     if not torch.compiler.is_compiling():
-        _say_type(name, takes, *dtypes)
+        _say_type(name, takes, *sorted(set(dtypes), key=str))
 
 
 @functools.cache
 def _say_type(name: str, takes: str, *dtypes: torch.dtype) -> None:
-    found = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
+    found = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     logger.warning("%s of %s runs in PyTorch on a CPU, slower; C takes %s", name, found, takes)
 
 

@@ -204,7 +204,7 @@ def launch(
             width,
             width // patch_size if patch_size else 1,
             *tiles,
-            target.max_sigma,
+            target.most,
             weight,
             *pred.stride()[:2],
             *strides_of(pred, patch_size),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_blur, native_warp
+from fastequi.kernels import native_blur
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch
@@ -50,7 +50,7 @@ def compute_blur_recon(
         native_blur.blur_recon(pred, image, sigma, target, weight, total, grad)
         return total, grad
     if use_native(pred):
-        say_type("blur_recon_loss", pred.dtype, image.dtype, takes=native_warp.TAKES)
+        say_type("blur_recon_loss", pred.dtype, image.dtype, takes=native_blur.TAKES)
     for part in chunks_of(pred):
         wanted = gaussian_blur_ref(image[part], sigma[part], target, total.dtype)
         wanted = patchify(wanted, patch_size) if patch_size else wanted

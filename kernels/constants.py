@@ -18,12 +18,12 @@ def constants(values: Values, device: torch.device, dtype: torch.dtype) -> Tenso
     """The values as a shared tensor, which must not be written to.
 
     Under torch.compile and torch.export it becomes a constant of the graph. Under a dispatch mode
-    with tensors of its own (FakeTensorMode) it is a new one of that mode, not cached, since later
-    calls would get it.
+    with tensors of its own (FakeTensorMode) or a transform of `torch.func` it is a new one, not
+    kept, since later calls would get it.
     """
     if torch.compiler.is_dynamo_compiling():
         return _of_graph(values, device, dtype)
-    if _get_current_dispatch_mode() is not None:
+    if _wrapped():
         return torch.tensor(values, dtype=dtype, device=device)
     return _kept(values, device, dtype)
 
@@ -36,7 +36,7 @@ def constants_of(values: Sequence[float] | None, device: torch.device) -> Tensor
 def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """A function of numbers and a device whose tensors are kept, which must not be written to.
 
-    Compilers trace the function itself, and a dispatch mode gets tensors of its own, as above; so
+    Compilers trace the function itself; modes and transforms get tensors of their own, as above. So
     does a CUDA graph that is being captured, whose tensors have no values before it is replayed.
     """
 
@@ -48,11 +48,17 @@ def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        if capturing or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        if capturing or torch.compiler.is_compiling() or _wrapped():
             return make(*args, **kwargs)
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 
     return call
+
+
+def _wrapped() -> bool:
+    """Whether new tensors are made as others than plain ones, by a mode or by functionalize."""
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active or _get_current_dispatch_mode() is not None
 
 
 @lru_cache(maxsize=256)

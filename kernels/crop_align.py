@@ -278,17 +278,18 @@ def _compute(
     Flat: `Regions`, then `Pooling`.
     """
     views, batch, height, width, channels = student.shape
+    height_t, width_t = teacher.shape[2:4]
+    out = torch.empty(student.shape if grad else (0,), dtype=student.dtype, device=student.device)
     student, teacher = _rows(student), _rows(teacher)
     count, places = len(pairs) // 2, bins * bins
-    height_t, width_t = teacher.shape[2:4]
     cosine = student.new_empty(count, batch, places, dtype=torch.float32)
-    out = torch.empty(student.shape if grad else (0,), dtype=student.dtype, device=student.device)
     if cosine.numel() == 0:
         return cosine.sum(), out.zero_()
     boxes = [x.float().contiguous() for x in (student_boxes, teacher_boxes)]
     turns, weight = turns.int().contiguous(), -1.0 / divisor
     if use_native(student):
-        given = student, teacher, boxes, turns, pairs, bins, scale, weight
+        sizes = (height, width), (height_t, width_t)
+        given = student, teacher, sizes, boxes, turns, pairs, bins, scale, weight
         native_crop_align.crop_align(*given, cosine, out if grad else None)
         return cosine.sum() * weight, out
     config = launch_config(student.dtype, bins, max(width, width_t))
@@ -299,8 +300,8 @@ def _compute(
         crop_align_kernel[(count * batch,)](
             student, teacher, *boxes, turns, chosen, cosine, pooled, count,
             batch, height, width, height_t, width_t, channels, student.stride(0),
-            student.stride(1), student.stride(3), teacher.stride(0), teacher.stride(1),
-            teacher.stride(3), scale, weight, MOST=most, GRAD=grad, BLOCK_X=block_of(width),
+            student.stride(1), student.stride(2), teacher.stride(0), teacher.stride(1),
+            teacher.stride(2), scale, weight, MOST=most, GRAD=grad, BLOCK_X=block_of(width),
             BLOCK_XT=block_of(width_t), **config,
         )  # fmt: skip
         if grad:
@@ -313,10 +314,12 @@ def _compute(
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """[V, B, h, w, C] with patches evenly apart and channels together."""
-    maps = maps.resolve_neg()
-    even = maps.stride(2) == maps.stride(3) * maps.shape[3]
-    return maps if even and maps.stride(4) == 1 else maps.contiguous()
+    """[V, B, h·w, C] of [V, B, h, w, C]: a copy unless cells are evenly apart, channels together.
+
+    PyTorch makes the axis of cells: it knows that the stride of an axis of one says nothing.
+    """
+    cells = maps.resolve_neg().flatten(2, 3)
+    return cells if cells.stride(3) == 1 else cells.contiguous()
 
 
 def _fake(

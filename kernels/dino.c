@@ -15,9 +15,9 @@ typedef struct {
   const int32_t *pairs;  /* [rows, teachers] rows of the teacher, -1 for none */
   const int32_t *order;  /* [rows]: those with the same teachers side by side; or NULL */
   const float *weight;   /* [rows] */
-  const float *row;      /* of the teacher, a number each; or NULL: its softmax */
+  const double *row;     /* of the teacher, a power of two each; or NULL: its softmax */
   const float *column;   /* [columns], or NULL */
-  const float *lse;      /* [rows] of all columns, where these are some of them; or NULL */
+  const double *lse;     /* [rows] log2 of the sum of all columns, where these are some; or NULL */
   float *loss;           /* [rows] */
   int64_t student_stride, teacher_stride, grad_stride, rows, columns;
   float student_scale, teacher_scale; /* 1 / temperature */
@@ -25,6 +25,17 @@ typedef struct {
 } Dino;
 
 enum { AT_ONCE = 8 }; /* rows that a thread takes */
+
+/* A power of two in two parts: 2^(x - high) factor, where x - high is exact and no rounding of the
+ * sum itself is left. */
+typedef struct {
+  float high, low, factor;
+} Split;
+
+INLINE Split split(double log2) {
+  float high = (float)log2, low = (float)(log2 - high);
+  return (Split){high, low, exp2f(-low)};
+}
 
 /* Σ_t exp(teacher_t / temperature - column - row_t), to `wanted`; how many there are. */
 CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
@@ -34,13 +45,13 @@ CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
     if (pairs[p] < 0) continue;
     const void *teacher = row_of(op->teacher, pairs[p], op->teacher_stride, op->teacher_dtype);
     float scale = op->teacher_scale * LOG2E;
-    float shift = op->row ? op->row[pairs[p]] * LOG2E
-                          : log2_sum(teacher, op->teacher_dtype, op->column, op->columns, scale);
+    Split sum = split(op->row ? op->row[pairs[p]]
+                              : log2_sum(teacher, op->teacher_dtype, op->column, op->columns, scale));
     for (int64_t at = 0; at < op->columns; at += PART) {
       int64_t size = op->columns - at < PART ? op->columns - at : PART;
       size = read_part(part, teacher, op->teacher_dtype, op->column, at, size, scale);
       for (int64_t i = 0; i < size; i += LANES) {
-        vf value = exp2_or_0(AT(vf, part + i) - shift);
+        vf value = exp2_or_0(AT(vf, part + i) - sum.high) * sum.factor;
         if (found) value += AT(vf, wanted + at + i);
         AT(vf, wanted + at + i) = value;
       }
@@ -51,14 +62,14 @@ CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
 }
 
 /* Q (lse - x), the cross-entropy of some columns; 0 where Q is, as for logits that are masked out. */
-INLINE vf crossed(vf q, vf x, float lse) { return pick(q == 0.0f, q, q * (lse - x)); }
+INLINE vf crossed(vf q, vf x, Split lse) { return pick(q == 0.0f, q, q * (lse.high - x + lse.low)); }
 
 /* weight Σ Q (LSE(x) - x), x = student / temperature, and its gradient; in powers of two. */
 CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted) {
   const void *student = row_of(op->student, r, op->student_stride, op->student_dtype);
   float scale = op->student_scale * LOG2E, factor = op->student_scale * op->weight[r];
-  float lse = op->lse ? op->lse[r] * LOG2E
-                      : log2_sum(student, op->student_dtype, NULL, op->columns, scale);
+  Split lse = split(op->lse ? op->lse[r] : log2_sum(student, op->student_dtype, NULL, op->columns, scale));
+  count *= lse.factor;
   float part[PART + LANES];
   void *grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, op->student_dtype) : NULL;
   double dot = 0;
@@ -70,11 +81,11 @@ CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted
     for (; i + LANES <= n; i += LANES) {
       vf x = AT(vf, part + i), q = AT(vf, wanted + at + i);
       sum += crossed(q, x, lse);
-      if (grad) store(grad, at + i, (count * exp2_of(x - lse) - q) * factor, op->student_dtype, 0);
+      if (grad) store(grad, at + i, (count * exp2_of(x - lse.high) - q) * factor, op->student_dtype, 0);
     }
     if (i < n) {
       vf x = AT(vf, part + i), q = AT(vf, wanted + at + i);
-      vf slope = (count * exp2_of(x - lse) - q) * factor, each = crossed(q, x, lse);
+      vf slope = (count * exp2_of(x - lse.high) - q) * factor, each = crossed(q, x, lse);
       for (int64_t j = 0; i + j < n; j++) {
         dot += each[j];
         if (!grad) continue;

@@ -54,8 +54,9 @@ INLINE int64_t read_part(
   return i + LANES;
 }
 
-/* log2 Σ_j 2^(scale x_j - column_j log2 e) of a row of n values, each read once. */
-CALLED float log2_sum(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
+/* log2 Σ_j 2^(scale x_j - column_j log2 e) of a row of n values, each read once. In double: float32
+ * would round it by a part of its own size, and all that is divided by the sum by that much. */
+CALLED double log2_sum(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
   float part[PART + LANES], most = -INFINITY;
   double total = 0;
   for (int64_t at = 0; at < n; at += PART) {
@@ -80,7 +81,7 @@ CALLED float log2_sum(const void *row, int32_t dtype, const float *column, int64
     if (i < size) sum += exp2_of(AT(vf, part + i) - base);
     total += sum_of(sum + second);
   }
-  return (float)(most + log2(total));
+  return most + log2(total);
 }
 
 #endif

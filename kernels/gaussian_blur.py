@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_blur, native_warp
+from fastequi.kernels import native_blur
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch, radius
@@ -45,7 +45,7 @@ def _compute(
         native_blur.blur(out, image, sigma, target)
         return out
     if use_native(image):
-        say_type("gaussian_blur", dtype, image.dtype, takes=native_warp.TAKES)
+        say_type("gaussian_blur", dtype, image.dtype, takes=native_blur.TAKES)
     for part in chunks_of(out):
         out[part] = gaussian_blur_ref(image[part], sigma[part], target, dtype)
     return out
@@ -58,11 +58,11 @@ def _fake(image, sigma, mean, std, dtype, max_sigma) -> Tensor:
 gaussian_blur_op = Operator("gaussian_blur", _compute, _fake)
 
 
-def _blur_matrix(sigma: Tensor, size: int, max_sigma: float) -> Tensor:
+def _blur_matrix(sigma: Tensor, size: int, target: BlurTarget) -> Tensor:
     """[B, K, n, n] matrices that blur along an axis of n pixels with reflected borders."""
-    reach = radius(max_sigma)
+    reach = radius(target.max_sigma)
     offsets = torch.arange(-reach, reach + 1, device=sigma.device)
-    fine = (sigma >= 0) & (sigma <= max_sigma)
+    fine = (sigma >= 0) & (sigma <= target.most)
     # σ = 0 has no rate; where() on both sides keeps the NaN out of its gradient too
     rate = 0.5 / torch.where(sigma > 1e-6, sigma, 1e-6).square()
     weights = torch.exp(-offsets.square() * rate[..., None])
@@ -88,8 +88,8 @@ def gaussian_blur_ref(
     wide = torch.float64 in (dtype, sigma.dtype, image.dtype)
     compute = torch.float64 if wide else torch.float32
     sigma = sigma.to(compute)
-    rows = _blur_matrix(sigma, image.shape[2], target.max_sigma)[:, :, None]
-    columns = _blur_matrix(sigma, image.shape[3], target.max_sigma)[:, :, None]
+    rows = _blur_matrix(sigma, image.shape[2], target)[:, :, None]
+    columns = _blur_matrix(sigma, image.shape[3], target)[:, :, None]
     blurred = rows @ to_float(image, compute)[:, None] @ columns.transpose(-1, -2)
     return color_ref(blurred, None, target.mean, target.std).to(dtype)
 
@@ -97,6 +97,8 @@ def gaussian_blur_ref(
 def gaussian_blur(image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch.dtype) -> Tensor:
     """[B, K, C, H, W]; arguments already checked. The reference where a gradient is wanted."""
     grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
-    if grad or transformed() or torch.float64 in (dtype, image.dtype, sigma.dtype):
+    if grad or transformed() or torch.float64 in (dtype, image.dtype):
+        if use_native(image) and not grad:
+            say_type("gaussian_blur", dtype, image.dtype, takes=native_blur.TAKES)
         return gaussian_blur_ref(image, sigma, target, dtype)
     return gaussian_blur_op(image, sigma, target.mean, target.std, dtype, target.max_sigma)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels import dino, native_dino, sinkhorn
+from fastequi.kernels import dino, native_dino, native_sinkhorn, sinkhorn
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import transformed, use_native, use_triton
 from fastequi.kernels.precision import float16_scale, without_autocast
@@ -82,9 +82,10 @@ def _compute(
             torch.mm(slope, weight, out=d_student)
             torch.mm(slope.T, student, out=d_weight)
         return loss, d_student, d_weight
-    lse = _row_lse(student, weight, student_temp, None, chunks)
+    exact = _in_c(student, teacher, row_weight)
+    lse = _row_lse(student, weight, student_temp, None, chunks, exact)
     if row is None:
-        row = _row_lse(teacher, teacher_weight, teacher_temp, column, chunks)
+        row = _row_lse(teacher, teacher_weight, teacher_temp, column, chunks, exact)
     loss = row_weight.new_zeros(())
     total = torch.zeros(student.shape, dtype=wide, device=student.device) if grad else d_student
     for part in chunks:
@@ -109,7 +110,7 @@ def _columns(
         loss = torch.empty(len(student), dtype=row_weight.dtype, device=student.device)
         dino.launch(student, teacher, target, lse, loss, student if grad else None)
         return student, loss.sum()
-    if use_native(student) and native_dino.reads(student, teacher, row_weight):
+    if _in_c(student, teacher, row_weight):
         loss = torch.empty_like(row_weight)
         temps, slope = (student_temp, teacher_temp), student if grad else None
         native_dino.dino(student, teacher, pairs, row_weight, row, column, temps, loss, slope, lse)
@@ -129,6 +130,10 @@ def _columns(
     return student, loss.sum()
 
 
+def _in_c(student: Tensor, teacher: Tensor, row_weight: Tensor) -> bool:
+    return use_native(student) and native_dino.reads(student, teacher, row_weight)
+
+
 def _share(x: Tensor, lse: Tensor) -> Tensor:
     """exp(x - lse), by a softmax of these columns, whose exp is fast where it underflows."""
     mine = sinkhorn.log_sum_exp(x, 1)
@@ -136,13 +141,24 @@ def _share(x: Tensor, lse: Tensor) -> Tensor:
 
 
 def _row_lse(
-    x: Tensor, weight: Tensor, temp: float, column: Tensor | None, chunks: list[slice]
+    x: Tensor,
+    weight: Tensor,
+    temp: float,
+    column: Tensor | None,
+    chunks: list[slice],
+    exact: bool = False,
 ) -> Tensor:
+    """Of all prototypes; `exact`: powers of two in float64, as `native_dino` takes them."""
     total = None
     for part in chunks:
         of_part = None if column is None else column[part]
-        lse = sinkhorn.compute_row_lse(F.linear(x, weight[part]), temp, of_part)
-        total = lse if total is None else torch.logaddexp(total, lse)
+        logits = F.linear(x, weight[part])
+        if exact:
+            lse = native_sinkhorn.row_log2(logits, temp, of_part)
+        else:
+            lse = sinkhorn.compute_row_lse(logits, temp, of_part)
+        add = torch.logaddexp2 if exact else torch.logaddexp
+        total = lse if total is None else add(total, lse)
     assert total is not None
     return total
 

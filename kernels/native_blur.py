@@ -7,7 +7,7 @@ from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native
+from fastequi.kernels import native, native_warp
 from fastequi.kernels.blur import radius
 from fastequi.kernels.native_warp import (
     LOSSES,
@@ -21,6 +21,7 @@ from fastequi.kernels.target import BlurTarget
 
 _MOST = 256  # pixels that a blurred pixel may depend on at a side
 _FLOATS = (torch.float32, torch.bfloat16)
+TAKES = f"{native_warp.TAKES}, max_sigma up to {_MOST // 4}"
 
 
 class BlurStruct(Structure):
@@ -101,7 +102,7 @@ def _run(
         (c_float * 4)(*(value * scale for value in gain)),
         (c_float * 4)(*bias),
         weight,
-        target.max_sigma,
+        target.most,
         *sigma.shape,
         radius(target.max_sigma),
         native.DTYPES[made.dtype],

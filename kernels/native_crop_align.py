@@ -40,6 +40,7 @@ def reads(student: Tensor, teacher: Tensor) -> bool:
 def crop_align(
     student: Tensor,
     teacher: Tensor,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
     boxes: Sequence[Tensor],
     turns: Tensor,
     pairs: Sequence[int],
@@ -52,7 +53,8 @@ def crop_align(
     """Fills cosine [P, B, bins²] and, if there is one, the gradient by the student, dense.
 
     Args:
-        student, teacher: [V, B, h, w, C], cells evenly apart and channels together.
+        student, teacher: [V, B, h·w, C], channels together.
+        sizes: (h, w) of the student's maps and of the teacher's.
         boxes: the student's and the teacher's, float32 [P, B, 4], dense.
         turns: [P, B] int32, dense.
         pairs: view of the student, view of the teacher, and so on.
@@ -61,12 +63,12 @@ def crop_align(
     """
     places = constants(tuple(pairs), student.device, torch.int32)
     op = CropAlignStruct(
-        _maps(student, boxes[0]),
-        _maps(teacher, boxes[1]),
+        _maps(student, sizes[0], boxes[0]),
+        _maps(teacher, sizes[1], boxes[1]),
         *(native.pointer(tensor) for tensor in (turns, places, cosine, grad)),
         len(pairs) // 2,
         *student.shape[:2],
-        student.shape[4],
+        student.shape[3],
         bins,
         scale,
         weight,
@@ -76,11 +78,5 @@ def crop_align(
     native.call("crop_align", op)
 
 
-def _maps(maps: Tensor, boxes: Tensor) -> MapsStruct:
-    return MapsStruct(
-        native.pointer(maps),
-        native.pointer(boxes),
-        *maps.stride()[:2],
-        maps.stride(3),
-        *maps.shape[2:4],
-    )
+def _maps(maps: Tensor, size: tuple[int, int], boxes: Tensor) -> MapsStruct:
+    return MapsStruct(native.pointer(maps), native.pointer(boxes), *maps.stride()[:3], *size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -45,8 +46,8 @@ def dino(
 ) -> None:
     """Fills loss [R] and, if there is one, the gradient `out` [R, N]; it may be the student.
 
-    With the log-sum-exps `lse` of all columns given these are some of them, and the loss their
-    share without it.
+    With the sums `lse` of all columns given these are some of them, and the loss their share
+    without it. `row` and `lse` are natural logarithms in float32, or powers of two in float64.
     """
     student, teacher = dense_rows(student), dense_rows(teacher)
     teachers = pairs.shape[1]
@@ -58,7 +59,7 @@ def dino(
         order = key.argsort().int()
     tensors = [
         None if tensor is None else tensor.resolve_neg().contiguous()
-        for tensor in (pairs, order, weight, row, column, lse)
+        for tensor in (pairs, order, weight, _log2(row), column, _log2(lse))
     ]
     op = DinoStruct(
         native.pointer(student),
@@ -77,3 +78,9 @@ def dino(
         native.threads(student.numel()),
     )
     native.call("dino", op)
+
+
+def _log2(numbers: Tensor | None) -> Tensor | None:
+    if numbers is None or numbers.dtype == torch.float64:
+        return numbers
+    return numbers.double() / math.log(2)

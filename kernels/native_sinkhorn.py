@@ -16,7 +16,7 @@ _FREE = 1 << 20
 
 class LseStruct(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "other", "out")),
+        *((name, c_void_p) for name in ("x", "other", "out", "log2")),
         *((name, c_int64) for name in ("stride", "rows", "columns")),
         ("scale", c_float),
         *((name, c_int32) for name in ("dtype", "threads")),
@@ -47,19 +47,32 @@ def row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
     return _run("row_lse", x, temp, column, len(x))
 
 
+def row_log2(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
+    """The same as powers of two, [R] float64: as exact as the scaled logits themselves."""
+    return _run("row_lse", x, temp, column, len(x), torch.float64)
+
+
 def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
     """log Σ_r exp(x[r, n] / temp - row[r]), [N] float32; rows of infinite number add nothing."""
     return _run("column_lse", x, temp, row, x.shape[1])
 
 
-def _run(name: str, x: Tensor, temp: float, other: Tensor | None, size: int) -> Tensor:
+def _run(
+    name: str,
+    x: Tensor,
+    temp: float,
+    other: Tensor | None,
+    size: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     x = dense_rows(x)
     other = None if other is None else other.float().resolve_neg().contiguous()
-    out = x.new_empty(size, dtype=torch.float32)
+    out = x.new_empty(size, dtype=dtype)
     op = LseStruct(
         native.pointer(x),
         native.pointer(other),
-        native.pointer(out),
+        native.pointer(out) if dtype == torch.float32 else None,
+        native.pointer(out) if dtype == torch.float64 else None,
         x.stride(0),
         *x.shape,
         1 / temp,

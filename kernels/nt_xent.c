@@ -99,6 +99,9 @@ int EXPORT(contrast)(const Contrast *op) {
   return 0;
 }
 
+/* A power of two that is no more than 1, whatever rounding made of its exponent. */
+INLINE vf at_most_1(vf x) { return exp2_of(pick(x > 0.0f, splat(0.0f), x)); }
+
 const int64_t EXPORT(weigh_bytes) = sizeof(Contrast);
 
 /* s_ij becomes exp((s_ij - 1) / temperature) (row_i + column_j), or without a bound
@@ -113,7 +116,7 @@ int EXPORT(weigh)(const Contrast *op) {
       int64_t n = op->columns - i;
       vf x = some(s + i, n) * scale, column = some(op->column + i, n), weight;
       if (op->bounded) weight = exp2_of(x - scale) * (column + row);
-      else weight = exp2_of(x - row * LOG2E) + exp2_of(x - column * LOG2E);
+      else weight = at_most_1(x - row * LOG2E) + at_most_1(x - column * LOG2E);
       if (n >= LANES) AT(vf, s + i) = weight;
       else for (int64_t j = 0; j < n; j++) s[i + j] = weight[j];
     }

@@ -8,6 +8,7 @@ typedef struct {
   const void *x;       /* [rows, columns] */
   const float *other;  /* subtracted first: [columns] for sums of rows, or NULL; [rows] for those of columns */
   float *out;          /* [rows] or [columns] */
+  double *log2;        /* [rows] sums of rows as powers of two, in place of `out`; or NULL */
   int64_t stride, rows, columns;
   float scale;         /* 1 / temperature */
   int32_t dtype, threads;
@@ -20,7 +21,9 @@ int EXPORT(row_lse)(const Lse *op) {
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t r = 0; r < op->rows; r++) {
     const void *row = row_of(op->x, r, op->stride, op->dtype);
-    op->out[r] = log2_sum(row, op->dtype, op->other, op->columns, op->scale * LOG2E) / LOG2E;
+    double sum = log2_sum(row, op->dtype, op->other, op->columns, op->scale * LOG2E);
+    if (op->log2) op->log2[r] = sum;
+    else op->out[r] = sum / LOG2E;
   }
   return 0;
 }

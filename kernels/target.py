@@ -56,6 +56,11 @@ class BlurTarget(NamedTuple):
     std: Sequence[float] | None = None
     max_sigma: float = 2.0
 
+    @property
+    def most(self) -> float:
+        """The largest σ that is blurred: max_sigma, as half a type rounds it."""
+        return self.max_sigma * (1 + 2**-8)
+
 
 class Sums(NamedTuple):
     """Outputs of a path loss, per image and step; empty where not needed.

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given as given_by_hypothesis
+from hypothesis import settings, strategies
 
 from fastequi.data.views.boxes import rotate_boxes
 from fastequi.functional import crop_align_loss
@@ -126,6 +128,53 @@ def test_strides_do_not_matter(backend, device):
     assert not student.is_contiguous()
     other = crop_align_loss(**{**args, "student": student, "teacher": teacher})
     torch.testing.assert_close(other, expected)
+
+
+@pytest.mark.parametrize("size", [(7, 1), (1, 7), (1, 1)])
+def test_an_axis_of_one_may_have_any_stride(backend, device, size):
+    """PyTorch calls a tensor contiguous whatever the stride of an axis of one cell is."""
+    args = given(torch.float32, device, 2, small=size, large=size)
+    expected = crop_align_loss(**args)
+    for axes in ((2, 3), (2, 4), (3, 4)):
+        odd = {}
+        for name in ("student", "teacher"):
+            maps = args[name].detach()
+            turned = maps.transpose(*axes).contiguous().transpose(*axes)
+            strides = [
+                999 if n == 1 else step for n, step in zip(maps.shape, turned.stride(), strict=True)
+            ]
+            odd[name] = turned.as_strided(maps.shape, strides)
+        torch.testing.assert_close(crop_align_loss(**{**args, **odd}), expected.detach())
+
+
+WILD = [-1e30, -40.0, -0.5, 0.0, 1e-3, 7.5, 16.0, 40.0, 1e30]
+
+
+@settings(max_examples=60, deadline=None)
+@given_by_hypothesis(
+    strategies.lists(strategies.sampled_from(WILD), min_size=64, max_size=64),
+    strategies.lists(strategies.integers(-9, 9), min_size=8, max_size=8),
+    strategies.sampled_from([1, 3, 4]),
+)
+def test_fuzz_any_box_and_turn_in_c_as_in_float64(values, turns, bins):
+    """Boxes outside the map, reversed, empty, of parts of a cell; turns beyond four."""
+    if backends.native.obstacle() is not None:
+        pytest.skip("no C kernels")
+    args = given(torch.float32, "cpu", bins)
+    corners = torch.tensor(values).view(2, 4, 2, 4)
+    args |= {"student_boxes": corners[0], "teacher_boxes": corners[1]}
+    args["turns"] = torch.tensor(turns).view(4, 2)
+    found = []
+    for name, dtype in (("native", torch.float32), ("torch", torch.float64)):
+        student = args["student"].detach().to(dtype).requires_grad_()
+        with backends.force(name):
+            loss = crop_align_loss(
+                **{**args, "student": student, "teacher": args["teacher"].to(dtype)}
+            )
+            (grad,) = torch.autograd.grad(loss, student)
+        found.append((loss.detach().double(), grad.double()))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5)
 
 
 def test_in_c_boxes_that_are_not_finite_spoil_their_pair_alone():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastequi import gaussian_blur
+from fastequi.functional import blur_recon_loss
 from fastequi.kernels.gaussian_blur import gaussian_blur_op
 from tests.support.blur import SIGMAS, eager
 from tests.support.warp_recon import MEAN, STD, case
@@ -93,3 +94,19 @@ def test_bad_input_names_the_argument():
         gaussian_blur(image, SIGMAS, max_sigma=0.0)
     with pytest.raises(TypeError, match="dtype"):
         gaussian_blur(image, SIGMAS, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("most", [0.1, 0.3, 0.7, 1.1, 2.0])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_max_sigma_itself_is_blurred_however_its_type_rounds_it(device, most, kind, dtype):
+    image = torch.rand(1, 1, 8, 8, dtype=dtype, device=device)
+    sigma = torch.tensor([most], dtype=kind, device=device)
+    expected = gaussian_blur(image.double(), sigma.double(), max_sigma=4.0)
+    found = gaussian_blur(image, sigma, max_sigma=most)
+    near = {"rtol": 0, "atol": 2e-4}  # what lies beyond the radius
+    torch.testing.assert_close(found.double(), expected, **near)
+    number = gaussian_blur(image, most, max_sigma=most)
+    torch.testing.assert_close(number.double(), expected, rtol=0, atol=4e-3)  # sigma's rounding
+    loss = blur_recon_loss(expected.to(dtype), image, sigma, max_sigma=most)
+    assert loss.item() <= 1e-7

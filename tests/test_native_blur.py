@@ -1,5 +1,6 @@
 """The C kernel of blur and its loss: any size, sigma, layout or build."""
 
+import logging
 import math
 
 import pytest
@@ -139,3 +140,42 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
         found = outcome("native", problem, torch.float32)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [64.0, 20.0, 65.0])
+def test_the_widest_kernels_are_those_of_float64(sigma, caplog):
+    """Up to 64 in C, beyond it in PyTorch, which is said; the kernel reaches over all rows."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 2, 70, 40)
+    with backend.force("native"), caplog.at_level(logging.WARNING):
+        found = gaussian_blur(image, sigma, max_sigma=sigma)
+    with backend.force("torch"):
+        exact = gaussian_blur(image.double(), sigma, max_sigma=sigma)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+    assert native_blur.makes(image, torch.float32, sigma) == (sigma <= 64)
+
+
+def test_sigma_may_be_a_view_that_turns_its_sign():
+    image = torch.rand(2, 1, 9, 9)
+    sigma = torch.tensor([[0.5, 1.5], [1.0, 0.2]])
+    turned = torch.complex(torch.zeros_like(sigma), -sigma).conj().imag
+    assert turned.is_neg()
+    with backend.force("native"):
+        assert torch.equal(gaussian_blur(image, turned), gaussian_blur(image, sigma))
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
+def test_slopes_where_prediction_and_target_are_equal_or_nan(loss):
+    image = torch.rand(1, 1, 5, 21)
+    pred = image[:, None].clone()
+    pred[0, 0, 0, 1, 3] = torch.nan
+    pred[0, 0, 0, 4, 20] += 5
+    leaf = pred.requires_grad_()
+    with backend.force("native"):
+        value = blur_recon_loss(leaf, image, 0.0, loss=loss, reduction="sum")
+        value.backward()
+    assert value.isnan()
+    assert leaf.grad.isnan().nonzero().tolist() == [[0, 0, 0, 1, 3]]
+    slope = 10.0 if loss == "mse" else 1.0
+    assert leaf.grad[0, 0, 0, 4, 20].item() == pytest.approx(slope)
+    assert leaf.grad.nan_to_num(0).count_nonzero() == 1

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastequi.functional import koleo_loss, nt_xent_loss
+from fastequi.functional import correspondence_loss, koleo_loss, nt_xent_loss
 from fastequi.kernels import backend, native_similarities, native_unit_rows, nt_xent, toolchain
 from fastequi.kernels.koleo import nearest, nearest_ref
 from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
@@ -222,3 +222,131 @@ def test_one_graph_for_batches_of_any_size(name):
         a, b = torch.randn(2, rows, 70).unbind()
         torch.testing.assert_close(compiled(a, b), loss(a, b))
     assert len(graphs) <= 2
+
+
+def by_float64(loss, rows, **options):
+    """Gradients of C in float32 and of PyTorch in float64."""
+    found = []
+    for name, dtype in (("native", torch.float32), ("torch", torch.float64)):
+        given = [z.detach().to(dtype).requires_grad_() for z in rows]
+        with backend.force(name):
+            value = loss(*given, **options)
+            found.append((value.item(), [g.double() for g in torch.autograd.grad(value, given)]))
+    return found
+
+
+def test_rows_shorter_than_eps_are_divided_by_it():
+    """As F.normalize: their gradient is not projected, and NaN stays in its row's gradient."""
+    torch.manual_seed(0)
+    rows = [torch.randn(6, 9) for _ in range(2)]
+    rows[0][2] *= 1e-14
+    (ours, grads), (exact, wanted) = by_float64(nt_xent_loss, rows)
+    assert ours == pytest.approx(exact, rel=1e-5)
+    for grad, other in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5)
+    (ours, (grad,)), (exact, (other,)) = by_float64(koleo_loss, [rows[1] * 0.1], eps=0.5)
+    assert ours == pytest.approx(exact, rel=1e-5)
+    torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5)
+    rows[1][4, 3] = torch.nan
+    with backend.force("native"):
+        leaf = rows[1].clone().requires_grad_()
+        nt_xent_loss(rows[0], leaf).backward()
+    assert leaf.grad[4].isnan().all()
+
+
+@pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
+def test_rows_that_coincide_have_gradients_that_cancel(isa, monkeypatch):
+    """Each is the other's nearest: what one adds the other takes away, to the last bit."""
+    torch.manual_seed(1)
+    half = torch.randn(9, 33)
+    z = torch.cat([half, half]).requires_grad_()
+    with instruction_set(isa, monkeypatch), backend.force("native"):
+        koleo_loss(z).backward()
+    assert torch.equal(z.grad, torch.zeros_like(z))
+
+
+def test_the_nearest_of_a_row_that_nothing_compares_with_is_another_one(native):
+    """Row 0 of NaN: not itself, which has no distance to log."""
+    z = torch.full((3, 4), torch.nan)
+    found = nearest(z, z, torch.arange(3))
+    assert (
+        found.tolist() == nearest_ref(z, z, torch.arange(3)).tolist()
+        or (found != torch.arange(3)).all()
+    )
+
+
+@pytest.mark.parametrize("temp", [0.0201, 0.0211, 0.0241, 0.0243, 0.03, 0.1])
+def test_negatives_that_are_opposite_are_summed_exactly(temp):
+    """exp(-2 / temp) is no normal number of float32 below .0242."""
+    row = torch.tensor([[1.0, 0.0]])
+    every = torch.cat([row, -row, -row, -row])
+    places = torch.tensor([0]), torch.tensor([2])
+    with backend.force("native"):
+        negative, positive = nt_xent.logits_op(row, every, *places, temp)
+    assert negative.item() == pytest.approx(math.log(2) - 1 / temp, abs=1e-4)
+    assert positive.item() == pytest.approx(-1 / temp, rel=1e-6)
+
+
+@pytest.mark.parametrize("temp", [0.03, 0.05])
+def test_a_small_loss_is_not_rounded_to_nothing(temp):
+    """log1p of a power of two: 1 and a small number would be 1."""
+    rows = torch.tensor([[1.0, 0.0], [-0.3, 1.0]])
+    (ours, grads), (exact, wanted) = by_float64(nt_xent_loss, [rows, rows], temperature=temp)
+    assert 1e-20 < exact < 1e-9
+    assert ours == pytest.approx(exact, rel=1e-3, abs=0)
+    for grad, other in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-4 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("temp", [1e-6, 1e-5, 1e-3])
+def test_the_smallest_temperatures_give_finite_gradients(temp):
+    torch.manual_seed(3)
+    rows = [torch.randn(8, 16) for _ in range(2)]
+    (ours, grads), (exact, wanted) = by_float64(nt_xent_loss, rows, temperature=temp)
+    assert ours == pytest.approx(exact, rel=1e-5)
+    for grad, other in zip(grads, wanted, strict=True):
+        assert (grad - other).norm() <= 2e-2 * other.norm()
+    with pytest.raises(
+        ValueError, match="temperature: expected a finite number >= 1e-06, got 1e-07"
+    ):
+        nt_xent_loss(*rows, temperature=1e-7)
+
+
+def test_views_of_two_types_are_compared_in_the_one_that_holds_both():
+    torch.manual_seed(4)
+    z1, z2 = (torch.randn(7, 12) for _ in range(2))
+    for low, high in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.float16, torch.float32),
+    ):
+        one, other = z1.clone().to(low), z2.clone().to(high)
+        one.requires_grad_()
+        other.requires_grad_()
+        loss = nt_xent_loss(one, other)
+        assert loss.dtype == (torch.float64 if high == torch.float64 else torch.float32)
+        assert loss.item() == pytest.approx(nt_xent_loss(other, one).item(), rel=1e-6)
+        same = nt_xent_loss(z1.to(low).to(high), z2.to(high))
+        assert loss.item() == pytest.approx(same.item(), rel=1e-6)
+        loss.backward()
+        assert (one.grad.dtype, other.grad.dtype) == (low, high)
+
+
+def test_matches_of_a_teacher_that_is_a_view_of_a_larger_tensor(native):
+    """Its images are farther apart than their rows; its sign may be turned by the view."""
+    torch.manual_seed(5)
+    student = torch.randn(1, 3, 6, 20)
+    large = torch.randn(1, 3, 9, 20)
+    teacher = large[:, :, 2:7]
+    turned = torch.complex(torch.zeros_like(teacher), -teacher).conj().imag
+    assert turned.is_neg()
+    expected = correspondence(student, teacher.contiguous())
+    for other in (teacher, turned, teacher.transpose(2, 3).contiguous().transpose(2, 3)):
+        for ours, wanted in zip(correspondence(student, other), expected, strict=True):
+            torch.testing.assert_close(ours, wanted)
+
+
+def correspondence(student, teacher):
+    student = student.clone().requires_grad_()
+    loss = correspondence_loss(student, teacher, top=3, pairs=[(0, 0)])
+    return loss.detach(), torch.autograd.grad(loss, student)[0]

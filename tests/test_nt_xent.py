@@ -8,6 +8,7 @@ from fastequi.functional import nt_xent_loss
 from fastequi.kernels import backend as backends
 from fastequi.kernels import native_similarities, similarities
 from fastequi.kernels.nt_xent import nt_xent_loss_ref
+from tests.support.allocations import watched
 from tests.support.tolerances import GRAD
 
 
@@ -90,7 +91,7 @@ def test_similarities_are_never_stored(backend, device, monkeypatch):
     monkeypatch.setattr(similarities, "CHUNK", 1024)
     monkeypatch.setattr(native_similarities, "PANEL", 1024)
     z1, z2 = (z.to(device).requires_grad_() for z in embeddings(64, 16))
-    with Sizes():
+    with watched(Sizes()):
         nt_xent_loss(z1, z2).backward()
     assert largest[0] <= 128 * 16  # of 128 x 128 similarities
 

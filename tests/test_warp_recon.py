@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fastequi import WarpReconLoss, warp_recon_loss
 from fastequi.kernels.pixel_loss import patchify
+from tests.support.allocations import watched
 from tests.support.tolerances import GRAD, LOSS
 from tests.support.warp_recon import MEAN, STD, assert_near, case, eager
 
@@ -360,7 +361,7 @@ def test_the_target_is_never_stored(backend, device):
     pred, image, theta = case(b=b, size=(side, side), source=(8, 8))
     pred, image, theta = (t.to(device) for t in (pred, image, theta))
     pred.requires_grad_()
-    with Allocations() as seen:
+    with watched(Allocations()) as seen:
         warp_recon_loss(pred, image, theta).backward()
     large = [entry for entry in seen.sizes if entry[1] >= pred.numel() // 2]
     if backend == "triton" and device.type == "cpu":  # the interpreter copies what it is given

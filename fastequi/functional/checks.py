@@ -241,7 +241,8 @@ def as_sigma(
         return sigma
     shape = (len(image),) if steps is None else (len(image), steps)
     same = arguments.number("sigma", sigma, least=0, most=max_sigma)
-    return torch.full(shape, same, dtype=torch.float32, device=image.device)
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    return torch.full(shape, same, dtype=dtype, device=image.device)
 
 
 def with_sigma(

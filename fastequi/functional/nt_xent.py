@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from fastequi.functional import arguments, checks, distributed
 from fastequi.kernels import nt_xent as _nt_xent
+
+_LEAST = 1e-6  # of temperatures
 
 
 def nt_xent_loss(
@@ -26,8 +29,9 @@ def nt_xent_loss(
     z = F.normalize(cat[z1, z2]), whose [2N, 2N] similarities are not stored.
 
     Args:
-        z1, z2: [N, D] embeddings of two views, N >= 1, normalised here; floating.
-        temperature: .1 to .5 in the paper.
+        z1, z2: [N, D] embeddings of two views, N >= 1, normalised here; floating. Of two types both
+            are taken in the one that holds both.
+        temperature: .1 to .5 in the paper; at least 1e-6, where float32 still tells cosines apart.
         group: the processes whose images are each other's negatives; None: this one alone. The
             value is that of the whole batch on each of them, gradients as
             `fastequi.functional.distributed` says.
@@ -45,8 +49,10 @@ def nt_xent_loss(
         shapes = f"{tuple(z1.shape)} and {tuple(z2.shape)}"
         raise ValueError(f"z1, z2: expected two [N, D] of one shape, not empty, got {shapes}")
     checks.same_device(z1=z1, z2=z2)
-    temperature = arguments.number("temperature", temperature, above=0)
+    temperature = arguments.number("temperature", temperature, least=_LEAST)
     distributed.check_group(group, sizes)
+    common = torch.promote_types(z1.dtype, z2.dtype)
+    z1, z2 = z1.to(common), z2.to(common)
     shard = None
     if group is not None and group.size() > 1:
         sizes = distributed.all_gather_sizes(z1, group) if sizes is None else sizes
