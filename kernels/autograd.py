@@ -87,6 +87,7 @@ class FusedLoss(Operator):
         self.places = {
             i: at if isinstance(at, tuple) else (at, None) for i, at in gradients.items()
         }
+        self.outputs = sorted({at for at, _ in self.places.values()})
         self.piecewise_linear = piecewise_linear
         self.op.register_autograd(self._backward, setup_context=self._setup_context)
         frame = self
@@ -104,7 +105,29 @@ class FusedLoss(Operator):
             def backward(ctx: Any, *grads: Any) -> Any:
                 return frame._backward(ctx, *grads)
 
+        class Again(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *given: Any) -> Any:
+                *inputs, run = given
+                output = run(*inputs)
+                ctx.owned = True
+                frame._setup_context(ctx, tuple(inputs), output)
+                return output[0]
+
+            @staticmethod
+            def backward(ctx: Any, grad: Any) -> Any:
+                return *frame._backward(ctx, grad), None
+
         self._direct = Direct
+        self._again = Again
+
+    def again(self, run: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., Tensor]:
+        """A prepared implementation with its gradient: the first inputs to the value alone.
+
+        `run` takes them and returns what `compute` does, with None for a gradient that is not
+        needed.
+        """
+        return lambda *inputs: self._again.apply(*inputs, run)
 
     def __call__(self, *inputs: Any) -> Any:
         if needs_operator(*inputs):
@@ -116,13 +139,10 @@ class FusedLoss(Operator):
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         # the value leads a second differentiation back to the inputs, which are not kept
-        ctx.save_for_backward(output[0], *(output[at] for at in self._outputs()))
+        ctx.save_for_backward(output[0], *[output[at] for at in self.outputs])
         ctx.set_materialize_grads(False)  # else zeros as large as an input stand in for None
         ctx.count = len(inputs)
         ctx.dtypes = {i: inputs[i].dtype for i in self.places if inputs[i] is not None}
-
-    def _outputs(self) -> list[int]:
-        return sorted({at for at, _ in self.places.values()})
 
     def _backward(self, ctx: Any, g_value: Tensor | None, *unused: Any) -> tuple[Any, ...]:
         """Gradients of the value, which the forward has written, times the incoming one."""
@@ -130,15 +150,15 @@ class FusedLoss(Operator):
         if g_value is None:
             return tuple(found)
         value, *written = ctx.saved_tensors
-        wanted = {i: at for i, at in self.places.items() if ctx.needs_input_grad[i]}
-        whole = {
-            at: scaled(ctx, grad, g_value)
-            for at, grad in zip(self._outputs(), written, strict=True)
-            if any(at == place for place, _ in wanted.values())
-        }
-        for i, (at, index) in wanted.items():
+        by_output = dict(zip(self.outputs, written, strict=True))
+        whole: dict[int, Tensor] = {}
+        for i, (at, index) in self.places.items():
+            if not ctx.needs_input_grad[i]:
+                continue
+            if at not in whole:
+                whole[at] = scaled(ctx, by_output[at], g_value)
             grad = whole[at] if index is None else whole[at][index]
-            found[i] = grad.to(ctx.dtypes[i])
+            found[i] = grad if grad.dtype == ctx.dtypes[i] else grad.to(ctx.dtypes[i])
             if torch.is_grad_enabled() and not self.piecewise_linear:  # create_graph=True
                 found[i] = found[i] + refuse(self.losses, value).to(found[i].dtype)
         return tuple(found)
@@ -176,7 +196,7 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
         return (grad * _spread(factor, grad)).to(grad.dtype)
     ours = getattr(ctx, "owned", False)
     ours = ours and not torch._C._autograd._get_current_graph_task_keep_graph()
-    if ours and not factor.is_cuda and (factor == 1).all():
+    if ours and not factor.is_cuda and _all_one(factor):
         return grad
     if ours and factor.ndim == 0 and use_triton(grad) and grad.dtype != torch.float64:
         blocks = max(triton.cdiv(grad.numel(), _RESCALE_BLOCK), 1)
@@ -186,6 +206,10 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
         return grad
     # without `out` a float32 factor would make a float32 product of it
     return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))
+
+
+def _all_one(factor: Tensor) -> bool:
+    return bool(factor.item() == 1 if factor.ndim == 0 else (factor == 1).all())
 
 
 def batched(factor: Tensor) -> bool:

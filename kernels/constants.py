@@ -52,6 +52,7 @@ def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
             return make(*args, **kwargs)
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 
+    call.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
     return call
 
 

@@ -26,15 +26,15 @@ typedef struct {
 
 enum { AT_ONCE = 8 }; /* rows that a thread takes */
 
-/* A power of two in two parts: 2^(x - high) factor, where x - high is exact and no rounding of the
- * sum itself is left. */
+/* Powers of two over their sum are 2^(x - high) factor: the sum's logarithm is rounded, and what that
+ * takes from it would be missing in all of them. */
 typedef struct {
-  float high, low, factor;
+  float high, factor;
 } Split;
 
 INLINE Split split(double log2) {
-  float high = (float)log2, low = (float)(log2 - high);
-  return (Split){high, low, exp2f(-low)};
+  float high = (float)log2;
+  return (Split){high, exp2f((float)(high - log2))};
 }
 
 /* Σ_t exp(teacher_t / temperature - column - row_t), to `wanted`; how many there are. */
@@ -62,7 +62,7 @@ CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
 }
 
 /* Q (lse - x), the cross-entropy of some columns; 0 where Q is, as for logits that are masked out. */
-INLINE vf crossed(vf q, vf x, Split lse) { return pick(q == 0.0f, q, q * (lse.high - x + lse.low)); }
+INLINE vf crossed(vf q, vf x, float lse) { return pick(q == 0.0f, q, q * (lse - x)); }
 
 /* weight Σ Q (LSE(x) - x), x = student / temperature, and its gradient; in powers of two. */
 CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted) {
@@ -80,12 +80,12 @@ CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted
     vf sum = splat(0.0f);
     for (; i + LANES <= n; i += LANES) {
       vf x = AT(vf, part + i), q = AT(vf, wanted + at + i);
-      sum += crossed(q, x, lse);
+      sum += crossed(q, x, lse.high);
       if (grad) store(grad, at + i, (count * exp2_of(x - lse.high) - q) * factor, op->student_dtype, 0);
     }
     if (i < n) {
       vf x = AT(vf, part + i), q = AT(vf, wanted + at + i);
-      vf slope = (count * exp2_of(x - lse.high) - q) * factor, each = crossed(q, x, lse);
+      vf slope = (count * exp2_of(x - lse.high) - q) * factor, each = crossed(q, x, lse.high);
       for (int64_t j = 0; i + j < n; j++) {
         dot += each[j];
         if (!grad) continue;

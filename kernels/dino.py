@@ -48,6 +48,7 @@ from fastequi.kernels.backend import (
 )
 from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import float16_scale, without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.rows import dense_rows
 from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
 
@@ -348,3 +349,32 @@ def dino_loss(
         target = target._replace(weight=target.weight * scale)
     loss, _ = dino_op(student, teacher, *target, grad, inplace)
     return loss if scale is None else loss / scale
+
+
+def prepared(student: Tensor, teacher: Tensor, target: DINOTarget) -> Again | None:
+    """What :func:`dino_loss` does for dense logits like these [..., N], in C; or None.
+
+    It takes student, teacher and the centre, which over the temperature is the target's column.
+    """
+    pairs, weight, row, column, *temps = target
+    rows = student.flatten(0, -2).detach(), teacher.flatten(0, -2).detach()
+    if (
+        not use_native(student)
+        or not native_dino.reads(*rows, weight)
+        or not (student.is_contiguous() and teacher.is_contiguous())
+        or student.is_neg()
+        or teacher.is_neg()
+        or row is not None
+        or not student.numel()
+    ):
+        return None
+    wants = torch.is_grad_enabled() and student.requires_grad
+    run = native_dino.prepared(*rows, pairs, weight, column, (temps[0], temps[1]), wants)
+
+    def outputs(
+        student: Tensor, teacher: Tensor, center: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        moved = None if center is None else center.detach().to(torch.float32) / temps[1]
+        return run(student, teacher, moved)
+
+    return dino_op.again(outputs) if wants else lambda *given: outputs(*given)[0]

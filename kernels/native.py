@@ -118,11 +118,28 @@ def call(name: str, op: Structure) -> None:
         RuntimeError: the kernels cannot run, or the struct is another one in C.
         MemoryError: it found no memory for what it works on.
     """
+    kernel(name, type(op))(op)
+
+
+def kernel(name: str, struct: type[Structure]) -> Callable[[Structure], None]:
+    """A kernel of the library, to be called again and again; errors as of :func:`call`."""
     library, reason, isa = load()
     if library is None:
         raise RuntimeError(f"CPU kernels in C: {reason}")
-    if _checked(library, f"{name}_{isa}", f"{name}_bytes_{isa}", type(op))(byref(op)):
-        raise MemoryError(f"{name}: no memory for what it works on")
+    return _kernel(library, name, isa, struct)
+
+
+@functools.cache
+def _kernel(
+    library: ctypes.CDLL, name: str, isa: str, struct: type[Structure]
+) -> Callable[[Structure], None]:
+    function = _checked(library, f"{name}_{isa}", f"{name}_bytes_{isa}", struct)
+
+    def run(op: Structure) -> None:
+        if function(byref(op)):
+            raise MemoryError(f"{name}: no memory for what it works on")
+
+    return run
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -49,6 +50,23 @@ def dino(
     With the sums `lse` of all columns given these are some of them, and the loss their share
     without it. `row` and `lse` are natural logarithms in float32, or powers of two in float64.
     """
+    op, _ = _struct(student, teacher, pairs, weight, row, column, temps, loss, out, lse)
+    native.call("dino", op)
+
+
+def _struct(
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    weight: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    temps: tuple[float, float],
+    loss: Tensor,
+    out: Tensor | None,
+    lse: Tensor | None,
+) -> tuple[DinoStruct, list[Tensor | None]]:
+    """(the struct, tensors whose memory it points to)."""
     student, teacher = dense_rows(student), dense_rows(teacher)
     teachers = pairs.shape[1]
     order = None
@@ -77,7 +95,44 @@ def dino(
         DTYPES[teacher.dtype],
         native.threads(student.numel()),
     )
-    native.call("dino", op)
+    return op, [student, teacher, *tensors]
+
+
+def prepared(
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    weight: Tensor,
+    column: Tensor | None,
+    temps: tuple[float, float],
+    grad: bool,
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """(student, teacher, column) to (the sum of all rows' losses, its gradient or None).
+
+    For dense logits of these types whose last axis has N values, of as many rows as these in all.
+    """
+    loss = weight.new_empty(len(weight))
+    out = torch.empty_like(student) if grad else None
+    op, held = _struct(student, teacher, pairs, weight, None, column, temps, loss, out, None)
+    filled, run = bytes(op), native.kernel("dino", DinoStruct)
+    rows = len(weight)
+
+    def call(
+        student: Tensor, teacher: Tensor, column: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        op = DinoStruct.from_buffer_copy(filled)
+        assert held  # the struct points to pairs, their order and weights
+        loss = torch.empty(rows, dtype=torch.float32, device="cpu")
+        slope = torch.empty_like(student) if grad else None
+        op.student, op.teacher, op.loss = student.data_ptr(), teacher.data_ptr(), loss.data_ptr()
+        if column is not None:
+            op.column = column.data_ptr()
+        if slope is not None:
+            op.grad = slope.data_ptr()
+        run(op)
+        return loss.sum(), slope
+
+    return call
 
 
 def _log2(numbers: Tensor | None) -> Tensor | None:

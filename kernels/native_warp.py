@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -73,14 +73,47 @@ def samples(image: Tensor) -> bool:
 def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
     """Fills `out` [B, K, C, H, W], dense, uint8, float32 or bfloat16."""
     theta, color = _dense(theta), None if color is None else _dense(color)
-    op = WarpStruct(
+    native.call("warp", _warp_struct(out, image, theta, color, target))
+
+
+def _warp_struct(
+    out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target
+) -> WarpStruct:
+    return WarpStruct(
         image_struct(image),
         _grid(theta, color, target),
         native.pointer(out),
         native.DTYPES[out.dtype],
         native.threads(out.numel()),
     )
-    native.call("warp", op)
+
+
+def prepared_warp(
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    dtype: torch.dtype,
+    single: bool,
+) -> Callable[..., Tensor]:
+    """(image, theta, color) to the views, for tensors like these; theta and color are dense and
+    float32. `single`: without the axis of steps."""
+    shape = (*theta.shape[:2], image.shape[1], *target.size)
+    out = image.new_empty(shape, dtype=dtype)
+    filled = bytes(_warp_struct(out, image, theta, color, target))
+    run = native.kernel("warp", WarpStruct)
+    shape = (shape[0], *shape[2:]) if single else shape
+
+    def call(image: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
+        op = WarpStruct.from_buffer_copy(filled)
+        out = torch.empty(shape, dtype=dtype, device="cpu")
+        op.image.data, op.grid.theta, op.out = image.data_ptr(), theta.data_ptr(), out.data_ptr()
+        if color is not None:
+            op.grid.color = color.data_ptr()
+        run(op)
+        return out
+
+    return call
 
 
 def reads(pred: Tensor, patch_size: int) -> bool:
@@ -111,10 +144,22 @@ def warp_recon(
 ) -> None:
     """Fills what of the sums is not empty; the gradient as pred lies, `weight` times as large."""
     theta, color = _dense(theta), None if color is None else _dense(color)
+    native.call("warp_recon", _recon_struct(pred, image, theta, color, target, weight, sums))
+
+
+def _recon_struct(
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    weight: float,
+    sums: Sums,
+) -> WarpReconStruct:
     inner = (pred.stride(2), 1, 1) if target.patch_size else pred.stride()[2:]
     total, count, grad, dtheta = sums
     grad_bytes = grad.numel() * grad.element_size()
-    op = WarpReconStruct(
+    return WarpReconStruct(
         image_struct(image),
         _grid(theta, color, target),
         *(native.pointer(t) if t.numel() else None for t in (pred, grad, total, count, dtheta)),
@@ -128,7 +173,45 @@ def warp_recon(
         grad_bytes > STREAM_BYTES,
         native.threads(pred.numel()),
     )
-    native.call("warp_recon", op)
+
+
+def prepared_warp_recon(
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    weight: float,
+    grad: bool,
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """(pred, image, theta, color) to (the sum of all errors times `weight`, its gradient or None).
+
+    For tensors like these; theta and color are dense and float32.
+    """
+    shape = theta.shape[:2] if theta.shape[:2].numel() > 1 else ()
+    total = pred.new_empty(shape, dtype=torch.float32)
+    none = total.new_empty(0)
+    sums = Sums(total, none, torch.empty_like(pred) if grad else none, none)
+    filled = bytes(_recon_struct(pred, image, theta, color, target, weight, sums))
+    run = native.kernel("warp_recon", WarpReconStruct)
+
+    def call(
+        pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        op = WarpReconStruct.from_buffer_copy(filled)
+        total = torch.empty(shape, dtype=torch.float32, device="cpu")
+        slope = torch.empty_like(pred) if grad else None
+        op.image.data = image.data_ptr()
+        op.grid.theta = theta.data_ptr()
+        if color is not None:
+            op.grid.color = color.data_ptr()
+        op.pred, op.total = pred.data_ptr(), total.data_ptr()
+        if slope is not None:
+            op.grad = slope.data_ptr()
+        run(op)
+        return (total.sum() if shape else total), slope
+
+    return call
 
 
 def image_struct(image: Tensor) -> ImageStruct:

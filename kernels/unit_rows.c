@@ -61,7 +61,6 @@ int EXPORT(unit_rows_grad)(const UnitRows *op) {
       for (; i < width; i++) along += g[i] * value_at(z, i, op->dtype);
       along = (along + sum_of(sum)) * by * by;
     }
-    if (op->inverse[r] != op->inverse[r]) along = by = op->inverse[r];
     for (i = 0; i + LANES <= width; i += LANES) {
       vf value = (AT(vf, g + i) - load(z, i, op->dtype) * along) * (by * op->factor);
       store(grad, i, value, op->dtype, 0);

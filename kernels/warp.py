@@ -22,6 +22,7 @@ from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.sampling import (
     affine_taps,
     bilinear,
@@ -222,3 +223,29 @@ def warp(
         image, theta, color, *target.size, target.mean, target.std, dtype, target.padding_mode,
         target.align_corners,
     )  # fmt: skip
+
+
+def prepared(
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    dtype: torch.dtype,
+    single: bool,
+) -> Again | None:
+    """What :func:`warp` does for tensors like these, in C; or None.
+
+    It takes image, theta and color as they were given; `single`: without the axis of steps.
+    """
+    grad = torch.is_grad_enabled()
+    dense = (theta,) if color is None else (theta, color)
+    if (
+        not use_native(image)
+        or not native_warp.samples(image)
+        or dtype not in native.DTYPES
+        or (grad and any(t.requires_grad for t in (image, *dense)))
+        or any(t.dtype != torch.float32 or not t.is_contiguous() or t.is_neg() for t in dense)
+        or not image.numel()
+    ):
+        return None
+    return native_warp.prepared_warp(image, theta, color, target, dtype, single)

@@ -29,6 +29,7 @@ from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
 from fastequi.kernels.precision import float16_divisor, without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.sampling import base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_recon_eager import warp_recon_eager
@@ -171,3 +172,40 @@ def warp_recon_loss(
     )
     total = total if inside is divisor else total * (inside / divisor)
     return total, count if target.mask_outside else None
+
+
+def prepared(
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    divisor: int,
+) -> Again | None:
+    """What :func:`warp_recon_loss` with `reduce` does for tensors like these, in C; or None.
+
+    It takes pred, image, theta and color as they were given, with or without the axis of steps.
+    """
+    grad = torch.is_grad_enabled()
+    dense = (theta,) if color is None else (theta, color)
+    if (
+        not use_native(pred)
+        or target.mask_outside
+        or not pred.numel()
+        or (grad and any(t.requires_grad for t in (image, *dense)))
+        or not (native_warp.samples(image) and native_warp.reads(pred, target.patch_size))
+        or kernel_layout(pred, target.patch_size) is not pred
+        or any(t.dtype != torch.float32 or not t.is_contiguous() or t.is_neg() for t in dense)
+    ):
+        return None
+    wants = grad and pred.requires_grad
+    tensors = pred.detach(), image, theta, color
+    run = native_warp.prepared_warp_recon(*tensors, target, 1 / divisor, wants)
+    if not wants:
+        return lambda *given: run(*given)[0]
+
+    def outputs(*given: Tensor) -> tuple[Tensor | None, ...]:
+        total, slope = run(*given)
+        return total, None, slope, None
+
+    return warp_recon_op.again(outputs)

@@ -128,6 +128,8 @@ def test_strides_do_not_matter(backend, device):
     assert not student.is_contiguous()
     other = crop_align_loss(**{**args, "student": student, "teacher": teacher})
     torch.testing.assert_close(other, expected)
+    turned = torch._neg_view(-args["teacher"])  # a view that turns the sign
+    torch.testing.assert_close(crop_align_loss(**{**args, "teacher": turned}), expected)
 
 
 @pytest.mark.parametrize("size", [(7, 1), (1, 7), (1, 1)])

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastequi.kernels import backend, native, native_dino, toolchain
+from fastequi import functional
+from fastequi.kernels import backend, linear_dino, native, native_dino, toolchain
 from fastequi.kernels.dino import DINOTarget, dino_loss, dino_loss_ref, own_pairs, pairs_of
 from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
 
@@ -306,3 +307,29 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
     wanted, slope = exact(*problem)
     torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
     torch.testing.assert_close(grad.double(), slope, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("temp", [0.0013, 0.0004])
+def test_low_temperatures_divide_by_the_whole_sum(temp, chunked, monkeypatch):
+    """A sum's logarithm of some thousands is rounded by a part of 1e-4, the quotient is not."""
+    torch.manual_seed(0)
+    student = torch.randn(1, 6, 40)
+    teacher = torch.randn(2, 6, 40)
+    teacher[..., 3] = 4.7
+    found = []
+    for name, dtype in (("native", torch.float32), ("torch", torch.float64)):
+        leaf = torch.cat([student, student]).to(dtype).requires_grad_()
+        given = leaf, teacher.to(dtype)
+        layers = {}
+        if chunked:
+            eye = torch.eye(40, dtype=dtype)
+            layers = {"prototypes": eye, "teacher_prototypes": eye}
+            narrow = lambda count, *sizes: (slice(i, i + 16) for i in range(0, count, 16))  # noqa: E731
+            monkeypatch.setattr(linear_dino, "chunks_of", narrow)
+        with backend.force(name):
+            loss = functional.dino_loss(*given, **layers, student_temp=0.1, teacher_temp=temp)
+        found.append((loss.item(), torch.autograd.grad(loss, leaf)[0].double()))
+    (ours, grad), (exact, wanted) = found
+    assert ours == pytest.approx(exact, rel=3e-6)
+    torch.testing.assert_close(grad, wanted, rtol=2e-5, atol=2e-6 * wanted.abs().max().item())

@@ -1,5 +1,7 @@
 """Ops under tracers, dispatch modes and transforms: the right graph, and nothing left behind."""
 
+import importlib
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -107,6 +109,12 @@ def test_transforms_and_tracers_leave_nothing_that_later_calls_get(op):
     """Tensors that are kept from one call to the next are plain ones."""
     function, (x, _) = op
     constants._kept.cache_clear()
+    for kept in (
+        dino.pairs_of,
+        dino.own_pairs,
+        importlib.import_module("fastequi.functional.dino")._filled,
+    ):
+        kept.cache_clear()
     inside = torch.func.functionalize(function)(x)
     made = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(x)(x)
     expected = function(x)

@@ -212,6 +212,11 @@ def check_range(image: Tensor) -> None:
         )
 
 
+def depends_on_values(image: Tensor, mean: Floats) -> bool:
+    """Whether :func:`check_image` has to look at such an image every time."""
+    return mean is not None and image.is_floating_point() and can_look(image)
+
+
 def check_theta(theta: Tensor, image: Tensor) -> None:
     if theta.ndim != 4 or theta.shape[2:] != (2, 3) or len(theta) != len(image):
         raise ValueError(

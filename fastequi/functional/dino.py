@@ -17,11 +17,13 @@ from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn
 from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import linear_dtype
+from fastequi.kernels.prepared import Again, Calls
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 TARGETS = ("softmax", "sinkhorn")
+_DINO, _IBOT = Calls(), Calls()
 
 
 def dino_loss(
@@ -78,6 +80,10 @@ def dino_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    settings = student_temp, teacher_temp, targets, iterations, group, inplace
+    key, again = _DINO.find((student, teacher, center, prototypes, teacher_prototypes), settings)
+    if again is not None:
+        return again(student, teacher, center)
     layers = prototypes, teacher_prototypes
     student, teacher, layers = _checked(student, teacher, layers, 3)
     _check_views(student, teacher)
@@ -85,6 +91,8 @@ def dino_loss(
     views, teachers, batch = len(student), len(teacher), student.shape[1]
     pairs = _dino.pairs_of(views, teachers, batch, student.device)
     weight = _even(student, views, teachers, batch)
+    if key and (in_c := _prepared(student, teacher, layers, pairs, weight, options)):
+        return _DINO.keep(key, in_c)(student, teacher, center)
     return _cross_entropy(student, teacher, layers, pairs, weight, None, options)
 
 
@@ -121,12 +129,23 @@ def ibot_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    settings = student_temp, teacher_temp, targets, iterations, group, inplace
+    tensors = student, teacher, center, weight, prototypes, teacher_prototypes
+    key, again = _IBOT.find(tensors, settings)
+    if again is not None:
+        return again(student, teacher, center)
     layers = prototypes, teacher_prototypes
     student, teacher, layers = _checked(student, teacher, layers, None)
     _check_rows(student, teacher, weight)
     options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     each = _each(student, weight)
     pairs = _dino.own_pairs(each.shape[0], student.device)
+    if (
+        key
+        and weight is None
+        and (in_c := _prepared(student, teacher, layers, pairs, each, options))
+    ):
+        return _IBOT.keep(key, in_c)(student, teacher, center)
     return _cross_entropy(student, teacher, layers, pairs, each, each, options)
 
 
@@ -186,6 +205,23 @@ def _options(
         group,
         inplace,
     )
+
+
+def _prepared(
+    student: Tensor,
+    teacher: Tensor,
+    layers: _Weights,
+    pairs: Tensor,
+    weight: Tensor,
+    options: _Options,
+) -> Again | None:
+    """What to call for tensors like these, once they have been checked; None for most options."""
+    simple = layers == (None, None) and options.targets == "softmax" and not options.inplace
+    if not simple or options.group is not None:
+        return None
+    _, column = _distribution(teacher.flatten(0, -2).detach(), None, None, options)
+    temps = options.student_temp, options.teacher_temp
+    return _dino.prepared(student, teacher, _dino.DINOTarget(pairs, weight, None, column, *temps))
 
 
 _Weights = tuple[Tensor | None, Tensor | None]  # of the student's and the teacher's layer

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.kernels import warp as _warp
+from fastequi.kernels.prepared import Calls
 from fastequi.kernels.target import Target
+
+_CALLS = Calls()
 
 
 def warp(
@@ -41,6 +44,11 @@ def warp(
 
     Differentiable in image, theta and color (through plain PyTorch).
     """
+    options = size, mean, std, dtype, padding_mode, align_corners
+    given = image, theta, color
+    key, again = _CALLS.find(given, options)
+    if again is not None:
+        return again(*given)
     checks.check_names(padding_mode=padding_mode)
     mean, std = checks.check_image(image, mean, std)
     arguments.flags(align_corners=align_corners)
@@ -59,5 +67,15 @@ def warp(
     height, width = arguments.two_sizes("size", image.shape[-2:] if size is None else size)
     checks.same_device(image=image, theta=theta, color=color)
     target = Target(height, width, 0, "none", mean, std, padding_mode, align_corners)
-    out = _warp.warp(image, theta, color, target, dtype)
-    return out[:, 0] if single else out
+
+    def run(image: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
+        if single:
+            theta = theta[:, None]
+            color = color[:, None] if color is not None and color.ndim == 3 else color
+        out = _warp.warp(image, theta, color, target, dtype)
+        return out[:, 0] if single else out
+
+    if key is None or checks.depends_on_values(image, mean):
+        return run(*given)
+    in_c = _warp.prepared(image, theta, color, target, dtype, single)
+    return _CALLS.keep(key, in_c or run)(*given)

@@ -14,7 +14,10 @@ from torch import Tensor
 from fastequi.functional import arguments, checks
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import warp_recon as _warp_recon
+from fastequi.kernels.prepared import Calls
 from fastequi.kernels.target import Target
+
+_CALLS = Calls()
 
 
 def warp_recon_loss(
@@ -75,14 +78,18 @@ def warp_recon_loss(
         TypeError: an argument of a type or dtype that cannot be.
         ValueError: shapes, names or values that do not fit; names the argument.
     """
+    given = pred, image, theta, color
+    options = (loss, layout, patch_size, mean, std, padding_mode, align_corners, mask_outside)
+    key, again = _CALLS.find(given, (*options, reduction, size))
+    if again is not None:
+        return again(*given)
     checks.check_names(loss=loss, layout=layout, padding_mode=padding_mode, reduction=reduction)
     arguments.flags(align_corners=align_corners, mask_outside=mask_outside)
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else arguments.two_sizes("size", size)
     checks.check_floating("pred", pred)
-    pred, theta, color, single = checks.with_steps(
-        pred, theta, color, 5 if layout == "image" else 4
-    )
+    steps = checks.with_steps(pred, theta, color, 5 if layout == "image" else 4)
+    pred, theta, color, single = steps
     checks.check_theta(theta, image)
     checks.check_color(color, theta, image)
     patch, target_size = checks.check_pred(pred, image, theta.shape[1], layout, patch_size, size)
@@ -90,7 +97,18 @@ def warp_recon_loss(
     values = image.shape[1] * target_size[0] * target_size[1]
     divisor = divisor_of(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)
     target = Target(*target_size, patch, loss, mean, std, padding_mode, align_corners, mask_outside)
-    total, count = _warp_recon.warp_recon_loss(
-        pred, image, theta, color, target, divisor, reduction != "none"
-    )
-    return reduced(total, count, reduction, single)
+    reduce = reduction != "none"
+
+    def run(pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
+        if single:
+            pred, theta = pred[:, None], theta[:, None]
+            color = color[:, None] if color is not None and color.ndim == 3 else color
+        total, count = _warp_recon.warp_recon_loss(
+            pred, image, theta, color, target, divisor, reduce
+        )
+        return reduced(total, count, reduction, single)
+
+    if key is None or checks.depends_on_values(image, mean):
+        return run(*given)
+    in_c = _warp_recon.prepared(pred, image, theta, color, target, divisor) if reduce else None
+    return _CALLS.keep(key, in_c or run)(*given)

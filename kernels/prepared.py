@@ -1,0 +1,91 @@
+"""Calls that are made again with tensors of the same kind.
+
+Most of a small call's time is Python: checks, the choice of an implementation, the struct that C
+reads. All that depends on shapes, strides, types and options, which are its signature, and not on
+values. So it is done once for each signature, and a later call fills in the pointers.
+
+A function looks its signature up first (:meth:`Calls.find`) and, once all was checked, leaves what
+is to be called from then on (:meth:`Calls.keep`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from fastequi.kernels import backend, native
+
+Key = tuple[Any, ...]
+Again = Callable[..., Tensor]
+
+_PLAIN = (Tensor, Parameter)
+_NUMBERS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.memory_format))
+_SEVERAL = frozenset((list, tuple))
+_KINDS = _NUMBERS | _SEVERAL
+_MOST = 256  # signatures of a function; training has a few
+
+
+class Calls:
+    """What to call for each signature of one function."""
+
+    def __init__(self) -> None:
+        self._known: dict[Key, Again] = {}
+
+    def find(
+        self, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]
+    ) -> tuple[Key | None, Again | None]:
+        """(the key for :meth:`keep`, or None if nothing is to be kept; what to call, or None)."""
+        key = signature(tensors, options)
+        if key is None:
+            return None, None
+        return key, self._known.get(key)
+
+    def keep(self, key: Key, again: Again) -> Again:
+        """`again`, which takes the tensors and returns what the function does."""
+        if len(self._known) >= _MOST:
+            self._known.pop(next(iter(self._known)))
+        self._known[key] = again
+        return again
+
+
+def signature(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> Key | None:
+    """All that a call depends on beside values; None where a call is not like the next one: under
+    compilers, tracers, modes, transforms, for tensor subclasses and options of unusual types."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    ):
+        return None
+    kinds = tuple(map(type, options))
+    if not _KINDS.issuperset(kinds):
+        return None
+    found: list[Any] = [
+        backend._forced,
+        native.load()[2],
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        kinds,
+    ]
+    for tensor in tensors:
+        if tensor is None:
+            found.append(None)
+        elif type(tensor) in _PLAIN and tensor.layout is torch.strided:
+            found += (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+            found += (tensor.requires_grad, tensor.is_neg())
+        else:
+            return None
+    for option, kind in zip(options, kinds, strict=True):
+        if kind in _SEVERAL:
+            if not _NUMBERS.issuperset(map(type, option)):
+                return None
+            option = tuple(option)
+        found.append(option)
+    return tuple(found)

@@ -1,0 +1,270 @@
+"""Calls of one signature: what is done once does not go stale, and gives the same bits."""
+
+import importlib
+import threading
+
+import pytest
+import torch
+
+from fastequi.functional import (
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    nt_xent_loss,
+    warp,
+    warp_recon_loss,
+)
+from fastequi.kernels import backend, native, prepared
+from tests.support.native import NEEDS_C
+from tests.support.warp_recon import MEAN, STD, case
+
+pytestmark = NEEDS_C
+
+
+def module(name):
+    return importlib.import_module(f"fastequi.functional.{name}")  # its function has that name
+
+
+KOLEO = module("koleo")._CALLS
+CALLS = (
+    KOLEO,
+    module("dino")._DINO,
+    module("dino")._IBOT,
+    *(module(name)._CALLS for name in ("warp_recon", "warp", "nt_xent")),
+)
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    for calls in CALLS:
+        calls._known.clear()
+
+
+def path(**options):
+    pred, image, theta = case(b=3, k=2)
+
+    def call(pred):
+        return warp_recon_loss(pred, image, theta, mean=MEAN, std=STD, **options)
+
+    return call, pred
+
+
+def one_step():
+    """Predictions without the axis of steps, a colour matrix."""
+    pred, image, theta = case(b=3, k=1)
+    color = torch.eye(3, 4).expand(3, 3, 4).contiguous() * 0.9
+
+    def call(pred):
+        return warp_recon_loss(pred, image, theta[:, 0].contiguous(), color=color, loss="l1")
+
+    return call, pred[:, 0].contiguous()
+
+
+def views():
+    _, image, theta = case(b=3, k=2)
+    return (lambda scale: warp(image, theta * scale, mean=MEAN, std=STD)), torch.tensor(1.0)
+
+
+LOGITS = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
+OPS = {
+    "path": path,
+    "path, sum": lambda: path(reduction="sum"),
+    "path, none": lambda: path(reduction="none"),
+    "path, mask": lambda: path(mask_outside=True),
+    "path, one step": one_step,
+    "warp": views,
+    "dino": lambda: (lambda x: dino_loss(x, LOGITS[:2], center=LOGITS[0, 0]), LOGITS * 0.7),
+    "ibot": lambda: (lambda x: ibot_loss(x, LOGITS), LOGITS * 0.7),
+    "nt_xent": lambda: (lambda x: nt_xent_loss(x, LOGITS[1]), LOGITS[0]),
+    "koleo": lambda: (lambda x: koleo_loss(x), LOGITS[0]),
+}
+
+
+def outcome(call, x):
+    """Value and gradient, if there is one."""
+    value = call(x)
+    if not value.requires_grad:
+        return [value]
+    return [value.detach(), torch.autograd.grad(value.sum(), x)[0]]
+
+
+@pytest.fixture(params=OPS)
+def op(request):
+    return OPS[request.param]()
+
+
+def kept():
+    return sum(len(calls._known) for calls in CALLS)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_later_call_gives_the_same_bits_as_the_first(op, grad):
+    call, x = op
+    others = [x.clone(), x * 0.5, x.clone()]
+    for other in others:
+        other.requires_grad_(grad)
+    first = outcome(call, others[0])
+    assert kept() == 1
+    halved, again = outcome(call, others[1]), outcome(call, others[2])
+    assert kept() == 1
+    for calls in CALLS:
+        calls._known.clear()
+    for ours, wanted in zip(halved, outcome(call, others[1]), strict=True):  # as a first call
+        assert torch.equal(ours, wanted)
+    for ours, wanted in zip(again, first, strict=True):
+        assert torch.equal(ours, wanted)
+        assert ours.shape == wanted.shape
+        assert ours.stride() == wanted.stride()
+
+
+def test_results_of_one_call_are_not_overwritten_by_the_next(op):
+    call, x = op
+    values = [call(x), call(0.5 * x + 0.1 * x.square())]
+    assert not torch.equal(*values)
+    assert torch.equal(values[0], call(x))
+
+
+def test_what_a_call_depends_on_is_in_its_signature():
+    """Else a call prepared for one would be made for the other."""
+    x = torch.zeros(2, 3)
+    base = prepared.signature((x,), (1, "mse", [0.5, 1.0]))
+    assert prepared.signature((x.clone(),), (1, "mse", [0.5, 1.0])) == base
+    others = [
+        ((x.double(),), (1, "mse", [0.5, 1.0])),
+        ((x.T.contiguous().T,), (1, "mse", [0.5, 1.0])),
+        ((torch.zeros(3, 2),), (1, "mse", [0.5, 1.0])),
+        ((x.clone().requires_grad_(),), (1, "mse", [0.5, 1.0])),
+        ((torch._neg_view(x),), (1, "mse", [0.5, 1.0])),
+        ((x,), (True, "mse", [0.5, 1.0])),
+        ((x,), (1.0, "mse", [0.5, 1.0])),
+        ((x,), (1, "l1", [0.5, 1.0])),
+        ((x,), (1, "mse", (0.5, 1.0))),
+        ((x,), (1, "mse", [0.5, 1.5])),
+        ((None,), (1, "mse", [0.5, 1.0])),
+    ]
+    found = [prepared.signature(*other) for other in others]
+    assert None not in found
+    assert len({base, *found}) == 1 + len(others)
+    with torch.no_grad():
+        assert prepared.signature((x,), (1, "mse", [0.5, 1.0])) != base
+    with backend.force("torch"):
+        assert prepared.signature((x,), (1, "mse", [0.5, 1.0])) != base
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert prepared.signature((x,), (1, "mse", [0.5, 1.0])) != base
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_calls_that_are_unlike_the_next_one_are_not_kept():
+    x = torch.zeros(2, 3)
+    assert prepared.signature((x,), (torch.tensor(1.0),)) is None  # may change in place
+    assert prepared.signature((x,), ([torch.tensor(1.0)],)) is None
+    assert prepared.signature((x.to_sparse(),), ()) is None
+    assert torch.func.vmap(lambda y: x.sum() if prepared.signature((y,), ()) is None else y)(x).ndim
+    with torch._subclasses.FakeTensorMode() as mode:
+        assert prepared.signature((mode.from_tensor(x),), ()) is None
+
+
+def test_a_dtype_that_names_another_result_is_another_call():
+    _, image, theta = case(b=2, k=1)
+    assert warp(image, theta).dtype == torch.float32
+    assert warp(image, theta, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert warp(image, theta).dtype == torch.float32
+
+
+def test_bad_input_is_an_error_after_good_input():
+    call, pred = path()
+    call(pred)
+    _, image, theta = case(b=3, k=2)
+    with pytest.raises(ValueError, match="pred"):
+        call(pred[:2])
+    with pytest.raises(TypeError, match="pred"):
+        call(pred.long())
+    with pytest.raises(TypeError, match="align_corners"):
+        warp_recon_loss(pred, image, theta, mean=MEAN, std=STD, align_corners=0)
+    bad = image.float()  # 0..255 with mean and std of 0..1: looked at in every call
+    warp_recon_loss(pred, bad / 255, theta, mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match=r"image: .* 0\.\.1"):
+        warp_recon_loss(pred, bad, theta, mean=MEAN, std=STD)
+
+
+def test_the_gradient_of_a_later_call_is_scaled_kept_and_refused_as_the_first_ones():
+    call, pred = path()
+    leaf = pred.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(call(leaf), leaf)
+    for _ in range(2):
+        value = call(leaf)
+        (first,) = torch.autograd.grad(3 * value, leaf, retain_graph=True)
+        (second,) = torch.autograd.grad(value, leaf)
+        torch.testing.assert_close(first, 3 * plain)
+        assert torch.equal(second, plain)
+        (grad,) = torch.autograd.grad(call(leaf), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="warp_recon_loss: its gradient is computed"):
+            grad.sum().backward()
+    value = torch.utils.checkpoint.checkpoint(call, leaf, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(value, leaf)[0], plain)
+
+
+def test_an_image_that_wants_a_gradient_gets_it():
+    """The same shapes, once without and once with: the reference runs then."""
+    pred, image, theta = case(b=2, k=1)
+    floats = image.float() / 255
+    warp_recon_loss(pred, floats, theta)
+    leaf = floats.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(warp_recon_loss(pred, leaf, theta), leaf)
+    assert grad.abs().sum() > 0
+    turned = theta.clone().requires_grad_()
+    for _ in range(2):
+        (grad,) = torch.autograd.grad(warp_recon_loss(pred, floats, turned), turned)
+        assert grad.abs().sum() > 0
+
+
+def test_another_default_device_and_inference_mode_do_not_matter(op):
+    call, x = op
+    expected = call(x)
+    try:
+        torch.set_default_device("meta")
+        assert torch.equal(call(x), expected)
+    finally:
+        torch.set_default_device(None)
+    with torch.inference_mode():
+        assert torch.equal(call(x), expected)
+
+
+def test_threads_of_one_process_do_not_disturb_each_other():
+    """The struct of a call is its own; ctypes lets others run meanwhile."""
+    call, pred = path()
+    inputs = [pred * factor for factor in (1.0, 0.5, 0.25, 2.0)]
+    expected = [call(x) for x in inputs]
+    wrong = []
+
+    def work(i):
+        for _ in range(200):
+            if not torch.equal(call(inputs[i]), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_old_signatures_are_forgotten(monkeypatch):
+    monkeypatch.setattr(prepared, "_MOST", 3)
+    for rows in range(2, 9):
+        koleo_loss(torch.randn(rows, 4))
+    assert len(KOLEO._known) == 3
+
+
+def test_kernels_that_do_not_run_are_not_prepared(monkeypatch):
+    call, pred = path()
+    with backend.force("torch"):
+        expected = call(pred)
+    monkeypatch.setattr(native, "call", lambda *given: pytest.fail("C ran"))
+    monkeypatch.setattr(native, "kernel", lambda *given: pytest.fail("C ran"))
+    with backend.force("torch"):
+        torch.testing.assert_close(call(pred), expected)
