@@ -21,6 +21,7 @@ from fastequi.kernels.blur import chunks_of, launch
 from fastequi.kernels.gaussian_blur import gaussian_blur_ref
 from fastequi.kernels.pixel_loss import error_, error_ref, kernel_layout, loss_outputs, patchify
 from fastequi.kernels.precision import float16_divisor, without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.target import BlurTarget
 
 
@@ -34,32 +35,54 @@ def compute_blur_recon(
     std: Sequence[float] | None,
     max_sigma: float,
     divisor: int,
+    reduce: bool,
     pred_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(sums of errors over `divisor` [B, K], their gradient by pred or empty)."""
-    total, grad = loss_outputs(pred, (sigma.shape[0], sigma.shape[1]), patch_size, pred_grad)
+    """(sums of errors over `divisor`, [B, K] or a scalar with `reduce`, their gradient by pred or
+    empty)."""
+    shape = sigma.shape[0], sigma.shape[1]
+    total, grad = loss_outputs(pred, shape, patch_size, pred_grad)
+    each = _fill(total, grad, pred, image, sigma, patch_size, loss, mean, std, max_sigma, divisor)
+    return each.sum() if reduce else each, grad
+
+
+def _fill(
+    total: Tensor,
+    grad: Tensor,
+    pred: Tensor,
+    image: Tensor,
+    sigma: Tensor,
+    patch_size: int,
+    loss: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    max_sigma: float,
+    divisor: int,
+) -> Tensor:
+    """The sums [B, K]; fills the gradient if it is not empty."""
+    pred_grad = grad.numel() > 0
     if pred.numel() == 0:
-        return total.zero_(), grad
+        return total.zero_()
     pred = kernel_layout(pred, patch_size)
     target = BlurTarget(patch_size, loss, mean, std, max_sigma)
     weight = 1 / divisor
     if use_triton(pred):
         sums = launch(pred, image, sigma, target, grad if pred_grad else pred, pred_grad, weight)
-        return sums.mul_(weight), grad
+        return sums.mul_(weight)
     if use_native(pred) and native_blur.compares(pred, image, target, total.dtype):
         native_blur.blur_recon(pred, image, sigma, target, weight, total, grad)
-        return total, grad
+        return total
     if use_native(pred):
         say_type("blur_recon_loss", pred.dtype, image.dtype, takes=native_blur.TAKES)
     for part in chunks_of(pred):
         wanted = gaussian_blur_ref(image[part], sigma[part], target, total.dtype)
         wanted = patchify(wanted, patch_size) if patch_size else wanted
         total[part] = error_(pred[part] - wanted, loss, grad[part] if pred_grad else None, weight)
-    return total.mul_(weight), grad
+    return total.mul_(weight)
 
 
-def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, divisor, pred_grad):
-    return loss_outputs(pred, sigma.shape, patch_size, pred_grad)
+def _fake(pred, image, sigma, patch_size, loss, mean, std, max_sigma, divisor, reduce, pred_grad):
+    return loss_outputs(pred, () if reduce else sigma.shape, patch_size, pred_grad)
 
 
 blur_recon_op = FusedLoss("blur_recon_loss", compute_blur_recon, _fake, {0: 1})
@@ -75,16 +98,48 @@ def blur_recon_loss_ref(pred: Tensor, image: Tensor, sigma: Tensor, target: Blur
     return error.sum(tuple(range(2, error.ndim)))
 
 
-def blur_recon_loss(pred: Tensor, image: Tensor, sigma: Tensor, target: BlurTarget) -> Tensor:
-    """Sums of errors [B, K]; arguments already checked. Gradients go to `pred`.
+def blur_recon_loss(
+    pred: Tensor,
+    image: Tensor,
+    sigma: Tensor,
+    target: BlurTarget,
+    divisor: int = 1,
+    reduce: bool = False,
+) -> Tensor:
+    """Sums of errors over `divisor`, [B, K] or, with `reduce`, their sum.
 
-    Where image or sigma wants a gradient, under torch.func, and in float64 on a GPU, the reference
-    runs instead.
+    Arguments are already checked. Gradients go to `pred`. Where image or sigma wants a gradient,
+    under torch.func, and in float64 on a GPU, the reference runs instead.
     """
     grad = torch.is_grad_enabled()
     wide = torch.float64 in (pred.dtype, sigma.dtype) and use_triton(pred)
     if wide or transformed() or (grad and (image.requires_grad or sigma.requires_grad)):
-        return blur_recon_loss_ref(pred, image, sigma, target)
-    inside = float16_divisor(pred.dtype, 1)
-    total, _ = blur_recon_op(pred, image, sigma, *target, inside, grad and pred.requires_grad)
-    return total * inside if inside != 1 else total
+        total = blur_recon_loss_ref(pred, image, sigma, target) / divisor
+        return total.sum() if reduce else total
+    inside = float16_divisor(pred.dtype, divisor)
+    wanted = grad and pred.requires_grad
+    total, _ = blur_recon_op(pred, image, sigma, *target, inside, reduce, wanted)
+    return total if inside is divisor else total * (inside / divisor)
+
+
+def prepared(
+    pred: Tensor, image: Tensor, sigma: Tensor, target: BlurTarget, divisor: int
+) -> Again | None:
+    """What :func:`blur_recon_loss` with `reduce` does for tensors like these, in C; or None.
+
+    It takes pred, image and sigma as they were given, with or without the axis of steps.
+    """
+    grad = torch.is_grad_enabled()
+    if (
+        not use_native(pred)
+        or not pred.numel()
+        or (grad and (image.requires_grad or sigma.requires_grad))
+        or kernel_layout(pred, target.patch_size) is not pred
+        or not native_blur.compares(pred, image, target, torch.float32)
+        or pred.dtype == torch.float64
+        or not native_blur.plain(sigma)
+    ):
+        return None
+    wants = grad and pred.requires_grad
+    run = native_blur.prepared_loss(pred.detach(), image, sigma, target, 1 / divisor, wants)
+    return blur_recon_op.again(run) if wants else lambda *given: run(*given)[0]

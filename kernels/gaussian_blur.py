@@ -21,6 +21,7 @@ from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch, radius
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.sampling import color_ref, to_float
 from fastequi.kernels.target import BlurTarget
 
@@ -102,3 +103,17 @@ def gaussian_blur(image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch
             say_type("gaussian_blur", dtype, image.dtype, takes=native_blur.TAKES)
         return gaussian_blur_ref(image, sigma, target, dtype)
     return gaussian_blur_op(image, sigma, target.mean, target.std, dtype, target.max_sigma)
+
+
+def prepared(
+    image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch.dtype, single: bool
+) -> Again | None:
+    """What :func:`gaussian_blur` does for tensors like these, in C; or None.
+
+    It takes image and sigma as they were given; `single`: without the axis of steps.
+    """
+    grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
+    in_c = use_native(image) and native_blur.makes(image, dtype, target.max_sigma)
+    if grad or not in_c or not image.numel() or not native_blur.plain(sigma):
+        return None
+    return native_blur.prepared_blur(image, sigma, target, dtype, single)

@@ -38,9 +38,9 @@ def _compute(
 
     def compare(pred: Tensor, part: slice, step: slice) -> tuple[Tensor, None, Tensor]:
         total, by_pred = compute_blur_recon(
-            pred, image[part], sigma[part, step], *target, divisor, grad
+            pred, image[part], sigma[part, step], *target, divisor, True, grad
         )
-        return total.sum(), None, by_pred
+        return total, None, by_pred
 
     return linear_recon(hidden, weight, bias, compare, False, grad)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -87,14 +88,27 @@ def _run(
     total: Tensor | None,
     grad: Tensor | None,
 ) -> None:
+    sigma = sigma.detach().to(torch.float32).resolve_neg().contiguous()
+    native.call("blur", _struct(image, sigma, target, out, pred, weight, total, grad))
+
+
+def _struct(
+    image: Tensor,
+    sigma: Tensor,
+    target: BlurTarget,
+    out: Tensor | None,
+    pred: Tensor | None,
+    weight: float,
+    total: Tensor | None,
+    grad: Tensor | None,
+) -> BlurStruct:
     patch, made = target.patch_size, out if pred is None else pred
     assert made is not None
-    sigma = sigma.detach().to(torch.float32).resolve_neg().contiguous()
     scale = 1 / 255 if image.dtype == torch.uint8 else 1.0
     gain, bias = gain_and_bias(target.mean, target.std)
     inner = (made.stride(2), 1, 1) if patch else made.stride()[2:]
     grad_bytes = 0 if grad is None else grad.numel() * grad.element_size()
-    op = BlurStruct(
+    return BlurStruct(
         image_struct(image),
         *(native.pointer(t) for t in (sigma, out, pred, grad, total)),
         (c_int64 * 5)(*made.stride()[:2], *inner),
@@ -112,4 +126,54 @@ def _run(
         grad_bytes > STREAM_BYTES,
         native.threads(made.numel()),
     )
-    native.call("blur", op)
+
+
+def plain(sigma: Tensor) -> bool:
+    """Whether C reads it where it lies."""
+    return sigma.dtype == torch.float32 and sigma.is_contiguous() and not sigma.is_neg()
+
+
+def prepared_blur(
+    image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch.dtype, single: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(image, sigma) to the blurred images, for tensors like these; `single`: without the axis of
+    steps."""
+    shape = (*sigma.shape, *image.shape[1:])
+    out = image.new_empty(shape, dtype=dtype)
+    filled = bytes(_struct(image, sigma, target, out, None, 1.0, None, None))
+    run = native.kernel("blur", BlurStruct)
+    shape = (shape[0], *shape[2:]) if single else shape
+
+    def call(image: Tensor, sigma: Tensor) -> Tensor:
+        op = BlurStruct.from_buffer_copy(filled)
+        out = torch.empty(shape, dtype=dtype, device="cpu")
+        op.image.data, op.sigma, op.out = image.data_ptr(), sigma.data_ptr(), out.data_ptr()
+        run(op)
+        return out
+
+    return call
+
+
+def prepared_loss(
+    pred: Tensor, image: Tensor, sigma: Tensor, target: BlurTarget, weight: float, grad: bool
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+    """(pred, image, sigma) to (the sum of all errors times `weight`, its gradient or None), for
+    tensors like these."""
+    shape = sigma.shape
+    total = pred.new_empty(shape, dtype=torch.float32)
+    slopes = torch.empty_like(pred) if grad else None
+    filled = bytes(_struct(image, sigma, target, None, pred, weight, total, slopes))
+    run = native.kernel("blur", BlurStruct)
+
+    def call(pred: Tensor, image: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+        op = BlurStruct.from_buffer_copy(filled)
+        total = torch.empty(shape, dtype=torch.float32, device="cpu")
+        slope = torch.empty_like(pred) if grad else None
+        op.image.data, op.sigma = image.data_ptr(), sigma.data_ptr()
+        op.pred, op.total = pred.data_ptr(), total.data_ptr()
+        if slope is not None:
+            op.grad = slope.data_ptr()
+        run(op)
+        return total.sum(), slope
+
+    return call

@@ -79,7 +79,7 @@ def signature(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> K
             found.append(None)
         elif type(tensor) in _PLAIN and tensor.layout is torch.strided:
             found += (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-            found += (tensor.requires_grad, tensor.is_neg())
+            found += (tensor.requires_grad, tensor.is_neg(), tensor.data_ptr() % 16)
         else:
             return None
     for option, kind in zip(options, kinds, strict=True):

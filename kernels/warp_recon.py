@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native_warp
+from fastequi.kernels import warp_recon_packed as packed
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
@@ -34,7 +35,6 @@ from fastequi.kernels.sampling import base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_recon_eager import warp_recon_eager
 from fastequi.kernels.warp_recon_general import warp_recon_general
-from fastequi.kernels.warp_recon_packed import tiles_of, warp_recon_packed
 
 
 def compute_warp_recon(
@@ -68,9 +68,9 @@ def compute_warp_recon(
         height, width, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
     )
     if use_triton(pred):
-        tiles = None if theta_grad else tiles_of(pred, image, target)
+        tiles = None if theta_grad else packed.tiles_of(pred, image, target)
         if tiles:
-            warp_recon_packed(pred, image, theta, color, target, weight, sums, tiles)
+            packed.warp_recon_packed(pred, image, theta, color, target, weight, sums, tiles)
             return sums
         run = warp_recon_general
     else:
@@ -182,25 +182,33 @@ def prepared(
     target: Target,
     divisor: int,
 ) -> Again | None:
-    """What :func:`warp_recon_loss` with `reduce` does for tensors like these, in C; or None.
+    """What :func:`warp_recon_loss` with `reduce` does for tensors like these, by C or the packed
+    kernel; or None.
 
     It takes pred, image, theta and color as they were given, with or without the axis of steps.
     """
     grad = torch.is_grad_enabled()
     dense = (theta,) if color is None else (theta, color)
     if (
-        not use_native(pred)
-        or target.mask_outside
+        target.mask_outside
         or not pred.numel()
+        or pred.dtype not in (torch.float32, torch.bfloat16)
         or (grad and any(t.requires_grad for t in (image, *dense)))
-        or not (native_warp.samples(image) and native_warp.reads(pred, target.patch_size))
         or kernel_layout(pred, target.patch_size) is not pred
         or any(t.dtype != torch.float32 or not t.is_contiguous() or t.is_neg() for t in dense)
     ):
         return None
-    wants = grad and pred.requires_grad
+    wants, weight = grad and pred.requires_grad, 1 / divisor
     tensors = pred.detach(), image, theta, color
-    run = native_warp.prepared_warp_recon(*tensors, target, 1 / divisor, wants)
+    if use_native(pred):
+        if not (native_warp.samples(image) and native_warp.reads(pred, target.patch_size)):
+            return None
+        run = native_warp.prepared_warp_recon(*tensors, target, weight, wants)
+    elif use_triton(pred) and (tiles := packed.tiles_of(pred, image, target)):
+        given = *tensors[:3], color is not None, target, weight, tiles, wants, True
+        run = packed.prepared(packed.plan_of(*given))
+    else:
+        return None
     if not wants:
         return lambda *given: run(*given)[0]
 

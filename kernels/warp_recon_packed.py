@@ -19,7 +19,8 @@ Measured on an H200: 280 µs, the L1 cache busy for 88 % of them and the schedul
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -296,6 +297,79 @@ def tiles_of(pred: Tensor, image: Tensor, target: Target) -> Tiles | None:
     return Tiles(32, 8, by_pixel)
 
 
+class Plan(NamedTuple):
+    """What a launch is made of beside its tensors.
+
+    Attributes:
+        programs: in the grid.
+        partial: shape of the programs' sums; those of errors, then of values where some are left
+            out.
+        numbers: the kernel's arguments from its shapes on, in order.
+        constants: its constants and compiler options.
+    """
+
+    programs: int
+    partial: tuple[int, ...]
+    numbers: tuple[float, ...]
+    constants: dict[str, Any]
+
+
+def plan_of(
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    has_color: bool,
+    target: Target,
+    weight: float,
+    tiles: Tiles,
+    grad: bool,
+    reduce: bool,
+) -> Plan:
+    """For tensors like these."""
+    batch, steps = theta.shape[:2]
+    tile_rows = triton.cdiv(target.height, tiles.height)
+    rows = min(max(_PIXELS // (target.width * tiles.height), 1), tile_rows)
+    parts = triton.cdiv(tile_rows, rows)
+    patch = target.patch_size
+    std = target.std or (1.0, 1.0, 1.0)
+    exact = pred.dtype == torch.float32
+    numbers = (
+        steps,
+        *target.size,
+        *image.shape[2:],
+        parts,
+        rows,
+        *pred.stride()[:2],
+        *((0, 0, pred.stride(2)) if patch else (*pred.stride()[2:4], 0)),
+        image.stride(0),
+        image.stride(2),
+        *theta.stride()[:2],
+        *(target.mean or (0.0, 0.0, 0.0)),
+        *(1 / value for value in std),
+        weight,
+    )
+    constants = {
+        "TEXEL": image.stride(3),
+        "WHOLE_ROWS": image.stride(2) % 4 == 0,
+        "EXACT": exact,
+        "PATCH": patch,
+        "TILE_W": tiles.width,
+        "TILE_H": tiles.height,
+        "INTERLEAVED": tiles.interleaved,
+        "LOSS": target.loss,
+        "PADDING": target.padding_mode,
+        "ALIGN": target.align_corners,
+        "HAS_COLOR": has_color,
+        "MASK_OUTSIDE": target.mask_outside,
+        "GRAD": grad,
+        "REDUCE": reduce,
+        "num_warps": max(tiles.width * tiles.height // 128, 1),
+        "maxnreg": registers(capability(pred.device), exact, has_color),
+    }
+    sums = 2 if target.mask_outside else 1
+    return Plan(batch * steps * parts, (sums, batch, parts, steps), numbers, constants)
+
+
 def warp_recon_packed(
     pred: Tensor,
     image: Tensor,
@@ -307,62 +381,64 @@ def warp_recon_packed(
     tiles: Tiles,
 ) -> None:
     """Fills total and counted, [B, K] or scalars, and the gradient by pred, if not empty."""
-    batch, steps = theta.shape[:2]
-    tile_rows = triton.cdiv(target.height, tiles.height)
-    rows = min(max(_PIXELS // (target.width * tiles.height), 1), tile_rows)
-    parts = triton.cdiv(tile_rows, rows)
-    partial = sums.total.new_empty(2 if target.mask_outside else 1, batch, parts, steps)
     reduce = sums.total.ndim == 0
     theta = theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
-    patch = target.patch_size
-    std = target.std or (1.0, 1.0, 1.0)
-    exact = pred.dtype == torch.float32
-    with torch.cuda.device_of(pred):
-        warp_recon_packed_kernel[(batch * steps * parts,)](
-            pred,
-            image,
-            theta,
-            color if color is None else color.float().contiguous(),
-            sums.grad if sums.grad.numel() else None,
-            partial[0],
-            partial[1] if target.mask_outside else None,
-            sums.total,
-            sums.counted if target.mask_outside else None,
-            _arrivals(pred.device) if reduce else None,
-            steps,
-            *target.size,
-            *image.shape[2:],
-            parts,
-            rows,
-            *pred.stride()[:2],
-            *((0, 0, pred.stride(2)) if patch else (*pred.stride()[2:4], 0)),
-            image.stride(0),
-            image.stride(2),
-            *theta.stride()[:2],
-            *(target.mean or (0.0, 0.0, 0.0)),
-            *(1 / value for value in std),
-            weight,
-            TEXEL=image.stride(3),
-            WHOLE_ROWS=image.stride(2) % 4 == 0,
-            EXACT=exact,
-            PATCH=patch,
-            TILE_W=tiles.width,
-            TILE_H=tiles.height,
-            INTERLEAVED=tiles.interleaved,
-            LOSS=target.loss,
-            PADDING=target.padding_mode,
-            ALIGN=target.align_corners,
-            HAS_COLOR=color is not None,
-            MASK_OUTSIDE=target.mask_outside,
-            GRAD=sums.grad.numel() > 0,
-            REDUCE=reduce,
-            num_warps=max(tiles.width * tiles.height // 128, 1),
-            maxnreg=registers(capability(pred.device), exact, color is not None),
-        )
+    color = color if color is None else color.float().contiguous()
+    grad = sums.grad if sums.grad.numel() else None
+    given = pred, image, theta, color is not None, target, weight, tiles, grad is not None, reduce
+    counted = sums.counted if target.mask_outside else None
+    partial = launch(plan_of(*given), pred, image, theta, color, grad, sums.total, counted)
     if not reduce:
         torch.sum(partial[0], 1, out=sums.total)
         if target.mask_outside:
             torch.sum(partial[1], 1, out=sums.counted)
+
+
+def launch(
+    plan: Plan,
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    grad: Tensor | None,
+    total: Tensor,
+    counted: Tensor | None,
+) -> Tensor:
+    """The programs' sums; total and counted are filled where the plan reduces them."""
+    partial = torch.empty(plan.partial, dtype=torch.float32, device=pred.device)
+    reduce = plan.constants["REDUCE"]
+    with torch.cuda.device_of(pred):
+        warp_recon_packed_kernel[(plan.programs,)](
+            pred,
+            image,
+            theta,
+            color,
+            grad,
+            partial[0],
+            None if counted is None else partial[1],
+            total,
+            counted,
+            _arrivals(pred.device) if reduce else None,
+            *plan.numbers,
+            **plan.constants,
+        )
+    return partial
+
+
+def prepared(plan: Plan) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """(pred, image, theta, color) to (the sum of all errors times the weight, its gradient or
+    None), for tensors like those of the plan, which reduces; theta and color are dense, color
+    float32."""
+
+    def call(
+        pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        total = torch.empty((), dtype=torch.float32, device=pred.device)
+        slope = torch.empty_like(pred) if plan.constants["GRAD"] else None
+        launch(plan, pred, image, theta, color, slope, total, None)
+        return total, slope
+
+    return call
 
 
 _ARRIVALS: dict[tuple[torch.device, int], Tensor] = {}

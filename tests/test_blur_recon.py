@@ -60,8 +60,9 @@ def test_opcheck_and_compile(device):
     torch._dynamo.reset()
     pred, image, _ = (t.to(device) for t in case(b=2, size=(6, 6), source=(6, 6)))
     sigma = SIGMAS.to(device)
-    args = (pred.requires_grad_(), image, sigma, 0, "mse", MEAN, STD, 2.0, 1, True)
-    torch.library.opcheck(blur_recon_op.op, args)
+    args = (pred.requires_grad_(), image, sigma, 0, "mse", MEAN, STD, 2.0, 1)
+    for reduce in (False, True):
+        torch.library.opcheck(blur_recon_op.op, (*args, reduce, True))
     compiled = torch.compile(blur_recon_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(pred, image, sigma), blur_recon_loss(pred, image, sigma))
 

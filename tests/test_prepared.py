@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fastequi.functional import (
+    blur_recon_loss,
     dino_loss,
+    gaussian_blur,
     ibot_loss,
     koleo_loss,
     nt_xent_loss,
@@ -30,7 +32,10 @@ CALLS = (
     KOLEO,
     module("dino")._DINO,
     module("dino")._IBOT,
-    *(module(name)._CALLS for name in ("warp_recon", "warp", "nt_xent")),
+    *(
+        module(name)._CALLS
+        for name in ("warp_recon", "warp", "nt_xent", "gaussian_blur", "blur_recon")
+    ),
 )
 
 
@@ -65,6 +70,21 @@ def views():
     return (lambda scale: warp(image, theta * scale, mean=MEAN, std=STD)), torch.tensor(1.0)
 
 
+def blurred(sigma):
+    _, image, _ = case(b=3, k=2)
+    return (lambda x: gaussian_blur(image.float() * x, sigma)), torch.tensor(0.9)
+
+
+def blur_loss(sigma, steps):
+    _, image, _ = case(b=3, k=2)
+    pred = torch.randn(3, steps, *image.shape[1:])
+
+    def call(pred):
+        return blur_recon_loss(pred, image, sigma, mean=MEAN, std=STD)
+
+    return call, pred if steps > 1 else pred[:, 0].contiguous()
+
+
 LOGITS = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
 OPS = {
     "path": path,
@@ -73,6 +93,12 @@ OPS = {
     "path, mask": lambda: path(mask_outside=True),
     "path, one step": one_step,
     "warp": views,
+    "blur, a number": lambda: blurred(1.3),
+    "blur": lambda: blurred(torch.tensor([[0.4, 1.0], [1.5, 2.0], [0.0, 0.7]])),
+    "blur, one step": lambda: blurred(torch.tensor([0.4, 1.0, 2.0])),
+    "blur loss, a number": lambda: blur_loss(1.3, 2),
+    "blur loss": lambda: blur_loss(torch.tensor([[0.4, 1.0], [1.5, 2.0], [0.0, 0.7]]), 2),
+    "blur loss, one step": lambda: blur_loss(torch.tensor([0.4, 1.0, 2.0]), 1),
     "dino": lambda: (lambda x: dino_loss(x, LOGITS[:2], center=LOGITS[0, 0]), LOGITS * 0.7),
     "ibot": lambda: (lambda x: ibot_loss(x, LOGITS), LOGITS * 0.7),
     "nt_xent": lambda: (lambda x: nt_xent_loss(x, LOGITS[1]), LOGITS[0]),
@@ -188,6 +214,20 @@ def test_bad_input_is_an_error_after_good_input():
     warp_recon_loss(pred, bad / 255, theta, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match=r"image: .* 0\.\.1"):
         warp_recon_loss(pred, bad, theta, mean=MEAN, std=STD)
+
+
+def test_sigmas_are_looked_at_in_every_call():
+    image = torch.rand(2, 1, 8, 8)
+    sigma = torch.tensor([0.5, 1.0])
+    for _ in range(2):
+        gaussian_blur(image, sigma)
+        blur_recon_loss(image, image, sigma)
+    for bad in (2.5, -0.1, torch.nan):
+        sigma[1] = bad
+        with pytest.raises(ValueError, match=r"sigma: expected values in 0\.\.max_sigma=2\.0"):
+            gaussian_blur(image, sigma)
+        with pytest.raises(ValueError, match=r"sigma: expected values in 0\.\.max_sigma=2\.0"):
+            blur_recon_loss(image, image, sigma)
 
 
 def test_the_gradient_of_a_later_call_is_scaled_kept_and_refused_as_the_first_ones():

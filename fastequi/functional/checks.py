@@ -6,7 +6,7 @@ No check reads a GPU tensor's values, which would need a host sync, unless FASTE
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -267,18 +267,42 @@ def with_sigma(
 
 
 def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
+    """Its shape, [B, K], and what values it has."""
     if sigma.ndim != 2 or len(sigma) != len(image):
         raise ValueError(
             f"sigma: expected [B, K] or [B] with B={len(image)} as in image, "
             f"got {tuple(sigma.shape)}"
         )
-    if not can_look(sigma):
+    check_sigma_range(sigma, max_sigma)
+
+
+def check_sigma_range(sigma: Tensor, max_sigma: float) -> None:
+    if not can_look(sigma) or not sigma.numel():
+        return
+    least, most = sigma.detach().aminmax()
+    if least.item() >= 0 and most <= max_sigma:  # not of NaN, which is both
         return
     bad = sigma.detach()[~((sigma >= 0) & (sigma <= max_sigma))]
-    if bad.numel():
-        raise ValueError(
-            f"sigma: expected values in 0..max_sigma={max_sigma} pixels, got {bad[0].item():.4g}"
-        )
+    raise ValueError(
+        f"sigma: expected values in 0..max_sigma={max_sigma} pixels, got {bad[0].item():.4g}"
+    )
+
+
+def with_sigma_checked(
+    call: Callable[..., Tensor], given: Tensor | None, sigma: Tensor, max_sigma: float
+) -> Callable[..., Tensor]:
+    """A call whose last argument is sigma, whose values are looked at, or the one number for all
+    that `sigma` is filled with."""
+
+    def again(*tensors: Tensor | None) -> Tensor:
+        if given is None:
+            return call(*tensors[:-1], sigma)
+        last = tensors[-1]
+        assert last is not None
+        check_sigma_range(last, max_sigma)
+        return call(*tensors)
+
+    return again
 
 
 def check_out_dtype(dtype: torch.dtype, mean: Sequence[float] | None) -> None:
