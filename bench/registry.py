@@ -15,6 +15,7 @@ from bench.cases import (
     rot90_batch,
     tir_overhead,
     train_step,
+    views,
     warp,
     warp_recon,
 )
@@ -22,7 +23,7 @@ from bench.opbench import OpBench
 
 _MODULES = (
     *(warp_recon, linear_recon, warp, blur, rot90_batch, prototypes, embeddings, crops),
-    *(attention, encoder_step, tir_overhead, train_step),
+    *(attention, encoder_step, tir_overhead, train_step, views),
 )
 
 

@@ -34,13 +34,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 NAMES = ("triton", "native", "torch")
 
-_forced: str | None = None
+forced: str | None = None
 
 
 def choose(device: torch.device) -> tuple[str, str]:
     """("triton", "native" or "torch", why) for tensors on a device."""
-    if _forced is not None:
-        return _forced, "forced"
+    if forced is not None:
+        return forced, "forced"
     if device.type == "cuda":
         if TRITON_ERROR is not None:
             return "torch", f"Triton cannot be imported ({TRITON_ERROR})"
@@ -74,8 +74,8 @@ def say_plain() -> None:
 def use_triton(tensor: torch.Tensor) -> bool:
     if transformed():
         return False
-    if _forced is not None:
-        return _forced == "triton"
+    if forced is not None:
+        return forced == "triton"
     return tensor.device.type == "cuda" and TRITON_ERROR is None
 
 
@@ -88,8 +88,8 @@ def _c_runs() -> bool:
 def use_native(tensor: torch.Tensor) -> bool:
     if transformed():
         return False
-    if _forced is not None:
-        return _forced == "native"
+    if forced is not None:
+        return forced == "native"
     return tensor.device.type == "cpu" and _c_runs()
 
 
@@ -108,15 +108,15 @@ def _say_type(name: str, takes: str, *dtypes: torch.dtype) -> None:
 @contextmanager
 def force(name: str) -> Iterator[None]:
     """Forces one of NAMES within a block, for tests and benches."""
-    global _forced
+    global forced
     if name not in NAMES:
         raise ValueError(f"name: expected one of {NAMES}, got {name!r}")
     if name == "triton" and not (torch.cuda.is_available() or INTERPRETED):
         raise RuntimeError("Triton needs a CUDA device, or TRITON_INTERPRET=1 from the start")
     if name == "native" and (reason := native.obstacle()) is not None:
         raise RuntimeError(f"the C kernels cannot run here: {reason}")
-    before, _forced = _forced, name
+    before, forced = forced, name
     try:
         yield
     finally:
-        _forced = before
+        forced = before

@@ -68,7 +68,7 @@ def signature(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> K
     if not _KINDS.issuperset(kinds):
         return None
     found: list[Any] = [
-        backend._forced,
+        backend.forced,
         native.load()[2],
         torch.get_num_threads(),
         torch.is_grad_enabled(),

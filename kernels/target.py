@@ -62,6 +62,24 @@ class BlurTarget(NamedTuple):
         return self.max_sigma * (1 + 2**-8)
 
 
+class ViewTarget(NamedTuple):
+    """What views of photographs become.
+
+    Attributes:
+        height, width: of a view in pixels.
+        mean, std: of the normalisation, in 0..1.
+    """
+
+    height: int
+    width: int
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
 class Sums(NamedTuple):
     """Outputs of a path loss, per image and step; empty where not needed.
 

@@ -36,9 +36,18 @@ KERNELS = (
     "correspondence.c",
     "blur.c",
     "crop_align.c",
+    "fused_views.c",
 )  # once per instruction set
 COMMON = ("native.c",)
-HEADERS = ("vectors.h", "values.h", "exponentials.h", "packed.h", "spread.h", "pixel_loss.h")
+HEADERS = (
+    "vectors.h",
+    "values.h",
+    "exponentials.h",
+    "packed.h",
+    "spread.h",
+    "pixel_loss.h",
+    "separable.h",
+)
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 LIBRARY = "libfastequi.so"  # no module is called so: native.so would be imported for native.py
 

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "data.sources": {"atomic"},
     "data.config": set(),
     "data.views": {"data.config", "data.sources.images", "philox"},
-    "data": {"data.config", "data.sources", "data.views", "paths", "philox"},
+    "data": {"data.config", "data.sources", "data.views", "functional", "paths", "philox"},
     "methods": {"losses", "models", "functional", "data.views.batch", "paths", "optim"},
     "runtime": {"models", "atomic", "optim", "sharded", "versions"},
     # a run is evaluated as its config and checkpoint say: above build, below train

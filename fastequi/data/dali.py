@@ -223,6 +223,48 @@ class ViewPipeline:
         return Decoded(v1, u.permute(0, 3, 1, 2), local)
 
 
+class Decoder:
+    """DALI's graph that decodes and nothing else: for views that are made elsewhere.
+
+    Args:
+        decodes: photographs in a batch.
+        files: called once per batch, ahead of time; returns paths, or encoded images.
+        num_threads: DALI's CPU threads.
+        encoded: they are images' bytes, not paths.
+
+    Raises:
+        ImportError: DALI is not installed.
+    """
+
+    def __init__(
+        self,
+        decodes: int,
+        files: Callable[[], Sequence[File]],
+        num_threads: int,
+        encoded: bool = False,
+    ) -> None:
+        require_dali()
+        cpu = torch.device("cpu")
+        self._pipeline = Pipeline(
+            batch_size=decodes,
+            num_threads=num_threads,
+            device_id=None,
+            prefetch_queue_depth=_IN_FLIGHT,
+            exec_dynamic=True,  # outputs stay valid for as long as they are held
+        )
+        with self._pipeline:
+            source = fn.external_source(
+                source=lambda: _samples(files()), dtype=types.UINT8, batch=True
+            )
+            self._pipeline.set_outputs(_decode(source, cpu, encoded))
+        self._pipeline.build()
+
+    def run(self) -> list[Tensor]:
+        """The next batch: [H, W, 3] uint8 each, valid until the list is dropped."""
+        (images,) = self._pipeline.run()
+        return [torch.from_numpy(np.array(images.at(i))) for i in range(len(images))]
+
+
 def feed_of(
     cfg: DataConfig,
     files: Sequence[File],

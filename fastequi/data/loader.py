@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fastequi.data.config import DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali
+from fastequi.data.fused import Drawn, FusedPipeline
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources.image_sets import tolerated
@@ -71,9 +72,12 @@ def make_loader(
 
     Raises:
         ImportError: DALI is not installed.
-        ValueError: the source is too small for a batch, or `state` is another source's.
+        ValueError: the source is too small for a batch, `state` is another source's, or
+            `cfg.views` is "fused" on a GPU.
     """
     require_dali()
+    if cfg.views == "fused" and torch.device(device).type != "cpu":
+        raise ValueError(f"data.views: expected dali on {device}, got fused, which runs on a CPU")
     if cfg.mask_share > 0 and grid < 1:
         raise ValueError(f"grid: masks (mask_share={cfg.mask_share}) need it >= 1, got {grid}")
     return Loader(
@@ -127,7 +131,7 @@ class Loader:
         self._shown: list[
             Overlaps
         ] = []  # where the views of those overlap, if the config asks for it
-        self._pipeline: ViewPipeline | None = self._build()
+        self._pipeline: ViewPipeline | FusedPipeline | None = self._build()
 
     @property
     def epoch(self) -> int:
@@ -220,18 +224,18 @@ class Loader:
                 self._bad.add(i)
                 self.quarantined[name] = known[name]
 
-    def _build(self) -> ViewPipeline:
-        return ViewPipeline(
-            self.cfg,
-            self._sampler.share,
-            self._feed,
-            self.device,
-            self._threads,
-            encoded=self._given.as_bytes,
-        )
+    def _build(self) -> ViewPipeline | FusedPipeline:
+        decodes, encoded = self._sampler.share, self._given.as_bytes
+        if self.cfg.views == "fused":
+            return FusedPipeline(self.cfg, decodes, self._draw, self._threads, encoded)
+        return ViewPipeline(self.cfg, decodes, self._feed, self.device, self._threads, encoded)
 
     def _feed(self) -> Feed:
         """DALI's next inputs; called by DALI, ahead of the batches returned."""
+        return feed_of(self.cfg, *self._draw())
+
+    def _draw(self) -> Drawn:
+        """What the next batch is made of."""
         if self._fed == len(self._planned):
             self._planned.append(next(self._sampler))
         step = self._planned[self._fed]
@@ -243,7 +247,7 @@ class Loader:
         local_crops = crop_params(*chosen, views=(v1, u))
         if self.cfg.overlaps:
             self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, local_crops)]
-        return feed_of(self.cfg, self._given.files(files), v1, u, local_crops)
+        return Drawn(self._given.files(files), v1, u, local_crops)
 
     def _masks(self, draws: Draws) -> Masks | None:
         cfg = self.cfg

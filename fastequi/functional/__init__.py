@@ -8,6 +8,7 @@ from fastequi.functional.blur_recon import blur_recon_loss
 from fastequi.functional.correspondence import correspondence_loss
 from fastequi.functional.crop_align import crop_align_loss
 from fastequi.functional.dino import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
+from fastequi.functional.fused_views import fused_views
 from fastequi.functional.gaussian_blur import gaussian_blur
 from fastequi.functional.koleo import koleo_loss
 from fastequi.functional.linear_blur_recon import linear_blur_recon_loss
@@ -25,6 +26,7 @@ __all__ = [
     "correspondence_loss",
     "crop_align_loss",
     "dino_loss",
+    "fused_views",
     "gaussian_blur",
     "ibot_loss",
     "koleo_loss",

@@ -1,0 +1,132 @@
+"""Views of decoded photographs in one pass from bytes: crop, colour, blur, solarize, normalise.
+
+Replaces, for every view of a batch (DALI's operators, or torchvision's, one after the other)::
+
+    x = resize(photo, window, antialias=True)            # mirrored where the window is
+    x = (color @ [x; 1]).clamp(0, 255)
+    x = gaussian_blur(x, sigma)                          # ceil(3 sigma) pixels on each side
+    x = where(solarize and x >= 128, 255 - x, x)
+    x = (x / 255 - mean) / std
+
+Never materialised: what stands between these lines, which is not rounded to bytes either. Read are
+the window's bytes, written the view. In C on a CPU, where a view's planes stay in a core's caches;
+elsewhere :func:`fused_views_ref`, a view at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native_fused_views
+from fastequi.kernels.backend import say_type, use_native
+from fastequi.kernels.target import ViewTarget
+
+
+def resample_matrix(start: Tensor, end: Tensor, pixels: int, size: int) -> Tensor:
+    """[size, pixels] weights of an axis: triangles as wide as the step between samples, or two
+    pixels where that is wider; pixels beyond the border are the border's.
+
+    Args:
+        start, end: of the window in pixels, numbers; start > end mirrors.
+    """
+    step = (end - start) / size
+    radius = step.abs().clamp(min=1)
+    steps = torch.arange(size, dtype=start.dtype, device=start.device)
+    middle = start + (steps + 0.5) * step - 0.5
+    reach = int(radius.ceil().item()) + 1
+    near = torch.arange(-reach, reach + 1, dtype=start.dtype, device=start.device)
+    at = middle.floor()[:, None] + near
+    weight = (1 - (at - middle[:, None]).abs() / radius).clamp(min=0)
+    weight = weight / weight.sum(1, keepdim=True)
+    out = weight.new_zeros(size, pixels)
+    return out.scatter_add(1, at.clamp(0, pixels - 1).long(), weight)
+
+
+def blur_matrix(sigma: float, size: int, like: Tensor) -> Tensor:
+    """[size, size] weights of a blur along an axis, borders reflected without the edge pixel."""
+    reach = math.ceil(3 * sigma)
+    offsets = torch.arange(-reach, reach + 1, device=like.device)
+    weight = torch.exp(-0.5 * (offsets.to(like.dtype) / max(sigma, 1e-6)).square())
+    period = max(2 * (size - 1), 1)
+    at = (torch.arange(size, device=like.device)[:, None] + offsets).abs() % period
+    at = torch.minimum(at, period - at) if size > 1 else torch.zeros_like(at)
+    weight = (weight / weight.sum()).expand(at.shape)
+    return like.new_zeros(size, size).scatter_add(1, at, weight)
+
+
+@torch.no_grad()
+def fused_views_ref(
+    photos: Sequence[Tensor],
+    photo: Tensor,
+    window: Tensor,
+    color: Tensor | None,
+    sigma: Tensor | None,
+    solarize: Tensor | None,
+    target: ViewTarget,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The lines above in plain PyTorch: [V, 3, H, W], or [V, H, W, 3] of bytes; float64 where
+    `dtype` is."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    made = []
+    for v, i in enumerate(photo.tolist()):
+        image = photos[i].to(compute).permute(2, 0, 1)
+        y0, x0, y1, x1 = window[v].to(compute)
+        down = resample_matrix(y0, y1, image.shape[1], target.height)
+        across = resample_matrix(x0, x1, image.shape[2], target.width)
+        x = down @ image @ across.T
+        if color is not None:
+            m = color[v].to(compute)
+            x = torch.einsum("ij,jhw->ihw", m[:, :3], x) + 255 * m[:, 3, None, None]
+            x = x.clamp(0, 255)
+        if sigma is not None and sigma[v] > 0:
+            down, across = (blur_matrix(sigma[v].item(), n, x) for n in x.shape[1:])
+            x = down @ x @ across.T
+        if solarize is not None and solarize[v]:
+            x = torch.where(x >= 127.5, 255 - x, x)
+        made.append(x)
+    if not made:
+        shape = (0, *target.size, 3) if dtype == torch.uint8 else (0, 3, *target.size)
+        return torch.empty(shape, dtype=dtype, device=window.device)
+    out = torch.stack(made)
+    if dtype == torch.uint8:
+        return out.add(0.5).floor().clamp(0, 255).to(dtype).permute(0, 2, 3, 1).contiguous()
+    out = out / 255
+    if target.mean is not None and target.std is not None:
+        mean, std = (out.new_tensor(v)[:, None, None] for v in (target.mean, target.std))
+        out = (out - mean) / std
+    return out.to(dtype)
+
+
+def fused_views(
+    photos: Sequence[Tensor],
+    photo: Tensor,
+    window: Tensor,
+    color: Tensor | None,
+    sigma: Tensor | None,
+    solarize: Tensor | None,
+    target: ViewTarget,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[V, 3, H, W] of a floating type, or [V, H, W, 3] of bytes; arguments already checked."""
+    if use_native(window) and native_fused_views.makes(dtype):
+        shape = (*target.size, 3) if dtype == torch.uint8 else (3, *target.size)
+        out = torch.empty((len(photo), *shape), dtype=dtype, device=window.device)
+        if out.numel():
+            chosen = photo.to(torch.int32).contiguous()
+            color, sigma = (None if x is None else _dense(x) for x in (color, sigma))
+            solarize = None if solarize is None else solarize.contiguous()
+            given = photos, chosen, _dense(window), color, sigma, solarize, target
+            native_fused_views.fused_views(out, *given)
+        return out
+    if use_native(window):
+        say_type("fused_views", dtype, takes="float32, bfloat16 or uint8")
+    return fused_views_ref(photos, photo, window, color, sigma, solarize, target, dtype)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()

@@ -1,0 +1,76 @@
+"""Views of photographs in C: fused_views.c through ctypes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import Structure, addressof, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from fastequi.kernels import native
+from fastequi.kernels.native_warp import gain_and_bias
+from fastequi.kernels.target import ViewTarget
+
+
+class ViewsStruct(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("photos", "pitch", "sides", "photo", "window")),
+        *((name, c_void_p) for name in ("color", "sigma", "solarize", "out")),
+        ("gain", c_float * 4),
+        ("bias", c_float * 4),
+        *((name, c_int32) for name in ("views", "height", "width", "dtype", "threads")),
+        *((name, c_int32) for name in ("most", "reach")),
+    )
+
+
+def makes(dtype: torch.dtype) -> bool:
+    """Whether C makes views of that type."""
+    return dtype in native.DTYPES
+
+
+def fused_views(
+    out: Tensor,
+    photos: Sequence[Tensor],
+    photo: Tensor,
+    window: Tensor,
+    color: Tensor | None,
+    sigma: Tensor | None,
+    solarize: Tensor | None,
+    target: ViewTarget,
+) -> None:
+    """Fills `out`, dense [V, 3, H, W], or [V, H, W, 3] of bytes.
+
+    Args:
+        photos: [H, W, 3] uint8 each, pixels side by side within a row.
+        photo: [V] int32; window [V, 4], color [V, 3, 4], sigma [V] float32; solarize [V] bool.
+    """
+    count = len(photos)
+    places = (c_void_p * count)(*(native.pointer(x) for x in photos))
+    pitch = (c_int64 * count)(*(x.stride(0) for x in photos))
+    sides = (c_int32 * (2 * count))(*(side for x in photos for side in x.shape[:2]))
+    gain, bias = gain_and_bias(target.mean, target.std)
+    scale = 1.0 if out.dtype == torch.uint8 else 1 / 255
+    op = ViewsStruct(
+        addressof(places),
+        addressof(pitch),
+        addressof(sides),
+        *(native.pointer(x) for x in (photo, window, color, sigma, solarize, out)),
+        (c_float * 4)(*(value * scale for value in gain[:3])),
+        (c_float * 4)(*bias[:3]),
+        len(photo),
+        target.height,
+        target.width,
+        native.DTYPES[out.dtype],
+        min(native.threads(out.numel()), max(len(photo), 1)),
+        taps(window, target),
+        0 if sigma is None or not sigma.numel() else 3 * int(sigma.max().item()) + 3,
+    )
+    native.call("fused_views", op)
+
+
+def taps(window: Tensor, target: ViewTarget) -> int:
+    """The most pixels along an axis that a resampled value depends on."""
+    y0, x0, y1, x1 = window.double().unbind(1)
+    down, across = (y1 - y0).abs() / target.height, (x1 - x0).abs() / target.width
+    return 2 * int(torch.cat([down, across, down.new_ones(1)]).max().ceil().item()) + 2

@@ -1,0 +1,123 @@
+"""Loading with `views="fused"`: DALI's views within a grey level, and exact in the same ways."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("nvidia.dali")
+
+from fastequi.data.config import Augment, DataConfig
+from fastequi.data.loader import make_loader
+from fastequi.data.sources.image_sets import image_folder
+from fastequi.paths import SE2
+from tests.support.batches import CFG, PHOTOS, assert_same, batches
+
+FUSED = replace(CFG, views="fused")
+SEPARATE = DataConfig(
+    image_size=32,
+    source_size=40,
+    a1=Augment(area=(0.2, 1.0)),
+    a2=Augment(area=(0.3, 1.0), blur=0.5, solarize=0.5),
+    local_crops=3,
+    local_crop_size=16,
+    a3=Augment(area=(0.1, 0.5), blur=0.5),
+    batch_size=6,
+    samples_per_decode=2,
+    num_threads=1,
+)
+ROTATED = replace(
+    SEPARATE,
+    a1=Augment(area=(0.5, 1.0), flip=0.0),
+    a2=Augment(area=(0.5, 1.0), flip=0.0),
+    a3=Augment(area=(0.1, 0.5), flip=0.0),
+    rotations=True,
+)
+PLAIN = replace(SEPARATE, local_crops=0, source_size=32).plain()
+
+
+@pytest.mark.parametrize(
+    "cfg", [CFG, SEPARATE, ROTATED, PLAIN], ids=["shared", "apart", "turned", "plain"]
+)
+def test_the_views_are_dalis_within_a_grey_level(cfg):
+    ours = batches(2, cfg=replace(cfg, views="fused"))
+    std = torch.tensor(cfg.std)[:, None, None]
+    for a, b in zip(ours, batches(2, cfg=cfg), strict=True):
+        assert torch.equal(a.sample_ids, b.sample_ids)
+        assert torch.equal(a.path, b.path)
+        assert a.u.dtype == torch.uint8
+        assert a.u.is_contiguous(memory_format=torch.channels_last)
+        pairs = [(a.u.float(), b.u.float()), (255 * std * a.v1, 255 * std * b.v1)]
+        if b.local_crops is not None:
+            pairs.append((255 * std * a.local_crops, 255 * std * b.local_crops))
+        for found, wanted in pairs:
+            assert found.shape == wanted.shape
+            apart = (found - wanted).abs()
+            assert apart.max() <= 3.01  # DALI rounds to bytes after each operation
+            assert (apart > 1.51).float().mean() < 2e-3
+
+
+def test_shared_crops_are_the_middle_of_u():
+    cfg = replace(FUSED, a1=CFG.a1.plain(), a2=CFG.a2.plain())
+    for batch in batches(2, cfg=cfg):
+        middle = batch.u[..., 8:-8, 8:-8].float() / 255
+        mean, std = (torch.tensor(v)[:, None, None] for v in (cfg.mean, cfg.std))
+        apart = (batch.v1 * std + mean - middle).abs()
+        assert apart.max() <= 0.51 / 255  # u's rounding
+
+
+def test_the_same_bytes_for_any_number_of_threads():
+    expected = batches(3, cfg=FUSED)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert_same(batches(3, cfg=replace(FUSED, num_threads=2)), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_resuming_gives_the_same_batches():
+    expected = batches(6, cfg=FUSED)
+    with make_loader(PHOTOS, FUSED, SE2(), seed=0) as loader:
+        before = [next(loader) for _ in range(3)]
+        state = json.loads(json.dumps(loader.state_dict()))
+    assert_same(before + batches(3, cfg=FUSED, state=state), expected)
+
+
+def test_ranks_split_the_same_batch():
+    whole = batches(2, cfg=FUSED)
+    ranks = [batches(2, cfg=FUSED, rank=rank, world_size=2) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        both = torch.cat([rank[step].v1 for rank in ranks])
+        assert torch.equal(both, batch.v1)
+
+
+def test_damaged_images_are_replaced_and_counted(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        pixels = rng.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.jpg")
+    broken = tmp_path / "05.jpg"
+    whole = broken.read_bytes()
+    source = image_folder(tmp_path)
+    broken.write_bytes(whole[:40])
+    cfg = replace(SEPARATE, views="fused", tolerate=0.2)
+    with make_loader(source, cfg, SE2(), seed=0, steps=6) as loader:
+        found = list(loader)
+        assert set(loader.quarantined) == {"05.jpg"}
+    assert len(found) == 6
+    assert all(batch.v1.isfinite().all() for batch in found)
+    with make_loader(source, replace(cfg, views="dali"), SE2(), seed=0, steps=6) as loader:
+        theirs = list(loader)
+    for a, b in zip(found, theirs, strict=True):
+        assert (a.u.float() - b.u.float()).abs().mean() < 0.5  # the same replacements
+
+
+def test_a_gpu_is_refused_by_the_name_of_the_option():
+    with pytest.raises(ValueError, match=r"data\.views: expected dali on cuda:0, got fused"):
+        make_loader(PHOTOS, FUSED, SE2(), seed=0, device="cuda:0")
+    with pytest.raises(ValueError, match="views: expected dali or fused, got magic"):
+        replace(CFG, views="magic")

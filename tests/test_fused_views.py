@@ -1,0 +1,248 @@
+"""Views in one pass: against float64, against DALI's operators, any window, any build."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastequi import fused_views
+from fastequi.kernels import backend, native, toolchain
+from fastequi.kernels.fused_views import resample_matrix
+from fastequi.paths import color_matrix
+from tests.support.native import expect_the_same_bits_of_any_threads, instruction_set
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+needs_c = pytest.mark.skipif(
+    torch.cuda.is_available() or native.obstacle() is not None, reason="no C kernels"
+)
+
+
+@pytest.fixture(params=["torch", pytest.param("native", marks=needs_c)])
+def backend_of_views(request):
+    with backend.force(request.param):
+        yield request.param
+
+
+@st.composite
+def problems(draw):
+    """A random call: photographs of any sizes and strides, windows mirrored or not."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    side = st.integers(1, 40)
+    photos = []
+    for _ in range(draw(st.integers(1, 3))):
+        height, width = draw(side), draw(side)
+        image = torch.randint(
+            0, 256, (height, width + 3, 3), dtype=torch.uint8, generator=generator
+        )
+        photos.append(image[:, 1 : 1 + width])
+        if draw(st.booleans()):
+            photos[-1] = photos[-1].flip(0).transpose(0, 1)
+    count = draw(st.integers(1, 5))
+    photo = torch.randint(0, len(photos), (count,), generator=generator)
+    windows = []
+    for i in photo.tolist():
+        sides = torch.tensor(photos[i].shape[:2])
+        ends = torch.rand(2, 2, generator=generator) * sides
+        if draw(st.booleans()):  # whole pixels, or all of it
+            ends = torch.stack([torch.zeros(2), sides.float()])
+        if draw(st.booleans()):  # very small
+            ends[1] = ends[0] + 0.01 * (ends[1] - ends[0])
+        ends[1] = torch.where(ends[0] == ends[1], (ends[0] + 1e-3).clamp(max=sides), ends[1])
+        ends[0] = torch.where(ends[0] == ends[1], ends[0] - 0.5, ends[0])
+        windows.append(torch.cat([ends[0], ends[1]]))
+    options = {"size": (draw(st.integers(1, 40)), draw(st.integers(1, 40))), "photo": photo}
+    if draw(st.booleans()):
+        noise = torch.randn(count, 3, 4, generator=generator)
+        options["color"] = torch.eye(3, 4) + draw(st.sampled_from([0.1, 2.0])) * noise
+    if draw(st.booleans()):
+        sigma = draw(st.sampled_from([0.2, 2.0, 7.0])) * torch.rand(count, generator=generator)
+        sigma[0] = draw(st.sampled_from([0.0, 1e-6, sigma[0].item()]))
+        options["sigma"] = sigma
+    if draw(st.booleans()):
+        options["solarize"] = torch.rand(count, generator=generator) < 0.5
+    if draw(st.booleans()):
+        options |= {"mean": MEAN, "std": STD}
+    return photos, torch.stack(windows), options
+
+
+@needs_c
+@settings(max_examples=200, deadline=None)
+@given(problems(), st.sampled_from([torch.float32, torch.bfloat16, torch.uint8]))
+def test_fuzz_equals_float64(problem, dtype):
+    photos, windows, options = problem
+    bytes_ = dtype == torch.uint8
+    if bytes_:
+        options = {k: v for k, v in options.items() if k not in ("mean", "std")}
+    with backend.force("native"):
+        found = fused_views(photos, windows, dtype=dtype, **options)
+    with backend.force("torch"):
+        exact = fused_views(photos, windows, dtype=torch.float64, **options)
+    if bytes_:
+        assert (found.double() - 255 * exact).abs().max() <= 0.501
+        return
+    near = {torch.float32: 2e-5, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(found.double(), exact, rtol=near, atol=near)
+
+
+def test_a_resampled_axis_is_that_of_pytorchs_antialiasing():
+    """Whole pixels: F.interpolate(antialias=True), whose support is the same triangle."""
+    image = torch.rand(3, 29, 31, dtype=torch.float64)
+    for size in ((7, 9), (29, 31), (40, 64)):
+        zero = torch.zeros((), dtype=torch.float64)
+        down = resample_matrix(zero, zero + 29, 29, size[0])
+        across = resample_matrix(zero, zero + 31, 31, size[1])
+        theirs = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        inside = slice(None), slice(1, -1), slice(1, -1)  # PyTorch leaves out what lies beyond
+        torch.testing.assert_close((down @ image @ across.T)[inside], theirs[inside])
+        torch.testing.assert_close(
+            resample_matrix(zero + 29, zero, 29, size[0]), down.flip(0)
+        )  # mirrored
+
+
+@pytest.mark.parametrize("size", [96, 224])
+def test_equals_dalis_operators_within_a_grey_level(backend_of_views, size):
+    """DALI rounds to bytes after each of them, ours once."""
+    dali = pytest.importorskip("nvidia.dali")
+    from PIL import Image
+
+    from tests.support.runs import PHOTOS
+
+    files = sorted(Path(PHOTOS).glob("*.jpg"))[:4]
+    photos = [np.array(Image.open(f).convert("RGB").resize((300, 200))) for f in files]
+    rng = np.random.default_rng(0)
+    count = len(photos)
+    start = rng.uniform(0, 0.4, (count, 2)).astype(np.float32)
+    end = (start + rng.uniform(0.2, 0.6, (count, 2))).clip(0, 1).astype(np.float32)
+    start[0, 1], end[0, 1] = end[0, 1], start[0, 1]
+    factors = [rng.uniform(0.6, 1.4, count).astype(np.float32) for _ in range(3)]
+    hue, sigma = (rng.uniform(*r, count).astype(np.float32) for r in ((-36, 36), (0.1, 2)))
+    flags = np.arange(count) % 2 == 0
+    given = [photos, start, end, *factors, hue, sigma]
+    given.append((flags * np.uint8(255))[:, None, None, None])
+    pipeline = dali.Pipeline(batch_size=count, num_threads=1, device_id=None)
+    fn = dali.fn
+    with pipeline:
+        x, first, last, b, c, s, h, width, flag = fn.external_source(
+            source=lambda: given, num_outputs=9, batch=True
+        )
+        x = fn.resize(
+            x, roi_start=first, roi_end=last, size=[size, size], roi_relative=True, antialias=True
+        )
+        x = fn.color_twist(x, brightness=b, contrast=c, saturation=s, hue=h)
+        x = fn.gaussian_blur(x, sigma=width)
+        pipeline.set_outputs(x ^ ((x >= 128) * flag))
+    pipeline.build()
+    theirs = torch.from_numpy(pipeline.run()[0].as_array().copy())
+    windows = torch.from_numpy(np.concatenate([start * (200, 300), end * (200, 300)], 1)).float()
+    color = color_matrix(*(torch.from_numpy(v) for v in (*factors, hue / 360)))
+    ours = fused_views(
+        [torch.from_numpy(photo) for photo in photos],
+        windows,
+        size=size,
+        color=color,
+        sigma=torch.from_numpy(sigma),
+        solarize=torch.from_numpy(flags),
+        dtype=torch.uint8,
+    )
+    apart = (ours.permute(0, 2, 3, 1).int() - theirs.int()).abs()
+    assert apart.max() <= 2  # its rounding after the colours is spread by the blur, or doubled
+    assert (apart > 1).float().mean() < 1e-3
+
+
+def call(dtype=torch.float32, views=7):
+    torch.manual_seed(0)
+    photos = [torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8) for _ in range(2)]
+    windows = torch.tensor([[3.0, 60.5, 40.2, 10.1]]).expand(views, 4) + torch.rand(views, 4)
+    return fused_views(
+        photos,
+        windows,
+        size=(33, 45),
+        photo=torch.arange(views) % 2,
+        color=torch.eye(3, 4).expand(views, 3, 4) * 0.8,
+        sigma=torch.rand(views) * 2,
+        solarize=torch.arange(views) % 2 == 0,
+        dtype=dtype,
+    )
+
+
+@needs_c
+def test_the_number_of_threads_does_not_change_a_bit():
+    with backend.force("native"):
+        expect_the_same_bits_of_any_threads(lambda: [call(), call(torch.uint8)])
+
+
+@needs_c
+@pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
+def test_every_instruction_set_agrees(isa, monkeypatch):
+    with backend.force("native"):
+        expected = call()
+        with instruction_set(isa, monkeypatch):
+            torch.testing.assert_close(call(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layout_types_and_no_views(backend_of_views):
+    views = call(torch.uint8)
+    assert views.shape == (7, 3, 33, 45)
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    assert call().is_contiguous()
+    assert call(torch.float64).dtype == torch.float64
+    photo = torch.zeros(4, 5, 3, dtype=torch.uint8)
+    for dtype in (torch.float32, torch.uint8):
+        none = fused_views(
+            [photo], torch.zeros(0, 4), size=8, photo=torch.zeros(0).int(), dtype=dtype
+        )
+        assert none.shape == (0, 3, 8, 8)
+
+
+def test_another_default_type_changes_nothing(backend_of_views):
+    expected = call()
+    torch.set_default_dtype(torch.float64)
+    try:
+        photo = (torch.arange(60) * 4).to(torch.uint8).view(4, 5, 3)
+        windows = torch.tensor([[0.5, 4.5, 3.5, 0.25]], dtype=torch.float32)
+        ours = fused_views([photo], windows, size=6, dtype=torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(ours, fused_views([photo], windows, size=6))
+    assert torch.equal(call(), expected)
+
+
+PHOTO = torch.zeros(4, 5, 3, dtype=torch.uint8)
+WINDOW = torch.tensor([[0.0, 0.0, 4.0, 5.0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"photos": PHOTO[None]}, TypeError, "photos: expected a list of tensors, got torch.uint8"),
+        ({"photos": [PHOTO.float()]}, TypeError, r"photos\[0\]: expected a uint8 tensor, got"),
+        ({"photos": [PHOTO[..., :1]]}, ValueError, r"photos\[0\]: expected \[H, W, 3\], got"),
+        ({"photos": [PHOTO, PHOTO]}, ValueError, "photo: needed where there are 2 photographs"),
+        ({"photo": torch.tensor([1])}, ValueError, r"photo: expected 0 \.\. 0, got 1 \.\. 1"),
+        ({"photo": torch.tensor([0, 0])}, ValueError, r"photo: expected \[1\] as windows"),
+        ({"photo": torch.tensor([0.0])}, TypeError, "photo: expected integers"),
+        ({"windows": WINDOW[0]}, ValueError, r"windows: expected \[V, 4\], got \(4,\)"),
+        ({"windows": WINDOW * 1.1}, ValueError, r"windows: .* within the photograph's \[4"),
+        ({"windows": WINDOW * torch.nan}, ValueError, "windows: .* in row 0"),
+        ({"windows": WINDOW * torch.tensor([1, 0, 1, 0.0])}, ValueError, "an empty one"),
+        ({"size": 0}, ValueError, "size: "),
+        ({"color": torch.zeros(1, 3, 3)}, ValueError, r"color: expected \[1, 3, 4\], got"),
+        ({"color": torch.full((1, 3, 4), torch.inf)}, ValueError, "color: expected finite"),
+        ({"sigma": torch.tensor([65.0])}, ValueError, r"sigma: expected values in 0\.\.64 pixels"),
+        ({"sigma": torch.tensor([torch.nan])}, ValueError, "sigma: "),
+        ({"sigma": torch.zeros(2)}, ValueError, r"sigma: expected \[1\], got \(2,\)"),
+        ({"solarize": torch.zeros(1)}, TypeError, "solarize: expected a bool tensor, got torch.f"),
+        ({"mean": 0.5}, ValueError, "mean, std: expected both or neither"),
+        ({"dtype": torch.int8}, TypeError, "dtype: expected uint8 or a floating dtype"),
+        ({"dtype": torch.uint8, "mean": 0.5, "std": 0.5}, ValueError, "dtype: uint8 cannot hold"),
+    ],
+)
+def test_bad_input_names_the_argument(change, error, message):
+    given = {"photos": [PHOTO], "windows": WINDOW, "size": 8, **change}
+    photos, windows = given.pop("photos"), given.pop("windows")
+    with pytest.raises(error, match=message):
+        fused_views(photos, windows, **given)
