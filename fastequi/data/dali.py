@@ -258,11 +258,12 @@ class Decoder:
             )
             self._pipeline.set_outputs(_decode(source, cpu, encoded))
         self._pipeline.build()
+        self._held: Any = ()
 
     def run(self) -> list[Tensor]:
-        """The next batch: [H, W, 3] uint8 each, valid until the list is dropped."""
-        (images,) = self._pipeline.run()
-        return [torch.from_numpy(np.array(images.at(i))) for i in range(len(images))]
+        """The next batch: [H, W, 3] uint8 each, DALI's memory, valid until the next call."""
+        (self._held,) = self._pipeline.run()
+        return [torch.from_numpy(np.asarray(self._held[i])) for i in range(len(self._held))]
 
 
 def feed_of(
