@@ -354,7 +354,8 @@ def dino_loss(
 def prepared(student: Tensor, teacher: Tensor, target: DINOTarget) -> Again | None:
     """What :func:`dino_loss` does for dense logits like these [..., N], in C; or None.
 
-    It takes student, teacher and the centre, which over the temperature is the target's column.
+    It takes student, teacher, the centre, which over the temperature is the target's column, and
+    dense weights in float32, or None for the target's own.
     """
     pairs, weight, row, column, *temps = target
     rows = student.flatten(0, -2).detach(), teacher.flatten(0, -2).detach()
@@ -372,9 +373,9 @@ def prepared(student: Tensor, teacher: Tensor, target: DINOTarget) -> Again | No
     run = native_dino.prepared(*rows, pairs, weight, column, (temps[0], temps[1]), wants)
 
     def outputs(
-        student: Tensor, teacher: Tensor, center: Tensor | None
+        student: Tensor, teacher: Tensor, center: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         moved = None if center is None else center.detach().to(torch.float32) / temps[1]
-        return run(student, teacher, moved)
+        return run(student, teacher, moved, weight)
 
     return dino_op.again(outputs) if wants else lambda *given: outputs(*given)[0]

@@ -107,9 +107,10 @@ def prepared(
     temps: tuple[float, float],
     grad: bool,
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """(student, teacher, column) to (the sum of all rows' losses, its gradient or None).
+    """(student, teacher, column, weight) to (the sum of all rows' losses, its gradient or None).
 
-    For dense logits of these types whose last axis has N values, of as many rows as these in all.
+    For dense logits of these types whose last axis has N values, of as many rows as these in all;
+    weights are dense and float32, or None for those given here.
     """
     loss = weight.new_empty(len(weight))
     out = torch.empty_like(student) if grad else None
@@ -118,7 +119,7 @@ def prepared(
     rows = len(weight)
 
     def call(
-        student: Tensor, teacher: Tensor, column: Tensor | None
+        student: Tensor, teacher: Tensor, column: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         op = DinoStruct.from_buffer_copy(filled)
         assert held  # the struct points to pairs, their order and weights
@@ -127,6 +128,8 @@ def prepared(
         op.student, op.teacher, op.loss = student.data_ptr(), teacher.data_ptr(), loss.data_ptr()
         if column is not None:
             op.column = column.data_ptr()
+        if weight is not None:
+            op.weight = weight.data_ptr()
         if slope is not None:
             op.grad = slope.data_ptr()
         run(op)

@@ -101,6 +101,10 @@ OPS = {
     "blur loss, one step": lambda: blur_loss(torch.tensor([0.4, 1.0, 2.0]), 1),
     "dino": lambda: (lambda x: dino_loss(x, LOGITS[:2], center=LOGITS[0, 0]), LOGITS * 0.7),
     "ibot": lambda: (lambda x: ibot_loss(x, LOGITS), LOGITS * 0.7),
+    "ibot, weights": lambda: (
+        lambda x: ibot_loss(x, LOGITS, weight=(x.detach()[..., 0] > 0).float()),
+        LOGITS * 0.7,
+    ),
     "nt_xent": lambda: (lambda x: nt_xent_loss(x, LOGITS[1]), LOGITS[0]),
     "koleo": lambda: (lambda x: koleo_loss(x), LOGITS[0]),
 }

@@ -83,7 +83,7 @@ def dino_loss(
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
     key, again = _DINO.find((student, teacher, center, prototypes, teacher_prototypes), settings)
     if again is not None:
-        return again(student, teacher, center)
+        return again(student, teacher, center, None)
     layers = prototypes, teacher_prototypes
     student, teacher, layers = _checked(student, teacher, layers, 3)
     _check_views(student, teacher)
@@ -92,7 +92,7 @@ def dino_loss(
     pairs = _dino.pairs_of(views, teachers, batch, student.device)
     weight = _even(student, views, teachers, batch)
     if key and (in_c := _prepared(student, teacher, layers, pairs, weight, options)):
-        return _DINO.keep(key, in_c)(student, teacher, center)
+        return _DINO.keep(key, in_c)(student, teacher, center, None)
     return _cross_entropy(student, teacher, layers, pairs, weight, None, options)
 
 
@@ -133,19 +133,18 @@ def ibot_loss(
     tensors = student, teacher, center, weight, prototypes, teacher_prototypes
     key, again = _IBOT.find(tensors, settings)
     if again is not None:
-        return again(student, teacher, center)
+        return again(student, teacher, center, weight)
     layers = prototypes, teacher_prototypes
     student, teacher, layers = _checked(student, teacher, layers, None)
     _check_rows(student, teacher, weight)
     options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     each = _each(student, weight)
     pairs = _dino.own_pairs(each.shape[0], student.device)
-    if (
-        key
-        and weight is None
-        and (in_c := _prepared(student, teacher, layers, pairs, each, options))
-    ):
-        return _IBOT.keep(key, in_c)(student, teacher, center)
+    plain = weight is None or (
+        weight.dtype == torch.float32 and weight.is_contiguous() and not weight.is_neg()
+    )
+    if key and plain and (in_c := _prepared(student, teacher, layers, pairs, each, options)):
+        return _IBOT.keep(key, in_c)(student, teacher, center, weight)
     return _cross_entropy(student, teacher, layers, pairs, each, each, options)
 
 
