@@ -63,6 +63,13 @@ def test_equals_the_chain(device, texel, padding_mode, align_corners, loss, pois
     )
 
 
+def test_later_calls_of_one_signature_read_their_own_values(device):
+    """What is prepared once depends on shapes and options alone."""
+    for seed in range(3):
+        pred, image = predictions(2, 2, (16, 24), seed=seed), interleaved(2, (20, 28), 3, seed)
+        check(pred, image, thetas(2, 2, seed=seed), device, 8, mean=MEAN, std=STD)
+
+
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
