@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from fastequi.atomic import replace_text, replacing, save_tensors
 from fastequi.build import build
 from fastequi.config import Config, changes, recipe_of
+from fastequi.data.fused import chosen
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Source
@@ -102,6 +103,7 @@ def pretrain(
     with ExitStack() as stack:
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
+        config = _with_views(config, run_dir, resume, device)
         if processes.first:
             _check_folder(run_dir, resume)
             if resume:  # a new run makes its folder once all else is in order
@@ -366,6 +368,17 @@ def _check_folder(run_dir: Path, resume: bool) -> None:
         raise FileNotFoundError(f"--resume: no run in {run_dir}")
     if not resume and begun:
         raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
+
+
+def _with_views(config: Config, run_dir: Path, resume: bool, device: torch.device) -> Config:
+    """With `data.views=auto` as what the run began with, or as what it means here."""
+    if config.data.views != "auto":
+        return config
+    views, file = chosen("auto", device), run_dir / "config.json"
+    if resume and file.is_file():
+        begun = Config.from_json(file.read_text()).data.views
+        views = chosen(begun, device)
+    return replace(config, data=replace(config.data, views=views))
 
 
 def _check_settings(file: Path, config: Config) -> str:

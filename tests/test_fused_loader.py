@@ -10,11 +10,17 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.config import Config
+from fastequi.data import fused
 from fastequi.data.config import Augment, DataConfig
+from fastequi.data.fused import chosen
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import image_folder
+from fastequi.functional import backend
 from fastequi.paths import SE2
+from fastequi.train import pretrain
 from tests.support.batches import CFG, PHOTOS, assert_same, batches
+from tests.support.configs import config_of
 
 FUSED = replace(CFG, views="fused")
 SEPARATE = DataConfig(
@@ -119,5 +125,25 @@ def test_damaged_images_are_replaced_and_counted(tmp_path):
 def test_a_gpu_is_refused_by_the_name_of_the_option():
     with pytest.raises(ValueError, match=r"data\.views: expected dali on cuda:0, got fused"):
         make_loader(PHOTOS, FUSED, SE2(), seed=0, device="cuda:0")
-    with pytest.raises(ValueError, match="views: expected dali or fused, got magic"):
+    with pytest.raises(ValueError, match="views: expected dali, fused or auto, got magic"):
         replace(CFG, views="magic")
+
+
+def test_auto_is_fused_where_c_runs_and_a_run_keeps_what_it_began_with(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    assert chosen("auto", torch.device("cuda")) == "dali"
+    assert chosen("auto", cpu) == ("fused" if backend(cpu)[0] == "native" else "dali")
+    assert [chosen(views, cpu) for views in ("dali", "fused")] == ["dali", "fused"]
+    config = config_of("tir_vicreg_vits16")
+    config = replace(config, data=replace(config.data, views="auto"))
+    monkeypatch.setattr(fused, "backend", lambda device: ("native", ""))
+    pretrain(config, PHOTOS, tmp_path / "run", max_steps=1)
+    begun = Config.from_json((tmp_path / "run" / "config.json").read_text())
+    assert begun.data.views == "fused"
+    monkeypatch.setattr(fused, "backend", lambda device: ("torch", "no compiler"))
+    pretrain(config, PHOTOS, tmp_path / "run", resume=True, max_steps=2)
+    begun = Config.from_json((tmp_path / "run" / "config.json").read_text())
+    assert begun.data.views == "fused"
+    pretrain(config, PHOTOS, tmp_path / "other", max_steps=1)
+    begun = Config.from_json((tmp_path / "other" / "config.json").read_text())
+    assert begun.data.views == "dali"

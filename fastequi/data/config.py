@@ -118,7 +118,8 @@ class DataConfig:
         tolerate: largest share of images that may be unreadable; one always may, unless it is 0.
         views: what makes the views of decoded images. "dali": its operators one after the other, on
             the device. "fused": one pass per view on the CPU (:func:`fastequi.fused_views`), the
-            same within a grey level and several times as fast.
+            same within a grey level and several times as fast. "auto": fused on a CPU where the C
+            kernels run, else dali; a run keeps what it began with.
     """
 
     image_size: int = 224
@@ -140,7 +141,7 @@ class DataConfig:
     repeat: int = 1
     num_threads: int = 0
     tolerate: float = 0.1
-    views: Literal["dali", "fused"] = "dali"
+    views: Literal["dali", "fused", "auto"] = "dali"
 
     def __post_init__(self) -> None:
         for name in ("image_size", "local_crop_size", "batch_size", "samples_per_decode", "repeat"):
@@ -165,7 +166,8 @@ class DataConfig:
         self._check_overlap()
         _expect(self.num_threads >= 0, "num_threads", "0 (automatic) or more", self.num_threads)
         _expect(0 <= self.tolerate < 1, "tolerate", "a share 0 <= tolerate < 1", self.tolerate)
-        _expect(self.views in ("dali", "fused"), "views", "dali or fused", self.views)
+        known = ("dali", "fused", "auto")
+        _expect(self.views in known, "views", "dali, fused or auto", self.views)
         fine = all(map(math.isfinite, self.mean))
         _expect(fine, "mean", "finite values", self.mean)
         fine = all(0 < s < math.inf for s in self.std)

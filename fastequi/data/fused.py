@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,16 @@ from torch import Tensor
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.dali import Decoded, Decoder, File
 from fastequi.data.views.parameters import ViewParams
-from fastequi.functional import fused_views
+from fastequi.functional import backend, fused_views
 from fastequi.paths import color_matrix
+
+
+def chosen(views: str, device: torch.device) -> Literal["dali", "fused"]:
+    """What `data.views` means on a device."""
+    if views == "auto":
+        in_c = device.type == "cpu" and backend(device)[0] == "native"
+        return "fused" if in_c else "dali"
+    return "fused" if views == "fused" else "dali"
 
 
 class Drawn(NamedTuple):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from fastequi.data.config import DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali
-from fastequi.data.fused import Drawn, FusedPipeline
+from fastequi.data.fused import Drawn, FusedPipeline, chosen
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources.image_sets import tolerated
@@ -76,6 +77,7 @@ def make_loader(
             `cfg.views` is "fused" on a GPU.
     """
     require_dali()
+    cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
     if cfg.views == "fused" and torch.device(device).type != "cpu":
         raise ValueError(f"data.views: expected dali on {device}, got fused, which runs on a CPU")
     if cfg.mask_share > 0 and grid < 1:
