@@ -97,6 +97,19 @@ class Signature:
         return lambda inputs, mode: self.eager(on_backend(name, function))(inputs, mode)
 
 
+def lightly(make: Callable[[Any, Inputs], Function], signature: Signature) -> Make:
+    """A loss of lightly's: (its module of losses, inputs) to a function."""
+
+    def made(inputs: Inputs, mode: str) -> Call:
+        try:
+            from lightly import loss
+        except Exception as error:
+            raise Unavailable(f"lightly: {error}") from None
+        return signature.eager(make(loss, inputs))(inputs, mode)
+
+    return made
+
+
 def _on_gpu(values: Iterable[Any]) -> bool:
     tensors = (value[0] if isinstance(value, list) else value for value in values)
     return any(isinstance(value, Tensor) and value.is_cuda for value in tensors)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
 from bench.opbench import Inputs, OpBench, Provider
-from bench.providers import Signature
+from bench.providers import Signature, lightly
 from fastequi.functional import koleo_loss, nt_xent_loss, vicreg_loss
 
 TEMP = 0.2
@@ -56,6 +56,18 @@ def vicreg(z1: Tensor, z2: Tensor) -> Tensor:
     return loss
 
 
+def _lightly_koleo(losses: Any, inputs: Inputs) -> Callable[..., Tensor]:
+    loss = losses.KoLeoLoss()
+    return lambda z1, z2: loss(z1)
+
+
+_LIGHTLY: dict[Callable[..., Tensor], Callable[[Any, Inputs], Callable[..., Tensor]]] = {
+    nt_xent: lambda losses, inputs: losses.NTXentLoss(temperature=TEMP),
+    vicreg: lambda losses, inputs: losses.VICRegLoss(),
+    koleo: _lightly_koleo,
+}
+
+
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
     return 2 * params["N"] * params["D"] * itemsize(params) * (2 if mode == "fwdbwd" else 1)
 
@@ -90,6 +102,7 @@ def _case(
         providers={
             "eager": Provider(views.eager(plain), tolerance=3e-2),
             "compile": Provider(views.compiled(plain), tolerance=3e-2),
+            "lightly": Provider(lightly(_LIGHTLY[plain], views), tolerance=3e-2),
             "ours": Provider(
                 views.ours(ours, "triton" if device == "cuda" else "native"), tolerance=3e-2
             ),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
 from bench.opbench import Inputs, OpBench, Provider
-from bench.providers import Signature, differentiable
+from bench.providers import Signature, differentiable, lightly
 from fastequi.functional import dino_loss, ibot_loss
 
 TEMPS = 0.1, 0.05
@@ -203,6 +203,24 @@ def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
     return lambda: (student.sum(), teacher.sum())
 
 
+def _lightly_dino(losses: Any, inputs: Inputs) -> Callable[..., Tensor]:
+    """Its centre is the case's, and stays."""
+    loss = losses.DINOLoss(
+        output_dim=len(inputs["center"]),
+        warmup_teacher_temp=TEMPS[1],
+        teacher_temp=TEMPS[1],
+        student_temp=TEMPS[0],
+        center_momentum=1.0,
+    ).to(inputs["center"].device)
+    loss.center.copy_(inputs["center"])
+
+    def function(student: Tensor, teacher: Tensor, center: Tensor) -> Tensor:
+        value: Tensor = loss(list(teacher), list(student), teacher_temp=TEMPS[1])
+        return value
+
+    return function
+
+
 def _case(
     name: str,
     device: str,
@@ -218,6 +236,9 @@ def _case(
         "compile": Provider(_GIVEN.compiled(official), tolerance=2e-2),
         "ours": Provider(_GIVEN.ours(ours, backend), tolerance=2e-2),
     }
+    if official is dino:
+        peer = Provider(lightly(_lightly_dino, _GIVEN), tolerance=2e-2)
+        providers = {**providers, "lightly": peer, "ours": providers.pop("ours")}
     if layer:
         stored = Provider(_GIVEN.ours(_stored, backend), tolerance=2e-2)
         providers["ours, logits stored"] = stored
