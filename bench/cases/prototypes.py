@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
-from bench.opbench import Inputs, OpBench, Provider
+from bench.opbench import Inputs, OpBench, Provider, Unavailable
 from bench.providers import Signature, differentiable, lightly
 from fastequi.functional import dino_loss, ibot_loss
 
@@ -205,6 +205,8 @@ def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
 
 def _lightly_dino(losses: Any, inputs: Inputs) -> Callable[..., Tensor]:
     """Its centre is the case's, and stays."""
+    if inputs["student"].dtype != torch.float32:
+        raise Unavailable("lightly: takes float32 alone")
     loss = losses.DINOLoss(
         output_dim=len(inputs["center"]),
         warmup_teacher_temp=TEMPS[1],

@@ -437,7 +437,7 @@ CASES = (
             "Pillow": Provider(_decode(_pillow_decode), **_PEER),
             "torchvision": Provider(_decode(_torchvision_decode), **_PEER),
             "OpenCV": Provider(_decode(_cv2_decode), **_PEER),
-            "DALI": Provider(_dali_decode, **_PEER),
+            "ours, by DALI": Provider(_dali_decode, **_PEER),
         },
         answer=lambda inputs, mode: {},
         bytes_moved=lambda params, mode: params["B"] * 3 * HEIGHT * WIDTH,
