@@ -79,6 +79,39 @@ def _by_row(report: Found) -> dict[tuple[str, str], Found]:
     return {(label(s["encoder"], s["features"]), s["probe"]): s for s in report["scores"]}
 
 
+def growth(found: Mapping[str, Any]) -> str:
+    """R² of angle, tx, ty and their mean over the steps of one run, by the token probe, beside the
+    raw pair's best probe; clean and with changed light."""
+    head = [
+        "after steps",
+        *(
+            f"{what}, {light}"
+            for light in ("clean", "changed light")
+            for what in ("z_equi", "z_inv")
+        ),
+    ]
+
+    def cell(step: int | None, task: str, features: str) -> str:
+        rows = [
+            row
+            for row in found["rows"]
+            if (row["step"], row["task"], row["features"]) == (step, task, features)
+            and (step is None or row["probe"] == "token")
+        ]
+        best = max(rows, key=lambda row: row["mean"])
+        return " ".join(f"{value:.2f}" for value in (*best["r2"], best["mean"]))
+
+    steps = sorted({row["step"] for row in found["rows"]} - {None})
+    columns = [
+        (task, features) for task in (CLEAN, PHOTOMETRIC) for features in ("z_equi", "z_inv")
+    ]
+    rows = [[f"{step:,}", *(cell(step, *column) for column in columns)] for step in steps]
+    raw = ["raw pair, its best probe"]
+    for task in (CLEAN, PHOTOMETRIC):
+        raw += [cell(None, task, "raw pair"), ""]
+    return _markdown(head, [*rows, raw])
+
+
 def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]

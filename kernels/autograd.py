@@ -97,9 +97,10 @@ class FusedLoss(Operator):
             def forward(ctx: Any, *inputs: Any) -> Any:
                 output = tuple(frame.compute(*inputs))
                 ctx.owned = True  # no other reference to the gradients: they may be scaled in place
-                frame._setup_context(ctx, inputs, output)
+                anchor = output[0].new_empty(0)
+                frame._setup_context(ctx, inputs, output, anchor)
                 ctx.mark_non_differentiable(*output[1:])
-                return output
+                return *output, anchor
 
             @staticmethod
             def backward(ctx: Any, *grads: Any) -> Any:
@@ -111,12 +112,13 @@ class FusedLoss(Operator):
                 *inputs, run = given
                 output = run(*inputs)
                 ctx.owned = True
-                frame._setup_context(ctx, tuple(inputs), output)
-                return output[0]
+                anchor = output[0].new_empty(0)
+                frame._setup_context(ctx, tuple(inputs), output, anchor)
+                return output[0], anchor
 
             @staticmethod
-            def backward(ctx: Any, grad: Any) -> Any:
-                return *frame._backward(ctx, grad), None
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return *frame._backward(ctx, *grads), None
 
         self._direct = Direct
         self._again = Again
@@ -127,19 +129,28 @@ class FusedLoss(Operator):
         `run` takes them and returns what `compute` does, with None for a gradient that is not
         needed.
         """
-        return lambda *inputs: self._again.apply(*inputs, run)
+        return lambda *inputs: self._again.apply(*inputs, run)[0]
 
     def __call__(self, *inputs: Any) -> Any:
         if needs_operator(*inputs):
             return self.op(*inputs)
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return self._direct.apply(*inputs)
+            return self._direct.apply(*inputs)[:-1]
         return self.compute(*inputs)
 
-    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        # the value leads a second differentiation back to the inputs, which are not kept
-        ctx.save_for_backward(output[0], *[output[at] for at in self.outputs])
+    def _setup_context(
+        self,
+        ctx: Any,
+        inputs: tuple[Any, ...],
+        output: tuple[Tensor, ...],
+        anchor: Tensor | None = None,
+    ) -> None:
+        # leads a second differentiation back to the inputs, which are not kept; not the value,
+        # which its owner may change in place (loss /= 2), but in operators, that return no more
+        ctx.save_for_backward(
+            output[0] if anchor is None else anchor, *[output[at] for at in self.outputs]
+        )
         ctx.set_materialize_grads(False)  # else zeros as large as an input stand in for None
         ctx.count = len(inputs)
         ctx.dtypes = {i: inputs[i].dtype for i in self.places if inputs[i] is not None}
@@ -165,7 +176,7 @@ class FusedLoss(Operator):
 
 
 def refuse(name: str, value: Tensor) -> Tensor:
-    """A zero that depends on a loss and raises an error with its name when differentiated."""
+    """A zero that depends on a tensor; differentiated, it raises an error with a loss's name."""
     return _Refuse.apply(name, value)
 
 

@@ -25,7 +25,7 @@ typedef struct {
   void *out;                    /* [views, 3, height, width], or bytes [views, height, width, 3] */
   float gain[4], bias[4];       /* of a channel in 0..255, in the end */
   int32_t views, height, width, dtype, threads;
-  int32_t most;                 /* taps that a resampled value has at most */
+  int32_t down, across;         /* taps that a resampled value has at most */
   int32_t reach;                /* pixels from the middle of the widest blur to its end */
 } Views;
 
@@ -33,11 +33,13 @@ typedef struct {
 typedef struct {
   int32_t *first, *count;
   float *weight; /* [size, most] */
+  int64_t most;
 } Axis;
 
 /* Triangles as wide as the step between samples, or two pixels where that is wider; pixels beyond the
  * border are the border's. */
-CALLED void resample_axis(const Axis *axis, double from, double to, int64_t pixels, int64_t size, int64_t most) {
+CALLED void resample_axis(const Axis *axis, double from, double to, int64_t pixels, int64_t size) {
+  int64_t most = axis->most;
   double step = (to - from) / size, radius = fabs(step) > 1 ? fabs(step) : 1;
   for (int64_t i = 0; i < size; i++) {
     double middle = from + (i + 0.5) * step - 0.5, mass = 0;
@@ -72,8 +74,8 @@ CALLED void sum_rows(float *line, const uint8_t *row, int64_t pitch, const float
   }
 }
 
-INLINE v4 sum_pixels(const float *line, const Axis *across, int64_t x, int64_t left, int64_t most) {
-  const float *at = line + 3 * (across->first[x] - left), *weight = across->weight + x * most;
+INLINE v4 sum_pixels(const float *line, const Axis *across, int64_t x, int64_t left) {
+  const float *at = line + 3 * (across->first[x] - left), *weight = across->weight + x * across->most;
   v4 sum = {0};
   for (int64_t t = 0; t < across->count[x]; t++) sum += AT(v4, at + 3 * t) * weight[t];
   return sum;
@@ -83,8 +85,8 @@ INLINE v4 sum_pixels(const float *line, const Axis *across, int64_t x, int64_t l
 CALLED void resample(const Views *op, int64_t v, const Axis *down, const Axis *across, float *line, float *planes, int64_t pitch) {
   int64_t photo = op->photo[v], row_bytes = op->pitch[photo], height = op->height, width = op->width;
   const float *window = op->window + 4 * v;
-  resample_axis(down, window[0], window[2], op->sides[2 * photo], height, op->most);
-  resample_axis(across, window[1], window[3], op->sides[2 * photo + 1], width, op->most);
+  resample_axis(down, window[0], window[2], op->sides[2 * photo], height);
+  resample_axis(across, window[1], window[3], op->sides[2 * photo + 1], width);
   int64_t left = across->first[0], right = 0;
   for (int64_t x = 0; x < width; x++) {
     if (across->first[x] < left) left = across->first[x];
@@ -92,20 +94,20 @@ CALLED void resample(const Views *op, int64_t v, const Axis *down, const Axis *a
   }
   for (int64_t y = 0; y < height; y++) {
     const uint8_t *row = op->photos[photo] + down->first[y] * row_bytes + 3 * left;
-    sum_rows(line, row, row_bytes, down->weight + y * op->most, down->count[y], 3 * (right - left));
+    sum_rows(line, row, row_bytes, down->weight + y * down->most, down->count[y], 3 * (right - left));
     float *to = planes + y * pitch;
     int64_t plane = height * pitch, x = 0;
     for (; x + 4 <= width; x += 4) {
-      Four four = transposed((Four){sum_pixels(line, across, x, left, op->most),
-                                    sum_pixels(line, across, x + 1, left, op->most),
-                                    sum_pixels(line, across, x + 2, left, op->most),
-                                    sum_pixels(line, across, x + 3, left, op->most)});
+      Four four = transposed((Four){sum_pixels(line, across, x, left),
+                                    sum_pixels(line, across, x + 1, left),
+                                    sum_pixels(line, across, x + 2, left),
+                                    sum_pixels(line, across, x + 3, left)});
       AT(v4, to + x) = four.a;
       AT(v4, to + plane + x) = four.b;
       AT(v4, to + 2 * plane + x) = four.c;
     }
     for (; x < width; x++) {
-      v4 value = sum_pixels(line, across, x, left, op->most);
+      v4 value = sum_pixels(line, across, x, left);
       for (int64_t c = 0; c < 3; c++) to[c * plane + x] = value[c];
     }
   }
@@ -175,15 +177,16 @@ CALLED void write_row(const Views *op, const float *row, int solarize, int64_t v
 const int64_t EXPORT(fused_views_bytes) = sizeof(Views);
 
 int EXPORT(fused_views)(const Views *op) {
-  int64_t height = op->height, width = op->width, longest = height > width ? height : width, wide = 0;
+  int64_t height = op->height, width = op->width, wide = 0;
   for (int64_t v = 0; v < op->views; v++) {
     int64_t side = op->sides[2 * op->photo[v] + 1];
     wide = side > wide ? side : wide;
   }
   int64_t pitch = (width + SPARE + LANES - 1) / LANES * LANES, planes = 3 * height * pitch + SPARE;
   int64_t line = 3 * wide + SPARE, row = width + 2 * op->reach + 3 * SPARE;
-  int64_t floats = planes + line + 2 * row + op->reach + 1 + 2 * longest * op->most;
-  int64_t bytes = floats * sizeof(float) + 4 * longest * sizeof(int32_t) + 2 * (op->reach + 1) * sizeof(float *);
+  int64_t weights_down = height * op->down, weights_across = width * op->across;
+  int64_t floats = planes + line + 2 * row + op->reach + 1 + weights_down + weights_across;
+  int64_t bytes = floats * sizeof(float) + 2 * (height + width) * sizeof(int32_t) + 2 * (op->reach + 1) * sizeof(float *);
   bytes = (bytes + 63) / 64 * 64;
   char *scratch = calloc(op->threads, bytes); /* what vectors read behind a row is a number */
   if (!scratch) return -1;
@@ -192,9 +195,9 @@ int EXPORT(fused_views)(const Views *op) {
     const float **lows = (const float **)(scratch + thread_number() * bytes), **highs = lows + op->reach + 1;
     float *own = (float *)(highs + op->reach + 1), *lines = own + planes, *half = lines + line;
     float *done = half + row, *taps = done + row, *weights = taps + op->reach + 1;
-    int32_t *places = (int32_t *)(weights + 2 * longest * op->most);
-    Axis down = {places, places + longest, weights};
-    Axis across = {places + 2 * longest, places + 3 * longest, weights + longest * op->most};
+    int32_t *places = (int32_t *)(weights + weights_down + weights_across);
+    Axis down = {places, places + height, weights, op->down};
+    Axis across = {places + 2 * height, places + 2 * height + width, weights + weights_down, op->across};
     resample(op, v, &down, &across, lines, own, pitch);
     if (op->color) recolor(op->color + 12 * v, own, height * pitch);
     int64_t reach = 0;

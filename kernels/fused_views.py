@@ -129,4 +129,4 @@ def fused_views(
 
 
 def _dense(x: Tensor) -> Tensor:
-    return x.to(torch.float32).contiguous()
+    return x.to(torch.float32).resolve_neg().contiguous()

@@ -116,13 +116,13 @@ def prepared(
     out = torch.empty_like(student) if grad else None
     op, held = _struct(student, teacher, pairs, weight, None, column, temps, loss, out, None)
     filled, run = bytes(op), native.kernel("dino", DinoStruct)
-    rows = len(weight)
+    rows, pointed = len(weight), held[2:]  # pairs, their order and weights; not the logits
 
     def call(
         student: Tensor, teacher: Tensor, column: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         op = DinoStruct.from_buffer_copy(filled)
-        assert held  # the struct points to pairs, their order and weights
+        assert pointed is not None  # kept, since the struct points there
         loss = torch.empty(rows, dtype=torch.float32, device="cpu")
         slope = torch.empty_like(student) if grad else None
         op.student, op.teacher, op.loss = student.data_ptr(), teacher.data_ptr(), loss.data_ptr()

@@ -20,7 +20,7 @@ class ViewsStruct(Structure):
         ("gain", c_float * 4),
         ("bias", c_float * 4),
         *((name, c_int32) for name in ("views", "height", "width", "dtype", "threads")),
-        *((name, c_int32) for name in ("most", "reach")),
+        *((name, c_int32) for name in ("down", "across", "reach")),
     )
 
 
@@ -63,14 +63,15 @@ def fused_views(
         target.width,
         native.DTYPES[out.dtype],
         min(native.threads(out.numel()), max(len(photo), 1)),
-        taps(window, target),
+        *taps(window, target),
         0 if sigma is None or not sigma.numel() else 3 * int(sigma.max().item()) + 3,
     )
     native.call("fused_views", op)
 
 
-def taps(window: Tensor, target: ViewTarget) -> int:
-    """The most pixels along an axis that a resampled value depends on."""
+def taps(window: Tensor, target: ViewTarget) -> tuple[int, int]:
+    """The most pixels of a column and of a row that a resampled value depends on."""
     y0, x0, y1, x1 = window.double().unbind(1)
-    down, across = (y1 - y0).abs() / target.height, (x1 - x0).abs() / target.width
-    return 2 * int(torch.cat([down, across, down.new_ones(1)]).max().ceil().item()) + 2
+    steps = (y1 - y0).abs() / target.height, (x1 - x0).abs() / target.width
+    down, across = (2 * max(int(step.max().ceil().item()), 1) + 2 for step in steps)
+    return down, across

@@ -281,7 +281,7 @@ class _NTXent(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, unit: Tensor, dtype: torch.dtype, temp: float, shard: Shard | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         z = unit.to(dtype)
         n, first, total, processes = z.shape[0] // 2, 0, z.shape[0] // 2, 1
         every = z
@@ -303,15 +303,17 @@ class _NTXent(torch.autograd.Function):
             pull = weight[ids] + weight[positives]
             rows = z.detach(), every.detach(), ids, positives
             grad = grad_op(*rows, lse[ids], lse, pull, temp)
-            ctx.save_for_backward(loss, grad * (processes / (2 * total)))
-        return loss
+            anchor = loss.new_empty(0)  # not the loss, which its owner may change in place
+            ctx.save_for_backward(anchor, grad * (processes / (2 * total)))
+            return loss, anchor
+        return loss, None
 
     @staticmethod
-    def backward(ctx: Any, g_loss: Tensor) -> tuple[Tensor, None, None, None]:
-        loss, grad = ctx.saved_tensors
+    def backward(ctx: Any, g_loss: Tensor, *unused: Any) -> tuple[Tensor, None, None, None]:
+        anchor, grad = ctx.saved_tensors
         found = grad * g_loss
         if torch.is_grad_enabled():  # create_graph=True
-            found = found + refuse("nt_xent_loss", loss)
+            found = found + refuse("nt_xent_loss", anchor)
         return found, None, None, None
 
 
@@ -330,4 +332,4 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None
         grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
         return nt_xent_op(z1, z2, temp, grad)[0]
     with autocast_off(z1.device):
-        return _NTXent.apply(_unit_rows(z1, z2), z1.dtype, temp, shard)
+        return _NTXent.apply(_unit_rows(z1, z2), z1.dtype, temp, shard)[0]

@@ -10,6 +10,7 @@ is to be called from then on (:meth:`Calls.keep`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._known: dict[Key, Again] = {}
+        self._changes = threading.Lock()
 
     def find(
         self, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]
@@ -47,9 +49,10 @@ class Calls:
 
     def keep(self, key: Key, again: Again) -> Again:
         """`again`, which takes the tensors and returns what the function does."""
-        if len(self._known) >= _MOST:
-            self._known.pop(next(iter(self._known)))
-        self._known[key] = again
+        with self._changes:
+            while len(self._known) >= _MOST:
+                del self._known[next(iter(self._known))]
+            self._known[key] = again
         return again
 
 
@@ -78,14 +81,18 @@ def signature(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> K
         if tensor is None:
             found.append(None)
         elif type(tensor) in _PLAIN and tensor.layout is torch.strided:
+            address = tensor.data_ptr()
+            if not address and tensor.numel():  # its memory was freed, or never there
+                return None
             found += (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-            found += (tensor.requires_grad, tensor.is_neg(), tensor.data_ptr() % 16)
+            found += (tensor.requires_grad, tensor.is_neg(), address % 16)
         else:
             return None
     for option, kind in zip(options, kinds, strict=True):
         if kind in _SEVERAL:
-            if not _NUMBERS.issuperset(map(type, option)):
+            inside = tuple(map(type, option))
+            if not _NUMBERS.issuperset(inside):
                 return None
-            option = tuple(option)
+            option = *option, inside
         found.append(option)
     return tuple(found)

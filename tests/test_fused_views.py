@@ -231,7 +231,17 @@ WINDOW = torch.tensor([[0.0, 0.0, 4.0, 5.0]])
         ({"windows": WINDOW * torch.tensor([1, 0, 1, 0.0])}, ValueError, "an empty one"),
         ({"size": 0}, ValueError, "size: "),
         ({"color": torch.zeros(1, 3, 3)}, ValueError, r"color: expected \[1, 3, 4\], got"),
-        ({"color": torch.full((1, 3, 4), torch.inf)}, ValueError, "color: expected finite"),
+        (
+            {"color": torch.full((1, 3, 4), torch.inf)},
+            ValueError,
+            r"color: expected numbers up to 1e\+06",
+        ),
+        ({"color": torch.full((1, 3, 4), torch.nan)}, ValueError, "color: expected numbers"),
+        (
+            {"photos": [PHOTO.to("meta")]},
+            ValueError,
+            r"photos\[0\]: expected on cpu as windows are, got meta",
+        ),
         ({"sigma": torch.tensor([65.0])}, ValueError, r"sigma: expected values in 0\.\.64 pixels"),
         ({"sigma": torch.tensor([torch.nan])}, ValueError, "sigma: "),
         ({"sigma": torch.zeros(2)}, ValueError, r"sigma: expected \[1\], got \(2,\)"),
@@ -246,3 +256,37 @@ def test_bad_input_names_the_argument(change, error, message):
     photos, windows = given.pop("photos"), given.pop("windows")
     with pytest.raises(error, match=message):
         fused_views(photos, windows, **given)
+
+
+def test_windows_are_checked_as_they_are_read():
+    """In float32, whatever type they came in."""
+    tall = torch.zeros(4010, 3, 3, dtype=torch.uint8)
+    window = torch.tensor([[0.0, 0, 4016, 3]])
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        with pytest.raises(ValueError, match="within the photograph's"):
+            fused_views([tall], window.to(dtype), size=4)
+    thin = torch.tensor([[0.0, 0, 1e-12, 3]], dtype=torch.float64) + 2
+    with pytest.raises(ValueError, match="an empty one"):
+        fused_views([torch.zeros(8, 8, 3, dtype=torch.uint8)], thin, size=4)
+
+
+@needs_c
+def test_weights_of_both_axes_take_memory_of_their_own():
+    """A tall photograph to a wide view: not the longest side times the most taps."""
+    from bench.memory import peak_extra_bytes
+
+    tall, window = torch.zeros(10_000, 4, 3, dtype=torch.uint8), torch.tensor([[0.0, 0, 10_000, 4]])
+    peak = peak_extra_bytes(lambda: fused_views([tall], window, size=(1, 4096)), "cpu")
+    if peak is None:
+        pytest.skip("the kernel's high-water mark cannot be reset here")
+    assert peak < 20e6
+
+
+@needs_c
+def test_views_of_signs_turned_by_a_view():
+    photo = torch.randint(0, 256, (6, 7, 3), dtype=torch.uint8)
+    windows, sigma = torch.tensor([[0.5, 1.0, 5.0, 6.0]]), torch.tensor([0.8])
+    turned = torch._neg_view(-windows), torch._neg_view(-sigma)
+    with backend.force("native"):
+        expected = fused_views([photo], windows, size=9, sigma=sigma)
+        assert torch.equal(fused_views([photo], turned[0], size=9, sigma=turned[1]), expected)

@@ -1,7 +1,9 @@
 """Calls of one signature: what is done once does not go stale, and gives the same bits."""
 
+import gc
 import importlib
 import threading
+import weakref
 
 import pytest
 import torch
@@ -312,3 +314,86 @@ def test_kernels_that_do_not_run_are_not_prepared(monkeypatch):
     monkeypatch.setattr(native, "kernel", lambda *given: pytest.fail("C ran"))
     with backend.force("torch"):
         torch.testing.assert_close(call(pred), expected)
+
+
+def test_nothing_of_the_first_call_is_kept_alive():
+    """Logits, or the graph of a sigma that a network gave."""
+    alive = []
+    for rows in range(3, 6):
+        student, teacher = (torch.randn(rows, 64).requires_grad_(i == 0) for i in range(2))
+        sigma = torch.rand(rows, requires_grad=True)
+        tensors = student, teacher, sigma
+        ibot_loss(student, teacher).backward()
+        gaussian_blur(torch.rand(rows, 1, 8, 8), sigma * 1.0)
+        gaussian_blur(torch.rand(rows, 1, 8, 9), sigma.detach()[:])
+        blur_recon_loss(torch.rand(rows, 1, 8, 8), torch.rand(rows, 1, 8, 8), sigma * 1.0)
+        alive += [weakref.ref(tensor) for tensor in tensors]
+        alive.append(weakref.ref(sigma.untyped_storage()))
+        del student, teacher, sigma, tensors
+    gc.collect()
+    assert kept() >= 9
+    assert not [ref for ref in alive if ref() is not None]
+
+
+def test_memory_that_was_freed_is_an_error_after_good_input(op):
+    """A null pointer would end the process."""
+    call, x = op
+    call(x)
+    gone = x.clone()
+    gone.untyped_storage().resize_(0)
+    for tensor in (gone, torch._efficientzerotensor(x.shape)):
+        assert prepared.signature((tensor,), ()) is None
+    image, theta = (
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        torch.eye(2, 3).expand(2, 2, 3).clone(),
+    )
+    warp(image, theta)
+    freed = image.clone()
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="expected values in memory"):
+        warp(freed, theta)
+
+
+@pytest.mark.parametrize("name", ["native", "torch"])
+def test_a_loss_may_be_changed_in_place_before_its_backward(op, name):
+    """loss /= steps of accumulation, as any of PyTorch's."""
+    call, x = op
+    leaf = x.clone().requires_grad_()
+    with backend.force(name):
+        value = call(leaf)
+        if not value.requires_grad:
+            pytest.skip("no gradient")
+        value = value.sum() if value.ndim else value
+        (expected,) = torch.autograd.grad(value, leaf)
+        value = call(leaf)
+        value /= 2
+        if value.ndim:
+            value = value.sum()
+        (halved,) = torch.autograd.grad(value, leaf)
+    torch.testing.assert_close(halved, expected / 2)
+
+
+def test_types_inside_sequences_are_other_signatures():
+    _, image, theta = case(b=2, k=1)
+    warp(image, theta, size=(8, 8))
+    with pytest.raises((TypeError, ValueError), match="size"):
+        warp(image, theta, size=(8.0, 8.0))
+
+
+def test_many_threads_fill_the_table():
+    errors = []
+
+    def work(i):
+        try:
+            for n in range(400):
+                koleo_loss(torch.zeros(2 + (n + 37 * i) % 300, 3))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(KOLEO._known) <= prepared._MOST

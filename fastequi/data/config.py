@@ -118,8 +118,9 @@ class DataConfig:
         tolerate: largest share of images that may be unreadable; one always may, unless it is 0.
         views: what makes the views of decoded images. "dali": its operators one after the other, on
             the device. "fused": one pass per view on the CPU (:func:`fastequi.fused_views`), the
-            same within a grey level and several times as fast. "auto": fused on a CPU where the C
-            kernels run, else dali; a run keeps what it began with.
+            same but for DALI's rounding (a grey level, rarely two) and several times as fast.
+            "auto": fused on a CPU where the C kernels run, else dali; a run keeps what it began
+            with.
     """
 
     image_size: int = 224

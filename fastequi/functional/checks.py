@@ -291,14 +291,12 @@ def with_sigma_checked(
     call: Callable[..., Tensor], given: Tensor | None, sigma: Tensor, max_sigma: float
 ) -> Callable[..., Tensor]:
     """A call whose last argument is sigma, whose values are looked at, or the one number for all
-    that `sigma` is filled with."""
+    that `sigma` is filled with. A sigma that was given is not kept."""
+    if given is None:
+        return lambda *tensors: call(*tensors[:-1], sigma)
 
-    def again(*tensors: Tensor | None) -> Tensor:
-        if given is None:
-            return call(*tensors[:-1], sigma)
-        last = tensors[-1]
-        assert last is not None
-        check_sigma_range(last, max_sigma)
+    def again(*tensors: Tensor) -> Tensor:
+        check_sigma_range(tensors[-1], max_sigma)
         return call(*tensors)
 
     return again

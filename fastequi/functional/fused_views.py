@@ -51,9 +51,10 @@ def fused_views(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
-    photos = _checked_photos(photos)
-    target_size = arguments.two_sizes("size", size)
     checks.check_floating("windows", windows)
+    windows = windows.to(torch.float32).resolve_neg()
+    photos = _checked_photos(photos, windows)
+    target_size = arguments.two_sizes("size", size)
     if windows.ndim != 2 or windows.shape[1] != 4:
         raise ValueError(f"windows: expected [V, 4], got {tuple(windows.shape)}")
     count = len(windows)
@@ -73,8 +74,8 @@ def fused_views(
         if values.shape != shape:
             raise ValueError(f"{name}: expected {list(shape)}, got {tuple(values.shape)}")
         checks.same_device(windows=windows, **{name: values})
-    if color is not None and not color.isfinite().all():
-        raise ValueError("color: expected finite numbers, got NaN or infinite ones")
+    if color is not None and not (color.abs() <= _MOST_COLOR).all():  # nor NaN
+        raise ValueError(f"color: expected numbers up to {_MOST_COLOR:g}, got others")
     if sigma is not None:
         checks.check_sigma_range(sigma, _MOST_SIGMA, "64")
     mean, std = checks.normalisation(3, mean, std)
@@ -87,14 +88,14 @@ def fused_views(
     return out.permute(0, 3, 1, 2) if dtype == torch.uint8 else out
 
 
-_MOST_SIGMA = 64.0
+_MOST_SIGMA, _MOST_COLOR = 64.0, 1e6
 
 
 def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _checked_photos(photos: Sequence[Tensor]) -> list[Tensor]:
+def _checked_photos(photos: Sequence[Tensor], windows: Tensor) -> list[Tensor]:
     """Whose pixels lie side by side."""
     if isinstance(photos, Tensor) or not isinstance(photos, Sequence):
         raise TypeError(f"photos: expected a list of tensors, got {_kind(photos)}")
@@ -104,6 +105,10 @@ def _checked_photos(photos: Sequence[Tensor]) -> list[Tensor]:
             raise TypeError(f"photos[{i}]: expected a uint8 tensor, got {_kind(image)}")
         if image.ndim != 3 or image.shape[2] != 3 or not image.numel():
             raise ValueError(f"photos[{i}]: expected [H, W, 3], got {tuple(image.shape)}")
+        if image.device != windows.device:
+            raise ValueError(
+                f"photos[{i}]: expected on {windows.device} as windows are, got {image.device}"
+            )
         side_by_side = image.stride()[1:] == (3, 1) and image.stride(0) >= 0
         found.append(image if side_by_side else image.contiguous())
     return found
