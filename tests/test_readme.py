@@ -171,6 +171,24 @@ def test_what_each_path_teaches_is_as_measured():
     assert sum(block in section for block in tables(found).split("\n\n")) == 4
 
 
+def test_the_growth_over_a_long_run_is_the_measured_one():
+    from bench import demo_tables
+
+    found = measured("long_cpu.json")
+    assert demo_tables.growth(found).strip() in TABLES
+    assert f"for {found['steps']:,} steps of {found['batch_size']} on Debian" in TABLES
+    assert f"commits {found['commit']} and {found['evaluated']};" in TABLES
+    rows = {
+        (row["step"], row["task"]): row
+        for row in found["rows"]
+        if (row["features"], row["probe"])
+        == (("raw pair", "mlp") if row["step"] is None else ("z_equi", "token"))
+    }
+    task = "se2, photometric"
+    leads = [rows[step, task]["mean"] - rows[None, task]["mean"] for step in (1332, 21312)]
+    assert [round(lead, 2) for lead in leads] == [0.00, 0.05]
+
+
 def test_the_curve_over_pairs_is_the_measured_one():
     from bench.probe_pairs import curve
 
