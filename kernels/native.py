@@ -126,11 +126,11 @@ def kernel(name: str, struct: type[Structure]) -> Callable[[Structure], None]:
     library, reason, isa = load()
     if library is None:
         raise RuntimeError(f"CPU kernels in C: {reason}")
-    return _kernel(library, name, isa, struct)
+    return _runner(library, name, isa, struct)
 
 
 @functools.cache
-def _kernel(
+def _runner(
     library: ctypes.CDLL, name: str, isa: str, struct: type[Structure]
 ) -> Callable[[Structure], None]:
     function = _checked(library, f"{name}_{isa}", f"{name}_bytes_{isa}", struct)

@@ -51,7 +51,8 @@ def test_fuzz_equals_float64(problem):
     wanted = sinkhorn(x.double(), temp, 3, weight=None if weight is None else weight.double())
     for ours, theirs in zip((rows, columns, *found), (*exact, *wanted), strict=True):
         assert ours.dtype == torch.float32
-        assert (ours - theirs).abs().max() <= 3e-7 * size(x, temp)
+        # a few roundings of numbers of that size: logits over temperature, powers, both halves
+        assert (ours - theirs).abs().max() <= 5e-7 * size(x, temp)
 
 
 def test_every_row_sums_to_one_and_every_column_alike():
