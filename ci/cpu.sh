@@ -44,3 +44,6 @@ vits16="--case train_step_cpu --modes fwdbwd --set recipe=tir_vicreg_vits16 B=8 
 run train_step_vits16_cpu_avx2.json $vits16 --isa avx2
 run train_step_vits16_cpu.json $vits16
 run tir_overhead_cpu_avx2.json --case tir_overhead_cpu --modes fwdbwd --samples 10 --isa avx2
+# a single thread; needs torchvision (of the same torch), albumentationsx and DALI too
+OMP_NUM_THREADS=1 run views_cpu_avx2.json --case decode_cpu views_cpu --modes fwd --isa avx2
+OMP_NUM_THREADS=1 run views_cpu.json --case decode_cpu views_cpu --modes fwd

@@ -128,6 +128,19 @@ def test_the_speed_tables_are_the_measured_ones():
         assert f"{words} ([cpu_fresh_memory{suffix}.json]" in " ".join(TABLES.split())
 
 
+def test_the_tables_of_views_are_the_measured_ones():
+    from bench.view_tables import table
+
+    for suffix, least in (("", 3.5), ("_avx2", 3.5)):
+        found = measured(f"views_cpu{suffix}.json")
+        assert table(found) in TABLES
+        assert not found["commit"].endswith("+")
+        head = {"op": "all", "B": 32, "size": 224}
+        times = {row["provider"]: row["p50"] for row in found["rows"] if row["params"] == head}
+        assert times["DALI"] / times["ours"] > 7
+        assert round(times["AlbumentationsX"] / times["ours"], 1) >= least
+
+
 def test_every_cpu_timing_is_there_without_avx512_too():
     timed = [file for file in RESULTS.glob("*.json") if '"provider"' in file.read_text()]
     plain = {file.name for file in timed if not file.stem.endswith("_avx2")}
