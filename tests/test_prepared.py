@@ -397,3 +397,15 @@ def test_many_threads_fill_the_table():
         thread.join()
     assert not errors
     assert len(KOLEO._known) <= prepared._MOST
+
+
+def test_weights_of_rows_compile_to_one_graph():
+    """What is asked of a weight before a call is prepared is not asked under a compiler."""
+    torch._dynamo.reset()
+    weight = torch.rand(3, 4)
+
+    def call(x, weight):
+        return ibot_loss(x, LOGITS, weight=weight)
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(LOGITS * 0.7, weight), call(LOGITS * 0.7, weight))

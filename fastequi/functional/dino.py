@@ -140,10 +140,11 @@ def ibot_loss(
     options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     each = _each(student, weight)
     pairs = _dino.own_pairs(each.shape[0], student.device)
-    plain = weight is None or (
-        weight.dtype == torch.float32 and weight.is_contiguous() and not weight.is_neg()
-    )
-    if key and plain and (in_c := _prepared(student, teacher, layers, pairs, each, options)):
+    if (
+        key
+        and _plain(weight)
+        and (in_c := _prepared(student, teacher, layers, pairs, each, options))
+    ):
         return _IBOT.keep(key, in_c)(student, teacher, center, weight)
     return _cross_entropy(student, teacher, layers, pairs, each, each, options)
 
@@ -221,6 +222,13 @@ def _prepared(
     _, column = _distribution(teacher.flatten(0, -2).detach(), None, None, options)
     temps = options.student_temp, options.teacher_temp
     return _dino.prepared(student, teacher, _dino.DINOTarget(pairs, weight, None, column, *temps))
+
+
+def _plain(weight: Tensor | None) -> bool:
+    """Whether C reads the weights of rows where they lie; not to be asked under a compiler."""
+    return weight is None or (
+        weight.dtype == torch.float32 and weight.is_contiguous() and not weight.is_neg()
+    )
 
 
 _Weights = tuple[Tensor | None, Tensor | None]  # of the student's and the teacher's layer
