@@ -10,7 +10,8 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 from fastequi.data.config import Augment, local_crop
-from fastequi.data.dali import ViewPipeline, decoded_sizes, decoder_backend, feed_of, inputs
+from fastequi.data.dali import ViewPipeline, feed_of, inputs
+from fastequi.data.decode import decoded_sizes, decoder_backend
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.views.parameters import ViewParams, crop_params, view_params

@@ -13,7 +13,7 @@ pytest.importorskip("nvidia.dali")
 
 
 from fastequi.data.config import Augment
-from fastequi.data.dali import decoded_sizes
+from fastequi.data.decode import decoded_sizes
 from fastequi.data.given import Given
 from fastequi.data.loader import make_loader
 from fastequi.data.pillow import as_ppm, decoded, is_for_pillow

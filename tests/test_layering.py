@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
 
 # a heavy dependency is imported in one place
 HOME = {
-    "nvidia": {"fastequi/data/dali.py"},
+    "nvidia": {"fastequi/data/decode.py"},
     "xformers": {"fastequi/models/attention.py"},
     "flash_attn_interface": {"fastequi/models/attention.py"},
     "submitit": {"fastequi/runtime/slurm.py"},

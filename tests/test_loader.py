@@ -270,7 +270,7 @@ def test_without_dali_the_error_names_the_extra():
         "sys.modules['nvidia.dali'] = None\n"
         "import torch\n"
         "from fastequi.data.config import DataConfig\n"
-        "from fastequi.data.dali import decoder_backend\n"
+        "from fastequi.data.decode import decoder_backend\n"
         "from fastequi.data.loader import make_loader\n"
         "from fastequi.data.sources.image_sets import embedded_photos\n"
         "from fastequi.paths import SE2\n"

@@ -46,7 +46,7 @@ def report() -> str:
 def backends() -> list[tuple[str, str, str]]:
     """(part, backend, reason) for every part that has a choice."""
     from fastequi.config import fast_dtype
-    from fastequi.data.dali import decoder_backend
+    from fastequi.data.decode import decoder_backend
     from fastequi.functional import backend
     from fastequi.models.attention import available_backends
 

@@ -11,15 +11,11 @@ same arrays give the same bytes for any number of threads. :func:`inputs` declar
 the feed, their types and the graph follow from it. Every photograph is decoded once for its
 windows; those of one kind then go through the other operators together, as the frames of one
 sequence. With a shared crop v1 is cut from the resampled u instead of being resampled again.
-
-The only module that imports DALI.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,21 +25,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastequi.data.config import Augment, DataConfig
+from fastequi.data.decode import (
+    IN_FLIGHT,
+    File,
+    Pipeline,
+    decoded,
+    device_id,
+    fn,
+    require_dali,
+    samples,
+    types,
+)
 from fastequi.data.views.parameters import ViewParams
 from fastequi.data.views.rotations import rotation_matrices
 
-_MISSING: Exception | None = None
-try:
-    from nvidia.dali import Pipeline, fn, types
-    from nvidia.dali import __version__ as _version
-except Exception as error:  # a broken install raises more than ImportError
-    _MISSING = error
-
-_IN_FLIGHT = 2  # batches DALI prepares ahead
-
 Feed = tuple[Any, ...]
-File = str | NDArray[np.uint8]  # a path, or an image's encoded bytes
-
 _COLOR = ("brightness", "contrast", "saturation", "hue")  # columns of ViewParams.color
 
 
@@ -87,13 +83,13 @@ class Input:
 
 def views(cfg: DataConfig) -> list[View]:
     """The kinds of views of a configuration."""
-    samples = cfg.samples_per_decode
+    each = cfg.samples_per_decode
     found = [
-        View("u", cfg.a2, cfg.source_size, samples),
-        View("v1", cfg.a1, cfg.image_size, samples, window=not cfg.shared_crop),
+        View("u", cfg.a2, cfg.source_size, each),
+        View("v1", cfg.a1, cfg.image_size, each, window=not cfg.shared_crop),
     ]
     if cfg.local_crops:
-        frames = samples * cfg.local_crops
+        frames = each * cfg.local_crops
         found.append(View("local", cfg.a3, cfg.local_crop_size, frames))
     return found
 
@@ -156,15 +152,6 @@ class Decoded(NamedTuple):
     local_crops: Tensor | None
 
 
-def decoder_backend(device: torch.device) -> tuple[str, str]:
-    """The backend that decodes images for a device, and the reason: two short texts."""
-    if _MISSING is not None:
-        return "none", f"DALI cannot be imported ({_MISSING}); pip install fastequi[dali]"
-    if device.type == "cuda":
-        return f"dali {_version}, mixed", "decodes and augments on the GPU"
-    return f"dali {_version}, cpu", "no CUDA device in use"
-
-
 class ViewPipeline:
     """DALI's graph for one configuration.
 
@@ -197,8 +184,8 @@ class ViewPipeline:
         self._pipeline = Pipeline(
             batch_size=decodes,
             num_threads=num_threads,
-            device_id=_device_id(device),
-            prefetch_queue_depth=_IN_FLIGHT,
+            device_id=device_id(device),
+            prefetch_queue_depth=IN_FLIGHT,
             exec_dynamic=True,  # outputs stay valid for as long as they are held
         )
         self._local_crops = cfg.local_crops
@@ -221,49 +208,6 @@ class ViewPipeline:
             local = found[2] if found[2].dim() == 5 else found[2][:, None]  # [decodes, M · V, ...]
             local = local.flatten(0, 1).unflatten(0, (-1, self._local_crops)).transpose(0, 1)
         return Decoded(v1, u.permute(0, 3, 1, 2), local)
-
-
-class Decoder:
-    """DALI's graph that decodes and nothing else: for views that are made elsewhere.
-
-    Args:
-        decodes: photographs in a batch.
-        files: called once per batch, ahead of time; returns paths, or encoded images.
-        num_threads: DALI's CPU threads.
-        encoded: they are images' bytes, not paths.
-
-    Raises:
-        ImportError: DALI is not installed.
-    """
-
-    def __init__(
-        self,
-        decodes: int,
-        files: Callable[[], Sequence[File]],
-        num_threads: int,
-        encoded: bool = False,
-    ) -> None:
-        require_dali()
-        cpu = torch.device("cpu")
-        self._pipeline = Pipeline(
-            batch_size=decodes,
-            num_threads=num_threads,
-            device_id=None,
-            prefetch_queue_depth=_IN_FLIGHT,
-            exec_dynamic=True,  # outputs stay valid for as long as they are held
-        )
-        with self._pipeline:
-            source = fn.external_source(
-                source=lambda: _samples(files()), dtype=types.UINT8, batch=True
-            )
-            self._pipeline.set_outputs(_decode(source, cpu, encoded))
-        self._pipeline.build()
-        self._held: Any = ()
-
-    def run(self) -> list[Tensor]:
-        """The next batch: [H, W, 3] uint8 each, DALI's memory, valid until the next call."""
-        (self._held,) = self._pipeline.run()
-        return [torch.from_numpy(np.asarray(self._held[i])) for i in range(len(self._held))]
 
 
 def feed_of(
@@ -291,16 +235,7 @@ def feed_of(
         lead = (len(files), frames) if frames > 1 else (len(files),)
         return values.reshape(lead + values.shape[1:])
 
-    return (_samples(files), *(rows(declared) for declared in inputs(cfg)))
-
-
-def _samples(files: Sequence[File]) -> list[NDArray[np.uint8]]:
-    return [np.frombuffer(os.fsencode(f), np.uint8) if isinstance(f, str) else f for f in files]
-
-
-def _decode(files: Any, device: torch.device, encoded: bool) -> Any:
-    read = files if encoded else fn.io.file.read(files)
-    return fn.decoders.image(read, device="mixed" if device.type == "cuda" else "cpu")
+    return (samples(files), *(rows(declared) for declared in inputs(cfg)))
 
 
 def _graph(
@@ -319,7 +254,7 @@ def _graph(
     for one, array in zip(declared, arrays, strict=True):
         several = one.per_frame and one.view.frames > 1
         given[one.view.name, one.name] = fn.per_frame(array) if several else array
-    image = _decode(files, device, encoded)
+    image = decoded(files, device, encoded)
 
     def windows(view: View) -> Any:
         start, end = given[view.name, "start"], given[view.name, "end"]
@@ -370,82 +305,3 @@ def _graph(
 def _dali_type(dtype: type[np.generic]) -> Any:
     known = {np.uint8: types.UINT8, np.int32: types.INT32, np.float32: types.FLOAT}
     return known[dtype]
-
-
-def decoded_sizes(
-    files: Sequence[File], device: torch.device, num_threads: int
-) -> list[tuple[int, int] | str]:
-    """What DALI makes of each file: (height, width) upright, or its words why it cannot decode it.
-
-    All are paths, or all encoded images. Each is a batch of its own: where an image of a larger one
-    cannot be decoded, DALI goes on with the others after it has reported the error, in memory that
-    is no longer there (DALI 2.4: a segmentation fault of its worker threads).
-    """
-    require_dali()
-    workers = min(num_threads, len(files))
-    found: list[tuple[int, int] | str] = ["" for _ in files]
-
-    def decode(worker: int) -> None:
-        pipeline = None
-        for i in range(worker, len(files), workers):
-            pipeline = pipeline or _Single(device, isinstance(files[i], str))
-            found[i] = size = pipeline.size(files[i])
-            if isinstance(size, str):
-                pipeline = None  # after an error it is not run again
-
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        list(pool.map(decode, range(workers)))
-    return found
-
-
-class _Single:
-    """A graph that decodes one image at a time, in the calling thread."""
-
-    def __init__(self, device: torch.device, paths: bool) -> None:
-        self._sample: list[NDArray[np.uint8]] = []
-        self._pipeline = Pipeline(
-            batch_size=1,
-            num_threads=1,
-            device_id=_device_id(device),
-            prefetch_queue_depth=1,
-            exec_async=False,
-            exec_pipelined=False,
-        )
-        with self._pipeline:
-            source = fn.external_source(source=lambda: self._sample, dtype=types.UINT8)
-            self._pipeline.set_outputs(_decode(source, device, not paths))
-
-    def size(self, file: File) -> tuple[int, int] | str:
-        self._sample = _samples([file])
-        try:
-            (images,) = self._pipeline.run()
-        except Exception as error:
-            return _reason(error)
-        ((height, width, _),) = images.shape()
-        return int(height), int(width)
-
-
-def _reason(error: Exception) -> str:
-    """The line of DALI's message that names the error, without its description of the graph."""
-    text = str(error)
-    lines = (text.partition("encountered:")[2] or text).splitlines()
-    reasons = (line.strip(" :").replace(" sample #0", "") for line in lines)
-    reason = next((line for line in reasons if line), type(error).__name__)
-    unnamed = reason.startswith("nvImageCodec failure: '#")  # and a number
-    return f"damaged, or in an unknown format ({reason})" if unnamed else reason
-
-
-def _device_id(device: torch.device) -> int | None:
-    if device.type == "cpu":
-        return None
-    if device.type != "cuda":
-        raise ValueError(f"device: expected cpu or cuda, got {device}")
-    return torch.cuda.current_device() if device.index is None else device.index
-
-
-def require_dali() -> None:
-    """Raises ImportError, with the command to install it, if DALI cannot be imported."""
-    if _MISSING is not None:
-        raise ImportError(
-            f"reading images needs DALI: pip install fastequi[dali] (importing it: {_MISSING})"
-        ) from _MISSING

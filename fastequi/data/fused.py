@@ -1,7 +1,7 @@
 """Views by `fused_views`, of photographs that DALI decodes: `data.views="fused"`.
 
-The same parameters as for DALI's graph (`dali.py`), the same views within a grey level, in one pass
-for each view where DALI takes one for each operation. DALI's threads decode ahead; the views of a
+The same parameters as for DALI's graph (`dali.py`), the same views but for its rounding: one pass for
+each view where DALI takes one for each operation. DALI's threads decode ahead; the views of a
 batch are made when it is asked for, by PyTorch's threads.
 """
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastequi.data.config import Augment, DataConfig
-from fastequi.data.dali import Decoded, Decoder, File
+from fastequi.data.dali import Decoded
+from fastequi.data.decode import Decoder, File
 from fastequi.data.views.parameters import ViewParams
 from fastequi.functional import backend, fused_views
 from fastequi.paths import color_matrix

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastequi.data import dali
+from fastequi.data import decode
 from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.sources.encoded import why
 from fastequi.data.sources.images import Source
@@ -50,7 +50,7 @@ class Given:
         self._refused: set[int] = set()  # by DALI, not by Pillow
         self.as_bytes = source.spans is not None or not set(source.formats) <= _DIRECT
 
-    def files(self, places: Sequence[int]) -> list[dali.File]:
+    def files(self, places: Sequence[int]) -> list[decode.File]:
         """These images for DALI; an unreadable one is a single byte, which fails to decode."""
         if not self.as_bytes:
             return [self.source.paths[i] for i in places]
@@ -120,7 +120,7 @@ def _sizes(
     """As :func:`decoded_sizes`, and whether Pillow decodes it."""
     known = [is_for_pillow(image) for image in images]
     others = [image for image, is_known in zip(images, known, strict=True) if not is_known]
-    by_dali = iter(dali.decoded_sizes(others, device, num_threads))
+    by_dali = iter(decode.decoded_sizes(others, device, num_threads))
     found: list[tuple[tuple[int, int] | str, bool]] = []
     for image, is_known in zip(images, known, strict=True):
         size = "" if is_known else next(by_dali)

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from fastequi.data.config import DataConfig
-from fastequi.data.dali import Feed, ViewPipeline, feed_of, require_dali
+from fastequi.data.dali import Feed, ViewPipeline, feed_of
+from fastequi.data.decode import require_dali
 from fastequi.data.fused import Drawn, FusedPipeline, chosen
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.sampler import Sampler, Step
@@ -244,9 +245,9 @@ class Loader:
         self._fed += 1
         files = [self._readable(int(file)) for file in step.files]
         sizes = self.source.sizes[files].repeat(self.cfg.samples_per_decode, 0)
-        chosen = self.cfg, self._draws(step), sizes, self.source.region
-        v1, u = view_params(*chosen)
-        local_crops = crop_params(*chosen, views=(v1, u))
+        common = self.cfg, self._draws(step), sizes, self.source.region
+        v1, u = view_params(*common)
+        local_crops = crop_params(*common, views=(v1, u))
         if self.cfg.overlaps:
             self._shown[self._fed - 1 :] = [overlaps_of(self.cfg, v1, u, local_crops)]
         return Drawn(self._given.files(files), v1, u, local_crops)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastequi.data.dali import require_dali
+from fastequi.data.decode import require_dali
 from fastequi.data.given import decoded_sizes
 from fastequi.data.sources.encoded import Header, counted, header, read, why
 from fastequi.data.sources.index import Index, Row

@@ -1,0 +1,172 @@
+"""Decoding by DALI: at the head of a graph, alone, or an image at a time to see what fails.
+
+An image is a file that DALI reads itself, or encoded bytes (of tar shards). The only module that
+imports DALI.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_MISSING: Exception | None = None
+try:
+    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import __version__ as _version
+except Exception as error:  # a broken install raises more than ImportError
+    _MISSING = error
+    Pipeline: Any = None  # type: ignore[no-redef]
+    fn = types = None  # type: ignore[assignment]
+
+IN_FLIGHT = 2  # batches DALI prepares ahead
+
+File = str | NDArray[np.uint8]  # a path, or an image's encoded bytes
+
+
+def require_dali() -> None:
+    """Raises ImportError, with the command to install it, if DALI cannot be imported."""
+    if _MISSING is not None:
+        raise ImportError(
+            f"reading images needs DALI: pip install fastequi[dali] (importing it: {_MISSING})"
+        ) from _MISSING
+
+
+def decoder_backend(device: torch.device) -> tuple[str, str]:
+    """The backend that decodes images for a device, and the reason: two short texts."""
+    if _MISSING is not None:
+        return "none", f"DALI cannot be imported ({_MISSING}); pip install fastequi[dali]"
+    if device.type == "cuda":
+        return f"dali {_version}, mixed", "decodes and augments on the GPU"
+    return f"dali {_version}, cpu", "no CUDA device in use"
+
+
+def samples(files: Sequence[File]) -> list[NDArray[np.uint8]]:
+    """As DALI takes them: paths as bytes, too."""
+    return [np.frombuffer(os.fsencode(f), np.uint8) if isinstance(f, str) else f for f in files]
+
+
+def decoded(files: Any, device: torch.device, encoded: bool) -> Any:
+    """The part of a graph that reads and decodes."""
+    read = files if encoded else fn.io.file.read(files)
+    return fn.decoders.image(read, device="mixed" if device.type == "cuda" else "cpu")
+
+
+def device_id(device: torch.device) -> int | None:
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        raise ValueError(f"device: expected cpu or cuda, got {device}")
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+class Decoder:
+    """DALI's graph that decodes and nothing else: for views that are made elsewhere.
+
+    Args:
+        decodes: photographs in a batch.
+        files: called once per batch, ahead of time; returns paths, or encoded images.
+        num_threads: DALI's CPU threads.
+        encoded: they are images' bytes, not paths.
+
+    Raises:
+        ImportError: DALI is not installed.
+    """
+
+    def __init__(
+        self,
+        decodes: int,
+        files: Callable[[], Sequence[File]],
+        num_threads: int,
+        encoded: bool = False,
+    ) -> None:
+        require_dali()
+        cpu = torch.device("cpu")
+        self._pipeline = Pipeline(
+            batch_size=decodes,
+            num_threads=num_threads,
+            device_id=None,
+            prefetch_queue_depth=IN_FLIGHT,
+            exec_dynamic=True,  # outputs stay valid for as long as they are held
+        )
+        with self._pipeline:
+            source = fn.external_source(
+                source=lambda: samples(files()), dtype=types.UINT8, batch=True
+            )
+            self._pipeline.set_outputs(decoded(source, cpu, encoded))
+        self._pipeline.build()
+        self._held: Any = ()
+
+    def run(self) -> list[Tensor]:
+        """The next batch: [H, W, 3] uint8 each, DALI's memory, valid until the next call."""
+        (self._held,) = self._pipeline.run()
+        return [torch.from_numpy(np.asarray(self._held[i])) for i in range(len(self._held))]
+
+
+def decoded_sizes(
+    files: Sequence[File], device: torch.device, num_threads: int
+) -> list[tuple[int, int] | str]:
+    """What DALI makes of each file: (height, width) upright, or its words why it cannot decode it.
+
+    All are paths, or all encoded images. Each is a batch of its own: where an image of a larger one
+    cannot be decoded, DALI goes on with the others after it has reported the error, in memory that
+    is no longer there (DALI 2.4: a segmentation fault of its worker threads).
+    """
+    require_dali()
+    workers = min(num_threads, len(files))
+    found: list[tuple[int, int] | str] = ["" for _ in files]
+
+    def decode(worker: int) -> None:
+        pipeline = None
+        for i in range(worker, len(files), workers):
+            pipeline = pipeline or _Single(device, isinstance(files[i], str))
+            found[i] = size = pipeline.size(files[i])
+            if isinstance(size, str):
+                pipeline = None  # after an error it is not run again
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        list(pool.map(decode, range(workers)))
+    return found
+
+
+class _Single:
+    """A graph that decodes one image at a time, in the calling thread."""
+
+    def __init__(self, device: torch.device, paths: bool) -> None:
+        self._sample: list[NDArray[np.uint8]] = []
+        self._pipeline = Pipeline(
+            batch_size=1,
+            num_threads=1,
+            device_id=device_id(device),
+            prefetch_queue_depth=1,
+            exec_async=False,
+            exec_pipelined=False,
+        )
+        with self._pipeline:
+            source = fn.external_source(source=lambda: self._sample, dtype=types.UINT8)
+            self._pipeline.set_outputs(decoded(source, device, not paths))
+
+    def size(self, file: File) -> tuple[int, int] | str:
+        self._sample = samples([file])
+        try:
+            (images,) = self._pipeline.run()
+        except Exception as error:
+            return _reason(error)
+        ((height, width, _),) = images.shape()
+        return int(height), int(width)
+
+
+def _reason(error: Exception) -> str:
+    """The line of DALI's message that names the error, without its description of the graph."""
+    text = str(error)
+    lines = (text.partition("encountered:")[2] or text).splitlines()
+    reasons = (line.strip(" :").replace(" sample #0", "") for line in lines)
+    reason = next((line for line in reasons if line), type(error).__name__)
+    unnamed = reason.startswith("nvImageCodec failure: '#")  # and a number
+    return f"damaged, or in an unknown format ({reason})" if unnamed else reason
