@@ -40,35 +40,30 @@ def compute_blur_recon(
 ) -> tuple[Tensor, Tensor]:
     """(sums of errors over `divisor`, [B, K] or a scalar with `reduce`, their gradient by pred or
     empty)."""
-    shape = sigma.shape[0], sigma.shape[1]
-    total, grad = loss_outputs(pred, shape, patch_size, pred_grad)
-    each = _fill(total, grad, pred, image, sigma, patch_size, loss, mean, std, max_sigma, divisor)
-    return each.sum() if reduce else each, grad
+    total, grad = loss_outputs(pred, (sigma.shape[0], sigma.shape[1]), patch_size, pred_grad)
+    target = BlurTarget(patch_size, loss, mean, std, max_sigma)
+    if pred.numel():
+        slopes = grad if pred_grad else None
+        total = _sums(kernel_layout(pred, patch_size), image, sigma, target, total, slopes, divisor)
+    else:
+        total.zero_()
+    return total.sum() if reduce else total, grad
 
 
-def _fill(
-    total: Tensor,
-    grad: Tensor,
+def _sums(
     pred: Tensor,
     image: Tensor,
     sigma: Tensor,
-    patch_size: int,
-    loss: str,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    max_sigma: float,
+    target: BlurTarget,
+    total: Tensor,
+    grad: Tensor | None,
     divisor: int,
 ) -> Tensor:
-    """The sums [B, K]; fills the gradient if it is not empty."""
-    pred_grad = grad.numel() > 0
-    if pred.numel() == 0:
-        return total.zero_()
-    pred = kernel_layout(pred, patch_size)
-    target = BlurTarget(patch_size, loss, mean, std, max_sigma)
+    """[B, K], in `total` or not; fills the gradient if there is one."""
     weight = 1 / divisor
     if use_triton(pred):
-        sums = launch(pred, image, sigma, target, grad if pred_grad else pred, pred_grad, weight)
-        return sums.mul_(weight)
+        out = pred if grad is None else grad
+        return launch(pred, image, sigma, target, out, grad is not None, weight).mul_(weight)
     if use_native(pred) and native_blur.compares(pred, image, target, total.dtype):
         native_blur.blur_recon(pred, image, sigma, target, weight, total, grad)
         return total
@@ -76,8 +71,9 @@ def _fill(
         say_type("blur_recon_loss", pred.dtype, image.dtype, takes=native_blur.TAKES)
     for part in chunks_of(pred):
         wanted = gaussian_blur_ref(image[part], sigma[part], target, total.dtype)
-        wanted = patchify(wanted, patch_size) if patch_size else wanted
-        total[part] = error_(pred[part] - wanted, loss, grad[part] if pred_grad else None, weight)
+        wanted = patchify(wanted, target.patch_size) if target.patch_size else wanted
+        slopes = None if grad is None else grad[part]
+        total[part] = error_(pred[part] - wanted, target.loss, slopes, weight)
     return total.mul_(weight)
 
 

@@ -30,8 +30,6 @@ all end.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,25 +49,7 @@ from fastequi.kernels.precision import float16_scale, without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.rows import dense_rows
 from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
-
-
-class DINOTarget(NamedTuple):
-    """What the student's rows are compared with, beside the teacher's logits [Q, N].
-
-    Attributes:
-        pairs: [R, P] int32 rows of the teacher that each row of the student meets, -1 for none.
-        weight: [R] float32 (float64 for float64 logits); rows of weight 0 are not read.
-        row, column: [Q] and [N], or None, what makes exp(teacher / teacher_temp - column - row) a
-            distribution per row; without `row` it is found here, a softmax.
-        student_temp, teacher_temp: temperatures.
-    """
-
-    pairs: Tensor
-    weight: Tensor
-    row: Tensor | None
-    column: Tensor | None
-    student_temp: float
-    teacher_temp: float
+from fastequi.kernels.target import DINOTarget
 
 
 @triton.jit
@@ -210,8 +190,7 @@ def compute_dino(
         return loss.new_zeros(()), out
     if use_native(student):
         if native_dino.reads(student, teacher, weight):
-            temps, grads = (student_temp, teacher_temp), out if grad else None
-            native_dino.dino(student, teacher, pairs, weight, row, column, temps, loss, grads)
+            native_dino.dino(student, teacher, target, loss, out if grad else None)
             return loss.sum(), out
         say_type("the loss of DINO and iBOT", student.dtype, teacher.dtype)
     if not use_triton(student) or torch.float64 in (student.dtype, teacher.dtype):
@@ -357,25 +336,24 @@ def prepared(student: Tensor, teacher: Tensor, target: DINOTarget) -> Again | No
     It takes student, teacher, the centre, which over the temperature is the target's column, and
     dense weights in float32, or None for the target's own.
     """
-    pairs, weight, row, column, *temps = target
     rows = student.flatten(0, -2).detach(), teacher.flatten(0, -2).detach()
     if (
         not use_native(student)
-        or not native_dino.reads(*rows, weight)
+        or not native_dino.reads(*rows, target.weight)
         or not (student.is_contiguous() and teacher.is_contiguous())
         or student.is_neg()
         or teacher.is_neg()
-        or row is not None
+        or target.row is not None
         or not student.numel()
     ):
         return None
     wants = torch.is_grad_enabled() and student.requires_grad
-    run = native_dino.prepared(*rows, pairs, weight, column, (temps[0], temps[1]), wants)
+    run, temp = native_dino.prepared(*rows, target, wants), target.teacher_temp
 
     def outputs(
         student: Tensor, teacher: Tensor, center: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        moved = None if center is None else center.detach().to(torch.float32) / temps[1]
+        moved = None if center is None else center.detach().to(torch.float32) / temp
         return run(student, teacher, moved, weight)
 
     return dino_op.again(outputs) if wants else lambda *given: outputs(*given)[0]

@@ -16,14 +16,13 @@ elsewhere :func:`fused_views_ref`, a view at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels import native_fused_views
 from fastequi.kernels.backend import say_type, use_native
-from fastequi.kernels.target import ViewTarget
+from fastequi.kernels.target import DrawnViews, ViewTarget
 
 
 def resample_matrix(start: Tensor, end: Tensor, pixels: int, size: int) -> Tensor:
@@ -59,18 +58,10 @@ def blur_matrix(sigma: float, size: int, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fused_views_ref(
-    photos: Sequence[Tensor],
-    photo: Tensor,
-    window: Tensor,
-    color: Tensor | None,
-    sigma: Tensor | None,
-    solarize: Tensor | None,
-    target: ViewTarget,
-    dtype: torch.dtype,
-) -> Tensor:
+def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Tensor:
     """The lines above in plain PyTorch: [V, 3, H, W], or [V, H, W, 3] of bytes; float64 where
     `dtype` is."""
+    photos, photo, window, color, sigma, solarize = views
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     made = []
     for v, i in enumerate(photo.tolist()):
@@ -102,30 +93,23 @@ def fused_views_ref(
     return out.to(dtype)
 
 
-def fused_views(
-    photos: Sequence[Tensor],
-    photo: Tensor,
-    window: Tensor,
-    color: Tensor | None,
-    sigma: Tensor | None,
-    solarize: Tensor | None,
-    target: ViewTarget,
-    dtype: torch.dtype,
-) -> Tensor:
+def fused_views(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Tensor:
     """[V, 3, H, W] of a floating type, or [V, H, W, 3] of bytes; arguments already checked."""
-    if use_native(window) and native_fused_views.makes(dtype):
-        shape = (*target.size, 3) if dtype == torch.uint8 else (3, *target.size)
-        out = torch.empty((len(photo), *shape), dtype=dtype, device=window.device)
-        if out.numel():
-            chosen = photo.to(torch.int32).contiguous()
-            color, sigma = (None if x is None else _dense(x) for x in (color, sigma))
-            solarize = None if solarize is None else solarize.contiguous()
-            given = photos, chosen, _dense(window), color, sigma, solarize, target
-            native_fused_views.fused_views(out, *given)
-        return out
-    if use_native(window):
+    photos, photo, window, color, sigma, solarize = views
+    if not use_native(window):
+        return fused_views_ref(views, target, dtype)
+    if not native_fused_views.makes(dtype):
         say_type("fused_views", dtype, takes="float32, bfloat16 or uint8")
-    return fused_views_ref(photos, photo, window, color, sigma, solarize, target, dtype)
+        return fused_views_ref(views, target, dtype)
+    shape = (*target.size, 3) if dtype == torch.uint8 else (3, *target.size)
+    out = torch.empty((len(photo), *shape), dtype=dtype, device=window.device)
+    if out.numel():
+        color, sigma = (None if x is None else _dense(x) for x in (color, sigma))
+        solarize = None if solarize is None else solarize.contiguous()
+        numbers = photo.to(torch.int32).contiguous()
+        dense = DrawnViews(photos, numbers, _dense(window), color, sigma, solarize)
+        native_fused_views.fused_views(out, dense, target)
+    return out
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -112,8 +112,7 @@ def _columns(
         return student, loss.sum()
     if _in_c(student, teacher, row_weight):
         loss = torch.empty_like(row_weight)
-        temps, slope = (student_temp, teacher_temp), student if grad else None
-        native_dino.dino(student, teacher, pairs, row_weight, row, column, temps, loss, slope, lse)
+        native_dino.dino(student, teacher, target, loss, student if grad else None, lse)
         return student, loss.sum()
     assert row is not None
     wide = row_weight.dtype

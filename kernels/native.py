@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from ctypes import Structure, byref, c_int64
+from ctypes import Structure, byref, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +121,54 @@ def call(name: str, op: Structure) -> None:
     kernel(name, type(op))(op)
 
 
-def kernel(name: str, struct: type[Structure]) -> Callable[[Structure], None]:
+def kernel(name: str, kind: type[Structure]) -> Callable[[Structure], None]:
     """A kernel of the library, to be called again and again; errors as of :func:`call`."""
     library, reason, isa = load()
     if library is None:
         raise RuntimeError(f"CPU kernels in C: {reason}")
-    return _runner(library, name, isa, struct)
+    return _runner(library, name, isa, kind)
+
+
+class Filled:
+    """A kernel whose struct is filled for tensors of one kind, but for its pointers.
+
+    Args:
+        name: of the kernel.
+        op: its struct, filled for tensors like those of later calls.
+        pointers: the fields that a call sets, in its order: "out", "image.data".
+    """
+
+    def __init__(self, name: str, op: Structure, *pointers: str) -> None:
+        self._run, self._struct, self._bytes = kernel(name, type(op)), type(op), bytes(op)
+        self._places = [_offset(type(op), path) // _WORD for path in pointers]
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Runs it on tensors whose memory is known to be there; None leaves a field as it was."""
+        filled = bytearray(self._bytes)
+        words = memoryview(filled).cast("P")
+        for place, tensor in zip(self._places, tensors, strict=True):
+            if tensor is not None:
+                words[place] = tensor.data_ptr()
+        self._run(self._struct.from_buffer(filled))
+
+
+_WORD = ctypes.sizeof(c_void_p)
+
+
+def _offset(kind: Any, path: str) -> int:
+    """Bytes before a field, which may be a struct's within."""
+    total = 0
+    for name in path.split("."):
+        total += getattr(kind, name).offset
+        kind = dict(kind._fields_)[name]
+    return total
 
 
 @functools.cache
 def _runner(
-    library: ctypes.CDLL, name: str, isa: str, struct: type[Structure]
+    library: ctypes.CDLL, name: str, isa: str, kind: type[Structure]
 ) -> Callable[[Structure], None]:
-    function = _checked(library, f"{name}_{isa}", f"{name}_bytes_{isa}", struct)
+    function = _checked(library, f"{name}_{isa}", f"{name}_bytes_{isa}", kind)
 
     def run(op: Structure) -> None:
         if function(byref(op)):
@@ -144,10 +179,10 @@ def _runner(
 
 @functools.cache
 def _checked(
-    library: ctypes.CDLL, name: str, size_name: str, struct: type[Structure]
+    library: ctypes.CDLL, name: str, size_name: str, kind: type[Structure]
 ) -> Callable[[Any], int]:
     size = c_int64.in_dll(library, size_name).value
-    if size != ctypes.sizeof(struct):
-        raise RuntimeError(f"{name}: struct of {size} bytes in C, {struct} in Python")
+    if size != ctypes.sizeof(kind):
+        raise RuntimeError(f"{name}: struct of {size} bytes in C, {kind} in Python")
     function: Callable[[Any], int] = getattr(library, name)
     return function

@@ -62,7 +62,8 @@ def compares(pred: Tensor, image: Tensor, target: BlurTarget, compute: torch.dty
 
 def blur(out: Tensor, image: Tensor, sigma: Tensor, target: BlurTarget) -> None:
     """Fills `out` [B, K, C, H, W], dense, float32 or bfloat16."""
-    _run(image, sigma, target, out, None, 1.0, None, None)
+    sigma = _dense(sigma)
+    native.call("blur", _struct(image, sigma, target, out=out))
 
 
 def blur_recon(
@@ -72,36 +73,30 @@ def blur_recon(
     target: BlurTarget,
     weight: float,
     total: Tensor,
-    grad: Tensor,
-) -> None:
-    """Fills total [B, K], `weight` times the sums of errors, and their gradient if not empty."""
-    _run(image, sigma, target, None, pred, weight, total, grad if grad.numel() else None)
-
-
-def _run(
-    image: Tensor,
-    sigma: Tensor,
-    target: BlurTarget,
-    out: Tensor | None,
-    pred: Tensor | None,
-    weight: float,
-    total: Tensor | None,
     grad: Tensor | None,
 ) -> None:
-    sigma = sigma.detach().to(torch.float32).resolve_neg().contiguous()
-    native.call("blur", _struct(image, sigma, target, out, pred, weight, total, grad))
+    """Fills total [B, K], `weight` times the sums of errors, and their gradient if there is one."""
+    sigma = _dense(sigma)
+    op = _struct(image, sigma, target, pred=pred, weight=weight, total=total, grad=grad)
+    native.call("blur", op)
+
+
+def _dense(sigma: Tensor) -> Tensor:
+    return sigma.detach().to(torch.float32).resolve_neg().contiguous()
 
 
 def _struct(
     image: Tensor,
     sigma: Tensor,
     target: BlurTarget,
-    out: Tensor | None,
-    pred: Tensor | None,
-    weight: float,
-    total: Tensor | None,
-    grad: Tensor | None,
+    *,
+    out: Tensor | None = None,
+    pred: Tensor | None = None,
+    weight: float = 1.0,
+    total: Tensor | None = None,
+    grad: Tensor | None = None,
 ) -> BlurStruct:
+    """Of images that are made, `out`, or of what a prediction is compared with."""
     patch, made = target.patch_size, out if pred is None else pred
     assert made is not None
     scale = 1 / 255 if image.dtype == torch.uint8 else 1.0
@@ -140,15 +135,13 @@ def prepared_blur(
     steps."""
     shape = (*sigma.shape, *image.shape[1:])
     out = image.new_empty(shape, dtype=dtype)
-    filled = bytes(_struct(image, sigma, target, out, None, 1.0, None, None))
-    run = native.kernel("blur", BlurStruct)
+    op = _struct(image, sigma, target, out=out)
+    run = native.Filled("blur", op, "image.data", "sigma", "out")
     shape = (shape[0], *shape[2:]) if single else shape
 
     def call(image: Tensor, sigma: Tensor) -> Tensor:
-        op = BlurStruct.from_buffer_copy(filled)
         out = torch.empty(shape, dtype=dtype, device="cpu")
-        op.image.data, op.sigma, op.out = image.data_ptr(), sigma.data_ptr(), out.data_ptr()
-        run(op)
+        run(image, sigma, out)
         return out
 
     return call
@@ -162,18 +155,13 @@ def prepared_loss(
     shape = sigma.shape
     total = pred.new_empty(shape, dtype=torch.float32)
     slopes = torch.empty_like(pred) if grad else None
-    filled = bytes(_struct(image, sigma, target, None, pred, weight, total, slopes))
-    run = native.kernel("blur", BlurStruct)
+    op = _struct(image, sigma, target, pred=pred, weight=weight, total=total, grad=slopes)
+    run = native.Filled("blur", op, "pred", "image.data", "sigma", "total", "grad")
 
     def call(pred: Tensor, image: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-        op = BlurStruct.from_buffer_copy(filled)
         total = torch.empty(shape, dtype=torch.float32, device="cpu")
         slope = torch.empty_like(pred) if grad else None
-        op.image.data, op.sigma = image.data_ptr(), sigma.data_ptr()
-        op.pred, op.total = pred.data_ptr(), total.data_ptr()
-        if slope is not None:
-            op.grad = slope.data_ptr()
-        run(op)
+        run(pred, image, sigma, total, slope)
         return total.sum(), slope
 
     return call

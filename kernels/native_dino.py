@@ -12,6 +12,7 @@ from torch import Tensor
 from fastequi.kernels import native
 from fastequi.kernels.native import DTYPES
 from fastequi.kernels.rows import dense_rows
+from fastequi.kernels.target import DINOTarget
 
 _SHARED = 1 << 16  # logits, from which on a sum of teachers is made once for all rows that meet it
 
@@ -36,11 +37,7 @@ def reads(student: Tensor, teacher: Tensor, weight: Tensor) -> bool:
 def dino(
     student: Tensor,
     teacher: Tensor,
-    pairs: Tensor,
-    weight: Tensor,
-    row: Tensor | None,
-    column: Tensor | None,
-    temps: tuple[float, float],
+    target: DINOTarget,
     loss: Tensor,
     out: Tensor | None,
     lse: Tensor | None = None,
@@ -48,25 +45,23 @@ def dino(
     """Fills loss [R] and, if there is one, the gradient `out` [R, N]; it may be the student.
 
     With the sums `lse` of all columns given these are some of them, and the loss their share
-    without it. `row` and `lse` are natural logarithms in float32, or powers of two in float64.
+    without it. The target's row and `lse` are natural logarithms in float32, or powers of two in
+    float64.
     """
-    op, _ = _struct(student, teacher, pairs, weight, row, column, temps, loss, out, lse)
+    op, _held = _struct(student, teacher, target, loss, out, lse)
     native.call("dino", op)
 
 
 def _struct(
     student: Tensor,
     teacher: Tensor,
-    pairs: Tensor,
-    weight: Tensor,
-    row: Tensor | None,
-    column: Tensor | None,
-    temps: tuple[float, float],
+    target: DINOTarget,
     loss: Tensor,
     out: Tensor | None,
-    lse: Tensor | None,
+    lse: Tensor | None = None,
 ) -> tuple[DinoStruct, list[Tensor | None]]:
     """(the struct, tensors whose memory it points to)."""
+    pairs, weight, row, column, *temps = target
     student, teacher = dense_rows(student), dense_rows(teacher)
     teachers = pairs.shape[1]
     order = None
@@ -99,42 +94,29 @@ def _struct(
 
 
 def prepared(
-    student: Tensor,
-    teacher: Tensor,
-    pairs: Tensor,
-    weight: Tensor,
-    column: Tensor | None,
-    temps: tuple[float, float],
-    grad: bool,
+    student: Tensor, teacher: Tensor, target: DINOTarget, grad: bool
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """(student, teacher, column, weight) to (the sum of all rows' losses, its gradient or None).
 
     For dense logits of these types whose last axis has N values, of as many rows as these in all;
-    weights are dense and float32, or None for those given here.
+    weights are dense and float32, or None for the target's.
     """
-    loss = weight.new_empty(len(weight))
-    out = torch.empty_like(student) if grad else None
-    op, held = _struct(student, teacher, pairs, weight, None, column, temps, loss, out, None)
-    filled, run = bytes(op), native.kernel("dino", DinoStruct)
-    rows, pointed = len(weight), held[2:]  # pairs, their order and weights; not the logits
+    rows = len(target.weight)
+    loss, slopes = target.weight.new_empty(rows), torch.empty_like(student) if grad else None
+    op, held = _struct(student, teacher, target, loss, slopes)
+    pointers = "student", "teacher", "column", "weight", "loss", "grad"
+    run = native.Filled("dino", op, *pointers)
 
     def call(
         student: Tensor, teacher: Tensor, column: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        op = DinoStruct.from_buffer_copy(filled)
-        assert pointed is not None  # kept, since the struct points there
         loss = torch.empty(rows, dtype=torch.float32, device="cpu")
         slope = torch.empty_like(student) if grad else None
-        op.student, op.teacher, op.loss = student.data_ptr(), teacher.data_ptr(), loss.data_ptr()
-        if column is not None:
-            op.column = column.data_ptr()
-        if weight is not None:
-            op.weight = weight.data_ptr()
-        if slope is not None:
-            op.grad = slope.data_ptr()
-        run(op)
+        run(student, teacher, column, weight, loss, slope)
         return loss.sum(), slope
 
+    # pairs, their order and the target's weights, where the struct points; not the logits
+    call.held = held[2:]  # type: ignore[attr-defined]
     return call
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ctypes import Structure, addressof, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from fastequi.kernels import native
 from fastequi.kernels.native_warp import gain_and_bias
-from fastequi.kernels.target import ViewTarget
+from fastequi.kernels.target import DrawnViews, ViewTarget
 
 
 class ViewsStruct(Structure):
@@ -29,22 +28,12 @@ def makes(dtype: torch.dtype) -> bool:
     return dtype in native.DTYPES
 
 
-def fused_views(
-    out: Tensor,
-    photos: Sequence[Tensor],
-    photo: Tensor,
-    window: Tensor,
-    color: Tensor | None,
-    sigma: Tensor | None,
-    solarize: Tensor | None,
-    target: ViewTarget,
-) -> None:
+def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
     """Fills `out`, dense [V, 3, H, W], or [V, H, W, 3] of bytes.
 
-    Args:
-        photos: [H, W, 3] uint8 each, pixels side by side within a row.
-        photo: [V] int32; window [V, 4], color [V, 3, 4], sigma [V] float32; solarize [V] bool.
+    Numbers of photographs are int32; windows, colours and sigmas float32; all are dense.
     """
+    photos, photo, window, color, sigma, solarize = views
     count = len(photos)
     places = (c_void_p * count)(*(native.pointer(x) for x in photos))
     pitch = (c_int64 * count)(*(x.stride(0) for x in photos))

@@ -100,17 +100,13 @@ def prepared_warp(
     float32. `single`: without the axis of steps."""
     shape = (*theta.shape[:2], image.shape[1], *target.size)
     out = image.new_empty(shape, dtype=dtype)
-    filled = bytes(_warp_struct(out, image, theta, color, target))
-    run = native.kernel("warp", WarpStruct)
+    op = _warp_struct(out, image, theta, color, target)
+    run = native.Filled("warp", op, "image.data", "grid.theta", "grid.color", "out")
     shape = (shape[0], *shape[2:]) if single else shape
 
     def call(image: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
-        op = WarpStruct.from_buffer_copy(filled)
         out = torch.empty(shape, dtype=dtype, device="cpu")
-        op.image.data, op.grid.theta, op.out = image.data_ptr(), theta.data_ptr(), out.data_ptr()
-        if color is not None:
-            op.grid.color = color.data_ptr()
-        run(op)
+        run(image, theta, color, out)
         return out
 
     return call
@@ -192,23 +188,16 @@ def prepared_warp_recon(
     total = pred.new_empty(shape, dtype=torch.float32)
     none = total.new_empty(0)
     sums = Sums(total, none, torch.empty_like(pred) if grad else none, none)
-    filled = bytes(_recon_struct(pred, image, theta, color, target, weight, sums))
-    run = native.kernel("warp_recon", WarpReconStruct)
+    op = _recon_struct(pred, image, theta, color, target, weight, sums)
+    pointers = "pred", "image.data", "grid.theta", "grid.color", "total", "grad"
+    run = native.Filled("warp_recon", op, *pointers)
 
     def call(
         pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        op = WarpReconStruct.from_buffer_copy(filled)
         total = torch.empty(shape, dtype=torch.float32, device="cpu")
         slope = torch.empty_like(pred) if grad else None
-        op.image.data = image.data_ptr()
-        op.grid.theta = theta.data_ptr()
-        if color is not None:
-            op.grid.color = color.data_ptr()
-        op.pred, op.total = pred.data_ptr(), total.data_ptr()
-        if slope is not None:
-            op.grad = slope.data_ptr()
-        run(op)
+        run(pred, image, theta, color, total, slope)
         return (total.sum() if shape else total), slope
 
     return call

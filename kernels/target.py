@@ -1,4 +1,4 @@
-"""What a path loss compares with, beside its tensors.
+"""What a loss compares with, and what images become, beside the tensors that have gradients.
 
 A custom op's arguments must be flat: an op takes these one by one (`*target`) and, in its body,
 puts them together again. Above and below they travel as one.
@@ -62,6 +62,24 @@ class BlurTarget(NamedTuple):
         return self.max_sigma * (1 + 2**-8)
 
 
+class DrawnViews(NamedTuple):
+    """Views of photographs, before they are made.
+
+    Attributes:
+        photos: [H, W, 3] uint8 each, pixels of a row side by side.
+        photo: [V] integers, which one a view shows.
+        window, color, sigma, solarize: [V, ...], the last three or None; as in
+            `fastequi.functional.fused_views`.
+    """
+
+    photos: Sequence[Tensor]
+    photo: Tensor
+    window: Tensor
+    color: Tensor | None
+    sigma: Tensor | None
+    solarize: Tensor | None
+
+
 class ViewTarget(NamedTuple):
     """What views of photographs become.
 
@@ -78,6 +96,25 @@ class ViewTarget(NamedTuple):
     @property
     def size(self) -> tuple[int, int]:
         return self.height, self.width
+
+
+class DINOTarget(NamedTuple):
+    """What the student's rows are compared with, beside the teacher's logits [Q, N].
+
+    Attributes:
+        pairs: [R, P] int32 rows of the teacher that each row of the student meets, -1 for none.
+        weight: [R] float32 (float64 for float64 logits); rows of weight 0 are not read.
+        row, column: [Q] and [N], or None, what makes exp(teacher / teacher_temp - column - row) a
+            distribution per row; without `row` it is found here, a softmax.
+        student_temp, teacher_temp: temperatures.
+    """
+
+    pairs: Tensor
+    weight: Tensor
+    row: Tensor | None
+    column: Tensor | None
+    student_temp: float
+    teacher_temp: float
 
 
 class Sums(NamedTuple):

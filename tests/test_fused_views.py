@@ -218,7 +218,11 @@ WINDOW = torch.tensor([[0.0, 0.0, 4.0, 5.0]])
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"photos": PHOTO[None]}, TypeError, "photos: expected a list of tensors, got torch.uint8"),
+        (
+            {"photos": PHOTO[None]},
+            TypeError,
+            r"photos: expected a list of tensors \[H, W, 3\], got one of \(1, 4, 5, 3\)",
+        ),
         ({"photos": [PHOTO.float()]}, TypeError, r"photos\[0\]: expected a uint8 tensor, got"),
         ({"photos": [PHOTO[..., :1]]}, ValueError, r"photos\[0\]: expected \[H, W, 3\], got"),
         ({"photos": [PHOTO, PHOTO]}, ValueError, "photo: needed where there are 2 photographs"),

@@ -276,10 +276,7 @@ def test_nothing_is_written_outside_the_gradient(columns, dtype):
     student, teacher, target = plain(columns=columns, dtype=dtype)
     buffer = torch.full((12 + 2, columns + 40), 7.0, dtype=dtype)
     out, loss = buffer[1:13, 20 : 20 + columns], torch.empty(12)
-    temps = target.student_temp, target.teacher_temp
-    native_dino.dino(
-        student, teacher, target.pairs, target.weight, None, target.column, temps, loss, out
-    )
+    native_dino.dino(student, teacher, target._replace(row=None), loss, out)
     assert torch.equal(out, ours(student, teacher, target)[1])
     buffer[1:13, 20 : 20 + columns] = 7
     assert (buffer == 7).all()

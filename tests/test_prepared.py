@@ -125,6 +125,14 @@ def op(request):
     return OPS[request.param]()
 
 
+def in_four_threads(work):
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def kept():
     return sum(len(calls._known) for calls in CALLS)
 
@@ -291,11 +299,7 @@ def test_threads_of_one_process_do_not_disturb_each_other():
             if not torch.equal(call(inputs[i]), expected[i]):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_four_threads(work)
     assert not wrong
 
 
@@ -390,11 +394,7 @@ def test_many_threads_fill_the_table():
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_four_threads(work)
     assert not errors
     assert len(KOLEO._known) <= prepared._MOST
 

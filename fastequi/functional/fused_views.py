@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.kernels import fused_views as _views
-from fastequi.kernels.target import ViewTarget
+from fastequi.kernels.target import DrawnViews, ViewTarget
 
 _DTYPES = (torch.uint8, *checks.FLOATS)
 
@@ -80,11 +80,12 @@ def fused_views(
         checks.check_sigma_range(sigma, _MOST_SIGMA, "64")
     mean, std = checks.normalisation(3, mean, std)
     if dtype not in _DTYPES:
-        raise TypeError(f"dtype: expected uint8 or a floating dtype, got {dtype}")
+        raise TypeError(f"dtype: expected uint8 or a floating dtype, got {dtype!r}")
     if dtype == torch.uint8 and mean is not None:
         raise ValueError("dtype: uint8 cannot hold normalised values; leave out mean and std")
     target = ViewTarget(*target_size, mean, std)
-    out = _views.fused_views(photos, photo, windows, color, sigma, solarize, target, dtype)
+    drawn = DrawnViews(photos, photo, windows, color, sigma, solarize)
+    out = _views.fused_views(drawn, target, dtype)
     return out.permute(0, 3, 1, 2) if dtype == torch.uint8 else out
 
 
@@ -98,7 +99,8 @@ def _kind(value: object) -> str:
 def _checked_photos(photos: Sequence[Tensor], windows: Tensor) -> list[Tensor]:
     """Whose pixels lie side by side."""
     if isinstance(photos, Tensor) or not isinstance(photos, Sequence):
-        raise TypeError(f"photos: expected a list of tensors, got {_kind(photos)}")
+        got = f"one of {tuple(photos.shape)}" if isinstance(photos, Tensor) else _kind(photos)
+        raise TypeError(f"photos: expected a list of tensors [H, W, 3], got {got}")
     found = []
     for i, image in enumerate(photos):
         if not isinstance(image, Tensor) or image.dtype != torch.uint8:
