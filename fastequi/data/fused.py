@@ -1,7 +1,7 @@
 """Views by `fused_views`, of photographs that DALI decodes: `data.views="fused"`.
 
-The same parameters as for DALI's graph (`dali.py`), the same views but for its rounding: one pass for
-each view where DALI takes one for each operation. DALI's threads decode ahead; the views of a
+The same parameters as for DALI's graph (`dali.py`), the same views but for its rounding: one pass
+for each view where DALI takes one for each operation. DALI's threads decode ahead; the views of a
 batch are made when it is asked for, by PyTorch's threads.
 """
 
