@@ -249,7 +249,11 @@ class _Run:
             progress, number, save_due = self._agree(clock, step, handler, timer)
             last = clock.done(step, progress) or bool(number)
             if last and not number:
-                logger.info("the run has already reached step %d: nothing to train", step)
+                logger.info(
+                    "the run has already reached step %d: nothing to train (--resume with a larger "
+                    "--train.epochs, or --train.minutes, goes on)",
+                    step,
+                )
             while not last:
                 lr, decay = rates_at(progress, self.config)
                 schedule(self.optimizer, lr, decay)

@@ -67,7 +67,15 @@ def recon(**options):
 
 
 def blurred(**options):
-    return fastequi.gaussian_blur(IMAGE, 1.0, **options)
+    return fastequi.gaussian_blur(IMAGE, **{"sigma": 1.0, **options})
+
+
+def blur_recon(**options):
+    return fastequi.blur_recon_loss(rows(2, 2, 3, 8, 8), IMAGE, **options)
+
+
+def warped(**options):
+    return fastequi.warp(IMAGE, THETA, **options)
 
 
 NUMBERS = [
@@ -151,10 +159,19 @@ REFUSED = [
     (nt_xent, {"group": "a"}, TypeError, "group: expected a ProcessGroup or None, got str"),
     (koleo, {"eps": -1.0}, ValueError, "eps: expected a finite number >= 0, got -1.0"),
     (recon, {"size": 9}, ValueError, r"size: expected pred's own \(8, 8\), or none"),
-    (recon, {"mean": np.array("a"), "std": 0.5}, ValueError, "mean: expected a finite float"),
-    (recon, {"mean": True, "std": 0.5}, ValueError, "mean: expected a finite float"),
+    (recon, {"mean": np.array("a"), "std": 0.5}, ValueError, "mean: expected a finite number"),
+    (recon, {"mean": True, "std": 0.5}, ValueError, "mean: expected a finite number"),
     (linear, {"patch_size": 16}, ValueError, r"weight: expected \(2, 768, 8\)"),
     (linear, {"size": (16, 8)}, ValueError, "size: .* but hidden has 4 tokens"),
+    (warped, {"size": "32"}, ValueError, r"size: expected a size or \(height, .* got '32'"),
+    (warped, {"dtype": "int8"}, TypeError, "dtype: expected a floating dtype or uint8, got 'int8'"),
+    (blurred, {"dtype": "int8"}, TypeError, "dtype: expected a floating dtype, got 'int8'"),
+    (blurred, {"sigma": rows(3)}, ValueError, r"sigma: .* B=2 as in image, got \(3,\)"),
+    (blur_recon, {"sigma": rows(3)}, ValueError, r"sigma: .* B=2 as in image, got \(3,\)"),
+    (blur_recon, {"sigma": rows(2, 2, 1)}, ValueError, r"sigma: expected \[B, K\] or \[B\]"),
+    (nt_xent, {"sizes": [4, 4]}, ValueError, r"sizes: expected 1, one of .*, got \[4, 4\]"),
+    (koleo, {"sizes": [4, 4]}, ValueError, r"sizes: expected 1, one of .*, got \[4, 4\]"),
+    (vicreg, {"sizes": [4, 4]}, ValueError, r"sizes: expected 1, one of .*, got \[4, 4\]"),
 ]
 
 

@@ -395,7 +395,7 @@ def test_one_number_stands_for_all():
     for size in ((8, 8, 8), 8.5, 0):
         with pytest.raises(ValueError, match="size: expected a size or"):
             fastequi.warp(image, theta, size=size)
-    with pytest.raises(ValueError, match="mean: expected a finite float, or 3"):
+    with pytest.raises(ValueError, match="mean: expected a finite number, or 3 of them"):
         fastequi.warp(image, theta, mean=float("nan"), std=1.0)
 
 

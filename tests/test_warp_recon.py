@@ -396,7 +396,7 @@ def test_the_module_holds_its_options(backend, device):
         ({"patch_size": 4}, ValueError, "patch_size: only for layout"),
         ({"layout": "patch"}, ValueError, "patch_size: layout"),
         ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
-        ({"mean": MEAN, "std": (0.2,)}, ValueError, "std: expected a finite float, or 3"),
+        ({"mean": MEAN, "std": (0.2,)}, ValueError, "std: expected a finite number, or 3 of them"),
         ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected values > 0"),
         ({"mean": torch.zeros(3), "std": STD}, TypeError, "mean: expected floats, got a tensor"),
         ({"size": 0}, ValueError, "size: expected a size or"),
@@ -432,7 +432,7 @@ def test_the_module_refuses_a_wrong_option_when_it_is_made(options, error, messa
         (
             {"mean": (0.5,), "std": (0.5,)},
             ValueError,
-            "mean: expected a finite float",
+            "mean: expected a finite number",
         ),
         ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected values > 0"),
         ({"color": torch.zeros(2, 2, 3, 3)}, ValueError, r"color: expected \[B, K, 3, 4\]"),

@@ -47,7 +47,7 @@ class PretrainOptions(Patterned):
     run_dir: Path | None = None
     """Folder of the run; by default a new one, named by date."""
     resume: bool = False
-    """Continue from the newest checkpoint in --run-dir, with that run's settings."""
+    """Continue from the newest checkpoint in --run-dir. What is not given stays as in that run."""
     max_steps: int | None = None
     """Stop after this many optimiser steps; the schedule is not shortened."""
     checkpoint_every: int | None = None
@@ -316,6 +316,9 @@ def _unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueErr
 def doctor(argv: list[str]) -> None:
     from fastequi.cli.doctor import report
 
+    if argv in (["-h"], ["--help"]):
+        print("usage: fastequi doctor\n\nShows what is installed, and the backend of each part.")
+        return
     if argv:
         raise ValueError(f"doctor takes no options, got {' '.join(argv)}")
     print(report())

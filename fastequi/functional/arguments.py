@@ -93,7 +93,7 @@ def two_sizes(name: str, size: int | Sequence[int]) -> tuple[int, int]:
         height, width = [integer(name, n) for n in both]
     except (TypeError, ValueError):
         raise ValueError(
-            f"{name}: expected a size or (height, width), each an integer >= 1, got {size}"
+            f"{name}: expected a size or (height, width), each an integer >= 1, got {size!r}"
         ) from None
     return height, width
 

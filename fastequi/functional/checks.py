@@ -186,7 +186,8 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
             each = []
         if len(each) != channels:
             raise ValueError(
-                f"{name}: expected a finite float, or {channels}, one per channel, got {values}"
+                f"{name}: expected a finite number, or {channels} of them, one per channel, "
+                f"got {values!r}"
             )
     if found[1] is not None and min(found[1]) <= 0:
         raise ValueError(f"std: expected values > 0, got {std}")
@@ -255,6 +256,7 @@ def with_sigma(
 ) -> tuple[Tensor, Tensor, bool]:
     """(the argument `name` and sigma with an axis of steps, whether that has been added)."""
     sigma = as_sigma(sigma, image, max_sigma, pred.shape[1] if pred.ndim == ndim else None)
+    check_sigma(sigma, image, max_sigma)
     single = sigma.ndim == 1
     if pred.ndim != ndim - single:
         what = "[B, K, C, H, W]" if ndim == 5 else "patch tokens [B, K, L, p*p*C]"
@@ -262,13 +264,12 @@ def with_sigma(
         raise ValueError(f"{name}: expected {what} (no K for sigma [B]), got {tuple(pred.shape)}")
     if single:
         sigma, pred = sigma[:, None], pred[:, None]
-    check_sigma(sigma, image, max_sigma)
     return pred, sigma, single
 
 
 def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
-    """Its shape, [B, K], and what values it has."""
-    if sigma.ndim != 2 or len(sigma) != len(image):
+    """Its shape, [B, K] or [B], and what values it has."""
+    if sigma.ndim not in (1, 2) or len(sigma) != len(image):
         raise ValueError(
             f"sigma: expected [B, K] or [B] with B={len(image)} as in image, "
             f"got {tuple(sigma.shape)}"
@@ -306,7 +307,7 @@ def check_out_dtype(dtype: torch.dtype, mean: Sequence[float] | None) -> None:
     if dtype == torch.uint8 and mean is not None:
         raise ValueError("dtype: uint8 cannot hold normalised values; leave out mean and std")
     if dtype != torch.uint8 and dtype not in FLOATS:
-        raise TypeError(f"dtype: expected a floating dtype or uint8, got {dtype}")
+        raise TypeError(f"dtype: expected a floating dtype or uint8, got {dtype!r}")
 
 
 def check_pred(

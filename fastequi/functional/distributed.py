@@ -26,12 +26,11 @@ def world() -> ProcessGroup | None:
 
 def check_group(group: ProcessGroup | None, sizes: Sequence[int] | None = None) -> None:
     """The arguments `group` and `sizes` of a loss over all processes."""
-    if group is None:
-        return
-    if not isinstance(group, ProcessGroup):
+    if group is not None and not isinstance(group, ProcessGroup):
         raise TypeError(f"group: expected a ProcessGroup or None, got {type(group).__name__}")
-    if sizes is not None and len(sizes) != group.size():
-        raise ValueError(f"sizes: expected {group.size()}, one of each process, got {sizes}")
+    count = 1 if group is None else group.size()
+    if sizes is not None and len(sizes) != count:
+        raise ValueError(f"sizes: expected {count}, one of each process of group, got {sizes}")
 
 
 def all_gather_sizes(x: Tensor, group: ProcessGroup | None) -> list[int]:

@@ -47,13 +47,13 @@ def gaussian_blur(
     mean, std = checks.check_image(image, mean, std)
     max_sigma = arguments.number("max_sigma", max_sigma, above=0)
     sigma = checks.as_sigma(sigma, image, max_sigma)
+    checks.check_sigma(sigma, image, max_sigma)
     single = sigma.ndim == 1
     shaped = sigma[:, None] if single else sigma
-    checks.check_sigma(shaped, image, max_sigma)
     if dtype is None:
         dtype = image.dtype if image.is_floating_point() else torch.float32
     if dtype not in checks.FLOATS:
-        raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
+        raise TypeError(f"dtype: expected a floating dtype, got {dtype!r}")
     checks.same_device(image=image, sigma=sigma)
     target = BlurTarget(mean=mean, std=std, max_sigma=max_sigma)
     kind = dtype

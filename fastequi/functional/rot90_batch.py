@@ -45,7 +45,7 @@ def rot90_batch(
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images: expected square [B, C, N, N], got {tuple(images.shape)}")
     if dtype not in checks.FLOATS:
-        raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
+        raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype!r}")
     if memory_format not in (torch.contiguous_format, torch.channels_last):
         raise ValueError(
             f"memory_format: expected contiguous_format or channels_last, got {memory_format}"
