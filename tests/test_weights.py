@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from fastequi.evaluate.encoders import load_encoder
-from fastequi.evaluate.weights import load_weights
-from fastequi.models.published import named_size
-from fastequi.models.timm_names import Stated, from_shapes, plain, settled
+from fastequi.weights.reader import load_weights
+from fastequi.weights.published import named_size
+from fastequi.weights.architecture import Stated, from_shapes, plain, settled
 from fastequi.models.vit import VisionTransformer
 
 

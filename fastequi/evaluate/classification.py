@@ -25,7 +25,7 @@ from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.evaluate.tasks import shown
 from fastequi.functional.normalise import normalise as normalised
-from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.weights.architecture import UNSTATED, Stated
 from fastequi.runtime.devices import expect_memory
 
 KS = (5, 10, 20, 200)

@@ -19,7 +19,7 @@ from fastequi.data.sources.images import Source
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_encoder, noise
 from fastequi.evaluate.results import documented, writable, writable_folder
-from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.weights.architecture import UNSTATED, Stated
 from fastequi.runtime.devices import expect_memory
 
 _FILES = (".safetensors", ".npy")

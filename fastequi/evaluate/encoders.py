@@ -4,7 +4,7 @@ Every evaluation takes an :class:`Encoder` and needs no more of it than tokens b
 
 * a run's folder (its newest checkpoint), or one of its `checkpoints/step_*` folders;
 * a `*.safetensors` file of a ViT under timm's names, a run's own model.safetensors among them (see
-  `fastequi.evaluate.weights`);
+  `fastequi.weights.reader`);
 * `module:function`, also found from the current folder: called with the device, it returns an
   :class:`Encoder`.
 """
@@ -28,9 +28,9 @@ from fastequi.build import build
 from fastequi.config import Config
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
-from fastequi.evaluate.weights import Weights, load_weights, read_config
+from fastequi.weights.reader import Weights, load_weights, read_config
 from fastequi.methods.method import Method
-from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.weights.architecture import UNSTATED, Stated
 from fastequi.models.vit import VisionTransformer
 from fastequi.runtime import checkpoint
 from fastequi.runtime.devices import use_device

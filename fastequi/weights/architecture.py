@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastequi.models.published import usual_heads
+from fastequi.weights.published import usual_heads
 from fastequi.models.vit import VisionTransformer
 
 State = dict[str, Tensor]

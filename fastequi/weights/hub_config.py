@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastequi.models.timm_names import UNSTATED, Stated
+from fastequi.weights.architecture import UNSTATED, Stated
 
 Floats = tuple[float, ...]
 

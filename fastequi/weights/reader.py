@@ -2,7 +2,7 @@
 
 A run's model.safetensors holds the run's settings as metadata; other files have a config.json
 beside them, a run's or timm's (`hub_config.py`). What neither says is assumed, with a warning,
-where one value is usual, or an error asks for it; see `fastequi.models.timm_names`.
+where one value is usual, or an error asks for it; see `fastequi.weights.architecture`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from fastequi.build import build_encoder
 from fastequi.config import Config
 from fastequi.data.config import DataConfig
-from fastequi.evaluate.hub_config import HubConfig
-from fastequi.models.published import computes_otherwise, named_size
-from fastequi.models.timm_names import (
+from fastequi.weights.hub_config import HubConfig
+from fastequi.weights.published import computes_otherwise, named_size
+from fastequi.weights.architecture import (
     UNSTATED,
     Stated,
     expect_tensors,
