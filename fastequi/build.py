@@ -82,7 +82,7 @@ def build_decoder(config: Config) -> Decoder:
             *sizes,
             depth=tir.decoder_depth,
             num_heads=tir.decoder_heads,
-            mlp_ratio=model.mlp_ratio,
+            mlp_ratio=4.0 if model.mlp_ratio is None else model.mlp_ratio,
             shared=tir.decoder_shared,
             attention=model.attention,
         )
@@ -144,21 +144,17 @@ def build_network(
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:
     """The ViT that a config names, with the config's changes of its size."""
-    size = {
-        name: value
-        for name in ("embed_dim", "depth", "num_heads")
-        if (value := getattr(model, name)) is not None
-    }
+    own = ("embed_dim", "depth", "num_heads", "mlp", "mlp_ratio", "mlp_hidden")  # of the name
+    size = {name: value for name in own if (value := getattr(model, name)) is not None}
+    same = (
+        *("patch_size", "drop_path", "reg_tokens", "class_token", "checkpoint_activations"),
+        *("attention", "qkv_bias", "norm_eps", "final_norm", "pos", "no_embed_class"),
+        *("rope_theta", "rope_rescale", "rope_jitter", "rope_shift"),
+    )
     return vit.create(
         model.name,
         img_size=image_size,
-        patch_size=model.patch_size,
-        mlp_ratio=model.mlp_ratio,
-        drop_path=model.drop_path,
         init_values=model.layer_scale,
-        reg_tokens=model.reg_tokens,
-        class_token=model.class_token,
-        checkpoint_activations=model.checkpoint_activations,
-        attention=model.attention,
+        **{name: getattr(model, name) for name in same},
         **size,
     )

@@ -22,18 +22,33 @@ from fastequi.runtime.devices import expect_name, use_device
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder: a ViT by name; embed_dim, depth and num_heads override its size if set.
+    """The encoder: a ViT by name; what is None is as that name says.
 
     RotNet also takes "nin" and "alexnet"; of these settings they read `num_blocks` alone.
     """
 
-    name: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "nin", "alexnet"] = "vit_small"
+    name: Literal[
+        "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_so150m", "vit_giant",
+        "vit_huge_plus", "nin", "alexnet",
+    ] = "vit_small"  # fmt: skip
     num_blocks: int = 4  # blocks of nin, 3 to 5
     patch_size: int = 16  # pixels
     embed_dim: int | None = None
     depth: int | None = None
     num_heads: int | None = None
-    mlp_ratio: float = 4.0
+    mlp: Literal["gelu", "swiglu"] | None = None
+    mlp_ratio: float | None = None  # MLP's width over embed_dim; swiglu takes two thirds of it
+    mlp_hidden: int | None = None  # MLP's exact width, instead of mlp_ratio
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6  # epsilon of all norms
+    final_norm: bool = True  # false: as networks whose last norm comes after the mean over tokens
+    pos: Literal["learned", "rope"] = "learned"  # position embedding, or DINOv3's rotary positions
+    no_embed_class: bool = False  # the position embedding is added to patches alone
+    rope_theta: float = 100.0
+    # rope: largest factors and shift of the coordinates in training (1, 1, 0: none; DINOv3 2, 1, 0)
+    rope_rescale: float = 1.0
+    rope_jitter: float = 1.0  # along each axis by itself
+    rope_shift: float = 0.0  # in half images
     drop_path: float = 0.0  # stochastic depth rate of the last block, growing linearly from 0
     layer_scale: float | None = None  # initial value of LayerScale; None: no LayerScale
     reg_tokens: int = 0  # register tokens
@@ -94,7 +109,7 @@ class TIRConfig:
     decoder: Literal["patch", "blocks", "pixel_shuffle"] = "patch"
     decoder_width: int = 256  # channels of the convolutions or blocks
     decoder_convs: int = 4  # patch, pixel_shuffle
-    decoder_depth: int = 2  # transformer blocks, of the encoder's mlp_ratio (blocks)
+    decoder_depth: int = 2  # transformer blocks, of the encoder's mlp_ratio, else 4 (blocks)
     decoder_heads: int = 4  # attention heads (blocks)
     decoder_shared: bool = True  # one trunk of blocks for all steps; else one each (blocks)
     expander: tuple[int, ...] = (8192, 8192, 8192)  # layer widths (vicreg)
@@ -290,22 +305,27 @@ def recipe_of(text: str) -> str:
     return str(json.loads(text).get("recipe", ""))
 
 
-# Settings that a resumed run cannot change, since its weights' shapes or its position in the data
-# depend on them. Of some, only whether they are 0.
+# Settings that a resumed run cannot change, since its weights' shapes or meaning or its position in
+# the data depend on them. Of some, only whether they are 0. An mlp_ratio of None is 4, as it was
+# before it could be None, but of vit_so150m and vit_huge_plus.
 _KEPT: dict[str, Callable[[Any], Any]] = {
     name: lambda value: value
     for name in (
         *("method", "optim.kind", "optim.muon_encoder"),
         *("data.image_size", "data.samples_per_decode", "data.repeat"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
-        *("model.num_heads", "model.mlp_ratio", "model.layer_scale", "model.reg_tokens"),
+        *("model.num_heads", "model.mlp", "model.mlp_hidden", "model.qkv_bias", "model.norm_eps"),
+        *("model.final_norm", "model.pos", "model.no_embed_class", "model.rope_theta"),
+        *("model.layer_scale", "model.reg_tokens"),
         *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
         *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
         *("tir.decoder_depth", "tir.decoder_heads", "tir.decoder_shared", "tir.equi_layer"),
         *("tir.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
         *("gtsa.dim", "gtsa.rotation_dims"),
     )
-} | dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
+}
+_KEPT |= dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
+_KEPT["model.mlp_ratio"] = lambda value: 4.0 if value is None else value
 
 
 def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -321,6 +341,8 @@ def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     for name, (old, new) in found.items():
         if name in _KEPT and _KEPT[name](old) != _KEPT[name](new):
             raise ValueError(f"{name}: expected {old}, which --resume cannot change, got {new}")
+    if None in found.get("model.mlp_ratio", ()):
+        del found["model.mlp_ratio"]  # 4, said by one and not by the other
     return found
 
 

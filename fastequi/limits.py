@@ -25,9 +25,10 @@ _PART: Test = ("0 <= share < 1", lambda x: 0 <= x < 1)
 
 # section, condition, fields: of a number, of each number of a tuple; None is always allowed
 _LIMITS: tuple[tuple[str, Test, str], ...] = (
-    ("model", _COUNT, "num_blocks patch_size embed_dim depth num_heads"),
-    ("model", _POSITIVE, "mlp_ratio layer_scale"),
-    ("model", _AMOUNT, "reg_tokens"),
+    ("model", _COUNT, "num_blocks patch_size embed_dim depth num_heads mlp_hidden"),
+    ("model", _COUNT, "rope_rescale rope_jitter"),
+    ("model", _POSITIVE, "mlp_ratio layer_scale norm_eps rope_theta"),
+    ("model", _AMOUNT, "reg_tokens rope_shift"),
     ("model", _PART, "drop_path"),
     ("tir", _COUNT, "dim decoder_width decoder_depth decoder_heads expander projector"),
     ("tir", _AMOUNT, "num_steps equi_dim decoder_convs"),
@@ -54,13 +55,14 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
 
 @functools.cache
 def _choices(section: type) -> dict[str, tuple[str, ...]]:
-    """The names that each field of a section may have, where it may have a few alone."""
+    """The names that each field of a section may have, where it may have a few alone, or None."""
     hints = typing.get_type_hints(section) if dataclasses.is_dataclass(section) else {}
-    return {
-        name: typing.get_args(hint)
-        for name, hint in hints.items()
-        if typing.get_origin(hint) is typing.Literal
-    }
+    found = {}
+    for name, hint in hints.items():
+        for one in (hint, *typing.get_args(hint)):  # of `Literal[...] | None` its first argument
+            if typing.get_origin(one) is typing.Literal:
+                found[name] = typing.get_args(one)
+    return found
 
 
 def check(config: Config) -> None:
@@ -73,7 +75,10 @@ def check(config: Config) -> None:
     for where, section in (("", config), *((f"{n}.", getattr(config, n)) for n in vars(config))):
         for name, allowed in _choices(type(section)).items():  # type: ignore[arg-type]
             value = getattr(section, name)
-            expect(value in allowed, f"{where}{name}", f"one of {', '.join(allowed)}", value)
+            absent = value is None and getattr(type(section), name) is None  # the field's default
+            expect(
+                absent or value in allowed, f"{where}{name}", f"one of {', '.join(allowed)}", value
+            )
     _check_model(config)
     _check_optim(config)
     _check_train(config)
@@ -112,6 +117,12 @@ def _check_model(config: Config) -> None:
             width % heads == 0,
             "model.num_heads",
             f"a divisor of model.embed_dim={width}",
+            heads,
+        )
+        expect(
+            model.pos != "rope" or width // heads % 4 == 0,
+            "model.num_heads",
+            f"heads of a multiple of 4 channels for model.pos=rope, of model.embed_dim={width}",
             heads,
         )
     expect(

@@ -61,7 +61,7 @@ def test_z_equi_is_the_norm_and_linear_layer_of_that_blocks_tokens(recipe):
     student = getattr(model.base, "student", model.base)
     head, encoder = student.equi_head, model.encoder  # the teacher began as a copy
     assert head.block == 2
-    x = encoder.embed(batch.v1)
+    x = encoder.embed(batch.v1).tokens
     for block in encoder.blocks[:2]:
         x = block(x.flatten(0, 1), [x.shape[:2]]).view_as(x)
     x = F.layer_norm(encoder.split(x).patch, (32,), head.norm.weight, head.norm.bias, 1e-6)

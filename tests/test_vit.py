@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.models import vit
+from fastequi.models.transformer import Block, BlockShape
 
 SIZES = {
     "vit_tiny": (192, 12, 3),
@@ -198,7 +199,7 @@ def test_positions_of_a_rectangle_are_not_a_squares():
     assert model.img_size == (32, 128)
     x = torch.randn(1, 3, 32, 128)
     tokens = model.patch_embed(x) + model.pos_embed[:, 1:]
-    torch.testing.assert_close(model.embed(x)[:, 1:], tokens)
+    torch.testing.assert_close(model.embed(x).tokens[:, 1:], tokens)
     half = vit.resize_pos_embed(model.pos_embed, (4, 16), 1, (8, 32))
     torch.testing.assert_close(model._positions((4, 16)), half)
     with pytest.raises(ValueError, match="pos_embed: expected a square of patches, got 12 of them"):
@@ -206,7 +207,7 @@ def test_positions_of_a_rectangle_are_not_a_squares():
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
-    block = vit.Block(8, 1, 4.0, True, 0.5, None, "auto").train()
+    block = Block(BlockShape(8, 1, 32), 0.5).train()
     torch.manual_seed(0)
     groups = [(4000, 2), (500, 3)]
     dropped = block._drop(torch.ones(9500, 8), groups)
@@ -256,7 +257,7 @@ def test_masked_patches_are_replaced_before_positions_are_added():
     model = tiny()
     x, mask, token = torch.randn(2, 3, 32, 32), torch.zeros(2, 16, dtype=torch.bool), torch.ones(32)
     mask[1, 3] = True
-    plain, masked = model.embed(x), model.embed(x, mask, token)
+    plain, masked = model.embed(x).tokens, model.embed(x, mask, token).tokens
     torch.testing.assert_close(masked[1, 4], token + model.pos_embed[0, 4])
     keep = torch.ones(2, 17, dtype=torch.bool)
     keep[1, 4] = False
