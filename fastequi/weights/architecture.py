@@ -1,8 +1,9 @@
-"""The architecture of a ViT, read from a state dict under timm's names.
+"""The architecture of a ViT, read from a state dict under our names, which are timm's.
 
-Shapes determine everything but the number of attention heads and the grid of the positions. Those
-may be given (:class:`Stated`). Otherwise they are assumed, and reported: heads as in all published
-networks of that width (`published.py`), a square grid. If that is not possible, an error asks.
+Shapes determine everything but the number of attention heads, the grid of the positions and the
+norms' epsilon. Those may be given (:class:`Stated`). Otherwise heads are assumed, and reported, as
+in all published networks of that width (`published.py`), and a square grid. If that is not
+possible, an error asks.
 """
 
 from __future__ import annotations
@@ -16,123 +17,158 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastequi.weights.published import usual_heads
+from fastequi.models.mlp import SwiGLU
 from fastequi.models.vit import VisionTransformer
+from fastequi.weights.files import some
+from fastequi.weights.published import usual_heads
 
 State = dict[str, Tensor]
 
-_PATCHES = "patch_embed.proj.weight"
-_NO_VIT = "not the tensors of a plain ViT under timm's names"
-_NAMED = 3  # tensors named in a message
-
-_AXES = {_PATCHES: 4, "pos_embed": 3, "reg_token": 3, "blocks.0.mlp.fc1.weight": 2}
+PATCHES = "patch_embed.proj.weight"
+_AXES = {PATCHES: 4, "pos_embed": 3, "cls_token": 3, "reg_token": 3, "blocks.0.mlp.fc1.weight": 2,
+         "blocks.0.mlp.fc2.weight": 2}  # fmt: skip
 _KINDS = {  # of networks that are no plain ViT, by the names of their tensors
     r"\.(attns|ffns)\.": "parallel blocks",
     r"\.attn\.([qkv]|[qkv]_proj|[qkv]_bias)\b": "q, k and v are apart",
     r"\.(q_norm|k_norm)\.": "q and k are normalised",
     r"\.mlp\.(fc1_g|fc1_x|w12|w1|w2|w3)\.": "a gated MLP (SwiGLU)",
+    r"relative_position": "relative positions (BEiT, Swin)",
     r"^norm_pre\.": "a norm before the blocks (CLIP's)",
-    r"^fc_norm\.": "the last norm comes after the mean over tokens",
+    r"^cls_norm\.": "class and patch tokens have norms of their own",
+    r"^(rope|freqs|rope_embed)\b": "rotary positions",
 }
 
 
 @dataclass(frozen=True)
 class Stated:
-    """Given properties of a ViT that its tensors do not determine; None: not given.
+    """What the caller says of a file's ViT that its tensors do not, and asks of it; None: nothing.
 
     Attributes:
         num_heads: of every block.
         img_size: height and width in pixels of the images that the positions are for.
+        network: "teacher" or "student", of a file with both; by default the teacher.
+        patch_size: that the patch embedding is resized to (`adapt.patches`).
+        channels: of the patch embedding that are kept, in this order, from 0.
     """
 
     num_heads: int | None = None
     img_size: tuple[int, int] | None = None
+    network: str | None = None
+    patch_size: int | None = None
+    channels: tuple[int, ...] | None = None
 
     def over(self, other: Stated) -> Stated:
         """This, with missing values from the other."""
-        return Stated(self.num_heads or other.num_heads, self.img_size or other.img_size)
+        names = vars(self)
+        own = {name: getattr(other, name) if names[name] is None else names[name] for name in names}
+        return Stated(**own)
 
 
 UNSTATED = Stated()
 
 
-def plain(state: State) -> tuple[State, list[str]]:
-    """The tensors that tokens are computed from, under timm's names, and a list of the changes.
+@dataclass(frozen=True)
+class Asked:
+    """How the options that a message asks for are called.
 
-    A prefix of all names is removed (DistributedDataParallel's `module.`, `backbone.`), with the
-    tensors outside; heads and other tensors after the tokens or for training only are removed;
-    DeiT's distillation token becomes a register token, as it acts outside of the loss.
-
-    Raises:
-        ValueError: no ViT, or several.
+    Attributes:
+        file: that the file is named by.
+        num_heads, img_size, network, channels: of :class:`Stated`.
     """
-    prefixes = [name.removesuffix(_PATCHES) for name in state if name.endswith(_PATCHES)]
-    prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
-    if not prefixes:
-        raise ValueError(f"{_NO_VIT}: no {_PATCHES}, but {_some(list(state)) or 'nothing'}")
-    if len(prefixes) > 1:
-        below = _some([repr(prefix) for prefix in prefixes])
-        raise ValueError(f"expected one network, got {len(prefixes)}, below {below}")
-    (prefix,) = prefixes
-    changes = []
-    if prefix:
-        outside = [name for name in state if not name.startswith(prefix)]
-        without = f", without {_some(outside)}" if outside else ""
-        changes.append(f"read below the prefix {prefix!r}{without}")
-    state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    linear = {"head.weight", "head.bias"}
-    kept = linear if linear <= state.keys() else set()
-    after = re.compile(r"(head|head_dist|attn_pool)\.|(mask_token|masked_embed)$")
-    unused = [name for name in state if after.match(name) and name not in kept]
-    if unused:
-        changes.append(f"left out tensors that no token depends on: {_some(unused)}")
-        state = {name: t for name, t in state.items() if name not in unused}
-    if "dist_token" in state and "reg_token" not in state:
-        changes.append("dist_token is read as a register")
-        state["reg_token"] = state.pop("dist_token")
-    return state, changes
+
+    file: str = "CHECKPOINT"
+    num_heads: str = "--num-heads"
+    img_size: str = "--img-size"
+    network: str = "--network"
+    channels: str = "--channels"
 
 
-def from_shapes(state: State) -> dict[str, Any]:
+ASKED = Asked()
+
+
+class UnlikeError(ValueError):
+    """Tensors are not those of a ViT of ours.
+
+    Attributes:
+        kinds: what the network is, if its names tell.
+        missing, unknown: tensors.
+        wrong: (tensor, its shape, the expected one).
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str] = (),
+        missing: Sequence[str] = (),
+        unknown: Sequence[str] = (),
+        wrong: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]] = (),
+    ) -> None:
+        self.kinds, self.missing, self.unknown, self.wrong = kinds, missing, unknown, wrong
+        super().__init__(self.told("a plain ViT under timm's names", str))
+
+    def told(self, what: str, spelled: Callable[[str], str]) -> str:
+        """The message, for a layout that spells our names otherwise."""
+        parts = [", ".join(self.kinds)] if self.kinds else []
+        parts += [f"no {some([spelled(n) for n in self.missing])}"] if self.missing else []
+        parts += [f"unknown {some([spelled(n) for n in self.unknown])}"] if self.unknown else []
+        shapes = [f"{spelled(n)} {found}, not {expected}" for n, found, expected in self.wrong]
+        parts += [some(shapes)] if shapes else []
+        return f"not the tensors of {what}: {'; '.join(parts)}"
+
+
+def from_shapes(state: State, *, rope: bool = False) -> dict[str, Any]:
     """The arguments of :class:`VisionTransformer` that follow from a state dict's shapes.
 
     `num_heads` and the positions' `img_size` and `no_embed_class` do not, and are missing.
 
     Args:
-        state: from :func:`plain`.
+        state: the tensors that tokens are computed from.
+        rope: positions are rotary; else there has to be an embedding.
 
     Raises:
-        ValueError: a tensor is missing or not a plain ViT's.
+        UnlikeError: a tensor is missing or not a ViT's.
+        ValueError: one is of a wrong shape.
     """
-    missing = [n for n in ("pos_embed", "blocks.0.mlp.fc1.weight") if n not in state]
+    first = [PATCHES, "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"]
+    missing = [name for name in [*first, *([] if rope else ["pos_embed"])] if name not in state]
     if missing:
-        raise ValueError(_unlike(state, missing))
+        raise UnlikeError(_kinds(state), missing)
     for name, axes in _AXES.items():
         if name in state and state[name].ndim != axes:
-            raise ValueError(f"{_NO_VIT}: {name} has {state[name].ndim} axes, expected {axes}")
-    dim, chans, patch, across = state[_PATCHES].shape
+            found = state[name].ndim
+            raise ValueError(f"not a ViT's tensors: {name} has {found} axes, expected {axes}")
+    dim, chans, patch, across = state[PATCHES].shape
     if patch != across:
-        raise ValueError(f"{_PATCHES}: expected square patches, got {patch}x{across}")
+        raise ValueError(f"{PATCHES}: expected square patches, got {patch}x{across}")
     registers, classes = state.get("reg_token"), state.get("head.weight")
+    hidden = state["blocks.0.mlp.fc2.weight"].shape[1]
+    gated = len(state["blocks.0.mlp.fc1.weight"]) == 2 * hidden
     options: dict[str, Any] = {
         "patch_size": patch,
         "in_chans": chans,
         "num_classes": 0 if classes is None else len(classes),
         "embed_dim": dim,
         "depth": _depth(state),
-        "mlp_ratio": _ratio(len(state["blocks.0.mlp.fc1.weight"]), dim),
+        "mlp": "swiglu" if gated else "gelu",
+        "mlp_hidden": hidden,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
         "class_token": "cls_token" in state,
         "reg_tokens": 0 if registers is None else registers.shape[1],
+        "final_norm": "norm.weight" in state,
+        "pos": "rope" if rope else "learned",
     }
-    of_any_grid = {**options, "num_heads": 1, "img_size": patch}
-    expect_tensors(state, lambda: VisionTransformer(**of_any_grid), but="pos_embed")
+    if not options["final_norm"] and "fc_norm.weight" not in state:
+        raise UnlikeError(_kinds(state), ["norm.weight"])
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("fc_norm.")}
+    expect_tensors(rest, lambda: _of_any_grid(options), but="pos_embed")
     return options
 
 
 def settled(
-    state: State, options: dict[str, Any], stated: Stated = UNSTATED
+    state: State,
+    options: dict[str, Any],
+    stated: Stated = UNSTATED,
+    asked: Asked = ASKED,
 ) -> tuple[dict[str, Any], list[str]]:
     """All arguments of :class:`VisionTransformer`, and a list of those that are assumed.
 
@@ -140,26 +176,78 @@ def settled(
         state: the tensors.
         options: from :func:`from_shapes`.
         stated: given properties.
+        asked: how they are called in messages.
 
     Raises:
         ValueError: a property is neither given nor usual, or does not fit.
     """
-    heads, assumed = _heads(options["embed_dim"], options["class_token"], stated)
+    heads, assumed = _heads(options["embed_dim"], options["class_token"], stated, asked)
+    if options["pos"] == "rope":
+        size, more = stated.img_size, []
+        if size is None:
+            size = (_ROPE_SIDE, _ROPE_SIDE)
+            more = [f"img_size {_ROPE_SIDE}x{_ROPE_SIDE} (rotary positions take any)"]
+        patch = options["patch_size"]
+        size = (size[0] // patch * patch, size[1] // patch * patch)
+        return {**options, "num_heads": heads, "img_size": size}, assumed + more
     prefix = options["class_token"] + options["reg_tokens"]
     places = state["pos_embed"].shape[1]
-    img_size, embedded, more = _img_size(places, prefix, options["patch_size"], stated)
-    found = {"num_heads": heads, "img_size": img_size, "no_embed_class": embedded < prefix}
+    size, embedded, more = _img_size(places, prefix, options["patch_size"], stated, asked)
+    found = {"num_heads": heads, "img_size": size, "no_embed_class": embedded < prefix}
     return {**options, **found}, assumed + more
 
 
-def _heads(dim: int, class_token: bool, stated: Stated) -> tuple[int, list[str]]:
+_ROPE_SIDE = 224
+
+
+def options_of(network: VisionTransformer) -> dict[str, Any]:
+    """The arguments that a ViT's architecture was made with; not those of its training.
+
+    `init_values` is 1e-5 where there is LayerScale: its first value is not kept.
+    """
+    found = {
+        "img_size": network.img_size,
+        "patch_size": network.patch_size,
+        "in_chans": network.in_chans,
+        "num_classes": getattr(network.head, "out_features", 0),
+        "embed_dim": network.embed_dim,
+        "depth": len(network.blocks),
+        "num_heads": network.num_heads,
+        "class_token": network.cls_token is not None,
+        "reg_tokens": 0 if network.reg_token is None else network.reg_token.shape[1],
+        "no_embed_class": network.no_embed_class,
+        "pos": "learned" if network.rope is None else "rope",
+        "final_norm": isinstance(network.norm, torch.nn.LayerNorm),
+    }
+    if network.rope is not None:
+        found["rope_theta"] = network.rope.theta
+    if len(network.blocks):
+        block: Any = network.blocks[0]
+        found |= {
+            "mlp": "swiglu" if isinstance(block.mlp, SwiGLU) else "gelu",
+            "mlp_hidden": block.mlp.fc2.in_features,
+            "qkv_bias": block.attn.qkv.bias is not None,
+            "init_values": 1e-5 if hasattr(block.ls1, "gamma") else None,
+            "norm_eps": block.norm1.eps,
+        }
+    return found
+
+
+def _of_any_grid(options: dict[str, Any]) -> VisionTransformer:
+    """With heads of four channels, of which every network's are a multiple for rotary positions."""
+    dim, patch = options["embed_dim"], options["patch_size"]
+    heads = 1 if dim % 4 else dim // 4
+    return VisionTransformer(**options, num_heads=heads, img_size=patch)
+
+
+def _heads(dim: int, class_token: bool, stated: Stated, asked: Asked) -> tuple[int, list[str]]:
     heads, assumed = stated.num_heads, []
     if heads is None:
         heads = usual_heads(dim, class_token)
         assumed = [f"num_heads {heads} (usual at {dim} channels)"]
     if heads is None:
         raise ValueError(
-            f"num_heads: unknown for {dim} channels; expected --num-heads, or num_heads in a "
+            f"num_heads: unknown for {dim} channels; expected {asked.num_heads}, or num_heads in a "
             f"config.json beside the file"
         )
     if dim % heads:
@@ -168,7 +256,7 @@ def _heads(dim: int, class_token: bool, stated: Stated) -> tuple[int, list[str]]
 
 
 def _img_size(
-    places: int, prefix: int, patch: int, stated: Stated
+    places: int, prefix: int, patch: int, stated: Stated, asked: Asked
 ) -> tuple[tuple[int, int], int, list[str]]:
     """The images' height and width, the number of prefix positions, and what is assumed."""
     if stated.img_size is not None:
@@ -177,7 +265,7 @@ def _img_size(
             if rows * columns == places - others:
                 return (rows * patch, columns * patch), others, []
         raise ValueError(
-            f"img_size: {'x'.join(map(str, stated.img_size))} px (--img-size or config.json) "
+            f"img_size: {'x'.join(map(str, stated.img_size))} px ({asked.img_size} or config.json) "
             f"are {rows}x{columns} patches of {patch} px, but pos_embed has {places} positions "
             f"(with or without those of {prefix} prefix tokens)"
         )
@@ -185,7 +273,7 @@ def _img_size(
     squares = {n: side for n, side in squares.items() if side * side == places - n}
     if len(squares) != 1:
         raise ValueError(
-            f"img_size: unknown for {places} positions in pos_embed; expected --img-size, or "
+            f"img_size: unknown for {places} positions in pos_embed; expected {asked.img_size}, or "
             f"img_size in a config.json beside the file"
         )
     ((others, side),) = squares.items()
@@ -198,18 +286,12 @@ def _depth(state: State) -> int:
     depth = max(numbers) + 1
     gaps = [f"blocks.{i}" for i in range(depth) if i not in numbers]
     if gaps:
-        raise ValueError(f"{_some(gaps)} missing of blocks.0 to blocks.{depth - 1}")
+        raise ValueError(f"{some(gaps)} missing of blocks.0 to blocks.{depth - 1}")
     return depth
 
 
-def _ratio(hidden: int, dim: int) -> float:
-    """The MLP ratio that reproduces a width; hidden / dim itself may miss it by rounding."""
-    ratio = hidden / dim
-    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
-
-
 def expect_tensors(state: State, make: Callable[[], VisionTransformer], but: str = "") -> None:
-    """Raises ValueError if names or shapes differ from those of the ViT that `make` builds.
+    """Raises UnlikeError if names or shapes differ from those of the ViT that `make` builds.
 
     Args:
         but: a tensor whose shape may differ.
@@ -219,23 +301,15 @@ def expect_tensors(state: State, make: Callable[[], VisionTransformer], but: str
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
     if missing or unknown:
-        raise ValueError(_unlike(state, missing, unknown))
-    wrong = [n for n, tensor in expected.items() if n != but and tensor.shape != state[n].shape]
+        raise UnlikeError(_kinds(state), missing, unknown)
+    wrong = [
+        (name, tuple(state[name].shape), tuple(tensor.shape))
+        for name, tensor in expected.items()
+        if name != but and tensor.shape != state[name].shape
+    ]
     if wrong:
-        shapes = [f"{n} {tuple(state[n].shape)}, not {tuple(expected[n].shape)}" for n in wrong]
-        gated = "a gated MLP (SwiGLU); " if all(".mlp.fc2." in name for name in wrong) else ""
-        raise ValueError(f"{_NO_VIT}: {gated}{_some(shapes)}")
+        raise UnlikeError(wrong=wrong)
 
 
-def _unlike(state: State, missing: list[str], unknown: Sequence[str] = ()) -> str:
-    kinds = [kind for how, kind in _KINDS.items() if any(re.search(how, name) for name in state)]
-    parts = [", ".join(kinds)] if kinds else []
-    parts += [f"no {_some(missing)}"] if missing else []
-    parts += [f"unknown {_some(unknown)}"] if unknown else []
-    return f"{_NO_VIT}: {'; '.join(parts)}"
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names, and the number of the others."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _kinds(state: State) -> list[str]:
+    return [kind for how, kind in _KINDS.items() if any(re.search(how, name) for name in state)]

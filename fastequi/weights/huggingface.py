@@ -6,14 +6,13 @@ names, which its save_pretrained turns back and a plain torch.save does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from fastequi.weights.layouts import Layout
-from fastequi.weights.names import Names, Theirs
+from fastequi.weights.names import Names, Table
 from fastequi.weights.steps import ClassPosition, MaskToken
 
-_WHOLE: Mapping[str, Theirs] = {
+_WHOLE: Table = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
@@ -22,7 +21,7 @@ _WHOLE: Mapping[str, Theirs] = {
 _QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
 _PROJ = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 
-_VIT: Mapping[str, Theirs] = {
+_VIT: Table = {
     "norm1": "layernorm_before",
     "attn.qkv": _QKV,
     "attn.proj": "attention.output.dense",
@@ -39,7 +38,7 @@ VIT = Layout(
     norm_eps=1e-12,
     written={"reg_tokens": 0},
 )
-_VIT_MODULES = {
+_VIT_MODULES: Table = {
     "norm1": "layernorm_before",
     "attn.qkv": _PROJ,
     "attn.proj": "attention.o_proj",
@@ -52,7 +51,7 @@ VIT_MODULES = replace(
     marks=(r"^layers\.\d+\.layernorm_before\.",),
     steps=(Names(_WHOLE, _VIT_MODULES, "layers", closed=True), ClassPosition()),
 )
-_DISTILLED = {**_WHOLE, "reg_token": "embeddings.distillation_token"}
+_DISTILLED: Table = {**_WHOLE, "reg_token": "embeddings.distillation_token"}
 DEIT = replace(
     VIT,
     name="Hugging Face DeiT",
@@ -61,18 +60,18 @@ DEIT = replace(
     written={"reg_tokens": 1, "no_embed_class": False},
 )
 
-_DINOV2 = {
+_DINOV2: Table = {
     "norm1": "norm1",
     "ls1.gamma": "layer_scale1.lambda1",
     "norm2": "norm2",
     "ls2.gamma": "layer_scale2.lambda1",
 }
-_DINOV2_FILES = {**_DINOV2, "attn.qkv": _QKV, "attn.proj": "attention.output.dense"}
-_REGISTERS = {**_WHOLE, "reg_token": "embeddings.register_tokens"}
+_DINOV2_FILES: Table = {**_DINOV2, "attn.qkv": _QKV, "attn.proj": "attention.output.dense"}
+_REGISTERS: Table = {**_WHOLE, "reg_token": "embeddings.register_tokens"}
 _MASK = MaskToken("embeddings.mask_token")
 
 
-def _dinov2(block: Mapping[str, Theirs]) -> tuple[MaskToken, Names, ClassPosition]:
+def _dinov2(block: Table) -> tuple[MaskToken, Names, ClassPosition]:
     return _MASK, Names(_REGISTERS, block, "encoder.layer", closed=True), ClassPosition()
 
 
@@ -91,8 +90,8 @@ DINOV2_SWIGLU = replace(
     steps=_dinov2({**_DINOV2_FILES, "mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"}),
     written={"mlp": "swiglu"},
 )
-_GATED = {"mlp.fc1": ("mlp.gate_proj", "mlp.up_proj"), "mlp.fc2": "mlp.down_proj"}
-_DINOV2_MODULES = {**_DINOV2, "attn.qkv": _PROJ, "attn.proj": "attention.o_proj"}
+_GATED: Table = {"mlp.fc1": ("mlp.gate_proj", "mlp.up_proj"), "mlp.fc2": "mlp.down_proj"}
+_DINOV2_MODULES: Table = {**_DINOV2, "attn.qkv": _PROJ, "attn.proj": "attention.o_proj"}
 DINOV2_MODULES = replace(
     DINOV2,
     name="Hugging Face Dinov2, modules of transformers 5",
@@ -108,7 +107,7 @@ DINOV2_SWIGLU_MODULES = replace(
     written={"mlp": "swiglu"},
 )
 
-_DINOV3_WHOLE = {
+_DINOV3_WHOLE: Table = {
     "cls_token": "embeddings.cls_token",
     "reg_token": "embeddings.register_tokens",
     "patch_embed.proj": "embeddings.patch_embeddings",
@@ -118,12 +117,12 @@ _DINOV3_MASK = MaskToken("embeddings.mask_token", axes=3)
 _NO_KEY_BIAS = frozenset({"attention.k_proj.bias"})
 
 
-def _dinov3(block: Mapping[str, Theirs], blocks: str = "layer") -> tuple[MaskToken, Names]:
+def _dinov3(block: Table, blocks: str = "layer") -> tuple[MaskToken, Names]:
     table = {**_DINOV2_MODULES, **block}
     return _DINOV3_MASK, Names(_DINOV3_WHOLE, table, blocks, _NO_KEY_BIAS, closed=True)
 
 
-_UP = {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}
+_UP: Table = {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}
 DINOV3 = Layout(
     name="Hugging Face DINOv3 ViT",
     marks=(r"^layer\.\d+\.layer_scale1\.", r"^embeddings\.patch_embeddings\.weight$"),

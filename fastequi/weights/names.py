@@ -14,6 +14,8 @@ from torch import Tensor
 State = dict[str, Tensor]
 Theirs = str | tuple[str, ...]
 """A name, or several: their rows, one above the other, are our tensor's."""
+Table = Mapping[str, Theirs]
+"""Ours to theirs."""
 
 _OURS = "blocks"
 
@@ -33,8 +35,8 @@ class Names:
         closed: what is in no table is an error in writing.
     """
 
-    whole: Mapping[str, Theirs] = field(default_factory=dict)
-    block: Mapping[str, Theirs] = field(default_factory=dict)
+    whole: Table = field(default_factory=dict)
+    block: Table = field(default_factory=dict)
     blocks: str = _OURS
     zero: frozenset[str] = frozenset()
     closed: bool = False
@@ -77,9 +79,8 @@ class Names:
         """Their names of one of our tensors."""
         start, rest, table = _divided(name, _OURS, self.block, self.whole)
         head, tail = _longest(rest, table)
-        their = table.get(head, head)
         begin = f"{self.blocks}.{start}." if start else ""
-        return tuple(f"{begin}{one}{tail}" for one in ((their,) if isinstance(their, str) else their))
+        return tuple(f"{begin}{one}{tail}" for one in _several(table.get(head, head)))
 
     def _listed(self, name: str) -> bool:
         _, rest, table = _divided(name, _OURS, self.block, self.whole)
@@ -95,12 +96,12 @@ class Names:
 
     def _stacked(self, name: str, parts: Mapping[int, tuple[str, Tensor]]) -> Tensor:
         names = self.spelled(name)
+        known, like = next(iter(parts.values()))
         if len(names) == 1:
-            return next(iter(parts.values()))[1]
-        like = next(iter(parts.values()))[1]
+            return like
         missing = [one for i, one in enumerate(names) if i not in parts]
         if lost := [one for one in missing if not self._may_miss(one)]:
-            raise ValueError(f"no {', '.join(lost)}, which belongs to {next(iter(parts.values()))[0]}")
+            raise ValueError(f"no {', '.join(lost)}, which belongs to {known}")
         stacked = [parts[i][1] if i in parts else torch.zeros_like(like) for i in range(len(names))]
         if len({tensor.shape for tensor in stacked}) > 1:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in stacked)
@@ -116,10 +117,14 @@ class Names:
         return dict(_pairs(self.block)), dict(_pairs(self.whole))
 
 
-def _pairs(table: Mapping[str, Theirs]) -> Iterator[tuple[str, tuple[str, int]]]:
+def _pairs(table: Table) -> Iterator[tuple[str, tuple[str, int]]]:
     for own, their in table.items():
-        for place, one in enumerate((their,) if isinstance(their, str) else their):
+        for place, one in enumerate(_several(their)):
             yield one, (own, place)
+
+
+def _several(their: Theirs) -> tuple[str, ...]:
+    return (their,) if isinstance(their, str) else their
 
 
 def _divided(

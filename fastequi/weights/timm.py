@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastequi.weights.layouts import Layout
-from fastequi.weights.names import Names
+from fastequi.weights.names import Names, Table
 
 UNUSED = r"^(head|head_dist|attn_pool)\.|^(mask_token|masked_embed)$"
 # DeiT, AugReg, and Meta's DINO, MAE and iBOT as they publish encoders: names alone do not tell them
@@ -20,7 +20,7 @@ DEIT = Layout(
     written={"reg_tokens": 1},
 )
 
-_DINOV3_BLOCK = {
+_DINOV3_BLOCK: Table = {
     "ls1.gamma": "gamma_1",
     "ls2.gamma": "gamma_2",
     "attn.qkv.bias": ("attn.q_bias", "attn.k_bias", "attn.v_bias"),
@@ -36,7 +36,7 @@ DINOV3 = Layout(
     norm_eps=1e-5,
     rope=True,
 )
-_GATED = {**_DINOV3_BLOCK, "mlp.fc1": ("mlp.fc1_g", "mlp.fc1_x")}
+_GATED: Table = {**_DINOV3_BLOCK, "mlp.fc1": ("mlp.fc1_g", "mlp.fc1_x")}
 DINOV3_SWIGLU = replace(
     DINOV3,
     marks=(*DINOV3.marks, r"\.mlp\.fc1_g\."),
