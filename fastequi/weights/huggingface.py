@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastequi.weights.layouts import Layout
+from fastequi.weights.layouts import GATED, PLAIN, Layout
 from fastequi.weights.names import Names, Table
 from fastequi.weights.steps import ClassPosition, MaskToken
 
@@ -36,7 +36,7 @@ VIT = Layout(
     unused=r"^pooler\.|^embeddings\.mask_token$",
     heads={192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16},
     norm_eps=1e-12,
-    written={"reg_tokens": 0},
+    written={**PLAIN, "reg_tokens": 0},
 )
 _VIT_MODULES: Table = {
     "norm1": "layernorm_before",
@@ -57,7 +57,7 @@ DEIT = replace(
     name="Hugging Face DeiT",
     marks=(*VIT.marks, r"^embeddings\.distillation_token$"),
     steps=(Names(_DISTILLED, _VIT, "encoder.layer", closed=True),),
-    written={"reg_tokens": 1, "no_embed_class": False},
+    written={**PLAIN, "reg_tokens": 1, "no_embed_class": False},
 )
 
 _DINOV2: Table = {
@@ -88,7 +88,7 @@ DINOV2_SWIGLU = replace(
     marks=(*DINOV2.marks, r"\.mlp\.weights_in\."),
     lacks=(),
     steps=_dinov2({**_DINOV2_FILES, "mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"}),
-    written={"mlp": "swiglu"},
+    written=GATED,
 )
 _GATED: Table = {"mlp.fc1": ("mlp.gate_proj", "mlp.up_proj"), "mlp.fc2": "mlp.down_proj"}
 _DINOV2_MODULES: Table = {**_DINOV2, "attn.qkv": _PROJ, "attn.proj": "attention.o_proj"}
@@ -104,7 +104,7 @@ DINOV2_SWIGLU_MODULES = replace(
     marks=(*DINOV2_MODULES.marks, r"\.mlp\.gate_proj\."),
     lacks=(),
     steps=_dinov2({**_DINOV2_MODULES, **_GATED}),
-    written={"mlp": "swiglu"},
+    written=GATED,
 )
 
 _DINOV3_WHOLE: Table = {
@@ -138,7 +138,7 @@ DINOV3_SWIGLU = replace(
     marks=(*DINOV3.marks, r"\.mlp\.gate_proj\."),
     lacks=(),
     steps=_dinov3(_GATED),
-    written={"mlp": "swiglu"},
+    written=GATED,
 )
 _IN_MODEL = (r"^model\.layer\.\d+\.layer_scale1\.", DINOV3.marks[1])
 DINOV3_MODULES = replace(

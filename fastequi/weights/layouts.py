@@ -24,7 +24,8 @@ _OURS = (
     PATCHES, "blocks.0.norm1.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
     "blocks.0.norm2.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "norm.weight",
 )  # fmt: skip
-_WRITTEN = {"class_token": True, "final_norm": True, "mlp": "gelu"}
+PLAIN: Mapping[str, Any] = {"class_token": True, "final_norm": True, "mlp": "gelu"}
+GATED: Mapping[str, Any] = {**PLAIN, "mlp": "swiglu"}
 
 
 class Step(Protocol):
@@ -68,7 +69,7 @@ class Layout:
     norm_eps: float = 1e-6
     rope: bool = False
     facts: Callable[[State], dict[str, Any]] | None = None
-    written: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=lambda: PLAIN)
 
     def ours(self, state: State) -> State:
         """Their tensors under our names.
@@ -90,7 +91,7 @@ class Layout:
         Raises:
             ValueError: the network has something that the layout cannot express.
         """
-        needed = {**_WRITTEN, "pos": "rope" if self.rope else "learned", **self.written}
+        needed = {"pos": "rope" if self.rope else "learned", **self.written}
         for name, value in needed.items():
             if options[name] != value:
                 raise ValueError(f"{name}: expected {value} for {self.name}, got {options[name]}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastequi.weights.layouts import Layout
+from fastequi.weights.layouts import GATED, Layout
 from fastequi.weights.names import Names
 from fastequi.weights.steps import ClassPosition, KeyBiasMask, MaskToken, Periods, Unchunked
 from fastequi.weights.timm import UNUSED
@@ -55,7 +55,7 @@ DINOV2_SWIGLU = replace(
         Names(whole=_V2_TOKENS, block={"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}),
         ClassPosition(),
     ),
-    written={"mlp": "swiglu"},
+    written=GATED,
 )
 
 _PERIODS = Periods("rope_embed.periods")
@@ -81,7 +81,7 @@ DINOV3_SWIGLU = replace(
         KeyBiasMask(),
         Names(whole=_V3_TOKENS, block={"mlp.fc1": ("mlp.w1", "mlp.w2"), "mlp.fc2": "mlp.w3"}),
     ),
-    written={"mlp": "swiglu"},
+    written=GATED,
 )
 
 LAYOUTS = (DINOV3_SWIGLU, DINOV3, DINOV2_SWIGLU, DINOV2, MAE, IBOT_GAINS, IBOT, DINO)

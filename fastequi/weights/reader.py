@@ -56,6 +56,7 @@ class Weights:
     Attributes:
         path: of the file or folder.
         sha256: of the file, made when called.
+        layout: that it was recognised as, which also writes it.
         state: under our names, float32; fits what `make` makes.
         options: of the architecture.
         make: the architecture, freshly initialised from torch's generator.
@@ -67,6 +68,7 @@ class Weights:
 
     path: Path
     sha256: Callable[[], str]
+    layout: Layout
     state: State
     options: Options
     make: Callable[[], VisionTransformer]
@@ -177,6 +179,7 @@ def _loaded(contents: Contents, stated: Stated, insist: bool, asked: Asked) -> W
     return Weights(
         path=contents.path,
         sha256=contents.sha256,
+        layout=layout,
         state=state,
         options=options,
         make=make or partial(VisionTransformer, **options),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastequi.weights.layouts import Layout
+from fastequi.weights.layouts import GATED, PLAIN, Layout
 from fastequi.weights.names import Names, Table
 
 UNUSED = r"^(head|head_dist|attn_pool)\.|^(mask_token|masked_embed)$"
 # DeiT, AugReg, and Meta's DINO, MAE and iBOT as they publish encoders: names alone do not tell them
-VIT = Layout(name="timm's ViT", unused=UNUSED)
+VIT = Layout(name="timm's ViT", unused=UNUSED, written={})
 
 DEIT = Layout(
     name="timm's DeiT with a distillation token",
@@ -17,7 +17,7 @@ DEIT = Layout(
     lacks=(r"^reg_token$",),
     steps=(Names(whole={"reg_token": "dist_token"}),),
     unused=UNUSED,
-    written={"reg_tokens": 1},
+    written={**PLAIN, "reg_tokens": 1},
 )
 
 _DINOV3_BLOCK: Table = {
@@ -42,7 +42,7 @@ DINOV3_SWIGLU = replace(
     marks=(*DINOV3.marks, r"\.mlp\.fc1_g\."),
     lacks=DINOV3.lacks[:-1],
     steps=(Names(block=_GATED, zero=_NO_KEY_BIAS),),
-    written={"mlp": "swiglu"},
+    written=GATED,
 )
 
 LAYOUTS = (DINOV3_SWIGLU, DINOV3, DEIT, VIT)
