@@ -152,5 +152,5 @@ def nearest(names: Iterable[str], known: Iterable[Layout]) -> Layout | None:
         spelled = [one for name in _OURS for one in layout.spelled(name).split("+")]
         return sum(any(name.endswith(f".{one}") for name in names) for one in spelled)
 
-    best = max(known, key=common)
+    best = max(reversed([*known]), key=common)  # of equals the most general, which is tried last
     return best if common(best) else None
