@@ -8,6 +8,7 @@ from fastequi.config import Config, ModelConfig
 from fastequi.data.views.batch import Views
 from fastequi.methods.base import Base
 from fastequi.methods.dino import Branch, Schedule, SelfDistillation
+from fastequi.methods.distillation import Distillation, TermWeights
 from fastequi.methods.gtsa import GTSA, Mapper, Weights
 from fastequi.methods.joint import JointEmbedding
 from fastequi.methods.method import Method
@@ -105,6 +106,8 @@ def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
         weights = tir.inv_weight, tir.var_weight, tir.cov_weight
         vicreg = VICRegCriterion(invariant, tir.expander, *weights)
         return JointEmbedding(encoder, head, vicreg, early)
+    if tir.base == "distillation":
+        return _distillation(config, encoder, block)
     second = tir.base == "dinov2"
     sizes = distill.hidden_dim, distill.bottleneck_dim
     if second:
@@ -124,6 +127,20 @@ def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
         student_temp=distill.student_temp,
         center_momentum=distill.center_momentum,
         chunked=distill.chunked,
+    )
+
+
+def _distillation(config: Config, encoder: vit.VisionTransformer, block: int) -> Distillation:
+    teacher, equi_dim = config.teacher, config.tir.equi_dim
+    if teacher.embed_dim is None:
+        raise ValueError("teacher.embed_dim: expected the teacher's channels, got None")
+    weights = teacher.cosine, teacher.smooth_l1, teacher.cls_weight, teacher.patch_weight
+    return Distillation(
+        encoder,
+        teacher.embed_dim,
+        class_tokens=bool(teacher.class_token and config.model.class_token and teacher.cls_weight),
+        weights=TermWeights(*weights),
+        equi_head=EquiHead(encoder.embed_dim, equi_dim, block) if equi_dim else None,
     )
 
 

@@ -109,7 +109,7 @@ class TIRConfig:
     With num_steps=0, equi_dim=0 or recon_weight=0 the base is trained alone.
     """
 
-    base: Literal["vicreg", "simclr", "dino", "ibot", "dinov2"] = "vicreg"
+    base: Literal["vicreg", "simclr", "dino", "ibot", "dinov2", "distillation"] = "vicreg"
     num_steps: int = 2  # K, reconstructed images between the two views
     recon_weight: float = 1.0  # lambda, weight of the reconstruction loss
     # channels split into z_inv and z_equi: of the token head (vicreg, simclr), of the head's last
@@ -132,6 +132,23 @@ class TIRConfig:
     cov_weight: float = 1.0  # vicreg
     projector: tuple[int, ...] = (2048, 128)  # layer widths (simclr)
     temperature: float = 0.1  # simclr
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen teacher of tir.base=distillation (`fastequi.methods.distillation`)."""
+
+    path: str = ""  # file or folder of a ViT's weights, in any layout that --init reads
+    sha256: str = ""  # of the file; another one is refused. A run keeps it here
+    network: Literal["teacher", "student"] | None = None  # of a file with both; None: the teacher
+    num_heads: int | None = None  # where nothing else says them
+    img_size: tuple[int, ...] = ()  # height and width in pixels that its positions are for, as well
+    embed_dim: int | None = None  # channels of its tokens; None: as its weights have
+    class_token: bool | None = None  # None: as its weights have
+    cosine: float = 0.9  # weight of 1 - cosine
+    smooth_l1: float = 0.1  # weight of the smooth L1 distance
+    cls_weight: float = 1.0  # of the class token's terms
+    patch_weight: float = 1.0  # of the patch tokens' terms
 
 
 @dataclass(frozen=True)
@@ -274,6 +291,7 @@ class Config:
     path: PathConfig = field(default_factory=PathConfig)
     tir: TIRConfig = field(default_factory=TIRConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     gtsa: GTSAConfig = field(default_factory=GTSAConfig)
     rotnet: RotNetConfig = field(default_factory=RotNetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -329,7 +347,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("method", "optim.kind", "optim.muon_encoder"),
         *("data.image_size", "data.samples_per_decode", "data.repeat"),
         *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
-        "init.channels",
+        *("init.channels", "teacher.sha256", "teacher.network"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
         *("model.num_heads", "model.mlp", "model.mlp_hidden", "model.qkv_bias", "model.norm_eps"),
         *("model.final_norm", "model.pos", "model.no_embed_class", "model.rope_theta"),

@@ -37,6 +37,8 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("tir", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
     ("tir", _POSITIVE, "temperature"),
     ("tir", _FACTOR, "equi_layer"),
+    ("teacher", _COUNT, "num_heads embed_dim img_size"),
+    ("teacher", _AMOUNT, "cosine smooth_l1 cls_weight patch_weight"),
     ("distill", _COUNT, "prototypes hidden_dim bottleneck_dim"),
     ("distill", _POSITIVE, "student_temp teacher_temp first_teacher_temp"),
     ("distill", _SHARE, "temp_warmup momentum center_momentum freeze"),
@@ -260,6 +262,11 @@ def _check_base(config: Config) -> None:
         f"0 for tir.base={base}",
         data.local_crops,
     )
+    if base == "distillation":
+        teacher = config.teacher
+        for first, second in (("cosine", "smooth_l1"), ("cls_weight", "patch_weight")):
+            both = getattr(teacher, first), getattr(teacher, second)
+            expect(sum(both) > 0, f"teacher.{first}", f"> 0, or teacher.{second}", both[0])
     if not distilled:
         return
     expect(config.model.class_token, "model.class_token", f"true for tir.base={base}", False)
