@@ -31,7 +31,11 @@ SHOWN = (
     "std", "teacher_entropy", "prototypes",
 )  # fmt: skip
 PROTOTYPES = 256
-ALL = [name for name, recipe in RECIPES.items() if name != "demo" and recipe().method == "tir"]
+ALL = [
+    name
+    for name, recipe in RECIPES.items()
+    if name != "demo" and recipe().method == "tir" and recipe().tir.base != "distillation"
+]
 
 
 def scaled(config: Config, batch: int = 32) -> Config:

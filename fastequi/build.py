@@ -8,6 +8,7 @@ from fastequi.config import Config, ModelConfig
 from fastequi.data.views.batch import Views
 from fastequi.methods.base import Base
 from fastequi.methods.dino import Branch, Schedule, SelfDistillation
+from fastequi.methods.distillation import Distillation, TermWeights
 from fastequi.methods.gtsa import GTSA, Mapper, Weights
 from fastequi.methods.joint import JointEmbedding
 from fastequi.methods.method import Method
@@ -82,7 +83,7 @@ def build_decoder(config: Config) -> Decoder:
             *sizes,
             depth=tir.decoder_depth,
             num_heads=tir.decoder_heads,
-            mlp_ratio=model.mlp_ratio,
+            mlp_ratio=4.0 if model.mlp_ratio is None else model.mlp_ratio,
             shared=tir.decoder_shared,
             attention=model.attention,
         )
@@ -105,6 +106,8 @@ def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
         weights = tir.inv_weight, tir.var_weight, tir.cov_weight
         vicreg = VICRegCriterion(invariant, tir.expander, *weights)
         return JointEmbedding(encoder, head, vicreg, early)
+    if tir.base == "distillation":
+        return _distillation(config, encoder, block)
     second = tir.base == "dinov2"
     sizes = distill.hidden_dim, distill.bottleneck_dim
     if second:
@@ -127,6 +130,20 @@ def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
     )
 
 
+def _distillation(config: Config, encoder: vit.VisionTransformer, block: int) -> Distillation:
+    teacher, equi_dim = config.teacher, config.tir.equi_dim
+    if teacher.embed_dim is None:
+        raise ValueError("teacher.embed_dim: expected the teacher's channels, got None")
+    weights = teacher.cosine, teacher.smooth_l1, teacher.cls_weight, teacher.patch_weight
+    return Distillation(
+        encoder,
+        teacher.embed_dim,
+        class_tokens=bool(teacher.class_token and config.model.class_token and teacher.cls_weight),
+        weights=TermWeights(*weights),
+        equi_head=EquiHead(encoder.embed_dim, equi_dim, block) if equi_dim else None,
+    )
+
+
 def views_of(config: Config) -> Views:
     """Geometry and normalisation of a config's images."""
     data = config.data
@@ -144,21 +161,17 @@ def build_network(
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:
     """The ViT that a config names, with the config's changes of its size."""
-    size = {
-        name: value
-        for name in ("embed_dim", "depth", "num_heads")
-        if (value := getattr(model, name)) is not None
-    }
+    own = ("embed_dim", "depth", "num_heads", "mlp", "mlp_ratio", "mlp_hidden")  # of the name
+    size = {name: value for name in own if (value := getattr(model, name)) is not None}
+    same = (
+        *("patch_size", "drop_path", "reg_tokens", "class_token", "checkpoint_activations"),
+        *("attention", "qkv_bias", "norm_eps", "final_norm", "pos", "no_embed_class"),
+        *("rope_theta", "rope_rescale", "rope_jitter", "rope_shift"),
+    )
     return vit.create(
         model.name,
         img_size=image_size,
-        patch_size=model.patch_size,
-        mlp_ratio=model.mlp_ratio,
-        drop_path=model.drop_path,
         init_values=model.layer_scale,
-        reg_tokens=model.reg_tokens,
-        class_token=model.class_token,
-        checkpoint_activations=model.checkpoint_activations,
-        attention=model.attention,
+        **{name: getattr(model, name) for name in same},
         **size,
     )

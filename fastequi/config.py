@@ -22,24 +22,53 @@ from fastequi.runtime.devices import expect_name, use_device
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder: a ViT by name; embed_dim, depth and num_heads override its size if set.
+    """The encoder: a ViT by name; what is None is as that name says.
 
     RotNet also takes "nin" and "alexnet"; of these settings they read `num_blocks` alone.
     """
 
-    name: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "nin", "alexnet"] = "vit_small"
+    name: Literal[
+        "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_so150m", "vit_giant",
+        "vit_huge_plus", "nin", "alexnet",
+    ] = "vit_small"  # fmt: skip
     num_blocks: int = 4  # blocks of nin, 3 to 5
     patch_size: int = 16  # pixels
     embed_dim: int | None = None
     depth: int | None = None
     num_heads: int | None = None
-    mlp_ratio: float = 4.0
+    mlp: Literal["gelu", "swiglu"] | None = None
+    mlp_ratio: float | None = None  # MLP's width over embed_dim; swiglu takes two thirds of it
+    mlp_hidden: int | None = None  # MLP's exact width, instead of mlp_ratio
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6  # epsilon of all norms
+    final_norm: bool = True  # false: as networks whose last norm comes after the mean over tokens
+    pos: Literal["learned", "rope"] = "learned"  # position embedding, or DINOv3's rotary positions
+    no_embed_class: bool = False  # the position embedding is added to patches alone
+    rope_theta: float = 100.0
+    # rope: largest factors and shift of the coordinates in training (1, 1, 0: none; DINOv3 2, 1, 0)
+    rope_rescale: float = 1.0
+    rope_jitter: float = 1.0  # along each axis by itself
+    rope_shift: float = 0.0  # in half images
     drop_path: float = 0.0  # stochastic depth rate of the last block, growing linearly from 0
     layer_scale: float | None = None  # initial value of LayerScale; None: no LayerScale
     reg_tokens: int = 0  # register tokens
     class_token: bool = True
     checkpoint_activations: bool = False  # recompute blocks in the backward: less memory, slower
     attention: Literal["auto", "flash3", "xformers", "sdpa"] = "auto"
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Weights that the encoder starts from, and its teacher's where there is one
+    (`fastequi.weights`); the model's settings have to be theirs."""
+
+    path: str = ""  # file or folder; --init says it and takes the model's settings from there
+    sha256: str = ""  # of the file; another one is refused. A run keeps it here
+    network: Literal["teacher", "student"] | None = None  # of a file with both; None: the teacher
+    # height and width in pixels that positions are for, if they are not square and nothing says so
+    img_size: tuple[int, ...] = ()
+    patch_size: int | None = None  # resize the patch embedding to this (FlexiViT's pseudo-inverse)
+    channels: tuple[int, ...] = ()  # which three of the weights' input channels are kept, from 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +109,7 @@ class TIRConfig:
     With num_steps=0, equi_dim=0 or recon_weight=0 the base is trained alone.
     """
 
-    base: Literal["vicreg", "simclr", "dino", "ibot", "dinov2"] = "vicreg"
+    base: Literal["vicreg", "simclr", "dino", "ibot", "dinov2", "distillation"] = "vicreg"
     num_steps: int = 2  # K, reconstructed images between the two views
     recon_weight: float = 1.0  # lambda, weight of the reconstruction loss
     # channels split into z_inv and z_equi: of the token head (vicreg, simclr), of the head's last
@@ -94,7 +123,7 @@ class TIRConfig:
     decoder: Literal["patch", "blocks", "pixel_shuffle"] = "patch"
     decoder_width: int = 256  # channels of the convolutions or blocks
     decoder_convs: int = 4  # patch, pixel_shuffle
-    decoder_depth: int = 2  # transformer blocks, of the encoder's mlp_ratio (blocks)
+    decoder_depth: int = 2  # transformer blocks, of the encoder's mlp_ratio, else 4 (blocks)
     decoder_heads: int = 4  # attention heads (blocks)
     decoder_shared: bool = True  # one trunk of blocks for all steps; else one each (blocks)
     expander: tuple[int, ...] = (8192, 8192, 8192)  # layer widths (vicreg)
@@ -103,6 +132,23 @@ class TIRConfig:
     cov_weight: float = 1.0  # vicreg
     projector: tuple[int, ...] = (2048, 128)  # layer widths (simclr)
     temperature: float = 0.1  # simclr
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen teacher of tir.base=distillation (`fastequi.methods.distillation`)."""
+
+    path: str = ""  # file or folder of a ViT's weights, in any layout that --init reads
+    sha256: str = ""  # of the file; another one is refused. A run keeps it here
+    network: Literal["teacher", "student"] | None = None  # of a file with both; None: the teacher
+    num_heads: int | None = None  # where nothing else says them
+    img_size: tuple[int, ...] = ()  # height and width in pixels that its positions are for, as well
+    embed_dim: int | None = None  # channels of its tokens; None: as its weights have
+    class_token: bool | None = None  # None: as its weights have
+    cosine: float = 0.9  # weight of 1 - cosine
+    smooth_l1: float = 0.1  # weight of the smooth L1 distance
+    cls_weight: float = 1.0  # of the class token's terms
+    patch_weight: float = 1.0  # of the patch tokens' terms
 
 
 @dataclass(frozen=True)
@@ -240,10 +286,12 @@ class Config:
 
     method: Literal["tir", "gtsa", "rotnet"] = "tir"  # tir: TIR or its base alone
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     path: PathConfig = field(default_factory=PathConfig)
     tir: TIRConfig = field(default_factory=TIRConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     gtsa: GTSAConfig = field(default_factory=GTSAConfig)
     rotnet: RotNetConfig = field(default_factory=RotNetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -292,22 +340,29 @@ def recipe_of(text: str) -> str:
     return str(json.loads(text).get("recipe", ""))
 
 
-# Settings that a resumed run cannot change, since its weights' shapes or its position in the data
-# depend on them. Of some, only whether they are 0.
+# Settings that a resumed run cannot change, since its weights' shapes or meaning or its position in
+# the data depend on them. Of some, only whether they are 0. An mlp_ratio of None is 4, as it was
+# before it could be None, but of vit_so150m and vit_huge_plus.
 _KEPT: dict[str, Callable[[Any], Any]] = {
     name: lambda value: value
     for name in (
         *("method", "optim.kind", "optim.muon_encoder"),
         *("data.image_size", "data.samples_per_decode", "data.repeat"),
+        *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
+        *("init.channels", "teacher.sha256", "teacher.network"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
-        *("model.num_heads", "model.mlp_ratio", "model.layer_scale", "model.reg_tokens"),
+        *("model.num_heads", "model.mlp", "model.mlp_hidden", "model.qkv_bias", "model.norm_eps"),
+        *("model.final_norm", "model.pos", "model.no_embed_class", "model.rope_theta"),
+        *("model.layer_scale", "model.reg_tokens"),
         *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
         *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
         *("tir.decoder_depth", "tir.decoder_heads", "tir.decoder_shared", "tir.equi_layer"),
         *("tir.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
         *("gtsa.dim", "gtsa.rotation_dims"),
     )
-} | dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
+}
+_KEPT |= dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
+_KEPT["model.mlp_ratio"] = lambda value: 4.0 if value is None else value
 
 
 def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -323,6 +378,8 @@ def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     for name, (old, new) in found.items():
         if name in _KEPT and _KEPT[name](old) != _KEPT[name](new):
             raise ValueError(f"{name}: expected {old}, which --resume cannot change, got {new}")
+    if None in found.get("model.mlp_ratio", ()):
+        del found["model.mlp_ratio"]  # 4, said by one and not by the other
     return found
 
 

@@ -25,15 +25,20 @@ _PART: Test = ("0 <= share < 1", lambda x: 0 <= x < 1)
 
 # section, condition, fields: of a number, of each number of a tuple; None is always allowed
 _LIMITS: tuple[tuple[str, Test, str], ...] = (
-    ("model", _COUNT, "num_blocks patch_size embed_dim depth num_heads"),
-    ("model", _POSITIVE, "mlp_ratio layer_scale"),
-    ("model", _AMOUNT, "reg_tokens"),
+    ("model", _COUNT, "num_blocks patch_size embed_dim depth num_heads mlp_hidden"),
+    ("model", _COUNT, "rope_rescale rope_jitter"),
+    ("model", _POSITIVE, "mlp_ratio layer_scale norm_eps rope_theta"),
+    ("model", _AMOUNT, "reg_tokens rope_shift"),
     ("model", _PART, "drop_path"),
+    ("init", _COUNT, "img_size patch_size"),
+    ("init", _AMOUNT, "channels"),
     ("tir", _COUNT, "dim decoder_width decoder_depth decoder_heads expander projector"),
     ("tir", _AMOUNT, "num_steps equi_dim decoder_convs"),
     ("tir", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
     ("tir", _POSITIVE, "temperature"),
     ("tir", _FACTOR, "equi_layer"),
+    ("teacher", _COUNT, "num_heads embed_dim img_size"),
+    ("teacher", _AMOUNT, "cosine smooth_l1 cls_weight patch_weight"),
     ("distill", _COUNT, "prototypes hidden_dim bottleneck_dim"),
     ("distill", _POSITIVE, "student_temp teacher_temp first_teacher_temp"),
     ("distill", _SHARE, "temp_warmup momentum center_momentum freeze"),
@@ -54,13 +59,14 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
 
 @functools.cache
 def _choices(section: type) -> dict[str, tuple[str, ...]]:
-    """The names that each field of a section may have, where it may have a few alone."""
+    """The names that each field of a section may have, where it may have a few alone, or None."""
     hints = typing.get_type_hints(section) if dataclasses.is_dataclass(section) else {}
-    return {
-        name: typing.get_args(hint)
-        for name, hint in hints.items()
-        if typing.get_origin(hint) is typing.Literal
-    }
+    found = {}
+    for name, hint in hints.items():
+        for one in (hint, *typing.get_args(hint)):  # of `Literal[...] | None` its first argument
+            if typing.get_origin(one) is typing.Literal:
+                found[name] = typing.get_args(one)
+    return found
 
 
 def check(config: Config) -> None:
@@ -73,8 +79,12 @@ def check(config: Config) -> None:
     for where, section in (("", config), *((f"{n}.", getattr(config, n)) for n in vars(config))):
         for name, allowed in _choices(type(section)).items():  # type: ignore[arg-type]
             value = getattr(section, name)
-            expect(value in allowed, f"{where}{name}", f"one of {', '.join(allowed)}", value)
+            absent = value is None and getattr(type(section), name) is None  # the field's default
+            expect(
+                absent or value in allowed, f"{where}{name}", f"one of {', '.join(allowed)}", value
+            )
     _check_model(config)
+    _check_init(config)
     _check_optim(config)
     _check_train(config)
     try:
@@ -114,6 +124,12 @@ def _check_model(config: Config) -> None:
             f"a divisor of model.embed_dim={width}",
             heads,
         )
+        expect(
+            model.pos != "rope" or width // heads % 4 == 0,
+            "model.num_heads",
+            f"heads of a multiple of 4 channels for model.pos=rope, of model.embed_dim={width}",
+            heads,
+        )
     expect(
         vit or config.method == "rotnet", "model.name", f"a ViT for method={config.method}",
         model.name,
@@ -144,6 +160,20 @@ def _check_model(config: Config) -> None:
         _same_size(config, "method=rotnet, whose rotations need no margin")
     if config.path.family == "blur":
         _same_size(config, "the blur path, which needs no margin")
+
+
+def _check_init(config: Config) -> None:
+    init, name = config.init, config.model.name
+    expect(not init.path or name.startswith("vit_"), "model.name", "a ViT for --init", name)
+    expect(len(init.img_size) <= 2, "init.img_size", "one or two sides", init.img_size)
+    kept = len(init.channels)
+    expect(kept in (0, 3), "init.channels", "three, as images have", init.channels)
+    expect(
+        init.patch_size in (None, config.model.patch_size),
+        "init.patch_size",
+        f"model.patch_size={config.model.patch_size}",
+        init.patch_size,
+    )
 
 
 def _divides(config: Config, size: str) -> None:
@@ -232,6 +262,11 @@ def _check_base(config: Config) -> None:
         f"0 for tir.base={base}",
         data.local_crops,
     )
+    if base == "distillation":
+        teacher = config.teacher
+        for first, second in (("cosine", "smooth_l1"), ("cls_weight", "patch_weight")):
+            both = getattr(teacher, first), getattr(teacher, second)
+            expect(sum(both) > 0, f"teacher.{first}", f"> 0, or teacher.{second}", both[0])
     if not distilled:
         return
     expect(config.model.class_token, "model.class_token", f"true for tir.base={base}", False)

@@ -34,8 +34,9 @@ class Muon(torch.optim.Optimizer):
     """Muon for the parameter groups with "orthogonal": n, fused AdamW for the others.
 
     A parameter of such a group, [n · rows, columns], is n matrices below one another: 3 of a layer
-    that gives queries, keys and values. Of sharded weights (FSDP) every process gathers the
-    gradients of some at a time, and computes their whole update.
+    that gives queries, keys and values, 2 of one that gives SwiGLU's gate and value. Of sharded
+    weights (FSDP) every process gathers the gradients of some at a time, and computes their whole
+    update.
 
     Args:
         groups: of :func:`fastequi.optim.param_groups`.

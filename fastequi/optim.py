@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,13 +55,14 @@ def param_groups(
     depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
     groups: dict[tuple[float, bool, int], list[nn.Parameter]]
     groups = {(1.0, True, 0): [], (1.0, False, 0): []}
-    for name, param in model.named_parameters():
+    named = dict(model.named_parameters())
+    for name, param in named.items():
         if not param.requires_grad:
             continue
         scale = _rate(inside.get(id(param)), depth, layer_decay, patch_embed_lr)
         decays = param.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
         chosen = muon and (muon_encoder or id(param) not in inside)
-        number = _matrices(name, param) if chosen else 0
+        number = _matrices(name, named) if chosen else 0
         scale *= muon_lr if number else 1.0
         groups.setdefault((scale, decays, number), []).append(param)
     return [
@@ -76,11 +77,14 @@ def param_groups(
     ]
 
 
-def _matrices(name: str, param: nn.Parameter) -> int:
+def _matrices(name: str, named: Mapping[str, nn.Parameter]) -> int:
     """How many matrices lie below one another in a parameter of a transformer block, else 0."""
-    parts = name.split(".")
+    param, parts = named[name], name.split(".")
     if param.ndim != 2 or "blocks" not in parts or parts[-1] != "weight":
         return 0
+    if parts[-2] == "fc1":  # SwiGLU's gate and up: twice as many rows as the next layer takes
+        after = named.get(".".join([*parts[:-2], "fc2", "weight"]))
+        return 2 if after is not None and len(param) == 2 * after.shape[1] else 1
     return 3 if parts[-2] == "qkv" and len(param) == 3 * param.shape[1] else 1
 
 

@@ -140,6 +140,23 @@ def _alone(config: Config) -> Config:
     )
 
 
+def tir_distill_vits16() -> Config:
+    """TIR beside a frozen public teacher's tokens, ViT-S/16: --teacher.path FILE_OR_FOLDER."""
+    # batch, rate, warm-up and drop path are DeiT's (Touvron et al., ICML 2021); not tuned for this
+    return Config(
+        model=ModelConfig(drop_path=0.1),
+        data=DataConfig(batch_size=1024),
+        tir=TIRConfig("distillation", dim=256, equi_dim=256),
+        optim=OptimConfig(lr=1e-3, base_batch=1024, final_lr=1e-5, warmup=0.05),
+        train=TrainConfig(epochs=100),
+    )
+
+
+def distill_vits16() -> Config:
+    """A frozen public teacher's tokens alone, ViT-S/16: --teacher.path FILE_OR_FOLDER."""
+    return _alone(tir_distill_vits16())
+
+
 def gtsa_vits16() -> Config:
     """GTSA with ViT-S/16: 2x224 + 8x96 crops, randomly rotated, 100 epochs of batch 256.
 
@@ -296,6 +313,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "ibot_vitl16": ibot_vitl16,
     "tir_dinov2_vitl16": tir_dinov2_vitl16,
     "dinov2_vitl16": dinov2_vitl16,
+    "tir_distill_vits16": tir_distill_vits16,
+    "distill_vits16": distill_vits16,
     "gtsa_vits16": gtsa_vits16,
     "rotnet_nin_32": rotnet_nin_32,
     "rotnet_alexnet_224": rotnet_alexnet_224,

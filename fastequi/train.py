@@ -57,6 +57,8 @@ from fastequi.runtime.processes import (
 )
 from fastequi.runtime.progress import Progress, Silent
 from fastequi.runtime.scale import LossScale
+from fastequi.weights.start import start
+from fastequi.weights.teachers import attach, with_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ def pretrain(
         FileExistsError: `run_dir` already holds a run and `resume` is False.
         FileNotFoundError: `resume` without a run.
         ValueError: `resume` with settings that a run cannot change; the others are applied and
-            logged.
+            logged. Or `config.init`'s weights are not those of the config's model.
         BlockingIOError: another run holds the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` consecutive steps were not finite.
         Preempted: one of `fastequi.runtime.preempt.SIGNALS` arrived; all steps so far are saved.
@@ -104,6 +106,10 @@ def pretrain(
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
         config = _with_views(config, run_dir, resume, device)
+        config, teacher = with_teacher(config)
+        if teacher is not None:
+            asked = config.teacher
+            _expect_one_file("--teacher.path", asked.path, asked.sha256, processes)
         if processes.first:
             _check_folder(run_dir, resume)
             if resume:  # a new run makes its folder once all else is in order
@@ -114,7 +120,11 @@ def pretrain(
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
         probes = online_probes(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
-        method: Method = build(config).to(device)
+        method: Method = build(config)
+        if config.init.path and found is None:
+            config = _started(method, config, processes)
+        method = method.to(device)
+        attach(method, teacher, device)
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
         if in_parts:
             shard(method, processes)
@@ -372,6 +382,23 @@ def _check_folder(run_dir: Path, resume: bool) -> None:
         raise FileNotFoundError(f"--resume: no run in {run_dir}")
     if not resume and begun:
         raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
+
+
+def _started(method: Method, config: Config, processes: Processes) -> Config:
+    """Fills a method with the weights that the run starts from, the same in all processes."""
+    config, report = start(method, config)
+    _expect_one_file("--init", config.init.path, config.init.sha256, processes)
+    if processes.first:
+        logger.info("%s", "\n".join(report.lines()))
+    return config
+
+
+def _expect_one_file(option: str, path: str, sha256: str, processes: Processes) -> None:
+    """Raises ValueError unless all processes have read the same."""
+    number = float(int(sha256[:12], 16))  # exact in float64
+    highest, lowest = processes.all_reduce_max([number, -number])
+    if highest != -lowest:
+        raise ValueError(f"{option}: expected one file for all processes, {path} differs")
 
 
 def _with_views(config: Config, run_dir: Path, resume: bool, device: torch.device) -> Config:

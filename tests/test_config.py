@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import fields, replace
 
@@ -5,8 +6,8 @@ import pytest
 import torch
 
 from fastequi import paths
-from fastequi.build import build
-from fastequi.config import Config, PathConfig, changes
+from fastequi.build import build, build_encoder
+from fastequi.config import Config, ModelConfig, PathConfig, changes
 from fastequi.recipes import RECIPES
 
 
@@ -45,6 +46,19 @@ def test_the_paper_recipe_is_the_papers():
         ("model", {"patch_size": 0}, "model.patch_size: expected >= 1, got 0"),
         ("model", {"embed_dim": 32, "num_heads": 3}, "model.num_heads: expected a divisor of .*32"),
         ("model", {"mlp_ratio": math.nan}, "model.mlp_ratio: expected > 0, got nan"),
+        ("model", {"mlp": "geglu"}, "model.mlp: expected one of gelu, swiglu, got geglu"),
+        ("model", {"mlp_hidden": 0}, "model.mlp_hidden: expected >= 1, got 0"),
+        ("model", {"norm_eps": 0.0}, "model.norm_eps: expected > 0, got 0.0"),
+        ("model", {"pos": None}, "model.pos: expected one of learned, rope, got None"),
+        ("model", {"rope_rescale": 0.5}, "model.rope_rescale: expected >= 1, got 0.5"),
+        ("model", {"rope_jitter": 0.0}, "model.rope_jitter: expected >= 1, got 0.0"),
+        ("model", {"rope_shift": -0.1}, "model.rope_shift: expected >= 0, got -0.1"),
+        ("model", {"rope_theta": math.inf}, "model.rope_theta: expected > 0, got inf"),
+        (
+            "model",
+            {"pos": "rope", "embed_dim": 18, "num_heads": 3},
+            "model.num_heads: expected heads of a multiple of 4 channels for model.pos=rope, .* 3",
+        ),
         ("model", {"drop_path": 1.0}, "model.drop_path: expected 0 <= share < 1, got 1.0"),
         ("model", {"reg_tokens": -1}, "model.reg_tokens: expected >= 0, got -1"),
         ("tir", {"decoder_width": 0}, "tir.decoder_width: expected >= 1, got 0"),
@@ -109,9 +123,19 @@ def others(value):
         case float():
             return [value / 2, 0.0, 0.5]
         case str():
-            return ["simclr", "pixel_shuffle", "vit_base", "nin", "alexnet", "sgd", "adamw"]
+            return [
+                "swiglu",
+                "rope",
+                "simclr",
+                "pixel_shuffle",
+                "vit_base",
+                "nin",
+                "alexnet",
+                "sgd",
+                "adamw",
+            ]
         case None:
-            return [2, 64]
+            return [2, 64, "swiglu"]
         case tuple():
             return [(*value[:-1], value[-1] + 1)] if value else []
     return []
@@ -150,10 +174,74 @@ def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
     }
 
 
+def of_an_earlier_version(config):
+    """Its config.json as it was written before these settings existed."""
+    found = json.loads(config.to_json())
+    new = ["mlp", "mlp_hidden", "qkv_bias", "norm_eps", "final_norm", "pos", "no_embed_class"]
+    for name in (*new, *(f"rope_{word}" for word in ("theta", "rescale", "jitter", "shift"))):
+        del found["model"][name]
+    found["model"]["mlp_ratio"] = found["model"]["mlp_ratio"] or 4.0
+    return Config.from_json(json.dumps(found))
+
+
+@pytest.mark.parametrize("name", ["demo", "tir_ibot_vits16", "rotnet_nin_32"])
+def test_a_run_of_an_earlier_version_goes_on(name):
+    config = RECIPES[name]()
+    begun = of_an_earlier_version(config)
+    assert changes(begun, config) == {}
+    assert shapes_of(begun) == shapes_of(config)
+    model = replace(config.model, mlp_ratio=3.0)
+    with pytest.raises(ValueError, match=r"model.mlp_ratio: expected .* cannot change, got 3.0"):
+        changes(begun, replace(config, model=model))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("pos", "rope"), ("norm_eps", 1e-5), ("rope_theta", 1e4)]
+)
+def test_a_resumed_run_keeps_what_its_weights_mean(setting, value):
+    config = Config()
+    other = replace(config, model=replace(config.model, **{setting: value}))
+    with pytest.raises(ValueError, match=f"model.{setting}: expected .*, which --resume cannot"):
+        changes(config, other)
+
+
+def test_what_is_not_said_of_a_size_is_as_its_name_says():
+    def mlp_of(**model):
+        with torch.device("meta"):
+            encoder = build_encoder(ModelConfig(depth=1, **model), 32)
+        mlp = encoder.blocks[0].mlp
+        return type(mlp).__name__, mlp.fc2.in_features
+
+    assert mlp_of() == ("Mlp", 4 * 384)
+    assert mlp_of(mlp="swiglu") == ("SwiGLU", 1024)
+    assert mlp_of(mlp_ratio=3.0) == ("Mlp", 3 * 384)
+    assert mlp_of(name="vit_giant") == ("SwiGLU", 4096)
+    assert mlp_of(name="vit_giant", mlp="gelu") == ("Mlp", 4 * 1536)
+    assert mlp_of(name="vit_huge_plus") == ("SwiGLU", 5120)
+    assert mlp_of(name="vit_so150m") == ("Mlp", 2304)
+    assert mlp_of(name="vit_so150m", mlp_ratio=4.0) == ("Mlp", 4 * 896)
+    assert mlp_of(name="vit_so150m", mlp_hidden=77) == ("Mlp", 77)
+
+
+def test_an_encoder_is_what_its_settings_say():
+    settings = {"qkv_bias": False, "norm_eps": 1e-5, "final_norm": False, "reg_tokens": 2}
+    box = {"rope_theta": 50.0, "rope_rescale": 2.0, "rope_jitter": 1.5, "rope_shift": 0.25}
+    with torch.device("meta"):
+        model = ModelConfig(depth=1, pos="rope", no_embed_class=True, **settings, **box)
+        encoder = build_encoder(model, 32)
+        learned = build_encoder(replace(model, pos="learned", final_norm=True), 32)
+    rope, block = encoder.rope, encoder.blocks[0]
+    assert (rope.theta, rope.rescale, rope.jitter, rope.shift) == (50.0, 2.0, 1.5, 0.25)
+    assert (encoder.pos_embed, block.attn.qkv.bias) == (None, None)
+    assert block.norm1.eps == block.norm2.eps == learned.norm.eps == 1e-5
+    assert isinstance(encoder.norm, torch.nn.Identity)
+    assert learned.pos_embed.shape == (1, 4, 384)  # none of the class token and registers
+
+
 def replace_or_none(section, name, value):
     try:
         return replace(section, **{name: value})
-    except ValueError:
+    except (ValueError, TypeError):  # or text for a number
         return None
 
 

@@ -14,11 +14,11 @@ from fastequi.recipes import RECIPES
 CPU = torch.device("cpu")
 
 
-def built(recipe: str, equi_layer: float):
+def built(recipe: str, equi_layer: float, **model):
     config = scaled(RECIPES[recipe]())
     config = replace(
         config,
-        model=replace(config.model, embed_dim=32, depth=4, num_heads=2, drop_path=0.0),
+        model=replace(config.model, embed_dim=32, depth=4, num_heads=2, drop_path=0.0, **model),
         tir=replace(config.tir, dim=24, equi_dim=8, decoder_width=8, equi_layer=equi_layer),
         distill=replace(config.distill, prototypes=16, hidden_dim=32, bottleneck_dim=8),
     )
@@ -54,16 +54,18 @@ def test_reconstruction_reaches_the_blocks_before_alone(recipe):
     assert reached == [True] * 4
 
 
+@pytest.mark.parametrize("pos", ["learned", "rope"])
 @pytest.mark.parametrize("recipe", recipes())
-def test_z_equi_is_the_norm_and_linear_layer_of_that_blocks_tokens(recipe):
-    model, batch = built(recipe, 0.5)
+def test_z_equi_is_the_norm_and_linear_layer_of_that_blocks_tokens(recipe, pos):
+    model, batch = built(recipe, 0.5, pos=pos)
     model.eval()
     student = getattr(model.base, "student", model.base)
     head, encoder = student.equi_head, model.encoder  # the teacher began as a copy
     assert head.block == 2
-    x = encoder.embed(batch.v1)
+    x, grid = encoder.embed(batch.v1)
+    rotations = [encoder.rope(grid, 1, x)] if encoder.rope else None
     for block in encoder.blocks[:2]:
-        x = block(x.flatten(0, 1), [x.shape[:2]]).view_as(x)
+        x = block(x.flatten(0, 1), [x.shape[:2]], rotations).view_as(x)
     x = F.layer_norm(encoder.split(x).patch, (32,), head.norm.weight, head.norm.bias, 1e-6)
     expected = F.linear(x, head.proj.weight, head.proj.bias)
     found = model.features(batch.v1)

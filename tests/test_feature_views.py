@@ -39,32 +39,38 @@ def pixels(size=32, cell=8):
     )
 
 
-def test_explicit_attention_is_what_the_block_computes():
-    _, vit = vit_encoder()
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+def test_explicit_attention_is_what_the_block_computes(pos):
+    _, vit = vit_encoder(pos=pos)
     x = torch.randn(2, 17, 24, generator=torch.Generator().manual_seed(1))
     block = vit.blocks[-1].attn
+    rotation = vit.rope((4, 4), 1, x) if vit.rope else None
     with torch.no_grad():
-        weights = feature_views.attention_weights(block, x)
+        weights = feature_views.attention_weights(block, x, rotation)
         v = block.qkv(x).unflatten(-1, (3, 3, -1))[:, :, 2]
         mixed = torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2)
-        expected = block(x.flatten(0, 1), [(2, 17)]).unflatten(0, (2, 17))
+        rotations = [rotation] if rotation else None
+        expected = block(x.flatten(0, 1), [(2, 17)], rotations).unflatten(0, (2, 17))
         torch.testing.assert_close(block.proj(mixed), expected)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 17))
 
 
+@pytest.mark.parametrize("pos", ["learned", "rope"])
 @pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("class_token", [True, False])
 def test_attention_of_the_last_block_is_of_the_class_token_or_of_the_patches(
-    class_token, registers
+    class_token, registers, pos
 ):
-    encoder, vit = vit_encoder(class_token=class_token, reg_tokens=registers)
+    encoder, vit = vit_encoder(class_token=class_token, reg_tokens=registers, pos=pos)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     found = feature_views.last_attention(encoder, images)
     seen = []
-    hook = vit.blocks[-1].attn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    hook = vit.blocks[-1].attn.register_forward_pre_hook(lambda _, args: seen.append(args))
     encoder.features(images)
     hook.remove()
-    weights = feature_views.attention_weights(vit.blocks[-1].attn, seen[0].view(2, -1, 24))
+    x, _, rotations = seen[0]
+    rotation = rotations[0] if pos == "rope" else None
+    weights = feature_views.attention_weights(vit.blocks[-1].attn, x.view(2, -1, 24), rotation)
     prefix = int(class_token) + registers
     rows = weights[:, :, 0] if class_token else weights[:, :, prefix:].mean(2)
     torch.testing.assert_close(found.flatten(2), rows[..., prefix:])

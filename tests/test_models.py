@@ -27,6 +27,11 @@ NETWORKS = {
         (2, 3, 32, 32),
         (2, 17, 16),
     ),
+    "vit, rotary": (
+        lambda: VisionTransformer(**VIT, mlp="swiglu", pos="rope", rope_rescale=2.0, reg_tokens=2),
+        (2, 3, 48, 16),
+        (2, 15, 16),
+    ),
     "nin": (NetworkInNetwork, (2, 3, 32, 32), (2, 192, 8, 8)),
     "alexnet": (AlexNet, (2, 3, 224, 224), (2, 256, 6, 6)),
     "classifier": (lambda: AlexNetClassifier(4), (2, 256, 6, 6), (2, 4)),

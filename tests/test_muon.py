@@ -20,10 +20,10 @@ from fastequi.runtime import checkpoint
 from fastequi.train import build_optimizer
 
 
-def encoder():
+def encoder(**options):
     torch.manual_seed(0)
     sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 16, "patch_size": 8}
-    return vit.vit_tiny(**sizes)
+    return vit.vit_tiny(**sizes, **options)
 
 
 def backward(model):
@@ -121,6 +121,7 @@ def test_groups_of_their_own_and_a_schedule_for_all():
     found = {name: number[id(p)] for name, p in model.named_parameters()}
     assert found["blocks.0.attn.qkv.weight"] == 3
     assert found["blocks.1.mlp.fc2.weight"] == found["blocks.1.attn.proj.weight"] == 1
+    assert found["blocks.0.mlp.fc1.weight"] == 1
     assert not any(n for name, n in found.items() if "blocks" not in name or "bias" in name)
     optimizer = muon(model, 0.1, 0.1, encoder=model, layer_decay=0.5, muon_lr=3.0)
     schedule(optimizer, 0.2, 0.3)
@@ -128,6 +129,22 @@ def test_groups_of_their_own_and_a_schedule_for_all():
     assert rates[id(model.blocks[0].mlp.fc1.weight)] == pytest.approx(0.2 * 0.5**2 * 3)
     assert rates[id(model.blocks[0].mlp.fc1.bias)] == pytest.approx(0.2 * 0.5**2)
     assert not any(group["orthogonal"] for group in param_groups(model, 0.1))
+
+
+def test_swiglus_gate_and_value_are_two_matrices():
+    """Each becomes orthogonal by itself, whatever the other's gradient."""
+    model = encoder(mlp="swiglu")
+    before = model.blocks[0].mlp.fc1.weight.detach().clone()
+    optimizer = muon(model, lr=1.0, weight_decay=0.0)
+    backward(model)
+    grads = model.blocks[0].mlp.fc1.weight.grad.clone().chunk(2)
+    optimizer.step()
+    change = (before - model.blocks[0].mlp.fc1.weight).detach().chunk(2)
+    assert grads[0].shape == grads[1].shape
+    for part, grad in zip(change, grads, strict=True):
+        (expected,) = orthogonal([grad])
+        scale = 0.2 * max(part.shape) ** 0.5
+        torch.testing.assert_close(part, scale * expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_encoders_blocks_can_be_left_to_adamw(caplog):

@@ -80,9 +80,14 @@ def test_a_run_leaves_everything_it_promises(tmp_path, source):
     assert not method.training
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, source, kind):
+ROPE = {"pos": "rope", "rope_rescale": 2.0, "rope_jitter": 1.5, "mlp": "swiglu"}
+
+
+@pytest.mark.parametrize(("kind", "model"), [("adamw", {}), ("muon", {}), ("muon", ROPE)])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, source, kind, model):
+    """Rotary positions draw their box from torch's generator, in training only."""
     config = replace(small(), optim=replace(small().optim, kind=kind, muon_encoder=True))
+    config = replace(config, model=replace(config.model, **model))
     whole = pretrain(config, source, tmp_path / "whole", max_steps=6)
     pretrain(config, source, tmp_path / "parts", max_steps=3)
     torch.rand(7)  # a resumed process starts with generators of its own

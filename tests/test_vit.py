@@ -1,14 +1,10 @@
-import importlib.abc
-import importlib.machinery
-import sys
-import types
-from unittest import mock
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastequi.models import vit
+from fastequi.models.rope import rotate
+from fastequi.models.transformer import Block, BlockShape
 
 SIZES = {
     "vit_tiny": (192, 12, 3),
@@ -56,59 +52,7 @@ def test_parameters_carry_timms_names_and_shapes(name, patch):
     assert ours == timm_names(dim, depth, patch, (224 // patch) ** 2 + 1, 1000)
 
 
-class _Unused(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports of packages that timm's model file names but the model never touches."""
-
-    names = ("torchvision", "huggingface_hub")
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.names:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__getattr__ = lambda name: mock.MagicMock()
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
-def timm_vit():
-    """timm's VisionTransformer, the real one; a machine without torchvision need not skip it."""
-    finder = _Unused()
-    sys.meta_path.append(finder)  # last: an installed torchvision is found first
-    try:
-        from timm.models.vision_transformer import VisionTransformer
-    except Exception as error:
-        pytest.skip(f"timm cannot be imported: {error}")
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [n for n, m in sys.modules.items() if getattr(m, "__loader__", None) is finder]:
-            del sys.modules[name]
-    return VisionTransformer
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"reg_tokens": 4, "init_values": 0.1},
-        {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.1},
-    ],
-)
-def test_the_same_weights_give_timms_outputs(options):
-    size = {"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}
-    torch.manual_seed(0)
-    theirs = timm_vit()(**size, **options, num_classes=5).eval()
-    with torch.no_grad():
-        for param in theirs.parameters():
-            param.add_(0.1 * torch.randn_like(param))
-    ours = vit.VisionTransformer(**size, **options, num_classes=5).eval()
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 3, 48, 48)
-    torch.testing.assert_close(ours(x), theirs.forward_features(x), rtol=1e-4, atol=1e-5)
+ROPE = {"pos": "rope", "rope_rescale": 2.0, "rope_jitter": 1.5, "rope_shift": 0.1}
 
 
 def tiny(**options) -> vit.VisionTransformer:
@@ -146,8 +90,9 @@ def test_tokens_have_names(class_token, reg_tokens):
     assert torch.equal(named.patch, tokens[:, class_token + reg_tokens :])
 
 
-def test_no_image_sees_another_in_eval_and_training():
-    for model in (tiny().eval(), tiny().train()):
+@pytest.mark.parametrize("pos", vit.POSITIONS)
+def test_no_image_sees_another_in_eval_and_training(pos):
+    for model in (tiny(pos=pos).eval(), tiny(pos=pos).train()):
         x = torch.randn(3, 3, 32, 32)
         y = x.clone()
         y[1] = 7.0
@@ -198,7 +143,7 @@ def test_positions_of_a_rectangle_are_not_a_squares():
     assert model.img_size == (32, 128)
     x = torch.randn(1, 3, 32, 128)
     tokens = model.patch_embed(x) + model.pos_embed[:, 1:]
-    torch.testing.assert_close(model.embed(x)[:, 1:], tokens)
+    torch.testing.assert_close(model.embed(x).tokens[:, 1:], tokens)
     half = vit.resize_pos_embed(model.pos_embed, (4, 16), 1, (8, 32))
     torch.testing.assert_close(model._positions((4, 16)), half)
     with pytest.raises(ValueError, match="pos_embed: expected a square of patches, got 12 of them"):
@@ -206,7 +151,7 @@ def test_positions_of_a_rectangle_are_not_a_squares():
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
-    block = vit.Block(8, 1, 4.0, True, 0.5, None, "auto").train()
+    block = Block(BlockShape(8, 1, 32), 0.5).train()
     torch.manual_seed(0)
     groups = [(4000, 2), (500, 3)]
     dropped = block._drop(torch.ones(9500, 8), groups)
@@ -218,21 +163,24 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert rates == pytest.approx([0, 0.1, 0.2])
 
 
-def test_activation_checkpoints_give_the_same_gradients():
+@pytest.mark.parametrize("options", [{}, {**ROPE, "mlp": "swiglu"}])
+def test_activation_checkpoints_give_the_same_gradients(options):
     x = torch.randn(2, 3, 32, 32)
     grads = []
     for flag in (False, True):
-        model = tiny(checkpoint_activations=flag).train()
+        model = tiny(checkpoint_activations=flag, **options).train()
+        torch.manual_seed(1)
         model(x).square().sum().backward()
         grads.append(model.blocks[0].attn.qkv.weight.grad)
     torch.testing.assert_close(grads[0], grads[1])
 
 
-def test_no_image_of_a_packed_forward_sees_another():
+@pytest.mark.parametrize("pos", vit.POSITIONS)
+def test_no_image_of_a_packed_forward_sees_another(pos):
     """Multi-crop: each image alone gives what it gives among others, whatever those hold."""
     torch.manual_seed(0)
-    model = tiny(depth=2, reg_tokens=1, init_values=0.1).double().train()
-    large, small = torch.randn(3, 3, 32, 32).double(), torch.randn(5, 3, 16, 16).double()
+    model = tiny(depth=2, reg_tokens=1, init_values=0.1, pos=pos).double().train()
+    large, small = torch.randn(3, 3, 32, 32).double(), torch.randn(5, 3, 16, 24).double()
     together = model.encode([model.embed(large), model.embed(small)])
     for images, tokens in ((large, together[0]), (small, together[1])):
         alone = torch.cat([model(image[None]) for image in images])
@@ -256,37 +204,47 @@ def test_masked_patches_are_replaced_before_positions_are_added():
     model = tiny()
     x, mask, token = torch.randn(2, 3, 32, 32), torch.zeros(2, 16, dtype=torch.bool), torch.ones(32)
     mask[1, 3] = True
-    plain, masked = model.embed(x), model.embed(x, mask, token)
+    plain, masked = model.embed(x).tokens, model.embed(x, mask, token).tokens
     torch.testing.assert_close(masked[1, 4], token + model.pos_embed[0, 4])
     keep = torch.ones(2, 17, dtype=torch.bool)
     keep[1, 4] = False
     assert torch.equal(masked[keep], plain[keep])
 
 
-def test_compiles_to_one_graph():
+@pytest.mark.parametrize("options", [{}, {**ROPE, "mlp": "swiglu"}])
+def test_compiles_to_one_graph(options):
     torch._dynamo.reset()
-    model = tiny(init_values=1e-5, reg_tokens=1).eval()
+    model = tiny(init_values=1e-5, reg_tokens=1, **options)
     x = torch.randn(2, 3, 32, 32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), model(x))
+    for mode in (True, False):
+        model.train(mode)
+        outs = []
+        for network in (compiled, model):
+            torch.manual_seed(1)  # of the rotations' random box
+            outs.append(network(x))
+        torch.testing.assert_close(*outs)
 
 
-def test_one_graph_for_image_sizes_that_change():
+@pytest.mark.parametrize("pos", vit.POSITIONS)
+def test_one_graph_for_image_sizes_that_change(pos):
     torch._dynamo.reset()
-    model = tiny(init_values=0.1).double()
+    model = tiny(init_values=0.1, pos=pos).double()
+    weight = model.blocks[0].attn.qkv.weight if model.pos_embed is None else model.pos_embed
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for height, width in ((32, 32), (48, 48), (64, 24), (32, 32)):
         x = torch.randn(2, 3, height, width, dtype=torch.float64)
         outs = compiled(x), model(x)
         torch.testing.assert_close(*outs)
-        grads = [torch.autograd.grad(out.square().sum(), model.pos_embed)[0] for out in outs]
+        grads = [torch.autograd.grad(out.square().sum(), weight)[0] for out in outs]
         torch.testing.assert_close(*grads)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("pos", vit.POSITIONS)
 @pytest.mark.parametrize("class_token", [True, False])
-def test_exported_it_takes_any_batch_and_size(class_token):
-    model = tiny(class_token=class_token, init_values=0.1).eval()
+def test_exported_it_takes_any_batch_and_size(class_token, pos):
+    model = tiny(class_token=class_token, init_values=0.1, pos=pos).eval()
     dim = torch.export.Dim
     batch = dim("batch", min=1, max=64)
     sides = {2: 8 * dim("h", min=1, max=32), 3: 8 * dim("w", min=1, max=32)}
@@ -307,8 +265,80 @@ def test_exported_it_takes_any_batch_and_size(class_token):
     torch.testing.assert_close(traced(images), model(images))
 
 
-def test_an_empty_batch_gives_no_tokens():
-    assert tiny()(torch.zeros(0, 3, 32, 32)).shape == (0, 17, 32)
+@pytest.mark.parametrize("pos", vit.POSITIONS)
+def test_an_empty_batch_gives_no_tokens(pos):
+    assert tiny(pos=pos)(torch.zeros(0, 3, 32, 32)).shape == (0, 17, 32)
+
+
+def test_rotary_positions_are_no_weights():
+    learned, rope = tiny().state_dict(), tiny(**ROPE).state_dict()
+    assert set(learned) - set(rope) == {"pos_embed"}
+    assert set(rope) < set(learned)
+    assert torch.equal(rope["blocks.1.mlp.fc2.weight"], learned["blocks.1.mlp.fc2.weight"])
+
+
+def test_rotary_positions_change_attention_alone():
+    """What a block computes, written out: the rotation is of each group's own grid."""
+    model = tiny(depth=1, reg_tokens=2, pos="rope", rope_theta=30.0).double().eval()
+    groups = [model.embed(torch.randn(2, 3, *size).double()) for size in ((32, 32), (16, 40))]
+    block, found = model.blocks[0], model.encode(groups)
+    for (x, grid), tokens in zip(groups, found, strict=True):
+        normed = block.norm1(x)
+        q, k, v = block.attn.qkv(normed).unflatten(-1, (3, 2, 16)).unbind(2)
+        q, k = (rotate(each, model.rope(grid, 3, x)) for each in (q, k))
+        scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 4
+        mixed = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v).flatten(2)
+        x = x + block.attn.proj(mixed)
+        x = model.norm(x + block.mlp(block.norm2(x)))
+        torch.testing.assert_close(tokens, x, rtol=1e-10, atol=1e-10)
+
+
+def test_groups_come_with_their_grids():
+    """Eight patches are 2x4 or 4x2, which only the images tell."""
+    model = tiny(pos="rope").eval()
+    tokens, grid = model.embed(torch.randn(2, 3, 16, 32))
+    assert grid == (2, 4)
+    wide, tall = (model.encode([vit.Embedded(tokens, g)])[0] for g in ((2, 4), (4, 2)))
+    assert not torch.allclose(wide, tall, atol=1e-3)
+    with pytest.raises(TypeError, match=r"groups: expected what embed\(\) returns, got Tensor"):
+        model.encode([tokens])
+
+
+def test_without_a_final_norm_tokens_are_the_last_blocks():
+    model, plain = tiny().eval(), tiny(final_norm=False).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), model.norm(plain(x)))
+    assert set(model.state_dict()) - set(plain.state_dict()) == {"norm.weight", "norm.bias"}
+
+
+def test_the_epsilon_is_of_every_norm():
+    model = tiny(norm_eps=0.25)
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.LayerNorm)]
+    assert [norm.eps for norm in norms] == [0.25] * 5
+
+
+# hidden channels of the MLP: DINOv2's giant, DINOv3's huge plus and timm's, as published
+WIDTHS = {
+    "vit_so150m": (896, 18, 14, 2304, 2304),
+    "vit_giant": (1536, 40, 24, 4096, 2 * 4096),
+    "vit_huge_plus": (1280, 32, 20, 5120, 2 * 5120),
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_larger_sizes_are_the_published_ones(name):
+    dim, depth, heads, hidden, rows = WIDTHS[name]
+    with torch.device("meta"):
+        model = vit.create(name, patch_size=14)
+    assert (model.embed_dim, len(model.blocks), model.num_heads) == (dim, depth, heads)
+    mlp = model.blocks[0].mlp
+    assert (tuple(mlp.fc1.weight.shape), tuple(mlp.fc2.weight.shape)) == (
+        (rows, dim),
+        (dim, hidden),
+    )
+    with torch.device("meta"):
+        exact = vit.create(name, patch_size=14, mlp_hidden=1003)
+    assert exact.blocks[0].mlp.fc2.weight.shape == (dim, 1003)
 
 
 def test_bad_input_is_named():
@@ -331,6 +361,15 @@ def test_bad_input_is_named():
         ({"reg_tokens": -1}, "reg_tokens: expected an integer >= 0, got -1"),
         ({"img_size": (32, 0)}, "img_size: expected a size or"),
         ({"attention": "x"}, "attention: expected one of"),
+        ({"pos": "rotary"}, r"pos: expected one of \('learned', 'rope'\), got 'rotary'"),
+        ({"mlp": "geglu"}, "mlp: expected one of .*, got 'geglu', did you mean"),
+        ({"mlp_hidden": 0}, "mlp_hidden: expected an integer >= 1, got 0"),
+        ({"norm_eps": 0.0}, "norm_eps: expected a finite number > 0, got 0.0"),
+        ({"pos": "rope", "num_heads": 8}, "num_heads: .* multiple of 4 channels .*, got 2 channe"),
+        ({"pos": "rope", "rope_theta": 0.0}, "rope_theta: expected a finite number > 0, got 0.0"),
+        ({"pos": "rope", "rope_rescale": 0.5}, "rope_rescale: expected a finite number >= 1"),
+        ({"pos": "rope", "rope_jitter": 0.9}, "rope_jitter: expected a finite number >= 1"),
+        ({"pos": "rope", "rope_shift": -1.0}, "rope_shift: expected a finite number >= 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(options, message):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from fastequi.methods.method import Method
 from fastequi.optim import param_groups
 from fastequi.philox import Draws
 from fastequi.runtime.devices import free_memory
+from fastequi.weights.start import start
+from fastequi.weights.teachers import attach, with_teacher
 
 _MIB = 2**20
 
@@ -31,15 +34,20 @@ _MIB = 2**20
 def dry_run(config: Config) -> None:
     """Prints a run's settings, sizes and memory; on a GPU it takes one real step at full batch."""
     console = Console()
+    config, teacher = with_teacher(config)
     print("\n".join(settings(config)))
     method = build(config)
+    attach(method, teacher, torch.device(config.train.resolved_device()))
+    if config.init.path:
+        print("\n".join(start(method, config)[1].lines()))
     table = Table("part", "parameters", title="parameters")
     for name, part in _parts(method):
         if count(part):
             table.add_row(name.strip("_"), f"{count(part):,}")
     table.add_row("all", f"{count(method):,}", style="bold")
     console.print(table)
-    table, fitting = memory_table(config, method)
+    beside = {} if teacher is None else {"the teacher's weights": _bytes(teacher)}
+    table, fitting = memory_table(config, method, beside)
     console.print(table)
     if fitting:
         print(fitting)
@@ -51,10 +59,12 @@ _SECTION_OF_A_METHOD = {"tir": "tir", "distill": "tir", "gtsa": "gtsa", "rotnet"
 def settings(config: Config) -> list[str]:
     """A line for every section, "optim: kind=adamw, lr=0.0001, ..."; names as on the command line.
 
-    Sections that only another method reads are left out.
+    Sections that nothing reads here are left out.
     """
     lines = [f"method={config.method}"]
     for field in fields(config):
+        if field.name in ("init", "teacher") and not getattr(config, field.name).path:
+            continue
         if _SECTION_OF_A_METHOD.get(field.name, config.method) == config.method:
             lines += _section(field.name, getattr(config, field.name))
     return lines
@@ -79,18 +89,28 @@ def _parts(method: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def memory_table(config: Config, method: Method) -> tuple[Table, str]:
+def memory_table(
+    config: Config, method: Method, beside: Mapping[str, int] = MappingProxyType({})
+) -> tuple[Table, str]:
     """One step's memory at the config's batch size, and what to change where it is not free.
 
     Weights, gradients and the optimiser's moments follow from the parameters. Saved activations
     (every distinct storage that autograd keeps) are measured at two small batches and extrapolated
     linearly to the batch size, so the table needs neither the memory nor the time of a real step.
     On a GPU one real step is taken as well, and the allocator's peak is printed.
+
+    Args:
+        config: the run.
+        method: its networks.
+        beside: bytes of what lies in memory as well, by name.
+
+    Returns:
+        The table, and what to change, or "".
     """
     device = torch.device(config.train.resolved_device())
     free = free_memory(device)
     method = method.to(device)
-    weights = sum(p.numel() * p.element_size() for p in method.parameters())
+    weights = _bytes(method)
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     low, high = (saved_bytes(config, method, synthetic(config, n, device)) for n in (4, 8))
     per_image = (high - low) / 4
@@ -99,6 +119,7 @@ def memory_table(config: Config, method: Method) -> tuple[Table, str]:
     table = Table("what", "MiB", title=f"memory of one step, {batch} images, {device.type}")
     rows = {
         "weights": weights,
+        **beside,
         "gradients": trained,
         _STATES[config.optim.kind]: _state_bytes(config, method),
         f"saved activations ({per_image / _MIB:.2f} an image)": activations,
@@ -117,6 +138,11 @@ def memory_table(config: Config, method: Method) -> tuple[Table, str]:
         f"--data.batch-size: expected at most {most} on this machine ({free / 1e9:.1f} GB free), "
         f"got {batch}; --train.accumulate takes several batches a step"
     )
+
+
+def _bytes(network: nn.Module) -> int:
+    """Of its parameters."""
+    return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 _STATES = {"adamw": "AdamW moments", "muon": "Muon and AdamW moments", "sgd": "SGD momentum"}

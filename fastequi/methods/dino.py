@@ -29,7 +29,7 @@ from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput
 from fastequi.methods.teacher import follow, momentum_at, spread
 from fastequi.models.heads import DINOHead, EquiHead
-from fastequi.models.vit import Tokens, VisionTransformer
+from fastequi.models.vit import Embedded, Tokens, VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Branch(nn.Module):
             self.patch_head.equi_dim if self.equi_head is None else self.equi_head.proj.out_features
         )
 
-    def encode(self, groups: Sequence[Tensor]) -> tuple[list[Tokens], Tensor]:
+    def encode(self, groups: Sequence[Embedded]) -> tuple[list[Tokens], Tensor]:
         """The tokens of each group of images, and the first group's patches that z_equi is from."""
         block = len(self.encoder.blocks) if self.equi_head is None else self.equi_head.block
         last, middle = self.encoder.encode_both(groups, block)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastequi.functional import arguments
 from fastequi.models.decoder import StepLinear, expect_sizes, square
 from fastequi.models.positions import sine_cosine
-from fastequi.models.vit import Block
+from fastequi.models.transformer import Block, BlockShape
 
 
 class BlockDecoder(nn.Module):
@@ -90,9 +90,8 @@ class _Trunk(nn.Module):
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_dim, width)
-        self.blocks = nn.ModuleList(
-            Block(width, num_heads, mlp_ratio, True, 0.0, None, attention) for _ in range(depth)
-        )
+        shape = BlockShape(width, num_heads, int(width * mlp_ratio), attention=attention)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, z: Tensor) -> Tensor:

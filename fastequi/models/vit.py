@@ -1,7 +1,8 @@
 """Vision transformer under timm's parameter names.
 
 A state dict of timm's `vit_{tiny,small,base,large}_patch16_224` loads strictly (num_classes=1000
-for one with its classifier). Registers follow timm's `reg_token`, placed after the class token.
+for one with its classifier), and DINOv2's, with registers (timm's `reg_token`, placed after the
+class token) and SwiGLU. DINOv3's, MAE's and others' have the same architecture under other names.
 Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021; registers: Darcet et al., ICLR 2024;
 LayerScale: Touvron et al., ICCV 2021; drop path: Huang et al., ECCV 2016.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastequi.functional import arguments
-from fastequi.models.attention import BACKENDS, attention
+from fastequi.models import mlp as mlps
+from fastequi.models.attention import BACKENDS
 from fastequi.models.positions import Grid, resize_pos_embed
+from fastequi.models.rope import AxialRope
+from fastequi.models.transformer import Block, BlockShape, parts
 
-Size = tuple[int, int]
-"""Images of a group and tokens of each."""
+POSITIONS = ("learned", "rope")
 
 
 class Tokens(NamedTuple):
@@ -40,6 +43,18 @@ class Tokens(NamedTuple):
     patch: Tensor
 
 
+class Embedded(NamedTuple):
+    """What the first block takes of a group of images.
+
+    Attributes:
+        tokens: [B, num_prefix_tokens + L, D].
+        grid: patches along height and width, L of them; rotary positions need it.
+    """
+
+    tokens: Tensor
+    grid: Grid
+
+
 class VisionTransformer(nn.Module):
     """Pre-norm ViT that returns every token after the final norm.
 
@@ -52,7 +67,11 @@ class VisionTransformer(nn.Module):
         patch_size: side of a patch in pixels; must divide every image's sides.
         in_chans: channels of the images.
         num_classes: outputs of `head`, which is loaded and kept but not used by forward; 0: none.
-        embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the transformer's size.
+        embed_dim, depth, num_heads: the transformer's size.
+        mlp_ratio: hidden channels of a block's MLP over embed_dim; with SwiGLU two thirds of it
+            count, so that the weights are as many (:func:`fastequi.models.mlp.hidden_width`).
+        qkv_bias: queries, keys and values have a bias. Weights without one of the keys (DINOv3,
+            BEiT) are held with zeros there, which further training changes.
         drop_path: rate at the last block, growing linearly from 0; less than 1.
         init_values: initial LayerScale gain; None leaves LayerScale out.
         class_token: prepend a class token.
@@ -60,6 +79,17 @@ class VisionTransformer(nn.Module):
         no_embed_class: the position embedding covers patches only (timm's register models).
         checkpoint_activations: recompute blocks in the backward to save memory.
         attention: backend of `fastequi.models.attention`.
+        pos: "learned", an embedding that is added to the tokens, or "rope", rotations of queries
+            and keys (:class:`fastequi.models.rope.AxialRope`); then `pos_embed` is None.
+        mlp: "gelu" or "swiglu".
+        mlp_hidden: the MLP's exact hidden channels, instead of `mlp_ratio`.
+        norm_eps: epsilon of all norms. timm's ViTs and DINOv2 have 1e-6, DINOv3 1e-5, Hugging
+            Face's ViT and MAE 1e-12.
+        final_norm: a norm after the last block. False is for networks whose only norm there comes
+            after the mean over tokens (timm's `fc_norm`): their tokens are not normalised at all,
+            and that norm, like a classifier, is none of this network's.
+        rope_theta, rope_rescale, rope_jitter, rope_shift: of the rotations; the last three change
+            coordinates at random in training.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
@@ -87,6 +117,15 @@ class VisionTransformer(nn.Module):
         no_embed_class: bool = False,
         checkpoint_activations: bool = False,
         attention: str = "auto",
+        pos: str = "learned",
+        mlp: str = "gelu",
+        mlp_hidden: int | None = None,
+        norm_eps: float = 1e-6,
+        final_norm: bool = True,
+        rope_theta: float = 100.0,
+        rope_rescale: float = 1.0,
+        rope_jitter: float = 1.0,
+        rope_shift: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("patch_size", patch_size), ("in_chans", in_chans),
@@ -97,7 +136,14 @@ class VisionTransformer(nn.Module):
             arguments.integer(name, value, 0)
         arguments.number("drop_path", drop_path, least=0, below=1)
         arguments.number("mlp_ratio", mlp_ratio, above=0)
+        arguments.number("norm_eps", norm_eps, above=0)
         arguments.one_of("attention", attention, BACKENDS)
+        arguments.one_of("pos", pos, POSITIONS)
+        arguments.one_of("mlp", mlp, mlps.KINDS)
+        if mlp_hidden is None:
+            mlp_hidden = mlps.hidden_width(mlp, embed_dim, mlp_ratio)
+        else:
+            arguments.integer("mlp_hidden", mlp_hidden)
         if embed_dim % num_heads:
             raise ValueError(f"num_heads: expected a divisor of {embed_dim}, got {num_heads}")
         self.embed_dim, self.patch_size, self.in_chans = embed_dim, patch_size, in_chans
@@ -110,17 +156,24 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
         height, width = self.grid_size(*self.img_size)
-        embedded = height * width + (0 if no_embed_class else self.num_prefix_tokens)
-        self.pos_embed = nn.Parameter(torch.zeros(1, embedded, embed_dim))
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, rate, init_values, attention)
-            for rate in rates
+        self.pos_embed: nn.Parameter | None = None
+        self.rope: AxialRope | None = None
+        if pos == "rope":
+            box = rope_rescale, rope_jitter, rope_shift
+            self.rope = AxialRope(embed_dim // num_heads, rope_theta, *box)
+        else:
+            embedded = height * width + (0 if no_embed_class else self.num_prefix_tokens)
+            self.pos_embed = nn.Parameter(torch.zeros(1, embedded, embed_dim))
+        shape = BlockShape(
+            embed_dim, num_heads, mlp_hidden, mlp, qkv_bias, init_values, norm_eps, attention
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(shape, rate) for rate in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.apply(_init_linear)
-        nn.init.normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
@@ -158,8 +211,8 @@ class VisionTransformer(nn.Module):
 
     def embed(
         self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None
-    ) -> Tensor:
-        """Images [B, C, H, W] to the tokens [B, num_prefix_tokens + L, embed_dim] of block 0.
+    ) -> Embedded:
+        """Images [B, C, H, W] to what the first block takes of them.
 
         Args:
             mask: [B, L] bool, patches whose embedding is replaced before positions are added.
@@ -170,63 +223,74 @@ class VisionTransformer(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"images: expected floats, normalised, got {x.dtype}")
         grid = self.grid_size(*x.shape[-2:])
+        if torch.jit.is_tracing():  # sizes are tensors, and become constants
+            grid = int(grid[0]), int(grid[1])
         patches = self.patch_embed(x)
         if mask is not None and mask_token is not None:
             patches = torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
-        return self._embed(patches, grid)
+        return Embedded(self._with_prefix(patches, grid), grid)
 
-    def encode(self, groups: Sequence[Tensor]) -> list[Tensor]:
-        """Blocks and final norm on groups of tokens [B_i, N_i, embed_dim], in one pass.
+    def encode(self, groups: Sequence[Embedded]) -> list[Tensor]:
+        """Blocks and final norm on groups of images, from :meth:`embed`, in one pass (multi-crop).
 
-        Multi-crop: what works on single tokens (linear layers, norms) takes all groups' as one
-        matrix; attention stays within an image.
+        Returns:
+            The tokens [B_i, N_i, embed_dim] of each group.
         """
         return self.encode_both(groups, len(self.blocks))[0]
 
     def encode_both(
-        self, groups: Sequence[Tensor], block: int
+        self, groups: Sequence[Embedded], block: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As :meth:`encode`, and the tokens after the first `block` blocks, without a norm.
 
         Args:
-            groups: tokens [B_i, N_i, embed_dim].
+            groups: from :meth:`embed`.
             block: 0 .. depth.
+
+        Raises:
+            TypeError: a group is not from :meth:`embed`.
         """
-        sizes = [(group.shape[0], group.shape[1]) for group in groups]  # an int() would fix them
-        rows = [group.flatten(0, 1) for group in groups]
+        for group in groups:
+            if not isinstance(group, Embedded):
+                kind = type(group).__name__
+                raise TypeError(f"groups: expected what embed() returns, got {kind}")
+        # an int() would fix sizes
+        sizes = [(tokens.shape[0], tokens.shape[1]) for tokens, _ in groups]
+        rotations = None
+        if self.rope is not None:
+            prefix = self.num_prefix_tokens
+            rotations = [self.rope(grid, prefix, tokens) for tokens, grid in groups]
+        rows = [tokens.flatten(0, 1) for tokens, _ in groups]
         x = rows[0] if len(rows) == 1 else torch.cat(rows)
         between = x
         for i, layer in enumerate(self.blocks, 1):
             if self.checkpoint_activations and self.training:
-                x = checkpoint(layer, x, sizes, use_reentrant=False)
+                x = checkpoint(layer, x, sizes, rotations, use_reentrant=False)
             else:
-                x = layer(x, sizes)
+                x = layer(x, sizes, rotations)
             between = x if i == block else between
         final, middle = (
-            [part.reshape(*size, self.embed_dim) for part, size in _parts(rows, sizes)]
+            [part.reshape(*size, self.embed_dim) for part, size in parts(rows, sizes)]
             for rows in (self.norm(x), between)
         )
         return final, middle
 
-    def _embed(self, patches: Tensor, grid: Grid) -> Tensor:
-        """Prefix tokens and positions."""
+    def _with_prefix(self, patches: Tensor, grid: Grid) -> Tensor:
+        """The tokens of the first block: prefix tokens, patches, and learned positions added."""
         positions = self._positions(grid)
         prefix: list[Tensor] = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        if positions is not None and (self.no_embed_class or not prefix):
+            patches, positions = patches + positions, None
         if not prefix:
-            return patches + positions
-        tokens = torch.cat(prefix, 1)
-        if self.no_embed_class:
-            patches = patches + positions
-            return torch.cat(
-                [tokens.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], 1
-            )
-        tokens = tokens.expand(patches.shape[0], -1, -1).to(patches.dtype)
-        return torch.cat([tokens, patches], 1) + positions
+            return patches
+        tokens = torch.cat(prefix, 1).expand(patches.shape[0], -1, -1).to(patches.dtype)
+        tokens = torch.cat([tokens, patches], 1)
+        return tokens if positions is None else tokens + positions
 
-    def _positions(self, grid: Grid) -> Tensor:
+    def _positions(self, grid: Grid) -> Tensor | None:
+        if self.pos_embed is None:
+            return None
         own = self.grid_size(*self.img_size)
-        if torch.jit.is_tracing():  # sizes are tensors, and become constants
-            grid = int(grid[0]), int(grid[1])
         free = any(isinstance(n, torch.SymInt) for n in grid)  # exported: no branch on the size
         if not free and grid == own:
             return self.pos_embed
@@ -239,7 +303,10 @@ class VisionTransformer(nn.Module):
         """Resizes a position embedding made for square images of another size."""
         key = f"{prefix}pos_embed"
         found, own = state.get(key), self.pos_embed
-        if found is not None and found.ndim == 3 and found.shape[1] != own.shape[1]:
+        if (
+            found is not None and own is not None
+            and found.ndim == 3 and found.shape[1] != own.shape[1]
+        ):  # fmt: skip
             places = found.shape[1] - self._embedded_prefix()
             if places > 0 and math.isqrt(places) ** 2 == places:
                 grid = self.grid_size(*self.img_size)
@@ -263,92 +330,6 @@ class PatchEmbed(nn.Module):
         x = x.reshape(batch, chans, height // patch, patch, width // patch, patch)
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # B h w C p q
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class Block(nn.Module):
-    """x + ls(attn(norm x)); x + ls(mlp(norm x)), each residual dropped per sample by drop path."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_path: float,
-        init_values: float | None,
-        attention: str,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, qkv_bias, attention)
-        self.ls1 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.ls2 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
-        self.drop_path = drop_path
-
-    def forward(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """x: [Σ B_i N_i, D], the tokens of groups of images, whose (B_i, N_i) are `sizes`."""
-        x = x + self._drop(self.ls1(self.attn(self.norm1(x), sizes)), sizes)
-        return x + self._drop(self.ls2(self.mlp(self.norm2(x))), sizes)
-
-    def _drop(self, residual: Tensor, sizes: Sequence[Size]) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return residual
-        keep = 1 - self.drop_path
-        masks = [
-            residual.new_empty(images, 1).bernoulli_(keep).expand(-1, tokens).reshape(-1, 1)
-            for images, tokens in sizes
-        ]
-        return residual * (torch.cat(masks) / keep)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one qkv projection."""
-
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, backend: str) -> None:
-        super().__init__()
-        self.num_heads, self.backend = num_heads, backend
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
-        heads = self.num_heads, x.shape[-1] // self.num_heads
-        mixed = []
-        for part, size in _parts(self.qkv(x), sizes):
-            q, k, v = part.reshape(*size, 3, *heads).unbind(2)
-            mixed.append(attention(q, k, v, backend=self.backend).flatten(2).flatten(0, 1))
-        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class LayerScale(nn.Module):
-    """A learned gain per channel."""
-
-    def __init__(self, dim: int, init_values: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init_values))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-def _parts(x: Tensor, sizes: Sequence[Size]) -> Iterator[tuple[Tensor, Size]]:
-    """The rows of every group."""
-    if len(sizes) == 1:
-        return iter([(x, sizes[0])])
-    return zip(x.split([images * tokens for images, tokens in sizes]), sizes, strict=True)
 
 
 def _init_linear(module: nn.Module) -> None:
@@ -379,8 +360,27 @@ def vit_large(**options: Any) -> VisionTransformer:
     return VisionTransformer(**{"embed_dim": 1024, "depth": 24, "num_heads": 16, **options})
 
 
+def vit_so150m(**options: Any) -> VisionTransformer:
+    """896 wide, 18 deep, 14 heads, MLPs of 2304: timm's, whose shape is chosen for GPUs."""
+    size = {"embed_dim": 896, "depth": 18, "num_heads": 14, "mlp_ratio": 2.572}
+    return VisionTransformer(**{**size, **options})
+
+
+def vit_giant(**options: Any) -> VisionTransformer:
+    """DINOv2's: 1536 wide, 40 deep, 24 heads, SwiGLU of 4096."""
+    size = {"embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp": "swiglu"}
+    return VisionTransformer(**{**size, **options})
+
+
+def vit_huge_plus(**options: Any) -> VisionTransformer:
+    """DINOv3's: 1280 wide, 32 deep, 20 heads, SwiGLU of 5120."""
+    size = {"embed_dim": 1280, "depth": 32, "num_heads": 20, "mlp": "swiglu", "mlp_ratio": 6.0}
+    return VisionTransformer(**{**size, **options})
+
+
 _MODELS: dict[str, Callable[..., VisionTransformer]] = {
-    f.__name__: f for f in (vit_tiny, vit_small, vit_base, vit_large)
+    f.__name__: f
+    for f in (vit_tiny, vit_small, vit_base, vit_large, vit_so150m, vit_giant, vit_huge_plus)
 }
 
 

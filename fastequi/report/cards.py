@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fastequi.report import findings
 from fastequi.report.markup import duration, number, tag, text
@@ -84,6 +85,8 @@ def _what(flat: dict[str, object]) -> str:
     names = {"vicreg": "VICReg", "simclr": "SimCLR", "dino": "DINO", "ibot": "iBOT"}
     base = str(flat.get("tir.base"))
     base = names.get(base, {"dinov2": "DINOv2"}.get(base, base))
+    if base == "distillation":
+        base = f"distillation from {Path(str(flat.get('teacher.path'))).name}"
     if not (flat.get("tir.num_steps") and flat.get("tir.equi_dim")):
         return base
     family = {"se2": "SE(2)"}.get(str(flat.get("path.family")), flat.get("path.family"))

@@ -19,7 +19,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from fastequi.evaluate.encoders import Encoder, noise
 from fastequi.evaluate.probes import r2, ridge_probe
 from fastequi.functional import warp
-from fastequi.models.vit import Attention
+from fastequi.models.rope import Rotation
+from fastequi.models.transformer import Attention, Rotations, Size
 from fastequi.paths import se2_matrix
 
 _CELLS = 24  # tokens along a picture that is shown: enough to recognise what is in it
@@ -115,17 +116,18 @@ def last_attention(encoder: Encoder, images: Tensor) -> Tensor | None:
     gets, the mean over all patches.
 
     Args:
-        encoder: any; the last `fastequi.models.vit.Attention` that runs in it is shown.
+        encoder: any; the last `fastequi.models.transformer.Attention` that runs in it is shown.
         images: [B, 3, H, W], normalised.
 
     Returns:
         None if there is no such block (a convolutional network, the user's own function).
     """
-    seen: list[tuple[Attention, Tensor, tuple[int, int]]] = []
+    seen: list[tuple[Attention, Tensor, Size, Rotation | None]] = []
 
-    def note(module: object, args: tuple[Tensor, list[tuple[int, int]]]) -> None:
+    def note(module: object, args: tuple[Tensor, list[Size], Rotations]) -> None:
         if isinstance(module, Attention):
-            seen[:] = [(module, args[0], args[1][0])]
+            x, sizes, rotations = args
+            seen[:] = [(module, x, sizes[0], rotations[0] if rotations else None)]
 
     hook = register_module_forward_pre_hook(note)
     try:
@@ -134,8 +136,8 @@ def last_attention(encoder: Encoder, images: Tensor) -> Tensor | None:
         hook.remove()
     if not seen or patches is None:
         return None
-    block, x, size = seen[0]
-    weights = attention_weights(block, x.unflatten(0, size))
+    block, x, size, rotation = seen[0]
+    weights = attention_weights(block, x.unflatten(0, size), rotation)
     prefix = size[1] - patches.shape[1]
     from_patches = weights[:, :, prefix:, prefix:].mean(2)
     attention = weights[:, :, 0, prefix:] if "cls" in encoder.names else from_patches
@@ -143,9 +145,9 @@ def last_attention(encoder: Encoder, images: Tensor) -> Tensor | None:
     return attention.unflatten(-1, (side, side))
 
 
-def attention_weights(block: Attention, x: Tensor) -> Tensor:
+def attention_weights(block: Attention, x: Tensor, rotation: Rotation | None = None) -> Tensor:
     """softmax(q kᵀ / √d) [B, heads, N, N] of normed tokens [B, N, D], in float32."""
-    q, k, _ = block.qkv(x).unflatten(-1, (3, block.num_heads, -1)).float().unbind(2)
+    q, k, _ = block.heads(block.qkv(x).float(), (x.shape[0], x.shape[1]), rotation)
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5
     return scores.softmax(-1)
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fastequi.models.batchnorm import share_statistics
-from fastequi.models.vit import Block
+from fastequi.models.transformer import Block
 from fastequi.runtime.preempt import leave_with_launcher
 
 _SYNC_BUFFERS = (  # its name before and after PyTorch 2.13
