@@ -45,7 +45,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("optim", _COUNT, "base_batch"),
     ("optim", _POSITIVE, "lr muon_lr"),
     ("optim", _AMOUNT, "final_lr weight_decay final_weight_decay clip"),
-    ("optim", _PART, "warmup betas momentum muon_momentum"),
+    ("optim", _PART, "warmup betas momentum muon_momentum freeze_encoder"),
     ("optim", _FACTOR, "factor layer_decay patch_embed_lr"),
     ("train", _COUNT, "accumulate log_every max_skipped keep_checkpoints"),
     ("train", _AMOUNT, "minutes checkpoint_every checkpoint_minutes knn_every r2_every"),

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "atomic": set(),
     "build": {"config", "data.views.batch", "methods", "models"},
     "config": {"data.config", "limits", "paths", "runtime.devices"},
+    "freezing": set(),
     "limits": {"config"},  # for its type alone
     "muon": {"functional.arguments", "sharded"},
     "optim": {"muon", "sharded"},
@@ -40,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": {"config", "data.config"},
     "sharded": set(),
     "train": {
-        *("atomic", "build", "config", "optim", "data", "methods", "runtime"),
+        *("atomic", "build", "config", "freezing", "optim", "data", "methods", "runtime"),
         "evaluate.online",  # the probes of a run that goes on
     },
     "versions": set(),
