@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import nn
 
 from fastequi.config import Config, ModelConfig
@@ -15,13 +17,15 @@ from fastequi.methods.rotnet import ANGLES, RotNet, linear_classifier
 from fastequi.methods.simclr import SimCLRCriterion
 from fastequi.methods.tir import TIR, Decoder
 from fastequi.methods.vicreg import VICRegCriterion
-from fastequi.models import vit
+from fastequi.models import lora, vit
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import DINOHead, EquiHead, SplitHead
 from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.nin import NetworkInNetwork
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def build(config: Config) -> Method:
@@ -32,7 +36,7 @@ def build(config: Config) -> Method:
 def build_gtsa(config: Config) -> GTSA:
     """GTSA; see :func:`build`."""
     gtsa = config.gtsa
-    encoder = build_encoder(config.model, config.data.image_size)
+    encoder = _adapted(build_encoder(config.model, config.data.image_size), config)
     return GTSA(
         Mapper(encoder, MapProjector(encoder.embed_dim, gtsa.dim)),
         MapPredictor(gtsa.dim),
@@ -50,7 +54,7 @@ def build_gtsa(config: Config) -> GTSA:
 
 def build_rotnet(config: Config) -> RotNet:
     """Rotation prediction; see :func:`build`."""
-    encoder = build_network(config.model, config.data.image_size)
+    encoder = _adapted(build_network(config.model, config.data.image_size), config)
     classifier: nn.Module
     if isinstance(encoder, AlexNet):
         classifier = AlexNetClassifier(len(ANGLES))
@@ -64,7 +68,7 @@ def build_rotnet(config: Config) -> RotNet:
 def build_tir(config: Config) -> TIR:
     """TIR, or its base alone; see :func:`build`."""
     model, data, tir = config.model, config.data, config.tir
-    encoder = build_encoder(model, data.image_size)
+    encoder = _adapted(build_encoder(model, data.image_size), config)
     views = views_of(config)
     decoder = None
     if tir.num_steps and tir.equi_dim and tir.recon_weight:
@@ -140,6 +144,13 @@ def build_network(
     if model.name == "nin":
         return NetworkInNetwork(model.num_blocks)
     return AlexNet() if model.name == "alexnet" else build_encoder(model, image_size)
+
+
+def _adapted(network: Network, config: Config) -> Network:
+    """With LoRA's adapters where a run asks for them, which only a ViT's may."""
+    if isinstance(network, vit.VisionTransformer):
+        lora.adapt(network, config.optim.lora_rank, config.optim.lora_alpha)
+    return network
 
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:

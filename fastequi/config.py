@@ -191,6 +191,9 @@ class OptimConfig:
     # share of the training during which heads and decoders learn and the encoder does not; its rate
     # then has a warm-up of its own
     freeze_encoder: float = 0.0
+    # of the encoder's weights learn only adapters of this rank in its blocks (fastequi.models.lora)
+    lora_rank: int = 0  # 0: no adapters, the weights themselves learn
+    lora_alpha: float = 16.0  # an adapter's output counts lora_alpha / lora_rank
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,7 @@ def recipe_of(text: str) -> str:
 _KEPT: dict[str, Callable[[Any], Any]] = {
     name: lambda value: value
     for name in (
-        *("method", "optim.kind", "optim.muon_encoder"),
+        *("method", "optim.kind", "optim.muon_encoder", "optim.lora_rank", "optim.lora_alpha"),
         *("data.image_size", "data.samples_per_decode", "data.repeat"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
         *("model.num_heads", "model.mlp", "model.mlp_hidden", "model.qkv_bias", "model.norm_eps"),

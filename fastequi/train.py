@@ -31,6 +31,7 @@ from fastequi.data.views.batch import Batch
 from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes
 from fastequi.freezing import Freezing
 from fastequi.methods.method import Method
+from fastequi.models import lora
 from fastequi.optim import (
     WeightEMA,
     adamw,
@@ -179,7 +180,7 @@ def pretrain(
         if processes.first:
             about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
             with replacing(run_dir / "model.safetensors") as unfinished:
-                save_tensors(unfinished, encoder, about)
+                save_tensors(unfinished, lora.merged(encoder, config.optim.lora_alpha), about)
         leave_groups(method)
     return method.eval()
 

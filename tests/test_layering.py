@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "sharded": set(),
     "train": {
         *("atomic", "build", "config", "freezing", "optim", "data", "methods", "runtime"),
+        "models.lora",  # what it writes at the end is merged
         "evaluate.online",  # the probes of a run that goes on
     },
     "versions": set(),

@@ -30,6 +30,7 @@ from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
 from fastequi.evaluate.weights import Weights, load_weights, read_config
 from fastequi.methods.method import Method
+from fastequi.models import lora
 from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.models.vit import VisionTransformer
 from fastequi.runtime import checkpoint
@@ -293,6 +294,7 @@ def _of_run(path: Path, device: torch.device) -> Encoder:
         raise ValueError(
             f"CHECKPOINT: the weights do not fit {run / 'config.json'}: {_shortened(error)}"
         ) from error
+    lora.merge(method)
     name = f"{run.name}/{found.name}" if is_step else run.name
     return of_method(method.to(device), config, name)
 
