@@ -58,6 +58,20 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Weights that the encoder starts from, and its teacher's where there is one
+    (`fastequi.weights`); the model's settings have to be theirs."""
+
+    path: str = ""  # file or folder; --init says it and takes the model's settings from there
+    sha256: str = ""  # of the file; another one is refused. A run keeps it here
+    network: Literal["teacher", "student"] | None = None  # of a file with both; None: the teacher
+    # height and width in pixels that positions are for, if they are not square and nothing says so
+    img_size: tuple[int, ...] = ()
+    patch_size: int | None = None  # resize the patch embedding to this (FlexiViT's pseudo-inverse)
+    channels: tuple[int, ...] = ()  # which three of the weights' input channels are kept, from 0
+
+
+@dataclass(frozen=True)
 class PathConfig:
     """The transformation path; only its family's ranges are used (by default the paper's)."""
 
@@ -261,6 +275,7 @@ class Config:
 
     method: Literal["tir", "gtsa", "rotnet"] = "tir"  # tir: TIR or its base alone
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     path: PathConfig = field(default_factory=PathConfig)
     tir: TIRConfig = field(default_factory=TIRConfig)
@@ -319,6 +334,8 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
     for name in (
         *("method", "optim.kind", "optim.muon_encoder", "optim.lora_rank", "optim.lora_alpha"),
         *("data.image_size", "data.samples_per_decode", "data.repeat"),
+        *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
+        "init.channels",
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
         *("model.num_heads", "model.mlp", "model.mlp_hidden", "model.qkv_bias", "model.norm_eps"),
         *("model.final_norm", "model.pos", "model.no_embed_class", "model.rope_theta"),

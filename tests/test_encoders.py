@@ -13,12 +13,12 @@ from fastequi.data.reader import read
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, of_method, random_init
-from fastequi.models.timm_names import Stated
 from fastequi.models.vit import VisionTransformer
 from fastequi.optim import WeightEMA, adamw
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
 from fastequi.train import pretrain
+from fastequi.weights.architecture import Stated
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -149,7 +149,7 @@ def test_what_a_run_leaves_says_its_settings_wherever_it_is(tmp_path):
 
 def test_heads_are_for_files_alone_and_of_others_where_they_do_not_say(tmp_path):
     run(tmp_path / "a", config())
-    with pytest.raises(ValueError, match="--num-heads, --img-size: only for a"):
+    with pytest.raises(ValueError, match="--num-heads: only for a file or a folder of weights"):
         load_encoder(str(tmp_path / "a"), "cpu", Stated(num_heads=2))
     network = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=4)
     for name in ("one", "other"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastequi.models.timm_names import Stated
+from fastequi.weights.architecture import Stated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.evaluate.tasks import shown
 from fastequi.functional.normalise import normalise as normalised
-from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.runtime.devices import expect_memory
+from fastequi.weights.architecture import UNSTATED, Stated
 
 KS = (5, 10, 20, 200)
 TEMPERATURE = 0.07

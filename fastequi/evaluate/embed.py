@@ -19,8 +19,8 @@ from fastequi.data.sources.images import Source
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_encoder, noise
 from fastequi.evaluate.results import documented, writable, writable_folder
-from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.runtime.devices import expect_memory
+from fastequi.weights.architecture import UNSTATED, Stated
 
 _FILES = (".safetensors", ".npy")
 _OTHERS = (".pt", ".pth", ".npz", ".h5", ".hdf5", ".csv", ".json", ".parquet", ".pkl", ".bin")

@@ -1,10 +1,10 @@
-"""What is evaluated: a run, one of its checkpoints, a file with timm's names, or your own function.
+"""What is evaluated: a run, one of its checkpoints, public weights, or your own function.
 
 Every evaluation takes an :class:`Encoder` and needs no more of it than tokens by name. A spec is:
 
 * a run's folder (its newest checkpoint), or one of its `checkpoints/step_*` folders;
-* a `*.safetensors` file of a ViT under timm's names, a run's own model.safetensors among them (see
-  `fastequi.evaluate.weights`);
+* a file or a folder of a ViT's weights in any layout of `fastequi.weights`, a run's own
+  model.safetensors among them;
 * `module:function`, also found from the current folder: called with the device, it returns an
   :class:`Encoder`.
 """
@@ -28,13 +28,15 @@ from fastequi.build import build
 from fastequi.config import Config
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
-from fastequi.evaluate.weights import Weights, load_weights, read_config
 from fastequi.methods.method import Method
 from fastequi.models import lora
-from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.models.vit import VisionTransformer
 from fastequi.runtime import checkpoint
 from fastequi.runtime.devices import use_device
+from fastequi.weights.architecture import UNSTATED, Stated
+from fastequi.weights.beside import read_config
+from fastequi.weights.files import SUFFIXES, holds_weights
+from fastequi.weights.reader import Weights, fill, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -175,9 +177,10 @@ def load_encoder(
     Args:
         spec: a folder, a file, or `module:function`.
         device: "auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1".
-        stated: heads and image size of a file's ViT, which its tensors do not say.
-        insist: `stated` goes before what the file says, and is an error for anything but a file;
-            else the file goes first, and others ignore it.
+        stated: heads and image size of a file's ViT, which its tensors do not say, and what is
+            asked of it.
+        insist: `stated` goes before what the file says, and is an error for anything but a file or
+            a folder of weights; else the file goes first, and others ignore it.
 
     Raises:
         FileNotFoundError: no such file, or a run without a checkpoint.
@@ -192,10 +195,12 @@ def load_encoder(
 
 def _found(spec: str, where: torch.device, stated: Stated, insist: bool) -> Encoder:
     path = Path(spec).expanduser()
-    if path.suffix == ".safetensors" and not path.is_dir():
+    is_file = path.name.endswith((*SUFFIXES, ".index.json")) and not path.is_dir()
+    if is_file or (path.is_dir() and not _is_run(path) and holds_weights(path)):
         return _of_file(path, where, stated, insist)
     if insist and stated != UNSTATED:
-        raise ValueError(f"--num-heads, --img-size: only for a *.safetensors file, got {spec}")
+        given = ", ".join(f"--{n.replace('_', '-')}" for n, v in vars(stated).items() if v)
+        raise ValueError(f"{given}: only for a file or a folder of weights, got {spec}")
     if path.is_dir():
         return _of_run(path, where)
     if ":" in spec and not path.exists():
@@ -205,7 +210,17 @@ def _found(spec: str, where: torch.device, stated: Stated, insist: bool) -> Enco
     raise FileNotFoundError(f"CHECKPOINT: {path} does not exist; {_EXPECTED}")
 
 
-_EXPECTED = "expected a run's folder, a checkpoint's, a *.safetensors file or module:function"
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run's or one of its checkpoints, even if it also holds weights."""
+    if (folder / "state.json").is_file() or (folder / "checkpoints").is_dir():
+        return True
+    file = folder / "config.json"
+    return file.is_file() and '"method"' in file.read_text(encoding="utf-8", errors="replace")
+
+
+_EXPECTED = (
+    "expected a run's folder, a checkpoint's, a file or folder of weights, or module:function"
+)
 
 
 def random_init(encoder: Encoder) -> Encoder:
@@ -313,11 +328,12 @@ def _seeded(make: Callable[[], Network], config: Config | None) -> Network:
 
 
 def _of_file(path: Path, device: torch.device, stated: Stated, insist: bool) -> Encoder:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"CHECKPOINT: {path} does not exist; {_EXPECTED}")
     weights = load_weights(path, stated, insist)
     network = _seeded(weights.make, weights.config)
-    network.load_state_dict(weights.state)
+    if remarks := fill(network, weights).remarks():
+        logger.warning("%s: %s", path, "; ".join(remarks))
     height, width = network.img_size
     if height != width:
         logger.warning(
@@ -327,7 +343,8 @@ def _of_file(path: Path, device: torch.device, stated: Stated, insist: bool) -> 
             height,
             width,
         )
-    name = f"{path.resolve().parent.name}/{path.stem}"
+    whole = path.resolve()
+    name = whole.name if whole.is_dir() else f"{whole.parent.name}/{whole.stem}"
     return _of_vit(network.to(device), weights, name)
 
 

@@ -19,8 +19,8 @@ from fastequi.evaluate.pair_scores import Report, summary
 from fastequi.evaluate.results import documented, not_held_out, place, save
 from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
 from fastequi.methods.tir import TIR
-from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.runtime.progress import remaining
+from fastequi.weights.architecture import UNSTATED, Stated
 
 _TABLE_WIDTH = 140  # of colour's, which has four parameters
 

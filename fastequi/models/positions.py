@@ -38,14 +38,14 @@ def resize_pos_embed(
         expected = f"{height}x{width} patches" if source else "a square of patches"
         raise ValueError(f"pos_embed: expected {expected}, got {spatial.shape[1]} of them")
     rows, columns = (
-        _bicubic(n, m, pos_embed.device) for n, m in ((height, grid[0]), (width, grid[1]))
+        bicubic(n, m, pos_embed.device) for n, m in ((height, grid[0]), (width, grid[1]))
     )
     image = rows @ spatial.double().unflatten(1, (height, width)).flatten(2)
     image = columns @ image.unflatten(2, (width, -1))
     return torch.cat([prefix, image.flatten(1, 2).to(pos_embed.dtype)], 1)
 
 
-def _bicubic(n: int, m: int, device: torch.device) -> Tensor:
+def bicubic(n: int, m: int, device: torch.device) -> Tensor:
     """[m, n] weights of n samples in each of m; exactly the identity where m = n."""
     larger = torch.sym_max(n, m)  # the filter's width when an image shrinks
     old, new = (torch.arange(k, device=device, dtype=torch.float64) + 0.5 for k in (n, m))

@@ -24,11 +24,11 @@ from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder, ran
 from fastequi.evaluate.results import writable_folder
 from fastequi.functional import warp
 from fastequi.methods.tir import TIR
-from fastequi.models.timm_names import UNSTATED, Stated
 from fastequi.philox import Draws
 from fastequi.report import feature_views
 from fastequi.report.markup import two
 from fastequi.report.sheets import Sheet, Tile, heat, path_sheet, to_uint8
+from fastequi.weights.architecture import UNSTATED, Stated
 
 logger = logging.getLogger(__name__)
 

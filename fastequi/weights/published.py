@@ -28,9 +28,17 @@ _NAME = re.compile(r"(?:vit|deit|deit3|flexivit|eva)_([a-z0-9]+)(?:_distilled)?(
 _WORDS = re.compile(
     r"patch\d+|\d+|gap|map|reg\d+|36x1|dino|dinov2|tipsv2|siglip|mae|miil|sam|in\d+k|in22ft1k"
 )
+# DINOv3's, whose names have further words; "plus" is a gated MLP there
+_DINOV3 = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16),
+           "huge": (1280, 20), "7b": (4096, 32)}  # fmt: skip
+_DINOV3_WORDS = re.compile(r"patch16|dinov3|qkvb|plus")
 # networks with a plain ViT's tensors but another computation: another GELU, norms elsewhere
 _OTHERWISE = re.compile(
     r"quickgelu|_rpn_|(patch32|giantopt_patch16|so400m_patch16)_siglip|large_patch16_siglip.*_512"
+)
+_FILES = re.compile(
+    r"dino_(?:deit|vit)(small|base)\d+_pretrain(?:_full_checkpoint)?|"
+    r"mae_(?:pretrain|finetuned|visualize)_vit_(base|large|huge)\w*"
 )
 # the only published number of heads at a width: DeiT, DINO, MAE, timm. 384 channels have 6 heads
 # there and 12 in MoCo v3; 768 without a class token 12 or 16.
@@ -46,9 +54,23 @@ def named_size(architecture: str) -> tuple[int, int] | None:
     if found is None or computes_otherwise(architecture):
         return None
     size, words = found[1], found[2].split("_")[1:]
+    if "dinov3" in words:
+        known = all(_DINOV3_WORDS.fullmatch(word) for word in words)
+        return _DINOV3.get(size) if known else None
+    if size == "giant" and "dinov2" in words:
+        return 1536, 24
     if size == "base" and "plus" in words:
         size, words = "so150m", [word for word in words if word != "plus"]  # 896 wide as well
     return _SIZES.get(size) if all(_WORDS.fullmatch(word) for word in words) else None
+
+
+def file_size(stem: str) -> tuple[int, int] | None:
+    """Channels and heads of a network that Meta publishes as a file of this name; None: unknown.
+
+    Their names of tensors are timm's, and of 384 channels others have 12 heads.
+    """
+    found = _FILES.fullmatch(stem)
+    return _SIZES[found[1] or found[2]] if found else None
 
 
 def computes_otherwise(architecture: str) -> bool:

@@ -1,0 +1,1 @@
+"""Weights of networks, in every layout they are published in, to ours and back."""
