@@ -8,6 +8,7 @@ from torch import nn
 
 from fastequi.config import Config, ModelConfig
 from fastequi.data.views.batch import Views
+from fastequi.methods.anchor import Anchor
 from fastequi.methods.base import Base
 from fastequi.methods.dino import Branch, Schedule, SelfDistillation
 from fastequi.methods.gtsa import GTSA, Mapper, Weights
@@ -49,6 +50,7 @@ def build_gtsa(config: Config) -> GTSA:
             gtsa.correspondence_from,
             gtsa.momentum,
         ),
+        _anchor(config, encoder),
     )
 
 
@@ -74,7 +76,8 @@ def build_tir(config: Config) -> TIR:
     if tir.num_steps and tir.equi_dim and tir.recon_weight:
         decoder = build_decoder(config)
     base = build_base(config, encoder)
-    return TIR(base, decoder, config.path.build(), views, tir.recon_weight, tir.mask_outside)
+    weights = tir.recon_weight, tir.mask_outside
+    return TIR(base, decoder, config.path.build(), views, *weights, _anchor(config, encoder))
 
 
 def build_decoder(config: Config) -> Decoder:
@@ -144,6 +147,12 @@ def build_network(
     if model.name == "nin":
         return NetworkInNetwork(model.num_blocks)
     return AlexNet() if model.name == "alexnet" else build_encoder(model, image_size)
+
+
+def _anchor(config: Config, encoder: vit.VisionTransformer) -> Anchor | None:
+    """The anchor at an encoder's first weights, if the config asks for one."""
+    kind, weight = config.anchor.kind, config.anchor.weight
+    return None if kind == "none" else Anchor(encoder, kind, weight)
 
 
 def _adapted(network: Network, config: Config) -> Network:

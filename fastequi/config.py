@@ -176,6 +176,14 @@ class GTSAConfig:
 
 
 @dataclass(frozen=True)
+class AnchorConfig:
+    """A loss that holds patch features where the run began (`fastequi.methods.anchor`)."""
+
+    kind: Literal["none", "cosine"] = "none"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW, Muon or SGD; the learning rate follows a warm-up and a cosine, or steps.
 
@@ -282,6 +290,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     gtsa: GTSAConfig = field(default_factory=GTSAConfig)
     rotnet: RotNetConfig = field(default_factory=RotNetConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -347,6 +356,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("gtsa.dim", "gtsa.rotation_dims"),
     )
 }
+_KEPT["anchor.kind"] = lambda value: value != "none"
 _KEPT |= dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
 _KEPT["model.mlp_ratio"] = lambda value: 4.0 if value is None else value
 

@@ -44,6 +44,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("gtsa", _COUNT, "dim bins local_bins rotation_dims"),
     ("gtsa", _AMOUNT, "correspondence_weight rotation_weight"),
     ("gtsa", _SHARE, "correspondence_from momentum"),
+    ("anchor", _POSITIVE, "weight"),
     ("optim", _COUNT, "base_batch"),
     ("optim", _POSITIVE, "lr muon_lr lora_alpha"),
     ("optim", _AMOUNT, "final_lr weight_decay final_weight_decay clip lora_rank"),
@@ -100,6 +101,8 @@ def check(config: Config) -> None:
             rotations,
         )
         _check_base(config)
+        kind, rotnet = config.anchor.kind, config.method == "rotnet"
+        expect(not rotnet or kind == "none", "anchor.kind", "none for method=rotnet", kind)
     _check_batch(config)
 
 

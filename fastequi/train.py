@@ -121,6 +121,8 @@ def pretrain(
         method: Method = build(config)
         if config.init.path and found is None:
             config = _started(method, config, processes)
+        if found is None:
+            method.begin()
         method = method.to(device)
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
         if in_parts:
