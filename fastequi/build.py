@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import nn
 
 from fastequi.config import Config, ModelConfig
 from fastequi.data.views.batch import Views
+from fastequi.methods.anchor import Anchor
 from fastequi.methods.base import Base
 from fastequi.methods.dino import Branch, Schedule, SelfDistillation
 from fastequi.methods.distillation import Distillation, TermWeights
@@ -16,13 +19,15 @@ from fastequi.methods.rotnet import ANGLES, RotNet, linear_classifier
 from fastequi.methods.simclr import SimCLRCriterion
 from fastequi.methods.tir import TIR, Decoder
 from fastequi.methods.vicreg import VICRegCriterion
-from fastequi.models import vit
+from fastequi.models import lora, vit
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
 from fastequi.models.heads import DINOHead, EquiHead, SplitHead
 from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.nin import NetworkInNetwork
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def build(config: Config) -> Method:
@@ -33,7 +38,7 @@ def build(config: Config) -> Method:
 def build_gtsa(config: Config) -> GTSA:
     """GTSA; see :func:`build`."""
     gtsa = config.gtsa
-    encoder = build_encoder(config.model, config.data.image_size)
+    encoder = _adapted(build_encoder(config.model, config.data.image_size), config)
     return GTSA(
         Mapper(encoder, MapProjector(encoder.embed_dim, gtsa.dim)),
         MapPredictor(gtsa.dim),
@@ -46,12 +51,13 @@ def build_gtsa(config: Config) -> GTSA:
             gtsa.correspondence_from,
             gtsa.momentum,
         ),
+        _anchor(config, encoder),
     )
 
 
 def build_rotnet(config: Config) -> RotNet:
     """Rotation prediction; see :func:`build`."""
-    encoder = build_network(config.model, config.data.image_size)
+    encoder = _adapted(build_network(config.model, config.data.image_size), config)
     classifier: nn.Module
     if isinstance(encoder, AlexNet):
         classifier = AlexNetClassifier(len(ANGLES))
@@ -65,13 +71,14 @@ def build_rotnet(config: Config) -> RotNet:
 def build_tir(config: Config) -> TIR:
     """TIR, or its base alone; see :func:`build`."""
     model, data, tir = config.model, config.data, config.tir
-    encoder = build_encoder(model, data.image_size)
+    encoder = _adapted(build_encoder(model, data.image_size), config)
     views = views_of(config)
     decoder = None
     if tir.num_steps and tir.equi_dim and tir.recon_weight:
         decoder = build_decoder(config)
     base = build_base(config, encoder)
-    return TIR(base, decoder, config.path.build(), views, tir.recon_weight, tir.mask_outside)
+    weights = tir.recon_weight, tir.mask_outside
+    return TIR(base, decoder, config.path.build(), views, *weights, _anchor(config, encoder))
 
 
 def build_decoder(config: Config) -> Decoder:
@@ -157,6 +164,19 @@ def build_network(
     if model.name == "nin":
         return NetworkInNetwork(model.num_blocks)
     return AlexNet() if model.name == "alexnet" else build_encoder(model, image_size)
+
+
+def _anchor(config: Config, encoder: vit.VisionTransformer) -> Anchor | None:
+    """The anchor at an encoder's first weights, if the config asks for one."""
+    kind, weight = config.anchor.kind, config.anchor.weight
+    return None if kind == "none" else Anchor(encoder, kind, weight)
+
+
+def _adapted(network: Network, config: Config) -> Network:
+    """With LoRA's adapters where a run asks for them, which only a ViT's may."""
+    if isinstance(network, vit.VisionTransformer):
+        lora.adapt(network, config.optim.lora_rank, config.optim.lora_alpha)
+    return network
 
 
 def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:

@@ -193,6 +193,14 @@ class GTSAConfig:
 
 
 @dataclass(frozen=True)
+class AnchorConfig:
+    """A loss that holds patch features where the run began (`fastequi.methods.anchor`)."""
+
+    kind: Literal["none", "cosine"] = "none"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW, Muon or SGD; the learning rate follows a warm-up and a cosine, or steps.
 
@@ -219,6 +227,12 @@ class OptimConfig:
     clip_per_tensor: bool = False  # clip each parameter's norm by itself, as DINO and iBOT do
     layer_decay: float = 1.0  # of lr, per encoder block from the last one down
     patch_embed_lr: float = 1.0  # factor on lr for the patch embedding
+    # share of the training during which heads and decoders learn and the encoder does not; its rate
+    # then has a warm-up of its own
+    freeze_encoder: float = 0.0
+    # of the encoder's weights learn only adapters of this rank in its blocks (fastequi.models.lora)
+    lora_rank: int = 0  # 0: no adapters, the weights themselves learn
+    lora_alpha: float = 16.0  # an adapter's output counts lora_alpha / lora_rank
 
 
 @dataclass(frozen=True)
@@ -294,6 +308,7 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     gtsa: GTSAConfig = field(default_factory=GTSAConfig)
     rotnet: RotNetConfig = field(default_factory=RotNetConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -346,7 +361,7 @@ def recipe_of(text: str) -> str:
 _KEPT: dict[str, Callable[[Any], Any]] = {
     name: lambda value: value
     for name in (
-        *("method", "optim.kind", "optim.muon_encoder"),
+        *("method", "optim.kind", "optim.muon_encoder", "optim.lora_rank", "optim.lora_alpha"),
         *("data.image_size", "data.samples_per_decode", "data.repeat"),
         *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
         *("init.channels", "teacher.sha256", "teacher.network"),
@@ -361,6 +376,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("gtsa.dim", "gtsa.rotation_dims"),
     )
 }
+_KEPT["anchor.kind"] = lambda value: value != "none"
 _KEPT |= dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
 _KEPT["model.mlp_ratio"] = lambda value: 4.0 if value is None else value
 

@@ -46,10 +46,11 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("gtsa", _COUNT, "dim bins local_bins rotation_dims"),
     ("gtsa", _AMOUNT, "correspondence_weight rotation_weight"),
     ("gtsa", _SHARE, "correspondence_from momentum"),
+    ("anchor", _POSITIVE, "weight"),
     ("optim", _COUNT, "base_batch"),
-    ("optim", _POSITIVE, "lr muon_lr"),
-    ("optim", _AMOUNT, "final_lr weight_decay final_weight_decay clip"),
-    ("optim", _PART, "warmup betas momentum muon_momentum"),
+    ("optim", _POSITIVE, "lr muon_lr lora_alpha"),
+    ("optim", _AMOUNT, "final_lr weight_decay final_weight_decay clip lora_rank"),
+    ("optim", _PART, "warmup betas momentum muon_momentum freeze_encoder"),
     ("optim", _FACTOR, "factor layer_decay patch_embed_lr"),
     ("train", _COUNT, "accumulate log_every max_skipped keep_checkpoints"),
     ("train", _AMOUNT, "minutes checkpoint_every checkpoint_minutes knn_every r2_every"),
@@ -102,6 +103,8 @@ def check(config: Config) -> None:
             rotations,
         )
         _check_base(config)
+        kind, rotnet = config.anchor.kind, config.method == "rotnet"
+        expect(not rotnet or kind == "none", "anchor.kind", "none for method=rotnet", kind)
     _check_batch(config)
 
 
@@ -199,6 +202,14 @@ def _check_optim(config: Config) -> None:
     blocks = config.model.name.startswith("vit_")
     what = "adamw or sgd for a network without transformer blocks"
     expect(optim.kind != "muon" or blocks, "optim.kind", what, optim.kind)
+    rank = optim.lora_rank
+    expect(not rank or blocks, "optim.lora_rank", f"0 for model.name={config.model.name}", rank)
+    expect(
+        not (rank and optim.kind == "muon" and optim.muon_encoder),
+        "optim.muon_encoder",
+        "false for optim.lora_rank, whose matrices AdamW updates",
+        optim.muon_encoder,
+    )
 
 
 def _check_train(config: Config) -> None:

@@ -46,25 +46,26 @@ def param_groups(
         TypeError: no module.
 
     Returns:
-        AdamW's groups, each with "lr_scale", "decays" and "orthogonal" beside its weight_decay;
-        "orthogonal" is how many matrices lie below one another in each of the group's, else 0.
+        AdamW's groups, each with "lr_scale", "decays", "encoder" (whether it is of the encoder) and
+        "orthogonal" beside its weight_decay; "orthogonal" is how many matrices lie below one
+        another in each of the group's, else 0.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a module, got {type(model).__name__}")
     inside = {} if encoder is None else {id(p): name for name, p in encoder.named_parameters()}
     depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
-    groups: dict[tuple[float, bool, int], list[nn.Parameter]]
-    groups = {(1.0, True, 0): [], (1.0, False, 0): []}
+    groups: dict[tuple[float, bool, int, bool], list[nn.Parameter]]
+    groups = {(1.0, True, 0, False): [], (1.0, False, 0, False): []}
     named = dict(model.named_parameters())
     for name, param in named.items():
         if not param.requires_grad:
             continue
         scale = _rate(inside.get(id(param)), depth, layer_decay, patch_embed_lr)
         decays = param.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
-        chosen = muon and (muon_encoder or id(param) not in inside)
-        number = _matrices(name, named) if chosen else 0
+        own = id(param) in inside
+        number = _matrices(name, named) if muon and (muon_encoder or not own) else 0
         scale *= muon_lr if number else 1.0
-        groups.setdefault((scale, decays, number), []).append(param)
+        groups.setdefault((scale, decays, number, own), []).append(param)
     return [
         {
             "params": params,
@@ -72,8 +73,9 @@ def param_groups(
             "lr_scale": scale,
             "decays": decays,
             "orthogonal": number,
+            "encoder": own,
         }
-        for (scale, decays, number), params in groups.items()
+        for (scale, decays, number, own), params in groups.items()
     ]
 
 
@@ -154,10 +156,16 @@ def sgd(
     return optimizer
 
 
-def schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Sets learning rate and weight decay for a step, with each group's own factors."""
+def schedule(
+    optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, encoder: float = 1.0
+) -> None:
+    """Sets learning rate and weight decay for a step, with each group's own factors.
+
+    Args:
+        encoder: a further factor on the rate of the encoder's groups, of :func:`thawed`.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = lr * group["lr_scale"] * (encoder if group["encoder"] else 1.0)
         if group["decays"]:
             group["weight_decay"] = weight_decay
 
@@ -174,6 +182,21 @@ def warmup_cosine(progress: float, base: float, final: float = 0.0, warmup: floa
         return base * progress / warmup
     cosine = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-12)))
     return final + (base - final) * cosine
+
+
+def thawed(progress: float, frozen: float, warmup: float) -> float:
+    """Factor on the rate of an encoder that was frozen at first: 0, then a warm-up of its own to 1.
+
+    Its moments begin after the frozen share, so its first steps are as large as the rate lets them.
+
+    Args:
+        progress: share of the training done.
+        frozen: share during which the encoder is frozen; 0: never, the factor is 1.
+        warmup: share of the training over which the factor rises.
+    """
+    if progress < frozen:
+        return 0.0
+    return 1.0 if progress >= frozen + warmup or not frozen else (progress - frozen) / warmup
 
 
 def clip_gradients(params: Sequence[nn.Parameter], clip: float, per_tensor: bool) -> Tensor:

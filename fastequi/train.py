@@ -29,7 +29,9 @@ from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes
+from fastequi.freezing import Freezing
 from fastequi.methods.method import Method
+from fastequi.models import lora
 from fastequi.optim import (
     WeightEMA,
     adamw,
@@ -39,6 +41,7 @@ from fastequi.optim import (
     sgd,
     stepped,
     take_step,
+    thawed,
     warmup_cosine,
 )
 from fastequi.runtime import checkpoint, lock
@@ -123,6 +126,8 @@ def pretrain(
         method: Method = build(config)
         if config.init.path and found is None:
             config = _started(method, config, processes)
+        if found is None:
+            method.begin()
         method = method.to(device)
         attach(method, teacher, device)
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
@@ -187,7 +192,7 @@ def pretrain(
         if processes.first:
             about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
             with replacing(run_dir / "model.safetensors") as unfinished:
-                save_tensors(unfinished, encoder, about)
+                save_tensors(unfinished, lora.merged(encoder, config.optim.lora_alpha), about)
         leave_groups(method)
     return method.eval()
 
@@ -209,17 +214,18 @@ def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
     return adamw(method, peak, optim.weight_decay, optim.betas, **rates)
 
 
-def rates_at(progress: float, config: Config) -> tuple[float, float]:
-    """Learning rate and weight decay, for the share of the training done."""
+def rates_at(progress: float, config: Config) -> tuple[float, float, float]:
+    """Learning rate, weight decay, factor on the encoder's rate, for the share of training done."""
     optim, peak = config.optim, config.peak_lr()
     if optim.milestones:
         lr = stepped(progress, peak, optim.milestones, optim.factor)
     else:
         lr = warmup_cosine(progress, peak, optim.final_lr, optim.warmup)
     last = optim.final_weight_decay
-    return lr, warmup_cosine(
+    decay = warmup_cosine(
         progress, optim.weight_decay, optim.weight_decay if last is None else last
     )
+    return lr, decay, thawed(progress, optim.freeze_encoder, optim.warmup)
 
 
 @dataclass(kw_only=True)
@@ -242,7 +248,8 @@ class _Run:
         self.device = next(method.parameters()).device
         self.autocast = self.config.train.autocast_dtype(self.device)
         self.scale = LossScale(self.device) if self.autocast is torch.float16 else None
-        self.model = replicated(method, self.processes, method.find_unused_parameters)
+        self.freezing = Freezing(method.backbone, self.config.optim.freeze_encoder)
+        self.model: nn.Module = method
 
     def loop(self, state: dict[str, Any], max_steps: int | None) -> None:
         train, step = self.config.train, state["step"]
@@ -265,8 +272,9 @@ class _Run:
                     step,
                 )
             while not last:
-                lr, decay = rates_at(progress, self.config)
-                schedule(self.optimizer, lr, decay)
+                lr, decay, encoder = rates_at(progress, self.config)
+                schedule(self.optimizer, lr, decay, encoder)
+                self._freeze(progress)
                 self.method.before_step(progress)
                 guard.begin()
                 for left in reversed(range(train.accumulate)):
@@ -310,6 +318,7 @@ class _Run:
                 if saves:
                     self._save(step, clock.seconds(), guard)
                     timer.restart()
+            self.freezing.at(1.0)
             self.saver.wait()
             if not number and self.processes.first and (cut := clock.cut(step, progress)):
                 logger.info(cut)
@@ -328,6 +337,12 @@ class _Run:
         own = (clock.progress(step), timer.due()) if self.processes.first else (0.0, False)
         progress, due, number = self.processes.all_reduce_max([*own, handler.number])
         return progress, int(number), bool(due)
+
+    def _freeze(self, progress: float) -> None:
+        """Freezes or thaws the encoder; DDP has to know anew which parameters get gradients."""
+        if self.freezing.at(progress):
+            unused = self.method.find_unused_parameters
+            self.model = replicated(self.method, self.processes, unused)
 
     def _probes_due(self, step: int, last: bool) -> set[int]:
         """The intervals of the online probes that are due; the same on all processes."""

@@ -133,6 +133,7 @@ def others(value):
                 "alexnet",
                 "sgd",
                 "adamw",
+                "cosine",
             ]
         case None:
             return [2, 64, "swiglu"]
@@ -155,7 +156,8 @@ def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
     sizes = replace(begun.distill, prototypes=8, hidden_dim=8, bottleneck_dim=8)
     begun = replace(begun, tir=small, distill=sizes)
     shapes, tried = shapes_of(begun), 0
-    for section in ("model", "data", "path", "tir", "distill", "gtsa", "rotnet", "optim"):
+    sections = "model", "data", "path", "tir", "distill", "gtsa", "rotnet", "anchor", "optim"
+    for section in sections:
         for field in fields(getattr(begun, section)):
             for value in others(getattr(getattr(begun, section), field.name)):
                 part = replace_or_none(getattr(begun, section), field.name, value)

@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "atomic": set(),
     "build": {"config", "data.views.batch", "methods", "models"},
     "config": {"data.config", "limits", "paths", "runtime.devices"},
+    "freezing": set(),
     "limits": {"config"},  # for its type alone
     "muon": {"functional.arguments", "sharded"},
     "optim": {"muon", "sharded"},
@@ -47,7 +48,8 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": {"config", "data.config"},
     "sharded": set(),
     "train": {
-        *("atomic", "build", "config", "optim", "data", "methods", "runtime", "weights"),
+        *("atomic", "build", "config", "freezing", "optim", "data", "methods", "runtime"),
+        *("weights", "models.lora"),  # what a run writes at the end is merged
         "evaluate.online",  # the probes of a run that goes on
     },
     "versions": set(),

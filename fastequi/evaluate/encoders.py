@@ -29,6 +29,7 @@ from fastequi.config import Config
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
 from fastequi.methods.method import Method
+from fastequi.models import lora
 from fastequi.models.vit import VisionTransformer
 from fastequi.runtime import checkpoint
 from fastequi.runtime.devices import use_device
@@ -308,6 +309,7 @@ def _of_run(path: Path, device: torch.device) -> Encoder:
         raise ValueError(
             f"CHECKPOINT: the weights do not fit {run / 'config.json'}: {_shortened(error)}"
         ) from error
+    lora.merge(method)
     name = f"{run.name}/{found.name}" if is_step else run.name
     return of_method(method.to(device), config, name)
 

@@ -15,11 +15,13 @@ class BaseOutput(NamedTuple):
 
     Attributes:
         parts: "loss", and other scalars to log.
-        z_equi: [2B, L, d_equi] patch tokens of v1, then of v2, zero where masked; None if the base
-            has no equivariant channels.
+        patch: [2B, L, D] the learning encoder's tokens of v1, then of v2.
+        z_equi: [2B, L, d_equi] of the same patches, zero where masked; None if the base has no
+            equivariant channels.
     """
 
     parts: dict[str, Tensor]
+    patch: Tensor
     z_equi: Tensor | None
 
 

@@ -205,7 +205,7 @@ class SelfDistillation(Base):
             parts["loss"] = parts["loss"] + self.patch_weight * parts["patch"]
         elif self.student.equi_dim:
             z_equi = self.student.equivariant(source)
-        return BaseOutput(parts, z_equi)
+        return BaseOutput(parts, patches, z_equi)
 
     # torch.compile would make a graph for every temperature of the warm-up; so these two, which
     # have fused kernels, run outside of its graphs.

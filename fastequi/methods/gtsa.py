@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fastequi.data.views.batch import Batch, Overlaps, Views
 from fastequi.functional import correspondence_loss, crop_align_loss, rot90_batch
+from fastequi.methods.anchor import Anchor, add_anchor
 from fastequi.methods.method import Method
 from fastequi.methods.teacher import follow, momentum_at, spread
 from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
@@ -80,6 +81,7 @@ class GTSA(Method):
         views: normalisation of the images.
         bins: along a side of the common box, for global and for local crops.
         weights: of the losses, and their schedule.
+        anchor: a further loss that holds the encoder near its first weights, or None.
     """
 
     def __init__(
@@ -90,8 +92,10 @@ class GTSA(Method):
         views: Views,
         bins: tuple[int, int] = (10, 4),
         weights: Weights = Weights(),
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
+        self.anchor = anchor
         self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
         self.predictor, self.rotation_head = predictor, rotation_head
         self.views, self.bins, self.weights = views, bins, weights
@@ -110,6 +114,10 @@ class GTSA(Method):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def begin(self) -> None:
+        if self.anchor is not None:
+            self.anchor.begin(self.backbone)
 
     def before_step(self, progress: float) -> None:
         self.matches = progress >= self.weights.correspondence_from
@@ -139,6 +147,7 @@ class GTSA(Method):
         parts["loss"] = parts["crop"] + weights.rotation * parts["rotation"]
         if self.matches:
             parts["loss"] = parts["loss"] + weights.correspondence * parts["correspondence"]
+        add_anchor(parts, self.anchor, [views], patches[0].flatten(1, 2))
         with torch.no_grad():
             parts["accuracy"] = (logits.argmax(1) == rotations).float().mean()
             parts["std"] = spread(F.normalize(target.float(), dim=-1).flatten(0, 2))

@@ -42,8 +42,8 @@ class JointEmbedding(Base):
         return self._encoder
 
     def forward(self, v1: Tensor, v2: Tensor, batch: Batch) -> BaseOutput:
-        _, z_inv, z_equi = self.split(torch.cat([v1, v2]))
-        return BaseOutput(self.criterion(*z_inv.chunk(2)), z_equi)
+        tokens, z_inv, z_equi = self.split(torch.cat([v1, v2]))
+        return BaseOutput(self.criterion(*z_inv.chunk(2)), tokens.patch, z_equi)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         tokens, z_inv, z_equi = self.split(images)

@@ -25,6 +25,12 @@ class Method(nn.Module):
         """The encoder that a run saves as model.safetensors."""
         raise NotImplementedError
 
+    def begin(self) -> None:
+        """Called once in a run's life: its first weights are there, no step was taken.
+
+        A resumed run does not call it, so what it sets has to be part of the state dict.
+        """
+
     def before_step(self, progress: float) -> None:
         """Applies schedules; called before every step with the share of training done.
 

@@ -23,6 +23,7 @@ from fastequi.losses.blur_recon import BlurReconLoss
 from fastequi.losses.linear_blur_recon import LinearBlurReconLoss
 from fastequi.losses.linear_warp_recon import LinearWarpReconLoss
 from fastequi.losses.warp_recon import WarpReconLoss
+from fastequi.methods.anchor import Anchor, add_anchor
 from fastequi.methods.base import Base
 from fastequi.methods.method import Method
 from fastequi.models.block_decoder import BlockDecoder
@@ -43,6 +44,7 @@ class TIR(Method):
         views: sizes and normalisation of the batch's images.
         recon_weight: λ; the paper finds training unstable above 5.
         mask_outside: leave out target pixels that lie outside u.
+        anchor: a further loss that holds the encoder near its first weights, or None.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class TIR(Method):
         views: Views,
         recon_weight: float = 1.0,
         mask_outside: bool = False,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
-        self.base, self.decoder = base, decoder
+        self.base, self.decoder, self.anchor = base, decoder, anchor
         self.path, self.views, self.recon_weight = path, views, recon_weight
         self.num_steps = decoder.num_steps if decoder is not None else 0
         scale: dict[str, Any] = {"mean": views.mean, "std": views.std}
@@ -81,6 +84,10 @@ class TIR(Method):
     def encoder(self) -> VisionTransformer:
         return self.base.encoder
 
+    def begin(self) -> None:
+        if self.anchor is not None:
+            self.anchor.begin(self.backbone)
+
     def before_step(self, progress: float) -> None:
         self.base.before_step(progress)
 
@@ -91,13 +98,15 @@ class TIR(Method):
         """One step's losses: "loss" (to minimise), "ssl", "recon" and the base's parts."""
         between, end = self._points(batch.path)
         v2 = self._view(batch.u, end, batch.v1.dtype)
-        base, z_equi = self.base(batch.v1, v2, batch)
+        base, patches, z_equi = self.base(batch.v1, v2, batch)
         out = {name: value for name, value in base.items() if name != "loss"}
         out["ssl"] = out["loss"] = base["loss"]
         if self.decoder is not None:
             assert z_equi is not None
             out["recon"] = self._recon(torch.cat(z_equi.chunk(2), -1), batch.u, between)
             out["loss"] = out["ssl"] + self.recon_weight * out["recon"]
+        hidden = None if batch.masks is None else batch.masks.mask.flatten(0, 1)
+        add_anchor(out, self.anchor, (batch.v1, v2), patches, hidden)
         return out
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,80 @@
+"""An anchor: patch features stay near those that the encoder had when the run began.
+
+A frozen copy of the encoder sees both views, unmasked, and a loss beside the method's own compares
+its patch tokens with the student's. It is part of the method's state: each checkpoint is larger by
+the encoder, and evaluation never calls it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastequi.models.vit import VisionTransformer
+
+KINDS = ("cosine",)
+
+
+class Anchor(nn.Module):
+    """The frozen encoder and its loss.
+
+    "cosine": the mean of 1 - cos over the patches that the student saw, so that masked ones, which
+    a method predicts anyway, are left to it.
+
+    Args:
+        encoder: the learning encoder; :meth:`begin` copies its weights once they are there.
+        kind: one of KINDS.
+        weight: of the loss in the method's sum.
+    """
+
+    def __init__(self, encoder: VisionTransformer, kind: str, weight: float) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+        self.kind, self.weight = kind, weight
+        self.frozen = copy.deepcopy(encoder).requires_grad_(False).eval()
+
+    def begin(self, encoder: VisionTransformer) -> None:
+        """Takes over the weights of an encoder of the same architecture."""
+        self.frozen.load_state_dict(encoder.state_dict())
+
+    def train(self, mode: bool = True) -> Anchor:
+        """The copy stays in eval mode: it drops no path."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(
+        self, views: Sequence[Tensor], patches: Tensor, hidden: Tensor | None = None
+    ) -> Tensor:
+        """The loss [], not weighted.
+
+        Args:
+            views: [B, 3, H, W] each, normalised.
+            patches: [V B, L, D] the student's tokens of all views, one after the other.
+            hidden: [V B, L] bool, what the student did not see; None: nothing.
+        """
+        with torch.no_grad():
+            target = self.frozen.forward_features(torch.cat(list(views))).patch
+        distance = 1 - F.cosine_similarity(patches.float(), target.float(), dim=-1)
+        if hidden is None:
+            return distance.mean()
+        seen = (~hidden).to(distance.dtype)
+        return (distance * seen).sum() / seen.sum().clamp(min=1)
+
+
+def add_anchor(
+    parts: dict[str, Tensor],
+    anchor: Anchor | None,
+    views: Sequence[Tensor],
+    patches: Tensor,
+    hidden: Tensor | None = None,
+) -> None:
+    """Adds "anchor" to a method's parts, and it times its weight to "loss"; nothing without one."""
+    if anchor is not None:
+        parts["anchor"] = anchor(views, patches, hidden)
+        parts["loss"] = parts["loss"] + anchor.weight * parts["anchor"]
