@@ -15,6 +15,7 @@ import tyro
 
 from fastequi.cli.hints import meant
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
+from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import Config, recipe_of
@@ -118,7 +119,8 @@ class ReportOptions(Patterned):
 
 
 def demo(argv: list[str]) -> None:
-    options = parse(DemoOptions, "fastequi demo", argv, DemoOptions(RECIPES["demo"]()))
+    recipe = RECIPES["demo"]()
+    options = parse(DemoOptions, "fastequi demo", for_network(argv, recipe), DemoOptions(recipe))
     config = options.config
     if options.minutes is not None:
         if options.minutes <= 0:
@@ -176,6 +178,7 @@ def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
     if name not in RECIPES:
         raise _unknown("recipe", name, RECIPES, _pretrain_usage())
     default = PretrainOptions(_config_to_resume(name, rest) or RECIPES[name]())
+    rest = for_network(rest, default.config)
     options = parse(PretrainOptions, f"fastequi pretrain {name}", rest, default)
     _expect_one_end(rest, options.config)
     if options.max_steps is not None and options.max_steps < 1:
