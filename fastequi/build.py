@@ -23,6 +23,9 @@ from fastequi.models import lora, vit
 from fastequi.models.alexnet import AlexNet, AlexNetClassifier
 from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
+from fastequi.models.encoder import TokenEncoder
+from fastequi.models.foreign import ForeignEncoder
+from fastequi.models.foreign_names import create
 from fastequi.models.heads import DINOHead, EquiHead, SplitHead
 from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.nin import NetworkInNetwork
@@ -38,7 +41,8 @@ def build(config: Config) -> Method:
 def build_gtsa(config: Config) -> GTSA:
     """GTSA; see :func:`build`."""
     gtsa = config.gtsa
-    encoder = _adapted(build_encoder(config.model, config.data.image_size), config)
+    encoder = _adapted(build_token_encoder(config.model, config.data.image_size), config)
+    _expect_grids(config, encoder, least=2)
     return GTSA(
         Mapper(encoder, MapProjector(encoder.embed_dim, gtsa.dim)),
         MapPredictor(gtsa.dim),
@@ -71,20 +75,21 @@ def build_rotnet(config: Config) -> RotNet:
 def build_tir(config: Config) -> TIR:
     """TIR, or its base alone; see :func:`build`."""
     model, data, tir = config.model, config.data, config.tir
-    encoder = _adapted(build_encoder(model, data.image_size), config)
+    encoder = _adapted(build_token_encoder(model, data.image_size), config)
+    _expect_grids(config, encoder)
     views = views_of(config)
     decoder = None
     if tir.num_steps and tir.equi_dim and tir.recon_weight:
-        decoder = build_decoder(config)
+        decoder = build_decoder(config, encoder.patch_size)
     base = build_base(config, encoder)
     weights = tir.recon_weight, tir.mask_outside
     return TIR(base, decoder, config.path.build(), views, *weights, _anchor(config, encoder))
 
 
-def build_decoder(config: Config) -> Decoder:
-    """The decoders of the images between two views."""
+def build_decoder(config: Config, patch_size: int) -> Decoder:
+    """The decoders of the images between two views, of patches of the encoder's size."""
     model, tir = config.model, config.tir
-    sizes = 2 * tir.equi_dim, model.patch_size, tir.num_steps, tir.decoder_width
+    sizes = 2 * tir.equi_dim, patch_size, tir.num_steps, tir.decoder_width
     if tir.decoder == "blocks":
         return BlockDecoder(
             *sizes,
@@ -98,12 +103,13 @@ def build_decoder(config: Config) -> Decoder:
     return kind(*sizes, num_convs=tir.decoder_convs)
 
 
-def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
+def build_base(config: Config, encoder: TokenEncoder) -> Base:
     """The base method around an encoder."""
     tir, distill = config.tir, config.distill
     invariant, equi_dim, early = tir.dim - tir.equi_dim, tir.equi_dim, None
-    block = max(round(tir.equi_layer * len(encoder.blocks)), 1)
-    if equi_dim and block < len(encoder.blocks):
+    depth = len(encoder.blocks) if isinstance(encoder, vit.VisionTransformer) else 1
+    block = max(round(tir.equi_layer * depth), 1)
+    if equi_dim and block < depth:
         early, equi_dim = EquiHead(encoder.embed_dim, equi_dim, block), 0
     if tir.base in ("vicreg", "simclr"):
         head = SplitHead(encoder.embed_dim, invariant + equi_dim, equi_dim)
@@ -137,7 +143,7 @@ def build_base(config: Config, encoder: vit.VisionTransformer) -> Base:
     )
 
 
-def _distillation(config: Config, encoder: vit.VisionTransformer, block: int) -> Distillation:
+def _distillation(config: Config, encoder: TokenEncoder, block: int) -> Distillation:
     teacher, equi_dim = config.teacher, config.tir.equi_dim
     if teacher.embed_dim is None:
         raise ValueError("teacher.embed_dim: expected the teacher's channels, got None")
@@ -145,7 +151,7 @@ def _distillation(config: Config, encoder: vit.VisionTransformer, block: int) ->
     return Distillation(
         encoder,
         teacher.embed_dim,
-        class_tokens=bool(teacher.class_token and config.model.class_token and teacher.cls_weight),
+        class_tokens=bool(teacher.class_token and encoder.has_class_token and teacher.cls_weight),
         weights=TermWeights(*weights),
         equi_head=EquiHead(encoder.embed_dim, equi_dim, block) if equi_dim else None,
     )
@@ -157,16 +163,45 @@ def views_of(config: Config) -> Views:
     return Views(data.image_size, data.source_size, data.mean, data.std, config.path.padding_mode)
 
 
-def build_network(
-    model: ModelConfig, image_size: int
-) -> vit.VisionTransformer | NetworkInNetwork | AlexNet:
-    """The network that a config names: a convolutional one or a ViT."""
+def build_network(model: ModelConfig, image_size: int) -> TokenEncoder | NetworkInNetwork | AlexNet:
+    """The network that a config names: RotNet's convolutional ones or any encoder."""
     if model.name == "nin":
         return NetworkInNetwork(model.num_blocks)
-    return AlexNet() if model.name == "alexnet" else build_encoder(model, image_size)
+    return AlexNet() if model.name == "alexnet" else build_token_encoder(model, image_size)
 
 
-def _anchor(config: Config, encoder: vit.VisionTransformer) -> Anchor | None:
+def build_token_encoder(model: ModelConfig, image_size: int) -> TokenEncoder:
+    """The encoder that a config names: a ViT or a network of another package."""
+    if model.is_foreign:
+        return create(model.name, image_size)
+    return build_encoder(model, image_size)
+
+
+def _expect_grids(config: Config, encoder: TokenEncoder, least: int = 1) -> None:
+    """Raises ValueError for images or local crops of which a foreign network gives no grid.
+
+    Args:
+        least: cells along a side that the method needs.
+    """
+    if not isinstance(encoder, ForeignEncoder):  # of a ViT the settings say it
+        return
+    data = config.data
+    for name in ("image_size", *(("local_crop_size",) if data.local_crops else ())):
+        side = getattr(data, name)
+        instead = "" if name == "image_size" else "; data.local_crops 0 leaves them out"
+        try:
+            grid = encoder.grid_size(side, side)
+        except ValueError as error:
+            raise ValueError(f"data.{name}: {error}{instead}") from error
+        if min(grid) < least:
+            raise ValueError(
+                f"data.{name}: expected at least {least * encoder.patch_size} for method="
+                f"{config.method}, which compares cells of a grid: {encoder.name} gives "
+                f"{grid[0]}x{grid[1]} of {side}x{side} px{instead}, got {side}"
+            )
+
+
+def _anchor(config: Config, encoder: TokenEncoder) -> Anchor | None:
     """The anchor at an encoder's first weights, if the config asks for one."""
     kind, weight = config.anchor.kind, config.anchor.weight
     return None if kind == "none" else Anchor(encoder, kind, weight)

@@ -24,13 +24,15 @@ from fastequi.runtime.devices import expect_name, use_device
 class ModelConfig:
     """The encoder: a ViT by name; what is None is as that name says.
 
-    RotNet also takes "nin" and "alexnet"; of these settings they read `num_blocks` alone.
+    RotNet also takes "nin" and "alexnet"; of these settings they read `num_blocks` alone. A name
+    with a colon is a network of another package (`fastequi.models.foreign_names`): "timm:NAME",
+    "torchvision:NAME", "hf:FOLDER" or "package.module:function"; all but `attention`, which the
+    decoder reads, must then stay as it is, since the name says the rest.
     """
 
-    name: Literal[
-        "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_so150m", "vit_giant",
-        "vit_huge_plus", "nin", "alexnet",
-    ] = "vit_small"  # fmt: skip
+    # vit_tiny, vit_small, vit_base, vit_large, vit_so150m, vit_giant, vit_huge_plus; nin, alexnet
+    # (rotnet); timm:NAME, torchvision:NAME, hf:FOLDER, package.module:function
+    name: str = "vit_small"
     num_blocks: int = 4  # blocks of nin, 3 to 5
     patch_size: int = 16  # pixels
     embed_dim: int | None = None
@@ -55,6 +57,16 @@ class ModelConfig:
     class_token: bool = True
     checkpoint_activations: bool = False  # recompute blocks in the backward: less memory, slower
     attention: Literal["auto", "flash3", "xformers", "sdpa"] = "auto"
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether it is a ViT of this library."""
+        return self.name.startswith("vit_") and not self.is_foreign
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a network of another package."""
+        return ":" in self.name
 
 
 @dataclass(frozen=True)

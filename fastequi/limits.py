@@ -6,6 +6,7 @@ The data's settings check themselves (`fastequi.data.config`).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import typing
@@ -14,6 +15,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastequi.config import Config
+
+NETWORKS = (
+    *("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_so150m", "vit_giant"),
+    *("vit_huge_plus", "nin", "alexnet"),
+)
+"""Networks of this library by name."""
 
 Test = tuple[str, Callable[[float], bool]]
 _COUNT: Test = (">= 1", lambda x: 1 <= x < math.inf)
@@ -86,6 +93,8 @@ def check(config: Config) -> None:
             )
     _check_model(config)
     _check_init(config)
+    if config.model.is_foreign:
+        _check_foreign(config)
     _check_optim(config)
     _check_train(config)
     try:
@@ -116,8 +125,8 @@ def expect(holds: bool, name: str, expected: str, value: object) -> None:
 
 def _check_model(config: Config) -> None:
     model, data, tir = config.model, config.data, config.tir
-    vit = model.name.startswith("vit_")
-    if vit:
+    _check_name(model.name)
+    if model.is_vit:
         _divides(config, "image_size")
     heads, width = model.num_heads, model.embed_dim
     if heads is not None and width is not None:
@@ -134,9 +143,11 @@ def _check_model(config: Config) -> None:
             heads,
         )
     expect(
-        vit or config.method == "rotnet", "model.name", f"a ViT for method={config.method}",
+        model.is_vit or model.is_foreign or config.method == "rotnet",
+        "model.name",
+        f"a ViT, or a network of another package, for method={config.method}",
         model.name,
-    )  # fmt: skip
+    )
     if model.name == "alexnet":  # its pooling reduces smaller images to nothing
         expect(data.image_size >= 63, "data.image_size", ">= 63 for alexnet", data.image_size)
     if model.name == "nin":
@@ -179,6 +190,49 @@ def _check_init(config: Config) -> None:
     )
 
 
+def _check_name(name: str) -> None:
+    """One of `NETWORKS`, or with a colon; what lies behind that is asked when it is built."""
+    kind, colon, what = str(name).partition(":")
+    near = difflib.get_close_matches(str(name), NETWORKS, n=1)
+    expect(
+        name in NETWORKS or (kind != "" and what != ""),
+        "model.name",
+        f"one of {', '.join(NETWORKS)}, or timm:NAME, torchvision:NAME, hf:FOLDER or "
+        f"package.module:function",
+        f"{name}, did you mean {near[0]!r}?" if near and not colon else name,
+    )
+
+
+def _check_foreign(config: Config) -> None:
+    """What a network of another package cannot do, and settings that mean nothing for it."""
+    model, optim, tir = config.model, config.optim, config.tir
+    whose = f"for model.name={model.name}"
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        said = field.name in ("name", "attention")  # the decoder has attention as well
+        expect(
+            said or value == field.default,
+            f"model.{field.name}",
+            f"{field.default} {whose}, whose function or folder says the rest",
+            value,
+        )
+    no_blocks = f"{whose}, whose blocks are not known"
+    expect(optim.layer_decay == 1, "optim.layer_decay", f"1 {no_blocks}", optim.layer_decay)
+    expect(
+        optim.patch_embed_lr == 1, "optim.patch_embed_lr", f"1 {no_blocks}", optim.patch_embed_lr
+    )
+    if config.method != "tir":
+        return
+    masks = "masked patches need the patch embedding of a ViT of this library"
+    expect(
+        tir.base not in ("ibot", "dinov2"),
+        "tir.base",
+        f"vicreg, simclr or dino {whose}: {masks}",
+        tir.base,
+    )
+    expect(tir.equi_layer == 1, "tir.equi_layer", f"1 {no_blocks}", tir.equi_layer)
+
+
 def _divides(config: Config, size: str) -> None:
     patch, side = config.model.patch_size, getattr(config.data, size)
     expect(side % patch == 0, "model.patch_size", f"a divisor of data.{size}={side}", patch)
@@ -199,15 +253,21 @@ def _check_optim(config: Config) -> None:
         "increasing shares between 0 and 1",
         optim.milestones,
     )
-    blocks = config.model.name.startswith("vit_")
+    model, muon = config.model, optim.kind == "muon"
     what = "adamw or sgd for a network without transformer blocks"
-    expect(optim.kind != "muon" or blocks, "optim.kind", what, optim.kind)
+    expect(not muon or model.is_vit or model.is_foreign, "optim.kind", what, optim.kind)
     rank = optim.lora_rank
-    expect(not rank or blocks, "optim.lora_rank", f"0 for model.name={config.model.name}", rank)
+    expect(not rank or model.is_vit, "optim.lora_rank", f"0 for model.name={model.name}", rank)
     expect(
-        not (rank and optim.kind == "muon" and optim.muon_encoder),
+        not (rank and muon and optim.muon_encoder),
         "optim.muon_encoder",
         "false for optim.lora_rank, whose matrices AdamW updates",
+        optim.muon_encoder,
+    )
+    expect(
+        not (muon and model.is_foreign and optim.muon_encoder),
+        "optim.muon_encoder",
+        f"false for model.name={model.name}, whose blocks are not known",
         optim.muon_encoder,
     )
 
@@ -253,7 +313,7 @@ def _check_gtsa(config: Config) -> None:
     data = config.data
     expect(data.rotations, "data.rotations", "true for method=gtsa", data.rotations)
     _same_size(config, "method=gtsa, whose rotations need no margin")
-    if data.local_crops:
+    if data.local_crops and config.model.is_vit:
         _divides(config, "local_crop_size")
     expect(data.mask_share == 0, "data.mask_share", "0 for method=gtsa", data.mask_share)
 
@@ -281,7 +341,8 @@ def _check_base(config: Config) -> None:
     if not distilled:
         return
     expect(config.model.class_token, "model.class_token", f"true for tir.base={base}", False)
-    _divides(config, "local_crop_size")
+    if config.model.is_vit:
+        _divides(config, "local_crop_size")
     expect(
         tir.equi_dim < tir.dim,
         "tir.equi_dim",

@@ -3,7 +3,7 @@
 A run folder holds config.json, machine.json (processor, device and versions), images.jsonl (the
 images at the start, see `fastequi.data.sources.kept`), metrics.jsonl, checkpoints/ (see
 `fastequi.runtime.checkpoint`), tensorboard/ where TensorBoard is installed, and at the end
-model.safetensors, the encoder under timm's parameter names.
+model.safetensors: a ViT under timm's parameter names, another network under its own.
 """
 
 from __future__ import annotations
@@ -130,6 +130,8 @@ def pretrain(
             method.begin()
         method = method.to(device)
         attach(method, teacher, device)
+        if processes.first and (said := method.about_encoder()):
+            logger.info(said)
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
         if in_parts:
             shard(method, processes)
@@ -188,7 +190,7 @@ def pretrain(
         run.loop(state, max_steps)
         if ema is not None:
             method.load_state_dict(ema.state_dict())
-        encoder = checkpoint.whole_state(method.encoder) if processes.first or in_parts else {}
+        encoder = checkpoint.whole_state(method.saved) if processes.first or in_parts else {}
         if processes.first:
             about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
             with replacing(run_dir / "model.safetensors") as unfinished:

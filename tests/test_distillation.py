@@ -49,9 +49,10 @@ def test_the_loss_is_the_cosine_and_smooth_l1_distance_of_mapped_tokens():
     half = (0.5, 0.5, 0.5)
     base.attach(FrozenTeacher(teacher, half, half, half, half).double())
     views = torch.randn(2, 3, 3, 32, 32, dtype=torch.float64)
-    found, z_equi = base(*views, None)
+    found, patch, z_equi = base(*views, None)
     assert z_equi is None
     images = views.flatten(0, 1)
+    torch.testing.assert_close(patch, student.forward_features(images).patch)
     expected = 0
     for which, weight, layer in (("cls", 0.5, base.cls_map), ("patch", 2.0, base.patch_map)):
         s = layer(getattr(student.forward_features(images), which))

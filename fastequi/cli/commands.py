@@ -16,6 +16,7 @@ import tyro
 from fastequi.cli.hints import meant
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
 from fastequi.cli.init_options import start_of, started, words_of
+from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import Config, recipe_of
@@ -122,7 +123,8 @@ class ReportOptions(Patterned):
 
 
 def demo(argv: list[str]) -> None:
-    options = parse(DemoOptions, "fastequi demo", argv, DemoOptions(RECIPES["demo"]()))
+    recipe = RECIPES["demo"]()
+    options = parse(DemoOptions, "fastequi demo", for_network(argv, recipe), DemoOptions(recipe))
     config = options.config
     if options.minutes is not None:
         if options.minutes <= 0:
@@ -181,6 +183,7 @@ def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
         raise _unknown("recipe", name, RECIPES, _pretrain_usage())
     begun = _config_to_resume(name, rest)
     default = PretrainOptions(begun or RECIPES[name]())
+    rest = for_network(rest, default.config)
     options = _parsed_with_weights(f"fastequi pretrain {name}", rest, default, begun is not None)
     _expect_one_end(rest, options.config)
     if options.max_steps is not None and options.max_steps < 1:
@@ -353,7 +356,8 @@ def doctor(argv: list[str]) -> None:
 def _pretrain_usage() -> str:
     first = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
     lines = "\n".join(f"  {name:20s}{what}" for name, what in first.items())
-    return f"usage: fastequi pretrain RECIPE --data PATH [--init WEIGHTS] [--section.field value]\n\n{lines}"
+    usage = "fastequi pretrain RECIPE --data PATH [--init WEIGHTS] [--section.field value]"
+    return f"usage: {usage}\n\n{lines}"
 
 
 def _config_to_resume(name: str, argv: list[str]) -> Config | None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fastequi.build import build
-from fastequi.config import Config
+from fastequi.config import Config, ModelConfig
 from fastequi.data.views.batch import Batch, Masks
 from fastequi.data.views.masks import block_masks
 from fastequi.data.views.overlaps import overlaps_of
@@ -40,6 +40,8 @@ def dry_run(config: Config) -> None:
     attach(method, teacher, torch.device(config.train.resolved_device()))
     if config.init.path:
         print("\n".join(start(method, config)[1].lines()))
+    if said := method.about_encoder():
+        print(said)
     table = Table("part", "parameters", title="parameters")
     for name, part in _parts(method):
         if count(part):
@@ -74,7 +76,10 @@ def _section(name: str, section: Any) -> list[str]:
     """Its line, and those of the sections inside it; none for a plain value."""
     if not is_dataclass(section):
         return []
-    values = {f.name.replace("_", "-"): getattr(section, f.name) for f in fields(section)}
+    shown = [f.name for f in fields(section)]
+    if isinstance(section, ModelConfig) and section.is_foreign:
+        shown = ["name", "attention"]  # the others are of ViTs of this library
+    values = {key.replace("_", "-"): getattr(section, key) for key in shown}
     plain = [f"{key}={value}" for key, value in values.items() if not is_dataclass(value)]
     inside = [line for key, value in values.items() for line in _section(f"{name}.{key}", value)]
     return [f"{name}: {', '.join(plain)}", *inside]

@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastequi.build import build
+from fastequi.build import build, build_token_encoder
 from fastequi.config import Config
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
 from fastequi.methods.method import Method
 from fastequi.models import lora
+from fastequi.models.encoder import TokenEncoder
+from fastequi.models.foreign_names import imported
 from fastequi.models.vit import VisionTransformer
 from fastequi.runtime import checkpoint
 from fastequi.runtime.devices import use_device
@@ -267,7 +268,7 @@ def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
     """A run's method as it is, put into eval mode; its device is that of its parameters."""
     device = next(method.parameters()).device
     names = _given(method.eval().features, config.data.image_size, device)
-    is_vit = config.model.name.startswith("vit_")
+    network = method.encoder
 
     @torch.no_grad()
     def features(images: Tensor) -> dict[str, Tensor]:
@@ -282,7 +283,7 @@ def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
         features=features,
         names=names,
         image_size=config.data.image_size,
-        patch_size=config.model.patch_size if is_vit else None,
+        patch_size=network.patch_size if isinstance(network, TokenEncoder) else None,
         mean=config.data.mean,
         std=config.data.std,
         device=device,
@@ -330,6 +331,12 @@ def _seeded(make: Callable[[], Network], config: Config | None) -> Network:
 def _of_file(path: Path, device: torch.device, stated: Stated, insist: bool) -> Encoder:
     if not path.exists():
         raise FileNotFoundError(f"CHECKPOINT: {path} does not exist; {_EXPECTED}")
+    config = _foreign_config(path)
+    if config is not None:
+        if insist and stated != UNSTATED:
+            whose = f"{path} is of {config.model.name}"
+            raise ValueError(f"--num-heads, --img-size: only for a ViT, {whose}")
+        return _of_foreign(path, config, device)
     weights = load_weights(path, stated, insist)
     network = _seeded(weights.make, weights.config)
     if remarks := fill(network, weights).remarks():
@@ -348,9 +355,55 @@ def _of_file(path: Path, device: torch.device, stated: Stated, insist: bool) -> 
     return _of_vit(network.to(device), weights, name)
 
 
+def _foreign_config(path: Path) -> Config | None:
+    """The settings of the run that left a file, if its network is one of another package."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(checkpoint.SETTINGS, "")
+    except (SafetensorError, OSError):
+        return None
+    config = read_config(f"CHECKPOINT: {path}'s metadata", text) if text else None
+    return config if config is not None and config.model.is_foreign else None
+
+
+def _of_foreign(path: Path, config: Config, device: torch.device) -> Encoder:
+    data = config.data
+
+    def make() -> TokenEncoder:
+        return build_token_encoder(config.model, data.image_size)
+
+    encoder = _seeded(make, config)
+    try:
+        encoder.network.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(
+            f"CHECKPOINT: {path} does not fit {config.model.name}: {_shortened(error)}"
+        ) from error
+    name = f"{path.resolve().parent.name}/{path.stem}"
+    about = {"name": name, "image_size": data.image_size, "mean": data.mean, "std": data.std}
+    return _of_tokens(encoder.to(device), make, config, about)
+
+
 def _of_vit(network: VisionTransformer, weights: Weights, name: str) -> Encoder:
+    size = round(math.prod(network.grid_size(*network.img_size)) ** 0.5) * network.patch_size
+    about = {"name": name, "image_size": size, "mean": weights.mean, "std": weights.std}
+    return _of_tokens(network, weights.make, weights.config, about)
+
+
+def _of_tokens(
+    network: TokenEncoder,
+    make: Callable[[], TokenEncoder],
+    config: Config | None,
+    about: dict[str, Any],
+) -> Encoder:
+    """An encoder without a method.
+
+    Args:
+        make: the same with fresh weights.
+        config: of the run that it is from.
+        about: name, image_size, mean and std.
+    """
     device = next(network.eval().parameters()).device
-    has_class = network.cls_token is not None
 
     @torch.no_grad()
     def features(images: Tensor) -> dict[str, Tensor]:
@@ -359,31 +412,22 @@ def _of_vit(network: VisionTransformer, weights: Weights, name: str) -> Encoder:
         return out if tokens.cls is None else {**out, "cls": tokens.cls}
 
     def fresh() -> Encoder:
-        return _of_vit(_seeded(weights.make, weights.config).to(device), weights, name)
+        return _of_tokens(_seeded(make, config).to(device), make, config, about)
 
-    names = ("patch", "cls") if has_class else ("patch",)
-    patch = network.patch_size
-    size = round(math.prod(network.grid_size(*network.img_size)) ** 0.5) * patch
     return Encoder(
-        name=name,
         features=features,
-        names=names,
-        image_size=size,
-        patch_size=patch,
-        mean=weights.mean,
-        std=weights.std,
+        names=("patch", "cls") if network.has_class_token else ("patch",),
+        patch_size=network.patch_size,
         device=device,
-        config=weights.config,
+        config=config,
         fresh=fresh,
+        **about,
     )
 
 
 def _of_function(spec: str, device: torch.device) -> Encoder:
-    module, _, name = spec.partition(":")
-    if os.getcwd() not in sys.path:  # a console script has its own folder there instead
-        sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(import_module(module), name)
+        function = imported(spec)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"CHECKPOINT: {spec} cannot be imported ({error})") from error
     try:

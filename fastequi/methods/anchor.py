@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastequi.models.vit import VisionTransformer
+from fastequi.models.encoder import TokenEncoder
 
 KINDS = ("cosine",)
 
@@ -31,14 +31,14 @@ class Anchor(nn.Module):
         weight: of the loss in the method's sum.
     """
 
-    def __init__(self, encoder: VisionTransformer, kind: str, weight: float) -> None:
+    def __init__(self, encoder: TokenEncoder, kind: str, weight: float) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
         self.kind, self.weight = kind, weight
         self.frozen = copy.deepcopy(encoder).requires_grad_(False).eval()
 
-    def begin(self, encoder: VisionTransformer) -> None:
+    def begin(self, encoder: TokenEncoder) -> None:
         """Takes over the weights of an encoder of the same architecture."""
         self.frozen.load_state_dict(encoder.state_dict())
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fastequi.data.views.batch import Batch
-from fastequi.models.vit import VisionTransformer
+from fastequi.models.encoder import TokenEncoder
 
 
 class BaseOutput(NamedTuple):
@@ -29,7 +29,7 @@ class Base(nn.Module):
     """Owns the encoder (or a student's and a teacher's), the heads and the loss."""
 
     @property
-    def backbone(self) -> VisionTransformer:
+    def backbone(self) -> TokenEncoder:
         """The encoder that is trained."""
         raise NotImplementedError
 
@@ -39,7 +39,7 @@ class Base(nn.Module):
         return False
 
     @property
-    def encoder(self) -> VisionTransformer:
+    def encoder(self) -> TokenEncoder:
         """The encoder whose features are used: the teacher's, if there is one."""
         raise NotImplementedError
 

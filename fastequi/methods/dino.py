@@ -1,9 +1,10 @@
 """DINO, iBOT and DINOv2 as bases: a student predicts its EMA teacher's output for other views.
 
 DINO (Caron et al., ICCV 2021): class tokens of all crops against the teacher's of both global
-views. iBOT (Zhou et al., ICLR 2022) adds masked patches against the teacher's, which saw them, by
-the same head. DINOv2 (Oquab et al., TMLR 2024): a head of its own for patches, teachers balanced by
-Sinkhorn-Knopp, KoLeo on the class tokens.
+views; of an encoder without one the mean token, as there with a ResNet. iBOT (Zhou et al., ICLR
+2022) adds masked patches against the teacher's, which saw them, by the same head. DINOv2 (Oquab et
+al., TMLR 2024): a head of its own for patches, teachers balanced by Sinkhorn-Knopp, KoLeo on the
+class tokens.
 
 z_equi are the student's, of the patches of both global views; those of masked patches are set to
 zero. The decoders see no local crops.
@@ -27,9 +28,10 @@ from fastequi.functional.distributed import even_sizes, world
 from fastequi.losses.dino import DINOLoss, IBOTLoss
 from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput
-from fastequi.methods.teacher import follow, momentum_at, spread
+from fastequi.methods.teacher import follow, momentum_at, quieten, spread
+from fastequi.models.encoder import TokenEncoder, Tokens
 from fastequi.models.heads import DINOHead, EquiHead
-from fastequi.models.vit import Embedded, Tokens, VisionTransformer
+from fastequi.models.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,25 @@ class Branch(nn.Module):
     """A student or a teacher.
 
     Args:
-        encoder: ViT with a class token.
-        head: of the class token.
+        encoder: a ViT with a class token, or any other without `equi_head`.
+        head: of the class token, or of the mean token.
         patch_head: of the patches; the same object if it is shared, whose weights then count once.
         equi_head: gives z_equi from patches of an earlier block instead; the heads then have none.
     """
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: TokenEncoder,
         head: DINOHead,
         patch_head: DINOHead,
         equi_head: EquiHead | None = None,
     ) -> None:
         super().__init__()
-        if encoder.cls_token is None:
+        is_vit = isinstance(encoder, VisionTransformer)
+        if is_vit and not encoder.has_class_token:
             raise ValueError("encoder: expected one with a class token")
+        if equi_head is not None and not is_vit:
+            raise ValueError(f"encoder: expected a ViT beside equi_head, got {type(encoder)}")
         self.encoder, self.head = encoder, head
         self.own_head = patch_head if patch_head is not head else None
         self.equi_head = equi_head
@@ -88,12 +93,27 @@ class Branch(nn.Module):
             self.patch_head.equi_dim if self.equi_head is None else self.equi_head.proj.out_features
         )
 
-    def encode(self, groups: Sequence[Embedded]) -> tuple[list[Tokens], Tensor]:
-        """The tokens of each group of images, and the first group's patches that z_equi is from."""
-        block = len(self.encoder.blocks) if self.equi_head is None else self.equi_head.block
-        last, middle = self.encoder.encode_both(groups, block)
-        tokens = [self.encoder.split(group) for group in last]
-        early = self.encoder.split(middle[0]).patch
+    def encode(
+        self,
+        groups: Sequence[Tensor],
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> tuple[list[Tokens], Tensor]:
+        """The tokens of each group of images, and the first group's patches that z_equi is from.
+
+        Args:
+            groups: images [B_i, 3, H_i, W_i].
+            mask, mask_token: of the first group, as in :meth:`VisionTransformer.embed`.
+        """
+        encoder = self.encoder
+        if not isinstance(encoder, VisionTransformer):
+            tokens = encoder.forward_groups(groups)
+            return tokens, tokens[0].patch
+        embedded = [encoder.embed(groups[0], mask, mask_token), *map(encoder.embed, groups[1:])]
+        block = len(encoder.blocks) if self.equi_head is None else self.equi_head.block
+        last, middle = encoder.encode_both(embedded, block)
+        tokens = [encoder.split(group) for group in last]
+        early = encoder.split(middle[0]).patch
         return tokens, tokens[0].patch if self.equi_head is None else early
 
     def equivariant(self, patches: Tensor) -> Tensor:
@@ -133,6 +153,8 @@ class SelfDistillation(Base):
         chunked: bool = False,
     ) -> None:
         super().__init__()
+        if masked and not isinstance(student.encoder, VisionTransformer):
+            raise ValueError(f"student: expected a ViT for masks, got {type(student.encoder)}")
         self.chunked = chunked
         self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
         self.schedule, self.patch_weight, self.koleo_weight = schedule, patch_weight, koleo_weight
@@ -145,7 +167,7 @@ class SelfDistillation(Base):
         self.before_step(0.0)
 
     @property
-    def backbone(self) -> VisionTransformer:
+    def backbone(self) -> TokenEncoder:
         return self.student.encoder
 
     @property
@@ -154,13 +176,13 @@ class SelfDistillation(Base):
         return self.schedule.freeze > 0
 
     @property
-    def encoder(self) -> VisionTransformer:
+    def encoder(self) -> TokenEncoder:
         return self.teacher.encoder
 
     def train(self, mode: bool = True) -> SelfDistillation:
-        """The teacher stays in eval mode: it drops no path."""
+        """The teacher drops no path; see :func:`quieten`."""
         super().train(mode)
-        self.teacher.eval()
+        quieten(self.teacher, mode)
         return self
 
     def before_step(self, progress: float) -> None:
@@ -180,18 +202,20 @@ class SelfDistillation(Base):
                 f"batch: expected {'no ' if masks is not None else ''}masks for this base"
             )
         hidden = None if masks is None else masks.mask.flatten(0, 1)
-        groups = [self.student.encoder.embed(views, hidden, self.mask_token)]
+        groups = [views]
         if batch.local_crops is not None:
-            groups.append(self.student.encoder.embed(batch.local_crops.flatten(0, 1)))
-        (tokens, *local), source = self.student.encode(groups)
+            groups.append(batch.local_crops.flatten(0, 1))
+        (tokens, *local), source = self.student.encode(groups, hidden, self.mask_token)
         with torch.no_grad():
             seen = self.teacher.encoder.forward_features(views)
-            target, _ = self.teacher.head.embed(_cls(seen))
-        unit, _ = self.student.head.embed(torch.cat([_cls(group) for group in (tokens, *local)]))
+            target, _ = self.teacher.head.embed(seen.summary())
+        unit, _ = self.student.head.embed(
+            torch.cat([group.summary() for group in (tokens, *local)])
+        )
         parts = self._classes(unit.unflatten(0, (-1, len(v1))), target.unflatten(0, (2, -1)))
         parts["loss"] = parts["class"]
         if self.koleo_weight:
-            first, second = _cls(tokens).chunk(2)
+            first, second = tokens.summary().chunk(2)
             sizes = even_sizes(first, self.koleo_loss.group)
             parts["koleo"] = self.koleo_loss(first, sizes) + self.koleo_loss(second, sizes)
             parts["loss"] = parts["loss"] + self.koleo_weight * parts["koleo"]
@@ -276,25 +300,19 @@ class SelfDistillation(Base):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The teacher's: "patch", "cls" (encoder), "z_inv" (unit vectors of the head), "z_equi"."""
         teacher = self.teacher
-        (tokens,), source = teacher.encode([teacher.encoder.embed(images)])
+        (tokens,), source = teacher.encode([images])
         unit, z_equi = teacher.patch_head.embed(tokens.patch.flatten(0, 1), equi=True)
         assert z_equi is not None
         z_equi = z_equi.unflatten(0, tokens.patch.shape[:2])
         if teacher.equi_head is not None:
             z_equi = teacher.equivariant(source)
-        assert tokens.cls is not None
         z_inv = unit.unflatten(0, tokens.patch.shape[:2])
-        return {"patch": tokens.patch, "z_inv": z_inv, "z_equi": z_equi, "cls": tokens.cls}
+        found = {"patch": tokens.patch, "z_inv": z_inv, "z_equi": z_equi}
+        return found if tokens.cls is None else {**found, "cls": tokens.cls}
 
     def equivariant(self, images: Tensor) -> Tensor:
-        _, source = self.student.encode([self.student.encoder.embed(images)])
+        _, source = self.student.encode([images])
         return self.student.equivariant(source)
-
-
-def _cls(tokens: Tokens) -> Tensor:
-    """[B, D]; every branch has a class token."""
-    assert tokens.cls is not None
-    return tokens.cls[:, 0]
 
 
 def _layers(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:

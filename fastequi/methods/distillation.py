@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from fastequi.data.views.batch import Batch
 from fastequi.methods.base import Base, BaseOutput
+from fastequi.models.encoder import TokenEncoder, Tokens
 from fastequi.models.heads import EquiHead
-from fastequi.models.vit import Tokens, VisionTransformer
+from fastequi.models.vit import VisionTransformer
 
 Floats = tuple[float, ...]
 
@@ -84,7 +85,7 @@ class Distillation(Base):
     do not need it.
 
     Args:
-        encoder: the student.
+        encoder: the student; a ViT where `equi_head` takes tokens of an earlier block.
         teacher_dim: channels of the teacher's tokens.
         class_tokens: the teacher's class token is regressed too; the student has one.
         weights: of the loss's terms.
@@ -93,7 +94,7 @@ class Distillation(Base):
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: TokenEncoder,
         teacher_dim: int,
         class_tokens: bool,
         weights: TermWeights,
@@ -106,11 +107,11 @@ class Distillation(Base):
         self._teacher: tuple[FrozenTeacher, ...] = ()  # not registered
 
     @property
-    def backbone(self) -> VisionTransformer:
+    def backbone(self) -> TokenEncoder:
         return self._encoder
 
     @property
-    def encoder(self) -> VisionTransformer:
+    def encoder(self) -> TokenEncoder:
         return self._encoder
 
     def attach(self, teacher: FrozenTeacher) -> None:
@@ -135,7 +136,7 @@ class Distillation(Base):
             parts |= {f"{name}_cosine": cosine.detach(), f"{name}_smooth_l1": smooth_l1.detach()}
             both = self.weights.cosine * (1 - cosine) + self.weights.smooth_l1 * smooth_l1
             loss = loss + getattr(self.weights, name) * both
-        return BaseOutput({"loss": loss, **parts}, z_equi)
+        return BaseOutput({"loss": loss, **parts}, tokens.patch, z_equi)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """As the base says; z_inv is what is regressed onto the teacher's patch tokens."""
@@ -151,10 +152,11 @@ class Distillation(Base):
 
     def _encode(self, images: Tensor) -> tuple[Tokens, Tensor | None]:
         encoder, equi = self.backbone, self.equi_head
-        block = len(encoder.blocks) if equi is None else equi.block
-        (last,), (middle,) = encoder.encode_both([encoder.embed(images)], block)
-        z_equi = None if equi is None else equi(encoder.split(middle).patch)
-        return encoder.split(last), z_equi
+        if equi is None or not isinstance(encoder, VisionTransformer):
+            tokens = encoder.forward_features(images)
+            return tokens, None if equi is None else equi(tokens.patch)
+        (last,), (middle,) = encoder.encode_both([encoder.embed(images)], equi.block)
+        return encoder.split(last), equi(encoder.split(middle).patch)
 
     def _distance(self, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cosine, and mean smooth L1 distance of the teacher's tokens divided by their std."""

@@ -27,9 +27,9 @@ from fastequi.data.views.batch import Batch, Overlaps, Views
 from fastequi.functional import correspondence_loss, crop_align_loss, rot90_batch
 from fastequi.methods.anchor import Anchor, add_anchor
 from fastequi.methods.method import Method
-from fastequi.methods.teacher import follow, momentum_at, spread
+from fastequi.methods.teacher import follow, momentum_at, quieten, spread
+from fastequi.models.encoder import TokenEncoder
 from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
-from fastequi.models.vit import VisionTransformer
 
 GLOBAL_PAIRS = [(0, 1), (1, 0)]  # (student's view, teacher's)
 
@@ -58,17 +58,16 @@ class Weights:
 class Mapper(nn.Module):
     """An encoder and its projector: images to maps of patches."""
 
-    def __init__(self, encoder: VisionTransformer, projector: MapProjector) -> None:
+    def __init__(self, encoder: TokenEncoder, projector: MapProjector) -> None:
         super().__init__()
         self.encoder, self.projector = encoder, projector
 
     def patches(self, groups: Sequence[Tensor]) -> list[Tensor]:
-        """Patch tokens [N, h, w, C] of each group of images [N, 3, H, W], in one pass."""
-        encoder = self.encoder
-        tokens = encoder.encode([encoder.embed(images) for images in groups])
-        grids = [encoder.grid_size(*images.shape[-2:]) for images in groups]
+        """Patch tokens [N, h, w, C] of each group of images [N, 3, H, W]."""
+        tokens = self.encoder.forward_groups(groups)
+        grids = [self.encoder.grid_size(*images.shape[-2:]) for images in groups]
         pairs = zip(tokens, grids, strict=True)
-        return [encoder.split(each).patch.unflatten(1, grid) for each, grid in pairs]
+        return [each.patch.unflatten(1, grid) for each, grid in pairs]
 
 
 class GTSA(Method):
@@ -102,17 +101,17 @@ class GTSA(Method):
         self.before_step(0.0)
 
     @property
-    def backbone(self) -> VisionTransformer:
+    def backbone(self) -> TokenEncoder:
         return self.student.encoder
 
     @property
-    def encoder(self) -> VisionTransformer:
+    def encoder(self) -> TokenEncoder:
         return self.teacher.encoder
 
     def train(self, mode: bool = True) -> GTSA:
-        """The teacher stays in eval mode: it drops no path."""
+        """The teacher drops no path; see :func:`quieten`."""
         super().train(mode)
-        self.teacher.eval()
+        quieten(self.teacher, mode)
         return self
 
     def begin(self) -> None:

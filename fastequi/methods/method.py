@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastequi.data.views.batch import Batch
+from fastequi.models.encoder import TokenEncoder
+from fastequi.models.foreign import ForeignEncoder
 
 
 class Method(nn.Module):
@@ -22,7 +24,7 @@ class Method(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The encoder that a run saves as model.safetensors."""
+        """The encoder whose features are used: the teacher's, if there is one."""
         raise NotImplementedError
 
     def begin(self) -> None:
@@ -30,6 +32,15 @@ class Method(nn.Module):
 
         A resumed run does not call it, so what it sets has to be part of the state dict.
         """
+
+    @property
+    def saved(self) -> nn.Module:
+        """What of the encoder a run saves as model.safetensors, under its own parameter names."""
+        return self.encoder.network if isinstance(self.encoder, TokenEncoder) else self.encoder
+
+    def about_encoder(self) -> str:
+        """What was found out about another package's network, as a line; "" of others."""
+        return self.backbone.described() if isinstance(self.backbone, ForeignEncoder) else ""
 
     def before_step(self, progress: float) -> None:
         """Applies schedules; called before every step with the share of training done.

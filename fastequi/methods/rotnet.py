@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastequi.data.views.batch import Batch, Views
 from fastequi.functional import rot90_batch
 from fastequi.methods.method import Method
+from fastequi.models.encoder import TokenEncoder
 from fastequi.models.vit import VisionTransformer
 
 ANGLES = (0, 90, 180, 270)
@@ -22,8 +23,8 @@ class RotNet(Method):
     """A network and its four-way classifier.
 
     Args:
-        encoder: returns a list of feature maps [B, C, h, w], one per block, or is a ViT.
-        classifier: of the last map, or of a ViT's class token (mean token without one).
+        encoder: returns a list of feature maps [B, C, h, w], one per block, or tokens.
+        classifier: of the last map, or of the class token (mean token without one).
         views: normalisation of the images.
         all_rotations: every image in all four rotations; else in one, drawn anew in every step.
     """
@@ -85,8 +86,8 @@ class RotNet(Method):
         return self.classifier(self._last(images))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Tokens [B, L, C] of normalised images: "block1", ... or a ViT's "patch" and "cls"."""
-        if isinstance(self.network, VisionTransformer):
+        """Tokens [B, L, C] of normalised images: "block1", ... or "patch" and "cls"."""
+        if isinstance(self.network, TokenEncoder):
             tokens = self.network.forward_features(images)
             out = {"patch": tokens.patch}
             return out if tokens.cls is None else {**out, "cls": tokens.cls}
@@ -94,7 +95,7 @@ class RotNet(Method):
         return {f"block{i}": m.flatten(2).transpose(1, 2) for i, m in enumerate(maps, 1)}
 
     def _last(self, images: Tensor) -> Tensor:
-        if not isinstance(self.network, VisionTransformer):
+        if not isinstance(self.network, TokenEncoder):
             return self.network(images)[-1]
         tokens = self.network(images)
         cls = self.network.split(tokens).cls

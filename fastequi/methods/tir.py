@@ -28,7 +28,7 @@ from fastequi.methods.base import Base
 from fastequi.methods.method import Method
 from fastequi.models.block_decoder import BlockDecoder
 from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder
-from fastequi.models.vit import VisionTransformer
+from fastequi.models.encoder import TokenEncoder
 from fastequi.paths import DEFAULT_MAX_SIGMA, Blur, Path, Transform, fractions
 
 Decoder = PathDecoder | BlockDecoder | PixelShuffleDecoder
@@ -73,7 +73,7 @@ class TIR(Method):
         self.linear_blur_loss = LinearBlurReconLoss(**patch, **scale, max_sigma=self.max_sigma)
 
     @property
-    def backbone(self) -> VisionTransformer:
+    def backbone(self) -> TokenEncoder:
         return self.base.backbone
 
     @property
@@ -81,7 +81,7 @@ class TIR(Method):
         return self.base.find_unused_parameters
 
     @property
-    def encoder(self) -> VisionTransformer:
+    def encoder(self) -> TokenEncoder:
         return self.base.encoder
 
     def begin(self) -> None:

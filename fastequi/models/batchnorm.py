@@ -3,6 +3,9 @@
 torch.nn.SyncBatchNorm runs on GPUs only, and its forward syncs with the host. Here mean and
 variance are two differentiable all-reduces, on any device. On GPUs it is used in the heads, which
 have few rows; convolutional networks use torch's, which is fused.
+
+timm's BatchNormAct2d, a BatchNorm with an activation, is replaced with the activation. Other
+subclasses of BatchNorm are refused: what else they compute is not known.
 """
 
 from __future__ import annotations
@@ -21,17 +24,24 @@ def share_statistics(module: nn.Module, group: ProcessGroup) -> None:
     """Makes every BatchNorm of a module take its statistics over a group of processes.
 
     Parameters and state dicts do not change.
+
+    Raises:
+        ValueError: a BatchNorm of a kind that cannot be replaced; names it.
     """
     on_gpu = next(module.parameters()).is_cuda
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if not isinstance(child, _BatchNorm):
                 continue
-            if on_gpu and not isinstance(child, nn.BatchNorm1d):
+            if on_gpu and type(child) in _PLAIN and not isinstance(child, nn.BatchNorm1d):
                 shared = nn.SyncBatchNorm.convert_sync_batchnorm(child, group)
             else:
                 shared = SharedBatchNorm(child, group)
             setattr(parent, name, shared)
+
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_ACTIVATED = {"drop", "act"}  # modules of timm's BatchNormAct2d, applied one after the other
 
 
 class SharedBatchNorm(nn.Module):
@@ -50,6 +60,14 @@ class SharedBatchNorm(nn.Module):
         super().__init__()
         if own.momentum is None or not own.affine or not own.track_running_stats:
             raise ValueError(f"own: expected momentum, weights and running statistics, got {own}")
+        inside = dict(own.named_children())
+        if type(own) not in _PLAIN and inside.keys() != _ACTIVATED:
+            raise ValueError(
+                f"several processes: expected torch's BatchNorms, whose statistics they share, got "
+                f"{type(own).__module__}.{type(own).__name__}"
+            )
+        self.drop = inside.get("drop", nn.Identity())
+        self.act = inside.get("act", nn.Identity())
         self.momentum, self.eps = own.momentum, own.eps
         self.group: ProcessGroup | None = group  # None after a run: this process's rows only
         self.weight, self.bias = own.weight, own.bias
@@ -61,7 +79,8 @@ class SharedBatchNorm(nn.Module):
         """[N, C, ...] to the same; N may differ between processes."""
         mean, var = self.running_mean, self.running_var
         if not self.training:
-            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+            out = F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+            return self.act(self.drop(out))
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -77,7 +96,8 @@ class SharedBatchNorm(nn.Module):
             var.lerp_(unbiased.to(var.dtype), self.momentum)
             self.num_batches_tracked += 1
         out = centred * torch.rsqrt(batch_var + self.eps).view(shape)
-        return (out * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        out = (out * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        return self.act(self.drop(out))
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"

@@ -22,25 +22,12 @@ from torch.utils.checkpoint import checkpoint
 from fastequi.functional import arguments
 from fastequi.models import mlp as mlps
 from fastequi.models.attention import BACKENDS
+from fastequi.models.encoder import TokenEncoder, Tokens
 from fastequi.models.positions import Grid, resize_pos_embed
 from fastequi.models.rope import AxialRope
 from fastequi.models.transformer import Block, BlockShape, parts
 
 POSITIONS = ("learned", "rope")
-
-
-class Tokens(NamedTuple):
-    """The tokens of B images by name.
-
-    Attributes:
-        cls: [B, 1, D] class token, or None.
-        registers: [B, R, D] register tokens, or None.
-        patch: [B, L, D] patch tokens, row by row.
-    """
-
-    cls: Tensor | None
-    registers: Tensor | None
-    patch: Tensor
 
 
 class Embedded(NamedTuple):
@@ -55,7 +42,7 @@ class Embedded(NamedTuple):
     grid: Grid
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(TokenEncoder):
     """Pre-norm ViT that returns every token after the final norm.
 
     `forward` gives them as one tensor, as timm's `forward_features` does; `forward_features` gives
@@ -178,7 +165,11 @@ class VisionTransformer(nn.Module):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
 
-    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+    @property
+    def has_class_token(self) -> bool:
+        return self.cls_token is not None
+
+    def grid_size(self, height: int, width: int) -> Grid:
         """Patches along height and width.
 
         Raises:
@@ -195,19 +186,9 @@ class VisionTransformer(nn.Module):
         """Images [B, C, H, W] to tokens [B, num_prefix_tokens + L, embed_dim], prefix first."""
         return self.encode([self.embed(x)])[0]
 
-    def forward_features(self, x: Tensor) -> Tokens:
-        """The tokens of images [B, C, H, W] by name."""
-        return self.split(self(x))
-
-    def split(self, tokens: Tensor) -> Tokens:
-        """Tokens [B, num_prefix_tokens + L, embed_dim], as `forward` gives them, by name."""
-        prefix = self.num_prefix_tokens
-        registers = self.num_prefix_tokens - int(self.cls_token is not None)
-        return Tokens(
-            tokens[:, :1] if self.cls_token is not None else None,
-            tokens[:, prefix - registers : prefix] if registers else None,
-            tokens[:, prefix:],
-        )
+    def forward_groups(self, groups: Sequence[Tensor]) -> list[Tokens]:
+        """The tokens of groups of images [B_i, C, H_i, W_i], all groups in one pass."""
+        return [self.split(tokens) for tokens in self.encode([self.embed(x) for x in groups])]
 
     def embed(
         self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None

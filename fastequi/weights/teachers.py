@@ -52,14 +52,7 @@ def with_teacher(config: Config) -> tuple[Config, FrozenTeacher | None]:
         )
     encoder = weights.make()
     encoder.load_state_dict(weights.state)
-    grid = config.data.image_size // config.model.patch_size
-    logger.info(
-        "teacher: %s, %d channels, seen at %d px (%d patches a side)",
-        "; ".join(weights.report.lines()),
-        encoder.embed_dim,
-        grid * encoder.patch_size,
-        grid,
-    )
+    logger.info("teacher: %s", "; ".join(weights.report.lines()))
     found = replace(
         asked,
         sha256=sha256,

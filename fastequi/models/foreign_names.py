@@ -1,0 +1,230 @@
+"""Networks of other packages by name, all freshly initialised; nothing is downloaded.
+
+* `timm:NAME`: a model of timm; its `forward_features`.
+* `torchvision:NAME`: a classifier of torchvision; its last map, or the tokens of its ViTs.
+* `hf:FOLDER`: a folder with a config.json of transformers; the model's `last_hidden_state`.
+* `package.module:function`: called without arguments, it returns a module whose output is a map
+  [B, D, h, w] or tokens [B, N, D], the patches' row by row. Of tokens, two attributes of the module
+  count: `num_prefix_tokens` before the patches (none: 0), and `has_class_token`, whether the first
+  of them is a class token (none: it is).
+
+timm, torchvision and transformers are optional.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastequi.functional import arguments
+from fastequi.models.foreign import ForeignEncoder, Reading, dry_forward
+
+
+def create(name: str, image_size: int) -> ForeignEncoder:
+    """The encoder of a name (see the module), made for square images.
+
+    Args:
+        name: "timm:convnext_tiny", ...
+        image_size: their side in pixels.
+
+    Raises:
+        ImportError: its package is not installed.
+        ValueError: there is no such network, or it cannot be an encoder; says why.
+    """
+    kind, _, what = name.partition(":")
+    make = _PACKAGES.get(kind)
+    network, reading = make(what, image_size) if make is not None else _of_function(name)
+    return ForeignEncoder(name, network, reading, image_size)
+
+
+def imported(spec: str) -> Any:
+    """What `package.module:name` names; also found from the current folder.
+
+    Raises:
+        Exception: whatever importing it raises; AttributeError if the module has no such name.
+    """
+    module, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:  # a console script has its own folder there instead
+        sys.path.insert(0, os.getcwd())
+    return getattr(import_module(module), name)
+
+
+def _package(package: str, needed_by: str) -> Any:
+    try:
+        return import_module(package)
+    except Exception as error:  # a broken installation raises more than ImportError
+        why = f"{type(error).__name__}: {error}"
+        raise ImportError(
+            f"model.name: {needed_by} needs {package}: pip install {package} ({why})"
+        ) from error
+
+
+def _expect_known(package: str, name: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"; nearest are {', '.join(near)}" if near else ""
+        raise ValueError(f"model.name: {package} has no {name!r}{hint}")
+
+
+def _of_timm(name: str, image_size: int) -> tuple[nn.Module, Reading]:
+    timm = _package("timm", f"timm:{name}")
+    _expect_known("timm", name.partition(".")[0], timm.list_models())  # a tag names weights
+    make = partial(timm.create_model, name, pretrained=False, num_classes=0)
+    if not timm.get_pretrained_cfg(name).fixed_input_size:
+        network = make()
+    else:
+        try:
+            network = make(img_size=image_size, dynamic_img_size=True)
+        except TypeError:  # it takes no other sizes
+            network = make(img_size=image_size)
+    features = _timm_channels_last if getattr(network, "output_fmt", "") == "NHWC" else _timm
+    prefix = getattr(network, "num_prefix_tokens", None) or 0
+    classes = prefix > 0 and getattr(network, "cls_token", None) is not None
+    stages = getattr(network, "feature_info", None)
+    stride = stages[-1].get("reduction") if isinstance(stages, list) and stages else None
+    return network, Reading(features, prefix, classes, stride)
+
+
+def _timm(network: Any, images: Tensor) -> Tensor:
+    return network.forward_features(images)
+
+
+def _timm_channels_last(network: Any, images: Tensor) -> Tensor:
+    return network.forward_features(images).permute(0, 3, 1, 2)
+
+
+_HEADS = ("avgpool", "classifier", "fc", "head", "heads", "AuxLogits", "aux1", "aux2")
+"""Modules of torchvision's classifiers that come after the last map, or beside it."""
+
+
+def _of_torchvision(name: str, image_size: int) -> tuple[nn.Module, Reading]:
+    models = _package("torchvision", f"torchvision:{name}").models
+    _expect_known("torchvision", name, models.list_models(module=models))
+    options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        options["image_size"] = image_size
+    elif name.startswith("maxvit"):
+        options["input_size"] = (image_size, image_size)
+    try:
+        network = models.get_model(name, weights=None, **options)
+    except Exception as error:
+        raise ValueError(
+            f"data.image_size: {name} cannot be made for {image_size} px: {error}"
+        ) from error
+    layer = _last_grid(f"torchvision:{name}", network, image_size)
+    has_class = name.startswith("vit_")
+    return network, Reading(partial(_output_of, layer), int(has_class), has_class)
+
+
+def _last_grid(name: str, network: nn.Module, image_size: int) -> str:
+    """The module whose output is the last map, or the last tokens, before the classifier."""
+    found: list[str] = []
+
+    def noting(layer: str) -> Callable[..., None]:
+        def note(module: nn.Module, _: object, out: object) -> None:
+            cells = out.shape[2:].numel() if isinstance(out, Tensor) and out.ndim == 4 else 0
+            if cells > 1 or (isinstance(out, Tensor) and out.ndim == 3):
+                found.append(layer)
+
+        return note
+
+    def features(network: nn.Module, images: Tensor) -> Tensor:
+        return network(images)[:, :, None]  # logits [B, classes]
+
+    hooks = [
+        module.register_forward_hook(noting(layer))
+        for layer, module in network.named_modules()
+        if layer and layer.partition(".")[0] not in _HEADS
+    ]
+    try:
+        dry_forward(name, network, features, image_size, image_size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise ValueError(
+            f"data.image_size: {name} gives no map of more than one cell for {image_size} px, "
+            f"expected larger images"
+        )
+    return found[-1]
+
+
+def _output_of(layer: str, network: nn.Module, images: Tensor) -> Tensor:
+    """The output of one of a network's modules."""
+    outputs: list[Tensor] = []
+    module = network.get_submodule(layer)
+    hook = module.register_forward_hook(lambda *given: outputs.append(given[-1]))
+    try:
+        network(images)
+    finally:
+        hook.remove()
+    return outputs[-1]
+
+
+def _of_huggingface(folder: str, image_size: int) -> tuple[nn.Module, Reading]:
+    name, path = f"hf:{folder}", Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"model.name: {name}: expected a folder with a config.json, seen from {os.getcwd()}"
+        )
+    transformers = _package("transformers", name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        network = transformers.AutoModel.from_config(config).float()
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"model.name: {name} is no model of transformers ({what})") from error
+    taken = signature(network.forward).parameters
+    options = {n: True for n in ("interpolate_pos_encoding",) if n in taken}  # any image size
+    features = partial(_last_hidden_state, options)
+    out = dry_forward(name, network, features, image_size, image_size)
+    patch = getattr(config, "patch_size", None)
+    if out.ndim == 3 and isinstance(patch, int) and image_size % patch == 0:
+        prefix = out.shape[1] - (image_size // patch) ** 2
+        if prefix >= 0:
+            return network, Reading(features, prefix, prefix > 0, patch)
+    return network, Reading(features)  # a map, or tokens of patches that were merged
+
+
+def _last_hidden_state(options: dict[str, bool], network: nn.Module, images: Tensor) -> Tensor:
+    return network(pixel_values=images, **options).last_hidden_state
+
+
+def _of_function(name: str) -> tuple[nn.Module, Reading]:
+    try:
+        function = imported(name)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"model.name: {name} cannot be imported ({what}), also not from {os.getcwd()}"
+        ) from error
+    try:
+        network = function()
+    except Exception as error:
+        raise ValueError(
+            f"model.name: {name}() failed ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"model.name: {name}() returned {type(network).__name__}, expected a torch.nn.Module"
+        )
+    prefix = arguments.integer("num_prefix_tokens", getattr(network, "num_prefix_tokens", 0), 0)
+    has_class = bool(getattr(network, "has_class_token", prefix > 0))
+    return network, Reading(_called, prefix, has_class)
+
+
+def _called(network: nn.Module, images: Tensor) -> Tensor:
+    return network(images)
+
+
+_PACKAGES = {"timm": _of_timm, "torchvision": _of_torchvision, "hf": _of_huggingface}
