@@ -63,6 +63,8 @@ class Encoder:
         patch_size: side of a patch in pixels; None where tokens are no grid of patches.
         mean, std: of the normalisation, in 0..1 (ImageNet's by default).
         device: where images have to be.
+        network: a run's encoder or a file's ViT, whose tokens are "patch" and "cls"; None for
+            others.
         method: of a run, None for others.
         config: of the run, if known.
         fresh: makes the same architecture with fresh weights; see :func:`random_init`.
@@ -77,6 +79,7 @@ class Encoder:
     mean: Floats = _DEFAULTS.mean
     std: Floats = _DEFAULTS.std
     device: torch.device = torch.device("cpu")  # noqa: RUF009
+    network: nn.Module | None = None
     method: Method | None = None
     config: Config | None = None
     fresh: Callable[[], Encoder] | None = None
@@ -285,6 +288,7 @@ def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
         mean=config.data.mean,
         std=config.data.std,
         device=device,
+        network=method.encoder,
         method=method,
         config=config,
         fresh=fresh,
@@ -371,6 +375,7 @@ def _of_vit(network: VisionTransformer, weights: Weights, name: str) -> Encoder:
         mean=weights.mean,
         std=weights.std,
         device=device,
+        network=network,
         config=weights.config,
         fresh=fresh,
     )
