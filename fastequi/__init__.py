@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fastequi.export.pretrained import load
     from fastequi.functional import (
         blur_recon_loss,
         correspondence_loss,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "load": "fastequi.export.pretrained",
     "linear_dino_loss": "fastequi.functional",
     "linear_ibot_loss": "fastequi.functional",
     "linear_warp_recon_loss": "fastequi.functional",
@@ -102,6 +104,7 @@ __all__ = [
     "linear_dino_loss",
     "linear_ibot_loss",
     "linear_warp_recon_loss",
+    "load",
     "nt_xent_loss",
     "rot90_batch",
     "vicreg_loss",

@@ -109,6 +109,20 @@ class VisualizeOptions(Patterned, VitOptions):
 
 
 @dataclass(frozen=True)
+class ExportOptions(VitOptions):
+    """An encoder as another library loads it, with a model card; its tokens are compared first."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A run's folder, one of its checkpoints, or a file or folder of weights of any layout."""
+    to: Literal["timm", "meta", "hf", "onnx", "torchscript"] | None = None
+    """timm's own form; DINOv2's names (meta); a folder for transformers (hf); ONNX, for batches and
+    images of any size; TorchScript, for images of one size."""
+    out: Path | None = None
+    """Folder; by default export-FORMAT in the run's folder or beside the file. An earlier export of
+    the same format is replaced."""
+
+
+@dataclass(frozen=True)
 class ReportOptions(Patterned):
     """One HTML page about one or several runs; it needs neither network nor scripts."""
 
@@ -310,6 +324,16 @@ def visualize(argv: list[str]) -> None:
         windows=options.windows,
         stated=options.stated(),
     )
+
+
+def export(argv: list[str]) -> None:
+    options = parse(ExportOptions, "fastequi export", argv)
+    if options.to is None:
+        raise ValueError("--to: expected one of timm, meta, hf, onnx, torchscript")
+
+    from fastequi.export.job import export as job
+
+    job(options.checkpoint, options.to, options.out, options.stated())
 
 
 def report(argv: list[str]) -> None:

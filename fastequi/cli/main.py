@@ -24,6 +24,7 @@ _COMMANDS = {
     "data": "decode every image once and write an index: data scan PATH",
     "eval": "evaluate an encoder: eval KIND CHECKPOINT --data PATH",
     "embed": "write features of images: embed CHECKPOINT --data PATH --out FILE",
+    "export": "write an encoder for timm, HF, ONNX, ...: export CHECKPOINT --to FORMAT",
     "visualize": "draw pictures of an encoder's features: visualize CHECKPOINT",
     "report": "write an HTML page about runs: report RUN [RUN ...]",
     "doctor": "show what is installed and which backend each part would use",

@@ -30,7 +30,16 @@ def decoded(image: Bytes) -> Pixels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(BytesIO(image.data), formats=FORMATS) as opened:
-            return _rgb(ImageOps.exif_transpose(opened))
+            return upright(opened)
+
+
+def upright(image: Image.Image) -> Pixels:
+    """The pixels of an image of Pillow's, turned as its EXIF says.
+
+    Raises:
+        ValueError: of a kind that has no 8 bits a channel.
+    """
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def as_ppm(pixels: Pixels) -> Bytes:

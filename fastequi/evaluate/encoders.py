@@ -65,6 +65,8 @@ class Encoder:
         patch_size: side of a patch in pixels; None where tokens are no grid of patches.
         mean, std: of the normalisation, in 0..1 (ImageNet's by default).
         device: where images have to be.
+        network: a run's encoder or a file's ViT, whose tokens are "patch" and "cls"; None for
+            others.
         method: of a run, None for others.
         config: of the run, if known.
         fresh: makes the same architecture with fresh weights; see :func:`random_init`.
@@ -79,6 +81,7 @@ class Encoder:
     mean: Floats = _DEFAULTS.mean
     std: Floats = _DEFAULTS.std
     device: torch.device = torch.device("cpu")  # noqa: RUF009
+    network: nn.Module | None = None
     method: Method | None = None
     config: Config | None = None
     fresh: Callable[[], Encoder] | None = None
@@ -287,6 +290,7 @@ def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
         mean=config.data.mean,
         std=config.data.std,
         device=device,
+        network=method.encoder,
         method=method,
         config=config,
         fresh=fresh,
@@ -419,6 +423,7 @@ def _of_tokens(
         names=("patch", "cls") if network.has_class_token else ("patch",),
         patch_size=network.patch_size,
         device=device,
+        network=network,
         config=config,
         fresh=fresh,
         **about,

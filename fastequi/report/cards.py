@@ -56,9 +56,9 @@ def _safely(run: Run) -> list[tuple[str, str, str]]:
 
 def _facts(run: Run) -> dict[str, str]:
     flat = run.flat()
-    facts = {"method": _what(flat)}
+    facts = {"method": method_words(flat)}
     if "model.name" in flat:
-        facts["model"] = _model(flat)
+        facts["model"] = model_words(flat)
     facts["steps"] = f"{run.steps:,}" if run.rows else "none logged"
     if run.rows and "epoch" in run.rows[-1]:
         facts["steps"] += f", to epoch {run.rows[-1]['epoch']:.0f}"
@@ -77,8 +77,8 @@ def _facts(run: Run) -> dict[str, str]:
     return facts | {"versions": ", ".join(f"{name} {value}" for name, value in versions.items())}
 
 
-def _what(flat: dict[str, object]) -> str:
-    """The method in the words of its papers."""
+def method_words(flat: dict[str, object]) -> str:
+    """The method of a flat config, in the words of its papers."""
     if flat.get("method") != "tir":
         known = {"rotnet": "RotNet", "gtsa": "GTSA"}
         return known.get(str(flat.get("method")), "config.json is missing")
@@ -93,7 +93,8 @@ def _what(flat: dict[str, object]) -> str:
     return f"TIR on {base}, {family} path, K = {flat['tir.num_steps']}"
 
 
-def _model(flat: dict[str, object]) -> str:
+def model_words(flat: dict[str, object]) -> str:
+    """The network of a flat config and the size of its images."""
     sizes = {"embed_dim": "wide", "depth": "deep", "num_heads": "heads"}
     parts = [f"{flat[f'model.{k}']} {word}" for k, word in sizes.items() if flat.get(f"model.{k}")]
     name, images = str(flat["model.name"]), f"{flat.get('data.image_size')} px"

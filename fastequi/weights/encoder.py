@@ -94,10 +94,14 @@ def _chosen(tensors: State, stated: Stated, asked: Asked, report: Report) -> Net
 
 
 def _unused(layout: Layout, state: State) -> list[str]:
-    """Tensors that no token depends on; a linear classifier is kept, though not used."""
+    """Tensors that no token depends on, such as no registers; a linear classifier is kept."""
     linear = {"head.weight", "head.bias"}
     kept = linear if linear <= state.keys() and state["head.weight"].ndim == 2 else set()
-    return [name for name in state if re.search(layout.unused, name) and name not in kept]
+    return [
+        name
+        for name, tensor in state.items()
+        if (re.search(layout.unused, name) or not tensor.numel()) and name not in kept
+    ]
 
 
 def _unknown(names: Iterable[str]) -> str:

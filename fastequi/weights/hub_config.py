@@ -39,6 +39,7 @@ class HubConfig:
         architecture: timm's name of it.
         embed_dim: channels, if they differ from the architecture's.
         norm_eps, rope_theta: of the network.
+        rope_type: timm's name of the rotary positions, if it is not the architecture's.
         shapes: options of the network that its tensors have to have, by the field that says so.
     """
 
@@ -47,6 +48,7 @@ class HubConfig:
     embed_dim: int | None = None
     norm_eps: float | None = None
     rope_theta: float | None = None
+    rope_type: str | None = None
     shapes: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -68,7 +70,15 @@ class HubConfig:
         stated = Stated(values.get("num_heads"), values.get("img_size"))
         shown: tuple[str, ...] = ("embed_dim", "depth", "patch_size", "reg_tokens")
         shapes = {name: (name, values[name]) for name in shown if name in values}
-        return cls(stated, values.get("architecture"), values.get("embed_dim"), shapes=shapes)
+        return cls(
+            stated,
+            values.get("architecture"),
+            values.get("embed_dim"),
+            values.get("norm_eps"),
+            values.get("rope_temperature"),
+            values.get("rope_type"),
+            shapes,
+        )
 
 
 def normalisation(
@@ -186,6 +196,9 @@ _TIMM: dict[str, Callable[[str, Any], Any]] = {
     "reg_tokens": _amount,
     "img_size": _sides,
     "architecture": _name,
+    "norm_eps": _number,
+    "rope_temperature": _number,
+    "rope_type": _name,
 }
 _HUGGING: dict[str, Callable[[str, Any], Any]] = {
     "num_attention_heads": _count,

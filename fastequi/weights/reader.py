@@ -252,7 +252,7 @@ class _Found:
         for name, (option, value) in hub.shapes.items():
             if options[option] != value:
                 raise ValueError(f"{where} says {name} {value}, the tensors have {options[option]}")
-        if self.layout.name == timm.DINOV3.name:
+        if self.layout.name == timm.DINOV3.name and hub.rope_type != "dinov3":
             if hub.architecture is None:
                 self.report.assumed.append("DINOv3's rotary positions")
             elif "dinov3" not in hub.architecture:
@@ -269,7 +269,7 @@ class _Found:
         if heads is None and published is not None and published[0] == width:
             heads = published[1]
             self.report.said.append(f"num_heads {heads}, of the published file {stem}")
-        if hub.architecture is None:
+        if hub.architecture is None or hub.rope_type is not None:  # then all is in the arguments
             return heads
         known = heads is not None or hub.stated.over(stated).num_heads is not None
         return self._heads_by_name(hub.architecture, width, known) or heads

@@ -36,6 +36,13 @@ DINOV3 = Layout(
     norm_eps=1e-5,
     rope=True,
 )
+
+
+def _without_bias(block: Table) -> Names:
+    """A table of names in which biases of queries, keys and values are one, as ours."""
+    return Names(block={own: their for own, their in block.items() if own != "attn.qkv.bias"})
+
+
 _GATED: Table = {**_DINOV3_BLOCK, "mlp.fc1": ("mlp.fc1_g", "mlp.fc1_x")}
 DINOV3_SWIGLU = replace(
     DINOV3,
@@ -44,5 +51,8 @@ DINOV3_SWIGLU = replace(
     steps=(Names(block=_GATED, zero=_NO_KEY_BIAS),),
     written=GATED,
 )
+# as timm's attn_type "rope" has it, where keys have a bias; DINOV3 reads these as well
+DINOV3_KEY_BIAS = replace(DINOV3, steps=(_without_bias(_DINOV3_BLOCK),))
+DINOV3_SWIGLU_KEY_BIAS = replace(DINOV3_SWIGLU, steps=(_without_bias(_GATED),))
 
 LAYOUTS = (DINOV3_SWIGLU, DINOV3, DEIT, VIT)

@@ -1,0 +1,81 @@
+"""`fastequi.load`: the encoder of a run or a file as one module, with how its images are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from fastequi.evaluate.encoders import load_encoder
+from fastequi.export.transform import ImageTransform
+from fastequi.models.vit import Tokens, VisionTransformer
+from fastequi.weights.architecture import UNSTATED, Stated
+
+
+class PretrainedEncoder(nn.Module):
+    """A ViT with the normalisation of its images, from :func:`load`.
+
+    Attributes:
+        network: the ViT; its state dict has timm's names.
+        name: of the run, checkpoint or file.
+        mean, std: of the normalisation, of values in 0..1.
+        image_size: height and width in pixels that it is made for; it takes other multiples of the
+            patch size as well, for which its positions are interpolated.
+        patch_size: side of a patch in pixels.
+        embed_dim: channels of its tokens.
+        num_prefix_tokens: class and register tokens before those of the patches.
+        transform: makes its input of an image or a batch (:class:`ImageTransform`).
+    """
+
+    def __init__(
+        self, network: VisionTransformer, name: str, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.image_size, self.patch_size = network.img_size, network.patch_size
+        self.embed_dim, self.num_prefix_tokens = network.embed_dim, network.num_prefix_tokens
+        self.transform = ImageTransform(network.img_size, mean, std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to tokens [B, num_prefix_tokens + L, embed_dim].
+
+        The class token is first, then registers, then patches, row by row.
+        """
+        return self.network(images)
+
+    def forward_features(self, images: Tensor) -> Tokens:
+        """The tokens of normalised images [B, 3, H, W] by name: cls, registers, patch."""
+        return self.network.forward_features(images)
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, image_size={self.image_size}, mean={self.mean}, std={self.std}"
+
+
+def load(checkpoint: str | Path, stated: Stated = UNSTATED) -> PretrainedEncoder:
+    """The encoder of a run, a checkpoint, a file or a folder of weights of any known layout.
+
+    Of a run it is what evaluations use: its EMA if it keeps one, the teacher where there is one. It
+    is on the CPU, in eval mode; all of its weights take gradients. What a run has beyond its
+    encoder (z_equi, decoders) is in `fastequi.evaluate.encoders.load_encoder`.
+
+    Args:
+        checkpoint: a run's folder, a checkpoint's, a *.safetensors, *.pth, *.pt or *.bin file, or a
+            folder with one.
+        stated: what the tensors of a file do not say (`fastequi.weights.architecture`).
+
+    Raises:
+        FileNotFoundError: no such file, or a run without a checkpoint.
+        ValueError: what is there is not what was expected, or is no ViT.
+        FloatingPointError: its features are not finite.
+    """
+    found = load_encoder(str(checkpoint), "cpu", stated)
+    if not isinstance(found.network, VisionTransformer):
+        kind = "a function's" if found.network is None else type(found.network).__name__
+        raise ValueError(
+            f"CHECKPOINT: expected a ViT, got {kind} ({checkpoint}); "
+            f"fastequi.evaluate.encoders.load_encoder gives the features of others"
+        )
+    network = found.network.requires_grad_(True).eval()
+    return PretrainedEncoder(network, found.name, found.mean, found.std)
