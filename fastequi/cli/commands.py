@@ -380,8 +380,8 @@ def doctor(argv: list[str]) -> None:
 def _pretrain_usage() -> str:
     first = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
     lines = "\n".join(f"  {name:20s}{what}" for name, what in first.items())
-    usage = "fastequi pretrain RECIPE --data PATH [--init WEIGHTS] [--section.field value]"
-    return f"usage: {usage}\n\n{lines}"
+    form = "fastequi pretrain RECIPE --data PATH [--init WEIGHTS] [--section.field value]"
+    return f"usage: {form}\n\n{lines}"
 
 
 def _config_to_resume(name: str, argv: list[str]) -> Config | None:
