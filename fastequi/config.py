@@ -273,6 +273,9 @@ class TrainConfig:
     knn_every: int = 0  # steps between online kNN probes; 0: none
     knn_data: tuple[str, ...] = ()  # labelled images of these probes, as --data of eval knn
     r2_every: int = 0  # steps between online R2 probes of SE(2) parameters; 0: none
+    # end the run at its best checkpoint if the probe's score (kNN's larger accuracy, or without kNN
+    # patch tokens' mean R2) falls by more than this below its best; 0: never
+    stop_if_worse: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.knn_data, str):  # a single place

@@ -61,6 +61,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("optim", _FACTOR, "factor layer_decay patch_embed_lr"),
     ("train", _COUNT, "accumulate log_every max_skipped keep_checkpoints"),
     ("train", _AMOUNT, "minutes checkpoint_every checkpoint_minutes knn_every r2_every"),
+    ("train", _AMOUNT, "stop_if_worse"),
     ("train", _PART, "ema_momentum"),
 )
 
@@ -280,6 +281,12 @@ def _check_train(config: Config) -> None:
         "train.knn_data",
         "labelled images for train.knn_every",
         repr(train.knn_data),
+    )
+    expect(
+        not train.stop_if_worse or bool(train.knn_every or train.r2_every),
+        "train.stop_if_worse",
+        "0 without an online probe (train.knn_every, train.r2_every)",
+        train.stop_if_worse,
     )
     if train.parallel == "ddp":
         return

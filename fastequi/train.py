@@ -3,7 +3,8 @@
 A run folder holds config.json, machine.json (processor, device and versions), images.jsonl (the
 images at the start, see `fastequi.data.sources.kept`), metrics.jsonl, checkpoints/ (see
 `fastequi.runtime.checkpoint`), tensorboard/ where TensorBoard is installed, and at the end
-model.safetensors: a ViT under timm's parameter names, another network under its own.
+model.safetensors, a ViT under timm's parameter names, another network under its own; stopped.json
+where an online probe ended it (`fastequi.runtime.watch`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from fastequi.atomic import replace_text, replacing, save_tensors
 from fastequi.build import build
-from fastequi.config import Config, changes, recipe_of
-from fastequi.data.fused import chosen
+from fastequi.config import Config
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Batch
-from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes
+from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes, score
 from fastequi.freezing import Freezing
 from fastequi.methods.method import Method
 from fastequi.models import lora
@@ -44,6 +44,7 @@ from fastequi.optim import (
     thawed,
     warmup_cosine,
 )
+from fastequi.resuming import check_folder, check_settings, find_checkpoint, why_stopped, with_views
 from fastequi.runtime import checkpoint, lock
 from fastequi.runtime.guard import Guard
 from fastequi.runtime.machine import machine
@@ -60,6 +61,7 @@ from fastequi.runtime.processes import (
 )
 from fastequi.runtime.progress import Progress, Silent
 from fastequi.runtime.scale import LossScale
+from fastequi.runtime.watch import Stopped, Watch, cut_back
 from fastequi.weights.start import start
 from fastequi.weights.teachers import attach, with_teacher
 
@@ -91,7 +93,8 @@ def pretrain(
 
     Returns:
         The method in eval mode, with the EMA of its weights if the config keeps one; with
-        `train.parallel=fsdp` this process's parts of it.
+        `train.parallel=fsdp` this process's parts of it. After `train.stop_if_worse` ended the run
+        it is that of the best checkpoint.
 
     Under torchrun every process calls it; the first one writes the files.
 
@@ -102,23 +105,26 @@ def pretrain(
             logged. Or `config.init`'s weights are not those of the config's model.
         BlockingIOError: another run holds the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` consecutive steps were not finite.
+        RuntimeError: `train.stop_if_worse`, and the probe before the first step gave no score.
         Preempted: one of `fastequi.runtime.preempt.SIGNALS` arrived; all steps so far are saved.
         KeyboardInterrupt: a second Ctrl-C, or one before the first step.
     """
     with ExitStack() as stack:
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
-        config = _with_views(config, run_dir, resume, device)
+        config, changed = with_views(config, run_dir, resume, device), False
         config, teacher = with_teacher(config)
         if teacher is not None:
             asked = config.teacher
             _expect_one_file("--teacher.path", asked.path, asked.sha256, processes)
         if processes.first:
-            _check_folder(run_dir, resume)
+            check_folder(run_dir, resume)
             if resume:  # a new run makes its folder once all else is in order
-                recipe = _check_settings(run_dir / "config.json", config) or recipe
+                begun, changed = check_settings(run_dir / "config.json", config)
+                recipe = begun or recipe
                 stack.enter_context(lock.alone(run_dir))
-        found = _find_checkpoint(run_dir, resume, processes)
+        why = why_stopped(run_dir, resume, changed, processes)
+        found = find_checkpoint(run_dir, resume, processes)
         if resume:
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
         probes = online_probes(config, source) if processes.first else []
@@ -135,6 +141,10 @@ def pretrain(
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
         if in_parts:
             shard(method, processes)
+        if why is not None:
+            _leave_best(method, run_dir, why, processes)
+            _write_encoder(method, config, run_dir, processes)
+            return method.eval()
         optimizer = build_optimizer(method, config)
         momentum = config.train.ema_momentum
         ema = WeightEMA(method, momentum) if momentum else None
@@ -162,12 +172,13 @@ def pretrain(
         if processes.first:
             if not resume:
                 stack.enter_context(lock.alone(run_dir))
-                _check_folder(run_dir, resume)  # another run may have started meanwhile
+                check_folder(run_dir, resume)  # another run may have started meanwhile
             replace_text(run_dir / "config.json", config.to_json(recipe))
             replace_text(run_dir / "machine.json", json.dumps(machine(), indent=1) + "\n")
             kept.keep(run_dir / kept.NAME, source)
         writes_to = run_dir if processes.first else None
-        log = stack.enter_context(Log(writes_to, state["step"], config.train.tensorboard))
+        from_step = -1 if found is None else state["step"]
+        log = stack.enter_context(Log(writes_to, from_step, config.train.tensorboard))
         bar: Progress | Silent = (progress or Progress()) if processes.first else Silent()
         stack.enter_context(bar)
         saver = stack.enter_context(
@@ -188,13 +199,12 @@ def pretrain(
             saver=saver,
         )
         run.loop(state, max_steps)
-        if ema is not None:
+        why = run.watch.stopped()
+        if why is not None:
+            _leave_best(method, run_dir, why, processes)
+        elif ema is not None:
             method.load_state_dict(ema.state_dict())
-        encoder = checkpoint.whole_state(method.saved) if processes.first or in_parts else {}
-        if processes.first:
-            about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
-            with replacing(run_dir / "model.safetensors") as unfinished:
-                save_tensors(unfinished, lora.merged(encoder, config.optim.lora_alpha), about)
+        _write_encoder(method, config, run_dir, processes)
         leave_groups(method)
     return method.eval()
 
@@ -252,6 +262,7 @@ class _Run:
         self.scale = LossScale(self.device) if self.autocast is torch.float16 else None
         self.freezing = Freezing(method.backbone, self.config.optim.freeze_encoder)
         self.model: nn.Module = method
+        self.watch = Watch(self.config.train.stop_if_worse)
 
     def loop(self, state: dict[str, Any], max_steps: int | None) -> None:
         train, step = self.config.train, state["step"]
@@ -262,6 +273,7 @@ class _Run:
         params = [p for p in self.method.parameters() if p.requires_grad]
         guard = Guard(self.method, train.max_skipped, self.processes.group, self.scale)
         guard.load_state_dict(state)
+        self.watch.load_state_dict(state)
         self.method.train()
         with PreemptionHandler(self.processes.first) as handler:
             timer = Timer(train.checkpoint_minutes)
@@ -273,6 +285,8 @@ class _Run:
                     "--train.epochs, or --train.minutes, goes on)",
                     step,
                 )
+            if state["data"] is None and not last:
+                self._probe_first(clock, meter, guard)
             while not last:
                 lr, decay, encoder = rates_at(progress, self.config)
                 schedule(self.optimizer, lr, decay, encoder)
@@ -309,23 +323,24 @@ class _Run:
                     when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
                     means = self.processes.mean(meter.read())
                     counts = {**guard.counts(), "quarantined": len(self.loader.quarantined)}
-                    row = {**when, "lr": lr, **means, **counts}
-                    if due := [probe for probe in self.probes if probe.every in intervals]:
-                        start = time.monotonic()
-                        row |= measured_online(due, self.method, self.config)
-                        for timed in (clock, meter):
-                            timed.skip(time.monotonic() - start)
+                    figures, is_best = self._probe(intervals, step, clock, meter)
+                    row = {**when, "lr": lr, **means, **counts, **figures}
                     self.log.write(row)
                     self.bar.show(progress, clock.left(step), row)
+                    saves = saves or is_best
+                if self.watch.stopped() is not None:
+                    break
                 if saves:
                     self._save(step, clock.seconds(), guard)
                     timer.restart()
             self.freezing.at(1.0)
             self.saver.wait()
-            if not number and self.processes.first and (cut := clock.cut(step, progress)):
+            stopped = self.watch.stopped() is not None
+            cut = "" if number or stopped else clock.cut(step, progress)
+            if cut and self.processes.first:
                 logger.info(cut)
             self.processes.barrier()  # torchrun stops all soon after the first one exits
-            if number:
+            if number and not stopped:
                 saved = f": saved after step {step}" if step > state["step"] else " before a step"
                 raise Preempted(f"received {handler.name(number)}{saved}", number)
 
@@ -351,6 +366,36 @@ class _Run:
         every = {self.config.train.knn_every, self.config.train.r2_every} - {0}
         return {interval for interval in every if step % interval == 0 or last}
 
+    def _probe(
+        self, intervals: set[int], step: int, clock: Clock, meter: Meter
+    ) -> tuple[dict[str, float], bool]:
+        """The due probes' figures, on the first process; whether their score is the best, on all.
+
+        Their time is left out.
+        """
+        due = [probe for probe in self.probes if probe.every in intervals]
+        start = time.monotonic()
+        figures = measured_online(due, self.method, self.config) if due else {}
+        for timed in (clock, meter):
+            timed.skip(time.monotonic() - start)
+        if not (intervals and self.watch.amount):
+            return figures, False
+        (found,) = self.processes.all_reduce_max([score(figures, self.config)])
+        return figures, self.watch.see(step, found)
+
+    def _probe_first(self, clock: Clock, meter: Meter, guard: Guard) -> None:
+        """The probes before the first step; what a watched run is compared with is saved."""
+        figures, is_best = self._probe(self._probes_due(0, False), 0, clock, meter)
+        if figures:
+            self.log.write({"step": 0, "epoch": 0, "seconds": 0.0, **figures})
+        if is_best:
+            self._save(0, 0.0, guard)
+        elif self.watch.amount:
+            raise RuntimeError(
+                "train.stop_if_worse: expected a score of the online probe before the first step, "
+                "got none; the reason is logged above"
+            )
+
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         enabled = self.autocast is not None
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
@@ -368,6 +413,7 @@ class _Run:
 
     def _save(self, step: int, seconds: float, guard: Guard) -> None:
         state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}
+        state |= self.watch.state_dict()
         in_parts = isinstance(self.method, FSDPModule)
         generators = checkpoint.generators(self.processes)
         if in_parts or self.processes.first:
@@ -379,6 +425,7 @@ class _Run:
                 ema=self.ema,
                 config=self.config.to_json(),
                 generators=generators,
+                spared=self.watch.best_step,
                 copy=self.saver.async_save,
                 in_parts=in_parts,
             )
@@ -388,17 +435,6 @@ class _Run:
             else:
                 self.saver.save(snapshot)
         self.processes.barrier()  # if saving fails, no process continues alone
-
-
-def _check_folder(run_dir: Path, resume: bool) -> None:
-    """Refuses a folder that is not what `resume` says it is."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise NotADirectoryError(f"--run-dir: expected a folder, {run_dir} is a file")
-    begun = (run_dir / "config.json").exists()
-    if resume and not begun and not checkpoint.steps(run_dir / "checkpoints"):
-        raise FileNotFoundError(f"--resume: no run in {run_dir}")
-    if not resume and begun:
-        raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
 
 
 def _started(method: Method, config: Config, processes: Processes) -> Config:
@@ -418,34 +454,21 @@ def _expect_one_file(option: str, path: str, sha256: str, processes: Processes) 
         raise ValueError(f"{option}: expected one file for all processes, {path} differs")
 
 
-def _with_views(config: Config, run_dir: Path, resume: bool, device: torch.device) -> Config:
-    """With `data.views=auto` as what the run began with, or as what it means here."""
-    if config.data.views != "auto":
-        return config
-    views, file = chosen("auto", device), run_dir / "config.json"
-    if resume and file.is_file():
-        begun = Config.from_json(file.read_text()).data.views
-        views = chosen(begun, device)
-    return replace(config, data=replace(config.data, views=views))
+def _leave_best(method: Method, run_dir: Path, why: Stopped, processes: Processes) -> None:
+    """Cuts a run that became worse back to its best checkpoint, which the method then has."""
+    if processes.first:
+        cut_back(run_dir, why)
+        logger.warning("%s", why)
+    processes.barrier()
+    best = checkpoint.folder_of(run_dir / "checkpoints", why.best_step)
+    checkpoint.load_for_evaluation(best, method)
 
 
-def _check_settings(file: Path, config: Config) -> str:
-    """Logs which settings a resumed run changes, or refuses them; the run's recipe, or ""."""
-    if not file.is_file():
-        logger.warning("%s is missing: the given settings are used as the run's own", file)
-        return ""
-    text = file.read_text()
-    changed = changes(Config.from_json(text), config)
-    if changed:
-        lines = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-        logger.info("changed settings from here on: %s", lines)
-    return recipe_of(text)
-
-
-def _find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:
-    """The checkpoint to resume from; the first process chooses, so that all take the same one."""
-    found = checkpoint.latest(run_dir / "checkpoints") if processes.first else None
-    if processes.first and resume and found is None:
-        logger.info("%s has no checkpoint yet: starting from step 0", run_dir)
-    (step,) = processes.all_reduce_max([-1.0 if found is None else checkpoint.step_of(found)])
-    return None if step < 0 else checkpoint.folder_of(run_dir / "checkpoints", int(step))
+def _write_encoder(method: Method, config: Config, run_dir: Path, processes: Processes) -> None:
+    """Writes model.safetensors; of sharded weights every process calls it."""
+    in_parts = isinstance(method, FSDPModule)
+    encoder = checkpoint.whole_state(method.saved) if processes.first or in_parts else {}
+    if processes.first:
+        about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}
+        with replacing(run_dir / "model.safetensors") as unfinished:
+            save_tensors(unfinished, lora.merged(encoder, config.optim.lora_alpha), about)

@@ -46,10 +46,11 @@ ALLOWED: dict[str, set[str]] = {
     "paths": {"functional.checks", "functional.arguments", "kernels.constants", "philox"},
     "philox": set(),
     "recipes": {"config", "data.config"},
+    "resuming": {"config", "data.fused", "runtime"},
     "sharded": set(),
     "train": {
-        *("atomic", "build", "config", "freezing", "optim", "data", "methods", "runtime"),
-        *("weights", "models.lora"),  # what a run writes at the end is merged
+        *("atomic", "build", "config", "freezing", "optim", "data", "methods", "resuming"),
+        *("runtime", "weights", "models.lora"),  # what a run writes at the end is merged
         "evaluate.online",  # the probes of a run that goes on
     },
     "versions": set(),

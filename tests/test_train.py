@@ -125,12 +125,13 @@ def test_online_probes_leave_no_trace(tmp_path, source):
     assert states[0]["data"] == states[1]["data"]
     lines = (tmp_path / "looked" / "metrics.jsonl").read_text().splitlines()
     rows = {row["step"]: row for row in map(json.loads, lines)}
-    assert sorted(rows) == [1, 2, 3, 4]
+    assert sorted(rows) == [0, 1, 2, 3, 4]
     for name in ("knn_k7", "knn_k7_cls"):  # seven images have no 20 neighbours
-        assert [step for step, row in rows.items() if name in row] == [2, 4]
+        assert [step for step, row in rows.items() if name in row] == [0, 2, 4]
         assert rows[4][name] in (0.0, 0.5, 1.0)
-    assert [step for step, row in rows.items() if "r2_z_equi_mean" in row] == [3, 4]
-    assert all("loss" in row for row in rows.values())
+    assert [step for step, row in rows.items() if "r2_z_equi_mean" in row] == [0, 3, 4]
+    assert not any(name.startswith("r2_patch") for name in rows[3])
+    assert all("loss" in row for step, row in rows.items() if step)
     mean = sum(rows[3][f"r2_z_equi_{name}"] for name in ("angle", "tx", "ty")) / 3
     assert rows[3]["r2_z_equi_mean"] == pytest.approx(mean)
     before = json.loads((tmp_path / "looked" / "config.json").read_text())

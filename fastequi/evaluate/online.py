@@ -1,14 +1,16 @@
 """Online probes: kNN accuracy and R² of the features during training, some seconds each.
 
-They use the current weights (a teacher's where there is one), in eval mode. They draw from none of
-the run's generators and do not move its position in the data, so a run ends with the same bits with
-and without them. The figures are for following one run: fewer pairs and images than an evaluation.
+The first are taken before the first step. They use the current weights (a teacher's where there is
+one), in eval mode. They draw from none of the run's generators and do not move its position in the
+data, so a run ends with the same bits with and without them. The figures are for following one run:
+fewer pairs and images than an evaluation.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -73,8 +75,25 @@ def online_probes(config: Config, source: Source) -> list[OnlineProbe]:
             raise ValueError(f"train.r2_every: expected at least 2 images, got {len(source)}")
         tested = held_out(len(source))
         rest, held = (source.pick(np.flatnonzero(which)) for which in (~tested, tested))
-        found.append(OnlineProbe(train.r2_every, _Transformations(rest, held)))
+        of_encoder = train.stop_if_worse > 0
+        found.append(OnlineProbe(train.r2_every, _Transformations(rest, held, of_encoder)))
     return found
+
+
+def score(figures: Mapping[str, float], config: Config) -> float:
+    """What `train.stop_if_worse` watches: how good the encoder's own features are.
+
+    The larger of the two kNN accuracies where a config asks for kNN, since a method may train patch
+    tokens or the class token; else the mean R² of patch tokens, of a convolutional network's last
+    block. -inf if it is not among the figures.
+    """
+    if config.train.knn_every:
+        found = [value for name, value in figures.items() if name.startswith("knn_")]
+    else:
+        heads = ("r2_z_equi_", "r2_z_inv_")  # which begin at random on weights from elsewhere
+        means = {n: v for n, v in figures.items() if n.startswith("r2_") and n.endswith("_mean")}
+        found = [value for name, value in means.items() if not name.startswith(heads)]
+    return max((value for value in found if math.isfinite(value)), default=-math.inf)
 
 
 def measured_online(
@@ -149,17 +168,26 @@ class _Transformations:
     """R² of SE(2) in the paper's ranges by a token probe; pairs are cut once and kept.
 
     "r2_z_equi_mean" is of z_equi, which TIR trains on the path; other methods have none, and their
-    first kind of `fastequi.evaluate.tasks.FEATURES` is used.
+    first kind of `fastequi.evaluate.tasks.FEATURES` is used. If `of_encoder`, patch tokens have
+    figures of their own ("r2_patch_mean").
     """
 
     train: Source
     test: Source
+    of_encoder: bool = False
     pairs: list[Pairs] = field(default_factory=list)
 
     def __call__(self, encoder: Encoder) -> dict[str, float]:
-        name = next((n for n in FEATURES if n in encoder.names), encoder.names[-1])
+        first = next((n for n in FEATURES if n in encoder.names), encoder.names[-1])
         if not self.pairs:
-            self._cut(encoder, name)
+            self._cut(encoder, first)
+        figures = self._r2(encoder, first)
+        if self.of_encoder and first != "patch" and "patch" in encoder.names:
+            figures |= self._r2(encoder, "patch")
+        return figures
+
+    def _r2(self, encoder: Encoder, name: str) -> dict[str, float]:
+        """R² of one kind of tokens: their mean, and each parameter's."""
         train, test = self.pairs
         x, x_test = (pair_tokens(encoder.features, [name], p)[name] for p in (train, test))
         values = r2(token_probe(x, train.params, x_test, _FIT), test.params)[0]

@@ -52,12 +52,14 @@ class Snapshot:
         tensors: by file, "model", "optimizer" and, if the run keeps one, "ema".
         state: everything else that a resumed run needs, in JSON types (e.g. the data cursor).
         config: the run's settings as text; the manifest holds their hash.
+        spared: a step whose checkpoint is not removed, however old it is.
     """
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
     config: str
+    spared: int | None = None
 
 
 def snapshot(
@@ -69,6 +71,7 @@ def snapshot(
     ema: WeightEMA | None = None,
     config: str = "",
     generators: Mapping[str, Tensor] | None = None,
+    spared: int | None = None,
     copy: bool = False,
     in_parts: bool = False,
 ) -> Snapshot:
@@ -76,6 +79,7 @@ def snapshot(
 
     Args:
         generators: from :func:`generators` if there are several processes; else this one's.
+        spared: see :class:`Snapshot`.
         copy: copy the tensors, since training continues before they are written.
         in_parts: keep sharded tensors sharded, for :func:`write_parts`.
     """
@@ -92,11 +96,11 @@ def snapshot(
             for file, values in tensors.items()
         }
     full = {**state, "step": step, "ema_updates": ema.updates if ema else 0}
-    return Snapshot(step, owned, full, config)
+    return Snapshot(step, owned, full, config, spared)
 
 
 def write(folder: Path, snapshot: Snapshot, keep: int = 3) -> Path:
-    """Writes one step and, once it verifies, removes all but the `keep` newest.
+    """Writes one step and, once it verifies, removes all but the `keep` newest and a spared one.
 
     Args:
         folder: the run's `checkpoints/`.
@@ -157,7 +161,8 @@ def _finish(folder: Path, temporary: Path, snapshot: Snapshot, keep: int) -> Pat
         other for other in found if step_of(other) > snapshot.step
     ]  # damaged: the run went back
     for old in [*later, *found[len(later) + keep :]]:
-        shutil.rmtree(old)
+        if step_of(old) != snapshot.spared:
+            shutil.rmtree(old)
     return final
 
 
