@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from bench.isa import limit
 from bench.opbench import OpBench, Row
+from fastequi import versions
 from fastequi.runtime.machine import machine
 
 _COLUMNS = (
@@ -57,17 +56,8 @@ def commit() -> str:
 
     Where the tree came without git, what BENCH_COMMIT says; else empty.
     """
-    if shutil.which("git") is None or "BENCH_COMMIT" in os.environ:
-        return os.environ.get("BENCH_COMMIT", "")
-    root = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=root, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    said = os.environ.get("BENCH_COMMIT")
+    return versions.commit() if said is None else said
 
 
 def console_table(

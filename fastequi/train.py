@@ -1,7 +1,7 @@
 """The training loop, the same for every method.
 
-A run folder holds config.json, machine.json (processor, device and versions), images.jsonl (the
-images at the start, see `fastequi.data.sources.kept`), metrics.jsonl, checkpoints/ (see
+A run folder holds config.json, machine.json (processor, device, versions, commit), images.jsonl
+(the images at the start, see `fastequi.data.sources.kept`), metrics.jsonl, checkpoints/ (see
 `fastequi.runtime.checkpoint`), tensorboard/ where TensorBoard is installed, and at the end
 model.safetensors, a ViT under timm's parameter names, another network under its own; stopped.json
 where an online probe ended it (`fastequi.runtime.watch`).
@@ -62,6 +62,7 @@ from fastequi.runtime.processes import (
 from fastequi.runtime.progress import Progress, Silent
 from fastequi.runtime.scale import LossScale
 from fastequi.runtime.watch import Stopped, Watch, cut_back
+from fastequi.versions import commit
 from fastequi.weights.start import start
 from fastequi.weights.teachers import attach, with_teacher
 
@@ -174,7 +175,8 @@ def pretrain(
                 stack.enter_context(lock.alone(run_dir))
                 check_folder(run_dir, resume)  # another run may have started meanwhile
             replace_text(run_dir / "config.json", config.to_json(recipe))
-            replace_text(run_dir / "machine.json", json.dumps(machine(), indent=1) + "\n")
+            made_on = machine() | ({"commit": tree} if (tree := commit()) else {})
+            replace_text(run_dir / "machine.json", json.dumps(made_on, indent=1) + "\n")
             kept.keep(run_dir / kept.NAME, source)
         writes_to = run_dir if processes.first else None
         from_step = -1 if found is None else state["step"]

@@ -1,9 +1,12 @@
-"""Versions of installed packages, for records and caches."""
+"""Versions of installed packages and of this one's code, for records and caches."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 
 def version_of(name: str) -> str:
@@ -22,3 +25,17 @@ def version_of(name: str) -> str:
             return f"{distribution.version} ({found})" if found != name else distribution.version
     holders = importlib.metadata.packages_distributions().get(name)
     return importlib.metadata.version(holders[0]) if holders else "not installed"
+
+
+def commit() -> str:
+    """Of the checkout that this package is in, with a + where it was changed; "" without one."""
+    root = Path(__file__).resolve().parent.parent
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return ""
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", *words]  # a commit may be under way
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")

@@ -136,10 +136,11 @@ def _training(run: Run) -> Iterator[str]:
             facts["steps"] += f", to epoch {last['epoch']:.0f}"
         if "seconds" in last:
             facts["time"] = duration(last["seconds"])
-    facts["machine"] = ", ".join(run.machine[k] for k in ("cpu", "device") if k in run.machine)
-    versions = {k: v for k, v in run.machine.items() if k not in ("cpu", "device", "commit")}
-    facts["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
-    facts["commit"] = run.machine.get("commit", "") or "not recorded"
+    where = dict(run.machine)
+    facts["commit"] = where.pop("commit", "")
+    facts["machine"] = ", ".join(where.pop(k) for k in ("cpu", "device") if k in where)
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in where.items())
+    facts = {name: value or "not recorded" for name, value in facts.items()}
     yield "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastequi.export.subject import FOLDER, Subject, Written, filled, mlp_ratio
 from fastequi.weights import meta
 from fastequi.weights.layouts import Layout
 
-FILES = ("model.pth",)
+FILES = ("config.json", "model.pth")
 
 _ROPE_EPS = {1e-5: "layernormbf16", 1e-6: "layernorm"}  # DINOv3's names of norms
 
@@ -39,12 +40,14 @@ def obstacle(subject: Subject) -> str | None:
 
 def write(subject: Subject, folder: Path) -> Written:
     """Writes `FILES`; see :class:`Written`."""
-    rope, file = subject.options["pos"] == "rope", folder / FILES[0]
+    rope, file = subject.options["pos"] == "rope", folder / "model.pth"
     layout = _layout(subject.options)
     state, options = filled(subject.state, subject.options)
     # copies: what is saved must not share memory with a larger tensor
     tensors = {name: tensor.clone() for name, tensor in layout.theirs(state, options).items()}
     torch.save(tensors, file)
+    text = json.dumps(_unsaid(subject), indent=1) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
     named = "dinov3" if rope else "dinov2"
     arguments = _dinov3(options) if rope else _dinov2(options)
     words = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
@@ -59,8 +62,18 @@ def write(subject: Subject, folder: Path) -> Written:
         ),
         difference=subject.read_back(layout, written),
         checked="read back",
-        notes=(f"`{named}` is the code at github.com/facebookresearch/{named}.",),
+        notes=(
+            f"`{named}` is the code at github.com/facebookresearch/{named}.",
+            "config.json is for `fastequi.load`: it holds what the tensors do not say.",
+        ),
     )
+
+
+def _unsaid(subject: Subject) -> dict[str, Any]:
+    """What neither the tensors nor their names say."""
+    encoder, options = subject.encoder, subject.options
+    said = {name: options[name] for name in ("num_heads", "img_size", "norm_eps")}
+    return {**said, "mean": encoder.mean, "std": encoder.std}
 
 
 def _layout(options: dict[str, Any]) -> Layout:

@@ -77,5 +77,5 @@ def load(checkpoint: str | Path, stated: Stated = UNSTATED) -> PretrainedEncoder
             f"CHECKPOINT: expected a ViT, got {kind} ({checkpoint}); "
             f"fastequi.evaluate.encoders.load_encoder gives the features of others"
         )
-    network = found.network.requires_grad_(True).eval()
-    return PretrainedEncoder(network, found.name, found.mean, found.std)
+    network = found.network.requires_grad_(True)
+    return PretrainedEncoder(network, found.name, found.mean, found.std).eval()

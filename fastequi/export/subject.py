@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastequi.export.pretrained import PretrainedEncoder
 from fastequi.models.vit import VisionTransformer
-from fastequi.weights.architecture import Stated, from_shapes, options_of, settled
+from fastequi.weights.architecture import options_of
 from fastequi.weights.layouts import Layout
 
 State = dict[str, Tensor]
@@ -103,11 +103,12 @@ class Subject:
                 if tensor.numel() and not re.search(layout.unused, name)
             }
         )
-        kept = ("norm_eps", "rope_theta")  # what tensors do not show
-        options = {name: self.options[name] for name in kept if name in self.options}
-        options |= from_shapes(state, rope=layout.rope)
-        stated = Stated(self.options["num_heads"], self.encoder.image_size)
-        network = VisionTransformer(**settled(state, options, stated)[0]).eval()
+        options = dict(self.options)  # but for what layouts add: gains, positions as tokens
+        options["init_values"] = 1.0 if "blocks.0.ls1.gamma" in state else None
+        if "pos_embed" in state:
+            rows, columns = self.encoder.network.grid_size(*self.encoder.image_size)
+            options["no_embed_class"] = state["pos_embed"].shape[1] == rows * columns
+        network = VisionTransformer(**options).eval()
         network.load_state_dict(state)
         return self.difference(network, [self.images(2)], WEIGHTS)
 

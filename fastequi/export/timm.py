@@ -1,7 +1,8 @@
 """timm: model.safetensors and config.json, as timm's own models lie on the Hub.
 
 A ViT with learned positions has our names. One with rotary positions is timm's DINOv3 (Eva), whose
-keys have no bias unless `attn_type` is "rope".
+keys have no bias unless `attn_type` is "rope". Where timm's entry has LayerScale and the network
+has none, gains are 1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from fastequi.atomic import save_tensors
-from fastequi.export.subject import FOLDER, Subject, Written, mlp_ratio
+from fastequi.export.subject import FOLDER, Subject, Written, filled, mlp_ratio
 from fastequi.weights import timm
 from fastequi.weights.layouts import Layout
 
@@ -47,10 +48,12 @@ def obstacle(subject: Subject) -> str | None:
 
 def write(subject: Subject, folder: Path) -> Written:
     """Writes `FILES`; see :class:`Written`."""
-    options, file = subject.options, folder / "model.safetensors"
+    state, options, file = subject.state, subject.options, folder / "model.safetensors"
     layout = _layout(subject)
-    name, arguments = _rotary(subject) if layout.rope else _learned(options)
-    save_tensors(file, layout.theirs(subject.state, options), {"format": "pt"})
+    if layout.rope or options["mlp"] == "swiglu":  # create_model takes None for not given
+        state, options = filled(state, options)
+    name, arguments = _rotary(subject, options) if layout.rope else _learned(options)
+    save_tensors(file, layout.theirs(state, options), {"format": "pt"})
     config = _config(subject, name, arguments)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     words = "".join(f", {key}={value!r}" for key, value in arguments.items() if key != "img_size")
@@ -58,7 +61,7 @@ def write(subject: Subject, folder: Path) -> Written:
     called = f'timm.create_model("{name}", img_size={size}{words}, num_classes=0'
     return Written(
         what=f"timm's {name}",
-        code=f'import timm\n\nencoder = timm.create_model("local-dir:{FOLDER}", pretrained=True)\n'
+        code=f'import timm\n\nencoder = timm.create_model("local-dir:{FOLDER}", pretrained=True).eval()\n'
         f"tokens = encoder.forward_features(images)\n",
         difference=subject.read_back(layout, load_file(file)),
         checked="read back",
@@ -106,9 +109,8 @@ def _learned(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return f"vit_{size}_patch16_224", differing
 
 
-def _rotary(subject: Subject) -> tuple[str, dict[str, Any]]:
+def _rotary(subject: Subject, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """timm's name of a ViT with rotary positions whose norms have this epsilon, and arguments."""
-    options = subject.options
     dim, gated = options["embed_dim"], options["mlp"] == "swiglu"
     size = {384: "small", 768: "base", 1024: "large"}.get(dim, "small")
     height, width = options["img_size"]

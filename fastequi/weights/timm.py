@@ -51,8 +51,16 @@ DINOV3_SWIGLU = replace(
     steps=(Names(block=_GATED, zero=_NO_KEY_BIAS),),
     written=GATED,
 )
-# as timm's attn_type "rope" has it, where keys have a bias; DINOV3 reads these as well
-DINOV3_KEY_BIAS = replace(DINOV3, steps=(_without_bias(_DINOV3_BLOCK),))
-DINOV3_SWIGLU_KEY_BIAS = replace(DINOV3_SWIGLU, steps=(_without_bias(_GATED),))
+# as timm's attn_type "rope" has it, for keys with a bias
+_WITH_KEY_BIAS = (r"\.attn\.qkv\.bias$",)
+DINOV3_KEY_BIAS = replace(
+    DINOV3, marks=DINOV3.marks + _WITH_KEY_BIAS, steps=(_without_bias(_DINOV3_BLOCK),)
+)
+DINOV3_SWIGLU_KEY_BIAS = replace(
+    DINOV3_SWIGLU, marks=DINOV3_SWIGLU.marks + _WITH_KEY_BIAS, steps=(_without_bias(_GATED),)
+)
 
-LAYOUTS = (DINOV3_SWIGLU, DINOV3, DEIT, VIT)
+LAYOUTS = (
+    *(DINOV3_SWIGLU_KEY_BIAS, DINOV3_KEY_BIAS, DINOV3_SWIGLU, DINOV3),
+    *(DEIT, VIT),
+)
