@@ -290,6 +290,8 @@ class Config:
             raise ValueError(f"expected a JSON object, got {text.strip()[:80]!r}")
         if "system" in found:
             raise ValueError(_EARLIER)
+        if isinstance(found.get("data"), dict):
+            found["data"].setdefault("views", "dali")  # what there was before this setting
         return _from_dict(cls, {name: found[name] for name in found if name != "recipe"})
 
 
