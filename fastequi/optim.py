@@ -16,8 +16,13 @@ from fastequi.sharded import whole
 
 logger = logging.getLogger(__name__)
 
-# no weight decay, as for norms and biases: these are learned offsets
-_NO_DECAY = ("bias", "pos_embed", "cls_token", "reg_token")
+# no weight decay, as for norms and biases: these are learned offsets; the names in timm's and our
+# ViTs, then in torchvision's and transformers'
+_NO_DECAY = (
+    *("bias", "pos_embed", "cls_token", "reg_token"),
+    *("class_token", "pos_embedding", "position_embeddings", "register_tokens"),
+    *("distillation_token", "relative_position_bias_table"),
+)
 
 
 def param_groups(
@@ -61,7 +66,8 @@ def param_groups(
         if not param.requires_grad:
             continue
         scale = _rate(inside.get(id(param)), depth, layer_decay, patch_embed_lr)
-        decays = param.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
+        axes = sum(n > 1 for n in param.shape)  # a gain may have the shape [C, 1, 1]
+        decays = axes >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
         own = id(param) in inside
         number = _matrices(name, named) if muon and (muon_encoder or not own) else 0
         scale *= muon_lr if number else 1.0

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"models", "atomic", "optim", "sharded", "versions"},
     # networks of others become ours, and a run starts from them: above build, below train
     "weights": {
-        *("build", "config", "data.config", "methods.method", "models", "runtime"),
+        *("build", "config", "data.config", "methods", "models", "runtime"),
     },
     # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {
@@ -50,7 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "sharded": set(),
     "train": {
         *("atomic", "build", "config", "freezing", "optim", "data", "methods", "resuming"),
-        *("runtime", "weights", "models.lora"),  # what a run writes at the end is merged
+        *("runtime", "weights", "versions"),
+        "models.lora",  # what a run writes at the end is merged
         "evaluate.online",  # the probes of a run that goes on
     },
     "versions": set(),

@@ -37,14 +37,15 @@ def for_network(words: list[str], recipe: Config) -> list[str]:
             added += [f"--model.{flag}", str(default)]
         left_out.append(f"{field.name} {said}")
     if left_out:
-        logger.info("model.name %s: not its %s", name, ", ".join(left_out))
+        what = "settings of the recipe's ViT do not apply to model.name=%s: %s"
+        logger.info(what, name, ", ".join(left_out))
     return [*added, *words]
 
 
 def _name(words: list[str]) -> str:
     """What `--model.name` is given, "" if it is not."""
     found = ""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, (*words[1:], ""), strict=False):
         option, equals, value = word.partition("=")
         if option == "--model.name":
             found = value if equals else after

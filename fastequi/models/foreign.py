@@ -151,19 +151,19 @@ class ForeignEncoder(TokenEncoder):
         except ValueError:  # the network's own refusal of another size
             if self._sees_borders(size):
                 return
-            raise ValueError(f"{wrong} and sees not all of their pixels, {multiple}") from None
+            raise ValueError(f"{wrong} and does not see all of them, {multiple}") from None
         try:
-            grid = self._grid(out, height, width)
-        except ValueError as error:
-            raise ValueError(f"{wrong}, {multiple}, got {size} ({error})") from None
-        if grid != (height // stride, width // stride):
-            more = f"{grid[0]}x{grid[1]} for {height}x{width} px"
-            raise ValueError(f"{wrong} and {more}, {multiple}, got {size}")
+            fits = self._grid(out, height, width) == (height // stride, width // stride)
+        except ValueError:
+            fits = False
+        if not fits:
+            more = f"{list(out.shape)} for {height}x{width} px"
+            raise ValueError(f"{wrong} but {more}, {multiple}, got {size}")
 
     def _sees_borders(self, size: int) -> bool:
         """Whether the last row and column of an image change its tokens."""
-        with _asked(self.wrapped) as device, torch.no_grad():
-            images = _noise(size, size, device)
+        with _asked(self.wrapped) as like, torch.no_grad():
+            images = _noise(size, size, like)
             other = images.clone()
             other[:, :, -1], other[:, :, :, -1] = 3.0, -3.0
             first, second = (self.reading.features(self.wrapped, x) for x in (images, other))
@@ -173,8 +173,8 @@ class ForeignEncoder(TokenEncoder):
         """The names of parameters without influence on the tokens, which need no gradient now."""
         named = {n: p for n, p in self.wrapped.named_parameters() if p.requires_grad}
         found: tuple[Tensor | None, ...] = ()
-        with _asked(self.wrapped) as device, torch.enable_grad():
-            out = self.reading.features(self.wrapped, _noise(size, size, device))
+        with _asked(self.wrapped) as like, torch.enable_grad():
+            out = self.reading.features(self.wrapped, _noise(size, size, like))
             if out.requires_grad:
                 params = list(named.values())
                 found = torch.autograd.grad(out.float().sum(), params, allow_unused=True)
@@ -208,8 +208,8 @@ def dry_forward(
         ValueError: it takes no such image, or gives no map and no tokens.
     """
     try:
-        with _asked(network) as device, torch.no_grad():
-            out = features(network, _noise(height, width, device))
+        with _asked(network) as like, torch.no_grad():
+            out = features(network, _noise(height, width, like))
     except Exception as error:  # of another package: of any kind
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ValueError(
@@ -226,19 +226,19 @@ def dry_forward(
 
 
 @contextmanager
-def _asked(network: nn.Module) -> Iterator[torch.device]:
-    """Eval mode and forked generators; gives the network's device."""
-    device = next(network.parameters()).device
+def _asked(network: nn.Module) -> Iterator[Tensor]:
+    """Eval mode and forked generators; gives a parameter, for device and type of images."""
+    like = next(network.parameters())
     modes = [(part, part.training) for part in network.modules()]
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([like.device] if like.is_cuda else []):
             network.eval()
-            yield device
+            yield like
     finally:
         for part, mode in modes:
             part.training = mode
 
 
-def _noise(height: int, width: int, device: torch.device) -> Tensor:
+def _noise(height: int, width: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, 3, height, width, generator=generator).to(device)
+    return torch.randn(1, 3, height, width, generator=generator).to(like.device, like.dtype)

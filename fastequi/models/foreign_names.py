@@ -131,9 +131,8 @@ def _last_grid(name: str, network: nn.Module, image_size: int) -> str:
     found: list[str] = []
 
     def noting(layer: str) -> Callable[..., None]:
-        def note(module: nn.Module, _: object, out: object) -> None:
-            cells = out.shape[2:].numel() if isinstance(out, Tensor) and out.ndim == 4 else 0
-            if cells > 1 or (isinstance(out, Tensor) and out.ndim == 3):
+        def note(_module: nn.Module, _given: object, out: object) -> None:
+            if isinstance(out, Tensor) and out.ndim in (3, 4):
                 found.append(layer)
 
         return note
@@ -152,10 +151,7 @@ def _last_grid(name: str, network: nn.Module, image_size: int) -> str:
         for hook in hooks:
             hook.remove()
     if not found:
-        raise ValueError(
-            f"data.image_size: {name} gives no map of more than one cell for {image_size} px, "
-            f"expected larger images"
-        )
+        raise ValueError(f"model.name: {name}: expected a network with maps or tokens, found none")
     return found[-1]
 
 
