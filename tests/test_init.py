@@ -202,6 +202,7 @@ def test_two_processes_start_from_the_same_weights(tmp_path, weights, parallel):
         (("--model.norm-eps", 1e-5), "model.norm_eps: expected 1e-06, as in .*, got 1e-05"),
         (("--model.layer-scale", "None"), "model.layer_scale: expected a value, .*, got None"),
         (("--model.layer-scale", 0.1), ""),
+        (("--model.no-embed-class",), "model.embed_class: expected True, .* got False"),
         (("--model.no-class-token",), "model.class_token: expected True, .* got False"),
         (("--model.mlp-ratio", 3), "model.mlp_ratio: .* the 80 hidden channels of the weights"),
         (("--model.mlp-ratio", 2.5), ""),

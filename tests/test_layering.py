@@ -21,12 +21,19 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"data.config", "data.sources", "data.views", "functional", "paths", "philox"},
     "methods": {"losses", "models", "functional", "data.views.batch", "paths", "optim"},
     "runtime": {"models", "atomic", "optim", "sharded", "versions"},
+    # networks of others become ours, and a run starts from them: above build, below train
+    "weights": {
+        *("build", "config", "data.config", "methods.method", "models", "runtime"),
+    },
     # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {
-        *("data", "functional", "methods", "models", "runtime"),
+        *("data", "functional", "methods", "models", "runtime", "weights"),
         *("atomic", "build", "config", "paths", "philox"),
     },
-    "report": {"evaluate", "data", "functional", "methods", "models", "build", "paths", "philox"},
+    "report": {
+        *("evaluate", "weights", "data", "functional", "methods", "models"),
+        *("build", "paths", "philox"),
+    },
     "cli": {"*"},
     # the modules beside the rooms
     "atomic": set(),
@@ -43,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "sharded": set(),
     "train": {
         *("atomic", "build", "config", "freezing", "optim", "data", "methods", "resuming"),
-        "runtime",
+        *("runtime", "weights"),
         "models.lora",  # what it writes at the end is merged
         "evaluate.online",  # the probes of a run that goes on
     },

@@ -74,6 +74,18 @@ def test_positions_of_registers_are_added_to_them(name):
         torch.testing.assert_close(again(images), made(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [n for n in NAMED if "DINOV2" in n or "DINOV3" in n])
+def test_a_network_without_layerscale_is_written_with_gains_of_one(name):
+    layout = NAMED[name]
+    if layout.name.startswith("timm"):
+        return
+    made, again = network(layout, init_values=None).eval(), network(layout).eval()
+    again.load_state_dict(layout.ours(layout.theirs(made.state_dict(), options_of(made))))
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), made(images), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -169,7 +169,7 @@ def test_a_fine_tuned_mae_has_tokens_without_a_norm(tmp_path):
     expected = forward({**state, **identity}, IMAGES, 3)
     torch.testing.assert_close(normed, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, expected, atol=0.1)
-    assert "its tokens have none" in weights.report.said[0]
+    assert "tokens have none" in weights.report.missing[0]
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -96,7 +96,7 @@ class VisualizeOptions(Patterned, VitOptions):
     """Pictures of an encoder's features: reconstructions, PCA of patches, attention, rotations."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A run's folder, one of its checkpoints, a *.safetensors file, or module:function."""
+    """A run's folder, a checkpoint's, a file or folder of weights, or module:function."""
     data: Several = ()
     """Images, as --data of pretrain; the nine embedded photographs by default."""
     out: Path = Path("figures")
@@ -353,7 +353,8 @@ def doctor(argv: list[str]) -> None:
 def _pretrain_usage() -> str:
     first = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
     lines = "\n".join(f"  {name:20s}{what}" for name, what in first.items())
-    return f"usage: fastequi pretrain RECIPE --data PATH [--section.field value]\n\n{lines}"
+    form = "fastequi pretrain RECIPE --data PATH [--init WEIGHTS] [--section.field value]"
+    return f"usage: {form}\n\n{lines}"
 
 
 def _config_to_resume(name: str, argv: list[str]) -> Config | None:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fastequi.weights.names import Names
+
 State = dict[str, Tensor]
 Options = Mapping[str, Any]
 """Arguments of :class:`fastequi.models.vit.VisionTransformer`."""
@@ -105,6 +107,11 @@ class Layout:
         for step in reversed(self.steps):
             names = tuple(one for each in names for one in step.spelled(each))
         return "+".join(names)
+
+    def zero(self, name: str) -> list[str]:
+        """Their names of one of our tensors that are left out where they are zero."""
+        tables = [step for step in self.steps if isinstance(step, Names)]
+        return [their for table in tables for their in table.spelled(name) if table.may_miss(their)]
 
 
 @dataclass(frozen=True)

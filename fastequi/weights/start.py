@@ -29,7 +29,7 @@ INIT = Asked("--init", "--model.num-heads", "--init.img-size", "--init.network",
 
 _SIZE = ("embed_dim", "depth", "num_heads", "mlp", "mlp_hidden")  # of which the name says some
 _REST = (
-    *("patch_size", "qkv_bias", "norm_eps", "final_norm", "pos", "no_embed_class", "rope_theta"),
+    *("patch_size", "qkv_bias", "norm_eps", "final_norm", "pos", "embed_class", "rope_theta"),
     *("reg_tokens", "class_token"),
 )
 
@@ -62,7 +62,7 @@ def init_weights(init: InitConfig, num_heads: int | None = None) -> Weights:
 
 def settings_of(weights: Weights) -> dict[str, Any]:
     """The fields of :class:`ModelConfig` that weights determine; None: as the name says."""
-    options = weights.options
+    options = _as_settings(weights.options)
     size = {name: options[name] for name in _SIZE}
     names = [name for name in _names() if _named(name) == size]
     own: Mapping[str, Any] = dict.fromkeys(_SIZE) if names else size
@@ -74,8 +74,8 @@ def settings_of(weights: Weights) -> dict[str, Any]:
 def expect_settings(model: ModelConfig, weights: Weights) -> None:
     """Raises ValueError that names a setting, its value and the weights', where they differ."""
     with torch.device("meta"):
-        own = options_of(build_encoder(model, model.patch_size))
-    theirs = weights.options
+        own = _as_settings(options_of(build_encoder(model, model.patch_size)))
+    theirs = _as_settings(weights.options)
     for name in (*_SIZE, *_REST):
         if own.get(name) != theirs.get(name, own.get(name)):
             raise ValueError(
@@ -124,6 +124,14 @@ def start(method: Method, config: Config) -> tuple[Config, Report]:
         report.said.append(f"data.mean and data.std are {own}, {is_theirs}")
     config = replace(config, init=replace(config.init, sha256=weights.sha256()))
     return config, report
+
+
+def _as_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A ViT's arguments, with `embed_class` as the settings have it."""
+    found = dict(options)
+    if "no_embed_class" in found:
+        found["embed_class"] = not found.pop("no_embed_class")
+    return found
 
 
 def _names() -> list[str]:
