@@ -30,6 +30,8 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("model", _POSITIVE, "mlp_ratio layer_scale norm_eps rope_theta"),
     ("model", _AMOUNT, "reg_tokens rope_shift"),
     ("model", _PART, "drop_path"),
+    ("init", _COUNT, "img_size patch_size"),
+    ("init", _AMOUNT, "channels"),
     ("tir", _COUNT, "dim decoder_width decoder_depth decoder_heads expander projector"),
     ("tir", _AMOUNT, "num_steps equi_dim decoder_convs"),
     ("tir", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
@@ -80,6 +82,7 @@ def check(config: Config) -> None:
                 absent or value in allowed, f"{where}{name}", f"one of {', '.join(allowed)}", value
             )
     _check_model(config)
+    _check_init(config)
     _check_optim(config)
     _check_train(config)
     try:
@@ -155,6 +158,20 @@ def _check_model(config: Config) -> None:
         _same_size(config, "method=rotnet, whose rotations need no margin")
     if config.path.family == "blur":
         _same_size(config, "the blur path, which needs no margin")
+
+
+def _check_init(config: Config) -> None:
+    init, name = config.init, config.model.name
+    expect(not init.path or name.startswith("vit_"), "model.name", "a ViT for --init", name)
+    expect(len(init.img_size) <= 2, "init.img_size", "one or two sides", init.img_size)
+    kept = len(init.channels)
+    expect(kept in (0, 3), "init.channels", "three, as images have", init.channels)
+    expect(
+        init.patch_size in (None, config.model.patch_size),
+        "init.patch_size",
+        f"model.patch_size={config.model.patch_size}",
+        init.patch_size,
+    )
 
 
 def _divides(config: Config, size: str) -> None:

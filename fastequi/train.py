@@ -58,6 +58,7 @@ from fastequi.runtime.processes import (
 from fastequi.runtime.progress import Progress, Silent
 from fastequi.runtime.scale import LossScale
 from fastequi.versions import commit
+from fastequi.weights.start import start
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def pretrain(
         FileExistsError: `run_dir` already holds a run and `resume` is False.
         FileNotFoundError: `resume` without a run.
         ValueError: `resume` with settings that a run cannot change; the others are applied and
-            logged.
+            logged. Or `config.init`'s weights are not those of the config's model.
         BlockingIOError: another run holds the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` consecutive steps were not finite.
         Preempted: one of `fastequi.runtime.preempt.SIGNALS` arrived; all steps so far are saved.
@@ -115,7 +116,10 @@ def pretrain(
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
         probes = online_probes(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
-        method: Method = build(config).to(device)
+        method: Method = build(config)
+        if config.init.path and found is None:
+            config = _started(method, config, processes)
+        method = method.to(device)
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
         if in_parts:
             shard(method, processes)
@@ -374,6 +378,18 @@ def _check_folder(run_dir: Path, resume: bool) -> None:
         raise FileNotFoundError(f"--resume: no run in {run_dir}")
     if not resume and begun:
         raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
+
+
+def _started(method: Method, config: Config, processes: Processes) -> Config:
+    """Fills a method with the weights that the run starts from, the same in all processes."""
+    config, report = start(method, config)
+    number = float(int(config.init.sha256[:12], 16))  # exact in float64
+    highest, lowest = processes.all_reduce_max([number, -number])
+    if highest != -lowest:
+        raise ValueError(f"--init: expected one file for all processes, {config.init.path} differs")
+    if processes.first:
+        logger.info("%s", "\n".join(report.lines()))
+    return config
 
 
 def _with_views(config: Config, run_dir: Path, resume: bool, device: torch.device) -> Config:

@@ -12,6 +12,8 @@ import torch
 from fastequi.models import vit
 from tests.support.timm_networks import timm_module
 
+pytestmark = pytest.mark.peers
+
 SIZE = {"img_size": 48, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

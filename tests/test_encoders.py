@@ -190,6 +190,39 @@ def test_commands_ask_for_heads_and_take_them(tmp_path, capsys):
         assert f"{option}: expected" in capsys.readouterr().err
 
 
+def test_commands_take_a_checkpoint_of_two_networks_and_resize_its_patches(tmp_path, capsys):
+    networks = {}
+    for i, name in enumerate(("student", "teacher")):
+        torch.manual_seed(i)
+        networks[name] = VisionTransformer(
+            img_size=32, patch_size=8, in_chans=4, embed_dim=64, depth=1, num_heads=4
+        )
+    file, out = tmp_path / "checkpoint.pth", tmp_path / "f.npy"
+    torch.save({name: network.state_dict() for name, network in networks.items()}, file)
+    photos = embedded_photos().paths[0].rsplit("/", 1)[0]
+    words = ["embed", str(file), "--data", photos, "--out", str(out), "--features", "cls"]
+    words += ["--device", "cpu", "--num-heads", "4", "--channels", "2", "1", "0"]
+    images = next(read(embedded_photos(), 32, device=torch.device("cpu")))[0]
+    for name, options in {"student": ["--network", "student"], "teacher": []}.items():
+        main([*words, *options])
+        encoder = load_encoder(str(file), "cpu", Stated(4, network=name, channels=(2, 1, 0)))
+        x = normalise(images, encoder)
+        with torch.no_grad():
+            four = torch.cat([x.flip(1), torch.zeros_like(x[:, :1])], 1)
+            expected = networks[name].eval()(four)[:, 0]
+        found = torch.from_numpy(np.load(out))[0]
+        torch.testing.assert_close(found, expected[0], atol=1e-4, rtol=1e-4)
+    main([*words, "--patch-size", "16"])
+    small = load_encoder(str(file), "cpu", Stated(4, patch_size=16, channels=(2, 1, 0)))
+    assert small.features(x)["patch"].shape == (9, 4, 64)
+    expected = small.features(x)["cls"][0, 0]
+    torch.testing.assert_close(torch.from_numpy(np.load(out))[0], expected, atol=1e-4, rtol=1e-4)
+    for option, value in (("--channels", ["0", "1"]), ("--patch-size", ["0"])):
+        with pytest.raises(SystemExit):
+            main([*words, option, *value])
+        assert f"{option}: expected" in capsys.readouterr().err
+
+
 def test_a_function_from_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "own_encoder.py").write_text(
         "from fastequi.evaluate.encoders import Encoder\n"

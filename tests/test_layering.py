@@ -21,9 +21,13 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"data.config", "data.sources", "data.views", "functional", "paths", "philox"},
     "methods": {"losses", "models", "functional", "data.views.batch", "paths", "optim"},
     "runtime": {"models", "atomic", "optim", "sharded", "versions"},
+    # networks of others become ours, and a run starts from them: above build, below train
+    "weights": {
+        *("build", "config", "data.config", "methods.method", "models", "runtime"),
+    },
     # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {
-        *("data", "functional", "methods", "models", "runtime"),
+        *("data", "functional", "methods", "models", "runtime", "weights"),
         *("atomic", "build", "config", "paths", "philox"),
     },
     # above report, whose figures stand in the model card
@@ -31,7 +35,10 @@ ALLOWED: dict[str, set[str]] = {
         *("evaluate", "report", "weights", "models", "atomic", "versions"),
         *("data.pillow", "data.sources", "functional.normalise", "runtime.checkpoint"),
     },
-    "report": {"evaluate", "data", "functional", "methods", "models", "build", "paths", "philox"},
+    "report": {
+        *("evaluate", "weights", "data", "functional", "methods", "models"),
+        *("build", "paths", "philox"),
+    },
     "cli": {"*"},
     # the modules beside the rooms
     "atomic": set(),
@@ -45,7 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     "recipes": {"config", "data.config"},
     "sharded": set(),
     "train": {
-        *("atomic", "build", "config", "optim", "data", "methods", "runtime", "versions"),
+        *("atomic", "build", "config", "optim", "data", "methods", "runtime"),
+        *("versions", "weights"),
         "evaluate.online",  # the probes of a run that goes on
     },
     "versions": set(),

@@ -5,7 +5,6 @@ import logging
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from fastequi.evaluate.encoders import load_encoder
@@ -15,62 +14,7 @@ from fastequi.weights.encoder import encoder_of
 from fastequi.weights.published import named_size
 from fastequi.weights.reader import load_weights
 from fastequi.weights.report import Report
-
-
-def tensors(dim=32, depth=2, grid=(4, 4), patch=8, prefix=("cls_token",), embedded=True, ls=False):
-    """A state dict as timm's VisionTransformer writes it, drawn wide enough that heads matter."""
-    torch.manual_seed(0)
-    shapes = {
-        "pos_embed": (1, grid[0] * grid[1] + len(prefix) * embedded, dim),
-        "patch_embed.proj.weight": (dim, 3, patch, patch),
-        "patch_embed.proj.bias": (dim,),
-        "norm.weight": (dim,),
-        "norm.bias": (dim,),
-        **dict.fromkeys(prefix, (1, 1, dim)),
-    }
-    for i in range(depth):
-        layers = {"attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim)}
-        layers |= {"mlp.fc1": (4 * dim, dim), "mlp.fc2": (dim, 4 * dim)}
-        for name, shape in layers.items():
-            shapes[f"blocks.{i}.{name}.weight"] = shape
-            shapes[f"blocks.{i}.{name}.bias"] = shape[:1]
-        for norm in ("norm1", "norm2"):
-            shapes[f"blocks.{i}.{norm}.weight"] = shapes[f"blocks.{i}.{norm}.bias"] = (dim,)
-        if ls:
-            shapes |= dict.fromkeys((f"blocks.{i}.ls1.gamma", f"blocks.{i}.ls2.gamma"), (dim,))
-    return {
-        name: torch.randn(shape) * (2 / shape[-1] ** 0.5 if "qkv.weight" in name else 0.3)
-        for name, shape in shapes.items()
-    }
-
-
-def forward(state, images, heads, prefix=("cls_token",)):
-    """timm's forward_features, line by line."""
-    weight = state["patch_embed.proj.weight"]
-    x = F.conv2d(images, weight, state["patch_embed.proj.bias"], stride=weight.shape[-1])
-    x = x.flatten(2).transpose(1, 2)
-    first = [state[name].expand(len(x), -1, -1) for name in prefix]
-    if state["pos_embed"].shape[1] == x.shape[1]:
-        x = torch.cat([*first, x + state["pos_embed"]], 1)
-    else:
-        x = torch.cat([*first, x], 1) + state["pos_embed"]
-    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    for i in range(depth):
-        of = {n.removeprefix(f"blocks.{i}."): t for n, t in state.items()}
-
-        def norm(x, name, of=of):
-            return F.layer_norm(x, x.shape[-1:], of[f"{name}.weight"], of[f"{name}.bias"], 1e-6)
-
-        def linear(x, name, of=of):
-            return F.linear(x, of[f"{name}.weight"], of.get(f"{name}.bias"))
-
-        qkv = linear(norm(x, "norm1"), "attn.qkv").unflatten(-1, (3, heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-        x = x + of.get("ls1.gamma", 1) * linear(mixed.transpose(1, 2).flatten(2), "attn.proj")
-        hidden = F.gelu(linear(norm(x, "norm2"), "mlp.fc1"))
-        x = x + of.get("ls2.gamma", 1) * linear(hidden, "mlp.fc2")
-    return F.layer_norm(x, x.shape[-1:], state["norm.weight"], state["norm.bias"], 1e-6)
+from tests.support.vit_by_hand import forward, tensors
 
 
 def timms(architecture, size=(32, 32), **model_args):

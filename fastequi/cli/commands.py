@@ -15,7 +15,8 @@ import tyro
 
 from fastequi.cli.hints import meant
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
-from fastequi.cli.parsing import is_given, memory_for, parse
+from fastequi.cli.init_options import start_of, started, words_of
+from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import Config, recipe_of
 from fastequi.recipes import RECIPES
@@ -44,6 +45,9 @@ class PretrainOptions(Patterned):
     index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Index written by `fastequi data scan`; by default the one beside the images, if there is one
     (for shards: if the scan used the same pattern). With several --data, one for each."""
+    init: Path | None = None
+    """File or folder of a ViT's weights that the encoder, and its teacher, start from: timm's,
+    Meta's, transformers' or a run's. The model's settings are then theirs; see --init.path."""
     run_dir: Path | None = None
     """Folder of the run; by default a new one, named by date."""
     resume: bool = False
@@ -92,7 +96,7 @@ class VisualizeOptions(Patterned, VitOptions):
     """Pictures of an encoder's features: reconstructions, PCA of patches, attention, rotations."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A run's folder, one of its checkpoints, a *.safetensors file, or module:function."""
+    """A run's folder, a checkpoint's, a file or folder of weights, or module:function."""
     data: Several = ()
     """Images, as --data of pretrain; the nine embedded photographs by default."""
     out: Path = Path("figures")
@@ -189,12 +193,34 @@ def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
         raise ValueError(f"RECIPE is missing before {name}\n\n{_pretrain_usage()}")
     if name not in RECIPES:
         raise _unknown("recipe", name, RECIPES, _pretrain_usage())
-    default = PretrainOptions(_config_to_resume(name, rest) or RECIPES[name]())
-    options = parse(PretrainOptions, f"fastequi pretrain {name}", rest, default)
+    begun = _config_to_resume(name, rest)
+    default = PretrainOptions(begun or RECIPES[name]())
+    options = _parsed_with_weights(f"fastequi pretrain {name}", rest, default, begun is not None)
     _expect_one_end(rest, options.config)
     if options.max_steps is not None and options.max_steps < 1:
         raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
     return name, options
+
+
+def _parsed_with_weights(
+    prog: str, words: list[str], default: PretrainOptions, resumed: bool
+) -> PretrainOptions:
+    """The options, with the settings that --init stands for; a resumed run has them already."""
+    if not {"-h", "--help"} & set(words):
+        expect_known(PretrainOptions, words)
+    init, num_heads = start_of(words)
+    if not init.path:
+        return parse(PretrainOptions, prog, words, default)
+    if resumed:
+        options = parse(PretrainOptions, prog, words, default)
+        config = options.config
+        return replace(options, config=replace(config, init=replace(config.init, path=init.path)))
+
+    from fastequi.weights.start import init_weights
+
+    weights = init_weights(init, num_heads)
+    options = parse(PretrainOptions, prog, [*words_of(weights), *words], default)
+    return replace(options, config=started(options.config, init, weights))
 
 
 def _expect_one_end(argv: list[str], config: Config) -> None:
@@ -351,7 +377,8 @@ def doctor(argv: list[str]) -> None:
 def _pretrain_usage() -> str:
     first = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
     lines = "\n".join(f"  {name:20s}{what}" for name, what in first.items())
-    return f"usage: fastequi pretrain RECIPE --data PATH [--section.field value]\n\n{lines}"
+    form = "fastequi pretrain RECIPE --data PATH [--init WEIGHTS] [--section.field value]"
+    return f"usage: {form}\n\n{lines}"
 
 
 def _config_to_resume(name: str, argv: list[str]) -> Config | None:

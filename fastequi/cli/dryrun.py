@@ -24,6 +24,7 @@ from fastequi.methods.method import Method
 from fastequi.optim import param_groups
 from fastequi.philox import Draws
 from fastequi.runtime.devices import free_memory
+from fastequi.weights.start import start
 
 _MIB = 2**20
 
@@ -33,6 +34,8 @@ def dry_run(config: Config) -> None:
     console = Console()
     print("\n".join(settings(config)))
     method = build(config)
+    if config.init.path:
+        print("\n".join(start(method, config)[1].lines()))
     table = Table("part", "parameters", title="parameters")
     for name, part in _parts(method):
         if count(part):
@@ -51,10 +54,12 @@ _SECTION_OF_A_METHOD = {"tir": "tir", "distill": "tir", "gtsa": "gtsa", "rotnet"
 def settings(config: Config) -> list[str]:
     """A line for every section, "optim: kind=adamw, lr=0.0001, ..."; names as on the command line.
 
-    Sections that only another method reads are left out.
+    Sections that nothing reads here are left out.
     """
     lines = [f"method={config.method}"]
     for field in fields(config):
+        if field.name == "init" and not config.init.path:
+            continue
         if _SECTION_OF_A_METHOD.get(field.name, config.method) == config.method:
             lines += _section(field.name, getattr(config, field.name))
     return lines

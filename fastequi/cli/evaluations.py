@@ -32,7 +32,7 @@ class EquivarianceOptions(Patterned, VitOptions):
     image pairs, beside baselines: raw pixels, the transformed image alone, a random init."""
 
     checkpoint: Checkpoint
-    """A run's folder, a checkpoint's, a *.safetensors with timm's names, or module:function."""
+    """A run's folder, a checkpoint's, a file or folder of weights, or module:function."""
     data: Several = ()
     """Photographs, as --data of pretrain; every fifth is for testing, unless folders are named as
     splits. Embedded ones by default."""
@@ -82,7 +82,7 @@ class KnnOptions(Patterned, VitOptions):
     baselines: raw pixels, a random init."""
 
     checkpoint: Checkpoint
-    """A run's folder, a checkpoint's, a *.safetensors with timm's names, or module:function."""
+    """A run's folder, a checkpoint's, a file or folder of weights, or module:function."""
     data: Several = ()
     """Folders of class subfolders (below train/ and val/ or the like, if split), shards with .cls
     members or class folders, or lists (path, tab, class); a folder of IDX files; or "digits"."""
@@ -138,7 +138,7 @@ class EmbedOptions(Patterned, VitOptions):
     """Features of images, in sorted order, with the list of their files beside them."""
 
     checkpoint: Checkpoint
-    """A run's folder, a checkpoint's, a *.safetensors with timm's names, or module:function."""
+    """A run's folder, a checkpoint's, a file or folder of weights, or module:function."""
     data: Several = ()
     """Images, as --data of pretrain: folders, tar shards, lists."""
     out: Path | None = None

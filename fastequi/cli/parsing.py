@@ -38,6 +38,19 @@ def parse(
     """
     if {"-h", "--help"} & set(words):
         return _parsed(kind, prog, words, default)
+    expect_known(kind, words)
+    stderr = io.StringIO()
+    try:
+        with redirect_stderr(stderr):
+            return _parsed(kind, prog, words, default)
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+        raise ValueError(_one_line(stderr.getvalue())) from stopped
+
+
+def expect_known(kind: type, words: list[str]) -> None:
+    """Raises ValueError for an unknown option, with the nearest name, or a value that cannot be."""
     known = _options(kind)
     for i, word in enumerate(words):
         if word.startswith("--"):
@@ -50,14 +63,6 @@ def parse(
                 hint = f", did you mean {near}?" if near else ""
                 raise ValueError(f"unknown option {flag}{hint} (--help lists all)")
             _check(flag, [value] if equals else _values(words[i + 1 :]), known[name])
-    stderr = io.StringIO()
-    try:
-        with redirect_stderr(stderr):
-            return _parsed(kind, prog, words, default)
-    except SystemExit as stopped:
-        if not stopped.code:
-            raise
-        raise ValueError(_one_line(stderr.getvalue())) from stopped
 
 
 def is_given(option: str, words: list[str]) -> bool:

@@ -27,7 +27,7 @@ _OTHERS = {  # what no layout here is of, by names of tensors
     r"(^|\.)layer1\.0\.conv1\.": "a ResNet",
     r"(^|\.)stages\.\d+\.": "a network in stages (ConvNeXt or the like)",
     r"relative_position_bias_table": "a network with relative positions (Swin, BEiT)",
-    r"(^|\.)vision_model\.|visual\.(conv1|transformer)\.": "CLIP",
+    r"(^|\.)vision_model\.|visual\.(conv1|transformer)\.": "CLIP or SigLIP",
     r"(^|\.)features\.\d+\.": "a convolutional network",
 }
 
@@ -55,11 +55,17 @@ def encoder_of(
         report.unexpected.append(f"tensors outside of {network.prefix!r}: {some(outside)}")
     if unused:
         report.unexpected.append(f"tensors that no token depends on: {some(unused)}")
+    own = dict(within)
+    for name in unused:
+        del own[name]
     try:
-        state = layout.ours({name: t for name, t in within.items() if name not in set(unused)})
+        state = layout.ours(own)
     except ValueError as error:
         what = f"{layout.name} (the nearest layout)"
         raise ValueError(f"not the tensors of {what}: {error}") from error
+    zeros = [their for name in state for their in layout.zero(name) if their not in own]
+    if zeros:
+        report.missing.append(f"{some(zeros)}: zeros")
     types = {tensor.dtype for tensor in state.values()}
     if odd := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
         raise ValueError(f"{odd[0]}: expected floats, got {state[odd[0]].dtype}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastequi.weights.layouts import GATED, PLAIN, Layout
+from fastequi.weights.layouts import GATED, PLAIN, Layout, Step
 from fastequi.weights.names import Names, Table
-from fastequi.weights.steps import ClassPosition, MaskToken
+from fastequi.weights.steps import ClassPosition, MaskToken, UnitGains
 
 _WHOLE: Table = {
     "cls_token": "embeddings.cls_token",
@@ -71,8 +71,9 @@ _REGISTERS: Table = {**_WHOLE, "reg_token": "embeddings.register_tokens"}
 _MASK = MaskToken("embeddings.mask_token")
 
 
-def _dinov2(block: Table) -> tuple[MaskToken, Names, ClassPosition]:
-    return _MASK, Names(_REGISTERS, block, "encoder.layer", closed=True), ClassPosition()
+def _dinov2(block: Table) -> tuple[Step, ...]:
+    names = Names(_REGISTERS, block, "encoder.layer", closed=True)
+    return _MASK, names, ClassPosition(), UnitGains()
 
 
 DINOV2 = Layout(
@@ -117,9 +118,10 @@ _DINOV3_MASK = MaskToken("embeddings.mask_token", axes=3)
 _NO_KEY_BIAS = frozenset({"attention.k_proj.bias"})
 
 
-def _dinov3(block: Table, blocks: str = "layer") -> tuple[MaskToken, Names]:
+def _dinov3(block: Table, blocks: str = "layer") -> tuple[Step, ...]:
     table = {**_DINOV2_MODULES, **block}
-    return _DINOV3_MASK, Names(_DINOV3_WHOLE, table, blocks, _NO_KEY_BIAS, closed=True)
+    names = Names(_DINOV3_WHOLE, table, blocks, _NO_KEY_BIAS, closed=True)
+    return _DINOV3_MASK, names, UnitGains()
 
 
 _UP: Table = {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fastequi.weights.names import Names
+
 State = dict[str, Tensor]
 Options = Mapping[str, Any]
 """Arguments of :class:`fastequi.models.vit.VisionTransformer`."""
@@ -106,6 +108,11 @@ class Layout:
             names = tuple(one for each in names for one in step.spelled(each))
         return "+".join(names)
 
+    def zero(self, name: str) -> list[str]:
+        """Their names of one of our tensors that are left out where they are zero."""
+        tables = [step for step in self.steps if isinstance(step, Names)]
+        return [their for table in tables for their in table.spelled(name) if table.may_miss(their)]
+
 
 @dataclass(frozen=True)
 class Network:
@@ -152,5 +159,5 @@ def nearest(names: Iterable[str], known: Iterable[Layout]) -> Layout | None:
         spelled = [one for name in _OURS for one in layout.spelled(name).split("+")]
         return sum(any(name.endswith(f".{one}") for name in names) for one in spelled)
 
-    best = max(known, key=common)
+    best = max(reversed([*known]), key=common)  # of equals the most general, which is tried last
     return best if common(best) else None

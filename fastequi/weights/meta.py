@@ -10,7 +10,14 @@ from dataclasses import replace
 
 from fastequi.weights.layouts import GATED, Layout
 from fastequi.weights.names import Names
-from fastequi.weights.steps import ClassPosition, KeyBiasMask, MaskToken, Periods, Unchunked
+from fastequi.weights.steps import (
+    ClassPosition,
+    KeyBiasMask,
+    MaskToken,
+    Periods,
+    Unchunked,
+    UnitGains,
+)
 from fastequi.weights.timm import UNUSED
 
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
@@ -41,7 +48,7 @@ DINOV2 = Layout(
     name="DINOv2",
     marks=(r"^mask_token$", r"\.ls1\.gamma$"),
     lacks=(r"\.mlp\.w12\.", r"^decoder_", r"^reg_token$"),
-    steps=(_MASK, Unchunked(), Names(whole=_V2_TOKENS), ClassPosition()),
+    steps=(_MASK, Unchunked(), Names(whole=_V2_TOKENS), ClassPosition(), UnitGains()),
     unused=UNUSED,
     heads={**_HEADS, 1536: 24},
 )
@@ -54,6 +61,7 @@ DINOV2_SWIGLU = replace(
         Unchunked(),
         Names(whole=_V2_TOKENS, block={"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}),
         ClassPosition(),
+        UnitGains(),
     ),
     written=GATED,
 )
@@ -64,7 +72,7 @@ DINOV3 = Layout(
     name="DINOv3",
     marks=(r"^rope_embed\.periods$",),
     lacks=(r"\.mlp\.w1\.",),
-    steps=(_MASK, _PERIODS, KeyBiasMask(), Names(whole=_V3_TOKENS)),
+    steps=(_MASK, _PERIODS, KeyBiasMask(), Names(whole=_V3_TOKENS), UnitGains()),
     unused=rf"^local_cls_norm\.|{UNUSED}",
     heads={192: 3, 384: 6, 768: 12, 1024: 16, 1280: 20, 4096: 32},
     norm_eps=1e-5,
@@ -80,6 +88,7 @@ DINOV3_SWIGLU = replace(
         _PERIODS,
         KeyBiasMask(),
         Names(whole=_V3_TOKENS, block={"mlp.fc1": ("mlp.w1", "mlp.w2"), "mlp.fc2": "mlp.w3"}),
+        UnitGains(),
     ),
     written=GATED,
 )

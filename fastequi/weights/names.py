@@ -71,7 +71,7 @@ class Names:
                 raise ValueError(f"{name}: expected rows for {len(names)}, got {len(tensor)}")
             parts = tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
             for one, part in zip(names, parts, strict=True):
-                if not self._may_miss(one) or bool(part.count_nonzero()):
+                if not self.may_miss(one) or bool(part.count_nonzero()):
                     found[one] = part.clone() if len(names) > 1 else part
         return found
 
@@ -100,7 +100,7 @@ class Names:
         if len(names) == 1:
             return like
         missing = [one for i, one in enumerate(names) if i not in parts]
-        if lost := [one for one in missing if not self._may_miss(one)]:
+        if lost := [one for one in missing if not self.may_miss(one)]:
             raise ValueError(f"no {', '.join(lost)}, which belongs to {known}")
         stacked = [parts[i][1] if i in parts else torch.zeros_like(like) for i in range(len(names))]
         if len({tensor.shape for tensor in stacked}) > 1:
@@ -108,7 +108,8 @@ class Names:
             raise ValueError(f"{', '.join(names)}: expected equal shapes, got {shapes}")
         return torch.cat(stacked)
 
-    def _may_miss(self, their: str) -> bool:
+    def may_miss(self, their: str) -> bool:
+        """Whether one of their tensors is left out where it is zero."""
         return any(their.endswith(f".{name}") for name in self.zero)
 
     @cached_property

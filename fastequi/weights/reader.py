@@ -227,7 +227,7 @@ class _Found:
         layout, hub, where = self.layout, self.beside.hub, self.beside.where
         options = from_shapes(state, rope=layout.rope)
         if not options["final_norm"]:
-            self.report.said.append("its last norm comes after the mean: its tokens have none")
+            self.report.missing.append("the last norm: fc_norm is of the mean, tokens have none")
         if after := [name for name in state if name.startswith("fc_norm.")]:
             self.report.unexpected.append(f"a norm of the mean: {', '.join(after)}")
             for name in after:

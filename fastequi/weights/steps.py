@@ -61,6 +61,19 @@ class ClassPosition(Unchanged):
         }
 
 
+class UnitGains(Unchanged):
+    """LayerScale in every block: a network without it is written with gains of 1."""
+
+    def ours(self, state: State) -> State:
+        return state
+
+    def theirs(self, state: State, options: Options) -> State:
+        if options.get("init_values") is not None:
+            return state
+        names = [f"blocks.{i}.ls{n}.gamma" for i in range(options["depth"]) for n in (1, 2)]
+        return {**state, **{name: torch.ones(options["embed_dim"]) for name in names}}
+
+
 class KeyBiasMask(Unchanged):
     """A mask on the biases of queries, keys and values that leaves out those of keys (DINOv3)."""
 
