@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import fastequi
 from fastequi.cli.main import main
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.export import timm
 from fastequi.export.job import FORMATS, export
@@ -46,6 +47,7 @@ def test_what_is_written_is_read_again_as_the_same_network(tmp_path, name, to):
 
 
 @pytest.mark.parametrize("name", ["plain", "registers", "rope swiglu", "no class"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_torchscript_takes_any_batch_and_one_size(tmp_path, name):
     found, written = write(name, "torchscript", tmp_path / "script")
     script = exported.run(written, tmp_path / "script", images=images(found))["encoder"]
@@ -293,6 +295,23 @@ def test_what_computes_other_tokens_is_not_kept(run, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="onnx is installed")
 def test_onnx_says_what_to_install(run, tmp_path):
-    with pytest.raises(ImportError, match="pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(ImportError, match=r"pip install 'fastequi\[onnx\]'"):
         export(str(run), "onnx", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_readmes_lines_work(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text().partition("## A finished encoder")[2]
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    run_folder(tmp_path / "runs/mine", RECIPES["demo"]())
+    Image.open(embedded_photos().paths[0]).save(tmp_path / "photo.jpg")
+    scope: dict[str, torch.Tensor] = {}
+    exec(code, scope)
+    assert scope["images"].shape == (1, 3, 32, 32)
+    assert scope["tokens"].shape == (1, 16, 128)
+    expected = load_encoder("runs/mine", "cpu").features(scope["images"])
+    assert {"z_inv", "z_equi"} <= expected.keys()
+    close(scope["tokens"], expected["patch"])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastequi.evaluate.results import SCHEMA, Result
 from fastequi.recipes import RECIPES
-from fastequi.report.cards import _model, _what
+from fastequi.report.cards import method_words, model_words
 from fastequi.report.findings import strongest
 from fastequi.report.markup import duration, number, two
 from fastequi.report.page import page
@@ -225,8 +225,8 @@ def test_images_that_probes_were_fitted_on_are_counted(tmp_path):
 def test_systems_that_are_no_tir_are_named():
     for recipe, system in (("gtsa_vits16", "GTSA"), ("rotnet_nin_32", "RotNet")):
         flat = flatten(json.loads(RECIPES[recipe]().to_json()))
-        assert _what(flat) == system
-    assert _model(flat) == "nin, 32 px"
+        assert method_words(flat) == system
+    assert model_words(flat) == "nin, 32 px"
 
 
 def test_a_baseline_below_zero_is_shown_as_it_is(tmp_path):

@@ -38,6 +38,7 @@ _ALIASES = {
     "data-path": ("data",),
     "dataset": ("data",),
     "images": ("pictures", "data"),
+    "format": ("to",),
 }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Console
+
 from fastequi.atomic import sync
 from fastequi.evaluate.results import writable_folder
 from fastequi.export import card, hugging, meta, onnx, timm, torchscript
@@ -72,7 +74,8 @@ def export(spec: str, to: str, out: Path | None = None, stated: Stated = UNSTATE
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     try:
         writable_folder(temporary)
-        written = FORMATS[to].write(subject, temporary)
+        with Console(stderr=True).status(f"writing and comparing {to}"):
+            written = FORMATS[to].write(subject, temporary)
         text = card.card(subject, written, to, card.run_of(path))
         (temporary / card.NAME).write_text(text, encoding="utf-8")
         _publish(temporary, folder, to)

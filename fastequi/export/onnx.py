@@ -7,7 +7,10 @@ are free, so positions are interpolated in the graph.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,7 @@ def expect_packages() -> None:
             lost.append(f"{name} cannot be imported ({type(error).__name__}: {error})")
     if lost:
         raise ImportError(
-            f"--to onnx: expected {', '.join(_PACKAGES)} (pip install {' '.join(_PACKAGES)}): "
+            f"--to onnx: expected {', '.join(_PACKAGES)} (pip install 'fastequi[onnx]'): "
             f"{'; '.join(lost)}"
         )
 
@@ -52,8 +55,7 @@ def write(subject: Subject, folder: Path) -> Written:
     patch = encoder.patch_size
     height, width = encoder.image_size
     largest = sum(tensor.nbytes for tensor in subject.state.values()) > _LARGEST
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code
+    with _quiet():
         program = torch.onnx.export(
             encoder.network,
             # sizes that differ: equal ones, and batches of 1, could be taken for constants
@@ -66,9 +68,9 @@ def write(subject: Subject, folder: Path) -> Written:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None
-    program.model.metadata_props["fastequi"] = json.dumps(_about(subject))
-    program.save(file, external_data=largest)
+        assert program is not None
+        program.model.metadata_props["fastequi"] = json.dumps(_about(subject))
+        program.save(file, external_data=largest)
     sizes = {"own": (height, width), "other": (height + patch, width + 2 * patch)}
     inputs = [subject.images(1), subject.images(3), subject.images(2, sizes["other"])]
     shown = " and ".join(f"{rows}x{columns} px" for rows, columns in sizes.values())
@@ -87,6 +89,19 @@ def write(subject: Subject, folder: Path) -> Written:
             'Its metadata "fastequi" holds mean, std, image and patch size.',
         ),
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of its own steps and code."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 class _Session:

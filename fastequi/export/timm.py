@@ -61,8 +61,11 @@ def write(subject: Subject, folder: Path) -> Written:
     called = f'timm.create_model("{name}", img_size={size}{words}, num_classes=0'
     return Written(
         what=f"timm's {name}",
-        code=f'import timm\n\nencoder = timm.create_model("local-dir:{FOLDER}", pretrained=True).eval()\n'
-        f"tokens = encoder.forward_features(images)\n",
+        code=(
+            f"import timm\n\n"
+            f'encoder = timm.create_model("local-dir:{FOLDER}", pretrained=True).eval()\n'
+            f"tokens = encoder.forward_features(images)\n"
+        ),
         difference=subject.read_back(layout, load_file(file)),
         checked="read back",
         notes=(f'Without config.json: `{called}, checkpoint_path="{FOLDER}/model.safetensors")`.',),

@@ -22,7 +22,8 @@ def write(subject: Subject, folder: Path) -> Written:
     file = folder / FILES[0]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of sizes, which are meant
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript itself
+        for kind in (DeprecationWarning, FutureWarning):  # of TorchScript itself
+            warnings.simplefilter("ignore", kind)
         # checked below, on other batches than the traced one
         graph = torch.jit.trace(subject.encoder.network, subject.images(2), check_trace=False)
         torch.jit.save(graph, file)
