@@ -266,10 +266,13 @@ def test_an_unknown_option_is_answered_with_the_one_that_was_meant(typed, words,
     [
         (
             "pretrain demo --tir.base simlcr",
-            "--tir.base: expected one of vicreg, simclr, dino, ibot, dinov2, got simlcr, did you "
+            "--tir.base: expected one of vicreg, simclr, dino, ibot, dinov2, distillation, got simlcr, did you "
             "mean 'simclr'?",
         ),
-        ("pretrain demo --tir.base=x", "expected one of vicreg, simclr, dino, ibot, dinov2, got x"),
+        (
+            "pretrain demo --tir.base=x",
+            "expected one of vicreg, simclr, dino, ibot, dinov2, distillation, got x",
+        ),
         (
             "pretrain demo --data.batch-size many",
             "--data.batch-size: expected an integer, got many",

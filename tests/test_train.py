@@ -17,7 +17,6 @@ from bench import recipes
 from fastequi import train as loop
 from fastequi.build import build, build_encoder
 from fastequi.config import Config
-from fastequi.data.fused import chosen
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate import online
 from fastequi.optim import take_step
@@ -26,6 +25,7 @@ from fastequi.runtime import checkpoint
 from fastequi.runtime.pace import Clock, Meter
 from fastequi.runtime.processes import Processes
 from fastequi.train import pretrain
+from tests.support.configs import with_views_of_this_machine
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,6 @@ def small(**train) -> Config:
             **{"minutes": 0.0, "epochs": 1, "log_every": 2, "checkpoint_every": 3, **train},
         ),
     )
-
-
-def with_views_of_this_machine(config):
-    views = chosen(config.data.views, torch.device("cpu"))
-    return replace(config, data=replace(config.data, views=views))
 
 
 def test_a_run_leaves_everything_it_promises(tmp_path, source):

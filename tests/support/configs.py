@@ -7,6 +7,7 @@ import torch
 
 from bench import recipes
 from fastequi.build import build
+from fastequi.data.fused import chosen
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
 from fastequi.train import build_optimizer
@@ -47,6 +48,12 @@ def config_of(name, **train):
     config = replace(config, model=replace(config.model, embed_dim=48, depth=1, num_heads=1))
     options = {"epochs": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9, **train}
     return replace(config, train=replace(config.train, tensorboard=False, **options))
+
+
+def with_views_of_this_machine(config):
+    """As a run that begins here keeps it."""
+    views = chosen(config.data.views, torch.device("cpu"))
+    return replace(config, data=replace(config.data, views=views))
 
 
 def tensors(folder, name):
