@@ -3,8 +3,9 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from fastequi.cli.main import main
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import parse
 from fastequi.config import Config, ModelConfig, changes
-from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.encoders import load_encoder, random_init
 from fastequi.methods.dino import Branch, SelfDistillation
 from fastequi.methods.joint import JointEmbedding
@@ -32,6 +32,7 @@ from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
 from tests.support import networks
 from tests.support.configs import config_of
+from tests.support.runs import PHOTOS, ROOT, environment
 
 NAME = "tests.support.networks:"
 CPU = torch.device("cpu")
@@ -319,9 +320,8 @@ def run(tmp_path_factory):
     """A run of three steps on maps, from the command line, and one that was stopped and resumed."""
     pytest.importorskip("nvidia.dali")
     folder = tmp_path_factory.mktemp("runs")
-    photos = str(Path(embedded_photos().paths[0]).parent)
     words = [
-        *("pretrain", "demo", "--data", photos, "--model.name", f"{NAME}maps"),
+        *("pretrain", "demo", "--data", PHOTOS, "--model.name", f"{NAME}maps"),
         *("--train.minutes", "0", "--train.epochs", "1", "--train.no-tensorboard"),
         *("--data.batch-size", "8", "--data.samples-per-decode", "4", "--tir.expander", "16", "16"),
         *("--tir.dim", "24", "--tir.equi-dim", "16", "--train.log-every", "1"),
@@ -403,3 +403,30 @@ def test_gains_of_any_shape_do_not_decay():
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     found = {name: decays[id(p)] for name, p in model.named_parameters()}
     assert found == {"scale": 0.0, "class_token": 0.0, "filter": 0.1}
+
+
+@pytest.mark.slow  # processes of their own; that ViTs agree with one process is tested always
+def test_two_processes_train_as_one(tmp_path):
+    """Batch statistics of student and teacher are of all processes' rows; sharded or not."""
+    pytest.importorskip("nvidia.dali")
+    options = [
+        *("dino_vits16", "--data", PHOTOS, "--model.name", f"{NAME}maps", "--train.epochs", "1"),
+        *("--data.image-size", "32", "--data.source-size", "32", "--data.local-crop-size", "16"),
+        *("--data.local-crops", "2", "--data.batch-size", "16", "--data.repeat", "64"),
+        *("--tir.dim", "64", "--distill.hidden-dim", "32", "--distill.bottleneck-dim", "8"),
+        *("--train.no-tensorboard", "--max-steps", "3", "--data.num-threads", "1"),
+    ]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    found = []
+    for name, start, more in (
+        ("one", [], []),
+        ("ddp", torchrun, []),
+        ("fsdp", torchrun, ["--train.parallel", "fsdp"]),
+    ):
+        words = ["-m", "fastequi.cli", "pretrain", *options, *more, "--run-dir", tmp_path / name]
+        command = [sys.executable, *start, *map(str, words)]
+        subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=300)
+        found.append(load_file(tmp_path / name / "model.safetensors"))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=name)
