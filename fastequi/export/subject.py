@@ -138,16 +138,3 @@ def mlp_ratio(hidden: int, dim: int) -> float:
     """The ratio r with int(dim · r) = hidden."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim
-
-
-def filled(state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-    """With gains of 1 where a network has no LayerScale, for layouts that cannot be without."""
-    if options["init_values"] is not None:
-        return state, options
-    ones = torch.ones(options["embed_dim"])
-    gains = {
-        f"blocks.{i}.{name}.gamma": ones.clone()
-        for i in range(options["depth"])
-        for name in ("ls1", "ls2")
-    }
-    return {**state, **gains}, {**options, "init_values": 1.0}
