@@ -30,7 +30,7 @@ class Subject:
 
     Attributes:
         encoder: in eval mode, on the CPU.
-        state: its tensors under our names; a classifier is left out.
+        state: its tensors under our names.
         options: all arguments of its architecture.
     """
 
@@ -40,13 +40,9 @@ class Subject:
 
     @classmethod
     def of(cls, encoder: PretrainedEncoder) -> Subject:
-        network = encoder.network
-        state = {
-            name: tensor.detach().contiguous()
-            for name, tensor in network.state_dict().items()
-            if not name.startswith("head.")
-        }
-        return cls(encoder=encoder, state=state, options={**options_of(network), "num_classes": 0})
+        tensors = encoder.network.state_dict()
+        state = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        return cls(encoder=encoder, state=state, options=options_of(encoder.network))
 
     @property
     def is_square(self) -> bool:
