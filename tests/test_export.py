@@ -225,10 +225,21 @@ def test_of_a_file_the_card_says_that_nothing_is_known(tmp_path):
     assert "Figures" not in text
 
 
-def vit_file(folder, name="plain"):
+def test_a_classifier_is_left_out(tmp_path):
+    file = vit_file(tmp_path / "classes", head=True)
+    found = fastequi.load(file)
+    assert not any(name.startswith("head") for name in found.network.state_dict())
+    folder = export(str(file), "timm")
+    assert not any(name.startswith("head") for name in load_file(folder / "model.safetensors"))
+    x = images(found)
+    close(tokens(found, x), tokens(encoder("plain"), x))
+
+
+def vit_file(folder, name="plain", head=False):
     folder.mkdir()
     found = encoder(name)
-    save_file(found.network.state_dict(), folder / "vit.safetensors")
+    classes = {"head.weight": torch.ones(5, 48), "head.bias": torch.ones(5)} if head else {}
+    save_file({**found.network.state_dict(), **classes}, folder / "vit.safetensors")
     size = list(found.image_size)
     (folder / "config.json").write_text(json.dumps({"num_heads": 4, "img_size": size}))
     return folder / "vit.safetensors"

@@ -1,11 +1,14 @@
 """Records tell the build that runs, not what its wheel's metadata say."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import fastequi
+from fastequi import versions
 from fastequi.cli import doctor
 from fastequi.runtime.machine import machine
 from fastequi.versions import version_of
@@ -46,3 +49,27 @@ def test_what_is_not_imported_is_known_by_its_distribution(site):
 
 def test_a_checkout_on_the_path_tells_its_own():
     assert version_of("fastequi") == fastequi.__version__
+
+
+def test_the_commit_is_that_of_a_checkout_and_of_nothing_around_it(tmp_path, monkeypatch):
+    def git(*words):
+        who = "-c", "user.name=a", "-c", "user.email=a@b"
+        done = subprocess.run(
+            ["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    inner = tmp_path / "site/fastequi/versions.py"  # installed below a checkout of something else
+    for file in (tmp_path / "fastequi/versions.py", inner):
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    head = git("rev-parse", "--short", "HEAD")
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "fastequi/versions.py"))
+    assert versions.commit() == head
+    Path(versions.__file__).write_text("changed")
+    assert versions.commit() == f"{head}+"
+    monkeypatch.setattr(versions, "__file__", str(inner))
+    assert versions.commit() == ""

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastequi.atomic import save_tensors
-from fastequi.export.subject import FOLDER, State, Subject, Written, filled
+from fastequi.export.subject import FOLDER, State, Subject, Written
 from fastequi.weights import huggingface
 from fastequi.weights.layouts import Layout
 
@@ -52,17 +52,14 @@ def write(subject: Subject, folder: Path) -> Written:
     """Writes `FILES`; see :class:`Written`."""
     kind, file = _kind(subject.options), folder / "model.safetensors"
     layout = _layout(kind, subject.options)
-    state, options = subject.state, subject.options
-    if kind != "vit":
-        state, options = filled(state, options)
-    tensors = layout.theirs(state, options)
+    tensors = layout.theirs(subject.state, subject.options)
     config = _common(subject, kind) | _own(subject, kind, tensors)
     save_tensors(file, _completed(tensors, config), {"format": "pt"})
     for name, content in (("config", config), ("preprocessor_config", _preprocessor(subject))):
         text = json.dumps(content, indent=1) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     notes = ["`pooler_output` is the class token, as of `last_hidden_state`."]
-    if options["pos"] == "learned":
+    if subject.options["pos"] == "learned":
         notes.append("For images of other sizes transformers interpolates positions otherwise.")
     if not subject.is_square:
         height, width = subject.encoder.image_size

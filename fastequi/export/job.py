@@ -127,14 +127,17 @@ def _text(file: Path) -> str:
 
 
 def _publish(temporary: Path, folder: Path, to: str) -> None:
-    """Moves what was written to its folder, in place of an earlier export."""
-    names = (*FORMATS[to].files, card.NAME)
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        file = temporary / name
-        if file.is_file():
-            sync(file)
-            file.replace(folder / name)
+    """Gives what was written its name, or puts it in the place of an earlier export's files."""
+    for file in temporary.iterdir():
+        sync(file)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        sync(temporary)
+        temporary.replace(folder)
+        sync(folder.parent)
+        return
+    for name in (*FORMATS[to].files, card.NAME):
+        if (temporary / name).is_file():
+            (temporary / name).replace(folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
     sync(folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastequi.export.subject import FOLDER, Subject, Written, filled, mlp_ratio
+from fastequi.export.subject import FOLDER, Subject, Written, mlp_ratio
 from fastequi.weights import meta
 from fastequi.weights.layouts import Layout
 
@@ -41,17 +41,17 @@ def obstacle(subject: Subject) -> str | None:
 def write(subject: Subject, folder: Path) -> Written:
     """Writes `FILES`; see :class:`Written`."""
     rope, file = subject.options["pos"] == "rope", folder / "model.pth"
-    layout = _layout(subject.options)
-    state, options = filled(subject.state, subject.options)
+    options = subject.options
+    layout = _layout(options)
     # copies: what is saved must not share memory with a larger tensor
-    tensors = {name: tensor.clone() for name, tensor in layout.theirs(state, options).items()}
-    torch.save(tensors, file)
+    written = {name: t.clone() for name, t in layout.theirs(subject.state, options).items()}
+    torch.save(written, file)
     text = json.dumps(_unsaid(subject), indent=1) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     named = "dinov3" if rope else "dinov2"
     arguments = _dinov3(options) if rope else _dinov2(options)
     words = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    written = torch.load(file, map_location="cpu", weights_only=True)
+    found = torch.load(file, map_location="cpu", weights_only=True)
     return Written(
         what=f"{layout.name}'s names",
         code=(
@@ -60,7 +60,7 @@ def write(subject: Subject, folder: Path) -> Written:
             f'encoder.load_state_dict(torch.load("{FOLDER}/model.pth", weights_only=True))\n'
             f"tokens = encoder.eval().forward_features(images)\n"
         ),
-        difference=subject.read_back(layout, written),
+        difference=subject.read_back(layout, found),
         checked="read back",
         notes=(
             f"`{named}` is the code at github.com/facebookresearch/{named}.",

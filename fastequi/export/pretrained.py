@@ -57,8 +57,8 @@ def load(checkpoint: str | Path, stated: Stated = UNSTATED) -> PretrainedEncoder
     """The encoder of a run, a checkpoint, a file or a folder of weights of any known layout.
 
     Of a run it is what evaluations use: its EMA if it keeps one, the teacher where there is one. It
-    is on the CPU, in eval mode; all of its weights take gradients. What a run has beyond its
-    encoder (z_equi, decoders) is in `fastequi.evaluate.encoders.load_encoder`.
+    is on the CPU, in eval mode, without a classifier; all of its weights take gradients. What a run
+    has beyond its encoder (z_equi, decoders) is in `fastequi.evaluate.encoders.load_encoder`.
 
     Args:
         checkpoint: a run's folder, a checkpoint's, a *.safetensors, *.pth, *.pt or *.bin file, or a
@@ -78,4 +78,5 @@ def load(checkpoint: str | Path, stated: Stated = UNSTATED) -> PretrainedEncoder
             f"fastequi.evaluate.encoders.load_encoder gives the features of others"
         )
     network = found.network.requires_grad_(True)
+    network.head = nn.Identity()
     return PretrainedEncoder(network, found.name, found.mean, found.std).eval()

@@ -30,7 +30,7 @@ class Subject:
 
     Attributes:
         encoder: in eval mode, on the CPU.
-        state: its tensors under our names; a classifier is left out.
+        state: its tensors under our names.
         options: all arguments of its architecture.
     """
 
@@ -40,13 +40,9 @@ class Subject:
 
     @classmethod
     def of(cls, encoder: PretrainedEncoder) -> Subject:
-        network = encoder.network
-        state = {
-            name: tensor.detach().contiguous()
-            for name, tensor in network.state_dict().items()
-            if not name.startswith("head.")
-        }
-        return cls(encoder=encoder, state=state, options={**options_of(network), "num_classes": 0})
+        tensors = encoder.network.state_dict()
+        state = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        return cls(encoder=encoder, state=state, options=options_of(encoder.network))
 
     @property
     def is_square(self) -> bool:
@@ -138,16 +134,3 @@ def mlp_ratio(hidden: int, dim: int) -> float:
     """The ratio r with int(dim · r) = hidden."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim
-
-
-def filled(state: State, options: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-    """With gains of 1 where a network has no LayerScale, for layouts that cannot be without."""
-    if options["init_values"] is not None:
-        return state, options
-    ones = torch.ones(options["embed_dim"])
-    gains = {
-        f"blocks.{i}.{name}.gamma": ones.clone()
-        for i in range(options["depth"])
-        for name in ("ls1", "ls2")
-    }
-    return {**state, **gains}, {**options, "init_values": 1.0}

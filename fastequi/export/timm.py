@@ -8,15 +8,17 @@ has none, gains are 1.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
 from fastequi.atomic import save_tensors
-from fastequi.export.subject import FOLDER, Subject, Written, filled, mlp_ratio
+from fastequi.export.subject import FOLDER, Subject, Written, mlp_ratio
 from fastequi.weights import timm
 from fastequi.weights.layouts import Layout
+from fastequi.weights.steps import UnitGains
 
 FILES = ("config.json", "model.safetensors")
 
@@ -29,6 +31,8 @@ _PLAIN = {
     "class_token": True, "reg_tokens": 0, "no_embed_class": False, "global_pool": "token",
     "fc_norm": None, "final_norm": True,
 }  # fmt: skip
+_WITH_GAINS = replace(timm.VIT, steps=(UnitGains(),))
+_GAIN = 1e-5  # of LayerScale before weights are loaded
 _ROPE_EPS = {1e-5: "vit_{}_patch16_dinov3", 1e-6: "vit_{}_patch16_rope_224"}
 
 
@@ -48,12 +52,10 @@ def obstacle(subject: Subject) -> str | None:
 
 def write(subject: Subject, folder: Path) -> Written:
     """Writes `FILES`; see :class:`Written`."""
-    state, options, file = subject.state, subject.options, folder / "model.safetensors"
+    options, file = subject.options, folder / "model.safetensors"
     layout = _layout(subject)
-    if layout.rope or options["mlp"] == "swiglu":  # create_model takes None for not given
-        state, options = filled(state, options)
-    name, arguments = _rotary(subject, options) if layout.rope else _learned(options)
-    save_tensors(file, layout.theirs(state, options), {"format": "pt"})
+    name, arguments = _rotary(subject) if layout.rope else _learned(options)
+    save_tensors(file, layout.theirs(subject.state, options), {"format": "pt"})
     config = _config(subject, name, arguments)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     words = "".join(f", {key}={value!r}" for key, value in arguments.items() if key != "img_size")
@@ -74,9 +76,9 @@ def write(subject: Subject, folder: Path) -> Written:
 
 
 def _layout(subject: Subject) -> Layout:
-    if subject.options["pos"] != "rope":
-        return timm.VIT
     gated = subject.options["mlp"] == "swiglu"
+    if subject.options["pos"] != "rope":
+        return _WITH_GAINS if gated else timm.VIT
     if _keys_have_bias(subject):
         return timm.DINOV3_SWIGLU_KEY_BIAS if gated else timm.DINOV3_KEY_BIAS
     return timm.DINOV3_SWIGLU if gated else timm.DINOV3
@@ -106,20 +108,22 @@ def _learned(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         "fc_norm": None if classed else False,  # the norm is that of tokens, not of their mean
     }  # fmt: skip
     if gated:  # the one entry of timm's whose MLP is SwiGLU
-        return "vit_giant_patch14_dinov2", wanted
+        return "vit_giant_patch14_dinov2", {**wanted, "init_values": _GAIN}
     own = {**dict(zip(("embed_dim", "depth", "num_heads"), _OF_SIZE[size], strict=True)), **_PLAIN}
     differing = {name: value for name, value in wanted.items() if own[name] != value}
     return f"vit_{size}_patch16_224", differing
 
 
-def _rotary(subject: Subject, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _rotary(subject: Subject) -> tuple[str, dict[str, Any]]:
     """timm's name of a ViT with rotary positions whose norms have this epsilon, and arguments."""
+    options = subject.options
     dim, gated = options["embed_dim"], options["mlp"] == "swiglu"
     size = {384: "small", 768: "base", 1024: "large"}.get(dim, "small")
     height, width = options["img_size"]
     arguments = {
         **{name: options[name] for name in ("patch_size", "embed_dim", "depth", "num_heads",
-                                            "qkv_bias", "init_values")},
+                                            "qkv_bias")},
+        "init_values": _GAIN,
         "img_size": height if height == width else [height, width],
         "dynamic_img_size": True,
         "num_reg_tokens": options["reg_tokens"],

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from fastequi.weights.layouts import GATED, PLAIN, Layout
 from fastequi.weights.names import Names, Table
+from fastequi.weights.steps import UnitGains
 
 UNUSED = r"^(head|head_dist|attn_pool)\.|^(mask_token|masked_embed)$"
 # DeiT, AugReg, and Meta's DINO, MAE and iBOT as they publish encoders: names alone do not tell them
@@ -30,7 +31,7 @@ DINOV3 = Layout(
     name="timm's DINOv3",
     marks=(r"^cls_token$", r"^reg_token$", r"\.gamma_1$"),
     lacks=(r"^pos_embed$", r"^norm_pre\.", r"\.mlp\.fc1_g\."),
-    steps=(Names(block=_DINOV3_BLOCK, zero=_NO_KEY_BIAS),),
+    steps=(Names(block=_DINOV3_BLOCK, zero=_NO_KEY_BIAS), UnitGains()),
     unused=UNUSED,
     heads={192: 3, 384: 6, 768: 12, 1024: 16, 1280: 20, 4096: 32},
     norm_eps=1e-5,
@@ -48,16 +49,18 @@ DINOV3_SWIGLU = replace(
     DINOV3,
     marks=(*DINOV3.marks, r"\.mlp\.fc1_g\."),
     lacks=DINOV3.lacks[:-1],
-    steps=(Names(block=_GATED, zero=_NO_KEY_BIAS),),
+    steps=(Names(block=_GATED, zero=_NO_KEY_BIAS), UnitGains()),
     written=GATED,
 )
 # as timm's attn_type "rope" has it, for keys with a bias
 _WITH_KEY_BIAS = (r"\.attn\.qkv\.bias$",)
 DINOV3_KEY_BIAS = replace(
-    DINOV3, marks=DINOV3.marks + _WITH_KEY_BIAS, steps=(_without_bias(_DINOV3_BLOCK),)
+    DINOV3, marks=DINOV3.marks + _WITH_KEY_BIAS, steps=(_without_bias(_DINOV3_BLOCK), UnitGains())
 )
 DINOV3_SWIGLU_KEY_BIAS = replace(
-    DINOV3_SWIGLU, marks=DINOV3_SWIGLU.marks + _WITH_KEY_BIAS, steps=(_without_bias(_GATED),)
+    DINOV3_SWIGLU,
+    marks=DINOV3_SWIGLU.marks + _WITH_KEY_BIAS,
+    steps=(_without_bias(_GATED), UnitGains()),
 )
 
 LAYOUTS = (
