@@ -266,8 +266,8 @@ def test_an_unknown_option_is_answered_with_the_one_that_was_meant(typed, words,
     [
         (
             "pretrain demo --tir.base simlcr",
-            "--tir.base: expected one of vicreg, simclr, dino, ibot, dinov2, distillation, got simlcr, "
-            "did you mean 'simclr'?",
+            "--tir.base: expected one of vicreg, simclr, dino, ibot, dinov2, distillation, got "
+            "simlcr, did you mean 'simclr'?",
         ),
         (
             "pretrain demo --tir.base=x",
