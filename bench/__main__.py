@@ -1,16 +1,5 @@
 """`python -m bench`: times declared cases and writes what was measured.
 
---list                       the cases, their providers and bytes
---case NAME [NAME ...]       these; default: all of this machine's device
---modes fwd fwdbwd           default both
---headline                   the first parameter set of each case alone
---set B=8 dtype=bfloat16     change parameters of every set
---fresh-memory               on a CPU, let malloc return memory to the system after every call
---isa avx2                   let nothing use AVX-512, as on processors that have none (bench/isa.py)
---without NAME [NAME ...]    leave these providers out; the table says so
---samples N                  of each provider, at least 30 for a figure that is quoted
---json FILE, --plot FOLDER   results, roofline and speed-up as PNG
-
 `python -m bench table FILE [CASE MODE]` renders the README's table from results,
 `python -m bench plot FILE FOLDER` their plots.
 """

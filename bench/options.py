@@ -18,17 +18,19 @@ def parse(argv: list[str], module: str, text: str) -> Options:
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=text, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--case", nargs="+")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--headline", action="store_true")
-    parser.add_argument("--set", nargs="+", action="extend", type=_assignment, default=[])
-    parser.add_argument("--without", nargs="+", action="extend", default=[])
-    parser.add_argument("--samples", type=int, default=30)
-    parser.add_argument("--fresh-memory", action="store_true")
-    parser.add_argument("--isa", choices=LIMITS)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    add = parser.add_argument
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    add("--list", action="store_true", help="cases, providers and bytes by formula; runs nothing")
+    add("--case", nargs="+", metavar="CASE", help="these alone")
+    add("--modes", nargs="+", choices=MODES, default=list(MODES), help="forward, or with gradient")
+    add("--headline", action="store_true", help="the first parameter set of each case alone")
+    add("--set", **several, type=_assignment, metavar="NAME=VALUE", help="change a parameter")
+    add("--without", **several, metavar="PROVIDER", help="leave these out")
+    add("--samples", type=int, default=30, help="timed rounds (default %(default)s)")
+    add("--fresh-memory", action="store_true", help="malloc returns memory to the system")
+    add("--isa", choices=LIMITS, help="newest CPU instructions of ours and of every peer")
+    add("--json", type=Path, metavar="FILE", help="write the rows there")
+    add("--plot", type=Path, metavar="FOLDER", help="draw roofline and speed-up as PNG")
     options = parser.parse_args(argv)
     if options.samples < 1:
         parser.error(f"--samples: expected at least 1, got {options.samples}")

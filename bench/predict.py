@@ -3,9 +3,10 @@
     python -m bench.predict write            bench/results/predicted.json, by the rules below
     python -m bench.predict compare FOLDER   a run's files beside it: `ci/gpu.sh` does that last
 
-A prediction starts from what an H200 measured, where it measured the case. An H100 has the same
-multiprocessors at the same clock and 70 % of the bandwidth: the part of a time that waits for
-memory (`memory`, a share from 0 to 1 that each line states) grows by the ratio of the bandwidths.
+A prediction starts from what an H200 measured (results/h200), where it measured the case. An H100
+has the same multiprocessors at the same clock and 70 % of the bandwidth: the part of a time that
+waits for memory (`memory`, a share from 0 to 1 that each line states) grows by the ratio of the
+bandwidths.
 """
 
 from __future__ import annotations
@@ -401,6 +402,8 @@ def main(argv: list[str]) -> int:
         case ["write"]:
             PREDICTED.write_text(json.dumps(document(), indent=1) + "\n")
         case ["compare", folder]:
+            if not any(Path(folder).glob("*.json")):
+                raise SystemExit(f"FOLDER: expected one with a run's *.json files, got {folder}")
             Console(width=150).print(compare(Path(folder)))
         case _:
             raise SystemExit("usage: python -m bench.predict write, or compare FOLDER")

@@ -2,8 +2,9 @@
 
 `python -m bench.rehearse` takes the options of `python -m bench`. The cases run at their real
 shapes on tensors that have no memory; what they launch goes through Triton's own specialisation
-and compiler for `--arch`, and no further. So the variants are those that a GPU would run, whatever
-the launch tables say, and an operation that reads a value back to the host is an error.
+and compiler for compute capability 9.0 (an H100 or H200), and no further. So the variants are those
+that a GPU would run, whatever the launch tables say, and an operation that reads a value back to
+the host is an error.
 
 A variant fails that spills registers, needs more shared memory or registers than a multiprocessor
 has, is launched over a grid that CUDA does not take, or is given a tensor of 2^31 or more elements

@@ -158,7 +158,7 @@ HEADLINES = (  # case, file of results
     ("dino_cpu", "dino_65536_cpu_avx2"),
     ("crop_align_cpu", "gtsa_losses_cpu_avx2"),
     ("nt_xent_cpu", "ssl_cpu_avx2"),
-    ("sinkhorn_cpu", "ssl_cpu_avx2"),
+    ("sinkhorn_cpu", "dino_65536_cpu_avx2"),
 )
 
 

@@ -183,13 +183,14 @@ def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:
     size = {name: value for name in own if (value := getattr(model, name)) is not None}
     same = (
         *("patch_size", "drop_path", "reg_tokens", "class_token", "checkpoint_activations"),
-        *("attention", "qkv_bias", "norm_eps", "final_norm", "pos", "no_embed_class"),
+        *("attention", "qkv_bias", "norm_eps", "final_norm", "pos"),
         *("rope_theta", "rope_rescale", "rope_jitter", "rope_shift"),
     )
     return vit.create(
         model.name,
         img_size=image_size,
         init_values=model.layer_scale,
+        no_embed_class=not model.embed_class,
         **{name: getattr(model, name) for name in same},
         **size,
     )

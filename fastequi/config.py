@@ -22,7 +22,7 @@ from fastequi.runtime.devices import expect_name, use_device
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder: a ViT by name; what is None is as that name says.
+    """The encoder: a ViT by name; what is None is as usual for that name.
 
     RotNet also takes "nin" and "alexnet"; of these settings they read `num_blocks` alone. A name
     with a colon is a network of another package (`fastequi.models.foreign_names`): "timm:NAME",
@@ -38,19 +38,21 @@ class ModelConfig:
     embed_dim: int | None = None
     depth: int | None = None
     num_heads: int | None = None
+    # None: swiglu in vit_giant and vit_huge_plus, else gelu
     mlp: Literal["gelu", "swiglu"] | None = None
-    mlp_ratio: float | None = None  # MLP's width over embed_dim; swiglu takes two thirds of it
+    # MLP's width over embed_dim, of which swiglu takes two thirds; None: 4, but 2.572 in vit_so150m
+    # and 6 in vit_huge_plus
+    mlp_ratio: float | None = None
     mlp_hidden: int | None = None  # MLP's exact width, instead of mlp_ratio
-    qkv_bias: bool = True
+    qkv_bias: bool = True  # of queries, keys and values
     norm_eps: float = 1e-6  # epsilon of all norms
-    final_norm: bool = True  # false: as networks whose last norm comes after the mean over tokens
+    final_norm: bool = True  # else tokens are the last block's, not normalised
     pos: Literal["learned", "rope"] = "learned"  # position embedding, or DINOv3's rotary positions
-    no_embed_class: bool = False  # the position embedding is added to patches alone
-    rope_theta: float = 100.0
-    # rope: largest factors and shift of the coordinates in training (1, 1, 0: none; DINOv3 2, 1, 0)
-    rope_rescale: float = 1.0
-    rope_jitter: float = 1.0  # along each axis by itself
-    rope_shift: float = 0.0  # in half images
+    embed_class: bool = True  # learned: class token and registers have positions too
+    rope_theta: float = 100.0  # rope: periods grow from 1 towards it; an image's side is 2
+    rope_rescale: float = 1.0  # rope: coordinates are scaled in training by up to this (DINOv3: 2)
+    rope_jitter: float = 1.0  # rope: the same, along each axis by itself
+    rope_shift: float = 0.0  # rope: and shifted by up to this
     drop_path: float = 0.0  # stochastic depth rate of the last block, growing linearly from 0
     layer_scale: float | None = None  # initial value of LayerScale; None: no LayerScale
     reg_tokens: int = 0  # register tokens
@@ -300,6 +302,8 @@ class Config:
             raise ValueError(f"expected a JSON object, got {text.strip()[:80]!r}")
         if "system" in found:
             raise ValueError(_EARLIER)
+        if isinstance(found.get("data"), dict):
+            found["data"].setdefault("views", "dali")  # what there was before this setting
         return _from_dict(cls, {name: found[name] for name in found if name != "recipe"})
 
 
@@ -327,7 +331,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("data.image_size", "data.samples_per_decode", "data.repeat"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
         *("model.num_heads", "model.mlp", "model.mlp_hidden", "model.qkv_bias", "model.norm_eps"),
-        *("model.final_norm", "model.pos", "model.no_embed_class", "model.rope_theta"),
+        *("model.final_norm", "model.pos", "model.embed_class", "model.rope_theta"),
         *("model.layer_scale", "model.reg_tokens"),
         *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
         *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),

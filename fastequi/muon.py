@@ -125,8 +125,8 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(param)
             assert param.grad is not None
             grad = param.grad if grad_scale is None else param.grad / grad_scale
-            moved = mu * state["momentum_buffer"] + (1 - mu) * grad
-            nesterov = mu * moved + (1 - mu) * grad
+            moved = torch.lerp(state["momentum_buffer"], grad, 1 - mu)
+            nesterov = torch.lerp(grad, moved, mu)
             _set(state["momentum_buffer"], moved, taken)
             matrices += whole(nesterov).chunk(group["orthogonal"])
         found = iter(orthogonal(matrices))
@@ -135,7 +135,7 @@ class Muon(torch.optim.Optimizer):
             scale = 0.2 * max(each[0].shape) ** 0.5 * group["lr"]
             change = parted(torch.cat(each).to(param.dtype), param)
             kept = 1 - group["lr"] * group["weight_decay"]
-            _set(param, kept * param - scale * change, taken)
+            _set(param, torch.add(kept * param, change, alpha=-scale), taken)
 
 
 def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:

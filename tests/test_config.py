@@ -177,7 +177,7 @@ def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
 def of_an_earlier_version(config):
     """Its config.json as it was written before these settings existed."""
     found = json.loads(config.to_json())
-    new = ["mlp", "mlp_hidden", "qkv_bias", "norm_eps", "final_norm", "pos", "no_embed_class"]
+    new = ["mlp", "mlp_hidden", "qkv_bias", "norm_eps", "final_norm", "pos", "embed_class"]
     for name in (*new, *(f"rope_{word}" for word in ("theta", "rescale", "jitter", "shift"))):
         del found["model"][name]
     found["model"]["mlp_ratio"] = found["model"]["mlp_ratio"] or 4.0
@@ -227,7 +227,7 @@ def test_an_encoder_is_what_its_settings_say():
     settings = {"qkv_bias": False, "norm_eps": 1e-5, "final_norm": False, "reg_tokens": 2}
     box = {"rope_theta": 50.0, "rope_rescale": 2.0, "rope_jitter": 1.5, "rope_shift": 0.25}
     with torch.device("meta"):
-        model = ModelConfig(depth=1, pos="rope", no_embed_class=True, **settings, **box)
+        model = ModelConfig(depth=1, pos="rope", embed_class=False, **settings, **box)
         encoder = build_encoder(model, 32)
         learned = build_encoder(replace(model, pos="learned", final_norm=True), 32)
     rope, block = encoder.rope, encoder.blocks[0]

@@ -147,3 +147,10 @@ def test_auto_is_fused_where_c_runs_and_a_run_keeps_what_it_began_with(tmp_path,
     pretrain(config, PHOTOS, tmp_path / "other", max_steps=1)
     begun = Config.from_json((tmp_path / "other" / "config.json").read_text())
     assert begun.data.views == "dali"
+
+
+def test_a_run_from_before_the_setting_keeps_dalis_views():
+    config = config_of("tir_vicreg_vits16")
+    found = json.loads(config.to_json())
+    assert found["data"].pop("views") == "auto"
+    assert Config.from_json(json.dumps(found)).data.views == "dali"

@@ -142,13 +142,18 @@ def test_windows_show_what_the_parameters_say(tmp_path):
                 np.testing.assert_allclose(image[row, 1, inner, 9], 256 * y[inner] - 0.5, atol=1)
 
 
-def test_a_shared_crop_is_the_centre_of_u_mirrored_alike():
+# DALI's operators round views to bytes, as u is; fused_views rounds u alone
+GREY_LEVELS = pytest.mark.parametrize(("views", "levels"), [("dali", 1e-3), ("fused", 0.501)])
+
+
+@GREY_LEVELS
+def test_a_shared_crop_is_the_centre_of_u_mirrored_alike(views, levels):
     plain = Augment.none(side=CROP.side)
-    cfg = replace(CFG, a1=plain, a2=replace(plain, flip=0.5))
+    cfg = replace(CFG, a1=plain, a2=replace(plain, flip=0.5), views=views)
     (batch,) = batches(1, cfg=cfg)
-    views = batch.v1 * torch.tensor(cfg.std)[:, None, None]
-    views = 255 * (views + torch.tensor(cfg.mean)[:, None, None])
-    torch.testing.assert_close(views, batch.u[..., 8:40, 8:40].float(), rtol=0, atol=1e-3)
+    v1 = batch.v1 * torch.tensor(cfg.std)[:, None, None]
+    v1 = 255 * (v1 + torch.tensor(cfg.mean)[:, None, None])
+    torch.testing.assert_close(v1, batch.u[..., 8:40, 8:40].float(), rtol=0, atol=levels)
     (unflipped,) = batches(1, cfg=replace(cfg, a2=plain))
     mirrored = [not torch.equal(a, b) for a, b in zip(batch.u, unflipped.u, strict=True)]
     assert 0 < sum(mirrored) < 8
@@ -156,14 +161,16 @@ def test_a_shared_crop_is_the_centre_of_u_mirrored_alike():
         assert (a.int() - (b.flip(-1) if flipped else b).int()).abs().max() <= 1
 
 
-def test_normalisation():
-    cfg = replace(CFG.plain(), mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+@GREY_LEVELS
+def test_normalisation(views, levels):
+    cfg = replace(CFG.plain(), mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), views=views)
     (batch,) = batches(1, cfg=cfg)
     expected = batch.u[..., 8:40, 8:40].float() / 255
     expected = (expected - torch.tensor(cfg.mean)[:, None, None]) / torch.tensor(cfg.std)[
         :, None, None
     ]
-    torch.testing.assert_close(batch.v1, expected, rtol=1e-5, atol=1e-5)
+    error = (batch.v1 - expected).abs().amax((0, 2, 3)) * torch.tensor(cfg.std)
+    assert (255 * error).max() <= levels
 
 
 def test_repeated_augmentation_takes_new_windows_of_the_same_photograph(tmp_path):

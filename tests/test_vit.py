@@ -293,6 +293,19 @@ def test_rotary_positions_change_attention_alone():
         torch.testing.assert_close(tokens, x, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("pos", vit.POSITIONS)
+def test_residuals_are_not_in_autocasts_type(pos):
+    model = tiny(pos=pos).eval()
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.extend([args[0].dtype, out.dtype]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.randn(2, 3, 32, 32))
+    assert seen == 4 * [torch.float32]
+    model.bfloat16()(torch.randn(2, 3, 32, 32).bfloat16())
+    assert seen[4:] == 4 * [torch.bfloat16]
+
+
 def test_groups_come_with_their_grids():
     """Eight patches are 2x4 or 4x2, which only the images tell."""
     model = tiny(pos="rope").eval()

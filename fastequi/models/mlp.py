@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = ("gelu", "swiglu")
+MLPS = ("gelu", "swiglu")
 
 
 class Mlp(nn.Module):
@@ -49,5 +49,5 @@ def hidden_width(kind: str, dim: int, ratio: float) -> int:
 
 
 def make_mlp(kind: str, dim: int, hidden: int) -> Mlp | SwiGLU:
-    """The MLP of a kind of KINDS."""
+    """The MLP of a kind of MLPS."""
     return Mlp(dim, hidden) if kind == "gelu" else SwiGLU(dim, hidden)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastequi.functional import arguments
-from fastequi.models import mlp as mlps
 from fastequi.models.attention import BACKENDS
 from fastequi.models.encoder import TokenEncoder, Tokens
+from fastequi.models.mlp import MLPS, hidden_width
 from fastequi.models.positions import Grid, resize_pos_embed
 from fastequi.models.rope import AxialRope
 from fastequi.models.transformer import Block, BlockShape, parts
@@ -126,9 +126,9 @@ class VisionTransformer(TokenEncoder):
         arguments.number("norm_eps", norm_eps, above=0)
         arguments.one_of("attention", attention, BACKENDS)
         arguments.one_of("pos", pos, POSITIONS)
-        arguments.one_of("mlp", mlp, mlps.KINDS)
+        arguments.one_of("mlp", mlp, MLPS)
         if mlp_hidden is None:
-            mlp_hidden = mlps.hidden_width(mlp, embed_dim, mlp_ratio)
+            mlp_hidden = hidden_width(mlp, embed_dim, mlp_ratio)
         else:
             arguments.integer("mlp_hidden", mlp_hidden)
         if embed_dim % num_heads:
@@ -259,6 +259,8 @@ class VisionTransformer(TokenEncoder):
     def _with_prefix(self, patches: Tensor, grid: Grid) -> Tensor:
         """The tokens of the first block: prefix tokens, patches, and learned positions added."""
         positions = self._positions(grid)
+        if positions is None:  # adding them ends autocast's type, which residuals should not have
+            patches = patches.to(self.patch_embed.proj.weight.dtype)
         prefix: list[Tensor] = [t for t in (self.cls_token, self.reg_token) if t is not None]
         if positions is not None and (self.no_embed_class or not prefix):
             patches, positions = patches + positions, None
