@@ -20,10 +20,11 @@ from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import parse
 from fastequi.config import Config, ModelConfig, changes
 from fastequi.evaluate.encoders import load_encoder, random_init
+from fastequi.limits import NETWORKS
 from fastequi.methods.dino import Branch, SelfDistillation
 from fastequi.methods.joint import JointEmbedding
 from fastequi.methods.teacher import follow, quieten
-from fastequi.models import foreign_names
+from fastequi.models import foreign_names, vit
 from fastequi.models.foreign_names import create
 from fastequi.models.heads import EquiHead, SplitHead
 from fastequi.models.timm_names import Stated
@@ -385,6 +386,40 @@ def test_a_recipes_settings_of_its_vit_do_not_apply_to_another_network(caplog):
     given = for_network([*words, "--model.depth", "2"], recipe)
     with pytest.raises(ValueError, match=r"model.depth: expected None for .*maps, whose .*, got 2"):
         parse(PretrainOptions, "pretrain", given, PretrainOptions(recipe))
+
+
+def test_the_readmes_own_module_is_found_from_the_current_folder(tmp_path, monkeypatch):
+    text = (ROOT / "fastequi/models/README.md").read_text()
+    code = next(
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "def make" in block
+    )
+    (tmp_path / "my_networks.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    encoder = create("my_networks:make", 64)
+    assert (encoder.embed_dim, encoder.patch_size, encoder.grid_size(64, 64)) == (64, 16, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([f"{NAME}logits"], "model.name: tests.support.networks:logits: expected a map"),
+        (["hf:/nowhere"], "model.name: hf:/nowhere: expected a folder with a config.json"),
+        ([f"{NAME}maps", "--data.image-size", "28"], "data.image_size: tests.support"),
+        (["vit_huge"], "model.name: expected one of vit_tiny, "),
+    ],
+)
+def test_the_command_line_refuses_before_there_is_a_run(words, message, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    command = ["pretrain", "demo", "--data", PHOTOS, "--run-dir", str(run_dir), "--model.name"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, *words])
+    assert (ended.value.code, run_dir.exists()) == (2, False)
+    assert f"fastequi: {message}" in capsys.readouterr().err
+
+
+def test_the_networks_of_this_library_have_one_list():
+    assert set(NETWORKS) == {*vit._MODELS, "nin", "alexnet"}
 
 
 def test_a_dry_run_says_what_was_found_out(capsys):

@@ -72,7 +72,8 @@ def _expect_local(words: list[str]) -> None:
     for word in words:
         if word.startswith("--"):
             option, _, word = word.partition("=")
-        expect_local(option, word)
+        if option != "--model.name":  # hf:/FOLDER
+            expect_local(option, word)
 
 
 def _usage() -> str:
