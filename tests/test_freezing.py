@@ -145,7 +145,7 @@ def alone(tmp_path_factory):
 SHARE = ["--optim.freeze-encoder", 0.035]  # four of 96 steps
 
 
-@pytest.mark.parametrize("options", [SGD, FSDP])
+@pytest.mark.parametrize("options", [SGD, pytest.param(FSDP, marks=pytest.mark.slow)])
 def test_several_processes_freeze_as_one(tmp_path, alone, options):
     folder = tmp_path / "run"
     done = run("--run-dir", folder, *options, *SHARE, "--max-steps", 8, processes=2)
@@ -156,7 +156,7 @@ def test_several_processes_freeze_as_one(tmp_path, alone, options):
 @pytest.mark.parametrize(
     "options",
     # of FSDP and AdamW, Muon repeats what is shared
-    [SGD, FSDP, pytest.param(MUON, marks=pytest.mark.slow)],
+    [SGD, *(pytest.param(o, marks=pytest.mark.slow) for o in (FSDP, MUON))],
 )
 def test_two_processes_resume_over_the_boundary_to_the_same_bits(tmp_path, options):
     for name, stops in (("whole", (6,)), ("parts", (2, 6))):

@@ -249,6 +249,7 @@ train.online_probes = online_probes
 """
 
 
+@pytest.mark.slow  # processes of their own
 def test_two_processes_end_together(tmp_path):
     folder = tmp_path / "run"
     options = ["--train.r2-every", 2, "--train.stop-if-worse", 0.1, "--max-steps", 9]
