@@ -27,10 +27,10 @@ from fastequi.methods.teacher import follow, quieten
 from fastequi.models import foreign_names, vit
 from fastequi.models.foreign_names import create
 from fastequi.models.heads import EquiHead, SplitHead
-from fastequi.models.timm_names import Stated
 from fastequi.optim import param_groups
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
+from fastequi.weights.architecture import Stated
 from tests.support import networks
 from tests.support.configs import config_of
 from tests.support.runs import PHOTOS, ROOT, environment

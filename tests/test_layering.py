@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"models", "atomic", "optim", "sharded", "versions"},
     # networks of others become ours, and a run starts from them: above build, below train
     "weights": {
-        *("build", "config", "data.config", "methods", "models", "runtime"),
+        *("build", "config", "limits", "data.config", "methods", "models", "runtime"),
     },
     # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {

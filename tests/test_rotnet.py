@@ -125,7 +125,7 @@ def test_what_rotnet_cannot_do_is_refused():
     config = RECIPES["rotnet_nin_32"]()
     with pytest.raises(ValueError, match=r"data\.source_size: expected data.image_size=32"):
         replace(config, data=replace(config.data, source_size=48))
-    with pytest.raises(ValueError, match=r"model\.name: expected a ViT for method=tir, got nin"):
+    with pytest.raises(ValueError, match=r"model\.name: expected a ViT, or a network .*, got nin"):
         replace(Config(), model=config.model)
     with pytest.raises(ValueError, match=r"optim\.milestones: expected increasing"):
         replace(config, optim=replace(config.optim, milestones=(0.5, 0.2)))
@@ -193,10 +193,11 @@ def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     words += ["--train.knn-every", "60", "--train.knn-data", str(folder)]
     main([*words, "--train.log-every", "8"])
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["accuracy"] > 0.6 > 0.45 > rows[0]["accuracy"]
+    assert rows[0]["step"] == 0  # the probe of what the run begins with
+    assert rows[-1]["accuracy"] > 0.6 > 0.45 > rows[1]["accuracy"]
     assert rows[-1]["accuracy_90"] > 0.5
     assert rows[-1]["knn_k20"] > 0.5  # of the set's classes, on its test images
-    assert sum("knn_k20" in row for row in rows) == 2
+    assert sum("knn_k20" in row for row in rows) == 3
     main(["eval", "rotnet", str(run), "--data", str(folder), "--train-images", "300"])
     out = capsys.readouterr().out
     assert "rotations predicted correctly, 200 test images" in out

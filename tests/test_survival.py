@@ -263,8 +263,8 @@ def test_looks_at_steps_without_a_log_hold_no_process_up(tmp_path):
     looks = ["--train.knn-every", 3, "--train.knn-data", "digits", "--train.log-every", 5]
     done = run("--run-dir", folder, *looks, "--max-steps", 7, processes=2, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in rows(folder)] == [1, 3, 5, 6, 7]
-    assert [row["step"] for row in rows(folder) if "knn_k20" in row] == [3, 6, 7]
+    assert [row["step"] for row in rows(folder)] == [0, 1, 3, 5, 6, 7]
+    assert [row["step"] for row in rows(folder) if "knn_k20" in row] == [0, 3, 6, 7]
 
 
 def test_a_checkpoint_by_a_thread_is_waited_for_by_all(tmp_path):

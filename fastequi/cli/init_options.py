@@ -30,8 +30,8 @@ def start_of(words: list[str]) -> tuple[InitConfig, int | None]:
         parser.add_argument(f"--init.{name}")
     for name in ("img-size", "channels"):
         parser.add_argument(f"--init.{name}", type=int, nargs="*")
-    parser.add_argument("--init.patch-size", type=int)
-    parser.add_argument("--model.num-heads", type=int)
+    parser.add_argument("--init.patch-size", type=_number)
+    parser.add_argument("--model.num-heads", type=_number)
     flags = [_dashed(word) if word.startswith("--") else word for word in words]
     found, _ = parser.parse_known_args(flags)
     given = {name: value for name, value in vars(found).items() if value}
@@ -68,6 +68,10 @@ def started(config: Config, init: InitConfig, weights: Weights) -> Config:
 
     expect_settings(config.model, weights)
     return replace(config, init=replace(init, sha256=weights.sha256()))
+
+
+def _number(text: str) -> int | None:
+    return None if text == "None" else int(text)
 
 
 def _dashed(word: str) -> str:

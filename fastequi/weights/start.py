@@ -6,7 +6,6 @@ checkpoints without the file.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -17,6 +16,7 @@ import torch
 
 from fastequi.build import build_encoder
 from fastequi.config import Config, InitConfig, ModelConfig
+from fastequi.limits import NETWORKS
 from fastequi.methods.method import Method
 from fastequi.models import vit
 from fastequi.models.mlp import hidden_width
@@ -136,8 +136,7 @@ def _as_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names() -> list[str]:
     """The ViTs that a config can name."""
-    names = typing.get_args(typing.get_type_hints(ModelConfig)["name"])
-    return [name for name in names if name.startswith("vit_")]
+    return [name for name in NETWORKS if name.startswith("vit_")]
 
 
 @cache
