@@ -145,7 +145,8 @@ def alone(tmp_path_factory):
 SHARE = ["--optim.freeze-encoder", 0.035]  # four of 96 steps
 
 
-@pytest.mark.parametrize("options", [SGD, pytest.param(FSDP, marks=pytest.mark.slow)])
+@pytest.mark.slow  # processes of their own; two that resume over the boundary are tested always
+@pytest.mark.parametrize("options", [SGD, FSDP])
 def test_several_processes_freeze_as_one(tmp_path, alone, options):
     folder = tmp_path / "run"
     done = run("--run-dir", folder, *options, *SHARE, "--max-steps", 8, processes=2)
