@@ -170,7 +170,11 @@ def test_other_things_than_images_are_named(image, error, message):
 def run(tmp_path_factory):
     """A run with made-up figures, whose encoder has a class token."""
     config = small_demo()
-    config = replace(config, model=replace(config.model, class_token=True))
+    config = replace(
+        config,
+        model=replace(config.model, class_token=True),
+        init=replace(config.init, path="/home/someone/start.pth", sha256="0123abcd"),
+    )
     machine = {**made_up.MACHINE, "commit": "abc1234+"}
     folder = tmp_path_factory.mktemp("runs") / "mine"
     made_up.evaluated(made_up.make_run(folder, 60, config, machine))
@@ -188,6 +192,7 @@ def test_the_card_says_what_the_runs_folder_holds(run, tmp_path):
         "library_name: transformers",
         "- recipe: demo",
         "- method: TIR on VICReg, SE(2) path",
+        "- started from: start.pth, SHA-256 0123abcd\n",
         "- images: 1,234",
         "- batch: 64 images",
         "- steps: 60, to epoch 3",
@@ -201,6 +206,7 @@ def test_the_card_says_what_the_runs_folder_holds(run, tmp_path):
         "license:",
     ):
         assert said in text, said
+    assert "someone" not in text
     assert "apache" not in text.lower()
 
 

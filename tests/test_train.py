@@ -25,6 +25,7 @@ from fastequi.runtime import checkpoint
 from fastequi.runtime.pace import Clock, Meter
 from fastequi.runtime.processes import Processes
 from fastequi.train import pretrain
+from fastequi.versions import commit
 from tests.support.configs import with_views_of_this_machine
 
 
@@ -63,7 +64,9 @@ def test_a_run_leaves_everything_it_promises(tmp_path, source):
     seconds = [row["seconds"] for row in rows]
     assert seconds[0] > 0
     assert seconds == sorted(seconds)
-    assert json.loads((run / "machine.json").read_text())["torch"] == torch.__version__
+    made_on = json.loads((run / "machine.json").read_text())
+    assert made_on["torch"] == torch.__version__
+    assert made_on.get("commit", "").rstrip("+") == commit().rstrip("+")
     saved = sorted(p.name for p in (run / "checkpoints").glob("step_*"))
     assert saved == ["step_00000003", "step_00000005"]
     assert checkpoint.latest(run / "checkpoints").name == "step_00000005"

@@ -112,7 +112,7 @@ class VisualizeOptions(Patterned, VitOptions):
 class ExportOptions(VitOptions):
     """An encoder as another library loads it, with a model card; its tokens are compared first."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run's folder, one of its checkpoints, or a file or folder of weights of any layout."""
     to: Literal["timm", "meta", "hf", "onnx", "torchscript"] | None = None
     """timm's own form; DINOv2's names (meta); a folder for transformers (hf); ONNX, for batches and

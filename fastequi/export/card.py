@@ -81,7 +81,8 @@ def card(subject: Subject, written: Written, to: str, run: Run | None) -> str:
         *(_training(run) if run is not None else ["What it was trained on is not known here."]),
         *(_figures(run) if run is not None else []),
         "## Licence",
-        "Not stated. Whoever publishes these weights says it here and as `license:` at the top.",
+        "Not stated. Whoever publishes these weights says it here and as `license:` at the top; "
+        "what they are made from (images, weights of others) may have terms of its own.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -125,10 +126,13 @@ def _training(run: Run) -> Iterator[str]:
     flat = run.flat()
     facts = {"recipe": str(flat["recipe"])} if flat.get("recipe") else {}
     facts |= {"method": method_words(flat), "network": model_words(flat)}
+    if flat.get("init.path"):
+        start = Path(str(flat["init.path"])).name
+        facts["started from"] = f"{start}, SHA-256 {flat.get('init.sha256') or 'not recorded'}"
     if (count := _lines(run.folder / IMAGES)) is not None:
         facts["images"] = f"{count:,}"
     if "data.batch_size" in flat:
-        facts["batch"] = f"{flat['data.batch_size'] * flat['train.accumulate']:,} images"
+        facts["batch"] = f"{flat['data.batch_size'] * flat.get('train.accumulate', 1):,} images"
     if run.rows:
         last = run.rows[-1]
         facts["steps"] = f"{run.steps:,}"
