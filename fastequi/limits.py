@@ -146,7 +146,7 @@ def _check_model(config: Config) -> None:
     expect(
         model.is_vit or model.is_foreign or config.method == "rotnet",
         "model.name",
-        f"a ViT, or a network of another package, for method={config.method}",
+        f"a ViT or a network of another package for method={config.method}",
         model.name,
     )
     if model.name == "alexnet":  # its pooling reduces smaller images to nothing

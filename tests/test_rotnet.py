@@ -125,7 +125,9 @@ def test_what_rotnet_cannot_do_is_refused():
     config = RECIPES["rotnet_nin_32"]()
     with pytest.raises(ValueError, match=r"data\.source_size: expected data.image_size=32"):
         replace(config, data=replace(config.data, source_size=48))
-    with pytest.raises(ValueError, match=r"model\.name: expected a ViT, or a network .*, got nin"):
+    with pytest.raises(
+        ValueError, match=r"model\.name: expected a ViT or .* for method=tir, got nin"
+    ):
         replace(Config(), model=config.model)
     with pytest.raises(ValueError, match=r"optim\.milestones: expected increasing"):
         replace(config, optim=replace(config.optim, milestones=(0.5, 0.2)))

@@ -14,7 +14,6 @@ from fastequi.data.views.batch import Batch, Views
 from fastequi.functional import rot90_batch
 from fastequi.methods.method import Method
 from fastequi.models.encoder import TokenEncoder
-from fastequi.models.vit import VisionTransformer
 
 ANGLES = (0, 90, 180, 270)
 
@@ -69,8 +68,8 @@ class RotNet(Method):
             dtype: of the result.
         """
         mean, std = self.views.mean, self.views.std
-        # convolutions are fastest on channels-last images; a ViT cuts patches from either
-        last = not isinstance(self.network, VisionTransformer)
+        # convolutions are fastest on channels-last images; what another network does is not known
+        last = not isinstance(self.network, TokenEncoder)
         memory = torch.channels_last if last else torch.contiguous_format
         return rot90_batch(
             images, turns=rotations, mean=mean, std=std, dtype=dtype, memory_format=memory

@@ -63,12 +63,18 @@ class ForeignEncoder(TokenEncoder):
             raise ValueError(f"model.name: {name}: expected a network with parameters, got none")
         self.name, self.wrapped, self.reading = name, network, reading
         self.num_prefix_tokens = reading.num_prefix_tokens
-        self._grids: dict[tuple[int, int], Grid] = {}
         out = dry_forward(name, network, reading.features, image_size, image_size)
         self.embed_dim = out.shape[1 if out.ndim == 4 else 2]
-        rows, _ = self._grids[image_size, image_size] = self._grid(out, image_size, image_size)
+        rows, columns = self._cells(out, image_size, image_size)
+        if rows != columns or image_size % rows:
+            raise ValueError(
+                f"data.image_size: {name} gives {rows}x{columns} tokens for {image_size}x"
+                f"{image_size} px, expected whole pixels between two tokens, got "
+                f"{image_size / rows:g}"
+            )
         self.patch_size = image_size // rows
         self._expect_stride(image_size)
+        self._grids = {(image_size, image_size): (rows, columns)}
         self.unused = self._freeze_unused(image_size)
 
     @property
@@ -94,41 +100,38 @@ class ForeignEncoder(TokenEncoder):
                     f"{height}x{width}"
                 )
             out = dry_forward(self.name, self.wrapped, self.reading.features, height, width)
-            grid = self._grid(out, height, width)
+            grid = self._cells(out, height, width)
             if grid != (height // stride, width // stride):
                 raise ValueError(
-                    f"images: {self.name} gives a grid of {grid[0]}x{grid[1]} tokens for "
-                    f"{height}x{width} px, expected a token every {stride} px"
+                    f"images: {self.name} gives {grid[0]}x{grid[1]} tokens for {height}x{width} "
+                    f"px, expected one every {stride} px"
                 )
             self._grids[height, width] = grid
         return self._grids[height, width]
 
-    def _grid(self, out: Tensor, height: int, width: int) -> Grid:
-        """The grid of its output for images of a size."""
-        prefix, shape = self.num_prefix_tokens, list(out.shape)
-        if out.ndim == 4:
-            rows, columns = shape[2:]
-        else:
-            rows = max(round((max(shape[1] - prefix, 0) * height / width) ** 0.5), 1)
-            columns = (shape[1] - prefix) // rows
-        cells = out.ndim == 4 or rows * columns == shape[1] - prefix > 0
-        whole = cells and height % rows == 0 and width % columns == 0
-        if whole and height // rows == width // columns:
-            return rows, columns
-        if out.ndim == 3 and not cells:
+    def _cells(self, out: Tensor, height: int, width: int) -> Grid:
+        """Rows and columns of its output for images of a size.
+
+        Raises:
+            ValueError: tokens that are no grid, or a map with another shape than the images.
+        """
+        shape, prefix = list(out.shape), self.num_prefix_tokens
+        if out.ndim == 3:
+            places = shape[1] - prefix
+            rows = max(round((max(places, 0) * height / width) ** 0.5), 1)
+            columns = places // rows
+            if rows * columns == places > 0 and rows * width == columns * height:
+                return rows, columns
             raise ValueError(
                 f"model.name: {self.name} gives tokens {shape} for {height}x{width} px; without "
                 f"{prefix} prefix tokens they are no grid (num_prefix_tokens says how many)"
             )
-        if out.ndim == 4 and height == width and rows != columns:
+        if height == width and shape[2] != shape[3]:
             raise ValueError(
                 f"model.name: {self.name} gives {shape} for {height}x{width} px, expected a map "
                 f"[B, D, h, w], channels second, with h = w"
             )
-        raise ValueError(
-            f"data.image_size: {self.name} gives {rows}x{columns} tokens for {height}x{width} px, "
-            f"expected whole pixels between two tokens, got {height / rows:g}"
-        )
+        return shape[2], shape[3]
 
     def _expect_stride(self, size: int) -> None:
         """Raises ValueError unless tokens really lie S / h pixels apart.
@@ -153,7 +156,7 @@ class ForeignEncoder(TokenEncoder):
                 return
             raise ValueError(f"{wrong} and does not see all of them, {multiple}") from None
         try:
-            fits = self._grid(out, height, width) == (height // stride, width // stride)
+            fits = self._cells(out, height, width) == (height // stride, width // stride)
         except ValueError:
             fits = False
         if not fits:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -76,17 +77,31 @@ def _expect_known(package: str, name: str, known: Iterable[str]) -> None:
         raise ValueError(f"model.name: {package} has no {name!r}{hint}")
 
 
+@contextmanager
+def _made(name: str, image_size: int) -> Iterator[None]:
+    """Says of any error that a package raises which network could not be made."""
+    try:
+        yield
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(
+            f"model.name: {name} cannot be made for data.image_size={image_size} ({what})"
+        ) from error
+
+
 def _of_timm(name: str, image_size: int) -> tuple[nn.Module, Reading]:
     timm = _package("timm", f"timm:{name}")
-    _expect_known("timm", name.partition(".")[0], timm.list_models())  # a tag names weights
+    architecture = name.partition(".")[0]  # without the tag, which names weights
+    _expect_known("timm", architecture, timm.list_models())
     make = partial(timm.create_model, name, pretrained=False, num_classes=0)
-    if not timm.get_pretrained_cfg(name).fixed_input_size:
-        network = make()
-    else:
-        try:
-            network = make(img_size=image_size, dynamic_img_size=True)
-        except TypeError:  # it takes no other sizes
-            network = make(img_size=image_size)
+    with _made(f"timm:{name}", image_size):
+        if not timm.get_pretrained_cfg(architecture).fixed_input_size:
+            network = make()
+        else:
+            try:
+                network = make(img_size=image_size, dynamic_img_size=True)
+            except TypeError:  # it takes no other sizes
+                network = make(img_size=image_size)
     features = _timm_channels_last if getattr(network, "output_fmt", "") == "NHWC" else _timm
     prefix = getattr(network, "num_prefix_tokens", None) or 0
     classes = prefix > 0 and getattr(network, "cls_token", None) is not None
@@ -115,12 +130,8 @@ def _of_torchvision(name: str, image_size: int) -> tuple[nn.Module, Reading]:
         options["image_size"] = image_size
     elif name.startswith("maxvit"):
         options["input_size"] = (image_size, image_size)
-    try:
+    with _made(f"torchvision:{name}", image_size):
         network = models.get_model(name, weights=None, **options)
-    except Exception as error:
-        raise ValueError(
-            f"data.image_size: {name} cannot be made for {image_size} px: {error}"
-        ) from error
     layer = _last_grid(f"torchvision:{name}", network, image_size)
     has_class = name.startswith("vit_")
     return network, Reading(partial(_output_of, layer), int(has_class), has_class)
@@ -174,12 +185,9 @@ def _of_huggingface(folder: str, image_size: int) -> tuple[nn.Module, Reading]:
             f"model.name: {name}: expected a folder with a config.json, seen from {os.getcwd()}"
         )
     transformers = _package("transformers", name)
-    try:
+    with _made(name, image_size):
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         network = transformers.AutoModel.from_config(config).float()
-    except Exception as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"model.name: {name} is no model of transformers ({what})") from error
     taken = signature(network.forward).parameters
     options = {n: True for n in ("interpolate_pos_encoding",) if n in taken}  # any image size
     features = partial(_last_hidden_state, options)
@@ -215,7 +223,7 @@ def _of_function(name: str) -> tuple[nn.Module, Reading]:
             f"model.name: {name}() returned {type(network).__name__}, expected a torch.nn.Module"
         )
     prefix = arguments.integer("num_prefix_tokens", getattr(network, "num_prefix_tokens", 0), 0)
-    has_class = bool(getattr(network, "has_class_token", prefix > 0))
+    has_class = prefix > 0 and bool(getattr(network, "has_class_token", True))
     return network, Reading(_called, prefix, has_class)
 
 
