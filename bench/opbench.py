@@ -72,6 +72,8 @@ class OpBench:
         floor: (inputs, mode) to a call that moves those bytes and does nothing else, or None.
         sweep: parameter sets, the first of which is the headline.
         verdict: (parameters, name to median ms) to a sentence under the table, or None.
+        on_host: ours reads values of its inputs on the host, on a GPU too, so that a rehearsal
+            needs them in memory.
     """
 
     name: str
@@ -86,6 +88,7 @@ class OpBench:
     floor: Callable[[Inputs, str], Callable[[], Any]] | None = None
     sweep: tuple[Mapping[str, Any], ...] = field(default=({},))
     verdict: Callable[[Mapping[str, Any], Mapping[str, float]], str] | None = None
+    on_host: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from fastequi.cli.dryrun import synthetic
 from fastequi.data.views.batch import Batch
 from fastequi.kernels import autograd, backend, dino, warp_packed, warp_recon_packed
 
+_AS_IS = contextlib.nullcontext()
 MOST_SHARED = 227 << 10  # bytes of a program on compute capability 9.0
 MOST_REGISTERS = 1 << 16  # of a multiprocessor
 MOST_PROGRAMS = 2**31 - 1, 65_535, 65_535  # of a grid's axes
@@ -215,7 +216,8 @@ def run(cases: Sequence[OpBench], options: Options, arch: int) -> tuple[list[Var
                             continue
                         recorder.case = f"{where}: {name}"
                         try:
-                            provider.make(case.inputs(**params), mode)()
+                            with _disable_current_modes() if case.on_host else _AS_IS:
+                                provider.make(case.inputs(**params), mode)()
                         except Unavailable as reason:
                             print(f"{recorder.case}: left out, {reason}")
                         except Exception as error:

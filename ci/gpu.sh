@@ -8,7 +8,8 @@
 #     products    H5, H8, H9: losses that are bound by matrix products
 #     steps       H13: steps of every base with and without TIR
 #     attention   H15: attention at the encoders' lengths, beside what is installed
-#     data        H14: a run over the images in $DATA through DALI, and how long it waits for them
+#     data        H14: a run over the images in $DATA through DALI, and how long it waits for them;
+#                 then the same with views made by fused_views
 #     sweep       every case at all its shapes
 #     profile     hardware counters of the path loss's kernel, by ncu
 # The H lines are those of bench/results/predicted.json, which the results are compared with in the
@@ -56,14 +57,15 @@ run_tests() {
   local workers=() images=()
   python3 -c "import xdist" 2>/dev/null && workers=(-n "$(($(nproc) < 14 ? $(nproc) : 14))" --dist worksteal)
   if python3 -c "import nvidia.dali" 2>/dev/null; then
-    images=(tests/test_dali.py tests/test_loader.py)
+    images=(tests/test_dali.py tests/test_fused_loader.py tests/test_loader.py)
   else
-    echo "gpu.sh tests: without DALI, test_dali.py and test_loader.py are left out"
+    echo "gpu.sh tests: without DALI, test_dali.py, test_fused_loader.py and test_loader.py are left out"
   fi
   OMP_NUM_THREADS=1 limited tests python3 -m pytest -v --durations=15 -rf --tb=short "${workers[@]}" "${options[@]}" \
     tests/test_attention.py tests/test_blur_recon.py tests/test_correspondence.py \
     tests/test_crop_align.py tests/test_decoder.py tests/test_derivatives.py \
-    tests/test_dino.py tests/test_equi_layer.py tests/test_gaussian_blur.py tests/test_koleo.py \
+    tests/test_dino.py tests/test_equi_layer.py tests/test_fused_views.py \
+    tests/test_gaussian_blur.py tests/test_koleo.py \
     tests/test_linear_blur_recon.py tests/test_linear_dino.py tests/test_linear_warp_recon.py \
     tests/test_no_waiting.py tests/test_nt_xent.py tests/test_rot90_batch.py \
     tests/test_sinkhorn.py tests/test_tir.py tests/test_vicreg.py tests/test_warp.py \
@@ -98,7 +100,7 @@ stage() {
       headline dino ibot
       cases gtsa --modes fwdbwd --headline --without "pair by pair" --case crop_align correspondence
       cases sinkhorn --modes fwdbwd --headline --case sinkhorn
-      cases views --modes fwd --headline --case rot90_batch warp gaussian_blur
+      cases views --modes fwd --headline --case rot90_batch warp gaussian_blur views
       cases blur_recon --modes fwdbwd --headline --case blur_recon
       ;;
     products)
@@ -118,9 +120,14 @@ stage() {
         failures+=("data: DATA: expected a folder of images, got '${DATA:-}'")
         return
       fi
-      limited data python3 -m fastequi.cli pretrain tir_vicreg_vits16 --data "$DATA" --data.repeat 2000 \
-        --data.batch-size 256 --max-steps 150 --train.log-every 10 --run-dir "$out/run" > >(tee "$out/data.txt") 2>&1
-      cp "$out/run/metrics.jsonl" "$out/data.jsonl" && rm -r "$out/run"
+      local views
+      for views in dali fused; do
+        limited "data_$views" python3 -m fastequi.cli pretrain tir_vicreg_vits16 --data "$DATA" --data.repeat 2000 \
+          --data.batch-size 256 --data.views $views --max-steps 150 --train.log-every 10 --run-dir "$out/run" \
+          > >(tee "$out/data_$views.txt") 2>&1
+        cp "$out/run/metrics.jsonl" "$out/data_$views.jsonl" && rm -r "$out/run"
+      done
+      mv "$out/data_dali.jsonl" "$out/data.jsonl"
       ;;
     sweep) cases sweep ;;
     profile)

@@ -201,7 +201,7 @@ int EXPORT(fused_views)(const Views *op) {
     resample(op, v, &down, &across, lines, own, pitch);
     if (op->color) recolor(op->color + 12 * v, own, height * pitch);
     int64_t reach = 0;
-    if (op->sigma && op->sigma[v] > 0) reach = taps_of(op->sigma[v], (int64_t)ceilf(3 * op->sigma[v]), taps);
+    if (op->sigma && op->sigma[v] > 0) reach = taps_of(op->sigma[v], (int64_t)ceil(3.0 * op->sigma[v]), taps);
     int solarize = op->solarize && op->solarize[v];
     for (int64_t c = 0; c < 3; c++)
       for (int64_t y = 0; y < height; y++) {

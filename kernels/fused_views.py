@@ -9,8 +9,11 @@ Replaces, for every view of a batch (DALI's operators, or torchvision's, one aft
     x = (x / 255 - mean) / std
 
 Never materialised: what stands between these lines, which is not rounded to bytes either. Read are
-the window's bytes, written the view. In C on a CPU, where a view's planes stay in a core's caches;
-elsewhere :func:`fused_views_ref`, a view at a time.
+the window's bytes, written the view. On a GPU by `fused_views_triton.py`; in C on a CPU, where a
+view's planes stay in a core's caches; else :func:`fused_views_ref`, a view at a time.
+
+The parameters lie on the host, wherever the photographs are: what they say of launches and memory
+(which views are blurred, how far) is known there without waiting for a GPU.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ import math
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_fused_views
-from fastequi.kernels.backend import say_type, use_native
+from fastequi.kernels import fused_views_triton, native_fused_views
+from fastequi.kernels.backend import say_type, use_native, use_triton
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
 
@@ -59,19 +62,19 @@ def blur_matrix(sigma: float, size: int, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Tensor:
-    """The lines above in plain PyTorch: [V, 3, H, W], or [V, H, W, 3] of bytes; float64 where
-    `dtype` is."""
+    """The lines above in plain PyTorch, float64 where `dtype` is: [V, 3, H, W], of bytes channels
+    last in memory."""
     photos, photo, window, color, sigma, solarize = views
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     made = []
     for v, i in enumerate(photo.tolist()):
         image = photos[i].to(compute).permute(2, 0, 1)
-        y0, x0, y1, x1 = window[v].to(compute)
-        down = resample_matrix(y0, y1, image.shape[1], target.height)
-        across = resample_matrix(x0, x1, image.shape[2], target.width)
+        y0, x0, y1, x1 = window[v].double()  # thousands of pixels, and fractions
+        down = resample_matrix(y0, y1, image.shape[1], target.height).to(image)
+        across = resample_matrix(x0, x1, image.shape[2], target.width).to(image)
         x = down @ image @ across.T
         if color is not None:
-            m = color[v].to(compute)
+            m = color[v].to(x)
             x = torch.einsum("ij,jhw->ihw", m[:, :3], x) + 255 * m[:, 3, None, None]
             x = x.clamp(0, 255)
         if sigma is not None and sigma[v] > 0:
@@ -80,12 +83,10 @@ def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -
         if solarize is not None and solarize[v]:
             x = torch.where(x >= 127.5, 255 - x, x)
         made.append(x)
-    if not made:
-        shape = (0, *target.size, 3) if dtype == torch.uint8 else (0, 3, *target.size)
-        return torch.empty(shape, dtype=dtype, device=window.device)
     out = torch.stack(made)
     if dtype == torch.uint8:
-        return out.add(0.5).floor().clamp(0, 255).to(dtype).permute(0, 2, 3, 1).contiguous()
+        out = out.add(0.5).floor().clamp(0, 255).to(dtype)
+        return out.contiguous(memory_format=torch.channels_last)
     out = out / 255
     if target.mean is not None and target.std is not None:
         mean, std = (out.new_tensor(v)[:, None, None] for v in (target.mean, target.std))
@@ -94,23 +95,18 @@ def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -
 
 
 def fused_views(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Tensor:
-    """[V, 3, H, W] of a floating type, or [V, H, W, 3] of bytes; arguments already checked."""
-    photos, photo, window, color, sigma, solarize = views
-    if not use_native(window):
+    """[V, 3, H, W], of bytes channels last in memory; arguments already checked."""
+    kind = torch.channels_last if dtype == torch.uint8 else torch.contiguous_format
+    shape, device = (len(views.photo), 3, *target.size), views.device
+    out = torch.empty(shape, dtype=dtype, device=device, memory_format=kind)
+    if not out.numel():
+        return out
+    if use_triton(out) and dtype != torch.float64:
+        fused_views_triton.fused_views(out, views, target)
+    elif use_native(out) and native_fused_views.makes(dtype):
+        native_fused_views.fused_views(out, views, target)
+    else:
+        if use_native(out):
+            say_type("fused_views", dtype, takes="float32, bfloat16 or uint8")
         return fused_views_ref(views, target, dtype)
-    if not native_fused_views.makes(dtype):
-        say_type("fused_views", dtype, takes="float32, bfloat16 or uint8")
-        return fused_views_ref(views, target, dtype)
-    shape = (*target.size, 3) if dtype == torch.uint8 else (3, *target.size)
-    out = torch.empty((len(photo), *shape), dtype=dtype, device=window.device)
-    if out.numel():
-        color, sigma = (None if x is None else _dense(x) for x in (color, sigma))
-        solarize = None if solarize is None else solarize.contiguous()
-        numbers = photo.to(torch.int32).contiguous()
-        dense = DrawnViews(photos, numbers, _dense(window), color, sigma, solarize)
-        native_fused_views.fused_views(out, dense, target)
     return out
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.to(torch.float32).resolve_neg().contiguous()

@@ -29,10 +29,7 @@ def makes(dtype: torch.dtype) -> bool:
 
 
 def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
-    """Fills `out`, dense [V, 3, H, W], or [V, H, W, 3] of bytes.
-
-    Numbers of photographs are int32; windows, colours and sigmas float32; all are dense.
-    """
+    """Fills `out` [V, 3, H, W], dense, of bytes channels last."""
     photos, photo, window, color, sigma, solarize = views
     count = len(photos)
     places = (c_void_p * count)(*(native.pointer(x) for x in photos))
@@ -51,9 +48,9 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
         target.height,
         target.width,
         native.DTYPES[out.dtype],
-        min(native.threads(out.numel()), max(len(photo), 1)),
+        min(native.threads(out.numel()), len(photo)),
         *taps(window, target),
-        0 if sigma is None or not sigma.numel() else 3 * int(sigma.max().item()) + 3,
+        0 if sigma is None else 3 * int(sigma.max().item()) + 3,
     )
     native.call("fused_views", op)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -66,10 +67,10 @@ class DrawnViews(NamedTuple):
     """Views of photographs, before they are made.
 
     Attributes:
-        photos: [H, W, 3] uint8 each, pixels of a row side by side.
-        photo: [V] integers, which one a view shows.
-        window, color, sigma, solarize: [V, ...], the last three or None; as in
-            `fastequi.functional.fused_views`.
+        photos: [H, W, 3] uint8 each, pixels of a row side by side, all on one device.
+        photo: [V] int32, which one a view shows; on the CPU and dense, as are the others.
+        window, color, sigma, solarize: [V, ...] float32, the last bool; the last three or None; as
+            in `fastequi.functional.fused_views`.
     """
 
     photos: Sequence[Tensor]
@@ -78,6 +79,11 @@ class DrawnViews(NamedTuple):
     color: Tensor | None
     sigma: Tensor | None
     solarize: Tensor | None
+
+    @property
+    def device(self) -> torch.device:
+        """Of the photographs; the CPU where there are none."""
+        return self.photos[0].device if self.photos else self.photo.device
 
 
 class ViewTarget(NamedTuple):

@@ -1,10 +1,13 @@
-"""Augmenting decoded photographs on a CPU: DALI's operators one by one, and other libraries' own.
+"""Augmenting decoded photographs: DALI's operators one by one, and other libraries' own.
 
-Each library runs as its users run it, with its own random parameters of the same ranges, an image
-at a time where it takes one (kornia takes batches); DALI takes a batch. Decoding is a case of its
-own. What a call gives is checked for its shape, type and range of values, since no two libraries
-define a contrast or a hue alike: all are yardsticks, none an answer. Ours equals DALI's within a
-grey level (tests/test_fused_views.py).
+On a CPU each library runs as its users run it, with its own random parameters of the same ranges,
+an image at a time where it takes one (kornia takes batches); DALI takes a batch. Decoding is a case
+of its own. What a call gives is checked for its shape, type and range of values, since no two
+libraries define a contrast or a hue alike: all are yardsticks, none an answer. Ours equals DALI's
+within a grey level (tests/test_fused_views.py).
+
+On a GPU the photographs lie there, the parameters on the host; the peer is our PyTorch reference, a
+view at a time, which is also the answer.
 """
 
 from __future__ import annotations
@@ -21,14 +24,15 @@ from PIL import Image
 from torch import Tensor
 
 import fastequi
+from bench.cases.geometry import DTYPES, MEAN, STD, itemsize
 from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
+from bench.providers import Signature
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.views.parameters import ViewParams, view_params
 from fastequi.functional import fused_views
 from fastequi.paths import color_matrix
 from fastequi.philox import Draws
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEIGHT, WIDTH = 375, 500  # of the photographs, ImageNet's usual size
 AREA, SIGMA, JITTER = (0.08, 1.0), (0.1, 2.0), (0.4, 0.4, 0.2, 0.1)
 OPS = ("all", "crop", "colour", "blur", "solarize", "normalise")
@@ -258,12 +262,23 @@ def _ours(inputs: Inputs, mode: str) -> Call:
     """`fused_views`, its parameters drawn ahead as fastequi draws them."""
     if mode == "fwdbwd":
         raise Unavailable("views have no gradient")
-    op, size = inputs["op"], inputs["size"]
-    drawn, photos = _drawn(inputs), [torch.from_numpy(array) for array in inputs["arrays"]]
+    photos, windows, given = _arguments(inputs)
+
+    def call() -> dict[str, Tensor]:
+        return {"views": fused_views(photos, windows, **given)}
+
+    _checked(call()["views"], inputs)
+    return call
+
+
+def _arguments(inputs: Inputs) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
+    """Photographs, windows and options of `fused_views`, on the CPU."""
+    op, drawn = inputs["op"], _drawn(inputs)
+    photos = [torch.from_numpy(array) for array in inputs["arrays"]]
     sides = torch.tensor([photo.shape[:2] for photo in photos]).repeat(1, 2)
     windows = sides.float()
     windows[:, :2] = 0
-    given: dict[str, Any] = {"dtype": torch.uint8}
+    given: dict[str, Any] = {"size": inputs["size"], "dtype": torch.uint8}
     if op in ("all", "crop"):
         corners = np.concatenate([drawn.start, drawn.end], 1)
         windows = torch.from_numpy(corners) * sides
@@ -278,12 +293,38 @@ def _ours(inputs: Inputs, mode: str) -> Call:
         given["solarize"] = torch.ones(len(photos), dtype=torch.bool)
     if op in _LAST:
         given |= {"dtype": torch.float32, "mean": MEAN, "std": STD}
+    return photos, windows, given
 
-    def call() -> dict[str, Tensor]:
-        return {"views": fused_views(photos, windows, size=size, **given)}
 
-    _checked(call()["views"], inputs)
-    return call
+def _inputs_on_gpu(B: int, size: int, dtype: str, blurred: bool) -> Inputs:
+    photos, windows, given = _arguments(_inputs("all", B, size))
+    given["dtype"] = DTYPES[dtype]
+    if not blurred:
+        del given["sigma"]
+    return {"photos": [photo.to("cuda") for photo in photos], "windows": windows, "given": given}
+
+
+def _views(photos: list[Tensor], windows: Tensor, given: dict[str, Any]) -> Tensor:
+    return fused_views(photos, windows, **given)
+
+
+def _answer_on_gpu(inputs: Inputs, mode: str) -> dict[str, Tensor]:
+    given = {**inputs["given"], "dtype": torch.float64}
+    return {"views": _views(inputs["photos"], inputs["windows"], given)}
+
+
+def _bytes_on_gpu(params: Mapping[str, Any], mode: str) -> int:
+    """Of windows of the mean area, and of views."""
+    window = int(3 * HEIGHT * WIDTH * sum(AREA) / 2)
+    return params["B"] * (window + 3 * params["size"] ** 2 * itemsize(params))
+
+
+def _floor_on_gpu(inputs: Inputs, mode: str) -> Callable[[], Any]:
+    """As many bytes of views written."""
+    given, count = inputs["given"], len(inputs["windows"])
+    shape = count, 3, given["size"], given["size"]
+    out = torch.empty(shape, dtype=given["dtype"], device=inputs["photos"][0].device)
+    return lambda: out.fill_(1)
 
 
 def _drawn(inputs: Inputs) -> ViewParams:
@@ -400,6 +441,10 @@ def _verdict(params: Mapping[str, Any], medians: Mapping[str, float]) -> str:
     return f"{params.get('op', 'decode')}, images a second: {rates}"
 
 
+_VIEWS = Signature(
+    lambda inputs: (inputs["photos"], inputs["windows"], inputs["given"]), result="views"
+)
+_ON_GPU: dict[str, Any] = {"B": 256, "size": 224, "dtype": "bfloat16", "blurred": True}
 _PEER: dict[str, Any] = {"partial": True}
 _BATCH = {"B": 32, "size": 224}
 
@@ -445,5 +490,22 @@ CASES = (
         flops=lambda params, mode: 0.0,
         sweep=({"B": 32},),
         verdict=_verdict,
+    ),
+    OpBench(
+        name="views",
+        device="cuda",
+        title="views of photographs of 500x375 on the GPU, normalised",
+        inputs=_inputs_on_gpu,
+        providers={
+            "eager": Provider(_VIEWS.ours(_views, "torch")),
+            "ours": Provider(_VIEWS.ours(_views, "triton")),
+        },
+        answer=_answer_on_gpu,
+        bytes_moved=_bytes_on_gpu,
+        formula="pixels of the window read once + view written once",
+        flops=lambda params, mode: 0.0,
+        floor=_floor_on_gpu,
+        sweep=(_ON_GPU, {**_ON_GPU, "blurred": False}, {**_ON_GPU, "size": 96}),
+        on_host=True,
     ),
 )

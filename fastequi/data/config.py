@@ -116,11 +116,11 @@ class DataConfig:
             epoch is files × repeat × samples_per_decode samples.
         num_threads: DALI's threads in each rank; 0: all usable cores, at most 16.
         tolerate: largest share of images that may be unreadable; one always may, unless it is 0.
-        views: what makes the views of decoded images. "dali": its operators one after the other, on
-            the device. "fused": one pass per view on the CPU (:func:`fastequi.fused_views`), the
-            same but for DALI's rounding (a grey level, rarely two) and several times as fast.
-            "auto": fused on a CPU where the C kernels run, which was faster at every size measured,
-            else dali; a run keeps what it began with.
+        views: what makes the views of decoded images, on the device. "dali": its operators one
+            after the other. "fused": one pass per view (:func:`fastequi.fused_views`), the same
+            but for DALI's rounding (a grey level, rarely two); several times as fast on a CPU, not
+            measured on a GPU. "auto": fused on a CPU where the C kernels run, which was faster at
+            every size measured, else dali; a run keeps what it began with.
     """
 
     image_size: int = 224

@@ -72,6 +72,7 @@ class Decoder:
     Args:
         decodes: photographs in a batch.
         files: called once per batch, ahead of time; returns paths, or encoded images.
+        device: where they are decoded: "cpu", or a CUDA device.
         num_threads: DALI's CPU threads.
         encoded: they are images' bytes, not paths.
 
@@ -83,15 +84,16 @@ class Decoder:
         self,
         decodes: int,
         files: Callable[[], Sequence[File]],
+        device: torch.device,
         num_threads: int,
         encoded: bool = False,
     ) -> None:
         require_dali()
-        cpu = torch.device("cpu")
+        self.device = device
         self._pipeline = Pipeline(
             batch_size=decodes,
             num_threads=num_threads,
-            device_id=None,
+            device_id=device_id(device),
             prefetch_queue_depth=IN_FLIGHT,
             exec_dynamic=True,  # outputs stay valid for as long as they are held
         )
@@ -99,14 +101,18 @@ class Decoder:
             source = fn.external_source(
                 source=lambda: samples(files()), dtype=types.UINT8, batch=True
             )
-            self._pipeline.set_outputs(decoded(source, cpu, encoded))
+            self._pipeline.set_outputs(decoded(source, device, encoded))
         self._pipeline.build()
-        self._held: Any = ()
 
     def run(self) -> list[Tensor]:
-        """The next batch: [H, W, 3] uint8 each, DALI's memory, valid until the next call."""
-        (self._held,) = self._pipeline.run()
-        return [torch.from_numpy(np.asarray(self._held[i])) for i in range(len(self._held))]
+        """The next batch, on the current stream of the device: [H, W, 3] uint8 each.
+
+        It is DALI's memory, which stays theirs for as long as they are held.
+        """
+        on_gpu = self.device.type == "cuda"
+        stream = {"cuda_stream": torch.cuda.current_stream(self.device)} if on_gpu else {}
+        (images,) = self._pipeline.run(**stream)
+        return [torch.from_dlpack(images[i]) for i in range(len(images))]
 
 
 def decoded_sizes(

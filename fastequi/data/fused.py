@@ -1,8 +1,9 @@
 """Views by `fused_views`, of photographs that DALI decodes: `data.views="fused"`.
 
 The same parameters as for DALI's graph (`dali.py`), the same views but for its rounding: one pass
-for each view where DALI takes one for each operation. DALI's threads decode ahead; the views of a
-batch are made when it is asked for, by PyTorch's threads.
+for each view where DALI takes one for each operation. DALI decodes ahead, on the CPU or on a GPU;
+the views of a batch are made when it is asked for, by PyTorch's threads, or on the current stream.
+The parameters stay on the CPU, so that nothing waits for a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastequi.paths import color_matrix
 
 
 def chosen(views: str, device: torch.device) -> Literal["dali", "fused"]:
-    """What `data.views` means on a device."""
+    """What `data.views` means on a device; on a GPU auto is dali, the one that was measured."""
     if views == "auto":
         in_c = device.type == "cpu" and backend(device)[0] == "native"
         return "fused" if in_c else "dali"
@@ -47,12 +48,13 @@ class Drawn(NamedTuple):
 
 
 class FusedPipeline:
-    """Batches of views, like :class:`fastequi.data.dali.ViewPipeline` on a CPU.
+    """Batches of views, like :class:`fastequi.data.dali.ViewPipeline`.
 
     Args:
         cfg: the views.
         decodes: photographs in a batch.
         draw: called once per batch, ahead of time.
+        device: where photographs are decoded and views made: "cpu", or a CUDA device.
         num_threads: DALI's CPU threads.
         encoded: files are images' bytes, not paths.
 
@@ -65,12 +67,13 @@ class FusedPipeline:
         cfg: DataConfig,
         decodes: int,
         draw: Callable[[], Drawn],
+        device: torch.device,
         num_threads: int,
         encoded: bool = False,
     ) -> None:
         self.cfg, self._draw = cfg, draw
         self._ahead: deque[Drawn] = deque()  # being decoded, oldest first
-        self._decoder = Decoder(decodes, self._files, num_threads, encoded)
+        self._decoder = Decoder(decodes, self._files, device, num_threads, encoded)
 
     def _files(self) -> Sequence[File]:
         self._ahead.append(self._draw())
@@ -119,6 +122,8 @@ def _views(
     views = fused_views(photos, windows, size=size, photo=photo, **options)
     if cfg.rotations and params.rotation is not None:
         for turns in (1, 2, 3):  # np.rot90's
-            those = torch.from_numpy(params.rotation == turns)
+            those = torch.from_numpy(np.flatnonzero(params.rotation == turns))
+            if views.is_cuda:  # a copy that is not waited for
+                those = those.pin_memory().to(views.device, non_blocking=True)
             views[those] = views[those].rot90(turns, (2, 3))
     return views

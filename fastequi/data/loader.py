@@ -74,13 +74,10 @@ def make_loader(
 
     Raises:
         ImportError: DALI is not installed.
-        ValueError: the source is too small for a batch, `state` is another source's, or
-            `cfg.views` is "fused" on a GPU.
+        ValueError: the source is too small for a batch, or `state` is another source's.
     """
     require_dali()
     cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
-    if cfg.views == "fused" and torch.device(device).type != "cpu":
-        raise ValueError(f"data.views: expected dali on {device}, got fused, which runs on a CPU")
     if cfg.mask_share > 0 and grid < 1:
         raise ValueError(f"grid: masks (mask_share={cfg.mask_share}) need it >= 1, got {grid}")
     return Loader(
@@ -230,7 +227,7 @@ class Loader:
     def _build(self) -> ViewPipeline | FusedPipeline:
         decodes, encoded = self._sampler.share, self._given.as_bytes
         if self.cfg.views == "fused":
-            return FusedPipeline(self.cfg, decodes, self._draw, self._threads, encoded)
+            return FusedPipeline(self.cfg, decodes, self._draw, self.device, self._threads, encoded)
         return ViewPipeline(self.cfg, decodes, self._feed, self.device, self._threads, encoded)
 
     def _feed(self) -> Feed:

@@ -31,7 +31,9 @@ def fused_views(
     torchvision's do one after the other, with parameters that the caller has drawn.
 
     Args:
-        photos: [H, W, 3] uint8 each, of any sizes, such as `torch.from_numpy` of decoded images.
+        photos: [H, W, 3] uint8 each, of any sizes, such as `torch.from_numpy` of decoded images, on
+            one device, where the views are made. The other tensors are read on the CPU, where they
+            are drawn: those of a GPU are waited for, with a host sync each.
         windows: [V, 4] corners y0, x0, y1, x1 in pixels, within the photographs; x0 > x1 mirrors
             left to right. Resampled linearly, with antialiasing where the view is smaller.
         size: (H, W) of the views, or one number for both.
@@ -52,28 +54,17 @@ def fused_views(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     checks.check_floating("windows", windows)
-    windows = windows.to(torch.float32).resolve_neg()
-    photos = _checked_photos(photos, windows)
+    photos, device = _checked_photos(photos, windows.device)
+    windows = _on_host("windows", windows, device)
     target_size = arguments.two_sizes("size", size)
     if windows.ndim != 2 or windows.shape[1] != 4:
         raise ValueError(f"windows: expected [V, 4], got {tuple(windows.shape)}")
     count = len(windows)
-    photo = _checked_places(photo, count, photos)
+    photo = _checked_places(photo, count, photos, device)
     _check_windows(windows, photos, photo)
-    for name, values, shape in (
-        ("color", color, (count, 3, 4)),
-        ("sigma", sigma, (count,)),
-        ("solarize", solarize, (count,)),
-    ):
-        if values is None:
-            continue
-        if name != "solarize":
-            checks.check_floating(name, values)
-        elif not isinstance(values, Tensor) or values.dtype != torch.bool:
-            raise TypeError(f"solarize: expected a bool tensor, got {_kind(values)}")
-        if values.shape != shape:
-            raise ValueError(f"{name}: expected {list(shape)}, got {tuple(values.shape)}")
-        checks.same_device(windows=windows, **{name: values})
+    color = _checked("color", color, (count, 3, 4), device)
+    sigma = _checked("sigma", sigma, (count,), device)
+    solarize = _checked("solarize", solarize, (count,), device)
     if color is not None and not (color.abs() <= _MOST_COLOR).all():  # nor NaN
         raise ValueError(f"color: expected numbers up to {_MOST_COLOR:g}, got others")
     if sigma is not None:
@@ -85,8 +76,7 @@ def fused_views(
         raise ValueError("dtype: uint8 cannot hold normalised values; leave out mean and std")
     target = ViewTarget(*target_size, mean, std)
     drawn = DrawnViews(photos, photo, windows, color, sigma, solarize)
-    out = _views.fused_views(drawn, target, dtype)
-    return out.permute(0, 3, 1, 2) if dtype == torch.uint8 else out
+    return _views.fused_views(drawn, target, dtype)
 
 
 _MOST_SIGMA, _MOST_COLOR = 64.0, 1e6
@@ -96,42 +86,72 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _checked_photos(photos: Sequence[Tensor], windows: Tensor) -> list[Tensor]:
-    """Whose pixels lie side by side."""
+def _checked_photos(
+    photos: Sequence[Tensor], device: torch.device
+) -> tuple[list[Tensor], torch.device]:
+    """Photographs whose pixels lie side by side, and their device; the given one for none."""
     if isinstance(photos, Tensor) or not isinstance(photos, Sequence):
         got = f"one of {tuple(photos.shape)}" if isinstance(photos, Tensor) else _kind(photos)
         raise TypeError(f"photos: expected a list of tensors [H, W, 3], got {got}")
-    found = []
+    found: list[Tensor] = []
     for i, image in enumerate(photos):
         if not isinstance(image, Tensor) or image.dtype != torch.uint8:
             raise TypeError(f"photos[{i}]: expected a uint8 tensor, got {_kind(image)}")
         if image.ndim != 3 or image.shape[2] != 3 or not image.numel():
             raise ValueError(f"photos[{i}]: expected [H, W, 3], got {tuple(image.shape)}")
-        if image.device != windows.device:
+        if image.is_meta:
+            raise ValueError(f"photos[{i}]: expected pixels in memory, got a tensor on meta")
+        if i > 0 and image.device != found[0].device:
             raise ValueError(
-                f"photos[{i}]: expected on {windows.device} as windows are, got {image.device}"
+                f"photos[{i}]: expected on {found[0].device} as photos[0] is, got {image.device}"
             )
         side_by_side = image.stride()[1:] == (3, 1) and image.stride(0) >= 0
         found.append(image if side_by_side else image.contiguous())
-    return found
+    return found, found[0].device if found else device
 
 
-def _checked_places(photo: Tensor | None, count: int, photos: list[Tensor]) -> Tensor:
+def _on_host(name: str, values: Tensor, device: torch.device) -> Tensor:
+    """A parameter as the kernels read it: on the CPU, dense, floating ones in float32."""
+    if values.device.type != "cpu" and values.device != device:
+        here = "cpu" if device.type == "cpu" else f"cpu, or {device} as photos are"
+        raise ValueError(f"{name}: expected on {here}, got {values.device}")
+    values = values.detach().cpu().resolve_neg()
+    return (values.float() if values.is_floating_point() else values).contiguous()
+
+
+def _checked(
+    name: str, values: Tensor | None, shape: tuple[int, ...], device: torch.device
+) -> Tensor | None:
+    if values is None:
+        return None
+    if name != "solarize":
+        checks.check_floating(name, values)
+    elif not isinstance(values, Tensor) or values.dtype != torch.bool:
+        raise TypeError(f"solarize: expected a bool tensor, got {_kind(values)}")
+    if values.shape != shape:
+        raise ValueError(f"{name}: expected {list(shape)}, got {tuple(values.shape)}")
+    return _on_host(name, values, device)
+
+
+def _checked_places(
+    photo: Tensor | None, count: int, photos: list[Tensor], device: torch.device
+) -> Tensor:
     if photo is None:
         if len(photos) != count:
             raise ValueError(
                 f"photo: needed where there are {len(photos)} photographs for {count} windows"
             )
-        return torch.arange(count, device="cpu")
+        return torch.arange(count, dtype=torch.int32, device="cpu")
     checks.check_integers("photo", photo)
     if photo.shape != (count,):
         raise ValueError(f"photo: expected [{count}] as windows has rows, got {tuple(photo.shape)}")
+    photo = _on_host("photo", photo, device)
     if photo.numel() and not (photo.min() >= 0 and photo.max() < len(photos)):
         raise ValueError(
             f"photo: expected 0 .. {len(photos) - 1}, got {photo.min().item()} .. "
             f"{photo.max().item()}"
         )
-    return photo
+    return photo.to(torch.int32)
 
 
 def _check_windows(windows: Tensor, photos: list[Tensor], photo: Tensor) -> None:

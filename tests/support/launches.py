@@ -19,6 +19,7 @@ from fastequi.kernels import (
     correspondence,
     crop_align,
     dino,
+    fused_views_triton,
     koleo,
     nt_xent,
     packed,
@@ -45,13 +46,14 @@ POINTERS = {
          "lse_ptr", "every_lse_ptr", "loss_ptr", "dtheta_ptr", "high_ptr", "forth_weight_ptr",
          "back_weight_ptr", "student_boxes_ptr", "teacher_boxes_ptr", "boxes_ptr", "cosine_ptr",
          "z1_ptr", "z2_ptr", "centred_ptr", "sums_ptr", "factor_ptr", "negative_ptr",
-         "positive_ptr", "pull_ptr"), "*fp32",
+         "positive_ptr", "pull_ptr", "numbers_ptr", "planes_ptr"), "*fp32",
     ),
     **dict.fromkeys(
         ("arrived_ptr", "pairs_ptr", "at_ptr", "forth_ptr", "back_ptr", "turns_ptr"), "*i32"
     ),
-    **dict.fromkeys(("ids_ptr", "positives_ptr"), "*i64"),
+    **dict.fromkeys(("ids_ptr", "positives_ptr", "places_ptr", "blurred_ptr"), "*i64"),
     "image_ptr": "*u8",
+    "windows_ptr": "*fp64",
 }  # fmt: skip
 FLOATS = {
     "max_sigma", "weight", "scale", "student_scale", "teacher_scale", "inverse_temp", "mean0",
@@ -63,6 +65,7 @@ EVEN = {
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
     "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
     "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
+    "stride_ov",
 }  # fmt: skip
 
 
@@ -335,6 +338,37 @@ def blur_cases() -> Iterator[Case]:
     for sigma in (1.0, 8.0, 16.0):
         config = BLUR | blur.launch_config(sigma) | {"LOSS": "none"}
         yield _by_table(f"blur images, {sigma}", kernel, config, 256, slow=True)
+
+
+# fused_views_triton
+
+
+@section
+def fused_views_triton_cases() -> Iterator[Case]:
+    """Counted are a pixel of the photograph and a tap of a blur, of all channels."""
+    resample = fused_views_triton.views_resample_kernel
+    blurs = fused_views_triton.views_blur_kernel
+    config = fused_views_triton.LAUNCH | {"stride_ox": 1, "ROUND": False}
+    last, planes = config | {"LAST": True}, config | {"LAST": False}
+    near, far = {"FAR": False}, {"FAR": True}
+    pixels = config["TILE_H"] * config["TILE_W"]
+    for name, kernel, constants, dtype, ceilings in (
+        ("views", resample, last, "*bf16", Ceilings(17, 17, 17)),
+        ("views, rows blurred", blurs, planes | near, "*fp32", Ceilings(21, 21, 21)),
+        ("views, columns blurred", blurs, last | near, "*bf16", Ceilings(11, 11, 11)),
+    ):
+        options = {"types": {"out_ptr": dtype}, "loops": True, "ceilings": ceilings}
+        yield _by_table(name, kernel, constants, pixels, **options)
+    for dtype in ("*fp16", "*fp32", "*u8"):
+        options = {"types": {"out_ptr": dtype}, "slow": True}
+        if dtype == "*u8":
+            last |= {"ROUND": True, "stride_oc": 1, "stride_ox": 3}
+        yield _by_table(f"views {dtype}", resample, last, pixels, **options)
+        yield _by_table(f"views, columns blurred {dtype}", blurs, last | near, pixels, **options)
+        yield _by_table(f"views, blurred far {dtype}", blurs, last | far, pixels, **options)
+    options = {"types": {"out_ptr": "*fp32"}, "slow": True}
+    yield _by_table("views, planes", resample, planes, pixels, **options)
+    yield _by_table("views, rows blurred far", blurs, planes | far, pixels, **options)
 
 
 # dino, sinkhorn
