@@ -23,7 +23,7 @@ from typing import Any
 from bench.report import made_by
 from fastequi.config import Config
 from fastequi.data.sources.image_sets import embedded_photos
-from fastequi.recipes import RECIPES
+from fastequi.recipes import FROM_WEIGHTS, RECIPES
 from fastequi.train import pretrain
 
 SHOWN = (
@@ -31,11 +31,8 @@ SHOWN = (
     "std", "teacher_entropy", "prototypes",
 )  # fmt: skip
 PROTOTYPES = 256
-ALL = [
-    name
-    for name, recipe in RECIPES.items()
-    if name != "demo" and recipe().method == "tir" and recipe().tir.base != "distillation"
-]
+_OTHER = ("demo", "tir_distill_vits16", *FROM_WEIGHTS)
+ALL = [name for name, recipe in RECIPES.items() if name not in _OTHER and recipe().method == "tir"]
 
 
 def scaled(config: Config, batch: int = 32) -> Config:

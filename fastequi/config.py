@@ -241,6 +241,7 @@ class OptimConfig:
     clip_per_tensor: bool = False  # clip each parameter's norm by itself, as DINO and iBOT do
     layer_decay: float = 1.0  # of lr, per encoder block from the last one down
     patch_embed_lr: float = 1.0  # factor on lr for the patch embedding
+    encoder_lr: float = 1.0  # factor on lr for all of the encoder, beside heads and decoders
     # share of the training during which heads and decoders learn and the encoder does not; its rate
     # then has a warm-up of its own
     freeze_encoder: float = 0.0

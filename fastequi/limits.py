@@ -58,7 +58,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("optim", _POSITIVE, "lr muon_lr lora_alpha"),
     ("optim", _AMOUNT, "final_lr weight_decay final_weight_decay clip lora_rank"),
     ("optim", _PART, "warmup betas momentum muon_momentum freeze_encoder"),
-    ("optim", _FACTOR, "factor layer_decay patch_embed_lr"),
+    ("optim", _FACTOR, "factor layer_decay patch_embed_lr encoder_lr"),
     ("train", _COUNT, "accumulate log_every max_skipped keep_checkpoints"),
     ("train", _AMOUNT, "minutes checkpoint_every checkpoint_minutes knn_every r2_every"),
     ("train", _AMOUNT, "stop_if_worse"),

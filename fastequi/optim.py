@@ -168,7 +168,7 @@ def schedule(
     """Sets learning rate and weight decay for a step, with each group's own factors.
 
     Args:
-        encoder: a further factor on the rate of the encoder's groups, of :func:`thawed`.
+        encoder: a further factor on the rate of the encoder's groups.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] * (encoder if group["encoder"] else 1.0)

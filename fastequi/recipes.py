@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fastequi.config import (
+    AnchorConfig,
     Config,
     DistillConfig,
     ModelConfig,
@@ -111,6 +112,74 @@ def tir_dinov2_vitl16() -> Config:
 def dinov2_vitl16() -> Config:
     """DINOv2 alone with ViT-L/16: untied heads, Sinkhorn-Knopp teacher, KoLeo, LayerScale."""
     return _alone(tir_dinov2_vitl16())
+
+
+def tir_post_vits14() -> Config:
+    """TIR on DINOv2 that goes on from DINOv2's ViT-S/14: --init WEIGHTS, heads are fresh.
+
+    Crops, KoLeo and prototypes are DINOv2's (ssl_default_config.yaml, local crops of its training
+    configs: 98 px); no stochastic depth, as in the distillation that made these weights (Oquab et
+    al., TMLR 2024, section 5). Safeguards: see `_POST_OPTIM` and `_post`.
+    """
+    crops = replace(_multi_crop((0.32, 1.0), (0.05, 0.32)), local_crop_size=98)
+    return _post(
+        Config(
+            model=ModelConfig(patch_size=14, layer_scale=1e-5),
+            data=replace(crops, mask_share=0.5),
+            tir=TIRConfig("dinov2", dim=2048, equi_dim=512),
+            distill=DistillConfig(temp_warmup=0.3, freeze=0.01),
+            optim=_POST_OPTIM,
+        )
+    )
+
+
+def tir_post_vitb16() -> Config:
+    """TIR on iBOT that goes on from iBOT's or DINO's ViT-B/16: --init WEIGHTS, heads are fresh.
+
+    Crops and drop path are iBOT's for ViT-B/16 (its README: global crops from 0.32 of the area);
+    channels are split as in `tir_ibot_vits16`. Safeguards: see `_POST_OPTIM` and `_post`.
+    """
+    return _post(
+        Config(
+            model=ModelConfig("vit_base", drop_path=0.1),
+            data=replace(_multi_crop((0.32, 1.0), (0.05, 0.32)), mask_share=0.5),
+            tir=TIRConfig("ibot", dim=8192, equi_dim=2048),
+            distill=DistillConfig(temp_warmup=0.3, freeze=0.01),
+            optim=replace(_POST_OPTIM, clip_per_tensor=True),
+        )
+    )
+
+
+# Heads learn at a usual rate; the encoder at 1.5e-5 for 1,024 images, which is the 3e-5 for 4,096
+# of DINOv3's Gram stage (dinov3_vit7b16_gram_anchor.yaml) by its square root rule, with DINOv2's
+# layer decay and factor for patches. It is frozen for a tenth of the run, DINOv2's warm-up.
+_POST_OPTIM = OptimConfig(
+    lr=1e-3,
+    base_batch=1024,
+    scaling="sqrt",
+    final_lr=1e-6,
+    warmup=0.05,
+    weight_decay=0.04,
+    layer_decay=0.9,
+    patch_embed_lr=0.2,
+    encoder_lr=0.015,
+    freeze_encoder=0.1,
+)
+
+
+def _post(config: Config) -> Config:
+    """The safeguards of a run that goes on from weights, beside its rates.
+
+    The teacher begins as the weights and follows at DINOv3's momentum for such a stage, 0.999; an
+    online probe of R² on the run's own images, which needs no labels, ends a run that loses more
+    than 0.05 of it, five times what two probes of one network differ by.
+    """
+    return replace(
+        config,
+        distill=replace(config.distill, momentum=0.999),
+        anchor=AnchorConfig("cosine"),
+        train=TrainConfig(epochs=30, r2_every=500, stop_if_worse=0.05),
+    )
 
 
 _DINO_OPTIM = OptimConfig(
@@ -315,9 +384,14 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "dinov2_vitl16": dinov2_vitl16,
     "tir_distill_vits16": tir_distill_vits16,
     "distill_vits16": distill_vits16,
+    "tir_post_vits14": tir_post_vits14,
+    "tir_post_vitb16": tir_post_vitb16,
     "gtsa_vits16": gtsa_vits16,
     "rotnet_nin_32": rotnet_nin_32,
     "rotnet_alexnet_224": rotnet_alexnet_224,
     "rotnet_vits16": rotnet_vits16,
     "demo": demo,
 }
+
+FROM_WEIGHTS = ("tir_post_vits14", "tir_post_vitb16")
+"""Recipes that make no sense without --init."""

@@ -239,7 +239,7 @@ def rates_at(progress: float, config: Config) -> tuple[float, float, float]:
     decay = warmup_cosine(
         progress, optim.weight_decay, optim.weight_decay if last is None else last
     )
-    return lr, decay, thawed(progress, optim.freeze_encoder, optim.warmup)
+    return lr, decay, optim.encoder_lr * thawed(progress, optim.freeze_encoder, optim.warmup)
 
 
 @dataclass(kw_only=True)

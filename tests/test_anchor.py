@@ -164,7 +164,7 @@ def test_it_holds_the_features(tmp_path):
 ANCHOR = ["--anchor.kind", "cosine", "--anchor.weight", 3]
 
 
-@pytest.mark.slow  # processes of their own; one process resumes to the same bits above
+@pytest.mark.slow  # test_post_training resumes on two processes, with all else
 @pytest.mark.parametrize("options", [SGD, FSDP])
 def test_two_processes_hold_as_one_and_resume_to_the_same_bits(tmp_path, options):
     one = [word if word != "fsdp" else "ddp" for word in options]

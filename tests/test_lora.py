@@ -197,7 +197,7 @@ def test_a_resumed_run_of_adapters_ends_with_the_same_bits(tmp_path, freeze):
 LORA = ["--optim.lora-rank", 2]
 
 
-@pytest.mark.slow  # processes of their own
+@pytest.mark.slow  # test_post_training resumes on two processes, with all else
 @pytest.mark.parametrize("options", [SGD, FSDP])
 def test_two_processes_adapt_as_one_and_resume_to_the_same_bits(tmp_path, options):
     one = [word if word != "fsdp" else "ddp" for word in options]

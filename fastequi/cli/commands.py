@@ -20,7 +20,7 @@ from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import Config, recipe_of
-from fastequi.recipes import RECIPES
+from fastequi.recipes import FROM_WEIGHTS, RECIPES
 from fastequi.runtime import interrupts
 
 
@@ -165,6 +165,10 @@ def pretrain(argv: list[str]) -> None:
 
         dry_run(config)
         return
+    if name in FROM_WEIGHTS and not config.init.path:
+        raise ValueError(
+            f"--init: expected the weights that {name} goes on from, a file or a folder, got none"
+        )
     expect_places(options.data, "a folder of images or tar shards (only --dry-run needs none)")
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: expected --run-dir, the folder of the run to continue")

@@ -67,6 +67,8 @@ def settings(config: Config) -> list[str]:
     for field in fields(config):
         if field.name in ("init", "teacher") and not getattr(config, field.name).path:
             continue
+        if field.name == "anchor" and config.anchor.kind == "none":
+            continue
         if _SECTION_OF_A_METHOD.get(field.name, config.method) == config.method:
             lines += _section(field.name, getattr(config, field.name))
     return lines

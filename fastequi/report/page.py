@@ -24,6 +24,7 @@ _ABOUT = {
     "cov": "covariance term",
     "class": "loss on class tokens",
     "patch": "loss on masked patches",
+    "anchor": "distance of patch features from the run's first ones",
     "koleo": "how evenly features spread",
     "std": "features' spread over images; near 0 is collapse",
     "teacher_entropy": "of the teacher's distribution, nats",
