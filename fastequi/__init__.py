@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         dino_loss,
         fused_views,
         gaussian_blur,
+        gram_loss,
         ibot_loss,
         koleo_loss,
         linear_blur_recon_loss,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from fastequi.losses.blur_recon import BlurReconLoss
     from fastequi.losses.dino import DINOLoss, IBOTLoss
+    from fastequi.losses.gram import GramLoss
     from fastequi.losses.koleo import KoLeoLoss
     from fastequi.losses.linear_blur_recon import LinearBlurReconLoss
     from fastequi.losses.linear_warp_recon import LinearWarpReconLoss
@@ -54,6 +56,7 @@ _HOME = {
     "correspondence_loss": "fastequi.functional",
     "crop_align_loss": "fastequi.functional",
     "dino_loss": "fastequi.functional",
+    "gram_loss": "fastequi.functional",
     "ibot_loss": "fastequi.functional",
     "koleo_loss": "fastequi.functional",
     "nt_xent_loss": "fastequi.functional",
@@ -61,6 +64,7 @@ _HOME = {
     "vicreg_loss": "fastequi.functional",
     "DINOLoss": "fastequi.losses.dino",
     "IBOTLoss": "fastequi.losses.dino",
+    "GramLoss": "fastequi.losses.gram",
     "KoLeoLoss": "fastequi.losses.koleo",
     "NTXentLoss": "fastequi.losses.nt_xent",
     "VICRegLoss": "fastequi.losses.vicreg",
@@ -82,6 +86,7 @@ __all__ = [
     "Color",
     "DINOLoss",
     "IBOTLoss",
+    "GramLoss",
     "KoLeoLoss",
     "LinearBlurReconLoss",
     "LinearWarpReconLoss",
@@ -96,6 +101,7 @@ __all__ = [
     "dino_loss",
     "fused_views",
     "gaussian_blur",
+    "gram_loss",
     "ibot_loss",
     "koleo_loss",
     "linear_blur_recon_loss",

@@ -19,6 +19,7 @@ from fastequi.kernels import (
     correspondence,
     crop_align,
     dino,
+    gram,
     koleo,
     nt_xent,
     packed,
@@ -37,7 +38,7 @@ from fastequi.kernels import (
 POINTERS = {
     **dict.fromkeys(
         ("pred_ptr", "student_ptr", "teacher_ptr", "x_ptr", "grad_ptr", "out_ptr", "s_ptr", "t_ptr",
-         "z_ptr", "every_ptr", "pooled_ptr"), "*bf16",
+         "z_ptr", "every_ptr", "pooled_ptr", "y_ptr", "panel_ptr"), "*bf16",
     ),
     **dict.fromkeys(
         ("theta_ptr", "color_ptr", "mean_ptr", "std_ptr", "means_ptr", "gains_ptr", "sigma_ptr",
@@ -45,7 +46,7 @@ POINTERS = {
          "lse_ptr", "every_lse_ptr", "loss_ptr", "dtheta_ptr", "high_ptr", "forth_weight_ptr",
          "back_weight_ptr", "student_boxes_ptr", "teacher_boxes_ptr", "boxes_ptr", "cosine_ptr",
          "z1_ptr", "z2_ptr", "centred_ptr", "sums_ptr", "factor_ptr", "negative_ptr",
-         "positive_ptr", "pull_ptr"), "*fp32",
+         "positive_ptr", "pull_ptr", "x_norm_ptr", "y_norm_ptr", "along_ptr"), "*fp32",
     ),
     **dict.fromkeys(
         ("arrived_ptr", "pairs_ptr", "at_ptr", "forth_ptr", "back_ptr", "turns_ptr"), "*i32"
@@ -55,7 +56,8 @@ POINTERS = {
 }  # fmt: skip
 FLOATS = {
     "max_sigma", "weight", "scale", "student_scale", "teacher_scale", "inverse_temp", "mean0",
-    "mean1", "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov",
+    "mean1", "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov", "eps",
+    "factor",
 }  # fmt: skip
 # Sizes and strides that are multiples of 16, as those of 224×224 images are.
 EVEN = {
@@ -63,6 +65,7 @@ EVEN = {
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
     "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
     "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
+    "E", "stride_xb", "stride_xn", "stride_yb", "stride_yn", "stride_p",
 }  # fmt: skip
 
 
@@ -483,6 +486,31 @@ def koleo_cases() -> Iterator[Case]:
             config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile, name = config["BLOCK_M"] * config["BLOCK_G"], f"nearest {_pointer(dtype)} {width}"
             yield _by_table(name, koleo.nearest_kernel, config, tile, types=types, slow=True)
+
+
+# gram
+
+
+@section
+def gram_cases() -> Iterator[Case]:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        names = "x_ptr", "y_ptr", "panel_ptr", "grad_ptr"
+        types = dict.fromkeys(names, _pointer(dtype)) if dtype != torch.bfloat16 else {}
+        if dtype == torch.float16:
+            types["grad_ptr"] = "*fp32"
+        for rows in (196, 1024):
+            config = gram.launch_config(torch.empty(1, rows, 1, dtype=dtype)) | {"WIDEN": False}
+            tile, end = config["BLOCK_M"] * config["BLOCK_N"], f"{str(dtype).removeprefix('torch.')} {rows}"
+            slow = end != "bfloat16 196"
+            panel = config | {"CLAMP": "both", "GRAD": True, "MIRROR": True}
+            kernels = gram.gram_panel_kernel, gram.gram_grad_kernel
+            yield _by_table(f"gram panel {end}", kernels[0], panel, tile, types=types, slow=slow)
+            part = panel | {"MIRROR": False, "CLAMP": "teacher"}
+            name = f"gram panel of a part {end}"
+            yield _by_table(name, kernels[0], part, tile, types=types, slow=True)
+            config = gram.launch_config(torch.empty(1, rows, 1, dtype=dtype), True)
+            config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_C"]
+            yield _by_table(f"gram gradient {end}", kernels[1], config, tile, types=types, slow=slow)
 
 
 # autograd: what scales a gradient in place
