@@ -28,6 +28,7 @@ On a CPU, for wide rows of float32 and where there is no Triton: `gram_panels.py
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,9 +135,9 @@ def gram_panel_kernel(
     row = tl.program_id(0) // across % down
     image = (tl.program_id(0) // (across * down)).to(tl.int64)
     top, left = row * BLOCK_M, column * BLOCK_N
-    if MIRROR:
-        if left < top:
-            return
+    made_above = left < top if MIRROR else False
+    if made_above:
+        return
     x_ptr += image * stride_xb
     y_ptr += image * stride_yb
     x_norm_ptr += image * N
@@ -248,15 +249,16 @@ def gram_grad_kernel(
     tl.store(grad_ptr, grad.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_config(student: Tensor, grad: bool = False) -> dict[str, object]:
+def launch_config(student: Tensor, grad: bool = False) -> dict[str, Any]:
     """Of the panel's kernel, or of the gradient's."""
-    full, many = student.dtype == torch.float32, student.shape[1] >= 512
-    tall = many and not full
+    full = student.dtype == torch.float32
+    tall = student.shape[1] >= 512 and not full
+    wide = grad and student.dtype == torch.bfloat16  # float16's rows take registers to scale
     return {
         "SCALE": _SCALE if student.dtype == torch.float16 else 1.0,
         "BLOCK_M": 128 if tall else 64,
         "BLOCK_N": 64,
-        "BLOCK_C": 32 if full else 128 if grad else 64,
+        "BLOCK_C": 32 if full else 128 if wide else 64,
         "PRECISION": "tf32x3" if full else "tf32",
         "WIDEN": INTERPRETED and student.dtype == torch.bfloat16,
         "num_warps": 8 if tall else 4,
@@ -366,9 +368,7 @@ def gram_loss_ref(
     return (sums if reduction == "none" else sums.sum()) / _count(student, reduction)
 
 
-def gram_loss(
-    student: Tensor, teacher: Tensor, clamp: str, reduction: str, eps: float
-) -> Tensor:
+def gram_loss(student: Tensor, teacher: Tensor, clamp: str, reduction: str, eps: float) -> Tensor:
     """Of features [B, N, C] and [B, N, E] of one type; arguments already checked."""
     teacher = teacher.detach()
     if transformed():

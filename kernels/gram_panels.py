@@ -30,6 +30,8 @@ def by_panels(
     dtype = torch.promote_types(student.dtype, torch.float32)
     sums = torch.zeros(images, dtype=dtype, device=student.device)
     out = empty_gradient(student) if grad else None
+    if not student.numel():
+        return sums, out
     at_once, step = _sizes(count, width, student.is_cuda)
     scratch = sums.new_empty(1 if clamp == "none" else 2, at_once * step * count)
     for first in range(0, images, at_once):
@@ -38,7 +40,7 @@ def by_panels(
         by_x = torch.empty_like(x) if grad else None
         for start in range(0, count, step):
             sums[part] += _block(x, y, slice(start, start + step), clamp, scratch, by_x)
-        if out is not None:
+        if out is not None and by_x is not None:
             back(by_x, factor, out[part])
     return sums, out
 

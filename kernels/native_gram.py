@@ -25,7 +25,7 @@ class GramStruct(Structure):
 
 
 def reads(student: Tensor, teacher: Tensor) -> bool:
-    """Whether the C kernel takes such features, and has an image for every thread they are worth."""
+    """Whether C takes such features, and has an image for every thread that they are worth."""
     if student.dtype != teacher.dtype or student.dtype not in (torch.float32, torch.bfloat16):
         return False
     return student.shape[1] <= _MOST and len(student) >= _threads(student)

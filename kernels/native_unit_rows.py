@@ -58,8 +58,8 @@ def unit_rows(z: Sequence[Tensor], eps: float, rounds: bool) -> UnitRows:
 
 
 def unit_rows_grad(
-    rows: UnitRows, by_unit: Tensor, factor: float, out: Sequence[Tensor] | None = None
-) -> Sequence[Tensor]:
+    rows: UnitRows, by_unit: Tensor, factor: float, out: list[Tensor] | None = None
+) -> list[Tensor]:
     """`factor` times the gradients by each z, of z's type, from those by its unit rows.
 
     Args:

@@ -296,7 +296,9 @@ def test_the_module_is_the_function():
         {"clamp": "both", "reduction": "none"},
         {"across_images": True, "reduction": "sum", "eps": 0.5},
     ):
-        assert torch.equal(GramLoss(**options)(student, teacher), gram_loss(student, teacher, **options))
+        assert torch.equal(
+            GramLoss(**options)(student, teacher), gram_loss(student, teacher, **options)
+        )
     described = repr(GramLoss(clamp="teacher"))
     assert described == "GramLoss(across_images=False, clamp='teacher', reduction='mean')"
 
@@ -312,12 +314,12 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             gram_loss(*args)
-    with pytest.raises(TypeError, match="^teacher: expected float32"):
+    with pytest.raises(TypeError, match=r"^teacher: expected float32"):
         gram_loss(student, teacher.long())
     for make in (lambda **o: gram_loss(student, teacher, **o), GramLoss):
-        with pytest.raises(ValueError, match="^clamp: expected one of .*, did you mean 'teacher'"):
+        with pytest.raises(ValueError, match=r"^clamp: expected one of .*, did you mean 'teacher'"):
             make(clamp="teachers")
         with pytest.raises(ValueError, match=r'^reduction: "none" is for every image'):
             make(across_images=True, reduction="none")
-        with pytest.raises(TypeError, match="^across_images: expected True or False, got 1"):
+        with pytest.raises(TypeError, match=r"^across_images: expected True or False, got 1"):
             make(across_images=1)

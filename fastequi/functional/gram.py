@@ -70,10 +70,10 @@ def gram_loss(
     common = torch.promote_types(student.dtype, teacher.dtype)
 
     def run(student: Tensor, teacher: Tensor) -> Tensor:
-        both = student.to(common), teacher.detach().to(common)
+        student, teacher = student.to(common), teacher.detach().to(common)
         if across_images:
-            both = tuple(x.reshape(1, -1, x.shape[2]) for x in both)
-        return _gram.gram_loss(*both, clamp, reduction, eps)
+            student, teacher = (x.reshape(1, -1, x.shape[2]) for x in (student, teacher))
+        return _gram.gram_loss(student, teacher, clamp, reduction, eps)
 
     return (run if key is None else _CALLS.keep(key, run))(student, teacher)
 

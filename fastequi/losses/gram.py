@@ -30,7 +30,7 @@ class GramLoss(nn.Module):
         self.across_images, self.clamp, self.reduction = across_images, clamp, reduction
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Features of the student [B, N, C] and of its teacher [B, N, E], which gets no gradient."""
+        """Features of a student [B, N, C] and its teacher [B, N, E], which gets no gradient."""
         return gram_loss(
             student,
             teacher,

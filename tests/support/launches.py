@@ -493,24 +493,27 @@ def koleo_cases() -> Iterator[Case]:
 
 @section
 def gram_cases() -> Iterator[Case]:
+    panel, grad = gram.gram_panel_kernel, gram.gram_grad_kernel
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        names = "x_ptr", "y_ptr", "panel_ptr", "grad_ptr"
-        types = dict.fromkeys(names, _pointer(dtype)) if dtype != torch.bfloat16 else {}
-        if dtype == torch.float16:
+        types = {}
+        if dtype != torch.bfloat16:
+            types = dict.fromkeys(("x_ptr", "y_ptr", "panel_ptr"), _pointer(dtype))
             types["grad_ptr"] = "*fp32"
-        for rows in (196, 1024):
-            config = gram.launch_config(torch.empty(1, rows, 1, dtype=dtype)) | {"WIDEN": False}
-            tile, end = config["BLOCK_M"] * config["BLOCK_N"], f"{str(dtype).removeprefix('torch.')} {rows}"
+        for rows in (196, 1024) if dtype != torch.float32 else (196,):
+            features, end = torch.empty(1, rows, 1, dtype=dtype), f"{dtype} {rows}".split(".")[1]
             slow = end != "bfloat16 196"
-            panel = config | {"CLAMP": "both", "GRAD": True, "MIRROR": True}
-            kernels = gram.gram_panel_kernel, gram.gram_grad_kernel
-            yield _by_table(f"gram panel {end}", kernels[0], panel, tile, types=types, slow=slow)
-            part = panel | {"MIRROR": False, "CLAMP": "teacher"}
-            name = f"gram panel of a part {end}"
-            yield _by_table(name, kernels[0], part, tile, types=types, slow=True)
-            config = gram.launch_config(torch.empty(1, rows, 1, dtype=dtype), True)
-            config["WIDEN"], tile = False, config["BLOCK_M"] * config["BLOCK_C"]
-            yield _by_table(f"gram gradient {end}", kernels[1], config, tile, types=types, slow=slow)
+            config = gram.launch_config(features) | {"WIDEN": False, "GRAD": True}
+            tile = config["BLOCK_M"] * config["BLOCK_N"]
+            for name, changes, late in (
+                ("gram panel", {"CLAMP": "both", "MIRROR": True}, slow),
+                ("gram panel, a part", {"CLAMP": "teacher", "MIRROR": False}, True),
+                ("gram panel, forward", {"CLAMP": "none", "MIRROR": True, "GRAD": False}, True),
+            ):
+                constants = config | changes
+                yield _by_table(f"{name} {end}", panel, constants, tile, types=types, slow=late)
+            config = gram.launch_config(features, grad=True) | {"WIDEN": False}
+            tile = config["BLOCK_M"] * config["BLOCK_C"]
+            yield _by_table(f"gram gradient {end}", grad, config, tile, types=types, slow=slow)
 
 
 # autograd: what scales a gradient in place
