@@ -10,6 +10,7 @@ from bench.cases import (
     crops,
     embeddings,
     encoder_step,
+    gram,
     linear_recon,
     prototypes,
     rot90_batch,
@@ -22,7 +23,7 @@ from bench.cases import (
 from bench.opbench import OpBench
 
 _MODULES = (
-    *(warp_recon, linear_recon, warp, blur, rot90_batch, prototypes, embeddings, crops),
+    *(warp_recon, linear_recon, warp, blur, rot90_batch, prototypes, embeddings, gram, crops),
     *(attention, encoder_step, tir_overhead, train_step, views),
 )
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         dino_loss,
         fused_views,
         gaussian_blur,
+        gram_loss,
         ibot_loss,
         koleo_loss,
         linear_blur_recon_loss,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from fastequi.losses.blur_recon import BlurReconLoss
     from fastequi.losses.dino import DINOLoss, IBOTLoss
+    from fastequi.losses.gram import GramLoss
     from fastequi.losses.koleo import KoLeoLoss
     from fastequi.losses.linear_blur_recon import LinearBlurReconLoss
     from fastequi.losses.linear_warp_recon import LinearWarpReconLoss
@@ -56,6 +58,7 @@ _HOME = {
     "correspondence_loss": "fastequi.functional",
     "crop_align_loss": "fastequi.functional",
     "dino_loss": "fastequi.functional",
+    "gram_loss": "fastequi.functional",
     "ibot_loss": "fastequi.functional",
     "koleo_loss": "fastequi.functional",
     "nt_xent_loss": "fastequi.functional",
@@ -63,6 +66,7 @@ _HOME = {
     "vicreg_loss": "fastequi.functional",
     "DINOLoss": "fastequi.losses.dino",
     "IBOTLoss": "fastequi.losses.dino",
+    "GramLoss": "fastequi.losses.gram",
     "KoLeoLoss": "fastequi.losses.koleo",
     "NTXentLoss": "fastequi.losses.nt_xent",
     "VICRegLoss": "fastequi.losses.vicreg",
@@ -83,6 +87,7 @@ __all__ = [
     "BlurReconLoss",
     "Color",
     "DINOLoss",
+    "GramLoss",
     "IBOTLoss",
     "KoLeoLoss",
     "LinearBlurReconLoss",
@@ -98,6 +103,7 @@ __all__ = [
     "dino_loss",
     "fused_views",
     "gaussian_blur",
+    "gram_loss",
     "ibot_loss",
     "koleo_loss",
     "linear_blur_recon_loss",

@@ -57,9 +57,16 @@ def unit_rows(z: Sequence[Tensor], eps: float, rounds: bool) -> UnitRows:
     return rows
 
 
-def unit_rows_grad(rows: UnitRows, by_unit: Tensor, factor: float) -> list[Tensor]:
-    """`factor` times the gradients by each z, of z's type, from those by its unit rows."""
-    grads = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in rows.z]
+def unit_rows_grad(
+    rows: UnitRows, by_unit: Tensor, factor: float, out: list[Tensor] | None = None
+) -> list[Tensor]:
+    """`factor` times the gradients by each z, of z's type, from those by its unit rows.
+
+    Args:
+        out: where they are written, dense [n, D] each; new tensors if None.
+    """
+    dense = torch.contiguous_format
+    grads = [torch.empty_like(z, memory_format=dense) for z in rows.z] if out is None else out
     _run("unit_rows_grad", rows, by_unit, grads, factor)
     return grads
 

@@ -31,6 +31,7 @@ KERNELS = (
     "sinkhorn.c",
     "similarities.c",
     "unit_rows.c",
+    "gram.c",
     "nt_xent.c",
     "koleo.c",
     "correspondence.c",
@@ -47,6 +48,7 @@ HEADERS = (
     "spread.h",
     "pixel_loss.h",
     "separable.h",
+    "unit_rows.h",
 )
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 LIBRARY = "libfastequi.so"  # no module is called so: native.so would be imported for native.py

@@ -66,6 +66,18 @@ INLINE v4 high_half(v8 v) { return ((v4 *)&v)[1]; }
 #endif
 #endif
 
+/* Four sums of a vector's values: of the 0th, 4th, 8th, ... */
+#if defined(__AVX512F__)
+INLINE v4 folded(vf v) {
+  v8 half = (v8)_mm512_castps512_ps256((__m512)v) + (v8)_mm512_extractf32x8_ps((__m512)v, 1);
+  return low_half(half) + high_half(half);
+}
+#elif defined(__AVX2__)
+INLINE v4 folded(vf v) { return low_half(v) + high_half(v); }
+#else
+INLINE v4 folded(vf v) { return v; }
+#endif
+
 INLINE vf splat(float value) { return (vf){0} + value; }
 /* The larger and the smaller of both, b where one is NaN. */
 #if defined(__AVX512F__)

@@ -62,6 +62,10 @@ def correspondence(**options):
     return fastequi.correspondence_loss(Z, Z.flip(0), **{"top": 2, **options})
 
 
+def gram(**options):
+    return fastequi.gram_loss(LOGITS, LOGITS.flip(0), **options)
+
+
 def recon(**options):
     return fastequi.warp_recon_loss(rows(2, 2, 3, 8, 8), IMAGE, THETA, **options)
 
@@ -81,7 +85,7 @@ def warped(**options):
 NUMBERS = [
     (nt_xent, "temperature"), (dino, "student_temp"), (dino, "teacher_temp"), (koleo, "eps"),
     (vicreg, "inv_weight"), (vicreg, "var_weight"), (vicreg, "cov_weight"),
-    (crop, "scale"), (blurred, "max_sigma"), (linear_blurred, "max_sigma"),
+    (crop, "scale"), (blurred, "max_sigma"), (linear_blurred, "max_sigma"), (gram, "eps"),
 ]  # fmt: skip
 
 
@@ -158,6 +162,10 @@ REFUSED = [
     (dino, {"group": "a"}, TypeError, "group: expected a ProcessGroup or None, got str"),
     (nt_xent, {"group": "a"}, TypeError, "group: expected a ProcessGroup or None, got str"),
     (koleo, {"eps": -1.0}, ValueError, "eps: expected a finite number >= 0, got -1.0"),
+    (gram, {"eps": -1.0}, ValueError, "eps: expected a finite number >= 0, got -1.0"),
+    (gram, {"clamp": None}, ValueError, "clamp: expected one of .*, got None"),
+    (gram, {"across_images": "x"}, TypeError, "across_images: expected True or False, got 'x'"),
+    (gram, {"reduction": "sums"}, ValueError, "reduction: expected one of .* did you mean 'sum'"),
     (recon, {"size": 9}, ValueError, r"size: expected pred's own \(8, 8\), or none"),
     (recon, {"mean": np.array("a"), "std": 0.5}, ValueError, "mean: expected a finite number"),
     (recon, {"mean": True, "std": 0.5}, ValueError, "mean: expected a finite number"),
@@ -220,6 +228,7 @@ def test_mean_and_std_may_be_numpy_numbers():
         (lambda: fastequi.DINOLoss(8, center_momentum=2.0), "center_momentum: expected a finite"),
         (lambda: fastequi.DINOLoss(0), "prototypes: expected an integer >= 1, got 0"),
         (lambda: fastequi.VICRegLoss(cov_weight=float("inf")), "cov_weight: expected a finite"),
+        (lambda: fastequi.GramLoss(eps=-1.0), "eps: expected a finite number"),
         (lambda: fastequi.BlurReconLoss(max_sigma=-1.0), "max_sigma: expected a finite number"),
         (
             lambda: fastequi.LinearBlurReconLoss(patch_size=4, max_sigma=-1.0),

@@ -48,6 +48,7 @@ def _calls(dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str,
     boxes = box.expand(1, 2, 4).to(device)
     turns = torch.zeros(1, 2, dtype=torch.long, device=device)
     patches, matched = randn(2, 9, 8), randn(2, 9, 8)
+    anchor = randn(2, 9, 6)
     return {
         "warp_recon_loss": Call(
             randn(4, 2, 3, 32, 32), lambda x: fastequi.warp_recon_loss(x, image, theta, **options)
@@ -89,6 +90,9 @@ def _calls(dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str,
         ),
         "correspondence_loss": Call(
             patches, lambda x: fastequi.correspondence_loss(x, matched.to(x.dtype), top=4)
+        ),
+        "gram_loss": Call(
+            patches, lambda x: fastequi.gram_loss(x, anchor.to(x.dtype), clamp="both")
         ),
     }
 

@@ -262,7 +262,14 @@ def test_the_log_names_the_reason_once(caplog, monkeypatch):
 @needs_compiler
 def test_another_default_device_is_not_read_by_c():
     """Memory of our own lies where the given tensors do."""
-    from fastequi.functional import gaussian_blur, ibot_loss, koleo_loss, nt_xent_loss, rot90_batch
+    from fastequi.functional import (
+        gaussian_blur,
+        gram_loss,
+        ibot_loss,
+        koleo_loss,
+        nt_xent_loss,
+        rot90_batch,
+    )
 
     x, y = torch.randn(2, 6, 100).unbind()
     image = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
@@ -271,6 +278,7 @@ def test_another_default_device_is_not_read_by_c():
         "ibot_loss": lambda: ibot_loss(x, y, targets="sinkhorn"),
         "nt_xent_loss": lambda: nt_xent_loss(x, y),
         "koleo_loss": lambda: koleo_loss(x),
+        "gram_loss": lambda: gram_loss(x[None], y[None]),
         "rot90_batch": lambda: rot90_batch(image),
         "warp": lambda: warp(image, theta),
         "warp_recon_loss": lambda: warp_recon_loss(torch.ones(2, 1, 3, 8, 8), image, theta),
@@ -287,7 +295,7 @@ def test_another_default_device_is_not_read_by_c():
 
 @needs_compiler
 def test_views_that_turn_a_sign_are_read_as_they_are():
-    from fastequi.functional import gaussian_blur, ibot_loss, koleo_loss, nt_xent_loss
+    from fastequi.functional import gaussian_blur, gram_loss, ibot_loss, koleo_loss, nt_xent_loss
 
     image = torch.complex(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)).conj().imag
     theta = torch.eye(2, 3).expand(1, 1, 2, 3).contiguous()
@@ -303,6 +311,7 @@ def test_views_that_turn_a_sign_are_read_as_they_are():
         "ibot_loss": lambda _, x, y: ibot_loss(x, y, targets="sinkhorn"),
         "nt_xent_loss": lambda _, x, y: nt_xent_loss(x, y),
         "koleo_loss": lambda _, x, y: koleo_loss(x),
+        "gram_loss": lambda _, x, y: gram_loss(x[None], y[None]),
     }
     with backend.force("native"):
         for name, call in pairs.items():
@@ -344,6 +353,7 @@ def test_what_runs_slower_in_pytorch_is_said_once_for_every_op(caplog):
         "rot90_batch": lambda: f.rot90_batch((image * 255).byte(), dtype=torch.float64),
         "nt_xent_loss": lambda: f.nt_xent_loss(x, x),
         "koleo_loss": lambda: f.koleo_loss(x),
+        "gram_loss": lambda: f.gram_loss(rows[0], rows[1]),
         "the loss of DINO and iBOT": lambda: f.ibot_loss(x, x),
         "Sinkhorn-Knopp": lambda: f.ibot_loss(x, x, targets="sinkhorn"),
         "crop_align_loss": lambda: f.crop_align_loss(

@@ -123,6 +123,7 @@ def round_trips(body: list[str]) -> list[str]:
         ("blur.c", "blur_strip"),
         ("crop_align.c", "pool"),
         ("correspondence.c", "add_matches"),
+        ("gram.c", "differences"),
     ],
 )
 def test_no_vector_goes_by_way_of_the_stack(kernel, hot, isa, monkeypatch):

@@ -12,6 +12,7 @@ from fastequi.functional import (
     blur_recon_loss,
     dino_loss,
     gaussian_blur,
+    gram_loss,
     ibot_loss,
     koleo_loss,
     nt_xent_loss,
@@ -36,7 +37,7 @@ CALLS = (
     module("dino")._IBOT,
     *(
         module(name)._CALLS
-        for name in ("warp_recon", "warp", "nt_xent", "gaussian_blur", "blur_recon")
+        for name in ("warp_recon", "warp", "nt_xent", "gaussian_blur", "blur_recon", "gram")
     ),
 )
 
@@ -109,6 +110,15 @@ OPS = {
     ),
     "nt_xent": lambda: (lambda x: nt_xent_loss(x, LOGITS[1]), LOGITS[0]),
     "koleo": lambda: (lambda x: koleo_loss(x), LOGITS[0]),
+    "gram": lambda: (lambda x: gram_loss(x, LOGITS, clamp="teacher"), LOGITS.flip(0) * 0.7),
+    "gram, none": lambda: (
+        lambda x: gram_loss(x, LOGITS, reduction="none"),
+        LOGITS.flip(0) * 0.7,
+    ),
+    "gram, across images": lambda: (
+        lambda x: gram_loss(x, LOGITS, across_images=True),
+        LOGITS.flip(0) * 0.7,
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from fastequi.functional import (
     crop_align_loss,
     dino_loss,
     gaussian_blur,
+    gram_loss,
     koleo_loss,
     nt_xent_loss,
     rot90_batch,
@@ -48,6 +49,7 @@ OPS = {
     "koleo_loss": (lambda x: koleo_loss(x), (6, 5)),
     "vicreg_loss": (lambda x: vicreg_loss(x, x.flip(1) * 0.5), (6, 5)),
     "correspondence_loss": (lambda x: correspondence_loss(x, x.detach().flip(2), top=2), (2, 5, 6)),
+    "gram_loss": (lambda x: gram_loss(x, x.detach().flip(2)[:, :, :4]), (2, 5, 6)),
     "crop_align_loss": (
         lambda x: crop_align_loss(x, x.detach().flip(2), BOXES, BOXES, TURNS, bins=2),
         (1, 2, 4, 4, 6),

@@ -10,6 +10,7 @@ from fastequi.functional.crop_align import crop_align_loss
 from fastequi.functional.dino import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
 from fastequi.functional.fused_views import fused_views
 from fastequi.functional.gaussian_blur import gaussian_blur
+from fastequi.functional.gram import gram_loss
 from fastequi.functional.koleo import koleo_loss
 from fastequi.functional.linear_blur_recon import linear_blur_recon_loss
 from fastequi.functional.linear_warp_recon import linear_warp_recon_loss
@@ -28,6 +29,7 @@ __all__ = [
     "dino_loss",
     "fused_views",
     "gaussian_blur",
+    "gram_loss",
     "ibot_loss",
     "koleo_loss",
     "linear_blur_recon_loss",

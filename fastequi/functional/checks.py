@@ -22,6 +22,7 @@ from fastequi.kernels.sampling import PADDING_MODES
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 NAMES = {
+    "clamp": ("none", "both", "teacher"),
     "loss": LOSSES,
     "layout": ("image", "patch"),
     "padding_mode": PADDING_MODES,

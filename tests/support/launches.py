@@ -20,6 +20,7 @@ from fastequi.kernels import (
     crop_align,
     dino,
     fused_views_triton,
+    gram,
     koleo,
     nt_xent,
     packed,
@@ -38,7 +39,7 @@ from fastequi.kernels import (
 POINTERS = {
     **dict.fromkeys(
         ("pred_ptr", "student_ptr", "teacher_ptr", "x_ptr", "grad_ptr", "out_ptr", "s_ptr", "t_ptr",
-         "z_ptr", "every_ptr", "pooled_ptr"), "*bf16",
+         "z_ptr", "every_ptr", "pooled_ptr", "y_ptr", "panel_ptr"), "*bf16",
     ),
     **dict.fromkeys(
         ("theta_ptr", "color_ptr", "mean_ptr", "std_ptr", "means_ptr", "gains_ptr", "sigma_ptr",
@@ -46,7 +47,8 @@ POINTERS = {
          "lse_ptr", "every_lse_ptr", "loss_ptr", "dtheta_ptr", "high_ptr", "forth_weight_ptr",
          "back_weight_ptr", "student_boxes_ptr", "teacher_boxes_ptr", "boxes_ptr", "cosine_ptr",
          "z1_ptr", "z2_ptr", "centred_ptr", "sums_ptr", "factor_ptr", "negative_ptr",
-         "positive_ptr", "pull_ptr", "numbers_ptr", "planes_ptr"), "*fp32",
+         "positive_ptr", "pull_ptr", "numbers_ptr", "planes_ptr", "x_norm_ptr", "y_norm_ptr",
+         "along_ptr"), "*fp32",
     ),
     **dict.fromkeys(
         ("arrived_ptr", "pairs_ptr", "at_ptr", "forth_ptr", "back_ptr", "turns_ptr"), "*i32"
@@ -57,7 +59,8 @@ POINTERS = {
 }  # fmt: skip
 FLOATS = {
     "max_sigma", "weight", "scale", "student_scale", "teacher_scale", "inverse_temp", "mean0",
-    "mean1", "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov",
+    "mean1", "mean2", "gain0", "gain1", "gain2", "slope_inv", "slope_var", "slope_cov", "eps",
+    "factor",
 }  # fmt: skip
 # Sizes and strides that are multiples of 16, as those of 224×224 images are.
 EVEN = {
@@ -65,7 +68,7 @@ EVEN = {
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
     "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
     "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
-    "stride_ov",
+    "stride_ov", "E", "stride_xb", "stride_xn", "stride_yb", "stride_yn", "stride_p",
 }  # fmt: skip
 
 
@@ -517,6 +520,34 @@ def koleo_cases() -> Iterator[Case]:
             config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile, name = config["BLOCK_M"] * config["BLOCK_G"], f"nearest {_pointer(dtype)} {width}"
             yield _by_table(name, koleo.nearest_kernel, config, tile, types=types, slow=True)
+
+
+# gram
+
+
+@section
+def gram_cases() -> Iterator[Case]:
+    panel, grad = gram.gram_panel_kernel, gram.gram_grad_kernel
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        types = {}
+        if dtype != torch.bfloat16:
+            types = dict.fromkeys(("x_ptr", "y_ptr", "panel_ptr"), _pointer(dtype))
+            types["grad_ptr"] = "*fp32"
+        for rows in (196, 1024) if dtype != torch.float32 else (196,):
+            features, end = torch.empty(1, rows, 1, dtype=dtype), f"{dtype} {rows}".split(".")[1]
+            slow = end != "bfloat16 196"
+            config = gram.launch_config(features) | {"WIDEN": False, "GRAD": True}
+            tile = config["BLOCK_M"] * config["BLOCK_N"]
+            for name, changes, late in (
+                ("gram panel", {"CLAMP": "both", "MIRROR": True}, slow),
+                ("gram panel, a part", {"CLAMP": "teacher", "MIRROR": False}, True),
+                ("gram panel, forward", {"CLAMP": "none", "MIRROR": True, "GRAD": False}, True),
+            ):
+                constants = config | changes
+                yield _by_table(f"{name} {end}", panel, constants, tile, types=types, slow=late)
+            config = gram.launch_config(features, grad=True) | {"WIDEN": False}
+            tile = config["BLOCK_M"] * config["BLOCK_C"]
+            yield _by_table(f"gram gradient {end}", grad, config, tile, types=types, slow=slow)
 
 
 # autograd: what scales a gradient in place
