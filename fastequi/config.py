@@ -210,7 +210,7 @@ class GTSAConfig:
 class AnchorConfig:
     """A loss that holds patch features where the run began (`fastequi.methods.anchor`)."""
 
-    kind: Literal["none", "cosine"] = "none"
+    kind: Literal["none", "cosine", "gram"] = "none"
     weight: float = 1.0
 
 

@@ -14,7 +14,7 @@ from fastequi.cli.dryrun import synthetic
 from fastequi.config import AnchorConfig, Config, InitConfig
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.encoders import load_encoder
-from fastequi.methods.anchor import Anchor
+from fastequi.methods.anchor import KINDS, Anchor
 from fastequi.train import pretrain
 from tests.support.configs import config_of, tensors
 from tests.support.runs import FSDP, SGD, expect_close, run, same
@@ -48,10 +48,29 @@ def views_of(method, batch):
     return batch.v1, method._view(batch.u, method._points(batch.path)[1], torch.float64)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_loss_is_one_minus_the_cosine_of_what_was_seen(name):
-    """Patch by patch; of masked ones the student saw none."""
-    method, batch = moved(anchored(name))
+def mean_distance(kind, ours, theirs, hidden):
+    """Patch by patch, or pair by pair; of masked ones the student saw none."""
+
+    def cosine(a, b):
+        return (a @ b) / (a.norm() * b.norm())
+
+    distances = []
+    for a, b, gone in zip(ours, theirs, hidden.tolist(), strict=True):
+        seen = [place for place, is_gone in enumerate(gone) if not is_gone]
+        if kind == "cosine":
+            distances += [1 - cosine(a[i], b[i]) for i in seen]
+        else:
+            pairs = [(i, j) for i in seen for j in seen]
+            distances += [(cosine(a[i], a[j]) - cosine(b[i], b[j])) ** 2 for i, j in pairs]
+    return sum(distances) / len(distances)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "cosine") for name in NAMES), ("ibot_vits16", "gram"), ("gtsa_vits16", "gram")],
+)
+def test_the_loss_is_what_its_formula_says_of_what_was_seen(name, kind):
+    method, batch = moved(anchored(name, kind))
     out = method(batch)
     encoder, frozen = method.backbone, method.anchor.frozen
     prefix, views = encoder.num_prefix_tokens, torch.cat(views_of(method, batch))
@@ -63,14 +82,8 @@ def test_the_loss_is_one_minus_the_cosine_of_what_was_seen(name):
     with torch.no_grad():
         ours = encoder.encode([encoder.embed(views, hidden, token)])[0]
         theirs = frozen(views)
-    distances = []
-    for image in range(6):
-        for place in range(hidden.shape[1]):
-            if not hidden[image, place]:
-                a, b = ours[image, prefix + place], theirs[image, prefix + place]
-                distances.append(1 - (a @ b) / (a.norm() * b.norm()))
-    expected = sum(distances) / len(distances)
-    assert expected > 1e-3
+    expected = mean_distance(kind, ours[:, prefix:], theirs[:, prefix:], hidden)
+    assert expected > (1e-3 if kind == "cosine" else 1e-5)
     torch.testing.assert_close(out["anchor"].double(), expected, rtol=1e-5, atol=0)
     method.anchor, rest = None, method.anchor
     without = method(batch)
@@ -78,8 +91,9 @@ def test_the_loss_is_one_minus_the_cosine_of_what_was_seen(name):
     assert without.keys() == out.keys() - {"anchor"}
 
 
-def test_its_gradient_reaches_the_learning_encoder_alone():
-    method, batch = moved(anchored("ibot_vits16"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_gradient_reaches_the_learning_encoder_alone(kind):
+    method, batch = moved(anchored("ibot_vits16", kind))
     method(batch)["anchor"].backward()
     with_gradient = {name for name, p in method.named_parameters() if p.grad is not None}
     assert "base.student.encoder.blocks.0.attn.qkv.weight" in with_gradient
@@ -89,8 +103,9 @@ def test_its_gradient_reaches_the_learning_encoder_alone():
     assert not any(p.requires_grad for p in method.anchor.parameters())
 
 
-def test_an_encoder_at_its_anchor_has_no_loss_and_training_drops_no_path_of_the_copy():
-    config = anchored("tir_vicreg_vits16")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_at_its_anchor_has_no_loss_and_training_drops_no_path_of_the_copy(kind):
+    config = anchored("tir_vicreg_vits16", kind)
     config = replace(config, model=replace(config.model, drop_path=0.9, depth=2))
     method = build(config)
     batch = synthetic(config, 2, torch.device("cpu"))
@@ -103,8 +118,9 @@ def test_an_encoder_at_its_anchor_has_no_loss_and_training_drops_no_path_of_the_
     assert method.backbone.training
 
 
-def test_nothing_is_lost_by_a_batch_of_hidden_patches_alone():
-    method, batch = moved(anchored("tir_vicreg_vits16"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost_by_a_batch_of_hidden_patches_alone(kind):
+    method, batch = moved(anchored("tir_vicreg_vits16", kind))
     patches = torch.randn(6, 16, method.backbone.embed_dim, requires_grad=True)
     everything = torch.ones(6, 16, dtype=torch.bool)
     loss = method.anchor(views_of(method, batch), patches, everything)
@@ -149,11 +165,12 @@ def test_it_is_where_the_run_began_to_its_end_and_resumes_without_the_file(tmp_p
     assert rows[-1]["anchor"] > 0
 
 
-def test_it_holds_the_features(tmp_path):
+@pytest.mark.parametrize(("kind", "most"), [("cosine", 20.0), ("gram", 200.0)])
+def test_it_holds_the_features(tmp_path, kind, most):
     """Thirty steps at a high rate: with it the features end nearer to where they were."""
     drifts = []
-    for weight in (1e-9, 20.0):
-        config = anchored("vicreg_vits16", weight=weight)
+    for weight in (1e-9, most):
+        config = anchored("vicreg_vits16", kind, weight)
         method = pretrain(config, embedded_photos(), tmp_path / f"run{weight}", max_steps=30)
         rows = (tmp_path / f"run{weight}" / "metrics.jsonl").read_text().splitlines()
         drifts.append(json.loads(rows[-1])["anchor"])
@@ -186,9 +203,9 @@ def test_what_cannot_be_is_refused():
     config = config_of("rotnet_vits16")
     with pytest.raises(ValueError, match=r"anchor.kind: expected none for method=rotnet, got cos"):
         replace(config, anchor=AnchorConfig("cosine"))
-    with pytest.raises(ValueError, match=r"anchor.kind: expected one of none, cosine, .*got l2"):
+    with pytest.raises(ValueError, match=r"anchor.kind: expected one of none, cosine, gram, got l2"):
         Config(anchor=AnchorConfig("l2"))
     with pytest.raises(ValueError, match=r"anchor.weight: expected > 0, got 0"):
         Config(anchor=AnchorConfig("cosine", 0.0))
-    with pytest.raises(ValueError, match=r"kind: expected one of cosine.*, got 'l2'"):
+    with pytest.raises(ValueError, match=r"kind: expected one of cosine, gram, got 'l2'"):
         Anchor(build(Config()).backbone, "l2", 1.0)

@@ -14,16 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastequi.functional import gram_loss
 from fastequi.models.encoder import TokenEncoder
 
-KINDS = ("cosine",)
+KINDS = ("cosine", "gram")
 
 
 class Anchor(nn.Module):
     """The frozen encoder and its loss.
 
     "cosine": the mean of 1 - cos over the patches that the student saw, so that masked ones, which
-    a method predicts anyway, are left to it.
+    a method predicts anyway, are left to it. Every feature stays where it was.
+    "gram": the mean squared difference of cosines between any two such patches of a view
+    (`gram_loss`, DINOv3's Gram anchoring). Features may turn together, as long as patches stay as
+    alike as they were.
 
     Args:
         encoder: the learning encoder; :meth:`begin` copies its weights once they are there.
@@ -60,11 +64,25 @@ class Anchor(nn.Module):
         """
         with torch.no_grad():
             target = self.frozen.forward_features(torch.cat(list(views))).patch
-        distance = 1 - F.cosine_similarity(patches.float(), target.float(), dim=-1)
-        if hidden is None:
-            return distance.mean()
-        seen = (~hidden).to(distance.dtype)
-        return (distance * seen).sum() / seen.sum().clamp(min=1)
+        distance = _cosine if self.kind == "cosine" else _gram
+        return distance(patches, target, hidden)
+
+
+def _cosine(patches: Tensor, target: Tensor, hidden: Tensor | None) -> Tensor:
+    distance = 1 - F.cosine_similarity(patches.float(), target.float(), dim=-1)
+    if hidden is None:
+        return distance.mean()
+    seen = (~hidden).to(distance.dtype)
+    return (distance * seen).sum() / seen.sum().clamp(min=1)
+
+
+def _gram(patches: Tensor, target: Tensor, hidden: Tensor | None) -> Tensor:
+    """Hidden rows become zeros, whose cosines are zero on both sides."""
+    if hidden is None:
+        return gram_loss(patches, target)
+    both = (x.masked_fill(hidden[..., None], 0) for x in (patches, target))
+    pairs = (~hidden).sum(1).square().sum()
+    return gram_loss(*both, reduction="sum") / pairs.clamp(min=1)
 
 
 def add_anchor(
