@@ -386,7 +386,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
         *("model.num_heads", "model.mlp", "model.mlp_hidden", "model.qkv_bias", "model.norm_eps"),
         *("model.final_norm", "model.pos", "model.embed_class", "model.rope_theta"),
-        *("model.layer_scale", "model.reg_tokens"),
+        *("model.layer_scale", "model.reg_tokens", "model.mlp_ratio"),
         *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
         *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
         *("tir.decoder_depth", "tir.decoder_heads", "tir.decoder_shared", "tir.equi_layer"),
@@ -396,7 +396,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
 }
 _KEPT["anchor.kind"] = lambda value: value != "none"
 _KEPT |= dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
-_KEPT["model.mlp_ratio"] = lambda value: 4.0 if value is None else value
+_OWN_RATIO = ("vit_so150m", "vit_huge_plus")
 
 
 def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -409,11 +409,12 @@ def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     found = {name: (before[name], after[name]) for name in after if before[name] != after[name]}
     if config.optim.kind != "muon":
         found.pop("optim.muon_encoder", None)  # it says nothing then
+    ratios = found.get("model.mlp_ratio")
+    if ratios is not None and config.model.name not in _OWN_RATIO and set(ratios) == {None, 4.0}:
+        del found["model.mlp_ratio"]  # said by one and not by the other
     for name, (old, new) in found.items():
         if name in _KEPT and _KEPT[name](old) != _KEPT[name](new):
             raise ValueError(f"{name}: expected {old}, which --resume cannot change, got {new}")
-    if None in found.get("model.mlp_ratio", ()):
-        del found["model.mlp_ratio"]  # 4, said by one and not by the other
     return found
 
 

@@ -197,6 +197,15 @@ def test_a_run_of_an_earlier_version_goes_on(name):
         changes(begun, replace(config, model=model))
 
 
+@pytest.mark.parametrize("name", ["vit_so150m", "vit_huge_plus"])
+def test_a_vit_with_a_ratio_of_its_own_keeps_it(name):
+    begun = Config(model=ModelConfig(name))
+    other = replace(begun, model=replace(begun.model, mlp_ratio=4.0))
+    for one, two in ((begun, other), (other, begun)):
+        with pytest.raises(ValueError, match=r"model.mlp_ratio: expected .* cannot change"):
+            changes(one, two)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"), [("pos", "rope"), ("norm_eps", 1e-5), ("rope_theta", 1e4)]
 )
