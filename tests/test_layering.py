@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {
         *("data", "functional", "methods", "models", "runtime", "weights"),
-        *("atomic", "build", "config", "paths", "philox"),
+        *("atomic", "build", "config", "paths", "philox", "kernels.toolchain"),
     },
     # above report, whose figures stand in the model card
     "export": {

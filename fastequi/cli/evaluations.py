@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, flat
+from fastequi.cli.geometry import match  # noqa: F401
+from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, images_of
 from fastequi.cli.parsing import is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import PathConfig
-from fastequi.data.sources.image_sets import Selection
+from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
 
 KINDS = {
     "equivariance": "R² of five transformations, predicted from the features of image pairs",
@@ -20,6 +21,7 @@ KINDS = {
     "linear": "accuracy of classes predicted by a linear probe",
     "reconstruct": "PSNR and SSIM of the predicted images; dimensions that features use",
     "rotnet": "accuracy of predicted rotations and class probes of every block, of a RotNet run",
+    **GEOMETRY,
 }
 Checkpoint = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
 Device = str
@@ -225,8 +227,8 @@ def equivariance(argv: list[str]) -> None:
     )
     evaluate_equivariance(
         options.checkpoint,
-        data=_images(options, options.data),
-        test_data=_images(options, options.test_data, "--test-data"),
+        data=images_of(options, options.data),
+        test_data=images_of(options, options.test_data, "--test-data"),
         against=options.against,
         chosen=tasks(options.tasks, ranges, photometric),
         budget=budget,
@@ -257,7 +259,7 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
         kind,
         options.checkpoint,
         data=options.selection(options.data),
-        test_data=_images(options, options.test_data, "--test-data"),
+        test_data=images_of(options, options.test_data, "--test-data"),
         against=options.against,
         train_images=options.train_images,
         test_images=options.test_images,
@@ -277,8 +279,8 @@ def reconstruct(argv: list[str]) -> None:
 
     evaluate_reconstruction(
         options.checkpoint,
-        data=_images(options, options.data),
-        test_data=_images(options, options.test_data, "--test-data"),
+        data=images_of(options, options.data),
+        test_data=images_of(options, options.test_data, "--test-data"),
         images=options.images,
         seed=options.seed,
         device=options.device,
@@ -322,7 +324,7 @@ def rotnet(argv: list[str]) -> None:
     evaluate_rotnet(
         options.checkpoint,
         data=options.selection(options.data),
-        test_data=_images(options, options.test_data, "--test-data"),
+        test_data=images_of(options, options.test_data, "--test-data"),
         against=options.against,
         train_images=options.train_images,
         test_images=options.test_images,
@@ -330,13 +332,6 @@ def rotnet(argv: list[str]) -> None:
         device=options.device,
         out=options.out,
     )
-
-
-def _images(
-    options: Patterned, places: tuple[tuple[str, ...], ...], option: str = "--data"
-) -> Selection | None:
-    """The images that an option names; None without the option."""
-    return as_images(options.selection(places, option)) if flat(places) else None
 
 
 def _size(words: tuple[str, ...]) -> tuple[int, int] | None:

@@ -50,6 +50,13 @@ def as_images(selection: Selection) -> Selection:
     return Selection(tuple(places), selection.patterns, selection.option)
 
 
+def images_of(
+    options: Patterned, places: tuple[tuple[str, ...], ...], option: str = "--data"
+) -> Selection | None:
+    """The images that an option names; None without the option."""
+    return as_images(options.selection(places, option)) if flat(places) else None
+
+
 def expect_places(given: tuple[tuple[str, ...], ...], what: str, option: str = "--data") -> None:
     """Raises ValueError if a required option was not given."""
     if not flat(given):

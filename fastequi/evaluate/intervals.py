@@ -44,9 +44,17 @@ def resampled_mean(
     return (total / n).float()
 
 
+def resampled_sums(
+    values: Tensor, groups: Tensor | None = None, draws: int = 1000, seed: int = 0
+) -> Tensor:
+    """[draws, S] float64, the sums of values [N, S] over other photographs; arguments as above."""
+    place, weights = _drawn(groups, len(values), draws, seed)
+    return weights @ _sums(values.double(), place)
+
+
 def middle95(scores: Tensor) -> tuple[Tensor, Tensor]:
     """What 95 % of the draws [draws, ...] lie between."""
-    low, high = scores.quantile(torch.tensor([0.025, 0.975]), 0)
+    low, high = scores.quantile(scores.new_tensor([0.025, 0.975]), 0)
     return low, high
 
 

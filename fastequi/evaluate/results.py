@@ -22,6 +22,8 @@ and the tables of its kind, whose rows are `Row`s:
                  "spectra": [`fastequi.evaluate.reconstruction.SpectrumRow`]
   rotnet         "scores", "classes", "class_images", "split" as of knn;
                  "rotation_accuracy": [`fastequi.evaluate.rotnet.RotationScore`]
+  of geometry    "tables": {title: `fastequi.evaluate.geometry.figures.Table`}, of each of
+                 `fastequi.evaluate.geometry.kinds.KINDS`
 """
 
 from __future__ import annotations
@@ -42,10 +44,11 @@ from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.splits import shared
 from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
 from fastequi.runtime.machine import machine
 
 SCHEMA = 1
-KINDS = ("equivariance", "knn", "linear", "reconstruct", "rotnet")
+KINDS = ("equivariance", "knn", "linear", "reconstruct", "rotnet", *GEOMETRY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,239 @@
+"""Figures over images, their 95 % intervals, and what two encoders differ by on the same images.
+
+An evaluation leaves sums for each image ([N, S], such as the corner error and 1, or a confusion
+matrix); figures follow from the sums over all images. So one bootstrap over images, or over the
+photographs that they are from, serves means, shares and mean IoU alike, and the difference of two
+encoders is paired: in each draw both are judged on the same images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table as Drawn
+from torch import Tensor
+
+from fastequi.evaluate.intervals import middle95, resampled_sums
+from fastequi.evaluate.results import Row
+
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a column holds.
+
+    Attributes:
+        name: with its unit, such as "corner error, px".
+        better: "higher", "lower", or "" where neither is.
+        digits: behind the point.
+    """
+
+    name: str
+    better: str = "higher"
+    digits: int = 3
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Figures, and how they follow from sums over images.
+
+    Attributes:
+        figures: M of them.
+        of_sums: [..., S] float64 to [..., M]; NaN where a figure is not defined.
+    """
+
+    figures: tuple[Figure, ...]
+    of_sums: Callable[[Tensor], Tensor]
+
+
+def means(*figures: Figure) -> Measure:
+    """The means of M values; sums of an image are [2, M], flat: of the values, and how many."""
+
+    def of_sums(sums: Tensor) -> Tensor:
+        total, count = sums.unflatten(-1, (2, len(figures))).unbind(-2)
+        return total / count
+
+    return Measure(figures, of_sums)
+
+
+def sums_of_values(values: Tensor) -> Tensor:
+    """Values [N, M] of every image, NaN where it has none, as :func:`means` takes them."""
+    there = ~values.isnan()
+    return torch.cat([values.double().nan_to_num(0), there.double()], 1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found for one kind of features.
+
+    Attributes:
+        row: whose features.
+        sums: [N, S] float64 on the CPU, of every image; the same images for all rows of a table.
+    """
+
+    row: Row
+    sums: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Row):
+    """One row: its figures, and their 95 % intervals over photographs."""
+
+    values: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Figures of a row less those of another, with paired 95 % intervals."""
+
+    label: str
+    against: str
+    values: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of one question.
+
+    Attributes:
+        figures: the columns.
+        images: how many were judged; photographs: how many these are from.
+        scores: baselines first.
+        differences: of every trained row from each baseline and from trained rows after it.
+    """
+
+    figures: tuple[Figure, ...]
+    images: int
+    photographs: int
+    scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
+
+    def score(self, label: str) -> Score:
+        """The row with a label ("tir, patch", "raw patches")."""
+        found = [score for score in self.scores if score.label == label]
+        if not found:
+            raise KeyError(f"label: no row {label!r} in {[s.label for s in self.scores]}")
+        return found[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return dataclasses.asdict(self)
+
+    def drawn(self, title: str) -> Drawn:
+        """For the terminal; no intervals where there is one photograph."""
+        of = f"{self.images:,} images"
+        if self.photographs != self.images:
+            of += f" of {self.photographs:,} photographs"
+        if self.photographs == 1:
+            of += ", so no interval"
+        drawn = Drawn(title=f"{title}, {of}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        drawn.add_column("features", no_wrap=True)
+        for figure in self.figures:
+            drawn.add_column(figure.name, justify="right")
+        for score in self.scores:
+            cells = zip(self.figures, score.values, score.low, score.high, strict=True)
+            drawn.add_row(score.label, *(_cell(*cell, self.photographs > 1) for cell in cells))
+        return drawn
+
+    def sentences(self) -> list[str]:
+        """Of every trained row: its difference from the best baseline, figure by figure."""
+        lines = []
+        for score in self.scores:
+            if score.is_baseline:
+                continue
+            parts = []
+            for i, figure in enumerate(self.figures):
+                found = self._from_best_baseline(score.label, i)
+                if found is not None and self.photographs > 1:
+                    d, digits = found, figure.digits
+                    parts.append(
+                        f"{figure.name} {d.values[i]:+.{digits}f} "
+                        f"[{d.low[i]:.{digits}f}, {d.high[i]:.{digits}f}] than {d.against}"
+                    )
+            if parts:
+                lines.append(f"{score.label}: " + ", ".join(parts))
+        return lines
+
+    def _from_best_baseline(self, label: str, i: int) -> Difference | None:
+        better = self.figures[i].better
+        rows = [s for s in self.scores if s.is_baseline and s.values[i] == s.values[i]]
+        if not better or not rows:
+            return None
+        best = (max if better == "higher" else min)(rows, key=lambda s: s.values[i])
+        pair = label, best.label
+        return next((d for d in self.differences if (d.label, d.against) == pair), None)
+
+
+def _cell(figure: Figure, value: float, low: float, high: float, interval: bool) -> str:
+    if value != value:  # NaN
+        return "–"
+    shown = f"{value:.{figure.digits}f}"
+    return f"{shown} {low:.{figure.digits}f}..{high:.{figure.digits}f}" if interval else shown
+
+
+def table(
+    measure: Measure,
+    rows: Sequence[Measured],
+    photographs: Tensor | None = None,
+    seed: int = 0,
+) -> Table:
+    """The table of rows that were measured on the same images.
+
+    Args:
+        measure: what their sums mean.
+        rows: in any order; baselines are put first.
+        photographs: [N] int64, the photograph of each image; None: each is one.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: rows of different images.
+    """
+    count = len(rows[0].sums)
+    for each in rows:
+        if each.sums.shape != rows[0].sums.shape:
+            raise ValueError(
+                f"rows: expected sums {list(rows[0].sums.shape)} as of {rows[0].row.label}, got "
+                f"{list(each.sums.shape)} of {each.row.label}"
+            )
+    rows = sorted(rows, key=lambda each: not each.row.is_baseline)
+    found = [measure.of_sums(each.sums.sum(0)) for each in rows]
+    draws = [measure.of_sums(resampled_sums(each.sums, photographs, _DRAWS, seed)) for each in rows]
+    scores, differences = [], []
+    for i, each in enumerate(rows):
+        values, low, high = _with_interval(found[i], draws[i])
+        baseline = each.row.is_baseline
+        scores.append(Score(**vars(each.row), values=values, low=low, high=high))
+        for j, other in enumerate(rows):
+            if baseline or not (other.row.is_baseline or j > i):
+                continue
+            values, low, high = _with_interval(found[i] - found[j], draws[i] - draws[j])
+            pair = {"label": each.row.label, "against": other.row.label}
+            differences.append(Difference(**pair, values=values, low=low, high=high))
+    return Table(
+        figures=measure.figures,
+        images=count,
+        photographs=count if photographs is None else len(photographs.unique()),
+        scores=tuple(scores),
+        differences=tuple(differences),
+    )
+
+
+def _with_interval(value: Tensor, draws: Tensor) -> tuple[tuple[float, ...], ...]:
+    """(values, low, high); draws in which a figure is not defined are left out."""
+    lows, highs = [], []
+    for column in draws.unbind(1):
+        defined = column[~column.isnan()]
+        low, high = middle95(defined) if len(defined) else (value.new_tensor(torch.nan),) * 2
+        lows.append(float(low))
+        highs.append(float(high))
+    return tuple(value.tolist()), tuple(lows), tuple(highs)

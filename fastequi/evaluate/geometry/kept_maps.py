@@ -1,0 +1,98 @@
+"""Maps of tokens on the disk, by content: an evaluation that was stopped goes on where it was.
+
+A file for each image, named by its pixels and by what made the map: weights, features, size. So
+another evaluation of the same images finds them, and no file is ever wrong, only unused; the oldest
+are removed once all take more than a limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastequi.atomic import replacing, save_tensors
+from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.geometry.grids import Grids, Maps
+
+logger = logging.getLogger(__name__)
+
+
+def digest_of(encoder: Encoder) -> str | None:
+    """Of what an encoder computes; None for a function's, whose code may change."""
+    module = encoder.method or encoder.network
+    if not isinstance(module, nn.Module):
+        return None
+    said = hashlib.sha256(repr((encoder.names, encoder.mean, encoder.std)).encode())
+    for name, value in sorted(module.state_dict().items()):
+        said.update(name.encode())
+        said.update(_bytes(value))
+    said.update(str(encoder.config and encoder.config.model).encode())
+    return said.hexdigest()[:32]
+
+
+@dataclass
+class KeptMaps:
+    """A folder of maps.
+
+    Attributes:
+        folder: made when the first map is kept.
+        gigabytes: that all files may take; 0 keeps nothing.
+    """
+
+    folder: Path
+    gigabytes: float
+
+    def around(self, grids: Grids, encoder: Encoder) -> Grids:
+        """The same maps, from the disk where they are there."""
+        digest = digest_of(encoder) if self.gigabytes else None
+        if digest is None:
+            return grids
+
+        def of(images: Tensor) -> Maps:
+            files = [self._file(digest, image) for image in images.cpu()]
+            missing = [i for i, file in enumerate(files) if not file.is_file()]
+            if missing:
+                made = grids.of(images[missing])
+                for place, i in enumerate(missing):
+                    self._keep(files[i], {name: made[name][place] for name in grids.names})
+            found = [load_file(file) for file in files]
+            return {
+                name: torch.stack([maps[name] for maps in found]).to(grids.device)
+                for name in grids.names
+            }
+
+        return replace(grids, of=of, digest=digest)
+
+    def trim(self) -> None:
+        """Removes the oldest files beyond the limit."""
+        files = sorted(self.folder.glob("*/*.safetensors"), key=lambda file: file.stat().st_mtime)
+        left = sum(file.stat().st_size for file in files) - self.gigabytes * 1e9
+        removed = 0
+        for file in files:
+            if left <= 0:
+                break
+            left -= file.stat().st_size
+            file.unlink(missing_ok=True)
+            removed += 1
+        if removed:
+            logger.info("%d of %d kept maps removed from %s", removed, len(files), self.folder)
+
+    def _file(self, digest: str, image: Tensor) -> Path:
+        pixels = hashlib.sha256(f"{list(image.shape)} {image.dtype}".encode())
+        pixels.update(_bytes(image))
+        return self.folder / digest / f"{pixels.hexdigest()[:32]}.safetensors"
+
+    def _keep(self, file: Path, maps: Maps) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file, shared=True) as temporary:
+            save_tensors(temporary, {name: x.cpu().contiguous() for name, x in maps.items()})
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

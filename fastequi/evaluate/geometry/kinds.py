@@ -1,0 +1,5 @@
+"""Which evaluations of geometry there are, each with one line for the help."""
+
+KINDS = {
+    "match": "recall of tokens' nearest neighbours in a transformed view",
+}

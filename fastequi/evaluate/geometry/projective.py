@@ -1,0 +1,142 @@
+"""Homographies: applied to points and images, drawn, and fitted to matches.
+
+A homography is [..., 3, 3] and takes (x, y, 1) of one image to w·(x', y', 1) of another. Points are
+in pixels of an image, x to the right, y down, (0, 0) its upper left corner: the middle of the first
+pixel is (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def moved(points: Tensor, homography: Tensor) -> Tensor:
+    """Points [..., P, 2] by homographies [..., 3, 3]; NaN beyond the horizon."""
+    x = F.pad(points, (0, 1), value=1.0) @ homography.mT
+    w = x[..., 2:]
+    return torch.where(w > 0, x[..., :2] / w, torch.nan)
+
+
+def corners(height: int, width: int) -> Tensor:
+    """[4, 2] float64 of an image: upper left, upper right, lower right, lower left."""
+    h, w = float(height), float(width)
+    return torch.tensor([[0, 0], [w, 0], [w, h], [0, h]], dtype=torch.float64)
+
+
+def token_centres(grid: tuple[int, int], patch: int) -> Tensor:
+    """[h·w, 2] float64 of a grid's tokens, row by row."""
+    axes = [(torch.arange(n, dtype=torch.float64) + 0.5) * patch for n in grid]
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y], -1).flatten(0, 1)
+
+
+def warped(images: Tensor, homography: Tensor, size: tuple[int, int]) -> Tensor:
+    """What lies at each pixel's place: bilinear, borders reflected.
+
+    Args:
+        images: [B, 3, H, W] floats.
+        homography: [B, 3, 3], from pixels of the result to pixels of the images.
+        size: (H, W) of the result.
+    """
+    height, width = images.shape[2:]
+    at = moved(token_centres(size, 1).to(homography), homography).to(images)
+    at = 2 * at / at.new_tensor([width, height]) - 1
+    at = at.nan_to_num(2.0).unflatten(1, size)
+    return F.grid_sample(images, at, padding_mode="reflection", align_corners=False)
+
+
+def fitted(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The homographies [..., 3, 3] that take points nearest to others, least squares of the direct
+    linear transform on normalised points (Hartley and Zisserman, algorithm 4.2).
+
+    Args:
+        source, target: [..., P, 2] matches, P >= 4.
+        weights: [..., P] of their squares; 0 leaves a match out.
+    """
+    source, target = source.double(), target.double()
+    w = torch.ones_like(source[..., 0]) if weights is None else weights.double()
+    (a, to_a), (b, to_b) = _centred(source, w), _centred(target, w)
+    (x, y), (u, v) = a.unbind(-1), b.unbind(-1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    rows = torch.cat([
+        torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y, -u], -1),
+        torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y, -v], -1),
+    ], -2) * torch.cat([w, w], -1).sqrt()[..., None]  # fmt: skip
+    _, vectors = torch.linalg.eigh(rows.mT @ rows)
+    middle = vectors[..., 0].unflatten(-1, (3, 3))
+    found = torch.linalg.solve(to_b, middle @ to_a)
+    return found / _signed(found, source)
+
+
+def _signed(homography: Tensor, points: Tensor) -> Tensor:
+    """The scale at which w is 1 in the middle of the points, so that it is positive there."""
+    middle = F.pad(points.mean(-2), (0, 1), value=1.0)
+    scale = (homography[..., 2, :] * middle).sum(-1)
+    return torch.where(scale == 0, 1.0, scale)[..., None, None]
+
+
+def _centred(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Points about 0 at a mean distance of √2, and the [..., 3, 3] that made them so."""
+    total = weights.sum(-1, keepdim=True).clamp(min=1e-12)
+    middle = (points * weights[..., None]).sum(-2) / total
+    away = ((points - middle[..., None, :]).norm(dim=-1) * weights).sum(-1) / total[..., 0]
+    scale = 2**0.5 / away.clamp(min=1e-12)
+    matrix = torch.zeros(*scale.shape, 3, 3, dtype=points.dtype, device=points.device)
+    matrix[..., 0, 0] = matrix[..., 1, 1] = scale
+    matrix[..., :2, 2] = -scale[..., None] * middle
+    matrix[..., 2, 2] = 1
+    return (points - middle[..., None, :]) * scale[..., None, None], matrix
+
+
+def between_corners(offsets: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, 3, 3] that move the corners of an image of (H, W) pixels by offsets [N, 4, 2] exactly."""
+    start = corners(*size).to(offsets.device).expand_as(offsets)
+    return fitted(start, start + offsets.double())
+
+
+def ransac(
+    source: Tensor,
+    target: Tensor,
+    within: float,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The homography that most matches of one image agree with, fitted anew to these.
+
+    Args:
+        source, target: [P, 2] matches.
+        within: pixels of the target that a match may be away.
+        draws: sets of four matches that are tried.
+        seed: of the sets.
+
+    Returns:
+        ([3, 3], [P] bool, which matches agree); NaN and none of fewer than four matches.
+    """
+    count = len(source)
+    if count < 4:
+        nothing = source.new_full((3, 3), torch.nan, dtype=torch.float64)
+        return nothing, torch.zeros(count, dtype=torch.bool, device=source.device)
+    source, target = source.double(), target.double()
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.rand(draws, count, generator=generator).topk(4, 1).indices.to(source.device)
+    tried = fitted(source[picked], target[picked])
+    agree = _agree(tried, source, target, within)
+    chosen = agree[agree.sum(1).argmax()]
+    for _ in range(3):  # the inliers of a fit to inliers, until they stay
+        if chosen.sum() < 4:
+            break
+        best = fitted(source, target, chosen)
+        again = _agree(best, source, target, within)
+        if torch.equal(again, chosen):
+            break
+        chosen = again
+    if chosen.sum() < 4:
+        best = tried[agree.sum(1).argmax()]
+    return best, chosen
+
+
+def _agree(homography: Tensor, source: Tensor, target: Tensor, within: float) -> Tensor:
+    return (moved(source, homography) - target).norm(dim=-1) <= within  # NaN does not

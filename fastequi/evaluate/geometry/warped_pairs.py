@@ -1,0 +1,142 @@
+"""Pairs of views of one photograph whose exact relation is known: truth that is made.
+
+Both views are cut from a window with a margin, so that no border is empty and gives the relation
+away. Families of relations:
+
+homography   the four corners moved by up to a quarter of the side each, in x and in y (S-COCO:
+             32 of 128 px; DeTone et al., arXiv 1606.03798)
+rotation, translation, se2   the project's own paths at t = 1, in the ranges of `eval equivariance`
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastequi import paths
+from fastequi.config import PathConfig
+from fastequi.data.sources.images import Source
+from fastequi.data.views.batch import Views
+from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.geometry.projective import between_corners, corners, moved, warped
+from fastequi.evaluate.photometric import Photometric
+from fastequi.evaluate.tasks import Task, views_for, window_loader
+
+FAMILIES = ("rotation", "translation", "se2", "homography")
+_OFFSET = 0.25  # of a side
+
+
+@dataclass(frozen=True)
+class WarpedPairs:
+    """N pairs on the CPU.
+
+    Attributes:
+        first, second: [N, 3, S, S] float16 in 0..1.
+        to_first: [N, 3, 3] float64, from pixels of the second view to those of the first.
+        photographs: [N] int64, which one each pair is of.
+    """
+
+    first: Tensor
+    second: Tensor
+    to_first: Tensor
+    photographs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+def warped_pairs(
+    source: Source,
+    encoder: Encoder,
+    family: str,
+    n: int,
+    *,
+    seed: int = 0,
+    photometric: Photometric | None = None,
+    ranges: PathConfig = PathConfig(),  # noqa: B008
+) -> WarpedPairs:
+    """Cuts them from photographs, at the size of the encoder's images.
+
+    Args:
+        source: the photographs.
+        encoder: whose image size they have, on whose device they are made.
+        family: of FAMILIES.
+        n: how many.
+        seed: of windows and relations.
+        photometric: changes both views of a pair, independently.
+        ranges: of rotation and translation.
+
+    Raises:
+        ValueError: no such family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
+    size = encoder.image_size
+    path = replace(ranges, family="se2" if family == "homography" else family).build()  # type: ignore[arg-type]
+    views = _views(encoder, family, path)
+    generator = torch.Generator().manual_seed(seed)
+    first, second, relations, photographs = [], [], [], []
+    count = 0
+    with window_loader(source, path, views, seed=seed, device=encoder.device) as loader:
+        for batch in loader:
+            windows = batch.u.float() / 255
+            relation = _relation(family, path, batch.path.cpu().double(), size, generator)
+            margin = (windows.shape[-1] - size) / 2
+            in_window = torch.eye(3, dtype=torch.float64)
+            in_window[:2, 2] = margin
+            ones = in_window.expand(len(windows), 3, 3)
+            both = [
+                warped(windows, h.to(windows.device), (size, size))
+                for h in (ones, in_window @ relation)
+            ]
+            if photometric is not None:
+                both = [photometric.change(x.clamp(0, 1), generator) for x in both]
+            first.append(both[0].half().cpu())
+            second.append(both[1].half().cpu())
+            relations.append(relation)
+            photographs.append(batch.sample_ids // loader.cfg.samples_per_file)
+            count += len(windows)
+            if count >= n:
+                break
+    parts = first, second, relations, photographs
+    return WarpedPairs(*(torch.cat(part)[:n].cpu() for part in parts))
+
+
+def _views(encoder: Encoder, family: str, path: paths.Path) -> Views:
+    if family != "homography":
+        return views_for(encoder, {family: Task(path, path)})
+    views = views_for(encoder, {})
+    margin = math.ceil(_OFFSET * encoder.image_size)
+    return replace(views, source_size=encoder.image_size + 2 * margin)
+
+
+def _relation(
+    family: str, path: paths.Path, params: Tensor, size: int, generator: torch.Generator
+) -> Tensor:
+    """[B, 3, 3], from pixels of the second view to those of the first."""
+    if family == "homography":
+        offsets = torch.rand(len(params), 4, 2, generator=generator, dtype=torch.float64)
+        return between_corners((2 * offsets - 1) * _OFFSET * size, (size, size))
+    theta = path.at(params, (1.0,), (size, size)).theta
+    assert theta is not None
+    return of_theta(theta[:, 0].double(), size)
+
+
+def of_theta(theta: Tensor, size: int) -> Tensor:
+    """Homographies [B, 3, 3] between pixels of squares, of [B, 2, 3] as `affine_grid` takes them:
+    from the result's places in -1..1 to the input's."""
+    full = torch.eye(3, dtype=theta.dtype).repeat(len(theta), 1, 1)
+    full[:, :2] = theta
+    to_unit = torch.tensor([[2 / size, 0, -1], [0, 2 / size, -1], [0, 0, 1]], dtype=theta.dtype)
+    return torch.linalg.inv(to_unit) @ full @ to_unit
+
+
+def corner_error(found: Tensor, truth: Tensor, size: int) -> Tensor:
+    """[N] mean distance of the four corners, where a homography moves them and where they go, as
+    pixels of a 128 px image (S-COCO's)."""
+    start = corners(size, size)
+    away = (moved(start, found.double()) - moved(start, truth.double())).norm(dim=-1)
+    return away.mean(-1) * 128 / size
