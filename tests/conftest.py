@@ -68,11 +68,20 @@ def uninterrupted_by_two(tmp_path_factory):
     return run_once(tmp_path_factory, "uninterrupted_by_two", "--max-steps", 30, processes=2)
 
 
+def _is_slow(item):
+    """Marked slow, or slow("triton", ...): then only with such parameters, where no GPU runs it."""
+    marker = item.get_closest_marker("slow")  # keywords hold the folders' names too
+    if marker is None or not marker.args:
+        return marker is not None
+    known = item.callspec.id.split("-")
+    return not torch.cuda.is_available() and any(word in known for word in marker.args)
+
+
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("-m"):
         skip = pytest.mark.skip(reason="slow: run with -m slow")
         for item in items:
-            if item.get_closest_marker("slow"):  # keywords hold the folders' names too
+            if _is_slow(item):
                 item.add_marker(skip)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")

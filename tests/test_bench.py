@@ -144,6 +144,7 @@ def test_no_two_files_import_each_other():
 ON_CPU = [case for case in all_cases() if case.device == "cpu"]
 
 
+@pytest.mark.slow("encoder_step_cpu", "linear_warp_recon_cpu")
 @pytest.mark.parametrize("case", ON_CPU, ids=lambda case: case.name)
 def test_every_cpu_case_checks_its_providers(case, monkeypatch):
     monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)
@@ -177,6 +178,7 @@ def test_the_command_writes_json_that_the_table_reads(tmp_path, monkeypatch, cap
                 assert len(plot.convert("RGB").getcolors(1 << 20)) > 5  # not a blank page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is of x86 processors")
 def test_a_limited_run_is_limited_and_says_so(tmp_path):
     """Of a process that was started without the limit."""

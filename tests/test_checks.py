@@ -422,6 +422,7 @@ def test_float16_gradients_of_a_mean_do_not_overflow_on_the_way(backend, device,
     torch.testing.assert_close(leaf.grad.float(), wanted, rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow("triton")
 @pytest.mark.parametrize("path", ["warp", "blur"])
 @pytest.mark.parametrize(("scale", "grid", "batch"), [(10.0, 2, 2), (1.0, 2, 2), (0.1, 14, 16)])
 def test_float16_gradients_of_a_last_layer_keep_their_range(

@@ -211,6 +211,7 @@ def many(folder, count=100_000):
             os.link(first, path)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_names_are_listed_and_indexed_in_seconds(tmp_path, record_property):
     many(tmp_path)
     times = {}

@@ -113,6 +113,7 @@ def alone(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow("3")
 @pytest.mark.parametrize("processes", [2, 3])
 def test_value_and_gradient_are_those_of_one_process(processes, alone, tmp_path):
     for found in run(processes, tmp_path):

@@ -164,11 +164,10 @@ def test_a_resampled_axis_is_that_of_pytorchs_antialiasing():
         )  # mirrored
 
 
+@pytest.mark.slow("triton")
 @pytest.mark.parametrize("size", [48, 224])
 def test_equals_dalis_operators_within_a_grey_level(backend_of_views, size):
     """DALI rounds to bytes after each of them, ours once."""
-    if backend_of_views == "triton" and DEVICE == "cpu" and size > 48:
-        pytest.skip("Triton's interpreter takes half a minute")
     dali = pytest.importorskip("nvidia.dali")
     from PIL import Image
 
@@ -264,6 +263,7 @@ def test_layout_types_and_no_views(backend_of_views):
     assert fused_views([], torch.zeros(0, 4), size=8).shape == (0, 3, 8, 8)
 
 
+@pytest.mark.slow
 def test_views_are_blurred_in_as_many_launches_as_memory_allows(monkeypatch):
     with backend.force("triton"):
         expected = call()
@@ -315,6 +315,7 @@ def test_parameters_may_lie_where_the_photographs_do(device, backend_of_views):
     assert torch.equal(fused_views(photos, size=9, **there), fused_views(photos, size=9, **given))
 
 
+@pytest.mark.slow("triton")
 def test_another_default_type_changes_nothing(backend_of_views):
     expected = call()
     torch.set_default_dtype(torch.float64)

@@ -75,6 +75,7 @@ def test_equals_the_official_loss(backend, device, dtype, clamp, shape, reductio
     expect_equal(*pair(*shape, dtype, device), **options)
 
 
+@pytest.mark.slow("teacher")
 @pytest.mark.parametrize("clamp", CLAMPS)
 def test_an_image_of_many_patches_in_parts(backend, device, clamp, monkeypatch):
     """Panels of some rows each, of which the last is a rest; blocks that meet those behind."""
@@ -254,6 +255,7 @@ def test_an_empty_batch_costs_nothing(backend, device, across):
     assert gram_loss(student, student, reduction="none").shape == (0,)
 
 
+@pytest.mark.slow("triton")
 def test_no_matrix_of_similarities_is_allocated(backend, device, monkeypatch):
     monkeypatch.setattr(kernel, "PANEL", 1 << 17)
     monkeypatch.setattr(gram_panels, "PANEL", 1 << 17)

@@ -179,6 +179,7 @@ class Counting:
         return self.kernel[grid]
 
 
+@pytest.mark.slow
 def test_launches_of_a_step_do_not_depend_on_the_batch(monkeypatch):
     """Operators and kernels of forward and backward, all 18 pairs' like those of one."""
     seen = []

@@ -136,6 +136,7 @@ def test_under_torchrun_one_press_saves_however_often_it_comes(tmp_path):
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
+@pytest.mark.slow
 def test_under_torchrun_a_second_press_stops_all_at_once(tmp_path):
     folder = tmp_path / "run"
     how = {"processes": 2, "program": changed(tmp_path, SLOW_WRITE)}
@@ -154,6 +155,7 @@ def test_under_torchrun_a_second_press_stops_all_at_once(tmp_path):
     assert (folder / "checkpoints" / "latest").read_text() == "step_00000004"
 
 
+@pytest.mark.slow
 def test_a_terminal_that_goes_away_does_not_take_the_run_along(tmp_path):
     """Writing to it fails from then on; the kernel sends SIGHUP, and the run saves."""
     folder = tmp_path / "run"
@@ -187,6 +189,7 @@ def test_a_terminal_that_goes_away_does_not_take_the_run_along(tmp_path):
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 
 
+@pytest.mark.slow
 def test_a_run_in_the_background_of_a_script_is_stopped_by_sigterm(tmp_path):
     """bash lets it ignore SIGINT; what is saved then is the step it was in."""
     folder = tmp_path / "run"
@@ -212,6 +215,7 @@ def test_a_run_in_the_background_of_a_script_is_stopped_by_sigterm(tmp_path):
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 
 
+@pytest.mark.slow
 def test_what_a_shell_lets_be_ignored_stays_ignored(tmp_path):
     """nohup, and jobs in the background of a script."""
     folder = tmp_path / "run"
@@ -258,6 +262,7 @@ def test_other_commands_end_with_one_line(tmp_path, words, seconds):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closed",  # the second closes the first's stream too
     [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"],
@@ -277,6 +282,7 @@ def test_a_run_without_streams_ends_well(tmp_path, closed):
         json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_in_the_middle_does_not_end_the_run(tmp_path):
     folder = tmp_path / "run"
     words = command("--run-dir", folder, "--max-steps", 30)

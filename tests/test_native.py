@@ -181,6 +181,7 @@ def _child(code, **env):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_many_processes_build_once(tmp_path):
     code = "from fastequi.kernels import native; print(native.obstacle(), native.library_file())"

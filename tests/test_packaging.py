@@ -32,6 +32,7 @@ def test_bare_pythonpath_finds_the_kernels(tmp_path):
     assert Path(found).resolve() == (ROOT / "kernels" / "warp_recon.py").resolve()
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_kernels_photographs_type_marker_and_licences(tmp_path):
     source = tmp_path / "source"  # a copy: setuptools writes build/ beside pyproject.toml
     source.mkdir()

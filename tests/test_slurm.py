@@ -27,6 +27,7 @@ def quiet(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
 
 
+@pytest.mark.slow
 def test_two_tasks_are_two_processes_of_one_run(tmp_path, curves_of_one):
     folder = tmp_path / "run"
     job = slurm.submit(pretrain, words(folder, *SGD, "--max-steps", 8), folder, gpus=2, **LOCAL)

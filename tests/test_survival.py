@@ -66,6 +66,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, uninterrupted, number)
     assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(uninterrupted)]
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
     """As when a scheduler starts a job again that still saves: it goes on from what was saved."""
     folder = tmp_path / "run"
@@ -174,6 +175,7 @@ def test_a_flipped_bit_in_a_part_is_noticed(tmp_path):
     assert "going back to step_00000002" in done.stderr
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step_of_all(tmp_path):
     """no_sync on all but the last: two batches of 12 on two processes as on one."""
     ends = []
@@ -220,6 +222,7 @@ def test_all_ranks_stop_together_when_one_is_asked(tmp_path):
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun_reaches_all_and_is_waited_for(tmp_path):
     """What the README's recipe for a scheduler relies on."""
     folder = tmp_path / "run"
@@ -233,6 +236,7 @@ def test_a_signal_to_torchrun_reaches_all_and_is_waited_for(tmp_path):
     assert int(newest.removeprefix("step_")) == rows(folder)[-1]["step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [False, True])
 def test_without_torchrun_its_processes_leave_too(tmp_path, early):
     folder = tmp_path / "run"
@@ -267,6 +271,7 @@ def test_looks_at_steps_without_a_log_hold_no_process_up(tmp_path):
     assert [row["step"] for row in rows(folder) if "knn_k20" in row] == [0, 3, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_a_thread_is_waited_for_by_all(tmp_path):
     """The first process still writes when the others are done; torchrun would end it with them."""
     slow = """

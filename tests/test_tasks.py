@@ -154,6 +154,7 @@ def test_photometric_pairs_are_those_of_the_clean_task_in_changed_light(of, monk
     assert not torch.equal(fitted.params, tested.params)
 
 
+@pytest.mark.slow
 def test_zero_filled_borders_reveal_the_angle_and_others_do_not():
     """Why borders are not filled: the rotated image alone, without its twin, reveals the angle."""
     alone = {}

@@ -226,6 +226,7 @@ def test_compiles_to_one_graph(options):
         torch.testing.assert_close(*outs)
 
 
+@pytest.mark.slow("rope")
 @pytest.mark.parametrize("pos", vit.POSITIONS)
 def test_one_graph_for_image_sizes_that_change(pos):
     torch._dynamo.reset()
@@ -240,6 +241,7 @@ def test_one_graph_for_image_sizes_that_change(pos):
         torch.testing.assert_close(*grads)
 
 
+@pytest.mark.slow("False")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("pos", vit.POSITIONS)
 @pytest.mark.parametrize("class_token", [True, False])

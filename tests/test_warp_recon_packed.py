@@ -379,6 +379,7 @@ def test_a_training_step_is_captured_in_a_cuda_graph(device):
     torch.testing.assert_close(weight, eager_weight)
 
 
+@pytest.mark.slow
 def test_a_training_step_compiles_to_one_graph(device):
     """Encoder, decoder and loss traced whole, trained for three steps beside the eager ones."""
     torch._dynamo.reset()
