@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from fastequi.models.encoder import TokenEncoder, Tokens
 from fastequi.models.mlp import MLPS, hidden_width
 from fastequi.models.positions import Grid, resize_pos_embed
 from fastequi.models.rope import AxialRope
-from fastequi.models.transformer import Block, BlockShape, parts
+from fastequi.models.transformer import Block, BlockShape, Size, parts
 
 POSITIONS = ("learned", "rope")
 
@@ -231,6 +231,34 @@ class VisionTransformer(TokenEncoder):
         Raises:
             TypeError: a group is not from :meth:`embed`.
         """
+        sizes, last, kept = self._rows_after(groups, (block,))
+        final, middle = (
+            [part.reshape(*size, self.embed_dim) for part, size in parts(rows, sizes)]
+            for rows in (self.norm(last), kept[block])
+        )
+        return final, middle
+
+    def forward_blocks(self, x: Tensor) -> list[Tokens]:
+        """The tokens of images [B, C, H, W] before the first block and after each, in one pass.
+
+        The final norm is applied to all, as DINOv2 and timm do by default for tokens of earlier
+        blocks: without it few channels of large values rule their cosines. So the last of the
+        depth + 1 are what :meth:`forward_features` gives.
+        """
+        every = range(len(self.blocks) + 1)
+        ((images, tokens),), _, kept = self._rows_after([self.embed(x)], every)
+        shape = images, tokens, self.embed_dim
+        return [self.split(self.norm(kept[block]).reshape(shape)) for block in every]
+
+    def _rows_after(
+        self, groups: Sequence[Embedded], blocks: Collection[int]
+    ) -> tuple[list[Size], Tensor, dict[int, Tensor]]:
+        """The blocks on groups of images.
+
+        Returns:
+            (images and tokens of each group, rows [Σ B_i N_i, D] after the last block, those after
+            some numbers of blocks).
+        """
         for group in groups:
             if not isinstance(group, Embedded):
                 kind = type(group).__name__
@@ -243,18 +271,15 @@ class VisionTransformer(TokenEncoder):
             rotations = [self.rope(grid, prefix, tokens) for tokens, grid in groups]
         rows = [tokens.flatten(0, 1) for tokens, _ in groups]
         x = rows[0] if len(rows) == 1 else torch.cat(rows)
-        between = x
+        kept = {0: x} if 0 in blocks else {}
         for i, layer in enumerate(self.blocks, 1):
             if self.checkpoint_activations and self.training:
                 x = checkpoint(layer, x, sizes, rotations, use_reentrant=False)
             else:
                 x = layer(x, sizes, rotations)
-            between = x if i == block else between
-        final, middle = (
-            [part.reshape(*size, self.embed_dim) for part, size in parts(rows, sizes)]
-            for rows in (self.norm(x), between)
-        )
-        return final, middle
+            if i in blocks:
+                kept[i] = x
+        return sizes, x, kept
 
     def _with_prefix(self, patches: Tensor, grid: Grid) -> Tensor:
         """The tokens of the first block: prefix tokens, patches, and learned positions added."""

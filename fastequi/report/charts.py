@@ -7,6 +7,7 @@ alike; a chart says in its label what it shows.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -48,15 +49,23 @@ class Bar:
     color: int = 0
 
 
-def curves(curves: Sequence[Curve], title: str, percent: bool = False, exact: bool = False) -> str:
+def curves(
+    curves: Sequence[Curve],
+    title: str,
+    percent: bool = False,
+    exact: bool = False,
+    over: str = "steps",
+) -> str:
     """The curves of a metric over steps: raw in thin lines, their running mean in thick ones.
 
-    `exact` leaves out the mean, for what has no noise.
-    The axis is logarithmic where positive values reach over 30 times their median.
+    `exact` leaves out the mean, for what has no noise. `over` says what is counted instead of steps
+    ("blocks"), of which only whole numbers are marked.
+    The axis is logarithmic where positive values over steps reach over 30 times their median.
     """
     values = [y * (100 if percent else 1) for curve in curves for _, y in curve.points]
     last = max(x for curve in curves for x, _ in curve.points)
-    log = not percent and min(values) > 0 and max(values) > 30 * median(values)
+    log = not percent and over == "steps" and min(values) > 0
+    log = log and max(values) > 30 * median(values)
     low, high, ticks = _log_axis(values) if log else _axis(values, percent)
     plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
@@ -76,10 +85,12 @@ def curves(curves: Sequence[Curve], title: str, percent: bool = False, exact: bo
         parts.append(_text(shown, _LEFT - 6, y + 4, "end"))
     bottom = _TOP + plot_height
     for tick in _ticks(0, last, 4):
+        if tick % 1 and over != "steps":
+            continue
         parts.append(tag("line", x1=_f(at_x(tick)), x2=_f(at_x(tick)), y1=bottom, y2=bottom + 4))
         parts.append(_text(number(tick), at_x(tick), bottom + 17, "middle"))
     parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=bottom, y2=bottom, class_="axis"))
-    parts.append(_text("steps", _WIDTH - _RIGHT, bottom + 33, "end"))
+    parts.append(_text(over, _WIDTH - _RIGHT, bottom + 33, "end"))
     ends, said = [], []
     for curve in curves:
         smooth = curve.points if exact else _running_mean(curve.points)
@@ -95,7 +106,7 @@ def curves(curves: Sequence[Curve], title: str, percent: bool = False, exact: bo
     if len(curves) > 1:
         for y, x, curve in _apart(ends):
             parts.append(_text(curve.letter, x + 7, y + 4.5, "start", kind=f"end c{curve.color}"))
-    return _svg(f"{title} over {number(last)} steps: {'; '.join(said)}", _HEIGHT, parts)
+    return _svg(f"{title} over {number(last)} {over}: {'; '.join(said)}", _HEIGHT, parts)
 
 
 def bars(rows: Sequence[Bar], title: str, digits: int = 2) -> str:
@@ -177,6 +188,27 @@ def gains(rows: Sequence[tuple[str, float]], title: str, unit: str) -> str:
     parts.append(_upright(at(0), top, bottom, "axis"))
     said = "; ".join(f"{label} {value:+.1f}" for label, value in rows)
     return _svg(f"{title}, {unit}: {said}", bottom + 26, parts)
+
+
+def standalone(panels: Sequence[tuple[str, str]], style: str) -> str:
+    """An SVG file of charts below each other, each under a line of text.
+
+    Args:
+        panels: (text, chart) of :func:`curves` or the like.
+        style: the page's CSS, whose colours they have.
+    """
+    parts, top = [tag("style", style)], 0.0
+    for heading, chart in panels:
+        found = re.search(r'viewBox="0 0 \S+ (\S+)"', chart)
+        assert found
+        parts.append(_text(heading, 4, top + 16, "start", kind="label"))
+        at = f'<svg x="0" y="{_f(top + 22)}" width="{_WIDTH}" height="{found[1]}"'
+        parts.append(chart.replace("<svg", at, 1))
+        top += 22 + float(found[1]) + 8
+    said = "; ".join(heading for heading, _ in panels)
+    box = f"0 0 {_WIDTH} {_f(top)}"
+    space = "http://www.w3.org/2000/svg"
+    return tag("svg", *parts, xmlns=space, viewBox=box, role="img", aria_label=said) + "\n"
 
 
 def _upright(x: float, top: float, bottom: float, kind: str) -> str:

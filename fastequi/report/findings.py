@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
 from fastequi.evaluate.pair_scores import is_beyond
 from fastequi.evaluate.results import Result, label
 from fastequi.report.markup import table, tag, text, two
@@ -48,33 +49,76 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
     """(what, figure, what to compare it with) for the run's card, at most one of each kind."""
     found: dict[str, tuple[str, str, str]] = {}
     for result in run.results.values():
-        document = result.document
-        if result.kind == "equivariance" and "R²" not in found and not is_zero_filled(result):
-            every = document["tasks"]
-            task = str(run.flat().get("path.family"))
-            task = task if task in every else next(iter(every))
-            ours, baseline = strongest(every[task], result)
-            if ours:
-                top = max(ours, key=lambda row: row["mean"])
-                against = f"{result.name(top)}; strongest baseline {two(baseline)}"
-                found["R²"] = (f"mean R² of {task}", two(top["mean"]), against)
-        elif result.kind in ("knn", "linear"):
-            ours = [row for row in document["scores"] if result.is_own(row)]
-            others = [row["accuracy"] for row in document["scores"] if row["is_baseline"]]
-            top = max(ours, key=lambda row: row["accuracy"])
-            against = f"{result.name(top)}, {top['probe']}; strongest baseline {max(others):.3f}"
-            found.setdefault("accuracy", ("accuracy", f"{top['accuracy']:.3f}", against))
-        elif result.kind == "reconstruct" and "pooled" in document:
-            pooled, mean = document["pooled"], document["psnr"]["gain"]
-            against = f"over the nearer view in its place; mean over images {mean:+.1f}"
-            figure = f"{pooled['gain']:+.1f}".replace("-", "−")
-            found.setdefault("gain", ("gain of predicted pixels, dB", figure, against))
-        elif result.kind == "rotnet":
-            (chance,) = (r for r in document["rotation_accuracy"] if r["is_baseline"])
-            (own,) = (r for r in document["rotation_accuracy"] if result.is_own(r))
-            figure, against = f"{own['accuracy']:.3f}", f"chance {chance['accuracy']:.3f}"
-            found.setdefault("rotations", ("rotation accuracy", figure, against))
+        if one := headline_of(result, str(run.flat().get("path.family"))):
+            found.setdefault(*one)
     return list(found.values())
+
+
+def headline_of(result: Result, family: str = "") -> tuple[str, tuple[str, str, str]] | None:
+    """What the first figure of a result is, and (what, figure, what to compare it with).
+
+    None where a file has none: R² of pairs that give the transformation away, say.
+
+    Args:
+        result: a file.
+        family: of the run's path, whose R² is taken where it is there.
+    """
+    document = result.document
+    if result.kind == "equivariance" and not is_zero_filled(result):
+        every = document["tasks"]
+        task = family if family in every else next(iter(every))
+        ours, baseline = strongest(every[task], result)
+        if ours:
+            top = max(ours, key=lambda row: row["mean"])
+            against = f"{result.name(top)}; strongest baseline {two(baseline)}"
+            return "R²", (f"mean R² of {task}", two(top["mean"]), against)
+    elif result.kind in ("knn", "linear"):
+        ours = [row for row in document["scores"] if result.is_own(row)]
+        others = [row["accuracy"] for row in document["scores"] if row["is_baseline"]]
+        top = max(ours, key=lambda row: row["accuracy"])
+        against = f"{result.name(top)}, {top['probe']}; strongest baseline {max(others):.3f}"
+        return "accuracy", ("accuracy", f"{top['accuracy']:.3f}", against)
+    elif result.kind == "reconstruct" and "pooled" in document:
+        pooled, mean = document["pooled"], document["psnr"]["gain"]
+        against = f"over the nearer view in its place; mean over images {mean:+.1f}"
+        figure = f"{pooled['gain']:+.1f}".replace("-", "−")
+        return "gain", ("gain of predicted pixels, dB", figure, against)
+    elif result.kind == "rotnet":
+        (chance,) = (r for r in document["rotation_accuracy"] if r["is_baseline"])
+        (own,) = (r for r in document["rotation_accuracy"] if result.is_own(r))
+        figure, against = f"{own['accuracy']:.3f}", f"chance {chance['accuracy']:.3f}"
+        return "rotations", ("rotation accuracy", figure, against)
+    elif result.kind in GEOMETRY:
+        return result.kind, _of_geometry(result)
+    return None
+
+
+def _of_geometry(result: Result) -> tuple[str, str, str]:
+    """The first figure of the first table: the best row and the strongest baseline.
+
+    Where neither more nor less is better, the last row of each: the output's, and the random
+    init's.
+    """
+    title, found = next(iter(result.document["tables"].items()))
+    figure = found["figures"][0]
+    rows = [row for row in found["scores"] if row["values"][0] == row["values"][0]]
+    sign = {"higher": 1.0, "lower": -1.0}.get(figure["better"], 0.0)
+
+    def best(rows: list[Row]) -> Row:  # of equal ones the last
+        return max(reversed(rows), key=lambda row: sign * row["values"][0])
+
+    def shown(value: float) -> str:
+        return f"{value:.{figure['digits']}f}".replace("-", "−")
+
+    top = best([row for row in rows if result.is_own(row)])
+    against = result.name(top)
+    if found["photographs"] > 1:
+        against += f", 95 % {shown(top['low'][0])} to {shown(top['high'][0])}"
+    if baselines := [row for row in rows if row["is_baseline"]]:
+        other = best(baselines)
+        which = "strongest baseline" if sign else result.name(other)
+        against += f"; {which} {shown(other['values'][0])}"
+    return f"{figure['name']}, {title}", shown(top["values"][0]), against
 
 
 def strongest(report: dict[str, Any], result: Result) -> tuple[list[Row], float]:

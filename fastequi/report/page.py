@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import resources
 
-from fastequi.report import findings, sections
+from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
+from fastequi.report import findings, geometry, sections
 from fastequi.report.cards import PALETTE, badge, cards, letter
 from fastequi.report.charts import Curve, curves
 from fastequi.report.markup import table, tag, text
@@ -62,6 +63,7 @@ def page(
         "runs": ("Runs", cards(runs, notes)),
         "training": ("Training", _training(runs)),
         "equivariance": ("Transformations predicted from the features", _equivariance(runs)),
+        "geometry": ("Geometry of the tokens", _geometry(runs)),
         "classes": ("Classes predicted from the features", _classes(runs)),
         "reconstruction": ("Reconstruction", _reconstruction(runs)),
         "pictures": ("Pictures", _pictures(runs, sheets)),
@@ -186,6 +188,16 @@ def _equivariance(runs: Sequence[Run]) -> str:
     badges = [badge(i) if len(runs) > 1 else "" for i in range(len(runs))]
     shown = findings.overview(runs, badges) + _by_run(runs, sections.equivariance)
     return (tag("p", text(_HOW), class_="note") if shown else "") + shown + lacking
+
+
+def _geometry(runs: Sequence[Run]) -> str:
+    lacking = _missing(
+        runs,
+        lambda run: _has(run, *GEOMETRY),
+        "evaluation of its tokens' geometry",
+        "fastequi eval match RUN --data PHOTOS",
+    )
+    return _by_run(runs, geometry.geometry) + lacking
 
 
 def _classes(runs: Sequence[Run]) -> str:

@@ -5,7 +5,7 @@ A damaged result file becomes a sentence that says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from fastequi.evaluate.results import Result
@@ -21,8 +21,8 @@ from fastequi.report.findings import (
 from fastequi.report.markup import number, signed, table, tag, text, two
 from fastequi.report.runs import Run, flatten
 
-_SINGLE = "All are of one photograph: there is no interval, as it would say nothing of others."
-_OTHERS_COLOR = 7  # of encoders that are not the run's own
+SINGLE = "All are of one photograph: there is no interval, as it would say nothing of others."
+OTHERS_COLOR = 7  # of encoders that are not the run's own
 _UNITS = {"angle": "°", "tx": " px", "ty": " px", "sigma": " px", "hue": " cycles"}
 
 
@@ -51,15 +51,15 @@ def equivariance(run: Run, color: int) -> list[str]:
             f"{first['test_pairs']:,}, {seeds} seeds."
         )
         if first.get("photographs") == 1:
-            how += f" {_SINGLE}"
+            how += f" {SINGLE}"
         if is_zero_filled(result):
             how += (
                 " The borders of these images are filled with zeros, which reveals the "
                 "transformation: only to compare with tables made that way."
             )
-        return tag("p", text(how), class_="note") + _warned(result) + "".join(parts)
+        return tag("p", text(how), class_="note") + warned(result) + "".join(parts)
 
-    return _each(run, ("equivariance",), show)
+    return each_result(run, ("equivariance",), show)
 
 
 def _panels(run: Run, task: str, result: Result, *, color: int) -> list[str]:
@@ -81,7 +81,7 @@ def _panels(run: Run, task: str, result: Result, *, color: int) -> list[str]:
                 value=value,
                 interval=None if report.get("photographs") == 1 else interval,
                 is_baseline=row["is_baseline"],
-                color=color if result.is_own(row) else _OTHERS_COLOR,
+                color=color if result.is_own(row) else OTHERS_COLOR,
             )
             for row, (value, interval) in zip(rows, figures, strict=True)
         ]
@@ -147,7 +147,7 @@ def classes(run: Run, color: int) -> list[str]:
                 value=share,
                 interval=(low, high),
                 is_baseline=row["is_baseline"],
-                color=color if result.is_own(row) else _OTHERS_COLOR,
+                color=color if result.is_own(row) else OTHERS_COLOR,
             )
             groups.setdefault(probe, []).append(bar)
             span = tag("small", f"{low:.3f} to {high:.3f}")
@@ -171,10 +171,10 @@ def classes(run: Run, color: int) -> list[str]:
         head = ["features", "probe", "accuracy"]
         whole = table(f"Accuracies in {text(file)}, with 95 % intervals", head, lines, numbers=2)
         folded = tag("details", tag("summary", "As a table"), whole)
-        intro = tag("p", text(how), class_="note") + _warned(result)
+        intro = tag("p", text(how), class_="note") + warned(result)
         return intro + tag("div", *panels, class_="panels") + folded
 
-    return _each(run, CLASSES, show)
+    return each_result(run, CLASSES, show)
 
 
 def _rotations(result: Result) -> str:
@@ -195,7 +195,7 @@ def reconstruction(run: Run) -> list[str]:
     def show(file: str, result: Result) -> str:
         document = result.document
         parts = [tag("p", text(f"From {file}: {document['images']:,} views."), class_="note")]
-        parts.append(_warned(result))
+        parts.append(warned(result))
         single = document.get("photographs") == {"test": 1}
         if "pooled" in document:
             parts.append(_predictions(run, document, single))
@@ -214,7 +214,7 @@ def reconstruction(run: Run) -> list[str]:
             caption = (
                 "Means over images: predicted, and as a baseline the nearer view in their place"
             )
-            how = _SINGLE if single else "In brackets 95 % intervals over photographs."
+            how = SINGLE if single else "In brackets 95 % intervals over photographs."
             note = f"{' '.join(gained)} {how}"
             head = ["measure", "k", "predicted", "nearer view"]
             parts.append(table(caption, head, lines) + tag("p", text(note), class_="note"))
@@ -228,7 +228,7 @@ def reconstruction(run: Run) -> list[str]:
         parts.append(table("Dimensions that features use", head, spectra))
         return "".join(parts)
 
-    return _each(run, ("reconstruct",), show)
+    return each_result(run, ("reconstruct",), show)
 
 
 def _predictions(run: Run, document: dict[str, Any], single: bool) -> str:
@@ -270,12 +270,14 @@ def others(run: Run) -> list[str]:
     return parts
 
 
-def _warned(result: Result) -> str:
+def warned(result: Result) -> str:
+    """A warning where test images were not held out, or ""."""
     seen = seen_note(result)
     return tag("p", text(seen), class_="warning") if seen else ""
 
 
-def _each(run: Run, kinds: tuple[str, ...], show: Callable[[str, Result], str]) -> list[str]:
+def each_result(run: Run, kinds: Collection[str], show: Callable[[str, Result], str]) -> list[str]:
+    """What `show` makes of each of a run's results of some kinds, and sentences on damaged ones."""
     parts = []
     for file, result in run.results.items():
         if result.kind not in kinds:

@@ -178,7 +178,9 @@ def _cell(figure: Figure, value: float, low: float, high: float, interval: bool)
     if value != value:  # NaN
         return "–"
     shown = f"{value:.{figure.digits}f}"
-    return f"{shown} {low:.{figure.digits}f}..{high:.{figure.digits}f}" if interval else shown
+    if not interval or low == high:  # a count, the same in all draws
+        return shown
+    return f"{shown} {low:.{figure.digits}f}..{high:.{figure.digits}f}"
 
 
 def table(

@@ -1,5 +1,14 @@
-"""Which evaluations of geometry there are, each with one line for the help."""
+"""Which evaluations of geometry there are: one line for the help of each, and the data it takes."""
 
 KINDS = {
     "match": "recall of tokens' nearest neighbours in a transformed view",
+    "layers": "how equivariant and how invariant the tokens of every block are",
+    "position": "R² of a token's own place, before and after it is projected out",
 }
+
+DATA = {
+    "match": "photographs",
+    "layers": "photographs",
+    "position": "photographs",
+}
+"""What --data of each holds; `fastequi eval all` runs those whose data it is given."""

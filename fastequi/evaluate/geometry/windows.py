@@ -1,0 +1,52 @@
+"""Squares of photographs, with room beside them for whole-patch shifts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastequi.config import PathConfig
+from fastequi.data.sources.images import Source
+from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.tasks import views_for, window_loader
+
+
+@dataclass(frozen=True)
+class Windows:
+    """N squares on the CPU.
+
+    Attributes:
+        images: [N, 3, S, S] uint8.
+        photographs: [N] int64, which one each is of.
+    """
+
+    images: Tensor
+    photographs: Tensor
+
+
+def cut_windows(
+    source: Source, encoder: Encoder, n: int, *, margin: int = 0, seed: int = 0
+) -> Windows:
+    """Cuts them from photographs, as `eval equivariance` cuts its windows.
+
+    Args:
+        source: the photographs.
+        encoder: whose image size they have, on whose device they are made.
+        n: how many.
+        margin: pixels by which they are larger than the encoder's images.
+        seed: of the draws.
+    """
+    side = encoder.image_size + margin
+    views = replace(views_for(encoder, {}), source_size=side + margin % 2)  # an even margin
+    images, photographs, count = [], [], 0
+    path = PathConfig().build()
+    with window_loader(source, path, views, seed=seed, device=encoder.device) as loader:
+        for batch in loader:
+            images.append(batch.u[..., :side, :side].cpu())
+            photographs.append((batch.sample_ids // loader.cfg.samples_per_file).cpu())
+            count += len(batch.u)
+            if count >= n:
+                break
+    return Windows(torch.cat(images)[:n], torch.cat(photographs)[:n])
