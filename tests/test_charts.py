@@ -2,11 +2,12 @@
 
 import math
 import re
+from xml.etree import ElementTree
 
 import pytest
 
 from fastequi.report.cards import letter
-from fastequi.report.charts import Bar, Curve, bars, curves, gains
+from fastequi.report.charts import Bar, Curve, bars, curves, gains, standalone
 from fastequi.report.markup import duration, number, two
 
 
@@ -93,3 +94,24 @@ def test_durations_and_letters():
     assert [duration(s) for s in (42.4, 210, 7510)] == ["42 s", "3 min 30 s", "2 h 5 min"]
     assert [letter(i) for i in (0, 25, 26)] == ["A", "Z", "A2"]
     assert two(-0.001) == "0.00"
+
+
+def test_curves_over_blocks_mark_whole_numbers_and_are_never_logarithmic():
+    svg = curves([Curve("E", 0, [(0, 0.01), (1, 0.01), (2, 0.9)])], "x", exact=True, over="blocks")
+    assert "x over 2 blocks: E from 0.01 to 0.9" in svg
+    assert re.findall(r'text-anchor="middle">(.*?)<', svg) == ["0", "1", "2"]
+    assert ">0.5<" in svg  # an axis of shares
+
+
+def test_a_drawing_of_its_own_holds_every_chart_and_its_style():
+    chart = curves([Curve("A", 0, [(1, 2.0), (2, 3.0)])], "loss")
+    text = standalone([("first <1>", chart), ("second", chart)], ".chart { fill: none }")
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(root.findall(".//{*}polyline")) == 4
+    assert [e.text for e in root.iter("{http://www.w3.org/2000/svg}style")] == [
+        ".chart { fill: none }"
+    ]
+    assert "first <1>" in [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+    height = float(root.attrib["viewBox"].split()[3])
+    assert height == 2 * (216 + 30)

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from bench import choices, equivariance, probe_pairs
+from bench import choices, equivariance, geometry, probe_pairs
 from bench.equivariance import base_of, config_of, described
 from fastequi.build import build
 from fastequi.cli.dryrun import synthetic
@@ -21,6 +21,7 @@ from fastequi.evaluate.results import label
 from fastequi.evaluate.tasks import Budget
 from fastequi.recipes import RECIPES
 from fastequi.runtime.pace import Clock
+from tests.support.made_up import of_geometry, of_layers
 
 SHORT = ["--test-pairs", "20", "--epochs", "1", "--probes", "token", "mlp"]
 
@@ -254,3 +255,60 @@ def test_no_choice_is_trained_if_one_cannot_be(words, message, tmp_path, monkeyp
     monkeypatch.setattr(choices, "pretrain", None)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         call(choices.main, monkeypatch, "--steps", 2, "--out", tmp_path, CHOICE, words)
+
+
+@pytest.mark.parametrize("row", geometry.ROWS)
+def test_rows_of_geometry_share_encoder_batch_and_time(row):
+    config = geometry.config_of(row, minutes=2.0, seed=3)
+    first = geometry.config_of("VICReg", minutes=2.0, seed=3)
+    assert config.model == first.model
+    assert (config.data.image_size, config.data.batch_size) == (64, 32)
+    assert (config.train.minutes, config.train.seed) == (2.0, 3)
+    assert (config.tir.num_steps > 0) == row.startswith("TIR") or config.method != "tir"
+    loss = build(config)(synthetic(config, 2, torch.device("cpu")))["loss"]
+    assert loss.isfinite()
+
+
+def test_the_table_of_geometry_has_the_outputs_of_every_encoder():
+    layers = of_layers("VICReg")["tables"]
+    for found in layers.values():
+        for row in found["scores"]:
+            row["features"] = row["features"].replace("block2", f"block{geometry.DEPTH}")
+    match = of_geometry("match", "VICReg", ("rotation", "se2"))["tables"]
+    assert geometry.markdown({"match": match, "layers": layers}).splitlines() == [
+        "| features | match, se2: recall, 1 patch | layers, turns: equivariance "
+        "| layers, flips: equivariance |",
+        "| --- | --- | --- | --- |",
+        "| raw patches | 0.400 [0.300, 0.500] |  |  |",
+        "| random init, patch | 0.250 [0.150, 0.350] | 0.200 [0.000, 1.000] "
+        "| 0.200 [0.000, 1.000] |",
+        "| VICReg, z_equi | 0.500 [0.400, 0.600] |  |  |",
+        "| VICReg, patch | 0.600 [0.500, 0.700] | 0.200 [0.000, 1.000] | 0.200 [0.000, 1.000] |",
+    ]
+
+
+@pytest.mark.slow  # six trainings and their evaluations, a minute
+def test_the_experiment_of_geometry(tmp_path, monkeypatch, capsys):
+    out, words = tmp_path / "out.json", ["--minutes", 0.03, "--runs", tmp_path / "runs"]
+    for line in ("match --pairs 20 --families se2", "layers --windows 4",
+                 "position --windows 10 --test-windows 4"):  # fmt: skip
+        words += ["--words", line]
+    kinds = ["--evaluations", "match", "layers", "position"]
+    call(geometry.main, monkeypatch, "--out", out, *words, *kinds)
+    found = json.loads(out.read_text())
+    assert list(found["results"]) == ["match", "layers", "position"]
+    assert all(steps > 0 for steps in found["steps"].values())
+    printed = capsys.readouterr().out
+    for row in (*geometry.ROWS, "random init"):
+        assert f"\n| {row}, patch | " in printed
+    assert "\n| TIR-VICReg, z_equi | " in printed
+
+    def never(*_, **__):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(geometry, "pretrain", never)
+    call(geometry.main, monkeypatch, "--out", out, *words, *kinds)
+    assert json.loads(out.read_text())["results"] == found["results"]
+    with pytest.raises(SystemExit):
+        call(geometry.main, monkeypatch, "--out", out, "--words", "mtach --pairs 3")
+    assert "--words: expected to begin with match" in capsys.readouterr().err

@@ -72,8 +72,10 @@ HOME = {
     "onnx": {"fastequi/export/onnx.py"},
     "onnxruntime": {"fastequi/export/onnx.py"},
     "tyro": {
+        "fastequi/cli/all_evaluations.py",
         "fastequi/cli/commands.py",
         "fastequi/cli/evaluations.py",
+        "fastequi/cli/geometry.py",
         "fastequi/cli/image_options.py",
         "fastequi/cli/parsing.py",
     },

@@ -27,7 +27,9 @@ from tests.support.made_up import (
     evaluated,
     knn,
     make_run,
+    of_geometry,
     of_kind,
+    of_layers,
     row_of,
     scores,
     sheets,
@@ -428,3 +430,37 @@ def test_a_browser_shows_it_on_a_phone_and_a_desk_without_complaint(markup, tmp_
         loaded = [url for url in browser.requests if not url.startswith("data:")]
         assert set(loaded) == {file.as_uri()}
         assert browser.problems == []
+
+
+def test_geometry_is_shown_in_charts_and_whole_tables(tmp_path):
+    run = make_run(tmp_path / "geo")
+    (run / "eval_match.json").write_text(json.dumps(of_geometry("match", "geo", ("se2", "blur"))))
+    (run / "eval_layers.json").write_text(json.dumps(of_layers("geo")))
+    found = Checked(page(read_runs([run]), {}, [], ""))
+    assert "Geometry of the tokens" in found.text
+    labels = [value for _, name, value in found.attributes if name == "aria-label" and value]
+    bars = "raw patches (baseline) 0.40, 95 % 0.30 to 0.50"
+    assert sum(f"geo, se2, recall, 1 patch: {bars}" in label for label in labels) == 1
+    assert sum(f"geo, blur, recall, 1 patch: {bars}" in label for label in labels) == 1
+    (turns,) = (label for label in labels if label.startswith("geo, turns: cosines of tokens"))
+    assert "over 2 blocks" in turns
+    assert "E from 0 to 0.2; I from 0.9 to 0.5; e from 0 to 0.2" in turns  # no P: never defined
+    assert "0.600 0.500 to 0.700 2.0 1.9 to 2.1" in found.text
+    assert "40 images of 8 photographs, with 95 % intervals" in found.text
+    assert "recall, 1 patch, se2" in found.text  # of the run's card
+    assert "strongest baseline 0.400" in found.text
+    assert "evaluation of its tokens' geometry" not in found.text
+    single = of_geometry("match", "geo", photographs=1)
+    (run / "eval_match.json").write_text(json.dumps(single))
+    found = Checked(page(read_runs([run]), {}, [], ""))
+    assert "All are of one photograph" in found.text
+    assert "0.500 to 0.700" not in found.text
+    del single["tables"]["se2"]["figures"]
+    (run / "eval_match.json").write_text(json.dumps(single))
+    found = Checked(page(read_runs([run]), {}, [], ""))
+    assert "eval_match.json is not as expected (KeyError: 'figures'), so not shown" in found.text
+
+
+def test_a_page_without_geometry_says_how_it_is_made(tmp_path):
+    found = Checked(page(read_runs([make_run(tmp_path / "bare")]), {}, [], "")).text
+    assert "fastequi eval match RUN --data PHOTOS" in found

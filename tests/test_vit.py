@@ -200,6 +200,27 @@ def test_no_image_of_a_packed_forward_sees_another(pos):
     assert small.grad.flatten(1).abs().sum(1).nonzero().flatten().tolist() == [4]
 
 
+@pytest.mark.parametrize("options", [{}, {**ROPE, "reg_tokens": 2}, {"final_norm": False}])
+def test_tokens_after_every_block_are_those_of_a_loop(options):
+    model, x = tiny(depth=3, **options).eval(), torch.randn(2, 3, 32, 24)
+    groups = model.embed(x)
+    sizes, rows = [groups.tokens.shape[:2]], groups.tokens.flatten(0, 1)
+    rotations = [model.rope(groups.grid, model.num_prefix_tokens, rows)] if model.rope else None
+    expected = [groups.tokens]
+    for block in model.blocks:
+        rows = block(rows, sizes, rotations)
+        expected.append(rows.unflatten(0, sizes[0]))
+    found = model.forward_blocks(x)
+    assert len(found) == 4
+    for tokens, after in zip(found, expected, strict=True):
+        normed = model.split(model.norm(after))
+        torch.testing.assert_close(tokens.patch, normed.patch)
+        torch.testing.assert_close(tokens.cls, normed.cls)
+    assert torch.equal(found[-1].patch, model.forward_features(x).patch)
+    middle = model.encode_both([groups], 2)[1][0]
+    torch.testing.assert_close(middle, expected[2])
+
+
 def test_masked_patches_are_replaced_before_positions_are_added():
     model = tiny()
     x, mask, token = torch.randn(2, 3, 32, 32), torch.zeros(2, 16, dtype=torch.bool), torch.ones(32)

@@ -301,8 +301,14 @@ def eval(argv: list[str]) -> None:
 
     form = "fastequi eval KIND CHECKPOINT --data PATH"
     chosen = _choose("evaluation", argv, evaluations.KINDS, form)
-    if chosen is not None:
-        kind, rest = chosen
+    if chosen is None:
+        return
+    kind, rest = chosen
+    if kind == "all":
+        from fastequi.cli.all_evaluations import every
+
+        every(rest)
+    else:
         getattr(evaluations, kind)(rest)
 
 

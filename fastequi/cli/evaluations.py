@@ -13,6 +13,7 @@ from fastequi.cli.image_options import Patterned, Several, as_images, expect_pla
 from fastequi.cli.parsing import is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import PathConfig
+from fastequi.evaluate.geometry.kinds import DATA as DATA_OF_GEOMETRY
 from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
 
 KINDS = {
@@ -22,7 +23,17 @@ KINDS = {
     "reconstruct": "PSNR and SSIM of the predicted images; dimensions that features use",
     "rotnet": "accuracy of predicted rotations and class probes of every block, of a RotNet run",
     **GEOMETRY,
+    "all": "each of these that the given data allows: one page of figures",
 }
+DATA = {
+    "equivariance": "photographs",
+    "knn": "labelled",
+    "linear": "labelled",
+    "reconstruct": "photographs",
+    "rotnet": "labelled",
+    **DATA_OF_GEOMETRY,
+}
+"""What --data of each holds, by `all`'s names for it."""
 Checkpoint = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
 Device = str
 _LABELLED = 'folders of classes, shards, lists or "digits"'

@@ -24,6 +24,9 @@ and the tables of its kind, whose rows are `Row`s:
                  "rotation_accuracy": [`fastequi.evaluate.rotnet.RotationScore`]
   of geometry    "tables": {title: `fastequi.evaluate.geometry.figures.Table`}, of each of
                  `fastequi.evaluate.geometry.kinds.KINDS`
+  all            "figures": [{"kind", "what", "figure", "beside", "file"}], the headline of each
+                 evaluation that ran, as it is shown; "refused": {kind: why};
+                 "without_data": {kind: the option that it needs}
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
 from fastequi.runtime.machine import machine
 
 SCHEMA = 1
-KINDS = ("equivariance", "knn", "linear", "reconstruct", "rotnet", *GEOMETRY)
+KINDS = ("equivariance", "knn", "linear", "reconstruct", "rotnet", *GEOMETRY, "all")
 
 
 @dataclass(frozen=True, kw_only=True)

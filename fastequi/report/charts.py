@@ -197,18 +197,25 @@ def standalone(panels: Sequence[tuple[str, str]], style: str) -> str:
         panels: (text, chart) of :func:`curves` or the like.
         style: the page's CSS, whose colours they have.
     """
-    parts, top = [tag("style", style)], 0.0
+    drawn, top = [], 0.0
     for heading, chart in panels:
-        found = re.search(r'viewBox="0 0 \S+ (\S+)"', chart)
+        found = re.fullmatch(r'<svg viewBox="0 0 \S+ (\S+)".*?>(.*)</svg>', chart, re.S)
         assert found
-        parts.append(_text(heading, 4, top + 16, "start", kind="label"))
-        at = f'<svg x="0" y="{_f(top + 22)}" width="{_WIDTH}" height="{found[1]}"'
-        parts.append(chart.replace("<svg", at, 1))
-        top += 22 + float(found[1]) + 8
-    said = "; ".join(heading for heading, _ in panels)
-    box = f"0 0 {_WIDTH} {_f(top)}"
-    space = "http://www.w3.org/2000/svg"
-    return tag("svg", *parts, xmlns=space, viewBox=box, role="img", aria_label=said) + "\n"
+        line = _text(heading, 4, 16, "start", kind="label")
+        inner = tag("g", found[2], transform="translate(0 22)")
+        drawn.append(tag("g", line, inner, transform=f"translate(0 {_f(top)})", class_="chart"))
+        top += 30 + float(found[1])
+    ground = tag("rect", width=_WIDTH, height=_f(top), style="fill: var(--paper)")
+    return tag(
+        "svg",
+        tag("style", style),
+        ground,
+        *drawn,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {_WIDTH} {_f(top)}",
+        role="img",
+        aria_label="; ".join(heading for heading, _ in panels),
+    )
 
 
 def _upright(x: float, top: float, bottom: float, kind: str) -> str:

@@ -113,6 +113,42 @@ def make_run(folder, steps=60, config=None, machine=MACHINE):
     return folder
 
 
+def of_geometry(kind, encoder, titles=("se2",), photographs=8):
+    """Tables of two figures, of two baselines and of the encoder's features."""
+    rows = [
+        ((None, "raw patches", True), (0.4, 3.5)),
+        (("random init", "patch", True), (0.25, 4.0)),
+        ((encoder, "z_equi", False), (0.5, 3.0)),
+        ((encoder, "patch", False), (0.6, 2.0)),
+    ]
+    figures = [
+        {"name": "recall, 1 patch", "better": "higher", "digits": 3},
+        {"name": "corner error, px", "better": "lower", "digits": 1},
+    ]
+    scores = [
+        {**row_of(*row), "values": values, "low": [v - 0.1 for v in values],
+         "high": [v + 0.1 for v in values]}
+        for row, values in rows
+    ]  # fmt: skip
+    found = {"figures": figures, "images": 40, "photographs": photographs, "scores": scores}
+    tables = {title: {**found, "differences": []} for title in titles}
+    return of_kind(kind, encoder, {"tables": tables})
+
+
+def of_layers(encoder):
+    """Cosines of an embedding and two blocks, of the encoder and of its random init."""
+    names = ("equivariance", "invariance", "pooled invariance")
+    figures = [{"name": name, "better": "", "digits": 3} for name in names]
+    scores = [
+        {**row_of(who, features, who != encoder), "values": [0.1 * i, 0.9 - 0.2 * i, math.nan],
+         "low": [0.0] * 3, "high": [1.0] * 3}
+        for who in ("random init", encoder)
+        for i, features in enumerate(("embedding", "block1", "block2"))
+    ]  # fmt: skip
+    found = {"figures": figures, "images": 9, "photographs": 3, "scores": scores}
+    return of_kind("layers", encoder, {"tables": {"turns": found, "flips": found}})
+
+
 def evaluated(folder):
     """With every result there is."""
     name = folder.name

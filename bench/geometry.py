@@ -1,0 +1,217 @@
+"""Which pretraining keeps the geometry of an image in its tokens, at equal time?
+
+    python -m bench.geometry --data PHOTOS --runs FOLDER --out bench/results/geometry_cpu.json
+
+VICReg, TIR on it, DINO, TIR on it, GTSA and RotNet are trained for the same number of minutes each,
+on one thread: six times fifteen minutes are an hour and a half of one core. All have the same ViT
+(four blocks, 128 wide, 8-px patches of 64-px views) and batches of 32 images; methods and schedules
+are the recipes' (`bench.recipes.scaled`). The same ViT at random initialisation, raw patches and
+position only are rows beside them. Judged are `eval match`, `homography` where there is one,
+`layers` and `position`, on photographs that no row has seen, with 95 % intervals over these.
+
+A finished run, and a finished evaluation of the same runs, lies in --runs and is not made again.
+--words changes an evaluation: --words 'match --pairs 200'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import recipes
+from bench.equivariance import brief, claim
+from bench.report import made_by
+from fastequi.cli import evaluations
+from fastequi.config import Config
+from fastequi.data.sources.image_sets import Source
+from fastequi.data.sources.splits import photographs
+from fastequi.recipes import RECIPES
+from fastequi.train import pretrain
+
+ROWS = {
+    "VICReg": "vicreg_vits16",
+    "TIR-VICReg": "tir_vicreg_vits16",
+    "DINO": "dino_vits16",
+    "TIR-DINO": "tir_dino_vits16",
+    "GTSA": "gtsa_vits16",
+    "RotNet": "rotnet_vits16",
+}
+EVALUATIONS = tuple(
+    kind for kind in ("match", "homography", "layers", "position") if kind in evaluations.KINDS
+)
+SIZE, DEPTH = 64, 4
+_MARGIN = 32  # px around a view that a path transforms: 96 / 64 > √2, so no corner is empty
+_SHOWN = {  # figures of a table: all tables, or some by title
+    "match": ("recall, 1 patch", ("se2", "se2, photometric", "homography")),
+    "layers": ("equivariance", ()),
+    "position": ("R²", ()),
+}
+
+Tables = Mapping[str, Any]
+
+
+def config_of(row: str, *, minutes: float, seed: int) -> Config:
+    """A row's run.
+
+    Args:
+        row: of ROWS.
+        minutes: of training.
+        seed: of weights and data.
+    """
+    config = recipes.scaled(RECIPES[ROWS[row]]())
+    data = replace(config.data, image_size=SIZE, source_size=SIZE, local_crop_size=SIZE // 2)
+    if config.method == "tir":  # a base alone sees the same windows
+        data = replace(data, source_size=SIZE + _MARGIN)
+    model = replace(config.model, embed_dim=128, depth=DEPTH, num_heads=2, drop_path=0.0)
+    train = replace(
+        config.train, minutes=minutes, seed=seed, device="cpu", tensorboard=False,
+        checkpoint_every=0,
+    )  # fmt: skip
+    return replace(config, model=model, data=data, train=train)
+
+
+def trained(row: str, source: Source, *, minutes: float, seed: int, runs: Path) -> Path:
+    """A row's finished run, trained unless it is there; seconds.json says what it took."""
+    run = runs / row
+    if not (run / "seconds.json").is_file():
+        start, cpu = time.monotonic(), time.process_time()
+        pretrain(
+            config_of(row, minutes=minutes, seed=seed),
+            source,
+            run,
+            resume=(run / "config.json").is_file(),
+            recipe=ROWS[row],
+        )
+        taken = {"wall": time.monotonic() - start, "cpu": time.process_time() - cpu}
+        (run / "seconds.json").write_text(json.dumps(taken) + "\n")
+    return run
+
+
+def evaluated(
+    kind: str, runs: Mapping[str, Path], data: Path | None, words: Sequence[str], file: Path
+) -> Tables:
+    """The tables of one evaluation of all runs; kept in a file."""
+    if not file.is_file():
+        *others, last = map(str, runs.values())
+        place = ["--data", str(data)] if data else []
+        against = [word for run in others for word in ("--against", run)]
+        out = ["--device", "cpu", "--out", str(file)]
+        getattr(evaluations, kind)([last, *place, *against, *out, *words])
+    found: Tables = json.loads(file.read_text())["tables"]
+    return found
+
+
+def columns(results: Mapping[str, Tables]) -> Iterator[tuple[str, str, int]]:
+    """(evaluation, table, figure) that the printed table shows; of others their first figure."""
+    for kind, tables in results.items():
+        figure, titles = _SHOWN.get(kind, ("", ()))
+        for title in [title for title in titles if title in tables] or tables:
+            names = [each["name"] for each in tables[title]["figures"]]
+            yield kind, title, names.index(figure) if figure in names else 0
+
+
+def markdown(results: Mapping[str, Tables]) -> str:
+    """One table: a row for all features of the output, figures with their intervals."""
+    shown = list(columns(results))
+    cells: dict[tuple[str | None, str], dict[int, str]] = {}
+    heads = []
+    for i, (kind, title, which) in enumerate(shown):
+        found = results[kind][title]
+        figure = found["figures"][which]
+        heads.append(f"{kind}, {title}: {figure['name']}")
+        for score in found["scores"]:
+            features = "patch" if score["features"] == f"block{DEPTH}" else score["features"]
+            values = (score[part][which] for part in ("values", "low", "high"))
+            value, low, high = (f"{v:.{figure['digits']}f}" for v in values)
+            interval = f" [{low}, {high}]" if found["photographs"] > 1 else ""
+            cells.setdefault((score["encoder"], features), {})[i] = f"{value}{interval}"
+    lines = [f"| features | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+    for (encoder, features), row in cells.items():
+        if encoder is not None and features not in ("patch", "z_equi"):
+            continue  # an earlier block's
+        label = features if encoder is None else f"{encoder}, {features}"
+        lines.append(f"| {label} | " + " | ".join(row.get(i, "") for i in range(len(heads))) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of photographs; the embedded ones else")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
+    parser.add_argument("--runs", type=Path, default=Path("runs/geometry"), help="goes on there")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--minutes", type=float, default=15.0, help="of training, of every row")
+    parser.add_argument("--threads", type=int, default=1, help="of training and evaluation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--evaluations", nargs="+", default=EVALUATIONS, choices=EVALUATIONS)
+    parser.add_argument("--words", action="append", default=[], metavar="'KIND OPTION ...'")
+    options = parser.parse_args()
+    for name in ("minutes", "threads"):
+        if not getattr(options, name) > 0:
+            parser.error(f"--{name}: expected > 0, got {getattr(options, name)}")
+    try:
+        _measure(options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    made = made_by("python -m bench.geometry")
+    train, test = photographs(options.data)
+    words = _words(options.words, options.evaluations)
+    names = "data", "rows", "minutes", "threads", "seed"
+    settings = {name: getattr(options, name) for name in names}
+    images = [train.fingerprint(), test.fingerprint()]
+    claim(options.runs, {**settings, "words": words, "images": images})
+    torch.set_num_threads(options.threads)
+    about = {"minutes": options.minutes, "seed": options.seed, "runs": options.runs}
+    runs = {row: trained(row, train, **about) for row in options.rows}
+    seconds = {row: json.loads((run / "seconds.json").read_text()) for row, run in runs.items()}
+    document: dict[str, Any] = {
+        **made,
+        **settings,
+        "photographs": {"train": len(train), "test": len(test)},
+        "steps": {row: _steps(run) for row, run in runs.items()},
+        "seconds": seconds,
+        "words": words,
+        "results": {},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for kind in options.evaluations:
+        file = options.runs / f"eval_{kind}.json"
+        found = evaluated(kind, runs, options.data, words.get(kind, ()), file)
+        document["results"][kind] = found
+        options.out.write_text(brief({**document, "data": str(options.data)}))
+    print(markdown(document["results"]), flush=True)
+
+
+def _words(given: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:
+    """Options by evaluation.
+
+    Raises:
+        ValueError: of an evaluation that is not run.
+    """
+    found = {}
+    for line in given:
+        kind, *words = shlex.split(line) or [""]
+        if kind not in kinds:
+            raise ValueError(f"--words: expected to begin with {', '.join(kinds)}, got {line!r}")
+        found[kind] = words
+    return found
+
+
+def _steps(run: Path) -> int:
+    """That a run took, by its last checkpoint's name."""
+    return max(int(step.name.split("_")[1]) for step in (run / "checkpoints").glob("step_*"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""`fastequi eval all`: every evaluation that the given data allows, as one page of figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fastequi.cli import evaluations
+from fastequi.cli.hints import meant
+from fastequi.cli.image_options import Several, flat
+from fastequi.cli.parsing import parse
+from fastequi.cli.vit_options import VitOptions
+
+_OPTION = {
+    "photographs": "data",
+    "labelled": "labelled",
+    "masks": "masks",
+    "depth": "depth",
+    "clips": "clips",
+}
+_OF_RUNS = ("reconstruct", "rotnet")  # of a run alone, without options of a file's ViT
+_REFUSALS = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
+
+
+@dataclass(frozen=True)
+class AllOptions(VitOptions):
+    """Each evaluation that the given data allows, with its defaults: one page of figures.
+
+    One that refuses is named with its reason, and the next one runs. Their whole tables are in
+    files of their own beside this one's, as text in eval_all.txt.
+    """
+
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A run's folder, a checkpoint's, a file or folder of weights, or module:function."""
+    data: Several = ()
+    """Photographs, as --data of pretrain; embedded ones by default."""
+    labelled: Several = ()
+    """Labelled images, as --data of eval knn."""
+    masks: Several = ()
+    """Images with masks of classes, as --data of the evaluations that take them."""
+    depth: Several = ()
+    """Images with depth, as --data of the evaluations that take them."""
+    clips: Several = ()
+    """Clips with masks of objects, as --data of the evaluations that take them."""
+    against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further encoder for the tables, such as the base without TIR."""
+    kinds: tuple[str, ...] = ()
+    """These evaluations alone."""
+    device: str = "auto"
+    """Where they run: auto, cpu, cuda or cuda:1."""
+    out: Path | None = None
+    """JSON file; eval_all.json in the CHECKPOINT folder by default. Those of the evaluations are
+    written beside it."""
+
+
+def every(argv: list[str]) -> None:
+    options = parse(AllOptions, "fastequi eval all", argv)
+    kinds = _chosen(options)
+
+    from fastequi.evaluate.encoders import load_encoder
+    from fastequi.evaluate.results import place, save
+
+    encoder = load_encoder(options.checkpoint, options.device, options.stated())
+    file = place("all", options.checkpoint, options.out)
+    start = time.monotonic()
+    figures: list[dict[str, str]] = []
+    refused: dict[str, str] = {}
+    without: dict[str, str] = {}
+    said = []
+    for kind in kinds:
+        option = _OPTION[evaluations.DATA[kind]]
+        if option != "data" and not flat(getattr(options, option)):
+            without[kind] = f"--{option}"
+            continue
+        print(f"eval {kind}", file=sys.stderr, flush=True)
+        own, text = file.with_name(f"eval_{kind}.json"), io.StringIO()
+        try:
+            with redirect_stdout(text):
+                getattr(evaluations, kind)(_words(kind, options, own))
+            figures.append(_headline(kind, own))
+        except _REFUSALS as error:
+            refused[kind] = str(error)
+            print(f"eval {kind}: {error}", file=sys.stderr, flush=True)
+        said.append(f"eval {kind}\n\n{text.getvalue()}")
+    if not figures:
+        reasons = [f"{kind}: {why}" for kind, why in refused.items()]
+        reasons += [f"{kind} needs {option}" for kind, option in without.items()]
+        raise ValueError(f"eval all: no evaluation ran; {'; '.join(reasons)}")
+    file.with_suffix(".txt").write_text("\n".join(said), encoding="utf-8")
+    document: dict[str, Any] = {
+        "figures": figures,
+        "refused": refused,
+        "without_data": without,
+        "seconds": time.monotonic() - start,
+    }
+    save(file, kind="all", spec=options.checkpoint, encoder=encoder, document=document)
+    _print_page(encoder.name, figures, refused, without)
+    print(f"{document['seconds']:.0f} s; {file}; whole tables in {file.with_suffix('.txt')}")
+
+
+def _chosen(options: AllOptions) -> Sequence[str]:
+    """The evaluations that are asked for.
+
+    Raises:
+        ValueError: there is no such evaluation, or none of those takes some of the data.
+    """
+    known = [kind for kind in evaluations.KINDS if kind != "all"]
+    for kind in options.kinds:
+        if kind not in known:
+            raise ValueError(
+                f"--kinds: expected some of {', '.join(known)}, got {kind}{meant(kind, known)}"
+            )
+    kinds = options.kinds or known
+    taken = {_OPTION[evaluations.DATA[kind]] for kind in kinds}
+    for option in _OPTION.values():
+        if flat(getattr(options, option)) and option not in taken:
+            raise ValueError(f"--{option}: none of {', '.join(kinds)} takes it")
+    return kinds
+
+
+def _words(kind: str, options: AllOptions, out: Path) -> list[str]:
+    """The command line of one evaluation."""
+    words = [options.checkpoint, "--device", options.device, "--out", str(out)]
+    if places := flat(getattr(options, _OPTION[evaluations.DATA[kind]])):
+        words += ["--data", *places]
+    if kind in _OF_RUNS:
+        return words
+    for other in options.against:
+        words += ["--against", other]
+    for field in fields(VitOptions):
+        value = getattr(options, field.name)
+        if value not in (None, ()):
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return words
+
+
+def _headline(kind: str, file: Path) -> dict[str, str]:
+    from fastequi.evaluate.results import read
+    from fastequi.report.findings import headline_of
+
+    found = headline_of(read(json.loads(file.read_text())))
+    what, figure, beside = found[1] if found else ("see its file", "–", "")
+    return {"kind": kind, "what": what, "figure": figure, "beside": beside, "file": file.name}
+
+
+def _print_page(
+    encoder: str,
+    figures: Sequence[dict[str, str]],
+    refused: dict[str, str],
+    without: dict[str, str],
+) -> None:
+    drawn = Table(title=f"{encoder}, headline figures", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, justify in (("eval", "left"), ("what", "left"), ("figure", "right"), ("of", "left")):
+        drawn.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in figures:
+        drawn.add_row(row["kind"], row["what"], row["figure"], row["beside"])
+    console = Console()
+    console.width = max(console.width, console.measure(drawn).maximum)
+    console.print(drawn)
+    for kind, why in refused.items():
+        print(f"{kind} refused: {why}")
+    for kind, option in without.items():
+        print(f"{kind} did not run: it needs {option}")
