@@ -132,10 +132,12 @@ def cosines(changed: Tensor, plain: Tensor, action: Action, mean: Tensor) -> Ten
         mean: [D], the mean token of the set.
     """
     least = _NOTHING * float(mean.norm())
+    inner = _interior(changed, action)
+    pooled = [maps.mean((1, 2))[:, None] for maps in (changed, plain)]
     pairs = [
-        (_interior(changed, action), _interior(action.of_maps(plain), action)),
-        (_interior(changed, action), _interior(plain, action)),
-        tuple(maps.mean((1, 2))[:, None] for maps in (changed, plain)),
+        (inner, _interior(action.of_maps(plain), action)),
+        (inner, _interior(plain, action)),
+        (pooled[0], pooled[1]),
     ]
     found = [_cosine(a - mean, b - mean, least) for a, b in pairs]
     return torch.stack([*found, *(_cosine(a, b, least) for a, b in pairs)], 1)
@@ -147,9 +149,9 @@ def _interior(maps: Tensor, action: Action) -> Tensor:
 
 def _cosine(a: Tensor, b: Tensor, least: float) -> Tensor:
     """[B] mean cosine of tokens [B, P, D], without those that are as good as zero."""
-    norms = a.norm(dim=-1), b.norm(dim=-1)
-    found = (a * b).sum(-1) / (norms[0] * norms[1])
-    return torch.where(torch.minimum(*norms) > least, found, torch.nan).nanmean(1)
+    of_a, of_b = a.norm(dim=-1), b.norm(dim=-1)
+    found = (a * b).sum(-1) / (of_a * of_b)
+    return torch.where(torch.minimum(of_a, of_b) > least, found, torch.nan).nanmean(1)
 
 
 def action_cosines(
@@ -187,7 +189,8 @@ def _mean_tokens(grids: Grids, images: Tensor) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for part in images.split(_BATCH):
         for name, maps in grids(part).items():
-            total[name] = total.get(name, 0) + maps.double().mean((1, 2)).sum(0)
+            part_sum = maps.double().mean((1, 2)).sum(0)
+            total[name] = total[name] + part_sum if name in total else part_sum
     return {name: (each / len(images)).float() for name, each in total.items()}
 
 

@@ -70,10 +70,14 @@ class Moments:
         return cls(len(x), x.sum(0), y.sum(0), x.mT @ x, x.mT @ y, y.square().sum(0))
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
-
-    def _all(self) -> tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.count, self.x, self.y, self.xx, self.xy, self.yy
+        return Moments(
+            self.count + other.count,
+            self.x + other.x,
+            self.y + other.y,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
 
 
 @dataclass(frozen=True)
