@@ -60,7 +60,7 @@ def test_an_equivariant_encoder_has_equivariance_one_and_a_mean_that_turns_leave
         values = by_features["map"]
         assert values.shape == (5, len(FIGURES))
         torch.testing.assert_close(values[:, [EQUI, RAW_EQUI]], torch.ones(5, 2).double())
-        assert values[:, INV].max() < 0.9, name
+        assert values[:, INV].mean() < 0.8, name
         if name not in SHIFTS:
             torch.testing.assert_close(values[:, [POOLED, RAW_POOLED]], torch.ones(5, 2).double())
         else:  # other patches come in
@@ -82,7 +82,7 @@ def test_what_says_only_the_place_is_invariant_and_not_equivariant(windows):
     for name, by_features in found.items():
         values = by_features["position only"]
         torch.testing.assert_close(values[:, [INV, RAW_INV]], torch.ones(5, 2))
-        assert values[:, EQUI].max() < (0.9 if name in SHIFTS else 0.1)
+        assert values[:, EQUI].max() < (0.9 if name in SHIFTS else 0.2)
         # its mean token is the set's, of which nothing is left when that is taken off
         assert values[:, POOLED].isnan().all()
         torch.testing.assert_close(values[:, RAW_POOLED], torch.ones(5))
@@ -170,7 +170,8 @@ def small(**options):
     network = vit.vit_tiny(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2).eval()
 
     def features(x):
-        return {"patch": network.forward_features(x).patch, "z_equi": x.new_ones(len(x), 16, 3)}
+        patch = network.forward_features(x).patch
+        return {"patch": patch, "z_equi": patch[..., :3] * 2}
 
     about = {"image_size": 32, "patch_size": 8, "network": network, **options}
     return Encoder(name="small", features=features, names=("patch", "z_equi"), **about), network
@@ -194,7 +195,7 @@ def test_maps_of_every_block_end_with_the_encoders_own():
     torch.testing.assert_close(maps["block1"].flatten(1, 2), first)
     zero = network.norm(embedded.tokens)[:, 1:]
     torch.testing.assert_close(maps["embedding"].flatten(1, 2), zero)
-    assert maps["z_equi"].shape == (3, 4, 5, 3)
+    torch.testing.assert_close(maps["z_equi"], maps["block2"][..., :3] * 2)
 
 
 def test_of_another_network_only_the_last_tokens_are_known():
@@ -228,7 +229,7 @@ def test_the_command_leaves_tables_and_a_plot(tmp_path, capsys):
         )
         assert ours == fresh  # nothing was trained
         for row in found["scores"]:
-            assert all(-1 <= v <= 1 for v in row["values"] if v == v)
+            assert all(abs(v) < 1 + 1e-6 for v in row["values"] if v == v)
     printed = capsys.readouterr().out
     assert "turns: run is most equivariant at " in printed
     assert f"{run / 'eval_layers.svg'}" in printed

@@ -154,16 +154,13 @@ def _cosine(a: Tensor, b: Tensor, least: float) -> Tensor:
     return torch.where(torch.minimum(of_a, of_b) > least, found, torch.nan).nanmean(1)
 
 
-def action_cosines(
-    grids: Grids, windows: Tensor, side: int, say: Say = lambda _: None
-) -> dict[str, dict[str, Tensor]]:
+def action_cosines(grids: Grids, windows: Tensor, side: int) -> dict[str, dict[str, Tensor]]:
     """[N, 6] of :func:`cosines` by action, then by features.
 
     Args:
         grids: what is judged.
         windows: [N, 3, S + margin, S + margin] uint8, with room for the shifts.
         side: S.
-        say: told the share that is done.
     """
     every = [action for group in actions(side, grids.patch_size).values() for action in group]
     mean = _mean_tokens(grids, windows[..., :side, :side])
@@ -171,7 +168,6 @@ def action_cosines(
         action.name: {name: [] for name in grids.names} for action in every
     }
     for start in range(0, len(windows), _BATCH):
-        say(f"{start / len(windows):.0%}")
         part = windows[start : start + _BATCH]
         plain = grids(part[..., :side, :side])
         for action in every:
@@ -234,10 +230,8 @@ def evaluate_layers(
         groups = {f"{g}, {name}": [name] for g, names in groups.items() for name in names}
     rows: dict[str, list[Measured]] = {group: [] for group in groups}
     for one in judged:
-        label = one.encoder or one.names[0]
-        found = action_cosines(
-            one, windows.images, side, lambda share, label=label: say(f"{label}: {share}")
-        )
+        say(one.encoder or one.names[0])
+        found = action_cosines(one, windows.images, side)
         for group, members in groups.items():
             for name in one.names:
                 values = torch.stack([found[member][name] for member in members]).nanmean(0)
