@@ -83,7 +83,7 @@ def test_a_figure_of_sums_is_no_mean_of_figures():
 
 
 def test_differences_are_paired():
-    """Images that differ much, encoders that differ by the same on each: no interval to speak of."""
+    """Images that differ much, encoders that differ by the same on each image."""
     values = torch.randn(40, 1, generator=torch.Generator().manual_seed(0)) * 10
     rows = [
         Measured(row("better"), figures.sums_of_values(values + 1)),
