@@ -163,13 +163,13 @@ def _print_page(
     without: dict[str, str],
 ) -> None:
     drawn = Table(title=f"{encoder}, headline figures", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name, justify in (("eval", "left"), ("what", "left"), ("figure", "right"), ("of", "left")):
-        drawn.add_column(name, justify=justify)  # type: ignore[arg-type]
+    drawn.add_column("eval", no_wrap=True)
+    drawn.add_column("what")
+    drawn.add_column("figure", justify="right", no_wrap=True)
+    drawn.add_column("of")
     for row in figures:
         drawn.add_row(row["kind"], row["what"], row["figure"], row["beside"])
-    console = Console()
-    console.width = max(console.width, console.measure(drawn).maximum)
-    console.print(drawn)
+    Console().print(drawn)
     for kind, why in refused.items():
         print(f"{kind} refused: {why}")
     for kind, option in without.items():

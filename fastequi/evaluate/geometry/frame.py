@@ -84,7 +84,8 @@ def evaluate(
     kept.trim()
     for title, each in found.tables.items():
         drawn = each.drawn(title)
-        console.width = max(console.width, console.measure(drawn).maximum)
+        free = console.options.update(max_width=10_000)  # else a table is as narrow as the console
+        console.width = max(console.width, console.measure(drawn, options=free).maximum)
         console.print(drawn)
         for line in each.sentences():
             print(line)
