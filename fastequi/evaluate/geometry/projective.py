@@ -90,10 +90,45 @@ def _centred(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return (points - middle[..., None, :]) * scale[..., None, None], matrix
 
 
+def through_four(source: Tensor, target: Tensor) -> Tensor:
+    """The homographies [..., 3, 3] that take four points exactly to four others, without a search:
+    each four are the images of the same four under a matrix that can be written down (Heckbert,
+    Fundamentals of Texture Mapping and Image Warping, 1989, section 2.2.3).
+
+    Args:
+        source, target: [..., 4, 2]. Where three of them lie on a line there is no such homography,
+            and what comes is not finite or takes the points elsewhere.
+    """
+    source, target = source.double(), target.double()
+    found = _of_frame(target) @ _adjugate(_of_frame(source))
+    return found / _signed(found, source)
+
+
+def _of_frame(points: Tensor) -> Tensor:
+    """[..., 3, 3] that take (1, 0, 0), (0, 1, 0), (0, 0, 1) and (1, 1, 1) to points [..., 4, 2]."""
+    x = F.pad(points, (0, 1), value=1.0)
+    base = x[..., :3, :].mT
+    weights = _adjugate(base) @ x[..., 3, :, None]
+    return base * weights.mT
+
+
+def _adjugate(matrix: Tensor) -> Tensor:
+    """The inverse of [..., 3, 3] times its determinant."""
+    a, b, c = matrix.unbind(-1)
+    return torch.stack([torch.linalg.cross(*pair) for pair in ((b, c), (c, a), (a, b))], -2)
+
+
 def between_corners(offsets: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, 3, 3] that move the corners of an image of (H, W) pixels by offsets [N, 4, 2] exactly."""
     start = corners(*size).to(offsets.device).expand_as(offsets)
-    return fitted(start, start + offsets.double())
+    return through_four(start, start + offsets.double())
+
+
+def distances(found: Tensor, truth: Tensor, points: Tensor) -> Tensor:
+    """[...] mean distance between where two homographies [..., 3, 3] take points [P, 2]; NaN where
+    one of them lies beyond the horizon."""
+    away = moved(points, found.double()) - moved(points, truth.double())
+    return away.norm(dim=-1).mean(-1)
 
 
 def ransac(
@@ -104,7 +139,8 @@ def ransac(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The homography that most matches of one image agree with, fitted anew to these.
+    """The homography that most matches of one image agree with, fitted anew to these, up to three
+    times and while no fewer agree (RANSAC: Fischler and Bolles, 1981).
 
     Args:
         source, target: [P, 2] matches.
@@ -122,19 +158,18 @@ def ransac(
     source, target = source.double(), target.double()
     generator = torch.Generator().manual_seed(seed)
     picked = torch.rand(draws, count, generator=generator).topk(4, 1).indices.to(source.device)
-    tried = fitted(source[picked], target[picked])
+    tried = through_four(source[picked], target[picked])
     agree = _agree(tried, source, target, within)
-    chosen = agree[agree.sum(1).argmax()]
-    for _ in range(3):  # the inliers of a fit to inliers, until they stay
+    first = agree.sum(1).argmax()
+    best, chosen = tried[first], agree[first]
+    for _ in range(3):
         if chosen.sum() < 4:
             break
-        best = fitted(source, target, chosen)
-        again = _agree(best, source, target, within)
-        if torch.equal(again, chosen):
+        again = fitted(source, target, chosen)
+        agreeing = _agree(again, source, target, within)
+        if agreeing.sum() < chosen.sum():
             break
-        chosen = again
-    if chosen.sum() < 4:
-        best = tried[agree.sum(1).argmax()]
+        best, chosen = again, agreeing
     return best, chosen
 
 

@@ -21,7 +21,7 @@ from fastequi.config import PathConfig
 from fastequi.data.sources.images import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.geometry.projective import between_corners, corners, moved, warped
+from fastequi.evaluate.geometry.projective import between_corners, corners, distances, warped
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.tasks import Task, views_for, window_loader
 
@@ -137,6 +137,4 @@ def of_theta(theta: Tensor, size: int) -> Tensor:
 def corner_error(found: Tensor, truth: Tensor, size: int) -> Tensor:
     """[N] mean distance of the four corners, where a homography moves them and where they go, as
     pixels of a 128 px image (S-COCO's)."""
-    start = corners(size, size)
-    away = (moved(start, found.double()) - moved(start, truth.double())).norm(dim=-1)
-    return away.mean(-1) * 128 / size
+    return distances(found, truth, corners(size, size)) * 128 / size
