@@ -1,14 +1,13 @@
 """Pairs of photographs whose homography is known, as others publish them.
 
-HPatches    the full sequences (hpatches-sequences-release): folders v_NAME (viewpoint) and i_NAME
-            (illumination), each with 1.ppm .. 6.ppm and H_1_2 .. H_1_6, text of three lines of three
-            numbers; or one such folder
-two images  a folder of two images and one homography from the first to the second, by name: an XML
-            file of OpenCV's with one 3x3 matrix, or text named H_1_2. Debian's opencv-doc has
-            graf1.png, graf3.png and H1to3p.xml
+HPatches    the full sequences (hpatches-sequences-release): folders v_NAME (viewpoint) and
+            i_NAME (illumination), each with 1.ppm .. 6.ppm and H_1_2 .. H_1_6, text of three lines
+            of three numbers; or one such folder
+two images  a folder of two images and an XML file of OpenCV's with one 3x3 matrix, from the first
+            image to the second by name: Debian's opencv-doc has graf1.png, graf3.png, H1to3p.xml
 
-Their homographies are between pixels counted from 0, so that (0, 0) is the middle of the first; ours
-are between places in pixels, where that is (0.5, 0.5).
+Their homographies are between pixels counted from 0, so that (0, 0) is the middle of the first;
+ours are between places in pixels, where that is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _PARTS = {"v_": "viewpoint", "i_": "illumination"}
 _TEXT = re.compile(r"H_1_(\d+)")
 EXPECTED = (
     "expected folders v_* and i_* with images 1, 2, ... and H_1_2, ... (HPatches' sequences), or "
-    "two images and one homography (FILE.xml of OpenCV's, or H_1_2)"
+    "two images and one XML file of OpenCV's"
 )
 
 
@@ -56,7 +55,9 @@ def holds_homographies(folder: Path) -> bool:
     """Whether a folder is meant as one of those of this module."""
     if not folder.is_dir():
         return False
-    return bool(_texts(folder) or list(folder.glob("*.xml")) or _sequences(folder))
+    return any(
+        _texts(each) or list(each.glob("1.ppm")) for each in (folder, *_sequences(folder))
+    ) or bool(_storages(folder))
 
 
 def homography_pairs(folder: Path) -> list[HomographyPair]:
@@ -68,8 +69,8 @@ def homography_pairs(folder: Path) -> list[HomographyPair]:
     sequences = _sequences(folder)
     if sequences:
         return [pair for sequence in sequences for pair in _of_sequence(sequence)]
-    matrices = list(folder.glob("*.xml"))
-    return _of_two(folder, matrices) if matrices else _of_sequence(folder)
+    storages = _storages(folder)
+    return _of_two(folder, storages) if storages else _of_sequence(folder)
 
 
 def passed_over(folder: Path) -> list[str]:
@@ -105,6 +106,12 @@ def _sequences(folder: Path) -> list[Path]:
     return sorted(each for each in folder.glob("[iv]_*") if each.is_dir())
 
 
+def _storages(folder: Path) -> list[Path]:
+    """XML files of OpenCV's."""
+    files = sorted(folder.glob("*.xml"))
+    return [each for each in files if b"<opencv_storage>" in each.read_bytes()[:200]]
+
+
 def _texts(folder: Path) -> dict[int, Path]:
     """The files H_1_2, ... by the number of the second image."""
     found = ((_TEXT.fullmatch(each.name), each) for each in folder.glob("H_1_*"))
@@ -136,14 +143,14 @@ def _of_sequence(folder: Path) -> list[HomographyPair]:
     return [_pair(folder, images[1], images[k], text) for k, text in texts.items()]
 
 
-def _of_two(folder: Path, matrices: list[Path]) -> list[HomographyPair]:
+def _of_two(folder: Path, storages: list[Path]) -> list[HomographyPair]:
     images = sorted(each for each in folder.iterdir() if is_image_name(each.name))
-    if len(images) != 2 or len(matrices) != 1:
+    if len(images) != 2 or len(storages) != 1:
         raise ValueError(
             f"{folder}: expected two images and one homography, got {len(images)} images and "
-            f"{len(matrices)} .xml files"
+            f"{len(storages)} .xml files of OpenCV's"
         )
-    return [_pair(folder, *images, matrices[0])]
+    return [_pair(folder, *images, storages[0])]
 
 
 def _pair(folder: Path, first: Path, second: Path, matrix: Path) -> HomographyPair:

@@ -1,12 +1,12 @@
 """`fastequi eval homography --data HPATCHES`: pairs of photographs whose homography is known.
 
 Estimates without training, as of views that are made (`homography.py`). What is counted is
-SuperPoint's quantity (DeTone et al., arXiv 1712.07629, section 7.3, and its public evaluations): the
-share of pairs for which the mean distance of the four corners of the first image, moved by the
-estimate and by the truth, is at most 1, 3 or 5 px. Their pixels are those of an image of 480x640;
-of images of other shapes, here as in LoFTR's evaluation, of one whose shorter side has 480. Encoders
-see images at a size of their own (`--side`), and distances are scaled. All sequences that are in the
-folder are used; published figures often leave out the eight with the largest images.
+SuperPoint's quantity (DeTone et al., arXiv 1712.07629, section 7.3): the share of pairs for which
+the mean distance of the four corners of the first image, moved by the estimate and by the truth, is
+at most 1, 3 or 5 px. Their pixels are those of an image of 480x640; of images of other shapes, as
+in LoFTR's evaluation, of one whose shorter side has 480. Encoders see images at a size of their own
+(`--side`), and distances are scaled. Every sequence in the folder is used; published figures often
+leave out the eight with the largest images.
 """
 
 from __future__ import annotations
