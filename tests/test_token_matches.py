@@ -110,7 +110,7 @@ def test_fewer_than_four_matches_are_no_fit():
 
 
 def test_what_cannot_be_becomes_no_motion():
-    """NaN, a corner beyond the horizon, and a shift by more than two sides; a shift by one stays."""
+    """NaN, a corner beyond the horizon, a shift by more than two sides; a shift by one stays."""
     nothing = torch.full((3, 3), torch.nan).double()
     beyond = torch.tensor([[1.0, 0, 0], [0, 1, 0], [-0.1, 0, 1]]).double()
     far, near = torch.eye(3).double(), torch.eye(3).double()

@@ -66,7 +66,7 @@ def warped_pairs(
         family: of FAMILIES.
         n: how many.
         seed: of windows and relations.
-        photometric: changes both views of a pair, independently.
+        photometric: changes both views of a pair, independently; the pairs are the same with it.
         ranges: of rotation and translation.
 
     Raises:
@@ -77,7 +77,7 @@ def warped_pairs(
     size = encoder.image_size
     path = replace(ranges, family="se2" if family == "homography" else family).build()  # type: ignore[arg-type]
     views = _views(encoder, family, path)
-    generator = torch.Generator().manual_seed(seed)
+    generator, light = (torch.Generator().manual_seed(seed) for _ in range(2))
     first, second, relations, photographs = [], [], [], []
     count = 0
     with window_loader(source, path, views, seed=seed, device=encoder.device) as loader:
@@ -93,7 +93,7 @@ def warped_pairs(
                 for h in (ones, in_window @ relation)
             ]
             if photometric is not None:
-                both = [photometric.change(x.clamp(0, 1), generator) for x in both]
+                both = [photometric.change(x.clamp(0, 1), light) for x in both]
             first.append(both[0].half().cpu())
             second.append(both[1].half().cpu())
             relations.append(relation)
