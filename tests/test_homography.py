@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from fastequi.cli.main import main
+from fastequi.data.sources.image_sets import embedded_photos
+from fastequi.data.sources.splits import TEST_REGION
 from fastequi.evaluate.geometry import corner_head, homography
 from fastequi.evaluate.geometry.corner_head import HeadFit, MapPairs, fitted_head, predicted
 from fastequi.evaluate.geometry.figures import Measured, table
 from fastequi.evaluate.geometry.projective import between_corners, corners, moved, token_centres
-from fastequi.evaluate.geometry.warped_pairs import WarpedPairs
+from fastequi.evaluate.geometry.warped_pairs import WarpedPairs, warped_pairs
+from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.results import Row, read
+from tests.support.places import small_vit
 
 CPU = torch.device("cpu")
 
@@ -74,6 +78,19 @@ def test_offsets_of_the_head_are_where_corners_go():
     pairs = WarpedPairs(images, images, truth, torch.arange(3))
     torch.testing.assert_close(homography.corner_offsets(pairs), offsets)
     assert torch.equal(corners(32, 32)[2], torch.tensor([32.0, 32.0]).double())
+
+
+def test_pairs_are_the_same_with_photometric_change():
+    """Over more than one batch of windows."""
+    pytest.importorskip("nvidia.dali")
+    encoder, source = small_vit(CPU), embedded_photos(TEST_REGION)
+    clean, changed = (
+        warped_pairs(source, encoder, "homography", 150, photometric=change)
+        for change in (None, Photometric())
+    )
+    assert torch.equal(clean.to_first, changed.to_first)
+    assert torch.equal(clean.photographs, changed.photographs)
+    assert not torch.equal(clean.first, changed.first)
 
 
 @pytest.fixture(scope="module")

@@ -167,6 +167,13 @@ def test_a_damaged_image_and_a_folder_of_one_are_named(hpatches, tmp_path):
         homography_pairs(alone)
 
 
+def test_a_horizon_inside_the_first_image_is_named(hpatches):
+    """Its truth would be no place, and such a pair would be left out silently."""
+    (hpatches / "v_wall" / "H_1_3").write_text("1 0 0\n0 1 0\n-0.01 0 1\n")
+    with pytest.raises(ValueError, match=r"v_wall/H_1_3: expected .* all corners of 1.ppm"):
+        homography_pairs(hpatches)
+
+
 def test_photographs_are_no_pairs_of_known_homography(tmp_path):
     (tmp_path / "i_phone").mkdir()
     Image.new("RGB", (80, 64)).save(tmp_path / "i_phone" / "photo.jpg")

@@ -60,6 +60,9 @@ class CornerHead(nn.Module):
         grid: (h, w) of the maps.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor, grid: tuple[int, int]) -> None:
         super().__init__()
         self.register_buffer("mean", mean[:, None, None])
@@ -74,7 +77,8 @@ class CornerHead(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """[B, 2 D, h, w] to [B, 4, 2]."""
-        return self.layers((maps - self.mean) * self.scale).unflatten(1, (4, 2))
+        offsets: Tensor = self.layers((maps - self.mean) * self.scale)
+        return offsets.unflatten(1, (4, 2))
 
 
 def fitted_head(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fastequi.data.sources.encoded import is_image_name
 from fastequi.evaluate.geometry.image_files import Size, size_of
+from fastequi.evaluate.geometry.projective import corners, moved
 
 _PARTS = {"v_": "viewpoint", "i_": "illumination"}
 _TEXT = re.compile(r"H_1_(\d+)")
@@ -156,6 +157,11 @@ def _of_two(folder: Path, storages: list[Path]) -> list[HomographyPair]:
 def _pair(folder: Path, first: Path, second: Path, matrix: Path) -> HomographyPair:
     sizes = size_of(first), size_of(second)
     homography = of_places(matrix_of(matrix))
+    if moved(corners(*sizes[0]), homography).isnan().any():
+        raise ValueError(
+            f"{matrix}: expected a homography that takes all corners of {first.name} to places "
+            f"before the horizon, got {homography.tolist()}"
+        )
     part = _PARTS.get(folder.name[:2], "")
     return HomographyPair(first, second, sizes, homography, folder.name, part)
 

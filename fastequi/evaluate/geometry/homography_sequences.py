@@ -20,7 +20,7 @@ from torch import Tensor
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.figures import Figure, Measured, means, table
 from fastequi.evaluate.geometry.frame import Found, Say
-from fastequi.evaluate.geometry.grids import Grids
+from fastequi.evaluate.geometry.grids import Grids, Maps
 from fastequi.evaluate.geometry.homography import NO_MOTION, PIXELS, REMARK, sums_of_errors
 from fastequi.evaluate.geometry.homography_pairs import (
     HomographyPair,
@@ -93,7 +93,9 @@ def estimates(
     found: dict[str, dict[str, list[Tensor]]] = {
         name: {method: [] for method in METHODS} for name in grids.names
     }
-    patch, first, maps = grids.patch_size, None, {}
+    patch = grids.patch_size
+    first: Path | None = None
+    maps: Maps = {}
     for number, pair in enumerate(pairs):
         say(f"{grids.encoder or grids.names[0]}: pair {number + 1} of {len(pairs)}")
         sizes = [fitting(size, side, patch) for size in pair.sizes]
