@@ -38,17 +38,16 @@ def flow_maps(truth, size, grid):
 
 def test_the_head_reads_offsets_that_tokens_hold():
     size, grid = 64, (4, 4)
-    offsets, truth = relations(600, size, 0)
-    test_offsets, test_truth = relations(100, size, 1)
+    offsets, truth = relations(256, size, 0)
+    test_offsets, test_truth = relations(64, size, 1)
+    train, test = (flow_maps(each, size, grid) for each in (truth, test_truth))
     state = torch.random.get_rng_state()
-    fit = HeadFit(epochs=15)
-    head = fitted_head(flow_maps(truth, size, grid), offsets / 16, CPU, fit)
+    heads = [fitted_head(train, offsets / 16, CPU, HeadFit(epochs=epochs)) for epochs in (15, 1, 1)]
     assert torch.equal(torch.random.get_rng_state(), state)
-    found = predicted(head, flow_maps(test_truth, size, grid), CPU) * 16
+    found, *short = (predicted(head, test, CPU) * 16 for head in heads)
     error = (found - test_offsets).norm(dim=-1).mean()
-    assert error < test_offsets.norm(dim=-1).mean() / 5
-    again = fitted_head(flow_maps(truth, size, grid), offsets / 16, CPU, fit)
-    assert torch.equal(predicted(again, flow_maps(test_truth, size, grid), CPU) * 16, found)
+    assert error < test_offsets.norm(dim=-1).mean() / 3
+    assert torch.equal(*short)  # the same seed, the same head
 
 
 def test_the_head_is_three_convolutions_on_both_views():

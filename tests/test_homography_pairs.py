@@ -236,7 +236,7 @@ def test_places_that_tokens_know_give_the_homographies(hpatches, tmp_path, capsy
     assert tables["RANSAC"]["images"] == 10
     assert tables["RANSAC"]["photographs"] == 2
     assert errors["RANSAC, illumination"]["no motion"][0] == pytest.approx(0, abs=1e-9)
-    assert errors["RANSAC, viewpoint"]["no motion"][0] > 40
+    assert errors["RANSAC, viewpoint"]["no motion"][0] > 30
     assert errors["RANSAC, viewpoint"]["patch"][0] < 8  # of 30 px a patch
     assert errors["RANSAC, viewpoint"]["patch"][4] == 0
     assert "not used" not in capsys.readouterr().out

@@ -21,7 +21,7 @@ MOVE = [[0.9, -0.1, 12.0], [0.1, 0.95, -4.0], [0.0, 0.0, 1.0]]
 POINTS = [[40, 40], [100, 60], [80, 90]]
 
 
-def add_pair(folder, number, category, **changes):
+def add_pair(folder, number, category, changes=()):
     """A pair whose second image shows each place of the first where MOVE takes it."""
     images = folder / "JPEGImages" / category
     images.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def add_pair(folder, number, category, **changes):
         "trg_bndbox": [10, 10, 170, 120],
     }
     file = folder / "PairAnnotation" / "test" / f"{number:06d}-a{number}-b{number}:{category}.json"
-    file.write_text(json.dumps({**said, **changes}))
+    file.write_text(json.dumps({**said, **dict(changes)}))
     return file
 
 
@@ -57,8 +57,8 @@ def add_pair(folder, number, category, **changes):
 def spair(tmp_path):
     folder = tmp_path / "SPair-71k"
     add_pair(folder, 0, "cat")
-    add_pair(folder, 1, "cat", trg_kps=[[44, 38], [0, 0], [0, 0]])  # the first alone is right
-    add_pair(folder, 2, "dog", src_kps=POINTS[:1], trg_kps=[[170, 130]])
+    add_pair(folder, 1, "cat", {"trg_kps": [[44, 38], [0, 0], [0, 0]]})  # the first alone is right
+    add_pair(folder, 2, "dog", {"src_kps": POINTS[:1], "trg_kps": [[170, 130]]})
     return folder
 
 
@@ -146,7 +146,7 @@ def test_the_command_finds_keypoints_that_tokens_know(spair, tmp_path):
     ],
 )
 def test_wrong_annotations_are_named(tmp_path, changes, said):
-    file = add_pair(tmp_path, 9, "cow", **changes)
+    file = add_pair(tmp_path, 9, "cow", changes)
     with pytest.raises(ValueError, match=said) as error:
         keypoint_pairs(tmp_path)
     assert str(file) in str(error.value) or "c.jpg" in str(error.value)

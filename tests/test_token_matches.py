@@ -76,7 +76,7 @@ def test_a_match_between_two_tokens_is_refined_to_between_them():
     """The source's token is as near to two neighbours; the place is half-way, its row unchanged."""
     target = code(token_centres((5, 5), 1).float() / 5).view(1, 5, 5, -1)
     source = target.clone()
-    source[0, 2, 2] = code(torch.tensor([0.6 - 1e-3, 0.5]))  # between columns 2 and 3
+    source[0, 2, 2] = code(torch.tensor([0.6 - 1e-4, 0.5]))  # between columns 2 and 3
     [found] = mutual_matches(source, target, 10)
     at = (found.source == torch.tensor([25.0, 25.0]).double()).all(1)
     assert found.refined[at].tolist()[0] == pytest.approx([30, 25], abs=0.5)

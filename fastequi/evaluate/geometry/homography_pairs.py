@@ -151,7 +151,7 @@ def _of_two(folder: Path, storages: list[Path]) -> list[HomographyPair]:
             f"{folder}: expected two images and one homography, got {len(images)} images and "
             f"{len(storages)} .xml files of OpenCV's"
         )
-    return [_pair(folder, *images, storages[0])]
+    return [_pair(folder, images[0], images[1], storages[0])]
 
 
 def _pair(folder: Path, first: Path, second: Path, matrix: Path) -> HomographyPair:

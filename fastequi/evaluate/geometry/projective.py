@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_REFITS = 10  # at most
+
 
 def moved(points: Tensor, homography: Tensor) -> Tensor:
     """Points [..., P, 2] by homographies [..., 3, 3]; NaN beyond the horizon."""
@@ -139,17 +141,21 @@ def ransac(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The homography that most matches of one image agree with, fitted anew to these, up to three
-    times and while no fewer agree (RANSAC: Fischler and Bolles, 1981).
+    """The homography of one image's matches that explains most of them (RANSAC, Fischler and
+    Bolles, 1981).
+
+    Of those through four matches, the one with the least sum of squared distances, each at most
+    within² (MSAC: Torr and Zisserman, 2000), then least squares on the matches that agree with it,
+    as long as that lowers the sum.
 
     Args:
         source, target: [P, 2] matches.
-        within: pixels of the target that a match may be away.
+        within: pixels of the target that a match may be away to agree.
         draws: sets of four matches that are tried.
         seed: of the sets.
 
     Returns:
-        ([3, 3], [P] bool, which matches agree); NaN and none of fewer than four matches.
+        ([3, 3] float64, [P] bool, which matches agree); NaN and none of fewer than four matches.
     """
     count = len(source)
     if count < 4:
@@ -159,19 +165,23 @@ def ransac(
     generator = torch.Generator().manual_seed(seed)
     picked = torch.rand(draws, count, generator=generator).topk(4, 1).indices.to(source.device)
     tried = through_four(source[picked], target[picked])
-    agree = _agree(tried, source, target, within)
-    first = agree.sum(1).argmax()
-    best, chosen = tried[first], agree[first]
-    for _ in range(3):
-        if chosen.sum() < 4:
+    cost = _squared(tried.float(), source.float(), target.float()).clamp(max=within**2).sum(1)
+    best = tried[cost.argmin()]
+    away = _squared(best, source, target)
+    for _ in range(_REFITS):
+        agree = away <= within**2
+        if agree.sum() < 4:
             break
-        again = fitted(source, target, chosen)
-        agreeing = _agree(again, source, target, within)
-        if agreeing.sum() < chosen.sum():
+        again = fitted(source, target, agree)
+        further = _squared(again, source, target)
+        if further.clamp(max=within**2).sum() >= away.clamp(max=within**2).sum():
             break
-        best, chosen = again, agreeing
-    return best, chosen
+        best, away = again, further
+    return best, away <= within**2
 
 
-def _agree(homography: Tensor, source: Tensor, target: Tensor, within: float) -> Tensor:
-    return (moved(source, homography) - target).norm(dim=-1) <= within  # NaN does not
+def _squared(homography: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """[..., P] squared distances of matches under [..., 3, 3]; infinite beyond the horizon."""
+    u, v, w = (homography @ F.pad(source, (0, 1), value=1.0).mT).unbind(-2)
+    away = (u / w - target[:, 0]).square() + (v / w - target[:, 1]).square()
+    return torch.where(w > 0, away, torch.inf)
