@@ -42,7 +42,8 @@ def test_the_head_reads_offsets_that_tokens_hold():
     test_offsets, test_truth = relations(64, size, 1)
     train, test = (flow_maps(each, size, grid) for each in (truth, test_truth))
     state = torch.random.get_rng_state()
-    heads = [fitted_head(train, offsets / 16, CPU, HeadFit(epochs=epochs)) for epochs in (15, 1, 1)]
+    fits = [HeadFit(epochs=epochs, batch=16) for epochs in (12, 1, 1)]
+    heads = [fitted_head(train, offsets / 16, CPU, fit) for fit in fits]
     assert torch.equal(torch.random.get_rng_state(), state)
     found, *short = (predicted(head, test, CPU) * 16 for head in heads)
     error = (found - test_offsets).norm(dim=-1).mean()
@@ -97,8 +98,8 @@ def saved(tmp_path_factory):
     pytest.importorskip("nvidia.dali")
     folder = tmp_path_factory.mktemp("homography")
     out = folder / "found.json"
-    main(["eval", "homography", "tests.support.places:small_vit", "--pairs", "40", "--train-pairs",
-          "60", "--epochs", "1", "--cache", str(folder / "maps"), "--out", str(out)])  # fmt: skip
+    main(["eval", "homography", "tests.support.places:small_vit", "--pairs", "24", "--train-pairs",
+          "32", "--epochs", "1", "--cache", str(folder / "maps"), "--out", str(out)])  # fmt: skip
     return json.loads(out.read_text())
 
 
@@ -116,7 +117,7 @@ def test_the_command_judges_every_row_by_every_method(saved):
         ending = [] if title.startswith("head") else ["no fit"]
         shares = ["within 1 px", "within 3 px", "within 5 px"]
         assert names == ["MCE, px", *shares, *ending]
-        assert found["images"] == 40
+        assert found["images"] == 24
         for score in found["scores"]:
             assert score["values"][1] <= score["values"][2] <= score["values"][3]
 
@@ -128,7 +129,7 @@ def test_no_motion_costs_what_corners_move_by(saved):
         for found in saved["tables"].values()
     ]
     assert costs == pytest.approx([costs[0]] * 6)
-    assert costs[0] == pytest.approx(24.5, abs=2)
+    assert costs[0] == pytest.approx(24.5, abs=3)
 
 
 def test_without_training_pairs_there_is_no_head(tmp_path, capsys):
