@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"functional.arguments", "versions", "atomic", "kernels.toolchain"},
     "data.sources": {"atomic"},
     "data.config": set(),
+    "data.scenes": {"data.pillow", "data.sources"},
     "data.views": {"data.config", "data.sources.images", "philox"},
     "data": {"data.config", "data.sources", "data.views", "functional", "paths", "philox"},
     "methods": {"losses", "models", "functional", "data.views.batch", "paths", "optim"},
