@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastequi.cli.image_options import Patterned, Several, images_of
-from fastequi.cli.parsing import parse
+from fastequi.cli.parsing import is_given, parse
 from fastequi.cli.vit_options import VitOptions
 
 Family = Literal["rotation", "translation", "se2", "homography"]
@@ -57,6 +57,17 @@ class MatchOptions(GeometryOptions):
     """Of each family."""
 
 
+@dataclass(frozen=True)
+class PropagateOptions(GeometryOptions):
+    """J and F of masks that are carried from the first frame of a video to the others by the
+    similarity of tokens, as DINO's script does, beside baselines: raw patches, position only, a
+    random init. --data is a folder in DAVIS 2017's layout (`fastequi data scenes` makes one);
+    --include and --exclude are of its clips."""
+
+    side: int = 480
+    """Shorter side of the frames as encoders see them, in pixels; 480 is DINO's."""
+
+
 def match(argv: list[str]) -> None:
     options = parse(MatchOptions, "fastequi eval match", argv)
     if options.pairs < 2:
@@ -68,3 +79,19 @@ def match(argv: list[str]) -> None:
     data, test = images_of(options, options.data), images_of(options, options.test_data)
     run = partial(evaluate_matches, data, test, options.families, options.pairs, options.seed)
     evaluate("match", options.checkpoint, run, **options.frame())
+
+
+def propagate(argv: list[str]) -> None:
+    options = parse(PropagateOptions, "fastequi eval propagate", argv)
+    if is_given("--seed", argv):
+        raise ValueError("--seed: nothing is drawn here")
+    chosen = options.selection(options.data)
+    if len(chosen.places) != 1:
+        raise ValueError(f"--data: expected one folder, got {' '.join(chosen.places)}")
+
+    from fastequi.evaluate.geometry.frame import evaluate
+    from fastequi.evaluate.geometry.propagate import evaluate_clips
+
+    root = Path(chosen.places[0]).expanduser()
+    run = partial(evaluate_clips, root, chosen.patterns, options.side)
+    evaluate("propagate", options.checkpoint, run, **options.frame())

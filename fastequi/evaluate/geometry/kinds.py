@@ -2,4 +2,5 @@
 
 KINDS = {
     "match": "recall of tokens' nearest neighbours in a transformed view",
+    "propagate": "J and F of masks carried through videos by the similarity of tokens",
 }
