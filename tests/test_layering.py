@@ -72,6 +72,7 @@ HOME = {
     "submitit": {"fastequi/runtime/slurm.py"},
     "onnx": {"fastequi/export/onnx.py"},
     "onnxruntime": {"fastequi/export/onnx.py"},
+    "scipy": {"fastequi/evaluate/geometry/jhmdb.py"},
     "tyro": {
         "fastequi/cli/commands.py",
         "fastequi/cli/evaluations.py",

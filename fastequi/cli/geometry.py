@@ -61,11 +61,12 @@ class MatchOptions(GeometryOptions):
 class PropagateOptions(GeometryOptions):
     """J and F of masks that are carried from the first frame of a video to the others by the
     similarity of tokens, as DINO's script does, beside baselines: raw patches, position only, a
-    random init. --data is a folder in DAVIS 2017's layout (`fastequi data scenes` makes one);
-    --include and --exclude are of its clips."""
+    random init. --data is a folder in DAVIS 2017's layout (`fastequi data scenes` makes one), or in
+    JHMDB's, of whose joints PCK is measured; --include and --exclude are of its clips."""
 
-    side: int = 480
-    """Shorter side of the frames as encoders see them, in pixels; 480 is DINO's."""
+    side: int = 0
+    """Shorter side of the frames as encoders see them, in pixels; 0: 480 of DAVIS, as DINO has it,
+    and 320 of JHMDB, whose frames become squares."""
 
 
 def match(argv: list[str]) -> None:
@@ -90,8 +91,13 @@ def propagate(argv: list[str]) -> None:
         raise ValueError(f"--data: expected one folder, got {' '.join(chosen.places)}")
 
     from fastequi.evaluate.geometry.frame import evaluate
-    from fastequi.evaluate.geometry.propagate import evaluate_clips
+    from fastequi.evaluate.geometry.jhmdb import is_jhmdb
+    from fastequi.evaluate.geometry.poses import SIDE, evaluate_poses
+    from fastequi.evaluate.geometry.propagate import SHORTER_SIDE, evaluate_clips
 
     root = Path(chosen.places[0]).expanduser()
-    run = partial(evaluate_clips, root, chosen.patterns, options.side)
+    if is_jhmdb(root):
+        run = partial(evaluate_poses, root, chosen.patterns, options.side or SIDE)
+    else:
+        run = partial(evaluate_clips, root, chosen.patterns, options.side or SHORTER_SIDE)
     evaluate("propagate", options.checkpoint, run, **options.frame())

@@ -16,7 +16,7 @@ normalised by the encoder's own mean and deviation, and Pillow decodes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastequi.data.pillow import decoded
-from fastequi.data.sources.encoded import read, why
 from fastequi.data.sources.patterns import Patterns
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.davis import Clip, Ids, ids_of, open_clips
@@ -40,6 +38,7 @@ from fastequi.evaluate.geometry.region_contour import (
     region_similarity,
     statistics,
 )
+from fastequi.evaluate.geometry.video_frames import expect_side, maps_of
 
 SHORTER_SIDE = 480
 MEASURE = means(
@@ -102,35 +101,12 @@ def evaluate_clips(
     return Found({"propagate": table(MEASURE, rows, unit="clips")}, about, remarks)
 
 
-def expect_side(side: int, grids: Grids) -> None:
-    """Raises ValueError for frames without a token."""
-    if side < grids.patch_size:
-        raise ValueError(
-            f"--side: expected at least {grids.patch_size}, the patch size of "
-            f"{grids.encoder or grids.names[0]}, got {side}"
-        )
-
-
 def frame_size(size: tuple[int, int], side: int, patch: int) -> tuple[int, int]:
     """(H, W) of a frame of `size` as an encoder sees it; see the module."""
     step = _STEP if _STEP % patch == 0 else patch
     short = side // patch * patch
     long = max(short * max(size) // min(size) // step * step, short)
     return (long, short) if size[0] > size[1] else (short, long)
-
-
-def frame_of(file: Path, size: tuple[int, int]) -> Tensor:
-    """[3, H, W] uint8.
-
-    Raises:
-        ValueError: it cannot be decoded; names it.
-    """
-    try:
-        pixels = torch.from_numpy(decoded(read(str(file))))
-    except Exception as error:  # whatever damaged bytes make Pillow raise
-        raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
-    frame = pixels.permute(2, 0, 1)[None].float()
-    return F.interpolate(frame, size, mode="bilinear")[0].round().byte()
 
 
 def resized_ids(ids: Ids, size: tuple[int, int]) -> Ids:
@@ -152,7 +128,7 @@ def segmented(grids: Grids, clip: Clip, first: Ids, side: int) -> dict[str, Ids]
     size = frame_size(clip.size, side, patch)
     ids = torch.from_numpy(resized_ids(first, (size[0] // patch, size[1] // patch))).long()
     labels = F.one_hot(ids, clip.objects + 1).permute(2, 0, 1).float()
-    maps = _maps(grids, clip, size)
+    maps = maps_of(grids, clip.frames, size)
     started = next(maps)
     propagations = {name: Propagation(started[name], labels) for name in grids.names}
     found = {name: [first] for name in grids.names}
@@ -190,10 +166,3 @@ def judged(truth: Ids, found: Ids, objects: int, device: torch.device = _CPU) ->
 def over_objects(values: Tensor) -> Tensor:
     """[14] of one clip, as `figures.means` takes them: sums [7] over objects, and how many."""
     return torch.cat([values.sum(0), torch.full_like(values[0], len(values))])
-
-
-def _maps(grids: Grids, clip: Clip, size: tuple[int, int]) -> Iterator[dict[str, Tensor]]:
-    """[h, w, D] of every frame by the name of the features."""
-    for file in clip.frames:
-        maps = grids(frame_of(file, size)[None])
-        yield {name: tokens[0] for name, tokens in maps.items()}
