@@ -76,6 +76,7 @@ HOME = {
     "tyro": {
         "fastequi/cli/commands.py",
         "fastequi/cli/evaluations.py",
+        "fastequi/cli/geometry.py",
         "fastequi/cli/image_options.py",
         "fastequi/cli/parsing.py",
     },

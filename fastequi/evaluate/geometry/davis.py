@@ -36,6 +36,7 @@ class Clip:
         frames, masks: files, in order, as many of each.
         size: (H, W) of all of them, pixels.
         objects: how many.
+        others: how many ids are not among them, of objects that are not judged.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Clip:
     masks: tuple[Path, ...]
     size: tuple[int, int]
     objects: int
+    others: int
 
 
 def open_clips(root: Path, patterns: Patterns = Patterns()) -> list[Clip]:  # noqa: B008
@@ -112,18 +114,25 @@ def _opened(root: Path, name: str) -> Clip:
             f"judged, got {len(stems)}: {', '.join(file.name for file in frames.values())}"
         )
     size = _size(frames[stems[0]])
+    found = {stem: ids_of(masks[stem]) for stem in stems}
     for stem in stems:
-        for file in (frames[stem], masks[stem]):
-            if _size(file) != size:
+        for file, got in ((frames[stem], _size(frames[stem])), (masks[stem], found[stem].shape)):
+            if got != size:
                 raise ValueError(
                     f"{file}: expected {size[0]}x{size[1]} px as {frames[stems[0]].name} has, got "
-                    f"{_size(file)[0]}x{_size(file)[1]}"
+                    f"{got[0]}x{got[1]}"
                 )
-    objects = int(ids_of(masks[stems[0]]).max())
+    objects = int(found[stems[0]].max())
     if not objects:
         raise ValueError(f"{masks[stems[0]]}: expected the ids of objects, got 0 everywhere")
+    ids = set().union(*(np.unique(each).tolist() for each in found.values()))
     return Clip(
-        name, tuple(frames[s] for s in stems), tuple(masks[s] for s in stems), size, objects
+        name,
+        tuple(frames[stem] for stem in stems),
+        tuple(masks[stem] for stem in stems),
+        size,
+        objects,
+        len(ids - set(range(objects + 1))),
     )
 
 

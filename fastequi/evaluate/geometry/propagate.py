@@ -72,11 +72,9 @@ def evaluate_clips(
         expect_side(side, each)
     clips = open_clips(root, patterns)
     sums: dict[tuple[int, str], list[Tensor]] = {}
-    late = []
+    late = [f"{clip.name} ({clip.others})" for clip in clips if clip.others]
     for number, clip in enumerate(clips, 1):
         truth = np.stack([ids_of(file) for file in clip.masks])
-        if others := int((np.unique(truth) > clip.objects).sum()):
-            late.append(f"{clip.name} ({others})")
         for k, each in enumerate(grids):
             say(f"clip {number} of {len(clips)}, {clip.name}: {each.encoder or each.names[0]}")
             for name, found in segmented(each, clip, truth[0], side).items():
