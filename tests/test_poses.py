@@ -136,7 +136,7 @@ def test_joints_that_move_with_the_picture_are_followed(jhmdb, tmp_path, capsys)
 def test_without_splits_all_videos_are_used(jhmdb):
     for file in (jhmdb / "splits").iterdir():
         file.unlink()
-    with pytest.raises(FileNotFoundError, match="expected CLASS_test_split1.txt"):
+    with pytest.raises(FileNotFoundError, match=r"expected CLASS_test_split1\.txt"):
         open_poses(jhmdb)
     (jhmdb / "splits").rmdir()
     assert [clip.name for clip in open_poses(jhmdb)] == ["jump/one", "walk/one", "walk/two"]
@@ -153,9 +153,7 @@ def test_what_is_wrong_is_said_by_its_file(jhmdb):
     with pytest.raises(ValueError, match=r"two/joint_positions\.mat: expected a MATLAB file"):
         open_poses(jhmdb)
     Image.new("RGB", (8, 8)).save(jhmdb / "Rename_Images/walk/one/00002.png")
-    with pytest.raises(
-        ValueError, match=r"00002\.png: expected 64x96 px as 00001\.png has, got 8x8"
-    ):
+    with pytest.raises(ValueError, match=r"00002\.png: expected 64x96 px .*, got 8x8"):
         open_poses(jhmdb)
 
 
