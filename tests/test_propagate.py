@@ -35,7 +35,7 @@ def davis(tmp_path):
 def test_clips_are_read_in_the_order_of_the_list(davis):
     right, left = open_clips(davis)
     assert (right.name, left.name) == ("right", "left")
-    assert right.size == (64, 96)
+    assert right.size == (64, 128)
     assert right.objects == left.objects == 2
     assert [file.name for file in right.frames] == [f"{i:05d}.jpg" for i in range(5)]
     np.testing.assert_array_equal(ids_of(left.masks[3]), squares(6)[3, :, ::-1])
@@ -193,7 +193,7 @@ def _one(root):
 
 
 def _empty(root):
-    Image.new("L", (96, 64)).save(root / "Annotations/480p/left/00000.png")
+    Image.new("L", (128, 64)).save(root / "Annotations/480p/left/00000.png")
 
 
 def _damaged(root):
@@ -217,7 +217,7 @@ def _empty_list(root):
         (_no_clip, r"JPEGImages/480p/left: expected frames 00000\.jpg, \.\.\., found none"),
         (_rgb, r"left/00003\.png: expected a palette PNG of object ids, got .* mode RGB"),
         (_rgb_first, r"left/00000\.png: expected a palette PNG .* mode RGB"),
-        (_small, r"left/00001\.png: expected 64x96 px as 00000\.jpg has, got 32x48"),
+        (_small, r"left/00001\.png: expected 64x128 px as 00000\.jpg has, got 32x48"),
         (_one, r"left: expected at least 3 frames, .* got 1: 00000\.jpg"),
         (_empty, r"left/00000\.png: expected the ids of objects, got 0 everywhere"),
         (_damaged, r"left/00004\.png: expected a palette PNG of object ids"),

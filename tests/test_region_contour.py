@@ -96,3 +96,42 @@ def test_statistics_of_a_clip_by_hand():
     assert decay == pytest.approx((1.0 + 0.9 + 0.8) / 3 - (0.3 + 0.2 + 0.1) / 3)
     assert statistics([0.7]) == pytest.approx((0.7, 1.0, 0.0))
     assert statistics(np.linspace(1, 0, 300))[2] == pytest.approx(0.75, abs=0.01)
+
+
+def moving_discs(height=60, width=90, frames=6):
+    """[T, H, W] twice: a disc, and one that stays behind, shrinks, and has more and more dots."""
+    t, y, x = np.mgrid[:frames, :height, :width]
+    truth = (y - 28 - t) ** 2 + (x - 30 - 5 * t) ** 2 <= 14**2
+    found = (y - 28) ** 2 + (x - 29 - 3 * t) ** 2 <= (15 - t) ** 2
+    found |= (7 * y + 13 * x + 5 * t) % 97 < t // 2
+    return torch.from_numpy(truth), torch.from_numpy(found)
+
+
+def test_figures_are_those_of_the_official_evaluation():
+    """What davis2017-evaluation (ac7c43f, with OpenCV and scikit-image) gives for these masks."""
+    masks = moving_discs()
+    region, contours = region_similarity(*masks), contour_accuracy(*masks)
+    assert region.tolist() == pytest.approx(
+        [
+            *(0.8645980253878702, 0.7464387464387464, 0.5533854166666666),
+            *(0.4252577319587629, 0.298932384341637, 0.2107728337236534),
+        ]
+    )
+    assert contours.tolist() == pytest.approx(
+        [
+            *(0.7, 0.33620689655172414, 0.12630117973629423),
+            *(0.09016609543896653, 0.09610347960874446, 0.1151315789473684),
+        ]
+    )
+    official = 0.5165641897528893, 0.5, 0.5506657768806632
+    assert statistics(region) == pytest.approx(official)
+    official = 0.24398487171384964, 0.16666666666666666, 0.4124859189978056
+    assert statistics(contours) == pytest.approx(official)
+
+
+def test_figures_of_480p_are_those_of_the_official_evaluation():
+    y, x = np.mgrid[:480, :854]
+    disc = torch.from_numpy((y - 240) ** 2 + (x - 400) ** 2 <= 120**2)
+    square = torch.from_numpy((abs(y - 245) <= 106) & (abs(x - 406) <= 106))
+    assert region_similarity(disc, square).item() == pytest.approx(0.8259397359669455)
+    assert contour_accuracy(disc, square).item() == pytest.approx(0.47197558268590456)

@@ -33,7 +33,7 @@ def put_clip(root, name, ids, frames=None):
         file.write(f"{name}\n")
 
 
-def squares(steps=5, height=64, width=96, side=16):
+def squares(steps=5, height=64, width=128, side=16):
     """[T, H, W]: two squares that go to the right and to the left by 8 px, in rows of their own."""
     ids = np.zeros((steps, height, width), np.uint8)
     for t in range(steps):

@@ -61,10 +61,8 @@ def pair(generator: np.random.Generator, photographs: Photographs, size: int) ->
     gain, level = generator.uniform(0.75, 1.25), generator.uniform(-20, 20)
     second = np.clip(second * gain + level, 0, 255).round().astype(np.uint8)
     free = [_covered(generator, photographs, view) for view in (first, second)]
-    masks = (
-        free[0] & _seen(free[1], homography),
-        free[1] & _seen(free[0], np.linalg.inv(homography)),
-    )
+    back = np.linalg.inv(homography).astype(np.float64)
+    masks = free[0] & _seen(free[1], homography), free[1] & _seen(free[0], back)
     return Pair((first, second), masks, homography)
 
 
@@ -97,9 +95,9 @@ def _seen(free: Mask, homography: Matrix) -> Mask:
     """[S, S] the pixels of a view whose place in the other view lies in a pixel that is free."""
     size = free.shape[0], free.shape[1]
     places = np.floor(moved(middles(size), homography)).astype(np.int64)
-    inside = ((places >= 0) & (places < (size[1], size[0]))).all(-1)
-    x, y = np.where(inside[..., None], places, 0).transpose(2, 0, 1)
-    return np.asarray(inside & free[y, x])
+    x, y = places[..., 0], places[..., 1]
+    inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
+    return np.asarray(inside & free[np.where(inside, y, 0), np.where(inside, x, 0)])
 
 
 def of_pixels(homography: Matrix) -> Matrix:

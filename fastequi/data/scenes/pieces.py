@@ -119,9 +119,11 @@ def _ring(draw: ImageDraw.ImageDraw, _: np.random.Generator, side: int) -> None:
 def _text(draw: ImageDraw.ImageDraw, generator: np.random.Generator, side: int) -> None:
     """Two or three capitals of Pillow's own font, as wide as fits."""
     word = "".join(generator.choice(list(_LETTERS), generator.integers(2, 4)))
-    left, top, right, bottom = _box(draw, word, side)
-    points = max(int(side * (side - 2 * _MARGIN) / max(right - left, bottom - top)), 1)
+    points, room = 2 * side, side - 2 * _MARGIN
     left, top, right, bottom = _box(draw, word, points)
+    while max(right - left, bottom - top) > room and points > 1:
+        points = min(points - 1, int(points * room / max(right - left, bottom - top)))
+        left, top, right, bottom = _box(draw, word, points)
     at = (side - left - right) / 2, (side - top - bottom) / 2
     font = ImageFont.load_default(points)
     draw.text(at, word, 255, font, stroke_width=points // _STROKE)
