@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastequi.evaluate.geometry.label_propagation import DINO, Propagation, Settings, carried
+from fastequi.evaluate.geometry.propagate import winners
 
 
 def tokens(count, height, width, channels=6, seed=0):
@@ -105,3 +107,28 @@ def test_a_large_temperature_is_a_mean():
     settings = Settings(radius=5, neighbours=9, temperature=1e9)
     found = Propagation(maps[0], first, settings)(maps[1])
     torch.testing.assert_close(found, first.mean((1, 2))[:, None, None].expand(3, 3, 3))
+
+
+def test_labels_are_those_of_dinos_script():
+    """What label_propagation, norm_mask and the upsampling of its script give on a CPU: three
+    frames, a queue of two, a neighbourhood of two, five neighbours, patches of 4 px."""
+    n = torch.arange(4 * 5 * 7 * 8, dtype=torch.float64)
+    maps = torch.sin(n * n * 0.001 + n).float().reshape(4, 5, 7, 8)
+    ids = torch.zeros(5, 7, dtype=torch.long)
+    ids[1:4, 1:4] = 1
+    ids[2:, 4:] = 2
+    first = F.one_hot(ids, 3).permute(2, 0, 1).float()
+    propagation = Propagation(maps[0], first, Settings(frames=2, radius=2))
+    found = [propagation(each) for each in maps[1:]]
+    of_object = [0.3110495, 0.5846713, 0.1173678, 0.4006473, 0.1076737, 0.0431473, 0.0904648]
+    torch.testing.assert_close(found[-1][1, 0], torch.tensor(of_object), atol=1e-6, rtol=0)
+    of_object = [0.2136983, 0.2114420, 0.2023584, 0.4526498, 0.5370942, 0.7789183, 0.7946081]
+    torch.testing.assert_close(found[-1][2, 4], torch.tensor(of_object), atol=1e-6, rtol=0)
+    pixels = [winners(each, 4) for each in found]
+    counts = [np.bincount(each.ravel(), minlength=3).tolist() for each in pixels]
+    assert counts == [[141, 148, 271], [282, 60, 218], [218, 93, 249]]
+    assert ["".join(map(str, row)) for row in pixels[-1][::2, ::2]] == [
+        *("00110011202222", "00110011002222", "00110011000222", "20000011100022"),
+        *("00000011220022", "00002222222222", "00000122222222", "11100022222222"),
+        *("00000012222222", "00000012222222"),
+    ]
