@@ -32,10 +32,11 @@ both dino_65536_cpu --case dino_cpu sinkhorn_cpu --headline --modes fwdbwd --set
 both gaussian_blur_cpu --case gaussian_blur_cpu --headline --modes fwd
 both blur_recon_cpu --case blur_recon_cpu --headline --modes fwdbwd
 both gtsa_losses_cpu --case crop_align_cpu correspondence_cpu --headline --modes fwdbwd
+both gram_cpu --case gram_cpu --modes fwdbwd
 both ssl_cpu --case $ssl --headline --modes fwdbwd
 both small_cpu --case $ssl crop_align_cpu correspondence_cpu blur_recon_cpu --modes fwdbwd
 both train_step_cpu --case train_step_cpu --headline --modes fwdbwd --samples 20
-both train_step_vits16_cpu --case train_step_cpu --modes fwdbwd --set recipe=tir_vicreg_vits16 B=8 --samples 4 --without compile
+both train_step_vits16_cpu --case train_step_cpu --modes fwdbwd --set recipe=tir_vicreg_vits16 B=8 --samples 30 --without compile
 run tir_overhead_cpu_avx2 --case tir_overhead_cpu --modes fwdbwd --samples 10 --isa avx2
 # a single thread; needs torchvision (of the same torch), albumentationsx and DALI too
 export OMP_NUM_THREADS=1

@@ -65,7 +65,7 @@ run_tests() {
     tests/test_attention.py tests/test_blur_recon.py tests/test_correspondence.py \
     tests/test_crop_align.py tests/test_decoder.py tests/test_derivatives.py \
     tests/test_dino.py tests/test_equi_layer.py tests/test_fused_views.py \
-    tests/test_gaussian_blur.py tests/test_koleo.py \
+    tests/test_gaussian_blur.py tests/test_gram.py tests/test_koleo.py \
     tests/test_linear_blur_recon.py tests/test_linear_dino.py tests/test_linear_warp_recon.py \
     tests/test_no_waiting.py tests/test_nt_xent.py tests/test_rot90_batch.py \
     tests/test_sinkhorn.py tests/test_tir.py tests/test_vicreg.py tests/test_warp.py \
@@ -106,7 +106,7 @@ stage() {
     products)
       headline linear_warp_recon vicreg
       cases nt_xent --modes fwdbwd --case nt_xent
-      headline koleo linear_dino linear_blur_recon
+      headline koleo linear_dino linear_blur_recon gram
       ;;
     steps)
       cases tir_overhead --modes fwdbwd --case tir_overhead

@@ -69,12 +69,14 @@ def uninterrupted_by_two(tmp_path_factory):
 
 
 def _is_slow(item):
-    """Marked slow, or slow("triton", ...): then only with such parameters, where no GPU runs it."""
+    """Marked slow; or slow("triton", "l1-zeros"), then of items whose id has "triton", or both "l1"
+    and "zeros", where there is no GPU."""
     marker = item.get_closest_marker("slow")  # keywords hold the folders' names too
     if marker is None or not marker.args:
         return marker is not None
-    known = item.callspec.id.split("-")
-    return not torch.cuda.is_available() and any(word in known for word in marker.args)
+    known = set(item.callspec.id.split("-"))
+    named = any(known.issuperset(words.split("-")) for words in marker.args)
+    return named and not torch.cuda.is_available()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -68,6 +68,7 @@ def test_the_papers_encoder_at_another_size(row):
     loss.backward()
 
 
+@pytest.mark.slow
 def test_every_row_is_evaluated_at_every_task_beside_its_baselines(out):
     found = json.loads((out / "equivariance.json").read_text())
     assert found["steps"] == 2
@@ -100,6 +101,7 @@ def test_one_family_is_swept_over_the_number_of_steps():
     assert names == ["VICReg", "TIR rotation K=2", *(f"TIR se2 K={k}" for k in (1, 2, 3))]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_made_again(out, monkeypatch):
     def never(*_, **__):
         raise AssertionError("made again")
@@ -112,6 +114,7 @@ def test_what_is_finished_is_not_made_again(out, monkeypatch):
     assert json.loads((out / "equivariance.json").read_text())["seeds"] == before["seeds"]
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_are_not_mixed(out, monkeypatch, capsys):
     few = ["--steps", 3, "--families", "blur", "--seeds", 1, "--train-pairs", 60]
     with pytest.raises(SystemExit):
@@ -132,6 +135,7 @@ def test_a_sweep_that_does_nothing_is_refused(words, said, monkeypatch, capsys, 
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_curve_over_pairs(out, monkeypatch, tmp_path, capsys):
     run, base = out / "seed1" / "TIR_blur_K=2", out / "seed1" / "VICReg"
     few = ["--task", "blur", "--pairs", 30, 60, "--json", tmp_path / "curve.json", *SHORT]

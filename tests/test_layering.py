@@ -29,8 +29,13 @@ ALLOWED: dict[str, set[str]] = {
     # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {
         *("data", "functional", "methods", "models", "runtime", "weights"),
+        *("atomic", "build", "config", "paths", "philox", "evaluate.geometry.kinds"),
+    },
+    "evaluate.geometry": {
+        *("data", "evaluate", "functional", "methods", "models", "runtime", "weights"),
         *("atomic", "build", "config", "paths", "philox", "kernels.toolchain"),
     },
+    "evaluate.geometry.kinds": set(),
     # above report, whose figures stand in the model card
     "export": {
         *("evaluate", "report", "weights", "models", "atomic", "versions"),

@@ -48,6 +48,7 @@ def test_a_case_launches_its_kernels_at_its_real_shape(tmp_path):
     assert loss["stack"] == loss["spills"] == 0
 
 
+@pytest.mark.slow
 def test_steps_of_whole_methods_are_rehearsed(tmp_path):
     found = rehearsed(tmp_path, "--case", "tir_overhead", "--headline", "--modes", "fwdbwd")
     assert not found["failed"]

@@ -36,9 +36,9 @@ def uninterrupted(tmp_path_factory):
     return run_once(tmp_path_factory, "uninterrupted", "--max-steps", 40)
 
 
-_SLOW = [signal.SIGTERM, signal.SIGHUP]  # end as SIGINT does
+_SLOW = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]  # test_interrupts stops runs by them
 STOPS = [
-    *(signal.SIGKILL, signal.SIGINT),
+    signal.SIGKILL,
     *(pytest.param(number, marks=pytest.mark.slow) for number in _SLOW),
 ]
 
@@ -97,9 +97,9 @@ def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
     ("processes", "options"),
     [
         (2, SGD),
-        (3, SGD),
+        pytest.param(3, SGD, marks=pytest.mark.slow),
         (2, FSDP),
-        (3, [*FSDP, "--model.checkpoint-activations"]),
+        pytest.param(3, [*FSDP, "--model.checkpoint-activations"], marks=pytest.mark.slow),
         (2, MUON),
         # compilation takes a minute; test_train compiles in one process
         pytest.param(2, [*FSDP, "--train.compile"], marks=pytest.mark.slow),
@@ -117,7 +117,8 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
 
 
 @pytest.mark.parametrize(
-    ("options", "precision"), [(ALONE, "bf16"), (FSDP, "bf16"), (FSDP, "fp16")]
+    ("options", "precision"),
+    [(ALONE, "bf16"), pytest.param(FSDP, "bf16", marks=pytest.mark.slow), (FSDP, "fp16")],
 )
 def test_half_precision_follows_the_curve(tmp_path, curves_of_one, options, precision):
     """To its own rounding; float16 with the loss scaled, the same on both."""
@@ -149,7 +150,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one)
     expect_close(folder, curves_of_one["adamw"])
 
 
-@pytest.mark.parametrize("options", [SGD, FSDP])
+@pytest.mark.parametrize("options", [pytest.param(SGD, marks=pytest.mark.slow), FSDP])
 def test_two_processes_go_on_to_the_same_bits(tmp_path, options):
     """On as many processes as before; with an average, and from the middle of an epoch."""
     ema = [*options, "--train.ema-momentum", 0.9]

@@ -51,6 +51,7 @@ def check(pred, image, theta, device, patch=0, reduction="mean", **options):
     assert_near(ours.grad, reference.grad, GRAD[dtype])
 
 
+@pytest.mark.slow("l1-border", "l1-reflection", "smooth_l1-border", "smooth_l1-zeros")
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -70,6 +71,7 @@ def test_later_calls_of_one_signature_read_their_own_values(device):
         check(pred, image, thetas(2, 2, seed=seed), device, 8, mean=MEAN, std=STD)
 
 
+@pytest.mark.slow("dtype2", "32")
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(

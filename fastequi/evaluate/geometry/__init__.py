@@ -1,1 +1,1 @@
-"""Geometry of frozen features in the field's own terms: one file for each kind of `kinds.py`."""
+"""Geometry of frozen features in the field's own terms, from maps of tokens."""
