@@ -200,6 +200,16 @@ def test_pasting_changes_what_is_labelled_and_nothing_else(photographs):
     assert (image[seen] != before[seen]).any(-1).mean() > 0.9
 
 
+def test_a_piece_that_lies_beside_the_image_changes_nothing_and_one_across_is_cut(photographs):
+    each = piece(generator(), photographs, CLASSES.index("disc"), 40)
+    image, ids = np.zeros((64, 50, 3), np.uint8), np.zeros((64, 50), np.uint8)
+    each.paste(image, ids, similarity(-40, 30, 0, 1, 40), 3)
+    assert not ids.any()
+    assert not image.any()
+    each.paste(image, ids, similarity(50, 64, 0, 1, 40), 3)
+    np.testing.assert_array_equal(ids == 3, np.pad(each.shape[:20, :20], ((44, 0), (30, 0))))
+
+
 @pytest.mark.parametrize(
     ("name", "share"),  # of a square of 60 px with 2 px left free
     [

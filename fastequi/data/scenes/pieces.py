@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fastequi.data.pillow import Pixels
-from fastequi.data.scenes.homographies import Mask, Matrix, covered, warped
+from fastequi.data.scenes.homographies import Mask, Matrix, covered, moved, shift, warped
 from fastequi.data.scenes.photographs import Photographs
 
 CLASSES = ("background", "cut-out", "text", "disc", "square", "triangle", "star", "ring")
@@ -49,10 +49,16 @@ class Piece:
             matrix: [3, 3] from places in the piece to places in the image.
             label: for `ids`.
         """
-        size = image.shape[0], image.shape[1]
-        seen = covered(self.shape, matrix, size)
-        image[seen] = warped(self.colours, matrix, size)[seen]
-        ids[seen] = label
+        corners = moved(np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * float(self.side), matrix)
+        most = image.shape[1], image.shape[0]
+        x0, y0 = np.clip(np.floor(corners.min(0)), 0, most).astype(int).tolist()
+        x1, y1 = np.clip(np.ceil(corners.max(0)), 0, most).astype(int).tolist()
+        if x0 == x1 or y0 == y1:
+            return
+        size, inside = (y1 - y0, x1 - x0), shift(-x0, -y0) @ matrix
+        seen = covered(self.shape, inside, size)
+        image[y0:y1, x0:x1][seen] = warped(self.colours, inside, size)[seen]
+        ids[y0:y1, x0:x1][seen] = label
 
 
 def any_id(generator: np.random.Generator) -> int:
