@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "data.sources": {"atomic"},
     "data.config": set(),
+    "data.scenes": {"data.pillow", "data.sources"},
     "data.views": {"data.config", "data.sources.images", "philox"},
     "data": {"data.config", "data.sources", "data.views", "functional", "paths", "philox"},
     "methods": {
@@ -81,6 +82,7 @@ HOME = {
     "submitit": {"fastequi/runtime/slurm.py"},
     "onnx": {"fastequi/export/onnx.py"},
     "onnxruntime": {"fastequi/export/onnx.py"},
+    "scipy": {"fastequi/evaluate/geometry/jhmdb.py"},
     "tyro": {
         "fastequi/cli/commands.py",
         "fastequi/cli/evaluations.py",

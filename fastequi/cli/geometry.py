@@ -81,6 +81,18 @@ class HomographyOptions(GeometryOptions):
     the patch size; the encoder's own by default."""
 
 
+@dataclass(frozen=True)
+class PropagateOptions(GeometryOptions):
+    """J and F of masks that are carried from the first frame of a video to the others by the
+    similarity of tokens, as DINO's script does, beside baselines: raw patches, position only, a
+    random init. --data is a folder in DAVIS 2017's layout (`fastequi data scenes` makes one), or in
+    JHMDB's, of whose joints PCK is measured; --include and --exclude are of its clips."""
+
+    side: int = 0
+    """Shorter side of the frames as encoders see them, in pixels; 0: 480 of DAVIS, as DINO has it,
+    and 320 of JHMDB, whose frames become squares."""
+
+
 def match(argv: list[str]) -> None:
     options = parse(MatchOptions, "fastequi eval match", argv)
     _at_least(options, 2, "pairs")
@@ -164,3 +176,24 @@ def _at_least(options: object, least: int, *names: str) -> None:
         value = getattr(options, name)
         if value < least:
             raise ValueError(f"--{name.replace('_', '-')}: expected >= {least}, got {value}")
+
+
+def propagate(argv: list[str]) -> None:
+    options = parse(PropagateOptions, "fastequi eval propagate", argv)
+    if is_given("--seed", argv):
+        raise ValueError("--seed: nothing is drawn here")
+    chosen = options.selection(options.data)
+    if len(chosen.places) != 1:
+        raise ValueError(f"--data: expected one folder, got {' '.join(chosen.places)}")
+
+    from fastequi.evaluate.geometry.frame import evaluate
+    from fastequi.evaluate.geometry.jhmdb import is_jhmdb
+    from fastequi.evaluate.geometry.poses import SIDE, evaluate_poses
+    from fastequi.evaluate.geometry.propagate import SHORTER_SIDE, evaluate_clips
+
+    root = Path(chosen.places[0]).expanduser()
+    if is_jhmdb(root):
+        run = partial(evaluate_poses, root, chosen.patterns, options.side or SIDE)
+    else:
+        run = partial(evaluate_clips, root, chosen.patterns, options.side or SHORTER_SIDE)
+    evaluate("propagate", options.checkpoint, run, **options.frame())
