@@ -31,7 +31,7 @@ SHOWN = (
     "std", "teacher_entropy", "prototypes",
 )  # fmt: skip
 PROTOTYPES = 256
-_OTHER = ("demo", "tir_distill_vits16", *FROM_WEIGHTS)
+_OTHER = ("demo", "tir_distill_vits16", "distill_vits16", *FROM_WEIGHTS)
 ALL = [name for name, recipe in RECIPES.items() if name not in _OTHER and recipe().method == "tir"]
 
 

@@ -138,7 +138,7 @@ def markdown(measured: Mapping[str, Any], only: str = "") -> str:
 
 FILES = (
     *("cpu", "warp_cpu", "gaussian_blur_cpu", "blur_recon_cpu", "rot90_cpu", "ssl_cpu"),
-    *("dino_65536_cpu", "gtsa_losses_cpu"),
+    *("dino_65536_cpu", "gtsa_losses_cpu", "gram_cpu"),
 )
 HEADLINES = (  # case, file of results
     ("warp_recon_cpu", "cpu_avx2"),
@@ -148,7 +148,7 @@ HEADLINES = (  # case, file of results
     ("dino_cpu", "dino_65536_cpu_avx2"),
     ("crop_align_cpu", "gtsa_losses_cpu_avx2"),
     ("nt_xent_cpu", "ssl_cpu_avx2"),
-    ("sinkhorn_cpu", "ssl_cpu_avx2"),
+    ("sinkhorn_cpu", "dino_65536_cpu_avx2"),
 )
 
 
@@ -158,10 +158,12 @@ def headlines(results: Path) -> str:
 
 
 def overview(results: Path, suffix: str) -> str:
-    """The same of every CPU case, from the files whose names end with `suffix`."""
+    """The same of every CPU case, from the files with `suffix` that are there."""
     rows = []
     for name in FILES:
         file = results / f"{name}{suffix}.json"
+        if not file.exists():
+            continue
         cases = dict.fromkeys(row["case"] for row in json.loads(file.read_text())["rows"])
         rows += [_first(file, case) for case in cases]
     return _overview(rows)

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from fastequi.functional import arguments
-from fastequi.sharded import parted, whole
+from fastequi.sharded import is_sharded, parted, whole
 
 # a, b, c of a·x + b·x³ + c·x⁵, one after the other: what is best for singular values from 10⁻³ to 1
 _POLYNOMIALS = (
@@ -174,6 +173,6 @@ def _in_parts(
 
 def _set(old: Tensor, new: Tensor, taken: Tensor | None) -> None:
     """old ← new, unless `taken`, [1] or [], is there and false."""
-    if isinstance(old, DTensor) and isinstance(new, DTensor):
+    if is_sharded(old) and is_sharded(new):
         old, new = old.to_local(), new.to_local()
     old.copy_(new if taken is None else torch.where(taken, new, old))

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from fastequi.muon import Muon
-from fastequi.sharded import whole
+from fastequi.sharded import is_sharded, whole
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +240,7 @@ def lerp_(
     """ours ← ours + weight · (theirs - ours), times `taken`, [] 1 or 0 on the device, if given."""
     for in_parts in (False, True):  # sharded and other tensors cannot be in one list
         pairs = zip(ours, theirs, strict=True)
-        mine = [(x, y) for x, y in pairs if isinstance(x, DTensor) is in_parts]
+        mine = [(x, y) for x, y in pairs if is_sharded(x) is in_parts]
         if not mine:
             continue
         x, y = map(list, zip(*mine, strict=True))

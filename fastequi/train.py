@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from fastequi.atomic import replace_text, replacing, save_tensors
 from fastequi.build import build
@@ -62,6 +61,7 @@ from fastequi.runtime.processes import (
 from fastequi.runtime.progress import Progress, Silent
 from fastequi.runtime.scale import LossScale
 from fastequi.runtime.watch import Stopped, Watch, cut_back
+from fastequi.sharded import is_fsdp
 from fastequi.versions import commit
 from fastequi.weights.start import start
 from fastequi.weights.teachers import attach, with_teacher
@@ -416,7 +416,7 @@ class _Run:
     def _save(self, step: int, seconds: float, guard: Guard) -> None:
         state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}
         state |= self.watch.state_dict()
-        in_parts = isinstance(self.method, FSDPModule)
+        in_parts = is_fsdp(self.method)
         generators = checkpoint.generators(self.processes)
         if in_parts or self.processes.first:
             snapshot = checkpoint.snapshot(
@@ -468,7 +468,7 @@ def _leave_best(method: Method, run_dir: Path, why: Stopped, processes: Processe
 
 def _write_encoder(method: Method, config: Config, run_dir: Path, processes: Processes) -> None:
     """Writes model.safetensors; of sharded weights every process calls it."""
-    in_parts = isinstance(method, FSDPModule)
+    in_parts = is_fsdp(method)
     encoder = checkpoint.whole_state(method.saved) if processes.first or in_parts else {}
     if processes.first:
         about = {"format": "pt", checkpoint.SETTINGS: config.to_json()}

@@ -17,6 +17,7 @@ import torch
 from torch.autograd import forward_ad
 
 from fastequi.kernels import native
+from fastequi.kernels.graphs import constant_in_graphs
 
 try:
     import triton
@@ -79,7 +80,7 @@ def use_triton(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cuda" and TRITON_ERROR is None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _c_runs() -> bool:
     """Whether there are C kernels; compilers do not look into how it is found out."""
     return native.obstacle() is None

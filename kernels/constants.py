@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from fastequi.kernels.graphs import constant_in_graphs
+
 P = ParamSpec("P")
 Values = tuple[Any, ...]  # numbers, or rows of them
 
@@ -69,7 +71,7 @@ def _kept(values: Values, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _of_graph(values: Values, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Called by the compiler itself, while it traces."""
     return _kept(values, device, dtype)

@@ -13,13 +13,19 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "functional": {"kernels"},
     "losses": {"functional", "kernels.precision"},
-    # the last three for the cache folder
-    "models": {"functional.arguments", "versions", "atomic", "kernels.toolchain"},
+    # versions, atomic and toolchain for the cache folder
+    "models": {
+        *("functional.arguments", "versions", "atomic", "kernels.toolchain", "kernels.graphs"),
+    },
     "data.sources": {"atomic"},
     "data.config": set(),
+    "data.scenes": {"data.pillow", "data.sources"},
     "data.views": {"data.config", "data.sources.images", "philox"},
     "data": {"data.config", "data.sources", "data.views", "functional", "paths", "philox"},
-    "methods": {"losses", "models", "functional", "data.views.batch", "paths", "optim"},
+    "methods": {
+        *("losses", "models", "functional", "data.views.batch", "paths", "optim"),
+        "kernels.graphs",
+    },
     "runtime": {"models", "atomic", "optim", "sharded", "versions"},
     # networks of others become ours, and a run starts from them: above build, below train
     "weights": {
@@ -60,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "sharded": set(),
     "train": {
         *("atomic", "build", "config", "freezing", "optim", "data", "methods", "resuming"),
-        *("runtime", "weights", "versions"),
+        *("runtime", "sharded", "weights", "versions"),
         "models.lora",  # what a run writes at the end is merged
         "evaluate.online",  # the probes of a run that goes on
     },
@@ -76,6 +82,7 @@ HOME = {
     "submitit": {"fastequi/runtime/slurm.py"},
     "onnx": {"fastequi/export/onnx.py"},
     "onnxruntime": {"fastequi/export/onnx.py"},
+    "scipy": {"fastequi/evaluate/geometry/jhmdb.py"},
     "tyro": {
         "fastequi/cli/all_evaluations.py",
         "fastequi/cli/commands.py",

@@ -97,3 +97,12 @@ def test_lazy_names_all_resolve():
         assert getattr(fastequi, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'warp_loss'"):
         _ = fastequi.warp_loss
+
+
+def test_an_import_brings_neither_compiler_nor_fsdp():
+    """They take longer than all else; a run that needs them imports them."""
+    code = "import sys, fastequi.train as t; from fastequi import *; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
+    assert "fastequi.methods.dino" in loaded
+    assert not {"torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"} & {*loaded}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastequi.cli.hints import meant
-from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
+from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, flat
 from fastequi.cli.init_options import start_of, started, words_of
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
@@ -90,6 +90,33 @@ class ScanOptions(Patterned):
     index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """File of the index, if the data's folder is read-only; then pass it to pretrain as well. With
     several places, one for each."""
+
+
+@dataclass(frozen=True)
+class ScenesOptions:
+    """A test bed of exact truth, and never a benchmark: pieces pasted over photographs, with masks,
+    as clips, at known depths, and in pairs of known homography. The same settings make the same."""
+
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    """Folder; nothing is done if it holds scenes of the same settings."""
+    photos: Several = ()
+    """Photographs, as --data of pretrain, of which every fifth is for validation; by default the
+    embedded ones, their left 70 % for training and right 30 % for validation."""
+    kinds: tuple[Literal["segment", "clips", "depth", "match"], ...] = (
+        *("segment", "clips"),
+        *("depth", "match"),
+    )
+    """What is made."""
+    images: int = 64
+    """Of segment and of depth, a quarter of them for validation; and pairs of match."""
+    clips: int = 6
+    """Of clips."""
+    frames: int = 24
+    """Of each clip."""
+    size: int = 256
+    """Side of images in pixels, and shorter side of clips (480: DAVIS')."""
+    seed: int = 0
+    """Of everything that is drawn."""
 
 
 @dataclass(frozen=True)
@@ -264,12 +291,18 @@ def submit(argv: list[str]) -> None:
 
 
 def data(argv: list[str]) -> None:
-    jobs = {"scan": "decode every image once, write an index and the unreadable images"}
+    jobs = {
+        "scan": "decode every image once, write an index and the unreadable images",
+        "scenes": "make a test bed of exact truth: masks, clips, depths, pairs of views",
+    }
     chosen = _choose("data command", argv, jobs, "fastequi data COMMAND PATH")
-    if chosen is None:
-        return
-    job, rest = chosen
-    options = parse(ScanOptions, f"fastequi data {job}", rest)
+    if chosen is not None:
+        job, rest = chosen
+        {"scan": _scan, "scenes": _scenes}[job](rest)
+
+
+def _scan(argv: list[str]) -> None:
+    options = parse(ScanOptions, "fastequi data scan", argv)
     if options.threads < 0:
         raise ValueError(f"--threads: expected 0 (every core) or more, got {options.threads}")
 
@@ -294,6 +327,23 @@ def data(argv: list[str]) -> None:
         index.write(file, found.index)
         print(found.summary())
         print(f"index       {file}\nquarantine  {index.quarantine_of(file)}")
+
+
+def _scenes(argv: list[str]) -> None:
+    options = parse(ScenesOptions, "fastequi data scenes", argv)
+
+    from fastequi.data.scenes.job import make
+    from fastequi.data.scenes.settings import Settings
+    from fastequi.data.sources.image_sets import Selection
+    from fastequi.runtime.progress import Progress
+
+    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    settings = Settings(**given)
+    places = flat(options.photos)
+    photos = as_images(Selection(places, option="--photos")) if places else None
+    with Progress("making scenes") as bar:
+        made = make(options.out, photos, settings, lambda i, n: bar.say(i / n, f"{i} of {n}"))
+    print(f"{options.out}" if made else f"{options.out} holds them already")
 
 
 def eval(argv: list[str]) -> None:

@@ -8,7 +8,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastequi.cli.geometry import layers, match, position  # noqa: F401
+from fastequi.cli.geometry import (  # noqa: F401
+    homography,
+    layers,
+    match,
+    position,
+    propagate,
+)
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, images_of
 from fastequi.cli.parsing import is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions

@@ -21,7 +21,7 @@ _COMMANDS = {
     "demo": "pretrain a small ViT on nine photographs and evaluate its features",
     "pretrain": "pretrain on a folder of images or tar shards: pretrain RECIPE --data PATH",
     "submit": "pretrain as a SLURM job, requeued until it is done: submit -- RECIPE ...",
-    "data": "decode every image once and write an index: data scan PATH",
+    "data": "write an index of images, or make scenes: data scan PATH, data scenes OUT",
     "eval": "evaluate an encoder: eval KIND CHECKPOINT --data PATH",
     "embed": "write features of images: embed CHECKPOINT --data PATH --out FILE",
     "export": "write an encoder for timm, HF, ONNX, ...: export CHECKPOINT --to FORMAT",

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fastequi.data.views.batch import Batch, Masks
 from fastequi.functional.distributed import even_sizes, world
+from fastequi.kernels.graphs import outside_of_graphs
 from fastequi.losses.dino import DINOLoss, IBOTLoss
 from fastequi.losses.koleo import KoLeoLoss
 from fastequi.methods.base import Base, BaseOutput
@@ -234,7 +235,7 @@ class SelfDistillation(Base):
     # torch.compile would make a graph for every temperature of the warm-up; so these two, which
     # have fused kernels, run outside of its graphs.
 
-    @torch.compiler.disable
+    @outside_of_graphs
     def _classes(self, unit: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The "class" loss and statistics of unit vectors [V, B, C], the teacher's [2, B, C]."""
         student, teacher = self.student.head, self.teacher.head
@@ -247,7 +248,7 @@ class SelfDistillation(Base):
         logits = student.score(unit, self.frozen)
         return {**parts, "class": self.class_loss(logits, teacher_logits, self.temp)}
 
-    @torch.compiler.disable
+    @outside_of_graphs
     def _masked(self, unit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """The loss of masked patches: unit vectors [M, C] of student and teacher."""
         assert self.patch_loss is not None

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fastequi.kernels.graphs import constant_in_graphs
 from fastequi.models.attention_choice import Attend, fastest
 from fastequi.versions import version_of
 
@@ -52,7 +53,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
     if backend == "auto":
         grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         batch = _GRAPHS_BATCH if torch.compiler.is_compiling() else q.shape[0]
-        sizes = batch, *(int(n) for n in (q.shape[1], k.shape[1], *q.shape[2:]))
+        sizes = batch, int(q.shape[1]), int(k.shape[1]), int(q.shape[2]), int(q.shape[3])
         return _attend(_auto(q.device.index or 0, q.dtype, sizes, grad))(q, k, v)
     obstacle = _obstacle(backend, q.device.type, q.dtype, int(q.shape[-1]))
     if obstacle is not None:
@@ -99,7 +100,7 @@ def _attend(name: str) -> Attend:
 _choices: dict[tuple[Any, ...], str] = {}
 
 
-@torch.compiler.assume_constant_result  # depends on the machine, not on the graph
+@constant_in_graphs  # depends on the machine, not on the graph
 def _auto(device: int, dtype: torch.dtype, sizes: Sizes, grad: bool) -> str:
     """The fastest usable backend on a GPU; the first usable one during CUDA graph capture."""
     key = device, dtype, sizes[1:], grad
@@ -120,7 +121,7 @@ def _auto(device: int, dtype: torch.dtype, sizes: Sizes, grad: bool) -> str:
     return _choices[key]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 @functools.cache
 def _obstacle(name: str, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why a backend cannot take such tensors, or None; imports it only if there is a GPU."""

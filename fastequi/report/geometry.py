@@ -119,7 +119,8 @@ def _table(caption: str, found: Found) -> str:
         values = zip(figures, row["values"], row["low"], row["high"], strict=True)
         lines.append([marked(row), *(_cell(*each, single=single) for each in values)])
     how = "" if single else ", with 95 % intervals"
-    of = f"{found['images']:,} images of {found['photographs']:,} photographs"
+    unit = found.get("unit", "images")
+    of = f"{found['images']:,} {unit} of {found['photographs']:,} photographs"
     head = ["features", *(text(figure["name"]) for figure in figures)]
     return table(text(f"{caption}: {of}{how}"), head, lines)
 

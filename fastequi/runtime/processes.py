@@ -18,13 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fastequi.models.batchnorm import share_statistics
 from fastequi.models.transformer import Block
 from fastequi.runtime.preempt import leave_with_launcher
+from fastequi.sharded import is_fsdp
 
 _SYNC_BUFFERS = (  # its name before and after PyTorch 2.13
     "forward_sync_buffers"
@@ -151,7 +150,7 @@ def replicated(method: nn.Module, processes: Processes, unused: bool) -> nn.Modu
     Args:
         unused: `Method.find_unused_parameters`.
     """
-    if processes.size == 1 or isinstance(method, FSDPModule):
+    if processes.size == 1 or is_fsdp(method):
         return method
     assert processes.group is not None
     share_statistics(method, processes.group)
@@ -175,6 +174,9 @@ def shard(method: nn.Module, processes: Processes) -> None:
     """
     if processes.size == 1:
         return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     assert processes.group is not None
     share_statistics(method, processes.group)
     with torch.no_grad():
@@ -191,7 +193,7 @@ def shard(method: nn.Module, processes: Processes) -> None:
 @contextmanager
 def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
     """Wraps a batch's forward and backward; gradients are synchronised after the last one only."""
-    if isinstance(model, FSDPModule):
+    if is_fsdp(model):
         model.set_requires_gradient_sync(last)
     if last or not isinstance(model, DistributedDataParallel):
         yield

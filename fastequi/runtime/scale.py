@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from fastequi.sharded import is_sharded
 
 _FIRST, _LEAST = 2.0**16, 1.0
 _GROWTH, _BACKOFF, _INTERVAL = 2.0, 0.5, 2000
@@ -45,7 +46,7 @@ class LossScale:
     def unscale(self, params: Iterable[nn.Parameter]) -> None:
         """Divides all gradients, sharded ones too; called before they are clipped."""
         grads = [p.grad for p in params if p.grad is not None]
-        parts = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+        parts = [g.to_local() if is_sharded(g) else g for g in grads]
         torch._foreach_mul_(parts, self.value.reciprocal())
 
     def update(self, overflow: Tensor) -> Tensor:

@@ -110,6 +110,7 @@ class Table:
         images: how many were judged; photographs: how many these are from.
         scores: baselines first.
         differences: of every trained row from each baseline and from trained rows after it.
+        unit: what an image is called in the title.
     """
 
     figures: tuple[Figure, ...]
@@ -117,6 +118,7 @@ class Table:
     photographs: int
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]
+    unit: str = "images"
 
     def score(self, label: str) -> Score:
         """The row with a label ("tir, patch", "raw patches")."""
@@ -131,7 +133,7 @@ class Table:
 
     def drawn(self, title: str) -> Drawn:
         """For the terminal; no intervals where there is one photograph."""
-        of = f"{self.images:,} images"
+        of = f"{self.images:,} {self.unit}"
         if self.photographs != self.images:
             of += f" of {self.photographs:,} photographs"
         if self.photographs == 1:
@@ -188,6 +190,7 @@ def table(
     rows: Sequence[Measured],
     photographs: Tensor | None = None,
     seed: int = 0,
+    unit: str = "images",
 ) -> Table:
     """The table of rows that were measured on the same images.
 
@@ -196,6 +199,7 @@ def table(
         rows: in any order; baselines are put first.
         photographs: [N] int64, the photograph of each image; None: each is one.
         seed: of the bootstrap.
+        unit: what an image is called in the title, such as "clips".
 
     Raises:
         ValueError: rows of different images.
@@ -227,6 +231,7 @@ def table(
         photographs=count if photographs is None else len(photographs.unique()),
         scores=tuple(scores),
         differences=tuple(differences),
+        unit=unit,
     )
 
 

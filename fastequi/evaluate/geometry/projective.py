@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_REFITS = 10  # at most
+
 
 def moved(points: Tensor, homography: Tensor) -> Tensor:
     """Points [..., P, 2] by homographies [..., 3, 3]; NaN beyond the horizon."""
@@ -90,10 +92,45 @@ def _centred(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return (points - middle[..., None, :]) * scale[..., None, None], matrix
 
 
+def through_four(source: Tensor, target: Tensor) -> Tensor:
+    """The homographies [..., 3, 3] that take four points exactly to four others, without a search:
+    each four are the images of the same four under a matrix that can be written down (Heckbert,
+    Fundamentals of Texture Mapping and Image Warping, 1989, section 2.2.3).
+
+    Args:
+        source, target: [..., 4, 2]. Where three of them lie on a line there is no such homography,
+            and what comes is not finite or takes the points elsewhere.
+    """
+    source, target = source.double(), target.double()
+    found = _of_frame(target) @ _adjugate(_of_frame(source))
+    return found / _signed(found, source)
+
+
+def _of_frame(points: Tensor) -> Tensor:
+    """[..., 3, 3] that take (1, 0, 0), (0, 1, 0), (0, 0, 1) and (1, 1, 1) to points [..., 4, 2]."""
+    x = F.pad(points, (0, 1), value=1.0)
+    base = x[..., :3, :].mT
+    weights = _adjugate(base) @ x[..., 3, :, None]
+    return base * weights.mT
+
+
+def _adjugate(matrix: Tensor) -> Tensor:
+    """The inverse of [..., 3, 3] times its determinant."""
+    a, b, c = matrix.unbind(-1)
+    return torch.stack([torch.linalg.cross(*pair) for pair in ((b, c), (c, a), (a, b))], -2)
+
+
 def between_corners(offsets: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, 3, 3] that move the corners of an image of (H, W) pixels by offsets [N, 4, 2] exactly."""
     start = corners(*size).to(offsets.device).expand_as(offsets)
-    return fitted(start, start + offsets.double())
+    return through_four(start, start + offsets.double())
+
+
+def distances(found: Tensor, truth: Tensor, points: Tensor) -> Tensor:
+    """[...] mean distance between where two homographies [..., 3, 3] take points [P, 2]; NaN where
+    one of them lies beyond the horizon."""
+    away = moved(points, found.double()) - moved(points, truth.double())
+    return away.norm(dim=-1).mean(-1)
 
 
 def ransac(
@@ -104,16 +141,21 @@ def ransac(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The homography that most matches of one image agree with, fitted anew to these.
+    """The homography of one image's matches that explains most of them (RANSAC, Fischler and
+    Bolles, 1981).
+
+    Of those through four matches, the one with the least sum of squared distances, each at most
+    within² (MSAC: Torr and Zisserman, 2000), then least squares on the matches that agree with it,
+    as long as that lowers the sum.
 
     Args:
         source, target: [P, 2] matches.
-        within: pixels of the target that a match may be away.
+        within: pixels of the target that a match may be away to agree.
         draws: sets of four matches that are tried.
         seed: of the sets.
 
     Returns:
-        ([3, 3], [P] bool, which matches agree); NaN and none of fewer than four matches.
+        ([3, 3] float64, [P] bool, which matches agree); NaN and none of fewer than four matches.
     """
     count = len(source)
     if count < 4:
@@ -122,21 +164,24 @@ def ransac(
     source, target = source.double(), target.double()
     generator = torch.Generator().manual_seed(seed)
     picked = torch.rand(draws, count, generator=generator).topk(4, 1).indices.to(source.device)
-    tried = fitted(source[picked], target[picked])
-    agree = _agree(tried, source, target, within)
-    chosen = agree[agree.sum(1).argmax()]
-    for _ in range(3):  # the inliers of a fit to inliers, until they stay
-        if chosen.sum() < 4:
+    tried = through_four(source[picked], target[picked])
+    cost = _squared(tried.float(), source.float(), target.float()).clamp(max=within**2).sum(1)
+    best = tried[cost.argmin()]
+    away = _squared(best, source, target)
+    for _ in range(_REFITS):
+        agree = away <= within**2
+        if agree.sum() < 4:
             break
-        best = fitted(source, target, chosen)
-        again = _agree(best, source, target, within)
-        if torch.equal(again, chosen):
+        again = fitted(source, target, agree)
+        further = _squared(again, source, target)
+        if further.clamp(max=within**2).sum() >= away.clamp(max=within**2).sum():
             break
-        chosen = again
-    if chosen.sum() < 4:
-        best = tried[agree.sum(1).argmax()]
-    return best, chosen
+        best, away = again, further
+    return best, away <= within**2
 
 
-def _agree(homography: Tensor, source: Tensor, target: Tensor, within: float) -> Tensor:
-    return (moved(source, homography) - target).norm(dim=-1) <= within  # NaN does not
+def _squared(homography: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """[..., P] squared distances of matches under [..., 3, 3]; infinite beyond the horizon."""
+    u, v, w = (homography @ F.pad(source, (0, 1), value=1.0).mT).unbind(-2)
+    away = (u / w - target[:, 0]).square() + (v / w - target[:, 1]).square()
+    return torch.where(w > 0, away, torch.inf)

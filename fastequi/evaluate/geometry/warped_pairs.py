@@ -21,7 +21,7 @@ from fastequi.config import PathConfig
 from fastequi.data.sources.images import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.geometry.projective import between_corners, corners, moved, warped
+from fastequi.evaluate.geometry.projective import between_corners, corners, distances, warped
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.tasks import Task, views_for, window_loader
 
@@ -66,7 +66,7 @@ def warped_pairs(
         family: of FAMILIES.
         n: how many.
         seed: of windows and relations.
-        photometric: changes both views of a pair, independently.
+        photometric: changes both views of a pair, independently; the pairs are the same with it.
         ranges: of rotation and translation.
 
     Raises:
@@ -77,7 +77,7 @@ def warped_pairs(
     size = encoder.image_size
     path = replace(ranges, family="se2" if family == "homography" else family).build()  # type: ignore[arg-type]
     views = _views(encoder, family, path)
-    generator = torch.Generator().manual_seed(seed)
+    generator, light = (torch.Generator().manual_seed(seed) for _ in range(2))
     first, second, relations, photographs = [], [], [], []
     count = 0
     with window_loader(source, path, views, seed=seed, device=encoder.device) as loader:
@@ -93,7 +93,7 @@ def warped_pairs(
                 for h in (ones, in_window @ relation)
             ]
             if photometric is not None:
-                both = [photometric.change(x.clamp(0, 1), generator) for x in both]
+                both = [photometric.change(x.clamp(0, 1), light) for x in both]
             first.append(both[0].half().cpu())
             second.append(both[1].half().cpu())
             relations.append(relation)
@@ -137,6 +137,4 @@ def of_theta(theta: Tensor, size: int) -> Tensor:
 def corner_error(found: Tensor, truth: Tensor, size: int) -> Tensor:
     """[N] mean distance of the four corners, where a homography moves them and where they go, as
     pixels of a 128 px image (S-COCO's)."""
-    start = corners(size, size)
-    away = (moved(start, found.double()) - moved(start, truth.double())).norm(dim=-1)
-    return away.mean(-1) * 128 / size
+    return distances(found, truth, corners(size, size)) * 128 / size

@@ -1,0 +1,152 @@
+"""DAVIS 2017's layout: videos and, for each frame, a palette PNG of object ids.
+
+ROOT/ImageSets/2017/val.txt              names of clips
+ROOT/JPEGImages/480p/NAME/00000.jpg      frames, numbered without gaps
+ROOT/Annotations/480p/NAME/00000.png     0: behind; 1, 2, ...: objects; 255: void, taken as behind
+
+The objects of a clip are those of its first frame, 1 to the highest id there, as the official
+evaluation counts them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastequi.data.sources.encoded import header
+from fastequi.data.sources.patterns import Patterns
+
+Ids = NDArray[np.uint8]
+"""[H, W] object ids."""
+
+_VOID = 255
+_LEAST = 3  # the first and the last frame are not judged
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video.
+
+    Attributes:
+        name: of its folders.
+        frames, masks: files, in order, as many of each.
+        size: (H, W) of all of them, pixels.
+        objects: how many.
+        others: how many ids are not among them, of objects that are not judged.
+    """
+
+    name: str
+    frames: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    size: tuple[int, int]
+    objects: int
+    others: int
+
+
+def open_clips(root: Path, patterns: Patterns = Patterns()) -> list[Clip]:  # noqa: B008
+    """The clips that val.txt names, checked: every file is there, of the right kind and size.
+
+    Args:
+        root: holds ImageSets, JPEGImages and Annotations.
+        patterns: of names of clips.
+
+    Raises:
+        ValueError, FileNotFoundError: something is missing or is not as it should be; names the
+            file and what was expected.
+    """
+    listing = root / "ImageSets" / "2017" / "val.txt"
+    if not listing.is_file():
+        raise FileNotFoundError(
+            f"--data: expected a folder in DAVIS 2017's layout, {listing} does not exist"
+        )
+    names = listing.read_text(encoding="utf-8").split()
+    wanted = [
+        name for name, is_wanted in zip(names, patterns.chosen(names), strict=True) if is_wanted
+    ]
+    if not wanted:
+        chosen = f" that matches {patterns}" if patterns else ""
+        raise ValueError(f"{listing}: expected the name of a clip{chosen}, got {len(names)} names")
+    return [_opened(root, name) for name in wanted]
+
+
+def ids_of(file: Path) -> Ids:
+    """The ids in a PNG, void as 0.
+
+    Raises:
+        ValueError: it cannot be read, or is neither a palette nor a grey PNG; names it.
+    """
+    try:
+        with Image.open(file, formats=("PNG",)) as opened:
+            if opened.mode not in ("P", "L"):
+                raise ValueError(
+                    f"{file}: expected a palette PNG of object ids, got an image of mode "
+                    f"{opened.mode}"
+                )
+            ids = np.array(opened)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{file}: expected a palette PNG of object ids ({error})") from error
+    return np.where(ids == _VOID, 0, ids).astype(np.uint8)
+
+
+def _opened(root: Path, name: str) -> Clip:
+    folders = [root / kind / "480p" / name for kind in ("JPEGImages", "Annotations")]
+    frames, masks = (
+        {file.stem: file for file in sorted(folder.glob(f"*{suffix}"))}
+        for folder, suffix in zip(folders, (".jpg", ".png"), strict=True)
+    )
+    if not frames:
+        raise FileNotFoundError(f"{folders[0]}: expected frames 00000.jpg, ..., found none")
+    stems = sorted(_numbered(frames.keys() | masks.keys(), folders[0]))
+    for stem in stems:
+        for there, folder, suffix in zip((frames, masks), folders, (".jpg", ".png"), strict=True):
+            if stem not in there:
+                raise FileNotFoundError(
+                    f"{folder / stem}{suffix}: expected a file for each of the {len(stems)} frames "
+                    f"of {name}, this one is missing"
+                )
+    if len(stems) < _LEAST:
+        raise ValueError(
+            f"{folders[0]}: expected at least {_LEAST} frames, as the first and the last are not "
+            f"judged, got {len(stems)}: {', '.join(file.name for file in frames.values())}"
+        )
+    size = _size(frames[stems[0]])
+    found = {stem: ids_of(masks[stem]) for stem in stems}
+    for stem in stems:
+        for file, got in ((frames[stem], _size(frames[stem])), (masks[stem], found[stem].shape)):
+            if got != size:
+                raise ValueError(
+                    f"{file}: expected {size[0]}x{size[1]} px as {frames[stems[0]].name} has, got "
+                    f"{got[0]}x{got[1]}"
+                )
+    objects = int(found[stems[0]].max())
+    if not objects:
+        raise ValueError(f"{masks[stems[0]]}: expected the ids of objects, got 0 everywhere")
+    ids = set().union(*(np.unique(each).tolist() for each in found.values()))
+    return Clip(
+        name,
+        tuple(frames[stem] for stem in stems),
+        tuple(masks[stem] for stem in stems),
+        size,
+        objects,
+        len(ids - set(range(objects + 1))),
+    )
+
+
+def _numbered(stems: set[str], folder: Path) -> set[str]:
+    """The same, with those that are missing between numbers."""
+    if not all(stem.isdecimal() for stem in stems):
+        return stems
+    numbers = [int(stem) for stem in stems]
+    width = len(next(iter(stems)))
+    return stems | {f"{i:0{width}d}" for i in range(min(numbers), max(numbers) + 1)}
+
+
+def _size(file: Path) -> tuple[int, int]:
+    found = header(str(file))
+    if isinstance(found, str):
+        raise ValueError(f"{file}: expected an image ({found})")
+    return found.height, found.width
