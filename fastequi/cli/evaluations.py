@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastequi.cli.geometry import match  # noqa: F401
+from fastequi.cli.geometry import clusters, depth, match, segment  # noqa: F401
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, images_of
 from fastequi.cli.parsing import is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
