@@ -65,7 +65,7 @@ class Segmentation:
         if method == "linear":
             grids = [(POINTS * x.shape[0], POINTS * x.shape[1]) for x in maps]
             targets = [sampled(mask, grid) for mask, grid in zip(masks, grids, strict=True)]
-            return fitted(maps, targets, classes, _cross_entropy, on.device, self.fit)
+            return fitted(maps, targets, classes, cross_entropy, on.device, self.fit)
         cells = [
             class_counts(m, (x.shape[0], x.shape[1]), classes)
             for m, x in zip(masks, maps, strict=True)
@@ -160,9 +160,10 @@ def classes_of(scores: Sequence[Tensor], size: Sequence[int], is_logits: bool) -
     return total.argmax(0)
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean over labelled points of logits [P, C] and classes [P] uint8; 0 where none is."""
     target = target.long()
-    known = (target != IGNORED).sum().clamp(min=1)  # a batch may hold no labelled point
+    known = (target != IGNORED).sum().clamp(min=1)
     return F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known
 
 
