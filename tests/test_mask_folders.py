@@ -160,6 +160,7 @@ def _damaged(name):
         ),
         (_removed("masks/03.png"), {}, "masks/03.png for images/03.png, found none"),
         (_removed("images/03.png"), {}, "an image in .*images for .*masks/03.png, found none"),
+        (_saved_over("images/03.jpg", RGB), {}, "got 03.jpg and 03.png in .*images"),
         (_damaged("masks/03.png"), {}, "masks/03.png cannot be read as a PNG"),
         (_damaged("images/03.png"), {}, "images/03.png cannot be read"),
     ],
@@ -182,6 +183,9 @@ def test_a_set_that_cannot_be_used_is_refused(tmp_path):
     save(ids(0), one / "masks" / "b.png")
     with pytest.raises(ValueError, match="masks of 2 classes or more"):
         open_masks(one)
+    save(ids(0, 1), tmp_path / "two" / "masks" / "a.png")
+    with pytest.raises(FileNotFoundError, match="two/images beside masks/, found none"):
+        open_masks(tmp_path / "two")
     with pytest.raises(FileNotFoundError, match="images/ and masks/, JPEGImages/"):
         open_masks(tmp_path / "one" / "images")
     with pytest.raises(FileNotFoundError, match=r"expected a folder, .*/none is none"):

@@ -80,16 +80,26 @@ def paired(root: Path, targets: str) -> Pairs:
         targets: the name of the folder of PNG files beside images/.
 
     Raises:
-        ValueError: an image without its file or the other way round; names it.
+        FileNotFoundError: no such folders.
+        ValueError: an image without its file, the other way round, or two images for one file.
     """
     tops = {"": root}
     if not (root / "images").is_dir():
         folders = sorted(child for child in root.iterdir() if (child / "images").is_dir())
         tops = {child.name: child for child in folders if role(child.name)}
+    if not tops:
+        raise FileNotFoundError(f"--data: expected {root / 'images'} beside {targets}/, found none")
     splits: dict[str, list[Pair]] = {}
     for split, top in tops.items():
         images = files_below(top / "images", is_image_name)
-        wanted = {os.path.splitext(name)[0]: name for name in images}
+        wanted: dict[str, str] = {}
+        for name in images:
+            other = wanted.setdefault(os.path.splitext(name)[0], name)
+            if other != name:
+                raise ValueError(
+                    f"--data: expected one image for a file of {top / targets}, got {other} and "
+                    f"{name} in {top / 'images'}"
+                )
         there = files_below(top / targets, lambda name: name.lower().endswith(".png"))
         without = sorted({os.path.splitext(name)[0] for name in there} - wanted.keys())
         if without:

@@ -9,7 +9,7 @@ The search is exact: a product of matrices and a `topk` for some patches at a ti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +95,7 @@ def class_counts(mask: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
 
 def memory_of(
     maps: Sequence[Tensor],
-    counts: Sequence[Tensor],
+    counts: Iterable[Tensor],
     size: int,
     device: torch.device,
     *,

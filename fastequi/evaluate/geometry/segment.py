@@ -7,7 +7,7 @@ figures are of all test pixels that are labelled (`iou.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,19 +66,21 @@ class Segmentation:
         return f"retrieval, k = {self.neighbours}, T = {self.temperature:g}"
 
     def predictor(
-        self, method: str, maps: Sequence[Tensor], masks: Sequence[Tensor], classes: int, on: Grids
+        self,
+        method: str,
+        maps: Sequence[Tensor],
+        masks: Iterable[Tensor],
+        classes: int,
+        device: torch.device,
     ) -> Predict:
         """A method, given maps [h, w, D] and masks [H, W] of training images."""
+        both = zip(maps, masks, strict=True)
         if method == "linear":
-            grids = [(POINTS * x.shape[0], POINTS * x.shape[1]) for x in maps]
-            targets = [sampled(mask, grid) for mask, grid in zip(masks, grids, strict=True)]
-            return fitted(maps, targets, classes, cross_entropy, on.device, self.fit)
-        cells = [
-            class_counts(m, (x.shape[0], x.shape[1]), classes)
-            for m, x in zip(masks, maps, strict=True)
-        ]
+            targets = [sampled(m, (POINTS * x.shape[0], POINTS * x.shape[1])) for x, m in both]
+            return fitted(maps, targets, classes, cross_entropy, device, self.fit)
+        counts = (class_counts(m, (x.shape[0], x.shape[1]), classes) for x, m in both)
         settings = {"neighbours": self.neighbours, "temperature": self.temperature}
-        return memory_of(maps, cells, self.memory, on.device, seed=self.seed, **settings)
+        return memory_of(maps, counts, self.memory, device, seed=self.seed, **settings)
 
 
 def evaluate_segments(
@@ -99,8 +101,7 @@ def evaluate_segments(
     """
     say("checking images and masks")
     masks = open_set()
-    train = [masks.mask(pair) for pair in masks.pairs.train]
-    constant = _most_frequent(train, masks.classes)
+    constant = _most_frequent(masks)
     rows: dict[str, list[Measured]] = {
         method: [Measured(MOST_FREQUENT, _of_constant(constant, masks))] for method in what.methods
     }
@@ -109,10 +110,12 @@ def evaluate_segments(
         predict: dict[tuple[str, str], Predict] = {}
         for name in each.names:
             scaled = [x for of_image in maps.pop(name) for x in of_image]
-            of_maps = [mask for mask in train for _ in what.sizing.scales]
+            pairs = [pair for pair in masks.pairs.train for _ in what.sizing.scales]
             for method in what.methods:
                 say(f"{each.row(name).label}: {what.title(method)}")
-                predict[name, method] = what.predictor(method, scaled, of_maps, masks.classes, each)
+                predict[name, method] = what.predictor(
+                    method, scaled, map(masks.mask, pairs), masks.classes, each.device
+                )
         for (name, method), sums in _tested(each, predict, masks, what.sizing, say).items():
             rows[method].append(Measured(each.row(name), sums))
     return Found(
@@ -175,10 +178,11 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known
 
 
-def _most_frequent(masks: Sequence[Tensor], classes: int) -> int:
-    """The class of most pixels; raises ValueError if no pixel is labelled."""
-    counts = sum(torch.bincount(m[m != IGNORED].long(), minlength=classes) for m in masks)
-    assert isinstance(counts, Tensor)
+def _most_frequent(masks: MaskSet) -> int:
+    """The class of most training pixels; raises ValueError if none is labelled."""
+    counts = torch.zeros(masks.classes, dtype=torch.int64)
+    for mask in map(masks.mask, masks.pairs.train):
+        counts += torch.bincount(mask[mask != IGNORED].long(), minlength=masks.classes)
     if not counts.any():
         raise ValueError("--data: expected labelled pixels in masks for training, all are ignored")
     return int(counts.argmax())
