@@ -122,9 +122,10 @@ def test_areas_are_those_of_the_pixels():
 @pytest.mark.parametrize("fit_on", ["test", "train"])
 def test_features_that_tell_the_classes_are_perfect(tmp_path, capsys, fit_on):
     out = tmp_path / "found.json"
-    striped_folder(tmp_path / "data", 20)
+    striped_folder(tmp_path / "data", 20, size=(32, 64))
     main(["eval", "clusters", "tests.support.painted:colours", "--data", str(tmp_path / "data"),
-          "--fit-on", fit_on, "--clusters", "5", "--out", str(out)])  # fmt: skip
+          "--fit-on", fit_on, "--clusters", "5", "--out", str(out),
+          "--cache", str(tmp_path)])  # fmt: skip
     saved = json.loads(out.read_text())
     titles = ["3 clusters, matched to classes", "5 clusters, majority of their pixels"]
     assert list(saved["tables"]) == titles
@@ -145,5 +146,5 @@ def test_more_clusters_than_tokens_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "clusters", "tests.support.painted:colours", "--data",
               str(tmp_path / "data"), "--clusters", "17",
-              "--out", str(tmp_path / "f.json")])  # fmt: skip
+              "--out", str(tmp_path / "f.json"), "--cache", str(tmp_path)])  # fmt: skip
     assert "--clusters: expected at most 16 clusters, as many as tokens" in capsys.readouterr().err

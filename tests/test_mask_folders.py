@@ -231,7 +231,7 @@ def test_a_wrong_mask_is_found_before_the_first_feature(tmp_path, capsys, kind):
     out = tmp_path / "found.json"
     with pytest.raises(SystemExit):
         main(["eval", kind, "tests.support.painted:colours", "--data", str(tmp_path / "data"),
-              "--out", str(out), "--device", "cpu"])  # fmt: skip
+              "--out", str(out), "--cache", str(tmp_path / "maps")])  # fmt: skip
     assert "masks/04.png" in capsys.readouterr().err
     assert set(painted.seen) == {(1, 3, 32, 32)}  # noise, as every encoder is tried with
     assert not out.exists()
@@ -241,7 +241,8 @@ def test_the_set_is_documented(tmp_path):
     striped_folder(tmp_path / "data", 5)
     out = tmp_path / "found.json"
     main(["eval", "segment", "tests.support.painted:colours", "--data", str(tmp_path / "data"),
-          "--exclude", "00.png", "--methods", "retrieval", "--out", str(out)])  # fmt: skip
+          "--exclude", "00.png", "--methods", "retrieval", "--out", str(out),
+          "--cache", str(tmp_path / "maps")])  # fmt: skip
     saved = json.loads(out.read_text())
     assert (saved["data"], saved["exclude"]) == (str(tmp_path / "data"), ["00.png"])
     assert (saved["layout"], saved["classes"]) == ("folders", 3)

@@ -232,8 +232,14 @@ def depth(argv: list[str]) -> None:
         bins=options.bins,
         fit=Fit(steps=options.steps, lr=options.lr, weight_decay=0.01, seed=options.seed),
     )
-    limits = {"nearest": options.nearest, "farthest": options.farthest, "crop": options.crop}
-    opened = partial(open_depths, metres=options.metres, **limits, **given)
+    opened = partial(
+        open_depths,
+        metres=options.metres,
+        nearest=options.nearest,
+        farthest=options.farthest,
+        crop=options.crop,
+        **given,
+    )
     evaluate("depth", options.checkpoint, partial(evaluate_depths, opened, what), **options.frame())
 
 

@@ -127,12 +127,3 @@ def held_maps(
 def upsampled(scores: Tensor, size: Sequence[int]) -> Tensor:
     """[C, H, W] of scores [h, w, C] of tokens, bilinear."""
     return F.interpolate(scores.permute(2, 0, 1)[None], list(size), mode="bilinear")[0]
-
-
-def sampled(target: Tensor, size: tuple[int, int]) -> Tensor:
-    """What [H, W] values hold at the middles of [h, w] cells, each the pixel that is there."""
-    rows, columns = (
-        ((torch.arange(n) + 0.5) * whole / n).long()
-        for n, whole in zip(size, target.shape, strict=True)
-    )
-    return target[rows[:, None], columns]

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.geometry.dense_maps import Sizing, held_maps, sampled, upsampled
+from fastequi.evaluate.geometry.dense_maps import Sizing, held_maps, upsampled
 from fastequi.evaluate.geometry.depth_sets import DepthSet
 from fastequi.evaluate.geometry.figures import Figure, Measured, means, sums_of_values, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
-from fastequi.evaluate.geometry.linear_head import POINTS, Fit, Linear, fitted
+from fastequi.evaluate.geometry.linear_head import POINTS, Fit, Known, Linear, fitted
 from fastequi.evaluate.geometry.pair_folders import image_of
 from fastequi.evaluate.results import Row, documented
 
@@ -81,20 +81,19 @@ def evaluate_depths(
         for name in each.names:
             say(f"{each.row(name).label}: linear head")
             found = [x for (x,) in maps.pop(name)]
-            targets = [
-                sampled(depths.depth(pair), (POINTS * x.shape[0], POINTS * x.shape[1]))
+            known = [
+                Known.of(depths.depth(pair), (x.shape[0], x.shape[1]), _is_known)
                 for pair, x in zip(depths.pairs.train, found, strict=True)
             ]
-            known = [i for i, target in enumerate(targets) if (~target.isnan()).sum() >= 2]
-            left_out = max(left_out, len(targets) - len(known))
-            if not known:
+            without = sum(not len(of_image.values) for of_image in known)
+            left_out = max(left_out, without)
+            if without == len(known):
                 raise ValueError(
-                    f"--data: expected images for fitting with 2 known depths or more among "
-                    f"{targets[0].numel()} points, found none"
+                    f"--data: expected depths at {POINTS}x{POINTS} places of the patches of images "
+                    "for fitting, none is known there"
                 )
-            usable = [found[i] for i in known], [targets[i] for i in known]
-            on = bins.to(each.device)
-            heads[name] = fitted(*usable, what.bins, _Loss(on), each.device, what.fit)
+            loss = _Loss(bins.to(each.device))
+            heads[name] = fitted(found, known, what.bins, loss, each.device, what.fit)
         for name, sums in _tested(each, heads, bins.to(each.device), depths, what, say).items():
             rows.append(Measured(each.row(name), sums))
     title = f"linear head of {what.bins} bins, {what.fit.steps:,} steps"
@@ -110,7 +109,7 @@ def evaluate_depths(
             "crop": depths.crop,
             "settings": what,
         },
-        remarks=[f"{left_out} images for fitting have no two known depths"] if left_out else [],
+        remarks=[f"{left_out} images for fitting have no known depth"] if left_out else [],
         tested=depths.test,
         fitted=depths.train,
     )
@@ -123,11 +122,14 @@ def weighed(logits: Tensor, bins: Tensor) -> Tensor:
 
 
 def scale_invariant(found: Tensor, truth: Tensor) -> Tensor:
-    """√(Var g + .15 · mean(g)²) of g = log(found) - log(truth), of depths [P] in metres that are
-    known; the variance is that of a sample (n - 1)."""
-    known = ~truth.isnan()
-    g = (found[known] + _EPS).log() - (truth[known] + _EPS).log()
+    """√(Var g + .15 · mean(g)²) of g = log(found) - log(truth), of depths [P] in metres; the
+    variance is that of a sample (n - 1)."""
+    g = (found + _EPS).log() - (truth + _EPS).log()
     return (g.var() + _SCALE * g.mean().square()).sqrt()
+
+
+def _is_known(metres: Tensor) -> Tensor:
+    return ~metres.isnan()
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.geometry.dense_maps import Sizing, held_maps, sampled, upsampled
+from fastequi.evaluate.geometry.dense_maps import Sizing, held_maps, upsampled
 from fastequi.evaluate.geometry.figures import Measured, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.iou import MEASURE, MOST_FREQUENT, areas, class_iou
-from fastequi.evaluate.geometry.linear_head import POINTS, Fit, fitted
+from fastequi.evaluate.geometry.linear_head import Fit, Known, fitted
 from fastequi.evaluate.geometry.masks import IGNORED, MaskSet, described
 from fastequi.evaluate.geometry.pair_folders import image_of
 from fastequi.evaluate.geometry.retrieval import class_counts, memory_of
@@ -76,11 +76,18 @@ class Segmentation:
         """A method, given maps [h, w, D] and masks [H, W] of training images."""
         both = zip(maps, masks, strict=True)
         if method == "linear":
-            targets = [sampled(m, (POINTS * x.shape[0], POINTS * x.shape[1])) for x, m in both]
-            return fitted(maps, targets, classes, cross_entropy, device, self.fit)
+            known = [Known.of(m, (x.shape[0], x.shape[1]), _labelled) for x, m in both]
+            return fitted(maps, known, classes, _cross_entropy, device, self.fit)
         counts = (class_counts(m, (x.shape[0], x.shape[1]), classes) for x, m in both)
-        settings = {"neighbours": self.neighbours, "temperature": self.temperature}
-        return memory_of(maps, counts, self.memory, device, seed=self.seed, **settings)
+        return memory_of(
+            maps,
+            counts,
+            self.memory,
+            device,
+            neighbours=self.neighbours,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
 
 
 def evaluate_segments(
@@ -171,11 +178,12 @@ def classes_of(scores: Sequence[Tensor], size: Sequence[int], is_logits: bool) -
     return total.argmax(0)
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """The mean over labelled points of logits [P, C] and classes [P] uint8; 0 where none is."""
-    target = target.long()
-    known = (target != IGNORED).sum().clamp(min=1)
-    return F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known
+def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    return F.cross_entropy(logits, classes.long())
+
+
+def _labelled(classes: Tensor) -> Tensor:
+    return classes != IGNORED
 
 
 def _most_frequent(masks: MaskSet) -> int:
