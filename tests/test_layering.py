@@ -86,6 +86,7 @@ HOME = {
     "tyro": {
         "fastequi/cli/all_evaluations.py",
         "fastequi/cli/commands.py",
+        "fastequi/cli/dense.py",
         "fastequi/cli/evaluations.py",
         "fastequi/cli/geometry.py",
         "fastequi/cli/image_options.py",

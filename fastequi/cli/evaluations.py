@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastequi.cli.dense import clusters, depth, segment  # noqa: F401
 from fastequi.cli.geometry import (  # noqa: F401
     homography,
     layers,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,14 +71,18 @@ class KeptMaps:
         return replace(grids, of=of, digest=digest)
 
     def trim(self) -> None:
-        """Removes the oldest files beyond the limit."""
-        files = sorted(self.folder.glob("*/*.safetensors"), key=lambda file: file.stat().st_mtime)
-        left = sum(file.stat().st_size for file in files) - self.gigabytes * 1e9
+        """Removes the oldest files beyond the limit; other processes may remove some meanwhile."""
+        files = []
+        for file in self.folder.glob("*/*.safetensors"):
+            with suppress(FileNotFoundError):
+                status = file.stat()
+                files.append((status.st_mtime, status.st_size, file))
+        left = sum(size for _, size, _ in files) - self.gigabytes * 1e9
         removed = 0
-        for file in files:
+        for _, size, file in sorted(files):
             if left <= 0:
                 break
-            left -= file.stat().st_size
+            left -= size
             file.unlink(missing_ok=True)
             removed += 1
         if removed:

@@ -1,0 +1,261 @@
+"""Images and what is known of each of their pixels, as pairs of files: `images/` beside `masks/`.
+
+ROOT/images/a/b.jpg goes with ROOT/masks/a/b.png (or depth/, annotations/). Splits are folders named
+as such (train/ beside val/ or test/, see `fastequi.data.sources.splits`), either directly below
+ROOT, each with its own images/, or directly below images/ and masks/. Without splits every fifth
+pair in sorted order is for testing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fastequi.data.pillow import decoded
+from fastequi.data.sources.encoded import header, is_image_name, read
+from fastequi.data.sources.image_sets import Selection
+from fastequi.data.sources.images import Source
+from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.splits import held_out, role
+
+logger = logging.getLogger(__name__)
+
+Map = NDArray[Any]  # [H, W], what a target file holds
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image's file and the file of what is known of its pixels.
+
+    Attributes:
+        name: the image's path below the folder of the set.
+    """
+
+    name: str
+    image: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs for fitting and pairs for testing, each in sorted order."""
+
+    train: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+
+    @property
+    def all(self) -> tuple[Pair, ...]:
+        """Those for fitting, then those for testing."""
+        return *self.train, *self.test
+
+    def chosen(self, patterns: Patterns, train: int = 0, test: int = 0) -> Pairs:
+        """Those whose images match patterns; of these at most so many, evenly spaced; 0: all."""
+        kept = []
+        for pairs, most in ((self.train, train), (self.test, test)):
+            wanted = patterns.chosen([pair.name for pair in pairs])
+            left = [pair for pair, want in zip(pairs, wanted, strict=True) if want]
+            count = min(most or len(left), len(left))
+            kept.append(tuple(left[i * len(left) // count] for i in range(count)))
+        return Pairs(*kept)
+
+
+def paired(root: Path, targets: str) -> Pairs:
+    """The pairs of a folder with `images/` and `targets/`; see the module.
+
+    Args:
+        root: the folder.
+        targets: the name of the folder of PNG files beside images/.
+
+    Raises:
+        FileNotFoundError: no such folders.
+        ValueError: an image without its file, the other way round, or two images for one file.
+    """
+    tops = {"": root}
+    if not (root / "images").is_dir():
+        folders = sorted(child for child in root.iterdir() if (child / "images").is_dir())
+        tops = {child.name: child for child in folders if role(child.name)}
+    if not tops:
+        raise FileNotFoundError(f"--data: expected {root / 'images'} beside {targets}/, found none")
+    splits: dict[str, list[Pair]] = {}
+    for split, top in tops.items():
+        images = files_below(top / "images", is_image_name)
+        wanted: dict[str, str] = {}
+        for name in images:
+            other = wanted.setdefault(os.path.splitext(name)[0], name)
+            if other != name:
+                raise ValueError(
+                    f"--data: expected one image for a file of {top / targets}, got {other} and "
+                    f"{name} in {top / 'images'}"
+                )
+        there = files_below(top / targets, lambda name: name.lower().endswith(".png"))
+        without = sorted({os.path.splitext(name)[0] for name in there} - wanted.keys())
+        if without:
+            raise ValueError(
+                f"--data: expected an image in {top / 'images'} for "
+                f"{top / targets / without[0]}.png, found none"
+            )
+        for stem, name in wanted.items():
+            image = top / "images" / name
+            pair = Pair(os.path.relpath(image, root), image, top / targets / f"{stem}.png")
+            first = split or (name.split("/")[0] if "/" in name else "")
+            splits.setdefault(first if role(first) else "", []).append(pair)
+    return divided(splits)
+
+
+def divided(splits: Mapping[str, Sequence[Pair]]) -> Pairs:
+    """Pairs of folders that are named as splits, "" for pairs in none.
+
+    Where there is more to test on, val/ is taken before test/. What is not used is logged.
+
+    Raises:
+        ValueError: nothing to fit on, or nothing to test on; a file of a pair is not there.
+    """
+    roles = {split: role(split) for split in splits}
+    for_test = "val" if "val" in roles.values() else "test"
+    if {"train", for_test} <= set(roles.values()):
+        train, test = (
+            [pair for split, pairs in splits.items() if roles[split] == use for pair in pairs]
+            for use in ("train", for_test)
+        )
+        unused = [split for split in splits if roles[split] not in ("train", for_test)]
+        if unused:
+            logger.info("not used: %s", ", ".join(name or "images in no split" for name in unused))
+    else:
+        every = sorted((p for pairs in splits.values() for p in pairs), key=lambda p: p.name)
+        tested = held_out(len(every))
+        train, test = ([every[i] for i in np.flatnonzero(t)] for t in (~tested, tested))
+        logger.info("no folders train/ and val/: every fifth of %d images tests", len(every))
+    pairs = Pairs(*(tuple(sorted(part, key=lambda p: p.name)) for part in (train, test)))
+    for pair in pairs.all:
+        for file in (pair.image, pair.target):
+            if not file.is_file():
+                raise ValueError(f"--data: expected {file} for {pair.name}, found none")
+    return pairs
+
+
+def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[str]:
+    """Paths below a folder, sorted, of files whose names are wanted; hidden ones are passed over.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--data: expected a folder {folder}, found none")
+    found = []
+    for top, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(top, folder)
+        wanted = [name for name in names if is_wanted(name) and not name.startswith(".")]
+        found += [name if below == "." else f"{below}/{name}" for name in wanted]
+    return sorted(found)
+
+
+def inspected(
+    pairs: Pairs, load: Callable[[Path], Map], look: Callable[[Path, Map], T]
+) -> tuple[Source, Source, list[T]]:
+    """Opens every pair before anything is computed: headers of images, and whole target files.
+
+    Args:
+        pairs: which.
+        load: a target file's values [H, W].
+        look: what is kept of each; may raise ValueError that names the file.
+
+    Returns:
+        The images for fitting, those for testing, and what was kept of all, in order.
+
+    Raises:
+        ValueError: fewer than one image to fit on and one to test on, a file that cannot be read,
+            or a target of another size than its image.
+    """
+    if not pairs.train or not pairs.test:
+        raise ValueError(
+            "--data: expected at least 2 images, one to fit on and one to test on, got "
+            f"{len(pairs.train)} and {len(pairs.test)}"
+        )
+
+    def each(pair: Pair) -> tuple[tuple[int, int], T]:
+        found = header(str(pair.image))
+        if isinstance(found, str):
+            raise ValueError(f"--data: {pair.image} cannot be read ({found})")
+        values = load(pair.target)
+        if values.shape != (found.height, found.width):
+            raise ValueError(
+                f"--data: expected {pair.target} of {found.height}x{found.width} px as "
+                f"{pair.image.name}, got {values.shape[0]}x{values.shape[1]}"
+            )
+        return (found.height, found.width), look(pair.target, values)
+
+    Image.init()  # registers the formats before threads ask for them
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        sizes, kept = zip(*pool.map(each, pairs.all), strict=True)
+    whole = Source(
+        tuple(str(pair.image) for pair in pairs.all),
+        tuple(pair.name for pair in pairs.all),
+        np.array(sizes, np.int32),
+    )
+    count = len(pairs.train)
+    return whole.pick(range(count)), whole.pick(range(count, len(whole))), list(kept)
+
+
+def png_values(file: Path, modes: Sequence[str], expected: str) -> Map:
+    """The values [H, W] of a PNG as they stand in the file, palettes not applied.
+
+    Args:
+        file: which.
+        modes: of Pillow's that are taken.
+        expected: what these are, for the error.
+
+    Raises:
+        ValueError: it is no PNG, damaged, or of another mode; names the file.
+    """
+    try:
+        with Image.open(file, formats=("PNG",)) as opened:
+            if opened.mode not in modes:
+                raise ValueError(
+                    f"--data: expected {file} to be a PNG of {expected}, got mode {opened.mode}"
+                )
+            return np.array(opened)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"--data: {file} cannot be read as a PNG ({error})") from error
+
+
+def image_of(pair: Pair) -> Tensor:
+    """Its pixels [3, H, W] uint8, upright.
+
+    Raises:
+        ValueError: they cannot be decoded; names the file.
+    """
+    try:
+        pixels = decoded(read(str(pair.image)))
+    except Exception as error:  # Pillow raises many kinds
+        raise ValueError(f"--data: {pair.image} cannot be decoded ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def only_folder(chosen: Selection) -> Path:
+    """The one folder that is named.
+
+    Raises:
+        ValueError: several.
+        FileNotFoundError: no such folder.
+    """
+    if len(chosen.places) != 1:
+        raise ValueError(f"{chosen.option}: expected one folder, got {' '.join(chosen.places)}")
+    folder = Path(chosen.places[0]).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{chosen.option}: expected a folder, {folder} is none")
+    return folder
