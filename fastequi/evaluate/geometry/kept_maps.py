@@ -57,12 +57,13 @@ class KeptMaps:
 
         def of(images: Tensor) -> Maps:
             files = [self._file(digest, image) for image in images.cpu()]
-            missing = [i for i, file in enumerate(files) if not file.is_file()]
+            found = [_read(file) for file in files]
+            missing = [i for i, maps in enumerate(found) if not maps]
             if missing:
                 made = grids.of(images[missing])
                 for place, i in enumerate(missing):
-                    self._keep(files[i], {name: made[name][place] for name in grids.names})
-            found = [load_file(file) for file in files]
+                    found[i] = {name: made[name][place].cpu() for name in grids.names}
+                    self._keep(files[i], found[i])
             return {
                 name: torch.stack([maps[name] for maps in found]).to(grids.device)
                 for name in grids.names
@@ -71,7 +72,12 @@ class KeptMaps:
         return replace(grids, of=of, digest=digest)
 
     def trim(self) -> None:
-        """Removes the oldest files beyond the limit; other processes may remove some meanwhile."""
+        """Removes the oldest files beyond the limit; of a limit of 0 none, as none was kept.
+
+        Other processes may remove some meanwhile.
+        """
+        if not self.gigabytes:
+            return
         files = []
         for file in self.folder.glob("*/*.safetensors"):
             with suppress(FileNotFoundError):
@@ -96,7 +102,15 @@ class KeptMaps:
     def _keep(self, file: Path, maps: Maps) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, shared=True) as temporary:
-            save_tensors(temporary, {name: x.cpu().contiguous() for name, x in maps.items()})
+            save_tensors(temporary, {name: x.contiguous() for name, x in maps.items()})
+
+
+def _read(file: Path) -> Maps:
+    """The maps of a file; none where it is not there, or another process has just removed it."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        return {}
 
 
 def _bytes(x: Tensor) -> bytes:

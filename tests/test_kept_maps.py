@@ -1,0 +1,44 @@
+"""Maps of tokens on the disk."""
+
+import torch
+
+from fastequi.evaluate.geometry.grids import grids_of
+from fastequi.evaluate.geometry.kept_maps import KeptMaps
+from tests.support.places import small_vit
+
+CPU = torch.device("cpu")
+
+
+def images(count=3):
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_maps_are_the_same_from_the_disk(tmp_path):
+    encoder = small_vit(CPU)
+    plain = grids_of(encoder)
+    kept = KeptMaps(tmp_path, 1.0).around(plain, encoder)
+    expected = plain(images())["patch"]
+    for _ in range(2):
+        assert torch.equal(kept(images())["patch"], expected)
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 3
+
+
+def test_a_map_that_another_process_removed_is_made_anew(tmp_path):
+    encoder = small_vit(CPU)
+    kept = KeptMaps(tmp_path, 1.0).around(grids_of(encoder), encoder)
+    expected = kept(images())["patch"]
+    next(tmp_path.glob("*/*.safetensors")).unlink()
+    assert torch.equal(kept(images())["patch"], expected)
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 3
+
+
+def test_a_limit_of_0_neither_keeps_nor_removes(tmp_path):
+    """`--cache-gb 0` of one command leaves the maps of others."""
+    encoder = small_vit(CPU)
+    KeptMaps(tmp_path, 1.0).around(grids_of(encoder), encoder)(images(1))
+    nothing = KeptMaps(tmp_path, 0.0)
+    nothing.around(grids_of(encoder), encoder)(images(3))
+    nothing.trim()
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 1
+    KeptMaps(tmp_path, 1e-9).trim()
+    assert not list(tmp_path.glob("*/*.safetensors"))
