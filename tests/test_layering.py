@@ -28,8 +28,13 @@ ALLOWED: dict[str, set[str]] = {
     # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {
         *("data", "functional", "methods", "models", "runtime", "weights"),
+        *("atomic", "build", "config", "paths", "philox", "evaluate.geometry.kinds"),
+    },
+    "evaluate.geometry": {
+        *("data", "evaluate", "functional", "methods", "models", "runtime", "weights"),
         *("atomic", "build", "config", "paths", "philox", "kernels.toolchain"),
     },
+    "evaluate.geometry.kinds": set(),
     # above report, whose figures stand in the model card
     "export": {
         *("evaluate", "report", "weights", "models", "atomic", "versions"),
@@ -74,6 +79,7 @@ HOME = {
     "tyro": {
         "fastequi/cli/commands.py",
         "fastequi/cli/evaluations.py",
+        "fastequi/cli/geometry.py",
         "fastequi/cli/image_options.py",
         "fastequi/cli/parsing.py",
     },
