@@ -15,7 +15,7 @@ from fastequi.evaluate.geometry.grids import raw_patches
 from fastequi.evaluate.geometry.iou import MEASURE, areas, class_iou
 from fastequi.evaluate.geometry.linear_head import POINTS, Fit, Known, fitted, interpolated
 from fastequi.evaluate.geometry.masks import IGNORED, open_masks
-from fastequi.evaluate.geometry.retrieval import Memory, class_counts, memory_of, nearest
+from fastequi.evaluate.geometry.retrieval import Memory, class_counts, memory_of
 from fastequi.evaluate.geometry.segment import (
     Segmentation,
     classes_of,
@@ -77,23 +77,6 @@ def test_pixels_are_counted_in_the_cell_of_their_middle(size, grid):
                 row, column = int((y + 0.5) * grid[0] / size[0]), int((x + 0.5) * grid[1] / size[1])
                 expected[row, column, int(mask[y, x])] += 1
     assert torch.equal(class_counts(mask, grid, 3), expected)
-
-
-@pytest.mark.parametrize("count", [40, 4000, 4097])
-def test_the_search_by_blocks_finds_what_topk_finds(count):
-    queries, keys = drawn(20, 8), drawn(count, 8, seed=1)
-    expected = (queries @ keys.T).topk(5)
-    values, places = nearest(queries, keys, 5)
-    assert torch.equal(values, expected.values)
-    assert torch.equal(places, expected.indices)
-
-
-def test_blocks_of_negative_products_are_not_taken_for_padding():
-    """4097 keys leave 63 places of the last block empty."""
-    keys = -drawn(4097, 4).abs()
-    values, places = nearest(torch.ones(3, 4), keys, 7)
-    assert torch.equal(places, (torch.ones(3, 4) @ keys.T).topk(7).indices)
-    assert values.isfinite().all()
 
 
 def test_retrieval_is_the_papers_formula():

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fastequi.evaluate.geometry.masks import IGNORED
 
-_BLOCK = 64  # keys whose largest similarity is compared first
 _VALUES = 1 << 25  # similarities at a time, 128 MB
 
 
@@ -44,34 +43,10 @@ class Memory:
         k = min(self.neighbours, len(self.keys))
         found = []
         for part in flat.split(max(1, _VALUES // len(self.keys))):
-            cosine, places = nearest(part, self.keys, k)
+            cosine, places = (part @ self.keys.T).topk(k)
             weights = (cosine / self.temperature).softmax(1)
             found.append((weights[:, None] @ self.shares[places])[:, 0])
         return torch.cat(found).unflatten(0, tokens.shape[:-1])
-
-
-def nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Products [Q, k] with the k keys of the largest, in falling order, and which keys [Q, k].
-
-    The k largest lie within the k blocks of keys with the largest maxima. On a CPU a maximum is
-    much faster than `topk`, which then sees few values.
-
-    Args:
-        queries, keys: [Q, D], [M, D].
-        k: at most M.
-    """
-    products = queries @ keys.T
-    blocks = -(-len(keys) // _BLOCK)
-    if blocks <= 2 * k:
-        largest = products.topk(k)
-        return largest.values, largest.indices
-    padded = F.pad(products, (0, blocks * _BLOCK - len(keys)), value=-torch.inf)
-    by_block = padded.unflatten(1, (blocks, _BLOCK))
-    chosen = by_block.amax(2).topk(k).indices
-    left = by_block.gather(1, chosen[..., None].expand(-1, -1, _BLOCK))
-    largest = left.flatten(1).topk(k)
-    block = chosen.gather(1, largest.indices // _BLOCK)
-    return largest.values, block * _BLOCK + largest.indices % _BLOCK
 
 
 def class_counts(mask: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
