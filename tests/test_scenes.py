@@ -117,6 +117,17 @@ def test_what_is_there_is_kept_and_nothing_else_is_overwritten(made, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_photographs_are_known_by_what_they_are_not_by_how_they_are_named(tmp_path, monkeypatch):
+    put(tmp_path / "photos", 5)
+    only = Settings(kinds=("match",), images=4, size=64)
+    first = Selection((str(tmp_path / "photos"),), option="--photos")
+    assert make(tmp_path / "out", first, only, lambda i, n: None)
+    monkeypatch.chdir(tmp_path)
+    assert not make(tmp_path / "out", Selection(("photos",)), only, lambda i, n: None)
+    with pytest.raises(ValueError, match="holds scenes made with photographs"):
+        make(tmp_path / "out", None, only, lambda i, n: None)
+
+
 def test_a_run_that_fails_leaves_nothing(tmp_path):
     put(tmp_path / "photos", 5)
     (tmp_path / "photos" / "4.png").write_bytes((tmp_path / "photos" / "4.png").read_bytes()[:90])

@@ -70,7 +70,7 @@ def make(
         ValueError: the folder holds something else, or there are too few photographs.
     """
     train, validation = both(photos)
-    wanted = _about(photos, settings, train, validation)
+    wanted = _about(settings, train, validation)
     if _holds(out, wanted):
         return False
     out = Path(os.path.abspath(out))
@@ -88,20 +88,18 @@ def make(
             for done, _ in enumerate(pool.map(lambda job: job(), todo), 1):
                 say(done, len(todo))
         (temporary / "README.txt").write_text(_README, encoding="utf-8")
-        (temporary / _SETTINGS).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        named = {"photos": "embedded" if photos is None else str(photos), **wanted}
+        (temporary / _SETTINGS).write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
-def _about(
-    photos: Selection | None, settings: Settings, train: Photographs, validation: Photographs
-) -> dict[str, Any]:
+def _about(settings: Settings, train: Photographs, validation: Photographs) -> dict[str, Any]:
     """What the bytes depend on; photographs by their names and sizes in pixels."""
     return {
         **settings.to_json(),
-        "photos": "embedded" if photos is None else str(photos),
         "photographs": [part.source.fingerprint() for part in (train, validation)],
         "pillow": PIL.__version__,
     }
@@ -128,11 +126,10 @@ def _holds(out: Path, wanted: dict[str, Any]) -> bool:
         ) from None
     except ValueError as error:
         raise ValueError(f"OUT: {file} cannot be read ({error})") from error
-    if found != wanted:
-        known = found if isinstance(found, dict) else {}
-        other = [name for name in wanted if known.get(name) != wanted[name]]
-        differences = ", ".join(f"{name} {known.get(name)}" for name in other) or "more settings"
+    known = found if isinstance(found, dict) else {}
+    other = [f"{name} {known.get(name)}" for name in wanted if known.get(name) != wanted[name]]
+    if other:
         raise ValueError(
-            f"OUT: expected an empty folder, {out} holds scenes made with {differences}"
+            f"OUT: expected an empty folder, {out} holds scenes made with {', '.join(other)}"
         )
     return True
