@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastequi.atomic import replacing, save_tensors
+from fastequi.atomic import save_tensors
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.grids import Grids, Maps
 
@@ -56,14 +59,15 @@ class KeptMaps:
 
         def of(images: Tensor) -> Maps:
             files = [self._file(digest, image) for image in images.cpu()]
-            missing = [i for i, file in enumerate(files) if not file.is_file()]
+            found = {i: maps for i, file in enumerate(files) if (maps := _read(file)) is not None}
+            missing = [i for i in range(len(files)) if i not in found]
             if missing:
                 made = grids.of(images[missing])
                 for place, i in enumerate(missing):
-                    self._keep(files[i], {name: made[name][place] for name in grids.names})
-            found = [load_file(file) for file in files]
+                    found[i] = {name: made[name][place] for name in grids.names}
+                    self._keep(files[i], found[i])
             return {
-                name: torch.stack([maps[name] for maps in found]).to(grids.device)
+                name: torch.stack([found[i][name].to(grids.device) for i in range(len(files))])
                 for name in grids.names
             }
 
@@ -89,9 +93,19 @@ class KeptMaps:
         return self.folder / digest / f"{pixels.hexdigest()[:32]}.safetensors"
 
     def _keep(self, file: Path, maps: Maps) -> None:
+        """Not synced, which took longer than the map: what a crash leaves damaged is made anew."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, shared=True) as temporary:
-            save_tensors(temporary, {name: x.cpu().contiguous() for name, x in maps.items()})
+        temporary = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.tmp")
+        save_tensors(temporary, {name: x.cpu().contiguous() for name, x in maps.items()})
+        temporary.replace(file)
+
+
+def _read(file: Path) -> Maps | None:
+    """A kept map; None where there is none or a damaged one."""
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 def _bytes(x: Tensor) -> bytes:
