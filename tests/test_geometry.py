@@ -188,6 +188,21 @@ def test_maps_are_kept_by_content_and_made_once(tmp_path):
     assert KeptMaps(tmp_path, 0).around(plain, encoder) is plain
 
 
+def test_a_damaged_map_is_made_anew(tmp_path):
+    encoder = tiny()
+    kept = KeptMaps(tmp_path, gigabytes=1).around(grids_of(encoder), encoder)
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    expected = kept(images)["patch"]
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 3
+    whole = files[1].read_bytes()
+    files[0].write_bytes(b"")
+    files[1].write_bytes(whole[: len(whole) // 2])
+    torch.testing.assert_close(kept(images)["patch"], expected)
+    assert files[1].read_bytes() == whole
+    assert sorted(tmp_path.rglob("*.*")) == files  # nothing half written is left
+
+
 def test_the_oldest_maps_go_first(tmp_path):
     encoder = tiny()
     kept = KeptMaps(tmp_path, gigabytes=1)

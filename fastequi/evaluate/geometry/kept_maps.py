@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import platform
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastequi.atomic import replacing, save_tensors
+from fastequi.atomic import save_tensors
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.grids import Grids, Maps
 
@@ -57,15 +60,15 @@ class KeptMaps:
 
         def of(images: Tensor) -> Maps:
             files = [self._file(digest, image) for image in images.cpu()]
-            found = [_read(file) for file in files]
-            missing = [i for i, maps in enumerate(found) if not maps]
+            found = {i: maps for i, file in enumerate(files) if (maps := _read(file)) is not None}
+            missing = [i for i in range(len(files)) if i not in found]
             if missing:
                 made = grids.of(images[missing])
                 for place, i in enumerate(missing):
-                    found[i] = {name: made[name][place].cpu() for name in grids.names}
+                    found[i] = {name: made[name][place] for name in grids.names}
                     self._keep(files[i], found[i])
             return {
-                name: torch.stack([maps[name] for maps in found]).to(grids.device)
+                name: torch.stack([found[i][name].to(grids.device) for i in range(len(files))])
                 for name in grids.names
             }
 
@@ -100,17 +103,19 @@ class KeptMaps:
         return self.folder / digest / f"{pixels.hexdigest()[:32]}.safetensors"
 
     def _keep(self, file: Path, maps: Maps) -> None:
+        """Not synced, which took longer than the map: what a crash leaves damaged is made anew."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, shared=True) as temporary:
-            save_tensors(temporary, {name: x.contiguous() for name, x in maps.items()})
+        temporary = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.tmp")
+        save_tensors(temporary, {name: x.cpu().contiguous() for name, x in maps.items()})
+        temporary.replace(file)
 
 
-def _read(file: Path) -> Maps:
-    """The maps of a file; none where it is not there, or another process has just removed it."""
+def _read(file: Path) -> Maps | None:
+    """A kept map; None where there is none or a damaged one."""
     try:
         return load_file(file)
-    except FileNotFoundError:
-        return {}
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 def _bytes(x: Tensor) -> bytes:
