@@ -20,7 +20,9 @@ from fastequi.export import timm
 from fastequi.export.job import FORMATS, export
 from fastequi.export.subject import Subject
 from fastequi.export.transform import ImageTransform
+from fastequi.models import vit
 from fastequi.recipes import RECIPES
+from fastequi.weights.architecture import Stated
 from tests.support import exported, made_up
 from tests.support.configs import config_of, run_folder, small_demo
 from tests.support.exported import NETWORKS, OBSTACLES, encoder, images, tokens, write
@@ -308,6 +310,22 @@ def test_what_computes_other_tokens_is_not_kept(run, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"gives other tokens \(difference .*e-03, expected at"):
         export(str(run), "timm", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_in_python_errors_name_what_python_takes(tmp_path):
+    network = vit.vit_tiny(img_size=32, embed_dim=100, depth=1, num_heads=5)
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match=r"num_heads: .* expected stated=Stated\(num_heads=...\)"):
+        fastequi.load(tmp_path / "vit.safetensors")
+    for wrong, message in (
+        ({"num_heads": 0}, "num_heads: expected an integer >= 1, got 0"),
+        ({"patch_size": 0}, "patch_size: expected an integer >= 1, got 0"),
+        ({"img_size": (70,)}, r"img_size: expected \(height, width\) in pixels, got \(70,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Stated(**wrong)
+    stated = Stated(num_heads=5)
+    assert fastequi.load(tmp_path / "vit.safetensors", stated).network.blocks[0].attn.num_heads == 5
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="onnx is installed")

@@ -220,6 +220,11 @@ def test_two_processes_start_from_the_same_weights(tmp_path, weights, parallel):
             r"init.patch_size: expected model.patch_size=8, got 4",
         ),
         (("--init.channels", 0, 1), "channels: expected 3 of 0 .. 2, got 0 1"),
+        (("--model.num-heads", 0), "--model.num-heads: expected >= 1, got 0"),
+        (
+            ("--model.name", "timm:resnet18"),
+            "--init: it fills ViTs of this library, and --model.na",
+        ),
     ],
 )
 def test_what_contradicts_the_weights_is_named_before_any_work(weights, capsys, words, message):

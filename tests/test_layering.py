@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     # networks of others become ours, and a run starts from them: above build, below train
     "weights": {
         *("build", "config", "limits", "data.config", "methods", "models", "runtime"),
+        "functional.arguments",
     },
     # a run is evaluated as its config and checkpoint say: above build, below train
     "evaluate": {

@@ -167,6 +167,15 @@ def test_normalisation_is_the_preprocessors(tmp_path):
         seen = processor(pixels, return_tensors="pt", do_resize=False)["pixel_values"][0]
         mean, std = (torch.tensor(v)[:, None, None] for v in (weights.mean, weights.std))
         torch.testing.assert_close((pixels / 255 - mean) / std, seen)
+    said = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    for wrong, message in (
+        ({"image_std": None}, "image_std: expected beside image_mean, got none"),
+        ({"image_mean": [127.0] * 3}, r"image_mean: expected numbers of values in 0..1, got \[127"),
+    ):
+        changed = {k: v for k, v in {**said, "rescale_factor": 1 / 255, **wrong}.items() if v}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            load_weights(tmp_path)
 
 
 @pytest.mark.parametrize(

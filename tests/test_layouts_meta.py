@@ -215,7 +215,9 @@ def test_heads_of_published_files_are_known_by_the_files_names(tmp_path):
     torch.save(state, tmp_path / "dino_deitsmall8_pretrain.pth")
     weights = load_weights(tmp_path / "dino_deitsmall8_pretrain.pth")
     assert weights.options["num_heads"] == 6
-    assert "num_heads 6, of the published file dino_deitsmall8_pretrain" in weights.report.said
+    assert "num_heads 6, by the file's name, dino_deitsmall8_pretrain" in weights.report.said
+    torch.save(state, tmp_path / "vit_small_patch14_dinov2.lvd142m.pth")  # timm's name
+    assert load_weights(tmp_path / "vit_small_patch14_dinov2.lvd142m.pth").options["num_heads"] == 6
     torch.save(state, tmp_path / "dino_of_mine.pth")
     with pytest.raises(ValueError, match="num_heads: unknown for 384 channels"):
         load_weights(tmp_path / "dino_of_mine.pth")

@@ -32,13 +32,22 @@ def start_of(words: list[str]) -> tuple[InitConfig, int | None]:
         parser.add_argument(f"--init.{name}", type=int, nargs="*")
     parser.add_argument("--init.patch-size", type=_number)
     parser.add_argument("--model.num-heads", type=_number)
+    parser.add_argument("--model.name")
     flags = [_dashed(word) if word.startswith("--") else word for word in words]
     found, _ = parser.parse_known_args(flags)
-    given = {name: value for name, value in vars(found).items() if value}
+    given = {name: value for name, value in vars(found).items() if value not in (None, [])}
+    if given.get("model.num_heads", 1) < 1:
+        raise ValueError(f"--model.num-heads: expected >= 1, got {given['model.num_heads']}")
     paths = {given[name] for name in ("init", "init.path") if name in given}
     if len(paths) > 1:
         said, got = given["init.path"], given["init"]
         raise ValueError(f"--init: expected {said}, as --init.path says, got {got}")
+    if paths and ":" in (name := given.get("model.name", "")):
+        raise ValueError(
+            f"--init: it fills ViTs of this library, and --model.name {name} begins as its package "
+            f"makes it; a function of yours can return it with its weights, --model.name "
+            f"your_module:your_function"
+        )
     values: dict[str, Any] = {"path": os.path.abspath(paths.pop()) if paths else ""}
     for field in fields(InitConfig):
         if (value := given.get(f"init.{field.name}")) is not None and field.name != "path":

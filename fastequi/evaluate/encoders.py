@@ -34,7 +34,7 @@ from fastequi.models.foreign_names import imported
 from fastequi.models.vit import VisionTransformer
 from fastequi.runtime import checkpoint
 from fastequi.runtime.devices import use_device
-from fastequi.weights.architecture import UNSTATED, Stated
+from fastequi.weights.architecture import ASKED, UNSTATED, Asked, Stated
 from fastequi.weights.beside import read_config
 from fastequi.weights.files import SUFFIXES, holds_weights
 from fastequi.weights.reader import Weights, fill, load_weights
@@ -170,6 +170,7 @@ def load_encoder(
     device: torch.device | str = "auto",
     stated: Stated = UNSTATED,
     insist: bool = True,
+    asked: Asked = ASKED,
 ) -> Encoder:
     """The encoder a spec names (see the module), with the weights that evaluation should use.
 
@@ -186,22 +187,24 @@ def load_encoder(
         insist: `stated` goes before what the file says, and is an error for anything but a file or
             a folder of weights; else the file goes first, and others ignore it.
 
+        asked: how errors call what the file does not say.
+
     Raises:
         FileNotFoundError: no such file, or a run without a checkpoint.
         ValueError: the file or the function is not what it should be, or there is no such device.
         FloatingPointError: its features are not finite.
     """
     where = use_device(device) if isinstance(device, str) else device
-    encoder = _found(expect_local("CHECKPOINT", spec), where, stated, insist)
+    encoder = _found(expect_local("CHECKPOINT", spec), where, stated, insist, asked)
     encoder.features(noise(encoder.image_size, encoder.device))  # finite? before any work
     return encoder
 
 
-def _found(spec: str, where: torch.device, stated: Stated, insist: bool) -> Encoder:
+def _found(spec: str, where: torch.device, stated: Stated, insist: bool, asked: Asked) -> Encoder:
     path = Path(spec).expanduser()
     is_file = path.name.endswith((*SUFFIXES, ".index.json")) and not path.is_dir()
     if is_file or (path.is_dir() and not _is_run(path) and holds_weights(path)):
-        return _of_file(path, where, stated, insist)
+        return _of_file(path, where, stated, insist, asked)
     if insist and stated != UNSTATED:
         given = ", ".join(f"--{n.replace('_', '-')}" for n, v in vars(stated).items() if v)
         raise ValueError(f"{given}: only for a file or a folder of weights, got {spec}")
@@ -332,7 +335,9 @@ def _seeded(make: Callable[[], Network], config: Config | None) -> Network:
         return make()
 
 
-def _of_file(path: Path, device: torch.device, stated: Stated, insist: bool) -> Encoder:
+def _of_file(
+    path: Path, device: torch.device, stated: Stated, insist: bool, asked: Asked
+) -> Encoder:
     if not path.exists():
         raise FileNotFoundError(f"CHECKPOINT: {path} does not exist; {_EXPECTED}")
     config = _foreign_config(path)
@@ -341,7 +346,7 @@ def _of_file(path: Path, device: torch.device, stated: Stated, insist: bool) -> 
             whose = f"{path} is of {config.model.name}"
             raise ValueError(f"--num-heads, --img-size: only for a ViT, {whose}")
         return _of_foreign(path, config, device)
-    weights = load_weights(path, stated, insist)
+    weights = load_weights(path, stated, insist, asked)
     network = _seeded(weights.make, weights.config)
     if remarks := fill(network, weights).remarks():
         logger.warning("%s: %s", path, "; ".join(remarks))

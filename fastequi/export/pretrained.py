@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.export.transform import ImageTransform
 from fastequi.models.vit import Tokens, VisionTransformer
-from fastequi.weights.architecture import UNSTATED, Stated
+from fastequi.weights.architecture import UNSTATED, Asked, Stated
 
 
 class PretrainedEncoder(nn.Module):
@@ -53,6 +53,12 @@ class PretrainedEncoder(nn.Module):
         return f"{self.name!r}, image_size={self.image_size}, mean={self.mean}, std={self.std}"
 
 
+_ASKED = Asked(
+    *("checkpoint", "stated=Stated(num_heads=...)", "Stated(img_size=...)"),
+    *("Stated(network=...)", "Stated(channels=...)"),
+)
+
+
 def load(checkpoint: str | Path, stated: Stated = UNSTATED) -> PretrainedEncoder:
     """The encoder of a run, a checkpoint, a file or a folder of weights of any known layout.
 
@@ -63,14 +69,14 @@ def load(checkpoint: str | Path, stated: Stated = UNSTATED) -> PretrainedEncoder
     Args:
         checkpoint: a run's folder, a checkpoint's, a *.safetensors, *.pth, *.pt or *.bin file, or a
             folder with one.
-        stated: what the tensors of a file do not say (`fastequi.weights.architecture`).
+        stated: what the tensors of a file do not say, `fastequi.weights.architecture.Stated`.
 
     Raises:
         FileNotFoundError: no such file, or a run without a checkpoint.
         ValueError: what is there is not what was expected, or is no ViT.
         FloatingPointError: its features are not finite.
     """
-    found = load_encoder(str(checkpoint), "cpu", stated)
+    found = load_encoder(str(checkpoint), "cpu", stated, asked=_ASKED)
     if not isinstance(found.network, VisionTransformer):
         kind = "a function's" if found.network is None else type(found.network).__name__
         raise ValueError(

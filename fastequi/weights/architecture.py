@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastequi.functional import arguments
 from fastequi.models.mlp import SwiGLU
 from fastequi.models.vit import VisionTransformer
 from fastequi.weights.files import some
@@ -56,6 +57,14 @@ class Stated:
     network: str | None = None
     patch_size: int | None = None
     channels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_heads", 1), ("patch_size", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                arguments.integer(name, value, least=least)
+        if self.img_size is not None and (len(self.img_size) != 2 or min(self.img_size) < 1):
+            raise ValueError(f"img_size: expected (height, width) in pixels, got {self.img_size}")
 
     def over(self, other: Stated) -> Stated:
         """This, with missing values from the other."""

@@ -65,12 +65,13 @@ def named_size(architecture: str) -> tuple[int, int] | None:
 
 
 def file_size(stem: str) -> tuple[int, int] | None:
-    """Channels and heads of a network that Meta publishes as a file of this name; None: unknown.
+    """Channels and heads of a network that is published as a file of this name, or that is timm's
+    of this name; None: unknown.
 
-    Their names of tensors are timm's, and of 384 channels others have 12 heads.
+    Meta's names of tensors are timm's, and of 384 channels others have 12 heads.
     """
     found = _FILES.fullmatch(stem)
-    return _SIZES[found[1] or found[2]] if found else None
+    return _SIZES[found[1] or found[2]] if found else named_size(stem)
 
 
 def computes_otherwise(architecture: str) -> bool:

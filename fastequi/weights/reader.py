@@ -175,7 +175,7 @@ def _loaded(contents: Contents, stated: Stated, insist: bool, asked: Asked) -> W
     report.tensors = len(state)
     report.parameters = sum(tensor.numel() for tensor in state.values())
     words = f"{asked.num_heads}, {asked.img_size}"
-    report.otherwise = f"{words} or a config.json beside it say otherwise"
+    report.otherwise = f"{words} or a config.json beside it (mean and std too) say otherwise"
     return Weights(
         path=contents.path,
         sha256=contents.sha256,
@@ -268,7 +268,7 @@ class _Found:
         published = file_size(stem)
         if heads is None and published is not None and published[0] == width:
             heads = published[1]
-            self.report.said.append(f"num_heads {heads}, of the published file {stem}")
+            self.report.said.append(f"num_heads {heads}, by the file's name, {stem}")
         if hub.architecture is None or hub.rope_type is not None:  # then all is in the arguments
             return heads
         known = heads is not None or hub.stated.over(stated).num_heads is not None
