@@ -21,6 +21,7 @@ from fastequi.kernels.toolchain import cache_folder
 from fastequi.weights.architecture import UNSTATED, Stated
 
 Say = Callable[[str], None]
+_WIDEST = 1000  # characters of a table, which is not cut where a terminal or a pipe is narrower
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def evaluate(
     kept.trim()
     for title, each in found.tables.items():
         drawn = each.drawn(title)
-        console.width = max(console.width, console.measure(drawn).maximum)
+        wide = console.measure(drawn, options=console.options.update(max_width=_WIDEST))
+        console.width = max(console.width, wide.maximum)
         console.print(drawn)
         for line in each.sentences():
             print(line)
