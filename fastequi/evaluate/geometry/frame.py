@@ -22,7 +22,6 @@ from fastequi.weights.architecture import UNSTATED, Stated
 
 Say = Callable[[str], None]
 
-
 @dataclass(frozen=True)
 class Found:
     """What an evaluation leaves.
