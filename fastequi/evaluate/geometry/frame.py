@@ -22,6 +22,7 @@ from fastequi.weights.architecture import UNSTATED, Stated
 
 Say = Callable[[str], None]
 
+
 @dataclass(frozen=True)
 class Found:
     """What an evaluation leaves.
