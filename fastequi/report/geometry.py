@@ -39,10 +39,12 @@ def geometry(run: Run, color: int) -> list[str]:
         parts = [tag("p", text(how), class_="note"), warned(result)]
         panels = []
         for title, each in found.items():
-            chart = layer_curves(result, title, color) or _bars(run, result, title, color)
+            if result.kind == "layers":
+                what, chart = "cosines over blocks", layer_curves(result, title, color)
+            else:
+                what, chart = each["figures"][0]["name"], _bars(run, result, title, color)
             if chart:
-                first = each["figures"][0]["name"]
-                caption = tag("figcaption", tag("b", text(title)), f" {text(first)}")
+                caption = tag("figcaption", tag("b", text(title)), f" {text(what)}")
                 panels.append(tag("figure", caption, chart, class_="panel"))
         if panels:
             parts.append(tag("div", *panels, class_="panels"))
@@ -55,7 +57,13 @@ def geometry(run: Run, color: int) -> list[str]:
 
 
 def layer_curves(result: Result, title: str, color: int = 0) -> str:
-    """Equivariance, invariance and pooled invariance over blocks; "" where no blocks are known."""
+    """Cosines over blocks of a file of `layers`; "" where no blocks are known.
+
+    Args:
+        result: the file.
+        title: of the table.
+        color: of the encoder's own equivariance, an index into the page's palette.
+    """
     scores = result.document["tables"][title]["scores"]
     drawn = []
     for own, letters, hue in ((True, _LETTERS, color), (False, ("e",), OTHERS_COLOR)):
