@@ -25,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed.tensor  # before torch.Generator is another function
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn

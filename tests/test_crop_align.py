@@ -132,6 +132,7 @@ def test_strides_do_not_matter(backend, device):
     torch.testing.assert_close(crop_align_loss(**{**args, "teacher": turned}), expected)
 
 
+@pytest.mark.slow("triton")
 @pytest.mark.parametrize("size", [(7, 1), (1, 7), (1, 1)])
 def test_an_axis_of_one_may_have_any_stride(backend, device, size):
     """PyTorch calls a tensor contiguous whatever the stride of an axis of one cell is."""
@@ -219,6 +220,7 @@ def test_operators_do_not_grow_with_the_batch():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow
 def test_operator_and_graph(device):
     torch._dynamo.reset()
     args = given(torch.float32, device, 4)

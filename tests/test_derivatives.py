@@ -126,6 +126,7 @@ def test_autocast_changes_nothing(backend, device, name):
     assert torch.equal(cast_grad, grad)
 
 
+@pytest.mark.slow("triton")
 def test_autocast_changes_no_image_and_no_gradient_through_one(backend, device):
     g = torch.Generator().manual_seed(0)
     for channels, dtype in ((3, torch.uint8), (5, torch.uint8), (3, torch.float16)):

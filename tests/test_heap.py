@@ -23,6 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not keep_heap(), reason="no glibc")
 def test_memory_is_faulted_in_once():
     root = Path(__file__).parent.parent

@@ -35,6 +35,7 @@ def test_two_tasks_are_two_processes_of_one_run(tmp_path, curves_of_one):
     expect_close(folder, curves_of_one["sgd"])
 
 
+@pytest.mark.slow
 def test_a_job_that_is_asked_to_go_saves_and_the_next_start_goes_on(tmp_path):
     folder = tmp_path / "run"
     job = slurm.submit(pretrain, words(folder, "--max-steps", 3000), folder, gpus=0, **LOCAL)

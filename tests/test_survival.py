@@ -100,7 +100,7 @@ def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
         pytest.param(3, SGD, marks=pytest.mark.slow),
         (2, FSDP),
         pytest.param(3, [*FSDP, "--model.checkpoint-activations"], marks=pytest.mark.slow),
-        (2, MUON),
+        pytest.param(2, MUON, marks=pytest.mark.slow),
         # compilation takes a minute; test_train compiles in one process
         pytest.param(2, [*FSDP, "--train.compile"], marks=pytest.mark.slow),
         pytest.param(2, [*SGD, "--train.compile"], marks=pytest.mark.slow),
@@ -118,7 +118,11 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
 
 @pytest.mark.parametrize(
     ("options", "precision"),
-    [(ALONE, "bf16"), pytest.param(FSDP, "bf16", marks=pytest.mark.slow), (FSDP, "fp16")],
+    [
+        pytest.param(ALONE, "bf16", marks=pytest.mark.slow),
+        pytest.param(FSDP, "bf16", marks=pytest.mark.slow),
+        (FSDP, "fp16"),
+    ],
 )
 def test_half_precision_follows_the_curve(tmp_path, curves_of_one, options, precision):
     """To its own rounding; float16 with the loss scaled, the same on both."""
@@ -134,6 +138,7 @@ def test_half_precision_follows_the_curve(tmp_path, curves_of_one, options, prec
     assert not torch.equal(ours, exact)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one):
     """In parts on three, whole on two, alone: the same samples, equal to rounding."""
     folder = tmp_path / "run"
@@ -163,6 +168,7 @@ def test_two_processes_go_on_to_the_same_bits(tmp_path, options):
     assert same(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_part_is_noticed(tmp_path):
     folder = tmp_path / "run"
     done = run("--run-dir", folder, *FSDP, "--max-steps", 4, processes=2)
@@ -347,6 +353,7 @@ train._Run._backward = backward
     assert rows(folder)[-1]["skipped"] == 0
 
 
+@pytest.mark.slow
 def test_an_average_of_parts_is_that_of_one_process(tmp_path):
     """Buffers lie whole beside the weights' parts."""
     ends = []

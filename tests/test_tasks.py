@@ -83,6 +83,7 @@ def test_angles_beyond_are_beyond_and_of_either_sign():
     assert 0.45 < (drawn > 0).float().mean() < 0.55
 
 
+@pytest.mark.slow
 def test_every_task_has_its_table_and_baselines():
     chosen = tasks(["rotation", "color", "blur"], photometric=["rotation"])
     budget = Budget(400, 100, (200,), fit=Fit(epochs=4, seeds=2), probes=("mlp", "ridge"))

@@ -298,6 +298,7 @@ _SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tir_ibot_vits16", *_SLOW])
 def test_distillation_with_tir_learns_on_photographs_and_does_not_collapse(name):
     """160 steps of 16 images, scaled down; `python -m bench.recipes` shows all, for longer."""

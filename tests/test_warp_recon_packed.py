@@ -64,6 +64,7 @@ def test_equals_the_chain(device, texel, padding_mode, align_corners, loss, pois
     )
 
 
+@pytest.mark.slow
 def test_later_calls_of_one_signature_read_their_own_values(device):
     """What is prepared once depends on shapes and options alone."""
     for seed in range(3):
@@ -159,6 +160,7 @@ def test_nothing_is_written_outside_the_results(device):
     assert (pred == 7).all()
 
 
+@pytest.mark.slow
 def test_same_bits_every_time_and_no_state_stays(device, poisoned):
     pred, image = predictions(2, 3, (32, 32)).to(device), interleaved(2, (32, 32), 3).to(device)
     theta = thetas(2, 3).to(device)

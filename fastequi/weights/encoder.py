@@ -114,9 +114,7 @@ def _unknown(names: Iterable[str]) -> str:
     names = list(names)
     kinds = [kind for how, kind in _OTHERS.items() if any(re.search(how, name) for name in names)]
     if kinds:
-        return (
-            f"not the tensors of a ViT, which alone are read here, but of {kinds[0]}: {some(names)}"
-        )
+        return f"not the tensors of a ViT but of {kinds[0]}, which is not read here: {some(names)}"
     near = nearest(names, LAYOUTS) or timm.VIT
     told = f"no {near.spelled(PATCHES)}, but {some(names) or 'nothing'}"
     return f"not the tensors of a ViT of a known layout; nearest is {near.name}: {told}"

@@ -111,13 +111,13 @@ def normalisation(
             value = value * chans
         read.append(tuple(number / scale for number in _list(name, value, float, chans)))
     mean, std = read
+    if std is not None and min(std) <= 0:
+        raise _unexpected(names[1], "numbers > 0", given[names[1]])
+    if mean is not None and max(mean) > 1:
+        raise _unexpected(names[0], "numbers of values in 0..1", given[names[0]])
     for has, lacks in ((0, 1), (1, 0)):
         if read[has] is not None and read[lacks] is None:
             raise ValueError(f"{names[lacks]}: expected beside {names[has]}, got none")
-    if mean is not None and max(mean) > 1:
-        raise _unexpected(names[0], "numbers of values in 0..1", given[names[0]])
-    if std is not None and min(std) <= 0:
-        raise _unexpected(names[1], "numbers > 0", given[names[1]])
     return mean, std
 
 
