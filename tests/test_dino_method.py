@@ -307,7 +307,7 @@ def test_under_autocast_losses_stay_finite_and_float32(base):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.slow("dinov2", "ibot")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base",
     [pytest.param("dino", marks=pytest.mark.slow), "ibot", "dinov2"],  # iBOT contains DINO's loss

@@ -246,6 +246,7 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
             torch.testing.assert_close(call(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow("triton")
 def test_layout_types_and_no_views(backend_of_views):
     views = call(torch.uint8)
     assert views.shape == (5, 3, 9, 35)

@@ -176,7 +176,7 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path, weights):
 
 
 # slow: of the other way to share the work
-@pytest.mark.slow("fsdp")
+@pytest.mark.slow  # test_post_training starts two from weights
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_start_from_the_same_weights(tmp_path, weights, parallel):
     same = FSDP[:2] if parallel == "fsdp" else SGD

@@ -95,6 +95,7 @@ def _second_alone(x, y, x_test, fit):
     return model(x_test).detach()
 
 
+@pytest.mark.slow
 def test_bfloat16_reads_what_float32_reads():
     x = torch.randn(2500, 3, generator=rng())
     y = (x[:, :1] * x[:, 1:2]).tanh()

@@ -181,6 +181,7 @@ def test_idx_sets_become_files_once(tmp_path):
         idx.load(folder, "test")
 
 
+@pytest.mark.slow
 def test_a_run_on_an_idx_set_and_its_evaluation(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rotation, "_CONV_STEPS", 3)
     monkeypatch.setattr(classes, "_PENALTIES", (1e-2,))

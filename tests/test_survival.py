@@ -268,6 +268,7 @@ def test_torchrun_needs_a_folder_that_all_know(tmp_path):
     assert "--run-dir: expected one under torchrun" in done.stderr
 
 
+@pytest.mark.slow
 def test_looks_at_steps_without_a_log_hold_no_process_up(tmp_path):
     """Only the first process looks; all of them come to where they meet."""
     folder = tmp_path / "run"

@@ -248,6 +248,7 @@ def test_sides_that_float32_cannot_place_are_left_to_the_general_kernel():
         assert packed.interleaved(tall) == texel
 
 
+@pytest.mark.slow
 def test_a_launch_looks_at_no_value_and_allocates_by_shapes_alone(device):
     """What a CUDA graph may contain: the same operators on the same sizes, whatever the numbers."""
     pred, image = predictions(2, 2, (16, 16)).to(device), interleaved(2, (16, 16), 3).to(device)
