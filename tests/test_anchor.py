@@ -17,7 +17,7 @@ from fastequi.evaluate.encoders import load_encoder
 from fastequi.methods.anchor import KINDS, Anchor
 from fastequi.train import pretrain
 from tests.support.configs import config_of, tensors
-from tests.support.runs import FSDP, SGD, expect_close, run, same
+from tests.support.runs import FSDP, SGD, expect_close, run, same, whole_and_parts
 
 NAMES = ["tir_vicreg_vits16", "simclr_vits16", "dino_vits16", "ibot_vits16"]
 NAMES += ["dinov2_vitl16", "gtsa_vits16"]
@@ -187,14 +187,9 @@ def test_two_processes_hold_as_one_and_resume_to_the_same_bits(tmp_path, options
     one = [word if word != "fsdp" else "ddp" for word in options]
     done = run("--run-dir", tmp_path / "one", *one, *ANCHOR, "--max-steps", 8)
     assert done.returncode == 0, done.stderr
-    for name, stops in (("whole", (8,)), ("parts", (3, 8))):
-        for stop in stops:
-            again = ["--resume"] if stop != stops[0] else []
-            where = ["--run-dir", tmp_path / name, "--max-steps", stop, *again]
-            done = run(*where, *options, *ANCHOR, processes=2)
-            assert done.returncode == 0, done.stderr
-    expect_close(tmp_path / "whole", tmp_path / "one")
-    assert same(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = whole_and_parts(tmp_path, *options, *ANCHOR)
+    expect_close(whole, tmp_path / "one")
+    assert same(whole, parts)
     files = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "whole")]
     assert files[0].keys() == files[1].keys()
 

@@ -17,7 +17,17 @@ from fastequi.freezing import Freezing
 from fastequi.optim import thawed
 from fastequi.train import build_optimizer, pretrain
 from tests.support.configs import config_of, tensors
-from tests.support.runs import ALONE, FSDP, MUON, SGD, expect_close, run, run_once, same
+from tests.support.runs import (
+    ALONE,
+    FSDP,
+    MUON,
+    SGD,
+    expect_close,
+    run,
+    run_once,
+    same,
+    whole_and_parts,
+)
 
 # the name of the learning encoder in each method, and of those that follow it
 ENCODERS = {
@@ -161,13 +171,7 @@ def test_several_processes_freeze_as_one(tmp_path, alone, options):
 @pytest.mark.slow  # test_post_training has AdamW's, with all else
 @pytest.mark.parametrize("options", [SGD, FSDP, MUON])
 def test_two_processes_resume_over_the_boundary_to_the_same_bits(tmp_path, options):
-    for name, stops in (("whole", (6,)), ("parts", (2, 6))):
-        for stop in stops:
-            again = ["--resume"] if stop != stops[0] else []
-            where = ["--run-dir", tmp_path / name, "--max-steps", stop, *again]
-            done = run(*where, *options, *SHARE, processes=2)
-            assert done.returncode == 0, done.stderr
-    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert same(*whole_and_parts(tmp_path, *options, *SHARE, stops=(2, 6)))
 
 
 @pytest.mark.slow  # compiles twice, half a minute each

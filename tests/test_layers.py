@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.geometry.blocks import block_grids, knows_blocks, place
+from fastequi.evaluate.geometry.blocks import block_grids, place, unknown_blocks
 from fastequi.evaluate.geometry.grids import Grids, position_only
 from fastequi.evaluate.geometry.layers import FIGURES, action_cosines, actions, cosines, shift_of
 from fastequi.models import vit
@@ -201,8 +201,8 @@ def test_maps_of_every_block_end_with_the_encoders_own():
 def test_of_another_network_only_the_last_tokens_are_known():
     encoder, _ = small()
     foreign = replace(encoder, network=torch.nn.Identity())
-    assert knows_blocks(encoder)
-    assert not knows_blocks(foreign)
+    (remark,) = unknown_blocks({"ours": encoder, "theirs": foreign})
+    assert remark.startswith("theirs: no ViT of this library")
     assert block_grids(foreign).names == ("patch", "z_equi")
     assert [place(name) for name in ("patch", "block", "blocks1")] == [None] * 3
 

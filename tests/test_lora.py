@@ -19,7 +19,7 @@ from fastequi.models import lora, vit
 from fastequi.optim import param_groups
 from fastequi.train import pretrain
 from tests.support.configs import config_of, tensors
-from tests.support.runs import FSDP, SGD, expect_close, run, same
+from tests.support.runs import FSDP, SGD, expect_close, run, same, whole_and_parts
 
 LAYERS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
 
@@ -203,14 +203,9 @@ def test_two_processes_adapt_as_one_and_resume_to_the_same_bits(tmp_path, option
     one = [word if word != "fsdp" else "ddp" for word in options]
     done = run("--run-dir", tmp_path / "one", *one, *LORA, "--max-steps", 8)
     assert done.returncode == 0, done.stderr
-    for name, stops in (("whole", (8,)), ("parts", (3, 8))):
-        for stop in stops:
-            again = ["--resume"] if stop != stops[0] else []
-            where = ["--run-dir", tmp_path / name, "--max-steps", stop, *again]
-            done = run(*where, *options, *LORA, processes=2)
-            assert done.returncode == 0, done.stderr
-    expect_close(tmp_path / "whole", tmp_path / "one")
-    assert same(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = whole_and_parts(tmp_path, *options, *LORA)
+    expect_close(whole, tmp_path / "one")
+    assert same(whole, parts)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fastequi.cli.geometry import (  # noqa: F401
     propagate,
 )
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, images_of
-from fastequi.cli.parsing import is_given, memory_for, parse
+from fastequi.cli.parsing import at_least, is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import PathConfig
 from fastequi.evaluate.geometry.kinds import DATA as DATA_OF_GEOMETRY
@@ -206,8 +206,8 @@ class RotNetOptions(Patterned):
 
 def equivariance(argv: list[str]) -> None:
     options = parse(EquivarianceOptions, "fastequi eval equivariance", argv)
-    _at_least(options, 1, "epochs", "seeds")
-    _at_least(options, 10, "train_pairs", "test_pairs")
+    at_least(options, 1, "epochs", "seeds")
+    at_least(options, 10, "train_pairs", "test_pairs")
     for name, of in (("degrees", "rotation"), ("pixels", "translation")):
         asked, value = {of, "se2"} & set(options.tasks), getattr(options, name)
         if value < 0 or (value == 0 and asked):
@@ -262,12 +262,12 @@ def knn(argv: list[str]) -> None:
 
 def linear(argv: list[str]) -> None:
     options = parse(LinearOptions, "fastequi eval linear", argv)
-    _at_least(options, 1, "seeds")
+    at_least(options, 1, "seeds")
     _classes("linear", options, seeds=options.seeds)
 
 
 def _classes(kind: str, options: KnnOptions, **others: int) -> None:
-    _at_least(options, 0, "train_images", "test_images")
+    at_least(options, 0, "train_images", "test_images", zero="all")
     _check_crop(options.crop)
 
     from fastequi.evaluate.classification import evaluate_classes
@@ -291,7 +291,7 @@ def _classes(kind: str, options: KnnOptions, **others: int) -> None:
 
 def reconstruct(argv: list[str]) -> None:
     options = parse(ReconstructOptions, "fastequi eval reconstruct", argv)
-    _at_least(options, 2, "images")
+    at_least(options, 2, "images")
 
     from fastequi.evaluate.reconstruction import evaluate_reconstruction
 
@@ -308,7 +308,7 @@ def reconstruct(argv: list[str]) -> None:
 
 def embed(argv: list[str]) -> None:
     options = parse(EmbedOptions, "fastequi embed", argv)
-    _at_least(options, 1, "batch")
+    at_least(options, 1, "batch")
     _check_crop(options.crop)
 
     from fastequi.evaluate.embed import embed as job
@@ -333,7 +333,7 @@ def embed(argv: list[str]) -> None:
 
 def rotnet(argv: list[str]) -> None:
     options = parse(RotNetOptions, "fastequi eval rotnet", argv)
-    _at_least(options, 0, "train_images", "test_images")
+    at_least(options, 0, "train_images", "test_images", zero="all")
     _check_crop(options.crop)
 
     from fastequi.evaluate.rotnet import evaluate_rotnet
@@ -363,14 +363,6 @@ def _size(words: tuple[str, ...]) -> tuple[int, int] | None:
             f"{' '.join(words)}"
         )
     return int(sides[0]), int(sides[-1])
-
-
-def _at_least(options: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value < least:
-            meaning = "0 (all) or more" if least == 0 else f">= {least}"
-            raise ValueError(f"--{name.replace('_', '-')}: expected {meaning}, got {value}")
 
 
 def _check_crop(crop: float) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fastequi.cli.image_options import Patterned, Several, flat, images_of
-from fastequi.cli.parsing import is_given, parse
+from fastequi.cli.parsing import at_least, is_given, parse
 from fastequi.cli.vit_options import VitOptions
 
 Family = Literal["rotation", "translation", "se2", "homography"]
@@ -82,6 +82,32 @@ class HomographyOptions(GeometryOptions):
 
 
 @dataclass(frozen=True)
+class LayersOptions(GeometryOptions):
+    """Equivariance and invariance of the tokens of every block, under turns, flips and shifts that
+    are exact on their grid, beside baselines: raw patches, position only, a random init."""
+
+    test_data: Several = ()
+    """Photographs, all of which are used; else every fifth of --data."""
+    windows: int = 200
+    """Squares of photographs that figures are means over."""
+    each: bool = False
+    """A table for every turn, flip and shift, instead of means over each group."""
+
+
+@dataclass(frozen=True)
+class PositionOptions(GeometryOptions):
+    """R² of a token's row and column, read from the tokens of every block by ridge regression, and
+    the same after the directions that say them are projected out, beside baselines."""
+
+    test_data: Several = ()
+    """Photographs for testing, instead of every fifth."""
+    windows: int = 500
+    """Squares of training photographs, on whose tokens the regression is fitted."""
+    test_windows: int = 200
+    """Squares of test photographs."""
+
+
+@dataclass(frozen=True)
 class PropagateOptions(GeometryOptions):
     """J and F of masks that are carried from the first frame of a video to the others by the
     similarity of tokens, as DINO's script does, beside baselines: raw patches, position only, a
@@ -95,7 +121,7 @@ class PropagateOptions(GeometryOptions):
 
 def match(argv: list[str]) -> None:
     options = parse(MatchOptions, "fastequi eval match", argv)
-    _at_least(options, 2, "pairs")
+    at_least(options, 2, "pairs")
 
     from fastequi.evaluate.geometry.frame import evaluate
     from fastequi.evaluate.geometry.keypoints import evaluate_keypoints
@@ -113,70 +139,11 @@ def match(argv: list[str]) -> None:
     evaluate("match", options.checkpoint, run, **options.frame())
 
 
-@dataclass(frozen=True)
-class LayersOptions(GeometryOptions):
-    """Equivariance and invariance of the tokens of every block, under turns, flips and shifts that
-    are exact on their grid, beside baselines: raw patches, position only, a random init."""
-
-    test_data: Several = ()
-    """Photographs, all of which are used; else every fifth of --data."""
-    windows: int = 200
-    """Squares of photographs that figures are means over."""
-    each: bool = False
-    """A table for every turn, flip and shift, instead of means over each group."""
-
-
-def layers(argv: list[str]) -> None:
-    options = parse(LayersOptions, "fastequi eval layers", argv)
-    _at_least(options, 2, "windows")
-
-    from fastequi.evaluate.geometry.frame import evaluate
-    from fastequi.evaluate.geometry.layers import evaluate_layers
-    from fastequi.evaluate.results import place
-    from fastequi.report.geometry import draw_layers
-
-    data = images_of(options, options.data)
-    test = images_of(options, options.test_data, "--test-data")
-    run = partial(evaluate_layers, data, test, options.windows, options.each, options.seed)
-    evaluate("layers", options.checkpoint, run, **options.frame())
-    file = place("layers", options.checkpoint, options.out)
-    if drawing := draw_layers(file):
-        print(drawing)
-
-
-@dataclass(frozen=True)
-class PositionOptions(GeometryOptions):
-    """R² of a token's row and column, read from the tokens of every block by ridge regression, and
-    the same after the directions that say them are projected out, beside baselines."""
-
-    test_data: Several = ()
-    """Photographs for testing, instead of every fifth."""
-    windows: int = 500
-    """Squares of training photographs, on whose tokens the regression is fitted."""
-    test_windows: int = 200
-    """Squares of test photographs."""
-
-
-def position(argv: list[str]) -> None:
-    options = parse(PositionOptions, "fastequi eval position", argv)
-    _at_least(options, 10, "windows")
-    _at_least(options, 2, "test_windows")
-
-    from fastequi.evaluate.geometry.frame import evaluate
-    from fastequi.evaluate.geometry.position import evaluate_position
-
-    data = images_of(options, options.data)
-    test = images_of(options, options.test_data, "--test-data")
-    counts = options.windows, options.test_windows
-    run = partial(evaluate_position, data, test, *counts, options.seed)
-    evaluate("position", options.checkpoint, run, **options.frame())
-
-
 def homography(argv: list[str]) -> None:
     options = parse(HomographyOptions, "fastequi eval homography", argv)
-    _at_least(options, 2, "pairs")
-    _at_least(options, 0, "train_pairs")
-    _at_least(options, 1, "epochs")
+    at_least(options, 2, "pairs")
+    at_least(options, 0, "train_pairs", zero="no head")
+    at_least(options, 1, "epochs")
 
     from fastequi.evaluate.geometry.corner_head import HeadFit
     from fastequi.evaluate.geometry.frame import evaluate
@@ -195,6 +162,60 @@ def homography(argv: list[str]) -> None:
     budget = Budget(options.pairs, options.train_pairs, fit, options.seed)
     run = partial(evaluate_homographies, data, test, budget)
     evaluate("homography", options.checkpoint, run, **options.frame())
+
+
+def layers(argv: list[str]) -> None:
+    options = parse(LayersOptions, "fastequi eval layers", argv)
+    at_least(options, 2, "windows")
+
+    from fastequi.evaluate.geometry.frame import evaluate
+    from fastequi.evaluate.geometry.layers import evaluate_layers
+    from fastequi.evaluate.results import place
+    from fastequi.report.geometry import draw_layers
+
+    data = images_of(options, options.data)
+    test = images_of(options, options.test_data, "--test-data")
+    run = partial(evaluate_layers, data, test, options.windows, options.each, options.seed)
+    evaluate("layers", options.checkpoint, run, **options.frame())
+    file = place("layers", options.checkpoint, options.out)
+    if drawing := draw_layers(file):
+        print(drawing)
+
+
+def position(argv: list[str]) -> None:
+    options = parse(PositionOptions, "fastequi eval position", argv)
+    at_least(options, 10, "windows")
+    at_least(options, 2, "test_windows")
+
+    from fastequi.evaluate.geometry.frame import evaluate
+    from fastequi.evaluate.geometry.position import evaluate_position
+
+    data = images_of(options, options.data)
+    test = images_of(options, options.test_data, "--test-data")
+    counts = options.windows, options.test_windows
+    run = partial(evaluate_position, data, test, *counts, options.seed)
+    evaluate("position", options.checkpoint, run, **options.frame())
+
+
+def propagate(argv: list[str]) -> None:
+    options = parse(PropagateOptions, "fastequi eval propagate", argv)
+    if is_given("--seed", argv):
+        raise ValueError("--seed: nothing is drawn here")
+    chosen = options.selection(options.data)
+    if len(chosen.places) != 1:
+        raise ValueError(f"--data: expected one folder, got {' '.join(chosen.places)}")
+
+    from fastequi.evaluate.geometry.frame import evaluate
+    from fastequi.evaluate.geometry.jhmdb import is_jhmdb
+    from fastequi.evaluate.geometry.poses import SIDE, evaluate_poses
+    from fastequi.evaluate.geometry.propagate import SHORTER_SIDE, evaluate_clips
+
+    root = Path(chosen.places[0]).expanduser()
+    if is_jhmdb(root):
+        run = partial(evaluate_poses, root, chosen.patterns, options.side or SIDE)
+    else:
+        run = partial(evaluate_clips, root, chosen.patterns, options.side or SHORTER_SIDE)
+    evaluate("propagate", options.checkpoint, run, **options.frame())
 
 
 _OF_PHOTOGRAPHS = (
@@ -226,33 +247,5 @@ def _folder(
         if is_given(option, argv):
             raise ValueError(f"{option}: for photographs, {found} is a folder of {what}")
     if options.side is not None:
-        _at_least(options, 1, "side")
+        at_least(options, 1, "side")
     return found
-
-
-def _at_least(options: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value < least:
-            raise ValueError(f"--{name.replace('_', '-')}: expected >= {least}, got {value}")
-
-
-def propagate(argv: list[str]) -> None:
-    options = parse(PropagateOptions, "fastequi eval propagate", argv)
-    if is_given("--seed", argv):
-        raise ValueError("--seed: nothing is drawn here")
-    chosen = options.selection(options.data)
-    if len(chosen.places) != 1:
-        raise ValueError(f"--data: expected one folder, got {' '.join(chosen.places)}")
-
-    from fastequi.evaluate.geometry.frame import evaluate
-    from fastequi.evaluate.geometry.jhmdb import is_jhmdb
-    from fastequi.evaluate.geometry.poses import SIDE, evaluate_poses
-    from fastequi.evaluate.geometry.propagate import SHORTER_SIDE, evaluate_clips
-
-    root = Path(chosen.places[0]).expanduser()
-    if is_jhmdb(root):
-        run = partial(evaluate_poses, root, chosen.patterns, options.side or SIDE)
-    else:
-        run = partial(evaluate_clips, root, chosen.patterns, options.side or SHORTER_SIDE)
-    evaluate("propagate", options.checkpoint, run, **options.frame())

@@ -70,6 +70,19 @@ def is_given(option: str, words: list[str]) -> bool:
     return any(word.replace("_", "-").split("=")[0] == option for word in words)
 
 
+def at_least(options: object, least: int, *names: str, zero: str = "") -> None:
+    """Raises ValueError for options, by the names of their fields, that are smaller.
+
+    Args:
+        zero: what 0 stands for, if it is the least.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value < least:
+            meaning = f"0 ({zero}) or more" if zero else f">= {least}"
+            raise ValueError(f"--{name.replace('_', '-')}: expected {meaning}, got {value}")
+
+
 def _parsed(kind: type[Options], prog: str, words: list[str], default: Options | None) -> Options:
     if default is None:
         return tyro.cli(kind, prog=prog, args=words)

@@ -112,6 +112,17 @@ def run(*options, processes=0, timeout=200, program=None):
         return subprocess.CompletedProcess(asked["argv"], code, out.read_text(), err.read_text())
 
 
+def whole_and_parts(folder, *options, stops=(3, 8)):
+    """Folders of a run of two processes at once, and of the same stopped and resumed."""
+    for name, ends in (("whole", stops[-1:]), ("parts", stops)):
+        for end in ends:
+            again = ["--resume"] if end != ends[0] else []
+            where = ["--run-dir", folder / name, "--max-steps", end, *again]
+            done = run(*where, *options, processes=2)
+            assert done.returncode == 0, done.stderr
+    return folder / "whole", folder / "parts"
+
+
 def run_once(factory, name, *options, **how):
     """The folder of a run that several tests compare with; all workers share it."""
 

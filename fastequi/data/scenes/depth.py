@@ -8,7 +8,7 @@ its depth at a pixel is n·o / n·K⁻¹(x, y, 1) with n = r × d. The nearest p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.pillow import Pixels
-from fastequi.data.scenes.files import Job, save_jpeg, save_png
+from fastequi.data.scenes.files import Job, save_png
 from fastequi.data.scenes.homographies import Mask, Matrix, covered, middles, warped
+from fastequi.data.scenes.image_jobs import image_jobs
 from fastequi.data.scenes.photographs import Photographs
 from fastequi.data.scenes.pieces import any_id, piece
 from fastequi.data.scenes.settings import Settings
@@ -142,14 +143,11 @@ def jobs(
     folder: Path, settings: Settings, train: Photographs, validation: Photographs
 ) -> Iterator[Job]:
     """Each writes an image and its depths."""
-    fitted = settings.images - settings.validation
-    for item in range(settings.images):
-        part, photographs = ("train", train) if item < fitted else ("val", validation)
 
-        def job(part: str = part, photographs: Photographs = photographs, item: int = item) -> None:
-            generator = settings.generator("depth", item)
-            image, depth = depth_scene(generator, photographs, settings.size)
-            save_jpeg(folder / part / "images" / f"{item:05d}.jpg", image)
-            save_png(folder / part / "depth" / f"{item:05d}.png", units(depth))
+    def scene(
+        generator: np.random.Generator, photographs: Photographs
+    ) -> tuple[Pixels, Callable[[Path], None]]:
+        image, truth = depth_scene(generator, photographs, settings.size)
+        return image, lambda file: save_png(file, units(truth))
 
-        yield job
+    return image_jobs("depth", "depth", folder, settings, train, validation, scene)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.pillow import Pixels
-from fastequi.data.scenes.files import Job, save_ids, save_jpeg
+from fastequi.data.scenes.files import Job, save_ids
 from fastequi.data.scenes.homographies import similarity
+from fastequi.data.scenes.image_jobs import image_jobs
 from fastequi.data.scenes.photographs import Photographs
 from fastequi.data.scenes.pieces import any_id, piece
 from fastequi.data.scenes.settings import Settings
@@ -37,14 +38,11 @@ def jobs(
     folder: Path, settings: Settings, train: Photographs, validation: Photographs
 ) -> Iterator[Job]:
     """Each writes an image and its mask."""
-    fitted = settings.images - settings.validation
-    for item in range(settings.images):
-        part, photographs = ("train", train) if item < fitted else ("val", validation)
 
-        def job(part: str = part, photographs: Photographs = photographs, item: int = item) -> None:
-            generator = settings.generator("segment", item)
-            image, ids = segment_scene(generator, photographs, settings.size)
-            save_jpeg(folder / part / "images" / f"{item:05d}.jpg", image)
-            save_ids(folder / part / "masks" / f"{item:05d}.png", ids)
+    def scene(
+        generator: np.random.Generator, photographs: Photographs
+    ) -> tuple[Pixels, Callable[[Path], None]]:
+        image, truth = segment_scene(generator, photographs, settings.size)
+        return image, lambda file: save_ids(file, truth)
 
-        yield job
+    return image_jobs("segment", "masks", folder, settings, train, validation, scene)

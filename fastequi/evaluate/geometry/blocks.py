@@ -6,6 +6,7 @@ their outputs are tokens, its package alone can say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,7 +26,7 @@ def block_grids(encoder: Encoder, name: str | None = None) -> Grids:
     The names are "embedding" (patches with their positions), "block1", ..., "z_equi". The final
     norm is applied to all (:meth:`~fastequi.models.vit.VisionTransformer.forward_blocks`), so the
     last block's are the encoder's own "patch". Encoders that are no ViT of this library have
-    "patch" in their place; :func:`knows_blocks` tells.
+    "patch" in their place; :func:`unknown_blocks` tells.
 
     Args:
         encoder: see :func:`fastequi.evaluate.geometry.grids.grids_of`.
@@ -50,9 +51,21 @@ def block_grids(encoder: Encoder, name: str | None = None) -> Grids:
     return replace(own, names=(*blocks, *others), of=torch.no_grad()(of))
 
 
-def knows_blocks(encoder: Encoder) -> bool:
-    """Whether more than its last tokens are known."""
-    return isinstance(encoder.network, VisionTransformer)
+def with_blocks(grids: Sequence[Grids], encoders: Mapping[str, Encoder]) -> list[Grids]:
+    """Baselines as they are, and encoders by :func:`block_grids`."""
+    return [
+        each if each.encoder is None else block_grids(encoders[each.encoder], each.encoder)
+        for each in grids
+    ]
+
+
+def unknown_blocks(encoders: Mapping[str, Encoder]) -> list[str]:
+    """A remark for each encoder of which the last tokens alone are known."""
+    return [
+        f"{name}: no ViT of this library, so only its last tokens are known"
+        for name, encoder in encoders.items()
+        if not isinstance(encoder.network, VisionTransformer)
+    ]
 
 
 def place(features: str) -> int | None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastequi.data.pillow import decoded
+from fastequi.data.pillow import Pixels, decoded
 from fastequi.data.sources.encoded import header, read, why
 
 Size = tuple[int, int]
@@ -37,17 +37,25 @@ def fitting(size: Size, side: int, patch: int) -> Size:
     return height, width
 
 
+def pixels_of(file: Path) -> Pixels:
+    """[H, W, 3] uint8.
+
+    Raises:
+        ValueError: it cannot be decoded; names it.
+    """
+    try:
+        return decoded(read(str(file)))
+    except Exception as error:  # whatever damaged bytes make Pillow raise
+        raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
+
+
 def image_of(file: Path, size: Size) -> Tensor:
     """[3, H, W] uint8, each side resized alone, with antialiasing.
 
     Raises:
         ValueError: it cannot be decoded; names it.
     """
-    try:
-        pixels = Image.fromarray(decoded(read(str(file))))
-    except Exception as error:  # whatever damaged bytes make Pillow raise
-        raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
-    resized = pixels.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(pixels_of(file)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return (
         torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
         .view(*size, 3)

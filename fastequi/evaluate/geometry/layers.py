@@ -28,7 +28,7 @@ from torch import Tensor
 from fastequi.data.sources.image_sets import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.geometry.blocks import block_grids, knows_blocks, place
+from fastequi.evaluate.geometry.blocks import place, unknown_blocks, with_blocks
 from fastequi.evaluate.geometry.figures import Figure, Measured, Table, means, sums_of_values, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
@@ -215,10 +215,7 @@ def evaluate_layers(
     _, source = photographs(data, test_data)
     evaluated = encoders[str(grids[-1].encoder)]
     side = evaluated.image_size
-    judged = [
-        one if one.encoder is None else block_grids(encoders[one.encoder], one.encoder)
-        for one in grids
-    ]
+    judged = with_blocks(grids, encoders)
     margin = max(shift_of(side, one.patch_size) * one.patch_size for one in judged)
     say("cutting windows")
     windows = cut_windows(source, evaluated, n, margin=margin, seed=seed)
@@ -242,11 +239,7 @@ def evaluate_layers(
         "shift_px": shift_of(side, grids[-1].patch_size) * grids[-1].patch_size,
     }  # fmt: skip
     remarks = [_highest(group, each, evaluated.name) for group, each in tables.items()]
-    remarks += [
-        f"{name}: no ViT of this library, so only its last tokens are known"
-        for name, encoder in encoders.items()
-        if not knows_blocks(encoder)
-    ]
+    remarks += unknown_blocks(encoders)
     return Found(tables, about, list(filter(None, remarks)), tested=source if data else None)
 
 

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from fastequi.data.sources.patterns import Patterns
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.geometry.figures import Figure, Measure, Measured, table
+from fastequi.evaluate.geometry.figures import Figure, Measure, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.jhmdb import JOINTS, PoseClip, open_poses
 from fastequi.evaluate.geometry.label_propagation import DINO, Propagation
 from fastequi.evaluate.geometry.projective import token_centres
-from fastequi.evaluate.geometry.video_frames import expect_side, maps_of
+from fastequi.evaluate.geometry.video_frames import Judge, expect_side, judged_clips, maps_of
 
 SIDE = 320
 WITHIN = (0.1, 0.2)
@@ -66,13 +66,13 @@ def evaluate_poses(
     for each in grids:
         expect_side(side, each)
     clips = open_poses(root, patterns)
-    sums: dict[tuple[int, str], list[Tensor]] = {}
-    for number, clip in enumerate(clips, 1):
-        for k, each in enumerate(grids):
-            say(f"clip {number} of {len(clips)}, {clip.name}: {each.encoder or each.names[0]}")
-            for name, found in tracked(each, clip, side).items():
-                sums.setdefault((k, name), []).append(judged(clip.joints, found))
-    rows = [Measured(grids[k].row(name), torch.stack(each)) for (k, name), each in sums.items()]
+
+    def judge_of(clip: PoseClip) -> Judge:
+        return lambda each: {
+            name: judged(clip.joints, found) for name, found in tracked(each, clip, side).items()
+        }
+
+    rows = judged_clips(clips, grids, judge_of, say)
     frames = sum(len(clip.frames) for clip in clips)
     about = {
         "data": str(root),

@@ -26,7 +26,7 @@ from torch import Tensor
 from fastequi.data.sources.image_sets import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.geometry.blocks import block_grids, knows_blocks
+from fastequi.evaluate.geometry.blocks import unknown_blocks, with_blocks
 from fastequi.evaluate.geometry.figures import Figure, Measure, Measured, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
@@ -232,8 +232,7 @@ def evaluate_position(
     fitted = cut_windows(train, evaluated, n, seed=2 * seed + 1)
     tested = cut_windows(test, evaluated, n_test, seed=2 * seed + 2)
     rows: list[Measured] = []
-    for each in grids:
-        one = each if each.encoder is None else block_grids(encoders[each.encoder], each.encoder)
+    for one in with_blocks(grids, encoders):
         say(f"{one.encoder or one.names[0]}: fitting")
         kept = n - max(n // 5, 1)
         parts = [_moments(one, x) for x in (fitted.images[:kept], fitted.images[kept:])]
@@ -249,14 +248,15 @@ def evaluate_position(
         "windows": {"train": n, "test": n_test}, "seed": seed,
         "rounds": ROUNDS, "gone_below": GONE, "penalties": PENALTIES,
     }  # fmt: skip
-    remarks = [
-        f"{name}: no ViT of this library, so only its last tokens are known"
-        for name, encoder in encoders.items()
-        if not knows_blocks(encoder)
-    ]
     found = table(MEASURE, rows, tested.photographs)
     fit_on = train if data else None
-    return Found({"place": found}, about, remarks, tested=test if data else None, fitted=fit_on)
+    return Found(
+        {"place": found},
+        about,
+        unknown_blocks(encoders),
+        tested=test if data else None,
+        fitted=fit_on,
+    )
 
 
 def _moments(grids: Grids, images: Tensor) -> dict[str, Moments]:

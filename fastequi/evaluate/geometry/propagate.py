@@ -28,7 +28,7 @@ from torch import Tensor
 from fastequi.data.sources.patterns import Patterns
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.davis import Clip, Ids, ids_of, open_clips
-from fastequi.evaluate.geometry.figures import Figure, Measured, means, table
+from fastequi.evaluate.geometry.figures import Figure, means, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.label_propagation import DINO, Propagation
@@ -38,7 +38,7 @@ from fastequi.evaluate.geometry.region_contour import (
     region_similarity,
     statistics,
 )
-from fastequi.evaluate.geometry.video_frames import expect_side, maps_of
+from fastequi.evaluate.geometry.video_frames import Judge, expect_side, judged_clips, maps_of
 
 SHORTER_SIDE = 480
 MEASURE = means(
@@ -71,16 +71,21 @@ def evaluate_clips(
     for each in grids:
         expect_side(side, each)
     clips = open_clips(root, patterns)
-    sums: dict[tuple[int, str], list[Tensor]] = {}
     late = [f"{clip.name} ({clip.others})" for clip in clips if clip.others]
-    for number, clip in enumerate(clips, 1):
+
+    def judge_of(clip: Clip) -> Judge:
         truth = np.stack([ids_of(file) for file in clip.masks])
-        for k, each in enumerate(grids):
-            say(f"clip {number} of {len(clips)}, {clip.name}: {each.encoder or each.names[0]}")
-            for name, found in segmented(each, clip, truth[0], side).items():
-                values = judged(truth[1:-1], found[1:-1], clip.objects, each.device)
-                sums.setdefault((k, name), []).append(over_objects(values))
-    rows = [Measured(grids[k].row(name), torch.stack(each)) for (k, name), each in sums.items()]
+
+        def judge(each: Grids) -> dict[str, Tensor]:
+            carried = segmented(each, clip, truth[0], side)
+            return {
+                name: over_objects(judged(truth[1:-1], ids[1:-1], clip.objects, each.device))
+                for name, ids in carried.items()
+            }
+
+        return judge
+
+    rows = judged_clips(clips, grids, judge_of, say)
     objects = sum(clip.objects for clip in clips)
     frames = sum(len(clip.frames) for clip in clips)
     remarks = [f"{objects} objects, {frames} frames; {_NOTE}"]

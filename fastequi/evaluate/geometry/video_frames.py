@@ -1,17 +1,19 @@
-"""Frames of videos as encoders see them, and their maps of tokens."""
+"""Clips of videos: frames as encoders see them, maps of tokens, a row for each encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.data.pillow import decoded
-from fastequi.data.sources.encoded import read, why
+from fastequi.evaluate.geometry.figures import Measured
+from fastequi.evaluate.geometry.frame import Say
 from fastequi.evaluate.geometry.grids import Grids
+from fastequi.evaluate.geometry.image_files import pixels_of
 
 
 def expect_side(side: int, grids: Grids) -> None:
@@ -29,12 +31,41 @@ def frame_of(file: Path, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: it cannot be decoded; names it.
     """
-    try:
-        pixels = torch.from_numpy(decoded(read(str(file))))
-    except Exception as error:  # whatever damaged bytes make Pillow raise
-        raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
-    frame = pixels.permute(2, 0, 1)[None].float()
+    frame = torch.from_numpy(pixels_of(file)).permute(2, 0, 1)[None].float()
     return F.interpolate(frame, size, mode="bilinear")[0].round().byte()
+
+
+class Named(Protocol):
+    """A clip, as far as it is named here."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Clip = TypeVar("Clip", bound=Named)
+Judge = Callable[[Grids], dict[str, Tensor]]
+"""Sums [S] of one clip by the name of the features."""
+
+
+def judged_clips(
+    clips: Sequence[Clip], grids: Sequence[Grids], judge_of: Callable[[Clip], Judge], say: Say
+) -> list[Measured]:
+    """A row for each kind of features, of all clips.
+
+    Args:
+        clips: one after the other.
+        grids: what gives tokens, baselines first.
+        judge_of: reads a clip's truth, once for all grids.
+        say: told how far it is.
+    """
+    sums: dict[tuple[int, str], list[Tensor]] = {}
+    for number, clip in enumerate(clips, 1):
+        judge = judge_of(clip)
+        for k, each in enumerate(grids):
+            say(f"clip {number} of {len(clips)}, {clip.name}: {each.encoder or each.names[0]}")
+            for name, found in judge(each).items():
+                sums.setdefault((k, name), []).append(found)
+    return [Measured(grids[k].row(name), torch.stack(each)) for (k, name), each in sums.items()]
 
 
 def maps_of(
