@@ -8,6 +8,7 @@ from bench.cases import (
     attention,
     blur,
     crops,
+    decode,
     embeddings,
     encoder_step,
     gram,
@@ -24,7 +25,7 @@ from bench.opbench import OpBench
 
 _MODULES = (
     *(warp_recon, linear_recon, warp, blur, rot90_batch, prototypes, embeddings, gram, crops),
-    *(attention, encoder_step, tir_overhead, train_step, views),
+    *(attention, encoder_step, tir_overhead, train_step, decode, views),
 )
 
 

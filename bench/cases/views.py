@@ -1,8 +1,8 @@
 """Augmenting decoded photographs: DALI's operators one by one, and other libraries' own.
 
 On a CPU each library runs as its users run it, with its own random parameters of the same ranges,
-an image at a time where it takes one (kornia takes batches); DALI takes a batch. Decoding is a case
-of its own. What a call gives is checked for its shape, type and range of values, since no two
+an image at a time where it takes one (kornia takes batches); DALI takes a batch. Decoding is apart
+(`decode.py`). What a call gives is checked for its shape, type and range of values, since no two
 libraries define a contrast or a hue alike: all are yardsticks, none an answer. Ours equals DALI's
 within a grey level (tests/test_fused_views.py).
 
@@ -12,7 +12,6 @@ view at a time, which is also the answer.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ OPS = ("all", "crop", "colour", "blur", "solarize", "normalise")
 _LAST = ("all", "normalise")  # their results are normalised float32 [3, H, W]
 
 
-def _photographs(count: int) -> list[Image.Image]:
+def photographs(count: int) -> list[Image.Image]:
     """The packaged ones in turn, at one size."""
     files = sorted((Path(fastequi.__file__).parent / "data" / "photos").glob("*.jpg"))
     found = [Image.open(file).convert("RGB").resize((WIDTH, HEIGHT)) for file in files]
@@ -48,7 +47,7 @@ def _photographs(count: int) -> list[Image.Image]:
 
 def _inputs(op: str, B: int, size: int) -> Inputs:
     """Whole photographs for the crop, views of them for what comes after it."""
-    images = _photographs(B)
+    images = photographs(B)
     if op not in ("all", "crop"):
         images = [image.resize((size, size)) for image in images]
     arrays = [np.asarray(image) for image in images]
@@ -354,85 +353,8 @@ def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
     return lambda: out.copy_(views)
 
 
-def _decode(make: Callable[[], Callable[[bytes], Any]]) -> Make:
-    def made(inputs: Inputs, mode: str) -> Call:
-        if mode == "fwdbwd":
-            raise Unavailable("decoding has no gradient")
-        try:
-            decode = make()
-        except ImportError as error:
-            raise Unavailable(f"{error}") from None
-        for file in inputs["files"]:
-            if np.asarray(decode(file)).size != 3 * HEIGHT * WIDTH:
-                raise Unavailable("gives no photograph of this size")
-
-        def call() -> dict[str, Tensor]:
-            for file in inputs["files"]:
-                decode(file)
-            return {}
-
-        return call
-
-    return made
-
-
-def _files(B: int) -> Inputs:
-    files = []
-    for image in _photographs(B):
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=90)
-        files.append(buffer.getvalue())
-    return {"files": files}
-
-
-def _pillow_decode() -> Callable[[bytes], Any]:
-    return lambda file: Image.open(io.BytesIO(file)).convert("RGB")
-
-
-def _cv2_decode() -> Callable[[bytes], Any]:
-    import cv2
-
-    cv2.setNumThreads(torch.get_num_threads())
-    return lambda file: cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
-
-
-def _torchvision_decode() -> Callable[[bytes], Any]:
-    from torchvision.io import decode_jpeg
-
-    return lambda file: decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8))
-
-
-def _dali_decode(inputs: Inputs, mode: str) -> Call:
-    if mode == "fwdbwd":
-        raise Unavailable("decoding has no gradient")
-    try:
-        from nvidia.dali import Pipeline, fn
-    except Exception as error:
-        raise Unavailable(f"DALI: {error}") from None
-    files = [np.frombuffer(file, np.uint8) for file in inputs["files"]]
-    pipeline = Pipeline(
-        batch_size=len(files),
-        num_threads=torch.get_num_threads(),
-        device_id=None,
-        exec_async=False,
-        exec_pipelined=False,
-        prefetch_queue_depth=1,
-    )
-    with pipeline:
-        encoded = fn.external_source(source=lambda: files, batch=True)
-        pipeline.set_outputs(fn.decoders.image(encoded, device="cpu"))
-    pipeline.build()
-    if pipeline.run()[0].as_array().shape != (len(files), HEIGHT, WIDTH, 3):
-        raise Unavailable("gives no photographs of this size")
-
-    def call() -> dict[str, Tensor]:
-        pipeline.run()
-        return {}
-
-    return call
-
-
-def _verdict(params: Mapping[str, Any], medians: Mapping[str, float]) -> str:
+def images_a_second(params: Mapping[str, Any], medians: Mapping[str, float]) -> str:
+    """The verdict of a case of images."""
     rates = ", ".join(
         f"{name} {1e3 * params['B'] / ms:,.0f}"
         for name, ms in medians.items()
@@ -471,25 +393,7 @@ CASES = (
             *({"op": op, **_BATCH} for op in OPS),
             {"op": "all", "B": 32, "size": 96},
         ),
-        verdict=_verdict,
-    ),
-    OpBench(
-        name="decode_cpu",
-        device="cpu",
-        title="JPEG files of 500x375 decoded",
-        inputs=_files,
-        providers={
-            "Pillow": Provider(_decode(_pillow_decode), **_PEER),
-            "torchvision": Provider(_decode(_torchvision_decode), **_PEER),
-            "OpenCV": Provider(_decode(_cv2_decode), **_PEER),
-            "ours, by DALI": Provider(_dali_decode, **_PEER),
-        },
-        answer=lambda inputs, mode: {},
-        bytes_moved=lambda params, mode: params["B"] * 3 * HEIGHT * WIDTH,
-        formula="pixels written once",
-        flops=lambda params, mode: 0.0,
-        sweep=({"B": 32},),
-        verdict=_verdict,
+        verdict=images_a_second,
     ),
     OpBench(
         name="views",
