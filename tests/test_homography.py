@@ -146,7 +146,7 @@ def test_without_training_pairs_there_is_no_head(tmp_path, capsys):
     ("words", "said"),
     [
         (["--pairs", "1"], "--pairs: expected >= 2, got 1"),
-        (["--train-pairs", "-1"], "--train-pairs: expected >= 0, got -1"),
+        (["--train-pairs", "-1"], "--train-pairs: expected 0 (no head) or more, got -1"),
         (["--epochs", "0"], "--epochs: expected >= 1, got 0"),
         (["--side", "480"], "--side: expected --data to be a folder of pairs of known homography"),
     ],
