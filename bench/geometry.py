@@ -3,11 +3,14 @@
     python -m bench.geometry --data PHOTOS --runs FOLDER --out bench/results/geometry_cpu.json
 
 VICReg, TIR on it, DINO, TIR on it, GTSA and RotNet are trained for the same number of minutes each,
-on one thread: six times fifteen minutes are an hour and a half of one core. All have the same ViT
-(four blocks, 128 wide, 8-px patches of 64-px views) and batches of 32 images; methods and schedules
-are the recipes' (`bench.recipes.scaled`). The same ViT at random initialisation, raw patches and
-position only are rows beside them. Judged are `eval match`, `homography` where there is one,
-`layers` and `position`, on photographs that no row has seen, with 95 % intervals over these.
+on one thread: six times fifteen minutes are an hour and a half of one core, two rows at a time. All
+have the same ViT (four blocks, 128 wide, 8-px patches of 64-px views) and batches of 32 images;
+methods and schedules are the recipes' (`bench.recipes.scaled`). The same ViT at random
+initialisation, raw patches and position only are rows beside them.
+
+Judged is what has exact truth, on photographs that no row has seen, with 95 % intervals over these:
+`eval match`, `homography`, `layers` and `position` on the photographs, `segment`, `clusters`,
+`depth` and `propagate` on scenes made of them (`fastequi data scenes`).
 
 A finished run, and a finished evaluation of the same runs, lies in --runs and is not made again.
 --words changes an evaluation: --words 'match --pairs 200'.
@@ -17,9 +20,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +37,9 @@ from bench.equivariance import brief, claim
 from bench.report import made_by
 from fastequi.cli import evaluations
 from fastequi.config import Config
-from fastequi.data.sources.image_sets import Source
+from fastequi.data.scenes.job import make
+from fastequi.data.scenes.settings import Settings
+from fastequi.data.sources.image_sets import Selection, Source
 from fastequi.data.sources.splits import photographs
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
@@ -44,10 +52,15 @@ ROWS = {
     "GTSA": "gtsa_vits16",
     "RotNet": "rotnet_vits16",
 }
-EVALUATIONS = tuple(
-    kind for kind in ("match", "homography", "layers", "position") if kind in evaluations.KINDS
-)
+SCENES = {  # evaluations of made scenes, by the part that they read
+    "segment": "segment",
+    "clusters": "segment",
+    "depth": "depth",
+    "propagate": "clips",
+}
+EVALUATIONS = ("match", "homography", "layers", "position", *SCENES)
 SIZE, DEPTH = 64, 4
+_SCENE = 128  # px: four views of the encoder in each of `segment`'s and `depth`'s images
 _MARGIN = 32  # px around a view that a path transforms: 96 / 64 > √2, so no corner is empty
 _SHOWN = {  # figures of a table: all tables, or some by title
     "match": ("recall, 1 patch", ("se2", "se2, photometric", "homography")),
@@ -95,6 +108,24 @@ def trained(row: str, source: Source, *, minutes: float, seed: int, runs: Path) 
     return run
 
 
+def all_trained(
+    rows: Sequence[str], source: Source, *, jobs: int, threads: int, **about: Any
+) -> dict[str, Path]:
+    """Every row's run; `jobs` at a time, each in a process of its own on `threads` threads."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+        runs = {row: pool.submit(trained, row, source, **about) for row in rows}
+        return {row: run.result() for row, run in runs.items()}
+
+
+def scenes(data: Path | None, seed: int, out: Path) -> Path:
+    """The folder of scenes made of the photographs."""
+    photos = Selection((str(data),), option="--data") if data else None
+    settings = Settings(images=256, clips=12, size=_SCENE, seed=seed)
+    make(out, photos, settings, lambda done, of: None)
+    return out
+
+
 def evaluated(
     kind: str, runs: Mapping[str, Path], data: Path | None, words: Sequence[str], file: Path
 ) -> Tables:
@@ -102,9 +133,10 @@ def evaluated(
     if not file.is_file():
         *others, last = map(str, runs.values())
         place = ["--data", str(data)] if data else []
+        side = ["--side", str(_SCENE)] if kind in SCENES else []
         against = [word for run in others for word in ("--against", run)]
         out = ["--device", "cpu", "--out", str(file)]
-        getattr(evaluations, kind)([last, *place, *against, *out, *words])
+        getattr(evaluations, kind)([last, *place, *side, *against, *out, *words])
     found: Tables = json.loads(file.read_text())["tables"]
     return found
 
@@ -149,12 +181,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/geometry"), help="goes on there")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument("--minutes", type=float, default=15.0, help="of training, of every row")
-    parser.add_argument("--threads", type=int, default=1, help="of training and evaluation")
+    parser.add_argument("--threads", type=int, default=1, help="of training")
+    parser.add_argument("--jobs", type=int, default=2, help="rows that are trained at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluations", nargs="+", default=EVALUATIONS, choices=EVALUATIONS)
     parser.add_argument("--words", action="append", default=[], metavar="'KIND OPTION ...'")
     options = parser.parse_args()
-    for name in ("minutes", "threads"):
+    for name in ("minutes", "threads", "jobs"):
         if not getattr(options, name) > 0:
             parser.error(f"--{name}: expected > 0, got {getattr(options, name)}")
     try:
@@ -171,9 +204,9 @@ def _measure(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in names}
     images = [train.fingerprint(), test.fingerprint()]
     claim(options.runs, {**settings, "words": words, "images": images})
-    torch.set_num_threads(options.threads)
     about = {"minutes": options.minutes, "seed": options.seed, "runs": options.runs}
-    runs = {row: trained(row, train, **about) for row in options.rows}
+    jobs = min(options.jobs, len(options.rows))
+    runs = all_trained(options.rows, train, jobs=jobs, threads=options.threads, **about)
     seconds = {row: json.loads((run / "seconds.json").read_text()) for row, run in runs.items()}
     document: dict[str, Any] = {
         **made,
@@ -185,10 +218,13 @@ def _measure(options: argparse.Namespace) -> None:
         "results": {},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    made_scenes = scenes(options.data, options.seed, options.runs / "scenes")
     for kind in options.evaluations:
         file = options.runs / f"eval_{kind}.json"
-        found = evaluated(kind, runs, options.data, words.get(kind, ()), file)
-        document["results"][kind] = found
+        data = made_scenes / SCENES[kind] if kind in SCENES else options.data
+        start = time.monotonic()
+        document["results"][kind] = evaluated(kind, runs, data, words.get(kind, ()), file)
+        print(f"eval {kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         options.out.write_text(brief({**document, "data": str(options.data)}))
     print(markdown(document["results"]), flush=True)
 

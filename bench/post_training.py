@@ -30,7 +30,8 @@ from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
 LABELLED = "digits"
-FIGURES: Mapping[str, str] = {"r2_patch_mean": "R²", "knn_k20": "kNN"}
+FIGURES: Mapping[str, str] = {"r2_patch_angle": "R² of the angle", "knn_k20": "kNN"}
+KEPT = (*FIGURES, "r2_patch_tx", "r2_patch_ty", "knn_k20_cls", "r2_z_equi_angle")
 
 
 def demo(steps: int, seed: int) -> Config:
@@ -109,7 +110,7 @@ def curve(run_dir: Path) -> list[dict[str, float]]:
     """The steps of a run that were probed, with the figures."""
     rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     probed = [row for row in rows if all(name in row for name in FIGURES)]
-    return [{name: row[name] for name in ("step", *FIGURES)} for row in probed]
+    return [{name: row[name] for name in ("step", *KEPT)} for row in probed]
 
 
 def run(folder: Path, seed: int, steps: tuple[int, int], probes: int) -> list[dict[str, Any]]:
@@ -146,8 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs=2, default=(650, 430))
-    parser.add_argument("--probes", type=int, default=72, help="steps between two probes")
+    parser.add_argument("--steps", type=int, nargs=2, default=(1600, 300))
+    parser.add_argument("--probes", type=int, default=50, help="steps between two probes")
     options = parser.parse_args()
     made, rows = made_by("python -m bench.post_training"), []
     for seed in options.seeds:

@@ -210,7 +210,10 @@ def _anchor(config: Config, encoder: TokenEncoder) -> Anchor | None:
 def _adapted(network: Network, config: Config) -> Network:
     """With LoRA's adapters where a run asks for them, which only a ViT's may."""
     if isinstance(network, vit.VisionTransformer):
-        lora.adapt(network, config.optim.lora_rank, config.optim.lora_alpha)
+        try:
+            lora.adapt(network, config.optim.lora_rank, config.optim.lora_alpha)
+        except ValueError as error:
+            raise ValueError(f"optim.lora_{error}") from error
     return network
 
 

@@ -186,6 +186,8 @@ def test_normalisation_is_the_preprocessors(tmp_path):
         ({"intermediate_size": 64}, "says intermediate_size 64, the tensors have 80"),
         ({"patch_size": 16}, "says patch_size 16, the tensors have 8"),
         ({"num_channels": 1}, "says num_channels 1, the tensors have 3"),
+        ({"qkv_bias": False}, "says qkv_bias False, the tensors have True"),
+        ({"qkv_bias": 1}, "qkv_bias: expected true or false, got 1"),
         ({"image_size": 64}, "64x64 px .* are 8x8 patches of 8 px, but pos_embed has 50 pos"),
         ({"num_attention_heads": 5}, "num_heads: expected a divisor of its 32 channels, got 5"),
         ({"hidden_act": "gelu_new"}, "hidden_act: expected silu for a gated MLP, else gelu, got"),
@@ -202,6 +204,18 @@ def test_a_config_that_contradicts_the_tensors_is_named(tmp_path, change, messag
         load_weights(tmp_path)
     assert str(told.value).startswith(f"CHECKPOINT: {tmp_path}")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_dinov2s_mlp_ratio_has_to_be_the_tensors(tmp_path, gated):
+    theirs, _ = model("dinov2 swiglu" if gated else "dinov2")
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mlp_ratio": 2}))
+    own, wanted = (88, 48) if gated else (128, 64)  # two thirds, to a multiple of 8
+    message = f"says mlp_ratio 2, hidden channels {wanted}, the tensors have {own}"
+    with pytest.raises(ValueError, match=message):
+        load_weights(tmp_path)
 
 
 def test_what_is_missing_is_named_as_transformers_names_it(tmp_path):

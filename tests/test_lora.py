@@ -224,6 +224,13 @@ def test_what_cannot_be_is_refused(optim, message):
         Config(optim=OptimConfig(**optim))
 
 
+def test_a_rank_above_the_channels_is_refused():
+    config = config_of("vicreg_vits16")
+    optim = replace(config.optim, lora_rank=1 + build_encoder(config.model, 32).embed_dim)
+    with pytest.raises(ValueError, match=r"optim\.lora_rank: expected at most \d+, the encoder"):
+        build(replace(config, optim=optim))
+
+
 def test_a_convolutional_network_has_no_adapters():
     with pytest.raises(ValueError, match=r"optim.lora_rank: expected 0 for model.name=nin, got 4"):
         Config("rotnet", model=ModelConfig("nin"), optim=OptimConfig(lora_rank=4))

@@ -194,7 +194,7 @@ def test_other_types_are_read_as_float32_and_told(tmp_path, dtype):
 def test_a_report_lists_every_kind(tmp_path):
     state = {f"teacher.backbone.{n}": t.half() for n, t in tensors(192, 2).items()}
     lines = load_weights(saved(tmp_path, state | {"teacher.head.0.weight": torch.ones(1)})).report
-    kinds = "weights layout loaded network changed resized missing unexpected assumed"
+    kinds = "weights layout loaded network changed resized missing unexpected assumed note"
     assert " ".join(line.split()[0] for line in lines.lines()) == kinds
     count = sum(tensor.numel() for tensor in tensors(192, 2).values())
     assert f"{len(state)} tensors, {count:,} parameters" in lines.lines()[2]

@@ -120,6 +120,16 @@ def test_what_nobody_says_is_asked_for_or_assumed_aloud(tmp_path, caplog):
     assert "go before what" in remarks(file, Stated(num_heads=6))
 
 
+def test_fewer_blocks_than_published_are_remarked_unless_they_are_said(tmp_path):
+    said = "2 blocks, where published ViTs of 192 channels have 12: is the file whole?"
+    assert said in remarks(saved(tmp_path / "a", tensors(192)))
+    config = timms("vit_tiny_patch16_224")
+    assert said not in remarks(saved(tmp_path / "b", tensors(192), config))
+    del config["model_args"]["depth"]
+    assert said in remarks(saved(tmp_path / "c", tensors(192), config))
+    assert "published ViTs" not in remarks(saved(tmp_path / "d", tensors(64)), Stated(num_heads=4))
+
+
 @pytest.mark.parametrize("said", ["model_args", "input_size", "config", "option"])
 @pytest.mark.parametrize("embedded", [True, False])
 def test_positions_lie_on_the_grid_that_is_said(tmp_path, said, embedded):

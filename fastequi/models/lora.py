@@ -87,6 +87,8 @@ def adapt(encoder: VisionTransformer, rank: int, alpha: float) -> None:
     arguments.number("alpha", alpha, above=0)
     if not rank:
         return
+    if rank > (dim := encoder.embed_dim):
+        raise ValueError(f"rank: expected at most {dim}, the encoder's channels, got {rank}")
     encoder.requires_grad_(False)
     for block in encoder.blocks:
         for part in block.children():

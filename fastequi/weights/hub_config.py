@@ -147,12 +147,21 @@ def _of_transformers(found: Mapping[str, Any]) -> HubConfig:
     if "use_swiglu_ffn" in found or "use_gated_mlp" in found:
         name = "use_swiglu_ffn" if "use_swiglu_ffn" in found else "use_gated_mlp"
         shapes[name] = ("mlp", "swiglu" if gated else "gelu")
+    if "mlp_ratio" in values and "hidden_size" in values:
+        ratio = values["mlp_ratio"]
+        hidden = _hidden(values["hidden_size"] * ratio, gated)
+        shapes[f"mlp_ratio {ratio:g}, hidden channels"] = ("mlp_hidden", hidden)
     return HubConfig(
         Stated(values.get("num_attention_heads"), values.get("image_size")),
         norm_eps=values.get("layer_norm_eps"),
         rope_theta=values.get("rope_theta"),
         shapes=shapes,
     )
+
+
+def _hidden(channels: float, gated: bool) -> int:
+    """Channels within a DINOv2's MLP, whose gated form has two thirds, a multiple of 8."""
+    return (int(int(channels) * 2 / 3) + 7) // 8 * 8 if gated else int(channels)
 
 
 def _sides(name: str, value: Any) -> tuple[int, int]:
@@ -174,6 +183,12 @@ def _side(name: str, value: Any) -> int:
 def _name(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise _unexpected(name, "a name", value)
+    return value
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _unexpected(name, "true or false", value)
     return value
 
 
@@ -216,6 +231,8 @@ _HUGGING: dict[str, Callable[[str, Any], Any]] = {
     "patch_size": _side,
     "num_channels": _count,
     "num_register_tokens": _amount,
+    "qkv_bias": _switch,
+    "mlp_ratio": _number,
 }
 _SHAPES = {  # transformers' fields, and our options that tensors show
     "hidden_size": "embed_dim",
@@ -224,6 +241,7 @@ _SHAPES = {  # transformers' fields, and our options that tensors show
     "patch_size": "patch_size",
     "num_channels": "in_chans",
     "num_register_tokens": "reg_tokens",
+    "qkv_bias": "qkv_bias",
 }
 
 

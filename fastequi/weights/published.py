@@ -1,4 +1,4 @@
-"""Numbers of heads of published ViTs, by timm's name, or by the width if they all agree."""
+"""Heads and blocks of published ViTs, by timm's name, or by the width if they all agree."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ _FILES = re.compile(
 # the only published number of heads at a width: DeiT, DINO, MAE, timm. 384 channels have 6 heads
 # there and 12 in MoCo v3; 768 without a class token 12 or 16.
 _USUAL = {192: 3, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+# the only published number of blocks at a width: DeiT, DINO, MAE, DINOv2 and timm
+_BLOCKS = {192: 12, 384: 12, 768: 12, 1024: 24, 1152: 27, 1280: 32, 1408: 40, 1536: 40, 1664: 48}
 
 
 def named_size(architecture: str) -> tuple[int, int] | None:
@@ -82,6 +84,11 @@ def computes_otherwise(architecture: str) -> bool:
 def usual_heads(dim: int, class_token: bool) -> int | None:
     """The number of heads of published plain ViTs of a width; None if they differ or unknown."""
     return None if dim == 768 and not class_token else _USUAL.get(dim)
+
+
+def usual_depth(dim: int) -> int | None:
+    """The number of blocks of published plain ViTs of a width; None: unknown."""
+    return _BLOCKS.get(dim)
 
 
 def _bare(architecture: str) -> str:

@@ -39,7 +39,7 @@ from fastequi.weights.encoder import encoder_of
 from fastequi.weights.files import Contents, read_weights
 from fastequi.weights.hub_config import Floats
 from fastequi.weights.layouts import Layout
-from fastequi.weights.published import computes_otherwise, file_size, named_size
+from fastequi.weights.published import computes_otherwise, file_size, named_size, usual_depth
 from fastequi.weights.report import Report
 
 State = dict[str, Tensor]
@@ -233,6 +233,7 @@ class _Found:
             for name in after:
                 del state[name]
         self._expect_as_said(options)
+        self._remark_on_depth(options)
         options["norm_eps"] = hub.norm_eps or layout.norm_eps
         if layout.rope:
             options["rope_theta"] = hub.rope_theta or self.facts.get("rope_theta", 100.0)
@@ -260,6 +261,16 @@ class _Found:
                     f"{where} says architecture {hub.architecture!r}, whose rotary positions are "
                     f"not DINOv3's"
                 )
+
+    def _remark_on_depth(self, options: Options) -> None:
+        """Of a file that lost its last blocks the rest is a ViT as well."""
+        said = any(option == "depth" for option, _ in self.beside.hub.shapes.values())
+        usual, depth = usual_depth(options["embed_dim"]), options["depth"]
+        if not said and usual is not None and depth < usual:
+            self.report.said.append(
+                f"{depth} blocks, where published ViTs of {options['embed_dim']} channels have "
+                f"{usual}: is the file whole?"
+            )
 
     def _heads(self, width: int, stated: Stated) -> int | None:
         """Attention heads from all but config.json's own words and the caller's."""
