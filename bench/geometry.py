@@ -4,7 +4,7 @@
 
 VICReg, TIR on it, DINO, TIR on it, GTSA and RotNet are trained for the same number of minutes each,
 on one thread: six times fifteen minutes are an hour and a half of one core, two rows at a time. All
-have the same ViT (four blocks, 128 wide, 8-px patches of 64-px views) and batches of 32 images;
+have the same ViT (three blocks, 96 wide, 8-px patches of 48-px views) and batches of 32 images;
 methods and schedules are the recipes' (`bench.recipes.scaled`). The same ViT at random
 initialisation, raw patches and position only are rows beside them.
 
@@ -59,9 +59,9 @@ SCENES = {  # evaluations of made scenes, by the part that they read
     "propagate": "clips",
 }
 EVALUATIONS = ("match", "homography", "layers", "position", *SCENES)
-SIZE, DEPTH = 64, 4
-_SCENE = 128  # px: four views of the encoder in each of `segment`'s and `depth`'s images
-_MARGIN = 32  # px around a view that a path transforms: 96 / 64 > √2, so no corner is empty
+SIZE, DEPTH = 48, 3
+_SCENE = 96  # px: four views of the encoder in each of `segment`'s and `depth`'s images
+_MARGIN = 24  # px around a view that a path transforms: 72 / 48 > √2, so no corner is empty
 _SHOWN = {  # figures of a table: all tables, or some by title
     "match": ("recall, 1 patch", ("se2", "se2, photometric", "homography")),
     "layers": ("equivariance", ()),
@@ -83,7 +83,7 @@ def config_of(row: str, *, minutes: float, seed: int) -> Config:
     data = replace(config.data, image_size=SIZE, source_size=SIZE, local_crop_size=SIZE // 2)
     if config.method == "tir":  # a base alone sees the same windows
         data = replace(data, source_size=SIZE + _MARGIN)
-    model = replace(config.model, embed_dim=128, depth=DEPTH, num_heads=2, drop_path=0.0)
+    model = replace(config.model, embed_dim=96, depth=DEPTH, num_heads=3, drop_path=0.0)
     train = replace(
         config.train, minutes=minutes, seed=seed, device="cpu", tensorboard=False,
         checkpoint_every=0,
