@@ -2,12 +2,13 @@
 
     python -m bench.post_training --runs FOLDER --out bench/results/post_training_cpu.json
 
-A small encoder is trained by the demo's recipe. Then TIR on iBOT goes on from its weights, on the
-same photographs, with heads and decoders that begin at random: as one would train from scratch, and
-with the safeguards of `tir_post_vitb16`, all of them and one by one. An online probe before the
-first step and along the way says what the encoder's own patch tokens know: R² of the angle between
-two windows of a photograph, and classes of scikit-learn's digits, which no run has seen, by 20
-neighbours. (R² of the shifts is in the file too; from nine photographs no encoder here learns it.)
+A small encoder is trained on scikit-learn's digits, by the demo's recipe. Then TIR on iBOT goes on
+from its weights on photographs, as one goes on from public weights on images of one's own, with
+heads and decoders that begin at random: as one would train from scratch, and with the safeguards of
+`tir_post_vitb16`, all of them and one by one. An online probe before the first step and along the
+way says what the encoder's patch tokens know: what they knew, classes of digits by 20 neighbours,
+on digits that no run has seen; and what they shall learn, R² of the angle between two windows of a
+photograph. (R² of the shifts is in the file; from nine photographs no encoder here learns it.)
 The probe takes the teacher, whose momentum is iBOT's own where it is not a safeguard.
 
 A finished run lies in --runs and is not made again.
@@ -23,27 +24,49 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
 from bench.equivariance import claim
 from bench.report import made_by
 from fastequi.atomic import replace_text
 from fastequi.config import AnchorConfig, Config, InitConfig
-from fastequi.data.sources.image_sets import Source, embedded_photos
+from fastequi.data.labelled import labelled_sets
+from fastequi.data.sources.image_sets import Selection, Source, embedded_photos, open_source
 from fastequi.data.sources.splits import TRAIN_REGION
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain
 
 LABELLED = "digits"
-FIGURES: Mapping[str, str] = {"r2_patch_angle": "R² of the angle", "knn_k20": "kNN"}
+_DIGIT = 64  # px
+FIGURES: Mapping[str, str] = {"knn_k20": "kNN of digits", "r2_patch_angle": "R² of the angle"}
 KEPT = (*FIGURES, "r2_patch_tx", "r2_patch_ty", "knn_k20_cls", "r2_z_equi_angle")
 
 
-def demo(steps: int, seed: int) -> Config:
-    """The demo's recipe with a class token, which iBOT needs."""
+def digits(folder: Path) -> Source:
+    """The digits of the training part, a PNG file each."""
+    if not folder.is_dir():
+        made = folder.with_name("digits_made")
+        made.mkdir(parents=True, exist_ok=True)
+        train, _ = labelled_sets(Selection((LABELLED,), option="digits"))
+        batches = train.batches(_DIGIT, torch.device("cpu"))
+        for i, image in enumerate(torch.cat([images for images, _, _ in batches])):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(made / f"{i:04}.png")
+        made.rename(folder)
+    return open_source(Selection((str(folder),), option="digits"))
+
+
+def demo(steps: int, seed: int, source: Source) -> Config:
+    """The demo's recipe for whole digits, and with a class token, which iBOT needs."""
     config = RECIPES["demo"]()
+    whole = replace(config.data.a1, side=None, area=(0.6, 1.0), flip=0.0)
+    config = replace(
+        config, data=replace(config.data, a1=whole, a2=whole, repeat=1, samples_per_decode=1)
+    )
     return replace(
         config,
         model=replace(config.model, class_token=True),
-        train=replace(config.train, minutes=0.0, epochs=_epochs(config, steps), seed=seed),
+        train=replace(config.train, minutes=0.0, epochs=_epochs(config, steps, source), seed=seed),
     )
 
 
@@ -78,7 +101,7 @@ def ways(recipe: Config) -> dict[str, Config]:
 
 def post(first: Config, weights: Path, steps: int, probes: int) -> Config:
     """`tir_post_vitb16` at the size of the demo: its method, schedules and safeguards."""
-    config, data = RECIPES["tir_post_vitb16"](), first.data
+    config, data = RECIPES["tir_post_vitb16"](), RECIPES["demo"]().data
     crop = replace(data.a1, side=None, area=(0.02, 0.05))
     return replace(
         config,
@@ -98,7 +121,7 @@ def post(first: Config, weights: Path, steps: int, probes: int) -> Config:
         optim=replace(config.optim, base_batch=data.batch_size),
         train=replace(
             config.train,
-            epochs=_epochs(first, steps),
+            epochs=_epochs(replace(first, data=data), steps, _photographs()),
             seed=first.train.seed,
             knn_every=probes,
             knn_data=(LABELLED,),
@@ -122,17 +145,18 @@ def run(
     folder: Path, seed: int, steps: tuple[int, int], probes: int, names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """One encoder, and each way to go on from it: {"way", "seed", "curve"}."""
-    first = demo(steps[0], seed)
-    weights = _trained(first, folder / "first") / "model.safetensors"
+    known = digits(folder.with_name("digits"))
+    first = demo(steps[0], seed, known)
+    weights = _trained(first, folder / "first", known) / "model.safetensors"
     for way, each in ways(post(first, weights, steps[1], probes)).items():
         if way in names:
-            run_dir = _trained(each, folder / way.replace(" ", "_"))
+            run_dir = _trained(each, folder / way.replace(" ", "_"), _photographs())
             yield {"way": way, "seed": seed, "curve": curve(run_dir)}
 
 
-def _trained(config: Config, run_dir: Path) -> Path:
+def _trained(config: Config, run_dir: Path, source: Source) -> Path:
     if not (run_dir / "model.safetensors").is_file():
-        pretrain(config, _photographs(), run_dir, resume=(run_dir / "config.json").is_file())
+        pretrain(config, source, run_dir, resume=(run_dir / "config.json").is_file())
     return run_dir
 
 
@@ -181,9 +205,9 @@ def _photographs() -> Source:
     return embedded_photos(TRAIN_REGION)
 
 
-def _epochs(config: Config, steps: int) -> int:
+def _epochs(config: Config, steps: int, source: Source) -> int:
     data = config.data
-    return max(round(steps * data.batch_size / (len(_photographs()) * data.samples_per_file)), 1)
+    return max(round(steps * data.batch_size / (len(source) * data.samples_per_file)), 1)
 
 
 if __name__ == "__main__":
