@@ -304,7 +304,7 @@ checkpoint.write = write
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("options", [ALONE, FSDP])
+@pytest.mark.parametrize("options", [pytest.param(ALONE, marks=pytest.mark.slow), FSDP])
 def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(tmp_path, options):
     spoil = """
 from fastequi import train

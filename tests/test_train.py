@@ -343,7 +343,7 @@ def test_checkpoints_by_a_thread_hold_the_step_they_name(tmp_path, source):
             assert all(torch.equal(ours[key], theirs[key]) for key in ours), (once.name, name)
 
 
-@pytest.mark.parametrize("base", ["vicreg", "simclr"])
+@pytest.mark.parametrize("base", ["vicreg", pytest.param("simclr", marks=pytest.mark.slow)])
 def test_a_base_with_tir_learns_on_photographs_and_does_not_collapse(tmp_path, source, base):
     """120 steps: every loss lower in the last third than in the first, features spread out."""
     config = small(log_every=1, checkpoint_every=0)

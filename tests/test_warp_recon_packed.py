@@ -51,7 +51,7 @@ def check(pred, image, theta, device, patch=0, reduction="mean", **options):
     assert_near(ours.grad, reference.grad, GRAD[dtype])
 
 
-@pytest.mark.slow("l1-border", "l1-reflection", "smooth_l1-border", "smooth_l1-zeros")
+@pytest.mark.slow("l1-border", "l1-reflection", "smooth_l1-border", "smooth_l1-zeros", "mse-True-3")
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -72,7 +72,7 @@ def test_later_calls_of_one_signature_read_their_own_values(device):
         check(pred, image, thetas(2, 2, seed=seed), device, 8, mean=MEAN, std=STD)
 
 
-@pytest.mark.slow("dtype2", "32")
+@pytest.mark.slow("dtype2", "32", "dtype0-4", "dtype1-3")
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
@@ -92,6 +92,7 @@ def colours():
     )
 
 
+@pytest.mark.slow("8-dtype1-3", "8-dtype0-4")
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("patch", [0, 8])
