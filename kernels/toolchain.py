@@ -38,6 +38,7 @@ KERNELS = (
     "blur.c",
     "crop_align.c",
     "fused_views.c",
+    "short_attention.c",
 )  # once per instruction set
 COMMON = ("native.c",)
 HEADERS = (

@@ -125,6 +125,7 @@ def round_trips(body: list[str]) -> list[str]:
         ("crop_align.c", "pool"),
         ("correspondence.c", "add_matches"),
         ("gram.c", "differences"),
+        ("short_attention.c", "product"),
     ],
 )
 def test_no_vector_goes_by_way_of_the_stack(kernel, hot, isa, monkeypatch):

@@ -1,4 +1,5 @@
-"""attention: the wrapper against every backend it could have taken, at the encoders' lengths."""
+"""attention: the wrapper against every backend it could have taken, at the encoders' lengths; and
+of few tokens on a CPU, from the rows of a qkv projection."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from bench.cases.geometry import DTYPES, itemsize
 from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
 from bench.providers import Signature
-from fastequi.models.attention import attention
+from fastequi.models.attention import attention, self_attention
 
 LENGTHS = (197, 37, 201, 257, 261)
 
@@ -98,7 +99,58 @@ def _case(name: str, device: str, batch: int, dtype: str) -> OpBench:
     )
 
 
+def _packed(B: int, N: int, H: int, D: int, dtype: str) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(B, N, 3, H, D, generator=generator, dtype=DTYPES[dtype])
+    grad = torch.randn(B, N, H, D, generator=generator, dtype=DTYPES[dtype])
+    return {"qkv": qkv.requires_grad_(), "grad": grad}
+
+
+_ROWS = Signature(
+    arguments=lambda inputs: [inputs["qkv"]],
+    leaves=lambda inputs: {"dqkv": inputs["qkv"]},
+    result="out",
+    upstream=lambda inputs: inputs["grad"],
+)
+
+
+def _of_rows(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda qkv: attend(*qkv.unbind(2))
+
+
+def _answer_of_rows(inputs: Inputs, mode: str) -> dict[str, Tensor]:
+    wide = {
+        "qkv": inputs["qkv"].detach().double().requires_grad_(),
+        "grad": inputs["grad"].double(),
+    }
+    return {n: v.detach() for n, v in _ROWS.eager(_of_rows(_plain))(wide, mode)().items()}
+
+
+SHORT = OpBench(
+    name="short_attention_cpu",
+    device="cpu",
+    title="softmax(q kT / sqrt D) v of few tokens, from the rows of a qkv projection",
+    inputs=_packed,
+    providers={
+        "eager": Provider(_ROWS.eager(_of_rows(_plain))),
+        "SDPA": Provider(_ROWS.eager(_of_rows(_sdpa))),
+        "compile": Provider(_ROWS.compiled(_of_rows(_plain))),
+        "ours": Provider(_ROWS.ours(self_attention, "native")),
+    },
+    answer=_answer_of_rows,
+    bytes_moved=_bytes,
+    formula="q, k, v read, out written; backward: those and out's gradient read, three written",
+    flops=_flops,
+    sweep=(
+        {"B": 128, "N": 16, "H": 2, "D": 64, "dtype": "float32"},  # the demo's
+        {"B": 64, "N": 37, "H": 6, "D": 64, "dtype": "float32"},  # a 96 px crop of ViT-S/16
+        {"B": 64, "N": 64, "H": 3, "D": 32, "dtype": "float32"},
+        {"B": 1, "N": 16, "H": 2, "D": 64, "dtype": "float32"},
+    ),
+)
+
 CASES = (
     _case("attention_cpu", "cpu", 4, "bfloat16"),
+    SHORT,
     _case("attention", "cuda", 256, "bfloat16"),
 )

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fastequi.kernels import short_attention
 from fastequi.kernels.graphs import constant_in_graphs
 from fastequi.models.attention_choice import Attend, fastest
 from fastequi.versions import version_of
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "flash3", "xformers", "sdpa")
 _PACKAGES = {"flash3": "flash_attn_interface", "xformers": "xformers"}
+_HALVES = (torch.float16, torch.bfloat16)
 _GRAPHS_BATCH = 64  # images measured for a compiled graph, whose batch may change
 
 Sizes = tuple[int, int, int, int, int]  # B, N, M keys, H, D
@@ -61,6 +63,25 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
     return _attend(backend)(q, k, v)
 
 
+def self_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
+    """:func:`attention` of the queries, keys and values of one projection.
+
+    On a CPU "auto" is our kernel for images of at most 64 tokens (`kernels/short_attention.py`).
+
+    Args:
+        qkv: [B, N, 3, H, D].
+        backend: as of :func:`attention`.
+
+    Returns:
+        [B, N, H, D].
+    """
+    if backend == "auto" and qkv.device.type == "cpu":
+        wide = qkv.float() if qkv.dtype in _HALVES else qkv  # as _sdpa
+        if short_attention.is_faster(wide):
+            return short_attention.short_attention(wide).to(qkv.dtype)
+    return attention(*qkv.unbind(2), backend=backend)
+
+
 def available_backends() -> dict[str, tuple[bool, str]]:
     """Whether each backend could run here in half precision, and why."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +96,7 @@ def _can_measure(q: Tensor) -> bool:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if q.device.type == "cpu" and q.dtype in (torch.float16, torch.bfloat16):
+    if q.device.type == "cpu" and q.dtype in _HALVES:
         # half precision gains nothing here and its backward is several times slower at few tokens
         # (torch 2.13, AVX-512 with bf16); autocast would cast back
         with torch.autocast("cpu", enabled=False):

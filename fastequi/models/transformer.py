@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastequi.models.attention import attention
+from fastequi.models.attention import attention, self_attention
 from fastequi.models.mlp import make_mlp
 from fastequi.models.rope import Rotation, rotate
 
@@ -90,16 +90,23 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, sizes: Sequence[Size], rotations: Rotations = None) -> Tensor:
         mixed = []
         for i, (part, size) in enumerate(parts(self.qkv(x), sizes)):
-            q, k, v = self.heads(part, size, rotations[i] if rotations is not None else None)
-            mixed.append(attention(q, k, v, backend=self.backend).flatten(2).flatten(0, 1))
+            if rotations is None:
+                found = self_attention(self.packed(part, size), backend=self.backend)
+            else:
+                found = attention(*self.heads(part, size, rotations[i]), backend=self.backend)
+            mixed.append(found.flatten(2).flatten(0, 1))
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
+    def packed(self, projected: Tensor, size: Size) -> Tensor:
+        """A group's rows [B N, 3 H D] of `qkv` as [B, N, 3, H, D]."""
+        head_dim = projected.shape[-1] // (3 * self.num_heads)
+        return projected.reshape(*size, 3, self.num_heads, head_dim)
 
     def heads(
         self, projected: Tensor, size: Size, rotation: Rotation | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, values [B, N, H, D] of a group's rows [B N, 3 H D] of `qkv`."""
-        head_dim = projected.shape[-1] // (3 * self.num_heads)
-        qkv = projected.reshape(*size, 3, self.num_heads, head_dim)
+        qkv = self.packed(projected, size)
         if rotation is None:
             q, k, v = qkv.unbind(2)
         else:

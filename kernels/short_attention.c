@@ -1,0 +1,168 @@
+/* Attention of images of few tokens, forward and backward, from and to the rows of a qkv projection.
+ * One thread takes a head of an image: all that it works on stays in the first caches. Probabilities
+ * are made again in the backward, of the logarithm of their sums.
+ */
+#include <stdlib.h>
+
+#include "exponentials.h"
+
+typedef struct {
+  const float *qkv;       /* [batch, tokens, 3, heads, width] */
+  float *out;             /* [batch, tokens, heads, width] */
+  float *sums;            /* [batch, heads, tokens] log2 of the sums of powers; or NULL */
+  const float *grad_out;  /* as out; NULL: the forward is asked for, else the backward */
+  float *grad;            /* as qkv */
+  int64_t batch, tokens, heads, width;
+  float scale;            /* of the products of queries and keys */
+  int32_t threads;
+} ShortAttention;
+
+enum { TILE = 4 }; /* rows of a product that are made together */
+
+/* A matrix [rows, depth] whose value (r, k) lies at data[r row + k column]. */
+typedef struct {
+  const float *data;
+  int64_t row, column;
+} Factor;
+
+/* R rows and V vectors of `out`: `a` from its row on, times the rows of b, `apart` values apart. */
+INLINE void tile(
+    float *out, int64_t out_row, Factor a, const float *b, int64_t apart, int64_t depth, float scale,
+    const int R, const int V) {
+  vf sum[TILE][2];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) sum[r][v] = splat(0.0f);
+  for (int64_t k = 0; k < depth; k++) {
+    const float *row = b + k * apart;
+    vf first = AT(vf, row), second = first;
+    if (V == 2) second = AT(vf, row + LANES);
+    for (int r = 0; r < R; r++) {
+      float by = a.data[r * a.row + k * a.column];
+      sum[r][0] += first * by;
+      if (V == 2) sum[r][1] += second * by;
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) AT(vf, out + r * out_row + v * LANES) = sum[r][v] * scale;
+}
+
+/* out [rows, columns] = scale · a [rows, depth] b [depth, columns], of whole vectors. */
+CALLED void product(
+    float *out, int64_t out_row, Factor a, const float *b, int64_t apart, int64_t rows, int64_t depth,
+    int64_t columns, float scale) {
+  for (int64_t c = 0; c < columns; c += 2 * LANES) {
+    int two = c + 2 * LANES <= columns;
+    int64_t r = 0;
+    Factor at = a;
+    for (; r + TILE <= rows; r += TILE, at.data += TILE * a.row) {
+      float *to = out + r * out_row + c;
+      if (two) tile(to, out_row, at, b + c, apart, depth, scale, TILE, 2);
+      else tile(to, out_row, at, b + c, apart, depth, scale, TILE, 1);
+    }
+    for (; r < rows; r++, at.data += a.row) {
+      float *to = out + r * out_row + c;
+      if (two) tile(to, out_row, at, b + c, apart, depth, scale, 1, 2);
+      else tile(to, out_row, at, b + c, apart, depth, scale, 1, 1);
+    }
+  }
+}
+
+/* Rows [tokens, width], `apart` values apart, as columns [width, padded], with zeros behind. */
+CALLED void turn(
+    float *columns, const float *rows, int64_t apart, int64_t tokens, int64_t width, int64_t padded) {
+  int64_t t = 0;
+  for (; t + 4 <= tokens; t += 4)
+    for (int64_t d = 0; d < width; d += 4) {
+      const float *from = rows + t * apart + d;
+      Four m = transposed((Four){AT(v4, from), AT(v4, from + apart), AT(v4, from + 2 * apart),
+                                 AT(v4, from + 3 * apart)});
+      float *to = columns + d * padded + t;
+      AT(v4, to) = m.a, AT(v4, to + padded) = m.b;
+      AT(v4, to + 2 * padded) = m.c, AT(v4, to + 3 * padded) = m.d;
+    }
+  for (; t < padded; t++)
+    for (int64_t d = 0; d < width; d++)
+      columns[d * padded + t] = t < tokens ? rows[t * apart + d] : 0;
+}
+
+/* The scratch of one thread: keys or values turned, probabilities, their gradients. */
+typedef struct {
+  float *turned, *p, *g;
+  int64_t padded;
+} Scratch;
+
+/* Scaled products of queries and keys in units of log2, -infinity behind each row. */
+CALLED void logits(const ShortAttention *op, const float *q, const Scratch *s) {
+  int64_t apart = 3 * op->heads * op->width, n = op->tokens;
+  turn(s->turned, q + op->heads * op->width, apart, n, op->width, s->padded);
+  product(s->p, s->padded, (Factor){q, apart, 1}, s->turned, s->padded, n, op->width, s->padded,
+          op->scale * LOG2E);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t j = n; j < s->padded; j++) s->p[i * s->padded + j] = -INFINITY;
+}
+
+CALLED void forward(const ShortAttention *op, int64_t b, int64_t h, const Scratch *s) {
+  int64_t n = op->tokens, width = op->width, heads = op->heads, apart = 3 * heads * width;
+  const float *q = op->qkv + b * n * apart + h * width;
+  logits(op, q, s);
+  for (int64_t i = 0; i < n; i++) {
+    float *row = s->p + i * s->padded;
+    vf top = AT(vf, row), total = splat(0.0f);
+    for (int64_t j = LANES; j < s->padded; j += LANES) top = larger(AT(vf, row + j), top);
+    float most = most_of(top);
+    for (int64_t j = 0; j < s->padded; j += LANES) {
+      vf power = exp2_or_0(AT(vf, row + j) - most);
+      AT(vf, row + j) = power;
+      total += power;
+    }
+    float sum = sum_of(total);
+    for (int64_t j = 0; j < s->padded; j += LANES) AT(vf, row + j) *= 1 / sum;
+    if (op->sums) op->sums[(b * heads + h) * n + i] = most + log2f(sum);
+  }
+  product(op->out + (b * n * heads + h) * width, heads * width, (Factor){s->p, s->padded, 1},
+          q + 2 * heads * width, apart, n, n, width, 1);
+}
+
+CALLED void backward(const ShortAttention *op, int64_t b, int64_t h, const Scratch *s) {
+  int64_t n = op->tokens, width = op->width, heads = op->heads, next = heads * width, apart = 3 * next;
+  int64_t start = b * n * apart + h * width, padded = s->padded;
+  const float *q = op->qkv + start, *k = q + next, *v = k + next;
+  const float *grad_out = op->grad_out + b * n * next + h * width;
+  float *grad = op->grad + start;
+  logits(op, q, s);
+  for (int64_t i = 0; i < n; i++) {
+    float *row = s->p + i * padded, sum = op->sums[(b * heads + h) * n + i];
+    for (int64_t j = 0; j < padded; j += LANES) AT(vf, row + j) = exp2_or_0(AT(vf, row + j) - sum);
+  }
+  product(grad + 2 * next, apart, (Factor){s->p, 1, padded}, grad_out, next, n, n, width, 1);
+  turn(s->turned, v, apart, n, width, padded);
+  product(s->g, padded, (Factor){grad_out, next, 1}, s->turned, padded, n, width, padded, 1);
+  for (int64_t i = 0; i < n; i++) { /* of the logits: p (g - Σ p g) */
+    float *p = s->p + i * padded, *g = s->g + i * padded;
+    vf total = splat(0.0f);
+    for (int64_t j = 0; j < padded; j += LANES) total += AT(vf, p + j) * AT(vf, g + j);
+    float mean = sum_of(total);
+    for (int64_t j = 0; j < padded; j += LANES) AT(vf, g + j) = AT(vf, p + j) * (AT(vf, g + j) - mean);
+  }
+  product(grad, apart, (Factor){s->g, padded, 1}, k, apart, n, n, width, op->scale);
+  product(grad + next, apart, (Factor){s->g, 1, padded}, q, apart, n, n, width, op->scale);
+}
+
+const int64_t EXPORT(short_attention_bytes) = sizeof(ShortAttention);
+
+/* 0, or -1 where memory ran out. */
+int EXPORT(short_attention)(const ShortAttention *op) {
+  int64_t padded = (op->tokens + LANES - 1) / LANES * LANES;
+  int64_t own = (op->width + 2 * op->tokens) * padded;
+  float *memory = malloc((size_t)op->threads * own * sizeof(float) + 1);
+  if (!memory) return -1;
+#pragma omp parallel for num_threads(op->threads) schedule(static)
+  for (int64_t i = 0; i < op->batch * op->heads; i++) {
+    float *mine = memory + thread_number() * own;
+    Scratch s = {mine, mine + op->width * padded, mine + (op->width + op->tokens) * padded, padded};
+    if (op->grad_out) backward(op, i / op->heads, i % op->heads, &s);
+    else forward(op, i / op->heads, i % op->heads, &s);
+  }
+  free(memory);
+  return 0;
+}
