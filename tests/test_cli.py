@@ -80,8 +80,8 @@ def test_pretrain_and_resume_on_a_folder_with_spaces_and_subfolders(tmp_path):
     assert "ETA" in out.stderr
     config = json.loads((run / "config.json").read_text())
     assert config["model"]["embed_dim"] == 32
-    # the run's own settings come back with --resume: nothing but the folder need be said
-    fastequi("pretrain", "demo", *options, "--resume", "--max-steps", 3, cwd=tmp_path)
+    # the run's settings and its recipe come back with --resume: nothing but folders need be said
+    fastequi("pretrain", *options, "--resume", "--max-steps", 3, cwd=tmp_path)
     assert json.loads((run / "config.json").read_text()) == config
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 3

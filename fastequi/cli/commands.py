@@ -221,13 +221,20 @@ def pretrain(argv: list[str]) -> None:
 
 def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
     """The recipe's name and the checked options of a command line."""
+    begun = _run_to_resume(argv)
+    if begun is not None and begun.recipe and argv[0].startswith("-"):
+        argv = [begun.recipe, *argv]
     name, *rest = argv
     if name.startswith("-"):
         raise ValueError(f"RECIPE is missing before {name}\n\n{_pretrain_usage()}")
     if name not in RECIPES:
         raise _unknown("recipe", name, RECIPES, _pretrain_usage())
-    begun = _config_to_resume(name, rest)
-    default = PretrainOptions(begun or RECIPES[name]())
+    if begun is not None and begun.recipe not in ("", name):
+        raise ValueError(
+            f"--resume: {begun.run_dir} is a run of the recipe {begun.recipe}, got {name}; "
+            f"expected that recipe, or another --run-dir"
+        )
+    default = PretrainOptions(begun.config if begun is not None else RECIPES[name]())
     rest = for_network(rest, default.config)
     options = _parsed_with_weights(f"fastequi pretrain {name}", rest, default, begun is not None)
     _expect_one_end(rest, options.config)
@@ -444,8 +451,17 @@ def _pretrain_usage() -> str:
     return f"usage: {form}\n\n{lines}"
 
 
-def _config_to_resume(name: str, argv: list[str]) -> Config | None:
-    """The settings of the run that --resume continues, which become the defaults."""
+@dataclass(frozen=True)
+class _Begun:
+    """A run that --resume continues: its settings become the defaults, its recipe ("": of none)
+    need not be said again."""
+
+    run_dir: Path
+    config: Config
+    recipe: str
+
+
+def _run_to_resume(argv: list[str]) -> _Begun | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run-dir", "--run_dir", type=Path, default=Path())
     parser.add_argument("--resume", action="store_true")
@@ -455,15 +471,9 @@ def _config_to_resume(name: str, argv: list[str]) -> Config | None:
         return None
     text = file.read_text()
     try:
-        config, begun = Config.from_json(text), recipe_of(text)
+        return _Begun(given.run_dir, Config.from_json(text), recipe_of(text))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"--resume: {file} cannot be read: {error}") from error
-    if begun and begun != name:
-        raise ValueError(
-            f"--resume: {given.run_dir} is a run of the recipe {begun}, got {name}; expected that "
-            f"recipe, or another --run-dir"
-        )
-    return config
 
 
 def _dated(name: str) -> Path:
