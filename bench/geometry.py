@@ -62,11 +62,14 @@ EVALUATIONS = ("match", "homography", "layers", "position", *SCENES)
 SIZE, DEPTH = 48, 3
 _SCENE = 96  # px: four views of the encoder in each of `segment`'s and `depth`'s images
 _MARGIN = 24  # px around a view that a path transforms: 72 / 48 > √2, so no corner is empty
-_SHOWN = {  # figures of a table: all tables, or some by title
-    "match": ("recall, 1 patch", ("se2", "se2, photometric", "homography")),
-    "layers": ("equivariance", ()),
-    "position": ("R²", ()),
+_SHOWN = {  # the figure that is shown of an evaluation, the first if it is not here; some tables
+    "match": (
+        "recall, 1 patch",
+        ("se2", "se2, photometric", "homography", "homography, photometric"),
+    ),
+    "homography": ("MCE, px", ("RANSAC", "RANSAC, photometric", "head", "head, photometric")),
 }
+_TOGETHER = ("match",), ("homography",), ("layers", "position"), tuple(SCENES)  # in a table
 
 Tables = Mapping[str, Any]
 
@@ -148,7 +151,7 @@ def evaluated(
 
 
 def columns(results: Mapping[str, Tables]) -> Iterator[tuple[str, str, int]]:
-    """(evaluation, table, figure) that the printed table shows; of others their first figure."""
+    """(evaluation, table, figure) that a printed table shows."""
     for kind, tables in results.items():
         figure, titles = _SHOWN.get(kind, ("", ()))
         for title in [title for title in titles if title in tables] or tables:
@@ -157,11 +160,15 @@ def columns(results: Mapping[str, Tables]) -> Iterator[tuple[str, str, int]]:
 
 
 def markdown(results: Mapping[str, Tables]) -> str:
-    """One table: a row for all features of the output, figures with their intervals."""
-    shown = list(columns(results))
+    """Tables with a row for all features of the output, figures with their intervals."""
+    groups = [{kind: results[kind] for kind in kinds if kind in results} for kinds in _TOGETHER]
+    return "\n\n".join(_one_table(group) for group in groups if group)
+
+
+def _one_table(results: Mapping[str, Tables]) -> str:
     cells: dict[tuple[str | None, str], dict[int, str]] = {}
     heads = []
-    for i, (kind, title, which) in enumerate(shown):
+    for i, (kind, title, which) in enumerate(columns(results)):
         found = results[kind][title]
         figure = found["figures"][which]
         heads.append(f"{kind}, {title}: {figure['name']}")
