@@ -177,6 +177,18 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def curves(document: Mapping[str, Any]) -> str:
+    """The probes along the way, kNN of digits / R² of the angle, a row for each run."""
+    rows = document["rows"]
+    steps = [point["step"] for point in rows[0]["curve"]]
+    lines = [f"| way, seed | {' | '.join(f'step {step:,}' for step in steps)} |"]
+    lines.append("| --- |" + " --- |" * len(steps))
+    for row in rows:
+        cells = (" / ".join(f"{point[name]:.2f}" for name in FIGURES) for point in row["curve"])
+        lines.append(f"| {row['way']}, {row['seed']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     names = list(ways(RECIPES["tir_post_vitb16"]()))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
