@@ -28,7 +28,7 @@ from fastequi.evaluate.geometry.figures import (
     sums_of_values,
     table,
 )
-from fastequi.evaluate.geometry.frame import Found, Say
+from fastequi.evaluate.geometry.frame import Found, Say, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.projective import corners, moved
 from fastequi.evaluate.geometry.token_matches import (
@@ -99,8 +99,9 @@ def evaluate_homographies(
     evaluated = encoders[str(grids[-1].encoder)]
     _expect_memory(grids, budget)
     tables: dict[str, Table] = {}
+    left_out: dict[str, set[str]] = {"train": set(), "test": set()}
     for change in (None, Photometric()):
-        tables |= _tables(train, test, budget, grids, evaluated, change, say)
+        tables |= _tables(train, test, budget, grids, evaluated, change, left_out, say)
     about = {
         **documented(data),
         "photographs": {"train": len(train), "test": len(test)},
@@ -111,10 +112,16 @@ def evaluate_homographies(
         "refinement_temperature": TEMPERATURE,
         "ransac_within_patches": WITHIN,
         "farthest_sides": FARTHEST,
+        "left_out": {use: sorted(names) for use, names in left_out.items()},
     }
     tested, fitted = (test, train) if data else (None, None)
     fitted = fitted if budget.train_pairs else None
-    return Found(tables, about, remarks=[REMARK], tested=tested, fitted=fitted)
+    remarks = [
+        REMARK,
+        *without(left_out["train"], train, "training"),
+        *without(left_out["test"], test),
+    ]
+    return Found(tables, about, remarks, tested=tested, fitted=fitted)
 
 
 def _tables(
@@ -124,8 +131,10 @@ def _tables(
     grids: list[Grids],
     evaluated: Encoder,
     change: Photometric | None,
+    left_out: Mapping[str, set[str]],
     say: Say,
 ) -> dict[str, Table]:
+    """Names of photographs that cannot be decoded are added to `left_out`."""
     suffix = "" if change is None else ", photometric"
 
     def pairs_of(source: Source, n: int, seed: int) -> WarpedPairs:
@@ -134,8 +143,10 @@ def _tables(
 
     tested = pairs_of(test, budget.pairs, budget.seed)
     fitted = pairs_of(train, budget.train_pairs, budget.seed + 1) if budget.train_pairs else None
+    left_out["test"].update(tested.left_out)
     rows: dict[str, list[Measured]] = {name: [_no_motion(tested, True)] for name in METHODS}
     if fitted is not None:
+        left_out["train"].update(fitted.left_out)
         rows["head"] = [_no_motion(tested, False)]
     for each in grids:
         say(f"{each.encoder or each.names[0]}{suffix}")

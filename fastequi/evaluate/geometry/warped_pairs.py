@@ -37,12 +37,14 @@ class WarpedPairs:
         first, second: [N, 3, S, S] float16 in 0..1.
         to_first: [N, 3, 3] float64, from pixels of the second view to those of the first.
         photographs: [N] int64, which one each pair is of.
+        left_out: names of photographs that cannot be decoded, of those that were drawn.
     """
 
     first: Tensor
     second: Tensor
     to_first: Tensor
     photographs: Tensor
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.first)
@@ -97,12 +99,15 @@ def warped_pairs(
             first.append(both[0].half().cpu())
             second.append(both[1].half().cpu())
             relations.append(relation)
-            photographs.append(batch.sample_ids // loader.cfg.samples_per_file)
+            photographs.append(loader.images_of(batch.sample_ids))
             count += len(windows)
             if count >= n:
                 break
-    parts = first, second, relations, photographs
-    return WarpedPairs(*(torch.cat(part)[:n].cpu() for part in parts))
+        left_out = tuple(loader.quarantined)
+    views_1, views_2, to_first, of = (
+        torch.cat(part)[:n].cpu() for part in (first, second, relations, photographs)
+    )
+    return WarpedPairs(views_1, views_2, to_first, of, left_out)
 
 
 def _views(encoder: Encoder, family: str, path: paths.Path) -> Views:
