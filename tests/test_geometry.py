@@ -376,7 +376,9 @@ def test_the_command_prints_tables_and_leaves_a_file(tmp_path, capsys):
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
-def test_damaged_photographs_are_counted_once_below_the_tables(tmp_path, capsys, words, is_fitted):
+def test_damaged_photographs_are_counted_once_below_the_tables(
+    tmp_path, capsys, caplog, words, is_fitted
+):
     pytest.importorskip("nvidia.dali")
     for i in range(10):  # 04 and 09 test
         values = np.random.default_rng(i).integers(0, 256, (100, 100, 3), np.uint8)
@@ -389,6 +391,7 @@ def test_damaged_photographs_are_counted_once_below_the_tables(tmp_path, capsys,
     said = " ".join(capsys.readouterr().out.split())
     assert "8 images of 1 photographs, so no interval" in said
     assert said.count("1 of 2 test photographs cannot be decoded and are left out: 04.jpg") == 1
+    assert sum("04.jpg cannot be decoded" in line for line in caplog.messages) == 1
     fitted = said.count("1 of 8 training photographs cannot be decoded and are left out: 01.jpg")
     assert fitted == is_fitted
     left_out = json.loads(out.read_text())["left_out"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,20 @@ class Found:
     fitted: Source | None = None
 
 
-def without(left_out: Iterable[str], source: Source, use: str = "test") -> list[str]:
-    """The remark on photographs that cannot be decoded, each counted once.
+def named(places: Set[int], source: Source) -> list[str]:
+    """The names of photographs by their places in a source."""
+    return [source.names[i] for i in sorted(places)]
+
+
+def without(left_out: Set[int], source: Source, use: str = "test") -> list[str]:
+    """The remark on photographs that cannot be decoded.
 
     Args:
-        left_out: their names, as often as they were met.
+        left_out: their places in the source.
         source: all photographs.
         use: of them, for people.
     """
-    names = sorted(set(left_out))
+    names = named(left_out, source)
     if not names:
         return []
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

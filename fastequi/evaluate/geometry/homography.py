@@ -28,7 +28,7 @@ from fastequi.evaluate.geometry.figures import (
     sums_of_values,
     table,
 )
-from fastequi.evaluate.geometry.frame import Found, Say, without
+from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.projective import corners, moved
 from fastequi.evaluate.geometry.token_matches import (
@@ -99,7 +99,7 @@ def evaluate_homographies(
     evaluated = encoders[str(grids[-1].encoder)]
     _expect_memory(grids, budget)
     tables: dict[str, Table] = {}
-    left_out: dict[str, set[str]] = {"train": set(), "test": set()}
+    left_out: tuple[set[int], set[int]] = set(), set()
     for change in (None, Photometric()):
         tables |= _tables(train, test, budget, grids, evaluated, change, left_out, say)
     about = {
@@ -112,14 +112,14 @@ def evaluate_homographies(
         "refinement_temperature": TEMPERATURE,
         "ransac_within_patches": WITHIN,
         "farthest_sides": FARTHEST,
-        "left_out": {use: sorted(names) for use, names in left_out.items()},
+        "left_out": {"train": named(left_out[0], train), "test": named(left_out[1], test)},
     }
     tested, fitted = (test, train) if data else (None, None)
     fitted = fitted if budget.train_pairs else None
     remarks = [
         REMARK,
-        *without(left_out["train"], train, "training"),
-        *without(left_out["test"], test),
+        *without(left_out[0], train, "training"),
+        *without(left_out[1], test),
     ]
     return Found(tables, about, remarks, tested=tested, fitted=fitted)
 
@@ -131,22 +131,26 @@ def _tables(
     grids: list[Grids],
     evaluated: Encoder,
     change: Photometric | None,
-    left_out: Mapping[str, set[str]],
+    left_out: tuple[set[int], set[int]],
     say: Say,
 ) -> dict[str, Table]:
-    """Names of photographs that cannot be decoded are added to `left_out`."""
+    """Training and test photographs that cannot be decoded are added to `left_out`."""
     suffix = "" if change is None else ", photometric"
 
-    def pairs_of(source: Source, n: int, seed: int) -> WarpedPairs:
+    def pairs_of(source: Source, n: int, seed: int, known: set[int]) -> WarpedPairs:
         say(f"cutting {n:,} pairs{suffix}")
-        return warped_pairs(source, evaluated, "homography", n, seed=seed, photometric=change)
+        found = warped_pairs(
+            source, evaluated, "homography", n, seed=seed, photometric=change, known=known
+        )
+        known |= found.left_out
+        return found
 
-    tested = pairs_of(test, budget.pairs, budget.seed)
-    fitted = pairs_of(train, budget.train_pairs, budget.seed + 1) if budget.train_pairs else None
-    left_out["test"].update(tested.left_out)
+    tested = pairs_of(test, budget.pairs, budget.seed, left_out[1])
+    fitted = None
+    if budget.train_pairs:
+        fitted = pairs_of(train, budget.train_pairs, budget.seed + 1, left_out[0])
     rows: dict[str, list[Measured]] = {name: [_no_motion(tested, True)] for name in METHODS}
     if fitted is not None:
-        left_out["train"].update(fitted.left_out)
         rows["head"] = [_no_motion(tested, False)]
     for each in grids:
         say(f"{each.encoder or each.names[0]}{suffix}")

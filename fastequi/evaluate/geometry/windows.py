@@ -20,12 +20,12 @@ class Windows:
     Attributes:
         images: [N, 3, S, S] uint8.
         photographs: [N] int64, which one each is of.
-        left_out: names of photographs that cannot be decoded, of those that were drawn.
+        left_out: places of photographs that cannot be decoded, of those that were drawn.
     """
 
     images: Tensor
     photographs: Tensor
-    left_out: tuple[str, ...] = ()
+    left_out: frozenset[int] = frozenset()
 
 
 def cut_windows(
@@ -51,5 +51,5 @@ def cut_windows(
             count += len(batch.u)
             if count >= n:
                 break
-        left_out = tuple(loader.quarantined)
+        left_out = frozenset(loader.left_out)
     return Windows(torch.cat(images)[:n], torch.cat(photographs)[:n], left_out)
