@@ -269,6 +269,8 @@ def test_what_masks_lack_is_counted_aloud(tmp_path, capsys):
     for name in ("00", "01", "04"):
         save(np.full((32, 32), 255, np.uint8), root / "masks" / f"{name}.png")
     save(np.full((32, 32), 7, np.uint8), root / "masks" / "02.png")
+    save(np.resize(np.uint8([0, 1, 2]), (32, 32)), root / "masks" / "09.png")
+    save(np.full((32, 32), 5, np.uint8), root / "masks" / "14.png")
     out = tmp_path / "found.json"
     for kind, options, is_fitted in (
         ("segment", ["--methods", "retrieval"], True),
@@ -281,10 +283,12 @@ def test_what_masks_lack_is_counted_aloud(tmp_path, capsys):
         assert "1 of 3 test images have no labelled pixel" in said
         assert "3 images, 1 of them with nothing to judge" in said
         assert ("2 of 12 training images have no labelled pixel" in said) == is_fitted
-        assert "5 of 8 classes are in no test mask: ids 3..7" in said
+        assert "4 of 8 classes are in no test mask: ids 3..4, 6..7" in said
+        unseen = "1 of 8 classes are in test masks and in no training mask: ids 5"
+        assert (unseen in said) == is_fitted
         saved = json.loads(out.read_text())
         assert (saved["train_images_unlabelled"], saved["test_images_unlabelled"]) == (2, 1)
-        assert saved["ids_in_no_test_mask"] == [3, 4, 5, 6, 7]
+        assert saved["ids_in_no_test_mask"] == [3, 4, 6, 7]
 
 
 def test_a_set_that_cannot_be_used_is_refused(tmp_path):

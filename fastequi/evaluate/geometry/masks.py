@@ -60,6 +60,7 @@ class MaskSet:
         codes: [256] int16, the class of an id in a file; IGNORED, or -1 for what is no id.
         train_unlabelled, test_unlabelled: how many images have no pixel with a class.
         absent: ids, as they are in files, of the classes that no test mask has.
+        unseen: ids of the classes that test masks have, and no training mask.
     """
 
     data: Selection
@@ -72,6 +73,7 @@ class MaskSet:
     train_unlabelled: int
     test_unlabelled: int
     absent: tuple[int, ...]
+    unseen: tuple[int, ...]
 
     def expect_labels(self) -> None:
         """Raises ValueError if all training pixels are ignored, for what is fitted on them."""
@@ -94,6 +96,11 @@ class MaskSet:
             said.append(
                 f"{len(self.absent)} of {self.classes} classes are in no test mask: ids "
                 f"{_ranges(np.array(self.absent))}"
+            )
+        if is_fitted and self.unseen:
+            said.append(
+                f"{len(self.unseen)} of {self.classes} classes are in test masks and in no "
+                f"training mask: ids {_ranges(np.array(self.unseen))}"
             )
         return said
 
@@ -165,6 +172,7 @@ def open_masks(
         train_unlabelled=sum(not len(each) for each in trained),
         test_unlabelled=sum(not len(each) for each in tested),
         absent=tuple(np.setdiff1d(known, np.concatenate(tested)).tolist()),
+        unseen=tuple(np.setdiff1d(np.concatenate(tested), np.concatenate(trained)).tolist()),
     )
 
 
@@ -251,4 +259,5 @@ def described(masks: MaskSet) -> Mapping[str, object]:
         "train_images_unlabelled": masks.train_unlabelled,
         "test_images_unlabelled": masks.test_unlabelled,
         "ids_in_no_test_mask": masks.absent,
+        "ids_in_no_training_mask_but_in_test_masks": masks.unseen,
     }
