@@ -20,8 +20,9 @@ from fastequi.evaluate.geometry.clusters import (
 )
 from fastequi.evaluate.geometry.iou import areas, class_iou
 from fastequi.evaluate.geometry.kmeans import assigned, kmeans, lloyd, spread
+from fastequi.evaluate.geometry.masks import IGNORED
 from fastequi.evaluate.geometry.retrieval import class_counts
-from tests.support.painted import striped_folder
+from tests.support.painted import save, striped_folder
 
 
 def drawn(*shape, seed=0):
@@ -139,6 +140,19 @@ def test_features_that_tell_the_classes_are_perfect(tmp_path, capsys, fit_on):
         )
     assert saved["test_used_for_fitting"] == (4 if fit_on == "test" else 0)
     assert ("fitted and tested on the same images" in capsys.readouterr().out) == (fit_on == "test")
+
+
+def test_clusters_of_images_without_a_label_are_refused(tmp_path, capsys):
+    root = striped_folder(tmp_path / "data", 5)
+    for i in range(4):
+        save(np.full((32, 32), IGNORED, np.uint8), root / "masks" / f"{i:02d}.png")
+    words = ["eval", "clusters", "tests.support.painted:colours", "--data", str(root),
+             "--clusters", "4", "--out", str(tmp_path / "f.json"),
+             "--cache", str(tmp_path)]  # fmt: skip
+    with pytest.raises(SystemExit):
+        main([*words, "--fit-on", "train"])
+    assert "labelled pixels in masks for training, all are ignored" in capsys.readouterr().err
+    main(words)  # on the test images nothing is asked of those for training
 
 
 def test_more_clusters_than_tokens_are_refused(tmp_path, capsys):

@@ -159,12 +159,16 @@ def test_features_that_tell_the_depth_are_nearly_perfect(tmp_path):
 
 def test_images_without_a_depth_are_counted_and_left_out(tmp_path, capsys):
     depth_folder(tmp_path / "data", 10, size=(32, 32))
-    save(np.zeros((32, 32), np.uint16), tmp_path / "data" / "depth" / "0.png")
+    for name in ("0", "4"):  # 4 and 9 test
+        save(np.zeros((32, 32), np.uint16), tmp_path / "data" / "depth" / f"{name}.png")
     out = tmp_path / "found.json"
     main(["eval", "depth", "tests.support.painted:colours", "--data", str(tmp_path / "data"),
           "--steps", "2", "--out", str(out), "--cache", str(tmp_path)])  # fmt: skip
-    assert json.loads(out.read_text())["train_images_without_depth"] == 1
-    assert "1 images for fitting have no known depth" in capsys.readouterr().out
+    saved, said = json.loads(out.read_text()), " ".join(capsys.readouterr().out.split())
+    assert (saved["train_images_without_depth"], saved["test_images_without_depth"]) == (1, 1)
+    assert "1 of 8 images for fitting have no known depth" in said
+    assert "1 of 2 images for testing have no known depth" in said
+    assert "2 images, 1 of them with nothing to judge" in said
 
 
 @pytest.mark.parametrize(

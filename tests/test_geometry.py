@@ -31,6 +31,7 @@ from fastequi.evaluate.geometry.warped_pairs import FAMILIES, corner_error, of_t
 from fastequi.evaluate.results import Row
 from fastequi.functional import warp
 from fastequi.models import vit
+from tests.support.painted import cut_off, save
 
 
 def row(name, baseline=False):
@@ -363,6 +364,38 @@ def test_the_command_prints_tables_and_leaves_a_file(tmp_path, capsys):
     assert raw[2] > 0.3
     changed = found["tables"]["se2, photometric"]["scores"][0]["values"]
     assert changed[1] < raw[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_fitted"),
+    [
+        (["match", "--pairs", "8", "--families", "se2"], False),
+        (["homography", "--pairs", "8", "--train-pairs", "64", "--epochs", "1"], True),
+        (["layers", "--windows", "8"], False),
+        (["position", "--windows", "64", "--test-windows", "8"], True),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_damaged_photographs_are_counted_once_below_the_tables(
+    tmp_path, capsys, caplog, words, is_fitted
+):
+    pytest.importorskip("nvidia.dali")
+    for i in range(10):  # 04 and 09 test
+        values = np.random.default_rng(i).integers(0, 256, (100, 100, 3), np.uint8)
+        save(values, tmp_path / "photos" / f"{i:02d}.jpg")
+    for i in (1, 4):
+        cut_off(tmp_path / "photos" / f"{i:02d}.jpg")
+    out = tmp_path / "found.json"
+    main(["eval", *words[:1], f"{__name__}:encoder_for_tests", "--data", str(tmp_path / "photos"),
+          *words[1:], "--device", "cpu", "--cache-gb", "0", "--out", str(out)])  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    assert "8 images of 1 photographs, so no interval" in said
+    assert said.count("1 of 2 test photographs cannot be decoded and are left out: 04.jpg") == 1
+    assert sum("04.jpg cannot be decoded" in line for line in caplog.messages) == 1
+    fitted = said.count("1 of 8 training photographs cannot be decoded and are left out: 01.jpg")
+    assert fitted == is_fitted
+    left_out = json.loads(out.read_text())["left_out"]
+    assert left_out == ({"train": ["01.jpg"], "test": ["04.jpg"]} if is_fitted else ["04.jpg"])
 
 
 def test_too_few_pairs_are_refused(capsys):

@@ -20,6 +20,7 @@ from fastequi.evaluate.geometry.homography_pairs import (
 from fastequi.evaluate.geometry.homography_sequences import judged, scaling
 from fastequi.evaluate.geometry.image_files import fitting, image_of
 from fastequi.evaluate.geometry.projective import moved
+from tests.support.painted import cut_off
 from tests.support.places import painted, through
 
 H13 = """<?xml version="1.0"?>
@@ -165,6 +166,29 @@ def test_a_damaged_image_and_a_folder_of_one_are_named(hpatches, tmp_path):
     Image.new("RGB", (80, 64)).save(alone / "graf1.png")
     with pytest.raises(ValueError, match="expected two images and one homography, got 1 images"):
         homography_pairs(alone)
+
+
+def test_an_image_that_was_cut_off_is_found_before_a_feature_is_computed(hpatches):
+    cut_off(hpatches / "v_wall" / "6.ppm")
+    with pytest.raises(ValueError, match=r"v_wall/6\.ppm: expected an image"):
+        homography_pairs(hpatches)
+
+
+@pytest.mark.parametrize(("name", "other"), [("2.ppm", "2.png"), ("H_1_2", "H_1_02")])
+def test_two_files_of_one_number_are_refused(hpatches, name, other):
+    (hpatches / "v_wall" / other).write_bytes((hpatches / "v_wall" / name).read_bytes())
+    with pytest.raises(ValueError, match=f"expected one file of number 2, got .*{name[0]}"):
+        homography_pairs(hpatches)
+
+
+def test_suffixes_are_found_in_any_case(hpatches, tmp_path):
+    (hpatches / "v_wall" / "2.ppm").rename(hpatches / "v_wall" / "2.PPM")
+    assert len(homography_pairs(hpatches)) == 10
+    (tmp_path / "H1to3p.XML").write_text(f"\ufeff{H13}")
+    for name in ("graf1.PNG", "graf3.png"):
+        Image.new("RGB", (80, 64)).save(tmp_path / name)
+    assert holds_homographies(tmp_path)
+    assert len(homography_pairs(tmp_path)) == 1
 
 
 def test_a_horizon_inside_the_first_image_is_named(hpatches):

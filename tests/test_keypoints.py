@@ -13,6 +13,7 @@ from fastequi.evaluate.geometry.figures import Measured, table
 from fastequi.evaluate.geometry.keypoints import MEASURE, found_points, sampled, sums_of_pairs
 from fastequi.evaluate.geometry.spair import is_spair, keypoint_pairs
 from fastequi.evaluate.results import Row
+from tests.support.painted import cut_off
 from tests.support.places import painted, through
 
 SPEC = "tests.support.places:encoder"
@@ -165,6 +166,12 @@ def test_wrong_files_end_the_command_at_once(spair, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "match", SPEC, "--data", str(spair)])
     assert "expected *.json, SPair-71k's pairs, found none" in capsys.readouterr().err
+
+
+def test_an_image_that_was_cut_off_is_found_before_a_feature_is_computed(spair):
+    cut_off(spair / "JPEGImages" / "dog" / "b2.jpg")
+    with pytest.raises(ValueError, match=r"dog/b2\.jpg: expected an image"):
+        keypoint_pairs(spair)
 
 
 def test_a_side_is_a_multiple_of_the_patch(spair, capsys):

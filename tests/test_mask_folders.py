@@ -13,7 +13,7 @@ from fastequi.data.sources.patterns import Patterns
 from fastequi.evaluate.geometry.masks import IGNORED, open_masks
 from fastequi.evaluate.geometry.pair_folders import image_of
 from tests.support import painted
-from tests.support.painted import palette, save, striped_folder
+from tests.support.painted import cut_off, palette, save, save_grey, striped_folder
 
 RGB = np.zeros((6, 8, 3), np.uint8)
 
@@ -139,6 +139,10 @@ def _damaged(name):
     return lambda root: (root / name).write_bytes(b"no image")
 
 
+def _cut_off(name):
+    return lambda root: cut_off(root / name)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
@@ -151,7 +155,7 @@ def _damaged(name):
         (
             _saved_over("masks/03.png", np.full((32, 32), 700, np.uint16)),
             {},
-            "masks/03.png to be a PNG of class ids, 8 bits grey or palette, got mode I;16",
+            "masks/03.png to be a PNG of class ids, at most 8 bits grey or palette, got mode I;16",
         ),
         (
             _saved_over("masks/03.png", np.full((32, 32), 9, np.uint8)),
@@ -159,10 +163,17 @@ def _damaged(name):
             r"masks/03.png to hold class ids 0..2, 255, got 9",
         ),
         (_removed("masks/03.png"), {}, "masks/03.png for images/03.png, found none"),
+        (
+            _saved_over("masks/03.PNG", np.zeros((32, 32), np.uint8)),
+            {},
+            "one file for an image, got 03.PNG and 03.png in .*masks",
+        ),
         (_removed("images/03.png"), {}, "an image in .*images for .*masks/03.png, found none"),
         (_saved_over("images/03.jpg", RGB), {}, "got 03.jpg and 03.png in .*images"),
         (_damaged("masks/03.png"), {}, "masks/03.png cannot be read as a PNG"),
-        (_damaged("images/03.png"), {}, "images/03.png cannot be read"),
+        (_damaged("images/03.png"), {}, "images/03.png: expected an image"),
+        (_cut_off("masks/04.png"), {}, "masks/04.png cannot be read as a PNG"),
+        (_cut_off("images/04.png"), {}, "images/04.png: expected an image"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named(tmp_path, change, options, said):
@@ -170,6 +181,114 @@ def test_a_wrong_file_is_named(tmp_path, change, options, said):
     change(tmp_path)
     with pytest.raises(ValueError, match=said):
         open_masks(tmp_path, **options)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif"])
+def test_an_image_that_was_cut_off_is_found_by_more_than_its_header(tmp_path, suffix):
+    striped_folder(tmp_path, 5, size=(64, 64))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    (tmp_path / "images" / "04.png").unlink()
+    file = save(noise, tmp_path / "images" / f"04.{suffix}")
+    open_masks(tmp_path)
+    cut_off(file)
+    with pytest.raises(ValueError, match=rf"images/04\.{suffix}: expected an image"):
+        open_masks(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_ids_are_those_in_the_file_whatever_its_bits(tmp_path, bits):
+    truth = np.arange(64, dtype=np.uint8).reshape(4, 16) % min(2**bits, 254)
+    for i in range(2):
+        save(np.zeros((*truth.shape, 3), np.uint8), tmp_path / "images" / f"{i}.png")
+        save_grey(truth, tmp_path / "masks" / f"{i}.png", bits)
+    found = open_masks(tmp_path)
+    assert found.classes == truth.max() + 1
+    assert found.mask(found.pairs.test[0]).tolist() == truth.tolist()
+
+
+def test_suffixes_are_found_in_any_case(tmp_path):
+    striped_folder(tmp_path, 5)
+    (tmp_path / "masks" / "03.png").rename(tmp_path / "masks" / "03.PNG")
+    (tmp_path / "images" / "02.png").rename(tmp_path / "images" / "02.Png")
+    found = open_masks(tmp_path)
+    assert (len(found.train), len(found.test)) == (4, 1)
+    assert found.pairs.train[3].target.name == "03.PNG"
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["val/images"], "expected train/ beside val/ in .*, found none"),
+        (["val/images", "train"], "expected images in train/ of .*, found none"),
+        (["val/images", "train/masks"], "expected images in train/ of .*, found none"),
+        (["train/images"], "expected val/ or test/ beside train/ in .*, found none"),
+        (["train/images", "val"], "expected images in val/ of .*, found none"),
+        (["images/train"], "expected val/ or test/ beside train/ in .*, found none"),
+        (["images/val", "images/training/."], "expected images in training/ of .*, found none"),
+    ],
+    ids=" ".join,
+)
+def test_half_a_split_is_refused(tmp_path, folders, said):
+    """Images in the first of the folders; the others are there without one."""
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    for i in range(6):
+        for kind, values in (("images", RGB), ("masks", ids(0, 1))):
+            save(values, tmp_path / folders[0].replace("images", kind) / f"{i}.png")
+    with pytest.raises(ValueError, match=said):
+        open_masks(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("train", "bus"):
+        for i in range(5):
+            save(RGB, tmp_path / "images" / name / f"{i}.png")
+            save(ids(0, 1), tmp_path / "masks" / name / f"{i}.png")
+    found = open_masks(tmp_path)
+    assert (len(found.train), len(found.test)) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        ([ids(1), ids(1, 255)], "masks of 2 classes or more in .*, got 1: id 1"),
+        ([ids(255)] * 2, "masks of 2 classes or more in .*, got 0, all pixels are ignored"),
+        ([ids(0, 1), ids(255)], "labelled pixels in masks for testing, all are ignored"),
+    ],
+)
+def test_masks_that_tell_nothing_are_refused(tmp_path, masks, said):
+    for i, values in enumerate(masks):
+        save(RGB, tmp_path / "images" / f"{i}.png")
+        save(values, tmp_path / "masks" / f"{i}.png")
+    with pytest.raises(ValueError, match=said):
+        open_masks(tmp_path)
+
+
+def test_what_masks_lack_is_counted_aloud(tmp_path, capsys):
+    root = striped_folder(tmp_path / "data", 15)  # 04, 09 and 14 test
+    for name in ("00", "01", "04"):
+        save(np.full((32, 32), 255, np.uint8), root / "masks" / f"{name}.png")
+    save(np.full((32, 32), 7, np.uint8), root / "masks" / "02.png")
+    save(np.resize(np.uint8([0, 1, 2]), (32, 32)), root / "masks" / "09.png")
+    save(np.full((32, 32), 5, np.uint8), root / "masks" / "14.png")
+    out = tmp_path / "found.json"
+    for kind, options, is_fitted in (
+        ("segment", ["--methods", "retrieval"], True),
+        ("clusters", ["--clusters", "9"], False),
+        ("clusters", ["--clusters", "9", "--fit-on", "train"], True),
+    ):
+        main(["eval", kind, "tests.support.painted:colours", "--data", str(root), *options,
+              "--out", str(out), "--cache", str(tmp_path / "maps")])  # fmt: skip
+        said = " ".join(capsys.readouterr().out.split())
+        assert "1 of 3 test images have no labelled pixel" in said
+        assert "3 images, 1 of them with nothing to judge" in said
+        assert ("2 of 12 training images have no labelled pixel" in said) == is_fitted
+        assert "4 of 8 classes are in no test mask: ids 3..4, 6..7" in said
+        unseen = "1 of 8 classes are in test masks and in no training mask: ids 5"
+        assert (unseen in said) == is_fitted
+        saved = json.loads(out.read_text())
+        assert (saved["train_images_unlabelled"], saved["test_images_unlabelled"]) == (2, 1)
+        assert saved["ids_in_no_test_mask"] == [3, 4, 6, 7]
 
 
 def test_a_set_that_cannot_be_used_is_refused(tmp_path):
@@ -211,6 +330,49 @@ def test_voc_names_what_its_lists_lack(tmp_path):
         open_masks(tmp_path)
     with pytest.raises(ValueError, match="--classes: only for images/ and masks/"):
         open_masks(tmp_path, classes=5)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"2007_a\n2007_b\n2007_a\n", r"train\.txt, line 3: expected each name once, got 2007_a"),
+        ("2007_a\n".encode("utf-16"), r"train\.txt: expected text in UTF-8"),
+        (b"2007_\xe9\n", r"train\.txt: expected text in UTF-8"),
+    ],
+)
+def test_a_list_that_is_not_as_expected_is_named(tmp_path, content, said):
+    lists = _voc_of(tmp_path, ["2007_a", "2007_b"])
+    (lists / "train.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        open_masks(tmp_path)
+
+
+def test_a_list_has_a_name_a_line(tmp_path):
+    lists = _voc_of(tmp_path, ["a photo", "b"])
+    (lists / "train.txt").write_bytes(b"\xef\xbb\xbfa photo\r\n\r\n")
+    (tmp_path / "JPEGImages" / "b.jpg").rename(tmp_path / "JPEGImages" / "b.JPG")
+    found = open_masks(tmp_path)
+    assert names(found.pairs.train) == ["JPEGImages/a photo.jpg"]
+    assert found.pairs.test[0].image.name == "b.JPG"
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    lists = _voc_of(tmp_path, ["a", "b"])
+    (lists / "train.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"names of images in .*train\.txt, found none"):
+        open_masks(tmp_path)
+
+
+def _voc_of(root, found):
+    """The last name is for testing."""
+    for name in found:
+        save(RGB, root / "JPEGImages" / f"{name}.jpg")
+        save(palette(ids(0, 1)), root / "SegmentationClass" / f"{name}.png")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(found[:-1]))
+    (lists / "val.txt").write_text(found[-1])
+    return lists
 
 
 def test_an_image_is_decoded_upright_and_its_mask_has_that_size(tmp_path):

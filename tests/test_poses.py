@@ -13,6 +13,7 @@ from fastequi.cli.main import main
 from fastequi.data.sources.patterns import Patterns
 from fastequi.evaluate.geometry.jhmdb import is_jhmdb, open_poses
 from fastequi.evaluate.geometry.poses import MEASURE, joint_labels, judged, places_of
+from tests.support.painted import cut_off
 
 savemat = pytest.importorskip("scipy.io").savemat
 
@@ -140,7 +141,23 @@ def test_without_splits_all_videos_are_used(jhmdb):
     assert [clip.name for clip in open_poses(jhmdb)] == ["jump/one", "walk/one", "walk/two"]
 
 
+def test_a_split_is_text_in_utf_8_with_or_without_its_mark(jhmdb):
+    file = jhmdb / "splits" / "walk_test_split1.txt"
+    for frame in sorted((jhmdb / "Rename_Images/walk/one").iterdir()):
+        frame.rename(frame.with_suffix(".PNG"))
+    file.write_bytes(b"\xef\xbb\xbfone.avi 2\r\ntwo.avi 1\r\n")
+    assert [clip.name for clip in open_poses(jhmdb)] == ["walk/one"]
+    file.write_text("one.avi 2\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"walk_test_split1\.txt: expected text in UTF-8"):
+        open_poses(jhmdb)
+
+
 def test_what_is_wrong_is_said_by_its_file(jhmdb):
+    cut_off(jhmdb / "Rename_Images/walk/one/00003.png")
+    with pytest.raises(ValueError, match=r"one/00003\.png: expected an image"):
+        open_poses(jhmdb)
+    frame = jhmdb / "Rename_Images/walk/one/00001.png"
+    (frame.parent / "00003.png").write_bytes(frame.read_bytes())
     (jhmdb / "Rename_Images/walk/two/00002.png").unlink()
     with pytest.raises(ValueError, match=r"walk/two: .* each of the 2 .* got 1"):
         open_poses(jhmdb)

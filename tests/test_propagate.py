@@ -21,6 +21,7 @@ from fastequi.evaluate.geometry.propagate import (
 from fastequi.evaluate.geometry.published_davis import VALIDATION, remarks_on
 from fastequi.evaluate.geometry.region_contour import contour_accuracy, region_similarity
 from tests.support.clips import put_clip, squares
+from tests.support.painted import cut_off, save_grey
 
 ENCODER = "tests.support.clips:colours"
 
@@ -40,6 +41,31 @@ def test_clips_are_read_in_the_order_of_the_list(davis):
     assert [file.name for file in right.frames] == [f"{i:05d}.jpg" for i in range(5)]
     np.testing.assert_array_equal(ids_of(left.masks[3]), squares(6)[3, :, ::-1])
     assert [clip.name for clip in open_clips(davis, Patterns(include=("l*",)))] == ["left"]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_ids_are_those_in_the_file_whatever_its_bits(tmp_path, bits):
+    truth = np.arange(64).reshape(4, 16) % 2**bits
+    file = save_grey(truth, tmp_path / "0.png", bits)
+    np.testing.assert_array_equal(ids_of(file), truth)
+
+
+def test_a_clip_of_four_bits_has_the_objects_of_its_ids(davis):
+    for file, ids in zip(open_clips(davis)[0].masks, squares(), strict=True):
+        save_grey(ids, file, 4)
+    assert open_clips(davis)[0].objects == 2
+
+
+def test_names_of_clips_are_lines_and_suffixes_of_any_case(davis):
+    for kind in ("JPEGImages", "Annotations"):
+        (davis / kind / "480p" / "left").rename(davis / kind / "480p" / "to the left")
+    listing = davis / "ImageSets/2017/val.txt"
+    listing.write_bytes(b"\xef\xbb\xbfright\r\nto the left \r\n\r\n")
+    for file in sorted(davis.glob("*/480p/right/*")):
+        file.rename(file.with_suffix(file.suffix.upper()))
+    right, left = open_clips(davis)
+    assert (right.name, left.name) == ("right", "to the left")
+    assert [file.name for file in right.masks] == [f"{i:05d}.PNG" for i in range(5)]
 
 
 def test_void_pixels_are_behind(davis):
@@ -208,6 +234,32 @@ def _empty_list(root):
     (root / "ImageSets/2017/val.txt").write_text("\n")
 
 
+def _gaps(root):
+    file = root / "Annotations/480p/left/00000.png"
+    Image.fromarray(ids_of(file) * 50).save(file)
+
+
+def _named_twice(root):
+    (root / "ImageSets/2017/val.txt").write_text("right\nleft\n\nright\n")
+
+
+def _utf16(root):
+    (root / "ImageSets/2017/val.txt").write_text("right\nleft\n", encoding="utf-16")
+
+
+def _cut_frame(root):
+    cut_off(root / "JPEGImages/480p/left/00005.jpg")
+
+
+def _cut_mask(root):
+    cut_off(root / "Annotations/480p/left/00005.png")
+
+
+def _two_frames(root):
+    file = root / "JPEGImages/480p/left/00005.jpg"
+    file.with_suffix(".JPG").write_bytes(file.read_bytes())
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -222,6 +274,12 @@ def _empty_list(root):
         (_empty, r"left/00000\.png: expected the ids of objects, got 0 everywhere"),
         (_damaged, r"left/00004\.png: expected a palette PNG of object ids"),
         (_no_list, r"val\.txt does not exist"),
+        (_gaps, r"left/00000\.png: expected the ids of objects to be 1 to 2, .* got 50, 100"),
+        (_named_twice, r"val\.txt, line 4: expected each name once, got right again, as in line 1"),
+        (_utf16, r"val\.txt: expected text in UTF-8"),
+        (_cut_frame, r"left/00005\.jpg: expected an image"),
+        (_cut_mask, r"left/00005\.png: expected a palette PNG of object ids"),
+        (_two_frames, r"left/00005\.jpg: expected one file of this name, got 00005\.JPG too"),
         (_empty_list, r"val\.txt: expected the name of a clip, got 0 names"),
     ],
 )

@@ -262,6 +262,12 @@ class Loader:
     def _draws(self, step: Step) -> Draws:
         return Draws.of(self._sampler.seed, step.epoch, step.sample_ids)
 
+    def images_of(self, sample_ids: Tensor) -> Tensor:
+        """[N] int64 on the CPU: indices in the source of the images that samples show, which is the
+        next one in place of an image that cannot be decoded."""
+        files = (sample_ids.cpu() // self.cfg.samples_per_file).tolist()
+        return torch.tensor([self._readable(file) for file in files], dtype=torch.int64)
+
     def _readable(self, file: int) -> int:
         while file in self._bad:
             file = (file + 1) % len(self.source)

@@ -3,6 +3,8 @@
 `tests.support.painted:colours` is its spec. What needs nothing but colours is then read perfectly.
 """
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,28 @@ def palette(ids) -> Image.Image:
     image = Image.fromarray(np.asarray(ids, np.uint8), "P")
     image.putpalette([(37 * i + c) % 256 for i in range(256) for c in range(3)])
     return image
+
+
+def save_grey(ids, file: Path, bits: int) -> Path:
+    """Ids [H, W] as a grey PNG of 1, 2, 4 or 8 bits a pixel; Pillow writes 1 and 8 alone."""
+    ids = np.asarray(ids, np.uint8)
+    places = np.unpackbits(ids[..., None], -1)[..., 8 - bits :].reshape(len(ids), -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(places, 1))
+    head = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return file
+
+
+def cut_off(file: Path) -> None:
+    """Takes the last third of a file away."""
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * 2 // 3])
 
 
 def stripes(n: int, size=(SIDE, SIDE), seed: int = 0) -> list[np.ndarray]:

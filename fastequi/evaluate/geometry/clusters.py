@@ -76,10 +76,12 @@ def evaluate_clusters(
         say: told how far it is.
 
     Raises:
-        ValueError: fewer tokens than clusters.
+        ValueError: fewer tokens than clusters, or no label where clusters get their classes.
     """
     say("checking images and masks")
     masks = open_set()
+    if what.fit_on == "train":
+        masks.expect_labels()
     fit = masks.pairs.test if what.fit_on == "test" else masks.pairs.train
     rows: dict[str, list[Measured]] = {}
     for each in grids:
@@ -100,6 +102,7 @@ def evaluate_clusters(
     return Found(
         tables={title: table(MEASURE, found) for title, found in rows.items()},
         document={**described(masks), "settings": what},
+        remarks=masks.remarks(is_fitted=what.fit_on == "train"),
         tested=masks.test,
         fitted=masks.test if what.fit_on == "test" else masks.train,
     )

@@ -1,11 +1,12 @@
 """DAVIS 2017's layout: videos and, for each frame, a palette PNG of object ids.
 
-ROOT/ImageSets/2017/val.txt              names of clips
+ROOT/ImageSets/2017/val.txt              names of clips, one a line
 ROOT/JPEGImages/480p/NAME/00000.jpg      frames, numbered without gaps
 ROOT/Annotations/480p/NAME/00000.png     0: behind; 1, 2, ...: objects; 255: void, taken as behind
 
 The objects of a clip are those of its first frame, 1 to the highest id there, as the official
-evaluation counts them.
+evaluation counts them. An id that is missing in between would be an object that nobody sees, and
+that everybody finds: such a clip is refused.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastequi.data.sources.encoded import header
 from fastequi.data.sources.patterns import Patterns
+from fastequi.evaluate.geometry.image_files import in_threads, png_ids, whole_sizes
+from fastequi.evaluate.geometry.name_lists import by_stem, names_in
 
 Ids = NDArray[np.uint8]
 """[H, W] object ids."""
@@ -63,7 +65,7 @@ def open_clips(root: Path, patterns: Patterns = Patterns()) -> list[Clip]:  # no
         raise FileNotFoundError(
             f"--data: expected a folder in DAVIS 2017's layout, {listing} does not exist"
         )
-    names = listing.read_text(encoding="utf-8").split()
+    names = names_in(listing)
     wanted = [
         name for name, is_wanted in zip(names, patterns.chosen(names), strict=True) if is_wanted
     ]
@@ -81,12 +83,12 @@ def ids_of(file: Path) -> Ids:
     """
     try:
         with Image.open(file, formats=("PNG",)) as opened:
-            if opened.mode not in ("P", "L"):
+            if opened.mode not in ("P", "L", "1"):
                 raise ValueError(
                     f"{file}: expected a palette PNG of object ids, got an image of mode "
                     f"{opened.mode}"
                 )
-            ids = np.array(opened)
+            ids = png_ids(file, opened)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{file}: expected a palette PNG of object ids ({error})") from error
     return np.where(ids == _VOID, 0, ids).astype(np.uint8)
@@ -95,7 +97,7 @@ def ids_of(file: Path) -> Ids:
 def _opened(root: Path, name: str) -> Clip:
     folders = [root / kind / "480p" / name for kind in ("JPEGImages", "Annotations")]
     frames, masks = (
-        {file.stem: file for file in sorted(folder.glob(f"*{suffix}"))}
+        by_stem(folder.iterdir() if folder.is_dir() else (), suffix)
         for folder, suffix in zip(folders, (".jpg", ".png"), strict=True)
     )
     if not frames:
@@ -113,18 +115,25 @@ def _opened(root: Path, name: str) -> Clip:
             f"{folders[0]}: expected at least {_LEAST} frames, as the first and the last are not "
             f"judged, got {len(stems)}: {', '.join(file.name for file in frames.values())}"
         )
-    size = _size(frames[stems[0]])
-    found = {stem: ids_of(masks[stem]) for stem in stems}
+    sizes = dict(zip(stems, whole_sizes(frames[stem] for stem in stems), strict=True))
+    found = dict(zip(stems, in_threads(ids_of, [masks[stem] for stem in stems]), strict=True))
+    size = sizes[stems[0]]
     for stem in stems:
-        for file, got in ((frames[stem], _size(frames[stem])), (masks[stem], found[stem].shape)):
+        for file, got in ((frames[stem], sizes[stem]), (masks[stem], found[stem].shape)):
             if got != size:
                 raise ValueError(
                     f"{file}: expected {size[0]}x{size[1]} px as {frames[stems[0]].name} has, got "
                     f"{got[0]}x{got[1]}"
                 )
-    objects = int(found[stems[0]].max())
+    first = sorted(set(np.unique(found[stems[0]]).tolist()) - {0})
+    objects = len(first)
     if not objects:
         raise ValueError(f"{masks[stems[0]]}: expected the ids of objects, got 0 everywhere")
+    if first[-1] != objects:
+        raise ValueError(
+            f"{masks[stems[0]]}: expected the ids of objects to be 1 to {objects}, as many as are "
+            f"there, got {', '.join(map(str, first))}"
+        )
     ids = set().union(*(np.unique(each).tolist() for each in found.values()))
     return Clip(
         name,
@@ -143,10 +152,3 @@ def _numbered(stems: set[str], folder: Path) -> set[str]:
     numbers = [int(stem) for stem in stems]
     width = len(next(iter(stems)))
     return stems | {f"{i:0{width}d}" for i in range(min(numbers), max(numbers) + 1)}
-
-
-def _size(file: Path) -> tuple[int, int]:
-    found = header(str(file))
-    if isinstance(found, str):
-        raise ValueError(f"{file}: expected an image ({found})")
-    return found.height, found.width

@@ -96,6 +96,7 @@ def evaluate_depths(
             heads[name] = fitted(found, known, what.bins, loss, each.device, what.fit)
         for name, sums in _tested(each, heads, bins.to(each.device), depths, what, say).items():
             rows.append(Measured(each.row(name), sums))
+    without_truth = int((rows[0].sums == 0).all(1).sum())
     title = f"linear head of {what.bins} bins, {what.fit.steps:,} steps"
     return Found(
         tables={title: table(MEASURE, rows)},
@@ -104,12 +105,20 @@ def evaluate_depths(
             "train_images": len(depths.train),
             "test_images": len(depths.test),
             "train_images_without_depth": left_out,
+            "test_images_without_depth": without_truth,
             "metres_per_unit": depths.metres,
             "metres": [depths.nearest, depths.farthest],
             "crop": depths.crop,
             "settings": what,
         },
-        remarks=[f"{left_out} images for fitting have no known depth"] if left_out else [],
+        remarks=[
+            f"{count} of {whole} images for {use} have no known depth"
+            for use, count, whole in (
+                ("fitting", left_out, len(depths.train)),
+                ("testing", without_truth, len(depths.test)),
+            )
+            if count
+        ],
         tested=depths.test,
         fitted=depths.train,
     )

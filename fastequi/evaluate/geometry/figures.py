@@ -107,7 +107,8 @@ class Table:
 
     Attributes:
         figures: the columns.
-        images: how many were judged; photographs: how many these are from.
+        images: how many were given; photographs: how many these are from.
+        empty: images of which nothing is known, so that they count in no figure of any row.
         scores: baselines first.
         differences: of every trained row from each baseline and from trained rows after it.
         unit: what an image is called in the title.
@@ -119,6 +120,7 @@ class Table:
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]
     unit: str = "images"
+    empty: int = 0
 
     def score(self, label: str) -> Score:
         """The row with a label ("tir, patch", "raw patches")."""
@@ -136,6 +138,8 @@ class Table:
         of = f"{self.images:,} {self.unit}"
         if self.photographs != self.images:
             of += f" of {self.photographs:,} photographs"
+        if self.empty:
+            of += f", {self.empty:,} of them with nothing to judge"
         if self.photographs == 1:
             of += ", so no interval"
         drawn = Drawn(title=f"{title}, {of}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -232,6 +236,7 @@ def table(
         scores=tuple(scores),
         differences=tuple(differences),
         unit=unit,
+        empty=int(torch.stack([(each.sums == 0).all(1) for each in rows]).all(0).sum()),
     )
 
 

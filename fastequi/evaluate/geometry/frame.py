@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fastequi.kernels.toolchain import cache_folder
 from fastequi.weights.architecture import UNSTATED, Stated
 
 Say = Callable[[str], None]
+_SHOWN = 10  # names
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,29 @@ class Found:
     remarks: Sequence[str] = ()
     tested: Source | None = None
     fitted: Source | None = None
+
+
+def named(places: Set[int], source: Source) -> list[str]:
+    """The names of photographs by their places in a source."""
+    return [source.names[i] for i in sorted(places)]
+
+
+def without(left_out: Set[int], source: Source, use: str = "test") -> list[str]:
+    """The remark on photographs that cannot be decoded.
+
+    Args:
+        left_out: their places in the source.
+        source: all photographs.
+        use: of them, for people.
+    """
+    names = named(left_out, source)
+    if not names:
+        return []
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return [
+        f"{len(names)} of {len(source)} {use} photographs cannot be decoded and are left out: "
+        f"{shown}"
+    ]
 
 
 Evaluation = Callable[[list[Grids], Mapping[str, Encoder], Say], Found]

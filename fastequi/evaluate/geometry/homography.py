@@ -28,7 +28,7 @@ from fastequi.evaluate.geometry.figures import (
     sums_of_values,
     table,
 )
-from fastequi.evaluate.geometry.frame import Found, Say
+from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.projective import corners, moved
 from fastequi.evaluate.geometry.token_matches import (
@@ -99,8 +99,9 @@ def evaluate_homographies(
     evaluated = encoders[str(grids[-1].encoder)]
     _expect_memory(grids, budget)
     tables: dict[str, Table] = {}
+    left_out: tuple[set[int], set[int]] = set(), set()
     for change in (None, Photometric()):
-        tables |= _tables(train, test, budget, grids, evaluated, change, say)
+        tables |= _tables(train, test, budget, grids, evaluated, change, left_out, say)
     about = {
         **documented(data),
         "photographs": {"train": len(train), "test": len(test)},
@@ -111,10 +112,16 @@ def evaluate_homographies(
         "refinement_temperature": TEMPERATURE,
         "ransac_within_patches": WITHIN,
         "farthest_sides": FARTHEST,
+        "left_out": {"train": named(left_out[0], train), "test": named(left_out[1], test)},
     }
     tested, fitted = (test, train) if data else (None, None)
     fitted = fitted if budget.train_pairs else None
-    return Found(tables, about, remarks=[REMARK], tested=tested, fitted=fitted)
+    remarks = [
+        REMARK,
+        *without(left_out[0], train, "training"),
+        *without(left_out[1], test),
+    ]
+    return Found(tables, about, remarks, tested=tested, fitted=fitted)
 
 
 def _tables(
@@ -124,16 +131,24 @@ def _tables(
     grids: list[Grids],
     evaluated: Encoder,
     change: Photometric | None,
+    left_out: tuple[set[int], set[int]],
     say: Say,
 ) -> dict[str, Table]:
+    """Training and test photographs that cannot be decoded are added to `left_out`."""
     suffix = "" if change is None else ", photometric"
 
-    def pairs_of(source: Source, n: int, seed: int) -> WarpedPairs:
+    def pairs_of(source: Source, n: int, seed: int, known: set[int]) -> WarpedPairs:
         say(f"cutting {n:,} pairs{suffix}")
-        return warped_pairs(source, evaluated, "homography", n, seed=seed, photometric=change)
+        found = warped_pairs(
+            source, evaluated, "homography", n, seed=seed, photometric=change, known=known
+        )
+        known |= found.left_out
+        return found
 
-    tested = pairs_of(test, budget.pairs, budget.seed)
-    fitted = pairs_of(train, budget.train_pairs, budget.seed + 1) if budget.train_pairs else None
+    tested = pairs_of(test, budget.pairs, budget.seed, left_out[1])
+    fitted = None
+    if budget.train_pairs:
+        fitted = pairs_of(train, budget.train_pairs, budget.seed + 1, left_out[0])
     rows: dict[str, list[Measured]] = {name: [_no_motion(tested, True)] for name in METHODS}
     if fitted is not None:
         rows["head"] = [_no_motion(tested, False)]

@@ -13,6 +13,7 @@ ours are between places in pixels, where that is (0.5, 0.5).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastequi.data.sources.encoded import is_image_name
-from fastequi.evaluate.geometry.image_files import Size, size_of
+from fastequi.evaluate.geometry.image_files import Size, size_of, whole_sizes
 from fastequi.evaluate.geometry.projective import corners, moved
 
 _PARTS = {"v_": "viewpoint", "i_": "illumination"}
@@ -65,13 +66,16 @@ def homography_pairs(folder: Path) -> list[HomographyPair]:
     """All pairs of a folder, by name.
 
     Raises:
-        ValueError: an image or a homography is missing, or a homography is no such; names the file.
+        ValueError: an image or a homography is missing or damaged, or there are two of a number;
+            names the file.
     """
-    sequences = _sequences(folder)
+    sequences, storages = _sequences(folder), _storages(folder)
     if sequences:
-        return [pair for sequence in sequences for pair in _of_sequence(sequence)]
-    storages = _storages(folder)
-    return _of_two(folder, storages) if storages else _of_sequence(folder)
+        pairs = [pair for sequence in sequences for pair in _of_sequence(sequence)]
+    else:
+        pairs = _of_two(folder, storages) if storages else _of_sequence(folder)
+    whole_sizes(dict.fromkeys(file for pair in pairs for file in (pair.first, pair.second)))
+    return pairs
 
 
 def passed_over(folder: Path) -> list[str]:
@@ -88,8 +92,8 @@ def matrix_of(file: Path) -> Tensor:
     Raises:
         ValueError: it holds no invertible 3x3 matrix; names the file.
     """
-    text = file.read_text(encoding="utf-8", errors="replace")
-    rows = _of_xml(file, text) if file.suffix == ".xml" else _of_lines(file, text)
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    rows = _of_xml(file, text) if file.suffix.lower() == ".xml" else _of_lines(file, text)
     matrix = torch.tensor(rows, dtype=torch.float64)
     if not bool(matrix.isfinite().all()) or float(torch.linalg.det(matrix)) == 0:
         raise ValueError(f"{file}: expected an invertible matrix, got {matrix.tolist()}")
@@ -109,22 +113,32 @@ def _sequences(folder: Path) -> list[Path]:
 
 def _storages(folder: Path) -> list[Path]:
     """XML files of OpenCV's."""
-    files = sorted(folder.glob("*.xml"))
+    files = sorted(each for each in folder.iterdir() if each.suffix.lower() == ".xml")
     return [each for each in files if b"<opencv_storage>" in each.read_bytes()[:200]]
 
 
 def _texts(folder: Path) -> dict[int, Path]:
     """The files H_1_2, ... by the number of the second image."""
-    found = ((_TEXT.fullmatch(each.name), each) for each in folder.glob("H_1_*"))
-    return dict(sorted((int(match[1]), each) for match, each in found if match))
+    found = ((_TEXT.fullmatch(each.name), each) for each in sorted(folder.glob("H_1_*")))
+    return _by_number((int(match[1]), each) for match, each in found if match)
+
+
+def _by_number(numbered: Iterable[tuple[int, Path]]) -> dict[int, Path]:
+    """Files by their numbers; raises ValueError of two with the same."""
+    found: dict[int, Path] = {}
+    for number, file in sorted(numbered):
+        other = found.setdefault(number, file)
+        if other != file:
+            raise ValueError(f"{file}: expected one file of number {number}, got {other.name} too")
+    return found
 
 
 def _of_sequence(folder: Path) -> list[HomographyPair]:
-    images = {
-        int(each.stem): each
-        for each in sorted(folder.iterdir())
+    images = _by_number(
+        (int(each.stem), each)
+        for each in folder.iterdir()
         if each.stem.isdecimal() and is_image_name(each.name)
-    }
+    )
     texts = _texts(folder)
     if not texts and len(images) < 2:
         raise ValueError(f"{folder}: {EXPECTED}")

@@ -1,18 +1,75 @@
-"""Image files at the size that an encoder takes, which need not be square."""
+"""Image files: whether they are whole, what they hold, and their images at the size that an encoder
+takes, which need not be square."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastequi.data.pillow import Pixels, decoded
-from fastequi.data.sources.encoded import header, read, why
+from fastequi.data.pillow import Pixels, decoded, upright
+from fastequi.data.sources.encoded import FORMATS, header, read, why
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+_BIT_DEPTH = 24  # the byte of a PNG's header that says it
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def in_threads(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """What a function that opens images makes of each, in order; the first error is raised."""
+    Image.init()  # registers the formats before threads ask for them
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        return list(pool.map(function, items))
+
+
+def whole_size(file: Path) -> Size:
+    """Of an image, which is decoded to see that it is whole: a header is there in a file that was
+    cut off, too.
+
+    Raises:
+        ValueError: it is not there, no image, or damaged; names it.
+    """
+    size = size_of(file)
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            opened.draft(None, (1, 1))  # a JPEG at an eighth of its size: every byte, less time
+            upright(opened)
+    except Exception as error:  # whatever damaged bytes make Pillow raise
+        raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
+    return size
+
+
+def whole_sizes(files: Iterable[Path]) -> list[Size]:
+    """Of several; see :func:`whole_size`."""
+    return in_threads(whole_size, files)
+
+
+def png_ids(file: Path, opened: Image.Image) -> NDArray[Any]:
+    """The values [H, W] of a PNG as they stand in the file, palettes not applied.
+
+    Pillow scales grey of 1, 2 and 4 bits to 0..255; that is undone here.
+    """
+    values = np.array(opened)
+    if opened.mode not in ("1", "L"):
+        return values
+    with file.open("rb") as stream:
+        bits = stream.read(_BIT_DEPTH + 1)[_BIT_DEPTH]
+    if bits == 1:
+        return values.astype(bool).astype(np.uint8)
+    return values // (255 // (2**bits - 1))
 
 
 def size_of(file: Path) -> Size:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastequi.data.sources.encoded import header
 from fastequi.data.sources.patterns import Patterns
+from fastequi.evaluate.geometry.image_files import whole_sizes
+from fastequi.evaluate.geometry.name_lists import by_stem, text_of
 
 JOINTS = 15
 _FILE = "joint_positions.mat"
@@ -77,7 +78,7 @@ def _tested(folder: Path) -> set[str]:
         raise FileNotFoundError(f"{folder}: expected CLASS_test_split1.txt, found none")
     found = set()
     for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in text_of(file).splitlines():
             words = line.split()
             if len(words) not in (0, 2):
                 raise ValueError(f"{file}: expected lines such as 'NAME.avi 2', got {line!r}")
@@ -96,13 +97,13 @@ def _opened(root: Path, name: str) -> PoseClip:
         )
     count = positions.shape[2]
     folder = root / "Rename_Images" / name
-    frames = sorted(folder.glob("*.png"))
+    frames = [*by_stem(folder.iterdir() if folder.is_dir() else (), ".png").values()]
     if count < 2 or len(frames) < count:
         raise ValueError(
             f"{folder}: expected at least 2 frames and one for each of the {count} of {file}, got "
             f"{len(frames)}"
         )
-    sizes = [_size(frame) for frame in frames[:count]]
+    sizes = whole_sizes(frames[:count])
     for frame, size in zip(frames, sizes, strict=False):
         if size != sizes[0]:
             raise ValueError(
@@ -124,10 +125,3 @@ def _loaded(file: Path) -> dict[str, Any]:
         return dict(loadmat(file))
     except Exception as error:  # whatever damaged bytes make scipy raise
         raise ValueError(f"{file}: expected a MATLAB file ({error})") from error
-
-
-def _size(file: Path) -> tuple[int, int]:
-    found = header(str(file))
-    if isinstance(found, str):
-        raise ValueError(f"{file}: expected an image ({found})")
-    return found.height, found.width

@@ -30,7 +30,7 @@ from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.blocks import place, unknown_blocks, with_blocks
 from fastequi.evaluate.geometry.figures import Figure, Measured, Table, means, sums_of_values, table
-from fastequi.evaluate.geometry.frame import Found, Say
+from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.windows import cut_windows
 from fastequi.evaluate.results import documented
@@ -237,9 +237,10 @@ def evaluate_layers(
     about = {
         **documented(data), "photographs": len(source), "windows": n, "seed": seed,
         "shift_px": shift_of(side, grids[-1].patch_size) * grids[-1].patch_size,
+        "left_out": named(windows.left_out, source),
     }  # fmt: skip
     remarks = [_highest(group, each, evaluated.name) for group, each in tables.items()]
-    remarks += unknown_blocks(encoders)
+    remarks += [*unknown_blocks(encoders), *without(windows.left_out, source)]
     return Found(tables, about, list(filter(None, remarks)), tested=source if data else None)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from fastequi.data.sources.encoded import is_image_name
 from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.data.sources.images import Source
+from fastequi.evaluate.geometry.name_lists import names_in
 from fastequi.evaluate.geometry.pair_folders import (
     Map,
     Pair,
@@ -38,7 +39,7 @@ from fastequi.evaluate.results import documented
 
 IGNORED = 255
 _WRONG = -1
-_MODES, _EXPECTED = ("L", "P"), "class ids, 8 bits grey or palette"
+_MODES, _EXPECTED = ("1", "L", "P"), "class ids, at most 8 bits grey or palette"
 _INSIDE = ("VOCdevkit/VOC2012", "VOC2012", "ADEChallengeData2016")  # as archives unpack
 
 # ids of Cityscapes' classes 0 to 18 in *_labelIds.png; other ids to 33 are not evaluated
@@ -57,6 +58,9 @@ class MaskSet:
         pairs: the files.
         train, test: their images.
         codes: [256] int16, the class of an id in a file; IGNORED, or -1 for what is no id.
+        train_unlabelled, test_unlabelled: how many images have no pixel with a class.
+        absent: ids, as they are in files, of the classes that no test mask has.
+        unseen: ids of the classes that test masks have, and no training mask.
     """
 
     data: Selection
@@ -66,6 +70,39 @@ class MaskSet:
     train: Source
     test: Source
     codes: NDArray[np.int16]
+    train_unlabelled: int
+    test_unlabelled: int
+    absent: tuple[int, ...]
+    unseen: tuple[int, ...]
+
+    def expect_labels(self) -> None:
+        """Raises ValueError if all training pixels are ignored, for what is fitted on them."""
+        if self.train_unlabelled == len(self.train):
+            raise ValueError(
+                "--data: expected labelled pixels in masks for training, all are ignored"
+            )
+
+    def remarks(self, is_fitted: bool) -> list[str]:
+        """What the masks lack; of those for training if something is fitted on them."""
+        counts = [("test", self.test_unlabelled, len(self.test))]
+        if is_fitted:
+            counts.append(("training", self.train_unlabelled, len(self.train)))
+        said = [
+            f"{count} of {whole} {use} images have no labelled pixel"
+            for use, count, whole in counts
+            if count
+        ]
+        if self.absent:
+            said.append(
+                f"{len(self.absent)} of {self.classes} classes are in no test mask: ids "
+                f"{_ranges(np.array(self.absent))}"
+            )
+        if is_fitted and self.unseen:
+            said.append(
+                f"{len(self.unseen)} of {self.classes} classes are in test masks and in no "
+                f"training mask: ids {_ranges(np.array(self.unseen))}"
+            )
+        return said
 
     def mask(self, pair: Pair) -> Tensor:
         """[H, W] uint8: classes, and IGNORED."""
@@ -86,7 +123,8 @@ def open_masks(
 
     Raises:
         ValueError: a mask that is missing, of another size than its image, no PNG of class ids, or
-            with ids that are no classes; fewer than two images or classes.
+            with ids that are no classes; fewer than two images, or than two classes in the masks;
+            no labelled pixel for testing.
         FileNotFoundError: no such layout.
     """
     chosen = Selection.of(data)
@@ -100,7 +138,7 @@ def open_masks(
         codes = _codes(range(classes or IGNORED))
     pairs = pairs.chosen(chosen.patterns, train_images, test_images)
 
-    def largest(file: Path, ids: Map) -> int:
+    def there_in(file: Path, ids: Map) -> NDArray[np.int64]:
         there = np.flatnonzero(np.bincount(ids.reshape(-1), minlength=256))
         wrong = there[codes[there] == _WRONG]
         if len(wrong):
@@ -108,14 +146,34 @@ def open_masks(
                 f"--data: expected {file} to hold class ids {_listed(codes)}, got "
                 f"{', '.join(map(str, wrong))}"
             )
-        known = codes[there][codes[there] != IGNORED]
-        return int(known.max()) if len(known) else _WRONG
+        return there[codes[there] != IGNORED]
 
-    train, test, most = inspected(pairs, lambda f: png_values(f, _MODES, _EXPECTED), largest)
-    count = {"folders": classes or max(most) + 1}.get(layout, int(codes[codes < IGNORED].max()) + 1)
-    if count < 2:
-        raise ValueError(f"--data: expected masks of 2 classes or more in {root}, got {count}")
-    return MaskSet(chosen, layout, count, pairs, train, test, codes)
+    train, test, ids = inspected(pairs, lambda f: png_values(f, _MODES, _EXPECTED), there_in)
+    trained, tested = ids[: len(train)], ids[len(train) :]
+    every = np.unique(np.concatenate(ids))
+    if len(every) < 2:
+        found = f": id {every[0]}" if len(every) else ", all pixels are ignored"
+        raise ValueError(
+            f"--data: expected masks of 2 classes or more in {root}, got {len(every)}{found}"
+        )
+    if not any(map(len, tested)):
+        raise ValueError("--data: expected labelled pixels in masks for testing, all are ignored")
+    if layout == "folders":
+        codes = _codes(range(classes or int(every.max()) + 1))
+    known = np.flatnonzero((codes != _WRONG) & (codes != IGNORED))
+    return MaskSet(
+        chosen,
+        layout,
+        len(known),
+        pairs,
+        train,
+        test,
+        codes,
+        train_unlabelled=sum(not len(each) for each in trained),
+        test_unlabelled=sum(not len(each) for each in tested),
+        absent=tuple(np.setdiff1d(known, np.concatenate(tested)).tolist()),
+        unseen=tuple(np.setdiff1d(np.concatenate(tested), np.concatenate(trained)).tolist()),
+    )
 
 
 def _found(root: Path) -> tuple[str, Pairs, NDArray[np.int16]]:
@@ -141,7 +199,9 @@ def _voc(root: Path) -> Pairs:
         file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not file.is_file():
             raise FileNotFoundError(f"--data: expected the list {file}, found none")
-        names = file.read_text(encoding="utf-8").split()
+        names = names_in(file)
+        if not names:
+            raise ValueError(f"--data: expected names of images in {file}, found none")
         splits[split] = [
             Pair(
                 f"JPEGImages/{name}.jpg",
@@ -150,7 +210,7 @@ def _voc(root: Path) -> Pairs:
             )
             for name in names
         ]
-    return divided(splits)
+    return divided(root, splits)
 
 
 def _cityscapes(root: Path) -> tuple[Pairs, NDArray[np.int16]]:
@@ -164,9 +224,9 @@ def _cityscapes(root: Path) -> tuple[Pairs, NDArray[np.int16]]:
         image, mask = root / "leftImg8bit" / name, root / f"gtFine/{stem}_gtFine_{kind}.png"
         splits.setdefault(name.split("/")[0], []).append(Pair(f"leftImg8bit/{name}", image, mask))
     if as_trained:
-        return divided(splits), _codes(range(19))
+        return divided(root, splits), _codes(range(19))
     others = (i for i in range(_CITYSCAPES_IDS) if i not in _CITYSCAPES)
-    return divided(splits), _codes(_CITYSCAPES, ignored=(*others, IGNORED))
+    return divided(root, splits), _codes(_CITYSCAPES, ignored=(*others, IGNORED))
 
 
 def _codes(ids: Sequence[int], ignored: Sequence[int] = (IGNORED,)) -> NDArray[np.int16]:
@@ -179,7 +239,11 @@ def _codes(ids: Sequence[int], ignored: Sequence[int] = (IGNORED,)) -> NDArray[n
 
 def _listed(codes: NDArray[np.int16]) -> str:
     """The ids that stand for something, as ranges: "0..20, 255"."""
-    ids = np.flatnonzero(codes != _WRONG)
+    return _ranges(np.flatnonzero(codes != _WRONG))
+
+
+def _ranges(ids: NDArray[np.int64]) -> str:
+    """Ids in rising order, as ranges."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}..{r[-1]}" for r in runs)
 
@@ -192,4 +256,8 @@ def described(masks: MaskSet) -> Mapping[str, object]:
         "classes": masks.classes,
         "train_images": len(masks.train),
         "test_images": len(masks.test),
+        "train_images_unlabelled": masks.train_unlabelled,
+        "test_images_unlabelled": masks.test_unlabelled,
+        "ids_in_no_test_mask": masks.absent,
+        "ids_in_no_training_mask_but_in_test_masks": masks.unseen,
     }

@@ -17,7 +17,7 @@ from fastequi.data.sources.image_sets import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.figures import Figure, Measured, means, sums_of_values, table
-from fastequi.evaluate.geometry.frame import Found, Say
+from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.projective import moved, token_centres
 from fastequi.evaluate.geometry.warped_pairs import WarpedPairs, warped_pairs
@@ -69,21 +69,24 @@ def evaluate_matches(
     """A table for every family, clean and with photometric change, of test photographs."""
     _, source = photographs(data, test_data)
     evaluated = encoders[str(grids[-1].encoder)]
-    tables = {}
+    tables, left_out = {}, frozenset[int]()
     for family in families:
         for name, change in ((family, None), (f"{family}, photometric", Photometric())):
             say(f"{name}: cutting pairs")
-            pairs = warped_pairs(source, evaluated, family, n, seed=seed, photometric=change)
+            pairs = warped_pairs(
+                source, evaluated, family, n, seed=seed, photometric=change, known=left_out
+            )
             rows: list[Measured] = []
             for each in grids:
                 say(f"{name}: {each.encoder or each.names[0]}")
                 rows += _rows(each, pairs)
+            left_out |= pairs.left_out
             tables[name] = table(MEASURE, rows, pairs.photographs)
     about = {
         **documented(data), "photographs": len(source), "pairs": n, "seed": seed,
-        "within_patches": WITHIN,
+        "within_patches": WITHIN, "left_out": named(left_out, source),
     }  # fmt: skip
-    return Found(tables, about, tested=source if data else None)
+    return Found(tables, about, without(left_out, source), tested=source if data else None)
 
 
 def _rows(grids: Grids, pairs: WarpedPairs, batch: int = 64) -> list[Measured]:

@@ -3,17 +3,15 @@
 ROOT/images/a/b.jpg goes with ROOT/masks/a/b.png (or depth/, annotations/). Splits are folders named
 as such (train/ beside val/ or test/, see `fastequi.data.sources.splits`), either directly below
 ROOT, each with its own images/, or directly below images/ and masks/. Without splits every fifth
-pair in sorted order is for testing.
+pair in sorted order is for testing. Half a split is refused: nobody who made train/ means that.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from fastequi.data.pillow import decoded
-from fastequi.data.sources.encoded import header, is_image_name, read
+from fastequi.data.sources.encoded import is_image_name, read
 from fastequi.data.sources.image_sets import Selection
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.splits import held_out, role
+from fastequi.evaluate.geometry.image_files import in_threads, png_ids, whole_size
+from fastequi.evaluate.geometry.name_lists import in_any_case
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +84,18 @@ def paired(root: Path, targets: str) -> Pairs:
         ValueError: an image without its file, the other way round, or two images for one file.
     """
     tops = {"": root}
+    splits: dict[str, list[Pair]] = {}
     if not (root / "images").is_dir():
         folders = sorted(child for child in root.iterdir() if (child / "images").is_dir())
         tops = {child.name: child for child in folders if role(child.name)}
+        if others := [child.name for child in folders if child.name not in tops]:
+            logger.info("not used: %s", ", ".join(others))
+        splits = _empty(root)
     if not tops:
         raise FileNotFoundError(f"--data: expected {root / 'images'} beside {targets}/, found none")
-    splits: dict[str, list[Pair]] = {}
     for split, top in tops.items():
+        if not split:
+            splits = _empty(top / "images")
         images = files_below(top / "images", is_image_name)
         wanted: dict[str, str] = {}
         for name in images:
@@ -100,50 +105,104 @@ def paired(root: Path, targets: str) -> Pairs:
                     f"--data: expected one image for a file of {top / targets}, got {other} and "
                     f"{name} in {top / 'images'}"
                 )
-        there = files_below(top / targets, lambda name: name.lower().endswith(".png"))
-        without = sorted({os.path.splitext(name)[0] for name in there} - wanted.keys())
+        there: dict[str, str] = {}
+        for name in files_below(top / targets, lambda name: name.lower().endswith(".png")):
+            other = there.setdefault(os.path.splitext(name)[0], name)
+            if other != name:
+                raise ValueError(
+                    f"--data: expected one file for an image, got {other} and {name} in "
+                    f"{top / targets}"
+                )
+        without = sorted(there.keys() - wanted.keys())
         if without:
             raise ValueError(
                 f"--data: expected an image in {top / 'images'} for "
-                f"{top / targets / without[0]}.png, found none"
+                f"{top / targets / there[without[0]]}, found none"
             )
         for stem, name in wanted.items():
             image = top / "images" / name
             pair = Pair(os.path.relpath(image, root), image, top / targets / f"{stem}.png")
             first = split or (name.split("/")[0] if "/" in name else "")
             splits.setdefault(first if role(first) else "", []).append(pair)
-    return divided(splits)
+    return divided(root, splits)
 
 
-def divided(splits: Mapping[str, Sequence[Pair]]) -> Pairs:
+def _empty(folder: Path) -> dict[str, list[Pair]]:
+    """The folders directly below one that are named as splits, without pairs as yet."""
+    names = sorted(child.name for child in folder.iterdir() if child.is_dir())
+    return {name: [] for name in names if role(name) and not name.startswith(".")}
+
+
+def divided(root: Path, splits: Mapping[str, Sequence[Pair]]) -> Pairs:
     """Pairs of folders that are named as splits, "" for pairs in none.
 
-    Where there is more to test on, val/ is taken before test/. What is not used is logged.
+    Where there is more to test on, val/ is taken before test/. What is not used is logged. A folder
+    that is named as a split among others that are not is a class or a place ("train" beside "bus").
+
+    Args:
+        root: of the set, for errors.
+        splits: as they are named.
 
     Raises:
-        ValueError: nothing to fit on, or nothing to test on; a file of a pair is not there.
+        ValueError: a split without images, or without another to fit on or to test on; a file of a
+            pair is not there.
     """
     roles = {split: role(split) for split in splits}
-    for_test = "val" if "val" in roles.values() else "test"
-    if {"train", for_test} <= set(roles.values()):
+    filled = {roles[split] for split, pairs in splits.items() if pairs}
+    for_test = next((r for r in ("val", "test") if r in filled), "val")
+    if {"train", for_test} <= filled or (any(roles.values()) and not splits.get("")):
+        _expect_whole_split(root, roles, filled)
         train, test = (
             [pair for split, pairs in splits.items() if roles[split] == use for pair in pairs]
             for use in ("train", for_test)
         )
-        unused = [split for split in splits if roles[split] not in ("train", for_test)]
+        used = ("train", for_test)
+        unused = [split for split, pairs in splits.items() if pairs and roles[split] not in used]
         if unused:
             logger.info("not used: %s", ", ".join(name or "images in no split" for name in unused))
     else:
         every = sorted((p for pairs in splits.values() for p in pairs), key=lambda p: p.name)
         tested = held_out(len(every))
         train, test = ([every[i] for i in np.flatnonzero(t)] for t in (~tested, tested))
-        logger.info("no folders train/ and val/: every fifth of %d images tests", len(every))
-    pairs = Pairs(*(tuple(sorted(part, key=lambda p: p.name)) for part in (train, test)))
+        logger.info("no folders train/ beside val/: every fifth of %d images tests", len(every))
+    pairs = Pairs(
+        *(
+            tuple(
+                replace(pair, image=in_any_case(pair.image), target=in_any_case(pair.target))
+                for pair in sorted(part, key=lambda p: p.name)
+            )
+            for part in (train, test)
+        )
+    )
     for pair in pairs.all:
         for file in (pair.image, pair.target):
             if not file.is_file():
                 raise ValueError(f"--data: expected {file} for {pair.name}, found none")
     return pairs
+
+
+def _expect_whole_split(root: Path, roles: Mapping[str, str], filled: Set[str]) -> None:
+    """Raises ValueError unless there are images to fit on and images to test on.
+
+    Args:
+        root: of the set.
+        roles: of the splits by their names.
+        filled: the roles that have images.
+    """
+    for uses, wanted in ((("train",), "train/"), (("val", "test"), "val/ or test/")):
+        if filled & set(uses):
+            continue
+        named = [split for split, its in roles.items() if its in uses]
+        others = [split for split, its in roles.items() if its and its not in uses]
+        if named:
+            raise ValueError(f"--data: expected images in {_folders(named)} of {root}, found none")
+        raise ValueError(
+            f"--data: expected {wanted} beside {_folders(others)} in {root}, found none"
+        )
+
+
+def _folders(names: Sequence[str]) -> str:
+    return " and ".join(f"{name}/" for name in names)
 
 
 def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[str]:
@@ -166,7 +225,7 @@ def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[str]:
 def inspected(
     pairs: Pairs, load: Callable[[Path], Map], look: Callable[[Path, Map], T]
 ) -> tuple[Source, Source, list[T]]:
-    """Opens every pair before anything is computed: headers of images, and whole target files.
+    """Reads every pair before anything is computed, whole: a damaged file is found here.
 
     Args:
         pairs: which.
@@ -187,21 +246,16 @@ def inspected(
         )
 
     def each(pair: Pair) -> tuple[tuple[int, int], T]:
-        found = header(str(pair.image))
-        if isinstance(found, str):
-            raise ValueError(f"--data: {pair.image} cannot be read ({found})")
+        size = whole_size(pair.image)
         values = load(pair.target)
-        if values.shape != (found.height, found.width):
+        if values.shape != size:
             raise ValueError(
-                f"--data: expected {pair.target} of {found.height}x{found.width} px as "
+                f"--data: expected {pair.target} of {size[0]}x{size[1]} px as "
                 f"{pair.image.name}, got {values.shape[0]}x{values.shape[1]}"
             )
-        return (found.height, found.width), look(pair.target, values)
+        return size, look(pair.target, values)
 
-    Image.init()  # registers the formats before threads ask for them
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        sizes, kept = zip(*pool.map(each, pairs.all), strict=True)
+    sizes, kept = zip(*in_threads(each, pairs.all), strict=True)
     whole = Source(
         tuple(str(pair.image) for pair in pairs.all),
         tuple(pair.name for pair in pairs.all),
@@ -212,7 +266,7 @@ def inspected(
 
 
 def png_values(file: Path, modes: Sequence[str], expected: str) -> Map:
-    """The values [H, W] of a PNG as they stand in the file, palettes not applied.
+    """The values [H, W] of a PNG; see `image_files.png_ids`.
 
     Args:
         file: which.
@@ -228,7 +282,7 @@ def png_values(file: Path, modes: Sequence[str], expected: str) -> Map:
                 raise ValueError(
                     f"--data: expected {file} to be a PNG of {expected}, got mode {opened.mode}"
                 )
-            return np.array(opened)
+            return png_ids(file, opened)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"--data: {file} cannot be read as a PNG ({error})") from error
 

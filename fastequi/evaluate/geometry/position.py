@@ -28,7 +28,7 @@ from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.blocks import unknown_blocks, with_blocks
 from fastequi.evaluate.geometry.figures import Figure, Measure, Measured, table
-from fastequi.evaluate.geometry.frame import Found, Say
+from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.windows import cut_windows
 from fastequi.evaluate.results import documented
@@ -247,13 +247,20 @@ def evaluate_position(
         **documented(data), "photographs": {"train": len(train), "test": len(test)},
         "windows": {"train": n, "test": n_test}, "seed": seed,
         "rounds": ROUNDS, "gone_below": GONE, "penalties": PENALTIES,
+        "left_out": {
+            "train": named(fitted.left_out, train), "test": named(tested.left_out, test),
+        },
     }  # fmt: skip
     found = table(MEASURE, rows, tested.photographs)
     fit_on = train if data else None
     return Found(
         {"place": found},
         about,
-        unknown_blocks(encoders),
+        [
+            *unknown_blocks(encoders),
+            *without(fitted.left_out, train, "training"),
+            *without(tested.left_out, test),
+        ],
         tested=test if data else None,
         fitted=fit_on,
     )

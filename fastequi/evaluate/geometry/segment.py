@@ -108,6 +108,7 @@ def evaluate_segments(
     """
     say("checking images and masks")
     masks = open_set()
+    masks.expect_labels()
     constant = _most_frequent(masks)
     rows: dict[str, list[Measured]] = {
         method: [Measured(MOST_FREQUENT, _of_constant(constant, masks))] for method in what.methods
@@ -137,7 +138,10 @@ def evaluate_segments(
                 for method, found in rows.items()
             },
         },
-        remarks=[PUBLISHED[masks.layout]] if masks.layout in PUBLISHED else [],
+        remarks=[
+            *masks.remarks(is_fitted=True),
+            *([PUBLISHED[masks.layout]] if masks.layout in PUBLISHED else []),
+        ],
         tested=masks.test,
         fitted=masks.train,
     )
@@ -187,12 +191,10 @@ def _labelled(classes: Tensor) -> Tensor:
 
 
 def _most_frequent(masks: MaskSet) -> int:
-    """The class of most training pixels; raises ValueError if none is labelled."""
+    """The class of most training pixels."""
     counts = torch.zeros(masks.classes, dtype=torch.int64)
     for mask in map(masks.mask, masks.pairs.train):
         counts += torch.bincount(mask[mask != IGNORED].long(), minlength=masks.classes)
-    if not counts.any():
-        raise ValueError("--data: expected labelled pixels in masks for training, all are ignored")
     return int(counts.argmax())
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastequi.evaluate.geometry.image_files import size_of
+from fastequi.evaluate.geometry.image_files import size_of, whole_sizes
 
 ANNOTATIONS = "PairAnnotation/test"
 
@@ -51,19 +51,21 @@ def keypoint_pairs(folder: Path) -> list[KeypointPair]:
     """The test pairs, by name.
 
     Raises:
-        ValueError: there are none, an annotation is not as the module says, or an image is missing
-            or of another size than its annotation; names the file.
+        ValueError: there are none, an annotation is not as the module says, or an image is
+            missing, damaged or of another size than its annotation; names the file.
     """
     files = sorted((folder / ANNOTATIONS).glob("*.json"))
     if not files:
         raise ValueError(f"{folder / ANNOTATIONS}: expected *.json, SPair-71k's pairs, found none")
     sizes: dict[Path, tuple[int, int]] = {}
-    return [_pair(folder, file, sizes) for file in files]
+    pairs = [_pair(folder, file, sizes) for file in files]
+    whole_sizes(sizes)
+    return pairs
 
 
 def _pair(folder: Path, file: Path, sizes: dict[Path, tuple[int, int]]) -> KeypointPair:
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: expected JSON ({error})") from error
     if not isinstance(said, dict):

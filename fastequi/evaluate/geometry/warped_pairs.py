@@ -11,6 +11,7 @@ rotation, translation, se2   the project's own paths at t = 1, in the ranges of 
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,12 +38,14 @@ class WarpedPairs:
         first, second: [N, 3, S, S] float16 in 0..1.
         to_first: [N, 3, 3] float64, from pixels of the second view to those of the first.
         photographs: [N] int64, which one each pair is of.
+        left_out: places of photographs that cannot be decoded, of those that were drawn.
     """
 
     first: Tensor
     second: Tensor
     to_first: Tensor
     photographs: Tensor
+    left_out: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.first)
@@ -56,6 +59,7 @@ def warped_pairs(
     *,
     seed: int = 0,
     photometric: Photometric | None = None,
+    known: Set[int] = frozenset(),
     ranges: PathConfig = PathConfig(),  # noqa: B008
 ) -> WarpedPairs:
     """Cuts them from photographs, at the size of the encoder's images.
@@ -67,6 +71,7 @@ def warped_pairs(
         n: how many.
         seed: of windows and relations.
         photometric: changes both views of a pair, independently; the pairs are the same with it.
+        known: places of photographs that cannot be decoded, which need not be found out again.
         ranges: of rotation and translation.
 
     Raises:
@@ -81,6 +86,7 @@ def warped_pairs(
     first, second, relations, photographs = [], [], [], []
     count = 0
     with window_loader(source, path, views, seed=seed, device=encoder.device) as loader:
+        loader.leave_out(set(known))
         for batch in loader:
             windows = batch.u.float() / 255
             relation = _relation(family, path, batch.path.cpu().double(), size, generator)
@@ -97,12 +103,15 @@ def warped_pairs(
             first.append(both[0].half().cpu())
             second.append(both[1].half().cpu())
             relations.append(relation)
-            photographs.append(batch.sample_ids // loader.cfg.samples_per_file)
+            photographs.append(loader.images_of(batch.sample_ids))
             count += len(windows)
             if count >= n:
                 break
-    parts = first, second, relations, photographs
-    return WarpedPairs(*(torch.cat(part)[:n].cpu() for part in parts))
+        left_out = frozenset(loader.left_out)
+    views_1, views_2, to_first, of = (
+        torch.cat(part)[:n].cpu() for part in (first, second, relations, photographs)
+    )
+    return WarpedPairs(views_1, views_2, to_first, of, left_out)
 
 
 def _views(encoder: Encoder, family: str, path: paths.Path) -> Views:

@@ -20,10 +20,12 @@ class Windows:
     Attributes:
         images: [N, 3, S, S] uint8.
         photographs: [N] int64, which one each is of.
+        left_out: places of photographs that cannot be decoded, of those that were drawn.
     """
 
     images: Tensor
     photographs: Tensor
+    left_out: frozenset[int] = frozenset()
 
 
 def cut_windows(
@@ -45,8 +47,9 @@ def cut_windows(
     with window_loader(source, path, views, seed=seed, device=encoder.device) as loader:
         for batch in loader:
             images.append(batch.u[..., :side, :side].cpu())
-            photographs.append((batch.sample_ids // loader.cfg.samples_per_file).cpu())
+            photographs.append(loader.images_of(batch.sample_ids))
             count += len(batch.u)
             if count >= n:
                 break
-    return Windows(torch.cat(images)[:n], torch.cat(photographs)[:n])
+        left_out = frozenset(loader.left_out)
+    return Windows(torch.cat(images)[:n], torch.cat(photographs)[:n], left_out)

@@ -1,0 +1,62 @@
+"""Lists of names, a name a line, as DAVIS and Pascal VOC have them; and files found by their names,
+whatever the case of the suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+
+
+def text_of(file: Path) -> str:
+    """Of a file in UTF-8, without a byte order mark.
+
+    Raises:
+        ValueError: it is no such text; names the file.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected text in UTF-8 ({error})") from error
+
+
+def names_in(file: Path) -> list[str]:
+    """The lines of a list, without blanks at their ends; empty ones are passed over.
+
+    Raises:
+        ValueError: a name stands there twice, or the file is no text; names file and line.
+    """
+    found: dict[str, int] = {}
+    for number, line in enumerate(text_of(file).split("\n"), 1):
+        name = line.strip()
+        if name and found.setdefault(name, number) != number:
+            raise ValueError(
+                f"{file}, line {number}: expected each name once, got {name} again, as in line "
+                f"{found[name]}"
+            )
+    return list(found)
+
+
+def by_stem(files: Iterable[Path], suffix: str) -> dict[str, Path]:
+    """The files with a suffix (".png"), in any case, by the name without it, in sorted order.
+
+    Raises:
+        ValueError: two of one name ("a.png" and "a.PNG"); names both.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(files):
+        if file.suffix.lower() == suffix:
+            other = found.setdefault(file.stem, file)
+            if other != file:
+                raise ValueError(f"{file}: expected one file of this name, got {other.name} too")
+    return found
+
+
+def in_any_case(file: Path) -> Path:
+    """A file, or where it is not there the one whose suffix is written in another case."""
+    if not file.is_file():
+        for letters in product(*zip(file.suffix.lower(), file.suffix.upper(), strict=True)):
+            other = file.with_suffix("".join(letters))
+            if other.is_file():
+                return other
+    return file
