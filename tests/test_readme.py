@@ -185,15 +185,6 @@ def test_what_each_path_teaches_is_as_measured():
     assert sum(block in section for block in tables(found).split("\n\n")) == 4
 
 
-def test_the_tables_of_geometry_are_the_measured_ones():
-    from bench.geometry import markdown
-
-    found, section = quoted("geometry_cpu.json")
-    assert markdown(found["results"]) in section
-    steps = ", ".join(f"{row} {steps:,}" for row, steps in found["steps"].items())
-    assert f"steps: {steps}" in " ".join(section.split())
-
-
 def test_what_post_training_leaves_is_as_measured():
     from bench.post_training import curves, table
 
