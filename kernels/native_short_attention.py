@@ -15,7 +15,7 @@ _WIDTHS = 16  # of a head, a multiple: whole vectors of every instruction set
 
 class ShortAttentionStruct(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("qkv", "out", "sums", "grad_out", "grad")),
+        *((name, c_void_p) for name in ("qkv", "out", "weights", "grad_out", "grad")),
         *((name, c_int64) for name in ("batch", "tokens", "heads", "width")),
         ("scale", c_float),
         ("threads", c_int32),
@@ -28,26 +28,26 @@ def reads(qkv: Tensor) -> bool:
     return fits and qkv.dtype == torch.float32 and qkv.numel() > 0
 
 
-def forward(qkv: Tensor, out: Tensor, sums: Tensor | None) -> None:
-    """Fills `out` [B, N, H, D] and, if there are any, `sums` [B, H, N]; all dense."""
-    _run(qkv, out, sums, None, None)
+def forward(qkv: Tensor, out: Tensor, weights: Tensor | None) -> None:
+    """Fills `out` [B, N, H, D] and, if there are any, `weights` [B, H, N, N]; all dense."""
+    _run(qkv, out, weights, None, None)
 
 
-def backward(qkv: Tensor, sums: Tensor, grad_out: Tensor, grad: Tensor) -> None:
+def backward(qkv: Tensor, weights: Tensor, grad_out: Tensor, grad: Tensor) -> None:
     """Fills `grad` as qkv, from what the forward has kept; all dense."""
-    _run(qkv, None, sums, grad_out, grad)
+    _run(qkv, None, weights, grad_out, grad)
 
 
 def _run(
     qkv: Tensor,
     out: Tensor | None,
-    sums: Tensor | None,
+    weights: Tensor | None,
     grad_out: Tensor | None,
     grad: Tensor | None,
 ) -> None:
     batch, tokens, _, heads, width = qkv.shape
     op = ShortAttentionStruct(
-        *(native.pointer(tensor) for tensor in (qkv, out, sums, grad_out, grad)),
+        *(native.pointer(tensor) for tensor in (qkv, out, weights, grad_out, grad)),
         batch,
         tokens,
         heads,

@@ -1,6 +1,6 @@
 /* Attention of images of few tokens, forward and backward, from and to the rows of a qkv projection.
  * One thread takes a head of an image: all that it works on stays in the first caches. Probabilities
- * are made again in the backward, of the logarithm of their sums.
+ * are kept for the backward: of few tokens they are smaller than queries.
  */
 #include <stdlib.h>
 
@@ -9,7 +9,7 @@
 typedef struct {
   const float *qkv;       /* [batch, tokens, 3, heads, width] */
   float *out;             /* [batch, tokens, heads, width] */
-  float *sums;            /* [batch, heads, tokens] log2 of the sums of powers; or NULL */
+  float *weights;         /* [batch, heads, tokens, tokens] probabilities; or NULL */
   const float *grad_out;  /* as out; NULL: the forward is asked for, else the backward */
   float *grad;            /* as qkv */
   int64_t batch, tokens, heads, width;
@@ -91,36 +91,29 @@ typedef struct {
   int64_t padded;
 } Scratch;
 
-/* Scaled products of queries and keys in units of log2, -infinity behind each row. */
-CALLED void logits(const ShortAttention *op, const float *q, const Scratch *s) {
-  int64_t apart = 3 * op->heads * op->width, n = op->tokens;
-  turn(s->turned, q + op->heads * op->width, apart, n, op->width, s->padded);
-  product(s->p, s->padded, (Factor){q, apart, 1}, s->turned, s->padded, n, op->width, s->padded,
-          op->scale * LOG2E);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = n; j < s->padded; j++) s->p[i * s->padded + j] = -INFINITY;
-}
-
 CALLED void forward(const ShortAttention *op, int64_t b, int64_t h, const Scratch *s) {
-  int64_t n = op->tokens, width = op->width, heads = op->heads, apart = 3 * heads * width;
+  int64_t n = op->tokens, width = op->width, heads = op->heads, next = heads * width, apart = 3 * next;
+  int64_t padded = s->padded;
   const float *q = op->qkv + b * n * apart + h * width;
-  logits(op, q, s);
+  turn(s->turned, q + next, apart, n, width, padded);
+  product(s->p, padded, (Factor){q, apart, 1}, s->turned, padded, n, width, padded, op->scale * LOG2E);
   for (int64_t i = 0; i < n; i++) {
-    float *row = s->p + i * s->padded;
+    float *row = s->p + i * padded;
+    for (int64_t j = n; j < padded; j++) row[j] = -INFINITY;
     vf top = AT(vf, row), total = splat(0.0f);
-    for (int64_t j = LANES; j < s->padded; j += LANES) top = larger(AT(vf, row + j), top);
+    for (int64_t j = LANES; j < padded; j += LANES) top = larger(AT(vf, row + j), top);
     float most = most_of(top);
-    for (int64_t j = 0; j < s->padded; j += LANES) {
+    for (int64_t j = 0; j < padded; j += LANES) {
       vf power = exp2_or_0(AT(vf, row + j) - most);
       AT(vf, row + j) = power;
       total += power;
     }
-    float sum = sum_of(total);
-    for (int64_t j = 0; j < s->padded; j += LANES) AT(vf, row + j) *= 1 / sum;
-    if (op->sums) op->sums[(b * heads + h) * n + i] = most + log2f(sum);
+    float part = 1 / sum_of(total);
+    for (int64_t j = 0; j < padded; j += LANES) AT(vf, row + j) *= part;
+    if (op->weights) memcpy(op->weights + ((b * heads + h) * n + i) * n, row, n * sizeof(float));
   }
-  product(op->out + (b * n * heads + h) * width, heads * width, (Factor){s->p, s->padded, 1},
-          q + 2 * heads * width, apart, n, n, width, 1);
+  product(op->out + b * n * next + h * width, next, (Factor){s->p, padded, 1}, q + 2 * next, apart, n, n,
+          width, 1);
 }
 
 CALLED void backward(const ShortAttention *op, int64_t b, int64_t h, const Scratch *s) {
@@ -128,17 +121,15 @@ CALLED void backward(const ShortAttention *op, int64_t b, int64_t h, const Scrat
   int64_t start = b * n * apart + h * width, padded = s->padded;
   const float *q = op->qkv + start, *k = q + next, *v = k + next;
   const float *grad_out = op->grad_out + b * n * next + h * width;
+  const float *weights = op->weights + (b * heads + h) * n * n;
   float *grad = op->grad + start;
-  logits(op, q, s);
-  for (int64_t i = 0; i < n; i++) {
-    float *row = s->p + i * padded, sum = op->sums[(b * heads + h) * n + i];
-    for (int64_t j = 0; j < padded; j += LANES) AT(vf, row + j) = exp2_or_0(AT(vf, row + j) - sum);
-  }
-  product(grad + 2 * next, apart, (Factor){s->p, 1, padded}, grad_out, next, n, n, width, 1);
+  product(grad + 2 * next, apart, (Factor){weights, 1, n}, grad_out, next, n, n, width, 1);
   turn(s->turned, v, apart, n, width, padded);
   product(s->g, padded, (Factor){grad_out, next, 1}, s->turned, padded, n, width, padded, 1);
   for (int64_t i = 0; i < n; i++) { /* of the logits: p (g - Σ p g) */
-    float *p = s->p + i * padded, *g = s->g + i * padded;
+    float *p = s->p, *g = s->g + i * padded;
+    memcpy(p, weights + i * n, n * sizeof(float));
+    for (int64_t j = n; j < padded; j++) p[j] = 0;
     vf total = splat(0.0f);
     for (int64_t j = 0; j < padded; j += LANES) total += AT(vf, p + j) * AT(vf, g + j);
     float mean = sum_of(total);

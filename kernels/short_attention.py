@@ -10,9 +10,10 @@ takes ten times its arithmetic, and the gradients of q, k and v are then copied 
 Here a head's keys, logits and gradients stay in the first cache, and the gradient is written where
 the projection's backward reads it.
 
-Never stored: the probabilities [B, H, N, N]; kept for the backward are the logarithms of their
-sums [B, H, N]. The same bits with any number of threads. Whatever C does not take, and all that a
-compiler, an export or `torch.func` looks at, is PyTorch's.
+Never stored: copies of q, k and v and of their gradients. Kept for the backward: probabilities
+[B, H, N, N], of 16 tokens and 64 channels a twelfth of qkv. The same bits with any number of
+threads. What C does not take, and all that a compiler, an export or `torch.func` looks at, is
+PyTorch's.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ def short_attention(qkv: Tensor) -> Tensor:
     return _forward(qkv.detach().contiguous(), None)
 
 
-def _forward(qkv: Tensor, sums: Tensor | None) -> Tensor:
+def _forward(qkv: Tensor, weights: Tensor | None) -> Tensor:
     batch, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, tokens, heads, width)
-    native_short_attention.forward(qkv, out, sums)
+    native_short_attention.forward(qkv, out, weights)
     return out
 
 
@@ -78,13 +79,13 @@ class _ShortAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor) -> Tensor:
         batch, tokens, _, heads, _ = qkv.shape
-        dense, sums = qkv.contiguous(), qkv.new_empty(batch, heads, tokens)
-        ctx.save_for_backward(qkv, sums)
-        return _forward(dense, sums)
+        weights = qkv.new_empty(batch, heads, tokens, tokens)
+        ctx.save_for_backward(qkv, weights)
+        return _forward(qkv.contiguous(), weights)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> Tensor:
-        qkv, sums = ctx.saved_tensors
+        qkv, weights = ctx.saved_tensors
         if torch.is_grad_enabled() or needs_operator(grad_out) or batched(grad_out):
             again = torch.is_grad_enabled()  # create_graph=True: the gradient is differentiated
             with torch.enable_grad():
@@ -93,5 +94,5 @@ class _ShortAttention(torch.autograd.Function):
             (found,) = torch.autograd.grad(out, leaf, grad_out, create_graph=again)
             return found
         grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        native_short_attention.backward(qkv.contiguous(), sums, grad_out.contiguous(), grad)
+        native_short_attention.backward(qkv.contiguous(), weights, grad_out.contiguous(), grad)
         return grad
