@@ -167,6 +167,12 @@ def test_wrong_files_end_the_command_at_once(spair, capsys):
     assert "expected *.json, SPair-71k's pairs, found none" in capsys.readouterr().err
 
 
+def test_a_side_that_memory_does_not_hold_is_refused(spair, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "match", SPEC, "--data", str(spair), "--side", "16000000"])
+    assert "--side: expected at most" in capsys.readouterr().err
+
+
 def test_a_side_is_a_multiple_of_the_patch(spair, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "match", SPEC, "--data", str(spair), "--side", "100"])
