@@ -339,13 +339,19 @@ def _scan(argv: list[str]) -> None:
 def _scenes(argv: list[str]) -> None:
     options = parse(ScenesOptions, "fastequi data scenes", argv)
 
-    from fastequi.data.scenes.job import make
+    import torch
+
+    from fastequi.data.scenes.job import bytes_at_once, make
     from fastequi.data.scenes.settings import Settings
     from fastequi.data.sources.image_sets import Selection
+    from fastequi.runtime.devices import expect_size
     from fastequi.runtime.progress import Progress
 
     given = {field.name: getattr(options, field.name) for field in fields(Settings)}
     settings = Settings(**given)
+    cpu, size = torch.device("cpu"), settings.size
+    expect_size("--size", size, partial(bytes_at_once, settings), cpu)
+    expect_size("--frames", settings.frames, partial(bytes_at_once, settings, size), cpu)
     places = flat(options.photos)
     photos = as_images(Selection(places, option="--photos")) if places else None
     with Progress("making scenes") as bar:
