@@ -104,6 +104,7 @@ def test_what_lacks_data_is_named_and_nothing_at_all_is_an_error(
     [
         (["--kinds", "mtach"], "--kinds: expected some of equivariance"),
         (["--kinds", "match", "--labelled", "x"], "--labelled: none of match takes it"),
+        (["--kinds"], "--kinds: expected one evaluation or more, got none"),
         (["--kinds", "match", "match"], "--kinds: expected each once, got match match"),
         *(
             ([option, "nowhere"], f"{option}: expected a path that exists, got 'nowhere'")

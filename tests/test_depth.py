@@ -189,6 +189,7 @@ def test_a_head_that_diverges_names_its_rate(tmp_path, capsys):
         (["--nearest", "5", "--farthest", "2"], "--farthest: expected > --nearest 5, got 2.0"),
         (["--farthest", "inf"], "--farthest: expected a finite number, got inf"),
         (["--farthest", "1e40"], "--farthest: expected at most 1e+09 m, got 1e+40"),
+        (["--metres", "1e40"], "--metres: expected at most 1e+09, got 1e+40"),
         (["--metres", "nan"], "--metres: expected a finite number, got nan"),
         (["--lr", "inf"], "--lr: expected a finite number, got inf"),
         (["--bins", "1"], "--bins: expected >= 2, got 1"),

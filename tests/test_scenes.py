@@ -402,6 +402,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys):
         (["--clips", "0"], "--clips: expected >= 1, got 0"),
         (["--size", "8"], "--size: expected >= 64, got 8"),
         (["--size", "10000000"], "--size: expected at most"),
+        (["--images", str(10**12)], "--images: expected at most"),
+        (["--clips", str(10**12)], "--clips: expected at most"),
         (["--frames", str(10**12)], "--frames: expected at most"),
         (["--seed", "-1"], "--seed: expected 0 to 2^63 - 1, got -1"),
         (["--kinds", "depht"], "--kinds: expected one of segment, clips, depth, match"),

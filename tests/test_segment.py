@@ -302,6 +302,7 @@ def test_wrong_options_are_named(capsys, options, said):
         (["--against", "nothere"], "--against: nothere does not exist"),
         (["--side", "7"], "--side: expected at least 8, the patch size of raw patches, got 7"),
         (["--side", "100000"], r"--side: expected at most 4564 .*\(1.0 GB free\), got 100000"),
+        (["--scales", "1e300"], r"--scales: expected at most 143 .*, got 1e\+300"),
         (["--scales", "1", "1000"], r"--scales: expected at most 143 .*, got 1000"),
         (
             ["--scales", "1", "0.2"],

@@ -20,7 +20,7 @@ from rich.table import Table
 from fastequi.cli import evaluations
 from fastequi.cli.hints import meant
 from fastequi.cli.image_options import Several, flat
-from fastequi.cli.parsing import parse
+from fastequi.cli.parsing import is_given, parse
 from fastequi.cli.vit_options import VitOptions
 
 _OPTION = {
@@ -67,6 +67,8 @@ class AllOptions(VitOptions):
 
 def every(argv: list[str]) -> None:
     options = parse(AllOptions, "fastequi eval all", argv)
+    if is_given("--kinds", argv) and not options.kinds:
+        raise ValueError("--kinds: expected one evaluation or more, got none")
     kinds = _chosen(options)
     _expect_places(options)
 

@@ -170,6 +170,7 @@ def depth(argv: list[str]) -> None:
     _expect(options, "bins", lambda n: n >= 2, ">= 2")
     _expect(options, "lr", lambda x: 0 < x <= _FASTEST, f"> 0 and at most {_FASTEST:g}")
     _expect(options, "metres nearest", lambda x: x > 0, "> 0")
+    _expect(options, "metres", lambda x: x <= _FARTHEST, f"at most {_FARTHEST:g}")
     _expect(options, "farthest", lambda x: x > options.nearest, f"> --nearest {options.nearest:g}")
     _expect(options, "farthest", lambda x: x <= _FARTHEST, f"at most {_FARTHEST:g} m")
     given = options.of_set()

@@ -22,7 +22,7 @@ from fastequi.cli.hints import meant, nearest_option
 
 Options = TypeVar("Options")
 
-MOST_SEED = 2**63 - 1  # a signed integer of 64 bits
+_MOST = 2**63 - 1  # a signed integer of 64 bits
 
 
 def parse(
@@ -142,8 +142,10 @@ def _check(flag: str, values: list[str], hint: Any) -> None:
                 raise ValueError(f"{flag}: expected {what}, got {value}") from error
             if kind is float and not math.isfinite(float(value)):
                 raise ValueError(f"{flag}: expected a finite number, got {value}")
-            if re.fullmatch(r"--(\w+\.)?seed", flag) and not 0 <= int(value) <= MOST_SEED:
+            if re.fullmatch(r"--(\w+\.)?seed", flag) and not 0 <= int(value) <= _MOST:
                 raise ValueError(f"{flag}: expected 0 to 2^63 - 1, got {value}")
+            if kind is int and abs(int(value)) > _MOST:
+                raise ValueError(f"{flag}: expected an integer of 64 bits, got {value}")
 
 
 def _one_line(box: str) -> str:

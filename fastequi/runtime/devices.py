@@ -106,7 +106,7 @@ def expect_size(
     if bytes_of(size) <= free:
         return
     low, high = 0.0, float(size)
-    for _ in range(64):
+    for _ in range(2000):  # from the largest float to the smallest: it ends
         middle = (low + high) / 2
         low, high = (middle, high) if bytes_of(middle) <= free else (low, middle)
     most = f"{int(low)}" if isinstance(size, int) else f"{low:.3g}"

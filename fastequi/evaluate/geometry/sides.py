@@ -23,8 +23,8 @@ def expect_side(side: int, grids: Grids, *, patches: int = 1, images: int = 1) -
     if side < least:
         size = "the patch size" if patches == 1 else f"{patches} times the patch size"
         raise ValueError(f"--side: expected at least {least}, {size} of {_name(grids)}, got {side}")
-    expect_size("--side", side, lambda x: images * _BYTES * x**2, _CPU)
-    expect_size("--side", side, lambda x: images * _BYTES * x**2, grids.device)
+    for device in (_CPU, grids.device):
+        expect_size("--side", side, lambda x: images * _BYTES * x * x, device)
 
 
 def expect_scale(scale: float, side: int, grids: Grids) -> None:
@@ -34,8 +34,8 @@ def expect_scale(scale: float, side: int, grids: Grids) -> None:
             f"--scales: expected at least {grids.patch_size / side:.3g}, which makes {side} px the "
             f"patch size of {_name(grids)}, got {scale:g}"
         )
-    expect_size("--scales", scale, lambda x: _BYTES * (x * side) ** 2, _CPU)
-    expect_size("--scales", scale, lambda x: _BYTES * (x * side) ** 2, grids.device)
+    for device in (_CPU, grids.device):
+        expect_size("--scales", scale, lambda x: _BYTES * (x * side) * (x * side), device)
 
 
 _CPU = torch.device("cpu")
