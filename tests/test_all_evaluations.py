@@ -50,14 +50,17 @@ def test_what_the_data_allows_runs_and_a_refusal_is_no_end(run, tmp_path, monkey
     monkeypatch.setattr(evaluations, "linear", refusing)
     monkeypatch.setattr(evaluations, "position", refusing)
     out = tmp_path / "all.json"
-    given = ["--labelled", "classes", "more", "--against", "other", "--device", "cpu"]
+    for name in ("classes", "more"):
+        (tmp_path / name).mkdir()
+    labelled = [str(tmp_path / name) for name in ("classes", "more")]
+    given = ["--labelled", *labelled, "--against", str(run), "--device", "cpu"]
     kinds = ["--kinds", "match", "knn", "linear", "position"]
     main(["eval", "all", str(run), *given, *kinds, "--out", str(out)])
     common = [str(run), "--device", "cpu", "--out"]
     assert calls == [
-        [*common, str(tmp_path / "eval_match.json"), "--against", "other"],
-        [*common, str(tmp_path / "eval_knn.json"), "--data", "classes", "more",
-         "--against", "other"],
+        [*common, str(tmp_path / "eval_match.json"), "--against", str(run)],
+        [*common, str(tmp_path / "eval_knn.json"), "--data", *labelled,
+         "--against", str(run)],
     ]  # fmt: skip
     saved = json.loads(out.read_text())
     assert read(saved).kind == "all"
@@ -101,12 +104,32 @@ def test_what_lacks_data_is_named_and_nothing_at_all_is_an_error(
     [
         (["--kinds", "mtach"], "--kinds: expected some of equivariance"),
         (["--kinds", "match", "--labelled", "x"], "--labelled: none of match takes it"),
+        (["--kinds"], "--kinds: expected one evaluation or more, got none"),
+        (["--kinds", "match", "match"], "--kinds: expected each once, got match match"),
+        *(
+            ([option, "nowhere"], f"{option}: expected a path that exists, got 'nowhere'")
+            for option in ("--data", "--labelled", "--masks", "--depth", "--clips")
+        ),
+        (["--data", "no-{0..3}.tar"], "--data: shards: no-0.tar does not exist"),
+        (["--against", "nowhere"], "--against: nowhere does not exist"),
+        (["--out", "eval_clusters.json"], "in which eval clusters leaves its own figures"),
+        (["--out", "y.txt"], "--out: expected a JSON file, got y.txt, in which the text"),
+        (["--out", "taken.json"], "--out: taken.txt cannot be written"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(run, words, said, capsys):
+def test_what_cannot_be_is_refused_before_anything_runs(
+    run, tmp_path, monkeypatch, words, said, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for kind in evaluations.KINDS:
+        monkeypatch.setattr(evaluations, kind, refusing, raising=False)
+    (tmp_path / "taken.txt").mkdir()
     with pytest.raises(SystemExit):
         main(["eval", "all", str(run), *words])
-    assert said in capsys.readouterr().err
+    found = capsys.readouterr().err
+    assert said in found
+    assert found.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["taken.txt"]
 
 
 @pytest.mark.slow  # what the others test, with real evaluations at their defaults

@@ -162,3 +162,22 @@ def test_more_clusters_than_tokens_are_refused(tmp_path, capsys):
               str(tmp_path / "data"), "--clusters", "17",
               "--out", str(tmp_path / "f.json"), "--cache", str(tmp_path)])  # fmt: skip
     assert "--clusters: expected at most 16 clusters, as many as tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (1, "--tokens: expected at least 2, one of each image, got 1"),
+        (
+            2,
+            "--tokens: expected enough for 3 clusters, one for each class, got 2, which gives 2 to",
+        ),
+    ],
+)
+def test_too_few_tokens_are_said_by_their_option(tmp_path, capsys, tokens, said):
+    striped_folder(tmp_path / "data", 10)
+    with pytest.raises(SystemExit):
+        main(["eval", "clusters", "tests.support.painted:colours", "--data",
+              str(tmp_path / "data"), "--tokens", str(tokens),
+              "--out", str(tmp_path / "f.json"), "--cache", str(tmp_path)])  # fmt: skip
+    assert said in capsys.readouterr().err

@@ -171,12 +171,33 @@ def test_images_without_a_depth_are_counted_and_left_out(tmp_path, capsys):
     assert "2 images, 1 of them with nothing to judge" in said
 
 
+def test_a_head_that_diverges_names_its_rate(tmp_path, capsys):
+    for i in range(5):
+        save(np.full((32, 32, 3), 50 * i, np.uint8), tmp_path / "images" / f"{i}.png")
+        save(np.full((32, 32), 1000 * (i + 1), np.uint16), tmp_path / "depth" / f"{i}.png")
+    with pytest.raises(SystemExit):
+        main(["eval", "depth", "tests.support.painted:colours", "--data", str(tmp_path), "--steps",
+              "20", "--lr", "1e9", "--out", str(tmp_path / "f.json"), "--cache",
+              str(tmp_path / "c")])  # fmt: skip
+    assert (
+        "--lr: expected a rate at which the linear head converges, got 1e+09: after 20 steps"
+        in (capsys.readouterr().err)
+    )
+    assert not (tmp_path / "f.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--metres", "0"], "--metres: expected > 0, got 0.0"),
         (["--nearest", "5", "--farthest", "2"], "--farthest: expected > --nearest 5, got 2.0"),
+        (["--farthest", "inf"], "--farthest: expected a finite number, got inf"),
+        (["--farthest", "1e40"], "--farthest: expected at most 1e+09 m, got 1e+40"),
+        (["--metres", "1e40"], "--metres: expected at most 1e+09, got 1e+40"),
+        (["--metres", "nan"], "--metres: expected a finite number, got nan"),
+        (["--lr", "inf"], "--lr: expected a finite number, got inf"),
         (["--bins", "1"], "--bins: expected >= 2, got 1"),
+        (["--bins", str(10**15), "--data", "."], "--bins: expected at most"),
         ([], "--data: expected a folder"),
     ],
 )

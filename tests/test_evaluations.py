@@ -164,6 +164,8 @@ def test_ranges_of_nothing_are_refused_at_once(runs):
     [
         ("--tasks rotation --photometric se2", "--photometric: expected some of --tasks rotation"),
         ("--photometric=se2 --tasks blur color", "--photometric: .* --tasks blur color, got se2"),
+        ("--tasks", "--tasks: expected one transformation or more, got none"),
+        ("--degrees 1e300", r"--degrees: expected a half-range of at most 180, got 1e\+300"),
         ("--fewer-pairs 20 20", "--fewer-pairs: expected different numbers, got 20 20"),
         ("--fewer-pairs 9", r"--fewer-pairs: expected 10 \.\. 23999"),
     ],

@@ -4,7 +4,6 @@ import json
 import math
 import os
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -398,8 +397,22 @@ def test_damaged_photographs_are_counted_once_below_the_tables(
     assert left_out == ({"train": ["01.jpg"], "test": ["04.jpg"]} if is_fitted else ["04.jpg"])
 
 
-def test_too_few_pairs_are_refused(capsys):
-    run = partial(main, ["eval", "match", "x:y", "--pairs", "1"])
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        ("match", ["--pairs", "1"], "--pairs: expected >= 2, got 1"),
+        ("match", ["--pairs", str(10**12)], "--pairs: expected at most"),
+        ("match", ["--families"], "--families: expected some of rotation, translation, se2, homo"),
+        ("match", ["--families", "se2", "se2"], "--families: expected each once, got se2 se2"),
+        ("match", ["--seed", "-1"], "--seed: expected 0 to 2^63 - 1, got -1"),
+        ("homography", ["--seed", str(2**63)], "--seed: expected 0 to 2^63 - 1, got 9223372036854"),
+        ("position", ["--windows", str(10**12)], "--windows: expected at most"),
+        ("position", ["--test-windows", str(10**12)], "--test-windows: expected at most"),
+        ("layers", ["--windows", str(10**12)], "--windows: expected at most"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, capsys, kind, words, said):
+    spec = f"{__name__}:encoder_for_tests"
     with pytest.raises(SystemExit):
-        run()
-    assert "--pairs: expected >= 2, got 1" in capsys.readouterr().err
+        main(["eval", kind, spec, *words, "--cache-gb", "0", "--out", str(tmp_path / "f.json")])
+    assert said in capsys.readouterr().err

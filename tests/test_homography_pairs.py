@@ -277,3 +277,18 @@ def test_options_of_photographs_are_refused(hpatches, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "homography", SPEC, "--data", str(hpatches), str(other)])
     assert f"--data: expected {hpatches} alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
+        (10**7, "--side: expected at most"),
+        (15, "--side: expected at least 16, 2 times the patch size of raw patches, got 15"),
+    ],
+)
+def test_a_side_that_cannot_be_is_refused(hpatches, tmp_path, capsys, side, said):
+    with pytest.raises(SystemExit):
+        main(["eval", "homography", "tests.support.painted:colours", "--data", str(hpatches),
+              "--side", str(side), "--out", str(tmp_path / "f.json"),
+              "--cache-gb", "0"])  # fmt: skip
+    assert said in capsys.readouterr().err

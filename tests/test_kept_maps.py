@@ -1,5 +1,9 @@
 """Maps of tokens on the disk."""
 
+import errno
+import math
+
+import pytest
 import torch
 
 from fastequi.evaluate.geometry.grids import grids_of
@@ -42,3 +46,25 @@ def test_a_limit_of_0_neither_keeps_nor_removes(tmp_path):
     assert len(list(tmp_path.glob("*/*.safetensors"))) == 1
     KeptMaps(tmp_path, 1e-9).trim()
     assert not list(tmp_path.glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("gigabytes", [-1.0, math.nan])
+def test_a_limit_that_cannot_be_is_refused(tmp_path, gigabytes):
+    with pytest.raises(ValueError, match=f"--cache-gb: expected 0 or more, got {gigabytes:g}"):
+        KeptMaps(tmp_path, gigabytes)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_unless_nothing_is_kept(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--cache: .*file/in cannot be made \(Not a directory"):
+        KeptMaps(tmp_path / "file" / "in", 1.0)
+    KeptMaps(tmp_path / "file", 0.0)
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_refused(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "touch", full)
+    with pytest.raises(ValueError, match=r"--cache: .* cannot be written \(No space left"):
+        KeptMaps(tmp_path, 1.0)

@@ -174,6 +174,12 @@ def test_an_image_that_was_cut_off_is_found_before_a_feature_is_computed(spair):
         keypoint_pairs(spair)
 
 
+def test_a_side_that_memory_does_not_hold_is_refused(spair, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "match", SPEC, "--data", str(spair), "--side", "16000000"])
+    assert "--side: expected at most" in capsys.readouterr().err
+
+
 def test_a_side_is_a_multiple_of_the_patch(spair, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "match", SPEC, "--data", str(spair), "--side", "100"])

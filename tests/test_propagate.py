@@ -298,7 +298,9 @@ def test_what_is_wrong_with_a_clip_is_said_by_its_file(davis, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "--data: expected a path"),
+        ([], "--data: expected a folder of clips in DAVIS 2017's or JHMDB's layout"),
+        (["--data", "DAVIS", "--side", "-1"], "--side: expected 0 (480, of JHMDB 320) or more"),
+        (["--data", "DAVIS", "--side", str(10**7)], "--side: expected at most"),
         (["--data", "a", "b"], "--data: expected one folder, got a b"),
         (["--data", "nowhere"], "ImageSets/2017/val.txt does not exist"),
         (["--data", "DAVIS", "--side", "4"], "--side: expected at least 8, the patch size"),

@@ -386,6 +386,14 @@ def test_the_command_makes_them_once(tmp_path, capsys):
     assert "holds them already" in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        main(["data", "scenes", str(tmp_path / "file" / "out"), "--kinds", "match"])
+    said = capsys.readouterr().err
+    assert f"OUT: {tmp_path / 'file' / 'out'} cannot be made (Not a directory)" in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -393,7 +401,11 @@ def test_the_command_makes_them_once(tmp_path, capsys):
         (["--frames", "2"], "--frames: expected >= 3, got 2"),
         (["--clips", "0"], "--clips: expected >= 1, got 0"),
         (["--size", "8"], "--size: expected >= 64, got 8"),
-        (["--seed", "-1"], "--seed: expected >= 0, got -1"),
+        (["--size", "10000000"], "--size: expected at most"),
+        (["--images", str(10**12)], "--images: expected at most"),
+        (["--clips", str(10**12)], "--clips: expected at most"),
+        (["--frames", str(10**12)], "--frames: expected at most"),
+        (["--seed", "-1"], "--seed: expected 0 to 2^63 - 1, got -1"),
         (["--kinds", "depht"], "--kinds: expected one of segment, clips, depth, match"),
         (["--photos", "nowhere"], "nowhere does not exist"),
         (["--photo", "x"], "--photo, did you mean --photos?"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from fastequi.evaluate.geometry.segment import (
     classes_of,
     evaluate_segments,
 )
+from fastequi.runtime import devices
 from tests.support.painted import colour_grids, save, striped_folder
 
 CPU = torch.device("cpu")
@@ -268,9 +270,18 @@ def test_masks_without_a_label_for_training_are_refused(tmp_path):
     ("options", "said"),
     [
         (["--steps", "0"], "--steps: expected >= 1, got 0"),
-        (["--temperature", "0"], "--temperature: expected > 0"),
+        (["--temperature", "0"], "--temperature: expected >= 1e-06, got 0.0"),
+        (["--lr", "1e38"], "--lr: expected > 0 and at most 1e+09, got 1e+38"),
+        (["--lr", "inf"], "--lr: expected a finite number, got inf"),
         (["--classes", "1"], "--classes: expected 0 or 2 .. 255, got 1"),
-        (["--scales", "1", "-2"], "scales > 0"),
+        (["--methods"], "--methods: expected linear, retrieval or both, got none"),
+        (["--scales", "1", "-2"], "--scales: expected one or more, all > 0, got 1 -2"),
+        (["--scales", "0"], "fastequi: --scales: expected one or more, all > 0, got 0"),
+        (["--scales"], "--scales: expected one or more, all > 0, got none"),
+        (["--scales", "1", "1"], "--scales: expected different ones, got 1 1"),
+        (["--scales", "inf"], "--scales: expected a finite number, got inf"),
+        (["--scales", "1", "nan"], "--scales: expected a finite number, got nan"),
+        (["--seed", str(10**22)], f"--seed: expected 0 to 2^63 - 1, got {10**22}"),
         (["--side", "-1"], "--side: expected 0 or more"),
         ([], "--data: expected a folder"),
     ],
@@ -279,3 +290,55 @@ def test_wrong_options_are_named(capsys, options, said):
     with pytest.raises(SystemExit):
         main(["eval", "segment", "tests.support.painted:colours", *options])
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cache-gb", "-1"], "--cache-gb: expected 0 or more, got -1"),
+        (["--cache-gb", "nan"], "--cache-gb: expected a finite number, got nan"),
+        (["--cache", "FILE"], "--cache: .*file cannot be made"),
+        (["--cache", "FILE/in"], "--cache: .*file/in cannot be made"),
+        (["--against", "nothere"], "--against: nothere does not exist"),
+        (["--side", "7"], "--side: expected at least 8, the patch size of raw patches, got 7"),
+        (["--side", "100000"], r"--side: expected at most 4564 .*\(1.0 GB free\), got 100000"),
+        (["--scales", "1e300"], r"--scales: expected at most 143 .*, got 1e\+300"),
+        (["--scales", "1", "1000"], r"--scales: expected at most 143 .*, got 1000"),
+        (
+            ["--scales", "1", "0.2"],
+            r"--scales: expected at least 0\.25, .* patch size of .*got 0\.2",
+        ),
+        (["--memory", "7"], "--memory: expected at least 8, one patch of each training image"),
+        (["--memory", "12"], "--neighbours: expected at most 12, as --memory, got 30"),
+        (["--neighbours", "129"], "--neighbours: expected at most 128, as many patches as are"),
+        (
+            ["--lr", "1e9"],
+            r"--lr: expected a rate at which .* converges, got 1e\+09: after 9 steps",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_option(tmp_path, capsys, monkeypatch, options, said):
+    monkeypatch.setattr(devices, "free_memory", lambda _: 10**9)
+    (tmp_path / "file").write_text("")
+    kept = save(np.zeros((2, 2), np.uint8), tmp_path / "maps" / "x" / "kept.png")
+    kept = kept.rename(kept.with_suffix(".safetensors"))
+    words = [word.replace("FILE", str(tmp_path / "file")) for word in options]
+    if "--cache" not in options:
+        words += ["--cache", str(tmp_path / "maps")]
+    with pytest.raises(SystemExit):
+        main(["eval", "segment", "tests.support.painted:colours", *words, "--steps", "9",
+              "--data", str(striped_folder(tmp_path / "data")),
+              "--out", str(tmp_path / "f.json")])  # fmt: skip
+    found = capsys.readouterr().err
+    assert re.search(said, found)
+    assert found.count("\n") == 1
+    assert kept.exists()
+    assert not (tmp_path / "f.json").exists()
+
+
+def test_as_many_neighbours_as_patches_are_taken(tmp_path):
+    out = tmp_path / "found.json"
+    main(["eval", "segment", "tests.support.painted:colours", "--neighbours", "128", "--out",
+          str(out), "--cache", str(tmp_path), "--methods", "retrieval",
+          "--data", str(striped_folder(tmp_path / "data"))])  # fmt: skip
+    assert list(json.loads(out.read_text())["tables"]) == ["retrieval, k = 128, T = 0.02"]

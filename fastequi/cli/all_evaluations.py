@@ -20,7 +20,7 @@ from rich.table import Table
 from fastequi.cli import evaluations
 from fastequi.cli.hints import meant
 from fastequi.cli.image_options import Several, flat
-from fastequi.cli.parsing import parse
+from fastequi.cli.parsing import is_given, parse
 from fastequi.cli.vit_options import VitOptions
 
 _OPTION = {
@@ -67,13 +67,22 @@ class AllOptions(VitOptions):
 
 def every(argv: list[str]) -> None:
     options = parse(AllOptions, "fastequi eval all", argv)
+    if is_given("--kinds", argv) and not options.kinds:
+        raise ValueError("--kinds: expected one evaluation or more, got none")
     kinds = _chosen(options)
+    _expect_places(options)
 
-    from fastequi.evaluate.encoders import load_encoder
-    from fastequi.evaluate.results import place, save
+    from fastequi.evaluate.encoders import load_encoder, load_other
+    from fastequi.evaluate.results import place, save, writable
 
-    encoder = load_encoder(options.checkpoint, options.device, options.stated())
+    stated = options.stated()
+    encoder = load_encoder(options.checkpoint, options.device, stated)
+    for other in options.against:
+        load_other(other, options.device, stated)
     file = place("all", options.checkpoint, options.out)
+    _expect_own(file)
+    for each in (file.with_suffix(".txt"), *(_file_of(kind, file) for kind in kinds)):
+        writable(each)
     start = time.monotonic()
     figures: list[dict[str, str]] = []
     refused: dict[str, str] = {}
@@ -85,7 +94,7 @@ def every(argv: list[str]) -> None:
             without[kind] = f"--{option}"
             continue
         print(f"eval {kind}", file=sys.stderr, flush=True)
-        own, text = file.with_name(f"eval_{kind}.json"), io.StringIO()
+        own, text = _file_of(kind, file), io.StringIO()
         try:
             with redirect_stdout(text):
                 getattr(evaluations, kind)(_words(kind, options, own))
@@ -122,12 +131,52 @@ def _chosen(options: AllOptions) -> Sequence[str]:
             raise ValueError(
                 f"--kinds: expected some of {', '.join(known)}, got {kind}{meant(kind, known)}"
             )
+    if len(set(options.kinds)) < len(options.kinds):
+        raise ValueError(f"--kinds: expected each once, got {' '.join(options.kinds)}")
     kinds = options.kinds or known
     taken = {_OPTION[evaluations.DATA[kind]] for kind in kinds}
     for option in _OPTION.values():
         if flat(getattr(options, option)) and option not in taken:
             raise ValueError(f"--{option}: none of {', '.join(kinds)} takes it")
     return kinds
+
+
+def _expect_places(options: AllOptions) -> None:
+    """Raises ValueError for a place of data that does not exist; `digits` is none."""
+    from fastequi.data.labelled import DIGITS
+    from fastequi.data.sources.shards import is_shards, shard_archives
+
+    for option in _OPTION.values():
+        for given in flat(getattr(options, option)):
+            place = Path(given).expanduser()
+            if option == "labelled" and given == DIGITS:
+                continue
+            if is_shards(place):
+                try:
+                    shard_archives(place)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"--{option}: {error}") from error
+            elif not given.strip() or not place.exists():
+                raise ValueError(f"--{option}: expected a path that exists, got {given!r}")
+
+
+def _file_of(kind: str, page: Path) -> Path:
+    """Where an evaluation leaves its own figures, beside the page."""
+    return page.with_name(f"eval_{kind}.json")
+
+
+def _expect_own(page: Path) -> None:
+    """Raises ValueError for a page in whose place another file of this command is written."""
+    for kind in evaluations.KINDS:
+        if kind != "all" and page == _file_of(kind, page):
+            raise ValueError(
+                f"--out: expected a file for the page, got {page}, in which eval {kind} leaves its "
+                f"own figures"
+            )
+    if page == page.with_suffix(".txt"):
+        raise ValueError(
+            f"--out: expected a JSON file, got {page}, in which the text of the tables is left"
+        )
 
 
 def _words(kind: str, options: AllOptions, out: Path) -> list[str]:

@@ -23,6 +23,8 @@ from fastequi.config import Config, recipe_of
 from fastequi.recipes import FROM_WEIGHTS, RECIPES
 from fastequi.runtime import interrupts
 
+_SCENE = 1 << 10  # bytes kept of each image or clip that `data scenes` makes, until all are made
+
 
 @dataclass(frozen=True)
 class DemoOptions:
@@ -339,13 +341,21 @@ def _scan(argv: list[str]) -> None:
 def _scenes(argv: list[str]) -> None:
     options = parse(ScenesOptions, "fastequi data scenes", argv)
 
-    from fastequi.data.scenes.job import make
+    import torch
+
+    from fastequi.data.scenes.job import bytes_at_once, make
     from fastequi.data.scenes.settings import Settings
     from fastequi.data.sources.image_sets import Selection
+    from fastequi.runtime.devices import expect_memory, expect_size
     from fastequi.runtime.progress import Progress
 
     given = {field.name: getattr(options, field.name) for field in fields(Settings)}
     settings = Settings(**given)
+    cpu, size = torch.device("cpu"), settings.size
+    expect_size("--size", size, partial(bytes_at_once, settings), cpu)
+    for name in ("images", "clips"):
+        expect_memory(f"--{name}", getattr(settings, name), _SCENE, cpu)
+    expect_size("--frames", settings.frames, partial(bytes_at_once, settings, size), cpu)
     places = flat(options.photos)
     photos = as_images(Selection(places, option="--photos")) if places else None
     with Progress("making scenes") as bar:

@@ -11,6 +11,10 @@ from fastequi.cli.geometry import GeometryOptions
 from fastequi.cli.image_options import expect_places
 from fastequi.cli.parsing import parse
 
+_COLDEST = 1e-6  # temperature: cosines of 1 divided by it are finite, their softmax defined
+_FASTEST = 1e9  # learning rate: AdamW's products with it are finite in 32 bits
+_FARTHEST = 1e9  # metres: bins and their sums are finite in 32 bits
+
 
 @dataclass(frozen=True)
 class DenseOptions(GeometryOptions):
@@ -104,10 +108,16 @@ class DepthOptions(DenseOptions):
 def segment(argv: list[str]) -> None:
     options = parse(SegmentOptions, "fastequi eval segment", argv)
     _expect(options, "steps memory neighbours", lambda n: n >= 1, ">= 1")
-    _expect(options, "lr temperature", lambda x: x > 0, "> 0")
+    _expect(options, "lr", lambda x: 0 < x <= _FASTEST, f"> 0 and at most {_FASTEST:g}")
+    _expect(options, "temperature", lambda x: x >= _COLDEST, f">= {_COLDEST:g}")
     _expect(options, "classes", _classes_fit, "0 or 2 .. 255")
-    if not options.methods or not options.scales or min(options.scales) <= 0:
-        raise ValueError("--methods, --scales: expected one or more, scales > 0")
+    if not options.methods:
+        raise ValueError("--methods: expected linear, retrieval or both, got none")
+    shown = " ".join(f"{scale:g}" for scale in options.scales) or "none"
+    if min(options.scales, default=0) <= 0:
+        raise ValueError(f"--scales: expected one or more, all > 0, got {shown}")
+    if len(set(options.scales)) < len(options.scales):
+        raise ValueError(f"--scales: expected different ones, got {shown}")
     given = options.of_set()
 
     from fastequi.evaluate.geometry.dense_maps import Sizing
@@ -158,8 +168,11 @@ def depth(argv: list[str]) -> None:
     options = parse(DepthOptions, "fastequi eval depth", argv)
     _expect(options, "steps", lambda n: n >= 1, ">= 1")
     _expect(options, "bins", lambda n: n >= 2, ">= 2")
-    _expect(options, "lr metres nearest", lambda x: x > 0, "> 0")
+    _expect(options, "lr", lambda x: 0 < x <= _FASTEST, f"> 0 and at most {_FASTEST:g}")
+    _expect(options, "metres nearest", lambda x: x > 0, "> 0")
+    _expect(options, "metres", lambda x: x <= _FARTHEST, f"at most {_FARTHEST:g}")
     _expect(options, "farthest", lambda x: x > options.nearest, f"> --nearest {options.nearest:g}")
+    _expect(options, "farthest", lambda x: x <= _FARTHEST, f"at most {_FARTHEST:g} m")
     given = options.of_set()
 
     from fastequi.evaluate.geometry.dense_maps import Sizing

@@ -208,6 +208,12 @@ def equivariance(argv: list[str]) -> None:
     options = parse(EquivarianceOptions, "fastequi eval equivariance", argv)
     at_least(options, 1, "epochs", "seeds")
     at_least(options, 10, "train_pairs", "test_pairs")
+    if not options.tasks:
+        raise ValueError("--tasks: expected one transformation or more, got none")
+    if options.degrees > 180:
+        raise ValueError(
+            f"--degrees: expected a half-range of at most 180, got {options.degrees:g}"
+        )
     for name, of in (("degrees", "rotation"), ("pixels", "translation")):
         asked, value = {of, "se2"} & set(options.tasks), getattr(options, name)
         if value < 0 or (value == 0 and asked):

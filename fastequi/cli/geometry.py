@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from fastequi.cli.image_options import Patterned, Several, flat, images_of
+from fastequi.cli.image_options import Patterned, Several, expect_places, flat, images_of
 from fastequi.cli.parsing import at_least, is_given, parse
 from fastequi.cli.vit_options import VitOptions
 
@@ -122,6 +122,11 @@ class PropagateOptions(GeometryOptions):
 def match(argv: list[str]) -> None:
     options = parse(MatchOptions, "fastequi eval match", argv)
     at_least(options, 2, "pairs")
+    if not options.families:
+        raise ValueError(f"--families: expected some of {', '.join(get_args(Family))}, got none")
+    if len(set(options.families)) < len(options.families):
+        said = " ".join(options.families)
+        raise ValueError(f"--families: expected each once, got {said}")
 
     from fastequi.evaluate.geometry.frame import evaluate
     from fastequi.evaluate.geometry.keypoints import evaluate_keypoints
@@ -201,6 +206,8 @@ def propagate(argv: list[str]) -> None:
     options = parse(PropagateOptions, "fastequi eval propagate", argv)
     if is_given("--seed", argv):
         raise ValueError("--seed: nothing is drawn here")
+    at_least(options, 0, "side", zero="480, of JHMDB 320")
+    expect_places(options.data, "a folder of clips in DAVIS 2017's or JHMDB's layout")
     chosen = options.selection(options.data)
     if len(chosen.places) != 1:
         raise ValueError(f"--data: expected one folder, got {' '.join(chosen.places)}")

@@ -7,6 +7,7 @@ left of its errors is put into one line.
 from __future__ import annotations
 
 import io
+import math
 import re
 import types
 import typing
@@ -20,6 +21,8 @@ import tyro
 from fastequi.cli.hints import meant, nearest_option
 
 Options = TypeVar("Options")
+
+_MOST = 2**63 - 1  # a signed integer of 64 bits
 
 
 def parse(
@@ -109,7 +112,8 @@ def _values(words: list[str]) -> list[str]:
 
 
 def _check(flag: str, values: list[str], hint: Any) -> None:
-    """Raises ValueError for values that are no choice or no number where one is expected."""
+    """Raises ValueError for values that are no choice, no finite number where one is expected, or
+    no seed."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if union else (hint,)
     if types.NoneType in kinds and values[:1] == ["None"]:
@@ -136,6 +140,12 @@ def _check(flag: str, values: list[str], hint: Any) -> None:
                 kind(value)
             except ValueError as error:
                 raise ValueError(f"{flag}: expected {what}, got {value}") from error
+            if kind is float and not math.isfinite(float(value)):
+                raise ValueError(f"{flag}: expected a finite number, got {value}")
+            if re.fullmatch(r"--(\w+\.)?seed", flag) and not 0 <= int(value) <= _MOST:
+                raise ValueError(f"{flag}: expected 0 to 2^63 - 1, got {value}")
+            if kind is int and abs(int(value)) > _MOST:
+                raise ValueError(f"{flag}: expected an integer of 64 bits, got {value}")
 
 
 def _one_line(box: str) -> str:

@@ -260,7 +260,7 @@ def load_all(
     """
     encoder = load_encoder(spec, device, stated)
     found = {} if encoder.fresh is None else {"random init": random_init(encoder)}
-    others = (load_encoder(other, device, stated, insist=False) for other in against)
+    others = (load_other(other, device, stated) for other in against)
     for one in (*others, encoder):
         label, same = one.name, 1
         while label in found:
@@ -268,6 +268,20 @@ def load_all(
         encoder = replace(one, name=label)
         found[label] = encoder
     return encoder, found
+
+
+def load_other(
+    spec: str, device: torch.device | str = "auto", stated: Stated = UNSTATED
+) -> Encoder:
+    """The encoder of a spec that `--against` gave, which its errors name; see :func:`load_all`."""
+    try:
+        return load_encoder(spec, device, stated, insist=False)
+    except (ValueError, FileNotFoundError) as error:
+        said = str(error)
+        if not said.startswith("CHECKPOINT"):
+            raise
+        said = said.removeprefix("CHECKPOINT").removeprefix(": ")
+        raise ValueError(f"--against: {said}") from error
 
 
 def of_method(method: Method, config: Config, name: str = "run") -> Encoder:

@@ -72,7 +72,7 @@ def collect_pairs(
     """
     middle, scales = _ranges(path, views.image_size)
     before, after, params, photographs = [], [], [], []
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**64)
     count = 0
     for batch in batches:
         both = _both(batch, path, views)

@@ -34,6 +34,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,16 +186,22 @@ def writable(file: Path) -> Path:
     return file
 
 
-def writable_folder(folder: Path) -> Path:
-    """A folder that is there, or is made.
+def writable_folder(folder: Path, option: str = "--out") -> Path:
+    """A folder that files can be written into, found out before there is anything to lose; it is
+    made if it is not there.
 
     Raises:
-        ValueError: it cannot be made, or is a file.
+        ValueError: it cannot be made or written, or is a file; names the option.
     """
+    probe = folder / f".{platform.node()}.{os.getpid()}.tmp"
+    what = "made"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        what = "written"
+        probe.touch()
+        probe.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"--out: {folder} cannot be made ({error.strerror})") from error
+        raise ValueError(f"{option}: {folder} cannot be {what} ({error.strerror})") from error
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -85,3 +86,31 @@ def expect_memory(
             f"{option}: expected at most {most} on this machine ({free / 1e9:.1f} GB free), got "
             f"{count}{said}"
         )
+
+
+def expect_size(
+    option: str, size: float, bytes_of: Callable[[float], float], device: torch.device
+) -> None:
+    """Refuses at once a size at which memory would run out.
+
+    Args:
+        option: that sets the size.
+        size: an integer, or a factor.
+        bytes_of: memory that a size needs at least; it grows with the size.
+        device: whose memory it is.
+
+    Raises:
+        ValueError: names the option, and the size that fits.
+    """
+    free = free_memory(device)
+    if bytes_of(size) <= free:
+        return
+    low, high = 0.0, float(size)
+    for _ in range(2000):  # from the largest float to the smallest: it ends
+        middle = (low + high) / 2
+        low, high = (middle, high) if bytes_of(middle) <= free else (low, middle)
+    most = f"{int(low)}" if isinstance(size, int) else f"{low:.3g}"
+    got = f"{size}" if isinstance(size, int) else f"{size:g}"
+    raise ValueError(
+        f"{option}: expected at most {most} on this machine ({free / 1e9:.1f} GB free), got {got}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ _JOBS = {
     "depth": depth.jobs,
     "match": match.jobs,
 }
+_OF_PIXEL = 24  # bytes at least: a window, what is pasted on it, and ids
 _SETTINGS = "scenes.json"
 _CLASSES = ", ".join(f"{i} {name}" for i, name in enumerate(CLASSES))
 _README = f"""\
@@ -67,16 +69,20 @@ def make(
         Whether they were made; they were there else.
 
     Raises:
-        ValueError: the folder holds something else, or there are too few photographs.
+        ValueError: the folder holds something else or cannot be made, or there are too few
+            photographs.
     """
     train, validation = both(photos)
     wanted = _about(settings, train, validation)
     if _holds(out, wanted):
         return False
-    out = Path(os.path.abspath(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    named, out = out, Path(os.path.abspath(out))
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"OUT: {named} cannot be made ({error.strerror})") from error
     try:
         todo = [
             job
@@ -88,12 +94,28 @@ def make(
             for done, _ in enumerate(pool.map(lambda job: job(), todo), 1):
                 say(done, len(todo))
         (temporary / "README.txt").write_text(_README, encoding="utf-8")
-        named = {"photos": "embedded" if photos is None else str(photos), **wanted}
-        (temporary / _SETTINGS).write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
+        said = {"photos": "embedded" if photos is None else str(photos), **wanted}
+        (temporary / _SETTINGS).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
+
+
+def bytes_at_once(settings: Settings, size: float, frames: float = 1) -> float:
+    """Memory, at least, of what is made at the same time: an image or a clip for each core.
+
+    Args:
+        settings: what is made.
+        size: of images and clips, instead of the settings'.
+        frames: of clips, likewise.
+    """
+    cores = os.cpu_count() or 1
+    image = _OF_PIXEL * size**2
+    if "clips" not in settings.kinds:
+        return cores * image
+    pixels = math.prod(clips.frame_size(settings.size)) * (size / settings.size) ** 2
+    return max(cores * image, min(cores, settings.clips) * 4 * pixels * frames)  # with ids
 
 
 def _about(settings: Settings, train: Photographs, validation: Photographs) -> dict[str, Any]:

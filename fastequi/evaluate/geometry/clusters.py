@@ -76,13 +76,19 @@ def evaluate_clusters(
         say: told how far it is.
 
     Raises:
-        ValueError: fewer tokens than clusters, or no label where clusters get their classes.
+        ValueError: fewer tokens than clusters or than images, or no label where clusters get their
+            classes.
     """
+    what.sizing.expect_fits(grids)
     say("checking images and masks")
     masks = open_set()
     if what.fit_on == "train":
         masks.expect_labels()
     fit = masks.pairs.test if what.fit_on == "test" else masks.pairs.train
+    if what.tokens < len(fit):
+        raise ValueError(
+            f"--tokens: expected at least {len(fit)}, one of each image, got {what.tokens}"
+        )
     rows: dict[str, list[Measured]] = {}
     for each in grids:
         held = _tokens(each, masks, fit, "--train-images", what, say)
@@ -91,6 +97,12 @@ def evaluate_clusters(
             judged = _tokens(each, masks, masks.pairs.test, "--test-images", what, say)
         for name in each.names:
             points = _drawn([cells.tokens for cells in held[name]], what.tokens, what.seed)
+            whole = sum(len(cells.tokens) for cells in held[name])
+            if len(points) < masks.classes <= whole:
+                raise ValueError(
+                    f"--tokens: expected enough for {masks.classes} clusters, one for each class, "
+                    f"got {what.tokens}, which gives {len(points)} tokens of {len(fit)} images"
+                )
             if not what.many:
                 many = max(masks.classes, min(_MANY, len(points) // _TOKENS_EACH))
                 what = replace(what, many=many)

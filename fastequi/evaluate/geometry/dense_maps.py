@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastequi.evaluate.geometry.grids import Grids, Maps
 from fastequi.evaluate.geometry.pair_folders import Pair, image_of
+from fastequi.evaluate.geometry.sides import expect_scale, expect_side
 from fastequi.runtime.devices import expect_memory
 
 Say = Callable[[str], None]
@@ -37,6 +38,15 @@ class Sizing:
     side: int = 0
     windows: bool = False
     scales: tuple[float, ...] = (1.0,)
+
+    def expect_fits(self, grids: Sequence[Grids]) -> None:
+        """Raises ValueError for a side or a scale at which an image has no token, or does not fit
+        into the free memory."""
+        for each in grids:
+            if self.side:
+                expect_side(self.side, each)
+            for scale in self.scales:
+                expect_scale(scale, self.side or each.image_size, each)
 
     def maps(self, grids: Grids, image: Tensor) -> list[Maps]:
         """Of an image [3, H, W] uint8 one for each scale, of [h, w, D] tensors by name.

@@ -27,6 +27,7 @@ from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.linear_head import POINTS, Fit, Known, Linear, fitted
 from fastequi.evaluate.geometry.pair_folders import image_of
 from fastequi.evaluate.results import Row, documented
+from fastequi.runtime.devices import expect_memory
 
 MEASURE = means(
     Figure("RMSE, m", "lower"),
@@ -70,6 +71,9 @@ def evaluate_depths(
         encoders: not used.
         say: told how far it is.
     """
+    what.sizing.expect_fits(grids)
+    each_bin = 3 * 4 * what.fit.batch * what.fit.pixels  # logits, weights, gradients
+    expect_memory("--bins", what.bins, each_bin, grids[-1].device)
     say("checking images and depths")
     depths = open_set()
     bins = torch.linspace(depths.nearest, depths.farthest, what.bins)

@@ -95,9 +95,9 @@ def evaluate(
         cache_gb: what they may take there; 0: none are kept.
         stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
+    kept = KeptMaps(cache or cache_folder() / "maps", cache_gb)
     encoder, encoders = load_all(spec, against, device, stated)
     file = place(kind, spec, out)
-    kept = KeptMaps(cache or cache_folder() / "maps", cache_gb)
     grids = [
         kept.around(each, encoders[each.encoder]) if each.encoder else each
         for each in all_grids(encoders, encoder.name)

@@ -12,6 +12,7 @@ leave out the eight with the largest images.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,9 @@ from fastequi.evaluate.geometry.homography_pairs import (
 )
 from fastequi.evaluate.geometry.image_files import Size, fitting, image_of
 from fastequi.evaluate.geometry.projective import corners, distances
+from fastequi.evaluate.geometry.sides import expect_side
 from fastequi.evaluate.geometry.token_matches import METHODS, believed, mutual_matches
+from fastequi.runtime.devices import expect_size
 
 SHORTER_SIDE = 480  # of an image in whose pixels errors are
 MEASURE = means(
@@ -53,6 +56,10 @@ def evaluate_sequences(
         side: shorter side of the images that encoders see, in pixels, rounded to a multiple of the
             patch size; None: each encoder's own.
     """
+    for each in grids:
+        shorter = side or each.image_size
+        expect_side(shorter, each, patches=2)
+        expect_size("--side", shorter, partial(_bytes_of_cosines, each.patch_size), each.device)
     pairs = homography_pairs(folder)
     names = sorted({pair.sequence for pair in pairs})
     sequence = torch.tensor([names.index(pair.sequence) for pair in pairs])
@@ -112,6 +119,11 @@ def estimates(
         name: {method: torch.stack(each) for method, each in by_method.items()}
         for name, by_method in found.items()
     }
+
+
+def _bytes_of_cosines(patch: int, side: float) -> float:
+    """Of every token of a square and every one of another."""
+    return 4 * (side / patch) ** 4
 
 
 def scaling(start: Size, end: Size) -> Tensor:

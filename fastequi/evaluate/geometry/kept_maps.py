@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fastequi.atomic import save_tensors
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.grids import Grids, Maps
+from fastequi.evaluate.results import writable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +46,22 @@ class KeptMaps:
     """A folder of maps.
 
     Attributes:
-        folder: made when the first map is kept.
+        folder: made if it is not there, unless nothing is kept.
         gigabytes: that all files may take; 0 keeps nothing.
+
+    Raises:
+        ValueError: the limit is below 0 or no number, or the folder cannot be written.
     """
 
     folder: Path
     gigabytes: float
+
+    def __post_init__(self) -> None:
+        """Refuses a limit that cannot be, and a folder that cannot be written if it is needed."""
+        if not self.gigabytes >= 0:
+            raise ValueError(f"--cache-gb: expected 0 or more, got {self.gigabytes:g}")
+        if self.gigabytes:
+            writable_folder(self.folder, "--cache")
 
     def around(self, grids: Grids, encoder: Encoder) -> Grids:
         """The same maps, from the disk where they are there."""

@@ -31,6 +31,7 @@ from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.image_files import Size, image_of, size_of
 from fastequi.evaluate.geometry.projective import token_centres
+from fastequi.evaluate.geometry.sides import expect_side
 from fastequi.evaluate.geometry.spair import KeypointPair, keypoint_pairs
 
 WITHIN = (0.1, 0.05)  # of the longer side of the target's bounding box
@@ -61,12 +62,13 @@ def evaluate_keypoints(
         side: of the squares that encoders see, in pixels, a multiple of the patch size; None: each
             encoder's own.
     """
-    pairs = keypoint_pairs(folder)
     for each in grids:
         if side is not None and side % each.patch_size:
             raise ValueError(
                 f"--side: expected a multiple of the patch size {each.patch_size}, got {side}"
             )
+        expect_side(side or each.image_size, each, images=_BATCH)
+    pairs = keypoint_pairs(folder)
     categories = sorted({pair.category for pair in pairs})
     of_category = torch.tensor([categories.index(pair.category) for pair in pairs])
     sources = sorted({pair.source for pair in pairs})

@@ -32,7 +32,7 @@ from fastequi.evaluate.geometry.blocks import place, unknown_blocks, with_blocks
 from fastequi.evaluate.geometry.figures import Figure, Measured, Table, means, sums_of_values, table
 from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
-from fastequi.evaluate.geometry.windows import cut_windows
+from fastequi.evaluate.geometry.windows import cut_windows, expect_windows
 from fastequi.evaluate.results import documented
 
 _WHAT = ("equivariance", "invariance", "pooled invariance")
@@ -212,11 +212,12 @@ def evaluate_layers(
     Raises:
         ValueError: a grid is too small, or an encoder does not take images of the first one's size.
     """
-    _, source = photographs(data, test_data)
     evaluated = encoders[str(grids[-1].encoder)]
     side = evaluated.image_size
     judged = with_blocks(grids, encoders)
     margin = max(shift_of(side, one.patch_size) * one.patch_size for one in judged)
+    expect_windows(evaluated, n, margin=margin)
+    _, source = photographs(data, test_data)
     say("cutting windows")
     windows = cut_windows(source, evaluated, n, margin=margin, seed=seed)
     groups = {

@@ -111,6 +111,9 @@ def fitted(
         loss: of a step's pixels.
         device: where it is fitted.
         fit: steps, batch, rate and seed.
+
+    Raises:
+        FloatingPointError: it diverged: its weights or its loss are not finite.
     """
     mean, scale = (x.to(device) for x in _statistics(maps))
     counts = torch.tensor([len(each.values) for each in known])
@@ -137,8 +140,15 @@ def fitted(
         with torch.enable_grad():
             loss(x @ weight + bias, values).backward()
         optimizer.step()
+    last = loss(x @ weight.detach() + bias.detach(), values)
     folded = weight.detach() / scale[:, None]
-    return Linear(folded, bias.detach() - mean @ folded)
+    found = Linear(folded, bias.detach() - mean @ folded)
+    if not all(bool(part.isfinite().all()) for part in (last, found.weight, found.bias)):
+        raise FloatingPointError(
+            f"--lr: expected a rate at which the linear head converges, got {fit.lr:g}: after "
+            f"{fit.steps:,} steps its weights or its loss are not finite"
+        )
+    return found
 
 
 def interpolated(maps: Sequence[Tensor], grids: Tensor, places: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from fastequi.evaluate.geometry.projective import moved, token_centres
 from fastequi.evaluate.geometry.warped_pairs import WarpedPairs, warped_pairs
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.results import documented
+from fastequi.runtime.devices import expect_memory
 
 WITHIN = (0.5, 1.0, 2.0)  # patches
 MEASURE = means(*(Figure(f"recall, {w:g} patch{'es' * (w > 1)}") for w in WITHIN))
@@ -67,8 +68,10 @@ def evaluate_matches(
     say: Say,
 ) -> Found:
     """A table for every family, clean and with photometric change, of test photographs."""
-    _, source = photographs(data, test_data)
     evaluated = encoders[str(grids[-1].encoder)]
+    each_pair = 2 * 2 * 3 * 2 * evaluated.image_size**2  # two 16-bit images; joined once
+    expect_memory("--pairs", n, each_pair, torch.device("cpu"))
+    _, source = photographs(data, test_data)
     tables, left_out = {}, frozenset[int]()
     for family in families:
         for name, change in ((family, None), (f"{family}, photometric", Photometric())):

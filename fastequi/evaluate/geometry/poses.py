@@ -27,7 +27,8 @@ from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.jhmdb import JOINTS, PoseClip, open_poses
 from fastequi.evaluate.geometry.label_propagation import DINO, Propagation
 from fastequi.evaluate.geometry.projective import token_centres
-from fastequi.evaluate.geometry.video_frames import Judge, expect_side, judged_clips, maps_of
+from fastequi.evaluate.geometry.sides import expect_side
+from fastequi.evaluate.geometry.video_frames import Judge, judged_clips, maps_of
 
 SIDE = 320
 WITHIN = (0.1, 0.2)

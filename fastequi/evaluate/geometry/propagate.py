@@ -38,7 +38,8 @@ from fastequi.evaluate.geometry.region_contour import (
     region_similarity,
     statistics,
 )
-from fastequi.evaluate.geometry.video_frames import Judge, expect_side, judged_clips, maps_of
+from fastequi.evaluate.geometry.sides import expect_side
+from fastequi.evaluate.geometry.video_frames import Judge, judged_clips, maps_of
 
 SHORTER_SIDE = 480
 MEASURE = means(

@@ -88,7 +88,7 @@ def memory_of(
     Args:
         maps: [h, w, D] of each image.
         counts: [h, w, C] of each; see :func:`class_counts`.
-        size: the most patches, at least one for each image.
+        size: the most patches; one for each image if that is more.
         device: where it is kept.
         neighbours, temperature: k and T.
         seed: of u.

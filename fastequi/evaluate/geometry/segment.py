@@ -65,6 +65,19 @@ class Segmentation:
             return f"linear head, {self.fit.steps:,} steps"
         return f"retrieval, k = {self.neighbours}, T = {self.temperature:g}"
 
+    def expect_memory(self, maps: int) -> None:
+        """Raises ValueError unless there is room for a patch of each of some maps, and for the
+        neighbours."""
+        if self.memory < maps:
+            raise ValueError(
+                f"--memory: expected at least {maps}, one patch of each training image and scale, "
+                f"got {self.memory}"
+            )
+        if self.neighbours > self.memory:
+            raise ValueError(
+                f"--neighbours: expected at most {self.memory}, as --memory, got {self.neighbours}"
+            )
+
     def predictor(
         self,
         method: str,
@@ -79,7 +92,7 @@ class Segmentation:
             known = [Known.of(m, (x.shape[0], x.shape[1]), _labelled) for x, m in both]
             return fitted(maps, known, classes, _cross_entropy, device, self.fit)
         counts = (class_counts(m, (x.shape[0], x.shape[1]), classes) for x, m in both)
-        return memory_of(
+        memory = memory_of(
             maps,
             counts,
             self.memory,
@@ -88,6 +101,12 @@ class Segmentation:
             temperature=self.temperature,
             seed=self.seed,
         )
+        if self.neighbours > len(memory.keys):
+            raise ValueError(
+                f"--neighbours: expected at most {len(memory.keys)}, as many patches as are "
+                f"remembered, got {self.neighbours}"
+            )
+        return memory
 
 
 def evaluate_segments(
@@ -106,9 +125,12 @@ def evaluate_segments(
         encoders: not used.
         say: told how far it is.
     """
+    what.sizing.expect_fits(grids)
     say("checking images and masks")
     masks = open_set()
     masks.expect_labels()
+    if "retrieval" in what.methods:
+        what.expect_memory(len(masks.pairs.train) * len(what.sizing.scales))
     constant = _most_frequent(masks)
     rows: dict[str, list[Measured]] = {
         method: [Measured(MOST_FREQUENT, _of_constant(constant, masks))] for method in what.methods
@@ -119,7 +141,7 @@ def evaluate_segments(
         for name in each.names:
             scaled = [x for of_image in maps.pop(name) for x in of_image]
             pairs = [pair for pair in masks.pairs.train for _ in what.sizing.scales]
-            for method in what.methods:
+            for method in sorted(what.methods, reverse=True):  # retrieval first: it may refuse
                 say(f"{each.row(name).label}: {what.title(method)}")
                 predict[name, method] = what.predictor(
                     method, scaled, map(masks.mask, pairs), masks.classes, each.device

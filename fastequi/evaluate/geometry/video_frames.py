@@ -16,15 +16,6 @@ from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.image_files import pixels_of
 
 
-def expect_side(side: int, grids: Grids) -> None:
-    """Raises ValueError for frames without a token."""
-    if side < grids.patch_size:
-        raise ValueError(
-            f"--side: expected at least {grids.patch_size}, the patch size of "
-            f"{grids.encoder or grids.names[0]}, got {side}"
-        )
-
-
 def frame_of(file: Path, size: tuple[int, int]) -> Tensor:
     """[3, H, W] uint8, resized bilinearly, without antialiasing.
 

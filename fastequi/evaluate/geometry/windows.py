@@ -11,6 +11,7 @@ from fastequi.config import PathConfig
 from fastequi.data.sources.images import Source
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.tasks import views_for, window_loader
+from fastequi.runtime.devices import expect_memory
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,21 @@ class Windows:
     images: Tensor
     photographs: Tensor
     left_out: frozenset[int] = frozenset()
+
+
+def expect_windows(
+    encoder: Encoder, n: int, *, margin: int = 0, option: str = "--windows", beside: int = 0
+) -> None:
+    """Raises ValueError if n windows do not fit into the free memory.
+
+    Args:
+        encoder, n, margin: see :func:`cut_windows`.
+        option: that says how many.
+        beside: windows that are there already.
+    """
+    each = 2 * 3 * (encoder.image_size + margin) ** 2  # bytes, twice: joined once
+    cpu = torch.device("cpu")
+    expect_memory(option, n, each, cpu, reserved=beside * each)
 
 
 def cut_windows(
