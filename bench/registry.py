@@ -11,6 +11,7 @@ from bench.cases import (
     decode,
     embeddings,
     encoder_step,
+    gelu,
     gram,
     linear_recon,
     prototypes,
@@ -25,7 +26,7 @@ from bench.opbench import OpBench
 
 _MODULES = (
     *(warp_recon, linear_recon, warp, blur, rot90_batch, prototypes, embeddings, gram, crops),
-    *(attention, encoder_step, tir_overhead, train_step, decode, views),
+    *(attention, gelu, encoder_step, tir_overhead, train_step, decode, views),
 )
 
 

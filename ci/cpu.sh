@@ -33,7 +33,7 @@ both gaussian_blur_cpu --case gaussian_blur_cpu --headline --modes fwd
 both blur_recon_cpu --case blur_recon_cpu --headline --modes fwdbwd
 both gtsa_losses_cpu --case crop_align_cpu correspondence_cpu --headline --modes fwdbwd
 both gram_cpu --case gram_cpu --modes fwdbwd
-both short_attention_cpu --case short_attention_cpu --modes fwdbwd
+both short_attention_cpu --case short_attention_cpu gelu_cpu --modes fwdbwd
 both ssl_cpu --case $ssl --headline --modes fwdbwd
 both small_cpu --case $ssl crop_align_cpu correspondence_cpu blur_recon_cpu --modes fwdbwd
 both train_step_cpu --case train_step_cpu --headline --modes fwdbwd --samples 20

@@ -48,18 +48,18 @@ INLINE void tile(
 
 /* out [rows, columns] = scale · a [rows, depth] b [depth, columns], of whole vectors. */
 CALLED void product(
-    float *out, int64_t out_row, Factor a, const float *b, int64_t apart, int64_t rows, int64_t depth,
-    int64_t columns, float scale) {
+    float *out, int64_t out_row, const Factor *a, const float *b, int64_t apart, int64_t rows,
+    int64_t depth, int64_t columns, float scale) {
   for (int64_t c = 0; c < columns; c += 2 * LANES) {
     int two = c + 2 * LANES <= columns;
     int64_t r = 0;
-    Factor at = a;
-    for (; r + TILE <= rows; r += TILE, at.data += TILE * a.row) {
+    Factor at = *a;
+    for (; r + TILE <= rows; r += TILE, at.data += TILE * at.row) {
       float *to = out + r * out_row + c;
       if (two) tile(to, out_row, at, b + c, apart, depth, scale, TILE, 2);
       else tile(to, out_row, at, b + c, apart, depth, scale, TILE, 1);
     }
-    for (; r < rows; r++, at.data += a.row) {
+    for (; r < rows; r++, at.data += at.row) {
       float *to = out + r * out_row + c;
       if (two) tile(to, out_row, at, b + c, apart, depth, scale, 1, 2);
       else tile(to, out_row, at, b + c, apart, depth, scale, 1, 1);
@@ -96,7 +96,7 @@ CALLED void forward(const ShortAttention *op, int64_t b, int64_t h, const Scratc
   int64_t padded = s->padded;
   const float *q = op->qkv + b * n * apart + h * width;
   turn(s->turned, q + next, apart, n, width, padded);
-  product(s->p, padded, (Factor){q, apart, 1}, s->turned, padded, n, width, padded, op->scale * LOG2E);
+  product(s->p, padded, &(Factor){q, apart, 1}, s->turned, padded, n, width, padded, op->scale * LOG2E);
   for (int64_t i = 0; i < n; i++) {
     float *row = s->p + i * padded;
     for (int64_t j = n; j < padded; j++) row[j] = -INFINITY;
@@ -112,7 +112,7 @@ CALLED void forward(const ShortAttention *op, int64_t b, int64_t h, const Scratc
     for (int64_t j = 0; j < padded; j += LANES) AT(vf, row + j) *= part;
     if (op->weights) memcpy(op->weights + ((b * heads + h) * n + i) * n, row, n * sizeof(float));
   }
-  product(op->out + b * n * next + h * width, next, (Factor){s->p, padded, 1}, q + 2 * next, apart, n, n,
+  product(op->out + b * n * next + h * width, next, &(Factor){s->p, padded, 1}, q + 2 * next, apart, n, n,
           width, 1);
 }
 
@@ -123,9 +123,9 @@ CALLED void backward(const ShortAttention *op, int64_t b, int64_t h, const Scrat
   const float *grad_out = op->grad_out + b * n * next + h * width;
   const float *weights = op->weights + (b * heads + h) * n * n;
   float *grad = op->grad + start;
-  product(grad + 2 * next, apart, (Factor){weights, 1, n}, grad_out, next, n, n, width, 1);
+  product(grad + 2 * next, apart, &(Factor){weights, 1, n}, grad_out, next, n, n, width, 1);
   turn(s->turned, v, apart, n, width, padded);
-  product(s->g, padded, (Factor){grad_out, next, 1}, s->turned, padded, n, width, padded, 1);
+  product(s->g, padded, &(Factor){grad_out, next, 1}, s->turned, padded, n, width, padded, 1);
   for (int64_t i = 0; i < n; i++) { /* of the logits: p (g - Σ p g) */
     float *p = s->p, *g = s->g + i * padded;
     memcpy(p, weights + i * n, n * sizeof(float));
@@ -135,8 +135,8 @@ CALLED void backward(const ShortAttention *op, int64_t b, int64_t h, const Scrat
     float mean = sum_of(total);
     for (int64_t j = 0; j < padded; j += LANES) AT(vf, g + j) = AT(vf, p + j) * (AT(vf, g + j) - mean);
   }
-  product(grad, apart, (Factor){s->g, padded, 1}, k, apart, n, n, width, op->scale);
-  product(grad + next, apart, (Factor){s->g, 1, padded}, q, apart, n, n, width, op->scale);
+  product(grad, apart, &(Factor){s->g, padded, 1}, k, apart, n, n, width, op->scale);
+  product(grad + next, apart, &(Factor){s->g, 1, padded}, q, apart, n, n, width, op->scale);
 }
 
 const int64_t EXPORT(short_attention_bytes) = sizeof(ShortAttention);

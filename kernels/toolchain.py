@@ -39,6 +39,7 @@ KERNELS = (
     "crop_align.c",
     "fused_views.c",
     "short_attention.c",
+    "gelu.c",
 )  # once per instruction set
 COMMON = ("native.c",)
 HEADERS = (

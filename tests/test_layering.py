@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     # versions, atomic and toolchain for the cache folder
     "models": {
         *("functional.arguments", "versions", "atomic", "kernels.toolchain", "kernels.graphs"),
-        "kernels.short_attention",
+        *("kernels.short_attention", "kernels.gelu"),
     },
     "data.sources": {"atomic"},
     "data.config": set(),

@@ -126,6 +126,7 @@ def round_trips(body: list[str]) -> list[str]:
         ("correspondence.c", "add_matches"),
         ("gram.c", "differences"),
         ("short_attention.c", "product"),
+        ("gelu.c", "run"),
     ],
 )
 def test_no_vector_goes_by_way_of_the_stack(kernel, hot, isa, monkeypatch):
