@@ -266,7 +266,7 @@ def test_rows_of_geometry_share_encoder_batch_and_time(row):
     config = geometry.config_of(row, minutes=2.0, seed=3)
     first = geometry.config_of("VICReg", minutes=2.0, seed=3)
     assert config.model == first.model
-    assert (config.data.image_size, config.data.batch_size) == (64, 32)
+    assert (config.data.image_size, config.data.batch_size) == (48, 32)
     assert (config.train.minutes, config.train.seed) == (2.0, 3)
     assert (config.tir.num_steps > 0) == row.startswith("TIR") or config.method != "tir"
     loss = build(config)(synthetic(config, 2, torch.device("cpu")))["loss"]
@@ -280,14 +280,17 @@ def test_the_table_of_geometry_has_the_outputs_of_every_encoder():
             row["features"] = row["features"].replace("block2", f"block{geometry.DEPTH}")
     match = of_geometry("match", "VICReg", ("rotation", "se2"))["tables"]
     assert geometry.markdown({"match": match, "layers": layers}).splitlines() == [
-        "| features | match, se2: recall, 1 patch | layers, turns: equivariance "
-        "| layers, flips: equivariance |",
-        "| --- | --- | --- | --- |",
-        "| raw patches | 0.400 [0.300, 0.500] |  |  |",
-        "| random init, patch | 0.250 [0.150, 0.350] | 0.200 [0.000, 1.000] "
-        "| 0.200 [0.000, 1.000] |",
-        "| VICReg, z_equi | 0.500 [0.400, 0.600] |  |  |",
-        "| VICReg, patch | 0.600 [0.500, 0.700] | 0.200 [0.000, 1.000] | 0.200 [0.000, 1.000] |",
+        "| features | match, se2: recall, 1 patch |",
+        "| --- | --- |",
+        "| raw patches | 0.400 [0.300, 0.500] |",
+        "| random init, patch | 0.250 [0.150, 0.350] |",
+        "| VICReg, z_equi | 0.500 [0.400, 0.600] |",
+        "| VICReg, patch | 0.600 [0.500, 0.700] |",
+        "",
+        "| features | layers, turns: equivariance | layers, flips: equivariance |",
+        "| --- | --- | --- |",
+        "| random init, patch | 0.200 [0.000, 1.000] | 0.200 [0.000, 1.000] |",
+        "| VICReg, patch | 0.200 [0.000, 1.000] | 0.200 [0.000, 1.000] |",
     ]
 
 
