@@ -1,19 +1,24 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fastequi.data.sources.image_sets import Selection, open_source
 from fastequi.data.views.batch import Batch, Views
 from fastequi.evaluate.baselines import patches
 from fastequi.evaluate.pair_scores import Probed, score_pairs
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
+from fastequi.evaluate.tasks import window_loader
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
 from fastequi.philox import Draws
 from fastequi.report.sheets import path_grid, to_uint8
+from tests.support.painted import cut_off
 
 VIEWS = Views(16, 24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "reflection")
 
@@ -131,7 +136,7 @@ def test_the_table_has_no_intervals_of_one_photograph():
 
 def test_pairs_know_their_photographs_and_intervals_are_over_them():
     path = SE2(45, 10)
-    pairs = collect_pairs(batches(path), path, VIEWS, 100, samples_per_file=16)
+    pairs = collect_pairs(batches(path), path, VIEWS, 100, lambda ids: ids // 16)
     assert pairs.photographs.tolist() == [i % 64 // 16 for i in range(100)]
     ridge = {"probes": ("ridge",), "patch_size": 4}
     features = lambda x: {"patch": x.flatten(2).transpose(1, 2)[:, :9]}  # noqa: E731
@@ -146,9 +151,22 @@ def test_pairs_know_their_photographs_and_intervals_are_over_them():
     assert wide.low != narrow.low
 
 
+def test_a_photograph_that_cannot_be_decoded_is_none_of_their_own(tmp_path):
+    """The next one is shown in its place: it would count as two."""
+    pytest.importorskip("nvidia.dali")
+    for i in range(3):
+        values = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{i}.jpg")
+    cut_off(tmp_path / "1.jpg")
+    source, path = open_source(Selection((str(tmp_path),), option="--data")), SE2(45, 10)
+    with window_loader(source, path, VIEWS, seed=1, device=torch.device("cpu")) as loader:
+        pairs = collect_pairs(loader, path, VIEWS, 40, loader.images_of)
+    assert set(pairs.photographs.tolist()) == {0, 2}
+
+
 def test_differences_are_paired_and_few_pairs_are_the_first_ones():
     path = SE2(45, 10)
-    pairs = collect_pairs(batches(path), path, VIEWS, 120, samples_per_file=16)
+    pairs = collect_pairs(batches(path), path, VIEWS, 120, lambda ids: ids // 16)
     images = {
         name: Probed(
             lambda x, n=n: {"patch": x.flatten(2).transpose(1, 2)[:, :n]}, ("patch",), base

@@ -90,7 +90,7 @@ def test_the_pooled_gain_and_its_parts_are_sums_of_squared_errors():
     shown = {"v1": v1, "v2": v2, "pred": pred, "target": target}
     angles = torch.tensor([[-44.0], [3.0], [9.99], [31.0]])
     batch = Batch(v1=v1, u=v1, path=F.pad(angles, (0, 2)), sample_ids=torch.arange(4), epoch=0)
-    found = predictions(_Told(views, SE2(), [shown]), [batch], 4, samples_per_file=2)
+    found = predictions(_Told(views, SE2(), [shown]), [batch], 4, lambda ids: ids // 2)
     ours = (pred - target).square()
     copied = (torch.stack([v1, v2], 1) - target).square()
     gain = 10 * (copied.sum() / ours.sum()).log10()
@@ -121,7 +121,9 @@ def told(ours, copied, samples_per_file, degrees=10.0):
     shown = {"v1": near, "v2": near, "pred": pred, "target": target}
     path = torch.tensor([[degrees, 0.0, 0.0]]).expand(n, 3)
     batch = Batch(v1=near, u=near, path=path, sample_ids=torch.arange(n), epoch=0)
-    return predictions(_Told(views, SE2(), [shown]), [batch], n, samples_per_file)
+    return predictions(
+        _Told(views, SE2(), [shown]), [batch], n, lambda ids: ids // samples_per_file
+    )
 
 
 def test_intervals_of_gains_are_over_photographs_and_paired():

@@ -203,4 +203,4 @@ class _Transformations:
         for seed, (part, n) in enumerate(zip((self.train, self.test), counts, strict=True), 1):
             device = encoder.device
             with window_loader(part, path, views, seed=seed, device=device) as loader:
-                self.pairs.append(collect_pairs(loader, path, views, n))
+                self.pairs.append(collect_pairs(loader, path, views, n, loader.images_of))

@@ -8,7 +8,7 @@ the pixels around it take part in the blur of its edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ def collect_pairs(
     path: Path,
     views: Views,
     n: int,
-    samples_per_file: int = 1,
+    images_of: Callable[[Tensor], Tensor] = torch.clone,
     *,
     photometric: Photometric | None = None,
     seed: int = 0,
@@ -63,7 +63,8 @@ def collect_pairs(
         path: the transformation whose parameters they carry.
         views: their geometry.
         n: how many.
-        samples_per_file: sample ids of each photograph, `DataConfig.samples_per_file`.
+        images_of: sample ids to the photographs that they show, `Loader.images_of`; one each by
+            default.
         photometric: changes both images of a pair, independently.
         seed: of these changes.
 
@@ -83,7 +84,7 @@ def collect_pairs(
         both = both.half()
         before.append(both[:, 0])
         after.append(both[:, 1])
-        photographs.append(batch.sample_ids // samples_per_file)
+        photographs.append(images_of(batch.sample_ids))
         shift, scale = (torch.tensor(v, device=batch.path.device) for v in (middle, scales))
         params.append((batch.path - shift) / scale)
         count += len(batch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -176,7 +176,10 @@ def path_loader(config: Config, source: Source, device: torch.device, seed: int)
 
 
 def predictions(
-    method: TIR, batches: Iterable[Batch], n: int, samples_per_file: int = 1
+    method: TIR,
+    batches: Iterable[Batch],
+    n: int,
+    images_of: Callable[[Tensor], Tensor] = torch.clone,
 ) -> Predictions:
     """How good the predictions are for the first n images or a little more.
 
@@ -184,7 +187,8 @@ def predictions(
         method: with decoders.
         batches: as :func:`path_loader` makes them.
         n: images.
-        samples_per_file: sample ids of each photograph, `DataConfig.samples_per_file`.
+        images_of: sample ids to the photographs that they show, `Loader.images_of`; one each by
+            default.
     """
     mean, std = method.views.mean, method.views.std
     errors: list[Tensor] = []
@@ -198,7 +202,7 @@ def predictions(
         both = views["pred"], nearer_view(views["v1"], views["v2"], target.shape[1])
         for measure, found in ((squared_error, errors), (ssim, similarities)):
             found.append(torch.stack([measure(x, target, mean, std).cpu() for x in both], 1))
-        photographs.append(batch.sample_ids // samples_per_file)
+        photographs.append(images_of(batch.sample_ids))
         paths.append(batch.path.cpu())
         count += len(batch)
         if count >= n:
@@ -291,15 +295,14 @@ def measured(encoder: Encoder, source: Source, *, images: int, seed: int) -> Rec
     found = None
     with path_loader(config, source, encoder.device, seed) as loader:
         if method.decoder is not None:
-            found = predictions(method, loader, images, loader.cfg.samples_per_file)
+            found = predictions(method, loader, images, loader.images_of)
     with path_loader(config, source, encoder.device, seed) as loader:
         batches = list(islice(loader, -(-images // loader.cfg.batch_size)))
-        each = loader.cfg.samples_per_file
+        shown = loader.images_of(torch.cat([batch.sample_ids for batch in batches]))
     v1 = torch.cat([batch.v1 for batch in batches])
-    ids = torch.cat([batch.sample_ids for batch in batches])
     return Reconstruction(
         images=len(v1),
-        photographs=len((ids // each).unique()),
+        photographs=len(shown.unique()),
         predictions=found,
         spectra=_spectra(encoder, v1),
     )

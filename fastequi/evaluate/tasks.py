@@ -234,10 +234,8 @@ def score_tasks(
 
         def cut(source: Source, path: paths.Path, n: int, seed: int, task: Task = task) -> Pairs:
             with windows_of(source, path, seed) as loader:
-                each, change = loader.cfg.samples_per_file, task.photometric
-                return collect_pairs(
-                    loader, path, views, n, samples_per_file=each, photometric=change, seed=seed
-                )
+                of, change = loader.images_of, task.photometric
+                return collect_pairs(loader, path, views, n, of, photometric=change, seed=seed)
 
         def say(row: str, share: float, name: str = name, number: int = number) -> None:
             on_row(f"{name}: {row}", (number + share) / len(chosen))
