@@ -92,6 +92,20 @@ class Signature:
 
         return make
 
+    def exact(self, function: Function) -> Callable[[Inputs, str], dict[str, Tensor]]:
+        """A case's answer: the function in float64. Inputs are tensors, or lists of them."""
+
+        def wide(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return [wide(each) for each in value]
+            return value.detach().double().requires_grad_(value.requires_grad)
+
+        def answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
+            call = self.eager(function)({name: wide(x) for name, x in inputs.items()}, mode)
+            return {name: value.detach() for name, value in call().items()}
+
+        return answer
+
     def ours(self, function: Function, name: str) -> Make:
         """A function of ours on the backend of that name."""
         return lambda inputs, mode: self.eager(on_backend(name, function))(inputs, mode)

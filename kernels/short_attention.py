@@ -1,19 +1,18 @@
 """Self-attention of few tokens on a CPU, from the rows of a qkv projection and back into them.
 
-Replaces, for images of at most 64 tokens in float32::
+Replaces, for images of at most 100 tokens::
 
     q, k, v = qkv.unbind(2)                                          # each [B, N, H, D]
     out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
-PyTorch's CPU kernel is made for long sequences. With 16 tokens, which the demo's images have, it
-takes ten times its arithmetic, and the gradients of q, k and v are then copied into one matrix.
-Here a head's keys, logits and gradients stay in the first cache, and the gradient is written where
-the projection's backward reads it.
+PyTorch's CPU kernel is made for long sequences, and the gradients of q, k and v are then copied
+into one matrix. Here a head's keys, logits and gradients stay in the first caches, and the gradient
+is written where the projection's backward reads it.
 
 Never stored: copies of q, k and v and of their gradients. Kept for the backward: probabilities
 [B, H, N, N], of 16 tokens and 64 channels a twelfth of qkv. The same bits with any number of
-threads. What C does not take, and all that a compiler, an export or `torch.func` looks at, is
-PyTorch's.
+threads. Half precision is computed in float32. What C does not take, and all that a compiler, an
+export or `torch.func` looks at, is PyTorch's.
 """
 
 from __future__ import annotations
@@ -62,10 +61,12 @@ def short_attention(qkv: Tensor) -> Tensor:
     """
     if not is_faster(qkv):
         return short_attention_ref(qkv)
+    wide = qkv.float()
     if torch.is_grad_enabled() and qkv.requires_grad:
-        found: Tensor = _ShortAttention.apply(qkv)
-        return found
-    return _forward(qkv.detach().contiguous(), None)
+        found: Tensor = _ShortAttention.apply(wide)
+    else:
+        found = _forward(wide.detach().contiguous(), None)
+    return found.to(qkv.dtype)
 
 
 def _forward(qkv: Tensor, weights: Tensor | None) -> Tensor:

@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "flash3", "xformers", "sdpa")
 _PACKAGES = {"flash3": "flash_attn_interface", "xformers": "xformers"}
-_HALVES = (torch.float16, torch.bfloat16)
 _GRAPHS_BATCH = 64  # images measured for a compiled graph, whose batch may change
 
 Sizes = tuple[int, int, int, int, int]  # B, N, M keys, H, D
@@ -66,7 +65,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto") -> Tens
 def self_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
     """:func:`attention` of the queries, keys and values of one projection.
 
-    On a CPU "auto" is our kernel for images of at most 64 tokens (`kernels/short_attention.py`).
+    On a CPU "auto" is our kernel for images of at most 100 tokens (`kernels/short_attention.py`).
 
     Args:
         qkv: [B, N, 3, H, D].
@@ -75,10 +74,8 @@ def self_attention(qkv: Tensor, *, backend: str = "auto") -> Tensor:
     Returns:
         [B, N, H, D].
     """
-    if backend == "auto" and qkv.device.type == "cpu":
-        wide = qkv.float() if qkv.dtype in _HALVES else qkv  # as _sdpa
-        if short_attention.is_faster(wide):
-            return short_attention.short_attention(wide).to(qkv.dtype)
+    if backend == "auto" and short_attention.is_faster(qkv):
+        return short_attention.short_attention(qkv)
     return attention(*qkv.unbind(2), backend=backend)
 
 
@@ -96,7 +93,7 @@ def _can_measure(q: Tensor) -> bool:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if q.device.type == "cpu" and q.dtype in _HALVES:
+    if q.device.type == "cpu" and q.dtype in (torch.float16, torch.bfloat16):
         # half precision gains nothing here and its backward is several times slower at few tokens
         # (torch 2.13, AVX-512 with bf16); autocast would cast back
         with torch.autocast("cpu", enabled=False):
