@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.cli import commands
+from fastequi.cli import pretraining
 from fastequi.cli.main import main
 from fastequi.cli.parsing import parse
 from fastequi.recipes import RECIPES
@@ -123,7 +123,7 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
 
 
 def pretrain(*words):
-    commands.pretrain([str(word) for word in words])
+    pretraining.pretrain([str(word) for word in words])
 
 
 def test_scanned_shards_are_trained_on_by_their_index(tmp_path, typed):
@@ -305,7 +305,7 @@ def test_a_value_that_does_not_fit_is_one_line(typed, words, message):
 
 def test_values_that_do_fit_are_taken():
     options = parse(
-        commands.PretrainOptions,
+        pretraining.PretrainOptions,
         "",
         [
             *(
@@ -320,7 +320,7 @@ def test_values_that_do_fit_are_taken():
             *("--data.a1.side", "0.1", "0.2", "--train.no-tensorboard", "--tir.expander", "8"),
             *("--data", "a", "b", "--data", "c", "--tir.base=simclr", "--max_steps", "7"),
         ],
-        commands.PretrainOptions(RECIPES["demo"]()),
+        pretraining.PretrainOptions(RECIPES["demo"]()),
     )
     config = options.config
     assert (config.model.embed_dim, config.optim.betas) == (None, (0.8, 0.9))

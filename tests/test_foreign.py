@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastequi.build import build
-from fastequi.cli.commands import PretrainOptions
 from fastequi.cli.dryrun import synthetic
 from fastequi.cli.main import main
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import parse
+from fastequi.cli.pretraining import PretrainOptions
 from fastequi.config import Config, ModelConfig, changes
 from fastequi.evaluate.encoders import load_encoder, random_init
 from fastequi.limits import NETWORKS

@@ -93,6 +93,7 @@ HOME = {
         "fastequi/cli/geometry.py",
         "fastequi/cli/image_options.py",
         "fastequi/cli/parsing.py",
+        "fastequi/cli/pretraining.py",
     },
 }
 

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("submitit")
 
-from fastequi.cli.commands import pretrain
 from fastequi.cli.main import main
+from fastequi.cli.pretraining import pretrain
 from fastequi.runtime import slurm
 from tests.support.runs import SGD, TINY, expect_close, rows
 

@@ -78,3 +78,8 @@ def nearest_option(flag: str, known: Iterable[str]) -> str | None:
 
 def _last(flag: str) -> str:
     return flag.removeprefix("--").rpartition(".")[2]
+
+
+def unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:
+    """The error of a word that is none of those known, with the nearest one."""
+    return ValueError(f"unknown {what} {name!r}{meant(name, known)}\n\n{usage}")

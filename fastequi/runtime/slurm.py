@@ -61,7 +61,7 @@ def submit(
     """Submits a run; submitit's job.
 
     Args:
-        pretrain: `fastequi.cli.commands.pretrain`.
+        pretrain: `fastequi.cli.pretraining.pretrain`.
         words: its arguments.
         run_dir: the run's folder, on a disk shared by all nodes; logs go to its `slurm/`.
         nodes, gpus: machines, and GPUs (and processes) on each; 0 GPUs: one process on the CPU.

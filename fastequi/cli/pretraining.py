@@ -1,0 +1,221 @@
+"""`fastequi pretrain` and `fastequi submit`: their options, and what they call."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastequi.cli.hints import unknown
+from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
+from fastequi.cli.init_options import start_of, started, words_of
+from fastequi.cli.network_options import for_network
+from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
+from fastequi.config import Config, recipe_of
+from fastequi.recipes import FROM_WEIGHTS, RECIPES
+from fastequi.runtime import interrupts
+
+
+@dataclass(frozen=True)
+class PretrainOptions(Patterned):
+    """Pretrains on folders of images, flat or nested, or on tar shards; no labels needed."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    data: Several = ()
+    """Folder of images or of an MNIST-like set's IDX files; tar shards: one file, a quoted glob, or
+    a range such as 'shards/train-{000..012}.tar'; or a list: a .txt file with one path per line."""
+    index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Index written by `fastequi data scan`; by default the one beside the images, if there is one
+    (for shards: if the scan used the same pattern). With several --data, one for each."""
+    init: Path | None = None
+    """File or folder of a ViT's weights that the encoder, and its teacher, start from: timm's,
+    Meta's, transformers' or a run's. The model's settings are then theirs; see --init.path."""
+    run_dir: Path | None = None
+    """Folder of the run; by default a new one, named by date."""
+    resume: bool = False
+    """Continue from the newest checkpoint in --run-dir. What is not given stays as in that run."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps; the schedule is not shortened."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; short for --train.checkpoint-every."""
+    dry_run: bool = False
+    """Print settings, parameter counts and one step's memory; needs no data."""
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """A run as a SLURM job, requeued until it is done: submit ... -- RECIPE --data PATH ..."""
+
+    nodes: int = 1
+    """Machines."""
+    gpus: int = 8
+    """GPUs per machine, one process for each; 0: one process on the CPU."""
+    minutes: int = 720
+    """Time limit of one job, before it is requeued."""
+    partition: str = ""
+    """SLURM partition; empty: the cluster's default."""
+    notice: int = 180
+    """Seconds before the limit at which the run saves."""
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local runs it on this machine, for a trial."""
+
+
+def pretrain(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_pretrain_usage())
+        return
+    name, options = _pretrain_options(argv)
+    config = options.config
+    if options.checkpoint_every is not None:
+        train = replace(config.train, checkpoint_every=options.checkpoint_every)
+        config = replace(config, train=train)
+    if options.dry_run:
+        from fastequi.cli.dryrun import dry_run
+
+        dry_run(config)
+        return
+    if name in FROM_WEIGHTS and not config.init.path:
+        raise ValueError(
+            f"--init: expected the weights that {name} goes on from, a file or a folder, got none"
+        )
+    expect_places(options.data, "a folder of images or tar shards (only --dry-run needs none)")
+    if options.resume and options.run_dir is None:
+        raise ValueError("--resume: expected --run-dir, the folder of the run to continue")
+
+    from fastequi.data.sources.image_sets import open_source
+    from fastequi.runtime import checkpoint
+    from fastequi.train import pretrain as run
+
+    if options.run_dir is None and "WORLD_SIZE" in os.environ:
+        raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
+    run_dir = options.run_dir or dated(name)
+    interrupts.outlook = partial(checkpoint.outlook, run_dir)
+    tolerate = config.data.tolerate
+    data = as_images(options.selection(options.data))
+    source = open_source(data, index=options.index, tolerate=tolerate)
+    resume, max_steps = options.resume, options.max_steps
+    advice = f"fastequi pretrain {name} --dry-run says how many fit"
+    with memory_for("--data.batch-size", config.data.batch_size, advice):
+        run(config, source, run_dir, resume=resume, max_steps=max_steps, recipe=name)
+    if os.environ.get("RANK", "0") == "0":
+        print(run_dir)
+
+
+def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
+    """The recipe's name and the checked options of a command line."""
+    begun = _run_to_resume(argv)
+    if begun is not None and begun.recipe and argv[0].startswith("-"):
+        argv = [begun.recipe, *argv]
+    name, *rest = argv
+    if name.startswith("-"):
+        raise ValueError(f"RECIPE is missing before {name}\n\n{_pretrain_usage()}")
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES, _pretrain_usage())
+    if begun is not None and begun.recipe not in ("", name):
+        raise ValueError(
+            f"--resume: {begun.run_dir} is a run of the recipe {begun.recipe}, got {name}; "
+            f"expected that recipe, or another --run-dir"
+        )
+    default = PretrainOptions(begun.config if begun is not None else RECIPES[name]())
+    rest = for_network(rest, default.config)
+    options = _parsed_with_weights(f"fastequi pretrain {name}", rest, default, begun is not None)
+    expect_one_end(rest, options.config)
+    if options.max_steps is not None and options.max_steps < 1:
+        raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
+    return name, options
+
+
+def _parsed_with_weights(
+    prog: str, words: list[str], default: PretrainOptions, resumed: bool
+) -> PretrainOptions:
+    """The options, with the settings that --init stands for; a resumed run has them already."""
+    if not {"-h", "--help"} & set(words):
+        expect_known(PretrainOptions, words)
+    init, num_heads = start_of(words)
+    if not init.path:
+        return parse(PretrainOptions, prog, words, default)
+    if resumed:
+        options = parse(PretrainOptions, prog, words, default)
+        config = options.config
+        return replace(options, config=replace(config, init=replace(config.init, path=init.path)))
+
+    from fastequi.weights.start import init_weights
+
+    weights = init_weights(init, num_heads)
+    options = parse(PretrainOptions, prog, [*words_of(weights), *words], default)
+    return replace(options, config=started(options.config, init, weights))
+
+
+def expect_one_end(argv: list[str], config: Config) -> None:
+    """Raises ValueError for epochs that are asked for and would not count."""
+    if is_given("--train.epochs", argv) and config.train.minutes > 0:
+        raise ValueError(
+            f"--train.epochs: expected --train.minutes 0 beside it, got train.minutes="
+            f"{config.train.minutes:g}, after which the run ends whatever its epochs"
+        )
+
+
+def submit(argv: list[str]) -> None:
+    cut = argv.index("--") if "--" in argv else len(argv)
+    own, words = argv[:cut], argv[cut + 1 :]
+    options = parse(SubmitOptions, "fastequi submit", own)
+    if not words:
+        raise ValueError(
+            "submit: expected -- and then the arguments of pretrain: -- RECIPE --data ..."
+        )
+    for name, least in (("nodes", 1), ("gpus", 0), ("minutes", 1), ("notice", 0)):
+        value = getattr(options, name)
+        if value < least:
+            raise ValueError(f"--{name}: expected >= {least}, got {value}")
+    _, run = _pretrain_options(words)
+    if run.run_dir is not None and (run.run_dir / "config.json").is_file():
+        _pretrain_options([*words, "--resume"])  # the arguments of every start but the first
+    if run.run_dir is None or not run.data:
+        raise ValueError("submit: expected --data and --run-dir after --, the same for all starts")
+
+    from fastequi.runtime.slurm import submit as send
+
+    job = send(pretrain, words, run.run_dir.absolute(), **vars(options))
+    print(f"job {job.job_id}; logs in {run.run_dir / 'slurm'}")
+
+
+def _pretrain_usage() -> str:
+    first = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
+    lines = "\n".join(f"  {name:20s}{what}" for name, what in first.items())
+    form = "fastequi pretrain RECIPE --data PATH [--init WEIGHTS] [--section.field value]"
+    return f"usage: {form}\n\n{lines}"
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A run that --resume continues: its settings become the defaults, its recipe ("": of none)
+    need not be said again."""
+
+    run_dir: Path
+    config: Config
+    recipe: str
+
+
+def _run_to_resume(argv: list[str]) -> _Begun | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run-dir", "--run_dir", type=Path, default=Path())
+    parser.add_argument("--resume", action="store_true")
+    given, _ = parser.parse_known_args(argv)
+    file = given.run_dir / "config.json"
+    if not given.resume or not file.is_file():
+        return None
+    text = file.read_text()
+    try:
+        return _Begun(given.run_dir, Config.from_json(text), recipe_of(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"--resume: {file} cannot be read: {error}") from error
+
+
+def dated(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
