@@ -22,10 +22,10 @@ import argparse
 import json
 import multiprocessing
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,15 @@ def trained(row: str, source: Source, *, minutes: float, seed: int, runs: Path) 
 def all_trained(
     rows: Sequence[str], source: Source, *, jobs: int, threads: int, **about: Any
 ) -> dict[str, Path]:
-    """Every row's run; `jobs` at a time, each in a process of its own on `threads` threads."""
+    """Every row's run; `jobs` at a time, each in a process of its own on `threads` threads.
+
+    They are asked to stop, and save, if this process is.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
-        runs = {row: pool.submit(trained, row, source, **about) for row in rows}
-        return {row: run.result() for row, run in runs.items()}
+    with spawn.Pool(jobs, torch.set_num_threads, (threads,)) as pool:
+        runs = {row: pool.apply_async(trained, (row, source), about) for row in rows}
+        return {row: run.get() for row, run in runs.items()}
 
 
 def scenes(data: Path | None, seed: int, out: Path) -> Path:
