@@ -49,13 +49,17 @@ def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @wraps(make)
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-        if capturing or torch.compiler.is_compiling() or _wrapped():
+        if torch.compiler.is_compiling() or _wrapped() or _capturing():
             return make(*args, **kwargs)
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 
     call.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
     return call
+
+
+def _capturing() -> bool:
+    """Compilers cannot look into this."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _wrapped() -> bool:

@@ -48,7 +48,7 @@ from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import float16_scale, without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.rows import dense_rows
-from fastequi.kernels.sinkhorn import compute_row_lse, load_float32, row_blocks, row_log2
+from fastequi.kernels.sinkhorn import load_float32, row_blocks, row_log2, row_lse_parts
 from fastequi.kernels.target import DINOTarget
 
 
@@ -144,6 +144,106 @@ def dino_kernel(
         tl.store(loss_ptr + r, -weight * total / LOG2E)
 
 
+@triton.jit
+def _whole(parts_ptr, row, PARTS: tl.constexpr):
+    """log2 Σ 2^… of a row whose parts' logarithms are natural."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    high = tl.load(parts_ptr + row * PARTS) * LOG2E
+    if PARTS > 1:
+        for i in tl.static_range(1, PARTS):
+            high = tl.maximum(high, tl.load(parts_ptr + row * PARTS + i) * LOG2E)
+        high = tl.where(high == float("-inf"), 0.0, high)
+        total = 0.0
+        for i in tl.static_range(PARTS):
+            total += tl.exp2(tl.load(parts_ptr + row * PARTS + i) * LOG2E - high)
+        high += tl.log2(total)
+    return high
+
+
+@triton.jit
+def dino_views_kernel(
+    # pointers
+    student_ptr,
+    teacher_ptr,
+    pairs_ptr,
+    weight_ptr,
+    row_ptr,
+    column_ptr,
+    lse_ptr,
+    loss_ptr,
+    grad_ptr,
+    # shapes
+    VIEWS,
+    B,
+    N,
+    # strides
+    stride_s,
+    stride_t,
+    stride_g,
+    # scalars
+    student_scale,
+    teacher_scale,
+    # constants
+    PAIRS: tl.constexpr,
+    ROW_PARTS: tl.constexpr,
+    LSE_PARTS: tl.constexpr,
+    HAS_COLUMN: tl.constexpr,
+    GRAD: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
+):
+    # The same for some columns of one image, whose views meet the same teachers: their
+    # distributions are computed once. loss[program] = Σ_s weight[s] Σ_n Q (LSE(x_s) - x_s)
+    LOG2E: tl.constexpr = 1.4426950408889634
+    pid = tl.program_id(0)
+    # the last columns first: those that the pass before this one, for LSE, has read last
+    first = (tl.num_programs(0) // B - 1 - pid // B) * BLOCK
+    b = pid % B
+    LANES: tl.constexpr = BLOCK // VEC
+    offs = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
+    live = first + offs < N
+    column = tl.zeros([LANES, VEC], tl.float32)
+    if HAS_COLUMN:
+        column = load_float32(column_ptr + first, offs, live, FULL) * LOG2E
+    q = ()
+    for t in tl.static_range(PAIRS):
+        row = t * B + b
+        y = load_float32(teacher_ptr + row.to(tl.int64) * stride_t + first, offs, live, FULL)
+        y = tl.exp2(y * (teacher_scale * LOG2E) - (column + _whole(row_ptr, row, ROW_PARTS)))
+        q = q + (y if FULL else tl.where(live, y, 0.0),)  # type: ignore[assignment]  # noqa: RUF005
+    total = tl.zeros([LANES], tl.float32)
+    for s in range(VIEWS):
+        r = s * B + b
+        weight = tl.load(weight_ptr + r)
+        count = 0.0
+        wanted = tl.zeros([LANES, VEC], tl.float32)
+        for t in tl.static_range(PAIRS):
+            met = tl.where(tl.load(pairs_ptr + r * PAIRS + t) >= 0, 1.0, 0.0)
+            count += met
+            wanted += q[t] * met
+        at = r.to(tl.int64) * stride_g + first
+        if weight * count == 0.0:
+            if GRAD:
+                zeros = tl.zeros([LANES, VEC], tl.float32).to(grad_ptr.dtype.element_ty)
+                tl.store(grad_ptr + at + offs, zeros, mask=live)
+        else:
+            x = load_float32(student_ptr + r.to(tl.int64) * stride_s + first, offs, live, FULL)
+            x = x * (student_scale * LOG2E) - _whole(lse_ptr, r, LSE_PARTS)
+            x = tl.maximum(x, -1e30, propagate_nan=tl.PropagateNan.ALL)
+            dot = tl.sum(wanted * x, 1)
+            dot = tl.where(dot < -1e20, float("-inf"), dot)
+            total += weight * dot
+            if GRAD:
+                slope = (count * tl.exp2(x) - wanted) * (student_scale * weight)
+                slope = slope.to(grad_ptr.dtype.element_ty)
+                if FULL:
+                    tl.store(grad_ptr + at + offs, slope)
+                else:
+                    tl.store(grad_ptr + at + offs, slope, mask=live)
+    tl.store(loss_ptr + pid, -tl.sum(total, 0) / LOG2E)
+
+
 def counted_rows(rows: Tensor, weight: Tensor) -> Tensor:
     """Rows [R, C] with zeros for those of weight 0, whose NaN would reach sums over all rows."""
     return rows.masked_fill((weight == 0)[:, None], 0.0)
@@ -196,32 +296,62 @@ def compute_dino(
     if not use_triton(student) or torch.float64 in (student.dtype, teacher.dtype):
         _in_chunks(student, teacher, target, loss, out)
         return loss.sum(), out
-    if row is None and pairs.shape[1] > 1:
-        target = target._replace(row=compute_row_lse(teacher, teacher_temp, column))
-    launch(student, teacher, target, None, loss, out if grad else None)
-    return loss.sum(), out
+    return launch(student, teacher, target, None, out if grad else None).sum(), out
 
 
 def launch(
-    student: Tensor,
-    teacher: Tensor,
-    target: DINOTarget,
-    lse: Tensor | None,
-    loss: Tensor,
-    out: Tensor | None,
-) -> None:
-    """Fills loss [R] and, if there is one, the gradient `out` [R, N]; see the kernel for `lse`."""
-    pairs, weight, row, column, student_temp, teacher_temp = target
-    rows, columns = student.shape
+    student: Tensor, teacher: Tensor, target: DINOTarget, lse: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """Numbers that add up to the loss; fills the gradient `out` [R, N], if there is one.
+
+    `lse` [R]: of the student's whole rows over the temperature, where these are some columns.
+    """
     student, teacher = dense_rows(student), dense_rows(teacher)
     with torch.cuda.device_of(student):
-        dino_kernel[(rows,)](
-            student, teacher, pairs, weight, row, column, lse, loss, out, columns,
-            student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0),
-            1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
-            HAS_COLUMN=column is not None, HAS_LSE=lse is not None, GRAD=out is not None,
-            **row_blocks(columns, student.dtype),
-        )  # fmt: skip
+        if target.pairs.shape[1] > 1:
+            return _launch_views(student, teacher, target, lse, out)
+        return _launch_rows(student, teacher, target, lse, out)
+
+
+def _launch_rows(
+    student: Tensor, teacher: Tensor, target: DINOTarget, lse: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """A program a row, which it reads twice."""
+    pairs, weight, row, column, student_temp, teacher_temp = target
+    rows, columns = student.shape
+    loss = torch.empty(rows, dtype=torch.float32, device=student.device)
+    dino_kernel[(rows,)](
+        student, teacher, pairs, weight, row, column, lse, loss, out, columns,
+        student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0),
+        1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
+        HAS_COLUMN=column is not None, HAS_LSE=lse is not None, GRAD=out is not None,
+        **row_blocks(columns, student.dtype),
+    )  # fmt: skip
+    return loss
+
+
+def _launch_views(
+    student: Tensor, teacher: Tensor, target: DINOTarget, lse: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """The rows' numbers first, then a program for some columns of all views of an image."""
+    pairs, weight, row, column, student_temp, teacher_temp = target
+    rows, columns = student.shape
+    batch = len(teacher) // pairs.shape[1]
+    if row is None:
+        row = row_lse_parts(teacher, teacher_temp, column)
+    if lse is None:
+        lse = row_lse_parts(student, student_temp, None)
+    blocks = row_blocks(columns, student.dtype)
+    programs = batch * triton.cdiv(columns, blocks["BLOCK"])
+    loss = torch.empty(programs, dtype=torch.float32, device=student.device)
+    dino_views_kernel[(programs,)](
+        student, teacher, pairs, weight, row, column, lse, loss, out, rows // batch, batch,
+        columns, student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0),
+        1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1],
+        ROW_PARTS=row[:1].numel(), LSE_PARTS=lse[:1].numel(), HAS_COLUMN=column is not None,
+        GRAD=out is not None, **blocks,
+    )  # fmt: skip
+    return loss
 
 
 _CHUNK = 1 << 17  # values of the student at a time: half a megabyte stays in a core's cache

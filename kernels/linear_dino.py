@@ -107,9 +107,7 @@ def _columns(
     """Some columns' gradient, over the student's logits, and share of the loss."""
     pairs, row_weight, row, column, student_temp, teacher_temp = target
     if use_triton(student) and torch.float64 not in (student.dtype, teacher.dtype):
-        loss = torch.empty(len(student), dtype=row_weight.dtype, device=student.device)
-        dino.launch(student, teacher, target, lse, loss, student if grad else None)
-        return student, loss.sum()
+        return student, dino.launch(student, teacher, target, lse, student if grad else None).sum()
     if _in_c(student, teacher, row_weight):
         loss = torch.empty_like(row_weight)
         native_dino.dino(student, teacher, target, loss, student if grad else None, lse)

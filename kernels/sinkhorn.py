@@ -93,6 +93,7 @@ def row_lse_kernel(
     out_ptr,
     # shapes
     N,
+    SPAN,
     # strides
     stride_r,
     # scalars
@@ -103,11 +104,18 @@ def row_lse_kernel(
     BLOCK: tl.constexpr,
     VEC: tl.constexpr,
 ):
-    # out[r] = log Σ_n exp(x[r, n] / temp - column[n])
+    # out[r, i] = log Σ_n exp(x[r, n] / temp - column[n]) over the i-th SPAN columns
     LOG2E: tl.constexpr = 1.4426950408889634
-    x = x_ptr + tl.program_id(0).to(tl.int64) * stride_r
-    lse = row_log2(x, column_ptr, N, inverse_temp * LOG2E, HAS_COLUMN, FULL, BLOCK, VEC)
-    tl.store(out_ptr + tl.program_id(0), lse / LOG2E)
+    r = tl.program_id(0)
+    part = tl.program_id(1)
+    first = part * SPAN
+    x = x_ptr + r.to(tl.int64) * stride_r + first
+    column = column_ptr
+    if HAS_COLUMN:
+        column += first
+    size = tl.minimum(SPAN, N - first)
+    lse = row_log2(x, column, size, inverse_temp * LOG2E, HAS_COLUMN, FULL, BLOCK, VEC)
+    tl.store(out_ptr + r * tl.num_programs(1) + part, lse / LOG2E)
 
 
 @triton.jit
@@ -147,6 +155,7 @@ def column_lse_kernel(
 
 
 BLOCK, WARPS, VEC = 4096, 8, 8  # sixteen values a thread and pass: no spills
+_PARTS, _PROGRAMS = 8, 1024  # parts of a row at most; programs that keep a GPU's memory busy
 
 
 def row_blocks(width: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -184,12 +193,27 @@ def compute_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
         wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
         return log_sum_exp(wide if column is None else wide - column, 1)
+    parts = row_lse_parts(x, temp, column)
+    return parts[:, 0] if parts.shape[1] == 1 else parts.logsumexp(1)
+
+
+def row_lse_parts(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
+    """[R, parts] float32, whose log-sum-exp is the rows'; few rows are cut so that all
+    multiprocessors read. By Triton."""
     x = dense_rows(x)
-    out = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    rows, width = x.shape
+    blocks = row_blocks(width, x.dtype)
+    most = triton.cdiv(width, blocks["BLOCK"])
+    parts = 1
+    while parts < _PARTS and rows * parts < _PROGRAMS and 2 * parts <= most:
+        parts *= 2
+    span = triton.cdiv(most, parts) * blocks["BLOCK"]
+    parts = triton.cdiv(width, span)
+    out = torch.empty(rows, parts, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
-        row_lse_kernel[(len(x),)](
-            x, column, out, x.shape[1], x.stride(0), 1 / temp,
-            HAS_COLUMN=column is not None, **row_blocks(x.shape[1], x.dtype),
+        row_lse_kernel[(rows, parts)](
+            x, column, out, width, span, x.stride(0), 1 / temp, HAS_COLUMN=column is not None,
+            **blocks,
         )  # fmt: skip
     return out
 

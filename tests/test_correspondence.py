@@ -5,17 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.functional import correspondence_loss
-from fastequi.kernels import backend as backends
 from fastequi.kernels import correspondence as kernel
 from tests.support.allocations import sizes_of
 from tests.support.correspondence import by_hand
 from tests.support.tolerances import GRAD
-
-
-@pytest.fixture(params=["torch", "native", "triton"])
-def backend(request):
-    with backends.force(request.param):
-        yield request.param
 
 
 def patches(pairs, count, channels, seed, dtype=torch.float32):

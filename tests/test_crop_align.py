@@ -16,12 +16,6 @@ from tests.support.native import expect_the_same_bits_of_any_threads, instructio
 from tests.support.tolerances import GRAD, LOSS
 
 
-@pytest.fixture(params=["torch", "native", "triton"])
-def backend(request):
-    with backends.force(request.param):
-        yield request.param
-
-
 def by_hand(student, teacher, student_boxes, teacher_boxes, turns, bins, scale, pairs):
     cosines = []
     for p, (s, t) in enumerate(pairs):

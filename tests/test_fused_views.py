@@ -215,9 +215,14 @@ def test_equals_dalis_operators_within_a_grey_level(backend_of_views, size):
     assert (apart > 1).float().mean() < 1e-3
 
 
-def call(dtype=torch.float32, views=5):
+def two_photos():
     torch.manual_seed(0)
-    photos = [torch.randint(0, 256, (14, 60, 3), dtype=torch.uint8).to(DEVICE) for _ in range(2)]
+    return [torch.randint(0, 256, (14, 60, 3), dtype=torch.uint8).to(DEVICE) for _ in range(2)]
+
+
+def call(dtype=torch.float32, views=5, photos=None):
+    photos = photos or two_photos()
+    torch.manual_seed(1)
     windows = torch.tensor([[3.0, 50.5, 12.2, 6.1]]).expand(views, 4) + torch.rand(views, 4)
     return fused_views(
         photos,
@@ -294,10 +299,11 @@ def test_only_blurred_views_go_through_a_blur(monkeypatch):
 @pytest.mark.gpu
 def test_nothing_waits_for_a_gpu():
     """Whose photographs are made into views as parameters on the CPU say."""
-    expected = call()
+    photos = two_photos()
+    expected = call(photos=photos)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = call()
+        found = call(photos=photos)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, expected)

@@ -133,8 +133,8 @@ def test_what_is_known_without_a_formula(backend, device):
     assert gram_loss(alike, teacher, reduction="sum").item() == pytest.approx(56, rel=1e-6)
     student = features(2, 30, 12).to(device)
     loss, grad = outcome(gram_loss, student, student)
-    assert loss == 0
-    assert not grad.any()
+    assert loss < 1e-15  # a GPU's products of both sides round differently
+    assert grad.abs().max() < 1e-9
     turn = torch.linalg.qr(features(12, 12, seed=3)).Q.to(device)
     length = torch.linspace(0.1, 9, 30, device=device)[:, None]
     assert gram_loss(length * (student @ turn), student).item() < 1e-12

@@ -5,14 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.functional import koleo_loss
-from fastequi.kernels import backend as backends
 from fastequi.kernels.koleo import nearest
-
-
-@pytest.fixture(params=["torch", "native", "triton"])
-def backend(request):
-    with backends.force(request.param):
-        yield request.param
 
 
 def official(z, eps=1e-8):

@@ -6,17 +6,10 @@ import torch.nn.functional as F
 
 from fastequi import DINOLoss, IBOTLoss
 from fastequi.functional import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
-from fastequi.kernels import backend as backends
 from fastequi.kernels import linear_dino as kernel
 from tests.support.allocations import sizes_of
 from tests.support.dino import logits, near, official_dino, official_sinkhorn
 from tests.support.tolerances import GRAD
-
-
-@pytest.fixture(params=["torch", "native", "triton"])
-def backend(request):
-    with backends.force(request.param):
-        yield request.param
 
 
 @pytest.fixture(params=[37, 10_000], ids=["chunks", "one chunk"])

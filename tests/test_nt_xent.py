@@ -5,17 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.functional import nt_xent_loss
-from fastequi.kernels import backend as backends
 from fastequi.kernels import native_similarities, similarities
 from fastequi.kernels.nt_xent import nt_xent_loss_ref
 from tests.support.allocations import watched
 from tests.support.tolerances import GRAD
-
-
-@pytest.fixture(params=["torch", "native", "triton"])
-def backend(request):
-    with backends.force(request.param):
-        yield request.param
 
 
 def official(z1, z2, temp):
@@ -89,6 +82,7 @@ def test_similarities_are_never_stored(backend, device, monkeypatch):
             return out
 
     monkeypatch.setattr(similarities, "CHUNK", 1024)
+    monkeypatch.setattr(similarities, "GPU_CHUNK", 1024)
     monkeypatch.setattr(native_similarities, "PANEL", 1024)
     z1, z2 = (z.to(device).requires_grad_() for z in embeddings(64, 16))
     with watched(Sizes()):
