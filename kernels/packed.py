@@ -258,12 +258,13 @@ def interleaved(image: Tensor) -> int:
     return texel if laid_out and aligned and small else 0
 
 
-def registers(capability: int, exact: bool, color: bool) -> int:
+def registers(capability: int, exact: bool, color: bool, plain: int = 80) -> int:
     """Of a thread: so few that no variant spills (Triton 3.6 to 3.8, compute capability 8 to 10).
 
-    A multiprocessor has room for 24 warps of 80 registers, 20 of 96, 18 of 112, 16 of 128.
+    A multiprocessor has room for 32 warps of 64 registers, 24 of 80, 20 of 96, 18 of 112, 16 of
+    128. `plain`: of half precision without colour.
     """
-    return (112 if color else 96 if exact else 80) + (16 if capability >= 10 else 0)
+    return (112 if color else 96 if exact else plain) + (16 if capability >= 10 else 0)
 
 
 @lru_cache

@@ -36,15 +36,18 @@ from fastequi.kernels.packed import (
     target_constants,
 )
 from fastequi.kernels.pixel_loss import pixel_error
-from fastequi.kernels.quads import load_group, store_group
+from fastequi.kernels.quads import load_group, store_group, unpacked
 from fastequi.kernels.sampling import padded
 from fastequi.kernels.target import Sums, Target
 
+REGISTERS = 64  # of a thread, in half precision without colour
 _PIXELS = 4096  # of one program, about
 
 
 @triton.jit
 def _tile(
+    # the prediction, loaded before where p is not None
+    p,
     # pointers
     pred,
     grad,
@@ -83,7 +86,8 @@ def _tile(
     T: tl.constexpr,
 ):
     """Adds the errors of T groups of four pixels to total, their number to count; the gradient."""
-    p = load_group(pred, offs, stride_c, live, INTERLEAVED, T)
+    if p is None:
+        p = unpacked(load_group(pred, offs, stride_c, live, INTERLEAVED), INTERLEAVED, T)
     slopes = ()
     for q in tl.static_range(4):
         x = ix
@@ -223,40 +227,54 @@ def warp_recon_packed_kernel(
     total = tl.zeros([T], tl.float32)
     count = tl.zeros([T], tl.float32)
     step = b * stride_pb + k * stride_pk
-    for tile_y in range(part * ROWS, tl.minimum((part + 1) * ROWS, (H + TILE_H - 1) // TILE_H)):
-        top = tile_y * TILE_H
+    across = (W + TILE_W - 1) // TILE_W
+    rows = tl.minimum(ROWS, (H + TILE_H - 1) // TILE_H - part * ROWS)
+    if PATCH > 0:
+        row_step = (W // PATCH) * stride_pl
+        words = load_group(
+            pred_ptr + step + part * ROWS * row_step, place, stride_pc, None, INTERLEAVED
+        )
+    else:
+        row_step = TILE_H * stride_py
+    at = step + part * ROWS * row_step
+    top = part * ROWS * TILE_H
+    left = 0
+    for left_over in range(rows * across, 0, -1):
+        # the next tile: to the right, or at the left of the next row
+        ends = left + TILE_W >= W
+        to = at + tl.where(ends, row_step - (across - 1) * tile_step, tile_step)
+        p = None
         if PATCH > 0:
-            at = step + tile_y * ((W // PATCH) * stride_pl)
+            # the next tile's values are on their way while this one's are used
+            p = unpacked(words, INTERLEAVED, T)
+            known = tl.where(left_over > 1, to, at)
+            words = load_group(pred_ptr + known, place, stride_pc, None, INTERLEAVED)
+        off_x = a0 * (left + (mid_w - cx)) + a1 * (top + (mid_h - cy)) + a2
+        off_y = a3 * (left + (mid_w - cx)) + a4 * (top + (mid_h - cy)) + a5
+        inside = (tl.abs(off_x) <= room_x) & (tl.abs(off_y) <= room_y)
+        if PATCH == 0:
+            inside = inside & (left + TILE_W <= W) & (top + TILE_H <= H)
+        ix = off_x + from_x
+        iy = off_y + from_y
+        grad = grad_ptr
+        if GRAD:
+            grad += at
+        if inside:
+            total, count = _tile(
+                p, pred_ptr + at, grad, image, place, None, ix, iy, a0, a3, HS, WS, stride_iy,
+                stride_pc, m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, True,
+                LOSS, PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
+            )  # fmt: skip
         else:
-            at = step + top * stride_py
-        row_x = a0 * (mid_w - cx) + a1 * (top + (mid_h - cy)) + a2
-        row_y = a3 * (mid_w - cx) + a4 * (top + (mid_h - cy)) + a5
-        for tile_x in range((W + TILE_W - 1) // TILE_W):
-            left = tile_x * TILE_W
-            off_x = row_x + a0 * left
-            off_y = row_y + a3 * left
-            inside = (tl.abs(off_x) <= room_x) & (tl.abs(off_y) <= room_y)
-            if PATCH == 0:
-                inside = inside & (left + TILE_W <= W) & (top + TILE_H <= H)
-            ix = off_x + from_x
-            iy = off_y + from_y
-            pred = pred_ptr + at + tile_x * tile_step
-            grad = grad_ptr
-            if GRAD:
-                grad += at + tile_x * tile_step
-            if inside:
-                total, count = _tile(
-                    pred, grad, image, place, None, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
-                    m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, True, LOSS,
-                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
-                )  # fmt: skip
-            else:
-                live = (left + x < W) & (top + y < H)
-                total, count = _tile(
-                    pred, grad, image, place, live, ix, iy, a0, a3, HS, WS, stride_iy, stride_pc,
-                    m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, False, LOSS,
-                    PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
-                )  # fmt: skip
+            live = (left + x < W) & (top + y < H)
+            total, count = _tile(
+                p, pred_ptr + at, grad, image, place, live, ix, iy, a0, a3, HS, WS, stride_iy,
+                stride_pc, m, bias, start, weight, total, count, TEXEL, WHOLE_ROWS, EXACT, False,
+                LOSS, PADDING, ALIGN, HAS_COLOR, MASK_OUTSIDE, INTERLEAVED, GRAD, T,
+            )  # fmt: skip
+        at = to
+        left = tl.where(ends, 0, left + TILE_W)
+        top += tl.where(ends, TILE_H, 0)
     tl.store(parts_ptr + pid, tl.sum(total, 0) * weight)
     if MASK_OUTSIDE:
         tl.store(counts_ptr + pid, tl.sum(count, 0))
@@ -364,7 +382,7 @@ def plan_of(
         "GRAD": grad,
         "REDUCE": reduce,
         "num_warps": max(tiles.width * tiles.height // 128, 1),
-        "maxnreg": registers(capability(pred.device), exact, has_color),
+        "maxnreg": registers(capability(pred.device), exact, has_color, REGISTERS),
     }
     sums = 2 if target.mask_outside else 1
     return Plan(batch * steps * parts, (sums, batch, parts, steps), numbers, constants)

@@ -199,3 +199,17 @@ def test_compiles_for_grids_that_change(kind):
     for tokens in (16, 9, 25):
         z = torch.randn(2, tokens, 10)
         torch.testing.assert_close(compiled(z), model(z))
+
+
+@pytest.mark.parametrize("decoder", [PathDecoder, PixelShuffleDecoder])
+def test_a_step_at_a_time_is_the_same(decoder, monkeypatch):
+    """As convolutions run on a GPU."""
+    network = decoder(in_dim=6, patch_size=4, num_steps=3, width=16, num_convs=2)
+    z = torch.randn(2, 9, 6, requires_grad=True)
+    whole = network(z)
+    expected = torch.autograd.grad(whole.square().sum(), [z, *network.parameters()])
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+    found = network(z)
+    grads = torch.autograd.grad(found.square().sum(), [z, *network.parameters()])
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(grads, expected)

@@ -64,7 +64,7 @@ FLOATS = {
 }  # fmt: skip
 # Sizes and strides that are multiples of 16, as those of 224×224 images are.
 EVEN = {
-    "H", "W", "HS", "WS", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
+    "H", "W", "HS", "WS", "SPAN", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
     "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
     "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
@@ -246,15 +246,15 @@ def _packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) -> Case
         pixels,
         types={"pred_ptr": dtype, "grad_ptr": dtype},
         warps=pixels // 128,
-        registers=_registers_of_packed(constants),
+        registers=_registers_of_packed(constants, warp_recon_packed.REGISTERS),
         loops=True,
         **more,
     )
 
 
-def _registers_of_packed(constants: dict[str, Any]) -> Callable[[int], int]:
+def _registers_of_packed(constants: dict[str, Any], *plain: int) -> Callable[[int], int]:
     exact, color = constants["EXACT"], constants["HAS_COLOR"]
-    return lambda arch: packed.registers(arch // 10, exact, color)
+    return lambda arch: packed.registers(arch // 10, exact, color, *plain)
 
 
 def _pairwise(options: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
@@ -396,8 +396,20 @@ def dino_cases() -> Iterator[Case]:
     ):
         yield Case(name, dino.dino_kernel, constants, sinkhorn.BLOCK, warps=sinkhorn.WARPS,
                    ceilings=ceilings, slow=name not in ("dino", "dino, columns"))  # fmt: skip
+    views = {
+        "PAIRS": 2, "ROW_PARTS": 8, "LSE_PARTS": 2, "HAS_COLUMN": True, "GRAD": True,
+        **dino.views_blocks(65536, torch.bfloat16, 2),
+    }  # fmt: skip
+    yield _by_table("dino, views", dino.dino_views_kernel, views, views["BLOCK"])
     for dtype in (torch.float16, torch.float32):
         types = dict.fromkeys(("student_ptr", "teacher_ptr", "grad_ptr"), _pointer(dtype))
+        for width, pairs in ((65536, 4), (300, 2), (20, 3)):
+            blocks = dino.views_blocks(width, dtype, pairs)
+            config = views | {"PAIRS": pairs} | blocks
+            name = f"dino, views {_pointer(dtype)} {width}"
+            yield _by_table(
+                name, dino.dino_views_kernel, config, blocks["BLOCK"], types=types, slow=True
+            )
         for width, pairs in ((65536, 4), (300, 2), (20, 1)):
             config = DINO | {"PAIRS": pairs} | sinkhorn.row_blocks(width, dtype)
             name = f"dino {_pointer(dtype)} {width}"
