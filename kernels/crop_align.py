@@ -15,7 +15,8 @@ gradient by the pooled student features [P, B, bins², C] is stored, since a vie
 of all its pairs: (Wy ⊗ Wx)ᵀ, again a matrix product. No atomics, the same bits in every run.
 
 Bytes: the boxes' rows of both maps, twice with a gradient (the second time from the L2 cache), the
-pooled gradient written and read, the maps' gradient written.
+pooled gradient written and read, the maps' gradient written. A program has some channels of a pair
+of one image, so that few pairs keep a GPU busy too.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def crop_align_kernel(
     teacher_boxes_ptr,
     turns_ptr,
     pairs_ptr,
-    cosine_ptr,
+    sums_ptr,
     pooled_ptr,
     # shapes
     P,
@@ -130,7 +131,9 @@ def crop_align_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    # cosine[p, b, o] = cos(ours_o, theirs_o); pooled = weight · (t / |s||t| - cos · s / |s|²)
+    # Some channels of s, t [o, c], ours and theirs pooled.
+    # First: sums[block, :, p, b, o] = Σ_c s·t, s·s, t·t of these channels.
+    # With the sums over all channels: pooled = weight · (t / |s||t| - cos · s / |s|²).
     p = tl.program_id(0) % P  # the pairs of an image follow each other: its maps stay in the cache
     b = (tl.program_id(0) // P).to(tl.int64)
     place = p * B + b
@@ -149,40 +152,37 @@ def crop_align_kernel(
     width, count = bin_samples(theirs[0], theirs[2], BINS)
     wxt = bin_hats(column_t.to(tl.float32)[:, None], cells, theirs[0], width, count, WT, MOST)
 
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    s = pool_bins(
+        student_ptr, stride_sm, row, wx, c, C, ours, H, W,
+        BINS, BLOCK_O, BLOCK_X, BLOCK_C, MOST, PRECISION, WIDEN,
+    )  # fmt: skip
+    t = pool_bins(
+        teacher_ptr, stride_tm, row_t, wxt, c, C, theirs, HT, WT,
+        BINS, BLOCK_O, BLOCK_XT, BLOCK_C, MOST, PRECISION, WIDEN,
+    )  # fmt: skip
     inside = o < BINS * BINS
-    both = tl.zeros([BLOCK_O], tl.float32)
-    norm_s = tl.zeros([BLOCK_O], tl.float32)
-    norm_t = tl.zeros([BLOCK_O], tl.float32)
-    of_t, of_s = norm_t, norm_t
-    for again in tl.static_range(1 + GRAD):  # norms have to be known before the gradient
-        for first in range(0, C, BLOCK_C):
-            c = first + tl.arange(0, BLOCK_C)
-            s = pool_bins(
-                student_ptr, stride_sm, row, wx, c, C, ours, H, W,
-                BINS, BLOCK_O, BLOCK_X, BLOCK_C, MOST, PRECISION, WIDEN,
-            )  # fmt: skip
-            t = pool_bins(
-                teacher_ptr, stride_tm, row_t, wxt, c, C, theirs, HT, WT,
-                BINS, BLOCK_O, BLOCK_XT, BLOCK_C, MOST, PRECISION, WIDEN,
-            )  # fmt: skip
-            if again == 0:
-                both += tl.sum(s * t, 1)
-                norm_s += tl.sum(s * s, 1)
-                norm_t += tl.sum(t * t, 1)
-            else:
-                pooled = of_t[:, None] * t - of_s[:, None] * s
-                tl.store(
-                    pooled_ptr + (place * BINS * BINS + o[:, None]) * C + c[None, :],
-                    pooled.to(pooled_ptr.dtype.element_ty),
-                    mask=inside[:, None] & (c < C)[None, :],
-                )  # fmt: skip
-        if again == 0:
-            length = tl.maximum(tl.sqrt(norm_s), 1e-8)  # _EPS
-            length_t = tl.maximum(tl.sqrt(norm_t), 1e-8)
-            cosine = both / (length * length_t)
-            tl.store(cosine_ptr + place * BINS * BINS + o, cosine, mask=inside)
-            of_t = tl.where(inside, weight / (length * length_t), 0.0)
-            of_s = tl.where(norm_s > 1e-16, weight * cosine / (length * length), 0.0)
+    sums_ptr += place * BINS * BINS + o
+    each = P * B * BINS * BINS
+    if not GRAD:
+        sums_ptr += tl.program_id(1) * 3 * each
+        tl.store(sums_ptr, tl.sum(s * t, 1), mask=inside)
+        tl.store(sums_ptr + each, tl.sum(s * s, 1), mask=inside)
+        tl.store(sums_ptr + 2 * each, tl.sum(t * t, 1), mask=inside)
+    else:
+        both = tl.load(sums_ptr, mask=inside, other=0.0)
+        norm_s = tl.load(sums_ptr + each, mask=inside, other=0.0)
+        norm_t = tl.load(sums_ptr + 2 * each, mask=inside, other=0.0)
+        length = tl.maximum(tl.sqrt(norm_s), 1e-8)  # _EPS
+        lengths = length * tl.maximum(tl.sqrt(norm_t), 1e-8)
+        of_t = weight / lengths
+        of_s = tl.where(norm_s > 1e-16, weight * (both / lengths) / (length * length), 0.0)
+        pooled = of_t[:, None] * t - of_s[:, None] * s
+        tl.store(
+            pooled_ptr + (place * BINS * BINS + o[:, None]) * C + c[None, :],
+            pooled.to(pooled_ptr.dtype.element_ty),
+            mask=inside[:, None] & (c < C)[None, :],
+        )
 
 
 @triton.jit
@@ -282,13 +282,13 @@ def _compute(
     out = torch.empty(student.shape if grad else (0,), dtype=student.dtype, device=student.device)
     student, teacher = _rows(student), _rows(teacher)
     count, places = len(pairs) // 2, bins * bins
-    cosine = student.new_empty(count, batch, places, dtype=torch.float32)
-    if cosine.numel() == 0:
-        return cosine.sum(), out.zero_()
+    if count * batch * places == 0:
+        return student.new_zeros((), dtype=torch.float32), out.zero_()
     boxes = [x.float().contiguous() for x in (student_boxes, teacher_boxes)]
     turns, weight = turns.int().contiguous(), -1.0 / divisor
     if use_native(student):
         sizes = (height, width), (height_t, width_t)
+        cosine = student.new_empty(count, batch, places, dtype=torch.float32)
         given = student, teacher, sizes, boxes, turns, pairs, bins, scale, weight
         native_crop_align.crop_align(*given, cosine, out if grad else None)
         return cosine.sum() * weight, out
@@ -296,21 +296,26 @@ def _compute(
     pooled = student.new_empty((count, batch, places, channels) if grad else (0,))
     most = max(-(-cells // bins) for cells in (height, width, height_t, width_t))
     chosen = constants(tuple(pairs), student.device, torch.int32)
+    parts = triton.cdiv(channels, config["BLOCK_C"])
+    sums = student.new_empty(parts, 3, count, batch, places, dtype=torch.float32)
     with torch.cuda.device_of(student):
-        crop_align_kernel[(count * batch,)](
-            student, teacher, *boxes, turns, chosen, cosine, pooled, count,
-            batch, height, width, height_t, width_t, channels, student.stride(0),
-            student.stride(1), student.stride(2), teacher.stride(0), teacher.stride(1),
-            teacher.stride(2), scale, weight, MOST=most, GRAD=grad, BLOCK_X=block_of(width),
-            BLOCK_XT=block_of(width_t), **config,
-        )  # fmt: skip
+        for gradient in range(1 + grad):  # norms have to be known before it
+            crop_align_kernel[(count * batch, parts)](
+                student, teacher, *boxes, turns, chosen, sums, pooled, count,
+                batch, height, width, height_t, width_t, channels, student.stride(0),
+                student.stride(1), student.stride(2), teacher.stride(0), teacher.stride(1),
+                teacher.stride(2), scale, weight, MOST=most, GRAD=bool(gradient),
+                BLOCK_X=block_of(width), BLOCK_XT=block_of(width_t), **config,
+            )  # fmt: skip
+            if not gradient:
+                sums = sums.sum(0)
         if grad:
-            grid = (views * height, batch, triton.cdiv(channels, config["BLOCK_C"]))
-            spread_kernel[grid](
+            spread_kernel[(views * height, batch, parts)](
                 pooled, boxes[0], chosen, out, count, batch, height, width, channels, scale,
                 MOST=most, BLOCK_X=block_of(width), **config,
             )  # fmt: skip
-    return cosine.sum() * weight, out
+    lengths = sums[1:].sqrt_().clamp_(min=_EPS)
+    return (sums[0] / lengths[0] / lengths[1]).sum() * weight, out
 
 
 def _rows(maps: Tensor) -> Tensor:
