@@ -13,6 +13,7 @@ derivative.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn import Parameter
 
 from fastequi.kernels.backend import tl, triton, use_triton
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.prepared import relaunched
 
 _PLAIN = (Tensor, Parameter)
 _RESCALE_BLOCK = 1024
@@ -210,10 +212,8 @@ def scaled(ctx: Any, grad: Tensor, factor: Tensor) -> Tensor:
     if ours and not factor.is_cuda and _all_one(factor):
         return grad
     if ours and factor.ndim == 0 and use_triton(grad) and grad.dtype != torch.float64:
-        blocks = max(triton.cdiv(grad.numel(), _RESCALE_BLOCK), 1)
-        programs = min(blocks, _RESCALE_PROGRAMS)
         with torch.cuda.device_of(grad):
-            rescale_kernel[(programs,)](grad, factor, grad.numel(), BLOCK=_RESCALE_BLOCK)
+            _rescaling(grad.numel(), *map(_kind, (grad, factor)))(grad, factor, grad.numel())
         return grad
     # without `out` a float32 factor would make a float32 product of it
     return torch.mul(grad, _spread(factor, grad), out=grad if ours else torch.empty_like(grad))
@@ -235,6 +235,18 @@ def batched(factor: Tensor) -> bool:
 def _spread(factor: Tensor, grad: Tensor) -> Tensor:
     """With as many axes as the gradient: a number alone would be rounded to its type before."""
     return factor.view(*factor.shape, *[1] * (grad.ndim - factor.ndim))
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.device, tensor.dtype, tensor.data_ptr() % 16 == 0
+
+
+@lru_cache(maxsize=256)
+def _rescaling(numel: int, *kinds: tuple[Any, ...]) -> Callable[..., None]:
+    """Launches the kernel below, for tensors of these kinds."""
+    blocks = max(triton.cdiv(numel, _RESCALE_BLOCK), 1)
+    grid = (min(blocks, _RESCALE_PROGRAMS),)
+    return relaunched(rescale_kernel, grid, {"BLOCK": _RESCALE_BLOCK})
 
 
 @triton.jit

@@ -11,7 +11,7 @@ is to be called from then on (:meth:`Calls.keep`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -96,3 +96,28 @@ def signature(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...]) -> K
             option = *option, inside
         found.append(option)
     return tuple(found)
+
+
+def relaunched(
+    kernel: Any, grid: tuple[int, ...], constants: Mapping[str, Any]
+) -> Callable[..., None]:
+    """What launches `kernel[grid](*arguments, **constants)` again and again.
+
+    Triton finds out in every launch which compiled kernel its arguments need, 25 µs on a GPU's
+    host; here the first launch's is kept. So later arguments need the same types, integers and
+    alignment to 16 bytes, on the same device, as they have for one signature.
+    """
+    grid = *grid, *[1] * (3 - len(grid))
+    first = kernel[grid]
+    known: list[Any] = []  # the compiled kernel's launch, and the constants among its arguments
+
+    def launch(*arguments: Any) -> None:
+        if known:
+            known[0](*arguments, *known[1])
+            return
+        compiled = first(*arguments, **constants)
+        if not backend.INTERPRETED:
+            rest = (constants[name] for name in kernel.arg_names[len(arguments) :])
+            known[:] = compiled[grid], tuple(rest)
+
+    return launch

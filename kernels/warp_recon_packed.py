@@ -36,6 +36,7 @@ from fastequi.kernels.packed import (
     target_constants,
 )
 from fastequi.kernels.pixel_loss import pixel_error
+from fastequi.kernels.prepared import relaunched
 from fastequi.kernels.quads import load_group, store_group, unpacked
 from fastequi.kernels.sampling import padded
 from fastequi.kernels.target import Sums, Target
@@ -421,12 +422,14 @@ def launch(
     grad: Tensor | None,
     total: Tensor,
     counted: Tensor | None,
+    run: Callable[..., None] | None = None,
 ) -> Tensor:
-    """The programs' sums; total and counted are filled where the plan reduces them."""
+    """The programs' sums; total and counted are filled where the plan reduces them. `run`: of
+    :func:`relaunched`."""
     partial = torch.empty(plan.partial, dtype=torch.float32, device=pred.device)
-    reduce = plan.constants["REDUCE"]
+    run = run or relaunched(warp_recon_packed_kernel, (plan.programs,), plan.constants)
     with torch.cuda.device_of(pred):
-        warp_recon_packed_kernel[(plan.programs,)](
+        run(
             pred,
             image,
             theta,
@@ -436,9 +439,8 @@ def launch(
             None if counted is None else partial[1],
             total,
             counted,
-            _arrivals(pred.device) if reduce else None,
+            _arrivals(pred.device) if plan.constants["REDUCE"] else None,
             *plan.numbers,
-            **plan.constants,
         )
     return partial
 
@@ -447,13 +449,14 @@ def prepared(plan: Plan) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """(pred, image, theta, color) to (the sum of all errors times the weight, its gradient or
     None), for tensors like those of the plan, which reduces; theta and color are dense, color
     float32."""
+    run = relaunched(warp_recon_packed_kernel, (plan.programs,), plan.constants)
 
     def call(
         pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         total = torch.empty((), dtype=torch.float32, device=pred.device)
         slope = torch.empty_like(pred) if plan.constants["GRAD"] else None
-        launch(plan, pred, image, theta, color, slope, total, None)
+        launch(plan, pred, image, theta, color, slope, total, None, run)
         return total, slope
 
     return call

@@ -419,3 +419,22 @@ def test_weights_of_rows_compile_to_one_graph():
 
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(LOGITS * 0.7, weight), call(LOGITS * 0.7, weight))
+
+
+def test_later_launches_compute_from_later_values(device):
+    """A GPU keeps the compiled kernel of the first call of a signature."""
+    generator = torch.Generator().manual_seed(0)
+    with backend.force("triton"):
+        for _ in range(3):
+            pred = torch.randn(2, 2, 4, 48, generator=generator).to(device).requires_grad_()
+            image = torch.randint(0, 256, (2, 8, 8, 3), generator=generator, dtype=torch.uint8)
+            image = image.to(device).permute(0, 3, 1, 2)
+            matrices = (torch.randn(2, 2, 2, 3, generator=generator) * 0.3).to(device)
+            loss = warp_recon_loss(pred, image, matrices, layout="patch", patch_size=4)
+            (3 * loss).backward()
+            with backend.force("torch"):
+                leaf = pred.detach().requires_grad_()
+                wanted = warp_recon_loss(leaf, image, matrices, layout="patch", patch_size=4)
+                (3 * wanted).backward()
+            torch.testing.assert_close(loss, wanted)
+            torch.testing.assert_close(pred.grad, leaf.grad, rtol=1e-4, atol=1e-7)
