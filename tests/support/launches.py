@@ -22,6 +22,7 @@ from fastequi.kernels import (
     fused_views_triton,
     gram,
     koleo,
+    linear_recon,
     nt_xent,
     packed,
     rot90_batch,
@@ -522,6 +523,20 @@ def koleo_cases() -> Iterator[Case]:
             config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile, name = config["BLOCK_M"] * config["BLOCK_G"], f"nearest {_pointer(dtype)} {width}"
             yield _by_table(name, koleo.nearest_kernel, config, tile, types=types, slow=True)
+
+
+# linear_recon
+
+
+@section
+def linear_recon_cases() -> Iterator[Case]:
+    kernel, config = linear_recon.column_sums_kernel, linear_recon.SUMS
+    for dtype in ("*bf16", "*fp16", "*fp32"):
+        name = "column sums" + ("" if dtype == "*bf16" else f" {dtype}")
+        types = {"x_ptr": dtype}
+        tile = config["ROWS"] * config["BLOCK"]
+        slow = dtype != "*bf16"
+        yield _by_table(name, kernel, config, tile, types=types, loops=True, slow=slow)
 
 
 # gram
