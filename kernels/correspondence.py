@@ -37,6 +37,7 @@ from fastequi.kernels.backend import (
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
 
+_RANKED = 64  # maxima that a program compares with the others of their pair
 CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
 
 
@@ -103,6 +104,37 @@ def best_matches_kernel(
         best = tl.maximum(best, high)
     tl.store(high_ptr + p * M + rows, best, mask=rows < M)
     tl.store(at_ptr + p * M + rows, where, mask=rows < M)
+
+
+@triton.jit
+def counted_kernel(
+    # pointers
+    high_ptr,
+    weight_ptr,
+    parts_ptr,
+    # shapes
+    M,
+    # scalars
+    top,
+    weight,
+    # constants
+    BLOCK: tl.constexpr,
+):
+    # weight[r, m] = weight where high[r, m] is among its row's `top` largest, the first of equals,
+    # else 0; the parts add up to Σ weight[r, m] high[r, m]
+    row = tl.program_id(0).to(tl.int64)
+    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    high = tl.load(high_ptr + row * M + offs, mask=offs < M, other=float("-inf"))
+    ahead = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, M, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        other = tl.load(high_ptr + row * M + at, mask=at < M, other=float("-inf"))[None, :]
+        first = (other == high[:, None]) & (at[None, :] < offs[:, None])
+        ahead += tl.sum(((other > high[:, None]) | first).to(tl.int32), 1)
+    counts = (offs < M) & (ahead < top)
+    tl.store(weight_ptr + row * M + offs, tl.where(counts, weight, 0.0), mask=offs < M)
+    part = tl.sum(tl.where(counts, high * weight, 0.0), 0)
+    tl.store(parts_ptr + row * tl.num_programs(1) + tl.program_id(1), part)
 
 
 @triton.jit
@@ -237,10 +269,30 @@ def _parts(count: int, batch: int, m: int, n: int) -> Iterator[tuple[int, slice]
             yield p, slice(start, start + at_once)
 
 
-def _counted(high: Tensor, top: int, weight: float) -> Tensor:
-    """`weight` where a maximum is among its pair's `top` largest, else 0: [P, B, M]."""
-    best = high.topk(top, 2).indices
-    return torch.zeros_like(high).scatter_(2, best, weight)
+def _counted(forth: Tensor, back: Tensor, top: int, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`weight` where a maximum is among its pair's `top` largest, else 0: [P, B, M], [P, B, N].
+
+    And the loss, the sum of the maxima times these.
+    """
+    if not _fused(forth):
+        of_forth, of_back = (
+            torch.zeros_like(high).scatter_(2, high.topk(top, 2).indices, weight)
+            for high in (forth, back)
+        )
+        return of_forth, of_back, (forth * of_forth).sum() + (back * of_back).sum()
+    of_forth, of_back = torch.empty_like(forth), torch.empty_like(back)
+    pairs = forth.shape[0] * forth.shape[1]
+    blocks = [triton.cdiv(high.shape[2], _RANKED) for high in (forth, back)]
+    parts = forth.new_empty(pairs * sum(blocks))
+    of_parts = parts.split([pairs * count for count in blocks])
+    with torch.cuda.device_of(parts):
+        for high, out, part, count in zip(
+            (forth, back), (of_forth, of_back), of_parts, blocks, strict=True
+        ):
+            counted_kernel[(pairs, count)](
+                high, out, part, high.shape[2], top, weight, BLOCK=_RANKED
+            )
+    return of_forth, of_back, parts.sum()
 
 
 def _compute(
@@ -252,8 +304,7 @@ def _compute(
     count, n = len(pairs) // 2, teacher.shape[2]
     forth, forth_at, back, back_at = _matches(student, teacher, pairs)
     weight = -0.5 / _matches_in_all(student, pairs, top)
-    of_forth, of_back = _counted(forth, top, weight), _counted(back, top, weight)
-    loss = (forth * of_forth).sum() + (back * of_back).sum()
+    of_forth, of_back, loss = _counted(forth, back, top, weight)
     if not grad:
         return loss, student.new_empty(0)
     if _fused(student):

@@ -13,13 +13,16 @@ also makes the rows unit, and the loss and its gradient.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.kernels import native_koleo, native_similarities, native_unit_rows
-from fastequi.kernels.autograd import FusedLoss, Operator
+from fastequi.kernels.autograd import FusedLoss, Operator, batched
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native
+from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.similarities import (
     eager_tiles,
@@ -28,6 +31,9 @@ from fastequi.kernels.similarities import (
     runs_fused,
     similarity_tile,
 )
+from fastequi.kernels.unit_rows import fused as fused_rows
+from fastequi.kernels.unit_rows import launch_config as rows_config
+from fastequi.kernels.unit_rows import unit_rows as unit_rows_of
 
 
 @triton.jit
@@ -67,6 +73,40 @@ def nearest_kernel(
     tl.store(out_ptr + rows, where, mask=rows < M)
 
 
+@triton.jit
+def distance_kernel(
+    # pointers
+    unit_ptr,
+    neighbour_ptr,
+    parts_ptr,
+    push_ptr,
+    # shapes
+    M,
+    D,
+    # scalars
+    eps,
+    # constants
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    GRAD: tl.constexpr,
+):
+    # d_i = |unit_i - unit_near(i) + eps|; the parts add up to -Σ log(d_i + eps) / M, push[i] is
+    # that sum's gradient by unit_i where it is not another's neighbour
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.arange(0, BLOCK_C)
+    mask = (rows < M)[:, None] & (c < D)[None, :]
+    near = tl.load(neighbour_ptr + rows, mask=rows < M, other=0)
+    apart = tl.load(unit_ptr + rows[:, None] * D + c[None, :], mask=mask, other=0.0)
+    apart -= tl.load(unit_ptr + near[:, None] * D + c[None, :], mask=mask, other=0.0)
+    apart = tl.where(mask, apart + eps, 0.0)
+    distance = tl.sqrt_rn(tl.sum(apart * apart, 1))
+    logs = tl.where(rows < M, tl.log(distance + eps), 0.0)
+    tl.store(parts_ptr + tl.program_id(0), -tl.sum(logs, 0) / M)
+    if GRAD:
+        slope = tl.where(distance == 0, 0.0, -1 / (M * distance * (distance + eps)))
+        tl.store(push_ptr + rows[:, None] * D + c[None, :], apart * slope[:, None], mask=mask)
+
+
 def _nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
     out = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
     if runs_fused(z):
@@ -80,7 +120,7 @@ def _nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
     if use_native(z) and native_similarities.reads(z):
         return native_similarities.nearest(z, every, ids).long()
     for part, s in eager_tiles(z, every, ids, 1.0):
-        out[part] = s.argmax(1)
+        torch.argmax(s, 1, out=out[part])
     return out
 
 
@@ -123,13 +163,67 @@ def koleo_loss_ref(z: Tensor, eps: float) -> Tensor:
 
 
 def unit_rows(z: Tensor, eps: float) -> Tensor:
-    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1, eps=eps)
+    return unit_rows_of(z, torch.promote_types(z.dtype, torch.float32), eps)
 
 
 def spread(every: Tensor, eps: float) -> Tensor:
     """-mean log of the distance of unit rows [N, D] to their nearest."""
-    neighbour = nearest(every, every, torch.arange(every.shape[0], device=every.device))
+    neighbour = nearest(every, every, _numbers(every.shape[0], every.device))
+    if torch.compiler.is_compiling() or not fused_rows(every):
+        return _spread_ref(every, neighbour, eps)
+    loss: Tensor = _Spread.apply(every.contiguous(), neighbour, eps)
+    return loss
+
+
+@kept
+def _numbers(n: int, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device)
+
+
+def _spread_ref(every: Tensor, neighbour: Tensor, eps: float) -> Tensor:
     return -torch.log(F.pairwise_distance(every, every[neighbour], 2, eps) + eps).mean()
+
+
+def _distances(every: Tensor, neighbour: Tensor, eps: float, grad: bool) -> tuple[Tensor, Tensor]:
+    """(the loss, its gradient by rows that are nobody's neighbour or empty)."""
+    config = rows_config(every.shape[1])
+    programs = triton.cdiv(len(every), config["BLOCK_R"])
+    parts, push = every.new_empty(programs), torch.empty_like(every) if grad else None
+    with torch.cuda.device_of(every):
+        distance_kernel[(programs,)](
+            every, neighbour, parts, push, *every.shape, eps, GRAD=grad, **config
+        )
+    return parts.sum(), every.new_empty(0) if push is None else push
+
+
+def _fake_distances(every, neighbour, eps, grad) -> tuple[Tensor, Tensor]:
+    return every.new_empty(()), torch.empty_like(every) if grad else every.new_empty(0)
+
+
+distances_op = Operator("koleo_distances", _distances, _fake_distances)
+
+
+class _Spread(torch.autograd.Function):
+    """The line of `_spread_ref` in one kernel, which knows half of the gradient as well."""
+
+    @staticmethod
+    def forward(ctx: Any, every: Tensor, neighbour: Tensor, eps: float) -> Tensor:
+        loss, push = distances_op(every.detach(), neighbour, eps, ctx.needs_input_grad[0])
+        ctx.save_for_backward(every, neighbour, push)
+        ctx.eps = eps
+        value: Tensor = loss
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        every, neighbour, push = ctx.saved_tensors
+        graph = torch.is_grad_enabled()  # create_graph=True
+        if graph or batched(grads[0]):
+            with torch.enable_grad():
+                loss = _spread_ref(every, neighbour, ctx.eps)
+            return *torch.autograd.grad(loss, every, grads[0], create_graph=graph), None, None
+        found = push * grads[0]
+        return found.index_put_((neighbour,), -found, accumulate=True), None, None
 
 
 def koleo_loss(z: Tensor, eps: float) -> Tensor:

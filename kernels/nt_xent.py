@@ -34,6 +34,7 @@ from torch import Tensor
 from fastequi.kernels import native_nt_xent, native_similarities, native_unit_rows
 from fastequi.kernels.autograd import FusedLoss, Operator, refuse
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native
+from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import autocast_off, without_autocast
 from fastequi.kernels.similarities import (
     eager_tiles,
@@ -42,6 +43,7 @@ from fastequi.kernels.similarities import (
     runs_fused,
     similarity_tile,
 )
+from fastequi.kernels.unit_rows import EPS, unit_rows_grad, unit_rows_op, unit_rows_ref
 
 _EXACT = 60.0  # beyond it log(1 + exp(x)) is x in float64 too
 
@@ -231,21 +233,19 @@ logits_op = Operator("nt_xent_logits", _logits, _fake_logits)
 grad_op = Operator("nt_xent_grad", _grad, _fake_grad)
 
 
-def _unit_rows(z1: Tensor, z2: Tensor) -> Tensor:
-    """[2N, D] of unit length to the last bit of float32 (float64).
-
-    The products take them in the embeddings' own type; their gradient stays in this one, since a
-    loss scale times a row's gradient need not fit into float16.
-    """
-    wide = torch.promote_types(z1.dtype, torch.float32)
-    return F.normalize(torch.cat([z1.to(wide), z2.to(wide)]), dim=-1)
+@kept
+def _places(n: int, first: int, total: int, device: torch.device) -> Tensor:
+    """[2, 2n]: of this process's rows among all, both views, and of their positives."""
+    local = torch.arange(first, first + n, device=device)
+    ids = torch.cat([local, local + total])
+    return torch.stack([ids, ids.roll(n)])
 
 
 @without_autocast
 def nt_xent_loss_ref(z1: Tensor, z2: Tensor, temp: float) -> Tensor:
     """The plain form of two views' embeddings [N, D]: every similarity stored."""
     n = len(z1)
-    unit = _unit_rows(z1, z2)
+    unit = unit_rows_ref(torch.cat([z1, z2]), torch.promote_types(z1.dtype, torch.float32))
     z = unit + (unit.to(z1.dtype).to(unit.dtype) - unit).detach()
     if n == 1:  # without a negative the loss is 0
         return (0 * z).sum()
@@ -272,49 +272,48 @@ class Shard(NamedTuple):
 
 
 class _NTXent(torch.autograd.Function):
-    """Of the unit rows of this process, both views of an image n rows apart.
+    """Of the embeddings of this process, both views of an image n rows apart.
 
     Not a `FusedLoss`: between the two kernels the processes exchange their rows' sums, and an
-    operator's arguments cannot hold what does that.
+    operator's arguments cannot hold what does that. The products take unit rows in the embeddings'
+    own type; the gradient by those stays in float32, since a row's need not fit into float16
+    before it is divided by the embedding's length and multiplied by a loss scale.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, unit: Tensor, dtype: torch.dtype, temp: float, shard: Shard | None
-    ) -> tuple[Tensor, Tensor | None]:
-        z = unit.to(dtype)
-        n, first, total, processes = z.shape[0] // 2, 0, z.shape[0] // 2, 1
-        every = z
+    def forward(ctx: Any, x: Tensor, temp: float, shard: Shard | None) -> tuple[Tensor, Any]:
+        z = unit_rows_op(x.detach(), x.dtype, EPS)
+        n = z.shape[0] // 2
+        first, total, processes, gather = shard or Shard(0, n, 1, lambda part: part)
+        ids, positives = _places(n, first, total, z.device).unbind()
+        every = z if shard is None else torch.cat([gather(part) for part in z.chunk(2)])
+        negative, positive = logits_op(z, every, ids, positives, temp)
         if shard is not None:
-            first, total, processes, gather = shard
-            every = torch.cat([gather(part) for part in z.chunk(2)])
-        local = torch.arange(first, first + n, device=z.device)
-        ids = torch.cat([local, local + total])
-        positives = torch.cat([local + total, local])
-        both = torch.stack(logits_op(z.detach(), every.detach(), ids, positives, temp), 1)
-        if shard is not None:
-            both = torch.cat([shard.gather(part) for part in both.chunk(2)])
-        negative, positive = both.unbind(1)
+            both = torch.stack([negative, positive], 1)
+            negative, positive = torch.cat([gather(part) for part in both.chunk(2)]).unbind(1)
         # of every row: its loss, its log-sum-exp, what its negatives weigh
-        each = F.softplus(negative - positive, threshold=_EXACT)
-        lse, weight = positive + each, torch.sigmoid(negative - positive)
-        loss = each.sum() / (2 * total)
-        if ctx.needs_input_grad[0]:
-            pull = weight[ids] + weight[positives]
-            rows = z.detach(), every.detach(), ids, positives
-            grad = grad_op(*rows, lse[ids], lse, pull, temp)
-            anchor = loss.new_empty(0)  # not the loss, which its owner may change in place
-            ctx.save_for_backward(anchor, grad * (processes / (2 * total)))
-            return loss, anchor
-        return loss, None
+        apart = negative - positive
+        each = F.softplus(apart, threshold=_EXACT)
+        loss = each.mean()
+        if not ctx.needs_input_grad[0]:
+            return loss, None
+        lse, weight = positive + each, torch.sigmoid(apart)
+        own_lse, pull = lse, weight + weight.roll(n)
+        if shard is not None:
+            own_lse, pull = lse[ids], weight[ids] + weight[positives]
+        grad = grad_op(z, every, ids, positives, own_lse, lse, pull, temp)
+        anchor = loss.new_empty(0)  # not the loss, which its owner may change in place
+        ctx.scale = processes / (2 * total)
+        ctx.save_for_backward(anchor, x, grad)
+        return loss, anchor
 
     @staticmethod
-    def backward(ctx: Any, g_loss: Tensor, *unused: Any) -> tuple[Tensor, None, None, None]:
-        anchor, grad = ctx.saved_tensors
-        found = grad * g_loss
+    def backward(ctx: Any, g_loss: Tensor, *unused: Any) -> tuple[Tensor, None, None]:
+        anchor, x, grad = ctx.saved_tensors
+        found = unit_rows_grad(x, grad, g_loss, ctx.scale)
         if torch.is_grad_enabled():  # create_graph=True
-            found = found + refuse("nt_xent_loss", anchor)
-        return found, None, None, None
+            found = found + refuse("nt_xent_loss", anchor).to(found.dtype)
+        return found, None, None
 
 
 def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None) -> Tensor:
@@ -332,4 +331,4 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None
         grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
         return nt_xent_op(z1, z2, temp, grad)[0]
     with autocast_off(z1.device):
-        return _NTXent.apply(_unit_rows(z1, z2), z1.dtype, temp, shard)[0]
+        return _NTXent.apply(torch.cat([z1, z2]), temp, shard)[0]

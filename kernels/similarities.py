@@ -76,6 +76,8 @@ def eager_tiles(
     others = every.to(torch.promote_types(z.dtype, torch.float32))
     for start in range(0, len(z), at_once):
         part = slice(start, start + at_once)
-        s = z[part].to(others.dtype) @ others.T / temp
+        s = z[part].to(others.dtype) @ others.T
+        if temp != 1:
+            s /= temp
         s.scatter_(1, ids[part, None], -torch.inf)
         yield part, s

@@ -79,6 +79,19 @@ def test_same_bits_every_time_and_ties_take_the_first(backend, device):
     assert torch.equal(grads[0], grads[2])
 
 
+@pytest.mark.parametrize(("m", "n", "top"), [(9, 150, 7), (64, 65, 60), (70, 33, 1)])
+def test_as_many_matches_count_as_shall(backend, device, m, n, top):
+    forth, back = (patches(2, 3, size, 0).round().to(device) for size in (m, n))  # many equals
+    counted = kernel._counted(forth, back, top, -0.5)
+    for high, weights in zip((forth, back), counted[:2], strict=True):
+        best = high.topk(top, 2).values
+        assert torch.equal(weights.sum(2), torch.full((2, 3), -0.5 * top, device=device))
+        torch.testing.assert_close((high * weights).sum(2), -0.5 * best.sum(2))
+        assert torch.equal(high[weights != 0].view(2, 3, top).amin(2), best.amin(2))
+    loss = sum(-0.5 * high.topk(top, 2).values.sum() for high in (forth, back))
+    torch.testing.assert_close(counted[2], loss)
+
+
 def test_leading_axes_and_strides(backend, device):
     student, teacher = patches(6, 9, 12, 0).to(device), patches(6, 16, 12, 1).to(device)
     expected = correspondence_loss(student, teacher, top=5)

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.functional import koleo_loss
+from fastequi.kernels import backend as backends
+from fastequi.kernels import koleo
 from fastequi.kernels.koleo import nearest
 
 
@@ -44,6 +46,35 @@ def test_identical_and_zero_rows_stay_finite(backend, device):
         loss.backward()
         assert loss.isfinite()
         assert leaf.grad.isfinite().all()
+
+
+def test_gradients_of_gradients_and_batches_of_them(backend, device):
+    z = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    if backend == "native":
+        pytest.skip("refused by name: tests/test_derivatives.py")
+
+    def twice(loss):
+        (first,) = torch.autograd.grad(loss, z, create_graph=True)
+        return first.detach(), torch.autograd.grad(first.square().sum(), z)[0]
+
+    for got, wanted in zip(twice(koleo_loss(z)), twice(official(z)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    factors = torch.tensor([1.0, 3.0], device=device)
+    (each,) = torch.autograd.grad(koleo_loss(z), z, factors, is_grads_batched=True)
+    (one,) = torch.autograd.grad(koleo_loss(z), z)
+    torch.testing.assert_close(each, torch.stack([one, 3 * one]))
+
+
+def test_operator_and_graph(device):
+    torch._dynamo.reset()
+    z = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    with backends.force("triton"):
+        unit = koleo.unit_rows(z.detach(), 1e-8)
+        neighbour = nearest(unit, unit, torch.arange(9, device=device))
+        torch.library.opcheck(koleo.distances_op.op, (unit, neighbour, 1e-8, True))
+        compiled = torch.compile(koleo_loss, fullgraph=True, backend="aot_eager")
+        grads = [torch.autograd.grad(loss(z), z)[0] for loss in (compiled, koleo_loss)]
+    torch.testing.assert_close(*grads)
 
 
 def test_one_row_is_refused():

@@ -72,6 +72,23 @@ def test_chunks_do_not_show(device, monkeypatch):
     check(leaves, image, theta, size, device)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [8, 12, 5])
+def test_tokens_are_copied_where_they_do_not_follow_each_other(dtype, dim, monkeypatch):
+    """In words of 16 bytes on a GPU, where rows are multiples of them."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+    steps_outside = torch.randn(3, 2, 6, dim).to(dtype)
+    steps_inside = torch.randn(3, 6, 2, dim).to(dtype).transpose(1, 2)
+    across = torch.randn(3, 2, dim, 6).to(dtype).mT
+    same = torch.randn(3, 1, 6, dim).to(dtype).expand(3, 2, 6, dim)
+    for hidden in (steps_outside, steps_inside, across, same):
+        for k in range(2):
+            rows = linear_recon._matrix(hidden[1:, k])
+            assert torch.equal(rows, hidden[1:, k].reshape(12, dim))
+            lies_there = rows.data_ptr() == hidden[1:, k].data_ptr()
+            assert lies_there == (hidden is steps_inside or hidden is same)
+
+
 def test_without_the_axis_of_steps(device):
     (hidden, weight, bias), image, theta, size = case(k=1)
     with_axis = fused([hidden, weight, bias], image, theta, size)

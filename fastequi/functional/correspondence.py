@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.functional.view_pairs import Pairs, flat, view_pairs
 from fastequi.kernels import correspondence as _correspondence
 from fastequi.kernels.precision import autocast_off
+from fastequi.kernels.unit_rows import unit_rows
 
 
 def correspondence_loss(
@@ -61,7 +61,6 @@ def correspondence_loss(
     with autocast_off(student.device):
         # float16's rounding would decide between matches; bfloat16's is accepted
         dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        unit = [F.normalize(x.to(wide), dim=-1).to(dtype) for x in (student, teacher)]
+        unit = [unit_rows(x, dtype) for x in (student, teacher.detach())]
         rows = [x.reshape(len(x), -1, *x.shape[-2:]) for x in unit]
         return _correspondence.correspondence_loss(rows[0], rows[1], flat(chosen), top)

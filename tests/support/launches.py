@@ -22,11 +22,13 @@ from fastequi.kernels import (
     fused_views_triton,
     gram,
     koleo,
+    linear_recon,
     nt_xent,
     packed,
     rot90_batch,
     similarities,
     sinkhorn,
+    unit_rows,
     vicreg,
     warp,
     warp_packed,
@@ -48,12 +50,14 @@ POINTERS = {
          "back_weight_ptr", "student_boxes_ptr", "teacher_boxes_ptr", "boxes_ptr", "cosine_ptr",
          "z1_ptr", "z2_ptr", "centred_ptr", "sums_ptr", "factor_ptr", "negative_ptr",
          "positive_ptr", "pull_ptr", "numbers_ptr", "planes_ptr", "x_norm_ptr", "y_norm_ptr",
-         "along_ptr"), "*fp32",
+         "along_ptr", "unit_ptr", "push_ptr", "by_unit_ptr"), "*fp32",
     ),
     **dict.fromkeys(
         ("arrived_ptr", "pairs_ptr", "at_ptr", "forth_ptr", "back_ptr", "turns_ptr"), "*i32"
     ),
-    **dict.fromkeys(("ids_ptr", "positives_ptr", "places_ptr", "blurred_ptr"), "*i64"),
+    **dict.fromkeys(
+        ("ids_ptr", "positives_ptr", "places_ptr", "blurred_ptr", "neighbour_ptr"), "*i64"
+    ),
     "image_ptr": "*u8",
     "windows_ptr": "*fp64",
 }  # fmt: skip
@@ -68,7 +72,7 @@ EVEN = {
     "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
     "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
     "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
-    "stride_ov", "E", "stride_xb", "stride_xn", "stride_yb", "stride_yn", "stride_p",
+    "stride_ov", "E", "stride_xb", "stride_xn", "stride_xm", "stride_yb", "stride_yn", "stride_p",
 }  # fmt: skip
 
 
@@ -440,6 +444,8 @@ def correspondence_cases() -> Iterator[Case]:
     kernel, pixels = correspondence.best_matches_kernel, 32 * 64
     yield Case("best_matches_kernel", kernel, {"FLIP": 0, **tiles}, pixels)
     yield Case("matched_kernel", correspondence.matched_kernel, tiles, pixels)
+    ranks = {"BLOCK": correspondence._RANKED}
+    yield Case("counted_kernel", correspondence.counted_kernel, ranks, ranks["BLOCK"])
     for dtype in (torch.float16, torch.float32):
         config = {"FLIP": 1, **correspondence.launch_config(torch.empty(1, dtype=dtype))}
         types = dict.fromkeys(("s_ptr", "t_ptr"), _pointer(dtype))
@@ -497,7 +503,21 @@ def vicreg_cases() -> Iterator[Case]:
     yield Case("vicreg", kernel, constants, pixels, types, warps=vicreg.WARPS)
 
 
-# nt_xent, koleo
+# unit_rows, nt_xent, koleo
+
+
+@section
+def unit_rows_cases() -> Iterator[Case]:
+    forward, backward = unit_rows.unit_rows_kernel, unit_rows.unit_rows_grad_kernel
+    for width in (128, 768, 2048, 8192):
+        config = unit_rows.launch_config(width)
+        tile = config["BLOCK_R"] * config["BLOCK_C"]
+        for dtype in ("*bf16", "*fp32"):
+            types, slow = {"x_ptr": dtype}, (width, dtype) != (768, "*bf16")
+            name = f"unit rows {width} {dtype}"
+            yield _by_table(name, forward, config, tile, types=types, slow=slow)
+            types |= {"out_ptr": dtype}
+            yield _by_table(f"{name}, backward", backward, config, tile, types=types, slow=slow)
 
 
 @section
@@ -528,12 +548,31 @@ def koleo_cases() -> Iterator[Case]:
         "WIDEN": False
     }
     yield _by_table("nearest", koleo.nearest_kernel, config, 4096, types=types)
+    for width in (256, 8192):
+        config = unit_rows.launch_config(width)
+        tile, config["GRAD"] = config["BLOCK_R"] * config["BLOCK_C"], True
+        name, kernel, slow = f"koleo distances {width}", koleo.distance_kernel, width > 256
+        yield _by_table(name, kernel, config, tile, slow=slow)
     for dtype in (torch.float16, torch.float32):
         types = dict.fromkeys(("z_ptr", "every_ptr"), _pointer(dtype)) | {"out_ptr": "*i64"}
         for width in (16, 64) if dtype == torch.float32 else (16, 256, 512):
             config = similarities.launch_config(torch.empty(1, width, dtype=dtype))
             tile, name = config["BLOCK_M"] * config["BLOCK_G"], f"nearest {_pointer(dtype)} {width}"
             yield _by_table(name, koleo.nearest_kernel, config, tile, types=types, slow=True)
+
+
+# linear_recon
+
+
+@section
+def linear_recon_cases() -> Iterator[Case]:
+    kernel, config = linear_recon.column_sums_kernel, linear_recon.SUMS
+    for dtype in ("*bf16", "*fp16", "*fp32"):
+        name = "column sums" + ("" if dtype == "*bf16" else f" {dtype}")
+        types = {"x_ptr": dtype}
+        tile = config["ROWS"] * config["BLOCK"]
+        slow = dtype != "*bf16"
+        yield _by_table(name, kernel, config, tile, types=types, loops=True, slow=slow)
 
 
 # gram
