@@ -19,6 +19,7 @@ every run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ from fastequi.kernels.backend import (
 )
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.unit_rows import EPS, unit_rows, unit_rows_grad, unit_rows_op
+from fastequi.kernels.unit_rows import fused as fused_rows
 
 _RANKED = 64  # maxima that a program compares with the others of their pair
 CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
@@ -364,6 +367,42 @@ def correspondence_loss(student: Tensor, teacher: Tensor, pairs: Sequence[int], 
     grad = torch.is_grad_enabled() and student.requires_grad
     loss, _ = correspondence_op(student, teacher, pairs, top, grad)
     return loss
+
+
+class _OfFeatures(torch.autograd.Function):
+    """Of a student's features: the way back through their lengths takes the factor along."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int
+    ) -> Tensor:
+        unit = _by_view(unit_rows_op(student.detach(), teacher.dtype, EPS))
+        loss, by_unit = correspondence_op(unit, teacher, pairs, top, True)
+        ctx.save_for_backward(student, by_unit.view(student.shape))
+        value: Tensor = loss
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        student, by_unit = ctx.saved_tensors
+        return unit_rows_grad(student, by_unit, grads[0]), None, None, None
+
+
+def features_loss(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Tensor:
+    """Of rows of any length [S, ..., M, C] and [T, ..., N, C], else as there; without autocast."""
+    # float16's rounding would decide between matches; bfloat16's is accepted
+    dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
+    pairs, wanted = list(pairs), _by_view(unit_rows(teacher.detach(), dtype))
+    grad = torch.is_grad_enabled() and student.requires_grad
+    if grad and fused_rows(student) and not torch.compiler.is_compiling():
+        loss: Tensor = _OfFeatures.apply(student, wanted, pairs, top)
+        return loss
+    return correspondence_loss(_by_view(unit_rows(student, dtype)), wanted, pairs, top)
+
+
+def _by_view(rows: Tensor) -> Tensor:
+    """[S, ..., M, C] as [S, B, M, C]."""
+    return rows.reshape(len(rows), -1, *rows.shape[-2:])
 
 
 def _matches_in_all(student: Tensor, pairs: Sequence[int], top: int) -> int:

@@ -92,6 +92,31 @@ def test_as_many_matches_count_as_shall(backend, device, m, n, top):
     torch.testing.assert_close(counted[2], loss)
 
 
+def test_gradients_of_gradients_and_batches_of_them(backend, device):
+    x, teacher = patches(2, 9, 12, 0).to(device).requires_grad_(), patches(2, 16, 12, 1).to(device)
+
+    def plain():
+        rows = F.normalize(x, dim=-1)[None], F.normalize(teacher, dim=-1)[None]
+        return kernel.correspondence_loss_ref(*rows, [0, 0], 4)
+
+    def ours():
+        return correspondence_loss(x, teacher, top=4)
+
+    def twice(loss):
+        (first,) = torch.autograd.grad(3 * loss, x, create_graph=True)
+        return first.detach(), torch.autograd.grad(first.square().sum(), x)[0]
+
+    for got, wanted in zip(twice(ours()), twice(plain()), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+    factors = torch.tensor([1.0, 3.0], device=device)
+    (each,) = torch.autograd.grad(ours(), x, factors, is_grads_batched=True)
+    (one,) = torch.autograd.grad(ours(), x)
+    torch.testing.assert_close(each, torch.stack([one, 3 * one]))
+    loss = ours()
+    first, again = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+
+
 def test_leading_axes_and_strides(backend, device):
     student, teacher = patches(6, 9, 12, 0).to(device), patches(6, 16, 12, 1).to(device)
     expected = correspondence_loss(student, teacher, top=5)

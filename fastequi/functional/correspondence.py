@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.functional.view_pairs import Pairs, flat, view_pairs
 from fastequi.kernels import correspondence as _correspondence
 from fastequi.kernels.precision import autocast_off
-from fastequi.kernels.unit_rows import unit_rows
 
 
 def correspondence_loss(
@@ -59,8 +57,4 @@ def correspondence_loss(
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
     checks.same_device(student=student, teacher=teacher)
     with autocast_off(student.device):
-        # float16's rounding would decide between matches; bfloat16's is accepted
-        dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
-        unit = [unit_rows(x, dtype) for x in (student, teacher.detach())]
-        rows = [x.reshape(len(x), -1, *x.shape[-2:]) for x in unit]
-        return _correspondence.correspondence_loss(rows[0], rows[1], flat(chosen), top)
+        return _correspondence.features_loss(student, teacher, flat(chosen), top)

@@ -38,7 +38,8 @@ def linear_blur_recon_loss(
 
     Args:
         hidden: [B, K, L, D] tokens (or [B, L, D] with sigma [B]); floating. The same for all steps
-            as `x[:, None].expand(-1, K, -1, -1)`, which is not copied.
+            as `x[:, None].expand(-1, K, -1, -1)`, which is not copied, as `x.transpose(1, 2)` of a
+            layer's [B, L, K, D] is not; their gradient lies so.
         weight: [K, p·p·C, D], or [p·p·C, D] for all steps; of hidden's dtype.
         bias: [K, p·p·C], or [p·p·C], or None.
         image, sigma, patch_size, loss, mean, std, max_sigma: as there.

@@ -42,7 +42,8 @@ def linear_warp_recon_loss(
 
     Args:
         hidden: [B, K, L, D] tokens (or [B, L, D] with theta [B, 2, 3]); floating. The same for all
-            steps as `x[:, None].expand(-1, K, -1, -1)`, which is not copied.
+            steps as `x[:, None].expand(-1, K, -1, -1)`, which is not copied, as `x.transpose(1, 2)`
+            of a layer's [B, L, K, D] is not; their gradient lies so.
         weight: [K, p·p·C, D], or [p·p·C, D] for all steps; of hidden's dtype.
         bias: [K, p·p·C], or [p·p·C], or None.
         image, theta, color, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside,
