@@ -16,9 +16,9 @@ Patch tokens of three channels are read and written by groups of four pixels (`q
 single values would write a sector in three parts.
 
 Instructions of a turn per pixel and σ, all channels, on sm_90 (tests/test_offline_compile.py): 22
-of images, 57 with loss and gradient; with what a program does first 33 and 72 at 224². Bytes: 3/K
+of images, 57 with loss and gradient; with what a program does first 33 and 69 at 224². Bytes: 3/K
 and 6, or 12. For B=256, K=4, 224² on an H200 (132 multiprocessors of four schedulers at 1.9 GHz,
-4.27 TB/s) 52 µs of issue beside 81 of bytes, and 115 beside 155. (Tiles of 16 x 16 with 32 x 32
+4.27 TB/s) 52 µs of issue beside 81 of bytes, and 110 beside 155. (Tiles of 16 x 16 with 32 x 32
 sources of one σ took 776 instructions a pixel, and 4082 and 4259 µs.)
 
 The radius is fixed by `max_sigma`, R = ceil(4·max_sigma), so that no launch depends on a value on
@@ -38,10 +38,12 @@ from fastequi.kernels.pixel_loss import pixel_error, strides_of
 from fastequi.kernels.quads import load_group, store_group
 from fastequi.kernels.target import BlurTarget
 
-# A program blurs ROWS rows and BLOCKS blocks of COLS columns, GROUP channels and STACK σ at a time.
+# A program blurs ROWS rows of at most BLOCKS blocks of COLS columns, a block of GROUP channels and
+# of STACK σ in a turn, one σ a warp.
 ROWS, COLS, BLOCKS, GROUP, STACK = 16, 16, 14, 3, 4
 REGISTERS = 168  # of a thread that compares: twelve warps fit on a multiprocessor
 _MOST = 31  # largest σ, of sums of weights that float16 holds 255 times
+_TURNS = 12288  # of warps: eight for each that an H100 holds; fewer are shared by more programs
 _CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
 
 
@@ -302,7 +304,7 @@ def launch_config(
     stack = min(triton.next_power_of_2(steps), STACK)
     if tf32:
         stack = max(stack, 2)  # of one warp the registers would not do
-    chunk = min(triton.next_power_of_2(ROWS + 2 * reach), 32 if tf32 else 64)
+    chunk = min(triton.next_power_of_2(ROWS + 2 * reach), 64 if products == "once" else 32)
     return {
         "C": channels,
         "PATCH": target.patch_size,
@@ -315,11 +317,11 @@ def launch_config(
         "GROUP": group,
         "STACK": stack,
         "ROWS": ROWS,
-        "COLS": 32 if products == "once" and not near else COLS,
+        "COLS": 32 if products == "once" and COLS < 2 * reach <= 32 else COLS,
         "SPAN": triton.cdiv(ROWS + 2 * reach, chunk) * chunk,
         "CHUNK": chunk,
         "num_warps": stack,
-        "maxnreg": REGISTERS if quads and products == "once" else None,
+        "maxnreg": REGISTERS if quads and products == "once" and stack > 1 else None,
     }
 
 
@@ -341,19 +343,19 @@ def launch(
     height, width = image.shape[2:]
     aligned = (pred.data_ptr() | out.data_ptr()) % 4 == 0
     config = launch_config(pred, image, steps, target, aligned)
+    stacks, bands = triton.cdiv(steps, config["STACK"]), triton.cdiv(height, config["ROWS"])
     blocks = triton.cdiv(width, config["COLS"])
-    strips = triton.cdiv(blocks, BLOCKS)
+    turns = batch * stacks * bands * blocks * config["num_warps"]
+    strips = triton.cdiv(blocks, min(max(turns // _TURNS, 2), BLOCKS))
     blocks = triton.cdiv(blocks, strips)
-    bands = triton.cdiv(height, config["ROWS"])
     last = bands * config["ROWS"] + config["SPAN"], (strips * blocks + 2) * config["COLS"]
     far = any(
         end + config["R"] > 2 * size - 2 for end, size in zip(last, (height, width), strict=True)
     )
     totals = image.new_empty((batch, steps, bands * strips), dtype=torch.float32)
     mean, std = constants_of(target.mean, image.device), constants_of(target.std, image.device)
-    programs = batch * triton.cdiv(steps, config["STACK"]) * bands * strips
     with torch.cuda.device_of(image):
-        blur_fwd_kernel[(programs,)](
+        blur_fwd_kernel[(batch * stacks * bands * strips,)](
             pred,
             image,
             sigma.contiguous(),
