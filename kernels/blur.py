@@ -304,7 +304,8 @@ def launch_config(
     stack = min(triton.next_power_of_2(steps), STACK)
     if tf32:
         stack = max(stack, 2)  # of one warp the registers would not do
-    chunk = min(triton.next_power_of_2(ROWS + 2 * reach), 64 if products == "once" else 32)
+    wide = products == "once" and COLS < 2 * reach <= 32  # then a block still reaches one more
+    chunk = min(triton.next_power_of_2(ROWS + 2 * reach), 64 if wide else 32)
     return {
         "C": channels,
         "PATCH": target.patch_size,
@@ -317,7 +318,7 @@ def launch_config(
         "GROUP": group,
         "STACK": stack,
         "ROWS": ROWS,
-        "COLS": 32 if products == "once" and COLS < 2 * reach <= 32 else COLS,
+        "COLS": 32 if wide else COLS,
         "SPAN": triton.cdiv(ROWS + 2 * reach, chunk) * chunk,
         "CHUNK": chunk,
         "num_warps": stack,
