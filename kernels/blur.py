@@ -122,14 +122,14 @@ def _compared(
         even, odd = tl.split(tl.reshape(values[c], [T, 2, 2]))
         x0, x2 = tl.split(even)
         x1, x3 = tl.split(odd)
-        quads += (x0, x1, x2, x3)
+        quads += (x0, x1, x2, x3)  # type: ignore[assignment]
     p = load_group(pred, offs, 0, live, True, T)
     total = tl.zeros([T], tl.float32)
     slopes = ()
     for i in tl.static_range(12):
         value, slope = pixel_error(p[i] - quads[i % 3 * 4 + i // 3], LOSS, weight)
         total += value
-        slopes += (slope,)
+        slopes += (slope,)  # type: ignore[assignment]
     if GRAD:
         store_group(out, offs, 0, live, slopes, True, T)
     return tl.where(live, total, 0.0)
@@ -221,14 +221,14 @@ def blur_fwd_kernel(
         for i in tl.static_range(GROUP):
             if HAS_NORM:
                 std = tl.load(std_ptr + c + i)
-                gains += (scale / std,)
-                shifts += (tl.load(mean_ptr + c + i) / std,)
+                gains += (scale / std,)  # type: ignore[assignment]
+                shifts += (tl.load(mean_ptr + c + i) / std,)  # type: ignore[assignment]
             if 2 * R <= COLS:
                 block = _down(
                     image + i * stride_ic, sigmas, row, start - R, H, W, stride_iy, stride_ix,
                     R, FAR, PRODUCTS, STACK, ROWS, COLS, SPAN, CHUNK,
                 )  # fmt: skip
-                begun += (_product(block, left, zeros, PRODUCTS),)
+                begun += (_product(block, left, zeros, PRODUCTS),)  # type: ignore[assignment]
         for col in range(start, start + BLOCKS * COLS, COLS):
             values = ()
             after = ()
@@ -239,7 +239,7 @@ def blur_fwd_kernel(
                         stride_ix, R, FAR, PRODUCTS, STACK, ROWS, COLS, SPAN, CHUNK,
                     )  # fmt: skip
                     v = _product(block, right, begun[i], PRODUCTS)
-                    after += (_product(block, left, zeros, PRODUCTS),)
+                    after += (_product(block, left, zeros, PRODUCTS),)  # type: ignore[assignment]
                 else:
                     v = zeros
                     for offset in range(0, COLS + 2 * R, COLS):
@@ -252,7 +252,7 @@ def blur_fwd_kernel(
                     v = v * gains[i] - shifts[i]
                 else:
                     v = v * scale
-                values += (v,)
+                values += (v,)  # type: ignore[assignment]
             begun = after
             if QUADS:
                 at = tl.arange(0, T)
