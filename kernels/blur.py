@@ -1,13 +1,33 @@
 """The Triton kernel that blurs, for `gaussian_blur.py` and `blur_recon.py`.
 
-It blurs a tile as two small matrix products, V · X · Hᵀ, with the banded matrices V and H built in
-registers from σ; they run on tensor cores as three tf32 products each, float32 to a few 1e-7. The
-radius is fixed by `max_sigma`, R = ceil(4·max_sigma), so that no launch depends on a value on the
-GPU; beyond it lies less than 7e-5 of the mass. A σ that is negative, NaN or above `max_sigma` gives
-NaN.
+It blurs by products of small matrices, V · X · Hᵀ, with banded matrices V and H built in registers
+from σ, once for a program. A program owns 16 rows and walks along their columns. A block of 16
+columns, with the rows above and below that the blur reaches, is loaded once for four σ, whose V lie
+one under the other in one product of 64 rows; then each warp multiplies the block of its σ by the
+two parts of H: it lies to the right of the pixels it completes and to the left of the next ones.
+Where the radius exceeds half a block, the blocks that a blur reaches are made for each again.
+
+float16 and tf32 hold bytes as they are. Half precision images of bytes, and losses of half
+precision predictions but l1 (a sign may not flip), take one float16 product of weights that are
+rounded, and divide by their sum; other targets of bytes take two or three, with what float16 rounds
+away, float32 to a few 1e-7; images of floats take three tf32 products.
+
+Patch tokens of three channels are read and written by groups of four pixels (`quads.py`): stores of
+single values would write a sector in three parts.
+
+Instructions of a turn per pixel and σ, all channels, on sm_90 (tests/test_offline_compile.py): 22
+of images, 57 with loss and gradient; with what a program does first 33 and 69 at 224². Bytes: 3/K
+and 6, or 12. For B=256, K=4, 224² on an H200 (132 multiprocessors of four schedulers at 1.9 GHz,
+4.27 TB/s) 52 µs of issue beside 81 of bytes, and 110 beside 155. (Tiles of 16 x 16 with 32 x 32
+sources of one σ took 776 instructions a pixel, and 4082 and 4259 µs.)
+
+The radius is fixed by `max_sigma`, R = ceil(4·max_sigma), so that no launch depends on a value on
+the GPU; beyond it lies less than 7e-5 of the mass. A σ that is negative, NaN or above `max_sigma`
+gives NaN.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +35,15 @@ from torch import Tensor
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.pixel_loss import pixel_error, strides_of
+from fastequi.kernels.quads import load_group, store_group, unpacked
 from fastequi.kernels.target import BlurTarget
 
+# A program blurs ROWS rows of at most BLOCKS blocks of COLS columns, a block of GROUP channels and
+# of STACK σ in a turn, one σ a warp.
+ROWS, COLS, BLOCKS, GROUP, STACK = 16, 16, 14, 3, 4
+REGISTERS = 168  # of a thread that compares: twelve warps fit on a multiprocessor
+_MOST = 31  # largest σ, of sums of weights that float16 holds 255 times
+_TURNS = 12288  # of warps: eight for each that an H100 holds; fewer are shared by more programs
 _CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
 
 
@@ -26,11 +53,16 @@ def radius(max_sigma: float) -> int:
 
 
 @triton.jit
-def _reflect(i, size):
-    """Index reflected about the border pixels (the edge is not repeated), any distance away."""
-    period = tl.maximum(2 * (size - 1), 1)
-    i = tl.abs(i) % period
-    return tl.where(size > 1, tl.minimum(i, period - i), 0)
+def _reflect(i, size, FAR: tl.constexpr):
+    """Index reflected about the border pixels (the edge is not repeated), any distance away if FAR,
+    else within the size."""
+    if FAR:
+        period = tl.maximum(2 * (size - 1), 1)
+        i = tl.abs(i) % period
+        i = tl.where(size > 1, tl.minimum(i, period - i), 0)
+    else:
+        i = size - 1 - tl.abs(size - 1 - tl.abs(i))
+    return i
 
 
 @triton.jit
@@ -42,31 +74,65 @@ def _band(near, far, sigma, R: tl.constexpr):
 
 
 @triton.jit
-def _blurred_tile(
-    image_ptr, sigma, mass, row, col, H, W, stride_iy, stride_ix, max_sigma,
-    R: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr,
+def _product(a, b, acc, PRODUCTS: tl.constexpr):
+    """acc + a · b, of float16 once or thrice, with what that rounds away; or of tf32, thrice."""
+    if PRODUCTS == "tf32":
+        acc = tl.dot(a, b, acc, input_precision="tf32x3")
+    else:
+        high = a.to(tl.float16)
+        b_high = b.to(tl.float16)
+        acc = tl.dot(high, b_high, acc)
+        if PRODUCTS == "split":
+            acc = tl.dot((a - high.to(tl.float32)).to(tl.float16), b_high, acc)
+            if b.dtype != tl.float16:
+                acc = tl.dot(high, (b - b_high.to(tl.float32)).to(tl.float16), acc)
+    return acc
+
+
+@triton.jit
+def _down(
+    image_ptr, sigma, row, col, H, W, stride_iy, stride_ix,
+    R: tl.constexpr, FAR: tl.constexpr, PRODUCTS: tl.constexpr, STACK: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The blurred TILE × TILE block of one channel whose first pixel is (row, col)."""
-    out = tl.arange(0, TILE)
-    blurred = tl.zeros([TILE, TILE], tl.float32)
-    for left in range(-R, SPAN - R, CHUNK):  # source rows and columns the block needs, then some
-        to_x = left + tl.arange(0, CHUNK)
-        x = _reflect(col + to_x, W)
-        half = tl.zeros([TILE, CHUNK], tl.float32)
-        for top in range(-R, SPAN - R, CHUNK):
-            to_y = top + tl.arange(0, CHUNK)
-            y = _reflect(row + to_y, H)
-            part = tl.load(
-                image_ptr + y[:, None] * stride_iy + x[None, :] * stride_ix,
-                mask=(to_y < TILE + R)[:, None] & (to_x < TILE + R)[None, :],
-                other=0,
-            ).to(tl.float32)
-            band = _band(out[:, None], to_y[None, :], sigma, R) / mass
-            half = tl.dot(band, part, half, input_precision="tf32x3")
-        band = _band(out[:, None], to_x[None, :], sigma, R) / mass
-        blurred = tl.dot(half, tl.trans(band), blurred, input_precision="tf32x3")
-    fine = (sigma >= 0.0) & (sigma <= max_sigma)
-    return tl.where(fine, blurred, float("nan"))
+    """The ROWS x COLS block of one channel from (row, col) on, blurred along its columns by each σ;
+    its sums of weights are not yet divided by. [STACK, ROWS, COLS]."""
+    at = tl.arange(0, CHUNK * COLS)  # one axis, so that a warp loads neighbours in a row
+    x = _reflect(col + at % COLS, W, FAR)
+    near = tl.arange(0, STACK * ROWS)[:, None] % ROWS
+    half = tl.zeros([STACK * ROWS, COLS], tl.float32)
+    for top in range(-R, SPAN - R, CHUNK):  # source rows that the block needs, then some
+        y = _reflect(row + top + at // COLS, H, FAR)
+        part = tl.load(image_ptr + y * stride_iy + x * stride_ix)
+        part = part.to(tl.float32 if PRODUCTS == "tf32" else tl.float16)  # which holds all bytes
+        band = _band(near, top + tl.arange(0, CHUNK)[None, :], sigma, R)
+        half = _product(band, tl.reshape(part, [CHUNK, COLS]), half, PRODUCTS)
+    return tl.reshape(half, [STACK, ROWS, COLS])
+
+
+@triton.jit
+def _compared(
+    pred, out, values, live, offs, weight,
+    LOSS: tl.constexpr, GRAD: tl.constexpr, STACK: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """[T] errors of groups of four pixels of three channels, side by side in pred from offs [T] on;
+    their slopes to out."""
+    quads = ()
+    for c in tl.static_range(3):
+        even, odd = tl.split(tl.reshape(values[c], [T, 2, 2]))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        quads += (x0, x1, x2, x3)  # type: ignore[assignment]
+    p = unpacked(load_group(pred, offs, 0, live, True), True, T)
+    total = tl.zeros([T], tl.float32)
+    slopes = ()
+    for i in tl.static_range(12):
+        value, slope = pixel_error(p[i] - quads[i % 3 * 4 + i // 3], LOSS, weight)
+        total += value
+        slopes += (slope,)  # type: ignore[assignment]
+    if GRAD:
+        store_group(out, offs, 0, live, slopes, True, T)
+    return tl.where(live, total, 0.0)
 
 
 @triton.jit
@@ -86,6 +152,7 @@ def blur_fwd_kernel(
     GW,
     TH,
     TW,
+    BLOCKS,
     max_sigma,
     weight,
     # strides
@@ -106,67 +173,156 @@ def blur_fwd_kernel(
     SCALE: tl.constexpr,
     GRAD: tl.constexpr,
     R: tl.constexpr,
+    FAR: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     REACH: tl.constexpr,
-    TILE: tl.constexpr,
+    QUADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STACK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
     SPAN: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     # LOSS "none": out[b, k] = blur(image[b], σ_bk), normalised; else total[b, k] = Σ ℓ(pred - that)
     # and out is `weight` d total / d pred
     pid = tl.program_id(0)
-    k = pid % K
-    tile = (pid // K) % (TH * TW)
-    b = (pid // (K * TH * TW)).to(tl.int64)
-    row = (tile // TW) * TILE
-    col = (tile % TW) * TILE
-    sigma = tl.load(sigma_ptr + b * K + k).to(tl.float32)
-    y = row + tl.arange(0, TILE)[:, None]
-    x = col + tl.arange(0, TILE)[None, :]
-    live = (y < H) & (x < W)
-    if PATCH > 0:
-        token = (y // PATCH) * GW + x // PATCH
-        place = token * stride_p0 + ((y % PATCH) * PATCH + x % PATCH) * C
-    else:
-        place = y * stride_p1 + x * stride_p2
-    total = tl.zeros([TILE, TILE], tl.float32)
-    mass = tl.sum(_band(R, tl.arange(0, REACH), sigma, R), 0)
-    for c in range(C):  # a loop: unrolled, the channels' tiles would not fit in registers
+    stacks = tl.cdiv(K, STACK)
+    first = (pid % stacks) * STACK
+    tile = (pid // stacks) % (TH * TW)
+    b = (pid // (stacks * TH * TW)).to(tl.int64)
+    row = (tile // TW) * ROWS
+    start = (tile % TW) * BLOCKS * COLS
+    k = first + tl.arange(0, STACK)
+    of_row = first + tl.arange(0, STACK * ROWS) // ROWS
+    sigma = tl.load(sigma_ptr + b * K + k, mask=k < K, other=0.0).to(tl.float32)
+    sigmas = tl.load(sigma_ptr + b * K + of_row, mask=of_row < K, other=0.0).to(tl.float32)[:, None]
+    each = sigma[:, None, None]
+    fine = (sigma >= 0.0) & (sigma <= max_sigma)
+    weights = _band(R, tl.arange(0, REACH)[None, :], sigma[:, None], R)
+    if PRODUCTS == "once":
+        weights = weights.to(tl.float16).to(tl.float32)
+    mass = tl.sum(weights, 1)
+    scale = tl.where(fine, SCALE / (mass * mass), float("nan"))[:, None, None]
+    near = tl.arange(0, COLS)[None, None, :]
+    far = tl.arange(0, COLS)[None, :, None] - R
+    left = _band(near, far, each, R)
+    right = _band(near, far + COLS, each, R)
+    T: tl.constexpr = STACK * ROWS * COLS // (4 if QUADS else 1)
+    total = tl.zeros([T], tl.float32)
+    zeros = tl.zeros([STACK, ROWS, COLS], tl.float32)
+    pred = pred_ptr + b * stride_pb
+    out = out_ptr + b * stride_pb
+    for c in range(0, C, GROUP):
         image = image_ptr + b * stride_ib + c * stride_ic
-        v = _blurred_tile(
-            image, sigma, mass, row, col, H, W, stride_iy, stride_ix, max_sigma, R, TILE, SPAN,
-            CHUNK,
-        )  # fmt: skip
-        v *= SCALE
-        if HAS_NORM:
-            v = (v - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
-        channel = c if PATCH > 0 else c * stride_p0
-        at = b * stride_pb + k * stride_pk + place + channel
-        if LOSS == "none":
-            tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=live)
-        else:
-            pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-            value, slope = pixel_error(pred - v, LOSS, weight)
-            total += tl.where(live, value, 0.0)
-            if GRAD:
-                tl.store(out_ptr + at, slope.to(out_ptr.dtype.element_ty), mask=live)
+        gains = ()
+        shifts = ()
+        begun = ()
+        for i in tl.static_range(GROUP):
+            if HAS_NORM:
+                std = tl.load(std_ptr + c + i)
+                gains += (scale / std,)  # type: ignore[assignment]
+                shifts += (tl.load(mean_ptr + c + i) / std,)  # type: ignore[assignment]
+            if 2 * R <= COLS:
+                block = _down(
+                    image + i * stride_ic, sigmas, row, start - R, H, W, stride_iy, stride_ix,
+                    R, FAR, PRODUCTS, STACK, ROWS, COLS, SPAN, CHUNK,
+                )  # fmt: skip
+                begun += (_product(block, left, zeros, PRODUCTS),)  # type: ignore[assignment]
+        for col in range(start, start + BLOCKS * COLS, COLS):
+            values = ()
+            after = ()
+            for i in tl.static_range(GROUP):
+                if 2 * R <= COLS:  # a block lies to the right of these pixels and left of the next
+                    block = _down(
+                        image + i * stride_ic, sigmas, row, col + COLS - R, H, W, stride_iy,
+                        stride_ix, R, FAR, PRODUCTS, STACK, ROWS, COLS, SPAN, CHUNK,
+                    )  # fmt: skip
+                    v = _product(block, right, begun[i], PRODUCTS)
+                    after += (_product(block, left, zeros, PRODUCTS),)  # type: ignore[assignment]
+                else:
+                    v = zeros
+                    for offset in range(0, COLS + 2 * R, COLS):
+                        block = _down(
+                            image + i * stride_ic, sigmas, row, col + offset - R, H, W, stride_iy,
+                            stride_ix, R, FAR, PRODUCTS, STACK, ROWS, COLS, SPAN, CHUNK,
+                        )  # fmt: skip
+                        v = _product(block, _band(near, far + offset, each, R), v, PRODUCTS)
+                if HAS_NORM:
+                    v = v * gains[i] - shifts[i]
+                else:
+                    v = v * scale
+                values += (v,)  # type: ignore[assignment]
+            begun = after
+            if QUADS:
+                at = tl.arange(0, T)
+                step = first + at // (ROWS * COLS // 4)
+                y = row + at // (COLS // 4) % ROWS
+                x = col + at % (COLS // 4) * 4
+                live = (step < K) & (y < H) & (x < W)
+                offs = step * stride_pk + (y // PATCH * GW + x // PATCH) * stride_p0
+                offs += (y % PATCH * PATCH + x % PATCH) * 3
+                total += _compared(pred, out, values, live, offs, weight, LOSS, GRAD, STACK, T)
+            else:
+                step = k[:, None, None]
+                y = row + tl.arange(0, ROWS)[None, :, None]
+                x = col + tl.arange(0, COLS)[None, None, :]
+                live = (step < K) & (y < H) & (x < W)
+                for i in tl.static_range(GROUP):
+                    if PATCH > 0:
+                        at = (y // PATCH * GW + x // PATCH) * stride_p0
+                        at += (y % PATCH * PATCH + x % PATCH) * C + c + i
+                    else:
+                        at = y * stride_p1 + x * stride_p2 + (c + i) * stride_p0
+                    at += step * stride_pk
+                    v = values[i]
+                    if LOSS == "none":
+                        tl.store(out + at, v.to(out_ptr.dtype.element_ty), mask=live)
+                    else:
+                        guess = tl.load(pred + at, mask=live, other=0.0).to(tl.float32)
+                        value, slope = pixel_error(guess - v, LOSS, weight)
+                        total += tl.reshape(tl.where(live, value, 0.0), [T])
+                        if GRAD:
+                            tl.store(out + at, slope.to(out_ptr.dtype.element_ty), mask=live)
     if LOSS != "none":
-        tl.store(total_ptr + (b * K + k) * TH * TW + tile, tl.sum(tl.sum(total, 1), 0))
+        sums = tl.sum(tl.reshape(total, [STACK, T // STACK]), 1)
+        tl.store(total_ptr + (b * K + k) * TH * TW + tile, sums, mask=k < K)
 
 
-def launch_config(max_sigma: float) -> dict[str, int]:
-    """SPAN holds TILE and two radii; what is multiplied at a time, TILE × CHUNK², does not grow.
-
-    168 registers hold it without spills and leave room for three programs of a multiprocessor.
-    """
-    reach, tile, chunk = radius(max_sigma), 16, 32
+def launch_config(
+    pred: Tensor, image: Tensor, steps: int, target: BlurTarget, aligned: bool = True
+) -> dict[str, Any]:
+    """Constants and compiler options; `aligned`: pairs of pred's values are words."""
+    reach, channels, half = radius(target.max_sigma), image.shape[1], pred.dtype.itemsize == 2
+    products = "once" if half and target.loss != "l1" else "split"
+    if image.dtype != torch.uint8 or target.max_sigma > _MOST:
+        products = "tf32"
+    tf32, near = products == "tf32", 2 * reach <= COLS
+    group = GROUP if channels == 3 and near and not tf32 else 1
+    quads = group == 3 and aligned and target.loss != "none" and target.patch_size > 0
+    quads = quads and target.patch_size % 4 == 0
+    stack = min(triton.next_power_of_2(steps), STACK)
+    if tf32:
+        stack = max(stack, 2)  # of one warp the registers would not do
+    wide = products == "once" and COLS < 2 * reach <= 32  # then a block still reaches one more
+    chunk = min(triton.next_power_of_2(ROWS + 2 * reach), 64 if wide else 32)
     return {
+        "C": channels,
+        "PATCH": target.patch_size,
+        "LOSS": target.loss,
+        "SCALE": 1 / 255 if image.dtype == torch.uint8 else 1.0,
         "R": reach,
         "REACH": triton.next_power_of_2(2 * reach + 1),
-        "TILE": tile,
-        "SPAN": triton.cdiv(tile + 2 * reach, chunk) * chunk,
+        "PRODUCTS": products,
+        "QUADS": quads,
+        "GROUP": group,
+        "STACK": stack,
+        "ROWS": ROWS,
+        "COLS": 32 if wide else COLS,
+        "SPAN": triton.cdiv(ROWS + 2 * reach, chunk) * chunk,
         "CHUNK": chunk,
-        "num_warps": 4,
-        "maxnreg": 168,
+        "num_warps": stack,
+        "maxnreg": REGISTERS if quads and products == "once" and stack > 1 else None,
     }
 
 
@@ -186,12 +342,21 @@ def launch(
     patch_size = target.patch_size
     batch, steps = sigma.shape
     height, width = image.shape[2:]
-    config = launch_config(target.max_sigma)
-    tiles = triton.cdiv(height, config["TILE"]), triton.cdiv(width, config["TILE"])
-    totals = image.new_empty((batch, steps, tiles[0] * tiles[1]), dtype=torch.float32)
+    aligned = (pred.data_ptr() | out.data_ptr()) % 4 == 0
+    config = launch_config(pred, image, steps, target, aligned)
+    stacks, bands = triton.cdiv(steps, config["STACK"]), triton.cdiv(height, config["ROWS"])
+    blocks = triton.cdiv(width, config["COLS"])
+    turns = batch * stacks * bands * blocks * config["num_warps"]
+    strips = triton.cdiv(blocks, min(max(turns // _TURNS, 2), BLOCKS))
+    blocks = triton.cdiv(blocks, strips)
+    last = bands * config["ROWS"] + config["SPAN"], (strips * blocks + 2) * config["COLS"]
+    far = any(
+        end + config["R"] > 2 * size - 2 for end, size in zip(last, (height, width), strict=True)
+    )
+    totals = image.new_empty((batch, steps, bands * strips), dtype=torch.float32)
     mean, std = constants_of(target.mean, image.device), constants_of(target.std, image.device)
     with torch.cuda.device_of(image):
-        blur_fwd_kernel[(batch * steps * tiles[0] * tiles[1],)](
+        blur_fwd_kernel[(batch * stacks * bands * strips,)](
             pred,
             image,
             sigma.contiguous(),
@@ -203,18 +368,17 @@ def launch(
             height,
             width,
             width // patch_size if patch_size else 1,
-            *tiles,
+            bands,
+            strips,
+            blocks,
             target.most,
             weight,
             *pred.stride()[:2],
             *strides_of(pred, patch_size),
             *image.stride(),
-            C=image.shape[1],
-            PATCH=patch_size,
-            LOSS=target.loss,
             HAS_NORM=mean is not None,
-            SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
             GRAD=grad,
+            FAR=far,
             **config,
         )
     return totals.sum(-1)

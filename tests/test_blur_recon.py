@@ -36,6 +36,21 @@ def test_loss_and_gradient(backend, device, loss, patch, dtype, poisoned):
     torch.testing.assert_close(each.mean(), value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_patches_of_any_number_of_steps(backend, device, steps):
+    """Three steps: a program of four blurs one for nothing."""
+    pred, image, _ = case(b=1, k=steps, size=(12, 40), source=(12, 40))
+    image, sigma = image.to(device), torch.linspace(0.4, 2.0, steps, device=device)[None]
+    pred = patchify(pred, 4).to(device, torch.bfloat16).requires_grad_()
+    value = blur_recon_loss(pred, image, sigma, layout="patch", patch_size=4)
+    value.backward()
+    reference = pred.detach().double().requires_grad_()
+    expected = F.mse_loss(reference, patchify(eager(image, sigma), 4))
+    expected.backward()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    assert_near(pred.grad, reference.grad, GRAD[torch.bfloat16])
+
+
 def test_the_reference_differentiates_image_and_sigma(backend, device):
     pred, image, _ = case(size=(20, 20), source=(20, 20), image_dtype=torch.float32)
     pred, image, sigma = pred.to(device), image.to(device), SIGMAS.to(device)

@@ -7,7 +7,8 @@ import torch
 
 from fastequi import gaussian_blur
 from fastequi.functional import blur_recon_loss
-from fastequi.kernels.gaussian_blur import gaussian_blur_op
+from fastequi.kernels.gaussian_blur import gaussian_blur_op, gaussian_blur_ref
+from fastequi.kernels.target import BlurTarget
 from tests.support.blur import SIGMAS, eager
 from tests.support.warp_recon import MEAN, STD, case
 
@@ -37,6 +38,22 @@ def test_no_blur_is_the_image_and_constants_stay(backend, device):
     torch.testing.assert_close(gaussian_blur(image, zero), image.float() / 255)
     flat = torch.full((2, 3, 5, 70), 0.3, device=device)
     torch.testing.assert_close(gaussian_blur(flat, zero + 2), flat)
+
+
+@pytest.mark.parametrize(
+    ("steps", "channels", "most"), [(1, 3, 2.0), (5, 4, 2.0), (3, 1, 4.0), (2, 1, 9.0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_any_number_of_sigmas_and_channels(backend, device, steps, channels, most, dtype):
+    """Programs of four sigmas, of three channels or one, of two blocks or more; of any radius."""
+    generator = torch.Generator().manual_seed(steps)
+    image = torch.randint(256, (1, channels, 18, 38), generator=generator, dtype=torch.uint8)
+    sigma = most * torch.rand(1, steps, generator=generator)
+    target = BlurTarget(max_sigma=most)
+    expected = gaussian_blur_ref(image.double() / 255, sigma.double(), target, torch.float64)
+    out = gaussian_blur(image.to(device), sigma.to(device), dtype=dtype, max_sigma=most).cpu()
+    near = 1e-6 if dtype == torch.float32 else 1e-3
+    torch.testing.assert_close(out.double(), expected, rtol=near, atol=near / 4)
 
 
 @pytest.mark.parametrize("source", [(1, 1), (2, 5), (3, 1)])

@@ -68,11 +68,12 @@ FLOATS = {
 }  # fmt: skip
 # Sizes and strides that are multiples of 16, as those of 224×224 images are.
 EVEN = {
-    "H", "W", "HS", "WS", "SPAN", "stride_pb", "stride_pk", "stride_pc", "stride_py", "stride_pl",
-    "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s", "stride_t", "stride_g",
-    "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc", "stride_oy",
-    "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm", "stride_tn", "C",
-    "stride_ov", "E", "stride_xb", "stride_xn", "stride_xm", "stride_yb", "stride_yn", "stride_p",
+    "H", "W", "HS", "WS", "SPAN", "stride_pb", "stride_pk", "stride_pc", "stride_py",
+    "stride_pl", "stride_ib", "stride_iy", "N", "D", "stride_z", "stride_e", "stride_s",
+    "stride_t", "stride_g", "stride_r", "stride_1", "stride_2", "stride_ob", "stride_oc",
+    "stride_oy", "stride_sv", "stride_sb", "stride_sm", "stride_tv", "stride_tb", "stride_tm",
+    "stride_tn", "C", "stride_ov", "E", "stride_xb", "stride_xn", "stride_xm", "stride_yb",
+    "stride_yn", "stride_p", "stride_p0", "stride_p1",
 }  # fmt: skip
 
 
@@ -330,23 +331,51 @@ def _warp_packed(name: str, dtype: str, changes: dict[str, Any], **more: Any) ->
 
 # blur
 
-BLUR = {
-    "C": 3, "PATCH": 16, "LOSS": "mse", "HAS_NORM": True, "SCALE": 1 / 255, "GRAD": True,
-}  # fmt: skip
+BLUR = {"HAS_NORM": True, "GRAD": True, "FAR": False, "stride_ic": 1, "stride_ix": 3}
 
 
 @section
 def blur_cases() -> Iterator[Case]:
-    kernel = blur.blur_fwd_kernel
-    for name, sigma, ceilings in (
-        ("blur", 2.0, Ceilings(776, 792, 1004)),
-        ("blur, wide", 4.0, Ceilings(644, 644, 636)),
+    """Counted is one turn: a block of columns. A pixel is one of an image and σ."""
+    for name, options, ceilings in (
+        ("blur", {}, Ceilings(57, 57, 57)),
+        ("blur images", {"loss": "none"}, Ceilings(22, 22, 22)),
+        ("blur images, a few", {"loss": "none", "steps": 2}, None),
+        ("blur images, float32", {"loss": "none", "dtype": torch.float32}, None),
+        ("blur, l1", {"loss": "l1"}, None),
+        ("blur, float32", {"dtype": torch.float32, "loss": "smooth_l1"}, None),
+        ("blur, one", {"steps": 1}, None),
+        ("blur, images", {"patch_size": 0}, None),
+        ("blur, gray", {"channels": 1}, None),
+        ("blur, wide", {"max_sigma": 4.0}, None),
+        ("blur images, wide", {"loss": "none", "max_sigma": 4.0}, None),
+        ("blur, 8", {"max_sigma": 8.0}, None),
+        ("blur images, 16", {"loss": "none", "max_sigma": 16.0}, None),
+        ("blur images, far", {"loss": "none", "FAR": True}, None),
     ):
-        config, slow = BLUR | blur.launch_config(sigma), sigma != 2.0
-        yield _by_table(name, kernel, config, 256, ceilings=ceilings, slow=slow)
-    for sigma in (1.0, 8.0, 16.0):
-        config = BLUR | blur.launch_config(sigma) | {"LOSS": "none"}
-        yield _by_table(f"blur images, {sigma}", kernel, config, 256, slow=True)
+        slow = name not in ("blur", "blur images")
+        yield _blur(name, **options, loops=ceilings is not None, ceilings=ceilings, slow=slow)
+    for sigma in (2.0, 4.0, 16.0):
+        for steps in (1, 4):
+            options = {"source": torch.float32, "dtype": torch.float32, "max_sigma": sigma}
+            yield _blur(f"blur of floats, {sigma} {steps}", **options, steps=steps, slow=True)
+
+
+def _blur(
+    name: str, steps: int = 4, channels: int = 3, dtype: torch.dtype = torch.bfloat16,
+    source: torch.dtype = torch.uint8, FAR: bool = False, loss: str = "mse", patch_size: int = 16,
+    max_sigma: float = 2.0, **more: Any,
+) -> Case:  # fmt: skip
+    target = blur.BlurTarget(0 if loss == "none" else patch_size, loss, max_sigma=max_sigma)
+    pred, image = torch.empty(1, dtype=dtype), torch.empty(1, channels, 1, 1, dtype=source)
+    config = BLUR | blur.launch_config(pred, image, steps, target) | {"FAR": FAR}
+    if not target.patch_size:
+        config["stride_p2"] = 1
+    types = {"image_ptr": "*u8" if source == torch.uint8 else _pointer(source)}
+    if dtype != torch.bfloat16:
+        types |= {"pred_ptr": _pointer(dtype), "out_ptr": _pointer(dtype)}
+    pixels = config["STACK"] * config["ROWS"] * config["COLS"]
+    return _by_table(name, blur.blur_fwd_kernel, config, pixels, types=types, **more)
 
 
 # fused_views_triton
@@ -486,7 +515,8 @@ def rot90_batch_cases() -> Iterator[Case]:
     kernel, tile = rot90_batch.rot90_batch_kernel, rot90_batch.TILE
     dense = {"stride_ix": 3, "stride_ic": 1, "stride_ox": 1}
     four = {"C": 3, "ALL": True, "TILE": tile, "turns_ptr": None, **dense}
-    yield Case("rot90_batch", kernel, four, 4 * tile * tile, warps=rot90_batch.WARPS)
+    yield Case("rot90_batch", kernel, four, 4 * tile * tile, warps=rot90_batch.WARPS,
+               ceilings=Ceilings(22, 22, 22))  # fmt: skip
     one = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
     name = "rot90_batch, one, last"
     yield Case(name, kernel, one, tile * tile, warps=rot90_batch.WARPS, slow=True)
