@@ -34,6 +34,7 @@ from fastequi.data.decode import (
     fn,
     require_dali,
     samples,
+    stream_of,
     types,
 )
 from fastequi.data.views.parameters import ViewParams
@@ -195,13 +196,11 @@ class ViewPipeline:
 
     def run(self) -> Decoded:
         """The next batch, in the order of the feeds, on the current stream of the device."""
-        found: list[Tensor] = []
+        outputs = self._pipeline.run(stream_of(self.device))
         if self.device.type == "cuda":
-            stream = torch.cuda.current_stream(self.device)
-            for out in self._pipeline.run(cuda_stream=stream):
-                found.append(torch.from_dlpack(out.as_tensor()))
+            found = [torch.from_dlpack(out.as_tensor()) for out in outputs]
         else:
-            found += [torch.from_numpy(np.array(out.as_array())) for out in self._pipeline.run()]
+            found = [torch.from_numpy(np.array(out.as_array())) for out in outputs]
         v1, u = (x.flatten(0, 1) if x.dim() == 5 else x for x in found[:2])  # [decodes, M, ...]
         local = None
         if self._local_crops:

@@ -66,6 +66,12 @@ def device_id(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
+def stream_of(device: torch.device) -> torch.cuda.Stream | None:
+    """Where a pipeline's outputs are ready, its first argument of `run`, which has no name: named
+    ones are inputs of the graph."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
 class Decoder:
     """DALI's graph that decodes and nothing else: for views that are made elsewhere.
 
@@ -109,9 +115,7 @@ class Decoder:
 
         It is DALI's memory, which stays theirs for as long as they are held.
         """
-        on_gpu = self.device.type == "cuda"
-        stream = {"cuda_stream": torch.cuda.current_stream(self.device)} if on_gpu else {}
-        (images,) = self._pipeline.run(**stream)
+        (images,) = self._pipeline.run(stream_of(self.device))
         return [torch.from_dlpack(images[i]) for i in range(len(images))]
 
 
