@@ -1,19 +1,18 @@
-"""The path loss at the speed of memory: Triton over interleaved uint8 images.
+"""The path loss in one launch: Triton over interleaved uint8 images.
 
-A thread owns four neighbouring pixels, whose twelve predicted values lie side by side and are written
-as gradient by the same thread; each tap's
-three channels come with one load; a tile whose samples all lie inside the image goes without masks,
-bounds or padding (82 % of the tiles of the bench's mixed transformations at 224², 73 % of the
-identity's, whose outer ones touch the edge); coordinates advance by additions along the pixels;
-programs of one image follow each other, so its texels come from the L2 cache for all but the first
-step.
+A thread owns four neighbouring pixels, whose twelve predicted values lie side by side; it writes
+their gradient itself. Each tap's three channels come with one load; a tile whose samples all lie
+inside the image goes without masks, bounds or padding (82 % of the tiles of the bench's mixed
+transformations at 224², 73 % of the identity's, whose outer ones touch the edge); coordinates
+advance by additions along the pixels; programs of one image follow each other, so its texels come
+from the L2 cache for all but the first step.
 The programs' sums are added by whichever program finishes last, in the order of the programs, so
 the same input gives the same bits; one launch does everything.
 
 Bytes per pixel in bf16, gradient included: 6 + 6, and 3/K to 4/K of the source. Instructions per
 pixel inside (sm_90, counted in tests/test_offline_compile.py): 74 with four bytes a texel, 86 with
 three. On an H200, B=256, K=4, 224², reading the prediction and writing the gradient alone take
-158 µs, all of it 251: the L1 cache's data pipe is busy with the taps, so that fewer instructions gain
+158 µs, all of it 251: the taps keep the L1 cache's data pipe busy, and fewer instructions gain
 nothing (bench/results/README.md). What does: more warps, and a tile's prediction loaded while the
 one before is compared.
 """
