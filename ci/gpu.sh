@@ -13,7 +13,8 @@
 #     sweep       every case at all its shapes
 #     profile     hardware counters of the path loss's kernel, by ncu
 # The H lines are those of bench/results/predicted.json, which the results are compared with in the
-# end. OPTIONs go to pytest or to python -m bench. Uses the Python on the path, without an install;
+# end. OPTIONs go to pytest or to python -m bench; `-- --without compile` saves most of a minute for
+# each case where the host is slow. Uses the Python on the path, without an install;
 # results go to $OUT (default: gpu-out). A stage goes on after a failure; what failed is said last,
 # and by the exit status. LIMIT: seconds of a stage (480). BENCH: the module that takes the cases;
 # bench.rehearse compiles what they would launch, on a machine without a GPU.
@@ -68,7 +69,8 @@ run_tests() {
     tests/test_gaussian_blur.py tests/test_gram.py tests/test_koleo.py \
     tests/test_linear_blur_recon.py tests/test_linear_dino.py tests/test_linear_warp_recon.py \
     tests/test_no_waiting.py tests/test_nt_xent.py tests/test_rot90_batch.py \
-    tests/test_sinkhorn.py tests/test_tir.py tests/test_vicreg.py tests/test_warp.py \
+    tests/test_prepared.py tests/test_sinkhorn.py tests/test_tir.py tests/test_unit_rows.py \
+    tests/test_vicreg.py tests/test_warp.py \
     tests/test_warp_packed.py tests/test_warp_recon.py tests/test_warp_recon_geometry.py \
     tests/test_warp_recon_packed.py "${images[@]}" > "$out/tests.txt" 2>&1
   grep -v PASSED "$out/tests.txt" | tail -n 90
