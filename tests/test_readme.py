@@ -351,7 +351,7 @@ def test_the_gpus_table_is_the_measured_one():
         TABLES.split()
     )
     found = [measured(f"h200/{file.name}") for file in gpu_tables.files(folder)]
-    # 66c9b4a by its files; the machine's copy of the git folder stood where the session began
+    # 66c9b4a by its files; the git folder of that machine stood at an older commit
     assert {f["commit"] for f in found} == {"3530794", "25f74e4", "158fd05+"}
     for f in found:
         assert f"{f['machine']['device']}, torch {f['machine']['torch']}" in text.replace(
