@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from fastequi.data.scenes.settings import Settings
 from fastequi.data.sources.image_sets import Selection, Source
 from fastequi.data.sources.splits import photographs
 from fastequi.recipes import RECIPES
+from fastequi.runtime.preempt import Preempted
 from fastequi.train import pretrain
 
 ROWS = {
@@ -117,18 +119,44 @@ def trained(row: str, source: Source, *, minutes: float, seed: int, runs: Path) 
     return run
 
 
+def _alone(row: str, source: Source, threads: int, about: Mapping[str, Any]) -> None:
+    """What a process of its own does."""
+    torch.set_num_threads(threads)
+    try:
+        trained(row, source, **about)
+    except Preempted as stopped:
+        sys.exit(stopped.exit_code)
+
+
 def all_trained(
     rows: Sequence[str], source: Source, *, jobs: int, threads: int, **about: Any
 ) -> dict[str, Path]:
     """Every row's run; `jobs` at a time, each in a process of its own on `threads` threads.
 
-    They are asked to stop, and save, if this process is.
+    They are asked to stop, and save, if this process is, or if one of them fails.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(jobs, torch.set_num_threads, (threads,)) as pool:
-        runs = {row: pool.apply_async(trained, (row, source), about) for row in rows}
-        return {row: run.get() for row, run in runs.items()}
+    processes = {
+        row: spawn.Process(target=_alone, args=(row, source, threads, about)) for row in rows
+    }
+    waiting, running = list(rows), list[str]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(waiting.pop(0))
+                processes[running[-1]].start()
+            wait([processes[row].sentinel for row in running])
+            for row in [row for row in running if not processes[row].is_alive()]:
+                running.remove(row)
+                if status := processes[row].exitcode:
+                    sys.exit(f"{row}: its training ended with exit status {status}")
+    finally:
+        for row in running:
+            processes[row].terminate()
+        for row in running:
+            processes[row].join()
+    return {row: about["runs"] / row for row in rows}
 
 
 def scenes(data: Path | None, seed: int, out: Path) -> Path:
