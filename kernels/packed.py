@@ -262,9 +262,10 @@ def registers(capability: int, exact: bool, color: bool, plain: int = 80) -> int
     """Of a thread: so few that no variant spills (Triton 3.6 to 3.8, compute capability 8 to 10).
 
     A multiprocessor has room for 32 warps of 64 registers, 24 of 80, 20 of 96, 18 of 112, 16 of
-    128. `plain`: of half precision without colour.
+    128. `plain`: of half precision without colour, before capability 10.
     """
-    return (112 if color else 96 if exact else plain) + (16 if capability >= 10 else 0)
+    newer = capability >= 10
+    return (112 if color else 96 if exact else 80 if newer else plain) + (16 if newer else 0)
 
 
 @lru_cache
