@@ -36,6 +36,7 @@ from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.pixel_loss import pixel_error, strides_of
 from fastequi.kernels.quads import load_group, store_group, unpacked
+from fastequi.kernels.sampling import reflected_index
 from fastequi.kernels.target import BlurTarget
 
 # A program blurs ROWS rows of at most BLOCKS blocks of COLS columns, a block of GROUP channels and
@@ -50,19 +51,6 @@ _CHUNK = 1 << 20  # target values per chunk of the CPU path: 4 MB of float32
 def radius(max_sigma: float) -> int:
     """Half-width of the kernel in pixels."""
     return max(math.ceil(4 * max_sigma), 1)
-
-
-@triton.jit
-def _reflect(i, size, FAR: tl.constexpr):
-    """Index reflected about the border pixels (the edge is not repeated), any distance away if FAR,
-    else within the size."""
-    if FAR:
-        period = tl.maximum(2 * (size - 1), 1)
-        i = tl.abs(i) % period
-        i = tl.where(size > 1, tl.minimum(i, period - i), 0)
-    else:
-        i = size - 1 - tl.abs(size - 1 - tl.abs(i))
-    return i
 
 
 @triton.jit
@@ -98,11 +86,11 @@ def _down(
     """The ROWS x COLS block of one channel from (row, col) on, blurred along its columns by each σ;
     its sums of weights are not yet divided by. [STACK, ROWS, COLS]."""
     at = tl.arange(0, CHUNK * COLS)  # one axis, so that a warp loads neighbours in a row
-    x = _reflect(col + at % COLS, W, FAR)
+    x = reflected_index(col + at % COLS, W, FAR)
     near = tl.arange(0, STACK * ROWS)[:, None] % ROWS
     half = tl.zeros([STACK * ROWS, COLS], tl.float32)
     for top in range(-R, SPAN - R, CHUNK):  # source rows that the block needs, then some
-        y = _reflect(row + top + at // COLS, H, FAR)
+        y = reflected_index(row + top + at // COLS, H, FAR)
         part = tl.load(image_ptr + y * stride_iy + x * stride_ix)
         part = part.to(tl.float32 if PRODUCTS == "tf32" else tl.float16)  # which holds all bytes
         band = _band(near, top + tl.arange(0, CHUNK)[None, :], sigma, R)

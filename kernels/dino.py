@@ -13,23 +13,12 @@ factors are of the same form. The teachers of one row are added before they meet
 Σ_t CE(q_t, s) = Σ_n (Σ_t q_t) (LSE(s) - s), and the gradient, (n · softmax(s) - Σ_t q_t) /
 student_temp, is written in the same pass, over the logits themselves if the caller allows it.
 
-Several views of an image meet the same teachers (DINO): their distributions are computed once, in
-a program that has some columns of all views of one image; a pass before it has read all rows for
-their numbers. Bytes per value: the student's read twice, the second time in part from the L2 cache,
-and the gradient written; the teachers' read twice. Rows that each meet their own (iBOT) are a
-program's, which reads the student's and the teacher's once from memory and again from the caches. A
-row of weight 0 is not read by it.
-
-On a CPU dino.c does the same for float32 and bfloat16: rows that meet the same teachers follow one
-another there, so that a sum of teachers is made once for all of them.
-
-On an H200 10 views of 64 images at 65,536 prototypes in bfloat16 take 31 and 10 µs for the rows'
-numbers and 60 for the columns, where the bytes, each once, need 43 (bench/results/h200/notes.txt).
+On a GPU the kernels are those of dino_triton.py. On a CPU dino.c does the same for float32 and
+bfloat16: rows that meet the same teachers follow one another there, so that a sum of teachers is
+made once for all of them.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,212 +26,12 @@ from torch import Tensor
 
 from fastequi.kernels import native_dino
 from fastequi.kernels.autograd import FusedLoss, needs_operator
-from fastequi.kernels.backend import (
-    say_type,
-    tl,
-    transformed,
-    triton,
-    use_native,
-    use_triton,
-)
+from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.constants import kept
+from fastequi.kernels.dino_triton import launch
 from fastequi.kernels.precision import float16_scale, without_autocast
 from fastequi.kernels.prepared import Again
-from fastequi.kernels.rows import dense_rows
-from fastequi.kernels.sinkhorn import VEC, load_float32, row_blocks, row_log2, row_lse_parts
 from fastequi.kernels.target import DINOTarget
-
-
-@triton.jit
-def dino_kernel(
-    # pointers
-    student_ptr,
-    teacher_ptr,
-    pairs_ptr,
-    weight_ptr,
-    row_ptr,
-    column_ptr,
-    lse_ptr,
-    loss_ptr,
-    grad_ptr,
-    # shapes
-    N,
-    # strides
-    stride_s,
-    stride_t,
-    stride_g,
-    # scalars
-    student_scale,
-    teacher_scale,
-    # constants
-    PAIRS: tl.constexpr,
-    HAS_ROW: tl.constexpr,
-    HAS_COLUMN: tl.constexpr,
-    HAS_LSE: tl.constexpr,
-    GRAD: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
-    VEC: tl.constexpr,
-):
-    # loss[r] = weight[r] Σ_n Q (LSE(x) - x), x = student / temp, Q = Σ_t q_t, where Q is not 0;
-    # without row numbers there is one teacher per row at most, and its softmax is found beside the
-    # student's; with the student's LSE given these are some of its columns.
-    # Powers of two, as in sinkhorn.py.
-    LOG2E: tl.constexpr = 1.4426950408889634
-    r = tl.program_id(0).to(tl.int64)
-    weight = tl.load(weight_ptr + r)
-    LANES: tl.constexpr = BLOCK // VEC
-    offs = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
-    student = student_ptr + r * stride_s
-    to_x = student_scale * LOG2E
-    to_y = teacher_scale * LOG2E
-    count = 0.0
-    for p in tl.static_range(PAIRS):
-        count += tl.where(tl.load(pairs_ptr + r * PAIRS + p) >= 0, 1.0, 0.0)
-    if weight * count == 0.0:
-        tl.store(loss_ptr + r, 0.0)
-        if GRAD:
-            zeros = tl.zeros([LANES, VEC], tl.float32).to(grad_ptr.dtype.element_ty)
-            for start in range(0, N, BLOCK):
-                tl.store(grad_ptr + r * stride_g + start + offs, zeros, mask=start + offs < N)
-    else:
-        lse_t = 0.0
-        if HAS_LSE:
-            lse = tl.load(lse_ptr + r) * LOG2E
-        else:
-            lse = row_log2(student, None, N, to_x, False, FULL, BLOCK, VEC)
-            if not HAS_ROW:
-                own = teacher_ptr + tl.maximum(tl.load(pairs_ptr + r), 0).to(tl.int64) * stride_t
-                lse_t = row_log2(own, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
-        dot = tl.zeros([LANES], tl.float32)
-        factor = student_scale * weight
-        for start in range(0, N, BLOCK):
-            live = start + offs < N
-            x = load_float32(student + start, offs, live, FULL)
-            q = tl.zeros([LANES, VEC], tl.float32)
-            column = q
-            if HAS_COLUMN:
-                column = load_float32(column_ptr + start, offs, live, FULL) * LOG2E
-            for p in tl.static_range(PAIRS):
-                t = tl.load(pairs_ptr + r * PAIRS + p).to(tl.int64)
-                if t >= 0:
-                    shift = tl.load(row_ptr + t) * LOG2E if HAS_ROW else lse_t
-                    y = load_float32(teacher_ptr + t * stride_t + start, offs, live, FULL)
-                    y = tl.exp2(y * to_y - (column + shift))
-                    q += y if FULL else tl.where(live, y, 0.0)
-            # bounded, so that a class that is masked out adds 0 times a number: one instruction
-            x = tl.maximum(x * to_x - lse, -1e30, propagate_nan=tl.PropagateNan.ALL)
-            dot += tl.sum(q * x, 1)
-            if GRAD:
-                slope = (count * tl.exp2(x) - q) * factor
-                slope = slope.to(grad_ptr.dtype.element_ty)
-                if FULL:
-                    tl.store(grad_ptr + r * stride_g + start + offs, slope)
-                else:
-                    tl.store(grad_ptr + r * stride_g + start + offs, slope, mask=live)
-        total = tl.sum(dot, 0)
-        total = tl.where(total < -1e20, float("-inf"), total)  # a logit of -inf that was wanted
-        tl.store(loss_ptr + r, -weight * total / LOG2E)
-
-
-@triton.jit
-def _whole(parts_ptr, row, PARTS: tl.constexpr):
-    """log2 Σ 2^… of a row whose parts' logarithms are natural."""
-    LOG2E: tl.constexpr = 1.4426950408889634
-    high = tl.load(parts_ptr + row * PARTS) * LOG2E
-    if PARTS > 1:
-        for i in tl.static_range(1, PARTS):
-            high = tl.maximum(high, tl.load(parts_ptr + row * PARTS + i) * LOG2E)
-        high = tl.where(high == float("-inf"), 0.0, high)
-        total = 0.0
-        for i in tl.static_range(PARTS):
-            total += tl.exp2(tl.load(parts_ptr + row * PARTS + i) * LOG2E - high)
-        high += tl.log2(total)
-    return high
-
-
-@triton.jit
-def dino_views_kernel(
-    # pointers
-    student_ptr,
-    teacher_ptr,
-    pairs_ptr,
-    weight_ptr,
-    row_ptr,
-    column_ptr,
-    lse_ptr,
-    loss_ptr,
-    grad_ptr,
-    # shapes
-    VIEWS,
-    B,
-    N,
-    # strides
-    stride_s,
-    stride_t,
-    stride_g,
-    # scalars
-    student_scale,
-    teacher_scale,
-    # constants
-    PAIRS: tl.constexpr,
-    ROW_PARTS: tl.constexpr,
-    LSE_PARTS: tl.constexpr,
-    HAS_COLUMN: tl.constexpr,
-    GRAD: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK: tl.constexpr,
-    VEC: tl.constexpr,
-):
-    # The same for some columns of one image, whose views meet the same teachers: their
-    # distributions are computed once. loss[program] = Σ_s weight[s] Σ_n Q (LSE(x_s) - x_s)
-    LOG2E: tl.constexpr = 1.4426950408889634
-    pid = tl.program_id(0)
-    # the last columns first: those that the pass before this one, for LSE, has read last
-    first = (tl.num_programs(0) // B - 1 - pid // B) * BLOCK
-    b = pid % B
-    LANES: tl.constexpr = BLOCK // VEC
-    offs = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
-    live = first + offs < N
-    column = tl.zeros([LANES, VEC], tl.float32)
-    if HAS_COLUMN:
-        column = load_float32(column_ptr + first, offs, live, FULL) * LOG2E
-    q = ()
-    for t in tl.static_range(PAIRS):
-        row = t * B + b
-        y = load_float32(teacher_ptr + row.to(tl.int64) * stride_t + first, offs, live, FULL)
-        y = tl.exp2(y * (teacher_scale * LOG2E) - (column + _whole(row_ptr, row, ROW_PARTS)))
-        q = q + (y if FULL else tl.where(live, y, 0.0),)  # type: ignore[assignment]  # noqa: RUF005
-    total = tl.zeros([LANES], tl.float32)
-    for s in range(VIEWS):
-        r = s * B + b
-        weight = tl.load(weight_ptr + r)
-        count = 0.0
-        wanted = tl.zeros([LANES, VEC], tl.float32)
-        for t in tl.static_range(PAIRS):
-            met = tl.where(tl.load(pairs_ptr + r * PAIRS + t) >= 0, 1.0, 0.0)
-            count += met
-            wanted += q[t] * met
-        at = r.to(tl.int64) * stride_g + first
-        if weight * count == 0.0:
-            if GRAD:
-                zeros = tl.zeros([LANES, VEC], tl.float32).to(grad_ptr.dtype.element_ty)
-                tl.store(grad_ptr + at + offs, zeros, mask=live)
-        else:
-            x = load_float32(student_ptr + r.to(tl.int64) * stride_s + first, offs, live, FULL)
-            x = x * (student_scale * LOG2E) - _whole(lse_ptr, r, LSE_PARTS)
-            x = tl.maximum(x, -1e30, propagate_nan=tl.PropagateNan.ALL)
-            dot = tl.sum(wanted * x, 1)
-            dot = tl.where(dot < -1e20, float("-inf"), dot)
-            total += weight * dot
-            if GRAD:
-                slope = (count * tl.exp2(x) - wanted) * (student_scale * weight)
-                slope = slope.to(grad_ptr.dtype.element_ty)
-                if FULL:
-                    tl.store(grad_ptr + at + offs, slope)
-                else:
-                    tl.store(grad_ptr + at + offs, slope, mask=live)
-    tl.store(loss_ptr + pid, -tl.sum(total, 0) / LOG2E)
 
 
 def counted_rows(rows: Tensor, weight: Tensor) -> Tensor:
@@ -298,71 +87,6 @@ def compute_dino(
         _in_chunks(student, teacher, target, loss, out)
         return loss.sum(), out
     return launch(student, teacher, target, None, out if grad else None).sum(), out
-
-
-def launch(
-    student: Tensor, teacher: Tensor, target: DINOTarget, lse: Tensor | None, out: Tensor | None
-) -> Tensor:
-    """Numbers that add up to the loss; fills the gradient `out` [R, N], if there is one.
-
-    `lse` [R]: of the student's whole rows over the temperature, where these are some columns.
-    """
-    student, teacher = dense_rows(student), dense_rows(teacher)
-    with torch.cuda.device_of(student):
-        if target.pairs.shape[1] > 1:
-            return _launch_views(student, teacher, target, lse, out)
-        return _launch_rows(student, teacher, target, lse, out)
-
-
-def _launch_rows(
-    student: Tensor, teacher: Tensor, target: DINOTarget, lse: Tensor | None, out: Tensor | None
-) -> Tensor:
-    """A program a row, which it reads twice."""
-    pairs, weight, row, column, student_temp, teacher_temp = target
-    rows, columns = student.shape
-    loss = torch.empty(rows, dtype=torch.float32, device=student.device)
-    dino_kernel[(rows,)](
-        student, teacher, pairs, weight, row, column, lse, loss, out, columns,
-        student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0),
-        1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1], HAS_ROW=row is not None,
-        HAS_COLUMN=column is not None, HAS_LSE=lse is not None, GRAD=out is not None,
-        **row_blocks(columns, student.dtype),
-    )  # fmt: skip
-    return loss
-
-
-def views_blocks(width: int, dtype: torch.dtype, teachers: int) -> dict[str, Any]:
-    """How columns are cut: what was fastest on an H200 for two teachers, and with more of them, of
-    which a thread keeps every distribution, fewer values a thread."""
-    few = teachers <= 2 and dtype != torch.float32
-    block = max(min(2048, triton.next_power_of_2(width)), 2 * VEC)
-    warps = max(min(4 if few else 8, block // VEC // 32), 1)
-    return {"FULL": width % block == 0, "BLOCK": block, "VEC": VEC, "num_warps": warps,
-            "maxnreg": 72 if few else 128}  # fmt: skip
-
-
-def _launch_views(
-    student: Tensor, teacher: Tensor, target: DINOTarget, lse: Tensor | None, out: Tensor | None
-) -> Tensor:
-    """The rows' numbers first, then a program for some columns of all views of an image."""
-    pairs, weight, row, column, student_temp, teacher_temp = target
-    rows, columns = student.shape
-    batch = len(teacher) // pairs.shape[1]
-    if row is None:
-        row = row_lse_parts(teacher, teacher_temp, column)
-    if lse is None:
-        lse = row_lse_parts(student, student_temp, None)
-    blocks = views_blocks(columns, student.dtype, pairs.shape[1])
-    programs = batch * triton.cdiv(columns, blocks["BLOCK"])
-    loss = torch.empty(programs, dtype=torch.float32, device=student.device)
-    dino_views_kernel[(programs,)](
-        student, teacher, pairs, weight, row, column, lse, loss, out, rows // batch, batch,
-        columns, student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0),
-        1 / student_temp, 1 / teacher_temp, PAIRS=pairs.shape[1],
-        ROW_PARTS=row[:1].numel(), LSE_PARTS=lse[:1].numel(), HAS_COLUMN=column is not None,
-        GRAD=out is not None, **blocks,
-    )  # fmt: skip
-    return loss
 
 
 _CHUNK = 1 << 17  # values of the student at a time: half a megabyte stays in a core's cache

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.constants import constants
+from fastequi.kernels.sampling import reflected_index
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
 LAUNCH = {"TILE_H": 8, "TILE_W": 32, "num_warps": 2, "maxnreg": 96}  # four pixels a thread
@@ -156,18 +157,6 @@ def views_resample_kernel(
 
 
 @triton.jit
-def _reflected(i, size, FAR: tl.constexpr):
-    """Index reflected about the border pixels, any distance away if FAR, else within the size."""
-    if FAR:
-        period = tl.maximum(2 * (size - 1), 1)
-        i = tl.abs(i) % period
-        i = tl.where(size > 1, tl.minimum(i, period - i), 0)
-    else:
-        i = size - 1 - tl.abs(size - 1 - tl.abs(i))
-    return i
-
-
-@triton.jit
 def views_blur_kernel(
     # pointers
     places_ptr,
@@ -212,9 +201,9 @@ def views_blur_kernel(
         w = tl.exp(-(d * d) * rate)
         mass += w
         if LAST:
-            at = _reflected(i + d, H, FAR) * W + j
+            at = reflected_index(i + d, H, FAR) * W + j
         else:
-            at = i * W + _reflected(j + d, W, FAR)
+            at = i * W + reflected_index(j + d, W, FAR)
         r += w * tl.load(plane + at, mask=live, other=0.0)
         g += w * tl.load(plane + H * W + at, mask=live, other=0.0)
         b += w * tl.load(plane + 2 * H * W + at, mask=live, other=0.0)

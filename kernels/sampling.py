@@ -19,6 +19,19 @@ PADDING_MODES = ("zeros", "border", "reflection")
 
 
 @triton.jit
+def reflected_index(i, size, FAR: tl.constexpr):
+    """Index reflected about the border pixels (the edge is not repeated), any distance away if FAR,
+    else within the size."""
+    if FAR:
+        period = tl.maximum(2 * (size - 1), 1)
+        i = tl.abs(i) % period
+        i = tl.where(size > 1, tl.minimum(i, period - i), 0)
+    else:
+        i = size - 1 - tl.abs(size - 1 - tl.abs(i))
+    return i
+
+
+@triton.jit
 def _base(i, size, ALIGN: tl.constexpr):
     """Normalised coordinate of output pixel i."""
     if ALIGN:

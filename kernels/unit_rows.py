@@ -35,6 +35,19 @@ def _length_of(x, eps):
 
 
 @triton.jit
+def _rows(
+    x_ptr, R, M, C, stride_xb, stride_xm, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """This program's rows as float32, their places where they are dense, and which are there."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.arange(0, BLOCK_C)[None, :]
+    mask = (rows < R)[:, None] & (c < C)
+    at = (rows // M) * stride_xb + (rows % M) * stride_xm
+    x = tl.load(x_ptr + at[:, None] + c, mask=mask, other=0.0).to(tl.float32)
+    return x, rows[:, None] * C + c, mask
+
+
+@triton.jit
 def unit_rows_kernel(
     # pointers
     x_ptr,
@@ -53,14 +66,10 @@ def unit_rows_kernel(
     BLOCK_C: tl.constexpr,
 ):
     # out[r] = x[r // M, r % M] / max(|x[r // M, r % M]|, eps)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    c = tl.arange(0, BLOCK_C)
-    mask = (rows < R)[:, None] & (c < C)[None, :]
-    at = (rows // M) * stride_xb + (rows % M) * stride_xm
-    x = tl.load(x_ptr + at[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    x, dense, mask = _rows(x_ptr, R, M, C, stride_xb, stride_xm, BLOCK_R, BLOCK_C)
     length, _ = _length_of(x, eps)
     unit = x * tl.div_rn(1.0, length)[:, None]
-    tl.store(out_ptr + rows[:, None] * C + c[None, :], unit, mask=mask)
+    tl.store(out_ptr + dense, unit, mask=mask)
 
 
 @triton.jit
@@ -85,12 +94,7 @@ def unit_rows_grad_kernel(
     BLOCK_C: tl.constexpr,
 ):
     # out[r] = scale factor (by_unit[r] - (by_unit[r] · u) u) / |x[r]|
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    c = tl.arange(0, BLOCK_C)
-    mask = (rows < R)[:, None] & (c < C)[None, :]
-    at = (rows // M) * stride_xb + (rows % M) * stride_xm
-    dense = rows[:, None] * C + c[None, :]
-    x = tl.load(x_ptr + at[:, None] + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    x, dense, mask = _rows(x_ptr, R, M, C, stride_xb, stride_xm, BLOCK_R, BLOCK_C)
     by_unit = tl.load(by_unit_ptr + dense, mask=mask, other=0.0).to(tl.float32)
     length, short = _length_of(x, eps)
     inverse = tl.div_rn(1.0, length)
