@@ -21,7 +21,7 @@ typedef struct {
   float *loss;           /* [rows] */
   int64_t student_stride, teacher_stride, grad_stride, rows, columns;
   float student_scale, teacher_scale; /* 1 / temperature */
-  int32_t teachers, student_dtype, teacher_dtype, threads;
+  int32_t teachers, student_dtype, teacher_dtype, stream, threads; /* `stream`: gradients past the caches */
 } Dino;
 
 enum { AT_ONCE = 8 }; /* rows that a thread takes */
@@ -37,63 +37,77 @@ INLINE Split split(double log2) {
   return (Split){high, exp2f((float)(high - log2))};
 }
 
-/* Σ_t exp(teacher_t / temperature - column - row_t), to `wanted`; how many there are. */
+/* A row of a teacher's distribution, added to `wanted` or put there. */
+INLINE void add_teacher(
+    const Dino *op, const void *teacher, int32_t dtype, const float *column, Split sum, int first, float *wanted) {
+  float scale = op->teacher_scale * LOG2E;
+  int64_t i = 0;
+  for (; i + LANES <= op->columns; i += LANES) {
+    vf value = exp2_of(logits(teacher, dtype, column, i, LANES, scale, sum.high)) * sum.factor;
+    AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
+  }
+  if (i == op->columns) return;
+  vf value = exp2_of(logits(teacher, dtype, column, i, op->columns - i, scale, sum.high)) * sum.factor;
+  AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
+}
+
+/* Σ_t exp(teacher_t / temperature - column - row_t), to `wanted`, 0 behind; how many there are. */
 CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
-  int found = 0;
-  float part[PART + LANES];
+  int found = 0, dtype = op->teacher_dtype;
   for (int32_t p = 0; p < op->teachers; p++) {
     if (pairs[p] < 0) continue;
-    const void *teacher = row_of(op->teacher, pairs[p], op->teacher_stride, op->teacher_dtype);
+    const void *teacher = row_of(op->teacher, pairs[p], op->teacher_stride, dtype);
     float scale = op->teacher_scale * LOG2E;
-    Split sum = split(op->row ? op->row[pairs[p]]
-                              : log2_sum(teacher, op->teacher_dtype, op->column, op->columns, scale));
-    for (int64_t at = 0; at < op->columns; at += PART) {
-      int64_t size = op->columns - at < PART ? op->columns - at : PART;
-      size = read_part(part, teacher, op->teacher_dtype, op->column, at, size, scale);
-      for (int64_t i = 0; i < size; i += LANES) {
-        vf value = exp2_or_0(AT(vf, part + i) - sum.high) * sum.factor;
-        if (found) value += AT(vf, wanted + at + i);
-        AT(vf, wanted + at + i) = value;
-      }
-    }
+    Split sum = split(op->row ? op->row[pairs[p]] : log2_sum(teacher, dtype, op->column, op->columns, scale));
+#define ADD(dtype, column) add_teacher(op, teacher, dtype, column, sum, !found, wanted)
+    if (dtype == FLOAT32) op->column ? ADD(FLOAT32, op->column) : ADD(FLOAT32, NULL);
+    else op->column ? ADD(BFLOAT16, op->column) : ADD(BFLOAT16, NULL);
     found++;
   }
   return found;
 }
 
-/* Q (lse - x), the cross-entropy of some columns; 0 where Q is, as for logits that are masked out. */
-INLINE vf crossed(vf q, vf x, float lse) { return pick(q == 0.0f, q, q * (lse - x)); }
+/* Q (lse - x) of some columns, the cross-entropy; and the gradient count P - Q, in powers of two. Adds
+ * nothing where Q is 0, as for logits that are masked out. */
+INLINE vf crossed(const void *student, int32_t dtype, int64_t at, int64_t n, float scale, float lse, vf q,
+                  float count, vf *slope) {
+  vf x = logits(student, dtype, NULL, at, n, scale, lse);
+  if (slope) *slope = count * exp2_below_128(x) - q;
+  return (vf)((vi)(q * x) & (q != 0.0f));
+}
 
-/* weight Σ Q (LSE(x) - x), x = student / temperature, and its gradient; in powers of two. */
-CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted) {
-  const void *student = row_of(op->student, r, op->student_stride, op->student_dtype);
-  float scale = op->student_scale * LOG2E, factor = op->student_scale * op->weight[r];
-  Split lse = split(op->lse ? op->lse[r] : log2_sum(student, op->student_dtype, NULL, op->columns, scale));
-  count *= lse.factor;
-  float part[PART + LANES];
-  void *grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, op->student_dtype) : NULL;
+INLINE double loss_row(const void *student, int32_t dtype, void *grad, int stream, const float *wanted,
+                       int64_t columns, float scale, float lse, float count, float factor) {
   double dot = 0;
-  for (int64_t at = 0; at < op->columns; at += PART) {
-    int64_t n = op->columns - at < PART ? op->columns - at : PART;
-    int64_t i = 0;
-    read_part(part, student, op->student_dtype, NULL, at, n, scale);
-    vf sum = splat(0.0f);
-    for (; i + LANES <= n; i += LANES) {
-      vf x = AT(vf, part + i), q = AT(vf, wanted + at + i);
-      sum += crossed(q, x, lse.high);
-      if (grad) store(grad, at + i, (count * exp2_of(x - lse.high) - q) * factor, op->student_dtype, 0);
+  for (int64_t at = 0; at < columns; at += PART) {
+    int64_t end = columns - at < PART ? columns : at + PART, i = at;
+    vf sum = splat(0.0f), slope;
+    for (; i + LANES <= end; i += LANES) {
+      sum -= crossed(student, dtype, i, LANES, scale, lse, AT(vf, wanted + i), count, grad ? &slope : NULL);
+      if (grad) store(grad, i, slope * factor, dtype, stream);
     }
-    if (i < n) {
-      vf x = AT(vf, part + i), q = AT(vf, wanted + at + i);
-      vf slope = (count * exp2_of(x - lse.high) - q) * factor, each = crossed(q, x, lse.high);
-      for (int64_t j = 0; i + j < n; j++) {
-        dot += each[j];
-        if (!grad) continue;
-        put(grad, at + i + j, slope[j], op->student_dtype);
-      }
+    if (i < end) {
+      sum -= crossed(student, dtype, i, end - i, scale, lse, AT(vf, wanted + i), count, grad ? &slope : NULL);
+      for (int64_t j = 0; grad && i + j < end; j++) put(grad, i + j, slope[j] * factor, dtype);
     }
     dot += sum_of(sum);
   }
+  return dot;
+}
+
+/* weight Σ Q (LSE(x) - x), x = student / temperature, and its gradient. */
+CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted) {
+  int32_t dtype = op->student_dtype;
+  const void *student = row_of(op->student, r, op->student_stride, dtype);
+  float scale = op->student_scale * LOG2E, factor = op->student_scale * op->weight[r];
+  Split lse = split(op->lse ? op->lse[r] : log2_sum(student, dtype, NULL, op->columns, scale));
+  void *grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, dtype) : NULL;
+  int stream = op->stream && (uintptr_t)grad % (LANES * 4) == 0;
+#define ROW(dtype, grad, stream) \
+  loss_row(student, dtype, grad, stream, wanted, op->columns, scale, lse.high, count * lse.factor, factor)
+  double dot;
+  if (dtype == FLOAT32) dot = !grad ? ROW(FLOAT32, NULL, 0) : stream ? ROW(FLOAT32, grad, 1) : ROW(FLOAT32, grad, 0);
+  else dot = !grad ? ROW(BFLOAT16, NULL, 0) : stream ? ROW(BFLOAT16, grad, 1) : ROW(BFLOAT16, grad, 0);
   return (float)(op->weight[r] * dot / 1.44269504088896341);
 }
 

@@ -10,20 +10,37 @@ enum { PART = 512 }; /* values of a row that are worked on at a time, in the fir
 
 static const float LOG2E = 1.44269504088896341f;
 
-/* 2^x, at most 2 units in the last place off; 2^-125 below -125, infinity from 128 on, NaN of NaN. */
-INLINE vf exp2_of(vf x) {
-  const float round = 12582912.0f; /* 1.5 2^23: added, it leaves the nearest integer in the last bits */
-  vf bounded = smaller(splat(128.0f), larger(splat(-125.0f), x)), shifted = bounded + round;
-  vf f = bounded - (shifted - round);                   /* -0.5 .. 0.5 */
-  vi exponent = ((vi)shifted - 0x4b400000 + 126) << 23; /* of 2^(n - 1) */
-  vf p = splat(0x1.41d334p-12f);                        /* 2 · 2^f: a minimax polynomial */
+/* 2^x of x < 128, at most 2 units in the last place off; 0 below -125.5, NaN of NaN. */
+INLINE vf exp2_below_128(vf x) {
+  const float round = 12582912.0f + 126; /* 1.5 2^23: added, it leaves the nearest integer in the last bits */
+  vf bounded = larger(splat(-126.0f), x), shifted = bounded + round;
+  vf f = bounded - (shifted - round);      /* -0.5 .. 0.5 */
+  vf half = (vf)((vi)shifted << 23);       /* 2^(n - 1), or 0 where n is -126 */
+  vf p = splat(0x1.41d334p-12f);           /* 2 · 2^f: a minimax polynomial */
   p = p * f + 0x1.5f456ap-9f;
   p = p * f + 0x1.3b2dbcp-6f;
   p = p * f + 0x1.c6aed4p-4f;
   p = p * f + 0x1.ebfbdap-2f;
   p = p * f + 0x1.62e430p+0f;
   p = p * f + 0x1.000000p+1f;
-  return p * (vf)exponent;
+  return p * half;
+}
+
+/* The same of any x, infinity from 128 on. */
+INLINE vf exp2_of(vf x) { return exp2_below_128(smaller(splat(128.0f), x)); }
+
+/* log2 x of x >= 2^-126 or x = 0, to 2^-23 or 2 units in the last place; infinite and NaN as it should. */
+INLINE vf log2_of(vf x) {
+  vi bits = (vi)x, exponent = (bits - 0x3f3504f3) >> 23; /* so that the rest is in √½ .. √2 */
+  vf m = (vf)(bits - (exponent << 23)), s = (m - 1.0f) / (m + 1.0f), square = s * s;
+  vf p = splat(2 * LOG2E / 9); /* of 2 atanh(s) log2 e */
+  p = p * square + 2 * LOG2E / 7;
+  p = p * square + 2 * LOG2E / 5;
+  p = p * square + 2 * LOG2E / 3;
+  p = p * square + 2 * LOG2E;
+  vf found = p * s + __builtin_convertvector(exponent, vf);
+  found = pick(x == 0.0f, splat(-INFINITY), found);
+  return pick(x < INFINITY, found, x); /* NaN too */
 }
 
 INLINE float most_of(vf v) {
@@ -32,40 +49,33 @@ INLINE float most_of(vf v) {
   return most;
 }
 
-/* The same, but 0 below -125. */
-INLINE vf exp2_or_0(vf x) { return pick(x < -125.0f, splat(0.0f), exp2_of(x)); }
-
-/* Values at .. at + n of a row, times `scale`, less `column`s times log2 e if there are any; -infinity
- * behind them, to a whole vector. The number of values that makes. */
-INLINE int64_t read_part(
-    float *part, const void *row, int32_t dtype, const float *column, int64_t at, int64_t n, float scale) {
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) {
-    vf value = load(row, at + i, dtype) * scale;
-    if (column) value -= AT(vf, column + at + i) * LOG2E;
-    AT(vf, part + i) = value;
-  }
-  if (i == n) return n;
-  for (int64_t j = 0; j < LANES; j++) {
-    if (i + j < n) {
-      part[i + j] = value_at(row, at + i + j, dtype) * scale - (column ? column[at + i + j] * LOG2E : 0.0f);
-    } else part[i + j] = -INFINITY;
-  }
-  return i + LANES;
+/* The end of a row; see `logits`. */
+CALLED vf last_logits(
+    const void *row, int32_t dtype, const float *column, int64_t at, int64_t n, float scale, float less) {
+  vf value = splat(-INFINITY);
+  for (int64_t j = 0; j < n; j++)
+    value[j] = value_at(row, at + j, dtype) * scale - (column ? less + column[at + j] * LOG2E : less);
+  return value;
 }
 
-/* log2 Σ_j 2^(scale x_j - column_j log2 e) of a row of n values, each read once. In double: float32
- * would round it by a part of its own size, and all that is divided by the sum by that much. */
-CALLED double log2_sum(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
-  float part[PART + LANES], most = -INFINITY;
+/* n values of a row from `at` on, of which there are LANES or fewer, times `scale`; less `column`s times
+ * log2 e, if there are any, and less `less`. Behind the n values -infinity. */
+INLINE vf logits(
+    const void *row, int32_t dtype, const float *column, int64_t at, int64_t n, float scale, float less) {
+  if (n < LANES) return last_logits(row, dtype, column, at, n, scale, less);
+  vf from = splat(less);
+  if (column) from += AT(vf, column + at) * LOG2E;
+  return load(row, at, dtype) * scale - from;
+}
+
+INLINE double log2_sum_of(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
+  float most = -INFINITY;
   double total = 0;
   for (int64_t at = 0; at < n; at += PART) {
-    int64_t size = n - at < PART ? n - at : PART;
-    size = read_part(part, row, dtype, column, at, size, scale);
-    vf top = AT(vf, part);
-    for (int64_t i = LANES; i < size; i += LANES) {
-      top = larger(AT(vf, part + i), top);
-    }
+    int64_t end = n - at < PART ? n : at + PART, i = at + LANES;
+    vf top = logits(row, dtype, column, at, end - at, scale, 0);
+    for (; i + LANES <= end; i += LANES) top = larger(logits(row, dtype, column, i, LANES, scale, 0), top);
+    if (i < end) top = larger(logits(row, dtype, column, i, end - i, scale, 0), top);
     float highest = most_of(top);
     if (highest > most) {
       total *= most == -INFINITY ? 0 : exp2(most - highest); /* NaN stays */
@@ -73,15 +83,22 @@ CALLED double log2_sum(const void *row, int32_t dtype, const float *column, int6
     }
     float base = most == -INFINITY ? 0 : most; /* nothing finite yet */
     vf sum = splat(0.0f), second = sum;
-    int64_t i = 0;
-    for (; i + 2 * LANES <= size; i += 2 * LANES) {
-      sum += exp2_of(AT(vf, part + i) - base);
-      second += exp2_of(AT(vf, part + i + LANES) - base);
+    for (i = at; i + 2 * LANES <= end; i += 2 * LANES) {
+      sum += exp2_below_128(logits(row, dtype, column, i, LANES, scale, base));
+      second += exp2_below_128(logits(row, dtype, column, i + LANES, LANES, scale, base));
     }
-    if (i < size) sum += exp2_of(AT(vf, part + i) - base);
+    for (; i < end; i += LANES) sum += exp2_below_128(logits(row, dtype, column, i, end - i, scale, base));
     total += sum_of(sum + second);
   }
   return most + log2(total);
+}
+
+/* log2 Σ_j 2^(scale x_j - column_j log2 e) of a row of n values, each read from memory once. In double:
+ * float32 would round it by a part of its own size, and all that is divided by the sum by that much. */
+CALLED double log2_sum(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
+  if (dtype == FLOAT32)
+    return column ? log2_sum_of(row, FLOAT32, column, n, scale) : log2_sum_of(row, FLOAT32, NULL, n, scale);
+  return column ? log2_sum_of(row, BFLOAT16, column, n, scale) : log2_sum_of(row, BFLOAT16, NULL, n, scale);
 }
 
 #endif

@@ -16,7 +16,7 @@ enum { RUN = 4096 }; /* values that a thread takes at a time */
 /* Φ(x), and exp(-x² / 2) in `bell`. */
 INLINE vf normal(vf x, vf *bell) {
   vf size = larger(x, -x), t = 1.0f / (1.0f + size * 0.231641888f); /* p / √2 */
-  *bell = exp2_or_0(x * x * (-0.5f * LOG2E));
+  *bell = exp2_of(x * x * (-0.5f * LOG2E));
   vf p = splat(0.5f * 1.061405429f);
   p = p * t - 0.5f * 1.453152027f;
   p = p * t + 0.5f * 1.421413741f;

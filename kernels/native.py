@@ -23,6 +23,7 @@ from fastequi.kernels import toolchain
 
 logger = logging.getLogger(__name__)
 
+STREAM_BYTES = 32 << 20  # a gradient beyond the caches is written past them
 _GRAIN = 1 << 14  # values, of a few nanoseconds each
 
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2}

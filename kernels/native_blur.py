@@ -12,7 +12,6 @@ from fastequi.kernels import native, native_warp
 from fastequi.kernels.blur import radius
 from fastequi.kernels.native_warp import (
     LOSSES,
-    STREAM_BYTES,
     ImageStruct,
     gain_and_bias,
     image_struct,
@@ -118,7 +117,7 @@ def _struct(
         LOSSES.get(target.loss, 0),
         patch,
         rows_of(made, patch) == "planar",
-        grad_bytes > STREAM_BYTES,
+        grad_bytes > native.STREAM_BYTES,
         native.threads(made.numel()),
     )
 

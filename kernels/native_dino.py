@@ -24,7 +24,8 @@ class DinoStruct(Structure):
         *((f"{name}_stride", c_int64) for name in ("student", "teacher", "grad")),
         *((name, c_int64) for name in ("rows", "columns")),
         *((name, c_float) for name in ("student_scale", "teacher_scale")),
-        *((name, c_int32) for name in ("teachers", "student_dtype", "teacher_dtype", "threads")),
+        *((name, c_int32) for name in ("teachers", "student_dtype", "teacher_dtype")),
+        *((name, c_int32) for name in ("stream", "threads")),
     )
 
 
@@ -74,6 +75,7 @@ def _struct(
         None if tensor is None else tensor.resolve_neg().contiguous()
         for tensor in (pairs, order, weight, _log2(row), column, _log2(lse))
     ]
+    apart = out is not None and out.data_ptr() != student.data_ptr()
     op = DinoStruct(
         native.pointer(student),
         native.pointer(teacher),
@@ -88,6 +90,7 @@ def _struct(
         teachers,
         DTYPES[student.dtype],
         DTYPES[teacher.dtype],
+        apart and student.numel() * student.element_size() > native.STREAM_BYTES,
         native.threads(student.numel()),
     )
     return op, [student, teacher, *tensors]

@@ -25,7 +25,7 @@ class LseStruct(Structure):
 
 class BalanceStruct(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "row", "weight", "column", "next")),
+        *((name, c_void_p) for name in ("x", "row", "before", "weight", "column", "next")),
         *((name, c_int64) for name in ("stride", "rows", "columns")),
         ("scale", c_float),
         *((name, c_int32) for name in ("dtype", "threads")),
@@ -83,23 +83,26 @@ def _run(
     return out
 
 
-def balance(x: Tensor, temp: float, row: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def balance(
+    x: Tensor, temp: float, row: Tensor, before: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """One iteration of Sinkhorn-Knopp after the first: the next (row [R], column [N]).
 
     Args:
         x: [R, N] logits.
         temp: their temperature.
-        row: [R] such that exp(x / temp - row[:, None] - c) summed to one in every row for some c;
-            then no row is far below all others, and one power of two per logit is enough.
+        row, before: [R], [N] such that exp(x / temp - row[:, None] - before) sums to one in every
+            row; then one power of two per logit is enough.
         weight: [R]; rows of weight 0 are left out of the columns.
     """
     x = dense_rows(x)
-    row = row.float().resolve_neg().contiguous()
+    row, before = (v.float().resolve_neg().contiguous() for v in (row, before))
     weight = None if weight is None else weight.float().resolve_neg().contiguous()
     column, after = row.new_empty(x.shape[1]), torch.empty_like(row)
     op = BalanceStruct(
         native.pointer(x),
         native.pointer(row),
+        native.pointer(before),
         native.pointer(weight),
         native.pointer(column),
         native.pointer(after),

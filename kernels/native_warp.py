@@ -13,7 +13,6 @@ from fastequi.kernels.target import Sums, Target
 
 LOSSES = {"mse": 0, "l1": 1, "smooth_l1": 2}
 _PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
-STREAM_BYTES = 32 << 20  # a gradient beyond the caches is written past them
 
 
 class ImageStruct(Structure):
@@ -166,7 +165,7 @@ def _recon_struct(
         LOSSES[target.loss],
         target.patch_size,
         rows_of(pred, target.patch_size) == "planar",
-        grad_bytes > STREAM_BYTES,
+        grad_bytes > native.STREAM_BYTES,
         native.threads(pred.numel()),
     )
 

@@ -64,7 +64,7 @@ CALLED void contrast_group(const Contrast *op, int64_t start, int64_t n, float *
       vf mine = splat(0.0f);
       for (int64_t i = 0; i * LANES < size; i++) {
         vf x = some(s + i * LANES, size - i * LANES);
-        vf power = exp2_or_0(x * scale - scale);
+        vf power = exp2_of(x * scale - scale);
         mine += power;
         total[i] += power;
       }

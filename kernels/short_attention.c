@@ -104,7 +104,7 @@ CALLED void forward(const ShortAttention *op, int64_t b, int64_t h, const Scratc
     for (int64_t j = LANES; j < padded; j += LANES) top = larger(AT(vf, row + j), top);
     float most = most_of(top);
     for (int64_t j = 0; j < padded; j += LANES) {
-      vf power = exp2_or_0(AT(vf, row + j) - most);
+      vf power = exp2_of(AT(vf, row + j) - most);
       AT(vf, row + j) = power;
       total += power;
     }

@@ -28,6 +28,27 @@ int EXPORT(row_lse)(const Lse *op) {
   return 0;
 }
 
+INLINE void exponents_of(
+    float *to, const void *row, int32_t dtype, int64_t at, int64_t n, float scale, float less) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) AT(vf, to + i) = logits(row, dtype, NULL, at + i, LANES, scale, less);
+  if (i < n) AT(vf, to + i) = logits(row, dtype, NULL, at + i, n - i, scale, less);
+}
+
+/* A row's at .. at + n, times `scale` less `less`, to `to`. */
+CALLED void exponents(
+    float *to, const void *row, int32_t dtype, int64_t at, int64_t n, float scale, float less) {
+  if (dtype == FLOAT32) exponents_of(to, row, FLOAT32, at, n, scale, less);
+  else exponents_of(to, row, BFLOAT16, at, n, scale, less);
+}
+
+/* The first n values, of which there are LANES or fewer, of log2 made natural logarithms. */
+INLINE void put_logarithms(float *to, vf log2, int64_t n) {
+  vf value = log2 * (1 / LOG2E);
+  if (n >= LANES) AT(vf, to) = value;
+  else for (int64_t j = 0; j < n; j++) to[j] = value[j];
+}
+
 /* The sums of at most PART columns from `first` on. A row whose number is infinite adds nothing. */
 CALLED void sum_columns(const Lse *op, int64_t first, int64_t n, float (*values)[PART + LANES]) {
   float most[PART + LANES], total[PART + LANES];
@@ -37,28 +58,24 @@ CALLED void sum_columns(const Lse *op, int64_t first, int64_t n, float (*values)
     AT(vf, total + i) = splat(0.0f);
   }
   for (int64_t start = 0; start < op->rows; start += GROUP) {
-    int64_t found = 0, size = 0;
+    int64_t found = 0;
     for (int64_t r = start; r < start + GROUP && r < op->rows; r++) {
       if (op->other[r] == INFINITY) continue;
       const void *row = row_of(op->x, r, op->stride, op->dtype);
-      float *part = values[found++], number = op->other[r] * LOG2E;
-      size = read_part(part, row, op->dtype, NULL, first, n, scale);
-      for (int64_t i = 0; i < size; i += LANES) AT(vf, part + i) -= number;
+      exponents(values[found++], row, op->dtype, first, n, scale, op->other[r] * LOG2E);
     }
-    for (int64_t i = 0; i < size; i += LANES) {
+    for (int64_t i = 0; found && i < n; i += LANES) {
       vf before = AT(vf, most + i), top = before, sum = AT(vf, total + i);
-      for (int64_t j = 0; j < found; j++) {
-        top = larger(AT(vf, values[j] + i), top);
-      }
+      for (int64_t j = 0; j < found; j++) top = larger(AT(vf, values[j] + i), top);
       vf base = pick(top == -INFINITY, splat(0.0f), top); /* nothing finite yet: 2^(-infinity) */
       sum *= exp2_of(before - base);
-      for (int64_t j = 0; j < found; j++) sum += exp2_of(AT(vf, values[j] + i) - base);
+      for (int64_t j = 0; j < found; j++) sum += exp2_below_128(AT(vf, values[j] + i) - base);
       AT(vf, most + i) = top;
       AT(vf, total + i) = sum;
     }
   }
-  for (int64_t i = 0; i < n; i++)
-    op->out[first + i] = (most[i] + log2f(total[i])) / LOG2E;
+  for (int64_t i = 0; i < n; i += LANES)
+    put_logarithms(op->out + first + i, AT(vf, most + i) + log2_of(AT(vf, total + i)), n - i);
 }
 
 const int64_t EXPORT(column_lse_bytes) = sizeof(Lse);
@@ -78,8 +95,8 @@ int EXPORT(column_lse)(const Lse *op) {
 
 typedef struct {
   const void *x;        /* [rows, columns] */
-  const float *row;     /* [rows], such that every row of exp(x / temperature - row - any column before)
-                           summed to one */
+  const float *row;     /* [rows], such that every row of exp(x / temperature - row - before) sums to one */
+  const float *before;  /* [columns] */
   const float *weight;  /* [rows], or NULL; those of 0 add nothing to a column */
   float *column, *next; /* [columns], [rows] */
   int64_t stride, rows, columns;
@@ -87,40 +104,77 @@ typedef struct {
   int32_t dtype, threads;
 } Balance;
 
-/* Columns first .. first + n: column[n] = log Σ_r exp(x - row) over rows that count; to `share` of every
- * row what these columns add to Σ_n exp(x - row - column). */
-CALLED void balance_columns(const Balance *op, int64_t first, int64_t n, int64_t width, float *values, float *share) {
-  float scale = op->scale * LOG2E, most[PART + LANES], inverse[PART + LANES];
-  for (int64_t i = 0; i < n; i += LANES) AT(vf, most + i) = splat(-INFINITY);
+INLINE int counts(const Balance *op, int64_t r) { return !op->weight || op->weight[r] != 0.0f; }
+
+INLINE void powers_of(
+    float *to, float *sum, const Balance *op, int64_t r, int32_t dtype, int64_t at, int64_t n) {
+  const void *row = row_of(op->x, r, op->stride, dtype);
+  float scale = op->scale * LOG2E, less = op->row[r] * LOG2E;
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    vf power = exp2_of(logits(row, dtype, op->before, at + i, LANES, scale, less));
+    AT(vf, to + i) = power;
+    AT(vf, sum + i) += power;
+  }
+  if (i == n) return;
+  vf power = exp2_of(logits(row, dtype, op->before, at + i, n - i, scale, less));
+  AT(vf, to + i) = power;
+  AT(vf, sum + i) += power;
+}
+
+/* exp(x / temperature - row - before) of columns at .. at + n of row r to `to`; added to `sum`. */
+CALLED void powers(float *to, float *sum, const Balance *op, int64_t r, int64_t at, int64_t n) {
+  if (op->dtype == FLOAT32) powers_of(to, sum, op, r, FLOAT32, at, n);
+  else powers_of(to, sum, op, r, BFLOAT16, at, n);
+}
+
+enum { FAR = -60 }; /* a column that adds less than a power of two to all rows together */
+
+/* The powers of LANES or fewer columns again, without `before`, divided by 2^base: of columns that it is
+ * far from. */
+CALLED vf far_powers(float *to, int64_t width, vf *base, const Balance *op, int64_t at, int64_t n) {
+  vf top = splat(-INFINITY), sum = splat(0.0f);
   for (int64_t r = 0; r < op->rows; r++) {
     const void *row = row_of(op->x, r, op->stride, op->dtype);
-    float *part = values + r * width, number = op->row[r] * LOG2E;
-    int64_t size = read_part(part, row, op->dtype, NULL, first, n, scale);
-    int counts = !op->weight || op->weight[r] != 0.0f;
-    for (int64_t i = 0; i < size; i += LANES) {
-      vf value = AT(vf, part + i) - number;
-      AT(vf, part + i) = value;
-      if (counts) AT(vf, most + i) = larger(value, AT(vf, most + i));
-    }
+    vf value = logits(row, op->dtype, NULL, at, n, op->scale * LOG2E, op->row[r] * LOG2E);
+    AT(vf, to + r * width) = value;
+    if (counts(op, r)) top = larger(value, top);
   }
+  *base = pick(top == -INFINITY, splat(0.0f), top);
+  for (int64_t r = 0; r < op->rows; r++) {
+    vf power = exp2_of(AT(vf, to + r * width) - *base);
+    AT(vf, to + r * width) = power;
+    if (counts(op, r)) sum += power;
+  }
+  return sum;
+}
+
+/* Columns first .. first + n: column[n] = log Σ_r exp(x - row) over rows that count; to `share` of every
+ * row what these columns add to Σ_n exp(x - row - column). */
+CALLED void balance_columns(
+    const Balance *op, int64_t first, int64_t n, int64_t width, float *values, float *share) {
+  float sums[PART + LANES], unused[PART + LANES];
+  for (int64_t i = 0; i < n; i += LANES) AT(vf, sums + i) = AT(vf, unused + i) = splat(0.0f);
+  for (int64_t r = 0; r < op->rows; r++)
+    powers(values + r * width, counts(op, r) ? sums : unused, op, r, first, n);
   for (int64_t i = 0; i < n; i += LANES) {
-    vf top = AT(vf, most + i), base = pick(top == -INFINITY, splat(0.0f), top), sum = splat(0.0f);
-    for (int64_t r = 0; r < op->rows; r++) {
-      float *part = values + r * width + i;
-      vf power = exp2_of(AT(vf, part) - base);
-      AT(vf, part) = power;
-      if (!op->weight || op->weight[r] != 0.0f) sum += power;
-    }
-    AT(vf, inverse + i) = 1.0f / sum;
-    for (int64_t j = 0; j < LANES; j++) {
-      if (i + j < n) op->column[first + i + j] = (top[j] + log2f(sum[j])) / LOG2E;
-      else inverse[i + j] = 0;
-    }
+    vf sum = AT(vf, sums + i), base = some(op->before + first + i, n - i) * LOG2E;
+    int far = 0;
+    for (int64_t j = i; j < i + LANES && j < n; j++) far |= sums[j] < 1.0f / (1ull << -FAR);
+    if (far) sum = far_powers(values + i, width, &base, op, first + i, n - i);
+    put_logarithms(op->column + first + i, base + log2_of(sum), n - i);
+    AT(vf, sums + i) = pick(sum == 0.0f, splat(0.0f), 1.0f / sum);
   }
   for (int64_t r = 0; r < op->rows; r++) {
-    vf sum = splat(0.0f);
-    for (int64_t i = 0; i < n; i += LANES) sum += AT(vf, values + r * width + i) * AT(vf, inverse + i);
-    share[r] = sum_of(sum);
+    const float *row = values + r * width;
+    vf sum = splat(0.0f), second = sum;
+    int64_t i = 0;
+    for (; i + LANES < n; i += 2 * LANES) {
+      sum += AT(vf, row + i) * AT(vf, sums + i);
+      second += AT(vf, row + i + LANES) * AT(vf, sums + i + LANES);
+    }
+    if (i < n) sum += AT(vf, row + i) * AT(vf, sums + i);
+    share[r] = sum_of(sum + second);
   }
 }
 

@@ -235,11 +235,11 @@ def compute_column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
 
 
 def compute_sinkhorn_step(
-    x: Tensor, temp: float, row: Tensor, weight: Tensor | None
+    x: Tensor, temp: float, row: Tensor, before: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(row, column) of an iteration after the first."""
+    """(row, column) of an iteration after one that gave `row` and the column `before`."""
     if _in_c(x) and native_sinkhorn.balances(x):
-        return native_sinkhorn.balance(x, temp, row, weight)
+        return native_sinkhorn.balance(x, temp, row, before, weight)
     column = compute_column_lse(x, temp, _counted(row, weight))
     return compute_row_lse(x, temp, column), column
 
@@ -256,7 +256,7 @@ def _fake_column_lse(x, temp, row) -> Tensor:
     return x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _fake_sinkhorn_step(x, temp, row, weight) -> tuple[Tensor, Tensor]:
+def _fake_sinkhorn_step(x, temp, row, before, weight) -> tuple[Tensor, Tensor]:
     return _fake_row_lse(x, temp, None), _fake_column_lse(x, temp, row)
 
 
@@ -296,7 +296,7 @@ def sinkhorn(
     first = iterations if across is not None else 1
     row, column = balanced(columns, rows, row, first, across, weight)
     for _ in range(iterations - first):
-        row, column = _sinkhorn_step_op(x.detach(), temp, row, weight)
+        row, column = _sinkhorn_step_op(x.detach(), temp, row, column, weight)
     return row, column
 
 

@@ -45,19 +45,23 @@ INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
     return;
   }
   uint16_t *place = (uint16_t *)to + at;
-  vu bits = (vu)value, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* as to_bf16 */
-  vu nan = (vu)(value != value);
-  vh halves = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), vh);
+  vu bits = (vu)value, rounded = bits + 0x7fff + (bits >> 16 & 1); /* as to_bf16 */
+  vh halves = upper_halves(pick(value == value, (vf)rounded, splat(NAN)));
   if (stream) STREAM_HALF(place, halves);
   else AT(vh, place) = halves;
 }
 
-/* The vector at `from`, with -infinity behind the n values that are there. */
-INLINE vf some(const float *from, int64_t n) {
-  if (n >= LANES) return AT(vf, from);
+/* The vector at `from`, with -infinity behind the n values that are there. What is put together in memory
+ * is called, so that no loop over whole vectors waits for it. */
+CALLED vf last_values(const float *from, int64_t n) {
   vf value = splat(-INFINITY);
   for (int64_t j = 0; j < n; j++) value[j] = from[j];
   return value;
+}
+
+INLINE vf some(const float *from, int64_t n) {
+  if (n < LANES) return last_values(from, n);
+  return AT(vf, from);
 }
 
 INLINE float value_at(const void *row, int64_t at, int32_t dtype) {

@@ -102,10 +102,26 @@ INLINE v4 from_bytes(b4 bytes) {
   return (v4)vcvtq_f32_u32(vmovl_u16(vget_low_u16(halves)));
 }
 #else
+#if defined(__AVX512F__) /* GCC 12 makes it of halves by itself */
+INLINE vu widened(vh halves) { return (vu)_mm512_cvtepu16_epi32((__m256i)halves); }
+#elif defined(__AVX2__)
+INLINE vu widened(vh halves) { return (vu)_mm256_cvtepu16_epi32((__m128i)halves); }
+#else
 INLINE vu widened(vh halves) { return __builtin_convertvector(halves, vu); }
+#endif
 INLINE v4 from_bytes(b4 bytes) {
   return __builtin_convertvector(__builtin_convertvector(bytes, i4), v4);
 }
+#endif
+
+/* The upper 16 bits of every value. */
+#if defined(__AVX2__) && !defined(__AVX512F__)
+INLINE vh upper_halves(vf v) {
+  __m256i high = _mm256_srli_epi32((__m256i)v, 16), packed = _mm256_packus_epi32(high, high);
+  return (vh)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8));
+}
+#else
+INLINE vh upper_halves(vf v) { return __builtin_convertvector((vu)v >> 16, vh); }
 #endif
 
 /* Four vectors of four, and their rows made columns. */

@@ -22,12 +22,15 @@ POWERS = """
 void EXPORT(powers)(const float *x, float *out, int64_t n) {
   for (int64_t i = 0; i < n; i += LANES) AT(vf, out + i) = exp2_of(AT(vf, x + i));
 }
+void EXPORT(logarithms)(const float *x, float *out, int64_t n) {
+  for (int64_t i = 0; i < n; i += LANES) AT(vf, out + i) = log2_of(AT(vf, x + i));
+}
 """
 
 
 @pytest.fixture(scope="module")
-def powers(tmp_path_factory):
-    """2^x by exponentials.h, of float32 arrays, for every instruction set that runs here."""
+def libraries(tmp_path_factory):
+    """exponentials.h, compiled for every instruction set that runs here."""
     folder = tmp_path_factory.mktemp("powers")
     (folder / "powers.c").write_text(POWERS)
     order = list(toolchain.instruction_sets())
@@ -40,9 +43,15 @@ def powers(tmp_path_factory):
             f"-I{toolchain.HERE}",
         ]
         subprocess.run([*command, str(folder / "powers.c"), "-o", str(out), "-lm"], check=True)
-        function = getattr(ctypes.CDLL(str(out)), f"powers_{isa}")
+        found[isa] = ctypes.CDLL(str(out))
+    return found
 
-        def call(x, function=function):
+
+def of_arrays(libraries, name):
+    """{isa: a function of float32 arrays}."""
+
+    def of(function):
+        def call(x):
             padded = np.zeros(-(-len(x) // 16) * 16, np.float32)
             padded[: len(x)] = x
             result = np.empty_like(padded)
@@ -50,8 +59,14 @@ def powers(tmp_path_factory):
             function(*pointers, ctypes.c_int64(len(padded)))
             return result[: len(x)]
 
-        found[isa] = call
-    return found
+        return call
+
+    return {isa: of(getattr(library, f"{name}_{isa}")) for isa, library in libraries.items()}
+
+
+@pytest.fixture(scope="module")
+def powers(libraries):
+    return of_arrays(libraries, "powers")
 
 
 def test_powers_of_two_are_within_two_units_in_the_last_place(powers):
@@ -62,7 +77,7 @@ def test_powers_of_two_are_within_two_units_in_the_last_place(powers):
     random = (whole[:, None] + generator.random((len(whole), 4000))).ravel()
     tiny = np.float32(2.0) ** np.arange(-149, 1)
     x = np.concatenate([whole, *near, halves, random, tiny, -tiny, [0.0, -0.0]]).astype(np.float32)
-    x = x[(x > -125) & (x < 128)]
+    x = x[(x > -125.5) & (x < 128)]
     exact = np.exp2(x.astype(np.float64))
     unit = np.spacing(exact.astype(np.float32)).astype(np.float64)
     for isa, call in powers.items():
@@ -71,12 +86,30 @@ def test_powers_of_two_are_within_two_units_in_the_last_place(powers):
 
 
 def test_powers_of_two_outside_the_range(powers):
-    given = np.float32([-125, -126.5, -3e38, -np.inf, 128, 200, 3e38, np.inf, np.nan])
+    given = np.float32([-125.6, -126.5, -3e38, -np.inf, 128, 200, 3e38, np.inf, np.nan])
     for call in powers.values():
         low, high = call(given)[:4], call(given)[4:8]
-        assert (low == 2.0**-125).all()  # next to nothing beside a sum of at least 1
+        assert (low == 0).all()
         assert np.isposinf(high).all()
         assert np.isnan(call(given)[8])
+
+
+def test_logarithms_are_within_two_units_or_a_rounding_of_one(libraries):
+    generator = np.random.default_rng(0)
+    size = 2.0 ** generator.uniform(-125, 127, 400_000)
+    near = 1 + generator.uniform(-1, 1, 400_000) * 2.0 ** generator.uniform(-24, -1, 400_000)
+    whole = 2.0 ** np.arange(-126, 128)
+    x = np.concatenate([size, near, whole, whole * (1 + 2.0**-23)]).astype(np.float32)
+    exact = np.log2(x.astype(np.float64))
+    allowed = np.maximum(2 * np.spacing(np.abs(exact).astype(np.float32)), 2.0**-23)
+    for isa, call in of_arrays(libraries, "logarithms").items():
+        error = np.abs(call(x).astype(np.float64) - exact)
+        assert (error <= allowed).all(), (isa, x[(error / allowed).argmax()])
+        odd = call(np.float32([0, np.inf, np.nan, 1]))
+        assert np.isneginf(odd[0])
+        assert np.isposinf(odd[1])
+        assert np.isnan(odd[2])
+        assert odd[3] == 0
 
 
 @st.composite

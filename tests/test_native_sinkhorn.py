@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastequi import functional
 from fastequi.kernels import backend, native_sinkhorn, toolchain
-from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
+from fastequi.kernels.sinkhorn import column_lse, compute_sinkhorn_step, row_lse, sinkhorn
 from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
 
 pytestmark = NEEDS_C
@@ -74,6 +75,33 @@ def test_the_kernels_run_and_are_not_the_pytorch_path(monkeypatch):
         sinkhorn(x, 0.1, 3)
         with pytest.raises(AssertionError, match="the PyTorch path ran"):
             sinkhorn(x.half(), 0.1, 3)  # a type that the kernels do not know
+
+
+@pytest.mark.parametrize("depth", [30.0, 60.0, 80.0, 100.0, 1e4])
+def test_a_column_far_below_all_others_keeps_its_digits(depth):
+    """exp(-depth) of it in every row: below -87 that is no float32 any more."""
+    x = torch.randn(5, 40)
+    x[:, 7] -= depth
+    x[:, 39] -= 2 * depth
+    row, before = x.logsumexp(1), torch.zeros(40)
+    wide = x.double()
+    with backend.force("native"):
+        found = compute_sinkhorn_step(x, 1.0, row, before, None)
+    column = (wide - row[:, None]).logsumexp(0)
+    for ours, exact in zip(found, ((wide - column).logsumexp(1), column), strict=True):
+        assert (ours - exact).abs().max() <= 5e-7 * size(x, 1.0)
+
+
+def test_the_losses_of_one_process_take_one_pass_an_iteration(monkeypatch):
+    """The first one takes two: nothing is known of the rows before."""
+    calls, balance = [], native_sinkhorn.balance
+    monkeypatch.setattr(native_sinkhorn, "balance", lambda *a: calls.append(1) or balance(*a))
+    student, teacher = torch.randn(2, 6, 40), torch.randn(2, 6, 40)
+    with backend.force("native"):
+        functional.dino_loss(student, teacher, targets="sinkhorn", iterations=4)
+        assert len(calls) == 3
+        functional.ibot_loss(student, teacher, targets="sinkhorn", iterations=4)
+        assert len(calls) == 6
 
 
 def test_several_processes_go_by_halves():

@@ -6,6 +6,7 @@ Logits come from the prototype layer, before any temperature. The teacher gets n
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -278,7 +279,10 @@ def _distribution(
         checks.same_device(student=rows, center=center)
         column = None if center is None else center.detach().to(_wide(rows)) / temp
         return None, column
-    shared = temp, iterations, lambda lse: distributed.all_reduce_logsumexp(lse, group), weight
+    across = None  # of one process an iteration takes one pass over the logits
+    if group is not None and group.size() > 1:
+        across = functools.partial(distributed.all_reduce_logsumexp, group=group)
+    shared = temp, iterations, across, weight
     if layer is None:
         return _sinkhorn.sinkhorn(rows, *shared)
     return _linear.linear_sinkhorn(rows, layer.detach(), *shared)
