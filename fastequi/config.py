@@ -355,7 +355,8 @@ class Config:
         if "system" in found:
             raise ValueError(_EARLIER)
         if isinstance(found.get("data"), dict):
-            found["data"].setdefault("views", "dali")  # what there was before this setting
+            earlier = {"views": "dali", "order": "table"}  # what there was before these settings
+            found["data"] = {**earlier, **found["data"]}
         return _from_dict(cls, {name: found[name] for name in found if name != "recipe"})
 
 

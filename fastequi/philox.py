@@ -16,25 +16,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_M = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
+_W = np.array([0x9E3779B9, 0xBB67AE85], np.uint64)
+_ROUNDS = np.arange(10, dtype=np.uint64)[:, None]
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+_ID_BITS = np.uint64(48)
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
     """Ten rounds of Philox4x32 on counters [..., 4] (32-bit words) under one 64-bit key."""
-    c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1, c2, c3 = (
-            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
-            p1 & _LOW,
-            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
-            p0 & _LOW,
-        )
-        k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], -1).astype(np.uint32)
+    words = np.moveaxis(counter, -1, 0).astype(np.uint64, order="C").reshape(2, 2, -1)
+    even, odd = words[:, 0], words[:, 1]  # words 0 and 2, words 1 and 3
+    keys = np.array(key, np.uint64) + _W * _ROUNDS & _LOW
+    for round_key in keys[..., None]:
+        product = even * _M[:, None]
+        even, odd = (product >> _SHIFT)[::-1] ^ odd ^ round_key, (product & _LOW)[::-1]
+    found = np.stack([even, odd], -1).astype(np.uint32)  # [2, N, 2]
+    return found.swapaxes(0, 1).reshape(counter.shape)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Draws:
     Args:
         seed: of the run, any 64-bit integer.
         epoch: 0, 1, ...
-        sample_ids: [B] integers in [0, 2^32).
+        sample_ids: [B] integers in [0, 2^48).
     """
 
     seed: int
@@ -59,12 +57,25 @@ class Draws:
         return len(self.sample_ids)
 
     def bits(self, stream: str, n: int) -> NDArray[np.uint32]:
-        """[B, n] uniform 32-bit words. Counter: (block of four words, stream, sample, epoch)."""
+        """[B, n] uniform 32-bit words.
+
+        Counter: (block of four words and the sample's upper 16 bits, stream, the sample's lower 32
+        bits, epoch).
+
+        Raises:
+            ValueError: n is above 2^18, or a sample's id is out of range.
+        """
         blocks = -(-n // 4)
+        if blocks > 1 << 16:
+            raise ValueError(f"n: expected at most {1 << 18} words of a stream, got {n}")
+        ids = self.sample_ids.astype(np.uint64)[:, None]  # a negative one is very large
+        if len(ids) and ids.max() >> _ID_BITS:
+            wrong = self.sample_ids[ids[:, 0].argmax()]
+            raise ValueError(f"sample_ids: expected 0 to 2^48 - 1, got {wrong}")
         counter = np.empty((len(self.sample_ids), blocks, 4), np.uint64)
-        counter[..., 0] = np.arange(blocks, dtype=np.uint64)
+        counter[..., 0] = np.arange(blocks, dtype=np.uint64) | ids >> _SHIFT << np.uint64(16)
         counter[..., 1] = zlib.crc32(stream.encode())
-        counter[..., 2] = self.sample_ids[:, None].astype(np.uint64)
+        counter[..., 2] = ids & _LOW
         counter[..., 3] = self.epoch
         words = philox4x32(counter, (self.seed & 0xFFFFFFFF, (self.seed >> 32) & 0xFFFFFFFF))
         return words.reshape(len(self.sample_ids), blocks * 4)[:, :n]

@@ -75,3 +75,17 @@ def test_permutation():
         assert (orders[0] == other).mean() < 0.02
     first = np.array([permutation(5, seed, 0)[0] for seed in range(2000)])
     assert np.abs(np.bincount(first, minlength=5) - 400).max() < 90
+
+
+def test_samples_beyond_32_bits():
+    ids = [5, 5 + 2**32, 5 + 2**33, 5 + 2**47]
+    words = Draws.of(1, 2, ids).bits("a", 12)
+    assert len(np.unique(words)) == words.size
+    np.testing.assert_array_equal(words[:1], Draws.of(1, 2, [5]).bits("a", 12))
+    for wrong in (2**48, -1):
+        with pytest.raises(ValueError, match=rf"sample_ids: expected 0 to 2\^48 - 1, got {wrong}"):
+            Draws.of(0, 0, [3, wrong]).bits("a", 1)
+    with pytest.raises(
+        ValueError, match="n: expected at most 262144 words of a stream, got 262145"
+    ):
+        Draws.of(0, 0, [3]).bits("a", 2**18 + 1)

@@ -116,6 +116,9 @@ class DataConfig:
             epoch is files × repeat × samples_per_decode samples.
         num_threads: DALI's threads in each rank; 0: all usable cores, at most 16.
         tolerate: largest share of images that may be unreadable; one always may, unless it is 0.
+        order: how an epoch's order is found. "computed": any position by itself, in constant time
+            and memory (`fastequi.data.order`). "table": by sorting a random number of every image,
+            16 bytes each, as runs did before; they keep it.
         views: what makes the views of decoded images, on the device. "dali": its operators one
             after the other. "fused": one pass per view (:func:`fastequi.fused_views`), the same
             but for DALI's rounding (a grey level, rarely two); several times as fast on a CPU, not
@@ -142,6 +145,7 @@ class DataConfig:
     repeat: int = 1
     num_threads: int = 0
     tolerate: float = 0.1
+    order: Literal["computed", "table"] = "computed"
     views: Literal["dali", "fused", "auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -167,6 +171,8 @@ class DataConfig:
         self._check_overlap()
         _expect(self.num_threads >= 0, "num_threads", "0 (automatic) or more", self.num_threads)
         _expect(0 <= self.tolerate < 1, "tolerate", "a share 0 <= tolerate < 1", self.tolerate)
+        fine = self.order in ("computed", "table")
+        _expect(fine, "order", "computed or table", self.order)
         known = ("dali", "fused", "auto")
         _expect(self.views in known, "views", "dali, fused or auto", self.views)
         fine = all(map(math.isfinite, self.mean))

@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.config import DataConfig
+from fastequi.data.order import shuffled
 from fastequi.philox import permutation
+
+_AHEAD = 4096  # decodes whose place in the order is computed at once
 
 
 class Step(NamedTuple):
@@ -42,7 +45,7 @@ class Sampler:
 
     Args:
         num_files: of the source.
-        cfg: batch_size, samples_per_decode and repeat.
+        cfg: batch_size, samples_per_decode, repeat and order.
         seed: of the run.
         rank, world_size: this process and the number of them; batch_size is split evenly.
 
@@ -54,6 +57,7 @@ class Sampler:
         self, num_files: int, cfg: DataConfig, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.num_files, self.repeat, self.seed = num_files, cfg.repeat, seed
+        self.order = cfg.order
         self.per_decode = cfg.samples_per_decode
         self.decodes = cfg.batch_size // cfg.samples_per_decode
         self.epoch = self.index = 0
@@ -72,8 +76,9 @@ class Sampler:
                 f"repeat >= {-(-self.decodes // num_files)}, or a smaller batch_size"
             )
         self.share = self.decodes // world_size  # decodes of this rank
-        self._mine = slice(rank * self.share, (rank + 1) * self.share)
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._first = rank * self.share  # of them, in a step
+        self._table: tuple[int, NDArray[np.int64]] | None = None
+        self._ahead: tuple[int, int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -87,7 +92,7 @@ class Sampler:
         if self.index + batch > self.num_files * self.repeat * self.per_decode:
             self.epoch, self.index = self.epoch + 1, 0
         first = self.index // self.per_decode
-        decodes = self._epoch_order()[first : first + self.decodes][self._mine]
+        decodes = self._sorted(first) if self.order == "table" else self._computed(first)
         ids = decodes[:, None] * self.per_decode + np.arange(self.per_decode)
         self.index += batch
         return Step(self.epoch, self.index, decodes // self.repeat, ids.reshape(-1))
@@ -114,10 +119,25 @@ class Sampler:
             )
         self.epoch, self.index = state["epoch"], state["index"]
 
-    def _epoch_order(self) -> NDArray[np.int64]:
-        """[files · repeat] decodes (file · repeat + round) of the epoch, round after round."""
-        if self._order is None or self._order[0] != self.epoch:
+    def _computed(self, first: int) -> NDArray[np.int64]:
+        """[share] decodes (file · repeat + round) of the step whose first one is at `first`."""
+        if self._ahead is not None:
+            epoch, start, decodes = self._ahead
+            step, between = divmod(first - start, self.decodes)
+            if epoch == self.epoch and not between and 0 <= step < len(decodes):
+                return decodes[step]
+        left = (self.num_files * self.repeat - first) // self.decodes
+        count = min(left, max(1, _AHEAD // self.share))
+        starts = first + self._first + self.decodes * np.arange(count)
+        turns, places = np.divmod(starts[:, None] + np.arange(self.share), self.num_files)
+        files = shuffled(places.ravel(), self.num_files, self.seed, self.epoch, turns.ravel())
+        decodes = files.reshape(places.shape) * self.repeat + turns
+        self._ahead = self.epoch, first, decodes
+        return decodes[0]
+
+    def _sorted(self, first: int) -> NDArray[np.int64]:
+        """The same, by an order of all decodes of the epoch, round after round."""
+        if self._table is None or self._table[0] != self.epoch:
             order = permutation(self.num_files * self.repeat, self.seed, self.epoch)
-            order = order[np.argsort(order % self.repeat, kind="stable")]
-            self._order = (self.epoch, order)
-        return self._order[1]
+            self._table = self.epoch, order[np.argsort(order % self.repeat, kind="stable")]
+        return self._table[1][first + self._first :][: self.share]
