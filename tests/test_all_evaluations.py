@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("nvidia.dali")
 
 from fastequi.cli import evaluations
-from fastequi.cli.all_evaluations import _OPTION
+from fastequi.cli.all_evaluations import _OPTION, every
 from fastequi.cli.main import main
 from fastequi.evaluate.geometry.kinds import DATA, KINDS
 from fastequi.evaluate.results import read
@@ -139,3 +139,21 @@ def test_real_evaluations_on_the_embedded_photographs(run, capsys):
     assert [row["kind"] for row in saved["figures"]] == ["layers", "position", "reconstruct"]
     assert saved["without_data"] == {"rotnet": "--labelled"}
     assert "run, headline figures" in capsys.readouterr().out
+
+
+def test_what_is_finished_is_kept_and_said_when_it_is_stopped(run, tmp_path, monkeypatch, capsys):
+    def stopped(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluations, "match", writing(of_geometry("match", "run"), []))
+    monkeypatch.setattr(evaluations, "knn", stopped)
+    (tmp_path / "classes").mkdir()
+    kinds = ["--kinds", "match", "knn", "layers", "--labelled", str(tmp_path / "classes")]
+    out = tmp_path / "all.json"
+    with pytest.raises(KeyboardInterrupt):  # which the process then ends with
+        every([str(run), *kinds, "--device", "cpu", "--out", str(out)])
+    said = capsys.readouterr().err
+    assert f"finished: match; their files are in {tmp_path}" in said
+    assert "The others: --kinds knn layers" in said
+    assert "a whole table" in out.with_suffix(".txt").read_text()
+    assert not out.exists()

@@ -141,7 +141,7 @@ def test_images_that_probes_are_fitted_and_tested_on_are_counted(runs, tmp_path,
         main(["eval", kind, str(runs / "tir"), *words])
         assert json.loads(out.read_text())["test_used_for_fitting"] == count
         printed = " ".join(capsys.readouterr().out.split())
-        said = f"probes are fitted and tested on the same images: {count} of the 9 test images"
+        said = f"fitted and tested on the same images: {count} of the 9 test images"
         assert (said in printed) == bool(count)
         if kind == "equivariance":
             of = f"{count} of 9 AMONG THOSE THAT PROBES ARE FITTED ON"

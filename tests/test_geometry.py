@@ -1,5 +1,6 @@
 """The frame of evaluations of geometry: figures, maps of tokens, exact pairs, and `match`."""
 
+import errno
 import json
 import math
 import os
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from fastequi.cli.main import main
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TEST_REGION
+from fastequi.evaluate import results
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry import figures
 from fastequi.evaluate.geometry.figures import Figure, Measure, Measured, means, table
@@ -27,6 +30,7 @@ from fastequi.evaluate.geometry.projective import (
     warped,
 )
 from fastequi.evaluate.geometry.warped_pairs import FAMILIES, corner_error, of_theta, warped_pairs
+from fastequi.evaluate.geometry.windows import cut_windows
 from fastequi.evaluate.results import Row
 from fastequi.functional import warp
 from fastequi.models import vit
@@ -97,9 +101,42 @@ def test_differences_are_paired():
         assert value == (pytest.approx(1, abs=1e-5),)
     assert found.score("pixels").high[0] - found.score("pixels").low[0] > 3
     (line,) = found.sentences()
-    assert "score +1.000 [1.000, 1.000] than pixels" in line
+    said = "better, better less the best baseline: score +1.000 [+1.000, +1.000] (pixels)"
+    assert line == said
     drawn = found.drawn("title")
     assert drawn.row_count == 2
+
+
+def test_what_an_encoder_adds_to_another_is_said_first():
+    """By the best row of each, of figures of which less is better too."""
+    base = torch.arange(20.0)[:, None].repeat(1, 2)
+    measure = means(Figure("recall", digits=1), Figure("error", "lower", 1), Figure("area", ""))
+    rows = {
+        ("pixels", "pixels", True): (-3, 4),
+        ("base", "patch", False): (-2, 1),
+        ("ours", "patch", False): (-1, 3),
+        ("ours", "z_equi", False): (1, -1),
+    }
+    found = table(
+        measure,
+        [
+            Measured(
+                Row(encoder=name, features=features, is_baseline=baseline),
+                figures.sums_of_values(torch.cat([base + torch.tensor(by), base[:, :1]], 1)),
+            )
+            for (name, features, baseline), by in rows.items()
+        ],
+    )
+    of = "(z_equi less patch)", "(z_equi less patch, lower is better)"
+    first, *others = found.sentences()
+    assert first == (
+        f"ours less base: recall +3.0 [+3.0, +3.0] {of[0]}; error -2.0 [-2.0, -2.0] {of[1]}"
+    )
+    assert len(others) == 3
+    assert others[0] == (
+        "base, patch less the best baseline: recall +1.0 [+1.0, +1.0] (pixels, pixels); "
+        "error -3.0 [-3.0, -3.0] (pixels, pixels, lower is better)"
+    )
 
 
 def test_photographs_are_drawn_whole():
@@ -346,13 +383,63 @@ def encoder_for_tests(device):
     return tiny(size=32)
 
 
+@pytest.mark.parametrize(("n", "expected"), [(9, 9), (20, 9), (5, 5), (80, 9)])
+def test_windows_are_of_as_many_photographs_as_they_can_be(n, expected):
+    """Eight windows are cut from one decoding where there are enough of them."""
+    pytest.importorskip("nvidia.dali")
+    source, encoder = embedded_photos(), encoder_for_tests(torch.device("cpu"))
+    windows = cut_windows(source, encoder, n)
+    assert len(windows.images) == n
+    assert len(windows.photographs.unique()) == expected
+    pairs = warped_pairs(source, encoder, "se2", n)
+    assert len(pairs.photographs.unique()) == expected
+
+
+def test_photographs_for_testing_need_no_others_where_nothing_is_fitted(tmp_path, capsys):
+    pytest.importorskip("nvidia.dali")
+    photos = embedded_photos().paths[0].rsplit("/", 1)[0]
+    for kind, words in (
+        ("match", ["--pairs", "18", "--families", "se2"]),
+        ("layers", ["--windows", "18"]),
+    ):
+        file = tmp_path / f"{kind}.json"
+        words += ["--device", "cpu", "--cache-gb", "0", "--out", str(file)]
+        main(["eval", kind, f"{__name__}:encoder_for_tests", "--test-data", photos, *words])
+        found = json.loads(file.read_text())
+        assert found["data"] == photos
+        assert found["photographs"] == 9
+    assert "of 9 photographs" in capsys.readouterr().out
+
+
+def test_a_disk_that_becomes_full_is_named_and_keeps_what_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "page.html"
+    results.write(file, "before")
+
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(ValueError, match=r"--out: .*page.html cannot be written \(No space left"):
+        results.write(file, "after")
+    assert file.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_plot_of_layers_has_a_place_of_its_own(tmp_path, capsys):
+    file = tmp_path / "layers.svg"
+    with pytest.raises(SystemExit):
+        main(["eval", "layers", f"{__name__}:encoder_for_tests", "--out", str(file)])
+    assert "--out: expected a JSON file, got" in capsys.readouterr().err
+    assert not file.exists()
+
+
 def test_the_command_prints_tables_and_leaves_a_file(tmp_path, capsys):
     pytest.importorskip("nvidia.dali")
     file = tmp_path / "match.json"
     words = ["eval", "match", f"{__name__}:encoder_for_tests", "--pairs", "24", "--out", str(file)]
     main([*words, "--families", "se2", "--device", "cpu", "--cache-gb", "0"])
     out = capsys.readouterr().out
-    assert "se2, photometric, 24 images of" in out
+    assert "se2, photometric, 24 pairs of" in out
     found = json.loads(file.read_text())
     assert (found["kind"], found["pairs"], found["photographs"]) == ("match", 24, 9)
     assert list(found["tables"]) == ["se2", "se2, photometric"]
@@ -388,7 +475,8 @@ def test_damaged_photographs_are_counted_once_below_the_tables(
     main(["eval", *words[:1], f"{__name__}:encoder_for_tests", "--data", str(tmp_path / "photos"),
           *words[1:], "--device", "cpu", "--cache-gb", "0", "--out", str(out)])  # fmt: skip
     said = " ".join(capsys.readouterr().out.split())
-    assert "8 images of 1 photographs, so no interval" in said
+    unit = "pairs" if "--pairs" in words else "windows"
+    assert f"8 {unit} of 1 photograph, so no interval" in said
     assert said.count("1 of 2 test photographs cannot be decoded and are left out: 04.jpg") == 1
     assert sum("04.jpg cannot be decoded" in line for line in caplog.messages) == 1
     fitted = said.count("1 of 8 training photographs cannot be decoded and are left out: 01.jpg")

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 
 import pytest
 import torch
@@ -25,6 +26,53 @@ def test_maps_are_the_same_from_the_disk(tmp_path):
     for _ in range(2):
         assert torch.equal(kept(images())["patch"], expected)
     assert len(list(tmp_path.glob("*/*.safetensors"))) == 3
+
+
+def test_a_full_disk_costs_time_alone(tmp_path, monkeypatch, caplog):
+    encoder = small_vit(CPU)
+    plain = grids_of(encoder)
+    maps = KeptMaps(tmp_path, 1.0)
+    kept = maps.around(plain, encoder)
+    tries = []
+
+    def full(path, *_):
+        path.write_bytes(b"half")
+        tries.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fastequi.evaluate.geometry.kept_maps.save_tensors", full)
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            assert torch.equal(kept(images())["patch"], plain(images())["patch"])
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert f"{tmp_path} cannot be written (No space left on device)" in said
+    assert len(tries) == 1
+    assert not list(tmp_path.glob("*/*"))
+    assert not list(tmp_path.glob("*/.*"))
+
+
+def test_how_many_maps_were_there_is_said(tmp_path):
+    encoder = small_vit(CPU)
+    for found in (0, 2):
+        maps = KeptMaps(tmp_path, 1.0)
+        assert maps.sentence() == ""
+        maps.around(grids_of(encoder), encoder)(images(2 + found))
+        of = f"{found} of {2 + found} maps of tokens were there already; {tmp_path}"
+        assert maps.sentence() == of
+
+
+def test_the_limit_is_kept_on_the_way_and_rests_are_removed(tmp_path):
+    encoder = small_vit(CPU)
+    rest = tmp_path / "x" / ".map.safetensors.host.1.tmp"
+    rest.parent.mkdir()
+    rest.write_text("half")
+    KeptMaps(tmp_path, 1.0).trim()
+    assert rest.exists()  # its writer may live
+    os.utime(rest, (0, 0))
+    maps = KeptMaps(tmp_path, 1e-9)  # a byte
+    maps.around(grids_of(encoder), encoder)(images(3))
+    assert not list(tmp_path.glob("*/*.safetensors"))
+    assert not rest.exists()
 
 
 def test_a_map_that_another_process_removed_is_made_anew(tmp_path):

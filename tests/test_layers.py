@@ -231,7 +231,7 @@ def test_the_command_leaves_tables_and_a_plot(tmp_path, capsys):
         for row in found["scores"]:
             assert all(abs(v) < 1 + 1e-6 for v in row["values"] if v == v)
     printed = capsys.readouterr().out
-    assert "turns: run is most equivariant at " in printed
+    assert "turns: of its blocks run is most equivariant at " in printed
     assert f"{run / 'eval_layers.svg'}" in printed
     drawing = ElementTree.parse(run / "eval_layers.svg").getroot()
     assert len(drawing.findall(".//{*}polyline")) == 3 * 4 * 2  # E, I, P and e of each group

@@ -42,6 +42,23 @@ def test_every_fifth_of_images_and_masks_tests(tmp_path):
     assert mask.dtype == torch.uint8
 
 
+def test_a_lone_large_id_is_said_before_anything_is_computed(tmp_path, caplog):
+    """A wrong pixel would make two hundred classes."""
+    for i in range(10):
+        save(RGB, tmp_path / "images" / f"{i:02d}.jpg")
+        save(ids(0, 1, 2 if i != 7 else 200), tmp_path / "masks" / f"{i:02d}.png")
+    found = open_masks(tmp_path)
+    assert found.classes == 201
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert said.startswith("--classes: 201 by the largest id, 200, which is in 1 of 10 masks (")
+    assert "07.png)" in said
+    assert "197 are in none" in said
+    caplog.clear()
+    save(ids(0, 1, 2), tmp_path / "masks" / "07.png")
+    assert open_masks(tmp_path).classes == 3
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("above", [True, False], ids=["train/images", "images/train"])
 def test_folders_named_as_splits_are_taken(tmp_path, above):
     for split, count in (("train", 3), ("val", 2), ("test", 1)):

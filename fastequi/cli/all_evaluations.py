@@ -6,8 +6,8 @@ import io
 import json
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,7 +73,7 @@ def every(argv: list[str]) -> None:
     _expect_places(options)
 
     from fastequi.evaluate.encoders import load_encoder, load_other
-    from fastequi.evaluate.results import place, save, writable
+    from fastequi.evaluate.results import place, save, writable, write
 
     stated = options.stated()
     encoder = load_encoder(options.checkpoint, options.device, stated)
@@ -88,26 +88,29 @@ def every(argv: list[str]) -> None:
     refused: dict[str, str] = {}
     without: dict[str, str] = {}
     said = []
-    for kind in kinds:
-        option = _OPTION[evaluations.DATA[kind]]
-        if option != "data" and not flat(getattr(options, option)):
-            without[kind] = f"--{option}"
-            continue
-        print(f"eval {kind}", file=sys.stderr, flush=True)
-        own, text = _file_of(kind, file), io.StringIO()
-        try:
-            with redirect_stdout(text):
-                getattr(evaluations, kind)(_words(kind, options, own))
-            figures.append(_headline(kind, own))
-        except _REFUSALS as error:
-            refused[kind] = str(error)
-            print(f"eval {kind}: {error}", file=sys.stderr, flush=True)
-        said.append(f"eval {kind}\n\n{text.getvalue()}")
+    with _told(kinds, figures, file):
+        for kind in kinds:
+            option = _OPTION[evaluations.DATA[kind]]
+            if option != "data" and not flat(getattr(options, option)):
+                without[kind] = f"--{option}"
+                continue
+            print(f"eval {kind}", file=sys.stderr, flush=True)
+            own, text, begun = _file_of(kind, file), io.StringIO(), time.monotonic()
+            try:
+                with redirect_stdout(text):
+                    getattr(evaluations, kind)(_words(kind, options, own))
+                figures.append(_headline(kind, own))
+                took = f"{time.monotonic() - begun:.0f} s"
+                print(f"eval {kind}: {took}, {own}", file=sys.stderr, flush=True)
+            except _REFUSALS as error:
+                refused[kind] = str(error)
+                print(f"eval {kind}: {error}", file=sys.stderr, flush=True)
+            said.append(f"eval {kind}\n\n{text.getvalue()}")
+            write(file.with_suffix(".txt"), "\n".join(said))
     if not figures:
         reasons = [f"{kind}: {why}" for kind, why in refused.items()]
         reasons += [f"{kind} needs {option}" for kind, option in without.items()]
         raise ValueError(f"eval all: no evaluation ran; {'; '.join(reasons)}")
-    file.with_suffix(".txt").write_text("\n".join(said), encoding="utf-8")
     document: dict[str, Any] = {
         "figures": figures,
         "refused": refused,
@@ -117,6 +120,23 @@ def every(argv: list[str]) -> None:
     save(file, kind="all", spec=options.checkpoint, encoder=encoder, document=document)
     _print_page(encoder.name, figures, refused, without)
     print(f"{document['seconds']:.0f} s; {file}; whole tables in {file.with_suffix('.txt')}")
+
+
+@contextmanager
+def _told(kinds: Sequence[str], figures: Sequence[Mapping[str, str]], page: Path) -> Iterator[None]:
+    """Says of a run that is stopped what is there, and how the rest is made."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = [figure["kind"] for figure in figures]
+        if done:
+            left = " ".join(kind for kind in kinds if kind not in done)
+            print(
+                f"finished: {', '.join(done)}; their files are in {page.parent}, their tables in "
+                f"{page.with_suffix('.txt')}. The others: --kinds {left}",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _chosen(options: AllOptions) -> Sequence[str]:

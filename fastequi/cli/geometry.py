@@ -172,6 +172,8 @@ def homography(argv: list[str]) -> None:
 def layers(argv: list[str]) -> None:
     options = parse(LayersOptions, "fastequi eval layers", argv)
     at_least(options, 2, "windows")
+    if options.out is not None and options.out.suffix == ".svg":
+        raise ValueError(f"--out: expected a JSON file, got {options.out}, where the plot goes")
 
     from fastequi.evaluate.geometry.frame import evaluate
     from fastequi.evaluate.geometry.layers import evaluate_layers

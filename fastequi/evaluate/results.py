@@ -144,7 +144,19 @@ def save(
         "encoder": encoder.name,
         "image_size": encoder.image_size,
     }
-    replace_text(file, json.dumps({**head, **document}, indent=1, default=_as_json) + "\n")
+    write(file, json.dumps({**head, **document}, indent=1, default=_as_json) + "\n")
+
+
+def write(file: Path, text: str) -> None:
+    """Replaces a file of results at once; what was there stays if that fails.
+
+    Raises:
+        ValueError: it cannot be written, as on a disk that became full.
+    """
+    try:
+        replace_text(file, text)
+    except OSError as error:
+        raise _not_written(file, error) from error
 
 
 def _as_json(value: Any) -> Any:
@@ -167,6 +179,10 @@ def place(kind: str, spec: str, out: Path | None) -> Path:
     return writable(out or (folder if folder.is_dir() else Path()) / f"eval_{kind}.json")
 
 
+def _not_written(file: Path, error: OSError) -> ValueError:
+    return ValueError(f"--out: {file} cannot be written ({error.strerror})")
+
+
 def writable(file: Path) -> Path:
     """A file that can be written, found out before there is anything to lose; its folder is made.
 
@@ -182,7 +198,7 @@ def writable(file: Path) -> Path:
         if not existed:
             file.unlink()
     except OSError as error:
-        raise ValueError(f"--out: {file} cannot be written ({error.strerror})") from error
+        raise _not_written(file, error) from error
     return file
 
 
@@ -248,8 +264,8 @@ def not_held_out(specs: Sequence[str], train: Source | None, test: Source | None
     fitted = 0 if train is None or test is None else shared(train, test)
     if test is not None and fitted:
         print(
-            f"probes are fitted and tested on the same images: {fitted} of the {len(test)} test "
-            "images are among the training images"
+            f"fitted and tested on the same images: {fitted} of the {len(test)} test images are "
+            "among those fitted on"
         )
     seen = seen_in_training(specs, test)
     return {"test_seen_in_training": seen, "test_used_for_fitting": fitted}

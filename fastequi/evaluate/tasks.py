@@ -37,7 +37,7 @@ from fastequi.runtime.devices import expect_memory
 GEOMETRIC = ("rotation", "translation", "se2")
 FEATURES = ("z_equi", "z_inv", "patch", "cls")
 _BEYOND = 15.0  # degrees outside the range that rotation is fitted on
-_SCALED, _PER_DECODE, _BATCH = 256, 8, 256
+_SCALED, _PER_DECODE, _BATCH = 256, 8, 256  # _PER_DECODE at most; all are powers of two
 
 
 @dataclass(frozen=True)
@@ -314,8 +314,9 @@ def window_loader(
     seed: int,
     device: torch.device,
     window: tuple[float, float] | None = None,
+    count: int | None = None,
 ) -> Loader:
-    """Endless batches of un-augmented windows, eight from each decoding; close it after use.
+    """Endless batches of un-augmented windows, some from each decoding; close it after use.
 
     Args:
         source: the photographs.
@@ -324,12 +325,17 @@ def window_loader(
         seed: of windows and parameters.
         device: that images go to.
         window: see :class:`Budget`.
+        count: windows that will be taken: eight are cut from a decoding, or fewer, down to one, so
+            that they are from all photographs, or from as many as they can be; None: eight.
     """
+    per_decode = _PER_DECODE
+    while count is not None and per_decode > 1 and per_decode * len(source) > count:
+        per_decode //= 2
     if window is None:
         share = views.source_size / _SCALED
         window = (min(share, 0.6), min(1.6 * share, 1.0))
     plain = Augment.none(side=window)
-    decodes = _BATCH // _PER_DECODE
+    decodes = _BATCH // per_decode
     cfg = DataConfig(
         image_size=views.image_size,
         source_size=views.source_size,
@@ -337,7 +343,7 @@ def window_loader(
         a2=plain,
         shared_crop=True,
         batch_size=_BATCH,
-        samples_per_decode=_PER_DECODE,
+        samples_per_decode=per_decode,
         repeat=max(-(-16 * decodes // len(source)), 1),
     )
     return make_loader(source, cfg, path, seed=seed, device=device)

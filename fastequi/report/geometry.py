@@ -9,7 +9,7 @@ from typing import Any
 
 from fastequi.evaluate.geometry.blocks import place
 from fastequi.evaluate.geometry.kinds import KINDS
-from fastequi.evaluate.results import Result, read
+from fastequi.evaluate.results import Result, read, write
 from fastequi.report.charts import Bar, Curve, bars, curves, standalone
 from fastequi.report.findings import marked
 from fastequi.report.markup import table, tag, text
@@ -96,7 +96,7 @@ def draw_layers(file: Path) -> Path | None:
         return None
     css = resources.files("fastequi.report").joinpath("report.css").read_text()
     out = file.with_suffix(".svg")
-    out.write_text(standalone(panels, css), encoding="utf-8")
+    write(out, standalone(panels, css))
     return out
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fastequi import __version__
 from fastequi.data.sources.image_sets import Data
-from fastequi.evaluate.results import writable
+from fastequi.evaluate.results import writable, write
 from fastequi.report.page import page
 from fastequi.report.runs import Run, read_runs
 from fastequi.report.sheets import Sheet
@@ -36,7 +36,7 @@ def report(
     notes: list[str] = []
     drawn = _pictures(found, data, notes) if pictures else {}
     stamp = f"Written {datetime.now():%Y-%m-%d %H:%M} by fastequi {__version__}."
-    out.write_text(page(found, drawn, notes, stamp), encoding="utf-8")
+    write(out, page(found, drawn, notes, stamp))
     print(out)
     return out
 

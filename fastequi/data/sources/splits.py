@@ -183,6 +183,15 @@ def photographs(data: Data | None = None, test_data: Data | None = None) -> tupl
     return source.pick(np.flatnonzero(~tested)), source.pick(np.flatnonzero(tested))
 
 
+def for_test(data: Data | None, test_data: Data | None) -> Source:
+    """The photographs for testing, where nothing is fitted: `test_data` needs no `data` beside it.
+
+    Args:
+        data, test_data: see :func:`photographs`.
+    """
+    return photographs(data)[1] if test_data is None else open_source(test_data)
+
+
 def shared(train: Source, test: Source) -> int:
     """How many test images are among the training images: the same file, or the same bytes.
 

@@ -137,7 +137,7 @@ class Table:
         """For the terminal; no intervals where there is one photograph."""
         of = f"{self.images:,} {self.unit}"
         if self.photographs != self.images:
-            of += f" of {self.photographs:,} photographs"
+            of += f" of {self.photographs:,} photograph{'s' * (self.photographs != 1)}"
         if self.empty:
             of += f", {self.empty:,} of them with nothing to judge"
         if self.photographs == 1:
@@ -152,32 +152,58 @@ class Table:
         return drawn
 
     def sentences(self) -> list[str]:
-        """Of every trained row: its difference from the best baseline, figure by figure."""
-        lines = []
-        for score in self.scores:
-            if score.is_baseline:
-                continue
-            parts = []
-            for i, figure in enumerate(self.figures):
-                found = self._from_best_baseline(score.label, i)
-                if found is not None and self.photographs > 1:
-                    d, digits = found, figure.digits
-                    parts.append(
-                        f"{figure.name} {d.values[i]:+.{digits}f} "
-                        f"[{d.low[i]:.{digits}f}, {d.high[i]:.{digits}f}] than {d.against}"
-                    )
-            if parts:
-                lines.append(f"{score.label}: " + ", ".join(parts))
-        return lines
+        """What differences are, with their intervals; none of one photograph.
 
-    def _from_best_baseline(self, label: str, i: int) -> Difference | None:
+        Of the evaluated encoder, the last one, its best row less the best one of every other
+        encoder, figure by figure; and every trained row less the best baseline.
+        """
+        trained = [score for score in self.scores if not score.is_baseline]
+        if self.photographs < 2 or not trained:
+            return []
+        baselines = [score for score in self.scores if score.is_baseline]
+        evaluated = [score for score in trained if score.encoder == trained[-1].encoder]
+        others = dict.fromkeys(score.encoder for score in trained)
+        lines = [
+            self._less(evaluated, [s for s in trained if s.encoder == other], str(other))
+            for other in others
+            if other != trained[-1].encoder
+        ]
+        lines += [self._less([score], baselines, "the best baseline") for score in trained]
+        return [line for line in lines if line]
+
+    def _less(self, rows: Sequence[Score], others: Sequence[Score], name: str) -> str:
+        """The best of some rows less the best of others, figure by figure; "" where all are
+        undefined."""
+        parts = []
+        for i, figure in enumerate(self.figures):
+            ours, theirs = (self._best(some, i) for some in (rows, others))
+            found = ours and theirs and self._difference(ours.label, theirs.label)
+            if not ours or not theirs or not found:
+                continue
+            value, low, high = (f"{v[i]:+.{figure.digits}f}" for v in found)
+            of = theirs.features if theirs.encoder == name else theirs.label
+            if len(rows) > 1:
+                of = f"{ours.features} less {of}"
+            lower = ", lower is better" if figure.better == "lower" else ""
+            parts.append(f"{figure.name} {value} [{low}, {high}] ({of}{lower})")
+        who = str(rows[0].encoder) if len(rows) > 1 else rows[0].label
+        return f"{who} less {name}: {'; '.join(parts)}" if parts else ""
+
+    def _best(self, rows: Sequence[Score], i: int) -> Score | None:
         better = self.figures[i].better
-        rows = [s for s in self.scores if s.is_baseline and s.values[i] == s.values[i]]
-        if not better or not rows:
+        known = [score for score in rows if score.values[i] == score.values[i]]
+        if not better or not known:
             return None
-        best = (max if better == "higher" else min)(rows, key=lambda s: s.values[i])
-        pair = label, best.label
-        return next((d for d in self.differences if (d.label, d.against) == pair), None)
+        return (max if better == "higher" else min)(known, key=lambda score: score.values[i])
+
+    def _difference(self, label: str, against: str) -> tuple[tuple[float, ...], ...] | None:
+        """(values, low, high) of one row less another, whichever of both was taken first."""
+        for d in self.differences:
+            if (d.label, d.against) == (label, against):
+                return d.values, d.low, d.high
+            if (d.label, d.against) == (against, label):
+                return tuple(tuple(-v for v in part) for part in (d.values, d.high, d.low))
+        return None
 
 
 def _cell(figure: Figure, value: float, low: float, high: float, interval: bool) -> str:

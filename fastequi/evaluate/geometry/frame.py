@@ -113,8 +113,9 @@ def evaluate(
         console.print(drawn)
         for line in each.sentences():
             print(line)
-    for line in found.remarks:
-        print(line)
+    for line in (*found.remarks, kept.sentence()):
+        if line:
+            print(line)
     seconds = time.monotonic() - start
     held = not_held_out((spec, *against), found.fitted, found.tested)
     tables = {title: each.to_json() for title, each in found.tables.items()}

@@ -167,7 +167,7 @@ def _tables(
             rows["head"].append(Measured(each.row(name), found))
     measures = {name: OF_HEAD if name == "head" else OF_MATCHES for name in rows}
     return {
-        f"{name}{suffix}": table(measures[name], found, tested.photographs)
+        f"{name}{suffix}": table(measures[name], found, tested.photographs, unit="pairs")
         for name, found in rows.items()
     }
 

@@ -11,8 +11,9 @@ import hashlib
 import logging
 import os
 import platform
+import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ from fastequi.evaluate.geometry.grids import Grids, Maps
 from fastequi.evaluate.results import writable_folder
 
 logger = logging.getLogger(__name__)
+
+_STALE = 3600.0  # seconds after which a file that is half written is a dead process's
 
 
 def digest_of(encoder: Encoder) -> str | None:
@@ -47,7 +50,10 @@ class KeptMaps:
 
     Attributes:
         folder: made if it is not there, unless nothing is kept.
-        gigabytes: that all files may take; 0 keeps nothing.
+        gigabytes: that all files may take; 0 keeps nothing. Checked at the end, and on the way
+            whenever a tenth of it was written.
+        read, made: maps that were there, and that were not.
+        full: whether the disk was; then no more are kept, which is said once.
 
     Raises:
         ValueError: the limit is below 0 or no number, or the folder cannot be written.
@@ -55,6 +61,10 @@ class KeptMaps:
 
     folder: Path
     gigabytes: float
+    read: int = 0
+    made: int = 0
+    full: bool = False
+    _written: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses a limit that cannot be, and a folder that cannot be written if it is needed."""
@@ -73,6 +83,7 @@ class KeptMaps:
             files = [self._file(digest, image) for image in images.cpu()]
             found = {i: maps for i, file in enumerate(files) if (maps := _read(file)) is not None}
             missing = [i for i in range(len(files)) if i not in found]
+            self.read, self.made = self.read + len(found), self.made + len(missing)
             if missing:
                 made = grids.of(images[missing])
                 for place, i in enumerate(missing):
@@ -85,13 +96,26 @@ class KeptMaps:
 
         return replace(grids, of=of, digest=digest)
 
+    def sentence(self) -> str:
+        """How many maps were there already; "" where none could be."""
+        total = self.read + self.made
+        if not total:
+            return ""
+        return f"{self.read:,} of {total:,} maps of tokens were there already; {self.folder}"
+
     def trim(self) -> None:
-        """Removes the oldest files beyond the limit; of a limit of 0 none, as none was kept.
+        """Removes the oldest files beyond the limit, and what processes that ended left half
+        written; of a limit of 0 none, as none was kept.
 
         Other processes may remove some meanwhile.
         """
         if not self.gigabytes:
             return
+        self._written = 0
+        for file in self.folder.glob("*/.*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > _STALE:
+                    file.unlink()
         files = []
         for file in self.folder.glob("*/*.safetensors"):
             with suppress(FileNotFoundError):
@@ -115,10 +139,25 @@ class KeptMaps:
 
     def _keep(self, file: Path, maps: Maps) -> None:
         """Not synced, which took longer than the map: what a crash leaves damaged is made anew."""
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if self.full:
+            return
         temporary = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.tmp")
-        save_tensors(temporary, {name: x.cpu().contiguous() for name, x in maps.items()})
-        temporary.replace(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(temporary, {name: x.cpu().contiguous() for name, x in maps.items()})
+            self._written += temporary.stat().st_size
+            temporary.replace(file)
+        except (OSError, SafetensorError) as error:  # its writer has an error of its own
+            self.full = True
+            logger.warning(
+                "maps of tokens are not kept any more, %s cannot be written (%s); --cache names "
+                "another folder, --cache-gb 0 keeps none",
+                *(self.folder, getattr(error, "strerror", None) or error),
+            )
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        if self._written > self.gigabytes * 1e8:
+            self.trim()
 
 
 def _read(file: Path) -> Maps | None:

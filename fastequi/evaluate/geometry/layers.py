@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fastequi.data.sources.image_sets import Data
-from fastequi.data.sources.splits import photographs
+from fastequi.data.sources.splits import for_test
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.blocks import place, unknown_blocks, with_blocks
 from fastequi.evaluate.geometry.figures import Figure, Measured, Table, means, sums_of_values, table
@@ -203,7 +203,7 @@ def evaluate_layers(
     """A table for the turns, the flips and the shifts, or for each of them, on test photographs.
 
     Args:
-        data, test_data: see `fastequi.data.sources.splits.photographs`.
+        data, test_data: see `fastequi.data.sources.splits.for_test`.
         n: windows.
         each: a table for each of them, instead of means over a group.
         seed: of the windows.
@@ -217,7 +217,7 @@ def evaluate_layers(
     judged = with_blocks(grids, encoders)
     margin = max(shift_of(side, one.patch_size) * one.patch_size for one in judged)
     expect_windows(evaluated, n, margin=margin)
-    _, source = photographs(data, test_data)
+    given, source = test_data or data, for_test(data, test_data)
     say("cutting windows")
     windows = cut_windows(source, evaluated, n, margin=margin, seed=seed)
     groups = {
@@ -234,15 +234,20 @@ def evaluate_layers(
             for name in one.names:
                 values = torch.stack([found[member][name] for member in members]).nanmean(0)
                 rows[group].append(Measured(one.row(name), sums_of_values(values)))
-    tables = {group: table(MEASURE, part, windows.photographs) for group, part in rows.items()}
+    tables = {
+        group: table(MEASURE, part, windows.photographs, unit="windows")
+        for group, part in rows.items()
+    }
     about = {
-        **documented(data), "photographs": len(source), "windows": n, "seed": seed,
+        **documented(given), "photographs": len(source), "windows": n, "seed": seed,
         "shift_px": shift_of(side, grids[-1].patch_size) * grids[-1].patch_size,
         "left_out": named(windows.left_out, source),
     }  # fmt: skip
     remarks = [_highest(group, each, evaluated.name) for group, each in tables.items()]
     remarks += [*unknown_blocks(encoders), *without(windows.left_out, source)]
-    return Found(tables, about, list(filter(None, remarks)), tested=source if data else None)
+    return Found(
+        tables, about, list(filter(None, remarks)), tested=source if data or test_data else None
+    )
 
 
 def _highest(group: str, found: Table, encoder: str) -> str:
@@ -257,6 +262,6 @@ def _highest(group: str, found: Table, encoder: str) -> str:
     top = max(own, key=lambda score: score.values[0])
     (best, unchanged), last = top.values[:2], own[-1].values[0]
     return (
-        f"{group}: {encoder} is most equivariant at {top.features} ({best:.3f}, invariance "
-        f"{unchanged:.3f}); at its last block {last:.3f}"
+        f"{group}: of its blocks {encoder} is most equivariant at {top.features} ({best:.3f}, "
+        f"invariance {unchanged:.3f}); at its last block {last:.3f}"
     )

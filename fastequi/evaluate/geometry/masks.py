@@ -11,6 +11,7 @@ Every mask is read once before anything is computed: its size and its ids have t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from fastequi.evaluate.geometry.pair_folders import (
     png_values,
 )
 from fastequi.evaluate.results import documented
+
+logger = logging.getLogger(__name__)
 
 IGNORED = 255
 _WRONG = -1
@@ -159,6 +162,15 @@ def open_masks(
     if not any(map(len, tested)):
         raise ValueError("--data: expected labelled pixels in masks for testing, all are ignored")
     if layout == "folders":
+        if not classes and 2 * len(every) <= every.max():
+            every_pair = zip((*pairs.train, *pairs.test), ids, strict=True)
+            files = [pair.target for pair, own in every_pair if every[-1] in own]
+            logger.warning(
+                "--classes: %d by the largest id, %d, which is in %d of %d masks (%s); of the ids "
+                "below it %d are in none. Is it one?",
+                *(every[-1] + 1, every[-1], len(files), len(ids), files[0]),
+                every[-1] + 1 - len(every),
+            )
         codes = _codes(range(classes or int(every.max()) + 1))
     known = np.flatnonzero((codes != _WRONG) & (codes != IGNORED))
     return MaskSet(

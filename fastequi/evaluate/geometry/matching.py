@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.data.sources.image_sets import Data
-from fastequi.data.sources.splits import photographs
+from fastequi.data.sources.splits import for_test
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.figures import Figure, Measured, means, sums_of_values, table
 from fastequi.evaluate.geometry.frame import Found, Say, named, without
@@ -71,7 +71,7 @@ def evaluate_matches(
     evaluated = encoders[str(grids[-1].encoder)]
     each_pair = 2 * 2 * 3 * 2 * evaluated.image_size**2  # two 16-bit images; joined once
     expect_memory("--pairs", n, each_pair, torch.device("cpu"))
-    _, source = photographs(data, test_data)
+    given, source = test_data or data, for_test(data, test_data)
     tables, left_out = {}, frozenset[int]()
     for family in families:
         for name, change in ((family, None), (f"{family}, photometric", Photometric())):
@@ -84,12 +84,12 @@ def evaluate_matches(
                 say(f"{name}: {each.encoder or each.names[0]}")
                 rows += _rows(each, pairs)
             left_out |= pairs.left_out
-            tables[name] = table(MEASURE, rows, pairs.photographs)
+            tables[name] = table(MEASURE, rows, pairs.photographs, unit="pairs")
     about = {
-        **documented(data), "photographs": len(source), "pairs": n, "seed": seed,
+        **documented(given), "photographs": len(source), "pairs": n, "seed": seed,
         "within_patches": WITHIN, "left_out": named(left_out, source),
     }  # fmt: skip
-    return Found(tables, about, without(left_out, source), tested=source if data else None)
+    return Found(tables, about, without(left_out, source), tested=source if given else None)
 
 
 def _rows(grids: Grids, pairs: WarpedPairs, batch: int = 64) -> list[Measured]:

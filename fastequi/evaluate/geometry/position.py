@@ -253,7 +253,7 @@ def evaluate_position(
             "train": named(fitted.left_out, train), "test": named(tested.left_out, test),
         },
     }  # fmt: skip
-    found = table(MEASURE, rows, tested.photographs)
+    found = table(MEASURE, rows, tested.photographs, unit="windows")
     fit_on = train if data else None
     return Found(
         {"place": found},

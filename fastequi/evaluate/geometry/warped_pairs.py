@@ -85,7 +85,7 @@ def warped_pairs(
     generator, light = (torch.Generator().manual_seed(seed) for _ in range(2))
     first, second, relations, photographs = [], [], [], []
     count = 0
-    with window_loader(source, path, views, seed=seed, device=encoder.device) as loader:
+    with window_loader(source, path, views, seed=seed, device=encoder.device, count=n) as loader:
         loader.leave_out(set(known))
         for batch in loader:
             windows = batch.u.float() / 255

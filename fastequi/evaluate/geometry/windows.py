@@ -60,7 +60,7 @@ def cut_windows(
     views = replace(views_for(encoder, {}), source_size=side + margin % 2)  # an even margin
     images, photographs, count = [], [], 0
     path = PathConfig().build()
-    with window_loader(source, path, views, seed=seed, device=encoder.device) as loader:
+    with window_loader(source, path, views, seed=seed, device=encoder.device, count=n) as loader:
         for batch in loader:
             images.append(batch.u[..., :side, :side].cpu())
             photographs.append(loader.images_of(batch.sample_ids))
