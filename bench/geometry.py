@@ -36,6 +36,7 @@ import torch
 from bench import recipes
 from bench.equivariance import brief, claim
 from bench.report import made_by
+from fastequi.atomic import replace_text
 from fastequi.cli import evaluations
 from fastequi.config import Config
 from fastequi.data.scenes.job import make
@@ -103,10 +104,22 @@ def config_of(row: str, *, minutes: float, seed: int) -> Config:
 
 
 def trained(row: str, source: Source, *, minutes: float, seed: int, runs: Path) -> Path:
-    """A row's finished run, trained unless it is there; seconds.json says what it took."""
+    """A row's finished run, trained unless it is there.
+
+    seconds.json says what it took in all processes; until then seconds_so_far.json.
+    """
     run = runs / row
-    if not (run / "seconds.json").is_file():
-        start, cpu = time.monotonic(), time.process_time()
+    if (run / "seconds.json").is_file():
+        return run
+    so_far, start, cpu = run / "seconds_so_far.json", time.monotonic(), time.process_time()
+    before = json.loads(so_far.read_text()) if so_far.is_file() else {"wall": 0.0, "cpu": 0.0}
+
+    def note(file: Path) -> None:
+        wall, own = time.monotonic() - start, time.process_time() - cpu
+        taken = {"wall": before["wall"] + wall, "cpu": before["cpu"] + own}
+        replace_text(file, json.dumps(taken) + "\n")
+
+    try:
         pretrain(
             config_of(row, minutes=minutes, seed=seed),
             source,
@@ -114,8 +127,11 @@ def trained(row: str, source: Source, *, minutes: float, seed: int, runs: Path) 
             resume=(run / "config.json").is_file(),
             recipe=ROWS[row],
         )
-        taken = {"wall": time.monotonic() - start, "cpu": time.process_time() - cpu}
-        (run / "seconds.json").write_text(json.dumps(taken) + "\n")
+    except BaseException:
+        if run.is_dir():
+            note(so_far)
+        raise
+    note(run / "seconds.json")
     return run
 
 
@@ -232,6 +248,8 @@ def main() -> None:
     parser.add_argument("--evaluations", nargs="+", default=EVALUATIONS, choices=EVALUATIONS)
     parser.add_argument("--words", action="append", default=[], metavar="'KIND OPTION ...'")
     options = parser.parse_args()
+    if len(set(options.rows)) < len(options.rows):
+        parser.error(f"--rows: expected each once, got {' '.join(options.rows)}")
     for name in ("minutes", "threads", "jobs"):
         if not getattr(options, name) > 0:
             parser.error(f"--{name}: expected > 0, got {getattr(options, name)}")

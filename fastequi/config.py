@@ -381,7 +381,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
     name: lambda value: value
     for name in (
         *("method", "optim.kind", "optim.muon_encoder", "optim.lora_rank", "optim.lora_alpha"),
-        *("data.image_size", "data.samples_per_decode", "data.repeat"),
+        *("data.image_size", "data.samples_per_decode", "data.repeat", "data.order"),
         *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
         *("init.channels", "teacher.sha256", "teacher.network"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),

@@ -143,7 +143,7 @@ def crop_align_kernel(
     theirs = roi_box(teacher_boxes_ptr, place, scale, HT, WT)
     o = tl.arange(0, BLOCK_O)
     row, column = o // BINS, o % BINS
-    row_t, column_t = _turned(row, column, tl.load(turns_ptr + place), BINS)
+    row_t, column_t = _turned(row, column, tl.load(turns_ptr + place) & 3, BINS)
     row, row_t = row.to(tl.float32), row_t.to(tl.float32)
     cells = tl.arange(0, BLOCK_X).to(tl.float32)[None, :]
     width, count = bin_samples(ours[0], ours[2], BINS)

@@ -43,11 +43,11 @@ INLINE void add_teacher(
   float scale = op->teacher_scale * LOG2E;
   int64_t i = 0;
   for (; i + LANES <= op->columns; i += LANES) {
-    vf value = exp2_of(logits(teacher, dtype, column, i, LANES, scale, sum.high)) * sum.factor;
+    vf value = share_of(logits(teacher, dtype, column, i, LANES, scale, sum.high)) * sum.factor;
     AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
   }
   if (i == op->columns) return;
-  vf value = exp2_of(logits(teacher, dtype, column, i, op->columns - i, scale, sum.high)) * sum.factor;
+  vf value = share_of(logits(teacher, dtype, column, i, op->columns - i, scale, sum.high)) * sum.factor;
   AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
 }
 

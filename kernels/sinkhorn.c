@@ -112,12 +112,12 @@ INLINE void powers_of(
   float scale = op->scale * LOG2E, less = op->row[r] * LOG2E;
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) {
-    vf power = exp2_of(logits(row, dtype, op->before, at + i, LANES, scale, less));
+    vf power = share_of(logits(row, dtype, op->before, at + i, LANES, scale, less));
     AT(vf, to + i) = power;
     AT(vf, sum + i) += power;
   }
   if (i == n) return;
-  vf power = exp2_of(logits(row, dtype, op->before, at + i, n - i, scale, less));
+  vf power = share_of(logits(row, dtype, op->before, at + i, n - i, scale, less));
   AT(vf, to + i) = power;
   AT(vf, sum + i) += power;
 }

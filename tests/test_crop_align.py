@@ -96,6 +96,18 @@ def test_same_features_under_any_turn_are_perfectly_aligned(backend, device):
         assert wrong > -0.9
 
 
+@pytest.mark.parametrize("beyond", [-8, -5, -4, -3, -1, 4, 5, 7, 8])
+def test_turns_are_taken_modulo_four(backend, device, beyond):
+    args = given(torch.float32, device, 2, 5, 1, (3, 4), (5, 6))
+    args["turns"] = torch.full_like(args["turns"], beyond % 4)
+    within = crop_align_loss(**args)
+    slope = torch.autograd.grad(within, args["student"])[0]
+    args["turns"] = torch.full_like(args["turns"], beyond)
+    loss = crop_align_loss(**args)
+    assert torch.equal(loss, within)
+    assert torch.equal(torch.autograd.grad(loss, args["student"])[0], slope)
+
+
 def test_empty_boxes_and_zero_maps_are_finite(backend, device):
     args = given(torch.float32, device, 4)
     args["student_boxes"] = args["student_boxes"].flip(-1)

@@ -209,6 +209,18 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype):
     expect_the_same_bits_of_any_threads(lambda: ours(*plain(dtype=dtype)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [40, 512, 700, 1029])
+def test_gradients_written_past_the_caches_are_the_same_bits(dtype, columns, monkeypatch):
+    """Rows that begin at a whole vector and rows that do not; a gradient in the student's place."""
+    problem = plain(columns=columns, dtype=dtype)
+    loss, grad = ours(*problem)
+    monkeypatch.setattr(native, "STREAM_BYTES", 0)
+    for found in (ours(*problem), ours(*problem)):
+        assert torch.equal(found[0], loss)
+        assert torch.equal(found[1], grad)
+
+
 def test_threads_do_not_share_what_they_work_on():
     rows = torch.randn(300, 700), torch.randn(300, 700)  # each meets a teacher of its own
     target = DINOTarget(own_pairs(300, rows[0].device), torch.ones(300), None, None, 0.1, 0.05)
