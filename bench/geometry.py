@@ -194,8 +194,17 @@ def evaluated(
         against = [word for run in others for word in ("--against", run)]
         out = ["--device", "cpu", "--out", str(file)]
         getattr(evaluations, kind)([last, *place, *side, *against, *out, *words])
-    found: Tables = json.loads(file.read_text())["tables"]
-    return found
+    tables: Tables = json.loads(file.read_text())["tables"]
+    return {title: _of_last_blocks(found) for title, found in tables.items()}
+
+
+def _of_last_blocks(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without the rows of earlier blocks, which stay in the evaluation's own file."""
+    earlier = {"embedding", *(f"block{i}" for i in range(1, DEPTH))}
+    scores = [score for score in found["scores"] if score["features"] not in earlier]
+    left = {"{encoder}, {features}".format(**s) if s["encoder"] else s["features"] for s in scores}
+    pairs = [d for d in found["differences"] if {d["label"], d["against"]} <= left]
+    return {**found, "scores": scores, "differences": pairs}
 
 
 def columns(results: Mapping[str, Tables]) -> Iterator[tuple[str, str, int]]:
@@ -233,6 +242,48 @@ def _one_table(results: Mapping[str, Tables]) -> str:
         label = features if encoder is None else f"{encoder}, {features}"
         lines.append(f"| {label} | " + " | ".join(row.get(i, "") for i in range(len(heads))) + " |")
     return "\n".join(lines)
+
+
+def added(results: Mapping[str, Tables]) -> str:
+    """What TIR adds to its base: differences of rows, paired over photographs."""
+    pairs = [
+        (f"TIR-{base}, {features}", f"{base}, patch")
+        for base in ("VICReg", "DINO")
+        for features in ("patch", "z_equi")
+    ]
+    heads = [f"{ours} less {base}" for ours, base in pairs]
+    lines = [f"| figure | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+    for kind, title, which in columns(results):
+        found = results[kind][title]
+        figure = found["figures"][which]
+        known = {(d["label"], d["against"]): d for d in found["differences"]}
+        cells = []
+        for ours, base in pairs:
+            ours, base = (_last_block(name, found["scores"]) for name in (ours, base))
+            cells.append(_between(known, ours, base, which, figure["digits"]))
+        lower = ", lower is better" * (figure["better"] == "lower")
+        lines.append(f"| {kind}, {title}: {figure['name']}{lower} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _last_block(name: str, scores: Sequence[Mapping[str, Any]]) -> str:
+    """A row's label where an evaluation calls the last block's tokens by their number."""
+    encoder, features = name.split(", ")
+    there = {(score["encoder"], score["features"]) for score in scores}
+    return name if (encoder, features) in there else f"{encoder}, block{DEPTH}"
+
+
+def _between(
+    known: Mapping[tuple[str, str], Mapping[str, Any]],
+    ours: str,
+    base: str,
+    which: int,
+    digits: int,
+) -> str:
+    sign, found = (1, known[ours, base]) if (ours, base) in known else (-1, known[base, ours])
+    value, *ends = (sign * found[part][which] for part in ("values", "low", "high"))
+    low, high = sorted(ends)
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def main() -> None:
@@ -290,6 +341,7 @@ def _measure(options: argparse.Namespace) -> None:
         print(f"eval {kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         options.out.write_text(brief({**document, "data": str(options.data)}))
     print(markdown(document["results"]), flush=True)
+    print(f"\n{added(document['results'])}", flush=True)
 
 
 def _words(given: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:

@@ -194,6 +194,17 @@ def test_what_post_training_leaves_is_as_measured():
     assert curves(found) in section
 
 
+def test_whose_tokens_keep_the_geometry_is_as_measured():
+    from bench.geometry import added, markdown
+
+    found, section = quoted("geometry_cpu.json")
+    assert markdown(found["results"]) in section
+    assert added(found["results"]) in section
+    steps = ", ".join(f"{row} {count:,}" for row, count in found["steps"].items())
+    assert steps in section
+    assert {part["wall"] // 10 for part in found["seconds"].values()} == {90}
+
+
 def test_the_growth_over_a_long_run_is_the_measured_one():
     from bench import demo_tables
 
