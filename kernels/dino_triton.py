@@ -42,7 +42,7 @@ def _log_share(x, scale, lse):
 
 @triton.jit
 def _wanted(dot):
-    """A sum of shares times those, infinite where a logit of -inf was wanted."""
+    """A sum of shares times those, infinite where a logit of -inf was wanted by more than 1e-10."""
     return tl.where(dot < -1e20, float("-inf"), dot)
 
 

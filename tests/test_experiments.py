@@ -57,6 +57,7 @@ def test_all_rows_share_encoder_images_and_steps():
             assert (low, high) == pytest.approx((1, 77 / 48))
 
 
+@pytest.mark.slow("VICReg")
 @pytest.mark.parametrize("row", ["VICReg", "TIR translation K=2", "TIR blur K=1"])
 def test_the_papers_encoder_at_another_size(row):
     base = base_of("tir_vicreg_vits16", size=96, batch=8)

@@ -235,7 +235,8 @@ def test_a_vit_behind_the_contract_trains_as_itself(recipe):
     names = [name.replace(".wrapped.", ".") for name in others]
     assert names == list(grads)
     for name, theirs in zip(names, others.values(), strict=True):
-        torch.testing.assert_close(theirs, grads[name], rtol=1e-4, atol=1e-6, msg=name)
+        most = float(grads[name].abs().max())
+        assert (theirs - grads[name]).abs().max() <= 1e-4 * most + 1e-6, name
 
 
 @pytest.mark.parametrize("name", ["maps", "tokens"])

@@ -118,6 +118,7 @@ def test_before_the_first_step_it_says_that_nothing_is_saved(tmp_path):
     assert said.splitlines()[-1] == told
 
 
+@pytest.mark.slow
 def test_under_torchrun_one_press_saves_however_often_it_comes(tmp_path):
     """A terminal tells torchrun, which tells its processes; some tell these as well."""
     folder = tmp_path / "run"

@@ -42,6 +42,7 @@ def check(leaves, image, sigma, device, **options):
     )
 
 
+@pytest.mark.slow("triton-sum")
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_equals_linear_then_loss(backend, device, loss, reduction, poisoned):

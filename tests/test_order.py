@@ -63,9 +63,9 @@ def test_all_orders_of_a_few_images_are_alike_often(n):
     assert abs(chi_square(counts, times / len(counts))) < 5
 
 
-@pytest.mark.parametrize("n", [7, 30, 5000])
+@pytest.mark.parametrize("n", [7, 5000])
 def test_two_places_see_all_pairs_of_images_alike_often(n):
-    turns, times, cells = 40_000, np.arange(40_000), min(n, 30)
+    turns, times, cells = 20_000, np.arange(20_000), min(n, 30)
     size = np.bincount(np.arange(n) * cells // n)  # images in a cell
     share = np.outer(size, size) - np.diag(size)
     for places in ((0, 1), (0, n - 1), (n // 2, n // 2 + 1)):

@@ -133,8 +133,8 @@ def test_boxes_find_the_same_pixels_in_both_views(samples):
     of_local_crops = crops, overlaps.of_local_crops, [(i, t) for i in range(3) for t in (0, 1)]
     for given in (of_globals, of_local_crops):
         assert loss(*given) < -0.99
-        assert loss(*given, turned=1) > -0.9
-        assert loss(*given, rolled=1) > -0.9
+        assert loss(*given, turned=1) > -0.95
+        assert loss(*given, rolled=1) > -0.95
 
 
 def test_without_rotations_or_overlap_there_are_none():

@@ -159,9 +159,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", ["all", *(pytest.param(way, marks=pytest.mark.slow) for way in ("adapters", "sharded"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["all", "adapters", "sharded"])
 def test_on_two_processes_it_resumes_to_the_same_bits(tmp_path, way):
     """Stopped in the frozen share, and after it; the file of weights is gone by then."""
     file = tmp_path / "vit.safetensors"

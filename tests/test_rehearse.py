@@ -32,6 +32,7 @@ def rehearsed(tmp_path, *options):
     return found
 
 
+@pytest.mark.slow
 def test_a_case_launches_its_kernels_at_its_real_shape(tmp_path):
     found = rehearsed(
         tmp_path, "--case", "warp_recon", "--headline", "--modes", "fwdbwd", "--without",

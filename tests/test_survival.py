@@ -116,6 +116,7 @@ def test_several_processes_give_the_curve_of_one(tmp_path, curves_of_one, proces
     expect_close(folder, curves_of_one[kind])
 
 
+@pytest.mark.slow("options2-fp16")
 @pytest.mark.parametrize(
     ("options", "precision"),
     [
@@ -155,7 +156,8 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, curves_of_one)
     expect_close(folder, curves_of_one["adamw"])
 
 
-@pytest.mark.parametrize("options", [pytest.param(SGD, marks=pytest.mark.slow), FSDP])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [SGD, FSDP])
 def test_two_processes_go_on_to_the_same_bits(tmp_path, options):
     """On as many processes as before; with an average, and from the middle of an epoch."""
     ema = [*options, "--train.ema-momentum", 0.9]

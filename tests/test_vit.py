@@ -232,6 +232,7 @@ def test_masked_patches_are_replaced_before_positions_are_added():
     assert torch.equal(masked[keep], plain[keep])
 
 
+@pytest.mark.slow("options1")
 @pytest.mark.parametrize("options", [{}, {**ROPE, "mlp": "swiglu"}])
 def test_compiles_to_one_graph(options):
     torch._dynamo.reset()
@@ -247,7 +248,7 @@ def test_compiles_to_one_graph(options):
         torch.testing.assert_close(*outs)
 
 
-@pytest.mark.slow("rope")
+@pytest.mark.slow
 @pytest.mark.parametrize("pos", vit.POSITIONS)
 def test_one_graph_for_image_sizes_that_change(pos):
     torch._dynamo.reset()
@@ -262,7 +263,7 @@ def test_one_graph_for_image_sizes_that_change(pos):
         torch.testing.assert_close(*grads)
 
 
-@pytest.mark.slow("False")
+@pytest.mark.slow("False", "rope")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("pos", vit.POSITIONS)
 @pytest.mark.parametrize("class_token", [True, False])

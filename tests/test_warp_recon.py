@@ -64,6 +64,7 @@ def test_other_channel_counts(backend, device, channels):
     check(*case(c=channels), device)
 
 
+@pytest.mark.slow("triton-border-size2", "triton-border-size3")
 @pytest.mark.parametrize(
     ("size", "source"),
     [((1, 1), (1, 1)), ((1, 7), (5, 1)), ((33, 40), (2, 3)), ((40, 33), (17, 64))],

@@ -17,7 +17,7 @@ from tests.support.warp_recon import eager
 pytestmark = pytest.mark.usefixtures("only_packed")
 
 
-@settings(max_examples=40 if torch.cuda.is_available() else 15, deadline=None)
+@settings(max_examples=40 if torch.cuda.is_available() else 8, deadline=None)
 @given(
     st.integers(2, 24), st.integers(2, 24), st.integers(1, 3), st.sampled_from([3, 4]),
     st.sampled_from([0, 4, 8]), st.integers(1, 3), st.integers(1, 3),
