@@ -113,10 +113,11 @@ def test_rotations_are_np_rot90_bit_for_bit(tmp_path, size, samples):
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_boxes_find_the_same_pixels_in_both_views(samples):
-    """The crop loss on the pixels: -1 where boxes and rotations are right, and only there."""
+    """The crop loss on the pixels: -1 where boxes and rotations are right, and only there. (The
+    seed draws photographs that look different when they are turned.)"""
     cfg = replace(CROPS, samples_per_decode=samples)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.mean, cfg.std))
-    with make_loader(embedded_photos(), cfg, SE2(0.0, 0.0), seed=0) as loader:
+    with make_loader(embedded_photos(), cfg, SE2(0.0, 0.0), seed=1) as loader:
         batch = next(loader)
     v2 = (batch.u / 255 - mean) / std
     views = torch.stack([batch.v1, v2]).permute(0, 1, 3, 4, 2)
@@ -133,8 +134,8 @@ def test_boxes_find_the_same_pixels_in_both_views(samples):
     of_local_crops = crops, overlaps.of_local_crops, [(i, t) for i in range(3) for t in (0, 1)]
     for given in (of_globals, of_local_crops):
         assert loss(*given) < -0.99
-        assert loss(*given, turned=1) > -0.95
-        assert loss(*given, rolled=1) > -0.95
+        assert loss(*given, turned=1) > -0.9
+        assert loss(*given, rolled=1) > -0.9
 
 
 def test_without_rotations_or_overlap_there_are_none():

@@ -453,7 +453,10 @@ def _of_function(spec: str, device: torch.device) -> Encoder:
     try:
         function = imported(spec)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"CHECKPOINT: {spec} cannot be imported ({error})") from error
+        raise ValueError(
+            f"CHECKPOINT: {spec} cannot be imported ({error}); expected a run, a file or folder of "
+            f"weights, or package.module:function, which gets a device and returns an Encoder"
+        ) from error
     try:
         encoder = function(device)
     except Exception as error:
