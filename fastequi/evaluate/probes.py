@@ -114,7 +114,7 @@ class _Linears(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(1, -2)
-        if len(self.weight) == 1 or len(rows) < len(self.weight):  # the same input for all
+        if len(rows) < len(self.weight):  # the same input for all
             each = F.linear(rows[0], self.weight.transpose(1, 2).flatten(0, 1), self.bias.flatten())
             out = each.unflatten(1, (len(self.weight), -1)).transpose(0, 1)
         else:
