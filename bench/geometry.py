@@ -245,12 +245,16 @@ def _one_table(results: Mapping[str, Tables]) -> str:
 
 
 def added(results: Mapping[str, Tables]) -> str:
-    """What TIR adds to its base: differences of rows, paired over photographs."""
+    """What TIR adds to its base: differences of rows, paired over photographs; "" without both."""
+    there = {s["encoder"] for each in results.values() for t in each.values() for s in t["scores"]}
     pairs = [
         (f"TIR-{base}, {features}", f"{base}, patch")
         for base in ("VICReg", "DINO")
         for features in ("patch", "z_equi")
+        if {base, f"TIR-{base}"} <= there
     ]
+    if not pairs:
+        return ""
     heads = [f"{ours} less {base}" for ours, base in pairs]
     lines = [f"| figure | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
     for kind, title, which in columns(results):
@@ -341,7 +345,8 @@ def _measure(options: argparse.Namespace) -> None:
         print(f"eval {kind}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         options.out.write_text(brief({**document, "data": str(options.data)}))
     print(markdown(document["results"]), flush=True)
-    print(f"\n{added(document['results'])}", flush=True)
+    if differences := added(document["results"]):
+        print(f"\n{differences}", flush=True)
 
 
 def _words(given: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:

@@ -293,6 +293,55 @@ def test_the_table_of_geometry_has_the_outputs_of_every_encoder():
         "| random init, patch | 0.200 [0.000, 1.000] | 0.200 [0.000, 1.000] |",
         "| VICReg, patch | 0.200 [0.000, 1.000] | 0.200 [0.000, 1.000] |",
     ]
+    assert geometry.added({"match": match, "layers": layers}) == ""  # no TIR beside it
+
+
+def test_what_tir_adds_is_taken_from_the_pairs():
+    """The differences in the file are of a row less those after it; here it is the other way."""
+    found = {
+        "figures": [{"name": "error", "better": "lower", "digits": 1}],
+        "scores": [
+            {"encoder": encoder, "features": features}
+            for encoder, features in (
+                ("VICReg", f"block{geometry.DEPTH}"),
+                ("TIR-VICReg", "z_equi"),
+                ("TIR-VICReg", f"block{geometry.DEPTH}"),
+            )
+        ],
+        "differences": [
+            {
+                "label": "VICReg, block3",
+                "against": f"TIR-VICReg, {features}",
+                "values": [value],
+                "low": [value - 1],
+                "high": [value + 2],
+            }
+            for features, value in (("z_equi", 3.0), ("block3", -0.5))
+        ],
+    }
+    assert geometry.added({"layers": {"turns": found}}).splitlines() == [
+        "| figure | TIR-VICReg, patch less VICReg, patch | TIR-VICReg, z_equi less VICReg, patch |",
+        "| --- | --- | --- |",
+        "| layers, turns: error, lower is better | +0.5 [-1.5, +1.5] | -3.0 [-5.0, -2.0] |",
+    ]
+
+
+def test_a_row_of_geometry_says_what_all_its_processes_took(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        (tmp_path / "VICReg").mkdir()
+        raise KeyboardInterrupt
+
+    about = {"minutes": 1.0, "seed": 0, "runs": tmp_path}
+    monkeypatch.setattr(geometry, "pretrain", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        geometry.trained("VICReg", None, **about)
+    so_far = tmp_path / "VICReg/seconds_so_far.json"
+    so_far.write_text(json.dumps({"wall": 100.0, "cpu": 50.0}))
+    monkeypatch.setattr(geometry, "pretrain", lambda *_, **__: None)
+    run = geometry.trained("VICReg", None, **about)
+    taken = json.loads((run / "seconds.json").read_text())
+    assert 100 <= taken["wall"] < 101
+    assert 50 <= taken["cpu"] < 51
 
 
 @pytest.mark.slow  # six trainings and their evaluations, a minute
