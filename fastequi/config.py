@@ -9,7 +9,6 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -372,59 +371,6 @@ _EARLIER = (
 def recipe_of(text: str) -> str:
     """The recipe that a config.json names; "" if it names none."""
     return str(json.loads(text).get("recipe", ""))
-
-
-# Settings that a resumed run cannot change, since its weights' shapes or meaning or its position in
-# the data depend on them. Of some, only whether they are 0. An mlp_ratio of None is 4, as it was
-# before it could be None, but of vit_so150m and vit_huge_plus.
-_KEPT: dict[str, Callable[[Any], Any]] = {
-    name: lambda value: value
-    for name in (
-        *("method", "optim.kind", "optim.muon_encoder", "optim.lora_rank", "optim.lora_alpha"),
-        *("data.image_size", "data.samples_per_decode", "data.repeat", "data.order"),
-        *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
-        *("init.channels", "teacher.sha256", "teacher.network"),
-        *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
-        *("model.num_heads", "model.mlp", "model.mlp_hidden", "model.qkv_bias", "model.norm_eps"),
-        *("model.final_norm", "model.pos", "model.embed_class", "model.rope_theta"),
-        *("model.layer_scale", "model.reg_tokens", "model.mlp_ratio"),
-        *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
-        *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
-        *("tir.decoder_depth", "tir.decoder_heads", "tir.decoder_shared", "tir.equi_layer"),
-        *("tir.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
-        *("gtsa.dim", "gtsa.rotation_dims"),
-    )
-}
-_KEPT["anchor.kind"] = lambda value: value != "none"
-_KEPT |= dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
-_OWN_RATIO = ("vit_so150m", "vit_huge_plus")
-
-
-def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings that a run resumed with `config` changes: {"section.field": (before, after)}.
-
-    Raises:
-        ValueError: a setting that a resumed run cannot change.
-    """
-    before, after = (_flat(dataclasses.asdict(one)) for one in (begun, config))
-    found = {name: (before[name], after[name]) for name in after if before[name] != after[name]}
-    if config.optim.kind != "muon":
-        found.pop("optim.muon_encoder", None)  # it says nothing then
-    ratios = found.get("model.mlp_ratio")
-    if ratios is not None and config.model.name not in _OWN_RATIO and set(ratios) == {None, 4.0}:
-        del found["model.mlp_ratio"]  # said by one and not by the other
-    for name, (old, new) in found.items():
-        if name in _KEPT and _KEPT[name](old) != _KEPT[name](new):
-            raise ValueError(f"{name}: expected {old}, which --resume cannot change, got {new}")
-    return found
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        inside = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
-    return flat
 
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:

@@ -7,8 +7,9 @@ import torch
 
 from fastequi import paths
 from fastequi.build import build, build_encoder
-from fastequi.config import Config, ModelConfig, PathConfig, changes
+from fastequi.config import Config, ModelConfig, PathConfig
 from fastequi.recipes import RECIPES
+from fastequi.resuming import changes
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -18,7 +18,7 @@ from fastequi.cli.main import main
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import parse
 from fastequi.cli.pretraining import PretrainOptions
-from fastequi.config import Config, ModelConfig, changes
+from fastequi.config import Config, ModelConfig
 from fastequi.evaluate.encoders import load_encoder, random_init
 from fastequi.limits import NETWORKS
 from fastequi.methods.dino import Branch, SelfDistillation
@@ -29,6 +29,7 @@ from fastequi.models.foreign_names import create
 from fastequi.models.heads import EquiHead, SplitHead
 from fastequi.optim import param_groups
 from fastequi.recipes import RECIPES
+from fastequi.resuming import changes
 from fastequi.runtime import checkpoint
 from fastequi.weights.architecture import Stated
 from tests.support import networks

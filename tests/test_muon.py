@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from fastequi.build import build
-from fastequi.config import changes
 from fastequi.models import vit
 from fastequi.models.block_decoder import BlockDecoder
 from fastequi.muon import Muon, orthogonal
 from fastequi.optim import adamw, muon, param_groups, schedule, sgd
 from fastequi.recipes import RECIPES
+from fastequi.resuming import changes
 from fastequi.runtime import checkpoint
 from fastequi.train import build_optimizer
 
