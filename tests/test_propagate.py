@@ -18,7 +18,7 @@ from fastequi.evaluate.geometry.propagate import (
     resized_ids,
     winners,
 )
-from fastequi.evaluate.geometry.published_davis import VALIDATION, remarks_on
+from fastequi.evaluate.geometry.published_figures import DAVIS_VALIDATION, of_davis
 from fastequi.evaluate.geometry.region_contour import contour_accuracy, region_similarity
 from tests.support.clips import put_clip, squares
 from tests.support.painted import cut_off, save_grey
@@ -163,11 +163,12 @@ def test_figures_of_a_clip_do_not_hang_on_other_clips(davis):
 
 
 def test_published_figures_stand_beside_the_whole_validation_set_alone():
-    assert len(VALIDATION) == 30
-    (line,) = remarks_on(sorted(VALIDATION))
-    assert "DINO ViT-S/16 0.618 0.602 0.634" in line
-    assert remarks_on(sorted(VALIDATION)[1:]) == []
-    assert remarks_on(["scene-000"]) == []
+    assert len(DAVIS_VALIDATION) == 30
+    dino, tir = of_davis(sorted(DAVIS_VALIDATION))
+    assert "DINO ViT-S/16 0.618 0.602 0.634" in dino
+    assert "iBOT 0.634 0.623 0.646, TIR on iBOT 0.654 0.639 0.670, DINOv2 0.298" in tir
+    assert of_davis(sorted(DAVIS_VALIDATION)[1:]) == []
+    assert of_davis(["scene-000"]) == []
 
 
 def test_objects_that_come_later_are_named(davis, capsys):

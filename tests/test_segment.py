@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastequi.evaluate.geometry.grids import raw_patches
 from fastequi.evaluate.geometry.iou import MEASURE, areas, class_iou
 from fastequi.evaluate.geometry.linear_head import POINTS, Fit, Known, fitted, interpolated
 from fastequi.evaluate.geometry.masks import IGNORED, open_masks
+from fastequi.evaluate.geometry.published_figures import of_depths, of_homographies, of_segments
 from fastequi.evaluate.geometry.retrieval import Memory, class_counts, memory_of
 from fastequi.evaluate.geometry.segment import (
     Segmentation,
@@ -93,6 +95,44 @@ def test_retrieval_is_the_papers_formula():
             weight = np.array([math.exp(cosine[i] / 0.1) for i in best])
             expected = (weight / weight.sum()) @ shares[best].numpy()
             assert found[y, x].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_faiss_finds_the_same_neighbours():
+    pytest.importorskip("faiss")
+    maps = [drawn(20, 30, 16, seed=i) for i in range(3)]
+    counts = [drawn(20, 30, 4, seed=9 + i).exp() for i in range(3)]
+    memories = [memory_of(maps, counts, 900, CPU, search=search) for search in ("torch", "faiss")]
+    assert (memories[0].index, len(memories[1].keys)) == (None, 900)
+    tokens = drawn(2, 7, 16, seed=20)
+    ours, theirs = (memory(tokens) for memory in memories)
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+def test_faiss_that_is_not_there_is_said_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = ["eval", "segment", "none:encoder", "--data", str(tmp_path), "--search", "faiss"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert (
+        "--search: faiss is not installed: pip install 'fastequi[faiss]'" in capsys.readouterr().err
+    )
+
+
+def test_published_figures_stand_beside_their_own_sets_alone():
+    """TIR's are of its table 6."""
+    assert "TIR on iBOT .524" in " ".join(of_segments("ADE20K"))
+    assert of_segments("folders") == []
+    nyu, kitti = " ".join(of_depths("eigen")), " ".join(of_depths("garg"))
+    assert "TIR on DINOv2 0.341 0.094" in nyu
+    assert "ViT-S/14 .417" in nyu
+    assert "iBOT 2.747 0.067, TIR on iBOT 2.755 0.067" in kitti
+    assert of_depths("none") == []
+    coco = ["val2017/000000000139.jpg", "COCO_val2014_000000000042.jpg"]
+    assert (
+        "iBOT 1.76, TIR on iBOT 1.53, DINOv2 1.68, TIR on DINOv2 1.42" in of_homographies(coco)[0]
+    )
+    assert of_homographies([*coco, "chelsea.jpg"]) == []
 
 
 def test_the_memory_is_limited_and_holds_labelled_patches_alone():

@@ -65,6 +65,8 @@ class SegmentOptions(DenseOptions):
     """Nearest patches that the retrieval weighs."""
     temperature: float = 0.02
     """Of their weights."""
+    search: Literal["torch", "faiss"] = "torch"
+    """What finds them, both exactly: products of matrices on the device, or faiss on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,11 @@ def segment(argv: list[str]) -> None:
     from fastequi.evaluate.geometry.frame import evaluate
     from fastequi.evaluate.geometry.linear_head import Fit
     from fastequi.evaluate.geometry.masks import open_masks
+    from fastequi.evaluate.geometry.retrieval import expect_search
     from fastequi.evaluate.geometry.segment import Segmentation, evaluate_segments
 
+    if "retrieval" in options.methods:
+        expect_search(options.search)
     what = Segmentation(
         sizing=Sizing(options.side, options.windows, options.scales),
         methods=tuple(dict.fromkeys(options.methods)),
@@ -134,6 +139,7 @@ def segment(argv: list[str]) -> None:
         neighbours=options.neighbours,
         temperature=options.temperature,
         seed=options.seed,
+        search=options.search,
     )
     opened = partial(open_masks, classes=options.classes, **given)
     run = partial(evaluate_segments, opened, what)

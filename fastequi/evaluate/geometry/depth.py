@@ -26,6 +26,7 @@ from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.linear_head import POINTS, Fit, Known, Linear, fitted
 from fastequi.evaluate.geometry.pair_folders import image_of
+from fastequi.evaluate.geometry.published_figures import of_depths
 from fastequi.evaluate.results import Row, documented
 from fastequi.runtime.devices import expect_memory
 
@@ -122,7 +123,8 @@ def evaluate_depths(
                 ("testing", without_truth, len(depths.test)),
             )
             if count
-        ],
+        ]
+        + of_depths(depths.crop),
         tested=depths.test,
         fitted=depths.train,
     )

@@ -31,6 +31,7 @@ from fastequi.evaluate.geometry.figures import (
 from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.projective import corners, moved
+from fastequi.evaluate.geometry.published_figures import of_homographies
 from fastequi.evaluate.geometry.token_matches import (
     FARTHEST,
     METHODS,
@@ -118,6 +119,7 @@ def evaluate_homographies(
     fitted = fitted if budget.train_pairs else None
     remarks = [
         REMARK,
+        *(of_homographies(test.names) if budget.train_pairs else []),
         *without(left_out[0], train, "training"),
         *without(left_out[1], test),
     ]

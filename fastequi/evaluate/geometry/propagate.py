@@ -32,7 +32,7 @@ from fastequi.evaluate.geometry.figures import Figure, means, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.label_propagation import DINO, Propagation
-from fastequi.evaluate.geometry.published_davis import remarks_on
+from fastequi.evaluate.geometry.published_figures import of_davis
 from fastequi.evaluate.geometry.region_contour import (
     contour_accuracy,
     region_similarity,
@@ -92,7 +92,7 @@ def evaluate_clips(
     remarks = [f"{objects} objects, {frames} frames; {_NOTE}"]
     if late:
         remarks.append(f"objects that are not in the first frame are not judged: {', '.join(late)}")
-    remarks += remarks_on([clip.name for clip in clips])
+    remarks += of_davis([clip.name for clip in clips])
     about = {
         "data": str(root),
         "clips": [clip.name for clip in clips],

@@ -4,19 +4,24 @@
 patches of the training images: their features of unit length, and the shares of classes among their
 pixels. A test patch attends to its k nearest by cosine: softmax(cosine / T) weighs their shares.
 
-The search is exact: a product of matrices and a `topk` for some patches at a time.
+The search is exact: a product of matrices and a `topk` for some patches at a time, or faiss's flat
+index, which finds the same neighbours.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.evaluate.geometry.masks import IGNORED
+
+Search = Literal["torch", "faiss"]
 
 _VALUES = 1 << 25  # similarities at a time, 128 MB
 
@@ -30,12 +35,14 @@ class Memory:
         shares: [M, C] of classes; rows sum to 1.
         neighbours: k.
         temperature: T.
+        index: faiss's, of the keys; None: products of matrices.
     """
 
     keys: Tensor
     shares: Tensor
     neighbours: int = 30
     temperature: float = 0.02
+    index: Any = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """[..., C] shares of classes of tokens [..., D]."""
@@ -43,10 +50,31 @@ class Memory:
         k = min(self.neighbours, len(self.keys))
         found = []
         for part in flat.split(max(1, _VALUES // len(self.keys))):
-            cosine, places = (part @ self.keys.T).topk(k)
+            cosine, places = self._nearest(part, k)
             weights = (cosine / self.temperature).softmax(1)
             found.append((weights[:, None] @ self.shares[places])[:, 0])
         return torch.cat(found).unflatten(0, tokens.shape[:-1])
+
+    def _nearest(self, unit: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Cosines [N, k] of the nearest keys, and their places."""
+        if self.index is None:
+            return (unit @ self.keys.T).topk(k)
+        cosine, places = map(torch.from_numpy, self.index.search(unit.cpu().numpy(), k))
+        return cosine.to(unit.device), places.to(unit.device)
+
+
+def expect_search(search: Search) -> None:
+    """Raises ValueError if what is to search is not installed."""
+    if search == "faiss" and importlib.util.find_spec("faiss") is None:
+        raise ValueError("--search: faiss is not installed: pip install 'fastequi[faiss]'")
+
+
+def _indexed(keys: Tensor) -> Any:
+    import faiss
+
+    index = faiss.IndexFlatIP(keys.shape[1])
+    index.add(keys.cpu().numpy())
+    return index
 
 
 def class_counts(mask: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
@@ -77,6 +105,7 @@ def memory_of(
     neighbours: int = 30,
     temperature: float = 0.02,
     seed: int = 0,
+    search: Search = "torch",
 ) -> Memory:
     """The memory of training images.
 
@@ -92,6 +121,7 @@ def memory_of(
         device: where it is kept.
         neighbours, temperature: k and T.
         seed: of u.
+        search: what finds the neighbours, exactly.
     """
     generator = torch.Generator().manual_seed(seed)
     most = max(1, size // len(maps))
@@ -105,9 +135,11 @@ def memory_of(
         taken = score.topk(min(most, int(labelled.sum())), largest=False).indices
         keys.append(features[taken.to(features.device)])
         shares.append(F.normalize(of_classes[taken], p=1, dim=1))
+    unit = F.normalize(torch.cat(keys).float().to(device), dim=1)
     return Memory(
-        F.normalize(torch.cat(keys).float().to(device), dim=1),
+        unit,
         torch.cat(shares).to(device),
         neighbours,
         temperature,
+        _indexed(unit) if search == "faiss" else None,
     )

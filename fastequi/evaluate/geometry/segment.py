@@ -23,16 +23,10 @@ from fastequi.evaluate.geometry.iou import MEASURE, MOST_FREQUENT, areas, class_
 from fastequi.evaluate.geometry.linear_head import Fit, Known, fitted
 from fastequi.evaluate.geometry.masks import IGNORED, MaskSet, described
 from fastequi.evaluate.geometry.pair_folders import image_of
-from fastequi.evaluate.geometry.retrieval import class_counts, memory_of
+from fastequi.evaluate.geometry.published_figures import of_segments
+from fastequi.evaluate.geometry.retrieval import Search, class_counts, memory_of
 
 METHODS = ("linear", "retrieval")
-PUBLISHED = {
-    "Pascal VOC": "published, by retrieval with 102,400 patches, 512 px and two augmented passes "
-    "(open-hummingbird-eval): mIoU DINO ViT-S/16 .372, DINOv2 ViT-S/14 .702",
-    "ADE20K": "published, by a linear head on four blocks and several scales (DINOv2's model "
-    "card): mIoU ViT-S/14 .472, ViT-B/14 .513, ViT-L/14 .531",
-}
-"""Figures to compare with, by layout; their settings are not the defaults here."""
 
 Predict = Callable[[Tensor], Tensor]
 """Scores [h, w, C] of tokens [h, w, D]."""
@@ -49,6 +43,7 @@ class Segmentation:
         memory: patches that the retrieval remembers at most.
         neighbours, temperature: of the retrieval.
         seed: of the patches that it remembers.
+        search: what finds nearest patches.
     """
 
     sizing: Sizing = Sizing()  # noqa: RUF009
@@ -58,6 +53,7 @@ class Segmentation:
     neighbours: int = 30
     temperature: float = 0.02
     seed: int = 0
+    search: Search = "torch"
 
     def title(self, method: str) -> str:
         """Of a method's table."""
@@ -100,6 +96,7 @@ class Segmentation:
             neighbours=self.neighbours,
             temperature=self.temperature,
             seed=self.seed,
+            search=self.search,
         )
         if self.neighbours > len(memory.keys):
             raise ValueError(
@@ -162,7 +159,7 @@ def evaluate_segments(
         },
         remarks=[
             *masks.remarks(is_fitted=True),
-            *([PUBLISHED[masks.layout]] if masks.layout in PUBLISHED else []),
+            *of_segments(masks.layout),
         ],
         tested=masks.test,
         fitted=masks.train,
