@@ -304,7 +304,9 @@ def warp_cases() -> Iterator[Case]:
     for channels in (4, 12):
         options = {**WARP, "C": channels, "HAS_COLOR": True, "SCALE": 1 / 65535}
         options.pop("color_ptr", None)
-        yield Case(f"warp, 16 bits, {channels}", warp.warp_fwd_kernel, options, 512, types, slow=True)
+        yield Case(
+            f"warp, 16 bits, {channels}", warp.warp_fwd_kernel, options, 512, types, slow=True
+        )
 
 
 @section
