@@ -3,7 +3,8 @@
  * An image is packed once: one texel of four floats (r g b 0, already scaled or normalised) per
  * pixel, and a ring of two texels around it that hold what lies outside; a group of four channels is
  * a plane of such texels. A bilinear sample of a group is then two loads of two neighbouring texels,
- * whatever the channel, the layout or the type of the image.
+ * whatever the channel, the layout or the type of the image. Of one channel a texel is one float, and
+ * four samples are made at a time.
  * Coordinates are bounded before they become integers, NaN included, so no matrix reads elsewhere.
  */
 #ifndef FASTEQUI_PACKED_H
@@ -60,7 +61,7 @@ INLINE int32_t channels_of(const Image *image, int32_t group) {
 }
 
 INLINE size_t plane_floats(const Image *image) { /* of a group */
-  return (size_t)pitch_of(image) * (image->height + 2 * RING) * 4;
+  return (size_t)pitch_of(image) * (image->height + 2 * RING) * (image->channels > 1 ? 4 : 1);
 }
 
 INLINE size_t packed_bytes(const Image *image) {
@@ -157,9 +158,32 @@ CALLED void pack_group(
   }
 }
 
+/* The same of an image of one channel, whose texels are single floats. */
+CALLED void pack_one(
+    const Image *image, const Grid *grid, int64_t b, int64_t first, int64_t last, float *texels) {
+  int64_t pitch = pitch_of(image), width = image->width;
+  v4 gain, bias;
+  packing(image, grid, 0, &gain, &bias);
+  for (int64_t row = first; row < last; row++) {
+    float *to = texels + row * pitch;
+    int64_t y = row - RING;
+    int inside = y >= 0 && y < image->height;
+    for (int64_t x = 0; x < (inside ? RING : pitch); x++) to[x] = to[pitch - 1 - x] = bias[0];
+    if (!inside) continue;
+    to += RING;
+    read_row(to, image, b * image->stride[0] + y * image->stride[2], image->stride[3], width);
+    const float times = gain[0], plus = bias[0];
+    for (int64_t x = 0; x < width; x++) to[x] = times * to[x] + plus;
+  }
+}
+
 /* The same of all groups, plane after plane. */
 INLINE void pack_rows(
     const Image *image, const Grid *grid, int64_t b, int64_t first, int64_t last, float *texels) {
+  if (image->channels == 1) {
+    pack_one(image, grid, b, first, last, texels);
+    return;
+  }
   for (int32_t group = 0; group < groups_of(image); group++)
     pack_group(image, grid, b, group, first, last, texels + group * plane_floats(image));
 }
@@ -402,6 +426,46 @@ CALLED void sample_run(
 #undef SAMPLE
 }
 
+/* Two pairs of neighbours: a[0] a[1] b[0] b[1]. */
+INLINE v4 pairs(const float *a, const float *b) {
+  VECTOR(two, double, 16);
+  double first, second;
+  memcpy(&first, a, sizeof first);
+  memcpy(&second, b, sizeof second);
+  return (v4)(two){first, second};
+}
+
+/* A run of samples of one channel, four at a time: the arithmetic of sample_at. */
+INLINE void sample_ones(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
+    int64_t pitch, float gain, float shift, int derivatives) {
+  for (int64_t i = 0; i < n; i += 4) {
+    const float *a = texels + taps->texel[i], *b = texels + taps->texel[i + 1];
+    const float *c = texels + taps->texel[i + 2], *d = texels + taps->texel[i + 3];
+    v4 wx = AT(v4, taps->wx + i), wy = AT(v4, taps->wy + i);
+    v4 low = pairs(a, b), high = pairs(c, d);
+    v4 left = SHUFFLE4(i4, low, high, 0, 2, 4, 6), right = SHUFFLE4(i4, low, high, 1, 3, 5, 7);
+    low = pairs(a + pitch, b + pitch), high = pairs(c + pitch, d + pitch);
+    v4 left_down = SHUFFLE4(i4, low, high, 0, 2, 4, 6) - left;
+    v4 right_down = SHUFFLE4(i4, low, high, 1, 3, 5, 7) - right;
+    left += wy * left_down;
+    v4 across = right + wy * right_down - left;
+    AT(v4, out + i) = (left + wx * across) * gain + shift;
+    if (derivatives) {
+      AT(v4, by_x + i) = across * gain;
+      AT(v4, by_y + i) = (left_down + wx * (right_down - left_down)) * gain;
+    }
+  }
+}
+
+CALLED void sample_one(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
+    int64_t pitch, const Mixer *mixer, int derivatives) {
+  float gain = mixer ? mixer->column[0][0] : 1.0f, shift = mixer ? mixer->shift[0] : 0.0f;
+  if (derivatives) sample_ones(out, by_x, by_y, taps, n, texels, pitch, gain, shift, 1);
+  else sample_ones(out, NULL, NULL, taps, n, texels, pitch, gain, shift, 0);
+}
+
 /* ---- all groups ---- */
 
 /* Pixels of a run whose samples of all channels fit where four channels of RUN do: a multiple of 4. */
@@ -419,6 +483,10 @@ INLINE const Mixer *mixers_of(Mixer *room, const Image *image, const Grid *grid,
 INLINE void sample_groups(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
     const Image *image, const Mixer *mixers, int planar, int derivatives) {
+  if (image->channels == 1) {
+    sample_one(out, by_x, by_y, taps, n, texels, pitch_of(image), mixers, derivatives);
+    return;
+  }
   int32_t groups = groups_of(image);
   int64_t apart = planar ? longest_run(image) : image->channels, step = planar ? 4 * apart : 4;
   for (int32_t group = groups - 1, done = 0; done < groups; done++, group = done - 1) {
