@@ -356,7 +356,7 @@ def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
     known = indices.read(file)
     if bool(known.archives) != of_shards:
         raise ValueError(f"index: {file} is {'not ' if of_shards else ''}one of tar shards")
-    return known
+    return replace(known, rows=Rows(known.columns))  # of JSON lines made once
 
 
 def _source(

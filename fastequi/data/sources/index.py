@@ -139,11 +139,7 @@ def write(file: Path, index: Index) -> Index:
         OSError: the folder cannot be written.
     """
     if file.name.endswith(_LINES):
-        index = replace(index, when=_now())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines.write(quarantine_of(file), sorted(index.left_out.items()))
-        lines.write_index(file, _about(index), index.archives, index.left_out, index.rows)
-        return index
+        return _write_lines(file, index)
     columns = index.columns
     names = columns.names
     some = (len(name.encode(errors="surrogateescape")) for name in names)
@@ -154,7 +150,7 @@ def write(file: Path, index: Index) -> Index:
 def write_parts(
     file: Path, index: Index, parts: Iterable[Columns], count: tuple[int, int]
 ) -> Index:
-    """Writes a mapped index of images that come some at a time, and its quarantine.
+    """Writes an index of images that come some at a time, and its quarantine.
 
     Args:
         file: the index.
@@ -169,6 +165,9 @@ def write_parts(
         OSError: the folder cannot be written.
         ValueError: there are more or fewer images.
     """
+    if file.name.endswith(_LINES):
+        rows = [row for part in parts for row in Rows(part)]
+        return _write_lines(file, replace(index, rows=rows))
     index = replace(index, when=_now())
     file.parent.mkdir(parents=True, exist_ok=True)
     shards = {key: [getattr(one, key) for one in index.archives] for key in _ARCHIVE}
@@ -221,6 +220,14 @@ def _mapped(file: Path) -> Index:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _write_lines(file: Path, index: Index) -> Index:
+    index = replace(index, when=_now())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines.write(quarantine_of(file), sorted(index.left_out.items()))
+    lines.write_index(file, _about(index), index.archives, index.left_out, index.rows)
+    return index
 
 
 def _about(index: Index) -> dict[str, Any]:

@@ -79,10 +79,8 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
 def _in_order(journals: Sequence[Path]) -> list[tuple[End, Path]]:
     """The ends of journals that are finished, of one set, and make it up."""
     found = [(end_of(file), file) for file in journals]
-    if open_ := [file.name for end, file in found if end is None]:
-        raise ValueError(
-            f"merge: not finished: {', '.join(open_)}; scan with the same --part again"
-        )
+    if begun := [file.name for end, file in found if end is None]:
+        raise ValueError(f"merge: not finished: {', '.join(begun)}; scan that part again")
     ends = sorted(
         ((end, file) for end, file in found if end is not None),
         key=lambda one: (one[0].first, one[0].stop),
