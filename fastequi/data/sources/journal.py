@@ -113,6 +113,8 @@ class Journal:
         except BlockingIOError as error:
             self._opened.close()
             raise BlockingIOError(f"scan: another process is scanning it into {file}") from error
+        except OSError:  # a file system without locks
+            pass
         self.images = self.name_bytes = 0
         self.formats = Counter[str]()
 

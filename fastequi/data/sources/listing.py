@@ -85,14 +85,14 @@ class Listing:
         """What patterns choose; members by their path in the shard."""
         if not patterns:
             return self
-        wanted: list[int] = []
+        wanted = [np.zeros(0, bool)]
         for start, names in zip(range(0, len(self), CHUNK), chunks(self.names, CHUNK), strict=True):
-            inside = names
+            inside: Sequence[str] = names
             if self.spans is not None:
                 both = zip(names, self.shards[start : start + CHUNK], strict=True)
                 inside = [name[len(shard) + 1 :] for name, shard in both]
-            wanted += [start + i for i, one in enumerate(patterns.chosen(inside)) if one]
-        return self.take(np.array(wanted, np.int64))
+            wanted.append(np.array(patterns.chosen(inside), bool))
+        return self.take(np.flatnonzero(np.concatenate(wanted)))
 
     def take(self, places: NDArray[np.int64]) -> Listing:
         """The images at these places."""
@@ -151,8 +151,12 @@ def folder_listing(folder: Path) -> Listing:
         # sorted, so that of two ways to one folder the same is taken everywhere
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = os.path.relpath(parent, folder)
-        images = [name for name in files if is_image_name(name)]
-        others.update(kind_of(name) for name in files if not is_image_name(name))
+        images = []
+        for name in files:
+            if is_image_name(name):
+                images.append(name)
+            else:
+                others[kind_of(name)] += 1
         held["" if below == os.curdir else f"{below}/"] = list(folders), "/".join(images)
     names = Names.of(_sorted(held, ""))
     if not names:
