@@ -7,16 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastequi.data.sources.texts import (
-    Joined,
-    Names,
-    Numbered,
-    Patched,
-    Texts,
-    chunks,
-    places_of,
-    taken,
-)
+from fastequi.data.sources.made_texts import Joined, Numbered, Patched, places_of
+from fastequi.data.sources.texts import Names, Texts, chunks, taken
 
 # what names of files decode to: any text, and surrogates for bytes that are no UTF-8
 NAME = st.one_of(
@@ -41,7 +33,7 @@ def same(lazy: Texts, expected: tuple[str, ...]) -> None:
     assert [string for part in chunks(lazy, 3) for string in part] == list(expected)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(LISTS, st.slices(20), st.lists(st.integers(0, 19)))
 def test_names_are_as_a_tuple(strings, part, places):
     names, expected = Names.of(strings), tuple(strings)
@@ -59,7 +51,7 @@ def test_names_are_as_a_tuple(strings, part, places):
     assert names[1:].separated() == "\0".join(strings[1:]).encode(errors="surrogateescape")
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(LISTS, st.lists(st.integers(0, 19)))
 def test_paths_numbers_and_patches_are_as_tuples(strings, places):
     chosen = [i for i in places if i < len(strings)]
@@ -80,6 +72,7 @@ def test_paths_numbers_and_patches_are_as_tuples(strings, places):
     assert Patched(Names.of(strings), {2: "other"}) == patched
 
 
+@settings(max_examples=50, deadline=None)
 @given(LISTS, LISTS)
 def test_places_are_found_among_others(wanted, among):
     found = places_of(Names.of(wanted), Names.of(among)).tolist()

@@ -21,7 +21,8 @@ from fastequi.data.sources import index
 from fastequi.data.sources.columns import Columns
 from fastequi.data.sources.images import Indexed, Source
 from fastequi.data.sources.index import Index
-from fastequi.data.sources.texts import Joined, Names
+from fastequi.data.sources.made_texts import Joined
+from fastequi.data.sources.texts import Names
 
 PARTS = 1 << 17
 

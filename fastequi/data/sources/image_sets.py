@@ -43,9 +43,10 @@ from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing, listed
 from fastequi.data.sources.local import expect_local
+from fastequi.data.sources.made_texts import Joined, Numbered
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
-from fastequi.data.sources.texts import Joined, Numbered, Texts
+from fastequi.data.sources.texts import Texts
 
 logger = logging.getLogger(__name__)
 

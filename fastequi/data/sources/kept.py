@@ -26,7 +26,8 @@ from fastequi.data.sources import table
 from fastequi.data.sources.changes import Some
 from fastequi.data.sources.columns import Columns
 from fastequi.data.sources.image_sets import Source, tolerated
-from fastequi.data.sources.texts import Names, Patched, Texts, chunks, places_of, taken
+from fastequi.data.sources.made_texts import Patched, places_of
+from fastequi.data.sources.texts import Names, Texts, chunks, taken
 
 logger = logging.getLogger(__name__)
 

@@ -90,7 +90,7 @@ def _in_order(journals: Sequence[Path]) -> list[tuple[End, Path]]:
     if others := [end.words for end, _ in ends if (end.unit, end.total, end.digest) != known]:
         raise ValueError(
             f"merge: {', '.join(others)} not of the set of {first.words} ({first.total} "
-            f"{first.unit}): images were added, removed or changed in between; scan them again"
+            f"{first.unit}): images or patterns changed in between; scan them again"
         )
     missing, at = [], 0
     for (end, _), (before, _) in zip(ends, [ends[0], *ends], strict=False):

@@ -22,7 +22,8 @@ import numpy as np
 
 from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
 from fastequi.data.sources.listing import HIDDEN, INDEX, Archive, Listing
-from fastequi.data.sources.texts import GrowingNames, Numbered
+from fastequi.data.sources.made_texts import Numbered
+from fastequi.data.sources.texts import GrowingNames
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")

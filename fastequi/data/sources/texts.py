@@ -1,17 +1,16 @@
 """Sequences of strings that are no Python objects until they are asked for.
 
 The names of a hundred million images are one blob of bytes (`Names`), usually pages of a mapped
-file; paths are made of names or of shards by a rule (`Joined`, `Numbered`); a choice of images is
-places in what it was chosen from (`Taken`). Each compares equal to a tuple of the same strings.
+file; a choice of images is places in what it was chosen from (`Taken`). Each compares equal to a
+tuple of the same strings. Those that are made by a rule: `fastequi.data.sources.made_texts`.
 """
 
 from __future__ import annotations
 
 import operator
-import os
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -46,7 +45,7 @@ class Texts(Sequence[str]):
     def __getitem__(self, key: int | slice) -> str | Texts:
         if isinstance(key, slice):
             return self.take(np.arange(*key.indices(len(self))))
-        return self.at(_within([operator.index(key)], len(self)))[0]
+        return self.at(within([operator.index(key)], len(self)))[0]
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _CHUNK):
@@ -131,7 +130,7 @@ class Names(Texts):
         return [raw[a:b].decode("utf-8", "surrogateescape") for a, b in pairs]
 
     def take(self, places: ArrayLike) -> Texts:
-        return Taken(self, _within(places, len(self)))
+        return Taken(self, within(places, len(self)))
 
     @overload
     def __getitem__(self, key: int) -> str: ...
@@ -187,38 +186,6 @@ class GrowingNames:
         return Names(np.frombuffer(self._ends, np.int64), np.frombuffer(self._blob, np.uint8))
 
 
-class Joined(Texts):
-    """Paths: a folder and names relative to it."""
-
-    def __init__(self, folder: str, names: Texts) -> None:
-        self.folder, self.names = folder, names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def at(self, places: NDArray[np.int64]) -> list[str]:
-        return [os.path.join(self.folder, name) for name in self.names.at(places)]
-
-    def take(self, places: ArrayLike) -> Texts:
-        return Joined(self.folder, self.names.take(places))
-
-
-class Numbered(Texts):
-    """One of a few values for each place, by [n] numbers."""
-
-    def __init__(self, values: Sequence[str], numbers: NDArray[np.int32]) -> None:
-        self.values, self.numbers = values, numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def at(self, places: NDArray[np.int64]) -> list[str]:
-        return [self.values[i] for i in self.numbers[places].tolist()]
-
-    def take(self, places: ArrayLike) -> Texts:
-        return Numbered(self.values, self.numbers[_within(places, len(self))])
-
-
 class Taken(Texts):
     """Some places of other strings."""
 
@@ -232,29 +199,7 @@ class Taken(Texts):
         return self.of.at(self.places[places])
 
     def take(self, places: ArrayLike) -> Texts:
-        return Taken(self.of, self.places[_within(places, len(self))])
-
-
-class Patched(Texts):
-    """Other strings at a few places.
-
-    Args:
-        of: the strings.
-        other: {place: string}.
-    """
-
-    def __init__(self, of: Texts, other: Mapping[int, str]) -> None:
-        self.of, self.other = of, other
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    def at(self, places: NDArray[np.int64]) -> list[str]:
-        pairs = zip(places.tolist(), self.of.at(places), strict=True)
-        return [self.other.get(place, string) for place, string in pairs]
-
-    def take(self, places: ArrayLike) -> Texts:
-        return Taken(self, _within(places, len(self)))
+        return Taken(self.of, self.places[within(places, len(self))])
 
 
 def taken(strings: Sequence[str], places: NDArray[np.int64]) -> Sequence[str]:
@@ -274,32 +219,12 @@ def chunks(strings: Sequence[str], size: int = _CHUNK) -> Iterator[Sequence[str]
             yield strings[start:stop]
 
 
-def places_of(wanted: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
-    """[n] the place of each wanted string among others, -1 where it is none of them.
+def within(places: ArrayLike, length: int) -> NDArray[np.int64]:
+    """Places counted from the beginning.
 
-    Takes 16 bytes for each string and no dictionary of them.
+    Raises:
+        IndexError: one is outside the length.
     """
-    known, hashes = (np.fromiter(map(hash, each), np.int64, len(each)) for each in (among, wanted))
-    order = np.argsort(known, kind="stable")
-    known = known[order]
-    found = np.full(len(wanted), -1, np.int64)
-    at = np.searchsorted(known, hashes)
-    left = np.flatnonzero(at < len(known))
-    while len(left := left[known[at[left]] == hashes[left]]):
-        candidates = order[at[left]]
-        for i in range(0, len(left), _CHUNK):
-            ours, theirs = left[i : i + _CHUNK], candidates[i : i + _CHUNK]
-            pairs = zip(taken(wanted, ours), taken(among, theirs), strict=True)
-            same = np.array([a == b for a, b in pairs], bool)
-            found[ours[same]] = theirs[same]
-        left = left[found[left] < 0]  # another string of the same hash
-        at[left] += 1
-        left = left[at[left] < len(known)]
-    return found
-
-
-def _within(places: ArrayLike, length: int) -> NDArray[np.int64]:
-    """Places counted from the beginning; IndexError for one outside."""
     chosen = np.asarray(places, np.int64).reshape(-1)
     if len(chosen) and (chosen.min() < -length or chosen.max() >= length):
         raise IndexError(f"expected places below {length}, got {chosen.min()} to {chosen.max()}")
