@@ -127,9 +127,7 @@ def share(file: Path, processes: int) -> dict[str, float]:
         one.stdin.write("\n")
         one.stdin.close()
         one.wait()
-    sums = {
-        f"sum of {key}": round(sum(one[key] for one in found), 1) for key in ("pss", "uss", "rss")
-    }
+    sums = {f"sum of {key}": round(sum(one[key] for one in found), 1) for key in found[0]}
     return {"processes": processes, **sums}
 
 
