@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -218,6 +219,18 @@ def test_a_scan_that_is_killed_goes_on_and_gives_the_same(tmp_path):
     commands.data(["scan", str(photos), "--index", str(tmp_path / "again.fei")])
     assert found.rows == index.read(tmp_path / "again.fei").rows
     assert len(list((photos / ".fastequi").iterdir())) == 2
+
+
+def test_what_a_killed_merge_left_behind_goes(photos):
+    beside = photos / ".fastequi"
+    beside.mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = [beside / f".index.fei.{platform.node()}.{pid}.tmp" for pid in (ended.pid, os.getppid())]
+    for file in left:
+        file.write_bytes(b"x")
+    commands.data(["scan", str(photos)])
+    assert [file.exists() for file in left] == [False, True]
 
 
 def test_a_name_that_asks_for_lines_gets_them(photos, tmp_path):

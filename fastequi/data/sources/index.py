@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 MANY = 1_000_000  # images; a run of as many or more refers to their index
 AGAIN = "make it again with fastequi data scan, or remove it"
 _LINES = ".jsonl"
-_ARCHIVE = ("name", "bytes", "mtime_ns")
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,8 @@ def write_parts(
         return _write_lines(file, replace(index, rows=rows))
     index = replace(index, when=_now())
     file.parent.mkdir(parents=True, exist_ok=True)
-    shards = {key: [getattr(one, key) for one in index.archives] for key in _ARCHIVE}
+    keys = [key.name for key in fields(Archive)]
+    shards = {key: [getattr(one, key) for one in index.archives] for key in keys}
     about = {**_about(index), "archives": shards}
     places = ["spans", "of"] if index.archives else ["bytes"]
     columns = [*places, *["sha256"] * index.decoded]
@@ -212,7 +212,8 @@ def _is_lines(file: Path) -> bool:
 def _mapped(file: Path) -> Index:
     opened = table.open_table(file)
     about, entries = opened.about, opened.about["archives"]
-    archives = tuple(Archive(*entry) for entry in zip(*(entries[k] for k in _ARCHIVE), strict=True))
+    each = zip(*entries.values(), strict=True)
+    archives = tuple(Archive(**dict(zip(entries, values, strict=True))) for values in each)
     more = about["passed_over"], tuple(about["formats"]), about["fingerprint"]
     rows = Rows(opened.columns)
     return Index(rows, opened.left_out, about["decoded"], about["when"], archives, *more)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import platform
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -67,6 +70,7 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
                 else:
                     left_out[row[0]] = row[1]
 
+    _clear(index)
     count = sum(end.images for end, _ in ends), sum(end.name_bytes for end, _ in ends)
     kinds = tuple(sorted(formats))
     whole = Index([], left_out, True, "", archives, dict(passed_over), kinds)
@@ -74,6 +78,17 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
     for _, file in ends:
         file.unlink()
     return read(index), dict(formats.most_common())
+
+
+def _clear(index: Path) -> None:
+    """Removes what a process of this machine left behind that was killed while it merged."""
+    for left in index.parent.glob(f".{glob.escape(index.name)}.{platform.node()}.*.tmp"):
+        try:
+            os.kill(int(left.suffixes[-2][1:]), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (PermissionError, ValueError):  # another's process; another's file
+            pass
 
 
 def _in_order(journals: Sequence[Path]) -> list[tuple[End, Path]]:
