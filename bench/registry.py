@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from bench.cases import (
     attention,
     blur,
+    channels,
     crops,
     decode,
     embeddings,
@@ -25,7 +26,18 @@ from bench.cases import (
 from bench.opbench import OpBench
 
 _MODULES = (
-    *(warp_recon, linear_recon, warp, blur, rot90_batch, prototypes, embeddings, gram, crops),
+    *(
+        warp_recon,
+        channels,
+        linear_recon,
+        warp,
+        blur,
+        rot90_batch,
+        prototypes,
+        embeddings,
+        gram,
+        crops,
+    ),
     *(attention, gelu, encoder_step, tir_overhead, train_step, decode, views),
 )
 

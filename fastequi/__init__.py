@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from fastequi.losses.nt_xent import NTXentLoss
     from fastequi.losses.vicreg import VICRegLoss
     from fastequi.losses.warp_recon import WarpReconLoss
-    from fastequi.paths import SE2, Blur, Color, Rotation, Translation
+    from fastequi.paths import SE2, Blur, Color, Gain, Rotation, Translation
 
 __version__ = "0.1.0"
 
@@ -78,6 +78,7 @@ _HOME = {
     "Translation": "fastequi.paths",
     "SE2": "fastequi.paths",
     "Color": "fastequi.paths",
+    "Gain": "fastequi.paths",
     "Blur": "fastequi.paths",
 }
 
@@ -87,6 +88,7 @@ __all__ = [
     "BlurReconLoss",
     "Color",
     "DINOLoss",
+    "Gain",
     "GramLoss",
     "IBOTLoss",
     "KoLeoLoss",

@@ -50,7 +50,8 @@ class Transform(NamedTuple):
 
     Attributes:
         theta: [B, T, 2, 3] output-to-input affine, normalised coordinates.
-        color: [B, T, 3, 4] affine map of RGB in 0..1.
+        color: [B, T, 3, 4] affine map of RGB in 0..1, or [B, T, C, 2] a gain and an offset of each
+            channel.
         sigma: [B, T] Gaussian blur in pixels of the view.
     """
 
@@ -324,6 +325,44 @@ class Color:
         points = _points(self.names, params, t, size, zoom)
         b, c, s, hue = points.along().unbind(-1)
         return Transform(points.still(), color=color_matrix(1 + b, 1 + c, 1 + s, hue))
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Gain (factor 1 ± range) and offset (± range) of every channel, drawn independently.
+
+    For images whose channels are not RGB, in the place of :class:`Color`; values are in 0..1.
+
+    Args:
+        channels: of the images.
+        gain: half-range of each factor around 1.
+        offset: half-range of what is added to each channel.
+    """
+
+    channels: int = 3
+    gain: float = 0.4
+    offset: float = 0.1
+
+    def __post_init__(self) -> None:
+        arguments.integer("channels", self.channels)
+        _check_range("gain", self.gain)
+        _check_range("offset", self.offset)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """("gain0", ..., "offset0", ...)."""
+        return tuple(f"{n}{c}" for n in ("gain", "offset") for c in range(self.channels))
+
+    def scales(self, size: int) -> tuple[float, ...]:
+        return (self.gain,) * self.channels + (self.offset,) * self.channels
+
+    def sample(self, draws: Draws, size: int) -> Tensor:
+        return _symmetric(draws, self.scales(size))
+
+    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
+        points = _points(self.names, params, t, size, zoom)
+        gain, offset = points.along().split(self.channels, -1)
+        return Transform(points.still(), color=torch.stack([1 + gain, offset], -1))
 
 
 @dataclass(frozen=True)

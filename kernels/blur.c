@@ -20,7 +20,7 @@ typedef struct {
   float *total;           /* [B, K] */
   int64_t pred_stride[5]; /* of batch, step and: channel, row, column; or: token, 1, 1 */
   int64_t grad_bytes;
-  float gain[4], bias[4]; /* of a channel, after the blur */
+  const float *gain, *bias; /* of a channel, after the blur */
   float weight;           /* of the sum, and so of its gradient */
   float most;             /* the largest sigma */
   int32_t batch, steps, reach; /* pixels from the middle of the kernel to its end */

@@ -36,7 +36,7 @@ from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.pixel_loss import pixel_error, strides_of
 from fastequi.kernels.quads import load_group, store_group, unpacked
-from fastequi.kernels.sampling import reflected_index
+from fastequi.kernels.sampling import reflected_index, unit
 from fastequi.kernels.target import BlurTarget
 
 # A program blurs ROWS rows of at most BLOCKS blocks of COLS columns, a block of GROUP channels and
@@ -298,7 +298,7 @@ def launch_config(
         "C": channels,
         "PATCH": target.patch_size,
         "LOSS": target.loss,
-        "SCALE": 1 / 255 if image.dtype == torch.uint8 else 1.0,
+        "SCALE": unit(image.dtype),
         "R": reach,
         "REACH": triton.next_power_of_2(2 * reach + 1),
         "PRODUCTS": products,

@@ -11,10 +11,10 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable
-from ctypes import Structure, byref, c_int64, c_void_p
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import Structure, addressof, byref, c_float, c_int64, c_void_p
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -130,6 +130,21 @@ def kernel(name: str, kind: type[Structure]) -> Callable[[Structure], None]:
     return _runner(library, name, isa, kind)
 
 
+Op = TypeVar("Op", bound=Structure)
+
+
+def with_floats(op: Op, values: Mapping[str, Sequence[float]]) -> Op:
+    """The struct with arrays of float32 behind fields ("gain", "grid.gain"), which live as long."""
+    arrays = []
+    for path, given in values.items():
+        *outer, name = path.split(".")
+        array = (c_float * len(given))(*given)
+        setattr(functools.reduce(getattr, outer, op), name, addressof(array))
+        arrays.append(array)
+    op.kept = arrays  # type: ignore[attr-defined]
+    return op
+
+
 class Filled:
     """A kernel whose struct is filled for tensors of one kind, but for its pointers.
 
@@ -141,6 +156,7 @@ class Filled:
 
     def __init__(self, name: str, op: Structure, *pointers: str) -> None:
         self._run, self._struct, self._bytes = kernel(name, type(op)), type(op), bytes(op)
+        self._op = op  # whose arrays the copies point to
         self._places = [_offset(type(op), path) // _WORD for path in pointers]
 
     def __call__(self, *tensors: Tensor | None) -> None:

@@ -11,12 +11,15 @@ from torch import Tensor
 from fastequi.kernels import native, native_warp
 from fastequi.kernels.blur import radius
 from fastequi.kernels.native_warp import (
+    CHANNELS,
+    IMAGES,
     LOSSES,
     ImageStruct,
     gain_and_bias,
     image_struct,
     rows_of,
 )
+from fastequi.kernels.sampling import unit
 from fastequi.kernels.target import BlurTarget
 
 _MOST = 256  # pixels that a blurred pixel may depend on at a side
@@ -30,8 +33,7 @@ class BlurStruct(Structure):
         *((name, c_void_p) for name in ("sigma", "out", "pred", "grad", "total")),
         ("pred_stride", c_int64 * 5),
         ("grad_bytes", c_int64),
-        ("gain", c_float * 4),
-        ("bias", c_float * 4),
+        *((name, c_void_p) for name in ("gain", "bias")),
         *((name, c_float) for name in ("weight", "most")),
         *((name, c_int32) for name in ("batch", "steps", "reach")),
         *((name, c_int32) for name in ("dtype", "loss", "patch", "planar", "stream", "threads")),
@@ -41,9 +43,9 @@ class BlurStruct(Structure):
 def makes(image: Tensor, dtype: torch.dtype, max_sigma: float) -> bool:
     """Whether C blurs such an image into that type."""
     fits = (
-        image.dtype in native.DTYPES
+        image.dtype in IMAGES
         and not image.is_neg()
-        and 1 <= image.shape[1] <= 4
+        and 1 <= image.shape[1] <= CHANNELS
         and dtype in _FLOATS
     )
     return fits and radius(max_sigma) <= _MOST
@@ -98,17 +100,17 @@ def _struct(
     """Of images that are made, `out`, or of what a prediction is compared with."""
     patch, made = target.patch_size, out if pred is None else pred
     assert made is not None
-    scale = 1 / 255 if image.dtype == torch.uint8 else 1.0
-    gain, bias = gain_and_bias(target.mean, target.std)
+    gain, bias = gain_and_bias(target.mean, target.std, image.shape[1])
+    gain = [value * unit(image.dtype) for value in gain]
     inner = (made.stride(2), 1, 1) if patch else made.stride()[2:]
     grad_bytes = 0 if grad is None else grad.numel() * grad.element_size()
-    return BlurStruct(
+    op = BlurStruct(
         image_struct(image),
         *(native.pointer(t) for t in (sigma, out, pred, grad, total)),
         (c_int64 * 5)(*made.stride()[:2], *inner),
         grad_bytes,
-        (c_float * 4)(*(value * scale for value in gain)),
-        (c_float * 4)(*bias),
+        None,
+        None,
         weight,
         target.most,
         *sigma.shape,
@@ -120,6 +122,7 @@ def _struct(
         grad_bytes > native.STREAM_BYTES,
         native.threads(made.numel()),
     )
+    return native.with_floats(op, {"gain": gain, "bias": bias})
 
 
 def plain(sigma: Tensor) -> bool:

@@ -35,15 +35,15 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
     places = (c_void_p * count)(*(native.pointer(x) for x in photos))
     pitch = (c_int64 * count)(*(x.stride(0) for x in photos))
     sides = (c_int32 * (2 * count))(*(side for x in photos for side in x.shape[:2]))
-    gain, bias = gain_and_bias(target.mean, target.std)
+    gain, bias = gain_and_bias(target.mean, target.std, 3)
     scale = 1.0 if out.dtype == torch.uint8 else 1 / 255
     op = ViewsStruct(
         addressof(places),
         addressof(pitch),
         addressof(sides),
         *(native.pointer(x) for x in (photo, window, color, sigma, solarize, out)),
-        (c_float * 4)(*(value * scale for value in gain[:3])),
-        (c_float * 4)(*bias[:3]),
+        (c_float * 4)(*(value * scale for value in gain)),
+        (c_float * 4)(*bias),
         len(photo),
         target.height,
         target.width,

@@ -26,9 +26,7 @@ class ImageStruct(Structure):
 class GridStruct(Structure):
     _fields_ = (
         ("theta", c_void_p),
-        ("color", c_void_p),
-        ("gain", c_float * 4),
-        ("bias", c_float * 4),
+        *((name, c_void_p) for name in ("color", "gain", "bias")),
         *((name, c_int32) for name in ("batch", "steps", "height", "width", "padding", "align")),
     )
 
@@ -55,7 +53,9 @@ class WarpReconStruct(Structure):
     )
 
 
-TAKES = "float32 or bfloat16 of 1 to 4 channels, rows without gaps"
+IMAGES = {**native.DTYPES, torch.uint16: 3, torch.float16: 4}
+CHANNELS = 1024  # at most
+TAKES = f"predictions in float32 or bfloat16, of 1 to {CHANNELS} channels, rows without gaps"
 
 
 def samples(image: Tensor) -> bool:
@@ -65,8 +65,8 @@ def samples(image: Tensor) -> bool:
     """
     height, width = image.shape[2:]
     fits = (height + 4) * (width + 4) < 2**31 and 0 < height < 2**22 and 0 < width < 2**22
-    known = image.dtype in native.DTYPES and not image.is_neg()
-    return known and 1 <= image.shape[1] <= 4 and fits
+    known = image.dtype in IMAGES and not image.is_neg()
+    return known and 1 <= image.shape[1] <= CHANNELS and fits
 
 
 def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
@@ -78,13 +78,14 @@ def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target
 def _warp_struct(
     out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target
 ) -> WarpStruct:
-    return WarpStruct(
+    op = WarpStruct(
         image_struct(image),
         _grid(theta, color, target),
         native.pointer(out),
         native.DTYPES[out.dtype],
         native.threads(out.numel()),
     )
+    return _normalising(op, image, target)
 
 
 def prepared_warp(
@@ -154,7 +155,7 @@ def _recon_struct(
     inner = (pred.stride(2), 1, 1) if target.patch_size else pred.stride()[2:]
     total, count, grad, dtheta = sums
     grad_bytes = grad.numel() * grad.element_size()
-    return WarpReconStruct(
+    op = WarpReconStruct(
         image_struct(image),
         _grid(theta, color, target),
         *(native.pointer(t) if t.numel() else None for t in (pred, grad, total, count, dtheta)),
@@ -168,6 +169,7 @@ def _recon_struct(
         grad_bytes > native.STREAM_BYTES,
         native.threads(pred.numel()),
     )
+    return _normalising(op, image, target)
 
 
 def prepared_warp_recon(
@@ -206,18 +208,22 @@ def image_struct(image: Tensor) -> ImageStruct:
     return ImageStruct(
         native.pointer(image),
         (c_int64 * 4)(*image.stride()),
-        native.DTYPES[image.dtype],
+        IMAGES[image.dtype],
         *image.shape[1:],
     )
 
 
+def _normalising(op: native.Op, image: Tensor, target: Target) -> native.Op:
+    gain, bias = gain_and_bias(target.mean, target.std, image.shape[1])
+    return native.with_floats(op, {"grid.gain": gain, "grid.bias": bias})
+
+
 def _grid(theta: Tensor, color: Tensor | None, target: Target) -> GridStruct:
-    gain, bias = gain_and_bias(target.mean, target.std)
     return GridStruct(
         native.pointer(theta),
         native.pointer(color),
-        (c_float * 4)(*gain),
-        (c_float * 4)(*bias),
+        None,
+        None,
         *theta.shape[:2],
         *target.size,
         _PADDINGS[target.padding_mode],
@@ -226,11 +232,11 @@ def _grid(theta: Tensor, color: Tensor | None, target: Target) -> GridStruct:
 
 
 def gain_and_bias(
-    mean: Sequence[float] | None, std: Sequence[float] | None
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> tuple[list[float], list[float]]:
-    """Of each of at most four channels: (x - mean) / std = gain x + bias."""
+    """Of each channel: (x - mean) / std = gain x + bias."""
     if mean is None or std is None:
-        return [1.0] * 4, [0.0] * 4
+        return [1.0] * channels, [0.0] * channels
     return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 

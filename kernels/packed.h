@@ -1,8 +1,10 @@
 /* Packed texels and bilinear sampling at an affine grid, shared by warp.c and warp_recon.c.
  *
  * An image is packed once: one texel of four floats (r g b 0, already scaled or normalised) per
- * pixel, and a ring of two texels around it that hold what lies outside. A bilinear sample is then
- * two loads of two neighbouring texels, whatever the channel, the layout or the type of the image.
+ * pixel, and a ring of two texels around it that hold what lies outside; a group of four channels is
+ * a plane of such texels. A bilinear sample of a group is then two loads of two neighbouring texels,
+ * whatever the channel, the layout or the type of the image. Of one channel a texel is one float, and
+ * four samples are made at a time.
  * Coordinates are bounded before they become integers, NaN included, so no matrix reads elsewhere.
  */
 #ifndef FASTEQUI_PACKED_H
@@ -16,7 +18,8 @@
 
 enum { ZEROS, BORDER, REFLECTION };
 
-enum { RING = 2, RUN = 1024 }; /* texels around an image; pixels sampled before they are used */
+/* Texels around an image; pixels of up to four channels sampled before they are used; most of channels. */
+enum { RING = 2, RUN = 1024, GROUPS = 256 };
 
 typedef struct {
   const void *data;
@@ -24,11 +27,11 @@ typedef struct {
   int32_t dtype, channels, height, width;
 } Image;
 
-/* Matrices [B, K, 2, 3] and colours [B, K, 3, 4] or NULL, both dense; the sampled value of channel c
- * is gain[c] * x + bias[c], after the colour matrix if there is one. */
+/* Matrices [B, K, 2, 3] and colours or NULL, all dense: [B, K, C, C + 1] of up to four channels, of
+ * more [B, K, C, 2], a gain and an offset each. The sampled value of channel c is
+ * gain[c] * x + bias[c], after its colour. */
 typedef struct {
-  const float *theta, *color;
-  float gain[4], bias[4];
+  const float *theta, *color, *gain, *bias;
   int32_t batch, steps, height, width; /* of the samples */
   int32_t padding, align;
 } Grid;
@@ -50,8 +53,19 @@ CALLED void in_large_pages(void *start, int64_t bytes) {
 
 INLINE int64_t pitch_of(const Image *image) { return image->width + 2 * RING; }
 
+INLINE int32_t groups_of(const Image *image) { return (image->channels + 3) / 4; }
+
+INLINE int32_t channels_of(const Image *image, int32_t group) {
+  int32_t left = image->channels - 4 * group;
+  return left < 4 ? left : 4;
+}
+
+INLINE size_t plane_floats(const Image *image) { /* of a group */
+  return (size_t)pitch_of(image) * (image->height + 2 * RING) * (image->channels > 1 ? 4 : 1);
+}
+
 INLINE size_t packed_bytes(const Image *image) {
-  return (size_t)pitch_of(image) * (image->height + 2 * RING) * sizeof(v4);
+  return groups_of(image) * plane_floats(image) * sizeof(float);
 }
 
 /* n texels of a row from values side by side in memory (r g b r g b ...). */
@@ -83,19 +97,33 @@ INLINE void read_row(float *out, const Image *image, int64_t at, int64_t step, i
   } while (0)
   if (image->dtype == UINT8) READ(uint8_t, (float)raw);
   else if (image->dtype == FLOAT32) READ(float, raw);
-  else READ(uint16_t, from_bf16(raw));
+  else if (image->dtype == BFLOAT16) READ(uint16_t, from_bf16(raw));
+  else if (image->dtype == UINT16) READ(uint16_t, (float)raw);
+  else READ(uint16_t, from_f16(raw));
 #undef READ
 }
 
-/* Rows first..last-1 of the packed image (ring included) of image b, as gain * x + bias. */
-CALLED void pack_rows(
-    const Image *image, int64_t b, const float *gains, const float *biases, int64_t first,
-    int64_t last, float *texels) {
+/* What packing folds in: the scale of integers, and the normalisation unless a colour precedes; 0 where
+ * there is no channel. */
+INLINE void packing(const Image *image, const Grid *grid, int32_t group, v4 *gain, v4 *bias) {
+  float scale = image->dtype == UINT8 ? 1.0f / 255.0f : image->dtype == UINT16 ? 1.0f / 65535.0f : 1.0f;
+  *gain = *bias = (v4){0};
+  for (int32_t c = 0; c < channels_of(image, group); c++) {
+    (*gain)[c] = scale * (grid->color ? 1.0f : grid->gain[4 * group + c]);
+    (*bias)[c] = grid->color ? 0.0f : grid->bias[4 * group + c];
+  }
+}
+
+/* Rows first..last-1 of a group of the packed image (ring included) of image b, as gain * x + bias. */
+CALLED void pack_group(
+    const Image *image, const Grid *grid, int64_t b, int32_t group, int64_t first, int64_t last,
+    float *texels) {
   enum { PART = 128 };
-  int64_t pitch = pitch_of(image), width = image->width, channels = image->channels;
+  int64_t pitch = pitch_of(image), width = image->width, channels = channels_of(image, group);
+  int64_t start = b * image->stride[0] + 4 * group * image->stride[1];
   float part[4][PART] = {{0}}; /* a channel each; 0 where there is none */
-  v4 gain = {0}, bias = {0};
-  for (int64_t c = 0; c < channels; c++) gain[c] = gains[c], bias[c] = biases[c];
+  v4 gain, bias;
+  packing(image, grid, group, &gain, &bias);
   for (int64_t row = first; row < last; row++) {
     v4_at *to = (v4_at *)texels + row * pitch;
     int64_t y = row - RING;
@@ -103,8 +131,8 @@ CALLED void pack_rows(
     for (int64_t x = 0; x < (inside ? RING : pitch); x++) to[x] = to[pitch - 1 - x] = bias;
     if (!inside) continue;
     to += RING;
-    int64_t at = b * image->stride[0] + y * image->stride[2];
-    if (image->dtype == UINT8 && channels == 3 && image->stride[1] == 1 && image->stride[3] == 3) {
+    int64_t at = start + y * image->stride[2];
+    if (image->dtype == UINT8 && image->channels == 3 && image->stride[1] == 1 && image->stride[3] == 3) {
       pack_bytes3(to, (const uint8_t *)image->data + at, width, gain, bias);
       continue;
     }
@@ -130,12 +158,34 @@ CALLED void pack_rows(
   }
 }
 
-/* What packing folds in: the scale of bytes, and the normalisation unless a colour matrix precedes. */
-INLINE void packing(const Image *image, const Grid *grid, float *gain, float *bias) {
-  for (int c = 0; c < 4; c++) {
-    gain[c] = (image->dtype == UINT8 ? 1.0f / 255.0f : 1.0f) * (grid->color ? 1.0f : grid->gain[c]);
-    bias[c] = grid->color ? 0.0f : grid->bias[c];
+/* The same of an image of one channel, whose texels are single floats. */
+CALLED void pack_one(
+    const Image *image, const Grid *grid, int64_t b, int64_t first, int64_t last, float *texels) {
+  int64_t pitch = pitch_of(image), width = image->width;
+  v4 gain, bias;
+  packing(image, grid, 0, &gain, &bias);
+  for (int64_t row = first; row < last; row++) {
+    float *to = texels + row * pitch;
+    int64_t y = row - RING;
+    int inside = y >= 0 && y < image->height;
+    for (int64_t x = 0; x < (inside ? RING : pitch); x++) to[x] = to[pitch - 1 - x] = bias[0];
+    if (!inside) continue;
+    to += RING;
+    read_row(to, image, b * image->stride[0] + y * image->stride[2], image->stride[3], width);
+    const float times = gain[0], plus = bias[0];
+    for (int64_t x = 0; x < width; x++) to[x] = times * to[x] + plus;
   }
+}
+
+/* The same of all groups, plane after plane. */
+INLINE void pack_rows(
+    const Image *image, const Grid *grid, int64_t b, int64_t first, int64_t last, float *texels) {
+  if (image->channels == 1) {
+    pack_one(image, grid, b, first, last, texels);
+    return;
+  }
+  for (int32_t group = 0; group < groups_of(image); group++)
+    pack_group(image, grid, b, group, first, last, texels + group * plane_floats(image));
 }
 
 /* ---- the affine grid ---- */
@@ -263,24 +313,31 @@ CALLED void locate_run(
 
 /* ---- sampling ---- */
 
-/* The colour matrix's columns, with the gain and bias of the normalisation folded in. */
+/* The columns of a group's colour matrix, with the gain and bias of the normalisation folded in. */
 typedef struct {
-  v4 column[4];
+  v4 column[4], shift;
 } Mixer;
 
-INLINE Mixer mixer_of(const float *color, const Grid *grid) {
-  Mixer mixer = {{{0}}};
-  for (int c = 0; c < 3; c++) {
-    for (int j = 0; j < 3; j++) mixer.column[j][c] = grid->gain[c] * color[4 * c + j];
-    mixer.column[3][c] = grid->gain[c] * color[4 * c + 3] + grid->bias[c];
+/* Of the colour at `place`, of image and step. */
+INLINE Mixer mixer_of(const Image *image, const Grid *grid, int64_t place, int32_t group) {
+  Mixer mixer = {{{0}}, {0}};
+  int32_t all = image->channels, count = channels_of(image, group), full = all <= 4;
+  int64_t row = full ? all + 1 : 2;
+  const float *color = grid->color + (place * all + 4 * group) * row;
+  for (int32_t c = 0; c < count; c++) {
+    float gain = grid->gain[4 * group + c], bias = grid->bias[4 * group + c];
+    for (int32_t j = 0; j < count; j++)
+      mixer.column[j][c] = gain * (full ? color[c * row + j] : j == c ? color[c * row] : 0.0f);
+    mixer.shift[c] = gain * color[c * row + row - 1] + bias;
   }
   return mixer;
 }
 
-INLINE v4 mixed(v4 v, const Mixer *mixer, int shift) {
+INLINE v4 mixed(v4 v, const Mixer *mixer, int32_t channels, int shift) {
   v4 r = {v[0], v[0], v[0], v[0]}, g = {v[1], v[1], v[1], v[1]}, b = {v[2], v[2], v[2], v[2]};
   v4 out = r * mixer->column[0] + g * mixer->column[1] + b * mixer->column[2];
-  if (shift) out += mixer->column[3];
+  if (channels > 3) out += (v4){v[3], v[3], v[3], v[3]} * mixer->column[3];
+  if (shift) out += mixer->shift;
   return out;
 }
 
@@ -290,7 +347,8 @@ typedef struct {
 } Sample;
 
 INLINE Sample sample_at(
-    const Taps *taps, int64_t i, const float *texels, int64_t pitch, const Mixer *mixer) {
+    const Taps *taps, int64_t i, const float *texels, int64_t pitch, const Mixer *mixer,
+    int32_t channels) {
   const float *upper = texels + 4 * (int64_t)taps->texel[i], *lower = upper + 4 * pitch;
   float wx = taps->wx[i], wy = taps->wy[i];
 #ifdef __AVX__
@@ -304,67 +362,141 @@ INLINE Sample sample_at(
 #endif
   Sample at = {left + wx * across, across, left_down + wx * (right_down - left_down)};
   if (mixer) {
-    at.value = mixed(at.value, mixer, 1);
-    at.by_x = mixed(at.by_x, mixer, 0);
-    at.by_y = mixed(at.by_y, mixer, 0);
+    at.value = mixed(at.value, mixer, channels, 1);
+    at.by_x = mixed(at.by_x, mixer, channels, 0);
+    at.by_y = mixed(at.by_y, mixer, channels, 0);
   }
   return at;
 }
 
-/* Four pixels of a run to planes of RUN floats per channel. */
-INLINE void put_planes(float *out, v4 a, v4 b, v4 c, v4 d, int32_t channels) {
+/* Four pixels of a run to planes, `apart` floats from each other, of a group's channels. */
+INLINE void put_planes(float *out, v4 a, v4 b, v4 c, v4 d, int32_t channels, int64_t apart) {
   Four planes = transposed((Four){a, b, c, d});
   AT(v4, out) = planes.a;
-  if (channels > 1) AT(v4, out + RUN) = planes.b;
-  if (channels > 2) AT(v4, out + 2 * RUN) = planes.c;
-  if (channels > 3) AT(v4, out + 3 * RUN) = planes.d;
+  if (channels > 1) AT(v4, out + apart) = planes.b;
+  if (channels > 2) AT(v4, out + 2 * apart) = planes.c;
+  if (channels > 3) AT(v4, out + 3 * apart) = planes.d;
 }
 
-/* A run of samples to floats: planar, or interleaved with `channels` per pixel. Four values, or four
- * pixels, are written at a time, so that the buffers need room for some more. */
+/* A run of a group's samples to floats, planar or interleaved; `apart` lie its planes, or pixels. Four
+ * values, or four pixels, are written at a time, so that the buffers need room for some more. */
 INLINE void sample(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
-    int64_t pitch, const Mixer *mixer, int32_t channels, int planar, int derivatives) {
+    int64_t pitch, const Mixer *mixer, int32_t channels, int64_t apart, int planar, int derivatives) {
+#define AT_PIXEL(i) sample_at(taps, i, texels, pitch, mixer, channels)
   if (planar)
     for (int64_t i = 0; i < n; i += 4) {
-      Sample a = sample_at(taps, i, texels, pitch, mixer);
-      Sample b = sample_at(taps, i + 1, texels, pitch, mixer);
-      Sample c = sample_at(taps, i + 2, texels, pitch, mixer);
-      Sample d = sample_at(taps, i + 3, texels, pitch, mixer);
-      put_planes(out + i, a.value, b.value, c.value, d.value, channels);
+      Sample a = AT_PIXEL(i), b = AT_PIXEL(i + 1), c = AT_PIXEL(i + 2), d = AT_PIXEL(i + 3);
+      put_planes(out + i, a.value, b.value, c.value, d.value, channels, apart);
       if (derivatives) {
-        put_planes(by_x + i, a.by_x, b.by_x, c.by_x, d.by_x, channels);
-        put_planes(by_y + i, a.by_y, b.by_y, c.by_y, d.by_y, channels);
+        put_planes(by_x + i, a.by_x, b.by_x, c.by_x, d.by_x, channels, apart);
+        put_planes(by_y + i, a.by_y, b.by_y, c.by_y, d.by_y, channels, apart);
       }
     }
   else
     for (int64_t i = 0; i < n; i++) {
-      Sample at = sample_at(taps, i, texels, pitch, mixer);
-      AT(v4, out + i * channels) = at.value;
+      Sample at = AT_PIXEL(i);
+      AT(v4, out + i * apart) = at.value;
       if (derivatives) {
-        AT(v4, by_x + i * channels) = at.by_x;
-        AT(v4, by_y + i * channels) = at.by_y;
+        AT(v4, by_x + i * apart) = at.by_x;
+        AT(v4, by_y + i * apart) = at.by_y;
       }
     }
+#undef AT_PIXEL
 }
 
 /* The same with its choices as constants, so that each gets a loop of its own. */
 CALLED void sample_run(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
-    int64_t pitch, const Mixer *mixer, int32_t channels, int planar, int derivatives) {
-#define SAMPLE(channels, derivatives)                                                    \
-  do {                                                                                   \
-    if (planar) sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, 1, derivatives); \
-    else sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, 0, derivatives);        \
+    int64_t pitch, const Mixer *mixer, int32_t channels, int64_t apart, int planar,
+    int derivatives) {
+#define SAMPLE(channels, planes, pixels, derivatives)                                                    \
+  do {                                                                                                   \
+    if (planar)                                                                                          \
+      sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, planes, 1, derivatives);          \
+    else sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, pixels, 0, derivatives);       \
   } while (0)
-  if (derivatives) SAMPLE(channels, 1);
-  else if (channels != 3) SAMPLE(channels, 0);
-  else if (mixer) SAMPLE(3, 0);
+  if (derivatives) SAMPLE(channels, apart, apart, 1);
+  else if (channels != 3 || apart != (planar ? RUN : 3)) SAMPLE(channels, apart, apart, 0);
+  else if (mixer) SAMPLE(3, RUN, 3, 0);
   else {
     mixer = NULL;
-    SAMPLE(3, 0);
+    SAMPLE(3, RUN, 3, 0);
   }
 #undef SAMPLE
+}
+
+/* Two pairs of neighbours: a[0] a[1] b[0] b[1]. */
+INLINE v4 pairs(const float *a, const float *b) {
+  VECTOR(two, double, 16);
+  double first, second;
+  memcpy(&first, a, sizeof first);
+  memcpy(&second, b, sizeof second);
+  return (v4)(two){first, second};
+}
+
+/* A run of samples of one channel, four at a time: the arithmetic of sample_at. */
+INLINE void sample_ones(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
+    int64_t pitch, float gain, float shift, int derivatives) {
+  for (int64_t i = 0; i < n; i += 4) {
+    const float *a = texels + taps->texel[i], *b = texels + taps->texel[i + 1];
+    const float *c = texels + taps->texel[i + 2], *d = texels + taps->texel[i + 3];
+    v4 wx = AT(v4, taps->wx + i), wy = AT(v4, taps->wy + i);
+    v4 low = pairs(a, b), high = pairs(c, d);
+    v4 left = SHUFFLE4(i4, low, high, 0, 2, 4, 6), right = SHUFFLE4(i4, low, high, 1, 3, 5, 7);
+    low = pairs(a + pitch, b + pitch), high = pairs(c + pitch, d + pitch);
+    v4 left_down = SHUFFLE4(i4, low, high, 0, 2, 4, 6) - left;
+    v4 right_down = SHUFFLE4(i4, low, high, 1, 3, 5, 7) - right;
+    left += wy * left_down;
+    v4 across = right + wy * right_down - left;
+    AT(v4, out + i) = (left + wx * across) * gain + shift;
+    if (derivatives) {
+      AT(v4, by_x + i) = across * gain;
+      AT(v4, by_y + i) = (left_down + wx * (right_down - left_down)) * gain;
+    }
+  }
+}
+
+CALLED void sample_one(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
+    int64_t pitch, const Mixer *mixer, int derivatives) {
+  float gain = mixer ? mixer->column[0][0] : 1.0f, shift = mixer ? mixer->shift[0] : 0.0f;
+  if (derivatives) sample_ones(out, by_x, by_y, taps, n, texels, pitch, gain, shift, 1);
+  else sample_ones(out, NULL, NULL, taps, n, texels, pitch, gain, shift, 0);
+}
+
+/* ---- all groups ---- */
+
+/* Pixels of a run whose samples of all channels fit where four channels of RUN do: a multiple of 4. */
+INLINE int64_t longest_run(const Image *image) { return RUN / groups_of(image) / 4 * 4; }
+
+/* The mixers of all groups of an image and step; NULL without a colour. */
+INLINE const Mixer *mixers_of(Mixer *room, const Image *image, const Grid *grid, int64_t place) {
+  if (!grid->color) return NULL;
+  for (int32_t group = 0; group < groups_of(image); group++)
+    room[group] = mixer_of(image, grid, place, group);
+  return room;
+}
+
+/* A run of samples of all channels: planes `longest_run` apart, or pixel after pixel. */
+INLINE void sample_groups(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
+    const Image *image, const Mixer *mixers, int planar, int derivatives) {
+  if (image->channels == 1) {
+    sample_one(out, by_x, by_y, taps, n, texels, pitch_of(image), mixers, derivatives);
+    return;
+  }
+  int32_t groups = groups_of(image);
+  int64_t apart = planar ? longest_run(image) : image->channels, step = planar ? 4 * apart : 4;
+  for (int32_t group = groups - 1, done = 0; done < groups; done++, group = done - 1) {
+    /* the last one first: beyond its channels it writes where the first one does, a pixel on */
+    int64_t first = group * step;
+    sample_run(out + first, derivatives ? by_x + first : NULL, derivatives ? by_y + first : NULL,
+               taps, n, texels + group * plane_floats(image), pitch_of(image),
+               mixers ? mixers + group : NULL, channels_of(image, group), apart, planar,
+               derivatives);
+  }
 }
 
 #endif

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastequi.kernels.backend import tl, transformed, triton
 from fastequi.kernels.constants import constants
 
+MATRIX = 4  # channels at most, of which a colour matrix is read; of more a gain and an offset each
 PADDING_MODES = ("zeros", "border", "reflection")
 
 
@@ -192,11 +193,17 @@ def color_ref(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> Tensor:
-    """Colour matrix [B, K, 3, 4], then normalisation, of samples [B, K, C, H, W] in 0..1."""
+    """Colour, then normalisation, of samples [B, K, C, H, W] in 0..1.
+
+    The colour is a matrix [B, K, C, C + 1], or a gain and an offset each [B, K, C, 2].
+    """
     if color is not None:
         color = color.to(sampled.dtype)
-        sampled = torch.einsum("bkij,bkjhw->bkihw", color[..., :3], sampled)
-        sampled = sampled + color[..., 3, None, None]
+        if is_gain(color, sampled.shape[2]):
+            sampled = sampled * color[..., 0, None, None]
+        else:
+            sampled = torch.einsum("bkij,bkjhw->bkihw", color[..., :-1], sampled)
+        sampled = sampled + color[..., -1, None, None]
     if mean is not None and std is not None:
         mean_t = constants(tuple(mean), sampled.device, sampled.dtype)[:, None, None]
         std_t = constants(tuple(std), sampled.device, sampled.dtype)[:, None, None]
@@ -204,6 +211,27 @@ def color_ref(
     return sampled
 
 
+_LARGEST = {torch.uint8: 255, torch.uint16: 65535}
+
+
+def unit(dtype: torch.dtype) -> float:
+    """What images of a type are multiplied by to lie in 0..1; floating ones do already."""
+    return 1 / _LARGEST.get(dtype, 1)
+
+
 def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 0..255 to floats 0..1; other images cast."""
-    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
+    """uint8 0..255 and uint16 0..65535 to floats 0..1; other images cast."""
+    largest = _LARGEST.get(image.dtype)
+    return image.to(dtype) / largest if largest else image.to(dtype)
+
+
+def is_gain(color: Tensor, channels: int) -> bool:
+    """Whether a colour [..., C, 2] is a gain and an offset of each channel, no matrix of C + 1."""
+    return channels > 1 and color.shape[-1] == 2
+
+
+def as_matrices(color: Tensor | None, channels: int) -> Tensor | None:
+    """Gains and offsets of up to four channels as the matrices that kernels read for those."""
+    if color is None or channels > MATRIX or not is_gain(color, channels):
+        return color
+    return torch.cat([torch.diag_embed(color[..., 0]), color[..., 1:]], -1)

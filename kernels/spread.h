@@ -22,8 +22,6 @@ CALLED int spread(
   int shared = batch < 4 * threads;
   char *texels = malloc((shared ? (size_t)batch : (size_t)threads) * bytes);
   if (!texels) return -1;
-  float gain[4], bias[4];
-  packing(image, grid, gain, bias);
 #pragma omp parallel num_threads(threads)
   {
     int thread = thread_number();
@@ -31,7 +29,7 @@ CALLED int spread(
 #pragma omp for collapse(2) schedule(static)
       for (int64_t b = 0; b < batch; b++)
         for (int64_t row = 0; row < rows; row += STRIP)
-          pack_rows(image, b, gain, bias, row, row + STRIP < rows ? row + STRIP : rows,
+          pack_rows(image, grid, b, row, row + STRIP < rows ? row + STRIP : rows,
                     (float *)(texels + b * bytes));
 #pragma omp for collapse(3) schedule(static)
       for (int64_t b = 0; b < batch; b++)
@@ -42,7 +40,7 @@ CALLED int spread(
       float *own = (float *)(texels + thread * bytes);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t b = 0; b < batch; b++) {
-        pack_rows(image, b, gain, bias, 0, rows, own);
+        pack_rows(image, grid, b, 0, rows, own);
         for (int64_t k = 0; k < steps; k++)
           for (int64_t block = 0; block < blocks; block++) work(job, b, k, block, own, thread);
       }

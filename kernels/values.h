@@ -15,12 +15,24 @@
 #define EXPORT(name) JOIN(name, ISA)
 #define CALLED static __attribute__((noinline, unused)) /* big, called per run: one copy is enough */
 
-enum { UINT8, FLOAT32, BFLOAT16 };
+enum { UINT8, FLOAT32, BFLOAT16, UINT16, FLOAT16 }; /* the last two of images alone */
 enum { GROUP = 32 }; /* rows that are worked on together, in the caches */
 
 INLINE float from_bf16(uint16_t half) {
   uint32_t bits = (uint32_t)half << 16;
   float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+INLINE float from_f16(uint16_t half) {
+  uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
+  float value;
+  memcpy(&value, &bits, 4);
+  value *= 0x1p112f; /* the exponent's other offset; right for numbers below the least normal one too */
+  memcpy(&bits, &value, 4);
+  bits |= (half & 0x7c00) == 0x7c00 ? 0x7f800000 : 0; /* infinity, NaN */
+  bits |= (uint32_t)(half & 0x8000) << 16;
   memcpy(&value, &bits, 4);
   return value;
 }

@@ -12,6 +12,7 @@ typedef struct {
 typedef struct {
   Taps taps;
   float values[4 * RUN + 16];
+  Mixer mixers[GROUPS];
 } Scratch;
 
 CALLED void write_run(void *out, int64_t at, const float *values, int64_t n, int32_t dtype) {
@@ -44,20 +45,15 @@ CALLED void block_of(
   const float *theta = op->grid.theta + place * 6;
   int bad = !finite6(theta);
   Affine affine = affine_of(theta, &op->grid, &op->image);
-  Mixer colour;
-  const Mixer *mixer = NULL;
-  if (op->grid.color) {
-    colour = mixer_of(op->grid.color + place * 12, &op->grid);
-    mixer = &colour;
-  }
+  const Mixer *mixers = mixers_of(scratch->mixers, &op->image, &op->grid, place);
+  int64_t most = longest_run(&op->image);
   for (int64_t y = first; y < last; y++)
-    for (int64_t x = 0; x < width; x += RUN) {
-      int64_t n = width - x < RUN ? width - x : RUN;
+    for (int64_t x = 0; x < width; x += most) {
+      int64_t n = width - x < most ? width - x : most;
       locate_run(&scratch->taps, n, 1, x, y, &affine, &op->grid, &op->image, 0, 0);
-      sample_run(scratch->values, NULL, NULL, &scratch->taps, n, texels, pitch_of(&op->image),
-                 mixer, channels, 1, 0);
+      sample_groups(scratch->values, NULL, NULL, &scratch->taps, n, texels, &op->image, mixers, 1, 0);
       for (int32_t c = 0; c < channels; c++) {
-        float *values = scratch->values + c * RUN;
+        float *values = scratch->values + c * most;
         if (bad)
           for (int64_t i = 0; i < n; i++) values[i] = NAN;
         write_run(op->out, ((place * channels + c) * height + y) * width + x, values, n, op->dtype);

@@ -25,14 +25,47 @@ from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.sampling import (
     affine_taps,
+    as_matrices,
     bilinear,
     color_ref,
     sample_ref,
     to_float,
+    unit,
 )
 from fastequi.kernels.target import Target
 
 _CHUNK = 1 << 21  # target values per chunk of the CPU path: 8 MB of float32
+
+
+UNROLLED = tl.constexpr(8)  # channels: of more a loop, or code would grow with them
+
+
+@triton.jit
+def _channel(
+    c, samples, out, color, image, color_ptr, mean_ptr, std_ptr, ix, iy, HS, WS, stride_y, stride_x,
+    live, poison, C: tl.constexpr, HAS_COLOR: tl.constexpr, HAS_NORM: tl.constexpr,
+    SCALE: tl.constexpr, ROUND: tl.constexpr,
+):  # fmt: skip
+    """Writes a channel; `samples`: of all of them, where a colour matrix mixes them."""
+    FACTORS: tl.constexpr = C + 1 if C <= 4 else 2  # of a channel's colour
+    row = color_ptr + color * FACTORS if HAS_COLOR else None
+    if HAS_COLOR and C <= 4:
+        v = tl.load(row) * samples[0]
+        for j in tl.static_range(1, C):
+            v += tl.load(row + j) * samples[j]
+    else:
+        v, _, _ = bilinear(image, ix, iy, HS, WS, stride_y, stride_x, live)
+        if HAS_COLOR:
+            v *= tl.load(row)
+    v = v * SCALE
+    if HAS_COLOR:
+        v += tl.load(row + FACTORS - 1)
+    if HAS_NORM:
+        v = (v - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
+    v += poison
+    if ROUND:
+        v = tl.floor(tl.minimum(tl.maximum(v * 255.0, 0.0), 255.0) + 0.5)
+    tl.store(out, v.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -81,24 +114,25 @@ def warp_fwd_kernel(
     )
     image = image_ptr + b * stride_ib
     out = out_ptr + (b * K + k) * C * H * W
-    if HAS_COLOR:
-        r, _, _ = bilinear(image, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        g, _, _ = bilinear(image + stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        bl, _, _ = bilinear(image + 2 * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-    for c in tl.static_range(C):
-        if HAS_COLOR:
-            row = color_ptr + (b * K + k) * 12 + c * 4
-            v = tl.load(row) * r + tl.load(row + 1) * g + tl.load(row + 2) * bl
-            v = v * SCALE + tl.load(row + 3)
-        else:
+    samples = ()
+    if HAS_COLOR and C <= 4:
+        for c in tl.static_range(C):
             v, _, _ = bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-            v = v * SCALE
-        if HAS_NORM:
-            v = (v - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
-        v += poison
-        if ROUND:
-            v = tl.floor(tl.minimum(tl.maximum(v * 255.0, 0.0), 255.0) + 0.5)
-        tl.store(out + c * H * W + offs, v.to(out_ptr.dtype.element_ty), mask=live)
+            samples = samples + (v,)  # type: ignore[assignment]  # noqa: RUF005
+    if C <= UNROLLED:
+        for c in tl.static_range(C):
+            _channel(
+                c, samples, out + c * H * W + offs, (b * K + k) * C + c, image + c * stride_ic,
+                color_ptr, mean_ptr, std_ptr, ix, iy, HS, WS, stride_iy, stride_ix, live, poison,
+                C, HAS_COLOR, HAS_NORM, SCALE, ROUND,
+            )  # fmt: skip
+    else:
+        for c in range(C):
+            _channel(
+                c, samples, out + c * H * W + offs, (b * K + k) * C + c, image + c * stride_ic,
+                color_ptr, mean_ptr, std_ptr, ix, iy, HS, WS, stride_iy, stride_ix, live, poison,
+                C, HAS_COLOR, HAS_NORM, SCALE, ROUND,
+            )  # fmt: skip
 
 
 def _launch_config(pixels: int) -> tuple[int, int]:
@@ -123,6 +157,7 @@ def _compute(
     out = image.new_empty((batch, steps, channels, height, width), dtype=dtype)
     if out.numel() == 0:
         return out
+    color = as_matrices(color, channels)
     if use_native(image) and native_warp.samples(image) and dtype in native.DTYPES:
         native_warp.warp(out, image, theta, color, target)
     elif not use_triton(image):
@@ -166,7 +201,7 @@ def _launch(
             ALIGN=target.align_corners,
             HAS_COLOR=color is not None,
             HAS_NORM=mean is not None,
-            SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
+            SCALE=unit(image.dtype),
             ROUND=out.dtype == torch.uint8,
             BLOCK=block,
             num_warps=num_warps,
@@ -241,6 +276,7 @@ def prepared(
     dense = (theta,) if color is None else (theta, color)
     if (
         not use_native(image)
+        or as_matrices(color, image.shape[1]) is not color
         or not native_warp.samples(image)
         or dtype not in native.DTYPES
         or (grad and any(t.requires_grad for t in (image, *dense)))

@@ -35,6 +35,7 @@ typedef struct {
   Taps taps;
   float target[4 * RUN + 16], by_x[4 * RUN + 16], by_y[4 * RUN + 16], slope[4 * RUN + 16];
   int32_t keep[4 * RUN + 16];
+  Mixer mixers[GROUPS];
 } Scratch;
 
 INLINE void fetch(const WarpRecon *op, int64_t at, int64_t n) {
@@ -43,9 +44,9 @@ INLINE void fetch(const WarpRecon *op, int64_t at, int64_t n) {
   for (int64_t byte = 0; byte < n * width; byte += 64) __builtin_prefetch(first + byte, 0, 2);
 }
 
-/* One rectangle of at most RUN pixels, whose channel 0 starts at `at` in the prediction. */
+/* One rectangle of at most longest_run pixels, whose channel 0 starts at `at` in the prediction. */
 CALLED void run(
-    const WarpRecon *op, const Affine *affine, const Mixer *mixer, const float *texels,
+    const WarpRecon *op, const Affine *affine, const Mixer *mixers, const float *texels,
     Scratch *scratch, int64_t x0, int64_t y0, int64_t width, int64_t rows, int64_t at, int planar,
     Sums *sums) {
   int32_t channels = op->image.channels;
@@ -54,17 +55,18 @@ CALLED void run(
   for (int32_t c = 0; c < (planar ? channels : 1); c++) /* arrives while the samples are made */
     fetch(op, at + c * op->pred_stride[2], planar ? n : n * channels);
   locate_run(&scratch->taps, width, rows, x0, y0, affine, &op->grid, &op->image, derivatives, mask);
-  sample_run(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, n, texels,
-             pitch_of(&op->image), mixer, channels, planar, derivatives);
+  sample_groups(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, n, texels, &op->image,
+                mixers, planar, derivatives);
   Prediction given = {op->pred, op->grad, op->weight, op->dtype, op->loss, op->stream};
   const int32_t *keep = mask ? scratch->taps.keep : NULL;
   float *slopes = derivatives ? scratch->slope : NULL;
   if (mask)
     for (int64_t i = 0; i < n; i++) sums->count -= keep[i] * channels;
+  const int64_t apart = longest_run(&op->image);
   if (planar) {
     for (int32_t c = 0; c < channels; c++)
-      sums->total += error_run(&given, scratch->target + c * RUN, slopes ? slopes + c * RUN : NULL, keep,
-                               at + c * op->pred_stride[2], n);
+      sums->total += error_run(&given, scratch->target + c * apart, slopes ? slopes + c * apart : NULL,
+                               keep, at + c * op->pred_stride[2], n);
   } else {
     if (mask) {
       for (int64_t i = 0; i < n; i++)
@@ -74,7 +76,7 @@ CALLED void run(
     sums->total += error_run(&given, scratch->target, slopes, keep, at, n * channels);
   }
   if (!derivatives) return;
-  int64_t pixel = planar ? 1 : channels, channel = planar ? RUN : 1;
+  int64_t pixel = planar ? 1 : channels, channel = planar ? apart : 1;
   for (int64_t i = 0; i < n; i++) {
     double by_x = 0, by_y = 0;
     for (int32_t c = 0; c < channels; c++) {
@@ -120,26 +122,22 @@ CALLED void block_of(
   Sums *sums = job->parts + (b * op->grid.steps + k) * blocks_of(op) + block;
   const float *theta = op->grid.theta + (b * op->grid.steps + k) * 6;
   Affine affine = affine_of(theta, &op->grid, &op->image);
-  Mixer colour;
-  const Mixer *mixer = NULL;
-  if (op->grid.color) {
-    colour = mixer_of(op->grid.color + (b * op->grid.steps + k) * 12, &op->grid);
-    mixer = &colour;
-  }
+  const Mixer *mixers = mixers_of(scratch->mixers, &op->image, &op->grid, b * op->grid.steps + k);
+  const int64_t most = longest_run(&op->image);
   int64_t per = units_per_block(op), last = (block + 1) * per, width = op->grid.width;
   if (last > units_of(op)) last = units_of(op);
   int64_t base = b * op->pred_stride[0] + k * op->pred_stride[1];
   for (int64_t unit = block * per; unit < last; unit++) {
     if (!op->patch) {
-      for (int64_t x = 0; x < width; x += RUN) {
-        int64_t n = width - x < RUN ? width - x : RUN;
+      for (int64_t x = 0; x < width; x += most) {
+        int64_t n = width - x < most ? width - x : most;
         int64_t at = base + unit * op->pred_stride[3] + x * op->pred_stride[4];
-        run(op, &affine, mixer, texels, scratch, x, unit, n, 1, at, op->planar, sums);
+        run(op, &affine, mixers, texels, scratch, x, unit, n, 1, at, op->planar, sums);
       }
       continue;
     }
-    int64_t side = op->patch, wide = side < RUN ? side : RUN;
-    int64_t rows = wide < side ? 1 : RUN / side < side ? RUN / side : side;
+    int64_t side = op->patch, wide = side < most ? side : most;
+    int64_t rows = wide < side ? 1 : most / side < side ? most / side : side;
     for (int64_t token = 0; token < width / side; token++) {
       int64_t start = base + (unit * (width / side) + token) * op->pred_stride[2];
       for (int64_t row = 0; row < side; row += rows)
@@ -147,7 +145,7 @@ CALLED void block_of(
           int64_t high = side - row < rows ? side - row : rows;
           int64_t n = side - x < wide ? side - x : wide;
           int64_t at = start + (row * side + x) * op->image.channels;
-          run(op, &affine, mixer, texels, scratch, token * side + x, unit * side + row, n, high, at,
+          run(op, &affine, mixers, texels, scratch, token * side + x, unit * side + row, n, high, at,
               0, sums);
         }
     }

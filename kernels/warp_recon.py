@@ -31,7 +31,7 @@ from fastequi.kernels.backend import say_type, transformed, use_native, use_trit
 from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
 from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.prepared import Again
-from fastequi.kernels.sampling import base_grid, color_ref, sample_ref, to_float
+from fastequi.kernels.sampling import as_matrices, base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_recon_eager import warp_recon_eager
 from fastequi.kernels.warp_recon_general import warp_recon_general
@@ -64,6 +64,7 @@ def compute_warp_recon(
     if pred.numel() == 0:
         return Sums(sums.total.zero_(), sums.counted.zero_(), sums.grad, sums.dtheta.zero_())
     pred, weight = kernel_layout(pred, patch_size), 1 / divisor
+    color = as_matrices(color, image.shape[1])
     target = Target(
         height, width, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
     )
@@ -190,7 +191,8 @@ def prepared(
     grad = torch.is_grad_enabled()
     dense = (theta,) if color is None else (theta, color)
     if (
-        target.mask_outside
+        as_matrices(color, image.shape[1]) is not color
+        or target.mask_outside
         or not pred.numel()
         or pred.dtype not in (torch.float32, torch.bfloat16)
         or (grad and any(t.requires_grad for t in (image, *dense)))

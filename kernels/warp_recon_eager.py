@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastequi.kernels.constants import constants
 from fastequi.kernels.pixel_loss import error_, patchify
-from fastequi.kernels.sampling import base_grid, bounded, color_ref, to_float
+from fastequi.kernels.sampling import base_grid, bounded, color_ref, is_gain, to_float
 from fastequi.kernels.target import Sums, Target
 
 _CHUNK = 1 << 18  # target values per chunk: 1 MB of float32
@@ -118,8 +118,10 @@ def _color_backward(by_target: Tensor, color: Tensor | None, std: Sequence[float
         gains = constants(tuple(std), by_target.device, by_target.dtype)
         by_target = by_target / gains[:, None, None]
     if color is not None:
-        matrix = color[..., :3].to(by_target.dtype)
-        by_target = torch.einsum("bkij,bkihw->bkjhw", matrix, by_target)
+        color = color.to(by_target.dtype)
+        if is_gain(color, by_target.shape[2]):
+            return by_target * color[..., 0, None, None]
+        by_target = torch.einsum("bkij,bkihw->bkjhw", color[..., :-1], by_target)
     return by_target
 
 

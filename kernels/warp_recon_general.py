@@ -12,8 +12,63 @@ from torch import Tensor
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.pixel_loss import pixel_error, pixel_of, pred_offsets, strides_of
-from fastequi.kernels.sampling import affine_taps, bilinear
+from fastequi.kernels.sampling import affine_taps, bilinear, unit
 from fastequi.kernels.target import Sums, Target
+
+UNROLLED = tl.constexpr(8)  # channels: of more a loop, or code would grow with them
+
+
+@triton.jit
+def _channel(
+    c, sums, samples, places, colors, pred_ptr, image, color_ptr, mean_ptr, std_ptr, grad_ptr,
+    ix, iy, HS, WS, stride_p0, stride_ic, stride_iy, stride_ix, live, counted, poison, weight,
+    C: tl.constexpr, PATCH: tl.constexpr, LOSS: tl.constexpr, HAS_COLOR: tl.constexpr,
+    HAS_NORM: tl.constexpr, SCALE: tl.constexpr, PRED_GRAD: tl.constexpr, THETA_GRAD: tl.constexpr,
+):  # fmt: skip
+    """Adds a channel's errors, and their derivatives by the source's coordinates, to the sums.
+
+    Args:
+        samples: of all channels, where a colour matrix mixes them; else the channel's is made here.
+        places: of channel 0 in the prediction.
+        colors: row of channel 0 in the colours.
+    """
+    total, by_x, by_y = sums
+    FACTORS: tl.constexpr = C + 1 if C <= 4 else 2  # of a channel's colour
+    row = color_ptr + (colors + c) * FACTORS if HAS_COLOR else None
+    if HAS_COLOR and C <= 4:
+        m = tl.load(row) * SCALE
+        v = m * samples[0][0]
+        vx = m * samples[0][1]
+        vy = m * samples[0][2]
+        for j in tl.static_range(1, C):
+            m = tl.load(row + j) * SCALE
+            v += m * samples[j][0]
+            vx += m * samples[j][1]
+            vy += m * samples[j][2]
+    else:
+        v, vx, vy = bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+        m = tl.load(row) * SCALE if HAS_COLOR else SCALE
+        v *= m
+        vx *= m
+        vy *= m
+    if HAS_COLOR:
+        v += tl.load(row + FACTORS - 1)
+    if HAS_NORM:
+        gain = 1.0 / tl.load(std_ptr + c)
+        v = (v - tl.load(mean_ptr + c)) * gain
+        vx *= gain
+        vy *= gain
+    at = places + (c if PATCH > 0 else c * stride_p0)
+    pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
+    value, slope = pixel_error(pred - (v + poison), LOSS, weight)
+    total += tl.where(counted, value, 0.0)
+    slope = tl.where(counted, slope, 0.0)
+    if PRED_GRAD:
+        tl.store(grad_ptr + at, slope.to(grad_ptr.dtype.element_ty), mask=live)
+    if THETA_GRAD:
+        by_x -= slope * vx
+        by_y -= slope * vy
+    return total, by_x, by_y
 
 
 @triton.jit
@@ -81,44 +136,33 @@ def warp_recon_fwd_kernel(
     image = image_ptr + b * stride_ib
     base = b * stride_pb + k * stride_pk
     place = pred_offsets(y, x, token, inner, stride_p0, stride_p1, stride_p2, C, PATCH)
-    if HAS_COLOR:
-        v0, x0, y0 = bilinear(image, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        v1, x1, y1 = bilinear(image + stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-        v2, x2, y2 = bilinear(image + 2 * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-    total = tl.zeros([BLOCK], tl.float32)
-    by_x = tl.zeros([BLOCK], tl.float32)
-    by_y = tl.zeros([BLOCK], tl.float32)
-    for c in tl.static_range(C):
-        if HAS_COLOR:
-            row = color_ptr + (b * K + k) * 12 + c * 4
-            m0 = tl.load(row) * SCALE
-            m1 = tl.load(row + 1) * SCALE
-            m2 = tl.load(row + 2) * SCALE
-            v = m0 * v0 + m1 * v1 + m2 * v2 + tl.load(row + 3)
-            vx = m0 * x0 + m1 * x1 + m2 * x2
-            vy = m0 * y0 + m1 * y1 + m2 * y2
-        else:
-            v, vx, vy = bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
-            v *= SCALE
-            vx *= SCALE
-            vy *= SCALE
-        if HAS_NORM:
-            gain = 1.0 / tl.load(std_ptr + c)
-            v = (v - tl.load(mean_ptr + c)) * gain
-            vx *= gain
-            vy *= gain
-        channel = c if PATCH > 0 else c * stride_p0
-        at = base + place + channel
-        pred = tl.load(pred_ptr + at, mask=live, other=0.0).to(tl.float32)
-        value, slope = pixel_error(pred - (v + poison), LOSS, weight)
-        value = tl.where(counted, value, 0.0)
-        slope = tl.where(counted, slope, 0.0)
-        total += value
-        if PRED_GRAD:
-            tl.store(grad_ptr + at, slope.to(grad_ptr.dtype.element_ty), mask=live)
-        if THETA_GRAD:
-            by_x -= slope * vx
-            by_y -= slope * vy
+    samples = ()
+    if HAS_COLOR and C <= 4:
+        for c in tl.static_range(C):
+            at = bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
+            samples = samples + (at,)  # type: ignore[assignment]  # noqa: RUF005
+    sums = (
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+    )
+    if C <= UNROLLED:
+        for c in tl.static_range(C):
+            sums = _channel(
+                c, sums, samples, base + place, (b * K + k) * C, pred_ptr, image, color_ptr,
+                mean_ptr, std_ptr, grad_ptr, ix, iy, HS, WS, stride_p0, stride_ic, stride_iy,
+                stride_ix, live, counted, poison, weight, C, PATCH, LOSS, HAS_COLOR, HAS_NORM,
+                SCALE, PRED_GRAD, THETA_GRAD,
+            )  # fmt: skip
+    else:
+        for c in range(C):
+            sums = _channel(
+                c, sums, samples, base + place, (b * K + k) * C, pred_ptr, image, color_ptr,
+                mean_ptr, std_ptr, grad_ptr, ix, iy, HS, WS, stride_p0, stride_ic, stride_iy,
+                stride_ix, live, counted, poison, weight, C, PATCH, LOSS, HAS_COLOR, HAS_NORM,
+                SCALE, PRED_GRAD, THETA_GRAD,
+            )  # fmt: skip
+    total, by_x, by_y = sums
     part = (b * K + k) * NB + block
     tl.store(total_ptr + part, tl.sum(total, 0) * weight)
     if MASK_OUTSIDE:
@@ -189,7 +233,7 @@ def warp_recon_general(
             ALIGN=target.align_corners,
             HAS_COLOR=color is not None,
             HAS_NORM=mean is not None,
-            SCALE=1 / 255 if image.dtype == torch.uint8 else 1.0,
+            SCALE=unit(image.dtype),
             MASK_OUTSIDE=target.mask_outside,
             PRED_GRAD=grad.numel() > 0,
             THETA_GRAD=dtheta.numel() > 0,

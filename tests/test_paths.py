@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import fastequi
 from fastequi.paths import (
     SE2,
     Blur,
     Color,
+    Gain,
     Rotation,
     Translation,
     color_matrix,
@@ -21,7 +23,7 @@ from fastequi.paths import (
 from fastequi.philox import Draws
 
 DRAWS = Draws.of(0, 0, np.arange(512))
-FAMILIES = [SE2(), Rotation(), Translation(), Color(), Blur()]
+FAMILIES = [SE2(), Rotation(), Translation(), Color(), Gain(5), Blur()]
 
 
 def sample(image, theta, size):
@@ -140,9 +142,28 @@ def test_zoom_takes_the_view_out_of_a_larger_source():
     shifted = SE2().at(torch.tensor([[0.0, 5, -3]]).double(), [1.0], (32, 32), 32 / 48).theta[:, 0]
     expected = image[..., 11 : 11 + 32, 3 : 3 + 32]
     torch.testing.assert_close(sample(image, shifted, (32, 32)), expected, rtol=0, atol=1e-9)
-    for path in (Color(), Blur()):
+    for path in (Color(), Gain(2), Blur()):
         theta = path.at(path.sample(DRAWS, 32), [0.5], (32, 32), 32 / 48).theta
         torch.testing.assert_close(theta[0, 0], torch.eye(2, 3) * 32 / 48)
+
+
+def test_gains_and_offsets_of_channels():
+    path = Gain(12, gain=0.5, offset=0.2)
+    assert path.names[0] == "gain0"
+    assert path.names[-1] == "offset11"
+    params = path.sample(DRAWS, 32)
+    transform = path.at(params, [0.0, 0.25, 1.0], 32)
+    assert transform.color.shape == (512, 3, 12, 2)
+    gains, offsets = params.split(12, 1)
+    whole = torch.stack([1 + gains, offsets], -1)
+    torch.testing.assert_close(transform.color[:, 2], whole)
+    still = torch.tensor([1.0, 0.0]).expand(12, 2)
+    torch.testing.assert_close(transform.color[:, 1], still + (whole - still) / 4)
+    image = torch.rand(512, 12, 3, 3)
+    warped = fastequi.warp(image, transform.theta, color=transform.color)
+    torch.testing.assert_close(warped[:, 0], image)
+    expected = image * whole[..., 0, None, None] + whole[..., 1, None, None]
+    torch.testing.assert_close(warped[:, 2], expected)
 
 
 def matrix(b=1.0, c=1.0, s=1.0, h=0.0):
@@ -178,6 +199,8 @@ def test_hue_turns_red_towards_yellow():
         (lambda: Rotation(math.inf), "degrees: expected"),
         (lambda: Translation(-2), "pixels: expected"),
         (lambda: Color(hue=-0.1), "hue: expected"),
+        (lambda: Gain(0), "channels: expected an integer >= 1, got 0"),
+        (lambda: Gain(2, offset=-1.0), "offset: expected a finite half-range >= 0"),
         (lambda: Blur(-0.1, 1), "low: expected"),
         (lambda: Blur(2, 1), "high: expected low <= high"),
     ],

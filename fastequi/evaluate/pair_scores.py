@@ -11,6 +11,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +25,14 @@ from fastequi.evaluate.intervals import middle95, resampled_r2
 from fastequi.evaluate.pairs import Pairs, joined
 from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe, token_probe
 from fastequi.evaluate.results import Row
+from fastequi.runtime.side_by_side import side_by_side
 
 PROBES = ("token", "mlp", "ridge")
 PIXELS = ("transformed image alone", "raw pair", "pixel statistics")
 
 _DRAWS = 1000  # of the bootstrap
 _BATCH = 1000  # pairs at a time
+_ON_CPU = 64  # 1.3 times as fast at 32 px: what a layer writes is still in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +181,10 @@ def pair_tokens(
     names: Sequence[str],
     pairs: Pairs,
     pooled: bool = False,
-    batch: int = _BATCH,
 ) -> dict[str, Tensor]:
     """Tokens of both images side by side: name to [N, L, 2·D], [N, 1, 2·D] if `pooled`."""
     parts: dict[str, list[Tensor]] = {}
+    batch = _ON_CPU if pairs.before.device.type == "cpu" else _BATCH
     for start in range(0, len(pairs), batch):
         part = slice(start, start + batch)
         first, second = (features(x[part].float()) for x in (pairs.before, pairs.after))
@@ -259,15 +262,11 @@ def score_pairs(
         on_row=begun,
     )
     for found in inputs:
-        tokens, (x, x_test), pooling = found.tokens, found.pooled, found.pooling
-        for n in sizes:
-            y = train.params[:n]
-            if "token" in probes and tokens is not None:
-                add(n, found.row, "token", token_probe(tokens[0][:n], y, tokens[1], fit))
-            if "mlp" in probes:
-                add(n, found.row, f"mlp{pooling}", mlp_probe(x[:n], y, x_test, fit))
-            if "ridge" in probes:
-                add(n, found.row, f"ridge{pooling}", ridge_probe(x[:n], y, x_test)[None])
+        named = list(_fits(found, train.params, sizes, probes, fit))
+        predicted = side_by_side([job for *_, job in named], train.params.device)
+        for (n, probe, _), pred in zip(named, predicted, strict=True):
+            add(n, found.row, probe, pred)
+        del named
         count += 1
     return {
         n: [
@@ -338,6 +337,25 @@ class _Inputs(NamedTuple):
     pooling: str
     tokens: _Split | None
     pooled: _Split
+
+
+def _fits(
+    found: _Inputs, params: Tensor, sizes: Sequence[int], probes: Sequence[str], fit: Fit
+) -> Iterator[tuple[int, str, Callable[[], Tensor]]]:
+    """(number of training pairs, the probe's name, its fit, which returns predictions)."""
+    tokens, (x, x_test) = found.tokens, found.pooled
+    for n in sizes:
+        y = params[:n]
+        if "token" in probes and tokens is not None:
+            yield n, "token", partial(token_probe, tokens[0][:n], y, tokens[1], fit)
+        if "mlp" in probes:
+            yield n, f"mlp{found.pooling}", partial(mlp_probe, x[:n], y, x_test, fit)
+        if "ridge" in probes:
+            yield n, f"ridge{found.pooling}", partial(_ridge, x[:n], y, x_test)
+
+
+def _ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
+    return ridge_probe(x, y, x_test)[None]
 
 
 def _baseline(features: str) -> Row:

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastequi.runtime.side_by_side import expect_wanted
+
 _PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 
@@ -145,6 +147,7 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, *, fit: Fit) 
     with torch.enable_grad():
         for _ in range(fit.epochs):
             for pick in torch.randperm(len(x), generator=generator).split(fit.batch):
+                expect_wanted()
                 optimizer.param_groups[0]["lr"] = fit.lr * (1 - step / steps)
                 optimizer.zero_grad()
                 with torch.autocast(x.device.type, dtype=fit.dtype, enabled=half):

@@ -371,10 +371,11 @@ def _check_memory(
     image = noise(views.image_size, device)
     tokens = [2 * 3 * min(views.image_size, RAW_SIZE) ** 2]  # of the raw pair
     whole = "token" in budget.probes
+    copies = 1 + math.ceil(sum(budget.fewer_pairs) / budget.train_pairs)  # fitted side by side
     for features, names, _ in probed.values():
         found = features(image)
         each = [2 * (found[n].numel() if whole else found[n].shape[-1]) for n in names]
-        tokens.append(sum(each) + max(each))  # all of them, one standardised
+        tokens.append(sum(each) + copies * max(each))  # all of them, one standardised for each fit
     # beside them the pairs as 16-bit numbers
     of_each = 2 * 2 * 3 * views.image_size**2 + 4 * max(tokens)
     expect_memory("--test-pairs", budget.test_pairs, 2 * of_each, device, reserved=10 * of_each)

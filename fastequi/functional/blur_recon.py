@@ -33,7 +33,7 @@ def blur_recon_loss(
     Args:
         pred: [B, K, C, H, W] or patch tokens [B, K, L, p·p·C], as in :func:`warp_recon_loss`
             (without K for sigma [B]); H, W are the image's.
-        image: [B, C, H, W], uint8 or floating.
+        image: [B, C, H, W], uint8, uint16 or floating.
         sigma: [B, K] or [B] standard deviations in pixels, 0 for no blur; or one number for all.
         loss, layout, patch_size, mean, std, reduction: as in :func:`warp_recon_loss`.
         max_sigma: fixes the kernel's radius, ceil(4·max_sigma) pixels. A larger sigma is an error

@@ -17,7 +17,7 @@ from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.backend import transformed
 from fastequi.kernels.pixel_loss import LOSSES
 from fastequi.kernels.precision import linear_dtype
-from fastequi.kernels.sampling import PADDING_MODES
+from fastequi.kernels.sampling import MATRIX, PADDING_MODES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -157,8 +157,8 @@ def check_dense(name: str, tensor: Tensor) -> None:
 def check_image(image: Tensor, mean: Values, std: Values) -> tuple[Floats, Floats]:
     """Mean and std of every channel, or None."""
     check_dense("image", image)
-    if image.dtype != torch.uint8 and image.dtype not in FLOATS:
-        raise TypeError(f"image: expected uint8 or a floating dtype, got {image.dtype}")
+    if image.dtype not in (torch.uint8, torch.uint16, *FLOATS):
+        raise TypeError(f"image: expected uint8, uint16 or a floating dtype, got {image.dtype}")
     if image.ndim != 4 or 0 in image.shape[1:]:
         raise ValueError(f"image: expected [B, C, Hs, Ws], got {tuple(image.shape)}")
     mean, std = normalisation(image.shape[1], mean, std)
@@ -210,7 +210,7 @@ def check_range(image: Tensor) -> None:
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"image: with mean and std, a floating image is expected in 0..1, got values in "
-            f"{low:.4g}..{high:.4g} (divide by 255, or pass uint8)"
+            f"{low:.4g}..{high:.4g} (divide by 255, or pass uint8 or uint16)"
         )
 
 
@@ -228,14 +228,16 @@ def check_theta(theta: Tensor, image: Tensor) -> None:
 
 
 def check_color(color: Tensor | None, theta: Tensor, image: Tensor) -> None:
+    """[B, K, C, C + 1] of up to four channels, or [B, K, C, 2] of any number."""
     if color is None:
         return
-    if image.shape[1] != 3:
-        raise ValueError(f"color: needs images of 3 channels, got {image.shape[1]}")
-    if color.shape != (*theta.shape[:2], 3, 4):
+    channels = image.shape[1]
+    ends = sorted({channels + 1, 2}, reverse=True) if channels <= MATRIX else [2]
+    if tuple(color.shape) not in [(*theta.shape[:2], channels, n) for n in ends]:
+        each = " or ".join(f"[B, K, {channels}, {n}]" for n in ends)
         raise ValueError(
-            f"color: expected [B, K, 3, 4] with B, K = {tuple(theta.shape[:2])} as in theta, "
-            f"got {tuple(color.shape)}"
+            f"color: expected {each} with B, K = {tuple(theta.shape[:2])} as in theta, for images "
+            f"of {channels} channels, got {tuple(color.shape)}"
         )
 
 

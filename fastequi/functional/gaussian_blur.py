@@ -27,7 +27,7 @@ def gaussian_blur(
     """Gaussian blur with a sigma per image (and step), borders reflected without the edge pixel.
 
     Args:
-        image: [B, C, H, W], uint8 or floating.
+        image: [B, C, H, W], uint8, uint16 or floating.
         sigma: [B] or [B, K] standard deviations in pixels, 0 for no blur; or one number for all.
         mean, std: C floats each, one for all, or neither; applied after the blur.
         dtype: of the result, floating; the image's own if floating, else float32.

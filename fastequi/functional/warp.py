@@ -30,9 +30,10 @@ def warp(
     """Warped, recoloured, normalised images in one pass; the sampler of :func:`warp_recon_loss`.
 
     Args:
-        image: [B, C, Hs, Ws], uint8 or floating, any strides.
+        image: [B, C, Hs, Ws], uint8, uint16 or floating, any strides.
         theta: [B, K, 2, 3] or [B, 2, 3] matrices in the convention of `F.affine_grid`.
-        color: [B, K, 3, 4] (or [B, 3, 4]) affine maps of RGB in 0..1.
+        color: [B, K, C, C + 1] affine maps of the samples in 0..1, of up to four channels; or
+            [B, K, C, 2], a gain and an offset of each channel; without K as theta.
         size: (H, W) of the result, or one number for both; the image's by default.
         mean, std: C floats each, one for all, or neither.
         dtype: of the result: floating, or uint8 (0..255, rounded; not with mean and std). By

@@ -1,8 +1,8 @@
 """Reconstruction error against warped images that are made on the fly.
 
-Images are uint8 in 0..255 or floating in 0..1; mean and std are in 0..1. Checks that would have to
-read a GPU's memory (the range of a float image) run on CPU tensors, and on GPU tensors too where
-FASTEQUI_CHECK=1 is set.
+Images are uint8 in 0..255, uint16 in 0..65535 or floating in 0..1; mean and std are in 0..1. Checks
+that would have to read a GPU's memory (the range of a float image) run on CPU tensors, and on GPU
+tensors too where FASTEQUI_CHECK=1 is set.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ def warp_recon_loss(
         pred: [B, K, C, H, W] (or [B, C, H, W] with theta [B, 2, 3]) predictions, or with
             layout="patch" patch tokens [B, K, L, p·p·C] (or [B, L, p·p·C]) in MAE's order
             (h w)(p q c); float32, bfloat16, float16 or float64.
-        image: [B, C, Hs, Ws] source, uint8 or floating, any strides; Hs, Ws may differ from H, W.
+        image: [B, C, Hs, Ws] source, uint8, uint16 or floating, any strides; Hs, Ws may differ
+            from H, W.
         theta: [B, K, 2, 3] output-to-input affine matrices in the convention of `F.affine_grid`.
-        color: [B, K, 3, 4] affine maps of the sampled RGB in 0..1.
+        color: [B, K, C, C + 1] affine maps of the samples in 0..1, of up to four channels; or
+            [B, K, C, 2], a gain and an offset of each channel, of any number.
         loss: "mse", "l1" or "smooth_l1" (beta 1).
         layout: "image" or "patch".
         patch_size: p in pixels, for layout="patch".

@@ -170,6 +170,10 @@ def warp_recon_general_cases() -> Iterator[Case]:
             options |= {"HAS_COLOR": False, "color_ptr": None}
         name = f"general, float32, {channels}, {block}"
         yield Case(name, kernel, options, block, types, slow=True)
+    types |= {"image_ptr": "*u16"}
+    for channels in (1, 4, 8, 12):
+        options = {**RECON_EVERYTHING, "C": channels, "SCALE": 1 / 65535, "PATCH": 16}
+        yield Case(f"general, 16 bits, {channels}", kernel, options, 512, types, slow=True)
 
 
 # warp_recon_packed
@@ -296,6 +300,13 @@ WARP_PACKED = {
 @section
 def warp_cases() -> Iterator[Case]:
     yield Case("warp", warp.warp_fwd_kernel, WARP, 512, ceilings=Ceilings(310, 322, 322))
+    types = {"image_ptr": "*u16", "out_ptr": "*fp32"}
+    for channels in (4, 12):
+        options = {**WARP, "C": channels, "HAS_COLOR": True, "SCALE": 1 / 65535}
+        options.pop("color_ptr", None)
+        yield Case(
+            f"warp, 16 bits, {channels}", warp.warp_fwd_kernel, options, 512, types, slow=True
+        )
 
 
 @section

@@ -7,7 +7,7 @@ from tests.support.warp_recon import MEAN, STD
 
 
 def eager(image, theta, size, *, color=None, norm=False, padding_mode="zeros", align_corners=False):
-    image = image.double() / (255 if image.dtype == torch.uint8 else 1)
+    image = image.double() / {torch.uint8: 255, torch.uint16: 65535}.get(image.dtype, 1)
     b, k = theta.shape[:2]
     out = []
     for step in range(k):

@@ -16,7 +16,7 @@ ERRORS = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
 def eager(pred, image, theta, *, color=None, loss="mse", patch=0, mean=None, std=None, size=None,
           padding_mode="zeros", align_corners=False, mask_outside=False):  # fmt: skip
     """The chain a user writes today, one (image, step) at a time, in float64; [B, K] of sums."""
-    image = image.double() / (255 if image.dtype == torch.uint8 else 1)
+    image = image.double() / {torch.uint8: 255, torch.uint16: 65535}.get(image.dtype, 1)
     pred, theta = pred.double(), theta.double()
     size = size or pred.shape[-2:]
     rows = []
@@ -27,9 +27,10 @@ def eager(pred, image, theta, *, color=None, loss="mse", patch=0, mean=None, std
             image[b][None], grid, padding_mode=padding_mode, align_corners=align_corners
         )
         if color is not None:
-            matrix = color[b, k].double()
-            target = torch.einsum("ij,bjhw->bihw", matrix[:, :3], target)
-            target = target + matrix[:, 3].view(1, 3, 1, 1)
+            *columns, shift = color[b, k].double().unbind(1)
+            gains = len(columns) == 1 < len(shift)
+            matrix = torch.diag(columns[0]) if gains else torch.stack(columns, 1)
+            target = torch.einsum("ij,bjhw->bihw", matrix, target) + shift.view(1, -1, 1, 1)
         if mean is not None:
             mean_t, std_t = (torch.tensor(v).double().view(1, -1, 1, 1) for v in (mean, std))
             target = (target - mean_t.to(target)) / std_t.to(target)
@@ -44,8 +45,9 @@ def eager(pred, image, theta, *, color=None, loss="mse", patch=0, mean=None, std
 
 def case(seed=0, b=2, k=2, c=3, size=(9, 14), source=(11, 8), image_dtype=torch.uint8, scale=0.7):
     g = torch.Generator().manual_seed(seed)
-    if image_dtype == torch.uint8:
-        image = torch.randint(256, (b, c, *source), generator=g, dtype=torch.uint8)
+    if image_dtype in (torch.uint8, torch.uint16):
+        most = 2 ** (8 * image_dtype.itemsize)
+        image = torch.randint(most, (b, c, *source), generator=g).to(image_dtype)
     else:
         image = torch.rand(b, c, *source, generator=g).to(image_dtype)
     pred = torch.randn(b, k, c, *size, generator=g)
