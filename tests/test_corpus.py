@@ -84,7 +84,7 @@ def test_a_scan_says_what_each_file_is(case, monkeypatch):
 )
 def test_a_scan_says_its_size_in_a_unit_that_fits(count, said):
     rows = [index.Row("a.png", count, 10, 20)]
-    assert f"1 images, {said}; 0 left out" in Scan(index.Index(rows, {}, True), {}, {}).summary()
+    assert f"1 images, {said}; 0 left out" in Scan(index.Index(rows, {}, True), {}).summary()
 
 
 def test_training_takes_or_replaces_each_file(case):

@@ -164,7 +164,8 @@ def test_the_command_scans_and_says_what_is_there(folder, tmp_path_factory, caps
     assert place(folder).read_bytes() == before
     assert len(image_folder(folder, index=elsewhere)) == 7
     commands.data(["scan", str(folder)])
-    assert index.read(place(folder)).rows == index.read(elsewhere).rows
+    mapped = place(folder).with_name("index.fei")
+    assert index.read(mapped).rows == index.read(elsewhere).rows
 
 
 @pytest.mark.parametrize(
@@ -195,20 +196,23 @@ def test_the_command_says_how_it_is_used(capsys):
     assert "usage: fastequi data COMMAND PATH" in capsys.readouterr().out
 
 
-def test_a_scan_killed_half_way_leaves_the_folder_as_it_was(folder):
+def test_a_scan_killed_half_way_leaves_the_index_and_goes_on_where_it_was(folder, caplog):
     pytest.importorskip("nvidia.dali")
     before = sorted(p for p in folder.rglob("*"))
     old = place(folder).read_bytes()
     script = (
         "import os, signal, sys\n"
         "from fastequi.cli import main; from fastequi.runtime import progress\n"
+        "from fastequi.data import scan\n"
         "how = getattr(signal, sys.argv.pop())\n"
         # a job in the background has no handler
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "scan._FILES = 3\n"
         "progress.Progress.say = lambda *_: os.kill(os.getpid(), how)\n"
         "main.main(sys.argv[1:])\n"
     )
-    for how, code in (("SIGKILL", -9), ("SIGINT", 130)):
+    part = place(folder).with_name("index.part-1-of-1.jsonl")
+    for how, code, known in (("SIGKILL", -9, 3), ("SIGINT", 130, 3)):
         done = subprocess.run(
             [sys.executable, "-c", script, "data", "scan", str(folder), how],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -217,7 +221,15 @@ def test_a_scan_killed_half_way_leaves_the_folder_as_it_was(folder):
             timeout=120,
         )
         assert done.returncode == code, done.stderr
-        assert sorted(p for p in folder.rglob("*")) == before
+        assert sorted(p for p in folder.rglob("*")) == sorted([*before, part])
         assert place(folder).read_bytes() == old
+        assert len(part.read_text().splitlines()) == known
     assert done.stderr.endswith("fastequi: stopped\n")
     assert len(folder_listing(folder)) == 7
+    with caplog.at_level(logging.INFO):
+        commands.data(["scan", str(folder)])
+    assert "continuing: 3 images were scanned before" in caplog.text
+    assert not part.exists()
+    found = index.read(place(folder).with_name("index.fei"))
+    assert [row.name for row in found.rows] == [row.name for row in index.read(place(folder)).rows]
+    assert found.left_out == {"bad.jpg": "no image in a format that is read"}

@@ -147,7 +147,7 @@ def test_every_place_has_its_index(data, caplog, capsys):
     told = capsys.readouterr().out
     assert "3 images, " in told
     assert "passed over 1 × .md" in told
-    known = index.read(data / "scans" / ".fastequi" / "index.jsonl")
+    known = index.read(data / "scans" / ".fastequi" / "index.fei")
     assert (known.passed_over, known.formats) == ({".md": 1}, ("PNG", "TIFF"))
     assert len(open_source([photos, scans])) == 5
     assert "not used: 1 new images (thumbs/a.png)" in caplog.text

@@ -45,6 +45,19 @@ class ScanOptions(Patterned):
     index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """File of the index, if the data's folder is read-only; then pass it to pretrain as well. With
     several places, one for each."""
+    part: str = ""
+    """K/N, such as 3/8: scan only the K-th of N parts, on one of many machines; fastequi data merge
+    makes the index of them. The parts lie beside the index."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Writes the index of parts that were scanned with --part, once none is missing."""
+
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """The places that were scanned."""
+    index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """As --index of scan."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +149,13 @@ def demo(argv: list[str]) -> None:
 def data(argv: list[str]) -> None:
     jobs = {
         "scan": "decode every image once, write an index and the unreadable images",
+        "merge": "write the index of parts that were scanned on several machines",
         "scenes": "make a test bed of exact truth: masks, clips, depths, pairs of views",
     }
     chosen = _choose("data command", argv, jobs, "fastequi data COMMAND PATH")
     if chosen is not None:
         job, rest = chosen
-        {"scan": _scan, "scenes": _scenes}[job](rest)
+        {"scan": _scan, "merge": _merge, "scenes": _scenes}[job](rest)
 
 
 def _scan(argv: list[str]) -> None:
@@ -149,27 +163,55 @@ def _scan(argv: list[str]) -> None:
     if options.threads < 0:
         raise ValueError(f"--threads: expected 0 (every core) or more, got {options.threads}")
 
-    from fastequi.data.scan import scan
+    from fastequi.data.indexing import merged, scan_into
     from fastequi.data.sources import index
-    from fastequi.data.sources.image_sets import scanned_listings
+    from fastequi.data.sources.journal import Share
+    from fastequi.data.sources.portions import portions
     from fastequi.runtime.progress import Progress
 
-    listings = scanned_listings(as_images(options.selection((options.data,), "data")))
-    if options.index and len(options.index) != len(listings):
-        raise ValueError(
-            f"--index: expected one for each of {len(listings)} places, got {len(options.index)}"
-        )
-    files = options.index or tuple(listing.index for listing in listings)
+    share = Share.parsed(options.part) if options.part else Share()
+    found = portions(as_images(options.selection((options.data,), "data")), share)
+    files = _indices(options.index, [listing.index for listing, _ in found])
     for file in files:
         index.expect_writable(file)
-    for listing, file in zip(listings, files, strict=True):
+    for (listing, end), file in zip(found, files, strict=True):
+        journal = share.file(file)
         with Progress("scanning") as bar:
-            found = scan(
-                listing, options.threads, lambda i, n: bar.say(i / n, f"{i} of {n} images")
+            count = scan_into(
+                *(journal, listing, end, options.threads),
+                lambda i, n: bar.say(i / n if n else 1.0, f"{i} of {n} images"),
             )
-        index.write(file, found.index)
-        print(found.summary())
-        print(f"index       {file}\nquarantine  {index.quarantine_of(file)}")
+        if options.part:
+            print(f"part {share} of {file}: {count} of {len(listing)} images, in {journal}")
+        else:
+            print(f"{merged(file, [journal]).summary()}\n{_written(file)}")
+
+
+def _merge(argv: list[str]) -> None:
+    options = parse(MergeOptions, "fastequi data merge", argv)
+
+    from fastequi.data.indexing import merged
+    from fastequi.data.sources.merge import parts_beside
+    from fastequi.data.sources.portions import index_places
+
+    data = as_images(Patterned().selection((options.data,), "data"))
+    for file in _indices(options.index, index_places(data)):
+        print(f"{merged(file, parts_beside(file)).summary()}\n{_written(file)}")
+
+
+def _indices(given: tuple[Path, ...], places: list[Path]) -> list[Path]:
+    """The files of the indices: those of --index, else beside the images."""
+    if given and len(given) != len(places):
+        raise ValueError(
+            f"--index: expected one for each of {len(places)} places, got {len(given)}"
+        )
+    return list(given) or places
+
+
+def _written(file: Path) -> str:
+    from fastequi.data.sources.index import quarantine_of
+
+    return f"index       {file}\nquarantine  {quarantine_of(file)}"
 
 
 def _scenes(argv: list[str]) -> None:

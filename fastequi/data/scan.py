@@ -12,9 +12,11 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -24,15 +26,17 @@ from PIL import Image
 
 from fastequi.data.decode import require_dali
 from fastequi.data.given import decoded_sizes
+from fastequi.data.sources.columns import Row
 from fastequi.data.sources.encoded import Header, counted, header, read, why
-from fastequi.data.sources.index import Index, Row
-from fastequi.data.sources.listing import Listing
+from fastequi.data.sources.index import Index
+from fastequi.data.sources.listing import Listing, State
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
 _PIXELS = 1 << 26
 _DIGITS = 16
 _NAMED = 10
+_CHUNK = 1 << 20  # sizes that are compared at once
 
 
 class _Read(NamedTuple):
@@ -41,45 +45,61 @@ class _Read(NamedTuple):
     header: Header
 
 
+Show = Callable[[int, int], None]  # called after every part with the images done and their number
+Entry = tuple[State, Row | tuple[str, str], str]  # a row, or name and reason; Pillow's format or ""
+
+
 @dataclass(frozen=True)
 class Scan:
     """What a scan found.
 
     Attributes:
-        index: to be written beside the images.
+        index: to be written beside the images, or as it was written.
         formats: {Pillow's name: images}.
-        duplicates: {name: the earlier one with the same bytes}.
     """
 
     index: Index
-    formats: dict[str, int]
-    duplicates: dict[str, str]
+    formats: Mapping[str, int]
+
+    @cached_property
+    def duplicates(self) -> NDArray[np.int64]:
+        """[k, 2] places of images and of the first one with the same bytes before each."""
+        digests = self.index.columns.sha256
+        if digests is None or not len(digests):
+            return np.zeros((0, 2), np.int64)
+        order = np.argsort(digests, kind="stable")
+        ranked = digests[order]
+        begins = np.r_[True, ranked[1:] != ranked[:-1]]
+        later = np.flatnonzero(~begins & (ranked != 0))
+        firsts = np.flatnonzero(begins)
+        first = order[firsts[np.searchsorted(firsts, later, "right") - 1]]
+        pairs = np.stack([order[later], first], 1)
+        return pairs[np.argsort(pairs[:, 0])]
 
     def summary(self) -> str:
         """The result as a few printed lines."""
-        rows, left_out = self.index.rows, self.index.left_out
-        total = _size(sum(row.bytes for row in rows))
-        lines = [f"{len(rows)} images, {total}; {len(left_out)} left out"]
-        if rows:
-            smallest = min(rows, key=lambda row: row.height * row.width)
-            largest = max(rows, key=lambda row: row.height * row.width)
+        columns, left_out = self.index.columns, self.index.left_out
+        lines = [f"{len(columns)} images, {_size(int(columns.bytes.sum()))}"]
+        lines[0] += f"; {len(left_out)} left out"
+        if len(columns):
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.formats.items())
             lines += [f"formats     {kinds}"]
-            for what, row in (("smallest", smallest), ("largest", largest)):
-                lines.append(f"{what:12s}{row.width} × {row.height}  {row.name}")
-        lines.append(f"duplicates  {_some([f'{a} = {b}' for a, b in self.duplicates.items()])}")
+            smallest, largest = _extremes(columns.sizes)
+            for what, i in (("smallest", smallest), ("largest", largest)):
+                height, width = columns.sizes[i].tolist()
+                lines.append(f"{what:12s}{width} × {height}  {columns.names[i]}")
+        same, names = self.duplicates, columns.names
+        pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
+        bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]
+        lines.append(f"duplicates  {_some(pairs, len(same))}")
         lines.append(f"passed over {counted(self.index.passed_over) or 0}")
-        lines.append(f"left out    {_some([f'{a} ({why})' for a, why in left_out.items()])}")
+        lines.append(f"left out    {_some(bad, len(left_out))}")
         # a name that is no UTF-8 can be printed nowhere as it is
         return "\n".join(lines).encode(errors="backslashreplace").decode()
 
 
-def scan(
-    listing: Listing,
-    num_threads: int = 0,
-    show: Callable[[int, int], None] = lambda done, total: None,
-) -> Scan:
-    """Reads, hashes and decodes every image of a listing on the CPU.
+def scan(listing: Listing, num_threads: int = 0, show: Show = lambda done, total: None) -> Scan:
+    """Reads, hashes and decodes every image of a listing on the CPU; the rows stay in memory.
 
     Args:
         listing: of a folder or of shards.
@@ -90,45 +110,56 @@ def scan(
         ImportError: DALI is not installed.
         ValueError: num_threads is negative.
     """
+    rows: list[Row] = []
+    left_out, formats = dict(listing.left_out), Counter[str]()
+    for part in scanned(listing, num_threads, show):
+        for _, row, kind in part:
+            if isinstance(row, Row):
+                rows.append(row)
+                formats[kind] += 1
+            else:
+                left_out[row[0]] = row[1]
+    archives, others = listing.archives, listing.passed_over
+    kinds = tuple(sorted(formats))
+    index = Index(rows, left_out, True, archives=archives, passed_over=others, formats=kinds)
+    return Scan(index, dict(formats.most_common()))
+
+
+def scanned(
+    listing: Listing, num_threads: int, show: Show, first: int = 0
+) -> Iterator[list[Entry]]:
+    """The images of a listing from `first` on, a part at a time, in order; see :func:`scan`."""
     require_dali()
     if num_threads < 0:
         raise ValueError(f"threads: expected 0 (every core) or more, got {num_threads}")
     threads = num_threads or len(os.sched_getaffinity(0))
-    rows: list[Row] = []
-    left_out = dict(listing.left_out)
-    formats, first, duplicates = Counter[str](), dict[str, str](), dict[str, str]()
-    done = 0
     Image.init()  # registers the formats before threads ask for them
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
-        for part, futures in _ahead(listing, pool):
+        for part, known, futures in _ahead(listing, first, pool):
             found = _decode([future.result() for future in futures], threads)
-            for i, one in zip(part, found, strict=True):
+            entries: list[Entry] = []
+            for i, state, one in zip(part, known, found, strict=True):
                 name, span = listing.names[i], listing.span(i)
                 if isinstance(one, str):
-                    left_out[name] = one
+                    entries.append((state, (name, one), ""))
                     continue
                 offset = None if span is None else span[0]
                 count, height, width, kind = one.header
-                rows.append(Row(name, count, height, width, one.sha256, offset))
-                formats[kind] += 1
-                if (earlier := first.setdefault(one.sha256, name)) != name:
-                    duplicates[name] = earlier
-            done += len(part)
-            show(done, len(listing))
-    archives, others = listing.archives, listing.passed_over
-    kinds = tuple(sorted(formats))
-    index = Index(rows, left_out, True, archives=archives, passed_over=others, formats=kinds)
-    return Scan(index, dict(formats.most_common()), duplicates)
+                row = Row(name, count, height, width, one.sha256, offset)
+                entries.append((state, row, kind))
+            yield entries
+            show(part.stop, len(listing))
 
 
-def _ahead(
-    listing: Listing, pool: ThreadPoolExecutor
-) -> Iterator[tuple[range, list[Future[_Read | str]]]]:
+_Part = tuple[range, list[State], list["Future[_Read | str]"]]
+
+
+def _ahead(listing: Listing, first: int, pool: ThreadPoolExecutor) -> Iterator[_Part]:
     """Parts of the listing with their reads; the next part is already being read."""
-    waiting: tuple[range, list[Future[_Read | str]]] | None = None
-    for part in _parts(listing):
-        coming = part, [pool.submit(_read, listing, i) for i in part]
+    waiting: _Part | None = None
+    for part, known in _parts(listing, first):
+        coming = part, known, [pool.submit(_read, listing, i) for i in part]
         if waiting is not None:
             yield waiting
         waiting = coming
@@ -136,27 +167,19 @@ def _ahead(
         yield waiting
 
 
-def _parts(listing: Listing) -> Iterator[range]:
+def _parts(listing: Listing, first: int) -> Iterator[tuple[range, list[State]]]:
     """Ranges of consecutive images within the limits of files and bytes, of at least one image."""
-    start, total = 0, 0
-    for i in range(len(listing)):
-        size = _bytes(listing, i)
-        if i > start and (i - start == _FILES or total + size > _BYTES):
-            yield range(start, i)
-            start, total = i, 0
+    start, total, known = first, 0, list[State]()
+    for i in range(first, len(listing)):
+        state = listing.state(i)
+        size = max(state.bytes, 0)
+        if known and (len(known) == _FILES or total + size > _BYTES):
+            yield range(start, i), known
+            start, total, known = i, 0, []
+        known.append(state)
         total += size
-    if len(listing):
-        yield range(start, len(listing))
-
-
-def _bytes(listing: Listing, i: int) -> int:
-    span = listing.span(i)
-    if span is not None:
-        return span[1]
-    try:
-        return os.stat(listing.path(i)).st_size
-    except OSError:  # reading it will say why
-        return 0
+    if known:
+        yield range(start, len(listing)), known
 
 
 def _read(listing: Listing, i: int) -> _Read | str:
@@ -211,6 +234,20 @@ def _size(count: int) -> str:
     return f"{size:.3g} {unit}"
 
 
-def _some(lines: list[str]) -> str:
-    shown = "".join(f"\n  {line}" for line in lines[:_NAMED])
-    return f"{len(lines)}{shown}" + ("\n  ..." if len(lines) > _NAMED else "")
+def _extremes(sizes: NDArray[np.int32]) -> tuple[int, int]:
+    """Places of the images with the fewest and the most pixels, the first of each."""
+    least, most, small, large = 0, 0, -1, -1
+    for start in range(0, len(sizes), _CHUNK):
+        pixels = sizes[start : start + _CHUNK].astype(np.int64).prod(1)
+        i, j = int(pixels.argmin()), int(pixels.argmax())
+        if small < 0 or pixels[i] < small:
+            least, small = start + i, int(pixels[i])
+        if pixels[j] > large:
+            most, large = start + j, int(pixels[j])
+    return least, most
+
+
+def _some(lines: list[str], count: int) -> str:
+    """The number and the first lines."""
+    shown = "".join(f"\n  {line}" for line in lines)
+    return f"{count}{shown}" + ("\n  ..." if count > len(lines) else "")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastequi import __version__
-from fastequi.data.sources.kept import NAME as IMAGES
+from fastequi.data.sources import kept
 from fastequi.export.subject import FOLDER, Subject, Written
 from fastequi.report import findings
 from fastequi.report.cards import method_words, model_words
@@ -129,7 +129,7 @@ def _training(run: Run) -> Iterator[str]:
     if flat.get("init.path"):
         start = Path(str(flat["init.path"])).name
         facts["started from"] = f"{start}, SHA-256 {flat.get('init.sha256') or 'not recorded'}"
-    if (count := _lines(run.folder / IMAGES)) is not None:
+    if (count := kept.count(run.folder)) is not None:
         facts["images"] = f"{count:,}"
     if "data.batch_size" in flat:
         facts["batch"] = f"{flat['data.batch_size'] * flat.get('train.accumulate', 1):,} images"
@@ -170,11 +170,3 @@ def _headlines(run: Run) -> Iterator[tuple[str, str, str, str]]:
                 yield what, value, beside, file
         except findings.DAMAGED:
             continue  # `fastequi report` says what is wrong with it
-
-
-def _lines(file: Path) -> int | None:
-    """Lines of a text file; None without one."""
-    if not file.is_file():
-        return None
-    with file.open("rb") as handle:
-        return sum(1 for _ in handle)

@@ -25,10 +25,11 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from fastequi.data.sources import index as indices
+from fastequi.data.sources.changes import differences, stale
+from fastequi.data.sources.columns import Columns, Row, Rows
 from fastequi.data.sources.encoded import (
     Header,
     counted,
@@ -38,18 +39,21 @@ from fastequi.data.sources.encoded import (
     read,
     why,
 )
-from fastequi.data.sources.images import WHOLE, Region, Source, united
-from fastequi.data.sources.index import Index, Row
+from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
+from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing, listed
 from fastequi.data.sources.local import expect_local
+from fastequi.data.sources.made_texts import Joined, Numbered
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
+from fastequi.data.sources.texts import Texts
 
 logger = logging.getLogger(__name__)
 
 TOLERATE = 0.1
 _NAMED = 10
 _CHUNK = 256  # headers per task of the thread pool
+_TOGETHER = 1 << 16  # whose headers are kept as objects
 _ALL = Patterns()
 
 Place = str | os.PathLike[str]
@@ -160,7 +164,7 @@ def open_parts(
         ValueError, OSError: as the functions for one place do; or patterns choose no image.
     """
     chosen = Selection.of(data)
-    places = _places(chosen)
+    places = places_in(chosen)
     given = (index,) if isinstance(index, Path) else tuple(index or ())
     if given and len(given) != len(places):
         raise ValueError(
@@ -254,17 +258,18 @@ def tar_shards(
     """
     pattern = Path(data).expanduser()
     root, archives, place = shard_archives(pattern)
-    file = index or place
+    file = index or indices.present(place)
     known = _read_index(file, index is not None, of_shards=True)
-    if known is not None and (how := indices.differences(known, root, archives, set())):
+    if known is not None and (how := differences(known, root, archives, ())):
         if known.decoded:
-            raise indices.stale(file, known, how)
+            raise stale(file, known, how)
         logger.info("%s; the shards are listed again", how)
         known = None
     if known is None:
-        known = _open_headers(shard_listing(pattern))
+        file, known = index or place, _open_headers(shard_listing(pattern))
         try:
-            known = indices.write(file, known)
+            indices.write(file, known)
+            known = indices.read(file)  # mapped
             logger.info(
                 "%d images listed in shards; their places are kept: %s", len(known.rows), file
             )
@@ -287,21 +292,12 @@ def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
     return folder_listing(path).only(patterns)
 
 
-def scanned_listings(data: Data) -> list[Listing]:
-    """Of every place; see :func:`scanned_listing`."""
-    chosen = Selection.of(data)
-    found = [scanned_listing(place, chosen.patterns) for place in _places(chosen)]
-    if not any(len(listing) for listing in found):
-        raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {chosen}")
-    return found
-
-
 def tolerated(num_files: int, share: float = TOLERATE) -> int:
     """The number of damaged files allowed: that share, but at least one unless it is 0."""
     return max(int(share > 0), int(num_files * share))
 
 
-def _places(chosen: Selection) -> list[Path]:
+def places_in(chosen: Selection) -> list[Path]:
     """Every place; a list file may name folders and shards too, which are places of their own."""
     found: list[Path] = []
     for given in chosen.places:
@@ -341,14 +337,14 @@ def _of_files(
 ) -> Source:
     """Of images that are files, by an index or by their headers."""
     total, listing = len(listing), listing.only(patterns)
-    file = index or listing.index
+    file = index or indices.present(listing.index)
     known = _read_index(file, index is not None, of_shards=False)
     if known is None:
         known = _open_headers(listing)
     else:
         known = known.only(patterns)
-        if how := indices.differences(known, listing.root, (), set(listing.names)):
-            raise indices.stale(file, known, how)
+        if how := differences(known, listing.root, (), listing.names):
+            raise stale(file, known, how)
     known = replace(known, passed_over=listing.passed_over)
     return _source(what, listing.root, file, known, region, tolerate, patterns, total)
 
@@ -361,7 +357,7 @@ def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
     known = indices.read(file)
     if bool(known.archives) != of_shards:
         raise ValueError(f"index: {file} is {'not ' if of_shards else ''}one of tar shards")
-    return known
+    return replace(known, rows=Rows(known.columns))  # of JSON lines made once
 
 
 def _source(
@@ -397,18 +393,21 @@ def _source(
     if known.decoded:
         counts = len(known.rows), file, known.when, bad
         logger.info("%d images by the index %s, scanned %s; %d left out", *counts)
-    listing = known.listing(root, file)
-    count = len(listing)
-    spans = None if listing.spans is None else np.array(listing.spans, np.int64).reshape(-1, 2)
-    sizes = np.array([row[2:4] for row in known.rows], np.int32).reshape(-1, 2)
-    paths = tuple(listing.path(i) for i in range(count))
-    formats = known.formats or tuple({format_of(name) for name in listing.names})
-    return Source(paths, tuple(listing.names), sizes, region, spans, formats)
+    columns, archives = known.columns, known.archives
+    names = columns.names
+    paths: Texts = Joined(str(root), names)
+    if columns.of is not None:
+        paths = Numbered([os.path.join(root, archive.name) for archive in archives], columns.of)
+    formats = known.formats or tuple({format_of(name) for name in names})
+    whole = Indexed(file, known.fingerprint, names, columns.sizes) if known.fingerprint else None
+    return Source(paths, names, columns.sizes, region, columns.spans, formats, whole)
 
 
 def _open_headers(listing: Listing) -> Index:
     """Every image's header, opened in parallel."""
     Image.init()  # registers the formats before threads ask for them
+    left_out, formats, made = dict(listing.left_out), set[str](), list[Columns]()
+    first = 0  # the shard of the last one
 
     def opened(part: range) -> list[Header | str]:
         return [_header(listing, i) for i in part]
@@ -416,19 +415,23 @@ def _open_headers(listing: Listing) -> Index:
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
         count = len(listing)
-        parts = (range(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK))
-        found = [one for part in pool.map(opened, parts) for one in part]
-    left_out, rows, formats = dict(listing.left_out), [], set[str]()
-    for i, (name, one) in enumerate(zip(listing.names, found, strict=True)):
-        if isinstance(one, str):
-            left_out[name] = one
-        else:
-            span = listing.span(i)
-            rows.append(Row(name, *one[:3], offset=None if span is None else span[0]))
-            formats.add(one.format)
+        for start in range(0, count, _TOGETHER):
+            stop = min(start + _TOGETHER, count)
+            parts = (range(i, min(i + _CHUNK, stop)) for i in range(start, stop, _CHUNK))
+            found, rows = [one for part in pool.map(opened, parts) for one in part], []
+            for i, one in enumerate(found, start):
+                name, span = listing.names[i], listing.span(i)
+                if isinstance(one, str):
+                    left_out[name] = one
+                else:
+                    rows.append(Row(name, *one[:3], offset=None if span is None else span[0]))
+                    formats.add(one.format)
+            made.append(Columns.of_rows(rows, listing.archives, first))
+            first = int(of[-1]) if (of := made[-1].of) is not None and len(of) else first
     archives, others = listing.archives, listing.passed_over
     kinds = tuple(sorted(formats))
-    return Index(rows, left_out, False, archives=archives, passed_over=others, formats=kinds)
+    every = Rows(Columns.joined(made or [Columns.of_rows([], archives)]))
+    return Index(every, left_out, False, archives=archives, passed_over=others, formats=kinds)
 
 
 def _header(listing: Listing, i: int) -> Header | str:

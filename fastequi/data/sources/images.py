@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastequi.data.sources.encoded import read
+from fastequi.data.sources.table import fingerprint
+from fastequi.data.sources.texts import taken
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +23,22 @@ WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 WHOLE_FILE = (0, -1)  # the span of an image that is a file, beside members of shards
 
 
+class Indexed(NamedTuple):
+    """All images of an index: its file, the digest of their names and sizes, and those."""
+
+    file: Path
+    fingerprint: str
+    names: Sequence[str]
+    sizes: NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class Source:
     """Images in a fixed order.
 
     Attributes:
-        paths: of the files they are in, sorted.
+        paths: of the files they are in, sorted; any sequence, of an index a view that makes the
+            strings when they are asked for (`fastequi.data.sources.texts`).
         names: the images' paths relative to their folder; a member's begins with its shard's.
         sizes: [n, 2] height, width in pixels, upright.
         region: part (x0, y0, x1, y1) of every image that may be seen, as fractions of its width
@@ -34,14 +46,16 @@ class Source:
         spans: [n, 2] first byte and number of bytes within the file, of members of tar shards, and
             WHOLE_FILE of files beside those; None where every image is a file.
         formats: Pillow's names of the images' formats, as far as they are known.
+        indexed: the index that the images were taken from.
     """
 
-    paths: tuple[str, ...] = field(repr=False)
-    names: tuple[str, ...] = field(repr=False)
+    paths: Sequence[str] = field(repr=False)
+    names: Sequence[str] = field(repr=False)
     sizes: NDArray[np.int32] = field(repr=False, compare=False)
     region: Region = WHOLE
     spans: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
     formats: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    indexed: Indexed | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = self.region
@@ -61,15 +75,21 @@ class Source:
     def pick(self, places: ArrayLike) -> Source:
         """The files at these places, in their order."""
         chosen = np.asarray(places, np.int64)
-        paths, names = (tuple(v[i] for i in chosen) for v in (self.paths, self.names))
+        paths, names = (taken(v, chosen) for v in (self.paths, self.names))
         spans = None if self.spans is None else self.spans[chosen]
         return replace(self, paths=paths, names=names, sizes=self.sizes[chosen], spans=spans)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the set: a hash of all names and sizes in order."""
-        digest = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape"))
-        digest.update(np.ascontiguousarray(self.sizes, "<i4").data)
-        return digest.hexdigest()[:16]
+        whole = self.whole_index
+        return fingerprint(self.names, self.sizes) if whole is None else whole.fingerprint
+
+    @property
+    def whole_index(self) -> Indexed | None:
+        """The index that has exactly these images in this order; None if there is none."""
+        one = self.indexed
+        same = one is not None and one.names is self.names and one.sizes is self.sizes
+        return one if same else None
 
     def encoded(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image i; raises OSError as `encoded.read` does."""

@@ -1,52 +1,39 @@
 """The index of a set: a scan's result, so that training opens no headers.
 
-JSON lines, written aside and renamed, so an interrupted scan leaves the previous index. The first
-line is a header; then follow a list [name, reason] for every image left out, and one for every
-image: name, bytes, height, width, SHA-256 prefix and, in a shard, its first byte there. The images
-left out are written once more to a file beside it, for people (`*.quarantine.jsonl`).
+It is a mapped file (`fastequi.data.sources.table`), or JSON lines as scans wrote them before: where
+both lie side by side the newer is used. A name that ends with .jsonl asks for JSON lines. Both are
+written aside and renamed, so an interrupted scan leaves the previous index. The images left out are
+written once more to a file beside it, for people (`*.quarantine.jsonl`). Of a large set, to which
+runs only refer, the index before is kept under another name when other images are found.
 
-The rule: training uses exactly the images of the index, or stops. Before a run the folder is walked
-and every file's size read (or every shard's size and time); no file is opened. An image that is
-missing or has another size stops the run with its name; new files are counted, named and not used,
-and images left out stay so until the next scan. A change of content without a change of size is not
-detected here, but possibly when the image is decoded. Copy shards with their times (cp -p, rsync
--a): tar files with different content often have the same size.
+The rule: training uses exactly the images of the index, or stops; see
+`fastequi.data.sources.changes`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fastequi.atomic import replacing
-from fastequi.data.sources.encoded import Span
-from fastequi.data.sources.listing import Archive, Listing
+import numpy as np
+
+from fastequi.data.sources import lines, table
+from fastequi.data.sources.columns import Columns, Row, Rows, in_parts
+from fastequi.data.sources.listing import INDEX, Archive
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.texts import Names, chunks
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
-_NAMED = 5
-_AGAIN = "make it again with fastequi data scan, or remove it"
-
-
-class Row(NamedTuple):
-    """One image: relative name, encoded bytes, upright size in pixels, the first 16 hexadecimal
-    digits of its SHA-256 ("" if it was never decoded), and its first byte within its shard."""
-
-    name: str
-    bytes: int
-    height: int
-    width: int
-    sha256: str = ""
-    offset: int | None = None
+MANY = 1_000_000  # images; a run of as many or more refers to their index
+AGAIN = "make it again with fastequi data scan, or remove it"
+_LINES = ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -54,22 +41,31 @@ class Index:
     """The index's content.
 
     Attributes:
-        rows: the images, sorted by name.
+        rows: the images, sorted by name; a list, or a view of columns.
         left_out: {name: reason}.
         decoded: whether a scan decoded everything; else only shards' members were listed.
         when: it was made.
         archives: the shards it was made from.
         passed_over: {kind: files} of files that are not images by their names.
         formats: Pillow's names of the images' formats; empty in older indices.
+        fingerprint: digest of names and sizes, if it is known without reading them.
     """
 
-    rows: list[Row] = field(repr=False)
-    left_out: dict[str, str] = field(repr=False)
+    rows: Sequence[Row] = field(repr=False)
+    left_out: Mapping[str, str] = field(repr=False)
     decoded: bool
     when: str = ""
     archives: tuple[Archive, ...] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
     formats: tuple[str, ...] = ()
+    fingerprint: str = field(default="", repr=False, compare=False)
+
+    @property
+    def columns(self) -> Columns:
+        """The rows as columns; made of them unless they are."""
+        if isinstance(self.rows, Rows):
+            return self.rows.columns
+        return Columns.of_rows(self.rows, self.archives)
 
     def only(self, patterns: Patterns) -> Index:
         """The images, and those left out, that patterns select; members by their path in the shard.
@@ -79,32 +75,50 @@ class Index:
         if not patterns:
             return self
         shards = {archive.name for archive in self.archives}
-        names, bad = [row.name for row in self.rows], sorted(set(self.left_out) - shards)
-        chosen = patterns.chosen([*self._inside(names), *self._inside(bad)])
-        rows = [row for row, wanted in zip(self.rows, chosen, strict=False) if wanted]
-        kept = {name for name, wanted in zip(bad, chosen[len(names) :], strict=True) if wanted}
+        bad = sorted(set(self.left_out) - shards)
+        columns = self.columns
+        chosen: list[np.ndarray[Any, Any]] = [np.zeros(0, bool)]
+        start = 0
+        for names in chunks(columns.names):
+            if columns.of is not None:
+                of = columns.of[start : start + len(names)].tolist()
+                pairs = zip(names, of, strict=True)
+                names = [name[len(self.archives[k].name) + 1 :] for name, k in pairs]
+            chosen.append(np.array(patterns.chosen(names), bool))
+            start += len(names)
+        rows = Rows(columns.take(np.flatnonzero(np.concatenate(chosen))))
+        inside = [self._inside(name) for name in bad]
+        kept = {n for n, wanted in zip(bad, patterns.chosen(inside), strict=True) if wanted}
         left_out = {n: why for n, why in self.left_out.items() if n in kept or n in shards}
-        return replace(self, rows=rows, left_out=left_out)
+        return replace(self, rows=rows, left_out=left_out, fingerprint="")
 
-    def _inside(self, names: list[str]) -> list[str]:
-        if not self.archives:
-            return names
-        of = _shards(names, self.archives)
-        return [name[len(shard) + 1 :] for name, shard in zip(names, of, strict=True)]
-
-    def listing(self, root: Path, file: Path) -> Listing:
-        """The images as they were listed, names and places."""
-        names = [row.name for row in self.rows]
-        if not self.archives:
-            return Listing(root, names, file, left_out=self.left_out)
-        spans: list[Span] = [(row.offset or 0, row.bytes) for row in self.rows]
-        shards = _shards(names, self.archives)
-        return Listing(root, names, file, spans, shards, self.archives, self.left_out)
+    def _inside(self, name: str) -> str:
+        """A name within its shard."""
+        of = (a.name for a in self.archives if name.startswith(f"{a.name}/"))
+        return name[len(next(of, "/")) + 1 :] if self.archives else name
 
 
 def quarantine_of(file: Path) -> Path:
     """Where the list of what was left out lies, beside an index."""
-    return file.with_name(f"{file.name.removesuffix('.jsonl')}.quarantine.jsonl")
+    return file.with_name(f"{stem(file)}.quarantine.jsonl")
+
+
+def stem(file: Path) -> str:
+    """An index's name without its extension."""
+    return file.name.removesuffix(_LINES).removesuffix(INDEX)
+
+
+def present(file: Path) -> Path:
+    """An index's place, or that of JSON lines beside it, which scans wrote before, if they are
+    newer or alone."""
+    older = file.with_name(f"{stem(file)}{_LINES}")
+    if not older.is_file() or older == file:
+        return file
+    if not file.is_file():
+        return older
+    newer = max((file, older), key=lambda one: one.stat().st_mtime_ns)
+    logger.info("of the indices %s and %s the newer is used, %s", file, older.name, newer.name)
+    return newer
 
 
 def expect_writable(file: Path) -> None:
@@ -123,110 +137,118 @@ def write(file: Path, index: Index) -> Index:
     Raises:
         OSError: the folder cannot be written.
     """
-    index = replace(index, when=datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    about = {
-        "fastequi index": _VERSION,
-        "when": index.when,
-        "decoded": index.decoded,
-        "left_out": len(index.left_out),
-        "images": len(index.rows),
-        "columns": Row._fields if index.archives else Row._fields[:-1],
-        "archives": [asdict(archive) for archive in index.archives],
-        "passed_over": dict(index.passed_over),
-        "formats": index.formats,
-    }
+    if file.name.endswith(_LINES):
+        return _write_lines(file, index)
+    columns = index.columns
+    names = columns.names
+    some = (len(name.encode(errors="surrogateescape")) for name in names)
+    size = names.size if isinstance(names, Names) else sum(some)
+    return write_parts(file, index, in_parts(columns), (len(columns), size))
+
+
+def write_parts(
+    file: Path, index: Index, parts: Iterable[Columns], count: tuple[int, int]
+) -> Index:
+    """Writes an index of images that come some at a time, and its quarantine.
+
+    Args:
+        file: the index.
+        index: all but its rows; what is left out may fill while the parts are made.
+        parts: the images in their order.
+        count: of images, and of the bytes of their names.
+
+    Returns:
+        The index with its time, and its rows where they were given.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: there are more or fewer images.
+    """
+    if file.name.endswith(_LINES):
+        rows = [row for part in parts for row in Rows(part)]
+        return _write_lines(file, replace(index, rows=rows))
+    index = replace(index, when=_now())
     file.parent.mkdir(parents=True, exist_ok=True)
-    bad = sorted(index.left_out.items())
-    rows = index.rows if index.archives else (row[:-1] for row in index.rows)
-    _write(quarantine_of(file), bad)
-    _write(file, chain([about], bad, rows))
+    keys = [key.name for key in fields(Archive)]
+    shards = {key: [getattr(one, key) for one in index.archives] for key in keys}
+    about = {**_about(index), "archives": shards}
+    places = ["spans", "of"] if index.archives else ["bytes"]
+    columns = [*places, *["sha256"] * index.decoded]
+    with table.writing(file, about, parts, count, columns, index.left_out) as fingerprint:
+        _keep_aside(file, fingerprint)
+    lines.write(quarantine_of(file), sorted(index.left_out.items()))
     return index
 
 
 def read(file: Path) -> Index:
-    """An index.
+    """An index; a mapped one is not read.
 
     Raises:
         FileNotFoundError: it is not there.
         ValueError: it is damaged or of another version.
     """
     try:
-        with file.open(encoding="ascii") as lines:
-            about = json.loads(next(lines, ""))
-            if about["fastequi index"] != _VERSION:
-                raise ValueError(f"version {about['fastequi index']}, expected {_VERSION}")
-            bad = dict(map(json.loads, islice(lines, about["left_out"])))
-            rows = [Row(*json.loads(line)) for line in lines]
-        for what, found in (("left_out", bad), ("images", rows)):
-            if len(found) != about[what]:
-                raise ValueError(f"{len(found)} {what}, expected {about[what]}")
-        archives = tuple(Archive(**entry) for entry in about["archives"])
+        if not _is_lines(file):
+            return _mapped(file)
+        about, archives, bad, rows = lines.read_index(file)
         # older indices have neither
         more = about.get("passed_over", {}), tuple(about.get("formats", ()))
         return Index(rows, bad, about["decoded"], about["when"], archives, *more)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"index: {file} cannot be used ({error}); {_AGAIN}") from error
+        raise ValueError(f"index: {file} cannot be used ({error}); {AGAIN}") from error
 
 
-def differences(index: Index, root: Path, archives: Sequence[Archive], names: set[str]) -> str:
-    """How the files differ from the index, as text; "" if they do not.
-
-    Files that are new since a scan are only logged.
-
-    Args:
-        root: the folder.
-        archives: the shards as they are now.
-        names: of the images that are there now, if they are files.
-    """
-    if index.archives:
-        now = {archive.name: archive for archive in archives}
-        known = {archive.name for archive in index.archives}
-        gone = sorted(known - set(now))
-        changed = [a.name for a in index.archives if a.name in now and now[a.name] != a]
-        new, what, total = sorted(set(now) - known), "shards", len(known)
-    else:
-        gone, changed, what, total = [], [], "images", len(index.rows)
-        for row in index.rows:
-            try:
-                if os.stat(os.path.join(root, row.name)).st_size != row.bytes:
-                    changed.append(row.name)
-            except OSError:
-                gone.append(row.name)
-        new = sorted(names - {row.name for row in index.rows} - set(index.left_out))
-    states = [("gone", gone), ("changed", changed)]
-    if new and not index.decoded:  # made on the way; nobody chose what it holds
-        states.append(("new", new))
-    elif new:
-        logger.warning(
-            "not in the index of %s and not used: %d new %s (%s); fastequi data scan adds them",
-            *(index.when[:19], len(new), what, _some(new)),
-        )
-    return "; ".join(
-        f"{state}: {len(some)} {what} of {total} ({_some(some)})" for state, some in states if some
-    )
+def kept_aside(file: Path, fingerprint: str) -> Path:
+    """Where an index of other images was kept when a scan replaced it."""
+    return file.with_name(f"{stem(file)}.{fingerprint}{INDEX}")
 
 
-def stale(file: Path, index: Index, how: str) -> ValueError:
-    """The error of an index that is out of date."""
-    return ValueError(f"index: {file} of {index.when[:19]} is out of date ({how}); {_AGAIN}")
+def _is_lines(file: Path) -> bool:
+    with file.open("rb") as opened:
+        first = opened.read(1)
+    return first == b"{" or (file.name.endswith(_LINES) and not table.is_table(file))
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def _mapped(file: Path) -> Index:
+    opened = table.open_table(file)
+    about, entries = opened.about, opened.about["archives"]
+    each = zip(*entries.values(), strict=True)
+    archives = tuple(Archive(**dict(zip(entries, values, strict=True))) for values in each)
+    more = about["passed_over"], tuple(about["formats"]), about["fingerprint"]
+    rows = Rows(opened.columns)
+    return Index(rows, opened.left_out, about["decoded"], about["when"], archives, *more)
 
 
-def _shards(names: Sequence[str], archives: Sequence[Archive]) -> list[str]:
-    """The shard of each member: names are sorted shard by shard, as the archives are."""
-    found, at = [], iter(archives)
-    shard = next(at).name
-    for name in names:
-        while not name.startswith(f"{shard}/"):
-            shard = next(at).name
-        found.append(shard)
-    return found
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _write(file: Path, lines: Iterable[Any]) -> None:
-    # names that are no UTF-8 are escaped
-    with replacing(file, shared=True) as temporary, temporary.open("w", encoding="ascii") as out:
-        out.writelines(json.dumps(line) + "\n" for line in lines)
+def _write_lines(file: Path, index: Index) -> Index:
+    index = replace(index, when=_now())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines.write(quarantine_of(file), sorted(index.left_out.items()))
+    lines.write_index(file, _about(index), index.archives, index.left_out, index.rows)
+    return index
+
+
+def _about(index: Index) -> dict[str, Any]:
+    return {
+        "when": index.when,
+        "decoded": index.decoded,
+        "passed_over": dict(sorted(index.passed_over.items())),
+        "formats": index.formats,
+    }
+
+
+def _keep_aside(file: Path, fingerprint: str) -> None:
+    """Keeps a large index that is about to be replaced by one of other images: runs refer to it."""
+    try:
+        before = table.open_table(file).about
+    except (OSError, ValueError, KeyError):
+        return
+    if before["images"] < MANY or before["fingerprint"] == fingerprint:
+        return
+    aside = kept_aside(file, before["fingerprint"])
+    with suppress(OSError):  # a file system without links: those runs will say what is missing
+        os.link(file, aside)
+        logger.warning("%s is the index of before; remove it once no run goes on with it", aside)

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.texts import Names, chunks, taken
 
 HIDDEN = ".fastequi"  # the folder beside images that holds their index; the walk passes it over
+INDEX = ".fei"  # ends the name of an index
+CHUNK = 1 << 14  # names that patterns are matched with at once
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,13 @@ class Archive:
         return cls(os.path.relpath(path, root), status.st_size, status.st_mtime_ns)
 
 
+class State(NamedTuple):
+    """An image as it is now: encoded bytes, and when its file was last written; -1: unknown."""
+
+    bytes: int
+    mtime_ns: int
+
+
 @dataclass(frozen=True)
 class Listing:
     """Encoded images in a fixed order.
@@ -55,10 +70,10 @@ class Listing:
     """
 
     root: Path
-    names: list[str] = field(repr=False)
+    names: Sequence[str] = field(repr=False)
     index: Path
-    spans: list[Span] | None = field(default=None, repr=False)
-    shards: list[str] = field(default_factory=list, repr=False)
+    spans: Sequence[Span] | NDArray[np.int64] | None = field(default=None, repr=False)
+    shards: Sequence[str] = field(default=(), repr=False)
     archives: tuple[Archive, ...] = field(default=(), repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
@@ -70,14 +85,22 @@ class Listing:
         """What patterns choose; members by their path in the shard."""
         if not patterns:
             return self
-        inside = self.names
-        if self.spans is not None:
-            both = zip(self.names, self.shards, strict=True)
-            inside = [name[len(shard) + 1 :] for name, shard in both]
-        kept = [i for i, wanted in enumerate(patterns.chosen(inside)) if wanted]
-        names, shards = ([v[i] for i in kept] for v in (self.names, self.shards or self.names))
-        spans = None if self.spans is None else [self.spans[i] for i in kept]
-        return replace(self, names=names, spans=spans, shards=[] if self.spans is None else shards)
+        wanted = [np.zeros(0, bool)]
+        for start, names in zip(range(0, len(self), CHUNK), chunks(self.names, CHUNK), strict=True):
+            inside: Sequence[str] = names
+            if self.spans is not None:
+                both = zip(names, self.shards[start : start + CHUNK], strict=True)
+                inside = [name[len(shard) + 1 :] for name, shard in both]
+            wanted.append(np.array(patterns.chosen(inside), bool))
+        return self.take(np.flatnonzero(np.concatenate(wanted)))
+
+    def take(self, places: NDArray[np.int64]) -> Listing:
+        """The images at these places."""
+        if self.spans is None:
+            return replace(self, names=taken(self.names, places))
+        spans = np.asarray(self.spans, np.int64).reshape(-1, 2)[places]
+        names, shards = taken(self.names, places), taken(self.shards, places)
+        return replace(self, names=names, spans=spans, shards=shards)
 
     def path(self, i: int) -> str:
         """The file that holds image i."""
@@ -85,7 +108,25 @@ class Listing:
 
     def span(self, i: int) -> Span | None:
         """Its place in that file; None for all of it."""
-        return None if self.spans is None else self.spans[i]
+        if self.spans is None:
+            return None
+        first, count = self.spans[i]
+        return int(first), int(count)
+
+    def state(self, i: int) -> State:
+        """Of image i; of a member with its shard's time when it was listed."""
+        span = self.span(i)
+        if span is not None:
+            return State(span[1], self._times[self.shards[i]])
+        try:
+            status = os.stat(self.path(i))
+        except OSError:  # reading it will say why
+            return State(-1, -1)
+        return State(status.st_size, status.st_mtime_ns)
+
+    @cached_property
+    def _times(self) -> dict[str, int]:
+        return {archive.name: archive.mtime_ns for archive in self.archives}
 
 
 def folder_listing(folder: Path) -> Listing:
@@ -95,7 +136,8 @@ def folder_listing(folder: Path) -> Listing:
         ValueError: none is there.
         OSError: a folder cannot be listed.
     """
-    found, others, seen = [], Counter[str](), set()
+    held: dict[str, tuple[list[str], str]] = {}  # folders within, and images joined by "/"
+    others, seen = Counter[str](), set[str]()
 
     def refuse(error: OSError) -> None:
         raise error
@@ -109,18 +151,31 @@ def folder_listing(folder: Path) -> Listing:
         # sorted, so that of two ways to one folder the same is taken everywhere
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = os.path.relpath(parent, folder)
+        images = []
         for name in files:
             if is_image_name(name):
-                found.append(name if below == os.curdir else os.path.join(below, name))
+                images.append(name)
             else:
                 others[kind_of(name)] += 1
-    if not found:
+        held["" if below == os.curdir else f"{below}/"] = list(folders), "/".join(images)
+    names = Names.of(_sorted(held, ""))
+    if not names:
         hint = f"; tar shards are named by a pattern: {folder}/*.tar" if others[".tar"] else ""
         raise ValueError(
             f"image folder: no image in {folder}: looked for {' '.join(EXTENSIONS)} in it and "
             f"below, found {f'only {counted(others)}' if others else 'no file at all'}{hint}"
         )
-    return Listing(folder, sorted(found), folder / HIDDEN / "index.jsonl", passed_over=others)
+    return Listing(folder, names, folder / HIDDEN / f"index{INDEX}", passed_over=others)
+
+
+def _sorted(held: Mapping[str, tuple[list[str], str]], below: str) -> Iterator[str]:
+    """The names below a folder, as they would be sorted, but one folder at a time."""
+    folders, images = held.get(below, ([], ""))  # a link that was passed over holds nothing
+    for name in sorted([*(f"{name}/" for name in folders), *filter(None, images.split("/"))]):
+        if name.endswith("/"):
+            yield from _sorted(held, below + name)
+        else:
+            yield below + name
 
 
 def is_list(data: Path) -> bool:
@@ -147,8 +202,8 @@ def list_listing(file: Path) -> Listing:
             f"list: no image in {file}: expected a path a line, relative to {file.parent}, that "
             f"ends with {' '.join(EXTENSIONS)}; found {found}"
         )
-    index = file.parent / HIDDEN / f"{file.name}.jsonl"
-    return Listing(file.parent, sorted(names), index, passed_over=others)
+    index = file.parent / HIDDEN / f"{file.name}{INDEX}"
+    return Listing(file.parent, Names.of(sorted(names)), index, passed_over=others)
 
 
 def listed(file: Path) -> dict[str, str]:

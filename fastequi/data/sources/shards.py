@@ -14,11 +14,16 @@ import json
 import os
 import re
 import tarfile
+from array import array
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
-from fastequi.data.sources.listing import HIDDEN, Archive, Listing
+from fastequi.data.sources.listing import HIDDEN, INDEX, Archive, Listing
+from fastequi.data.sources.made_texts import Numbered
+from fastequi.data.sources.texts import GrowingNames
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
@@ -36,26 +41,25 @@ def is_shards(data: Path) -> bool:
     return _PATTERN.search(str(data)) is not None
 
 
-def shard_listing(data: Path) -> Listing:
+def shard_listing(data: Path, chosen: slice | None = None) -> Listing:
     """The images in the shards that a pattern names.
 
     Args:
         data: a tar file, a glob ("shards/*.tar") or a brace range ("shards/{000..012}.tar"), of
             which every one has to be there.
+        chosen: of the shards in their order; their images may then be none.
 
     Raises:
         FileNotFoundError: a file is missing; names it.
         ValueError: a shard is compressed or no tar file, or there is no image in any.
     """
-    paths = _expand(data)
+    paths = _expand(data)[chosen or slice(None)]
     root, label = _root(data)
-    names: list[str] = []
-    shards: list[str] = []
-    spans: list[Span] = []
+    names, of, spans = GrowingNames(), array("i"), array("q")
     left_out: dict[str, str] = {}
     others = Counter[str]()
     archives = tuple(Archive.of(root, path) for path in paths)
-    for path, archive in zip(paths, archives, strict=True):
+    for number, (path, archive) in enumerate(zip(paths, archives, strict=True)):
         found, bad = _members(path, others)
         if bad:
             left_out[archive.name] = bad
@@ -65,24 +69,26 @@ def shard_listing(data: Path) -> Listing:
                 left_out[name] = place
                 continue
             names.append(name)
-            shards.append(archive.name)
-            spans.append(place)
-    if not names:
+            of.append(number)
+            spans.extend(place)
+    if not names and chosen is None:
         damage = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         kinds = f"only {counted(others)}" if others else "no member at all"
         raise ValueError(
             f"shards: no image in {data}: looked for {' '.join(EXTENSIONS)}, found "
             f"{kinds}{f' ({damage})' if damage else ''}"
         )
-    index = root / HIDDEN / f"{label}.jsonl"
-    return Listing(root, names, index, spans, shards, archives, left_out, others)
+    index = root / HIDDEN / f"{label}{INDEX}"
+    places = np.frombuffer(spans, np.int64).reshape(-1, 2)
+    shards = Numbered([archive.name for archive in archives], np.frombuffer(of, np.int32))
+    return Listing(root, names.done(), index, places, shards, archives, left_out, others)
 
 
 def shard_archives(data: Path) -> tuple[Path, tuple[Archive, ...], Path]:
     """Root, shards as they are now and the place of the index, without listing any of them."""
     root, label = _root(data)
     archives = tuple(Archive.of(root, path) for path in _expand(data))
-    return root, archives, root / HIDDEN / f"{label}.jsonl"
+    return root, archives, root / HIDDEN / f"{label}{INDEX}"
 
 
 def _expand(data: Path) -> list[str]:

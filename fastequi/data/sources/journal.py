@@ -1,0 +1,218 @@
+"""What a scan has found so far: JSON lines that are appended as images are decoded.
+
+A scan that was killed goes on behind the last whole line, after it has made sure that the images
+before it are as they were (name, bytes, time). The last line of a finished journal says which part
+of which listing it is of. Journals are merged into an index (`fastequi.data.sources.merge`).
+
+    [name, bytes, mtime_ns, height, width, sha256, first byte in its shard, format]
+    [name, bytes, mtime_ns, reason]                              of an image that is left out
+    {"fastequi scan": 1, "first": ..., ...}                      the end
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from fastequi.data.sources.columns import Row
+from fastequi.data.sources.index import stem
+from fastequi.data.sources.listing import Archive, State
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part K of N of a set, counted from 1: a run of consecutive images, or of shards."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parsed(cls, text: str) -> Share:
+        """From "3/8".
+
+        Raises:
+            ValueError: it is no such text.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        one = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
+        if not 1 <= one.number <= one.count:
+            raise ValueError(f"--part: expected K/N with 1 <= K <= N, such as 3/8, got {text}")
+        return one
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, total: int) -> slice:
+        """The places of this part."""
+        return slice((self.number - 1) * total // self.count, self.number * total // self.count)
+
+    def file(self, index: Path) -> Path:
+        """Its journal, beside the index."""
+        return index.with_name(f"{stem(index)}.part-{self.number}-of-{self.count}.jsonl")
+
+
+@dataclass(frozen=True)
+class End:
+    """The last line of a finished journal.
+
+    Attributes:
+        share: which part of how many.
+        unit: what was divided, "images" or "shards".
+        first, stop, total: the units of this part, and the number of all.
+        digest: of all units, alike in the parts of one set.
+        images, name_bytes: of this part, and bytes of their names.
+        formats: {Pillow's name: images}.
+        archives: the shards of this part.
+        left_out: {name: reason} of damage found while listing.
+        passed_over: {kind: files}.
+    """
+
+    share: tuple[int, int]
+    unit: str
+    first: int
+    stop: int
+    total: int
+    digest: str
+    images: int = 0
+    name_bytes: int = 0
+    formats: Mapping[str, int] = field(default_factory=dict)
+    archives: tuple[Archive, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        return f"part {self.share[0]}/{self.share[1]}"
+
+
+class Journal:
+    """A journal to append to; one process at a time.
+
+    Args:
+        file: made unless it is there.
+
+    Raises:
+        BlockingIOError: another process scans the same part.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._opened: IO[bytes] = file.open("a+b")
+        try:
+            fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._opened.close()
+            raise BlockingIOError(f"scan: another process is scanning it into {file}") from error
+        except OSError:  # a file system without locks
+            pass
+        self.images = self.name_bytes = 0
+        self.formats = Counter[str]()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def resume(self, now: Iterable[tuple[str, State]]) -> int:
+        """Keeps the lines of images that are as they were, up to the first that is not.
+
+        Args:
+            now: name and state of the images of the listing, in order.
+
+        Returns:
+            How many images were scanned before; what is appended follows them.
+        """
+        done, kept = 0, 0
+        self._opened.seek(0)
+        for (name, state), line in zip(now, self._opened, strict=False):
+            entry = _parsed(line)
+            if not isinstance(entry, list) or entry[:3] != [name, *state]:
+                break
+            self._count(entry)
+            done, kept = done + 1, kept + len(line)
+        self._opened.truncate(kept)
+        return done
+
+    def add(self, entries: Iterable[tuple[State, Row | tuple[str, str], str]]) -> None:
+        """Appends images: their states, their rows or (name, reason), and their formats."""
+        for state, row, kind in entries:
+            entry = [row[0], *state, *([*row[2:], kind] if isinstance(row, Row) else row[1:])]
+            self._count(entry)
+            self._opened.write(json.dumps(entry).encode("ascii") + b"\n")
+        self._opened.flush()
+
+    def finish(self, end: End) -> None:
+        """Appends the end, with the counts, and waits until all is on the disk."""
+        counts = {
+            "images": self.images,
+            "name_bytes": self.name_bytes,
+            "formats": dict(self.formats),
+        }
+        line = {"fastequi scan": _VERSION, **asdict(end), **counts}
+        self._opened.write(json.dumps(line).encode("ascii") + b"\n")
+        self._opened.flush()
+        os.fsync(self._opened.fileno())
+
+    def _count(self, entry: list[Any]) -> None:
+        if len(entry) == 8:
+            self.images += 1
+            self.name_bytes += len(entry[0].encode(errors="surrogateescape"))
+            self.formats[entry[-1]] += 1
+
+
+def rows_of(file: Path) -> Iterator[Row | tuple[str, str]]:
+    """The images of a journal, or (name, reason)."""
+    with file.open("rb") as lines:
+        for line in lines:
+            entry = _parsed(line)
+            if isinstance(entry, dict):
+                return
+            if not isinstance(entry, list):
+                raise ValueError(f"merge: {file} is damaged: {line[:80]!r} is no image")
+            name, count, _, *rest = entry
+            yield Row(name, count, *rest[:-1]) if len(rest) > 1 else (name, rest[0])
+
+
+def end_of(file: Path) -> End | None:
+    """The last line of a journal; None of one that is not finished.
+
+    Raises:
+        ValueError: it is of another version.
+    """
+    with file.open("rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        length = 1 << 12
+        while True:  # the last line, however long
+            opened.seek(max(0, size - length))
+            tail = opened.read(length).rstrip(b"\n")
+            if b"\n" in tail or length >= size:
+                break
+            length *= 4
+    found = _parsed(tail.rpartition(b"\n")[2] + b"\n")
+    if not isinstance(found, dict):
+        return None
+    version = found.pop("fastequi scan", None)
+    if version != _VERSION:
+        raise ValueError(f"merge: {file} is of version {version}, expected {_VERSION}")
+    found["archives"] = tuple(Archive(**entry) for entry in found["archives"])
+    found["share"] = tuple(found["share"])
+    return End(**found)
+
+
+def _parsed(line: bytes) -> Any:
+    """A whole line; None of a torn one."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None

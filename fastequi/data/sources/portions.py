@@ -1,0 +1,82 @@
+"""Which images one scan of many takes: consecutive files of a folder or list, or whole shards.
+
+Of shards only the part's own are listed; a folder or list is listed on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from fastequi.data.sources.image_sets import Data, Place, Selection, places_in, scanned_listing
+from fastequi.data.sources.journal import End, Share
+from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
+from fastequi.data.sources.local import expect_local
+from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
+from fastequi.data.sources.table import fingerprint
+
+_DIGITS = 16
+
+
+def portions(data: Data, share: Share) -> list[tuple[Listing, End]]:
+    """The share of every place: its images, and what a journal of them ends with.
+
+    Raises:
+        FileNotFoundError: a place is not there.
+        ValueError: there is no image, or patterns choose none.
+    """
+    chosen = Selection.of(data)
+    found = [_portion(place, chosen.patterns, share) for place in places_in(chosen)]
+    if not any(end.total if share.count > 1 else len(listing) for listing, end in found):
+        raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {chosen}")
+    return found
+
+
+def index_places(data: Data) -> list[Path]:
+    """Where the index of every place is kept, without listing any.
+
+    Raises:
+        FileNotFoundError: a place is not there.
+    """
+    return [_index_place(place) for place in places_in(Selection.of(data))]
+
+
+def _portion(place: Place, patterns: Patterns, share: Share) -> tuple[Listing, End]:
+    path = Path(expect_local("--data", place)).expanduser()
+    if not is_shards(path):
+        whole = scanned_listing(path, patterns)
+        cut, total = share.of(len(whole)), len(whole)
+        listing = replace(whole, names=whole.names[cut])
+        digest = fingerprint(whole.names, np.zeros((0, 2), np.int32))
+    else:
+        _, archives, _ = shard_archives(path)
+        cut, total = share.of(len(archives)), len(archives)
+        listing = shard_listing(path, cut if share.count > 1 else None).only(patterns)
+        text = json.dumps([[asdict(archive) for archive in archives], str(patterns)])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    end = End(
+        (share.number, share.count),
+        "shards" if is_shards(path) else "images",
+        *(cut.start, cut.stop, total, digest),
+        archives=listing.archives,
+        left_out=dict(listing.left_out),
+        passed_over=dict(listing.passed_over),
+    )
+    return listing, end
+
+
+def _index_place(path: Path) -> Path:
+    if is_shards(path):
+        return shard_archives(path)[2]
+    if not path.exists():
+        raise FileNotFoundError(f"data: {path} does not exist")
+    return (
+        path.parent / HIDDEN / f"{path.name}{INDEX}"
+        if is_list(path)
+        else path / HIDDEN / f"index{INDEX}"
+    )

@@ -1,0 +1,145 @@
+"""An index of made-up images of any number, and what opening and using it takes.
+
+python -m tests.support.large_index make FILE 14000000
+python -m tests.support.large_index use FILE
+python -m tests.support.large_index share FILE 8
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fastequi.data.config import DataConfig
+from fastequi.data.sampler import Sampler
+from fastequi.data.sources import index
+from fastequi.data.sources.columns import Columns
+from fastequi.data.sources.images import Indexed, Source
+from fastequi.data.sources.index import Index
+from fastequi.data.sources.made_texts import Joined
+from fastequi.data.sources.texts import Names
+
+PARTS = 1 << 17
+
+
+def name(i: int) -> str:
+    return f"train/folder_{i // 1000:06d}/{i:09d}.jpg"
+
+
+def parts(count: int) -> Iterator[Columns]:
+    """Images in the order of their names, all of one length (33 bytes)."""
+    width = len(name(0))
+    for start in range(0, count, PARTS):
+        i = np.arange(start, min(start + PARTS, count))
+        text = np.frombuffer("".join(map(name, i.tolist())).encode(), np.uint8)
+        names = Names(width * np.arange(1, len(i) + 1), text)
+        sizes = np.stack([300 + i % 200, 400 + i % 300], 1).astype(np.int32)
+        yield Columns(names, 100_000 + i, sizes, i.astype(np.uint64) + np.uint64(1))
+
+
+def make(file: Path, count: int) -> None:
+    about = Index([], {"train/bad.jpg": "empty file"}, decoded=True, formats=("JPEG",))
+    index.write_parts(file, about, parts(count), (count, count * len(name(0))))
+
+
+def opened(file: Path) -> Source:
+    """As `image_folder` makes it of an index, without the walk over a folder that is not there."""
+    known = index.read(file)
+    names, sizes = known.columns.names, known.columns.sizes
+    whole = Indexed(file, known.fingerprint, names, sizes)
+    return Source(Joined("photos", names), names, sizes, formats=known.formats, indexed=whole)
+
+
+def memory() -> dict[str, float]:
+    """Of this process in MB: private (USS), with its share of the shared (PSS), resident; dirty is
+    the part of the private that is no clean page of a file, which the kernel may drop."""
+    found: dict[str, float] = {}
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
+        key, kilobytes, *_ = line.split()
+        found[key] = int(kilobytes) / 1e3
+    own = found["Private_Clean:"] + found["Private_Dirty:"]
+    kinds = {
+        "uss": own,
+        "pss": found["Pss:"],
+        "rss": found["Rss:"],
+        "dirty": found["Private_Dirty:"],
+    }
+    return {key: round(value, 1) for key, value in kinds.items()}
+
+
+def use(file: Path) -> dict[str, object]:
+    """Seconds, and memory beyond what the imports took."""
+    before = memory()
+    start = time.perf_counter()
+    source = opened(file)
+    took = {"images": len(source), "open s": time.perf_counter() - start}
+    after = memory()
+    places = np.random.default_rng(os.getpid()).integers(0, len(source), 1000)
+    start = time.perf_counter()
+    names = source.names.take(places)
+    assert list(names) == [name(i) for i in places.tolist()]
+    took["1000 names s"] = time.perf_counter() - start
+    named = memory()
+    start = time.perf_counter()
+    step = next(Sampler(len(source), DataConfig(batch_size=1024, samples_per_decode=1), 0))
+    shown = [source.paths[i] for i in step.files.tolist()]
+    sizes = source.sizes[step.files]
+    assert len(source.fingerprint()) == 16
+    took["first step s"] = time.perf_counter() - start
+    assert (len(shown), len(sizes)) == (1024, 1024)
+    stepped = memory()
+    found: dict[str, object] = {key: round(value, 4) for key, value in took.items()}
+    for what, then in (("opened", after), ("1000 names", named), ("first step", stepped)):
+        found[what] = {key: round(then[key] - before[key], 1) for key in before}
+    return found
+
+
+def share(file: Path, processes: int) -> dict[str, float]:
+    """The memory of several processes at once that each open it and use it, in MB."""
+    script = (
+        "import sys; from pathlib import Path; from tests.support import large_index as l;"
+        "before = l.memory(); source = l.opened(Path(sys.argv[1]));"
+        "import numpy as np; places = np.random.default_rng(0).integers(0, len(source), 100_000);"
+        "names = [len(n) for n in source.names.take(places)]; total = source.sizes.sum();"
+        "print('ready', flush=True); input(); now = l.memory();"
+        "import json; print(json.dumps({k: now[k] - before[k] for k in now}), flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(file)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    running = [subprocess.Popen(command, text=True, **pipes) for _ in range(processes)]  # type: ignore[call-overload]
+    for word in (None, "\n", "\n"):  # each waits for all the others
+        lines = []
+        for one in running:
+            if word:
+                one.stdin.write(word)
+                one.stdin.flush()
+        for one in running:
+            lines.append(one.stdout.readline())
+        if word:
+            break
+    found = [json.loads(line) for line in lines]
+    for one in running:
+        one.stdin.write("\n")
+        one.stdin.close()
+        one.wait()
+    sums = {f"sum of {key}": round(sum(one[key] for one in found), 1) for key in found[0]}
+    return {"processes": processes, **sums}
+
+
+if __name__ == "__main__":
+    job, file, *rest = sys.argv[1:]
+    if job == "make":
+        began = time.perf_counter()
+        make(Path(file), int(rest[0]))
+        size = os.path.getsize(file)
+        made = {"seconds": round(time.perf_counter() - began, 1), "bytes": size}
+        print(json.dumps({**made, "bytes per image": size / int(rest[0])}))
+    elif job == "use":
+        print(json.dumps(use(Path(file))))
+    else:
+        print(json.dumps(share(Path(file), int(rest[0]))))
