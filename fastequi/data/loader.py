@@ -38,6 +38,7 @@ from fastequi.data.views.batch import Batch, Masks, Overlaps
 from fastequi.data.views.masks import block_masks
 from fastequi.data.views.overlaps import overlaps_of
 from fastequi.data.views.parameters import crop_params, view_params
+from fastequi.data.windows import members_of
 from fastequi.paths import Path
 from fastequi.philox import Draws
 
@@ -74,17 +75,19 @@ def make_loader(
 
     Raises:
         ImportError: DALI is not installed.
-        ValueError: the source is too small for a batch, or `state` is another source's.
+        ValueError: the source is too small for a batch, `state` is another source's, or
+            `cfg.shuffle=window` without tar shards.
     """
     require_dali()
     cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
     if cfg.mask_share > 0 and grid < 1:
         raise ValueError(f"grid: masks (mask_share={cfg.mask_share}) need it >= 1, got {grid}")
+    members = members_of(source.names) if cfg.shuffle == "window" else None
     return Loader(
         source,
         cfg,
         path,
-        Sampler(len(source), cfg, seed, rank, world_size),
+        Sampler(len(source), cfg, seed, rank, world_size, members),
         torch.device(device),
         state,
         steps,
