@@ -92,7 +92,7 @@ class Index:
         of = _shards(names, self.archives)
         return [name[len(shard) + 1 :] for name, shard in zip(names, of, strict=True)]
 
-    def listing(self, root: Path, file: Path) -> Listing:
+    def listing(self, root: Path | str, file: Path) -> Listing:
         """The images as they were listed, names and places."""
         names = [row.name for row in self.rows]
         if not self.archives:
@@ -131,7 +131,7 @@ def write(file: Path, index: Index) -> Index:
         "left_out": len(index.left_out),
         "images": len(index.rows),
         "columns": Row._fields if index.archives else Row._fields[:-1],
-        "archives": [asdict(archive) for archive in index.archives],
+        "archives": [_known(archive) for archive in index.archives],
         "passed_over": dict(index.passed_over),
         "formats": index.formats,
     }
@@ -168,7 +168,9 @@ def read(file: Path) -> Index:
         raise ValueError(f"index: {file} cannot be used ({error}); {_AGAIN}") from error
 
 
-def differences(index: Index, root: Path, archives: Sequence[Archive], names: set[str]) -> str:
+def differences(
+    index: Index, root: Path | str, archives: Sequence[Archive], names: set[str]
+) -> str:
     """How the files differ from the index, as text; "" if they do not.
 
     Files that are new since a scan are only logged.
@@ -209,6 +211,11 @@ def differences(index: Index, root: Path, archives: Sequence[Archive], names: se
 def stale(file: Path, index: Index, how: str) -> ValueError:
     """The error of an index that is out of date."""
     return ValueError(f"index: {file} of {index.when[:19]} is out of date ({how}); {_AGAIN}")
+
+
+def _known(archive: Archive) -> dict[str, str | int]:
+    """Only remote shards have an etag; earlier versions, which read none of those, know no such."""
+    return {name: value for name, value in asdict(archive).items() if name != "etag" or value}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,12 +11,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
-from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
+import numpy as np
+from numpy.typing import NDArray
+
+from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of, read
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
 
 HIDDEN = ".fastequi"  # the folder beside images that holds their index; the walk passes it over
+
+
+class Reads(Protocol):
+    """Reads members of shards by the shards' URLs."""
+
+    def read(self, url: str, span: Span) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True)
@@ -26,12 +36,14 @@ class Archive:
     Attributes:
         name: relative to the listing's root.
         bytes: its size.
-        mtime_ns: when it was last written.
+        mtime_ns: when it was last written; 0 of a remote one.
+        etag: what names the version of a remote one (`fastequi.data.sources.remote.State`).
     """
 
     name: str
     bytes: int
     mtime_ns: int
+    etag: str = ""
 
     @classmethod
     def of(cls, root: Path, path: str) -> Archive:
@@ -44,7 +56,7 @@ class Listing:
     """Encoded images in a fixed order.
 
     Attributes:
-        root: the folder that names are relative to.
+        root: the folder, or the URL, that names are relative to.
         names: sorted; a member's begins with its shard's.
         index: where their index is kept unless another place is named.
         spans: of members, their places within their shards; None for files.
@@ -52,9 +64,10 @@ class Listing:
         archives: the shards, as they are now.
         left_out: {name: reason} of damage found while listing.
         passed_over: {kind: files} of files that are not images by their names.
+        remote: what reads the shards behind URLs; None of files on this machine.
     """
 
-    root: Path
+    root: Path | str
     names: list[str] = field(repr=False)
     index: Path
     spans: list[Span] | None = field(default=None, repr=False)
@@ -62,6 +75,7 @@ class Listing:
     archives: tuple[Archive, ...] = field(default=(), repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
+    remote: Reads | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,6 +100,13 @@ class Listing:
     def span(self, i: int) -> Span | None:
         """Its place in that file; None for all of it."""
         return None if self.spans is None else self.spans[i]
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """The bytes of image i; raises OSError as `encoded.read` does."""
+        span = self.span(i)
+        if self.remote is not None and span is not None:
+            return self.remote.read(self.path(i), span)
+        return read(self.path(i), span)
 
 
 def folder_listing(folder: Path) -> Listing:
