@@ -31,6 +31,7 @@ from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.decode import require_dali
 from fastequi.data.fused import Drawn, FusedPipeline, chosen
 from fastequi.data.given import Given, usable_threads
+from fastequi.data.read_ahead import ReadAhead
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
@@ -129,6 +130,8 @@ class Loader:
         if state is not None:
             self._go_to(state)
         self._state = sampler.state_dict()
+        remote = source.remote
+        self._ahead = None if remote is None else ReadAhead(source, remote, sampler)
         self._planned: deque[Step] = deque()  # fed to DALI or about to be, oldest first
         self._fed = 0  # how many of them are in DALI's graph
         self._shown: list[
@@ -208,6 +211,8 @@ class Loader:
         """Ends DALI's work and threads; the loader then returns no more batches."""
         self._pipeline = None
         self._given.close()
+        if self.source.remote is not None:
+            self.source.remote.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -241,6 +246,8 @@ class Loader:
         """What the next batch is made of."""
         if self._fed == len(self._planned):
             self._planned.append(next(self._sampler))
+            if self._ahead is not None:
+                self._ahead.follow(self._planned[-1])
         step = self._planned[self._fed]
         self._fed += 1
         files = [self._readable(int(file)) for file in step.files]
@@ -285,14 +292,29 @@ class Loader:
             found, changed = self._given.examine(files, self.device)
             if found or changed:
                 break
-        self._bad |= set(found)
         for i, reason in found.items():
             name = self.source.names[i]
-            self.quarantined[name] = reason
             logger.warning("%s cannot be decoded and is left out from now on (%s)", name, reason)
+        found |= self._of_lost_shards(set(found))
+        self._bad |= set(found)
+        self.quarantined |= {self.source.names[i]: reason for i, reason in found.items()}
         if found:
             self._check_count(error)
         return bool(found) or changed
+
+    def _of_lost_shards(self, failed: set[int]) -> dict[int, str]:
+        """{place: reason} of all images in remote shards that are gone or changed; they are left
+        out together, since each of them would fail when its turn comes."""
+        shards = self.source.remote
+        if shards is None or not failed:
+            return {}
+        shards.recheck(self.source.paths[i] for i in failed)
+        lost = shards.lost
+        paths = enumerate(self.source.paths) if lost else ()
+        found = {i: lost[path] for i, path in paths if path in lost and i not in self._bad}
+        if found:
+            logger.warning("%d images of %d lost shards are left out", len(found), len(lost))
+        return found
 
     def _check_count(self, error: Exception | None = None) -> None:
         count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate

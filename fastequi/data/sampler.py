@@ -14,6 +14,7 @@ step is dropped (a different part in every epoch).
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -115,6 +116,12 @@ class Sampler:
         ids = decodes[:, None] * self.per_decode + np.arange(self.per_decode)
         self.index += batch
         return Step(self.epoch, self.index, decodes // self.repeat, ids.reshape(-1))
+
+    def after(self, step: Step) -> Sampler:
+        """The same sampler at the position after a step of it."""
+        other = copy(self)  # the tables are shared, the position is not
+        other.epoch, other.index = step.epoch, step.used
+        return other
 
     def state_dict(self) -> dict[str, int]:
         """The position: {"epoch", "index"} and, to recognise another set, "num_files"."""

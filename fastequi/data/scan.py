@@ -24,7 +24,7 @@ from PIL import Image
 
 from fastequi.data.decode import require_dali
 from fastequi.data.given import decoded_sizes
-from fastequi.data.sources.encoded import Header, counted, header, read, why
+from fastequi.data.sources.encoded import Header, counted, header, why
 from fastequi.data.sources.index import Index, Row
 from fastequi.data.sources.listing import Listing
 
@@ -160,11 +160,10 @@ def _bytes(listing: Listing, i: int) -> int:
 
 
 def _read(listing: Listing, i: int) -> _Read | str:
-    path = listing.path(i)
     try:
-        data = read(path, listing.span(i))
+        data = listing.read(i)
     except OSError as error:
-        return why(error, path)
+        return why(error, listing.path(i))
     found = header(data)
     if isinstance(found, str):
         return found
