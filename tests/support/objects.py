@@ -26,10 +26,16 @@ class Objects:
     """
 
     def __init__(self):
-        self.files, self.faults = {}, {}
+        self.files, self.faults, self.etags = {}, {}, {}
         self.url, self.latency, self.without_ranges = "", 0.0, False
         self.asked, self.sent, self.most, self.now = Counter(), 0, 0, 0
         self.lock, self.ended = threading.Lock(), threading.Event()
+
+    def etag(self, data):
+        known = self.etags.get(id(data))
+        if known is None or known[0] is not data:
+            known = self.etags[id(data)] = data, hashlib.sha256(data).hexdigest()[:12]
+        return known[1]
 
     def fault(self, name):
         with self.lock:
@@ -41,6 +47,7 @@ class Objects:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets
     objects: Objects
 
     def log_message(self, *_):
@@ -92,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = data[first : first + count]
         cut = len(body) // 2 if with_body and fault in ("reset", "short") else len(body)
         self.send_response(code)
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()[:12]}"')
+        self.send_header("ETag", f'"{self.objects.etag(data)}"')
         self.send_header("Content-Length", str(cut if fault == "short" else len(body)))
         self.end_headers()
         if with_body:

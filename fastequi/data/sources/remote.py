@@ -245,9 +245,13 @@ def _opened(kind: str, timeout: float) -> Any:
             limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
             options["client_kwargs"] = {"timeout": limits, **given.get("client_kwargs", {})}
         elif kind == "s3":
-            each = {"connect_timeout": timeout, "read_timeout": timeout}
+            each: dict[str, Any] = {"connect_timeout": timeout, "read_timeout": timeout}
+            each["retries"] = {"total_max_attempts": 1}  # ours are enough
             options["config_kwargs"] = {**each, **given.get("config_kwargs", {})}
-        return fsspec.filesystem(kind, skip_instance_cache=True, **options)
+        opened = fsspec.filesystem(kind, skip_instance_cache=True, **options)
+        if kind == "s3":
+            opened.retries = 1
+        return opened
     except ImportError as error:
         also = "" if package in ("fsspec", "aiohttp", "s3fs") else f" {package}"
         raise ImportError(
