@@ -89,13 +89,13 @@ def test_a_set_that_fits_is_fetched_once(local, web, tmp_path, shuffle):
     cfg = replace(CFG, shuffle=shuffle)
     cache = ShardCache(tmp_path / "cache", 10**9)
     source = opened(web, cache)
-    assert_same(batches(source, 25, cfg), batches(local, 25, cfg))
+    assert_same(batches(source, 10, cfg), batches(local, 10, cfg))
     for start in range(len(source)):
         source.encoded(start)
     settle(cache, 8)
     web.sent = 0
     before = source.remote.requests
-    assert_same(batches(source, 25, cfg), batches(local, 25, cfg))
+    assert_same(batches(source, 10, cfg), batches(local, 10, cfg))
     assert (web.sent, source.remote.requests) == (0, before)
     again = opened(web, ShardCache(tmp_path / "cache", 10**9))  # the next run
     assert_same(batches(again, 9, cfg), batches(local, 9, cfg))
@@ -141,7 +141,7 @@ def test_a_disk_without_room_changes_only_the_speed(local, web, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shard_cache.os, "fdatasync", full)
-    assert_same(batches(opened(web, cache), 25), batches(local, 25))
+    assert_same(batches(opened(web, cache), 10), batches(local, 10))
     assert caplog.text.count("no space is left on the disk") == 1
     assert not list((tmp_path / "cache").glob("*.tar*"))
 

@@ -334,6 +334,27 @@ def test_a_run_that_goes_on_without_a_shard(web, tmp_path, caplog):
     assert_same(batches(opened(web), 3), expected)
 
 
+def test_a_run_that_goes_on_without_a_shard_on_a_new_machine(web, tmp_path, caplog, monkeypatch):
+    cfg = replace(WINDOW, tolerate=0.3)
+    source = opened(web)
+    kept.keep(tmp_path / kept.NAME, source)
+    expected = batches(opened_as(source, web), 6, cfg)
+    del web.files["003.tar"]
+    replaced = batches(opened_as(source, web), 6, cfg)
+    assert any((a.u != b.u).any() for a, b in zip(expected, replaced, strict=True))
+    monkeypatch.setattr(remote_listing, "cache_folder", lambda: tmp_path / "another")
+    with pytest.raises(FileNotFoundError, match=r"003.tar does not exist \(1 of 5 shards are mis"):
+        opened(web)
+    found = opened(web, tolerate=0.3)
+    assert "missing and left out: shards 1 (003.tar)" in caplog.text
+    assert len(found) == 20
+    again = kept.as_begun(tmp_path / kept.NAME, found, 0.3)
+    assert again.names == source.names
+    assert_same(batches(again, 6, cfg), replaced)
+    web.files |= shards()
+    assert_same(batches(opened(web, tolerate=0.3), 6, cfg), expected)  # it is back: listed again
+
+
 def test_images_of_the_next_steps_are_read_while_one_is_made(web):
     source = opened(web)
     web.latency = 0.05

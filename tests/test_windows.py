@@ -86,7 +86,7 @@ def test_the_sampler_s_ranks_rounds_and_resumed_runs(world):
     def sampler(rank=0, world=1):
         return Sampler(n, CFG, 9, rank, world, UNEVEN)
 
-    whole = take(sampler(), 200)
+    whole = take(sampler(), 100)
     ranks = [sampler(rank, world) for rank in range(world)]
     for expected in whole:
         parts = [next(rank) for rank in ranks]
@@ -96,7 +96,7 @@ def test_the_sampler_s_ranks_rounds_and_resumed_runs(world):
     ids = np.concatenate([step.sample_ids for step in whole[:length]])
     assert len(set(ids)) == len(ids) == length * 12
     assert {step.epoch for step in whole[:length]} == {0}
-    for done in (1, 50, length - 1, length, 199):  # on another number of ranks
+    for done in (1, length - 1, length, 99):  # on another number of ranks
         state = json.loads(json.dumps(whole_state(sampler(), done)))
         again = [sampler(rank, world) for rank in range(world)]
         for one in again:

@@ -233,11 +233,10 @@ class DataConfig:
         return replace(self, image_size=image_size, source_size=source_size, a1=a1, a2=a2)
 
     def plain(self) -> DataConfig:
-        """The same windows of both views without augmentation, for evaluation."""
-        a1, a2, none = self.a1.plain(), self.a2.plain(), (0.0, 0.0)
-        return replace(
-            self, a1=a1, a2=a2, local_crops=0, mask_share=0.0, rotations=False, overlap=none
-        )
+        """The same windows of both views without augmentation, for evaluation of any images."""
+        views = replace(self, a1=self.a1.plain(), a2=self.a2.plain(), shuffle="global")
+        none = (0.0, 0.0)
+        return replace(views, local_crops=0, mask_share=0.0, rotations=False, overlap=none)
 
 
 def _expect(holds: bool, name: str, expected: str, value: object) -> None:

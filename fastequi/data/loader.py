@@ -212,7 +212,7 @@ class Loader:
         self._pipeline = None
         self._given.close()
         if self.source.remote is not None:
-            self.source.remote.close()
+            self.source.remote.ahead([])
 
     def __enter__(self) -> Loader:
         return self
@@ -292,10 +292,11 @@ class Loader:
             found, changed = self._given.examine(files, self.device)
             if found or changed:
                 break
-        for i, reason in found.items():
-            name = self.source.names[i]
-            logger.warning("%s cannot be decoded and is left out from now on (%s)", name, reason)
-        found |= self._of_lost_shards(set(found))
+        lost = self._of_lost_shards(set(found))
+        for i in found.keys() - lost.keys():
+            told = self.source.names[i], found[i]
+            logger.warning("%s cannot be decoded and is left out from now on (%s)", *told)
+        found |= lost
         self._bad |= set(found)
         self.quarantined |= {self.source.names[i]: reason for i, reason in found.items()}
         if found:
@@ -308,12 +309,13 @@ class Loader:
         shards = self.source.remote
         if shards is None or not failed:
             return {}
-        shards.recheck(self.source.paths[i] for i in failed)
-        lost = shards.lost
-        paths = enumerate(self.source.paths) if lost else ()
-        found = {i: lost[path] for i, path in paths if path in lost and i not in self._bad}
-        if found:
-            logger.warning("%d images of %d lost shards are left out", len(found), len(lost))
+        paths = self.source.paths
+        shards.recheck(paths[i] for i in failed)
+        if not any(shards.why_lost(paths[i]) for i in failed):
+            return {}
+        each = enumerate(map(shards.why_lost, paths))
+        found = {i: reason for i, reason in each if reason and i not in self._bad}
+        logger.warning("%d images in lost shards are left out from now on", len(found))
         return found
 
     def _check_count(self, error: Exception | None = None) -> None:

@@ -348,7 +348,7 @@ def _opened(
 ) -> Part:
     options = region, index, tolerate, patterns
     if isinstance(place, str):
-        root, file, known = remote_listing.found(place, index)
+        root, file, known = remote_listing.found(place, index, tolerate)
         source = _source(f"shards: {place}", root, file, known, region, tolerate, patterns)
         reader = RemoteShards(root, known.archives, cache)
         return Part(Path(place), Path(root), replace(source, remote=reader))

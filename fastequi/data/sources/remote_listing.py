@@ -8,7 +8,8 @@ to remote shards and back.
 With an index nothing is listed; of up to _CHECKED shards the size and version are compared at the
 start. A set that changed is listed again, or refused if a scan made the index. A shard that is gone
 then, or is found gone or changed later, keeps its place in the order; its images are replaced while
-reading (`fastequi.data.sources.remote_reader`). So the numbers of the others stay the same.
+reading (`fastequi.data.sources.remote_reader`). So the numbers of the others stay the same. Where a
+few shards are missing while listing, as on a new machine on which a run goes on, they are left out.
 """
 
 from __future__ import annotations
@@ -60,15 +61,16 @@ class Found(NamedTuple):
     known: Index
 
 
-def found(url: str, file: Path | None = None) -> Found:
+def found(url: str, file: Path | None = None, tolerate: float = 0.0) -> Found:
     """The images of remote shards, by their index or else by listing them.
 
     Args:
         url: of one shard, a range of them, or a glob.
         file: the index; None: the one in the cache folder, which is made if there is none.
+        tolerate: largest share of the shards that may be missing while listing.
 
     Raises:
-        FileNotFoundError: `file` or a shard is not there.
+        FileNotFoundError: `file` is not there, or too many shards.
         ValueError: no image in any shard, a shard is compressed, or a scan's index is out of date.
         OSError: a shard cannot be read.
         ImportError: fsspec or the package for this kind of URL is not installed.
@@ -87,7 +89,7 @@ def found(url: str, file: Path | None = None) -> Found:
             logger.info("%s; the shards are listed again", how)
             known = None
         if known is None:
-            known = listed(url)
+            known = listed(url, tolerate)
             try:
                 known = indices.write(place, known)
                 logger.info("%d images listed in %s; kept: %s", len(known.rows), url, place)
@@ -116,8 +118,11 @@ def place_of(url: str) -> Path:
     )
 
 
-def listed(url: str) -> Index:
+def listed(url: str, tolerate: float = 0.0) -> Index:
     """The images in remote shards, with their headers read; those in ruins are left out.
+
+    Args:
+        url, tolerate: as in :func:`found`.
 
     Raises:
         As :func:`found`.
@@ -145,6 +150,14 @@ def listed(url: str) -> Index:
             if time.monotonic() - said > _SAID_EVERY:
                 said = time.monotonic()
                 logger.info("listed %d of %d shards, %d images", done, len(urls), len(rows))
+    missing = [archive.name for archive in archives if not archive.bytes and not archive.etag]
+    if len(missing) > int(tolerate * len(urls)):
+        raise FileNotFoundError(
+            f"shards: {root}/{missing[0]} does not exist ({len(missing)} of {len(urls)} shards are "
+            f"missing)"
+        )
+    if missing:
+        logger.warning("missing and left out: shards %s", _some(missing))
     if not members_found:
         damage = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         kinds = f"only {counted(others)}" if others else "no member at all"
@@ -164,12 +177,12 @@ class _Shard(NamedTuple):
 
 
 def _listed(root: str, url: str) -> _Shard:
-    """One shard, read while its state stays the same."""
+    """One shard, read while its state stays the same; one that is missing has no byte."""
+    name = url.removeprefix(f"{root}/")
     try:
         state = remote.state(url)
     except Gone:
-        raise FileNotFoundError(f"shards: {url} does not exist") from None
-    name = url.removeprefix(f"{root}/")
+        return _Shard(Archive(name, 0, 0), [], {name: "not found"}, Counter())
     file = RangedFile(partial(remote.read, url), state.bytes)
     expect_plain(url, file.span(0, 8))
     headers: dict[str, Header | str] = {}

@@ -5,7 +5,8 @@ Before a shard's first use, and every _CHECK_EVERY seconds of it, its size and v
 with those of the index; also when one of its requests fails, or one of its images to decode. A
 shard that is gone, has changed, or cannot be read after all retries is lost: none of its images can
 be read from then on, and the loader replaces all of them as it does damaged ones. What replaces an
-image depends on which are lost alone, so ranks that know of a loss replace alike.
+image depends on which are lost alone, so ranks that know of a loss replace alike. A shard in the
+cache is as it was listed, and its server is not asked again.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class RemoteShards:
         self._lock = threading.Lock()
         self._checks: dict[str, threading.Lock] = {}
         self._checked: dict[str, float] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(_READERS)  # its threads start when there is work
         self._coming: dict[tuple[str, int], Future[NDArray[np.uint8]]] = {}
         self._wanted: deque[str] = deque()
         self._fetching: set[str] = set()
@@ -118,8 +119,6 @@ class RemoteShards:
         for (url, first), span in new:
             if url in self.lost or self._cached(url) is not None:
                 continue
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_READERS)
             future = self._pool.submit(self._read, url, span)
             with self._lock:
                 self._coming[url, first] = future
@@ -133,24 +132,21 @@ class RemoteShards:
             self._wanted = deque(url for url in wanted if url not in self._fetching)
             self._start()
 
+    def why_lost(self, url: str) -> str:
+        """Why no image of a shard can be read; "" if they can, as far as is known."""
+        known = "" if url in self._archives else "its shard was gone when the run went on"
+        return self.lost.get(url, known)
+
     def recheck(self, urls: Iterable[str]) -> None:
         """Compares shards with the index, as one of their images does not decode."""
         for url in set(urls) & set(self._archives):
             with suppress(Unreadable):  # it is lost, which is noted
                 self._compare(url, remote.ONCE)
 
-    def close(self) -> None:
-        """Ends what is read ahead; it begins anew if more is asked for."""
-        self.ahead([])
-        self.want([])
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
-
     def _read(self, url: str, span: Span) -> NDArray[np.uint8]:
-        archive, (first, count) = self._archives.get(url), span
-        if archive is None:
-            raise OSError("its shard was gone when the run went on")
+        if why := self.why_lost(url):
+            raise OSError(why)
+        archive, (first, count) = self._archives[url], span
         if first + count > archive.bytes or not 0 < count <= MAX_BYTES:
             raise OSError(f"no span of an image: {count} bytes from {first} on")
         path = self._cached(url)
