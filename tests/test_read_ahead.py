@@ -31,7 +31,7 @@ SIZES = (6, 3, 7, 4, 4, 6, 5, 1)
 @pytest.fixture(autouse=True)
 def hurried(tmp_path, monkeypatch):
     monkeypatch.setattr(remote_listing, "cache_folder", lambda: tmp_path / "user")
-    monkeypatch.setattr(remote, "patience", Patience(4, 0.01, 0.02, 5.0, 2.0))
+    monkeypatch.setattr(remote, "PATIENCE", Patience(4, 0.01, 0.02, 5.0, 2.0))
     monkeypatch.setattr(remote_reader, "_BUSY", 0.01)
 
 

@@ -19,6 +19,7 @@ from fastequi.cli import commands
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.labelled import labelled_sets
 from fastequi.data.loader import make_loader
+from fastequi.data.scan import scan
 from fastequi.data.sources import index, kept, remote, remote_listing, remote_reader
 from fastequi.data.sources.image_sets import open_source, scanned_listing
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
@@ -49,7 +50,7 @@ WINDOW = replace(CFG, shuffle="window", window=2)
 def hurried(tmp_path, monkeypatch):
     """Its own cache folder; a fault costs milliseconds."""
     monkeypatch.setattr(remote_listing, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(remote, "patience", Patience(4, 0.01, 0.02, 5.0, 2.0))
+    monkeypatch.setattr(remote, "PATIENCE", Patience(4, 0.01, 0.02, 5.0, 2.0))
 
 
 @pytest.fixture
@@ -213,7 +214,7 @@ def test_large_members_are_skipped_and_small_ones_read_through():
 def test_faults_that_pass_change_nothing(web, local, faults, caplog):
     source = opened(web)
     for name in web.files:
-        web.faults[name] = list(faults)
+        web.faults[name] = [None, *faults]  # the first answer tells size and version
     for i in range(len(local)):
         np.testing.assert_array_equal(source.encoded(i), local.encoded(i))
     assert not any(web.faults.values())
@@ -226,9 +227,24 @@ def test_faults_while_listing(web, local):
     assert opened(web).names == local.names
 
 
+def test_a_server_that_is_away_makes_no_index(web, tmp_path, monkeypatch):
+    """What was asked for in vain is not what a damaged archive lacks."""
+    url = f"{web.url}/{{000..004}}.tar"
+    for faults in ([503] * 1000, [None, *["reset"] * 1000], [None, "short", *["short"] * 1000]):
+        web.faults["001.tar"] = list(faults)
+        with pytest.raises(OSError, match=r"001.tar: .*, after 5 tries in"):
+            opened(web, tolerate=0.5)
+        assert not remote_listing.place_of(url).exists()
+    web.faults.clear()
+    listing = scanned_listing(url)
+    web.faults["001.tar"] = [503] * 1000
+    with pytest.raises(OSError, match=r"001.tar: HTTP 503, after 5 tries in"):
+        scan(listing, 1)
+
+
 def test_no_answer_in_time(web, monkeypatch):
     source = opened(web)
-    monkeypatch.setattr(remote, "patience", Patience(2, 0.01, 0.02, 5.0, 0.2))
+    monkeypatch.setattr(remote, "PATIENCE", Patience(2, 0.01, 0.02, 5.0, 0.2))
     web.faults["001.tar"] = ["hang"] * 2
     assert len(source.encoded(7)) == source.spans[7, 1]
     web.faults["001.tar"] = ["hang"] * 20
@@ -262,7 +278,7 @@ def test_which_errors_are_tried_again(web):
 def test_waits_grow_and_differ(monkeypatch):
     waits = []
     monkeypatch.setattr(remote.time, "sleep", waits.append)
-    monkeypatch.setattr(remote, "patience", Patience(6, 1.0, 10.0, 1e9, 1.0))
+    monkeypatch.setattr(remote, "PATIENCE", Patience(6, 1.0, 10.0, 1e9, 1.0))
     before = random.getstate()
     with pytest.raises(Unreadable, match="after 7 tries"):
         remote.read("http://127.0.0.1:1/a.tar", 0, 1)

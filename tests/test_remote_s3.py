@@ -45,7 +45,7 @@ def bucket(api, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(remote_listing, "cache_folder", lambda: tmp_path / "user")
-    monkeypatch.setattr(remote, "patience", Patience(2, 0.01, 0.02, 5.0, 5.0))
+    monkeypatch.setattr(remote, "PATIENCE", Patience(2, 0.01, 0.02, 5.0, 5.0))
     monkeypatch.setattr(remote, "_filesystems", {})
     client = boto3.client("s3")
     client.create_bucket(Bucket="photos")

@@ -27,6 +27,7 @@ from fastequi.data.given import decoded_sizes
 from fastequi.data.sources.encoded import Header, counted, header, why
 from fastequi.data.sources.index import Index, Row
 from fastequi.data.sources.listing import Listing
+from fastequi.data.sources.remote import Unreadable
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
@@ -162,6 +163,8 @@ def _bytes(listing: Listing, i: int) -> int:
 def _read(listing: Listing, i: int) -> _Read | str:
     try:
         data = listing.read(i)
+    except Unreadable:
+        raise  # a network's fault, of which the index shall not know
     except OSError as error:
         return why(error, listing.path(i))
     found = header(data)

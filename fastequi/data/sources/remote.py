@@ -48,7 +48,7 @@ class Patience:
     timeout: float = 30.0
 
 
-patience = Patience()
+PATIENCE = Patience()
 ONCE = Patience(retries=0)
 
 
@@ -98,7 +98,7 @@ def state(url: str, tries: Patience | None = None) -> State:
         found = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
         return State(int(info["size"]), found.strip('"'))
 
-    return _patiently(url, ask, tries or patience, lambda: None)
+    return _patiently(url, ask, tries or PATIENCE, lambda: None)
 
 
 def read(url: str, first: int, count: int, check: Callable[[], None] = lambda: None) -> bytes:
@@ -124,7 +124,7 @@ def read(url: str, first: int, count: int, check: Callable[[], None] = lambda: N
             raise ConnectionError(f"{len(data)} bytes came of {count}")
         return data
 
-    return _patiently(url, ask, patience, check)
+    return _patiently(url, ask, PATIENCE, check)
 
 
 def matches(url: str) -> list[str]:
@@ -135,7 +135,7 @@ def matches(url: str) -> list[str]:
     """
     # fsspec gives them without the scheme
     head = url.partition("://")[0]
-    found = _patiently(url, lambda: _filesystem(url).glob(url), patience, lambda: None)
+    found = _patiently(url, lambda: _filesystem(url).glob(url), PATIENCE, lambda: None)
     return sorted(f"{head}://{name}" for name in map(str, found))
 
 
@@ -181,8 +181,11 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status in an error, wherever its package keeps it."""
-    answer = getattr(error, "response", None)
+    """The HTTP status in an error, wherever its package keeps it.
+
+    s3fs has it in the cause alone. That of aiohttp's errors is no answer's: 400 after a reset.
+    """
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if isinstance(answer, dict):  # botocore
         found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif answer is not None:  # requests, huggingface_hub
@@ -198,7 +201,7 @@ def _final(error: BaseException) -> bool:
     error = _cause(error)
     if isinstance(error, FileNotFoundError | PermissionError):
         return True
-    code = _status(error) or _status(error.__cause__ or error)
+    code = _status(error)
     if code is not None:
         return code < 500 and code not in _MAY_PASS
     if isinstance(error, OSError) and error.errno in (errno.ENOSYS, errno.EPERM):
@@ -209,7 +212,7 @@ def _final(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     error = _cause(error)
-    code = _status(error) or _status(error.__cause__ or error)
+    code = _status(error)
     if isinstance(error, FileNotFoundError):
         return "not found"
     if isinstance(error, PermissionError) or code in (401, 403):
@@ -224,10 +227,10 @@ def _reason(error: BaseException) -> str:
 def _filesystem(url: str) -> Any:
     """fsspec's object for a kind of URL; one of each process, since its connections are its own."""
     kind = scheme(url)
-    name = os.getpid(), kind, patience.timeout
+    name = os.getpid(), kind, PATIENCE.timeout
     with _lock:
         if name not in _filesystems:
-            _filesystems[name] = _opened(kind, patience.timeout)
+            _filesystems[name] = _opened(kind, PATIENCE.timeout)
         return _filesystems[name]
 
 

@@ -92,7 +92,7 @@ class RemoteShards:
         """The bytes of a member.
 
         Raises:
-            OSError: its shard is lost or unknown, or the span is none of an image.
+            Unreadable: its shard is lost or unknown; OSError: the span is none of an image.
         """
         with self._lock:
             coming = self._coming.pop((url, span[0]), None)
@@ -145,7 +145,7 @@ class RemoteShards:
 
     def _read(self, url: str, span: Span) -> NDArray[np.uint8]:
         if why := self.why_lost(url):
-            raise OSError(why)
+            raise Unreadable(why)
         archive, (first, count) = self._archives[url], span
         if first + count > archive.bytes or not 0 < count <= MAX_BYTES:
             raise OSError(f"no span of an image: {count} bytes from {first} on")
@@ -176,15 +176,15 @@ class RemoteShards:
             check = self._checks.setdefault(url, threading.Lock())
         with check:  # the others wait for the first answer
             if url in self.lost:
-                raise OSError(self.lost[url])
+                raise Unreadable(self.lost[url])
             if time.monotonic() - self._checked.get(url, -_CHECK_EVERY) >= _CHECK_EVERY:
                 try:
-                    self._compare(url, remote.patience)
+                    self._compare(url, remote.PATIENCE)
                 except Unreadable as error:
                     raise self._lose(url, str(error)) from None
                 self._checked[url] = time.monotonic()
                 if url in self.lost:
-                    raise OSError(self.lost[url])
+                    raise Unreadable(self.lost[url])
 
     def _compare(self, url: str, tries: remote.Patience) -> None:
         """Loses a shard that is gone or changed; what cannot be learnt now is left open.
@@ -192,15 +192,17 @@ class RemoteShards:
         Raises:
             Unreadable: it is lost.
         """
+        archive = self._archives[url]
         try:
             now = remote.state(url, tries)
+            if not same(archive, now):  # one odd answer of a server in trouble is not enough
+                now = remote.state(url, tries)
         except Gone as error:
             raise self._lose(url, str(error)) from None
         except Unreadable:
             if tries is remote.ONCE:
                 return
             raise
-        archive = self._archives[url]
         if not same(archive, now):
             was = f"{archive.bytes} bytes {archive.etag}", f"{now.bytes} bytes {now.etag}"
             raise self._lose(url, f"{url}: it changed since it was listed ({' -> '.join(was)})")
@@ -237,7 +239,7 @@ class RemoteShards:
                 busy = self._fetch(url) is None
             except Unreadable:
                 busy = False  # whoever reads it by ranges finds out whether it is lost
-            except OSError as error:
+            except Exception as error:  # this thread is the only one that would say it
                 busy = False
                 logger.warning("%s is not kept in data.cache_dir: %s", url, error)
             with self._called:
@@ -253,11 +255,11 @@ class RemoteShards:
 
         def fill(file: BinaryIO) -> None:
             check = partial(self._compare, url, remote.ONCE)
-            self._compare(url, remote.patience)
+            self._compare(url, remote.PATIENCE)
             for first in range(0, archive.bytes, _BLOCK):
                 count = min(_BLOCK, archive.bytes - first)
                 file.write(remote.read(url, first, count, check))
-            self._compare(url, remote.patience)
+            self._compare(url, remote.PATIENCE)
 
         return self.cache.fetch(url, archive, fill)
 
