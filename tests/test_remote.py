@@ -371,13 +371,13 @@ def test_a_run_that_goes_on_without_a_shard_on_a_new_machine(web, tmp_path, capl
     assert_same(batches(opened(web, tolerate=0.3), 6, cfg), expected)  # it is back: listed again
 
 
-def test_images_of_the_next_steps_are_read_while_one_is_made(web):
+def test_images_of_the_next_steps_are_read_while_one_is_made(web, local):
     source = opened(web)
-    web.latency = 0.05
-    web.most = 0
-    with make_loader(source, CFG, SE2(), seed=0, steps=6) as loader:
-        assert_same(list(loader), batches(source, 6))
+    web.latency, web.most = 0.05, 0
+    with make_loader(source, CFG, SE2(), seed=0, steps=20) as loader:
+        assert_same(list(loader), batches(local, 20))
     assert web.most > 4
+    assert source.remote.requests <= 4 * (20 + 8)  # each once, of what is made ahead too
 
 
 @pytest.mark.parametrize(

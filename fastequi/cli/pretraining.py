@@ -33,7 +33,8 @@ class PretrainOptions(Patterned):
     list: a .txt file with one path per line."""
     index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Index written by `fastequi data scan`; by default the one beside the images, if there is one
-    (for shards: if the scan used the same pattern). With several --data, one for each."""
+    (for shards: if the scan used the same pattern; of a URL: in the cache folder). With several
+    --data, one for each."""
     init: Path | None = None
     """File or folder of a ViT's weights that the encoder, and its teacher, start from: timm's,
     Meta's, transformers' or a run's. The model's settings are then theirs; see --init.path."""

@@ -8,6 +8,7 @@ the next steps are asked for as byte ranges while the current one is made.
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -67,17 +68,16 @@ class ReadAhead:
             )
 
     def follow(self, step: Step) -> None:
-        """Asks for what comes after a step."""
+        """Asks for a step, which is read next, and for those behind it."""
         self._want(step)
         if not self._steps:
             return
-        coming = self._sampler.after(step)
+        steps = [step, *islice(self._sampler.after(step), self._steps)]
         places = []
-        for _ in range(self._steps):
-            for i in next(coming).files.tolist():
-                assert self._source.spans is not None
-                first, count = self._source.spans[i].tolist()
-                places.append((self._source.paths[i], (first, count)))
+        for i in np.concatenate([one.files for one in steps]).tolist():
+            assert self._source.spans is not None
+            first, count = self._source.spans[i].tolist()
+            places.append((self._source.paths[i], (first, count)))
         self._shards.ahead(places)
 
     def _want(self, step: Step) -> None:
