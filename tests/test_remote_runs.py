@@ -10,7 +10,7 @@ pytest.importorskip("aiohttp", reason="fastequi[remote] is not installed")
 
 from fastequi.data.sources import remote_listing
 from tests.support.objects import serving
-from tests.support.runs import rows, run, run_once, same, start, wait_for
+from tests.support.runs import changed, rows, run, run_once, same, start, wait_for
 from tests.support.shards import picture, tar
 
 pytestmark = pytest.mark.slow
@@ -99,3 +99,16 @@ def test_two_processes_leave_a_lost_shard_out_alike(tmp_path, web):
         assert rows(folder)[-1]["quarantined"] == 5
         ends.append(rows(folder)[-1]["loss"])
     assert ends[0] == pytest.approx(ends[1], rel=1e-3)
+
+
+def test_processes_with_different_images_are_refused(tmp_path):
+    """Each machine lists by itself, and one may miss a shard."""
+    for name in ("000.tar", "001.tar"):
+        (tmp_path / name).write_bytes(FILES[name])
+    fewer = f"sys.argv[sys.argv.index('--data') + 1] = {str(tmp_path / '000.tar')!r}"
+    program = changed(tmp_path, f"if os.environ['RANK'] == '1': {fewer}")
+    options = "--run-dir", tmp_path / "run", "--data", tmp_path / "{000..001}.tar"
+    sizes = "--data.batch-size", 4, "--data.samples-per-decode", 1
+    done = run(*options, *sizes, processes=2, program=program)
+    assert done.returncode != 0
+    assert "--data: expected the same images for all processes" in done.stderr
