@@ -337,6 +337,18 @@ def opened_as(source, web):
     return replace(source, remote=remote_reader.RemoteShards(web.url, known.archives))
 
 
+def test_a_few_changed_shards_are_replaced_not_listed_again(web, caplog):
+    source = opened(web)
+    cfg = replace(CFG, tolerate=0.3)
+    web.files["001.tar"] = web.files["001.tar"][::-1]
+    again = opened(web, tolerate=0.3)
+    assert again == source
+    assert "changed since they were listed and will be replaced: shards 1 (001.tar)" in caplog.text
+    with make_loader(again, cfg, SE2(), seed=0, steps=9) as loader:
+        list(loader)
+        assert sorted(loader.quarantined) == [f"001.tar/{name}" for name in NAMES_OF_1]
+
+
 def test_a_run_that_goes_on_without_a_shard(web, tmp_path, caplog):
     source = opened(web)
     expected = batches(source, 3)
@@ -368,7 +380,7 @@ def test_a_run_that_goes_on_without_a_shard_on_a_new_machine(web, tmp_path, capl
     assert again.names == source.names
     assert_same(batches(again, 6, cfg), replaced)
     web.files |= shards()
-    assert_same(batches(opened(web, tolerate=0.3), 6, cfg), expected)  # it is back: listed again
+    assert_same(batches(opened(web, tolerate=0.3), 6, cfg), expected)  # it is listed again
 
 
 def test_images_of_the_next_steps_are_read_while_one_is_made(web, local):

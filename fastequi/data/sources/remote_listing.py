@@ -6,10 +6,11 @@ machine list once. The index is as that of local shards, names too, so that a ru
 to remote shards and back.
 
 With an index nothing is listed; of up to _CHECKED shards the size and version are compared at the
-start. A set that changed is listed again, or refused if a scan made the index. A shard that is gone
-then, or is found gone or changed later, keeps its place in the order; its images are replaced while
-reading (`fastequi.data.sources.remote_reader`). So the numbers of the others stay the same. Where a
-few shards are missing while listing, as on a new machine on which a run goes on, they are left out.
+start. If more than a share of them changed (data.tolerate), the set is listed again, or refused if
+a scan made the index. Else a shard that is gone or changed, then or later, keeps its place in the
+order, and its images are replaced while reading (`fastequi.data.sources.remote_reader`): the others
+keep their numbers, and a run goes on. Where a few shards are missing while listing, as on a new
+machine, they are left out until they are back.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def found(url: str, file: Path | None = None, tolerate: float = 0.0) -> Found:
         known = indices.read(place) if place.is_file() else None
         if known is not None and not known.archives:
             raise ValueError(f"index: {place} is not one of tar shards")
-        if known is not None and (how := _differences(known, root, url)):
+        if known is not None and (how := _differences(known, root, url, tolerate)):
             if known.decoded:
                 raise indices.stale(place, known, how)
             logger.info("%s; the shards are listed again", how)
@@ -243,8 +244,8 @@ def root_of(url: str) -> tuple[str, str]:
     return f"{head}://{'/'.join(parts[:first])}", "/".join(parts[first:])
 
 
-def _differences(known: Index, root: str, url: str) -> str:
-    """How shards differ from an index, as text; those that are gone are logged and stay."""
+def _differences(known: Index, root: str, url: str, tolerate: float) -> str:
+    """How shards differ from an index, as text; losses that are tolerated are only logged."""
     wanted = {one.removeprefix(f"{root}/") for one in expanded(url)}
     have = {archive.name for archive in known.archives}
     if new := sorted(wanted - have):
@@ -254,15 +255,22 @@ def _differences(known: Index, root: str, url: str) -> str:
             return f"not named by {url}: {_some(surplus)}"
         logger.warning("gone since they were listed: shards %s", _some(surplus))
     step = -(-len(known.archives) // _CHECKED)
-    chosen = [archive for archive in known.archives[::step] if archive.name in wanted]
+    missed = [archive for archive in known.archives if archive.name in known.left_out]
+    chosen = [one for one in {*known.archives[::step], *missed} if one.name in wanted]
+    chosen.sort(key=lambda one: one.name)
     with ThreadPoolExecutor(_THREADS) as pool:
         states = list(pool.map(lambda archive: _now(root, archive), chosen))
-    pairs = zip(chosen, states, strict=True)
+    pairs = list(zip(chosen, states, strict=True))
+    gone = [archive.name for archive, now in pairs if now is None]
+    if back := [archive.name for archive, now in pairs if now and not archive.bytes]:
+        return f"back: {_some(back)}"
     changed = [archive.name for archive, now in pairs if now and not same(archive, now)]
-    gone = [archive.name for archive, now in zip(chosen, states, strict=True) if now is None]
-    if gone:
-        logger.warning("cannot be read and will be replaced: shards %s", _some(gone))
-    return f"changed: {_some(changed)}" if changed else ""
+    if len(changed) > int(tolerate * len(chosen)):
+        return f"changed: {_some(changed)}"
+    for how, names in (("cannot be read", gone), ("changed since they were listed", changed)):
+        if names:
+            logger.warning("%s and will be replaced: shards %s", how, _some(names))
+    return ""
 
 
 def _now(root: str, archive: Archive) -> remote.State | None:
