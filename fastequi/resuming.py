@@ -29,6 +29,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
     for name in (
         *("method", "optim.kind", "optim.muon_encoder", "optim.lora_rank", "optim.lora_alpha"),
         *("data.image_size", "data.samples_per_decode", "data.repeat", "data.order"),
+        *("data.shuffle", "data.window"),
         *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
         *("init.channels", "teacher.sha256", "teacher.network"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
@@ -57,6 +58,8 @@ def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
     found = {name: (before[name], after[name]) for name in after if before[name] != after[name]}
     if config.optim.kind != "muon":
         found.pop("optim.muon_encoder", None)  # it says nothing then
+    if config.data.shuffle != "window":
+        found.pop("data.window", None)  # nor this
     ratios = found.get("model.mlp_ratio")
     if ratios is not None and config.model.name not in _OWN_RATIO and set(ratios) == {None, 4.0}:
         del found["model.mlp_ratio"]  # said by one and not by the other

@@ -128,6 +128,11 @@ def pretrain(
         found = find_checkpoint(run_dir, resume, processes)
         if resume:
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
+        if processes.size > 1 and not _is_one(source.fingerprint(), processes):
+            raise ValueError(
+                "--data: expected the same images for all processes; their names or sizes differ "
+                "(of remote shards, one --index for all makes sure of it)"
+            )
         probes = online_probes(config, source) if processes.first else []
         torch.manual_seed(config.train.seed)
         method: Method = build(config)
@@ -450,10 +455,15 @@ def _started(method: Method, config: Config, processes: Processes) -> Config:
 
 def _expect_one_file(option: str, path: str, sha256: str, processes: Processes) -> None:
     """Raises ValueError unless all processes have read the same."""
-    number = float(int(sha256[:12], 16))  # exact in float64
-    highest, lowest = processes.all_reduce_max([number, -number])
-    if highest != -lowest:
+    if not _is_one(sha256, processes):
         raise ValueError(f"{option}: expected one file for all processes, {path} differs")
+
+
+def _is_one(digest: str, processes: Processes) -> bool:
+    """Whether all processes have the same hexadecimal digits; twelve of them are compared."""
+    number = float(int(digest[:12], 16))  # exact in float64
+    highest, lowest = processes.all_reduce_max([number, -number])
+    return highest == -lowest
 
 
 def _leave_best(method: Method, run_dir: Path, why: Stopped, processes: Processes) -> None:

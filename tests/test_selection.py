@@ -166,7 +166,26 @@ def test_every_place_has_its_index(data, caplog, capsys):
         (["pretrain", "demo", "--data=gs://b/x"], "--data: gs://b/x is a URL"),
         (["pretrain", "demo", "--data", ".", "hdfs://b/x"], "--data: hdfs://b/x is a URL"),
         (["pretrain", "demo", "--data", ".", "--run-dir", "s3://b"], "--run-dir: s3://b is a URL"),
-        (["data", "scan", "https://host/a.tar"], "argument: https://host/a.tar is a URL"),
+        (["data", "scan", "https://host/a.zip"], "argument: https://host/a.zip is a URL of no tar"),
+        (["data", "scenes", "https://h/a.tar"], "argument: https://h/a.tar is a URL; only paths"),
+        (
+            ["pretrain", "demo", "--data", "https://me:pw@host/a.tar"],
+            "--data: https://host/a.tar c",
+        ),
+        (
+            ["pretrain", "demo", "--data", "https://host/a.tar?sig=pw"],
+            "--data: https://host/a.tar h",
+        ),
+        (["pretrain", "demo", "--run-dir", "s3://k:pw@b/a?sig=pw"], "--run-dir: s3://b/a is a URL"),
+        (
+            ["pretrain", "demo", "--data", "s3://b/a.tar", "p"],
+            "expected the URL s3://b/a.tar alone",
+        ),
+        (
+            ["pretrain", "demo", "--data", "s3://{0..1}/a.tar"],
+            "or bucket without a pattern",
+        ),
+        (["pretrain", "demo", "--data", "http://h/*.tar"], "a web server lists nothing"),
         (["embed", "s3://b/vit.safetensors"], "argument: s3://b/vit.safetensors is a URL"),
         (["eval", "knn", "x", "--data", "file:///tmp/x"], "name the path itself, /tmp/x"),
         (["pretrain", "demo", "--data", ""], "--data: expected a path, got ''"),

@@ -39,7 +39,8 @@ class ScanOptions(Patterned):
     """Decodes every image once; writes an index for training and the list of unreadable images."""
 
     data: tyro.conf.Positional[tuple[str, ...]]
-    """Folders of images, tar shards or lists, as --data of pretrain; each gets its own index."""
+    """Folders of images, tar shards (by URL too) or lists, as --data of pretrain; each gets its own
+    index."""
     threads: int = 0
     """Threads that read and decode; 0: one per core."""
     index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()

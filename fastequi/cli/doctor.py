@@ -19,6 +19,8 @@ _PACKAGES = {
     "nvidia-dali": "decoding and augmentation (fastequi[dali])",
     "xformers": "memory-efficient attention on a GPU (fastequi[xformers])",
     "tensorboard": "event files (fastequi[log])",
+    "fsspec": "tar shards by URL (fastequi[remote])",
+    "s3fs": "those in s3:// (fastequi[remote])",
 }
 _PRECISIONS = {
     torch.bfloat16: "bf16 autocast",

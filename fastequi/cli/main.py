@@ -9,6 +9,7 @@ from importlib import import_module
 
 from fastequi.cli.hints import meant
 from fastequi.data.sources.local import expect_local
+from fastequi.data.sources.urls import READ, expect_shards, scheme
 from fastequi.runtime import interrupts, streams
 from fastequi.runtime.heap import keep_heap
 from fastequi.runtime.preempt import Preempted, leave_with_launcher
@@ -29,6 +30,8 @@ _COMMANDS = {
     "report": "write an HTML page about runs: report RUN [RUN ...]",
     "doctor": "show what is installed and which backend each part would use",
 }
+
+_OF_IMAGES = ("--data", "--test-data", "--photos")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,12 +70,18 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _expect_local(words: list[str]) -> None:
-    """Refuses URLs before they become paths; the error names the option before the word."""
+    """Refuses URLs before they become paths; the error names the option before the word.
+
+    Those of images are left to `fastequi.data.sources`, which reads tar shards by URL.
+    """
     option = "argument"
     for word in words:
         if word.startswith("--"):
             option, _, word = word.partition("=")
-        if option != "--model.name":  # hf:/FOLDER
+        of_images = option in _OF_IMAGES or (option == "argument" and words[0] == "scan")
+        if of_images and scheme(word) in READ:
+            expect_shards(option, word)
+        elif option != "--model.name":  # hf:/FOLDER
             expect_local(option, word)
 
 

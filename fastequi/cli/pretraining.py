@@ -29,10 +29,12 @@ class PretrainOptions(Patterned):
     config: Annotated[Config, tyro.conf.arg(name="")]
     data: Several = ()
     """Folder of images or of an MNIST-like set's IDX files; tar shards: one file, a quoted glob, or
-    a range such as 'shards/train-{000..012}.tar'; or a list: a .txt file with one path per line."""
+    a range such as 'shards/train-{000..012}.tar', also by URL (s3://, gs://, https://, hf://); or a
+    list: a .txt file with one path per line."""
     index: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Index written by `fastequi data scan`; by default the one beside the images, if there is one
-    (for shards: if the scan used the same pattern). With several --data, one for each."""
+    (for shards: if the scan used the same pattern; of a URL: in the cache folder). With several
+    --data, one for each."""
     init: Path | None = None
     """File or folder of a ViT's weights that the encoder, and its teacher, start from: timm's,
     Meta's, transformers' or a run's. The model's settings are then theirs; see --init.path."""
@@ -88,6 +90,7 @@ def pretrain(argv: list[str]) -> None:
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: expected --run-dir, the folder of the run to continue")
 
+    from fastequi.data.read_ahead import cache_of
     from fastequi.data.sources.image_sets import open_source
     from fastequi.runtime import checkpoint
     from fastequi.train import pretrain as run
@@ -98,7 +101,8 @@ def pretrain(argv: list[str]) -> None:
     interrupts.outlook = partial(checkpoint.outlook, run_dir)
     tolerate = config.data.tolerate
     data = as_images(options.selection(options.data))
-    source = open_source(data, index=options.index, tolerate=tolerate)
+    cache = cache_of(config.data)
+    source = open_source(data, index=options.index, tolerate=tolerate, cache=cache)
     resume, max_steps = options.resume, options.max_steps
     advice = f"fastequi pretrain {name} --dry-run says how many fit"
     with memory_for("--data.batch-size", config.data.batch_size, advice):

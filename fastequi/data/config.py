@@ -119,6 +119,14 @@ class DataConfig:
         order: how an epoch's order is found. "computed": any position by itself, in constant time
             and memory (`fastequi.data.order`). "table": by sorting a random number of every image,
             16 bytes each, as runs did before; they keep it.
+        shuffle: which images may follow one another. "global": any of the set. "window": those of
+            a few tar shards at a time, which are read one after the other
+            (`fastequi.data.windows`).
+        window: shards in a window, for `shuffle=window`; more of them mix better.
+        cache_dir: folder on a local disk for whole shards of a remote set (--data URL), which the
+            processes of a machine share; empty: single images are read, as byte ranges.
+        cache_gb: largest size of that folder, in units of 10^9 bytes; the shards that were not used
+            for longest go first.
         views: what makes the views of decoded images, on the device. "dali": its operators one
             after the other. "fused": one pass per view (:func:`fastequi.fused_views`), the same
             but for DALI's rounding (a grey level, rarely two); several times as fast on a CPU, not
@@ -146,6 +154,10 @@ class DataConfig:
     num_threads: int = 0
     tolerate: float = 0.1
     order: Literal["computed", "table"] = "computed"
+    shuffle: Literal["global", "window"] = "global"
+    window: int = 16
+    cache_dir: str = ""
+    cache_gb: float = 64.0
     views: Literal["dali", "fused", "auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -173,6 +185,13 @@ class DataConfig:
         _expect(0 <= self.tolerate < 1, "tolerate", "a share 0 <= tolerate < 1", self.tolerate)
         fine = self.order in ("computed", "table")
         _expect(fine, "order", "computed or table", self.order)
+        fine = self.shuffle in ("global", "window")
+        _expect(fine, "shuffle", "global or window", self.shuffle)
+        fine = self.shuffle == "global" or self.order == "computed"
+        _expect(fine, "order", "computed beside shuffle=window", self.order)
+        _expect(self.window >= 1, "window", "at least 1 shard", self.window)
+        fine = 0 < self.cache_gb < math.inf
+        _expect(fine, "cache_gb", "a size > 0 in units of 10^9 bytes", self.cache_gb)
         known = ("dali", "fused", "auto")
         _expect(self.views in known, "views", "dali, fused or auto", self.views)
         fine = all(map(math.isfinite, self.mean))
@@ -214,11 +233,10 @@ class DataConfig:
         return replace(self, image_size=image_size, source_size=source_size, a1=a1, a2=a2)
 
     def plain(self) -> DataConfig:
-        """The same windows of both views without augmentation, for evaluation."""
-        a1, a2, none = self.a1.plain(), self.a2.plain(), (0.0, 0.0)
-        return replace(
-            self, a1=a1, a2=a2, local_crops=0, mask_share=0.0, rotations=False, overlap=none
-        )
+        """The same windows of both views without augmentation, for evaluation of any images."""
+        views = replace(self, a1=self.a1.plain(), a2=self.a2.plain(), shuffle="global")
+        none = (0.0, 0.0)
+        return replace(views, local_crops=0, mask_share=0.0, rotations=False, overlap=none)
 
 
 def _expect(holds: bool, name: str, expected: str, value: object) -> None:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _DIRECT = {"JPEG", "MPO", "PNG", "BMP", "PPM", "JPEG2000"}  # formats of which DALI decodes all
 
+_ASKING = 16  # threads that read images behind URLs
+
 
 def usable_threads(asked: int) -> int:
     """The given number; for 0 all usable cores, at most 16."""
@@ -45,7 +47,8 @@ class Given:
 
     def __init__(self, source: Source, threads: int) -> None:
         self.source = source
-        self._pool = ThreadPoolExecutor(threads)
+        # of requests over a network many wait while few threads work
+        self._pool = ThreadPoolExecutor(threads if source.remote is None else max(threads, _ASKING))
         self._threads = threads
         self._refused: set[int] = set()  # by DALI, not by Pillow
         self.as_bytes = source.spans is not None or not set(source.formats) <= _DIRECT

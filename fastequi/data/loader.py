@@ -31,6 +31,7 @@ from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.decode import require_dali
 from fastequi.data.fused import Drawn, FusedPipeline, chosen
 from fastequi.data.given import Given, usable_threads
+from fastequi.data.read_ahead import ReadAhead
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
@@ -38,6 +39,7 @@ from fastequi.data.views.batch import Batch, Masks, Overlaps
 from fastequi.data.views.masks import block_masks
 from fastequi.data.views.overlaps import overlaps_of
 from fastequi.data.views.parameters import crop_params, view_params
+from fastequi.data.windows import members_in
 from fastequi.paths import Path
 from fastequi.philox import Draws
 
@@ -74,17 +76,19 @@ def make_loader(
 
     Raises:
         ImportError: DALI is not installed.
-        ValueError: the source is too small for a batch, or `state` is another source's.
+        ValueError: the source is too small for a batch, `state` is another source's, or
+            `cfg.shuffle=window` without tar shards.
     """
     require_dali()
     cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
     if cfg.mask_share > 0 and grid < 1:
         raise ValueError(f"grid: masks (mask_share={cfg.mask_share}) need it >= 1, got {grid}")
+    members = members_in(source) if cfg.shuffle == "window" else None
     return Loader(
         source,
         cfg,
         path,
-        Sampler(len(source), cfg, seed, rank, world_size),
+        Sampler(len(source), cfg, seed, rank, world_size, members),
         torch.device(device),
         state,
         steps,
@@ -126,6 +130,8 @@ class Loader:
         if state is not None:
             self._go_to(state)
         self._state = sampler.state_dict()
+        remote = source.remote
+        self._ahead = None if remote is None else ReadAhead(source, remote, sampler)
         self._planned: deque[Step] = deque()  # fed to DALI or about to be, oldest first
         self._fed = 0  # how many of them are in DALI's graph
         self._shown: list[
@@ -205,6 +211,8 @@ class Loader:
         """Ends DALI's work and threads; the loader then returns no more batches."""
         self._pipeline = None
         self._given.close()
+        if self.source.remote is not None:
+            self.source.remote.ahead([])
 
     def __enter__(self) -> Loader:
         return self
@@ -238,6 +246,8 @@ class Loader:
         """What the next batch is made of."""
         if self._fed == len(self._planned):
             self._planned.append(next(self._sampler))
+            if self._ahead is not None:
+                self._ahead.follow(self._planned[-1])
         step = self._planned[self._fed]
         self._fed += 1
         files = [self._readable(int(file)) for file in step.files]
@@ -282,14 +292,31 @@ class Loader:
             found, changed = self._given.examine(files, self.device)
             if found or changed:
                 break
+        lost = self._of_lost_shards(set(found))
+        for i in found.keys() - lost.keys():
+            told = self.source.names[i], found[i]
+            logger.warning("%s cannot be decoded and is left out from now on (%s)", *told)
+        found |= lost
         self._bad |= set(found)
-        for i, reason in found.items():
-            name = self.source.names[i]
-            self.quarantined[name] = reason
-            logger.warning("%s cannot be decoded and is left out from now on (%s)", name, reason)
+        self.quarantined |= {self.source.names[i]: reason for i, reason in found.items()}
         if found:
             self._check_count(error)
         return bool(found) or changed
+
+    def _of_lost_shards(self, failed: set[int]) -> dict[int, str]:
+        """{place: reason} of all images in remote shards that are gone or changed; they are left
+        out together, since each of them would fail when its turn comes."""
+        shards = self.source.remote
+        if shards is None or not failed:
+            return {}
+        paths = self.source.paths
+        shards.recheck(paths[i] for i in failed)
+        if not any(shards.why_lost(paths[i]) for i in failed):
+            return {}
+        each = enumerate(map(shards.why_lost, paths))
+        found = {i: reason for i, reason in each if reason and i not in self._bad}
+        logger.warning("%d images in lost shards are left out from now on", len(found))
+        return found
 
     def _check_count(self, error: Exception | None = None) -> None:
         count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate

@@ -3,7 +3,9 @@
 Every decode of a photograph gives M samples, and every photograph is decoded `repeat` times in an
 epoch. Sample ids number all of them: file · repeat · M + r · M + j, so every random draw of an
 epoch has an address of its own. An epoch has `repeat` rounds; each visits every file once in its
-own order, so that a step of a small set has as many different photographs as possible.
+own order, so that a step of a small set has as many different photographs as possible. The order is
+one of all files (`fastequi.data.order`) or, with `data.shuffle=window`, goes through a few shards
+at a time (`fastequi.data.windows`).
 
 The order is that of the global step; ranks take consecutive parts of each step. So a run may
 continue on another number of ranks with the same steps. The rest of an epoch after its last whole
@@ -12,6 +14,7 @@ step is dropped (a different part in every epoch).
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from fastequi.data.config import DataConfig
 from fastequi.data.order import shuffled
+from fastequi.data.windows import Windows
 from fastequi.philox import permutation
 
 _AHEAD = 4096  # decodes whose place in the order is computed at once
@@ -45,19 +49,35 @@ class Sampler:
 
     Args:
         num_files: of the source.
-        cfg: batch_size, samples_per_decode, repeat and order.
+        cfg: batch_size, samples_per_decode, repeat, order, shuffle and window.
         seed: of the run.
         rank, world_size: this process and the number of them; batch_size is split evenly.
+        members: [shards] files of every shard, for `cfg.shuffle=window`.
+
+    Attributes:
+        windows: the order of windows; None where the order is of all files.
 
     Raises:
-        ValueError: the set is smaller than one step, or the step does not split evenly.
+        ValueError: the set is smaller than one step, the step does not split evenly, or windows
+            have no shards.
     """
 
     def __init__(
-        self, num_files: int, cfg: DataConfig, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        num_files: int,
+        cfg: DataConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        members: NDArray[np.int64] | None = None,
     ) -> None:
         self.num_files, self.repeat, self.seed = num_files, cfg.repeat, seed
         self.order = cfg.order
+        self.windows: Windows | None = None
+        if cfg.shuffle == "window":
+            if members is None or members.sum() != num_files:
+                raise ValueError("data.shuffle: window needs images in tar shards; expected global")
+            self.windows = Windows(members, cfg.window, seed)
         self.per_decode = cfg.samples_per_decode
         self.decodes = cfg.batch_size // cfg.samples_per_decode
         self.epoch = self.index = 0
@@ -97,6 +117,12 @@ class Sampler:
         self.index += batch
         return Step(self.epoch, self.index, decodes // self.repeat, ids.reshape(-1))
 
+    def after(self, step: Step) -> Sampler:
+        """The same sampler at the position after a step of it."""
+        other = copy(self)  # the tables are shared, the position is not
+        other.epoch, other.index = step.epoch, step.used
+        return other
+
     def state_dict(self) -> dict[str, int]:
         """The position: {"epoch", "index"} and, to recognise another set, "num_files"."""
         return {"epoch": self.epoch, "index": self.index, "num_files": self.num_files}
@@ -130,7 +156,11 @@ class Sampler:
         count = min(left, max(1, _AHEAD // self.share))
         starts = first + self._first + self.decodes * np.arange(count)
         turns, places = np.divmod(starts[:, None] + np.arange(self.share), self.num_files)
-        files = shuffled(places.ravel(), self.num_files, self.seed, self.epoch, turns.ravel())
+        at = places.ravel(), turns.ravel()
+        if self.windows is not None:
+            files = self.windows.images(at[0], self.epoch, at[1])
+        else:
+            files = shuffled(at[0], self.num_files, self.seed, self.epoch, at[1])
         decodes = files.reshape(places.shape) * self.repeat + turns
         self._ahead = self.epoch, first, decodes
         return decodes[0]

@@ -27,9 +27,10 @@ from PIL import Image
 from fastequi.data.decode import require_dali
 from fastequi.data.given import decoded_sizes
 from fastequi.data.sources.columns import Row
-from fastequi.data.sources.encoded import Header, counted, header, read, why
+from fastequi.data.sources.encoded import Header, counted, header, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing, State
+from fastequi.data.sources.remote import Unreadable
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
@@ -183,11 +184,12 @@ def _parts(listing: Listing, first: int) -> Iterator[tuple[range, list[State]]]:
 
 
 def _read(listing: Listing, i: int) -> _Read | str:
-    path = listing.path(i)
     try:
-        data = read(path, listing.span(i))
+        data = listing.read(i)
+    except Unreadable:
+        raise  # a network's fault, of which the index shall not know
     except OSError as error:
-        return why(error, path)
+        return why(error, listing.path(i))
     found = header(data)
     if isinstance(found, str):
         return found

@@ -49,7 +49,8 @@ def command(*options, processes=0, launcher=(), program=("-m", "fastequi.cli")):
 def environment():
     keep = {"PATH", "HOME", "LD_LIBRARY_PATH", "FASTEQUI_CACHE", "TMPDIR"}
     found = {name: value for name, value in os.environ.items() if name in keep}
-    return {**found, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**found, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 class _Zygote:

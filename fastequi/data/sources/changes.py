@@ -41,7 +41,9 @@ class Some:
         return ", ".join(self.first) + (", ..." if self.count > _NAMED else "")
 
 
-def differences(index: Index, root: Path, archives: Sequence[Archive], names: Sequence[str]) -> str:
+def differences(
+    index: Index, root: Path | str, archives: Sequence[Archive], names: Sequence[str]
+) -> str:
     """How the files differ from the index, as text; "" if they do not.
 
     Files that are new since a scan are only logged.
@@ -79,7 +81,7 @@ def stale(file: Path, index: Index, how: str) -> ValueError:
     return ValueError(f"index: {file} of {index.when[:19]} is out of date ({how}); {AGAIN}")
 
 
-def _lost(index: Index, root: Path) -> tuple[Some, Some]:
+def _lost(index: Index, root: Path | str) -> tuple[Some, Some]:
     """The files that are gone, and those of another size."""
     gone, changed, columns = Some(), Some(), index.columns
     for start in range(0, len(columns), _CHUNK):

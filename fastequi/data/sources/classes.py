@@ -14,7 +14,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from typing import BinaryIO, cast
 
+from fastequi.data.sources.images import Source
 from fastequi.data.sources.listing import listed
 from fastequi.data.sources.shards import key, member_labels
 from fastequi.data.sources.splits import WEAK, Images, Split, named_split, role
@@ -90,11 +92,18 @@ def _given(images: Images) -> list[str]:
             label = lists[part.place].get(os.path.relpath(path, part.root), "")
         elif part.is_shards:
             if path not in shards:
-                shards[path] = member_labels(path)
+                shards[path] = _labels(images.source, path)
             member = name.partition(f"{os.path.basename(path)}/")[2]
             label = shards[path].get(key(member), "")
         found.append(label)
     return found
+
+
+def _labels(source: Source, shard: str) -> dict[str, str]:
+    if source.remote is not None:
+        return member_labels(cast(BinaryIO, source.remote.file(shard)))
+    with open(shard, "rb") as file:
+        return member_labels(file)
 
 
 def _refuse_unnamed_splits(images: Images, least: int) -> None:

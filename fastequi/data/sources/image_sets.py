@@ -28,6 +28,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastequi.data.sources import index as indices
+from fastequi.data.sources import remote_listing
 from fastequi.data.sources.changes import differences, stale
 from fastequi.data.sources.columns import Columns, Row, Rows
 from fastequi.data.sources.encoded import (
@@ -36,7 +37,6 @@ from fastequi.data.sources.encoded import (
     format_of,
     header,
     is_image_name,
-    read,
     why,
 )
 from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
@@ -45,8 +45,11 @@ from fastequi.data.sources.listing import Listing, folder_listing, is_list, list
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.made_texts import Joined, Numbered
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.remote_reader import RemoteShards
+from fastequi.data.sources.shard_cache import ShardCache
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
 from fastequi.data.sources.texts import Texts
+from fastequi.data.sources.urls import READ, expect_shards, is_url, scheme
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +68,7 @@ class Selection:
 
     Attributes:
         places: folders, list files (see `fastequi.data.sources.listing`), tar shards (a file, a
-            glob, or a range such as {000..012}).
+            glob, or a range such as {000..012}); or the URL of tar shards, alone.
         patterns: which of the images there, by their names.
         option: named in errors.
     """
@@ -79,7 +82,7 @@ class Selection:
         """From one place, several, or a selection.
 
         Raises:
-            ValueError: a place is empty or a URL.
+            ValueError: a place is empty, or a URL of no tar shards.
         """
         if isinstance(data, Selection):
             chosen = data
@@ -90,7 +93,7 @@ class Selection:
         for place in chosen.places or ("",):
             if not place.strip():
                 raise ValueError(f"{chosen.option}: expected a path, got {place!r}")
-            expect_local(chosen.option, place)
+            (expect_shards if scheme(place) in READ else expect_local)(chosen.option, place)
         return chosen
 
     def to_json(self) -> dict[str, str | list[str]]:
@@ -142,9 +145,11 @@ def open_source(
     region: Region = WHOLE,
     index: Path | Sequence[Path] | None = None,
     tolerate: float = TOLERATE,
+    cache: ShardCache | None = None,
 ) -> Source:
     """The images that `data` names, as one source: :func:`open_parts`, united."""
-    return united([(p.root, p.source) for p in open_parts(data, region, index, tolerate)])[0]
+    parts = open_parts(data, region, index, tolerate, cache)
+    return united([(part.root, part.source) for part in parts])[0]
 
 
 def open_parts(
@@ -152,6 +157,7 @@ def open_parts(
     region: Region = WHOLE,
     index: Path | Sequence[Path] | None = None,
     tolerate: float = TOLERATE,
+    cache: ShardCache | None = None,
 ) -> list[Part]:
     """The images that `data` names, place by place, without places that have none.
 
@@ -159,6 +165,7 @@ def open_parts(
         data: see :class:`Selection`.
         region, tolerate: as in :func:`image_folder`, for each place.
         index: as in :func:`image_folder`; with several places, one for each.
+        cache: for whole shards of a URL.
 
     Raises:
         ValueError, OSError: as the functions for one place do; or patterns choose no image.
@@ -172,7 +179,7 @@ def open_parts(
             f"got {len(given)}"
         )
     opened = [
-        _opened(place, region, given[i] if given else None, tolerate, chosen.patterns)
+        _opened(place, region, given[i] if given else None, tolerate, chosen.patterns, cache)
         for i, place in enumerate(places)
     ]
     found = [part for part in opened if len(part.source)]
@@ -280,7 +287,9 @@ def tar_shards(
 
 def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
     """The images of a place for a scan, regardless of an index."""
-    path = Path(expect_local("--data", data)).expanduser()
+    if isinstance(data, str) and is_url(data):
+        return remote_listing.scanned(data).only(patterns)
+    path = Path(data).expanduser()
     if is_shards(path):
         return shard_listing(path).only(patterns)
     if is_list(path):
@@ -297,10 +306,19 @@ def tolerated(num_files: int, share: float = TOLERATE) -> int:
     return max(int(share > 0), int(num_files * share))
 
 
-def places_in(chosen: Selection) -> list[Path]:
-    """Every place; a list file may name folders and shards too, which are places of their own."""
-    found: list[Path] = []
-    for given in chosen.places:
+def places_in(chosen: Selection) -> list[Path | str]:
+    """Every place; a list file may name folders and shards too, which are places of their own.
+
+    A URL stays text: a path has one slash where it has two.
+    """
+    urls = [place for place in chosen.places if is_url(place)]
+    if urls and len(chosen.places) > 1:
+        raise ValueError(
+            f"{chosen.option}: expected the URL {urls[0]} alone, got {len(chosen.places)} places; "
+            f"several shards are one URL with a range or a glob"
+        )
+    found: list[Path | str] = [*urls]
+    for given in () if urls else chosen.places:
         place = Path(given).expanduser()
         if not is_list(place):
             found.append(place)
@@ -317,9 +335,19 @@ def places_in(chosen: Selection) -> list[Path]:
 
 
 def _opened(
-    place: Path, region: Region, index: Path | None, tolerate: float, patterns: Patterns
+    place: Path | str,
+    region: Region,
+    index: Path | None,
+    tolerate: float,
+    patterns: Patterns,
+    cache: ShardCache | None,
 ) -> Part:
     options = region, index, tolerate, patterns
+    if isinstance(place, str):
+        root, file, known = remote_listing.found(place, index, tolerate)
+        source = _source(f"shards: {place}", root, file, known, region, tolerate, patterns)
+        reader = RemoteShards(root, known.archives, cache)
+        return Part(Path(place), Path(root), replace(source, remote=reader))
     if is_shards(place):
         return Part(place, shard_archives(place)[0], tar_shards(place, *options))
     if is_list(place):
@@ -362,7 +390,7 @@ def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
 
 def _source(
     what: str,
-    root: Path,
+    root: Path | str,
     file: Path,
     known: Index,
     region: Region,
@@ -435,10 +463,9 @@ def _open_headers(listing: Listing) -> Index:
 
 
 def _header(listing: Listing, i: int) -> Header | str:
-    path, span = listing.path(i), listing.span(i)
-    if span is None:
-        return header(path)
+    if listing.span(i) is None:
+        return header(listing.path(i))
     try:
-        return header(read(path, span))
+        return header(listing.read(i))
     except OSError as error:
-        return why(error, path)
+        return why(error, listing.path(i))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastequi.data.sources.encoded import read
+from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import taken
 
@@ -47,6 +48,7 @@ class Source:
             WHOLE_FILE of files beside those; None where every image is a file.
         formats: Pillow's names of the images' formats, as far as they are known.
         indexed: the index that the images were taken from.
+        remote: what reads the shards behind URLs; None of files on this machine.
     """
 
     paths: Sequence[str] = field(repr=False)
@@ -56,6 +58,7 @@ class Source:
     spans: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
     formats: tuple[str, ...] = field(default=(), repr=False, compare=False)
     indexed: Indexed | None = field(default=None, repr=False, compare=False)
+    remote: RemoteShards | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = self.region
@@ -94,6 +97,8 @@ class Source:
     def encoded(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image i; raises OSError as `encoded.read` does."""
         first, count = WHOLE_FILE if self.spans is None else self.spans[i].tolist()
+        if self.remote is not None:
+            return self.remote.read(self.paths[i], (first, count))
         return read(self.paths[i], None if count < 0 else (first, count))
 
 

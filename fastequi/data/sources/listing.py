@@ -6,18 +6,19 @@ its class. Empty lines and lines that begin with "#" are ignored.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
+from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of, read
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks, taken
@@ -27,6 +28,12 @@ INDEX = ".fei"  # ends the name of an index
 CHUNK = 1 << 14  # names that patterns are matched with at once
 
 
+class Reads(Protocol):
+    """Reads members of shards by the shards' URLs."""
+
+    def read(self, url: str, span: Span) -> NDArray[np.uint8]: ...
+
+
 @dataclass(frozen=True)
 class Archive:
     """A tar file's state when its members were listed; tar pads, so its size alone says little.
@@ -34,17 +41,25 @@ class Archive:
     Attributes:
         name: relative to the listing's root.
         bytes: its size.
-        mtime_ns: when it was last written.
+        mtime_ns: when it was last written; 0 of a remote one.
+        etag: what names the version of a remote one (`fastequi.data.sources.remote.State`).
     """
 
     name: str
     bytes: int
     mtime_ns: int
+    etag: str = ""
 
     @classmethod
     def of(cls, root: Path, path: str) -> Archive:
         status = os.stat(path)
         return cls(os.path.relpath(path, root), status.st_size, status.st_mtime_ns)
+
+    @property
+    def version(self) -> int:
+        """Changes when it is written again: the time, or a number of the etag."""
+        digest = hashlib.sha256(self.etag.encode()).digest()
+        return int.from_bytes(digest[:7], "big") if self.etag else self.mtime_ns
 
 
 class State(NamedTuple):
@@ -59,7 +74,7 @@ class Listing:
     """Encoded images in a fixed order.
 
     Attributes:
-        root: the folder that names are relative to.
+        root: the folder, or the URL, that names are relative to.
         names: sorted; a member's begins with its shard's.
         index: where their index is kept unless another place is named.
         spans: of members, their places within their shards; None for files.
@@ -67,9 +82,10 @@ class Listing:
         archives: the shards, as they are now.
         left_out: {name: reason} of damage found while listing.
         passed_over: {kind: files} of files that are not images by their names.
+        remote: what reads the shards behind URLs; None of files on this machine.
     """
 
-    root: Path
+    root: Path | str
     names: Sequence[str] = field(repr=False)
     index: Path
     spans: Sequence[Span] | NDArray[np.int64] | None = field(default=None, repr=False)
@@ -77,6 +93,7 @@ class Listing:
     archives: tuple[Archive, ...] = field(default=(), repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
+    remote: Reads | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -126,7 +143,14 @@ class Listing:
 
     @cached_property
     def _times(self) -> dict[str, int]:
-        return {archive.name: archive.mtime_ns for archive in self.archives}
+        return {archive.name: archive.version for archive in self.archives}
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """The bytes of image i; raises OSError as `encoded.read` does."""
+        span = self.span(i)
+        if self.remote is not None and span is not None:
+            return self.remote.read(self.path(i), span)
+        return read(self.path(i), span)
 
 
 def folder_listing(folder: Path) -> Listing:

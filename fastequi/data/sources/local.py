@@ -1,11 +1,11 @@
-"""Local paths: everything is read and written on this machine; URLs are refused."""
+"""Local paths: all but tar shards is read and written on this machine; URLs are refused."""
 
 from __future__ import annotations
 
 import os
 import re
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+from fastequi.data.sources.urls import scheme, shown
 
 
 def expect_local(option: str, place: str | os.PathLike[str]) -> str:
@@ -19,13 +19,14 @@ def expect_local(option: str, place: str | os.PathLike[str]) -> str:
         ValueError: it is a URL ("s3://bucket/folder"); the message says what to do instead.
     """
     given = os.fspath(place)
-    found = _URL.match(given)
-    if found is None:
+    kind = scheme(given)
+    if not kind:
         return given
-    if found[1].lower() == "file":
+    if kind == "file":
         instead = f"name the path itself, {re.sub(r'^[^:]*:/+', '/', given)}"
     else:
         instead = "copy it to this machine or mount it, and name that folder"
     raise ValueError(
-        f"{option}: {given} is a URL; only paths on this machine are read and written: {instead}"
+        f"{option}: {shown(given)} is a URL; only paths on this machine are read and written here: "
+        f"{instead}"
     )

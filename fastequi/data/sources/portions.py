@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fastequi.data.sources.image_sets import Data, Place, Selection, places_in, scanned_listing
+from fastequi.data.sources.image_sets import Data, Selection, places_in, scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
-from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.remote_listing import expanded, place_of, scanned
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
 from fastequi.data.sources.table import fingerprint
 
@@ -43,25 +43,33 @@ def index_places(data: Data) -> list[Path]:
     Raises:
         FileNotFoundError: a place is not there.
     """
-    return [_index_place(place) for place in places_in(Selection.of(data))]
+    places = places_in(Selection.of(data))
+    return [place_of(p) if isinstance(p, str) else _index_place(p) for p in places]
 
 
-def _portion(place: Place, patterns: Patterns, share: Share) -> tuple[Listing, End]:
-    path = Path(expect_local("--data", place)).expanduser()
-    if not is_shards(path):
-        whole = scanned_listing(path, patterns)
+def _portion(place: Path | str, patterns: Patterns, share: Share) -> tuple[Listing, End]:
+    shards = isinstance(place, str) or is_shards(place)
+    if not shards:
+        whole = scanned_listing(place, patterns)
         cut, total = share.of(len(whole)), len(whole)
         listing = replace(whole, names=whole.names[cut])
         digest = fingerprint(whole.names, np.zeros((0, 2), np.int32))
     else:
-        _, archives, _ = shard_archives(path)
-        cut, total = share.of(len(archives)), len(archives)
-        listing = shard_listing(path, cut if share.count > 1 else None).only(patterns)
-        text = json.dumps([[asdict(archive) for archive in archives], str(patterns)])
+        if isinstance(place, str):
+            named = expanded(place)
+            cut, total = share.of(len(named)), len(named)
+            listing = scanned(place, cut if share.count > 1 else None).only(patterns)
+            # names alone: a part asks for the state of its own shards
+            text = json.dumps([named, str(patterns)])
+        else:
+            _, archives, _ = shard_archives(place)
+            cut, total = share.of(len(archives)), len(archives)
+            listing = shard_listing(place, cut if share.count > 1 else None).only(patterns)
+            text = json.dumps([[asdict(archive) for archive in archives], str(patterns)])
         digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
     end = End(
         (share.number, share.count),
-        "shards" if is_shards(path) else "images",
+        "shards" if shards else "images",
         *(cut.start, cut.stop, total, digest),
         archives=listing.archives,
         left_out=dict(listing.left_out),

@@ -16,18 +16,22 @@ import re
 import tarfile
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
 from fastequi.data.sources.listing import HIDDEN, INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
+from fastequi.data.sources.remote import Unreadable
 from fastequi.data.sources.texts import GrowingNames
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
+PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
 _TAR = {".tar", ".tgz", ".tbz2", ".txz"}
+_NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 _LABEL_BYTES = 1 << 20  # a file beside an image that is larger names no class
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -38,7 +42,7 @@ def is_shards(data: Path) -> bool:
         return data.is_file() and (
             ".tar" in data.suffixes or data.suffix in (".tgz", ".tbz", ".txz")
         )
-    return _PATTERN.search(str(data)) is not None
+    return PATTERN.search(str(data)) is not None
 
 
 def shard_listing(data: Path, chosen: slice | None = None) -> Listing:
@@ -60,7 +64,8 @@ def shard_listing(data: Path, chosen: slice | None = None) -> Listing:
     others = Counter[str]()
     archives = tuple(Archive.of(root, path) for path in paths)
     for number, (path, archive) in enumerate(zip(paths, archives, strict=True)):
-        found, bad = _members(path, others)
+        with open(path, "rb") as file:
+            found, bad = members(file, others)
         if bad:
             left_out[archive.name] = bad
         for member in sorted(found):
@@ -94,7 +99,7 @@ def shard_archives(data: Path) -> tuple[Path, tuple[Archive, ...], Path]:
 def _expand(data: Path) -> list[str]:
     """The files of a pattern, sorted; those of a range all exist."""
     found: list[str] = []
-    for name in [str(data)] if data.exists() else _ranges(str(data)):
+    for name in [str(data)] if data.exists() else ranges(str(data)):
         if os.path.isfile(name):
             found.append(name)
         elif glob.has_magic(name) and (hits := glob.glob(name)):
@@ -104,17 +109,22 @@ def _expand(data: Path) -> list[str]:
     for path in found:
         with open(path, "rb") as file:
             start = file.read(8)
-        kind = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
-        if kind or not path.endswith(".tar"):
-            what = f"compressed with {kind}" if kind else "no .tar file"
-            raise ValueError(
-                f"shards: {path} is {what}; expected plain .tar files, in which images are found "
-                f"at random (JPEG and PNG do not shrink further)"
-            )
+        expect_plain(path, start)
     return sorted(set(found))
 
 
-def _ranges(pattern: str) -> list[str]:
+def expect_plain(path: str, start: bytes) -> None:
+    """Raises ValueError unless a name and the first bytes are those of a plain tar file."""
+    kind = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
+    if kind or not path.endswith(".tar"):
+        what = f"compressed with {kind}" if kind else "no .tar file"
+        raise ValueError(
+            f"shards: {path} is {what}; expected plain .tar files, in which images are found "
+            f"at random (JPEG and PNG do not shrink further)"
+        )
+
+
+def ranges(pattern: str) -> list[str]:
     """ "{08..10}" written out: "08", "09", "10"; several ranges in all combinations."""
     match = _RANGE.search(pattern)
     if match is None:
@@ -125,7 +135,7 @@ def _ranges(pattern: str) -> list[str]:
     return [
         name
         for i in range(int(first), int(last) + 1)
-        for name in _ranges(f"{pattern[: match.start()]}{i:0{len(first)}d}{pattern[match.end() :]}")
+        for name in ranges(f"{pattern[: match.start()]}{i:0{len(first)}d}{pattern[match.end() :]}")
     ]
 
 
@@ -134,16 +144,25 @@ def _root(data: Path) -> tuple[Path, str]:
     if data.exists():
         return data.parent, data.name
     parts = data.parts
-    first = next(i for i, part in enumerate(parts) if _PATTERN.search(part))
+    first = next(i for i, part in enumerate(parts) if PATTERN.search(part))
     return Path(*parts[:first]), "%".join(parts[first:])
 
 
-def _members(path: str, others: Counter[str]) -> tuple[dict[str, Span | str], str | None]:
-    """{name: place, or why it has none} of the images, and what is wrong with the archive if so."""
+def members(
+    file: BinaryIO, others: Counter[str], seen: Callable[[str, Span], object] = lambda *_: None
+) -> tuple[dict[str, Span | str], str | None]:
+    """{name: place, or why it has none} of the images, and what is wrong with the archive if so.
+
+    Args:
+        file: the archive.
+        others: members that are no images are added to it, by their kind.
+        seen: called with the name and place of each image, while its bytes are near.
+    """
     found: dict[str, Span | str] = {}
-    size = os.path.getsize(path)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(fileobj=file, mode="r:", **_NAMES) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 name = os.path.normpath(member.name)
@@ -158,8 +177,11 @@ def _members(path: str, others: Counter[str]) -> tuple[dict[str, Span | str], st
                 elif member.offset_data + member.size > size:
                     found[name] = f"the archive ends inside it, after {size} bytes"
                 else:
-                    found[name] = (member.offset_data, member.size)
-            how = _end(path, tar.offset)
+                    found[name] = place = (member.offset_data, member.size)
+                    seen(name, place)
+            how = _end(file, tar.offset)
+    except Unreadable:
+        raise  # a network's fault is not the archive's
     except (tarfile.TarError, OSError, ValueError) as error:
         how = str(error)
     if not how:
@@ -167,23 +189,22 @@ def _members(path: str, others: Counter[str]) -> tuple[dict[str, Span | str], st
     return found, f"damaged archive ({how}); used are the {len(found)} images before that"
 
 
-def _end(path: str, offset: int) -> str:
+def _end(file: BinaryIO, offset: int) -> str:
     """What is wrong where the members end: tarfile takes any damage for the end of the archive."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
     if not block:
         return "no mark at its end, it was cut or never finished"
     return "no header where one is expected" if block.strip(b"\0") else ""
 
 
-def member_labels(path: str) -> dict[str, str]:
+def member_labels(shard: BinaryIO) -> dict[str, str]:
     """The classes in a WebDataset shard, by the images' keys (:func:`key`).
 
     A class is the text of KEY.cls, a number or a name; else "cls", "class" or "label" in KEY.json.
     """
     found: dict[str, str] = {}
-    with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+    with tarfile.open(fileobj=shard, mode="r:", **_NAMES) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             kind = member.name[len(key(member.name)) :].lower() if member.isreg() else ""

@@ -1,0 +1,37 @@
+"""Small tar shards of small images, with their classes beside them."""
+
+import io
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+from tests.support.corpus import saved
+
+
+def tar(members):
+    """The bytes of a shard of {name: bytes}."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def picture(i, size=(20, 30)):
+    values = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+    return saved(Image.fromarray(values), "JPEG" if i % 2 else "PNG")
+
+
+def shards(sizes=(6, 3, 7, 4, 4)):
+    """{"000.tar": bytes} of as many images as the sizes say; image i has class i % 3."""
+    found, at = {}, 0
+    for k, count in enumerate(sizes):
+        members = {}
+        for i in range(at, at + count):
+            members[f"{i:03}.{'jpg' if i % 2 else 'png'}"] = picture(i, (20 + i, 30))
+            members[f"{i:03}.cls"] = str(i % 3).encode()
+        found[f"{k:03}.tar"], at = tar(members), at + count
+    return found
