@@ -148,6 +148,33 @@ def test_a_scan_of_remote_shards(web, tmp_path, capsys):
         opened(web, index=tmp_path / "b.jsonl")
 
 
+def test_parts_of_a_scan_of_remote_shards_make_the_whole(web, tmp_path):
+    url = f"{web.url}/{{000..004}}.tar"
+    whole, merged = tmp_path / "whole.fei", tmp_path / "merged.fei"
+    commands.data(["scan", url, "--index", str(whole)])
+    for part in ("2/2", "1/2"):
+        commands.data(["scan", url, "--part", part, "--index", str(merged)])
+    commands.data(["merge", url, "--index", str(merged)])
+    one, other = index.read(whole), index.read(merged)
+    assert list(one.rows) == list(other.rows)
+    assert one.archives == other.archives
+    assert len(opened(web, index=merged)) == 24
+
+
+def test_a_remote_shard_that_was_written_again_is_scanned_again(web, tmp_path, caplog):
+    url = f"{web.url}/{{000..004}}.tar"
+    part = ["scan", url, "--part", "1/1", "--index", str(tmp_path / "a.fei")]
+    commands.data(part)
+    with caplog.at_level("INFO"):
+        commands.data(part)
+    assert "continuing: 24 images were scanned before" in caplog.text
+    caplog.clear()
+    web.files["001.tar"] = tar({"new.png": picture(4)})  # of 3 images before; 6 are ahead of them
+    with caplog.at_level("INFO"):
+        commands.data(part)
+    assert "continuing: 6 images were scanned before" in caplog.text
+
+
 def test_odd_members_and_headers_are_as_of_files(tmp_path):
     members = {name: content for name, (content, _) in CORPUS.items()}
     members |= {f"large {i}.png": picture(2 * i, (400, 400)) for i in range(3)}  # 470 kB each
@@ -158,7 +185,7 @@ def test_odd_members_and_headers_are_as_of_files(tmp_path):
         source = open_source(f"{web.url}/a.tar", tolerate=0.9)
         assert source.names == whole.names
         np.testing.assert_array_equal(source.sizes, whole.sizes)
-        files = remote_listing.place_of(f"{web.url}/a.tar"), tmp_path / ".fastequi" / "a.tar.jsonl"
+        files = remote_listing.place_of(f"{web.url}/a.tar"), tmp_path / ".fastequi" / "a.tar.fei"
         ours, theirs = map(index.read, files)
         assert ours.left_out == theirs.left_out
         assert ours.rows == theirs.rows
