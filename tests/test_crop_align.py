@@ -108,6 +108,7 @@ def test_turns_are_taken_modulo_four(backend, device, beyond):
     assert torch.equal(torch.autograd.grad(loss, args["student"])[0], slope)
 
 
+@pytest.mark.slow("triton")
 def test_empty_boxes_and_zero_maps_are_finite(backend, device):
     args = given(torch.float32, device, 4)
     args["student_boxes"] = args["student_boxes"].flip(-1)
@@ -120,6 +121,7 @@ def test_empty_boxes_and_zero_maps_are_finite(backend, device):
     assert args["student"].grad.isfinite().all()
 
 
+@pytest.mark.slow("triton")
 def test_same_bits_every_time(backend, device):
     args = given(torch.float32, device, 4)
     grads = [torch.autograd.grad(crop_align_loss(**args), args["student"])[0] for _ in range(3)]
@@ -127,6 +129,7 @@ def test_same_bits_every_time(backend, device):
     assert torch.equal(grads[0], grads[2])
 
 
+@pytest.mark.slow("triton")
 def test_strides_do_not_matter(backend, device):
     args = given(torch.float32, device, 4)
     expected = crop_align_loss(**args)

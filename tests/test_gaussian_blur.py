@@ -13,7 +13,7 @@ from tests.support.blur import SIGMAS, eager
 from tests.support.warp_recon import MEAN, STD, case
 
 
-@pytest.mark.slow("triton-source1-image_dtype0")
+@pytest.mark.slow("triton-source1-image_dtype0", "triton-source1-image_dtype1")
 @pytest.mark.parametrize("image_dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("source", [(9, 14), (33, 40)])
 def test_equals_a_convolution_with_reflected_borders(

@@ -75,7 +75,7 @@ def test_equals_the_official_loss(backend, device, dtype, clamp, shape, reductio
     expect_equal(*pair(*shape, dtype, device), **options)
 
 
-@pytest.mark.slow("teacher")
+@pytest.mark.slow("teacher", "triton-none")
 @pytest.mark.parametrize("clamp", CLAMPS)
 def test_an_image_of_many_patches_in_parts(backend, device, clamp, monkeypatch):
     """Panels of some rows each, of which the last is a rest; blocks that meet those behind."""
@@ -192,6 +192,7 @@ def test_bad_values_make_their_own_image_nan(backend, device, bad):
         assert gram_loss(student, teacher, clamp=clamp).isnan()
 
 
+@pytest.mark.slow("triton")
 def test_inputs_of_any_strides(backend, device):
     """Patch tokens behind a class token, channels first, a view that turns the sign."""
     tokens, teacher = pair(3, 31, 16, 16, device=device)

@@ -55,6 +55,7 @@ def test_dtypes_and_a_weight_for_all_steps(backend, device, dtype, shared, poiso
     check(*case(dtype=dtype, shared=shared), device)
 
 
+@pytest.mark.slow("triton")
 def test_options_reach_the_loss(backend, device):
     leaves, image, sigma = case(grid=(4, 3))
     check(leaves, image, 2 * sigma, device, max_sigma=4.0)

@@ -47,12 +47,14 @@ def check(pred, image, theta, device, patch=0, **options):
     assert_near(by_theta.grad, wide_theta.grad, max(GRAD[dtype], 2e-5))
 
 
+@pytest.mark.slow("triton-0-2", "triton-4-4", "triton-0-8", "triton-4-8")
 @pytest.mark.parametrize("c", CHANNELS)
 @pytest.mark.parametrize("patch", [0, 4])
 def test_any_number_of_channels(backend, device, c, patch, poisoned):
     check(*case(c=c, size=(8, 12)), device, patch=patch, **normalisation(c))
 
 
+@pytest.mark.slow("triton-6-image_dtype0", "triton-6-image_dtype3", "triton-6-image_dtype4")
 @pytest.mark.parametrize("image_dtype", DTYPES)
 @pytest.mark.parametrize("c", [1, 3, 6])
 def test_any_type_of_image(backend, device, image_dtype, c, poisoned):
@@ -61,6 +63,7 @@ def test_any_type_of_image(backend, device, image_dtype, c, poisoned):
     )
 
 
+@pytest.mark.slow("triton-matrix-13", "triton-gain-8", "triton-matrix-8", "triton-gain-2", "triton-matrix-5")
 @pytest.mark.parametrize("c", CHANNELS)
 @pytest.mark.parametrize("kind", ["matrix", "gain"])
 def test_colour_of_any_number_of_channels(backend, device, c, kind, poisoned):
@@ -91,6 +94,7 @@ def test_a_warp_of_any_number_of_channels(backend, device, c, poisoned):
     assert (found - slope / -2).abs().max() < 1e-4
 
 
+@pytest.mark.slow("triton-6")
 @pytest.mark.parametrize("image_dtype", DTYPES)
 @pytest.mark.parametrize("c", [1, 6])
 def test_blur_of_any_number_of_channels_and_type(backend, device, image_dtype, c, poisoned):

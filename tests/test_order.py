@@ -63,6 +63,7 @@ def test_all_orders_of_a_few_images_are_alike_often(n):
     assert abs(chi_square(counts, times / len(counts))) < 5
 
 
+@pytest.mark.slow("5000")
 @pytest.mark.parametrize("n", [7, 5000])
 def test_two_places_see_all_pairs_of_images_alike_often(n):
     turns, times, cells = 20_000, np.arange(20_000), min(n, 30)
@@ -79,6 +80,7 @@ def test_two_places_see_all_pairs_of_images_alike_often(n):
     assert abs(chi_square(np.bincount(first * 5 // n, minlength=5), fifths * 2000)) < 5
 
 
+@pytest.mark.slow
 def test_neighbours_and_epochs_tell_nothing_of_each_other():
     n = 1_000_003
     found = shuffled(np.arange(n), n, 5, 0) / n

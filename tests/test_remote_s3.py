@@ -1,12 +1,12 @@
-"""Shards in an S3 bucket, by an S3 API on this machine (moto)."""
+"""Shards in an S3 bucket, by an S3 API on this machine (moto): pip install -e '.[s3-tests]'."""
 
 import os
 
 import pytest
 
 pytest.importorskip("nvidia.dali")
-pytest.importorskip("s3fs", reason="fastequi[remote] is not installed")
-pytest.importorskip("moto.server", reason="moto[server] is not installed")
+pytest.importorskip("s3fs", reason="fastequi[s3-tests] is not installed")
+pytest.importorskip("moto.server", reason="fastequi[s3-tests] is not installed")
 
 import boto3
 from moto.server import ThreadedMotoServer

@@ -263,6 +263,7 @@ def test_empty_batches_give_zero_and_a_gradient(backend, device, b, k):
     assert pred.grad.shape == pred.shape
 
 
+@pytest.mark.slow("triton")
 def test_same_bits_every_time(backend, device, poisoned):
     pred, image, theta = (t.to(device) for t in case(size=(40, 40), source=(40, 40)))
     runs = []
@@ -343,6 +344,7 @@ def test_compiles_to_one_graph(backend, device):
     torch.testing.assert_close(leaf.grad, plain.grad)
 
 
+@pytest.mark.slow("triton")
 def test_the_target_is_never_stored(backend, device):
     """No allocation of a forward and backward is as large as the targets, but the gradient."""
     from torch.utils._python_dispatch import TorchDispatchMode
