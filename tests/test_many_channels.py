@@ -63,7 +63,9 @@ def test_any_type_of_image(backend, device, image_dtype, c, poisoned):
     )
 
 
-@pytest.mark.slow("triton-matrix-13", "triton-gain-8", "triton-matrix-8", "triton-gain-2", "triton-matrix-5")
+@pytest.mark.slow(
+    "triton-matrix-13", "triton-gain-8", "triton-matrix-8", "triton-gain-2", "triton-matrix-5"
+)
 @pytest.mark.parametrize("c", CHANNELS)
 @pytest.mark.parametrize("kind", ["matrix", "gain"])
 def test_colour_of_any_number_of_channels(backend, device, c, kind, poisoned):
