@@ -143,7 +143,7 @@ def test_the_tables_of_views_are_the_measured_ones():
 
 def test_every_cpu_timing_is_there_without_avx512_too():
     timed = [file for file in RESULTS.glob("*.json") if '"provider"' in file.read_text()]
-    for name in ("gram", "short_attention"):  # the page says that AVX-512 is to be measured
+    for name in ("gram", "short_attention", "channels"):  # the page says that AVX-512 is to be measured
         timed.remove(RESULTS / f"{name}_cpu_avx2.json")
     plain = {file.name for file in timed if not file.stem.endswith("_avx2")}
     assert {file.stem.removesuffix("_avx2") + ".json" for file in timed} == plain
@@ -332,6 +332,20 @@ def test_the_steps_shares_are_the_measured_ones(recipe):
         cells = [vectors, *(f"{t:,.1f}" if t else "" for t in each)]
         share = f"{100 * times['floor'] / times['ours']:.0f} %"
         assert f"| {' | '.join(cells)} | {share} |" in TABLES
+
+
+def test_the_channels_times_are_the_measured_ones():
+    sets: dict[str, dict[str, float]] = {}
+    for row in measured("channels_cpu_avx2.json")["rows"]:
+        sets.setdefault(json.dumps(row["params"]), {})[row["provider"]] = row["p50"]
+    assert len(sets) == 6
+    first = None
+    for key, times in sets.items():
+        params, ours = json.loads(key), times["ours"]
+        first = first or ours / params["C"]
+        each = f"{times['eager']:.1f} | {times['compile']:.1f} | {ours:.2f}"
+        shares = f"{times['eager'] / ours:.1f}x | {ours / params['C'] / first:.2f}"
+        assert f"| {params['C']} | {params['depth']} | {each} | {shares} |" in TABLES
 
 
 def test_the_gpus_table_is_the_measured_one():
