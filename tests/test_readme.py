@@ -143,7 +143,7 @@ def test_the_tables_of_views_are_the_measured_ones():
 
 def test_every_cpu_timing_is_there_without_avx512_too():
     timed = [file for file in RESULTS.glob("*.json") if '"provider"' in file.read_text()]
-    for name in ("gram", "short_attention", "channels"):  # the page says that AVX-512 is to be measured
+    for name in ("gram", "short_attention", "channels"):  # AVX-512 is to be measured, says the page
         timed.remove(RESULTS / f"{name}_cpu_avx2.json")
     plain = {file.name for file in timed if not file.stem.endswith("_avx2")}
     assert {file.stem.removesuffix("_avx2") + ".json" for file in timed} == plain
