@@ -119,19 +119,14 @@ def warp_fwd_kernel(
         for c in tl.static_range(C):
             v, _, _ = bilinear(image + c * stride_ic, ix, iy, HS, WS, stride_iy, stride_ix, live)
             samples = samples + (v,)  # type: ignore[assignment]  # noqa: RUF005
-    if C <= UNROLLED:
-        for c in tl.static_range(C):
+    TOGETHER: tl.constexpr = C if C <= UNROLLED else 1
+    for first in range(0, C, TOGETHER):
+        for i in tl.static_range(TOGETHER):
+            channel = first + i
             _channel(
-                c, samples, out + c * H * W + offs, (b * K + k) * C + c, image + c * stride_ic,
-                color_ptr, mean_ptr, std_ptr, ix, iy, HS, WS, stride_iy, stride_ix, live, poison,
-                C, HAS_COLOR, HAS_NORM, SCALE, ROUND,
-            )  # fmt: skip
-    else:
-        for c in range(C):
-            _channel(
-                c, samples, out + c * H * W + offs, (b * K + k) * C + c, image + c * stride_ic,
-                color_ptr, mean_ptr, std_ptr, ix, iy, HS, WS, stride_iy, stride_ix, live, poison,
-                C, HAS_COLOR, HAS_NORM, SCALE, ROUND,
+                channel, samples, out + channel * H * W + offs, (b * K + k) * C + channel,
+                image + channel * stride_ic, color_ptr, mean_ptr, std_ptr, ix, iy, HS, WS,
+                stride_iy, stride_ix, live, poison, C, HAS_COLOR, HAS_NORM, SCALE, ROUND,
             )  # fmt: skip
 
 

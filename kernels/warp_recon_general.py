@@ -146,21 +146,14 @@ def warp_recon_fwd_kernel(
         tl.zeros([BLOCK], tl.float32),
         tl.zeros([BLOCK], tl.float32),
     )
-    if C <= UNROLLED:
-        for c in tl.static_range(C):
+    TOGETHER: tl.constexpr = C if C <= UNROLLED else 1
+    for first in range(0, C, TOGETHER):
+        for i in tl.static_range(TOGETHER):
             sums = _channel(
-                c, sums, samples, base + place, (b * K + k) * C, pred_ptr, image, color_ptr,
-                mean_ptr, std_ptr, grad_ptr, ix, iy, HS, WS, stride_p0, stride_ic, stride_iy,
-                stride_ix, live, counted, poison, weight, C, PATCH, LOSS, HAS_COLOR, HAS_NORM,
-                SCALE, PRED_GRAD, THETA_GRAD,
-            )  # fmt: skip
-    else:
-        for c in range(C):
-            sums = _channel(
-                c, sums, samples, base + place, (b * K + k) * C, pred_ptr, image, color_ptr,
-                mean_ptr, std_ptr, grad_ptr, ix, iy, HS, WS, stride_p0, stride_ic, stride_iy,
-                stride_ix, live, counted, poison, weight, C, PATCH, LOSS, HAS_COLOR, HAS_NORM,
-                SCALE, PRED_GRAD, THETA_GRAD,
+                first + i, sums, samples, base + place, (b * K + k) * C, pred_ptr, image,
+                color_ptr, mean_ptr, std_ptr, grad_ptr, ix, iy, HS, WS, stride_p0, stride_ic,
+                stride_iy, stride_ix, live, counted, poison, weight, C, PATCH, LOSS, HAS_COLOR,
+                HAS_NORM, SCALE, PRED_GRAD, THETA_GRAD,
             )  # fmt: skip
     total, by_x, by_y = sums
     part = (b * K + k) * NB + block
