@@ -16,7 +16,6 @@ pytest.importorskip("nvidia.dali")
 pytest.importorskip("aiohttp", reason="fastequi[remote] is not installed")
 
 from fastequi.cli import commands
-from fastequi.data.config import Augment, DataConfig
 from fastequi.data.labelled import labelled_sets
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
@@ -30,20 +29,9 @@ from tests.support.batches import assert_same
 from tests.support.batches import batches as loaded
 from tests.support.corpus import CORPUS
 from tests.support.objects import serving
-from tests.support.shards import picture, shards, tar
+from tests.support.shards import VIEWS, picture, shards, tar
 
-CFG = DataConfig(
-    image_size=16,
-    source_size=24,
-    a2=Augment(solarize=0.3),
-    local_crops=2,
-    local_crop_size=8,
-    batch_size=8,
-    samples_per_decode=2,
-    repeat=2,
-    num_threads=2,
-)
-WINDOW = replace(CFG, shuffle="window", window=2)
+WINDOW = replace(VIEWS, shuffle="window", window=2)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +61,7 @@ def opened(web, **options):
     return open_source(f"{web.url}/{{000..004}}.tar", **options)
 
 
-def batches(source, n=6, cfg=CFG, **options):
+def batches(source, n=6, cfg=VIEWS, **options):
     return loaded(n, source, cfg, **options)
 
 
@@ -88,7 +76,7 @@ def test_images_and_batches_are_those_of_local_shards(local, web):
         assert found.formats == local.formats
         for i in range(len(local)):
             np.testing.assert_array_equal(found.encoded(i), local.encoded(i))
-    for cfg in (CFG, WINDOW):
+    for cfg in (VIEWS, WINDOW):
         assert_same(batches(source, 14, cfg), batches(local, 14, cfg))
 
 
@@ -366,7 +354,7 @@ def opened_as(source, web):
 
 def test_a_few_changed_shards_are_replaced_not_listed_again(web, caplog):
     source = opened(web)
-    cfg = replace(CFG, tolerate=0.3)
+    cfg = replace(VIEWS, tolerate=0.3)
     web.files["001.tar"] = web.files["001.tar"][::-1]
     again = opened(web, tolerate=0.3)
     assert again == source
@@ -384,7 +372,7 @@ def test_a_run_that_goes_on_without_a_shard(web, tmp_path, caplog):
     again = kept.as_begun(tmp_path / kept.NAME, opened(web), 0.3)
     assert again.names == source.names
     assert "cannot be read and will be replaced: shards 1 (004.tar)" in caplog.text
-    batches(again, 12, replace(CFG, tolerate=0.3))
+    batches(again, 12, replace(VIEWS, tolerate=0.3))
     web.files |= shards()
     assert_same(batches(opened(web), 3), expected)
 
@@ -413,7 +401,7 @@ def test_a_run_that_goes_on_without_a_shard_on_a_new_machine(web, tmp_path, capl
 def test_images_of_the_next_steps_are_read_while_one_is_made(web, local):
     source = opened(web)
     web.latency, web.most = 0.05, 0
-    with make_loader(source, CFG, SE2(), seed=0, steps=20) as loader:
+    with make_loader(source, VIEWS, SE2(), seed=0, steps=20) as loader:
         assert_same(list(loader), batches(local, 20))
     assert web.most > 4
     assert source.remote.requests <= 4 * (20 + 8)  # each once, of what is made ahead too

@@ -1,6 +1,5 @@
 """Tar shards: the same images as a folder of the same files, in the same order, bit for bit."""
 
-import io
 import json
 import logging
 import os
@@ -11,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 pytest.importorskip("nvidia.dali")
 
 
 from fastequi.cli import commands
-from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
 from fastequi.data.sources import index
@@ -30,37 +27,16 @@ from fastequi.data.sources.image_sets import (
 )
 from fastequi.data.sources.shards import is_shards, shard_listing
 from fastequi.paths import SE2
+from tests.support import shards
 from tests.support.batches import assert_same
 from tests.support.batches import batches as loaded
-from tests.support.corpus import CORPUS, saved
-
-CFG = DataConfig(
-    image_size=16,
-    source_size=24,
-    a2=Augment(solarize=0.3),
-    local_crops=2,
-    local_crop_size=8,
-    batch_size=8,
-    samples_per_decode=2,
-    repeat=2,
-    num_threads=2,
-)
+from tests.support.corpus import CORPUS
+from tests.support.shards import VIEWS, picture
 
 
 def tar(path, members):
-    """A shard of {name: bytes}, or of pairs where a name comes twice."""
-    pairs = members.items() if isinstance(members, dict) else members
-    with tarfile.open(path, "w") as archive:
-        for name, data in pairs:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+    Path(path).write_bytes(shards.tar(members))
     return path
-
-
-def picture(i, size=(20, 30)):
-    values = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
-    return saved(Image.fromarray(values), "JPEG" if i % 2 else "PNG")
 
 
 @pytest.fixture
@@ -80,7 +56,7 @@ def data(tmp_path):
 
 
 def batches(source, n=6, **options):
-    return loaded(n, source, CFG, **options)
+    return loaded(n, source, VIEWS, **options)
 
 
 def test_the_same_batches_as_of_the_files(data):
@@ -102,7 +78,7 @@ def test_the_same_batches_as_of_the_files(data):
 def test_a_resumed_run_goes_on_with_the_same_batches(data, done):
     source = tar_shards(data / "shards" / "*.tar")
     expected = batches(source, 12)
-    with make_loader(source, CFG, SE2(), seed=0) as loader:
+    with make_loader(source, VIEWS, SE2(), seed=0) as loader:
         for _ in range(done):
             next(loader)
         state = json.loads(json.dumps(loader.state_dict()))
@@ -111,7 +87,7 @@ def test_a_resumed_run_goes_on_with_the_same_batches(data, done):
 
 def test_ranks_take_parts_that_make_up_the_whole(data):
     source = tar_shards(data / "shards" / "*.tar")
-    whole = batches(source, len(make_loader(source, CFG, SE2(), seed=0)))
+    whole = batches(source, len(make_loader(source, VIEWS, SE2(), seed=0)))
     ranks = [batches(source, len(whole), rank=rank, world_size=2) for rank in range(2)]
     seen = [{i for b in rank for i in b.sample_ids.tolist()} for rank in ranks]
     assert not seen[0] & seen[1]
@@ -224,12 +200,12 @@ def test_members_that_are_not_what_they_seem(tmp_path):
     source = tar_shards(shard, tolerate=0.5)
     assert source.encoded(source.names.index("a.tar/twice.png")).tobytes() == picture(4)
     assert long[0][0] in {name.removeprefix("a.tar/") for name in source.names}
-    with make_loader(source, replace(CFG, tolerate=0.5), SE2(), seed=0, steps=20) as loader:
+    with make_loader(source, replace(VIEWS, tolerate=0.5), SE2(), seed=0, steps=20) as loader:
         expected = [batch.u for batch in loader]
         bad = set(loader.quarantined)
     assert bad
     assert bad <= set(found.index.left_out)
-    with make_loader(source, replace(CFG, tolerate=0.5), SE2(), seed=0, steps=20) as loader:
+    with make_loader(source, replace(VIEWS, tolerate=0.5), SE2(), seed=0, steps=20) as loader:
         assert all(torch.equal(a.u, b) for a, b in zip(loader, expected, strict=True))
 
 
@@ -276,14 +252,14 @@ def test_a_folder_that_cannot_be_written_needs_no_list(data, monkeypatch, caplog
 
 def test_a_shard_cut_while_training_is_noticed(data):
     source = tar_shards(data / "shards" / "*.tar")
-    with make_loader(source, CFG, SE2(), seed=0, steps=18) as loader:
+    with make_loader(source, VIEWS, SE2(), seed=0, steps=18) as loader:
         next(loader)
         with tarfile.open(data / "shards" / "train-002.tar") as archive:
             os.truncate(data / "shards" / "train-002.tar", archive.getmember("017.jpg").offset_data)
         list(loader)
         assert list(loader.quarantined) == ["train-002.tar/017.jpg"]
         assert "train-002.tar ends inside it" in loader.quarantined["train-002.tar/017.jpg"]
-    with make_loader(source, CFG, SE2(), seed=0, steps=18) as loader:
+    with make_loader(source, VIEWS, SE2(), seed=0, steps=18) as loader:
         os.remove(data / "shards" / "train-001.tar")
         with pytest.raises(RuntimeError, match=r"cannot be decoded, more than 0\.1 of them"):
             list(loader)
@@ -302,7 +278,7 @@ def test_a_member_that_cannot_be_read_for_a_moment_ends_nothing(data, monkeypatc
         return read(self, i)
 
     monkeypatch.setattr(Source, "encoded", sometimes)
-    with make_loader(source, CFG, SE2(), seed=0, steps=6) as loader:
+    with make_loader(source, VIEWS, SE2(), seed=0, steps=6) as loader:
         assert_same(list(loader), expected)
         assert failures
         assert not loader.quarantined

@@ -1,4 +1,4 @@
-"""Small tar shards of small images, with their classes beside them."""
+"""Small tar shards of small images, with their classes beside them, and views of them."""
 
 import io
 import tarfile
@@ -6,14 +6,27 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+from fastequi.data.config import Augment, DataConfig
 from tests.support.corpus import saved
+
+VIEWS = DataConfig(
+    image_size=16,
+    source_size=24,
+    a2=Augment(solarize=0.3),
+    local_crops=2,
+    local_crop_size=8,
+    batch_size=8,
+    samples_per_decode=2,
+    repeat=2,
+    num_threads=2,
+)
 
 
 def tar(members):
-    """The bytes of a shard of {name: bytes}."""
+    """The bytes of a shard of {name: bytes}, or of pairs where a name comes twice."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, data in members.items():
+        for name, data in members.items() if isinstance(members, dict) else members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))

@@ -44,8 +44,14 @@ class Texts(Sequence[str]):
     def __getitem__(self, key: slice) -> Texts: ...
     def __getitem__(self, key: int | slice) -> str | Texts:
         if isinstance(key, slice):
-            return self.take(np.arange(*key.indices(len(self))))
+            start, stop, step = key.indices(len(self))
+            cut = self._cut(start, max(start, stop)) if step == 1 else None
+            return self.take(np.arange(start, stop, step)) if cut is None else cut
         return self.at(within([operator.index(key)], len(self)))[0]
+
+    def _cut(self, start: int, stop: int) -> Texts | None:
+        """A view without a table of places, where there can be one."""
+        return None
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _CHUNK):
@@ -132,17 +138,9 @@ class Names(Texts):
     def take(self, places: ArrayLike) -> Texts:
         return Taken(self, within(places, len(self)))
 
-    @overload
-    def __getitem__(self, key: int) -> str: ...
-    @overload
-    def __getitem__(self, key: slice) -> Texts: ...
-    def __getitem__(self, key: int | slice) -> str | Texts:
-        if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            if step == 1:  # a view without a table of places
-                first = int(self.ends[start - 1]) if start else self.first
-                return Names(self.ends[start : max(start, stop)], self.blob, first)
-        return super().__getitem__(key)
+    def _cut(self, start: int, stop: int) -> Texts:
+        first = int(self.ends[start - 1]) if start else self.first
+        return Names(self.ends[start:stop], self.blob, first)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Names):
