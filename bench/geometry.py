@@ -41,7 +41,8 @@ from fastequi.cli import evaluations
 from fastequi.config import Config
 from fastequi.data.scenes.job import make
 from fastequi.data.scenes.settings import Settings
-from fastequi.data.sources.image_sets import Selection, Source
+from fastequi.data.sources.image_sets import Source
+from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import photographs
 from fastequi.recipes import RECIPES
 from fastequi.runtime.preempt import Preempted

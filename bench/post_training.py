@@ -32,7 +32,8 @@ from bench.report import made_by
 from fastequi.atomic import replace_text
 from fastequi.config import AnchorConfig, Config, InitConfig
 from fastequi.data.labelled import labelled_sets
-from fastequi.data.sources.image_sets import Selection, Source, embedded_photos, open_source
+from fastequi.data.sources.image_sets import Source, embedded_photos, open_source
+from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import TRAIN_REGION
 from fastequi.recipes import RECIPES
 from fastequi.train import pretrain

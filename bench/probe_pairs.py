@@ -20,7 +20,7 @@ from bench.equivariance import DTYPES, FAMILIES, add_probe_options, base_of, bri
 from bench.report import made_by
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import load_all
-from fastequi.evaluate.pair_scores import Report
+from fastequi.evaluate.pair_reports import Report
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.results import label
 from fastequi.evaluate.tasks import Budget, score_tasks, tasks

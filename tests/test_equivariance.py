@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastequi.data.sources.image_sets import Selection, open_source
+from fastequi.data.sources.image_sets import open_source
+from fastequi.data.sources.selection import Selection
 from fastequi.data.views.batch import Batch, Views
 from fastequi.evaluate.baselines import patches
 from fastequi.evaluate.pair_scores import Probed, score_pairs

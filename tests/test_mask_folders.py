@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from fastequi.cli.main import main
-from fastequi.data.sources.image_sets import Selection
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.selection import Selection
 from fastequi.evaluate.geometry.masks import IGNORED, open_masks
 from fastequi.evaluate.geometry.pair_folders import image_of
 from tests.support import painted

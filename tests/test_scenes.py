@@ -22,8 +22,9 @@ from fastequi.data.scenes.job import make
 from fastequi.data.scenes.photographs import Photographs, both
 from fastequi.data.scenes.pieces import CLASSES, Piece, piece
 from fastequi.data.scenes.settings import Settings
-from fastequi.data.sources.image_sets import Selection, embedded_photos
+from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.selection import Selection
 
 SMALL = Settings(images=4, clips=1, frames=3, size=64)
 

@@ -11,9 +11,10 @@ from PIL import Image
 from fastequi.cli import commands
 from fastequi.cli.main import main
 from fastequi.data.sources import index, kept
-from fastequi.data.sources.image_sets import Selection, image_folder, open_source
+from fastequi.data.sources.image_sets import image_folder, open_source
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.selection import Selection
 
 
 def put(root, *names, size=(8, 8)):

@@ -222,7 +222,7 @@ def _scenes(argv: list[str]) -> None:
 
     from fastequi.data.scenes.job import bytes_at_once, make
     from fastequi.data.scenes.settings import Settings
-    from fastequi.data.sources.image_sets import Selection
+    from fastequi.data.sources.selection import Selection
     from fastequi.runtime.devices import expect_memory, expect_size
     from fastequi.runtime.progress import Progress
 

@@ -23,7 +23,7 @@ from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import Encoder, of_method, random_init
 from fastequi.evaluate.equivariance import EquivarianceFile
 from fastequi.evaluate.image_quality import LEAST_SIZE
-from fastequi.evaluate.pair_scores import Report
+from fastequi.evaluate.pair_reports import Report
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import (
     Reconstruction,

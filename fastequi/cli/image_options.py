@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from fastequi.data.sources import idx
-from fastequi.data.sources.image_sets import Selection
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.selection import Selection
 from fastequi.kernels.toolchain import cache_folder
 
 Several = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]

@@ -21,8 +21,8 @@ from torch import Tensor
 from fastequi.data.reader import read
 from fastequi.data.sources import idx
 from fastequi.data.sources.classes import classes_of, split_by_name
-from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Data, Selection
 from fastequi.data.sources.splits import Images, held_out
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fastequi.data.labelled import RAW_SIZE, Files, LabelledSet, described, labelled_sets, per_class
-from fastequi.data.sources.image_sets import Data, Selection
+from fastequi.data.sources.selection import Data, Selection
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
 from fastequi.evaluate.encoders import Encoder, load_all, noise
 from fastequi.evaluate.published import published

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fastequi.atomic import replace_text, save_tensors
 from fastequi.data.reader import read
-from fastequi.data.sources.image_sets import Data, open_source
+from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Data
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_encoder, noise
 from fastequi.evaluate.results import documented, writable, writable_folder

@@ -12,10 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from fastequi.config import TrainConfig
-from fastequi.data.sources.image_sets import Data
+from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_all
-from fastequi.evaluate.pair_scores import Report, summary
+from fastequi.evaluate.pair_reports import Report, summary
 from fastequi.evaluate.results import documented, not_held_out, place, save
 from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
 from fastequi.methods.tir import TIR

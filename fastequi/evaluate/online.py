@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from fastequi.config import Config
 from fastequi.data.labelled import LabelledSet, described, labelled_sets
-from fastequi.data.sources.image_sets import Selection
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import held_out
 from fastequi.evaluate.class_probes import accuracy, knn_classes
 from fastequi.evaluate.classification import normalise

@@ -7,21 +7,18 @@ alone predict much of colour and blur), and the same encoder at random initialis
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from rich import box
-from rich.table import Table
 from torch import Tensor
 
 from fastequi.evaluate.baselines import grid, patches, pixel_statistics
 from fastequi.evaluate.encoders import Features
 from fastequi.evaluate.intervals import middle95, resampled_r2
+from fastequi.evaluate.pair_reports import Difference, Report, Score
 from fastequi.evaluate.pairs import Pairs, joined
 from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe, token_probe
 from fastequi.evaluate.results import Row
@@ -33,146 +30,6 @@ PIXELS = ("transformed image alone", "raw pair", "pixel statistics")
 _DRAWS = 1000  # of the bootstrap
 _BATCH = 1000  # pairs at a time
 _ON_CPU = 64  # 1.3 times as fast at 32 px: what a layer writes is still in the cache
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score(Row):
-    """One row: how well one probe predicts the test pairs' parameters from one kind of features.
-
-    Attributes:
-        probe: "constant", or of "token", "mlp", "ridge", with ", mean token" where tokens were
-            averaged first.
-        r2, low, high: per parameter: R², a mean over the probe's seeds, and its 95 % interval over
-            photographs, see `fastequi.evaluate.intervals`.
-        error: the median absolute error of all seeds, in the parameter's unit.
-        mean_low, mean_high: 95 % interval of the mean R².
-        pooled: R² of all parameters as one (SIE's).
-        seeds: the mean R² of every seed; ridge has one value.
-    """
-
-    probe: str
-    r2: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    error: tuple[float, ...]
-    mean_low: float
-    mean_high: float
-    pooled: float
-    seeds: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return sum(self.r2) / len(self.r2)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the mean R² over the probe's seeds."""
-        return statistics.stdev(self.seeds) if len(self.seeds) > 1 else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields and its "mean" R²."""
-        return {**super().to_json(), "mean": self.mean}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """R² of a row less that of another one, both by their best probes, on the same test pairs.
-
-    Attributes:
-        label, probe: of the row.
-        against, against_probe: of the other one.
-        r2, low, high: per parameter: the difference and its paired 95 % interval: in every draw of
-            the bootstrap both rows are scored on the same photographs.
-        mean, mean_low, mean_high: of the mean over parameters.
-    """
-
-    label: str
-    probe: str
-    against: str
-    against_probe: str
-    r2: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    mean: float
-    mean_low: float
-    mean_high: float
-
-    def sentence(self, names: Sequence[str]) -> str:
-        """ "angle +0.07 [0.03, 0.11], tx ...": of parameters of these names, and their mean."""
-        parts = zip((*names, "mean"), (*self.r2, self.mean), (*self.low, self.mean_low),
-                    (*self.high, self.mean_high), strict=True)  # fmt: skip
-        return ", ".join(f"{n} {v:+.2f} [{low:.2f}, {high:.2f}]" for n, v, low, high in parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The table of one set of test pairs.
-
-    Attributes:
-        names: of the path's parameters.
-        train_pairs, test_pairs: how many the probes were fitted and tested on.
-        photographs: that the test pairs are from.
-        differences: of every trained encoder's features from every baseline, and from the encoders
-            after it.
-    """
-
-    names: tuple[str, ...]
-    train_pairs: int
-    test_pairs: int
-    photographs: int
-    scores: tuple[Score, ...]
-    differences: tuple[Difference, ...]
-
-    def best(self, label: str) -> Score:
-        """Of the rows with a label ("tir, z_equi", "raw pair") the one with the largest mean R²."""
-        rows = [score for score in self.scores if score.label == label]
-        if not rows:
-            raise KeyError(f"label: no row {label!r} in {[s.label for s in self.scores]}")
-        return max(rows, key=lambda score: score.mean)
-
-    def best_baseline(self) -> Score:
-        """Of the baselines' rows the one with the largest mean R²."""
-        return max((s for s in self.scores if s.is_baseline), key=lambda score: score.mean)
-
-    def difference(self, label: str, against: str) -> Difference:
-        """Between the best rows with these labels."""
-        found = [d for d in self.differences if (d.label, d.against) == (label, against)]
-        if not found:
-            known = [(d.label, d.against) for d in self.differences]
-            raise KeyError(f"label, against: no difference {(label, against)} in {known}")
-        return found[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields; every row also with its "mean" R²."""
-        scores = [score.to_json() for score in self.scores]
-        return {**dataclasses.asdict(self), "scores": scores}
-
-    def table(self, title: str = "R² on unseen parts") -> Table:
-        """For the terminal; the first parameter with its interval and its median error.
-
-        Without an interval where there is one test photograph: it would say nothing of others.
-        Behind ± stands the standard deviation of the mean R² over the probes' seeds.
-        """
-        seeds = max((len(score.seeds) for score in self.scores), default=1)
-        single = self.photographs == 1
-        tested = "1 test image, so no interval" if single else f"{self.photographs} test images"
-        pairs = f"{self.train_pairs:,} / {self.test_pairs:,} pairs, {tested}"
-        title = f"{title}, {pairs}, {seeds} seeds"
-        table = Table(title=title, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
-        table.add_column("features", no_wrap=True)
-        table.add_column("probe", no_wrap=True)
-        first, *others = self.names
-        for name in (first, "95 %", *others, "mean", "pooled", f"|Δ{first}|"):
-            table.add_column(name, justify="right", no_wrap=True)
-        previous = ""
-        for score in self.scores:
-            value, *rest = (f"{v:.2f}" for v in (*score.r2, score.mean, score.pooled))
-            rest[-2] += f" ±{score.spread:.2f}"
-            interval = "–" if single else f"{score.low[0]:.2f}..{score.high[0]:.2f}"
-            label = "" if score.label == previous else score.label
-            table.add_row(label, score.probe, value, interval, *rest, f"{score.error[0]:.3g}")
-            previous = score.label
-        return table
 
 
 @torch.no_grad()
@@ -395,32 +252,6 @@ def _inputs(
             both = (x, x_test) if x.shape[1] > 1 else None
             pooling = "" if both is None and name == "cls" else ", mean token"
             yield _Inputs(row, pooling, both, (x.mean(1), x_test.mean(1)))
-
-
-def summary(reports: Mapping[str, Report]) -> Table:
-    """The mean R² of every kind of features in every task, by its best probe there.
-
-    Of angles beyond the range (:func:`is_beyond`) the median error.
-    """
-    table = Table(title="mean R² by each row's best probe", box=box.SIMPLE_HEAD)
-    table.add_column("features", no_wrap=True)
-    for name in reports:
-        table.add_column(name, justify="right", no_wrap=True)
-    first = next(iter(reports.values()))
-    for label in dict.fromkeys(score.label for score in first.scores):
-        best = {name: report.best(label) for name, report in reports.items()}
-        cells = (f"{s.error[0]:.1f}°" if is_beyond(n) else f"{s.mean:.2f}" for n, s in best.items())
-        table.add_row(label, *cells)
-    return table
-
-
-def is_beyond(task: str) -> bool:
-    """Whether a task's test lies outside the range its probes were fitted on ("rotation 45..60").
-
-    R² says little there: the right sign with the range's end as size already gives .97. The median
-    error says how far off the angles are.
-    """
-    return ".." in task
 
 
 def _score(row: Row, probe: str, pred: Tensor, test: Pairs) -> _Drawn:

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from fastequi.config import Config
 from fastequi.data.loader import Loader, make_loader
-from fastequi.data.sources.image_sets import Data, Source
+from fastequi.data.sources.image_sets import Source
+from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder

@@ -14,7 +14,7 @@ Every file has
   "seconds"      of the evaluation
 
 and the tables of its kind, whose rows are `Row`s:
-  equivariance   "tasks": {task: `fastequi.evaluate.pair_scores.Report`}; "budget" of the probes
+  equivariance   "tasks": {task: `fastequi.evaluate.pair_reports.Report`}; "budget" of the probes
   knn, linear    "scores": [`fastequi.evaluate.classification.ClassScore`]; "classes": how many;
                  "class_images": {class: [training, test images]}; "split": which images are for
                  training and for testing
@@ -45,8 +45,8 @@ import torch
 
 from fastequi.atomic import replace_text
 from fastequi.data.sources import kept
-from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Data, Selection
 from fastequi.data.sources.splits import shared
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY

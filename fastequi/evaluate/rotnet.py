@@ -27,7 +27,7 @@ from fastequi.data.labelled import (
     labelled_sets,
     per_class,
 )
-from fastequi.data.sources.image_sets import Data
+from fastequi.data.sources.selection import Data
 from fastequi.evaluate.class_probes import (
     accuracy,
     conv_classes,

@@ -25,7 +25,8 @@ from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.baselines import RAW_SIZE
 from fastequi.evaluate.encoders import Encoder, Features, noise
-from fastequi.evaluate.pair_scores import PIXELS, PROBES, Probed, Report, score_pairs
+from fastequi.evaluate.pair_reports import Report
+from fastequi.evaluate.pair_scores import PIXELS, PROBES, Probed, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
-from fastequi.evaluate.pair_scores import is_beyond
+from fastequi.evaluate.pair_reports import is_beyond
 from fastequi.evaluate.results import Result, label
 from fastequi.report.markup import table, tag, text, two
 from fastequi.report.runs import Run

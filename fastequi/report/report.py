@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastequi import __version__
-from fastequi.data.sources.image_sets import Data
+from fastequi.data.sources.selection import Data
 from fastequi.evaluate.results import writable, write
 from fastequi.report.page import page
 from fastequi.report.runs import Run, read_runs

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fastequi.build import views_of
 from fastequi.data.pillow import decoded
-from fastequi.data.sources.image_sets import Data, embedded_photos, open_source
+from fastequi.data.sources.image_sets import embedded_photos, open_source
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import TEST_REGION
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.classification import normalise

@@ -17,7 +17,7 @@ from fastequi.data.scenes import clips, depth, match, segment
 from fastequi.data.scenes.photographs import Photographs, both
 from fastequi.data.scenes.pieces import CLASSES
 from fastequi.data.scenes.settings import Settings
-from fastequi.data.sources.image_sets import Selection
+from fastequi.data.sources.selection import Selection
 
 _JOBS = {
     "segment": segment.jobs,

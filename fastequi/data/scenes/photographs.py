@@ -9,8 +9,9 @@ from PIL import Image
 
 from fastequi.data.pillow import Pixels, decoded
 from fastequi.data.sources.encoded import why
-from fastequi.data.sources.image_sets import Selection, embedded_photos, open_source
+from fastequi.data.sources.image_sets import embedded_photos, open_source
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION, held_out
 
 _KEPT = 32  # decoded photographs in memory

@@ -18,96 +18,34 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
-from PIL import Image
-
 from fastequi.data.sources import index as indices
 from fastequi.data.sources import remote_listing
 from fastequi.data.sources.changes import differences, stale
-from fastequi.data.sources.columns import Columns, Row, Rows
-from fastequi.data.sources.encoded import (
-    Header,
-    counted,
-    format_of,
-    header,
-    is_image_name,
-    why,
-)
+from fastequi.data.sources.columns import Rows
+from fastequi.data.sources.encoded import counted, format_of
+from fastequi.data.sources.headers import headers_of
 from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
 from fastequi.data.sources.index import Index
-from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing, listed
-from fastequi.data.sources.local import expect_local
+from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing
 from fastequi.data.sources.made_texts import Joined, Numbered
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_reader import RemoteShards
+from fastequi.data.sources.selection import Data, Place, Selection, places_in
 from fastequi.data.sources.shard_cache import ShardCache
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
 from fastequi.data.sources.texts import Texts
-from fastequi.data.sources.urls import READ, expect_shards, is_url, scheme
+from fastequi.data.sources.urls import is_url
 
 logger = logging.getLogger(__name__)
 
 TOLERATE = 0.1
 _NAMED = 10
-_CHUNK = 256  # headers per task of the thread pool
-_TOGETHER = 1 << 16  # whose headers are kept as objects
 _ALL = Patterns()
-
-Place = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A selection of images: places, and patterns of names.
-
-    Attributes:
-        places: folders, list files (see `fastequi.data.sources.listing`), tar shards (a file, a
-            glob, or a range such as {000..012}); or the URL of tar shards, alone.
-        patterns: which of the images there, by their names.
-        option: named in errors.
-    """
-
-    places: tuple[str, ...]
-    patterns: Patterns = _ALL
-    option: str = "--data"
-
-    @classmethod
-    def of(cls, data: Data) -> Selection:
-        """From one place, several, or a selection.
-
-        Raises:
-            ValueError: a place is empty, or a URL of no tar shards.
-        """
-        if isinstance(data, Selection):
-            chosen = data
-        elif isinstance(data, str | os.PathLike):
-            chosen = cls((os.fspath(data),))
-        else:
-            chosen = cls(tuple(os.fspath(place) for place in data))
-        for place in chosen.places or ("",):
-            if not place.strip():
-                raise ValueError(f"{chosen.option}: expected a path, got {place!r}")
-            (expect_shards if scheme(place) in READ else expect_local)(chosen.option, place)
-        return chosen
-
-    def to_json(self) -> dict[str, str | list[str]]:
-        """For result files: "data", a path or several; "include", "exclude" if given."""
-        many = list(self.places)
-        patterns = {"include": self.patterns.include, "exclude": self.patterns.exclude}
-        given = {name: list(words) for name, words in patterns.items() if words}
-        return {"data": many[0] if len(many) == 1 else many, **given}
-
-    def __str__(self) -> str:
-        return " ".join([*self.places, *([str(self.patterns)] if self.patterns else [])])
-
-
-Data = Selection | Place | Sequence[Place]
 
 
 @dataclass(frozen=True)
@@ -273,7 +211,7 @@ def tar_shards(
         logger.info("%s; the shards are listed again", how)
         known = None
     if known is None:
-        file, known = index or place, _open_headers(shard_listing(pattern))
+        file, known = index or place, headers_of(shard_listing(pattern))
         try:
             indices.write(file, known)
             known = indices.read(file)  # mapped
@@ -304,34 +242,6 @@ def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
 def tolerated(num_files: int, share: float = TOLERATE) -> int:
     """The number of damaged files allowed: that share, but at least one unless it is 0."""
     return max(int(share > 0), int(num_files * share))
-
-
-def places_in(chosen: Selection) -> list[Path | str]:
-    """Every place; a list file may name folders and shards too, which are places of their own.
-
-    A URL stays text: a path has one slash where it has two.
-    """
-    urls = [place for place in chosen.places if is_url(place)]
-    if urls and len(chosen.places) > 1:
-        raise ValueError(
-            f"{chosen.option}: expected the URL {urls[0]} alone, got {len(chosen.places)} places; "
-            f"several shards are one URL with a range or a glob"
-        )
-    found: list[Path | str] = [*urls]
-    for given in () if urls else chosen.places:
-        place = Path(given).expanduser()
-        if not is_list(place):
-            found.append(place)
-            continue
-        lines = [place.parent / name for name in listed(place)]
-        images = [is_image_name(line.name) for line in lines]
-        others = [
-            line
-            for line, image in zip(lines, images, strict=True)
-            if not image and (line.is_dir() or is_shards(line))
-        ]
-        found += [place] * (any(images) or not others) + others
-    return found
 
 
 def _opened(
@@ -368,7 +278,7 @@ def _of_files(
     file = index or indices.present(listing.index)
     known = _read_index(file, index is not None, of_shards=False)
     if known is None:
-        known = _open_headers(listing)
+        known = headers_of(listing)
     else:
         known = known.only(patterns)
         if how := differences(known, listing.root, (), listing.names):
@@ -429,43 +339,3 @@ def _source(
     formats = known.formats or tuple({format_of(name) for name in names})
     whole = Indexed(file, known.fingerprint, names, columns.sizes) if known.fingerprint else None
     return Source(paths, names, columns.sizes, region, columns.spans, formats, whole)
-
-
-def _open_headers(listing: Listing) -> Index:
-    """Every image's header, opened in parallel."""
-    Image.init()  # registers the formats before threads ask for them
-    left_out, formats, made = dict(listing.left_out), set[str](), list[Columns]()
-    first = 0  # the shard of the last one
-
-    def opened(part: range) -> list[Header | str]:
-        return [_header(listing, i) for i in part]
-
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
-        count = len(listing)
-        for start in range(0, count, _TOGETHER):
-            stop = min(start + _TOGETHER, count)
-            parts = (range(i, min(i + _CHUNK, stop)) for i in range(start, stop, _CHUNK))
-            found, rows = [one for part in pool.map(opened, parts) for one in part], []
-            for i, one in enumerate(found, start):
-                name, span = listing.names[i], listing.span(i)
-                if isinstance(one, str):
-                    left_out[name] = one
-                else:
-                    rows.append(Row(name, *one[:3], offset=None if span is None else span[0]))
-                    formats.add(one.format)
-            made.append(Columns.of_rows(rows, listing.archives, first))
-            first = int(of[-1]) if (of := made[-1].of) is not None and len(of) else first
-    archives, others = listing.archives, listing.passed_over
-    kinds = tuple(sorted(formats))
-    every = Rows(Columns.joined(made or [Columns.of_rows([], archives)]))
-    return Index(every, left_out, False, archives=archives, passed_over=others, formats=kinds)
-
-
-def _header(listing: Listing, i: int) -> Header | str:
-    if listing.span(i) is None:
-        return header(listing.path(i))
-    try:
-        return header(listing.read(i))
-    except OSError as error:
-        return why(error, listing.path(i))

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fastequi.data.sources.image_sets import Data, Selection, places_in, scanned_listing
+from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_listing import expanded, place_of, scanned
+from fastequi.data.sources.selection import Data, Selection, places_in
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
 from fastequi.data.sources.table import fingerprint
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.sources.image_sets import Data, Part, embedded_photos, open_parts, open_source
+from fastequi.data.sources.image_sets import Part, embedded_photos, open_parts, open_source
 from fastequi.data.sources.images import Region, Source, united
+from fastequi.data.sources.selection import Data
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Data, Selection
 from fastequi.evaluate.geometry.pair_folders import (
     Map,
     Pair,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastequi.data.sources.image_sets import Data
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.corner_head import HeadFit, MapPairs, fitted_head, predicted

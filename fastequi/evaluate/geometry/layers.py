@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastequi.data.sources.image_sets import Data
+from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import for_test
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.blocks import place, unknown_blocks, with_blocks

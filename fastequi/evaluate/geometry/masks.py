@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastequi.data.sources.encoded import is_image_name
-from fastequi.data.sources.image_sets import Data, Selection
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.selection import Data, Selection
 from fastequi.evaluate.geometry.name_lists import names_in
 from fastequi.evaluate.geometry.pair_folders import (
     Map,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.data.sources.image_sets import Data
+from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import for_test
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.figures import Figure, Measured, means, sums_of_values, table

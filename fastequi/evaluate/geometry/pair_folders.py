@@ -23,9 +23,9 @@ from torch import Tensor
 
 from fastequi.data.pillow import decoded
 from fastequi.data.sources.encoded import is_image_name, read
-from fastequi.data.sources.image_sets import Selection
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.patterns import Patterns
+from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import held_out, role
 from fastequi.evaluate.geometry.image_files import in_threads, png_ids, whole_size
 from fastequi.evaluate.geometry.name_lists import in_any_case

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastequi.data.sources.image_sets import Data
+from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.blocks import unknown_blocks, with_blocks

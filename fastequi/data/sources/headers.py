@@ -1,0 +1,56 @@
+"""The headers of images, opened in parallel: their sizes where no index says them."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+
+from fastequi.data.sources.columns import Columns, Row, Rows
+from fastequi.data.sources.encoded import Header, header, why
+from fastequi.data.sources.index import Index
+from fastequi.data.sources.listing import Listing
+
+_CHUNK = 256  # per task of the thread pool
+_TOGETHER = 1 << 16  # that are kept as objects
+
+
+def headers_of(listing: Listing) -> Index:
+    """An index of a listing, not decoded: of every image what its header says."""
+    Image.init()  # registers the formats before threads ask for them
+    left_out, formats, made = dict(listing.left_out), set[str](), list[Columns]()
+    first = 0  # the shard of the last one
+
+    def opened(part: range) -> list[Header | str]:
+        return [_header(listing, i) for i in part]
+
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
+        count = len(listing)
+        for start in range(0, count, _TOGETHER):
+            stop = min(start + _TOGETHER, count)
+            parts = (range(i, min(i + _CHUNK, stop)) for i in range(start, stop, _CHUNK))
+            found, rows = [one for part in pool.map(opened, parts) for one in part], []
+            for i, one in enumerate(found, start):
+                name, span = listing.names[i], listing.span(i)
+                if isinstance(one, str):
+                    left_out[name] = one
+                else:
+                    rows.append(Row(name, *one[:3], offset=None if span is None else span[0]))
+                    formats.add(one.format)
+            made.append(Columns.of_rows(rows, listing.archives, first))
+            first = int(of[-1]) if (of := made[-1].of) is not None and len(of) else first
+    archives, others = listing.archives, listing.passed_over
+    kinds = tuple(sorted(formats))
+    every = Rows(Columns.joined(made or [Columns.of_rows([], archives)]))
+    return Index(every, left_out, False, archives=archives, passed_over=others, formats=kinds)
+
+
+def _header(listing: Listing, i: int) -> Header | str:
+    if listing.span(i) is None:
+        return header(listing.path(i))
+    try:
+        return header(listing.read(i))
+    except OSError as error:
+        return why(error, listing.path(i))
