@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench import large_index
 from fastequi.data.sources import index
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.index import Index, Row
 from fastequi.data.sources.listing import Archive, folder_listing
-from tests.support import large_index
 
 NAMES = sorted(
     ("\udcff.png", "a b/c.png", "a/b.png", "a.png", "e\u0301.png", "é.png", "写真.jpg", "😀.png")
@@ -195,7 +195,7 @@ def test_two_hundred_thousand_images_open_without_being_read(tmp_path):
     assert Source(names, names, np.array(source.sizes)).fingerprint() == digest
 
 
-@pytest.mark.slow  # 900 MB and half a minute; tests/support/large_index.py makes any number
+@pytest.mark.slow  # 900 MB and half a minute; bench/large_index.py makes any number
 def test_fourteen_million_images_in_eight_processes(tmp_path, record_property):
     file = tmp_path / "large.fei"
     try:

@@ -1,20 +1,26 @@
-"""An index of made-up images of any number, and what opening and using it takes.
+"""What does opening an index of any number of images take, and its first step?
 
-python -m tests.support.large_index make FILE 14000000
-python -m tests.support.large_index use FILE
-python -m tests.support.large_index share FILE 8
+    python -m bench.large_index 1280000 14000000 --folder FOLDER --json FILE
+
+The images are made up. Of each number three processes, one after the other, open the index, ask for
+1,000 names and for the names of the first step's 1,024 samples; then several at once read all sizes
+and 100,000 names. The file is in the page cache, and removed in the end: 65 bytes an image.
 """
 
+import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bench.report import made_by
 from fastequi.data.config import DataConfig
 from fastequi.data.sampler import Sampler
 from fastequi.data.sources import index
@@ -102,7 +108,7 @@ def use(file: Path) -> dict[str, object]:
 def share(file: Path, processes: int) -> dict[str, float]:
     """The memory of several processes at once that each open it and use it, in MB."""
     script = (
-        "import sys; from pathlib import Path; from tests.support import large_index as l;"
+        "import sys; from pathlib import Path; from bench import large_index as l;"
         "before = l.memory(); source = l.opened(Path(sys.argv[1]));"
         "import numpy as np; places = np.random.default_rng(0).integers(0, len(source), 100_000);"
         "names = [len(n) for n in source.names.take(places)]; total = source.sizes.sum();"
@@ -131,15 +137,68 @@ def share(file: Path, processes: int) -> dict[str, float]:
     return {"processes": processes, **sums}
 
 
-if __name__ == "__main__":
-    job, file, *rest = sys.argv[1:]
-    if job == "make":
+def measured(folder: Path, count: int, processes: int) -> dict[str, Any]:
+    """The figures of one number of images."""
+    file = folder / f"{count}.fei"
+    try:
         began = time.perf_counter()
-        make(Path(file), int(rest[0]))
-        size = os.path.getsize(file)
-        made = {"seconds": round(time.perf_counter() - began, 1), "bytes": size}
-        print(json.dumps({**made, "bytes per image": size / int(rest[0])}))
-    elif job == "use":
-        print(json.dumps(use(Path(file))))
-    else:
-        print(json.dumps(share(Path(file), int(rest[0]))))
+        make(file, count)
+        found: dict[str, Any] = {
+            "images": count,
+            "bytes": os.path.getsize(file),
+            "written in s": round(time.perf_counter() - began, 1),
+        }
+        command = [sys.executable, "-c", _USE, str(file)]
+        outputs = [subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True).stdout
+                   for _ in range(_TIMES)]  # fmt: skip
+        found["uses"] = [json.loads(text) for text in outputs]
+        found["shared"] = share(file, processes)
+        return found
+    finally:
+        file.unlink(missing_ok=True)
+
+
+_TIMES = 3
+_USE = (
+    "import json, sys; from pathlib import Path; from bench import large_index;"
+    "print(json.dumps(large_index.use(Path(sys.argv[1]))))"
+)
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """Markdown: medians of the processes that came one after the other."""
+    lines = [
+        "| images | file | opened in | to the names of the first 1024 samples | memory of its own |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in document["rows"]:
+        opened, step = (
+            statistics.median(use[name] for use in row["uses"])
+            for name in ("open s", "first step s")
+        )
+        dirty = statistics.median(use["first step"]["dirty"] for use in row["uses"])
+        millions, size = row["images"] / 1e6, row["bytes"] / 1e6
+        file = f"{size:.0f} MB" if size < 1000 else f"{size / 1000:.1f} GB"
+        lines.append(
+            f"| {millions:g} million | {file} | {1e3 * opened:.1f} ms | {step:.2f} s | {dirty:.1f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.large_index")
+    parser.add_argument("counts", nargs="+", type=int, metavar="IMAGES")
+    parser.add_argument("--folder", type=Path, required=True, help="for the indices, a while")
+    parser.add_argument("--processes", type=int, default=8, help="that share an index")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    about = made_by("python -m bench.large_index")
+    rows = [measured(options.folder, count, options.processes) for count in options.counts]
+    document = {**about, "rows": rows}
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    print(table(document))
+
+
+if __name__ == "__main__":
+    main()
