@@ -28,7 +28,7 @@ from fastequi.data.sources.columns import Columns
 from fastequi.data.sources.images import Indexed, Source
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.made_texts import Joined
-from fastequi.data.sources.texts import Names
+from fastequi.data.sources.texts import Names, taken
 
 PARTS = 1 << 17
 
@@ -87,7 +87,7 @@ def use(file: Path) -> dict[str, object]:
     after = memory()
     places = np.random.default_rng(os.getpid()).integers(0, len(source), 1000)
     start = time.perf_counter()
-    names = source.names.take(places)
+    names = taken(source.names, places)
     assert list(names) == [name(i) for i in places.tolist()]
     took["1000 names s"] = time.perf_counter() - start
     named = memory()
@@ -167,21 +167,20 @@ _USE = (
 
 def table(document: Mapping[str, Any]) -> str:
     """Markdown: medians of the processes that came one after the other."""
-    lines = [
-        "| images | file | opened in | to the names of the first 1024 samples | memory of its own |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    columns = "images", "file", "opened in", "to the first step's names", "memory of its own"
+    lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- | --- |"]
     for row in document["rows"]:
-        opened, step = (
-            statistics.median(use[name] for use in row["uses"])
-            for name in ("open s", "first step s")
+        opened, step, own = (
+            statistics.median(values)
+            for values in (
+                [use["open s"] for use in row["uses"]],
+                [use["first step s"] for use in row["uses"]],
+                [use["first step"]["dirty"] for use in row["uses"]],
+            )
         )
-        dirty = statistics.median(use["first step"]["dirty"] for use in row["uses"])
-        millions, size = row["images"] / 1e6, row["bytes"] / 1e6
-        file = f"{size:.0f} MB" if size < 1000 else f"{size / 1000:.1f} GB"
-        lines.append(
-            f"| {millions:g} million | {file} | {1e3 * opened:.1f} ms | {step:.2f} s | {dirty:.1f} MB |"
-        )
+        gigabytes = row["bytes"] / 1e9
+        cells = f"{gigabytes:.3g} GB | {1e3 * opened:.1f} ms | {step:.2f} s | {own:.1f} MB"
+        lines.append(f"| {row['images'] / 1e6:g} million | {cells} |")
     return "\n".join(lines)
 
 
