@@ -331,7 +331,12 @@ class Color:
 class Gain:
     """Gain (factor 1 ± range) and offset (± range) of every channel, drawn independently.
 
-    For images whose channels are not RGB, in the place of :class:`Color`; values are in 0..1.
+    For images whose channels are not RGB, in the place of :class:`Color`; values are in 0..1. Its
+    parameters are [B, 2C]: how far each gain is from 1, then the offsets; 0 is the identity::
+
+        params = torch.tensor([[0.2, -0.1, 0.05, 0.0]])       # two channels: 1.2 x + 0.05, 0.9 x
+        halfway = Gain(channels=2).at(params, 0.5, image.shape[-2:]).color          # [1, 1, 2, 2]
+        warp(image, SE2().at(motion, 0.5, image.shape[-2:]).theta, color=halfway)   # and moved
 
     Args:
         channels: of the images.

@@ -36,7 +36,7 @@ from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.pixel_loss import pixel_error, strides_of
 from fastequi.kernels.quads import load_group, store_group, unpacked
-from fastequi.kernels.sampling import reflected_index, unit
+from fastequi.kernels.sampling import expect_narrow, reflected_index, unit
 from fastequi.kernels.target import BlurTarget
 
 # A program blurs ROWS rows of at most BLOCKS blocks of COLS columns, a block of GROUP channels and
@@ -327,6 +327,8 @@ def launch(
 
     The gradient is multiplied by `weight`, the totals [B, K] are not.
     """
+    expect_narrow("image", image, 1)
+    expect_narrow("pred", pred, 1)
     patch_size = target.patch_size
     batch, steps = sigma.shape
     height, width = image.shape[2:]

@@ -225,6 +225,21 @@ def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
     return image.to(dtype) / largest if largest else image.to(dtype)
 
 
+def expect_narrow(name: str, tensor: Tensor, within: int) -> None:
+    """Raises ValueError where places within an image pass 2^31, in which the kernels count.
+
+    Args:
+        within: the first axis of an image.
+    """
+    last = sum(
+        (n - 1) * abs(s)
+        for n, s in zip(tensor.shape[within:], tensor.stride()[within:], strict=True)
+    )
+    if last >= 2**31:
+        shape = tuple(tensor.shape[within:])
+        raise ValueError(f"{name}: expected places below 2^31 within an image, got {shape}")
+
+
 def is_gain(color: Tensor, channels: int) -> bool:
     """Whether a colour [..., C, 2] is a gain and an offset of each channel, no matrix of C + 1."""
     return channels > 1 and color.shape[-1] == 2

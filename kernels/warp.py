@@ -28,6 +28,7 @@ from fastequi.kernels.sampling import (
     as_matrices,
     bilinear,
     color_ref,
+    expect_narrow,
     sample_ref,
     to_float,
     unit,
@@ -170,6 +171,8 @@ def _launch(
     out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target
 ) -> None:
     """Fills `out` [B, K, C, H, W] of any images."""
+    expect_narrow("image", image, 1)
+    expect_narrow("size", out, 2)
     batch, steps, channels, height, width = out.shape
     block, num_warps = _launch_config(height * width)
     blocks = triton.cdiv(height * width, block)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.pixel_loss import pixel_error, pixel_of, pred_offsets, strides_of
-from fastequi.kernels.sampling import affine_taps, bilinear, unit
+from fastequi.kernels.sampling import affine_taps, bilinear, expect_narrow, unit
 from fastequi.kernels.target import Sums, Target
 
 UNROLLED = tl.constexpr(8)  # channels: of more a loop, or code would grow with them
@@ -187,6 +187,8 @@ def warp_recon_general(
     sums: Sums,
 ) -> None:
     """Fills what of the sums is not empty."""
+    expect_narrow("image", image, 1)
+    expect_narrow("pred", pred, 2)
     batch, steps = theta.shape[:2]
     total, counted, grad, dtheta = sums
     block, num_warps = _launch_config(target.height * target.width)

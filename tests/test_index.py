@@ -191,6 +191,20 @@ def test_a_place_that_cannot_be_written_is_said_before_the_scan(folder, monkeypa
     assert not (folder / "new").exists()
 
 
+def test_a_file_that_is_no_index_is_not_written_over(folder, tmp_path):
+    photo = folder / "part 0" / "0.png"
+    before = photo.read_bytes()
+    for other, kind in ((photo, "no index"), (tmp_path, "a folder")):
+        with pytest.raises(ValueError, match=f"index: {other} is there and is {kind}; name anoth"):
+            commands.data(["scan", str(folder), "--index", str(other)])
+        with pytest.raises(ValueError, match=f"is there and is {kind}"):
+            commands.data(["merge", str(folder), "--index", str(other)])
+    assert photo.read_bytes() == before
+    for name in ("a.jsonl", "a.fei"):  # an index is
+        for _ in range(2):
+            commands.data(["scan", str(folder), "--index", str(tmp_path / name)])
+
+
 def test_the_command_says_how_it_is_used(capsys):
     commands.data([])
     assert "usage: fastequi data COMMAND PATH" in capsys.readouterr().out

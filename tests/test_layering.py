@@ -82,7 +82,10 @@ HOME = {
     "xformers": {"fastequi/models/attention.py"},
     "flash_attn_interface": {"fastequi/models/attention.py"},
     "submitit": {"fastequi/runtime/slurm.py"},
-    "fsspec": {"fastequi/data/sources/remote.py"},
+    "fsspec": {
+        "fastequi/data/sources/http_ranges.py",
+        "fastequi/data/sources/remote.py",
+    },
     "aiohttp": {"fastequi/data/sources/remote.py"},
     "onnx": {"fastequi/export/onnx.py"},
     "onnxruntime": {"fastequi/export/onnx.py"},

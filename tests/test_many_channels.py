@@ -6,6 +6,7 @@ import torch
 from fastequi import blur_recon_loss, gaussian_blur, warp, warp_recon_loss
 from fastequi.kernels import native_warp
 from fastequi.kernels.pixel_loss import patchify
+from fastequi.kernels.sampling import expect_narrow
 from tests.support.native import expect_the_same_bits_of_any_threads
 from tests.support.tolerances import GRAD, LOSS
 from tests.support.warp_recon import assert_near, case, eager
@@ -150,3 +151,18 @@ def test_colours_of_other_shapes_are_refused(device):
             warp_recon_loss(pred, image, theta, color=torch.ones(2, 2, c, last))
     with pytest.raises(TypeError, match="image: expected uint8, uint16 or a floating dtype"):
         warp_recon_loss(pred, image.int(), theta)
+
+
+def test_places_that_the_kernels_cannot_count_are_refused():
+    """They count places within an image in 32 bits, those of images in 64."""
+    for shape, strides in (
+        ((1 << 20, 3, 1 << 10, 1 << 10), (3 << 20, 1 << 20, 1 << 10, 1)),
+        ((2, 2, 4, 4), (1, (1 << 31) - 16, 4, 1)),
+    ):
+        expect_narrow("image", torch.empty_strided(shape, strides, device="meta"), 1)
+    for shape, strides in (
+        ((1, 2, 4, 4), (1, (1 << 31) - 15, 4, 1)),
+        ((1, 1, 1 << 16, 1 << 16), (1 << 32, 1 << 32, 1 << 16, 1)),
+    ):
+        with pytest.raises(ValueError, match=r"image: expected places below 2\^31 within an image"):
+            expect_narrow("image", torch.empty_strided(shape, strides, device="meta"), 1)

@@ -161,6 +161,26 @@ def test_a_shard_that_changes_is_not_taken_from_the_cache(web, tmp_path):
         source.encoded(10)
 
 
+def test_a_damaged_shard_of_the_cache_is_fetched_again(local, web, tmp_path, caplog):
+    """A disk that fails is not the set's damage; an image that is damaged stays so."""
+    cache = ShardCache(tmp_path / "cache", 10**9)
+    source = opened(web, cache)
+    expected = batches(local, 12)
+    assert_same(batches(source, 12), expected)
+    settle(cache, 8)
+    for path in cache.folder.glob("*.tar"):
+        data = bytearray(path.read_bytes())
+        for start, size in source.spans.tolist():
+            data[start + size // 3 : start + size] = bytes(size - size // 3)
+        path.write_bytes(data[: path.stat().st_size])
+    assert_same(batches(source, 12), expected)
+    assert "is removed from data.cache_dir: an image in it is damaged" in caplog.text
+    urls = [f"{web.url}/{name}" for name in shards(SIZES)]
+    settle(cache, 1)
+    source.remote.drop(urls)
+    assert not source.remote.drop(urls)  # each once
+
+
 def test_settings_name_the_cache(tmp_path):
     assert read_ahead.cache_of(DataConfig()) is None
     cache = read_ahead.cache_of(DataConfig(cache_dir=str(tmp_path / "a"), cache_gb=1.5))

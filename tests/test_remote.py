@@ -16,6 +16,7 @@ pytest.importorskip("nvidia.dali")
 pytest.importorskip("aiohttp", reason="fastequi[remote] is not installed")
 
 from fastequi.cli import commands
+from fastequi.cli.main import main
 from fastequi.data.labelled import labelled_sets
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
@@ -39,6 +40,7 @@ def hurried(tmp_path, monkeypatch):
     """Its own cache folder; a fault costs milliseconds."""
     monkeypatch.setattr(remote_listing, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(remote, "PATIENCE", Patience(4, 0.01, 0.02, 5.0, 2.0))
+    monkeypatch.setattr(remote, "GREETING", Patience(4, 0.01, 0.02, 5.0, 2.0))
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_parts_of_a_scan_of_remote_shards_make_the_whole(web, tmp_path):
     commands.data(["scan", url, "--index", str(whole)])
     for part in ("2/2", "1/2"):
         commands.data(["scan", url, "--part", part, "--index", str(merged)])
-    commands.data(["merge", url, "--index", str(merged)])
+    main(["data", "merge", url, "--index", str(merged)])
     one, other = index.read(whole), index.read(merged)
     assert list(one.rows) == list(other.rows)
     assert one.archives == other.archives
@@ -306,6 +308,20 @@ def test_nothing_secret_is_shown():
     text = "403, url='https://k:pw@cdn/x.tar?X-Signature=abc&y=1' for s3://a:b@c/d"
     assert shown(text) == "403, url='https://cdn/x.tar' for s3://c/d"
     assert shown("was it changed? no") == "was it changed no"
+    assert shown("of https:/k:p@w@cdn/x.tar#part") == "of https:/cdn/x.tar"
+    assert shown("s3://bucket/a b/{00..12}.tar") == "s3://bucket/a b/{00..12}.tar"
+
+
+@pytest.mark.parametrize("again", [shards((6, 3, 7, 4, 4))["002.tar"][::-1], b"x" * 9], ids=len)
+def test_a_shard_that_changes_during_a_run_is_lost(web, again):
+    """Although it was compared a moment ago: every answer says its version."""
+    source = opened(web)
+    source.encoded(9)
+    web.files["002.tar"] = again
+    for i in (10, 11):
+        with pytest.raises(OSError, match=r"002.tar: it changed since it was listed"):
+            source.encoded(i)
+    assert len(source.encoded(8)) == source.spans[8, 1]
 
 
 @pytest.mark.parametrize("how", ["gone", "changed", "down"])

@@ -177,6 +177,15 @@ def test_every_place_has_its_index(data, caplog, capsys):
             ["pretrain", "demo", "--data", "https://host/a.tar?sig=pw"],
             "--data: https://host/a.tar h",
         ),
+        (
+            ["pretrain", "demo", "--data", "https:/me:p/w@host/a.tar"],
+            "--data: https://host/a.tar i",
+        ),
+        (
+            ["pretrain", "demo", "--data", "https://me:p/w@h/a.tar"],
+            "--data: https://h/a.tar carries",
+        ),
+        (["pretrain", "demo", "--data", "https://h/a.tar#pw"], "--data: https://h/a.tar has a"),
         (["pretrain", "demo", "--run-dir", "s3://k:pw@b/a?sig=pw"], "--run-dir: s3://b/a is a URL"),
         (
             ["pretrain", "demo", "--data", "s3://b/a.tar", "p"],

@@ -283,3 +283,17 @@ def test_a_member_that_cannot_be_read_for_a_moment_ends_nothing(data, monkeypatc
         assert failures
         assert not loader.quarantined
     assert "a batch failed, but all its images decode; trying once more" in caplog.text
+
+
+@pytest.mark.parametrize("size", [-512, -1024, 1 << 62, 1 << 80])
+def test_a_member_of_no_possible_size_ends_the_shard(tmp_path, size):
+    """Sizes below 0 would be read for ever."""
+    good = shards.tar({"a.jpg": shards.picture(1)})[:-1024].rstrip(b"\0")
+    good += bytes(-len(good) % 512)
+    header = bytearray(tarfile.TarInfo("b.jpg").tobuf(tarfile.USTAR_FORMAT)[:512])
+    header[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % (1 << 88)).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(good + bytes(header) + bytes(4096))
+    source = tar_shards(tmp_path / "a.tar", tolerate=0.9)
+    assert list(source.names) == ["a.tar/a.jpg"]

@@ -192,11 +192,13 @@ def _merge(argv: list[str]) -> None:
     options = parse(MergeOptions, "fastequi data merge", argv)
 
     from fastequi.data.indexing import merged
+    from fastequi.data.sources import index
     from fastequi.data.sources.merge import parts_beside
     from fastequi.data.sources.portions import index_places
 
     data = as_images(Patterned().selection((options.data,), "data"))
     for file in _indices(options.index, index_places(data)):
+        index.expect_writable(file)
         print(f"{merged(file, parts_beside(file)).summary()}\n{_written(file)}")
 
 

@@ -20,6 +20,7 @@ _PACKAGES = {
     "xformers": "memory-efficient attention on a GPU (fastequi[xformers])",
     "tensorboard": "event files (fastequi[log])",
     "fsspec": "tar shards by URL (fastequi[remote])",
+    "aiohttp": "those in http(s):// (fastequi[remote])",
     "s3fs": "those in s3:// (fastequi[remote])",
 }
 _PRECISIONS = {

@@ -78,7 +78,7 @@ def _expect_local(words: list[str]) -> None:
     for word in words:
         if word.startswith("--"):
             option, _, word = word.partition("=")
-        of_images = option in _OF_IMAGES or (option == "argument" and words[0] == "scan")
+        of_images = option in _OF_IMAGES or (option == "argument" and words[0] in ("scan", "merge"))
         if of_images and scheme(word) in READ:
             expect_shards(option, word)
         elif option != "--model.name":  # hf:/FOLDER

@@ -18,6 +18,7 @@ from fastequi.cli.init_options import start_of, started, words_of
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
 from fastequi.config import Config, recipe_of
+from fastequi.data.sources.urls import is_url
 from fastequi.recipes import FROM_WEIGHTS, RECIPES
 from fastequi.runtime import interrupts
 
@@ -86,7 +87,9 @@ def pretrain(argv: list[str]) -> None:
         raise ValueError(
             f"--init: expected the weights that {name} goes on from, a file or a folder, got none"
         )
-    expect_places(options.data, "a folder of images or tar shards (only --dry-run needs none)")
+    again = "the run's images again, " if options.resume else ""
+    what = f"{again}a folder of images or tar shards (only --dry-run needs none)"
+    expect_places(options.data, what)
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: expected --run-dir, the folder of the run to continue")
 
@@ -95,6 +98,7 @@ def pretrain(argv: list[str]) -> None:
     from fastequi.runtime import checkpoint
     from fastequi.train import pretrain as run
 
+    config = _with_whole_path(config)
     if options.run_dir is None and "WORLD_SIZE" in os.environ:
         raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
     run_dir = options.run_dir or dated(name)
@@ -109,6 +113,15 @@ def pretrain(argv: list[str]) -> None:
         run(config, source, run_dir, resume=resume, max_steps=max_steps, recipe=name)
     if os.environ.get("RANK", "0") == "0":
         print(run_dir)
+
+
+def _with_whole_path(config: Config) -> Config:
+    """The run's settings with a cache folder that is found from any working directory."""
+    data = config.data
+    if not data.cache_dir or is_url(data.cache_dir):  # a URL is refused where it is used
+        return config
+    whole = str(Path(data.cache_dir).expanduser().absolute())
+    return replace(config, data=replace(data, cache_dir=whole))
 
 
 def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:

@@ -292,6 +292,9 @@ class Loader:
             found, changed = self._given.examine(files, self.device)
             if found or changed:
                 break
+        remote, paths = self.source.remote, self.source.paths
+        if remote is not None and remote.drop(paths[i] for i in found):
+            return True
         lost = self._of_lost_shards(set(found))
         for i in found.keys() - lost.keys():
             told = self.source.names[i], found[i]

@@ -30,7 +30,7 @@ def warp(
     """Warped, recoloured, normalised images in one pass; the sampler of :func:`warp_recon_loss`.
 
     Args:
-        image: [B, C, Hs, Ws], uint8, uint16 or floating, any strides.
+        image: [B, C, Hs, Ws], uint8 (255 is 1), uint16 (65535 is 1) or floating, any strides.
         theta: [B, K, 2, 3] or [B, 2, 3] matrices in the convention of `F.affine_grid`.
         color: [B, K, C, C + 1] affine maps of the samples in 0..1, of up to four channels; or
             [B, K, C, 2], a gain and an offset of each channel; without K as theta.

@@ -51,8 +51,8 @@ def warp_recon_loss(
         pred: [B, K, C, H, W] (or [B, C, H, W] with theta [B, 2, 3]) predictions, or with
             layout="patch" patch tokens [B, K, L, p·p·C] (or [B, L, p·p·C]) in MAE's order
             (h w)(p q c); float32, bfloat16, float16 or float64.
-        image: [B, C, Hs, Ws] source, uint8, uint16 or floating, any strides; Hs, Ws may differ
-            from H, W.
+        image: [B, C, Hs, Ws] source, uint8 (255 is 1), uint16 (65535 is 1) or floating, any
+            strides; Hs, Ws may differ from H, W.
         theta: [B, K, 2, 3] output-to-input affine matrices in the convention of `F.affine_grid`.
         color: [B, K, C, C + 1] affine maps of the samples in 0..1, of up to four channels; or
             [B, K, C, 2], a gain and an offset of each channel, of any number.

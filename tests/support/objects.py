@@ -20,6 +20,7 @@ class Objects:
             "reset" and "short" end an answer half way, with a broken connection or without;
             "hang" sends nothing.
         without_ranges: whole objects are sent whatever was asked for.
+        shifted: bytes behind what was asked for, from which a range is sent.
         asked: how often each (method, name) was asked for.
         sent: bytes of bodies.
         most: requests at the same time, at most.
@@ -27,7 +28,7 @@ class Objects:
 
     def __init__(self):
         self.files, self.faults, self.etags = {}, {}, {}
-        self.url, self.latency, self.without_ranges = "", 0.0, False
+        self.url, self.latency, self.without_ranges, self.shifted = "", 0.0, False, 0
         self.asked, self.sent, self.most, self.now = Counter(), 0, 0, 0
         self.lock, self.ended = threading.Lock(), threading.Event()
 
@@ -89,8 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
         first, count, code = 0, len(data), 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked and not self.objects.without_ranges:
-            first = int(asked[1])
-            count, code = min(int(asked[2]) + 1, len(data)) - first, 206
+            first, last = (int(place) + self.objects.shifted for place in asked.groups())
+            count, code = min(last + 1, len(data)) - first, 206
             if count <= 0:
                 self.send_response(416)
                 self.send_header("Content-Length", "0")
@@ -100,6 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
         cut = len(body) // 2 if with_body and fault in ("reset", "short") else len(body)
         self.send_response(code)
         self.send_header("ETag", f'"{self.objects.etag(data)}"')
+        if code == 206:
+            last = first + len(body) - 1
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
         self.send_header("Content-Length", str(cut if fault == "short" else len(body)))
         self.end_headers()
         if with_body:

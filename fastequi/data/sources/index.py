@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 MANY = 1_000_000  # images; a run of as many or more refers to their index
 AGAIN = "make it again with fastequi data scan, or remove it"
 _LINES = ".jsonl"
+_FIRST = b'{"fastequi index"'  # of JSON lines
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,15 @@ def present(file: Path) -> Path:
 
 
 def expect_writable(file: Path) -> None:
-    """Raises PermissionError where an index cannot be written: before a scan, not after it."""
+    """Raises an error where an index cannot be written: before a scan, not after it.
+
+    Raises:
+        PermissionError: its folder is not to be written to.
+        ValueError: something else has that name, which would be lost.
+    """
+    if file.exists() and not (file.is_file() and _is_index(file)):
+        what = "a folder" if file.is_dir() else "no index"
+        raise ValueError(f"index: {file} is there and is {what}; name another place (--index)")
     folder = next(folder for folder in file.absolute().parents if folder.exists())
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"index: {folder} cannot be written; name another place (--index)")
@@ -201,6 +210,12 @@ def read(file: Path) -> Index:
 def kept_aside(file: Path, fingerprint: str) -> Path:
     """Where an index of other images was kept when a scan replaced it."""
     return file.with_name(f"{stem(file)}.{fingerprint}{INDEX}")
+
+
+def _is_index(file: Path) -> bool:
+    with file.open("rb") as opened:
+        start = opened.read(len(_FIRST))
+    return start == _FIRST or table.is_table(file)
 
 
 def _is_lines(file: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from fastequi.data.sources.urls import scheme, shown
+from fastequi.data.sources.urls import bare, scheme
 
 
 def expect_local(option: str, place: str | os.PathLike[str]) -> str:
@@ -27,6 +27,6 @@ def expect_local(option: str, place: str | os.PathLike[str]) -> str:
     else:
         instead = "copy it to this machine or mount it, and name that folder"
     raise ValueError(
-        f"{option}: {shown(given)} is a URL; only paths on this machine are read and written here: "
+        f"{option}: {bare(given)} is a URL; only paths on this machine are read and written here: "
         f"{instead}"
     )

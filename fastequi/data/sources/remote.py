@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from fastequi.data.sources import http_ranges
 from fastequi.data.sources.urls import scheme, shown
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,15 @@ class Patience:
 
 PATIENCE = Patience()
 ONCE = Patience(retries=0)
+GREETING = Patience(retries=4, total=15.0)  # of a server that has not answered yet
 
 
 class Unreadable(OSError):
     """An object that cannot be read: gone, changed, refused, or failing in spite of retries."""
+
+
+class Unreachable(Unreadable):
+    """An object whose server gave no answer at all, of any status."""
 
 
 class Gone(Unreadable):
@@ -101,25 +107,40 @@ def state(url: str, tries: Patience | None = None) -> State:
     return _patiently(url, ask, tries or PATIENCE, lambda: None)
 
 
-def read(url: str, first: int, count: int, check: Callable[[], None] = lambda: None) -> bytes:
+def read(
+    url: str,
+    first: int,
+    count: int,
+    check: Callable[[], None] = lambda: None,
+    version: str = "",
+) -> bytes:
     """A byte range of an object.
 
     Args:
         url: the object.
         first, count: first byte and number of bytes; of those there have to be as many.
         check: called before every retry; what it raises ends them.
+        version: of the object, as :func:`state` names it; another one, where an answer says it, is
+            a failure.
 
     Raises:
         Unreadable: all tries failed; ImportError: as :func:`state`.
     """
 
     def ask() -> bytes:
-        data: bytes = _filesystem(url).cat_file(url, start=first, end=first + count)
-        if len(data) > count:
-            raise Unreadable(
-                f"{shown(url)}: {len(data)} bytes came where {count} were asked for; expected a "
-                f"server that knows byte ranges (python -m http.server does not)"
-            )
+        filesystem = _filesystem(url)
+        if scheme(url) in ("http", "https"):
+            try:
+                data = http_ranges.read(filesystem, url, first, count, version)
+            except http_ranges.NoRanges as error:
+                raise Unreadable(
+                    f"{shown(url)}: {error}; expected a server that knows byte ranges (python -m "
+                    f"http.server does not)"
+                ) from None
+        else:
+            data = filesystem.cat_file(url, start=first, end=first + count)
+            if len(data) > count:
+                raise Unreadable(f"{shown(url)}: {len(data)} bytes came of {count}")
         if len(data) < count:
             raise ConnectionError(f"{len(data)} bytes came of {count}")
         return data
@@ -148,6 +169,7 @@ def _patiently(url: str, call: Callable[[], T], tries: Patience, check: Callable
             raise
         except Exception as error:  # of aiohttp, botocore, ...: no package has them all
             last, reason = _final(error), _reason(error)
+            answered = _status(_cause(error)) is not None
             kind = Gone if isinstance(_cause(error), FileNotFoundError) else Unreadable
         # outside, so that the chain of errors does not carry texts with secrets along
         tried += 1
@@ -156,7 +178,8 @@ def _patiently(url: str, call: Callable[[], T], tries: Patience, check: Callable
         if last:
             raise kind(f"{shown(url)}: {reason}")
         if tried > tries.retries or passed + wait > tries.total:
-            raise Unreadable(f"{shown(url)}: {reason}, after {tried} tries in {passed:.3g} s")
+            gives_up = Unreadable if answered else Unreachable
+            raise gives_up(f"{shown(url)}: {reason}, after {tried} tries in {passed:.3g} s")
         _say(url, reason, tried, wait)
         time.sleep(wait)
         check()

@@ -83,7 +83,7 @@ def found(url: str, file: Path | None = None, tolerate: float = 0.0) -> Found:
     if file is not None and not file.is_file():
         raise FileNotFoundError(f"index: {file} does not exist")
     with _alone(place):
-        known = indices.read(place) if place.is_file() else None
+        known = _read(place, made=file is None)
         if known is not None and not known.archives:
             raise ValueError(f"index: {place} is not one of tar shards")
         if known is not None and (how := _differences(known, root, url, tolerate)):
@@ -100,6 +100,19 @@ def found(url: str, file: Path | None = None, tolerate: float = 0.0) -> Found:
             except OSError as error:
                 logger.info("the list of members is not kept: %s", error)
     return Found(root, place, known)
+
+
+def _read(place: Path, made: bool) -> Index | None:
+    """The index, if it is there; a damaged one that was made on the way is made again."""
+    if not place.is_file():
+        return None
+    try:
+        return indices.read(place)
+    except ValueError as error:
+        if not made:
+            raise
+        logger.warning("%s; the shards are listed again", error)
+        return None
 
 
 def scanned(url: str, chosen: slice | None = None) -> Listing:
@@ -147,6 +160,7 @@ def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Inde
     """
     root, _ = root_of(url)
     urls = expanded(url)[chosen or slice(None)]
+    _expect_answer(urls[0])
     Image.init()  # registers the formats before threads ask for them
     left_out: dict[str, str] = {}
     rows: list[Row] = []
@@ -185,6 +199,18 @@ def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Inde
         )
     kinds_of = tuple(sorted(formats))
     return Index(rows, left_out, False, "", tuple(archives), others, kinds_of)
+
+
+def _expect_answer(url: str) -> None:
+    """Raises Unreachable soon where nothing answers at all: the URL may be mistyped."""
+    try:
+        remote.state(url, remote.GREETING)
+    except remote.Unreachable as error:
+        raise remote.Unreachable(
+            f"shards: {error}: nothing answers there; is the URL right?"
+        ) from None
+    except Unreadable:
+        pass  # there is a server; what it says is for those who ask further
 
 
 class _Shard(NamedTuple):
@@ -265,6 +291,7 @@ def _differences(known: Index, root: str, url: str, tolerate: float) -> str:
     """How shards differ from an index, as text; losses that are tolerated are only logged."""
     wanted = {one.removeprefix(f"{root}/") for one in expanded(url)}
     have = {archive.name for archive in known.archives}
+    _expect_answer(f"{root}/{known.archives[0].name}")
     if new := sorted(wanted - have):
         return f"new: {_some(new)}"
     if surplus := sorted(have - wanted):
@@ -284,6 +311,10 @@ def _differences(known: Index, root: str, url: str, tolerate: float) -> str:
     changed = [archive.name for archive, now in pairs if now and not same(archive, now)]
     if len(changed) > int(tolerate * len(chosen)):
         return f"changed: {_some(changed)}"
+    if gone and len(gone) == len(chosen):
+        raise FileNotFoundError(
+            f"shards: none of the {len(gone)} that were compared can be read: {root}/{gone[0]}"
+        )
     for how, names in (("cannot be read", gone), ("changed since they were listed", changed)):
         if names:
             logger.warning("%s and will be replaced: shards %s", how, _some(names))

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.sources import remote
+from fastequi.data.sources.daemon_threads import DaemonThreads
 from fastequi.data.sources.encoded import MAX_BYTES, Span
 from fastequi.data.sources.encoded import read as read_file
 from fastequi.data.sources.listing import Archive
@@ -70,8 +71,9 @@ class RemoteShards:
         self._lock = threading.Lock()
         self._checks: dict[str, threading.Lock] = {}
         self._checked: dict[str, float] = {}
-        self._pool = ThreadPoolExecutor(_READERS)  # its threads start when there is work
+        self._pool = DaemonThreads(_READERS)
         self._coming: dict[tuple[str, int], Future[NDArray[np.uint8]]] = {}
+        self._dropped: set[str] = set()
         self._wanted: deque[str] = deque()
         self._fetching: set[str] = set()
         self._called = threading.Condition(self._lock)
@@ -83,6 +85,11 @@ class RemoteShards:
     def total(self) -> int:
         """Bytes of all shards."""
         return self._total
+
+    @property
+    def count(self) -> int:
+        """Of all shards."""
+        return len(self._archives)
 
     def largest(self, count: int) -> int:
         """Bytes of the largest shards, so many of them."""
@@ -143,6 +150,24 @@ class RemoteShards:
             with suppress(Unreadable):  # it is lost, which is noted
                 self._compare(url, remote.ONCE)
 
+    def drop(self, urls: Iterable[str]) -> bool:
+        """Removes shards from the cache, as one of their images does not decode: a disk may fail.
+
+        Each once, or a damaged image would have its shard fetched again and again.
+
+        Returns:
+            Whether one was there, so that its images are worth another try.
+        """
+        found = False
+        for url in set(urls) - self._dropped:
+            path = self._cached(url)
+            if path is not None:
+                self._dropped.add(url)
+                path.unlink(missing_ok=True)
+                logger.warning("%s is removed from data.cache_dir: an image in it is damaged", url)
+                found = True
+        return found
+
     def _read(self, url: str, span: Span) -> NDArray[np.uint8]:
         if why := self.why_lost(url):
             raise Unreadable(why)
@@ -160,8 +185,10 @@ class RemoteShards:
         self._expect_same(url)
         try:
             self.requests += 1
-            data = remote.read(url, first, count, partial(self._compare, url, remote.ONCE))
+            check = partial(self._compare, url, remote.ONCE)
+            data = remote.read(url, first, count, check, archive.etag)
         except Unreadable as error:
+            self._compare(url, remote.ONCE)  # a change is a better reason than what came of it
             raise self._lose(url, str(error)) from None
         return np.frombuffer(bytearray(data), np.uint8)
 
@@ -258,7 +285,7 @@ class RemoteShards:
             self._compare(url, remote.PATIENCE)
             for first in range(0, archive.bytes, _BLOCK):
                 count = min(_BLOCK, archive.bytes - first)
-                file.write(remote.read(url, first, count, check))
+                file.write(remote.read(url, first, count, check, archive.etag))
             self._compare(url, remote.PATIENCE)
 
         return self.cache.fetch(url, archive, fill)
@@ -266,10 +293,10 @@ class RemoteShards:
 
 def expect_room(shards: RemoteShards, window: int) -> None:
     """Raises ValueError unless a cache holds the window in use and the next one."""
-    cache = shards.cache
-    if cache is not None and (needed := shards.largest(2 * window)) > cache.capacity:
+    cache, both = shards.cache, min(2 * window, shards.count)
+    if cache is not None and (needed := shards.largest(both)) > cache.capacity:
         raise ValueError(
             f"data.cache_gb: expected at least {needed / GB:.6g}, the {needed} bytes of the "
-            f"largest {2 * window} shards, two windows of data.window={window}; "
+            f"largest {both} shards, two windows of data.window={window}; "
             f"got {cache.capacity / GB:.6g}"
         )

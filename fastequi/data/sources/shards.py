@@ -166,6 +166,8 @@ def members(
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 name = os.path.normpath(member.name)
+                if member.size < 0:  # tarfile would read the same header for ever
+                    raise tarfile.ReadError(f"{name} has {member.size} bytes")
                 if member.isdir():
                     continue
                 if not is_image_name(os.path.basename(name)):
@@ -182,8 +184,8 @@ def members(
             how = _end(file, tar.offset)
     except Unreadable:
         raise  # a network's fault is not the archive's
-    except (tarfile.TarError, OSError, ValueError) as error:
-        how = str(error)
+    except (tarfile.TarError, OSError, ValueError, MemoryError) as error:
+        how = str(error) or type(error).__name__
     if not how:
         return found, None
     return found, f"damaged archive ({how}); used are the {len(found)} images before that"

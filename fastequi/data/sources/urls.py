@@ -11,14 +11,16 @@ import os
 import re
 
 READ = ("s3", "gs", "gcs", "http", "https", "hf")
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib leaves one slash of two
-_SECRET = re.compile(r"(?<=://)[^/@\s]*@|(?<=[^\s?])\?[^\s'\")>]*")
+# pathlib leaves one slash of two; what begins as one of ours is one without any
+_URL = re.compile(rf"({'|'.join(READ)}|file|ftp)(?=:)|([A-Za-z][A-Za-z0-9+.-]+):/", re.IGNORECASE)
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:/+)\S*@")  # up to the last @: a password may hold any
+_QUERY = re.compile(r"(?<=[^\s?])[?#][^\s'\")>]*")
 
 
 def scheme(place: str | os.PathLike[str]) -> str:
     """Of a URL "s3://..." the "s3", in lower case; "" of a path."""
     found = _URL.match(os.fspath(place))
-    return found[1].lower() if found else ""
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
@@ -28,7 +30,13 @@ def is_url(place: str | os.PathLike[str]) -> bool:
 
 def shown(text: str) -> str:
     """A URL, or a text with URLs in it, without user, password and query."""
-    return _SECRET.sub("", text)
+    return _QUERY.sub("", _USER.sub(r"\1", text))
+
+
+def bare(place: str) -> str:
+    """A URL that is given, up to its query or fragment, and without what stands before an @."""
+    head = re.split("[?#]", place)[0]
+    return f"{scheme(head)}://{head.rpartition('@')[2]}" if "@" in head else head
 
 
 def expect_shards(option: str, place: str) -> str:
@@ -41,16 +49,17 @@ def expect_shards(option: str, place: str) -> str:
     Raises:
         ValueError: it is none that can be read, or carries credentials; none of them is repeated.
     """
-    clean = f"{option}: {shown(place)}"
+    clean = f"{option}: {bare(place)}"
     if scheme(place) not in READ or "://" not in place:
         raise ValueError(
             f"{clean} is a URL; read are tar shards by {' '.join(f'{name}://' for name in READ)} "
             f"and paths on this machine: copy it to this machine or mount it, and name that folder"
         )
-    if "@" in place.split("://", 1)[1].split("/", 1)[0]:
+    first, _, rest = place.split("://", 1)[1].partition("/")
+    if "@" in first or ("@" in rest and scheme(place) != "hf"):  # hf names revisions by it
         raise ValueError(
-            f"{clean} carries a user or password; expected a URL without: credentials are taken "
-            f"from the environment or from fsspec's own files"
+            f"{clean} carries a user or password, or an @ that may end one; expected a URL "
+            f"without: credentials are taken from the environment or from fsspec's own files"
         )
     if "?" in place or "#" in place:
         raise ValueError(
@@ -60,7 +69,7 @@ def expect_shards(option: str, place: str) -> str:
     if not place.endswith(".tar"):
         raise ValueError(
             f"{clean} is a URL of no tar shard; expected one that ends with .tar, or a range such "
-            f"as {shown(place).rstrip('/')}/{{000..012}}.tar; copy other images to this machine or "
+            f"as {bare(place).rstrip('/')}/{{000..012}}.tar; copy other images to this machine or "
             f"mount them, and name that folder"
         )
     if scheme(place) in ("http", "https") and re.search(r"[*\[]", place):
