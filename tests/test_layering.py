@@ -19,10 +19,19 @@ ALLOWED: dict[str, set[str]] = {
         *("kernels.short_attention", "kernels.gelu"),
     },
     "data.sources": {"atomic", "kernels.toolchain"},  # the cache folder
-    "data.config": set(),
+    "data.channels": set(),
+    "data.config": {"data.channels"},
     "data.scenes": {"data.pillow", "data.sources"},
     "data.views": {"data.config", "data.sources.images", "philox"},
-    "data": {"data.config", "data.sources", "data.views", "functional", "paths", "philox"},
+    "data": {
+        "data.channels",
+        "data.config",
+        "data.sources",
+        "data.views",
+        "functional",
+        "paths",
+        "philox",
+    },
     "methods": {
         *("losses", "models", "functional", "data.views.batch", "paths", "optim"),
         "kernels.graphs",

@@ -1,7 +1,9 @@
 """The data's settings: augmentations of every view, sizes, batch, loading.
 
 A view is a window of a photograph, mirrored or not, then colour, blur, solarization and a rotation,
-in that order; `fastequi.data.views.parameters` draws what happens to which sample.
+in that order; `fastequi.data.views.parameters` draws what happens to which sample. Images whose
+channels are not RGB (`data.channels`) have neither colour nor solarization but, for each channel, a
+gain, an offset, a gamma, noise, or no contents at all.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from fastequi.data.channels import DTYPE, RGB, chosen, ranges
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,20 @@ class Augment:
             the photograph's shorter side: (48 / 256, 77 / 256) cuts windows of 48 to 77 px from a
             photograph scaled to 256.
         flip: probability of mirroring left to right.
-        jitter: probability of the four colour changes.
+        jitter: probability of the four colour changes; of other channels than RGB, of gain, offset
+            and gamma.
         brightness, contrast, saturation: factors uniform in 1 ± value.
         hue: uniform in ± value, 1 is 360 degrees.
         gray: probability of no saturation.
         blur: probability of a Gaussian blur.
         sigma: its range in pixels of the view.
         solarize: probability of inverting values of 128 and above.
+        gain: of other channels than RGB, as all that follow: each is multiplied by a factor uniform
+            in 1 ± value,
+        offset: plus a number uniform in ± value, of values in 0..1,
+        gamma: to the power 2^x, x uniform in ± value.
+        noise: standard deviation of Gaussian noise, uniform between 0 and this, of values in 0..1.
+        drop: probability of a channel to be its mean everywhere.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -44,13 +55,19 @@ class Augment:
     blur: float = 1.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
+    gain: float = 0.4
+    offset: float = 0.1
+    gamma: float = 0.0
+    noise: float = 0.0
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "gray", "blur", "solarize"):
+        for name in ("flip", "jitter", "gray", "blur", "solarize", "drop"):
             _expect(0 <= getattr(self, name) <= 1, name, "a probability", getattr(self, name))
-        for name in ("brightness", "contrast", "saturation", "hue"):
+        for name in ("brightness", "contrast", "saturation", "hue", "gain", "offset", "gamma"):
             value = getattr(self, name)
             _expect(0 <= value < math.inf, name, "a half-range >= 0", value)
+        _expect(0 <= self.noise < math.inf, "noise", "a deviation >= 0", self.noise)
         _expect_range("area", self.area, 1.0)
         _expect_range("aspect", self.aspect, math.inf)
         _expect_range("sigma", self.sigma, math.inf)
@@ -66,7 +83,8 @@ class Augment:
 
     def plain(self) -> Augment:
         """The same windows with neither flip, colour, blur nor solarization."""
-        return replace(self, flip=0.0, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
+        plain = replace(self, flip=0.0, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
+        return replace(plain, noise=0.0, drop=0.0)
 
     @property
     def colors(self) -> bool:
@@ -92,7 +110,15 @@ class DataConfig:
         source_size: side of u, the source image of v2, in pixels: the view plus a margin; equal to
             `image_size` in the papers. With 48 px around a 32 px view no rotation has an empty
             corner (48 / 32 > √2). Window ranges of the second view refer to u with its margin.
-        mean, std: of the normalisation, in 0..1 (ImageNet's).
+        channels: "rgb" makes 8-bit RGB of every image. "all" takes the channels that files have,
+            alike in all of them, with their depth; numbers such as 0,3,7 take some of them.
+        value_range: of those: what becomes 0 and what 1. "dtype": all that the type holds, 0..255
+            or 0..65535, of floats 0..1. "percentiles": the .1 and the 99.9 percentile of each
+            channel, as `fastequi data scan` measured them; "percentiles:1:99" others. Or LOW:HIGH
+            in the files' own numbers, such as 0:4095, one for all channels or one for each with
+            commas between.
+        mean, std: of the normalisation, of values in 0..1, one for each channel (ImageNet's). Of
+            other channels than RGB, where they are not given, those that a scan measured.
         a1: augmentation of the first view v1.
         a2: augmentation of the second view u, before the path transformation.
         local_crops: number of local crops of every image (multi-crop).
@@ -136,8 +162,10 @@ class DataConfig:
 
     image_size: int = 224
     source_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channels: str = RGB
+    value_range: str = DTYPE
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     a1: Augment = field(default_factory=Augment)
     a2: Augment = field(default_factory=vicreg_second)
     local_crops: int = 0
@@ -194,10 +222,26 @@ class DataConfig:
         _expect(fine, "cache_gb", "a size > 0 in units of 10^9 bytes", self.cache_gb)
         known = ("dali", "fused", "auto")
         _expect(self.views in known, "views", "dali, fused or auto", self.views)
+        self._check_channels()
         fine = all(map(math.isfinite, self.mean))
         _expect(fine, "mean", "finite values", self.mean)
         fine = all(0 < s < math.inf for s in self.std)
         _expect(fine, "std", "positive values", self.std)
+
+    def _check_channels(self) -> None:
+        numbers, ends = chosen(self.channels), ranges(self.value_range)
+        rgb = self.is_rgb
+        _expect(not rgb or self.value_range == DTYPE, "value_range", "dtype beside rgb", ends)
+        count = 3 if rgb else len(numbers or ())
+        if not count:  # "all": their number is in the files
+            return
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            # ImageNet's three stand for what a scan measured
+            fine = len(values) == count or (not rgb and len(values) == 3)
+            _expect(fine, name, f"{count} values, one for each channel", values)
+        fine = ends is None or len(ends) in (1, count)
+        _expect(fine, "value_range", f"one or {count}", self.value_range)
 
     def _check_overlap(self) -> None:
         if not self.overlaps:
@@ -209,6 +253,23 @@ class DataConfig:
             _expect(aug.side is None, f"{name}.side", "None beside rotations or overlap", aug.side)
             what = f"at least {4 * least:g}, four times the overlap"
             _expect(least >= 0 and aug.area[0] >= 4 * least, f"{name}.area", what, aug.area)
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether every image is made 8-bit RGB."""
+        return self.channels == RGB
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the views.
+
+        Raises:
+            ValueError: of channels=all, whose number the files say; a run that has begun knows it.
+        """
+        numbers = chosen(self.channels)
+        if numbers is None and not self.is_rgb:
+            raise ValueError("channels: expected rgb or numbers where no images are given, got all")
+        return 3 if numbers is None else len(numbers)
 
     @property
     def samples_per_file(self) -> int:

@@ -1,0 +1,54 @@
+"""The words of data.channels and data.value_range."""
+
+from dataclasses import replace
+
+import pytest
+
+from fastequi.data.channels import chosen, percentiles, ranges, written
+from fastequi.data.config import Augment, DataConfig
+
+
+def test_channels_are_read_and_written():
+    assert chosen("rgb") is chosen("all") is None
+    assert chosen("0,3,11") == (0, 3, 11)
+    assert written((0, 3, 11)) == "0,3,11"
+    for text in ("", "0,", "1 2", "-1", "0,0", ",".join(map(str, range(1025)))):
+        with pytest.raises(ValueError, match="channels: expected"):
+            chosen(text)
+
+
+def test_ranges_are_read():
+    assert ranges("dtype") is ranges("percentiles") is ranges("percentiles:1:99") is None
+    assert ranges("0:4095") == ((0.0, 4095.0),)
+    assert ranges("0:4095,-1.5:2e3") == ((0.0, 4095.0), (-1.5, 2000.0))
+    assert percentiles("percentiles") == (0.1, 99.9)
+    assert percentiles("percentiles:2:97.5") == (2.0, 97.5)
+    assert percentiles("0:1") is None
+    for text in ("", "1:1", "2:1", "0:nan", "0:inf", "1", "1:2:3", "a:b", "percentiles:3"):
+        with pytest.raises(ValueError, match="value_range: expected"):
+            ranges(text)
+
+
+def test_settings_know_how_many_channels_there_are():
+    assert DataConfig().in_chans == 3
+    some = DataConfig(channels="4,1", mean=(0.5, 0.5), std=(0.1, 0.2), value_range="0:9,0:8")
+    assert some.in_chans == 2
+    assert not some.is_rgb
+    with pytest.raises(ValueError, match=r"channels: expected rgb or numbers where no images"):
+        _ = DataConfig(channels="all").in_chans
+    for change, message in (
+        ({"mean": (0.1,)}, "mean: expected 2 values"),
+        ({"value_range": "0:1,0:1,0:1"}, "value_range: expected one or 2"),
+        ({"channels": "rgb", "mean": (0.5,) * 3, "std": (0.2,) * 3}, "value_range: expected dtype"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(some, **change)
+
+
+def test_settings_of_a_channel_are_checked():
+    for name, value in (("gain", -1), ("offset", float("inf")), ("gamma", -0.1), ("noise", -1)):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            Augment(**{name: value})
+    with pytest.raises(ValueError, match="drop: expected a probability"):
+        Augment(drop=1.5)
+    assert Augment(noise=0.1, drop=0.1).plain().noise == Augment(drop=0.1).plain().drop == 0
