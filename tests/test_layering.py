@@ -96,6 +96,8 @@ HOME = {
         "fastequi/data/sources/remote.py",
     },
     "aiohttp": {"fastequi/data/sources/remote.py"},
+    "tifffile": {"fastequi/data/sources/tiff.py"},
+    "pydicom": {"fastequi/data/sources/dicom.py"},
     "onnx": {"fastequi/export/onnx.py"},
     "onnxruntime": {"fastequi/export/onnx.py"},
     "scipy": {"fastequi/evaluate/geometry/jhmdb.py"},

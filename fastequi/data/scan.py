@@ -146,9 +146,9 @@ def scanned(
                     entries.append((state, (name, one), ""))
                     continue
                 offset = None if span is None else span[0]
-                count, height, width, kind = one.header
-                row = Row(name, count, height, width, one.sha256, offset)
-                entries.append((state, row, kind))
+                count, height, width, form, kind = one.header
+                row = Row(name, count, height, width, one.sha256, offset, kind)
+                entries.append((state, row, form))
             yield entries
             show(part.stop, len(listing))
 

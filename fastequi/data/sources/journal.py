@@ -4,9 +4,9 @@ A scan that was killed goes on behind the last whole line, after it has made sur
 before it are as they were (name, bytes, time). The last line of a finished journal says which part
 of which listing it is of. Journals are merged into an index (`fastequi.data.sources.merge`).
 
-    [name, bytes, mtime_ns, height, width, sha256, first byte in its shard, format]
+    [name, bytes, mtime_ns, height, width, sha256, first byte in its shard, kind, format]
     [name, bytes, mtime_ns, reason]                              of an image that is left out
-    {"fastequi scan": 1, "first": ..., ...}                      the end
+    {"fastequi scan": 2, "first": ..., ...}                      the end
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from fastequi.data.sources.columns import Row
 from fastequi.data.sources.index import stem
 from fastequi.data.sources.listing import Archive, State
 
-_VERSION = 1
+_VERSION = 2
+_ENTRY, _LEFT_OUT = 9, 4  # values of a line
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class End:
         digest: of all units, alike in the parts of one set.
         images, name_bytes: of this part, and bytes of their names.
         formats: {Pillow's name: images}.
+        kinds: of the images' values (`fastequi.data.sources.kinds`), each once.
         archives: the shards of this part.
         left_out: {name: reason} of damage found while listing.
         passed_over: {kind: files}.
@@ -85,6 +87,7 @@ class End:
     images: int = 0
     name_bytes: int = 0
     formats: Mapping[str, int] = field(default_factory=dict)
+    kinds: tuple[int, ...] = ()
     archives: tuple[Archive, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
@@ -116,7 +119,7 @@ class Journal:
         except OSError:  # a file system without locks
             pass
         self.images = self.name_bytes = 0
-        self.formats = Counter[str]()
+        self.formats, self.kinds = Counter[str](), set[int]()
 
     def __enter__(self) -> Journal:
         return self
@@ -139,6 +142,8 @@ class Journal:
             entry = _parsed(line)
             if not isinstance(entry, list) or entry[:3] != [name, *state]:
                 break
+            if len(entry) not in (_ENTRY, _LEFT_OUT):  # as an older version wrote them
+                break
             self._count(entry)
             done, kept = done + 1, kept + len(line)
         self._opened.truncate(kept)
@@ -158,6 +163,7 @@ class Journal:
             "images": self.images,
             "name_bytes": self.name_bytes,
             "formats": dict(self.formats),
+            "kinds": sorted(self.kinds),
         }
         line = {"fastequi scan": _VERSION, **asdict(end), **counts}
         self._opened.write(json.dumps(line).encode("ascii") + b"\n")
@@ -165,10 +171,11 @@ class Journal:
         os.fsync(self._opened.fileno())
 
     def _count(self, entry: list[Any]) -> None:
-        if len(entry) == 8:
+        if len(entry) == _ENTRY:
             self.images += 1
             self.name_bytes += len(entry[0].encode(errors="surrogateescape"))
             self.formats[entry[-1]] += 1
+            self.kinds.add(entry[-2])
 
 
 def rows_of(file: Path) -> Iterator[Row | tuple[str, str]]:
@@ -206,7 +213,7 @@ def end_of(file: Path) -> End | None:
     if version != _VERSION:
         raise ValueError(f"merge: {file} is of version {version}, expected {_VERSION}")
     found["archives"] = tuple(Archive(**entry) for entry in found["archives"])
-    found["share"] = tuple(found["share"])
+    found["share"], found["kinds"] = tuple(found["share"]), tuple(found["kinds"])
     return End(**found)
 
 
