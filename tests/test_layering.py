@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
         *("functional.arguments", "versions", "atomic", "kernels.toolchain", "kernels.graphs"),
         *("kernels.short_attention", "kernels.gelu"),
     },
-    "data.sources": {"atomic", "kernels.toolchain"},  # the cache folder
+    "data.sources": {"atomic", "data.channels", "kernels.toolchain"},  # the cache folder
     "data.channels": set(),
     "data.config": {"data.channels"},
     "data.scenes": {"data.pillow", "data.sources"},

@@ -6,6 +6,7 @@ Objects in them are never unpickled.
 from __future__ import annotations
 
 import zipfile
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,6 +35,15 @@ def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:
     return of_shape(shape, dtype)
 
 
+def is_plain(file: BinaryIO, depth: str) -> bool:
+    """Whether it is a .npy of format 1.0 with an array [H, W, C] of a type, which DALI reads."""
+    if not file.read(8).startswith(b"\x93NUMPY\x01\x00"):
+        return False
+    file.seek(0)
+    shape, dtype = _header(file)
+    return len(shape) == 3 and dtype == np.dtype(depth)
+
+
 def decoded(file: BinaryIO) -> NDArray[Any]:
     """The values [H, W, C] in their own type.
 
@@ -44,6 +54,13 @@ def decoded(file: BinaryIO) -> NDArray[Any]:
         values = npy.read_array(array, allow_pickle=False)
     of_shape(values.shape, values.dtype)
     return values.reshape(*values.shape[:2], -1)
+
+
+def encoded(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """A .npy of values [H, W, C], as DALI reads them."""
+    file = BytesIO()
+    npy.write_array(file, np.ascontiguousarray(values), version=(1, 0), allow_pickle=False)
+    return np.frombuffer(file.getbuffer(), np.uint8)
 
 
 def _opened(file: BinaryIO) -> Any:

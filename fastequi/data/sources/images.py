@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastequi.data.sources.encoded import read
+from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import taken
@@ -51,6 +52,7 @@ class Source:
         remote: what reads the shards behind URLs; None of files on this machine.
         kinds: [n] uint16, what the images' values are (`fastequi.data.sources.kinds`); None: not
             known, as of indices that were written before.
+        measured: what a scan measured of the values, by kind; of a single set.
     """
 
     paths: Sequence[str] = field(repr=False)
@@ -62,6 +64,7 @@ class Source:
     indexed: Indexed | None = field(default=None, repr=False, compare=False)
     remote: RemoteShards | None = field(default=None, repr=False, compare=False)
     kinds: NDArray[np.uint16] | None = field(default=None, repr=False, compare=False)
+    measured: Mapping[int, Measured] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = self.region

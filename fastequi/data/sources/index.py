@@ -26,6 +26,7 @@ import numpy as np
 from fastequi.data.sources import lines, table
 from fastequi.data.sources.columns import Columns, Row, Rows, in_parts
 from fastequi.data.sources.listing import INDEX, Archive
+from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks
 
@@ -52,6 +53,7 @@ class Index:
         fingerprint: digest of names and sizes, if it is known without reading them.
         kinds: of the images' values (`fastequi.data.sources.kinds`), each once; empty in older
             indices.
+        measured: what a scan measured of their values, by kind.
     """
 
     rows: Sequence[Row] = field(repr=False)
@@ -63,6 +65,7 @@ class Index:
     formats: tuple[str, ...] = ()
     fingerprint: str = field(default="", repr=False, compare=False)
     kinds: tuple[int, ...] = ()
+    measured: Mapping[int, Measured] = field(default_factory=dict, repr=False)
 
     @property
     def columns(self) -> Columns:
@@ -207,8 +210,8 @@ def read(file: Path) -> Index:
         about, archives, bad, rows = lines.read_index(file)
         # older indices have none of them
         more = about.get("passed_over", {}), tuple(about.get("formats", ()))
-        kinds = tuple(about.get("kinds", ()))
-        return Index(rows, bad, about["decoded"], about["when"], archives, *more, kinds=kinds)
+        values = _values(about)
+        return Index(rows, bad, about["decoded"], about["when"], archives, *more, "", *values)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"index: {file} cannot be used ({error}); {AGAIN}") from error
 
@@ -236,8 +239,14 @@ def _mapped(file: Path) -> Index:
     each = zip(*entries.values(), strict=True)
     archives = tuple(Archive(**dict(zip(entries, values, strict=True))) for values in each)
     more = about["passed_over"], tuple(about["formats"]), about["fingerprint"]
-    rows, kinds = Rows(opened.columns), tuple(about.get("kinds", ()))
-    return Index(rows, opened.left_out, about["decoded"], about["when"], archives, *more, kinds)
+    rows, values = Rows(opened.columns), _values(about)
+    return Index(rows, opened.left_out, about["decoded"], about["when"], archives, *more, *values)
+
+
+def _values(about: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[int, Measured]]:
+    """Kinds and measurements; older indices have neither."""
+    each = about.get("measured", {}).items()
+    return tuple(about.get("kinds", ())), {int(c): Measured.of_json(one) for c, one in each}
 
 
 def _now() -> str:
@@ -260,6 +269,7 @@ def _about(index: Index) -> dict[str, Any]:
         "passed_over": dict(sorted(index.passed_over.items())),
         "formats": index.formats,
         "kinds": index.kinds,
+        "measured": {str(code): one.to_json() for code, one in sorted(index.measured.items())},
     }
 
 

@@ -1,11 +1,13 @@
 """What a scan has found so far: JSON lines that are appended as images are decoded.
 
-A scan that was killed goes on behind the last whole line, after it has made sure that the images
-before it are as they were (name, bytes, time). The last line of a finished journal says which part
-of which listing it is of. Journals are merged into an index (`fastequi.data.sources.merge`).
+A scan that was killed goes on behind the last counts of values (`fastequi.data.sources.measured`),
+after it has made sure that the images before are as they were (name, bytes, time). The last line
+of a finished journal says which part of which listing it is of. Journals are merged into an index
+(`fastequi.data.sources.merge`).
 
     [name, bytes, mtime_ns, height, width, sha256, first byte in its shard, kind, format]
     [name, bytes, mtime_ns, reason]                              of an image that is left out
+    {"values": {kind: counts}}            of the images before it, since the last such line
     {"fastequi scan": 2, "first": ..., ...}                      the end
 """
 
@@ -24,8 +26,10 @@ from typing import IO, Any
 from fastequi.data.sources.columns import Row
 from fastequi.data.sources.index import stem
 from fastequi.data.sources.listing import Archive, State
+from fastequi.data.sources.measured import Counts
 
 _VERSION = 2
+_VALUES = "values"
 _ENTRY, _LEFT_OUT = 9, 4  # values of a line
 
 
@@ -136,25 +140,40 @@ class Journal:
         Returns:
             How many images were scanned before; what is appended follows them.
         """
-        done, kept = 0, 0
+        done, kept, length = 0, 0, 0
+        waiting: list[list[Any]] = []  # until their values follow
+        states = iter(now)
         self._opened.seek(0)
-        for (name, state), line in zip(now, self._opened, strict=False):
-            entry = _parsed(line)
-            if not isinstance(entry, list) or entry[:3] != [name, *state]:
+        for line in self._opened:
+            entry, length = _parsed(line), length + len(line)
+            if isinstance(entry, dict) and _VALUES in entry:
+                for one in waiting:
+                    self._count(one)
+                done, kept = done + len(waiting), length
+                waiting.clear()
+                continue
+            name, state = next(states, ("", None))
+            # others are the end, a torn line, or as an older version wrote them
+            as_written = isinstance(entry, list) and len(entry) in (_ENTRY, _LEFT_OUT)
+            if state is None or not as_written or entry[:3] != [name, *state]:
                 break
-            if len(entry) not in (_ENTRY, _LEFT_OUT):  # as an older version wrote them
-                break
-            self._count(entry)
-            done, kept = done + 1, kept + len(line)
+            waiting.append(entry)
         self._opened.truncate(kept)
         return done
 
-    def add(self, entries: Iterable[tuple[State, Row | tuple[str, str], str]]) -> None:
-        """Appends images: their states, their rows or (name, reason), and their formats."""
+    def add(
+        self,
+        entries: Iterable[tuple[State, Row | tuple[str, str], str]],
+        values: Mapping[int, Counts],
+    ) -> None:
+        """Appends images: their states, their rows or (name, reason), their formats; and the counts
+        of their values by kind."""
         for state, row, kind in entries:
             entry = [row[0], *state, *([*row[2:], kind] if isinstance(row, Row) else row[1:])]
             self._count(entry)
             self._opened.write(json.dumps(entry).encode("ascii") + b"\n")
+        line = {_VALUES: {str(code): counts.to_json() for code, counts in sorted(values.items())}}
+        self._opened.write(json.dumps(line).encode("ascii") + b"\n")
         self._opened.flush()
 
     def finish(self, end: End) -> None:
@@ -184,11 +203,23 @@ def rows_of(file: Path) -> Iterator[Row | tuple[str, str]]:
         for line in lines:
             entry = _parsed(line)
             if isinstance(entry, dict):
+                if _VALUES in entry:
+                    continue
                 return
             if not isinstance(entry, list):
                 raise ValueError(f"merge: {file} is damaged: {line[:80]!r} is no image")
             name, count, _, *rest = entry
             yield Row(name, count, *rest[:-1]) if len(rest) > 1 else (name, rest[0])
+
+
+def values_of(file: Path) -> Iterator[dict[int, Counts]]:
+    """The counts of values in a journal, some images' at a time."""
+    mark = f'{{"{_VALUES}"'.encode()
+    with file.open("rb") as lines:
+        for line in lines:
+            if line.startswith(mark) and (entry := _parsed(line)) is not None:
+                each = entry[_VALUES].items()
+                yield {int(code): Counts.of_json(counts) for code, counts in each}
 
 
 def end_of(file: Path) -> End | None:
@@ -207,7 +238,7 @@ def end_of(file: Path) -> End | None:
                 break
             length *= 4
     found = _parsed(tail.rpartition(b"\n")[2] + b"\n")
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or _VALUES in found:
         return None
     version = found.pop("fastequi scan", None)
     if version != _VERSION:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fastequi.data.sources.columns import Row, of_many
 from fastequi.data.sources.index import Index, read, stem, write_parts
-from fastequi.data.sources.journal import End, end_of, rows_of
+from fastequi.data.sources.journal import End, end_of, rows_of, values_of
+from fastequi.data.sources.measured import Counts, added
 
 _SCAN = "fastequi data scan --part K/N makes them"
 
@@ -76,7 +77,12 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
     count = sum(end.images for end, _ in ends), sum(end.name_bytes for end, _ in ends)
     names = tuple(sorted(formats))
     whole = Index([], left_out, True, "", archives, dict(passed_over), names)
-    whole = replace(whole, kinds=tuple(sorted(kinds)))
+    values: dict[int, Counts] = {}
+    for _, file in ends:
+        for some in values_of(file):
+            added(values, some)
+    measured = {code: counts.measured() for code, counts in values.items()}
+    whole = replace(whole, kinds=tuple(sorted(kinds)), measured=measured)
     write_parts(index, whole, of_many(rows(), archives), count)
     for _, file in ends:
         file.unlink()

@@ -24,10 +24,9 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, FORMATS = (
     *(274, 258, 259, 262, 277, 284, 339),
 )
-MOST_FOR_DALI = 32  # channels
 _SHORT, _LONG = 3, 4  # types of a tag's values
 _PREFIX = 8, 16  # bytes of a TIFF's first header, of a BigTIFF's
-_BLACK_IS_0, _RGB = 1, 2
+_WHITE_IS_0, _BLACK_IS_0, _RGB = 0, 1, 2
 # of compression: none, LZW, deflate (two numbers), PackBits, which libtiff reads
 _BY_LIBTIFF = (1, 5, 8, 32773, 32946)
 
@@ -67,7 +66,7 @@ def is_for_dali(tags: Any) -> bool:
 
 
 def decoded(file: BinaryIO) -> NDArray[Any]:
-    """The values [H, W, C] of the first page, upright, in their own type.
+    """The values [H, W, C] of the first page, upright, in their own type; 0 is black.
 
     Raises:
         ImportError: tifffile is not installed.
@@ -83,6 +82,9 @@ def decoded(file: BinaryIO) -> NDArray[Any]:
         tags = page.tags
         orientation = tags[ORIENTATION].value if ORIENTATION in tags else 1
         planar = page.samplesperpixel > 1 and page.planarconfig == 2
+        inverted = page.photometric == _WHITE_IS_0 and values.dtype.kind == "u"
+    if inverted:
+        values = np.iinfo(values.dtype).max - values
     if values.ndim == 2:
         values = values[..., None]
     elif planar:
@@ -94,7 +96,7 @@ def encoded(values: NDArray[Any]) -> NDArray[np.uint8]:
     """An uncompressed TIFF of values [H, W, C] of one of `kinds.DEPTHS`, which DALI reads.
 
     Args:
-        values: of at most MOST_FOR_DALI channels.
+        values: of at most 32 channels, more of which DALI does not read.
     """
     height, width, channels = values.shape
     content = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False))
