@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -78,8 +79,6 @@ def test_a_header_says_what_the_values_are(tmp_path, name):
     ],
 )
 def test_what_is_no_image_is_said(content, reason):
-    import re
-
     found = header(np.frombuffer(content, np.uint8))
     assert isinstance(found, str)
     assert re.search(reason, found), found
