@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastequi.cli import commands
 from fastequi.data.sources.encoded import header
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.kinds import DEPTHS, RGB8, Kind, counts
 from fastequi.data.sources.wanted import Wanted
+from fastequi.data.values import decoded
 from tests.support import science
 from tests.support.science import values
 
@@ -181,3 +183,54 @@ def test_arrays_are_images_only_where_there_are_no_others(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert list(open_source(beside).names) == ["photo.png"]
     assert "passed over 1 × .npy, 1 × .npz" in caplog.text
+
+
+def test_pages_may_be_channels():
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    array = values(4, "uint16")
+    planes = np.ascontiguousarray(np.moveaxis(array, -1, 0))
+
+    def written(**options):
+        file = io.BytesIO()
+        tifffile.imwrite(file, planes, photometric="minisblack", **options)
+        return np.frombuffer(file.getvalue(), np.uint8)
+
+    for image in (
+        written(ome=True, metadata={"axes": "CYX"}),
+        written(imagej=True, metadata={"axes": "CYX"}),
+    ):
+        for by_request in (False, True):
+            assert Kind.of(header(image, by_request).kind) == Kind(4, "uint16")
+        np.testing.assert_array_equal(decoded(image, 4), array)
+    for image in (
+        written(ome=True, metadata={"axes": "ZYX"}),
+        written(imagej=True, metadata={"axes": "TYX"}),
+    ):  # they say that they are none
+        assert Kind.of(header(image, True).kind) == Kind(1, "uint16")
+        np.testing.assert_array_equal(decoded(image), array[..., :1])
+    for options in ({}, {"bigtiff": True}, {"byteorder": ">"}):
+        image = written(metadata=None, **options)
+        assert Kind.of(header(image).kind) == Kind(1, "uint16")
+        assert Kind.of(header(image, True).kind) == Kind(4, "uint16")
+        np.testing.assert_array_equal(decoded(image, 4), array)
+    both = written(bigtiff=True, byteorder=">")
+    assert header(both) == "a BigTIFF of big-endian numbers, which Pillow does not read"
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as out:
+        out.write(planes[0], metadata=None)
+        out.write(planes[0, :5], metadata=None)
+    assert header(np.frombuffer(file.getvalue(), np.uint8), True) == (
+        "page 2 is unlike the first, which channels are not"
+    )
+
+
+def test_a_scan_takes_pages_as_channels_by_request(tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    for i in range(3):
+        planes = np.ascontiguousarray(np.moveaxis(values(4, "uint16", i), -1, 0))
+        tifffile.imwrite(tmp_path / f"{i}.tif", planes, photometric="minisblack", metadata=None)
+    commands.data(["scan", str(tmp_path)])
+    assert "values      1 channel of uint16: 3 images" in capsys.readouterr().out
+    commands.data(["scan", str(tmp_path), "--pages", "channels"])
+    assert "values      4 channels of uint16: 3 images" in capsys.readouterr().out
+    assert counts(open_source(tmp_path, wanted=Wanted("all")).kinds) == {Kind(4, "uint16"): 3}

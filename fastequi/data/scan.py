@@ -204,7 +204,7 @@ def _read(listing: Listing, i: int) -> _Read | str:
         raise  # a network's fault, of which the index shall not know
     except OSError as error:
         return why(error, listing.path(i))
-    found = header(data)
+    found = header(data, listing.pages_are_channels)
     if isinstance(found, str):
         return found
     return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], found)

@@ -40,7 +40,9 @@ def is_for_dali(image: Bytes, pixels: Pixels) -> bool:
     if start.startswith(_JPEG) or start.startswith(_JPEG2000):
         return pixels.count in (1, 3)
     if tiff.is_tiff(start):
-        return tiff.is_for_dali(tiff.tags_of(BytesIO(image.data)))
+        tags = tiff.tags_of(BytesIO(image.data))
+        # with fewer, several pages hold them
+        return tiff.is_for_dali(tags) and tags.get(tiff.SAMPLES, 1) == pixels.count
     return False
 
 
@@ -61,7 +63,7 @@ def checked(image: Bytes, pixels: Pixels) -> NDArray[Any]:
         ValueError: it has other channels than the run's, or values that are not finite.
         Exception: whatever damaged bytes make a library raise.
     """
-    values = of_depth(decoded(image), pixels.depth)
+    values = of_depth(decoded(image, pixels.count), pixels.depth)
     if values.shape[2] != pixels.count:
         raise ValueError(f"{values.shape[2]} channels, expected {pixels.count}")
     if values.dtype.kind == "f" and (wrong := int((~np.isfinite(values)).sum())):
@@ -69,8 +71,12 @@ def checked(image: Bytes, pixels: Pixels) -> NDArray[Any]:
     return values
 
 
-def decoded(image: Bytes) -> NDArray[Any]:
+def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
     """The values [H, W, C] of encoded bytes, upright, in their own type.
+
+    Args:
+        image: the bytes.
+        channels: of the image, where several pages of a TIFF hold them.
 
     Raises:
         Exception: as :func:`carried`.
@@ -82,7 +88,7 @@ def decoded(image: Bytes) -> NDArray[Any]:
         return arrays.decoded(file)
     if tiff.is_tiff(start) and not _is_for_pillow(tiff.tags_of(file)):
         file.seek(0)
-        return tiff.decoded(file)
+        return tiff.decoded(file, channels)
     file.seek(0)
     if start.startswith(_PNG) and start[24] == 16 and start[25] == 4:
         raise ValueError(_SIXTEEN_WITH_ALPHA)

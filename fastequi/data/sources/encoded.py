@@ -135,28 +135,31 @@ def read(path: str, span: Span | None = None) -> NDArray[np.uint8]:
         os.close(descriptor)
 
 
-def header(image: str | NDArray[np.uint8]) -> Header | str:
+def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> Header | str:
     """The header of a file or of encoded bytes; or, as text, why it cannot be read.
+
+    Of a TIFF with several pages the first is the image, unless it is an OME-TIFF or of ImageJ and
+    says that they are channels; or all of them are, by request.
 
     Call `Image.init()` before several threads do this, and ignore `DecompressionBombWarning`.
     """
     try:
         if not isinstance(image, str):
-            return _header(BytesIO(image.data), len(image))
+            return _header(BytesIO(image.data), len(image), pages_are_channels)
         status = os.stat(image)
         if not stat.S_ISREG(status.st_mode):
             return "not a regular file"
         if status.st_size == 0:
             return "empty file"
         with open(image, "rb") as file:
-            return _header(file, status.st_size)
+            return _header(file, status.st_size, pages_are_channels)
     except Image.DecompressionBombError as error:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
         return why(error, image if isinstance(image, str) else "")
 
 
-def _header(file: BinaryIO, count: int) -> Header:
+def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     start = file.read(_START)
     file.seek(0)
     form = "DICOM" if dicom.is_dicom(start) else arrays.format_of_bytes(start)
@@ -164,7 +167,7 @@ def _header(file: BinaryIO, count: int) -> Header:
         height, width, kind = (dicom if form == "DICOM" else arrays).shape_of(file)
         return _checked(Header(count, height, width, form, kind.code))
     if tiff.is_tiff(start):
-        return _tiff(file, count)
+        return _tiff(file, count, pages_are_channels)
     with Image.open(file, formats=FORMATS) as opened:
         (width, height), exif = opened.size, opened.info.get("exif")
         kind, form = kinds.of_opened(opened), opened.format or ""
@@ -173,13 +176,16 @@ def _header(file: BinaryIO, count: int) -> Header:
     return Header(count, height, width, form, kind.code)
 
 
-def _tiff(file: BinaryIO, count: int) -> Header:
+def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     """Of a TIFF, by its tags: Pillow opens none of many channels."""
     tags = tiff.tags_of(file)
     width, height = int(tags[256]), int(tags[257])
     if tags.get(tiff.ORIENTATION, 1) in (5, 6, 7, 8):
         height, width = width, height
-    return _checked(Header(count, height, width, "TIFF", kinds.of_tags(tags).code))
+    kind = kinds.of_tags(tags)
+    if (pages := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
+        kind = kinds.Kind(pages * kind.channels, kind.depth)
+    return _checked(Header(count, height, width, "TIFF", kind.code))
 
 
 def _checked(found: Header) -> Header:

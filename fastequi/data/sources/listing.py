@@ -91,6 +91,7 @@ class Listing:
         left_out: {name: reason} of damage found while listing.
         passed_over: {kind: files} of files that are not images by their names.
         remote: what reads the shards behind URLs; None of files on this machine.
+        pages_are_channels: whether all pages of a TIFF are channels of one image.
     """
 
     root: Path | str
@@ -102,6 +103,7 @@ class Listing:
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
     remote: Reads | None = field(default=None, repr=False)
+    pages_are_channels: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

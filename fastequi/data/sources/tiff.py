@@ -6,6 +6,7 @@ channels that lie one after the other, floats, and whole numbers of more than 16
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any, BinaryIO
 
@@ -21,6 +22,10 @@ except Exception as error:  # a broken install raises more than ImportError
     tifffile = None
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_DESCRIPTION = 270
+_OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
+_IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
+_MOST_PAGES = 4095
 ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, FORMATS = (
     *(274, 258, 259, 262, 277, 284, 339),
 )
@@ -42,14 +47,21 @@ def tags_of(file: BinaryIO) -> Any:
     Raises:
         Exception: whatever damaged ones make Pillow raise.
     """
-    file.seek(0)
-    start = file.read(_PREFIX[0])
-    if b"+" in start[:4]:  # a BigTIFF
-        start += file.read(_PREFIX[1] - _PREFIX[0])
-    tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+    tags = _directory(file)
     file.seek(tags.next)
     tags.load(file)
     return tags
+
+
+def _directory(file: BinaryIO) -> Any:
+    """An empty one of this file's kind, which knows where the first page's is."""
+    file.seek(0)
+    start = file.read(_PREFIX[0])
+    if start[:4] == b"MM\0+":
+        raise ValueError("a BigTIFF of big-endian numbers, which Pillow does not read")
+    if start[:4] == b"II+\0":
+        start += file.read(_PREFIX[1] - _PREFIX[0])
+    return TiffImagePlugin.ImageFileDirectory_v2(start)
 
 
 def is_for_dali(tags: Any) -> bool:
@@ -65,8 +77,51 @@ def is_for_dali(tags: Any) -> bool:
     )
 
 
-def decoded(file: BinaryIO) -> NDArray[Any]:
+def channel_pages(file: BinaryIO, tags: Any, by_request: bool = False) -> int:
+    """How many pages are channels of one image: those that an OME-TIFF or ImageJ says are, or by
+    request all; else the first alone.
+
+    Args:
+        file: the TIFF.
+        tags: of its first page.
+        by_request: whether the pages of other files are channels, too.
+    """
+    said = str(tags.get(_DESCRIPTION, ""))
+    if "<OME" in said:
+        sizes = {name: int(size) for name, size in _OME_SIZE.findall(said)}
+        others = sizes.get("Z", 1) * sizes.get("T", 1)
+        return sizes.get("C", 1) // int(tags.get(SAMPLES, 1)) if others == 1 else 1
+    if said.startswith("ImageJ="):
+        sizes = {name: int(size) for name, size in _IMAGEJ_SIZE.findall(said)}
+        of_channels = sizes.get("channels", 1)
+        return of_channels if sizes.get("images", 1) == of_channels else 1
+    return _count_pages(file, tags) if by_request else 1
+
+
+def _count_pages(file: BinaryIO, tags: Any) -> int:
+    """Pages of the first one's size and number of samples.
+
+    Raises:
+        ValueError: they differ, or there are too many.
+    """
+    count, at = 1, tags.next
+    while at:
+        page = _directory(file)
+        file.seek(at)
+        page.load(file)
+        alike = all(page.get(tag) == tags.get(tag) for tag in (256, 257, SAMPLES, BITS, FORMATS))
+        if not alike or count > _MOST_PAGES:
+            raise ValueError(f"page {count + 1} is unlike the first, which channels are not")
+        count, at = count + 1, page.next
+    return count
+
+
+def decoded(file: BinaryIO, channels: int | None = None) -> NDArray[Any]:
     """The values [H, W, C] of the first page, upright, in their own type; 0 is black.
+
+    Args:
+        file: the TIFF.
+        channels: of the image, where several pages hold them.
 
     Raises:
         ImportError: tifffile is not installed.
@@ -77,18 +132,19 @@ def decoded(file: BinaryIO) -> NDArray[Any]:
             f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {_MISSING})"
         ) from _MISSING
     with tifffile.TiffFile(file) as opened:
-        page = opened.pages[0]
-        values = np.asarray(page.asarray())
-        tags = page.tags
-        orientation = tags[ORIENTATION].value if ORIENTATION in tags else 1
-        planar = page.samplesperpixel > 1 and page.planarconfig == 2
-        inverted = page.photometric == _WHITE_IS_0 and values.dtype.kind == "u"
+        first = opened.pages[0]
+        samples = int(first.samplesperpixel)
+        count = 1 if channels is None else max(channels // samples, 1)
+        pages = [opened.pages[k].asarray() for k in range(min(count, len(opened.pages)))]
+        orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
+        planar = samples > 1 and first.planarconfig == 2
+        inverted = first.photometric == _WHITE_IS_0 and first.dtype.kind == "u"
+    if samples == 1:
+        values = np.stack(pages, -1)
+    else:
+        values = np.concatenate([np.moveaxis(p, 0, -1) if planar else p for p in pages], -1)
     if inverted:
         values = np.iinfo(values.dtype).max - values
-    if values.ndim == 2:
-        values = values[..., None]
-    elif planar:
-        values = np.moveaxis(values, 0, -1)
     return turned(values, int(orientation))
 
 
