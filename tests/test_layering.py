@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "build": {"config", "data.views.batch", "methods", "models"},
     "config": {"data.config", "limits", "paths", "runtime.devices"},
     "freezing": set(),
-    "limits": {"config"},  # for its type alone
+    "limits": {"config", "data.channels"},  # of config its type alone
     "muon": {"functional.arguments", "sharded"},
     "optim": {"muon", "sharded"},
     "paths": {"functional.checks", "functional.arguments", "kernels.constants", "philox"},

@@ -393,7 +393,7 @@ def _of_foreign(path: Path, config: Config, device: torch.device) -> Encoder:
     data = config.data
 
     def make() -> TokenEncoder:
-        return build_token_encoder(config.model, data.image_size)
+        return build_token_encoder(config.model, data.image_size, data.in_chans)
 
     encoder = _seeded(make, config)
     try:

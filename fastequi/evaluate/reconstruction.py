@@ -173,7 +173,8 @@ def path_loader(config: Config, source: Source, device: torch.device, seed: int)
     batch = max(min(data.batch_size, _BATCH) // each, 1) * each
     repeat = max(data.repeat, -(-batch // (each * len(source))))
     data = replace(data, batch_size=batch, repeat=repeat)
-    return make_loader(source, data, config.path.build(), seed=seed, device=device)
+    path = config.path.build(data.in_chans)
+    return make_loader(source, data, path, seed=seed, device=device)
 
 
 def predictions(

@@ -176,7 +176,7 @@ def own_path(config: Config, device: torch.device) -> tuple[dict[str, Task], Win
     def loader(source: Source, path: paths.Path, seed: int) -> Loader:
         return path_loader(config, source, device, seed)
 
-    path, name = config.path.build(), config.path.family
+    path, name = config.path.build(config.data.in_chans), config.path.family
     for parameter, scale in zip(path.names, path.scales(config.data.image_size), strict=True):
         option = "degrees" if parameter == "angle" else "pixels"
         if not scale > 0:

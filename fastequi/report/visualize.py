@@ -106,7 +106,7 @@ def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
     method, config = encoder.method, encoder.config
     if not isinstance(method, TIR) or method.decoder is None or config is None:
         return "it has no decoders"
-    views, path = views_of(config), config.path.build()
+    views, path = views_of(config), config.path.build(config.data.in_chans)
     pictures = _pictures(encoder, photos, _SHOWN, views.source_size)[:_ROWS]
     u = torch.stack([_window(picture, views.source_size) for picture in pictures])
     u = u.to(encoder.device)
