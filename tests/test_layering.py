@@ -55,7 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     # above report, whose figures stand in the model card
     "export": {
         *("evaluate", "report", "weights", "models", "atomic", "versions"),
-        *("data.pillow", "data.sources", "functional.normalise", "runtime.checkpoint"),
+        *("data.channels", "data.pillow", "data.sources", "functional.normalise"),
+        "runtime.checkpoint",
     },
     "report": {
         *("evaluate", "weights", "data", "functional", "methods", "models"),
