@@ -24,10 +24,10 @@ class Photometric:
     Attributes:
         brightness, contrast, saturation: factors 1 ± this; see `fastequi.paths.color_matrix`.
         hue: ± this share of 360°.
-        gain, offset: instead of these four, of images that are not RGB: every channel times a
-            factor 1 ± gain, plus ± offset.
         blur: σ from 0 to this, in pixels of a 224 px image: to blur · W / 224 of the image's own.
         noise: standard deviation of normal noise on every value in 0..1.
+        gain, offset: of images that are not RGB, instead of the first four: every channel times a
+            factor 1 ± gain, plus ± offset.
         rgb: images are RGB.
     """
 
@@ -35,10 +35,10 @@ class Photometric:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
-    gain: float = 0.4
-    offset: float = 0.1
     blur: float = 2.0
     noise: float = 0.02
+    gain: float = 0.4
+    offset: float = 0.1
     rgb: bool = True
 
     def change(self, images: Tensor, generator: torch.Generator) -> Tensor:
