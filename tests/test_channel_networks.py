@@ -10,6 +10,7 @@ from fastequi import paths
 from fastequi.build import build, build_network
 from fastequi.cli.dryrun import dry_run, synthetic
 from fastequi.config import Config, DataConfig, InitConfig, ModelConfig, PathConfig
+from fastequi.evaluate.encoders import load_encoder
 from fastequi.functional import rot90_batch
 from fastequi.functional.normalise import normalise
 from fastequi.methods.distillation import FrozenTeacher
@@ -18,7 +19,7 @@ from fastequi.models.foreign_names import create
 from fastequi.models.vit import VisionTransformer
 from fastequi.weights.teachers import attach
 from tests.support.channels import several
-from tests.support.configs import config_of
+from tests.support.configs import config_of, run_folder
 
 CPU = torch.device("cpu")
 RECIPES = {
@@ -144,6 +145,17 @@ def test_a_function_may_return_a_network_of_any_channels():
     assert encoder.forward_features(torch.randn(1, 2, 64, 64)).patch.shape == (1, 64, 8)
     with pytest.raises(ValueError, match=r"\[1, 5, 32, 32\].* of 5 input channels, as data.chann"):
         create(name, 32, 5)
+
+
+@pytest.mark.parametrize("recipe", [RECIPES["simclr"], "rotnet_vits16"])
+def test_a_run_of_another_packages_network_is_built_trained_and_evaluated(recipe, tmp_path):
+    config = several(config_of(recipe), 2)
+    config = replace(config, model=ModelConfig(f"{__name__}:TwoChannels"))
+    method, batch = build(config), synthetic(config, 4, CPU)
+    method(batch)["loss"].backward()
+    assert torch.all(method.backbone.wrapped[0].weight.grad.abs().sum((0, 2, 3)) > 0)
+    encoder = load_encoder(str(run_folder(tmp_path / "run", config)), "cpu")
+    assert encoder.features(batch.v1)["patch"].shape == (4, 16, 8)
 
 
 def test_a_path_of_colours_needs_rgb():
