@@ -41,7 +41,7 @@ def build(config: Config) -> Method:
 def build_gtsa(config: Config) -> GTSA:
     """GTSA; see :func:`build`."""
     gtsa = config.gtsa
-    encoder = _adapted(build_token_encoder(config.model, config.data.image_size), config)
+    encoder = _adapted(build_token_encoder(config.model, *_images(config)), config)
     _expect_grids(config, encoder, least=2)
     return GTSA(
         Mapper(encoder, MapProjector(encoder.embed_dim, gtsa.dim)),
@@ -61,7 +61,7 @@ def build_gtsa(config: Config) -> GTSA:
 
 def build_rotnet(config: Config) -> RotNet:
     """Rotation prediction; see :func:`build`."""
-    encoder = _adapted(build_network(config.model, config.data.image_size), config)
+    encoder = _adapted(build_network(config.model, *_images(config)), config)
     classifier: nn.Module
     if isinstance(encoder, AlexNet):
         classifier = AlexNetClassifier(len(ANGLES))
@@ -74,8 +74,8 @@ def build_rotnet(config: Config) -> RotNet:
 
 def build_tir(config: Config) -> TIR:
     """TIR, or its base alone; see :func:`build`."""
-    model, data, tir = config.model, config.data, config.tir
-    encoder = _adapted(build_token_encoder(model, data.image_size), config)
+    tir = config.tir
+    encoder = _adapted(build_token_encoder(config.model, *_images(config)), config)
     _expect_grids(config, encoder)
     views = views_of(config)
     decoder = None
@@ -83,7 +83,8 @@ def build_tir(config: Config) -> TIR:
         decoder = build_decoder(config, encoder.patch_size)
     base = build_base(config, encoder)
     weights = tir.recon_weight, tir.mask_outside
-    return TIR(base, decoder, config.path.build(), views, *weights, _anchor(config, encoder))
+    path = config.path.build(config.data.in_chans)
+    return TIR(base, decoder, path, views, *weights, _anchor(config, encoder))
 
 
 def build_decoder(config: Config, patch_size: int) -> Decoder:
@@ -96,11 +97,12 @@ def build_decoder(config: Config, patch_size: int) -> Decoder:
             depth=tir.decoder_depth,
             num_heads=tir.decoder_heads,
             mlp_ratio=4.0 if model.mlp_ratio is None else model.mlp_ratio,
+            in_chans=config.data.in_chans,
             shared=tir.decoder_shared,
             attention=model.attention,
         )
     kind = PathDecoder if tir.decoder == "patch" else PixelShuffleDecoder
-    return kind(*sizes, num_convs=tir.decoder_convs)
+    return kind(*sizes, num_convs=tir.decoder_convs, in_chans=config.data.in_chans)
 
 
 def build_base(config: Config, encoder: TokenEncoder) -> Base:
@@ -158,23 +160,43 @@ def _distillation(config: Config, encoder: TokenEncoder, block: int) -> Distilla
 
 
 def views_of(config: Config) -> Views:
-    """Geometry and normalisation of a config's images."""
+    """Geometry and normalisation of a config's images.
+
+    Raises:
+        ValueError: the normalisation is not one of its channels: that comes from a scan.
+    """
     data = config.data
+    for name in ("mean", "std"):
+        values, channels = getattr(data, name), data.in_chans
+        if len(values) != channels:
+            raise ValueError(
+                f"data.{name}: expected {channels} values, one for each of data.channels="
+                f"{data.channels}, got {values}"
+            )
     return Views(data.image_size, data.source_size, data.mean, data.std, config.path.padding_mode)
 
 
-def build_network(model: ModelConfig, image_size: int) -> TokenEncoder | NetworkInNetwork | AlexNet:
+def _images(config: Config) -> tuple[int, int]:
+    """Side in pixels and channels of the images that an encoder takes."""
+    return config.data.image_size, config.data.in_chans
+
+
+def build_network(
+    model: ModelConfig, image_size: int, in_chans: int = 3
+) -> TokenEncoder | NetworkInNetwork | AlexNet:
     """The network that a config names: RotNet's convolutional ones or any encoder."""
     if model.name == "nin":
-        return NetworkInNetwork(model.num_blocks)
-    return AlexNet() if model.name == "alexnet" else build_token_encoder(model, image_size)
+        return NetworkInNetwork(model.num_blocks, in_chans)
+    if model.name == "alexnet":
+        return AlexNet(in_chans)
+    return build_token_encoder(model, image_size, in_chans)
 
 
-def build_token_encoder(model: ModelConfig, image_size: int) -> TokenEncoder:
+def build_token_encoder(model: ModelConfig, image_size: int, in_chans: int = 3) -> TokenEncoder:
     """The encoder that a config names: a ViT or a network of another package."""
     if model.is_foreign:
-        return create(model.name, image_size)
-    return build_encoder(model, image_size)
+        return create(model.name, image_size, in_chans)
+    return build_encoder(model, image_size, in_chans)
 
 
 def _expect_grids(config: Config, encoder: TokenEncoder, least: int = 1) -> None:
@@ -217,7 +239,7 @@ def _adapted(network: Network, config: Config) -> Network:
     return network
 
 
-def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:
+def build_encoder(model: ModelConfig, image_size: int, in_chans: int = 3) -> vit.VisionTransformer:
     """The ViT that a config names, with the config's changes of its size."""
     own = ("embed_dim", "depth", "num_heads", "mlp", "mlp_ratio", "mlp_hidden")  # of the name
     size = {name: value for name in own if (value := getattr(model, name)) is not None}
@@ -229,6 +251,7 @@ def build_encoder(model: ModelConfig, image_size: int) -> vit.VisionTransformer:
     return vit.create(
         model.name,
         img_size=image_size,
+        in_chans=in_chans,
         init_values=model.layer_scale,
         no_embed_class=not model.embed_class,
         **{name: getattr(model, name) for name in same},

@@ -81,26 +81,30 @@ class InitConfig:
     # height and width in pixels that positions are for, if they are not square and nothing says so
     img_size: tuple[int, ...] = ()
     patch_size: int | None = None  # resize the patch embedding to this (FlexiViT's pseudo-inverse)
-    channels: tuple[int, ...] = ()  # which three of the weights' input channels are kept, from 0
+    channels: tuple[int, ...] = ()  # which of the weights' input channels are kept, from 0, in the
+    # order of data.channels; of RGB three
 
 
 @dataclass(frozen=True)
 class PathConfig:
     """The transformation path; only its family's ranges are used (by default the paper's)."""
 
-    family: Literal["se2", "rotation", "translation", "color", "blur"] = "se2"
+    family: Literal["se2", "rotation", "translation", "color", "gain", "blur"] = "se2"
     degrees: float = 45.0  # rotation: half-range
     pixels: float = 10.0  # translation: half-range in pixels of a 224 px view
-    brightness: float = 0.4  # factor 1 ± this
-    contrast: float = 0.4  # factor 1 ± this
-    saturation: float = 0.4  # factor 1 ± this
-    hue: float = 0.1  # half-range, 1 is 360 degrees
+    brightness: float = 0.4  # color: factor 1 ± this
+    contrast: float = 0.4  # color: factor 1 ± this
+    saturation: float = 0.4  # color: factor 1 ± this
+    hue: float = 0.1  # color: half-range, 1 is 360 degrees
+    gain: float = 0.4  # gain: each channel times a factor 1 ± this
+    offset: float = 0.1  # gain: plus a number, ± this, of values in 0..1
     sigma_low: float = 0.1  # blur: smallest sigma in pixels
     sigma_high: float = 2.0  # blur: largest sigma in pixels
     # of transformed views: how they continue beyond the edge of the source image
     padding_mode: Literal["zeros", "border", "reflection"] = "zeros"
 
-    def build(self) -> paths.Path:
+    def build(self, channels: int = 3) -> paths.Path:
+        """The path, of images of so many channels."""
         match self.family:
             case "se2":
                 return paths.SE2(self.degrees, self.pixels)
@@ -110,6 +114,8 @@ class PathConfig:
                 return paths.Translation(self.pixels)
             case "color":
                 return paths.Color(self.brightness, self.contrast, self.saturation, self.hue)
+            case "gain":
+                return paths.Gain(channels, self.gain, self.offset)
             case "blur":
                 return paths.Blur(self.sigma_low, self.sigma_high)
         raise ValueError(f"path.family: unknown {self.family!r}")

@@ -13,6 +13,8 @@ import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fastequi.data.channels import ALL
+
 if TYPE_CHECKING:
     from fastequi.config import Config
 
@@ -98,8 +100,11 @@ def check(config: Config) -> None:
         _check_foreign(config)
     _check_optim(config)
     _check_train(config)
+    rgb = config.path.family != "color" or _channels(config) in (None, 3)
+    three = "gain, the gain and offset of each channel: color is of RGB, and data.channels="
+    expect(rgb, "path.family", f"{three}{config.data.channels} is not", config.path.family)
     try:
-        config.path.build()
+        config.path.build(_channels(config) or 3)
     except ValueError as error:
         raise ValueError(f"path.{error}") from error
     if config.method == "gtsa":
@@ -181,14 +186,24 @@ def _check_init(config: Config) -> None:
     init, name = config.init, config.model.name
     expect(not init.path or name.startswith("vit_"), "model.name", "a ViT for --init", name)
     expect(len(init.img_size) <= 2, "init.img_size", "one or two sides", init.img_size)
-    kept = len(init.channels)
-    expect(kept in (0, 3), "init.channels", "three, as images have", init.channels)
+    kept, channels = len(init.channels), _channels(config)
+    expect(
+        kept == 0 or channels in (None, kept),
+        "init.channels",
+        f"{channels} numbers, as many as data.channels={config.data.channels} has, or none",
+        init.channels,
+    )
     expect(
         init.patch_size in (None, config.model.patch_size),
         "init.patch_size",
         f"model.patch_size={config.model.patch_size}",
         init.patch_size,
     )
+
+
+def _channels(config: Config) -> int | None:
+    """Of the images; None of data.channels=all, which a run replaces by numbers."""
+    return None if config.data.channels == ALL else config.data.in_chans
 
 
 def _check_name(name: str) -> None:
@@ -281,6 +296,12 @@ def _check_train(config: Config) -> None:
         "train.knn_data",
         "labelled images for train.knn_every",
         repr(train.knn_data),
+    )
+    expect(
+        not train.knn_every or config.data.is_rgb,
+        "train.knn_every",
+        f"0 for data.channels={config.data.channels}: labelled images are read as RGB",
+        train.knn_every,
     )
     expect(
         not train.stop_if_worse or bool(train.knn_every or train.r2_every),

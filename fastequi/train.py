@@ -167,7 +167,7 @@ def pretrain(
             make_loader(
                 source,
                 config.data,
-                config.path.build(),
+                config.path.build(config.data.in_chans),
                 seed=config.train.seed,
                 device=device,
                 state=state["data"],

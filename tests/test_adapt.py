@@ -82,8 +82,9 @@ def test_a_grey_network_sees_grey_images_as_before_and_says_so(tmp_path, caplog)
 def test_of_many_channels_those_asked_for_are_kept(tmp_path):
     means = [0.1, 0.2, 0.3, 0.4, 0.5]
     folder, state = of_channels(tmp_path / "five", 5, mean=means, std=[0.5] * 5)
-    with pytest.raises(ValueError, match="as images have, got 5; --channels says which"):
-        load_weights(folder)
+    with pytest.raises(ValueError, match="3, as images have, got 5; --channels says which"):
+        load_weights(folder, Stated(in_chans=3))
+    assert load_weights(folder).mean == tuple(means)  # as they are
     encoder = load_encoder(str(folder), "cpu", Stated(channels=(3, 2, 1)))
     assert encoder.mean == (0.4, 0.3, 0.2)
     weight = state["patch_embed.proj.weight"][:, [3, 2, 1]]

@@ -218,7 +218,7 @@ def test_commands_take_a_checkpoint_of_two_networks_and_resize_its_patches(tmp_p
     assert small.features(x)["patch"].shape == (9, 4, 64)
     expected = small.features(x)["cls"][0, 0]
     torch.testing.assert_close(torch.from_numpy(np.load(out))[0], expected, atol=1e-4, rtol=1e-4)
-    for option, value in (("--channels", ["0", "1"]), ("--patch-size", ["0"])):
+    for option, value in (("--channels", ["0", "-1"]), ("--patch-size", ["0"])):
         with pytest.raises(SystemExit):
             main([*words, option, *value])
         assert f"{option}: expected" in capsys.readouterr().err

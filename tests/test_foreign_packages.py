@@ -315,3 +315,23 @@ def test_timms_batchnorm_with_its_activation_shares_statistics():
     x = torch.randn(4, 3, 5, 5)
     torch.testing.assert_close(shared.train()(x), own.train()(x))
     torch.testing.assert_close(shared.eval()(x), own.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "timm:vit_tiny_patch16_224", "vit", "swin"])
+def test_networks_of_other_packages_take_other_channels(name, tmp_path):
+    if ":" not in name:
+        name, _ = folder(name, tmp_path)
+    else:
+        package("timm")
+    encoder = moved(create(name, 64, 5))
+    few = torch.randn(2, 5, 64, 64, generator=torch.Generator().manual_seed(0))
+    tokens = encoder(few)
+    few[:, 4] += 1
+    assert (encoder(few) - tokens).abs().max() > 1e-4
+
+
+def test_networks_of_torchvision_take_three_channels():
+    with pytest.raises(
+        ValueError, match=r"data\.channels: expected three for torchvision:resnet18"
+    ):
+        create("torchvision:resnet18", 64, 5)

@@ -220,7 +220,7 @@ def test_two_processes_start_from_the_same_weights(tmp_path, weights, parallel):
             ("--init.patch-size", 4, "--model.patch-size", 8),
             r"init.patch_size: expected model.patch_size=8, got 4",
         ),
-        (("--init.channels", 0, 1), "channels: expected 3 of 0 .. 2, got 0 1"),
+        (("--init.channels", 0, 1), "--init.channels: expected 3, as images have, got 0 1"),
         (("--model.num-heads", 0), "--model.num-heads: expected >= 1, got 0"),
         (
             ("--model.name", "timm:resnet18"),

@@ -55,7 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     # above report, whose figures stand in the model card
     "export": {
         *("evaluate", "report", "weights", "models", "atomic", "versions"),
-        *("data.pillow", "data.sources", "functional.normalise", "runtime.checkpoint"),
+        *("data.channels", "data.pillow", "data.sources", "functional.normalise"),
+        "runtime.checkpoint",
     },
     "report": {
         *("evaluate", "weights", "data", "functional", "methods", "models"),
@@ -67,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "build": {"config", "data.views.batch", "methods", "models"},
     "config": {"data.config", "limits", "paths", "runtime.devices"},
     "freezing": set(),
-    "limits": {"config"},  # for its type alone
+    "limits": {"config", "data.channels"},  # of config its type alone
     "muon": {"functional.arguments", "sharded"},
     "optim": {"muon", "sharded"},
     "paths": {"functional.checks", "functional.arguments", "kernels.constants", "philox"},

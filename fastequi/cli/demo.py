@@ -113,6 +113,7 @@ def _expect_evaluable(config: Config) -> None:
     tir, size = config.tir, config.data.image_size
     for option, holds, expected, value in (
         ("--method", config.method == "tir", "tir", config.method),
+        ("--data.channels", config.data.is_rgb, "rgb", config.data.channels),
         ("--tir.num-steps", tir.num_steps >= 1, "at least 1", tir.num_steps),
         ("--tir.equi-dim", tir.equi_dim >= 1, "at least 1", tir.equi_dim),
         ("--tir.recon-weight", tir.recon_weight > 0, "a weight > 0", tir.recon_weight),

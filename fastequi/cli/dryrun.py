@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastequi.build import build
 from fastequi.config import Config, ModelConfig
+from fastequi.data.channels import ALL
 from fastequi.data.views.batch import Batch, Masks
 from fastequi.data.views.masks import block_masks
 from fastequi.data.views.overlaps import overlaps_of
@@ -32,10 +33,20 @@ _MIB = 2**20
 
 
 def dry_run(config: Config) -> None:
-    """Prints a run's settings, sizes and memory; on a GPU it takes one real step at full batch."""
+    """Prints a run's settings, sizes and memory; on a GPU it takes one real step at full batch.
+
+    Raises:
+        ValueError: data.channels=all, whose number only images say.
+    """
+    if config.data.channels == ALL:
+        raise ValueError(
+            "--data.channels: expected rgb or numbers such as 0,1,2 for --dry-run, which reads no "
+            "images, got all"
+        )
     console = Console()
     config, teacher = with_teacher(config)
     print("\n".join(settings(config)))
+    config = _normalised(config)
     method = build(config)
     attach(method, teacher, torch.device(config.train.resolved_device()))
     if config.init.path:
@@ -53,6 +64,15 @@ def dry_run(config: Config) -> None:
     console.print(table)
     if fitting:
         print(fitting)
+
+
+def _normalised(config: Config) -> Config:
+    """With a mean and std for each channel, in the place of those that a scan will measure."""
+    data = config.data
+    if len(data.mean) == len(data.std) == data.in_chans:
+        return config
+    each = (0.5,) * data.in_chans
+    return replace(config, data=replace(data, mean=each, std=each))
 
 
 _SECTION_OF_A_METHOD = {"tir": "tir", "distill": "tir", "gtsa": "gtsa", "rotnet": "rotnet"}
@@ -174,20 +194,21 @@ def _state_bytes(config: Config, method: Method) -> int:
 
 
 def synthetic(config: Config, n: int, device: torch.device) -> Batch:
-    """A batch of noise in the shapes and types of a real one."""
+    """A batch of noise in the shapes and types of a real one; u of other channels is 16-bit."""
     data, generator = config.data, torch.Generator().manual_seed(0)
     size, source = data.image_size, data.source_size
-    v1 = torch.randn(n, 3, size, size, generator=generator)
-    u = torch.randint(256, (n, source, source, 3), generator=generator, dtype=torch.uint8)
+    channels, kind = data.in_chans, torch.uint8 if data.is_rgb else torch.uint16
+    v1 = torch.randn(n, channels, size, size, generator=generator)
+    top, shape = torch.iinfo(kind).max + 1, (n, source, source, channels)
+    u = torch.randint(top, shape, generator=generator, dtype=torch.int32).to(kind)
     ids = torch.arange(n)
     draws = Draws.of(0, 0, ids.numpy())
-    params = config.path.build().sample(draws, size)
+    params = config.path.build(channels).sample(draws, size)
     local_crops = masks = overlaps = None
     if data.local_crops:
         side = data.local_crop_size
-        local_crops = torch.randn(data.local_crops, n, 3, side, side, generator=generator).to(
-            device
-        )
+        crops = (data.local_crops, n, channels, side, side)
+        local_crops = torch.randn(crops, generator=generator).to(device)
     if data.mask_share:
         grid = size // config.model.patch_size
         drawn = [

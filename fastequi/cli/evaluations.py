@@ -60,11 +60,12 @@ class EquivarianceOptions(Patterned, VitOptions):
     """Test photographs, instead of every fifth."""
     against: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A further encoder for the tables, such as the base without reconstruction."""
-    tasks: tuple[Literal["rotation", "translation", "se2", "color", "blur"], ...] = (
+    tasks: tuple[Literal["rotation", "translation", "se2", "color", "gain", "blur"], ...] = (
         *("rotation", "translation", "se2"),
         *("color", "blur"),
     )
-    """Which transformations."""
+    """Which transformations; color is of RGB, of other channels it is gain: each channel's own gain
+    and offset."""
     photometric: tuple[Literal["rotation", "translation", "se2"], ...] = ("se2",)
     """Which of them also between images of different light, colours, sharpness and noise; the
     default only where it is among --tasks."""

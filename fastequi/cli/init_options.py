@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from fastequi.weights.reader import Weights
 
 
-def start_of(words: list[str]) -> tuple[InitConfig, int | None]:
+def start_of(words: list[str]) -> tuple[InitConfig, int | None, str | None]:
     """What the words of a command line, which are known to be options, say of the start.
 
     Returns:
-        The start, with an absolute path, and --model.num-heads.
+        The start, with an absolute path, --model.num-heads and --data.channels.
 
     Raises:
         ValueError: --init and --init.path name different files.
@@ -33,6 +33,7 @@ def start_of(words: list[str]) -> tuple[InitConfig, int | None]:
     parser.add_argument("--init.patch-size", type=_number)
     parser.add_argument("--model.num-heads", type=_number)
     parser.add_argument("--model.name")
+    parser.add_argument("--data.channels")
     flags = [_dashed(word) if word.startswith("--") else word for word in words]
     found, _ = parser.parse_known_args(flags)
     given = {name: value for name, value in vars(found).items() if value not in (None, [])}
@@ -52,11 +53,16 @@ def start_of(words: list[str]) -> tuple[InitConfig, int | None]:
     for field in fields(InitConfig):
         if (value := given.get(f"init.{field.name}")) is not None and field.name != "path":
             values[field.name] = tuple(value) if isinstance(value, list) else value
-    return InitConfig(**values), given.get("model.num_heads")
+    return InitConfig(**values), given.get("model.num_heads"), given.get("data.channels")
 
 
-def words_of(weights: Weights) -> list[str]:
-    """The options that weights stand for; any that follow them go before."""
+def words_of(weights: Weights, in_chans: int | None) -> list[str]:
+    """The options that weights stand for; any that follow them go before.
+
+    Args:
+        weights: that a run starts from.
+        in_chans: of its images; None: not known yet, and then the normalisation is measured.
+    """
     from fastequi.weights.start import settings_of
 
     words: list[str] = []
@@ -66,7 +72,7 @@ def words_of(weights: Weights) -> list[str]:
             words.append(f"--model.{flag}" if value else f"--model.no-{flag}")
         else:
             words += [f"--model.{flag}", str(value)]
-    if weights.says_normalisation:
+    if weights.says_normalisation and in_chans is not None:
         words += ["--data.mean", *map(str, weights.mean), "--data.std", *map(str, weights.std)]
     return words
 

@@ -18,6 +18,8 @@ from fastequi.cli.init_options import start_of, started, words_of
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
 from fastequi.config import Config, recipe_of
+from fastequi.data.channels import ALL
+from fastequi.data.config import DataConfig
 from fastequi.data.sources.urls import is_url
 from fastequi.recipes import FROM_WEIGHTS, RECIPES
 from fastequi.runtime import interrupts
@@ -157,7 +159,7 @@ def _parsed_with_weights(
     """The options, with the settings that --init stands for; a resumed run has them already."""
     if not {"-h", "--help"} & set(words):
         expect_known(PretrainOptions, words)
-    init, num_heads = start_of(words)
+    init, num_heads, channels = start_of(words)
     if not init.path:
         return parse(PretrainOptions, prog, words, default)
     if resumed:
@@ -167,8 +169,12 @@ def _parsed_with_weights(
 
     from fastequi.weights.start import init_weights
 
-    weights = init_weights(init, num_heads)
-    options = parse(PretrainOptions, prog, [*words_of(weights), *words], default)
+    data = default.config.data
+    if channels is not None:
+        data = DataConfig(channels=channels)
+    in_chans = None if data.channels == ALL else data.in_chans
+    weights = init_weights(init, num_heads, in_chans)
+    options = parse(PretrainOptions, prog, [*words_of(weights, in_chans), *words], default)
     return replace(options, config=started(options.config, init, weights))
 
 

@@ -21,13 +21,13 @@ class VitOptions:
     patch_size: int | None = None
     """Resize its patch embedding to patches of this side, by FlexiViT's pseudo-inverse."""
     channels: tuple[int, ...] = ()
-    """Three of its input channels, from 0, that images' red, green and blue go to."""
+    """Its input channels, from 0, that an image's go to, in this order; of RGB images three."""
 
     def stated(self) -> Stated:
         """The given values.
 
         Raises:
-            ValueError: a number below 1, more than two sides, or not three channels.
+            ValueError: a number below 1, more than two sides, or a channel below 0.
         """
         for name in ("num_heads", "patch_size"):
             value = getattr(self, name)
@@ -37,9 +37,9 @@ class VitOptions:
         if len(sides) > 2 or min(sides, default=1) < 1:
             shown = " ".join(map(str, sides))
             raise ValueError(f"--img-size: expected one or two sides >= 1, got {shown}")
-        if len(self.channels) not in (0, 3) or min(self.channels, default=0) < 0:
+        if min(self.channels, default=0) < 0:
             shown = " ".join(map(str, self.channels))
-            raise ValueError(f"--channels: expected three numbers >= 0, got {shown}")
+            raise ValueError(f"--channels: expected numbers >= 0, got {shown}")
         return Stated(
             self.num_heads,
             (sides[0], sides[-1]) if sides else None,

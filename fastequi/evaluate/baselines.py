@@ -31,7 +31,7 @@ def patches(images: Tensor, patch: int) -> Tensor:
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
-    """[N, 42] of both images: mean and deviation of every channel; as logarithms the variance of
+    """[N, 14 C] of both images: mean and deviation of every channel; as logarithms the variance of
     the channels' differences (colourfulness) and the mean square of the differences between pixels
     1 and 2 apart (sharpness).
     """

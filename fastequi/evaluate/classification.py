@@ -91,7 +91,7 @@ def _check_memory(encoders: Mapping[str, Encoder], train: int, test: int) -> Non
     """Raises ValueError if the features of that many images do not fit into the free memory."""
     widths = [3 * RAW_SIZE**2]  # of raw pixels, at most
     for encoder in encoders.values():
-        tokens = encoder.features(noise(encoder.image_size, encoder.device))
+        tokens = encoder.features(noise(encoder.image_size, encoder.device, encoder.in_chans))
         widths += [tokens[name].shape[-1] for name in shown(encoder)]
     each = 4 * (sum(widths) + max(widths))  # one kind twice: joined, or standardised
     device = next(iter(encoders.values())).device
@@ -100,7 +100,7 @@ def _check_memory(encoders: Mapping[str, Encoder], train: int, test: int) -> Non
 
 
 def normalise(images: Tensor, encoder: Encoder) -> Tensor:
-    """uint8 images [B, 3, H, W] as an encoder takes them."""
+    """uint8 or uint16 images [B, C, H, W] as an encoder takes them."""
     return normalised(images, encoder.mean, encoder.std)
 
 
@@ -234,7 +234,7 @@ def evaluate_classes(
         out: the JSON file; by default see `fastequi.evaluate.results.place`.
         stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
-    encoder, encoders = load_all(spec, against, device, stated)
+    encoder, encoders = load_all(spec, against, device, stated, rgb=f"eval {kind}")
     splits = labelled_sets(data, train_images, test_images, share, test_data=test_data)
     file = place(kind, spec, out)
     sources = [part.source if isinstance(part, Files) else None for part in splits]

@@ -71,7 +71,7 @@ def _check_memory(
     encoder: Encoder, n: int, size: tuple[int, int], names: Sequence[str], all_tokens: bool
 ) -> None:
     """Raises ValueError if the features of n images do not fit into memory, with one kind twice."""
-    tokens = encoder.features(noise(size, encoder.device))
+    tokens = encoder.features(noise(size, encoder.device, encoder.in_chans))
     each = [
         4 * (tokens[k].numel() if all_tokens and k != "cls" else tokens[k].shape[-1]) for k in names
     ]
@@ -106,7 +106,7 @@ def _frame(encoder: Encoder, size: tuple[int, int] | None) -> tuple[int, int]:
     if patch is not None and (size[0] % patch or size[1] % patch):
         raise ValueError(f"--size: expected multiples of the patch size {patch}, got {sides}")
     try:
-        encoder.features(noise(size, encoder.device))
+        encoder.features(noise(size, encoder.device, encoder.in_chans))
     except (ValueError, RuntimeError, IndexError) as error:
         raise ValueError(f"--size: {encoder.name} takes no {sides} images ({error})") from error
     return size
@@ -146,6 +146,7 @@ def embed(
             f"--out: expected FILE{', FILE'.join(_FILES)} or a folder's name, got {out}"
         )
     encoder = load_encoder(spec, device, stated)
+    encoder.expect_rgb("embed")
     chosen = _chosen(names, encoder)
     if out.suffix == ".npy" and len(chosen) > 1:
         raise ValueError(

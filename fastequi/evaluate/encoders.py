@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fastequi.build import build, build_token_encoder
 from fastequi.config import Config
+from fastequi.data.channels import DTYPE, RGB, written
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
 from fastequi.methods.method import Method
@@ -42,7 +43,7 @@ from fastequi.weights.reader import Weights, fill, load_weights
 logger = logging.getLogger(__name__)
 
 Features = Callable[[Tensor], dict[str, Tensor]]
-"""Normalised images [B, 3, H, W] to tokens [B, L, D] by name ("patch", "z_inv", "z_equi")."""
+"""Normalised images [B, C, H, W] to tokens [B, L, D] by name ("patch", "z_inv", "z_equi")."""
 
 Floats = tuple[float, ...]
 Network = TypeVar("Network", bound=nn.Module)
@@ -56,14 +57,17 @@ class Encoder:
 
     Attributes:
         name: for tables.
-        features: normalised images [B, 3, H, W], floats on `device`, to tokens by name: "patch"
+        features: normalised images [B, C, H, W], floats on `device`, to tokens by name: "patch"
             [B, L, D] and, where there are such, "cls" [B, 1, D], "z_inv", "z_equi" [B, L, ·],
             "block1", ... Images need not be of `image_size`: a ViT takes any sides that are
             multiples of its patch size, and its positions are interpolated for them.
         names: of those that it gives.
         image_size: side of the images it is made for, in pixels.
         patch_size: side of a patch in pixels; None where tokens are no grid of patches.
-        mean, std: of the normalisation, in 0..1 (ImageNet's by default).
+        mean, std: of the normalisation, in 0..1, one for each of C channels (ImageNet's by
+            default).
+        channels, value_range: of its images, as `data.channels` and `data.value_range` of a run;
+            "" for channels: rgb if there are three, else the first of a file.
         device: where images have to be.
         network: a run's encoder or a file's ViT, whose tokens are "patch" and "cls"; None for
             others.
@@ -80,6 +84,8 @@ class Encoder:
     patch_size: int | None = None
     mean: Floats = _DEFAULTS.mean
     std: Floats = _DEFAULTS.std
+    channels: str = ""
+    value_range: str = DTYPE
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     network: nn.Module | None = None
     method: Method | None = None
@@ -91,8 +97,29 @@ class Encoder:
         """Wrong images and features that are not finite are errors, in every evaluation."""
         found = self.features
         plain = found.features if isinstance(found, _Checked) else found
-        takes = self.image_size, self.patch_size, self.device
+        takes = self.in_chans, self.image_size, self.patch_size, self.device
         object.__setattr__(self, "features", _Checked(self.name, plain, *takes))
+        if not self.channels:
+            own = RGB if self.in_chans == 3 else written(tuple(range(self.in_chans)))
+            object.__setattr__(self, "channels", own)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of its images."""
+        return len(self.mean)
+
+    def expect_rgb(self, what: str) -> None:
+        """Raises ValueError unless its images are RGB.
+
+        Args:
+            what: takes no others.
+        """
+        if self.channels != RGB:
+            raise ValueError(
+                f"CHECKPOINT: expected an encoder of RGB images, as {what} takes no others, got "
+                f"{self.name} of data.channels={self.channels}; of a file of weights --channels "
+                f"says which three of its channels red, green and blue go to"
+            )
 
 
 @dataclass(frozen=True)
@@ -101,6 +128,7 @@ class _Checked:
 
     name: str
     features: Features
+    in_chans: int
     image_size: int
     patch_size: int | None
     device: torch.device
@@ -124,9 +152,11 @@ class _Checked:
         return tokens
 
     def _expect_images(self, images: Tensor) -> None:
-        """Raises ValueError or TypeError unless they are floats [B, 3, H, W] on the device."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: expected [B, 3, H, W], got {list(images.shape)}")
+        """Raises ValueError or TypeError unless they are floats [B, C, H, W] on the device."""
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise ValueError(
+                f"images: expected [B, {self.in_chans}, H, W], got {list(images.shape)}"
+            )
         if not images.is_floating_point():
             raise TypeError(
                 f"images: expected floats, normalised by the encoder's mean and std, got "
@@ -159,10 +189,10 @@ def expect_finite(name: str, values: Mapping[str, Tensor]) -> None:
         )
 
 
-def noise(size: int | tuple[int, int], device: torch.device) -> Tensor:
-    """One image [1, 3, H, W], square for one size, to find out which features an encoder gives."""
+def noise(size: int | tuple[int, int], device: torch.device, in_chans: int = 3) -> Tensor:
+    """One image [1, C, H, W], square for one size, to find out which features an encoder gives."""
     sides = (size, size) if isinstance(size, int) else size
-    return torch.randn(1, 3, *sides, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randn(1, in_chans, *sides, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def load_encoder(
@@ -175,9 +205,9 @@ def load_encoder(
     """The encoder a spec names (see the module), with the weights that evaluation should use.
 
     Those are a run's EMA if it keeps one, else its last; the teacher's where there is one.
-    `encoder.features(images)` takes normalised floats [B, 3, H, W] on the device;
+    `encoder.features(images)` takes normalised floats [B, C, H, W] on the device;
     `fastequi.functional.normalise.normalise(images, encoder.mean, encoder.std)` makes them of
-    uint8 images. Of sizes other than `encoder.image_size` see :class:`Encoder`.
+    uint8 and uint16 images. Of sizes other than `encoder.image_size` see :class:`Encoder`.
 
     Args:
         spec: a folder, a file, or `module:function`.
@@ -196,7 +226,8 @@ def load_encoder(
     """
     where = use_device(device) if isinstance(device, str) else device
     encoder = _found(expect_local("CHECKPOINT", spec), where, stated, insist, asked)
-    encoder.features(noise(encoder.image_size, encoder.device))  # finite? before any work
+    # finite? before any work
+    encoder.features(noise(encoder.image_size, encoder.device, encoder.in_chans))
     return encoder
 
 
@@ -247,6 +278,7 @@ def load_all(
     against: Sequence[str] = (),
     device: torch.device | str = "auto",
     stated: Stated = UNSTATED,
+    rgb: str = "",
 ) -> tuple[Encoder, dict[str, Encoder]]:
     """An encoder, and all of a table by name: its random init if it can be made, others, itself.
 
@@ -257,6 +289,7 @@ def load_all(
         spec: of the encoder.
         against: specs of the others.
         device, stated: see :func:`load_encoder`.
+        rgb: what takes encoders of RGB images alone; "": any are taken.
     """
     encoder = load_encoder(spec, device, stated)
     found = {} if encoder.fresh is None else {"random init": random_init(encoder)}
@@ -266,6 +299,8 @@ def load_all(
         while label in found:
             label, same = f"{one.name} ({same + 1})", same + 1
         encoder = replace(one, name=label)
+        if rgb:
+            encoder.expect_rgb(rgb)
         found[label] = encoder
     return encoder, found
 
@@ -287,7 +322,7 @@ def load_other(
 def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
     """A run's method as it is, put into eval mode; its device is that of its parameters."""
     device = next(method.parameters()).device
-    names = _given(method.eval().features, config.data.image_size, device)
+    names = _given(method.eval().features, config.data, device)
     network = method.encoder
 
     @torch.no_grad()
@@ -302,16 +337,20 @@ def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
         name=name,
         features=features,
         names=names,
-        image_size=config.data.image_size,
         patch_size=network.patch_size if isinstance(network, TokenEncoder) else None,
-        mean=config.data.mean,
-        std=config.data.std,
+        **_images_of(config.data),
         device=device,
         network=method.encoder,
         method=method,
         config=config,
         fresh=fresh,
     )
+
+
+def _images_of(data: DataConfig) -> dict[str, Any]:
+    """What :class:`Encoder` says of a run's images."""
+    said = ("image_size", "mean", "std", "channels", "value_range")
+    return {name: getattr(data, name) for name in said}
 
 
 def _of_run(path: Path, device: torch.device) -> Encoder:
@@ -393,7 +432,7 @@ def _of_foreign(path: Path, config: Config, device: torch.device) -> Encoder:
     data = config.data
 
     def make() -> TokenEncoder:
-        return build_token_encoder(config.model, data.image_size)
+        return build_token_encoder(config.model, data.image_size, data.in_chans)
 
     encoder = _seeded(make, config)
     try:
@@ -403,13 +442,15 @@ def _of_foreign(path: Path, config: Config, device: torch.device) -> Encoder:
             f"CHECKPOINT: {path} does not fit {config.model.name}: {_shortened(error)}"
         ) from error
     name = f"{path.resolve().parent.name}/{path.stem}"
-    about = {"name": name, "image_size": data.image_size, "mean": data.mean, "std": data.std}
+    about = {"name": name, **_images_of(data)}
     return _of_tokens(encoder.to(device), make, config, about)
 
 
 def _of_vit(network: VisionTransformer, weights: Weights, name: str) -> Encoder:
     size = round(math.prod(network.grid_size(*network.img_size)) ** 0.5) * network.patch_size
+    channels, value_range = weights.values
     about = {"name": name, "image_size": size, "mean": weights.mean, "std": weights.std}
+    about |= {"channels": channels, "value_range": value_range or DTYPE}
     return _of_tokens(network, weights.make, weights.config, about)
 
 
@@ -424,7 +465,7 @@ def _of_tokens(
     Args:
         make: the same with fresh weights.
         config: of the run that it is from.
-        about: name, image_size, mean and std.
+        about: name, image_size, mean, std, channels and value_range.
     """
     device = next(network.eval().parameters()).device
 
@@ -471,7 +512,7 @@ def _of_function(spec: str, device: torch.device) -> Encoder:
 
 
 @torch.no_grad()
-def _given(features: Features, size: int, device: torch.device) -> tuple[str, ...]:
+def _given(features: Features, data: DataConfig, device: torch.device) -> tuple[str, ...]:
     """The names of features with at least one channel: a base alone has no z_equi."""
-    tokens = features(noise(size, device))
+    tokens = features(noise(data.image_size, device, data.in_chans))
     return tuple(name for name, value in tokens.items() if value.shape[-1])

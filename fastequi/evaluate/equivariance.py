@@ -50,6 +50,8 @@ def evaluate_equivariance(
         stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
     encoder, encoders = load_all(spec, against, device, stated)
+    if data is None:
+        encoder.expect_rgb("the embedded photographs (--data names others)")
     train, test = photographs(data, test_data)
     dtype = TrainConfig().fit_dtype(encoder.device)
     budget = dataclasses.replace(budget, fit=dataclasses.replace(budget.fit, dtype=dtype))

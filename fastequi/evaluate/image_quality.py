@@ -17,7 +17,7 @@ _LEAST = 1e-10  # mean squared error that counts as none: 100 dB
 def squared_error(
     pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Mean over pixels and channels of normalised images [..., 3, H, W], each in 0..1 first."""
+    """Mean over pixels and channels of normalised images [..., C, H, W], each in 0..1 first."""
     x, y = (denormalise(images, mean, std).clamp(0, 1) for images in (pred, target))
     return (x - y).square().mean((-1, -2, -3))
 
@@ -28,7 +28,7 @@ def decibels(error: Tensor) -> Tensor:
 
 
 def ssim(pred: Tensor, target: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Structural similarity of normalised images [..., 3, H, W], each in 0..1 first.
+    """Structural similarity of normalised images [..., C, H, W], each in 0..1 first.
 
     Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP
     2004: the mean over pixels and channels of

@@ -29,7 +29,7 @@ from fastequi.evaluate.encoders import Encoder, noise, of_method
 from fastequi.evaluate.pair_scores import pair_tokens
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.probes import Fit, r2, token_probe
-from fastequi.evaluate.tasks import FEATURES, tasks, views_for, window_loader
+from fastequi.evaluate.tasks import FEATURES, tasks, values_of, views_for, window_loader
 from fastequi.methods.method import Method
 
 logger = logging.getLogger(__name__)
@@ -197,10 +197,10 @@ class _Transformations:
     def _cut(self, encoder: Encoder, name: str) -> None:
         chosen = tasks(["se2"])
         views, path = views_for(encoder, chosen), chosen["se2"].path
-        image = noise(views.image_size, encoder.device)
+        image = noise(views.image_size, encoder.device, encoder.in_chans)
         fits = _TOKENS // (2 * encoder.features(image)[name].numel())
         counts = min(_TRAIN_PAIRS, max(fits, _TEST_PAIRS)), _TEST_PAIRS
         for seed, (part, n) in enumerate(zip((self.train, self.test), counts, strict=True), 1):
-            device = encoder.device
-            with window_loader(part, path, views, seed=seed, device=device) as loader:
+            where, values = encoder.device, values_of(encoder)
+            with window_loader(part, path, views, seed=seed, device=where, values=values) as loader:
                 self.pairs.append(collect_pairs(loader, path, views, n, loader.images_of))

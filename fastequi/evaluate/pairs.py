@@ -27,7 +27,7 @@ class Pairs:
     """Images and their transformed twins.
 
     Attributes:
-        before, after: [N, 3, H, W], normalised, float16: 24,000 pairs of 224 px take 14 GB.
+        before, after: [N, C, H, W], normalised, float16: 24,000 RGB pairs of 224 px take 14 GB.
         params: [N, P] of the transformation, from the middle of their ranges and over their
             half-widths: in [-1, 1].
         names: of the parameters.
@@ -123,7 +123,7 @@ def _ranges(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def _both(batch: Batch, path: Path, views: Views) -> Tensor:
-    """[B, 2, 3, H, W]: the view and its twin."""
+    """[B, 2, C, H, W]: the view and its twin."""
     size = (views.image_size, views.image_size)
     points = path.at(batch.path, (0.0, 1.0), size, views.zoom)
     scale: dict[str, Any] = {"mean": views.mean, "std": views.std}

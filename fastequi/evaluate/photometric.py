@@ -26,6 +26,9 @@ class Photometric:
         hue: ± this share of 360°.
         blur: σ from 0 to this, in pixels of a 224 px image: to blur · W / 224 of the image's own.
         noise: standard deviation of normal noise on every value in 0..1.
+        gain, offset: of images that are not RGB, instead of the first four: every channel times a
+            factor 1 ± gain, plus ± offset.
+        rgb: images are RGB.
     """
 
     brightness: float = 0.4
@@ -34,25 +37,38 @@ class Photometric:
     hue: float = 0.1
     blur: float = 2.0
     noise: float = 0.02
+    gain: float = 0.4
+    offset: float = 0.1
+    rgb: bool = True
 
     def change(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Images [N, 3, H, W] in 0..1, each changed by draws of its own.
+        """Images [N, C, H, W] in 0..1, each changed by draws of its own.
 
         Args:
             generator: on the CPU; the draws are the same for every device of the images.
         """
-        unit = torch.rand(len(images), 5, generator=generator).to(images.device)
-        signed = 2 * unit - 1
+        number = 4 if self.rgb else 2 * images.shape[1]
+        unit = torch.rand(len(images), number + 1, generator=generator).to(images.device)
+        signed = 2 * unit[:, :-1] - 1
+        mixed = self._coloured(images, signed) if self.rgb else self._scaled(images, signed)
+        width = images.shape[-1]
+        sigma = unit[:, -1] * self.blur * width / 224
+        most = max(DEFAULT_MAX_SIGMA, math.ceil(self.blur * width / 224))
+        blurred = gaussian_blur(mixed.clamp(0, 1), sigma, max_sigma=most)
+        noise = torch.randn(images.shape, generator=generator).to(images.device)
+        return (blurred + self.noise * noise).clamp(0, 1)
+
+    def _coloured(self, images: Tensor, signed: Tensor) -> Tensor:
+        """RGB in other light and colours, by numbers [N, 4] in -1..1."""
         color = color_matrix(
             1 + self.brightness * signed[:, 0],
             1 + self.contrast * signed[:, 1],
             1 + self.saturation * signed[:, 2],
             self.hue * signed[:, 3],
         )
-        mixed = torch.einsum("nij,njhw->nihw", color[..., :3], images) + color[..., 3:, None]
-        width = images.shape[-1]
-        sigma = unit[:, 4] * self.blur * width / 224
-        most = max(DEFAULT_MAX_SIGMA, math.ceil(self.blur * width / 224))
-        blurred = gaussian_blur(mixed.clamp(0, 1), sigma, max_sigma=most)
-        noise = torch.randn(images.shape, generator=generator).to(images.device)
-        return (blurred + self.noise * noise).clamp(0, 1)
+        return torch.einsum("nij,njhw->nihw", color[..., :3], images) + color[..., 3:, None]
+
+    def _scaled(self, images: Tensor, signed: Tensor) -> Tensor:
+        """Every channel with a gain and an offset of its own, by numbers [N, 2C] in -1..1."""
+        gain, offset = signed[..., None, None].chunk(2, 1)
+        return images * (1 + self.gain * gain) + self.offset * offset

@@ -42,7 +42,7 @@ _ANGLES = (0.0, 10.0, 20.0, 30.0)  # degrees, where the parts by angle begin
 
 
 def nearer_view(v1: Tensor, v2: Tensor, num_steps: int) -> Tensor:
-    """[B, K, 3, H, W]: for every step the view it lies closer to, v1 for a draw."""
+    """[B, K, C, H, W]: for every step the view it lies closer to, v1 for a draw."""
     ahead = [k / (num_steps + 1) > 0.5 for k in range(1, num_steps + 1)]
     return torch.stack([v2 if later else v1 for later in ahead], 1)
 
@@ -173,7 +173,8 @@ def path_loader(config: Config, source: Source, device: torch.device, seed: int)
     batch = max(min(data.batch_size, _BATCH) // each, 1) * each
     repeat = max(data.repeat, -(-batch // (each * len(source))))
     data = replace(data, batch_size=batch, repeat=repeat)
-    return make_loader(source, data, config.path.build(), seed=seed, device=device)
+    path = config.path.build(data.in_chans)
+    return make_loader(source, data, path, seed=seed, device=device)
 
 
 def predictions(
@@ -332,6 +333,8 @@ def evaluate_reconstruction(
     """
     encoder, start = load_encoder(spec, device), time.monotonic()
     _tir(encoder, spec)
+    if data is None and test_data is None:
+        encoder.expect_rgb("the embedded photographs (--data names others)")
     _, source = photographs(data, test_data)
     file = place("reconstruct", spec, out)
     seen = seen_in_training([spec], source if data else None)

@@ -242,7 +242,7 @@ def evaluate_rotnet(
         ValueError: an encoder is no RotNet run, or a class of the test images has no training
             image.
     """
-    encoder, encoders = load_all(spec, against, device)
+    encoder, encoders = load_all(spec, against, device, rgb="eval rotnet")
     size = encoder.image_size
     for name, other in encoders.items():
         _rotnet(other)

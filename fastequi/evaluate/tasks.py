@@ -1,6 +1,7 @@
 """The five tasks of the equivariance table: which transformation lies between two images?
 
-Rotation, translation, both (SE(2)), colour and blur in the paper's ranges; the probes of rotation
+Rotation, translation, both (SE(2)), colour and blur in the paper's ranges; of images that are not
+RGB, gain and offset of every channel instead of colour. The probes of rotation
 are also tested outside the range they were fitted on. All tasks see the same windows: squares of
 photographs scaled to 256 px on their shorter side, cut at 1 to 1.6 of its pixels per pixel where
 the photograph has room for it, with the margin that SE(2) needs.
@@ -19,6 +20,7 @@ from torch import Tensor
 from fastequi import paths
 from fastequi.build import views_of
 from fastequi.config import Config, PathConfig
+from fastequi.data.channels import RGB
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources.image_sets import Source
@@ -176,7 +178,7 @@ def own_path(config: Config, device: torch.device) -> tuple[dict[str, Task], Win
     def loader(source: Source, path: paths.Path, seed: int) -> Loader:
         return path_loader(config, source, device, seed)
 
-    path, name = config.path.build(), config.path.family
+    path, name = config.path.build(config.data.in_chans), config.path.family
     for parameter, scale in zip(path.names, path.scales(config.data.image_size), strict=True):
         option = "degrees" if parameter == "angle" else "pixels"
         if not scale > 0:
@@ -202,10 +204,10 @@ def score_tasks(
     """The table of every task, one after the other.
 
     Args:
-        encoders: by the names that rows have; of one image size, on one device. Pairs are
-            normalised for each.
+        encoders: by the names that rows have; of one image size and the same channels, on one
+            device. Pairs are normalised for each.
         train, test: disjoint photographs, or regions.
-        chosen: of :func:`tasks`.
+        chosen: of :func:`tasks`; see :func:`for_encoder`.
         budget: of every task.
         windows: None: as the module says.
         on_row: called with what comes next, and the share that is done.
@@ -217,11 +219,17 @@ def score_tasks(
     """
     first = next(iter(encoders.values()))
     for label, encoder in encoders.items():
+        if encoder.channels != first.channels:
+            raise ValueError(
+                f"encoders: expected the same channels, {label} has {encoder.channels}, "
+                f"{next(iter(encoders))} {first.channels}"
+            )
         if encoder.image_size != first.image_size:
             raise ValueError(
                 f"encoders: expected one image size, {label} has {encoder.image_size} px, "
                 f"{next(iter(encoders))} {first.image_size}"
             )
+    chosen = for_encoder(chosen, first)
     views, windows_of = windows or photo_windows(first, chosen, budget)
     probed = {
         label: Probed(normalised(encoder, views), shown(encoder), encoder.is_baseline)
@@ -272,10 +280,39 @@ def photo_windows(encoder: Encoder, chosen: Mapping[str, Task], budget: Budget) 
         views = replace(views, padding_mode="zeros")
 
     def loader(source: Source, path: paths.Path, seed: int) -> Loader:
-        device = encoder.device
-        return window_loader(source, path, views, seed=seed, device=device, window=budget.window)
+        return window_loader(
+            source,
+            path,
+            views,
+            seed=seed,
+            device=encoder.device,
+            window=budget.window,
+            values=values_of(encoder),
+        )
 
     return Windows(views, loader)
+
+
+def values_of(encoder: Encoder) -> DataConfig:
+    """Settings that say which channels an encoder's images have, and which values."""
+    names = ("channels", "value_range", "mean", "std")
+    return DataConfig(**{name: getattr(encoder, name) for name in names})
+
+
+def for_encoder(chosen: Mapping[str, Task], encoder: Encoder) -> dict[str, Task]:
+    """Tasks for an encoder's images: of other channels than RGB "gain" in the place of "color", and
+    photometric change without colours."""
+    found = {}
+    for name, task in chosen.items():
+        if isinstance(task.path, paths.Gain):
+            task = replace(task, path=replace(task.path, channels=encoder.in_chans))
+        if encoder.channels != RGB:
+            if isinstance(task.path, paths.Color):
+                name, task = "gain", replace(task, path=paths.Gain(encoder.in_chans))
+            if task.photometric is not None:
+                task = replace(task, photometric=replace(task.photometric, rgb=False))
+        found[name] = task
+    return found
 
 
 def shown(encoder: Encoder) -> tuple[str, ...]:
@@ -316,6 +353,7 @@ def window_loader(
     device: torch.device,
     window: tuple[float, float] | None = None,
     count: int | None = None,
+    values: DataConfig = DataConfig(),  # noqa: B008
 ) -> Loader:
     """Endless batches of un-augmented windows, some from each decoding; close it after use.
 
@@ -328,6 +366,7 @@ def window_loader(
         window: see :class:`Budget`.
         count: windows that will be taken: eight are cut from a decoding, or fewer, down to one, so
             that they are from all photographs, or from as many as they can be; None: eight.
+        values: of :func:`values_of`; 8-bit RGB by default.
     """
     per_decode = _PER_DECODE
     while count is not None and per_decode > 1 and per_decode * len(source) > count:
@@ -337,7 +376,8 @@ def window_loader(
         window = (min(share, 0.6), min(1.6 * share, 1.0))
     plain = Augment.none(side=window)
     decodes = _BATCH // per_decode
-    cfg = DataConfig(
+    cfg = replace(
+        values,
         image_size=views.image_size,
         source_size=views.source_size,
         a1=plain,
@@ -369,8 +409,9 @@ def _check_memory(
     device: torch.device,
 ) -> None:
     """Raises ValueError if the pairs and their features do not fit into the free memory."""
-    image = noise(views.image_size, device)
-    tokens = [2 * 3 * min(views.image_size, RAW_SIZE) ** 2]  # of the raw pair
+    channels = len(views.mean)
+    image = noise(views.image_size, device, channels)
+    tokens = [2 * channels * min(views.image_size, RAW_SIZE) ** 2]  # of the raw pair
     whole = "token" in budget.probes
     copies = 1 + math.ceil(sum(budget.fewer_pairs) / budget.train_pairs)  # fitted side by side
     for features, names, _ in probed.values():
@@ -378,7 +419,7 @@ def _check_memory(
         each = [2 * (found[n].numel() if whole else found[n].shape[-1]) for n in names]
         tokens.append(sum(each) + copies * max(each))  # all of them, one standardised for each fit
     # beside them the pairs as 16-bit numbers
-    of_each = 2 * 2 * 3 * views.image_size**2 + 4 * max(tokens)
+    of_each = 2 * 2 * channels * views.image_size**2 + 4 * max(tokens)
     expect_memory("--test-pairs", budget.test_pairs, 2 * of_each, device, reserved=10 * of_each)
     advice = "with fewer pairs R² says more of the probes than of the features"
     if whole:

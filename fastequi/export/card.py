@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastequi import __version__
+from fastequi.data.channels import DTYPE, RGB
 from fastequi.data.sources import kept
+from fastequi.export.pretrained import PretrainedEncoder
 from fastequi.export.subject import FOLDER, Subject, Written
 from fastequi.report import findings
 from fastequi.report.cards import method_words, model_words
@@ -105,10 +107,29 @@ def _images(subject: Subject) -> str:
     encoder = subject.encoder
     height, width = encoder.image_size
     mean, std = (", ".join(f"{value:.6g}" for value in v) for v in (encoder.mean, encoder.std))
+    if encoder.channels != RGB:
+        return (
+            f"Images: {_values(encoder)}. In 0..1 they are resized with antialiasing (bilinear) to "
+            f"just cover {height}x{width} px, the centre is cut out, the mean ({mean}) is "
+            f"subtracted, and the rest divided by the standard deviation ({std})."
+        )
     return (
         f"Images: RGB, resized with antialiasing (bilinear) to just cover {height}x{width} px, the "
         f"centre cut out; values divided by 255, minus the mean ({mean}), divided by the standard "
         f"deviation ({std})."
+    )
+
+
+def _values(encoder: PretrainedEncoder) -> str:
+    """Which channels of a file are expected, and which values become 0 and 1."""
+    listed = encoder.channels.replace(",", ", ")
+    if encoder.value_range == DTYPE:
+        ends = "all that the type holds (0..255, 0..65535, of floats 0..1)"
+    else:
+        ends = f"{encoder.value_range} (lower and upper end, for all channels or for each)"
+    return (
+        f"{encoder.in_chans} channels, in this order those that a file counts from 0 as {listed} "
+        f"(`data.channels`); {ends} becomes 0..1 (`data.value_range`)"
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastequi.atomic import save_tensors
+from fastequi.data.channels import RGB
 from fastequi.export.subject import FOLDER, State, Subject, Written
 from fastequi.weights import huggingface
 from fastequi.weights.layouts import Layout
@@ -55,28 +56,43 @@ def write(subject: Subject, folder: Path) -> Written:
     tensors = layout.theirs(subject.state, subject.options)
     config = _common(subject, kind) | _own(subject, kind, tensors)
     save_tensors(file, _completed(tensors, config), {"format": "pt"})
-    for name, content in (("config", config), ("preprocessor_config", _preprocessor(subject))):
+    files, rgb = {"config": config}, subject.encoder.channels == RGB
+    if rgb:
+        files["preprocessor_config"] = _preprocessor(subject)
+    else:  # transformers' processors are of RGB
+        config |= {"mean": subject.encoder.mean, "std": subject.encoder.std}
+    for name, content in files.items():
         text = json.dumps(content, indent=1) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     notes = ["`pooler_output` is the class token, as of `last_hidden_state`."]
     if subject.options["pos"] == "learned":
         notes.append("For images of other sizes transformers interpolates positions otherwise.")
-    if not subject.is_square:
+    if not rgb:
+        notes.append("transformers has no processor of such images; config.json holds mean, std.")
+    elif not subject.is_square:
         height, width = subject.encoder.image_size
         notes.append(f"The processor does not resize: give it images of {height}x{width} px.")
     return Written(
         what=f"transformers' {_CLASSES[kind]}",
-        code=(
-            f"from transformers import AutoImageProcessor, AutoModel\n\n"
-            f'encoder = AutoModel.from_pretrained("{FOLDER}")\n'
-            f'processor = AutoImageProcessor.from_pretrained("{FOLDER}")\n'
-            f'tokens = encoder(**processor(image, return_tensors="pt")).last_hidden_state\n'
-        ),
+        code=_CODE if rgb else _CODE_OF_TENSORS,
         difference=subject.read_back(layout, load_file(file)),
         checked="read back",
         notes=tuple(notes),
         library="transformers",
     )
+
+
+_CODE = f"""from transformers import AutoImageProcessor, AutoModel
+
+encoder = AutoModel.from_pretrained("{FOLDER}")
+processor = AutoImageProcessor.from_pretrained("{FOLDER}")
+tokens = encoder(**processor(image, return_tensors="pt")).last_hidden_state
+"""
+_CODE_OF_TENSORS = f"""from transformers import AutoModel
+
+encoder = AutoModel.from_pretrained("{FOLDER}")
+tokens = encoder(pixel_values=images).last_hidden_state
+"""
 
 
 def _kind(options: dict[str, Any]) -> str:
@@ -110,6 +126,7 @@ def _common(subject: Subject, kind: str) -> dict[str, Any]:
         "image_size": height if height == width else [height, width],
         "patch_size": options["patch_size"],
         "num_channels": options["in_chans"],
+        **subject.values,
         "layer_norm_eps": options["norm_eps"],
         "hidden_act": "gelu",
         "torch_dtype": "float32",

@@ -73,7 +73,7 @@ def _unsaid(subject: Subject) -> dict[str, Any]:
     """What neither the tensors nor their names say."""
     encoder, options = subject.encoder, subject.options
     said = {name: options[name] for name in ("num_heads", "img_size", "norm_eps")}
-    return {**said, "mean": encoder.mean, "std": encoder.std}
+    return {**said, "mean": encoder.mean, "std": encoder.std, **subject.values}
 
 
 def _layout(options: dict[str, Any]) -> Layout:
@@ -94,7 +94,7 @@ def _common(options: dict[str, Any]) -> dict[str, Any]:
     return {
         name: options[name]
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "qkv_bias")
-    }
+    } | ({"in_chans": options["in_chans"]} if options["in_chans"] != 3 else {})
 
 
 def _dinov2(options: dict[str, Any]) -> dict[str, Any]:

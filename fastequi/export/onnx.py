@@ -86,7 +86,7 @@ def write(subject: Subject, folder: Path) -> Written:
         notes=(
             f"Batches and images are of any size; height and width are multiples of {patch} px, "
             f"and positions are interpolated in the graph.",
-            'Its metadata "fastequi" holds mean, std, image and patch size.',
+            'Its metadata "fastequi" holds channels, mean, std, image and patch size.',
         ),
     )
 
@@ -119,6 +119,8 @@ class _Session:
 def _about(subject: Subject) -> dict[str, Any]:
     encoder = subject.encoder
     return {
+        "channels": encoder.channels,
+        "value_range": encoder.value_range,
         "mean": encoder.mean,
         "std": encoder.std,
         "image_size": encoder.image_size,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from fastequi.data.channels import DTYPE, RGB
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.export.transform import ImageTransform
 from fastequi.models.vit import Tokens, VisionTransformer
@@ -19,7 +20,10 @@ class PretrainedEncoder(nn.Module):
     Attributes:
         network: the ViT; its state dict has timm's names.
         name: of the run, checkpoint or file.
-        mean, std: of the normalisation, of values in 0..1.
+        in_chans: C, channels of the images.
+        channels, value_range: of these images, as `data.channels` and `data.value_range` of the
+            run that it is from.
+        mean, std: of the normalisation, of values in 0..1, one for each channel.
         image_size: height and width in pixels that it is made for; it takes other multiples of the
             patch size as well, for which its positions are interpolated.
         patch_size: side of a patch in pixels.
@@ -29,28 +33,37 @@ class PretrainedEncoder(nn.Module):
     """
 
     def __init__(
-        self, network: VisionTransformer, name: str, mean: Sequence[float], std: Sequence[float]
+        self,
+        network: VisionTransformer,
+        name: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: str = RGB,
+        value_range: str = DTYPE,
     ) -> None:
         super().__init__()
-        self.network, self.name = network, name
+        self.network, self.name, self.in_chans = network, name, network.in_chans
         self.mean, self.std = tuple(mean), tuple(std)
+        self.channels, self.value_range = channels, value_range
         self.image_size, self.patch_size = network.img_size, network.patch_size
         self.embed_dim, self.num_prefix_tokens = network.embed_dim, network.num_prefix_tokens
-        self.transform = ImageTransform(network.img_size, mean, std)
+        self.transform = ImageTransform(network.img_size, mean, std, channels, value_range)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to tokens [B, num_prefix_tokens + L, embed_dim].
+        """Normalised images [B, C, H, W] to tokens [B, num_prefix_tokens + L, embed_dim].
 
         The class token is first, then registers, then patches, row by row.
         """
         return self.network(images)
 
     def forward_features(self, images: Tensor) -> Tokens:
-        """The tokens of normalised images [B, 3, H, W] by name: cls, registers, patch."""
+        """The tokens of normalised images [B, C, H, W] by name: cls, registers, patch."""
         return self.network.forward_features(images)
 
     def extra_repr(self) -> str:
-        return f"{self.name!r}, image_size={self.image_size}, mean={self.mean}, std={self.std}"
+        more = f", channels={self.channels!r}" if self.channels != RGB else ""
+        size = f"image_size={self.image_size}"
+        return f"{self.name!r}, {size}, mean={self.mean}, std={self.std}{more}"
 
 
 _ASKED = Asked(
@@ -85,4 +98,5 @@ def load(checkpoint: str | Path, stated: Stated = UNSTATED) -> PretrainedEncoder
         )
     network = found.network.requires_grad_(True)
     network.head = nn.Identity()
-    return PretrainedEncoder(network, found.name, found.mean, found.std).eval()
+    images = found.mean, found.std, found.channels, found.value_range
+    return PretrainedEncoder(network, found.name, *images).eval()

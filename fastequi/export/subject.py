@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastequi.data.channels import RGB
 from fastequi.export.pretrained import PretrainedEncoder
 from fastequi.models.vit import VisionTransformer
 from fastequi.weights.architecture import options_of
+from fastequi.weights.beside import VALUES
 from fastequi.weights.layouts import Layout
 
 State = dict[str, Tensor]
@@ -50,9 +52,18 @@ class Subject:
         return height == width
 
     def images(self, batch: int, size: tuple[int, int] | None = None) -> Tensor:
-        """Noise [B, 3, H, W] of the encoder's size, or of another."""
+        """Noise [B, C, H, W] of the encoder's size, or of another."""
         generator = torch.Generator().manual_seed(batch)
-        return torch.randn(batch, 3, *(size or self.encoder.image_size), generator=generator)
+        shape = batch, self.encoder.in_chans, *(size or self.encoder.image_size)
+        return torch.randn(shape, generator=generator)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What a config.json says, for `fastequi.load`, of images that are not RGB."""
+        if self.encoder.channels == RGB:
+            return {}
+        said = {"channels": self.encoder.channels, "value_range": self.encoder.value_range}
+        return {VALUES: said}
 
     @torch.no_grad()
     def difference(
@@ -62,7 +73,7 @@ class Subject:
 
         Args:
             computed: the network.
-            inputs: normalised images [B, 3, H, W].
+            inputs: normalised images [B, C, H, W].
             bound: largest that is accepted, for tokens of values up to 1; larger ones are divided
                 by their largest value.
 

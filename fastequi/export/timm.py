@@ -55,6 +55,8 @@ def write(subject: Subject, folder: Path) -> Written:
     options, file = subject.options, folder / "model.safetensors"
     layout = _layout(subject)
     name, arguments = _rotary(subject) if layout.rope else _learned(options)
+    if options["in_chans"] != 3:
+        arguments["in_chans"] = options["in_chans"]
     save_tensors(file, layout.theirs(subject.state, options), {"format": "pt"})
     config = _config(subject, name, arguments)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
@@ -152,9 +154,10 @@ def _config(subject: Subject, name: str, arguments: dict[str, Any]) -> dict[str,
         "num_features": encoder.embed_dim,
         "norm_eps": subject.options["norm_eps"],
         "model_args": arguments,
+        **subject.values,
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [3, *encoder.image_size],
+            "input_size": [encoder.in_chans, *encoder.image_size],
             "fixed_input_size": subject.options["pos"] == "learned",
             "interpolation": "bilinear",
             "crop_pct": 1.0,
@@ -163,7 +166,8 @@ def _config(subject: Subject, name: str, arguments: dict[str, Any]) -> dict[str,
             "std": list(encoder.std),
             "num_classes": 0,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
+            # timm would adapt weights of three channels to another number
+            "first_conv": "patch_embed.proj" if encoder.in_chans == 3 else None,
             "classifier": "head",
         },
     }

@@ -10,60 +10,86 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from fastequi.data.channels import DTYPE, RGB
 from fastequi.data.pillow import upright
 from fastequi.functional.normalise import normalise
 
+_DEEPER = (torch.uint16, torch.float32, torch.float64)
+
 
 class ImageTransform:
-    """An image or a batch of images to normalised floats [..., 3, H, W] of one size.
+    """An image or a batch of images to normalised floats [..., C, H, W] of one size.
 
     The image is resized with antialiasing (bilinear), so that it just covers H x W, and its centre
-    is cut out; values are divided by 255, then normalised. For a square this is what transformers'
-    BitImageProcessor does with `shortest_edge`, and timm's evaluation with `crop_pct` 1.
+    is cut out; values are divided by 255 (of uint16 by 65535), then normalised. For a square of RGB
+    this is what transformers' BitImageProcessor does with `shortest_edge`, and timm's evaluation
+    with `crop_pct` 1.
 
     Args:
         size: height and width in pixels.
-        mean, std: of the normalisation, of values in 0..1.
+        mean, std: of the normalisation, of values in 0..1, one for each of C channels.
+        channels, value_range: which of a file's channels these are, and which of its values become
+            0 and 1, as `data.channels` and `data.value_range` say. With numbers or percentiles in
+            `value_range` an image is given in 0..1: 65535 of uint16 stands for the upper end.
     """
 
-    def __init__(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: str = RGB,
+        value_range: str = DTYPE,
+    ) -> None:
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
+        self.channels, self.value_range = channels, value_range
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """The input of an encoder.
 
         Args:
-            image: one of Pillow's, of any mode, which is turned upright as its EXIF says; or uint8
-                [..., 3, h, w], which stays on its device. Pillow and PyTorch round differently, by
-                one of 255 levels at most.
+            image: one of Pillow's, of any mode, which is turned upright as its EXIF says, for RGB;
+                or uint8 [..., C, h, w], for other channels also uint16 or floats in 0..1, which
+                stays on its device. Pillow and PyTorch round differently, by one of 255 levels at
+                most.
 
         Returns:
-            [3, H, W] float32, or [..., 3, H, W] of a tensor.
+            [C, H, W] float32, or [..., C, H, W] of a tensor.
 
         Raises:
             TypeError, ValueError: it is neither.
         """
+        channels, rgb = len(self.mean), self.channels == RGB
         if isinstance(image, Image.Image):
+            if not rgb:
+                raise TypeError(
+                    f"image: expected a tensor [..., {channels}, H, W] of the channels "
+                    f"{self.channels}, got one of Pillow's"
+                )
             pixels = Image.fromarray(upright(image))
             height, width = self._covering(pixels.height, pixels.width)
             found = np.array(pixels.resize((width, height), Image.Resampling.BILINEAR))
             return self._finished(torch.from_numpy(found).permute(2, 0, 1))
         if not isinstance(image, Tensor):
             raise TypeError(
-                f"image: expected one of Pillow's or a uint8 tensor, got {type(image).__name__}"
+                f"image: expected one of Pillow's (of RGB) or a tensor, got {type(image).__name__}"
             )
-        if image.dtype != torch.uint8:
-            raise TypeError(f"image: expected uint8, got {image.dtype}")
-        if image.ndim < 3 or image.shape[-3] != 3 or not image.numel():
-            raise ValueError(f"image: expected [..., 3, H, W], got {list(image.shape)}")
+        if image.dtype != torch.uint8 and (rgb or image.dtype not in _DEEPER):
+            kinds = "uint8" if rgb else "uint8, uint16 or floats in 0..1"
+            raise TypeError(f"image: expected {kinds}, got {image.dtype}")
+        if image.ndim < 3 or image.shape[-3] != channels or not image.numel():
+            raise ValueError(f"image: expected [..., {channels}, H, W], got {list(image.shape)}")
         *others, height, width = image.shape
         size = self._covering(height, width)
-        flat = image.reshape(-1, 3, height, width).float()
-        resized = F.interpolate(flat, size, mode="bilinear", antialias=True).round()
-        return self._finished(resized.to(torch.uint8).reshape(*others, *size))
+        flat = image.reshape(-1, channels, height, width).float()
+        resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
+        if not image.is_floating_point():
+            resized = resized.round().to(image.dtype)
+        return self._finished(resized.reshape(*others, *size))
 
     def __repr__(self) -> str:
-        return f"ImageTransform(size={self.size}, mean={self.mean}, std={self.std})"
+        more = f", {self.channels!r}, {self.value_range!r}" if self.channels != RGB else ""
+        return f"ImageTransform(size={self.size}, mean={self.mean}, std={self.std}{more})"
 
     def _covering(self, height: int, width: int) -> tuple[int, int]:
         """The size to which an image is resized before its centre is cut out."""
@@ -73,7 +99,7 @@ class ImageTransform:
         return rows, max(int(rows * width / height), columns)
 
     def _finished(self, pixels: Tensor) -> Tensor:
-        """The normalised centre of uint8 pixels [..., 3, h, w]."""
+        """The normalised centre of pixels [..., C, h, w]."""
         rows, columns = self.size
         top, left = (pixels.shape[-2] - rows) // 2, (pixels.shape[-1] - columns) // 2
         centre = pixels[..., top : top + rows, left : left + columns]

@@ -12,15 +12,22 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """(images - mean) / std.
 
     Args:
-        images: [..., C, H, W] uint8 in 0..255, or floating in 0..1.
+        images: [..., C, H, W] uint8 in 0..255, uint16 in 0..65535, or floating in 0..1.
         mean, std: C floats each.
 
     Returns:
-        [..., C, H, W] float32 of uint8 images, else of the images' type.
+        [..., C, H, W] float32 of integers, else of the images' type.
     """
-    unit = images if images.is_floating_point() else images.float() / 255
+    unit = in_unit(images)
     centre, scale = _per_channel(unit, mean, std)
     return (unit - centre) / scale
+
+
+def in_unit(images: Tensor) -> Tensor:
+    """uint8 and uint16 images as float32 in 0..1; floats as they are."""
+    if images.is_floating_point():
+        return images
+    return images.float() / torch.iinfo(images.dtype).max
 
 
 def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""RotNet's network batch from uint8 images."""
+"""RotNet's network batch from uint8 or uint16 images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rot90_batch(
     Turns are counter-clockwise and exact: `np.rot90(image, k)`.
 
     Args:
-        images: [B, C, N, N] uint8, any strides; square, since all turns share one batch.
+        images: [B, C, N, N] uint8 or uint16, any strides; square, since all turns share one batch.
         turns: [B] integers 0..3: then one turn per image instead of all four.
         mean, std: C floats each (or one for all) of values in 0..1: the result is (x - mean) / std.
             Or neither.
@@ -34,14 +34,14 @@ def rot90_batch(
         memory_format: of the result: contiguous or channels-last.
 
     Returns:
-        [4B, C, N, N], or [B, C, N, N] with `turns`. No gradient: bytes have none.
+        [4B, C, N, N], or [B, C, N, N] with `turns`. No gradient: integers have none.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     checks.check_dense("images", images)
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images: expected uint8, got {images.dtype}")
+    if images.dtype not in (torch.uint8, torch.uint16):
+        raise TypeError(f"images: expected uint8 or uint16, got {images.dtype}")
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images: expected square [B, C, N, N], got {tuple(images.shape)}")
     if dtype not in checks.FLOATS:

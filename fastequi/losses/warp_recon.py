@@ -57,7 +57,7 @@ class WarpReconLoss(nn.Module):
     def forward(
         self, pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None = None
     ) -> Tensor:
-        """pred [B, K, ...], image [B, C, Hs, Ws], theta [B, K, 2, 3], color [B, K, 3, 4]."""
+        """pred [B, K, ...], image [B, C, Hs, Ws], theta [B, K, 2, 3], color [B, K, C, ...]."""
         return warp_recon_loss(pred, image, theta, color=color, **self.options)
 
     def extra_repr(self) -> str:

@@ -58,7 +58,7 @@ class Anchor(nn.Module):
         """The loss [], not weighted.
 
         Args:
-            views: [B, 3, H, W] each, normalised.
+            views: [B, C, H, W] each, normalised.
             patches: [V B, L, D] the student's tokens of all views, one after the other.
             hidden: [V B, L] bool, what the student did not see; None: nothing.
         """

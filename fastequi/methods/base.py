@@ -44,7 +44,7 @@ class Base(nn.Module):
         raise NotImplementedError
 
     def forward(self, v1: Tensor, v2: Tensor, batch: Batch) -> BaseOutput:
-        """Takes both views [B, 3, H, W], normalised; local crops and masks come from the batch."""
+        """Takes both views [B, C, H, W], normalised; local crops and masks come from the batch."""
         raise NotImplementedError
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ class Branch(nn.Module):
         """The tokens of each group of images, and the first group's patches that z_equi is from.
 
         Args:
-            groups: images [B_i, 3, H_i, W_i].
+            groups: images [B_i, C, H_i, W_i].
             mask, mask_token: of the first group, as in :meth:`VisionTransformer.embed`.
         """
         encoder = self.encoder

@@ -70,7 +70,7 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tokens:
-        """The tokens of images [B, 3, H, W], whose patches form `grid`."""
+        """The tokens of images [B, C, H, W], whose patches form `grid`."""
         size = tuple(n * self.encoder.patch_size for n in grid)
         x = images.float() * self.gain + self.bias
         if x.shape[-2:] != size:

@@ -63,7 +63,7 @@ class Mapper(nn.Module):
         self.encoder, self.projector = encoder, projector
 
     def patches(self, groups: Sequence[Tensor]) -> list[Tensor]:
-        """Patch tokens [N, h, w, C] of each group of images [N, 3, H, W]."""
+        """Patch tokens [N, h, w, C] of each group of images [N, C, H, W]."""
         tokens = self.encoder.forward_groups(groups)
         grids = [self.encoder.grid_size(*images.shape[-2:]) for images in groups]
         pairs = zip(tokens, grids, strict=True)
@@ -153,7 +153,7 @@ class GTSA(Method):
         return parts
 
     def _normalised(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 images normalised like the other views, not rotated again."""
+        """uint8 or uint16 images normalised like the other views, not rotated again."""
         upright = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         mean, std = self.views.mean, self.views.std
         return rot90_batch(images, turns=upright, mean=mean, std=std, dtype=dtype)

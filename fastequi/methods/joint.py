@@ -57,7 +57,7 @@ class JointEmbedding(Base):
         return self.split(images)[2]
 
     def split(self, images: Tensor) -> tuple[Tokens, Tensor, Tensor]:
-        """(the encoder's tokens, z_inv, z_equi of the patch tokens) of images [B, 3, H, W]."""
+        """(the encoder's tokens, z_inv, z_equi of the patch tokens) of images [B, C, H, W]."""
         encoder, early = self.backbone, self.equi_head
         if early is None:
             tokens = encoder.forward_features(images)

@@ -53,7 +53,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Token features [B, L, ·] of normalised images [B, 3, H, W] by name."""
+        """Token features [B, L, ·] of normalised images [B, C, H, W] by name."""
         raise NotImplementedError
 
     def after_step(self, progress: float, taken: Tensor | None = None) -> None:

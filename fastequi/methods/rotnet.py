@@ -60,10 +60,10 @@ class RotNet(Method):
     def rotated(
         self, images: Tensor, rotations: Tensor | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """The network's batch of uint8 images, rotated and normalised.
+        """The network's batch of uint8 or uint16 images, rotated and normalised.
 
         Args:
-            images: [B, 3, N, N] uint8.
+            images: [B, C, N, N] uint8 or uint16.
             rotations: [B] integers 0..3, one per image; None: all four of image 0, then of 1, ...
             dtype: of the result.
         """

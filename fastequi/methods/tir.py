@@ -110,7 +110,7 @@ class TIR(Method):
         return out
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Token features [B, L, ·] of normalised images [B, 3, H, W], for probes and users.
+        """Token features [B, L, ·] of normalised images [B, C, H, W], for probes and users.
 
         Returns:
             "patch" (encoder), "z_inv", "z_equi" and, if the encoder has one, "cls" [B, 1, D].
@@ -122,7 +122,7 @@ class TIR(Method):
         """The images along the path, normalised, and their reconstructions.
 
         Returns:
-            "v1", "v2" [B, 3, H, W]; "target" and "pred" [B, K, 3, H, W].
+            "v1", "v2" [B, C, H, W]; "target" and "pred" [B, K, C, H, W].
         """
         if self.decoder is None:
             raise ValueError("reconstruct: this model has no decoders (num_steps = 0)")

@@ -18,7 +18,7 @@ from fastequi.models.encoder import TokenEncoder
 from fastequi.models.positions import Grid
 
 Features = Callable[[nn.Module, Tensor], Tensor]
-"""A network and images [B, 3, H, W] to a map [B, D, h, w] or tokens [B, N, D], row by row."""
+"""A network and images [B, C, H, W] to a map [B, D, h, w] or tokens [B, N, D], row by row."""
 
 _MORE = 32  # cells by which a wider image is wider: a stride that is wrong by a pixel then shows
 
@@ -45,9 +45,10 @@ class ForeignEncoder(TokenEncoder):
 
     Args:
         name: for messages.
-        network: takes normalised images [B, 3, H, W], on any device.
+        network: takes normalised images [B, C, H, W], on any device.
         reading: how tokens are read from it.
         image_size: side in pixels of the images that it is asked with.
+        in_chans: C, their channels.
 
     Raises:
         ValueError: it gives no grid of tokens for these images; says what it gives.
@@ -57,13 +58,20 @@ class ForeignEncoder(TokenEncoder):
             gradient from now on, and keep their values.
     """
 
-    def __init__(self, name: str, network: nn.Module, reading: Reading, image_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        reading: Reading,
+        image_size: int,
+        in_chans: int = 3,
+    ) -> None:
         super().__init__()
         if next(network.parameters(), None) is None:
             raise ValueError(f"model.name: {name}: expected a network with parameters, got none")
         self.name, self.wrapped, self.reading = name, network, reading
-        self.num_prefix_tokens = reading.num_prefix_tokens
-        out = dry_forward(name, network, reading.features, image_size, image_size)
+        self.num_prefix_tokens, self.in_chans = reading.num_prefix_tokens, in_chans
+        out = self._asked_with(image_size, image_size)
         self.embed_dim = out.shape[1 if out.ndim == 4 else 2]
         rows, columns = self._cells(out, image_size, image_size)
         if rows != columns or image_size % rows:
@@ -86,7 +94,7 @@ class ForeignEncoder(TokenEncoder):
         return self.wrapped
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to tokens [B, num_prefix_tokens + L, embed_dim], prefix first."""
+        """Images [B, C, H, W] to tokens [B, num_prefix_tokens + L, embed_dim], prefix first."""
         out = self.reading.features(self.wrapped, x)
         return out.flatten(2).transpose(1, 2) if out.ndim == 4 else out
 
@@ -99,7 +107,7 @@ class ForeignEncoder(TokenEncoder):
                     f"images: expected sides divisible by {stride}, the stride of {self.name}, got "
                     f"{height}x{width}"
                 )
-            out = dry_forward(self.name, self.wrapped, self.reading.features, height, width)
+            out = self._asked_with(height, width)
             grid = self._cells(out, height, width)
             if grid != (height // stride, width // stride):
                 raise ValueError(
@@ -108,6 +116,11 @@ class ForeignEncoder(TokenEncoder):
                 )
             self._grids[height, width] = grid
         return self._grids[height, width]
+
+    def _asked_with(self, height: int, width: int) -> Tensor:
+        """Its output for one image of a size; see :func:`dry_forward`."""
+        features = self.reading.features
+        return dry_forward(self.name, self.wrapped, features, (self.in_chans, height, width))
 
     def _cells(self, out: Tensor, height: int, width: int) -> Grid:
         """Rows and columns of its output for images of a size.
@@ -148,9 +161,8 @@ class ForeignEncoder(TokenEncoder):
                 raise ValueError(f"{wrong}, {multiple} {said}, got {size}")
             return
         height, width = min(2 * stride, size), size + _MORE * stride
-        features = self.reading.features
         try:
-            out = dry_forward(self.name, self.wrapped, features, height, width)
+            out = self._asked_with(height, width)
         except ValueError:  # the network's own refusal of another size
             if self._sees_borders(size):
                 return
@@ -166,7 +178,7 @@ class ForeignEncoder(TokenEncoder):
     def _sees_borders(self, size: int) -> bool:
         """Whether the last row and column of an image change its tokens."""
         with _asked(self.wrapped) as like, torch.no_grad():
-            images = _noise(size, size, like)
+            images = _noise(self.in_chans, size, size, like)
             other = images.clone()
             other[:, :, -1], other[:, :, :, -1] = 3.0, -3.0
             first, second = (self.reading.features(self.wrapped, x) for x in (images, other))
@@ -177,7 +189,7 @@ class ForeignEncoder(TokenEncoder):
         named = {n: p for n, p in self.wrapped.named_parameters() if p.requires_grad}
         found: tuple[Tensor | None, ...] = ()
         with _asked(self.wrapped) as like, torch.enable_grad():
-            out = self.reading.features(self.wrapped, _noise(size, size, like))
+            out = self.reading.features(self.wrapped, _noise(self.in_chans, size, size, like))
             if out.requires_grad:
                 params = list(named.values())
                 found = torch.autograd.grad(out.float().sum(), params, allow_unused=True)
@@ -203,27 +215,33 @@ class ForeignEncoder(TokenEncoder):
 
 
 def dry_forward(
-    name: str, network: nn.Module, features: Features, height: int, width: int
+    name: str, network: nn.Module, features: Features, image: tuple[int, int, int]
 ) -> Tensor:
-    """What a network gives for one image of a size; leaves it and the generators as they were.
+    """What a network gives for one image; leaves it and the generators as they were.
+
+    Args:
+        name: for messages.
+        network: any.
+        features: what is read of it.
+        image: the image's channels, height and width.
 
     Raises:
         ValueError: it takes no such image, or gives no map and no tokens.
     """
     try:
         with _asked(network) as like, torch.no_grad():
-            out = features(network, _noise(height, width, like))
+            out = features(network, _noise(*image, like))
     except Exception as error:  # of another package: of any kind
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ValueError(
-            f"model.name: {name} does not take images [1, 3, {height}, {width}] ({what})"
+            f"model.name: {name} does not take images {[1, *image]} ({what}){_channels(image[0])}"
         ) from error
     shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
     kinds = isinstance(out, Tensor) and out.is_floating_point() and out.ndim in (3, 4)
     if not kinds or len(out) != 1 or 0 in out.shape:
         raise ValueError(
             f"model.name: {name}: expected a map [B, D, h, w] or tokens [B, N, D] of floats, got "
-            f"{shape} for [1, 3, {height}, {width}]"
+            f"{shape} for {[1, *image]}"
         )
     return out
 
@@ -242,6 +260,13 @@ def _asked(network: nn.Module) -> Iterator[Tensor]:
             part.training = mode
 
 
-def _noise(height: int, width: int, like: Tensor) -> Tensor:
+def _channels(in_chans: int) -> str:
+    """What one may have forgotten of images that are not RGB."""
+    if in_chans == 3:
+        return ""
+    return f"; expected a network of {in_chans} input channels, as data.channels says"
+
+
+def _noise(in_chans: int, height: int, width: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, 3, height, width, generator=generator).to(like.device, like.dtype)
+    return torch.randn(1, in_chans, height, width, generator=generator).to(like.device, like.dtype)

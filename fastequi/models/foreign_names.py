@@ -30,12 +30,13 @@ from fastequi.functional import arguments
 from fastequi.models.foreign import ForeignEncoder, Reading, dry_forward
 
 
-def create(name: str, image_size: int) -> ForeignEncoder:
+def create(name: str, image_size: int, in_chans: int = 3) -> ForeignEncoder:
     """The encoder of a name (see the module), made for square images.
 
     Args:
         name: "timm:convnext_tiny", ...
         image_size: their side in pixels.
+        in_chans: their channels; torchvision's networks are of three alone.
 
     Raises:
         ImportError: its package is not installed.
@@ -43,8 +44,8 @@ def create(name: str, image_size: int) -> ForeignEncoder:
     """
     kind, _, what = name.partition(":")
     make = _PACKAGES.get(kind)
-    network, reading = make(what, image_size) if make is not None else _of_function(name)
-    return ForeignEncoder(name, network, reading, image_size)
+    found = make(what, image_size, in_chans) if make is not None else _of_function(name)
+    return ForeignEncoder(name, *found, image_size, in_chans)
 
 
 def imported(spec: str) -> Any:
@@ -89,11 +90,12 @@ def _made(name: str, image_size: int) -> Iterator[None]:
         ) from error
 
 
-def _of_timm(name: str, image_size: int) -> tuple[nn.Module, Reading]:
+def _of_timm(name: str, image_size: int, in_chans: int) -> tuple[nn.Module, Reading]:
     timm = _package("timm", f"timm:{name}")
     architecture = name.partition(".")[0]  # without the tag, which names weights
     _expect_known("timm", architecture, timm.list_models())
-    make = partial(timm.create_model, name, pretrained=False, num_classes=0)
+    channels = {} if in_chans == 3 else {"in_chans": in_chans}
+    make = partial(timm.create_model, name, pretrained=False, num_classes=0, **channels)
     with _made(f"timm:{name}", image_size):
         if not timm.get_pretrained_cfg(architecture).fixed_input_size:
             network = make()
@@ -122,9 +124,14 @@ _HEADS = ("avgpool", "classifier", "fc", "head", "heads", "AuxLogits", "aux1", "
 """Modules of torchvision's classifiers that come after the last map, or beside it."""
 
 
-def _of_torchvision(name: str, image_size: int) -> tuple[nn.Module, Reading]:
+def _of_torchvision(name: str, image_size: int, in_chans: int) -> tuple[nn.Module, Reading]:
     models = _package("torchvision", f"torchvision:{name}").models
     _expect_known("torchvision", name, models.list_models(module=models))
+    if in_chans != 3:
+        raise ValueError(
+            f"data.channels: expected three for torchvision:{name}, whose networks take no other "
+            f"images, got {in_chans}; timm's and functions of yours take any"
+        )
     options: dict[str, Any] = {}
     if name.startswith("vit_"):
         options["image_size"] = image_size
@@ -157,7 +164,7 @@ def _last_grid(name: str, network: nn.Module, image_size: int) -> str:
         if layer and layer.partition(".")[0] not in _HEADS
     ]
     try:
-        dry_forward(name, network, features, image_size, image_size)
+        dry_forward(name, network, features, (3, image_size, image_size))
     finally:
         for hook in hooks:
             hook.remove()
@@ -178,7 +185,7 @@ def _output_of(layer: str, network: nn.Module, images: Tensor) -> Tensor:
     return outputs[-1]
 
 
-def _of_huggingface(folder: str, image_size: int) -> tuple[nn.Module, Reading]:
+def _of_huggingface(folder: str, image_size: int, in_chans: int) -> tuple[nn.Module, Reading]:
     name, path = f"hf:{folder}", Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise ValueError(
@@ -187,11 +194,13 @@ def _of_huggingface(folder: str, image_size: int) -> tuple[nn.Module, Reading]:
     transformers = _package("transformers", name)
     with _made(name, image_size):
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        if in_chans != getattr(config, "num_channels", 3):
+            config.num_channels = in_chans
         network = transformers.AutoModel.from_config(config).float()
     taken = signature(network.forward).parameters
     options = {n: True for n in ("interpolate_pos_encoding",) if n in taken}  # any image size
     features = partial(_last_hidden_state, options)
-    out = dry_forward(name, network, features, image_size, image_size)
+    out = dry_forward(name, network, features, (in_chans, image_size, image_size))
     patch = getattr(config, "patch_size", None)
     if out.ndim == 3 and isinstance(patch, int) and image_size % patch == 0:
         prefix = out.shape[1] - (image_size // patch) ** 2

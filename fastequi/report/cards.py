@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastequi.data.channels import RGB
 from fastequi.report import findings
 from fastequi.report.markup import duration, number, tag, text
 from fastequi.report.runs import Run
@@ -98,6 +99,8 @@ def model_words(flat: dict[str, object]) -> str:
     sizes = {"embed_dim": "wide", "depth": "deep", "num_heads": "heads"}
     parts = [f"{flat[f'model.{k}']} {word}" for k, word in sizes.items() if flat.get(f"model.{k}")]
     name, images = str(flat["model.name"]), f"{flat.get('data.image_size')} px"
+    if flat.get("data.channels", RGB) != RGB:
+        images += f", channels {flat['data.channels']}"
     if name.startswith("vit_"):
         images = f"{flat.get('model.patch_size')} px patches of {images}"
     return ", ".join([name, *parts, images])

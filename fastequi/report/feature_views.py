@@ -45,12 +45,13 @@ def shown_size(encoder: Encoder) -> int:
 def _cell(encoder: Encoder) -> int:
     """Pixels between two tokens; the whole view where its tokens do not divide it."""
     size, name = encoder.image_size, patch_name(encoder)
-    side = math.isqrt(encoder.features(noise(size, encoder.device))[name].shape[1])
+    image = noise(size, encoder.device, encoder.in_chans)
+    side = math.isqrt(encoder.features(image)[name].shape[1])
     return size // side if size % side == 0 else size
 
 
 def dense_tokens(encoder: Encoder, images: Tensor) -> Tensor:
-    """Tokens of images larger than the encoder was made for, [B, 3, S, T] to [B, h, w, D].
+    """Tokens of images larger than the encoder was made for, [B, C, S, T] to [B, h, w, D].
 
     A window of the encoder's own size slides over the image, and a token is the mean over all
     windows that contain it, so that positions are never interpolated. S and T are multiples of the
@@ -117,7 +118,7 @@ def last_attention(encoder: Encoder, images: Tensor) -> Tensor | None:
 
     Args:
         encoder: any; the last `fastequi.models.transformer.Attention` that runs in it is shown.
-        images: [B, 3, H, W], normalised.
+        images: [B, C, H, W], normalised.
 
     Returns:
         None if there is no such block (a convolutional network, the user's own function).
@@ -153,7 +154,7 @@ def attention_weights(block: Attention, x: Tensor, rotation: Rotation | None = N
 
 
 def rotated(windows: Tensor, degrees: Tensor, encoder: Encoder) -> Tensor:
-    """Views [B, 3, H, W], normalised, out of uint8 windows, rotated by `degrees` [B].
+    """Views [B, C, H, W], normalised, out of uint8 or uint16 windows, rotated by `degrees` [B].
 
     Counter-clockwise; a window √2 times as wide as the view leaves no corner empty.
     """
@@ -197,8 +198,8 @@ def sweep(
 
     Args:
         encoder: any.
-        shown: [B, 3, W, W] uint8, W at least √2 times the encoder's view.
-        train, test: [N, 3, W, W] windows of other images, and of those shown.
+        shown: [B, C, W, W] uint8 or uint16, W at least √2 times the encoder's view.
+        train, test: [N, C, W, W] windows of other images, and of those shown.
         degrees: [T] that the shown ones are rotated by.
         seed: of the angles of `train` and `test`.
     """

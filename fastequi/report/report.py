@@ -53,7 +53,10 @@ def _pictures(
         for run in runs:
             status.update(f"drawing {run.name}")
             try:
-                shown[run.name], why_not = sheets(load_encoder(str(run.folder)), photos)
+                encoder = load_encoder(str(run.folder))
+                if data is None:
+                    encoder.expect_rgb("the embedded photographs (--data names others)")
+                shown[run.name], why_not = sheets(encoder, photos)
                 notes += [f"{run.name}: no {why}." for why in why_not]
             except (OSError, ValueError, ArithmeticError, RuntimeError, KeyError) as error:
                 why = str(error).removeprefix("CHECKPOINT: ").replace(f"{run.folder}", run.name)

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastequi.data.channels import RGB
 from fastequi.functional.normalise import denormalise
+from fastequi.report.false_colors import FalseColors, said
 
 _GAP, _HEADER, _CAPTION = 6, 26, 22
 
@@ -79,12 +81,16 @@ def _ascii(text: str) -> str:
     return text.replace("−", "-")
 
 
-def path_sheet(views: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]) -> Sheet:
+def path_sheet(
+    views: dict[str, Tensor], mean: Sequence[float], std: Sequence[float], channels: str = RGB
+) -> Sheet:
     """One row per image: v1, then target and prediction of every step, then v2.
 
     Args:
-        views: "v1", "v2" [B, 3, H, W]; "target", "pred" [B, K, 3, H, W], all normalised.
+        views: "v1", "v2" [B, C, H, W]; "target", "pred" [B, K, C, H, W], all normalised.
         mean, std: of the normalisation, in 0..1.
+        channels: of the images, as `data.channels` has them; of others than RGB false colours are
+            shown, stretched as v1 and v2 need it.
     """
     steps = views["target"].shape[1]
     columns = [("v1", views["v1"])]
@@ -92,10 +98,17 @@ def path_sheet(views: dict[str, Tensor], mean: Sequence[float], std: Sequence[fl
         columns.append((f"target {k + 1}", views["target"][:, k]))
         columns.append((f"prediction {k + 1}", views["pred"][:, k]))
     columns.append(("v2", views["v2"]))
-    tiles = [to_uint8(images, mean, std) for _, images in columns]
+    note = "From the features of v1 and v2 the decoders predict the images between them."
+    if channels == RGB:
+        tiles = [to_uint8(images, mean, std) for _, images in columns]
+    else:
+        note = f"{note} {said(channels, len(mean))}"
+        units = [denormalise(images.float(), mean, std).clamp(0, 1) for _, images in columns]
+        colors = FalseColors.of(torch.stack([units[0], units[-1]]))
+        tiles = [colors.pictures(unit) for unit in units]
     return Sheet(
         title="Reconstructions along the path",
-        note="From the features of v1 and v2 the decoders predict the images between them.",
+        note=note,
         columns=tuple(title for title, _ in columns),
         rows=tuple(zip(*tiles, strict=True)),
         side=views["v1"].shape[-1] * 4,

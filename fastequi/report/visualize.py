@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fastequi.build import views_of
+from fastequi.data.channels import RGB
+from fastequi.data.config import Augment
+from fastequi.data.loader import make_loader
 from fastequi.data.pillow import decoded
 from fastequi.data.sources.image_sets import embedded_photos, open_source
 from fastequi.data.sources.images import Source
@@ -23,10 +27,14 @@ from fastequi.data.views.batch import Batch
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder, random_init
 from fastequi.evaluate.results import writable_folder
+from fastequi.evaluate.tasks import values_of
 from fastequi.functional import warp
+from fastequi.functional.normalise import denormalise
 from fastequi.methods.tir import TIR
+from fastequi.paths import SE2
 from fastequi.philox import Draws
 from fastequi.report import feature_views
+from fastequi.report.false_colors import FalseColors, said
 from fastequi.report.markup import two
 from fastequi.report.sheets import Sheet, Tile, heat, path_sheet, to_uint8
 from fastequi.weights.architecture import UNSTATED, Stated
@@ -67,7 +75,10 @@ def visualize(
         windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
         stated: what a file does not say; see `load_encoder`.
     """
-    encoder, photos = load_encoder(spec, device, stated), photographs(data)
+    encoder = load_encoder(spec, device, stated)
+    if data is None:
+        encoder.expect_rgb("the embedded photographs (--data names others)")
+    photos = photographs(data)
     writable_folder(out)
     files = []
     found, why_not = sheets(encoder, photos, windows)
@@ -106,7 +117,7 @@ def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
     method, config = encoder.method, encoder.config
     if not isinstance(method, TIR) or method.decoder is None or config is None:
         return "it has no decoders"
-    views, path = views_of(config), config.path.build()
+    views, path = views_of(config), config.path.build(config.data.in_chans)
     pictures = _pictures(encoder, photos, _SHOWN, views.source_size)[:_ROWS]
     u = torch.stack([_window(picture, views.source_size) for picture in pictures])
     u = u.to(encoder.device)
@@ -123,13 +134,13 @@ def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
     batch = Batch(v1=v1, u=u, path=params, sample_ids=torch.arange(len(u)), epoch=0)
     shown = method.reconstruct(batch)
     expect_finite(encoder.name, {"predictions": shown["pred"]})
-    return path_sheet(shown, views.mean, views.std)
+    return path_sheet(shown, views.mean, views.std, encoder.channels)
 
 
 def pca(encoder: Encoder, photos: Source) -> Sheet:
     """Every image beside the first three principal components of its tokens."""
     size, name = feature_views.shown_size(encoder), feature_views.patch_name(encoder)
-    images = torch.stack(_squares(photos, _SHOWN, size)).to(encoder.device)
+    images = torch.stack(_squares(encoder, photos, _SHOWN, size)).to(encoder.device)
     tokens = feature_views.dense_tokens(encoder, normalise(images, encoder))
     colors = [
         (c * 255).round().byte().cpu().numpy() for c in feature_views.pca_colors(list(tokens))
@@ -137,9 +148,10 @@ def pca(encoder: Encoder, photos: Source) -> Sheet:
     return Sheet(
         title="Principal components of the patches",
         note=f"The first three principal components of the {name} features as red, green and blue; "
-        "one basis for all images, so that similar colours mean similar features.",
+        "one basis for all images, so that similar colours mean similar features."
+        f"{_colors(encoder)}",
         columns=("image", name),
-        rows=tuple(zip(_tiles(images), colors, strict=True)),
+        rows=tuple(zip(_tiles(images, encoder), colors, strict=True)),
         side=192,
         smooth=True,
         wrap=True,
@@ -149,21 +161,21 @@ def pca(encoder: Encoder, photos: Source) -> Sheet:
 def attention(encoder: Encoder, photos: Source) -> Sheet | str:
     """The last block's attention over every image, head by head; or why there is none."""
     size = encoder.image_size
-    images = torch.stack(_squares(photos, _ROWS, size)).to(encoder.device)
+    images = torch.stack(_squares(encoder, photos, _ROWS, size)).to(encoder.device)
     weights = feature_views.last_attention(encoder, normalise(images, encoder))
     if weights is None:
         return "it has no attention of fastequi.models.vit"
     heads = weights.shape[1]
     tiles = [
         (tile, *(heat(tile, head) for head in maps))
-        for tile, maps in zip(_tiles(images, 160), weights, strict=True)
+        for tile, maps in zip(_tiles(images, encoder, 160), weights, strict=True)
     ]
     whose = "The class token's attention" if "cls" in encoder.names else "The patches' attention"
     return Sheet(
         title="Attention of the last block",
         note=f"{whose} to the patches, softmax(q·k) for each of {heads} heads"
         f"{'' if 'cls' in encoder.names else ', mean over the patches as queries'}; "
-        "bright where it is largest.",
+        f"bright where it is largest.{_colors(encoder)}",
         columns=("image", *(f"head {i + 1}" for i in range(heads))),
         rows=tuple(tiles),
         side=160,
@@ -199,14 +211,18 @@ def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
         baseline = f" (at random initialisation {two(untrained.r2)})"
     repeated = shown.repeat_interleave(len(degrees), 0)
     frames = feature_views.rotated(repeated, degrees.to(device).repeat(swept), encoder)
-    tiles = to_uint8(frames, encoder.mean, encoder.std)
+    if encoder.channels == RGB:
+        tiles = to_uint8(frames, encoder.mean, encoder.std)
+    else:
+        unit = denormalise(frames, encoder.mean, encoder.std).clamp(0, 1)
+        tiles = FalseColors.of(unit).pictures(unit)
     rows = [tuple(tiles[i : i + len(degrees)]) for i in range(0, len(tiles), len(degrees))]
     return Sheet(
         title="Predicted rotation of an image",
         note=f"Above, the true angle; below, the angle that a ridge probe predicts from the "
         f"similarities of the patches before and after, fitted on {windows:,} windows of "
         f"{len(pictures) - swept} other images. R² over {windows // 3} rotated windows of the "
-        f"images shown: {two(found.r2)}{baseline}.",
+        f"images shown: {two(found.r2)}{baseline}.{_colors(encoder)}",
         columns=tuple(_signed(d) for d in _DEGREES),
         rows=tuple(rows),
         captions=tuple(tuple(_signed(p) for p in row) for row in found.predicted.tolist()),
@@ -218,10 +234,19 @@ def _signed(degrees: float) -> str:
     return f"{rounded:+d}°".replace("-", "−") if rounded else "0°"
 
 
-def _tiles(images: Tensor, least: int = 0) -> list[Tile]:
-    """uint8 [B, 3, H, W] as tiles, scaled up to `least` pixels."""
+def _colors(encoder: Encoder) -> str:
+    """What the colours of its images are, where these are not RGB."""
+    return "" if encoder.channels == RGB else f" {said(encoder.channels, encoder.in_chans)}"
+
+
+def _tiles(images: Tensor, encoder: Encoder, least: int = 0) -> list[Tile]:
+    """uint8 or uint16 [B, C, H, W] as tiles, scaled up to `least` pixels."""
+    if encoder.channels == RGB:
+        shown_as = images.permute(0, 2, 3, 1).cpu().numpy()
+    else:
+        shown_as = FalseColors.of(images).pictures(images)
     tiles = []
-    for image in images.permute(0, 2, 3, 1).cpu().numpy():
+    for image in shown_as:
         side = max(least, image.shape[0])
         shown = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
         tiles.append(np.asarray(shown))
@@ -249,8 +274,10 @@ def _left_out(path: str, why: str) -> None:
     logger.warning("%s cannot be read and is left out (%s)", path, why)
 
 
-def _squares(photos: Source, count: int, size: int) -> list[Tensor]:
-    """The middle square of images, uint8 [3, size, size]."""
+def _squares(encoder: Encoder, photos: Source, count: int, size: int) -> list[Tensor]:
+    """The middle square of images, uint8 [3, size, size], or as :func:`_of_channels` gives it."""
+    if encoder.channels != RGB:
+        return _of_channels(encoder, photos, count, size)
     found = _opened(photos, count)
     return [_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)) for image in found]
 
@@ -258,9 +285,13 @@ def _squares(photos: Source, count: int, size: int) -> list[Tensor]:
 def _pictures(encoder: Encoder, photos: Source, count: int, least: int) -> list[Tensor]:
     """Images to cut windows from, uint8 [3, h, w], h and w at least `least`, most varied first.
 
-    As large as on the PCA sheet where that is enough.
+    As large as on the PCA sheet where that is enough. Of other channels than RGB squares, as
+    :func:`_of_channels` gives them.
     """
     found, short = [], feature_views.shown_size(encoder)
+    if encoder.channels != RGB:
+        squares = _of_channels(encoder, photos, count, max(short, least))
+        return sorted(squares, key=lambda picture: -_variety(_window(picture, least)))
     for image in _opened(photos, count):
         width, height = image.size
         part = tuple(e * s for e, s in zip(photos.region, (width, height) * 2, strict=True))
@@ -270,6 +301,22 @@ def _pictures(encoder: Encoder, photos: Source, count: int, least: int) -> list[
         how = Image.Resampling.BICUBIC
         found.append(_tensor(image.resize(size, how, box=part)))  # type: ignore[arg-type]
     return sorted(found, key=lambda picture: -_variety(_window(picture, least)))
+
+
+def _of_channels(encoder: Encoder, photos: Source, count: int, size: int) -> list[Tensor]:
+    """The whole squares of images with an encoder's channels, uint8 or uint16 [C, size, size]."""
+    n, plain = min(count, len(photos)), Augment.none()
+    cfg = replace(
+        values_of(encoder),
+        image_size=size,
+        source_size=size,
+        a1=plain,
+        a2=plain,
+        shared_crop=True,
+        batch_size=n,
+    )
+    with make_loader(photos, cfg, SE2(), seed=0, device=torch.device("cpu"), steps=1) as loader:
+        return list(next(iter(loader)).u)
 
 
 def _tensor(image: Image.Image) -> Tensor:

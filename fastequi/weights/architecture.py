@@ -50,6 +50,8 @@ class Stated:
         network: "teacher" or "student", of a file with both; by default the teacher.
         patch_size: that the patch embedding is resized to (`adapt.patches`).
         channels: of the patch embedding that are kept, in this order, from 0.
+        in_chans: of the images that it is for. One channel of the weights is repeated for three of
+            the images; else they have to be as many.
     """
 
     num_heads: int | None = None
@@ -57,9 +59,10 @@ class Stated:
     network: str | None = None
     patch_size: int | None = None
     channels: tuple[int, ...] | None = None
+    in_chans: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("num_heads", 1), ("patch_size", 1)):
+        for name, least in (("num_heads", 1), ("patch_size", 1), ("in_chans", 1)):
             value = getattr(self, name)
             if value is not None:
                 arguments.integer(name, value, least=least)

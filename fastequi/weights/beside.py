@@ -12,6 +12,9 @@ from fastequi.runtime import checkpoint
 from fastequi.weights.files import Contents
 from fastequi.weights.hub_config import Floats, HubConfig, normalisation
 
+VALUES = "fastequi_values"
+"""Of an export's config.json: the run's `data.channels` and `data.value_range`."""
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -28,6 +31,21 @@ class Beside:
     run: Config | None = None
     hub: HubConfig = HubConfig()  # noqa: RUF009
     found: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> tuple[str, str]:
+        """`data.channels` and `data.value_range` of the images; ("", "") if they are not said."""
+        if self.run is not None:
+            return self.run.data.channels, self.run.data.value_range
+        said = self.found.get(VALUES)
+        if not isinstance(said, dict):
+            return "", ""
+        return str(said.get("channels", "")), str(said.get("value_range", ""))
+
+    @property
+    def says_channels(self) -> bool:
+        """Whether it is known of which channels the images are."""
+        return self.values[0] != ""
 
 
 def described(contents: Contents) -> Beside:

@@ -63,6 +63,7 @@ class Weights:
         mean, std: of the normalisation.
         says_normalisation: whether the file, or one beside it, says them.
         config: of the run that wrote them, if known.
+        values: `data.channels` and `data.value_range` of its images; "" where nothing says them.
         report: what was done.
     """
 
@@ -76,6 +77,7 @@ class Weights:
     std: Floats
     says_normalisation: bool
     config: Config | None = None
+    values: tuple[str, str] = ("", "")
     report: Report
 
 
@@ -161,14 +163,15 @@ def _loaded(contents: Contents, stated: Stated, insist: bool, asked: Asked) -> W
     except UnlikeError as error:
         what = f"{layout.name} (the nearest layout)"
         raise ValueError(error.told(what, layout.spelled)) from error
-    says = mean is not None and std is not None
-    if mean is None or std is None:
-        report.assumed.append("ImageNet's mean and std")
-        mean, std = _DEFAULTS.mean, _DEFAULTS.std
-    if stated.channels is not None or options["in_chans"] != _CHANS:
-        state, options = _of_colours(state, options, stated, asked, report)
-        mean, std = (_kept(values, stated.channels) for values in (mean, std))
+    says, of_tensors = mean is not None and std is not None, options
+    state, options = _of_channels(state, options, stated, beside, asked, report)
+    values = beside.values if options is of_tensors else ("", "")
+    if options is not of_tensors:
         make = None
+    if mean is None or std is None:
+        mean, std = _unsaid(options["in_chans"], stated, asked, report)
+    elif options is not of_tensors:
+        mean, std = (_kept(values, stated.channels) for values in (mean, std))
     if stated.patch_size is not None and stated.patch_size != options["patch_size"]:
         state, options = _of_patches(state, options, stated.patch_size, report)
         make = None
@@ -187,6 +190,7 @@ def _loaded(contents: Contents, stated: Stated, insist: bool, asked: Asked) -> W
         std=std,
         says_normalisation=says,
         config=beside.run,
+        values=values,
         report=report,
     )
 
@@ -199,7 +203,7 @@ def _of_run(
     model, side = beside.run.model, beside.run.data.image_size
     if not model.name.startswith("vit_"):
         raise ValueError(f"it is a ViT, and {beside.where} says {model.name}")
-    make = partial(build_encoder, model, side)
+    make = partial(build_encoder, model, side, beside.run.data.in_chans)
     expect_tensors(state, make)
     with torch.device("meta"):
         heads = make().num_heads
@@ -310,27 +314,51 @@ class _Found:
         return size[1]
 
 
-def _of_colours(
-    state: State, options: Options, stated: Stated, asked: Asked, report: Report
+def _of_channels(
+    state: State, options: Options, stated: Stated, beside: Beside, asked: Asked, report: Report
 ) -> tuple[State, Options]:
-    """For images of three channels."""
-    own, kept = options["in_chans"], stated.channels
-    if kept is None and own != 1:
-        raise ValueError(
-            f"in_chans: expected {_CHANS}, as images have, got {own}; {asked.channels} says which "
-            f"are kept"
-        )
-    weight = adapt.channels(state[PATCHES], _CHANS, kept)
+    """For images of the stated channels; where nothing is stated, of as many as the weights have,
+    but of three in the place of a single one, unless that is of a run or an export."""
+    own, kept, wanted = options["in_chans"], stated.channels, stated.in_chans
+    repeated = own == 1 and (wanted == _CHANS or (wanted is None and not beside.says_channels))
+    if kept is None and not repeated:
+        if wanted not in (None, own):
+            raise ValueError(
+                f"in_chans: expected {wanted}, as images have, got {own}; {asked.channels} says "
+                f"which are kept"
+            )
+        return state, options
+    made = _CHANS if kept is None else len(kept)
+    if wanted not in (None, made):
+        listed = " ".join(map(str, kept or ()))
+        raise ValueError(f"{asked.channels}: expected {wanted}, as images have, got {listed}")
+    weight = adapt.channels(state[PATCHES], made, kept)
     how = "repeated and divided by 3" if kept is None else f"those of channels {kept}"
-    report.resized.append(f"patch embedding of {own} channels for {_CHANS}, {how}")
-    return {**state, PATCHES: weight}, {**options, "in_chans": _CHANS}
+    report.resized.append(f"patch embedding of {own} channels for {made}, {how}")
+    return {**state, PATCHES: weight}, {**options, "in_chans": made}
 
 
 def _kept(values: Floats, channels: tuple[int, ...] | None) -> Floats:
     """Mean or std of the channels that are kept, of one that is repeated."""
-    if channels is not None and max(channels) < len(values):
-        return tuple(values[index] for index in channels)
-    return values * _CHANS if len(values) == 1 else values
+    return values * _CHANS if channels is None else tuple(values[index] for index in channels)
+
+
+def _unsaid(channels: int, stated: Stated, asked: Asked, report: Report) -> tuple[Floats, Floats]:
+    """The mean and std of weights of which nothing says them: ImageNet's, of three channels.
+
+    Raises:
+        ValueError: there are other channels, whose images have not said themselves how many.
+    """
+    if channels == _CHANS:
+        report.assumed.append("ImageNet's mean and std")
+        return _DEFAULTS.mean, _DEFAULTS.std
+    if stated.in_chans is None:
+        raise ValueError(
+            f"in_chans: expected {_CHANS}, as ImageNet's mean and std have and nothing says others,"
+            f" got {channels}; {asked.channels} says which are kept"
+        )
+    report.assumed.append("values in 0..1 that are not normalised")
+    return (0.0,) * channels, (1.0,) * channels
 
 
 def _of_patches(state: State, options: Options, size: int, report: Report) -> tuple[State, Options]:

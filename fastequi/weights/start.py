@@ -34,19 +34,23 @@ _REST = (
 )
 
 
-def init_weights(init: InitConfig, num_heads: int | None = None) -> Weights:
+def init_weights(
+    init: InitConfig, num_heads: int | None = None, in_chans: int | None = None
+) -> Weights:
     """The weights that a run starts from.
 
     Args:
         init: which, and what is asked of them.
         num_heads: of the model's settings, for a file that does not say them.
+        in_chans: of the run's images; None: not known yet.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or is not the one that `init` describes.
     """
     sides = (init.img_size[0], init.img_size[-1]) if init.img_size else None
-    stated = Stated(num_heads, sides, init.network, init.patch_size, init.channels or None)
+    kept = init.channels or None
+    stated = Stated(num_heads, sides, init.network, init.patch_size, kept, in_chans)
     weights = load_weights(Path(init.path), stated, insist=False, asked=INIT)
     own = weights.options["img_size"]
     if sides is not None and init.patch_size is None and own != sides:
@@ -112,7 +116,7 @@ def start(method: Method, config: Config) -> tuple[Config, Report]:
     model, data = config.model, config.data
     with torch.device("meta"):
         heads = build_encoder(model, data.image_size).num_heads
-    weights = init_weights(config.init, heads)
+    weights = init_weights(config.init, heads, data.in_chans)
     expect_settings(model, weights)
     report = weights.report
     for network in {id(one): one for one in (method.encoder, method.backbone)}.values():

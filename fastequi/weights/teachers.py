@@ -22,7 +22,8 @@ from fastequi.weights.reader import load_weights
 logger = logging.getLogger(__name__)
 
 TEACHER = Asked(
-    "--teacher.path", "--teacher.num-heads", "--teacher.img-size", "--teacher.network", "none"
+    *("--teacher.path", "--teacher.num-heads", "--teacher.img-size", "--teacher.network"),
+    "only --data.channels",
 )
 
 
@@ -42,7 +43,7 @@ def with_teacher(config: Config) -> tuple[Config, FrozenTeacher | None]:
             "tir.base=distillation, got none"
         )
     sides = (asked.img_size[0], asked.img_size[-1]) if asked.img_size else None
-    stated = Stated(asked.num_heads, sides, asked.network)
+    stated = Stated(asked.num_heads, sides, asked.network, in_chans=config.data.in_chans)
     weights = load_weights(Path(asked.path), stated, insist=False, asked=TEACHER)
     sha256 = weights.sha256()
     if asked.sha256 and asked.sha256 != sha256:

@@ -96,7 +96,7 @@ def evaluate(
         stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
     kept = KeptMaps(cache or cache_folder() / "maps", cache_gb)
-    encoder, encoders = load_all(spec, against, device, stated)
+    encoder, encoders = load_all(spec, against, device, stated, rgb=f"eval {kind}")
     file = place(kind, spec, out)
     grids = [
         kept.around(each, encoders[each.encoder]) if each.encoder else each

@@ -84,7 +84,7 @@ def grids_of(
     if patch is None:
         raise ValueError(f"encoder: {encoder.name} says no patch_size, so its tokens are no grid")
     side = encoder.image_size // patch
-    found = encoder.features(noise(encoder.image_size, encoder.device))
+    found = encoder.features(noise(encoder.image_size, encoder.device, encoder.in_chans))
     names = tuple(n for n in only if n in found and found[n].shape[1] == side * side)
     if not names:
         shapes = ", ".join(f"{n} {list(v.shape[1:])}" for n, v in found.items())

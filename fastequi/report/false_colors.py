@@ -1,0 +1,82 @@
+"""Pictures of images that are not RGB: three of their channels as red, green and blue.
+
+The first, the middle and the last channel; of two the first and the second, and no blue; a single
+one is grey. Each is stretched between its own percentiles, so that dark channels are seen as well;
+colours of two sheets do not compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastequi.data.channels import chosen
+from fastequi.functional.normalise import in_unit
+
+_LOW, _HIGH = 1.0, 99.0  # percentiles that become black and bright
+_VALUES = 1_000_000  # of a channel, at most, that percentiles are of
+
+
+def shown_channels(count: int) -> tuple[int, ...]:
+    """Those of `count` channels that are shown: one, two or three."""
+    return (0, count // 2, count - 1) if count > 2 else tuple(range(count))
+
+
+@dataclass(frozen=True)
+class FalseColors:
+    """How images become pictures.
+
+    Attributes:
+        picked: the channels that are shown.
+        low, high: of each, what becomes black and bright, of values in 0..1.
+    """
+
+    picked: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor) -> FalseColors:
+        """The stretch of images [..., C, H, W], uint8, uint16 or floats in 0..1, taken together."""
+        picked = shown_channels(images.shape[-3])
+        ends = []
+        for channel in picked:
+            values = np.sort(in_unit(images.select(-3, channel)).float().cpu().numpy().ravel())
+            some = values[:: max(len(values) // _VALUES, 1)]
+            ends.append(tuple(float(v) for v in np.percentile(some, (_LOW, _HIGH))))
+        low, high = zip(*ends, strict=True)
+        return cls(picked, low, high)
+
+    def pictures(self, images: Tensor) -> np.ndarray:
+        """uint8 [B, H, W, 3] of images [B, C, H, W] as :meth:`of` takes them."""
+        unit = in_unit(images[:, list(self.picked)]).float()
+        low, high = (
+            torch.tensor(v, device=unit.device)[:, None, None] for v in (self.low, self.high)
+        )
+        scaled = ((unit - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * 255
+        if len(self.picked) == 1:
+            scaled = scaled.expand(-1, 3, -1, -1)
+        elif len(self.picked) == 2:
+            scaled = torch.cat([scaled, torch.zeros_like(scaled[:, :1])], 1)
+        return scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def said(channels: str, count: int) -> str:
+    """The sentence below such pictures.
+
+    Args:
+        channels: of the images, as `data.channels` has them.
+        count: how many they are.
+    """
+    numbers: Sequence[int] = chosen(channels) or range(count)
+    names = [str(numbers[channel]) for channel in shown_channels(count)]
+    ends = f"from its percentile {_LOW:g} to {_HIGH:g} in these images"
+    if len(names) == 1:
+        return f"Grey is channel {names[0]}, {ends}."
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    colors = "red, green and blue" if len(names) == 3 else "red and green"
+    return f"False colours: channels {listed} as {colors}, each {ends}."
