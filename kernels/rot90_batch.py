@@ -35,6 +35,7 @@ from fastequi.kernels.backend import say_type, tl, transformed, triton, use_nati
 from fastequi.kernels.constants import constants
 
 TILE, WARPS = 32, 4
+GROUP = 4  # channels of a launch, which are unrolled
 
 
 @triton.jit
@@ -143,10 +144,14 @@ def _compute(
             )
         )
         with torch.cuda.device_of(images):
-            rot90_batch_kernel[(len(images) * tiles * tiles,)](
-                images, turns, means, gains, out, side, tiles, *images.stride(), *out.stride(),
-                C=channels, ALL=turns is None, TILE=TILE, num_warps=WARPS,
-            )  # fmt: skip
+            for first in range(0, channels, GROUP):
+                few = slice(first, first + GROUP)
+                ours, theirs = images[:, few], out[:, few]
+                rot90_batch_kernel[(len(images) * tiles * tiles,)](
+                    ours, turns, means[few], gains[few], theirs, side, tiles,
+                    *ours.stride(), *theirs.stride(),
+                    C=ours.shape[1], ALL=turns is None, TILE=TILE, num_warps=WARPS,
+                )  # fmt: skip
     else:
         if native:
             say_type("rot90_batch", dtype, takes="results of two or four bytes")

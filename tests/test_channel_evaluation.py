@@ -18,10 +18,11 @@ from fastequi.evaluate.embed import embed
 from fastequi.evaluate.encoders import Encoder, load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
 from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.photo_windows import values_of
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import evaluate_reconstruction, predictions
-from fastequi.evaluate.tasks import Budget, Windows, for_encoder, score_tasks, tasks, values_of
+from fastequi.evaluate.tasks import Budget, Windows, for_encoder, score_tasks, tasks
 from fastequi.functional.normalise import denormalise
 from tests.support.channels import several
 from tests.support.configs import config_of, run_folder

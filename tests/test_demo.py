@@ -118,6 +118,7 @@ def test_training_and_fitting_see_one_part_of_the_photographs_and_testing_the_ot
     [
         ("--tir.num-steps 0", "--tir.num-steps: expected at least 1 for the demo, got 0"),
         ("--tir.equi-dim 0", "--tir.equi-dim: expected at least 1 for the demo, got 0"),
+        ("--data.channels 0,1", "--data.channels: expected rgb for the demo, got 0,1"),
         ("--tir.recon-weight 0", "--tir.recon-weight: expected a weight > 0 for the demo, got 0.0"),
         (
             "--data.image-size 8 --data.source-size 12 --model.patch-size 4",

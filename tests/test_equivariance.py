@@ -12,9 +12,9 @@ from fastequi.data.views.batch import Batch, Views
 from fastequi.evaluate.baselines import patches
 from fastequi.evaluate.pair_scores import Probed, score_pairs
 from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.photo_windows import window_loader
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.tasks import window_loader
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2, Blur
 from fastequi.philox import Draws

@@ -14,6 +14,7 @@ from fastequi.config import PathConfig
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.pairs import collect_pairs
+from fastequi.evaluate.photo_windows import window_loader
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import (
@@ -24,7 +25,6 @@ from fastequi.evaluate.tasks import (
     score_tasks,
     tasks,
     views_for,
-    window_loader,
 )
 from fastequi.philox import Draws
 from fastequi.recipes import RECIPES

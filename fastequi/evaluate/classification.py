@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fastequi.data.labelled import RAW_SIZE, Files, LabelledSet, described, labelled_sets, per_class
 from fastequi.data.sources.selection import Data, Selection
+from fastequi.evaluate.checked import noise
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
-from fastequi.evaluate.encoders import Encoder, load_all, noise
+from fastequi.evaluate.encoders import Encoder, load_all
 from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.evaluate.tasks import shown

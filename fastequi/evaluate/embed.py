@@ -17,8 +17,9 @@ from fastequi.data.reader import read
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data
+from fastequi.evaluate.checked import noise
 from fastequi.evaluate.classification import normalise
-from fastequi.evaluate.encoders import Encoder, load_encoder, noise
+from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.results import documented, writable, writable_folder
 from fastequi.runtime.devices import expect_memory
 from fastequi.weights.architecture import UNSTATED, Stated

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from fastequi.config import Config
 from fastequi.data.channels import DTYPE, RGB, written
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.local import expect_local
+from fastequi.evaluate.checked import Checked, Features, noise
 from fastequi.methods.method import Method
 from fastequi.models import lora
 from fastequi.models.encoder import TokenEncoder
@@ -41,9 +42,6 @@ from fastequi.weights.files import SUFFIXES, holds_weights
 from fastequi.weights.reader import Weights, fill, load_weights
 
 logger = logging.getLogger(__name__)
-
-Features = Callable[[Tensor], dict[str, Tensor]]
-"""Normalised images [B, C, H, W] to tokens [B, L, D] by name ("patch", "z_inv", "z_equi")."""
 
 Floats = tuple[float, ...]
 Network = TypeVar("Network", bound=nn.Module)
@@ -96,9 +94,9 @@ class Encoder:
     def __post_init__(self) -> None:
         """Wrong images and features that are not finite are errors, in every evaluation."""
         found = self.features
-        plain = found.features if isinstance(found, _Checked) else found
+        plain = found.features if isinstance(found, Checked) else found
         takes = self.in_chans, self.image_size, self.patch_size, self.device
-        object.__setattr__(self, "features", _Checked(self.name, plain, *takes))
+        object.__setattr__(self, "features", Checked(self.name, plain, *takes))
         if not self.channels:
             own = RGB if self.in_chans == 3 else written(tuple(range(self.in_chans)))
             object.__setattr__(self, "channels", own)
@@ -120,79 +118,6 @@ class Encoder:
                 f"{self.name} of data.channels={self.channels}; of a file of weights --channels "
                 f"says which three of its channels red, green and blue go to"
             )
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """Features, unless they are not finite or of images that the encoder does not take."""
-
-    name: str
-    features: Features
-    in_chans: int
-    image_size: int
-    patch_size: int | None
-    device: torch.device
-
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        self._expect_images(images)
-        height, width = images.shape[-2:]
-        try:
-            tokens = self.features(images)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except (ValueError, RuntimeError, IndexError) as error:
-            if height == width == self.image_size:
-                raise
-            own = f"{self.image_size}x{self.image_size}"
-            raise ValueError(
-                f"images: expected {own} px, which {self.name} is made for, got {height}x{width} "
-                f"({error})"
-            ) from error
-        expect_finite(self.name, tokens)
-        return tokens
-
-    def _expect_images(self, images: Tensor) -> None:
-        """Raises ValueError or TypeError unless they are floats [B, C, H, W] on the device."""
-        if images.ndim != 4 or images.shape[1] != self.in_chans:
-            raise ValueError(
-                f"images: expected [B, {self.in_chans}, H, W], got {list(images.shape)}"
-            )
-        if not images.is_floating_point():
-            raise TypeError(
-                f"images: expected floats, normalised by the encoder's mean and std, got "
-                f"{images.dtype}"
-            )
-        if images.device.type != self.device.type:
-            raise ValueError(f"images: expected them on {self.device}, got {images.device}")
-        height, width = images.shape[-2:]
-        patch = self.patch_size
-        if min(height, width) < 1 or (patch and (height % patch or width % patch)):
-            sides = f"multiples of the patch size {patch}" if patch else "sides of 1 px or more"
-            raise ValueError(f"images: expected {sides}, got {height}x{width}")
-
-
-def expect_finite(name: str, values: Mapping[str, Tensor]) -> None:
-    """Raises FloatingPointError where a network gives NaN or infinity; says how much of it.
-
-    Args:
-        name: of the network.
-        values: what it gives, by name.
-    """
-    lost = {kind: int((~value.isfinite()).sum()) for kind, value in values.items()}
-    if any(lost.values()):
-        counts = ", ".join(
-            f"{n:,} of {values[kind].numel():,} {kind}" for kind, n in lost.items() if n
-        )
-        raise FloatingPointError(
-            f"{name}: its features are not finite (NaN or infinite: {counts}), so they cannot be "
-            f"evaluated; are its weights sound?"
-        )
-
-
-def noise(size: int | tuple[int, int], device: torch.device, in_chans: int = 3) -> Tensor:
-    """One image [1, C, H, W], square for one size, to find out which features an encoder gives."""
-    sides = (size, size) if isinstance(size, int) else size
-    return torch.randn(1, in_chans, *sides, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def load_encoder(

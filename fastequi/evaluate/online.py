@@ -23,13 +23,15 @@ from fastequi.data.labelled import LabelledSet, described, labelled_sets
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import held_out
+from fastequi.evaluate.checked import noise
 from fastequi.evaluate.class_probes import accuracy, knn_classes
 from fastequi.evaluate.classification import normalise
-from fastequi.evaluate.encoders import Encoder, noise, of_method
+from fastequi.evaluate.encoders import Encoder, of_method
 from fastequi.evaluate.pair_scores import pair_tokens
 from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.photo_windows import values_of, window_loader
 from fastequi.evaluate.probes import Fit, r2, token_probe
-from fastequi.evaluate.tasks import FEATURES, tasks, values_of, views_for, window_loader
+from fastequi.evaluate.tasks import FEATURES, tasks, views_for
 from fastequi.methods.method import Method
 
 logger = logging.getLogger(__name__)

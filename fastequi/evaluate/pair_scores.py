@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastequi.evaluate.baselines import grid, patches, pixel_statistics
-from fastequi.evaluate.encoders import Features
+from fastequi.evaluate.checked import Features
 from fastequi.evaluate.intervals import middle95, resampled_r2
 from fastequi.evaluate.pair_reports import Difference, Report, Score
 from fastequi.evaluate.pairs import Pairs, joined

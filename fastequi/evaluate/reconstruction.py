@@ -29,7 +29,8 @@ from fastequi.data.sources.image_sets import Source
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.data.views.batch import Batch
-from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder
+from fastequi.evaluate.checked import expect_finite
+from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.image_quality import decibels, squared_error, ssim
 from fastequi.evaluate.intervals import middle95, resampled_mean
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training

@@ -28,6 +28,7 @@ from fastequi.data.labelled import (
     per_class,
 )
 from fastequi.data.sources.selection import Data
+from fastequi.evaluate.checked import expect_finite
 from fastequi.evaluate.class_probes import (
     accuracy,
     conv_classes,
@@ -36,7 +37,7 @@ from fastequi.evaluate.class_probes import (
     nonlinear_classes,
 )
 from fastequi.evaluate.classification import RAW, ClassScore, class_score
-from fastequi.evaluate.encoders import Encoder, expect_finite, load_all
+from fastequi.evaluate.encoders import Encoder, load_all
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.methods.rotnet import ANGLES, RotNet
 from fastequi.runtime.devices import expect_memory

@@ -21,15 +21,16 @@ from fastequi import paths
 from fastequi.build import views_of
 from fastequi.config import Config, PathConfig
 from fastequi.data.channels import RGB
-from fastequi.data.config import Augment, DataConfig
-from fastequi.data.loader import Loader, make_loader
+from fastequi.data.loader import Loader
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.baselines import RAW_SIZE
-from fastequi.evaluate.encoders import Encoder, Features, noise
+from fastequi.evaluate.checked import Features, noise
+from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.pair_reports import Report
 from fastequi.evaluate.pair_scores import PIXELS, PROBES, Probed, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
+from fastequi.evaluate.photo_windows import values_of, window_loader
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import path_loader
@@ -40,7 +41,6 @@ from fastequi.runtime.devices import expect_memory
 GEOMETRIC = ("rotation", "translation", "se2")
 FEATURES = ("z_equi", "z_inv", "patch", "cls")
 _BEYOND = 15.0  # degrees outside the range that rotation is fitted on
-_SCALED, _PER_DECODE, _BATCH = 256, 8, 256  # _PER_DECODE at most; all are powers of two
 
 
 @dataclass(frozen=True)
@@ -293,12 +293,6 @@ def photo_windows(encoder: Encoder, chosen: Mapping[str, Task], budget: Budget) 
     return Windows(views, loader)
 
 
-def values_of(encoder: Encoder) -> DataConfig:
-    """Settings that say which channels an encoder's images have, and which values."""
-    names = ("channels", "value_range", "mean", "std")
-    return DataConfig(**{name: getattr(encoder, name) for name in names})
-
-
 def for_encoder(chosen: Mapping[str, Task], encoder: Encoder) -> dict[str, Task]:
     """Tasks for an encoder's images: of other channels than RGB "gain" in the place of "color", and
     photometric change without colours."""
@@ -342,52 +336,6 @@ def _reach(path: paths.Path, size: int) -> int:
     angle = math.radians(min(top, 45.0))  # a square is widest across its diagonal
     side = (math.cos(angle) + math.sin(angle)) * (size + 2 * units.get("tx", 0.0))
     return size + 2 * math.ceil((side - size) / 2 - 1e-6)
-
-
-def window_loader(
-    source: Source,
-    path: paths.Path,
-    views: Views,
-    *,
-    seed: int,
-    device: torch.device,
-    window: tuple[float, float] | None = None,
-    count: int | None = None,
-    values: DataConfig = DataConfig(),  # noqa: B008
-) -> Loader:
-    """Endless batches of un-augmented windows, some from each decoding; close it after use.
-
-    Args:
-        source: the photographs.
-        path: the transformation whose parameters the batches carry.
-        views: of :func:`views_for`.
-        seed: of windows and parameters.
-        device: that images go to.
-        window: see :class:`Budget`.
-        count: windows that will be taken: eight are cut from a decoding, or fewer, down to one, so
-            that they are from all photographs, or from as many as they can be; None: eight.
-        values: of :func:`values_of`; 8-bit RGB by default.
-    """
-    per_decode = _PER_DECODE
-    while count is not None and per_decode > 1 and per_decode * len(source) > count:
-        per_decode //= 2
-    if window is None:
-        share = views.source_size / _SCALED
-        window = (min(share, 0.6), min(1.6 * share, 1.0))
-    plain = Augment.none(side=window)
-    decodes = _BATCH // per_decode
-    cfg = replace(
-        values,
-        image_size=views.image_size,
-        source_size=views.source_size,
-        a1=plain,
-        a2=plain,
-        shared_crop=True,
-        batch_size=_BATCH,
-        samples_per_decode=per_decode,
-        repeat=max(-(-16 * decodes // len(source)), 1),
-    )
-    return make_loader(source, cfg, path, seed=seed, device=device)
 
 
 def normalised(encoder: Encoder, views: Views) -> Features:

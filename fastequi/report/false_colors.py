@@ -53,7 +53,7 @@ class FalseColors:
 
     def pictures(self, images: Tensor) -> np.ndarray:
         """uint8 [B, H, W, 3] of images [B, C, H, W] as :meth:`of` takes them."""
-        unit = in_unit(images[:, list(self.picked)]).float()
+        unit = in_unit(images)[:, list(self.picked)].float()
         low, high = (
             torch.tensor(v, device=unit.device)[:, None, None] for v in (self.low, self.high)
         )

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from fastequi.evaluate.encoders import Encoder, noise
+from fastequi.evaluate.checked import noise
+from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.probes import r2, ridge_probe
 from fastequi.functional import warp
 from fastequi.models.rope import Rotation
@@ -154,7 +155,7 @@ def attention_weights(block: Attention, x: Tensor, rotation: Rotation | None = N
 
 
 def rotated(windows: Tensor, degrees: Tensor, encoder: Encoder) -> Tensor:
-    """Views [B, C, H, W], normalised, out of uint8 or uint16 windows, rotated by `degrees` [B].
+    """Views [B, C, H, W], normalised, out of uint8 or float windows, rotated by `degrees` [B].
 
     Counter-clockwise; a window √2 times as wide as the view leaves no corner empty.
     """
@@ -198,7 +199,7 @@ def sweep(
 
     Args:
         encoder: any.
-        shown: [B, C, W, W] uint8 or uint16, W at least √2 times the encoder's view.
+        shown: [B, C, W, W] uint8 or floats in 0..1, W at least √2 times the encoder's view.
         train, test: [N, C, W, W] windows of other images, and of those shown.
         degrees: [T] that the shown ones are rotated by.
         seed: of the angles of `train` and `test`.

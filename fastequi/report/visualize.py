@@ -24,12 +24,13 @@ from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import TEST_REGION
 from fastequi.data.views.batch import Batch
+from fastequi.evaluate.checked import expect_finite
 from fastequi.evaluate.classification import normalise
-from fastequi.evaluate.encoders import Encoder, expect_finite, load_encoder, random_init
+from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
+from fastequi.evaluate.photo_windows import values_of
 from fastequi.evaluate.results import writable_folder
-from fastequi.evaluate.tasks import values_of
 from fastequi.functional import warp
-from fastequi.functional.normalise import denormalise
+from fastequi.functional.normalise import denormalise, in_unit
 from fastequi.methods.tir import TIR
 from fastequi.paths import SE2
 from fastequi.philox import Draws
@@ -240,7 +241,7 @@ def _colors(encoder: Encoder) -> str:
 
 
 def _tiles(images: Tensor, encoder: Encoder, least: int = 0) -> list[Tile]:
-    """uint8 or uint16 [B, C, H, W] as tiles, scaled up to `least` pixels."""
+    """uint8 or floats in 0..1 [B, C, H, W] as tiles, scaled up to `least` pixels."""
     if encoder.channels == RGB:
         shown_as = images.permute(0, 2, 3, 1).cpu().numpy()
     else:
@@ -304,7 +305,7 @@ def _pictures(encoder: Encoder, photos: Source, count: int, least: int) -> list[
 
 
 def _of_channels(encoder: Encoder, photos: Source, count: int, size: int) -> list[Tensor]:
-    """The whole squares of images with an encoder's channels, uint8 or uint16 [C, size, size]."""
+    """The whole squares of images with an encoder's channels, [C, size, size] floats in 0..1."""
     n, plain = min(count, len(photos)), Augment.none()
     cfg = replace(
         values_of(encoder),
@@ -316,7 +317,7 @@ def _of_channels(encoder: Encoder, photos: Source, count: int, size: int) -> lis
         batch_size=n,
     )
     with make_loader(photos, cfg, SE2(), seed=0, device=torch.device("cpu"), steps=1) as loader:
-        return list(next(iter(loader)).u)
+        return list(in_unit(next(iter(loader)).u))
 
 
 def _tensor(image: Image.Image) -> Tensor:

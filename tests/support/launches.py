@@ -533,6 +533,9 @@ def rot90_batch_cases() -> Iterator[Case]:
     one = {"C": 3, "ALL": False, "TILE": tile, **dense, "stride_oc": 1, "stride_ox": 3}
     name = "rot90_batch, one, last"
     yield Case(name, kernel, one, tile * tile, warps=rot90_batch.WARPS, slow=True)
+    deep, group = {"image_ptr": "*u16"}, {**four, "C": rot90_batch.GROUP, "stride_ix": 5}
+    name = "rot90_batch, uint16"
+    yield Case(name, kernel, group, 4 * tile * tile, deep, warps=rot90_batch.WARPS, slow=True)
 
 
 # vicreg

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.evaluate.encoders import Encoder, noise
+from fastequi.evaluate.checked import noise
+from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.results import Row
 from fastequi.functional.normalise import normalise
 

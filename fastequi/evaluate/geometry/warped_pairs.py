@@ -23,8 +23,9 @@ from fastequi.data.sources.images import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.projective import between_corners, corners, distances, warped
+from fastequi.evaluate.photo_windows import window_loader
 from fastequi.evaluate.photometric import Photometric
-from fastequi.evaluate.tasks import Task, views_for, window_loader
+from fastequi.evaluate.tasks import Task, views_for
 
 FAMILIES = ("rotation", "translation", "se2", "homography")
 _OFFSET = 0.25  # of a side

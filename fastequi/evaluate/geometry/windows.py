@@ -10,7 +10,8 @@ from torch import Tensor
 from fastequi.config import PathConfig
 from fastequi.data.sources.images import Source
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.tasks import views_for, window_loader
+from fastequi.evaluate.photo_windows import window_loader
+from fastequi.evaluate.tasks import views_for
 from fastequi.runtime.devices import expect_memory
 
 
