@@ -56,6 +56,8 @@ class ChannelPipeline:
         num_threads: DALI's CPU threads.
         encoded: files are images' bytes, not paths.
         pixels: what is taken of the images.
+        frame: height and width of u in pixels where it is no square; of a shared crop without
+            margin only.
 
     Raises:
         ImportError: DALI is not installed.
@@ -70,6 +72,7 @@ class ChannelPipeline:
         num_threads: int,
         encoded: bool,
         pixels: Pixels,
+        frame: tuple[int, int] | None = None,
     ) -> None:
         require_dali()
         self.cfg, self.device, self.pixels = cfg, device, pixels
@@ -84,7 +87,7 @@ class ChannelPipeline:
             exec_dynamic=True,  # outputs stay valid for as long as they are held
         )
         with self._pipeline:
-            self._pipeline.set_outputs(*self._graph(encoded))
+            self._pipeline.set_outputs(*self._graph(encoded, frame))
         self._pipeline.build()
 
     def run(self) -> Decoded:
@@ -106,7 +109,7 @@ class ChannelPipeline:
             local = local.unflatten(0, (-1, self.cfg.local_crops)).transpose(0, 1)
         return Decoded(found["v1"], found["u"], local)
 
-    def _graph(self, encoded: bool) -> tuple[Any, ...]:
+    def _graph(self, encoded: bool, frame: tuple[int, int] | None) -> tuple[Any, ...]:
         kinds = [types.UINT8, *[types.FLOAT] * 2 * len(self._views)]
         files, *corners = fn.external_source(
             source=self._feed, num_outputs=len(kinds), dtype=kinds, batch=True
@@ -120,7 +123,7 @@ class ChannelPipeline:
                     image,
                     roi_start=start[i],
                     roi_end=end[i],
-                    size=[view.size, view.size],
+                    size=list(frame or (view.size, view.size)),
                     roi_relative=True,
                     antialias=True,
                     dtype=types.FLOAT,

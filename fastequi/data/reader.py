@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastequi.data.channel_views import ChannelPipeline
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of
+from fastequi.data.fused import Drawn
 from fastequi.data.given import Given, usable_threads
+from fastequi.data.pixels import pixels_of
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
 from fastequi.data.views.parameters import ViewParams
@@ -36,6 +40,7 @@ def read(
     share: float = 1.0,
     batch: int = 64,
     num_threads: int = 0,
+    values: DataConfig = DataConfig(),  # noqa: B008
 ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
     """Yields batches of images and their indices in the source, in its order.
 
@@ -48,9 +53,10 @@ def read(
         share: of the largest window that fits (224 / 256 is usual on ImageNet).
         batch: images per batch.
         num_threads: of DALI; 0: all usable cores, at most 16.
+        values: whose channels and value_range are taken; by default 8-bit RGB.
 
     Yields:
-        ([B, 3, height, width] uint8, [B] places).
+        ([B, C, height, width] uint8, or uint16 of channels with more bits, [B] places).
 
     Raises:
         ImportError: DALI is not installed.
@@ -61,7 +67,8 @@ def read(
     batch = min(batch, len(source))
     threads, plain = usable_threads(num_threads), Augment.none()
     frame = (size, size) if isinstance(size, int) else size
-    cfg = DataConfig(
+    cfg = replace(
+        values,
         image_size=frame[0],
         source_size=frame[0],
         a1=plain,
@@ -69,12 +76,18 @@ def read(
         shared_crop=True,
         batch_size=batch,
     )
-    left, bad, given = np.arange(len(source)), 0, Given(source, threads)
+    pixels = pixels_of(cfg, source)
+    left, bad, given = np.arange(len(source)), 0, Given(source, threads, pixels)
     try:
         while len(left):
             parts = [left[i : i + batch] for i in range(0, len(left), batch)]
             plan = _Plan(cfg, given, parts, share, frame)
-            pipeline = ViewPipeline(cfg, batch, plan, device, threads, given.as_bytes, frame)
+            how = device, threads, given.as_bytes
+            pipeline = (
+                ViewPipeline(cfg, batch, plan.feed, *how, frame)
+                if pixels is None
+                else ChannelPipeline(cfg, batch, plan, *how, pixels, frame)
+            )
             for part in parts:
                 try:
                     images = pipeline.run().u
@@ -112,12 +125,16 @@ class _Plan:
         self.cfg, self.given, self.parts, self.share, self.frame = cfg, given, parts, share, frame
         self.next = 0
 
-    def __call__(self) -> Feed:
+    def feed(self) -> Feed:
+        """As DALI's graph takes them."""
+        return feed_of(self.cfg, *self())
+
+    def __call__(self) -> Drawn:
         part = self.parts[min(self.next, len(self.parts) - 1)]
         self.next += 1
         filled = np.concatenate([part, np.repeat(part[-1:], self.cfg.batch_size - len(part))])
         window = _centre(self.given.source, filled, self.share, self.frame)
-        return feed_of(self.cfg, self.given.files(filled.tolist()), window, window)
+        return Drawn(self.given.files(filled.tolist()), window, window, None)
 
 
 def _centre(

@@ -20,6 +20,7 @@ from fastequi.data.sources.selection import Data
 from fastequi.evaluate.checked import noise
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_encoder
+from fastequi.evaluate.photo_windows import images_for, values_of
 from fastequi.evaluate.results import documented, writable, writable_folder
 from fastequi.runtime.devices import expect_memory
 from fastequi.weights.architecture import UNSTATED, Stated
@@ -58,7 +59,8 @@ def embeddings(
     files: list[str] = []
     frame = size or (encoder.image_size, encoder.image_size)
     _check_memory(encoder, len(source), frame, names, all_tokens)
-    for images, places in read(source, frame, device=encoder.device, share=share, batch=batch):
+    how: dict[str, Any] = {"share": share, "batch": batch, "values": values_of(encoder)}
+    for images, places in read(source, frame, device=encoder.device, **how):
         tokens = encoder.features(normalise(images, encoder))
         for name in names:
             value = tokens[name].float()
@@ -147,7 +149,6 @@ def embed(
             f"--out: expected FILE{', FILE'.join(_FILES)} or a folder's name, got {out}"
         )
     encoder = load_encoder(spec, device, stated)
-    encoder.expect_rgb("embed")
     chosen = _chosen(names, encoder)
     if out.suffix == ".npy" and len(chosen) > 1:
         raise ValueError(
@@ -155,7 +156,7 @@ def embed(
             f"{', '.join(chosen)}; or name a .safetensors file or a folder, got {out}"
         )
     frame = _frame(encoder, size)
-    source = open_source(data)
+    source = open_source(data, wanted=images_for(encoder))
     if file:
         writable(out)
     else:

@@ -16,6 +16,7 @@ from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoders import Encoder, load_all
 from fastequi.evaluate.pair_reports import Report, summary
+from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import documented, not_held_out, place, save
 from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
 from fastequi.methods.tir import TIR
@@ -52,7 +53,7 @@ def evaluate_equivariance(
     encoder, encoders = load_all(spec, against, device, stated)
     if data is None:
         encoder.expect_rgb("the embedded photographs (--data names others)")
-    train, test = photographs(data, test_data)
+    train, test = photographs(data, test_data, images_for(encoder))
     dtype = TrainConfig().fit_dtype(encoder.device)
     budget = dataclasses.replace(budget, fit=dataclasses.replace(budget.fit, dtype=dtype))
     console, start = Console(), time.monotonic()

@@ -9,7 +9,9 @@ import torch
 from fastequi import paths
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
+from fastequi.data.settling import wanted
 from fastequi.data.sources.image_sets import Source
+from fastequi.data.sources.wanted import Wanted
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder
 
@@ -20,6 +22,11 @@ def values_of(encoder: Encoder) -> DataConfig:
     """Settings that say which channels an encoder's images have, and which values."""
     names = ("channels", "value_range", "mean", "std")
     return DataConfig(**{name: getattr(encoder, name) for name in names})
+
+
+def images_for(encoder: Encoder) -> Wanted:
+    """What is asked of the images that an encoder gets."""
+    return wanted(values_of(encoder))
 
 
 def window_loader(

@@ -33,6 +33,7 @@ from fastequi.evaluate.checked import expect_finite
 from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.image_quality import decibels, squared_error, ssim
 from fastequi.evaluate.intervals import middle95, resampled_mean
+from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.evaluate.spectrum import spectrum
 from fastequi.methods.tir import TIR
@@ -336,7 +337,7 @@ def evaluate_reconstruction(
     _tir(encoder, spec)
     if data is None and test_data is None:
         encoder.expect_rgb("the embedded photographs (--data names others)")
-    _, source = photographs(data, test_data)
+    _, source = photographs(data, test_data, images_for(encoder))
     file = place("reconstruct", spec, out)
     seen = seen_in_training([spec], source if data else None)
     found, console = measured(encoder, source, images=images, seed=seed), Console()

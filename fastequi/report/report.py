@@ -48,15 +48,13 @@ def _pictures(
     from fastequi.evaluate.encoders import load_encoder
     from fastequi.report.visualize import photographs, sheets
 
-    photos, shown = photographs(data), {}
+    shown = {}
     with Console(stderr=True).status("drawing") as status:
         for run in runs:
             status.update(f"drawing {run.name}")
             try:
                 encoder = load_encoder(str(run.folder))
-                if data is None:
-                    encoder.expect_rgb("the embedded photographs (--data names others)")
-                shown[run.name], why_not = sheets(encoder, photos)
+                shown[run.name], why_not = sheets(encoder, photographs(data, encoder))
                 notes += [f"{run.name}: no {why}." for why in why_not]
             except (OSError, ValueError, ArithmeticError, RuntimeError, KeyError) as error:
                 why = str(error).removeprefix("CHECKPOINT: ").replace(f"{run.folder}", run.name)

@@ -27,7 +27,7 @@ from fastequi.data.views.batch import Batch
 from fastequi.evaluate.checked import expect_finite
 from fastequi.evaluate.classification import normalise
 from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
-from fastequi.evaluate.photo_windows import values_of
+from fastequi.evaluate.photo_windows import images_for, values_of
 from fastequi.evaluate.results import writable_folder
 from fastequi.functional import warp
 from fastequi.functional.normalise import denormalise, in_unit
@@ -49,12 +49,16 @@ _LARGE = 64  # pixels
 _DEGREES = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
 
 
-def photographs(data: Data | None) -> Source:
-    """The images of `data`; by default the embedded ones, with the part that no demo trains on.
+def photographs(data: Data | None, encoder: Encoder) -> Source:
+    """The images of `data` with an encoder's channels; by default the embedded ones, with the part
+    that no demo trains on.
 
     Only windows are cut from that part: squares still show whole images.
     """
-    return open_source(data) if data is not None else embedded_photos(TEST_REGION)
+    if data is None:
+        encoder.expect_rgb("the embedded photographs (--data names others)")
+        return embedded_photos(TEST_REGION)
+    return open_source(data, wanted=images_for(encoder))
 
 
 def visualize(
@@ -77,9 +81,7 @@ def visualize(
         stated: what a file does not say; see `load_encoder`.
     """
     encoder = load_encoder(spec, device, stated)
-    if data is None:
-        encoder.expect_rgb("the embedded photographs (--data names others)")
-    photos = photographs(data)
+    photos = photographs(data, encoder)
     writable_folder(out)
     files = []
     found, why_not = sheets(encoder, photos, windows)

@@ -26,10 +26,10 @@ _DESCRIPTION = 270
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
 _MOST_PAGES = 4095
-ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, FORMATS = (
-    *(274, 258, 259, 262, 277, 284, 339),
+ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
+    *(274, 258, 259, 262, 277, 284, 338, 339),
 )
-_SHORT, _LONG = 3, 4  # types of a tag's values
+_TYPES = {"H": 3, "I": 4}  # of a tag's values: SHORT, LONG
 _PREFIX = 8, 16  # bytes of a TIFF's first header, of a BigTIFF's
 _WHITE_IS_0, _BLACK_IS_0, _RGB = 0, 1, 2
 # of compression: none, LZW, deflate (two numbers), PackBits, which libtiff reads
@@ -74,7 +74,14 @@ def is_for_dali(tags: Any) -> bool:
         and tags.get(PHOTOMETRIC, 1) in (_BLACK_IS_0, _RGB)
         and tags.get(COMPRESSION, 1) in _BY_LIBTIFF
         and tags.get(ORIENTATION, 1) == 1
+        and _says_extra(tags)  # or libtiff warns of every image
     )
+
+
+def _says_extra(tags: Any) -> bool:
+    """Whether the channels beyond grey or RGB are said to be extra ones."""
+    colours = 3 if tags.get(PHOTOMETRIC, 1) == _RGB else 1
+    return bool(tags.get(SAMPLES, 1) == colours + len(tags.get(EXTRA, ())))
 
 
 def channel_pages(file: BinaryIO, tags: Any, by_request: bool = False) -> int:
@@ -156,28 +163,33 @@ def encoded(values: NDArray[Any]) -> NDArray[np.uint8]:
     """
     height, width, channels = values.shape
     content = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False))
-    after = 8 + 2 + 12 * 11 + 4  # the header, and 11 tags between their number and an end
-    bits, formats = (
-        struct.pack(f"<{channels}H", *[number] * channels)
-        for number in (8 * values.dtype.itemsize, 3 if values.dtype.kind == "f" else 1)
-    )
-    places = after, after + len(bits)  # of those two, if they are longer than a tag's four bytes
-    rgb = _RGB if channels == 3 else _BLACK_IS_0
-    tags = [
-        *((256, _LONG, 1, width), (257, _LONG, 1, height), (BITS, _SHORT, channels, places[0])),
-        *((COMPRESSION, _SHORT, 1, 1), (PHOTOMETRIC, _SHORT, 1, rgb)),
-        *((273, _LONG, 1, after + 2 * len(bits)), (SAMPLES, _SHORT, 1, channels)),
-        *((278, _LONG, 1, height), (279, _LONG, 1, content.nbytes), (PLANAR, _SHORT, 1, 1)),
-        (FORMATS, _SHORT, channels, places[1]),
-    ]
-    if channels <= 2:
-        short = {BITS: bits, FORMATS: formats}
-        tags = [
-            (*tag[:3], int.from_bytes(short[tag[0]], "little")) if tag[0] in short else tag
-            for tag in tags
-        ]
-    packed = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + packed + bytes(4) + bits + formats
+    rgb = channels == 3
+    each = {  # of a tag: the type of its values, and those
+        256: ("I", [width]),
+        257: ("I", [height]),
+        BITS: ("H", [8 * values.dtype.itemsize] * channels),
+        COMPRESSION: ("H", [1]),
+        PHOTOMETRIC: ("H", [_RGB if rgb else _BLACK_IS_0]),
+        273: ("I", [0]),  # where the values are: below
+        SAMPLES: ("H", [channels]),
+        278: ("I", [height]),
+        279: ("I", [content.nbytes]),
+        PLANAR: ("H", [1]),
+        EXTRA: ("H", [0] * (channels - (3 if rgb else 1))),
+        FORMATS: ("H", [3 if values.dtype.kind == "f" else 1] * channels),
+    }
+    each = {tag: pair for tag, pair in each.items() if pair[1]}
+    behind = 8 + 2 + 12 * len(each) + 4  # the header, the tags' number, they, and no next page
+    long = sum(struct.calcsize(f"{len(v)}{kind}") for kind, v in each.values() if len(v) > 2)
+    each[273] = "I", [behind + long]
+    tags, beyond = struct.pack("<H", len(each)), b""
+    for tag, (kind, numbers) in each.items():
+        packed = struct.pack(f"<{len(numbers)}{kind}", *numbers)
+        if len(packed) > 4:  # longer than a tag's place
+            place, beyond = struct.pack("<I", behind + len(beyond)), beyond + packed
+            packed = place
+        tags += struct.pack("<HHI", tag, _TYPES[kind], len(numbers)) + packed.ljust(4, b"\0")
+    head = b"II*\0\x08\0\0\0" + tags + bytes(4) + beyond
     return np.concatenate([np.frombuffer(head, np.uint8), content.reshape(-1).view(np.uint8)])
 
 

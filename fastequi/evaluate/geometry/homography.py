@@ -41,6 +41,7 @@ from fastequi.evaluate.geometry.token_matches import (
     mutual_matches,
 )
 from fastequi.evaluate.geometry.warped_pairs import WarpedPairs, corner_error, warped_pairs
+from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.results import Row, documented
 from fastequi.runtime.devices import expect_memory
@@ -96,8 +97,8 @@ def evaluate_homographies(
     say: Say,
 ) -> Found:
     """Tables of RANSAC, of least squares and of the head, clean and with photometric change."""
-    train, test = photographs(data, test_data)
     evaluated = encoders[str(grids[-1].encoder)]
+    train, test = photographs(data, test_data, images_for(evaluated))
     _expect_memory(grids, budget)
     tables: dict[str, Table] = {}
     left_out: tuple[set[int], set[int]] = set(), set()

@@ -33,6 +33,7 @@ from fastequi.evaluate.geometry.figures import Figure, Measured, Table, means, s
 from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.windows import cut_windows, expect_windows
+from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import documented
 
 _WHAT = ("equivariance", "invariance", "pooled invariance")
@@ -217,7 +218,8 @@ def evaluate_layers(
     judged = with_blocks(grids, encoders)
     margin = max(shift_of(side, one.patch_size) * one.patch_size for one in judged)
     expect_windows(evaluated, n, margin=margin)
-    given, source = test_data or data, for_test(data, test_data)
+    given, asked = test_data or data, images_for(evaluated)
+    source = for_test(data, test_data, asked)
     say("cutting windows")
     windows = cut_windows(source, evaluated, n, margin=margin, seed=seed)
     groups = {

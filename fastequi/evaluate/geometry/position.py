@@ -31,6 +31,7 @@ from fastequi.evaluate.geometry.figures import Figure, Measure, Measured, table
 from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.windows import cut_windows, expect_windows
+from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import documented
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of channels with variance 1
@@ -229,7 +230,7 @@ def evaluate_position(
     evaluated = encoders[str(grids[-1].encoder)]
     expect_windows(evaluated, n)
     expect_windows(evaluated, n_test, option="--test-windows", beside=n)
-    train, test = photographs(data, test_data)
+    train, test = photographs(data, test_data, images_for(evaluated))
     say("cutting windows")
     fitted = cut_windows(train, evaluated, n, seed=2 * seed + 1)
     tested = cut_windows(test, evaluated, n_test, seed=2 * seed + 2)
