@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fastequi.atomic import replace_text, replacing, save_tensors
 from fastequi.build import build
 from fastequi.config import Config
 from fastequi.data.loader import Loader, make_loader
+from fastequi.data.settling import settled
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Batch
@@ -114,6 +115,7 @@ def pretrain(
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
         config, changed = with_views(config, run_dir, resume, device), False
+        config = replace(config, data=settled(config.data, source))
         config, teacher = with_teacher(config)
         if teacher is not None:
             asked = config.teacher

@@ -52,9 +52,9 @@ def test_a_scan_says_what_each_file_is(case, monkeypatch):
     decoded = []
     original = scan.__globals__["decoded_sizes"]
 
-    def watched(files, *rest):
+    def watched(files, *rest, **more):
         decoded.extend(bytes(file) for file in files)
-        return original(files, *rest)
+        return original(files, *rest, **more)
 
     monkeypatch.setitem(scan.__globals__, "decoded_sizes", watched)
     found = scan(folder_listing(folder), 1)
@@ -255,9 +255,9 @@ def test_decoding_takes_a_bounded_number_of_pixels_at_a_time(tmp_path, monkeypat
     groups = []
     original = scan.__globals__["decoded_sizes"]
 
-    def watched(files, *rest):
+    def watched(files, *rest, **more):
         groups.append(len(files))
-        return original(files, *rest)
+        return original(files, *rest, **more)
 
     monkeypatch.setitem(scan.__globals__, "decoded_sizes", watched)
     monkeypatch.setitem(scan.__globals__, "_PIXELS", 5 * 40 * 60)

@@ -226,7 +226,7 @@ def test_a_scan_killed_half_way_leaves_the_index_and_goes_on_where_it_was(folder
         "main.main(sys.argv[1:])\n"
     )
     part = place(folder).with_name("index.part-1-of-1.jsonl")
-    for how, code, known in (("SIGKILL", -9, 3), ("SIGINT", 130, 3)):
+    for how, code, known in (("SIGKILL", -9, 4), ("SIGINT", 130, 4)):
         done = subprocess.run(
             [sys.executable, "-c", script, "data", "scan", str(folder), how],
             env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
         *("functional.arguments", "versions", "atomic", "kernels.toolchain", "kernels.graphs"),
         *("kernels.short_attention", "kernels.gelu"),
     },
-    "data.sources": {"atomic", "kernels.toolchain"},  # the cache folder
+    "data.sources": {"atomic", "data.channels", "kernels.toolchain"},  # the cache folder
     "data.channels": set(),
     "data.config": {"data.channels"},
     "data.scenes": {"data.pillow", "data.sources"},
@@ -97,6 +97,8 @@ HOME = {
         "fastequi/data/sources/remote.py",
     },
     "aiohttp": {"fastequi/data/sources/remote.py"},
+    "tifffile": {"fastequi/data/sources/tiff.py"},
+    "pydicom": {"fastequi/data/sources/dicom.py"},
     "onnx": {"fastequi/export/onnx.py"},
     "onnxruntime": {"fastequi/export/onnx.py"},
     "scipy": {"fastequi/evaluate/geometry/jhmdb.py"},

@@ -151,7 +151,8 @@ def test_parts_of_a_scan_of_remote_shards_make_the_whole(web, tmp_path):
     assert len(opened(web, index=merged)) == 24
 
 
-def test_a_remote_shard_that_was_written_again_is_scanned_again(web, tmp_path, caplog):
+def test_a_remote_shard_that_was_written_again_is_scanned_again(web, tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(scan.__globals__, "_FILES", 1)
     url = f"{web.url}/{{000..004}}.tar"
     part = ["scan", url, "--part", "1/1", "--index", str(tmp_path / "a.fei")]
     commands.data(part)

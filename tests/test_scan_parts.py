@@ -18,6 +18,7 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 from fastequi.cli import commands
+from fastequi.data.scan import scan
 from fastequi.data.sources import index
 from fastequi.data.sources.image_sets import image_folder, tar_shards
 from fastequi.data.sources.listing import folder_listing
@@ -136,12 +137,19 @@ def test_what_is_no_part_is_refused(photos, part):
     assert not (photos / ".fastequi").exists()
 
 
-def test_a_scan_goes_on_where_images_are_as_they_were(photos, caplog, capsys):
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """The counts of its values follow every image, behind which a scan may go on."""
+    monkeypatch.setitem(scan.__globals__, "_FILES", 1)
+
+
+def test_a_scan_goes_on_where_images_are_as_they_were(photos, caplog, capsys, one_by_one):
     caplog.set_level(logging.INFO)
     scanned(photos, "1/1")
     journal = photos / ".fastequi" / "index.part-1-of-1.jsonl"
-    lines = journal.read_bytes().splitlines(True)
-    assert len(lines) == COUNT + 3
+    each = journal.read_bytes().splitlines(True)
+    assert len(each) == 2 * (COUNT + 2) + 1
+    lines = [b"".join(each[i : i + 2]) for i in range(0, len(each), 2)]  # an image and its values
 
     def continued(content):
         journal.write_bytes(content)
@@ -155,21 +163,22 @@ def test_a_scan_goes_on_where_images_are_as_they_were(photos, caplog, capsys):
     assert continued(b"".join(lines[:7])) == 7
     assert continued(b"".join(lines[:7]) + lines[7][:-9]) == 7  # torn
     assert continued(b"".join(lines[:7]) + lines[7][:-1]) == 7
+    assert continued(b"".join(lines[:7]) + each[14]) == 7  # without its values
     assert continued(b"".join([*lines[:7], b"\0" * 100])) == 7
     assert continued(b"") == 0
     assert continued(b"noise") == 0
     assert continued(b"".join([*lines[:3], *lines[4:]])) == 3
-    name = json.loads(lines[5])[0]
+    name = json.loads(each[10])[0]
     os.utime(photos / name, ns=(5, 5))  # written again
     journal.write_bytes(b"".join(lines[:9]))
     caplog.clear()
     scanned(photos, "1/1")
     assert "continuing: 5 images were scanned before" in caplog.text
-    changed = [i for i, new in enumerate(journal.read_bytes().splitlines(True)) if new != lines[i]]
-    assert changed == [5]
+    changed = [i for i, new in enumerate(journal.read_bytes().splitlines(True)) if new != each[i]]
+    assert changed == [10]
 
 
-def test_shards_written_again_are_scanned_again(photos, tmp_path, caplog):
+def test_shards_written_again_are_scanned_again(photos, tmp_path, caplog, one_by_one):
     caplog.set_level(logging.INFO)
     place = tars(tmp_path)
     commands.data(["scan", str(place), "--part", "1/1"])

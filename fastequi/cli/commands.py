@@ -49,6 +49,9 @@ class ScanOptions(Patterned):
     part: str = ""
     """K/N, such as 3/8: scan only the K-th of N parts, on one of many machines; fastequi data merge
     makes the index of them. The parts lie beside the index."""
+    pages: Literal["first", "channels"] = "first"
+    """Of a TIFF with several pages: the first is the image, or all are its channels. An OME-TIFF or
+    one of ImageJ says itself which are."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ def _scan(argv: list[str]) -> None:
     from fastequi.runtime.progress import Progress
 
     share = Share.parsed(options.part) if options.part else Share()
-    found = portions(as_images(options.selection((options.data,), "data")), share)
+    data = as_images(options.selection((options.data,), "data"))
+    found = portions(data, share, options.pages == "channels")
     files = _indices(options.index, [listing.index for listing, _ in found])
     for file in files:
         index.expect_writable(file)

@@ -96,6 +96,7 @@ def pretrain(argv: list[str]) -> None:
         raise ValueError("--resume: expected --run-dir, the folder of the run to continue")
 
     from fastequi.data.read_ahead import cache_of
+    from fastequi.data.settling import wanted
     from fastequi.data.sources.image_sets import open_source
     from fastequi.runtime import checkpoint
     from fastequi.train import pretrain as run
@@ -108,7 +109,9 @@ def pretrain(argv: list[str]) -> None:
     tolerate = config.data.tolerate
     data = as_images(options.selection(options.data))
     cache = cache_of(config.data)
-    source = open_source(data, index=options.index, tolerate=tolerate, cache=cache)
+    source = open_source(
+        data, index=options.index, tolerate=tolerate, cache=cache, wanted=wanted(config.data)
+    )
     resume, max_steps = options.resume, options.max_steps
     advice = f"fastequi pretrain {name} --dry-run says how many fit"
     with memory_for("--data.batch-size", config.data.batch_size, advice):

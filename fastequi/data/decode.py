@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastequi.data.pixels import Pixels
+
 _MISSING: Exception | None = None
 try:
     from nvidia.dali import Pipeline, fn, types
@@ -28,6 +30,7 @@ except Exception as error:  # a broken install raises more than ImportError
 IN_FLIGHT = 2  # batches DALI prepares ahead
 
 File = str | NDArray[np.uint8]  # a path, or an image's encoded bytes
+See = Callable[[NDArray[Any]], object]  # called with values [H, W, C], by several threads
 
 
 def require_dali() -> None:
@@ -52,10 +55,23 @@ def samples(files: Sequence[File]) -> list[NDArray[np.uint8]]:
     return [np.frombuffer(os.fsencode(f), np.uint8) if isinstance(f, str) else f for f in files]
 
 
-def decoded(files: Any, device: torch.device, encoded: bool) -> Any:
-    """The part of a graph that reads and decodes."""
+def decoded(files: Any, device: torch.device, encoded: bool, pixels: Pixels | None = None) -> Any:
+    """The part of a graph that reads and decodes: to 8-bit RGB, or to what a run takes."""
     read = files if encoded else fn.io.file.read(files)
-    return fn.decoders.image(read, device="mixed" if device.type == "cuda" else "cpu")
+    on_gpu = device.type == "cuda"
+    where = "mixed" if on_gpu else "cpu"
+    if pixels is None:
+        return fn.decoders.image(read, device=where)
+    if pixels.as_arrays:
+        image = fn.decoders.numpy(read, dtype=_type_of(pixels))
+        return image.gpu() if on_gpu else image
+    # DALI 2.4 ends the process where it decodes a grey JPEG as any data
+    kind = {1: types.GRAY, 3: types.RGB}.get(pixels.count, types.ANY_DATA)
+    return fn.decoders.image(read, device=where, output_type=kind, dtype=_type_of(pixels))
+
+
+def _type_of(pixels: Pixels) -> Any:
+    return {"uint8": types.UINT8, "uint16": types.UINT16, "float32": types.FLOAT}[pixels.depth]
 
 
 def device_id(device: torch.device) -> int | None:
@@ -120,9 +136,13 @@ class Decoder:
 
 
 def decoded_sizes(
-    files: Sequence[File], device: torch.device, num_threads: int
+    files: Sequence[File],
+    device: torch.device,
+    num_threads: int,
+    pixels: Pixels | None = None,
+    see: See | None = None,
 ) -> list[tuple[int, int] | str]:
-    """What DALI makes of each file: (height, width) upright, or its words why it cannot decode it.
+    """What DALI makes of each file: (height, width) upright, or why it cannot be decoded.
 
     All are paths, or all encoded images. Each is a batch of its own: where an image of a larger one
     cannot be decoded, DALI goes on with the others after it has reported the error, in memory that
@@ -135,8 +155,8 @@ def decoded_sizes(
     def decode(worker: int) -> None:
         pipeline = None
         for i in range(worker, len(files), workers):
-            pipeline = pipeline or _Single(device, isinstance(files[i], str))
-            found[i] = size = pipeline.size(files[i])
+            pipeline = pipeline or _Single(device, isinstance(files[i], str), pixels)
+            found[i] = size = pipeline.size(files[i], see)
             if isinstance(size, str):
                 pipeline = None  # after an error it is not run again
 
@@ -148,8 +168,9 @@ def decoded_sizes(
 class _Single:
     """A graph that decodes one image at a time, in the calling thread."""
 
-    def __init__(self, device: torch.device, paths: bool) -> None:
+    def __init__(self, device: torch.device, paths: bool, pixels: Pixels | None) -> None:
         self._sample: list[NDArray[np.uint8]] = []
+        self._channels, self._device = 3 if pixels is None else pixels.count, device
         self._pipeline = Pipeline(
             batch_size=1,
             num_threads=1,
@@ -160,15 +181,19 @@ class _Single:
         )
         with self._pipeline:
             source = fn.external_source(source=lambda: self._sample, dtype=types.UINT8)
-            self._pipeline.set_outputs(decoded(source, device, not paths))
+            self._pipeline.set_outputs(decoded(source, device, not paths, pixels))
 
-    def size(self, file: File) -> tuple[int, int] | str:
+    def size(self, file: File, see: See | None = None) -> tuple[int, int] | str:
         self._sample = samples([file])
         try:
             (images,) = self._pipeline.run()
         except Exception as error:
             return _reason(error)
-        ((height, width, _),) = images.shape()
+        ((height, width, channels),) = images.shape()
+        if channels != self._channels:
+            return f"{channels} channels, expected {self._channels}"
+        if see is not None:
+            see(np.asarray((images if self._device.type == "cpu" else images.as_cpu()).at(0)))
         return int(height), int(width)
 
 

@@ -3,7 +3,8 @@
 DALI reads files itself if it decodes all of their formats. Members of shards are passed as bytes,
 and so is every image once one may need Pillow: what DALI refuses and Pillow decodes is passed as
 plain pixels; an image that both refuse is damaged. Which of the two decodes an image depends on its
-bytes alone, so every process and every resumed run has the same pixels.
+bytes alone, so every process and every resumed run has the same pixels. (Where a run keeps channels
+there are more libraries beside Pillow, see `fastequi.data.values`.)
 
 Images that DALI is known to refuse are never passed to it: in a batch with others, one such image
 can end the process (DALI 2.4, a segmentation fault about once in some hundred batches).
@@ -15,15 +16,18 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastequi.data import decode
+from fastequi.data import decode, values
 from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
+from fastequi.data.pixels import Pixels
 from fastequi.data.sources.encoded import why
 from fastequi.data.sources.images import Source
+from fastequi.data.values import as_rgb, carried, checked, is_array, is_for_dali
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +47,17 @@ class Given:
     Args:
         source: the images.
         threads: number of threads that read and decode, beside DALI's.
+        pixels: what the run takes of them; None: 8-bit RGB.
     """
 
-    def __init__(self, source: Source, threads: int) -> None:
-        self.source = source
+    def __init__(self, source: Source, threads: int, pixels: Pixels | None = None) -> None:
+        self.source, self.pixels = source, pixels
         # of requests over a network many wait while few threads work
         self._pool = ThreadPoolExecutor(threads if source.remote is None else max(threads, _ASKING))
         self._threads = threads
         self._refused: set[int] = set()  # by DALI, not by Pillow
-        self.as_bytes = source.spans is not None or not set(source.formats) <= _DIRECT
+        direct = _DIRECT if pixels is None else set[str]()
+        self.as_bytes = source.spans is not None or not set(source.formats) <= direct
 
     def files(self, places: Sequence[int]) -> list[decode.File]:
         """These images for DALI; an unreadable one is a single byte, which fails to decode."""
@@ -75,12 +81,12 @@ class Given:
             else:
                 images[i] = image
         changed = False
-        made = _sizes(list(images.values()), device, self._threads)
-        for i, (size, by_pillow) in zip(images, made, strict=True):
+        made = _sizes(list(images.values()), device, self._threads, self.pixels)
+        for i, (size, by_library) in zip(images, made, strict=True):
             if isinstance(size, str):
                 bad[i] = size
-            elif by_pillow and i not in self._refused:
-                changed |= not (self.as_bytes and is_for_pillow(images[i]))
+            elif by_library and i not in self._refused:
+                changed |= not (self.as_bytes and self._is_known(images[i]))
                 self._refused.add(i)
         if changed and not self.as_bytes:
             some = self.source.names[min(self._refused)]
@@ -102,28 +108,62 @@ class Given:
         image = self._read(i)
         if isinstance(image, str):
             return np.zeros(1, np.uint8)
-        if i not in self._refused and not is_for_pillow(image):
+        if i not in self._refused and not self._is_known(image):
             return image
         try:
-            return as_ppm(decoded(image))
-        except Exception:  # DALI will report what is wrong with it
-            return image
+            return _carried(image, self.pixels)
+        except Exception:  # a batch with it fails, and then it is looked at by itself
+            return image if self.pixels is None else np.zeros(1, np.uint8)
+
+    def _is_known(self, image: NDArray[np.uint8]) -> bool:
+        return _is_for_library(image, self.pixels)
 
 
 def decoded_sizes(
-    images: Sequence[NDArray[np.uint8]], device: torch.device, num_threads: int
+    images: Sequence[NDArray[np.uint8]],
+    device: torch.device,
+    num_threads: int,
+    pixels: Pixels | None = None,
+    see: decode.See | None = None,
 ) -> list[tuple[int, int] | str]:
-    """The decoded size (height, width) of each image, upright, or the reason why it fails."""
-    return [size for size, _ in _sizes(images, device, num_threads)]
+    """The decoded size (height, width) of each image, upright, or the reason why it fails.
+
+    Args:
+        images: encoded.
+        device: where they are decoded.
+        num_threads: at most.
+        pixels: what is made of them; None: 8-bit RGB.
+        see: called with the values [H, W, C] of each, by several threads.
+    """
+    return [size for size, _ in _sizes(images, device, num_threads, pixels, see)]
+
+
+def _is_for_library(image: NDArray[np.uint8], pixels: Pixels | None) -> bool:
+    """Whether the bytes are never to be passed to DALI."""
+    if pixels is None:
+        return is_for_pillow(image) or is_array(image)
+    try:
+        return not is_for_dali(image, pixels)
+    except Exception:  # damaged tags
+        return True
+
+
+def _carried(image: NDArray[np.uint8], pixels: Pixels | None) -> NDArray[np.uint8]:
+    """What DALI gets instead of the bytes."""
+    return as_ppm(_values(image, None)) if pixels is None else carried(image, pixels)
 
 
 def _sizes(
-    images: Sequence[NDArray[np.uint8]], device: torch.device, num_threads: int
+    images: Sequence[NDArray[np.uint8]],
+    device: torch.device,
+    num_threads: int,
+    pixels: Pixels | None,
+    see: decode.See | None = None,
 ) -> list[tuple[tuple[int, int] | str, bool]]:
-    """As :func:`decoded_sizes`, and whether Pillow decodes it."""
-    known = [is_for_pillow(image) for image in images]
+    """As :func:`decoded_sizes`, and whether a library other than DALI decodes it."""
+    known = [_is_for_library(image, pixels) for image in images]
     others = [image for image, is_known in zip(images, known, strict=True) if not is_known]
-    by_dali = iter(decode.decoded_sizes(others, device, num_threads))
+    by_dali = iter(decode.decoded_sizes(others, device, num_threads, pixels, see))
     found: list[tuple[tuple[int, int] | str, bool]] = []
     for image, is_known in zip(images, known, strict=True):
         size = "" if is_known else next(by_dali)
@@ -131,8 +171,17 @@ def _sizes(
             found.append((size, False))
             continue
         try:
-            height, width, _ = decoded(image).shape
-            found.append(((height, width), True))
-        except Exception as error:  # whatever damaged bytes make Pillow raise
+            made = _values(image, pixels)
+            found.append((made.shape[:2], True))
+            if see is not None:
+                see(made)
+        except Exception as error:  # whatever damaged bytes make a library raise
             found.append((size or why(error), True))
     return found
+
+
+def _values(image: NDArray[np.uint8], pixels: Pixels | None) -> NDArray[Any]:
+    """As a library other than DALI decodes the bytes."""
+    if pixels is not None:
+        return checked(image, pixels)
+    return as_rgb(values.decoded(image)) if is_array(image) else decoded(image)

@@ -39,8 +39,8 @@ def scan_into(file: Path, listing: Listing, end: End, num_threads: int, show: Sh
         if done:
             logger.info("continuing: %d images were scanned before", done)
             show(done, len(listing))
-        for part in scanned(listing, num_threads, show, done):
-            journal.add(part)
+        for part, values in scanned(listing, num_threads, show, done):
+            journal.add(part, values)
         journal.finish(end)
         return journal.images
 

@@ -26,11 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastequi.data.channel_views import ChannelPipeline
 from fastequi.data.config import DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.decode import require_dali
 from fastequi.data.fused import Drawn, FusedPipeline, chosen
 from fastequi.data.given import Given, usable_threads
+from fastequi.data.pixels import Pixels, pixels_of
 from fastequi.data.read_ahead import ReadAhead
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources.image_sets import tolerated
@@ -80,7 +82,9 @@ def make_loader(
             `cfg.shuffle=window` without tar shards.
     """
     require_dali()
-    cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
+    pixels = pixels_of(cfg, source)
+    if pixels is None:
+        cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
     if cfg.mask_share > 0 and grid < 1:
         raise ValueError(f"grid: masks (mask_share={cfg.mask_share}) need it >= 1, got {grid}")
     members = members_in(source) if cfg.shuffle == "window" else None
@@ -94,6 +98,7 @@ def make_loader(
         steps,
         dtype,
         grid,
+        pixels,
     )
 
 
@@ -118,14 +123,15 @@ class Loader:
         steps: int | None,
         dtype: torch.dtype,
         grid: int,
+        pixels: Pixels | None = None,
     ) -> None:
-        self.grid = grid
+        self.grid, self.pixels = grid, pixels
         self.source, self.cfg, self.path, self.device, self.dtype = source, cfg, path, device, dtype
         self.quarantined: dict[str, str] = {}
         self._bad: set[int] = set()  # their indices in the source
         self._sampler, self._left = sampler, steps
         self._threads = usable_threads(cfg.num_threads)
-        self._given = Given(source, self._threads)
+        self._given = Given(source, self._threads, pixels)
         self._fingerprint = source.fingerprint()
         if state is not None:
             self._go_to(state)
@@ -137,7 +143,7 @@ class Loader:
         self._shown: list[
             Overlaps
         ] = []  # where the views of those overlap, if the config asks for it
-        self._pipeline: ViewPipeline | FusedPipeline | None = self._build()
+        self._pipeline: ViewPipeline | FusedPipeline | ChannelPipeline | None = self._build()
 
     @property
     def epoch(self) -> int:
@@ -232,8 +238,11 @@ class Loader:
                 self._bad.add(i)
                 self.quarantined[name] = known[name]
 
-    def _build(self) -> ViewPipeline | FusedPipeline:
+    def _build(self) -> ViewPipeline | FusedPipeline | ChannelPipeline:
         decodes, encoded = self._sampler.share, self._given.as_bytes
+        if self.pixels is not None:
+            common = self.cfg, decodes, self._draw, self.device, self._threads, encoded
+            return ChannelPipeline(*common, self.pixels)
         if self.cfg.views == "fused":
             return FusedPipeline(self.cfg, decodes, self._draw, self.device, self._threads, encoded)
         return ViewPipeline(self.cfg, decodes, self._feed, self.device, self._threads, encoded)

@@ -17,19 +17,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastequi.data.channels import ALL
+from fastequi.data.channels import PERCENTILES as PERCENTILES_WORD
 from fastequi.data.decode import require_dali
 from fastequi.data.given import decoded_sizes
+from fastequi.data.pixels import LARGEST, Pixels
 from fastequi.data.sources.columns import Row
 from fastequi.data.sources.encoded import Header, counted, header, why
 from fastequi.data.sources.index import Index
+from fastequi.data.sources.kinds import Kind
 from fastequi.data.sources.listing import Listing, State
+from fastequi.data.sources.measured import Counts, Measured, added
 from fastequi.data.sources.remote import Unreadable
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
@@ -37,6 +43,8 @@ _BYTES = 1 << 26
 _PIXELS = 1 << 26
 _DIGITS = 16
 _NAMED = 10
+_CHANNELS = 32  # that are printed
+_SHOWN = {"least": 0.0, "0.1 %": 0.1, "median": 50.0, "99.9 %": 99.9, "largest": 100.0}
 _CHUNK = 1 << 20  # sizes that are compared at once
 
 
@@ -89,6 +97,8 @@ class Scan:
             for what, i in (("smallest", smallest), ("largest", largest)):
                 height, width = columns.sizes[i].tolist()
                 lines.append(f"{what:12s}{width} × {height}  {columns.names[i]}")
+        for code, measured in sorted(self.index.measured.items()):
+            lines += _values(Kind.of(code), measured)
         same, names = self.duplicates, columns.names
         pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
         bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]
@@ -113,7 +123,9 @@ def scan(listing: Listing, num_threads: int = 0, show: Show = lambda done, total
     """
     rows: list[Row] = []
     left_out, formats = dict(listing.left_out), Counter[str]()
-    for part in scanned(listing, num_threads, show):
+    values: dict[int, Counts] = {}
+    for part, some in scanned(listing, num_threads, show):
+        added(values, some)
         for _, row, kind in part:
             if isinstance(row, Row):
                 rows.append(row)
@@ -122,14 +134,16 @@ def scan(listing: Listing, num_threads: int = 0, show: Show = lambda done, total
                 left_out[row[0]] = row[1]
     archives, others = listing.archives, listing.passed_over
     kinds = tuple(sorted(formats))
-    index = Index(rows, left_out, True, archives=archives, passed_over=others, formats=kinds)
+    measured = {code: counts.measured() for code, counts in values.items()}
+    index = Index(rows, left_out, True, "", archives, others, kinds, measured=measured)
     return Scan(index, dict(formats.most_common()))
 
 
 def scanned(
     listing: Listing, num_threads: int, show: Show, first: int = 0
-) -> Iterator[list[Entry]]:
-    """The images of a listing from `first` on, a part at a time, in order; see :func:`scan`."""
+) -> Iterator[tuple[list[Entry], dict[int, Counts]]]:
+    """The images of a listing from `first` on, a part at a time, in order; see :func:`scan`. With
+    them the counts of their values by kind."""
     require_dali()
     if num_threads < 0:
         raise ValueError(f"threads: expected 0 (every core) or more, got {num_threads}")
@@ -138,7 +152,7 @@ def scanned(
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
         for part, known, futures in _ahead(listing, first, pool):
-            found = _decode([future.result() for future in futures], threads)
+            found, values = _decode([future.result() for future in futures], threads)
             entries: list[Entry] = []
             for i, state, one in zip(part, known, found, strict=True):
                 name, span = listing.names[i], listing.span(i)
@@ -146,10 +160,10 @@ def scanned(
                     entries.append((state, (name, one), ""))
                     continue
                 offset = None if span is None else span[0]
-                count, height, width, kind = one.header
-                row = Row(name, count, height, width, one.sha256, offset)
-                entries.append((state, row, kind))
-            yield entries
+                count, height, width, form, kind = one.header
+                row = Row(name, count, height, width, one.sha256, offset, kind)
+                entries.append((state, row, form))
+            yield entries, values
             show(part.stop, len(listing))
 
 
@@ -190,40 +204,103 @@ def _read(listing: Listing, i: int) -> _Read | str:
         raise  # a network's fault, of which the index shall not know
     except OSError as error:
         return why(error, listing.path(i))
-    found = header(data)
+    found = header(data, listing.pages_are_channels)
     if isinstance(found, str):
         return found
     return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], found)
 
 
-def _decode(images: Sequence[_Read | str], threads: int) -> list[_Read | str]:
-    """Each with the size that it decodes to, or why it cannot be decoded; a few at a time."""
-    found = list(images)
+def _decode(
+    images: Sequence[_Read | str], threads: int
+) -> tuple[list[_Read | str], dict[int, Counts]]:
+    """Each with the size that it decodes to, or why it cannot be decoded, and counts of all values
+    by kind; a few at a time."""
+    found, values = list(images), dict[int, Counts]()
     group: list[int] = []
     pixels = 0
 
     def decode() -> None:
         chosen = [(i, image) for i in group if not isinstance(image := images[i], str)]
-        sizes = decoded_sizes([image.data for _, image in chosen], torch.device("cpu"), threads)
-        for (i, image), size in zip(chosen, sizes, strict=True):
-            if isinstance(size, str):
-                found[i] = size
-            else:
-                upright = image.header._replace(height=size[0], width=size[1])
-                found[i] = image._replace(header=upright)
+        for code in sorted({image.header.kind for _, image in chosen}):
+            those = [(i, image) for i, image in chosen if image.header.kind == code]
+            sizes, counted = examined([image.data for _, image in those], code, threads)
+            if counted is not None:
+                added(values, {code: counted})
+            for (i, image), size in zip(those, sizes, strict=True):
+                if isinstance(size, str):
+                    found[i] = size
+                else:
+                    upright = image.header._replace(height=size[0], width=size[1])
+                    found[i] = image._replace(header=upright)
         group.clear()
 
     for i, image in enumerate(images):
         if isinstance(image, str):
             continue
-        size = image.header.height * image.header.width
+        kind = Kind.of(image.header.kind)
+        channels = 3 if kind is None else kind.channels
+        size = image.header.height * image.header.width * max(channels // 3, 1)
         if pixels + size > _PIXELS:
             decode()
             pixels = 0
         group.append(i)
         pixels += size
     decode()
-    return found
+    return found, values
+
+
+def examined(
+    images: Sequence[NDArray[np.uint8]], code: int, threads: int
+) -> tuple[list[tuple[int, int] | str], Counts | None]:
+    """The size (height, width) that each image of one kind decodes to, upright, or why it cannot
+    be decoded; and counts of the values of all.
+
+    Bytes of one and of three channels are decoded as 8-bit RGB, which most runs make of them, the
+    others as they are; if that fails and RGB can be made of an image, it stays, and is not counted.
+    """
+    kind, device = Kind.of(code), torch.device("cpu")
+    if kind is None:
+        return decoded_sizes(images, device, threads), None
+    total, lock = Counts(kind.channels, kind.depth), Lock()
+
+    def see(values: NDArray[Any]) -> None:
+        counts = Counts.of(values[..., : kind.channels])
+        with lock:
+            total.add(counts)
+
+    if kind.depth == "uint8" and kind.channels in (1, 3):
+        return decoded_sizes(images, device, threads, see=see), total
+    found = decoded_sizes(images, device, threads, Pixels.whole(kind), see)
+    failed = [i for i, size in enumerate(found) if isinstance(size, str)]
+    if failed and kind.channels <= 4 and kind.depth != "float32":
+        again = decoded_sizes([images[i] for i in failed], device, threads)
+        for i, size in zip(failed, again, strict=True):
+            found[i] = size if not isinstance(size, str) else found[i]
+    return found, total if total.images else None
+
+
+def _values(kind: Kind | None, measured: Measured) -> list[str]:
+    """What was measured of the images of one kind, as printed lines; and the options of a run."""
+    assert kind is not None, "only those of known kinds are measured"
+    lines = [f"values      {kind}: {measured.images} images"]
+    most = LARGEST[kind.depth]
+    if kind.channels in (1, 3) and kind.depth == "uint8":
+        each = (measured.mean, measured.std)
+        mean, std = (" ".join(f"{value / most:.4g}" for value in values) for values in each)
+        if kind.channels == 1:
+            return [*lines, f"  mean {mean}, std {std}, of values in 0..1"]
+        return [*lines, f"  --data.mean {mean} --data.std {std}"]
+    lines.append(f"  --data.channels {ALL} --data.value-range {PERCENTILES_WORD}")
+    lines.append(
+        f"  {'channel':>7s}{''.join(f'{n:>10s}' for n in _SHOWN)}{'mean':>10s}{'std':>10s}"
+    )
+    for c in range(min(kind.channels, _CHANNELS)):
+        ends = [measured.percentiles[p][c] for p in _SHOWN.values()]
+        numbers = (*ends, measured.mean[c], measured.std[c])
+        lines.append(f"  {c:7d}{''.join(f'{number:10.4g}' for number in numbers)}")
+    if kind.channels > _CHANNELS:
+        lines.append(f"  and {kind.channels - _CHANNELS} more")
+    return lines
 
 
 def _size(count: int) -> str:

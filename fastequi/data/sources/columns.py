@@ -15,11 +15,13 @@ from fastequi.data.sources.texts import Names, Texts
 
 _CHUNK = 1 << 14  # rows that are made at once
 _DIGITS = 16
+_MORE = ("sha256", "spans", "of", "kinds")  # columns that may be missing
 
 
 class Row(NamedTuple):
     """One image: relative name, encoded bytes, upright size in pixels, the first 16 hexadecimal
-    digits of its SHA-256 ("" if it was never decoded), and its first byte within its shard."""
+    digits of its SHA-256 ("" if it was never decoded), its first byte within its shard, and what
+    its values are (`fastequi.data.sources.kinds`; 0: not known)."""
 
     name: str
     bytes: int
@@ -27,6 +29,7 @@ class Row(NamedTuple):
     width: int
     sha256: str = ""
     offset: int | None = None
+    kind: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,7 @@ class Columns:
         sha256: [n] uint64, the first 8 bytes of each image's; 0 or None: never decoded.
         spans: [n, 2] int64, of members: first byte within the shard, and bytes.
         of: [n] int32, of members: the number of the shard.
+        kinds: [n] uint16, what the values are (`fastequi.data.sources.kinds`); None: not known.
     """
 
     names: Texts
@@ -48,6 +52,7 @@ class Columns:
     sha256: NDArray[np.uint64] | None = None
     spans: NDArray[np.int64] | None = None
     of: NDArray[np.int32] | None = None
+    kinds: NDArray[np.uint16] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,11 +71,12 @@ class Columns:
         counts = np.array([row.bytes for row in every], np.int64)
         sizes = np.array([row[2:4] for row in every], np.int32).reshape(-1, 2)
         digests = np.array([int(row.sha256 or "0", 16) for row in every], np.uint64)
+        kinds = np.array([row.kind for row in every], np.uint16)
         if not archives:
-            return cls(names, counts, sizes, digests)
+            return cls(names, counts, sizes, digests, kinds=kinds)
         starts = np.array([row.offset or 0 for row in every], np.int64)
         of = np.fromiter(_numbers((row.name for row in every), archives, first), np.int32)
-        return cls(names, counts, sizes, digests, np.stack([starts, counts], 1), of)
+        return cls(names, counts, sizes, digests, np.stack([starts, counts], 1), of, kinds)
 
     @classmethod
     def joined(cls, parts: Sequence[Columns]) -> Columns:
@@ -78,15 +84,19 @@ class Columns:
         names = Names.joined([Names.of(part.names) for part in parts])
         counts, sizes = (np.concatenate([getattr(p, c) for p in parts]) for c in ("bytes", "sizes"))
         more: list[Any] = []
-        for column in ("sha256", "spans", "of"):
+        for column in _MORE:
             arrays = [getattr(part, column) for part in parts]
             more.append(None if arrays[0] is None else np.concatenate(arrays))
         return cls(names, counts, sizes, *more)
 
+    @property
+    def more(self) -> tuple[NDArray[Any] | None, ...]:
+        """The columns that may be missing."""
+        return tuple(getattr(self, name) for name in _MORE)
+
     def take(self, places: NDArray[np.int64]) -> Columns:
         """The images at these places."""
-        more = (self.sha256, self.spans, self.of)
-        chosen: list[Any] = [None if column is None else column[places] for column in more]
+        chosen: list[Any] = [None if column is None else column[places] for column in self.more]
         return Columns(self.names.take(places), self.bytes[places], self.sizes[places], *chosen)
 
     def rows(self, start: int, stop: int) -> list[Row]:
@@ -97,7 +107,8 @@ class Columns:
         digests = [0] * len(names) if self.sha256 is None else self.sha256[part].tolist()
         hexed = [f"{digest:0{_DIGITS}x}" if digest else "" for digest in digests]
         starts = [None] * len(names) if self.spans is None else self.spans[part, 0].tolist()
-        return list(map(Row, names, counts, heights, widths, hexed, starts))
+        kinds = [0] * len(names) if self.kinds is None else self.kinds[part].tolist()
+        return list(map(Row, names, counts, heights, widths, hexed, starts, kinds))
 
 
 class Rows(Sequence[Row]):
@@ -136,8 +147,7 @@ def in_parts(columns: Columns) -> Iterator[Columns]:
     """Columns, some thousand images at a time."""
     for start in range(0, len(columns), _CHUNK):
         part = slice(start, min(start + _CHUNK, len(columns)))
-        more = (columns.sha256, columns.spans, columns.of)
-        cut: list[Any] = [None if column is None else column[part] for column in more]
+        cut: list[Any] = [None if column is None else column[part] for column in columns.more]
         yield Columns(columns.names[part], columns.bytes[part], columns.sizes[part], *cut)
 
 

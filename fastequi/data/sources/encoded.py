@@ -1,10 +1,12 @@
 """One encoded image: where its bytes are, and what its header says before anything is decoded.
 
-The bytes are a whole file, or a span of one (a member of a tar shard). Pillow reads the header: the
-size is needed before decoding, and an image that claims more pixels than Pillow's own limit is
-refused here, so that nothing ever allocates memory for it.
+The bytes are a whole file, or a span of one (a member of a tar shard). Pillow reads the header, but
+for NumPy's files and DICOM: the size is needed before decoding, and an image that claims more
+pixels than Pillow's own limit is refused here, so that nothing ever allocates memory for it.
 
-A file is an image if its name ends with one of EXTENSIONS, in any case; in shards too.
+A file is an image if its name ends with one of EXTENSIONS, in any case; in shards too. Where there
+is none (in a folder and below, in a shard), those that end with one of ARRAYS are: elsewhere they
+are likely to be labels or features.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import os
 import stat
 from collections.abc import Mapping
 from io import BytesIO
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image
+
+from fastequi.data.sources import arrays, dicom, kinds, tiff
 
 
 def has_avif() -> bool:
@@ -45,8 +49,11 @@ _EXTENSIONS = {  # by Pillow's name of the format
 if not has_avif():
     del _EXTENSIONS["AVIF"]
 FORMATS = tuple(_EXTENSIONS)  # that DALI or Pillow decodes
+_ARRAYS = {"NPY": ("npy",), "NPZ": ("npz",), "DICOM": ("dcm", "dicom")}
+ARRAYS = tuple(f".{name}" for names in _ARRAYS.values() for name in names)
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
+_START = 132  # bytes that tell a format
 _MAX_KINDS = 8  # kinds of files that are named
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 
@@ -54,12 +61,14 @@ Span = tuple[int, int]  # first byte and number of bytes within a file
 
 
 class Header(NamedTuple):
-    """Encoded bytes, upright size in pixels and Pillow's name of the format."""
+    """Encoded bytes, upright size in pixels, Pillow's name of the format (or NPY, NPZ, DICOM), and
+    what its values are (`fastequi.data.sources.kinds`)."""
 
     bytes: int
     height: int
     width: int
     format: str
+    kind: int = 0
 
 
 def is_image_name(name: str) -> bool:
@@ -67,10 +76,16 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
+def is_array_name(name: str) -> bool:
+    """Whether a file's name is that of an image where there are no others."""
+    return os.path.splitext(name)[1].lower() in ARRAYS and not name.startswith(".")
+
+
 def format_of(name: str) -> str:
     """Pillow's name of the format that a file's extension stands for."""
     extension = os.path.splitext(name)[1].lower()[1:]
-    return next((kind for kind, names in _EXTENSIONS.items() if extension in names), "")
+    every = (_EXTENSIONS | _ARRAYS).items()
+    return next((kind for kind, names in every if extension in names), "")
 
 
 def kind_of(name: str) -> str:
@@ -120,34 +135,67 @@ def read(path: str, span: Span | None = None) -> NDArray[np.uint8]:
         os.close(descriptor)
 
 
-def header(image: str | NDArray[np.uint8]) -> Header | str:
+def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> Header | str:
     """The header of a file or of encoded bytes; or, as text, why it cannot be read.
+
+    Of a TIFF with several pages the first is the image, unless it is an OME-TIFF or of ImageJ and
+    says that they are channels; or all of them are, by request.
 
     Call `Image.init()` before several threads do this, and ignore `DecompressionBombWarning`.
     """
-    file: str | BytesIO
     try:
-        if isinstance(image, str):
-            status = os.stat(image)
-            if not stat.S_ISREG(status.st_mode):
-                return "not a regular file"
-            if status.st_size == 0:
-                return "empty file"
-            count, file = status.st_size, image
-        else:
-            count, file = len(image), BytesIO(image.data)
-        with Image.open(file, formats=FORMATS) as opened:
-            (width, height), exif = opened.size, opened.info.get("exif")
-            kind = opened.format or ""
-            if isinstance(opened, TiffImagePlugin.TiffImageFile):
-                width, height, exif = *(opened.tag_v2[tag] for tag in (256, 257)), opened.getexif()
+        if not isinstance(image, str):
+            return _header(BytesIO(image.data), len(image), pages_are_channels)
+        status = os.stat(image)
+        if not stat.S_ISREG(status.st_mode):
+            return "not a regular file"
+        if status.st_size == 0:
+            return "empty file"
+        with open(image, "rb") as file:
+            return _header(file, status.st_size, pages_are_channels)
     except Image.DecompressionBombError as error:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
         return why(error, image if isinstance(image, str) else "")
+
+
+def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
+    start = file.read(_START)
+    file.seek(0)
+    form = "DICOM" if dicom.is_dicom(start) else arrays.format_of_bytes(start)
+    if form:
+        height, width, kind = (dicom if form == "DICOM" else arrays).shape_of(file)
+        return _checked(Header(count, height, width, form, kind.code))
+    if tiff.is_tiff(start):
+        return _tiff(file, count, pages_are_channels)
+    with Image.open(file, formats=FORMATS) as opened:
+        (width, height), exif = opened.size, opened.info.get("exif")
+        kind, form = kinds.of_opened(opened), opened.format or ""
     if exif and _is_rotated(exif):
         height, width = width, height
-    return Header(count, height, width, kind)
+    return Header(count, height, width, form, kind.code)
+
+
+def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
+    """Of a TIFF, by its tags: Pillow opens none of many channels."""
+    tags = tiff.tags_of(file)
+    width, height = int(tags[256]), int(tags[257])
+    if tags.get(tiff.ORIENTATION, 1) in (5, 6, 7, 8):
+        height, width = width, height
+    kind = kinds.of_tags(tags)
+    if (pages := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
+        kind = kinds.Kind(pages * kind.channels, kind.depth)
+    return _checked(Header(count, height, width, "TIFF", kind.code))
+
+
+def _checked(found: Header) -> Header:
+    """As Pillow does for those that it opens."""
+    pixels, most = found.height * found.width, Image.MAX_IMAGE_PIXELS
+    if min(found.height, found.width) < 1:
+        raise ValueError(f"an image of {found.height} × {found.width} pixels")
+    if most is not None and pixels > 2 * most:
+        raise Image.DecompressionBombError(f"{pixels} pixels, more than {2 * most}")
+    return found
 
 
 def why(error: Exception, path: str = "") -> str:

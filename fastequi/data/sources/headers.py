@@ -37,7 +37,8 @@ def headers_of(listing: Listing) -> Index:
                 if isinstance(one, str):
                     left_out[name] = one
                 else:
-                    rows.append(Row(name, *one[:3], offset=None if span is None else span[0]))
+                    first_byte = None if span is None else span[0]
+                    rows.append(Row(name, *one[:3], "", first_byte, one.kind))
                     formats.add(one.format)
             made.append(Columns.of_rows(rows, listing.archives, first))
             first = int(of[-1]) if (of := made[-1].of) is not None and len(of) else first

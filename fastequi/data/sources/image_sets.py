@@ -8,10 +8,10 @@ Images that Pillow cannot open are named, counted and left out; if they are more
 is decoded: see `fastequi.data.loader`. Files whose names are not those of images are counted by
 kind and passed over.
 
-Every image is decoded to 8-bit RGB: grey, palette and CMYK images are converted, 16 bits scaled to
-8, an alpha channel dropped (colours are kept, not blended); of an animation the first picture is
-used. EXIF orientation is applied. Images that DALI refuses are decoded by Pillow
-(`fastequi.data.given`).
+Unless a run keeps the channels (`fastequi.data.sources.wanted`), every image is decoded to 8-bit
+RGB: grey, palette and CMYK images are converted, 16 bits scaled to 8, which is told, an alpha
+channel dropped (colours are kept, not blended); of an animation the first picture is used. EXIF
+orientation is applied. Images that DALI refuses are decoded by Pillow (`fastequi.data.given`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+
+import numpy as np
 
 from fastequi.data.sources import index as indices
 from fastequi.data.sources import remote_listing
@@ -38,14 +40,15 @@ from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.selection import Data, Place, Selection, places_in
 from fastequi.data.sources.shard_cache import ShardCache
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
-from fastequi.data.sources.texts import Texts
+from fastequi.data.sources.texts import Texts, taken
 from fastequi.data.sources.urls import is_url
+from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
 TOLERATE = 0.1
 _NAMED = 10
-_ALL = Patterns()
+_ALL, _RGB = Patterns(), Wanted()
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def embedded_photos(region: Region = WHOLE) -> Source:
     """The nine photographs in the package (licences beside them)."""
     folder = Path(str(resources.files("fastequi.data").joinpath("photos")))
     listing = replace(folder_listing(folder), passed_over={})  # the licences
-    return _of_files(f"image folder: {folder}", listing, region, None, TOLERATE, _ALL)
+    return _of_files(f"image folder: {folder}", listing, region, None, TOLERATE, _ALL, _RGB)
 
 
 def open_source(
@@ -84,9 +87,10 @@ def open_source(
     index: Path | Sequence[Path] | None = None,
     tolerate: float = TOLERATE,
     cache: ShardCache | None = None,
+    wanted: Wanted = _RGB,
 ) -> Source:
     """The images that `data` names, as one source: :func:`open_parts`, united."""
-    parts = open_parts(data, region, index, tolerate, cache)
+    parts = open_parts(data, region, index, tolerate, cache, wanted)
     return united([(part.root, part.source) for part in parts])[0]
 
 
@@ -96,6 +100,7 @@ def open_parts(
     index: Path | Sequence[Path] | None = None,
     tolerate: float = TOLERATE,
     cache: ShardCache | None = None,
+    wanted: Wanted = _RGB,
 ) -> list[Part]:
     """The images that `data` names, place by place, without places that have none.
 
@@ -104,6 +109,7 @@ def open_parts(
         region, tolerate: as in :func:`image_folder`, for each place.
         index: as in :func:`image_folder`; with several places, one for each.
         cache: for whole shards of a URL.
+        wanted: what is asked of the images' channels.
 
     Raises:
         ValueError, OSError: as the functions for one place do; or patterns choose no image.
@@ -117,7 +123,9 @@ def open_parts(
             f"got {len(given)}"
         )
     opened = [
-        _opened(place, region, given[i] if given else None, tolerate, chosen.patterns, cache)
+        _opened(
+            place, region, given[i] if given else None, tolerate, chosen.patterns, cache, wanted
+        )
         for i, place in enumerate(places)
     ]
     found = [part for part in opened if len(part.source)]
@@ -132,6 +140,7 @@ def image_folder(
     index: Path | None = None,
     tolerate: float = TOLERATE,
     patterns: Patterns = _ALL,
+    wanted: Wanted = _RGB,
 ) -> Source:
     """All images of a folder, flat or nested: no labels needed, any case of the extension.
 
@@ -143,6 +152,7 @@ def image_folder(
         index: written by a scan; by default the one in the folder, if there is one.
         tolerate: largest share of unreadable images.
         patterns: that select images by name.
+        wanted: what is asked of their channels.
 
     Raises:
         FileNotFoundError: no such folder or index.
@@ -158,7 +168,7 @@ def image_folder(
             f"a list (.txt) with one path per line"
         )
     listing = folder_listing(folder)
-    return _of_files(f"image folder: {folder}", listing, region, index, tolerate, patterns)
+    return _of_files(f"image folder: {folder}", listing, region, index, tolerate, patterns, wanted)
 
 
 def image_list(
@@ -167,19 +177,20 @@ def image_list(
     index: Path | None = None,
     tolerate: float = TOLERATE,
     patterns: Patterns = _ALL,
+    wanted: Wanted = _RGB,
 ) -> Source:
     """The images that a list file names, in the order of their names.
 
     Args:
         path: the list; see `fastequi.data.sources.listing`.
-        region, index, tolerate, patterns: as in :func:`image_folder`.
+        region, index, tolerate, patterns, wanted: as in :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such list or index.
         ValueError: as :func:`image_folder`'s.
     """
     file = Path(path).expanduser()
-    return _of_files(f"list: {file}", list_listing(file), region, index, tolerate, patterns)
+    return _of_files(f"list: {file}", list_listing(file), region, index, tolerate, patterns, wanted)
 
 
 def tar_shards(
@@ -188,14 +199,15 @@ def tar_shards(
     index: Path | None = None,
     tolerate: float = TOLERATE,
     patterns: Patterns = _ALL,
+    wanted: Wanted = _RGB,
 ) -> Source:
     """The images in WebDataset shards: a .tar file, a glob, or a range such as {000..012}.
 
     Args:
         data: see `fastequi.data.sources.shards`.
-        region, index, tolerate, patterns: as in :func:`image_folder`. Without an index the members
-            are listed and their headers opened once; the result is kept in the place of a scan's
-            index.
+        region, index, tolerate, patterns, wanted: as in :func:`image_folder`. Without an index the
+            members are listed and their headers opened once; the result is kept in the place of a
+            scan's index.
 
     Raises:
         FileNotFoundError: a shard or the index is not there.
@@ -220,7 +232,7 @@ def tar_shards(
             )
         except OSError as error:
             logger.info("the list of members is not kept: %s", error)
-    return _source(f"shards: {pattern}", root, file, known, region, tolerate, patterns)
+    return _source(f"shards: {pattern}", root, file, known, region, tolerate, patterns, wanted)
 
 
 def scanned_listing(data: Place, patterns: Patterns = _ALL) -> Listing:
@@ -251,11 +263,13 @@ def _opened(
     tolerate: float,
     patterns: Patterns,
     cache: ShardCache | None,
+    wanted: Wanted,
 ) -> Part:
-    options = region, index, tolerate, patterns
+    options = region, index, tolerate, patterns, wanted
     if isinstance(place, str):
         root, file, known = remote_listing.found(place, index, tolerate)
-        source = _source(f"shards: {place}", root, file, known, region, tolerate, patterns)
+        more = region, tolerate, patterns, wanted
+        source = _source(f"shards: {place}", root, file, known, *more)
         reader = RemoteShards(root, known.archives, cache)
         return Part(Path(place), Path(root), replace(source, remote=reader))
     if is_shards(place):
@@ -272,6 +286,7 @@ def _of_files(
     index: Path | None,
     tolerate: float,
     patterns: Patterns,
+    wanted: Wanted,
 ) -> Source:
     """Of images that are files, by an index or by their headers."""
     total, listing = len(listing), listing.only(patterns)
@@ -284,7 +299,8 @@ def _of_files(
         if how := differences(known, listing.root, (), listing.names):
             raise stale(file, known, how)
     known = replace(known, passed_over=listing.passed_over)
-    return _source(what, listing.root, file, known, region, tolerate, patterns, total)
+    more = region, tolerate, patterns, wanted
+    return _source(what, listing.root, file, known, *more, total)
 
 
 def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
@@ -306,6 +322,7 @@ def _source(
     region: Region,
     tolerate: float,
     patterns: Patterns,
+    wanted: Wanted,
     count: int | None = None,
 ) -> Source:
     """A source from an index; checks how much is left out and logs it.
@@ -319,6 +336,7 @@ def _source(
         logger.info("%s: passed over %s", what, counted(known.passed_over))
     if patterns:
         logger.info("%s: %d of %d images by %s", what, len(known.rows), count, patterns)
+    known, unfit = _fit(known, wanted)
     bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
     if bad:
         each = [f"{name} ({reason})" for name, reason in known.left_out.items()]
@@ -326,8 +344,9 @@ def _source(
         failed = f"{bad} of {total} images in {root} cannot be read: {named}"
         if not known.rows or bad > tolerated(total, tolerate):
             raise ValueError(f"{what.partition(':')[0]}: {failed}")
-        if not known.decoded:
+        if unfit or not known.decoded:
             logger.warning("%s; left out", failed)
+    wanted.tell(what, known.columns.kinds)
     if known.decoded:
         counts = len(known.rows), file, known.when, bad
         logger.info("%d images by the index %s, scanned %s; %d left out", *counts)
@@ -338,4 +357,23 @@ def _source(
         paths = Numbered([os.path.join(root, archive.name) for archive in archives], columns.of)
     formats = known.formats or tuple({format_of(name) for name in names})
     whole = Indexed(file, known.fingerprint, names, columns.sizes) if known.fingerprint else None
-    return Source(paths, names, columns.sizes, region, columns.spans, formats, whole)
+    more = columns.spans, formats, whole
+    return Source(
+        *(paths, names, columns.sizes, region, *more),
+        kinds=columns.kinds,
+        measured=known.measured,
+    )
+
+
+def _fit(known: Index, wanted: Wanted) -> tuple[Index, int]:
+    """The images that a run can take; the others are left out. And their number."""
+    columns = known.columns
+    reasons = wanted.unfit(columns.kinds)
+    if not reasons or columns.kinds is None:
+        return known, 0
+    are = np.isin(columns.kinds, np.array(list(reasons), np.uint16))
+    places = np.flatnonzero(are)
+    each = zip(taken(columns.names, places), columns.kinds[places].tolist(), strict=True)
+    left_out = {**known.left_out, **{name: reasons[code] for name, code in each}}
+    rows = Rows(columns.take(np.flatnonzero(~are)))
+    return replace(known, rows=rows, left_out=left_out, fingerprint=""), len(places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastequi.data.sources.encoded import read
+from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import taken
@@ -49,6 +50,9 @@ class Source:
         formats: Pillow's names of the images' formats, as far as they are known.
         indexed: the index that the images were taken from.
         remote: what reads the shards behind URLs; None of files on this machine.
+        kinds: [n] uint16, what the images' values are (`fastequi.data.sources.kinds`); None: not
+            known, as of indices that were written before.
+        measured: what a scan measured of the values, by kind; of a single set.
     """
 
     paths: Sequence[str] = field(repr=False)
@@ -59,6 +63,8 @@ class Source:
     formats: tuple[str, ...] = field(default=(), repr=False, compare=False)
     indexed: Indexed | None = field(default=None, repr=False, compare=False)
     remote: RemoteShards | None = field(default=None, repr=False, compare=False)
+    kinds: NDArray[np.uint16] | None = field(default=None, repr=False, compare=False)
+    measured: Mapping[int, Measured] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = self.region
@@ -80,7 +86,9 @@ class Source:
         chosen = np.asarray(places, np.int64)
         paths, names = (taken(v, chosen) for v in (self.paths, self.names))
         spans = None if self.spans is None else self.spans[chosen]
-        return replace(self, paths=paths, names=names, sizes=self.sizes[chosen], spans=spans)
+        kinds = None if self.kinds is None else self.kinds[chosen]
+        sizes = self.sizes[chosen]
+        return replace(self, paths=paths, names=names, sizes=sizes, spans=spans, kinds=kinds)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that identify the set: a hash of all names and sizes in order."""
@@ -135,6 +143,11 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
     if twice := sum(len(source) for _, source in parts) - len(names):
         logger.warning("%d images are named more than once and taken once", twice)
     order = sorted(range(len(names)), key=names.__getitem__)
+    none = np.uint16(0)  # of a kind that is not known
+    codes = [
+        np.broadcast_to(none, len(source)) if source.kinds is None else source.kinds
+        for _, source in parts
+    ]
     whole = Source(
         tuple(paths[i] for i in order),
         tuple(names[i] for i in order),
@@ -144,5 +157,6 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
         if all(source.spans is None for _, source in parts)
         else np.array([spans[i] for i in order], np.int64).reshape(-1, 2),
         tuple(sorted({name for _, source in parts for name in source.formats})),
+        kinds=np.array([codes[k][i] for k, i in map(of.__getitem__, order)], np.uint16),
     )
     return whole, np.array([of[i][0] for i in order], np.int64)

@@ -26,6 +26,7 @@ import numpy as np
 from fastequi.data.sources import lines, table
 from fastequi.data.sources.columns import Columns, Row, Rows, in_parts
 from fastequi.data.sources.listing import INDEX, Archive
+from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks
 
@@ -50,6 +51,9 @@ class Index:
         passed_over: {kind: files} of files that are not images by their names.
         formats: Pillow's names of the images' formats; empty in older indices.
         fingerprint: digest of names and sizes, if it is known without reading them.
+        kinds: of the images' values (`fastequi.data.sources.kinds`), each once; empty in older
+            indices.
+        measured: what a scan measured of their values, by kind.
     """
 
     rows: Sequence[Row] = field(repr=False)
@@ -60,6 +64,8 @@ class Index:
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
     formats: tuple[str, ...] = ()
     fingerprint: str = field(default="", repr=False, compare=False)
+    kinds: tuple[int, ...] = ()
+    measured: Mapping[int, Measured] = field(default_factory=dict, repr=False)
 
     @property
     def columns(self) -> Columns:
@@ -149,6 +155,8 @@ def write(file: Path, index: Index) -> Index:
     if file.name.endswith(_LINES):
         return _write_lines(file, index)
     columns = index.columns
+    if not index.kinds and columns.kinds is not None and columns.kinds.any():
+        index = replace(index, kinds=tuple(np.unique(columns.kinds).tolist()))
     names = columns.names
     some = (len(name.encode(errors="surrogateescape")) for name in names)
     size = names.size if isinstance(names, Names) else sum(some)
@@ -182,7 +190,7 @@ def write_parts(
     shards = {key: [getattr(one, key) for one in index.archives] for key in keys}
     about = {**_about(index), "archives": shards}
     places = ["spans", "of"] if index.archives else ["bytes"]
-    columns = [*places, *["sha256"] * index.decoded]
+    columns = [*places, *["sha256"] * index.decoded, *["kinds"] * (len(index.kinds) > 1)]
     with table.writing(file, about, parts, count, columns, index.left_out) as fingerprint:
         _keep_aside(file, fingerprint)
     lines.write(quarantine_of(file), sorted(index.left_out.items()))
@@ -200,9 +208,10 @@ def read(file: Path) -> Index:
         if not _is_lines(file):
             return _mapped(file)
         about, archives, bad, rows = lines.read_index(file)
-        # older indices have neither
+        # older indices have none of them
         more = about.get("passed_over", {}), tuple(about.get("formats", ()))
-        return Index(rows, bad, about["decoded"], about["when"], archives, *more)
+        values = _values(about)
+        return Index(rows, bad, about["decoded"], about["when"], archives, *more, "", *values)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"index: {file} cannot be used ({error}); {AGAIN}") from error
 
@@ -230,8 +239,14 @@ def _mapped(file: Path) -> Index:
     each = zip(*entries.values(), strict=True)
     archives = tuple(Archive(**dict(zip(entries, values, strict=True))) for values in each)
     more = about["passed_over"], tuple(about["formats"]), about["fingerprint"]
-    rows = Rows(opened.columns)
-    return Index(rows, opened.left_out, about["decoded"], about["when"], archives, *more)
+    rows, values = Rows(opened.columns), _values(about)
+    return Index(rows, opened.left_out, about["decoded"], about["when"], archives, *more, *values)
+
+
+def _values(about: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[int, Measured]]:
+    """Kinds and measurements; older indices have neither."""
+    each = about.get("measured", {}).items()
+    return tuple(about.get("kinds", ())), {int(c): Measured.of_json(one) for c, one in each}
 
 
 def _now() -> str:
@@ -239,7 +254,8 @@ def _now() -> str:
 
 
 def _write_lines(file: Path, index: Index) -> Index:
-    index = replace(index, when=_now())
+    codes = {row.kind for row in index.rows}
+    index = replace(index, when=_now(), kinds=tuple(sorted(codes)) if any(codes) else ())
     file.parent.mkdir(parents=True, exist_ok=True)
     lines.write(quarantine_of(file), sorted(index.left_out.items()))
     lines.write_index(file, _about(index), index.archives, index.left_out, index.rows)
@@ -252,6 +268,8 @@ def _about(index: Index) -> dict[str, Any]:
         "decoded": index.decoded,
         "passed_over": dict(sorted(index.passed_over.items())),
         "formats": index.formats,
+        "kinds": index.kinds,
+        "measured": {str(code): one.to_json() for code, one in sorted(index.measured.items())},
     }
 
 

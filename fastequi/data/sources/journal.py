@@ -1,12 +1,14 @@
 """What a scan has found so far: JSON lines that are appended as images are decoded.
 
-A scan that was killed goes on behind the last whole line, after it has made sure that the images
-before it are as they were (name, bytes, time). The last line of a finished journal says which part
-of which listing it is of. Journals are merged into an index (`fastequi.data.sources.merge`).
+A scan that was killed goes on behind the last counts of values (`fastequi.data.sources.measured`),
+after it has made sure that the images before are as they were (name, bytes, time). The last line
+of a finished journal says which part of which listing it is of. Journals are merged into an index
+(`fastequi.data.sources.merge`).
 
-    [name, bytes, mtime_ns, height, width, sha256, first byte in its shard, format]
+    [name, bytes, mtime_ns, height, width, sha256, first byte in its shard, kind, format]
     [name, bytes, mtime_ns, reason]                              of an image that is left out
-    {"fastequi scan": 1, "first": ..., ...}                      the end
+    {"values": {kind: counts}}            of the images before it, since the last such line
+    {"fastequi scan": 2, "first": ..., ...}                      the end
 """
 
 from __future__ import annotations
@@ -24,8 +26,11 @@ from typing import IO, Any
 from fastequi.data.sources.columns import Row
 from fastequi.data.sources.index import stem
 from fastequi.data.sources.listing import Archive, State
+from fastequi.data.sources.measured import Counts
 
-_VERSION = 1
+_VERSION = 2
+_VALUES = "values"
+_ENTRY, _LEFT_OUT = 9, 4  # values of a line
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class End:
         digest: of all units, alike in the parts of one set.
         images, name_bytes: of this part, and bytes of their names.
         formats: {Pillow's name: images}.
+        kinds: of the images' values (`fastequi.data.sources.kinds`), each once.
         archives: the shards of this part.
         left_out: {name: reason} of damage found while listing.
         passed_over: {kind: files}.
@@ -85,6 +91,7 @@ class End:
     images: int = 0
     name_bytes: int = 0
     formats: Mapping[str, int] = field(default_factory=dict)
+    kinds: tuple[int, ...] = ()
     archives: tuple[Archive, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
@@ -116,7 +123,7 @@ class Journal:
         except OSError:  # a file system without locks
             pass
         self.images = self.name_bytes = 0
-        self.formats = Counter[str]()
+        self.formats, self.kinds = Counter[str](), set[int]()
 
     def __enter__(self) -> Journal:
         return self
@@ -133,23 +140,40 @@ class Journal:
         Returns:
             How many images were scanned before; what is appended follows them.
         """
-        done, kept = 0, 0
+        done, kept, length = 0, 0, 0
+        waiting: list[list[Any]] = []  # until their values follow
+        states = iter(now)
         self._opened.seek(0)
-        for (name, state), line in zip(now, self._opened, strict=False):
-            entry = _parsed(line)
-            if not isinstance(entry, list) or entry[:3] != [name, *state]:
+        for line in self._opened:
+            entry, length = _parsed(line), length + len(line)
+            if isinstance(entry, dict) and _VALUES in entry:
+                for one in waiting:
+                    self._count(one)
+                done, kept = done + len(waiting), length
+                waiting.clear()
+                continue
+            name, state = next(states, ("", None))
+            # others are the end, a torn line, or as an older version wrote them
+            as_written = isinstance(entry, list) and len(entry) in (_ENTRY, _LEFT_OUT)
+            if state is None or not as_written or entry[:3] != [name, *state]:
                 break
-            self._count(entry)
-            done, kept = done + 1, kept + len(line)
+            waiting.append(entry)
         self._opened.truncate(kept)
         return done
 
-    def add(self, entries: Iterable[tuple[State, Row | tuple[str, str], str]]) -> None:
-        """Appends images: their states, their rows or (name, reason), and their formats."""
+    def add(
+        self,
+        entries: Iterable[tuple[State, Row | tuple[str, str], str]],
+        values: Mapping[int, Counts],
+    ) -> None:
+        """Appends images: their states, their rows or (name, reason), their formats; and the counts
+        of their values by kind."""
         for state, row, kind in entries:
             entry = [row[0], *state, *([*row[2:], kind] if isinstance(row, Row) else row[1:])]
             self._count(entry)
             self._opened.write(json.dumps(entry).encode("ascii") + b"\n")
+        line = {_VALUES: {str(code): counts.to_json() for code, counts in sorted(values.items())}}
+        self._opened.write(json.dumps(line).encode("ascii") + b"\n")
         self._opened.flush()
 
     def finish(self, end: End) -> None:
@@ -158,6 +182,7 @@ class Journal:
             "images": self.images,
             "name_bytes": self.name_bytes,
             "formats": dict(self.formats),
+            "kinds": sorted(self.kinds),
         }
         line = {"fastequi scan": _VERSION, **asdict(end), **counts}
         self._opened.write(json.dumps(line).encode("ascii") + b"\n")
@@ -165,10 +190,11 @@ class Journal:
         os.fsync(self._opened.fileno())
 
     def _count(self, entry: list[Any]) -> None:
-        if len(entry) == 8:
+        if len(entry) == _ENTRY:
             self.images += 1
             self.name_bytes += len(entry[0].encode(errors="surrogateescape"))
             self.formats[entry[-1]] += 1
+            self.kinds.add(entry[-2])
 
 
 def rows_of(file: Path) -> Iterator[Row | tuple[str, str]]:
@@ -177,11 +203,23 @@ def rows_of(file: Path) -> Iterator[Row | tuple[str, str]]:
         for line in lines:
             entry = _parsed(line)
             if isinstance(entry, dict):
+                if _VALUES in entry:
+                    continue
                 return
             if not isinstance(entry, list):
                 raise ValueError(f"merge: {file} is damaged: {line[:80]!r} is no image")
             name, count, _, *rest = entry
             yield Row(name, count, *rest[:-1]) if len(rest) > 1 else (name, rest[0])
+
+
+def values_of(file: Path) -> Iterator[dict[int, Counts]]:
+    """The counts of values in a journal, some images' at a time."""
+    mark = f'{{"{_VALUES}"'.encode()
+    with file.open("rb") as lines:
+        for line in lines:
+            if line.startswith(mark) and (entry := _parsed(line)) is not None:
+                each = entry[_VALUES].items()
+                yield {int(code): Counts.of_json(counts) for code, counts in each}
 
 
 def end_of(file: Path) -> End | None:
@@ -200,13 +238,13 @@ def end_of(file: Path) -> End | None:
                 break
             length *= 4
     found = _parsed(tail.rpartition(b"\n")[2] + b"\n")
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or _VALUES in found:
         return None
     version = found.pop("fastequi scan", None)
     if version != _VERSION:
         raise ValueError(f"merge: {file} is of version {version}, expected {_VERSION}")
     found["archives"] = tuple(Archive(**entry) for entry in found["archives"])
-    found["share"] = tuple(found["share"])
+    found["share"], found["kinds"] = tuple(found["share"]), tuple(found["kinds"])
     return End(**found)
 
 

@@ -103,7 +103,8 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
     if spans is not None:
         spans = spans[np.maximum(places, 0)]
         spans[lost] = 0, 1
-    return replace(source, paths=paths, names=names, sizes=sizes, spans=spans)
+    kinds = None if source.kinds is None else source.kinds[np.maximum(places, 0)]
+    return replace(source, paths=paths, names=names, sizes=sizes, spans=spans, kinds=kinds)
 
 
 def count(folder: Path) -> int | None:

@@ -1,7 +1,7 @@
 """JSON lines: the form of an index that scans wrote before, and of its quarantine.
 
 A header; a list [name, reason] for every image left out; one for every image: name, bytes, height,
-width, SHA-256 prefix and, in a shard, its first byte there.
+width, SHA-256 prefix and, if they are known, its first byte in its shard and what its values are.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def write_index(
     rows: Sequence[Row],
 ) -> None:
     """Writes an index aside and renames it; `about` is of JSON values."""
+    width = 7 if about["kinds"] else 6 if archives else 5
     header = {
         "fastequi index": _VERSION,
         **about,
         "left_out": len(left_out),
         "images": len(rows),
-        "columns": list(Row.__annotations__)[: None if archives else -1],
+        "columns": list(Row.__annotations__)[:width],
         "archives": [asdict(archive) for archive in archives],
     }
-    cut: Iterable[Any] = rows if archives else (row[:-1] for row in rows)
-    write(file, chain([header], sorted(left_out.items()), cut))
+    write(file, chain([header], sorted(left_out.items()), (row[:width] for row in rows)))
 
 
 def read_index(

@@ -18,7 +18,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of, read
+from fastequi.data.sources.encoded import (
+    EXTENSIONS,
+    Span,
+    counted,
+    is_array_name,
+    is_image_name,
+    kind_of,
+    read,
+)
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks, taken
@@ -83,6 +91,7 @@ class Listing:
         left_out: {name: reason} of damage found while listing.
         passed_over: {kind: files} of files that are not images by their names.
         remote: what reads the shards behind URLs; None of files on this machine.
+        pages_are_channels: whether all pages of a TIFF are channels of one image.
     """
 
     root: Path | str
@@ -94,6 +103,7 @@ class Listing:
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
     remote: Reads | None = field(default=None, repr=False)
+    pages_are_channels: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -160,7 +170,9 @@ def folder_listing(folder: Path) -> Listing:
         ValueError: none is there.
         OSError: a folder cannot be listed.
     """
-    held: dict[str, tuple[list[str], str]] = {}  # folders within, and images joined by "/"
+    # folders within, and images joined by "/"; and the same of arrays
+    held: dict[str, tuple[list[str], str]] = {}
+    arrays: dict[str, tuple[list[str], str]] = {}
     others, seen = Counter[str](), set[str]()
 
     def refuse(error: OSError) -> None:
@@ -175,14 +187,23 @@ def folder_listing(folder: Path) -> Listing:
         # sorted, so that of two ways to one folder the same is taken everywhere
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = os.path.relpath(parent, folder)
-        images = []
+        images, beside = [], []
         for name in files:
             if is_image_name(name):
                 images.append(name)
+            elif is_array_name(name):
+                beside.append(name)
             else:
                 others[kind_of(name)] += 1
-        held["" if below == os.curdir else f"{below}/"] = list(folders), "/".join(images)
+        within = "" if below == os.curdir else f"{below}/"
+        held[within], arrays[within] = (
+            (list(folders), "/".join(found)) for found in (images, beside)
+        )
     names = Names.of(_sorted(held, ""))
+    if not names:
+        names = Names.of(_sorted(arrays, ""))
+    else:
+        others.update(kind_of(name) for name in _sorted(arrays, ""))
     if not names:
         hint = f"; tar shards are named by a pattern: {folder}/*.tar" if others[".tar"] else ""
         raise ValueError(
@@ -216,10 +237,11 @@ def list_listing(file: Path) -> Listing:
     """
     names, others = set(), Counter[str]()
     for name in listed(file):
-        if is_image_name(os.path.basename(name)):
+        base = os.path.basename(name)
+        if is_image_name(base) or is_array_name(base):
             names.add(name)
         else:
-            others[kind_of(os.path.basename(name))] += 1
+            others[kind_of(base)] += 1
     if not names:
         found = f"only {counted(others)}" if others else "no line at all"
         raise ValueError(

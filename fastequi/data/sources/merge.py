@@ -8,11 +8,13 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fastequi.data.sources.columns import Row, of_many
 from fastequi.data.sources.index import Index, read, stem, write_parts
-from fastequi.data.sources.journal import End, end_of, rows_of
+from fastequi.data.sources.journal import End, end_of, rows_of, values_of
+from fastequi.data.sources.measured import Counts, added
 
 _SCAN = "fastequi data scan --part K/N makes them"
 
@@ -53,10 +55,11 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
     ends = _in_order(journals)
     archives = tuple(archive for end, _ in ends for archive in end.archives)
     left_out: dict[str, str] = {}
-    passed_over, formats = Counter[str](), Counter[str]()
+    passed_over, formats, kinds = Counter[str](), Counter[str](), set[int]()
     for end, _ in ends:
         left_out |= end.left_out
         formats.update(end.formats)
+        kinds.update(end.kinds)
         if end.unit == "shards":
             passed_over.update(end.passed_over)
     if ends[0][0].unit == "images":  # each part walked the whole folder
@@ -72,8 +75,14 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
 
     _clear(index)
     count = sum(end.images for end, _ in ends), sum(end.name_bytes for end, _ in ends)
-    kinds = tuple(sorted(formats))
-    whole = Index([], left_out, True, "", archives, dict(passed_over), kinds)
+    names = tuple(sorted(formats))
+    whole = Index([], left_out, True, "", archives, dict(passed_over), names)
+    values: dict[int, Counts] = {}
+    for _, file in ends:
+        for some in values_of(file):
+            added(values, some)
+    measured = {code: counts.measured() for code, counts in values.items()}
+    whole = replace(whole, kinds=tuple(sorted(kinds)), measured=measured)
     write_parts(index, whole, of_many(rows(), archives), count)
     for _, file in ends:
         file.unlink()

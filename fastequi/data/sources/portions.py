@@ -24,8 +24,15 @@ from fastequi.data.sources.table import fingerprint
 _DIGITS = 16
 
 
-def portions(data: Data, share: Share) -> list[tuple[Listing, End]]:
+def portions(
+    data: Data, share: Share, pages_are_channels: bool = False
+) -> list[tuple[Listing, End]]:
     """The share of every place: its images, and what a journal of them ends with.
+
+    Args:
+        data: the places.
+        share: of each.
+        pages_are_channels: see :class:`fastequi.data.sources.listing.Listing`.
 
     Raises:
         FileNotFoundError: a place is not there.
@@ -35,7 +42,12 @@ def portions(data: Data, share: Share) -> list[tuple[Listing, End]]:
     found = [_portion(place, chosen.patterns, share) for place in places_in(chosen)]
     if not any(end.total if share.count > 1 else len(listing) for listing, end in found):
         raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {chosen}")
-    return found
+    if not pages_are_channels:
+        return found
+    return [  # a set of its own, whose parts are not merged with those of the other
+        (replace(listing, pages_are_channels=True), replace(end, digest=f"{end.digest} channels"))
+        for listing, end in found
+    ]
 
 
 def index_places(data: Data) -> list[Path]:

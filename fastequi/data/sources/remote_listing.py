@@ -177,7 +177,7 @@ def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Inde
                 if isinstance(one, str):
                     left_out[name] = one
                 else:
-                    rows.append(Row(name, count, one.height, one.width, offset=first))
+                    rows.append(Row(name, count, one.height, one.width, "", first, one.kind))
                     formats.add(one.format)
             if time.monotonic() - said > _SAID_EVERY:
                 said = time.monotonic()

@@ -22,7 +22,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastequi.data.sources.encoded import EXTENSIONS, Span, counted, is_image_name, kind_of
+from fastequi.data.sources.encoded import (
+    EXTENSIONS,
+    Span,
+    counted,
+    is_array_name,
+    is_image_name,
+    kind_of,
+)
 from fastequi.data.sources.listing import HIDDEN, INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
 from fastequi.data.sources.remote import Unreadable
@@ -159,6 +166,7 @@ def members(
         seen: called with the name and place of each image, while its bytes are near.
     """
     found: dict[str, Span | str] = {}
+    arrays: dict[str, Span | str] = {}
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
@@ -170,22 +178,28 @@ def members(
                     raise tarfile.ReadError(f"{name} has {member.size} bytes")
                 if member.isdir():
                     continue
-                if not is_image_name(os.path.basename(name)):
-                    others[kind_of(os.path.basename(name))] += 1
+                base = os.path.basename(name)
+                into = arrays if is_array_name(base) else found
+                if into is found and not is_image_name(base):
+                    others[kind_of(base)] += 1
                 elif member.issparse() or not member.isreg():
-                    found[name] = "a link or a sparse file in the archive"
+                    into[name] = "a link or a sparse file in the archive"
                 elif member.size == 0:
-                    found[name] = "empty file"
+                    into[name] = "empty file"
                 elif member.offset_data + member.size > size:
-                    found[name] = f"the archive ends inside it, after {size} bytes"
+                    into[name] = f"the archive ends inside it, after {size} bytes"
                 else:
-                    found[name] = place = (member.offset_data, member.size)
+                    into[name] = place = (member.offset_data, member.size)
                     seen(name, place)
             how = _end(file, tar.offset)
     except Unreadable:
         raise  # a network's fault is not the archive's
     except (tarfile.TarError, OSError, ValueError, MemoryError) as error:
         how = str(error) or type(error).__name__
+    if found:
+        others.update(kind_of(os.path.basename(name)) for name in arrays)
+    else:
+        found = arrays
     if not how:
         return found, None
     return found, f"damaged archive ({how}); used are the {len(found)} images before that"

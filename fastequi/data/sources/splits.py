@@ -21,11 +21,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastequi.data.channels import RGB
 from fastequi.data.sources.image_sets import Part, embedded_photos, open_parts, open_source
 from fastequi.data.sources.images import Region, Source, united
 from fastequi.data.sources.selection import Data
+from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
+
+_RGB = Wanted()
 
 # of every embedded photograph, where no folder is given: no pixel is in both
 TRAIN_REGION: Region = (0.0, 0.0, 0.7, 1.0)
@@ -77,9 +81,9 @@ class Images:
     inside: list[tuple[str, ...]]
 
     @classmethod
-    def opened(cls, data: Data) -> Images:
+    def opened(cls, data: Data, wanted: Wanted = _RGB) -> Images:
         """What `data` names; see `fastequi.data.sources.image_sets.open_parts`."""
-        parts = open_parts(data)
+        parts = open_parts(data, wanted=wanted)
         source, of = united([(part.root, part.source) for part in parts])
         roots = [os.path.abspath(part.root) for part in parts]
         common = os.path.commonpath(roots)
@@ -154,24 +158,33 @@ def named_split(images: Images) -> Split | None:
     return Split(places["train"], places[for_test], level, names["train"], names[for_test])
 
 
-def photographs(data: Data | None = None, test_data: Data | None = None) -> tuple[Source, Source]:
+def photographs(
+    data: Data | None = None, test_data: Data | None = None, wanted: Wanted = _RGB
+) -> tuple[Source, Source]:
     """Photographs for training and for testing.
 
     Args:
         data: the images, split by the rule of this module; None: the embedded photographs, whose
             left 70 % are for training and right 30 % for testing.
         test_data: photographs for testing; all of `data` is then for training.
+        wanted: what is asked of their channels; the embedded ones are RGB.
 
     Raises:
-        ValueError: fewer than two images to split.
+        ValueError: fewer than two images to split, or other channels than RGB without any.
     """
+    if data is None and wanted.channels != RGB:
+        raise ValueError(
+            f"--data: expected images with channels {wanted.channels}, as the encoder takes; the "
+            f"embedded photographs are RGB"
+        )
     if data is None:
         if test_data is not None:
             raise ValueError("--test-data: expected --data beside it")
         return embedded_photos(TRAIN_REGION), embedded_photos(TEST_REGION)
     if test_data is not None:
-        return open_source(data), open_source(test_data)
-    images = Images.opened(data)
+        train, test = (open_source(each, wanted=wanted) for each in (data, test_data))
+        return train, test
+    images = Images.opened(data, wanted)
     source, split = images.source, named_split(images)
     if split is not None:
         return source.pick(split.train), source.pick(split.test)
@@ -184,13 +197,15 @@ def photographs(data: Data | None = None, test_data: Data | None = None) -> tupl
     return source.pick(np.flatnonzero(~tested)), source.pick(np.flatnonzero(tested))
 
 
-def for_test(data: Data | None, test_data: Data | None) -> Source:
+def for_test(data: Data | None, test_data: Data | None, wanted: Wanted = _RGB) -> Source:
     """The photographs for testing, where nothing is fitted: `test_data` needs no `data` beside it.
 
     Args:
-        data, test_data: see :func:`photographs`.
+        data, test_data, wanted: see :func:`photographs`.
     """
-    return photographs(data)[1] if test_data is None else open_source(test_data)
+    if test_data is None:
+        return photographs(data, wanted=wanted)[1]
+    return open_source(test_data, wanted=wanted)
 
 
 def shared(train: Source, test: Source) -> int:

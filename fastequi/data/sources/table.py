@@ -2,13 +2,14 @@
 
 Nothing is read when it is opened but the first 64 bytes and a header in JSON at the end, so it
 opens in milliseconds, and its pages are shared by all processes of a machine. Beyond its name an
-image takes 32 bytes, a member of a shard 44.
+image takes 32 bytes, a member of a shard 44, and two more where images are of several kinds.
 
     prefix    magic, version, where the header is, the file's size, checksums
     ends      [n] int64, where each name ends in the names
     sizes     [n, 2] int32, height and width
     bytes     [n] int64, of files         spans   [n, 2] int64, of members: first byte, bytes
     sha256    [n] uint64, if decoded      of      [n] int32, of members: the shard
+    kinds     [n] uint16, unless all are of one, which the header says then
     names     UTF-8; other bytes as they are
     left_out  a JSON object {name: reason}
     header    a JSON object
@@ -50,6 +51,7 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # type and shape of an ima
     "spans": ("<i8", (2,)),
     "sha256": ("<u8", ()),
     "of": ("<i4", ()),
+    "kinds": ("<u2", ()),
 }
 
 
@@ -165,6 +167,7 @@ def writing(
                 "ends": names.ends - names.first + named,
                 "sha256": part.sha256,
                 "of": part.of,
+                "kinds": part.kinds,
             }
             for name in kept:
                 array = np.ascontiguousarray(arrays[name], _COLUMNS[name][0])
@@ -229,6 +232,8 @@ def open_table(file: Path) -> Table:
     if spans is not None:
         arrays["bytes"] = spans[:, 1]
     counts = arrays.pop("bytes", np.broadcast_to(np.int64(0), images))
+    if len(kinds := about.get("kinds", ())) == 1:  # of all
+        arrays["kinds"] = np.broadcast_to(np.uint16(kinds[0]), images)
     count, length = about["left_out"]
     text = np.frombuffer(memory, np.uint8, length, places["left_out"])
     return Table(about, Columns(names, counts, **arrays), LeftOut(count, text))

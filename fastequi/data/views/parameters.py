@@ -23,6 +23,7 @@ from fastequi.data.sources.images import WHOLE, Region
 from fastequi.philox import Draws
 
 _TRIES = 5  # area, aspect ratio pairs per window; with its position that is three Philox blocks
+NOISE_PLACES = 1 << 22
 _WINDOWS = 10  # drawn until one overlaps the earlier ones as it has to
 
 Window = tuple[NDArray[np.float32], NDArray[np.float32]]  # corners [B, 2] (y, x)
@@ -39,6 +40,11 @@ class ViewParams:
         sigma: [B] blur in pixels of the view, float32; 0 leaves the sample alone.
         solarize: [B] bool.
         rotation: [B] multiples of 90 degrees counter-clockwise, 0 .. 3, as np.rot90's.
+        channels: [B, C, 3] gain, offset and gamma of each channel, float32; as the rest, of images
+            whose channels are kept.
+        noise: [B] its standard deviation, float32.
+        noise_places: [B, C] where each channel's begins in a table of NOISE_PLACES places.
+        dropped: [B, C] bool.
     """
 
     start: NDArray[np.float32]
@@ -47,6 +53,10 @@ class ViewParams:
     sigma: NDArray[np.float32] | None = None
     solarize: NDArray[np.bool_] | None = None
     rotation: NDArray[np.int64] | None = None
+    channels: NDArray[np.float32] | None = None
+    noise: NDArray[np.float32] | None = None
+    noise_places: NDArray[np.int64] | None = None
+    dropped: NDArray[np.bool_] | None = None
 
     @property
     def boxes(self) -> NDArray[np.float64]:
@@ -194,8 +204,11 @@ def _drawn(
 
 
 def _view(cfg: DataConfig, aug: Augment, draws: Draws, view: str, window: Window) -> ViewParams:
-    color, sigma, solarize = _pixels(aug, draws, view)
     rotation = (draws.bits(f"{view}/turn", 1)[:, 0] % 4).astype(np.int64) if cfg.rotations else None
+    if not cfg.is_rgb:
+        sigma, more = _sigma(aug, draws, view), _channels(aug, draws, view, cfg.in_chans)
+        return ViewParams(*window, sigma=sigma, rotation=rotation, **more)
+    color, sigma, solarize = _pixels(aug, draws, view)
     return ViewParams(*window, color, sigma, solarize, rotation)
 
 
@@ -203,7 +216,7 @@ def _pixels(
     aug: Augment, draws: Draws, view: str
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[np.bool_] | None]:
     """Colour [B, 4], blur sigma [B] and solarize [B]."""
-    color = sigma = solarize = None
+    color = solarize = None
     if aug.colors:
         color = np.tile(np.array([1, 1, 1, 0], np.float32), (len(draws), 1))
         unit = draws.uniform(f"{view}/color", 6)
@@ -215,13 +228,38 @@ def _pixels(
             drawn = ranges[:, 0] + unit[:, 1:5] * (ranges[:, 1] - ranges[:, 0])
             color = np.where(unit[:, :1] < aug.jitter, drawn, color)
         color[unit[:, 5] < aug.gray, 2] = 0
-    if aug.blur > 0:
-        unit = draws.uniform(f"{view}/blur", 2)
-        drawn = _between(unit[:, 1], aug.sigma)
-        sigma = np.where(unit[:, 0] < aug.blur, drawn, 0).astype(np.float32)
     if aug.solarize > 0:
         solarize = draws.uniform(f"{view}/solarize")[:, 0] < aug.solarize
-    return color, sigma, solarize
+    return color, _sigma(aug, draws, view), solarize
+
+
+def _sigma(aug: Augment, draws: Draws, view: str) -> NDArray[np.float32] | None:
+    """[B] of the blur."""
+    if not aug.blur:
+        return None
+    unit = draws.uniform(f"{view}/blur", 2)
+    drawn = _between(unit[:, 1], aug.sigma)
+    return np.where(unit[:, 0] < aug.blur, drawn, 0).astype(np.float32)
+
+
+def _channels(aug: Augment, draws: Draws, view: str, count: int) -> dict[str, Any]:
+    """What happens to each of `count` channels by itself, by its name in :class:`ViewParams`."""
+    found: dict[str, Any] = {}
+    if aug.jitter > 0:
+        unit = draws.uniform(f"{view}/channels", 1 + 3 * count)
+        spread = 2 * unit[:, 1:].reshape(-1, count, 3) - 1  # -1 .. 1
+        values = spread * np.array([aug.gain, aug.offset, aug.gamma], np.float32)
+        values[..., 0] = np.maximum(1 + values[..., 0], 0)
+        values[..., 2] = np.exp2(values[..., 2])
+        chosen = (unit[:, :1] < aug.jitter)[..., None]
+        found["channels"] = np.where(chosen, values, np.array([1, 0, 1], np.float32))
+    if aug.noise > 0:
+        found["noise"] = draws.uniform(f"{view}/noise", 1, 0.0, aug.noise)[:, 0]
+        bits = draws.bits(f"{view}/noise places", count)
+        found["noise_places"] = (bits % np.uint32(NOISE_PLACES)).astype(np.int64)
+    if aug.drop > 0:
+        found["dropped"] = draws.uniform(f"{view}/drop", count) < aug.drop
+    return found
 
 
 def _between(unit: NDArray, limits: tuple[float, ...]) -> NDArray:

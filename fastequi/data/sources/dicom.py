@@ -1,0 +1,102 @@
+"""DICOM by pydicom (extra `dicom`): one frame, its modality's rescale or table applied.
+
+MONOCHROME1, in which the largest value is black, is inverted. Values that a rescale or a table
+changed (Hounsfield units, say) are floats in those units; others are whole numbers as stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastequi.data.sources.kinds import Kind
+
+_MISSING: Exception | None = None
+try:
+    import pydicom
+    from pydicom import pixels
+except Exception as error:  # a broken install raises more than ImportError
+    _MISSING = error
+    pydicom = pixels = None
+
+_PREAMBLE = 128  # bytes before the mark
+
+
+def is_dicom(start: bytes) -> bool:
+    """By the first 132 bytes."""
+    return start[_PREAMBLE : _PREAMBLE + 4] == b"DICM"
+
+
+def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:
+    """Height, width and kind, without reading the values.
+
+    Raises:
+        ImportError: pydicom is not installed.
+        ValueError: there are several frames, or no image.
+    """
+    found = _read(file, stop_before_pixels=True)
+    frames = int(found.get("NumberOfFrames", 1) or 1)
+    if "Rows" not in found:
+        raise ValueError("a DICOM file without an image")
+    if frames != 1:
+        raise ValueError(f"{frames} frames in a DICOM file, expected one")
+    samples, rgb = int(found.get("SamplesPerPixel", 1)), found.get("PhotometricInterpretation", "")
+    colours = str(rgb).startswith(("RGB", "YBR", "PALETTE"))
+    if str(rgb).startswith("PALETTE"):
+        samples = 3
+    return int(found.Rows), int(found.Columns), Kind(samples, _depth(found), colours)
+
+
+def decoded(file: BinaryIO) -> NDArray[Any]:
+    """The values [H, W, C].
+
+    Raises:
+        ImportError: pydicom is not installed.
+        Exception: whatever damage makes it raise.
+    """
+    found = _read(file)
+    values = found.pixel_array
+    if str(found.PhotometricInterpretation).startswith("PALETTE"):
+        values = pixels.apply_color_lut(values, found)
+        if values.dtype == np.uint16:
+            values = (values >> 8).astype(np.uint8)
+    elif _changed(found):
+        values = pixels.apply_modality_lut(values, found).astype(np.float32)
+    if found.PhotometricInterpretation == "MONOCHROME1":
+        values = _inverted(values, found)
+    depth = np.dtype(_depth(found))
+    return values.reshape(*values.shape[:2], -1).astype(depth, copy=False)
+
+
+def _inverted(values: NDArray[Any], found: Any) -> NDArray[Any]:
+    """Black becomes white: largest plus smallest value that can be stored, less each."""
+    bits, signed = int(found.BitsStored), bool(found.get("PixelRepresentation", 0))
+    ends = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1] if signed else [0, (1 << bits) - 1])
+    if _changed(found):
+        ends = pixels.apply_modality_lut(ends, found)
+    return (ends.sum() - values.astype(np.float64)).astype(values.dtype)
+
+
+def _changed(found: Any) -> bool:
+    """Whether the stored numbers are not the modality's."""
+    slope, intercept = found.get("RescaleSlope", 1), found.get("RescaleIntercept", 0)
+    return "ModalityLUTSequence" in found or float(slope) != 1 or float(intercept) != 0
+
+
+def _depth(found: Any) -> str:
+    bits, signed = int(found.get("BitsAllocated", 16)), bool(found.get("PixelRepresentation", 0))
+    if str(found.get("PhotometricInterpretation", "")).startswith("PALETTE"):
+        return "uint8"
+    if _changed(found) or signed or bits > 16:
+        return "float32"
+    return "uint8" if bits <= 8 else "uint16"
+
+
+def _read(file: BinaryIO, **options: Any) -> Any:
+    if pydicom is None:
+        raise ImportError(
+            f"DICOM needs pydicom: pip install 'fastequi[dicom]' (importing it: {_MISSING})"
+        ) from _MISSING
+    return pydicom.dcmread(file, **options)

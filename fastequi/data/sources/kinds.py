@@ -1,0 +1,136 @@
+"""What the values of an image are, as its header says: how many channels, how deep, and if RGB.
+
+A kind is one number of 16 bits in an index: the channels, four times the depth's place in DEPTHS
+behind them, and whether they are red, green and blue. 0 is a kind that is not known, as in indices
+that were written before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+DEPTHS = ("uint8", "uint16", "float32")  # other types than the first two are read as the last
+MOST = 4095  # channels that a kind can say
+_DEPTH, _RGB = 1 << 12, 1 << 14
+_OF_MODES = {"1": 1, "L": 1, "LA": 2, "RGBA": 4, "La": 2, "RGBa": 4, "LAB": 3, "HSV": 3, "RGBX": 4}
+_COLOUR_TYPES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of PNG
+_PHOTOMETRIC_RGB, _PHOTOMETRIC_PALETTE, _PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR = 2, 3, 5, 6
+
+
+class Kind(NamedTuple):
+    """Channels, the type of their values, and whether the first three are red, green and blue."""
+
+    channels: int
+    depth: str = "uint8"
+    rgb: bool = False
+
+    @property
+    def code(self) -> int:
+        """As a number; 0 of one with too many channels."""
+        if self.channels > MOST:
+            return 0
+        return self.channels + _DEPTH * DEPTHS.index(self.depth) + _RGB * self.rgb
+
+    @classmethod
+    def of(cls, code: int) -> Kind | None:
+        """From a number; None of 0."""
+        if not code:
+            return None
+        depth = DEPTHS[code // _DEPTH % 4]
+        return cls(code % _DEPTH, depth, bool(code & _RGB))
+
+    def __str__(self) -> str:
+        what = "channel" if self.channels == 1 else "channels"
+        rgb = " (RGB)" if self.rgb and self.channels == 3 else ""
+        return f"{self.channels} {what}{rgb} of {self.depth}"
+
+
+RGB8 = Kind(3, "uint8", True)
+
+
+def depth_of(dtype: np.dtype[Any]) -> str:
+    """The one of DEPTHS in which values of a type are read.
+
+    Raises:
+        ValueError: they are no numbers.
+    """
+    if dtype.kind not in "buif":
+        raise ValueError(f"values of type {dtype}, expected numbers")
+    name = "uint8" if dtype.kind == "b" else dtype.newbyteorder("=").name
+    return name if name in DEPTHS else "float32"
+
+
+def of_shape(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[int, int, Kind]:
+    """Height, width and kind of an array [H, W] or [H, W, C].
+
+    Raises:
+        ValueError: it is none, or its values are no numbers.
+    """
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"an array of shape {tuple(shape)}, expected [H, W] or [H, W, C]")
+    return shape[0], shape[1], Kind(shape[2] if len(shape) == 3 else 1, depth_of(dtype))
+
+
+def of_opened(image: Image.Image) -> Kind:
+    """Of an image of Pillow's that is no TIFF."""
+    if image.format == "PNG":
+        bits, colour = _png(image)
+        return Kind(_COLOUR_TYPES[colour], "uint16" if bits == 16 else "uint8", colour in (2, 3, 6))
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return Kind(1, "uint16")
+    if mode == "I" and image.format == "PPM":  # more than 8 bits, 16 at most
+        return Kind(1, "uint16")
+    if mode in ("I", "F"):
+        return Kind(1, "float32")
+    return Kind(_OF_MODES.get(mode, 3), "uint8", mode not in ("LAB", "HSV", "1", "L", "LA", "La"))
+
+
+def of_tags(tags: Any) -> Kind:
+    """Of a TIFF's first page, from its tags by number.
+
+    Raises:
+        ValueError: its values have a width that is not read.
+    """
+    samples, bits = int(tags.get(277, 1)), tuple(tags.get(258, (1,)))
+    formats, photometric = tuple(tags.get(339, (1,))), int(tags.get(262, 1))
+    if len(set(bits)) > 1:
+        raise ValueError(f"channels of {' '.join(map(str, bits))} bits, expected the same of all")
+    if photometric == _PHOTOMETRIC_PALETTE:
+        return RGB8
+    if bits[0] not in (1, 2, 4, 8, 16, 32, 64):
+        raise ValueError(f"values of {bits[0]} bits, expected 1, 2, 4, 8, 16, 32 or 64")
+    integer = formats[0] in (1, 4)  # 4: not said
+    depth = "float32"
+    if integer and bits[0] <= 16:
+        depth = "uint16" if bits[0] == 16 else "uint8"
+    if photometric in (_PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR) and samples in (3, 4):
+        return Kind(3, depth, True)
+    return Kind(samples, depth, photometric == _PHOTOMETRIC_RGB and samples in (3, 4))
+
+
+def counts(codes: NDArray[np.uint16] | None) -> dict[Kind, int]:
+    """{kind: images}, the most frequent first, of those that are known."""
+    if codes is None or not len(codes):
+        return {}
+    if codes.strides == (0,):  # all the same
+        each = [(int(codes[0]), len(codes))]
+    else:
+        found, many = np.unique(codes, return_counts=True)
+        each = sorted(zip(found.tolist(), many.tolist(), strict=True), key=lambda one: -one[1])
+    return {kind: count for code, count in each if (kind := Kind.of(code)) is not None}
+
+
+def _png(image: Image.Image) -> tuple[int, int]:
+    """Bits and colour type, which stand in bytes 24 and 25 of the file."""
+    file: Any = image.fp  # type: ignore[attr-defined]
+    at = file.tell()
+    file.seek(24)
+    bits, colour = file.read(2)
+    file.seek(at)
+    return bits, colour

@@ -1,0 +1,185 @@
+"""Mean, standard deviation and percentiles of each channel, over all images of a kind.
+
+Counts of values are kept while images are read, so that parts add up to the whole in any order, to
+the last bit. Of whole numbers every value is counted by itself, and all is exact. Floats are
+counted by sign, exponent and the first nine bits of the mantissa: a percentile is off by at most
+2^-10 of itself, the least and the largest too; means and deviations are of sums of each image's
+values in float64, added exactly.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+PERCENTILES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 25.0, 50.0, 75.0, 95.0, 98.0, 99.0, 99.5, 99.9, 100.0)
+_SHIFT = 14  # bits of a float's 32 that are not counted by
+_BINS = {"uint8": 1 << 8, "uint16": 1 << 16, "float32": 1 << (32 - _SHIFT)}
+_SIGN = np.uint32(1 << 31)
+_BY_PILLOW = (1, 3, 4)  # channels of images that Pillow counts the values of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the images of one kind.
+
+    Attributes:
+        images: how many there are.
+        mean, std: of each channel, in the files' numbers.
+        percentiles: {p: of each channel}, for p in PERCENTILES; 0 and 100 are the ends.
+    """
+
+    images: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    percentiles: Mapping[float, tuple[float, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        each = {f"{p:g}": list(values) for p, values in self.percentiles.items()}
+        mean, std = list(self.mean), list(self.std)
+        return {"images": self.images, "mean": mean, "std": std, "percentiles": each}
+
+    @classmethod
+    def of_json(cls, found: Mapping[str, Any]) -> Measured:
+        """From what :meth:`to_json` made."""
+        each = {float(p): tuple(values) for p, values in found["percentiles"].items()}
+        return cls(found["images"], tuple(found["mean"]), tuple(found["std"]), each)
+
+
+class Counts:
+    """Counts of the values of some images of one kind, which add up.
+
+    Args:
+        channels: of the images.
+        depth: their type, one of `kinds.DEPTHS`.
+    """
+
+    def __init__(self, channels: int, depth: str) -> None:
+        self.depth, self.images = depth, 0
+        self.bins = np.zeros((channels, _BINS[depth]), np.int64)
+        self.sums = [Fraction(0)] * channels  # of floats; those of whole numbers are in the bins
+        self.squares = [Fraction(0)] * channels
+
+    def add(self, other: Counts) -> None:
+        """Adds those of other images."""
+        self.images += other.images
+        self.bins += other.bins
+        self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Counts:
+        """Of one image [H, W, C] of one of `kinds.DEPTHS`."""
+        channels, depth = values.shape[2], values.dtype.name
+        found = cls(channels, depth)
+        found.images = 1
+        if depth == "uint8" and channels in _BY_PILLOW:  # several times as fast as NumPy's
+            whole = values[..., 0] if channels == 1 else values
+            image = Image.fromarray(np.ascontiguousarray(whole))
+            found.bins += np.array(image.histogram(), np.int64).reshape(channels, -1)
+            return found
+        for c in range(channels):
+            each = np.ascontiguousarray(values[..., c]).reshape(-1)
+            if depth == "float32":
+                wide = each.astype(np.float64)
+                found.sums[c], found.squares[c] = (
+                    Fraction(float(total)) for total in (wide.sum(), (wide * wide).sum())
+                )
+                each = _ordered(each) >> np.uint32(_SHIFT)
+            found.bins[c] = np.bincount(each, minlength=_BINS[depth])
+        return found
+
+    def measured(self) -> Measured:
+        """What they say of all images; there has to be one."""
+        count = int(self.bins[0].sum())
+        mean, std, each = list[float](), list[float](), list[list[float]]()
+        for bins, total, squares in zip(self.bins, self.sums, self.squares, strict=True):
+            used = np.flatnonzero(bins)
+            values = self._values(used)
+            if self.depth != "float32":
+                both = list(zip(used.tolist(), bins[used].tolist(), strict=True))
+                total = Fraction(sum(value * many for value, many in both))
+                squares = Fraction(sum(value * value * many for value, many in both))
+            middle = total / count
+            mean.append(float(middle))
+            std.append(max(float(squares / count - middle * middle), 0.0) ** 0.5)
+            below = np.cumsum(bins[used])
+            # the smallest value that has at least p percent of all at or below it
+            wanted = [max(-(-count * int(10 * p) // 1000), 1) for p in PERCENTILES]
+            each.append(values[np.searchsorted(below, wanted)].tolist())
+        pairs = zip(PERCENTILES, zip(*each, strict=True), strict=True)
+        return Measured(self.images, tuple(mean), tuple(std), dict(pairs))
+
+    def _values(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The value of each bin: of floats the middle of those in it."""
+        if self.depth != "float32":
+            return bins.astype(np.float64)
+        low = bins.astype(np.uint32) << np.uint32(_SHIFT)
+        ends = low, low | np.uint32((1 << _SHIFT) - 1)
+        first, last = (_unordered(end).astype(np.float64) for end in ends)
+        return (first + last) / 2
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        packed = []
+        for bins in self.bins:
+            used = np.flatnonzero(bins)
+            content = np.stack([np.diff(used, prepend=0), bins[used]]).astype("<i8").tobytes()
+            packed.append(base64.b64encode(zlib.compress(content)).decode("ascii"))
+        sums = [list(map(str, each)) for each in (self.sums, self.squares)]
+        return {"depth": self.depth, "images": self.images, "sums": sums, "bins": packed}
+
+    @classmethod
+    def of_json(cls, found: Mapping[str, Any]) -> Counts:
+        """From what :meth:`to_json` made."""
+        one = cls(len(found["bins"]), found["depth"])
+        one.images = found["images"]
+        one.sums, one.squares = ([Fraction(text) for text in each] for each in found["sums"])
+        for c, text in enumerate(found["bins"]):
+            content = zlib.decompress(base64.b64decode(text))
+            steps, many = np.frombuffer(content, "<i8").reshape(2, -1)
+            one.bins[c, np.cumsum(steps)] = many
+        return one
+
+
+def added(into: dict[int, Counts], more: Mapping[int, Counts]) -> None:
+    """Adds counts of some images, by kind, to those of others."""
+    for code, counts in more.items():
+        if code in into:
+            into[code].add(counts)
+        else:
+            into[code] = counts
+
+
+def in_unit(
+    measured: Measured, ranges: Sequence[tuple[float, float]], chosen: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of chosen channels, where each one's range becomes 0..1."""
+    mean = tuple(
+        (measured.mean[c] - low) / (high - low)
+        for c, (low, high) in zip(chosen, ranges, strict=True)
+    )
+    std = tuple(
+        measured.std[c] / (high - low) for c, (low, high) in zip(chosen, ranges, strict=True)
+    )
+    return mean, std
+
+
+def _ordered(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Numbers that are ordered as the floats are."""
+    bits = values.view(np.uint32)
+    return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+
+
+def _unordered(numbers: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """The floats of ordered numbers."""
+    return np.where(numbers & _SIGN, numbers ^ _SIGN, ~numbers).view(np.float32)

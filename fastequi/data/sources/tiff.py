@@ -1,0 +1,192 @@
+"""TIFF: what its tags say, and values that Pillow does not know, such as twelve channels.
+
+The tags are read by Pillow; values by tifffile (extra `tiff`) where DALI does not read them:
+channels that lie one after the other, floats, and whole numbers of more than 16 bits.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import TiffImagePlugin
+
+_MISSING: Exception | None = None
+try:
+    import tifffile
+except Exception as error:  # a broken install raises more than ImportError
+    _MISSING = error
+    tifffile = None
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_DESCRIPTION = 270
+_OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
+_IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
+_MOST_PAGES = 4095
+ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, FORMATS = (
+    *(274, 258, 259, 262, 277, 284, 339),
+)
+_SHORT, _LONG = 3, 4  # types of a tag's values
+_PREFIX = 8, 16  # bytes of a TIFF's first header, of a BigTIFF's
+_WHITE_IS_0, _BLACK_IS_0, _RGB = 0, 1, 2
+# of compression: none, LZW, deflate (two numbers), PackBits, which libtiff reads
+_BY_LIBTIFF = (1, 5, 8, 32773, 32946)
+
+
+def is_tiff(start: bytes) -> bool:
+    """By the first four bytes."""
+    return start[:4] in MAGIC
+
+
+def tags_of(file: BinaryIO) -> Any:
+    """The tags of the first page by number.
+
+    Raises:
+        Exception: whatever damaged ones make Pillow raise.
+    """
+    tags = _directory(file)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def _directory(file: BinaryIO) -> Any:
+    """An empty one of this file's kind, which knows where the first page's is."""
+    file.seek(0)
+    start = file.read(_PREFIX[0])
+    if start[:4] == b"MM\0+":
+        raise ValueError("a BigTIFF of big-endian numbers, which Pillow does not read")
+    if start[:4] == b"II+\0":
+        start += file.read(_PREFIX[1] - _PREFIX[0])
+    return TiffImagePlugin.ImageFileDirectory_v2(start)
+
+
+def is_for_dali(tags: Any) -> bool:
+    """Whether DALI reads the values as they are: 8 or 16 bits, all channels of a pixel together."""
+    bits, formats = set(tags.get(BITS, (1,))), set(tags.get(FORMATS, (1,)))
+    return (
+        bits in ({8}, {16})
+        and formats <= {1, 4}
+        and (tags.get(PLANAR, 1) == 1 or tags.get(SAMPLES, 1) == 1)
+        and tags.get(PHOTOMETRIC, 1) in (_BLACK_IS_0, _RGB)
+        and tags.get(COMPRESSION, 1) in _BY_LIBTIFF
+        and tags.get(ORIENTATION, 1) == 1
+    )
+
+
+def channel_pages(file: BinaryIO, tags: Any, by_request: bool = False) -> int:
+    """How many pages are channels of one image: those that an OME-TIFF or ImageJ says are, or by
+    request all; else the first alone.
+
+    Args:
+        file: the TIFF.
+        tags: of its first page.
+        by_request: whether the pages of other files are channels, too.
+    """
+    said = str(tags.get(_DESCRIPTION, ""))
+    if "<OME" in said:
+        sizes = {name: int(size) for name, size in _OME_SIZE.findall(said)}
+        others = sizes.get("Z", 1) * sizes.get("T", 1)
+        return sizes.get("C", 1) // int(tags.get(SAMPLES, 1)) if others == 1 else 1
+    if said.startswith("ImageJ="):
+        sizes = {name: int(size) for name, size in _IMAGEJ_SIZE.findall(said)}
+        of_channels = sizes.get("channels", 1)
+        return of_channels if sizes.get("images", 1) == of_channels else 1
+    return _count_pages(file, tags) if by_request else 1
+
+
+def _count_pages(file: BinaryIO, tags: Any) -> int:
+    """Pages of the first one's size and number of samples.
+
+    Raises:
+        ValueError: they differ, or there are too many.
+    """
+    count, at = 1, tags.next
+    while at:
+        page = _directory(file)
+        file.seek(at)
+        page.load(file)
+        alike = all(page.get(tag) == tags.get(tag) for tag in (256, 257, SAMPLES, BITS, FORMATS))
+        if not alike or count > _MOST_PAGES:
+            raise ValueError(f"page {count + 1} is unlike the first, which channels are not")
+        count, at = count + 1, page.next
+    return count
+
+
+def decoded(file: BinaryIO, channels: int | None = None) -> NDArray[Any]:
+    """The values [H, W, C] of the first page, upright, in their own type; 0 is black.
+
+    Args:
+        file: the TIFF.
+        channels: of the image, where several pages hold them.
+
+    Raises:
+        ImportError: tifffile is not installed.
+        Exception: whatever damage makes it raise.
+    """
+    if tifffile is None:
+        raise ImportError(
+            f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {_MISSING})"
+        ) from _MISSING
+    with tifffile.TiffFile(file) as opened:
+        first = opened.pages[0]
+        samples = int(first.samplesperpixel)
+        count = 1 if channels is None else max(channels // samples, 1)
+        pages = [opened.pages[k].asarray() for k in range(min(count, len(opened.pages)))]
+        orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
+        planar = samples > 1 and first.planarconfig == 2
+        inverted = first.photometric == _WHITE_IS_0 and first.dtype.kind == "u"
+    if samples == 1:
+        values = np.stack(pages, -1)
+    else:
+        values = np.concatenate([np.moveaxis(p, 0, -1) if planar else p for p in pages], -1)
+    if inverted:
+        values = np.iinfo(values.dtype).max - values
+    return turned(values, int(orientation))
+
+
+def encoded(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """An uncompressed TIFF of values [H, W, C] of one of `kinds.DEPTHS`, which DALI reads.
+
+    Args:
+        values: of at most 32 channels, more of which DALI does not read.
+    """
+    height, width, channels = values.shape
+    content = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False))
+    after = 8 + 2 + 12 * 11 + 4  # the header, and 11 tags between their number and an end
+    bits, formats = (
+        struct.pack(f"<{channels}H", *[number] * channels)
+        for number in (8 * values.dtype.itemsize, 3 if values.dtype.kind == "f" else 1)
+    )
+    places = after, after + len(bits)  # of those two, if they are longer than a tag's four bytes
+    rgb = _RGB if channels == 3 else _BLACK_IS_0
+    tags = [
+        *((256, _LONG, 1, width), (257, _LONG, 1, height), (BITS, _SHORT, channels, places[0])),
+        *((COMPRESSION, _SHORT, 1, 1), (PHOTOMETRIC, _SHORT, 1, rgb)),
+        *((273, _LONG, 1, after + 2 * len(bits)), (SAMPLES, _SHORT, 1, channels)),
+        *((278, _LONG, 1, height), (279, _LONG, 1, content.nbytes), (PLANAR, _SHORT, 1, 1)),
+        (FORMATS, _SHORT, channels, places[1]),
+    ]
+    if channels <= 2:
+        short = {BITS: bits, FORMATS: formats}
+        tags = [
+            (*tag[:3], int.from_bytes(short[tag[0]], "little")) if tag[0] in short else tag
+            for tag in tags
+        ]
+    packed = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + packed + bytes(4) + bits + formats
+    return np.concatenate([np.frombuffer(head, np.uint8), content.reshape(-1).view(np.uint8)])
+
+
+def turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Values [H, W, C] upright, by EXIF's number of how they lie; unchanged by a wrong one."""
+    if 5 <= orientation <= 8:
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values

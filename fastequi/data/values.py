@@ -1,0 +1,149 @@
+"""Images whose channels are kept: which of them DALI decodes, and the values of the others.
+
+DALI decodes JPEG, PNG and JPEG 2000 of one or three channels, PNG with an alpha channel, and TIFF
+whose channels lie together in 8 or 16 bits. The rest is read by Pillow, tifffile, NumPy or pydicom,
+in worker threads, and passed on as uncompressed TIFF. Of more than 32 channels all is passed as
+.npy, which DALI reads too; so are sets of such files. (Of other combinations DALI makes RGB, or
+ends the process.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastequi.data.pixels import LARGEST, Pixels
+from fastequi.data.sources import arrays, dicom, tiff
+from fastequi.data.sources.encoded import FORMATS
+
+Bytes = NDArray[np.uint8]  # encoded
+
+_START = 132
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_JPEG2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_GREY, _COLOURS, _WITH_ALPHA = 0, 2, 6  # of PNG
+_SIXTEEN_WITH_ALPHA = "grey with alpha of 16 bits, which no library here reads with its depth"
+
+
+def is_for_dali(image: Bytes, pixels: Pixels) -> bool:
+    """Whether DALI decodes the bytes as they are."""
+    start = image[:_START].tobytes()
+    if pixels.as_arrays:  # floats are looked at
+        return pixels.depth != "float32" and arrays.is_plain(BytesIO(image.data), pixels.depth)
+    if start.startswith(_PNG):
+        return start[24] >= 8 and start[25] in (_GREY, _COLOURS, _WITH_ALPHA)
+    if start.startswith(_JPEG) or start.startswith(_JPEG2000):
+        return pixels.count in (1, 3)
+    if tiff.is_tiff(start):
+        tags = tiff.tags_of(BytesIO(image.data))
+        # with fewer, several pages hold them
+        return tiff.is_for_dali(tags) and tags.get(tiff.SAMPLES, 1) == pixels.count
+    return False
+
+
+def carried(image: Bytes, pixels: Pixels) -> Bytes:
+    """Bytes that DALI decodes, of an image that it does not.
+
+    Raises:
+        Exception: as :func:`checked`.
+    """
+    values = checked(image, pixels)
+    return arrays.encoded(values) if pixels.as_arrays else tiff.encoded(values)
+
+
+def checked(image: Bytes, pixels: Pixels) -> NDArray[Any]:
+    """The values [H, W, C] of an image, as a run takes them.
+
+    Raises:
+        ValueError: it has other channels than the run's, or values that are not finite.
+        Exception: whatever damaged bytes make a library raise.
+    """
+    values = of_depth(decoded(image, pixels.count), pixels.depth)
+    if values.shape[2] != pixels.count:
+        raise ValueError(f"{values.shape[2]} channels, expected {pixels.count}")
+    if values.dtype.kind == "f" and (wrong := int((~np.isfinite(values)).sum())):
+        raise ValueError(f"{wrong} values that are not finite")
+    return values
+
+
+def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
+    """The values [H, W, C] of encoded bytes, upright, in their own type.
+
+    Args:
+        image: the bytes.
+        channels: of the image, where several pages of a TIFF hold them.
+
+    Raises:
+        Exception: as :func:`carried`.
+    """
+    start, file = image[:_START].tobytes(), BytesIO(image.data)
+    if dicom.is_dicom(start):
+        return dicom.decoded(file)
+    if arrays.format_of_bytes(start):
+        return arrays.decoded(file)
+    if tiff.is_tiff(start) and not _is_for_pillow(tiff.tags_of(file)):
+        file.seek(0)
+        return tiff.decoded(file, channels)
+    file.seek(0)
+    if start.startswith(_PNG) and start[24] == 16 and start[25] == 4:
+        raise ValueError(_SIXTEEN_WITH_ALPHA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(file, formats=FORMATS) as opened:
+            orientation = opened.getexif().get(tiff.ORIENTATION, 1)
+            mode = opened.mode
+            if mode in ("P", "CMYK", "YCbCr", "PA"):
+                opened = opened.convert("RGB")
+            values = np.asarray(opened)
+    if mode == "I" and values.min() >= 0 and values.max() <= 65535 and opened.format == "PPM":
+        values = values.astype(np.uint16)
+    return tiff.turned(values.reshape(*values.shape[:2], -1), orientation)
+
+
+def is_array(image: Bytes) -> bool:
+    """Whether the bytes are NumPy's or DICOM, which neither DALI nor Pillow makes RGB of."""
+    start = image[:_START].tobytes()
+    return bool(arrays.format_of_bytes(start)) or dicom.is_dicom(start)
+
+
+def as_rgb(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """8-bit RGB [H, W, 3] of values [H, W, C] of 8 or 16 bits: grey, with alpha, RGB, with alpha.
+
+    Raises:
+        ValueError: they are others.
+    """
+    whole = of_depth(values, values.dtype.name if values.dtype != bool else "uint8")
+    if whole.dtype.name not in ("uint8", "uint16") or whole.shape[2] > 4:
+        raise ValueError(f"{whole.shape[2]} channels of {whole.dtype}, of which no RGB is made")
+    if whole.dtype == np.uint16:
+        whole = ((whole.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return whole[..., :3] if whole.shape[2] >= 3 else np.repeat(whole[..., :1], 3, -1)
+
+
+def of_depth(values: NDArray[Any], depth: str) -> NDArray[Any]:
+    """Values in one of `kinds.DEPTHS`: whole numbers of 8 and 16 bits scaled as the types' ranges
+    are, others as they are."""
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * np.uint8(255)
+    name = values.dtype.name
+    if name == depth:
+        return values
+    if name == "uint8" and depth == "uint16":
+        return values.astype(np.uint16) * np.uint16(257)
+    if depth != "float32":
+        raise ValueError(f"values of type {name}, expected {depth}")
+    if name in ("uint8", "uint16"):
+        return values.astype(np.float32) / np.float32(LARGEST[name])
+    return values.astype(np.float32)
+
+
+def _is_for_pillow(tags: Any) -> bool:
+    """Palettes, CMYK, YCbCr and fewer than eight bits, which Pillow makes RGB or grey of."""
+    bits, photometric = tags.get(tiff.BITS, (1,))[0], tags.get(tiff.PHOTOMETRIC, 1)
+    return bits < 8 or photometric in (3, 5, 6)

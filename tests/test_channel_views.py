@@ -1,0 +1,315 @@
+"""Views of images whose channels are kept: the formulas, and a loader that is exact in all ways."""
+
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("nvidia.dali")
+
+from fastequi.data import channel_views
+from fastequi.data.channel_views import as_whole, augmented, in_range
+from fastequi.data.config import Augment, DataConfig
+from fastequi.data.indexing import merged, scan_into
+from fastequi.data.loader import make_loader
+from fastequi.data.pixels import Pixels, pixels_of
+from fastequi.data.settling import settled, wanted
+from fastequi.data.sources.image_sets import open_source
+from fastequi.data.sources.journal import End
+from fastequi.data.sources.listing import folder_listing
+from fastequi.data.views.parameters import ViewParams, view_params
+from fastequi.functional import gaussian_blur
+from fastequi.paths import SE2
+from fastequi.philox import Draws
+from tests.support import science
+from tests.support.batches import assert_same
+from tests.support.batches import batches as loaded
+from tests.support.science import values
+
+ALL = Augment(area=(0.3, 1.0), gamma=0.5, noise=0.05, drop=0.3, blur=0.5)
+CFG = DataConfig(
+    image_size=16,
+    source_size=20,
+    channels="all",
+    a1=ALL,
+    a2=replace(ALL, noise=0.0),
+    local_crops=2,
+    local_crop_size=8,
+    batch_size=6,
+    samples_per_decode=2,
+    num_threads=1,
+)
+
+
+def stored(folder, write, channels=5, depth="uint16", count=12):
+    """A scanned set of images."""
+    contents = {f"{i:02}.{write[0]}": write[1](values(channels, depth, i)) for i in range(count)}
+    listing = folder_listing(science.write(folder, contents))
+    journal = listing.index.with_name("index.part-1-of-1.jsonl")
+    end = End((1, 1), "images", 0, count, count, "")
+    scan_into(journal, listing, end, 1, lambda done, total: None)
+    merged(listing.index, [journal])
+    return folder
+
+
+PLAIN = ("tif", science.plain_tiff)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return stored(tmp_path / "set", PLAIN)
+
+
+def opened(folder, cfg=CFG):
+    source = open_source(folder, wanted=wanted(cfg))
+    return source, settled(cfg, source)
+
+
+def batches(folder, n=4, cfg=CFG, **options):
+    source, cfg = opened(folder, cfg)
+    return loaded(n, source, cfg, **options)
+
+
+def plain(**changes):
+    """The whole image, unchanged, in its own size."""
+    none = Augment.none()
+    return replace(
+        CFG,
+        a1=none,
+        a2=none,
+        local_crops=0,
+        image_size=20,
+        source_size=20,
+        samples_per_decode=1,
+        batch_size=4,
+        **changes,
+    )
+
+
+def test_nothing_but_a_window_gives_the_values_themselves(tmp_path):
+    for depth, whole in (("uint8", torch.uint8), ("uint16", torch.uint16)):
+        arrays = [values(7, depth, i, (20, 20)) for i in range(4)]
+        contents = {f"{i}.tif": science.plain_tiff(array) for i, array in enumerate(arrays)}
+        folder = science.write(tmp_path / depth, contents)
+        cfg = plain(mean=(0.25,) * 7, std=(0.5,) * 7)
+        for chosen in ("all", "6,0,3"):
+            count = 7 if chosen == "all" else 3
+            one = replace(cfg, channels=chosen, mean=(0.25,) * count, std=(0.5,) * count)
+            (batch,) = batches(folder, 1, one)
+            assert batch.u.dtype == whole
+            for i, u, v1 in zip(batch.sample_ids.tolist(), batch.u, batch.v1, strict=True):
+                array = arrays[i] if chosen == "all" else arrays[i][..., [6, 0, 3]]
+                np.testing.assert_array_equal(u.permute(1, 2, 0).numpy(), array)
+                unit = array / np.iinfo(depth).max
+                expected = (unit - 0.25) / 0.5
+                np.testing.assert_allclose(v1.permute(1, 2, 0), expected, atol=2e-6)
+
+
+def test_a_range_becomes_0_to_1():
+    array = torch.tensor([[[[100.0, 5.0], [300.0, 10.0], [500.0, 20.0], [0.0, 0.0]]]])
+    pixels = Pixels(2, "uint16", (1, 0), ((5.0, 15.0), (100.0, 500.0)))
+    found = in_range(array, pixels)
+    expected = [[[0.0, 0.5, 1.0, 0.0]], [[0.0, 0.5, 1.0, 0.0]]]
+    torch.testing.assert_close(found, torch.tensor([expected]))
+    assert as_whole(found, "uint8").tolist() == [[[[0, 128, 255, 0]]] * 2]
+    assert as_whole(found, "float32").tolist() == [[[[0, 32768, 65535, 0]]] * 2]
+
+
+def test_augmentations_are_their_formulas():
+    torch.manual_seed(0)
+    draw = np.random.default_rng(0)
+    x = torch.rand(3, 4, 9, 10)
+    table = channel_views.noise_table(torch.device("cpu"))
+    params = ViewParams(
+        np.zeros((3, 2), np.float32),
+        np.ones((3, 2), np.float32),
+        sigma=np.array([0.0, 0.7, 1.4], np.float32),
+        channels=draw.uniform(0.5, 1.5, (3, 4, 3)).astype(np.float32),
+        noise=np.array([0.0, 0.1, 0.3], np.float32),
+        noise_places=draw.integers(0, 1 << 22, (3, 4)),
+        dropped=draw.random((3, 4)) < 0.4,
+    )
+    aug = Augment(gamma=1.0)
+    found = augmented(x.clone(), aug, params)
+    for i in range(3):
+        for c in range(4):
+            gain, offset, gamma = params.channels[i, c].tolist()
+            y = (gain * x[i, c] + offset).clamp(0, 1) ** gamma
+            y = gaussian_blur(y[None, None], float(params.sigma[i]))[0, 0]
+            place = params.noise_places[i, c]
+            noise = table[place : place + 90].view(9, 10)
+            y = (y + params.noise[i] * noise).clamp(0, 1)
+            if params.dropped[i, c]:
+                y = y.mean().expand(9, 10)
+            torch.testing.assert_close(found[i, c], y, atol=1e-5, rtol=1e-5)
+
+
+def test_the_table_of_noise_is_normal():
+    table = channel_views.noise_table(torch.device("cpu"))[: 1 << 20].double()
+    assert abs(table.mean()) < 4e-3
+    assert abs(table.std() - 1) < 4e-3
+    assert abs((table**3).mean()) < 0.01
+    assert abs((table**4).mean() - 3) < 0.03
+    for lag in (1, 7, 4096):
+        assert abs((table[:-lag] * table[lag:]).mean()) < 5e-3
+    # so that runs go on with the same everywhere
+    known = [0.18009822, 0.20981011, 1.22856629]
+    torch.testing.assert_close(table[:3].float(), torch.tensor(known))
+
+
+def test_what_is_drawn_is_in_its_ranges():
+    cfg = replace(CFG, channels="0,1,2,3,4", mean=(0.5,) * 5, std=(0.2,) * 5, local_crops=0)
+    draws = Draws.of(3, 0, np.arange(4000))
+    sizes = np.full((4000, 2), 30)
+    v1, u = view_params(cfg, draws, sizes)
+    gain, offset, gamma = np.moveaxis(v1.channels, -1, 0)
+    changed = (gain != 1).any(1)
+    assert abs(changed.mean() - 0.8) < 0.03
+    assert (gamma[~changed] == 1).all()
+    assert (offset[~changed] == 0).all()
+    for array, low, high in ((gain, 0.6, 1.4), (offset, -0.1, 0.1), (np.log2(gamma), -0.5, 0.5)):
+        of_changed = array[changed]
+        assert of_changed.min() >= low - 1e-6
+        assert of_changed.max() <= high + 1e-6
+        assert abs(of_changed.mean() - (low + high) / 2) < 0.03 * (high - low)
+        correlation = np.corrcoef(of_changed.T)  # channels are drawn independently
+        assert np.abs(correlation - np.eye(5)).max() < 0.1
+    assert abs(v1.dropped.mean() - 0.3) < 0.02
+    assert 0 <= v1.noise.min() < 0.001 < 0.049 < v1.noise.max() <= 0.05
+    assert v1.noise_places.max() > 0.99 * (1 << 22)
+    assert u.noise is None
+    assert not np.array_equal(u.channels, v1.channels)
+
+
+WRITTEN = {
+    "planar": ("tif", science.tiff_of),
+    "npy": ("npy", science.npy),
+    "npz": ("npz", science.npz),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_batches_do_not_depend_on_the_format(folder, tmp_path, how):
+    expected = batches(folder, 5)
+    assert_same(batches(stored(tmp_path / how, WRITTEN[how]), 5), expected)
+
+
+def test_batches_do_not_depend_on_threads_ranks_or_a_restart(folder):
+    expected = batches(folder, 8)
+    assert_same(batches(folder, 8, replace(CFG, num_threads=2)), expected)
+    ranks = [batches(folder, 8, replace(CFG, batch_size=12), rank=r, world_size=2) for r in (0, 1)]
+    whole = batches(folder, 8, replace(CFG, batch_size=12))
+    for step, batch in enumerate(whole):
+        assert torch.equal(batch.u, torch.cat([rank[step].u for rank in ranks]))
+        assert torch.equal(batch.v1, torch.cat([rank[step].v1 for rank in ranks]))
+    source, cfg = opened(folder)
+    with make_loader(source, cfg, SE2(), seed=0) as loader:
+        for _ in range(3):
+            next(loader)
+        state = json.loads(json.dumps(loader.state_dict()))
+    assert_same(loaded(5, source, cfg, state=state), expected[3:])
+
+
+def test_damaged_images_are_replaced_and_counted(folder, caplog):
+    source, cfg = opened(folder)
+    damaged = folder / "03.tif"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with make_loader(source, cfg, SE2(), seed=0, steps=6) as loader:
+        assert len(list(loader)) == 6
+        assert list(loader.quarantined) == ["03.tif"]
+    assert "03.tif cannot be decoded and is left out from now on" in caplog.text
+
+
+def test_views_are_augmented_within_their_range(folder):
+    for batch in batches(folder, 4):
+        assert batch.u.shape == (6, 5, 20, 20)
+        assert batch.local_crops.shape == (2, 6, 5, 8, 8)
+        flat = batch.u.float().flatten(2).std(2) == 0
+        assert 0 < flat.float().mean() < 0.8  # channels that were dropped
+
+
+def test_u_is_resampled_as_pytorch_does(tmp_path):
+    array = values(3, "uint16", size=(40, 40))
+    folder = science.write(tmp_path, {f"{i}.tif": science.plain_tiff(array) for i in range(4)})
+    (batch,) = batches(folder, 1, plain(mean=(0.5,) * 3, std=(0.2,) * 3, channels="0,1,2"))
+    image = torch.from_numpy(array.astype(np.float64)).permute(2, 0, 1)[None]
+    expected = F.interpolate(image, size=20, mode="bilinear", antialias=True)
+    # DALI's table of the filter's weights; beyond the edge it repeats the last pixel
+    assert (batch.u[:1].double() - expected).abs()[..., 1:-1, 1:-1].max() < 65535 / 200
+    assert (batch.u[:1].double() - expected).abs().max() < 65535 / 100
+
+
+def test_settings_become_numbers(folder, caplog):
+    source, cfg = opened(folder)
+    every = np.concatenate([values(5, "uint16", i).reshape(-1, 5) for i in range(12)]) / 65535
+    assert cfg.channels == "0,1,2,3,4"
+    np.testing.assert_allclose(cfg.mean, every.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(cfg.std, every.std(0), rtol=1e-9)
+    assert settled(cfg, source) == cfg
+    ends = settled(replace(CFG, channels="3,1", value_range="percentiles:1:99"), source)
+    raw = np.round(every * 65535)
+    low, high = (np.percentile(raw, p, 0, method="inverted_cdf")[[3, 1]] for p in (1, 99))
+    assert ends.value_range == ",".join(f"{a:.9g}:{b:.9g}" for a, b in zip(low, high, strict=True))
+    mean = (raw.mean(0)[[3, 1]] - low) / (high - low)
+    np.testing.assert_allclose(ends.mean, mean, rtol=1e-9)
+    with caplog.at_level(logging.INFO):
+        opened(folder, replace(CFG, a2=replace(ALL, solarize=0.2)))
+    assert "5 of 5 channels are kept; of RGB images alone, and not used: brightness" in caplog.text
+    assert "gray, solarize" in caplog.text
+
+
+def test_rgb_of_sixteen_bits_keeps_imagenets_normalisation(tmp_path):
+    contents = {
+        f"{i}.tif": science.tiff_of(
+            values(3, "uint16", i), photometric="rgb", planarconfig="contig"
+        )
+        for i in range(3)
+    }
+    _, cfg = opened(science.write(tmp_path, contents))
+    assert (cfg.mean, cfg.std) == (DataConfig().mean, DataConfig().std)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"data.mean, data.std: expected numbers, .* that no index of one place measured"),
+        ({"channels": "0,5"}, r"5 channels of uint16, expected at least 6"),
+        ({"value_range": "percentiles"}, "that no index of one place measured"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path, change, message):
+    contents = {f"{i}.tif": science.plain_tiff(values(5, "uint16", i)) for i in range(3)}
+    folder = science.write(tmp_path, contents)
+    with pytest.raises(ValueError, match=message):
+        opened(folder, replace(CFG, **change))
+
+
+def test_channels_without_contents_are_named(tmp_path):
+    def flat(array):
+        array = array.copy()
+        array[..., [1, 3]] = 7
+        return science.plain_tiff(array)
+
+    folder = stored(tmp_path / "a", ("tif", flat))
+    with pytest.raises(
+        ValueError, match=r"data.std: expected channels whose values differ, got 1,"
+    ):
+        opened(folder)
+    with pytest.raises(ValueError, match=r"data.value_range: .* but channels 1,3 have 7 at both"):
+        opened(folder, replace(CFG, value_range="percentiles"))
+    _, cfg = opened(folder, replace(CFG, channels="0,2,4"))
+    assert cfg.in_chans == 3
+    with pytest.raises(ValueError, match=r"value_range: expected percentiles among 0 0.1 0.5 1 "):
+        opened(folder, replace(CFG, channels="0,2,4", value_range="percentiles:3:97"))
+
+
+def test_a_source_that_was_opened_for_rgb_has_no_pixels(folder):
+    source, cfg = opened(folder)
+    with pytest.raises(ValueError, match=r"channels: expected numbers below 5, got 7"):
+        pixels_of(replace(cfg, channels="7", mean=(0.5,), std=(0.5,)), source)
+    with pytest.raises(ValueError, match=r"channels: expected images with one number of channels"):
+        make_loader(replace(source, kinds=None), cfg, SE2(), seed=0)

@@ -1,0 +1,236 @@
+"""What headers say of channels, depth and RGB, and which images a run takes by that."""
+
+import io
+import logging
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastequi.cli import commands
+from fastequi.data.sources.encoded import header
+from fastequi.data.sources.image_sets import open_source
+from fastequi.data.sources.kinds import DEPTHS, RGB8, Kind, counts
+from fastequi.data.sources.wanted import Wanted
+from fastequi.data.values import decoded
+from tests.support import science
+from tests.support.science import values
+
+
+def saved(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+COLOURS = Image.fromarray(values(3, "uint8"))
+GREY = COLOURS.convert("L")
+CASES = {
+    "rgb.jpg": (saved(COLOURS, "JPEG"), RGB8),
+    "grey.jpg": (saved(GREY, "JPEG"), Kind(1)),
+    "cmyk.jpg": (saved(COLOURS.convert("CMYK"), "JPEG"), RGB8),
+    "rgb.png": (saved(COLOURS, "PNG"), RGB8),
+    "palette.png": (saved(COLOURS.quantize(7), "PNG"), RGB8),
+    "alpha.png": (saved(COLOURS.convert("RGBA"), "PNG"), Kind(4, "uint8", True)),
+    "grey alpha.png": (saved(COLOURS.convert("LA"), "PNG"), Kind(2)),
+    "two.png": (saved(COLOURS.convert("1"), "PNG"), Kind(1)),
+    "grey 16.png": (science.png(values(1, "uint16")), Kind(1, "uint16")),
+    "rgb.bmp": (saved(COLOURS, "BMP"), RGB8),
+    "rgb.webp": (saved(COLOURS, "WEBP"), RGB8),
+    "grey.pgm": (saved(GREY, "PPM"), Kind(1)),
+    "deep.pgm": (b"P5\n2 3\n4095\n" + bytes(12), Kind(1, "uint16")),
+    "rgb.tif": (saved(COLOURS, "TIFF"), RGB8),
+    "palette.tif": (saved(COLOURS.quantize(7), "TIFF"), RGB8),
+    "bits.tif": (saved(COLOURS.convert("1"), "TIFF"), Kind(1)),
+    "float.tif": (saved(GREY.convert("F"), "TIFF"), Kind(1, "float32")),
+    "twelve.tif": (science.plain_tiff(values(12, "uint16")), Kind(12, "uint16")),
+    "five.tif": (science.plain_tiff(values(5, "float32")), Kind(5, "float32")),
+    "grey.npy": (science.npy(values(1, "uint16")[..., 0]), Kind(1, "uint16")),
+    "nine.npy": (science.npy(values(9, "uint8")), Kind(9)),
+    "big endian.npy": (science.npy(values(2, "uint16").astype(">u2")), Kind(2, "uint16")),
+    "half.npy": (science.npy(values(2, "float32").astype(np.float16)), Kind(2, "float32")),
+    "four.npz": (science.npz(values(4, "uint8")), Kind(4)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_header_says_what_the_values_are(tmp_path, name):
+    content, expected = CASES[name]
+    (tmp_path / name).write_bytes(content)
+    for image in (str(tmp_path / name), np.frombuffer(content, np.uint8)):
+        found = header(image)
+        assert not isinstance(found, str), found
+        assert Kind.of(found.kind) == expected
+        assert found.bytes == len(content)
+    if not name.startswith("deep"):
+        assert (found.height, found.width) == (20, 26)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (science.npy(np.zeros((3, 4), complex)), "values of type complex128, expected numbers"),
+        (science.npy(np.zeros((2, 3, 4, 5))), r"an array of shape \(2, 3, 4, 5\), expected \[H, W"),
+        (science.npy(np.zeros((0, 4))), r"an array of shape \(0, 4\)"),
+        (science.npy(np.array([[{}]], object)), "values of type object"),
+        (science.npy(np.zeros((3, 4)))[:20], "EOF|reading"),
+        (b"PK\x03\x04 and more", "zip"),
+        (b"II*\0\x08\0\0\0", "."),
+        (b"II*\0\xff\xff\xff\xff", "."),
+    ],
+)
+def test_what_is_no_image_is_said(content, reason):
+    found = header(np.frombuffer(content, np.uint8))
+    assert isinstance(found, str)
+    assert re.search(reason, found), found
+
+
+def test_arrays_that_claim_too_many_pixels_are_refused():
+    head = science.npy(np.zeros((1, 1), np.uint8))
+    huge = head.replace(b"(1, 1), }  ", b"(99999, 99999), }"[:17].ljust(11))
+    found = header(np.frombuffer(huge, np.uint8))
+    assert isinstance(found, str)
+    assert "refused undecoded: 9999800001 pixels" in found
+
+
+def test_several_arrays_in_a_file_are_refused():
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros((2, 2)), b=np.zeros((2, 2)))
+    assert header(np.frombuffer(file.getvalue(), np.uint8)) == (
+        "2 arrays in a .npz (a.npy, b.npy), expected one"
+    )
+
+
+def test_dicom_headers():
+    grey = values(1, "uint16")[..., 0]
+    scaled = {"RescaleSlope": 2, "RescaleIntercept": -1024}
+    for content, expected in (
+        (science.dicom(grey), Kind(1, "uint16")),
+        (science.dicom(grey, **scaled), Kind(1, "float32")),
+        (science.dicom(grey.view(np.int16)), Kind(1, "float32")),
+        (science.dicom(values(1, "uint8")[..., 0]), Kind(1)),
+    ):
+        found = header(np.frombuffer(content, np.uint8))
+        assert (found.height, found.width, found.format) == (20, 26, "DICOM")
+        assert Kind.of(found.kind) == expected
+    several = header(np.frombuffer(science.dicom(grey, NumberOfFrames=4), np.uint8))
+    assert several == "4 frames in a DICOM file, expected one"
+
+
+def test_kinds_are_numbers():
+    for depth in DEPTHS:
+        for kind in (Kind(1, depth), Kind(3, depth, True), Kind(4095, depth)):
+            assert Kind.of(kind.code) == kind
+            assert 0 < kind.code < 1 << 16
+    assert Kind.of(0) is None
+    assert Kind(4096).code == 0
+    codes = np.array([RGB8.code] * 3 + [Kind(2).code] * 5 + [0], np.uint16)
+    assert list(counts(codes).items()) == [(Kind(2), 5), (RGB8, 3)]
+    assert counts(np.broadcast_to(np.uint16(RGB8.code), 7)) == {RGB8: 7}
+    assert str(Kind(12, "uint16")) == "12 channels of uint16"
+    assert str(RGB8) == "3 channels (RGB) of uint8"
+
+
+def test_a_run_takes_what_most_images_are():
+    codes = np.array([Kind(12, "uint16").code] * 4 + [Kind(12).code] * 2 + [RGB8.code], np.uint16)
+    assert Wanted("all").unfit(codes) == {
+        RGB8.code: "3 channels (RGB) of uint8, expected 12 as most have"
+    }
+    assert Wanted("0,2", one_depth=True).unfit(codes) == {
+        RGB8.code: "3 channels (RGB) of uint8, expected 12 as most have",
+        Kind(12).code: "12 channels of uint8, expected uint16 as most are for a value_range",
+    }
+    assert set(Wanted("0,12").unfit(codes)) == set(map(int, codes))  # none has thirteen
+    assert set(Wanted().unfit(codes)) == {Kind(12, "uint16").code, Kind(12).code}
+    for unknown in (None, np.zeros(3, np.uint16)):
+        assert Wanted().unfit(unknown) == {}
+        with pytest.raises(ValueError, match=r"data.channels: expected rgb, as an index of before"):
+            Wanted("all").unfit(unknown)
+
+
+def test_images_that_do_not_fit_are_named_and_counted(tmp_path, caplog):
+    contents = {f"{i}.tif": science.plain_tiff(values(5, "uint16", i)) for i in range(30)}
+    contents["b.png"] = CASES["rgb.png"][0]
+    folder = science.write(tmp_path / "set", contents)
+    with pytest.raises(ValueError, match=r"30 of 31 images .* of uint16, of which no RGB is made"):
+        open_source(folder)
+    source = open_source(folder, wanted=Wanted("all"))
+    assert len(source) == 30
+    assert "1 of 31 images" in caplog.text
+    assert "b.png (3 channels (RGB) of uint8, expected 5 as most have); left out" in caplog.text
+    assert counts(source.kinds) == {Kind(5, "uint16"): 30}
+    assert counts(source.pick([3, 1]).kinds) == {Kind(5, "uint16"): 2}
+
+
+def test_an_rgb_run_says_what_it_loses(tmp_path, caplog):
+    contents = {f"{i}.png": science.png(values(1, "uint16", i)) for i in range(3)}
+    contents |= {"c.png": CASES["alpha.png"][0], "d.png": CASES["rgb.png"][0]}
+    with caplog.at_level(logging.WARNING):
+        assert len(open_source(science.write(tmp_path / "set", contents))) == 5
+    assert "3 images of 1 channel of uint16 are made 8-bit RGB; --data.channels all" in caplog.text
+    assert "1 images of 4 channels of uint8 are made 8-bit RGB" in caplog.text
+    assert "of 3 channels (RGB)" not in caplog.text
+
+
+def test_arrays_are_images_only_where_there_are_no_others(tmp_path, caplog):
+    """Beside photographs they are labels or features."""
+    alone = science.write(tmp_path / "a", {"1.npy": CASES["nine.npy"][0]})
+    science.write(alone / "deeper", {"2.npz": science.npz(values(9, "uint8"))})
+    found = open_source(alone, wanted=Wanted("all"))
+    assert list(found.names) == ["1.npy", "deeper/2.npz"]
+    beside = science.write(alone, {"photo.png": CASES["rgb.png"][0]})
+    with caplog.at_level(logging.INFO):
+        assert list(open_source(beside).names) == ["photo.png"]
+    assert "passed over 1 × .npy, 1 × .npz" in caplog.text
+
+
+def test_pages_may_be_channels():
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    array = values(4, "uint16")
+    planes = np.ascontiguousarray(np.moveaxis(array, -1, 0))
+
+    def written(**options):
+        file = io.BytesIO()
+        tifffile.imwrite(file, planes, photometric="minisblack", **options)
+        return np.frombuffer(file.getvalue(), np.uint8)
+
+    for image in (
+        written(ome=True, metadata={"axes": "CYX"}),
+        written(imagej=True, metadata={"axes": "CYX"}),
+    ):
+        for by_request in (False, True):
+            assert Kind.of(header(image, by_request).kind) == Kind(4, "uint16")
+        np.testing.assert_array_equal(decoded(image, 4), array)
+    for image in (
+        written(ome=True, metadata={"axes": "ZYX"}),
+        written(imagej=True, metadata={"axes": "TYX"}),
+    ):  # they say that they are none
+        assert Kind.of(header(image, True).kind) == Kind(1, "uint16")
+        np.testing.assert_array_equal(decoded(image), array[..., :1])
+    for options in ({}, {"bigtiff": True}, {"byteorder": ">"}):
+        image = written(metadata=None, **options)
+        assert Kind.of(header(image).kind) == Kind(1, "uint16")
+        assert Kind.of(header(image, True).kind) == Kind(4, "uint16")
+        np.testing.assert_array_equal(decoded(image, 4), array)
+    both = written(bigtiff=True, byteorder=">")
+    assert header(both) == "a BigTIFF of big-endian numbers, which Pillow does not read"
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as out:
+        out.write(planes[0], metadata=None)
+        out.write(planes[0, :5], metadata=None)
+    assert header(np.frombuffer(file.getvalue(), np.uint8), True) == (
+        "page 2 is unlike the first, which channels are not"
+    )
+
+
+def test_a_scan_takes_pages_as_channels_by_request(tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    for i in range(3):
+        planes = np.ascontiguousarray(np.moveaxis(values(4, "uint16", i), -1, 0))
+        tifffile.imwrite(tmp_path / f"{i}.tif", planes, photometric="minisblack", metadata=None)
+    commands.data(["scan", str(tmp_path)])
+    assert "values      1 channel of uint16: 3 images" in capsys.readouterr().out
+    commands.data(["scan", str(tmp_path), "--pages", "channels"])
+    assert "values      4 channels of uint16: 3 images" in capsys.readouterr().out
+    assert counts(open_source(tmp_path, wanted=Wanted("all")).kinds) == {Kind(4, "uint16"): 3}

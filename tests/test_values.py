@@ -1,0 +1,232 @@
+"""Every format and library gives the values that were written, exactly, at any depth."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+pytest.importorskip("nvidia.dali")
+
+from fastequi.data.given import decoded_sizes
+from fastequi.data.pixels import Pixels
+from fastequi.data.scan import examined, scan
+from fastequi.data.sources.encoded import header
+from fastequi.data.sources.kinds import Kind
+from fastequi.data.sources.listing import folder_listing
+from fastequi.data.values import as_rgb, decoded, is_for_dali, of_depth
+from tests.support import science
+from tests.support.science import values
+
+CPU = torch.device("cpu")
+
+
+def given(content, pixels):
+    """The values that a run gets, or why it gets none; and whether DALI reads the bytes."""
+    image, seen = np.frombuffer(content, np.uint8), []
+    (size,) = decoded_sizes([image], CPU, 1, pixels, lambda found: seen.append(found.copy()))
+    if isinstance(size, str):
+        return size
+    assert seen[0].shape[:2] == size
+    return seen[0]
+
+
+WRITTEN = {
+    "plain tiff": science.plain_tiff,
+    "planar tiff": science.tiff_of,
+    "tiled tiff": lambda x: science.tiff_of(x, planarconfig="contig", tile=(16, 16)),
+    "deflated tiff": lambda x: science.tiff_of(x, planarconfig="contig", compression="zlib"),
+    "bigtiff": lambda x: science.tiff_of(x, planarconfig="contig", bigtiff=True),
+    "big endian tiff": lambda x: science.tiff_of(x, planarconfig="contig", byteorder=">"),
+    "npy": science.npy,
+    "fortran npy": lambda x: science.npy(np.asfortranarray(x)),
+    "npz": science.npz,
+}
+
+
+@pytest.mark.parametrize("depth", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("how", WRITTEN)
+def test_values_are_those_that_were_written(how, depth):
+    for channels in (1, 2, 3, 4, 12):
+        array = values(channels, depth)
+        content = WRITTEN[how](array)
+        found = given(content, Pixels.whole(Kind(channels, depth)))
+        assert not isinstance(found, str), found
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+        np.testing.assert_array_equal(decoded(np.frombuffer(content, np.uint8)), array)
+
+
+def test_more_channels_than_a_tiff_has():
+    for depth in ("uint8", "uint16", "float32"):
+        array, pixels = values(33, depth), Pixels.whole(Kind(33, depth))
+        assert pixels.as_arrays
+        for write in (science.npy, science.npz, science.plain_tiff):
+            np.testing.assert_array_equal(given(write(array), pixels), array)
+
+
+def test_dali_decodes_what_it_can():
+    for content, channels, depth, direct in (
+        (science.plain_tiff(values(12, "uint16")), 12, "uint16", True),
+        (science.tiff_of(values(12, "uint16")), 12, "uint16", False),
+        (science.plain_tiff(values(2, "float32")), 2, "float32", False),
+        (science.png(values(1, "uint16")), 1, "uint16", True),
+        (science.png(values(4, "uint8")), 4, "uint8", True),
+        (science.npy(values(3, "uint8")), 3, "uint8", False),
+        (science.npy(values(33, "uint8")), 33, "uint8", True),
+    ):
+        image = np.frombuffer(content, np.uint8)
+        assert is_for_dali(image, Pixels.whole(Kind(channels, depth))) == direct
+
+
+def test_shallower_values_are_scaled_as_the_types_are():
+    small = values(2, "uint8")
+    for content in (science.plain_tiff(small), science.tiff_of(small), science.npz(small)):
+        wide = given(content, Pixels.whole(Kind(2, "uint16")))
+        np.testing.assert_array_equal(wide, small.astype(np.uint16) * 257)
+        real = given(content, Pixels.whole(Kind(2, "float32")))
+        np.testing.assert_allclose(real, small / 255, rtol=1e-6)
+    np.testing.assert_array_equal(
+        of_depth(np.array([[[-3], [9]]], np.int32), "float32"), [[[-3.0], [9.0]]]
+    )
+    np.testing.assert_array_equal(of_depth(np.array([True, False]), "uint8"), [255, 0])
+    with pytest.raises(ValueError, match="values of type uint16, expected uint8"):
+        of_depth(values(1, "uint16"), "uint8")
+
+
+def test_pngs_of_sixteen_bits_keep_them():
+    array = values(1, "uint16")
+    np.testing.assert_array_equal(given(science.png(array), Pixels.whole(Kind(1, "uint16"))), array)
+
+
+def test_what_lies_on_its_side_is_turned():
+    array = values(5, "uint16")
+    for orientation in range(1, 9):
+        content = science.tiff_of(
+            array, planarconfig="contig", extratags=[(274, "H", 1, orientation, True)]
+        )
+        found = header(np.frombuffer(content, np.uint8))
+        turned = given(content, Pixels.whole(Kind(5, "uint16")))
+        assert turned.shape[:2] == (found.height, found.width)
+        picture = Image.fromarray(array[..., 0])
+        picture.getexif()[274] = orientation
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+        np.testing.assert_array_equal(turned[..., 0], expected)
+
+
+def test_white_may_be_zero():
+    array = values(1, "uint8")
+    content = science.tiff_of(array, photometric="miniswhite")
+    np.testing.assert_array_equal(given(content, Pixels.whole(Kind(1))), 255 - array)
+
+
+def test_dicom_in_the_modalitys_units():
+    stored = values(1, "uint16") >> 4
+    whole = Pixels.whole(Kind(1, "uint16"))
+    np.testing.assert_array_equal(given(science.dicom(stored), whole), stored)
+    inverted = science.dicom(
+        stored, PhotometricInterpretation="MONOCHROME1", BitsStored=12, HighBit=11
+    )
+    np.testing.assert_array_equal(given(inverted, whole), 4095 - stored)
+    real = Pixels.whole(Kind(1, "float32"))
+    scaled = science.dicom(stored, RescaleSlope=2, RescaleIntercept=-1024)
+    np.testing.assert_array_equal(given(scaled, real), 2.0 * stored - 1024)
+    signed = (stored.astype(np.int32) - 2048).astype(np.int16)
+    np.testing.assert_array_equal(given(science.dicom(signed), real), signed)
+    both = science.dicom(
+        stored,
+        RescaleSlope=2,
+        RescaleIntercept=-1024,
+        BitsStored=12,
+        HighBit=11,
+        PhotometricInterpretation="MONOCHROME1",
+    )
+    np.testing.assert_array_equal(given(both, real), 2.0 * (4095 - stored.astype(float)) - 1024)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "reason"),
+    [
+        (science.npy(values(3, "uint16")), Kind(2, "uint16"), "3 channels, expected 2"),
+        (science.plain_tiff(values(5, "uint16")), Kind(4, "uint16"), "5 channels, expected 4"),
+        (science.npy(values(1, "uint16")), Kind(1), "values of type uint16, expected uint8"),
+        (science.plain_tiff(values(2, "uint16"))[:-9], Kind(2, "uint16"), ""),
+        (science.npz(values(2, "uint16"))[:-9], Kind(2, "uint16"), "zip"),
+        (science.npy(values(2, "uint16"))[:-9], Kind(2, "uint16"), ""),
+    ],
+    ids=str,
+)
+def test_what_is_not_as_expected_is_said(content, kind, reason):
+    found = given(content, Pixels.whole(kind))
+    assert isinstance(found, str)
+    assert reason in found
+
+
+def test_values_that_are_not_finite_are_refused():
+    array = values(2, "float32")
+    array[3, 4, 0], array[5, 6, 1] = np.nan, np.inf
+    for write in (science.npy, science.plain_tiff):
+        assert given(write(array), Pixels.whole(Kind(2, "float32"))) == (
+            "2 values that are not finite"
+        )
+
+
+def test_rgb_of_arrays():
+    for channels in (1, 2, 3, 4):
+        for depth in ("uint8", "uint16"):
+            array = values(channels, depth)
+            found = as_rgb(array)
+            assert found.shape == (20, 26, 3)
+            kept = array[..., :3] if channels >= 3 else array[..., :1]
+            expected = np.round(kept / np.iinfo(depth).max * 255)
+            np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
+            np.testing.assert_array_equal(given(science.npy(array), None), found)
+    for wrong in (values(5, "uint8"), values(3, "float32")):
+        with pytest.raises(ValueError, match="of which no RGB is made"):
+            as_rgb(wrong)
+
+
+def test_a_scan_measures_the_values(tmp_path):
+    """Of all formats alike; of damaged images nothing."""
+    arrays = [values(3, "uint16", i) for i in range(4)]
+    writers = science.plain_tiff, science.tiff_of, science.plain_tiff, science.tiff_of
+    contents = {f"{i}.tif": writers[i](array) for i, array in enumerate(arrays)}
+    contents["bad.tif"] = contents["0.tif"][:-200]
+    found = scan(folder_listing(science.write(tmp_path / "a", contents)), 1)
+    assert list(found.index.left_out) == ["bad.tif"]
+    every = np.concatenate([array.reshape(-1, 3) for array in arrays]).astype(np.float64)
+    by_kind = found.index.measured
+    assert sum(one.images for one in by_kind.values()) == 4
+    weights = [one.images for one in by_kind.values()]
+    mean = np.average([one.mean for one in by_kind.values()], 0, weights)
+    np.testing.assert_allclose(mean, every.mean(0), rtol=1e-12)
+    assert "3 channels" in found.summary()
+    assert "--data.channels all --data.value-range percentiles" in found.summary()
+
+
+def test_a_scan_prints_the_options_of_an_rgb_run(tmp_path):
+    arrays = [values(3, "uint8", i) for i in range(3)]
+    contents = {f"{i}.png": science.png(array) for i, array in enumerate(arrays)}
+    found = scan(folder_listing(science.write(tmp_path / "a", contents)), 1)
+    every = np.concatenate([array.reshape(-1, 3) for array in arrays]) / 255
+    mean, std = (" ".join(f"{v:.4g}" for v in x) for x in (every.mean(0), every.std(0)))
+    assert f"  --data.mean {mean} --data.std {std}" in found.summary()
+
+
+def test_what_nothing_reads_with_its_depth_stays_for_rgb_runs():
+    """Grey with alpha of 16 bits: RGB is made of it; it is not counted."""
+
+    def chunk(kind, content):
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    rows = b"".join(b"\0" + bytes(range(4 * 6)) for _ in range(5))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 5, 16, 4, 0, 0, 0))
+    png += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    image = np.frombuffer(png, np.uint8)
+    code = header(image).kind
+    assert Kind.of(code) == Kind(2, "uint16")
+    assert "grey with alpha of 16 bits" in given(png, Pixels.whole(Kind(2, "uint16")))
+    assert examined([image], code, 1) == ([(5, 6)], None)
