@@ -90,6 +90,8 @@ def test_every_decoder_predicts_every_channel_along_every_path(family, decoder):
     method(batch)["loss"].backward()
     found = method.eval().reconstruct(batch)
     assert found["pred"].shape == found["target"].shape == (4, 2, 2, 32, 32)
+    error = (found["pred"] - found["target"]).square().mean()
+    torch.testing.assert_close(method(batch)["recon"], error, rtol=1e-4, atol=0)
     if family == "gain":  # by hand: x (1 + gain k / 3) + offset k / 3
         assert batch.path.shape == (4, 4)
         unit = normalise(batch.u, (0.0, 0.0), (1.0, 1.0))

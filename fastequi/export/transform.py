@@ -70,12 +70,11 @@ class ImageTransform:
             height, width = self._covering(pixels.height, pixels.width)
             found = np.array(pixels.resize((width, height), Image.Resampling.BILINEAR))
             return self._finished(torch.from_numpy(found).permute(2, 0, 1))
+        kinds = "uint8" if rgb else "uint8, uint16 or floats in 0..1"
         if not isinstance(image, Tensor):
-            raise TypeError(
-                f"image: expected one of Pillow's (of RGB) or a tensor, got {type(image).__name__}"
-            )
+            wanted = "one of Pillow's or a uint8 tensor" if rgb else f"a tensor of {kinds}"
+            raise TypeError(f"image: expected {wanted}, got {type(image).__name__}")
         if image.dtype != torch.uint8 and (rgb or image.dtype not in _DEEPER):
-            kinds = "uint8" if rgb else "uint8, uint16 or floats in 0..1"
             raise TypeError(f"image: expected {kinds}, got {image.dtype}")
         if image.ndim < 3 or image.shape[-3] != channels or not image.numel():
             raise ValueError(f"image: expected [..., {channels}, H, W], got {list(image.shape)}")
