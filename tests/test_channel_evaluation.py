@@ -14,7 +14,6 @@ from fastequi.cli.main import main
 from fastequi.config import Config, DataConfig, TrainConfig
 from fastequi.evaluate import tasks as cut
 from fastequi.evaluate.classification import evaluate_classes
-from fastequi.evaluate.embed import embed
 from fastequi.evaluate.encoders import Encoder, load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
 from fastequi.evaluate.pairs import collect_pairs
@@ -52,8 +51,6 @@ def test_what_reads_rgb_alone_says_so(tmp_path, capsys):
     said = r"expected an encoder of RGB images, as {} takes no others, got run of data.channels=0,1"
     with pytest.raises(ValueError, match=said.format("eval knn")):
         evaluate_classes("knn", run, data="digits")
-    with pytest.raises(ValueError, match=said.format("embed")):
-        embed(run, "nothing", tmp_path / "f.npy")
     for evaluate in (evaluate_equivariance, evaluate_reconstruction):
         with pytest.raises(ValueError, match=said.format(r"the embedded photographs .*")):
             evaluate(run, out=tmp_path / "f.json")
