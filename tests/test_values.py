@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +145,39 @@ def test_dicom_in_the_modalitys_units():
         PhotometricInterpretation="MONOCHROME1",
     )
     np.testing.assert_array_equal(given(both, real), 2.0 * (4095 - stored.astype(float)) - 1024)
+
+
+def test_dicom_files_of_pydicom():
+    """Scanners' own files: CT and MR, palettes, RGB by planes, JPEG, RLE, JPEG 2000."""
+    pydicom = pytest.importorskip("pydicom", reason="fastequi[dicom] is not installed")
+    from pydicom.data import get_testdata_file
+
+    kinds = {
+        "CT_small.dcm": Kind(1, "float32"),
+        "MR_small.dcm": Kind(1, "float32"),
+        "examples_overlay.dcm": Kind(1, "uint16"),
+        "examples_palette.dcm": Kind(3, "uint8", True),
+        "SC_rgb_dcmtk_+eb+cr.dcm": Kind(3, "uint8", True),
+        "SC_rgb_rle_16bit.dcm": Kind(3, "uint16", True),
+        "SC_rgb_jpeg_dcmtk.dcm": Kind(3, "uint8", True),
+        "SC_rgb_small_odd_big_endian.dcm": Kind(3, "uint8", True),
+    }
+    for name, kind in kinds.items():
+        path = get_testdata_file(name, download=False)
+        content = Path(path).read_bytes()
+        found = header(np.frombuffer(content, np.uint8))
+        assert Kind.of(found.kind) == kind, name
+        values = given(content, Pixels.whole(kind))
+        assert values.shape == (found.height, found.width, kind.channels)
+        stored = pydicom.dcmread(path)
+        if kind.channels == 1:
+            slope, intercept = stored.get("RescaleSlope", 1), stored.get("RescaleIntercept", 0)
+            expected = stored.pixel_array * float(slope) + float(intercept)
+            np.testing.assert_array_equal(values[..., 0], expected)
+        elif "palette" not in name:
+            np.testing.assert_array_equal(values, stored.pixel_array)
+    several = header(get_testdata_file("rtdose.dcm", download=False))
+    assert several == "15 frames in a DICOM file, expected one"
 
 
 @pytest.mark.parametrize(

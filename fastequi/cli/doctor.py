@@ -22,6 +22,8 @@ _PACKAGES = {
     "fsspec": "tar shards by URL (fastequi[remote])",
     "aiohttp": "those in http(s):// (fastequi[remote])",
     "s3fs": "those in s3:// (fastequi[remote])",
+    "tifffile": "TIFF that DALI does not read (fastequi[tiff])",
+    "pydicom": "DICOM (fastequi[dicom])",
 }
 _PRECISIONS = {
     torch.bfloat16: "bf16 autocast",

@@ -203,7 +203,7 @@ def why(error: Exception, path: str = "") -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error)
-    if " object at 0x" in text:  # of the bytes, which have no name
+    if " object at 0x" in text or "<_io." in text:  # of the opened file
         return "no image in a format that is read"
     return text.replace(f" {path!r}", "") or type(error).__name__
 
