@@ -3,13 +3,14 @@
 import io
 import logging
 import re
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastequi.cli import commands
-from fastequi.data.sources.encoded import header
+from fastequi.data.sources.encoded import header, read
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.kinds import DEPTHS, RGB8, Kind, counts
 from fastequi.data.sources.wanted import Wanted
@@ -115,7 +116,7 @@ def test_dicom_headers():
         assert (found.height, found.width, found.format) == (20, 26, "DICOM")
         assert Kind.of(found.kind) == expected
     several = header(np.frombuffer(science.dicom(grey, NumberOfFrames=4), np.uint8))
-    assert several == "4 frames in a DICOM file, expected one"
+    assert several == "4 frames in a DICOM file, expected one; --pages images of a scan"
 
 
 def test_kinds_are_numbers():
@@ -234,3 +235,62 @@ def test_a_scan_takes_pages_as_channels_by_request(tmp_path, capsys):
     commands.data(["scan", str(tmp_path), "--pages", "channels"])
     assert "values      4 channels of uint16: 3 images" in capsys.readouterr().out
     assert counts(open_source(tmp_path, wanted=Wanted("all")).kinds) == {Kind(4, "uint16"): 3}
+
+
+def stack(folder, name, count=4, depth="uint16"):
+    """A TIFF of several images."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    planes = np.stack([values(1, depth, i)[..., 0] for i in range(count)])
+    tifffile.imwrite(folder / name, planes, photometric="minisblack", metadata=None)
+    return planes
+
+
+def test_pages_and_frames_may_be_images(tmp_path, capsys, caplog):
+    planes = stack(tmp_path, "stack.tif")
+    single = values(1, "uint16", 9)
+    (tmp_path / "one.tif").write_bytes(science.plain_tiff(single))
+    pydicom = pytest.importorskip("pydicom", reason="fastequi[dicom] is not installed")
+    del pydicom
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    assert "5 images" in capsys.readouterr().out
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    names = ["one.tif", *(f"stack.tif::{k:04}" for k in range(4))]
+    assert list(source.names) == names
+    assert source.sizes.tolist() == [[20, 26]] * 5
+    for i, expected in enumerate([single[..., 0], *planes]):
+        np.testing.assert_array_equal(decoded(source.encoded(i))[..., 0], expected)
+    with caplog.at_level(logging.WARNING):
+        (tmp_path / "new.tif").write_bytes(science.plain_tiff(single))
+        assert len(open_source(tmp_path, wanted=Wanted("all"))) == 5
+    assert "not used: 1 new images (new.tif)" in caplog.text
+    stack(tmp_path, "stack.tif", count=3)
+    with pytest.raises(ValueError, match=r"out of date .*changed: 4 images of 5 \(stack.tif::0000"):
+        open_source(tmp_path, wanted=Wanted("all"))
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    assert len(open_source(tmp_path, wanted=Wanted("all"))) == 5
+
+
+def test_frames_of_dicom_may_be_images(tmp_path, capsys):
+    frames = np.stack([values(1, "uint16", i)[..., 0] for i in range(3)])
+    content = science.dicom(frames[0], NumberOfFrames=3, PixelData=frames.tobytes())
+    (tmp_path / "ct.dcm").write_bytes(content)
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    assert "3 images" in capsys.readouterr().out
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    assert list(source.names) == [f"ct.dcm::{k:04}" for k in range(3)]
+    for i, expected in enumerate(frames):
+        np.testing.assert_array_equal(decoded(source.encoded(i))[..., 0], expected)
+
+
+def test_pages_of_members_are_refused_and_missing_pages_said(tmp_path):
+    stack(tmp_path, "stack.tif")
+    found = header(str(tmp_path / "stack.tif::0009"))
+    assert found == "page 9: 4 pages in a TIFF, expected page 9"
+    with pytest.raises(OSError, match="page 9"):
+        read(str(tmp_path / "stack.tif::0009"))
+    (tmp_path / "odd::0001").write_bytes(b"x")  # a file of that name is itself
+    assert read(str(tmp_path / "odd::0001")).tolist() == [120]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "stack.tif", "stack.tif")
+    with pytest.raises(ValueError, match=r"--pages: expected first or channels for tar shards"):
+        commands.data(["scan", str(tmp_path / "a.tar"), "--pages", "images"])

@@ -49,9 +49,10 @@ class ScanOptions(Patterned):
     part: str = ""
     """K/N, such as 3/8: scan only the K-th of N parts, on one of many machines; fastequi data merge
     makes the index of them. The parts lie beside the index."""
-    pages: Literal["first", "channels"] = "first"
-    """Of a TIFF with several pages: the first is the image, or all are its channels. An OME-TIFF or
-    one of ImageJ says itself which are."""
+    pages: Literal["first", "channels", "images"] = "first"
+    """Of a TIFF with several pages: the first is the image, or all are its channels, or each is an
+    image. An OME-TIFF or one of ImageJ says itself which are channels. With images also the frames
+    of a DICOM file, which is left out otherwise; not in shards."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _scan(argv: list[str]) -> None:
 
     share = Share.parsed(options.part) if options.part else Share()
     data = as_images(options.selection((options.data,), "data"))
-    found = portions(data, share, options.pages == "channels")
+    found = portions(data, share, options.pages)
     files = _indices(options.index, [listing.index for listing, _ in found])
     for file in files:
         index.expect_writable(file)

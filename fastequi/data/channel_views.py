@@ -40,6 +40,7 @@ from fastequi.data.decode import (
 from fastequi.data.fused import Drawn
 from fastequi.data.pixels import LARGEST, Pixels
 from fastequi.data.views.parameters import NOISE_PLACES, ViewParams
+from fastequi.data.views.rotations import rotate
 from fastequi.functional import gaussian_blur
 from fastequi.functional.normalise import normalise
 from fastequi.philox import Draws
@@ -151,15 +152,10 @@ class ChannelPipeline:
         taken = in_range(values, self.pixels)
         images = augmented(taken, view.aug, params)
         if self.cfg.rotations and params.rotation is not None:
-            for turns in (1, 2, 3):  # np.rot90's
-                those = self._there(np.flatnonzero(params.rotation == turns))
-                images[those] = images[those].rot90(turns, (2, 3))
+            rotate(images, params.rotation)
         if view.name == "u":
             return as_whole(images, self.pixels.depth)
         return normalise(images, self.cfg.mean, self.cfg.std)
-
-    def _there(self, values: NDArray[Any]) -> Tensor:
-        return there(values, self.device)
 
 
 def in_range(values: Tensor, pixels: Pixels) -> Tensor:

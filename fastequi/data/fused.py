@@ -20,6 +20,7 @@ from fastequi.data.config import Augment, DataConfig
 from fastequi.data.dali import Decoded
 from fastequi.data.decode import Decoder, File
 from fastequi.data.views.parameters import ViewParams
+from fastequi.data.views.rotations import rotate
 from fastequi.functional import backend, fused_views
 from fastequi.paths import color_matrix
 
@@ -121,9 +122,5 @@ def _views(
         options = {**options, "solarize": torch.from_numpy(params.solarize)}
     views = fused_views(photos, windows, size=size, photo=photo, **options)
     if cfg.rotations and params.rotation is not None:
-        for turns in (1, 2, 3):  # np.rot90's
-            those = torch.from_numpy(np.flatnonzero(params.rotation == turns))
-            if views.is_cuda:  # a copy that is not waited for
-                those = those.pin_memory().to(views.device, non_blocking=True)
-            views[those] = views[those].rot90(turns, (2, 3))
+        rotate(views, params.rotation)
     return views

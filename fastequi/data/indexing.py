@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fastequi.data.scan import Scan, Show, scanned
+from fastequi.data.scan import Show, scanned
+from fastequi.data.scan_report import Scan
 from fastequi.data.sources.journal import End, Journal
 from fastequi.data.sources.listing import Listing
 from fastequi.data.sources.merge import merge

@@ -12,11 +12,8 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -25,27 +22,23 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastequi.data.channels import ALL
-from fastequi.data.channels import PERCENTILES as PERCENTILES_WORD
 from fastequi.data.decode import require_dali
 from fastequi.data.given import decoded_sizes
-from fastequi.data.pixels import LARGEST, Pixels
+from fastequi.data.pixels import Pixels
+from fastequi.data.scan_report import Scan
+from fastequi.data.sources import pages
 from fastequi.data.sources.columns import Row
-from fastequi.data.sources.encoded import Header, counted, header, why
+from fastequi.data.sources.encoded import Header, header, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import Kind
 from fastequi.data.sources.listing import Listing, State
-from fastequi.data.sources.measured import Counts, Measured, added
+from fastequi.data.sources.measured import Counts, added
 from fastequi.data.sources.remote import Unreadable
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
 _PIXELS = 1 << 26
 _DIGITS = 16
-_NAMED = 10
-_CHANNELS = 32  # that are printed
-_SHOWN = {"least": 0.0, "0.1 %": 0.1, "median": 50.0, "99.9 %": 99.9, "largest": 100.0}
-_CHUNK = 1 << 20  # sizes that are compared at once
 
 
 class _Read(NamedTuple):
@@ -56,57 +49,6 @@ class _Read(NamedTuple):
 
 Show = Callable[[int, int], None]  # called after every part with the images done and their number
 Entry = tuple[State, Row | tuple[str, str], str]  # a row, or name and reason; Pillow's format or ""
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a scan found.
-
-    Attributes:
-        index: to be written beside the images, or as it was written.
-        formats: {Pillow's name: images}.
-    """
-
-    index: Index
-    formats: Mapping[str, int]
-
-    @cached_property
-    def duplicates(self) -> NDArray[np.int64]:
-        """[k, 2] places of images and of the first one with the same bytes before each."""
-        digests = self.index.columns.sha256
-        if digests is None or not len(digests):
-            return np.zeros((0, 2), np.int64)
-        order = np.argsort(digests, kind="stable")
-        ranked = digests[order]
-        begins = np.r_[True, ranked[1:] != ranked[:-1]]
-        later = np.flatnonzero(~begins & (ranked != 0))
-        firsts = np.flatnonzero(begins)
-        first = order[firsts[np.searchsorted(firsts, later, "right") - 1]]
-        pairs = np.stack([order[later], first], 1)
-        return pairs[np.argsort(pairs[:, 0])]
-
-    def summary(self) -> str:
-        """The result as a few printed lines."""
-        columns, left_out = self.index.columns, self.index.left_out
-        lines = [f"{len(columns)} images, {_size(int(columns.bytes.sum()))}"]
-        lines[0] += f"; {len(left_out)} left out"
-        if len(columns):
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.formats.items())
-            lines += [f"formats     {kinds}"]
-            smallest, largest = _extremes(columns.sizes)
-            for what, i in (("smallest", smallest), ("largest", largest)):
-                height, width = columns.sizes[i].tolist()
-                lines.append(f"{what:12s}{width} × {height}  {columns.names[i]}")
-        for code, measured in sorted(self.index.measured.items()):
-            lines += _values(Kind.of(code), measured)
-        same, names = self.duplicates, columns.names
-        pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
-        bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]
-        lines.append(f"duplicates  {_some(pairs, len(same))}")
-        lines.append(f"passed over {counted(self.index.passed_over) or 0}")
-        lines.append(f"left out    {_some(bad, len(left_out))}")
-        # a name that is no UTF-8 can be printed nowhere as it is
-        return "\n".join(lines).encode(errors="backslashreplace").decode()
 
 
 def scan(listing: Listing, num_threads: int = 0, show: Show = lambda done, total: None) -> Scan:
@@ -161,6 +103,8 @@ def scanned(
                     continue
                 offset = None if span is None else span[0]
                 count, height, width, form, kind = one.header
+                if pages.split(name)[1] is not None:
+                    count = state.bytes  # of the file
                 row = Row(name, count, height, width, one.sha256, offset, kind)
                 entries.append((state, row, form))
             yield entries, values
@@ -277,56 +221,3 @@ def examined(
         for i, size in zip(failed, again, strict=True):
             found[i] = size if not isinstance(size, str) else found[i]
     return found, total if total.images else None
-
-
-def _values(kind: Kind | None, measured: Measured) -> list[str]:
-    """What was measured of the images of one kind, as printed lines; and the options of a run."""
-    assert kind is not None, "only those of known kinds are measured"
-    lines = [f"values      {kind}: {measured.images} images"]
-    most = LARGEST[kind.depth]
-    if kind.channels in (1, 3) and kind.depth == "uint8":
-        each = (measured.mean, measured.std)
-        mean, std = (" ".join(f"{value / most:.4g}" for value in values) for values in each)
-        if kind.channels == 1:
-            return [*lines, f"  mean {mean}, std {std}, of values in 0..1"]
-        return [*lines, f"  --data.mean {mean} --data.std {std}"]
-    lines.append(f"  --data.channels {ALL} --data.value-range {PERCENTILES_WORD}")
-    lines.append(
-        f"  {'channel':>7s}{''.join(f'{n:>10s}' for n in _SHOWN)}{'mean':>10s}{'std':>10s}"
-    )
-    for c in range(min(kind.channels, _CHANNELS)):
-        ends = [measured.percentiles[p][c] for p in _SHOWN.values()]
-        numbers = (*ends, measured.mean[c], measured.std[c])
-        lines.append(f"  {c:7d}{''.join(f'{number:10.4g}' for number in numbers)}")
-    if kind.channels > _CHANNELS:
-        lines.append(f"  and {kind.channels - _CHANNELS} more")
-    return lines
-
-
-def _size(count: int) -> str:
-    """Bytes in the unit that fits: "491 kB", "12.3 GB"."""
-    unit, size = "kB", count / 1e3
-    for larger in ("MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        unit, size = larger, size / 1e3
-    return f"{size:.3g} {unit}"
-
-
-def _extremes(sizes: NDArray[np.int32]) -> tuple[int, int]:
-    """Places of the images with the fewest and the most pixels, the first of each."""
-    least, most, small, large = 0, 0, -1, -1
-    for start in range(0, len(sizes), _CHUNK):
-        pixels = sizes[start : start + _CHUNK].astype(np.int64).prod(1)
-        i, j = int(pixels.argmin()), int(pixels.argmax())
-        if small < 0 or pixels[i] < small:
-            least, small = start + i, int(pixels[i])
-        if pixels[j] > large:
-            most, large = start + j, int(pixels[j])
-    return least, most
-
-
-def _some(lines: list[str], count: int) -> str:
-    """The number and the first lines."""
-    shown = "".join(f"\n  {line}" for line in lines)
-    return f"{count}{shown}" + ("\n  ..." if count > len(lines) else "")

@@ -37,11 +37,11 @@ def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:
         ValueError: there are several frames, or no image.
     """
     found = _read(file, stop_before_pixels=True)
-    frames = int(found.get("NumberOfFrames", 1) or 1)
+    frames = _frames(found)
     if "Rows" not in found:
         raise ValueError("a DICOM file without an image")
     if frames != 1:
-        raise ValueError(f"{frames} frames in a DICOM file, expected one")
+        raise ValueError(f"{frames} frames in a DICOM file, expected one; --pages images of a scan")
     samples, rgb = int(found.get("SamplesPerPixel", 1)), found.get("PhotometricInterpretation", "")
     colours = str(rgb).startswith(("RGB", "YBR", "PALETTE"))
     if str(rgb).startswith("PALETTE"):
@@ -49,15 +49,22 @@ def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:
     return int(found.Rows), int(found.Columns), Kind(samples, _depth(found), colours)
 
 
-def decoded(file: BinaryIO) -> NDArray[Any]:
-    """The values [H, W, C].
+def count(file: BinaryIO) -> int:
+    """How many frames it has."""
+    return _frames(_read(file, stop_before_pixels=True))
+
+
+def decoded(file: BinaryIO, frame: int = 0) -> NDArray[Any]:
+    """The values [H, W, C] of a frame.
 
     Raises:
         ImportError: pydicom is not installed.
         Exception: whatever damage makes it raise.
     """
     found = _read(file)
-    values = found.pixel_array
+    if frame >= (frames := _frames(found)):
+        raise ValueError(f"{frames} frames in a DICOM file, expected frame {frame}")
+    values = found.pixel_array if frames == 1 else pixels.pixel_array(found, index=frame)
     if str(found.PhotometricInterpretation).startswith("PALETTE"):
         values = pixels.apply_color_lut(values, found)
         if values.dtype == np.uint16:
@@ -68,6 +75,10 @@ def decoded(file: BinaryIO) -> NDArray[Any]:
         values = _inverted(values, found)
     depth = np.dtype(_depth(found))
     return values.reshape(*values.shape[:2], -1).astype(depth, copy=False)
+
+
+def _frames(found: Any) -> int:
+    return int(found.get("NumberOfFrames", 1) or 1)
 
 
 def _inverted(values: NDArray[Any], found: Any) -> NDArray[Any]:

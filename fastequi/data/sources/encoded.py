@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastequi.data.sources import arrays, dicom, kinds, tiff
+from fastequi.data.sources import arrays, dicom, kinds, pages, tiff
 
 
 def has_avif() -> bool:
@@ -111,6 +111,9 @@ def read(path: str, span: Span | None = None) -> NDArray[np.uint8]:
         OSError: it cannot be opened or read, is no regular file, has no byte or more than 2^30, or
             ends before the span does.
     """
+    file, page = pages.split(path)
+    if page is not None:
+        return pages.read(file, page)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer never waits
     try:
         status = os.fstat(descriptor)
@@ -146,13 +149,18 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
     try:
         if not isinstance(image, str):
             return _header(BytesIO(image.data), len(image), pages_are_channels)
-        status = os.stat(image)
+        file, page = pages.split(image)
+        status = os.stat(file)
+        if page is not None:
+            content = pages.read(file, page)
+            found = _header(BytesIO(content.data), len(content), False)
+            return found._replace(bytes=status.st_size)
         if not stat.S_ISREG(status.st_mode):
             return "not a regular file"
         if status.st_size == 0:
             return "empty file"
-        with open(image, "rb") as file:
-            return _header(file, status.st_size, pages_are_channels)
+        with open(image, "rb") as opened:
+            return _header(opened, status.st_size, pages_are_channels)
     except Image.DecompressionBombError as error:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
@@ -183,8 +191,8 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     if tags.get(tiff.ORIENTATION, 1) in (5, 6, 7, 8):
         height, width = width, height
     kind = kinds.of_tags(tags)
-    if (pages := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
-        kind = kinds.Kind(pages * kind.channels, kind.depth)
+    if (several := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
+        kind = kinds.Kind(several * kind.channels, kind.depth)
     return _checked(Header(count, height, width, "TIFF", kind.code))
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastequi.data.sources import pages
 from fastequi.data.sources.encoded import (
     EXTENSIONS,
     Span,
@@ -146,7 +147,7 @@ class Listing:
         if span is not None:
             return State(span[1], self._times[self.shards[i]])
         try:
-            status = os.stat(self.path(i))
+            status = os.stat(pages.split(self.path(i))[0])
         except OSError:  # reading it will say why
             return State(-1, -1)
         return State(status.st_size, status.st_mtime_ns)

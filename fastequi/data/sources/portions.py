@@ -9,30 +9,34 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
+from fastequi.data.sources.pages import expanded as expanded_pages
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_listing import expanded, place_of, scanned
 from fastequi.data.sources.selection import Data, Selection, places_in
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
 from fastequi.data.sources.table import fingerprint
+from fastequi.data.sources.texts import Names
 
 _DIGITS = 16
 
 
 def portions(
-    data: Data, share: Share, pages_are_channels: bool = False
+    data: Data, share: Share, pages: Literal["first", "channels", "images"] = "first"
 ) -> list[tuple[Listing, End]]:
     """The share of every place: its images, and what a journal of them ends with.
 
     Args:
         data: the places.
         share: of each.
-        pages_are_channels: see :class:`fastequi.data.sources.listing.Listing`.
+        pages: what those of a file are: the first is the image, or all are its channels, or each is
+            an image.
 
     Raises:
         FileNotFoundError: a place is not there.
@@ -42,12 +46,24 @@ def portions(
     found = [_portion(place, chosen.patterns, share) for place in places_in(chosen)]
     if not any(end.total if share.count > 1 else len(listing) for listing, end in found):
         raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {chosen}")
-    if not pages_are_channels:
-        return found
-    return [  # a set of its own, whose parts are not merged with those of the other
-        (replace(listing, pages_are_channels=True), replace(end, digest=f"{end.digest} channels"))
-        for listing, end in found
-    ]
+    return [_of_pages(listing, end, pages) for listing, end in found]
+
+
+def _of_pages(listing: Listing, end: End, pages: str) -> tuple[Listing, End]:
+    """A share with the pages of its files; with other pages it is a set that is not merged with it.
+
+    Raises:
+        ValueError: pages of members of shards are asked for.
+    """
+    if pages == "first":
+        return listing, end
+    end = replace(end, digest=f"{end.digest} {pages}")
+    if pages == "channels":
+        return replace(listing, pages_are_channels=True), end
+    if listing.spans is not None:
+        raise ValueError(f"--pages: expected first or channels for tar shards, got {pages}")
+    names = Names.of(sorted(expanded_pages(str(listing.root), listing.names)))
+    return replace(listing, names=names), end
 
 
 def index_places(data: Data) -> list[Path]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.channels import RGB
+from fastequi.data.sources import pages
 from fastequi.data.sources.image_sets import Part, embedded_photos, open_parts, open_source
 from fastequi.data.sources.images import Region, Source, united
 from fastequi.data.sources.selection import Data
@@ -249,7 +250,7 @@ def _bytes(source: Source, i: int) -> int:
     count = -1 if source.spans is None else int(source.spans[i, 1])
     if count < 0:
         with contextlib.suppress(OSError):
-            count = os.path.getsize(source.paths[i])
+            count = os.path.getsize(pages.split(source.paths[i])[0])
     return count
 
 

@@ -25,7 +25,7 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DESCRIPTION = 270
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
-_MOST_PAGES = 4095
+_MOST_PAGES = 65535
 ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
     *(274, 258, 259, 262, 277, 284, 338, 339),
 )
@@ -123,12 +123,27 @@ def _count_pages(file: BinaryIO, tags: Any) -> int:
     return count
 
 
-def decoded(file: BinaryIO, channels: int | None = None) -> NDArray[Any]:
-    """The values [H, W, C] of the first page, upright, in their own type; 0 is black.
+def count(file: BinaryIO) -> int:
+    """How many pages it has, that are not channels of one image."""
+    tags = tags_of(file)
+    if channel_pages(file, tags) > 1:
+        return 1
+    found, at = 1, tags.next
+    while at and found < _MOST_PAGES:
+        page = _directory(file)
+        file.seek(at)
+        page.load(file)
+        found, at = found + 1, page.next
+    return found
+
+
+def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArray[Any]:
+    """The values [H, W, C] of a page, upright, in their own type; 0 is black.
 
     Args:
         file: the TIFF.
-        channels: of the image, where several pages hold them.
+        channels: of the image, where this and the following pages hold them.
+        page: from 0.
 
     Raises:
         ImportError: tifffile is not installed.
@@ -139,10 +154,13 @@ def decoded(file: BinaryIO, channels: int | None = None) -> NDArray[Any]:
             f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {_MISSING})"
         ) from _MISSING
     with tifffile.TiffFile(file) as opened:
-        first = opened.pages[0]
+        if page >= len(opened.pages):
+            raise ValueError(f"{len(opened.pages)} pages in a TIFF, expected page {page}")
+        first = opened.pages[page]
         samples = int(first.samplesperpixel)
         count = 1 if channels is None else max(channels // samples, 1)
-        pages = [opened.pages[k].asarray() for k in range(min(count, len(opened.pages)))]
+        last = min(page + count, len(opened.pages))
+        pages = [opened.pages[k].asarray() for k in range(page, last)]
         orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
         planar = samples > 1 and first.planarconfig == 2
         inverted = first.photometric == _WHITE_IS_0 and first.dtype.kind == "u"

@@ -1,9 +1,26 @@
-"""Rotations of square images by multiples of 90 degrees, as affine maps for an image operator."""
+"""Rotations of square images by multiples of 90 degrees: in place, or as affine maps for an image
+operator."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+
+def rotate(images: Tensor, rotations: NDArray[np.int64]) -> None:
+    """Rotates images [N, C, S, S] in place, as np.rot90 does.
+
+    Args:
+        images: on any device; nothing waits for it.
+        rotations: [N] quarters, counter-clockwise, 0 .. 3.
+    """
+    for turns in (1, 2, 3):
+        those = torch.from_numpy(np.flatnonzero(rotations == turns))
+        if images.is_cuda:  # a copy that is not waited for
+            those = those.pin_memory().to(images.device, non_blocking=True)
+        images[those] = images[those].rot90(turns, (2, 3))
 
 
 def rotation_matrices(rotations: NDArray[np.int64], size: int) -> NDArray[np.float32]:
