@@ -92,6 +92,15 @@ def test_what_was_trained_is_evaluated_embedded_shown_and_exported(tmp_path, til
     assert json.loads(out.read_text())
     commands.eval(["reconstruct", str(whole), *place, "--images", "16"])
     assert "PSNR" in capsys.readouterr().out
+    for kind, *few in (
+        ("match", "--pairs", "12"),
+        ("layers", "--windows", "8"),
+        ("position", "--windows", "40", "--test-windows", "10"),
+        ("homography", "--pairs", "12", "--train-pairs", "16", "--epochs", "1"),
+    ):
+        commands.eval([kind, str(whole), *place, *few, "--out", str(tmp_path / f"{kind}.json")])
+        assert json.loads((tmp_path / f"{kind}.json").read_text())["tables"], kind
+    capsys.readouterr()
     commands.embed([str(whole), *place, "--out", str(tmp_path / "e.safetensors")])
     found = load_file(tmp_path / "e.safetensors")
     assert {len(values) for values in found.values()} == {29}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from fastequi import paths
+from fastequi.data.channels import RGB
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.settling import wanted
@@ -14,6 +15,7 @@ from fastequi.data.sources.image_sets import Source
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.photometric import Photometric
 
 _SCALED, _PER_DECODE, _BATCH = 256, 8, 256  # _PER_DECODE at most; all are powers of two
 
@@ -22,6 +24,12 @@ def values_of(encoder: Encoder) -> DataConfig:
     """Settings that say which channels an encoder's images have, and which values."""
     names = ("channels", "value_range", "mean", "std")
     return DataConfig(**{name: getattr(encoder, name) for name in names})
+
+
+def photometric_for(encoder: Encoder) -> Photometric:
+    """The photometric change of its images: colours of RGB, else a gain and an offset of each
+    channel."""
+    return Photometric(rgb=encoder.channels == RGB)
 
 
 def images_for(encoder: Encoder) -> Wanted:

@@ -41,7 +41,7 @@ from fastequi.evaluate.geometry.token_matches import (
     mutual_matches,
 )
 from fastequi.evaluate.geometry.warped_pairs import WarpedPairs, corner_error, warped_pairs
-from fastequi.evaluate.photo_windows import images_for
+from fastequi.evaluate.photo_windows import images_for, photometric_for
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.results import Row, documented
 from fastequi.runtime.devices import expect_memory
@@ -99,10 +99,10 @@ def evaluate_homographies(
     """Tables of RANSAC, of least squares and of the head, clean and with photometric change."""
     evaluated = encoders[str(grids[-1].encoder)]
     train, test = photographs(data, test_data, images_for(evaluated))
-    _expect_memory(grids, budget)
+    _expect_memory(grids, budget, evaluated.in_chans)
     tables: dict[str, Table] = {}
     left_out: tuple[set[int], set[int]] = set(), set()
-    for change in (None, Photometric()):
+    for change in (None, photometric_for(evaluated)):
         tables |= _tables(train, test, budget, grids, evaluated, change, left_out, say)
     about = {
         **documented(data),
@@ -235,14 +235,16 @@ def corner_offsets(pairs: WarpedPairs) -> Tensor:
     return moved(start, pairs.to_first) - start
 
 
-def _expect_memory(grids: list[Grids], budget: Budget) -> None:
+def _expect_memory(grids: list[Grids], budget: Budget, channels: int) -> None:
     """Raises ValueError if the maps of all pairs do not fit into the free memory."""
     most = 0
     for each in grids:
-        image = torch.zeros(1, 3, each.image_size, each.image_size)
+        image = torch.zeros(1, channels, each.image_size, each.image_size)
         most = max(most, sum(4 * x.numel() for x in each(image).values()))
     side = grids[-1].image_size
-    of_each = 2 * (2 * most + 2 * 3 * side**2)  # both views; joined once, and as 16-bit images
+    of_each = 2 * (
+        2 * most + 2 * channels * side**2
+    )  # both views; joined once, and as 16-bit images
     cpu = torch.device("cpu")
     expect_memory("--pairs", budget.pairs, of_each, cpu)
     tested = budget.pairs * of_each

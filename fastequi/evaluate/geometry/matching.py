@@ -21,8 +21,7 @@ from fastequi.evaluate.geometry.frame import Found, Say, named, without
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.projective import moved, token_centres
 from fastequi.evaluate.geometry.warped_pairs import WarpedPairs, warped_pairs
-from fastequi.evaluate.photo_windows import images_for
-from fastequi.evaluate.photometric import Photometric
+from fastequi.evaluate.photo_windows import images_for, photometric_for
 from fastequi.evaluate.results import documented
 from fastequi.runtime.devices import expect_memory
 
@@ -70,13 +69,18 @@ def evaluate_matches(
 ) -> Found:
     """A table for every family, clean and with photometric change, of test photographs."""
     evaluated = encoders[str(grids[-1].encoder)]
-    each_pair = 2 * 2 * 3 * 2 * evaluated.image_size**2  # two 16-bit images; joined once
+    each_pair = (
+        2 * 2 * evaluated.in_chans * 2 * evaluated.image_size**2
+    )  # two 16-bit images; joined once
     expect_memory("--pairs", n, each_pair, torch.device("cpu"))
     given, asked = test_data or data, images_for(evaluated)
     source = for_test(data, test_data, asked)
     tables, left_out = {}, frozenset[int]()
     for family in families:
-        for name, change in ((family, None), (f"{family}, photometric", Photometric())):
+        for name, change in (
+            (family, None),
+            (f"{family}, photometric", photometric_for(evaluated)),
+        ):
             say(f"{name}: cutting pairs")
             pairs = warped_pairs(
                 source, evaluated, family, n, seed=seed, photometric=change, known=left_out

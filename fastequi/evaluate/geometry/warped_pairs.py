@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,10 @@ from fastequi.data.sources.images import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.projective import between_corners, corners, distances, warped
-from fastequi.evaluate.photo_windows import window_loader
+from fastequi.evaluate.photo_windows import values_of, window_loader
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.tasks import Task, views_for
+from fastequi.functional.normalise import in_unit
 
 FAMILIES = ("rotation", "translation", "se2", "homography")
 _OFFSET = 0.25  # of a side
@@ -36,7 +38,7 @@ class WarpedPairs:
     """N pairs on the CPU.
 
     Attributes:
-        first, second: [N, 3, S, S] float16 in 0..1.
+        first, second: [N, C, S, S] float16 in 0..1.
         to_first: [N, 3, 3] float64, from pixels of the second view to those of the first.
         photographs: [N] int64, which one each pair is of.
         left_out: places of photographs that cannot be decoded, of those that were drawn.
@@ -86,10 +88,16 @@ def warped_pairs(
     generator, light = (torch.Generator().manual_seed(seed) for _ in range(2))
     first, second, relations, photographs = [], [], [], []
     count = 0
-    with window_loader(source, path, views, seed=seed, device=encoder.device, count=n) as loader:
+    how: dict[str, Any] = {
+        "seed": seed,
+        "device": encoder.device,
+        "count": n,
+        "values": values_of(encoder),
+    }
+    with window_loader(source, path, views, **how) as loader:
         loader.leave_out(set(known))
         for batch in loader:
-            windows = batch.u.float() / 255
+            windows = in_unit(batch.u)
             relation = _relation(family, path, batch.path.cpu().double(), size, generator)
             margin = (windows.shape[-1] - size) / 2
             in_window = torch.eye(3, dtype=torch.float64)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastequi.config import PathConfig
+from fastequi.data.channels import RGB
 from fastequi.data.sources.images import Source
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.photo_windows import window_loader
+from fastequi.evaluate.photo_windows import values_of, window_loader
 from fastequi.evaluate.tasks import views_for
+from fastequi.functional.normalise import in_unit
 from fastequi.runtime.devices import expect_memory
 
 
@@ -20,7 +23,7 @@ class Windows:
     """N squares on the CPU.
 
     Attributes:
-        images: [N, 3, S, S] uint8.
+        images: [N, C, S, S] uint8, or floats in 0..1 of images with more bits.
         photographs: [N] int64, which one each is of.
         left_out: places of photographs that cannot be decoded, of those that were drawn.
     """
@@ -40,7 +43,8 @@ def expect_windows(
         option: that says how many.
         beside: windows that are there already.
     """
-    each = 2 * 3 * (encoder.image_size + margin) ** 2  # bytes, twice: joined once
+    depth = 1 if encoder.channels == RGB else 4  # bytes, at most
+    each = 2 * depth * encoder.in_chans * (encoder.image_size + margin) ** 2  # joined once
     cpu = torch.device("cpu")
     expect_memory(option, n, each, cpu, reserved=beside * each)
 
@@ -61,9 +65,16 @@ def cut_windows(
     views = replace(views_for(encoder, {}), source_size=side + margin % 2)  # an even margin
     images, photographs, count = [], [], 0
     path = PathConfig().build()
-    with window_loader(source, path, views, seed=seed, device=encoder.device, count=n) as loader:
+    how: dict[str, Any] = {
+        "seed": seed,
+        "device": encoder.device,
+        "count": n,
+        "values": values_of(encoder),
+    }
+    with window_loader(source, path, views, **how) as loader:
         for batch in loader:
-            images.append(batch.u[..., :side, :side].cpu())
+            whole = batch.u if batch.u.dtype == torch.uint8 else in_unit(batch.u)
+            images.append(whole[..., :side, :side].cpu())
             photographs.append(loader.images_of(batch.sample_ids))
             count += len(batch.u)
             if count >= n:
