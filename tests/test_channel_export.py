@@ -77,6 +77,21 @@ def test_the_transform_takes_every_depth_of_several_channels(kind):
     torch.testing.assert_close(found, (small - m) / s, atol=near, rtol=0)
 
 
+def test_the_transform_takes_the_numbers_of_files():
+    """As a run does: resampled, then the range becomes 0..1, and what is outside its ends."""
+    transform = ImageTransform((4, 4), (0.1, 0.2), (0.5, 0.4), "3,1", "100:300,-1:1")
+    raw = torch.tensor([[0.0, 100, 200, 400], [-2, -1, 0.5, 1.5]])
+    expected = torch.tensor([[0, 0, 0.5, 1], [0, 0, 0.75, 1]])
+    image = raw[..., None].expand(2, 4, 4)
+    want = (expected[..., None] - torch.tensor([0.1, 0.2])[:, None, None]) / torch.tensor(
+        [0.5, 0.4]
+    )[:, None, None]
+    torch.testing.assert_close(transform(image), want.expand(2, 4, 4))
+    whole = image.clamp(0).round().to(torch.int32)
+    for kind in (torch.uint16, torch.int16, torch.int32, torch.float64):
+        torch.testing.assert_close(transform(whole.to(kind)), transform(whole.float()))
+
+
 def test_the_transform_refuses_other_images():
     transform = ImageTransform((16, 16), (0.1, 0.2), (0.5, 0.4), "3,1", "0:4095")
     assert "'3,1', '0:4095'" in repr(transform)
@@ -84,8 +99,10 @@ def test_the_transform_refuses_other_images():
         transform(Image.new("RGB", (20, 20)))
     with pytest.raises(ValueError, match=r"expected \[\.\.\., 2, H, W\], got \[3, 20, 20\]"):
         transform(torch.zeros(3, 20, 20, dtype=torch.uint8))
-    with pytest.raises(TypeError, match=r"expected uint8, uint16 or floats .*, got torch\.int32"):
-        transform(torch.zeros(2, 20, 20, dtype=torch.int32))
+    with pytest.raises(TypeError, match=r"expected uint8, uint16 or floats .*, got torch\.int64"):
+        transform(torch.zeros(2, 20, 20, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"value_range: expected numbers, got percentiles"):
+        ImageTransform((16, 16), (0.1,), (0.5,), "3", "percentiles")
     rgb = ImageTransform((16, 16), (0.1, 0.2, 0.3), (0.5, 0.4, 0.3))
     with pytest.raises(TypeError, match=r"expected uint8, got torch\.uint16"):
         rgb(torch.zeros(3, 20, 20, dtype=torch.uint16))

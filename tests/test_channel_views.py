@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -254,8 +255,9 @@ def test_settings_become_numbers(folder, caplog):
     raw = np.round(every * 65535)
     low, high = (np.percentile(raw, p, 0, method="inverted_cdf")[[3, 1]] for p in (1, 99))
     assert ends.value_range == ",".join(f"{a:.9g}:{b:.9g}" for a, b in zip(low, high, strict=True))
-    mean = (raw.mean(0)[[3, 1]] - low) / (high - low)
-    np.testing.assert_allclose(ends.mean, mean, rtol=1e-9)
+    unit = ((raw[:, [3, 1]] - low) / (high - low)).clip(0, 1)
+    np.testing.assert_allclose(ends.mean, unit.mean(0), atol=1e-3)
+    np.testing.assert_allclose(ends.std, unit.std(0), atol=1e-3)
     with caplog.at_level(logging.INFO):
         opened(folder, replace(CFG, a2=replace(ALL, solarize=0.2)))
     assert "5 of 5 channels are kept; of RGB images alone, and not used: brightness" in caplog.text
@@ -276,9 +278,9 @@ def test_rgb_of_sixteen_bits_keeps_imagenets_normalisation(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, r"data.mean, data.std: expected numbers, .* that no index of one place measured"),
-        ({"channels": "0,5"}, r"5 channels of uint16, expected at least 6"),
-        ({"value_range": "percentiles"}, "that no index of one place measured"),
+        ({}, r"data.mean, data.std: expected numbers, or images that were scanned"),
+        ({"channels": "0,5"}, r"5 channels of uint16, none of them number 5"),
+        ({"value_range": "percentiles"}, "or images that were scanned: fastequi data scan"),
     ],
 )
 def test_what_is_missing_is_said(tmp_path, change, message):
@@ -313,3 +315,44 @@ def test_a_source_that_was_opened_for_rgb_has_no_pixels(folder):
         pixels_of(replace(cfg, channels="7", mean=(0.5,), std=(0.5,)), source)
     with pytest.raises(ValueError, match=r"channels: expected images with one number of channels"):
         make_loader(replace(source, kinds=None), cfg, SE2(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("0:9000", r"\d\d % of the values of channel \d lie outside 0:9000 and become its ends"),
+        (
+            "0:9e6",
+            r"the values of channel \d, \d+ to \d+, are 0?\.\d+ % of 0:9e\+06; data.value_ran",
+        ),
+        ("percentiles:1:99", r"data.value_range: 0 to 1 are \d+ to \d+, "),
+    ],
+)
+def test_a_range_that_hardly_fits_is_said(folder, caplog, asked, said):
+    with caplog.at_level(logging.INFO):
+        opened(folder, replace(CFG, value_range=asked))
+    assert re.search(said, caplog.text), caplog.text
+
+
+def test_images_that_were_added_to_a_run_are_not_used(folder, caplog):
+    """Whatever most of them have by then."""
+    source, cfg = opened(folder)
+    assert (cfg.file_channels, cfg.file_depth) == (5, "uint16")
+    (folder / ".fastequi" / "index.fei").unlink()
+    for i in range(20):
+        (folder / f"new {i}.tif").write_bytes(science.plain_tiff(values(3, "uint8", i)))
+        (folder / f"deep {i}.tif").write_bytes(science.plain_tiff(values(5, "float32", i)))
+    with caplog.at_level(logging.INFO):
+        again = open_source(folder, wanted=wanted(cfg))
+    assert list(again.names) == list(source.names)
+    assert "40 images that the run was not begun with are not used" in caplog.text
+    assert settled(cfg, again) == cfg
+    for name in source.names:
+        (folder / name).write_bytes(science.plain_tiff(values(10, "uint8")))
+    with pytest.raises(ValueError, match=r"10 channels of uint8, expected 5 as the run's"):
+        open_source(folder, wanted=wanted(cfg))
+
+
+def test_noise_needs_views_within_its_table():
+    with pytest.raises(ValueError, match="image_size: expected at most 1024 px beside noise"):
+        replace(CFG, image_size=1040, source_size=1040)

@@ -12,7 +12,7 @@ def test_channels_are_read_and_written():
     assert chosen("rgb") is chosen("all") is None
     assert chosen("0,3,11") == (0, 3, 11)
     assert written((0, 3, 11)) == "0,3,11"
-    for text in ("", "0,", "1 2", "-1", "0,0", ",".join(map(str, range(1025)))):
+    for text in ("٣", "", "0,", "1 2", "-1", "0,0", ",".join(map(str, range(1025)))):
         with pytest.raises(ValueError, match="channels: expected"):
             chosen(text)
 
@@ -24,7 +24,21 @@ def test_ranges_are_read():
     assert percentiles("percentiles") == (0.1, 99.9)
     assert percentiles("percentiles:2:97.5") == (2.0, 97.5)
     assert percentiles("0:1") is None
-    for text in ("", "1:1", "2:1", "0:nan", "0:inf", "1", "1:2:3", "a:b", "percentiles:3"):
+    for text in (
+        "",
+        "1:1",
+        "2:1",
+        "0:nan",
+        "0:inf",
+        "1",
+        "1:2:3",
+        "a:b",
+        "percentiles:3",
+        "16777216:16777217",
+        "0:1e-46",
+        "-3e38:3e38",
+        "0:1e39",
+    ):
         with pytest.raises(ValueError, match="value_range: expected"):
             ranges(text)
 

@@ -10,13 +10,15 @@ import pytest
 from PIL import Image
 
 from fastequi.cli import commands
+from fastequi.data.sources import tiff
 from fastequi.data.sources.encoded import header, read
 from fastequi.data.sources.image_sets import open_source
-from fastequi.data.sources.kinds import DEPTHS, RGB8, Kind, counts
+from fastequi.data.sources.kinds import DEPTHS, NO_RGB, RGB8, Kind, counts
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
 from tests.support import science
 from tests.support.science import values
+from tests.support.shards import tar
 
 
 def saved(image, form, **options):
@@ -140,10 +142,19 @@ def test_a_run_takes_what_most_images_are():
     }
     assert Wanted("0,2", one_depth=True).unfit(codes) == {
         RGB8.code: "3 channels (RGB) of uint8, expected 12 as most have",
-        Kind(12).code: "12 channels of uint8, expected uint16 as most are for a value_range",
+        Kind(12).code: "12 channels of uint8, expected uint16 as most have, for a value_range",
     }
     assert set(Wanted("0,12").unfit(codes)) == set(map(int, codes))  # none has thirteen
-    assert set(Wanted().unfit(codes)) == {Kind(12, "uint16").code, Kind(12).code}
+    assert Wanted().unfit(codes) == {}
+    flagged = codes | np.array([NO_RGB] * 6 + [0], np.uint16)
+    assert set(Wanted().unfit(flagged)) == {
+        Kind(12, "uint16").code | NO_RGB,
+        Kind(12).code | NO_RGB,
+    }
+    assert set(Wanted("all").unfit(flagged)) == {RGB8.code}
+    assert Wanted("all").unfit(np.append(codes, np.uint16(0)))[0] == (
+        "channels that are not read as they are"
+    )
     for unknown in (None, np.zeros(3, np.uint16)):
         assert Wanted().unfit(unknown) == {}
         with pytest.raises(ValueError, match=r"data.channels: expected rgb, as an index of before"):
@@ -183,7 +194,7 @@ def test_arrays_are_images_only_where_there_are_no_others(tmp_path, caplog):
     beside = science.write(alone, {"photo.png": CASES["rgb.png"][0]})
     with caplog.at_level(logging.INFO):
         assert list(open_source(beside).names) == ["photo.png"]
-    assert "passed over 1 × .npy, 1 × .npz" in caplog.text
+    assert "passed over 1 × .npy beside images, 1 × .npz beside images" in caplog.text
 
 
 def test_pages_may_be_channels():
@@ -294,3 +305,45 @@ def test_pages_of_members_are_refused_and_missing_pages_said(tmp_path):
         tar.add(tmp_path / "stack.tif", "stack.tif")
     with pytest.raises(ValueError, match=r"--pages: expected first or channels for tar shards"):
         commands.data(["scan", str(tmp_path / "a.tar"), "--pages", "images"])
+
+
+def test_arrays_of_a_set_with_images_are_labels(tmp_path, caplog):
+    """In whatever shard they are, and in a list."""
+    photo, label = CASES["rgb.png"][0], science.npy(values(1, "uint8"))
+    (tmp_path / "0.tar").write_bytes(tar({"a.png": photo, "b.png": photo}))
+    (tmp_path / "1.tar").write_bytes(tar({"a.npy": label, "b.npy": label}))
+    with caplog.at_level(logging.INFO):
+        assert list(open_source(tmp_path / "{0..1}.tar").names) == ["0.tar/a.png", "0.tar/b.png"]
+    assert "passed over 2 × .npy beside images" in caplog.text
+    assert len(open_source(tmp_path / "1.tar")) == 2
+    folder = science.write(tmp_path / "files", {"a.png": photo, "b.npy": label})
+    (folder / "list.txt").write_text("a.png\nb.npy\n")
+    assert list(open_source(folder / "list.txt").names) == ["a.png"]
+    (folder / "other.txt").write_text("b.npy\n")
+    assert list(open_source(folder / "other.txt").names) == ["b.npy"]
+
+
+def test_an_image_of_too_many_channels_is_left_out_alone(tmp_path, caplog):
+    contents = {f"{i}.npy": science.npy(values(5, "uint16", i)) for i in range(12)}
+    contents["odd.npy"] = science.npy(np.zeros((3, 4, 5000), np.uint16))
+    source = open_source(science.write(tmp_path / "a", contents), wanted=Wanted("all"))
+    assert len(source) == 12
+    assert "odd.npy (channels that are not read as they are)" in caplog.text
+
+
+def test_sixteen_bits_of_jpeg_2000_are_seen():
+    """Pillow opens it as 8-bit RGB."""
+    content = bytearray(saved(COLOURS, "JPEG2000", no_jp2=True))
+    assert Kind.of(header(np.frombuffer(bytes(content), np.uint8)).kind) == RGB8
+    for i in range(3):
+        content[42 + 3 * i] = 15
+    found = header(np.frombuffer(bytes(content), np.uint8))
+    assert Kind.of(found.kind) == Kind(3, "uint16", True)
+
+
+def test_of_several_ome_images_the_first_counts():
+    said = (
+        '<OME><Image ID="0"><Pixels SizeC="4" SizeT="1" SizeZ="1"></Pixels></Image>'
+        '<Image ID="1"><Pixels SizeC="1" SizeT="1" SizeZ="9"></Pixels></Image></OME>'
+    )
+    assert tiff.channel_pages(io.BytesIO(), {270: said}) == 4

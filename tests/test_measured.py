@@ -56,7 +56,20 @@ def test_parts_add_up_to_the_whole_in_any_order(depth):
 
 
 def test_in_a_range():
-    measured = Measured(1, (100.0, 7.0, 50.0), (10.0, 1.0, 20.0), {})
-    mean, std = in_unit(measured, ((0.0, 200.0), (40.0, 80.0)), (0, 2))
-    assert mean == (0.5, 0.25)
-    assert std == (0.05, 0.5)
+    """Exact where nothing is clipped, else within the quantiles' steps."""
+    values = whole(images("uint16", 3, count=40), 3)
+    counts = Counts(3, "uint16")
+    for image in images("uint16", 3, count=40):
+        counts.add(Counts.of(image))
+    measured = counts.measured()
+    mean, std = in_unit(measured, ((0.0, 65535.0), (-1e5, 1e5)), (2, 0))
+    np.testing.assert_allclose(mean[0], values[:, 2].mean() / 65535, rtol=1e-9)
+    np.testing.assert_allclose(mean[1], (values[:, 0].mean() + 1e5) / 2e5, rtol=1e-9)
+    np.testing.assert_allclose(std[1], values[:, 0].std() / 2e5, rtol=1e-9)
+    for low, high in ((20000.0, 40000.0), (-5e4, 3e4), (6e4, 1e5)):
+        ((mean,), (std,)) = in_unit(measured, ((low, high),), (1,))
+        unit = ((values[:, 1] - low) / (high - low)).clip(0, 1)
+        assert mean == pytest.approx(unit.mean(), abs=2e-3)
+        assert std == pytest.approx(unit.std(), abs=2e-3)
+        outside = ((values[:, 1] < low) | (values[:, 1] > high)).mean()
+        assert measured.outside(1, low, high) == pytest.approx(outside, abs=3e-3)

@@ -143,9 +143,8 @@ def test_too_many_unreadable_files_are_refused(tmp_path):
         image_folder(tmp_path)
     for i in range(20):
         (tmp_path / f"bad{i}.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"23 of 43 .*\.\.\.$") as error:
+    with pytest.raises(ValueError, match=r"23 of 43 .* bad0.jpg and 20 more \(empty file\), cut"):
         image_folder(tmp_path)
-    assert str(error.value).count("empty file") == 10
 
 
 def test_only_unreadable_files(tmp_path):

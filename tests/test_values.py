@@ -1,5 +1,6 @@
 """Every format and library gives the values that were written, exactly, at any depth."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastequi.data.given import decoded_sizes
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan import examined, scan
 from fastequi.data.sources.encoded import header
-from fastequi.data.sources.kinds import Kind
+from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.listing import folder_listing
 from fastequi.data.values import as_rgb, decoded, is_for_dali, of_depth
 from tests.support import science
@@ -262,5 +263,96 @@ def test_what_nothing_reads_with_its_depth_stays_for_rgb_runs():
     image = np.frombuffer(png, np.uint8)
     code = header(image).kind
     assert Kind.of(code) == Kind(2, "uint16")
-    assert "grey with alpha of 16 bits" in given(png, Pixels.whole(Kind(2, "uint16")))
+    assert "16 bits with alpha" in given(png, Pixels.whole(Kind(2, "uint16")))
     assert examined([image], code, 1) == ([(5, 6)], None)
+
+
+def lying(image, form, orientation, **options):
+    """Encoded bytes with EXIF's number of how an image lies, and the image upright."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = io.BytesIO()
+    image.save(file, form, **{"tiffinfo" if form == "TIFF" else "exif": exif, **options})
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(file.getvalue())))
+    return file.getvalue(), upright
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_four_channels_that_lie_on_their_side(orientation):
+    """DALI would write beyond the end of such a PNG."""
+    for size in ((26, 20), (20, 26), (400, 300)):
+        image = Image.fromarray(values(4, "uint8", size=size))
+        content, upright = lying(image, "PNG", orientation)
+        found = given(content, Pixels.whole(Kind(4, "uint8", True)))
+        np.testing.assert_array_equal(found, np.asarray(upright))
+    whole = header(np.frombuffer(content, np.uint8))
+    assert examined([np.frombuffer(content, np.uint8)], whole.kind, 1)[0] == [found.shape[:2]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["P", "CMYK", "1"])
+def test_tiffs_that_pillow_decodes_are_turned_once(mode, orientation):
+    image = Image.fromarray(values(3, "uint8")).convert(mode)
+    content, upright = lying(image, "TIFF", orientation)
+    found = header(np.frombuffer(content, np.uint8))
+    expected = np.asarray(upright if mode == "1" else upright.convert("RGB"))
+    expected = expected.reshape(*expected.shape[:2], -1)
+    if expected.dtype == bool:
+        expected = expected * np.uint8(255)
+    made = given(content, Pixels.whole(Kind.of(found.kind)))
+    assert (found.height, found.width) == made.shape[:2]
+    np.testing.assert_array_equal(made, expected)
+
+
+def test_what_is_measured_of_planes_is_of_every_plane(tmp_path):
+    """DALI makes RGB of the first one alone."""
+    arrays = [values(3, "uint8", i) // np.uint8([1, 2, 4]) for i in range(3)]
+    contents = {
+        "a.tif": science.tiff_of(arrays[0]),
+        "b.tif": science.tiff_of(arrays[1], planarconfig="contig"),
+        "c.tif": science.plain_tiff(arrays[2]),
+    }
+    found = scan(folder_listing(science.write(tmp_path / "a", contents)), 1).index
+    assert not found.left_out
+    total = sum(one.images * np.array(one.mean) for one in found.measured.values()) / 3
+    expected = np.concatenate([array.reshape(-1, 3) for array in arrays]).mean(0)
+    np.testing.assert_allclose(total, expected, rtol=1e-9)
+
+
+def test_rgb_is_made_of_what_it_was_made_of_before():
+    """Of whatever Pillow opens, although its channels may not be read as they are."""
+    grey = Image.fromarray(values(1, "uint8")[..., 0])
+    deep = values(1, "uint16")[..., 0] // 2
+    for content in (
+        lying(grey.convert("F"), "TIFF", 1)[0],
+        lying(Image.fromarray(deep.astype(np.int32)), "TIFF", 1)[0],
+        science.tiff_of(deep.astype(np.int16)[..., None]),
+        lying(Image.fromarray(values(3, "uint8")).convert("CMYK"), "TIFF", 1)[0],
+    ):
+        assert not header(np.frombuffer(content, np.uint8)).kind & NO_RGB
+    for content in (
+        science.plain_tiff(values(12, "uint16")),
+        science.npy(values(5, "uint8")),
+        science.npy(values(3, "float32")),
+    ):
+        assert header(np.frombuffer(content, np.uint8)).kind & NO_RGB
+
+
+def test_rgb_of_odd_tiffs_is_right():
+    """Of two channels, and of 16 bits where planes follow one another or white is 0."""
+    for array, options in (
+        (values(2, "uint8"), {"planarconfig": "contig"}),
+        (values(2, "uint16"), {"planarconfig": "contig"}),
+        (values(3, "uint16"), {"photometric": "rgb"}),
+    ):
+        found = given(science.tiff_of(array, **options), None)
+        np.testing.assert_array_equal(found, as_rgb(array))
+    inverted = science.tiff_of(values(1, "uint16"), photometric="miniswhite")
+    np.testing.assert_array_equal(given(inverted, None), as_rgb(65535 - values(1, "uint16")))
+
+
+def test_dicom_without_a_slope():
+    stored = values(1, "uint16")[..., 0]
+    content = science.dicom(stored, RescaleSlope="", RescaleIntercept="")
+    found = given(content, Pixels.whole(Kind(1, "uint16")))
+    np.testing.assert_array_equal(found[..., 0], stored)

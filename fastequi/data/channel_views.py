@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastequi.data.config import Augment, DataConfig
+from fastequi.data.config import MOST_WITH_NOISE, Augment, DataConfig
 from fastequi.data.dali import Decoded, View, views
 from fastequi.data.decode import (
     IN_FLIGHT,
@@ -210,7 +210,7 @@ def noise_table(device: torch.device) -> Tensor:
 
 
 _ROW = 1 << 12
-_LARGEST_VIEW = 1 << 20  # pixels
+_LARGEST_VIEW = MOST_WITH_NOISE**2  # pixels
 
 
 def there(values: NDArray[Any], device: torch.device) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
+
 RGB = "rgb"
 ALL = "all"
 DTYPE = "dtype"
@@ -26,7 +28,7 @@ def chosen(text: str) -> tuple[int, ...] | None:
     """
     if text in (RGB, ALL):
         return None
-    if not re.fullmatch(r"\d+(,\d+)*", text):
+    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         raise ValueError(
             f"channels: expected {RGB}, {ALL} or numbers from 0 such as 0,3,7, got {text!r}"
         )
@@ -55,12 +57,19 @@ def ranges(text: str) -> Ranges | None:
         found = tuple((low, high) for low, high in pairs)
     except ValueError:
         found = ()
-    if not found or not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in found):
+    if not found or not all(_is_range(low, high) for low, high in found):
         raise ValueError(
             f"value_range: expected {DTYPE}, {PERCENTILES} or LOW:HIGH with LOW < HIGH, one for "
             f"all channels or one for each with commas between, got {text!r}"
         )
     return found
+
+
+def _is_range(low: float, high: float) -> bool:
+    """Whether the ends differ in float32, in which values are brought into it."""
+    with np.errstate(over="ignore"):
+        width = np.float32(high) - np.float32(low)
+        return bool(np.isfinite(width) and width > 0 and np.isfinite(1 / width))
 
 
 def percentiles(text: str) -> tuple[float, float] | None:

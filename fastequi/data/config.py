@@ -14,6 +14,8 @@ from typing import Literal
 
 from fastequi.data.channels import DTYPE, RGB, chosen, ranges
 
+MOST_WITH_NOISE = 1024  # pixels of a view's side
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -117,6 +119,8 @@ class DataConfig:
             channel, as `fastequi data scan` measured them; "percentiles:1:99" others. Or LOW:HIGH
             in the files' own numbers, such as 0:4095, one for all channels or one for each with
             commas between.
+        file_channels, file_depth: channels and type of the values of the files, which a run that
+            keeps them writes down; others that are added later are not used.
         mean, std: of the normalisation, of values in 0..1, one for each channel (ImageNet's). Of
             other channels than RGB, where they are not given, those that a scan measured.
         a1: augmentation of the first view v1.
@@ -164,6 +168,8 @@ class DataConfig:
     source_size: int = 224
     channels: str = RGB
     value_range: str = DTYPE
+    file_channels: int = 0
+    file_depth: Literal["", "uint8", "uint16", "float32"] = ""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     a1: Augment = field(default_factory=Augment)
@@ -231,7 +237,13 @@ class DataConfig:
     def _check_channels(self) -> None:
         numbers, ends = chosen(self.channels), ranges(self.value_range)
         rgb = self.is_rgb
-        _expect(not rgb or self.value_range == DTYPE, "value_range", "dtype beside rgb", ends)
+        fine = not rgb or self.value_range == DTYPE
+        _expect(fine, "value_range", "dtype beside channels=rgb", self.value_range)
+        _expect(self.file_channels >= 0, "file_channels", "at least 0", self.file_channels)
+        noisy = any(aug.noise > 0 for aug in (self.a1, self.a2, self.a3))
+        largest = max(self.image_size, self.source_size, self.local_crop_size)
+        fine = rgb or not noisy or largest <= MOST_WITH_NOISE
+        _expect(fine, "image_size", f"at most {MOST_WITH_NOISE} px beside noise", largest)
         count = 3 if rgb else len(numbers or ())
         if not count:  # "all": their number is in the files
             return

@@ -65,7 +65,9 @@ def pixels_of(cfg: DataConfig, source: Source) -> Pixels | None:
     numbers = channels.chosen(cfg.channels) or tuple(range(count))
     if max(numbers) >= count:
         raise ValueError(f"channels: expected numbers below {count}, got {cfg.channels}")
-    depth = _deepest(kinds)
+    depth = cfg.file_depth or _deepest(kinds)
+    if cfg.file_channels not in (0, count):
+        raise ValueError(f"channels: expected images with {cfg.file_channels}, got {kinds[0]}")
     ends = channels.ranges(cfg.value_range)
     if ends is None:
         if cfg.value_range != channels.DTYPE:

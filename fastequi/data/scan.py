@@ -30,7 +30,7 @@ from fastequi.data.sources import pages
 from fastequi.data.sources.columns import Row
 from fastequi.data.sources.encoded import Header, header, why
 from fastequi.data.sources.index import Index
-from fastequi.data.sources.kinds import Kind
+from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.listing import Listing, State
 from fastequi.data.sources.measured import Counts, added
 from fastequi.data.sources.remote import Unreadable
@@ -169,7 +169,7 @@ def _decode(
             those = [(i, image) for i, image in chosen if image.header.kind == code]
             sizes, counted = examined([image.data for _, image in those], code, threads)
             if counted is not None:
-                added(values, {code: counted})
+                added(values, {code % NO_RGB: counted})
             for (i, image), size in zip(those, sizes, strict=True):
                 if isinstance(size, str):
                     found[i] = size
@@ -212,7 +212,8 @@ def examined(
         with lock:
             total.add(counts)
 
-    if kind.depth == "uint8" and kind.channels in (1, 3):
+    # of three channels that are no colours RGB would be the first page or plane alone
+    if kind.depth == "uint8" and (kind.channels == 1 or (kind.channels == 3 and kind.rgb)):
         return decoded_sizes(images, device, threads, see=see), total
     found = decoded_sizes(images, device, threads, Pixels.whole(kind), see)
     failed = [i for i, size in enumerate(found) if isinstance(size, str)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastequi.data.channels import ALL
 from fastequi.data.channels import PERCENTILES as PERCENTILES_WORD
 from fastequi.data.pixels import LARGEST
-from fastequi.data.sources.encoded import counted
+from fastequi.data.sources.encoded import PAGES, counted
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import Kind
 from fastequi.data.sources.measured import Measured
@@ -59,12 +59,14 @@ class Scan:
         if len(columns):
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.formats.items())
             lines += [f"formats     {kinds}"]
+            if PAGES in self.formats:
+                lines.append("  their first pages; --pages channels or images takes all")
             smallest, largest = _extremes(columns.sizes)
             for what, i in (("smallest", smallest), ("largest", largest)):
                 height, width = columns.sizes[i].tolist()
                 lines.append(f"{what:12s}{width} × {height}  {columns.names[i]}")
         for code, measured in sorted(self.index.measured.items()):
-            lines += _values(Kind.of(code), measured)
+            lines += _values(Kind.of(code), measured, int(columns.sizes.min()))
         same, names = self.duplicates, columns.names
         pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
         bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]
@@ -75,7 +77,7 @@ class Scan:
         return "\n".join(lines).encode(errors="backslashreplace").decode()
 
 
-def _values(kind: Kind | None, measured: Measured) -> list[str]:
+def _values(kind: Kind | None, measured: Measured, side: int) -> list[str]:
     """What was measured of the images of one kind, as printed lines; and the options of a run."""
     assert kind is not None, "only those of known kinds are measured"
     lines = [f"values      {kind}: {measured.images} images"]
@@ -87,6 +89,10 @@ def _values(kind: Kind | None, measured: Measured) -> list[str]:
             return [*lines, f"  mean {mean}, std {std}, of values in 0..1"]
         return [*lines, f"  --data.mean {mean} --data.std {std}"]
     lines.append(f"  --data.channels {ALL} --data.value-range {PERCENTILES_WORD}")
+    if kind.channels > side:
+        lines.append(
+            f"  more channels than the {side} pixels of a side: is it [C, H, W]? [H, W, C] is read"
+        )
     lines.append(
         f"  {'channel':>7s}{''.join(f'{n:>10s}' for n in _SHOWN)}{'mean':>10s}{'std':>10s}"
     )

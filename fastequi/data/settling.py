@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from fastequi.data import channels
 from fastequi.data.config import Augment, DataConfig
-from fastequi.data.pixels import pixels_of
+from fastequi.data.pixels import Pixels, pixels_of
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.kinds import Kind, counts
 from fastequi.data.sources.measured import PERCENTILES, Measured, in_unit
@@ -18,12 +18,13 @@ from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
-_SCAN = "fastequi data scan measures them"
+_CLIPPED, _USED = 0.05, 0.1  # shares of values outside a range, and of a range that values use
 
 
 def wanted(cfg: DataConfig) -> Wanted:
     """What a run asks of the images that it opens."""
-    return Wanted(cfg.channels, one_depth=cfg.value_range != channels.DTYPE)
+    one_depth = cfg.value_range != channels.DTYPE
+    return Wanted(cfg.channels, one_depth, cfg.file_channels, cfg.file_depth)
 
 
 def settled(cfg: DataConfig, source: Source) -> DataConfig:
@@ -54,6 +55,9 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         cfg = replace(cfg, value_range=_range(ends, numbers, _measured(source, kinds)))
     pixels = pixels_of(cfg, source)
     assert pixels is not None
+    cfg = replace(cfg, file_channels=pixels.count, file_depth=pixels.depth)  # type: ignore[arg-type]
+    if len(kinds) == 1 and (found := source.measured.get(kind.code)) is not None:
+        _tell_range(cfg, pixels, found)
     is_rgb = kind.rgb and numbers == (0, 1, 2)
     if not given and is_rgb and cfg.value_range == channels.DTYPE:
         cfg = replace(cfg, mean=default.mean, std=default.std)
@@ -63,7 +67,8 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         if flat:
             raise ValueError(
                 f"data.std: expected channels whose values differ, got {channels.written(flat)} "
-                f"with one value in all images: leave them out of data.channels, or give data.std"
+                f"with one value in all images, or beyond one end of data.value_range: leave them "
+                f"out of data.channels, or give data.std"
             )
         cfg = replace(cfg, mean=mean, std=std)
         said = "; ".join(
@@ -75,13 +80,52 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
     return cfg
 
 
+def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
+    """Logs the range, and warns where it hardly fits what was measured."""
+    if cfg.value_range != channels.DTYPE:
+        each = ", ".join(f"{low:g} to {high:g}" for low, high in dict.fromkeys(pixels.ranges))
+        logger.info("data.value_range: 0 to 1 are %s", each)
+    pairs = list(zip(pixels.chosen, pixels.ranges, strict=True))
+    clipped = {c: measured.outside(c, low, high) for c, (low, high) in pairs}
+    most = max(clipped, key=lambda c: clipped[c])
+    if clipped[most] > _CLIPPED:
+        logger.warning(
+            "data.value_range: %.0f %% of the values of channel %d lie outside %s and become its "
+            "ends; its values are %g to %g",
+            *(100 * clipped[most], most, _words(dict(pairs)[most]), *_ends(measured, most)),
+        )
+    used = {c: (_ends(measured, c)[1] - _ends(measured, c)[0]) / (b - a) for c, (a, b) in pairs}
+    least = min(used, key=lambda c: used[c])
+    if used[least] < _USED:
+        logger.warning(
+            "data.value_range: the values of channel %d, %g to %g, are %.2g %% of %s; "
+            "data.value_range=%s fits each channel's",
+            *(least, *_ends(measured, least), 100 * used[least], _words(dict(pairs)[least])),
+            channels.PERCENTILES,
+        )
+
+
+def _ends(measured: Measured, channel: int) -> tuple[float, float]:
+    """Nearly the least and the largest value."""
+    low, high = (measured.percentiles[p][channel] for p in (0.1, 99.9))
+    return low, high
+
+
+def _words(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:g}:{ends[1]:g}"
+
+
 def _measured(source: Source, kinds: list[Kind]) -> Measured:
     if len(kinds) == 1 and (found := source.measured.get(kinds[0].code)) is not None:
         return found
-    what = "of several depths" if len(kinds) > 1 else "that no index of one place measured"
+    if len(kinds) > 1:
+        raise ValueError(
+            f"data.mean, data.std: expected numbers, as the images are of several depths "
+            f"({', '.join(map(str, kinds))}), for which none were measured together"
+        )
     raise ValueError(
-        f"data.mean, data.std: expected numbers, or percentiles in data.value_range that are, for "
-        f"images {what}; {_SCAN} for a place whose images are of one depth"
+        "data.mean, data.std: expected numbers, or images that were scanned: fastequi data scan "
+        "PLACE measures them, and percentiles for data.value_range (of one place, not of several)"
     )
 
 

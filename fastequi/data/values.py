@@ -19,24 +19,29 @@ from PIL import Image
 
 from fastequi.data.pixels import LARGEST, Pixels
 from fastequi.data.sources import arrays, dicom, tiff
-from fastequi.data.sources.encoded import FORMATS
+from fastequi.data.sources.encoded import FORMATS, orientation_of
 
 Bytes = NDArray[np.uint8]  # encoded
 
 _START = 132
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _JPEG2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-_GREY, _COLOURS, _WITH_ALPHA = 0, 2, 6  # of PNG
-_SIXTEEN_WITH_ALPHA = "grey with alpha of 16 bits, which no library here reads with its depth"
+_WITH_ALPHA = 6
+_OF_PNG = {0: 1, 2: 3, _WITH_ALPHA: 4}  # channels of the colour types that DALI decodes
 
 
 def is_for_dali(image: Bytes, pixels: Pixels) -> bool:
     """Whether DALI decodes the bytes as they are."""
     start = image[:_START].tobytes()
     if pixels.as_arrays:  # floats are looked at
-        return pixels.depth != "float32" and arrays.is_plain(BytesIO(image.data), pixels.depth)
+        return pixels.depth != "float32" and arrays.is_plain(
+            BytesIO(image.data), pixels.depth, pixels.count
+        )
     if start.startswith(_PNG):
-        return start[24] >= 8 and start[25] in (_GREY, _COLOURS, _WITH_ALPHA)
+        if start[24] < 8 or _OF_PNG.get(start[25]) != pixels.count:
+            return False
+        # DALI 2.4 writes beyond the end of an image of four channels that it turns
+        return start[25] != _WITH_ALPHA or b"eXIf" not in image.tobytes()
     if start.startswith(_JPEG) or start.startswith(_JPEG2000):
         return pixels.count in (1, 3)
     if tiff.is_tiff(start):
@@ -90,24 +95,30 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
         file.seek(0)
         return tiff.decoded(file, channels)
     file.seek(0)
-    if start.startswith(_PNG) and start[24] == 16 and start[25] == 4:
-        raise ValueError(_SIXTEEN_WITH_ALPHA)
+    if start.startswith(_PNG) and start[24] == 16 and start[25] in (4, _WITH_ALPHA):
+        raise ValueError("16 bits with alpha, which are not read with their depth here")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(file, formats=FORMATS) as opened:
-            orientation = opened.getexif().get(tiff.ORIENTATION, 1)
-            mode = opened.mode
+            exif, form, mode = opened.info.get("exif"), opened.format, opened.mode
             if mode in ("P", "CMYK", "YCbCr", "PA"):
                 opened = opened.convert("RGB")
             values = np.asarray(opened)
-    if mode == "I" and values.min() >= 0 and values.max() <= 65535 and opened.format == "PPM":
+    if mode == "I" and form == "PPM":
         values = values.astype(np.uint16)
-    return tiff.turned(values.reshape(*values.shape[:2], -1), orientation)
+    values = values.reshape(*values.shape[:2], -1)
+    # Pillow turns a TIFF itself when it loads it
+    return values if form == "TIFF" else tiff.turned(values, orientation_of(exif))
 
 
 def is_array(image: Bytes) -> bool:
-    """Whether the bytes are NumPy's or DICOM, which neither DALI nor Pillow makes RGB of."""
+    """Whether neither DALI nor Pillow makes RGB of the bytes: NumPy's, DICOM, an odd TIFF."""
     start = image[:_START].tobytes()
+    if tiff.is_tiff(start):
+        try:
+            return tiff.is_odd(tiff.tags_of(BytesIO(image.data)))
+        except Exception:  # damaged; who decodes it says so
+            return False
     return bool(arrays.format_of_bytes(start)) or dicom.is_dicom(start)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastequi.data.channels import DTYPE, RGB
+from fastequi.data.channels import DTYPE, RGB, percentiles, ranges
 from fastequi.data.pillow import upright
 from fastequi.functional.normalise import normalise
 
@@ -21,7 +21,8 @@ class ImageTransform:
     """An image or a batch of images to normalised floats [..., C, H, W] of one size.
 
     The image is resized with antialiasing (bilinear), so that it just covers H x W, and its centre
-    is cut out; values are divided by 255 (of uint16 by 65535), then normalised. For a square of RGB
+    is cut out; values are divided by 255 (of uint16 by 65535), or brought from the range into 0..1
+    and cut off there, then normalised. For a square of RGB
     this is what transformers' BitImageProcessor does with `shortest_edge`, and timm's evaluation
     with `crop_pct` 1.
 
@@ -29,8 +30,11 @@ class ImageTransform:
         size: height and width in pixels.
         mean, std: of the normalisation, of values in 0..1, one for each of C channels.
         channels, value_range: which of a file's channels these are, and which of its values become
-            0 and 1, as `data.channels` and `data.value_range` say. With numbers or percentiles in
-            `value_range` an image is given in 0..1: 65535 of uint16 stands for the upper end.
+            0 and 1, as `data.channels` and `data.value_range` of a run say: with numbers there, an
+            image is given as the files have it.
+
+    Raises:
+        ValueError: `value_range` is of percentiles, whose numbers a run's config.json has.
     """
 
     def __init__(
@@ -43,15 +47,18 @@ class ImageTransform:
     ) -> None:
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
         self.channels, self.value_range = channels, value_range
+        if percentiles(value_range) is not None:
+            raise ValueError(f"value_range: expected numbers, got {value_range}")
+        self._ends = ranges(value_range)
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """The input of an encoder.
 
         Args:
             image: one of Pillow's, of any mode, which is turned upright as its EXIF says, for RGB;
-                or uint8 [..., C, h, w], for other channels also uint16 or floats in 0..1, which
-                stays on its device. Pillow and PyTorch round differently, by one of 255 levels at
-                most.
+                or uint8 [..., C, h, w], for other channels also uint16 or floats (in 0..1, or in
+                the range's numbers), which stays on its device. Pillow and PyTorch round
+                differently, by one of 255 levels at most.
 
         Returns:
             [C, H, W] float32, or [..., C, H, W] of a tensor.
@@ -70,11 +77,13 @@ class ImageTransform:
             height, width = self._covering(pixels.height, pixels.width)
             found = np.array(pixels.resize((width, height), Image.Resampling.BILINEAR))
             return self._finished(torch.from_numpy(found).permute(2, 0, 1))
-        kinds = "uint8" if rgb else "uint8, uint16 or floats in 0..1"
+        in_range = "in 0..1" if self._ends is None else f"in the range {self.value_range}"
+        kinds = "uint8" if rgb else f"uint8, uint16 or floats {in_range}"
         if not isinstance(image, Tensor):
             wanted = "one of Pillow's or a uint8 tensor" if rgb else f"a tensor of {kinds}"
             raise TypeError(f"image: expected {wanted}, got {type(image).__name__}")
-        if image.dtype != torch.uint8 and (rgb or image.dtype not in _DEEPER):
+        deeper = _DEEPER if self._ends is None else (*_DEEPER, torch.int16, torch.int32)
+        if image.dtype != torch.uint8 and (rgb or image.dtype not in deeper):
             raise TypeError(f"image: expected {kinds}, got {image.dtype}")
         if image.ndim < 3 or image.shape[-3] != channels or not image.numel():
             raise ValueError(f"image: expected [..., {channels}, H, W], got {list(image.shape)}")
@@ -82,7 +91,10 @@ class ImageTransform:
         size = self._covering(height, width)
         flat = image.reshape(-1, channels, height, width).float()
         resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
-        if not image.is_floating_point():
+        if self._ends is not None:
+            ends = resized.new_tensor(self._ends).T[..., None, None]
+            resized = ((resized - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
+        elif not image.is_floating_point():
             resized = resized.round().to(image.dtype)
         return self._finished(resized.reshape(*others, *size))
 

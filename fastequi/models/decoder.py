@@ -69,12 +69,21 @@ class StepLinear(nn.Module):
         return rows + self.bias[:, None].to(rows.dtype)
 
 
+_MOST_VALUES = 1 << 14  # of a patch, whose square a basis has
+
+
 def cosine_basis(patch_size: int, in_chans: int) -> Tensor:
     """[p·p·C, p·p·C]: pixels (p q c) of the cosine transform's patterns (DCT-II of all axes).
 
     A pattern of frequencies u, v has the norm 1 / (1 + √(u² + v²)), as amplitudes in natural images
     fall (Field, JOSA A 1987).
     """
+    if patch_size**2 * in_chans > _MOST_VALUES:
+        most = _MOST_VALUES // patch_size**2
+        raise ValueError(
+            f"data.channels: expected at most {most} beside patches of {patch_size} px, whose "
+            f"values a decoder's last layer predicts, got {in_chans}"
+        )
     side, chans = (_cosines(n) for n in (patch_size, in_chans))
     patterns = torch.einsum("pu,qv,ck->pqcuvk", side, side, chans)
     u = torch.arange(patch_size, dtype=torch.float64)

@@ -352,7 +352,7 @@ def _unsaid(channels: int, stated: Stated, asked: Asked, report: Report) -> tupl
     if channels == _CHANS:
         report.assumed.append("ImageNet's mean and std")
         return _DEFAULTS.mean, _DEFAULTS.std
-    if stated.in_chans is None:
+    if stated.in_chans is None and not stated.channels:
         raise ValueError(
             f"in_chans: expected {_CHANS}, as ImageNet's mean and std have and nothing says others,"
             f" got {channels}; {asked.channels} says which are kept"

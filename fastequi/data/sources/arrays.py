@@ -35,13 +35,13 @@ def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:
     return of_shape(shape, dtype)
 
 
-def is_plain(file: BinaryIO, depth: str) -> bool:
-    """Whether it is a .npy of format 1.0 with an array [H, W, C] of a type, which DALI reads."""
+def is_plain(file: BinaryIO, depth: str, channels: int) -> bool:
+    """Whether it is a .npy of format 1.0 with [H, W, channels] of a type, which DALI reads."""
     if not file.read(8).startswith(b"\x93NUMPY\x01\x00"):
         return False
     file.seek(0)
     shape, dtype = _header(file)
-    return len(shape) == 3 and dtype == np.dtype(depth)
+    return len(shape) == 3 and shape[2] == channels and dtype == np.dtype(depth)
 
 
 def decoded(file: BinaryIO) -> NDArray[Any]:

@@ -92,8 +92,12 @@ def _inverted(values: NDArray[Any], found: Any) -> NDArray[Any]:
 
 def _changed(found: Any) -> bool:
     """Whether the stored numbers are not the modality's."""
-    slope, intercept = found.get("RescaleSlope", 1), found.get("RescaleIntercept", 0)
-    return "ModalityLUTSequence" in found or float(slope) != 1 or float(intercept) != 0
+    slope, intercept = found.get("RescaleSlope"), found.get("RescaleIntercept")
+    if "ModalityLUTSequence" in found:
+        return True
+    if slope in (None, "") or intercept in (None, ""):  # both are needed
+        return False
+    return float(slope) != 1 or float(intercept) != 0
 
 
 def _depth(found: Any) -> str:

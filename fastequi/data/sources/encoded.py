@@ -52,10 +52,11 @@ FORMATS = tuple(_EXTENSIONS)  # that DALI or Pillow decodes
 _ARRAYS = {"NPY": ("npy",), "NPZ": ("npz",), "DICOM": ("dcm", "dicom")}
 ARRAYS = tuple(f".{name}" for names in _ARRAYS.values() for name in names)
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
+PAGES = "TIFF of several pages"  # instead of Pillow's name, where the first is the image
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
+_MOST_VALUES = 1 << 30  # of an array
 _START = 132  # bytes that tell a format
 _MAX_KINDS = 8  # kinds of files that are named
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 
 Span = tuple[int, int]  # first byte and number of bytes within a file
 
@@ -173,13 +174,19 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     form = "DICOM" if dicom.is_dicom(start) else arrays.format_of_bytes(start)
     if form:
         height, width, kind = (dicom if form == "DICOM" else arrays).shape_of(file)
-        return _checked(Header(count, height, width, form, kind.code))
+        of_rgb = kind.channels <= 4 and kind.depth != "float32"
+        code = kind.code if of_rgb else kind.code | kinds.NO_RGB
+        found = _checked(Header(count, height, width, form, code))
+        if height * width * kind.channels > _MOST_VALUES:
+            sides = f"{height} × {width} × {kind.channels}"
+            raise ValueError(f"{sides} values, more than {_MOST_VALUES}")
+        return found
     if tiff.is_tiff(start):
         return _tiff(file, count, pages_are_channels)
     with Image.open(file, formats=FORMATS) as opened:
         (width, height), exif = opened.size, opened.info.get("exif")
         kind, form = kinds.of_opened(opened), opened.format or ""
-    if exif and _is_rotated(exif):
+    if orientation_of(exif) in (5, 6, 7, 8):
         height, width = width, height
     return Header(count, height, width, form, kind.code)
 
@@ -187,13 +194,32 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
 def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     """Of a TIFF, by its tags: Pillow opens none of many channels."""
     tags = tiff.tags_of(file)
+    if 256 not in tags or 257 not in tags:
+        raise ValueError("a damaged TIFF: its tags say no size")
     width, height = int(tags[256]), int(tags[257])
     if tags.get(tiff.ORIENTATION, 1) in (5, 6, 7, 8):
         height, width = width, height
     kind = kinds.of_tags(tags)
-    if (several := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
+    if kind is None:
+        several = 1
+    elif (several := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
         kind = kinds.Kind(several * kind.channels, kind.depth)
-    return _checked(Header(count, height, width, "TIFF", kind.code))
+    form = "TIFF" if several > 1 or not tags.next else PAGES
+    by_pillow = several == 1 and _opens(file)
+    if kind is None and not by_pillow:
+        raise ValueError(f"values of {' '.join(map(str, tags.get(tiff.BITS, ())))} bits")
+    code = (0 if kind is None else kind.code) | (0 if by_pillow else kinds.NO_RGB)
+    return _checked(Header(count, height, width, form, code))
+
+
+def _opens(file: BinaryIO) -> bool:
+    """Whether Pillow knows the kind of a TIFF, of which RGB can then be made."""
+    file.seek(0)
+    try:
+        with Image.open(file, formats=("TIFF",)):
+            return True
+    except Exception:
+        return False
 
 
 def _checked(found: Header) -> Header:
@@ -216,13 +242,11 @@ def why(error: Exception, path: str = "") -> str:
     return text.replace(f" {path!r}", "") or type(error).__name__
 
 
-def _is_rotated(exif: bytes | Image.Exif) -> bool:
-    """Whether EXIF rotates the image by 90 or 270 degrees; damaged EXIF does not."""
+def orientation_of(exif: bytes | None) -> int:
+    """EXIF's number of how an image lies; 1, upright, without one and of damaged EXIF."""
     try:
-        if isinstance(exif, bytes):
-            tags = Image.Exif()
-            tags.load(exif)
-            exif = tags
-        return int(exif.get(_ORIENTATION, 1)) in (5, 6, 7, 8)
+        tags = Image.Exif()
+        tags.load(exif or b"")
+        return int(tags.get(tiff.ORIENTATION, 1))
     except Exception:
-        return False
+        return 1

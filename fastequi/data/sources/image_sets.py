@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -47,7 +47,7 @@ from fastequi.data.sources.wanted import Wanted
 logger = logging.getLogger(__name__)
 
 TOLERATE = 0.1
-_NAMED = 10
+_NAMED, _ALIKE = 10, 3
 _ALL, _RGB = Patterns(), Wanted()
 
 
@@ -337,13 +337,15 @@ def _source(
     if patterns:
         logger.info("%s: %d of %d images by %s", what, len(known.rows), count, patterns)
     known, unfit = _fit(known, wanted)
+    if wanted.begun and unfit:
+        logger.info("%s: %d images that the run was not begun with are not used", what, unfit)
+        unfit = 0
     bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
     if bad:
-        each = [f"{name} ({reason})" for name, reason in known.left_out.items()]
-        named = ", ".join(each[:_NAMED]) + (", ..." if len(each) > _NAMED else "")
-        failed = f"{bad} of {total} images in {root} cannot be read: {named}"
+        failed = f"{bad} of {total} images in {root} cannot be read: {_by_reason(known.left_out)}"
         if not known.rows or bad > tolerated(total, tolerate):
-            raise ValueError(f"{what.partition(':')[0]}: {failed}")
+            hint = "; --exclude leaves images out, data.tolerate a share of all" * bool(known.rows)
+            raise ValueError(f"{what.partition(':')[0]}: {failed}{hint}")
         if unfit or not known.decoded:
             logger.warning("%s; left out", failed)
     wanted.tell(what, known.columns.kinds)
@@ -365,6 +367,20 @@ def _source(
     )
 
 
+def _by_reason(left_out: Mapping[str, str]) -> str:
+    """Some of the names with their reasons; of many with the same reason the first and a count."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        names.setdefault(reason, []).append(name)
+    each = []
+    for reason, those in names.items():
+        if len(those) > _ALIKE:
+            each.append(f"{those[0]} and {len(those) - 1} more ({reason})")
+        else:
+            each += [f"{name} ({reason})" for name in those]
+    return ", ".join(each[:_NAMED]) + (", ..." if len(each) > _NAMED else "")
+
+
 def _fit(known: Index, wanted: Wanted) -> tuple[Index, int]:
     """The images that a run can take; the others are left out. And their number."""
     columns = known.columns
@@ -374,6 +390,7 @@ def _fit(known: Index, wanted: Wanted) -> tuple[Index, int]:
     are = np.isin(columns.kinds, np.array(list(reasons), np.uint16))
     places = np.flatnonzero(are)
     each = zip(taken(columns.names, places), columns.kinds[places].tolist(), strict=True)
-    left_out = {**known.left_out, **{name: reasons[code] for name, code in each}}
+    named = {} if wanted.begun and not are.all() else {name: reasons[code] for name, code in each}
+    left_out = {**known.left_out, **named}
     rows = Rows(columns.take(np.flatnonzero(~are)))
     return replace(known, rows=rows, left_out=left_out, fingerprint=""), len(places)

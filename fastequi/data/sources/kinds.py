@@ -1,8 +1,8 @@
 """What the values of an image are, as its header says: how many channels, how deep, and if RGB.
 
 A kind is one number of 16 bits in an index: the channels, four times the depth's place in DEPTHS
-behind them, and whether they are red, green and blue. 0 is a kind that is not known, as in indices
-that were written before.
+behind them, whether they are red, green and blue, and whether no RGB can be made of the image. 0 is
+a kind that is not known, as in indices that were written before, or not read with its channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from PIL import Image
 DEPTHS = ("uint8", "uint16", "float32")  # other types than the first two are read as the last
 MOST = 4095  # channels that a kind can say
 _DEPTH, _RGB = 1 << 12, 1 << 14
+NO_RGB = 1 << 15  # nothing here makes RGB of the image
 _OF_MODES = {"1": 1, "L": 1, "LA": 2, "RGBA": 4, "La": 2, "RGBa": 4, "LAB": 3, "HSV": 3, "RGBX": 4}
+_SIZ_WITHIN = 1 << 16  # bytes of a JPEG 2000, in which its SIZ segment lies
 _COLOUR_TYPES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of PNG
 _PHOTOMETRIC_RGB, _PHOTOMETRIC_PALETTE, _PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR = 2, 3, 5, 6
 
@@ -39,7 +41,7 @@ class Kind(NamedTuple):
     @classmethod
     def of(cls, code: int) -> Kind | None:
         """From a number; None of 0."""
-        if not code:
+        if not code % NO_RGB:
             return None
         depth = DEPTHS[code // _DEPTH % 4]
         return cls(code % _DEPTH, depth, bool(code & _RGB))
@@ -78,6 +80,9 @@ def of_shape(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[int, int, Kind
 
 def of_opened(image: Image.Image) -> Kind:
     """Of an image of Pillow's that is no TIFF."""
+    if image.format == "JPEG2000" and (deep := _jpeg2000(image)) is not None:
+        channels = deep
+        return Kind(channels, "uint16", channels >= 3)
     if image.format == "PNG":
         bits, colour = _png(image)
         return Kind(_COLOUR_TYPES[colour], "uint16" if bits == 16 else "uint8", colour in (2, 3, 6))
@@ -91,25 +96,26 @@ def of_opened(image: Image.Image) -> Kind:
     return Kind(_OF_MODES.get(mode, 3), "uint8", mode not in ("LAB", "HSV", "1", "L", "LA", "La"))
 
 
-def of_tags(tags: Any) -> Kind:
-    """Of a TIFF's first page, from its tags by number.
+def of_tags(tags: Any) -> Kind | None:
+    """Of a TIFF's first page, from its tags by number; None where the channels differ in width or
+    have one that is not read as it is.
 
     Raises:
-        ValueError: its values have a width that is not read.
+        ValueError: there is no channel.
     """
     samples, bits = int(tags.get(277, 1)), tuple(tags.get(258, (1,)))
     formats, photometric = tuple(tags.get(339, (1,))), int(tags.get(262, 1))
-    if len(set(bits)) > 1:
-        raise ValueError(f"channels of {' '.join(map(str, bits))} bits, expected the same of all")
+    if samples < 1:
+        raise ValueError(f"{samples} channels, expected at least one")
     if photometric == _PHOTOMETRIC_PALETTE:
         return RGB8
-    if bits[0] not in (1, 2, 4, 8, 16, 32, 64):
-        raise ValueError(f"values of {bits[0]} bits, expected 1, 2, 4, 8, 16, 32 or 64")
+    if len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 16, 32, 64):
+        return None
     integer = formats[0] in (1, 4)  # 4: not said
     depth = "float32"
     if integer and bits[0] <= 16:
         depth = "uint16" if bits[0] == 16 else "uint8"
-    if photometric in (_PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR) and samples in (3, 4):
+    if photometric in (_PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR) and samples >= 3:
         return Kind(3, depth, True)
     return Kind(samples, depth, photometric == _PHOTOMETRIC_RGB and samples in (3, 4))
 
@@ -123,7 +129,25 @@ def counts(codes: NDArray[np.uint16] | None) -> dict[Kind, int]:
     else:
         found, many = np.unique(codes, return_counts=True)
         each = sorted(zip(found.tolist(), many.tolist(), strict=True), key=lambda one: -one[1])
-    return {kind: count for code, count in each if (kind := Kind.of(code)) is not None}
+    total: dict[Kind, int] = {}
+    for code, count in each:
+        if (kind := Kind.of(code)) is not None:
+            total[kind] = total.get(kind, 0) + count
+    return total
+
+
+def _jpeg2000(image: Image.Image) -> int | None:
+    """Channels of one with more than 8 bits, by its SIZ segment; None of others."""
+    file: Any = image.fp  # type: ignore[attr-defined]
+    at = file.tell()
+    file.seek(0)
+    start = file.read(_SIZ_WITHIN)
+    file.seek(at)
+    first = start.find(b"\xff\x4f\xff\x51")  # of the codestream, then the segment
+    if first < 0 or len(start) < first + 43:
+        return None
+    channels, bits = int.from_bytes(start[first + 40 : first + 42], "big"), start[first + 42]
+    return channels if (bits & 0x7F) + 1 > 8 else None
 
 
 def _png(image: Image.Image) -> tuple[int, int]:

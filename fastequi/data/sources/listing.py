@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fastequi.data.sources import pages
 from fastequi.data.sources.encoded import (
+    ARRAYS,
     EXTENSIONS,
     Span,
     counted,
@@ -204,12 +205,12 @@ def folder_listing(folder: Path) -> Listing:
     if not names:
         names = Names.of(_sorted(arrays, ""))
     else:
-        others.update(kind_of(name) for name in _sorted(arrays, ""))
+        others.update(f"{kind_of(name)} beside images" for name in _sorted(arrays, ""))
     if not names:
         hint = f"; tar shards are named by a pattern: {folder}/*.tar" if others[".tar"] else ""
         raise ValueError(
-            f"image folder: no image in {folder}: looked for {' '.join(EXTENSIONS)} in it and "
-            f"below, found {f'only {counted(others)}' if others else 'no file at all'}{hint}"
+            f"image folder: no image in {folder}: looked for {' '.join(EXTENSIONS + ARRAYS)} in it "
+            f"and below, found {f'only {counted(others)}' if others else 'no file at all'}{hint}"
         )
     return Listing(folder, names, folder / HIDDEN / f"index{INDEX}", passed_over=others)
 
@@ -236,18 +237,24 @@ def list_listing(file: Path) -> Listing:
         FileNotFoundError: no such file.
         ValueError: it names no image, or is no text.
     """
-    names, others = set(), Counter[str]()
+    names, arrays, others = set[str](), list[str](), Counter[str]()
     for name in listed(file):
         base = os.path.basename(name)
-        if is_image_name(base) or is_array_name(base):
+        if is_image_name(base):
             names.add(name)
+        elif is_array_name(base):
+            arrays.append(name)
         else:
             others[kind_of(base)] += 1
+    if names:
+        others.update(f"{kind_of(os.path.basename(name))} beside images" for name in arrays)
+    else:
+        names.update(arrays)
     if not names:
         found = f"only {counted(others)}" if others else "no line at all"
         raise ValueError(
             f"list: no image in {file}: expected a path a line, relative to {file.parent}, that "
-            f"ends with {' '.join(EXTENSIONS)}; found {found}"
+            f"ends with {' '.join(EXTENSIONS + ARRAYS)}; found {found}"
         )
     index = file.parent / HIDDEN / f"{file.name}{INDEX}"
     return Listing(file.parent, Names.of(sorted(names)), index, passed_over=others)

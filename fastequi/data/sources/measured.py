@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 PERCENTILES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 25.0, 50.0, 75.0, 95.0, 98.0, 99.0, 99.5, 99.9, 100.0)
+QUANTILES = 512
 _SHIFT = 14  # bits of a float's 32 that are not counted by
 _BINS = {"uint8": 1 << 8, "uint16": 1 << 16, "float32": 1 << (32 - _SHIFT)}
 _SIGN = np.uint32(1 << 31)
@@ -35,24 +36,32 @@ class Measured:
         images: how many there are.
         mean, std: of each channel, in the files' numbers.
         percentiles: {p: of each channel}, for p in PERCENTILES; 0 and 100 are the ends.
+        quantiles: of each channel, the values at (i + 1/2) / QUANTILES of all.
     """
 
     images: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     percentiles: Mapping[float, tuple[float, ...]]
+    quantiles: tuple[tuple[float, ...], ...] = ()
+
+    def outside(self, channel: int, low: float, high: float) -> float:
+        """The share of a channel's values that lie outside a range."""
+        values = np.array(self.quantiles[channel])
+        return float(((values < low) | (values > high)).mean())
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         each = {f"{p:g}": list(values) for p, values in self.percentiles.items()}
-        mean, std = list(self.mean), list(self.std)
-        return {"images": self.images, "mean": mean, "std": std, "percentiles": each}
+        found = {"images": self.images, "mean": list(self.mean), "std": list(self.std)}
+        return {**found, "percentiles": each, "quantiles": [list(c) for c in self.quantiles]}
 
     @classmethod
     def of_json(cls, found: Mapping[str, Any]) -> Measured:
         """From what :meth:`to_json` made."""
         each = {float(p): tuple(values) for p, values in found["percentiles"].items()}
-        return cls(found["images"], tuple(found["mean"]), tuple(found["std"]), each)
+        quantiles = tuple(map(tuple, found["quantiles"]))
+        return cls(found["images"], tuple(found["mean"]), tuple(found["std"]), each, quantiles)
 
 
 class Counts:
@@ -101,7 +110,7 @@ class Counts:
     def measured(self) -> Measured:
         """What they say of all images; there has to be one."""
         count = int(self.bins[0].sum())
-        mean, std, each = list[float](), list[float](), list[list[float]]()
+        mean, std, each, quantiles = list[float](), list[float](), list[list[float]](), []
         for bins, total, squares in zip(self.bins, self.sums, self.squares, strict=True):
             used = np.flatnonzero(bins)
             values = self._values(used)
@@ -116,8 +125,10 @@ class Counts:
             # the smallest value that has at least p percent of all at or below it
             wanted = [max(-(-count * int(10 * p) // 1000), 1) for p in PERCENTILES]
             each.append(values[np.searchsorted(below, wanted)].tolist())
+            middles = [-(-count * (2 * i + 1) // (2 * QUANTILES)) for i in range(QUANTILES)]
+            quantiles.append(tuple(values[np.searchsorted(below, middles)].tolist()))
         pairs = zip(PERCENTILES, zip(*each, strict=True), strict=True)
-        return Measured(self.images, tuple(mean), tuple(std), dict(pairs))
+        return Measured(self.images, tuple(mean), tuple(std), dict(pairs), tuple(quantiles))
 
     def _values(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
         """The value of each bin: of floats the middle of those in it."""
@@ -163,15 +174,19 @@ def added(into: dict[int, Counts], more: Mapping[int, Counts]) -> None:
 def in_unit(
     measured: Measured, ranges: Sequence[tuple[float, float]], chosen: Sequence[int]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of chosen channels, where each one's range becomes 0..1."""
-    mean = tuple(
-        (measured.mean[c] - low) / (high - low)
-        for c, (low, high) in zip(chosen, ranges, strict=True)
-    )
-    std = tuple(
-        measured.std[c] / (high - low) for c, (low, high) in zip(chosen, ranges, strict=True)
-    )
-    return mean, std
+    """Mean and deviation of chosen channels, where each one's range becomes 0..1 and what lies
+    outside its ends: exact where nothing does, else of the quantiles."""
+    mean, std = [], []
+    for c, (low, high) in zip(chosen, ranges, strict=True):
+        least, largest = (measured.percentiles[p][c] for p in (0.0, 100.0))
+        if low <= least and largest <= high:
+            mean.append((measured.mean[c] - low) / (high - low))
+            std.append(measured.std[c] / (high - low))
+        else:
+            unit = ((np.array(measured.quantiles[c]) - low) / (high - low)).clip(0, 1)
+            mean.append(float(unit.mean()))
+            std.append(float(unit.std()))
+    return tuple(mean), tuple(std)
 
 
 def _ordered(values: NDArray[np.float32]) -> NDArray[np.uint32]:

@@ -37,14 +37,22 @@ from fastequi.data.sources import index as indices
 from fastequi.data.sources import remote
 from fastequi.data.sources.changes import stale
 from fastequi.data.sources.columns import Row
-from fastequi.data.sources.encoded import EXTENSIONS, Header, Span, counted, header
+from fastequi.data.sources.encoded import (
+    ARRAYS,
+    EXTENSIONS,
+    Header,
+    Span,
+    counted,
+    header,
+    is_array_name,
+)
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
 from fastequi.data.sources.remote import Gone, Unreadable
 from fastequi.data.sources.remote_reader import RemoteShards, same
-from fastequi.data.sources.shards import PATTERN, expect_plain, members, ranges
+from fastequi.data.sources.shards import PATTERN, beside, expect_plain, members, ranges
 from fastequi.kernels.toolchain import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -182,6 +190,11 @@ def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Inde
             if time.monotonic() - said > _SAID_EVERY:
                 said = time.monotonic()
                 logger.info("listed %d of %d shards, %d images", done, len(urls), len(rows))
+    are = [is_array_name(os.path.basename(row.name)) for row in rows]
+    if any(are) and not all(are):  # labels of others' images, as in `shards.without_arrays`
+        others.update(beside(row.name) for row, is_array in zip(rows, are, strict=True) if is_array)
+        rows = [row for row, is_array in zip(rows, are, strict=True) if not is_array]
+        formats -= {"NPY", "NPZ", "DICOM"}
     missing = [archive.name for archive in archives if not archive.bytes and not archive.etag]
     if len(missing) > int(tolerate * len(urls)):
         raise FileNotFoundError(
@@ -194,7 +207,7 @@ def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Inde
         damage = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         kinds = f"only {counted(others)}" if others else "no member at all"
         raise ValueError(
-            f"shards: no image in {url}: looked for {' '.join(EXTENSIONS)}, found "
+            f"shards: no image in {url}: looked for {' '.join(EXTENSIONS + ARRAYS)}, found "
             f"{kinds}{f' ({damage})' if damage else ''}"
         )
     kinds_of = tuple(sorted(formats))

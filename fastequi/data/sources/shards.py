@@ -17,12 +17,14 @@ import tarfile
 from array import array
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from fastequi.data.sources.encoded import (
+    ARRAYS,
     EXTENSIONS,
     Span,
     counted,
@@ -69,12 +71,13 @@ def shard_listing(data: Path, chosen: slice | None = None) -> Listing:
     names, of, spans = GrowingNames(), array("i"), array("q")
     left_out: dict[str, str] = {}
     others = Counter[str]()
-    archives = tuple(Archive.of(root, path) for path in paths)
+    archives, with_arrays = tuple(Archive.of(root, path) for path in paths), False
     for number, (path, archive) in enumerate(zip(paths, archives, strict=True)):
         with open(path, "rb") as file:
             found, bad = members(file, others)
         if bad:
             left_out[archive.name] = bad
+        with_arrays |= bool(found) and is_array_name(os.path.basename(next(iter(found))))
         for member in sorted(found):
             name, place = f"{archive.name}/{member}", found[member]
             if isinstance(place, str):
@@ -87,13 +90,31 @@ def shard_listing(data: Path, chosen: slice | None = None) -> Listing:
         damage = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         kinds = f"only {counted(others)}" if others else "no member at all"
         raise ValueError(
-            f"shards: no image in {data}: looked for {' '.join(EXTENSIONS)}, found "
+            f"shards: no image in {data}: looked for {' '.join(EXTENSIONS + ARRAYS)}, found "
             f"{kinds}{f' ({damage})' if damage else ''}"
         )
     index = root / HIDDEN / f"{label}{INDEX}"
     places = np.frombuffer(spans, np.int64).reshape(-1, 2)
     shards = Numbered([archive.name for archive in archives], np.frombuffer(of, np.int32))
-    return Listing(root, names.done(), index, places, shards, archives, left_out, others)
+    whole = Listing(root, names.done(), index, places, shards, archives, left_out, others)
+    return without_arrays(whole) if with_arrays else whole
+
+
+def without_arrays(listing: Listing) -> Listing:
+    """The images of shards of which some have none but arrays: those are labels, if any has one."""
+    of_arrays = [is_array_name(os.path.basename(name)) for name in listing.names]
+    if all(of_arrays) or not any(of_arrays):
+        return listing
+    others = Counter(listing.passed_over)
+    places = np.flatnonzero(of_arrays)
+    others.update(beside(listing.names[int(i)]) for i in places)
+    kept = listing.take(np.flatnonzero(~np.array(of_arrays)))
+    return replace(kept, passed_over=others)
+
+
+def beside(name: str) -> str:
+    """The kind of an array that is passed over."""
+    return f"{kind_of(os.path.basename(name))} beside images"
 
 
 def shard_archives(data: Path) -> tuple[Path, tuple[Archive, ...], Path]:
@@ -197,7 +218,7 @@ def members(
     except (tarfile.TarError, OSError, ValueError, MemoryError) as error:
         how = str(error) or type(error).__name__
     if found:
-        others.update(kind_of(os.path.basename(name)) for name in arrays)
+        others.update(map(beside, arrays))
     else:
         found = arrays
     if not how:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+import warnings
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,6 +24,7 @@ except Exception as error:  # a broken install raises more than ImportError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DESCRIPTION = 270
+_OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^>]*>")
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
 _MOST_PAGES = 65535
@@ -49,7 +51,9 @@ def tags_of(file: BinaryIO) -> Any:
     """
     tags = _directory(file)
     file.seek(tags.next)
-    tags.load(file)
+    with warnings.catch_warnings():  # of damage that is told where it matters
+        warnings.simplefilter("ignore")
+        tags.load(file)
     return tags
 
 
@@ -78,6 +82,15 @@ def is_for_dali(tags: Any) -> bool:
     )
 
 
+def is_odd(tags: Any) -> bool:
+    """Whether DALI makes RGB of it that is wrong: of two channels, and of 16 bits where the planes
+    lie one after the other or white is 0."""
+    deep, samples = set(tags.get(BITS, (1,))) == {16}, tags.get(SAMPLES, 1)
+    planar, white = tags.get(PLANAR, 1) == 2, tags.get(PHOTOMETRIC, 1) == _WHITE_IS_0
+    whole = set(tags.get(FORMATS, (1,))) <= {1, 4}
+    return whole and (samples == 2 or (deep and (white or (planar and samples > 1))))
+
+
 def _says_extra(tags: Any) -> bool:
     """Whether the channels beyond grey or RGB are said to be extra ones."""
     colours = 3 if tags.get(PHOTOMETRIC, 1) == _RGB else 1
@@ -95,7 +108,8 @@ def channel_pages(file: BinaryIO, tags: Any, by_request: bool = False) -> int:
     """
     said = str(tags.get(_DESCRIPTION, ""))
     if "<OME" in said:
-        sizes = {name: int(size) for name, size in _OME_SIZE.findall(said)}
+        first = _OME_PIXELS.search(said)  # of the first image of several
+        sizes = {name: int(n) for name, n in _OME_SIZE.findall(first[0] if first else "")}
         others = sizes.get("Z", 1) * sizes.get("T", 1)
         return sizes.get("C", 1) // int(tags.get(SAMPLES, 1)) if others == 1 else 1
     if said.startswith("ImageJ="):

@@ -1,6 +1,6 @@
 """Which images of a set a run can take, by what their values are, and what it tells of the others.
 
-A run that makes 8-bit RGB takes whole numbers of up to four channels. One that keeps channels takes
+A run that makes 8-bit RGB takes what DALI or a library makes it of. One that keeps channels takes
 images with one number of channels, the one that most have.
 """
 
@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.channels import ALL, RGB, chosen
-from fastequi.data.sources.kinds import Kind, counts
+from fastequi.data.channels import ALL, MOST, RGB, chosen
+from fastequi.data.sources.kinds import DEPTHS, NO_RGB, Kind, counts
 
 logger = logging.getLogger(__name__)
-
-_MOST_OF_RGB = 4  # channels that RGB is made of: grey, grey with alpha, RGB, and with alpha
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,18 @@ class Wanted:
     Attributes:
         channels: as `data.channels`.
         one_depth: whether all have to be of one depth, as a range in the files' numbers needs it.
+        count, depth: of a run that has begun: the channels of its files, and the deepest type.
     """
 
     channels: str = RGB
     one_depth: bool = False
+    count: int = 0
+    depth: str = ""
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run says what its images are; others were added later."""
+        return bool(self.count)
 
     def unfit(self, codes: NDArray[np.uint16] | None) -> dict[int, str]:
         """{kind's number: why images of it are left out}.
@@ -39,32 +45,49 @@ class Wanted:
         Raises:
             ValueError: channels are asked for of images whose kinds are not known.
         """
-        found = counts(codes)
+        if codes is None or not len(codes):
+            many: dict[int, int] = {}
+        elif codes.strides == (0,):  # all the same
+            many = {int(codes[0]): len(codes)}
+        else:
+            many = dict(
+                zip(*(x.tolist() for x in np.unique(codes, return_counts=True)), strict=True)
+            )
         if self.channels == RGB:
             return {
-                kind.code: f"{kind}, of which no RGB is made; data.channels={ALL} keeps them"
-                for kind in found
-                if kind.channels > _MOST_OF_RGB or kind.depth == "float32"
+                code: f"{Kind.of(code)}, of which no RGB is made; --data.channels {ALL} keeps them"
+                for code in many
+                if code & NO_RGB
             }
-        if codes is None or (len(codes) and not codes.all()):
+        known = {code: kind for code in many if (kind := Kind.of(code)) is not None}
+        if not known and (codes is None or len(codes)):
             raise ValueError(
                 f"data.channels: expected rgb, as an index of before does not say what channels "
                 f"images have, got {self.channels}; fastequi data scan makes it again"
             )
-        least = max(chosen(self.channels) or (0,)) + 1
-        fit = {kind: count for kind, count in found.items() if kind.channels >= least}
-        if not fit:
-            return {kind.code: f"{kind}, expected at least {least}" for kind in found}
-        count = _most(fit, "channels")
-        fit = {kind: many for kind, many in fit.items() if kind.channels == count}
-        depth = _most(fit, "depth")
-        reasons = {}
-        for kind in found:
-            if kind.channels != count:
-                reasons[kind.code] = f"{kind}, expected {count} as most have"
+        reasons = dict.fromkeys(set(many) - set(known), "channels that are not read as they are")
+        numbers = chosen(self.channels) or (0,)
+        least = max(numbers) + 1
+        fit = {code: kind for code, kind in known.items() if least <= kind.channels <= MOST}
+        count = self.count or _most(fit, many, "channels")
+        same = {code: kind for code, kind in fit.items() if kind.channels == count}
+        depth = self.depth or _most(same, many, "depth")
+        for code, kind in known.items():
+            if kind.channels < least:
+                reasons[code] = f"{kind}, none of them number {least - 1}"
+            elif kind.channels > MOST:
+                reasons[code] = f"{kind}, more than {MOST}"
+            elif kind.channels != count:
+                reasons[code] = f"{kind}, expected {count} as {self._whose}"
             elif self.one_depth and kind.depth != depth:
-                reasons[kind.code] = f"{kind}, expected {depth} as most are for a value_range"
+                reasons[code] = f"{kind}, expected {depth} as {self._whose}, for a value_range"
+            elif self.begun and DEPTHS.index(kind.depth) > DEPTHS.index(str(depth)):
+                reasons[code] = f"{kind}, expected {depth} at most as the run's"
         return reasons
+
+    @property
+    def _whose(self) -> str:
+        return "the run's" if self.begun else "most have"
 
     def tell(self, what: str, codes: NDArray[np.uint16] | None) -> None:
         """Logs what a run makes of images that are not as it uses them."""
@@ -79,10 +102,10 @@ class Wanted:
                 )
 
 
-def _most(kinds: Mapping[Kind, int], name: str) -> int | str:
-    """The value of a field that most images have; of equally many the larger."""
-    many: dict[int | str, int] = {}
-    for kind, count in kinds.items():
+def _most(kinds: Mapping[int, Kind], many: Mapping[int, int], name: str) -> int | str:
+    """The value of a field that most images have; of equally many the larger; 0 of none."""
+    total: dict[int | str, int] = {}
+    for code, kind in kinds.items():
         value = getattr(kind, name)
-        many[value] = many.get(value, 0) + count
-    return max(many, key=lambda value: (many[value], value))
+        total[value] = total.get(value, 0) + many[code]
+    return max(total, key=lambda value: (total[value], value)) if total else 0
