@@ -81,8 +81,9 @@ class InitConfig:
     # height and width in pixels that positions are for, if they are not square and nothing says so
     img_size: tuple[int, ...] = ()
     patch_size: int | None = None  # resize the patch embedding to this (FlexiViT's pseudo-inverse)
-    channels: tuple[int, ...] = ()  # which of the weights' input channels are kept, from 0, in the
-    # order of data.channels; of RGB three
+    # which of the weights' input channels are kept, from 0: one for each of data.channels, in their
+    # order; one may come twice
+    channels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -334,9 +334,11 @@ class Gain:
     For images whose channels are not RGB, in the place of :class:`Color`; values are in 0..1. Its
     parameters are [B, 2C]: how far each gain is from 1, then the offsets; 0 is the identity::
 
+        image = torch.rand(1, 2, 64, 64)
         params = torch.tensor([[0.2, -0.1, 0.05, 0.0]])       # two channels: 1.2 x + 0.05, 0.9 x
-        halfway = Gain(channels=2).at(params, 0.5, image.shape[-2:]).color          # [1, 1, 2, 2]
-        warp(image, SE2().at(motion, 0.5, image.shape[-2:]).theta, color=halfway)   # and moved
+        halfway = Gain(channels=2).at(params, 0.5, 64).color  # [1, 1, 2, 2]
+        motion = SE2().at([[30.0, 4.0, -2.0]], 0.5, 64)       # of 30 degrees, 4 and -2 pixels
+        warp(image, motion.theta, color=halfway)              # [1, 1, 2, 64, 64]
 
     Args:
         channels: of the images.
