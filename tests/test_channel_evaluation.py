@@ -23,7 +23,7 @@ from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import evaluate_reconstruction, predictions
 from fastequi.evaluate.tasks import Budget, Windows, for_encoder, score_tasks, tasks
 from fastequi.functional.normalise import denormalise
-from tests.support.channels import several
+from tests.support.channels import ONE_OR_FIVE, SEVERAL, several
 from tests.support.configs import config_of, run_folder
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def run_of(channels: int, **path) -> Config:
     return several(config_of("tir_vicreg_vits16"), channels, **path)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", SEVERAL)
 def test_a_run_of_other_channels_is_an_encoder_of_them(channels, tmp_path):
     config = run_of(channels)
     encoder = load_encoder(str(run_folder(tmp_path / "run", config)), "cpu")
@@ -56,7 +56,8 @@ def test_what_reads_rgb_alone_says_so(tmp_path, capsys):
             evaluate(run, out=tmp_path / "f.json")
     with pytest.raises(SystemExit):
         main(["eval", "position", run])
-    assert "eval position takes no others" in capsys.readouterr().err
+    said = "--data: expected images with channels 0,1, as the encoder takes; the embedded photo"
+    assert said in capsys.readouterr().err
 
 
 def test_labelled_images_during_training_are_rgb():
@@ -114,7 +115,7 @@ class Noise:
             yield replace(batch, path=params, sample_ids=batch.sample_ids + 16 * i)
 
 
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("channels", ONE_OR_FIVE)
 def test_the_table_of_transformations_is_of_every_channel(channels):
     config = run_of(channels)
     config = replace(config, data=replace(config.data, source_size=48))
@@ -128,6 +129,13 @@ def test_the_table_of_transformations_is_of_every_channel(channels):
     assert list(found) == ["se2", "gain", "blur", "se2, photometric"]
     assert len(found["gain"].names) == 2 * channels
     assert {score.features for score in found["gain"].scores} >= {"pixel statistics", "z_equi"}
+    table = found["gain"].table()
+    heads = [column.header for column in table.columns]
+    if channels == 1:
+        assert heads[2:] == ["gain0", "95 %", "offset0", "mean", "pooled", "|Δgain0|"]
+    else:  # too many to stand beside each other
+        assert heads[2:] == ["gain0", "95 %", "mean", "pooled", "|Δgain0|"]
+        assert str(table.title).endswith("the mean is over 10 parameters")
     three = Encoder(name="rgb", features=encoder.features, names=("patch",), image_size=32)
     with pytest.raises(ValueError, match="encoders: expected the same channels, rgb has rgb, run"):
         score_tasks({"run": encoder, "rgb": three}, None, None, chosen, **options)

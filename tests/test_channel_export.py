@@ -11,7 +11,7 @@ import fastequi
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.export.job import export
 from fastequi.export.transform import ImageTransform
-from tests.support.channels import several
+from tests.support.channels import ONE_OR_FIVE, SEVERAL, several
 from tests.support.configs import config_of, run_folder
 from tests.support.exported import tokens
 from tests.support.peers import close
@@ -22,7 +22,7 @@ def run_of(folder, channels, value_range="dtype"):
     return run_folder(folder, config), config
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", SEVERAL)
 @pytest.mark.parametrize("to", ["timm", "meta", "hf"])
 def test_an_export_is_read_again_with_its_channels(to, channels, tmp_path):
     run, config = run_of(tmp_path / "run", channels, "10:900")
@@ -133,7 +133,7 @@ _OPENED = {"timm": by_timm, "hf": by_transformers, "onnx": by_onnxruntime}
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("channels", ONE_OR_FIVE)
 @pytest.mark.parametrize("to", ["timm", "hf", "onnx"])
 def test_other_libraries_open_an_export_of_other_channels(to, channels, tmp_path):
     pytest.importorskip({"hf": "transformers"}.get(to, to))

@@ -18,7 +18,7 @@ from fastequi.methods.tir import TIR
 from fastequi.models.foreign_names import create
 from fastequi.models.vit import VisionTransformer
 from fastequi.weights.teachers import attach
-from tests.support.channels import several
+from tests.support.channels import SEVERAL, several
 from tests.support.configs import config_of, run_folder
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def built(config):
     return method
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", SEVERAL)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_method_learns_from_every_channel(recipe, channels):
     config = several(config_of(recipe), channels)

@@ -15,7 +15,7 @@ from fastequi.evaluate.encoders import of_method
 from fastequi.report import visualize
 from fastequi.report.false_colors import FalseColors, said, shown_channels
 from fastequi.report.sheets import path_sheet, to_uint8
-from tests.support.channels import several
+from tests.support.channels import SEVERAL, several
 from tests.support.configs import config_of, run_folder
 
 
@@ -95,7 +95,7 @@ class Loaded:
         yield synthetic(self.config, self.config.data.batch_size, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", SEVERAL)
 def test_a_run_of_other_channels_gives_its_pictures(channels, monkeypatch):
     config = several(config_of("tir_vicreg_vits16"), channels)
     encoder = of_method(build(config), config)

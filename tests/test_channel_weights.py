@@ -16,7 +16,7 @@ from fastequi.weights.architecture import Stated
 from fastequi.weights.reader import load_weights
 from fastequi.weights.start import start
 from fastequi.weights.teachers import attach, with_teacher
-from tests.support.channels import several
+from tests.support.channels import ONE_OR_FIVE, SEVERAL, several
 from tests.support.configs import config_of
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 1}
@@ -38,7 +38,7 @@ def starting(path, channels, kept=()) -> Config:
     return replace(config, init=InitConfig(str(path), channels=kept))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", SEVERAL)
 def test_a_run_starts_from_weights_of_as_many_channels(channels, tmp_path):
     own = published(tmp_path / "w", channels)
     config = starting(tmp_path / "w", channels)
@@ -88,7 +88,7 @@ def test_init_takes_the_normalisation_of_the_channels_that_are_kept(tmp_path):
         _pretrain_options([*words, "--data.channels", "7,2"])
 
 
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("channels", ONE_OR_FIVE)
 def test_a_teacher_has_the_channels_of_its_student(channels, tmp_path):
     published(tmp_path / "t", channels, mean=[0.5] * channels, std=[0.25] * channels)
     config = several(config_of("tir_distill_vits16"), channels)
@@ -112,7 +112,7 @@ def test_a_teacher_of_other_channels_is_refused(tmp_path):
         with_teacher(config)
 
 
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("channels", ONE_OR_FIVE)
 def test_what_a_run_leaves_is_read_with_its_channels(channels, tmp_path):
     config = several(config_of("vicreg_vits16"), channels)
     method = build(config)

@@ -331,6 +331,7 @@ def test_networks_of_other_packages_take_other_channels(name, tmp_path):
 
 
 def test_networks_of_torchvision_take_three_channels():
+    pytest.importorskip("torchvision")
     with pytest.raises(
         ValueError, match=r"data\.channels: expected three for torchvision:resnet18"
     ):

@@ -203,13 +203,16 @@ def as_whole(images: Tensor, depth: str) -> Tensor:
 def noise_table(device: torch.device) -> Tensor:
     """Normal numbers, a view's more than there are places: the same on every machine."""
     count = NOISE_PLACES + _LARGEST_VIEW
-    rows = Draws.of(0, 0, np.arange(-(-count // _ROW)))
-    first, second = np.split(rows.uniform("noise", 2 * _ROW).astype(np.float64), 2, 1)
-    normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)  # Box and Muller, 1958
-    return torch.from_numpy(normal.reshape(-1)[:count].astype(np.float32)).to(device)
+    parts = []
+    for start in range(0, -(-count // _ROW), _TOGETHER):  # a few, as a draw takes much memory
+        rows = Draws.of(0, 0, np.arange(start, start + _TOGETHER))
+        first, second = np.split(rows.uniform("noise", 2 * _ROW).astype(np.float64), 2, 1)
+        normal = np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second)  # Box, Muller, 1958
+        parts.append(normal.astype(np.float32).reshape(-1))
+    return torch.from_numpy(np.concatenate(parts)[:count]).to(device)
 
 
-_ROW = 1 << 12
+_ROW, _TOGETHER = 1 << 12, 16
 _LARGEST_VIEW = MOST_WITH_NOISE**2  # pixels
 
 

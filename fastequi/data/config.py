@@ -251,7 +251,8 @@ class DataConfig:
             values = getattr(self, name)
             # ImageNet's three stand for what a scan measured
             fine = len(values) == count or (not rgb and len(values) == 3)
-            _expect(fine, name, f"{count} values, one for each channel", values)
+            what = f"{count} values, one for each of channels={self.channels}"
+            _expect(fine, name, what, values)
         fine = ends is None or len(ends) in (1, count)
         _expect(fine, "value_range", f"one or {count}", self.value_range)
 

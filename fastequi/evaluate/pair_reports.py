@@ -13,6 +13,8 @@ from rich.table import Table
 
 from fastequi.evaluate.results import Row
 
+_COLUMNS = 8  # parameters beside each other in a table
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Row):
@@ -127,7 +129,8 @@ class Report:
         return {**dataclasses.asdict(self), "scores": scores}
 
     def table(self, title: str = "R² on unseen parts") -> Table:
-        """For the terminal; the first parameter with its interval and its median error.
+        """For the terminal; the first parameter with its interval and its median error, the others
+        if they fit beside each other.
 
         Without an interval where there is one test photograph: it would say nothing of others.
         Behind ± stands the standard deviation of the mean R² over the probes' seeds.
@@ -137,15 +140,19 @@ class Report:
         tested = "1 test image, so no interval" if single else f"{self.photographs} test images"
         pairs = f"{self.train_pairs:,} / {self.test_pairs:,} pairs, {tested}"
         title = f"{title}, {pairs}, {seeds} seeds"
+        first, *others = self.names
+        if len(others) >= _COLUMNS:
+            title += f"; the mean is over {len(self.names)} parameters"
+            others = []
         table = Table(title=title, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
         table.add_column("features", no_wrap=True)
         table.add_column("probe", no_wrap=True)
-        first, *others = self.names
         for name in (first, "95 %", *others, "mean", "pooled", f"|Δ{first}|"):
             table.add_column(name, justify="right", no_wrap=True)
         previous = ""
         for score in self.scores:
-            value, *rest = (f"{v:.2f}" for v in (*score.r2, score.mean, score.pooled))
+            shown = *score.r2[: 1 + len(others)], score.mean, score.pooled
+            value, *rest = (f"{v:.2f}" for v in shown)
             rest[-2] += f" ±{score.spread:.2f}"
             interval = "–" if single else f"{score.low[0]:.2f}..{score.high[0]:.2f}"
             label = "" if score.label == previous else score.label

@@ -2,7 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
+
 from fastequi.config import Config
+
+# numbers of channels that tests run with; those marked take long with all that they are used for
+SEVERAL = [pytest.param(n, marks=pytest.mark.slow) if n != 2 else n for n in (1, 2, 5)]
+ONE_OR_FIVE = [pytest.param(1, marks=pytest.mark.slow), 5]
 
 
 def several(config: Config, channels: int, value_range: str = "dtype", **path) -> Config:
