@@ -13,14 +13,6 @@ from numpy.typing import NDArray
 
 from fastequi.data.sources.kinds import Kind
 
-_MISSING: Exception | None = None
-try:
-    import pydicom
-    from pydicom import pixels
-except Exception as error:  # a broken install raises more than ImportError
-    _MISSING = error
-    pydicom = pixels = None
-
 _PREAMBLE = 128  # bytes before the mark
 
 
@@ -62,6 +54,9 @@ def decoded(file: BinaryIO, frame: int = 0) -> NDArray[Any]:
         Exception: whatever damage makes it raise.
     """
     found = _read(file)
+
+    from pydicom import pixels
+
     if frame >= (frames := _frames(found)):
         raise ValueError(f"{frames} frames in a DICOM file, expected frame {frame}")
     values = found.pixel_array if frames == 1 else pixels.pixel_array(found, index=frame)
@@ -86,6 +81,8 @@ def _inverted(values: NDArray[Any], found: Any) -> NDArray[Any]:
     bits, signed = int(found.BitsStored), bool(found.get("PixelRepresentation", 0))
     ends = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1] if signed else [0, (1 << bits) - 1])
     if _changed(found):
+        from pydicom import pixels
+
         ends = pixels.apply_modality_lut(ends, found)
     return (ends.sum() - values.astype(np.float64)).astype(values.dtype)
 
@@ -110,8 +107,10 @@ def _depth(found: Any) -> str:
 
 
 def _read(file: BinaryIO, **options: Any) -> Any:
-    if pydicom is None:
+    try:
+        import pydicom  # takes most of a second
+    except Exception as error:  # a broken install raises more than ImportError
         raise ImportError(
-            f"DICOM needs pydicom: pip install 'fastequi[dicom]' (importing it: {_MISSING})"
-        ) from _MISSING
+            f"DICOM needs pydicom: pip install 'fastequi[dicom]' (importing it: {error})"
+        ) from error
     return pydicom.dcmread(file, **options)

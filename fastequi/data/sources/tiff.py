@@ -15,13 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
-_MISSING: Exception | None = None
-try:
-    import tifffile
-except Exception as error:  # a broken install raises more than ImportError
-    _MISSING = error
-    tifffile = None
-
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DESCRIPTION = 270
 _OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^>]*>")
@@ -163,10 +156,12 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
         ImportError: tifffile is not installed.
         Exception: whatever damage makes it raise.
     """
-    if tifffile is None:
+    try:
+        import tifffile
+    except Exception as error:  # a broken install raises more than ImportError
         raise ImportError(
-            f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {_MISSING})"
-        ) from _MISSING
+            f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {error})"
+        ) from error
     with tifffile.TiffFile(file) as opened:
         if page >= len(opened.pages):
             raise ValueError(f"{len(opened.pages)} pages in a TIFF, expected page {page}")
