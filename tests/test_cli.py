@@ -63,6 +63,7 @@ def typed(tmp_path, monkeypatch, capsys, caplog):
     return run
 
 
+@pytest.mark.slow
 def test_pretrain_and_resume_on_a_folder_with_spaces_and_subfolders(tmp_path):
     data = tmp_path / "my photos"
     for i, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))):
@@ -364,6 +365,7 @@ def test_a_folder_without_images_is_refused(tmp_path, typed):
     assert ".jpg" in run.stderr
 
 
+@pytest.mark.slow
 def test_dry_run_needs_no_data_and_counts_the_paper_model(tmp_path, typed):
     run = typed("pretrain", "tir_vicreg_vits16", "--dry-run")
     lines = run.stdout.splitlines()

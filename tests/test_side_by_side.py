@@ -60,7 +60,15 @@ def test_an_error_ends_the_others(threads):
     expect_wanted()  # says nothing outside
 
 
-def test_ctrl_c_ends_a_fit(threads):
+@pytest.fixture
+def with_handler():
+    """A job in the background has none, and Ctrl-C would never come."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_fit(threads, with_handler):
     x, y = torch.randn(400, 20), torch.randn(400, 1)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
