@@ -16,7 +16,7 @@ from fastequi.data.given import decoded_sizes
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan import examined, scan
 from fastequi.data.sources.encoded import header
-from fastequi.data.sources.kinds import NO_RGB, Kind
+from fastequi.data.sources.kinds import NO_RGB, RGB8, Kind
 from fastequi.data.sources.listing import folder_listing
 from fastequi.data.values import as_rgb, decoded, is_for_dali, of_depth
 from tests.support import science
@@ -356,3 +356,12 @@ def test_dicom_without_a_slope():
     content = science.dicom(stored, RescaleSlope="", RescaleIntercept="")
     found = given(content, Pixels.whole(Kind(1, "uint16")))
     np.testing.assert_array_equal(found[..., 0], stored)
+
+
+def test_kinds_of_which_no_image_decodes_are_not_measured(tmp_path):
+    grey, deep = science.png(values(1, "uint8")), science.png(values(1, "uint16"))
+    contents = {"a.png": science.png(values(3, "uint8")), "b.png": grey[:-30], "c.png": deep[:-30]}
+    found = scan(folder_listing(science.write(tmp_path / "a", contents)), 1)
+    assert sorted(found.index.left_out) == ["b.png", "c.png"]
+    assert [Kind.of(code) for code in found.index.measured] == [RGB8]
+    assert "values      3 channels (RGB) of uint8: 1 images" in found.summary()

@@ -214,7 +214,8 @@ def examined(
 
     # of three channels that are no colours RGB would be the first page or plane alone
     if kind.depth == "uint8" and (kind.channels == 1 or (kind.channels == 3 and kind.rgb)):
-        return decoded_sizes(images, device, threads, see=see), total
+        found = decoded_sizes(images, device, threads, see=see)
+        return found, total if total.images else None
     found = decoded_sizes(images, device, threads, Pixels.whole(kind), see)
     failed = [i for i, size in enumerate(found) if isinstance(size, str)]
     if failed and kind.channels <= 4 and kind.depth != "float32":
