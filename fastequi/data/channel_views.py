@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,7 @@ from torch import Tensor
 
 from fastequi.data.config import MOST_WITH_NOISE, Augment, DataConfig
 from fastequi.data.dali import Decoded, View, views
-from fastequi.data.decode import (
-    IN_FLIGHT,
-    Pipeline,
-    decoded,
-    device_id,
-    fn,
-    require_dali,
-    samples,
-    stream_of,
-    types,
-)
+from fastequi.data.decode import decoded, fn, pipeline_of, samples, stream_of, types
 from fastequi.data.fused import Drawn
 from fastequi.data.pixels import LARGEST, Pixels
 from fastequi.data.views.parameters import NOISE_PLACES, ViewParams
@@ -75,21 +65,12 @@ class ChannelPipeline:
         pixels: Pixels,
         frame: tuple[int, int] | None = None,
     ) -> None:
-        require_dali()
         self.cfg, self.device, self.pixels = cfg, device, pixels
         self._draw, self._ahead = draw, deque[Drawn]()  # being decoded, oldest first
         # a view of its own even where v1 is the middle of u
         self._views = [View(v.name, v.aug, v.size, v.frames) for v in views(cfg)]
-        self._pipeline = Pipeline(
-            batch_size=decodes,
-            num_threads=num_threads,
-            device_id=device_id(device),
-            prefetch_queue_depth=IN_FLIGHT,
-            exec_dynamic=True,  # outputs stay valid for as long as they are held
-        )
-        with self._pipeline:
-            self._pipeline.set_outputs(*self._graph(encoded, frame))
-        self._pipeline.build()
+        graph = partial(self._graph, encoded, frame)
+        self._pipeline = pipeline_of(graph, decodes, num_threads, device)
 
     def run(self) -> Decoded:
         """The next batch, in the order of the draws, on the current stream of the device."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +27,10 @@ from torch import Tensor
 
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.decode import (
-    IN_FLIGHT,
     File,
-    Pipeline,
     decoded,
-    device_id,
     fn,
-    require_dali,
+    pipeline_of,
     samples,
     stream_of,
     types,
@@ -180,19 +178,9 @@ class ViewPipeline:
         encoded: bool = False,
         frame: tuple[int, int] | None = None,
     ) -> None:
-        require_dali()
-        self.device = device
-        self._pipeline = Pipeline(
-            batch_size=decodes,
-            num_threads=num_threads,
-            device_id=device_id(device),
-            prefetch_queue_depth=IN_FLIGHT,
-            exec_dynamic=True,  # outputs stay valid for as long as they are held
-        )
-        self._local_crops = cfg.local_crops
-        with self._pipeline:
-            self._pipeline.set_outputs(*_graph(cfg, feed, device, encoded, frame))
-        self._pipeline.build()
+        self.device, self._local_crops = device, cfg.local_crops
+        graph = partial(_graph, cfg, feed, device, encoded, frame)
+        self._pipeline = pipeline_of(graph, decodes, num_threads, device)
 
     def run(self) -> Decoded:
         """The next batch, in the order of the feeds, on the current stream of the device."""

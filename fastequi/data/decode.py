@@ -88,6 +88,34 @@ def stream_of(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
+def pipeline_of(
+    graph: Callable[[], Sequence[Any]], batch: int, threads: int, device: torch.device
+) -> Any:
+    """A built pipeline of batches that are made ahead, and stay valid for as long as they are held.
+
+    Args:
+        graph: makes the outputs; called once.
+        batch: images in a batch.
+        threads: DALI's CPU threads.
+        device: where images are decoded.
+
+    Raises:
+        ImportError: DALI is not installed.
+    """
+    require_dali()
+    pipeline = Pipeline(
+        batch_size=batch,
+        num_threads=threads,
+        device_id=device_id(device),
+        prefetch_queue_depth=IN_FLIGHT,
+        exec_dynamic=True,  # or outputs are overwritten
+    )
+    with pipeline:
+        pipeline.set_outputs(*graph())
+    pipeline.build()
+    return pipeline
+
+
 class Decoder:
     """DALI's graph that decodes and nothing else: for views that are made elsewhere.
 
@@ -110,21 +138,15 @@ class Decoder:
         num_threads: int,
         encoded: bool = False,
     ) -> None:
-        require_dali()
         self.device = device
-        self._pipeline = Pipeline(
-            batch_size=decodes,
-            num_threads=num_threads,
-            device_id=device_id(device),
-            prefetch_queue_depth=IN_FLIGHT,
-            exec_dynamic=True,  # outputs stay valid for as long as they are held
-        )
-        with self._pipeline:
+
+        def graph() -> tuple[Any]:
             source = fn.external_source(
                 source=lambda: samples(files()), dtype=types.UINT8, batch=True
             )
-            self._pipeline.set_outputs(decoded(source, device, encoded))
-        self._pipeline.build()
+            return (decoded(source, device, encoded),)
+
+        self._pipeline = pipeline_of(graph, decodes, num_threads, device)
 
     def run(self) -> list[Tensor]:
         """The next batch, on the current stream of the device: [H, W, 3] uint8 each.

@@ -81,3 +81,11 @@ def window_loader(
         repeat=max(-(-16 * decodes // len(source)), 1),
     )
     return make_loader(source, cfg, path, seed=seed, device=device)
+
+
+def windows_for(
+    encoder: Encoder, source: Source, path: paths.Path, views: Views, *, seed: int, count: int
+) -> Loader:
+    """:func:`window_loader` of images as an encoder takes them, on its device."""
+    device, values = encoder.device, values_of(encoder)
+    return window_loader(source, path, views, seed=seed, device=device, count=count, values=values)

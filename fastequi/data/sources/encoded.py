@@ -5,8 +5,8 @@ for NumPy's files and DICOM: the size is needed before decoding, and an image th
 pixels than Pillow's own limit is refused here, so that nothing ever allocates memory for it.
 
 A file is an image if its name ends with one of EXTENSIONS, in any case; in shards too. Where there
-is none (in a folder and below, in a shard), those that end with one of ARRAYS are: elsewhere they
-are likely to be labels or features.
+is none in a set, those that end with one of ARRAYS are: elsewhere they are likely to be labels or
+features.
 """
 
 from __future__ import annotations

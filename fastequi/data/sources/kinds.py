@@ -19,6 +19,7 @@ MOST = 4095  # channels that a kind can say
 _DEPTH, _RGB = 1 << 12, 1 << 14
 NO_RGB = 1 << 15  # nothing here makes RGB of the image
 _OF_MODES = {"1": 1, "L": 1, "LA": 2, "RGBA": 4, "La": 2, "RGBa": 4, "LAB": 3, "HSV": 3, "RGBX": 4}
+_CHUNK = 1 << 20  # images
 _SIZ_WITHIN = 1 << 16  # bytes of a JPEG 2000, in which its SIZ segment lies
 _COLOUR_TYPES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of PNG
 _PHOTOMETRIC_RGB, _PHOTOMETRIC_PALETTE, _PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR = 2, 3, 5, 6
@@ -120,20 +121,25 @@ def of_tags(tags: Any) -> Kind | None:
     return Kind(samples, depth, photometric == _PHOTOMETRIC_RGB and samples in (3, 4))
 
 
-def counts(codes: NDArray[np.uint16] | None) -> dict[Kind, int]:
-    """{kind: images}, the most frequent first, of those that are known."""
+def tally(codes: NDArray[np.uint16] | None) -> dict[int, int]:
+    """{number of a kind: images}, in one pass over the column that needs little memory."""
     if codes is None or not len(codes):
         return {}
     if codes.strides == (0,):  # all the same
-        each = [(int(codes[0]), len(codes))]
-    else:
-        found, many = np.unique(codes, return_counts=True)
-        each = sorted(zip(found.tolist(), many.tolist(), strict=True), key=lambda one: -one[1])
+        return {int(codes[0]): len(codes)}
+    total = np.zeros(1 << 16, np.int64)
+    for start in range(0, len(codes), _CHUNK):
+        total += np.bincount(codes[start : start + _CHUNK], minlength=1 << 16)
+    return {int(code): int(total[code]) for code in np.flatnonzero(total)}
+
+
+def counts(codes: NDArray[np.uint16] | None) -> dict[Kind, int]:
+    """{kind: images}, the most frequent first, of those that are known."""
     total: dict[Kind, int] = {}
-    for code, count in each:
+    for code, count in tally(codes).items():
         if (kind := Kind.of(code)) is not None:
             total[kind] = total.get(kind, 0) + count
-    return total
+    return dict(sorted(total.items(), key=lambda one: -one[1]))
 
 
 def _jpeg2000(image: Image.Image) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -116,32 +117,32 @@ def _count_pages(file: BinaryIO, tags: Any) -> int:
     """Pages of the first one's size and number of samples.
 
     Raises:
-        ValueError: they differ, or there are too many.
+        ValueError: they differ.
     """
-    count, at = 1, tags.next
-    while at:
-        page = _directory(file)
-        file.seek(at)
-        page.load(file)
-        alike = all(page.get(tag) == tags.get(tag) for tag in (256, 257, SAMPLES, BITS, FORMATS))
-        if not alike or count > _MOST_PAGES:
-            raise ValueError(f"page {count + 1} is unlike the first, which channels are not")
-        count, at = count + 1, page.next
-    return count
+    number = 1
+    for number, page in enumerate(_others(file, tags), 2):
+        if any(page.get(tag) != tags.get(tag) for tag in (256, 257, SAMPLES, BITS, FORMATS)):
+            raise ValueError(f"page {number} is unlike the first, which channels are not")
+    return number
 
 
 def count(file: BinaryIO) -> int:
     """How many pages it has, that are not channels of one image."""
     tags = tags_of(file)
-    if channel_pages(file, tags) > 1:
-        return 1
-    found, at = 1, tags.next
-    while at and found < _MOST_PAGES:
+    return 1 if channel_pages(file, tags) > 1 else 1 + sum(1 for _ in _others(file, tags))
+
+
+def _others(file: BinaryIO, first: Any) -> Iterator[Any]:
+    """The tags of the pages behind the first; of a damaged chain that never ends, some."""
+    at = first.next
+    for _ in range(_MOST_PAGES):
+        if not at:
+            return
         page = _directory(file)
         file.seek(at)
         page.load(file)
-        found, at = found + 1, page.next
-    return found
+        yield page
+        at = page.next
 
 
 def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArray[Any]:
@@ -167,8 +168,8 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
             raise ValueError(f"{len(opened.pages)} pages in a TIFF, expected page {page}")
         first = opened.pages[page]
         samples = int(first.samplesperpixel)
-        count = 1 if channels is None else max(channels // samples, 1)
-        last = min(page + count, len(opened.pages))
+        several = 1 if channels is None else max(channels // samples, 1)
+        last = min(page + several, len(opened.pages))
         pages = [opened.pages[k].asarray() for k in range(page, last)]
         orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
         planar = samples > 1 and first.planarconfig == 2

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.channels import ALL, MOST, RGB, chosen
-from fastequi.data.sources.kinds import DEPTHS, NO_RGB, Kind, counts
+from fastequi.data.sources.kinds import DEPTHS, NO_RGB, Kind, counts, tally
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +45,7 @@ class Wanted:
         Raises:
             ValueError: channels are asked for of images whose kinds are not known.
         """
-        if codes is None or not len(codes):
-            many: dict[int, int] = {}
-        elif codes.strides == (0,):  # all the same
-            many = {int(codes[0]): len(codes)}
-        else:
-            many = dict(
-                zip(*(x.tolist() for x in np.unique(codes, return_counts=True)), strict=True)
-            )
+        many = tally(codes)
         if self.channels == RGB:
             return {
                 code: f"{Kind.of(code)}, of which no RGB is made; --data.channels {ALL} keeps them"

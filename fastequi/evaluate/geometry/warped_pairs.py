@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from fastequi.data.sources.images import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.projective import between_corners, corners, distances, warped
-from fastequi.evaluate.photo_windows import values_of, window_loader
+from fastequi.evaluate.photo_windows import windows_for
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.tasks import Task, views_for
 from fastequi.functional.normalise import in_unit
@@ -88,13 +87,7 @@ def warped_pairs(
     generator, light = (torch.Generator().manual_seed(seed) for _ in range(2))
     first, second, relations, photographs = [], [], [], []
     count = 0
-    how: dict[str, Any] = {
-        "seed": seed,
-        "device": encoder.device,
-        "count": n,
-        "values": values_of(encoder),
-    }
-    with window_loader(source, path, views, **how) as loader:
+    with windows_for(encoder, source, path, views, seed=seed, count=n) as loader:
         loader.leave_out(set(known))
         for batch in loader:
             windows = in_unit(batch.u)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from fastequi.config import PathConfig
 from fastequi.data.channels import RGB
 from fastequi.data.sources.images import Source
 from fastequi.evaluate.encoders import Encoder
-from fastequi.evaluate.photo_windows import values_of, window_loader
+from fastequi.evaluate.photo_windows import windows_for
 from fastequi.evaluate.tasks import views_for
 from fastequi.functional.normalise import in_unit
 from fastequi.runtime.devices import expect_memory
@@ -65,13 +64,7 @@ def cut_windows(
     views = replace(views_for(encoder, {}), source_size=side + margin % 2)  # an even margin
     images, photographs, count = [], [], 0
     path = PathConfig().build()
-    how: dict[str, Any] = {
-        "seed": seed,
-        "device": encoder.device,
-        "count": n,
-        "values": values_of(encoder),
-    }
-    with window_loader(source, path, views, **how) as loader:
+    with windows_for(encoder, source, path, views, seed=seed, count=n) as loader:
         for batch in loader:
             whole = batch.u if batch.u.dtype == torch.uint8 else in_unit(batch.u)
             images.append(whole[..., :side, :side].cpu())
