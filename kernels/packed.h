@@ -3,8 +3,8 @@
  * An image is packed once: one texel of four floats (r g b 0, already scaled or normalised) per
  * pixel, and a ring of two texels around it that hold what lies outside; a group of four channels is
  * a plane of such texels. A bilinear sample of a group is then two loads of two neighbouring texels,
- * whatever the channel, the layout or the type of the image. Of one channel a texel is one float, and
- * four samples are made at a time.
+ * whatever the channel, the layout or the type of the image. Of one channel a texel is two floats, the
+ * pixel and the one below it: two neighbouring texels are all that a sample needs, in one load.
  * Coordinates are bounded before they become integers, NaN included, so no matrix reads elsewhere.
  */
 #ifndef FASTEQUI_PACKED_H
@@ -61,7 +61,7 @@ INLINE int32_t channels_of(const Image *image, int32_t group) {
 }
 
 INLINE size_t plane_floats(const Image *image) { /* of a group */
-  return (size_t)pitch_of(image) * (image->height + 2 * RING) * (image->channels > 1 ? 4 : 1);
+  return (size_t)pitch_of(image) * (image->height + 2 * RING) * (image->channels > 1 ? 4 : 2);
 }
 
 INLINE size_t packed_bytes(const Image *image) {
@@ -158,22 +158,42 @@ CALLED void pack_group(
   }
 }
 
-/* The same of an image of one channel, whose texels are single floats. */
+/* n values of one channel as gain * x + bias, from column x of row `row` of the packed image. */
+INLINE void packed_row(
+    float *out, const Image *image, int64_t start, int64_t row, int64_t x, int64_t n, float gain,
+    float bias) {
+  int64_t y = row - RING;
+  if (y < 0 || y >= image->height) {
+    for (int64_t i = 0; i < n; i++) out[i] = bias;
+    return;
+  }
+  read_row(out, image, start + y * image->stride[2] + x * image->stride[3], image->stride[3], n);
+  for (int64_t i = 0; i < n; i++) out[i] = gain * out[i] + bias;
+}
+
+/* The same of an image of one channel: pixels and those below them, but for the last row, which is below
+ * alone. */
 CALLED void pack_one(
     const Image *image, const Grid *grid, int64_t b, int64_t first, int64_t last, float *texels) {
-  int64_t pitch = pitch_of(image), width = image->width;
+  enum { PART = 256 };
+  int64_t pitch = 2 * pitch_of(image), width = image->width, start = b * image->stride[0];
+  float part[2][PART];
   v4 gain, bias;
   packing(image, grid, 0, &gain, &bias);
+  if (last == image->height + 2 * RING) last--;
   for (int64_t row = first; row < last; row++) {
     float *to = texels + row * pitch;
-    int64_t y = row - RING;
-    int inside = y >= 0 && y < image->height;
-    for (int64_t x = 0; x < (inside ? RING : pitch); x++) to[x] = to[pitch - 1 - x] = bias[0];
-    if (!inside) continue;
-    to += RING;
-    read_row(to, image, b * image->stride[0] + y * image->stride[2], image->stride[3], width);
-    const float times = gain[0], plus = bias[0];
-    for (int64_t x = 0; x < width; x++) to[x] = times * to[x] + plus;
+    for (int64_t x = 0; x < 2 * RING; x++) to[x] = to[pitch - 1 - x] = bias[0];
+  }
+  for (int64_t x = 0; x < width; x += PART) { /* down the image: each value is read once */
+    int64_t n = width - x < PART ? width - x : PART;
+    packed_row(part[first % 2], image, start, first, x, n, gain[0], bias[0]);
+    for (int64_t row = first; row < last; row++) {
+      const float *own = part[row % 2], *below = part[(row + 1) % 2];
+      float *to = texels + row * pitch + 2 * (RING + x);
+      packed_row(part[(row + 1) % 2], image, start, row + 1, x, n, gain[0], bias[0]);
+      for (int64_t i = 0; i < n; i++) to[2 * i] = own[i], to[2 * i + 1] = below[i];
+    }
   }
 }
 
@@ -307,7 +327,7 @@ CALLED void locate_run(
   if (derivatives || mask) LOCATE(derivatives, mask);
   else LOCATE(0, 0);
 #undef LOCATE
-  for (int64_t i = n * rows; i % 4; i++) /* samples are made by fours */
+  for (int64_t i = n * rows; i % LANES; i++) /* samples are made by fours, or by vectors */
     taps->texel[i] = 0, taps->wx[i] = taps->wy[i] = 0.0f;
 }
 
@@ -426,44 +446,29 @@ CALLED void sample_run(
 #undef SAMPLE
 }
 
-/* Two pairs of neighbours: a[0] a[1] b[0] b[1]. */
-INLINE v4 pairs(const float *a, const float *b) {
-  VECTOR(two, double, 16);
-  double first, second;
-  memcpy(&first, a, sizeof first);
-  memcpy(&second, b, sizeof second);
-  return (v4)(two){first, second};
-}
-
-/* A run of samples of one channel, four at a time: the arithmetic of sample_at. */
+/* A run of samples of one channel, a vector of them at a time: the arithmetic of sample_at. */
 INLINE void sample_ones(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
-    int64_t pitch, float gain, float shift, int derivatives) {
-  for (int64_t i = 0; i < n; i += 4) {
-    const float *a = texels + taps->texel[i], *b = texels + taps->texel[i + 1];
-    const float *c = texels + taps->texel[i + 2], *d = texels + taps->texel[i + 3];
-    v4 wx = AT(v4, taps->wx + i), wy = AT(v4, taps->wy + i);
-    v4 low = pairs(a, b), high = pairs(c, d);
-    v4 left = SHUFFLE4(i4, low, high, 0, 2, 4, 6), right = SHUFFLE4(i4, low, high, 1, 3, 5, 7);
-    low = pairs(a + pitch, b + pitch), high = pairs(c + pitch, d + pitch);
-    v4 left_down = SHUFFLE4(i4, low, high, 0, 2, 4, 6) - left;
-    v4 right_down = SHUFFLE4(i4, low, high, 1, 3, 5, 7) - right;
-    left += wy * left_down;
-    v4 across = right + wy * right_down - left;
-    AT(v4, out + i) = (left + wx * across) * gain + shift;
+    float gain, float shift, int derivatives) {
+  for (int64_t i = 0; i < n; i += LANES) {
+    vf wx = AT(vf, taps->wx + i), wy = AT(vf, taps->wy + i);
+    Quads at = quads(texels, taps->texel + i); /* upper and lower left, upper and lower right */
+    vf left_down = at.b - at.a, right_down = at.d - at.c, left = at.a + wy * left_down;
+    vf across = at.c + wy * right_down - left;
+    AT(vf, out + i) = (left + wx * across) * gain + shift;
     if (derivatives) {
-      AT(v4, by_x + i) = across * gain;
-      AT(v4, by_y + i) = (left_down + wx * (right_down - left_down)) * gain;
+      AT(vf, by_x + i) = across * gain;
+      AT(vf, by_y + i) = (left_down + wx * (right_down - left_down)) * gain;
     }
   }
 }
 
 CALLED void sample_one(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
-    int64_t pitch, const Mixer *mixer, int derivatives) {
+    const Mixer *mixer, int derivatives) {
   float gain = mixer ? mixer->column[0][0] : 1.0f, shift = mixer ? mixer->shift[0] : 0.0f;
-  if (derivatives) sample_ones(out, by_x, by_y, taps, n, texels, pitch, gain, shift, 1);
-  else sample_ones(out, NULL, NULL, taps, n, texels, pitch, gain, shift, 0);
+  if (derivatives) sample_ones(out, by_x, by_y, taps, n, texels, gain, shift, 1);
+  else sample_ones(out, NULL, NULL, taps, n, texels, gain, shift, 0);
 }
 
 /* ---- all groups ---- */
@@ -484,7 +489,7 @@ INLINE void sample_groups(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
     const Image *image, const Mixer *mixers, int planar, int derivatives) {
   if (image->channels == 1) {
-    sample_one(out, by_x, by_y, taps, n, texels, pitch_of(image), mixers, derivatives);
+    sample_one(out, by_x, by_y, taps, n, texels, mixers, derivatives);
     return;
   }
   int32_t groups = groups_of(image);

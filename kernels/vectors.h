@@ -139,4 +139,46 @@ INLINE vh upper_halves(vf v) { return __builtin_convertvector((vu)v >> 16, vh); 
 FOUR(Four, transposed, v4, i4)
 FOUR(FourHalves, transposed_halves, h4, h4)
 
+/* The values of as many places as a vector has, four at each. */
+typedef struct {
+  vf a, b, c, d;
+} Quads;
+
+/* Of the places from + 2 at[i]. */
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+#define WIDE(name) _mm512_##name
+typedef __m512 Wide;
+#else
+#define WIDE(name) _mm256_##name
+typedef __m256 Wide;
+#endif
+INLINE Wide every_fourth(const float *from, const int32_t *at) {
+#define PLACE(i) _mm_loadu_ps(from + 2 * (int64_t)at[i])
+  __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(PLACE(0)), PLACE(4), 1);
+#if defined(__AVX512F__)
+  __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(PLACE(8)), PLACE(12), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+#else
+  return low;
+#endif
+#undef PLACE
+}
+INLINE Quads quads(const float *from, const int32_t *at) {
+  Wide a = every_fourth(from, at), b = every_fourth(from, at + 1);
+  Wide c = every_fourth(from, at + 2), d = every_fourth(from, at + 3);
+  Wide low = WIDE(unpacklo_ps)(a, b), low2 = WIDE(unpacklo_ps)(c, d); /* a0 b0 a1 b1, c0 d0 c1 d1 */
+  Wide high = WIDE(unpackhi_ps)(a, b), high2 = WIDE(unpackhi_ps)(c, d);
+  return (Quads){(vf)WIDE(shuffle_ps)(low, low2, 0x44), (vf)WIDE(shuffle_ps)(low, low2, 0xee),
+                 (vf)WIDE(shuffle_ps)(high, high2, 0x44), (vf)WIDE(shuffle_ps)(high, high2, 0xee)};
+}
+#undef WIDE
+#else
+INLINE Quads quads(const float *from, const int32_t *at) {
+  Four m = transposed((Four){AT(v4, from + 2 * (int64_t)at[0]), AT(v4, from + 2 * (int64_t)at[1]),
+                             AT(v4, from + 2 * (int64_t)at[2]), AT(v4, from + 2 * (int64_t)at[3])});
+  return (Quads){m.a, m.b, m.c, m.d};
+}
+#endif
+
 #endif
