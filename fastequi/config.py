@@ -315,7 +315,9 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch
         return None
     flags = torch.cpu.get_capabilities()
-    return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") else None
+    has = flags.get("avx512_bf16") or flags.get("amx_bf16")
+    # where oneDNN may not use them (ONEDNN_MAX_CPU_ISA) a product takes a hundred times as long
+    return torch.bfloat16 if has and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ import itertools
 import json
 import logging
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -154,3 +157,12 @@ def test_auto_takes_what_a_gpu_has(monkeypatch, capability, dtype):
     probes = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
     assert train.fit_dtype(gpu) is probes  # they have no loss scale
     assert TrainConfig(precision="fp32").autocast_dtype(gpu) is None
+
+
+def test_auto_takes_no_type_that_onednn_has_to_emulate():
+    """It reads its limit when it starts; beyond it a product in bfloat16 takes a hundred times as long."""
+    ask = "import torch; from fastequi.config import fast_dtype; print(fast_dtype(torch.device('cpu')))"
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    words = [sys.executable, "-c", ask]
+    found = subprocess.run(words, env=limited, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["None"]
