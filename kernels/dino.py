@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels import native_dino
+from fastequi.kernels import native_dino, native_sinkhorn
 from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.constants import kept
@@ -195,11 +195,17 @@ def dino_loss(
     return loss if scale is None else loss / scale
 
 
-def prepared(student: Tensor, teacher: Tensor, target: DINOTarget) -> Again | None:
+def prepared(
+    student: Tensor, teacher: Tensor, target: DINOTarget, iterations: int, weighted: bool
+) -> Again | None:
     """What :func:`dino_loss` does for dense logits like these [..., N], in C; or None.
 
     It takes student, teacher, the centre, which over the temperature is the target's column, and
     dense weights in float32, or None for the target's own.
+
+    Args:
+        iterations: of Sinkhorn-Knopp, which finds the target's row and column; 0: it has a centre.
+        weighted: the rows that Sinkhorn-Knopp balances are those of the weights.
     """
     rows = student.flatten(0, -2).detach(), teacher.flatten(0, -2).detach()
     if (
@@ -210,15 +216,22 @@ def prepared(student: Tensor, teacher: Tensor, target: DINOTarget) -> Again | No
         or teacher.is_neg()
         or target.row is not None
         or not student.numel()
+        or (iterations and not native_sinkhorn.takes(rows[1]))
     ):
         return None
     wants = torch.is_grad_enabled() and student.requires_grad
     run, temp = native_dino.prepared(*rows, target, wants), target.teacher_temp
+    balance = native_sinkhorn.prepared(rows[1], temp, iterations) if iterations else None
+    own = target.weight if weighted else None
 
     def outputs(
         student: Tensor, teacher: Tensor, center: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        moved = None if center is None else center.detach().to(torch.float32) / temp
-        return run(student, teacher, moved, weight)
+        row = column = None
+        if balance is not None:
+            row, column = balance(teacher, weight if weight is not None else own)
+        elif center is not None:
+            column = center.detach().to(torch.float32) / temp
+        return run(student, teacher, row, column, weight)
 
     return dino_op.again(outputs) if wants else lambda *given: outputs(*given)[0]

@@ -99,23 +99,28 @@ def _struct(
 def prepared(
     student: Tensor, teacher: Tensor, target: DINOTarget, grad: bool
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """(student, teacher, column, weight) to (the sum of all rows' losses, its gradient or None).
+    """(student, teacher, row, column, weight) to (the sum of all rows' losses, its gradient or
+    None).
 
     For dense logits of these types whose last axis has N values, of as many rows as these in all;
-    weights are dense and float32, or None for the target's.
+    rows' numbers are powers of two in float64, weights dense and float32, or None for the target's.
     """
     rows = len(target.weight)
     loss, slopes = target.weight.new_empty(rows), torch.empty_like(student) if grad else None
     op, held = _struct(student, teacher, target, loss, slopes)
-    pointers = "student", "teacher", "column", "weight", "loss", "grad"
+    pointers = "student", "teacher", "row", "column", "weight", "loss", "grad"
     run = native.Filled("dino", op, *pointers)
 
     def call(
-        student: Tensor, teacher: Tensor, column: Tensor | None, weight: Tensor | None
+        student: Tensor,
+        teacher: Tensor,
+        row: Tensor | None,
+        column: Tensor | None,
+        weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         loss = torch.empty(rows, dtype=torch.float32, device="cpu")
         slope = torch.empty_like(student) if grad else None
-        run(student, teacher, column, weight, loss, slope)
+        run(student, teacher, row, column, weight, loss, slope)
         return loss.sum(), slope
 
     # pairs, their order and the target's weights, where the struct points; not the logits

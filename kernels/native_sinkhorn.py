@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -23,12 +24,12 @@ class LseStruct(Structure):
     )
 
 
-class BalanceStruct(Structure):
+class SinkhornStruct(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "row", "before", "weight", "column", "next")),
+        *((name, c_void_p) for name in ("x", "weight", "row", "column", "log2")),
         *((name, c_int64) for name in ("stride", "rows", "columns")),
         ("scale", c_float),
-        *((name, c_int32) for name in ("dtype", "threads")),
+        *((name, c_int32) for name in ("iterations", "dtype", "threads")),
     )
 
 
@@ -37,8 +38,11 @@ def reads(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.bfloat16)
 
 
-def balances(x: Tensor) -> bool:
-    """Whether an iteration in one pass takes little memory beside the logits: an eighth at most."""
+def takes(x: Tensor) -> bool:
+    """Whether :func:`sinkhorn` does: an iteration in one pass takes little memory beside the
+    logits, an eighth at most."""
+    if not reads(x) or not x.numel():
+        return False
     return torch.get_num_threads() * len(x) * _PER_ROW <= x.numel() * x.element_size() // 8 + _FREE
 
 
@@ -83,34 +87,45 @@ def _run(
     return out
 
 
-def balance(
-    x: Tensor, temp: float, row: Tensor, before: Tensor, weight: Tensor | None
+def sinkhorn(
+    x: Tensor, temp: float, iterations: int, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One iteration of Sinkhorn-Knopp after the first: the next (row [R], column [N]).
+    """(row [R], column [N]) of logits [R, N]; rows of weight 0 are left out of the columns.
 
-    Args:
-        x: [R, N] logits.
-        temp: their temperature.
-        row, before: [R], [N] such that exp(x / temp - row[:, None] - before) sums to one in every
-            row; then one power of two per logit is enough.
-        weight: [R]; rows of weight 0 are left out of the columns.
+    An iteration after the first takes one power of two per logit.
     """
     x = dense_rows(x)
-    row, before = (v.float().resolve_neg().contiguous() for v in (row, before))
     weight = None if weight is None else weight.float().resolve_neg().contiguous()
-    column, after = row.new_empty(x.shape[1]), torch.empty_like(row)
-    op = BalanceStruct(
-        native.pointer(x),
-        native.pointer(row),
-        native.pointer(before),
-        native.pointer(weight),
-        native.pointer(column),
-        native.pointer(after),
-        x.stride(0),
-        *x.shape,
-        1 / temp,
-        native.DTYPES[x.dtype],
-        native.threads(x.numel()),
+    row, column = (x.new_empty(size, dtype=torch.float32) for size in x.shape)
+    op = _struct(x, temp, iterations)
+    for name, tensor in (("weight", weight), ("row", row), ("column", column)):
+        setattr(op, name, native.pointer(tensor))
+    native.call("sinkhorn", op)
+    return row, column
+
+
+def prepared(
+    x: Tensor, temp: float, iterations: int
+) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """(x, weight) to (row in float64 as powers of two, column) of dense logits like these.
+
+    Weights are dense and float32, or None for rows that all count.
+    """
+    run = native.Filled(
+        "sinkhorn", _struct(x, temp, iterations), "x", "weight", "row", "column", "log2"
     )
-    native.call("balance", op)
-    return after, column
+    rows, columns = x.shape
+
+    def call(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        log2 = torch.empty(rows, dtype=torch.float64, device="cpu")
+        row, column = (torch.empty(n, dtype=torch.float32, device="cpu") for n in (rows, columns))
+        run(x, weight, row, column, log2)
+        return log2, column
+
+    return call
+
+
+def _struct(x: Tensor, temp: float, iterations: int) -> SinkhornStruct:
+    scale, threads = 1 / temp, native.threads(x.numel())
+    sizes = x.stride(0), *x.shape, scale, iterations, native.DTYPES[x.dtype], threads
+    return SinkhornStruct(native.pointer(x), None, None, None, None, *sizes)

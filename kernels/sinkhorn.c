@@ -206,3 +206,45 @@ int EXPORT(balance)(const Balance *op) {
   free(shares);
   return failed;
 }
+
+typedef struct {
+  const void *x;       /* [rows, columns] */
+  const float *weight; /* [rows], or NULL; rows of 0 add nothing to a column */
+  float *row, *column; /* [rows], [columns]: what is found */
+  double *log2;        /* [rows] the rows' as powers of two, or NULL */
+  int64_t stride, rows, columns;
+  float scale;         /* 1 / temperature */
+  int32_t iterations, dtype, threads;
+} Sinkhorn;
+
+const int64_t EXPORT(sinkhorn_bytes) = sizeof(Sinkhorn);
+
+/* All iterations: the first by halves, since nothing is known of the rows before. */
+int EXPORT(sinkhorn)(const Sinkhorn *op) {
+  float *spare = malloc((size_t)(op->rows + op->columns) * sizeof(float));
+  if (!spare) return -1;
+  float *row = op->row, *column = op->column, *next = spare, *after = spare + op->rows;
+  for (int64_t r = 0; r < op->rows; r++) row[r] = op->weight && op->weight[r] == 0.0f ? INFINITY : 0.0f;
+  Lse half = {op->x, row, column, NULL, op->stride, op->rows, op->columns, op->scale, op->dtype, op->threads};
+  int failed = EXPORT(column_lse)(&half);
+  half.other = column;
+  half.out = row;
+  if (!failed) failed = EXPORT(row_lse)(&half);
+  for (int32_t i = 1; i < op->iterations && !failed; i++) {
+    Balance step = {op->x, row, column, op->weight, after, next, op->stride, op->rows, op->columns,
+                    op->scale, op->dtype, op->threads};
+    failed = EXPORT(balance)(&step);
+    float *last = row;
+    row = next, next = last;
+    last = column;
+    column = after, after = last;
+  }
+  if (row != op->row) {
+    memcpy(op->row, row, (size_t)op->rows * sizeof(float));
+    memcpy(op->column, column, (size_t)op->columns * sizeof(float));
+  }
+  if (op->log2)
+    for (int64_t r = 0; r < op->rows; r++) op->log2[r] = op->row[r] / 0.69314718055994530942;
+  free(spare);
+  return failed;
+}

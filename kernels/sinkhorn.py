@@ -234,14 +234,20 @@ def compute_column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
     return out
 
 
-def compute_sinkhorn_step(
-    x: Tensor, temp: float, row: Tensor, before: Tensor, weight: Tensor | None
+def compute_sinkhorn(
+    x: Tensor, temp: float, iterations: int, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(row, column) of an iteration after one that gave `row` and the column `before`."""
-    if _in_c(x) and native_sinkhorn.balances(x):
-        return native_sinkhorn.balance(x, temp, row, before, weight)
-    column = compute_column_lse(x, temp, _counted(row, weight))
-    return compute_row_lse(x, temp, column), column
+    """Of all iterations: (row, column)."""
+    if _in_c(x) and native_sinkhorn.takes(x):
+        return native_sinkhorn.sinkhorn(x, temp, iterations, weight)
+    columns = lambda row: compute_column_lse(x, temp, row)  # noqa: E731
+    rows = lambda column: compute_row_lse(x, temp, column)  # noqa: E731
+    return balanced(columns, rows, _zeros(x), iterations, weight=weight)
+
+
+def _zeros(x: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.zeros(x.shape[0], dtype=wide, device=x.device)
 
 
 def _counted(row: Tensor, weight: Tensor | None) -> Tensor:
@@ -256,11 +262,11 @@ def _fake_column_lse(x, temp, row) -> Tensor:
     return x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _fake_sinkhorn_step(x, temp, row, before, weight) -> tuple[Tensor, Tensor]:
-    return _fake_row_lse(x, temp, None), _fake_column_lse(x, temp, row)
+def _fake_sinkhorn(x, temp, iterations, weight) -> tuple[Tensor, Tensor]:
+    return _fake_row_lse(x, temp, None), _fake_column_lse(x, temp, None)
 
 
-_sinkhorn_step_op = Operator("sinkhorn_step", compute_sinkhorn_step, _fake_sinkhorn_step)
+_sinkhorn_op = Operator("sinkhorn", compute_sinkhorn, _fake_sinkhorn)
 _row_lse_op = Operator("row_lse", compute_row_lse, _fake_row_lse)
 _column_lse_op = Operator("column_lse", compute_column_lse, _fake_column_lse)
 
@@ -289,15 +295,12 @@ def sinkhorn(
 
     See :func:`balanced`, which has the rest of the arguments.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    row = torch.zeros(x.shape[0], dtype=wide, device=x.device)
+    x = x.detach()
+    if across is None:  # of one process an iteration takes one pass over the logits
+        return _sinkhorn_op(x, temp, iterations, weight)
     columns = lambda row: column_lse(x, temp, row)  # noqa: E731
     rows = lambda column: row_lse(x, temp, column)  # noqa: E731
-    first = iterations if across is not None else 1
-    row, column = balanced(columns, rows, row, first, across, weight)
-    for _ in range(iterations - first):
-        row, column = _sinkhorn_step_op(x.detach(), temp, row, column, weight)
-    return row, column
+    return balanced(columns, rows, _zeros(x), iterations, across, weight)
 
 
 def balanced(

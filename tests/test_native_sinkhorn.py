@@ -1,6 +1,8 @@
 """The C kernels of log-sum-exps and Sinkhorn-Knopp: any shape, logits or build."""
 
+import ctypes
 import math
+from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import pytest
 import torch
@@ -8,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastequi import functional
-from fastequi.kernels import backend, native_sinkhorn, toolchain
-from fastequi.kernels.sinkhorn import column_lse, compute_sinkhorn_step, row_lse, sinkhorn
+from fastequi.kernels import backend, native, native_sinkhorn, toolchain
+from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
 from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
 
 pytestmark = NEEDS_C
@@ -77,6 +79,25 @@ def test_the_kernels_run_and_are_not_the_pytorch_path(monkeypatch):
             sinkhorn(x.half(), 0.1, 3)  # a type that the kernels do not know
 
 
+class BalanceStruct(ctypes.Structure):
+    """One iteration after the first, within `sinkhorn` in C."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "row", "before", "weight", "column", "next")),
+        *((name, c_int64) for name in ("stride", "rows", "columns")),
+        ("scale", c_float),
+        *((name, c_int32) for name in ("dtype", "threads")),
+    )
+
+
+def balance(x, temp, row, before, weight):
+    column, after = torch.empty(x.shape[1]), torch.empty_like(row)
+    pointers = [native.pointer(t) for t in (x, row, before, weight, column, after)]
+    sizes = x.stride(0), *x.shape, 1 / temp, native.DTYPES[x.dtype], native.threads(x.numel())
+    native.call("balance", BalanceStruct(*pointers, *sizes))
+    return after, column
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("depth", [30.0, 60.0, 80.0, 100.0, 1e4])
 def test_a_column_far_below_all_others_keeps_its_digits(depth, weighted):
@@ -91,7 +112,7 @@ def test_a_column_far_below_all_others_keeps_its_digits(depth, weighted):
     row, before = x.logsumexp(1), torch.zeros(40)
     wide = x.double()
     with backend.force("native"):
-        rows, columns = compute_sinkhorn_step(x, 1.0, row, before, weight)
+        rows, columns = balance(x, 1.0, row, before, weight)
     exact = (wide - row[:, None])[counted].logsumexp(0)
     assert (columns - exact).abs().max() <= 5e-7 * size(x, 1.0)
     ours, theirs = rows[counted], (wide - exact).logsumexp(1)[counted]
@@ -110,16 +131,49 @@ def test_a_prototype_masked_by_a_number_leaves_a_finite_loss(masked):
         assert loss.isfinite()
 
 
-def test_the_losses_of_one_process_take_one_pass_an_iteration(monkeypatch):
-    """The first one takes two: nothing is known of the rows before."""
-    calls, balance = [], native_sinkhorn.balance
-    monkeypatch.setattr(native_sinkhorn, "balance", lambda *a: calls.append(1) or balance(*a))
-    student, teacher = torch.randn(2, 6, 40), torch.randn(2, 6, 40)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_of_one_process_an_iteration_after_the_first_takes_one_pass(dtype, iterations, weighted):
+    """Of the first two: nothing is known of the rows before."""
+    x = torch.randn(6, 700).to(dtype)
+    weight = torch.tensor([1.0, 0, 2, 1, 0, 1]) if weighted else None
     with backend.force("native"):
-        functional.dino_loss(student, teacher, targets="sinkhorn", iterations=4)
-        assert len(calls) == 3
-        functional.ibot_loss(student, teacher, targets="sinkhorn", iterations=4)
-        assert len(calls) == 6
+        start = torch.zeros(6)
+        if weighted:
+            start[weight == 0] = math.inf
+        column = column_lse(x, 0.1, start)
+        row = row_lse(x, 0.1, column)
+        for _ in range(iterations - 1):
+            row, column = balance(x, 0.1, row, column, weight)
+        found = sinkhorn(x, 0.1, iterations, weight=weight)
+    assert torch.equal(found[0], row)
+    assert torch.equal(found[1], column)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("loss", "weighted"),
+    [(functional.dino_loss, False), (functional.ibot_loss, False), (functional.ibot_loss, True)],
+)
+def test_a_call_made_again_reads_its_own_rows_and_weights(loss, weighted, dtype):
+    """A known signature goes to C with nothing but the pointers of its tensors."""
+    g = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        student, teacher = torch.randn(2, 2, 6, 40, generator=g).to(dtype)
+        weight = (torch.rand(2, 6, generator=g) > 0.4) / 7 if weighted else None
+        student.requires_grad_()
+        exact = student.detach().double().requires_grad_()
+        given = {} if weight is None else {"weight": weight}
+        wide = {} if weight is None else {"weight": weight.double()}
+        with backend.force("native"):
+            found = loss(student, teacher, targets="sinkhorn", **given)
+            (ours,) = torch.autograd.grad(found, student)
+        wanted = loss(exact, teacher.double(), targets="sinkhorn", **wide)
+        (theirs,) = torch.autograd.grad(wanted, exact)
+        torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=1e-6)
+        rounding = max(torch.finfo(dtype).eps, 3e-5)  # of logits over a temperature of .04
+        torch.testing.assert_close(ours.double(), theirs, rtol=rounding, atol=2e-6)
 
 
 def test_several_processes_go_by_halves():
@@ -211,8 +265,8 @@ def test_any_strides():
 
 def test_many_rows_take_little_memory_beside_the_logits():
     """Then an iteration goes by halves."""
-    assert native_sinkhorn.balances(torch.empty(64, 65536, device="meta"))
-    assert not native_sinkhorn.balances(torch.empty(200_000, 64, device="meta"))
+    assert native_sinkhorn.takes(torch.empty(64, 65536, device="meta"))
+    assert not native_sinkhorn.takes(torch.empty(200_000, 64, device="meta"))
 
 
 @pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))

@@ -92,7 +92,7 @@ def dino_loss(
     views, teachers, batch = len(student), len(teacher), student.shape[1]
     pairs = _dino.pairs_of(views, teachers, batch, student.device)
     weight = _even(student, views, teachers, batch)
-    if key and (in_c := _prepared(student, teacher, layers, pairs, weight, options)):
+    if key and (in_c := _prepared(student, teacher, layers, pairs, weight, False, options)):
         return _DINO.keep(key, in_c)(student, teacher, center, None)
     return _cross_entropy(student, teacher, layers, pairs, weight, None, options)
 
@@ -144,7 +144,7 @@ def ibot_loss(
     if (
         key
         and _plain(weight)
-        and (in_c := _prepared(student, teacher, layers, pairs, each, options))
+        and (in_c := _prepared(student, teacher, layers, pairs, each, True, options))
     ):
         return _IBOT.keep(key, in_c)(student, teacher, center, weight)
     return _cross_entropy(student, teacher, layers, pairs, each, each, options)
@@ -214,15 +214,22 @@ def _prepared(
     layers: _Weights,
     pairs: Tensor,
     weight: Tensor,
+    weighted: bool,
     options: _Options,
 ) -> Again | None:
-    """What to call for tensors like these, once they have been checked; None for most options."""
-    simple = layers == (None, None) and options.targets == "softmax" and not options.inplace
-    if not simple or options.group is not None:
+    """What to call for tensors like these, once they have been checked; None for most options.
+
+    `weighted`: Sinkhorn-Knopp balances the rows that have a weight.
+    """
+    if layers != (None, None) or options.inplace or options.group is not None:
         return None
-    _, column = _distribution(teacher.flatten(0, -2).detach(), None, None, options)
+    iterations, column = options.iterations, None
+    if options.targets == "softmax":
+        iterations = 0
+        _, column = _distribution(teacher.flatten(0, -2).detach(), None, None, options)
     temps = options.student_temp, options.teacher_temp
-    return _dino.prepared(student, teacher, _dino.DINOTarget(pairs, weight, None, column, *temps))
+    target = _dino.DINOTarget(pairs, weight, None, column, *temps)
+    return _dino.prepared(student, teacher, target, iterations, weighted)
 
 
 def _plain(weight: Tensor | None) -> bool:
