@@ -2,7 +2,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "values.h"
+#include "small_products.h"
+#include "unit_rows.h"
 
 typedef struct {
   const float *unit;   /* [rows, width] */
@@ -59,4 +60,42 @@ int EXPORT(koleo)(const KoLeo *op) {
   }
   free(step);
   return 0;
+}
+
+typedef struct {
+  const void *z;     /* [rows, width] */
+  void *grad;        /* dense, in z's type; or NULL */
+  float *loss;       /* -mean log of the distance to the nearest other row */
+  int64_t stride, rows, width;
+  float unit_eps, eps;
+  int32_t dtype, threads;
+} Small;
+
+const int64_t EXPORT(koleo_small_bytes) = sizeof(Small);
+
+/* The loss of few rows and its gradient: unit rows, the nearest of each, and the above. */
+int EXPORT(koleo_small)(const Small *op) {
+  int64_t rows = op->rows, width = op->width, all = rows * width;
+  float *s = malloc((size_t)(rows * rows + 2 * all + 3 * rows) * sizeof(float));
+  if (!s) return -1;
+  float *unit = s + rows * rows, *by_unit = unit + all, *inverse = by_unit + all, *distance = inverse + rows;
+  int32_t *at = (int32_t *)(distance + rows);
+  for (int64_t r = 0; r < rows; r++)
+    inverse[r] = unit_row(row_of(op->z, r, op->stride, op->dtype), width, op->unit_eps, op->dtype, unit + r * width);
+  dot_products(s, unit, unit, rows, rows, width, op->threads);
+  for (int64_t r = 0; r < rows; r++) { /* the first of equals; some other row where all are NaN */
+    float high = -INFINITY;
+    at[r] = r == 0;
+    for (int64_t j = 0; j < rows; j++)
+      if (j != r && s[r * rows + j] > high) high = s[r * rows + j], at[r] = (int32_t)j;
+  }
+  double loss;
+  KoLeo found = {unit, at, distance, op->grad ? by_unit : NULL, &loss, rows, width, op->eps, 1};
+  int failed = EXPORT(koleo)(&found);
+  if (!failed) *op->loss = (float)(-loss / rows);
+  for (int64_t r = 0; r < rows && op->grad && !failed; r++)
+    unit_row_grad(row_of(op->z, r, op->stride, op->dtype), by_unit + r * width, inverse[r], -1.0f / rows, width,
+                  op->dtype, (void *)row_of(op->grad, r, width, op->dtype));
+  free(s);
+  return failed;
 }

@@ -24,6 +24,7 @@ from fastequi.kernels.autograd import FusedLoss, Operator, batched
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native
 from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.similarities import (
     eager_tiles,
     launch_config,
@@ -160,6 +161,17 @@ koleo_op = FusedLoss("koleo_loss", _compute, _fake_loss, {0: 1})
 def koleo_loss_ref(z: Tensor, eps: float) -> Tensor:
     """Of embeddings [N, D] of this process alone, in plain PyTorch but for :func:`nearest`."""
     return spread(unit_rows(z, eps), eps)
+
+
+def prepared(z: Tensor, eps: float) -> Again | None:
+    """What :func:`koleo_loss` does for few embeddings like these, in C; or None."""
+    if not use_native(z) or not native_unit_rows.reads(z):
+        return None
+    wants = torch.is_grad_enabled() and z.requires_grad
+    run = native_koleo.prepared(z, eps, wants)
+    if run is None:
+        return None
+    return koleo_op.again(run) if wants else lambda z: run(z)[0]
 
 
 def unit_rows(z: Tensor, eps: float) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import Structure, addressof, c_double, c_float, c_int32, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels import native
-from fastequi.kernels.native_similarities import Panel, panels
+from fastequi.kernels.native_similarities import Panel, few, panels
 from fastequi.kernels.native_unit_rows import unit_rows, unit_rows_grad
+from fastequi.kernels.rows import dense_rows
 
 _LEAST_TEMP = 0.0242  # down to it exp(-2 / temp) is a normal number of float32
 _EPS = 1e-12  # of F.normalize
@@ -34,8 +36,55 @@ class SettleStruct(Structure):
     )
 
 
+class SmallStruct(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("z1", "z2", "grad1", "grad2", "loss")),
+        *((name, c_int64) for name in ("stride1", "stride2", "half", "width")),
+        *((name, c_float) for name in ("eps", "scale")),
+        *((name, c_int32) for name in ("dtype", "rounds", "bounded", "threads")),
+    )
+
+
+def prepared(
+    z1: Tensor, z2: Tensor, temp: float, grad: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None, Tensor | None]] | None:
+    """(z1, z2) to (the loss, its gradients or None), for few rows like these; None for many."""
+    half, width = z1.shape
+    if not few(2 * half, width) or any(z.stride(1) != 1 or z.is_neg() for z in (z1, z2)):
+        return None
+    op = SmallStruct(
+        *[None] * 5,
+        z1.stride(0),
+        z2.stride(0),
+        half,
+        width,
+        _EPS,
+        1 / temp,
+        native.DTYPES[z1.dtype],
+        z1.dtype != torch.float32,
+        temp >= _LEAST_TEMP,
+        native.threads(4 * half * half),
+    )
+    run = native.Filled("nt_xent_small", op, "z1", "z2", "loss", "grad1", "grad2")
+    dtype = z1.dtype
+
+    def call(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        loss = torch.empty((), dtype=torch.float32, device="cpu")
+        by_z1, by_z2 = (
+            torch.empty(half, width, dtype=dtype, device="cpu") if grad else None for _ in range(2)
+        )
+        run(z1, z2, loss, by_z1, by_z2)
+        return loss, by_z1, by_z2
+
+    return call
+
+
 def nt_xent(z1: Tensor, z2: Tensor, temp: float, grad: bool) -> tuple[Tensor, list[Tensor]]:
     """(the loss of two views [N, D], its gradients by them or none), normalisation included."""
+    z1, z2 = dense_rows(z1), dense_rows(z2)
+    if small := prepared(z1, z2, temp, grad):
+        mean, *grads = small(z1, z2)
+        return mean, [grad for grad in grads if grad is not None]
     rows = unit_rows((z1, z2), _EPS, True)
     unit, bounded, count = rows.unit, temp >= _LEAST_TEMP, len(rows.unit)
     total, alike = unit.new_zeros(count, dtype=torch.float64), torch.empty_like(rows.inverse)

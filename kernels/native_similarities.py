@@ -16,6 +16,7 @@ from torch import Tensor
 from fastequi.kernels import native
 
 PANEL = 1 << 18  # similarities at a time: 1 MB stays in the second-level cache
+_FEW = 1 << 21  # products of two values: beyond them a library's matrix product is worth its call
 
 
 class BestStruct(Structure):
@@ -43,6 +44,11 @@ class Panel(NamedTuple):
     first: int
     s: Tensor
     mirrored: int
+
+
+def few(rows: int, width: int) -> bool:
+    """Whether one call of C, which multiplies by itself, takes less time than several."""
+    return rows * rows * width <= _FEW
 
 
 def reads(z: Tensor) -> bool:

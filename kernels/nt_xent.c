@@ -7,6 +7,8 @@
 #include <stdlib.h>
 
 #include "exponentials.h"
+#include "small_products.h"
+#include "unit_rows.h"
 
 typedef struct {
   float *s;                       /* [rows, columns] similarities; `weigh` makes them weights */
@@ -165,4 +167,59 @@ int EXPORT(settle)(const Settle *op) {
     for (int64_t i = 0; i < op->width; i++) grad[i] = -pull * other[i];
   }
   return 0;
+}
+
+typedef struct {
+  const void *z[2];   /* [half, width], the two views */
+  void *grad[2];      /* dense, in z's type; or NULL */
+  float *loss;        /* the mean over all rows */
+  int64_t stride[2], half, width;
+  float eps, scale;   /* of a row's length; 1 / temperature */
+  int32_t dtype;
+  int32_t rounds;     /* unit rows to z's type */
+  int32_t bounded, threads;
+} Small;
+
+const int64_t EXPORT(nt_xent_small_bytes) = sizeof(Small);
+
+/* The loss of few rows and its gradients: all of the above, with similarities that are kept. */
+int EXPORT(nt_xent_small)(const Small *op) {
+  int64_t half = op->half, rows = 2 * half, width = op->width, all = rows * width;
+  int grads = op->grad[0] || op->grad[1];
+  size_t floats = (size_t)(rows * rows + all + (grads ? all : 0) + 4 * rows);
+  double *sum = calloc(1, (size_t)rows * sizeof(double) + floats * sizeof(float));
+  if (!sum) return -1;
+  float *s = (float *)(sum + rows), *unit = s + rows * rows, *by_unit = unit + all;
+  float *inverse = by_unit + (grads ? all : 0), *alike = inverse + rows, *row = alike + rows, *pull = row + rows;
+  for (int64_t r = 0; r < rows; r++) {
+    int64_t view = r / half;
+    const void *z = row_of(op->z[view], r % half, op->stride[view], op->dtype);
+    inverse[r] = unit_row(z, width, op->eps, op->dtype, unit + r * width);
+    if (op->rounds) round_row(unit + r * width, width);
+  }
+  dot_products(s, unit, unit, rows, rows, width, op->threads);
+  Contrast every = {.s = s, .alike = alike, .sum = sum, .row = row, .column = row, .rows = rows, .columns = rows,
+                    .mirrored = rows, .half = half, .scale = op->scale, .bounded = op->bounded, .threads = 1};
+  double loss;
+  Settle found = {sum, alike, unit, row, pull, grads ? by_unit : NULL, &loss, half, width, op->scale,
+                  op->bounded, 1};
+  int failed = EXPORT(contrast)(&every);
+  if (!failed) {
+    EXPORT(settle)(&found);
+    *op->loss = (float)(loss / rows);
+  }
+  if (!failed && grads) {
+    EXPORT(weigh)(&every);
+    add_weighted_rows(by_unit, s, unit, rows, rows, width, op->threads);
+    float factor = op->scale / rows;
+    for (int64_t r = 0; r < rows; r++) {
+      int64_t view = r / half;
+      if (!op->grad[view]) continue;
+      const void *z = row_of(op->z[view], r % half, op->stride[view], op->dtype);
+      void *grad = (void *)row_of(op->grad[view], r % half, width, op->dtype);
+      unit_row_grad(z, by_unit + r * width, inverse[r], factor, width, op->dtype, grad);
+    }
+  }
+  free(sum);
+  return failed;
 }

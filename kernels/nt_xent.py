@@ -36,6 +36,7 @@ from fastequi.kernels.autograd import FusedLoss, Operator, refuse
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native
 from fastequi.kernels.constants import kept
 from fastequi.kernels.precision import autocast_off, without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.similarities import (
     eager_tiles,
     launch_config,
@@ -332,3 +333,14 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temp: float, shard: Shard | None = None
         return nt_xent_op(z1, z2, temp, grad)[0]
     with autocast_off(z1.device):
         return _NTXent.apply(torch.cat([z1, z2]), temp, shard)[0]
+
+
+def prepared(z1: Tensor, z2: Tensor, temp: float) -> Again | None:
+    """What :func:`nt_xent_loss` does for few embeddings like these, in C; or None."""
+    if not use_native(z1) or not native_unit_rows.reads(z1, z2):
+        return None
+    wants = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
+    run = native_nt_xent.prepared(z1, z2, temp, wants)
+    if run is None:
+        return None
+    return nt_xent_op.again(run) if wants else lambda *given: run(*given)[0]

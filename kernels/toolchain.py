@@ -50,6 +50,7 @@ HEADERS = (
     "spread.h",
     "pixel_loss.h",
     "separable.h",
+    "small_products.h",
     "unit_rows.h",
 )
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")

@@ -24,8 +24,7 @@ int EXPORT(unit_rows)(const UnitRows *op) {
     const void *z = row_of(op->z[view], r % op->rows, op->stride[view], op->dtype);
     float *unit = op->unit + r * width;
     op->inverse[r] = unit_row(z, width, op->eps, op->dtype, unit);
-    if (op->rounds)
-      for (int64_t j = 0; j < width; j++) unit[j] = from_bf16(to_bf16(unit[j]));
+    if (op->rounds) round_row(unit, width);
   }
   return 0;
 }

@@ -21,6 +21,10 @@ INLINE float unit_row(const void *z, int64_t width, float eps, int32_t dtype, fl
   return length < eps ? -1 / by : 1 / by;
 }
 
+INLINE void round_row(float *unit, int64_t width) { /* to bfloat16 */
+  for (int64_t j = 0; j < width; j++) unit[j] = from_bf16(to_bf16(unit[j]));
+}
+
 /* grad = factor (g - (g · u) u) / length for g the gradient by u = z / length; g / eps for a row that
  * is shorter. */
 INLINE void unit_row_grad(const void *z, const float *g, float inverse, float factor, int64_t width,

@@ -1,6 +1,7 @@
 """The C kernels of NT-Xent, KoLeo and correspondence: any shape, panel, temperature or build."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fastequi.functional import koleo_loss, nt_xent_loss
 from fastequi.kernels import backend, native_similarities, native_unit_rows, nt_xent, toolchain
 from fastequi.kernels import correspondence as kernel
 from fastequi.kernels.koleo import nearest, nearest_ref
+from fastequi.kernels.prepared import Calls
 from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
 
 pytestmark = NEEDS_C
@@ -44,6 +46,18 @@ def views(draw, least=1, narrowest=1):
     return both
 
 
+@contextmanager
+def in_c(panel):
+    """With panels of so many similarities, or, of 0, all of few rows in one call."""
+    with pytest.MonkeyPatch.context() as patch, backend.force("native"):
+        for name in ("nt_xent", "koleo"):  # what is known of signatures is of one way
+            patch.setattr(f"fastequi.functional.{name}._CALLS", Calls())
+        if panel:
+            patch.setattr(native_similarities, "_FEW", 0)
+            patch.setattr(native_similarities, "PANEL", panel)
+        yield
+
+
 def leaves(tensors, dtype=None):
     return [z.detach().to(dtype or z.dtype).requires_grad_() for z in tensors]
 
@@ -52,15 +66,14 @@ def leaves(tensors, dtype=None):
 @given(
     views(),
     st.sampled_from([0.01, 0.0241, 0.0243, 0.1, 0.5, 3.0]),
-    st.sampled_from([1, 100, 1000, 1 << 18]),
+    st.sampled_from([0, 1, 100, 1000, 1 << 18]),
 )
 def test_fuzz_nt_xent_equals_the_reference(both, temp, panel):
     """In float64, or of rows of bfloat16, which the reference rounds as well."""
     both[1] = both[1].to(both[0].dtype)
     half = both[0].dtype == torch.bfloat16
     ours, exact = leaves(both), leaves(both, None if half else torch.float64)
-    with pytest.MonkeyPatch.context() as patch, backend.force("native"):
-        patch.setattr(native_similarities, "PANEL", panel)
+    with in_c(panel):
         loss = nt_xent_loss(*ours, temperature=temp)
         loss.backward()
     expected = nt_xent.nt_xent_loss_ref(*exact, temp)
@@ -75,11 +88,10 @@ def test_fuzz_nt_xent_equals_the_reference(both, temp, panel):
 
 
 @settings(max_examples=150, deadline=None)
-@given(views(least=2, narrowest=4), st.sampled_from([1, 100, 1 << 18]))
+@given(views(least=2, narrowest=4), st.sampled_from([0, 1, 100, 1 << 18]))
 def test_fuzz_koleo_equals_pytorch(both, panel):
     ours, theirs = leaves(both[:1]), leaves(both[:1])
-    with pytest.MonkeyPatch.context() as patch, backend.force("native"):
-        patch.setattr(native_similarities, "PANEL", panel)
+    with in_c(panel):
         loss = koleo_loss(*ours)
     with backend.force("torch"):
         expected = koleo_loss(*theirs)
@@ -125,11 +137,12 @@ def test_fuzz_the_nearest_of_rows_that_meet_once(rows, seed, panel, first):
 
 
 @pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
-def test_every_instruction_set_agrees(isa, monkeypatch):
+@pytest.mark.parametrize("panel", [0, 1 << 18])
+def test_every_instruction_set_agrees(isa, panel, monkeypatch):
     z1, z2 = torch.randn(2, 70, 45, generator=torch.Generator().manual_seed(0)).unbind()
 
     def outcome():
-        with backend.force("native"):
+        with in_c(panel):
             a, b = leaves([z1, z2])
             (nt_xent_loss(a, b) + nt_xent_loss(a, b, temperature=0.02) + koleo_loss(a)).backward()
             return a.grad, b.grad
@@ -139,6 +152,42 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
         found = outcome()
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_few_rows_the_number_of_threads_does_not_change_a_bit(dtype):
+    z = torch.randn(2, 70, 45, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def call():
+        with in_c(0):
+            a, b = leaves(z)
+            loss = nt_xent_loss(a, b) + koleo_loss(a)
+            loss.backward()
+            return loss.detach(), a.grad, b.grad
+
+    assert native_similarities.few(140, 45)
+    expect_the_same_bits_of_any_threads(call)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_of_few_rows_a_bad_value_is_not_lost(bad):
+    z = torch.randn(2, 9, 12)
+    z[0, 4, 5] = bad
+    with in_c(0):
+        assert not nt_xent_loss(*z).isfinite()
+        assert not koleo_loss(z[0]).isfinite()
+
+
+def test_of_few_rows_one_view_alone_may_have_a_gradient():
+    a, b = torch.randn(2, 9, 12)
+    with in_c(0):
+        both = leaves([a, b])
+        nt_xent_loss(*both).backward()
+        for i in range(2):
+            one = [z.clone().requires_grad_(i == j) for j, z in enumerate((a, b))]
+            for _ in range(2):  # known by its signature, too
+                (found,) = torch.autograd.grad(nt_xent_loss(*one), one[i])
+                assert torch.equal(found, both[i].grad)
 
 
 def test_the_number_of_threads_does_not_change_a_bit(native, monkeypatch):

@@ -50,9 +50,10 @@ def koleo_loss(
     if group is None:
         if z.shape[0] < 2:
             raise ValueError(f"z: KoLeo needs at least 2 rows, got {z.shape[0]}")
-        if key is not None:
-            _CALLS.keep(key, lambda z: _koleo.koleo_loss(z, eps))
-        return _koleo.koleo_loss(z, eps)
+        if key is None:
+            return _koleo.koleo_loss(z, eps)
+        again = _koleo.prepared(z, eps) or (lambda z: _koleo.koleo_loss(z, eps))
+        return _CALLS.keep(key, again)(z)
     with autocast_off(z.device):
         every = distributed.all_gather_rows(_koleo.unit_rows(z, eps), group, sizes)
         if len(every) < 2:

@@ -68,4 +68,6 @@ def nt_xent_loss(
     def run(z1: Tensor, z2: Tensor) -> Tensor:
         return _nt_xent.nt_xent_loss(z1.to(common), z2.to(common), temperature, shard)
 
-    return (run if key is None else _CALLS.keep(key, run))(z1, z2)
+    if key is None:
+        return run(z1, z2)
+    return _CALLS.keep(key, _nt_xent.prepared(z1, z2, temperature) or run)(z1, z2)
