@@ -221,7 +221,7 @@ def _prepared(
 
     `weighted`: Sinkhorn-Knopp balances the rows that have a weight.
     """
-    if layers != (None, None) or options.inplace or options.group is not None:
+    if layers[0] is not None or options.inplace or options.group is not None:
         return None
     iterations, column = options.iterations, None
     if options.targets == "softmax":
