@@ -25,6 +25,7 @@ ssl="nt_xent_cpu koleo_cpu dino_cpu sinkhorn_cpu ibot_cpu linear_dino_cpu vicreg
 run cpu_avx2 $recon --isa avx2
 # with AVX2 only, a linear layer's matrix products take seconds
 if [ "$wide" ]; then run cpu $recon linear_warp_recon_cpu linear_blur_recon_cpu; fi
+both channels_cpu --case warp_recon_channels_cpu --modes fwdbwd
 both warp_cpu --case warp_cpu --modes fwd
 both rot90_cpu --case rot90_batch_cpu --modes fwd
 both cpu_fresh_memory --fresh-memory --headline $recon
