@@ -21,7 +21,6 @@ from fastequi.data.sources.encoded import header
 from fastequi.data.sources.kinds import Kind
 from tests.support import science
 from tests.support.runs import rows, run_once
-from tests.test_values import given
 
 pytestmark = pytest.mark.slow
 tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
@@ -56,7 +55,7 @@ def read(content):
     if isinstance(found, str):
         return found, None
     kind = Kind.of(found.kind)
-    return kind, given(content, Pixels.whole(kind))
+    return kind, science.given(content, Pixels.whole(kind))
 
 
 def oracle(path):

@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.data.given import decoded_sizes
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan import examined, scan
 from fastequi.data.sources.encoded import header
@@ -20,19 +19,9 @@ from fastequi.data.sources.kinds import NO_RGB, RGB8, Kind
 from fastequi.data.sources.listing import folder_listing
 from fastequi.data.values import as_rgb, decoded, is_for_dali, of_depth
 from tests.support import science
-from tests.support.science import values
+from tests.support.science import given, values
 
 CPU = torch.device("cpu")
-
-
-def given(content, pixels):
-    """The values that a run gets, or why it gets none; and whether DALI reads the bytes."""
-    image, seen = np.frombuffer(content, np.uint8), []
-    (size,) = decoded_sizes([image], CPU, 1, pixels, lambda found: seen.append(found.copy()))
-    if isinstance(size, str):
-        return size
-    assert seen[0].shape[:2] == size
-    return seen[0]
 
 
 WRITTEN = {

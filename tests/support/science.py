@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastequi.data.sources import tiff
@@ -18,6 +19,19 @@ def values(channels, depth, i=0, size=(20, 26)):
     if depth == "float32":
         return (9 * unit - 4).astype(depth)
     return np.round(unit * np.iinfo(depth).max).astype(depth)
+
+
+def given(content, pixels):
+    """The values that a run gets of a file, or why it gets none."""
+    from fastequi.data.given import decoded_sizes
+
+    image, seen = np.frombuffer(content, np.uint8), []
+    cpu = torch.device("cpu")
+    (size,) = decoded_sizes([image], cpu, 1, pixels, lambda found: seen.append(found.copy()))
+    if isinstance(size, str):
+        return size
+    assert seen[0].shape[:2] == size
+    return seen[0]
 
 
 def npy(array):
