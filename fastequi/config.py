@@ -315,9 +315,11 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch
         return None
     flags = torch.cpu.get_capabilities()
-    has = flags.get("avx512_bf16") or flags.get("amx_bf16")
+    if not (flags.get("avx512_bf16") or flags.get("amx_bf16")):
+        return None
     # where oneDNN may not use them (ONEDNN_MAX_CPU_ISA) a product takes a hundred times as long
-    return torch.bfloat16 if has and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+    known = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if known else None
 
 
 @dataclass(frozen=True)

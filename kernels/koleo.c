@@ -1,4 +1,5 @@
-/* KoLeo's loss and its gradient by unit rows, once every row's nearest other one is known. */
+/* KoLeo's loss and its gradient by unit rows, once every row's nearest other one is known; and all of
+ * it for few rows. */
 #include <math.h>
 #include <stdlib.h>
 

@@ -1,4 +1,4 @@
-"""KoLeo in C: koleo.c through ctypes, around PyTorch's own products."""
+"""KoLeo in C: koleo.c through ctypes, around PyTorch's own products; of few rows, whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NT-Xent in C: nt_xent.c through ctypes, around PyTorch's own products."""
+"""NT-Xent in C: nt_xent.c through ctypes, around PyTorch's own products; of few rows, whole."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 /* NT-Xent from similarities, while a panel of them is in the caches; a library's matrix product makes
- * them. Sums over groups of rows are in their order: the same bits for any number of threads.
+ * them, or, of few rows, small_products.h. Sums over groups of rows are in their order: the same bits
+ * for any number of threads.
  *
  * Similarities of unit rows are at most 1, so exp((s - 1) / temperature) needs no maximum first where
  * exp(-2 / temperature) is a number of float32, and is the same for both rows that meet.

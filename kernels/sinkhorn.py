@@ -16,6 +16,7 @@ once in all. Powers of two throughout: an exponential is one instruction then.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -240,8 +241,7 @@ def compute_sinkhorn(
     """Of all iterations: (row, column)."""
     if _in_c(x) and native_sinkhorn.takes(x):
         return native_sinkhorn.sinkhorn(x, temp, iterations, weight)
-    columns = lambda row: compute_column_lse(x, temp, row)  # noqa: E731
-    rows = lambda column: compute_row_lse(x, temp, column)  # noqa: E731
+    columns, rows = partial(compute_column_lse, x, temp), partial(compute_row_lse, x, temp)
     return balanced(columns, rows, _zeros(x), iterations, weight=weight)
 
 
@@ -298,8 +298,7 @@ def sinkhorn(
     x = x.detach()
     if across is None:  # of one process an iteration takes one pass over the logits
         return _sinkhorn_op(x, temp, iterations, weight)
-    columns = lambda row: column_lse(x, temp, row)  # noqa: E731
-    rows = lambda column: row_lse(x, temp, column)  # noqa: E731
+    columns, rows = partial(column_lse, x, temp), partial(row_lse, x, temp)
     return balanced(columns, rows, _zeros(x), iterations, across, weight)
 
 
