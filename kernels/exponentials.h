@@ -29,9 +29,9 @@ INLINE vf exp2_below_128(vf x) {
 /* The same of any x, infinity from 128 on. */
 INLINE vf exp2_of(vf x) { return exp2_below_128(smaller(splat(128.0f), x)); }
 
-/* The same of a share's logarithm, which is above 0 by rounding alone: of logits of 1e9 by thousands, of
- * which no infinity should come. */
-INLINE vf share_of(vf x) { return exp2_below_128(smaller(splat(8.0f), x)); }
+/* The same of a share's logarithm, which is above 0 by rounding alone: of logits of 1e7 by less than 1,
+ * of 1e9 by thousands, of which neither infinity nor many times a whole should come. */
+INLINE vf share_of(vf x) { return exp2_below_128(smaller(splat(1.0f), x)); }
 
 /* log2 x of x >= 2^-126 or x = 0, to 2^-23 or 2 units in the last place; infinite and NaN as it should. */
 INLINE vf log2_of(vf x) {

@@ -128,7 +128,9 @@ def test_a_prototype_masked_by_a_number_leaves_a_finite_loss(masked):
         teacher[..., 5] = masked
         with backend.force("native"):
             loss = functional.dino_loss(student, teacher, targets="sinkhorn")
-        assert loss.isfinite()
+        with backend.force("torch"):
+            theirs = functional.dino_loss(student, teacher, targets="sinkhorn")
+        assert loss <= 4 * theirs  # a share that rounding spoiled is no more than twice a whole
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
