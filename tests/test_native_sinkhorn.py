@@ -278,3 +278,29 @@ def test_every_instruction_set_agrees(isa, monkeypatch):
         found = sinkhorn(x, 0.1, 3)
     for ours, theirs in zip(found, sinkhorn(x.double(), 0.1, 3), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("loss", [functional.dino_loss, functional.ibot_loss])
+@pytest.mark.parametrize("iterations", [0, 10_001, 2**32])
+def test_a_number_of_iterations_that_c_cannot_take_is_refused(loss, iterations):
+    """It is an integer of 32 bits there: 2^32 ran as one."""
+    student, teacher = torch.randn(2, 2, 3, 7)
+    with pytest.raises(ValueError, match=f"iterations: expected an integer .*got {iterations}"):
+        loss(student, teacher, targets="sinkhorn", iterations=iterations)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="products by fma do not cancel: NaN, or many times too large"
+)
+@pytest.mark.parametrize("temp", [0.04, 0.05, 0.06, 0.07])
+def test_several_prototypes_masked_by_a_number_are_as_in_pytorch(temp):
+    """PyTorch rounds x / temp before it takes the column away, and equal numbers cancel."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 17, 33, generator=generator)
+    teacher[..., :11] = -1e9
+    losses = []
+    for name in ("native", "torch"):
+        with backend.force(name):
+            loss = functional.dino_loss(student, teacher, targets="sinkhorn", teacher_temp=temp)
+        losses.append(loss)
+    torch.testing.assert_close(*losses, rtol=0.05, atol=0)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("softmax", "sinkhorn")
 _DINO, _IBOT = Calls(), Calls()
+_MOST_ITERATIONS = 10_000  # one call of C, which Ctrl-C waits for
 
 
 def dino_loss(
@@ -68,7 +69,7 @@ def dino_loss(
         student_temp, teacher_temp: temperatures.
         center: [N] subtracted from the teacher's logits, for targets="softmax".
         targets: "softmax", or "sinkhorn": Sinkhorn-Knopp over all T·B rows, as in DINOv2.
-        iterations: of Sinkhorn-Knopp.
+        iterations: of Sinkhorn-Knopp, 1 to 10,000.
         group: the processes whose rows are balanced together by Sinkhorn-Knopp; None: this one
             alone. The mean is over this process's images, as data-parallel training wants it.
         inplace: the gradient takes the memory of `student`, whose values are then gone; autograd
@@ -202,7 +203,7 @@ def _options(
         arguments.number("teacher_temp", teacher_temp, above=0),
         center,
         targets,
-        arguments.integer("iterations", iterations),
+        arguments.integer("iterations", iterations, most=_MOST_ITERATIONS),
         group,
         inplace,
     )
