@@ -2,8 +2,8 @@
  *
  * A row of the student is read from memory once: its log-sum-exp first, then its loss and gradient
  * while it is in the second-level cache. Rows that meet the same teachers follow one another, and the
- * sum of these teachers' distributions is kept, a row of float32 per thread. Powers of two throughout.
- * A row's sums do not depend on the thread that makes them.
+ * sum of these teachers' distributions is kept, a row of float32 per thread. Numbers of rows and columns
+ * are in the logits' unit, powers those of two. A row's sums do not depend on the thread that makes them.
  */
 #include <stdlib.h>
 
@@ -15,9 +15,10 @@ typedef struct {
   const int32_t *pairs;  /* [rows, teachers] rows of the teacher, -1 for none */
   const int32_t *order;  /* [rows]: those with the same teachers side by side; or NULL */
   const float *weight;   /* [rows] */
-  const double *row;     /* of the teacher, a power of two each; or NULL: its softmax */
+  const double *row;     /* of the teacher, such that its distribution is exp((x - column - row) / temp),
+                            or NULL: its softmax */
   const float *column;   /* [columns], or NULL */
-  const double *lse;     /* [rows] log2 of the sum of all columns, where these are some; or NULL */
+  const double *lse;     /* [rows] log-sum-exp of all columns, where these are some; or NULL */
   float *loss;           /* [rows] */
   int64_t student_stride, teacher_stride, grad_stride, rows, columns;
   float student_scale, teacher_scale; /* 1 / temperature */
@@ -26,53 +27,61 @@ typedef struct {
 
 enum { AT_ONCE = 8 }; /* rows that a thread takes */
 
-/* Powers of two over their sum are 2^(x - high) factor: the sum's logarithm is rounded, and what that
- * takes from it would be missing in all of them. */
-typedef struct {
-  float high, factor;
-} Split;
-
-INLINE Split split(double log2) {
-  float high = (float)log2;
-  return (Split){high, exp2f((float)(high - log2))};
+INLINE Sum split(double lse) {
+  float high = (float)lse;
+  return (Sum){high, isfinite(high) ? lse - high : 0};
 }
 
-/* A row of a teacher's distribution, added to `wanted` or put there. */
-INLINE void add_teacher(
-    const Dino *op, const void *teacher, int32_t dtype, const float *column, Split sum, int first, float *wanted) {
-  float scale = op->teacher_scale * LOG2E;
-  int64_t i = 0;
-  for (; i + LANES <= op->columns; i += LANES) {
-    vf value = share_of(logits(teacher, dtype, column, i, LANES, scale, sum.high)) * sum.factor;
-    AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
+/* Powers over their sum are 2^(scale (x - high)) times this. */
+INLINE float factor_of(Sum sum, float scale) { return exp2f((float)(-sum.rest * scale)); }
+
+/* A row of a teacher's distribution, added to `wanted` or put there; its sum. */
+INLINE double add_teacher(
+    const Dino *op, const void *teacher, int32_t dtype, const float *column, Sum sum, int first, float *wanted) {
+  float scale = op->teacher_scale * LOG2E, factor = factor_of(sum, scale);
+  double total = 0;
+  for (int64_t at = 0; at < op->columns; at += PART) {
+    int64_t end = op->columns - at < PART ? op->columns : at + PART, i = at;
+    vf added = splat(0.0f);
+    for (; i + LANES <= end; i += LANES) {
+      vf value = share_of(logits(teacher, dtype, column, i, LANES, sum.high), scale) * factor;
+      AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
+      added += value;
+    }
+    if (i < end) {
+      vf value = share_of(logits(teacher, dtype, column, i, end - i, sum.high), scale) * factor;
+      AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
+      added += value;
+    }
+    total += sum_of(added);
   }
-  if (i == op->columns) return;
-  vf value = share_of(logits(teacher, dtype, column, i, op->columns - i, scale, sum.high)) * sum.factor;
-  AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
+  return total;
 }
 
-/* Σ_t exp(teacher_t / temperature - column - row_t), to `wanted`, 0 behind; how many there are. */
-CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted) {
+/* Σ_t exp((teacher_t - column - row_t) / temperature), to `wanted`, 0 behind, and their sum to `total`; how
+ * many there are. */
+CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted, double *total) {
   int found = 0, dtype = op->teacher_dtype;
+  *total = 0;
   for (int32_t p = 0; p < op->teachers; p++) {
     if (pairs[p] < 0) continue;
     const void *teacher = row_of(op->teacher, pairs[p], op->teacher_stride, dtype);
     float scale = op->teacher_scale * LOG2E;
-    Split sum = split(op->row ? op->row[pairs[p]] : log2_sum(teacher, dtype, op->column, op->columns, scale));
+    Sum sum = op->row ? split(op->row[pairs[p]]) : lse_of_row(teacher, dtype, op->column, op->columns, scale);
 #define ADD(dtype, column) add_teacher(op, teacher, dtype, column, sum, !found, wanted)
-    if (dtype == FLOAT32) op->column ? ADD(FLOAT32, op->column) : ADD(FLOAT32, NULL);
-    else op->column ? ADD(BFLOAT16, op->column) : ADD(BFLOAT16, NULL);
+    if (dtype == FLOAT32) *total += op->column ? ADD(FLOAT32, op->column) : ADD(FLOAT32, NULL);
+    else *total += op->column ? ADD(BFLOAT16, op->column) : ADD(BFLOAT16, NULL);
     found++;
   }
   return found;
 }
 
-/* Q (lse - x) of some columns, the cross-entropy; and the gradient count P - Q, in powers of two. Adds
+/* Q (x - lse) of some columns, the cross-entropy times -temperature; and the gradient count P - Q. Adds
  * nothing where Q is 0, as for logits that are masked out. */
 INLINE vf crossed(const void *student, int32_t dtype, int64_t at, int64_t n, float scale, float lse, vf q,
                   float count, vf *slope) {
-  vf x = logits(student, dtype, NULL, at, n, scale, lse);
-  if (slope) *slope = count * exp2_below_128(x) - q;
+  vf x = logits(student, dtype, NULL, at, n, lse);
+  if (slope) *slope = count * exp2_below_128(x, scale) - q;
   return (vf)((vi)(q * x) & (q != 0.0f));
 }
 
@@ -96,19 +105,19 @@ INLINE double loss_row(const void *student, int32_t dtype, void *grad, int strea
 }
 
 /* weight Σ Q (LSE(x) - x), x = student / temperature, and its gradient. */
-CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted) {
+CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted, double total) {
   int32_t dtype = op->student_dtype;
   const void *student = row_of(op->student, r, op->student_stride, dtype);
   float scale = op->student_scale * LOG2E, factor = op->student_scale * op->weight[r];
-  Split lse = split(op->lse ? op->lse[r] : log2_sum(student, dtype, NULL, op->columns, scale));
+  Sum lse = op->lse ? split(op->lse[r]) : lse_of_row(student, dtype, NULL, op->columns, scale);
   void *grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, dtype) : NULL;
   int stream = op->stream && (uintptr_t)grad % (LANES * 4) == 0;
 #define ROW(dtype, grad, stream) \
-  loss_row(student, dtype, grad, stream, wanted, op->columns, scale, lse.high, count * lse.factor, factor)
+  loss_row(student, dtype, grad, stream, wanted, op->columns, scale, lse.high, count * factor_of(lse, scale), factor)
   double dot;
   if (dtype == FLOAT32) dot = !grad ? ROW(FLOAT32, NULL, 0) : stream ? ROW(FLOAT32, grad, 1) : ROW(FLOAT32, grad, 0);
   else dot = !grad ? ROW(BFLOAT16, NULL, 0) : stream ? ROW(BFLOAT16, grad, 1) : ROW(BFLOAT16, grad, 0);
-  return (float)(op->weight[r] * dot / 1.44269504088896341);
+  return (float)(factor * (dot + total * lse.rest));
 }
 
 INLINE int same(const int32_t *a, const int32_t *b, int32_t n) {
@@ -134,6 +143,7 @@ int EXPORT(dino)(const Dino *op) {
     float *wanted = scratch + thread_number() * width;
     const int32_t *known = NULL;
     int count = 0;
+    double total = 0;
 #pragma omp for schedule(dynamic, AT_ONCE)
     for (int64_t i = 0; i < op->rows; i++) {
       int64_t r = op->order ? op->order[i] : i;
@@ -145,8 +155,8 @@ int EXPORT(dino)(const Dino *op) {
                  op->columns * (op->student_dtype == FLOAT32 ? 4 : 2));
         continue;
       }
-      if (!known || !same(known, pairs, op->teachers)) count = add_teachers(op, known = pairs, wanted);
-      op->loss[r] = loss_of(op, r, (float)count, wanted);
+      if (!known || !same(known, pairs, op->teachers)) count = add_teachers(op, known = pairs, wanted, &total);
+      op->loss[r] = loss_of(op, r, (float)count, wanted, total);
     }
   }
   free(scratch);

@@ -2,14 +2,14 @@
 
 Replaces, for student rows s_r and the teacher rows that each is paired with::
 
-    q = torch.exp(teacher / teacher_temp - column - row[:, None])     # softmax or Sinkhorn-Knopp
+    q = torch.exp((teacher - column - row[:, None]) / teacher_temp)   # softmax or Sinkhorn-Knopp
     logp = F.log_softmax(student / student_temp, -1)
     loss = sum(weight[r] * -(q[t] * logp[r]).sum() for r, t in pairs)
 
 Never materialised: the teacher's distribution, the log-probabilities, gathered rows. A teacher's
-distribution is known by one number per row and one per column: a centred softmax has
-column = center / teacher_temp and row = log-sum-exp of what is left; Sinkhorn-Knopp's balancing
-factors are of the same form. The teachers of one row are added before they meet it, since
+distribution is known by one number per row and one per column: of a centred softmax the column is
+the centre, and the row the log-sum-exp of what is left; Sinkhorn-Knopp's balancing factors are of
+the same form (sinkhorn.py). The teachers of one row are added before they meet it, since
 Σ_t CE(q_t, s) = Σ_n (Σ_t q_t) (LSE(s) - s), and the gradient, (n · softmax(s) - Σ_t q_t) /
 student_temp, is written in the same pass, over the logits themselves if the caller allows it.
 
@@ -110,8 +110,8 @@ def _in_chunks(
 
     def distribution(rows: Tensor) -> Tensor:
         """A row number only normalises: a softmax, whose exp is fast where it underflows."""
-        x = rows.to(wide) / teacher_temp
-        return F.softmax(x if column is None else x.sub_(column), -1)
+        x = rows.to(wide)
+        return F.softmax((x if column is None else x - column) / teacher_temp, -1)
 
     shared = distribution(teacher) if pairs.shape[1] > 1 else None
     for start in range(0, len(student) if every else len(places), at_once):
@@ -158,9 +158,10 @@ def dino_loss_ref(student: Tensor, teacher: Tensor, target: DINOTarget) -> Tenso
     """The chain in plain PyTorch, differentiable in the student. Oracle and baseline."""
     pairs, weight, row, column, student_temp, teacher_temp = target
     wide = weight.dtype
-    logit = teacher.to(wide) / teacher_temp
+    logit = teacher.to(wide)
     logit = logit if column is None else logit - column
-    q = F.softmax(logit, -1) if row is None else torch.exp(logit - row[:, None])
+    logit = (logit if row is None else logit - row[:, None]) / teacher_temp
+    q = F.softmax(logit, -1) if row is None else torch.exp(logit)
     student = counted_rows(student, torch.where((pairs >= 0).any(1), weight, 0.0))
     logp = F.log_softmax(student.to(wide) / student_temp, -1)
     loss = torch.zeros((), dtype=wide, device=student.device)
@@ -200,8 +201,8 @@ def prepared(
 ) -> Again | None:
     """What :func:`dino_loss` does for dense logits like these [..., N], in C; or None.
 
-    It takes student, teacher, the centre, which over the temperature is the target's column, and
-    dense weights in float32, or None for the target's own.
+    It takes student, teacher, the centre, which is the target's column, and dense weights in
+    float32, or None for the target's own.
 
     Args:
         iterations: of Sinkhorn-Knopp, which finds the target's row and column; 0: it has a centre.
@@ -220,8 +221,9 @@ def prepared(
     ):
         return None
     wants = torch.is_grad_enabled() and student.requires_grad
-    run, temp = native_dino.prepared(*rows, target, wants), target.teacher_temp
-    balance = native_sinkhorn.prepared(rows[1], temp, iterations) if iterations else None
+    run, balance = native_dino.prepared(*rows, target, wants), None
+    if iterations:
+        balance = native_sinkhorn.prepared(rows[1], target.teacher_temp, iterations)
     own = target.weight if weighted else None
 
     def outputs(
@@ -231,7 +233,7 @@ def prepared(
         if balance is not None:
             row, column = balance(teacher, weight if weight is not None else own)
         elif center is not None:
-            column = center.detach().to(torch.float32) / temp
+            column = center.detach().float().resolve_neg().contiguous()
         return run(student, teacher, row, column, weight)
 
     return dino_op.again(outputs) if wants else lambda *given: outputs(*given)[0]

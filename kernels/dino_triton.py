@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.rows import dense_rows
-from fastequi.kernels.sinkhorn import VEC, load_float32, row_blocks, row_log2, row_lse_parts
+from fastequi.kernels.sinkhorn import VEC, load_float32, lse_of_row, row_blocks, row_lse_parts
 from fastequi.kernels.target import DINOTarget
 
 
@@ -35,9 +35,9 @@ def _store(ptr, places, values, live, FULL: tl.constexpr):
 
 @triton.jit
 def _log_share(x, scale, lse):
-    """x scale - lse, bounded: a class that is masked out adds 0 times a number, in one
+    """(x - lse) scale, bounded: a class that is masked out adds 0 times a number, in one
     instruction."""
-    return tl.maximum(x * scale - lse, -1e30, propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum((x - lse) * scale, -1e30, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def dino_kernel(
 ):
     # loss[r] = weight[r] Σ_n q (LSE(x) - x), x = student / temp, of the teacher's row own[r], if
     # any; without row numbers its softmax is found beside the student's; with the student's LSE
-    # given these are some of its columns. Powers of two, as in sinkhorn.py.
+    # given these are some of its columns. Numbers and powers as in sinkhorn.py.
     LOG2E: tl.constexpr = 1.4426950408889634
     r = tl.program_id(0).to(tl.int64)
     weight = tl.load(weight_ptr + r)
@@ -100,21 +100,21 @@ def dino_kernel(
     else:
         teacher = teacher_ptr + own * stride_t
         if HAS_LSE:
-            lse = tl.load(lse_ptr + r) * LOG2E
+            lse = tl.load(lse_ptr + r)
         else:
-            lse = row_log2(student, None, N, to_x, False, FULL, BLOCK, VEC)
+            lse = lse_of_row(student, None, N, to_x, False, FULL, BLOCK, VEC)
         if HAS_ROW:
-            lse_t = tl.load(row_ptr + own) * LOG2E
+            lse_t = tl.load(row_ptr + own)
         else:
-            lse_t = row_log2(teacher, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
+            lse_t = lse_of_row(teacher, column_ptr, N, to_y, HAS_COLUMN, FULL, BLOCK, VEC)
         dot = tl.zeros([LANES], tl.float32)
         for start in range(0, N, BLOCK):
             live = start + offs < N
             x = load_float32(student + start, offs, live, FULL)
-            shift = tl.zeros([LANES, VEC], tl.float32) + lse_t
+            y = load_float32(teacher + start, offs, live, FULL)
             if HAS_COLUMN:
-                shift += load_float32(column_ptr + start, offs, live, FULL) * LOG2E
-            q = tl.exp2(load_float32(teacher + start, offs, live, FULL) * to_y - shift)
+                y -= load_float32(column_ptr + start, offs, live, FULL)
+            q = tl.exp2((y - lse_t) * to_y)
             if not FULL:
                 q = tl.where(live, q, 0.0)
             x = _log_share(x, to_x, lse)
@@ -126,18 +126,17 @@ def dino_kernel(
 
 
 @triton.jit
-def _whole(parts_ptr, row, PARTS: tl.constexpr):
-    """log2 Σ 2^… of a row whose parts' logarithms are natural."""
-    LOG2E: tl.constexpr = 1.4426950408889634
-    high = tl.load(parts_ptr + row * PARTS) * LOG2E
+def _whole(parts_ptr, row, scale, PARTS: tl.constexpr):
+    """The log-sum-exp of a row from those of its parts."""
+    high = tl.load(parts_ptr + row * PARTS)
     if PARTS > 1:
         for i in tl.static_range(1, PARTS):
-            high = tl.maximum(high, tl.load(parts_ptr + row * PARTS + i) * LOG2E)
+            high = tl.maximum(high, tl.load(parts_ptr + row * PARTS + i))
         high = tl.where(high == float("-inf"), 0.0, high)
         total = 0.0
         for i in tl.static_range(PARTS):
-            total += tl.exp2(tl.load(parts_ptr + row * PARTS + i) * LOG2E - high)
-        high += tl.log2(total)
+            total += tl.exp2((tl.load(parts_ptr + row * PARTS + i) - high) * scale)
+        high += tl.log2(total) / scale
     return high
 
 
@@ -184,14 +183,16 @@ def dino_views_kernel(
     LANES: tl.constexpr = BLOCK // VEC
     offs = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     live = first + offs < N
+    to_x = student_scale * LOG2E
+    to_y = teacher_scale * LOG2E
     column = tl.zeros([LANES, VEC], tl.float32)
     if HAS_COLUMN:
-        column = load_float32(column_ptr + first, offs, live, FULL) * LOG2E
+        column = load_float32(column_ptr + first, offs, live, FULL)
     q = ()
     for t in tl.static_range(PAIRS):
         row = t * B + b
         y = load_float32(teacher_ptr + row.to(tl.int64) * stride_t + first, offs, live, FULL)
-        y = tl.exp2(y * (teacher_scale * LOG2E) - (column + _whole(row_ptr, row, ROW_PARTS)))
+        y = tl.exp2((y - column - _whole(row_ptr, row, to_y, ROW_PARTS)) * to_y)
         q = q + (y if FULL else tl.where(live, y, 0.0),)  # type: ignore[assignment]  # noqa: RUF005
     total = tl.zeros([LANES], tl.float32)
     for s in range(VIEWS):
@@ -209,7 +210,7 @@ def dino_views_kernel(
                 _store(grad_ptr + at, offs, tl.zeros([LANES, VEC], tl.float32), live, FULL)
         else:
             x = load_float32(student_ptr + r.to(tl.int64) * stride_s + first, offs, live, FULL)
-            x = _log_share(x, student_scale * LOG2E, _whole(lse_ptr, r, LSE_PARTS))
+            x = _log_share(x, to_x, _whole(lse_ptr, r, to_x, LSE_PARTS))
             total += weight * _wanted(tl.sum(wanted * x, 1))
             if GRAD:
                 slope = (count * tl.exp2(x) - wanted) * (student_scale * weight)
@@ -222,7 +223,7 @@ def launch(
 ) -> Tensor:
     """Numbers that add up to the loss; fills the gradient `out` [R, N], if there is one.
 
-    `lse` [R]: of the student's whole rows over the temperature, where these are some columns.
+    `lse` [R]: of the student's whole rows, where these are some columns.
     """
     student, teacher = dense_rows(student), dense_rows(teacher)
     with torch.cuda.device_of(student):

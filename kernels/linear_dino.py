@@ -114,14 +114,16 @@ def _columns(
         return student, loss.sum()
     assert row is not None
     wide = row_weight.dtype
-    y = teacher.to(wide) / teacher_temp
-    wanted = dino.sum_of_teachers(_share(y if column is None else y.sub_(column), row), pairs)
-    x = student.to(wide) / student_temp
+    y = teacher.to(wide)
+    y = y if column is None else y - column
+    wanted = dino.sum_of_teachers(_share(y, row, teacher_temp), pairs)
+    x = student.to(wide)
     count = (pairs >= 0).sum(1, keepdim=True)
     read = (row_weight != 0) & (count[:, 0] > 0)
-    loss = torch.where(read, -row_weight * dino.crossed(wanted, x - lse[:, None]), 0.0)
+    logp = (x - lse[:, None]).div_(student_temp)
+    loss = torch.where(read, -row_weight * dino.crossed(wanted, logp), 0.0)
     if grad:
-        slope = _share(x, lse).mul_(count).sub_(wanted)
+        slope = _share(x, lse, student_temp).mul_(count).sub_(wanted)
         slope *= (row_weight / student_temp)[:, None]
         student = slope.masked_fill_(~read[:, None], 0.0).to(student.dtype)
     return student, loss.sum()
@@ -131,10 +133,11 @@ def _in_c(student: Tensor, teacher: Tensor, row_weight: Tensor) -> bool:
     return use_native(student) and native_dino.reads(student, teacher, row_weight)
 
 
-def _share(x: Tensor, lse: Tensor) -> Tensor:
-    """exp(x - lse), by a softmax of these columns, whose exp is fast where it underflows."""
-    mine = sinkhorn.log_sum_exp(x, 1)
-    return F.softmax(x, -1).mul_((mine - lse).exp()[:, None])
+def _share(x: Tensor, lse: Tensor, temp: float) -> Tensor:
+    """exp((x - lse) / temp), by a softmax of these columns, whose exp is fast where it
+    underflows."""
+    mine = sinkhorn.log_sum_exp(x, 1, temp)
+    return F.softmax(x / temp, -1).mul_(((mine - lse) / temp).exp()[:, None])
 
 
 def _row_lse(
@@ -145,19 +148,16 @@ def _row_lse(
     chunks: list[slice],
     exact: bool = False,
 ) -> Tensor:
-    """Of all prototypes; `exact`: powers of two in float64, as `native_dino` takes them."""
-    total = None
+    """Of all prototypes; `exact`: in float64, as `native_dino` takes them."""
+    parts = []
     for part in chunks:
         of_part = None if column is None else column[part]
         logits = F.linear(x, weight[part])
         if exact:
-            lse = native_sinkhorn.row_log2(logits, temp, of_part)
+            parts.append(native_sinkhorn.wide_row_lse(logits, temp, of_part))
         else:
-            lse = sinkhorn.compute_row_lse(logits, temp, of_part)
-        add = torch.logaddexp2 if exact else torch.logaddexp
-        total = lse if total is None else add(total, lse)
-    assert total is not None
-    return total
+            parts.append(sinkhorn.compute_row_lse(logits, temp, of_part))
+    return sinkhorn.log_sum_exp(torch.stack(parts, 1), 1, temp)
 
 
 def _outputs(student: Tensor, weight: Tensor, grad: bool) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
@@ -46,8 +45,7 @@ def dino(
     """Fills loss [R] and, if there is one, the gradient `out` [R, N]; it may be the student.
 
     With the sums `lse` of all columns given these are some of them, and the loss their share
-    without it. The target's row and `lse` are natural logarithms in float32, or powers of two in
-    float64.
+    without it.
     """
     op, _held = _struct(student, teacher, target, loss, out, lse)
     native.call("dino", op)
@@ -73,7 +71,7 @@ def _struct(
         order = key.argsort().int()
     tensors = [
         None if tensor is None else tensor.resolve_neg().contiguous()
-        for tensor in (pairs, order, weight, _log2(row), column, _log2(lse))
+        for tensor in (pairs, order, weight, _wide(row), column, _wide(lse))
     ]
     apart = out is not None and out.data_ptr() != student.data_ptr()
     op = DinoStruct(
@@ -103,7 +101,7 @@ def prepared(
     None).
 
     For dense logits of these types whose last axis has N values, of as many rows as these in all;
-    rows' numbers are powers of two in float64, weights dense and float32, or None for the target's.
+    rows' numbers are of float64, weights dense and float32, or None for the target's.
     """
     rows = len(target.weight)
     loss, slopes = target.weight.new_empty(rows), torch.empty_like(student) if grad else None
@@ -128,7 +126,5 @@ def prepared(
     return call
 
 
-def _log2(numbers: Tensor | None) -> Tensor | None:
-    if numbers is None or numbers.dtype == torch.float64:
-        return numbers
-    return numbers.double() / math.log(2)
+def _wide(numbers: Tensor | None) -> Tensor | None:
+    return None if numbers is None else numbers.double()

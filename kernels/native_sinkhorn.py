@@ -1,4 +1,7 @@
-"""Log-sum-exps along rows and columns in C: sinkhorn.c through ctypes."""
+"""Log-sum-exps along rows and columns in C: sinkhorn.c through ctypes.
+
+What they are is said in sinkhorn.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _FREE = 1 << 20
 
 class LseStruct(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "other", "out", "log2")),
+        *((name, c_void_p) for name in ("x", "other", "out", "wide")),
         *((name, c_int64) for name in ("stride", "rows", "columns")),
         ("scale", c_float),
         *((name, c_int32) for name in ("dtype", "threads")),
@@ -26,7 +29,7 @@ class LseStruct(Structure):
 
 class SinkhornStruct(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "row", "column", "log2")),
+        *((name, c_void_p) for name in ("x", "weight", "row", "column", "wide")),
         *((name, c_int64) for name in ("stride", "rows", "columns")),
         ("scale", c_float),
         *((name, c_int32) for name in ("iterations", "dtype", "threads")),
@@ -47,17 +50,18 @@ def takes(x: Tensor) -> bool:
 
 
 def row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
-    """log Σ_n exp(x[r, n] / temp - column[n]), [R] float32."""
+    """temp log Σ_n exp((x[r, n] - column[n]) / temp), [R] float32."""
     return _run("row_lse", x, temp, column, len(x))
 
 
-def row_log2(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
-    """The same as powers of two, [R] float64: as exact as the scaled logits themselves."""
+def wide_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
+    """The same in float64, [R]: as exact as the logits themselves."""
     return _run("row_lse", x, temp, column, len(x), torch.float64)
 
 
 def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
-    """log Σ_r exp(x[r, n] / temp - row[r]), [N] float32; rows of infinite number add nothing."""
+    """temp log Σ_r exp((x[r, n] - row[r]) / temp), [N] float32; rows of infinite number add
+    nothing."""
     return _run("column_lse", x, temp, row, x.shape[1])
 
 
@@ -107,20 +111,20 @@ def sinkhorn(
 def prepared(
     x: Tensor, temp: float, iterations: int
 ) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """(x, weight) to (row in float64 as powers of two, column) of dense logits like these.
+    """(x, weight) to (row in float64, column) of dense logits like these.
 
     Weights are dense and float32, or None for rows that all count.
     """
     run = native.Filled(
-        "sinkhorn", _struct(x, temp, iterations), "x", "weight", "row", "column", "log2"
+        "sinkhorn", _struct(x, temp, iterations), "x", "weight", "row", "column", "wide"
     )
     rows, columns = x.shape
 
     def call(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        log2 = torch.empty(rows, dtype=torch.float64, device="cpu")
+        wide = torch.empty(rows, dtype=torch.float64, device="cpu")
         row, column = (torch.empty(n, dtype=torch.float32, device="cpu") for n in (rows, columns))
-        run(x, weight, row, column, log2)
-        return log2, column
+        run(x, weight, row, column, wide)
+        return wide, column
 
     return call
 

@@ -56,7 +56,9 @@ CALLED void contrast_group(const Contrast *op, int64_t start, int64_t n, float *
     }
     if (own >= 0) s[own] = -INFINITY;
     sum[r] = 0;
-    if (!op->bounded) sum[r] = log2_sum(s, FLOAT32, NULL, op->columns, scale) / LOG2E;
+    if (op->bounded) continue;
+    Sum lse = lse_of_row(s, FLOAT32, NULL, op->columns, scale);
+    sum[r] = (lse.high + lse.rest) * op->scale;
   }
   for (int64_t c = 0; op->bounded && c < op->columns; c += PART) {
     int64_t size = op->columns - c < PART ? op->columns - c : PART;

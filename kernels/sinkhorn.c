@@ -1,5 +1,6 @@
 /* Log-sum-exps of logits along rows and columns on a CPU: what sinkhorn.py's kernels compute. Each
- * logit is read from memory once, and its power of two computed once. */
+ * logit is read from memory once, and its power of two computed once. All numbers of rows and columns
+ * are in the logits' unit, as they are before they are divided by the temperature. */
 #include <stdlib.h>
 
 #include "exponentials.h"
@@ -8,7 +9,7 @@ typedef struct {
   const void *x;       /* [rows, columns] */
   const float *other;  /* subtracted first: [columns] for sums of rows, or NULL; [rows] for those of columns */
   float *out;          /* [rows] or [columns] */
-  double *log2;        /* [rows] sums of rows as powers of two, in place of `out`; or NULL */
+  double *wide;        /* [rows] sums of rows, in place of `out`; or NULL */
   int64_t stride, rows, columns;
   float scale;         /* 1 / temperature */
   int32_t dtype, threads;
@@ -16,35 +17,32 @@ typedef struct {
 
 const int64_t EXPORT(row_lse_bytes) = sizeof(Lse);
 
-/* out[r] = log Σ_n exp(x[r, n] / temperature - other[n]) */
+/* out[r] = temperature log Σ_n exp((x[r, n] - other[n]) / temperature) */
 int EXPORT(row_lse)(const Lse *op) {
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t r = 0; r < op->rows; r++) {
     const void *row = row_of(op->x, r, op->stride, op->dtype);
-    double sum = log2_sum(row, op->dtype, op->other, op->columns, op->scale * LOG2E);
-    if (op->log2) op->log2[r] = sum;
-    else op->out[r] = sum / LOG2E;
+    Sum lse = lse_of_row(row, op->dtype, op->other, op->columns, op->scale * LOG2E);
+    if (op->wide) op->wide[r] = lse.high + lse.rest;
+    else op->out[r] = lse.high + lse.rest;
   }
   return 0;
 }
 
-INLINE void exponents_of(
-    float *to, const void *row, int32_t dtype, int64_t at, int64_t n, float scale, float less) {
+INLINE void differences_of(float *to, const void *row, int32_t dtype, int64_t at, int64_t n, float less) {
   int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) AT(vf, to + i) = logits(row, dtype, NULL, at + i, LANES, scale, less);
-  if (i < n) AT(vf, to + i) = logits(row, dtype, NULL, at + i, n - i, scale, less);
+  for (; i + LANES <= n; i += LANES) AT(vf, to + i) = logits(row, dtype, NULL, at + i, LANES, less);
+  if (i < n) AT(vf, to + i) = logits(row, dtype, NULL, at + i, n - i, less);
 }
 
-/* A row's at .. at + n, times `scale` less `less`, to `to`. */
-CALLED void exponents(
-    float *to, const void *row, int32_t dtype, int64_t at, int64_t n, float scale, float less) {
-  if (dtype == FLOAT32) exponents_of(to, row, FLOAT32, at, n, scale, less);
-  else exponents_of(to, row, BFLOAT16, at, n, scale, less);
+/* A row's at .. at + n, less `less`, to `to`. */
+CALLED void differences(float *to, const void *row, int32_t dtype, int64_t at, int64_t n, float less) {
+  if (dtype == FLOAT32) differences_of(to, row, FLOAT32, at, n, less);
+  else differences_of(to, row, BFLOAT16, at, n, less);
 }
 
-/* The first n values, of which there are LANES or fewer, of log2 made natural logarithms. */
-INLINE void put_logarithms(float *to, vf log2, int64_t n) {
-  vf value = log2 * (1 / LOG2E);
+/* The first n values, of which there are LANES or fewer. */
+INLINE void put_some(float *to, vf value, int64_t n) {
   if (n >= LANES) AT(vf, to) = value;
   else for (int64_t j = 0; j < n; j++) to[j] = value[j];
 }
@@ -62,25 +60,25 @@ CALLED void sum_columns(const Lse *op, int64_t first, int64_t n, float (*values)
     for (int64_t r = start; r < start + GROUP && r < op->rows; r++) {
       if (op->other[r] == INFINITY) continue;
       const void *row = row_of(op->x, r, op->stride, op->dtype);
-      exponents(values[found++], row, op->dtype, first, n, scale, op->other[r] * LOG2E);
+      differences(values[found++], row, op->dtype, first, n, op->other[r]);
     }
     for (int64_t i = 0; found && i < n; i += LANES) {
       vf before = AT(vf, most + i), top = before, sum = AT(vf, total + i);
       for (int64_t j = 0; j < found; j++) top = larger(AT(vf, values[j] + i), top);
       vf base = pick(top == -INFINITY, splat(0.0f), top); /* nothing finite yet: 2^(-infinity) */
-      sum *= exp2_of(before - base);
-      for (int64_t j = 0; j < found; j++) sum += exp2_below_128(AT(vf, values[j] + i) - base);
+      sum *= exp2_below_128(before - base, scale);
+      for (int64_t j = 0; j < found; j++) sum += exp2_below_128(AT(vf, values[j] + i) - base, scale);
       AT(vf, most + i) = top;
       AT(vf, total + i) = sum;
     }
   }
   for (int64_t i = 0; i < n; i += LANES)
-    put_logarithms(op->out + first + i, AT(vf, most + i) + log2_of(AT(vf, total + i)), n - i);
+    put_some(op->out + first + i, AT(vf, most + i) + log2_of(AT(vf, total + i)) * (1 / scale), n - i);
 }
 
 const int64_t EXPORT(column_lse_bytes) = sizeof(Lse);
 
-/* out[n] = log Σ_r exp(x[r, n] / temperature - other[r]) */
+/* out[n] = temperature log Σ_r exp((x[r, n] - other[r]) / temperature) */
 int EXPORT(column_lse)(const Lse *op) {
   float(*values)[PART + LANES] = malloc((size_t)op->threads * GROUP * sizeof(*values)); /* not on small stacks */
   if (!values) return -1;
@@ -95,7 +93,7 @@ int EXPORT(column_lse)(const Lse *op) {
 
 typedef struct {
   const void *x;        /* [rows, columns] */
-  const float *row;     /* [rows], such that every row of exp(x / temperature - row - before) sums to one */
+  const float *row;     /* [rows], such that exp((x - before - row) / temperature) sums to one in each */
   const float *before;  /* [columns] */
   const float *weight;  /* [rows], or NULL; those of 0 add nothing to a column */
   float *column, *next; /* [columns], [rows] */
@@ -109,20 +107,20 @@ INLINE int counts(const Balance *op, int64_t r) { return !op->weight || op->weig
 INLINE void powers_of(
     float *to, float *sum, const Balance *op, int64_t r, int32_t dtype, int64_t at, int64_t n) {
   const void *row = row_of(op->x, r, op->stride, dtype);
-  float scale = op->scale * LOG2E, less = op->row[r] * LOG2E;
+  float scale = op->scale * LOG2E, less = op->row[r];
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) {
-    vf power = share_of(logits(row, dtype, op->before, at + i, LANES, scale, less));
+    vf power = share_of(logits(row, dtype, op->before, at + i, LANES, less), scale);
     AT(vf, to + i) = power;
     AT(vf, sum + i) += power;
   }
   if (i == n) return;
-  vf power = share_of(logits(row, dtype, op->before, at + i, n - i, scale, less));
+  vf power = share_of(logits(row, dtype, op->before, at + i, n - i, less), scale);
   AT(vf, to + i) = power;
   AT(vf, sum + i) += power;
 }
 
-/* exp(x / temperature - row - before) of columns at .. at + n of row r to `to`; added to `sum`. */
+/* exp((x - before - row) / temperature) of columns at .. at + n of row r to `to`; added to `sum`. */
 CALLED void powers(float *to, float *sum, const Balance *op, int64_t r, int64_t at, int64_t n) {
   if (op->dtype == FLOAT32) powers_of(to, sum, op, r, FLOAT32, at, n);
   else powers_of(to, sum, op, r, BFLOAT16, at, n);
@@ -130,19 +128,20 @@ CALLED void powers(float *to, float *sum, const Balance *op, int64_t r, int64_t 
 
 enum { FAR = -60 }; /* a column that adds less than a power of two to all rows together */
 
-/* The powers of LANES or fewer columns again, without `before`, divided by 2^base: of columns that it is
- * far from. */
+/* The powers of LANES or fewer columns again, less `base` in place of `before`: of columns that are far
+ * from that. */
 CALLED vf far_powers(float *to, int64_t width, vf *base, const Balance *op, int64_t at, int64_t n) {
+  float scale = op->scale * LOG2E;
   vf top = splat(-INFINITY), sum = splat(0.0f);
   for (int64_t r = 0; r < op->rows; r++) {
     const void *row = row_of(op->x, r, op->stride, op->dtype);
-    vf value = logits(row, op->dtype, NULL, at, n, op->scale * LOG2E, op->row[r] * LOG2E);
+    vf value = logits(row, op->dtype, NULL, at, n, op->row[r]);
     AT(vf, to + r * width) = value;
     if (counts(op, r)) top = larger(value, top);
   }
   *base = pick(top == -INFINITY, splat(0.0f), top);
   for (int64_t r = 0; r < op->rows; r++) {
-    vf power = exp2_of(AT(vf, to + r * width) - *base);
+    vf power = exp2_below_128(AT(vf, to + r * width) - *base, scale);
     AT(vf, to + r * width) = power;
     if (counts(op, r)) sum += power;
   }
@@ -150,20 +149,23 @@ CALLED vf far_powers(float *to, int64_t width, vf *base, const Balance *op, int6
 }
 
 /* Columns first .. first + n: column[n] = log Σ_r exp(x - row) over rows that count; to `share` of every
- * row what these columns add to Σ_n exp(x - row - column). */
+ * row what these columns add to Σ_n exp(x - row - column), at temperature 1. */
 CALLED void balance_columns(
     const Balance *op, int64_t first, int64_t n, int64_t width, float *values, float *share) {
-  float sums[PART + LANES], unused[PART + LANES];
+  float sums[PART + LANES], unused[PART + LANES], scale = op->scale * LOG2E, per_power = 1 / scale;
   for (int64_t i = 0; i < n; i += LANES) AT(vf, sums + i) = AT(vf, unused + i) = splat(0.0f);
   for (int64_t r = 0; r < op->rows; r++)
     powers(values + r * width, counts(op, r) ? sums : unused, op, r, first, n);
   for (int64_t i = 0; i < n; i += LANES) {
-    vf sum = AT(vf, sums + i), base = some(op->before + first + i, n - i) * LOG2E;
+    vf sum = AT(vf, sums + i), base = some(op->before + first + i, n - i);
     int far = 0;
     for (int64_t j = i; j < i + LANES && j < n; j++) far |= sums[j] < 1.0f / (1ull << -FAR);
     if (far) sum = far_powers(values + i, width, &base, op, first + i, n - i);
-    put_logarithms(op->column + first + i, base + log2_of(sum), n - i);
-    AT(vf, sums + i) = pick(sum == 0.0f, splat(0.0f), 1.0f / sum);
+    vf column = base + log2_of(sum) * per_power;
+    put_some(op->column + first + i, column, n - i);
+    /* 1 / sum, for the column as it was rounded: what comes after has that alone */
+    vf inverse = exp2_below_128(smaller(splat(127.0f * per_power), base - column), scale);
+    AT(vf, sums + i) = pick(sum == 0.0f, splat(0.0f), inverse);
   }
   for (int64_t r = 0; r < op->rows; r++) {
     const float *row = values + r * width;
@@ -198,7 +200,7 @@ int EXPORT(balance)(const Balance *op) {
     for (int64_t r = 0; r < op->rows; r++) {
       double sum = 0;
       for (int64_t b = 0; b < blocks; b++) sum += shares[b * op->rows + r];
-      op->next[r] = (float)(op->row[r] + log(sum));
+      op->next[r] = (float)(op->row[r] + log(sum) / op->scale);
     }
   }
   int failed = values && shares ? 0 : -1;
@@ -211,7 +213,7 @@ typedef struct {
   const void *x;       /* [rows, columns] */
   const float *weight; /* [rows], or NULL; rows of 0 add nothing to a column */
   float *row, *column; /* [rows], [columns]: what is found */
-  double *log2;        /* [rows] the rows' as powers of two, or NULL */
+  double *wide;        /* [rows] the rows' once more, or NULL */
   int64_t stride, rows, columns;
   float scale;         /* 1 / temperature */
   int32_t iterations, dtype, threads;
@@ -243,8 +245,8 @@ int EXPORT(sinkhorn)(const Sinkhorn *op) {
     memcpy(op->row, row, (size_t)op->rows * sizeof(float));
     memcpy(op->column, column, (size_t)op->columns * sizeof(float));
   }
-  if (op->log2)
-    for (int64_t r = 0; r < op->rows; r++) op->log2[r] = op->row[r] / 0.69314718055994530942;
+  if (op->wide)
+    for (int64_t r = 0; r < op->rows; r++) op->wide[r] = op->row[r];
   free(spare);
   return failed;
 }

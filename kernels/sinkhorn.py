@@ -10,7 +10,12 @@ Replaces, for logits x [R, N] (the listing of Caron et al., SwAV, NeurIPS 2020; 
 
 Never materialised: q, which is known by one number per row and one per column. Each half of an
 iteration reads the logits once; in sinkhorn.c, on a CPU, an iteration after the first reads them
-once in all. Powers of two throughout: an exponential is one instruction then.
+once in all.
+
+The numbers are in the logits' own unit, before the temperature: q = exp((x - column - row) / temp).
+Where a prototype is masked by a number, -1e6 say, its column's is nearly the same; taken away from
+each other these two cancel exactly, and their multiples by 1 / temp, each rounded, would not.
+Powers are those of two, since an exponential is one instruction then.
 """
 
 from __future__ import annotations
@@ -30,28 +35,30 @@ from fastequi.kernels.rows import dense_rows
 
 
 @triton.jit
-def _lse_step(high, acc, x):
-    """Running maximum and sum of 2^(x - maximum), lane by lane."""
+def _lse_step(high, acc, x, scale):
+    """Running maximum and sum of 2^((x - maximum) scale), lane by lane."""
     above = tl.maximum(high, x)
     # a lane that has seen nothing yet has no finite maximum to subtract
     base = tl.where(above == float("-inf"), 0.0, above)
-    return above, acc * tl.exp2(high - base) + tl.exp2(x - base)
+    return above, acc * tl.exp2((high - base) * scale) + tl.exp2((x - base) * scale)
 
 
 @triton.jit
-def _lse_step_of_rows(high, acc, x):
+def _lse_step_of_rows(high, acc, x, scale):
     """The same for [LANES, VEC]: one maximum, and one rescaling, for a thread's VEC values."""
     above = tl.maximum(high, tl.max(x, 1))
     base = tl.where(above == float("-inf"), 0.0, above)
-    return above, acc * tl.exp2(high - base) + tl.sum(tl.exp2(x - base[:, None]), 1)
+    powers = tl.exp2((x - base[:, None]) * scale)
+    return above, acc * tl.exp2((high - base) * scale) + tl.sum(powers, 1)
 
 
 @triton.jit
-def _lse_end(high, acc):
-    """log2 Σ 2^x over the lanes of axis 0."""
+def _lse_end(high, acc, scale):
+    """log2 Σ 2^(x scale) / scale over the lanes of axis 0."""
     top = tl.max(high, 0)
-    scale = tl.where(high == float("-inf"), 0.0, tl.exp2(high - tl.expand_dims(top, 0)))
-    return top + tl.log2(tl.sum(acc * scale, 0))
+    part = tl.exp2((high - tl.expand_dims(top, 0)) * scale)
+    part = tl.where(high == float("-inf"), 0.0, part)
+    return top + tl.log2(tl.sum(acc * part, 0)) / scale
 
 
 @triton.jit
@@ -65,25 +72,24 @@ def load_float32(ptr, places, live, FULL: tl.constexpr):
 
 
 @triton.jit
-def row_log2(
+def lse_of_row(
     x_ptr, column_ptr, N, scale,
     HAS_COLUMN: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """log2 Σ_n 2^(x[n] scale - column[n] / ln 2) of one row."""
-    LOG2E: tl.constexpr = 1.4426950408889634
+    """log2 Σ_n 2^((x[n] - column[n]) scale) / scale of one row."""
     LANES: tl.constexpr = BLOCK // VEC
     offs = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     high = tl.full([LANES], float("-inf"), tl.float32)
     acc = tl.zeros([LANES], tl.float32)
     for start in range(0, N, BLOCK):
         live = start + offs < N
-        x = load_float32(x_ptr + start, offs, live, FULL) * scale
+        x = load_float32(x_ptr + start, offs, live, FULL)
         if HAS_COLUMN:
-            x -= load_float32(column_ptr + start, offs, live, FULL) * LOG2E
+            x -= load_float32(column_ptr + start, offs, live, FULL)
         if not FULL:
             x = tl.where(live, x, float("-inf"))
-        high, acc = _lse_step_of_rows(high, acc, x)
-    return _lse_end(high, acc)
+        high, acc = _lse_step_of_rows(high, acc, x, scale)
+    return _lse_end(high, acc, scale)
 
 
 @triton.jit
@@ -105,7 +111,7 @@ def row_lse_kernel(
     BLOCK: tl.constexpr,
     VEC: tl.constexpr,
 ):
-    # out[r, i] = log Σ_n exp(x[r, n] / temp - column[n]) over the i-th SPAN columns
+    # out[r, i] = temp log Σ_n exp((x[r, n] - column[n]) / temp) over the i-th SPAN columns
     LOG2E: tl.constexpr = 1.4426950408889634
     r = tl.program_id(0)
     part = tl.program_id(1)
@@ -115,8 +121,8 @@ def row_lse_kernel(
     if HAS_COLUMN:
         column += first
     size = tl.minimum(SPAN, N - first)
-    lse = row_log2(x, column, size, inverse_temp * LOG2E, HAS_COLUMN, FULL, BLOCK, VEC)
-    tl.store(out_ptr + r * tl.num_programs(1) + part, lse / LOG2E)
+    lse = lse_of_row(x, column, size, inverse_temp * LOG2E, HAS_COLUMN, FULL, BLOCK, VEC)
+    tl.store(out_ptr + r * tl.num_programs(1) + part, lse)
 
 
 @triton.jit
@@ -136,8 +142,9 @@ def column_lse_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # out[n] = log Σ_r exp(x[r, n] / temp - row[r])
+    # out[n] = temp log Σ_r exp((x[r, n] - row[r]) / temp)
     LOG2E: tl.constexpr = 1.4426950408889634
+    scale = inverse_temp * LOG2E
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = offs < N
     rows = tl.arange(0, ROWS)
@@ -147,12 +154,12 @@ def column_lse_kernel(
         at = start + rows
         mask = (at < R)[:, None] & live[None, :]
         places = at.to(tl.int64)[:, None] * stride_r + offs[None, :]
-        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) * (inverse_temp * LOG2E)
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
         row = tl.load(row_ptr + at, mask=at < R, other=float("inf"))
-        x -= (row * LOG2E)[:, None]
+        x -= row[:, None]
         counts = (row < float("inf"))[:, None] & live[None, :]  # a row left out may hold NaN
-        high, acc = _lse_step(high, acc, tl.where(counts, x, float("-inf")))
-    tl.store(out_ptr + offs, _lse_end(high, acc) / LOG2E, mask=live)
+        high, acc = _lse_step(high, acc, tl.where(counts, x, float("-inf")), scale)
+    tl.store(out_ptr + offs, _lse_end(high, acc, scale), mask=live)
 
 
 BLOCK, WARPS, VEC = 4096, 8, 8  # sixteen values a thread and pass: no spills
@@ -170,12 +177,15 @@ def row_blocks(width: int, dtype: torch.dtype) -> dict[str, Any]:
             "maxnreg": 96 if dtype == torch.float32 else None}  # fmt: skip
 
 
-def log_sum_exp(x: Tensor, axis: int) -> Tensor:
-    """torch.logsumexp, whose exp takes ten times as long as softmax's on what it underflows to."""
+def log_sum_exp(x: Tensor, axis: int, temp: float) -> Tensor:
+    """temp log Σ exp(x / temp), in which the largest x is not rounded.
+
+    By a softmax: torch.logsumexp's exp takes ten times as long on what it underflows to.
+    """
     if x.shape[axis] == 0:
         return x.logsumexp(axis)
     top, at = x.max(axis, keepdim=True)
-    lse = top - F.log_softmax(x, axis).gather(axis, at)
+    lse = top - temp * F.log_softmax(x / temp, axis).gather(axis, at)
     return torch.where(top == -torch.inf, top, lse).squeeze(axis)
 
 
@@ -192,10 +202,10 @@ def compute_row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
     if _in_c(x):
         return native_sinkhorn.row_lse(x, temp, column)
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
-        return log_sum_exp(wide if column is None else wide - column, 1)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return log_sum_exp(wide if column is None else wide - column, 1, temp)
     parts = row_lse_parts(x, temp, column)
-    return parts[:, 0] if parts.shape[1] == 1 else parts.logsumexp(1)
+    return parts[:, 0] if parts.shape[1] == 1 else log_sum_exp(parts, 1, temp)
 
 
 def row_lse_parts(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
@@ -223,9 +233,9 @@ def compute_column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
     if _in_c(x):
         return native_sinkhorn.column_lse(x, temp, row)
     if not use_triton(x) or x.dtype == torch.float64 or x.numel() == 0:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)) / temp
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         left_out = (row == torch.inf)[:, None]
-        return log_sum_exp((wide - row[:, None]).masked_fill_(left_out, -torch.inf), 0)
+        return log_sum_exp((wide - row[:, None]).masked_fill_(left_out, -torch.inf), 0, temp)
     x = dense_rows(x)
     out = torch.empty(x.shape[1], dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
@@ -272,12 +282,13 @@ _column_lse_op = Operator("column_lse", compute_column_lse, _fake_column_lse)
 
 
 def row_lse(x: Tensor, temp: float, column: Tensor | None = None) -> Tensor:
-    """log Σ_n exp(x[r, n] / temp - column[n]), [R] for x [R, N]; float32, without a gradient."""
+    """temp log Σ_n exp((x[r, n] - column[n]) / temp), [R] for x [R, N]; float32, without a
+    gradient."""
     return _row_lse_op(x.detach(), temp, column)
 
 
 def column_lse(x: Tensor, temp: float, row: Tensor) -> Tensor:
-    """log Σ_r exp(x[r, n] / temp - row[r]), [N] for x [R, N]; float32, without a gradient.
+    """temp log Σ_r exp((x[r, n] - row[r]) / temp), [N] for x [R, N]; float32, without a gradient.
 
     A row whose number is infinite adds nothing, whatever its values.
     """
@@ -312,12 +323,12 @@ def balanced(
 ) -> tuple[Tensor, Tensor]:
     """Sinkhorn-Knopp in logarithms: (row [R], column [N]).
 
-    The assignment exp(x / temp - row[:, None] - column) sums to one in every row, and over rows
+    The assignment exp((x - column - row[:, None]) / temp) sums to one in every row, and over rows
     nearly to R / N in every column (Caron et al., SwAV, NeurIPS 2020, listing; DINOv2's teacher).
 
     Args:
-        columns: row [R] to log Σ_r exp(x[r] / temp - row[r]), [N]; see :func:`column_lse`.
-        rows: column [N] to log Σ_n exp(x[:, n] / temp - column[n]), [R].
+        columns: row [R] to the columns' log-sum-exps [N], less it; see :func:`column_lse`.
+        rows: column [N] to the rows' [R], less it; see :func:`row_lse`.
         row: zeros to begin with.
         iterations: of columns then rows, at least one; 3 in DINOv2.
         across: turns a column's log-sum-exp over this process's rows into that over all processes'.

@@ -110,7 +110,7 @@ class DINOTarget(NamedTuple):
     Attributes:
         pairs: [R, P] int32 rows of the teacher that each row of the student meets, -1 for none.
         weight: [R] float32 (float64 for float64 logits); rows of weight 0 are not read.
-        row, column: [Q] and [N], or None, what makes exp(teacher / teacher_temp - column - row) a
+        row, column: [Q] and [N], or None, what makes exp((teacher - column - row) / teacher_temp) a
             distribution per row; without `row` it is found here, a softmax.
         student_temp, teacher_temp: temperatures.
     """

@@ -275,7 +275,7 @@ def _cross_entropy(
 def _distribution(
     rows: Tensor, layer: Tensor | None, weight: Tensor | None, options: _Options
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What makes exp(logits / temp - column - row) the teacher's distribution: (row, column).
+    """What makes exp((logits - column - row) / temp) the teacher's distribution: (row, column).
 
     The logits are the rows, or their products with a layer's weight.
     """
@@ -285,11 +285,10 @@ def _distribution(
         if center is not None and center.shape != width:
             raise ValueError(f"center: expected {tuple(width)}, got {tuple(center.shape)}")
         checks.same_device(student=rows, center=center)
-        column = None if center is None else center.detach().to(_wide(rows)) / temp
-        return None, column
+        return None, None if center is None else center.detach().to(_wide(rows))
     across = None  # of one process an iteration takes one pass over the logits
     if group is not None and group.size() > 1:
-        across = functools.partial(distributed.all_reduce_logsumexp, group=group)
+        across = functools.partial(distributed.all_reduce_logsumexp, temp=temp, group=group)
     shared = temp, iterations, across, weight
     if layer is None:
         return _sinkhorn.sinkhorn(rows, *shared)

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from fastequi.kernels.sinkhorn import log_sum_exp
+
 
 def world() -> ProcessGroup | None:
     """All processes, if there are several."""
@@ -80,13 +82,13 @@ class _Gather(torch.autograd.Function):
         return mine * ctx.processes, None, None
 
 
-def all_reduce_logsumexp(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """log Σ_processes exp(x), elementwise; no gradient."""
+def all_reduce_logsumexp(x: Tensor, temp: float, group: ProcessGroup | None) -> Tensor:
+    """temp log Σ_processes exp(x / temp), elementwise; no gradient."""
     if group is None or group.size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(group.size())]
     dist.all_gather(parts, x.contiguous(), group=group)
-    return torch.logsumexp(torch.stack(parts), 0)
+    return log_sum_exp(torch.stack(parts), 0, temp)
 
 
 def all_reduce_mean(x: Tensor, group: ProcessGroup | None) -> Tensor:
