@@ -153,7 +153,7 @@ def main() -> None:
     budget = Budget(
         train_pairs=options.pairs,
         test_pairs=1000,
-        probes=("token", "mlp"),
+        probes=("token", "cosines", "mlp"),
         pixels=("raw pair",),
         fit=Fit(epochs=6, width=512, seeds=1),
     )

@@ -6,11 +6,13 @@ import torch
 
 from fastequi.evaluate.probes import (
     Fit,
+    cosine_probe,
     mlp_probe,
     pooled_r2,
     r2,
     ridge_probe,
     standardise,
+    token_cosines,
     token_probe,
 )
 
@@ -145,3 +147,64 @@ def test_a_channel_that_training_never_saw_change_is_not_blown_up():
     for probe in (mlp_probe, ridge_probe):
         options = (Fit(epochs=5, seeds=1),) if probe is mlp_probe else ()
         assert r2(probe(x, y, x_test, *options), y[:200]).min() > 0.9
+
+
+def cosines_by_hand(x, x_test, side):
+    """One pair, place and channel at a time, in float64."""
+    halves = [
+        [t.double() for t in tokens.chunk(2, -1)] if side is None else _averaged(tokens, side)
+        for tokens in (x, x_test)
+    ]
+    known = torch.stack(halves[0])
+    common = known.mean((0, 1))
+    scale = (known - common).square().mean((0, 1, 2)).sqrt()
+    scale[scale < 1e-6] = 1.0
+    found = []
+    for first, second in halves:
+        a, b = (first - common) / scale, (second - common) / scale
+        rows = [
+            [(u @ v / (u.norm() * v.norm()).clamp(min=1e-12)).item() for u in one for v in other]
+            for one, other in zip(a, b, strict=True)
+        ]
+        found.append(torch.tensor(rows, dtype=torch.float64))
+    return found
+
+
+def _averaged(tokens, side):
+    maps = tokens.double().transpose(1, 2).unflatten(2, (2 * side, 2 * side))
+    mean = maps.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)).flatten(2).transpose(1, 2)
+    return mean.chunk(2, -1)
+
+
+@pytest.mark.parametrize(("places", "side"), [(5, None), (16, None), (256, 8)])
+def test_cosines_of_tokens_are_those_of_every_pair_of_places(places, side):
+    x = torch.randn(300 if side is None else 5, places, 6, generator=rng()) + 3
+    x[..., 2] = 7.0  # a constant channel of the first image
+    x[..., 5] = 7.0  # and of the second
+    test = torch.randn(4, places, 6, generator=rng(1)) + 3
+    test[..., 2::3] = 7.0
+    ours = token_cosines(x, test)
+    for found, wanted in zip(ours, cosines_by_hand(x, test, side), strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=5e-4)
+    assert ours[0].shape[1] == min(places, 64) ** 2
+
+
+def test_places_that_are_no_square_are_averaged_too():
+    x, test = (torch.randn(n, 200, 4, generator=rng(n)) for n in (9, 3))
+    assert [t.shape for t in token_cosines(x, test)] == [(9, 64 * 64), (3, 64 * 64)]
+
+
+def test_the_probe_of_cosines_reads_where_things_went_from_few_pairs():
+    """Tokens of noise, turned around by 0..5 places: nothing tells how but which are alike."""
+    shift = torch.randint(6, (900,), generator=rng(1))
+    first = torch.randn(900, 6, 16, generator=rng())
+    second = torch.stack([f.roll(int(s), 0) for f, s in zip(first, shift, strict=True)])
+    second += 0.3 * torch.randn(900, 6, 16, generator=rng(2))
+    x, y = torch.cat([first, second], -1), shift[:, None].float()
+    fit = Fit(epochs=10, batch=32, width=64, seeds=1)
+    by_cosines = r2(cosine_probe(x[:400], y[:400], x[400:], fit), y[400:])
+    by_tokens = r2(token_probe(x[:400], y[:400], x[400:], fit), y[400:])
+    assert by_cosines.min() > 0.9
+    assert by_tokens.max() < 0.3
+    with pytest.raises(ValueError, match="x_test: expected finite values"):
+        cosine_probe(x[:400], y[:400], x[400:] * math.nan, fit)

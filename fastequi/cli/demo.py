@@ -43,7 +43,7 @@ from fastequi.train import pretrain
 BUDGET = Budget(
     train_pairs=9_000,
     fewer_pairs=(3_000,),
-    probes=("token", "mlp"),
+    probes=("token", "cosines", "mlp"),
     pixels=("raw pair", "pixel statistics"),
     fit=Fit(epochs=6, width=512, seeds=1),
 )

@@ -69,7 +69,10 @@ class EquivarianceOptions(Patterned, VitOptions):
     photometric: tuple[Literal["rotation", "translation", "se2"], ...] = ("se2",)
     """Which of them also between images of different light, colours, sharpness and noise; the
     default only where it is among --tasks."""
-    probes: tuple[Literal["token", "mlp", "ridge"], ...] = ("token", "mlp", "ridge")
+    probes: tuple[Literal["token", "cosines", "mlp", "ridge"], ...] = (
+        *("token", "cosines"),
+        *("mlp", "ridge"),
+    )
     """Which probes."""
     degrees: float = 45.0
     """Half-range of the angle."""

@@ -21,8 +21,8 @@ class Score(Row):
     """One row: how well one probe predicts the test pairs' parameters from one kind of features.
 
     Attributes:
-        probe: "constant", or of "token", "mlp", "ridge", with ", mean token" where tokens were
-            averaged first.
+        probe: "constant", or of "token", "cosines", "mlp", "ridge"; with ", mean token" where
+            tokens were averaged first.
         r2, low, high: per parameter: R², a mean over the probe's seeds, and its 95 % interval over
             photographs, see `fastequi.evaluate.intervals`.
         error: the median absolute error of all seeds, in the parameter's unit.

@@ -20,11 +20,20 @@ from fastequi.evaluate.checked import Features
 from fastequi.evaluate.intervals import middle95, resampled_r2
 from fastequi.evaluate.pair_reports import Difference, Report, Score
 from fastequi.evaluate.pairs import Pairs, joined
-from fastequi.evaluate.probes import Fit, mlp_probe, pooled_r2, r2, ridge_probe, token_probe
+from fastequi.evaluate.probes import (
+    Fit,
+    cosine_probe,
+    mlp_probe,
+    pooled_r2,
+    r2,
+    ridge_probe,
+    token_probe,
+)
 from fastequi.evaluate.results import Row
 from fastequi.runtime.side_by_side import side_by_side
 
-PROBES = ("token", "mlp", "ridge")
+PROBES = ("token", "cosines", "mlp", "ridge")
+OF_TOKENS = ("token", "cosines")  # which need them all, and not their mean
 PIXELS = ("transformed image alone", "raw pair", "pixel statistics")
 
 _DRAWS = 1000  # of the bootstrap
@@ -78,15 +87,15 @@ def score_pairs(
         train, tests: pairs of disjoint image regions; every probe is fitted once.
         patch_size: of the raw pixels' tokens.
         fit: of the MLPs, the same for every row.
-        probes: of "token", "mlp", "ridge".
+        probes: of `PROBES`.
         fewer: numbers of training pairs that the probes are fitted on once more, the first ones.
         pixels: of `PIXELS`, the baselines that need no encoder.
         on_row: called with the label of the row that comes next, and the share of rows done.
 
     Returns:
         By the number of training pairs, all of them first, the reports of every test set. For
-        tokens the token probe, and an MLP and ridge on the mean token; for raw pixels the token
-        probe on patches, and an MLP and ridge on pixels averaged to 8x8.
+        tokens the token probe, the probe of cosines, and an MLP and ridge on the mean token; for
+        raw pixels the first two on patches, and an MLP and ridge on pixels averaged to 8x8.
     """
     for what, chosen, known in (("probes", probes, PROBES), ("pixels", pixels, PIXELS)):
         if not chosen or set(chosen) - set(known):
@@ -188,12 +197,14 @@ _Split = tuple[Tensor, Tensor]  # of the training and of the test pairs
 
 
 class _Inputs(NamedTuple):
-    """Of one row's probes: tokens if there are several, and pooled features with how in words."""
+    """Of one row's probes: tokens if there are several, and pooled features with how in words;
+    `pair`: of both images, side by side."""
 
     row: Row
     pooling: str
     tokens: _Split | None
     pooled: _Split
+    pair: bool = True
 
 
 def _fits(
@@ -205,6 +216,8 @@ def _fits(
         y = params[:n]
         if "token" in probes and tokens is not None:
             yield n, "token", partial(token_probe, tokens[0][:n], y, tokens[1], fit)
+        if "cosines" in probes and tokens is not None and found.pair:
+            yield n, "cosines", partial(cosine_probe, tokens[0][:n], y, tokens[1], fit)
         if "mlp" in probes:
             yield n, f"mlp{found.pooling}", partial(mlp_probe, x[:n], y, x_test, fit)
         if "ridge" in probes:
@@ -235,16 +248,17 @@ def _inputs(
         on_row(name)
         tokens = [_batchwise(pairs, which, patches, patch_size) for pairs in (train, test)]
         means = [_batchwise(pairs, which, grid) for pairs in (train, test)]
-        yield _Inputs(_baseline(name), "", (tokens[0], tokens[1]), (means[0], means[1]))
-        del tokens, means
+        split, pooled = (tokens[0], tokens[1]), (means[0], means[1])
+        yield _Inputs(_baseline(name), "", split, pooled, pair=len(which) > 1)
+        del tokens, means, split, pooled
     if PIXELS[2] in pixels:
         on_row(PIXELS[2])
         figures = [_batchwise(pairs, (0, 1), pixel_statistics) for pairs in (train, test)]
         yield _Inputs(_baseline(PIXELS[2]), "", None, (figures[0], figures[1]))
-    pooled = "token" not in probes
+    whole = any(probe in probes for probe in OF_TOKENS)
     for encoder, (features, names, is_baseline) in encoders.items():
         on_row(encoder)
-        of_train, of_test = (pair_tokens(features, names, p, pooled) for p in (train, test))
+        of_train, of_test = (pair_tokens(features, names, p, not whole) for p in (train, test))
         for name in names:
             row = Row(encoder=encoder, features=name, is_baseline=is_baseline)
             on_row(row.label)

@@ -1,9 +1,12 @@
 """Probes: small regressors on frozen features, the same for every row of a table.
 
-There are three. Ridge regression, exact, its penalty chosen on a validation split. An MLP on pooled
+There are four. Ridge regression, exact, its penalty chosen on a validation split. An MLP on pooled
 features. A token probe, linear to 64 per token, flattened, then an MLP: the mean of the tokens
-keeps less of a transformation than the tokens. Inputs are standardised by the training set. Nothing
-here draws from torch's global generator.
+keeps less of a transformation than the tokens. An MLP on the cosines between all tokens of one
+image and all of the other, the correlation layer of networks that estimate motion (Rocco et al.,
+Convolutional neural network architecture for geometric matching, CVPR 2017, section 3.2): it sees
+where things went, and not what they are, so it needs fewer pairs. Inputs are standardised by the
+training set. Nothing here draws from torch's global generator.
 
 The MLPs are fitted from several initialisations at once: a leading axis holds the seeds, so that
 three networks take one pass over the data with three times the arithmetic. Their first layers,
@@ -12,8 +15,9 @@ which have the same input, are one matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -103,6 +107,61 @@ def token_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tenso
         _MLP((64 * x.shape[1], 256, y.shape[1]), generator, fit.seeds),
     )
     return _train(network, x, y, x_test, fit=fit)
+
+
+def cosine_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tensor:
+    """Predictions [S, M, P] of MLPs on the cosines of tokens [N, L, 2 D] of both images side by
+    side, see :func:`token_cosines`; half as wide as the MLP on means."""
+    _check(x, y, x_test)
+    cosines, cosines_test = token_cosines(x, x_test)
+    return mlp_probe(cosines, y, cosines_test, replace(fit, width=max(fit.width // 2, 1)))
+
+
+_SIDE = 8  # places along a side at most: 4096 cosines of a pair
+
+
+def token_cosines(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of all pairs of tokens, [N, M M], from tokens [N, L, 2 D] of two images side by side.
+
+    Tokens of more than 8x8 places are averaged to as many. What training images have in common
+    at a place is taken from its tokens, and every channel is divided by its deviation.
+    """
+    common = _mean([_places(part).sum((0, 1)) for part in _both(x)], 2 * len(x))
+    squares = [(_places(part) - common).square().sum((0, 1, 2)) for part in _both(x)]
+    scale = _mean(squares, 2 * len(x) * len(common)).sqrt()
+    scale = torch.where(scale > 1e-6, scale, 1.0)
+
+    def cosines(tokens: Tensor) -> Tensor:
+        found = []
+        for part in _both(tokens):
+            first, second = F.normalize((_places(part) - common) / scale, dim=-1)
+            found.append((first @ second.transpose(1, 2)).flatten(1))
+        return torch.cat(found)
+
+    return cosines(x), cosines(x_test)
+
+
+def _both(x: Tensor) -> Iterator[Tensor]:
+    """[N, L, 2 D] as [2, n, L, D], some pairs at a time."""
+    for part in x.split(256):
+        yield torch.stack(part.chunk(2, -1))
+
+
+def _places(x: Tensor) -> Tensor:
+    """[..., L, D] to at most 64 places."""
+    side = math.isqrt(x.shape[-2])
+    if side <= _SIDE:
+        return x
+    maps = x.flatten(0, -3).transpose(1, 2)
+    if side * side == x.shape[-2]:
+        maps = F.adaptive_avg_pool2d(maps.unflatten(2, (side, side)), _SIDE).flatten(2)
+    else:
+        maps = F.adaptive_avg_pool1d(maps, _SIDE * _SIDE)
+    return maps.transpose(1, 2).unflatten(0, x.shape[:-2])
+
+
+def _mean(sums: Sequence[Tensor], count: int) -> Tensor:
+    return torch.stack(list(sums)).sum(0) / count
 
 
 class _Linears(nn.Module):

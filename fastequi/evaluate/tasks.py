@@ -28,7 +28,7 @@ from fastequi.evaluate.baselines import RAW_SIZE
 from fastequi.evaluate.checked import Features, noise
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.pair_reports import Report
-from fastequi.evaluate.pair_scores import PIXELS, PROBES, Probed, score_pairs
+from fastequi.evaluate.pair_scores import OF_TOKENS, PIXELS, PROBES, Probed, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.photo_windows import values_of, window_loader
 from fastequi.evaluate.photometric import Photometric
@@ -120,7 +120,7 @@ class Budget:
     Attributes:
         train_pairs, test_pairs: of each task.
         fewer_pairs: smaller numbers of training pairs, for tables of their own.
-        probes: of "token", "mlp", "ridge".
+        probes: of `fastequi.evaluate.pair_scores.PROBES`.
         pixels: baselines that need no encoder, of `fastequi.evaluate.pair_scores.PIXELS`.
         fit: of the MLPs.
         seed: of windows and parameters; test pairs never share a draw with training pairs.
@@ -360,7 +360,7 @@ def _check_memory(
     channels = len(views.mean)
     image = noise(views.image_size, device, channels)
     tokens = [2 * channels * min(views.image_size, RAW_SIZE) ** 2]  # of the raw pair
-    whole = "token" in budget.probes
+    whole = any(probe in budget.probes for probe in OF_TOKENS)
     copies = 1 + math.ceil(sum(budget.fewer_pairs) / budget.train_pairs)  # fitted side by side
     for features, names, _ in probed.values():
         found = features(image)
