@@ -16,13 +16,14 @@ from fastequi.evaluate.results import label
 Found = Mapping[str, Any]
 CLEAN, PHOTOMETRIC = "se2", "se2, photometric"
 _SHORT = (
-    *(("raw pair", "token"), ("raw pair", "mlp"), ("random init, z_equi", "token")),
-    *(("base alone, patch", "token"), ("TIR, z_equi", "token"), ("TIR, patch", "token")),
+    *(("raw pair", "token"), ("raw pair", "cosines"), ("random init, z_equi", "cosines")),
+    *(("base alone, patch", "token"), ("base alone, patch", "cosines")),
+    *(("TIR, z_equi", "token"), ("TIR, z_equi", "cosines")),
 )
 
 
 def short(found: Found) -> str:
-    """Six rows: R² on clean and on photometric pairs, all training pairs."""
+    """Seven rows: R² on clean and on photometric pairs, all training pairs."""
     both = [_by_row(found["tasks"][task]) for task in (CLEAN, PHOTOMETRIC)]
     rows = [[*key, *(f"{v:.2f}" for each in both for v in each[key]["r2"])] for key in _SHORT]
     names = [*("angle", "tx", "ty"), *(f"{n}, changed light" for n in ("angle", "tx", "ty"))]
@@ -42,15 +43,22 @@ def full(report: Found) -> str:
 
 
 def differences(found: Found) -> str:
-    """z_equi less the best baseline and less the base alone, for every task."""
+    """z_equi less the best baseline and less the base alone, for every task: by their best probes,
+    and less the base alone by the token probe too."""
     rows = []
     for task, report in found["tasks"].items():
         best = max((s for s in report["scores"] if s["is_baseline"]), key=lambda s: s["mean"])
-        for other in (label(best["encoder"], best["features"]), "base alone, patch"):
+        base = "base alone, patch"
+        for other, probe, among in (
+            (label(best["encoder"], best["features"]), None, report["differences"]),
+            (base, None, report["differences"]),
+            (base, "token", report["differences_by_probe"]),
+        ):
             (row,) = (
                 d
-                for d in report["differences"]
+                for d in among
                 if (d["label"], d["against"]) == ("TIR, z_equi", other)
+                and probe in (None, d["probe"])
             )
             kind = "changed light" if "photometric" in task else "clean"
             figures = zip(
@@ -60,8 +68,9 @@ def differences(found: Found) -> str:
                 strict=True,
             )
             cells = [f"{v:+.2f} [{low:.2f}, {high:.2f}]" for v, low, high in figures]
-            rows.append([f"{report['train_pairs']:,} {kind}", other, *cells])
-    return _markdown(["pairs", "less", "angle", "tx", "ty", "mean"], rows)
+            probes = ", ".join(dict.fromkeys((row["probe"], row["against_probe"])))
+            rows.append([f"{report['train_pairs']:,} {kind}", other, probes, *cells])
+    return _markdown(["pairs", "less", "probes", "angle", "tx", "ty", "mean"], rows)
 
 
 def gains(quality: Found) -> str:

@@ -30,7 +30,7 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("method", "optim.kind", "optim.muon_encoder", "optim.lora_rank", "optim.lora_alpha"),
         *("data.image_size", "data.samples_per_decode", "data.repeat", "data.order"),
         *("data.shuffle", "data.window", "data.channels", "data.value_range"),
-        *("data.file_channels", "data.file_depth"),
+        *("data.file_channels", "data.file_depth", "data.file_colors"),
         *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
         *("init.channels", "teacher.sha256", "teacher.network"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),

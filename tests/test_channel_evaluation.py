@@ -17,7 +17,7 @@ from fastequi.evaluate.classification import evaluate_classes
 from fastequi.evaluate.encoders import Encoder, load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
 from fastequi.evaluate.pairs import collect_pairs
-from fastequi.evaluate.photo_windows import values_of
+from fastequi.evaluate.photo_windows import photometric_for, values_of
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import evaluate_reconstruction, predictions
@@ -96,6 +96,17 @@ def test_colour_is_gain_where_images_are_not_rgb():
     same = tasks(photometric=("se2",))
     assert for_encoder(same, Encoder(**about)) == same
     assert values_of(five).channels == "0,1,2,3,4"
+
+
+def test_deep_colours_have_the_tasks_of_colours():
+    about = {"name": "mine", "features": lambda x: {}, "names": ("patch",), "image_size": 16}
+    deep = Encoder(**about, channels="0,1,2", colors=True)
+    chosen = tasks(photometric=("se2",))
+    assert for_encoder(chosen, deep) == chosen
+    assert photometric_for(deep).rgb
+    bands = Encoder(**about, channels="0,1,2")
+    assert "gain" in for_encoder(chosen, bands)
+    assert not photometric_for(bands).rgb
 
 
 class Noise:

@@ -275,6 +275,77 @@ def test_rgb_of_sixteen_bits_keeps_imagenets_normalisation(tmp_path):
     assert (cfg.mean, cfg.std) == (DataConfig().mean, DataConfig().std)
 
 
+COLORS = Augment(area=(0.3, 1.0), jitter=0.9, gray=0.3, solarize=0.4, blur=0.5)
+OF_RGB = replace(CFG, channels="rgb", a1=COLORS, a2=replace(COLORS, hue=0.4), a3=COLORS)
+
+
+def rgb_sets(folder):
+    """The same photographs with 8 and with 16 bits."""
+    arrays = [values(3, "uint8", i) for i in range(6)]
+    shallow = {f"{i}.png": science.png(array) for i, array in enumerate(arrays)}
+    deep = {
+        f"{i}.tif": science.tiff_of(
+            array.astype(np.uint16) * 257, photometric="rgb", planarconfig="contig"
+        )
+        for i, array in enumerate(arrays)
+    }
+    return science.write(folder / "8", shallow), science.write(folder / "16", deep)
+
+
+@pytest.mark.parametrize("views", ["dali", "fused"])
+def test_deep_colours_change_as_those_of_eight_bits_do(tmp_path, views):
+    """By the same draws: brightness, contrast, saturation, hue, grey, blur, solarization."""
+    shallow, deep = rgb_sets(tmp_path)
+    source, cfg = opened(deep, replace(OF_RGB, channels="all"))
+    assert cfg.file_colors
+    assert cfg.channels == "0,1,2"
+    of_deep = loaded(3, source, cfg)
+    known = batches(shallow, 3, replace(OF_RGB, views=views))
+    for ours, theirs in zip(of_deep, known, strict=True):
+        assert ours.sample_ids.tolist() == theirs.sample_ids.tolist()
+        assert ours.u.dtype == torch.uint16
+        levels = (ours.u.double() / 257 - theirs.u.double()).abs()
+        scale = 255 * torch.tensor(cfg.std)[:, None, None]
+        for a, b in ((ours.v1, theirs.v1), (ours.local_crops, theirs.local_crops)):
+            levels = torch.cat([levels.flatten(), ((a - b) * scale).abs().flatten().double()])
+        # bytes are rounded between DALI's steps; near one half rounding decides on solarization
+        assert levels.quantile(0.98) < 3
+    assert (of_deep[0].u.unique().numel()) > 256
+
+
+def test_deep_colours_are_those_that_files_say_or_that_are_given(tmp_path, caplog):
+    _, deep = rgb_sets(tmp_path)
+    with caplog.at_level(logging.INFO):
+        _, cfg = opened(deep, replace(OF_RGB, channels="all"))
+    assert "3 of 3 channels are kept: red, green and blue of uint16" in caplog.text
+    assert "not used" not in caplog.text
+    _, begun = opened(deep, replace(cfg, file_colors=False))  # as a run before had it
+    assert not begun.file_colors
+    _, turned = opened(deep, replace(OF_RGB, channels="2,1,0", mean=(0.5,) * 3, std=(0.2,) * 3))
+    assert not turned.file_colors
+    several = stored(tmp_path / "bands", PLAIN)
+    bands = replace(OF_RGB, channels="4,2,1")
+    _, told = opened(several, replace(bands, file_colors=True))
+    assert told.has_colors
+    assert not opened(several, bands)[1].has_colors
+    with pytest.raises(ValueError, match="file_colors: expected false unless three channels"):
+        opened(several, replace(OF_RGB, channels="all", file_colors=True))
+
+
+def test_a_channel_of_colours_may_be_noisy_and_dropped(tmp_path):
+    _, deep = rgb_sets(tmp_path)
+    cfg = replace(OF_RGB, channels="all", a1=replace(COLORS, noise=0.2, drop=0.5, blur=0.0))
+    source, cfg = opened(deep, cfg)
+    (first, *_), (quiet, *_) = (
+        loaded(1, source, one) for one in (cfg, replace(cfg, a1=replace(cfg.a1, noise=0, drop=0)))
+    )
+    flat = first.v1.flatten(2).std(2) < 1e-6
+    assert 0 < flat.float().mean() < 1
+    kept = ~flat
+    assert not torch.allclose(first.v1[kept], quiet.v1[kept], atol=0.05)
+    assert torch.equal(first.u, quiet.u)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

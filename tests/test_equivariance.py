@@ -203,6 +203,29 @@ def test_differences_are_paired_and_few_pairs_are_the_first_ones():
         report.difference("two, patch", "nine, patch")
 
 
+def test_differences_by_one_probe_are_of_that_probe():
+    path = SE2(45, 10)
+    pairs = collect_pairs(batches(path), path, VIEWS, 60)
+    images = {
+        name: Probed(lambda x, n=n: {"patch": x.flatten(2).transpose(1, 2)[:, :n]}, ("patch",))
+        for name, n in (("nine", 9), ("four", 4))
+    }
+    fit = Fit(epochs=1, width=8, seeds=1)
+    probes = ("cosines", "mlp", "ridge")
+    ((report,),) = score_pairs(
+        images, pairs, [pairs], patch_size=4, probes=probes, pixels=("raw pair",), fit=fit
+    ).values()
+    rows = {(s.label, s.probe): s for s in report.scores}
+    for probe in ("cosines", "mlp, mean token", "ridge, mean token"):
+        found = report.difference("nine, patch", "four, patch", probe)
+        pair = rows["nine, patch", probe], rows["four, patch", probe]
+        assert found.r2 == tuple(a - b for a, b in zip(pair[0].r2, pair[1].r2, strict=True))
+        assert (found.probe, found.against_probe) == (probe, probe)
+    assert report.difference("nine, patch", "raw pair", "cosines").against == "raw pair"
+    with pytest.raises(KeyError, match="no difference"):
+        report.difference("nine, patch", "four, patch", "token")
+
+
 def test_photometric_change_is_of_each_image_alone_and_leaves_the_labels():
     path = SE2(45, 10)
     plain = collect_pairs(batches(path), path, VIEWS, 64)

@@ -101,10 +101,16 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
     for name, report in reports.items():
         kind = "photometric" if "photometric" in name else "clean"
         pairs = f"{report.train_pairs:,} {kind} pairs"
-        best = report.best_baseline().label
-        for what, other in ((f"best baseline ({best})", best), (_BASE, f"{_BASE}, patch")):
-            lead = report.difference(f"{_OURS}, z_equi", other)
+        best, ours, alone_row = report.best_baseline().label, f"{_OURS}, z_equi", f"{_BASE}, patch"
+        for what, other in ((f"best baseline ({best})", best), (_BASE, alone_row)):
+            lead = report.difference(ours, other)
             print(f"z_equi minus {what}, {pairs}: {lead.sentence(report.names)}")
+        lead = report.difference(ours, alone_row, "token")
+        print(f"the same, both by the token probe: {lead.sentence(report.names)}")
+    print(
+        "The probe of cosines reads how well tokens match, which needs no reconstruction; the "
+        "token probe reads the features themselves."
+    )
     return reports
 
 

@@ -7,8 +7,10 @@
     x ← clip((x - low) / (high - low)),  x ← clip(gain · x + offset) ^ gamma,  x ← x ∗ G_sigma,
     x ← clip(x + deviation · noise),     x ← mean of x where a channel is dropped
 
-with clip to 0..1, of every channel by itself. As everywhere, all choices arrive as arrays; noise is
-read from one table of normal numbers, from a place that is drawn for each channel. u has 8 bits of
+with clip to 0..1, of every channel by itself. Where the channels are red, green and blue, colours
+change together in the place of gain, offset and gamma, as in `dali.py`, and x ← 1 - x from ½ on
+after the blur where a view is solarized. As everywhere, all choices arrive as arrays; noise is read
+from one table of normal numbers, from a place that is drawn for each channel. u has 8 bits of
 images with 8, else 16.
 """
 
@@ -33,6 +35,7 @@ from fastequi.data.views.parameters import NOISE_PLACES, ViewParams
 from fastequi.data.views.rotations import rotate
 from fastequi.functional import gaussian_blur
 from fastequi.functional.normalise import normalise
+from fastequi.paths import color_matrix
 from fastequi.philox import Draws
 
 
@@ -150,8 +153,11 @@ def in_range(values: Tensor, pixels: Pixels) -> Tensor:
 
 
 def augmented(images: Tensor, aug: Augment, params: ViewParams) -> Tensor:
-    """Images [N, C, H, W] in 0..1 with what was drawn for each channel; changed in place."""
+    """Images [N, C, H, W] in 0..1 with what was drawn for colours or for each channel; changed in
+    place."""
     device = images.device
+    if aug.colors and params.color is not None:
+        images = recolored(images, there(params.color, device)).clamp_(0, 1)
     if params.channels is not None:
         gain, offset, gamma = there(params.channels, device).permute(2, 0, 1)[..., None, None]
         images.mul_(gain).add_(offset).clamp_(0, 1)
@@ -160,6 +166,9 @@ def augmented(images: Tensor, aug: Augment, params: ViewParams) -> Tensor:
     if aug.blur > 0 and params.sigma is not None:
         most = max(aug.sigma[1], 0.5)
         images = gaussian_blur(images, there(params.sigma, device), max_sigma=most)
+    if params.solarize is not None:
+        inverted = there(params.solarize, device)[:, None, None, None] & (images >= 0.5)
+        images = torch.where(inverted, 1 - images, images)
     if params.noise is not None and params.noise_places is not None:
         deviation = there(params.noise, device)[:, None, None, None]
         side = images.shape[2] * images.shape[3]
@@ -171,6 +180,14 @@ def augmented(images: Tensor, aug: Augment, params: ViewParams) -> Tensor:
         mean = images.mean((2, 3), keepdim=True)
         images = torch.where(there(params.dropped, device)[..., None, None], mean, images)
     return images
+
+
+def recolored(images: Tensor, color: Tensor) -> Tensor:
+    """RGB [N, 3, H, W] in 0..1 by brightness, contrast, saturation and degrees of hue [N, 4]."""
+    brightness, contrast, saturation, degrees = color.unbind(1)
+    matrix = color_matrix(brightness, contrast, saturation, degrees / 360)
+    flat = images.flatten(2)
+    return torch.baddbmm(matrix[..., 3:], matrix[..., :3], flat).view_as(images)
 
 
 def as_whole(images: Tensor, depth: str) -> Tensor:

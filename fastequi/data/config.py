@@ -2,8 +2,8 @@
 
 A view is a window of a photograph, mirrored or not, then colour, blur, solarization and a rotation,
 in that order; `fastequi.data.views.parameters` draws what happens to which sample. Images whose
-channels are not RGB (`data.channels`) have neither colour nor solarization but, for each channel, a
-gain, an offset, a gamma, noise, or no contents at all.
+channels are not colours (`data.channels`) have neither colour nor solarization but, for each
+channel, a gain, an offset, a gamma, noise, or no contents at all.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Augment:
             the photograph's shorter side: (48 / 256, 77 / 256) cuts windows of 48 to 77 px from a
             photograph scaled to 256.
         flip: probability of mirroring left to right.
-        jitter: probability of the four colour changes; of other channels than RGB, of gain, offset
-            and gamma.
+        jitter: probability of the four colour changes; of channels that are not colours, of gain,
+            offset and gamma.
         brightness, contrast, saturation: factors uniform in 1 ± value.
         hue: uniform in ± value, 1 is 360 degrees.
         gray: probability of no saturation.
         blur: probability of a Gaussian blur.
         sigma: its range in pixels of the view.
         solarize: probability of inverting values of 128 and above.
-        gain: of other channels than RGB, as all that follow: each is multiplied by a factor uniform
-            in 1 ± value,
+        gain: of channels that are not colours: each is multiplied by a factor uniform in 1 ± value,
         offset: plus a number uniform in ± value, of values in 0..1,
         gamma: to the power 2^x, x uniform in ± value.
-        noise: standard deviation of Gaussian noise, uniform between 0 and this, of values in 0..1.
+        noise: of images whose channels are kept, as the next: standard deviation of Gaussian
+            noise, uniform between 0 and this, of values in 0..1.
         drop: probability of a channel to be its mean everywhere.
     """
 
@@ -121,6 +121,8 @@ class DataConfig:
             commas between.
         file_channels, file_depth: channels and type of the values of the files, which a run that
             keeps them writes down; others that are added later are not used.
+        file_colors: the channels are red, green and blue, and are augmented as these are; written
+            down too where the files say so, and may be given for three bands of others.
         mean, std: of the normalisation, of values in 0..1, one for each channel (ImageNet's). Of
             other channels than RGB, where they are not given, those that a scan measured.
         a1: augmentation of the first view v1.
@@ -170,6 +172,7 @@ class DataConfig:
     value_range: str = DTYPE
     file_channels: int = 0
     file_depth: Literal["", "uint8", "uint16", "float32"] = ""
+    file_colors: bool = False
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     a1: Augment = field(default_factory=Augment)
@@ -253,6 +256,8 @@ class DataConfig:
             fine = len(values) == count or (not rgb and len(values) == 3)
             what = f"{count} values, one for each of channels={self.channels}"
             _expect(fine, name, what, values)
+        fine = not self.file_colors or (count == 3 and not rgb)
+        _expect(fine, "file_colors", "false unless three channels are kept", self.channels)
         fine = ends is None or len(ends) in (1, count)
         _expect(fine, "value_range", f"one or {count}", self.value_range)
 
@@ -271,6 +276,11 @@ class DataConfig:
     def is_rgb(self) -> bool:
         """Whether every image is made 8-bit RGB."""
         return self.channels == RGB
+
+    @property
+    def has_colors(self) -> bool:
+        """Whether the channels are red, green and blue, of 8 bits or more."""
+        return self.is_rgb or self.file_colors
 
     @property
     def in_chans(self) -> int:

@@ -18,6 +18,7 @@ from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
+_COLORS = (0, 1, 2)  # red, green and blue
 _CLIPPED, _USED = 0.05, 0.1  # shares of values outside a range, and of a range that values use
 
 
@@ -55,10 +56,12 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         cfg = replace(cfg, value_range=_range(ends, numbers, _measured(source, kinds)))
     pixels = pixels_of(cfg, source)
     assert pixels is not None
+    is_rgb = all(kind.rgb for kind in kinds) and numbers == _COLORS
+    if not cfg.file_channels:  # a run begun before keeps the augmentation that it has
+        cfg = replace(cfg, file_colors=cfg.file_colors or is_rgb)
     cfg = replace(cfg, file_channels=pixels.count, file_depth=pixels.depth)  # type: ignore[arg-type]
     if len(kinds) == 1 and (found := source.measured.get(kind.code)) is not None:
         _tell_range(cfg, pixels, found)
-    is_rgb = kind.rgb and numbers == (0, 1, 2)
     if not given and is_rgb and cfg.value_range == channels.DTYPE:
         cfg = replace(cfg, mean=default.mean, std=default.std)
     elif not given:
@@ -146,6 +149,9 @@ def _range(ends: tuple[float, float], numbers: tuple[int, ...], measured: Measur
 
 def _tell(cfg: DataConfig, count: int) -> None:
     """Logs which augmentations are not used, as channels are not RGB."""
+    if cfg.has_colors:
+        logger.info("3 of %d channels are kept: red, green and blue of %s", count, cfg.file_depth)
+        return
     augs: list[Augment] = [cfg.a1, cfg.a2, *[cfg.a3] * (cfg.local_crops > 0)]
     unused = [name for name in ("gray", "solarize") if any(getattr(aug, name) for aug in augs)]
     if any(aug.jitter for aug in augs):

@@ -66,6 +66,7 @@ class Encoder:
             default).
         channels, value_range: of its images, as `data.channels` and `data.value_range` of a run;
             "" for channels: rgb if there are three, else the first of a file.
+        colors: whether the channels are red, green and blue; None: where channels is rgb.
         device: where images have to be.
         network: a run's encoder or a file's ViT, whose tokens are "patch" and "cls"; None for
             others.
@@ -84,6 +85,7 @@ class Encoder:
     std: Floats = _DEFAULTS.std
     channels: str = ""
     value_range: str = DTYPE
+    colors: bool | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     network: nn.Module | None = None
     method: Method | None = None
@@ -100,6 +102,8 @@ class Encoder:
         if not self.channels:
             own = RGB if self.in_chans == 3 else written(tuple(range(self.in_chans)))
             object.__setattr__(self, "channels", own)
+        if self.colors is None:
+            object.__setattr__(self, "colors", self.channels == RGB)
 
     @property
     def in_chans(self) -> int:
@@ -275,7 +279,7 @@ def of_method(method: Method, config: Config, name: str = "run") -> Encoder:
 def _images_of(data: DataConfig) -> dict[str, Any]:
     """What :class:`Encoder` says of a run's images."""
     said = ("image_size", "mean", "std", "channels", "value_range")
-    return {name: getattr(data, name) for name in said}
+    return {name: getattr(data, name) for name in said} | {"colors": data.has_colors}
 
 
 def _of_run(path: Path, device: torch.device) -> Encoder:

@@ -57,7 +57,7 @@ class Score(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """R² of a row less that of another one, both by their best probes, on the same test pairs.
+    """R² of a row less that of another one, on the same test pairs.
 
     Attributes:
         label, probe: of the row.
@@ -94,7 +94,8 @@ class Report:
         train_pairs, test_pairs: how many the probes were fitted and tested on.
         photographs: that the test pairs are from.
         differences: of every trained encoder's features from every baseline, and from the encoders
-            after it.
+            after it, all by their best probes.
+        differences_by_probe: the same, both by one probe, for every probe.
     """
 
     names: tuple[str, ...]
@@ -103,6 +104,7 @@ class Report:
     photographs: int
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]
+    differences_by_probe: tuple[Difference, ...] = ()
 
     def best(self, label: str) -> Score:
         """Of the rows with a label ("tir, z_equi", "raw pair") the one with the largest mean R²."""
@@ -115,12 +117,14 @@ class Report:
         """Of the baselines' rows the one with the largest mean R²."""
         return max((s for s in self.scores if s.is_baseline), key=lambda score: score.mean)
 
-    def difference(self, label: str, against: str) -> Difference:
-        """Between the best rows with these labels."""
-        found = [d for d in self.differences if (d.label, d.against) == (label, against)]
+    def difference(self, label: str, against: str, probe: str | None = None) -> Difference:
+        """Between the best rows with these labels, or between those by one probe."""
+        among = self.differences_by_probe if probe else self.differences
+        wanted = label, against, probe
+        found = [d for d in among if (d.label, d.against, probe and d.probe) == wanted]
         if not found:
-            known = [(d.label, d.against) for d in self.differences]
-            raise KeyError(f"label, against: no difference {(label, against)} in {known}")
+            known = [(d.label, d.against, d.probe) for d in among]
+            raise KeyError(f"label, against, probe: no difference {wanted} in {known}")
         return found[0]
 
     def to_json(self) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def score_pairs(
                 test_pairs=len(test),
                 photographs=len(test.photographs.unique()),
                 scores=tuple(drawn.score for drawn in scores),
-                differences=_differences(scores),
+                differences=_differences(_best(scores)),
+                differences_by_probe=_by_probe(scores),
             )
             for test, scores in zip(tests, rows[n], strict=True)
         ]
@@ -157,19 +158,31 @@ class _Drawn(NamedTuple):
     r2: Tensor
 
 
-def _differences(rows: Sequence[_Drawn]) -> tuple[Difference, ...]:
+def _best(rows: Sequence[_Drawn]) -> list[_Drawn]:
+    """Of each label the row by its best probe."""
     best: dict[str, _Drawn] = {}
     for row in rows:
         label = row.score.label
         if label not in best or row.score.mean > best[label].score.mean:
             best[label] = row
+    return list(best.values())
+
+
+def _by_probe(rows: Sequence[_Drawn]) -> tuple[Difference, ...]:
+    found: list[Difference] = []
+    for probe in dict.fromkeys(row.score.probe for row in rows):
+        found += _differences([row for row in rows if row.score.probe == probe])
+    return tuple(found)
+
+
+def _differences(rows: Sequence[_Drawn]) -> tuple[Difference, ...]:
     found = []
-    encoders = list(dict.fromkeys(row.score.encoder for row in best.values()))
-    for ours in best.values():
+    encoders = list(dict.fromkeys(row.score.encoder for row in rows))
+    for ours in rows:
         if ours.score.is_baseline:
             continue
         place = encoders.index(ours.score.encoder)
-        for other in best.values():
+        for other in rows:
             if other.score.is_baseline or encoders.index(other.score.encoder) > place:
                 found.append(_difference(ours, other))
     return tuple(found)

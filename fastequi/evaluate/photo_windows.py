@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from fastequi import paths
-from fastequi.data.channels import RGB
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.settling import wanted
@@ -29,7 +28,7 @@ def values_of(encoder: Encoder) -> DataConfig:
 def photometric_for(encoder: Encoder) -> Photometric:
     """The photometric change of its images: colours of RGB, else a gain and an offset of each
     channel."""
-    return Photometric(rgb=encoder.channels == RGB)
+    return Photometric(rgb=bool(encoder.colors))
 
 
 def images_for(encoder: Encoder) -> Wanted:

@@ -9,6 +9,7 @@ the photograph has room for it, with the margin that SE(2) needs.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,6 @@ from torch import Tensor
 from fastequi import paths
 from fastequi.build import views_of
 from fastequi.config import Config, PathConfig
-from fastequi.data.channels import RGB
 from fastequi.data.loader import Loader
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Views
@@ -37,6 +37,8 @@ from fastequi.evaluate.reconstruction import path_loader
 from fastequi.functional.normalise import denormalise, normalise
 from fastequi.philox import Draws
 from fastequi.runtime.devices import expect_memory
+
+logger = logging.getLogger(__name__)
 
 GEOMETRIC = ("rotation", "translation", "se2")
 FEATURES = ("z_equi", "z_inv", "patch", "cls")
@@ -300,8 +302,9 @@ def for_encoder(chosen: Mapping[str, Task], encoder: Encoder) -> dict[str, Task]
     for name, task in chosen.items():
         if isinstance(task.path, paths.Gain):
             task = replace(task, path=replace(task.path, channels=encoder.in_chans))
-        if encoder.channels != RGB:
+        if not encoder.colors:
             if isinstance(task.path, paths.Color):
+                logger.info("task color is gain: %s has channels that are no colours", encoder.name)
                 name, task = "gain", replace(task, path=paths.Gain(encoder.in_chans))
             if task.photometric is not None:
                 task = replace(task, photometric=replace(task.photometric, rgb=False))

@@ -40,9 +40,8 @@ class ViewParams:
         sigma: [B] blur in pixels of the view, float32; 0 leaves the sample alone.
         solarize: [B] bool.
         rotation: [B] multiples of 90 degrees counter-clockwise, 0 .. 3, as np.rot90's.
-        channels: [B, C, 3] gain, offset and gamma of each channel, float32; as the rest, of images
-            whose channels are kept.
-        noise: [B] its standard deviation, float32.
+        channels: [B, C, 3] gain, offset and gamma of each channel that is no colour, float32.
+        noise: [B] its standard deviation, float32; as the rest, of images whose channels are kept.
         noise_places: [B, C] where each channel's begins in a table of NOISE_PLACES places.
         dropped: [B, C] bool.
     """
@@ -205,11 +204,11 @@ def _drawn(
 
 def _view(cfg: DataConfig, aug: Augment, draws: Draws, view: str, window: Window) -> ViewParams:
     rotation = (draws.bits(f"{view}/turn", 1)[:, 0] % 4).astype(np.int64) if cfg.rotations else None
-    if not cfg.is_rgb:
-        sigma, more = _sigma(aug, draws, view), _channels(aug, draws, view, cfg.in_chans)
-        return ViewParams(*window, sigma=sigma, rotation=rotation, **more)
-    color, sigma, solarize = _pixels(aug, draws, view)
-    return ViewParams(*window, color, sigma, solarize, rotation)
+    more = {} if cfg.is_rgb else _channels(aug, draws, view, cfg)
+    if cfg.has_colors:
+        color, sigma, solarize = _pixels(aug, draws, view)
+        return ViewParams(*window, color, sigma, solarize, rotation, **more)
+    return ViewParams(*window, sigma=_sigma(aug, draws, view), rotation=rotation, **more)
 
 
 def _pixels(
@@ -242,10 +241,11 @@ def _sigma(aug: Augment, draws: Draws, view: str) -> NDArray[np.float32] | None:
     return np.where(unit[:, 0] < aug.blur, drawn, 0).astype(np.float32)
 
 
-def _channels(aug: Augment, draws: Draws, view: str, count: int) -> dict[str, Any]:
-    """What happens to each of `count` channels by itself, by its name in :class:`ViewParams`."""
+def _channels(aug: Augment, draws: Draws, view: str, cfg: DataConfig) -> dict[str, Any]:
+    """What happens to each channel by itself, by its name in :class:`ViewParams`."""
     found: dict[str, Any] = {}
-    if aug.jitter > 0:
+    count = cfg.in_chans
+    if aug.jitter > 0 and not cfg.has_colors:
         unit = draws.uniform(f"{view}/channels", 1 + 3 * count)
         spread = 2 * unit[:, 1:].reshape(-1, count, 3) - 1  # -1 .. 1
         values = spread * np.array([aug.gain, aug.offset, aug.gamma], np.float32)
