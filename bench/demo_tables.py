@@ -16,14 +16,14 @@ from fastequi.evaluate.results import label
 Found = Mapping[str, Any]
 CLEAN, PHOTOMETRIC = "se2", "se2, photometric"
 _SHORT = (
-    *(("raw pair", "token"), ("raw pair", "cosines"), ("random init, z_equi", "cosines")),
+    *(("raw pair", "token"), ("raw pair", "cosines")),
     *(("base alone, patch", "token"), ("base alone, patch", "cosines")),
     *(("TIR, z_equi", "token"), ("TIR, z_equi", "cosines")),
 )
 
 
 def short(found: Found) -> str:
-    """Seven rows: R² on clean and on photometric pairs, all training pairs."""
+    """Six rows: R² on clean and on photometric pairs, all training pairs."""
     both = [_by_row(found["tasks"][task]) for task in (CLEAN, PHOTOMETRIC)]
     rows = [[*key, *(f"{v:.2f}" for each in both for v in each[key]["r2"])] for key in _SHORT]
     names = [*("angle", "tx", "ty"), *(f"{n}, changed light" for n in ("angle", "tx", "ty"))]

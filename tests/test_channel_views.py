@@ -346,6 +346,26 @@ def test_a_channel_of_colours_may_be_noisy_and_dropped(tmp_path):
     assert torch.equal(first.u, quiet.u)
 
 
+def test_several_places_that_were_scanned_are_measured_together(tmp_path):
+    counts = {"a": 5, "b": 9}
+    places = [stored(tmp_path / name, PLAIN, count=count) for name, count in counts.items()]
+    cfg = replace(CFG, value_range="percentiles:1:99")
+    source = open_source(places, wanted=wanted(cfg))
+    found = settled(CFG, source)
+    every = np.concatenate(
+        [values(5, "uint16", i).reshape(-1, 5) for n in counts.values() for i in range(n)]
+    )
+    np.testing.assert_allclose(found.mean, every.mean(0) / 65535, rtol=1e-9)
+    np.testing.assert_allclose(found.std, every.std(0) / 65535, rtol=1e-9)
+    ends = settled(cfg, source).value_range
+    low = [float(pair.split(":")[0]) for pair in ends.split(",")]
+    shares = [(every[:, c] <= end).mean() for c, end in enumerate(low)]
+    assert all(0.008 < share < 0.012 for share in shares)
+    (places[1] / ".fastequi" / "index.fei").unlink()
+    with pytest.raises(ValueError, match="of several places, each"):
+        settled(CFG, open_source(places, wanted=wanted(CFG)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from fastequi.data.sources.measured import PERCENTILES, Counts, Measured, added, in_unit
+from fastequi.data.sources.measured import (
+    PERCENTILES,
+    QUANTILES,
+    Counts,
+    Measured,
+    added,
+    in_unit,
+    pooled,
+)
 
 
 def images(depth, channels, count=5, seed=0):
@@ -73,3 +81,31 @@ def test_in_a_range():
         assert std == pytest.approx(unit.std(), abs=2e-3)
         outside = ((values[:, 1] < low) | (values[:, 1] > high)).mean()
         assert measured.outside(1, low, high) == pytest.approx(outside, abs=3e-3)
+
+
+def test_what_was_measured_of_places_is_pooled():
+    draw = np.random.default_rng(0)
+    images = [
+        [(draw.normal(300 + 900 * k, 50 + 40 * k, (40, 30, 2)).clip(0, 4000)).astype(np.uint16)
+         for _ in range(3 + 4 * k)]
+        for k in range(2)
+    ]  # fmt: skip
+    parts = []
+    for place in images:
+        counts = Counts(2, "uint16")
+        for image in place:
+            counts.add(Counts.of(image))
+        parts.append((counts.measured(), sum(image[..., 0].size for image in place)))
+    found = pooled(parts)
+    every = np.concatenate([image.reshape(-1, 2) for place in images for image in place])
+    assert found.images == 10
+    np.testing.assert_allclose(found.mean, every.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.std, every.std(0), rtol=1e-12)
+    for p, values in found.percentiles.items():
+        for channel, value in zip(every.T, values, strict=True):
+            below, above = (channel < value).mean(), (channel <= value).mean()
+            assert below - 1e-3 <= p / 100 <= above + 1e-3, p
+    assert found.percentiles[0.0] == tuple(every.min(0))
+    assert found.percentiles[100.0] == tuple(every.max(0))
+    assert np.shape(found.quantiles) == (2, QUANTILES)
+    assert pooled(parts[:1]).quantiles == parts[0][0].quantiles

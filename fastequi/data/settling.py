@@ -128,7 +128,7 @@ def _measured(source: Source, kinds: list[Kind]) -> Measured:
         )
     raise ValueError(
         "data.mean, data.std: expected numbers, or images that were scanned: fastequi data scan "
-        "PLACE measures them, and percentiles for data.value_range (of one place, not of several)"
+        "PLACE measures them, and percentiles for data.value_range; of several places, each"
     )
 
 

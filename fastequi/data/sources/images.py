@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastequi.data.sources.encoded import read
-from fastequi.data.sources.measured import Measured
+from fastequi.data.sources.kinds import NO_RGB
+from fastequi.data.sources.measured import Measured, pooled
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import taken
@@ -52,7 +53,7 @@ class Source:
         remote: what reads the shards behind URLs; None of files on this machine.
         kinds: [n] uint16, what the images' values are (`fastequi.data.sources.kinds`); None: not
             known, as of indices that were written before.
-        measured: what a scan measured of the values, by kind; of a single set.
+        measured: what scans measured of the values, by kind.
     """
 
     paths: Sequence[str] = field(repr=False)
@@ -158,5 +159,25 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
         else np.array([spans[i] for i in order], np.int64).reshape(-1, 2),
         tuple(sorted({name for _, source in parts for name in source.formats})),
         kinds=np.array([codes[k][i] for k, i in map(of.__getitem__, order)], np.uint16),
+        measured=_measured([source for _, source in parts]),
     )
     return whole, np.array([of[i][0] for i in order], np.int64)
+
+
+def _measured(parts: Sequence[Source]) -> dict[int, Measured]:
+    """By kind, where every set that has images of it was measured; each counts by its pixels."""
+    by_kind: dict[int, list[tuple[Measured | None, int]]] = {}
+    for source in parts:
+        if source.kinds is None:
+            continue
+        pixels = source.sizes.astype(np.int64).prod(1)
+        codes = source.kinds & np.uint16(NO_RGB - 1)
+        for code in np.unique(codes).tolist():
+            count = int(pixels[codes == code].sum())
+            by_kind.setdefault(code, []).append((source.measured.get(code), count))
+    found = {}
+    for code, each in by_kind.items():
+        known = [(one, count) for one, count in each if one is not None and one.quantiles]
+        if len(known) == len(each):
+            found[code] = pooled(known)
+    return found
