@@ -96,7 +96,9 @@ def state(url: str, tries: Patience | None = None) -> State:
     """
 
     def ask() -> State:
-        info = _filesystem(url).info(url)
+        # of Hugging Face's the package keeps what it has listed, and tells no version of the rest
+        fresh = {"refresh": True, "expand_info": True} if scheme(url) == "hf" else {}
+        info = _filesystem(url).info(url, **fresh)
         if info.get("type") != "file":
             raise FileNotFoundError(url)
         if info.get("size") is None:
@@ -170,7 +172,7 @@ def _patiently(url: str, call: Callable[[], T], tries: Patience, check: Callable
         except Exception as error:  # of aiohttp, botocore, ...: no package has them all
             last, reason = _final(error), _reason(error)
             answered = _status(_cause(error)) is not None
-            kind = Gone if isinstance(_cause(error), FileNotFoundError) else Unreadable
+            kind = Gone if _is_gone(error) else Unreadable
         # outside, so that the chain of errors does not carry texts with secrets along
         tried += 1
         wait = min(tries.longest, tries.first * 2 ** (tried - 1)) * _random.uniform(0.5, 1.0)
@@ -179,7 +181,8 @@ def _patiently(url: str, call: Callable[[], T], tries: Patience, check: Callable
             raise kind(f"{shown(url)}: {reason}")
         if tried > tries.retries or passed + wait > tries.total:
             gives_up = Unreadable if answered else Unreachable
-            raise gives_up(f"{shown(url)}: {reason}, after {tried} tries in {passed:.3g} s")
+            tries_made = f"{tried} tr{'y' if tried == 1 else 'ies'}"
+            raise gives_up(f"{shown(url)}: {reason}, after {tries_made} in {passed:.3g} s")
         _say(url, reason, tried, wait)
         time.sleep(wait)
         check()
@@ -201,6 +204,11 @@ def _cause(error: BaseException) -> BaseException:
     if not isinstance(error, FileNotFoundError) or cause is None or _status(cause) in _GONE:
         return error
     return error if isinstance(cause, FileNotFoundError) else cause
+
+
+def _is_gone(error: BaseException) -> bool:
+    cause = _cause(error)
+    return isinstance(cause, FileNotFoundError) or _status(cause) in _GONE
 
 
 def _status(error: BaseException) -> int | None:
@@ -236,7 +244,7 @@ def _final(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     error = _cause(error)
     code = _status(error)
-    if isinstance(error, FileNotFoundError):
+    if _is_gone(error):
         return "not found"
     if isinstance(error, PermissionError) or code in (401, 403):
         return "no access with the credentials that fsspec found"
