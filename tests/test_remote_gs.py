@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("nvidia.dali")
 pytest.importorskip("gcsfs", reason="fastequi[gs-tests] is not installed")
-emulator = pytest.importorskip(
-    "gcp_storage_emulator.server", reason="fastequi[gs-tests] is not installed"
-)
+pytest.importorskip("gcp_storage_emulator", reason="fastequi[gs-tests] is not installed")
+
+from gcp_storage_emulator.server import create_server
 
 from fastequi.data.config import DataConfig
 from fastequi.data.sources import remote, remote_listing
@@ -29,7 +29,7 @@ def api():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = emulator.create_server("localhost", port, in_memory=True, default_bucket="photos")
+    server = create_server("localhost", port, in_memory=True, default_bucket="photos")
     server.start()
     yield f"http://localhost:{port}"
     server.stop()

@@ -1,4 +1,7 @@
-"""Shards in a dataset of Hugging Face's, by a server on this machine: pip install -e '.[hf-tests]'."""
+"""Shards in a dataset of Hugging Face's hub, by a server on this machine.
+
+pip install -e '.[hf-tests]'
+"""
 
 import pytest
 

@@ -64,14 +64,17 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         repository = re.escape(self.hub.repository)
         if found := re.fullmatch(rf"/datasets/{repository}/resolve/main/(.*)", path):
-            return self._content(self.hub.files.get(found[1]))
+            self._content(self.hub.files.get(found[1]))
+            return
         if found := re.fullmatch(rf"/api/datasets/{repository}/tree/main/?(.*)", path):
             deep = dict(parse_qsl(urlsplit(self.path).query)).get("recursive", "").lower() == "true"
             if inside := _tree(self.hub.files, found[1], deep):
-                return self._json(inside)
+                self._json(inside)
+                return
         if re.fullmatch(rf"/api/datasets/{repository}(/revision/main)?", path):
-            return self._json({"id": self.hub.repository, "sha": "0" * 40, "siblings": []})
-        return self._missing("EntryNotFound" if self.hub.repository in path else "RepoNotFound")
+            self._json({"id": self.hub.repository, "sha": "0" * 40, "siblings": []})
+            return
+        self._missing("EntryNotFound" if self.hub.repository in path else "RepoNotFound")
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
@@ -82,9 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, data):
         if data is None:
-            return self._missing("EntryNotFound")
+            self._missing("EntryNotFound")
+            return
         if self.hub.faults:
-            return self._send(self.hub.faults.pop(0), b"", {})
+            self._send(self.hub.faults.pop(0), b"", {})
+            return
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         assert asked, "a whole file was asked for"
         first, last = map(int, asked.groups())
