@@ -298,12 +298,6 @@ def _check_train(config: Config) -> None:
         repr(train.knn_data),
     )
     expect(
-        not train.knn_every or config.data.is_rgb,
-        "train.knn_every",
-        f"0 for data.channels={config.data.channels}: labelled images are read as RGB",
-        train.knn_every,
-    )
-    expect(
         not train.stop_if_worse or bool(train.knn_every or train.r2_every),
         "train.stop_if_worse",
         "0 without an online probe (train.knn_every, train.r2_every)",

@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,11 +12,13 @@ from fastequi import paths
 from fastequi.build import build
 from fastequi.cli.dryrun import synthetic
 from fastequi.cli.main import main
-from fastequi.config import Config, DataConfig, TrainConfig
+from fastequi.config import Config, DataConfig
+from fastequi.data.labelled import labelled_sets
 from fastequi.evaluate import tasks as cut
 from fastequi.evaluate.classification import evaluate_classes
-from fastequi.evaluate.encoders import Encoder, load_encoder, of_method, random_init
+from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
+from fastequi.evaluate.online import online_probes
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.photo_windows import photometric_for, values_of
 from fastequi.evaluate.photometric import Photometric
@@ -23,8 +26,10 @@ from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import evaluate_reconstruction, predictions
 from fastequi.evaluate.tasks import Budget, Windows, for_encoder, score_tasks, tasks
 from fastequi.functional.normalise import denormalise
+from tests.support import science
 from tests.support.channels import ONE_OR_FIVE, SEVERAL, several
 from tests.support.configs import config_of, run_folder
+from tests.support.science import values
 
 CPU = torch.device("cpu")
 
@@ -49,8 +54,10 @@ def test_a_run_of_other_channels_is_an_encoder_of_them(channels, tmp_path):
 def test_what_reads_rgb_alone_says_so(tmp_path, capsys):
     run = str(run_folder(tmp_path / "run", run_of(2)))
     said = r"expected an encoder of RGB images, as {} takes no others, got run of data.channels=0,1"
-    with pytest.raises(ValueError, match=said.format("eval knn")):
-        evaluate_classes("knn", run, data="digits")
+    with pytest.raises(ValueError, match=said.format("eval segment")):
+        load_all(run, rgb="eval segment")
+    with pytest.raises(ValueError, match="--data: grey images of 8 bits, but the encoder takes"):
+        evaluate_classes("knn", run, data="digits", out=tmp_path / "knn.json")
     for evaluate in (evaluate_equivariance, evaluate_reconstruction):
         with pytest.raises(ValueError, match=said.format(r"the embedded photographs .*")):
             evaluate(run, out=tmp_path / "f.json")
@@ -60,10 +67,56 @@ def test_what_reads_rgb_alone_says_so(tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_labelled_images_during_training_are_rgb():
-    train = TrainConfig(knn_every=5, knn_data=("digits",))
-    with pytest.raises(ValueError, match=r"train\.knn_every: expected 0 for data\.channels=0,1"):
-        Config(data=DataConfig(channels="0,1"), train=train)
+def labelled(folder, channels, depth="uint16"):
+    """Two classes, told apart by the last channel alone."""
+    contents = {}
+    for i in range(40):
+        image = values(channels, depth, i, (32, 32))
+        image[..., -1] //= 1 + 3 * (i % 2)
+        contents[f"{'ab'[i % 2]}/{i:02}.tif"] = science.plain_tiff(image)
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+    return science.write(folder, contents)
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_classes_of_images_with_other_channels(tmp_path, kind):
+    data = labelled(tmp_path / "set", 5)
+    run = str(run_folder(tmp_path / "run", run_of(5)))
+    rows = evaluate_classes(kind, run, data=data, out=tmp_path / "found.json", seeds=1)
+    assert {row.encoder for row in rows} == {None, "random init", "run"}
+    assert max(row.accuracy for row in rows if row.encoder is None) > 0.9  # raw, all five channels
+    (train, test) = labelled_sets(data, values=values_of(run_of(5).data))
+    (images, pixels, *_), *_ = test.batches(32, torch.device("cpu"))
+    assert (images.dtype, images.shape) == (torch.uint16, (8, 5, 32, 32))
+    assert pixels.shape == (8, 5 * 32 * 32)
+    assert 0 <= pixels.min() < pixels.max() <= 1
+    wanted = values(5, "uint16", int(train.source.names[0][-6:-4]), (32, 32))
+    wanted[..., -1] //= 1 + 3 * int(train.labels[0])
+    (images, *_), *_ = train.batches(32, torch.device("cpu"))
+    np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), wanted)
+    other = str(run_folder(tmp_path / "other", run_of(2)))
+    with pytest.raises(ValueError, match="--against: expected an encoder of the same images"):
+        evaluate_classes(kind, run, data=data, against=[other], out=tmp_path / "f.json")
+
+
+def test_digits_are_one_channel_for_an_encoder_of_one():
+    one = DataConfig(channels="0", mean=(0.5,), std=(0.5,))
+    train, _ = labelled_sets("digits", values=one)
+    (images, *_), *_ = train.batches(16, torch.device("cpu"))
+    grey, *_ = next(labelled_sets("digits")[0].batches(16, torch.device("cpu")))
+    assert images.shape == (250, 1, 16, 16)
+    assert torch.equal(images.expand(-1, 3, -1, -1), grey)
+
+
+def test_labelled_images_during_training_have_the_channels_of_the_run(tmp_path):
+    data = labelled(tmp_path / "set", 5)
+    config = run_of(5)
+    train = replace(config.train, knn_every=5, knn_data=(str(data),))
+    config = replace(config, train=train)
+    (probe,) = online_probes(config, None)
+    encoder = load_encoder(str(run_folder(tmp_path / "run", run_of(5))), "cpu")
+    assert 0 <= probe.measure(encoder)["knn_k20"] <= 1
 
 
 def test_photometric_change_of_other_channels_is_a_gain_and_an_offset_of_each():

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -120,15 +121,21 @@ def _files() -> list[Path]:
     return sorted([*own, *ROOT.glob("kernels/*.py")])
 
 
-def _imports(path: Path) -> list[str]:
+@cache
+def _nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
     names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return names
+    return tuple(names)
 
 
 def _room(path: Path) -> str:
@@ -221,10 +228,15 @@ def test_scripts_name_test_files_that_exist() -> None:
             assert (ROOT / name).is_file(), f"{script.name}: {name}"
 
 
+def _is_torch_load(function: ast.expr) -> bool:
+    named = isinstance(function, ast.Attribute) and function.attr == "load"
+    return named and ast.unparse(function) == "torch.load"
+
+
 def test_nothing_loads_a_pickle() -> None:
     for path in _files():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+        for node in _nodes(path):
+            if isinstance(node, ast.Call) and _is_torch_load(node.func):
                 safe = [k for k in node.keywords if k.arg == "weights_only"]
                 values = [ast.unparse(k.value) for k in safe]
                 assert values == ["True"], f"{path}:{node.lineno}"

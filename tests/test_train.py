@@ -99,8 +99,10 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, source, kind, model):
     assert [json.loads(row)["step"] for row in rows][-1] == 6
 
 
-def test_online_probes_leave_no_trace(tmp_path, source):
+def test_online_probes_leave_no_trace(tmp_path, source, monkeypatch):
     """Dropout of blocks draws from torch's generator, BatchNorm keeps averages: both must agree."""
+    monkeypatch.setattr("fastequi.evaluate.online._TRAIN_PAIRS", 300)  # of 4,000
+    monkeypatch.setattr("fastequi.evaluate.online._TEST_PAIRS", 100)
     photos = tmp_path / "classes"
     for i, path in enumerate(source.paths):
         folder = photos / "ab"[i % 2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +18,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastequi.data.channels import DTYPE
+from fastequi.data.config import DataConfig
 from fastequi.data.reader import read
+from fastequi.data.settling import wanted
 from fastequi.data.sources import idx
 from fastequi.data.sources.classes import classes_of, split_by_name
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data, Selection
 from fastequi.data.sources.splits import Images, held_out
+from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +54,8 @@ class LabelledSet(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(images [B, 3, size, size] uint8, pixels for the raw baseline [B, D], labels [B])."""
+        """(images [B, C, size, size] uint8 or uint16, pixels for the raw baseline [B, D], labels
+        [B])."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,14 @@ class Arrays:
     Attributes:
         pixels: [N, H, W] uint8, grey.
         labels: [N].
+        channels: 3, all alike, or 1.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     what: str
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,25 +82,34 @@ class Arrays:
             part = slice(start, start + _BATCH)
             pixels = torch.from_numpy(self.pixels[part].copy()).to(device)
             labels = torch.from_numpy(self.labels[part].copy()).to(device)
-            yield resized(pixels, size), pixels.flatten(1).float() / 255, labels
+            images = resized(pixels, size).expand(-1, self.channels, -1, -1).contiguous()
+            yield images, pixels.flatten(1).float() / 255, labels
 
 
 @dataclass(frozen=True)
 class Files:
-    """Images in files; the raw-pixel baseline uses them at 32 px or less."""
+    """Images in files; the raw-pixel baseline uses them at 32 px or less.
+
+    Attributes:
+        share: of a file's shorter side that its centred square takes.
+        values: whose channels and value_range are taken.
+    """
 
     source: Source
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     what: str
     share: float = 1.0
+    values: DataConfig = field(default_factory=DataConfig, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for images, places in read(self.source, size, device=device, share=self.share):
-            pixels = F.adaptive_avg_pool2d(images.float() / 255, min(size, RAW_SIZE))
+        how = {"device": device, "share": self.share, "values": self.values}
+        for images, places in read(self.source, size, **how):  # type: ignore[arg-type]
+            unit = images.float() / torch.iinfo(images.dtype).max
+            pixels = F.adaptive_avg_pool2d(unit, min(size, RAW_SIZE))
             labels = torch.from_numpy(self.labels[places]).to(device)
             yield images, pixels.flatten(1), labels
 
@@ -109,6 +125,7 @@ def labelled_sets(
     test_images: int = 0,
     share: float = 1.0,
     test_data: Data | None = None,
+    values: DataConfig = DataConfig(),  # noqa: B008
 ) -> tuple[LabelledSet, LabelledSet]:
     """The training and the test split of a set.
 
@@ -118,6 +135,7 @@ def labelled_sets(
         train_images, test_images: how many of each, spread evenly over the set; 0: all.
         share: of a file's shorter side that its centred square takes.
         test_data: images for testing; all of `data`, or its train/, is then for training.
+        values: whose channels and value_range are taken of files; by default 8-bit RGB.
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such folder.
@@ -128,11 +146,12 @@ def labelled_sets(
     counts = train_images, test_images
     chosen = Selection.of(data)
     if chosen.places == (DIGITS,) and test_data is None:
-        return _digits(counts)
+        return _grey(_digits(counts), values)
     if len(chosen.places) == 1 and idx.is_idx_folder(chosen.places[0]) and test_data is None:
         folder = Path(chosen.places[0])
-        return _mnist(folder, "train", train_images), _mnist(folder, "test", test_images)
-    parts = _split(chosen, test_data)
+        both = _mnist(folder, "train", train_images), _mnist(folder, "test", test_images)
+        return _grey(both, values)
+    parts = _split(chosen, test_data, wanted(values))
     order = tuple(sorted(set(parts[0].classes)))
     if len(order) < 2:
         raise ValueError(f"--data: expected at least 2 classes in {chosen}, found {list(order)}")
@@ -146,8 +165,18 @@ def labelled_sets(
     for part, count in zip(parts, counts, strict=True):
         some = spread(len(part.classes), count)
         labels = np.array([order.index(part.classes[i]) for i in some], np.int64)
-        splits.append(Files(part.source.pick(some), labels, order, part.what, share))
+        splits.append(Files(part.source.pick(some), labels, order, part.what, share, values))
     return splits[0], splits[1]
+
+
+def _grey(sets: tuple[Arrays, Arrays], values: DataConfig) -> tuple[Arrays, Arrays]:
+    """Grey images of 8 bits as an encoder of these values takes them."""
+    if values.is_rgb:
+        return sets
+    if values.in_chans != 1 or values.value_range != DTYPE:
+        taken = f"data.channels={values.channels}, data.value_range={values.value_range}"
+        raise ValueError(f"--data: grey images of 8 bits, but the encoder takes {taken}")
+    return replace(sets[0], channels=1), replace(sets[1], channels=1)
 
 
 @dataclass(frozen=True)
@@ -159,8 +188,8 @@ class _Part:
     what: str
 
 
-def _split(data: Selection, test_data: Data | None) -> tuple[_Part, _Part]:
-    images = Images.opened(data)
+def _split(data: Selection, test_data: Data | None, asked: Wanted) -> tuple[_Part, _Part]:
+    images = Images.opened(data, asked)
     source, split = images.source, split_by_name(images)
     classes = classes_of(images, split)
 
@@ -168,7 +197,7 @@ def _split(data: Selection, test_data: Data | None) -> tuple[_Part, _Part]:
         return _Part(source.pick(places), [classes[i] for i in places], what)
 
     if test_data is not None:
-        tests = Images.opened(test_data)
+        tests = Images.opened(test_data, asked)
         test = _Part(tests.source, classes_of(tests, None), str(Selection.of(test_data)))
         train = _Part(source, classes, str(data))
         return train if split is None else of(split.train, split.train_name), test
@@ -237,8 +266,8 @@ def spread(n: int, count: int) -> NDArray[np.int64]:
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
-    """Grey uint8 images [N, H, W] to [N, 3, size, size], linearly with antialiasing."""
+    """Grey uint8 images [N, H, W] to [N, 1, size, size], linearly with antialiasing."""
     images = pixels[:, None].float()
     if images.shape[-2:] != (size, size):
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    return images.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    return images.round().clamp(0, 255).to(torch.uint8)

@@ -22,6 +22,7 @@ from fastequi.data.sources.selection import Data, Selection
 from fastequi.evaluate.checked import noise
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
 from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.photo_windows import values_of
 from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.evaluate.tasks import shown
@@ -90,7 +91,8 @@ def pooled_features(
 
 def _check_memory(encoders: Mapping[str, Encoder], train: int, test: int) -> None:
     """Raises ValueError if the features of that many images do not fit into the free memory."""
-    widths = [3 * RAW_SIZE**2]  # of raw pixels, at most
+    channels = next(iter(encoders.values())).in_chans
+    widths = [channels * RAW_SIZE**2]  # of raw pixels, at most
     for encoder in encoders.values():
         tokens = encoder.features(noise(encoder.image_size, encoder.device, encoder.in_chans))
         widths += [tokens[name].shape[-1] for name in shown(encoder)]
@@ -235,8 +237,16 @@ def evaluate_classes(
         out: the JSON file; by default see `fastequi.evaluate.results.place`.
         stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
-    encoder, encoders = load_all(spec, against, device, stated, rgb=f"eval {kind}")
-    splits = labelled_sets(data, train_images, test_images, share, test_data=test_data)
+    encoder, encoders = load_all(spec, against, device, stated)
+    for label, other in encoders.items():
+        mine, theirs = ((one.channels, one.value_range) for one in (encoder, other))
+        if mine != theirs:
+            raise ValueError(
+                f"--against: expected an encoder of the same images, data.channels={mine[0]} of "
+                f"value_range {mine[1]}, got {label} of {theirs[0]}, {theirs[1]}"
+            )
+    values = values_of(encoder)
+    splits = labelled_sets(data, train_images, test_images, share, test_data, values)
     file = place(kind, spec, out)
     sources = [part.source if isinstance(part, Files) else None for part in splits]
     used = not_held_out((spec, *against), *sources)

@@ -69,7 +69,7 @@ def online_probes(config: Config, source: Source) -> list[OnlineProbe]:
     train, found = config.train, []
     if train.knn_every:
         data = Selection(train.knn_data, option="train.knn_data")
-        sets = labelled_sets(data, _TRAIN_IMAGES, _TEST_IMAGES)
+        sets = labelled_sets(data, _TRAIN_IMAGES, _TEST_IMAGES, values=values_of(config.data))
         logger.info("online probe of classes: %s", described(*sets))
         found.append(OnlineProbe(train.knn_every, _Neighbours(*sets)))
     if train.r2_every:

@@ -19,10 +19,10 @@ from fastequi.evaluate.photometric import Photometric
 _SCALED, _PER_DECODE, _BATCH = 256, 8, 256  # _PER_DECODE at most; all are powers of two
 
 
-def values_of(encoder: Encoder) -> DataConfig:
-    """Settings that say which channels an encoder's images have, and which values."""
+def values_of(of: Encoder | DataConfig) -> DataConfig:
+    """Settings that say which channels an encoder's images have, or a run's, and which values."""
     names = ("channels", "value_range", "mean", "std")
-    return DataConfig(**{name: getattr(encoder, name) for name in names})
+    return DataConfig(**{name: getattr(of, name) for name in names})
 
 
 def photometric_for(encoder: Encoder) -> Photometric:
