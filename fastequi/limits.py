@@ -201,6 +201,21 @@ def _check_init(config: Config) -> None:
     )
 
 
+def expect_colors(config: Config) -> None:
+    """Refuses a path of colours where the channels, known by now, are none.
+
+    Raises:
+        ValueError: names the option.
+    """
+    gain = "gain, or data.file_colors=true where the three are red, green and blue; the files of "
+    expect(
+        config.path.family != "color" or config.data.has_colors,
+        "path.family",
+        f"{gain}data.channels={config.data.channels} do not say so",
+        config.path.family,
+    )
+
+
 def _channels(config: Config) -> int | None:
     """Of the images; None of data.channels=all, which a run replaces by numbers."""
     return None if config.data.channels == ALL else config.data.in_chans

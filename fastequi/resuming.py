@@ -117,6 +117,17 @@ def with_views(config: Config, run_dir: Path, resume: bool, device: torch.device
     return replace(config, data=replace(config.data, views=views))
 
 
+def with_files(config: Config, run_dir: Path, resume: bool) -> Config:
+    """With what the run wrote down of its files: colours are augmented as it began."""
+    file = run_dir / "config.json"
+    if not resume or not file.is_file() or config.data.is_rgb or config.data.file_channels:
+        return config
+    begun = Config.from_json(file.read_text()).data
+    names = ("file_channels", "file_depth", "file_colors")
+    known = {name: getattr(begun, name) for name in names}
+    return replace(config, data=replace(config.data, **known))
+
+
 def find_checkpoint(run_dir: Path, resume: bool, processes: Processes) -> Path | None:
     """The checkpoint to resume from; the first process chooses, so that all take the same one."""
     found = checkpoint.latest(run_dir / "checkpoints") if processes.first else None

@@ -30,6 +30,7 @@ from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes, score
 from fastequi.freezing import Freezing
+from fastequi.limits import expect_colors
 from fastequi.methods.method import Method
 from fastequi.models import lora
 from fastequi.optim import (
@@ -44,7 +45,14 @@ from fastequi.optim import (
     thawed,
     warmup_cosine,
 )
-from fastequi.resuming import check_folder, check_settings, find_checkpoint, why_stopped, with_views
+from fastequi.resuming import (
+    check_folder,
+    check_settings,
+    find_checkpoint,
+    why_stopped,
+    with_files,
+    with_views,
+)
 from fastequi.runtime import checkpoint, lock
 from fastequi.runtime.guard import Guard
 from fastequi.runtime.machine import machine
@@ -115,7 +123,10 @@ def pretrain(
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
         config, changed = with_views(config, run_dir, resume, device), False
+        config = with_files(config, run_dir, resume)
         config = replace(config, data=settled(config.data, source))
+        if not resume:  # runs begun before any three channels were colours go on
+            expect_colors(config)
         config, teacher = with_teacher(config)
         if teacher is not None:
             asked = config.teacher

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.cli.main import main
+from fastequi.config import PathConfig
 from fastequi.data import channel_views
 from fastequi.data.channel_views import as_whole, augmented, in_range
 from fastequi.data.config import Augment, DataConfig
@@ -24,11 +26,14 @@ from fastequi.data.sources.journal import End
 from fastequi.data.sources.listing import folder_listing
 from fastequi.data.views.parameters import ViewParams, view_params
 from fastequi.functional import gaussian_blur
+from fastequi.limits import expect_colors
 from fastequi.paths import SE2
 from fastequi.philox import Draws
+from fastequi.resuming import with_files
 from tests.support import science
 from tests.support.batches import assert_same
 from tests.support.batches import batches as loaded
+from tests.support.configs import config_of
 from tests.support.science import values
 
 ALL = Augment(area=(0.3, 1.0), gamma=0.5, noise=0.05, drop=0.3, blur=0.5)
@@ -366,6 +371,23 @@ def test_several_places_that_were_scanned_are_measured_together(tmp_path):
         settled(CFG, open_source(places, wanted=wanted(CFG)))
 
 
+def test_of_places_inside_each_other_every_image_counts_once(tmp_path):
+    whole = stored(tmp_path / "whole", PLAIN, count=7)
+    (whole / "part").mkdir()
+    for i in range(3):
+        darker = science.plain_tiff(values(5, "uint16", 20 + i) // 4)
+        (whole / "part" / f"{i}.tif").write_bytes(darker)
+    (whole / ".fastequi" / "index.fei").unlink()
+    for folder in (whole, whole / "part"):
+        assert main(["data", "scan", str(folder)]) in (0, None)
+    alone = settled(CFG, open_source(whole, wanted=wanted(CFG)))
+    for places in ([whole, whole / "part"], [whole / "part", whole]):
+        found = settled(CFG, open_source(places, wanted=wanted(CFG)))
+        assert (found.mean, found.std) == (alone.mean, alone.std)
+    again = settled(CFG, open_source([whole / "part", whole / "part"], wanted=wanted(CFG)))
+    assert again.mean == settled(CFG, open_source(whole / "part", wanted=wanted(CFG))).mean
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -447,3 +469,20 @@ def test_images_that_were_added_to_a_run_are_not_used(folder, caplog):
 def test_noise_needs_views_within_its_table():
     with pytest.raises(ValueError, match="image_size: expected at most 1024 px beside noise"):
         replace(CFG, image_size=1040, source_size=1040)
+
+
+def test_a_run_begun_without_colours_goes_on_without(tmp_path):
+    """Its config says nothing of colours; that of the call says nothing of the files."""
+    _, deep = rgb_sets(tmp_path)
+    views = replace(OF_RGB, channels="all", local_crops=0, image_size=32, source_size=32)
+    asked = replace(config_of("tir_vicreg_vits16"), data=views)
+    source, data = opened(deep, asked.data)
+    begun = replace(asked, data=replace(data, file_colors=False))
+    (tmp_path / "config.json").write_text(begun.to_json())
+    resumed = with_files(asked, tmp_path, True)
+    assert settled(resumed.data, source) == begun.data
+    assert with_files(asked, tmp_path, False) == asked
+    assert settled(asked.data, source).file_colors
+    expect_colors(replace(asked, data=data, path=PathConfig(family="color")))
+    with pytest.raises(ValueError, match=r"path\.family: expected gain, or data\.file_colors=true"):
+        expect_colors(replace(begun, path=PathConfig(family="color")))

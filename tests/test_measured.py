@@ -109,3 +109,12 @@ def test_what_was_measured_of_places_is_pooled():
     assert found.percentiles[100.0] == tuple(every.max(0))
     assert np.shape(found.quantiles) == (2, QUANTILES)
     assert pooled(parts[:1]).quantiles == parts[0][0].quantiles
+
+
+def test_a_small_part_of_all_values_is_no_percentile_of_them():
+    """.1 % of a place's values lie below its first quantile."""
+    wide = np.arange(65536, dtype=np.uint16).repeat(2).reshape(-1, 1, 1)
+    narrow = np.full((10, 1, 1), 30000, np.uint16)
+    found = pooled([(Counts.of(v).measured(), v.size) for v in (wide, narrow)])
+    for p, (value,) in found.percentiles.items():
+        assert abs(value / 65536 - p / 100) < 1.1e-3, p

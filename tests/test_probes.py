@@ -208,3 +208,28 @@ def test_the_probe_of_cosines_reads_where_things_went_from_few_pairs():
     assert by_tokens.max() < 0.3
     with pytest.raises(ValueError, match="x_test: expected finite values"):
         cosine_probe(x[:400], y[:400], x[400:] * math.nan, fit)
+
+
+def test_a_constant_channel_counts_for_nothing_whatever_its_size():
+    x = torch.randn(300, 16, 16, generator=rng())
+    test = torch.randn(5, 16, 16, generator=rng(1))
+    found = []
+    for constant in (0.0, 33.3, 5000.1):
+        x[..., 0] = x[..., 8] = test[..., 0] = test[..., 8] = constant
+        found.append(token_cosines(x, test)[1])
+        assert standardise(x, test)[1][..., 0].abs().max() < 1e-2
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (9, 4, 5), (9, 4, 1)])
+def test_what_are_no_tokens_of_two_images_is_said(shape):
+    x = torch.randn(shape)
+    with pytest.raises(ValueError, match=r"x: expected tokens of two images \[N, L, 2 D\], got"):
+        cosine_probe(x, torch.randn(9, 1), x)
+
+
+@pytest.mark.parametrize(("places", "kept"), [(64, 64), (65, 64), (80, 64), (81, 64), (63, 63)])
+def test_at_most_64_places_are_compared(places, kept):
+    x = torch.randn(6, places, 4, generator=rng())
+    assert token_cosines(x, x)[0].shape == (6, kept**2)

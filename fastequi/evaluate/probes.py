@@ -112,6 +112,8 @@ def token_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tenso
 def cosine_probe(x: Tensor, y: Tensor, x_test: Tensor, fit: Fit = Fit()) -> Tensor:
     """Predictions [S, M, P] of MLPs on the cosines of tokens [N, L, 2 D] of both images side by
     side, see :func:`token_cosines`; half as wide as the MLP on means."""
+    if x.ndim != 3 or x.shape[2] % 2 or not x.shape[2]:
+        raise ValueError(f"x: expected tokens of two images [N, L, 2 D], got {tuple(x.shape)}")
     _check(x, y, x_test)
     cosines, cosines_test = token_cosines(x, x_test)
     return mlp_probe(cosines, y, cosines_test, replace(fit, width=max(fit.width // 2, 1)))
@@ -129,7 +131,7 @@ def token_cosines(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
     common = _mean([_places(part).sum((0, 1)) for part in _both(x)], 2 * len(x))
     squares = [(_places(part) - common).square().sum((0, 1, 2)) for part in _both(x)]
     scale = _mean(squares, 2 * len(x) * len(common)).sqrt()
-    scale = torch.where(scale > 1e-6, scale, 1.0)
+    scale = torch.where(scale > _constant(common.abs().amax(0)), scale, 1.0)
 
     def cosines(tokens: Tensor) -> Tensor:
         found = []
@@ -149,9 +151,9 @@ def _both(x: Tensor) -> Iterator[Tensor]:
 
 def _places(x: Tensor) -> Tensor:
     """[..., L, D] to at most 64 places."""
-    side = math.isqrt(x.shape[-2])
-    if side <= _SIDE:
+    if x.shape[-2] <= _SIDE * _SIDE:
         return x
+    side = math.isqrt(x.shape[-2])
     maps = x.flatten(0, -3).transpose(1, 2)
     if side * side == x.shape[-2]:
         maps = F.adaptive_avg_pool2d(maps.unflatten(2, (side, side)), _SIDE).flatten(2)
@@ -229,8 +231,13 @@ def standardise(x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor]:
     mean = rows.mean(0)
     squares = torch.stack([(part - mean).square().sum(0) for part in rows.split(8192)])
     scale = (squares.sum(0) / (len(rows) - 1)).sqrt()  # x.std takes more than twice as long
-    scale = torch.where(scale > 1e-6, scale, 1.0)
+    scale = torch.where(scale > _constant(mean.abs()), scale, 1.0)
     return (x - mean) / scale, (x_test - mean) / scale
+
+
+def _constant(size: Tensor) -> Tensor:
+    """The deviation of a constant channel of that size, at most: the rounding of its mean."""
+    return 1e-6 * size.clamp(min=1)
 
 
 def _check(x: Tensor, y: Tensor, x_test: Tensor) -> None:

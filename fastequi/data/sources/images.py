@@ -159,13 +159,26 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
         else np.array([spans[i] for i in order], np.int64).reshape(-1, 2),
         tuple(sorted({name for _, source in parts for name in source.formats})),
         kinds=np.array([codes[k][i] for k, i in map(of.__getitem__, order)], np.uint16),
-        measured=_measured([source for _, source in parts]),
+        measured=_measured([source for _, source in parts], np.bincount([k for k, _ in of])),
     )
     return whole, np.array([of[i][0] for i in order], np.int64)
 
 
-def _measured(parts: Sequence[Source]) -> dict[int, Measured]:
-    """By kind, where every set that has images of it was measured; each counts by its pixels."""
+def _measured(parts: Sequence[Source], taken: NDArray[np.int64]) -> dict[int, Measured]:
+    """By kind, where every set that has images of it was measured; each counts by its pixels.
+
+    Args:
+        parts: the sets.
+        taken: how many images of each are in none before it; the others were not measured apart.
+    """
+    total = int(taken.sum())
+    whole = next((source for source in parts if len(source) == total), None)
+    if whole is not None:  # the others lie inside
+        return dict(whole.measured)
+    kept = [source for source, count in zip(parts, taken, strict=False) if count]
+    if sum(map(len, kept)) != total:
+        return {}
+    parts = kept
     by_kind: dict[int, list[tuple[Measured | None, int]]] = {}
     for source in parts:
         if source.kinds is None:

@@ -189,7 +189,7 @@ def pooled(parts: Sequence[tuple[Measured, int]]) -> Measured:
     weights = np.repeat(share / QUANTILES, [len(one.quantiles[0]) for one in of])
     ends = {p: np.array([one.percentiles[p] for one in of]) for p in (0.0, 100.0)}
     order = points.argsort(0, kind="stable")
-    below = weights[order].cumsum(0) - weights[order] / 2  # of all values, at each point
+    below = weights[order].cumsum(0)  # of all values, at or below each point
 
     def at(ranks: Sequence[float]) -> NDArray[np.float64]:
         ranked = np.take_along_axis(points, order, 0)
