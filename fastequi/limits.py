@@ -207,7 +207,7 @@ def expect_colors(config: Config) -> None:
     Raises:
         ValueError: names the option.
     """
-    gain = "gain, or data.file_colors=true where the three are red, green and blue; the files of "
+    gain = "gain, or data.file_colors=True where the three are red, green and blue; the files of "
     expect(
         config.path.family != "color" or config.data.has_colors,
         "path.family",

@@ -324,8 +324,10 @@ def test_deep_colours_are_those_that_files_say_or_that_are_given(tmp_path, caplo
         _, cfg = opened(deep, replace(OF_RGB, channels="all"))
     assert "3 of 3 channels are kept: red, green and blue of uint16" in caplog.text
     assert "not used" not in caplog.text
-    _, begun = opened(deep, replace(cfg, file_colors=False))  # as a run before had it
-    assert not begun.file_colors
+    _, begun = opened(deep, replace(cfg, file_colors=None))  # as a run before had it
+    assert begun.file_colors is None
+    _, refused = opened(deep, replace(OF_RGB, channels="all", file_colors=False))
+    assert not refused.has_colors
     _, turned = opened(deep, replace(OF_RGB, channels="2,1,0", mean=(0.5,) * 3, std=(0.2,) * 3))
     assert not turned.file_colors
     several = stored(tmp_path / "bands", PLAIN)
@@ -333,7 +335,9 @@ def test_deep_colours_are_those_that_files_say_or_that_are_given(tmp_path, caplo
     _, told = opened(several, replace(bands, file_colors=True))
     assert told.has_colors
     assert not opened(several, bands)[1].has_colors
-    with pytest.raises(ValueError, match="file_colors: expected false unless three channels"):
+    with pytest.raises(
+        ValueError, match=r"file_colors: expected true only where data\.channels are three"
+    ):
         opened(several, replace(OF_RGB, channels="all", file_colors=True))
 
 
@@ -438,7 +442,7 @@ def test_a_source_that_was_opened_for_rgb_has_no_pixels(folder):
             "0:9e6",
             r"the values of channel \d, \d+ to \d+, are 0?\.\d+ % of 0:9e\+06; data.value_ran",
         ),
-        ("percentiles:1:99", r"data.value_range: 0 to 1 are \d+ to \d+, "),
+        ("percentiles:1:99", r"data.value_range: 0 to 1 are \d+ to \d+ \(channel 0\), "),
     ],
 )
 def test_a_range_that_hardly_fits_is_said(folder, caplog, asked, said):
@@ -477,12 +481,12 @@ def test_a_run_begun_without_colours_goes_on_without(tmp_path):
     views = replace(OF_RGB, channels="all", local_crops=0, image_size=32, source_size=32)
     asked = replace(config_of("tir_vicreg_vits16"), data=views)
     source, data = opened(deep, asked.data)
-    begun = replace(asked, data=replace(data, file_colors=False))
+    begun = replace(asked, data=replace(data, file_colors=None))
     (tmp_path / "config.json").write_text(begun.to_json())
     resumed = with_files(asked, tmp_path, True)
     assert settled(resumed.data, source) == begun.data
     assert with_files(asked, tmp_path, False) == asked
     assert settled(asked.data, source).file_colors
     expect_colors(replace(asked, data=data, path=PathConfig(family="color")))
-    with pytest.raises(ValueError, match=r"path\.family: expected gain, or data\.file_colors=true"):
+    with pytest.raises(ValueError, match=r"path\.family: expected gain, or data\.file_colors=True"):
         expect_colors(replace(begun, path=PathConfig(family="color")))

@@ -73,7 +73,7 @@ class EquivarianceOptions(Patterned, VitOptions):
         *("token", "cosines"),
         *("mlp", "ridge"),
     )
-    """Which probes."""
+    """Which probes: of all tokens of both images, of the cosines between these, of their means."""
     degrees: float = 45.0
     """Half-range of the angle."""
     pixels: float = 10.0

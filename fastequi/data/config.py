@@ -121,8 +121,8 @@ class DataConfig:
             commas between.
         file_channels, file_depth: channels and type of the values of the files, which a run that
             keeps them writes down; others that are added later are not used.
-        file_colors: the channels are red, green and blue, and are augmented as these are; written
-            down too where the files say so, and may be given for three bands of others.
+        file_colors: whether the channels are red, green and blue, and are augmented as these are;
+            None: as the files say, which a run writes down. True may be given for three bands.
         mean, std: of the normalisation, of values in 0..1, one for each channel (ImageNet's). Of
             other channels than RGB, where they are not given, those that a scan measured.
         a1: augmentation of the first view v1.
@@ -172,7 +172,7 @@ class DataConfig:
     value_range: str = DTYPE
     file_channels: int = 0
     file_depth: Literal["", "uint8", "uint16", "float32"] = ""
-    file_colors: bool = False
+    file_colors: bool | None = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     a1: Augment = field(default_factory=Augment)
@@ -257,7 +257,9 @@ class DataConfig:
             what = f"{count} values, one for each of channels={self.channels}"
             _expect(fine, name, what, values)
         fine = not self.file_colors or (count == 3 and not rgb)
-        _expect(fine, "file_colors", "false unless three channels are kept", self.channels)
+        _expect(
+            fine, "file_colors", "true only where data.channels are three numbers", self.channels
+        )
         fine = ends is None or len(ends) in (1, count)
         _expect(fine, "value_range", f"one or {count}", self.value_range)
 
@@ -280,7 +282,7 @@ class DataConfig:
     @property
     def has_colors(self) -> bool:
         """Whether the channels are red, green and blue, of 8 bits or more."""
-        return self.is_rgb or self.file_colors
+        return self.is_rgb or bool(self.file_colors)
 
     @property
     def in_chans(self) -> int:

@@ -57,8 +57,8 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
     pixels = pixels_of(cfg, source)
     assert pixels is not None
     is_rgb = all(kind.rgb for kind in kinds) and numbers == _COLORS
-    if not cfg.file_channels:  # a run begun before keeps the augmentation that it has
-        cfg = replace(cfg, file_colors=cfg.file_colors or is_rgb)
+    if not cfg.file_channels and cfg.file_colors is None:  # runs begun before keep what they have
+        cfg = replace(cfg, file_colors=is_rgb)
     cfg = replace(cfg, file_channels=pixels.count, file_depth=pixels.depth)  # type: ignore[arg-type]
     if len(kinds) == 1 and (found := source.measured.get(kind.code)) is not None:
         _tell_range(cfg, pixels, found)
@@ -86,8 +86,13 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
 def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
     """Logs the range, and warns where it hardly fits what was measured."""
     if cfg.value_range != channels.DTYPE:
-        each = ", ".join(f"{low:g} to {high:g}" for low, high in dict.fromkeys(pixels.ranges))
-        logger.info("data.value_range: 0 to 1 are %s", each)
+        each = dict(zip(pixels.chosen, pixels.ranges, strict=True))
+        alike = len(set(each.values())) == 1
+        said = ", ".join(
+            f"{low:g} to {high:g}" + ("" if alike else f" (channel {c})")
+            for c, (low, high) in (list(each.items())[:1] if alike else each.items())
+        )
+        logger.info("data.value_range: 0 to 1 are %s", said)
     pairs = list(zip(pixels.chosen, pixels.ranges, strict=True))
     clipped = {c: measured.outside(c, low, high) for c, (low, high) in pairs}
     most = max(clipped, key=lambda c: clipped[c])
