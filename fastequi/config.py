@@ -345,6 +345,10 @@ class Config:
         expect_name("train.device", self.train.device)
         limits.check(self)
 
+    def expect_colors(self) -> None:
+        """Raises ValueError where `path.family` is color and the channels, known by now, are none."""
+        limits.expect_colors(self)
+
     def peak_lr(self) -> float:
         ratio = self.data.batch_size * self.train.accumulate / self.optim.base_batch
         return self.optim.lr * (ratio if self.optim.scaling == "linear" else ratio**0.5)

@@ -30,7 +30,6 @@ from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes, score
 from fastequi.freezing import Freezing
-from fastequi.limits import expect_colors
 from fastequi.methods.method import Method
 from fastequi.models import lora
 from fastequi.optim import (
@@ -126,7 +125,7 @@ def pretrain(
         config = with_files(config, run_dir, resume)
         config = replace(config, data=settled(config.data, source))
         if not resume:  # runs begun before any three channels were colours go on
-            expect_colors(config)
+            config.expect_colors()
         config, teacher = with_teacher(config)
         if teacher is not None:
             asked = config.teacher

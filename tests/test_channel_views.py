@@ -26,7 +26,6 @@ from fastequi.data.sources.journal import End
 from fastequi.data.sources.listing import folder_listing
 from fastequi.data.views.parameters import ViewParams, view_params
 from fastequi.functional import gaussian_blur
-from fastequi.limits import expect_colors
 from fastequi.paths import SE2
 from fastequi.philox import Draws
 from fastequi.resuming import with_files
@@ -487,6 +486,6 @@ def test_a_run_begun_without_colours_goes_on_without(tmp_path):
     assert settled(resumed.data, source) == begun.data
     assert with_files(asked, tmp_path, False) == asked
     assert settled(asked.data, source).file_colors
-    expect_colors(replace(asked, data=data, path=PathConfig(family="color")))
+    replace(asked, data=data, path=PathConfig(family="color")).expect_colors()
     with pytest.raises(ValueError, match=r"path\.family: expected gain, or data\.file_colors=True"):
-        expect_colors(replace(begun, path=PathConfig(family="color")))
+        replace(begun, path=PathConfig(family="color")).expect_colors()
