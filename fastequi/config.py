@@ -346,7 +346,7 @@ class Config:
         limits.check(self)
 
     def expect_colors(self) -> None:
-        """Raises ValueError where `path.family` is color and the channels, known by now, are none."""
+        """Raises ValueError where `path.family` is color and the channels are none, if known."""
         limits.expect_colors(self)
 
     def peak_lr(self) -> float:
