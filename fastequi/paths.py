@@ -120,6 +120,11 @@ def color_matrix(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: 
     return torch.cat([linear, offset], -1)
 
 
+def recolored(images: Tensor, matrix: Tensor) -> Tensor:
+    """RGB [N, 3, H, W] by affine maps [N, 3, 4], such as :func:`color_matrix`'s."""
+    return torch.baddbmm(matrix[..., 3:], matrix[..., :3], images.flatten(2)).view_as(images)
+
+
 class Path(Protocol):
     """A transformation path; its parameters are rows of a tensor and part of the batch."""
 

@@ -224,3 +224,15 @@ def test_predicted_images_of_other_channels_have_their_errors():
     found = predictions(method, [synthetic(config, 4, CPU)], 4)
     plain = json.dumps(replace(found).__dict__, default=str)
     assert "nan" not in plain
+
+
+def test_files_with_other_channels_than_the_run_s_are_not_taken(tmp_path):
+    """The first three of five bands are not red, green and blue."""
+    config = run_of(3)
+    config = replace(config, data=replace(config.data, file_channels=3))
+    run = str(run_folder(tmp_path / "run", config))
+    data = labelled(tmp_path / "set", 5)
+    with pytest.raises(ValueError, match=r"40 of 40 .*\(5 channels of uint16, expected 3 as"):
+        evaluate_classes("knn", run, data=data, out=tmp_path / "f.json")
+    assert values_of(load_encoder(run, "cpu")).file_channels == 3
+    assert values_of(config.data).file_channels == 3

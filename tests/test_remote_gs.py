@@ -11,17 +11,12 @@ pytest.importorskip("gcp_storage_emulator", reason="fastequi[gs-tests] is not in
 
 from gcp_storage_emulator.server import create_server
 
-from fastequi.data.config import DataConfig
-from fastequi.data.sources import remote, remote_listing
-from fastequi.data.sources.image_sets import open_source
-from fastequi.data.sources.remote import Gone, Patience, Unreadable
-from fastequi.data.sources.shard_cache import ShardCache
-from tests.support.batches import assert_same, batches
+from fastequi.data.sources import remote
+from fastequi.data.sources.remote import Gone, Unreadable
+from tests.support.remote_shards import expect_faults_told, expect_the_same_batches, impatient
 from tests.support.shards import shards
 
-CFG = DataConfig(
-    image_size=16, source_size=24, batch_size=4, num_threads=1, shuffle="window", window=2
-)
+PLACE = "gs://photos/train"
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +50,7 @@ def bucket(api, monkeypatch, tmp_path):
     """A bucket of shards, where gcsfs is told to look for it as a user would."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", api)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
-    monkeypatch.setattr(remote_listing, "cache_folder", lambda: tmp_path / "user")
-    monkeypatch.setattr(remote, "PATIENCE", Patience(2, 0.01, 0.02, 5.0, 5.0))
-    monkeypatch.setattr(remote, "_filesystems", {})
+    impatient(monkeypatch, tmp_path)
     made = Bucket(api)
     for name, data in shards().items():
         made.put(name, data)
@@ -66,36 +59,13 @@ def bucket(api, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("pattern", ["{000..004}.tar", "*.tar"])
 def test_the_same_batches_as_of_local_shards(bucket, tmp_path, pattern):
-    for name, data in shards().items():
-        (tmp_path / name).write_bytes(data)
-    local = open_source(tmp_path / "*.tar")
-    source = open_source(f"gs://photos/train/{pattern}")
-    assert source.names == local.names
-    assert source.paths[0] == "gs://photos/train/000.tar"
-    if pattern == "*.tar":
-        cached = open_source(
-            f"gs://photos/train/{pattern}", cache=ShardCache(tmp_path / "cache", 10**9)
-        )
-        expected = batches(7, local, CFG)
-        for found in (source, cached):
-            assert_same(batches(7, found, CFG), expected)
+    expect_the_same_batches(PLACE, pattern, tmp_path)
 
 
 def test_a_shard_that_is_gone_or_another(bucket):
-    with pytest.raises(FileNotFoundError, match=r"gs://photos/train/005.tar does not exist"):
-        open_source("gs://photos/train/{000..005}.tar")
-    with pytest.raises(FileNotFoundError, match=r"gs://photos/other/\*.tar names nothing"):
-        open_source("gs://photos/other/*.tar")
     with pytest.raises(Gone, match=r"gs://photos/train/009.tar: not found"):
-        remote.state("gs://photos/train/009.tar")
-    source = open_source("gs://photos/train/*.tar")
-    bucket.delete("001.tar")
-    with pytest.raises(OSError, match=r"gs://photos/train/001.tar: not found"):
-        source.encoded(7)
-    bucket.put("002.tar", shards()["002.tar"][::-1])
-    with pytest.raises(OSError, match="it changed since it was listed"):
-        source.encoded(10)
-    assert len(source.remote.lost) == 2
+        remote.state(f"{PLACE}/009.tar")
+    expect_faults_told(PLACE, bucket.delete, bucket.put)
 
 
 @pytest.mark.slow  # gcsfs itself tries six times, half a minute in all

@@ -10,18 +10,13 @@ pytest.importorskip("huggingface_hub", reason="fastequi[hf-tests] is not install
 
 from huggingface_hub import constants
 
-from fastequi.data.config import DataConfig
-from fastequi.data.sources import remote, remote_listing
+from fastequi.data.sources import remote
 from fastequi.data.sources.image_sets import open_source
-from fastequi.data.sources.remote import Gone, Patience, Unreadable
-from fastequi.data.sources.shard_cache import ShardCache
+from fastequi.data.sources.remote import Gone, Unreadable
 from tests.support import hub
-from tests.support.batches import assert_same, batches
+from tests.support.remote_shards import expect_faults_told, expect_the_same_batches, impatient
 from tests.support.shards import shards
 
-CFG = DataConfig(
-    image_size=16, source_size=24, batch_size=4, num_threads=1, shuffle="window", window=2
-)
 PLACE = "hf://datasets/someone/photos/train"
 
 
@@ -35,9 +30,7 @@ def told(monkeypatch, url):
 @pytest.fixture
 def dataset(monkeypatch, tmp_path):
     """A dataset of shards."""
-    monkeypatch.setattr(remote_listing, "cache_folder", lambda: tmp_path / "user")
-    monkeypatch.setattr(remote, "PATIENCE", Patience(2, 0.01, 0.02, 5.0, 5.0))
-    monkeypatch.setattr(remote, "_filesystems", {})
+    impatient(monkeypatch, tmp_path)
     files = {f"train/{name}": data for name, data in shards().items()}
     with hub.serving("someone/photos", files) as served:
         told(monkeypatch, served.url)
@@ -47,35 +40,18 @@ def dataset(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("pattern", ["{000..004}.tar", "*.tar"])
 def test_the_same_batches_as_of_local_shards(dataset, tmp_path, pattern):
-    for name, data in shards().items():
-        (tmp_path / name).write_bytes(data)
-    local = open_source(tmp_path / "*.tar")
-    source = open_source(f"{PLACE}/{pattern}")
-    assert source.names == local.names
-    assert source.paths[0] == f"{PLACE}/000.tar"
+    expect_the_same_batches(PLACE, pattern, tmp_path)
     assert dataset.tokens == {"Bearer hf_hidden"}
-    if pattern == "*.tar":
-        cached = open_source(f"{PLACE}/{pattern}", cache=ShardCache(tmp_path / "cache", 10**9))
-        expected = batches(7, local, CFG)
-        for found in (source, cached):
-            assert_same(batches(7, found, CFG), expected)
 
 
 def test_a_shard_that_is_gone_or_another(dataset):
-    with pytest.raises(FileNotFoundError, match=r"train/005.tar does not exist"):
-        open_source(f"{PLACE}/{{000..005}}.tar")
-    with pytest.raises(FileNotFoundError, match=r"photos/other/\*.tar names nothing"):
-        open_source("hf://datasets/someone/photos/other/*.tar")
     with pytest.raises(Gone, match=r"hf://datasets/nobody/none/a\.tar: not found"):
         remote.state("hf://datasets/nobody/none/a.tar")
-    source = open_source(f"{PLACE}/*.tar")
-    del dataset.files["train/001.tar"]
-    with pytest.raises(OSError, match=r"train/001.tar: not found"):
-        source.encoded(7)
-    dataset.files["train/002.tar"] = shards()["002.tar"][::-1]
-    with pytest.raises(OSError, match="it changed since it was listed"):
-        source.encoded(10)
-    assert len(source.remote.lost) == 2
+
+    def put(name, data):
+        dataset.files[f"train/{name}"] = data
+
+    expect_faults_told(PLACE, lambda name: dataset.files.pop(f"train/{name}"), put)
 
 
 def test_what_fails_for_a_while_is_tried_again_and_no_secret_is_told(dataset, monkeypatch):

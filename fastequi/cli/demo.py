@@ -101,11 +101,11 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
     for name, report in reports.items():
         kind = "photometric" if "photometric" in name else "clean"
         pairs = f"{report.train_pairs:,} {kind} pairs"
-        best, ours, alone_row = report.best_baseline().label, f"{_OURS}, z_equi", f"{_BASE}, patch"
-        for what, other in ((f"best baseline ({best})", best), (_BASE, alone_row)):
+        best, ours, theirs = report.best_baseline().label, f"{_OURS}, z_equi", f"{_BASE}, patch"
+        for what, other in ((f"best baseline ({best})", best), (_BASE, theirs)):
             lead = report.difference(ours, other)
             print(f"z_equi minus {what}, {pairs}: {lead.sentence(report.names)}")
-        lead = report.difference(ours, alone_row, "token")
+        lead = report.difference(ours, theirs, "token")
         print(f"the same, both by the token probe: {lead.sentence(report.names)}")
     print(
         "The probe of cosines reads how well tokens match, which needs no reconstruction; the "

@@ -35,7 +35,7 @@ from fastequi.data.views.parameters import NOISE_PLACES, ViewParams
 from fastequi.data.views.rotations import rotate
 from fastequi.functional import gaussian_blur
 from fastequi.functional.normalise import normalise
-from fastequi.paths import color_matrix
+from fastequi.paths import color_matrix, recolored
 from fastequi.philox import Draws
 
 
@@ -157,7 +157,9 @@ def augmented(images: Tensor, aug: Augment, params: ViewParams) -> Tensor:
     place."""
     device = images.device
     if aug.colors and params.color is not None:
-        images = recolored(images, there(params.color, device)).clamp_(0, 1)
+        brightness, contrast, saturation, degrees = there(params.color, device).unbind(1)
+        matrix = color_matrix(brightness, contrast, saturation, degrees / 360)
+        images = recolored(images, matrix).clamp_(0, 1)
     if params.channels is not None:
         gain, offset, gamma = there(params.channels, device).permute(2, 0, 1)[..., None, None]
         images.mul_(gain).add_(offset).clamp_(0, 1)
@@ -180,14 +182,6 @@ def augmented(images: Tensor, aug: Augment, params: ViewParams) -> Tensor:
         mean = images.mean((2, 3), keepdim=True)
         images = torch.where(there(params.dropped, device)[..., None, None], mean, images)
     return images
-
-
-def recolored(images: Tensor, color: Tensor) -> Tensor:
-    """RGB [N, 3, H, W] in 0..1 by brightness, contrast, saturation and degrees of hue [N, 4]."""
-    brightness, contrast, saturation, degrees = color.unbind(1)
-    matrix = color_matrix(brightness, contrast, saturation, degrees / 360)
-    flat = images.flatten(2)
-    return torch.baddbmm(matrix[..., 3:], matrix[..., :3], flat).view_as(images)
 
 
 def as_whole(images: Tensor, depth: str) -> Tensor:

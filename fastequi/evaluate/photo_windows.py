@@ -20,9 +20,15 @@ _SCALED, _PER_DECODE, _BATCH = 256, 8, 256  # _PER_DECODE at most; all are power
 
 
 def values_of(of: Encoder | DataConfig) -> DataConfig:
-    """Settings that say which channels an encoder's images have, or a run's, and which values."""
+    """Settings that say which channels an encoder's images have, or a run's, and which values.
+
+    Of a run that keeps channels its files' number of them too: others have other channels there.
+    """
     names = ("channels", "value_range", "mean", "std")
-    return DataConfig(**{name: getattr(of, name) for name in names})
+    values = DataConfig(**{name: getattr(of, name) for name in names})
+    data = of if isinstance(of, DataConfig) else of.config.data if of.config else values
+    same = data.channels == values.channels
+    return replace(values, file_channels=data.file_channels if same else 0)
 
 
 def photometric_for(encoder: Encoder) -> Photometric:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastequi.functional import gaussian_blur
-from fastequi.paths import DEFAULT_MAX_SIGMA, color_matrix
+from fastequi.paths import DEFAULT_MAX_SIGMA, color_matrix, recolored
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Photometric:
             1 + self.saturation * signed[:, 2],
             self.hue * signed[:, 3],
         )
-        return torch.einsum("nij,njhw->nihw", color[..., :3], images) + color[..., 3:, None]
+        return recolored(images, color)
 
     def _scaled(self, images: Tensor, signed: Tensor) -> Tensor:
         """Every channel with a gain and an offset of its own, by numbers [N, 2C] in -1..1."""
