@@ -89,6 +89,7 @@ def judged(method: TIR, config: Config, budget: Budget) -> dict[str, Any]:
         with path_loader(config, held_out, encoder.device, _SEED) as loader:
             quality = predictions(method, loader, _IMAGES, loader.images_of)
         found |= {"pooled": quality.pooled.gain, "mean of dB": quality.psnr.gain}
+        found |= {"seams": quality.seams.predicted, "seams of targets": quality.seams.target}
         found |= {part.name: part.pooled for part in (*quality.by_texture, *quality.by_angle)}
     name = "z_equi" if method.decoder is not None else "patch"
     chosen, windows = own_path(config, encoder.device)

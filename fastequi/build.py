@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -99,10 +99,13 @@ def build_decoder(config: Config, patch_size: int) -> Decoder:
             mlp_ratio=4.0 if model.mlp_ratio is None else model.mlp_ratio,
             in_chans=config.data.in_chans,
             shared=tir.decoder_shared,
+            overlap=tir.decoder_overlap,
             attention=model.attention,
         )
-    kind = PathDecoder if tir.decoder == "patch" else PixelShuffleDecoder
-    return kind(*sizes, num_convs=tir.decoder_convs, in_chans=config.data.in_chans)
+    rest: dict[str, Any] = {"num_convs": tir.decoder_convs, "in_chans": config.data.in_chans}
+    if tir.decoder == "patch":
+        return PathDecoder(*sizes, **rest, overlap=tir.decoder_overlap)
+    return PixelShuffleDecoder(*sizes, **rest)
 
 
 def build_base(config: Config, encoder: TokenEncoder) -> Base:

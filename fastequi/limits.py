@@ -42,7 +42,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("init", _COUNT, "img_size patch_size"),
     ("init", _AMOUNT, "channels"),
     ("tir", _COUNT, "dim decoder_width decoder_depth decoder_heads expander projector"),
-    ("tir", _AMOUNT, "num_steps equi_dim decoder_convs"),
+    ("tir", _AMOUNT, "num_steps equi_dim decoder_convs decoder_overlap"),
     ("tir", _AMOUNT, "recon_weight inv_weight var_weight cov_weight"),
     ("tir", _POSITIVE, "temperature"),
     ("tir", _FACTOR, "equi_layer"),
@@ -173,6 +173,10 @@ def _check_model(config: Config) -> None:
             f"a multiple of {heads} for tir.decoder_heads={tir.decoder_heads}",
             tir.decoder_width,
         )
+    if tir.decoder_overlap:
+        linear = tir.decoder == "blocks" or (tir.decoder == "patch" and not tir.decoder_convs)
+        ending = "0, since this decoder's last layer is no linear layer"
+        expect(linear, "tir.decoder_overlap", ending, tir.decoder_overlap)
     for name in ("expander", "projector"):
         widths = getattr(tir, name)
         expect(len(widths) >= 1, f"tir.{name}", "at least one width", widths)

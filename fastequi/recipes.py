@@ -357,6 +357,7 @@ def demo() -> Config:
             decoder_width=192,  # as many as a patch has values; 96 reconstructed worse
             decoder_depth=1,
             decoder_heads=6,
+            decoder_overlap=2,  # of 8: no edges of patches show; demo-cpu/overlap.json
             expander=(512, 512),
             # VICReg's proportions, a hundredth of its weights
             inv_weight=0.25,

@@ -40,7 +40,8 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("model.class_token", "tir.base", "tir.num_steps", "tir.dim", "tir.equi_dim"),
         *("tir.decoder", "tir.decoder_width", "tir.decoder_convs", "tir.expander"),
         *("tir.decoder_depth", "tir.decoder_heads", "tir.decoder_shared", "tir.equi_layer"),
-        *("tir.projector", "distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
+        *("tir.decoder_overlap", "tir.projector"),
+        *("distill.prototypes", "distill.hidden_dim", "distill.bottleneck_dim"),
         *("gtsa.dim", "gtsa.rotation_dims"),
     )
 }

@@ -3,6 +3,7 @@
 Replaces, for K decoders with a linear layer each::
 
     pred = torch.einsum("bkld,kpd->bklp", hidden, weight) + bias[:, None]    # B·K·L·p·p·C values
+    pred = overlap_add(pred)                                                 # if windows overlap
     loss = blur_recon_loss(pred, image, sigma, layout="patch", reduction="sum")
 
 Never materialised: the predictions and their gradient. See `linear_recon.py`.
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.blur_recon import blur_recon_loss_ref, compute_blur_recon
-from fastequi.kernels.linear_recon import linear_recon, linear_ref, needs_chain, outputs, run
+from fastequi.kernels.linear_recon import (
+    Windows,
+    linear_recon,
+    linear_ref,
+    needs_chain,
+    outputs,
+    run,
+)
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.target import BlurTarget
 
@@ -30,6 +38,7 @@ def _compute(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     max_sigma: float,
+    overlap: int,
     divisor: int,
     grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -42,7 +51,13 @@ def _compute(
         )
         return total, None, by_pred
 
-    return linear_recon(hidden, weight, bias, compare, False, grad)
+    windows = _windows(image, target, overlap)
+    return linear_recon(hidden, weight, bias, windows, compare, False, grad)
+
+
+def _windows(image: Tensor, target: BlurTarget, overlap: int) -> Windows:
+    patch = target.patch_size
+    return Windows(image.shape[2] // patch, image.shape[3] // patch, patch, overlap)
 
 
 def _fake(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -60,9 +75,11 @@ def linear_blur_recon_loss_ref(
     image: Tensor,
     sigma: Tensor,
     target: BlurTarget,
+    overlap: int = 0,
 ) -> Tensor:
     """The chain in plain PyTorch: total [B, K], differentiable in everything."""
-    return blur_recon_loss_ref(linear_ref(hidden, weight, bias), image, sigma, target)
+    pred = linear_ref(hidden, weight, bias, _windows(image, target, overlap))
+    return blur_recon_loss_ref(pred, image, sigma, target)
 
 
 def linear_blur_recon_loss(
@@ -72,6 +89,7 @@ def linear_blur_recon_loss(
     image: Tensor,
     sigma: Tensor,
     target: BlurTarget,
+    overlap: int = 0,
     divisor: int = 1,
 ) -> Tensor:
     """The sum of errors over `divisor`; arguments already checked.
@@ -81,6 +99,6 @@ def linear_blur_recon_loss(
     """
     leaves, others = (hidden, weight, bias), (image, sigma)
     if needs_chain(hidden, *others):
-        return linear_blur_recon_loss_ref(*leaves, *others, target).sum() / divisor
-    total, _ = run(linear_blur_recon_op, leaves, others, target, divisor)
+        return linear_blur_recon_loss_ref(*leaves, *others, target, overlap).sum() / divisor
+    total, _ = run(linear_blur_recon_op, leaves, others, (*target, overlap), divisor)
     return total

@@ -4,6 +4,7 @@ For `linear_warp_recon.py` and `linear_blur_recon.py`. Replaces, for K decoders 
 each::
 
     pred = torch.einsum("bkld,kpd->bklp", hidden, weight) + bias[:, None]    # B·K·L·p·p·C values
+    pred = overlap_add(pred)                         # if its windows overlap; see overlap.py
     loss = error(pred, target(image, path))
 
 Never materialised: the predictions and their gradient, both as large as all the target images. A
@@ -20,7 +21,7 @@ rounded to their type before, as each matrix product rounds its result.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,39 @@ from torch import Tensor
 
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import tl, transformed, triton, use_triton
+from fastequi.kernels.overlap import overlap_add, overlap_spread
 from fastequi.kernels.precision import float16_divisor
 
 Compare = Callable[[Tensor, slice, slice], tuple[Tensor, Tensor | None, Tensor]]
 """(predictions of some images and one step [b, 1, L, P], images, step) → (their error, number of
 values or None for all, gradient by the predictions)."""
+
+
+class Windows(NamedTuple):
+    """How predictions of a layer make up an image.
+
+    Attributes:
+        rows, columns: patches of the image.
+        patch_size: p.
+        overlap: o, pixels by which a token's window reaches beyond its patch; 0: it is the patch.
+    """
+
+    rows: int
+    columns: int
+    patch_size: int
+    overlap: int
+
+    def added(self, windows: Tensor) -> Tensor:
+        """Patch tokens of windows."""
+        if not self.overlap:
+            return windows
+        return overlap_add(windows, self[:2], self.patch_size, self.overlap)
+
+    def spread(self, patches: Tensor) -> Tensor:
+        """Gradients by windows of those by patch tokens."""
+        if not self.overlap:
+            return patches
+        return overlap_spread(patches, self[:2], self.patch_size, self.overlap)
 
 
 _WORD = 16  # bytes
@@ -82,6 +111,7 @@ def linear_recon(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    windows: Windows,
     compare: Compare,
     masked: bool,
     grad: bool,
@@ -102,14 +132,14 @@ def linear_recon(
         for k in range(steps):
             source = _matrix(hidden[part, k])
             pred = F.linear(source, weight[k], None if bias is None else bias[k])
-            pred = pred.unflatten(0, (-1, 1, tokens))
+            pred = windows.added(pred.unflatten(0, (-1, 1, tokens)))
             part_total, part_count, by_pred = compare(pred, part, slice(k, k + 1))
             totals.append(part_total)
             if part_count is not None:
                 counts.append(part_count)
             if not grad:
                 continue
-            by_pred = by_pred.flatten(0, 2)
+            by_pred = windows.spread(by_pred).flatten(0, 2)
             torch.mm(by_pred, weight[k], out=d_hidden[part, k].flatten(0, 1))
             if by_weight is d_weight:
                 torch.mm(by_pred.T, source, out=d_weight[k])
@@ -183,10 +213,10 @@ def outputs(
     )
 
 
-def linear_ref(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_ref(hidden: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
     """The predictions in plain PyTorch."""
     pred = torch.einsum("bkld,kpd->bklp", hidden, weight)
-    return pred if bias is None else pred + bias[:, None]
+    return windows.added(pred if bias is None else pred + bias[:, None])
 
 
 def needs_chain(hidden: Tensor, *others: Tensor | None) -> bool:

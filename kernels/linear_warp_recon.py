@@ -3,6 +3,7 @@
 Replaces, for K decoders with a linear layer each::
 
     pred = torch.einsum("bkld,kpd->bklp", hidden, weight) + bias[:, None]    # B·K·L·p·p·C values
+    pred = overlap_add(pred)                                                 # if windows overlap
     loss = warp_recon_loss(pred, image, theta, layout="patch", reduction="sum")
 
 Never materialised: the predictions and their gradient. See `linear_recon.py`.
@@ -13,7 +14,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastequi.kernels.autograd import FusedLoss
-from fastequi.kernels.linear_recon import linear_recon, linear_ref, needs_chain, outputs, run
+from fastequi.kernels.linear_recon import (
+    Windows,
+    linear_recon,
+    linear_ref,
+    needs_chain,
+    outputs,
+    run,
+)
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.target import Target
 from fastequi.kernels.warp_recon import compute_warp_recon, warp_recon_loss_ref
@@ -35,6 +43,7 @@ def _compute(
     padding_mode: str,
     align_corners: bool,
     mask_outside: bool,
+    overlap: int,
     divisor: int,
     grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -57,11 +66,17 @@ def _compute(
         )
         return total, count if mask_outside else None, by_pred
 
-    return linear_recon(hidden, weight, bias, compare, mask_outside, grad)
+    windows = _windows(target, overlap)
+    return linear_recon(hidden, weight, bias, windows, compare, mask_outside, grad)
+
+
+def _windows(target: Target, overlap: int) -> Windows:
+    patch = target.patch_size
+    return Windows(target.height // patch, target.width // patch, patch, overlap)
 
 
 def _fake(hidden, weight, bias, *options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    mask_outside, _, grad = options[-3:]
+    mask_outside, _, _, grad = options[-4:]
     return outputs(hidden, weight, bias, mask_outside, grad)
 
 
@@ -77,9 +92,11 @@ def linear_warp_recon_loss_ref(
     theta: Tensor,
     color: Tensor | None,
     target: Target,
+    overlap: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The chain in plain PyTorch, differentiable in everything: (total [B, K], count [B, K])."""
-    return warp_recon_loss_ref(linear_ref(hidden, weight, bias), image, theta, color, target)
+    pred = linear_ref(hidden, weight, bias, _windows(target, overlap))
+    return warp_recon_loss_ref(pred, image, theta, color, target)
 
 
 def linear_warp_recon_loss(
@@ -90,6 +107,7 @@ def linear_warp_recon_loss(
     theta: Tensor,
     color: Tensor | None,
     target: Target,
+    overlap: int = 0,
     divisor: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
     """The sum of errors over `divisor`, and the number of values; arguments already checked.
@@ -99,8 +117,8 @@ def linear_warp_recon_loss(
     """
     leaves, others = (hidden, weight, bias), (image, theta, color)
     if needs_chain(hidden, *others):
-        total, count = linear_warp_recon_loss_ref(*leaves, *others, target)
+        total, count = linear_warp_recon_loss_ref(*leaves, *others, target, overlap)
         total, count = total.sum() / divisor, count.sum()
     else:
-        total, count = run(linear_warp_recon_op, leaves, others, target, divisor)
+        total, count = run(linear_warp_recon_op, leaves, others, (*target, overlap), divisor)
     return total, count if target.mask_outside else None

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,6 +122,39 @@ def test_steps_share_a_trunk_or_have_their_own():
         assert reached == ([True] if shared else [False, True, False])
         assert len(model.trunks) == steps
         assert model.last.coefficients.grad.flatten(1).any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 4])
+def test_windows_of_the_same_tokens_make_an_image_without_edges(overlap):
+    """A constant stays one, up to the image's border, and patterns go on over a patch's edge."""
+    last = StepLinear(1, 5, 8, 3, overlap)
+    assert last.coefficients.shape == (1, 192, 5)
+    assert last.bias.shape == (1, (8 + 2 * overlap) ** 2 * 3)
+    with torch.no_grad():
+        last.coefficients.zero_()[:, 0] = 1
+        flat = last(torch.ones(2, 1, 9, 5))
+        assert flat.shape == (2, 1, 9, 192)
+        torch.testing.assert_close(flat, flat[:1, :, :1, :1].expand_as(flat))
+        last.coefficients.zero_()[:, 3] = 1  # one half wave along the columns
+        wave = last(torch.ones(1, 1, 9, 5)).view(3, 3, 8, 8, 3)[1, 1, 0, :, 0]
+        inside = wave[overlap : 8 - overlap]
+        plain = cosine_basis(8, 3)[:, 3].view(8, 8, 3)[0, :, 0] * 5
+        torch.testing.assert_close(inside, plain[overlap : 8 - overlap])
+        # what the neighbour's half wave, which goes up again, adds meets this one's half way
+        assert wave[0].abs() < plain[0].abs()
+    other = StepLinear(1, 5, 8, 3, overlap)
+    other.load_state_dict(last.state_dict())
+    assert torch.equal(other.weight, last.weight)
+
+
+@pytest.mark.parametrize("make", [BlockDecoder, partial(PathDecoder, num_convs=0)])
+def test_an_overlap_is_at_most_half_a_patch(make):
+    assert make(10, 4, 2, 16, overlap=2).last.overlap == 2
+    for overlap, error in ((3, ValueError), (-1, ValueError), (0.5, TypeError)):
+        with pytest.raises(error, match="overlap: expected an integer"):
+            make(10, 4, 2, 16, overlap=overlap)
+    with pytest.raises(ValueError, match="overlap: expected 0 with convolutions, got 1"):
+        PathDecoder(10, 4, overlap=1)
 
 
 def test_the_last_layer_is_trained_in_cosines_that_fall_with_the_frequency():

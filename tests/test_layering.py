@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     # versions, atomic and toolchain for the cache folder
     "models": {
         *("functional.arguments", "versions", "atomic", "kernels.toolchain", "kernels.graphs"),
-        *("kernels.short_attention", "kernels.gelu"),
+        *("kernels.short_attention", "kernels.gelu", "kernels.overlap"),
     },
     "data.sources": {"atomic", "data.channels", "kernels.toolchain"},  # the cache folder
     "data.channels": set(),

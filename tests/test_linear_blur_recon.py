@@ -32,13 +32,14 @@ def fused(leaves, image, sigma, **options):
     return linear_blur_recon_loss(*leaves, image, sigma, patch_size=PATCH, **options)
 
 
-def check(leaves, image, sigma, device, **options):
+def check(leaves, image, sigma, device, over=0, **options):
     image, sigma = image.to(device), sigma.to(device)
     check_against(
-        lambda leaves: fused(leaves, image, sigma, **options),
+        lambda leaves: fused(leaves, image, sigma, overlap=over, **options),
         lambda pred: unfused(pred, image, sigma.double(), **options),
         leaves,
         device,
+        over,
     )
 
 
@@ -53,6 +54,11 @@ def test_equals_linear_then_loss(backend, device, loss, reduction, poisoned):
 @pytest.mark.parametrize("shared", [False, True])
 def test_dtypes_and_a_weight_for_all_steps(backend, device, dtype, shared, poisoned):
     check(*case(dtype=dtype, shared=shared), device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_that_overlap(backend, device, dtype, poisoned):
+    check(*case(dtype=dtype, over=2), device, over=2, mean=MEAN, std=STD)
 
 
 @pytest.mark.slow("triton")
@@ -130,7 +136,7 @@ def test_opcheck_and_compile(device):
     leaves, image, sigma = case(b=1, k=1, grid=(1, 1), dim=2)
     leaves = [t.to(device).requires_grad_() for t in leaves]
     image, sigma = image.to(device), sigma.to(device)
-    args = (*leaves, image, sigma, PATCH, "mse", MEAN, STD, 2.0, 4, True)
+    args = (*leaves, image, sigma, PATCH, "mse", MEAN, STD, 2.0, 0, 4, True)
     torch.library.opcheck(linear_blur_recon.linear_blur_recon_op.op, args)
     torch._dynamo.reset()
 

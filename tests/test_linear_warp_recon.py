@@ -32,13 +32,14 @@ def fused(leaves, image, theta, size, **options):
     return linear_warp_recon_loss(*leaves, image, theta, patch_size=PATCH, size=size, **options)
 
 
-def check(leaves, image, theta, size, device, **options):
+def check(leaves, image, theta, size, device, over=0, **options):
     image, theta = image.to(device), theta.to(device)
     check_against(
-        lambda leaves: fused(leaves, image, theta, size, **options),
+        lambda leaves: fused(leaves, image, theta, size, overlap=over, **options),
         lambda pred: unfused(pred, image, theta.double(), size, **options),
         leaves,
         device,
+        over,
     )
 
 
@@ -52,6 +53,22 @@ def test_equals_linear_then_loss(backend, device, loss, reduction, poisoned):
 @pytest.mark.parametrize("shared", [False, True])
 def test_dtypes_and_a_weight_for_all_steps(backend, device, dtype, shared, poisoned):
     check(*case(dtype=dtype, shared=shared), device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("over", [1, 2])
+def test_windows_that_overlap(backend, device, dtype, over, poisoned):
+    """And at most a half, in several chunks and along the chain too."""
+    check(*case(dtype=dtype, over=over), device, over=over, mean=MEAN, std=STD)
+    leaves, image, theta, size = case(over=over)
+    theta = theta.to(device).requires_grad_()
+    leaves, image = [t.to(device) for t in leaves], image.to(device)
+    wanted = unfused(predictions(leaves, over=over), image, theta, size)
+    found = fused(leaves, image, theta, size, overlap=over)
+    tolerance = {"rtol": 1e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, wanted, **tolerance)
+    ours, expected = (torch.autograd.grad(loss, theta)[0] for loss in (found, wanted))
+    torch.testing.assert_close(ours, expected, **tolerance)
 
 
 def test_options_reach_the_loss(backend, device):
@@ -132,7 +149,14 @@ def test_the_module_is_the_function():
     leaves, image, theta, size = case()
     color = torch.eye(3, 4).expand(3, 2, 3, 4) * 0.9
     options = {"loss": "l1", "mean": MEAN, "std": STD, "padding_mode": "border"}
-    options |= {"align_corners": True, "mask_outside": True, "reduction": "sum", "size": size}
+    options |= {
+        "align_corners": True,
+        "mask_outside": True,
+        "reduction": "sum",
+        "size": size,
+    }
+    with pytest.raises(ValueError, match=r"weight: expected \(2, 108, 5\)"):
+        LinearWarpReconLoss(patch_size=PATCH, overlap=1, **options)(*leaves, image, theta, color)
     module = LinearWarpReconLoss(patch_size=PATCH, **options)
     wanted = linear_warp_recon_loss(*leaves, image, theta, patch_size=PATCH, color=color, **options)
     assert torch.equal(module(*leaves, image, theta, color), wanted)
@@ -146,6 +170,8 @@ def test_the_module_is_the_function():
         ({"layout": "image"}, TypeError, "layout"),
         ({"patch_size": None}, TypeError, "patch_size: expected an integer"),
         ({"patch_size": 0}, ValueError, "patch_size: expected an integer >= 1"),
+        ({"overlap": 3}, ValueError, r"overlap: expected an integer in 0 \.\. 2, got 3"),
+        ({"overlap": 0.5}, TypeError, "overlap: expected an integer"),
         ({"loss": "mae"}, ValueError, "loss: expected one of"),
         ({"reduction": "none"}, ValueError, "reduction: expected one of"),
         ({"mean": MEAN}, ValueError, "mean, std: expected both or neither"),
@@ -171,7 +197,7 @@ def test_opcheck_and_compile(device):
     leaves, image, theta, size = case(b=1, k=1, grid=(1, 1), dim=2)
     leaves = [t.to(device).requires_grad_() for t in leaves]
     image, theta = image.to(device), theta.to(device)
-    rest = ("mse", MEAN, STD, "zeros", False, False, 4, True)
+    rest = ("mse", MEAN, STD, "zeros", False, False, 0, 4, True)
     args = (*leaves, image, theta, None, *size, PATCH, *rest)
     torch.library.opcheck(linear_warp_recon.linear_warp_recon_op.op, args)
     torch._dynamo.reset()
@@ -247,6 +273,8 @@ def test_empty_batches_give_zero(device):
     ("change", "error", "message"),
     [
         ({"weight": torch.zeros(2, 7, 5)}, ValueError, r"weight: expected \(2, 48, 5\)"),
+        ({"overlap": 3}, ValueError, r"overlap: expected an integer in 0 \.\. 2, got 3"),
+        ({"overlap": 1}, ValueError, r"weight: expected \(2, 108, 5\)"),
         ({"bias": torch.zeros(47)}, ValueError, r"bias: expected \(2, 48\)"),
         ({"weight": torch.zeros(48, 5).double()}, TypeError, "weight: expected hidden's"),
         ({"hidden": torch.zeros(3, 1, 6, 5)}, ValueError, "hidden: expected B, K = 3, 2"),

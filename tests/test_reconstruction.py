@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.data.views.batch import Batch, Views
-from fastequi.evaluate.image_quality import decibels, squared_error, ssim
+from fastequi.evaluate.image_quality import decibels, squared_error, ssim, steps
 from fastequi.evaluate.reconstruction import nearer_view, predictions
 from fastequi.evaluate.spectrum import spectrum
 from fastequi.paths import SE2
@@ -56,6 +56,21 @@ def test_ssim_is_its_definition():
         ssim(x[..., :10, :], x[..., :10, :], MEAN, STD)
 
 
+def test_steps_across_the_edges_of_patches_are_told_from_those_inside():
+    flat = torch.zeros(2, 3, 8, 12)
+    tiles = flat.clone()
+    tiles[..., 4:, :] += 2  # one of one edge along the rows; none of two along the columns
+    across, inside = steps(tiles, 4).tolist()
+    edges = 1 * 12 + 2 * 8
+    assert across == pytest.approx(4 * 12 / edges)
+    assert inside == 0
+    ramp = torch.arange(12.0).expand(2, 3, 8, 12)
+    across, inside = steps(ramp, 4).tolist()
+    assert across == pytest.approx(2 * 8 / edges)
+    assert inside == pytest.approx(9 * 8 / (9 * 8 + 6 * 12))
+    assert steps(flat, 1)[1].isnan()
+
+
 def test_psnr_is_its_definition_and_the_nearer_view_is_near():
     target = torch.zeros(2, 3, 8, 8)
     pred = torch.full_like(target, 0.1)  # 0.1 · 0.25 of the range
@@ -69,12 +84,17 @@ def test_psnr_is_its_definition_and_the_nearer_view_is_near():
     assert nearer_view(v1, v2, 3).mean((2, 3, 4)).tolist() == [[0, 0, 1]]
 
 
+class _Patches(NamedTuple):
+    patch_size: int = 4
+
+
 class _Told(NamedTuple):
     """What `predictions` asks of a method."""
 
     views: Views
     path: SE2
     shown: list[dict[str, torch.Tensor]]
+    encoder: _Patches = _Patches()
 
     def reconstruct(self, batch):
         return self.shown[int(batch.epoch)]
@@ -91,6 +111,9 @@ def test_the_pooled_gain_and_its_parts_are_sums_of_squared_errors():
     angles = torch.tensor([[-44.0], [3.0], [9.99], [31.0]])
     batch = Batch(v1=v1, u=v1, path=F.pad(angles, (0, 2)), sample_ids=torch.arange(4), epoch=0)
     found = predictions(_Told(views, SE2(), [shown]), [batch], 4, lambda ids: ids // 2)
+    for name, of in (("pred", found.seams.predicted), ("target", found.seams.target)):
+        across, inside = steps(shown[name], 4).tolist()
+        assert of == pytest.approx(across / inside)
     ours = (pred - target).square()
     copied = (torch.stack([v1, v2], 1) - target).square()
     gain = 10 * (copied.sum() / ours.sum()).log10()

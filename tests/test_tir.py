@@ -31,6 +31,7 @@ def small(**method) -> Config:
                 "decoder_width": 8,
                 "decoder_heads": 1,
                 "expander": (16, 16),
+                "decoder_overlap": 0,
                 **method,
             },
         ),
@@ -68,7 +69,9 @@ def test_a_blur_path_may_be_wider_than_the_ops_default(decoder_convs):
     [
         {"decoder": "patch", "decoder_convs": 1},
         {"decoder": "patch", "decoder_convs": 0},
+        {"decoder": "patch", "decoder_convs": 0, "decoder_overlap": 3},
         {"decoder": "blocks", "decoder_heads": 2},
+        {"decoder": "blocks", "decoder_heads": 2, "decoder_overlap": 2},
         {"decoder": "blocks", "decoder_heads": 1, "decoder_shared": False},
     ],
 )

@@ -1,4 +1,4 @@
-"""How far predicted images are from their targets: squared error, PSNR, SSIM."""
+"""How far predicted images are from their targets: squared error, PSNR, SSIM, seams."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ def squared_error(
     """Mean over pixels and channels of normalised images [..., C, H, W], each in 0..1 first."""
     x, y = (denormalise(images, mean, std).clamp(0, 1) for images in (pred, target))
     return (x - y).square().mean((-1, -2, -3))
+
+
+def steps(images: Tensor, patch_size: int) -> Tensor:
+    """[2]: mean squares of the steps between neighbouring pixels of images [..., C, H, W].
+
+    Of those across an edge between patches, and of those inside patches; NaN where there are none.
+    The first over the second is 1 where no edge shows, as in photographs, and above it where a
+    block pattern does (blockiness, as of coded images: Wang et al., ICIP 2002).
+    """
+    sums, counts = [], []
+    for axis in (-1, -2):
+        squares = images.double().diff(dim=axis).square().movedim(axis, 0).flatten(1)
+        places = torch.arange(1, len(squares) + 1, device=images.device)
+        for chosen in (places % patch_size == 0, places % patch_size != 0):
+            sums.append(squares[chosen].sum())
+            counts.append(squares[chosen].numel())
+    total = torch.stack(sums).view(2, 2).sum(0)
+    return (total / total.new_tensor(counts).view(2, 2).sum(0)).cpu()
 
 
 def decibels(error: Tensor) -> Tensor:

@@ -31,11 +31,12 @@ from fastequi.data.sources.splits import photographs
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.checked import expect_finite
 from fastequi.evaluate.encoders import Encoder, load_encoder
-from fastequi.evaluate.image_quality import decibels, squared_error, ssim
+from fastequi.evaluate.image_quality import decibels, squared_error, ssim, steps
 from fastequi.evaluate.intervals import middle95, resampled_mean
 from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
 from fastequi.evaluate.spectrum import spectrum
+from fastequi.functional.normalise import denormalise
 from fastequi.methods.tir import TIR
 
 _BATCH = 64
@@ -104,12 +105,25 @@ class PartGain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seams:
+    """Steps across the edges of patches over steps inside them; see `image_quality.steps`.
+
+    Attributes:
+        predicted, target: 1 where no edge shows; None where patches have one pixel or are single.
+    """
+
+    predicted: float | None
+    target: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predictions:
     """How good predicted images are.
 
     Attributes:
         pooled: by the squared error of all pixels.
         psnr, ssim: means over images.
+        seams: how far a block pattern shows.
         by_texture: quarters of the images, by the nearer view's PSNR, the lowest first.
         by_angle: of a path with an angle, parts by its size; else empty.
     """
@@ -117,6 +131,7 @@ class Predictions:
     pooled: Pooled
     psnr: Quality
     ssim: Quality
+    seams: Seams
     by_texture: tuple[PartGain, ...]
     by_angle: tuple[PartGain, ...]
 
@@ -197,7 +212,7 @@ def predictions(
     mean, std = method.views.mean, method.views.std
     errors: list[Tensor] = []
     similarities: list[Tensor] = []
-    photographs, paths = [], []
+    photographs, paths, edges = [], [], []
     count = 0
     for batch in batches:
         views = method.reconstruct(batch)
@@ -206,6 +221,7 @@ def predictions(
         both = views["pred"], nearer_view(views["v1"], views["v2"], target.shape[1])
         for measure, found in ((squared_error, errors), (ssim, similarities)):
             found.append(torch.stack([measure(x, target, mean, std).cpu() for x in both], 1))
+        edges.append(torch.stack([_steps(x, method) for x in (views["pred"], target)]))
         photographs.append(images_of(batch.sample_ids))
         paths.append(batch.path.cpu())
         count += len(batch)
@@ -219,6 +235,7 @@ def predictions(
         pooled=_pooled(error, groups),
         psnr=_quality(psnr, groups),
         ssim=_quality(torch.cat(similarities), groups),
+        seams=_seams(torch.stack(edges).mean(0)),
         by_texture=_by_texture(error, psnr),
         by_angle=() if angle is None else _by_angle(error, psnr, angle),
     )
@@ -251,6 +268,18 @@ def _quality(values: Tensor, photographs: Tensor) -> Quality:
         low=low.item(),
         high=high.item(),
     )
+
+
+def _steps(images: Tensor, method: TIR) -> Tensor:
+    """[2] of images as they are shown, see :func:`steps`."""
+    shown = denormalise(images, method.views.mean, method.views.std).clamp(0, 1)
+    return steps(shown, method.encoder.patch_size)
+
+
+def _seams(edges: Tensor) -> Seams:
+    """Of mean squares [(predicted, target), (across edges, inside)]."""
+    ratios = [x if math.isfinite(x) else None for x in (edges[:, 0] / edges[:, 1]).tolist()]
+    return Seams(predicted=ratios[0], target=ratios[1])
 
 
 def _by_texture(error: Tensor, psnr: Tensor) -> tuple[PartGain, ...]:
@@ -393,6 +422,12 @@ def show_predictions(found: Predictions, console: Console, *, single: bool = Fal
         f"{pooled.nearer_view:.2f} dB"
     )
     console.print(f"pooled gain {interval(pooled, 1, single=single)}")
+    seams = found.seams
+    if seams.predicted is not None and seams.target is not None:
+        console.print(
+            f"steps across edges of patches over steps inside them: predicted "
+            f"{seams.predicted:.2f}, targets {seams.target:.2f} (far above: a block pattern)"
+        )
     table = Table(title="between the views, means over images", box=box.SIMPLE_HEAD)
     table.add_column("measure", no_wrap=True)
     for name in ("k", "predicted", "nearer view"):

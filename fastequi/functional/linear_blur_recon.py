@@ -21,6 +21,7 @@ def linear_blur_recon_loss(
     sigma: Tensor | float,
     *,
     patch_size: int,
+    overlap: int = 0,
     loss: str = "mse",
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
@@ -32,6 +33,7 @@ def linear_blur_recon_loss(
     Equals, in value and gradient::
 
         pred = hidden @ weight.mT + bias                      # for every step its own weight
+        pred = windows added up to patches                    # if they overlap
         loss = blur_recon_loss(pred, image, sigma, layout="patch", patch_size=patch_size, ...)
 
     but a chunk of predictions at a time, gradients in the same pass.
@@ -40,9 +42,14 @@ def linear_blur_recon_loss(
         hidden: [B, K, L, D] tokens (or [B, L, D] with sigma [B]); floating. The same for all steps
             as `x[:, None].expand(-1, K, -1, -1)`, which is not copied, as `x.transpose(1, 2)` of a
             layer's [B, L, K, D] is not; their gradient lies so.
-        weight: [K, p·p·C, D], or [p·p·C, D] for all steps; of hidden's dtype.
-        bias: [K, p·p·C], or [p·p·C], or None.
+        weight: [K, w·w·C, D], or [w·w·C, D] for all steps; of hidden's dtype. w is p, or what
+            `overlap` makes of it.
+        bias: [K, w·w·C], or [w·w·C], or None.
         image, sigma, patch_size, loss, mean, std, max_sigma: as there.
+        overlap: o, pixels by which a token's window reaches beyond its patch on every side, at most
+            p/2. Windows are added up where they overlap, what reaches beyond the image mirrored
+            back into it: a transposed convolution with stride p and kernel w = p + 2·o. Windows
+            that fade towards their edges leave no seams between patches.
         reduction: "mean" or "sum"; the gradients of a scalar alone can be had in one pass.
 
     Returns:
@@ -58,12 +65,14 @@ def linear_blur_recon_loss(
     checks.check_names(loss=loss)
     arguments.one_of("reduction", reduction, ("mean", "sum"))
     patch_size = arguments.integer("patch_size", patch_size)
+    overlap = arguments.integer("overlap", overlap, 0, patch_size // 2)
     max_sigma = arguments.number("max_sigma", max_sigma, above=0)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("hidden", hidden)
     hidden, sigma, _ = checks.with_sigma(hidden, sigma, image, max_sigma, 4, "hidden")
     steps, values = sigma.shape[1], patch_size**2 * image.shape[1]
-    weight, bias = checks.check_linear(hidden, weight, bias, image, steps, values, path="sigma")
+    window = (patch_size + 2 * overlap) ** 2 * image.shape[1]
+    weight, bias = checks.check_linear(hidden, weight, bias, image, steps, window, path="sigma")
     tokens = hidden.shape[2]
     size = (image.shape[2], image.shape[3])
     checks.patch_target("hidden", tokens, image, patch_size, size, path="sigma")
@@ -71,4 +80,6 @@ def linear_blur_recon_loss(
     hidden, weight, bias = as_linear_casts(hidden, weight, bias)
     divisor = divisor_of(values * tokens, len(image) * steps, reduction, masked=False)
     target = BlurTarget(patch_size, loss, mean, std, max_sigma)
-    return _linear.linear_blur_recon_loss(hidden, weight, bias, image, sigma, target, divisor)
+    return _linear.linear_blur_recon_loss(
+        hidden, weight, bias, image, sigma, target, overlap, divisor
+    )

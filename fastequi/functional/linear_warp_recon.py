@@ -21,6 +21,7 @@ def linear_warp_recon_loss(
     theta: Tensor,
     *,
     patch_size: int,
+    overlap: int = 0,
     color: Tensor | None = None,
     loss: str = "mse",
     mean: Sequence[float] | float | None = None,
@@ -36,6 +37,7 @@ def linear_warp_recon_loss(
     Equals, in value and gradient::
 
         pred = hidden @ weight.mT + bias                      # for every step its own weight
+        pred = windows added up to patches                    # if they overlap
         loss = warp_recon_loss(pred, image, theta, layout="patch", patch_size=patch_size, ...)
 
     but a chunk of predictions at a time, gradients in the same pass.
@@ -44,10 +46,15 @@ def linear_warp_recon_loss(
         hidden: [B, K, L, D] tokens (or [B, L, D] with theta [B, 2, 3]); floating. The same for all
             steps as `x[:, None].expand(-1, K, -1, -1)`, which is not copied, as `x.transpose(1, 2)`
             of a layer's [B, L, K, D] is not; their gradient lies so.
-        weight: [K, p·p·C, D], or [p·p·C, D] for all steps; of hidden's dtype.
-        bias: [K, p·p·C], or [p·p·C], or None.
+        weight: [K, w·w·C, D], or [w·w·C, D] for all steps; of hidden's dtype. w is p, or what
+            `overlap` makes of it.
+        bias: [K, w·w·C], or [w·w·C], or None.
         image, theta, color, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside,
             size: as there.
+        overlap: o, pixels by which a token's window reaches beyond its patch on every side, at most
+            p/2. Windows are added up where they overlap, what reaches beyond the image mirrored
+            back into it: a transposed convolution with stride p and kernel w = p + 2·o. Windows
+            that fade towards their edges leave no seams between patches.
         reduction: "mean" or "sum"; the gradients of a scalar alone can be had in one pass.
 
     Returns:
@@ -64,6 +71,7 @@ def linear_warp_recon_loss(
     arguments.one_of("reduction", reduction, ("mean", "sum"))
     arguments.flags(align_corners=align_corners, mask_outside=mask_outside)
     patch_size = arguments.integer("patch_size", patch_size)
+    overlap = arguments.integer("overlap", overlap, 0, patch_size // 2)
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else arguments.two_sizes("size", size)
     checks.check_floating("hidden", hidden)
@@ -71,7 +79,8 @@ def linear_warp_recon_loss(
     checks.check_theta(theta, image)
     checks.check_color(color, theta, image)
     steps, values = theta.shape[1], patch_size**2 * image.shape[1]
-    weight, bias = checks.check_linear(hidden, weight, bias, image, steps, values)
+    window = (patch_size + 2 * overlap) ** 2 * image.shape[1]
+    weight, bias = checks.check_linear(hidden, weight, bias, image, steps, window)
     tokens = hidden.shape[2]
     target_size = checks.patch_target("hidden", tokens, image, patch_size, size)
     checks.same_device(
@@ -83,6 +92,6 @@ def linear_warp_recon_loss(
         *target_size, patch_size, loss, mean, std, padding_mode, align_corners, mask_outside
     )
     total, count = _linear.linear_warp_recon_loss(
-        hidden, weight, bias, image, theta, color, target, divisor
+        hidden, weight, bias, image, theta, color, target, overlap, divisor
     )
     return reduced(total, count, reduction, single=False)

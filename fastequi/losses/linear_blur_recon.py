@@ -16,7 +16,7 @@ class LinearBlurReconLoss(nn.Module):
     The layer stays where it is: its weight and bias are arguments of every call.
 
     Args:
-        patch_size, loss, mean, std, reduction, max_sigma: as there.
+        patch_size, overlap, loss, mean, std, reduction, max_sigma: as there.
 
     Raises:
         TypeError, ValueError: options that cannot be, whatever the images; names the argument.
@@ -26,6 +26,7 @@ class LinearBlurReconLoss(nn.Module):
         self,
         *,
         patch_size: int,
+        overlap: int = 0,
         loss: str = "mse",
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
@@ -34,11 +35,13 @@ class LinearBlurReconLoss(nn.Module):
     ) -> None:
         super().__init__()
         patch_size = arguments.integer("patch_size", patch_size)
+        overlap = arguments.integer("overlap", overlap, 0, patch_size // 2)
         arguments.one_of("reduction", reduction, ("mean", "sum"))
         checks.recon_options(loss, "patch", patch_size, mean, std, reduction)
         max_sigma = arguments.number("max_sigma", max_sigma, above=0)
         self.options: dict[str, Any] = {
             "patch_size": patch_size,
+            "overlap": overlap,
             "loss": loss,
             "mean": mean,
             "std": std,
@@ -54,7 +57,7 @@ class LinearBlurReconLoss(nn.Module):
         image: Tensor,
         sigma: Tensor | float,
     ) -> Tensor:
-        """hidden [B, K, L, D], weight [K, p·p·C, D], bias [K, p·p·C]; the rest as BlurReconLoss."""
+        """hidden [B, K, L, D], weight [K, w·w·C, D], bias [K, w·w·C]; the rest as BlurReconLoss."""
         return linear_blur_recon_loss(hidden, weight, bias, image, sigma, **self.options)
 
     def extra_repr(self) -> str:

@@ -16,8 +16,8 @@ class LinearWarpReconLoss(nn.Module):
     The layer stays where it is: its weight and bias are arguments of every call.
 
     Args:
-        patch_size, loss, mean, std, padding_mode, align_corners, mask_outside, reduction, size: as
-            there.
+        patch_size, overlap, loss, mean, std, padding_mode, align_corners, mask_outside, reduction,
+            size: as there.
 
     Raises:
         TypeError, ValueError: options that cannot be, whatever the images; names the argument.
@@ -27,6 +27,7 @@ class LinearWarpReconLoss(nn.Module):
         self,
         *,
         patch_size: int,
+        overlap: int = 0,
         loss: str = "mse",
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
@@ -38,6 +39,7 @@ class LinearWarpReconLoss(nn.Module):
     ) -> None:
         super().__init__()
         patch_size = arguments.integer("patch_size", patch_size)
+        overlap = arguments.integer("overlap", overlap, 0, patch_size // 2)
         arguments.one_of("reduction", reduction, ("mean", "sum"))
         checks.recon_options(loss, "patch", patch_size, mean, std, reduction)
         checks.check_names(padding_mode=padding_mode)
@@ -46,6 +48,7 @@ class LinearWarpReconLoss(nn.Module):
             checks.check_size(arguments.two_sizes("size", size), patch_size)
         self.options: dict[str, Any] = {
             "patch_size": patch_size,
+            "overlap": overlap,
             "loss": loss,
             "mean": mean,
             "std": std,
@@ -65,7 +68,7 @@ class LinearWarpReconLoss(nn.Module):
         theta: Tensor,
         color: Tensor | None = None,
     ) -> Tensor:
-        """hidden [B, K, L, D], weight [K, p·p·C, D], bias [K, p·p·C]; the rest as WarpReconLoss."""
+        """hidden [B, K, L, D], weight [K, w·w·C, D], bias [K, w·w·C]; the rest as WarpReconLoss."""
         return linear_warp_recon_loss(
             hidden, weight, bias, image, theta, color=color, **self.options
         )

@@ -69,6 +69,8 @@ class TIR(Method):
         self.warp_loss = WarpReconLoss(**layout, **scale, **outside)
         self.max_sigma = path.max_sigma if isinstance(path, Blur) else DEFAULT_MAX_SIGMA
         self.blur_loss = BlurReconLoss(**layout, **scale, max_sigma=self.max_sigma)
+        last = decoder.last if isinstance(decoder, PathDecoder | BlockDecoder) else None
+        patch["overlap"] = 0 if last is None else last.overlap
         self.linear_warp_loss = LinearWarpReconLoss(**patch, **scale, **outside)
         self.linear_blur_loss = LinearBlurReconLoss(**patch, **scale, max_sigma=self.max_sigma)
 

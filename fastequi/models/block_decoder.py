@@ -28,6 +28,7 @@ class BlockDecoder(nn.Module):
         num_heads, mlp_ratio: attention heads of a block, width of its MLP over `width`.
         shared: one trunk of blocks for all steps; else each step has its own.
         in_chans: C, channels of the images.
+        overlap: of the windows that the last layers make, see `StepLinear`.
         attention: backend of `fastequi.models.attention`.
     """
 
@@ -42,6 +43,7 @@ class BlockDecoder(nn.Module):
         mlp_ratio: float = 4.0,
         shared: bool = True,
         in_chans: int = 3,
+        overlap: int = 0,
         attention: str = "auto",
     ) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ class BlockDecoder(nn.Module):
             _Trunk(in_dim, width, depth, num_heads, mlp_ratio, attention)
             for _ in range(1 if shared else num_steps)
         )
-        self.last = StepLinear(num_steps, width, patch_size, in_chans)
+        self.last = StepLinear(num_steps, width, patch_size, in_chans, overlap)
 
     def hidden(self, z: Tensor) -> Tensor:
         """What the last layer takes: [B, L, in_dim] tokens of a square grid to [B, K, L, width].

@@ -18,37 +18,50 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastequi.functional import arguments
+from fastequi.kernels.overlap import overlap_add
 
 
 class StepLinear(nn.Module):
-    """A linear layer for each of K steps, to the pixels of a patch.
+    """A linear layer for each of K steps, to the pixels of a patch or of a window around it.
 
     It is trained in the patch's cosine transform, whose coefficients fall with the frequency in
     images as they do in :func:`cosine_basis`: AdamW, which moves all weights alike, then moves
     each in proportion to its part of an image. The function is that of any linear layer.
 
+    With an `overlap` the patterns go on beyond the patch and fade there, and windows of neighbours
+    are added up: as many coefficients as without, and no edges of patches in the image.
+
+    Args:
+        num_steps: K.
+        in_dim: channels of the tokens.
+        patch_size, in_chans: p, and the channels of the images.
+        overlap: o, pixels by which a window reaches beyond its patch, at most p/2.
+
     Attributes:
         coefficients: [K, p·p·C, in_dim], trained.
-        basis: [p·p·C, p·p·C], fixed.
-        weight: [K, p·p·C, in_dim], of pixels in order (p q c): basis · coefficients.
-        bias: [K, p·p·C], of pixels.
+        basis: [w·w·C, p·p·C], fixed; w = p + 2·o.
+        weight: [K, w·w·C, in_dim], of pixels in order (p q c): basis · coefficients.
+        bias: [K, w·w·C], of pixels.
     """
 
     basis: Tensor
 
-    def __init__(self, num_steps: int, in_dim: int, patch_size: int, in_chans: int) -> None:
+    def __init__(
+        self, num_steps: int, in_dim: int, patch_size: int, in_chans: int, overlap: int = 0
+    ) -> None:
         super().__init__()
         self.patch_size, self.in_chans = patch_size, in_chans
-        pixels = patch_size**2 * in_chans
-        self.coefficients = nn.Parameter(torch.empty(num_steps, pixels, in_dim))
-        self.bias = nn.Parameter(torch.zeros(num_steps, pixels))
-        self.register_buffer("basis", cosine_basis(patch_size, in_chans))
+        self.overlap = arguments.integer("overlap", overlap, 0, patch_size // 2)
+        patterns = patch_size**2 * in_chans
+        self.coefficients = nn.Parameter(torch.empty(num_steps, patterns, in_dim))
+        self.register_buffer("basis", cosine_basis(patch_size, in_chans, overlap))
+        self.bias = nn.Parameter(torch.zeros(num_steps, len(self.basis)))
         for one in self.coefficients:
             nn.init.xavier_uniform_(one)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Takes a plain layer's weight, of pixels, as well: the same function."""
-        weight = state.pop(f"{prefix}weight", None)
+        """Takes a plain layer's weight, of a patch's pixels, as well: the same function."""
+        weight = None if self.overlap else state.pop(f"{prefix}weight", None)
         if weight is not None and weight.shape == self.coefficients.shape:
             basis = cosine_basis(self.patch_size, self.in_chans).to(weight)
             inverse = (basis / basis.square().sum(0)).T  # of orthogonal columns
@@ -64,39 +77,50 @@ class StepLinear(nn.Module):
             return self.basis @ self.coefficients
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, K, L, in_dim] to [B, K, L, out_dim]."""
+        """[B, K, L, in_dim] of a square grid to [B, K, L, p·p·C]."""
         rows = torch.einsum("bkld,kpd->bklp", hidden, self.weight)
-        return rows + self.bias[:, None].to(rows.dtype)
+        rows = rows + self.bias[:, None].to(rows.dtype)
+        if not self.overlap:
+            return rows
+        return overlap_add(rows, square(rows.shape[2]), self.patch_size, self.overlap)
 
 
 _MOST_VALUES = 1 << 14  # of a patch, whose square a basis has
 
 
-def cosine_basis(patch_size: int, in_chans: int) -> Tensor:
-    """[p·p·C, p·p·C]: pixels (p q c) of the cosine transform's patterns (DCT-II of all axes).
+def cosine_basis(patch_size: int, in_chans: int, overlap: int = 0) -> Tensor:
+    """[w·w·C, p·p·C]: pixels (p q c) of the cosine transform's patterns (DCT-II of all axes).
 
-    A pattern of frequencies u, v has the norm 1 / (1 + √(u² + v²)), as amplitudes in natural images
-    fall (Field, JOSA A 1987).
+    A pattern of frequencies u, v has the norm 1 / (1 + √(u² + v²)) in its patch, as amplitudes in
+    natural images fall (Field, JOSA A 1987). In a window, w = p + 2·o px wide, it goes on by o
+    pixels on every side, and falls to zero over the 2·o around the patch's edge as a squared sine,
+    which adds up to one with the neighbour's.
     """
-    if patch_size**2 * in_chans > _MOST_VALUES:
-        most = _MOST_VALUES // patch_size**2
+    window = patch_size + 2 * overlap
+    if window**2 * in_chans > _MOST_VALUES:
+        most = _MOST_VALUES // window**2
         raise ValueError(
-            f"data.channels: expected at most {most} beside patches of {patch_size} px, whose "
-            f"values a decoder's last layer predicts, got {in_chans}"
+            f"data.channels: expected at most {most} beside patches of {patch_size} px with an "
+            f"overlap of {overlap}, whose values a decoder's last layer predicts, got {in_chans}"
         )
-    side, chans = (_cosines(n) for n in (patch_size, in_chans))
+    side, chans = _cosines(patch_size, overlap), _cosines(in_chans)
     patterns = torch.einsum("pu,qv,ck->pqcuvk", side, side, chans)
     u = torch.arange(patch_size, dtype=torch.float64)
     frequency = (u[:, None] ** 2 + u[None, :] ** 2).sqrt()
     patterns = patterns / (1 + frequency[..., None])
-    return patterns.reshape(patch_size**2 * in_chans, -1).to(torch.get_default_dtype())
+    return patterns.reshape(window**2 * in_chans, -1).to(torch.get_default_dtype())
 
 
-def _cosines(n: int) -> Tensor:
-    """[n, n]: the orthonormal DCT-II's patterns in columns, in float64."""
+def _cosines(n: int, over: int = 0) -> Tensor:
+    """[n + 2·over, n]: the orthonormal DCT-II's patterns, which go on and fade, in float64."""
+    x = torch.arange(-over, n + over, dtype=torch.float64) + 0.5
     k = torch.arange(n, dtype=torch.float64)
-    columns = torch.cos(torch.pi * (k[:, None] + 0.5) * k / n)
-    return columns / columns.norm(dim=0)
+    columns = torch.cos(torch.pi * x[:, None] * k / n)
+    columns = columns / columns[over : n + over].norm(dim=0)
+    if not over:
+        return columns
+    inside = torch.minimum(x, n - x).clamp(-over, over) / over  # of the edge: -1 .. 1
+    return columns * torch.sin(torch.pi / 4 * (1 + inside))[:, None] ** 2
 
 
 class PathDecoder(nn.Module):
@@ -111,6 +135,7 @@ class PathDecoder(nn.Module):
             a second linear layer, `last`, gives it.
         in_chans: C, channels of the images.
         kernel_size: of the convolutions, odd.
+        overlap: of the windows that `last` makes, see :class:`StepLinear`; 0 with convolutions.
     """
 
     def __init__(
@@ -122,6 +147,7 @@ class PathDecoder(nn.Module):
         num_convs: int = 4,
         in_chans: int = 3,
         kernel_size: int = 3,
+        overlap: int = 0,
     ) -> None:
         super().__init__()
         expect_sizes(
@@ -137,7 +163,11 @@ class PathDecoder(nn.Module):
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
         self.num_steps, self.patch_dim = num_steps, patch_size**2 * in_chans
         self.linear = nn.Linear(in_dim, num_steps * width)
-        self.last = StepLinear(num_steps, width, patch_size, in_chans) if not num_convs else None
+        self.last: StepLinear | None = None
+        if not num_convs:
+            self.last = StepLinear(num_steps, width, patch_size, in_chans, overlap)
+        elif overlap:
+            raise ValueError(f"overlap: expected 0 with convolutions, got {overlap}")
         self.convs = nn.Sequential()
         for i, out in enumerate([width] * (num_convs - 1) + [self.patch_dim] * bool(num_convs)):
             if i:

@@ -24,6 +24,7 @@ from fastequi.kernels import (
     koleo,
     linear_recon,
     nt_xent,
+    overlap,
     packed,
     rot90_batch,
     similarities,
@@ -619,6 +620,22 @@ def linear_recon_cases() -> Iterator[Case]:
         tile = config["ROWS"] * config["BLOCK"]
         slow = dtype != "*bf16"
         yield _by_table(name, kernel, config, tile, types=types, loops=True, slow=slow)
+
+
+# overlap
+
+
+@section
+def overlap_cases() -> Iterator[Case]:
+    kernels = {"add": overlap.overlap_add_kernel, "spread": overlap.overlap_spread_kernel}
+    for dtype in ("*bf16", "*fp16", "*fp32"):
+        types = dict.fromkeys(("windows_ptr", "patches_ptr"), dtype)
+        for patch, over in ((16, 4), (14, 7), (8, 2)):
+            config = {**overlap.ADD, "C": 3, "P": patch, "OVER": over}
+            slow = (dtype, patch) != ("*bf16", 16)
+            for name, kernel in kernels.items():
+                label = f"overlap {name} {patch} {over} {dtype}"
+                yield _by_table(label, kernel, config, config["BLOCK"], types=types, slow=slow)
 
 
 # gram

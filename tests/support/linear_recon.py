@@ -2,30 +2,33 @@
 
 import torch
 
+from fastequi.kernels.overlap import overlap_add_ref
 from tests.support.allocations import sizes_of
 from tests.support.tolerances import GRAD, LOSS
 
 PATCH = 4
 
 
-def leaves_of(b=3, k=2, c=3, tokens=6, dim=5, shared=False, dtype=torch.float32, seed=0):
+def leaves_of(b=3, k=2, c=3, tokens=6, dim=5, shared=False, dtype=torch.float32, seed=0, over=0):
     """[hidden, weight, bias], and the generator to go on with."""
     g = torch.Generator().manual_seed(seed)
-    values, leading = PATCH * PATCH * c, () if shared else (k,)
+    values, leading = (PATCH + 2 * over) ** 2 * c, () if shared else (k,)
     hidden = torch.randn(b, k, tokens, dim, generator=g).to(dtype)
     weight = (torch.randn(*leading, values, dim, generator=g) * 0.3).to(dtype)
     bias = torch.randn(*leading, values, generator=g).to(dtype)
     return [hidden, weight, bias], g
 
 
-def predictions(leaves):
+def predictions(leaves, grid=(2, 3), over=0):
+    """Patch tokens; of windows that overlap by `over` pixels, if any."""
     hidden, weight, bias = leaves
     shape = (hidden.shape[1], *weight.shape[-2:])
     pred = torch.einsum("bkld,kpd->bklp", hidden, weight.expand(shape))
-    return pred if bias is None else pred + bias.expand(shape[:2])[:, None]
+    pred = pred if bias is None else pred + bias.expand(shape[:2])[:, None]
+    return overlap_add_ref(pred, grid, PATCH, over) if over else pred
 
 
-def check(fused, unfused, leaves, device):
+def check(fused, unfused, leaves, device, over=0):
     """Value and gradients, times three so that a factor reaches the backward.
 
     `unfused` is of the predictions, in float64.
@@ -36,7 +39,7 @@ def check(fused, unfused, leaves, device):
     exact = [t if t is None else t.detach().double().requires_grad_() for t in leaves]
     loss = fused(ours)
     (3 * loss).backward()
-    expected = unfused(predictions(exact))
+    expected = unfused(predictions(exact, over=over))
     (3 * expected).backward()
     half = dtype.itemsize == 2  # the predictions are rounded, as F.linear rounds them
     torch.testing.assert_close(
