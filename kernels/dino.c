@@ -2,8 +2,9 @@
  *
  * A row of the student is read from memory once: its log-sum-exp first, then its loss and gradient
  * while it is in the second-level cache. Rows that meet the same teachers follow one another, and the
- * sum of these teachers' distributions is kept, a row of float32 per thread. Numbers of rows and columns
- * are in the logits' unit, powers those of two. A row's sums do not depend on the thread that makes them.
+ * sum of these teachers' distributions is kept, a row of float32 per thread; a row that meets one teacher
+ * more adds that one. Numbers of rows and columns are in the logits' unit, powers those of two. A row's sums
+ * do not depend on the thread that makes them.
  */
 #include <stdlib.h>
 
@@ -20,12 +21,12 @@ typedef struct {
   const float *column;   /* [columns], or NULL */
   const double *lse;     /* [rows] log-sum-exp of all columns, where these are some; or NULL */
   float *loss;           /* [rows] */
-  int64_t student_stride, teacher_stride, grad_stride, rows, columns;
+  int64_t student_stride, teacher_stride, grad_stride, rows, columns, teacher_rows;
   float student_scale, teacher_scale; /* 1 / temperature */
   int32_t teachers, student_dtype, teacher_dtype, stream, threads; /* `stream`: gradients past the caches */
 } Dino;
 
-enum { AT_ONCE = 8 }; /* rows that a thread takes */
+enum { AT_ONCE = 16 }; /* rows that a thread takes, or fewer */
 
 INLINE Sum split(double lse) {
   float high = (float)lse;
@@ -35,22 +36,27 @@ INLINE Sum split(double lse) {
 /* Powers over their sum are 2^(scale (x - high)) times this. */
 INLINE float factor_of(Sum sum, float scale) { return exp2f((float)(-sum.rest * scale)); }
 
-/* A row of a teacher's distribution, added to `wanted` or put there; its sum. */
-INLINE double add_teacher(
-    const Dino *op, const void *teacher, int32_t dtype, const float *column, Sum sum, int first, float *wanted) {
+/* A row of a teacher's distribution, added to `wanted` or put there; its sum. `least` is the smallest of
+ * what is there then. */
+INLINE double add_teacher(const Dino *op, const void *teacher, int32_t dtype, const float *column, Sum sum,
+                          int first, float *wanted, vf *least) {
   float scale = op->teacher_scale * LOG2E, factor = factor_of(sum, scale);
   double total = 0;
+  *least = splat(INFINITY);
   for (int64_t at = 0; at < op->columns; at += PART) {
     int64_t end = op->columns - at < PART ? op->columns : at + PART, i = at;
     vf added = splat(0.0f);
     for (; i + LANES <= end; i += LANES) {
-      vf value = share_of(logits(teacher, dtype, column, i, LANES, sum.high), scale) * factor;
-      AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
+      vf value = share_of(logits(teacher, dtype, column, i, LANES, sum.high), scale, factor);
+      vf sums = first ? value : value + AT(vf, wanted + i);
+      AT(vf, wanted + i) = sums;
+      *least = smaller(sums, *least);
       added += value;
     }
     if (i < end) {
-      vf value = share_of(logits(teacher, dtype, column, i, end - i, sum.high), scale) * factor;
+      vf value = share_of(logits(teacher, dtype, column, i, end - i, sum.high), scale, factor);
       AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
+      for (int64_t j = 0; i + j < end; j++) (*least)[0] = wanted[i + j] < (*least)[0] ? wanted[i + j] : (*least)[0];
       added += value;
     }
     total += sum_of(added);
@@ -58,46 +64,61 @@ INLINE double add_teacher(
   return total;
 }
 
-/* Σ_t exp((teacher_t - column - row_t) / temperature), to `wanted`, 0 behind, and their sum to `total`; how
- * many there are. */
-CALLED int add_teachers(const Dino *op, const int32_t *pairs, float *wanted, double *total) {
+/* What students are compared with. */
+typedef struct {
+  float *wanted; /* [columns] sum of the teachers' distributions, 0 behind */
+  double total;  /* of `wanted` */
+  int count;     /* of teachers */
+  int positive;  /* all of `wanted`, and finite */
+} Wanted;
+
+/* Σ_t exp((teacher_t - column - row_t) / temperature): of all teachers of `pairs` behind those that `sums`
+ * has already. */
+CALLED void add_teachers(const Dino *op, const int32_t *pairs, Wanted *sums) {
   int found = 0, dtype = op->teacher_dtype;
-  *total = 0;
+  vf least;
+  if (!sums->count) sums->total = 0;
   for (int32_t p = 0; p < op->teachers; p++) {
-    if (pairs[p] < 0) continue;
+    if (pairs[p] < 0 || found++ < sums->count) continue;
     const void *teacher = row_of(op->teacher, pairs[p], op->teacher_stride, dtype);
     float scale = op->teacher_scale * LOG2E;
     Sum sum = op->row ? split(op->row[pairs[p]]) : lse_of_row(teacher, dtype, op->column, op->columns, scale);
-#define ADD(dtype, column) add_teacher(op, teacher, dtype, column, sum, !found, wanted)
-    if (dtype == FLOAT32) *total += op->column ? ADD(FLOAT32, op->column) : ADD(FLOAT32, NULL);
-    else *total += op->column ? ADD(BFLOAT16, op->column) : ADD(BFLOAT16, NULL);
-    found++;
+#define ADD(dtype, column) add_teacher(op, teacher, dtype, column, sum, found == 1, sums->wanted, &least)
+    if (dtype == FLOAT32) sums->total += op->column ? ADD(FLOAT32, op->column) : ADD(FLOAT32, NULL);
+    else sums->total += op->column ? ADD(BFLOAT16, op->column) : ADD(BFLOAT16, NULL);
   }
-  return found;
+  sums->count = found;
+  sums->positive = isfinite(sums->total);
+  for (int i = 0; i < LANES; i++) sums->positive &= least[i] > 0;
 }
 
-/* Q (x - lse) of some columns, the cross-entropy times -temperature; and the gradient count P - Q. Adds
- * nothing where Q is 0, as for logits that are masked out. */
+/* Q (x - lse) of some columns, the cross-entropy times -temperature; and the gradient, factor (count P - Q).
+ * Adds nothing where Q is 0, as for logits that are masked out; `positive`: it is 0 nowhere. */
 INLINE vf crossed(const void *student, int32_t dtype, int64_t at, int64_t n, float scale, float lse, vf q,
-                  float count, vf *slope) {
+                  float count, float factor, int positive, vf *slope) {
   vf x = logits(student, dtype, NULL, at, n, lse);
-  if (slope) *slope = count * exp2_below_128(x, scale) - q;
-  return (vf)((vi)(q * x) & (q != 0.0f));
+  if (slope) *slope = exp2_times(x, scale, count * factor) - q * factor;
+  return positive ? q * x : (vf)((vi)(q * x) & (q != 0.0f));
 }
 
-INLINE double loss_row(const void *student, int32_t dtype, void *grad, int stream, const float *wanted,
-                       int64_t columns, float scale, float lse, float count, float factor) {
+INLINE double loss_row(const void *student, int32_t dtype, void *grad, int stream, int positive,
+                       const float *wanted, int64_t columns, float scale, float lse, float count, float factor) {
   double dot = 0;
+#define CROSSED(n) \
+  crossed(student, dtype, i, n, scale, lse, AT(vf, wanted + i), count, factor, positive, grad ? &slope : NULL)
   for (int64_t at = 0; at < columns; at += PART) {
     int64_t end = columns - at < PART ? columns : at + PART, i = at;
     vf sum = splat(0.0f), slope;
     for (; i + LANES <= end; i += LANES) {
-      sum -= crossed(student, dtype, i, LANES, scale, lse, AT(vf, wanted + i), count, grad ? &slope : NULL);
-      if (grad) store(grad, i, slope * factor, dtype, stream);
+      sum -= CROSSED(LANES);
+      if (grad) store_some(grad, i, slope, dtype, stream, positive);
     }
     if (i < end) {
-      sum -= crossed(student, dtype, i, end - i, scale, lse, AT(vf, wanted + i), count, grad ? &slope : NULL);
-      for (int64_t j = 0; grad && i + j < end; j++) put(grad, i + j, slope[j] * factor, dtype);
+      vf last = CROSSED(end - i);
+      for (int64_t j = 0; i + j < end; j++) {
+        sum[0] -= last[j]; /* behind them 0 times infinity */
+        if (grad) put(grad, i + j, slope[j], dtype);
+      }
     }
     dot += sum_of(sum);
   }
@@ -105,60 +126,112 @@ INLINE double loss_row(const void *student, int32_t dtype, void *grad, int strea
 }
 
 /* weight Σ Q (LSE(x) - x), x = student / temperature, and its gradient. */
-CALLED float loss_of(const Dino *op, int64_t r, float count, const float *wanted, double total) {
+CALLED float loss_of(const Dino *op, int64_t r, const Wanted *sums) {
   int32_t dtype = op->student_dtype;
   const void *student = row_of(op->student, r, op->student_stride, dtype);
   float scale = op->student_scale * LOG2E, factor = op->student_scale * op->weight[r];
   Sum lse = op->lse ? split(op->lse[r]) : lse_of_row(student, dtype, NULL, op->columns, scale);
   void *grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, dtype) : NULL;
   int stream = op->stream && (uintptr_t)grad % (LANES * 4) == 0;
-#define ROW(dtype, grad, stream) \
-  loss_row(student, dtype, grad, stream, wanted, op->columns, scale, lse.high, count * factor_of(lse, scale), factor)
-  double dot;
-  if (dtype == FLOAT32) dot = !grad ? ROW(FLOAT32, NULL, 0) : stream ? ROW(FLOAT32, grad, 1) : ROW(FLOAT32, grad, 0);
-  else dot = !grad ? ROW(BFLOAT16, NULL, 0) : stream ? ROW(BFLOAT16, grad, 1) : ROW(BFLOAT16, grad, 0);
-  return (float)(factor * (dot + total * lse.rest));
+  float count = sums->count * factor_of(lse, scale);
+  int plain = sums->positive && isfinite(lse.high) && isfinite(lse.rest) && isfinite(factor);
+#define ROW(dtype, grad, stream, positive) \
+  loss_row(student, dtype, grad, stream, positive, sums->wanted, op->columns, scale, lse.high, count, factor)
+#define ROWS(dtype)                               \
+  (!grad              ? ROW(dtype, NULL, 0, 0)    \
+   : stream && plain  ? ROW(dtype, grad, 1, 1)    \
+   : stream           ? ROW(dtype, grad, 1, 0)    \
+                      : ROW(dtype, grad, 0, 0))
+  double dot = dtype == FLOAT32 ? ROWS(FLOAT32) : ROWS(BFLOAT16);
+  return (float)(factor * (dot + sums->total * lse.rest));
 }
 
-INLINE int same(const int32_t *a, const int32_t *b, int32_t n) {
-  for (int32_t i = 0; i < n; i++)
-    if (a[i] != b[i]) return 0;
-  return 1;
+/* How many of the teachers that `next` has are those of `before`, with nothing between or before them; 0 if
+ * not all of `before` are. */
+INLINE int shared(const int32_t *before, const int32_t *next, int32_t n) {
+  int found = 0, more = 0;
+  for (int32_t i = 0; i < n; i++) {
+    if (before[i] >= 0 && (more || before[i] != next[i])) return 0;
+    if (before[i] >= 0) found++;
+    else if (next[i] >= 0) more = 1;
+  }
+  return found;
 }
 
-INLINE int any(const int32_t *pairs, int32_t n) {
-  for (int32_t i = 0; i < n; i++)
-    if (pairs[i] >= 0) return 1;
-  return 0;
+INLINE int number_of(const int32_t *pairs, int32_t n) {
+  int found = 0;
+  for (int32_t i = 0; i < n; i++) found += pairs[i] >= 0;
+  return found;
+}
+
+INLINE const int32_t *pairs_of(const Dino *op, int64_t i) {
+  return op->pairs + (op->order ? op->order[i] : i) * op->teachers;
+}
+
+/* The first row of a part, at its place or up to AT_ONCE behind it, where others' teachers begin. */
+INLINE int64_t beginning(const Dino *op, int64_t part, int64_t size) {
+  int64_t at = part * size;
+  if (at >= op->rows) return op->rows;
+  for (int64_t i = at; at && i < at + size && i < op->rows; i++)
+    if (!shared(pairs_of(op, i - 1), pairs_of(op, i), op->teachers)) return i;
+  return at;
+}
+
+/* The loss of a row and its gradient; `sums` of the teachers before become those of its own. */
+INLINE void take_row(const Dino *op, int64_t i, const int32_t **known, Wanted *sums) {
+  int64_t r = op->order ? op->order[i] : i;
+  const int32_t *pairs = pairs_of(op, i);
+  int teachers = number_of(pairs, op->teachers);
+  if (op->weight[r] == 0.0f || !teachers) { /* is not read */
+    op->loss[r] = 0;
+    if (op->grad)
+      memset((void *)row_of(op->grad, r, op->grad_stride, op->student_dtype), 0,
+             op->columns * (op->student_dtype == FLOAT32 ? 4 : 2));
+    return;
+  }
+  sums->count = *known ? shared(*known, pairs, op->teachers) : 0;
+  if (sums->count < teachers) add_teachers(op, pairs, sums);
+  *known = pairs;
+  op->loss[r] = loss_of(op, r, sums);
+}
+
+/* The rows' log-sum-exps of teachers that several sums take, made once. */
+static double *lse_of_teachers(const Dino *op) {
+  double *found = malloc((size_t)op->teacher_rows * sizeof(double));
+  if (!found) return NULL;
+#pragma omp parallel for num_threads(op->threads) schedule(static)
+  for (int64_t t = 0; t < op->teacher_rows; t++) {
+    const void *teacher = row_of(op->teacher, t, op->teacher_stride, op->teacher_dtype);
+    Sum sum = lse_of_row(teacher, op->teacher_dtype, op->column, op->columns, op->teacher_scale * LOG2E);
+    found[t] = sum.high + sum.rest;
+  }
+  return found;
 }
 
 const int64_t EXPORT(dino_bytes) = sizeof(Dino);
 
-int EXPORT(dino)(const Dino *op) {
-  int64_t width = (op->columns + PART) / LANES * LANES + LANES;
-  float *scratch = malloc((size_t)op->threads * width * sizeof(float));
-  if (!scratch) return -1;
-#pragma omp parallel num_threads(op->threads)
-  {
-    float *wanted = scratch + thread_number() * width;
-    const int32_t *known = NULL;
-    int count = 0;
-    double total = 0;
-#pragma omp for schedule(dynamic, AT_ONCE)
-    for (int64_t i = 0; i < op->rows; i++) {
-      int64_t r = op->order ? op->order[i] : i;
-      const int32_t *pairs = op->pairs + r * op->teachers;
-      if (op->weight[r] == 0.0f || !any(pairs, op->teachers)) { /* is not read */
-        op->loss[r] = 0;
-        if (op->grad)
-          memset((void *)row_of(op->grad, r, op->grad_stride, op->student_dtype), 0,
-                 op->columns * (op->student_dtype == FLOAT32 ? 4 : 2));
-        continue;
+int EXPORT(dino)(const Dino *given) {
+  Dino op = *given;
+  int64_t width = (op.columns + PART) / LANES * LANES + LANES;
+  int64_t fair = op.rows / (4 * op.threads), size = fair < 1 ? 1 : fair < AT_ONCE ? fair : AT_ONCE;
+  int64_t parts = (op.rows + size - 1) / size;
+  float *scratch = malloc((size_t)op.threads * width * sizeof(float));
+  double *lse = op.order && !op.row ? lse_of_teachers(&op) : NULL;
+  int failed = !scratch || (op.order && !op.row && !lse);
+  if (lse) op.row = lse;
+  if (!failed) {
+#pragma omp parallel num_threads(op.threads)
+    {
+      Wanted sums = {scratch + thread_number() * width};
+      const int32_t *known = NULL;
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t part = 0; part < parts; part++) {
+        int64_t end = beginning(&op, part + 1, size);
+        for (int64_t i = beginning(&op, part, size); i < end; i++) take_row(&op, i, &known, &sums);
       }
-      if (!known || !same(known, pairs, op->teachers)) count = add_teachers(op, known = pairs, wanted, &total);
-      op->loss[r] = loss_of(op, r, (float)count, wanted, total);
     }
   }
   free(scratch);
-  return 0;
+  free(lse);
+  return failed ? -1 : 0;
 }

@@ -10,29 +10,61 @@ enum { PART = 512 }; /* values of a row that are worked on at a time, in the fir
 
 static const float LOG2E = 1.44269504088896341f;
 
-/* 2^(x scale) of x scale < 128, at most 2 units in the last place off; 0 below -125.5, NaN of NaN. The
- * product is not rounded: it is added to at once. */
-INLINE vf exp2_below_128(vf x, float scale) {
+/* 2^(x scale) by, of x scale < 128, at most 2 units in the last place off; below -125 from 0 to that, 0
+ * below -126, NaN of NaN. The product x scale is not rounded: it is added to at once.
+ *
+ * x scale = k / LANES + f, and 2^(k / LANES) is looked up in a register by k's last bits; its exponent is
+ * added. 2^f is a minimax polynomial then, the shorter the larger the table. */
+#ifdef __AVX2__
+#if defined(__AVX512F__)
+enum { TABLE_BITS = 4 };
+#define POWERS 0x3f000000, 0x3efdaac3, 0x3efb95c2, 0x3ef9c3d3, 0x3ef837f0, 0x3ef6f532, 0x3ef5fed7, 0x3ef5583f, \
+  0x3ef504f3, 0x3ef508a4, 0x3ef5672a, 0x3ef6248c, 0x3ef744fd, 0x3ef8ccdf, 0x3efac0c7, 0x3efd257d
+#define LOOKED_UP(at) (vi)_mm512_permutexvar_epi32((__m512i)(at), (__m512i)(vi){POWERS})
+#define TERMS {0x1.c6ac6ap-4f, 0x1.ebfff4p-2f, 0x1.62e430p+0f}
+#else
+enum { TABLE_BITS = 3 };
+#define POWERS 0x3f000000, 0x3efb95c2, 0x3ef837f0, 0x3ef5fed7, 0x3ef504f3, 0x3ef5672a, 0x3ef744fd, 0x3efac0c7
+#define LOOKED_UP(at) (vi)_mm256_permutevar8x32_epi32((__m256i)(vi){POWERS}, (__m256i)(at))
+#define TERMS {0x1.c6a002p-4f, 0x1.ec0c32p-2f, 0x1.62e432p+0f}
+#endif
+INLINE vf exp2_times(vf x, float scale, float by) {
+  const float round = 0x1.8p23f / LANES; /* added, it leaves k in the last bits */
+  const float terms[] = TERMS;
+  vf bounded = larger(splat(-126.0f / scale), x), shifted = bounded * scale + round;
+  vf f = bounded * scale - (shifted - round); /* -0.5 .. 0.5, by LANES */
+  vf power = (vf)(LOOKED_UP((vi)shifted) + ((vi)shifted << (23 - TABLE_BITS))); /* half of it */
+  vf p = splat(terms[0] * by);
+  p = p * f + terms[1] * by;
+  p = p * f + terms[2] * by;
+  p = p * f + 2.0f * by;
+  return p * power;
+}
+#else
+INLINE vf exp2_times(vf x, float scale, float by) {
   const float round = 12582912.0f + 126; /* 1.5 2^23: added, it leaves the nearest integer in the last bits */
   vf bounded = larger(splat(-126.0f / scale), x), shifted = bounded * scale + round;
   vf f = bounded * scale - (shifted - round); /* -0.5 .. 0.5 */
   vf half = (vf)((vi)shifted << 23);       /* 2^(n - 1), or 0 where n is -126 */
-  vf p = splat(0x1.41d334p-12f);           /* 2 · 2^f: a minimax polynomial */
-  p = p * f + 0x1.5f456ap-9f;
-  p = p * f + 0x1.3b2dbcp-6f;
-  p = p * f + 0x1.c6aed4p-4f;
-  p = p * f + 0x1.ebfbdap-2f;
-  p = p * f + 0x1.62e430p+0f;
-  p = p * f + 0x1.000000p+1f;
+  vf p = splat(0x1.41d334p-12f * by);      /* 2 · 2^f: a minimax polynomial */
+  p = p * f + 0x1.5f456ap-9f * by;
+  p = p * f + 0x1.3b2dbcp-6f * by;
+  p = p * f + 0x1.c6aed4p-4f * by;
+  p = p * f + 0x1.ebfbdap-2f * by;
+  p = p * f + 0x1.62e430p+0f * by;
+  p = p * f + 0x1.000000p+1f * by;
   return p * half;
 }
+#endif
+
+INLINE vf exp2_below_128(vf x, float scale) { return exp2_times(x, scale, 1.0f); }
 
 /* 2^x of any x, infinity from 128 on. */
 INLINE vf exp2_of(vf x) { return exp2_below_128(smaller(splat(128.0f), x), 1.0f); }
 
 /* 2^(x scale) of the logarithm of a share, which is above 0 by rounding alone: of logits of 1e6 by less
  * than 1, of 1e9 by thousands, of which neither infinity nor many times a whole should come. */
-INLINE vf share_of(vf x, float scale) { return exp2_below_128(smaller(splat(1.0f / scale), x), scale); }
+INLINE vf share_of(vf x, float scale, float by) { return exp2_times(smaller(splat(1.0f / scale), x), scale, by); }
 
 /* log2 x of x >= 2^-126 or x = 0, to 2^-23 or 2 units in the last place; infinite and NaN as it should. */
 INLINE vf log2_of(vf x) {
@@ -82,29 +114,45 @@ typedef struct {
   double rest;
 } Sum;
 
+enum { AHEAD = 1024, FAR_ABOVE = 64 }; /* values; powers of two */
+
+/* Sums powers less the largest value of the row's beginning, and begins a part again, less a larger one, where
+ * that is too small to be: to know the largest of all beforehand takes a pass. */
+
 INLINE Sum lse_of(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
-  float most = -INFINITY;
+  vf top = splat(-INFINITY);
+  for (int64_t i = 0; i < n && i < PART; i += LANES) top = larger(logits(row, dtype, column, i, n - i, 0), top);
+  float most = most_of(top), base = most;
   double total = 0;
   for (int64_t at = 0; at < n; at += PART) {
-    int64_t end = n - at < PART ? n : at + PART, i = at + LANES;
-    vf top = logits(row, dtype, column, at, end - at, 0);
-    for (; i + LANES <= end; i += LANES) top = larger(logits(row, dtype, column, i, LANES, 0), top);
-    if (i < end) top = larger(logits(row, dtype, column, i, end - i, 0), top);
-    float highest = most_of(top);
-    if (highest > most) {
-      total *= most == -INFINITY ? 0 : exp2((most - highest) * scale); /* NaN stays */
-      most = highest;
+    int64_t end = n - at < PART ? n : at + PART, i;
+    float less;
+    vf sum, second;
+    for (;;) {
+      less = base == -INFINITY ? 0 : base; /* nothing finite yet */
+      sum = second = splat(0.0f);
+      for (i = at; i + 2 * LANES <= end; i += 2 * LANES) {
+        ask_for(row, i + AHEAD, dtype);
+        if (dtype == FLOAT32) ask_for(row, i + LANES + AHEAD, dtype);
+        vf x = logits(row, dtype, column, i, LANES, 0), y = logits(row, dtype, column, i + LANES, LANES, 0);
+        top = larger(x, top);
+        top = larger(y, top);
+        sum += exp2_below_128(x - less, scale);
+        second += exp2_below_128(y - less, scale);
+      }
+      for (; i < end; i += LANES) {
+        vf x = logits(row, dtype, column, i, end - i, 0);
+        top = larger(x, top);
+        sum += exp2_below_128(x - less, scale);
+      }
+      most = most_of(top);
+      if (!((most - less) * scale > FAR_ABOVE || (base == -INFINITY && most > base))) break;
+      total *= base == -INFINITY ? 0 : exp2((base - most) * (double)scale); /* NaN stays */
+      base = most;
     }
-    float base = most == -INFINITY ? 0 : most; /* nothing finite yet */
-    vf sum = splat(0.0f), second = sum;
-    for (i = at; i + 2 * LANES <= end; i += 2 * LANES) {
-      sum += exp2_below_128(logits(row, dtype, column, i, LANES, base), scale);
-      second += exp2_below_128(logits(row, dtype, column, i + LANES, LANES, base), scale);
-    }
-    for (; i < end; i += LANES) sum += exp2_below_128(logits(row, dtype, column, i, end - i, base), scale);
     total += sum_of(sum + second);
   }
-  return (Sum){most, log2(total) / scale};
+  return (Sum){most, (base == most ? 0 : (double)base - most) + log2(total) / scale};
 }
 
 /* log2 Σ_j 2^(scale (x_j - column_j)) / scale of a row of n values, each read from memory once: the

@@ -29,16 +29,21 @@ int EXPORT(row_lse)(const Lse *op) {
   return 0;
 }
 
-INLINE void differences_of(float *to, const void *row, int32_t dtype, int64_t at, int64_t n, float less) {
+INLINE void differences_of(
+    float *to, const void *row, const void *next, int32_t dtype, int64_t at, int64_t n, float less) {
   int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) AT(vf, to + i) = logits(row, dtype, NULL, at + i, LANES, less);
+  for (; i + LANES <= n; i += LANES) {
+    ask_for(next, at + i, dtype);
+    AT(vf, to + i) = logits(row, dtype, NULL, at + i, LANES, less);
+  }
   if (i < n) AT(vf, to + i) = logits(row, dtype, NULL, at + i, n - i, less);
 }
 
-/* A row's at .. at + n, less `less`, to `to`. */
-CALLED void differences(float *to, const void *row, int32_t dtype, int64_t at, int64_t n, float less) {
-  if (dtype == FLOAT32) differences_of(to, row, FLOAT32, at, n, less);
-  else differences_of(to, row, BFLOAT16, at, n, less);
+/* A row's at .. at + n, less `less`, to `to`; the same of row `next` into the caches. */
+CALLED void differences(
+    float *to, const void *row, const void *next, int32_t dtype, int64_t at, int64_t n, float less) {
+  if (dtype == FLOAT32) differences_of(to, row, next, FLOAT32, at, n, less);
+  else differences_of(to, row, next, BFLOAT16, at, n, less);
 }
 
 /* The first n values, of which there are LANES or fewer. */
@@ -60,7 +65,8 @@ CALLED void sum_columns(const Lse *op, int64_t first, int64_t n, float (*values)
     for (int64_t r = start; r < start + GROUP && r < op->rows; r++) {
       if (op->other[r] == INFINITY) continue;
       const void *row = row_of(op->x, r, op->stride, op->dtype);
-      differences(values[found++], row, op->dtype, first, n, op->other[r]);
+      const void *next = row_of(op->x, r + 1 < op->rows ? r + 1 : r, op->stride, op->dtype);
+      differences(values[found++], row, next, op->dtype, first, n, op->other[r]);
     }
     for (int64_t i = 0; found && i < n; i += LANES) {
       vf before = AT(vf, most + i), top = before, sum = AT(vf, total + i);
@@ -107,15 +113,17 @@ INLINE int counts(const Balance *op, int64_t r) { return !op->weight || op->weig
 INLINE void powers_of(
     float *to, float *sum, const Balance *op, int64_t r, int32_t dtype, int64_t at, int64_t n) {
   const void *row = row_of(op->x, r, op->stride, dtype);
+  const void *next = row_of(op->x, r + 1 < op->rows ? r + 1 : r, op->stride, dtype);
   float scale = op->scale * LOG2E, less = op->row[r];
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) {
-    vf power = share_of(logits(row, dtype, op->before, at + i, LANES, less), scale);
+    ask_for(next, at + i, dtype);
+    vf power = share_of(logits(row, dtype, op->before, at + i, LANES, less), scale, 1.0f);
     AT(vf, to + i) = power;
     AT(vf, sum + i) += power;
   }
   if (i == n) return;
-  vf power = share_of(logits(row, dtype, op->before, at + i, n - i, less), scale);
+  vf power = share_of(logits(row, dtype, op->before, at + i, n - i, less), scale, 1.0f);
   AT(vf, to + i) = power;
   AT(vf, sum + i) += power;
 }

@@ -49,7 +49,8 @@ INLINE vf load(const void *from, int64_t at, int32_t dtype) {
   return (vf)(widened(AT(vh, (const uint16_t *)from + at)) << 16);
 }
 
-INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
+/* `number`: no value is NaN. */
+INLINE void store_some(void *to, int64_t at, vf value, int32_t dtype, int stream, int number) {
   if (dtype == FLOAT32) {
     float *place = (float *)to + at;
     if (stream) STREAM(place, value);
@@ -58,9 +59,13 @@ INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
   }
   uint16_t *place = (uint16_t *)to + at;
   vu bits = (vu)value, rounded = bits + 0x7fff + (bits >> 16 & 1); /* as to_bf16 */
-  vh halves = upper_halves(pick(value == value, (vf)rounded, splat(NAN)));
+  vh halves = upper_halves(number ? (vf)rounded : pick(value == value, (vf)rounded, splat(NAN)));
   if (stream) STREAM_HALF(place, halves);
   else AT(vh, place) = halves;
+}
+
+INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
+  store_some(to, at, value, dtype, stream, 0);
 }
 
 /* The vector at `from`, with -infinity behind the n values that are there. What is put together in memory
@@ -83,6 +88,11 @@ INLINE float value_at(const void *row, int64_t at, int32_t dtype) {
 INLINE void put(void *row, int64_t at, float value, int32_t dtype) {
   if (dtype == FLOAT32) ((float *)row)[at] = value;
   else ((uint16_t *)row)[at] = to_bf16(value);
+}
+
+/* Asks for the vector at `at` of a row, which may lie behind the row's end. */
+INLINE void ask_for(const void *row, int64_t at, int32_t dtype) {
+  __builtin_prefetch((const char *)((uintptr_t)row + (uintptr_t)at * (dtype == FLOAT32 ? 4 : 2)));
 }
 
 INLINE float sum_of(vf v) {
