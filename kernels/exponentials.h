@@ -20,12 +20,12 @@ static const float LOG2E = 1.44269504088896341f;
 enum { TABLE_BITS = 4 };
 #define POWERS 0x3f000000, 0x3efdaac3, 0x3efb95c2, 0x3ef9c3d3, 0x3ef837f0, 0x3ef6f532, 0x3ef5fed7, 0x3ef5583f, \
   0x3ef504f3, 0x3ef508a4, 0x3ef5672a, 0x3ef6248c, 0x3ef744fd, 0x3ef8ccdf, 0x3efac0c7, 0x3efd257d
-#define LOOKED_UP(at) (vi)_mm512_permutexvar_epi32((__m512i)(at), (__m512i)(vi){POWERS})
+#define LOOKED_UP(at) (vu)_mm512_permutexvar_epi32((__m512i)(at), (__m512i)(vi){POWERS})
 #define TERMS {0x1.c6ac6ap-4f, 0x1.ebfff4p-2f, 0x1.62e430p+0f}
 #else
 enum { TABLE_BITS = 3 };
 #define POWERS 0x3f000000, 0x3efb95c2, 0x3ef837f0, 0x3ef5fed7, 0x3ef504f3, 0x3ef5672a, 0x3ef744fd, 0x3efac0c7
-#define LOOKED_UP(at) (vi)_mm256_permutevar8x32_epi32((__m256i)(vi){POWERS}, (__m256i)(at))
+#define LOOKED_UP(at) (vu)_mm256_permutevar8x32_epi32((__m256i)(vi){POWERS}, (__m256i)(at))
 #define TERMS {0x1.c6a002p-4f, 0x1.ec0c32p-2f, 0x1.62e432p+0f}
 #endif
 INLINE vf exp2_times(vf x, float scale, float by) {
@@ -33,7 +33,7 @@ INLINE vf exp2_times(vf x, float scale, float by) {
   const float terms[] = TERMS;
   vf bounded = larger(splat(-126.0f / scale), x), shifted = bounded * scale + round;
   vf f = bounded * scale - (shifted - round); /* -0.5 .. 0.5, by LANES */
-  vf power = (vf)(LOOKED_UP((vi)shifted) + ((vi)shifted << (23 - TABLE_BITS))); /* half of it */
+  vf power = (vf)(LOOKED_UP((vi)shifted) + ((vu)shifted << (23 - TABLE_BITS))); /* half of it */
   vf p = splat(terms[0] * by);
   p = p * f + terms[1] * by;
   p = p * f + terms[2] * by;

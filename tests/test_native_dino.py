@@ -167,10 +167,13 @@ def ours(student, teacher, target, **options):
 
 
 @settings(max_examples=200, deadline=None)
-@given(problems())
-def test_fuzz_equals_the_reference_in_float64(problem):
+@given(problems(), st.booleans())
+def test_fuzz_equals_the_reference_in_float64(problem, in_order):
     student, teacher, target = problem
-    loss, grad = ours(*problem)
+    with pytest.MonkeyPatch.context() as patched:
+        if in_order:  # of teachers, as many logits are
+            patched.setattr(native_dino, "_SHARED", 0)
+        loss, grad = ours(*problem)
     wanted, slope = exact(*problem)
     size = float((target.weight * (target.pairs >= 0).sum(1)).sum())
     spread = 10 + float(student.float().abs().max()) / target.student_temp
@@ -210,6 +213,41 @@ def test_the_kernel_runs_and_is_not_the_pytorch_path(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_number_of_threads_does_not_change_a_bit(dtype):
     expect_the_same_bits_of_any_threads(lambda: ours(*plain(dtype=dtype)))
+
+
+@pytest.mark.parametrize("views", [2, 3, 11, 40])
+@pytest.mark.parametrize("teachers", [2, 3])
+def test_sums_of_teachers_that_grow_are_those_made_anew(views, teachers, monkeypatch):
+    """In order of their teachers, whoever takes which rows."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(views * 4, 700), torch.randn(teachers * 4, 700)
+    pairs = pairs_of(views, teachers, 4, student.device)
+    column = torch.randn(700)
+    problem = student, teacher, DINOTarget(pairs, torch.rand(views * 4), None, column, 0.1, 0.04)
+    unordered = ours(*problem)
+    monkeypatch.setattr(native_dino, "_SHARED", 0)
+    expect_the_same_bits_of_any_threads(lambda: ours(*problem))
+    for found, wanted in zip(ours(*problem), unordered, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+    wanted, slope = exact(*problem)
+    torch.testing.assert_close(ours(*problem)[0].double(), wanted, rtol=2e-6, atol=0)
+    torch.testing.assert_close(ours(*problem)[1].double(), slope, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [15, 520, 1500, 3000])
+@pytest.mark.parametrize("first", [-math.inf, -1e9, -300.0, 0.0])
+def test_rows_whose_largest_logit_comes_late(columns, first):
+    """A log-sum-exp begins a part again where its powers would grow too large."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, columns), torch.randn(6, columns)
+    rising = torch.linspace(0, 200, columns) + torch.randn(columns)
+    student[0], teacher[1] = rising, rising
+    student[2, : columns - 3] = teacher[3, : columns - 3] = first
+    target = DINOTarget(own_pairs(6, student.device), torch.ones(6), None, None, 0.1, 0.04)
+    loss, grad = ours(student, teacher, target)
+    wanted, slope = exact(student, teacher, target)
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad.double(), slope, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
