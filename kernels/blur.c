@@ -9,6 +9,8 @@
 #include "separable.h"
 
 enum { ROWS = 16, SPARE = 64 }; /* rows of a strip; values that vectors may read behind a row */
+enum { LINE = 16 };             /* values of a cache line, at multiples of which rows begin: vectors that lie in
+                                   two lines take twice as long to load */
 enum { MOST = 256 };            /* the largest reach */
 
 typedef struct {
@@ -33,7 +35,9 @@ typedef struct {
   float *planes, *row, *values, *line, *taps;
 } Scratch;
 
-INLINE int64_t pitch_of_plane(const Blur *op) { return op->image.width + SPARE; }
+INLINE int64_t whole_lines(int64_t values) { return (values + LINE - 1) / LINE * LINE; }
+
+INLINE int64_t pitch_of_plane(const Blur *op) { return whole_lines(op->image.width + SPARE); }
 
 /* Rows first .. last of image b as float32. */
 CALLED void read_rows(const Blur *op, int64_t b, int64_t first, int64_t last, float *planes) {
@@ -51,7 +55,7 @@ CALLED void blur_strip(
   int64_t width = op->image.width, height = op->image.height, pitch = pitch_of_plane(op);
   const float *plane = scratch->planes + c * height * pitch, *lows[MOST + 1], *highs[MOST + 1];
   float gain = op->gain[c], bias = op->bias[c];
-  float *row = scratch->row + SPARE + reach; /* `reach` pixels to the left of it, too */
+  float *row = scratch->row + SPARE + whole_lines(reach); /* `reach` pixels to the left of it, too */
   for (int64_t r = 0; r < n; r++) {
     for (int64_t d = 1; d <= reach; d++) {
       lows[d] = plane + reflected(y + r - d, height) * pitch;
@@ -146,16 +150,19 @@ CALLED void strips_of(const Blur *op, const Scratch *scratch, int64_t b, int64_t
 int EXPORT(blur)(const Blur *op) {
   int64_t batch = op->batch, height = op->image.height, strips = (height + ROWS - 1) / ROWS;
   int64_t channels = op->image.channels, reach = op->reach, pitch = pitch_of_plane(op);
-  int64_t plane = channels * height * pitch, row = pitch + 2 * reach + 2 * SPARE;
+  int64_t plane = channels * height * pitch, row = pitch + 2 * whole_lines(reach) + 2 * SPARE;
   int64_t values = channels * ROWS * pitch, line = channels * pitch;
-  int64_t own = row + values + line + reach + SPARE, all = batch * op->steps * strips;
+  int64_t own = row + values + line + whole_lines(reach + SPARE), all = batch * op->steps * strips;
   /* many images: each thread makes one float32 and does all of its steps; few: the threads share them */
   int shared = batch < 4 * op->threads;
-  float *planes = malloc((size_t)(shared ? batch : op->threads) * plane * sizeof(float) + 4 * SPARE);
-  float *memory = calloc((size_t)op->threads * own, sizeof(float));
+  size_t image_bytes = (size_t)((shared ? batch : op->threads) * plane + SPARE) * sizeof(float);
+  size_t own_bytes = (size_t)(op->threads * own) * sizeof(float);
+  float *planes = aligned_alloc(LINE * sizeof(float), image_bytes);
+  float *memory = aligned_alloc(LINE * sizeof(float), own_bytes);
   double *parts = malloc((size_t)all * sizeof(double));
   int failed = reach <= MOST && planes && memory && parts ? 0 : -1;
   if (!failed) {
+    memset(memory, 0, own_bytes);
     if (op->grad) in_large_pages(op->grad, op->grad_bytes);
     if (op->out)
       in_large_pages(op->out, batch * op->steps * channels * height * op->image.width *

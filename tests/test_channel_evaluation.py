@@ -205,6 +205,14 @@ def test_the_table_of_transformations_is_of_every_channel(channels):
         score_tasks({"run": encoder, "rgb": three}, None, None, chosen, **options)
 
 
+def test_encoders_of_one_table_take_the_same_channels(tmp_path):
+    """Told before anything is read."""
+    five, two = (str(run_folder(tmp_path / str(n), run_of(n))) for n in (5, 2))
+    message = r"--against: .* same images, data.channels=0,1,2,3,4 .*, got 2 of 0,1, dtype"
+    with pytest.raises(ValueError, match=message):
+        evaluate_equivariance(five, against=(two,), data=str(tmp_path))
+
+
 def test_pairs_of_sixteen_bits_are_those_of_eight():
     config = run_of(2)
     views, path = cut.views_of(config), paths.SE2()

@@ -144,6 +144,13 @@ def test_a_run_takes_what_most_images_are():
         RGB8.code: "3 channels (RGB) of uint8, expected 12 as most have",
         Kind(12).code: "12 channels of uint8, expected uint16 as most have, for a value_range",
     }
+    assert Wanted("all").unfit(codes[3:]) == {  # as many of eight bits
+        RGB8.code: "3 channels (RGB) of uint8, expected 12 as most have"
+    }
+    assert Wanted("all").unfit(codes[-2:]) == {
+        RGB8.code: "3 channels (RGB) of uint8, expected 12, the largest of those that equally many "
+        "have"
+    }
     assert set(Wanted("0,12").unfit(codes)) == set(map(int, codes))  # none has thirteen
     assert Wanted().unfit(codes) == {}
     flagged = codes | np.array([NO_RGB] * 6 + [0], np.uint16)
@@ -165,7 +172,10 @@ def test_images_that_do_not_fit_are_named_and_counted(tmp_path, caplog):
     contents = {f"{i}.tif": science.plain_tiff(values(5, "uint16", i)) for i in range(30)}
     contents["b.png"] = CASES["rgb.png"][0]
     folder = science.write(tmp_path / "set", contents)
-    with pytest.raises(ValueError, match=r"30 of 31 images .* of uint16, of which no RGB is made"):
+    with pytest.raises(
+        ValueError,
+        match=r"30 of 31 images .* read as data\.channels=rgb asks: .*, of which no RGB is made",
+    ):
         open_source(folder)
     source = open_source(folder, wanted=Wanted("all"))
     assert len(source) == 30

@@ -312,6 +312,17 @@ def test_the_demos_tables_are_the_measured_ones():
         assert f"| {run['steps']:,} | {run['recon']:.4f} | {cells} |" in TABLES
 
 
+def test_the_table_of_overlaps_is_the_measured_one():
+    runs = measured("demo-cpu/overlap.json")["runs"]
+    assert len(runs) == 4
+    for run in runs:
+        kinds = "se2: TIR, z_equi", "se2, photometric: TIR, z_equi"
+        read = " | ".join(" ".join(f"{value:.2f}" for value in run[kind]) for kind in kinds)
+        gains = f"{run['seams']:.2f} | {run['pooled']:.2f} | {run['mean of dB']:.2f}"
+        overlap = run["options"].split()[-1]
+        assert f"| {overlap} px | {run['recon']:.4f} | {gains} | {read} |" in TABLES
+
+
 def test_the_table_of_depths_is_the_measured_one():
     runs = measured("demo-cpu/depth.json")["runs"]
     assert len(runs) == 6

@@ -230,6 +230,16 @@ def test_a_scan_measures_the_values(tmp_path):
     assert "--data.channels all --data.value-range percentiles" in found.summary()
 
 
+def test_a_scan_of_photographs_of_16_bits_advises_what_keeps_their_colours(tmp_path):
+    arrays = [values(3, "uint16", i) for i in range(3)]
+    options = {"photometric": "rgb", "planarconfig": "contig"}
+    contents = {f"{i}.tif": science.tiff_of(arrays[i], **options) for i in range(3)}
+    found = scan(folder_listing(science.write(tmp_path / "a", contents)), 1).summary()
+    assert "values      3 channels (RGB) of uint16: 3 images" in found
+    assert "  --data.channels all (mean and std stay ImageNet's)" in found
+    assert "percentiles" not in found
+
+
 def test_a_scan_prints_the_options_of_an_rgb_run(tmp_path):
     arrays = [values(3, "uint8", i) for i in range(3)]
     contents = {f"{i}.png": science.png(array) for i, array in enumerate(arrays)}

@@ -88,7 +88,10 @@ def _values(kind: Kind | None, measured: Measured, side: int) -> list[str]:
         if kind.channels == 1:
             return [*lines, f"  mean {mean}, std {std}, of values in 0..1"]
         return [*lines, f"  --data.mean {mean} --data.std {std}"]
-    lines.append(f"  --data.channels {ALL} --data.value-range {PERCENTILES_WORD}")
+    if kind.rgb and kind.depth == "uint16":
+        lines.append(f"  --data.channels {ALL} (mean and std stay ImageNet's)")
+    else:
+        lines.append(f"  --data.channels {ALL} --data.value-range {PERCENTILES_WORD}")
     if kind.channels > side:
         lines.append(
             f"  more channels than the {side} pixels of a side: is it [C, H, W]? [H, W, C] is read"

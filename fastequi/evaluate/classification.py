@@ -21,7 +21,7 @@ from fastequi.data.labelled import RAW_SIZE, Files, LabelledSet, described, labe
 from fastequi.data.sources.selection import Data, Selection
 from fastequi.evaluate.checked import noise
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
-from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.encoders import Encoder, expect_the_same_images, load_all
 from fastequi.evaluate.photo_windows import values_of
 from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save
@@ -238,13 +238,7 @@ def evaluate_classes(
         stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
     encoder, encoders = load_all(spec, against, device, stated)
-    for label, other in encoders.items():
-        mine, theirs = ((one.channels, one.value_range) for one in (encoder, other))
-        if mine != theirs:
-            raise ValueError(
-                f"--against: expected an encoder of the same images, data.channels={mine[0]} of "
-                f"value_range {mine[1]}, got {label} of {theirs[0]}, {theirs[1]}"
-            )
+    expect_the_same_images(encoder, encoders)
     values = values_of(encoder)
     splits = labelled_sets(data, train_images, test_images, share, test_data, values)
     file = place(kind, spec, out)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -232,6 +232,17 @@ def load_all(
             encoder.expect_rgb(rgb)
         found[label] = encoder
     return encoder, found
+
+
+def expect_the_same_images(encoder: Encoder, encoders: Mapping[str, Encoder]) -> None:
+    """Refuses those of :func:`load_all` that take other channels or values than the first."""
+    for label, other in encoders.items():
+        mine, theirs = ((one.channels, one.value_range) for one in (encoder, other))
+        if mine != theirs:
+            raise ValueError(
+                f"--against: expected an encoder of the same images, data.channels={mine[0]} of "
+                f"value_range {mine[1]}, got {label} of {theirs[0]}, {theirs[1]}"
+            )
 
 
 def load_other(

@@ -14,7 +14,7 @@ from rich.console import Console
 from fastequi.config import TrainConfig
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
-from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.encoders import Encoder, expect_the_same_images, load_all
 from fastequi.evaluate.pair_reports import Report, summary
 from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import documented, not_held_out, place, save
@@ -51,6 +51,7 @@ def evaluate_equivariance(
         stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
     """
     encoder, encoders = load_all(spec, against, device, stated)
+    expect_the_same_images(encoder, encoders)
     if data is None:
         encoder.expect_rgb("the embedded photographs (--data names others)")
     train, test = photographs(data, test_data, images_for(encoder))

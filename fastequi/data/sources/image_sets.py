@@ -342,7 +342,9 @@ def _source(
         unfit = 0
     bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
     if bad:
-        failed = f"{bad} of {total} images in {root} cannot be read: {_by_reason(known.left_out)}"
+        how = f" as data.channels={wanted.channels} asks" * bool(unfit)
+        reasons = _by_reason(known.left_out)
+        failed = f"{bad} of {total} images in {root} cannot be read{how}: {reasons}"
         if not known.rows or bad > tolerated(total, tolerate):
             hint = "; --exclude leaves images out, data.tolerate a share of all" * bool(known.rows)
             raise ValueError(f"{what.partition(':')[0]}: {failed}{hint}")

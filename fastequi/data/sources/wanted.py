@@ -62,25 +62,37 @@ class Wanted:
         numbers = chosen(self.channels) or (0,)
         least = max(numbers) + 1
         fit = {code: kind for code, kind in known.items() if least <= kind.channels <= MOST}
-        count = self.count or _most(fit, many, "channels")
+        count, counted = self._of(self.count, fit, many, "channels")
         same = {code: kind for code, kind in fit.items() if kind.channels == count}
-        depth = self.depth or _most(same, many, "depth")
+        depth, deep = self._of(self.depth, same, many, "depth")
         for code, kind in known.items():
             if kind.channels < least:
                 reasons[code] = f"{kind}, none of them number {least - 1}"
             elif kind.channels > MOST:
                 reasons[code] = f"{kind}, more than {MOST}"
             elif kind.channels != count:
-                reasons[code] = f"{kind}, expected {count} as {self._whose}"
+                reasons[code] = f"{kind}, expected {count}{counted}"
             elif self.one_depth and kind.depth != depth:
-                reasons[code] = f"{kind}, expected {depth} as {self._whose}, for a value_range"
+                reasons[code] = f"{kind}, expected {depth}{deep}, for a value_range"
             elif self.begun and DEPTHS.index(kind.depth) > DEPTHS.index(str(depth)):
                 reasons[code] = f"{kind}, expected {depth} at most as the run's"
         return reasons
 
-    @property
-    def _whose(self) -> str:
-        return "the run's" if self.begun else "most have"
+    def _of(
+        self, own: int | str, kinds: Mapping[int, Kind], many: Mapping[int, int], name: str
+    ) -> tuple[int | str, str]:
+        """(the value of a field that images shall have, why this one)."""
+        if own:
+            return own, " as the run's"
+        total: dict[int | str, int] = {}
+        for code, kind in kinds.items():
+            value = getattr(kind, name)
+            total[value] = total.get(value, 0) + many[code]
+        most = max(total, key=lambda value: (total[value], value)) if total else 0
+        even = [value for value, number in total.items() if number == total.get(most)]
+        if len(even) > 1:
+            return most, ", the largest of those that equally many have"
+        return most, " as most have"
 
     def tell(self, what: str, codes: NDArray[np.uint16] | None) -> None:
         """Logs what a run makes of images that are not as it uses them."""
@@ -93,12 +105,3 @@ class Wanted:
                     "are",
                     *(what, count, kind, ALL),
                 )
-
-
-def _most(kinds: Mapping[int, Kind], many: Mapping[int, int], name: str) -> int | str:
-    """The value of a field that most images have; of equally many the larger; 0 of none."""
-    total: dict[int | str, int] = {}
-    for code, kind in kinds.items():
-        value = getattr(kind, name)
-        total[value] = total.get(value, 0) + many[code]
-    return max(total, key=lambda value: (total[value], value)) if total else 0
