@@ -366,7 +366,7 @@ def demo() -> Config:
         ),
         # chosen on a validation part as well: demo-cpu/muon.json
         optim=OptimConfig("muon", muon_encoder=False, muon_lr=4.0, lr=4e-3, warmup=0.03),
-        train=TrainConfig(minutes=3.2, log_every=20, checkpoint_every=0),
+        train=TrainConfig(minutes=3.0, log_every=20, checkpoint_every=0),
     )
 
 

@@ -41,7 +41,7 @@ from fastequi.train import pretrain
 
 # what fits into the eight minutes of the whole command on two cores with AVX2
 BUDGET = Budget(
-    train_pairs=9_000,
+    train_pairs=8_000,
     fewer_pairs=(3_000,),
     probes=("token", "cosines", "mlp"),
     pixels=("raw pair", "pixel statistics"),
