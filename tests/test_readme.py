@@ -297,6 +297,9 @@ def test_the_demos_tables_are_the_measured_ones():
         assert said in README
     assert found["machine"]["cpu"] in TABLES
     run, words = measured("demo-cpu/run.json"), " ".join(TABLES.split())
+    seams = quality["seams"]
+    assert f"{seams['predicted']:.2f} times those inside patches" in words
+    assert f"(mean squares; {seams['target']:.2f} in the photographs)" in words
     assert f"{run['seconds'] // 60:.0f} min {run['seconds'] % 60:.0f} s after set-up" in words
     assert f"of them {run['training_seconds']} s of training ({run['steps']:,} steps" in words
     assert f"{run['base_steps']:,} steps) and {run['probe_seconds']} s of probes" in words
