@@ -81,8 +81,9 @@ INLINE vf log2_of(vf x) {
 }
 
 INLINE float most_of(vf v) {
-  float most = v[0];
-  for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
+  v4 four = folded_most(v);
+  float most = four[0];
+  for (int i = 1; i < 4; i++) most = four[i] > most ? four[i] : most;
   return most;
 }
 

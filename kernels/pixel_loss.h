@@ -59,8 +59,8 @@ INLINE double error_of(
   }
   for (; i + LANES <= n; i += LANES) a += error_at(&of, i, at, dtype, loss, stream);
   vf sum = (a + b) + (c + d);
-  double total = 0;
-  for (int lane = 0; lane < LANES; lane++) total += sum[lane];
+  v4 four = folded(sum);
+  double total = ((double)four[0] + four[1]) + ((double)four[2] + four[3]);
   for (; i < n; i++) { /* fewer than a vector left */
     vf slope, d = splat(value_at(of.pred, at + i, dtype) - of.target[i]);
     if (of.keep) d = (vf)((vi)d & of.keep[i]);

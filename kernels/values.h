@@ -96,9 +96,8 @@ INLINE void ask_for(const void *row, int64_t at, int32_t dtype) {
 }
 
 INLINE float sum_of(vf v) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += v[i];
-  return total;
+  v4 four = folded(v);
+  return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
 /* Row `row` of a matrix whose rows are `stride` values apart. */

@@ -66,16 +66,23 @@ INLINE v4 high_half(v8 v) { return ((v4 *)&v)[1]; }
 #endif
 #endif
 
-/* Four sums of a vector's values: of the 0th, 4th, 8th, ... */
+/* Four sums of a vector's values: of the 0th, 4th, 8th, ...; and the largest of these, as `larger` says. */
 #if defined(__AVX512F__)
 INLINE v4 folded(vf v) {
   v8 half = (v8)_mm512_castps512_ps256((__m512)v) + (v8)_mm512_extractf32x8_ps((__m512)v, 1);
   return low_half(half) + high_half(half);
 }
+INLINE v4 folded_most(vf v) {
+  __m512 x = (__m512)v;
+  __m256 half = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  return (v4)_mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
 #elif defined(__AVX2__)
 INLINE v4 folded(vf v) { return low_half(v) + high_half(v); }
+INLINE v4 folded_most(vf v) { return (v4)_mm_max_ps((__m128)low_half(v), (__m128)high_half(v)); }
 #else
 INLINE v4 folded(vf v) { return v; }
+INLINE v4 folded_most(vf v) { return v; }
 #endif
 
 INLINE vf splat(float value) { return (vf){0} + value; }

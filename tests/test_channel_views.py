@@ -354,7 +354,7 @@ def test_a_channel_of_colours_may_be_noisy_and_dropped(tmp_path):
     assert torch.equal(first.u, quiet.u)
 
 
-def test_several_places_that_were_scanned_are_measured_together(tmp_path):
+def test_several_places_that_were_scanned_are_measured_together(tmp_path, caplog):
     counts = {"a": 5, "b": 9}
     places = [stored(tmp_path / name, PLAIN, count=count) for name, count in counts.items()]
     cfg = replace(CFG, value_range="percentiles:1:99")
@@ -370,8 +370,10 @@ def test_several_places_that_were_scanned_are_measured_together(tmp_path):
     shares = [(every[:, c] <= end).mean() for c, end in enumerate(low)]
     assert all(0.008 < share < 0.012 for share in shares)
     (places[1] / ".fastequi" / "index.fei").unlink()
-    with pytest.raises(ValueError, match="of several places, each"):
+    caplog.clear()
+    with caplog.at_level("INFO"), pytest.raises(ValueError, match="of several places, each"):
         settled(CFG, open_source(places, wanted=wanted(CFG)))
+    assert f"not scanned: {places[1]}" in caplog.text
 
 
 def test_of_places_inside_each_other_every_image_counts_once(tmp_path):

@@ -140,8 +140,13 @@ def test_online_probes_leave_no_trace(tmp_path, source, monkeypatch):
     assert Config.from_json(json.dumps(before)) == with_views_of_this_machine(config)
     with pytest.raises(ValueError, match=r"train\.knn_data: expected labelled images"):
         small(knn_every=2)
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        pretrain(small(knn_every=2, knn_data="nowhere"), source, tmp_path / "none", max_steps=1)
+    shutil.copytree(photos / "a", tmp_path / "one" / "a")
+    for place, error, message in (
+        ("nowhere", FileNotFoundError, "train.knn_data: .*nowhere does not exist"),
+        (str(tmp_path / "one"), ValueError, "train.knn_data: expected at least 2 classes"),
+    ):
+        with pytest.raises(error, match=message):
+            pretrain(small(knn_every=2, knn_data=place), source, tmp_path / "none", max_steps=1)
     assert not (tmp_path / "none").exists()
 
 

@@ -146,19 +146,20 @@ def labelled_sets(
     counts = train_images, test_images
     chosen = Selection.of(data)
     if chosen.places == (DIGITS,) and test_data is None:
-        return _grey(_digits(counts), values)
+        return _grey(_digits(counts), values, chosen.option)
     if len(chosen.places) == 1 and idx.is_idx_folder(chosen.places[0]) and test_data is None:
         folder = Path(chosen.places[0])
         both = _mnist(folder, "train", train_images), _mnist(folder, "test", test_images)
-        return _grey(both, values)
+        return _grey(both, values, chosen.option)
     parts = _split(chosen, test_data, wanted(values))
     order = tuple(sorted(set(parts[0].classes)))
     if len(order) < 2:
-        raise ValueError(f"--data: expected at least 2 classes in {chosen}, found {list(order)}")
+        found = list(order)
+        raise ValueError(f"{chosen.option}: expected at least 2 classes in {chosen}, found {found}")
     tested = set(parts[1].classes)
     if unknown := sorted(tested - set(order)):
         where = parts[1].what, parts[0].what
-        raise ValueError(f"--data: {where[0]} has classes {unknown}, {where[1]} has not")
+        raise ValueError(f"{chosen.option}: {where[0]} has classes {unknown}, {where[1]} has not")
     if lacking := sorted(set(order) - tested):
         logger.warning("no test image of class %s", ", ".join(lacking))
     splits = []
@@ -169,13 +170,13 @@ def labelled_sets(
     return splits[0], splits[1]
 
 
-def _grey(sets: tuple[Arrays, Arrays], values: DataConfig) -> tuple[Arrays, Arrays]:
-    """Grey images of 8 bits as an encoder of these values takes them."""
+def _grey(sets: tuple[Arrays, Arrays], values: DataConfig, option: str) -> tuple[Arrays, Arrays]:
+    """Grey images of 8 bits, which `option` named, as an encoder of these values takes them."""
     if values.is_rgb:
         return sets
     if values.in_chans != 1 or values.value_range != DTYPE:
         taken = f"data.channels={values.channels}, data.value_range={values.value_range}"
-        raise ValueError(f"--data: grey images of 8 bits, but the encoder takes {taken}")
+        raise ValueError(f"{option}: grey images of 8 bits, but the encoder takes {taken}")
     return replace(sets[0], channels=1), replace(sets[1], channels=1)
 
 
@@ -207,7 +208,7 @@ def _split(data: Selection, test_data: Data | None, asked: Wanted) -> tuple[_Par
     for name in sorted(set(classes)):
         places = np.flatnonzero(np.array(classes) == name)
         if len(places) < 2:
-            raise ValueError(f"--data: class {name!r} of {data} has one image, expected 2")
+            raise ValueError(f"{data.option}: class {name!r} of {data} has one image, expected 2")
         tested[places] = held_out(len(places))
     fifth = "every fifth image of a class"
     return of(np.flatnonzero(~tested), f"all but {fifth}"), of(np.flatnonzero(tested), fifth)

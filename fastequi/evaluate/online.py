@@ -56,6 +56,19 @@ class OnlineProbe:
     measure: Callable[[Encoder], dict[str, float]]
 
 
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Errors name the option whose images they are about."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        said = str(error)
+        if option in said:
+            raise
+        kind = type(error) if isinstance(error, OSError) else ValueError
+        raise kind(f"{option}: {said}") from error
+
+
 def online_probes(config: Config, source: Source) -> list[OnlineProbe]:
     """Those a config asks for.
 
@@ -69,7 +82,8 @@ def online_probes(config: Config, source: Source) -> list[OnlineProbe]:
     train, found = config.train, []
     if train.knn_every:
         data = Selection(train.knn_data, option="train.knn_data")
-        sets = labelled_sets(data, _TRAIN_IMAGES, _TEST_IMAGES, values=values_of(config.data))
+        with _naming(data.option):
+            sets = labelled_sets(data, _TRAIN_IMAGES, _TEST_IMAGES, values=values_of(config.data))
         logger.info("online probe of classes: %s", described(*sets))
         found.append(OnlineProbe(train.knn_every, _Neighbours(*sets)))
     if train.r2_every:

@@ -143,6 +143,12 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
             of.append((k, i))
     if twice := sum(len(source) for _, source in parts) - len(names):
         logger.warning("%d images are named more than once and taken once", twice)
+    lacking = [str(root) for root, source in parts if not source.measured]
+    if 0 < len(lacking) < len(parts):
+        logger.info(
+            "values are measured of all places together or not at all; not scanned: %s",
+            ", ".join(lacking),
+        )
     order = sorted(range(len(names)), key=names.__getitem__)
     none = np.uint16(0)  # of a kind that is not known
     codes = [
