@@ -90,6 +90,12 @@ def build_tir(config: Config) -> TIR:
 def build_decoder(config: Config, patch_size: int) -> Decoder:
     """The decoders of the images between two views, of patches of the encoder's size."""
     model, tir = config.model, config.tir
+    most = patch_size // 2
+    if tir.decoder_overlap > most:
+        raise ValueError(
+            f"tir.decoder_overlap: expected 0 .. {most}, half of patches of {patch_size} px, "
+            f"got {tir.decoder_overlap}"
+        )
     sizes = 2 * tir.equi_dim, patch_size, tir.num_steps, tir.decoder_width
     if tir.decoder == "blocks":
         return BlockDecoder(

@@ -146,8 +146,9 @@ class TIRConfig:
     decoder_depth: int = 2  # transformer blocks, of the encoder's mlp_ratio, else 4 (blocks)
     decoder_heads: int = 4  # attention heads (blocks)
     decoder_shared: bool = True  # one trunk of blocks for all steps; else one each (blocks)
-    # pixels by which what a token predicts reaches beyond its patch, where the last layer is linear
-    # (blocks, and patch without convolutions): neighbours' are added up, so patches have no seams
+    # pixels by which what a token predicts reaches beyond its patch, at most half a patch, where
+    # the last layer is linear (blocks, and patch without convolutions): neighbours' are added up,
+    # so no edges of patches show after some training
     decoder_overlap: int = 0
     expander: tuple[int, ...] = (8192, 8192, 8192)  # layer widths (vicreg)
     inv_weight: float = 25.0  # vicreg

@@ -175,8 +175,12 @@ def _check_model(config: Config) -> None:
         )
     if tir.decoder_overlap:
         linear = tir.decoder == "blocks" or (tir.decoder == "patch" and not tir.decoder_convs)
-        ending = "0, since this decoder's last layer is no linear layer"
-        expect(linear, "tir.decoder_overlap", ending, tir.decoder_overlap)
+        kind = f"tir.decoder={tir.decoder}"
+        if tir.decoder == "patch":
+            kind += f" with tir.decoder_convs={tir.decoder_convs}"
+        ending = f"0 for {kind}, whose last layer is a convolution"
+        ways = " (--tir.decoder-convs 0 makes it linear)" * (tir.decoder == "patch")
+        expect(linear, "tir.decoder_overlap", ending + ways, tir.decoder_overlap)
     for name in ("expander", "projector"):
         widths = getattr(tir, name)
         expect(len(widths) >= 1, f"tir.{name}", "at least one width", widths)

@@ -73,8 +73,8 @@ typedef struct {
 } Wanted;
 
 /* Σ_t exp((teacher_t - column - row_t) / temperature): of all teachers of `pairs` behind those that `sums`
- * has already. */
-CALLED void add_teachers(const Dino *op, const int32_t *pairs, Wanted *sums) {
+ * has already. `lse`: the log-sum-exps of all teachers, or NULL. */
+CALLED void add_teachers(const Dino *op, const Sum *lse, const int32_t *pairs, Wanted *sums) {
   int found = 0, dtype = op->teacher_dtype;
   vf least;
   if (!sums->count) sums->total = 0;
@@ -82,7 +82,9 @@ CALLED void add_teachers(const Dino *op, const int32_t *pairs, Wanted *sums) {
     if (pairs[p] < 0 || found++ < sums->count) continue;
     const void *teacher = row_of(op->teacher, pairs[p], op->teacher_stride, dtype);
     float scale = op->teacher_scale * LOG2E;
-    Sum sum = op->row ? split(op->row[pairs[p]]) : lse_of_row(teacher, dtype, op->column, op->columns, scale);
+    Sum sum = lse       ? lse[pairs[p]]
+              : op->row ? split(op->row[pairs[p]])
+                        : lse_of_row(teacher, dtype, op->column, op->columns, scale);
 #define ADD(dtype, column) add_teacher(op, teacher, dtype, column, sum, found == 1, sums->wanted, &least)
     if (dtype == FLOAT32) sums->total += op->column ? ADD(FLOAT32, op->column) : ADD(FLOAT32, NULL);
     else sums->total += op->column ? ADD(BFLOAT16, op->column) : ADD(BFLOAT16, NULL);
@@ -178,7 +180,7 @@ INLINE int64_t beginning(const Dino *op, int64_t part, int64_t size) {
 }
 
 /* The loss of a row and its gradient; `sums` of the teachers before become those of its own. */
-INLINE void take_row(const Dino *op, int64_t i, const int32_t **known, Wanted *sums) {
+INLINE void take_row(const Dino *op, const Sum *lse, int64_t i, const int32_t **known, Wanted *sums) {
   int64_t r = op->order ? op->order[i] : i;
   const int32_t *pairs = pairs_of(op, i);
   int teachers = number_of(pairs, op->teachers);
@@ -190,44 +192,42 @@ INLINE void take_row(const Dino *op, int64_t i, const int32_t **known, Wanted *s
     return;
   }
   sums->count = *known ? shared(*known, pairs, op->teachers) : 0;
-  if (sums->count < teachers) add_teachers(op, pairs, sums);
+  if (sums->count < teachers) add_teachers(op, lse, pairs, sums);
   *known = pairs;
   op->loss[r] = loss_of(op, r, sums);
 }
 
-/* The rows' log-sum-exps of teachers that several sums take, made once. */
-static double *lse_of_teachers(const Dino *op) {
-  double *found = malloc((size_t)op->teacher_rows * sizeof(double));
+/* The log-sum-exps of teachers that several sums take, made once. */
+static Sum *lse_of_teachers(const Dino *op) {
+  Sum *found = malloc((size_t)op->teacher_rows * sizeof(Sum));
   if (!found) return NULL;
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t t = 0; t < op->teacher_rows; t++) {
     const void *teacher = row_of(op->teacher, t, op->teacher_stride, op->teacher_dtype);
-    Sum sum = lse_of_row(teacher, op->teacher_dtype, op->column, op->columns, op->teacher_scale * LOG2E);
-    found[t] = sum.high + sum.rest;
+    found[t] = lse_of_row(teacher, op->teacher_dtype, op->column, op->columns, op->teacher_scale * LOG2E);
   }
   return found;
 }
 
 const int64_t EXPORT(dino_bytes) = sizeof(Dino);
 
-int EXPORT(dino)(const Dino *given) {
-  Dino op = *given;
-  int64_t width = (op.columns + PART) / LANES * LANES + LANES;
-  int64_t fair = op.rows / (4 * op.threads), size = fair < 1 ? 1 : fair < AT_ONCE ? fair : AT_ONCE;
-  int64_t parts = (op.rows + size - 1) / size;
-  float *scratch = malloc((size_t)op.threads * width * sizeof(float));
-  double *lse = op.order && !op.row ? lse_of_teachers(&op) : NULL;
-  int failed = !scratch || (op.order && !op.row && !lse);
-  if (lse) op.row = lse;
+int EXPORT(dino)(const Dino *op) {
+  int64_t width = (op->columns + PART) / LANES * LANES + LANES;
+  int64_t fair = op->rows / (4 * op->threads), size = fair < 1 ? 1 : fair < AT_ONCE ? fair : AT_ONCE;
+  int64_t parts = (op->rows + size - 1) / size;
+  int shared = op->order && !op->row;
+  float *scratch = malloc((size_t)op->threads * width * sizeof(float));
+  Sum *lse = shared ? lse_of_teachers(op) : NULL;
+  int failed = !scratch || (shared && !lse);
   if (!failed) {
-#pragma omp parallel num_threads(op.threads)
+#pragma omp parallel num_threads(op->threads)
     {
       Wanted sums = {scratch + thread_number() * width};
       const int32_t *known = NULL;
 #pragma omp for schedule(dynamic, 1)
       for (int64_t part = 0; part < parts; part++) {
-        int64_t end = beginning(&op, part + 1, size);
-        for (int64_t i = beginning(&op, part, size); i < end; i++) take_row(&op, i, &known, &sums);
+        int64_t end = beginning(op, part + 1, size);
+        for (int64_t i = beginning(op, part, size); i < end; i++) take_row(op, lse, i, &known, &sums);
       }
     }
   }

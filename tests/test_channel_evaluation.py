@@ -234,13 +234,28 @@ def test_predicted_images_of_other_channels_have_their_errors():
     assert "nan" not in plain
 
 
+def test_files_of_another_depth_than_the_run_s_are_not_taken_with_a_range(tmp_path):
+    """A range is in the files' own numbers: 8 bits read as 0..4095 would be nearly black."""
+    config = run_of(5)
+    of_files = {"file_channels": 5, "file_depth": "uint16"}
+    ranged = replace(config, data=replace(config.data, value_range="0:4095", **of_files))
+    run = str(run_folder(tmp_path / "run", ranged))
+    eight = labelled(tmp_path / "set", 5, "uint8")
+    with pytest.raises(ValueError, match=r"5 channels of uint8, expected uint16 as the run's"):
+        evaluate_classes("knn", run, data=eight, out=tmp_path / "f.json")
+    plain = replace(config, data=replace(config.data, **of_files))
+    assert values_of(plain.data).file_depth == ""  # of a type's own range any depth is taken
+
+
 def test_files_with_other_channels_than_the_run_s_are_not_taken(tmp_path):
     """The first three of five bands are not red, green and blue."""
     config = run_of(3)
     config = replace(config, data=replace(config.data, file_channels=3))
     run = str(run_folder(tmp_path / "run", config))
     data = labelled(tmp_path / "set", 5)
-    with pytest.raises(ValueError, match=r"40 of 40 .*\(5 channels of uint16, expected 3 as"):
+    with pytest.raises(
+        ValueError, match=r"40 of 40 .*\(5 channels of uint16, expected 3 channels as"
+    ):
         evaluate_classes("knn", run, data=data, out=tmp_path / "f.json")
     assert values_of(load_encoder(run, "cpu")).file_channels == 3
     assert values_of(config.data).file_channels == 3

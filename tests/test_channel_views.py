@@ -376,6 +376,34 @@ def test_several_places_that_were_scanned_are_measured_together(tmp_path, caplog
     assert f"not scanned: {places[1]}" in caplog.text
 
 
+def test_several_places_are_of_one_kind(tmp_path):
+    """Told first of all, with the way out, whatever else is given or not measured."""
+    places = {
+        "five": stored(tmp_path / "five", PLAIN, count=3),
+        "two": stored(tmp_path / "two", PLAIN, channels=2, count=4),
+        "eight": stored(tmp_path / "eight", PLAIN, depth="uint8", count=5),
+    }
+    given = replace(CFG, mean=(0.5,) * 5, std=(0.25,) * 5)
+    ranges = "dtype", "percentiles", "0:4095"
+    message = (
+        r"data\.channels: expected images with one number of channels, got 4 of 2 channels .*, 3"
+    )
+    for value_range in ranges:
+        for cfg in (CFG, given):
+            asked = replace(cfg, value_range=value_range)
+            source = open_source([places["five"], places["two"]], wanted=wanted(asked))
+            with pytest.raises(ValueError, match=message):
+                settled(asked, source)
+    message = r"data\.value_range: expected dtype, or images of one depth, .* got 5 of 5 .*uint8, 3"
+    for value_range in ranges[1:]:
+        asked = replace(given, value_range=value_range)
+        source = open_source([places["five"], places["eight"]], wanted=wanted(asked))
+        with pytest.raises(ValueError, match=message):
+            settled(asked, source)
+    source = open_source([places["five"], places["eight"]], wanted=wanted(given))
+    assert settled(given, source).file_depth == "uint16"
+
+
 def test_of_places_inside_each_other_every_image_counts_once(tmp_path):
     whole = stored(tmp_path / "whole", PLAIN, count=7)
     (whole / "part").mkdir()
@@ -463,11 +491,11 @@ def test_images_that_were_added_to_a_run_are_not_used(folder, caplog):
     with caplog.at_level(logging.INFO):
         again = open_source(folder, wanted=wanted(cfg))
     assert list(again.names) == list(source.names)
-    assert "40 images that the run was not begun with are not used" in caplog.text
+    assert "40 images of another kind than the run's are not used" in caplog.text
     assert settled(cfg, again) == cfg
     for name in source.names:
         (folder / name).write_bytes(science.plain_tiff(values(10, "uint8")))
-    with pytest.raises(ValueError, match=r"10 channels of uint8, expected 5 as the run's"):
+    with pytest.raises(ValueError, match=r"10 channels of uint8, expected 5 channels as the run's"):
         open_source(folder, wanted=wanted(cfg))
 
 

@@ -234,6 +234,22 @@ def test_sums_of_teachers_that_grow_are_those_made_anew(views, teachers, monkeyp
     torch.testing.assert_close(ours(*problem)[1].double(), slope, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("large", [1e12, 1e15, 1e16, 1e30, -1e30])
+@pytest.mark.parametrize("views", [2, 4])
+def test_large_teachers_are_even_where_several_sums_take_them(large, views, monkeypatch):
+    """Ten maxima alike, or a whole row: the logarithm of their number is far below their digits."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(views * 4, 600), torch.zeros(2 * 4, 600)
+    teacher[:, : 10 if large > 0 else 600] = large
+    pairs = pairs_of(views, 2, 4, student.device)
+    problem = student, teacher, DINOTarget(pairs, torch.ones(views * 4), None, None, 0.1, 0.04)
+    wanted, slope = exact(*problem)
+    monkeypatch.setattr(native_dino, "_SHARED", 0)
+    loss, grad = ours(*problem)
+    torch.testing.assert_close(loss.double(), wanted, rtol=2e-6, atol=0)
+    torch.testing.assert_close(grad.double(), slope, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("columns", [15, 520, 1500, 3000])
 @pytest.mark.parametrize("first", [-math.inf, -1e9, -300.0, 0.0])
 def test_rows_whose_largest_logit_comes_late(columns, first):

@@ -134,6 +134,7 @@ def test_every_figure_of_the_files_stands_on_the_page(markup, two_runs):
     assert card in found
     assert "24.91 dB, that of the nearer view in their place 23.11 dB: pooled gain +1.8 dB" in found
     assert "pooled gain +1.8 dB (+1.2 to +2.4)." in found
+    assert "across edges of patches are 1.12 times those inside (targets: 0.97)." in found
     assert "0..10° −1.4" in found
     assert "z_equi raw pair +0.07 −0.03 to +0.11" in found
     assert "PSNR 2 31.46 dB 30.89 dB" in found

@@ -104,6 +104,19 @@ def test_recon_is_the_error_of_what_reconstruct_shows(decoder, monkeypatch):
         )
 
 
+def test_an_overlap_that_cannot_be_names_the_setting_and_the_way_out():
+    with pytest.raises(
+        ValueError, match=r"tir\.decoder_overlap: expected 0 \.\. 4, half of patches"
+    ):
+        build(small(decoder_overlap=5))
+    message = (
+        r"tir\.decoder_overlap: expected 0 for tir\.decoder=patch with tir\.decoder_convs=4, whose "
+        r"last layer is a convolution \(--tir\.decoder-convs 0 makes it linear\), got 2"
+    )
+    with pytest.raises(ValueError, match=message):
+        small(decoder="patch", decoder_overlap=2)
+
+
 def test_the_base_sees_z_inv_only_and_the_decoders_z_equi_only():
     model, batch = built(small())
     model(batch)["ssl"].backward()

@@ -108,6 +108,8 @@ CASES = (
             {**_HEADLINE, "C": 4},
             {**_HEADLINE, "C": 12, "depth": "uint16"},
             {**_HEADLINE, "C": 12, "depth": "float16"},
+            {**_HEADLINE, "B": 64},  # where the host's share of a call is small
+            {**_HEADLINE, "B": 64, "C": 1},
         ),
     ),
 )

@@ -33,7 +33,7 @@ class DemoOptions:
     run_dir: Path | None = None
     """Folder of the run; by default a new one, named by date."""
     minutes: float | None = None
-    """Training time; short for --train.minutes."""
+    """Of each of the two trainings; short for --train.minutes."""
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ def pixels_of(cfg: DataConfig, source: Source) -> Pixels | None:
     kinds = list(counts(source.kinds))
     if not kinds or len({kind.channels for kind in kinds}) > 1:
         found = ", ".join(map(str, kinds)) or "kinds that no index says"
-        raise ValueError(f"channels: expected images with one number of channels, got {found}")
+        raise ValueError(f"data.channels: expected images with one number of channels, got {found}")
     count = kinds[0].channels
     numbers = channels.chosen(cfg.channels) or tuple(range(count))
     if max(numbers) >= count:
-        raise ValueError(f"channels: expected numbers below {count}, got {cfg.channels}")
+        raise ValueError(f"data.channels: expected numbers below {count}, got {cfg.channels}")
     depth = cfg.file_depth or _deepest(kinds)
     if cfg.file_channels not in (0, count):
         raise ValueError(f"channels: expected images with {cfg.file_channels}, got {kinds[0]}")

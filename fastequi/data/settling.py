@@ -44,6 +44,7 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
     kinds = list(counts(source.kinds))
     if not kinds:
         pixels_of(cfg, source)  # says what is missing
+    _expect_alike(cfg, source)
     kind = kinds[0]
     numbers = channels.chosen(cfg.channels) or tuple(range(kind.channels))
     default = DataConfig()
@@ -81,6 +82,23 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         logger.info("as the index says: %s", said)
     _tell(cfg, pixels.count)
     return cfg
+
+
+def _expect_alike(cfg: DataConfig, source: Source) -> None:
+    """Raises ValueError where images of several places are not of one kind: of a single place those
+    that differ are left out when it is opened."""
+    found = counts(source.kinds)
+    said = ", ".join(f"{count} of {kind}" for kind, count in found.items())
+    way = "images of several places; --exclude leaves images out"
+    if len({kind.channels for kind in found}) > 1:
+        raise ValueError(
+            f"data.channels: expected images with one number of channels, got {said}, as {way}"
+        )
+    if cfg.value_range != channels.DTYPE and len({kind.depth for kind in found}) > 1:
+        raise ValueError(
+            f"data.value_range: expected {channels.DTYPE}, or images of one depth, as a range is "
+            f"in the files' own numbers, got {said}, as {way}"
+        )
 
 
 def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:

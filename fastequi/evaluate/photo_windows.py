@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from fastequi import paths
+from fastequi.data.channels import DTYPE
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.settling import wanted
@@ -22,13 +23,17 @@ _SCALED, _PER_DECODE, _BATCH = 256, 8, 256  # _PER_DECODE at most; all are power
 def values_of(of: Encoder | DataConfig) -> DataConfig:
     """Settings that say which channels an encoder's images have, or a run's, and which values.
 
-    Of a run that keeps channels its files' number of them too: others have other channels there.
+    Of a run that keeps channels its files' number of them too, as others have other channels there;
+    and, of a range in the files' own numbers, their depth, as those of others mean other values.
     """
     names = ("channels", "value_range", "mean", "std")
     values = DataConfig(**{name: getattr(of, name) for name in names})
     data = of if isinstance(of, DataConfig) else of.config.data if of.config else values
-    same = data.channels == values.channels
-    return replace(values, file_channels=data.file_channels if same else 0)
+    if data.channels != values.channels:
+        return values
+    ranged = values.value_range == data.value_range != DTYPE
+    depth = data.file_depth if ranged else ""
+    return replace(values, file_channels=data.file_channels, file_depth=depth)
 
 
 def photometric_for(encoder: Encoder) -> Photometric:

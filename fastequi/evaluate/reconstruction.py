@@ -41,6 +41,7 @@ from fastequi.methods.tir import TIR
 
 _BATCH = 64
 _DRAWS = 1000  # of the bootstrap
+_SHOWING = 1.5  # ratio of seams to the targets' from which on edges of patches can be seen
 _ANGLES = (0.0, 10.0, 20.0, 30.0)  # degrees, where the parts by angle begin
 
 
@@ -370,6 +371,8 @@ def evaluate_reconstruction(
     file = place("reconstruct", spec, out)
     seen = seen_in_training([spec], source if data else None)
     found, console = measured(encoder, source, images=images, seed=seed), Console()
+    which = "photographs" if data or test_data else "embedded photographs (--data names others)"
+    print(f"{found.images:,} windows of {found.photographs} {which}")
     if found.predictions:
         show_predictions(found.predictions, console, single=found.photographs == 1)
     else:
@@ -424,9 +427,12 @@ def show_predictions(found: Predictions, console: Console, *, single: bool = Fal
     console.print(f"pooled gain {interval(pooled, 1, single=single)}")
     seams = found.seams
     if seams.predicted is not None and seams.target is not None:
+        shows = seams.predicted > _SHOWING * seams.target
         console.print(
-            f"steps across edges of patches over steps inside them: predicted "
-            f"{seams.predicted:.2f}, targets {seams.target:.2f} (far above: a block pattern)"
+            "differences of neighbouring pixels, mean squares across edges of patches over those "
+            f"inside: predicted {seams.predicted:.2f}, targets {seams.target:.2f}"
+            + "; the edges show, as more training or tir.decoder_overlap mends"
+            * shows
         )
     table = Table(title="between the views, means over images", box=box.SIMPLE_HEAD)
     table.add_column("measure", no_wrap=True)

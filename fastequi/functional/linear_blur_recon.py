@@ -32,7 +32,7 @@ def linear_blur_recon_loss(
 
     Equals, in value and gradient::
 
-        pred = hidden @ weight.mT + bias                      # for every step its own weight
+        pred = hidden @ weight.mT + bias[:, None]             # for every step its own weight
         pred = windows added up to patches                    # if they overlap
         loss = blur_recon_loss(pred, image, sigma, layout="patch", patch_size=patch_size, ...)
 
@@ -47,9 +47,12 @@ def linear_blur_recon_loss(
         bias: [K, w·w·C], or [w·w·C], or None.
         image, sigma, patch_size, loss, mean, std, max_sigma: as there.
         overlap: o, pixels by which a token's window reaches beyond its patch on every side, at most
-            p/2. Windows are added up where they overlap, what reaches beyond the image mirrored
-            back into it: a transposed convolution with stride p and kernel w = p + 2·o. Windows
-            that fade towards their edges leave no seams between patches.
+            p/2; w = p + 2·o. A window's values lie as a patch's: rows, columns, channels. The
+            windows of the H/p by W/p tokens are added up where they overlap (a transposed
+            convolution of stride p), and what lies outside the image is then added back, mirrored
+            with its edge pixels repeated (numpy's "symmetric"). Where the weight lets windows fade
+            towards their edges, no edges of patches show: `fastequi.models.decoder.StepLinear` is
+            such a layer, and makes the images too.
         reduction: "mean" or "sum"; the gradients of a scalar alone can be had in one pass.
 
     Returns:

@@ -240,6 +240,12 @@ def _predictions(run: Run, document: dict[str, Any], single: bool) -> str:
         f"in their place {pooled['nearer_view']:.2f} dB: pooled gain {gain} dB"
         + ("." if single else f" ({low} to {high}).")
     )
+    seams = document.get("seams", {})  # of files made before they were measured
+    if None not in (seams.get("predicted"), seams.get("target")):
+        said += (
+            f" Squared differences of neighbouring pixels across edges of patches are "
+            f"{seams['predicted']:.2f} times those inside (targets: {seams['target']:.2f})."
+        )
     panels = []
     for name, what in (("by_texture", "texture"), ("by_angle", "angle")):
         if rows := [(row["name"], row["pooled"]) for row in document[name]]:

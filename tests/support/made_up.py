@@ -21,6 +21,7 @@ RECONSTRUCT = {
              "low": 0.2, "high": 0.7},
     "ssim": {"predicted": [0.8123, 0.9], "nearer_view": [0.8, 0.91], "gain": -0.0012,
              "low": -0.01, "high": 0.007},
+    "seams": {"predicted": 1.125, "target": 0.971},
     "pooled": {"predicted": 24.912, "nearer_view": 23.111, "gain": 1.801, "low": 1.2, "high": 2.4},
     "by_texture": [
         {"name": "most texture", "images": 128, "nearer_view": 19.0, "gain": 2.2, "pooled": 2.31},

@@ -338,7 +338,7 @@ def _source(
         logger.info("%s: %d of %d images by %s", what, len(known.rows), count, patterns)
     known, unfit = _fit(known, wanted)
     if wanted.begun and unfit:
-        logger.info("%s: %d images that the run was not begun with are not used", what, unfit)
+        logger.info("%s: %d images of another kind than the run's are not used", what, unfit)
         unfit = 0
     bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
     if bad:

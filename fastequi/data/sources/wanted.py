@@ -66,7 +66,9 @@ class Wanted:
         same = {code: kind for code, kind in fit.items() if kind.channels == count}
         depth, deep = self._of(self.depth, same, many, "depth")
         for code, kind in known.items():
-            if kind.channels < least:
+            if self.begun and kind.channels != count:
+                reasons[code] = f"{kind}, expected {count} channels as the run's"
+            elif kind.channels < least:
                 reasons[code] = f"{kind}, none of them number {least - 1}"
             elif kind.channels > MOST:
                 reasons[code] = f"{kind}, more than {MOST}"
