@@ -330,6 +330,17 @@ def test_the_table_of_overlaps_is_the_measured_one():
         assert f"| {overlap} px | {run['recon']:.4f} | {gains} | {read_of(run)} |" in TABLES
 
 
+def test_the_table_of_tries_is_the_measured_one():
+    runs = measured("demo-cpu/tries.json")["runs"]
+    assert len(runs) == 6
+    for run in runs:
+        gains = f"{run['recon']:.4f} | {run['pooled']:.2f} | {run['mean of dB']:.2f}"
+        line = f"| {run['steps']:,} | {gains} | {read_of(run)} |"
+        assert any(
+            row.startswith(f"| {run['note']}") and line in row for row in TABLES.splitlines()
+        )
+
+
 def test_the_table_of_depths_is_the_measured_one():
     runs = measured("demo-cpu/depth.json")["runs"]
     assert len(runs) == 6
