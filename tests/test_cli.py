@@ -205,7 +205,7 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
         (["demo", "--train.epochs", "3"], "--train.epochs: expected --train.minutes 0 beside it"),
         (
             ["pretrain", "demo", "--data", ".", "--train.epochs=3"],
-            "--train.epochs: expected --train.minutes 0 beside it, got train.minutes=3.2, after",
+            "--train.epochs: expected --train.minutes 0 beside it, got train.minutes=3, after",
         ),
         (["pretrain", "demo", "--data", ".", "--optim.lrr", "1"], "did you mean --optim.lr?"),
         (["demo", "--minutes", "-1"], "--minutes: expected a time > 0"),
