@@ -215,10 +215,10 @@ int EXPORT(dino)(const Dino *op) {
   int64_t width = (op->columns + PART) / LANES * LANES + LANES;
   int64_t fair = op->rows / (4 * op->threads), size = fair < 1 ? 1 : fair < AT_ONCE ? fair : AT_ONCE;
   int64_t parts = (op->rows + size - 1) / size;
-  int shared = op->order && !op->row;
+  int several = op->order && !op->row; /* sums may take the same teacher */
   float *scratch = malloc((size_t)op->threads * width * sizeof(float));
-  Sum *lse = shared ? lse_of_teachers(op) : NULL;
-  int failed = !scratch || (shared && !lse);
+  Sum *lse = several ? lse_of_teachers(op) : NULL;
+  int failed = !scratch || (several && !lse);
   if (!failed) {
 #pragma omp parallel num_threads(op->threads)
     {

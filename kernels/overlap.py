@@ -18,6 +18,15 @@ from fastequi.kernels.backend import tl, triton, use_triton
 
 
 @triton.jit
+def _place(ROWS, COLUMNS, C: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr):
+    # a program's token, its tile (i, j), and of its values the places: channel, column, row
+    token = tl.program_id(0).to(tl.int64)
+    i, j = (token // COLUMNS % ROWS).to(tl.int32), (token % COLUMNS).to(tl.int32)
+    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    return token, i, j, offs, offs % C, offs // C % SIDE, offs // C // SIDE
+
+
+@triton.jit
 def _partner(at, tile, tiles, P: tl.constexpr, OVER: tl.constexpr):
     # of a patch's pixel `at`: the other window that reaches it, and where in that
     low = at < OVER
@@ -44,11 +53,8 @@ def overlap_add_kernel(
     # patches[b, (i j), (p q c)] = Σ of the windows that reach this pixel
     W: tl.constexpr = P + 2 * OVER
     VALUES: tl.constexpr = P * P * C
-    token = tl.program_id(0).to(tl.int64)
-    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    token, i, j, offs, c, q, p = _place(ROWS, COLUMNS, C, P, BLOCK)
     mask = offs < VALUES
-    c, q, p = offs % C, offs // C % P, offs // C // P
-    i, j = (token // COLUMNS % ROWS).to(tl.int32), (token % COLUMNS).to(tl.int32)
     over_rows, row, at_row = _partner(p, i, ROWS, P, OVER)
     over_columns, column, at_column = _partner(q, j, COLUMNS, P, OVER)
     up, left = (row - i) * COLUMNS, column - j
@@ -92,11 +98,8 @@ def overlap_spread_kernel(
     # windows[b, (i j), (p q c)] = patches at the pixel that this value was added to
     W: tl.constexpr = P + 2 * OVER
     VALUES: tl.constexpr = W * W * C
-    token = tl.program_id(0).to(tl.int64)
-    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    token, i, j, offs, c, q, p = _place(ROWS, COLUMNS, C, W, BLOCK)
     mask = offs < VALUES
-    c, q, p = offs % C, offs // C % W, offs // C // W
-    i, j = (token // COLUMNS % ROWS).to(tl.int32), (token % COLUMNS).to(tl.int32)
     row, p = _reached(p, i, ROWS, P, OVER)
     column, q = _reached(q, j, COLUMNS, P, OVER)
     patch = P * P * C
