@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.data.views.batch import Batch, Views
-from fastequi.evaluate.image_quality import decibels, squared_error, ssim, steps
+from fastequi.evaluate.image_quality import decibels, neighbour_differences, squared_error, ssim
 from fastequi.evaluate.reconstruction import nearer_view, predictions
 from fastequi.evaluate.spectrum import spectrum
 from fastequi.paths import SE2
@@ -56,19 +56,19 @@ def test_ssim_is_its_definition():
         ssim(x[..., :10, :], x[..., :10, :], MEAN, STD)
 
 
-def test_steps_across_the_edges_of_patches_are_told_from_those_inside():
+def test_differences_across_the_edges_of_patches_are_told_from_those_inside():
     flat = torch.zeros(2, 3, 8, 12)
     tiles = flat.clone()
     tiles[..., 4:, :] += 2  # one of one edge along the rows; none of two along the columns
-    across, inside = steps(tiles, 4).tolist()
+    across, inside = neighbour_differences(tiles, 4).tolist()
     edges = 1 * 12 + 2 * 8
     assert across == pytest.approx(4 * 12 / edges)
     assert inside == 0
     ramp = torch.arange(12.0).expand(2, 3, 8, 12)
-    across, inside = steps(ramp, 4).tolist()
+    across, inside = neighbour_differences(ramp, 4).tolist()
     assert across == pytest.approx(2 * 8 / edges)
     assert inside == pytest.approx(9 * 8 / (9 * 8 + 6 * 12))
-    assert steps(flat, 1)[1].isnan()
+    assert neighbour_differences(flat, 1)[1].isnan()
 
 
 def test_psnr_is_its_definition_and_the_nearer_view_is_near():
@@ -112,7 +112,7 @@ def test_the_pooled_gain_and_its_parts_are_sums_of_squared_errors():
     batch = Batch(v1=v1, u=v1, path=F.pad(angles, (0, 2)), sample_ids=torch.arange(4), epoch=0)
     found = predictions(_Told(views, SE2(), [shown]), [batch], 4, lambda ids: ids // 2)
     for name, of in (("pred", found.seams.predicted), ("target", found.seams.target)):
-        across, inside = steps(shown[name], 4).tolist()
+        across, inside = neighbour_differences(shown[name], 4).tolist()
         assert of == pytest.approx(across / inside)
     ours = (pred - target).square()
     copied = (torch.stack([v1, v2], 1) - target).square()

@@ -22,8 +22,8 @@ def squared_error(
     return (x - y).square().mean((-1, -2, -3))
 
 
-def steps(images: Tensor, patch_size: int) -> Tensor:
-    """[2]: mean squares of the steps between neighbouring pixels of images [..., C, H, W].
+def neighbour_differences(images: Tensor, patch_size: int) -> Tensor:
+    """[2]: mean squares of the differences of neighbouring pixels of images [..., C, H, W].
 
     Of those across an edge between patches, and of those inside patches; NaN where there are none.
     The first over the second is 1 where no edge shows, as in photographs, and above it where a

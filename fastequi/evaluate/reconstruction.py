@@ -31,7 +31,7 @@ from fastequi.data.sources.splits import photographs
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.checked import expect_finite
 from fastequi.evaluate.encoders import Encoder, load_encoder
-from fastequi.evaluate.image_quality import decibels, squared_error, ssim, steps
+from fastequi.evaluate.image_quality import decibels, neighbour_differences, squared_error, ssim
 from fastequi.evaluate.intervals import middle95, resampled_mean
 from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training
@@ -107,7 +107,7 @@ class PartGain:
 
 @dataclass(frozen=True, kw_only=True)
 class Seams:
-    """Steps across the edges of patches over steps inside them; see `image_quality.steps`.
+    """Mean squared differences of neighbouring pixels across edges of patches over those inside.
 
     Attributes:
         predicted, target: 1 where no edge shows; None where patches have one pixel or are single.
@@ -222,7 +222,7 @@ def predictions(
         both = views["pred"], nearer_view(views["v1"], views["v2"], target.shape[1])
         for measure, found in ((squared_error, errors), (ssim, similarities)):
             found.append(torch.stack([measure(x, target, mean, std).cpu() for x in both], 1))
-        edges.append(torch.stack([_steps(x, method) for x in (views["pred"], target)]))
+        edges.append(torch.stack([_differences(x, method) for x in (views["pred"], target)]))
         photographs.append(images_of(batch.sample_ids))
         paths.append(batch.path.cpu())
         count += len(batch)
@@ -271,10 +271,10 @@ def _quality(values: Tensor, photographs: Tensor) -> Quality:
     )
 
 
-def _steps(images: Tensor, method: TIR) -> Tensor:
-    """[2] of images as they are shown, see :func:`steps`."""
+def _differences(images: Tensor, method: TIR) -> Tensor:
+    """[2] of images as they are shown, see :func:`neighbour_differences`."""
     shown = denormalise(images, method.views.mean, method.views.std).clamp(0, 1)
-    return steps(shown, method.encoder.patch_size)
+    return neighbour_differences(shown, method.encoder.patch_size)
 
 
 def _seams(edges: Tensor) -> Seams:
@@ -431,7 +431,7 @@ def show_predictions(found: Predictions, console: Console, *, single: bool = Fal
         console.print(
             "differences of neighbouring pixels, mean squares across edges of patches over those "
             f"inside: predicted {seams.predicted:.2f}, targets {seams.target:.2f}"
-            + "; the edges show, as more training or tir.decoder_overlap mends"
+            + "; the edges show: more training helps, and tir.decoder_overlap"
             * shows
         )
     table = Table(title="between the views, means over images", box=box.SIMPLE_HEAD)

@@ -46,13 +46,8 @@ def linear_blur_recon_loss(
             `overlap` makes of it.
         bias: [K, w·w·C], or [w·w·C], or None.
         image, sigma, patch_size, loss, mean, std, max_sigma: as there.
-        overlap: o, pixels by which a token's window reaches beyond its patch on every side, at most
-            p/2; w = p + 2·o. A window's values lie as a patch's: rows, columns, channels. The
-            windows of the H/p by W/p tokens are added up where they overlap (a transposed
-            convolution of stride p), and what lies outside the image is then added back, mirrored
-            with its edge pixels repeated (numpy's "symmetric"). Where the weight lets windows fade
-            towards their edges, no edges of patches show: `fastequi.models.decoder.StepLinear` is
-            such a layer, and makes the images too.
+        overlap: o, pixels by which a token's window reaches beyond its patch, w = p + 2·o; as in
+            :func:`fastequi.functional.linear_warp_recon_loss`.
         reduction: "mean" or "sum"; the gradients of a scalar alone can be had in one pass.
 
     Returns:
