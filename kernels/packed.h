@@ -4,7 +4,7 @@
  * pixel, and a ring of two texels around it that hold what lies outside; a group of four channels is
  * a plane of such texels. A bilinear sample of a group is then two loads of two neighbouring texels,
  * whatever the channel, the layout or the type of the image. Of one channel a texel is two floats, the
- * pixel and the one below it: two neighbouring texels are all that a sample needs, in one load.
+ * pixel and the step to the one below it: two neighbouring texels are all that a sample needs, in one load.
  * Coordinates are bounded before they become integers, NaN included, so no matrix reads elsewhere.
  */
 #ifndef FASTEQUI_PACKED_H
@@ -16,7 +16,7 @@
 
 #include "values.h"
 
-enum { ZEROS, BORDER, REFLECTION };
+enum { ZEROS, BORDER, REFLECTION, INSIDE }; /* the last one where no rule is needed */
 
 /* Texels around an image; pixels of up to four channels sampled before they are used; most of channels. */
 enum { RING = 2, RUN = 1024, GROUPS = 256 };
@@ -171,8 +171,8 @@ INLINE void packed_row(
   for (int64_t i = 0; i < n; i++) out[i] = gain * out[i] + bias;
 }
 
-/* The same of an image of one channel: pixels and those below them, but for the last row, which is below
- * alone. */
+/* The same of an image of one channel: pixels and how much those below them are more, but for the last
+ * row, which is below alone. */
 CALLED void pack_one(
     const Image *image, const Grid *grid, int64_t b, int64_t first, int64_t last, float *texels) {
   enum { PART = 256 };
@@ -182,8 +182,8 @@ CALLED void pack_one(
   packing(image, grid, 0, &gain, &bias);
   if (last == image->height + 2 * RING) last--;
   for (int64_t row = first; row < last; row++) {
-    float *to = texels + row * pitch;
-    for (int64_t x = 0; x < 2 * RING; x++) to[x] = to[pitch - 1 - x] = bias[0];
+    float *left = texels + row * pitch, *right = left + pitch - 2 * RING;
+    for (int64_t x = 0; x < 2 * RING; x++) left[x] = right[x] = x % 2 ? 0.0f : bias[0];
   }
   for (int64_t x = 0; x < width; x += PART) { /* down the image: each value is read once */
     int64_t n = width - x < PART ? width - x : PART;
@@ -192,7 +192,7 @@ CALLED void pack_one(
       const float *own = part[row % 2], *below = part[(row + 1) % 2];
       float *to = texels + row * pitch + 2 * (RING + x);
       packed_row(part[(row + 1) % 2], image, start, row + 1, x, n, gain[0], bias[0]);
-      for (int64_t i = 0; i < n; i++) to[2 * i] = own[i], to[2 * i + 1] = below[i];
+      for (int64_t i = 0; i < n; i++) to[2 * i] = own[i], to[2 * i + 1] = below[i] - own[i];
     }
   }
 }
@@ -250,84 +250,136 @@ INLINE int finite6(const float *theta) {
   return sum == 0.0f;
 }
 
-/* Coordinate after the padding rule; *slope: the rule's derivative. NaN becomes the lower bound. */
-INLINE float padded(float x, int32_t size, int32_t padding, int32_t align, float *slope) {
+/* Coordinates after the padding rule; *slope: the rule's derivative. NaN becomes the lower bound. */
+INLINE vf padded(vf x, int32_t size, int32_t padding, int32_t align, vf *slope) {
   float low = -1.5f, high = (float)size + 0.5f;
-  *slope = 1.0f;
+  *slope = splat(1.0f);
   if (padding == REFLECTION) {
     float origin = align ? 0.0f : -0.5f, span = align ? (float)(size - 1) : (float)size;
-    float away = fabsf(x - origin), safe = span > 1.0f ? span : 1.0f;
-    float turns = floorf(away / safe), rest = away - turns * safe;
-    int odd = turns - 2.0f * floorf(turns * 0.5f) != 0.0f;
-    *slope = (odd ? -1.0f : 1.0f) * (x < origin ? -1.0f : 1.0f);
-    x = (odd ? span - rest : rest) + origin;
-    x = span > 0.0f ? x : 0.0f;
-    *slope = span > 0.0f ? *slope : 0.0f;
+    vf off = x - origin, away = magnitude(off);
+    vf turns = floored(away / (span > 1.0f ? span : 1.0f)), rest = away - turns * span;
+    vi odd = turns - 2.0f * floored(turns * 0.5f) != 0.0f;
+    *slope = pick(odd ^ (off < 0.0f), splat(-1.0f), splat(1.0f));
+    x = pick(odd, span - rest, rest) + origin;
+    if (span <= 0.0f) *slope = x = splat(0.0f);
   }
   if (padding != ZEROS) {
     low = 0.0f;
     high = (float)(size - 1);
-    *slope = x > low && x < high ? *slope : 0.0f;
+    *slope = pick((x > low) & (x < high), *slope, splat(0.0f));
   }
-  x = x > low ? x : low;
-  return x < high ? x : high;
+  return smaller(larger(x, splat(low)), splat(high));
 }
 
-/* What a run of samples needs: the upper left texel, the weights; and on request the derivatives of
- * the weights' coordinates by the normalised ones, and whether the point lies inside the image. */
+/* What a run of samples needs: the upper left texel, counted from that of pixel (0, 0), the weights; and
+ * on request the derivatives of the weights' coordinates by the normalised ones, and whether the point
+ * lies inside the image. */
 typedef struct {
-  int32_t texel[RUN];
-  float wx[RUN], wy[RUN];
-  float dx[RUN], dy[RUN];
-  int32_t keep[RUN]; /* all bits, or none */
+  int32_t texel[RUN + LANES];
+  float wx[RUN + LANES], wy[RUN + LANES];
+  float dx[RUN + LANES], dy[RUN + LANES];
+  int32_t keep[RUN + LANES]; /* all bits, or none */
 } Taps;
 
-/* Taps of `rows` rows of `n` pixels, the first of which is (x0, y0). */
+/* A rectangle of a grid's samples, the first of which is (x, y). */
+typedef struct {
+  int64_t x, y, width, rows;
+} Rectangle;
+
+/* Memory that is needed next: from `first` on, `each` bytes a sample, in `planes` that lie `apart` bytes. */
+typedef struct {
+  uintptr_t first;
+  int64_t each, apart;
+  int32_t planes;
+} Ahead;
+
+/* Asks for bytes `from` to `to` of every plane, which may lie behind its end, and says to where it did: for
+ * the first-level cache where a run has few bytes, else for the second, so that texels stay. */
+INLINE int64_t asked_to(const Ahead *of, int64_t from, int64_t to) {
+  for (; from < to; from += 64)
+    for (int32_t c = 0; c < of->planes; c++) {
+      const char *place = (const char *)(of->first + (uintptr_t)(c * of->apart + from));
+      if (of->each * of->planes <= 4) __builtin_prefetch(place, 0, 3);
+      else __builtin_prefetch(place, 0, 2);
+    }
+  return from;
+}
+
+/* No point of the rectangle lies at a border of the image or beyond, so that no padding rule says anything,
+ * and its texels can be counted in float32. */
+INLINE int all_inside(const Rectangle *of, const Affine *at, const Image *image) {
+  const int32_t size[2] = {image->width, image->height};
+  int inside = pitch_of(image) * (image->height + 2 * RING) < 1 << 24;
+  for (int i = 0; i < 2; i++) {
+    double first = at->a[i] * of->x + at->b[i] * of->y + at->c[i], low = first, high = first;
+    double wide = at->a[i] * (of->width - 1), tall = at->b[i] * (of->rows - 1);
+    *(wide < 0 ? &low : &high) += wide;
+    *(tall < 0 ? &low : &high) += tall;
+    inside &= low > 0.01 && high < size[i] - 1.01; /* more than float32 rounds */
+  }
+  return inside;
+}
+
+/* Taps of a rectangle. A row is written by whole vectors: the next one follows, or nothing. What
+ * lies ahead is asked for row by row, so that no load waits for all of it. */
 INLINE void locate(
-    Taps *taps, int64_t n, int64_t rows, int64_t x0, int64_t y0, const Affine *at, const Grid *grid,
-    const Image *image, int derivatives, int mask, int32_t padding) {
+    Taps *taps, const Rectangle *of, Ahead ahead, const Affine *at, const Grid *grid, const Image *image,
+    int derivatives, int mask, int32_t padding) {
+  static const float first[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float ax = (float)at->a[0], ay = (float)at->a[1];
   const float middle_x = at->centre[0], middle_y = at->centre[1];
   const float scale_x = at->scale[0], scale_y = at->scale[1];
-  const int32_t pitch = (int32_t)pitch_of(image), width = image->width, height = image->height;
-  const int32_t align = grid->align, count = (int32_t)n;
-  for (int64_t row = 0; row < rows; row++) {
-    const float cx = (float)(at->a[0] * x0 + at->b[0] * (y0 + row) + at->c[0]);
-    const float cy = (float)(at->a[1] * x0 + at->b[1] * (y0 + row) + at->c[1]);
-    int32_t *texel = taps->texel + row * n, *keep = taps->keep + row * n;
-    float *wx = taps->wx + row * n, *wy = taps->wy + row * n;
-    float *dx = taps->dx + row * n, *dy = taps->dy + row * n;
-#pragma GCC ivdep
-    for (int32_t i = 0; i < count; i++) {
-      float px = cx + ax * (float)i, py = cy + ay * (float)i, sx, sy;
-      if (mask) keep[i] = -((fabsf(px - middle_x) <= scale_x) & (fabsf(py - middle_y) <= scale_y));
-      px = padded(px, width, padding, align, &sx);
-      py = padded(py, height, padding, align, &sy);
-      float fx = floorf(px), fy = floorf(py);
-      wx[i] = px - fx;
-      wy[i] = py - fy;
-      texel[i] = ((int32_t)fy + RING) * pitch + (int32_t)fx + RING;
+  const int32_t width = image->width, height = image->height, align = grid->align;
+  const int32_t pitch = (int32_t)pitch_of(image), rows = (int32_t)of->rows, count = (int32_t)of->width;
+  const float x0 = (float)(at->a[0] * of->x + at->b[0] * of->y + at->c[0]);
+  const float y0 = (float)(at->a[1] * of->x + at->b[1] * of->y + at->c[1]);
+  const float bx = (float)at->b[0], by = (float)at->b[1];
+  int64_t asked = 0;
+  int64_t start = 0;
+  vf y = splat(0.0f);
+  for (int32_t row = 0; row < rows; row++, start += count, y += 1.0f) {
+    const vf cx = x0 + bx * y, cy = y0 + by * y;
+    asked = asked_to(&ahead, asked, ahead.each * (start + count));
+    vf i = AT(vf, first);
+    for (int32_t column = 0; column < count; column += LANES, i += LANES) {
+      const int64_t to = start + column;
+      vf px = cx + ax * i, py = cy + ay * i, sx = splat(1.0f), sy = sx;
+      if (mask) {
+        vi keep = (magnitude(px - middle_x) <= scale_x) & (magnitude(py - middle_y) <= scale_y);
+        AT(vi, taps->keep + to) = keep;
+      }
+      if (padding != INSIDE) {
+        px = padded(px, width, padding, align, &sx);
+        py = padded(py, height, padding, align, &sy);
+      }
+      const vf fx = floored(px), fy = floored(py);
+      AT(vf, taps->wx + to) = px - fx;
+      AT(vf, taps->wy + to) = py - fy;
+      if (padding == INSIDE) AT(vi, taps->texel + to) = __builtin_convertvector(fy * (float)pitch + fx, vi);
+      else
+        AT(vi, taps->texel + to) =
+            __builtin_convertvector(fy, vi) * pitch + __builtin_convertvector(fx, vi);
       if (derivatives) {
-        dx[i] = sx * scale_x;
-        dy[i] = sy * scale_y;
+        AT(vf, taps->dx + to) = sx * scale_x;
+        AT(vf, taps->dy + to) = sy * scale_y;
       }
     }
   }
 }
 
-CALLED void locate_run(
-    Taps *taps, int64_t n, int64_t rows, int64_t x0, int64_t y0, const Affine *at, const Grid *grid,
-    const Image *image, int derivatives, int mask) {
-#define LOCATE(derivatives, mask)                                                           \
-  (grid->padding == ZEROS                                                                   \
-       ? locate(taps, n, rows, x0, y0, at, grid, image, derivatives, mask, ZEROS)           \
-   : grid->padding == BORDER                                                                \
-       ? locate(taps, n, rows, x0, y0, at, grid, image, derivatives, mask, BORDER)          \
-       : locate(taps, n, rows, x0, y0, at, grid, image, derivatives, mask, REFLECTION))
+CALLED void locate_all(
+    Taps *taps, const Rectangle *of, Ahead ahead, const Affine *at, const Grid *grid, const Image *image,
+    int derivatives, int mask) {
+  const int32_t rule = all_inside(of, at, image) ? INSIDE : grid->padding;
+#define LOCATE(derivatives, mask)                                                      \
+  (rule == INSIDE   ? locate(taps, of, ahead, at, grid, image, derivatives, mask, INSIDE) \
+   : rule == ZEROS  ? locate(taps, of, ahead, at, grid, image, derivatives, mask, ZEROS)  \
+   : rule == BORDER ? locate(taps, of, ahead, at, grid, image, derivatives, mask, BORDER) \
+                    : locate(taps, of, ahead, at, grid, image, derivatives, mask, REFLECTION))
   if (derivatives || mask) LOCATE(derivatives, mask);
   else LOCATE(0, 0);
 #undef LOCATE
-  for (int64_t i = n * rows; i % LANES; i++) /* samples are made by fours, or by vectors */
+  for (int64_t i = of->width * of->rows; i % LANES; i++) /* samples are made by fours, or by vectors */
     taps->texel[i] = 0, taps->wx[i] = taps->wy[i] = 0.0f;
 }
 
@@ -449,16 +501,17 @@ CALLED void sample_run(
 /* A run of samples of one channel, a vector of them at a time: the arithmetic of sample_at. */
 INLINE void sample_ones(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
-    float gain, float shift, int derivatives) {
+    const Mixer *mixer, int derivatives) {
+  const float gain = mixer ? mixer->column[0][0] : 1.0f, shift = mixer ? mixer->shift[0] : 0.0f;
   for (int64_t i = 0; i < n; i += LANES) {
     vf wx = AT(vf, taps->wx + i), wy = AT(vf, taps->wy + i);
-    Quads at = quads(texels, taps->texel + i); /* upper and lower left, upper and lower right */
-    vf left_down = at.b - at.a, right_down = at.d - at.c, left = at.a + wy * left_down;
-    vf across = at.c + wy * right_down - left;
-    AT(vf, out + i) = (left + wx * across) * gain + shift;
+    Quads at = quads(texels, taps->texel + i); /* of the left and the right column: pixel, step down */
+    vf left = at.a + wy * at.b, across = at.c + wy * at.d - left, value = left + wx * across;
+    AT(vf, out + i) = mixer ? value * gain + shift : value;
     if (derivatives) {
-      AT(vf, by_x + i) = across * gain;
-      AT(vf, by_y + i) = (left_down + wx * (right_down - left_down)) * gain;
+      vf down = at.b + wx * (at.d - at.b);
+      AT(vf, by_x + i) = mixer ? across * gain : across;
+      AT(vf, by_y + i) = mixer ? down * gain : down;
     }
   }
 }
@@ -466,9 +519,9 @@ INLINE void sample_ones(
 CALLED void sample_one(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
     const Mixer *mixer, int derivatives) {
-  float gain = mixer ? mixer->column[0][0] : 1.0f, shift = mixer ? mixer->shift[0] : 0.0f;
-  if (derivatives) sample_ones(out, by_x, by_y, taps, n, texels, gain, shift, 1);
-  else sample_ones(out, NULL, NULL, taps, n, texels, gain, shift, 0);
+  if (derivatives) sample_ones(out, by_x, by_y, taps, n, texels, mixer, 1);
+  else if (mixer) sample_ones(out, NULL, NULL, taps, n, texels, mixer, 0);
+  else sample_ones(out, NULL, NULL, taps, n, texels, NULL, 0);
 }
 
 /* ---- all groups ---- */
@@ -484,12 +537,15 @@ INLINE const Mixer *mixers_of(Mixer *room, const Image *image, const Grid *grid,
   return room;
 }
 
-/* A run of samples of all channels: planes `longest_run` apart, or pixel after pixel. */
-INLINE void sample_groups(
-    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
-    const Image *image, const Mixer *mixers, int planar, int derivatives) {
+/* A rectangle's samples of all channels: planes `longest_run` apart, or pixel after pixel. */
+INLINE void sample_all(
+    float *out, float *by_x, float *by_y, Taps *taps, const Rectangle *of, Ahead ahead,
+    const Affine *at, const Grid *grid, const Image *image, const float *texels, const Mixer *mixers,
+    int planar, int derivatives, int mask) {
+  int64_t n = of->width * of->rows, pitch = pitch_of(image), origin = RING * (pitch + 1);
+  locate_all(taps, of, ahead, at, grid, image, derivatives, mask);
   if (image->channels == 1) {
-    sample_one(out, by_x, by_y, taps, n, texels, mixers, derivatives);
+    sample_one(out, by_x, by_y, taps, n, texels + 2 * origin, mixers, derivatives);
     return;
   }
   int32_t groups = groups_of(image);
@@ -498,7 +554,7 @@ INLINE void sample_groups(
     /* the last one first: beyond its channels it writes where the first one does, a pixel on */
     int64_t first = group * step;
     sample_run(out + first, derivatives ? by_x + first : NULL, derivatives ? by_y + first : NULL,
-               taps, n, texels + group * plane_floats(image), pitch_of(image),
+               taps, n, texels + 4 * origin + group * plane_floats(image), pitch,
                mixers ? mixers + group : NULL, channels_of(image, group), apart, planar,
                derivatives);
   }

@@ -85,7 +85,7 @@ INLINE v4 folded(vf v) { return v; }
 INLINE v4 folded_most(vf v) { return v; }
 #endif
 
-INLINE vf splat(float value) { return (vf){0} + value; }
+INLINE vf splat(float value) { return value - (vf){0}; } /* 0 + value would have to make 0 of -0 */
 /* The larger and the smaller of both, b where one is NaN. */
 #if defined(__AVX512F__)
 INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -100,7 +100,20 @@ INLINE vf smaller(vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
 INLINE vf larger(vf a, vf b) { return (vf)(((vi)(a > b) & (vi)a) | (~(vi)(a > b) & (vi)b)); }
 INLINE vf smaller(vf a, vf b) { return (vf)(((vi)(a < b) & (vi)a) | (~(vi)(a < b) & (vi)b)); }
 #endif
+#if defined(__AVX512F__)
+INLINE vf floored(vf v) { return (vf)_mm512_roundscale_ps((__m512)v, _MM_FROUND_FLOOR); }
+#elif defined(__AVX2__)
+INLINE vf floored(vf v) { return (vf)_mm256_floor_ps((__m256)v); }
+#elif defined(__SSE4_1__)
+INLINE vf floored(vf v) { return (vf)_mm_floor_ps((__m128)v); }
+#elif defined(__aarch64__)
+INLINE vf floored(vf v) { return (vf)vrndmq_f32((float32x4_t)v); }
+#else
+INLINE vf floored(vf v) { return (vf){floorf(v[0]), floorf(v[1]), floorf(v[2]), floorf(v[3])}; }
+#endif
 INLINE vf pick(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+
+INLINE vf magnitude(vf v) { return (vf)((vi)v & 0x7fffffff); }
 
 #ifdef __ARM_NEON /* for which GCC widens value by value */
 INLINE vu widened(vh halves) { return (vu)vmovl_u16((uint16x4_t)halves); }
@@ -160,20 +173,28 @@ typedef __m512 Wide;
 #define WIDE(name) _mm256_##name
 typedef __m256 Wide;
 #endif
-INLINE Wide every_fourth(const float *from, const int32_t *at) {
-#define PLACE(i) _mm_loadu_ps(from + 2 * (int64_t)at[i])
-  __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(PLACE(0)), PLACE(4), 1);
-#if defined(__AVX512F__)
-  __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(PLACE(8)), PLACE(12), 1);
-  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
-#else
-  return low;
-#endif
-#undef PLACE
+/* Two places are read at once: loads are what binds. */
+INLINE void two_quads(__m128 *a, __m128 *b, const float *from, const int32_t *at) {
+  typedef int64_t pair_at __attribute__((aligned(4), may_alias));
+  int64_t pair = *(const pair_at *)at;
+  *a = _mm_loadu_ps(from + 2 * (int64_t)(int32_t)pair);
+  *b = _mm_loadu_ps(from + 2 * (pair >> 32));
+}
+INLINE __m256 joined(__m128 low, __m128 high) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
 }
 INLINE Quads quads(const float *from, const int32_t *at) {
-  Wide a = every_fourth(from, at), b = every_fourth(from, at + 1);
-  Wide c = every_fourth(from, at + 2), d = every_fourth(from, at + 3);
+  __m128 four[LANES];
+  for (int i = 0; i < LANES; i += 2) two_quads(four + i, four + i + 1, from, at + i);
+#if defined(__AVX512F__)
+#define EVERY_FOURTH(i)                                                          \
+  _mm512_insertf32x8(_mm512_castps256_ps512(joined(four[i], four[(i) + 4])), \
+                     joined(four[(i) + 8], four[(i) + 12]), 1)
+#else
+#define EVERY_FOURTH(i) joined(four[i], four[(i) + 4])
+#endif
+  Wide a = EVERY_FOURTH(0), b = EVERY_FOURTH(1), c = EVERY_FOURTH(2), d = EVERY_FOURTH(3);
+#undef EVERY_FOURTH
   Wide low = WIDE(unpacklo_ps)(a, b), low2 = WIDE(unpacklo_ps)(c, d); /* a0 b0 a1 b1, c0 d0 c1 d1 */
   Wide high = WIDE(unpackhi_ps)(a, b), high2 = WIDE(unpackhi_ps)(c, d);
   return (Quads){(vf)WIDE(shuffle_ps)(low, low2, 0x44), (vf)WIDE(shuffle_ps)(low, low2, 0xee),

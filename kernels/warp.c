@@ -50,8 +50,9 @@ CALLED void block_of(
   for (int64_t y = first; y < last; y++)
     for (int64_t x = 0; x < width; x += most) {
       int64_t n = width - x < most ? width - x : most;
-      locate_run(&scratch->taps, n, 1, x, y, &affine, &op->grid, &op->image, 0, 0);
-      sample_groups(scratch->values, NULL, NULL, &scratch->taps, n, texels, &op->image, mixers, 1, 0);
+      const Rectangle of = {x, y, n, 1};
+      sample_all(scratch->values, NULL, NULL, &scratch->taps, &of, (Ahead){0}, &affine, &op->grid, &op->image, texels,
+                 mixers, 1, 0, 0);
       for (int32_t c = 0; c < channels; c++) {
         float *values = scratch->values + c * most;
         if (bad)

@@ -38,12 +38,6 @@ typedef struct {
   Mixer mixers[GROUPS];
 } Scratch;
 
-INLINE void fetch(const WarpRecon *op, int64_t at, int64_t n) {
-  int64_t width = op->dtype == FLOAT32 ? 4 : 2;
-  const char *first = (const char *)op->pred + at * width;
-  for (int64_t byte = 0; byte < n * width; byte += 64) __builtin_prefetch(first + byte, 0, 2);
-}
-
 /* One rectangle of at most longest_run pixels, whose channel 0 starts at `at` in the prediction. */
 CALLED void run(
     const WarpRecon *op, const Affine *affine, const Mixer *mixers, const float *texels,
@@ -52,11 +46,12 @@ CALLED void run(
   int32_t channels = op->image.channels;
   int64_t n = width * rows;
   int derivatives = op->dtheta != NULL, mask = op->count != NULL;
-  for (int32_t c = 0; c < (planar ? channels : 1); c++) /* arrives while the samples are made */
-    fetch(op, at + c * op->pred_stride[2], planar ? n : n * channels);
-  locate_run(&scratch->taps, width, rows, x0, y0, affine, &op->grid, &op->image, derivatives, mask);
-  sample_groups(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, n, texels, &op->image,
-                mixers, planar, derivatives);
+  const Rectangle of = {x0, y0, width, rows};
+  const int64_t value = op->dtype == FLOAT32 ? 4 : 2, each = planar ? value : value * channels;
+  const Ahead next = {(uintptr_t)op->pred + (uintptr_t)(at * value + n * each), each,
+                      op->pred_stride[2] * value, planar ? channels : 1};
+  sample_all(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, &of, next, affine, &op->grid,
+             &op->image, texels, mixers, planar, derivatives, mask);
   Prediction given = {op->pred, op->grad, op->weight, op->dtype, op->loss, op->stream};
   const int32_t *keep = mask ? scratch->taps.keep : NULL;
   float *slopes = derivatives ? scratch->slope : NULL;
