@@ -49,7 +49,8 @@ class WarpReconStruct(Structure):
         ("pred_stride", c_int64 * 5),
         ("grad_bytes", c_int64),
         ("weight", c_float),
-        *((name, c_int32) for name in ("dtype", "loss", "patch", "planar", "stream", "threads")),
+        *((name, c_int32) for name in ("dtype", "loss", "patch", "planar")),
+        *((name, c_int32) for name in ("stream", "whole", "threads")),
     )
 
 
@@ -138,7 +139,10 @@ def warp_recon(
     weight: float,
     sums: Sums,
 ) -> None:
-    """Fills what of the sums is not empty; the gradient as pred lies, `weight` times as large."""
+    """Fills what of the sums is not empty; the gradient as pred lies, `weight` times as large.
+
+    The total is that of every image and step, or of all where it is a scalar; so is the count.
+    """
     theta, color = _dense(theta), None if color is None else _dense(color)
     native.call("warp_recon", _recon_struct(pred, image, theta, color, target, weight, sums))
 
@@ -167,6 +171,7 @@ def _recon_struct(
         target.patch_size,
         rows_of(pred, target.patch_size) == "planar",
         grad_bytes > native.STREAM_BYTES,
+        total.ndim == 0,
         native.threads(pred.numel()),
     )
     return _normalising(op, image, target)
@@ -185,8 +190,7 @@ def prepared_warp_recon(
 
     For tensors like these; theta and color are dense and float32.
     """
-    shape = theta.shape[:2] if theta.shape[:2].numel() > 1 else ()
-    total = pred.new_empty(shape, dtype=torch.float32)
+    total = pred.new_empty((), dtype=torch.float32)
     none = total.new_empty(0)
     sums = Sums(total, none, torch.empty_like(pred) if grad else none, none)
     op = _recon_struct(pred, image, theta, color, target, weight, sums)
@@ -196,10 +200,10 @@ def prepared_warp_recon(
     def call(
         pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        total = torch.empty(shape, dtype=torch.float32, device="cpu")
+        total = torch.empty((), dtype=torch.float32, device="cpu")
         slope = torch.empty_like(pred) if grad else None
         run(pred, image, theta, color, total, slope)
-        return (total.sum() if shape else total), slope
+        return total, slope
 
     return call
 

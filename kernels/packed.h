@@ -60,8 +60,12 @@ INLINE int32_t channels_of(const Image *image, int32_t group) {
   return left < 4 ? left : 4;
 }
 
+INLINE int64_t texel_floats(const Image *image) { return image->channels > 1 ? 4 : 2; }
+
+INLINE int64_t origin_of(const Image *image) { return RING * (pitch_of(image) + 1); } /* pixel (0, 0) */
+
 INLINE size_t plane_floats(const Image *image) { /* of a group */
-  return (size_t)pitch_of(image) * (image->height + 2 * RING) * (image->channels > 1 ? 4 : 2);
+  return (size_t)(pitch_of(image) * (image->height + 2 * RING) * texel_floats(image));
 }
 
 INLINE size_t packed_bytes(const Image *image) {
@@ -498,24 +502,31 @@ CALLED void sample_run(
 #undef SAMPLE
 }
 
-/* A run of samples of one channel, a vector of them at a time: the arithmetic of sample_at. */
+/* A vector of samples of one channel, without a colour: the arithmetic of sample_at. */
+INLINE vf one_at(const Taps *taps, int64_t i, const float *texels, vf *by_x, vf *by_y) {
+  vf wx = AT(vf, taps->wx + i), wy = AT(vf, taps->wy + i);
+  Quads at = quads(texels, taps->texel + i); /* of the left and the right column: pixel, step down */
+  vf left = at.a + wy * at.b, across = at.c + wy * at.d - left;
+  *by_x = across;
+  *by_y = at.b + wx * (at.d - at.b);
+  return left + wx * across;
+}
+
 INLINE void sample_ones(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
     const Mixer *mixer, int derivatives) {
   const float gain = mixer ? mixer->column[0][0] : 1.0f, shift = mixer ? mixer->shift[0] : 0.0f;
   for (int64_t i = 0; i < n; i += LANES) {
-    vf wx = AT(vf, taps->wx + i), wy = AT(vf, taps->wy + i);
-    Quads at = quads(texels, taps->texel + i); /* of the left and the right column: pixel, step down */
-    vf left = at.a + wy * at.b, across = at.c + wy * at.d - left, value = left + wx * across;
+    vf across, down, value = one_at(taps, i, texels, &across, &down);
     AT(vf, out + i) = mixer ? value * gain + shift : value;
     if (derivatives) {
-      vf down = at.b + wx * (at.d - at.b);
       AT(vf, by_x + i) = mixer ? across * gain : across;
       AT(vf, by_y + i) = mixer ? down * gain : down;
     }
   }
 }
 
+/* A run of samples of one channel. */
 CALLED void sample_one(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
     const Mixer *mixer, int derivatives) {
@@ -542,10 +553,11 @@ INLINE void sample_all(
     float *out, float *by_x, float *by_y, Taps *taps, const Rectangle *of, Ahead ahead,
     const Affine *at, const Grid *grid, const Image *image, const float *texels, const Mixer *mixers,
     int planar, int derivatives, int mask) {
-  int64_t n = of->width * of->rows, pitch = pitch_of(image), origin = RING * (pitch + 1);
+  const int64_t n = of->width * of->rows;
+  texels += texel_floats(image) * origin_of(image);
   locate_all(taps, of, ahead, at, grid, image, derivatives, mask);
   if (image->channels == 1) {
-    sample_one(out, by_x, by_y, taps, n, texels + 2 * origin, mixers, derivatives);
+    sample_one(out, by_x, by_y, taps, n, texels, mixers, derivatives);
     return;
   }
   int32_t groups = groups_of(image);
@@ -554,7 +566,7 @@ INLINE void sample_all(
     /* the last one first: beyond its channels it writes where the first one does, a pixel on */
     int64_t first = group * step;
     sample_run(out + first, derivatives ? by_x + first : NULL, derivatives ? by_y + first : NULL,
-               taps, n, texels + 4 * origin + group * plane_floats(image), pitch,
+               taps, n, texels + group * plane_floats(image), pitch_of(image),
                mixers ? mixers + group : NULL, channels_of(image, group), apart, planar,
                derivatives);
   }

@@ -35,15 +35,25 @@ typedef struct {
   const int32_t *keep; /* or NULL */
 } Values;
 
-/* Errors of a vector of values from `i` of the target on, their gradient written. */
-INLINE vf error_at(
-    const Values *of, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
-  vf slope, d = load(of->pred, at + i, dtype) - AT(vf, of->target + i);
+/* Errors of a vector of values from `i` on with the given target, their gradient written. */
+INLINE vf error_from(
+    const Values *of, vf target, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
+  vf slope, d = load(of->pred, at + i, dtype) - target;
   if (of->keep) d = (vf)((vi)d & AT(vi, of->keep + i));
   vf size = error(d, loss, &slope);
   if (of->grad) store(of->grad, at + i, of->weight * slope, dtype, stream);
   if (of->slopes) AT(vf, of->slopes + i) = slope;
   return size;
+}
+
+INLINE vf error_at(
+    const Values *of, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
+  return error_from(of, AT(vf, of->target + i), i, at, dtype, loss, stream);
+}
+
+INLINE double wide_sum_of(vf v) {
+  v4 four = folded(v);
+  return ((double)four[0] + four[1]) + ((double)four[2] + four[3]);
 }
 
 /* Sum of the error of n values, the gradient written. */
@@ -58,9 +68,7 @@ INLINE double error_of(
     d += error_at(&of, i + 3 * LANES, at, dtype, loss, stream);
   }
   for (; i + LANES <= n; i += LANES) a += error_at(&of, i, at, dtype, loss, stream);
-  vf sum = (a + b) + (c + d);
-  v4 four = folded(sum);
-  double total = ((double)four[0] + four[1]) + ((double)four[2] + four[3]);
+  double total = wide_sum_of((a + b) + (c + d));
   for (; i < n; i++) { /* fewer than a vector left */
     vf slope, d = splat(value_at(of.pred, at + i, dtype) - of.target[i]);
     if (of.keep) d = (vf)((vi)d & of.keep[i]);
@@ -80,6 +88,20 @@ typedef struct {
   int32_t stream; /* write the gradient past the caches */
 } Prediction;
 
+/* Whether the gradient of the values from `at` on is written past the caches. */
+INLINE int streams(const Prediction *op, int64_t at) {
+  int64_t width = op->dtype == FLOAT32 ? 4 : 2;
+  return op->stream && op->grad && ((uintptr_t)op->grad + at * width) % (LANES * width) == 0;
+}
+
+/* make(dtype, loss, ...) with what a prediction says as constants. */
+#define BY_LOSS(make, dtype, ...)                           \
+  (op->loss == MSE  ? make(dtype, MSE, __VA_ARGS__)         \
+   : op->loss == L1 ? make(dtype, L1, __VA_ARGS__)          \
+                    : make(dtype, SMOOTH_L1, __VA_ARGS__))
+#define BY_TYPE(make, ...)                                                           \
+  (op->dtype == FLOAT32 ? BY_LOSS(make, FLOAT32, __VA_ARGS__) : BY_LOSS(make, BFLOAT16, __VA_ARGS__))
+
 /* Sum of the errors of the n values from `at` on, of runs of them; the gradient is written. */
 CALLED double error_run(
     const Prediction *op, const float *target, float *slopes, const int32_t *keep, int64_t at,
@@ -87,20 +109,9 @@ CALLED double error_run(
 #define ERROR(dtype, loss, slopes, keep, stream)                                              \
   error_of((Values){target, op->pred, op->grad, op->weight, slopes, keep}, at, n, dtype, loss, \
            stream)
-#define BY_LOSS(dtype, slopes, keep, stream)                       \
-  (op->loss == MSE  ? ERROR(dtype, MSE, slopes, keep, stream)      \
-   : op->loss == L1 ? ERROR(dtype, L1, slopes, keep, stream)       \
-                    : ERROR(dtype, SMOOTH_L1, slopes, keep, stream))
-#define BY_CASE(dtype)                                                     \
-  (keep || slopes ? BY_LOSS(dtype, slopes, keep, 0)                        \
-   : stream       ? BY_LOSS(dtype, NULL, NULL, 1)                          \
-                  : BY_LOSS(dtype, NULL, NULL, 0))
-  int64_t width = op->dtype == FLOAT32 ? 4 : 2;
-  int stream = op->stream && op->grad && ((uintptr_t)op->grad + at * width) % (LANES * width) == 0;
-  return op->dtype == FLOAT32 ? BY_CASE(FLOAT32) : BY_CASE(BFLOAT16);
-#undef BY_CASE
+  if (keep || slopes) return BY_TYPE(ERROR, slopes, keep, 0);
+  return streams(op, at) ? BY_TYPE(ERROR, NULL, NULL, 1) : BY_TYPE(ERROR, NULL, NULL, 0);
 #undef ERROR
-#undef BY_LOSS
 }
 
 #endif

@@ -13,8 +13,8 @@ typedef struct {
   Grid grid;
   const void *pred;
   void *grad;             /* as pred, or NULL */
-  float *total;           /* [B, K] */
-  float *count;           /* [B, K], or NULL: then every pixel counts */
+  float *total;           /* [B, K], or one */
+  float *count;           /* the same, or NULL: then every pixel counts */
   float *dtheta;          /* [B, K, 2, 3], or NULL */
   int64_t pred_stride[5]; /* of batch, step and: channel, row, column; or: token, 1, 1 */
   int64_t grad_bytes;
@@ -23,6 +23,7 @@ typedef struct {
   int32_t loss, patch;    /* patch 0: images, whose rows are */
   int32_t planar;         /* planar, or have their channels side by side */
   int32_t stream;         /* write the gradient past the caches */
+  int32_t whole;          /* one total and count, of all images and steps */
   int32_t threads;
 } WarpRecon;
 
@@ -38,6 +39,23 @@ typedef struct {
   Mixer mixers[GROUPS];
 } Scratch;
 
+/* Errors of n pixels of one channel, whole vectors, whose target is in registers alone. */
+CALLED double error_of_ones(
+    const Prediction *op, const Taps *taps, const float *texels, int64_t at, int64_t n) {
+  const Values of = {NULL, op->pred, op->grad, op->weight, NULL, NULL};
+  vf by_x, by_y, sum = splat(0.0f);
+#define ERRORS(dtype, loss, stream)                                                            \
+  ({                                                                                          \
+    for (int64_t i = 0; i < n; i += LANES) {                                                   \
+      vf target = one_at(taps, i, texels, &by_x, &by_y);                                       \
+      sum += error_from(&of, target, i, at, dtype, loss, stream);                              \
+    }                                                                                         \
+    wide_sum_of(sum);                                                                          \
+  })
+  return streams(op, at) ? BY_TYPE(ERRORS, 1) : BY_TYPE(ERRORS, 0);
+#undef ERRORS
+}
+
 /* One rectangle of at most longest_run pixels, whose channel 0 starts at `at` in the prediction. */
 CALLED void run(
     const WarpRecon *op, const Affine *affine, const Mixer *mixers, const float *texels,
@@ -50,9 +68,15 @@ CALLED void run(
   const int64_t value = op->dtype == FLOAT32 ? 4 : 2, each = planar ? value : value * channels;
   const Ahead next = {(uintptr_t)op->pred + (uintptr_t)(at * value + n * each), each,
                       op->pred_stride[2] * value, planar ? channels : 1};
+  Prediction given = {op->pred, op->grad, op->weight, op->dtype, op->loss, op->stream};
+  if (channels == 1 && !mixers && !derivatives && !mask && n % LANES == 0) {
+    locate_all(&scratch->taps, &of, next, affine, &op->grid, &op->image, 0, 0);
+    texels += texel_floats(&op->image) * origin_of(&op->image);
+    sums->total += error_of_ones(&given, &scratch->taps, texels, at, n);
+    return;
+  }
   sample_all(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, &of, next, affine, &op->grid,
              &op->image, texels, mixers, planar, derivatives, mask);
-  Prediction given = {op->pred, op->grad, op->weight, op->dtype, op->loss, op->stream};
   const int32_t *keep = mask ? scratch->taps.keep : NULL;
   float *slopes = derivatives ? scratch->slope : NULL;
   if (mask)
@@ -150,7 +174,6 @@ CALLED void block_of(
 /* A matrix that is not finite: NaN in the sum, and in the gradients of all its pixels. */
 CALLED void poison(const WarpRecon *op, int64_t b, int64_t k) {
   int64_t place = b * op->grid.steps + k, base = b * op->pred_stride[0] + k * op->pred_stride[1];
-  op->total[place] = NAN;
   if (op->dtheta)
     for (int j = 0; j < 6; j++) op->dtheta[place * 6 + j] = NAN;
   if (!op->grad) return;
@@ -167,7 +190,8 @@ CALLED void poison(const WarpRecon *op, int64_t b, int64_t k) {
       }
 }
 
-CALLED void finish(const WarpRecon *op, const Sums *parts, int64_t b, int64_t k) {
+/* Adds up the blocks of a step of an image. */
+CALLED Sums finish(const WarpRecon *op, const Sums *parts, int64_t b, int64_t k) {
   int64_t place = b * op->grid.steps + k, blocks = blocks_of(op);
   Sums sum = {0};
   for (int64_t block = 0; block < blocks; block++) {
@@ -176,11 +200,18 @@ CALLED void finish(const WarpRecon *op, const Sums *parts, int64_t b, int64_t k)
     sum.count += part->count;
     for (int j = 0; j < 6; j++) sum.dtheta[j] += part->dtheta[j];
   }
-  op->total[place] = (float)(op->weight * sum.total);
-  if (op->count) op->count[place] = (float)sum.count;
   if (op->dtheta)
     for (int j = 0; j < 6; j++) op->dtheta[place * 6 + j] = (float)(op->weight * sum.dtheta[j]);
-  if (!finite6(op->grid.theta + place * 6)) poison(op, b, k);
+  if (!finite6(op->grid.theta + place * 6)) {
+    sum.total = NAN;
+    poison(op, b, k);
+  }
+  return sum;
+}
+
+CALLED void put_sums(const WarpRecon *op, int64_t place, Sums sum) {
+  op->total[place] = (float)(op->weight * sum.total);
+  if (op->count) op->count[place] = (float)sum.count;
 }
 
 const int64_t EXPORT(warp_recon_bytes) = sizeof(WarpRecon);
@@ -195,9 +226,15 @@ int EXPORT(warp_recon)(const WarpRecon *op) {
     if (op->grad) in_large_pages(op->grad, op->grad_bytes);
     failed = spread(&op->image, &op->grid, blocks, op->threads, block_of, &job);
   }
-  if (!failed)
-    for (int64_t b = 0; b < batch; b++)
-      for (int64_t k = 0; k < steps; k++) finish(op, job.parts, b, k);
+  if (!failed) {
+    Sums all = {0};
+    for (int64_t place = 0; place < batch * steps; place++) {
+      Sums sum = finish(op, job.parts, place / steps, place % steps);
+      if (!op->whole) put_sums(op, place, sum);
+      all.total += sum.total, all.count += sum.count;
+    }
+    if (op->whole) put_sums(op, 0, all);
+  }
   free(job.parts);
   free(job.scratch);
   return failed;

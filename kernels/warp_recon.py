@@ -83,12 +83,12 @@ def compute_warp_recon(
         if use_native(pred) and not in_c:
             given = pred.dtype, image.dtype, theta.dtype
             say_type("the path loss", *given, takes=native_warp.TAKES)
-    each = sums
-    if reduce:
+    each, in_parts = sums, reduce and run is not native_warp.warp_recon
+    if in_parts:
         each = _outputs(pred, theta, patch_size, False, mask_outside, False, False)
         each = each._replace(grad=sums.grad, dtheta=sums.dtheta)
     run(pred, image, theta, color, target, weight, each)
-    if reduce:
+    if in_parts:
         sums.total.copy_(each.total.sum())
         sums.counted.copy_(each.counted.sum() if mask_outside else each.counted)
     return sums

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize, theta
-from bench.opbench import Inputs, OpBench, Provider
+from bench.opbench import Call, Inputs, OpBench, Provider, Unavailable
 from bench.providers import Signature
 from fastequi.functional import warp_recon_loss
 from fastequi.kernels.pixel_loss import patchify
@@ -26,6 +26,7 @@ def _inputs(B: int, K: int, C: int, size: int, depth: str, dtype: str) -> Inputs
     coarse = torch.rand(B, C, size // 4, size // 4, generator=generator)
     fine = F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
     return {
+        "three": _inputs(B, K, 3, size, depth, dtype) if C == 1 else None,
         "pred": torch.randn(shape, generator=generator).to(DTYPES[dtype]).requires_grad_(),
         "image": (fine * _MOST[depth]).to(_DEPTHS[depth]),
         "theta": theta("mixed", B, K, "cpu"),
@@ -66,6 +67,19 @@ def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in found.items()}
 
 
+def _three(inputs: Inputs, mode: str) -> Call:
+    """Ours of three channels, beside one channel: what a third of it is, one channel should take."""
+    given = inputs["three"]
+    if given is None:
+        raise Unavailable("stands beside one channel alone")
+    call = _CALL.ours(_ours, "native")(given, mode)
+    found = call()
+    for name, right in _answer(given, mode).items():
+        if (found[name].double() - right).norm() > 1e-3 * right.norm():
+            raise Unavailable(f"its {name} is wrong")
+    return call
+
+
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
     source = params["B"] * params["C"] * params["size"] ** 2
     values = source * params["K"] * itemsize(params) * (2 if mode == "fwdbwd" else 1)
@@ -93,6 +107,7 @@ CASES = (
             "eager": Provider(_CALL.eager(_chain)),
             "compile": Provider(_CALL.compiled(_chain)),
             "ours": Provider(_CALL.ours(_ours, "native")),
+            "ours of three channels": Provider(_three, partial=True),
         },
         answer=_answer,
         bytes_moved=_bytes,
