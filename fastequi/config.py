@@ -363,7 +363,8 @@ class Config:
     def to_json(self, recipe: str = "") -> str:
         """A run's config.json: the settings, and the recipe that they come from."""
         named = {"recipe": recipe} if recipe else {}
-        return json.dumps({**named, **dataclasses.asdict(self)}, indent=1) + "\n"
+        about = {**named, "format": _FORMAT}
+        return json.dumps({**about, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Config:
@@ -375,9 +376,14 @@ class Config:
         if isinstance(found.get("data"), dict):
             earlier = {"views": "dali", "order": "table"}  # what there was before these settings
             found["data"] = {**earlier, **found["data"]}
-        return _from_dict(cls, {name: found[name] for name in found if name != "recipe"})
+            kept = found["data"].get("channels", DataConfig.channels) != DataConfig.channels
+            if kept and found.get("format", 1) < _FORMAT:
+                found["data"]["views"] = "dali"  # whatever it says
+        about = "recipe", "format"
+        return _from_dict(cls, {name: found[name] for name in found if name not in about})
 
 
+_FORMAT = 2  # of config.json; 1 made views of images whose channels are kept by DALI alone
 _EARLIER = (
     "written by an earlier version, whose settings had other names: `system` is now `method`; the "
     "section `method` is `tir` and its padding_mode is path.padding_mode; data.crops, crop_size, "

@@ -1,33 +1,44 @@
-/* Views of decoded photographs on a CPU, in one pass from bytes: a window resampled with antialiasing,
- * mirrored or not, colours, blur, solarization, normalisation. What fused_views.py's reference computes.
+/* Views of decoded images on a CPU, in one pass from their values: a window resampled with antialiasing,
+ * mirrored or not, range, colours or each channel's gain, blur, solarization, normalisation. What
+ * fused_views.py's reference computes.
  *
- * A view is made by one thread in planes of float32 that stay in its caches. A row of the view is first
- * the weighted sum of the photograph's rows, then of their pixels; blur is separable as well. Nothing is
- * rounded between the operations.
+ * A view is made by one thread in planes of float32 that stay in its caches, up to CHUNK channels at a
+ * time. A row of the view is first the weighted sum of the image's rows, then of their pixels; blur is
+ * separable as well. Nothing is rounded between the operations.
  */
 #include <stdlib.h>
 
+#include "exponentials.h"
 #include "separable.h"
 
-enum { SPARE = 64 }; /* values that vectors may read or write behind a row */
+enum { SPARE = 64, CHUNK = 16 }; /* values that vectors may read or write behind a row; channels at once */
 
 VECTOR(vb, uint8_t, LANES);
 
 typedef struct {
-  const uint8_t *const *photos; /* [photos] pixels of three bytes, rows without gaps inside */
-  const int64_t *pitch;         /* [photos] bytes from a row to the next */
-  const int32_t *sides;         /* [photos, 2] height, width */
-  const int32_t *photo;         /* [views] which one a view shows */
-  const float *window;          /* [views, 4] y0, x0, y1, x1 in pixels; x0 > x1 mirrors, y0 > y1 too */
-  const float *color;           /* [views, 3, 4] an affine map of RGB in 0..1, or NULL */
-  const float *sigma;           /* [views] of the blur, 0 for none, or NULL */
-  const uint8_t *solarize;      /* [views] whether values of the upper half are inverted, or NULL */
-  void *out;                    /* [views, 3, height, width], or bytes [views, height, width, 3] */
-  float gain[4], bias[4];       /* of a channel in 0..255, in the end */
-  int32_t views, height, width, dtype, threads;
-  int32_t down, across;         /* taps that a resampled value has at most */
-  int32_t reach;                /* pixels from the middle of the widest blur to its end */
+  const void *const *photos; /* [photos] of `type`, pixels of `stored` channels, rows without gaps inside */
+  const int64_t *pitch;      /* [photos] values from a row to the next */
+  const int32_t *sides;      /* [photos, 2] height, width */
+  const int32_t *photo;      /* [views] which one a view shows */
+  const float *window;       /* [views, 4] y0, x0, y1, x1 in pixels; x0 > x1 mirrors, y0 > y1 too */
+  const int32_t *taken;      /* [channels] of those stored */
+  const float *range;        /* [channels, 2] x becomes range[0] x + range[1], cut off at 0 and top; or NULL */
+  const float *color;        /* [views, 3, 4] an affine map of three channels in 0..1, or NULL */
+  const float *each;         /* [views, channels, 3] gain, offset and exponent of a channel in 0..1, or NULL */
+  const float *sigma;        /* [views] of the blur, 0 for none, or NULL */
+  const uint8_t *solarize;   /* [views] whether values of the upper half are inverted, or NULL */
+  void *out;                 /* [views, channels, height, width]; three bytes: [views, height, width, 3] */
+  const float *gain, *bias;  /* [channels] of a value in 0..top, in the end */
+  float top;
+  int32_t views, channels, stored, type, height, width, dtype, threads;
+  int32_t down, across;      /* taps that a resampled value has at most */
+  int32_t reach;             /* pixels from the middle of the widest blur to its end */
 } Views;
+
+/* Channels first .. first + count - 1 of a view, whose planes are in memory. */
+typedef struct {
+  int64_t first, count;
+} Chunk;
 
 /* How an axis is resampled: value i is the sum of `count[i]` neighbours from first[i] on. */
 typedef struct {
@@ -58,69 +69,124 @@ CALLED void resample_axis(const Axis *axis, double from, double to, int64_t pixe
   }
 }
 
-/* line[i] = Σ_t weight[t] rows[t][i] of n bytes. */
-CALLED void sum_rows(float *line, const uint8_t *row, int64_t pitch, const float *weight, int64_t count, int64_t n) {
+INLINE vf values_at(const void *from, int64_t at, int32_t type) {
+  if (type == UINT8)
+    return __builtin_convertvector(__builtin_convertvector(AT(vb, (const uint8_t *)from + at), vi), vf);
+  if (type == UINT16) return __builtin_convertvector((vi)widened(AT(vh, (const uint16_t *)from + at)), vf);
+  return AT(vf, (const float *)from + at);
+}
+
+INLINE float one_value(const void *from, int64_t at, int32_t type) {
+  return type == UINT8 ? ((const uint8_t *)from)[at] : type == UINT16 ? ((const uint16_t *)from)[at] : ((const float *)from)[at];
+}
+
+/* line[i] = Σ_t weight[t] rows[t][at + i] of n values, rows a pitch apart. */
+INLINE void sum_piece(
+    float *line, const void *rows, int64_t at, int64_t pitch, const float *weight, int64_t count, int64_t n, int32_t type) {
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) {
     vf sum = splat(0.0f);
-    for (int64_t t = 0; t < count; t++)
-      sum += __builtin_convertvector(__builtin_convertvector(AT(vb, row + t * pitch + i), vi), vf) * weight[t];
+    for (int64_t t = 0; t < count; t++) sum += values_at(rows, at + t * pitch + i, type) * weight[t];
     AT(vf, line + i) = sum;
   }
   for (; i < n; i++) {
     float sum = 0;
-    for (int64_t t = 0; t < count; t++) sum += row[t * pitch + i] * weight[t];
+    for (int64_t t = 0; t < count; t++) sum += one_value(rows, at + t * pitch + i, type) * weight[t];
     line[i] = sum;
   }
 }
 
-INLINE v4 sum_pixels(const float *line, const Axis *across, int64_t x, int64_t left) {
-  const float *at = line + 3 * (across->first[x] - left), *weight = across->weight + x * across->most;
+/* The same of a chunk's channels of pixels from `at` on, pixel after pixel. */
+INLINE void sum_rows_of(
+    float *line, const Views *op, Chunk chunk, const void *rows, int64_t at, int64_t pitch, const float *weight,
+    int64_t count, int64_t pixels, int32_t type) {
+  const int32_t *taken = op->taken + chunk.first;
+  int64_t n = chunk.count, stored = op->stored;
+  if (n == stored && taken[n - 1] - taken[0] == n - 1) {
+    sum_piece(line, rows, at, pitch, weight, count, pixels * n, type);
+    return;
+  }
+  for (int64_t x = 0; x < pixels; x++)
+    for (int64_t c = 0, next; c < n; c = next) { /* channels that lie side by side */
+      for (next = c + 1; next < n && taken[next] == taken[c] + (next - c);) next++;
+      sum_piece(line + x * n + c, rows, at + x * stored + taken[c], pitch, weight, count, next - c, type);
+    }
+}
+
+CALLED void sum_rows(
+    float *line, const Views *op, Chunk chunk, const void *rows, int64_t at, int64_t pitch, const float *weight,
+    int64_t count, int64_t pixels) {
+#define SUM(type) sum_rows_of(line, op, chunk, rows, at, pitch, weight, count, pixels, type)
+  if (op->type == UINT8) SUM(UINT8);
+  else if (op->type == UINT16) SUM(UINT16);
+  else SUM(FLOAT32);
+#undef SUM
+}
+
+/* Four channels of a pixel, from a line of pixels of n. */
+INLINE v4 sum_pixels(const float *line, const Axis *across, int64_t x, int64_t n) {
+  const float *at = line + n * across->first[x], *weight = across->weight + x * across->most;
   v4 sum = {0};
-  for (int64_t t = 0; t < across->count[x]; t++) sum += AT(v4, at + 3 * t) * weight[t];
+  for (int64_t t = 0; t < across->count[x]; t++) sum += AT(v4, at + n * t) * weight[t];
   return sum;
 }
 
-/* The window as three planes. */
-CALLED void resample(const Views *op, int64_t v, const Axis *down, const Axis *across, float *line, float *planes, int64_t pitch) {
-  int64_t photo = op->photo[v], row_bytes = op->pitch[photo], height = op->height, width = op->width;
-  const float *window = op->window + 4 * v;
-  resample_axis(down, window[0], window[2], op->sides[2 * photo], height);
-  resample_axis(across, window[1], window[3], op->sides[2 * photo + 1], width);
-  int64_t left = across->first[0], right = 0;
+INLINE void sum_line(float *to, int64_t plane, const float *line, const Axis *across, int64_t width, int64_t n, int64_t some) {
+  int64_t x = 0;
+  for (; x + 4 <= width; x += 4) {
+    Four four = transposed((Four){sum_pixels(line, across, x, n), sum_pixels(line, across, x + 1, n),
+                                  sum_pixels(line, across, x + 2, n), sum_pixels(line, across, x + 3, n)});
+    AT(v4, to + x) = four.a;
+    if (some > 1) AT(v4, to + plane + x) = four.b;
+    if (some > 2) AT(v4, to + 2 * plane + x) = four.c;
+    if (some > 3) AT(v4, to + 3 * plane + x) = four.d;
+  }
+  for (; x < width; x++) {
+    v4 value = sum_pixels(line, across, x, n);
+    for (int64_t c = 0; c < some; c++) to[c * plane + x] = value[c];
+  }
+}
+
+/* The window as planes of a chunk's channels. */
+CALLED void resample(
+    const Views *op, int64_t v, Chunk chunk, const Axis *down, const Axis *across, float *line, float *planes, int64_t pitch) {
+  int64_t photo = op->photo[v], height = op->height, width = op->width, plane = height * pitch;
+  int64_t left = across->first[0], right = 0, n = chunk.count;
   for (int64_t x = 0; x < width; x++) {
     if (across->first[x] < left) left = across->first[x];
     if (across->first[x] + across->count[x] > right) right = across->first[x] + across->count[x];
   }
   for (int64_t y = 0; y < height; y++) {
-    const uint8_t *row = op->photos[photo] + down->first[y] * row_bytes + 3 * left;
-    sum_rows(line, row, row_bytes, down->weight + y * down->most, down->count[y], 3 * (right - left));
-    float *to = planes + y * pitch;
-    int64_t plane = height * pitch, x = 0;
-    for (; x + 4 <= width; x += 4) {
-      Four four = transposed((Four){sum_pixels(line, across, x, left),
-                                    sum_pixels(line, across, x + 1, left),
-                                    sum_pixels(line, across, x + 2, left),
-                                    sum_pixels(line, across, x + 3, left)});
-      AT(v4, to + x) = four.a;
-      AT(v4, to + plane + x) = four.b;
-      AT(v4, to + 2 * plane + x) = four.c;
-    }
-    for (; x < width; x++) {
-      v4 value = sum_pixels(line, across, x, left);
-      for (int64_t c = 0; c < 3; c++) to[c * plane + x] = value[c];
-    }
+    int64_t at = down->first[y] * op->pitch[photo] + op->stored * left;
+    sum_rows(line, op, chunk, op->photos[photo], at, op->pitch[photo], down->weight + y * down->most, down->count[y], right - left);
+    for (int64_t c = 0; c < n; c += 4)
+      sum_line(planes + c * plane + y * pitch, plane, line + c - n * left, across, width, n, n - c < 4 ? n - c : 4);
   }
 }
 
-/* The affine map of every pixel, cut off at 0 and 255. */
-CALLED void recolor(const float *m, float *planes, int64_t n) {
+INLINE vf cut(vf value, float top) { return smaller(larger(value, splat(0.0f)), splat(top)); }
+
+/* gain x + bias of every value, cut off at 0 and `top`. */
+CALLED void rescale(float *plane, int64_t n, float gain, float bias, float top) {
+  for (int64_t i = 0; i < n; i += LANES) AT(vf, plane + i) = cut(AT(vf, plane + i) * gain + bias, top);
+}
+
+/* Values of 0..top to the power of `exponent`, as parts of it. */
+CALLED void raise(float *plane, int64_t n, float exponent, float top) {
+  for (int64_t i = 0; i < n; i += LANES) {
+    vf x = AT(vf, plane + i), power = exp2_times(log2_of(x * (1 / top)), exponent, top);
+    AT(vf, plane + i) = pick(x > 0.0f, power, x);
+  }
+}
+
+/* The affine map of every pixel, cut off at 0 and `top`. */
+CALLED void recolor(const float *m, float *planes, int64_t n, float top) {
   float *r = planes, *g = planes + n, *b = planes + 2 * n;
   for (int64_t i = 0; i < n; i += LANES) {
     vf red = AT(vf, r + i), green = AT(vf, g + i), blue = AT(vf, b + i), made[3];
     for (int64_t c = 0; c < 3; c++) {
-      vf value = red * m[4 * c] + green * m[4 * c + 1] + blue * m[4 * c + 2] + 255 * m[4 * c + 3];
-      made[c] = smaller(larger(value, splat(0.0f)), splat(255.0f));
+      vf value = red * m[4 * c] + green * m[4 * c + 1] + blue * m[4 * c + 2] + top * m[4 * c + 3];
+      made[c] = cut(value, top);
     }
     AT(vf, r + i) = made[0];
     AT(vf, g + i) = made[1];
@@ -149,28 +215,38 @@ INLINE const float *blurred_row(
 }
 
 /* Values of a row as they leave: solarized, normalised. */
-INLINE vf last_of(vf value, int solarize, float gain, float bias) {
-  if (solarize) value = pick(value >= 127.5f, 255.0f - value, value);
+INLINE vf last_of(vf value, int solarize, float top, float gain, float bias) {
+  if (solarize) value = pick(value >= 0.5f * top, top - value, value);
   return value * gain + bias;
 }
 
 CALLED void write_row(const Views *op, const float *row, int solarize, int64_t v, int64_t c, int64_t y) {
-  int64_t width = op->width, x = 0;
-  float gain = op->gain[c], bias = op->bias[c];
-  if (op->dtype == UINT8) {
-    uint8_t *to = (uint8_t *)op->out + ((v * op->height + y) * width) * 3 + c;
-    for (; x < width; x++) {
-      float value = solarize && row[x] >= 127.5f ? 255 - row[x] : row[x];
-      to[3 * x] = (uint8_t)(value + 0.5f);
-    }
-    return;
-  }
-  int64_t at = ((v * 3 + c) * op->height + y) * width;
-  for (; x + LANES <= width; x += LANES)
-    store(op->out, at + x, last_of(AT(vf, row + x), solarize, gain, bias), op->dtype, 0);
+  int64_t width = op->width, x = 0, at = ((v * op->channels + c) * op->height + y) * width, step = 1;
+  float gain = op->gain[c], bias = op->bias[c], top = op->top;
+  if (op->dtype == FLOAT32 || op->dtype == BFLOAT16)
+    for (; x + LANES <= width; x += LANES)
+      store(op->out, at + x, last_of(AT(vf, row + x), solarize, top, gain, bias), op->dtype, 0);
+  if (op->dtype == UINT8 && op->channels == 3) at = ((v * op->height + y) * width) * 3 + c, step = 3;
   for (; x < width; x++) {
-    float value = solarize && row[x] >= 127.5f ? 255 - row[x] : row[x];
-    put(op->out, at + x, value * gain + bias, op->dtype);
+    float value = solarize && row[x] >= 0.5f * top ? top - row[x] : row[x];
+    value = value * gain + bias;
+    if (op->dtype == UINT8) ((uint8_t *)op->out)[at + step * x] = (uint8_t)(value + 0.5f);
+    else if (op->dtype == UINT16) ((uint16_t *)op->out)[at + x] = (uint16_t)(value + 0.5f);
+    else put(op->out, at + x, value, op->dtype);
+  }
+}
+
+/* The colours of a chunk's planes of n values. */
+CALLED void colour(const Views *op, int64_t v, Chunk chunk, float *planes, int64_t n) {
+  for (int64_t c = 0; c < chunk.count && op->range; c++) {
+    const float *range = op->range + 2 * (chunk.first + c);
+    rescale(planes + c * n, n, range[0], range[1], op->top);
+  }
+  if (op->color) recolor(op->color + 12 * v, planes, n, op->top);
+  for (int64_t c = 0; c < chunk.count && op->each; c++) {
+    const float *each = op->each + 3 * (v * op->channels + chunk.first + c);
+    rescale(planes + c * n, n, each[0], op->top * each[1], op->top);
+    if (each[2] != 1.0f) raise(planes + c * n, n, each[2], op->top);
   }
 }
 
@@ -182,8 +258,9 @@ int EXPORT(fused_views)(const Views *op) {
     int64_t side = op->sides[2 * op->photo[v] + 1];
     wide = side > wide ? side : wide;
   }
-  int64_t pitch = (width + SPARE + LANES - 1) / LANES * LANES, planes = 3 * height * pitch + SPARE;
-  int64_t line = 3 * wide + SPARE, row = width + 2 * op->reach + 3 * SPARE;
+  int64_t most = op->channels < CHUNK ? op->channels : CHUNK;
+  int64_t pitch = (width + SPARE + LANES - 1) / LANES * LANES, planes = most * height * pitch + SPARE;
+  int64_t line = most * wide + SPARE, row = width + 2 * op->reach + 3 * SPARE;
   int64_t weights_down = height * op->down, weights_across = width * op->across;
   int64_t floats = planes + line + 2 * row + op->reach + 1 + weights_down + weights_across;
   int64_t bytes = floats * sizeof(float) + 2 * (height + width) * sizeof(int32_t) + 2 * (op->reach + 1) * sizeof(float *);
@@ -198,18 +275,25 @@ int EXPORT(fused_views)(const Views *op) {
     int32_t *places = (int32_t *)(weights + weights_down + weights_across);
     Axis down = {places, places + height, weights, op->down};
     Axis across = {places + 2 * height, places + 2 * height + width, weights + weights_down, op->across};
-    resample(op, v, &down, &across, lines, own, pitch);
-    if (op->color) recolor(op->color + 12 * v, own, height * pitch);
+    const float *window = op->window + 4 * v;
+    const int32_t *sides = op->sides + 2 * op->photo[v];
+    resample_axis(&down, window[0], window[2], sides[0], height);
+    resample_axis(&across, window[1], window[3], sides[1], width);
     int64_t reach = 0;
     if (op->sigma && op->sigma[v] > 0) reach = taps_of(op->sigma[v], (int64_t)ceil(3.0 * op->sigma[v]), taps);
     int solarize = op->solarize && op->solarize[v];
-    for (int64_t c = 0; c < 3; c++)
-      for (int64_t y = 0; y < height; y++) {
-        const float *plane = own + c * height * pitch, *values = plane + y * pitch;
-        if (reach)
-          values = blurred_row(op, plane, pitch, y, taps, reach, lows, highs, half + SPARE + op->reach, done);
-        write_row(op, values, solarize, v, c, y);
-      }
+    for (int64_t first = 0; first < op->channels; first += most) {
+      Chunk chunk = {first, op->channels - first < most ? op->channels - first : most};
+      resample(op, v, chunk, &down, &across, lines, own, pitch);
+      colour(op, v, chunk, own, height * pitch);
+      for (int64_t c = 0; c < chunk.count; c++)
+        for (int64_t y = 0; y < height; y++) {
+          const float *plane = own + c * height * pitch, *values = plane + y * pitch;
+          if (reach)
+            values = blurred_row(op, plane, pitch, y, taps, reach, lows, highs, half + SPARE + op->reach, done);
+          write_row(op, values, solarize, v, first + c, y);
+        }
+    }
   }
   free(scratch);
   return 0;

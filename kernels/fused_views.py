@@ -1,16 +1,18 @@
-"""Views of decoded photographs in one pass from bytes: crop, colour, blur, solarize, normalise.
+"""Views of decoded images in one pass from their values: crop, colour, blur, solarize, normalise.
 
 Replaces, for every view of a batch (DALI's operators, or torchvision's, one after the other)::
 
     x = resize(photo, window, antialias=True)            # mirrored where the window is
+    x = ((x - low) / (high - low)).clamp(0, 1)           # of other images than 8-bit RGB
     x = (color @ [x; 1]).clamp(0, 255)
+    x = (gain * x + offset).clamp(0, 1) ** exponent      # of each channel by itself
     x = gaussian_blur(x, sigma)                          # ceil(3 sigma) pixels on each side
     x = where(solarize and x >= 128, 255 - x, x)
     x = (x / 255 - mean) / std
 
 Never materialised: what stands between these lines, which is not rounded to bytes either. Read are
-the window's bytes, written the view. On a GPU by `fused_views_triton.py`; in C on a CPU, where a
-view's planes stay in a core's caches; else :func:`fused_views_ref`, a view at a time.
+the window's values, written the view. On a GPU by `fused_views_triton.py`, for 8-bit RGB; in C on a
+CPU, where a view's planes stay in a core's caches; else :func:`fused_views_ref`, a view at a time.
 
 The parameters lie on the host, wherever the photographs are: what they say of launches and memory
 (which views are blurred, how far) is known there without waiting for a GPU.
@@ -18,6 +20,8 @@ The parameters lie on the host, wherever the photographs are: what they say of l
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 
 import torch
@@ -26,6 +30,8 @@ from torch import Tensor
 from fastequi.kernels import fused_views_triton, native_fused_views
 from fastequi.kernels.backend import say_type, use_native, use_triton
 from fastequi.kernels.target import DrawnViews, ViewTarget
+
+logger = logging.getLogger(__name__)
 
 
 def resample_matrix(start: Tensor, end: Tensor, pixels: int, size: int) -> Tensor:
@@ -62,51 +68,70 @@ def blur_matrix(sigma: float, size: int, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Tensor:
-    """The lines above in plain PyTorch, float64 where `dtype` is: [V, 3, H, W], of bytes channels
-    last in memory."""
-    photos, photo, window, color, sigma, solarize = views
+    """The lines above in plain PyTorch, float64 where `dtype` is: [V, C, H, W], three channels of
+    bytes channels last in memory."""
+    photos, photo, window, color, sigma, solarize, gain = views
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    made = []
+    top, made = target.top, []
     for v, i in enumerate(photo.tolist()):
-        image = photos[i].to(compute).permute(2, 0, 1)
+        image = photos[i][..., list(target.channels)].to(compute).permute(2, 0, 1)
         y0, x0, y1, x1 = window[v].double()  # thousands of pixels, and fractions
         down = resample_matrix(y0, y1, image.shape[1], target.height).to(image)
         across = resample_matrix(x0, x1, image.shape[2], target.width).to(image)
         x = down @ image @ across.T
+        if target.ranges is not None:
+            low, high = x.new_tensor(target.ranges).T[..., None, None]
+            x = ((x - low) / (high - low)).clamp(0, top)
         if color is not None:
             m = color[v].to(x)
-            x = torch.einsum("ij,jhw->ihw", m[:, :3], x) + 255 * m[:, 3, None, None]
-            x = x.clamp(0, 255)
+            x = torch.einsum("ij,jhw->ihw", m[:, :3], x) + top * m[:, 3, None, None]
+            x = x.clamp(0, top)
+        if gain is not None:
+            times, plus, exponent = gain[v].to(x).T[..., None, None]
+            x = top * ((x / top * times + plus).clamp(0, 1) ** exponent)
         if sigma is not None and sigma[v] > 0:
             down, across = (blur_matrix(sigma[v].item(), n, x) for n in x.shape[1:])
             x = down @ x @ across.T
         if solarize is not None and solarize[v]:
-            x = torch.where(x >= 127.5, 255 - x, x)
+            x = torch.where(x >= top / 2, top - x, x)
         made.append(x)
-    out = torch.stack(made)
-    if dtype == torch.uint8:
-        out = out.add(0.5).floor().clamp(0, 255).to(dtype)
-        return out.contiguous(memory_format=torch.channels_last)
-    out = out / 255
+    out = torch.stack(made) / top
+    if dtype in native_fused_views.WHOLE:
+        most = native_fused_views.WHOLE[dtype]
+        out = (out * most).add(0.5).floor().clamp(0, most).to(dtype)
+        return out.contiguous(memory_format=_format(dtype, out.shape[1]))
     if target.mean is not None and target.std is not None:
         mean, std = (out.new_tensor(v)[:, None, None] for v in (target.mean, target.std))
         out = (out - mean) / std
     return out.to(dtype)
 
 
+@functools.cache
+def _say_triton(channels: int, given: torch.dtype, dtype: torch.dtype) -> None:
+    said = "fused_views of %d channels of %s to %s runs in PyTorch, slower; Triton takes 8-bit RGB"
+    logger.warning(said, channels, str(given)[6:], str(dtype)[6:])
+
+
+def _format(dtype: torch.dtype, channels: int) -> torch.memory_format:
+    last = dtype == torch.uint8 and channels == 3
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def fused_views(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Tensor:
-    """[V, 3, H, W], of bytes channels last in memory; arguments already checked."""
-    kind = torch.channels_last if dtype == torch.uint8 else torch.contiguous_format
-    shape, device = (len(views.photo), 3, *target.size), views.device
+    """[V, C, H, W], three channels of bytes channels last in memory; arguments already checked."""
+    shape, device = (len(views.photo), len(target.channels), *target.size), views.device
+    kind = _format(dtype, shape[1])
     out = torch.empty(shape, dtype=dtype, device=device, memory_format=kind)
     if not out.numel():
         return out
-    if use_triton(out) and dtype != torch.float64:
+    if use_triton(out) and fused_views_triton.makes(views, target, dtype):
         fused_views_triton.fused_views(out, views, target)
     elif use_native(out) and native_fused_views.makes(dtype):
         native_fused_views.fused_views(out, views, target)
     else:
         if use_native(out):
-            say_type("fused_views", dtype, takes="float32, bfloat16 or uint8")
+            say_type("fused_views", dtype, takes="float32, bfloat16, uint8 or uint16")
+        elif use_triton(out) and dtype != torch.float64:
+            _say_triton(views.photos[0].shape[2], views.photos[0].dtype, dtype)
         return fused_views_ref(views, target, dtype)
     return out

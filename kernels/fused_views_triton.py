@@ -244,7 +244,7 @@ class _Tables(NamedTuple):
 
 def _tables(views: DrawnViews, target: ViewTarget) -> _Tables:
     """Of all views, on the host."""
-    photos, photo, window, color, sigma, solarize = views
+    photos, photo, window, color, sigma, solarize, _ = views
     count = len(photo)
     each = [(x.data_ptr(), x.stride(0), x.shape[0] - 1, x.shape[1] - 1) for x in photos]
     places = torch.zeros(count, 6, dtype=torch.int64, device="cpu")
@@ -259,6 +259,18 @@ def _tables(views: DrawnViews, target: ViewTarget) -> _Tables:
     matrix[..., 3] *= 255
     numbers[:, 12] = 0 if sigma is None else sigma
     return _Tables(places, torch.stack([begin, step], 2).flatten(1), numbers)
+
+
+def makes(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> bool:
+    """Whether the kernels make such views: of 8-bit RGB, in a type they have."""
+    return (
+        dtype not in (torch.float64, torch.uint16)
+        and target.ranges is None
+        and views.gain is None
+        and tuple(target.channels) == (0, 1, 2)
+        and views.photos[0].shape[2] == 3
+        and views.photos[0].dtype == torch.uint8
+    )
 
 
 def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:

@@ -1,4 +1,4 @@
-"""Views of photographs in C: fused_views.c through ctypes."""
+"""Views of decoded images in C: fused_views.c through ctypes."""
 
 from __future__ import annotations
 
@@ -11,48 +11,63 @@ from fastequi.kernels import native
 from fastequi.kernels.native_warp import gain_and_bias
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
+WHOLE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # types of whole numbers, and what 1 becomes
+_TYPES = {**native.DTYPES, torch.uint16: 3}
+
 
 class ViewsStruct(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("photos", "pitch", "sides", "photo", "window")),
-        *((name, c_void_p) for name in ("color", "sigma", "solarize", "out")),
-        ("gain", c_float * 4),
-        ("bias", c_float * 4),
-        *((name, c_int32) for name in ("views", "height", "width", "dtype", "threads")),
+        *((name, c_void_p) for name in ("taken", "range", "color", "each", "sigma", "solarize")),
+        *((name, c_void_p) for name in ("out", "gain", "bias")),
+        ("top", c_float),
+        *((name, c_int32) for name in ("views", "channels", "stored", "type")),
+        *((name, c_int32) for name in ("height", "width", "dtype", "threads")),
         *((name, c_int32) for name in ("down", "across", "reach")),
     )
 
 
 def makes(dtype: torch.dtype) -> bool:
     """Whether C makes views of that type."""
-    return dtype in native.DTYPES
+    return dtype in _TYPES
 
 
 def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
-    """Fills `out` [V, 3, H, W], dense, of bytes channels last."""
-    photos, photo, window, color, sigma, solarize = views
-    count = len(photos)
+    """Fills `out` [V, C, H, W], dense, three channels of bytes channels last."""
+    photos, photo, window, color, sigma, solarize, each = views
+    count, channels = len(photos), target.channels
     places = (c_void_p * count)(*(native.pointer(x) for x in photos))
     pitch = (c_int64 * count)(*(x.stride(0) for x in photos))
     sides = (c_int32 * (2 * count))(*(side for x in photos for side in x.shape[:2]))
-    gain, bias = gain_and_bias(target.mean, target.std, 3)
-    scale = 1.0 if out.dtype == torch.uint8 else 1 / 255
+    taken = (c_int32 * len(channels))(*channels)
+    scale = WHOLE.get(out.dtype, 1.0) / target.top
+    gain, bias = gain_and_bias(target.mean, target.std, len(channels))
     op = ViewsStruct(
-        addressof(places),
-        addressof(pitch),
-        addressof(sides),
-        *(native.pointer(x) for x in (photo, window, color, sigma, solarize, out)),
-        (c_float * 4)(*(value * scale for value in gain)),
-        (c_float * 4)(*bias),
+        *(addressof(array) for array in (places, pitch, sides)),
+        *(native.pointer(x) for x in (photo, window)),
+        addressof(taken),
+        None,
+        *(native.pointer(x) for x in (color, each, sigma, solarize, out)),
+        None,
+        None,
+        target.top,
         len(photo),
+        len(channels),
+        photos[0].shape[2],
+        _TYPES[photos[0].dtype],
         target.height,
         target.width,
-        native.DTYPES[out.dtype],
+        _TYPES[out.dtype],
         min(native.threads(out.numel()), len(photo)),
         *taps(window, target),
         0 if sigma is None else 3 * int(sigma.max().item()) + 3,
     )
-    native.call("fused_views", op)
+    floats = {"gain": [value * scale for value in gain], "bias": bias}
+    if target.ranges is not None:
+        scales = [target.top / (high - low) for low, high in target.ranges]
+        lows = [low for low, _ in target.ranges]
+        floats["range"] = [x for s, low in zip(scales, lows, strict=True) for x in (s, -low * s)]
+    native.call("fused_views", native.with_floats(op, floats))
 
 
 def taps(window: Tensor, target: ViewTarget) -> tuple[int, int]:

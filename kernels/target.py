@@ -67,10 +67,12 @@ class DrawnViews(NamedTuple):
     """Views of photographs, before they are made.
 
     Attributes:
-        photos: [H, W, 3] uint8 each, pixels of a row side by side, all on one device.
+        photos: [H, W, C] uint8, uint16 or float32 each, pixels of a row side by side, all of one
+            type on one device.
         photo: [V] int32, which one a view shows; on the CPU and dense, as are the others.
         window, color, sigma, solarize: [V, ...] float32, the last bool; the last three or None; as
             in `fastequi.functional.fused_views`.
+        gain: [V, C, 3] float32, gain, offset and exponent of every channel, or None.
     """
 
     photos: Sequence[Tensor]
@@ -79,6 +81,7 @@ class DrawnViews(NamedTuple):
     color: Tensor | None
     sigma: Tensor | None
     solarize: Tensor | None
+    gain: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -92,16 +95,26 @@ class ViewTarget(NamedTuple):
     Attributes:
         height, width: of a view in pixels.
         mean, std: of the normalisation, in 0..1.
+        channels: the photographs' channels that are taken.
+        ranges: (low, high) of each of those, which become 0 and 1; what lies outside is cut off.
+            None for all that bytes hold, which stay 0 .. 255 until the end.
     """
 
     height: int
     width: int
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    channels: Sequence[int] = (0, 1, 2)
+    ranges: Sequence[tuple[float, float]] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         return self.height, self.width
+
+    @property
+    def top(self) -> float:
+        """What 1 is until the end."""
+        return 255.0 if self.ranges is None else 1.0
 
 
 class DINOTarget(NamedTuple):

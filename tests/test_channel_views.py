@@ -13,7 +13,7 @@ from torch.nn import functional as F
 pytest.importorskip("nvidia.dali")
 
 from fastequi.cli.main import main
-from fastequi.config import PathConfig
+from fastequi.config import Config, PathConfig
 from fastequi.data import channel_views
 from fastequi.data.channel_views import as_whole, augmented, in_range
 from fastequi.data.config import Augment, DataConfig
@@ -28,6 +28,7 @@ from fastequi.data.views.parameters import ViewParams, view_params
 from fastequi.functional import gaussian_blur
 from fastequi.paths import SE2
 from fastequi.philox import Draws
+from fastequi.recipes import RECIPES
 from fastequi.resuming import with_files
 from tests.support import science
 from tests.support.batches import assert_same
@@ -219,6 +220,37 @@ def test_batches_do_not_depend_on_threads_ranks_or_a_restart(folder):
     assert_same(loaded(5, source, cfg, state=state), expected[3:])
 
 
+@pytest.mark.parametrize("rotations", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "depth"), [(5, "uint16"), (1, "uint8"), (17, "uint8"), (2, "float32")]
+)
+def test_views_in_one_pass_are_those_by_dali(tmp_path, channels, depth, rotations):
+    """By the same draws, noise and dropped channels too; DALI tabulates its filter."""
+    folder = stored(
+        tmp_path / "set", PLAIN if depth != "float32" else WRITTEN["npy"], channels, depth
+    )
+    aug = replace(ALL, flip=0.0) if rotations else replace(ALL, noise=0.0, drop=0.0)
+    asked = replace(
+        CFG,
+        a1=aug,
+        a2=aug,
+        a3=replace(CFG.a3, flip=0.0),
+        value_range="percentiles:1:99",
+        rotations=rotations,
+    )
+    ours, theirs = (batches(folder, 3, replace(asked, views=v)) for v in ("fused", "dali"))
+    most = 255 if depth == "uint8" else 65535
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.u.dtype == b.u.dtype == (torch.uint8 if depth == "uint8" else torch.uint16)
+        assert a.u.shape == b.u.shape
+        off = [(a.u.double() - b.u.double()).abs() / most]
+        for name in ("v1", "local_crops"):
+            off.append((getattr(a, name) - getattr(b, name)).abs().double() / 4)
+        levels = torch.cat([x.flatten() for x in off])
+        assert levels.quantile(0.99) < 0.02
+        assert levels.mean() < 0.003
+
+
 def test_damaged_images_are_replaced_and_counted(folder, caplog):
     source, cfg = opened(folder)
     damaged = folder / "03.tif"
@@ -300,7 +332,7 @@ def rgb_sets(folder):
 def test_deep_colours_change_as_those_of_eight_bits_do(tmp_path, views):
     """By the same draws: brightness, contrast, saturation, hue, grey, blur, solarization."""
     shallow, deep = rgb_sets(tmp_path)
-    source, cfg = opened(deep, replace(OF_RGB, channels="all"))
+    source, cfg = opened(deep, replace(OF_RGB, channels="all", views=views))
     assert cfg.file_colors
     assert cfg.channels == "0,1,2"
     of_deep = loaded(3, source, cfg)
@@ -502,6 +534,20 @@ def test_images_that_were_added_to_a_run_are_not_used(folder, caplog):
 def test_noise_needs_views_within_its_table():
     with pytest.raises(ValueError, match="image_size: expected at most 1024 px beside noise"):
         replace(CFG, image_size=1040, source_size=1040)
+
+
+def test_a_run_begun_before_views_in_one_pass_goes_on_by_dali():
+    config = RECIPES["tir_vicreg_vits16"]()
+    kept = replace(config, data=replace(config.data, channels="0", views="fused"))
+    kept = replace(kept, data=replace(kept.data, mean=(0.5,), std=(0.2,)))
+    text = kept.to_json()
+    assert Config.from_json(text).data.views == "fused"
+    before = json.loads(text)
+    assert before.pop("format") == 2
+    assert Config.from_json(json.dumps(before)).data.views == "dali"
+    of_rgb = json.loads(replace(config, data=replace(config.data, views="fused")).to_json())
+    of_rgb.pop("format")
+    assert Config.from_json(json.dumps(of_rgb)).data.views == "fused"
 
 
 def test_a_run_begun_without_colours_goes_on_without(tmp_path):

@@ -346,10 +346,14 @@ WINDOW = torch.tensor([[0.0, 0.0, 4.0, 5.0]])
         (
             {"photos": PHOTO[None]},
             TypeError,
-            r"photos: expected a list of tensors \[H, W, 3\], got one of \(1, 4, 5, 3\)",
+            r"photos: expected a list of tensors \[H, W, C\], got one of \(1, 4, 5, 3\)",
         ),
-        ({"photos": [PHOTO.float()]}, TypeError, r"photos\[0\]: expected a uint8 tensor, got"),
-        ({"photos": [PHOTO[..., :1]]}, ValueError, r"photos\[0\]: expected \[H, W, 3\], got"),
+        (
+            {"photos": [PHOTO.double()]},
+            TypeError,
+            r"photos\[0\]: expected a tensor of uint8, uint16 or float32, got torch.float64",
+        ),
+        ({"photos": [PHOTO[0]]}, ValueError, r"photos\[0\]: expected \[H, W, C\], got"),
         ({"photos": [PHOTO, PHOTO]}, ValueError, "photo: needed where there are 2 photographs"),
         ({"photo": torch.tensor([1])}, ValueError, r"photo: expected 0 \.\. 0, got 1 \.\. 1"),
         ({"photo": torch.tensor([0, 0])}, ValueError, r"photo: expected \[1\] as windows"),
@@ -378,7 +382,7 @@ WINDOW = torch.tensor([[0.0, 0.0, 4.0, 5.0]])
         ({"sigma": torch.zeros(2)}, ValueError, r"sigma: expected \[1\], got \(2,\)"),
         ({"solarize": torch.zeros(1)}, TypeError, "solarize: expected a bool tensor, got torch.f"),
         ({"mean": 0.5}, ValueError, "mean, std: expected both or neither"),
-        ({"dtype": torch.int8}, TypeError, "dtype: expected uint8 or a floating dtype"),
+        ({"dtype": torch.int8}, TypeError, "dtype: expected uint8, uint16 or a floating"),
         ({"dtype": torch.uint8, "mean": 0.5, "std": 0.5}, ValueError, "dtype: uint8 cannot hold"),
     ],
 )

@@ -68,7 +68,7 @@ def _answer(inputs: Inputs, mode: str) -> dict[str, Tensor]:
 
 
 def _three(inputs: Inputs, mode: str) -> Call:
-    """Ours of three channels, beside one channel: what a third of it is, one channel should take."""
+    """Ours of three channels: one channel should take a third of it."""
     given = inputs["three"]
     if given is None:
         raise Unavailable("stands beside one channel alone")

@@ -1,4 +1,5 @@
-"""Views of images whose channels are kept: DALI decodes and resamples, PyTorch does the rest.
+"""Views of images whose channels are kept: DALI decodes and resamples, PyTorch does the rest
+(`data.views="dali"`; in one pass with the same parameters: `fused.py`).
 
     image ─ decode ─ windows ─┬─ range, gain, offset, gamma ─ blur ─ noise ─ drop ─ rot90 ─► u
                               ├─ likewise ─ normalise ─────────────────────────────────────► v1
@@ -29,7 +30,7 @@ from torch import Tensor
 from fastequi.data.config import MOST_WITH_NOISE, Augment, DataConfig
 from fastequi.data.dali import Decoded, View, views
 from fastequi.data.decode import decoded, fn, pipeline_of, samples, stream_of, types
-from fastequi.data.fused import Drawn
+from fastequi.data.drawn import Drawn
 from fastequi.data.pixels import LARGEST, Pixels
 from fastequi.data.views.parameters import NOISE_PLACES, ViewParams
 from fastequi.data.views.rotations import rotate
@@ -171,6 +172,12 @@ def augmented(images: Tensor, aug: Augment, params: ViewParams) -> Tensor:
     if params.solarize is not None:
         inverted = there(params.solarize, device)[:, None, None, None] & (images >= 0.5)
         images = torch.where(inverted, 1 - images, images)
+    return disturbed(images, params)
+
+
+def disturbed(images: Tensor, params: ViewParams) -> Tensor:
+    """Images [N, C, H, W] in 0..1 with noise, and without the contents of some channels."""
+    device = images.device
     if params.noise is not None and params.noise_places is not None:
         deviation = there(params.noise, device)[:, None, None, None]
         side = images.shape[2] * images.shape[3]

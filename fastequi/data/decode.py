@@ -125,6 +125,7 @@ class Decoder:
         device: where they are decoded: "cpu", or a CUDA device.
         num_threads: DALI's CPU threads.
         encoded: they are images' bytes, not paths.
+        pixels: what a run takes; None for 8-bit RGB.
 
     Raises:
         ImportError: DALI is not installed.
@@ -137,6 +138,7 @@ class Decoder:
         device: torch.device,
         num_threads: int,
         encoded: bool = False,
+        pixels: Pixels | None = None,
     ) -> None:
         self.device = device
 
@@ -144,12 +146,12 @@ class Decoder:
             source = fn.external_source(
                 source=lambda: samples(files()), dtype=types.UINT8, batch=True
             )
-            return (decoded(source, device, encoded),)
+            return (decoded(source, device, encoded, pixels),)
 
         self._pipeline = pipeline_of(graph, decodes, num_threads, device)
 
     def run(self) -> list[Tensor]:
-        """The next batch, on the current stream of the device: [H, W, 3] uint8 each.
+        """The next batch, on the current stream of the device: values [H, W, C] each.
 
         It is DALI's memory, which stays theirs for as long as they are held.
         """

@@ -1,27 +1,32 @@
-"""Views by `fused_views`, of photographs that DALI decodes: `data.views="fused"`.
+"""Views by `fused_views`, of images that DALI decodes: `data.views="fused"`.
 
 The same parameters as for DALI's graph (`dali.py`), the same views but for its rounding: one pass
 for each view where DALI takes one for each operation. DALI decodes ahead, on the CPU or on a GPU;
 the views of a batch are made when it is asked for, by PyTorch's threads, or on the current stream.
-The parameters stay on the CPU, so that nothing waits for a GPU.
+The parameters stay on the CPU, so that nothing waits for a GPU. Of images whose channels are kept,
+noise and channels without contents come after it, as in `channel_views.py`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastequi.data.channel_views import as_whole, disturbed
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.dali import Decoded
 from fastequi.data.decode import Decoder, File
+from fastequi.data.drawn import Drawn
+from fastequi.data.pixels import Pixels
 from fastequi.data.views.parameters import ViewParams
 from fastequi.data.views.rotations import rotate
 from fastequi.functional import backend, fused_views
+from fastequi.functional.normalise import normalise
 from fastequi.paths import color_matrix
 
 
@@ -31,21 +36,6 @@ def chosen(views: str, device: torch.device) -> Literal["dali", "fused"]:
         in_c = device.type == "cpu" and backend(device)[0] == "native"
         return "fused" if in_c else "dali"
     return "fused" if views == "fused" else "dali"
-
-
-class Drawn(NamedTuple):
-    """What a batch is made of.
-
-    Attributes:
-        files: [D] paths, or encoded images.
-        v1, u: parameters of the D · M samples, M consecutive ones per file.
-        local_crops: of their local views, V consecutive ones per sample, if there are any.
-    """
-
-    files: Sequence[File]
-    v1: ViewParams
-    u: ViewParams
-    local_crops: ViewParams | None
 
 
 class FusedPipeline:
@@ -58,6 +48,7 @@ class FusedPipeline:
         device: where photographs are decoded and views made: "cpu", or a CUDA device.
         num_threads: DALI's CPU threads.
         encoded: files are images' bytes, not paths.
+        pixels: what is taken of images whose channels are kept.
 
     Raises:
         ImportError: DALI is not installed.
@@ -71,10 +62,11 @@ class FusedPipeline:
         device: torch.device,
         num_threads: int,
         encoded: bool = False,
+        pixels: Pixels | None = None,
     ) -> None:
-        self.cfg, self._draw = cfg, draw
+        self.cfg, self._draw, self._pixels = cfg, draw, pixels
         self._ahead: deque[Drawn] = deque()  # being decoded, oldest first
-        self._decoder = Decoder(decodes, self._files, device, num_threads, encoded)
+        self._decoder = Decoder(decodes, self._files, device, num_threads, encoded, pixels)
 
     def _files(self) -> Sequence[File]:
         self._ahead.append(self._draw())
@@ -83,17 +75,21 @@ class FusedPipeline:
     def run(self) -> Decoded:
         """The next batch, in the order of the draws."""
         photos = self._decoder.run()
-        return views_of(self.cfg, photos, self._ahead.popleft())
+        return views_of(self.cfg, photos, self._ahead.popleft(), self._pixels)
 
 
-def views_of(cfg: DataConfig, photos: Sequence[Tensor], drawn: Drawn) -> Decoded:
-    """The views of decoded photographs [H, W, 3]."""
-    scale = {"mean": cfg.mean, "std": cfg.std}
-    u = _views(cfg, photos, drawn.u, cfg.a2, cfg.source_size, {"dtype": torch.uint8})
-    v1 = _views(cfg, photos, drawn.v1, cfg.a1, cfg.image_size, scale)
+def views_of(
+    cfg: DataConfig, photos: Sequence[Tensor], drawn: Drawn, pixels: Pixels | None = None
+) -> Decoded:
+    """The views of decoded images [H, W, 3], or of `pixels` [H, W, C]."""
+    deep = pixels is not None and pixels.depth != "uint8"
+    dtype = torch.uint16 if deep else torch.uint8
+    common = cfg, photos, pixels
+    u = _views(*common, drawn.u, cfg.a2, cfg.source_size, dtype)
+    v1 = _views(*common, drawn.v1, cfg.a1, cfg.image_size, torch.float32)
     local = None
     if drawn.local_crops is not None:
-        crops = _views(cfg, photos, drawn.local_crops, cfg.a3, cfg.local_crop_size, scale)
+        crops = _views(*common, drawn.local_crops, cfg.a3, cfg.local_crop_size, torch.float32)
         local = crops.unflatten(0, (-1, cfg.local_crops)).transpose(0, 1)
     return Decoded(v1, u, local)
 
@@ -101,26 +97,41 @@ def views_of(cfg: DataConfig, photos: Sequence[Tensor], drawn: Drawn) -> Decoded
 def _views(
     cfg: DataConfig,
     photos: Sequence[Tensor],
+    pixels: Pixels | None,
     params: ViewParams,
     aug: Augment,
     size: int,
-    options: dict[str, Any],
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Of one kind: as many of each photograph, one after the other."""
+    """Of one kind: as many of each image, one after the other; floats are normalised."""
     count = len(params.start)
     photo = torch.arange(len(photos)).repeat_interleave(count // len(photos))
     sides = torch.tensor([image.shape[:2] for image in photos])[photo]
     corners = (torch.from_numpy(np.ascontiguousarray(x)) for x in (params.start, params.end))
     windows = torch.cat([x * sides for x in corners], 1)
+    options: dict[str, Any] = {}
     if aug.colors and params.color is not None:
         brightness, contrast, saturation, degrees = torch.from_numpy(params.color).unbind(1)
         matrix = color_matrix(brightness, contrast, saturation, degrees / 360)
-        options = {**options, "color": matrix}
+        options["color"] = matrix
+    if params.channels is not None:
+        options["gain"] = torch.from_numpy(params.channels)[..., : 3 if aug.gamma > 0 else 2]
     if aug.blur > 0 and params.sigma is not None:
-        options = {**options, "sigma": torch.from_numpy(params.sigma)}
+        options["sigma"] = torch.from_numpy(params.sigma)
     if aug.solarize > 0 and params.solarize is not None:
-        options = {**options, "solarize": torch.from_numpy(params.solarize)}
-    views = fused_views(photos, windows, size=size, photo=photo, **options)
+        options["solarize"] = torch.from_numpy(params.solarize)
+    if pixels is not None:
+        options |= {"channels": pixels.chosen, "value_range": pixels.ranges}
+    options |= {"size": size, "photo": photo}
+    whole = dtype != torch.float32
+    if params.noise is not None or params.dropped is not None:
+        views = disturbed(fused_views(photos, windows, **options), params)
+        depth = "uint8" if dtype == torch.uint8 else "uint16"
+        views = as_whole(views, depth) if whole else normalise(views, cfg.mean, cfg.std)
+    elif whole:
+        views = fused_views(photos, windows, dtype=dtype, **options)
+    else:
+        views = fused_views(photos, windows, mean=cfg.mean, std=cfg.std, **options)
     if cfg.rotations and params.rotation is not None:
         rotate(views, params.rotation)
     return views

@@ -30,7 +30,8 @@ from fastequi.data.channel_views import ChannelPipeline
 from fastequi.data.config import DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.decode import require_dali
-from fastequi.data.fused import Drawn, FusedPipeline, chosen
+from fastequi.data.drawn import Drawn
+from fastequi.data.fused import FusedPipeline, chosen
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import Pixels, pixels_of
 from fastequi.data.read_ahead import ReadAhead
@@ -83,8 +84,7 @@ def make_loader(
     """
     require_dali()
     pixels = pixels_of(cfg, source)
-    if pixels is None:
-        cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
+    cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
     if cfg.mask_share > 0 and grid < 1:
         raise ValueError(f"grid: masks (mask_share={cfg.mask_share}) need it >= 1, got {grid}")
     members = members_in(source) if cfg.shuffle == "window" else None
@@ -240,11 +240,11 @@ class Loader:
 
     def _build(self) -> ViewPipeline | FusedPipeline | ChannelPipeline:
         decodes, encoded = self._sampler.share, self._given.as_bytes
-        if self.pixels is not None:
-            common = self.cfg, decodes, self._draw, self.device, self._threads, encoded
-            return ChannelPipeline(*common, self.pixels)
+        common = self.cfg, decodes, self._draw, self.device, self._threads, encoded
         if self.cfg.views == "fused":
-            return FusedPipeline(self.cfg, decodes, self._draw, self.device, self._threads, encoded)
+            return FusedPipeline(*common, self.pixels)
+        if self.pixels is not None:
+            return ChannelPipeline(*common, self.pixels)
         return ViewPipeline(self.cfg, decodes, self._feed, self.device, self._threads, encoded)
 
     def _feed(self) -> Feed:

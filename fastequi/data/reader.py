@@ -18,7 +18,7 @@ from torch import Tensor
 from fastequi.data.channel_views import ChannelPipeline
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of
-from fastequi.data.fused import Drawn
+from fastequi.data.drawn import Drawn
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import pixels_of
 from fastequi.data.sources.image_sets import tolerated

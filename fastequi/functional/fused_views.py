@@ -1,8 +1,10 @@
-"""Augmented views of decoded photographs, in one pass from their bytes."""
+"""Augmented views of decoded images, in one pass from their values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,9 @@ from fastequi.functional import arguments, checks
 from fastequi.kernels import fused_views as _views
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
-_DTYPES = (torch.uint8, *checks.FLOATS)
+_WHOLE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # and what becomes 1
+_DTYPES = (*_WHOLE, *checks.FLOATS)
+_PHOTOS = (*_WHOLE, torch.float32)
 
 
 def fused_views(
@@ -23,6 +27,9 @@ def fused_views(
     color: Tensor | None = None,
     sigma: Tensor | None = None,
     solarize: Tensor | None = None,
+    gain: Tensor | None = None,
+    channels: Sequence[int] | None = None,
+    value_range: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     dtype: torch.dtype = torch.float32,
@@ -31,24 +38,32 @@ def fused_views(
     torchvision's do one after the other, with parameters that the caller has drawn.
 
     Args:
-        photos: [H, W, 3] uint8 each, of any sizes, such as `torch.from_numpy` of decoded images, on
-            one device, where the views are made. The other tensors are read on the CPU, where they
-            are drawn: those of a GPU are waited for, with a host sync each.
+        photos: [H, W, C] each, uint8, uint16 or float32 alike, of any sizes, such as
+            `torch.from_numpy` of decoded images, on one device, where the views are made. The other
+            tensors are read on the CPU, where they are drawn: those of a GPU are waited for, with a
+            host sync each.
         windows: [V, 4] corners y0, x0, y1, x1 in pixels, within the photographs; x0 > x1 mirrors
             left to right. Resampled linearly, with antialiasing where the view is smaller.
         size: (H, W) of the views, or one number for both.
         photo: [V] integers, the photograph of every view; None where there are as many of both.
         color: [V, 3, 4] affine maps of RGB in 0..1 (:func:`fastequi.paths.color_matrix`), what
-            leaves the range is cut off.
+            leaves the range is cut off; where three channels are taken.
         sigma: [V] of a Gaussian blur in pixels of the view, 0 for none, at most 64; the kernel
             reaches ceil(3 sigma) pixels, borders are reflected without the edge pixel.
         solarize: [V] bool, where values of 128 of 255 and above are inverted.
-        mean, std: three floats each in 0..1, one for all, or neither.
-        dtype: of the views; uint8 is not normalised.
+        gain: [V, C, 2] or [V, C, 3] of every channel taken, after `color`: x becomes
+            gain x + offset, cut off at 0 and 1, to the power of an exponent where there are three.
+        channels: the photographs' channels that are taken, C numbers from 0; all by default.
+        value_range: (low, high), one for all channels taken or one for each: these values become 0
+            and 1, what lies outside is cut off. By default what whole numbers of the type can be,
+            and 0..1 of floats.
+        mean, std: C floats each in 0..1, one for all, or neither.
+        dtype: of the views; uint8 and uint16 are not normalised.
 
     Returns:
-        [V, 3, H, W] in 0..1 or normalised; for uint8 [V, 3, H, W] in 0..255, channels last in
-        memory. Nothing is rounded between the operations. No gradient.
+        [V, C, H, W] in 0..1 or normalised, or 0..255 for uint8 and 0..65535 for uint16; three
+        channels of uint8 are channels last in memory. Nothing is rounded between the operations. No
+        gradient.
 
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
@@ -69,17 +84,26 @@ def fused_views(
         raise ValueError(f"color: expected numbers up to {_MOST_COLOR:g}, got others")
     if sigma is not None:
         checks.check_sigma_range(sigma, _MOST_SIGMA, "64")
-    mean, std = checks.normalisation(3, mean, std)
+    stored = photos[0].shape[2] if photos else 3
+    taken = _checked_channels(channels, stored)
+    if color is not None and len(taken) != 3:
+        raise ValueError(f"color: expected three channels, got {len(taken)}")
+    gain = _checked_gain(gain, (count, len(taken)), device)
+    ranges = _checked_range(value_range, photos, taken, gain is not None)
+    mean, std = checks.normalisation(len(taken), mean, std)
     if dtype not in _DTYPES:
-        raise TypeError(f"dtype: expected uint8 or a floating dtype, got {dtype!r}")
-    if dtype == torch.uint8 and mean is not None:
-        raise ValueError("dtype: uint8 cannot hold normalised values; leave out mean and std")
-    target = ViewTarget(*target_size, mean, std)
-    drawn = DrawnViews(photos, photo, windows, color, sigma, solarize)
+        raise TypeError(f"dtype: expected uint8, uint16 or a floating dtype, got {dtype!r}")
+    if dtype in _WHOLE and mean is not None:
+        raise ValueError(
+            f"dtype: {str(dtype).removeprefix('torch.')} cannot hold normalised values; leave out "
+            "mean and std"
+        )
+    target = ViewTarget(*target_size, mean, std, taken, ranges)
+    drawn = DrawnViews(photos, photo, windows, color, sigma, solarize, gain)
     return _views.fused_views(drawn, target, dtype)
 
 
-_MOST_SIGMA, _MOST_COLOR = 64.0, 1e6
+_MOST_SIGMA, _MOST_COLOR, _MOST_EXPONENT = 64.0, 1e6, 64.0
 
 
 def _kind(value: object) -> str:
@@ -92,22 +116,90 @@ def _checked_photos(
     """Photographs whose pixels lie side by side, and their device; the given one for none."""
     if isinstance(photos, Tensor) or not isinstance(photos, Sequence):
         got = f"one of {tuple(photos.shape)}" if isinstance(photos, Tensor) else _kind(photos)
-        raise TypeError(f"photos: expected a list of tensors [H, W, 3], got {got}")
+        raise TypeError(f"photos: expected a list of tensors [H, W, C], got {got}")
     found: list[Tensor] = []
     for i, image in enumerate(photos):
-        if not isinstance(image, Tensor) or image.dtype != torch.uint8:
-            raise TypeError(f"photos[{i}]: expected a uint8 tensor, got {_kind(image)}")
-        if image.ndim != 3 or image.shape[2] != 3 or not image.numel():
-            raise ValueError(f"photos[{i}]: expected [H, W, 3], got {tuple(image.shape)}")
+        if not isinstance(image, Tensor) or image.dtype not in _PHOTOS:
+            raise TypeError(
+                f"photos[{i}]: expected a tensor of uint8, uint16 or float32, got {_kind(image)}"
+            )
+        if image.ndim != 3 or not image.numel():
+            raise ValueError(f"photos[{i}]: expected [H, W, C], got {tuple(image.shape)}")
         if image.is_meta:
             raise ValueError(f"photos[{i}]: expected pixels in memory, got a tensor on meta")
         if i > 0 and image.device != found[0].device:
             raise ValueError(
                 f"photos[{i}]: expected on {found[0].device} as photos[0] is, got {image.device}"
             )
-        side_by_side = image.stride()[1:] == (3, 1) and image.stride(0) >= 0
-        found.append(image if side_by_side else image.contiguous())
+        first = found[0] if found else image
+        if image.dtype != first.dtype or image.shape[2] != first.shape[2]:
+            raise ValueError(
+                f"photos[{i}]: expected {first.shape[2]} channels of {first.dtype} as photos[0] "
+                f"has, got {image.shape[2]} of {image.dtype}"
+            )
+        side_by_side = image.stride()[1:] == (image.shape[2], 1) and image.stride(0) >= 0
+        found.append((image if side_by_side else image.contiguous()).resolve_neg())
     return found, found[0].device if found else device
+
+
+def _checked_channels(channels: Sequence[int] | None, stored: int) -> tuple[int, ...]:
+    if channels is None:
+        return tuple(range(stored))
+    fine = isinstance(channels, Sequence) and not isinstance(channels, str) and len(channels) > 0
+    if not fine or any(isinstance(c, bool) or not isinstance(c, int) for c in channels):
+        raise TypeError(f"channels: expected numbers of channels, got {channels!r}")
+    if not all(0 <= c < stored for c in channels):
+        raise ValueError(f"channels: expected 0 .. {stored - 1}, got {list(channels)}")
+    return tuple(channels)
+
+
+def _checked_gain(
+    gain: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """[V, C, 3]: an exponent of 1 where none is given."""
+    if gain is None:
+        return None
+    checks.check_floating("gain", gain)
+    if gain.ndim != 3 or gain.shape[:2] != shape or gain.shape[2] not in (2, 3):
+        got = tuple(gain.shape)
+        raise ValueError(f"gain: expected [{shape[0]}, {shape[1]}, 2] or [..., 3], got {got}")
+    gain = _on_host("gain", gain, device)
+    if gain.shape[2] == 2:
+        gain = torch.cat([gain, torch.ones_like(gain[..., :1])], 2)
+    if not (gain[..., :2].abs() <= _MOST_COLOR).all():  # nor NaN
+        raise ValueError(f"gain: expected numbers up to {_MOST_COLOR:g}, got others")
+    exponent = gain[..., 2]
+    if not ((exponent >= 1 / _MOST_EXPONENT) & (exponent <= _MOST_EXPONENT)).all():
+        most = _MOST_EXPONENT
+        raise ValueError(f"gain: expected exponents of 1/{most:g} to {most:g}, got others")
+    return gain.contiguous()
+
+
+def _checked_range(
+    given: tuple[float, float] | Sequence[tuple[float, float]] | None,
+    photos: list[Tensor],
+    taken: tuple[int, ...],
+    changed: bool,
+) -> tuple[tuple[float, float], ...] | None:
+    """One for each channel taken; None for photographs of three bytes that are taken whole."""
+    dtype = photos[0].dtype if photos else torch.uint8
+    if given is None:
+        rgb = dtype == torch.uint8 and (not photos or photos[0].shape[2] == 3)
+        if rgb and taken == (0, 1, 2) and not changed:
+            return None
+        return ((0.0, _WHOLE.get(dtype, 1.0)),) * len(taken)
+    try:
+        pairs: Any = given if isinstance(given[0], Sequence) else [given]
+        found = tuple((float(low), float(high)) for low, high in pairs)
+    except (TypeError, ValueError, IndexError):
+        raise TypeError(
+            f"value_range: expected (low, high), or such pairs, got {given!r}"
+        ) from None
+    if len(found) not in (1, len(taken)):
+        raise ValueError(f"value_range: expected 1 or {len(taken)} pairs, got {len(found)}")
+    if not all(math.isfinite(low) and low < high < math.inf for low, high in found):
+        raise ValueError(f"value_range: expected finite low < high, got {given!r}")
+    return found * (len(taken) if len(found) == 1 else 1)
 
 
 def _on_host(name: str, values: Tensor, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from fastequi.data.sources import arrays, dicom, kinds, pages, tiff
 
@@ -205,7 +205,9 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     elif (several := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
         kind = kinds.Kind(several * kind.channels, kind.depth)
     form = "TIFF" if several > 1 or not tags.next else PAGES
-    by_pillow = several == 1 and _opens(file)
+    # with more samples Pillow logs an error of its own for every file
+    few = tags.get(tiff.SAMPLES, 1) <= TiffImagePlugin.MAX_SAMPLESPERPIXEL
+    by_pillow = several == 1 and few and _opens(file)
     if kind is None and not by_pillow:
         raise ValueError(f"values of {' '.join(map(str, tags.get(tiff.BITS, ())))} bits")
     code = (0 if kind is None else kind.code) | (0 if by_pillow else kinds.NO_RGB)

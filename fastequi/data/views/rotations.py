@@ -16,6 +16,8 @@ def rotate(images: Tensor, rotations: NDArray[np.int64]) -> None:
         images: on any device; nothing waits for it.
         rotations: [N] quarters, counter-clockwise, 0 .. 3.
     """
+    if images.dtype == torch.uint16:  # which PyTorch does not turn on a CPU
+        images = images.view(torch.int16)
     for turns in (1, 2, 3):
         those = torch.from_numpy(np.flatnonzero(rotations == turns))
         if images.is_cuda:  # a copy that is not waited for
