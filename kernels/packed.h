@@ -315,11 +315,11 @@ INLINE int all_inside(const Rectangle *of, const Affine *at, const Image *image)
   const int32_t size[2] = {image->width, image->height};
   int inside = pitch_of(image) * (image->height + 2 * RING) < 1 << 24;
   for (int i = 0; i < 2; i++) {
-    double first = at->a[i] * of->x + at->b[i] * of->y + at->c[i], low = first, high = first;
+    double first = at->a[i] * of->x + at->b[i] * of->y + at->c[i];
     double wide = at->a[i] * (of->width - 1), tall = at->b[i] * (of->rows - 1);
-    *(wide < 0 ? &low : &high) += wide;
-    *(tall < 0 ? &low : &high) += tall;
-    inside &= low > 0.01 && high < size[i] - 1.01; /* more than float32 rounds */
+    double low = first + (wide < 0 ? wide : 0) + (tall < 0 ? tall : 0);
+    double high = first + (wide > 0 ? wide : 0) + (tall > 0 ? tall : 0);
+    inside &= (low > 0.01) & (high < size[i] - 1.01); /* more than float32 rounds */
   }
   return inside;
 }

@@ -7,9 +7,11 @@ Logits come from the prototype layer, before any temperature. The teacher gets n
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.functional import arguments, checks, distributed
@@ -83,18 +85,21 @@ def dino_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
-    key, again = _DINO.find((student, teacher, center, prototypes, teacher_prototypes), settings)
-    if again is not None:
-        return again(student, teacher, center, None)
     layers = prototypes, teacher_prototypes
+    key, again = _DINO.find((student, teacher, center, *layers), settings)
+    if again is not None:
+        return again(student, teacher, center, None, *layers)
     student, teacher, layers = _checked(student, teacher, layers, 3)
     _check_views(student, teacher)
     options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
     views, teachers, batch = len(student), len(teacher), student.shape[1]
     pairs = _dino.pairs_of(views, teachers, batch, student.device)
     weight = _even(student, views, teachers, batch)
+    given = student, teacher, center, None, *layers
     if key and (in_c := _prepared(student, teacher, layers, pairs, weight, False, options)):
-        return _DINO.keep(key, in_c)(student, teacher, center, None)
+        return _DINO.keep(key, in_c)(*given)
+    if key and _few(student, teacher, layers) and not inplace:
+        return _DINO.keep(key, functools.partial(_of_few, dino_loss, options))(*given)
     return _cross_entropy(student, teacher, layers, pairs, weight, None, options)
 
 
@@ -132,11 +137,10 @@ def ibot_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
-    tensors = student, teacher, center, weight, prototypes, teacher_prototypes
-    key, again = _IBOT.find(tensors, settings)
-    if again is not None:
-        return again(student, teacher, center, weight)
     layers = prototypes, teacher_prototypes
+    key, again = _IBOT.find((student, teacher, center, weight, *layers), settings)
+    if again is not None:
+        return again(student, teacher, center, weight, *layers)
     student, teacher, layers = _checked(student, teacher, layers, None)
     _check_rows(student, teacher, weight)
     options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
@@ -147,7 +151,10 @@ def ibot_loss(
         and _plain(weight)
         and (in_c := _prepared(student, teacher, layers, pairs, each, True, options))
     ):
-        return _IBOT.keep(key, in_c)(student, teacher, center, weight)
+        return _IBOT.keep(key, in_c)(student, teacher, center, weight, *layers)
+    if key and _few(student, teacher, layers) and not inplace:
+        again = functools.partial(_of_few, ibot_loss, options)
+        return _IBOT.keep(key, again)(student, teacher, center, weight, *layers)
     return _cross_entropy(student, teacher, layers, pairs, each, each, options)
 
 
@@ -230,7 +237,38 @@ def _prepared(
         _, column = _distribution(teacher.flatten(0, -2).detach(), None, None, options)
     temps = options.student_temp, options.teacher_temp
     target = _dino.DINOTarget(pairs, weight, None, column, *temps)
-    return _dino.prepared(student, teacher, target, iterations, weighted)
+    in_c = _dino.prepared(student, teacher, target, iterations, weighted)
+    return None if in_c is None else lambda *given: in_c(*given[:4])
+
+
+def _few(student: Tensor, teacher: Tensor, layers: _Weights) -> bool:
+    """Whether the logits of rows and layers are so few that they may as well be stored."""
+    if layers[0] is None or student.device.type != "cpu":
+        return False
+    rows = student.shape[:-1].numel() + teacher.shape[:-1].numel()
+    fits = rows * len(layers[0]) * student.element_size() <= _FEW_BYTES
+    return fits and student.dtype in (torch.float32, torch.bfloat16) and student.numel() > 0
+
+
+def _of_few(
+    loss: Callable[..., Tensor],
+    options: _Options,
+    student: Tensor,
+    teacher: Tensor,
+    center: Tensor | None,
+    weight: Tensor | None,
+    prototypes: Tensor,
+    teacher_prototypes: Tensor,
+) -> Tensor:
+    """A loss of rows and layers by their logits, whose gradient goes through F.linear's."""
+    weights = {} if weight is None else {"weight": weight}
+    with torch.no_grad():
+        theirs = F.linear(teacher, teacher_prototypes)
+    ours = F.linear(student, prototypes)
+    return loss(ours, theirs, **weights, **{**options._asdict(), "center": center})
+
+
+_FEW_BYTES = 1 << 20
 
 
 def _plain(weight: Tensor | None) -> bool:
