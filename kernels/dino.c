@@ -30,7 +30,7 @@ enum { AT_ONCE = 16 }; /* rows that a thread takes, or fewer */
 
 INLINE Sum split(double lse) {
   float high = (float)lse;
-  return (Sum){high, isfinite(high) ? lse - high : 0};
+  return (Sum){high, isfinite(high) ? lse - high : 0, -INFINITY};
 }
 
 /* Powers over their sum are 2^(scale (x - high)) times this. */
@@ -45,7 +45,16 @@ INLINE double add_teacher(const Dino *op, const void *teacher, int32_t dtype, co
   *least = splat(INFINITY);
   for (int64_t at = 0; at < op->columns; at += PART) {
     int64_t end = op->columns - at < PART ? op->columns : at + PART, i = at;
-    vf added = splat(0.0f);
+    vf added = splat(0.0f), each[SIDE];
+    for (; i + SIDE * LANES <= end; i += SIDE * LANES) {
+      logits_each(each, teacher, dtype, column, i, sum.high);
+      EACH(SIDE) each[v] = smaller(splat(1.0f / scale), each[v]);
+      exp2_each(each, SIDE, scale, factor);
+      added += sum_of_each(each);
+      if (!first) EACH(SIDE) each[v] += AT(vf, wanted + i + v * LANES);
+      EACH(SIDE) AT(vf, wanted + i + v * LANES) = each[v];
+      EACH(SIDE) *least = smaller(each[v], *least);
+    }
     for (; i + LANES <= end; i += LANES) {
       vf value = share_of(logits(teacher, dtype, column, i, LANES, sum.high), scale, factor);
       vf sums = first ? value : value + AT(vf, wanted + i);
@@ -69,7 +78,7 @@ typedef struct {
   float *wanted; /* [columns] sum of the teachers' distributions, 0 behind */
   double total;  /* of `wanted` */
   int count;     /* of teachers */
-  int positive;  /* all of `wanted`, and finite */
+  int positive;  /* all of `wanted` */
 } Wanted;
 
 /* Σ_t exp((teacher_t - column - row_t) / temperature): of all teachers of `pairs` behind those that `sums`
@@ -90,36 +99,54 @@ CALLED void add_teachers(const Dino *op, const Sum *lse, const int32_t *pairs, W
     else sums->total += op->column ? ADD(BFLOAT16, op->column) : ADD(BFLOAT16, NULL);
   }
   sums->count = found;
-  sums->positive = isfinite(sums->total);
+  sums->positive = 1;
   for (int i = 0; i < LANES; i++) sums->positive &= least[i] > 0;
 }
 
+/* What a row's loss is made of. */
+typedef struct {
+  const void *student;
+  void *grad; /* or NULL */
+  const float *wanted;
+  float scale, lse, count, factor;
+} Row;
+
 /* Q (x - lse) of some columns, the cross-entropy times -temperature; and the gradient, factor (count P - Q).
- * Adds nothing where Q is 0, as for logits that are masked out; `positive`: it is 0 nowhere. */
-INLINE vf crossed(const void *student, int32_t dtype, int64_t at, int64_t n, float scale, float lse, vf q,
-                  float count, float factor, int positive, vf *slope) {
-  vf x = logits(student, dtype, NULL, at, n, lse);
-  if (slope) *slope = exp2_times(x, scale, count * factor) - q * factor;
-  return positive ? q * x : (vf)((vi)(q * x) & (q != 0.0f));
+ * Adds nothing where Q is 0, as for logits that are masked out; `plain`: all are finite, and so are slopes. */
+INLINE vf crossed(const Row *row, int32_t dtype, int64_t at, int64_t n, int plain, vf *slope) {
+  vf x = logits(row->student, dtype, NULL, at, n, row->lse), q = AT(vf, row->wanted + at);
+  if (row->grad) *slope = exp2_times(x, row->scale, row->count * row->factor) - q * row->factor;
+  return plain && n >= LANES ? q * x : (vf)((vi)(q * x) & (q != 0.0f));
 }
 
-INLINE double loss_row(const void *student, int32_t dtype, void *grad, int stream, int positive,
-                       const float *wanted, int64_t columns, float scale, float lse, float count, float factor) {
+/* The same of SIDE vectors, whose gradient is written. */
+INLINE vf crossed_each(const Row *row, int32_t dtype, int64_t at, int plain, int stream) {
+  vf x[SIDE], q[SIDE], slope[SIDE];
+  logits_each(x, row->student, dtype, NULL, at, row->lse);
+  EACH(SIDE) slope[v] = x[v];
+  exp2_each(slope, SIDE, row->scale, row->count * row->factor);
+  EACH(SIDE) q[v] = AT(vf, row->wanted + at + v * LANES);
+  EACH(SIDE) slope[v] -= q[v] * row->factor;
+  EACH(SIDE) x[v] = plain ? q[v] * x[v] : (vf)((vi)(q[v] * x[v]) & (q[v] != 0.0f));
+  EACH(SIDE) store_some(row->grad, at + v * LANES, slope[v], dtype, stream, plain);
+  return sum_of_each(x);
+}
+
+INLINE double loss_row(Row row, int64_t columns, int32_t dtype, int stream, int plain) {
   double dot = 0;
-#define CROSSED(n) \
-  crossed(student, dtype, i, n, scale, lse, AT(vf, wanted + i), count, factor, positive, grad ? &slope : NULL)
   for (int64_t at = 0; at < columns; at += PART) {
     int64_t end = columns - at < PART ? columns : at + PART, i = at;
     vf sum = splat(0.0f), slope;
+    for (; row.grad && i + SIDE * LANES <= end; i += SIDE * LANES) sum -= crossed_each(&row, dtype, i, plain, stream);
     for (; i + LANES <= end; i += LANES) {
-      sum -= CROSSED(LANES);
-      if (grad) store_some(grad, i, slope, dtype, stream, positive);
+      sum -= crossed(&row, dtype, i, LANES, plain, &slope);
+      if (row.grad) store_some(row.grad, i, slope, dtype, stream, plain);
     }
     if (i < end) {
-      vf last = CROSSED(end - i);
+      vf last = crossed(&row, dtype, i, end - i, plain, &slope);
       for (int64_t j = 0; i + j < end; j++) {
         sum[0] -= last[j]; /* behind them 0 times infinity */
-        if (grad) put(grad, i + j, slope[j], dtype);
+        if (row.grad) put(row.grad, i + j, slope[j], dtype);
       }
     }
     dot += sum_of(sum);
@@ -136,14 +163,14 @@ CALLED float loss_of(const Dino *op, int64_t r, const Wanted *sums) {
   void *grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, dtype) : NULL;
   int stream = op->stream && (uintptr_t)grad % (LANES * 4) == 0;
   float count = sums->count * factor_of(lse, scale);
-  int plain = sums->positive && isfinite(lse.high) && isfinite(lse.rest) && isfinite(factor);
-#define ROW(dtype, grad, stream, positive) \
-  loss_row(student, dtype, grad, stream, positive, sums->wanted, op->columns, scale, lse.high, count, factor)
-#define ROWS(dtype)                               \
-  (!grad              ? ROW(dtype, NULL, 0, 0)    \
-   : stream && plain  ? ROW(dtype, grad, 1, 1)    \
-   : stream           ? ROW(dtype, grad, 1, 0)    \
-                      : ROW(dtype, grad, 0, 0))
+  int finite = isfinite(lse.high) && isfinite(lse.rest) && isfinite(factor) && isfinite(sums->total);
+  int plain = finite && (sums->positive || isfinite(lse.least)); /* no 0 times infinity */
+  const Row row = {student, grad, sums->wanted, scale, lse.high, count, factor};
+#define ROW(dtype, stream, plain) loss_row(row, op->columns, dtype, stream, plain)
+#define ROWS(dtype)                     \
+  (!stream ? ROW(dtype, 0, 0)           \
+   : plain ? ROW(dtype, 1, 1)           \
+           : ROW(dtype, 1, 0))
   double dot = dtype == FLOAT32 ? ROWS(FLOAT32) : ROWS(BFLOAT16);
   return (float)(factor * (dot + sums->total * lse.rest));
 }
@@ -204,7 +231,9 @@ static Sum *lse_of_teachers(const Dino *op) {
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t t = 0; t < op->teacher_rows; t++) {
     const void *teacher = row_of(op->teacher, t, op->teacher_stride, op->teacher_dtype);
+    uint32_t before = without_subnormals();
     found[t] = lse_of_row(teacher, op->teacher_dtype, op->column, op->columns, op->teacher_scale * LOG2E);
+    restored(before);
   }
   return found;
 }
@@ -224,11 +253,13 @@ int EXPORT(dino)(const Dino *op) {
     {
       Wanted sums = {scratch + thread_number() * width};
       const int32_t *known = NULL;
+      uint32_t before = without_subnormals();
 #pragma omp for schedule(dynamic, 1)
       for (int64_t part = 0; part < parts; part++) {
         int64_t end = beginning(op, part + 1, size);
         for (int64_t i = beginning(op, part, size); i < end; i++) take_row(op, lse, i, &known, &sums);
       }
+      restored(before);
     }
   }
   free(scratch);

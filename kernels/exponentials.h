@@ -10,7 +10,11 @@ enum { PART = 512 }; /* values of a row that are worked on at a time, in the fir
 
 static const float LOG2E = 1.44269504088896341f;
 
-/* 2^(x scale) by, of x scale < 128, at most 2 units in the last place off; below -125 from 0 to that, 0
+/* Vectors that go side by side, a step of all before the next: what one waits for, the others do. */
+enum { SIDE = 4 };
+#define EACH(n) for (int v = 0; v < (n); v++)
+
+/* Vectors x become 2^(x scale) by, of x scale < 128, at most 2 units in the last place off; below -125 from 0 to that, 0
  * below -126, NaN of NaN. The product x scale is not rounded: it is added to at once.
  *
  * x scale = k / LANES + f, and 2^(k / LANES) is looked up in a register by k's last bits; its exponent is
@@ -28,34 +32,42 @@ enum { TABLE_BITS = 3 };
 #define LOOKED_UP(at) (vu)_mm256_permutevar8x32_epi32((__m256i)(vi){POWERS}, (__m256i)(at))
 #define TERMS {0x1.c6a002p-4f, 0x1.ec0c32p-2f, 0x1.62e432p+0f}
 #endif
-INLINE vf exp2_times(vf x, float scale, float by) {
+INLINE void exp2_each(vf *x, int n, float scale, float by) {
   const float round = 0x1.8p23f / LANES; /* added, it leaves k in the last bits */
   const float terms[] = TERMS;
-  vf bounded = larger(splat(-126.0f / scale), x), shifted = bounded * scale + round;
-  vf f = bounded * scale - (shifted - round); /* -0.5 .. 0.5, by LANES */
-  vf power = (vf)(LOOKED_UP((vi)shifted) + ((vu)shifted << (23 - TABLE_BITS))); /* half of it */
-  vf p = splat(terms[0] * by);
-  p = p * f + terms[1] * by;
-  p = p * f + terms[2] * by;
-  p = p * f + 2.0f * by;
-  return p * power;
+  vf shifted[SIDE], power[SIDE], p[SIDE];
+  EACH(n) x[v] = larger(splat(-126.0f / scale), x[v]);
+  EACH(n) shifted[v] = x[v] * scale + round;
+  EACH(n) x[v] = x[v] * scale - (shifted[v] - round); /* f, -0.5 .. 0.5, by LANES */
+  EACH(n) power[v] = (vf)(LOOKED_UP((vi)shifted[v]) + ((vu)shifted[v] << (23 - TABLE_BITS))); /* half of it */
+  EACH(n) p[v] = x[v] * (terms[0] * by) + terms[1] * by;
+  EACH(n) p[v] = p[v] * x[v] + terms[2] * by;
+  EACH(n) p[v] = p[v] * x[v] + 2.0f * by;
+  EACH(n) x[v] = p[v] * power[v];
 }
 #else
-INLINE vf exp2_times(vf x, float scale, float by) {
+INLINE void exp2_each(vf *x, int n, float scale, float by) {
   const float round = 12582912.0f + 126; /* 1.5 2^23: added, it leaves the nearest integer in the last bits */
-  vf bounded = larger(splat(-126.0f / scale), x), shifted = bounded * scale + round;
-  vf f = bounded * scale - (shifted - round); /* -0.5 .. 0.5 */
-  vf half = (vf)((vi)shifted << 23);       /* 2^(n - 1), or 0 where n is -126 */
-  vf p = splat(0x1.41d334p-12f * by);      /* 2 · 2^f: a minimax polynomial */
-  p = p * f + 0x1.5f456ap-9f * by;
-  p = p * f + 0x1.3b2dbcp-6f * by;
-  p = p * f + 0x1.c6aed4p-4f * by;
-  p = p * f + 0x1.ebfbdap-2f * by;
-  p = p * f + 0x1.62e430p+0f * by;
-  p = p * f + 0x1.000000p+1f * by;
-  return p * half;
+  for (int v = 0; v < n; v++) {
+    vf bounded = larger(splat(-126.0f / scale), x[v]), shifted = bounded * scale + round;
+    vf f = bounded * scale - (shifted - round); /* -0.5 .. 0.5 */
+    vf half = (vf)((vi)shifted << 23);       /* 2^(n - 1), or 0 where n is -126 */
+    vf p = splat(0x1.41d334p-12f * by);      /* 2 · 2^f: a minimax polynomial */
+    p = p * f + 0x1.5f456ap-9f * by;
+    p = p * f + 0x1.3b2dbcp-6f * by;
+    p = p * f + 0x1.c6aed4p-4f * by;
+    p = p * f + 0x1.ebfbdap-2f * by;
+    p = p * f + 0x1.62e430p+0f * by;
+    p = p * f + 0x1.000000p+1f * by;
+    x[v] = p * half;
+  }
 }
 #endif
+
+INLINE vf exp2_times(vf x, float scale, float by) {
+  exp2_each(&x, 1, scale, by);
+  return x;
+}
 
 INLINE vf exp2_below_128(vf x, float scale) { return exp2_times(x, scale, 1.0f); }
 
@@ -109,51 +121,60 @@ INLINE vf logits(const void *row, int32_t dtype, const float *column, int64_t at
 }
 
 /* A log-sum-exp, high + rest: float32 would round it by a part of its own size, and all that is divided
- * by the sum by that much. */
+ * by the sum by that much; and the least of the values, -infinity where it is not known. */
 typedef struct {
   float high;
   double rest;
+  float least;
 } Sum;
 
 enum { AHEAD = 1024, FAR_ABOVE = 64 }; /* values; powers of two */
 
+/* SIDE vectors of logits. */
+INLINE void logits_each(vf *x, const void *row, int32_t dtype, const float *column, int64_t at, float less) {
+  EACH(SIDE) x[v] = logits(row, dtype, column, at + v * LANES, LANES, less);
+}
+
+INLINE vf sum_of_each(const vf *x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+
 /* Sums powers less the largest value of the row's beginning, and begins a part again, less a larger one, where
  * that is too small to be: to know the largest of all beforehand takes a pass. */
-
 INLINE Sum lse_of(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
-  vf top = splat(-INFINITY);
+  const int64_t line = 64 / (dtype == FLOAT32 ? 4 : 2); /* values of a cache line */
+  vf top = splat(-INFINITY), least = -top;
   for (int64_t i = 0; i < n && i < PART; i += LANES) top = larger(logits(row, dtype, column, i, n - i, 0), top);
   float most = most_of(top), base = most;
   double total = 0;
   for (int64_t at = 0; at < n; at += PART) {
     int64_t end = n - at < PART ? n : at + PART, i;
     float less;
-    vf sum, second;
+    vf sums[SIDE], x[SIDE];
     for (;;) {
       less = base == -INFINITY ? 0 : base; /* nothing finite yet */
-      sum = second = splat(0.0f);
-      for (i = at; i + 2 * LANES <= end; i += 2 * LANES) {
-        ask_for(row, i + AHEAD, dtype);
-        if (dtype == FLOAT32) ask_for(row, i + LANES + AHEAD, dtype);
-        vf x = logits(row, dtype, column, i, LANES, 0), y = logits(row, dtype, column, i + LANES, LANES, 0);
-        top = larger(x, top);
-        top = larger(y, top);
-        sum += exp2_below_128(x - less, scale);
-        second += exp2_below_128(y - less, scale);
+      EACH(SIDE) sums[v] = splat(0.0f);
+      for (i = at; i + SIDE * LANES <= end; i += SIDE * LANES) {
+        for (int64_t next = 0; next < SIDE * LANES; next += line) ask_for(row, i + next + AHEAD, dtype);
+        logits_each(x, row, dtype, column, i, 0);
+        EACH(SIDE) top = larger(x[v], top);
+        EACH(SIDE) least = smaller(x[v], least);
+        EACH(SIDE) x[v] -= less;
+        exp2_each(x, SIDE, scale, 1.0f);
+        EACH(SIDE) sums[v] += x[v];
       }
       for (; i < end; i += LANES) {
-        vf x = logits(row, dtype, column, i, end - i, 0);
-        top = larger(x, top);
-        sum += exp2_below_128(x - less, scale);
+        vf last = logits(row, dtype, column, i, end - i, 0);
+        top = larger(last, top);
+        for (int64_t j = 0; j < LANES && i + j < end; j++) least[j] = last[j] < least[j] ? last[j] : least[j];
+        sums[0] += exp2_below_128(last - less, scale);
       }
       most = most_of(top);
       if (!((most - less) * scale > FAR_ABOVE || (base == -INFINITY && most > base))) break;
       total *= base == -INFINITY ? 0 : exp2((base - most) * (double)scale); /* NaN stays */
       base = most;
     }
-    total += sum_of(sum + second);
+    total += sum_of(sum_of_each(sums));
   }
-  return (Sum){most, (base == most ? 0 : (double)base - most) + log2(total) / scale};
+  return (Sum){most, (base == most ? 0 : (double)base - most) + log2(total) / scale, -most_of(-least)};
 }
 
 /* log2 Σ_j 2^(scale (x_j - column_j)) / scale of a row of n values, each read from memory once: the

@@ -22,7 +22,9 @@ int EXPORT(row_lse)(const Lse *op) {
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t r = 0; r < op->rows; r++) {
     const void *row = row_of(op->x, r, op->stride, op->dtype);
+    uint32_t before = without_subnormals();
     Sum lse = lse_of_row(row, op->dtype, op->other, op->columns, op->scale * LOG2E);
+    restored(before);
     if (op->wide) op->wide[r] = lse.high + lse.rest;
     else op->out[r] = lse.high + lse.rest;
   }
@@ -73,7 +75,14 @@ CALLED void sum_columns(const Lse *op, int64_t first, int64_t n, float (*values)
       for (int64_t j = 0; j < found; j++) top = larger(AT(vf, values[j] + i), top);
       vf base = pick(top == -INFINITY, splat(0.0f), top); /* nothing finite yet: 2^(-infinity) */
       sum *= exp2_below_128(before - base, scale);
-      for (int64_t j = 0; j < found; j++) sum += exp2_below_128(AT(vf, values[j] + i) - base, scale);
+      int64_t j = 0;
+      for (; j + SIDE <= found; j += SIDE) {
+        vf each[SIDE];
+        EACH(SIDE) each[v] = AT(vf, values[j + v] + i) - base;
+        exp2_each(each, SIDE, scale, 1.0f);
+        EACH(SIDE) sum += each[v];
+      }
+      for (; j < found; j++) sum += exp2_below_128(AT(vf, values[j] + i) - base, scale);
       AT(vf, most + i) = top;
       AT(vf, total + i) = sum;
     }
@@ -91,7 +100,9 @@ int EXPORT(column_lse)(const Lse *op) {
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t first = 0; first < op->columns; first += PART) {
     int64_t n = op->columns - first < PART ? op->columns - first : PART;
+    uint32_t before = without_subnormals();
     sum_columns(op, first, n, values + thread_number() * GROUP);
+    restored(before);
   }
   free(values);
   return 0;
@@ -116,6 +127,15 @@ INLINE void powers_of(
   const void *next = row_of(op->x, r + 1 < op->rows ? r + 1 : r, op->stride, dtype);
   float scale = op->scale * LOG2E, less = op->row[r];
   int64_t i = 0;
+  for (; i + SIDE * LANES <= n; i += SIDE * LANES) {
+    vf each[SIDE];
+    EACH(SIDE) ask_for(next, at + i + v * LANES, dtype);
+    logits_each(each, row, dtype, op->before, at + i, less);
+    EACH(SIDE) each[v] = smaller(splat(1.0f / scale), each[v]);
+    exp2_each(each, SIDE, scale, 1.0f);
+    EACH(SIDE) AT(vf, to + i + v * LANES) = each[v];
+    EACH(SIDE) AT(vf, sum + i + v * LANES) += each[v];
+  }
   for (; i + LANES <= n; i += LANES) {
     ask_for(next, at + i, dtype);
     vf power = share_of(logits(row, dtype, op->before, at + i, LANES, less), scale, 1.0f);
@@ -202,7 +222,9 @@ int EXPORT(balance)(const Balance *op) {
     for (int64_t b = 0; b < blocks; b++) {
       int64_t first = b * width, n = op->columns - first < width ? op->columns - first : width;
       float *own = values + thread_number() * op->rows * pitch;
+      uint32_t before = without_subnormals();
       balance_columns(op, first, n, pitch, own, shares + b * op->rows);
+      restored(before);
     }
 #pragma omp parallel for num_threads(op->threads) schedule(static)
     for (int64_t r = 0; r < op->rows; r++) {
