@@ -43,10 +43,14 @@ def reads(x: Tensor) -> bool:
 
 def takes(x: Tensor) -> bool:
     """Whether :func:`sinkhorn` does: an iteration in one pass takes little memory beside the
-    logits, an eighth at most."""
-    if not reads(x) or not x.numel():
-        return False
-    return torch.get_num_threads() * len(x) * _PER_ROW <= x.numel() * x.element_size() // 8 + _FREE
+    logits, an eighth at most. By one thread: as many work as fit into that, so that the way does
+    not depend on them."""
+    return reads(x) and x.numel() > 0 and _fitting(x) > 0
+
+
+def _fitting(x: Tensor) -> int:
+    """Threads whose scratch memory is an eighth of the logits, or little."""
+    return (x.numel() * x.element_size() // 8 + _FREE) // (len(x) * _PER_ROW)
 
 
 def row_lse(x: Tensor, temp: float, column: Tensor | None) -> Tensor:
@@ -130,6 +134,6 @@ def prepared(
 
 
 def _struct(x: Tensor, temp: float, iterations: int) -> SinkhornStruct:
-    scale, threads = 1 / temp, native.threads(x.numel())
+    scale, threads = 1 / temp, max(min(native.threads(x.numel()), _fitting(x)), 1)
     sizes = x.stride(0), *x.shape, scale, iterations, native.DTYPES[x.dtype], threads
     return SinkhornStruct(native.pointer(x), None, None, None, None, *sizes)

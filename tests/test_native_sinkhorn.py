@@ -283,6 +283,15 @@ def test_many_rows_take_little_memory_beside_the_logits():
     assert not native_sinkhorn.takes(torch.empty(200_000, 64, device="meta"))
 
 
+@pytest.mark.parametrize("rows", [2000, 4096])
+def test_the_way_does_not_depend_on_the_number_of_threads(rows):
+    """Where one thread's scratch memory is allowed, and two threads' is not."""
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(3))
+    assert native_sinkhorn.takes(x)
+    with backend.force("native"):
+        expect_the_same_bits_of_any_threads(lambda: sinkhorn(x, 0.1, 3))
+
+
 @pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
 def test_every_instruction_set_agrees(isa, monkeypatch):
     x = torch.randn(7, 133)
