@@ -128,6 +128,8 @@ def test_training_and_fitting_see_one_part_of_the_photographs_and_testing_the_ot
             "--method rotnet --data.source-size 32",
             "--method: expected tir for the demo, got rotnet",
         ),
+        ("--method rotnet", "--method: expected tir for the demo, got rotnet"),
+        ("--method tir --method=gtsa", "--method: expected tir for the demo, got gtsa"),
         (
             "--path.family color",
             "--path.family: expected some of rotation, translation, se2, got ['color']",
@@ -145,3 +147,27 @@ def test_what_could_not_be_evaluated_is_refused_before_training(
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith(f"fastequi: {message}")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--data", "--resume", "--max_steps=3", "--no-dry-run"])
+def test_an_option_of_pretrain_is_named_as_one(option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", option])
+    flag = option.partition("=")[0].replace("_", "-")
+    assert stopped.value.code == 2
+    expected = f"fastequi: unknown option {flag}, which fastequi pretrain demo has "
+    assert capsys.readouterr().err.startswith(expected)
+
+
+@pytest.mark.parametrize("holds_a_run", ["run", "run/base"])
+def test_a_folder_with_a_run_is_refused_before_training(holds_a_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "pretrain", None)
+    folder = tmp_path / holds_a_run
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--run-dir", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fastequi: --run-dir: expected a folder without a run, {folder} holds")
+    assert "--resume" not in said  # which the demo does not have

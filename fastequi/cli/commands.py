@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastequi import limits
 from fastequi.cli.hints import unknown
 from fastequi.cli.image_options import Patterned, Several, as_images, flat
 from fastequi.cli.network_options import for_network
-from fastequi.cli.parsing import parse
-from fastequi.cli.pretraining import dated, expect_one_end
+from fastequi.cli.parsing import expect_known, given, parse
+from fastequi.cli.pretraining import PretrainOptions, dated, expect_one_end
 from fastequi.cli.pretraining import pretrain as pretrain
 from fastequi.cli.pretraining import submit as submit
 from fastequi.cli.vit_options import VitOptions
@@ -140,6 +141,10 @@ class ReportOptions(Patterned):
 
 def demo(argv: list[str]) -> None:
     recipe = RECIPES["demo"]()
+    if not {"-h", "--help"} & set(argv):
+        expect_known(DemoOptions, argv, (PretrainOptions, "fastequi pretrain demo"))
+        method = given("--method", argv)  # the config would first ask for another method's settings
+        limits.expect(method in ("", "tir"), "--method", "tir for the demo", method)
     options = parse(DemoOptions, "fastequi demo", for_network(argv, recipe), DemoOptions(recipe))
     config = options.config
     if options.minutes is not None:

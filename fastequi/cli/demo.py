@@ -66,8 +66,10 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
 
     Raises:
         ValueError: settings that leave something without an evaluation; names the option.
+        FileExistsError: `run_dir` holds a run; the demo continues none.
     """
     _expect_evaluable(config)
+    _expect_no_run(run_dir)
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)  # wrapped, not cut, in a narrow terminal
     start, source = time.monotonic(), embedded_photos(TRAIN_REGION)
@@ -127,6 +129,16 @@ def _expect_evaluable(config: Config) -> None:
     ):
         limits.expect(holds, option, f"{expected} for the demo", value)
     own_path(config, torch.device("cpu"))
+
+
+def _expect_no_run(run_dir: Path) -> None:
+    """Refuses the folder of a run, which only `fastequi pretrain` could continue."""
+    for folder in (run_dir, run_dir / "base"):
+        if (folder / "config.json").exists():
+            raise FileExistsError(
+                f"--run-dir: expected a folder without a run, {folder} holds one, and the demo "
+                "always begins anew"
+            )
 
 
 def _equivariance(

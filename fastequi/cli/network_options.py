@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import fields
 
-from fastequi.cli.parsing import is_given
+from fastequi.cli.parsing import given, is_given
 from fastequi.config import Config, ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -21,15 +21,15 @@ def for_network(words: list[str], recipe: Config) -> list[str]:
         words: after the command and the recipe's name.
         recipe: whose settings are the defaults.
     """
-    name = _name(words)
+    name = given("--model.name", words)
     if ":" not in name:
         return words
     own, added, left_out = ModelConfig(name), list[str](), list[str]()
     for field in fields(ModelConfig):
         said, default = (getattr(one, field.name) for one in (recipe.model, own))
         flag = field.name.replace("_", "-")
-        given = is_given(f"--model.{flag}", words) or is_given(f"--model.no-{flag}", words)
-        if field.name == "name" or said == default or given:
+        stated = is_given(f"--model.{flag}", words) or is_given(f"--model.no-{flag}", words)
+        if field.name == "name" or said == default or stated:
             continue
         if isinstance(default, bool):
             added.append(f"--model.{flag}" if default else f"--model.no-{flag}")
@@ -40,13 +40,3 @@ def for_network(words: list[str], recipe: Config) -> list[str]:
         what = "settings of the recipe's ViT do not apply to model.name=%s: %s"
         logger.info(what, name, ", ".join(left_out))
     return [*added, *words]
-
-
-def _name(words: list[str]) -> str:
-    """What `--model.name` is given, "" if it is not."""
-    found = ""
-    for word, after in zip(words, (*words[1:], ""), strict=False):
-        option, equals, value = word.partition("=")
-        if option == "--model.name":
-            found = value if equals else after
-    return found

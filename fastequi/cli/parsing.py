@@ -52,8 +52,14 @@ def parse(
         raise ValueError(_one_line(stderr.getvalue())) from stopped
 
 
-def expect_known(kind: type, words: list[str]) -> None:
-    """Raises ValueError for an unknown option, with the nearest name, or a value that cannot be."""
+def expect_known(kind: type, words: list[str], other: tuple[type, str] | None = None) -> None:
+    """Raises ValueError for an unknown option, with the nearest name, or a value that cannot be.
+
+    Args:
+        kind: as in :func:`parse`.
+        words: of the command line.
+        other: options and name of a command that may have those which this one lacks.
+    """
     known = _options(kind)
     for i, word in enumerate(words):
         if word.startswith("--"):
@@ -62,6 +68,10 @@ def expect_known(kind: type, words: list[str]) -> None:
             positive = flag.replace("--no-", "--").replace(".no-", ".")
             name = flag if flag in known else positive
             if name not in known:
+                if other is not None and {flag, positive} & set(_options(other[0])):
+                    raise ValueError(
+                        f"unknown option {flag}, which {other[1]} has (--help lists all)"
+                    )
                 near = nearest_option(flag, known)
                 hint = f", did you mean {near}?" if near else ""
                 raise ValueError(f"unknown option {flag}{hint} (--help lists all)")
@@ -71,6 +81,16 @@ def expect_known(kind: type, words: list[str]) -> None:
 def is_given(option: str, words: list[str]) -> bool:
     """Whether an option is among the words of a command line, rather than at its default."""
     return any(word.replace("_", "-").split("=")[0] == option for word in words)
+
+
+def given(option: str, words: list[str]) -> str:
+    """The last value that an option is given among the words of a command line, "" if none is."""
+    found = ""
+    for word, after in zip(words, (*words[1:], ""), strict=False):
+        flag, equals, value = word.partition("=")
+        if flag.replace("_", "-") == option:
+            found = value if equals else after
+    return found
 
 
 def at_least(options: object, least: int, *names: str, zero: str = "") -> None:
