@@ -144,7 +144,10 @@ def muon(
     if not any(group["orthogonal"] for group in groups):
         if not outside:
             raise ValueError("model: expected weights below a module named `blocks`, found none")
-        logger.info("muon: no transformer blocks outside the encoder, all weights are AdamW's")
+        logger.info(
+            "AdamW updates all parameters and Muon none: muon_encoder=False leaves the encoder to "
+            "AdamW, and outside it is no matrix of a transformer block; Muon updates no others"
+        )
     return Muon(groups, lr, betas, momentum)
 
 
