@@ -14,6 +14,7 @@ pytest.importorskip("nvidia.dali")
 
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan import examined, scan
+from fastequi.data.scan_report import plain
 from fastequi.data.sources.encoded import header
 from fastequi.data.sources.kinds import NO_RGB, RGB8, Kind
 from fastequi.data.sources.listing import folder_listing
@@ -228,6 +229,30 @@ def test_a_scan_measures_the_values(tmp_path):
     np.testing.assert_allclose(mean, every.mean(0), rtol=1e-12)
     assert "3 channels" in found.summary()
     assert "--data.channels all --data.value-range percentiles" in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        *((0, "0"), (65535.0, "65535"), (33562.7, "33563"), (9_999_999, "9999999"), (1e7, "1e+07")),
+        *((999.96, "1000"), (12.3456, "12.35"), (-0.5, "-0.5"), (1e-4, "0.0001"), (9e-5, "9e-05")),
+        *((-1234.5678, "-1235"), (0.000123456, "0.0001235"), (float("nan"), "nan")),
+    ],
+)
+def test_a_value_is_written_as_people_do(number, shown):
+    assert plain(number) == shown
+
+
+def test_a_scan_prints_values_of_16_bits_without_an_exponent(tmp_path):
+    image = np.zeros((20, 30, 1), np.uint16)
+    image[:10] = 65535
+    image[10, 0] = 12345
+    found = scan(
+        folder_listing(science.write(tmp_path / "a", {"0.tif": science.plain_tiff(image)}))
+    )
+    ends = (f"{image.mean():.0f}", f"{image.std():.0f}")
+    numbers = next(line.split() for line in found.summary().splitlines() if "65535" in line)
+    assert numbers == ["0", "0", "0", "12345", "65535", "65535", *ends]
 
 
 def test_a_scan_of_photographs_of_16_bits_advises_what_keeps_their_colours(tmp_path):

@@ -102,10 +102,15 @@ def _values(kind: Kind | None, measured: Measured, side: int) -> list[str]:
     for c in range(min(kind.channels, _CHANNELS)):
         ends = [measured.percentiles[p][c] for p in _SHOWN.values()]
         numbers = (*ends, measured.mean[c], measured.std[c])
-        lines.append(f"  {c:7d}{''.join(f'{number:10.4g}' for number in numbers)}")
+        lines.append(f"  {c:7d}{''.join(f'{plain(number):>10s}' for number in numbers)}")
     if kind.channels > _CHANNELS:
         lines.append(f"  and {kind.channels - _CHANNELS} more")
     return lines
+
+
+def plain(number: float) -> str:
+    """A value as people write it: 65535, 33563, 12.35; with an exponent from 1e7 and below 1e-4."""
+    return f"{number:.0f}" if 1e3 <= abs(number) < 1e7 else f"{number:.4g}"
 
 
 def _size(count: int) -> str:
