@@ -96,7 +96,12 @@ def test_classes_of_images_with_other_channels(tmp_path, kind):
     (images, *_), *_ = train.batches(32, torch.device("cpu"))
     np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), wanted)
     other = str(run_folder(tmp_path / "other", run_of(2)))
-    with pytest.raises(ValueError, match="--against: expected an encoder of the same images"):
+    said = (
+        "--against: expected an encoder of the same images as run, which takes data.channels="
+        "0,1,2,3,4 and data.value_range=dtype, got other, which takes data.channels=0,1 and "
+        "data.value_range=dtype"
+    )
+    with pytest.raises(ValueError, match=said):
         evaluate_classes(kind, run, data=data, against=[other], out=tmp_path / "f.json")
 
 

@@ -237,11 +237,14 @@ def load_all(
 def expect_the_same_images(encoder: Encoder, encoders: Mapping[str, Encoder]) -> None:
     """Refuses those of :func:`load_all` that take other channels or values than the first."""
     for label, other in encoders.items():
-        mine, theirs = ((one.channels, one.value_range) for one in (encoder, other))
+        mine, theirs = (
+            f"data.channels={one.channels} and data.value_range={one.value_range}"
+            for one in (encoder, other)
+        )
         if mine != theirs:
             raise ValueError(
-                f"--against: expected an encoder of the same images, data.channels={mine[0]} of "
-                f"value_range {mine[1]}, got {label} of {theirs[0]}, {theirs[1]}"
+                f"--against: expected an encoder of the same images as {encoder.name}, which takes "
+                f"{mine}, got {label}, which takes {theirs}"
             )
 
 
