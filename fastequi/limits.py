@@ -28,6 +28,7 @@ Test = tuple[str, Callable[[float], bool]]
 _COUNT: Test = (">= 1", lambda x: 1 <= x < math.inf)
 _AMOUNT: Test = (">= 0", lambda x: 0 <= x < math.inf)
 _POSITIVE: Test = ("> 0", lambda x: 0 < x < math.inf)
+_TEMPERATURE: Test = ("> 0 and <= 1e+06", lambda x: 0 < x <= 1e6)  # as of dino_loss
 _FACTOR: Test = ("0 < factor <= 1", lambda x: 0 < x <= 1)
 _SHARE: Test = ("0 .. 1", lambda x: 0 <= x <= 1)
 _PART: Test = ("0 <= share < 1", lambda x: 0 <= x < 1)
@@ -49,7 +50,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("teacher", _COUNT, "num_heads embed_dim img_size"),
     ("teacher", _AMOUNT, "cosine smooth_l1 cls_weight patch_weight"),
     ("distill", _COUNT, "prototypes hidden_dim bottleneck_dim"),
-    ("distill", _POSITIVE, "student_temp teacher_temp first_teacher_temp"),
+    ("distill", _TEMPERATURE, "student_temp teacher_temp first_teacher_temp"),
     ("distill", _SHARE, "temp_warmup momentum center_momentum freeze"),
     ("distill", _AMOUNT, "patch_weight koleo_weight"),
     ("gtsa", _COUNT, "dim bins local_bins rotation_dims"),

@@ -98,6 +98,15 @@ def test_what_cannot_work_is_refused_at_once(section, change, message):
         ("dino_vits16", "model", {"class_token": False}, "model.class_token: expected true"),
         ("ibot_vits16", "tir", {"equi_dim": 8192}, "tir.equi_dim: expected less than"),
         ("dino_vits16", "distill", {"teacher_temp": 0.0}, "distill.teacher_temp: expected > 0"),
+        *(
+            (
+                "dino_vits16",
+                "distill",
+                {name: 1.1e6},
+                rf"distill\.{name}: .* <= 1e\+06, got 1100000",
+            )
+            for name in ("student_temp", "teacher_temp", "first_teacher_temp")
+        ),
         ("dino_vits16", "distill", {"momentum": 1.1}, "distill.momentum: expected 0 .. 1"),
         ("dinov2_vitl16", "optim", {"layer_decay": 0.0}, "optim.layer_decay"),
         ("dinov2_vitl16", "distill", {"prototypes": 0}, "distill.prototypes"),

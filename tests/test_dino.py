@@ -1,5 +1,7 @@
 """DINO's and iBOT's loss against the official formulas, written out, in float64."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -175,7 +177,9 @@ def test_runs_in_float32_under_autocast(backend, device):
         ({"teacher": torch.zeros(2, 5, 8)}, ValueError, r"teacher: expected \[T, 4, 8\]"),
         ({"teacher": torch.zeros(4, 4, 8)}, ValueError, "1 <= T <= 3 views"),
         ({"student": torch.zeros(3, 4, 8).int()}, TypeError, "student: expected float32"),
-        ({"student_temp": 0.0}, ValueError, "student_temp: expected a finite number > 0, got 0"),
+        ({"student_temp": 0.0}, ValueError, "student_temp: expected a finite number > 0 and "),
+        ({"student_temp": 1e37}, ValueError, r"student_temp: .* > 0 and <= 1e\+06, got 1e\+37"),
+        ({"teacher_temp": 1e37}, ValueError, r"teacher_temp: .* > 0 and <= 1e\+06, got 1e\+37"),
         ({"center": torch.zeros(7)}, ValueError, r"center: expected \(8,\), got \(7,\)"),
         ({"targets": "sinkhon"}, ValueError, "targets: .*did you mean 'sinkhorn'"),
         ({"targets": "sinkhorn", "center": torch.zeros(8)}, ValueError, "center: Sinkhorn"),
@@ -190,6 +194,17 @@ def test_bad_input_names_the_argument(change, error, message):
     given = {"student": torch.zeros(3, 4, 8), "teacher": torch.zeros(2, 4, 8), **change}
     with pytest.raises(error, match=message):
         dino_loss(**given)
+
+
+@pytest.mark.parametrize("targets", ["softmax", "sinkhorn"])
+def test_the_highest_temperatures_make_all_prototypes_even(targets):
+    student, teacher = logits((3, 4, 8), seed=0), logits((2, 4, 8), seed=1)
+    temps = {"student_temp": 1e6, "teacher_temp": 1e6, "targets": targets}
+    for loss in (dino_loss(student, teacher, **temps), ibot_loss(student[0], teacher[0], **temps)):
+        torch.testing.assert_close(loss, torch.tensor(math.log(8.0)))
+    for name in ("student_temp", "teacher_temp"):  # from 1e37 on C's sums were NaN
+        with pytest.raises(ValueError, match=f"{name}: expected a finite number > 0 and <="):
+            ibot_loss(student[0], teacher[0], **{**temps, name: 1e37})
 
 
 def test_a_lone_view_and_a_weight_of_another_shape_are_refused():

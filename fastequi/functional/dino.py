@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TARGETS = ("softmax", "sinkhorn")
 _DINO, _IBOT = Calls(), Calls()
 _MOST_ITERATIONS = 10_000  # one call of C, which Ctrl-C waits for
+MOST_TEMP = 1e6  # all prototypes are even long before; from 1e37 on C's float32 overflows
 
 
 def dino_loss(
@@ -68,7 +69,7 @@ def dino_loss(
         teacher: [T, B, N] logits of the global views, T <= S; with prototypes [T, B, C] rows.
         prototypes, teacher_prototypes: [N, C] weights of the last layers, in the rows' type
             (autocast sees to that); both or neither.
-        student_temp, teacher_temp: temperatures.
+        student_temp, teacher_temp: temperatures, > 0 and at most 1e6.
         center: [N] subtracted from the teacher's logits, for targets="softmax".
         targets: "softmax", or "sinkhorn": Sinkhorn-Knopp over all T·B rows, as in DINOv2.
         iterations: of Sinkhorn-Knopp, 1 to 10,000.
@@ -206,8 +207,8 @@ def _options(
         if targets == "sinkhorn":
             raise ValueError("center: Sinkhorn-Knopp centres by itself, leave it out")
     return _Options(
-        arguments.number("student_temp", student_temp, above=0),
-        arguments.number("teacher_temp", teacher_temp, above=0),
+        arguments.number("student_temp", student_temp, above=0, most=MOST_TEMP),
+        arguments.number("teacher_temp", teacher_temp, above=0, most=MOST_TEMP),
         center,
         targets,
         arguments.integer("iterations", iterations, most=_MOST_ITERATIONS),

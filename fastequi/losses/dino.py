@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from fastequi.functional import arguments, dino_loss, distributed, ibot_loss
-from fastequi.functional.dino import TARGETS
+from fastequi.functional.dino import MOST_TEMP, TARGETS
 from fastequi.kernels.precision import autocast_off
 
 
@@ -94,7 +94,7 @@ class _DistillationLoss(nn.Module):
         arguments.one_of("targets", targets, TARGETS)
         distributed.check_group(group)
         arguments.integer("prototypes", prototypes)
-        self.student_temp = arguments.number("student_temp", student_temp, above=0)
+        self.student_temp = arguments.number("student_temp", student_temp, above=0, most=MOST_TEMP)
         arguments.flags(inplace=inplace)
         self.targets, self.inplace = targets, inplace
         self.group = group
