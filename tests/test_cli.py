@@ -207,6 +207,14 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
             ["pretrain", "demo", "--data", ".", "--train.epochs=3"],
             "--train.epochs: expected --train.minutes 0 beside it, got train.minutes=3, after",
         ),
+        *(
+            (
+                [*command, "--train.knn_data", "labelled"],
+                "--train.knn-data: expected --train.knn-every N beside it, the steps between "
+                "probes of labelled, got train.knn_every=0",
+            )
+            for command in (["demo"], ["pretrain", "demo", "--data", "."])
+        ),
         (["pretrain", "demo", "--data", ".", "--optim.lrr", "1"], "did you mean --optim.lr?"),
         (["demo", "--minutes", "-1"], "--minutes: expected a time > 0"),
         (["doctor", "--fast"], "doctor takes no options"),

@@ -150,6 +150,13 @@ def test_online_probes_leave_no_trace(tmp_path, source, monkeypatch):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_with_images_of_a_probe_that_it_never_makes_is_read_and_warned_of(source, caplog):
+    config = small(knn_data="nowhere")  # as a run may have it that began before this was refused
+    assert Config.from_json(config.to_json()) == config
+    assert online.online_probes(config, source) == []
+    assert "train.knn_data=nowhere is not used, as train.knn_every=0" in caplog.text
+
+
 def test_an_online_probe_that_fails_is_logged_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
     """Features that are not finite, and images that are gone at the first online probe."""
     source, photos = embedded_photos(), tmp_path / "photos"

@@ -14,7 +14,7 @@ from fastequi.cli.hints import unknown
 from fastequi.cli.image_options import Patterned, Several, as_images, flat
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, given, parse
-from fastequi.cli.pretraining import PretrainOptions, dated, expect_one_end
+from fastequi.cli.pretraining import PretrainOptions, dated, expect_one_end, expect_online_probe
 from fastequi.cli.pretraining import pretrain as pretrain
 from fastequi.cli.pretraining import submit as submit
 from fastequi.cli.vit_options import VitOptions
@@ -152,6 +152,7 @@ def demo(argv: list[str]) -> None:
             raise ValueError(f"--minutes: expected a time > 0, got {options.minutes}")
         config = replace(config, train=replace(config.train, minutes=options.minutes))
     expect_one_end(argv, config)
+    expect_online_probe(argv, config)
 
     from fastequi.cli import demo as job
 

@@ -148,6 +148,7 @@ def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
     rest = for_network(rest, default.config)
     options = _parsed_with_weights(f"fastequi pretrain {name}", rest, default, begun is not None)
     expect_one_end(rest, options.config)
+    expect_online_probe(rest, options.config)
     if options.max_steps is not None and options.max_steps < 1:
         raise ValueError(f"--max-steps: expected >= 1, got {options.max_steps}")
     return name, options
@@ -184,6 +185,16 @@ def expect_one_end(argv: list[str], config: Config) -> None:
         raise ValueError(
             f"--train.epochs: expected --train.minutes 0 beside it, got train.minutes="
             f"{config.train.minutes:g}, after which the run ends whatever its epochs"
+        )
+
+
+def expect_online_probe(argv: list[str], config: Config) -> None:
+    """Raises ValueError for images of an online probe that is not asked for."""
+    train = config.train
+    if is_given("--train.knn-data", argv) and train.knn_data and not train.knn_every:
+        raise ValueError(
+            "--train.knn-data: expected --train.knn-every N beside it, the steps between probes "
+            f"of {', '.join(train.knn_data)}, got train.knn_every=0, with which there are none"
         )
 
 

@@ -86,6 +86,11 @@ def online_probes(config: Config, source: Source) -> list[OnlineProbe]:
             sets = labelled_sets(data, _TRAIN_IMAGES, _TEST_IMAGES, values=values_of(config.data))
         logger.info("online probe of classes: %s", described(*sets))
         found.append(OnlineProbe(train.knn_every, _Neighbours(*sets)))
+    elif train.knn_data:  # as runs may have it that began before the command refused it
+        logger.warning(
+            "train.knn_data=%s is not used, as train.knn_every=0: there is no online probe of it",
+            ",".join(train.knn_data),
+        )
     if train.r2_every:
         if len(source) < 2:
             raise ValueError(f"train.r2_every: expected at least 2 images, got {len(source)}")
