@@ -325,6 +325,13 @@ def test_views_of_one_photograph_have_no_interval(runs, tmp_path, capsys, images
     printed = capsys.readouterr().out
     assert ("of one photograph, so no interval" in printed) == (photographs == 1)
     assert bool(re.search(r"SSIM gained [-+.\d]+ \(", printed)) == (photographs > 1)
+    for name in ("pooled", "psnr", "ssim"):
+        ends = saved[name]["low"], saved[name]["high"]
+        assert ends == (None, None) if photographs == 1 else ends[0] <= ends[1]
+    main(["report", str(run), "--no-pictures", "--out", str(tmp_path / "r.html")])
+    page = (tmp_path / "r.html").read_text()
+    assert ("All are of one photograph" in page) == (photographs == 1)
+    assert bool(re.search(r"pooled gain \S+ dB \(", page)) == (photographs > 1)
 
 
 def test_files_of_another_schema_or_kind_are_not_read():

@@ -89,16 +89,16 @@ def demo(config: Config, run_dir: Path, budget: Budget = BUDGET) -> dict[str, Re
         console.print(report.table(f"{name}: R² on unseen parts"))
     probed = time.monotonic()
     measures = _reconstruction(encoder, run_dir)
-    found, single = measures.predictions, measures.photographs == 1
+    found = measures.predictions
     assert found is not None
-    show_predictions(found, console, single=single)
+    show_predictions(found, console)
     _draw(config, method, run_dir / "reconstructions.png")
     console.print(
         f"training {trained - start:.0f} s, probes {probed - trained:.0f} s, reconstructions "
         f"{time.monotonic() - probed:.0f} s\n{run_dir}/reconstructions.png shows v1, targets, "
         f"predictions and v2\n"
     )
-    pooled, mean = (interval(gain, 1, single=single) for gain in (found.pooled, found.psnr))
+    pooled, mean = (interval(gain, 1) for gain in (found.pooled, found.psnr))
     print(f"pooled gain {pooled}; mean of dB {mean}")
     for name, report in reports.items():
         kind = "photometric" if "photometric" in name else "clean"

@@ -59,14 +59,15 @@ class Quality:
         predicted, nearer_view: means over images, of every step k = 1 .. K; the second is the
             baseline.
         gain: mean over images and steps of predicted - nearer_view.
-        low, high: its 95 % interval over photographs, see `fastequi.evaluate.intervals`.
+        low, high: its 95 % interval over photographs, see `fastequi.evaluate.intervals`; None of
+            one photograph, whose windows say nothing of others.
     """
 
     predicted: tuple[float, ...]
     nearer_view: tuple[float, ...]
     gain: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +77,14 @@ class Pooled:
     Attributes:
         predicted, nearer_view: PSNR of that error; the second is the baseline.
         gain: predicted - nearer_view.
-        low, high: its 95 % interval over photographs.
+        low, high: its 95 % interval over photographs; None of one photograph.
     """
 
     predicted: float
     nearer_view: float
     gain: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,27 +249,35 @@ def predictions(
 def _pooled(error: Tensor, photographs: Tensor) -> Pooled:
     predicted, copied = error.mean((0, 2))
     drawn = [resampled_mean(each, photographs, _DRAWS) for each in error.mean(2).unbind(1)]
-    low, high = middle95(decibels(drawn[0]) - decibels(drawn[1]))
+    low, high = _interval(decibels(drawn[0]) - decibels(drawn[1]), photographs)
     return Pooled(
         predicted=decibels(predicted).item(),
         nearer_view=decibels(copied).item(),
         gain=(decibels(predicted) - decibels(copied)).item(),
-        low=low.item(),
-        high=high.item(),
+        low=low,
+        high=high,
     )
 
 
 def _quality(values: Tensor, photographs: Tensor) -> Quality:
     predicted, copied = values.mean(0).tolist()
     gains = (values[:, 0] - values[:, 1]).mean(1)
-    low, high = middle95(resampled_mean(gains, photographs, _DRAWS))
+    low, high = _interval(resampled_mean(gains, photographs, _DRAWS), photographs)
     return Quality(
         predicted=tuple(predicted),
         nearer_view=tuple(copied),
         gain=gains.mean().item(),
-        low=low.item(),
-        high=high.item(),
+        low=low,
+        high=high,
     )
+
+
+def _interval(drawn: Tensor, photographs: Tensor) -> tuple[float | None, float | None]:
+    """The ends of the draws' middle 95 %; None of one photograph."""
+    if len(photographs.unique()) == 1:
+        return None, None
+    low, high = middle95(drawn)
+    return low.item(), high.item()
 
 
 def _differences(images: Tensor, method: TIR) -> Tensor:
@@ -374,7 +383,7 @@ def evaluate_reconstruction(
     which = "photographs" if data or test_data else "embedded photographs (--data names others)"
     print(f"{found.images:,} windows of {found.photographs} {which}")
     if found.predictions:
-        show_predictions(found.predictions, console, single=found.photographs == 1)
+        show_predictions(found.predictions, console)
     else:
         print(f"{spec} has no decoders (a base alone), so nothing is reconstructed")
     console.print(_spectrum_table(found.spectra))
@@ -414,17 +423,14 @@ def _spectra(encoder: Encoder, images: Tensor) -> tuple[SpectrumRow, ...]:
     return tuple(rows)
 
 
-def show_predictions(found: Predictions, console: Console, *, single: bool = False) -> None:
-    """Prints the pooled error first, then means over images, then the gain by texture and angle.
-
-    `single`: all images are of one photograph, so there are no intervals.
-    """
+def show_predictions(found: Predictions, console: Console) -> None:
+    """Prints the pooled error first, then means over images, then the gain by texture and angle."""
     pooled = found.pooled
     console.print(
         f"error of all pixels: predicted {pooled.predicted:.2f} dB, the nearer view in its place "
         f"{pooled.nearer_view:.2f} dB"
     )
-    console.print(f"pooled gain {interval(pooled, 1, single=single)}")
+    console.print(f"pooled gain {interval(pooled, 1)}")
     seams = found.seams
     if seams.predicted is not None and seams.target is not None:
         shows = seams.predicted > _SHOWING * seams.target
@@ -442,8 +448,9 @@ def show_predictions(found: Predictions, console: Console, *, single: bool = Fal
     for label, q, digits in (("PSNR, dB", found.psnr, 2), ("SSIM", found.ssim, 3)):
         for k, both in enumerate(zip(q.predicted, q.nearer_view, strict=True), 1):
             table.add_row(label, str(k), *(f"{value:.{digits}f}" for value in both))
-        within = "" if single else f" ({q.low:+.{digits}f}..{q.high:+.{digits}f})"
-        gains.append(f"{label} gained {q.gain:+.{digits}f}{within}")
+        gains.append(f"{label} gained {q.gain:+.{digits}f}")
+        if q.low is not None and q.high is not None:
+            gains[-1] += f" ({q.low:+.{digits}f}..{q.high:+.{digits}f})"
     table.caption = "; ".join(gains)
     console.print(table)
     table = Table(title="gain over the nearer view, dB", box=box.SIMPLE_HEAD)
@@ -456,9 +463,9 @@ def show_predictions(found: Predictions, console: Console, *, single: bool = Fal
     console.print(table)
 
 
-def interval(found: Pooled | Quality, digits: int, *, single: bool = False) -> str:
+def interval(found: Pooled | Quality, digits: int) -> str:
     """ "+4.2 dB [3.6, 4.9]": a gain in decibels and its 95 % interval; none of one photograph."""
-    if single:
+    if found.low is None or found.high is None:
         return f"{found.gain:+.{digits}f} dB, of one photograph, so no interval"
     return f"{found.gain:+.{digits}f} dB [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 

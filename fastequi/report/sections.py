@@ -207,9 +207,8 @@ def reconstruction(run: Run) -> list[str]:
             steps = zip(found["predicted"], found["nearer_view"], strict=True)
             for k, values in enumerate(steps, 1):
                 lines.append([label, str(k), *(f"{value:.{digits}f}{unit}" for value in values)])
-            gain, low, high = (f"{found[n]:+.{digits}f}" for n in ("gain", "low", "high"))
-            interval = "" if single else f" ({low} to {high})"
-            gained.append(f"{label} gained {gain}{unit}{interval}.".replace("-", "−"))
+            gain, interval = f"{found['gain']:+.{digits}f}{unit}", _interval(found, digits, single)
+            gained.append(f"{label} gained {gain}{interval}.".replace("-", "−"))
         if lines:
             caption = (
                 "Means over images: predicted, and as a baseline the nearer view in their place"
@@ -231,14 +230,21 @@ def reconstruction(run: Run) -> list[str]:
     return each_result(run, ("reconstruct",), show)
 
 
+def _interval(found: dict[str, Any], digits: int, single: bool) -> str:
+    """ " (+3.6 to +4.9)"; nothing of one photograph, of which earlier files have numbers too."""
+    low, high = found.get("low"), found.get("high")
+    if single or low is None or high is None:
+        return ""
+    return f" ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
 def _predictions(run: Run, document: dict[str, Any], single: bool) -> str:
     """The gain in the squared error of all pixels, and where it comes from."""
     pooled = document["pooled"]
-    gain, low, high = (f"{pooled[name]:+.1f}" for name in ("gain", "low", "high"))
     said = (
         f"The squared error of all pixels is {pooled['predicted']:.2f} dB, that of the nearer view "
-        f"in their place {pooled['nearer_view']:.2f} dB: pooled gain {gain} dB"
-        + ("." if single else f" ({low} to {high}).")
+        f"in their place {pooled['nearer_view']:.2f} dB: pooled gain {pooled['gain']:+.1f} dB"
+        f"{_interval(pooled, 1, single)}."
     )
     seams = document.get("seams", {})  # of files made before they were measured
     if None not in (seams.get("predicted"), seams.get("target")):
