@@ -35,8 +35,9 @@ from fastequi.data.sources.splits import TRAIN_REGION
 from fastequi.evaluate.encoders import of_method
 from fastequi.evaluate.image_quality import LEAST_SIZE
 from fastequi.evaluate.photometric import Photometric
+from fastequi.evaluate.predicted_images import predictions
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.reconstruction import path_loader, predictions
+from fastequi.evaluate.reconstruction import path_loader
 from fastequi.evaluate.tasks import Budget, own_path, score_tasks
 from fastequi.methods.tir import TIR
 from fastequi.recipes import RECIPES

@@ -22,8 +22,9 @@ from fastequi.evaluate.online import online_probes
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.photo_windows import photometric_for, values_of
 from fastequi.evaluate.photometric import Photometric
+from fastequi.evaluate.predicted_images import predictions
 from fastequi.evaluate.probes import Fit
-from fastequi.evaluate.reconstruction import evaluate_reconstruction, predictions
+from fastequi.evaluate.reconstruction import evaluate_reconstruction
 from fastequi.evaluate.tasks import Budget, Windows, for_encoder, score_tasks, tasks
 from fastequi.functional.normalise import denormalise
 from tests.support import science

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fastequi.data.views.batch import Batch, Views
 from fastequi.evaluate.image_quality import decibels, neighbour_differences, squared_error, ssim
-from fastequi.evaluate.reconstruction import nearer_view, predictions
+from fastequi.evaluate.predicted_images import nearer_view, predictions
 from fastequi.evaluate.spectrum import spectrum
 from fastequi.paths import SE2
 

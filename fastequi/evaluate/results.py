@@ -18,7 +18,8 @@ and the tables of its kind, whose rows are `Row`s:
   knn, linear    "scores": [`fastequi.evaluate.classification.ClassScore`]; "classes": how many;
                  "class_images": {class: [training, test images]}; "split": which images are for
                  training and for testing
-  reconstruct    if there are decoders the fields of `fastequi.evaluate.reconstruction.Predictions`;
+  reconstruct    if there are decoders the fields of
+                 `fastequi.evaluate.predicted_images.Predictions`;
                  "spectra": [`fastequi.evaluate.reconstruction.SpectrumRow`]
   rotnet         "scores", "classes", "class_images", "split" as of knn;
                  "rotation_accuracy": [`fastequi.evaluate.rotnet.RotationScore`]
