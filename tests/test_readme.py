@@ -371,7 +371,9 @@ def test_the_channels_times_are_the_measured_ones():
         return 3 * times["ours"] / times["ours of three channels"]
 
     sets = by_set("channels_cpu_avx2.json")
-    ones = [share(t) for t in by_set("channels_cpu.json").values() if t.get("ours of three channels")]
+    ones = [
+        share(t) for t in by_set("channels_cpu.json").values() if t.get("ours of three channels")
+    ]
     assert "with AVX-512 it is {:.2f} and {:.2f}, of 64 images {:.2f}".format(*ones) in TABLES
     first: dict[int, float] = {}
     for key, times in sets.items():
