@@ -102,7 +102,7 @@ stage() {
       headline dino ibot
       cases gtsa --modes fwdbwd --headline --without "pair by pair" --case crop_align correspondence
       cases sinkhorn --modes fwdbwd --headline --case sinkhorn
-      cases views --modes fwd --headline --case rot90_batch warp gaussian_blur views
+      cases views --modes fwd --headline --case rot90_batch warp gaussian_blur views overlap_add overlap_spread
       cases blur_recon --modes fwdbwd --headline --case blur_recon
       ;;
     products)

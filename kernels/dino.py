@@ -35,8 +35,8 @@ from fastequi.kernels.target import DINOTarget
 
 
 def counted_rows(rows: Tensor, weight: Tensor) -> Tensor:
-    """Rows [R, C] with zeros for those of weight 0, whose NaN would reach sums over all rows."""
-    return rows.masked_fill((weight == 0)[:, None], 0.0)
+    """Rows [..., C] with zeros for those of weight 0, whose NaN would reach sums over all rows."""
+    return rows.masked_fill((weight == 0)[..., None], 0.0)
 
 
 @kept

@@ -214,7 +214,7 @@ def test_the_table_of_transformations_is_of_every_channel(channels):
 def test_encoders_of_one_table_take_the_same_channels(tmp_path):
     """Told before anything is read."""
     five, two = (str(run_folder(tmp_path / str(n), run_of(n))) for n in (5, 2))
-    message = r"--against: .* same images, data.channels=0,1,2,3,4 .*, got 2 of 0,1, dtype"
+    message = r"--against: .* as 5, which takes data.channels=0,1,2,3,4 .*, got 2, .*channels=0,1 "
     with pytest.raises(ValueError, match=message):
         evaluate_equivariance(five, against=(two,), data=str(tmp_path))
 

@@ -64,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         *("build", "paths", "philox"),
     },
     "cli": {"*"},
+    "__main__": {"cli"},
     # the modules beside the rooms
     "atomic": set(),
     "build": {"config", "data.views.batch", "methods", "models"},

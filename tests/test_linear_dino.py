@@ -8,13 +8,17 @@ from fastequi import DINOLoss, IBOTLoss
 from fastequi.functional import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
 from fastequi.kernels import linear_dino as kernel
 from tests.support.allocations import sizes_of
-from tests.support.dino import logits, near, official_dino, official_sinkhorn
+from tests.support.dino import logits, near, official_dino, official_sinkhorn, storing
 from tests.support.tolerances import GRAD
 
 
-@pytest.fixture(params=[37, 10_000], ids=["chunks", "one chunk"])
+@pytest.fixture(params=[37, 10_000, 0], ids=["chunks", "one chunk", "few"])
 def chunked(request, monkeypatch):
-    """Chunks of 37 prototypes, and all at once."""
+    """Chunks of 37 prototypes, all at once, and so few logits that they are stored."""
+    if not request.param:
+        storing(monkeypatch, 1 << 20)
+        return
+    storing(monkeypatch, 0)
 
     def chunks(prototypes, *_):
         for start in range(0, prototypes, request.param):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fastequi import functional
 from fastequi.kernels import backend, linear_dino, native, native_dino, toolchain
 from fastequi.kernels.dino import DINOTarget, dino_loss, dino_loss_ref, own_pairs, pairs_of
+from tests.support.dino import storing
 from tests.support.native import NEEDS_C, expect_the_same_bits_of_any_threads, instruction_set
 
 pytestmark = NEEDS_C
@@ -440,9 +441,23 @@ def test_low_temperatures_divide_by_the_whole_sum(temp, chunked, monkeypatch):
             layers = {"prototypes": eye, "teacher_prototypes": eye}
             narrow = lambda count, *sizes: (slice(i, i + 16) for i in range(0, count, 16))  # noqa: E731
             monkeypatch.setattr(linear_dino, "chunks_of", narrow)
+            storing(monkeypatch, 0)
         with backend.force(name):
             loss = functional.dino_loss(*given, **layers, student_temp=0.1, teacher_temp=temp)
         found.append((loss.item(), torch.autograd.grad(loss, leaf)[0].double()))
     (ours, grad), (exact, wanted) = found
     assert ours == pytest.approx(exact, rel=3e-6)
     torch.testing.assert_close(grad, wanted, rtol=2e-5, atol=2e-6 * wanted.abs().max().item())
+
+
+def test_numbers_below_the_least_normal_one_are_nobody_elses_loss():
+    """The C kernels take them as 0 while they run; afterwards every thread counts them again."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 8, 4096, generator=generator, requires_grad=True)
+    teacher = torch.randn(2, 8, 4096, generator=generator)
+    tiny = torch.full((1 << 20,), 1e-40)
+    for targets in ("softmax", "sinkhorn"):
+        with backend.force("native"):
+            functional.dino_loss(student, teacher, targets=targets).backward()
+        assert torch.equal(tiny * 1.0, tiny)
+        assert (tiny * 1.0).min() > 0

@@ -263,6 +263,7 @@ def _of_few(
 ) -> Tensor:
     """A loss of rows and layers by their logits, whose gradient goes through F.linear's."""
     weights = {} if weight is None else {"weight": weight}
+    student = student if weight is None else _dino.counted_rows(student, weight)
     with torch.no_grad():
         theirs = F.linear(teacher, teacher_prototypes)
     ours = F.linear(student, prototypes)

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from fastequi.functional import dino as functional_dino
+
 
 def official_dino(student, teacher, student_temp, teacher_temp, center=0.0, q=None):
     """facebookresearch/dino, DINOLoss.forward: every pair of different views."""
@@ -38,3 +40,10 @@ def logits(shape, scale=1.0, seed=0, dtype=torch.float32):
 def near(ours, reference, tolerance):
     error = (ours.double() - reference).norm() / reference.norm().clamp(min=1e-12)
     assert error <= tolerance, f"relative error {error:.1e}"
+
+
+def storing(monkeypatch, most):
+    """Losses of rows and layers store logits of at most so many bytes."""
+    monkeypatch.setattr(functional_dino, "_FEW_BYTES", most)
+    for calls in (functional_dino._DINO, functional_dino._IBOT):  # nothing that was kept before
+        monkeypatch.setattr(calls, "_known", {})
