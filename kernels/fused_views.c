@@ -102,7 +102,9 @@ INLINE void sum_rows_of(
     int64_t count, int64_t pixels, int32_t type) {
   const int32_t *taken = op->taken + chunk.first;
   int64_t n = chunk.count, stored = op->stored;
-  if (n == stored && taken[n - 1] - taken[0] == n - 1) {
+  int64_t following = 1;
+  while (following < n && taken[following] == taken[0] + following) following++;
+  if (n == stored && following == n) {
     sum_piece(line, rows, at, pitch, weight, count, pixels * n, type);
     return;
   }
@@ -164,7 +166,7 @@ CALLED void resample(
   }
 }
 
-INLINE vf cut(vf value, float top) { return smaller(larger(value, splat(0.0f)), splat(top)); }
+INLINE vf cut(vf value, float top) { return smaller(splat(top), larger(splat(0.0f), value)); } /* NaN stays */
 
 /* gain x + bias of every value, cut off at 0 and `top`. */
 CALLED void rescale(float *plane, int64_t n, float gain, float bias, float top) {
@@ -230,6 +232,7 @@ CALLED void write_row(const Views *op, const float *row, int solarize, int64_t v
   for (; x < width; x++) {
     float value = solarize && row[x] >= 0.5f * top ? top - row[x] : row[x];
     value = value * gain + bias;
+    if (op->dtype == UINT8 || op->dtype == UINT16) value = value > 0.0f ? value : 0.0f; /* NaN too */
     if (op->dtype == UINT8) ((uint8_t *)op->out)[at + step * x] = (uint8_t)(value + 0.5f);
     else if (op->dtype == UINT16) ((uint16_t *)op->out)[at + x] = (uint16_t)(value + 0.5f);
     else put(op->out, at + x, value, op->dtype);

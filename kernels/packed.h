@@ -320,6 +320,7 @@ INLINE int all_inside(const Rectangle *of, const Affine *at, const Image *image)
     double low = first + (wide < 0 ? wide : 0) + (tall < 0 ? tall : 0);
     double high = first + (wide > 0 ? wide : 0) + (tall > 0 ? tall : 0);
     inside &= (low > 0.01) & (high < size[i] - 1.01); /* more than float32 rounds */
+    inside &= (fabs(at->a[i]) < 1e30) & (fabs(at->b[i]) < 1e30); /* a step that is infinite in float32 */
   }
   return inside;
 }

@@ -1,5 +1,7 @@
 """Views of images with any channels and depths in one pass: against float64, any build."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,31 @@ def test_what_the_numbers_mean():
     assert whole[0, :, 0, 0].tolist() == [100, 2000, 30]
 
 
+@needs_c
+def test_channels_come_in_the_order_that_is_asked_for():
+    """Every choice of as many as there are, those too that begin and end as all of them do."""
+    window = torch.tensor([[0.0, 0, 4, 4]])
+    for stored in (3, 4):
+        image = torch.arange(stored, dtype=torch.uint8).mul(10).expand(4, 4, stored).contiguous()
+        for taken in itertools.product(range(stored), repeat=stored):
+            with backend.force("native"):
+                found = fused_views([image], window, size=1, channels=taken, dtype=torch.uint8)
+            assert found.flatten().tolist() == [10 * c for c in taken]
+
+
+@needs_c
+def test_what_is_no_number_stays_where_it_is():
+    image = torch.full((8, 8, 2), 0.5)
+    image[3, 4, 1] = torch.nan
+    with backend.force("native"):
+        found = fused_views([image], torch.tensor([[0.0, 0, 8, 8]]), size=8)
+        whole = fused_views([image], torch.tensor([[0.0, 0, 8, 8]]), size=8, dtype=torch.uint16)
+    near = torch.zeros_like(found, dtype=torch.bool)
+    near[0, 1, 2:5, 3:6] = True  # a neighbour takes no part of it, but 0 times
+    assert torch.equal(found.isnan(), near)
+    assert torch.equal(whole == 0, near)
+
+
 def test_three_bytes_with_their_own_range_are_those_without():
     """Of RGB the values stay 0 .. 255 on the way; the same but for rounding."""
     photo = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
@@ -150,9 +177,10 @@ IMAGE = torch.zeros(4, 5, 2, dtype=torch.uint16)
         ({"channels": "01"}, TypeError, "channels: expected numbers of channels"),
         ({"color": torch.zeros(1, 3, 4)}, ValueError, "color: expected three channels, got 2"),
         ({"value_range": 3}, TypeError, "value_range: expected"),
-        ({"value_range": (1, 1)}, ValueError, "value_range: expected finite low < high"),
+        ({"value_range": (1, 1)}, ValueError, "value_range: expected low < high within"),
+        ({"value_range": (-1e31, 0)}, ValueError, "value_range: expected low < high within"),
         ({"value_range": [(0, 1)] * 3}, ValueError, "value_range: expected 1 or 2 pairs, got 3"),
-        ({"value_range": (0, torch.inf)}, ValueError, "value_range: expected finite"),
+        ({"value_range": (0, torch.inf)}, ValueError, "value_range: expected low < high"),
         ({"gain": torch.zeros(1, 2, 4)}, ValueError, r"gain: expected \[1, 2, 2\] or"),
         ({"gain": torch.zeros(1, 2, 3)}, ValueError, "gain: expected exponents of 1/64 to 64"),
         ({"gain": torch.full((1, 2, 2), torch.nan)}, ValueError, "gain: expected numbers up to"),

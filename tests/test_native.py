@@ -371,3 +371,20 @@ def test_what_runs_slower_in_pytorch_is_said_once_for_every_op(caplog):
             call()
         said = [r.getMessage() for r in caplog.records if "runs in PyTorch" in r.getMessage()]
         assert len([line for line in said if line.startswith(f"{name} of")]) == 1, (name, said)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(8, 1), (1, 8), (1, 1)])
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_steps_beyond_float32_read_nowhere_else(channels, size, place):
+    """A row of one pixel takes no step, which is infinite all the same."""
+    image = torch.rand(1, channels, 64, 64)
+    theta = torch.eye(2, 3)[None].clone()
+    for value in (6e36, 1e37, 3e38):
+        theta[0, place[0], place[1]] = value
+        with backend.force("native"):
+            found = warp(image, theta, size=size)
+            pred = torch.zeros(1, 1, channels, *size)
+            loss = warp_recon_loss(pred, image, theta[:, None], size=None)
+        assert found.isfinite().all()
+        assert loss.isfinite()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ def fused_views(
         channels: the photographs' channels that are taken, C numbers from 0; all by default.
         value_range: (low, high), one for all channels taken or one for each: these values become 0
             and 1, what lies outside is cut off. By default what whole numbers of the type can be,
-            and 0..1 of floats.
+            and 0..1 of floats. NaN makes NaN, of whole numbers 0, of the pixels near it.
         mean, std: C floats each in 0..1, one for all, or neither.
         dtype: of the views; uint8 and uint16 are not normalised.
 
@@ -103,7 +102,7 @@ def fused_views(
     return _views.fused_views(drawn, target, dtype)
 
 
-_MOST_SIGMA, _MOST_COLOR, _MOST_EXPONENT = 64.0, 1e6, 64.0
+_MOST_SIGMA, _MOST_COLOR, _MOST_EXPONENT, _MOST_VALUE = 64.0, 1e6, 64.0, 1e30
 
 
 def _kind(value: object) -> str:
@@ -197,8 +196,8 @@ def _checked_range(
         ) from None
     if len(found) not in (1, len(taken)):
         raise ValueError(f"value_range: expected 1 or {len(taken)} pairs, got {len(found)}")
-    if not all(math.isfinite(low) and low < high < math.inf for low, high in found):
-        raise ValueError(f"value_range: expected finite low < high, got {given!r}")
+    if not all(-_MOST_VALUE <= low < high <= _MOST_VALUE for low, high in found):  # nor NaN
+        raise ValueError(f"value_range: expected low < high within ±{_MOST_VALUE:g}, got {given!r}")
     return found * (len(taken) if len(found) == 1 else 1)
 
 
