@@ -164,7 +164,7 @@ CALLED float loss_of(const Dino *op, int64_t r, const Wanted *sums) {
   int stream = op->stream && (uintptr_t)grad % (LANES * 4) == 0;
   float count = sums->count * factor_of(lse, scale);
   int finite = isfinite(lse.high) && isfinite(lse.rest) && isfinite(factor) && isfinite(sums->total);
-  int plain = finite && (sums->positive || isfinite(lse.least)); /* no 0 times infinity */
+  int plain = finite && (sums->positive || isfinite(lse.least - lse.high)); /* no 0 times infinity */
   const Row row = {student, grad, sums->wanted, scale, lse.high, count, factor};
 #define ROW(dtype, stream, plain) loss_row(row, op->columns, dtype, stream, plain)
 #define ROWS(dtype)                     \

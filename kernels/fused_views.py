@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastequi.kernels import fused_views_triton, native_fused_views
 from fastequi.kernels.backend import say_type, use_native, use_triton
+from fastequi.kernels.sampling import LARGEST
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,8 @@ def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -
             x = torch.where(x >= top / 2, top - x, x)
         made.append(x)
     out = torch.stack(made) / top
-    if dtype in native_fused_views.WHOLE:
-        most = native_fused_views.WHOLE[dtype]
+    if dtype in LARGEST:
+        most = LARGEST[dtype]
         out = (out * most).add(0.5).floor().clamp(0, most).to(dtype)
         return out.contiguous(memory_format=_format(dtype, out.shape[1]))
     if target.mean is not None and target.std is not None:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastequi.kernels import native
 from fastequi.kernels.native_warp import gain_and_bias
+from fastequi.kernels.sampling import LARGEST
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
-WHOLE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # types of whole numbers, and what 1 becomes
 _TYPES = {**native.DTYPES, torch.uint16: 3}
 
 
@@ -40,7 +40,7 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
     pitch = (c_int64 * count)(*(x.stride(0) for x in photos))
     sides = (c_int32 * (2 * count))(*(side for x in photos for side in x.shape[:2]))
     taken = (c_int32 * len(channels))(*channels)
-    scale = WHOLE.get(out.dtype, 1.0) / target.top
+    scale = LARGEST.get(out.dtype, 1.0) / target.top
     gain, bias = gain_and_bias(target.mean, target.std, len(channels))
     op = ViewsStruct(
         *(addressof(array) for array in (places, pitch, sides)),

@@ -211,17 +211,17 @@ def color_ref(
     return sampled
 
 
-_LARGEST = {torch.uint8: 255, torch.uint16: 65535}
+LARGEST = {torch.uint8: 255, torch.uint16: 65535}
 
 
 def unit(dtype: torch.dtype) -> float:
     """What images of a type are multiplied by to lie in 0..1; floating ones do already."""
-    return 1 / _LARGEST.get(dtype, 1)
+    return 1 / LARGEST.get(dtype, 1)
 
 
 def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 0..255 and uint16 0..65535 to floats 0..1; other images cast."""
-    largest = _LARGEST.get(image.dtype)
+    largest = LARGEST.get(image.dtype)
     return image.to(dtype) / largest if largest else image.to(dtype)
 
 

@@ -101,7 +101,7 @@ def test_what_the_numbers_mean():
         [image],
         torch.tensor([[0.0, 0, 4, 4]]),
         size=2,
-        channels=[1, 0],
+        channels=np.array([1, 0]),
         value_range=[(0, 10_000), (50, 150)],
         gain=gain,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.kernels import fused_views as _views
+from fastequi.kernels.sampling import LARGEST
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
-_WHOLE = {torch.uint8: 255.0, torch.uint16: 65535.0}  # and what becomes 1
-_DTYPES = (*_WHOLE, *checks.FLOATS)
-_PHOTOS = (*_WHOLE, torch.float32)
+_DTYPES = (*LARGEST, *checks.FLOATS)
+_PHOTOS = (*LARGEST, torch.float32)
 
 
 def fused_views(
@@ -92,7 +93,7 @@ def fused_views(
     mean, std = checks.normalisation(len(taken), mean, std)
     if dtype not in _DTYPES:
         raise TypeError(f"dtype: expected uint8, uint16 or a floating dtype, got {dtype!r}")
-    if dtype in _WHOLE and mean is not None:
+    if dtype in LARGEST and mean is not None:
         raise ValueError(
             f"dtype: {str(dtype).removeprefix('torch.')} cannot hold normalised values; leave out "
             "mean and std"
@@ -144,12 +145,15 @@ def _checked_photos(
 def _checked_channels(channels: Sequence[int] | None, stored: int) -> tuple[int, ...]:
     if channels is None:
         return tuple(range(stored))
-    fine = isinstance(channels, Sequence) and not isinstance(channels, str) and len(channels) > 0
-    if not fine or any(isinstance(c, bool) or not isinstance(c, int) for c in channels):
+    try:
+        taken = tuple(operator.index(c) for c in channels)
+    except TypeError:
+        taken = ()
+    if not taken:
         raise TypeError(f"channels: expected numbers of channels, got {channels!r}")
-    if not all(0 <= c < stored for c in channels):
-        raise ValueError(f"channels: expected 0 .. {stored - 1}, got {list(channels)}")
-    return tuple(channels)
+    if not all(0 <= c < stored for c in taken):
+        raise ValueError(f"channels: expected 0 .. {stored - 1}, got {list(taken)}")
+    return taken
 
 
 def _checked_gain(
@@ -186,7 +190,7 @@ def _checked_range(
         rgb = dtype == torch.uint8 and (not photos or photos[0].shape[2] == 3)
         if rgb and taken == (0, 1, 2) and not changed:
             return None
-        return ((0.0, _WHOLE.get(dtype, 1.0)),) * len(taken)
+        return ((0.0, LARGEST.get(dtype, 1.0)),) * len(taken)
     try:
         pairs: Any = given if isinstance(given[0], Sequence) else [given]
         found = tuple((float(low), float(high)) for low, high in pairs)
