@@ -300,13 +300,14 @@ typedef struct {
 /* Asks for bytes `from` to `to` of every plane, which may lie behind its end, and says to where it did: for
  * the first-level cache where a run has few bytes, else for the second, so that texels stay. */
 INLINE int64_t asked_to(const Ahead *of, int64_t from, int64_t to) {
-  for (; from < to; from += 64)
-    for (int32_t c = 0; c < of->planes; c++) {
-      const char *place = (const char *)(of->first + (uintptr_t)(c * of->apart + from));
+  int64_t next = from;
+  for (int32_t c = 0; c < of->planes; c++)
+    for (next = from; next < to; next += 64) {
+      const char *place = (const char *)(of->first + (uintptr_t)(c * of->apart + next));
       if (of->each * of->planes <= 4) __builtin_prefetch(place, 0, 3);
       else __builtin_prefetch(place, 0, 2);
     }
-  return from;
+  return next;
 }
 
 /* No point of the rectangle lies at a border of the image or beyond, so that no padding rule says anything,

@@ -66,8 +66,10 @@ CALLED void run(
   int derivatives = op->dtheta != NULL, mask = op->count != NULL;
   const Rectangle of = {x0, y0, width, rows};
   const int64_t value = op->dtype == FLOAT32 ? 4 : 2, each = planar ? value : value * channels;
-  const Ahead next = {(uintptr_t)op->pred + (uintptr_t)(at * value + n * each), each,
-                      op->pred_stride[2] * value, planar ? channels : 1};
+  /* a patch's rows are asked for a patch ahead, one after the other; of planes a row is all there is: its own */
+  const int64_t place = at * value + (planar ? 0 : n * each);
+  const Ahead next = {(uintptr_t)op->pred + (uintptr_t)place, each, op->pred_stride[2] * value,
+                      planar ? channels : 1};
   Prediction given = {op->pred, op->grad, op->weight, op->dtype, op->loss, op->stream};
   if (channels == 1 && !mixers && !derivatives && !mask && n % LANES == 0) {
     locate_all(&scratch->taps, &of, next, affine, &op->grid, &op->image, 0, 0);
