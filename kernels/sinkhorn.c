@@ -154,22 +154,32 @@ CALLED void powers(float *to, float *sum, const Balance *op, int64_t r, int64_t 
   else powers_of(to, sum, op, r, BFLOAT16, at, n);
 }
 
-enum { FAR = -60 }; /* a column that adds less than a power of two to all rows together */
+enum {
+  FAR = -60,  /* a column that adds less than a power of two to all rows together */
+  STEEP = 64, /* powers of two by which a column's number is rounded down at most, for sums in float32 */
+};
 
-/* The powers of LANES or fewer columns again, less `base` in place of `before`: of columns that are far
- * from that. */
-CALLED vf far_powers(float *to, int64_t width, vf *base, const Balance *op, int64_t at, int64_t n) {
+/* The powers of LANES or fewer columns again, of those that are far from `before`: their sums less `base`,
+ * the largest logits, and less `top`. Apart, since that is how rows are summed afterwards: the two as one
+ * number would be rounded by more than the rows differ where a column is masked, by -1e9 say. */
+CALLED vf far_powers(float *to, int64_t width, vf *base, vf *top, const Balance *op, int64_t at, int64_t n) {
   float scale = op->scale * LOG2E;
-  vf top = splat(-INFINITY), sum = splat(0.0f);
+  vf most = splat(-INFINITY), sum = splat(0.0f);
   for (int64_t r = 0; r < op->rows; r++) {
-    const void *row = row_of(op->x, r, op->stride, op->dtype);
-    vf value = logits(row, op->dtype, NULL, at, n, op->row[r]);
+    vf value = logits(row_of(op->x, r, op->stride, op->dtype), op->dtype, NULL, at, n, 0);
     AT(vf, to + r * width) = value;
-    if (counts(op, r)) top = larger(value, top);
+    if (counts(op, r)) most = larger(value, most);
   }
-  *base = pick(top == -INFINITY, splat(0.0f), top);
+  *base = pick(most == -INFINITY, splat(0.0f), most);
+  most = splat(-INFINITY);
   for (int64_t r = 0; r < op->rows; r++) {
-    vf power = exp2_below_128(AT(vf, to + r * width) - *base, scale);
+    vf value = AT(vf, to + r * width) - *base - op->row[r];
+    AT(vf, to + r * width) = value;
+    if (counts(op, r)) most = larger(value, most);
+  }
+  *top = pick(most == -INFINITY, splat(0.0f), most);
+  for (int64_t r = 0; r < op->rows; r++) {
+    vf power = exp2_below_128(AT(vf, to + r * width) - *top, scale);
     AT(vf, to + r * width) = power;
     if (counts(op, r)) sum += power;
   }
@@ -177,22 +187,26 @@ CALLED vf far_powers(float *to, int64_t width, vf *base, const Balance *op, int6
 }
 
 /* Columns first .. first + n: column[n] = log Σ_r exp(x - row) over rows that count; to `share` of every
- * row what these columns add to Σ_n exp(x - row - column), at temperature 1. */
-CALLED void balance_columns(
+ * row what these columns add to Σ_n exp(x - row - column), at temperature 1. Returns whether a column is
+ * rounded too far down for that. */
+CALLED int balance_columns(
     const Balance *op, int64_t first, int64_t n, int64_t width, float *values, float *share) {
   float sums[PART + LANES], unused[PART + LANES], scale = op->scale * LOG2E, per_power = 1 / scale;
+  vf most = splat(0.0f);
   for (int64_t i = 0; i < n; i += LANES) AT(vf, sums + i) = AT(vf, unused + i) = splat(0.0f);
   for (int64_t r = 0; r < op->rows; r++)
     powers(values + r * width, counts(op, r) ? sums : unused, op, r, first, n);
   for (int64_t i = 0; i < n; i += LANES) {
-    vf sum = AT(vf, sums + i), base = some(op->before + first + i, n - i);
+    vf sum = AT(vf, sums + i), base = some(op->before + first + i, n - i), top = splat(0.0f);
     int far = 0;
     for (int64_t j = i; j < i + LANES && j < n; j++) far |= sums[j] < 1.0f / (1ull << -FAR);
-    if (far) sum = far_powers(values + i, width, &base, op, first + i, n - i);
-    vf column = base + log2_of(sum) * per_power;
+    if (far) sum = far_powers(values + i, width, &base, &top, op, first + i, n - i);
+    vf column = base + (top + log2_of(sum) * per_power);
     put_some(op->column + first + i, column, n - i);
     /* 1 / sum, for the column as it was rounded: what comes after has that alone */
-    vf inverse = exp2_below_128(smaller(splat(127.0f * per_power), base - column), scale);
+    vf left = pick(sum == 0.0f, splat(0.0f), base - column + top);
+    most = larger(left, most);
+    vf inverse = exp2_below_128(smaller(splat(STEEP * per_power), left), scale);
     AT(vf, sums + i) = pick(sum == 0.0f, splat(0.0f), inverse);
   }
   for (int64_t r = 0; r < op->rows; r++) {
@@ -206,6 +220,7 @@ CALLED void balance_columns(
     if (i < n) sum += AT(vf, row + i) * AT(vf, sums + i);
     share[r] = sum_of(sum + second);
   }
+  return most_of(most) > STEEP * per_power;
 }
 
 const int64_t EXPORT(balance_bytes) = sizeof(Balance);
@@ -217,15 +232,22 @@ int EXPORT(balance)(const Balance *op) {
   int64_t blocks = (op->columns + width - 1) / width, pitch = width + LANES;
   float *values = malloc((size_t)op->threads * op->rows * pitch * sizeof(float));
   float *shares = malloc((size_t)blocks * op->rows * sizeof(float));
-  if (values && shares) {
-#pragma omp parallel for num_threads(op->threads) schedule(static)
+  int failed = values && shares ? 0 : -1, steep = 0;
+  if (!failed) {
+#pragma omp parallel for num_threads(op->threads) schedule(static) reduction(| : steep)
     for (int64_t b = 0; b < blocks; b++) {
       int64_t first = b * width, n = op->columns - first < width ? op->columns - first : width;
       float *own = values + thread_number() * op->rows * pitch;
       uint32_t before = without_subnormals();
-      balance_columns(op, first, n, pitch, own, shares + b * op->rows);
+      steep |= balance_columns(op, first, n, pitch, own, shares + b * op->rows);
       restored(before);
     }
+  }
+  if (steep) {
+    Lse rows = {op->x, op->column, op->next, NULL, op->stride, op->rows, op->columns,
+                op->scale, op->dtype, op->threads};
+    failed = EXPORT(row_lse)(&rows);
+  } else if (!failed) {
 #pragma omp parallel for num_threads(op->threads) schedule(static)
     for (int64_t r = 0; r < op->rows; r++) {
       double sum = 0;
@@ -233,7 +255,6 @@ int EXPORT(balance)(const Balance *op) {
       op->next[r] = (float)(op->row[r] + log(sum) / op->scale);
     }
   }
-  int failed = values && shares ? 0 : -1;
   free(values);
   free(shares);
   return failed;
