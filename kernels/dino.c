@@ -1,10 +1,11 @@
 /* The losses of DINO and iBOT on a CPU: what dino.py's kernel computes, its gradient in the same pass.
  *
- * A row of the student is read from memory once: its log-sum-exp first, then its loss and gradient
- * while it is in the second-level cache. Rows that meet the same teachers follow one another, and the
- * sum of these teachers' distributions is kept, a row of float32 per thread; a row that meets one teacher
- * more adds that one. Numbers of rows and columns are in the logits' unit, powers those of two. A row's sums
- * do not depend on the thread that makes them.
+ * A row is read from memory once, and one power of two made of each value: the powers are kept, a row of
+ * float32 per thread in the second-level cache, until their sum is known. The gradient is written while the next
+ * row is read, since memory is fastest for both at once. Rows that meet the same teachers follow one another,
+ * and the sum of these teachers' distributions is kept likewise; a row that meets one teacher more adds that
+ * one. Numbers of rows and columns are in the logits' unit. A row's sums do not
+ * depend on the thread that makes them.
  */
 #include <stdlib.h>
 
@@ -27,45 +28,75 @@ typedef struct {
 } Dino;
 
 enum { AT_ONCE = 16 }; /* rows that a thread takes, or fewer */
+static const float FEW = 1e-12f;
 
 INLINE Sum split(double lse) {
   float high = (float)lse;
-  return (Sum){high, isfinite(high) ? lse - high : 0, -INFINITY};
+  return (Sum){high, isfinite(high) ? lse - high : 0};
 }
 
-/* Powers over their sum are 2^(scale (x - high)) times this. */
-INLINE float factor_of(Sum sum, float scale) { return exp2f((float)(-sum.rest * scale)); }
+/* Powers less `base` over their sum are 2^(scale (x - base)) times this. */
+INLINE float share_of_each(Sum sum, float base, float scale) {
+  return (float)exp2((((double)base - sum.high) - sum.rest) * scale);
+}
 
-/* A row of a teacher's distribution, added to `wanted` or put there; its sum. `least` is the smallest of
- * what is there then. */
-INLINE double add_teacher(const Dino *op, const void *teacher, int32_t dtype, const float *column, Sum sum,
-                          int first, float *wanted, vf *least) {
-  float scale = op->teacher_scale * LOG2E, factor = factor_of(sum, scale);
+/* A thread's memory: what students are compared with, and the last row, whose gradient is written part by
+ * part before these are written over. */
+typedef struct {
+  float *wanted; /* [columns] sum of the teachers' distributions over `unit`, 0 behind */
+  float *powers; /* [columns] of the last row */
+  float unit;
+  double total;  /* of the distributions */
+  int count;     /* of teachers */
+  void *grad;    /* of the last row, powers · share - wanted · factor, or NULL */
+  float share, factor;
+  int dtype, stream, number; /* `number`: none is NaN */
+} Work;
+
+INLINE void slopes_of(const Work *work, int64_t at, int64_t end, int dtype, int stream, int number) {
+  const float *powers = work->powers, *wanted = work->wanted, share = work->share, factor = work->factor;
+  void *grad = work->grad;
+  for (; at + 2 * LANES <= end; at += 2 * LANES) {
+    vf slope[2];
+    for (int v = 0; v < 2; v++)
+      slope[v] = AT(vf, powers + at + v * LANES) * share - AT(vf, wanted + at + v * LANES) * factor;
+    store_two(grad, at, slope[0], slope[1], dtype, stream, number);
+  }
+  for (; at < end; at++) put(grad, at, powers[at] * share - wanted[at] * factor, dtype);
+}
+
+/* Writes a part of the last row's gradient. */
+CALLED void slopes(const void *whom, int64_t at, int64_t end) {
+  const Work *work = whom;
+  if (!work->grad) return;
+  if (work->dtype == FLOAT32) {
+    if (work->stream) slopes_of(work, at, end, FLOAT32, 1, 1);
+    else slopes_of(work, at, end, FLOAT32, 0, 1);
+  } else if (work->number) {
+    if (work->stream) slopes_of(work, at, end, BFLOAT16, 1, 1);
+    else slopes_of(work, at, end, BFLOAT16, 0, 1);
+  } else slopes_of(work, at, end, BFLOAT16, 0, 0);
+}
+
+/* A row of a teacher's distribution, exp((x - column - row) / temp), to `to`; behind it, 0. Returns its sum. */
+INLINE double distribution(
+    const Dino *op, const void *teacher, int32_t dtype, const float *column, Sum sum, const Work *work, float *to) {
+  float scale = op->teacher_scale * LOG2E, factor = share_of_each(sum, sum.high, scale);
   double total = 0;
-  *least = splat(INFINITY);
   for (int64_t at = 0; at < op->columns; at += PART) {
     int64_t end = op->columns - at < PART ? op->columns : at + PART, i = at;
     vf added = splat(0.0f), each[SIDE];
+    slopes(work, at, end);
     for (; i + SIDE * LANES <= end; i += SIDE * LANES) {
       logits_each(each, teacher, dtype, column, i, sum.high);
       EACH(SIDE) each[v] = smaller(splat(1.0f / scale), each[v]);
       exp2_each(each, SIDE, scale, factor);
+      EACH(SIDE) AT(vf, to + i + v * LANES) = each[v];
       added += sum_of_each(each);
-      if (!first) EACH(SIDE) each[v] += AT(vf, wanted + i + v * LANES);
-      EACH(SIDE) AT(vf, wanted + i + v * LANES) = each[v];
-      EACH(SIDE) *least = smaller(each[v], *least);
     }
-    for (; i + LANES <= end; i += LANES) {
-      vf value = share_of(logits(teacher, dtype, column, i, LANES, sum.high), scale, factor);
-      vf sums = first ? value : value + AT(vf, wanted + i);
-      AT(vf, wanted + i) = sums;
-      *least = smaller(sums, *least);
-      added += value;
-    }
-    if (i < end) {
+    for (; i < end; i += LANES) {
       vf value = share_of(logits(teacher, dtype, column, i, end - i, sum.high), scale, factor);
-      AT(vf, wanted + i) = first ? value : value + AT(vf, wanted + i);
-      for (int64_t j = 0; i + j < end; j++) (*least)[0] = wanted[i + j] < (*least)[0] ? wanted[i + j] : (*least)[0];
+      AT(vf, to + i) = value;
       added += value;
     }
     total += sum_of(added);
@@ -73,106 +104,88 @@ INLINE double add_teacher(const Dino *op, const void *teacher, int32_t dtype, co
   return total;
 }
 
-/* What students are compared with. */
-typedef struct {
-  float *wanted; /* [columns] sum of the teachers' distributions, 0 behind */
-  double total;  /* of `wanted` */
-  int count;     /* of teachers */
-  int positive;  /* all of `wanted` */
-} Wanted;
+/* The same of its softmax, exp((x - column) / temp) over their sum, but for the factor that is returned. */
+INLINE float softmax(
+    const Dino *op, const void *teacher, int32_t dtype, const float *column, const Work *work, float *to) {
+  float scale = op->teacher_scale * LOG2E;
+  Kept kept = {to, NULL, slopes, work};
+  float first = most_of_first(teacher, dtype, column, op->columns);
+  Sum sum = lse_of(teacher, dtype, column, op->columns, scale, first, &kept);
+  return share_of_each(sum, kept.base, scale);
+}
 
-/* Σ_t exp((teacher_t - column - row_t) / temperature): of all teachers of `pairs` behind those that `sums`
- * has already. `lse`: the log-sum-exps of all teachers, or NULL. */
-CALLED void add_teachers(const Dino *op, const Sum *lse, const int32_t *pairs, Wanted *sums) {
+/* values = values · by + others · times */
+CALLED void add(float *values, float by, const float *others, float times, int64_t n) {
+  for (int64_t i = 0; i < n; i++) values[i] = values[i] * by + others[i] * times;
+}
+
+/* Σ_t exp((teacher_t - column - row_t) / temperature): of all teachers of `pairs` behind those that are
+ * added already. */
+CALLED void add_teachers(const Dino *op, const int32_t *pairs, Work *work) {
   int found = 0, dtype = op->teacher_dtype;
-  vf least;
-  if (!sums->count) sums->total = 0;
+  if (!work->count) work->total = 0;
   for (int32_t p = 0; p < op->teachers; p++) {
-    if (pairs[p] < 0 || found++ < sums->count) continue;
+    if (pairs[p] < 0 || found++ < work->count) continue;
     const void *teacher = row_of(op->teacher, pairs[p], op->teacher_stride, dtype);
-    float scale = op->teacher_scale * LOG2E;
-    Sum sum = lse       ? lse[pairs[p]]
-              : op->row ? split(op->row[pairs[p]])
-                        : lse_of_row(teacher, dtype, op->column, op->columns, scale);
-#define ADD(dtype, column) add_teacher(op, teacher, dtype, column, sum, found == 1, sums->wanted, &least)
-    if (dtype == FLOAT32) sums->total += op->column ? ADD(FLOAT32, op->column) : ADD(FLOAT32, NULL);
-    else sums->total += op->column ? ADD(BFLOAT16, op->column) : ADD(BFLOAT16, NULL);
+    float share = 1, *to = found == 1 ? work->wanted : work->powers;
+    double total = 1;
+#define PUT(dtype, column)                                                                        \
+  (op->row ? (total = distribution(op, teacher, dtype, column, split(op->row[pairs[p]]), work, to)) \
+           : (share = softmax(op, teacher, dtype, column, work, to)))
+    if (dtype == FLOAT32) op->column ? PUT(FLOAT32, op->column) : PUT(FLOAT32, NULL);
+    else op->column ? PUT(BFLOAT16, op->column) : PUT(BFLOAT16, NULL);
+#undef PUT
+    work->grad = NULL;
+    work->total += total;
+    if (found > 1) {
+      add(work->wanted, work->unit, to, share, op->columns);
+      share = 1;
+    } else
+      for (int64_t i = op->columns; i < op->columns + 2 * LANES; i++) to[i] = 0;
+    work->unit = share;
   }
-  sums->count = found;
-  sums->positive = 1;
-  for (int i = 0; i < LANES; i++) sums->positive &= least[i] > 0;
+  work->count = found;
 }
 
-/* What a row's loss is made of. */
-typedef struct {
-  const void *student;
-  void *grad; /* or NULL */
-  const float *wanted;
-  float scale, lse, count, factor;
-} Row;
-
-/* Q (x - lse) of some columns, the cross-entropy times -temperature; and the gradient, factor (count P - Q).
- * Adds nothing where Q is 0, as for logits that are masked out; `plain`: all are finite, and so are slopes. */
-INLINE vf crossed(const Row *row, int32_t dtype, int64_t at, int64_t n, int plain, vf *slope) {
-  vf x = logits(row->student, dtype, NULL, at, n, row->lse), q = AT(vf, row->wanted + at);
-  if (row->grad) *slope = exp2_times(x, row->scale, row->count * row->factor) - q * row->factor;
-  return plain && n >= LANES ? q * x : (vf)((vi)(q * x) & (q != 0.0f));
-}
-
-/* The same of SIDE vectors, whose gradient is written. */
-INLINE vf crossed_each(const Row *row, int32_t dtype, int64_t at, int plain, int stream) {
-  vf x[SIDE], q[SIDE], slope[SIDE];
-  logits_each(x, row->student, dtype, NULL, at, row->lse);
-  EACH(SIDE) slope[v] = x[v];
-  exp2_each(slope, SIDE, row->scale, row->count * row->factor);
-  EACH(SIDE) q[v] = AT(vf, row->wanted + at + v * LANES);
-  EACH(SIDE) slope[v] -= q[v] * row->factor;
-  EACH(SIDE) x[v] = plain ? q[v] * x[v] : (vf)((vi)(q[v] * x[v]) & (q[v] != 0.0f));
-  EACH(SIDE) store_some(row->grad, at + v * LANES, slope[v], dtype, stream, plain);
-  return sum_of_each(x);
-}
-
-INLINE double loss_row(Row row, int64_t columns, int32_t dtype, int stream, int plain) {
+/* Σ Q (x - less), of which those add nothing where Q is 0, as for logits that are masked out. */
+CALLED double dot_of(const void *student, int32_t dtype, const Work *work, int64_t columns, float less) {
   double dot = 0;
-  for (int64_t at = 0; at < columns; at += PART) {
-    int64_t end = columns - at < PART ? columns : at + PART, i = at;
-    vf sum = splat(0.0f), slope;
-    for (; row.grad && i + SIDE * LANES <= end; i += SIDE * LANES) sum -= crossed_each(&row, dtype, i, plain, stream);
-    for (; i + LANES <= end; i += LANES) {
-      sum -= crossed(&row, dtype, i, LANES, plain, &slope);
-      if (row.grad) store_some(row.grad, i, slope, dtype, stream, plain);
-    }
-    if (i < end) {
-      vf last = crossed(&row, dtype, i, end - i, plain, &slope);
-      for (int64_t j = 0; i + j < end; j++) {
-        sum[0] -= last[j]; /* behind them 0 times infinity */
-        if (row.grad) put(row.grad, i + j, slope[j], dtype);
-      }
-    }
-    dot += sum_of(sum);
+  for (int64_t i = 0; i < columns; i += LANES) {
+    vf q = AT(vf, work->wanted + i) * work->unit, x = logits(student, dtype, NULL, i, columns - i, less);
+    dot += sum_of((vf)((vi)(q * x) & (q != 0.0f)));
   }
   return dot;
 }
 
-/* weight Σ Q (LSE(x) - x), x = student / temperature, and its gradient. */
-CALLED float loss_of(const Dino *op, int64_t r, const Wanted *sums) {
+/* weight Σ Q (LSE(x) - x), x = student / temperature; its gradient is left to be written. */
+CALLED float loss_of(const Dino *op, int64_t r, Work *work) {
   int32_t dtype = op->student_dtype;
   const void *student = row_of(op->student, r, op->student_stride, dtype);
   float scale = op->student_scale * LOG2E, factor = op->student_scale * op->weight[r];
-  Sum lse = op->lse ? split(op->lse[r]) : lse_of_row(student, dtype, NULL, op->columns, scale);
-  void *grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, dtype) : NULL;
-  int stream = op->stream && (uintptr_t)grad % (LANES * 4) == 0;
-  float count = sums->count * factor_of(lse, scale);
-  int finite = isfinite(lse.high) && isfinite(lse.rest) && isfinite(factor) && isfinite(sums->total);
-  int plain = finite && (sums->positive || isfinite(lse.least - lse.high)); /* no 0 times infinity */
-  const Row row = {student, grad, sums->wanted, scale, lse.high, count, factor};
-#define ROW(dtype, stream, plain) loss_row(row, op->columns, dtype, stream, plain)
-#define ROWS(dtype)                     \
-  (!stream ? ROW(dtype, 0, 0)           \
-   : plain ? ROW(dtype, 1, 1)           \
-           : ROW(dtype, 1, 0))
-  double dot = dtype == FLOAT32 ? ROWS(FLOAT32) : ROWS(BFLOAT16);
-  return (float)(factor * (dot + sums->total * lse.rest));
+  Kept kept = {work->powers, work->wanted, slopes, work};
+  Sum lse, known = op->lse ? split(op->lse[r]) : (Sum){0};
+#define LSE(dtype)                                                                       \
+  lse_of(student, dtype, NULL, op->columns, scale,                                       \
+         op->lse ? known.high : most_of_first(student, dtype, NULL, op->columns), &kept)
+  if (dtype == FLOAT32) lse = LSE(FLOAT32);
+  else lse = LSE(BFLOAT16);
+#undef LSE
+  if (op->lse) lse = known;
+  double dot = kept.dot * work->unit, base = kept.base;
+  if (!isfinite(dot)) dot = dot_of(student, dtype, work, op->columns, base = lse.high);
+  float each = share_of_each(lse, kept.base, scale);
+  if (fabsf(factor) < FEW) { /* whose product with a small share would be 0 */
+    multiply(work->powers, op->columns, each);
+    multiply(work->wanted, op->columns, work->unit);
+    each = work->unit = 1;
+  }
+  work->grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, dtype) : NULL;
+  work->share = work->count * factor * each;
+  work->factor = factor * work->unit;
+  work->number = isfinite(lse.high) && isfinite(lse.rest) && isfinite(factor) && isfinite(work->total * work->unit);
+  work->dtype = dtype;
+  work->stream = op->stream && (uintptr_t)work->grad % (LANES * 4) == 0;
+  return (float)(factor * (work->total * ((lse.high - base) + lse.rest) - dot));
 }
 
 /* How many of the teachers that `next` has are those of `before`, with nothing between or before them; 0 if
@@ -206,8 +219,8 @@ INLINE int64_t beginning(const Dino *op, int64_t part, int64_t size) {
   return at;
 }
 
-/* The loss of a row and its gradient; `sums` of the teachers before become those of its own. */
-INLINE void take_row(const Dino *op, const Sum *lse, int64_t i, const int32_t **known, Wanted *sums) {
+/* The loss of a row; the sum of the teachers before becomes that of its own. */
+INLINE void take_row(const Dino *op, int64_t i, const int32_t **known, Work *work) {
   int64_t r = op->order ? op->order[i] : i;
   const int32_t *pairs = pairs_of(op, i);
   int teachers = number_of(pairs, op->teachers);
@@ -218,24 +231,10 @@ INLINE void take_row(const Dino *op, const Sum *lse, int64_t i, const int32_t **
              op->columns * (op->student_dtype == FLOAT32 ? 4 : 2));
     return;
   }
-  sums->count = *known ? shared(*known, pairs, op->teachers) : 0;
-  if (sums->count < teachers) add_teachers(op, lse, pairs, sums);
+  work->count = *known ? shared(*known, pairs, op->teachers) : 0;
+  if (work->count < teachers) add_teachers(op, pairs, work);
   *known = pairs;
-  op->loss[r] = loss_of(op, r, sums);
-}
-
-/* The log-sum-exps of teachers that several sums take, made once. */
-static Sum *lse_of_teachers(const Dino *op) {
-  Sum *found = malloc((size_t)op->teacher_rows * sizeof(Sum));
-  if (!found) return NULL;
-#pragma omp parallel for num_threads(op->threads) schedule(static)
-  for (int64_t t = 0; t < op->teacher_rows; t++) {
-    const void *teacher = row_of(op->teacher, t, op->teacher_stride, op->teacher_dtype);
-    uint32_t before = without_subnormals();
-    found[t] = lse_of_row(teacher, op->teacher_dtype, op->column, op->columns, op->teacher_scale * LOG2E);
-    restored(before);
-  }
-  return found;
+  op->loss[r] = loss_of(op, r, work);
 }
 
 const int64_t EXPORT(dino_bytes) = sizeof(Dino);
@@ -244,25 +243,23 @@ int EXPORT(dino)(const Dino *op) {
   int64_t width = (op->columns + PART) / LANES * LANES + LANES;
   int64_t fair = op->rows / (4 * op->threads), size = fair < 1 ? 1 : fair < AT_ONCE ? fair : AT_ONCE;
   int64_t parts = (op->rows + size - 1) / size;
-  int several = op->order && !op->row; /* sums may take the same teacher */
-  float *scratch = malloc((size_t)op->threads * width * sizeof(float));
-  Sum *lse = several ? lse_of_teachers(op) : NULL;
-  int failed = !scratch || (several && !lse);
-  if (!failed) {
+  float *scratch = malloc((size_t)op->threads * 2 * width * sizeof(float));
+  if (scratch) {
 #pragma omp parallel num_threads(op->threads)
     {
-      Wanted sums = {scratch + thread_number() * width};
+      float *own = scratch + thread_number() * 2 * width;
+      Work work = {own, own + width};
       const int32_t *known = NULL;
       uint32_t before = without_subnormals();
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
       for (int64_t part = 0; part < parts; part++) {
         int64_t end = beginning(op, part + 1, size);
-        for (int64_t i = beginning(op, part, size); i < end; i++) take_row(op, lse, i, &known, &sums);
+        for (int64_t i = beginning(op, part, size); i < end; i++) take_row(op, i, &known, &work);
       }
+      slopes(&work, 0, op->columns);
       restored(before);
     }
   }
   free(scratch);
-  free(lse);
-  return failed ? -1 : 0;
+  return scratch ? 0 : -1;
 }

@@ -121,12 +121,21 @@ INLINE vf logits(const void *row, int32_t dtype, const float *column, int64_t at
 }
 
 /* A log-sum-exp, high + rest: float32 would round it by a part of its own size, and all that is divided
- * by the sum by that much; and the least of the values, -infinity where it is not known. */
+ * by the sum by that much. */
 typedef struct {
   float high;
   double rest;
-  float least;
 } Sum;
+
+/* What is kept of a row's values besides. */
+typedef struct {
+  float *powers;     /* 2^(scale (x - base)), [columns] and what a vector takes more */
+  const float *with; /* [columns], 0 behind; or NULL */
+  void (*leave)(const void *whom, int64_t at, int64_t end); /* before a part of `powers` is written over */
+  const void *whom;
+  float base;
+  double dot; /* Σ with (x - base), NaN where `base` was another at first or values are infinite */
+} Kept;
 
 enum { AHEAD = 1024, FAR_ABOVE = 64 }; /* values; powers of two */
 
@@ -137,52 +146,78 @@ INLINE void logits_each(vf *x, const void *row, int32_t dtype, const float *colu
 
 INLINE vf sum_of_each(const vf *x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 
-/* Sums powers less the largest value of the row's beginning, and begins a part again, less a larger one, where
- * that is too small to be: to know the largest of all beforehand takes a pass. */
-INLINE Sum lse_of(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
-  const int64_t line = 64 / (dtype == FLOAT32 ? 4 : 2); /* values of a cache line */
-  vf top = splat(-INFINITY), least = -top;
+CALLED void multiply(float *values, int64_t n, float by) {
+  for (int64_t i = 0; i < n; i++) values[i] *= by;
+}
+
+/* The largest value of a row's beginning. */
+INLINE float most_of_first(const void *row, int32_t dtype, const float *column, int64_t n) {
+  vf top = splat(-INFINITY);
   for (int64_t i = 0; i < n && i < PART; i += LANES) top = larger(logits(row, dtype, column, i, n - i, 0), top);
-  float most = most_of(top), base = most;
-  double total = 0;
+  return most_of(top);
+}
+
+/* Sums powers less `base`, and begins a part again, less a larger one, where that is too small to be: to know
+ * the largest of all beforehand takes a pass. */
+INLINE Sum lse_of(
+    const void *row, int32_t dtype, const float *column, int64_t n, float scale, float base, Kept *kept) {
+  const int64_t line = 64 / (dtype == FLOAT32 ? 4 : 2); /* values of a cache line */
+  vf top = splat(-INFINITY);
+  float most = base;
+  double total = 0, dot = 0;
   for (int64_t at = 0; at < n; at += PART) {
     int64_t end = n - at < PART ? n : at + PART, i;
     float less;
-    vf sums[SIDE], x[SIDE];
+    vf sums[SIDE], x[SIDE], dots;
+    if (kept) kept->leave(kept->whom, at, end);
     for (;;) {
       less = base == -INFINITY ? 0 : base; /* nothing finite yet */
       EACH(SIDE) sums[v] = splat(0.0f);
+      dots = splat(0.0f);
       for (i = at; i + SIDE * LANES <= end; i += SIDE * LANES) {
         for (int64_t next = 0; next < SIDE * LANES; next += line) ask_for(row, i + next + AHEAD, dtype);
         logits_each(x, row, dtype, column, i, 0);
         EACH(SIDE) top = larger(x[v], top);
-        EACH(SIDE) least = smaller(x[v], least);
         EACH(SIDE) x[v] -= less;
+        if (kept && kept->with) EACH(SIDE) dots += AT(vf, kept->with + i + v * LANES) * x[v];
         exp2_each(x, SIDE, scale, 1.0f);
+        if (kept) EACH(SIDE) AT(vf, kept->powers + i + v * LANES) = x[v];
         EACH(SIDE) sums[v] += x[v];
       }
       for (; i < end; i += LANES) {
         vf last = logits(row, dtype, column, i, end - i, 0);
         top = larger(last, top);
-        for (int64_t j = 0; j < LANES && i + j < end; j++) least[j] = last[j] < least[j] ? last[j] : least[j];
-        sums[0] += exp2_below_128(last - less, scale);
+        last -= less;
+        if (kept && kept->with) {
+          vf with = AT(vf, kept->with + i);
+          dots += end - i < LANES ? (vf)((vi)(with * last) & (with != 0.0f)) : with * last;
+        }
+        last = exp2_below_128(last, scale);
+        if (kept) AT(vf, kept->powers + i) = last;
+        sums[0] += last;
       }
       most = most_of(top);
       if (!((most - less) * scale > FAR_ABOVE || (base == -INFINITY && most > base))) break;
-      total *= base == -INFINITY ? 0 : exp2((base - most) * (double)scale); /* NaN stays */
+      float by = base == -INFINITY ? 0 : (float)exp2((base - most) * (double)scale); /* NaN stays */
+      total *= by;
+      if (kept) multiply(kept->powers, at, by);
+      dot = at ? NAN : 0;
       base = most;
     }
     total += sum_of(sum_of_each(sums));
+    if (kept && kept->with) dot += sum_of(dots);
   }
-  return (Sum){most, (base == most ? 0 : (double)base - most) + log2(total) / scale, -most_of(-least)};
+  if (kept) kept->base = base == -INFINITY ? 0 : base, kept->dot = dot;
+  return (Sum){most, (base == most ? 0 : (double)base - most) + log2(total) / scale};
 }
 
 /* log2 Σ_j 2^(scale (x_j - column_j)) / scale of a row of n values, each read from memory once: the
  * log-sum-exp in the unit of the values. */
 CALLED Sum lse_of_row(const void *row, int32_t dtype, const float *column, int64_t n, float scale) {
-  if (dtype == FLOAT32)
-    return column ? lse_of(row, FLOAT32, column, n, scale) : lse_of(row, FLOAT32, NULL, n, scale);
-  return column ? lse_of(row, BFLOAT16, column, n, scale) : lse_of(row, BFLOAT16, NULL, n, scale);
+#define LSE(dtype, column) lse_of(row, dtype, column, n, scale, most_of_first(row, dtype, column, n), NULL)
+  if (dtype == FLOAT32) return column ? LSE(FLOAT32, column) : LSE(FLOAT32, NULL);
+  return column ? LSE(BFLOAT16, column) : LSE(BFLOAT16, NULL);
+#undef LSE
 }
 
 #endif

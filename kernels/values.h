@@ -49,8 +49,13 @@ INLINE vf load(const void *from, int64_t at, int32_t dtype) {
   return (vf)(widened(AT(vh, (const uint16_t *)from + at)) << 16);
 }
 
-/* `number`: no value is NaN. */
-INLINE void store_some(void *to, int64_t at, vf value, int32_t dtype, int stream, int number) {
+/* What the upper halves are bfloat16 of, as to_bf16 rounds. `number`: no value is NaN. */
+INLINE vf rounded_to_bf16(vf value, int number) {
+  vu bits = (vu)value, rounded = bits + 0x7fff + (bits >> 16 & 1);
+  return number ? (vf)rounded : pick(value == value, (vf)rounded, splat(NAN));
+}
+
+INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
   if (dtype == FLOAT32) {
     float *place = (float *)to + at;
     if (stream) STREAM(place, value);
@@ -58,14 +63,17 @@ INLINE void store_some(void *to, int64_t at, vf value, int32_t dtype, int stream
     return;
   }
   uint16_t *place = (uint16_t *)to + at;
-  vu bits = (vu)value, rounded = bits + 0x7fff + (bits >> 16 & 1); /* as to_bf16 */
-  vh halves = upper_halves(number ? (vf)rounded : pick(value == value, (vf)rounded, splat(NAN)));
+  vh halves = upper_halves(rounded_to_bf16(value, 0));
   if (stream) STREAM_HALF(place, halves);
   else AT(vh, place) = halves;
 }
 
-INLINE void store(void *to, int64_t at, vf value, int32_t dtype, int stream) {
-  store_some(to, at, value, dtype, stream, 0);
+/* Two vectors at once; past the caches to a multiple of a float32 vector's size. */
+INLINE void store_two(void *to, int64_t at, vf a, vf b, int32_t dtype, int stream, int number) {
+  if (dtype == FLOAT32) {
+    store(to, at, a, dtype, stream);
+    store(to, at + LANES, b, dtype, stream);
+  } else put_upper_halves((uint16_t *)to + at, rounded_to_bf16(a, number), rounded_to_bf16(b, number), stream);
 }
 
 /* The vector at `from`, with -infinity behind the n values that are there. What is put together in memory

@@ -144,6 +144,31 @@ INLINE vh upper_halves(vf v) {
 INLINE vh upper_halves(vf v) { return __builtin_convertvector((vu)v >> 16, vh); }
 #endif
 
+/* The same of two vectors, at once to memory at `to`, past the caches if `stream`. */
+#if defined(__AVX2__)
+INLINE void put_upper_halves(void *to, vf a, vf b, int stream) {
+#if defined(__AVX512F__)
+  const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,
+                                       31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  __m512i both = _mm512_permutex2var_epi16((__m512i)a, odd, (__m512i)b);
+  if (stream) _mm512_stream_si512(to, both);
+  else _mm512_storeu_si512(to, both);
+#else
+  __m256i mixed = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)a, 16), _mm256_srli_epi32((__m256i)b, 16));
+  __m256i both = _mm256_permute4x64_epi64(mixed, 0xd8);
+  if (stream) _mm256_stream_si256(to, both);
+  else _mm256_storeu_si256(to, both);
+#endif
+}
+#else
+INLINE void put_upper_halves(void *to, vf a, vf b, int stream) {
+  vh halves[2] = {upper_halves(a), upper_halves(b)};
+  for (int v = 0; v < 2; v++)
+    if (stream) STREAM_HALF((uint16_t *)to + v * LANES, halves[v]);
+    else AT(vh, (uint16_t *)to + v * LANES) = halves[v];
+}
+#endif
+
 /* Four vectors of four, and their rows made columns. */
 #define FOUR(Four, transposed, V, INDEX)                                                           \
   typedef struct {                                                                                 \

@@ -267,6 +267,42 @@ def test_rows_whose_largest_logit_comes_late(columns, first):
     torch.testing.assert_close(grad.double(), slope, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("teachers", [1, 2])
+@pytest.mark.parametrize("weight", [1e-11, 1e-13, 1e-20, 1e-30])
+def test_rows_of_little_weight_keep_their_digits(weight, teachers):
+    """Powers are less the row's beginning, here 2^-60 of what they sum to: the share that each is
+    multiplied by, times such a weight, is below the least float32 long before the gradient is."""
+    torch.manual_seed(0)
+    views, batch = teachers + 1, 3
+    student, teacher = torch.randn(views * batch, 900), torch.randn(teachers * batch, 900)
+    student[:, 700] += 60 * math.log(2) * 0.1
+    teacher[:, 701] += 60 * math.log(2) * 0.04
+    pairs = pairs_of(views, teachers, batch, student.device)
+    weights = torch.full((views * batch,), weight)
+    target = DINOTarget(pairs, weights, None, None, 0.1, 0.04)
+    loss, grad = ours(student, teacher, target)
+    wanted, slope = exact(student, teacher, target)
+    torch.testing.assert_close(loss.double(), wanted, rtol=2e-5, atol=0)
+    torch.testing.assert_close(grad.double() / weight, slope / weight, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [-math.inf, -1e9, torch.finfo(torch.float32).min])
+def test_a_gradient_in_the_place_of_rows_that_are_read_twice(first):
+    """Where classes are masked out, or the largest logit comes late, products are summed apart."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 6, 1500)
+    student[2, :700] = student[4, 700:] = teacher[2, :700] = teacher[4, 700:] = first
+    target = DINOTarget(own_pairs(6, student.device), torch.ones(6), None, None, 0.1, 0.04)
+    loss, grad = ours(student, teacher, target)
+    x = student.clone().requires_grad_()
+    with backend.force("native"):
+        found = dino_loss(x, teacher, target, inplace=True)
+        (slope,) = torch.autograd.grad(found, x)
+    assert slope.data_ptr() == x.data_ptr()
+    assert torch.equal(found, loss)
+    assert torch.equal(slope, grad)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("columns", [40, 512, 700, 1029])
 def test_gradients_written_past_the_caches_are_the_same_bits(dtype, columns, monkeypatch):
