@@ -100,7 +100,7 @@ def sinkhorn(
 ) -> tuple[Tensor, Tensor]:
     """(row [R], column [N]) of logits [R, N]; rows of weight 0 are left out of the columns.
 
-    An iteration after the first takes one power of two per logit.
+    Their numbers are infinite. An iteration takes one power of two per logit.
     """
     x = dense_rows(x)
     weight = None if weight is None else weight.float().resolve_neg().contiguous()

@@ -154,6 +154,40 @@ CALLED void powers(float *to, float *sum, const Balance *op, int64_t r, int64_t 
   else powers_of(to, sum, op, r, BFLOAT16, at, n);
 }
 
+/* The first iteration's, row by row less the columns' largest, which are put to `base`. */
+CALLED void first_powers(
+    float *values, int64_t width, float *base, float *sums, const Balance *op, int64_t at, int64_t n) {
+  float scale = op->scale * LOG2E;
+  for (int64_t i = 0; i < n; i += LANES) AT(vf, base + i) = splat(-INFINITY);
+  for (int64_t r = 0; r < op->rows; r++) {
+    if (!counts(op, r)) continue;
+    const void *row = row_of(op->x, r, op->stride, op->dtype);
+    const void *next = row_of(op->x, r + 1 < op->rows ? r + 1 : r, op->stride, op->dtype);
+    differences(values + r * width, row, next, op->dtype, at, n, 0);
+    for (int64_t i = 0; i < n; i += LANES)
+      AT(vf, base + i) = larger(AT(vf, values + r * width + i), AT(vf, base + i));
+  }
+  for (int64_t i = 0; i < n; i += LANES)
+    AT(vf, base + i) = pick(AT(vf, base + i) == -INFINITY, splat(0.0f), AT(vf, base + i));
+  for (int64_t r = 0; r < op->rows; r++) {
+    float *to = values + r * width;
+    if (!counts(op, r)) continue;
+    int64_t i = 0;
+    for (; i + SIDE * LANES <= n; i += SIDE * LANES) {
+      vf each[SIDE];
+      EACH(SIDE) each[v] = AT(vf, to + i + v * LANES) - AT(vf, base + i + v * LANES);
+      exp2_each(each, SIDE, scale, 1.0f);
+      EACH(SIDE) AT(vf, to + i + v * LANES) = each[v];
+      EACH(SIDE) AT(vf, sums + i + v * LANES) += each[v];
+    }
+    for (; i < n; i += LANES) {
+      vf power = exp2_below_128(AT(vf, to + i) - AT(vf, base + i), scale);
+      AT(vf, to + i) = power;
+      AT(vf, sums + i) += power;
+    }
+  }
+}
+
 enum {
   FAR = -60,  /* a column that adds less than a power of two to all rows together */
   STEEP = 64, /* powers of two by which a column's number is rounded down at most, for sums in float32 */
@@ -166,22 +200,25 @@ CALLED vf far_powers(float *to, int64_t width, vf *base, vf *top, const Balance 
   float scale = op->scale * LOG2E;
   vf most = splat(-INFINITY), sum = splat(0.0f);
   for (int64_t r = 0; r < op->rows; r++) {
+    if (!counts(op, r)) continue;
     vf value = logits(row_of(op->x, r, op->stride, op->dtype), op->dtype, NULL, at, n, 0);
     AT(vf, to + r * width) = value;
-    if (counts(op, r)) most = larger(value, most);
+    most = larger(value, most);
   }
   *base = pick(most == -INFINITY, splat(0.0f), most);
   most = splat(-INFINITY);
   for (int64_t r = 0; r < op->rows; r++) {
+    if (!counts(op, r)) continue;
     vf value = AT(vf, to + r * width) - *base - op->row[r];
     AT(vf, to + r * width) = value;
-    if (counts(op, r)) most = larger(value, most);
+    most = larger(value, most);
   }
   *top = pick(most == -INFINITY, splat(0.0f), most);
   for (int64_t r = 0; r < op->rows; r++) {
+    if (!counts(op, r)) continue;
     vf power = exp2_below_128(AT(vf, to + r * width) - *top, scale);
     AT(vf, to + r * width) = power;
-    if (counts(op, r)) sum += power;
+    sum += power;
   }
   return sum;
 }
@@ -191,15 +228,19 @@ CALLED vf far_powers(float *to, int64_t width, vf *base, vf *top, const Balance 
  * rounded too far down for that. */
 CALLED int balance_columns(
     const Balance *op, int64_t first, int64_t n, int64_t width, float *values, float *share) {
-  float sums[PART + LANES], unused[PART + LANES], scale = op->scale * LOG2E, per_power = 1 / scale;
+  float sums[PART + LANES], bases[PART + LANES], scale = op->scale * LOG2E, per_power = 1 / scale;
   vf most = splat(0.0f);
-  for (int64_t i = 0; i < n; i += LANES) AT(vf, sums + i) = AT(vf, unused + i) = splat(0.0f);
-  for (int64_t r = 0; r < op->rows; r++)
-    powers(values + r * width, counts(op, r) ? sums : unused, op, r, first, n);
+  for (int64_t i = 0; i < n; i += LANES) AT(vf, sums + i) = splat(0.0f);
+  if (!op->before) first_powers(values, width, bases, sums, op, first, n);
+  else
+    for (int64_t r = 0; r < op->rows; r++)
+      if (counts(op, r)) powers(values + r * width, sums, op, r, first, n);
   for (int64_t i = 0; i < n; i += LANES) {
-    vf sum = AT(vf, sums + i), base = some(op->before + first + i, n - i), top = splat(0.0f);
+    vf sum = AT(vf, sums + i), top = splat(0.0f);
+    vf base = AT(vf, bases + i);
+    if (op->before) base = some(op->before + first + i, n - i);
     int far = 0;
-    for (int64_t j = i; j < i + LANES && j < n; j++) far |= sums[j] < 1.0f / (1ull << -FAR);
+    for (int64_t j = i; op->before && j < i + LANES && j < n; j++) far |= sums[j] < 1.0f / (1ull << -FAR);
     if (far) sum = far_powers(values + i, width, &base, &top, op, first + i, n - i);
     vf column = base + (top + log2_of(sum) * per_power);
     put_some(op->column + first + i, column, n - i);
@@ -213,6 +254,7 @@ CALLED int balance_columns(
     const float *row = values + r * width;
     vf sum = splat(0.0f), second = sum;
     int64_t i = 0;
+    if (!counts(op, r)) continue;
     for (; i + LANES < n; i += 2 * LANES) {
       sum += AT(vf, row + i) * AT(vf, sums + i);
       second += AT(vf, row + i + LANES) * AT(vf, sums + i + LANES);
@@ -221,6 +263,15 @@ CALLED int balance_columns(
     share[r] = sum_of(sum + second);
   }
   return most_of(most) > STEEP * per_power;
+}
+
+/* A row's number by itself, where sums in float32 do not have it. */
+CALLED float row_again(const Balance *op, int64_t r) {
+  const void *row = row_of(op->x, r, op->stride, op->dtype);
+  uint32_t before = without_subnormals();
+  Sum lse = lse_of_row(row, op->dtype, op->column, op->columns, op->scale * LOG2E);
+  restored(before);
+  return lse.high + lse.rest;
 }
 
 const int64_t EXPORT(balance_bytes) = sizeof(Balance);
@@ -242,17 +293,13 @@ int EXPORT(balance)(const Balance *op) {
       steep |= balance_columns(op, first, n, pitch, own, shares + b * op->rows);
       restored(before);
     }
-  }
-  if (steep) {
-    Lse rows = {op->x, op->column, op->next, NULL, op->stride, op->rows, op->columns,
-                op->scale, op->dtype, op->threads};
-    failed = EXPORT(row_lse)(&rows);
-  } else if (!failed) {
 #pragma omp parallel for num_threads(op->threads) schedule(static)
     for (int64_t r = 0; r < op->rows; r++) {
-      double sum = 0;
-      for (int64_t b = 0; b < blocks; b++) sum += shares[b * op->rows + r];
-      op->next[r] = (float)(op->row[r] + log(sum) / op->scale);
+      double sum = 0, before = op->before ? op->row[r] : 0;
+      for (int64_t b = 0; b < blocks && counts(op, r); b++) sum += shares[b * op->rows + r];
+      op->next[r] = !counts(op, r)             ? INFINITY
+                    : steep || sum < exp2(FAR) ? row_again(op, r)
+                                               : (float)(before + log(sum) / op->scale);
     }
   }
   free(values);
@@ -272,19 +319,13 @@ typedef struct {
 
 const int64_t EXPORT(sinkhorn_bytes) = sizeof(Sinkhorn);
 
-/* All iterations: the first by halves, since nothing is known of the rows before. */
 int EXPORT(sinkhorn)(const Sinkhorn *op) {
   float *spare = malloc((size_t)(op->rows + op->columns) * sizeof(float));
   if (!spare) return -1;
   float *row = op->row, *column = op->column, *next = spare, *after = spare + op->rows;
-  for (int64_t r = 0; r < op->rows; r++) row[r] = op->weight && op->weight[r] == 0.0f ? INFINITY : 0.0f;
-  Lse half = {op->x, row, column, NULL, op->stride, op->rows, op->columns, op->scale, op->dtype, op->threads};
-  int failed = EXPORT(column_lse)(&half);
-  half.other = column;
-  half.out = row;
-  if (!failed) failed = EXPORT(row_lse)(&half);
-  for (int32_t i = 1; i < op->iterations && !failed; i++) {
-    Balance step = {op->x, row, column, op->weight, after, next, op->stride, op->rows, op->columns,
+  int failed = 0;
+  for (int32_t i = 0; i < op->iterations && !failed; i++) {
+    Balance step = {op->x, row, i ? column : NULL, op->weight, after, next, op->stride, op->rows, op->columns,
                     op->scale, op->dtype, op->threads};
     failed = EXPORT(balance)(&step);
     float *last = row;

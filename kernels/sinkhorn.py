@@ -9,8 +9,7 @@ Replaces, for logits x [R, N] (the listing of Caron et al., SwAV, NeurIPS 2020; 
     q = (q * q.shape[1]).T
 
 Never materialised: q, which is known by one number per row and one per column. Each half of an
-iteration reads the logits once; in sinkhorn.c, on a CPU, an iteration after the first reads them
-once in all.
+iteration reads the logits once; in sinkhorn.c, on a CPU, an iteration reads them once in all.
 
 The numbers are in the logits' own unit, before the temperature: q = exp((x - column - row) / temp).
 Where a prototype is masked by a number, -1e6 say, its column's is nearly the same; taken away from
@@ -332,11 +331,11 @@ def balanced(
         row: zeros to begin with.
         iterations: of columns then rows, at least one; 3 in DINOv2.
         across: turns a column's log-sum-exp over this process's rows into that over all processes'.
-        weight: [R]; rows of weight 0 are left out of the columns.
+        weight: [R]; rows of weight 0 are left out, and their numbers infinite.
     """
     for _ in range(iterations):
         column = columns(_counted(row, weight))
         if across is not None:
             column = across(column)
         row = rows(column)
-    return row, column
+    return _counted(row, weight), column

@@ -55,7 +55,11 @@ def test_fuzz_equals_float64(problem):
         temp * ((wide - numbers[0][:, None]) / temp).logsumexp(0),
     )
     wanted = sinkhorn(x.double(), temp, 3, weight=None if weight is None else weight.double())
-    for ours, theirs in zip((rows, columns, *found), (*exact, *wanted), strict=True):
+    left_out = wanted[0] == torch.inf
+    assert torch.equal(left_out, torch.zeros(len(x)) == 1 if weight is None else weight == 0)
+    assert torch.equal(found[0] == torch.inf, left_out)
+    kept = (rows, columns, found[0][~left_out], found[1]), (*exact, wanted[0][~left_out], wanted[1])
+    for ours, theirs in zip(*kept, strict=True):
         assert ours.dtype == torch.float32
         # a few roundings of numbers of that size: logits over temperature, powers, both halves
         assert (ours - theirs).abs().max() / temp <= 5e-7 * size(x, temp)
@@ -169,21 +173,41 @@ def test_many_iterations_of_prototypes_masked_by_a_number(depth, iterations):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_of_one_process_an_iteration_after_the_first_takes_one_pass(dtype, iterations, weighted):
-    """Of the first two: nothing is known of the rows before."""
+def test_of_one_process_an_iteration_takes_one_pass(dtype, iterations, weighted):
+    """The first too, of which nothing is known before; halves by halves are the same."""
     x = torch.randn(6, 700).to(dtype)
     weight = torch.tensor([1.0, 0, 2, 1, 0, 1]) if weighted else None
+    row, column, halves = torch.zeros(6), None, torch.zeros(6)
+    left_out = torch.zeros(6, dtype=torch.bool) if weight is None else weight == 0
     with backend.force("native"):
-        start = torch.zeros(6)
-        if weighted:
-            start[weight == 0] = math.inf
-        column = column_lse(x, 0.1, start)
-        row = row_lse(x, 0.1, column)
-        for _ in range(iterations - 1):
+        for _ in range(iterations):
             row, column = balance(x, 0.1, row, column, weight)
+            halves[left_out] = math.inf
+            columns = column_lse(x, 0.1, halves)
+            halves = row_lse(x, 0.1, columns)
         found = sinkhorn(x, 0.1, iterations, weight=weight)
     assert torch.equal(found[0], row)
     assert torch.equal(found[1], column)
+    assert (row[left_out] == math.inf).all()
+    torch.testing.assert_close(row[~left_out], halves[~left_out], rtol=0, atol=2e-6)
+    torch.testing.assert_close(column, columns, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("depth", [5.0, 30.0, 1e3, 1e9])
+def test_a_row_far_below_all_others_is_summed_by_itself(depth, weighted):
+    """Less the columns' largest its powers are 2^-72 and less, or none that float32 has."""
+    x = torch.randn(6, 700)
+    x[3] -= depth
+    weight = torch.tensor([1.0, 0, 2, 1, 0, 1]) if weighted else None
+    wide = None if weight is None else weight.double()
+    counted = torch.ones(6, dtype=torch.bool) if weight is None else weight != 0
+    for iterations in (1, 2, 3):
+        with backend.force("native"):
+            row, column = sinkhorn(x, 0.1, iterations, weight=weight)
+        wanted = sinkhorn(x.double(), 0.1, iterations, weight=wide)
+        assert (row - wanted[0])[counted].abs().max() / 0.1 <= 5e-7 * size(x, 0.1)
+        assert (column - wanted[1]).abs().max() / 0.1 <= 5e-7 * size(x, 0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
