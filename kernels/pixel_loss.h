@@ -35,20 +35,24 @@ typedef struct {
   const int32_t *keep; /* or NULL */
 } Values;
 
-/* Errors of a vector of values from `i` on with the given target, their gradient written. */
+/* Errors of a vector of values from `i` on with the given target, and its weighted slope. */
 INLINE vf error_from(
-    const Values *of, vf target, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
+    const Values *of, vf target, int64_t i, int64_t at, int32_t dtype, int32_t loss, vf *gradient) {
   vf slope, d = load(of->pred, at + i, dtype) - target;
   if (of->keep) d = (vf)((vi)d & AT(vi, of->keep + i));
   vf size = error(d, loss, &slope);
-  if (of->grad) store(of->grad, at + i, of->weight * slope, dtype, stream);
+  if (of->grad) *gradient = of->weight * slope;
   if (of->slopes) AT(vf, of->slopes + i) = slope;
   return size;
 }
 
-INLINE vf error_at(
-    const Values *of, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
-  return error_from(of, AT(vf, of->target + i), i, at, dtype, loss, stream);
+/* The same of two vectors, their gradient written. */
+INLINE vf errors_of_two(
+    const Values *of, vf first, vf second, int64_t i, int64_t at, int32_t dtype, int32_t loss, int stream) {
+  vf a, b, size = error_from(of, first, i, at, dtype, loss, &a);
+  size += error_from(of, second, i + LANES, at, dtype, loss, &b);
+  if (of->grad) store_two(of->grad, at + i, a, b, dtype, stream, 0);
+  return size;
 }
 
 INLINE double wide_sum_of(vf v) {
@@ -59,16 +63,20 @@ INLINE double wide_sum_of(vf v) {
 /* Sum of the error of n values, the gradient written. */
 INLINE double error_of(
     Values of, int64_t at, int64_t n, int32_t dtype, int32_t loss, int stream) {
-  vf a = splat(0.0f), b = a, c = a, d = a; /* four sums: none waits for its last addition */
+  vf a = splat(0.0f), b = a; /* two sums of pairs: none waits for its last addition */
   int64_t i = 0;
+#define TARGETS(i) AT(vf, of.target + (i)), AT(vf, of.target + (i) + LANES), i
   for (; i + 4 * LANES <= n; i += 4 * LANES) {
-    a += error_at(&of, i, at, dtype, loss, stream);
-    b += error_at(&of, i + LANES, at, dtype, loss, stream);
-    c += error_at(&of, i + 2 * LANES, at, dtype, loss, stream);
-    d += error_at(&of, i + 3 * LANES, at, dtype, loss, stream);
+    a += errors_of_two(&of, TARGETS(i), at, dtype, loss, stream);
+    b += errors_of_two(&of, TARGETS(i + 2 * LANES), at, dtype, loss, stream);
   }
-  for (; i + LANES <= n; i += LANES) a += error_at(&of, i, at, dtype, loss, stream);
-  double total = wide_sum_of((a + b) + (c + d));
+#undef TARGETS
+  for (; i + LANES <= n; i += LANES) {
+    vf gradient;
+    a += error_from(&of, AT(vf, of.target + i), i, at, dtype, loss, &gradient);
+    if (of.grad) store(of.grad, at + i, gradient, dtype, stream);
+  }
+  double total = wide_sum_of(a + b);
   for (; i < n; i++) { /* fewer than a vector left */
     vf slope, d = splat(value_at(of.pred, at + i, dtype) - of.target[i]);
     if (of.keep) d = (vf)((vi)d & of.keep[i]);
@@ -91,7 +99,7 @@ typedef struct {
 /* Whether the gradient of the values from `at` on is written past the caches. */
 INLINE int streams(const Prediction *op, int64_t at) {
   int64_t width = op->dtype == FLOAT32 ? 4 : 2;
-  return op->stream && op->grad && ((uintptr_t)op->grad + at * width) % (LANES * width) == 0;
+  return op->stream && op->grad && ((uintptr_t)op->grad + at * width) % (LANES * 4) == 0;
 }
 
 /* make(dtype, loss, ...) with what a prediction says as constants. */

@@ -43,17 +43,20 @@ typedef struct {
 CALLED double error_of_ones(
     const Prediction *op, const Taps *taps, const float *texels, int64_t at, int64_t n) {
   const Values of = {NULL, op->pred, op->grad, op->weight, NULL, NULL};
-  vf by_x, by_y, sum = splat(0.0f);
-#define ERRORS(dtype, loss, stream)                                                            \
-  ({                                                                                          \
-    for (int64_t i = 0; i < n; i += LANES) {                                                   \
-      vf target = one_at(taps, i, texels, &by_x, &by_y);                                       \
-      sum += error_from(&of, target, i, at, dtype, loss, stream);                              \
-    }                                                                                         \
-    wide_sum_of(sum);                                                                          \
+  vf by_x, by_y, gradient, sum = splat(0.0f);
+#define TARGET(i) one_at(taps, i, texels, &by_x, &by_y)
+#define ERRORS(dtype, loss, stream)                                                                   \
+  ({                                                                                                  \
+    int64_t i = 0;                                                                                    \
+    for (; i + 2 * LANES <= n; i += 2 * LANES)                                                        \
+      sum += errors_of_two(&of, TARGET(i), TARGET(i + LANES), i, at, dtype, loss, stream);            \
+    if (i < n) sum += error_from(&of, TARGET(i), i, at, dtype, loss, &gradient);                      \
+    if (i < n && op->grad) store(op->grad, at + i, gradient, dtype, stream);                          \
+    wide_sum_of(sum);                                                                                 \
   })
   return streams(op, at) ? BY_TYPE(ERRORS, 1) : BY_TYPE(ERRORS, 0);
 #undef ERRORS
+#undef TARGET
 }
 
 /* One rectangle of at most longest_run pixels, whose channel 0 starts at `at` in the prediction. */
