@@ -1,8 +1,9 @@
 /* Gaussian blur on a CPU, and the path loss against blurred images: what blur.py's kernel computes.
  *
  * An image becomes float32 once. Work then goes by strips of rows of one (image, step): sums down the
- * columns and then along the rows, in scratch memory that stays in the caches. Sums of errors are
- * written down per strip and added up in order: the same bits with any number of threads.
+ * columns and then along the rows, in scratch memory that stays in the caches. Between them, and again
+ * behind them, rows are made columns, so that both are sums of whole vectors at multiples of a cache line.
+ * Sums of errors are written down per strip and added up in order: the same bits with any number of threads.
  */
 #include "packed.h"
 #include "pixel_loss.h"
@@ -11,7 +12,6 @@
 enum { ROWS = 16, SPARE = 64 }; /* rows of a strip; values that vectors may read behind a row */
 enum { LINE = 16 };             /* values of a cache line, at multiples of which rows begin: vectors that lie in
                                    two lines take twice as long to load */
-enum { MOST = 256 };            /* the largest reach */
 
 typedef struct {
   Image image;
@@ -29,10 +29,12 @@ typedef struct {
   int32_t dtype, loss, patch, planar, stream, threads;
 } Blur;
 
-/* The caches of one thread: the float32 image, a half-blurred row, a strip's values, a row of all
- * channels, the kernel. */
+/* The caches of one thread: the float32 image, a half-blurred strip whose columns are rows, a strip's values,
+ * a row of all channels, the kernel; and where rows of an image and of the half-blurred strip lie, with
+ * those beyond their ends. */
 typedef struct {
-  float *planes, *row, *values, *line, *taps;
+  float *planes, *turned, *values, *line, *taps;
+  const int64_t *down, *across;
 } Scratch;
 
 INLINE int64_t whole_lines(int64_t values) { return (values + LINE - 1) / LINE * LINE; }
@@ -52,24 +54,25 @@ CALLED void read_rows(const Blur *op, int64_t b, int64_t first, int64_t last, fl
 /* Rows y .. y + n of a channel, blurred, times its gain and plus its bias, to `values`. */
 CALLED void blur_strip(
     const Blur *op, const Scratch *scratch, int64_t c, int64_t reach, int64_t y, int64_t n, float *values) {
-  int64_t width = op->image.width, height = op->image.height, pitch = pitch_of_plane(op);
-  const float *plane = scratch->planes + c * height * pitch, *lows[MOST + 1], *highs[MOST + 1];
+  int64_t width = op->image.width, pitch = pitch_of_plane(op);
+  const float *plane = scratch->planes + c * op->image.height * pitch, *taps = scratch->taps;
   float gain = op->gain[c], bias = op->bias[c];
-  float *row = scratch->row + SPARE + whole_lines(reach); /* `reach` pixels to the left of it, too */
-  for (int64_t r = 0; r < n; r++) {
-    for (int64_t d = 1; d <= reach; d++) {
-      lows[d] = plane + reflected(y + r - d, height) * pitch;
-      highs[d] = plane + reflected(y + r + d, height) * pitch;
+  for (int64_t x = 0; x < width; x += LANES) {
+    vf tile[ROWS];
+    for (int64_t r = 0; r < ROWS; r += 4) filter_four(tile + r, plane + x, scratch->down + y + (r < n ? r : 0), taps, reach);
+    for (int64_t r = 0; r < ROWS; r += LANES) {
+      transpose(tile + r);
+      for (int64_t i = 0; i < LANES; i++) AT(vf, scratch->turned + (x + i) * ROWS + r) = tile[r + i];
     }
-    filter(row, plane + (y + r) * pitch, lows, highs, scratch->taps, reach, 1, 0, width);
-    for (int64_t d = 1; d <= reach; d++) {
-      row[-d] = row[reflected(-d, width)];
-      row[width - 1 + d] = row[reflected(width - 1 + d, width)];
-      lows[d] = row - d;
-      highs[d] = row + d;
-    }
-    filter(values + r * pitch, row, lows, highs, scratch->taps, reach, gain, bias, width);
   }
+  for (int64_t r = 0; r < n; r += LANES)
+    for (int64_t x = 0; x < width; x += LANES) {
+      vf tile[LANES];
+      for (int64_t i = 0; i < LANES; i += 4) filter_four(tile + i, scratch->turned + r, scratch->across + x + i, taps, reach);
+      for (int64_t i = 0; i < LANES; i++) tile[i] = tile[i] * gain + bias;
+      transpose(tile);
+      for (int64_t i = 0; i < LANES; i++) AT(vf, values + (r + i) * pitch + x) = tile[i];
+    }
 }
 
 /* line[x, c] = values[c, x] */
@@ -115,6 +118,22 @@ CALLED double compare_strip(const Blur *op, const Scratch *scratch, int64_t base
   return total;
 }
 
+/* A row of the output, from `at` on. */
+CALLED void write_row(const Blur *op, int64_t at, const float *values) {
+  int64_t width = op->image.width, each = op->dtype == FLOAT32 ? 4 : 2, x = 0;
+  int stream = op->stream && ((uintptr_t)op->out + at * each) % (LANES * 4) == 0;
+#define WRITE(dtype, stream)                      \
+  for (; x + 2 * LANES <= width; x += 2 * LANES) \
+    store_two(op->out, at + x, AT(vf, values + x), AT(vf, values + x + LANES), dtype, stream, 0);
+  if (op->dtype == FLOAT32)
+    if (stream) WRITE(FLOAT32, 1)
+    else WRITE(FLOAT32, 0)
+  else if (stream) WRITE(BFLOAT16, 1)
+  else WRITE(BFLOAT16, 0)
+#undef WRITE
+  for (; x < width; x++) put(op->out, at + x, values[x], op->dtype);
+}
+
 CALLED double strip_of(const Blur *op, const Scratch *scratch, int64_t b, int64_t k, int64_t strip) {
   int64_t y = strip * ROWS, height = op->image.height, width = op->image.width, channels = op->image.channels;
   int64_t n = height - y < ROWS ? height - y : ROWS, place = b * op->steps + k, pitch = pitch_of_plane(op);
@@ -128,8 +147,7 @@ CALLED double strip_of(const Blur *op, const Scratch *scratch, int64_t b, int64_
     if (!op->out) continue;
     for (int64_t r = 0; r < n; r++) {
       int64_t at = ((place * channels + c) * height + y + r) * width;
-      if (op->dtype == FLOAT32) memcpy((float *)op->out + at, values + r * pitch, width * sizeof(float));
-      else for (int64_t x = 0; x < width; x++) ((uint16_t *)op->out)[at + x] = to_bf16(values[r * pitch + x]);
+      write_row(op, at, values + r * pitch);
     }
   }
   if (!op->pred) return 0;
@@ -150,9 +168,10 @@ CALLED void strips_of(const Blur *op, const Scratch *scratch, int64_t b, int64_t
 int EXPORT(blur)(const Blur *op) {
   int64_t batch = op->batch, height = op->image.height, strips = (height + ROWS - 1) / ROWS;
   int64_t channels = op->image.channels, reach = op->reach, pitch = pitch_of_plane(op);
-  int64_t plane = channels * height * pitch, row = pitch + 2 * whole_lines(reach) + 2 * SPARE;
+  int64_t plane = channels * height * pitch, turned = pitch * ROWS;
   int64_t values = channels * ROWS * pitch, line = channels * pitch;
-  int64_t own = row + values + line + whole_lines(reach + SPARE), all = batch * op->steps * strips;
+  int64_t own = turned + values + line + whole_lines(reach + SPARE), all = batch * op->steps * strips;
+  int64_t beyond = reach + ROWS + LANES; /* of an end */
   /* many images: each thread makes one float32 and does all of its steps; few: the threads share them */
   int shared = batch < 4 * op->threads;
   size_t image_bytes = (size_t)((shared ? batch : op->threads) * plane + SPARE) * sizeof(float);
@@ -160,8 +179,12 @@ int EXPORT(blur)(const Blur *op) {
   float *planes = aligned_alloc(LINE * sizeof(float), image_bytes);
   float *memory = aligned_alloc(LINE * sizeof(float), own_bytes);
   double *parts = malloc((size_t)all * sizeof(double));
-  int failed = reach <= MOST && planes && memory && parts ? 0 : -1;
+  int64_t *places = malloc((size_t)(height + op->image.width + 4 * beyond) * sizeof(int64_t));
+  int failed = planes && memory && parts && places ? 0 : -1;
   if (!failed) {
+    int64_t *down = places + beyond, *across = down + height + 2 * beyond;
+    for (int64_t i = -beyond; i < height + beyond; i++) down[i] = reflected(i, height) * pitch;
+    for (int64_t i = -beyond; i < op->image.width + beyond; i++) across[i] = reflected(i, op->image.width) * ROWS;
     memset(memory, 0, own_bytes);
     if (op->grad) in_large_pages(op->grad, op->grad_bytes);
     if (op->out)
@@ -170,7 +193,8 @@ int EXPORT(blur)(const Blur *op) {
 #pragma omp parallel num_threads(op->threads)
     {
       float *mine = memory + thread_number() * own;
-      Scratch scratch = {NULL, mine, mine + row, mine + row + values, mine + row + values + line};
+      Scratch scratch = {.turned = mine, .values = mine + turned, .line = mine + turned + values,
+                         .taps = mine + turned + values + line, .down = down, .across = across};
       if (shared) {
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < batch; b++)
@@ -201,5 +225,6 @@ int EXPORT(blur)(const Blur *op) {
   free(planes);
   free(memory);
   free(parts);
+  free(places);
   return failed;
 }

@@ -104,6 +104,7 @@ def _struct(
     gain = [value * unit(image.dtype) for value in gain]
     inner = (made.stride(2), 1, 1) if patch else made.stride()[2:]
     grad_bytes = 0 if grad is None else grad.numel() * grad.element_size()
+    written = grad_bytes if out is None else out.numel() * out.element_size()
     op = BlurStruct(
         image_struct(image),
         *(native.pointer(t) for t in (sigma, out, pred, grad, total)),
@@ -119,7 +120,7 @@ def _struct(
         LOSSES.get(target.loss, 0),
         patch,
         rows_of(made, patch) == "planar",
-        grad_bytes > native.STREAM_BYTES,
+        written > native.STREAM_BYTES,
         native.threads(made.numel()),
     )
     return native.with_floats(op, {"gain": gain, "bias": bias})

@@ -24,6 +24,31 @@ INLINE int64_t taps_of(float sigma, int64_t reach, float *taps) {
   return n;
 }
 
+/* Sums of taps[|d|] times what lies at place[j + d], for j = 0 .. 3, d = -reach .. reach: of four places side
+ * by side, since each value is loaded for the first and handed on. */
+INLINE void filter_four(vf *out, const float *from, const int64_t *place, const float *taps, int64_t reach) {
+#define VALUE(j) AT(vf, from + place[j])
+  vf a = VALUE(0), b = VALUE(1), c = VALUE(2), e = VALUE(3);
+  vf p = a, q = b, r = c, s = e, sums[4] = {a * taps[0], b * taps[0], c * taps[0], e * taps[0]};
+/* `l0`, `h3` come in: what lies `d` before the first and behind the last. */
+#define STEP(l0, l1, l2, l3, h0, h1, h2, h3)  \
+  if (++d > reach) break;                    \
+  l0 = VALUE(-d), h3 = VALUE(3 + d);         \
+  sums[0] += (l0 + h0) * taps[d];            \
+  sums[1] += (l1 + h1) * taps[d];            \
+  sums[2] += (l2 + h2) * taps[d];            \
+  sums[3] += (l3 + h3) * taps[d];
+  for (int64_t d = 0;;) {
+    STEP(e, a, b, c, q, r, s, p)
+    STEP(c, e, a, b, r, s, p, q)
+    STEP(b, c, e, a, s, p, q, r)
+    STEP(a, b, c, e, p, q, r, s)
+  }
+#undef STEP
+#undef VALUE
+  for (int v = 0; v < 4; v++) out[v] = sums[v];
+}
+
 /* out[i] = gain (taps[0] at[i] + Σ_d taps[d] (lows[d][i] + highs[d][i])) + bias of two vectors at `i`, or
  * of four. */
 INLINE void filter_some(

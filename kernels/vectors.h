@@ -184,6 +184,45 @@ INLINE void put_upper_halves(void *to, vf a, vf b, int stream) {
 FOUR(Four, transposed, v4, i4)
 FOUR(FourHalves, transposed_halves, h4, h4)
 
+/* As many vectors as each has values, their rows made columns. */
+INLINE void transpose(vf *m) {
+#if defined(__AVX512F__)
+  __m512 x[16], y[16];
+  for (int i = 0; i < 16; i += 4) { /* of each quarter of four vectors */
+    __m512 a = (__m512)m[i], b = (__m512)m[i + 1], c = (__m512)m[i + 2], d = (__m512)m[i + 3];
+    __m512 low = _mm512_unpacklo_ps(a, b), high = _mm512_unpackhi_ps(a, b);
+    __m512 low2 = _mm512_unpacklo_ps(c, d), high2 = _mm512_unpackhi_ps(c, d);
+    x[i] = _mm512_shuffle_ps(low, low2, 0x44), x[i + 1] = _mm512_shuffle_ps(low, low2, 0xee);
+    x[i + 2] = _mm512_shuffle_ps(high, high2, 0x44), x[i + 3] = _mm512_shuffle_ps(high, high2, 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    y[i] = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88), y[i + 4] = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd);
+    y[i + 8] = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x88);
+    y[i + 12] = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; i++) {
+    m[i] = (vf)_mm512_shuffle_f32x4(y[i], y[i + 8], 0x88);
+    m[i + 8] = (vf)_mm512_shuffle_f32x4(y[i], y[i + 8], 0xdd);
+  }
+#elif defined(__AVX2__)
+  __m256 x[8];
+  for (int i = 0; i < 8; i += 4) {
+    __m256 a = (__m256)m[i], b = (__m256)m[i + 1], c = (__m256)m[i + 2], d = (__m256)m[i + 3];
+    __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    __m256 low2 = _mm256_unpacklo_ps(c, d), high2 = _mm256_unpackhi_ps(c, d);
+    x[i] = _mm256_shuffle_ps(low, low2, 0x44), x[i + 1] = _mm256_shuffle_ps(low, low2, 0xee);
+    x[i + 2] = _mm256_shuffle_ps(high, high2, 0x44), x[i + 3] = _mm256_shuffle_ps(high, high2, 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    m[i] = (vf)_mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
+    m[i + 4] = (vf)_mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
+  }
+#else
+  Four t = transposed((Four){m[0], m[1], m[2], m[3]});
+  m[0] = t.a, m[1] = t.b, m[2] = t.c, m[3] = t.d;
+#endif
+}
+
 /* The values of as many places as a vector has, four at each. */
 typedef struct {
   vf a, b, c, d;
