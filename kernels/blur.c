@@ -1,15 +1,13 @@
 /* Gaussian blur on a CPU, and the path loss against blurred images: what blur.py's kernel computes.
  *
  * An image becomes float32 once. Work then goes by strips of rows of one (image, step): sums down the
- * columns and then along the rows, in scratch memory that stays in the caches. Between them, and again
- * behind them, rows are made columns, so that both are sums of whole vectors at multiples of a cache line.
- * Sums of errors are written down per strip and added up in order: the same bits with any number of threads.
+ * columns and then along the rows, in scratch memory that stays in the caches. Sums of errors are
+ * written down per strip and added up in order: the same bits with any number of threads.
  */
 #include "packed.h"
 #include "pixel_loss.h"
 #include "separable.h"
 
-enum { ROWS = 16, SPARE = 64 }; /* rows of a strip; values that vectors may read behind a row */
 enum { LINE = 16 };             /* values of a cache line, at multiples of which rows begin: vectors that lie in
                                    two lines take twice as long to load */
 
@@ -29,12 +27,11 @@ typedef struct {
   int32_t dtype, loss, patch, planar, stream, threads;
 } Blur;
 
-/* The caches of one thread: the float32 image, a half-blurred strip whose columns are rows, a strip's values,
- * a row of all channels, the kernel; and where rows of an image and of the half-blurred strip lie, with
- * those beyond their ends. */
+/* The caches of one thread: the float32 image, a half-blurred strip, a strip's values, a row of all channels,
+ * the kernel. */
 typedef struct {
   float *planes, *turned, *values, *line, *taps;
-  const int64_t *down, *across;
+  Places places;
 } Scratch;
 
 INLINE int64_t whole_lines(int64_t values) { return (values + LINE - 1) / LINE * LINE; }
@@ -49,30 +46,6 @@ CALLED void read_rows(const Blur *op, int64_t b, int64_t first, int64_t last, fl
       read_row(planes + (c * image->height + y) * pitch_of_plane(op), image,
                b * image->stride[0] + c * image->stride[1] + y * image->stride[2], image->stride[3],
                image->width);
-}
-
-/* Rows y .. y + n of a channel, blurred, times its gain and plus its bias, to `values`. */
-CALLED void blur_strip(
-    const Blur *op, const Scratch *scratch, int64_t c, int64_t reach, int64_t y, int64_t n, float *values) {
-  int64_t width = op->image.width, pitch = pitch_of_plane(op);
-  const float *plane = scratch->planes + c * op->image.height * pitch, *taps = scratch->taps;
-  float gain = op->gain[c], bias = op->bias[c];
-  for (int64_t x = 0; x < width; x += LANES) {
-    vf tile[ROWS];
-    for (int64_t r = 0; r < ROWS; r += 4) filter_four(tile + r, plane + x, scratch->down + y + (r < n ? r : 0), taps, reach);
-    for (int64_t r = 0; r < ROWS; r += LANES) {
-      transpose(tile + r);
-      for (int64_t i = 0; i < LANES; i++) AT(vf, scratch->turned + (x + i) * ROWS + r) = tile[r + i];
-    }
-  }
-  for (int64_t r = 0; r < n; r += LANES)
-    for (int64_t x = 0; x < width; x += LANES) {
-      vf tile[LANES];
-      for (int64_t i = 0; i < LANES; i += 4) filter_four(tile + i, scratch->turned + r, scratch->across + x + i, taps, reach);
-      for (int64_t i = 0; i < LANES; i++) tile[i] = tile[i] * gain + bias;
-      transpose(tile);
-      for (int64_t i = 0; i < LANES; i++) AT(vf, values + (r + i) * pitch + x) = tile[i];
-    }
 }
 
 /* line[x, c] = values[c, x] */
@@ -142,7 +115,9 @@ CALLED double strip_of(const Blur *op, const Scratch *scratch, int64_t b, int64_
   int64_t reach = fine ? taps_of(sigma, op->reach, scratch->taps) : 0;
   for (int64_t c = 0; c < channels; c++) {
     float *values = scratch->values + c * ROWS * pitch;
-    if (fine) blur_strip(op, scratch, c, reach, y, n, values);
+    if (fine)
+      filter_strip(values, pitch, scratch->turned, scratch->planes + c * height * pitch, scratch->places,
+                   scratch->taps, reach, op->gain[c], op->bias[c], y, n, width);
     else for (int64_t i = 0; i < n * pitch; i++) values[i] = NAN;
     if (!op->out) continue;
     for (int64_t r = 0; r < n; r++) {
@@ -171,7 +146,6 @@ int EXPORT(blur)(const Blur *op) {
   int64_t plane = channels * height * pitch, turned = pitch * ROWS;
   int64_t values = channels * ROWS * pitch, line = channels * pitch;
   int64_t own = turned + values + line + whole_lines(reach + SPARE), all = batch * op->steps * strips;
-  int64_t beyond = reach + ROWS + LANES; /* of an end */
   /* many images: each thread makes one float32 and does all of its steps; few: the threads share them */
   int shared = batch < 4 * op->threads;
   size_t image_bytes = (size_t)((shared ? batch : op->threads) * plane + SPARE) * sizeof(float);
@@ -179,12 +153,10 @@ int EXPORT(blur)(const Blur *op) {
   float *planes = aligned_alloc(LINE * sizeof(float), image_bytes);
   float *memory = aligned_alloc(LINE * sizeof(float), own_bytes);
   double *parts = malloc((size_t)all * sizeof(double));
-  int64_t *places = malloc((size_t)(height + op->image.width + 4 * beyond) * sizeof(int64_t));
+  int64_t *places = malloc((size_t)places_of(height, op->image.width, reach) * sizeof(int64_t));
   int failed = planes && memory && parts && places ? 0 : -1;
   if (!failed) {
-    int64_t *down = places + beyond, *across = down + height + 2 * beyond;
-    for (int64_t i = -beyond; i < height + beyond; i++) down[i] = reflected(i, height) * pitch;
-    for (int64_t i = -beyond; i < op->image.width + beyond; i++) across[i] = reflected(i, op->image.width) * ROWS;
+    Places where = placed(places, height, op->image.width, pitch, reach);
     memset(memory, 0, own_bytes);
     if (op->grad) in_large_pages(op->grad, op->grad_bytes);
     if (op->out)
@@ -194,7 +166,7 @@ int EXPORT(blur)(const Blur *op) {
     {
       float *mine = memory + thread_number() * own;
       Scratch scratch = {.turned = mine, .values = mine + turned, .line = mine + turned + values,
-                         .taps = mine + turned + values + line, .down = down, .across = across};
+                         .taps = mine + turned + values + line, .places = where};
       if (shared) {
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < batch; b++)

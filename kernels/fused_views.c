@@ -11,7 +11,7 @@
 #include "exponentials.h"
 #include "separable.h"
 
-enum { SPARE = 64, CHUNK = 16 }; /* values that vectors may read or write behind a row; channels at once */
+enum { CHUNK = 16 }; /* channels at once */
 
 VECTOR(vb, uint8_t, LANES);
 
@@ -196,26 +196,6 @@ CALLED void recolor(const float *m, float *planes, int64_t n, float top) {
   }
 }
 
-/* A row of a plane after the blur: `row` itself has room for `reach` pixels on either side. */
-INLINE const float *blurred_row(
-    const Views *op, const float *plane, int64_t pitch, int64_t y, const float *taps, int64_t reach,
-    const float **lows, const float **highs, float *row, float *out) {
-  int64_t width = op->width, height = op->height;
-  for (int64_t d = 1; d <= reach; d++) {
-    lows[d] = plane + reflected(y - d, height) * pitch;
-    highs[d] = plane + reflected(y + d, height) * pitch;
-  }
-  filter(row, plane + y * pitch, lows, highs, taps, reach, 1, 0, width);
-  for (int64_t d = 1; d <= reach; d++) {
-    row[-d] = row[reflected(-d, width)];
-    row[width - 1 + d] = row[reflected(width - 1 + d, width)];
-    lows[d] = row - d;
-    highs[d] = row + d;
-  }
-  filter(out, row, lows, highs, taps, reach, 1, 0, width);
-  return out;
-}
-
 /* Values of a row as they leave: solarized, normalised. */
 INLINE vf last_of(vf value, int solarize, float top, float gain, float bias) {
   if (solarize) value = pick(value >= 0.5f * top, top - value, value);
@@ -262,22 +242,28 @@ int EXPORT(fused_views)(const Views *op) {
     wide = side > wide ? side : wide;
   }
   int64_t most = op->channels < CHUNK ? op->channels : CHUNK;
-  int64_t pitch = (width + SPARE + LANES - 1) / LANES * LANES, planes = most * height * pitch + SPARE;
-  int64_t line = most * wide + SPARE, row = width + 2 * op->reach + 3 * SPARE;
+  int64_t pitch = (width + SPARE + 15) / 16 * 16, planes = most * height * pitch + SPARE; /* 16: a cache line's */
+  int64_t line = most * wide + SPARE, strip = op->sigma ? ROWS * pitch : 0;
   int64_t weights_down = height * op->down, weights_across = width * op->across;
-  int64_t floats = planes + line + 2 * row + op->reach + 1 + weights_down + weights_across;
-  int64_t bytes = floats * sizeof(float) + 2 * (height + width) * sizeof(int32_t) + 2 * (op->reach + 1) * sizeof(float *);
+  int64_t floats = planes + 2 * strip + line + op->reach + 1 + weights_down + weights_across;
+  int64_t bytes = floats * sizeof(float) + 2 * (height + width) * sizeof(int32_t);
   bytes = (bytes + 63) / 64 * 64;
-  char *scratch = calloc(op->threads, bytes); /* what vectors read behind a row is a number */
-  if (!scratch) return -1;
+  char *scratch = aligned_alloc(64, op->threads * bytes);
+  int64_t *places = malloc((size_t)places_of(height, width, op->reach) * sizeof(int64_t));
+  if (!scratch || !places) {
+    free(scratch);
+    free(places);
+    return -1;
+  }
+  memset(scratch, 0, op->threads * bytes); /* what vectors read behind a row is a number */
+  const Places where = placed(places, height, width, pitch, op->reach);
 #pragma omp parallel for num_threads(op->threads) schedule(dynamic)
   for (int64_t v = 0; v < op->views; v++) {
-    const float **lows = (const float **)(scratch + thread_number() * bytes), **highs = lows + op->reach + 1;
-    float *own = (float *)(highs + op->reach + 1), *lines = own + planes, *half = lines + line;
-    float *done = half + row, *taps = done + row, *weights = taps + op->reach + 1;
-    int32_t *places = (int32_t *)(weights + weights_down + weights_across);
-    Axis down = {places, places + height, weights, op->down};
-    Axis across = {places + 2 * height, places + 2 * height + width, weights + weights_down, op->across};
+    float *own = (float *)(scratch + thread_number() * bytes), *turned = own + planes, *blurred = turned + strip;
+    float *lines = blurred + strip, *taps = lines + line, *weights = taps + op->reach + 1;
+    int32_t *ends = (int32_t *)(weights + weights_down + weights_across);
+    Axis down = {ends, ends + height, weights, op->down};
+    Axis across = {ends + 2 * height, ends + 2 * height + width, weights + weights_down, op->across};
     const float *window = op->window + 4 * v;
     const int32_t *sides = op->sides + 2 * op->photo[v];
     resample_axis(&down, window[0], window[2], sides[0], height);
@@ -290,14 +276,16 @@ int EXPORT(fused_views)(const Views *op) {
       resample(op, v, chunk, &down, &across, lines, own, pitch);
       colour(op, v, chunk, own, height * pitch);
       for (int64_t c = 0; c < chunk.count; c++)
-        for (int64_t y = 0; y < height; y++) {
+        for (int64_t y = 0; y < height; y += ROWS) {
           const float *plane = own + c * height * pitch, *values = plane + y * pitch;
-          if (reach)
-            values = blurred_row(op, plane, pitch, y, taps, reach, lows, highs, half + SPARE + op->reach, done);
-          write_row(op, values, solarize, v, first + c, y);
+          int64_t n = height - y < ROWS ? height - y : ROWS;
+          if (reach) filter_strip(blurred, pitch, turned, plane, where, taps, reach, 1, 0, y, n, width);
+          for (int64_t r = 0; r < n; r++)
+            write_row(op, (reach ? blurred : values) + r * pitch, solarize, v, first + c, y + r);
         }
     }
   }
   free(scratch);
+  free(places);
   return 0;
 }

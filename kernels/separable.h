@@ -49,34 +49,50 @@ INLINE void filter_four(vf *out, const float *from, const int64_t *place, const 
   for (int v = 0; v < 4; v++) out[v] = sums[v];
 }
 
-/* out[i] = gain (taps[0] at[i] + Σ_d taps[d] (lows[d][i] + highs[d][i])) + bias of two vectors at `i`, or
- * of four. */
-INLINE void filter_some(
-    float *out, const float *at, const float *const *lows, const float *const *highs, const float *taps,
-    int64_t reach, float gain, float bias, int64_t i, int four) {
-  const float *middle = at + i;
-  vf a = AT(vf, middle) * taps[0], b = AT(vf, middle + LANES) * taps[0], c = a, e = b;
-  if (four) c = AT(vf, middle + 2 * LANES) * taps[0], e = AT(vf, middle + 3 * LANES) * taps[0];
-  for (int64_t d = 1; d <= reach; d++) {
-    const float *low = lows[d] + i, *high = highs[d] + i;
-    a += (AT(vf, low) + AT(vf, high)) * taps[d];
-    b += (AT(vf, low + LANES) + AT(vf, high + LANES)) * taps[d];
-    if (four) c += (AT(vf, low + 2 * LANES) + AT(vf, high + 2 * LANES)) * taps[d];
-    if (four) e += (AT(vf, low + 3 * LANES) + AT(vf, high + 3 * LANES)) * taps[d];
-  }
-  AT(vf, out + i) = a * gain + bias;
-  AT(vf, out + i + LANES) = b * gain + bias;
-  if (four) AT(vf, out + i + 2 * LANES) = c * gain + bias;
-  if (four) AT(vf, out + i + 3 * LANES) = e * gain + bias;
+enum { ROWS = 16, SPARE = 64 }; /* rows of a strip; values that vectors may read behind a row */
+
+/* Where rows of a plane and of a half-filtered strip lie, with those beyond their ends. */
+typedef struct {
+  const int64_t *down, *across;
+} Places;
+
+INLINE int64_t beyond(int64_t reach) { return reach + ROWS + LANES; }
+
+/* How many values `places` has. */
+INLINE int64_t places_of(int64_t height, int64_t width, int64_t reach) { return height + width + 4 * beyond(reach); }
+
+/* Of planes whose rows are `pitch` apart; in memory at `places`. */
+INLINE Places placed(int64_t *places, int64_t height, int64_t width, int64_t pitch, int64_t reach) {
+  int64_t more = beyond(reach), *down = places + more, *across = down + height + 2 * more;
+  for (int64_t i = -more; i < height + more; i++) down[i] = reflected(i, height) * pitch;
+  for (int64_t i = -more; i < width + more; i++) across[i] = reflected(i, width) * ROWS;
+  return (Places){down, across};
 }
 
-/* The same for pairs of vectors that hold the first n values. */
-INLINE void filter(
-    float *out, const float *at, const float *const *lows, const float *const *highs, const float *taps,
-    int64_t reach, float gain, float bias, int64_t n) {
-  int64_t i = 0;
-  for (; i + 2 * LANES < n; i += 4 * LANES) filter_some(out, at, lows, highs, taps, reach, gain, bias, i, 1);
-  if (i < n) filter_some(out, at, lows, highs, taps, reach, gain, bias, i, 0);
+/* Rows y .. y + n of a plane, filtered in both directions, times `gain` and plus `bias`, to `values`, whose
+ * rows are `pitch` apart. Between the directions, and again behind them, rows are made columns, so that both
+ * are sums of whole vectors at multiples of a cache line: `turned` takes ROWS · (width + LANES). */
+CALLED void filter_strip(
+    float *values, int64_t pitch, float *turned, const float *plane, Places places, const float *taps,
+    int64_t reach, float gain, float bias, int64_t y, int64_t n, int64_t width) {
+  for (int64_t x = 0; x < width; x += LANES) {
+    vf tile[ROWS];
+    for (int64_t r = 0; r < ROWS; r += 4)
+      filter_four(tile + r, plane + x, places.down + y + (r < n ? r : 0), taps, reach);
+    for (int64_t r = 0; r < ROWS; r += LANES) {
+      transpose(tile + r);
+      for (int64_t i = 0; i < LANES; i++) AT(vf, turned + (x + i) * ROWS + r) = tile[r + i];
+    }
+  }
+  for (int64_t r = 0; r < n; r += LANES)
+    for (int64_t x = 0; x < width; x += LANES) {
+      vf tile[LANES];
+      for (int64_t i = 0; i < LANES; i += 4)
+        filter_four(tile + i, turned + r, places.across + x + i, taps, reach);
+      for (int64_t i = 0; i < LANES; i++) tile[i] = tile[i] * gain + bias;
+      transpose(tile);
+      for (int64_t i = 0; i < LANES; i++) AT(vf, values + (r + i) * pitch + x) = tile[i];
+    }
 }
 
 #endif
