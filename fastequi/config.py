@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,8 +16,11 @@ from typing import Any, Literal
 import torch
 
 from fastequi import limits, paths
+from fastequi.data.channels import DTYPE
 from fastequi.data.config import DataConfig
 from fastequi.runtime.devices import expect_name, use_device
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -377,13 +381,23 @@ class Config:
             earlier = {"views": "dali", "order": "table"}  # what there was before these settings
             found["data"] = {**earlier, **found["data"]}
             kept = found["data"].get("channels", DataConfig.channels) != DataConfig.channels
-            if kept and found.get("format", 1) < _FORMAT:
+            if kept and found.get("format", 1) < 2:
                 found["data"]["views"] = "dali"  # whatever it says
+            ranged = found["data"].get("value_range", DTYPE) != DTYPE
+            if kept and ranged and found.get("format", 1) < _FORMAT:
+                logger.warning(_CUT_BEFORE)
         about = "recipe", "format"
         return _from_dict(cls, {name: found[name] for name in found if name not in about})
 
 
-_FORMAT = 2  # of config.json; 1 made views of images whose channels are kept by DALI alone
+# of config.json; 1 made views of images whose channels are kept by DALI alone, and until 2 values
+# were cut off at data.value_range after images were resized
+_FORMAT = 3
+_CUT_BEFORE = (
+    "data.value_range: this run is of an earlier version, in which values beyond the range were "
+    "cut off after images were resized, and not before: views of images that have such values are "
+    "not quite the same now"
+)
 _EARLIER = (
     "written by an earlier version, whose settings had other names: `system` is now `method`; the "
     "section `method` is `tir` and its padding_mode is path.padding_mode; data.crops, crop_size, "

@@ -22,7 +22,8 @@ typedef struct {
   const int32_t *photo;      /* [views] which one a view shows */
   const float *window;       /* [views, 4] y0, x0, y1, x1 in pixels; x0 > x1 mirrors, y0 > y1 too */
   const int32_t *taken;      /* [channels] of those stored */
-  const float *range;        /* [channels, 2] x becomes range[0] x + range[1], cut off at 0 and top; or NULL */
+  const float *range;        /* [channels, 2] x becomes range[0] x + range[1]; or NULL */
+  const float *ends;         /* [channels, 2] of the range, at which values are cut off first; or NULL */
   const float *color;        /* [views, 3, 4] an affine map of three channels in 0..1, or NULL */
   const float *each;         /* [views, channels, 3] gain, offset and exponent of a channel in 0..1, or NULL */
   const float *sigma;        /* [views] of the blur, 0 for none, or NULL */
@@ -80,18 +81,34 @@ INLINE float one_value(const void *from, int64_t at, int32_t type) {
   return type == UINT8 ? ((const uint8_t *)from)[at] : type == UINT16 ? ((const uint16_t *)from)[at] : ((const float *)from)[at];
 }
 
-/* line[i] = Σ_t weight[t] rows[t][at + i] of n values, rows a pitch apart. */
+/* Where a chunk's values are cut off: of as many as a line has, [pixels, channels] each; or NULL. */
+typedef struct {
+  const float *low, *high;
+} Ends;
+
+/* line[i] = Σ_t weight[t] rows[t][at + i] of n values, rows a pitch apart; the line's from `first` on. */
 INLINE void sum_piece(
-    float *line, const void *rows, int64_t at, int64_t pitch, const float *weight, int64_t count, int64_t n, int32_t type) {
+    float *line, const void *rows, int64_t at, int64_t pitch, const float *weight, int64_t count, int64_t n,
+    int32_t type, Ends ends, int64_t first) {
+  const float *low = ends.low + first, *high = ends.high + first;
   int64_t i = 0;
+  line += first;
   for (; i + LANES <= n; i += LANES) {
     vf sum = splat(0.0f);
-    for (int64_t t = 0; t < count; t++) sum += values_at(rows, at + t * pitch + i, type) * weight[t];
+    for (int64_t t = 0; t < count; t++) {
+      vf value = values_at(rows, at + t * pitch + i, type);
+      if (ends.low) value = smaller(AT(vf, high + i), larger(AT(vf, low + i), value)); /* NaN stays */
+      sum += value * weight[t];
+    }
     AT(vf, line + i) = sum;
   }
   for (; i < n; i++) {
     float sum = 0;
-    for (int64_t t = 0; t < count; t++) sum += one_value(rows, at + t * pitch + i, type) * weight[t];
+    for (int64_t t = 0; t < count; t++) {
+      float value = one_value(rows, at + t * pitch + i, type);
+      if (ends.low) value = value < low[i] ? low[i] : value > high[i] ? high[i] : value;
+      sum += value * weight[t];
+    }
     line[i] = sum;
   }
 }
@@ -99,29 +116,37 @@ INLINE void sum_piece(
 /* The same of a chunk's channels of pixels from `at` on, pixel after pixel. */
 INLINE void sum_rows_of(
     float *line, const Views *op, Chunk chunk, const void *rows, int64_t at, int64_t pitch, const float *weight,
-    int64_t count, int64_t pixels, int32_t type) {
+    int64_t count, int64_t pixels, int32_t type, Ends ends) {
   const int32_t *taken = op->taken + chunk.first;
   int64_t n = chunk.count, stored = op->stored;
   int64_t following = 1;
   while (following < n && taken[following] == taken[0] + following) following++;
   if (n == stored && following == n) {
-    sum_piece(line, rows, at, pitch, weight, count, pixels * n, type);
+    sum_piece(line, rows, at, pitch, weight, count, pixels * n, type, ends, 0);
     return;
   }
   for (int64_t x = 0; x < pixels; x++)
     for (int64_t c = 0, next; c < n; c = next) { /* channels that lie side by side */
       for (next = c + 1; next < n && taken[next] == taken[c] + (next - c);) next++;
-      sum_piece(line + x * n + c, rows, at + x * stored + taken[c], pitch, weight, count, next - c, type);
+      sum_piece(line, rows, at + x * stored + taken[c], pitch, weight, count, next - c, type, ends, x * n + c);
     }
 }
 
 CALLED void sum_rows(
     float *line, const Views *op, Chunk chunk, const void *rows, int64_t at, int64_t pitch, const float *weight,
-    int64_t count, int64_t pixels) {
-#define SUM(type) sum_rows_of(line, op, chunk, rows, at, pitch, weight, count, pixels, type)
-  if (op->type == UINT8) SUM(UINT8);
-  else if (op->type == UINT16) SUM(UINT16);
-  else SUM(FLOAT32);
+    int64_t count, int64_t pixels, Ends ends) {
+#define SUM(type, ends) sum_rows_of(line, op, chunk, rows, at, pitch, weight, count, pixels, type, ends)
+#define SUMS(type)                \
+  if (ends.low) SUM(type, ends); \
+  else SUM(type, (Ends){0})
+  if (op->type == UINT8) {
+    SUMS(UINT8);
+  } else if (op->type == UINT16) {
+    SUMS(UINT16);
+  } else {
+    SUMS(FLOAT32);
+  }
+#undef SUMS
 #undef SUM
 }
 
@@ -151,16 +176,24 @@ INLINE void sum_line(float *to, int64_t plane, const float *line, const Axis *ac
 
 /* The window as planes of a chunk's channels. */
 CALLED void resample(
-    const Views *op, int64_t v, Chunk chunk, const Axis *down, const Axis *across, float *line, float *planes, int64_t pitch) {
+    const Views *op, int64_t v, Chunk chunk, const Axis *down, const Axis *across, float *line, float *ends,
+    float *planes, int64_t pitch) {
   int64_t photo = op->photo[v], height = op->height, width = op->width, plane = height * pitch;
   int64_t left = across->first[0], right = 0, n = chunk.count;
   for (int64_t x = 0; x < width; x++) {
     if (across->first[x] < left) left = across->first[x];
     if (across->first[x] + across->count[x] > right) right = across->first[x] + across->count[x];
   }
+  float *low = ends, *high = ends + n * (right - left);
+  for (int64_t i = 0; op->ends && i < n * (right - left); i++) {
+    low[i] = op->ends[2 * (chunk.first + i % n)];
+    high[i] = op->ends[2 * (chunk.first + i % n) + 1];
+  }
+  Ends all = {op->ends ? low : NULL, high};
   for (int64_t y = 0; y < height; y++) {
     int64_t at = down->first[y] * op->pitch[photo] + op->stored * left;
-    sum_rows(line, op, chunk, op->photos[photo], at, op->pitch[photo], down->weight + y * down->most, down->count[y], right - left);
+    sum_rows(line, op, chunk, op->photos[photo], at, op->pitch[photo], down->weight + y * down->most, down->count[y],
+             right - left, all);
     for (int64_t c = 0; c < n; c += 4)
       sum_line(planes + c * plane + y * pitch, plane, line + c - n * left, across, width, n, n - c < 4 ? n - c : 4);
   }
@@ -245,7 +278,7 @@ int EXPORT(fused_views)(const Views *op) {
   int64_t pitch = (width + SPARE + 15) / 16 * 16, planes = most * height * pitch + SPARE; /* 16: a cache line's */
   int64_t line = most * wide + SPARE, strip = op->sigma ? ROWS * pitch : 0;
   int64_t weights_down = height * op->down, weights_across = width * op->across;
-  int64_t floats = planes + 2 * strip + line + op->reach + 1 + weights_down + weights_across;
+  int64_t floats = planes + 2 * strip + line + (op->ends ? 2 * line : 0) + op->reach + 1 + weights_down + weights_across;
   int64_t bytes = floats * sizeof(float) + 2 * (height + width) * sizeof(int32_t);
   bytes = (bytes + 63) / 64 * 64;
   char *scratch = aligned_alloc(64, op->threads * bytes);
@@ -260,10 +293,11 @@ int EXPORT(fused_views)(const Views *op) {
 #pragma omp parallel for num_threads(op->threads) schedule(dynamic)
   for (int64_t v = 0; v < op->views; v++) {
     float *own = (float *)(scratch + thread_number() * bytes), *turned = own + planes, *blurred = turned + strip;
-    float *lines = blurred + strip, *taps = lines + line, *weights = taps + op->reach + 1;
-    int32_t *ends = (int32_t *)(weights + weights_down + weights_across);
-    Axis down = {ends, ends + height, weights, op->down};
-    Axis across = {ends + 2 * height, ends + 2 * height + width, weights + weights_down, op->across};
+    float *lines = blurred + strip, *ends = lines + line, *taps = ends + (op->ends ? 2 * line : 0);
+    float *weights = taps + op->reach + 1;
+    int32_t *spans = (int32_t *)(weights + weights_down + weights_across);
+    Axis down = {spans, spans + height, weights, op->down};
+    Axis across = {spans + 2 * height, spans + 2 * height + width, weights + weights_down, op->across};
     const float *window = op->window + 4 * v;
     const int32_t *sides = op->sides + 2 * op->photo[v];
     resample_axis(&down, window[0], window[2], sides[0], height);
@@ -273,7 +307,7 @@ int EXPORT(fused_views)(const Views *op) {
     int solarize = op->solarize && op->solarize[v];
     for (int64_t first = 0; first < op->channels; first += most) {
       Chunk chunk = {first, op->channels - first < most ? op->channels - first : most};
-      resample(op, v, chunk, &down, &across, lines, own, pitch);
+      resample(op, v, chunk, &down, &across, lines, ends, own, pitch);
       colour(op, v, chunk, own, height * pitch);
       for (int64_t c = 0; c < chunk.count; c++)
         for (int64_t y = 0; y < height; y += ROWS) {

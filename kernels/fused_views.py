@@ -2,8 +2,8 @@
 
 Replaces, for every view of a batch (DALI's operators, or torchvision's, one after the other)::
 
-    x = resize(photo, window, antialias=True)            # mirrored where the window is
-    x = ((x - low) / (high - low)).clamp(0, 1)           # of other images than 8-bit RGB
+    x = (photo.clamp(low, high) - low) / (high - low)    # of other images than 8-bit RGB
+    x = resize(x, window, antialias=True)                # mirrored where the window is
     x = (color @ [x; 1]).clamp(0, 255)
     x = (gain * x + offset).clamp(0, 1) ** exponent      # of each channel by itself
     x = gaussian_blur(x, sigma)                          # ceil(3 sigma) pixels on each side
@@ -79,10 +79,10 @@ def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -
         y0, x0, y1, x1 = window[v].double()  # thousands of pixels, and fractions
         down = resample_matrix(y0, y1, image.shape[1], target.height).to(image)
         across = resample_matrix(x0, x1, image.shape[2], target.width).to(image)
-        x = down @ image @ across.T
         if target.ranges is not None:
-            low, high = x.new_tensor(target.ranges).T[..., None, None]
-            x = ((x - low) / (high - low)).clamp(0, top)
+            low, high = image.new_tensor(target.ranges).T[..., None, None]
+            image = (image.clamp(low, high) - low) / (high - low)
+        x = down @ image @ across.T
         if color is not None:
             m = color[v].to(x)
             x = torch.einsum("ij,jhw->ihw", m[:, :3], x) + top * m[:, 3, None, None]

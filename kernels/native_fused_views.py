@@ -18,7 +18,8 @@ _TYPES = {**native.DTYPES, torch.uint16: 3}
 class ViewsStruct(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("photos", "pitch", "sides", "photo", "window")),
-        *((name, c_void_p) for name in ("taken", "range", "color", "each", "sigma", "solarize")),
+        *((name, c_void_p) for name in ("taken", "range", "ends", "color", "each")),
+        *((name, c_void_p) for name in ("sigma", "solarize")),
         *((name, c_void_p) for name in ("out", "gain", "bias")),
         ("top", c_float),
         *((name, c_int32) for name in ("views", "channels", "stored", "type")),
@@ -47,6 +48,7 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
         *(native.pointer(x) for x in (photo, window)),
         addressof(taken),
         None,
+        None,
         *(native.pointer(x) for x in (color, each, sigma, solarize, out)),
         None,
         None,
@@ -67,6 +69,9 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
         scales = [target.top / (high - low) for low, high in target.ranges]
         lows = [low for low, _ in target.ranges]
         floats["range"] = [x for s, low in zip(scales, lows, strict=True) for x in (s, -low * s)]
+        most = LARGEST.get(photos[0].dtype)
+        if most is None or any(low > 0 or high < most for low, high in target.ranges):
+            floats["ends"] = [end for ends in target.ranges for end in ends]
     native.call("fused_views", native.with_floats(op, floats))
 
 

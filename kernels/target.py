@@ -96,8 +96,9 @@ class ViewTarget(NamedTuple):
         height, width: of a view in pixels.
         mean, std: of the normalisation, in 0..1.
         channels: the photographs' channels that are taken.
-        ranges: (low, high) of each of those, which become 0 and 1; what lies outside is cut off.
-            None for all that bytes hold, which stay 0 .. 255 until the end.
+        ranges: (low, high) of each of those, which become 0 and 1; what lies outside is cut off
+            before values are resampled. None for all that bytes hold, which stay 0 .. 255 until
+            the end.
     """
 
     height: int

@@ -78,7 +78,7 @@ def test_the_transform_takes_every_depth_of_several_channels(kind):
 
 
 def test_the_transform_takes_the_numbers_of_files():
-    """As a run does: resampled, then the range becomes 0..1, and what is outside its ends."""
+    """As a run does: what is outside the range becomes its ends, the range 0..1."""
     transform = ImageTransform((4, 4), (0.1, 0.2), (0.5, 0.4), "3,1", "100:300,-1:1")
     raw = torch.tensor([[0.0, 100, 200, 400], [-2, -1, 0.5, 1.5]])
     expected = torch.tensor([[0, 0, 0.5, 1], [0, 0, 0.75, 1]])
@@ -87,6 +87,12 @@ def test_the_transform_takes_the_numbers_of_files():
         [0.5, 0.4]
     )[:, None, None]
     torch.testing.assert_close(transform(image), want.expand(2, 4, 4))
+    spoiled = torch.tensor([[200.0, 1e9], [0.5, -1e9]])[:, None].repeat(1, 8, 4)  # halves of cells
+    ends = torch.tensor([[0.75], [0.375]])[..., None].expand(2, 4, 4)
+    mean, std = torch.tensor([0.1, 0.2]), torch.tensor([0.5, 0.4])
+    want = (ends - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(transform(spoiled)[..., 1:3], want[..., 1:3], atol=0.3, rtol=0)
+    torch.testing.assert_close(transform(spoiled).mean((1, 2)), want.mean((1, 2)))
     whole = image.clamp(0).round().to(torch.int32)
     for kind in (torch.uint16, torch.int16, torch.int32, torch.float64):
         torch.testing.assert_close(transform(whole.to(kind)), transform(whole.float()))

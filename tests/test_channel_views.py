@@ -269,6 +269,27 @@ def test_views_are_augmented_within_their_range(folder):
         assert 0 < flat.float().mean() < 0.8  # channels that were dropped
 
 
+@pytest.mark.parametrize("views", ["fused", "dali"])
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+def test_values_outside_the_range_are_its_ends_before_they_are_resampled(tmp_path, kind, views):
+    """Dead pixels and places without data: their neighbours stay as they are."""
+    array = values(3, kind, size=(40, 40))
+    low, high = (20_000, 40_000) if kind == "uint16" else (0.3, 0.6)
+    array[::7, ::5] = 65_535 if kind == "uint16" else -9999
+    write = science.plain_tiff if kind == "uint16" else WRITTEN["npy"][1]
+    suffix = "tif" if kind == "uint16" else "npy"
+    folder = science.write(tmp_path, {f"{i}.{suffix}": write(array) for i in range(4)})
+    cfg = plain(mean=(0.5,) * 2, std=(0.2,) * 2, channels="2,0", value_range=f"{low}:{high}")
+    (batch,) = batches(folder, 1, replace(cfg, views=views))
+    image = torch.from_numpy(array.astype(np.float64)).permute(2, 0, 1)[None, [2, 0]]
+    unit = (image.clamp(low, high) - low) / (high - low)
+    expected = F.interpolate(unit, size=20, mode="bilinear", antialias=True)
+    found = batch.u[:1].double() / 65535
+    assert (found - expected).abs()[..., 1:-1, 1:-1].max() < 1 / 100
+    other = (F.interpolate(image, size=20, mode="bilinear", antialias=True) - low) / (high - low)
+    assert (other.clamp(0, 1) - expected).abs().max() > 0.2
+
+
 def test_u_is_resampled_as_pytorch_does(tmp_path):
     array = values(3, "uint16", size=(40, 40))
     folder = science.write(tmp_path, {f"{i}.tif": science.plain_tiff(array) for i in range(4)})
@@ -543,11 +564,22 @@ def test_a_run_begun_before_views_in_one_pass_goes_on_by_dali():
     text = kept.to_json()
     assert Config.from_json(text).data.views == "fused"
     before = json.loads(text)
-    assert before.pop("format") == 2
+    assert before.pop("format") == 3
     assert Config.from_json(json.dumps(before)).data.views == "dali"
     of_rgb = json.loads(replace(config, data=replace(config.data, views="fused")).to_json())
     of_rgb.pop("format")
     assert Config.from_json(json.dumps(of_rgb)).data.views == "fused"
+
+
+@pytest.mark.parametrize(("value_range", "said"), [("0:100", True), ("dtype", False)])
+def test_a_run_begun_before_values_were_cut_off_first_is_told(value_range, said, caplog):
+    config = RECIPES["tir_vicreg_vits16"]()
+    kept = replace(config.data, channels="0", value_range=value_range, mean=(0.5,), std=(0.2,))
+    text = replace(config, data=kept).to_json()
+    Config.from_json(text)
+    assert not caplog.records
+    Config.from_json(json.dumps({**json.loads(text), "format": 2}))
+    assert ("cut off after images were resized" in caplog.text) == said
 
 
 def test_a_run_begun_without_colours_goes_on_without(tmp_path):

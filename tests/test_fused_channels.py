@@ -112,6 +112,29 @@ def test_what_the_numbers_mean():
     assert whole[0, :, 0, 0].tolist() == [100, 2000, 30]
 
 
+@pytest.mark.parametrize("name", ["native", "torch"])
+@pytest.mark.parametrize("dtype", list(MOST))
+@pytest.mark.parametrize("taken", [None, (2, 0), (0, 2, 1)])
+def test_what_is_outside_the_range_is_cut_off_before_values_are_resampled(taken, dtype, name):
+    """Averages of 50 and of what is far above become those of 50 and 100, not all 100."""
+    if name == "native" and native.obstacle() is not None:
+        pytest.skip("needs a C compiler")
+    part = MOST[dtype] / 255
+    image = torch.full((16, 32, 3), 50 * part).double()
+    image[:, ::2] = torch.tensor([255.0, 0.0, 255.0]).double() * part
+    image = image.to(dtype) if dtype != torch.uint16 else image.int().to(dtype)
+    window = torch.tensor([[0.0, 0, 16, 32]])
+    options = {} if taken is None else {"channels": taken}
+    with backend.force(name):
+        found = fused_views(
+            [image], window, size=(4, 4), value_range=(20 * part, 100 * part), **options
+        )
+    ends = torch.tensor([(1 + 3 / 8) / 2, 3 / 16, (1 + 3 / 8) / 2])
+    expected = ends if taken is None else ends[list(taken)]
+    middle = found[0, :, 1:3, 1:3].mean((1, 2))
+    torch.testing.assert_close(middle, expected, atol=1e-3, rtol=0)
+
+
 @needs_c
 def test_channels_come_in_the_order_that_is_asked_for():
     """Every choice of as many as there are, those too that begin and end as all of them do."""

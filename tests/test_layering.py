@@ -68,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     # the modules beside the rooms
     "atomic": set(),
     "build": {"config", "data.views.batch", "methods", "models"},
-    "config": {"data.config", "limits", "paths", "runtime.devices"},
+    "config": {"data.channels", "data.config", "limits", "paths", "runtime.devices"},
     "freezing": set(),
     "limits": {"config", "data.channels"},  # of config its type alone
     "muon": {"functional.arguments", "sharded"},

@@ -1,12 +1,13 @@
 """Views of images whose channels are kept: DALI decodes and resamples, PyTorch does the rest
 (`data.views="dali"`; in one pass with the same parameters: `fused.py`).
 
-    image ─ decode ─ windows ─┬─ range, gain, offset, gamma ─ blur ─ noise ─ drop ─ rot90 ─► u
-                              ├─ likewise ─ normalise ─────────────────────────────────────► v1
-                              └─ likewise ─ normalise ─────────────────────────────────────► local
+    image ─ decode ─ range ─ windows ─┬─ gain, offset, gamma ─ blur ─ noise ─ drop ─ rot90 ─► u
+                                      ├─ likewise ─ normalise ──────────────────────────────► v1
+                                      └─ likewise ─ normalise ──────────────────────────────► local
 
-    x ← clip((x - low) / (high - low)),  x ← clip(gain · x + offset) ^ gamma,  x ← x ∗ G_sigma,
-    x ← clip(x + deviation · noise),     x ← mean of x where a channel is dropped
+    x ← (min(max(x, low), high) - low) / (high - low),
+    x ← clip(gain · x + offset) ^ gamma,  x ← x ∗ G_sigma,
+    x ← clip(x + deviation · noise),      x ← mean of x where a channel is dropped
 
 with clip to 0..1, of every channel by itself. Where the channels are red, green and blue, colours
 change together in the place of gain, offset and gamma, as in `dali.py`, and x ← 1 - x from ½ on
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from fastequi.data.config import MOST_WITH_NOISE, Augment, DataConfig
 from fastequi.data.dali import Decoded, View, views
-from fastequi.data.decode import decoded, fn, pipeline_of, samples, stream_of, types
+from fastequi.data.decode import decoded, fn, pipeline_of, samples, stream_of, types, within
 from fastequi.data.drawn import Drawn
 from fastequi.data.pixels import LARGEST, Pixels
 from fastequi.data.views.parameters import NOISE_PLACES, ViewParams
@@ -100,7 +101,7 @@ class ChannelPipeline:
         files, *corners = fn.external_source(
             source=self._feed, num_outputs=len(kinds), dtype=kinds, batch=True
         )
-        image = decoded(files, self.device, encoded, self.pixels)
+        image = within(decoded(files, self.device, encoded, self.pixels), self.pixels)
         outputs = []
         for k, view in enumerate(self._views):
             start, end = corners[2 * k : 2 * k + 2]

@@ -20,12 +20,12 @@ from fastequi.data.pixels import Pixels
 
 _MISSING: Exception | None = None
 try:
-    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import Pipeline, fn, math, types
     from nvidia.dali import __version__ as _version
 except Exception as error:  # a broken install raises more than ImportError
     _MISSING = error
     Pipeline: Any = None  # type: ignore[no-redef]
-    fn = types = None  # type: ignore[assignment]
+    fn = math = types = None  # type: ignore[assignment]
 
 IN_FLIGHT = 2  # batches DALI prepares ahead
 
@@ -68,6 +68,17 @@ def decoded(files: Any, device: torch.device, encoded: bool, pixels: Pixels | No
     # DALI 2.4 ends the process where it decodes a grey JPEG as any data
     kind = {1: types.GRAY, 3: types.RGB}.get(pixels.count, types.ANY_DATA)
     return fn.decoders.image(read, device=where, output_type=kind, dtype=_type_of(pixels))
+
+
+def within(image: Any, pixels: Pixels) -> Any:
+    """The part of a graph that cuts decoded values off at the ends of their channels' ranges."""
+    if not pixels.cuts:
+        return image
+    ends = np.full((2, 1, 1, pixels.count), np.finfo(np.float32).max, np.float32)
+    ends[0] *= -1  # of channels that are not taken
+    ends[:, 0, 0, list(pixels.chosen)] = np.array(pixels.ranges, np.float32).T
+    low, high = (types.Constant(end) for end in ends)
+    return math.clamp(fn.cast(image, dtype=types.FLOAT), low, high)
 
 
 def _type_of(pixels: Pixels) -> Any:

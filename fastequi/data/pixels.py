@@ -37,6 +37,13 @@ class Pixels:
     ranges: channels.Ranges
     as_arrays: bool = False
 
+    @property
+    def cuts(self) -> bool:
+        """Whether values can lie outside the ranges."""
+        most = LARGEST[self.depth]
+        inside = all(low <= 0 and most <= high for low, high in self.ranges)
+        return self.depth == "float32" or not inside
+
     @classmethod
     def whole(cls, kind: Kind) -> Pixels:
         """All that images of a kind hold."""

@@ -20,11 +20,11 @@ _DEEPER = (torch.uint16, torch.float32, torch.float64)
 class ImageTransform:
     """An image or a batch of images to normalised floats [..., C, H, W] of one size.
 
-    The image is resized with antialiasing (bilinear), so that it just covers H x W, and its centre
-    is cut out; values are divided by 255 (of uint16 by 65535), or brought from the range into 0..1
-    and cut off there, then normalised. For a square of RGB
-    this is what transformers' BitImageProcessor does with `shortest_edge`, and timm's evaluation
-    with `crop_pct` 1.
+    Values are divided by 255 (of uint16 by 65535), or cut off at the ends of the range and brought
+    from it into 0..1. The image is resized with antialiasing (bilinear), so that it just covers
+    H x W, its centre is cut out, and it is normalised. For a square of RGB this is what
+    transformers' BitImageProcessor does with `shortest_edge`, and timm's evaluation with
+    `crop_pct` 1.
 
     Args:
         size: height and width in pixels.
@@ -90,11 +90,11 @@ class ImageTransform:
         *others, height, width = image.shape
         size = self._covering(height, width)
         flat = image.reshape(-1, channels, height, width).float()
+        if self._ends is not None or image.is_floating_point():
+            low, high = flat.new_tensor(self._ends or [(0, 1)]).T[..., None, None]
+            flat = (flat.clamp(low, high) - low) / (high - low)
         resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
-        if self._ends is not None:
-            ends = resized.new_tensor(self._ends).T[..., None, None]
-            resized = ((resized - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
-        elif not image.is_floating_point():
+        if self._ends is None and not image.is_floating_point():
             resized = resized.round().to(image.dtype)
         return self._finished(resized.reshape(*others, *size))
 

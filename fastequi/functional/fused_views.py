@@ -55,8 +55,9 @@ def fused_views(
             gain x + offset, cut off at 0 and 1, to the power of an exponent where there are three.
         channels: the photographs' channels that are taken, C numbers from 0; all by default.
         value_range: (low, high), one for all channels taken or one for each: these values become 0
-            and 1, what lies outside is cut off. By default what whole numbers of the type can be,
-            and 0..1 of floats. NaN makes NaN, of whole numbers 0, of the pixels near it.
+            and 1, what lies outside is cut off before anything is resampled. By default what whole
+            numbers of the type can be, and 0..1 of floats. NaN makes NaN, of whole numbers 0, of
+            the pixels near it.
         mean, std: C floats each in 0..1, one for all, or neither.
         dtype: of the views; uint8 and uint16 are not normalised.
 
