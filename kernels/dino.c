@@ -21,7 +21,8 @@ typedef struct {
                             or NULL: its softmax */
   const float *column;   /* [columns], or NULL */
   const double *lse;     /* [rows] log-sum-exp of all columns, where these are some; or NULL */
-  float *loss;           /* [rows] */
+  float *loss;           /* [rows], or NULL */
+  float *total;          /* of all rows, or NULL */
   int64_t student_stride, teacher_stride, grad_stride, rows, columns, teacher_rows;
   float student_scale, teacher_scale; /* 1 / temperature */
   int32_t teachers, student_dtype, teacher_dtype, stream, threads; /* `stream`: gradients past the caches */
@@ -220,12 +221,12 @@ INLINE int64_t beginning(const Dino *op, int64_t part, int64_t size) {
 }
 
 /* The loss of a row; the sum of the teachers before becomes that of its own. */
-INLINE void take_row(const Dino *op, int64_t i, const int32_t **known, Work *work) {
+INLINE void take_row(const Dino *op, float *losses, int64_t i, const int32_t **known, Work *work) {
   int64_t r = op->order ? op->order[i] : i;
   const int32_t *pairs = pairs_of(op, i);
   int teachers = number_of(pairs, op->teachers);
   if (op->weight[r] == 0.0f || !teachers) { /* is not read */
-    op->loss[r] = 0;
+    losses[r] = 0;
     if (op->grad)
       memset((void *)row_of(op->grad, r, op->grad_stride, op->student_dtype), 0,
              op->columns * (op->student_dtype == FLOAT32 ? 4 : 2));
@@ -234,7 +235,7 @@ INLINE void take_row(const Dino *op, int64_t i, const int32_t **known, Work *wor
   work->count = *known ? shared(*known, pairs, op->teachers) : 0;
   if (work->count < teachers) add_teachers(op, pairs, work);
   *known = pairs;
-  op->loss[r] = loss_of(op, r, work);
+  losses[r] = loss_of(op, r, work);
 }
 
 const int64_t EXPORT(dino_bytes) = sizeof(Dino);
@@ -244,7 +245,9 @@ int EXPORT(dino)(const Dino *op) {
   int64_t fair = op->rows / (4 * op->threads), size = fair < 1 ? 1 : fair < AT_ONCE ? fair : AT_ONCE;
   int64_t parts = (op->rows + size - 1) / size;
   float *scratch = malloc((size_t)op->threads * 2 * width * sizeof(float));
-  if (scratch) {
+  float *losses = op->loss ? op->loss : malloc((size_t)op->rows * sizeof(float));
+  int failed = scratch && losses ? 0 : -1;
+  if (!failed) {
 #pragma omp parallel num_threads(op->threads)
     {
       float *own = scratch + thread_number() * 2 * width;
@@ -254,12 +257,18 @@ int EXPORT(dino)(const Dino *op) {
 #pragma omp for schedule(dynamic, 1) nowait
       for (int64_t part = 0; part < parts; part++) {
         int64_t end = beginning(op, part + 1, size);
-        for (int64_t i = beginning(op, part, size); i < end; i++) take_row(op, i, &known, &work);
+        for (int64_t i = beginning(op, part, size); i < end; i++) take_row(op, losses, i, &known, &work);
       }
       slopes(&work, 0, op->columns);
       restored(before);
     }
   }
+  if (op->total && !failed) {
+    double total = 0;
+    for (int64_t r = 0; r < op->rows; r++) total += losses[r];
+    *op->total = (float)total;
+  }
   free(scratch);
-  return scratch ? 0 : -1;
+  if (!op->loss) free(losses);
+  return failed;
 }

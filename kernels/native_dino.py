@@ -19,7 +19,7 @@ _SHARED = 1 << 16  # logits, from which on a sum of teachers is made once for al
 class DinoStruct(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("student", "teacher", "grad", "pairs", "order")),
-        *((name, c_void_p) for name in ("weight", "row", "column", "lse", "loss")),
+        *((name, c_void_p) for name in ("weight", "row", "column", "lse", "loss", "total")),
         *((f"{name}_stride", c_int64) for name in ("student", "teacher", "grad")),
         *((name, c_int64) for name in ("rows", "columns", "teacher_rows")),
         *((name, c_float) for name in ("student_scale", "teacher_scale")),
@@ -55,7 +55,7 @@ def _struct(
     student: Tensor,
     teacher: Tensor,
     target: DINOTarget,
-    loss: Tensor,
+    loss: Tensor | None,
     out: Tensor | None,
     lse: Tensor | None = None,
 ) -> tuple[DinoStruct, list[Tensor | None]]:
@@ -80,6 +80,7 @@ def _struct(
         native.pointer(out),
         *(native.pointer(tensor) for tensor in tensors),
         native.pointer(loss),
+        None,
         student.stride(0),
         teacher.stride(0),
         0 if out is None else out.stride(0),
@@ -104,10 +105,9 @@ def prepared(
     For dense logits of these types whose last axis has N values, of as many rows as these in all;
     rows' numbers are of float64, weights dense and float32, or None for the target's.
     """
-    rows = len(target.weight)
-    loss, slopes = target.weight.new_empty(rows), torch.empty_like(student) if grad else None
-    op, held = _struct(student, teacher, target, loss, slopes)
-    pointers = "student", "teacher", "row", "column", "weight", "loss", "grad"
+    slopes = torch.empty_like(student) if grad else None
+    op, held = _struct(student, teacher, target, None, slopes)
+    pointers = "student", "teacher", "row", "column", "weight", "total", "grad"
     run = native.Filled("dino", op, *pointers)
 
     def call(
@@ -117,10 +117,10 @@ def prepared(
         column: Tensor | None,
         weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        loss = torch.empty(rows, dtype=torch.float32, device="cpu")
+        total = torch.empty((), dtype=torch.float32, device="cpu")
         slope = torch.empty_like(student) if grad else None
-        run(student, teacher, row, column, weight, loss, slope)
-        return loss.sum(), slope
+        run(student, teacher, row, column, weight, total, slope)
+        return total, slope
 
     # pairs, their order and the target's weights, where the struct points; not the logits
     call.held = held[2:]  # type: ignore[attr-defined]
