@@ -121,7 +121,7 @@ def round_trips(body: list[str]) -> list[str]:
         ("sinkhorn.c", "balance_columns"),
         ("nt_xent.c", "contrast_group"),
         ("similarities.c", "best_of_group"),
-        ("blur.c", "blur_strip"),
+        ("blur.c", "filter_strip"),
         ("crop_align.c", "pool"),
         ("correspondence.c", "add_matches"),
         ("gram.c", "differences"),
