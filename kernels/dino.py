@@ -75,15 +75,16 @@ def compute_dino(
         torch.autograd.graph.increment_version(student)  # so that saved logits raise
     else:
         out = torch.empty_like(student, memory_format=torch.contiguous_format)
-    loss = torch.empty(len(student), dtype=weight.dtype, device=student.device)
     if student.numel() == 0:
-        return loss.new_zeros(()), out
+        return weight.new_zeros(()), out
     if use_native(student):
         if native_dino.reads(student, teacher, weight):
-            native_dino.dino(student, teacher, target, loss, out if grad else None)
-            return loss.sum(), out
+            total = weight.new_empty(())
+            native_dino.dino(student, teacher, target, total, out if grad else None)
+            return total, out
         say_type("the loss of DINO and iBOT", student.dtype, teacher.dtype)
     if not use_triton(student) or torch.float64 in (student.dtype, teacher.dtype):
+        loss = torch.empty(len(student), dtype=weight.dtype, device=student.device)
         _in_chunks(student, teacher, target, loss, out)
         return loss.sum(), out
     return launch(student, teacher, target, None, out if grad else None).sum(), out

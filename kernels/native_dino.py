@@ -42,7 +42,8 @@ def dino(
     out: Tensor | None,
     lse: Tensor | None = None,
 ) -> None:
-    """Fills loss [R] and, if there is one, the gradient `out` [R, N]; it may be the student.
+    """Fills loss [R], or [] with its sum, and, if there is one, the gradient `out` [R, N]; it may be
+    the student.
 
     With the sums `lse` of all columns given these are some of them, and the loss their share
     without it.
@@ -55,7 +56,7 @@ def _struct(
     student: Tensor,
     teacher: Tensor,
     target: DINOTarget,
-    loss: Tensor | None,
+    loss: Tensor,
     out: Tensor | None,
     lse: Tensor | None = None,
 ) -> tuple[DinoStruct, list[Tensor | None]]:
@@ -79,8 +80,7 @@ def _struct(
         native.pointer(teacher),
         native.pointer(out),
         *(native.pointer(tensor) for tensor in tensors),
-        native.pointer(loss),
-        None,
+        *(native.pointer(x) for x in ((None, loss) if loss.ndim == 0 else (loss, None))),
         student.stride(0),
         teacher.stride(0),
         0 if out is None else out.stride(0),
@@ -106,7 +106,7 @@ def prepared(
     rows' numbers are of float64, weights dense and float32, or None for the target's.
     """
     slopes = torch.empty_like(student) if grad else None
-    op, held = _struct(student, teacher, target, None, slopes)
+    op, held = _struct(student, teacher, target, target.weight.new_empty(()), slopes)
     pointers = "student", "teacher", "row", "column", "weight", "total", "grad"
     run = native.Filled("dino", op, *pointers)
 
