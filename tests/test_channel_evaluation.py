@@ -14,13 +14,15 @@ from fastequi.cli.dryrun import synthetic
 from fastequi.cli.main import main
 from fastequi.config import Config, DataConfig
 from fastequi.data.labelled import labelled_sets
+from fastequi.data.sources.image_sets import open_source
 from fastequi.evaluate import tasks as cut
 from fastequi.evaluate.classification import evaluate_classes
+from fastequi.evaluate.embed import embeddings
 from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
 from fastequi.evaluate.online import online_probes
 from fastequi.evaluate.pairs import collect_pairs
-from fastequi.evaluate.photo_windows import photometric_for, values_of
+from fastequi.evaluate.photo_windows import images_for, photometric_for, values_of
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.predicted_images import predictions
 from fastequi.evaluate.probes import Fit
@@ -251,6 +253,33 @@ def test_files_of_another_depth_than_the_run_s_are_not_taken_with_a_range(tmp_pa
         evaluate_classes("knn", run, data=eight, out=tmp_path / "f.json")
     plain = replace(config, data=replace(config.data, **of_files))
     assert values_of(plain.data).file_depth == ""  # of a type's own range any depth is taken
+
+
+@pytest.mark.parametrize("of_run", ["uint8", "uint16"])
+def test_files_of_eight_and_sixteen_bits_are_embedded_alike(tmp_path, of_run):
+    """Whatever the run's are: each is taken by the largest value of its own type."""
+    config = run_of(1)
+    files = replace(config.data, file_channels=1, file_depth=of_run)
+    run = str(run_folder(tmp_path / "run", replace(config, data=files)))
+    encoder = load_encoder(run, "cpu")
+    contents = {}
+    for i in range(6):
+        eight = values(1, "uint8", i, (32, 32))
+        contents[f"{i}a.png"] = science.png(eight)
+        contents[f"{i}b.png"] = science.png(eight.astype(np.uint16) * 257)
+    folder = science.write(tmp_path / "mixed", contents)
+    source = open_source(folder, wanted=images_for(encoder))
+    assert list(source.names) == sorted(contents)
+    found, files = embeddings(encoder, source, names=("patch",))
+    assert files == sorted(contents)
+    each = found["patch"]
+    for part in "ab":  # 8 bits alone, then 16 alone
+        some = {name: content for name, content in contents.items() if part in name}
+        alone = open_source(science.write(tmp_path / part, some), wanted=images_for(encoder))
+        (again,) = embeddings(encoder, alone, names=("patch",))[0].values()
+        assert torch.pdist(again).min() > 0.03
+        for features in (each[::2], each[1::2]):
+            torch.testing.assert_close(again, features, atol=3e-3, rtol=0)
 
 
 def test_files_with_other_channels_than_the_run_s_are_not_taken(tmp_path):

@@ -169,6 +169,20 @@ def test_a_run_takes_what_most_images_are():
             Wanted("all").unfit(unknown)
 
 
+def test_depths_mix_unless_a_range_or_a_run_says_one():
+    """In evaluation, which knows a run's channels alone, as when it began."""
+    depths = ("uint8", "uint16", "float32")
+    codes = np.array([Kind(1, depth).code for depth in depths for _ in range(3)], np.uint16)
+    assert Wanted("all").unfit(codes) == Wanted("0", count=1).unfit(codes) == {}
+    assert Wanted("0", count=1, depth="uint16").unfit(codes) == {
+        Kind(1, "float32").code: "1 channel of float32, expected uint16 at most as the run's"
+    }
+    assert Wanted("all", one_depth=True).unfit(codes[:6]) == {
+        Kind(1).code: "1 channel of uint8, expected uint16, the largest of those that equally many "
+        "have, for a value_range"
+    }
+
+
 def test_images_that_do_not_fit_are_named_and_counted(tmp_path, caplog):
     contents = {f"{i}.tif": science.plain_tiff(values(5, "uint16", i)) for i in range(30)}
     contents["b.png"] = CASES["rgb.png"][0]

@@ -26,7 +26,8 @@ class Wanted:
     Attributes:
         channels: as `data.channels`.
         one_depth: whether all have to be of one depth, as a range in the files' numbers needs it.
-        count, depth: of a run that has begun: the channels of its files, and the deepest type.
+        count, depth: of a run that has begun: the channels of its files, and the deepest type; no
+            type of evaluation, which takes any where none has to be the same.
     """
 
     channels: str = RGB
@@ -76,7 +77,7 @@ class Wanted:
                 reasons[code] = f"{kind}, expected {count}{counted}"
             elif self.one_depth and kind.depth != depth:
                 reasons[code] = f"{kind}, expected {depth}{deep}, for a value_range"
-            elif self.begun and DEPTHS.index(kind.depth) > DEPTHS.index(str(depth)):
+            elif self.depth and DEPTHS.index(kind.depth) > DEPTHS.index(self.depth):
                 reasons[code] = f"{kind}, expected {depth} at most as the run's"
         return reasons
 
@@ -90,7 +91,7 @@ class Wanted:
         for code, kind in kinds.items():
             value = getattr(kind, name)
             total[value] = total.get(value, 0) + many[code]
-        most = max(total, key=lambda value: (total[value], value)) if total else 0
+        most = max(total, key=lambda value: (total[value], _rank(value))) if total else 0
         even = [value for value, number in total.items() if number == total.get(most)]
         if len(even) > 1:
             return most, ", the largest of those that equally many have"
@@ -107,3 +108,8 @@ class Wanted:
                     "are",
                     *(what, count, kind, ALL),
                 )
+
+
+def _rank(value: int | str) -> int:
+    """The order of channels, or of depths."""
+    return DEPTHS.index(value) if isinstance(value, str) else value
