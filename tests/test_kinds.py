@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import sys
 import tarfile
 
 import numpy as np
@@ -372,3 +373,52 @@ def test_of_several_ome_images_the_first_counts():
         '<Image ID="1"><Pixels SizeC="1" SizeT="1" SizeZ="9"></Pixels></Image></OME>'
     )
     assert tiff.channel_pages(io.BytesIO(), {270: said}) == 4
+
+
+def test_what_was_left_out_without_a_package_is_scanned_again(tmp_path, monkeypatch, caplog):
+    deep = {f"{i}.tif": science.tiff_of(values(3, "uint16", i)) for i in range(3)}
+    plain = {f"p{i}.tif": science.plain_tiff(values(3, "uint16", i)) for i in range(3)}
+    folder = science.write(tmp_path / "set", {**deep, **plain})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "tifffile", None)
+        commands.data(["scan", str(folder)])
+        with pytest.raises(ValueError, match=r"this TIFF needs tifffile.*; --exclude leaves"):
+            open_source(folder, wanted=Wanted("all"))
+    said = (
+        f"; 3 for tifffile, which can be imported now, were left out: fastequi data scan {folder} "
+        f"reads them again"
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        open_source(folder, wanted=Wanted("all"))
+    assert len(open_source(folder, wanted=Wanted("all"), tolerate=0.6)) == 3
+    assert said in caplog.text
+    commands.data(["scan", str(folder)])
+    assert len(open_source(folder, wanted=Wanted("all"))) == 6
+
+
+def test_shards_are_listed_again_once_a_package_is_there(tmp_path, monkeypatch, caplog):
+    images = {f"{i}.dcm": science.dicom(values(1, "uint16", i)[..., 0]) for i in range(3)}
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(tar({**images, "b.npy": science.npy(values(1, "uint16"))}))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pydicom", None)
+        assert len(open_source(shard, wanted=Wanted("all"), tolerate=0.9)) == 1
+    with caplog.at_level(logging.INFO):
+        assert len(open_source(shard, wanted=Wanted("all"))) == 4
+    assert "of members 3 for pydicom, which can be imported now, were left out; the" in caplog.text
+
+
+def test_where_a_scan_left_all_out_its_reasons_are_said(tmp_path, monkeypatch):
+    frames = np.stack([values(1, "uint16", i)[..., 0] for i in range(3)])
+    content = science.dicom(frames[0], NumberOfFrames=3, PixelData=frames.tobytes())
+    folder = science.write(tmp_path / "set", {f"{i}.dcm": content for i in range(3)})
+    commands.data(["scan", str(folder)])
+    with pytest.raises(ValueError, match=r"3 of 3 images .*3 frames in a DICOM .*--pages images"):
+        open_source(folder, wanted=Wanted("all"))
+    single = science.dicom(frames[0])
+    other = science.write(tmp_path / "other", {"a.dcm": single, "b.dcm": single})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pydicom", None)
+        commands.data(["scan", str(other)])
+    with pytest.raises(ValueError, match=r"2 for pydicom, which can be imported now, were left"):
+        open_source(other, wanted=Wanted("all"))

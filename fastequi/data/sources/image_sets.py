@@ -30,6 +30,7 @@ from fastequi.data.sources import remote_listing
 from fastequi.data.sources.changes import differences, stale
 from fastequi.data.sources.columns import Rows
 from fastequi.data.sources.encoded import counted, format_of
+from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.headers import headers_of
 from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
 from fastequi.data.sources.index import Index
@@ -222,6 +223,9 @@ def tar_shards(
             raise stale(file, known, how)
         logger.info("%s; the shards are listed again", how)
         known = None
+    if known is not None and not known.decoded and (some := readable_now(known.left_out)):
+        logger.info("of members %s; the shards are listed again", some)
+        known = None
     if known is None:
         file, known = index or place, headers_of(shard_listing(pattern))
         try:
@@ -336,6 +340,9 @@ def _source(
         logger.info("%s: passed over %s", what, counted(known.passed_over))
     if patterns:
         logger.info("%s: %d of %d images by %s", what, len(known.rows), count, patterns)
+    again = readable_now(known.left_out) if known.decoded else ""
+    if again:
+        again = f"; {again}: fastequi data scan {what.partition(': ')[2]} reads them again"
     known, unfit = _fit(known, wanted)
     if wanted.begun and unfit:
         logger.info("%s: %d images of another kind than the run's are not used", what, unfit)
@@ -347,9 +354,9 @@ def _source(
         failed = f"{bad} of {total} images in {root} cannot be read{how}: {reasons}"
         if not known.rows or bad > tolerated(total, tolerate):
             hint = "; --exclude leaves images out, data.tolerate a share of all" * bool(known.rows)
-            raise ValueError(f"{what.partition(':')[0]}: {failed}{hint}")
-        if unfit or not known.decoded:
-            logger.warning("%s; left out", failed)
+            raise ValueError(f"{what.partition(':')[0]}: {failed}{again or hint}")
+        if unfit or again or not known.decoded:
+            logger.warning("%s; left out%s", failed, again)
     wanted.tell(what, known.columns.kinds)
     if known.decoded:
         counts = len(known.rows), file, known.when, bad
@@ -386,6 +393,8 @@ def _by_reason(left_out: Mapping[str, str]) -> str:
 def _fit(known: Index, wanted: Wanted) -> tuple[Index, int]:
     """The images that a run can take; the others are left out. And their number."""
     columns = known.columns
+    if not len(columns):  # why none of them is read says more
+        return known, 0
     reasons = wanted.unfit(columns.kinds)
     if not reasons or columns.kinds is None:
         return known, 0

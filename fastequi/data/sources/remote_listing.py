@@ -46,6 +46,7 @@ from fastequi.data.sources.encoded import (
     header,
     is_array_name,
 )
+from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
@@ -98,6 +99,9 @@ def found(url: str, file: Path | None = None, tolerate: float = 0.0) -> Found:
             if known.decoded:
                 raise stale(place, known, how)
             logger.info("%s; the shards are listed again", how)
+            known = None
+        if known is not None and not known.decoded and (some := readable_now(known.left_out)):
+            logger.info("of members %s; the shards are listed again", some)
             known = None
         if known is None:
             known = listed(url, tolerate)
