@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from fastequi.cli import commands
 from fastequi.data.sources import tiff
 from fastequi.data.sources.encoded import header, read
 from fastequi.data.sources.image_sets import open_source
+from fastequi.data.sources.index import read as read_index
+from fastequi.data.sources.index import write as write_index
 from fastequi.data.sources.kinds import DEPTHS, NO_RGB, RGB8, Kind, counts
+from fastequi.data.sources.portions import pages_of
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
 from tests.support import science
@@ -305,6 +309,38 @@ def test_pages_and_frames_may_be_images(tmp_path, capsys, caplog):
         open_source(tmp_path, wanted=Wanted("all"))
     commands.data(["scan", str(tmp_path), "--pages", "images"])
     assert len(open_source(tmp_path, wanted=Wanted("all"))) == 5
+
+
+def test_a_scan_takes_pages_as_the_index_before_unless_it_is_told(tmp_path, capsys):
+    stack(tmp_path, "stack.tif")
+    index = tmp_path / ".fastequi" / "index.fei"
+
+    def scan(*options):
+        commands.data(["scan", str(tmp_path), *options])
+        return capsys.readouterr().out
+
+    assert not scan().startswith("--pages")
+    assert scan("--pages", "images").startswith(
+        f"--pages images; the index that it replaces has --pages first: {index}\n4 images"
+    )
+    assert scan().startswith(f"--pages images, as the index that is there has: {index}\n4 images")
+    for k in (1, 2):
+        assert scan("--part", f"{k}/2").startswith("--pages images, as the index that is there")
+    commands.data(["merge", str(tmp_path)])
+    assert "4 images" in capsys.readouterr().out
+    assert pages_of(index) == "images"
+    before = read_index(index)
+    write_index(index, replace(before, pages=""))  # as scans wrote it before
+    assert pages_of(index) == "images"
+    lines = index.with_suffix(".jsonl")
+    write_index(lines, replace(before, pages="channels"))
+    assert pages_of(index) == "channels"  # the newer one
+    lines.unlink()
+    said = f"--pages channels; the index that it replaces has --pages images: {index}\n1 images"
+    assert scan("--pages", "channels").startswith(said)
+    assert "4 channels of uint16" in scan()
+    index.write_bytes(index.read_bytes()[:-1])
+    assert not scan().startswith("--pages")  # a damaged one says nothing
 
 
 def test_frames_of_dicom_may_be_images(tmp_path, capsys):

@@ -52,10 +52,11 @@ class ScanOptions(Patterned):
     part: str = ""
     """K/N, such as 3/8: scan only the K-th of N parts, on one of many machines; fastequi data merge
     makes the index of them. The parts lie beside the index."""
-    pages: Literal["first", "channels", "images"] = "first"
+    pages: Literal["first", "channels", "images"] | None = None
     """Of a TIFF with several pages: the first is the image, or all are its channels, or each is an
     image. An OME-TIFF or one of ImageJ says itself which are channels. With images also the frames
-    of a DICOM file, which is left out otherwise; not in shards."""
+    of a DICOM file, which is left out otherwise; not in shards. By default as the index says that
+    is there; without one the first."""
 
 
 @dataclass(frozen=True)
@@ -179,15 +180,23 @@ def _scan(argv: list[str]) -> None:
     from fastequi.data.indexing import merged, scan_into
     from fastequi.data.sources import index
     from fastequi.data.sources.journal import Share
-    from fastequi.data.sources.portions import portions
+    from fastequi.data.sources.portions import of_pages, pages_of, portions
     from fastequi.runtime.progress import Progress
 
     share = Share.parsed(options.part) if options.part else Share()
     data = as_images(options.selection((options.data,), "data"))
-    found = portions(data, share, options.pages)
+    found = portions(data, share)
     files = _indices(options.index, [listing.index for listing, _ in found])
     for file in files:
         index.expect_writable(file)
+    for i, file in enumerate(files):
+        before = pages_of(file)
+        pages = options.pages or before or "first"
+        found[i] = of_pages(*found[i], pages)
+        if before and pages != before:
+            print(f"--pages {pages}; the index that it replaces has --pages {before}: {file}")
+        elif pages != (options.pages or "first"):
+            print(f"--pages {pages}, as the index that is there has: {file}")
     for (listing, end), file in zip(found, files, strict=True):
         journal = share.file(file)
         with Progress("scanning") as bar:

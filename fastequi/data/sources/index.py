@@ -54,6 +54,7 @@ class Index:
         kinds: of the images' values (`fastequi.data.sources.kinds`), each once; empty in older
             indices.
         measured: what a scan measured of their values, by kind.
+        pages: what a scan took those of a file for, as its --pages; "" in older indices.
     """
 
     rows: Sequence[Row] = field(repr=False)
@@ -66,6 +67,7 @@ class Index:
     fingerprint: str = field(default="", repr=False, compare=False)
     kinds: tuple[int, ...] = ()
     measured: Mapping[int, Measured] = field(default_factory=dict, repr=False)
+    pages: str = ""
 
     @property
     def columns(self) -> Columns:
@@ -211,7 +213,8 @@ def read(file: Path) -> Index:
         # older indices have none of them
         more = about.get("passed_over", {}), tuple(about.get("formats", ()))
         values = _values(about)
-        return Index(rows, bad, about["decoded"], about["when"], archives, *more, "", *values)
+        found = Index(rows, bad, about["decoded"], about["when"], archives, *more, "", *values)
+        return replace(found, pages=about.get("pages", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"index: {file} cannot be used ({error}); {AGAIN}") from error
 
@@ -240,13 +243,15 @@ def _mapped(file: Path) -> Index:
     archives = tuple(Archive(**dict(zip(entries, values, strict=True))) for values in each)
     more = about["passed_over"], tuple(about["formats"]), about["fingerprint"]
     rows, values = Rows(opened.columns), _values(about)
-    return Index(rows, opened.left_out, about["decoded"], about["when"], archives, *more, *values)
+    known = opened.left_out, about["decoded"], about["when"], archives, *more, *values
+    return Index(rows, *known, about.get("pages", ""))
 
 
 def _values(about: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[int, Measured]]:
     """Kinds and measurements; older indices have neither."""
     each = about.get("measured", {}).items()
-    return tuple(about.get("kinds", ())), {int(c): Measured.of_json(one) for c, one in each}
+    measured = {int(code): Measured.of_json(one) for code, one in each}
+    return tuple(about.get("kinds", ())), measured
 
 
 def _now() -> str:
@@ -270,6 +275,7 @@ def _about(index: Index) -> dict[str, Any]:
         "formats": index.formats,
         "kinds": index.kinds,
         "measured": {str(code): one.to_json() for code, one in sorted(index.measured.items())},
+        "pages": index.pages,
     }
 
 

@@ -80,6 +80,7 @@ class End:
         archives: the shards of this part.
         left_out: {name: reason} of damage found while listing.
         passed_over: {kind: files}.
+        pages: what those of a file are taken for, as a scan's --pages.
     """
 
     share: tuple[int, int]
@@ -95,6 +96,7 @@ class End:
     archives: tuple[Archive, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    pages: str = "first"
 
     @property
     def words(self) -> str:

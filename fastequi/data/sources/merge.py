@@ -82,7 +82,8 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
         for some in values_of(file):
             added(values, some)
     measured = {code: counts.measured() for code, counts in values.items()}
-    whole = replace(whole, kinds=tuple(sorted(kinds)), measured=measured)
+    pages = ends[0][0].pages  # with other ones a part is of another set
+    whole = replace(whole, kinds=tuple(sorted(kinds)), measured=measured, pages=pages)
     write_parts(index, whole, of_many(rows(), archives), count)
     for _, file in ends:
         file.unlink()

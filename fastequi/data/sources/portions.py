@@ -9,14 +9,15 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from fastequi.data.sources import index as indices
 from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
 from fastequi.data.sources.pages import expanded as expanded_pages
+from fastequi.data.sources.pages import file_of
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_listing import expanded, place_of, scanned
 from fastequi.data.sources.selection import Data, Selection, places_in
@@ -27,16 +28,12 @@ from fastequi.data.sources.texts import Names
 _DIGITS = 16
 
 
-def portions(
-    data: Data, share: Share, pages: Literal["first", "channels", "images"] = "first"
-) -> list[tuple[Listing, End]]:
+def portions(data: Data, share: Share) -> list[tuple[Listing, End]]:
     """The share of every place: its images, and what a journal of them ends with.
 
     Args:
         data: the places.
         share: of each.
-        pages: what those of a file are: the first is the image, or all are its channels, or each is
-            an image.
 
     Raises:
         FileNotFoundError: a place is not there.
@@ -46,18 +43,36 @@ def portions(
     found = [_portion(place, chosen.patterns, share) for place in places_in(chosen)]
     if not any(end.total if share.count > 1 else len(listing) for listing, end in found):
         raise ValueError(f"{chosen.option}: {chosen.patterns} chooses no image in {chosen}")
-    return [_of_pages(listing, end, pages) for listing, end in found]
+    return found
 
 
-def _of_pages(listing: Listing, end: End, pages: str) -> tuple[Listing, End]:
+def pages_of(index: Path) -> str:
+    """What the pages of a file are taken for in an index, as --pages of a scan; "" where none says
+    it."""
+    try:
+        known = indices.read(indices.present(index))
+    except (OSError, ValueError):  # of a damaged one a scan makes another
+        return ""
+    if not known.decoded or known.pages:
+        return known.pages
+    # scans wrote names alone before
+    return "images" if any(file_of(name) != name for name in known.columns.names) else ""
+
+
+def of_pages(listing: Listing, end: End, pages: str) -> tuple[Listing, End]:
     """A share with the pages of its files; with other pages it is a set that is not merged with it.
+
+    Args:
+        listing, end: of :func:`portions`.
+        pages: what those of a file are: the first is the image ("first"), or all are its channels
+            ("channels"), or each is an image ("images").
 
     Raises:
         ValueError: pages of members of shards are asked for.
     """
     if pages == "first":
         return listing, end
-    end = replace(end, digest=f"{end.digest} {pages}")
+    end = replace(end, digest=f"{end.digest} {pages}", pages=pages)
     if pages == "channels":
         return replace(listing, pages_are_channels=True), end
     if listing.spans is not None:
