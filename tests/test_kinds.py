@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 import sys
 import tarfile
@@ -353,6 +354,34 @@ def test_frames_of_dicom_may_be_images(tmp_path, capsys):
     assert list(source.names) == [f"ct.dcm::{k:04}" for k in range(3)]
     for i, expected in enumerate(frames):
         np.testing.assert_array_equal(decoded(source.encoded(i))[..., 0], expected)
+
+
+def test_dicom_needs_no_extension(tmp_path, capsys, caplog):
+    """As archives write it; of other files without one none is taken, nor the table of a medium."""
+    content = [science.dicom(values(1, "uint16", i)[..., 0]) for i in range(4)]
+    names = ["IM0", "b.dcm", "s1/1.2.840.10008.7", "s1/IM1"]
+    (tmp_path / "set" / "s1").mkdir(parents=True)
+    folder = science.write(tmp_path / "set", dict(zip(names, content, strict=True)))
+    others = {"README": b"x" * 200, "s1/log.1": b"", "s1/DICOMDIR": content[0], ".im": content[0]}
+    science.write(folder, others)
+    os.mkfifo(folder / "s1" / "pipe")
+    with caplog.at_level(logging.INFO):
+        source = open_source(folder, wanted=Wanted("all"))
+    assert list(source.names) == names
+    assert "passed over 3 × without extension, 1 × .1, 1 × hidden" in caplog.text
+    for i in range(4):
+        np.testing.assert_array_equal(decoded(source.encoded(i)), values(1, "uint16", i))
+    commands.data(["scan", str(folder)])
+    assert "4 images" in capsys.readouterr().out
+    caplog.clear()
+    assert list(open_source(folder, wanted=Wanted("all")).names) == names
+    assert "not used" not in caplog.text
+    (tmp_path / "list.txt").write_text("set/IM0\nset/README\nset/s1/IM1\n")
+    listed = open_source(tmp_path / "list.txt", wanted=Wanted("all"))
+    assert list(listed.names) == ["set/IM0", "set/s1/IM1"]
+    (folder / "a.png").write_bytes(CASES["rgb.png"][0])
+    (folder / ".fastequi" / "index.fei").unlink()
+    assert list(open_source(folder).names) == ["a.png"]
 
 
 def test_pages_of_members_are_refused_and_missing_pages_said(tmp_path):

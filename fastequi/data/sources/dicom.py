@@ -6,6 +6,8 @@ changed (Hounsfield units, say) are floats in those units; others are whole numb
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,11 +16,37 @@ from numpy.typing import NDArray
 from fastequi.data.sources.kinds import Kind
 
 _PREAMBLE = 128  # bytes before the mark
+_MARK = b"DICM"
+_TABLE = "DICOMDIR"  # of what a medium holds, in the same form, without an image
 
 
 def is_dicom(start: bytes) -> bool:
     """By the first 132 bytes."""
-    return start[_PREAMBLE : _PREAMBLE + 4] == b"DICM"
+    return start[_PREAMBLE : _PREAMBLE + len(_MARK)] == _MARK
+
+
+def may_be_named(name: str) -> bool:
+    """Whether a file's name, without folders, is one that archives give DICOM: without extension,
+    or a number of numbers (1.2.840.10008.1)."""
+    extension = os.path.splitext(name)[1][1:]
+    bare = not extension or (extension.isascii() and extension.isdecimal())
+    return bare and not name.startswith(".") and name.upper() != _TABLE
+
+
+def holds_dicom(path: str) -> bool:
+    """Whether a file is DICOM by its bytes; False of one that cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer waits
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode) and is_dicom(
+            os.pread(descriptor, _PREAMBLE + len(_MARK), 0)
+        )
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:

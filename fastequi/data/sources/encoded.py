@@ -6,7 +6,7 @@ pixels than Pillow's own limit is refused here, so that nothing ever allocates m
 
 A file is an image if its name ends with one of EXTENSIONS, in any case; in shards too. Where there
 is none in a set, those that end with one of ARRAYS are: elsewhere they are likely to be labels or
-features.
+features. With them is DICOM without an extension, in folders and lists.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.sources import pages
+from fastequi.data.sources import dicom, pages
 from fastequi.data.sources.encoded import (
     ARRAYS,
     EXTENSIONS,
@@ -168,13 +168,16 @@ class Listing:
 def folder_listing(folder: Path) -> Listing:
     """All images below a folder, any case of the extension; links are followed, but not in cycles.
 
+    Where there is none by its name, files without an extension are opened: DICOM is taken.
+
     Raises:
         ValueError: none is there.
         OSError: a folder cannot be listed.
     """
-    # folders within, and images joined by "/"; and the same of arrays
+    # folders within, and images joined by "/"; and the same of arrays, and of what may be DICOM
     held: dict[str, tuple[list[str], str]] = {}
     arrays: dict[str, tuple[list[str], str]] = {}
+    bare: dict[str, str] = {}
     others, seen = Counter[str](), set[str]()
 
     def refuse(error: OSError) -> None:
@@ -189,23 +192,34 @@ def folder_listing(folder: Path) -> Listing:
         # sorted, so that of two ways to one folder the same is taken everywhere
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = os.path.relpath(parent, folder)
-        images, beside = [], []
+        images, beside, unnamed = [], [], []
         for name in files:
             if is_image_name(name):
                 images.append(name)
             elif is_array_name(name):
                 beside.append(name)
+            elif dicom.may_be_named(name):
+                unnamed.append(name)
             else:
                 others[kind_of(name)] += 1
         within = "" if below == os.curdir else f"{below}/"
         held[within], arrays[within] = (
             (list(folders), "/".join(found)) for found in (images, beside)
         )
+        if unnamed:
+            bare[within] = "/".join(unnamed)
     names = Names.of(_sorted(held, ""))
-    if not names:
-        names = Names.of(_sorted(arrays, ""))
-    else:
+    if names:
         others.update(f"{kind_of(name)} beside images" for name in _sorted(arrays, ""))
+        others.update(kind_of(name) for some in bare.values() for name in some.split("/"))
+    else:
+        for within, some in bare.items():
+            are = {n: dicom.holds_dicom(f"{folder}/{within}{n}") for n in some.split("/")}
+            others.update(kind_of(name) for name, is_one in are.items() if not is_one)
+            folders, known = arrays[within]
+            found = [name for name, is_one in are.items() if is_one]
+            arrays[within] = folders, "/".join(filter(None, [known, *found]))
+        names = Names.of(_sorted(arrays, ""))
     if not names:
         hint = f"; tar shards are named by a pattern: {folder}/*.tar" if others[".tar"] else ""
         raise ValueError(
@@ -237,19 +251,23 @@ def list_listing(file: Path) -> Listing:
         FileNotFoundError: no such file.
         ValueError: it names no image, or is no text.
     """
-    names, arrays, others = set[str](), list[str](), Counter[str]()
+    names, arrays, bare, others = set[str](), list[str](), list[str](), Counter[str]()
     for name in listed(file):
         base = os.path.basename(name)
         if is_image_name(base):
             names.add(name)
         elif is_array_name(base):
             arrays.append(name)
+        elif dicom.may_be_named(base):
+            bare.append(name)
         else:
             others[kind_of(base)] += 1
     if names:
         others.update(f"{kind_of(os.path.basename(name))} beside images" for name in arrays)
     else:
-        names.update(arrays)
+        names.update(arrays, (n for n in bare if dicom.holds_dicom(os.path.join(file.parent, n))))
+        bare = [name for name in bare if name not in names]
+    others.update(kind_of(os.path.basename(name)) for name in bare)
     if not names:
         found = f"only {counted(others)}" if others else "no line at all"
         raise ValueError(
