@@ -223,7 +223,8 @@ def members(
         found = arrays
     if not how:
         return found, None
-    return found, f"damaged archive ({how}); used are the {len(found)} images before that"
+    used = sum(not isinstance(place, str) for place in found.values())
+    return found, f"damaged archive ({how}); of images before that {used or 'none'} are used"
 
 
 def _end(file: BinaryIO, offset: int) -> str:
