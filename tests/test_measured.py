@@ -44,9 +44,32 @@ def test_they_are_those_of_all_values(depth, channels):
     for p in PERCENTILES:
         expected = np.percentile(values, p, axis=0, method="inverted_cdf")
         if depth == "float32":
-            assert (np.abs(found.percentiles[p] - expected) <= np.abs(expected) / 1024).all(), p
+            assert (np.abs(found.percentiles[p] - expected) <= np.abs(expected) / 512).all(), p
+            assert (np.abs(found.percentiles[p]) <= np.abs(expected)).all(), p
         else:
             assert found.percentiles[p] == tuple(expected), p
+
+
+def test_round_numbers_of_floats_are_themselves():
+    """As 0 and 1 are, which many values of an image may be."""
+    exact = [-9984.0, -1.0, -0.0, 0.5, 1.0, 255.0]
+    values = np.array(exact, np.float32).repeat(20).reshape(-1, 1, 1)
+    found = Counts.of(values).measured()
+    assert sorted(set(found.quantiles[0])) == exact
+    assert (found.percentiles[0.0], found.percentiles[100.0]) == ((-9984.0,), (255.0,))
+    assert "-0.0" not in json.dumps(found.to_json())
+    assert found.outside(0, -1.0, 1.0) == pytest.approx(2 / 6, abs=3e-3)
+    assert found.outside(0, -9984.0, 255.0) == 0
+
+
+def test_a_percentile_is_within_the_range_that_is_written_of_it():
+    values = np.full((10, 10, 1), -3.4028235e38, np.float32)
+    values[5:] = np.float32(1) / 3
+    measured = Counts.of(values).measured()
+    low, high = (float(f"{measured.percentiles[p][0]:.9g}") for p in (0.1, 99.9))
+    assert low != measured.percentiles[0.1][0]  # nine digits are not all
+    assert measured.outside(0, low, high) == 0
+    assert in_unit(measured, ((low, high),), (0,))[0][0] == pytest.approx(0.5, abs=2e-3)
 
 
 @pytest.mark.parametrize("depth", ["uint8", "uint16", "float32"])

@@ -2,9 +2,10 @@
 
 Counts of values are kept while images are read, so that parts add up to the whole in any order, to
 the last bit. Of whole numbers every value is counted by itself, and all is exact. Floats are
-counted by sign, exponent and the first nine bits of the mantissa: a percentile is off by at most
-2^-10 of itself, the least and the largest too; means and deviations are of sums of each image's
-values in float64, added exactly.
+counted by sign, exponent and the first nine bits of the mantissa, and the bits behind are taken for
+0: a percentile is nearer to 0 by less than 2^-9 of itself, the least and the largest too, and 0, 1
+or 255 are themselves. Means and deviations are of sums of each image's values in float64, added
+exactly.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ QUANTILES = 512
 _SHIFT = 14  # bits of a float's 32 that are not counted by
 _BINS = {"uint8": 1 << 8, "uint16": 1 << 16, "float32": 1 << (32 - _SHIFT)}
 _SIGN = np.uint32(1 << 31)
+_WRITTEN = 1e-8  # of itself, by which the end of a range is off that is written in nine digits
 _BY_PILLOW = (1, 3, 4)  # channels of images that Pillow counts the values of
 
 
@@ -48,6 +50,7 @@ class Measured:
     def outside(self, channel: int, low: float, high: float) -> float:
         """The share of a channel's values that lie outside a range."""
         values = np.array(self.quantiles[channel])
+        low, high = _widened(low, high)
         return float(((values < low) | (values > high)).mean())
 
     def to_json(self) -> dict[str, Any]:
@@ -131,13 +134,12 @@ class Counts:
         return Measured(self.images, tuple(mean), tuple(std), dict(pairs), tuple(quantiles))
 
     def _values(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The value of each bin: of floats the middle of those in it."""
+        """The value of each bin: of floats the one in it that is nearest to 0."""
         if self.depth != "float32":
             return bins.astype(np.float64)
         low = bins.astype(np.uint32) << np.uint32(_SHIFT)
-        ends = low, low | np.uint32((1 << _SHIFT) - 1)
-        first, last = (_unordered(end).astype(np.float64) for end in ends)
-        return (first + last) / 2
+        high = low | np.uint32((1 << _SHIFT) - 1)
+        return _unordered(np.where(low & _SIGN, low, high)).astype(np.float64) + 0.0  # no -0
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -219,7 +221,8 @@ def in_unit(
     mean, std = [], []
     for c, (low, high) in zip(chosen, ranges, strict=True):
         least, largest = (measured.percentiles[p][c] for p in (0.0, 100.0))
-        if low <= least and largest <= high:
+        wide_low, wide_high = _widened(low, high)
+        if wide_low <= least and largest <= wide_high:
             mean.append((measured.mean[c] - low) / (high - low))
             std.append(measured.std[c] / (high - low))
         else:
@@ -227,6 +230,11 @@ def in_unit(
             mean.append(float(unit.mean()))
             std.append(float(unit.std()))
     return tuple(mean), tuple(std)
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A range with what its written ends may be off."""
+    return low - _WRITTEN * abs(low), high + _WRITTEN * abs(high)
 
 
 def _ordered(values: NDArray[np.float32]) -> NDArray[np.uint32]:
