@@ -294,7 +294,9 @@ def test_pages_and_frames_may_be_images(tmp_path, capsys, caplog):
     pydicom = pytest.importorskip("pydicom", reason="fastequi[dicom] is not installed")
     del pydicom
     commands.data(["scan", str(tmp_path), "--pages", "images"])
-    assert "5 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 images" in said
+    assert "formats     4 TIFF, page by page, 1 TIFF\n" in said
     source = open_source(tmp_path, wanted=Wanted("all"))
     names = ["one.tif", *(f"stack.tif::{k:04}" for k in range(4))]
     assert list(source.names) == names
@@ -349,7 +351,9 @@ def test_frames_of_dicom_may_be_images(tmp_path, capsys):
     content = science.dicom(frames[0], NumberOfFrames=3, PixelData=frames.tobytes())
     (tmp_path / "ct.dcm").write_bytes(content)
     commands.data(["scan", str(tmp_path), "--pages", "images"])
-    assert "3 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 images" in said
+    assert "formats     3 DICOM, frame by frame\n" in said
     source = open_source(tmp_path, wanted=Wanted("all"))
     assert list(source.names) == [f"ct.dcm::{k:04}" for k in range(3)]
     for i, expected in enumerate(frames):
@@ -473,17 +477,23 @@ def test_shards_are_listed_again_once_a_package_is_there(tmp_path, monkeypatch, 
     assert "of members 3 for pydicom, which can be imported now, were left out; the" in caplog.text
 
 
-def test_where_a_scan_left_all_out_its_reasons_are_said(tmp_path, monkeypatch):
+def test_where_a_scan_left_all_out_its_reasons_are_said(tmp_path, monkeypatch, capsys):
     frames = np.stack([values(1, "uint16", i)[..., 0] for i in range(3)])
     content = science.dicom(frames[0], NumberOfFrames=3, PixelData=frames.tobytes())
     folder = science.write(tmp_path / "set", {f"{i}.dcm": content for i in range(3)})
-    commands.data(["scan", str(folder)])
+    with pytest.raises(SystemExit, match="1"):
+        commands.data(["scan", str(folder)])
+    said, file = capsys.readouterr(), folder / ".fastequi" / "index.fei"
+    assert "0 images, 0 kB; 3 left out" in said.out
+    assert said.err.endswith(f"fastequi: all 3 images are left out of {file}\n")
     with pytest.raises(ValueError, match=r"3 of 3 images .*3 frames in a DICOM .*--pages images"):
         open_source(folder, wanted=Wanted("all"))
     single = science.dicom(frames[0])
     other = science.write(tmp_path / "other", {"a.dcm": single, "b.dcm": single})
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "pydicom", None)
-        commands.data(["scan", str(other)])
+        with pytest.raises(SystemExit, match="1"):
+            commands.data(["scan", str(folder), str(other)])
+        assert capsys.readouterr().err.endswith("index.fei\n")
     with pytest.raises(ValueError, match=r"2 for pydicom, which can be imported now, were left"):
         open_source(other, wanted=Wanted("all"))

@@ -255,6 +255,14 @@ def test_a_scan_prints_values_of_16_bits_without_an_exponent(tmp_path):
     assert numbers == ["0", "0", "0", "12345", "65535", "65535", *ends]
 
 
+def test_columns_of_a_scan_s_table_do_not_touch(tmp_path):
+    image = np.full((20, 26, 1), -3.4028235e38, np.float32)
+    image[3:] = 1.0
+    found = scan(folder_listing(science.write(tmp_path, {"a.npy": science.npy(image)})))
+    line = next(line for line in found.summary().splitlines() if line.startswith("        0 "))
+    assert line.split() == "0 -3.4e+38 -3.4e+38 1 1 1 -5.104e+37 1.215e+38".split()
+
+
 def test_a_scan_of_photographs_of_16_bits_advises_what_keeps_their_colours(tmp_path):
     arrays = [values(3, "uint16", i) for i in range(3)]
     options = {"photometric": "rgb", "planarconfig": "contig"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -177,7 +178,7 @@ def _scan(argv: list[str]) -> None:
     if options.threads < 0:
         raise ValueError(f"--threads: expected 0 (every core) or more, got {options.threads}")
 
-    from fastequi.data.indexing import merged, scan_into
+    from fastequi.data.indexing import scan_into
     from fastequi.data.sources import index
     from fastequi.data.sources.journal import Share
     from fastequi.data.sources.portions import of_pages, pages_of, portions
@@ -197,6 +198,7 @@ def _scan(argv: list[str]) -> None:
             print(f"--pages {pages}; the index that it replaces has --pages {before}: {file}")
         elif pages != (options.pages or "first"):
             print(f"--pages {pages}, as the index that is there has: {file}")
+    empty: list[str] = []
     for (listing, end), file in zip(found, files, strict=True):
         journal = share.file(file)
         with Progress("scanning") as bar:
@@ -207,21 +209,23 @@ def _scan(argv: list[str]) -> None:
         if options.part:
             print(f"part {share} of {file}: {count} of {len(listing)} images, in {journal}")
         else:
-            print(f"{merged(file, [journal]).summary()}\n{_written(file)}")
+            empty += _merged(file, [journal])
+    _expect_images(empty)
 
 
 def _merge(argv: list[str]) -> None:
     options = parse(MergeOptions, "fastequi data merge", argv)
 
-    from fastequi.data.indexing import merged
     from fastequi.data.sources import index
     from fastequi.data.sources.merge import parts_beside
     from fastequi.data.sources.portions import index_places
 
     data = as_images(Patterned().selection((options.data,), "data"))
+    empty: list[str] = []
     for file in _indices(options.index, index_places(data)):
         index.expect_writable(file)
-        print(f"{merged(file, parts_beside(file)).summary()}\n{_written(file)}")
+        empty += _merged(file, parts_beside(file))
+    _expect_images(empty)
 
 
 def _indices(given: tuple[Path, ...], places: list[Path]) -> list[Path]:
@@ -233,10 +237,23 @@ def _indices(given: tuple[Path, ...], places: list[Path]) -> list[Path]:
     return list(given) or places
 
 
-def _written(file: Path) -> str:
+def _merged(file: Path, journals: list[Path]) -> list[str]:
+    """Writes an index and prints what is in it; returns words about one without an image."""
+    from fastequi.data.indexing import merged
     from fastequi.data.sources.index import quarantine_of
 
-    return f"index       {file}\nquarantine  {quarantine_of(file)}"
+    found = merged(file, journals)
+    print(f"{found.summary()}\nindex       {file}\nquarantine  {quarantine_of(file)}")
+    left_out = len(found.index.left_out)
+    return [] if len(found.index.columns) else [f"all {left_out} images are left out of {file}"]
+
+
+def _expect_images(empty: list[str]) -> None:
+    """Ends with exit code 1 where a scan found no image that can be used."""
+    if empty:
+        sys.stdout.flush()
+        print(f"fastequi: {'; '.join(empty)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _scenes(argv: list[str]) -> None:

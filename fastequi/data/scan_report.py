@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from fastequi.data.channels import ALL
 from fastequi.data.channels import PERCENTILES as PERCENTILES_WORD
 from fastequi.data.pixels import LARGEST
-from fastequi.data.sources.encoded import PAGES, counted
+from fastequi.data.sources.encoded import PAGES, counted, format_of
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import Kind
 from fastequi.data.sources.measured import Measured
+from fastequi.data.sources.pages import file_of
 
 _NAMED = 10
 _CHANNELS = 32  # that are printed
@@ -51,13 +53,25 @@ class Scan:
         pairs = np.stack([order[later], first], 1)
         return pairs[np.argsort(pairs[:, 0])]
 
+    def _read_from(self) -> list[tuple[str, int]]:
+        """The formats of the files with the images of each, the most frequent first: pages and
+        frames are read as .npy."""
+        found = Counter(self.formats)
+        if self.index.pages == "images":
+            for name in self.index.columns.names:
+                if (file := file_of(name)) != name:
+                    of_dicom = format_of(file) in ("DICOM", "")
+                    found["DICOM, frame by frame" if of_dicom else "TIFF, page by page"] += 1
+                    found["NPY"] -= 1
+        return [(kind, count) for kind, count in found.most_common() if count]
+
     def summary(self) -> str:
         """The result as a few printed lines."""
         columns, left_out = self.index.columns, self.index.left_out
         lines = [f"{len(columns)} images, {_size(int(columns.bytes.sum()))}"]
         lines[0] += f"; {len(left_out)} left out"
         if len(columns):
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.formats.items())
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self._read_from())
             lines += [f"formats     {kinds}"]
             if PAGES in self.formats:
                 lines.append("  their first pages; --pages channels or images takes all")
@@ -96,13 +110,11 @@ def _values(kind: Kind | None, measured: Measured, side: int) -> list[str]:
         lines.append(
             f"  more channels than the {side} pixels of a side: is it [C, H, W]? [H, W, C] is read"
         )
-    lines.append(
-        f"  {'channel':>7s}{''.join(f'{n:>10s}' for n in _SHOWN)}{'mean':>10s}{'std':>10s}"
-    )
+    lines.append(f"  {'channel':>7s}{''.join(f' {name:>9s}' for name in (*_SHOWN, 'mean', 'std'))}")
     for c in range(min(kind.channels, _CHANNELS)):
         ends = [measured.percentiles[p][c] for p in _SHOWN.values()]
         numbers = (*ends, measured.mean[c], measured.std[c])
-        lines.append(f"  {c:7d}{''.join(f'{plain(number):>10s}' for number in numbers)}")
+        lines.append(f"  {c:7d}{''.join(f' {plain(number):>9s}' for number in numbers)}")
     if kind.channels > _CHANNELS:
         lines.append(f"  and {kind.channels - _CHANNELS} more")
     return lines
