@@ -508,6 +508,22 @@ def test_channels_without_contents_are_named(tmp_path):
         opened(folder, replace(CFG, channels="0,2,4", value_range="percentiles:3:97"))
 
 
+def test_percentiles_of_what_stands_for_no_value_are_said(tmp_path):
+    def holed(array):
+        array[:2] = -3.4028235e38
+        return science.npy(array)
+
+    floats = {f"{i}.npy": holed(values(2, "float32", i)) for i in range(4)}
+    folder = science.write(tmp_path, floats)
+    assert main(["data", "scan", str(folder)]) in (0, None)
+    cfg = replace(CFG, value_range="percentiles")
+    said = r"data.value_range: .* within ±1e\+30, .*, the percentiles 0.1 and 99.9; where an end is"
+    with pytest.raises(ValueError, match=said):
+        opened(folder, cfg)
+    _, found = opened(folder, replace(cfg, value_range="percentiles:25:99.9"))
+    assert found.value_range.startswith("-")
+
+
 def test_a_source_that_was_opened_for_rgb_has_no_pixels(folder):
     source, cfg = opened(folder)
     with pytest.raises(ValueError, match=r"channels: expected numbers below 5, got 7"):

@@ -38,6 +38,7 @@ def test_ranges_are_read():
         "0:1e-46",
         "-3e38:3e38",
         "0:1e39",
+        "-1e31:1",
     ):
         with pytest.raises(ValueError, match="value_range: expected"):
             ranges(text)

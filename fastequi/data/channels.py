@@ -16,6 +16,7 @@ ALL = "all"
 DTYPE = "dtype"
 PERCENTILES = "percentiles"
 MOST = 1024  # channels, as the kernels take
+_WIDEST = 1e30  # values either way, as the kernels take
 
 Ranges = tuple[tuple[float, float], ...]  # lower and upper end of each channel
 
@@ -59,14 +60,17 @@ def ranges(text: str) -> Ranges | None:
         found = ()
     if not found or not all(_is_range(low, high) for low, high in found):
         raise ValueError(
-            f"value_range: expected {DTYPE}, {PERCENTILES} or LOW:HIGH with LOW < HIGH, one for "
-            f"all channels or one for each with commas between, got {text!r}"
+            f"value_range: expected {DTYPE}, {PERCENTILES} or LOW:HIGH with LOW < HIGH within "
+            f"±{_WIDEST:g}, one for all channels or one for each with commas between, got {text!r}"
         )
     return found
 
 
 def _is_range(low: float, high: float) -> bool:
-    """Whether the ends differ in float32, in which values are brought into it."""
+    """Whether the kernels take it and its ends differ in float32, in which values are brought into
+    it."""
+    if not -_WIDEST <= low < high <= _WIDEST:
+        return False
     with np.errstate(over="ignore"):
         width = np.float32(high) - np.float32(low)
         return bool(np.isfinite(width) and width > 0 and np.isfinite(1 / width))

@@ -167,7 +167,16 @@ def _range(ends: tuple[float, float], numbers: tuple[int, ...], measured: Measur
             f"data.value_range: expected percentiles that differ, but channels "
             f"{channels.written(tuple(flat))} have {low[flat[0]]:g} at both"
         )
-    return ",".join(f"{low[c]:.9g}:{high[c]:.9g}" for c in numbers)
+    text = ",".join(f"{low[c]:.9g}:{high[c]:.9g}" for c in numbers)
+    try:
+        channels.ranges(text)
+    except ValueError as error:
+        shares = " and ".join(f"{end:g}" for end in ends)
+        raise ValueError(
+            f"data.{error}, the percentiles {shares}; where an end is no measured value, as of "
+            f"missing ones, percentiles within the others or LOW:HIGH leave it out"
+        ) from error
+    return text
 
 
 def _tell(cfg: DataConfig, count: int) -> None:
