@@ -451,6 +451,7 @@ def test_what_was_left_out_without_a_package_is_scanned_again(tmp_path, monkeypa
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "tifffile", None)
         commands.data(["scan", str(folder)])
+        commands.data(["scan", str(folder), "--part", "1/1"])
         with pytest.raises(ValueError, match=r"this TIFF needs tifffile.*; --exclude leaves"):
             open_source(folder, wanted=Wanted("all"))
     said = (
@@ -461,6 +462,9 @@ def test_what_was_left_out_without_a_package_is_scanned_again(tmp_path, monkeypa
         open_source(folder, wanted=Wanted("all"))
     assert len(open_source(folder, wanted=Wanted("all"), tolerate=0.6)) == 3
     assert said in caplog.text
+    commands.data(["scan", str(folder), "--part", "1/1"])  # goes on with what it left out
+    commands.data(["merge", str(folder)])
+    assert len(open_source(folder, wanted=Wanted("all"))) == 6
     commands.data(["scan", str(folder)])
     assert len(open_source(folder, wanted=Wanted("all"))) == 6
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastequi.data.sources.columns import Row
+from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.index import stem
 from fastequi.data.sources.listing import Archive, State
 from fastequi.data.sources.measured import Counts
@@ -134,7 +135,8 @@ class Journal:
         self._opened.close()
 
     def resume(self, now: Iterable[tuple[str, State]]) -> int:
-        """Keeps the lines of images that are as they were, up to the first that is not.
+        """Keeps the lines of images that are as they were, up to the first that is not, or that was
+        left out for a package that is there now.
 
         Args:
             now: name and state of the images of the listing, in order.
@@ -158,6 +160,8 @@ class Journal:
             # others are the end, a torn line, or as an older version wrote them
             as_written = isinstance(entry, list) and len(entry) in (_ENTRY, _LEFT_OUT)
             if state is None or not as_written or entry[:3] != [name, *state]:
+                break
+            if len(entry) == _LEFT_OUT and readable_now({name: entry[-1]}):
                 break
             waiting.append(entry)
         self._opened.truncate(kept)
