@@ -58,6 +58,7 @@ def test_the_card_says_which_values_are_expected(tmp_path):
     assert "Images: 2 channels, in this order those that a file counts from 0 as 0, 1" in text
     assert "0:4095,10:900 (lower and upper end" in text
     assert "RGB" not in text
+    assert '`fastequi.data.read_image(FILE, "0,1")` reads them' in text
     run, _ = run_of(tmp_path / "other", 1)
     text = (export(str(run), "meta", tmp_path / "meta") / "README.md").read_text()
     assert "all that the type holds (0..255, 0..65535, of floats 0..1) becomes 0..1" in text
@@ -94,7 +95,8 @@ def test_the_transform_takes_the_numbers_of_files():
     torch.testing.assert_close(transform(spoiled)[..., 1:3], want[..., 1:3], atol=0.3, rtol=0)
     torch.testing.assert_close(transform(spoiled).mean((1, 2)), want.mean((1, 2)))
     whole = image.clamp(0).round().to(torch.int32)
-    for kind in (torch.uint16, torch.int16, torch.int32, torch.float64):
+    kinds = torch.uint16, torch.int16, torch.int32, torch.float16, torch.bfloat16, torch.float64
+    for kind in kinds:
         torch.testing.assert_close(transform(whole.to(kind)), transform(whole.float()))
 
 
@@ -103,9 +105,13 @@ def test_the_transform_refuses_other_images():
     assert "'3,1', '0:4095'" in repr(transform)
     with pytest.raises(TypeError, match=r"a tensor \[\.\.\., 2, H, W\] of the channels 3,1, got"):
         transform(Image.new("RGB", (20, 20)))
+    with pytest.raises(TypeError, match=r"fastequi\.data\.read_image\(FILE, '3,1'\) gives it"):
+        transform(Image.new("RGB", (20, 20)))
     with pytest.raises(ValueError, match=r"expected \[\.\.\., 2, H, W\], got \[3, 20, 20\]"):
         transform(torch.zeros(3, 20, 20, dtype=torch.uint8))
-    with pytest.raises(TypeError, match=r"expected uint8, uint16 or floats .*, got torch\.int64"):
+    with pytest.raises(
+        TypeError, match=r"expected uint8, uint16, int16, int32 or floats .*, got .*64"
+    ):
         transform(torch.zeros(2, 20, 20, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"value_range: expected numbers, got percentiles"):
         ImageTransform((16, 16), (0.1,), (0.5,), "3", "percentiles")

@@ -41,6 +41,11 @@ def require_dali() -> None:
         ) from _MISSING
 
 
+def is_installed() -> bool:
+    """Whether DALI can be imported."""
+    return _MISSING is None
+
+
 def decoder_backend(device: torch.device) -> tuple[str, str]:
     """The backend that decodes images for a device, and the reason: two short texts."""
     if _MISSING is not None:

@@ -138,6 +138,34 @@ def decoded_sizes(
     return [size for size, _ in _sizes(images, device, num_threads, pixels, see)]
 
 
+def decoded_values(image: NDArray[np.uint8], pixels: Pixels | None) -> NDArray[Any]:
+    """The values [H, W, C] of one image as batches of it have them; without DALI, those of the
+    other libraries, which are the same but for a JPEG's rounding.
+
+    Args:
+        image: encoded.
+        pixels: what is made of it; None: 8-bit RGB.
+
+    Raises:
+        ValueError: it cannot be decoded.
+        ImportError: a library that it needs is not installed.
+    """
+    found: list[NDArray[Any]] = []
+    if decode.is_installed() and not _is_for_library(image, pixels):
+        # DALI's memory is its own
+        (size,) = decode.decoded_sizes(
+            [image], torch.device("cpu"), 1, pixels, lambda values: found.append(np.array(values))
+        )
+        if not isinstance(size, str):
+            return found[0]
+    try:
+        return np.array(_values(image, pixels))  # some are not writable
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # whatever damaged bytes make a library raise
+        raise ValueError(why(error)) from error
+
+
 def _is_for_library(image: NDArray[np.uint8], pixels: Pixels | None) -> bool:
     """Whether the bytes are never to be passed to DALI."""
     if pixels is None:

@@ -129,7 +129,9 @@ def _values(encoder: PretrainedEncoder) -> str:
         ends = f"{encoder.value_range} (lower and upper end, for all channels or for each)"
     return (
         f"{encoder.in_chans} channels, in this order those that a file counts from 0 as {listed} "
-        f"(`data.channels`); {ends} becomes 0..1 (`data.value_range`)"
+        f"(`data.channels`); {ends} becomes 0..1 (`data.value_range`). "
+        f'`fastequi.data.read_image(FILE, "{encoder.channels}")` reads them; it inverts '
+        f"MINISWHITE TIFF and MONOCHROME1 DICOM, as the run did"
     )
 
 

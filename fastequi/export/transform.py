@@ -14,7 +14,7 @@ from fastequi.data.channels import DTYPE, RGB, percentiles, ranges
 from fastequi.data.pillow import upright
 from fastequi.functional.normalise import normalise
 
-_DEEPER = (torch.uint16, torch.float32, torch.float64)
+_DEEPER = (torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ImageTransform:
@@ -57,7 +57,8 @@ class ImageTransform:
         Args:
             image: one of Pillow's, of any mode, which is turned upright as its EXIF says, for RGB;
                 or uint8 [..., C, h, w], for other channels also uint16 or floats (in 0..1, or in
-                the range's numbers), which stays on its device. Pillow and PyTorch round
+                the range's numbers, then int16 and int32 too), which stays on its device; of a
+                file :func:`fastequi.data.read_image` gives it. Pillow and PyTorch round
                 differently, by one of 255 levels at most.
 
         Returns:
@@ -71,14 +72,16 @@ class ImageTransform:
             if not rgb:
                 raise TypeError(
                     f"image: expected a tensor [..., {channels}, H, W] of the channels "
-                    f"{self.channels}, got one of Pillow's"
+                    f"{self.channels}, got one of Pillow's; fastequi.data.read_image(FILE, "
+                    f"{self.channels!r}) gives it of a file"
                 )
             pixels = Image.fromarray(upright(image))
             height, width = self._covering(pixels.height, pixels.width)
             found = np.array(pixels.resize((width, height), Image.Resampling.BILINEAR))
             return self._finished(torch.from_numpy(found).permute(2, 0, 1))
         in_range = "in 0..1" if self._ends is None else f"in the range {self.value_range}"
-        kinds = "uint8" if rgb else f"uint8, uint16 or floats {in_range}"
+        whole = "uint8, uint16" if self._ends is None else "uint8, uint16, int16, int32"
+        kinds = "uint8" if rgb else f"{whole} or floats {in_range}"
         if not isinstance(image, Tensor):
             wanted = "one of Pillow's or a uint8 tensor" if rgb else f"a tensor of {kinds}"
             raise TypeError(f"image: expected {wanted}, got {type(image).__name__}")

@@ -1,0 +1,78 @@
+"""One image file as a tensor, as runs and evaluations read it: for an encoder in Python."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastequi.data.channels import ALL, RGB, chosen
+from fastequi.data.given import decoded_values
+from fastequi.data.pixels import Pixels
+from fastequi.data.sources import encoded, pages
+from fastequi.data.sources.kinds import NO_RGB, Kind
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    channels: str = ALL,
+    *,
+    page: int | None = None,
+    pages_are_channels: bool = False,
+) -> Tensor:
+    """The values of an image file as runs have them before their value range and resizing.
+
+    They are what `encoder.transform` takes::
+
+        encoder = fastequi.load("runs/mine")
+        image = fastequi.data.read_image("tile.tif", encoder.channels)
+        tokens = encoder(encoder.transform(image)[None])
+
+    Upright, in the file's own numbers: of DICOM in the modality's units. MINISWHITE TIFF of whole
+    numbers and MONOCHROME1 DICOM are inverted (0 is black then), as for runs.
+
+    Args:
+        path: of a file of any format that runs read.
+        channels: which ones, as `data.channels` of a run and `encoder.channels` say: "all", numbers
+            from 0 such as "3,2,1", or "rgb" for 8-bit RGB.
+        page: a page of a TIFF, a frame of DICOM, from 0; None: the image that the file is.
+        pages_are_channels: all pages of a TIFF are channels of one image, as after a scan with
+            `--pages channels`; those of OME-TIFF and ImageJ are where the file says so.
+
+    Returns:
+        [C, H, W] uint8, uint16, or float32 of all other types.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, holds values that are not finite, or lacks the channels.
+        ImportError: a library that the format needs is not installed.
+    """
+    file, numbers = os.fspath(path), chosen(channels)
+    if page is not None and (page < 0 or pages_are_channels):
+        beside = " beside pages_are_channels" if pages_are_channels else ""
+        raise ValueError(f"page: expected {'None' if beside else '0 or more'}{beside}, got {page}")
+    data = encoded.read(file) if page is None else pages.read(file, page)
+    Image.init()
+    found = encoded.header(data, pages_are_channels)
+    if isinstance(found, str):
+        raise ValueError(f"path: {file} cannot be read ({found})")
+    kind = Kind.of(found.kind)
+    if channels == RGB and found.kind & NO_RGB:
+        raise ValueError(f"channels: {file} has {kind}, of which no RGB is made; {ALL} keeps them")
+    if channels != RGB and kind is None:
+        raise ValueError(f"channels: {file} has channels that are not read as they are; try {RGB}")
+    if numbers is not None and kind is not None and max(numbers) >= kind.channels:
+        raise ValueError(
+            f"channels: expected numbers below {kind.channels}, as {file} has {kind}, "
+            f"got {max(numbers)}"
+        )
+    pixels = None if channels == RGB or kind is None else Pixels.whole(kind)
+    try:
+        values = decoded_values(data, pixels)
+    except ValueError as error:
+        raise ValueError(f"path: {file} cannot be decoded ({error})") from error
+    if numbers is not None:
+        values = values[..., list(numbers)]
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
