@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from fastequi.data.channels import ALL
 from fastequi.data.channels import PERCENTILES as PERCENTILES_WORD
 from fastequi.data.pixels import LARGEST
-from fastequi.data.sources.encoded import PAGES, counted, format_of
+from fastequi.data.sources.encoded import (
+    INVERTED_DICOM,
+    INVERTED_TIFF,
+    PAGES,
+    counted,
+    format_of,
+)
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import Kind
 from fastequi.data.sources.measured import Measured
@@ -75,6 +81,7 @@ class Scan:
             lines += [f"formats     {kinds}"]
             if PAGES in self.formats:
                 lines.append("  their first pages; --pages channels or images takes all")
+            lines += _inverted(self.formats)
             smallest, largest = _extremes(columns.sizes)
             for what, i in (("smallest", smallest), ("largest", largest)):
                 height, width = columns.sizes[i].tolist()
@@ -89,6 +96,23 @@ class Scan:
         lines.append(f"left out    {_some(bad, len(left_out))}")
         # a name that is no UTF-8 can be printed nowhere as it is
         return "\n".join(lines).encode(errors="backslashreplace").decode()
+
+
+def _inverted(formats: Mapping[str, int]) -> list[str]:
+    """Of files in which 0 is white, how many there are and what becomes of their values."""
+    lines = []
+    for name, form, within, numbers in (
+        (INVERTED_TIFF, "TIFF", "all that their type holds", "those of the files"),
+        (INVERTED_DICOM, "DICOM", "the bits stored", "the modality's (Hounsfield units, say)"),
+    ):
+        if many := formats.get(name, 0):
+            total = many + formats.get(form, 0) + (formats.get(PAGES, 0) if form == "TIFF" else 0)
+            what = "file is" if total == 1 else "files are"
+            lines.append(
+                f"  {many} of {total} {form} {what} {name.split()[0]}: inverted within {within}, "
+                f"so their values are not {numbers}"
+            )
+    return lines
 
 
 def _values(kind: Kind | None, measured: Measured, side: int) -> list[str]:

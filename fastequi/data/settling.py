@@ -11,6 +11,7 @@ from dataclasses import replace
 from fastequi.data import channels
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.pixels import Pixels, pixels_of
+from fastequi.data.sources.encoded import INVERTED_DICOM, INVERTED_TIFF
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.kinds import Kind, counts
 from fastequi.data.sources.measured import PERCENTILES, Measured, in_unit
@@ -53,6 +54,8 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         cfg = replace(cfg, mean=(0.5,) * len(numbers), std=(0.25,) * len(numbers))
     cfg = replace(cfg, channels=channels.written(numbers))
     ends = channels.percentiles(cfg.value_range)
+    if channels.ranges(cfg.value_range) is not None and not cfg.file_channels:
+        _tell_inverted(cfg, source)
     if ends is not None:
         cfg = replace(cfg, value_range=_range(ends, numbers, _measured(source, kinds)))
     pixels = pixels_of(cfg, source)
@@ -99,6 +102,18 @@ def _expect_alike(cfg: DataConfig, source: Source) -> None:
             f"data.value_range: expected {channels.DTYPE}, or images of one depth, as a range is "
             f"in the files' own numbers, got {said}, as {way}"
         )
+
+
+def _tell_inverted(cfg: DataConfig, source: Source) -> None:
+    """Warns of files that a range in their own numbers does not fit."""
+    for name, within in ((INVERTED_TIFF, "their type"), (INVERTED_DICOM, "the bits stored")):
+        if name in source.formats:
+            logger.warning(
+                "data.value_range: there are images of %s, whose values are inverted within %s "
+                "before the range %s is taken of them; fastequi data scan counts them and prints "
+                "what values there are",
+                *(name, within, cfg.value_range),
+            )
 
 
 def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:

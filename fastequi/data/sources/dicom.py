@@ -18,6 +18,7 @@ from fastequi.data.sources.kinds import Kind
 _PREAMBLE = 128  # bytes before the mark
 _MARK = b"DICM"
 _TABLE = "DICOMDIR"  # of what a medium holds, in the same form, without an image
+_PHOTOMETRIC, _WHITE_IS_0 = "PhotometricInterpretation", "MONOCHROME1"
 
 
 def is_dicom(start: bytes) -> bool:
@@ -74,6 +75,13 @@ def count(file: BinaryIO) -> int:
     return _frames(_read(file, stop_before_pixels=True))
 
 
+def is_inverted(file: BinaryIO) -> bool:
+    """Whether its largest value is black."""
+    file.seek(0)
+    found = _read(file, stop_before_pixels=True, specific_tags=[_PHOTOMETRIC])
+    return bool(found.get(_PHOTOMETRIC, "") == _WHITE_IS_0)
+
+
 def decoded(file: BinaryIO, frame: int = 0) -> NDArray[Any]:
     """The values [H, W, C] of a frame.
 
@@ -94,7 +102,7 @@ def decoded(file: BinaryIO, frame: int = 0) -> NDArray[Any]:
             values = (values >> 8).astype(np.uint8)
     elif _changed(found):
         values = pixels.apply_modality_lut(values, found).astype(np.float32)
-    if found.PhotometricInterpretation == "MONOCHROME1":
+    if found.PhotometricInterpretation == _WHITE_IS_0:
         values = _inverted(values, found)
     depth = np.dtype(_depth(found))
     return values.reshape(*values.shape[:2], -1).astype(depth, copy=False)

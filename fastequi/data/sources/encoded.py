@@ -53,6 +53,8 @@ _ARRAYS = {"NPY": ("npy",), "NPZ": ("npz",), "DICOM": ("dcm", "dicom")}
 ARRAYS = tuple(f".{name}" for names in _ARRAYS.values() for name in names)
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
 PAGES = "TIFF of several pages"  # instead of Pillow's name, where the first is the image
+# instead of it, where values are inverted
+INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
 _MOST_VALUES = 1 << 30  # of an array
 _START = 132  # bytes that tell a format
@@ -176,6 +178,8 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
         height, width, kind = (dicom if form == "DICOM" else arrays).shape_of(file)
         of_rgb = kind.channels <= 4 and kind.depth != "float32"
         code = kind.code if of_rgb else kind.code | kinds.NO_RGB
+        if form == "DICOM" and dicom.is_inverted(file):
+            form = INVERTED_DICOM
         found = _checked(Header(count, height, width, form, code))
         if height * width * kind.channels > _MOST_VALUES:
             sides = f"{height} × {width} × {kind.channels}"
@@ -205,6 +209,8 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     elif (several := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
         kind = kinds.Kind(several * kind.channels, kind.depth)
     form = "TIFF" if several > 1 or not tags.next else PAGES
+    if form == "TIFF" and tiff.is_inverted(tags):
+        form = INVERTED_TIFF
     # with more samples Pillow logs an error of its own for every file
     few = tags.get(tiff.SAMPLES, 1) <= TiffImagePlugin.MAX_SAMPLESPERPIXEL
     by_pillow = several == 1 and few and _opens(file)

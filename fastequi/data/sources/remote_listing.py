@@ -40,6 +40,7 @@ from fastequi.data.sources.columns import Row
 from fastequi.data.sources.encoded import (
     ARRAYS,
     EXTENSIONS,
+    INVERTED_DICOM,
     Header,
     Span,
     counted,
@@ -198,7 +199,7 @@ def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Inde
     if any(are) and not all(are):  # labels of others' images, as in `shards.without_arrays`
         others.update(beside(row.name) for row, is_array in zip(rows, are, strict=True) if is_array)
         rows = [row for row, is_array in zip(rows, are, strict=True) if not is_array]
-        formats -= {"NPY", "NPZ", "DICOM"}
+        formats -= {"NPY", "NPZ", "DICOM", INVERTED_DICOM}
     missing = [archive.name for archive in archives if not archive.bytes and not archive.etag]
     if len(missing) > int(tolerate * len(urls)):
         raise FileNotFoundError(

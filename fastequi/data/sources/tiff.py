@@ -85,6 +85,12 @@ def is_odd(tags: Any) -> bool:
     return whole and (samples == 2 or (deep and (white or (planar and samples > 1))))
 
 
+def is_inverted(tags: Any) -> bool:
+    """Whether 0 is white in whole numbers of 8 bits or more, whose values runs invert."""
+    whole = set(tags.get(FORMATS, (1,))) <= {1, 4}
+    return whole and tags.get(BITS, (1,))[0] >= 8 and tags.get(PHOTOMETRIC, 1) == _WHITE_IS_0
+
+
 def _says_extra(tags: Any) -> bool:
     """Whether the channels beyond grey or RGB are said to be extra ones."""
     colours = 3 if tags.get(PHOTOMETRIC, 1) == _RGB else 1
