@@ -15,6 +15,7 @@ from fastequi.cli.main import main
 from fastequi.config import Config, DataConfig
 from fastequi.data.labelled import labelled_sets
 from fastequi.data.sources.image_sets import open_source
+from fastequi.evaluate import rotnet
 from fastequi.evaluate import tasks as cut
 from fastequi.evaluate.classification import evaluate_classes
 from fastequi.evaluate.embed import embeddings
@@ -29,6 +30,7 @@ from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.reconstruction import evaluate_reconstruction
 from fastequi.evaluate.tasks import Budget, Windows, for_encoder, score_tasks, tasks
 from fastequi.functional.normalise import denormalise
+from fastequi.methods.rotnet import RotNet
 from tests.support import science
 from tests.support.channels import ONE_OR_FIVE, SEVERAL, several
 from tests.support.configs import config_of, run_folder
@@ -294,3 +296,31 @@ def test_files_with_other_channels_than_the_run_s_are_not_taken(tmp_path):
         evaluate_classes("knn", run, data=data, out=tmp_path / "f.json")
     assert values_of(load_encoder(run, "cpu")).file_channels == 3
     assert values_of(config.data).file_channels == 3
+
+
+@pytest.mark.parametrize("name", ["rotnet_vits16", "rotnet_nin_32"])
+def test_rotations_of_other_channels_are_those_of_the_run(name, tmp_path, monkeypatch):
+    """The images are read with the run's channels and range, as its own accuracy was measured."""
+    for probe in ("linear_classes", "nonlinear_classes", "conv_classes"):  # which take minutes
+        monkeypatch.setattr(rotnet, probe, lambda x, y, x_test, *_, **__: y[:1].expand(len(x_test)))
+    data = labelled(tmp_path / "set", 5)
+    config = several(config_of(name), 5, "1000:60000")
+    taken = replace(config.data, channels="3,1", mean=(0.4, 0.5), std=(0.3, 0.2))
+    config = replace(config, data=taken)
+    run = run_folder(tmp_path / "run", config)
+    rows = rotnet.evaluate_rotnet(str(run), data=data, out=tmp_path / "found.json")
+    assert {row.encoder for row in rows} == {None, "random init", "run"}
+    found = json.loads((tmp_path / "found.json").read_text())["rotation_accuracy"]
+    assert [row["encoder"] for row in found] == [None, "run"]
+    _, test = labelled_sets(data, values=values_of(config.data))
+    names = [test.source.names[i] for i in range(len(test))]
+    arrays = [values(5, "uint16", int(each[-6:-4]), (32, 32))[..., [3, 1]] for each in names]
+    unit = (torch.from_numpy(np.stack(arrays).astype(np.float32)) - 1000) / 59000
+    whole = (unit.clamp(0, 1) * 65535).round().int().to(torch.uint16).permute(0, 3, 1, 2)
+    method = load_encoder(str(run), "cpu").method
+    assert isinstance(method, RotNet)
+    expected = rotnet.rotation_score("run", method, whole)
+    assert found[1]["by_rotation"] == pytest.approx(expected.by_rotation, abs=1e-6)
+    other = run_folder(tmp_path / "other", several(config_of(name), 2))
+    with pytest.raises(ValueError, match="--against: expected an encoder of the same images"):
+        rotnet.evaluate_rotnet(str(run), data=data, against=[str(other)], out=tmp_path / "f.json")

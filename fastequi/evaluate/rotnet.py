@@ -37,7 +37,8 @@ from fastequi.evaluate.class_probes import (
     nonlinear_classes,
 )
 from fastequi.evaluate.classification import RAW, ClassScore, class_score
-from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.encoders import Encoder, expect_the_same_images, load_all
+from fastequi.evaluate.photo_windows import values_of
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.methods.rotnet import ANGLES, RotNet
 from fastequi.runtime.devices import expect_memory
@@ -72,7 +73,8 @@ CHANCE = RotationScore(
 
 @torch.no_grad()
 def rotation_score(name: str, method: RotNet, images: Tensor, batch: int = 250) -> RotationScore:
-    """The accuracy of the rotations predicted for uint8 images [N, 3, H, W], each in all four."""
+    """The accuracy of the rotations predicted for images [N, C, H, W], uint8 or uint16, each
+    in all four."""
     device = next(method.parameters()).device
     correct = []
     for part in images.split(batch):
@@ -173,11 +175,11 @@ def class_scores(
 
 
 def _raw_pixels(images: Tensor) -> Tensor:
-    """uint8 images [N, 3, H, W], averaged to at most 32x32, as [N, D] in 0..1."""
-    size = min(images.shape[-1], _RAW_SIZE)
+    """Images [N, C, H, W], averaged to at most 32x32, as [N, D] in 0..1."""
+    size, top = min(images.shape[-1], _RAW_SIZE), torch.iinfo(images.dtype).max
     if images.shape[-1] == size:
-        return images.float().flatten(1) / 255
-    parts = [F.adaptive_avg_pool2d(part.float() / 255, size) for part in images.split(500)]
+        return images.float().flatten(1) / top
+    parts = [F.adaptive_avg_pool2d(part.float() / top, size) for part in images.split(500)]
     return torch.cat(parts).flatten(1)
 
 
@@ -233,18 +235,19 @@ def evaluate_rotnet(
     Args:
         spec: a RotNet run, or one of its checkpoints.
         data, test_data: see `fastequi.data.labelled.labelled_sets`.
-        against: further RotNet runs, of the same image size.
+        against: further RotNet runs, of the same channels, values and image size.
         train_images, test_images: how many of each; 0: all.
         share: of an image's shorter side that its centred square takes.
         device: "auto", "cpu", "cuda" or "cuda:1".
         out: the JSON file; by default see `fastequi.evaluate.results.place`.
 
     Raises:
-        ValueError: an encoder is no RotNet run, or a class of the test images has no training
-            image.
+        ValueError: an encoder is no RotNet run, or of other images than the first, or a class of
+            the test images has no training image.
     """
-    encoder, encoders = load_all(spec, against, device, rgb="eval rotnet")
-    size = encoder.image_size
+    encoder, encoders = load_all(spec, against, device)
+    expect_the_same_images(encoder, encoders)
+    size, values = encoder.image_size, values_of(encoder)
     for name, other in encoders.items():
         _rotnet(other)
         if other.image_size != size:
@@ -252,15 +255,17 @@ def evaluate_rotnet(
                 f"--against: expected images of {size} px, as {spec} takes, {name} takes "
                 f"{other.image_size}"
             )
-    splits = labelled_sets(data, train_images, test_images, share, test_data=test_data)
+    splits = labelled_sets(data, train_images, test_images, share, test_data, values)
     file = place("rotnet", spec, out)
     sources = [part.source if isinstance(part, Files) else None for part in splits]
     used = not_held_out((spec, *against), *sources)
     console, start = Console(), time.monotonic()
     print(described(*splits))
     counts, cpu = [len(part) for part in splits], torch.device("cpu")
-    # the images as bytes, the features of one encoder's blocks as float32
-    each = 3 * size**2 + 4 * _FEATURES * len(encoder.names)
+    # the images as they are decoded, the features of one encoder's blocks as float32
+    each = encoder.in_chans * size**2 * (1 if values.is_rgb else 2) + 4 * _FEATURES * len(
+        encoder.names
+    )
     expect_memory("--test-images", counts[1], each, cpu, reserved=each)
     expect_memory("--train-images", counts[0], each, cpu, reserved=counts[1] * each)
     train, test = (_gathered(part, size, encoder.device) for part in splits)
