@@ -149,14 +149,16 @@ def test_a_run_takes_what_most_images_are():
     }
     assert Wanted("0,2", one_depth=True).unfit(codes) == {
         RGB8.code: "3 channels (RGB) of uint8, expected 12 as most have",
-        Kind(12).code: "12 channels of uint8, expected uint16 as most have, for a value_range",
+        Kind(12).code: (
+            "12 channels of uint8, but data.value_range is in the numbers of one depth, uint16 as "
+            "most have; data.value_range=dtype takes several"
+        ),
     }
     assert Wanted("all").unfit(codes[3:]) == {  # as many of eight bits
         RGB8.code: "3 channels (RGB) of uint8, expected 12 as most have"
     }
     assert Wanted("all").unfit(codes[-2:]) == {
-        RGB8.code: "3 channels (RGB) of uint8, expected 12, the largest of those that equally many "
-        "have"
+        RGB8.code: "3 channels (RGB) of uint8, expected 12 (as many have another)"
     }
     assert set(Wanted("0,12").unfit(codes)) == set(map(int, codes))  # none has thirteen
     assert Wanted().unfit(codes) == {}

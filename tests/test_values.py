@@ -269,7 +269,7 @@ def test_a_scan_of_photographs_of_16_bits_advises_what_keeps_their_colours(tmp_p
     contents = {f"{i}.tif": science.tiff_of(arrays[i], **options) for i in range(3)}
     found = scan(folder_listing(science.write(tmp_path / "a", contents)), 1).summary()
     assert "values      3 channels (RGB) of uint16: 3 images" in found
-    assert "  --data.channels all (mean and std stay ImageNet's)" in found
+    assert "  --data.channels all (red, green, blue; mean and std stay ImageNet's)" in found
     assert "percentiles" not in found
 
 

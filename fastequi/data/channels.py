@@ -16,7 +16,7 @@ ALL = "all"
 DTYPE = "dtype"
 PERCENTILES = "percentiles"
 MOST = 1024  # channels, as the kernels take
-_WIDEST = 1e30  # values either way, as the kernels take
+MOST_VALUE = 1e30  # of a range, either way, as the kernels take
 
 Ranges = tuple[tuple[float, float], ...]  # lower and upper end of each channel
 
@@ -58,18 +58,19 @@ def ranges(text: str) -> Ranges | None:
         found = tuple((low, high) for low, high in pairs)
     except ValueError:
         found = ()
-    if not found or not all(_is_range(low, high) for low, high in found):
+    if not found or not all(is_range(low, high) for low, high in found):
         raise ValueError(
             f"value_range: expected {DTYPE}, {PERCENTILES} or LOW:HIGH with LOW < HIGH within "
-            f"±{_WIDEST:g}, one for all channels or one for each with commas between, got {text!r}"
+            f"±{MOST_VALUE:g}, one for all channels or one for each with commas between, got "
+            f"{text!r}"
         )
     return found
 
 
-def _is_range(low: float, high: float) -> bool:
+def is_range(low: float, high: float) -> bool:
     """Whether the kernels take it and its ends differ in float32, in which values are brought into
     it."""
-    if not -_WIDEST <= low < high <= _WIDEST:
+    if not -MOST_VALUE <= low < high <= MOST_VALUE:
         return False
     with np.errstate(over="ignore"):
         width = np.float32(high) - np.float32(low)

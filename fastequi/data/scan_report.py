@@ -11,9 +11,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.channels import ALL
-from fastequi.data.channels import PERCENTILES as PERCENTILES_WORD
-from fastequi.data.pixels import LARGEST
+from fastequi.data.scan_options import options
 from fastequi.data.sources.encoded import (
     INVERTED_DICOM,
     INVERTED_TIFF,
@@ -87,7 +85,10 @@ class Scan:
                 height, width = columns.sizes[i].tolist()
                 lines.append(f"{what:12s}{width} × {height}  {columns.names[i]}")
         for code, measured in sorted(self.index.measured.items()):
-            lines += _values(Kind.of(code), measured, int(columns.sizes.min()))
+            kind = Kind.of(code)
+            assert kind is not None, "only those of known kinds are measured"
+            given = options(kind, measured, self.index.measured, columns.kinds)
+            lines += _values(kind, measured, int(columns.sizes.min()), given)
         same, names = self.duplicates, columns.names
         pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
         bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]
@@ -115,21 +116,11 @@ def _inverted(formats: Mapping[str, int]) -> list[str]:
     return lines
 
 
-def _values(kind: Kind | None, measured: Measured, side: int) -> list[str]:
+def _values(kind: Kind, measured: Measured, side: int, given: list[str]) -> list[str]:
     """What was measured of the images of one kind, as printed lines; and the options of a run."""
-    assert kind is not None, "only those of known kinds are measured"
-    lines = [f"values      {kind}: {measured.images} images"]
-    most = LARGEST[kind.depth]
+    lines = [f"values      {kind}: {measured.images} images", *given]
     if kind.channels in (1, 3) and kind.depth == "uint8":
-        each = (measured.mean, measured.std)
-        mean, std = (" ".join(f"{value / most:.4g}" for value in values) for values in each)
-        if kind.channels == 1:
-            return [*lines, f"  mean {mean}, std {std}, of values in 0..1"]
-        return [*lines, f"  --data.mean {mean} --data.std {std}"]
-    if kind.rgb and kind.depth == "uint16":
-        lines.append(f"  --data.channels {ALL} (mean and std stay ImageNet's)")
-    else:
-        lines.append(f"  --data.channels {ALL} --data.value-range {PERCENTILES_WORD}")
+        return lines
     if kind.channels > side:
         lines.append(
             f"  more channels than the {side} pixels of a side: is it [C, H, W]? [H, W, C] is read"

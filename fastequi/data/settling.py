@@ -162,7 +162,8 @@ def _measured(source: Source, kinds: list[Kind]) -> Measured:
     if len(kinds) > 1:
         raise ValueError(
             f"data.mean, data.std: expected numbers, as the images are of several depths "
-            f"({', '.join(map(str, kinds))}), for which none were measured together"
+            f"({', '.join(map(str, kinds))}), for which none were measured together; "
+            f"fastequi data scan prints some"
         )
     raise ValueError(
         "data.mean, data.std: expected numbers, or images that were scanned: fastequi data scan "

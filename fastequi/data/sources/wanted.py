@@ -76,7 +76,10 @@ class Wanted:
             elif kind.channels != count:
                 reasons[code] = f"{kind}, expected {count}{counted}"
             elif self.one_depth and kind.depth != depth:
-                reasons[code] = f"{kind}, expected {depth}{deep}, for a value_range"
+                reasons[code] = (
+                    f"{kind}, but data.value_range is in the numbers of one depth, {depth}{deep}; "
+                    f"data.value_range=dtype takes several"
+                )
             elif self.depth and DEPTHS.index(kind.depth) > DEPTHS.index(self.depth):
                 reasons[code] = f"{kind}, expected {depth} at most as the run's"
         return reasons
@@ -94,7 +97,7 @@ class Wanted:
         most = max(total, key=lambda value: (total[value], _rank(value))) if total else 0
         even = [value for value, number in total.items() if number == total.get(most)]
         if len(even) > 1:
-            return most, ", the largest of those that equally many have"
+            return most, " (as many have another)"
         return most, " as most have"
 
     def tell(self, what: str, codes: NDArray[np.uint16] | None) -> None:
