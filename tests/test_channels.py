@@ -39,6 +39,7 @@ def test_ranges_are_read():
         "-3e38:3e38",
         "0:1e39",
         "-1e31:1",
+        "-3.4e38:1",
     ):
         with pytest.raises(ValueError, match="value_range: expected"):
             ranges(text)
@@ -53,7 +54,14 @@ def test_settings_know_how_many_channels_there_are():
         _ = DataConfig(channels="all").in_chans
     for change, message in (
         ({"mean": (0.1,)}, "mean: expected 2 values"),
-        ({"value_range": "0:1,0:1,0:1"}, "value_range: expected one or 2"),
+        (
+            {"value_range": "0:1,0:1,0:1"},
+            "value_range: expected one LOW:HIGH for all channels or 2, one for each of channels=4",
+        ),
+        (
+            {"channels": "4", "mean": (0.5,), "std": (0.1,)},
+            "value_range: expected one LOW:HIGH for all channels, got 0:9,0:8",
+        ),
         ({"channels": "rgb", "mean": (0.5,) * 3, "std": (0.2,) * 3}, "value_range: expected dtype"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from fastequi.cli import pretraining
 from fastequi.cli.main import main
 from fastequi.cli.parsing import parse
 from fastequi.recipes import RECIPES
+from tests.support.channels import several
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "fastequi" / "data" / "photos"
@@ -413,3 +415,31 @@ def test_help_names_commands_recipes_and_options(typed):
     options = typed("pretrain", "demo", "--help").stdout
     for option in ("--data.batch-size", "--run-dir", "--resume", "--dry-run", "--path.degrees"):
         assert option in options
+
+
+def test_a_resumed_run_keeps_its_channels(tmp_path):
+    """The error is of the channels, not of the ranges that are then too many."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = several(RECIPES["demo"](), 3, "0:1,2:3,4:5")
+    words = ["demo", "--data", "x", "--run-dir", str(run), "--resume", "--data.channels"]
+    for channels, count, given in (("0,1,2", 12, "all"), ("0,1,2", 3, "9,0"), ("2,1,0", 3, "all")):
+        data = replace(config.data, channels=channels, file_channels=count)
+        (run / "config.json").write_text(replace(config, data=data).to_json())
+        said = f"--data.channels: expected {channels}, which --resume cannot change, got {given}"
+        with pytest.raises(ValueError, match=said):
+            pretraining._pretrain_options([*words, given])
+    data = replace(config.data, file_channels=3)
+    (run / "config.json").write_text(replace(config, data=data).to_json())
+    for given in ("all", "0,1,2"):
+        pretraining._pretrain_options([*words, given])
+    with pytest.raises(ValueError, match="--data: expected where the run's images are, as the run"):
+        pretraining.pretrain(["demo", "--run-dir", str(run), "--resume"])
+
+
+def test_a_dry_run_says_that_it_reads_no_images(capsys):
+    words = ["demo", "--dry-run", "--data", "x", "--data.channels", "12"]
+    pretraining.pretrain([*words, "--train.device", "cpu"])
+    assert (
+        "whether its images have data.channels=12 is seen when the run" in capsys.readouterr().out
+    )

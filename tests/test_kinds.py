@@ -289,6 +289,18 @@ def stack(folder, name, count=4, depth="uint16"):
     return planes
 
 
+def test_stacks_that_were_not_scanned_are_told_how_to_be(tmp_path, caplog):
+    stack(tmp_path, "stack.tif")
+    said = "of a TIFF with several pages the first is the image; fastequi data scan PLACE --pages"
+    with caplog.at_level(logging.WARNING):
+        open_source(tmp_path)  # of 8-bit RGB the first is what is wanted
+        assert said not in caplog.text
+        open_source(tmp_path, wanted=Wanted("all"))
+        assert said in caplog.text
+    with pytest.raises(ValueError, match=rf"1 channel of uint16, expected 4 channels .*; {said}"):
+        open_source(tmp_path, wanted=Wanted("all", count=4))
+
+
 def test_pages_and_frames_may_be_images(tmp_path, capsys, caplog):
     planes = stack(tmp_path, "stack.tif")
     single = values(1, "uint16", 9)

@@ -77,8 +77,8 @@ def scanned(folder, name, capsys, count=12):
 
 def taken(folder, line):
     """The settings of a run with these options, once its images are opened."""
-    words, found = re.findall(r"--data\.(\S+) ([^-]\S*(?: [\d.]\S*)*)", line), {}
-    for name, value in words:
+    found = {}
+    for name, value in re.findall(r"--data\.(\S+) (\S+(?: [\d.]\S*)*)", line):
         is_number = name in ("mean", "std")
         key = name.replace("-", "_")
         found[key] = tuple(map(float, value.split())) if is_number else value
@@ -139,3 +139,28 @@ def test_where_nothing_runs_it_is_said_in_words(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "several numbers of channels a run takes those that most have: --exclude" in said
     assert "--data." not in said
+
+
+def test_numbers_for_other_channels_than_there_are_name_their_setting(tmp_path):
+    (tmp_path / "0.tif").write_bytes(science.tiff_of(values(1, "uint16")))
+    for given, said in (
+        ("--data.mean .5 .4 --data.std .1 .2", r"data\.mean: expected 1 value, one for each of"),
+        (
+            "--data.value-range 0:1,2:3",
+            r"data\.value_range: expected one LOW:HIGH for all channels, got 0:1,2:3",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            taken(tmp_path, f"--data.channels all {given}")
+
+
+def test_a_warning_of_a_range_counts_the_channels(tmp_path, caplog):
+    for i in range(3):
+        array = values(3, "uint16", i)
+        array[..., 1:] //= 512
+        (tmp_path / f"{i}.tif").write_bytes(science.tiff_of(array))
+    commands.data(["scan", str(tmp_path)])
+    taken(tmp_path, "--data.channels all")
+    assert (
+        "% of 0:65535 (and the like of 1 more of 3 channels); data.value_range=perc" in caplog.text
+    )

@@ -18,7 +18,7 @@ from fastequi.cli.init_options import start_of, started, words_of
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
 from fastequi.config import Config, recipe_of
-from fastequi.data.channels import ALL
+from fastequi.data.channels import ALL, written
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.urls import is_url
 from fastequi.recipes import FROM_WEIGHTS, RECIPES
@@ -84,12 +84,17 @@ def pretrain(argv: list[str]) -> None:
         from fastequi.cli.dryrun import dry_run
 
         dry_run(config)
+        if options.data:
+            print(
+                f"--data: not read by --dry-run; whether its images have "
+                f"data.channels={config.data.channels} is seen when the run begins"
+            )
         return
     if name in FROM_WEIGHTS and not config.init.path:
         raise ValueError(
             f"--init: expected the weights that {name} goes on from, a file or a folder, got none"
         )
-    again = "the run's images again, " if options.resume else ""
+    again = "where the run's images are, as the run does not keep it: " if options.resume else ""
     what = f"{again}a folder of images or tar shards (only --dry-run needs none)"
     expect_places(options.data, what)
     if options.resume and options.run_dir is None:
@@ -161,6 +166,8 @@ def _parsed_with_weights(
     if not {"-h", "--help"} & set(words):
         expect_known(PretrainOptions, words)
     init, num_heads, channels = start_of(words)
+    if resumed and channels is not None:
+        _expect_channels(channels, default.config.data)
     if not init.path:
         return parse(PretrainOptions, prog, words, default)
     if resumed:
@@ -177,6 +184,16 @@ def _parsed_with_weights(
     weights = init_weights(init, num_heads, in_chans)
     options = parse(PretrainOptions, prog, [*words_of(weights, in_chans), *words], default)
     return replace(options, config=started(options.config, init, weights))
+
+
+def _expect_channels(asked: str, data: DataConfig) -> None:
+    """Raises ValueError for other channels than those of the run that --resume continues; before
+    the settings are parsed, as value ranges, means and deviations are then too few or too many."""
+    every = written(tuple(range(data.file_channels)))
+    if asked != data.channels and not (asked == ALL and data.channels == every):
+        raise ValueError(
+            f"--data.channels: expected {data.channels}, which --resume cannot change, got {asked}"
+        )
 
 
 def expect_one_end(argv: list[str], config: Config) -> None:

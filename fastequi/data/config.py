@@ -116,9 +116,10 @@ class DataConfig:
             alike in all of them, with their depth; numbers such as 0,3,7 take some of them.
         value_range: of those: what becomes 0 and what 1. "dtype": all that the type holds, 0..255
             or 0..65535, of floats 0..1. "percentiles": the .1 and the 99.9 percentile of each
-            channel, as `fastequi data scan` measured them; "percentiles:1:99" others. Or LOW:HIGH
-            in the files' own numbers, such as 0:4095, one for all channels or one for each with
-            commas between.
+            channel, as `fastequi data scan` measured them; "percentiles:1:99" others, of 0, .1, .5,
+            1, 2, 5, 25, 50, 75, 95, 98, 99, 99.5, 99.9 and 100. Or LOW:HIGH in the files' own
+            numbers, such as 0:4095, one for all channels or one for each, in the order of
+            `channels`, with commas between.
         file_channels, file_depth: channels and type of the values of the files, which a run that
             keeps them writes down; others that are added later are not used.
         file_colors: whether the channels are red, green and blue, and are augmented as these are;
@@ -255,14 +256,18 @@ class DataConfig:
             values = getattr(self, name)
             # ImageNet's three stand for what a scan measured
             fine = len(values) == count or (not rgb and len(values) == 3)
-            what = f"{count} values, one for each of channels={self.channels}"
+            each = "1 value" if count == 1 else f"{count} values"
+            what = f"{each}, one for each of channels={self.channels}"
             _expect(fine, name, what, values)
         fine = not self.file_colors or (count == 3 and not rgb)
         _expect(
             fine, "file_colors", "true only where data.channels are three numbers", self.channels
         )
         fine = ends is None or len(ends) in (1, count)
-        _expect(fine, "value_range", f"one or {count}", self.value_range)
+        what = "one LOW:HIGH for all channels"
+        if count > 1:
+            what += f" or {count}, one for each of channels={self.channels} in this order"
+        _expect(fine, "value_range", what, self.value_range)
 
     def _check_overlap(self) -> None:
         if not self.overlaps:

@@ -52,7 +52,7 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
     given = (cfg.mean, cfg.std) != (default.mean, default.std)
     if not given:  # as many as there are channels, until they are known
         cfg = replace(cfg, mean=(0.5,) * len(numbers), std=(0.25,) * len(numbers))
-    cfg = replace(cfg, channels=channels.written(numbers))
+    cfg = _with_channels(cfg, numbers)
     ends = channels.percentiles(cfg.value_range)
     if channels.ranges(cfg.value_range) is not None and not cfg.file_channels:
         _tell_inverted(cfg, source)
@@ -85,6 +85,14 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         logger.info("as the index says: %s", said)
     _tell(cfg, pixels.count)
     return cfg
+
+
+def _with_channels(cfg: DataConfig, numbers: tuple[int, ...]) -> DataConfig:
+    """With these channels, whose number may not be that of the ranges, means and deviations."""
+    try:
+        return replace(cfg, channels=channels.written(numbers))
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error
 
 
 def _expect_alike(cfg: DataConfig, source: Source) -> None:
@@ -132,18 +140,25 @@ def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
     if clipped[most] > _CLIPPED:
         logger.warning(
             "data.value_range: %.0f %% of the values of channel %d lie outside %s and become its "
-            "ends; its values are %g to %g",
+            "ends; its values are %g to %g%s",
             *(100 * clipped[most], most, _words(dict(pairs)[most]), *_ends(measured, most)),
+            _others(sum(share > _CLIPPED for share in clipped.values()) - 1, len(pairs)),
         )
     used = {c: (_ends(measured, c)[1] - _ends(measured, c)[0]) / (b - a) for c, (a, b) in pairs}
     least = min(used, key=lambda c: used[c])
     if used[least] < _USED:
         logger.warning(
-            "data.value_range: the values of channel %d, %g to %g, are %.2g %% of %s; "
+            "data.value_range: the values of channel %d, %g to %g, are %.2g %% of %s%s; "
             "data.value_range=%s fits each channel's",
             *(least, *_ends(measured, least), 100 * used[least], _words(dict(pairs)[least])),
+            _others(sum(share < _USED for share in used.values()) - 1, len(pairs)),
             channels.PERCENTILES,
         )
+
+
+def _others(count: int, of: int) -> str:
+    """That a warning which names the worst channel is of others too."""
+    return f" (and the like of {count} more of {of} channels)" if count else ""
 
 
 def _ends(measured: Measured, channel: int) -> tuple[float, float]:

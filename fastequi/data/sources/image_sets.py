@@ -25,11 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fastequi.data.channels import RGB
 from fastequi.data.sources import index as indices
 from fastequi.data.sources import remote_listing
 from fastequi.data.sources.changes import differences, stale
 from fastequi.data.sources.columns import Rows
-from fastequi.data.sources.encoded import counted, format_of
+from fastequi.data.sources.encoded import PAGES, counted, format_of
 from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.headers import headers_of
 from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
@@ -50,6 +51,10 @@ logger = logging.getLogger(__name__)
 TOLERATE = 0.1
 _NAMED, _ALIKE = 10, 3
 _ALL, _RGB = Patterns(), Wanted()
+_OF_PAGES = (
+    "of a TIFF with several pages the first is the image; fastequi data scan PLACE --pages "
+    "channels or --pages images takes all"
+)
 
 
 @dataclass(frozen=True)
@@ -344,6 +349,7 @@ def _source(
     if again:
         again = f"; {again}: fastequi data scan {what.partition(': ')[2]} reads them again"
     known, unfit = _fit(known, wanted)
+    of_pages = wanted.channels != RGB and PAGES in known.formats
     if wanted.begun and unfit:
         logger.info("%s: %d images of another kind than the run's are not used", what, unfit)
         unfit = 0
@@ -354,10 +360,13 @@ def _source(
         failed = f"{bad} of {total} images in {root} cannot be read{how}: {reasons}"
         if not known.rows or bad > tolerated(total, tolerate):
             hint = "; --exclude leaves images out, data.tolerate a share of all" * bool(known.rows)
+            hint += f"; {_OF_PAGES}" * of_pages
             raise ValueError(f"{what.partition(':')[0]}: {failed}{again or hint}")
         if unfit or again or not known.decoded:
             logger.warning("%s; left out%s", failed, again)
     wanted.tell(what, known.columns.kinds)
+    if of_pages and not known.decoded:
+        logger.warning("%s: %s", what, _OF_PAGES)
     if known.decoded:
         counts = len(known.rows), file, known.when, bad
         logger.info("%d images by the index %s, scanned %s; %d left out", *counts)
