@@ -26,8 +26,11 @@ def read_image(
 
     They are what `encoder.transform` takes::
 
+        import fastequi
+        from fastequi.data import read_image
+
         encoder = fastequi.load("runs/mine")
-        image = fastequi.data.read_image("tile.tif", encoder.channels)
+        image = read_image("tile.tif", encoder.channels)
         tokens = encoder(encoder.transform(image)[None])
 
     Upright, in the file's own numbers: of DICOM in the modality's units. MINISWHITE TIFF of whole
