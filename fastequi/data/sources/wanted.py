@@ -75,6 +75,10 @@ class Wanted:
                 reasons[code] = f"{kind}, more than {MOST}"
             elif kind.channels != count:
                 reasons[code] = f"{kind}, expected {count}{counted}"
+            elif self.one_depth and self.begun and kind.depth != depth:
+                reasons[code] = (
+                    f"{kind}, expected {depth}{deep}, as data.value_range is in its numbers"
+                )
             elif self.one_depth and kind.depth != depth:
                 reasons[code] = (
                     f"{kind}, but data.value_range is in the numbers of one depth, {depth}{deep}; "
