@@ -186,8 +186,10 @@ def test_depths_mix_unless_a_range_or_a_run_says_one():
         Kind(1, "float32").code: "1 channel of float32, expected uint16 at most as the run's"
     }
     assert Wanted("all", one_depth=True).unfit(codes[:6]) == {
-        Kind(1).code: "1 channel of uint8, expected uint16, the largest of those that equally many "
-        "have, for a value_range"
+        Kind(1).code: (
+            "1 channel of uint8, but data.value_range is in the numbers of one depth, uint16 (as "
+            "many have another); data.value_range=dtype takes several"
+        )
     }
 
 
