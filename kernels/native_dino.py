@@ -42,7 +42,7 @@ def dino(
     out: Tensor | None,
     lse: Tensor | None = None,
 ) -> None:
-    """Fills loss [R], or [] with its sum, and, if there is one, the gradient `out` [R, N]; it may be
+    """Fills loss [R], or [] with its sum, and the gradient `out` [R, N], if there is one; it may be
     the student.
 
     With the sums `lse` of all columns given these are some of them, and the loss their share
