@@ -187,6 +187,7 @@ def main() -> None:
         document = {**about, "rows": measured(Path(folder), options.rounds)}
     print(table(document))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -200,6 +200,7 @@ def main() -> None:
     rows = [measured(options.folder, count, options.processes) for count in options.counts]
     document = {**about, "rows": rows}
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     print(table(document))
 

@@ -80,6 +80,7 @@ def main() -> None:
     text = brief(document)
     print(curve(json.loads(text)))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(text)
 
 

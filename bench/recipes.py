@@ -159,6 +159,7 @@ def main() -> None:
         rows.append(run(name, options.steps, options.batch))
         document = {**made, "rows": rows}
         if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(document, indent=1) + "\n")
     print(markdown(document))
 

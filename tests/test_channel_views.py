@@ -270,18 +270,30 @@ def test_views_are_augmented_within_their_range(folder):
 
 
 @pytest.mark.parametrize("views", ["fused", "dali"])
-@pytest.mark.parametrize("kind", ["uint16", "float32"])
-def test_values_outside_the_range_are_its_ends_before_they_are_resampled(tmp_path, kind, views):
+@pytest.mark.parametrize(
+    ("kind", "ranges"),
+    [
+        ("uint16", ((20_000, 40_000),) * 2),
+        ("uint16", ((20_000, 40_000), (0, 30_000))),
+        ("uint16", ((20_000.5, 40_000), (10_000, 65_535))),
+        ("float32", ((0.3, 0.6),) * 2),
+        ("float32", ((0.3, 0.6), (0.1, 0.5))),
+    ],
+)
+def test_values_outside_the_range_are_its_ends_before_they_are_resampled(
+    tmp_path, kind, ranges, views
+):
     """Dead pixels and places without data: their neighbours stay as they are."""
     array = values(3, kind, size=(40, 40))
-    low, high = (20_000, 40_000) if kind == "uint16" else (0.3, 0.6)
     array[::7, ::5] = 65_535 if kind == "uint16" else -9999
     write = science.plain_tiff if kind == "uint16" else WRITTEN["npy"][1]
     suffix = "tif" if kind == "uint16" else "npy"
     folder = science.write(tmp_path, {f"{i}.{suffix}": write(array) for i in range(4)})
-    cfg = plain(mean=(0.5,) * 2, std=(0.2,) * 2, channels="2,0", value_range=f"{low}:{high}")
+    asked = ",".join(f"{low}:{high}" for low, high in ranges)
+    cfg = plain(mean=(0.5,) * 2, std=(0.2,) * 2, channels="2,0", value_range=asked)
     (batch,) = batches(folder, 1, replace(cfg, views=views))
     image = torch.from_numpy(array.astype(np.float64)).permute(2, 0, 1)[None, [2, 0]]
+    low, high = torch.tensor(ranges, dtype=torch.float64).T[..., None, None]
     unit = (image.clamp(low, high) - low) / (high - low)
     expected = F.interpolate(unit, size=20, mode="bilinear", antialias=True)
     found = batch.u[:1].double() / 65535
