@@ -4,8 +4,8 @@
  * float32 per thread in the second-level cache, until their sum is known. The gradient is written while the next
  * row is read, since memory is fastest for both at once. Rows that meet the same teachers follow one another,
  * and the sum of these teachers' distributions is kept likewise; a row that meets one teacher more adds that
- * one. Numbers of rows and columns are in the logits' unit. A row's sums do not
- * depend on the thread that makes them.
+ * one. Numbers of rows and columns are in the logits' unit. A row's sums do not depend on the thread that makes
+ * them.
  */
 #include <stdlib.h>
 
@@ -23,13 +23,13 @@ typedef struct {
   const double *lse;     /* [rows] log-sum-exp of all columns, where these are some; or NULL */
   float *loss;           /* [rows], or NULL */
   float *total;          /* of all rows, or NULL */
-  int64_t student_stride, teacher_stride, grad_stride, rows, columns, teacher_rows;
+  int64_t student_stride, teacher_stride, grad_stride, rows, columns;
   float student_scale, teacher_scale; /* 1 / temperature */
   int32_t teachers, student_dtype, teacher_dtype, stream, threads; /* `stream`: gradients past the caches */
 } Dino;
 
 enum { AT_ONCE = 16 }; /* rows that a thread takes, or fewer */
-static const float FEW = 1e-12f;
+static const float FEW = 1e-12f; /* of a row's weight over the temperature */
 
 INLINE Sum split(double lse) {
   float high = (float)lse;

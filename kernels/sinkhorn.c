@@ -319,6 +319,7 @@ typedef struct {
 
 const int64_t EXPORT(sinkhorn_bytes) = sizeof(Sinkhorn);
 
+/* All iterations; before the first nothing is known of rows and columns. */
 int EXPORT(sinkhorn)(const Sinkhorn *op) {
   float *spare = malloc((size_t)(op->rows + op->columns) * sizeof(float));
   if (!spare) return -1;

@@ -184,17 +184,39 @@ INLINE void put_upper_halves(void *to, vf a, vf b, int stream) {
 FOUR(Four, transposed, v4, i4)
 FOUR(FourHalves, transposed_halves, h4, h4)
 
+/* The values of as many places as a vector has, four at each. */
+typedef struct {
+  vf a, b, c, d;
+} Quads;
+
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+#define WIDE(name) _mm512_##name
+typedef __m512 Wide;
+#else
+#define WIDE(name) _mm256_##name
+typedef __m256 Wide;
+#endif
+/* Of each quarter of four vectors, its rows made columns. */
+INLINE Quads quarters(Wide a, Wide b, Wide c, Wide d) {
+  Wide low = WIDE(unpacklo_ps)(a, b), low2 = WIDE(unpacklo_ps)(c, d); /* a0 b0 a1 b1, c0 d0 c1 d1 */
+  Wide high = WIDE(unpackhi_ps)(a, b), high2 = WIDE(unpackhi_ps)(c, d);
+  return (Quads){(vf)WIDE(shuffle_ps)(low, low2, 0x44), (vf)WIDE(shuffle_ps)(low, low2, 0xee),
+                 (vf)WIDE(shuffle_ps)(high, high2, 0x44), (vf)WIDE(shuffle_ps)(high, high2, 0xee)};
+}
+#undef WIDE
+#endif
+
 /* As many vectors as each has values, their rows made columns. */
 INLINE void transpose(vf *m) {
-#if defined(__AVX512F__)
-  __m512 x[16], y[16];
-  for (int i = 0; i < 16; i += 4) { /* of each quarter of four vectors */
-    __m512 a = (__m512)m[i], b = (__m512)m[i + 1], c = (__m512)m[i + 2], d = (__m512)m[i + 3];
-    __m512 low = _mm512_unpacklo_ps(a, b), high = _mm512_unpackhi_ps(a, b);
-    __m512 low2 = _mm512_unpacklo_ps(c, d), high2 = _mm512_unpackhi_ps(c, d);
-    x[i] = _mm512_shuffle_ps(low, low2, 0x44), x[i + 1] = _mm512_shuffle_ps(low, low2, 0xee);
-    x[i + 2] = _mm512_shuffle_ps(high, high2, 0x44), x[i + 3] = _mm512_shuffle_ps(high, high2, 0xee);
+#if defined(__AVX2__)
+  Wide x[LANES];
+  for (int i = 0; i < LANES; i += 4) {
+    Quads four = quarters((Wide)m[i], (Wide)m[i + 1], (Wide)m[i + 2], (Wide)m[i + 3]);
+    x[i] = (Wide)four.a, x[i + 1] = (Wide)four.b, x[i + 2] = (Wide)four.c, x[i + 3] = (Wide)four.d;
   }
+#if defined(__AVX512F__)
+  Wide y[LANES];
   for (int i = 0; i < 4; i++) {
     y[i] = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88), y[i + 4] = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd);
     y[i + 8] = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x88);
@@ -204,39 +226,20 @@ INLINE void transpose(vf *m) {
     m[i] = (vf)_mm512_shuffle_f32x4(y[i], y[i + 8], 0x88);
     m[i + 8] = (vf)_mm512_shuffle_f32x4(y[i], y[i + 8], 0xdd);
   }
-#elif defined(__AVX2__)
-  __m256 x[8];
-  for (int i = 0; i < 8; i += 4) {
-    __m256 a = (__m256)m[i], b = (__m256)m[i + 1], c = (__m256)m[i + 2], d = (__m256)m[i + 3];
-    __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
-    __m256 low2 = _mm256_unpacklo_ps(c, d), high2 = _mm256_unpackhi_ps(c, d);
-    x[i] = _mm256_shuffle_ps(low, low2, 0x44), x[i + 1] = _mm256_shuffle_ps(low, low2, 0xee);
-    x[i + 2] = _mm256_shuffle_ps(high, high2, 0x44), x[i + 3] = _mm256_shuffle_ps(high, high2, 0xee);
-  }
+#else
   for (int i = 0; i < 4; i++) {
     m[i] = (vf)_mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
     m[i + 4] = (vf)_mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
   }
+#endif
 #else
   Four t = transposed((Four){m[0], m[1], m[2], m[3]});
   m[0] = t.a, m[1] = t.b, m[2] = t.c, m[3] = t.d;
 #endif
 }
 
-/* The values of as many places as a vector has, four at each. */
-typedef struct {
-  vf a, b, c, d;
-} Quads;
-
 /* Of the places from + 2 at[i]. */
 #if defined(__AVX2__)
-#if defined(__AVX512F__)
-#define WIDE(name) _mm512_##name
-typedef __m512 Wide;
-#else
-#define WIDE(name) _mm256_##name
-typedef __m256 Wide;
-#endif
 /* Two places are read at once: loads are what binds. */
 INLINE void two_quads(__m128 *a, __m128 *b, const float *from, const int32_t *at) {
   typedef int64_t pair_at __attribute__((aligned(4), may_alias));
@@ -257,14 +260,10 @@ INLINE Quads quads(const float *from, const int32_t *at) {
 #else
 #define EVERY_FOURTH(i) joined(four[i], four[(i) + 4])
 #endif
-  Wide a = EVERY_FOURTH(0), b = EVERY_FOURTH(1), c = EVERY_FOURTH(2), d = EVERY_FOURTH(3);
+  Quads found = quarters(EVERY_FOURTH(0), EVERY_FOURTH(1), EVERY_FOURTH(2), EVERY_FOURTH(3));
 #undef EVERY_FOURTH
-  Wide low = WIDE(unpacklo_ps)(a, b), low2 = WIDE(unpacklo_ps)(c, d); /* a0 b0 a1 b1, c0 d0 c1 d1 */
-  Wide high = WIDE(unpackhi_ps)(a, b), high2 = WIDE(unpackhi_ps)(c, d);
-  return (Quads){(vf)WIDE(shuffle_ps)(low, low2, 0x44), (vf)WIDE(shuffle_ps)(low, low2, 0xee),
-                 (vf)WIDE(shuffle_ps)(high, high2, 0x44), (vf)WIDE(shuffle_ps)(high, high2, 0xee)};
+  return found;
 }
-#undef WIDE
 #else
 INLINE Quads quads(const float *from, const int32_t *at) {
   Four m = transposed((Four){AT(v4, from + 2 * (int64_t)at[0]), AT(v4, from + 2 * (int64_t)at[1]),

@@ -11,12 +11,13 @@ import re
 
 import numpy as np
 
+from fastequi.functional.fused_views import MOST_VALUE
+
 RGB = "rgb"
 ALL = "all"
 DTYPE = "dtype"
 PERCENTILES = "percentiles"
 MOST = 1024  # channels, as the kernels take
-MOST_VALUE = 1e30  # of a range, either way, as the kernels take
 
 Ranges = tuple[tuple[float, float], ...]  # lower and upper end of each channel
 

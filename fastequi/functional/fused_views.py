@@ -104,7 +104,8 @@ def fused_views(
     return _views.fused_views(drawn, target, dtype)
 
 
-_MOST_SIGMA, _MOST_COLOR, _MOST_EXPONENT, _MOST_VALUE = 64.0, 1e6, 64.0, 1e30
+_MOST_SIGMA, _MOST_COLOR, _MOST_EXPONENT = 64.0, 1e6, 64.0
+MOST_VALUE = 1e30  # of a range, either way
 
 
 def _kind(value: object) -> str:
@@ -201,8 +202,8 @@ def _checked_range(
         ) from None
     if len(found) not in (1, len(taken)):
         raise ValueError(f"value_range: expected 1 or {len(taken)} pairs, got {len(found)}")
-    if not all(-_MOST_VALUE <= low < high <= _MOST_VALUE for low, high in found):  # nor NaN
-        raise ValueError(f"value_range: expected low < high within ±{_MOST_VALUE:g}, got {given!r}")
+    if not all(-MOST_VALUE <= low < high <= MOST_VALUE for low, high in found):  # nor NaN
+        raise ValueError(f"value_range: expected low < high within ±{MOST_VALUE:g}, got {given!r}")
     return found * (len(taken) if len(found) == 1 else 1)
 
 
