@@ -1,6 +1,6 @@
-/* Views of decoded images on a CPU, in one pass from their values: a window resampled with antialiasing,
- * mirrored or not, range, colours or each channel's gain, blur, solarization, normalisation. What
- * fused_views.py's reference computes.
+/* Views of decoded images on a CPU, in one pass from their values: cut off at the ends of their range, a window
+ * resampled with antialiasing, mirrored or not, colours or each channel's gain, blur, solarization,
+ * normalisation. What fused_views.py's reference computes.
  *
  * A view is made by one thread in planes of float32 that stay in its caches, up to CHUNK channels at a
  * time. A row of the view is first the weighted sum of the image's rows, then of their pixels; blur is
@@ -90,7 +90,7 @@ typedef struct {
 INLINE void sum_piece(
     float *line, const void *rows, int64_t at, int64_t pitch, const float *weight, int64_t count, int64_t n,
     int32_t type, Ends ends, int64_t first) {
-  const float *low = ends.low + first, *high = ends.high + first;
+  const float *low = ends.low ? ends.low + first : NULL, *high = ends.low ? ends.high + first : NULL;
   int64_t i = 0;
   line += first;
   for (; i + LANES <= n; i += LANES) {
