@@ -11,9 +11,11 @@
 #include "exponentials.h"
 #include "separable.h"
 
-enum { CHUNK = 16 }; /* channels at once */
+enum {
+  CHUNK = 16, /* channels at once */
+  TAPS = 6,   /* pixels of a row that are summed without counting them */
+};
 
-VECTOR(vb, uint8_t, LANES);
 
 typedef struct {
   const void *const *photos; /* [photos] of `type`, pixels of `stored` channels, rows without gaps inside */
@@ -71,8 +73,7 @@ CALLED void resample_axis(const Axis *axis, double from, double to, int64_t pixe
 }
 
 INLINE vf values_at(const void *from, int64_t at, int32_t type) {
-  if (type == UINT8)
-    return __builtin_convertvector(__builtin_convertvector(AT(vb, (const uint8_t *)from + at), vi), vf);
+  if (type == UINT8) return __builtin_convertvector((vi)widened_bytes(AT(vb, (const uint8_t *)from + at)), vf);
   if (type == UINT16) return __builtin_convertvector((vi)widened(AT(vh, (const uint16_t *)from + at)), vf);
   return AT(vf, (const float *)from + at);
 }
@@ -86,27 +87,45 @@ typedef struct {
   const float *low, *high;
 } Ends;
 
-/* line[i] = Σ_t weight[t] rows[t][at + i] of n values, rows a pitch apart; the line's from `first` on. */
+/* line[i] = Σ_t weight[t] rows[t][at + i] of `vectors` vectors from i on, rows a pitch apart. */
+INLINE void sum_vectors(
+    float *line, const void *rows, int64_t at, int64_t pitch, const float *weight, int64_t count, int vectors,
+    int32_t type, Ends ends, int64_t i) {
+  vf sums[SIDE];
+  EACH(vectors) sums[v] = splat(0.0f);
+  for (int64_t t = 0; t < count; t++) {
+    vf by = splat(weight[t]);
+    EACH(vectors) {
+      int64_t j = i + v * LANES;
+      vf value = values_at(rows, at + t * pitch + j, type);
+      if (ends.low) value = smaller(AT(vf, ends.high + j), larger(AT(vf, ends.low + j), value)); /* NaN stays */
+      sums[v] += value * by;
+    }
+  }
+  EACH(vectors) AT(vf, line + i + v * LANES) = sums[v];
+}
+
+/* The same of n values; the line's and the ends' from `first` on. */
 INLINE void sum_piece(
     float *line, const void *rows, int64_t at, int64_t pitch, const float *weight, int64_t count, int64_t n,
     int32_t type, Ends ends, int64_t first) {
-  const float *low = ends.low ? ends.low + first : NULL, *high = ends.low ? ends.high + first : NULL;
   int64_t i = 0;
   line += first;
-  for (; i + LANES <= n; i += LANES) {
-    vf sum = splat(0.0f);
-    for (int64_t t = 0; t < count; t++) {
-      vf value = values_at(rows, at + t * pitch + i, type);
-      if (ends.low) value = smaller(AT(vf, high + i), larger(AT(vf, low + i), value)); /* NaN stays */
-      sum += value * weight[t];
-    }
-    AT(vf, line + i) = sum;
+  if (ends.low) ends.low += first, ends.high += first;
+#define SUM(vectors) sum_vectors(line, rows, at, pitch, weight, count, vectors, type, ends, i)
+  for (; i + SIDE * LANES <= n; i += SIDE * LANES) SUM(SIDE);
+  for (; i + LANES <= n; i += LANES) SUM(1);
+  if (i < n && n >= LANES) { /* some once more */
+    i = n - LANES;
+    SUM(1);
+    return;
   }
+#undef SUM
   for (; i < n; i++) {
     float sum = 0;
     for (int64_t t = 0; t < count; t++) {
       float value = one_value(rows, at + t * pitch + i, type);
-      if (ends.low) value = value < low[i] ? low[i] : value > high[i] ? high[i] : value;
+      if (ends.low) value = value < ends.low[i] ? ends.low[i] : value > ends.high[i] ? ends.high[i] : value;
       sum += value * weight[t];
     }
     line[i] = sum;
@@ -151,72 +170,65 @@ CALLED void sum_rows(
 }
 
 /* Four channels of a pixel, from a line of pixels of n. */
-INLINE v4 sum_pixels(const float *line, const Axis *across, int64_t x, int64_t n) {
+INLINE v4 sum_pixels(const float *line, const Axis *across, int64_t x, int64_t count, int64_t n) {
   const float *at = line + n * across->first[x], *weight = across->weight + x * across->most;
-  v4 sum = {0};
-  for (int64_t t = 0; t < across->count[x]; t++) sum += AT(v4, at + n * t) * weight[t];
+  v4 sum = AT(v4, at) * weight[0];
+  for (int64_t t = 1; t < count; t++) sum += AT(v4, at + n * t) * weight[t];
   return sum;
 }
 
-INLINE void sum_line(float *to, int64_t plane, const float *line, const Axis *across, int64_t width, int64_t n, int64_t some) {
+/* Up to four channels of a row, each to its plane. `taps`: of every pixel, or 0 for what each has. */
+INLINE void sum_line_of(
+    float *to, int64_t plane, const float *line, const Axis *across, int64_t width, int64_t n, int64_t some,
+    int64_t taps) {
   int64_t x = 0;
+#define PIXEL(x) sum_pixels(line, across, x, taps ? taps : across->count[x], n)
   for (; x + 4 <= width; x += 4) {
-    Four four = transposed((Four){sum_pixels(line, across, x, n), sum_pixels(line, across, x + 1, n),
-                                  sum_pixels(line, across, x + 2, n), sum_pixels(line, across, x + 3, n)});
+    Four four = transposed((Four){PIXEL(x), PIXEL(x + 1), PIXEL(x + 2), PIXEL(x + 3)});
     AT(v4, to + x) = four.a;
     if (some > 1) AT(v4, to + plane + x) = four.b;
     if (some > 2) AT(v4, to + 2 * plane + x) = four.c;
     if (some > 3) AT(v4, to + 3 * plane + x) = four.d;
   }
   for (; x < width; x++) {
-    v4 value = sum_pixels(line, across, x, n);
+    v4 value = PIXEL(x);
     for (int64_t c = 0; c < some; c++) to[c * plane + x] = value[c];
   }
+#undef PIXEL
 }
 
-/* The window as planes of a chunk's channels. */
-CALLED void resample(
-    const Views *op, int64_t v, Chunk chunk, const Axis *down, const Axis *across, float *line, float *ends,
-    float *planes, int64_t pitch) {
-  int64_t photo = op->photo[v], height = op->height, width = op->width, plane = height * pitch;
-  int64_t left = across->first[0], right = 0, n = chunk.count;
-  for (int64_t x = 0; x < width; x++) {
-    if (across->first[x] < left) left = across->first[x];
-    if (across->first[x] + across->count[x] > right) right = across->first[x] + across->count[x];
+CALLED void sum_line(
+    float *to, int64_t plane, const float *line, const Axis *across, int64_t width, int64_t n, int64_t some, int64_t taps) {
+#define COLOURS(taps) case taps: sum_line_of(to, plane, line, across, width, 3, 3, taps); return
+  if (n == 3) switch (taps) {
+    COLOURS(2);
+    COLOURS(3);
+    COLOURS(4);
+    COLOURS(5);
+    COLOURS(6);
   }
-  float *low = ends, *high = ends + n * (right - left);
-  for (int64_t i = 0; op->ends && i < n * (right - left); i++) {
-    low[i] = op->ends[2 * (chunk.first + i % n)];
-    high[i] = op->ends[2 * (chunk.first + i % n) + 1];
-  }
-  Ends all = {op->ends ? low : NULL, high};
-  for (int64_t y = 0; y < height; y++) {
-    int64_t at = down->first[y] * op->pitch[photo] + op->stored * left;
-    sum_rows(line, op, chunk, op->photos[photo], at, op->pitch[photo], down->weight + y * down->most, down->count[y],
-             right - left, all);
-    for (int64_t c = 0; c < n; c += 4)
-      sum_line(planes + c * plane + y * pitch, plane, line + c - n * left, across, width, n, n - c < 4 ? n - c : 4);
-  }
+#undef COLOURS
+  sum_line_of(to, plane, line, across, width, n, some, 0);
 }
 
 INLINE vf cut(vf value, float top) { return smaller(splat(top), larger(splat(0.0f), value)); } /* NaN stays */
 
 /* gain x + bias of every value, cut off at 0 and `top`. */
-CALLED void rescale(float *plane, int64_t n, float gain, float bias, float top) {
-  for (int64_t i = 0; i < n; i += LANES) AT(vf, plane + i) = cut(AT(vf, plane + i) * gain + bias, top);
+CALLED void rescale(float *row, int64_t n, float gain, float bias, float top) {
+  for (int64_t i = 0; i < n; i += LANES) AT(vf, row + i) = cut(AT(vf, row + i) * gain + bias, top);
 }
 
 /* Values of 0..top to the power of `exponent`, as parts of it. */
-CALLED void raise(float *plane, int64_t n, float exponent, float top) {
+CALLED void raise(float *row, int64_t n, float exponent, float top) {
   for (int64_t i = 0; i < n; i += LANES) {
-    vf x = AT(vf, plane + i), power = exp2_times(log2_of(x * (1 / top)), exponent, top);
-    AT(vf, plane + i) = pick(x > 0.0f, power, x);
+    vf x = AT(vf, row + i), power = exp2_times(log2_of(x * (1 / top)), exponent, top);
+    AT(vf, row + i) = pick(x > 0.0f, power, x);
   }
 }
 
 /* The affine map of every pixel, cut off at 0 and `top`. */
-CALLED void recolor(const float *m, float *planes, int64_t n, float top) {
-  float *r = planes, *g = planes + n, *b = planes + 2 * n;
+CALLED void recolor(const float *m, float *row, int64_t plane, int64_t n, float top) {
+  float *r = row, *g = row + plane, *b = row + 2 * plane;
   for (int64_t i = 0; i < n; i += LANES) {
     vf red = AT(vf, r + i), green = AT(vf, g + i), blue = AT(vf, b + i), made[3];
     for (int64_t c = 0; c < 3; c++) {
@@ -229,40 +241,114 @@ CALLED void recolor(const float *m, float *planes, int64_t n, float top) {
   }
 }
 
+/* The colours of a row of a chunk's channels, each in its plane. */
+CALLED void colour(const Views *op, int64_t v, Chunk chunk, float *row, int64_t plane) {
+  int64_t n = op->width;
+  for (int64_t c = 0; c < chunk.count && op->range; c++) {
+    const float *range = op->range + 2 * (chunk.first + c);
+    rescale(row + c * plane, n, range[0], range[1], op->top);
+  }
+  if (op->color) recolor(op->color + 12 * v, row, plane, n, op->top);
+  for (int64_t c = 0; c < chunk.count && op->each; c++) {
+    const float *each = op->each + 3 * (v * op->channels + chunk.first + c);
+    rescale(row + c * plane, n, each[0], op->top * each[1], op->top);
+    if (each[2] != 1.0f) raise(row + c * plane, n, each[2], op->top);
+  }
+}
+
 /* Values of a row as they leave: solarized, normalised. */
 INLINE vf last_of(vf value, int solarize, float top, float gain, float bias) {
   if (solarize) value = pick(value >= 0.5f * top, top - value, value);
   return value * gain + bias;
 }
 
+/* Values as whole numbers up to `most`, rounded; NaN as 0. */
+INLINE vi whole_of(vf value, float most) {
+  return __builtin_convertvector(smaller(splat(most), larger(value, splat(0.0f))) + 0.5f, vi);
+}
+
+/* Three channels of a row as bytes side by side. Vectors are written as long as none reaches the row's end,
+ * behind which is another view's. */
+CALLED void write_bytes(const Views *op, const float *row, int64_t plane, int solarize, int64_t v, int64_t y) {
+  int64_t width = op->width;
+  uint8_t *out = (uint8_t *)op->out + (v * op->height + y) * width * 3;
+  int32_t pixels[LANES] __attribute__((aligned(64)));
+  for (int64_t x = 0; x < width; x += LANES) {
+    vi packed = {0};
+    for (int c = 0; c < 3; c++)
+      packed |= whole_of(last_of(AT(vf, row + c * plane + x), solarize, op->top, op->gain[c], op->bias[c]), 255.0f) << (8 * c);
+    *(vi *)pixels = packed;
+    int64_t n = width - x < LANES ? width - x : LANES, i = 0;
+    for (; x + i + 6 <= width && i < LANES; i += 4) put_low_three(out + 3 * (x + i), AT(b16, pixels + i));
+    for (; i < n; i++)
+      for (int c = 0; c < 3; c++) out[3 * (x + i) + c] = (uint8_t)(pixels[i] >> (8 * c));
+  }
+}
+
 CALLED void write_row(const Views *op, const float *row, int solarize, int64_t v, int64_t c, int64_t y) {
-  int64_t width = op->width, x = 0, at = ((v * op->channels + c) * op->height + y) * width, step = 1;
+  int64_t width = op->width, x = 0, at = ((v * op->channels + c) * op->height + y) * width;
   float gain = op->gain[c], bias = op->bias[c], top = op->top;
   if (op->dtype == FLOAT32 || op->dtype == BFLOAT16)
     for (; x + LANES <= width; x += LANES)
       store(op->out, at + x, last_of(AT(vf, row + x), solarize, top, gain, bias), op->dtype, 0);
-  if (op->dtype == UINT8 && op->channels == 3) at = ((v * op->height + y) * width) * 3 + c, step = 3;
-  for (; x < width; x++) {
-    float value = solarize && row[x] >= 0.5f * top ? top - row[x] : row[x];
-    value = value * gain + bias;
-    if (op->dtype == UINT8 || op->dtype == UINT16) value = value > 0.0f ? value : 0.0f; /* NaN too */
-    if (op->dtype == UINT8) ((uint8_t *)op->out)[at + step * x] = (uint8_t)(value + 0.5f);
-    else if (op->dtype == UINT16) ((uint16_t *)op->out)[at + x] = (uint16_t)(value + 0.5f);
-    else put(op->out, at + x, value, op->dtype);
+  for (; x < width; x += LANES) {
+    vf values = last_of(AT(vf, row + x), solarize, top, gain, bias);
+    int64_t n = width - x < LANES ? width - x : LANES;
+    if (op->dtype == UINT8 || op->dtype == UINT16) {
+      vi whole = whole_of(values, op->dtype == UINT8 ? 255.0f : 65535.0f);
+      if (op->dtype == UINT8) for (int64_t i = 0; i < n; i++) ((uint8_t *)op->out)[at + x + i] = (uint8_t)whole[i];
+      else for (int64_t i = 0; i < n; i++) ((uint16_t *)op->out)[at + x + i] = (uint16_t)whole[i];
+    } else for (int64_t i = 0; i < n; i++) put(op->out, at + x + i, values[i], op->dtype);
   }
 }
 
-/* The colours of a chunk's planes of n values. */
-CALLED void colour(const Views *op, int64_t v, Chunk chunk, float *planes, int64_t n) {
-  for (int64_t c = 0; c < chunk.count && op->range; c++) {
-    const float *range = op->range + 2 * (chunk.first + c);
-    rescale(planes + c * n, n, range[0], range[1], op->top);
+/* A row of a chunk's channels. */
+CALLED void write(const Views *op, const float *row, int64_t plane, Chunk chunk, int solarize, int64_t v, int64_t y) {
+  if (op->dtype == UINT8 && op->channels == 3) write_bytes(op, row, plane, solarize, v, y);
+  else
+    for (int64_t c = 0; c < chunk.count; c++) write_row(op, row + c * plane, solarize, v, chunk.first + c, y);
+}
+
+/* What a thread works in. */
+typedef struct {
+  float *planes, *turned, *blurred, *line, *ends, *taps;
+  Axis down, across;
+} Own;
+
+/* A chunk of a view: row by row its window is resampled and coloured, and written, or blurred first. */
+CALLED void make_view(const Views *op, int64_t v, Chunk chunk, const Own *own, Places places, int64_t pitch, int64_t reach) {
+  const Axis *down = &own->down, *across = &own->across;
+  int64_t photo = op->photo[v], height = op->height, width = op->width, plane = height * pitch;
+  int64_t left = across->first[0], right = 0, most = 0, n = chunk.count;
+  for (int64_t x = 0; x < width; x++) {
+    if (across->first[x] < left) left = across->first[x];
+    if (across->first[x] + across->count[x] > right) right = across->first[x] + across->count[x];
+    if (across->count[x] > most) most = across->count[x];
   }
-  if (op->color) recolor(op->color + 12 * v, planes, n, op->top);
-  for (int64_t c = 0; c < chunk.count && op->each; c++) {
-    const float *each = op->each + 3 * (v * op->channels + chunk.first + c);
-    rescale(planes + c * n, n, each[0], op->top * each[1], op->top);
-    if (each[2] != 1.0f) raise(planes + c * n, n, each[2], op->top);
+  if (op->type == FLOAT32 || most > TAPS) most = 0; /* a weight of 0 times NaN */
+  float *line = own->line, *low = own->ends, *high = own->ends + n * (right - left);
+  for (int64_t i = 0; op->ends && i < n * (right - left); i++) {
+    low[i] = op->ends[2 * (chunk.first + i % n)];
+    high[i] = op->ends[2 * (chunk.first + i % n) + 1];
+  }
+  Ends all = {op->ends ? low : NULL, high};
+  int solarize = op->solarize && op->solarize[v];
+  for (int64_t y = 0; y < height; y++) {
+    int64_t at = down->first[y] * op->pitch[photo] + op->stored * left;
+    float *row = own->planes + (reach ? y * pitch : 0);
+    sum_rows(line, op, chunk, op->photos[photo], at, op->pitch[photo], down->weight + y * down->most, down->count[y],
+             right - left, all);
+    for (int64_t c = 0; c < n; c += 4)
+      sum_line(row + c * plane, plane, line + c - n * left, across, width, n, n - c < 4 ? n - c : 4, most);
+    colour(op, v, chunk, row, plane);
+    if (!reach) write(op, row, plane, chunk, solarize, v, y);
+  }
+  for (int64_t y = 0; reach && y < height; y += ROWS) {
+    int64_t rows = height - y < ROWS ? height - y : ROWS, strip = ROWS * pitch;
+    for (int64_t c = 0; c < n; c++)
+      filter_strip(own->blurred + c * strip, pitch, own->turned, own->planes + c * plane, places, own->taps, reach, 1, 0,
+                   y, rows, width);
+    for (int64_t r = 0; r < rows; r++) write(op, own->blurred + r * pitch, strip, chunk, solarize, v, y + r);
   }
 }
 
@@ -276,9 +362,9 @@ int EXPORT(fused_views)(const Views *op) {
   }
   int64_t most = op->channels < CHUNK ? op->channels : CHUNK;
   int64_t pitch = (width + SPARE + 15) / 16 * 16, planes = most * height * pitch + SPARE; /* 16: a cache line's */
-  int64_t line = most * wide + SPARE, strip = op->sigma ? ROWS * pitch : 0;
+  int64_t line = most * (wide + TAPS) + SPARE, strip = op->sigma ? ROWS * pitch : 0;
   int64_t weights_down = height * op->down, weights_across = width * op->across;
-  int64_t floats = planes + 2 * strip + line + (op->ends ? 2 * line : 0) + op->reach + 1 + weights_down + weights_across;
+  int64_t floats = planes + (most + 1) * strip + line + (op->ends ? 2 * line : 0) + op->reach + 1 + weights_down + weights_across;
   int64_t bytes = floats * sizeof(float) + 2 * (height + width) * sizeof(int32_t);
   bytes = (bytes + 63) / 64 * 64;
   char *scratch = aligned_alloc(64, op->threads * bytes);
@@ -292,31 +378,22 @@ int EXPORT(fused_views)(const Views *op) {
   const Places where = placed(places, height, width, pitch, op->reach);
 #pragma omp parallel for num_threads(op->threads) schedule(dynamic)
   for (int64_t v = 0; v < op->views; v++) {
-    float *own = (float *)(scratch + thread_number() * bytes), *turned = own + planes, *blurred = turned + strip;
-    float *lines = blurred + strip, *ends = lines + line, *taps = ends + (op->ends ? 2 * line : 0);
-    float *weights = taps + op->reach + 1;
+    Own own = {.planes = (float *)(scratch + thread_number() * bytes)};
+    own.turned = own.planes + planes, own.blurred = own.turned + strip, own.line = own.blurred + most * strip;
+    own.ends = own.line + line, own.taps = own.ends + (op->ends ? 2 * line : 0);
+    float *weights = own.taps + op->reach + 1;
     int32_t *spans = (int32_t *)(weights + weights_down + weights_across);
-    Axis down = {spans, spans + height, weights, op->down};
-    Axis across = {spans + 2 * height, spans + 2 * height + width, weights + weights_down, op->across};
+    own.down = (Axis){spans, spans + height, weights, op->down};
+    own.across = (Axis){spans + 2 * height, spans + 2 * height + width, weights + weights_down, op->across};
     const float *window = op->window + 4 * v;
     const int32_t *sides = op->sides + 2 * op->photo[v];
-    resample_axis(&down, window[0], window[2], sides[0], height);
-    resample_axis(&across, window[1], window[3], sides[1], width);
+    resample_axis(&own.down, window[0], window[2], sides[0], height);
+    resample_axis(&own.across, window[1], window[3], sides[1], width);
     int64_t reach = 0;
-    if (op->sigma && op->sigma[v] > 0) reach = taps_of(op->sigma[v], (int64_t)ceil(3.0 * op->sigma[v]), taps);
-    int solarize = op->solarize && op->solarize[v];
+    if (op->sigma && op->sigma[v] > 0) reach = taps_of(op->sigma[v], (int64_t)ceil(3.0 * op->sigma[v]), own.taps);
     for (int64_t first = 0; first < op->channels; first += most) {
       Chunk chunk = {first, op->channels - first < most ? op->channels - first : most};
-      resample(op, v, chunk, &down, &across, lines, ends, own, pitch);
-      colour(op, v, chunk, own, height * pitch);
-      for (int64_t c = 0; c < chunk.count; c++)
-        for (int64_t y = 0; y < height; y += ROWS) {
-          const float *plane = own + c * height * pitch, *values = plane + y * pitch;
-          int64_t n = height - y < ROWS ? height - y : ROWS;
-          if (reach) filter_strip(blurred, pitch, turned, plane, where, taps, reach, 1, 0, y, n, width);
-          for (int64_t r = 0; r < n; r++)
-            write_row(op, (reach ? blurred : values) + r * pitch, solarize, v, first + c, y + r);
-        }
+      make_view(op, v, chunk, &own, where, pitch, reach);
     }
   }
   free(scratch);

@@ -23,6 +23,7 @@ VECTOR(v4, float, 16); /* a texel */
 VECTOR(i4, int32_t, 16);
 VECTOR(h4, uint16_t, 8);
 VECTOR(b4, uint8_t, 4);
+VECTOR(b16, uint8_t, 16);
 
 /* As many values as a register holds: compilers make wider vectors value by value, in memory.
  * STREAM writes past the caches, to a multiple of the vector's size. */
@@ -48,6 +49,7 @@ VECTOR(vf, float, LANES * 4);
 VECTOR(vi, int32_t, LANES * 4);
 VECTOR(vu, uint32_t, LANES * 4);
 VECTOR(vh, uint16_t, LANES * 2);
+VECTOR(vb, uint8_t, LANES);
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE4(INDEX, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -115,22 +117,31 @@ INLINE vf pick(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask &
 
 INLINE vf magnitude(vf v) { return (vf)((vi)v & 0x7fffffff); }
 
-#ifdef __ARM_NEON /* for which GCC widens value by value */
+/* Whole numbers of 8 and 16 bits as those of 32, and as floats: GCC 12 widens them value by value, or by halves. */
+#ifdef __ARM_NEON
 INLINE vu widened(vh halves) { return (vu)vmovl_u16((uint16x4_t)halves); }
-INLINE v4 from_bytes(b4 bytes) {
-  uint16x8_t halves = vmovl_u8(vcreate_u8((uint32_t)bytes));
-  return (v4)vcvtq_f32_u32(vmovl_u16(vget_low_u16(halves)));
-}
+INLINE vu widened_bytes(vb bytes) { return widened((vh)vget_low_u16(vmovl_u8(vcreate_u8((uint32_t)bytes)))); }
+INLINE v4 from_bytes(b4 bytes) { return (v4)vcvtq_f32_u32((uint32x4_t)widened_bytes((vb)bytes)); }
 #else
-#if defined(__AVX512F__) /* GCC 12 makes it of halves by itself */
+#if defined(__AVX512F__)
 INLINE vu widened(vh halves) { return (vu)_mm512_cvtepu16_epi32((__m256i)halves); }
+INLINE vu widened_bytes(vb bytes) { return (vu)_mm512_cvtepu8_epi32((__m128i)bytes); }
 #elif defined(__AVX2__)
 INLINE vu widened(vh halves) { return (vu)_mm256_cvtepu16_epi32((__m128i)halves); }
+INLINE vu widened_bytes(vb bytes) { return (vu)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes)); }
+#elif defined(__SSE4_1__)
+INLINE vu widened(vh halves) { return (vu)_mm_cvtepu16_epi32(_mm_cvtsi64_si128((long long)halves)); }
+INLINE vu widened_bytes(vb bytes) { return (vu)_mm_cvtepu8_epi32(_mm_cvtsi32_si128((int)bytes)); }
 #else
 INLINE vu widened(vh halves) { return __builtin_convertvector(halves, vu); }
+INLINE vu widened_bytes(vb bytes) { return __builtin_convertvector(bytes, vu); }
 #endif
 INLINE v4 from_bytes(b4 bytes) {
+#ifdef __SSE4_1__
+  return (v4)_mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128((int)bytes)));
+#else
   return __builtin_convertvector(__builtin_convertvector(bytes, i4), v4);
+#endif
 }
 #endif
 
@@ -168,6 +179,11 @@ INLINE void put_upper_halves(void *to, vf a, vf b, int stream) {
     else AT(vh, (uint16_t *)to + v * LANES) = halves[v];
 }
 #endif
+
+/* The first three of every four bytes to the 12 at `to`; anything to the four behind. */
+INLINE void put_low_three(uint8_t *to, b16 bytes) {
+  AT(b16, to) = SHUFFLE4(b16, bytes, bytes, 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
+}
 
 /* Four vectors of four, and their rows made columns. */
 #define FOUR(Four, transposed, V, INDEX)                                                           \
