@@ -156,7 +156,7 @@ int EXPORT(blur)(const Blur *op) {
   int64_t *places = malloc((size_t)places_of(height, op->image.width, reach) * sizeof(int64_t));
   int failed = planes && memory && parts && places ? 0 : -1;
   if (!failed) {
-    Places where = placed(places, height, op->image.width, pitch, reach);
+    Places where = placed(places, height, op->image.width, height, pitch, reach);
     memset(memory, 0, own_bytes);
     if (op->grad) in_large_pages(op->grad, op->grad_bytes);
     if (op->out)

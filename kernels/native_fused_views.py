@@ -24,7 +24,7 @@ class ViewsStruct(Structure):
         ("top", c_float),
         *((name, c_int32) for name in ("views", "channels", "stored", "type")),
         *((name, c_int32) for name in ("height", "width", "dtype", "threads")),
-        *((name, c_int32) for name in ("down", "across", "reach")),
+        *((name, c_int32) for name in ("down", "across", "reach", "stream")),
     )
 
 
@@ -63,15 +63,16 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
         min(native.threads(out.numel()), len(photo)),
         *taps(window, target),
         0 if sigma is None else 3 * int(sigma.max().item()) + 3,
+        out.numel() * out.element_size() > native.STREAM_BYTES,
     )
     floats = {"gain": [value * scale for value in gain], "bias": bias}
     if target.ranges is not None:
-        scales = [target.top / (high - low) for low, high in target.ranges]
-        lows = [low for low, _ in target.ranges]
-        floats["range"] = [x for s, low in zip(scales, lows, strict=True) for x in (s, -low * s)]
         most = LARGEST.get(photos[0].dtype)
-        if most is None or any(low > 0 or high < most for low, high in target.ranges):
+        cut = most is None or any(low > 0 or high < most for low, high in target.ranges)
+        if cut:
             floats["ends"] = [end for ends in target.ranges for end in ends]
+        scales = [(target.top / (high - low), 0 if cut else low) for low, high in target.ranges]
+        floats["range"] = [x for scale, low in scales for x in (scale, -low * scale)]
     native.call("fused_views", native.with_floats(op, floats))
 
 

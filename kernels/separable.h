@@ -61,10 +61,11 @@ INLINE int64_t beyond(int64_t reach) { return reach + ROWS + LANES; }
 /* How many values `places` has. */
 INLINE int64_t places_of(int64_t height, int64_t width, int64_t reach) { return height + width + 4 * beyond(reach); }
 
-/* Of planes whose rows are `pitch` apart; in memory at `places`. */
-INLINE Places placed(int64_t *places, int64_t height, int64_t width, int64_t pitch, int64_t reach) {
+/* Of planes whose rows are `pitch` apart and of which `kept` are in memory, each in the place of an earlier one; in
+ * memory at `places`. */
+INLINE Places placed(int64_t *places, int64_t height, int64_t width, int64_t kept, int64_t pitch, int64_t reach) {
   int64_t more = beyond(reach), *down = places + more, *across = down + height + 2 * more;
-  for (int64_t i = -more; i < height + more; i++) down[i] = reflected(i, height) * pitch;
+  for (int64_t i = -more; i < height + more; i++) down[i] = reflected(i, height) % kept * pitch;
   for (int64_t i = -more; i < width + more; i++) across[i] = reflected(i, width) * ROWS;
   return (Places){down, across};
 }

@@ -115,6 +115,14 @@ INLINE vf floored(vf v) { return (vf){floorf(v[0]), floorf(v[1]), floorf(v[2]), 
 #endif
 INLINE vf pick(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
+/* In a register: of a vector from memory GCC would read each value again, by a load of its own. */
+INLINE v4 kept(v4 v) {
+#ifdef __SSE2__
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
 INLINE vf magnitude(vf v) { return (vf)((vi)v & 0x7fffffff); }
 
 /* Whole numbers of 8 and 16 bits as those of 32, and as floats: GCC 12 widens them value by value, or by halves. */

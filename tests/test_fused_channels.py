@@ -136,6 +136,24 @@ def test_what_is_outside_the_range_is_cut_off_before_values_are_resampled(taken,
 
 
 @needs_c
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(1e6, 1e6 + 10, torch.float32), (1e5, 1e5 + 1, torch.float32), (6e4, 6e4 + 10, torch.uint16)],
+)
+def test_a_narrow_range_far_from_0_keeps_its_digits(low, high, dtype):
+    """Sums of values near 1e6 have none left for a tenth."""
+    generator = torch.Generator().manual_seed(0)
+    values = low + (high - low) * torch.rand(40, 50, 2, generator=generator, dtype=torch.float64)
+    image = values.to(dtype) if dtype != torch.uint16 else values.int().to(dtype)
+    window = torch.tensor([[1.3, 2.0, 38.6, 49.1]])
+    with backend.force("native"):
+        found = fused_views([image], window, size=31, value_range=(low, high))
+    with backend.force("torch"):
+        exact = fused_views([image], window, size=31, value_range=(low, high), dtype=torch.float64)
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
+
+
+@needs_c
 def test_channels_come_in_the_order_that_is_asked_for():
     """Every choice of as many as there are, those too that begin and end as all of them do."""
     window = torch.tensor([[0.0, 0, 4, 4]])

@@ -66,6 +66,17 @@ def test_the_views_are_dalis_within_a_grey_level(cfg):
             assert (apart > 1.51).float().mean() < 2e-3
 
 
+@pytest.mark.parametrize("cfg", [CFG, SEPARATE, ROTATED], ids=["shared", "apart", "turned"])
+def test_views_of_bfloat16_are_those_of_float32_rounded(cfg):
+    cfg = replace(cfg, views="fused")
+    halves = batches(2, cfg=cfg, dtype=torch.bfloat16)
+    for a, b in zip(halves, batches(2, cfg=cfg), strict=True):
+        assert torch.equal(a.u, b.u)
+        assert torch.equal(a.v1, b.v1.bfloat16())
+        if b.local_crops is not None:
+            assert torch.equal(a.local_crops, b.local_crops.bfloat16())
+
+
 def test_shared_crops_are_the_middle_of_u():
     cfg = replace(FUSED, a1=CFG.a1.plain(), a2=CFG.a2.plain())
     for batch in batches(2, cfg=cfg):

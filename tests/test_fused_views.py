@@ -131,6 +131,34 @@ def test_windows_of_every_kind(backend_of_views, poisoned):
     expect_float64(backend.forced, (photos, windows, options), torch.float32)
 
 
+@needs_c
+@pytest.mark.parametrize("height", [61, 150])
+def test_native_keeps_few_rows_of_blurred_views(height):
+    """Rows take the places of earlier ones; steps of 0.3 to 4 pixels, so 2 to 9 taps."""
+    photo = torch.randint(256, (400, 300, 3), dtype=torch.uint8)
+    windows = torch.tensor(
+        [[0.0, 0, 400, 300], [390, 20, 7, 290], [100, 9, 140, 30], [3, 250, 399, 20]]
+    )
+    options = {"size": (height, 70), "photo": torch.zeros(4, dtype=torch.int64)}
+    options["sigma"] = torch.tensor([2.0, 0.4, 1.0, 0.0])
+    expect_float64("native", ([photo], windows, options), torch.float32)
+    expect_float64("native", ([photo], windows, options), torch.uint8)
+
+
+@needs_c
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_views_past_the_caches_are_the_same(monkeypatch, dtype):
+    photo = torch.randint(256, (90, 200, 3), dtype=torch.uint8)
+    windows = torch.tensor([[0.0, 0, 90, 200], [80, 150, 3, 20]])
+    for size in (64, 37):
+        options = {"size": size, "photo": torch.zeros(2, dtype=torch.int64), "dtype": dtype}
+        with backend.force("native"):
+            expected = fused_views([photo], windows, **options)
+            monkeypatch.setattr(native, "STREAM_BYTES", 0)
+            assert torch.equal(fused_views([photo], windows, **options), expected)
+            monkeypatch.undo()
+
+
 def test_a_long_photograph_is_sampled_where_it_should_be(backend_of_views):
     """Float32 would place samples at pixel 50,000 to 1/256 pixel."""
     photo = torch.randint(256, (2, 50_000, 3), dtype=torch.uint8, device=DEVICE)

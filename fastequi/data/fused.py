@@ -49,6 +49,8 @@ class FusedPipeline:
         num_threads: DALI's CPU threads.
         encoded: files are images' bytes, not paths.
         pixels: what is taken of images whose channels are kept.
+        dtype: of v1 and the local crops, if they are to be bfloat16 and nothing comes after
+            `fused_views`; else they are float32.
 
     Raises:
         ImportError: DALI is not installed.
@@ -63,8 +65,9 @@ class FusedPipeline:
         num_threads: int,
         encoded: bool = False,
         pixels: Pixels | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.cfg, self._draw, self._pixels = cfg, draw, pixels
+        self.cfg, self._draw, self._pixels, self._dtype = cfg, draw, pixels, dtype
         self._ahead: deque[Drawn] = deque()  # being decoded, oldest first
         self._decoder = Decoder(decodes, self._files, device, num_threads, encoded, pixels)
 
@@ -75,21 +78,26 @@ class FusedPipeline:
     def run(self) -> Decoded:
         """The next batch, in the order of the draws."""
         photos = self._decoder.run()
-        return views_of(self.cfg, photos, self._ahead.popleft(), self._pixels)
+        return views_of(self.cfg, photos, self._ahead.popleft(), self._pixels, self._dtype)
 
 
 def views_of(
-    cfg: DataConfig, photos: Sequence[Tensor], drawn: Drawn, pixels: Pixels | None = None
+    cfg: DataConfig,
+    photos: Sequence[Tensor],
+    drawn: Drawn,
+    pixels: Pixels | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Decoded:
-    """The views of decoded images [H, W, 3], or of `pixels` [H, W, C]."""
+    """The views of decoded images [H, W, 3], or of `pixels` [H, W, C]; `dtype` as above."""
     deep = pixels is not None and pixels.depth != "uint8"
-    dtype = torch.uint16 if deep else torch.uint8
+    whole = torch.uint16 if deep else torch.uint8
+    floats = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     common = cfg, photos, pixels
-    u = _views(*common, drawn.u, cfg.a2, cfg.source_size, dtype)
-    v1 = _views(*common, drawn.v1, cfg.a1, cfg.image_size, torch.float32)
+    u = _views(*common, drawn.u, cfg.a2, cfg.source_size, whole)
+    v1 = _views(*common, drawn.v1, cfg.a1, cfg.image_size, floats)
     local = None
     if drawn.local_crops is not None:
-        crops = _views(*common, drawn.local_crops, cfg.a3, cfg.local_crop_size, torch.float32)
+        crops = _views(*common, drawn.local_crops, cfg.a3, cfg.local_crop_size, floats)
         local = crops.unflatten(0, (-1, cfg.local_crops)).transpose(0, 1)
     return Decoded(v1, u, local)
 
@@ -123,7 +131,7 @@ def _views(
     if pixels is not None:
         options |= {"channels": pixels.chosen, "value_range": pixels.ranges}
     options |= {"size": size, "photo": photo}
-    whole = dtype != torch.float32
+    whole = not dtype.is_floating_point
     if params.noise is not None or params.dropped is not None:
         views = disturbed(fused_views(photos, windows, **options), params)
         depth = "uint8" if dtype == torch.uint8 else "uint16"
@@ -131,7 +139,7 @@ def _views(
     elif whole:
         views = fused_views(photos, windows, dtype=dtype, **options)
     else:
-        views = fused_views(photos, windows, mean=cfg.mean, std=cfg.std, **options)
+        views = fused_views(photos, windows, mean=cfg.mean, std=cfg.std, dtype=dtype, **options)
     if cfg.rotations and params.rotation is not None:
         rotate(views, params.rotation)
     return views

@@ -242,7 +242,7 @@ class Loader:
         decodes, encoded = self._sampler.share, self._given.as_bytes
         common = self.cfg, decodes, self._draw, self.device, self._threads, encoded
         if self.cfg.views == "fused":
-            return FusedPipeline(*common, self.pixels)
+            return FusedPipeline(*common, self.pixels, self.dtype)
         if self.pixels is not None:
             return ChannelPipeline(*common, self.pixels)
         return ViewPipeline(self.cfg, decodes, self._feed, self.device, self._threads, encoded)
