@@ -15,6 +15,7 @@ from bench.cases import (
     gelu,
     gram,
     linear_recon,
+    multi_crop,
     overlap,
     prototypes,
     rot90_batch,
@@ -40,7 +41,7 @@ _MODULES = (
         gram,
         crops,
     ),
-    *(attention, gelu, encoder_step, tir_overhead, train_step, decode, views),
+    *(attention, gelu, encoder_step, tir_overhead, train_step, decode, views, multi_crop),
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from bench.isa import limit
 from bench.opbench import OpBench, Row
@@ -78,7 +79,7 @@ def console_table(
     if case.verdict is not None:
         medians = {row.provider: row.gpu_p50 or row.p50 for row in rows if row.p50 is not None}
         notes.append(case.verdict(params, {k: v for k, v in medians.items() if v is not None}))
-    table.caption = "\n".join(notes)
+    table.caption = Text("\n".join(notes))  # not markup: what others say may hold brackets
     table.caption_justify = "left"
     return table
 

@@ -51,6 +51,8 @@ typedef struct {
   int64_t taps, most; /* the largest count; as a multiple of four */
 } Axis;
 
+INLINE v4 magnitude4(v4 v) { return (v4)((i4)v & 0x7fffffff); }
+
 INLINE double larger_of(double a, double b) { return a > b ? a : b; }
 
 /* Triangles as wide as the step between samples, or two pixels where that is wider; pixels beyond the
@@ -67,16 +69,27 @@ CALLED void resample_axis(Axis *axis, double from, double to, int64_t pixels, in
     axis->first[i] = (int32_t)start, axis->count[i] = (int32_t)count;
     axis->taps = count > axis->taps ? count : axis->taps;
   }
-  axis->most = (axis->taps + 3) / 4 * 4;
+  int64_t most = axis->most = (axis->taps + 3) / 4 * 4;
   for (int64_t i = 0; i < size; i++) {
     double middle = MIDDLE(i), mass = 0;
     int64_t low = (int64_t)ceil(middle - radius), high = (int64_t)floor(middle + radius);
     int64_t first = axis->first[i], count = axis->count[i];
-    float *weight = axis->weight + i * axis->most;
+    float *weight = axis->weight + i * most;
+    if (low == first && high == first + count - 1) { /* none beyond the border */
+      v4 place = (float)(first - middle) + (v4){0, 1, 2, 3}, sum = {0};
+      for (int64_t t = 0; t < most; t += 4, place += 4.0f) {
+        v4 share = 1.0f - magnitude4(place) * (float)slope;
+        AT(v4, weight + t) = share = (v4)((i4)share & (share > 0.0f));
+        sum += share;
+      }
+      sum = 1.0f / (sum[0] + sum[1] + sum[2] + sum[3]) - (v4){0};
+      for (int64_t t = 0; t < most; t += 4) AT(v4, weight + t) *= sum;
+      continue;
+    }
     for (int64_t j = low; j <= high; j++) mass += 1 - fabs(j - middle) * slope;
     double by = 1 / mass;
 #define SHARE(j) (float)(by * larger_of(0.0, 1 - fabs((j)-middle) * slope))
-    for (int64_t t = 0; t < axis->most; t++) weight[t] = t < count ? SHARE(first + t) : 0.0f;
+    for (int64_t t = 0; t < most; t++) weight[t] = t < count ? SHARE(first + t) : 0.0f;
     for (int64_t j = low; j <= high && j < first; j++) weight[0] += SHARE(j);
     for (int64_t j = high; j >= low && j >= first + count; j--) weight[count - 1] += SHARE(j);
 #undef SHARE
@@ -100,7 +113,8 @@ typedef struct {
   const float *low, *high;
 } Ends;
 
-/* A line: the weighted sum of some of the image's rows, from value `at` on. */
+/* A line: the weighted sum of some of the image's rows, from value `at` on. Passed as a copy where lines are
+ * written: no store can change it, so that it stays in registers. */
 typedef struct {
   float *line;
   const void *rows;
@@ -109,15 +123,15 @@ typedef struct {
 } Line;
 
 /* line[i] = Σ_t weight[t] rows[t][i] of `vectors` vectors from i on, which are `more` further in the rows. */
-INLINE void sum_vectors(const Line *of, int64_t more, int64_t i, int vectors, int32_t type, Ends ends) {
+INLINE void sum_vectors(Line of, int64_t more, int64_t i, int vectors, int32_t type, Ends ends) {
   vf sums[SIDE];
-  const float *weight = of->weight;
-  int64_t at = of->at + more + i, count = of->count, pitch = of->pitch;
+  const float *weight = of.weight;
+  int64_t at = of.at + more + i, count = of.count, pitch = of.pitch;
   EACH(vectors) sums[v] = splat(0.0f);
   for (int64_t t = 0; t < count; t++, at += pitch) {
     vf by = splat(weight[t]);
     EACH(vectors) {
-      vf value = values_at(of->rows, at + v * LANES, type);
+      vf value = values_at(of.rows, at + v * LANES, type);
       if (ends.low) { /* NaN stays */
         int64_t j = i + v * LANES;
         vf low = AT(vf, ends.low + j);
@@ -126,11 +140,11 @@ INLINE void sum_vectors(const Line *of, int64_t more, int64_t i, int vectors, in
       sums[v] += value * by;
     }
   }
-  EACH(vectors) AT(vf, of->line + i + v * LANES) = sums[v];
+  EACH(vectors) AT(vf, of.line + i + v * LANES) = sums[v];
 }
 
 /* The same of n values from the line's `first` on. */
-INLINE void sum_piece(const Line *of, int64_t more, int64_t first, int64_t n, int32_t type, Ends ends) {
+INLINE void sum_piece(Line of, int64_t more, int64_t first, int64_t n, int32_t type, Ends ends) {
   int64_t i = first, end = first + n;
   for (; i + SIDE * LANES <= end; i += SIDE * LANES) sum_vectors(of, more, i, SIDE, type, ends);
   for (; i + LANES <= end; i += LANES) sum_vectors(of, more, i, 1, type, ends);
@@ -138,17 +152,17 @@ INLINE void sum_piece(const Line *of, int64_t more, int64_t first, int64_t n, in
   else
     for (; i < end; i++) {
       float sum = 0;
-      for (int64_t t = 0; t < of->count; t++) {
-        float value = one_value(of->rows, of->at + more + i + t * of->pitch, type);
+      for (int64_t t = 0; t < of.count; t++) {
+        float value = one_value(of.rows, of.at + more + i + t * of.pitch, type);
         if (ends.low) value = (value < ends.low[i] ? ends.low[i] : value > ends.high[i] ? ends.high[i] : value) - ends.low[i];
-        sum += value * of->weight[t];
+        sum += value * of.weight[t];
       }
-      of->line[i] = sum;
+      of.line[i] = sum;
     }
 }
 
 /* The same of a chunk's channels of pixels, pixel after pixel. */
-INLINE void sum_rows_of(const Line *of, const Views *op, Chunk chunk, int64_t pixels, int32_t type, Ends ends) {
+INLINE void sum_rows_of(Line of, const Views *op, Chunk chunk, int64_t pixels, int32_t type, Ends ends) {
   const int32_t *taken = op->taken + chunk.first;
   int64_t n = chunk.count, stored = op->stored;
   int64_t following = 1;
@@ -166,8 +180,8 @@ INLINE void sum_rows_of(const Line *of, const Views *op, Chunk chunk, int64_t pi
 
 CALLED void sum_rows(const Line *of, const Views *op, Chunk chunk, int64_t pixels, Ends ends) {
 #define SUM(type)                                                  \
-  if (ends.low) sum_rows_of(of, op, chunk, pixels, type, ends);    \
-  else sum_rows_of(of, op, chunk, pixels, type, (Ends){0})
+  if (ends.low) sum_rows_of(*of, op, chunk, pixels, type, ends);    \
+  else sum_rows_of(*of, op, chunk, pixels, type, (Ends){0})
   if (op->type == UINT8) {
     SUM(UINT8);
   } else if (op->type == UINT16) {
@@ -188,8 +202,8 @@ INLINE v4 sum_pixels(const float *line, const Axis *across, int64_t x, int64_t n
 
 /* The same of pixels of three, of as many neighbours as the compiler knows, 2 to 8, and of so many lines, `apart`.
  * Loads are what binds: weights are read four at once, for both lines. */
-INLINE void sum_colours(v4 *sums, const float *line, int64_t apart, const Axis *across, int64_t x, int count, int lines) {
-  const float *at = line + 3 * (int64_t)across->first[x], *weight = across->weight + x * (count > 4 ? 8 : 4);
+INLINE void sum_colours(v4 *sums, const float *line, int64_t apart, Axis across, int64_t x, int count, int lines) {
+  const float *at = line + 3 * (int64_t)across.first[x], *weight = across.weight + x * (count > 4 ? 8 : 4);
   v4 by[2] = {kept(AT(v4, weight))};
   if (count > 4) by[1] = kept(AT(v4, weight + 4));
   for (int l = 0; l < lines; l++) sums[4 * l] = (v4){0};
@@ -217,24 +231,24 @@ typedef struct {
   int64_t apart, width, channels; /* from a line to the next; pixels, values of each */
 } Across;
 
-/* Lines of colours; `taps`: that all pixels have. */
-INLINE void sum_lines_of(const Across *of, const Axis *across, int taps, int lines) {
+/* Lines of colours; `taps`: that all pixels have. Both structs are copies, which no store can change. */
+INLINE void sum_lines_of(Across of, Axis across, int taps, int lines) {
   int64_t x = 0;
   v4 sums[8];
-  for (; x + 4 <= of->width; x += 4) {
-    for (int p = 0; p < 4; p++) sum_colours(sums + p, of->line, of->apart, across, x + p, taps, lines);
+  for (; x + 4 <= of.width; x += 4) {
+    for (int p = 0; p < 4; p++) sum_colours(sums + p, of.line, of.apart, across, x + p, taps, lines);
     for (int l = 0; l < lines; l++) {
-      float *to = of->to + l * of->pitch + x;
+      float *to = of.to + l * of.pitch + x;
       Four four = transposed((Four){sums[4 * l], sums[4 * l + 1], sums[4 * l + 2], sums[4 * l + 3]});
       AT(v4, to) = four.a;
-      AT(v4, to + of->plane) = four.b;
-      AT(v4, to + 2 * of->plane) = four.c;
+      AT(v4, to + of.plane) = four.b;
+      AT(v4, to + 2 * of.plane) = four.c;
     }
   }
-  for (; x < of->width; x++) {
-    sum_colours(sums, of->line, of->apart, across, x, taps, lines);
+  for (; x < of.width; x++) {
+    sum_colours(sums, of.line, of.apart, across, x, taps, lines);
     for (int l = 0; l < lines; l++)
-      for (int c = 0; c < 3; c++) of->to[l * of->pitch + c * of->plane + x] = sums[4 * l][c];
+      for (int c = 0; c < 3; c++) of.to[l * of.pitch + c * of.plane + x] = sums[4 * l][c];
   }
 }
 
@@ -262,8 +276,8 @@ CALLED void sum_lines(const Across *of, const Axis *across, int64_t lines, int e
   switch (of->channels == 3 && !exact ? across->taps : 0) {
 #define COLOURS(taps)                                        \
   case taps:                                                 \
-    if (lines == 2) sum_lines_of(of, across, taps, 2);       \
-    else sum_lines_of(of, across, taps, 1);                  \
+    if (lines == 2) sum_lines_of(*of, *across, taps, 2);     \
+    else sum_lines_of(*of, *across, taps, 1);                \
     return
     COLOURS(2);
     COLOURS(3);
@@ -299,10 +313,13 @@ CALLED void raise(float *row, int64_t n, float exponent, float top) {
 /* The affine map of every pixel, cut off at 0 and `top`. */
 CALLED void recolor(const float *m, float *row, int64_t plane, int64_t n, float top) {
   float *r = row, *g = row + plane, *b = row + 2 * plane;
+  vf by[3][4];
+  for (int c = 0; c < 3; c++)
+    for (int k = 0; k < 4; k++) by[c][k] = splat(k < 3 ? m[4 * c + k] : top * m[4 * c + k]);
   for (int64_t i = 0; i < n; i += LANES) {
     vf red = AT(vf, r + i), green = AT(vf, g + i), blue = AT(vf, b + i), made[3];
     for (int64_t c = 0; c < 3; c++) {
-      vf value = red * m[4 * c] + green * m[4 * c + 1] + blue * m[4 * c + 2] + top * m[4 * c + 3];
+      vf value = red * by[c][0] + green * by[c][1] + blue * by[c][2] + by[c][3];
       made[c] = cut(value, top);
     }
     AT(vf, r + i) = made[0];
@@ -358,18 +375,19 @@ CALLED void write_bytes(const Views *op, const float *row, int64_t plane, int so
 CALLED void write_row(const Views *op, const float *row, int solarize, int64_t v, int64_t c, int64_t y) {
   int64_t width = op->width, x = 0, at = ((v * op->channels + c) * op->height + y) * width;
   float gain = op->gain[c], bias = op->bias[c], top = op->top;
+  void *out = op->out;
 #define LAST(x) last_of(AT(vf, row + (x)), solarize, top, gain, bias)
 #define WRITE(dtype, stream)                      \
   for (; x + 2 * LANES <= width; x += 2 * LANES) \
-  store_two(op->out, at + x, LAST(x), LAST(x + LANES), dtype, stream, 0)
+  store_two(out, at + x, LAST(x), LAST(x + LANES), dtype, stream, 0)
   int floats = op->dtype == FLOAT32, halves = op->dtype == BFLOAT16;
-  int stream = op->stream && ((uintptr_t)op->out + at * (floats ? 4 : 2)) % (LANES * 4) == 0;
+  int stream = op->stream && ((uintptr_t)out + at * (floats ? 4 : 2)) % (LANES * 4) == 0;
   if (floats && stream) WRITE(FLOAT32, 1);
   else if (floats) WRITE(FLOAT32, 0);
   else if (halves && stream) WRITE(BFLOAT16, 1);
   else if (halves) WRITE(BFLOAT16, 0);
 #undef WRITE
-  for (; (floats || halves) && x + LANES <= width; x += LANES) store(op->out, at + x, LAST(x), op->dtype, 0);
+  for (; (floats || halves) && x + LANES <= width; x += LANES) store(out, at + x, LAST(x), op->dtype, 0);
   for (; x < width; x += LANES) {
     vf values = LAST(x);
     int64_t n = width - x < LANES ? width - x : LANES;

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 STREAM_BYTES = 8 << 20
 """Gradients and views of more bytes are written past the caches: gradients of 9 to 28 MB then take
-.72 to .8 of the time, and .8 to .95 with a reader behind (2 cores with 1 MB each and 32 MB shared)."""
+.72 to .8 of the time, and .8 to .95 with a reader behind (2 cores, 1 MB each and 32 MB shared)."""
 _GRAIN = 1 << 14  # values, of a few nanoseconds each
 
 DTYPES = {torch.uint8: 0, torch.float32: 1, torch.bfloat16: 2}

@@ -39,7 +39,7 @@ def _decode(make: Callable[[], Callable[[bytes], Any]]) -> Make:
     return made
 
 
-def _files(B: int) -> Inputs:
+def files_of(B: int) -> Inputs:
     files = []
     for image in photographs(B):
         buffer = io.BytesIO()
@@ -65,7 +65,7 @@ def _torchvision_decode() -> Callable[[bytes], Any]:
     return lambda file: decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8))
 
 
-def _dali_decode(inputs: Inputs, mode: str) -> Call:
+def by_dali(inputs: Inputs, mode: str) -> Call:
     if mode == "fwdbwd":
         raise Unavailable("decoding has no gradient")
     try:
@@ -100,12 +100,12 @@ CASES = (
         name="decode_cpu",
         device="cpu",
         title="JPEG files of 500x375 decoded",
-        inputs=_files,
+        inputs=files_of,
         providers={
             "Pillow": Provider(_decode(_pillow_decode), **PEER),
             "torchvision": Provider(_decode(_torchvision_decode), **PEER),
             "OpenCV": Provider(_decode(_cv2_decode), **PEER),
-            "ours, by DALI": Provider(_dali_decode, **PEER),
+            "ours, by DALI": Provider(by_dali, **PEER),
         },
         answer=lambda inputs, mode: {},
         bytes_moved=lambda params, mode: params["B"] * 3 * HEIGHT * WIDTH,

@@ -13,7 +13,7 @@ view at a time, which is also the answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,20 +208,38 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
 
 
 def _dali(inputs: Inputs, mode: str) -> Call:
-    """What fastequi runs today, without its decoder: parameters drawn ahead, as it draws them."""
+    """What fastequi runs with `data.views=dali`, without its decoder."""
     if mode == "fwdbwd":
         raise Unavailable("views have no gradient")
+    made = pipeline(inputs["op"], inputs["size"], inputs["arrays"], _drawn(inputs))
+
+    def call() -> dict[str, Tensor]:
+        made.run()
+        return {}
+
+    _checked(made.run()[0].as_array(), inputs)
+    return call
+
+
+def pipeline(op: str, size: int, arrays: Sequence[Any], drawn: ViewParams) -> Any:
+    """DALI's, built: an operation, or all that are drawn, on a view of each image.
+
+    Raises:
+        Unavailable: no DALI.
+    """
     try:
         from nvidia.dali import Pipeline, fn, types
     except Exception as error:
         raise Unavailable(f"DALI: {error}") from None
-    op, size, arrays = inputs["op"], inputs["size"], inputs["arrays"]
-    count, drawn = len(arrays), _drawn(inputs)
+    count = len(arrays)
     assert drawn.color is not None
     assert drawn.sigma is not None
     color, sigma = drawn.color, drawn.sigma.astype(np.float32)
-    given = [arrays, drawn.start, drawn.end, *color.T.copy(), sigma]
-    pipeline = Pipeline(
+    inverted = np.ones(count, bool) if drawn.solarize is None else drawn.solarize
+    flags = (inverted * np.uint8(255))[:, None, None, None]
+    reach = np.where(sigma > 0, 0, 1).astype(np.int32)  # DALI's own, or no blur
+    given = [arrays, drawn.start, drawn.end, *color.T.copy(), sigma, reach, flags]
+    made = Pipeline(
         batch_size=count,
         num_threads=torch.get_num_threads(),
         device_id=None,
@@ -229,39 +247,35 @@ def _dali(inputs: Inputs, mode: str) -> Call:
         exec_pipelined=False,
         prefetch_queue_depth=1,
     )
-    with pipeline:
-        image, start, end, brightness, contrast, saturation, hue, width = fn.external_source(
-            source=lambda: given, num_outputs=8, batch=True
+    with made:
+        image, start, end, *colors, width, reach, flag = fn.external_source(
+            source=lambda: given, num_outputs=10, batch=True
         )
         if op in ("all", "crop"):
             shape: dict[str, Any] = {"size": [size, size], "roi_relative": True, "antialias": True}
             image = fn.resize(image, roi_start=start, roi_end=end, **shape)
         if op in ("all", "colour"):
-            twist: dict[str, Any] = {"brightness": brightness, "contrast": contrast}
-            image = fn.color_twist(image, saturation=saturation, hue=hue, **twist)
+            names = "brightness", "contrast", "saturation", "hue"
+            image = fn.color_twist(image, **dict(zip(names, colors, strict=True)))
         if op in ("all", "blur"):
-            image = fn.gaussian_blur(image, sigma=width)
+            image = fn.gaussian_blur(image, sigma=width, window_size=reach)
         if op in ("all", "solarize"):
-            image = image ^ ((image >= 128) * np.uint8(255))
+            image = image ^ ((image >= 128) * flag)
         if op in _LAST:
             scale: dict[str, Any] = {"mean": [255 * m for m in MEAN], "std": [255 * s for s in STD]}
             image = fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="CHW", **scale)
-        pipeline.set_outputs(image)
-    pipeline.build()
-
-    def call() -> dict[str, Tensor]:
-        pipeline.run()
-        return {}
-
-    _checked(pipeline.run()[0].as_array(), inputs)
-    return call
+        made.set_outputs(image)
+    made.build()
+    return made
 
 
 def _ours(inputs: Inputs, mode: str) -> Call:
     """`fused_views`, its parameters drawn ahead as fastequi draws them."""
     if mode == "fwdbwd":
         raise Unavailable("views have no gradient")
-    photos, windows, given = _arguments(inputs)
+    photos, windows, given = arguments(
+        inputs["op"], inputs["size"], inputs["arrays"], _drawn(inputs)
+    )
 
     def call() -> dict[str, Tensor]:
         return {"views": fused_views(photos, windows, **given)}
@@ -270,14 +284,15 @@ def _ours(inputs: Inputs, mode: str) -> Call:
     return call
 
 
-def _arguments(inputs: Inputs) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
+def arguments(
+    op: str, size: int, arrays: Sequence[Any], drawn: ViewParams
+) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
     """Photographs, windows and options of `fused_views`, on the CPU."""
-    op, drawn = inputs["op"], _drawn(inputs)
-    photos = [torch.from_numpy(array) for array in inputs["arrays"]]
+    photos = [torch.from_numpy(array) for array in arrays]
     sides = torch.tensor([photo.shape[:2] for photo in photos]).repeat(1, 2)
     windows = sides.float()
     windows[:, :2] = 0
-    given: dict[str, Any] = {"size": inputs["size"], "dtype": torch.uint8}
+    given: dict[str, Any] = {"size": size, "dtype": torch.uint8}
     if op in ("all", "crop"):
         corners = np.concatenate([drawn.start, drawn.end], 1)
         windows = torch.from_numpy(corners) * sides
@@ -288,15 +303,16 @@ def _arguments(inputs: Inputs) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
     if op in ("all", "blur"):
         assert drawn.sigma is not None
         given["sigma"] = torch.from_numpy(drawn.sigma)
-    if op in ("all", "solarize"):
-        given["solarize"] = torch.ones(len(photos), dtype=torch.bool)
+    if op in ("all", "solarize") and drawn.solarize is not None:
+        given["solarize"] = torch.from_numpy(drawn.solarize)
     if op in _LAST:
         given |= {"dtype": torch.float32, "mean": MEAN, "std": STD}
     return photos, windows, given
 
 
 def _inputs_on_gpu(B: int, size: int, dtype: str, blurred: bool) -> Inputs:
-    photos, windows, given = _arguments(_inputs("all", B, size))
+    drawn = _inputs("all", B, size)
+    photos, windows, given = arguments("all", size, drawn["arrays"], _drawn(drawn))
     given["dtype"] = DTYPES[dtype]
     if not blurred:
         del given["sigma"]
