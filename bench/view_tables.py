@@ -1,5 +1,5 @@
-"""Images a second of views_cpu and decode_cpu, as bench/results/README.md shows them:
-`python -m bench.view_tables FILE`."""
+"""Images a second of decode_cpu, views_cpu and multi_crop_cpu (photographs, of which ten views are
+made), as bench/results/README.md shows them: `python -m bench.view_tables FILE`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 _NAMES = ("Pillow", "torchvision", "kornia", "OpenCV", "AlbumentationsX", "DALI", "ours")
+_LEFT_OUT = ("floor", "triad", "decoding by DALI")  # the last is decode_cpu's line
 
 
 def table(found: Mapping[str, Any]) -> str:
     """A line for each operation, a column for each library."""
     rates: dict[str, dict[str, float]] = {}
     for row in found["rows"]:
-        if row["p50"] is None or row["provider"] in ("floor", "triad"):
+        if row["p50"] is None or row["provider"] in _LEFT_OUT:
             continue
         params = row["params"]
-        what = "decode" if row["case"] == "decode_cpu" else f"{params['op']}, {params['size']} px"
+        what = {
+            "decode_cpu": "decode",
+            "multi_crop_cpu": "all, 2 of 224 and 8 of 96 px, {dtype}",
+            "views_cpu": "{op}, {size} px",
+        }[row["case"]].format(**params)
         name = "DALI" if row["provider"] == "ours, by DALI" else row["provider"]
         rates.setdefault(what, {})[name] = 1e3 * params["B"] / row["p50"]
     shown = [name for name in _NAMES if any(name in each for each in rates.values())]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.cases import decode, views
-from bench.cases.geometry import MEAN, STD
+from bench.cases.geometry import DTYPES, MEAN, STD, itemsize
 from bench.cases.views import HEIGHT, WIDTH
 from bench.opbench import Call, Inputs, OpBench, Provider, Unavailable
 from fastequi.data.config import Augment
@@ -35,26 +35,31 @@ class Kind(NamedTuple):
     aug: Augment
     size: int
     drawn: ViewParams
-    arrays: Sequence[NDArray[np.uint8]]
+    photographs: Sequence[NDArray[np.uint8]]
+
+    @property
+    def arrays(self) -> list[NDArray[np.uint8]]:
+        """The photograph of every view."""
+        count = len(self.drawn.start) // len(self.photographs)
+        return [array for array in self.photographs for _ in range(count)]
 
     def __str__(self) -> str:
-        return f"{len(self.arrays)} views of {self.size} px"
+        return f"{len(self.drawn.start)} views of {self.size} px"
 
 
-def _inputs(B: int) -> Inputs:
+def _inputs(B: int, dtype: str) -> Inputs:
     cfg = replace(RECIPES[RECIPE]().data, batch_size=B)
     arrays = [np.array(image) for image in views.photographs(B)]
     draws, sides = Draws.of(0, 0, np.arange(B)), np.tile((HEIGHT, WIDTH), (B, 1))
     first, second = view_params(cfg, draws, sides)
     small = crop_params(cfg, draws, sides)
     assert small is not None
-    repeated = [array for array in arrays for _ in range(cfg.local_crops)]
     kinds = [
         Kind(cfg.a1, cfg.image_size, first, arrays),
         Kind(cfg.a2, cfg.source_size, second, arrays),
-        Kind(cfg.a3, cfg.local_crop_size, small, repeated),
+        Kind(cfg.a3, cfg.local_crop_size, small, arrays),
     ]
-    return {"kinds": kinds, **decode.files_of(B)}
+    return {"kinds": kinds, "dtype": DTYPES[dtype], **decode.files_of(B)}
 
 
 def _checked(found: Any, kind: Kind) -> None:
@@ -70,12 +75,18 @@ def _only_forward(mode: str) -> None:
         raise Unavailable("views have no gradient")
 
 
+def _only_float32(inputs: Inputs) -> None:
+    if inputs["dtype"] != torch.float32:
+        raise Unavailable("makes float32")
+
+
 def _ours(inputs: Inputs, mode: str) -> Call:
     """As `fastequi.data.fused` calls it; parameters drawn ahead, as it draws them."""
     _only_forward(mode)
     calls = [views.arguments("all", kind.size, kind.arrays, kind.drawn) for kind in inputs["kinds"]]
     for kind, (photos, windows, options) in zip(inputs["kinds"], calls, strict=True):
-        _checked(fused_views(photos, windows, **options), kind)
+        options["dtype"] = inputs["dtype"]
+        _checked(fused_views(photos, windows, **options).float(), kind)
 
     def call() -> dict[str, Tensor]:
         for photos, windows, options in calls:
@@ -88,6 +99,7 @@ def _ours(inputs: Inputs, mode: str) -> Call:
 def _dali(inputs: Inputs, mode: str) -> Call:
     """fastequi's own graph without its decoder."""
     _only_forward(mode)
+    _only_float32(inputs)
     pipelines = []
     for kind in inputs["kinds"]:
         pipelines.append(views.pipeline("all", kind.size, kind.arrays, kind.drawn))
@@ -103,6 +115,7 @@ def _dali(inputs: Inputs, mode: str) -> Call:
 
 def _albumentations(inputs: Inputs, mode: str) -> Call:
     _only_forward(mode)
+    _only_float32(inputs)
     try:
         transforms = [_composed(kind.aug, kind.size) for kind in inputs["kinds"]]
     except ImportError as error:
@@ -110,9 +123,11 @@ def _albumentations(inputs: Inputs, mode: str) -> Call:
     for kind, transform in zip(inputs["kinds"], transforms, strict=True):
         _checked([transform(image=array)["image"] for array in kind.arrays], kind)
 
+    work = [(t, kind.arrays) for t, kind in zip(transforms, inputs["kinds"], strict=True)]
+
     def call() -> dict[str, Tensor]:
-        for kind, transform in zip(inputs["kinds"], transforms, strict=True):
-            for array in kind.arrays:
+        for transform, arrays in work:
+            for array in arrays:
                 transform(image=array)
         return {}
 
@@ -141,7 +156,7 @@ def _composed(aug: Augment, size: int) -> Any:
 
 
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
-    """Of windows of the mean area read once and float32 views written."""
+    """Of windows of the mean area read once and views written."""
     cfg = RECIPES[RECIPE]().data
     total = 0
     for aug, size, count in (
@@ -149,13 +164,15 @@ def _bytes(params: Mapping[str, Any], mode: str) -> int:
         (cfg.a2, cfg.source_size, 1),
         (cfg.a3, cfg.local_crop_size, cfg.local_crops),
     ):
-        total += count * (int(3 * HEIGHT * WIDTH * sum(aug.area) / 2) + 3 * size**2 * 4)
+        total += count * (
+            int(3 * HEIGHT * WIDTH * sum(aug.area) / 2) + 3 * size**2 * itemsize(params)
+        )
     return params["B"] * total
 
 
 def _verdict(params: Mapping[str, Any], medians: Mapping[str, float]) -> str:
     shares = ", ".join(
-        f"{name} {ms / params['B']:.2f}" for name, ms in medians.items() if name != "triad"
+        f"{name} {ms / params['B']:.3f}" for name, ms in medians.items() if name != "triad"
     )
     return f"milliseconds of a photograph: {shares}"
 
@@ -178,7 +195,7 @@ CASES = (
         bytes_moved=_bytes,
         formula="pixels of the windows read once + views written once",
         flops=lambda params, mode: 0.0,
-        sweep=({"B": 32},),
+        sweep=tuple({"B": 32, "dtype": dtype} for dtype in ("float32", "bfloat16")),
         verdict=_verdict,
     ),
 )

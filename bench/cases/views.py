@@ -222,7 +222,7 @@ def _dali(inputs: Inputs, mode: str) -> Call:
 
 
 def pipeline(op: str, size: int, arrays: Sequence[Any], drawn: ViewParams) -> Any:
-    """DALI's, built: an operation, or all that are drawn, on a view of each image.
+    """DALI's, built: an operation, or all that are drawn; an array for each view.
 
     Raises:
         Unavailable: no DALI.
@@ -287,12 +287,13 @@ def _ours(inputs: Inputs, mode: str) -> Call:
 def arguments(
     op: str, size: int, arrays: Sequence[Any], drawn: ViewParams
 ) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
-    """Photographs, windows and options of `fused_views`, on the CPU."""
+    """Photographs, windows and options of `fused_views`, on the CPU; as many views of each."""
     photos = [torch.from_numpy(array) for array in arrays]
-    sides = torch.tensor([photo.shape[:2] for photo in photos]).repeat(1, 2)
+    photo = torch.arange(len(photos)).repeat_interleave(len(drawn.start) // len(photos))
+    sides = torch.tensor([photo.shape[:2] for photo in photos]).repeat(1, 2)[photo]
     windows = sides.float()
     windows[:, :2] = 0
-    given: dict[str, Any] = {"size": size, "dtype": torch.uint8}
+    given: dict[str, Any] = {"size": size, "dtype": torch.uint8, "photo": photo}
     if op in ("all", "crop"):
         corners = np.concatenate([drawn.start, drawn.end], 1)
         windows = torch.from_numpy(corners) * sides
