@@ -112,7 +112,7 @@ def _in_chunks(
     def distribution(rows: Tensor) -> Tensor:
         """A row number only normalises: a softmax, whose exp is fast where it underflows."""
         x = rows.to(wide)
-        return F.softmax((x if column is None else x - column) / teacher_temp, -1)
+        return F.softmax((x if column is None else x - column) / teacher_temp, -1).to(wide)
 
     shared = distribution(teacher) if pairs.shape[1] > 1 else None
     for start in range(0, len(student) if every else len(places), at_once):
@@ -230,11 +230,11 @@ def prepared(
     def outputs(
         student: Tensor, teacher: Tensor, center: Tensor | None, weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        row = column = None
+        column = None
         if balance is not None:
-            row, column = balance(teacher, weight if weight is not None else own)
+            column = balance(teacher, weight if weight is not None else own)
         elif center is not None:
             column = center.detach().float().resolve_neg().contiguous()
-        return run(student, teacher, row, column, weight)
+        return run(student, teacher, column, weight)
 
     return dino_op.again(outputs) if wants else lambda *given: outputs(*given)[0]

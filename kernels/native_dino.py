@@ -62,6 +62,8 @@ def _struct(
 ) -> tuple[DinoStruct, list[Tensor | None]]:
     """(the struct, tensors whose memory it points to)."""
     pairs, weight, row, column, *temps = target
+    if lse is None:  # of whole rows a row number only normalises, and is rounded
+        row = None
     student, teacher = dense_rows(student), dense_rows(teacher)
     teachers = pairs.shape[1]
     order = None
@@ -98,27 +100,25 @@ def _struct(
 def prepared(
     student: Tensor, teacher: Tensor, target: DINOTarget, grad: bool
 ) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """(student, teacher, row, column, weight) to (the sum of all rows' losses, its gradient or
-    None).
+    """(student, teacher, column, weight) to (the sum of all rows' losses, its gradient or None).
 
     For dense logits of these types whose last axis has N values, of as many rows as these in all;
-    rows' numbers are of float64, weights dense and float32, or None for the target's.
+    weights are dense and float32, or None for the target's.
     """
     slopes = torch.empty_like(student) if grad else None
     op, held = _struct(student, teacher, target, target.weight.new_empty(()), slopes)
-    pointers = "student", "teacher", "row", "column", "weight", "total", "grad"
+    pointers = "student", "teacher", "column", "weight", "total", "grad"
     run = native.Filled("dino", op, *pointers)
 
     def call(
         student: Tensor,
         teacher: Tensor,
-        row: Tensor | None,
         column: Tensor | None,
         weight: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         total = torch.empty((), dtype=torch.float32, device="cpu")
         slope = torch.empty_like(student) if grad else None
-        run(student, teacher, row, column, weight, total, slope)
+        run(student, teacher, column, weight, total, slope)
         return total, slope
 
     # pairs, their order and the target's weights, where the struct points; not the logits

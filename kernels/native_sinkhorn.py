@@ -29,7 +29,7 @@ class LseStruct(Structure):
 
 class SinkhornStruct(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "row", "column", "wide")),
+        *((name, c_void_p) for name in ("x", "weight", "row", "column")),
         *((name, c_int64) for name in ("stride", "rows", "columns")),
         ("scale", c_float),
         *((name, c_int32) for name in ("iterations", "dtype", "threads")),
@@ -112,23 +112,18 @@ def sinkhorn(
     return row, column
 
 
-def prepared(
-    x: Tensor, temp: float, iterations: int
-) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """(x, weight) to (row in float64, column) of dense logits like these.
+def prepared(x: Tensor, temp: float, iterations: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """(x, weight) to the column of :func:`sinkhorn`, of dense logits like these.
 
     Weights are dense and float32, or None for rows that all count.
     """
-    run = native.Filled(
-        "sinkhorn", _struct(x, temp, iterations), "x", "weight", "row", "column", "wide"
-    )
-    rows, columns = x.shape
+    run = native.Filled("sinkhorn", _struct(x, temp, iterations), "x", "weight", "column")
+    size = x.shape[1]
 
-    def call(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        wide = torch.empty(rows, dtype=torch.float64, device="cpu")
-        row, column = (torch.empty(n, dtype=torch.float32, device="cpu") for n in (rows, columns))
-        run(x, weight, row, column, wide)
-        return wide, column
+    def call(x: Tensor, weight: Tensor | None) -> Tensor:
+        column = torch.empty(size, dtype=torch.float32, device="cpu")
+        run(x, weight, column)
+        return column
 
     return call
 
@@ -136,4 +131,4 @@ def prepared(
 def _struct(x: Tensor, temp: float, iterations: int) -> SinkhornStruct:
     scale, threads = 1 / temp, max(min(native.threads(x.numel()), _fitting(x)), 1)
     sizes = x.stride(0), *x.shape, scale, iterations, native.DTYPES[x.dtype], threads
-    return SinkhornStruct(native.pointer(x), None, None, None, None, *sizes)
+    return SinkhornStruct(native.pointer(x), None, None, None, *sizes)

@@ -113,7 +113,7 @@ typedef struct {
   const float *row;     /* [rows], such that exp((x - before - row) / temperature) sums to one in each */
   const float *before;  /* [columns] */
   const float *weight;  /* [rows], or NULL; those of 0 add nothing to a column */
-  float *column, *next; /* [columns], [rows] */
+  float *column, *next; /* [columns], [rows]; or NULL */
   int64_t stride, rows, columns;
   float scale;          /* 1 / temperature */
   int32_t dtype, threads;
@@ -224,7 +224,7 @@ CALLED vf far_powers(float *to, int64_t width, vf *base, vf *top, const Balance 
 }
 
 /* Columns first .. first + n: column[n] = log Σ_r exp(x - row) over rows that count; to `share` of every
- * row what these columns add to Σ_n exp(x - row - column), at temperature 1. Returns whether a column is
+ * row, if they are asked for, what these columns add to Σ_n exp(x - row - column), at temperature 1. Returns whether a column is
  * rounded too far down for that. */
 CALLED int balance_columns(
     const Balance *op, int64_t first, int64_t n, int64_t width, float *values, float *share) {
@@ -250,7 +250,7 @@ CALLED int balance_columns(
     vf inverse = exp2_below_128(smaller(splat(STEEP * per_power), left), scale);
     AT(vf, sums + i) = pick(sum == 0.0f, splat(0.0f), inverse);
   }
-  for (int64_t r = 0; r < op->rows; r++) {
+  for (int64_t r = 0; r < op->rows && op->next; r++) {
     const float *row = values + r * width;
     vf sum = splat(0.0f), second = sum;
     int64_t i = 0;
@@ -294,7 +294,7 @@ int EXPORT(balance)(const Balance *op) {
       restored(before);
     }
 #pragma omp parallel for num_threads(op->threads) schedule(static)
-    for (int64_t r = 0; r < op->rows; r++) {
+    for (int64_t r = 0; r < (op->next ? op->rows : 0); r++) {
       double sum = 0, before = op->before ? op->row[r] : 0;
       for (int64_t b = 0; b < blocks && counts(op, r); b++) sum += shares[b * op->rows + r];
       op->next[r] = !counts(op, r)             ? INFINITY
@@ -310,8 +310,7 @@ int EXPORT(balance)(const Balance *op) {
 typedef struct {
   const void *x;       /* [rows, columns] */
   const float *weight; /* [rows], or NULL; rows of 0 add nothing to a column */
-  float *row, *column; /* [rows], [columns]: what is found */
-  double *wide;        /* [rows] the rows' once more, or NULL */
+  float *row, *column; /* [rows] or NULL, [columns]: what is found */
   int64_t stride, rows, columns;
   float scale;         /* 1 / temperature */
   int32_t iterations, dtype, threads;
@@ -321,25 +320,20 @@ const int64_t EXPORT(sinkhorn_bytes) = sizeof(Sinkhorn);
 
 /* All iterations; before the first nothing is known of rows and columns. */
 int EXPORT(sinkhorn)(const Sinkhorn *op) {
-  float *spare = malloc((size_t)(op->rows + op->columns) * sizeof(float));
+  float *spare = malloc((size_t)(2 * op->rows + op->columns) * sizeof(float));
   if (!spare) return -1;
-  float *row = op->row, *column = op->column, *next = spare, *after = spare + op->rows;
+  float *row = spare, *next = spare + op->rows, *column = op->column, *after = next + op->rows;
   int failed = 0;
   for (int32_t i = 0; i < op->iterations && !failed; i++) {
-    Balance step = {op->x, row, i ? column : NULL, op->weight, after, next, op->stride, op->rows, op->columns,
+    float *found = i + 1 < op->iterations ? next : op->row;
+    Balance step = {op->x, row, i ? column : NULL, op->weight, after, found, op->stride, op->rows, op->columns,
                     op->scale, op->dtype, op->threads};
     failed = EXPORT(balance)(&step);
-    float *last = row;
-    row = next, next = last;
-    last = column;
+    next = row, row = found;
+    float *last = column;
     column = after, after = last;
   }
-  if (row != op->row) {
-    memcpy(op->row, row, (size_t)op->rows * sizeof(float));
-    memcpy(op->column, column, (size_t)op->columns * sizeof(float));
-  }
-  if (op->wide)
-    for (int64_t r = 0; r < op->rows; r++) op->wide[r] = op->row[r];
+  if (column != op->column) memcpy(op->column, column, (size_t)op->columns * sizeof(float));
   free(spare);
   return failed;
 }

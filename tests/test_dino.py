@@ -1,5 +1,6 @@
 """DINO's and iBOT's loss against the official formulas, written out, in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -161,6 +162,24 @@ def test_opcheck(device):
     column = torch.zeros(8, device=device)
     args = (student, teacher, pairs, weight, row, column, 0.1, 0.04, True, False)
     torch.library.opcheck(dino_op.op, args)
+
+
+@pytest.mark.parametrize(
+    "types",
+    list(itertools.permutations((torch.float64, torch.float32, torch.bfloat16, torch.float16), 2)),
+    ids=str,
+)
+@pytest.mark.parametrize("targets", ["softmax", "centre", "sinkhorn"])
+def test_student_and_teacher_of_any_types(types, targets):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(n, 3, 33, generator=generator) for n in (4, 2))
+    student, teacher = student.to(types[0]), teacher.to(types[1])
+    options = {"targets": "sinkhorn"} if targets == "sinkhorn" else {}
+    if targets == "centre":
+        options["center"] = 0.1 * torch.randn(33, generator=generator)
+    found = dino_loss(student, teacher, **options)
+    exact = dino_loss(student.double(), teacher.double(), **options)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
 
 
 def test_runs_in_float32_under_autocast(backend, device):

@@ -235,6 +235,26 @@ def test_a_call_made_again_reads_its_own_rows_and_weights(loss, weighted, dtype)
         torch.testing.assert_close(ours.double(), theirs, rtol=rounding, atol=2e-6)
 
 
+@pytest.mark.parametrize("apart", [0, 20, 1000])
+@pytest.mark.parametrize("loss", [functional.ibot_loss, functional.dino_loss])
+def test_shares_of_rows_far_apart_sum_to_one(loss, apart):
+    """A row's number in float32 is rounded by 1e-3 there, over a temperature of .04."""
+    generator = torch.Generator().manual_seed(0)
+    rows, width = 64, 1024
+    teacher = 0.3 * torch.randn(1, rows, width, generator=generator)
+    teacher += apart * torch.randn(1, rows, 1, generator=generator)
+    views = 1 if loss is functional.ibot_loss else 2
+    for _ in range(2):  # the first call of a signature, and a later one
+        student = torch.zeros(views, rows, width, requires_grad=True)
+        options = {"student_temp": 1.0, "teacher_temp": 0.04, "targets": "sinkhorn"}
+        with backend.force("native"):
+            found = loss(student, teacher, **options)
+        found.backward()
+        assert found.item() == pytest.approx(math.log(width), rel=1e-6)
+        sums = (1 / width - student.grad[-1].double() * rows).sum(-1)
+        assert (sums - 1).abs().max() < 2e-6
+
+
 def test_several_processes_go_by_halves():
     """What stands between a column's and a row's half is done, in every iteration."""
     x, calls = torch.randn(6, 40), []
