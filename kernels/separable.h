@@ -25,9 +25,10 @@ INLINE int64_t taps_of(float sigma, int64_t reach, float *taps) {
 }
 
 /* Sums of taps[|d|] times what lies at place[j + d], for j = 0 .. 3, d = -reach .. reach: of four places side
- * by side, since each value is loaded for the first and handed on. */
-INLINE void filter_four(vf *out, const float *from, const int64_t *place, const float *taps, int64_t reach) {
-#define VALUE(j) AT(vf, from + place[j])
+ * by side, since each value is loaded for the first and handed on. `even`: places are `step` apart. */
+INLINE void four_sums(
+    vf *out, const float *from, const int64_t *place, int64_t step, int even, const float *taps, int64_t reach) {
+#define VALUE(j) AT(vf, from + (even ? (j)*step : place[j]))
   vf a = VALUE(0), b = VALUE(1), c = VALUE(2), e = VALUE(3);
   vf p = a, q = b, r = c, s = e, sums[4] = {a * taps[0], b * taps[0], c * taps[0], e * taps[0]};
 /* `l0`, `h3` come in: what lies `d` before the first and behind the last. */
@@ -47,6 +48,13 @@ INLINE void filter_four(vf *out, const float *from, const int64_t *place, const 
 #undef STEP
 #undef VALUE
   for (int v = 0; v < 4; v++) out[v] = sums[v];
+}
+
+/* The same; far from the ends places are `step` apart, and not read one by one. */
+INLINE void filter_four(
+    vf *out, const float *from, const int64_t *place, int64_t step, const float *taps, int64_t reach) {
+  if (place[3 + reach] - place[-reach] == (3 + 2 * reach) * step) four_sums(out, from + place[0], NULL, step, 1, taps, reach);
+  else four_sums(out, from, place, 0, 0, taps, reach);
 }
 
 enum { ROWS = 16, SPARE = 64 }; /* rows of a strip; values that vectors may read behind a row */
@@ -79,7 +87,7 @@ CALLED void filter_strip(
   for (int64_t x = 0; x < width; x += LANES) {
     vf tile[ROWS];
     for (int64_t r = 0; r < ROWS; r += 4)
-      filter_four(tile + r, plane + x, places.down + y + (r < n ? r : 0), taps, reach);
+      filter_four(tile + r, plane + x, places.down + y + (r < n ? r : 0), pitch, taps, reach);
     for (int64_t r = 0; r < ROWS; r += LANES) {
       transpose(tile + r);
       for (int64_t i = 0; i < LANES; i++) AT(vf, turned + (x + i) * ROWS + r) = tile[r + i];
@@ -89,7 +97,7 @@ CALLED void filter_strip(
     for (int64_t x = 0; x < width; x += LANES) {
       vf tile[LANES];
       for (int64_t i = 0; i < LANES; i += 4)
-        filter_four(tile + i, turned + r, places.across + x + i, taps, reach);
+        filter_four(tile + i, turned + r, places.across + x + i, ROWS, taps, reach);
       for (int64_t i = 0; i < LANES; i++) tile[i] = tile[i] * gain + bias;
       transpose(tile);
       for (int64_t i = 0; i < LANES; i++) AT(vf, values + (r + i) * pitch + x) = tile[i];
