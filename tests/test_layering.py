@@ -57,11 +57,11 @@ ALLOWED: dict[str, set[str]] = {
     "export": {
         *("evaluate", "report", "weights", "models", "atomic", "versions"),
         *("data.channels", "data.pillow", "data.sources", "functional.normalise"),
-        "runtime.checkpoint",
+        *("runtime.checkpoint", "runtime.progress"),
     },
     "report": {
         *("evaluate", "weights", "data", "functional", "methods", "models"),
-        *("build", "paths", "philox"),
+        *("build", "paths", "philox", "runtime.progress"),
     },
     "cli": {"*"},
     "__main__": {"cli"},

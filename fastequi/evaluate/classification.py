@@ -28,6 +28,7 @@ from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.evaluate.tasks import shown
 from fastequi.functional.normalise import normalise as normalised
 from fastequi.runtime.devices import expect_memory
+from fastequi.runtime.progress import Status
 from fastequi.weights.architecture import UNSTATED, Stated
 
 KS = (5, 10, 20, 200)
@@ -247,7 +248,7 @@ def evaluate_classes(
     console, start = Console(), time.monotonic()
     print(described(*splits))
     _check_memory(encoders, len(splits[0]), len(splits[1]))
-    with console.status("") as status:
+    with Status(console) as status:
         status.update("features of the training images")
         train = pooled_features(encoders, splits[0])
         status.update("features of the test images")

@@ -23,6 +23,7 @@ from fastequi.evaluate.encoders import Encoder, load_encoder
 from fastequi.evaluate.photo_windows import images_for, values_of
 from fastequi.evaluate.results import documented, writable, writable_folder
 from fastequi.runtime.devices import expect_memory
+from fastequi.runtime.progress import Status
 from fastequi.weights.architecture import UNSTATED, Stated
 
 _FILES = (".safetensors", ".npy")
@@ -161,7 +162,7 @@ def embed(
         writable(out)
     else:
         writable_folder(out)
-    with Console().status(f"{len(source):,} images"):
+    with Status(Console(), f"{len(source):,} images"):
         found, files = embeddings(
             encoder,
             source,

@@ -20,7 +20,7 @@ from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import documented, not_held_out, place, save
 from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
 from fastequi.methods.tir import TIR
-from fastequi.runtime.progress import remaining
+from fastequi.runtime.progress import Status, remaining
 from fastequi.weights.architecture import UNSTATED, Stated
 
 _TABLE_WIDTH = 140  # of colour's, which has four parameters
@@ -85,7 +85,7 @@ def evaluate_equivariance(
         console.print(report.table(f"{name}: R² on {of}"))
         results.add(name, report)
 
-    with console.status("") as status:
+    with Status(console) as status:
 
         def on_row(row: str, share: float) -> None:
             status.update(f"{row}, {share:.0%}, ETA {remaining(time.monotonic() - start, share)}")

@@ -14,6 +14,7 @@ from fastequi.evaluate.results import writable_folder
 from fastequi.export import card, hugging, meta, onnx, timm, torchscript
 from fastequi.export.pretrained import load
 from fastequi.export.subject import FOLDER, Subject, Written
+from fastequi.runtime.progress import Status
 from fastequi.weights.architecture import UNSTATED, Stated
 from fastequi.weights.files import some
 
@@ -74,7 +75,7 @@ def export(spec: str, to: str, out: Path | None = None, stated: Stated = UNSTATE
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     try:
         writable_folder(temporary)
-        with Console(stderr=True).status(f"writing and comparing {to}"):
+        with Status(Console(stderr=True), f"writing and comparing {to}"):
             written = FORMATS[to].write(subject, temporary)
         text = card.card(subject, written, to, card.run_of(path))
         (temporary / card.NAME).write_text(text, encoding="utf-8")

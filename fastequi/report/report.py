@@ -14,6 +14,7 @@ from fastequi.evaluate.results import writable, write
 from fastequi.report.page import page
 from fastequi.report.runs import Run, read_runs
 from fastequi.report.sheets import Sheet
+from fastequi.runtime.progress import Status
 
 
 def report(
@@ -49,7 +50,7 @@ def _pictures(
     from fastequi.report.visualize import photographs, sheets
 
     shown = {}
-    with Console(stderr=True).status("drawing") as status:
+    with Status(Console(stderr=True), "drawing") as status:
         for run in runs:
             status.update(f"drawing {run.name}")
             try:

@@ -1,9 +1,10 @@
-"""Progress display: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress display: a bar or a line on a terminal, lines every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -66,6 +67,46 @@ class Progress:
         elif time.monotonic() - self.printed >= self.every or done >= 1:
             self.printed = time.monotonic()
             print(f"{self.label} {done:4.0%}  {text}", file=sys.stderr, flush=True)
+
+
+class Status:
+    """What is being done, for work without a measure: shown on a terminal; elsewhere a line on
+    stderr now and then, so that a log tells that it goes on.
+
+    Args:
+        console: that other things are printed on meanwhile.
+        every: seconds between lines where that is not a terminal.
+    """
+
+    def __init__(self, console: Console, text: str = "", every: float = 30.0) -> None:
+        self._text, self._every, self._start = text, every, time.monotonic()
+        self._shown = console.status(text) if console.is_terminal else None
+        self._over = threading.Event()
+        self._teller = threading.Thread(target=self._tell, name="status", daemon=True)
+
+    def __enter__(self) -> Status:
+        if self._shown is not None:
+            self._shown.start()
+        else:
+            self._teller.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._shown is not None:
+            self._shown.stop()
+        else:
+            self._teller.join()
+
+    def update(self, text: str) -> None:
+        self._text = text
+        if self._shown is not None:
+            self._shown.update(text)
+
+    def _tell(self) -> None:
+        while not self._over.wait(self._every):
+            seconds = _time(time.monotonic() - self._start)
+            print(f"{seconds} so far: {self._text}", file=sys.stderr, flush=True)
 
 
 def remaining(elapsed: float, done: float) -> str:

@@ -18,6 +18,7 @@ from fastequi.evaluate.geometry.grids import Grids, all_grids
 from fastequi.evaluate.geometry.kept_maps import KeptMaps
 from fastequi.evaluate.results import not_held_out, place, save
 from fastequi.kernels.toolchain import cache_folder
+from fastequi.runtime.progress import Status
 from fastequi.weights.architecture import UNSTATED, Stated
 
 Say = Callable[[str], None]
@@ -107,7 +108,7 @@ def evaluate(
         for each in all_grids(encoders, encoder.name)
     ]
     console, start = Console(), time.monotonic()
-    with torch.no_grad(), console.status("") as status:
+    with torch.no_grad(), Status(console) as status:
         found = run(grids, encoders, status.update)
     kept.trim()
     for title, each in found.tables.items():

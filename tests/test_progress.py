@@ -1,0 +1,43 @@
+"""What long work shows: on a terminal a line that is renewed, elsewhere a line now and then."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from fastequi.runtime.progress import Status
+
+
+def test_a_log_tells_what_goes_on(capsys):
+    console = Console(file=io.StringIO())
+    with Status(console, "features", every=0.05) as status:
+        time.sleep(0.08)
+        status.update("probes, 50%")
+        time.sleep(0.08)
+    time.sleep(0.1)  # nothing comes afterwards
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0:00:00 so far: features"
+    assert lines[-1] == "0:00:00 so far: probes, 50%"
+    assert len(lines) <= 4
+    assert console.file.getvalue() == ""
+
+
+def test_short_work_says_nothing(capsys):
+    with Status(Console(file=io.StringIO()), "features") as status:
+        status.update("probes")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_shows_it_in_place(capsys):
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with Status(console, "features", every=0.01) as status:
+        status.update("probes, 50%")
+        time.sleep(0.2)
+    assert "probes, 50%" in console.file.getvalue()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_ends_it():
+    with pytest.raises(ValueError, match="of the work"), Status(Console(), "features", 0.01):
+        raise ValueError("of the work")
