@@ -36,8 +36,7 @@ class WarpStruct(Structure):
         ("image", ImageStruct),
         ("grid", GridStruct),
         ("out", c_void_p),
-        ("dtype", c_int32),
-        ("threads", c_int32),
+        *((name, c_int32) for name in ("dtype", "stream", "threads")),
     )
 
 
@@ -84,6 +83,7 @@ def _warp_struct(
         _grid(theta, color, target),
         native.pointer(out),
         native.DTYPES[out.dtype],
+        out.numel() * out.element_size() > native.STREAM_BYTES,
         native.threads(out.numel()),
     )
     return _normalising(op, image, target)

@@ -6,6 +6,7 @@ typedef struct {
   Grid grid;
   void *out;     /* [B, K, C, H, W], dense */
   int32_t dtype; /* of out: UINT8 (0..1 becomes 0..255, rounded), FLOAT32 or BFLOAT16 */
+  int32_t stream; /* write floats past the caches */
   int32_t threads;
 } Warp;
 
@@ -15,16 +16,27 @@ typedef struct {
   Mixer mixers[GROUPS];
 } Scratch;
 
-CALLED void write_run(void *out, int64_t at, const float *values, int64_t n, int32_t dtype) {
-  if (dtype == FLOAT32) memcpy((float *)out + at, values, (size_t)n * sizeof(float));
-  else if (dtype == BFLOAT16)
-    for (int64_t i = 0; i < n; i++) ((uint16_t *)out)[at + i] = to_bf16(values[i]);
-  else
-    for (int64_t i = 0; i < n; i++) {
+CALLED void write_run(const Warp *op, int64_t at, const float *values, int64_t n) {
+  void *out = op->out;
+  int64_t i = 0, each = op->dtype == FLOAT32 ? 4 : 2;
+  if (op->dtype == UINT8) {
+    for (; i < n; i++) {
       float value = values[i] * 255.0f;
       value = value > 0.0f ? value : 0.0f;
       ((uint8_t *)out)[at + i] = (uint8_t)((value < 255.0f ? value : 255.0f) + 0.5f);
     }
+    return;
+  }
+  int stream = op->stream && ((uintptr_t)out + at * each) % (LANES * 4) == 0;
+#define WRITE(dtype, stream)                  \
+  for (; i + 2 * LANES <= n; i += 2 * LANES) \
+  store_two(out, at + i, AT(vf, values + i), AT(vf, values + i + LANES), dtype, stream, 0)
+  if (op->dtype == FLOAT32 && stream) WRITE(FLOAT32, 1);
+  else if (op->dtype == FLOAT32) WRITE(FLOAT32, 0);
+  else if (stream) WRITE(BFLOAT16, 1);
+  else WRITE(BFLOAT16, 0);
+#undef WRITE
+  for (; i < n; i++) put(out, at + i, values[i], op->dtype);
 }
 
 typedef struct {
@@ -57,7 +69,7 @@ CALLED void block_of(
         float *values = scratch->values + c * most;
         if (bad)
           for (int64_t i = 0; i < n; i++) values[i] = NAN;
-        write_run(op->out, ((place * channels + c) * height + y) * width + x, values, n, op->dtype);
+        write_run(op, ((place * channels + c) * height + y) * width + x, values, n);
       }
     }
 }

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from fastequi import warp
+from fastequi.kernels import native, native_warp
+from fastequi.kernels.target import Target
 from tests.support.warp import eager
 from tests.support.warp_recon import MEAN, STD, case
 
@@ -118,3 +120,19 @@ def test_bad_theta_reads_nothing_outside_in_the_backward_either(padding, bad):
     alone = image.detach()[1:].requires_grad_()
     wanted = torch.autograd.grad(warp(alone, theta[1:], padding_mode=padding).square().sum(), alone)
     torch.testing.assert_close(grad[1:], wanted[0])
+
+
+@pytest.mark.skipif(native.obstacle() is not None, reason="no C kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_images_past_the_caches_are_the_same(monkeypatch, dtype):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (2, 3, 64, 70), dtype=torch.uint8, generator=generator)
+    theta = torch.tensor([[[0.9, 0.3, 0.1], [-0.3, 0.9, 0.0]]]).expand(2, 1, 2, 3)
+    for size in ((64, 64), (33, 37)):  # rows at multiples of a cache line, and not
+        views = []
+        for most in (1 << 40, 0):
+            monkeypatch.setattr(native, "STREAM_BYTES", most)
+            views.append(torch.empty(2, 1, 3, *size, dtype=dtype))
+            native_warp.warp(views[-1], image, theta, None, Target(*size))
+        assert torch.equal(*views)
+        assert views[0].isfinite().all()
