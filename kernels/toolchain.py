@@ -50,6 +50,7 @@ HEADERS = (
     "spread.h",
     "pixel_loss.h",
     "separable.h",
+    "resample.h",
     "small_products.h",
     "unit_rows.h",
 )
