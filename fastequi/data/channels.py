@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-import numpy as np
-
-from fastequi.functional.fused_views import MOST_VALUE
+from fastequi.functional.fused_views import MOST_VALUE, is_range
 
 RGB = "rgb"
 ALL = "all"
@@ -66,16 +64,6 @@ def ranges(text: str) -> Ranges | None:
             f"{text!r}"
         )
     return found
-
-
-def is_range(low: float, high: float) -> bool:
-    """Whether the kernels take it and its ends differ in float32, in which values are brought into
-    it."""
-    if not -MOST_VALUE <= low < high <= MOST_VALUE:
-        return False
-    with np.errstate(over="ignore"):
-        width = np.float32(high) - np.float32(low)
-        return bool(np.isfinite(width) and width > 0 and np.isfinite(1 / width))
 
 
 def percentiles(text: str) -> tuple[float, float] | None:

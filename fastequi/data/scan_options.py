@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.channels import ALL, PERCENTILES, is_range, written
+from fastequi.data.channels import ALL, PERCENTILES, written
 from fastequi.data.pixels import LARGEST
 from fastequi.data.sources import measured as known
 from fastequi.data.sources.kinds import NO_RGB, Kind, counts, tally
 from fastequi.data.sources.measured import Measured, in_unit
 from fastequi.data.sources.wanted import Wanted
-from fastequi.functional.fused_views import MOST_VALUE
+from fastequi.functional.fused_views import MOST_VALUE, is_range
 
 _TOLERATED = 0.1  # share of images that a run leaves out unless data.tolerate says otherwise
 _LOW, _HIGH = 0.1, 99.9  # of the word alone

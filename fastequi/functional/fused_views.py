@@ -180,6 +180,13 @@ def _checked_gain(
     return gain.contiguous()
 
 
+def is_range(low: float, high: float) -> bool:
+    """Whether it can be brought to 0..1 in float32, in which its ends have to differ."""
+    ends = torch.tensor((low, high), dtype=torch.float32)
+    within = -MOST_VALUE <= low < high <= MOST_VALUE  # nor NaN
+    return within and high - low >= 1 / MOST_VALUE and bool(ends[0] < ends[1])
+
+
 def _checked_range(
     given: tuple[float, float] | Sequence[tuple[float, float]] | None,
     photos: list[Tensor],
@@ -202,8 +209,11 @@ def _checked_range(
         ) from None
     if len(found) not in (1, len(taken)):
         raise ValueError(f"value_range: expected 1 or {len(taken)} pairs, got {len(found)}")
-    if not all(-MOST_VALUE <= low < high <= MOST_VALUE for low, high in found):  # nor NaN
-        raise ValueError(f"value_range: expected low < high within ±{MOST_VALUE:g}, got {given!r}")
+    if not all(is_range(low, high) for low, high in found):
+        raise ValueError(
+            f"value_range: expected low < high within ±{MOST_VALUE:g}, {1 / MOST_VALUE:g} apart "
+            f"and in float32 too, got {given!r}"
+        )
     return found * (len(taken) if len(found) == 1 else 1)
 
 
