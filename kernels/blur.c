@@ -91,22 +91,6 @@ CALLED double compare_strip(const Blur *op, const Scratch *scratch, int64_t base
   return total;
 }
 
-/* A row of the output, from `at` on. */
-CALLED void write_row(const Blur *op, int64_t at, const float *values) {
-  int64_t width = op->image.width, each = op->dtype == FLOAT32 ? 4 : 2, x = 0;
-  int stream = op->stream && ((uintptr_t)op->out + at * each) % (LANES * 4) == 0;
-#define WRITE(dtype, stream)                      \
-  for (; x + 2 * LANES <= width; x += 2 * LANES) \
-    store_two(op->out, at + x, AT(vf, values + x), AT(vf, values + x + LANES), dtype, stream, 0);
-  if (op->dtype == FLOAT32)
-    if (stream) WRITE(FLOAT32, 1)
-    else WRITE(FLOAT32, 0)
-  else if (stream) WRITE(BFLOAT16, 1)
-  else WRITE(BFLOAT16, 0)
-#undef WRITE
-  for (; x < width; x++) put(op->out, at + x, values[x], op->dtype);
-}
-
 CALLED double strip_of(const Blur *op, const Scratch *scratch, int64_t b, int64_t k, int64_t strip) {
   int64_t y = strip * ROWS, height = op->image.height, width = op->image.width, channels = op->image.channels;
   int64_t n = height - y < ROWS ? height - y : ROWS, place = b * op->steps + k, pitch = pitch_of_plane(op);
@@ -122,7 +106,7 @@ CALLED double strip_of(const Blur *op, const Scratch *scratch, int64_t b, int64_
     if (!op->out) continue;
     for (int64_t r = 0; r < n; r++) {
       int64_t at = ((place * channels + c) * height + y + r) * width;
-      write_row(op, at, values + r * pitch);
+      put_values(op->out, at, values + r * pitch, width, op->dtype, op->stream);
     }
   }
   if (!op->pred) return 0;

@@ -107,8 +107,10 @@ CALLED void write_bytes(const Views *op, const float *row, int64_t plane, int so
   int32_t pixels[LANES] __attribute__((aligned(64)));
   for (int64_t x = 0; x < width; x += LANES) {
     vi packed = {0};
-    for (int c = 0; c < 3; c++)
-      packed |= whole_of(last_of(AT(vf, row + c * plane + x), solarize, op->top, op->gain[c], op->bias[c]), 255.0f) << (8 * c);
+    for (int c = 0; c < 3; c++) {
+      vf value = last_of(AT(vf, row + c * plane + x), solarize, op->top, op->gain[c], op->bias[c]);
+      packed |= whole_of(value, 255.0f) << (8 * c);
+    }
     *(vi *)pixels = packed;
     int64_t n = width - x < LANES ? width - x : LANES, i = 0;
     for (; x + i + 6 <= width && i < LANES; i += 4) put_low_three(out + 3 * (x + i), AT(b16, pixels + i));
@@ -146,7 +148,8 @@ CALLED void write_row(const Views *op, const float *row, int solarize, int64_t v
 }
 
 /* A row of a chunk's channels. */
-CALLED void write(const Views *op, const float *row, int64_t plane, Chunk chunk, int solarize, int64_t v, int64_t y) {
+CALLED void write_channels(
+    const Views *op, const float *row, int64_t plane, Chunk chunk, int solarize, int64_t v, int64_t y) {
   if (op->dtype == UINT8 && op->channels == 3) write_bytes(op, row, plane, solarize, v, y);
   else
     for (int64_t c = 0; c < chunk.count; c++) write_row(op, row + c * plane, solarize, v, chunk.first + c, y);
@@ -203,9 +206,11 @@ CALLED float *make_rows(const Making *of, int64_t y, int64_t rows) {
 
 /* A chunk of a view, two rows at a time: what is needed next is still in the caches. */
 CALLED void make_view(
-    const Views *op, int64_t v, Chunk chunk, const Own *own, Places places, int64_t kept, int64_t pitch, int64_t reach) {
+    const Views *op, int64_t v, Chunk chunk, const Own *own, Places places, int64_t kept, int64_t pitch,
+    int64_t reach) {
   const Axis *across = &own->across;
-  int64_t height = op->height, width = op->width, plane = kept * pitch, n = chunk.count, solarize = op->solarize && op->solarize[v];
+  int64_t height = op->height, width = op->width, plane = kept * pitch, n = chunk.count;
+  int solarize = op->solarize && op->solarize[v];
   Making of = {op, own, chunk, v, across->first[0], 0, plane, pitch, kept};
   for (int64_t x = 0; x < width; x++) {
     int64_t first = across->first[x], end = first + across->count[x];
@@ -224,14 +229,15 @@ CALLED void make_view(
     while (made < height && made < y + rows + reach) {
       int64_t some = made + 1 < height ? 2 : 1;
       const float *row = make_rows(&of, made, some);
-      for (int64_t r = 0; r < some && !reach; r++) write(op, row + r * pitch, plane, chunk, solarize, v, made + r);
+      for (int64_t r = 0; r < some && !reach; r++)
+        write_channels(op, row + r * pitch, plane, chunk, solarize, v, made + r);
       made += some;
     }
     if (!reach) continue;
     for (int64_t c = 0; c < n; c++)
-      filter_strip(own->blurred + c * strip, pitch, own->turned, own->planes + c * plane, places, own->taps, reach, 1, 0,
-                   y, rows, width);
-    for (int64_t r = 0; r < rows; r++) write(op, own->blurred + r * pitch, strip, chunk, solarize, v, y + r);
+      filter_strip(own->blurred + c * strip, pitch, own->turned, own->planes + c * plane, places, own->taps, reach,
+                   1, 0, y, rows, width);
+    for (int64_t r = 0; r < rows; r++) write_channels(op, own->blurred + r * pitch, strip, chunk, solarize, v, y + r);
   }
 }
 
@@ -250,7 +256,8 @@ int EXPORT(fused_views)(const Views *op) {
   int64_t planes = most * kept * pitch + SPARE;
   int64_t line = most * (wide + TAPS) + SPARE, strip = op->sigma ? ROWS * pitch : 0;
   int64_t weights_down = height * (op->down + 3), weights_across = width * (op->across + 3);
-  int64_t floats = planes + (most + 1) * strip + 2 * line + (op->ends ? 2 * line : 0) + op->reach + 1 + weights_down + weights_across;
+  int64_t lines = (op->ends ? 4 : 2) * line, weights = weights_down + weights_across;
+  int64_t floats = planes + (most + 1) * strip + lines + op->reach + 1 + weights;
   int64_t bytes = floats * sizeof(float) + 2 * (height + width) * sizeof(int32_t);
   bytes = (bytes + 63) / 64 * 64;
   char *scratch = aligned_alloc(64, op->threads * bytes);
@@ -267,10 +274,10 @@ int EXPORT(fused_views)(const Views *op) {
     Own own = {.planes = (float *)(scratch + thread_number() * bytes)};
     own.turned = own.planes + planes, own.blurred = own.turned + strip, own.line = own.blurred + most * strip;
     own.next = own.line + line, own.ends = own.next + line, own.taps = own.ends + (op->ends ? 2 * line : 0);
-    float *weights = own.taps + op->reach + 1;
-    int32_t *spans = (int32_t *)(weights + weights_down + weights_across);
-    own.down = (Axis){spans, spans + height, weights};
-    own.across = (Axis){spans + 2 * height, spans + 2 * height + width, weights + weights_down};
+    float *weight = own.taps + op->reach + 1;
+    int32_t *spans = (int32_t *)(weight + weights);
+    own.down = (Axis){spans, spans + height, weight};
+    own.across = (Axis){spans + 2 * height, spans + 2 * height + width, weight + weights_down};
     const float *window = op->window + 4 * v;
     const int32_t *sides = op->sides + 2 * op->photo[v];
     resample_axis(&own.down, window[0], window[2], sides[0], height);

@@ -67,7 +67,8 @@ INLINE vf values_at(const void *from, int64_t at, int32_t type) {
 }
 
 INLINE float one_value(const void *from, int64_t at, int32_t type) {
-  return type == UINT8 ? ((const uint8_t *)from)[at] : type == UINT16 ? ((const uint16_t *)from)[at] : ((const float *)from)[at];
+  if (type == UINT8) return ((const uint8_t *)from)[at];
+  return type == UINT16 ? ((const uint16_t *)from)[at] : ((const float *)from)[at];
 }
 
 /* Where values are cut off, and that they are then less the low end, so that sums of a narrow range far
@@ -120,7 +121,10 @@ INLINE void sum_piece(Line of, int64_t more, int64_t first, int64_t n, int32_t t
       float sum = 0;
       for (int64_t t = 0; t < of.count; t++) {
         float value = one_value(of.rows, of.at + more + i + t * of.pitch, type);
-        if (ends.low) value = (value < ends.low[i] ? ends.low[i] : value > ends.high[i] ? ends.high[i] : value) - ends.low[i];
+        if (ends.low) {
+          float low = ends.low[i], high = ends.high[i];
+          value = (value < low ? low : value > high ? high : value) - low;
+        }
         sum += value * of.weight[t];
       }
       of.line[i] = sum;

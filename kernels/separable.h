@@ -53,7 +53,8 @@ INLINE void four_sums(
 /* The same; far from the ends places are `step` apart, and not read one by one. */
 INLINE void filter_four(
     vf *out, const float *from, const int64_t *place, int64_t step, const float *taps, int64_t reach) {
-  if (place[3 + reach] - place[-reach] == (3 + 2 * reach) * step) four_sums(out, from + place[0], NULL, step, 1, taps, reach);
+  int even = place[3 + reach] - place[-reach] == (3 + 2 * reach) * step;
+  if (even) four_sums(out, from + place[0], NULL, step, 1, taps, reach);
   else four_sums(out, from, place, 0, 0, taps, reach);
 }
 

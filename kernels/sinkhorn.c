@@ -223,9 +223,9 @@ CALLED vf far_powers(float *to, int64_t width, vf *base, vf *top, const Balance 
   return sum;
 }
 
-/* Columns first .. first + n: column[n] = log Σ_r exp(x - row) over rows that count; to `share` of every
- * row, if they are asked for, what these columns add to Σ_n exp(x - row - column), at temperature 1. Returns whether a column is
- * rounded too far down for that. */
+/* Columns first .. first + n: column[n] = log Σ_r exp(x - row) over rows that count; to `share` of every row, if
+ * they are asked for, what these columns add to Σ_n exp(x - row - column), at temperature 1. Returns whether a
+ * column is rounded too far down for that. */
 CALLED int balance_columns(
     const Balance *op, int64_t first, int64_t n, int64_t width, float *values, float *share) {
   float sums[PART + LANES], bases[PART + LANES], scale = op->scale * LOG2E, per_power = 1 / scale;

@@ -98,6 +98,21 @@ INLINE void put(void *row, int64_t at, float value, int32_t dtype) {
   else ((uint16_t *)row)[at] = to_bf16(value);
 }
 
+/* n values to `to` from `at` on; past the caches if `stream` and they begin at a multiple of a vector's size. */
+CALLED void put_values(void *to, int64_t at, const float *values, int64_t n, int32_t dtype, int stream) {
+  int64_t i = 0;
+  stream = stream && ((uintptr_t)to + at * (dtype == FLOAT32 ? 4 : 2)) % (LANES * 4) == 0;
+#define PUT(dtype, stream)                    \
+  for (; i + 2 * LANES <= n; i += 2 * LANES) \
+  store_two(to, at + i, AT(vf, values + i), AT(vf, values + i + LANES), dtype, stream, 0)
+  if (dtype == FLOAT32 && stream) PUT(FLOAT32, 1);
+  else if (dtype == FLOAT32) PUT(FLOAT32, 0);
+  else if (stream) PUT(BFLOAT16, 1);
+  else PUT(BFLOAT16, 0);
+#undef PUT
+  for (; i < n; i++) put(to, at + i, values[i], dtype);
+}
+
 /* Until `restored`, numbers below the least normal one count as 0 in this thread: processors take up to a
  * hundred cycles and more for each, and powers as small as that are everywhere. */
 #ifdef __SSE2__

@@ -17,26 +17,15 @@ typedef struct {
 } Scratch;
 
 CALLED void write_run(const Warp *op, int64_t at, const float *values, int64_t n) {
-  void *out = op->out;
-  int64_t i = 0, each = op->dtype == FLOAT32 ? 4 : 2;
-  if (op->dtype == UINT8) {
-    for (; i < n; i++) {
-      float value = values[i] * 255.0f;
-      value = value > 0.0f ? value : 0.0f;
-      ((uint8_t *)out)[at + i] = (uint8_t)((value < 255.0f ? value : 255.0f) + 0.5f);
-    }
+  if (op->dtype != UINT8) {
+    put_values(op->out, at, values, n, op->dtype, op->stream);
     return;
   }
-  int stream = op->stream && ((uintptr_t)out + at * each) % (LANES * 4) == 0;
-#define WRITE(dtype, stream)                  \
-  for (; i + 2 * LANES <= n; i += 2 * LANES) \
-  store_two(out, at + i, AT(vf, values + i), AT(vf, values + i + LANES), dtype, stream, 0)
-  if (op->dtype == FLOAT32 && stream) WRITE(FLOAT32, 1);
-  else if (op->dtype == FLOAT32) WRITE(FLOAT32, 0);
-  else if (stream) WRITE(BFLOAT16, 1);
-  else WRITE(BFLOAT16, 0);
-#undef WRITE
-  for (; i < n; i++) put(out, at + i, values[i], op->dtype);
+  for (int64_t i = 0; i < n; i++) {
+    float value = values[i] * 255.0f;
+    value = value > 0.0f ? value : 0.0f;
+    ((uint8_t *)op->out)[at + i] = (uint8_t)((value < 255.0f ? value : 255.0f) + 0.5f);
+  }
 }
 
 typedef struct {

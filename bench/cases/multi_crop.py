@@ -70,11 +70,6 @@ def _checked(found: Any, kind: Kind) -> None:
         raise Unavailable(f"gives {made.shape} of spread {made.std():.2g}, not {kind}")
 
 
-def _only_forward(mode: str) -> None:
-    if mode == "fwdbwd":
-        raise Unavailable("views have no gradient")
-
-
 def _only_float32(inputs: Inputs) -> None:
     if inputs["dtype"] != torch.float32:
         raise Unavailable("makes float32")
@@ -82,9 +77,10 @@ def _only_float32(inputs: Inputs) -> None:
 
 def _ours(inputs: Inputs, mode: str) -> Call:
     """As `fastequi.data.fused` calls it; parameters drawn ahead, as it draws them."""
-    _only_forward(mode)
-    calls = [views.arguments("all", kind.size, kind.arrays, kind.drawn) for kind in inputs["kinds"]]
-    for kind, (photos, windows, options) in zip(inputs["kinds"], calls, strict=True):
+    views.only_forward(mode)
+    kinds = inputs["kinds"]
+    calls = [views.arguments("all", each.size, each.photographs, each.drawn) for each in kinds]
+    for kind, (photos, windows, options) in zip(kinds, calls, strict=True):
         options["dtype"] = inputs["dtype"]
         _checked(fused_views(photos, windows, **options).float(), kind)
 
@@ -98,7 +94,7 @@ def _ours(inputs: Inputs, mode: str) -> Call:
 
 def _dali(inputs: Inputs, mode: str) -> Call:
     """fastequi's own graph without its decoder."""
-    _only_forward(mode)
+    views.only_forward(mode)
     _only_float32(inputs)
     pipelines = []
     for kind in inputs["kinds"]:
@@ -114,7 +110,7 @@ def _dali(inputs: Inputs, mode: str) -> Call:
 
 
 def _albumentations(inputs: Inputs, mode: str) -> Call:
-    _only_forward(mode)
+    views.only_forward(mode)
     _only_float32(inputs)
     try:
         transforms = [_composed(kind.aug, kind.size) for kind in inputs["kinds"]]

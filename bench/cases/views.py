@@ -45,6 +45,11 @@ def photographs(count: int) -> list[Image.Image]:
     return [found[i % len(found)] for i in range(count)]
 
 
+def only_forward(mode: str) -> None:
+    if mode == "fwdbwd":
+        raise Unavailable("views have no gradient")
+
+
 def _inputs(op: str, B: int, size: int) -> Inputs:
     """Whole photographs for the crop, views of them for what comes after it."""
     images = photographs(B)
@@ -72,8 +77,7 @@ def _each(make: Callable[[str, int], Callable[[Any], Any]], key: str) -> Make:
     """A library that takes an image: (op, size) to its function of one."""
 
     def made(inputs: Inputs, mode: str) -> Call:
-        if mode == "fwdbwd":
-            raise Unavailable("views have no gradient")
+        only_forward(mode)
         try:
             apply = make(inputs["op"], inputs["size"])
         except ImportError as error:
@@ -179,8 +183,7 @@ def _pillow(op: str, size: int) -> Callable[[Any], Any]:
 
 
 def _kornia(inputs: Inputs, mode: str) -> Call:
-    if mode == "fwdbwd":
-        raise Unavailable("views have no gradient")
+    only_forward(mode)
     try:
         import kornia.augmentation as K
     except Exception as error:
@@ -209,8 +212,7 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
 
 def _dali(inputs: Inputs, mode: str) -> Call:
     """What fastequi runs with `data.views=dali`, without its decoder."""
-    if mode == "fwdbwd":
-        raise Unavailable("views have no gradient")
+    only_forward(mode)
     made = pipeline(inputs["op"], inputs["size"], inputs["arrays"], _drawn(inputs))
 
     def call() -> dict[str, Tensor]:
@@ -271,8 +273,7 @@ def pipeline(op: str, size: int, arrays: Sequence[Any], drawn: ViewParams) -> An
 
 def _ours(inputs: Inputs, mode: str) -> Call:
     """`fused_views`, its parameters drawn ahead as fastequi draws them."""
-    if mode == "fwdbwd":
-        raise Unavailable("views have no gradient")
+    only_forward(mode)
     photos, windows, given = arguments(
         inputs["op"], inputs["size"], inputs["arrays"], _drawn(inputs)
     )
@@ -290,7 +291,7 @@ def arguments(
     """Photographs, windows and options of `fused_views`, on the CPU; as many views of each."""
     photos = [torch.from_numpy(array) for array in arrays]
     photo = torch.arange(len(photos)).repeat_interleave(len(drawn.start) // len(photos))
-    sides = torch.tensor([photo.shape[:2] for photo in photos]).repeat(1, 2)[photo]
+    sides = torch.tensor([array.shape[:2] for array in arrays]).repeat(1, 2)[photo]
     windows = sides.float()
     windows[:, :2] = 0
     given: dict[str, Any] = {"size": size, "dtype": torch.uint8, "photo": photo}
