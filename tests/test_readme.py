@@ -137,18 +137,17 @@ def test_the_tables_of_views_are_the_measured_ones():
         assert not found["commit"].endswith("+")
         head = {"op": "all", "B": 32, "size": 224}
         times = {row["provider"]: row["p50"] for row in found["rows"] if row["params"] == head}
-        assert times["DALI"] / times["ours"] > 15
-        assert times["AlbumentationsX"] / times["ours"] > 7
+        assert times["DALI"] / times["ours"] > 17
+        assert times["AlbumentationsX"] / times["ours"] > 8
         ten: dict[str, dict[str, float]] = {}
         for row in found["rows"]:
             if row["case"] == "multi_crop_cpu" and row["p50"] is not None:
                 ten.setdefault(row["params"]["dtype"], {})[row["provider"]] = row["p50"]
-        assert ten["float32"]["DALI"] / ten["float32"]["ours"] > 18
+        assert ten["float32"]["DALI"] / ten["float32"]["ours"] > 19
         assert ten["float32"]["AlbumentationsX"] / ten["float32"]["ours"] > 9
         single, half = (each["ours"] / each["decoding by DALI"] for each in ten.values())
-        words = "that time with AVX2 ({})" if suffix else "times with AVX-512 ({})"
         assert f"{single:.2f} times" in TABLES
-        assert words.format(f"{half:.2f}" + (" as bfloat16" if suffix else "")) in TABLES
+        assert f"({half:.2f} as bfloat16)" in TABLES
 
 
 def test_every_cpu_timing_is_there_without_avx512_too():
