@@ -37,4 +37,6 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
+        sys.exit("usage: python -m bench.view_tables FILE, what ci/cpu.sh made as views_cpu.json")
     print(table(json.loads(Path(sys.argv[1]).read_text())))

@@ -44,7 +44,8 @@ class PretrainOptions(Patterned):
     run_dir: Path | None = None
     """Folder of the run; by default a new one, named by date."""
     resume: bool = False
-    """Continue from the newest checkpoint in --run-dir. What is not given stays as in that run."""
+    """Continue from the newest checkpoint in --run-dir. What is not given stays as in that run,
+    but --data, as a run does not keep where its images are."""
     max_steps: int | None = None
     """Stop after this many optimiser steps; the schedule is not shortened."""
     checkpoint_every: int | None = None

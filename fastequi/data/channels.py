@@ -60,8 +60,8 @@ def ranges(text: str) -> Ranges | None:
     if not found or not all(is_range(low, high) for low, high in found):
         raise ValueError(
             f"value_range: expected {DTYPE}, {PERCENTILES} or LOW:HIGH with LOW < HIGH within "
-            f"±{MOST_VALUE:g}, one for all channels or one for each with commas between, got "
-            f"{text!r}"
+            f"±{MOST_VALUE:g}, {1 / MOST_VALUE:g} apart and in float32 too, one for all channels "
+            f"or one for each with commas between, got {text!r}"
         )
     return found
 

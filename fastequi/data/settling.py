@@ -130,7 +130,7 @@ def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
         each = dict(zip(pixels.chosen, pixels.ranges, strict=True))
         alike = len(set(each.values())) == 1
         said = ", ".join(
-            f"{low:g} to {high:g}" + ("" if alike else f" (channel {c})")
+            f"{low:.9g} to {high:.9g}" + ("" if alike else f" (channel {c})")
             for c, (low, high) in (list(each.items())[:1] if alike else each.items())
         )
         logger.info("data.value_range: 0 to 1 are %s", said)
@@ -168,7 +168,7 @@ def _ends(measured: Measured, channel: int) -> tuple[float, float]:
 
 
 def _words(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:g}:{ends[1]:g}"
+    return f"{ends[0]:.9g}:{ends[1]:.9g}"
 
 
 def _measured(source: Source, kinds: list[Kind]) -> Measured:

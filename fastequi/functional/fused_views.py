@@ -42,8 +42,9 @@ def fused_views(
             `torch.from_numpy` of decoded images, on one device, where the views are made. The other
             tensors are read on the CPU, where they are drawn: those of a GPU are waited for, with a
             host sync each.
-        windows: [V, 4] corners y0, x0, y1, x1 in pixels, within the photographs; x0 > x1 mirrors
-            left to right. Resampled linearly, with antialiasing where the view is smaller.
+        windows: [V, 4] corners y0, x0, y1, x1 in pixels, of a floating dtype, within the
+            photographs; x0 > x1 mirrors left to right, y0 > y1 top to bottom. Resampled linearly,
+            with antialiasing where the view is smaller.
         size: (H, W) of the views, or one number for both.
         photo: [V] integers, the photograph of every view; None where there are as many of both.
         color: [V, 3, 4] affine maps of RGB in 0..1 (:func:`fastequi.paths.color_matrix`), what
