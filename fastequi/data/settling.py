@@ -140,7 +140,7 @@ def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
     if clipped[most] > _CLIPPED:
         logger.warning(
             "data.value_range: %.0f %% of the values of channel %d lie outside %s and become its "
-            "ends; its values are %g to %g%s",
+            "ends; its values are %.9g to %.9g%s",
             *(100 * clipped[most], most, _words(dict(pairs)[most]), *_ends(measured, most)),
             _others(sum(share > _CLIPPED for share in clipped.values()) - 1, len(pairs)),
         )
@@ -148,7 +148,7 @@ def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
     least = min(used, key=lambda c: used[c])
     if used[least] < _USED:
         logger.warning(
-            "data.value_range: the values of channel %d, %g to %g, are %.2g %% of %s%s; "
+            "data.value_range: the values of channel %d, %.9g to %.9g, are %.2g %% of %s%s; "
             "data.value_range=%s fits each channel's",
             *(least, *_ends(measured, least), 100 * used[least], _words(dict(pairs)[least])),
             _others(sum(share < _USED for share in used.values()) - 1, len(pairs)),
