@@ -8,9 +8,6 @@
 #include "pixel_loss.h"
 #include "separable.h"
 
-enum { LINE = 16 };             /* values of a cache line, at multiples of which rows begin: vectors that lie in
-                                   two lines take twice as long to load */
-
 typedef struct {
   Image image;
   const float *sigma;     /* [B, K] */
@@ -34,8 +31,7 @@ typedef struct {
   Places places;
 } Scratch;
 
-INLINE int64_t whole_lines(int64_t values) { return (values + LINE - 1) / LINE * LINE; }
-
+/* Rows begin at cache lines. */
 INLINE int64_t pitch_of_plane(const Blur *op) { return whole_lines(op->image.width + SPARE); }
 
 /* Rows first .. last of image b as float32. */
@@ -132,10 +128,10 @@ int EXPORT(blur)(const Blur *op) {
   int64_t own = turned + values + line + whole_lines(reach + SPARE), all = batch * op->steps * strips;
   /* many images: each thread makes one float32 and does all of its steps; few: the threads share them */
   int shared = batch < 4 * op->threads;
-  size_t image_bytes = (size_t)((shared ? batch : op->threads) * plane + SPARE) * sizeof(float);
-  size_t own_bytes = (size_t)(op->threads * own) * sizeof(float);
-  float *planes = aligned_alloc(LINE * sizeof(float), image_bytes);
-  float *memory = aligned_alloc(LINE * sizeof(float), own_bytes);
+  int64_t image_bytes = ((shared ? batch : op->threads) * plane + SPARE) * sizeof(float);
+  int64_t own_bytes = op->threads * own * sizeof(float);
+  float *planes = scratch_of(image_bytes);
+  float *memory = scratch_of(own_bytes);
   double *parts = malloc((size_t)all * sizeof(double));
   int64_t *places = malloc((size_t)places_of(height, op->image.width, reach) * sizeof(int64_t));
   int failed = planes && memory && parts && places ? 0 : -1;

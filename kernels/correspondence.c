@@ -1,7 +1,6 @@
 /* Gradient of GTSA's correspondence by the student's rows: what the rows that they matched add. A few
  * rows each, so no matrix of weights is made. One thread an image of a view, in the order of its pairs.
  */
-#include <stdlib.h>
 
 #include "values.h"
 
@@ -50,7 +49,7 @@ const int64_t EXPORT(matched_bytes) = sizeof(Matched);
 int EXPORT(matched)(const Matched *op) {
   int64_t size = op->m * op->width;
   int wide = op->dtype == FLOAT32;
-  float *scratch = malloc(wide ? 1 : (size_t)op->threads * size * sizeof(float));
+  float *scratch = scratch_of(wide ? 0 : op->threads * size * sizeof(float));
   if (!scratch) return -1;
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t i = 0; i < op->views * op->batch; i++) {

@@ -5,7 +5,6 @@
  * any number of threads, and nothing is added to the same memory twice.
  */
 #include <math.h>
-#include <stdlib.h>
 
 #include "values.h"
 
@@ -200,10 +199,11 @@ int EXPORT(crop_align)(const CropAlign *op) {
   int64_t height = s->height > t->height ? s->height : t->height, width = s->width > t->width ? s->width : t->width;
   int64_t bins = op->bins, size = s->height * s->width * op->channels;
   int wide = op->dtype == FLOAT32;
-  int64_t sizes[5] = {bins * height, bins * width, width * op->channels, bins * bins * op->channels,
+  int64_t sizes[5] = {whole_lines(bins * height), whole_lines(bins * width), width * op->channels, bins * bins * op->channels,
                       op->grad && !wide ? size : 0};
   int64_t own = sizes[0] + sizes[1] + sizes[2] + 2 * sizes[3] + sizes[4];
-  float *memory = malloc((size_t)op->threads * own * sizeof(float) + 1);
+  own = whole_lines(own);
+  float *memory = scratch_of(op->threads * own * sizeof(float));
   int64_t *places = malloc((size_t)op->threads * 4 * bins * sizeof(int64_t) + 1);
   if (memory && places) {
 #pragma omp parallel for num_threads(op->threads) schedule(dynamic, 1)

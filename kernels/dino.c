@@ -7,8 +7,6 @@
  * one. Numbers of rows and columns are in the logits' unit. A row's sums do not depend on the thread that makes
  * them.
  */
-#include <stdlib.h>
-
 #include "exponentials.h"
 
 typedef struct {
@@ -241,10 +239,10 @@ INLINE void take_row(const Dino *op, float *losses, int64_t i, const int32_t **k
 const int64_t EXPORT(dino_bytes) = sizeof(Dino);
 
 int EXPORT(dino)(const Dino *op) {
-  int64_t width = (op->columns + PART) / LANES * LANES + LANES;
+  int64_t width = whole_lines(op->columns + PART + LANES);
   int64_t fair = op->rows / (4 * op->threads), size = fair < 1 ? 1 : fair < AT_ONCE ? fair : AT_ONCE;
   int64_t parts = (op->rows + size - 1) / size;
-  float *scratch = malloc((size_t)op->threads * 2 * width * sizeof(float));
+  float *scratch = scratch_of(op->threads * 2 * width * sizeof(float));
   float *losses = op->loss ? op->loss : malloc((size_t)op->rows * sizeof(float));
   int failed = scratch && losses ? 0 : -1;
   if (!failed) {

@@ -6,7 +6,6 @@
  * time. A row of the view is first the weighted sum of the image's rows, then of their pixels; blur is
  * separable as well. Nothing is rounded between the operations.
  */
-#include <stdlib.h>
 
 #include "resample.h"
 #include "separable.h"
@@ -250,17 +249,17 @@ int EXPORT(fused_views)(const Views *op) {
     wide = side > wide ? side : wide;
   }
   int64_t most = op->channels < CHUNK ? op->channels : CHUNK;
-  int64_t pitch = (width + SPARE + 15) / 16 * 16; /* 16: a cache line's */
+  int64_t pitch = whole_lines(width + SPARE);
   int64_t kept = op->sigma ? ROWS + 2 * op->reach + 2 : 2; /* rows */
   kept = kept < height ? kept : height;
   int64_t planes = most * kept * pitch + SPARE;
-  int64_t line = most * (wide + TAPS) + SPARE, strip = op->sigma ? ROWS * pitch : 0;
+  int64_t line = whole_lines(most * (wide + TAPS) + SPARE), strip = op->sigma ? ROWS * pitch : 0;
   int64_t weights_down = height * (op->down + 3), weights_across = width * (op->across + 3);
   int64_t lines = (op->ends ? 4 : 2) * line, weights = weights_down + weights_across;
   int64_t floats = planes + (most + 1) * strip + lines + op->reach + 1 + weights;
   int64_t bytes = floats * sizeof(float) + 2 * (height + width) * sizeof(int32_t);
-  bytes = (bytes + 63) / 64 * 64;
-  char *scratch = aligned_alloc(64, op->threads * bytes);
+  bytes = whole_lines(bytes / sizeof(float)) * sizeof(float);
+  char *scratch = scratch_of(op->threads * bytes);
   int64_t *places = malloc((size_t)places_of(height, width, op->reach) * sizeof(int64_t));
   if (!scratch || !places) {
     free(scratch);

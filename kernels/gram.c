@@ -2,7 +2,6 @@
  * the gradient. One thread an image. Of an image with many patches a library's products are faster
  * (gram_panels.py).
  */
-#include <stdlib.h>
 
 #include "unit_rows.h"
 
@@ -102,9 +101,10 @@ const int64_t EXPORT(gram_bytes) = sizeof(Gram);
 int EXPORT(gram)(const Gram *op) {
   int64_t rows = (op->rows + TILE - 1) / TILE * TILE;
   int64_t stride = padded(op->width), teacher_stride = padded(op->teacher_width);
-  int64_t size = rows * (2 * stride + teacher_stride + rows + 1);
-  float *scratch = calloc((size_t)(op->threads * size), sizeof(float));
+  int64_t size = whole_lines(rows * (2 * stride + teacher_stride + rows + 1));
+  float *scratch = scratch_of(op->threads * size * sizeof(float));
   if (!scratch) return -1;
+  memset(scratch, 0, op->threads * size * sizeof(float));
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t b = 0; b < op->batch; b++) {
     Unit x = {scratch + thread_number() * size, stride}, y = {x.rows + rows * stride, teacher_stride};

@@ -1,7 +1,6 @@
 /* KoLeo's loss and its gradient by unit rows, once every row's nearest other one is known; and all of
  * it for few rows. */
 #include <math.h>
-#include <stdlib.h>
 
 #include "small_products.h"
 #include "unit_rows.h"
@@ -46,7 +45,7 @@ int EXPORT(koleo)(const KoLeo *op) {
   for (int64_t r = 0; r < op->rows; r++) total += log((double)op->distance[r] + op->eps);
   *op->loss = total;
   if (!op->grad) return 0;
-  float *step = malloc((size_t)width * sizeof(float));
+  float *step = scratch_of(width * sizeof(float));
   if (!step) return -1;
   memset(op->grad, 0, (size_t)op->rows * width * sizeof(float));
   for (int64_t r = 0; r < op->rows; r++) { /* rows may have one neighbour: one after another */
@@ -77,7 +76,7 @@ const int64_t EXPORT(koleo_small_bytes) = sizeof(Small);
 /* The loss of few rows and its gradient: unit rows, the nearest of each, and the above. */
 int EXPORT(koleo_small)(const Small *op) {
   int64_t rows = op->rows, width = op->width, all = rows * width;
-  float *s = malloc((size_t)(rows * rows + 2 * all + 3 * rows) * sizeof(float));
+  float *s = scratch_of((rows * rows + 2 * all + 3 * rows) * sizeof(float));
   if (!s) return -1;
   float *unit = s + rows * rows, *by_unit = unit + all, *inverse = by_unit + all, *distance = inverse + rows;
   int32_t *at = (int32_t *)(distance + rows);

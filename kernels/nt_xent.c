@@ -5,7 +5,6 @@
  * Similarities of unit rows are at most 1, so exp((s - 1) / temperature) needs no maximum first where
  * exp(-2 / temperature) is a number of float32, and is the same for both rows that meet.
  */
-#include <stdlib.h>
 
 #include "exponentials.h"
 #include "small_products.h"
@@ -86,7 +85,7 @@ const int64_t EXPORT(contrast_bytes) = sizeof(Contrast);
  * becomes the log-sum-exp of all columns. */
 int EXPORT(contrast)(const Contrast *op) {
   int64_t groups = (op->rows + GROUP - 1) / GROUP;
-  float *columns = malloc((size_t)groups * op->columns * sizeof(float));
+  float *columns = scratch_of(groups * op->columns * sizeof(float));
   if (!columns) return -1;
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t g = 0; g < groups; g++) {

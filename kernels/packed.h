@@ -11,7 +11,6 @@
 #define FASTEQUI_PACKED_H
 
 #include <math.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "values.h"
@@ -65,7 +64,7 @@ INLINE int64_t texel_floats(const Image *image) { return image->channels > 1 ? 4
 INLINE int64_t origin_of(const Image *image) { return RING * (pitch_of(image) + 1); } /* pixel (0, 0) */
 
 INLINE size_t plane_floats(const Image *image) { /* of a group */
-  return (size_t)(pitch_of(image) * (image->height + 2 * RING) * texel_floats(image));
+  return (size_t)whole_lines(pitch_of(image) * (image->height + 2 * RING) * texel_floats(image));
 }
 
 INLINE size_t packed_bytes(const Image *image) {
@@ -125,7 +124,7 @@ CALLED void pack_group(
   enum { PART = 128 };
   int64_t pitch = pitch_of(image), width = image->width, channels = channels_of(image, group);
   int64_t start = b * image->stride[0] + 4 * group * image->stride[1];
-  float part[4][PART] = {{0}}; /* a channel each; 0 where there is none */
+  float AT_LINE part[4][PART] = {{0}}; /* a channel each; 0 where there is none */
   v4 gain, bias;
   packing(image, grid, group, &gain, &bias);
   for (int64_t row = first; row < last; row++) {
@@ -181,7 +180,7 @@ CALLED void pack_one(
     const Image *image, const Grid *grid, int64_t b, int64_t first, int64_t last, float *texels) {
   enum { PART = 256 };
   int64_t pitch = 2 * pitch_of(image), width = image->width, start = b * image->stride[0];
-  float part[2][PART];
+  float AT_LINE part[2][PART];
   v4 gain, bias;
   packing(image, grid, 0, &gain, &bias);
   if (last == image->height + 2 * RING) last--;
@@ -279,7 +278,7 @@ INLINE vf padded(vf x, int32_t size, int32_t padding, int32_t align, vf *slope) 
  * on request the derivatives of the weights' coordinates by the normalised ones, and whether the point
  * lies inside the image. */
 typedef struct {
-  int32_t texel[RUN + LANES];
+  int32_t AT_LINE texel[RUN + LANES];
   float wx[RUN + LANES], wy[RUN + LANES];
   float dx[RUN + LANES], dy[RUN + LANES];
   int32_t keep[RUN + LANES]; /* all bits, or none */

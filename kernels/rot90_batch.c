@@ -69,7 +69,7 @@ const int64_t EXPORT(rot90_batch_bytes) = sizeof(Turns);
 int EXPORT(rot90_batch)(const Turns *op) {
   int64_t copies = op->turns ? 1 : 4, strips = (op->side + ROWS - 1) / ROWS;
   size_t bytes = (size_t)ROWS * op->side * op->itemsize;
-  char *scratch = malloc(op->threads * bytes);
+  char *scratch = scratch_of(op->threads * bytes);
   if (!scratch) return -1;
   in_large_pages(op->out, op->batch * copies * op->channels * op->side * op->side * op->itemsize);
 #pragma omp parallel for collapse(3) schedule(static) num_threads(op->threads)

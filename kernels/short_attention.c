@@ -2,7 +2,6 @@
  * One thread takes a head of an image: all that it works on stays in the first caches. Probabilities
  * are kept for the backward: of few tokens they are smaller than queries.
  */
-#include <stdlib.h>
 
 #include "exponentials.h"
 
@@ -144,8 +143,8 @@ const int64_t EXPORT(short_attention_bytes) = sizeof(ShortAttention);
 /* 0, or -1 where memory ran out. */
 int EXPORT(short_attention)(const ShortAttention *op) {
   int64_t padded = (op->tokens + LANES - 1) / LANES * LANES;
-  int64_t own = (op->width + 2 * op->tokens) * padded;
-  float *memory = malloc((size_t)op->threads * own * sizeof(float) + 1);
+  int64_t own = whole_lines((op->width + 2 * op->tokens) * padded);
+  float *memory = scratch_of(op->threads * own * sizeof(float));
   if (!memory) return -1;
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t i = 0; i < op->batch * op->heads; i++) {

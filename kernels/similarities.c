@@ -2,7 +2,6 @@
  * makes them. Panels are cut into groups of rows, one thread each, and what the groups find is put
  * together in their order: the same bits for any number of threads.
  */
-#include <stdlib.h>
 
 #include "values.h"
 
@@ -75,8 +74,8 @@ const int64_t EXPORT(best_bytes) = sizeof(Best);
 /* Every row's and column's highest similarity, and where it is. */
 int EXPORT(best)(const Best *op) {
   int64_t groups = (op->rows + GROUP - 1) / GROUP, all = op->matrices * groups;
-  float *high = malloc((size_t)all * op->columns * sizeof(float));
-  int32_t *at = malloc((size_t)all * op->columns * sizeof(int32_t));
+  float *high = scratch_of(all * op->columns * sizeof(float));
+  int32_t *at = scratch_of(all * op->columns * sizeof(int32_t));
   if (high && at) {
 #pragma omp parallel for num_threads(op->threads) schedule(static)
     for (int64_t g = 0; g < all; g++) {

@@ -1,8 +1,6 @@
 /* Log-sum-exps of logits along rows and columns on a CPU: what sinkhorn.py's kernels compute. Each
  * logit is read from memory once, and its power of two computed once. All numbers of rows and columns
  * are in the logits' unit, as they are before they are divided by the temperature. */
-#include <stdlib.h>
-
 #include "exponentials.h"
 
 typedef struct {
@@ -56,7 +54,7 @@ INLINE void put_some(float *to, vf value, int64_t n) {
 
 /* The sums of at most PART columns from `first` on. A row whose number is infinite adds nothing. */
 CALLED void sum_columns(const Lse *op, int64_t first, int64_t n, float (*values)[PART + LANES]) {
-  float most[PART + LANES], total[PART + LANES];
+  float AT_LINE most[PART + LANES], AT_LINE total[PART + LANES];
   float scale = op->scale * LOG2E;
   for (int64_t i = 0; i < n; i += LANES) {
     AT(vf, most + i) = splat(-INFINITY);
@@ -95,7 +93,7 @@ const int64_t EXPORT(column_lse_bytes) = sizeof(Lse);
 
 /* out[n] = temperature log Σ_r exp((x[r, n] - other[r]) / temperature) */
 int EXPORT(column_lse)(const Lse *op) {
-  float(*values)[PART + LANES] = malloc((size_t)op->threads * GROUP * sizeof(*values)); /* not on small stacks */
+  float(*values)[PART + LANES] = scratch_of(op->threads * GROUP * sizeof(*values)); /* not on small stacks */
   if (!values) return -1;
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t first = 0; first < op->columns; first += PART) {
@@ -228,7 +226,7 @@ CALLED vf far_powers(float *to, int64_t width, vf *base, vf *top, const Balance 
  * column is rounded too far down for that. */
 CALLED int balance_columns(
     const Balance *op, int64_t first, int64_t n, int64_t width, float *values, float *share) {
-  float sums[PART + LANES], bases[PART + LANES], scale = op->scale * LOG2E, per_power = 1 / scale;
+  float AT_LINE sums[PART + LANES], AT_LINE bases[PART + LANES], scale = op->scale * LOG2E, per_power = 1 / scale;
   vf most = splat(0.0f);
   for (int64_t i = 0; i < n; i += LANES) AT(vf, sums + i) = splat(0.0f);
   if (!op->before) first_powers(values, width, bases, sums, op, first, n);
@@ -281,7 +279,7 @@ int EXPORT(balance)(const Balance *op) {
   int64_t most = (1 << 16) / (op->rows ? op->rows : 1) / LANES * LANES; /* a quarter of a megabyte */
   int64_t width = most < 32 ? 32 : most > PART ? PART : most;
   int64_t blocks = (op->columns + width - 1) / width, pitch = width + LANES;
-  float *values = malloc((size_t)op->threads * op->rows * pitch * sizeof(float));
+  float *values = scratch_of(op->threads * op->rows * pitch * sizeof(float));
   float *shares = malloc((size_t)blocks * op->rows * sizeof(float));
   int failed = values && shares ? 0 : -1, steep = 0;
   if (!failed) {
@@ -320,9 +318,9 @@ const int64_t EXPORT(sinkhorn_bytes) = sizeof(Sinkhorn);
 
 /* All iterations; before the first nothing is known of rows and columns. */
 int EXPORT(sinkhorn)(const Sinkhorn *op) {
-  float *spare = malloc((size_t)(2 * op->rows + op->columns) * sizeof(float));
+  float *spare = scratch_of((whole_lines(op->columns) + 2 * op->rows) * sizeof(float));
   if (!spare) return -1;
-  float *row = spare, *next = spare + op->rows, *column = op->column, *after = next + op->rows;
+  float *after = spare, *row = spare + whole_lines(op->columns), *next = row + op->rows, *column = op->column;
   int failed = 0;
   for (int32_t i = 0; i < op->iterations && !failed; i++) {
     float *found = i + 1 < op->iterations ? next : op->row;

@@ -20,7 +20,7 @@ CALLED int spread(
   size_t bytes = packed_bytes(image);
   /* many images: each thread packs one and does all of its steps; few: the threads share them */
   int shared = batch < 4 * threads;
-  char *texels = malloc((shared ? (size_t)batch : (size_t)threads) * bytes);
+  char *texels = scratch_of((shared ? batch : threads) * bytes);
   if (!texels) return -1;
 #pragma omp parallel num_threads(threads)
   {

@@ -6,6 +6,7 @@
 #define FASTEQUI_VALUES_H
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "vectors.h"
@@ -17,6 +18,15 @@
 
 enum { UINT8, FLOAT32, BFLOAT16, UINT16, FLOAT16 }; /* the last two of images alone */
 enum { GROUP = 32 }; /* rows that are worked on together, in the caches */
+enum { LINE = 16 };  /* values of float32 in a cache line */
+
+/* Scratch begins at cache lines, as PyTorch's tensors do. malloc's begins a quarter into one, and where a half or
+ * all of the vectors lie in two lines, DINO's loss takes 1.2 times as long. */
+#define AT_LINE __attribute__((aligned(LINE * 4)))
+INLINE int64_t whole_lines(int64_t values) { return (values + LINE - 1) / LINE * LINE; }
+INLINE void *scratch_of(int64_t bytes) { /* a line at least: NULL says that there is no memory */
+  return aligned_alloc(LINE * 4, (size_t)(bytes / (LINE * 4) + 1) * (LINE * 4));
+}
 
 INLINE float from_bf16(uint16_t half) {
   uint32_t bits = (uint32_t)half << 16;

@@ -12,7 +12,7 @@ typedef struct {
 
 typedef struct {
   Taps taps;
-  float values[4 * RUN + 16];
+  float AT_LINE values[4 * RUN + 16];
   Mixer mixers[GROUPS];
 } Scratch;
 
@@ -71,7 +71,7 @@ int EXPORT(warp)(const Warp *op) {
   int64_t rows = grid->width >= BLOCK ? 1 : BLOCK / grid->width;
   int64_t width = op->dtype == UINT8 ? 1 : op->dtype == FLOAT32 ? 4 : 2;
   int64_t pixels = (int64_t)grid->height * grid->width;
-  Job job = {op, rows, malloc((size_t)op->threads * sizeof(Scratch))};
+  Job job = {op, rows, scratch_of(op->threads * sizeof(Scratch))};
   if (!job.scratch) return -1;
   in_large_pages(op->out, grid->batch * (int64_t)grid->steps * op->image.channels * pixels * width);
   int failed = spread(&op->image, grid, (grid->height + rows - 1) / rows, op->threads, block_of, &job);

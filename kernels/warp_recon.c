@@ -34,7 +34,7 @@ typedef struct {
 /* The caches of one thread. */
 typedef struct {
   Taps taps;
-  float target[4 * RUN + 16], by_x[4 * RUN + 16], by_y[4 * RUN + 16], slope[4 * RUN + 16];
+  float AT_LINE target[4 * RUN + 16], by_x[4 * RUN + 16], by_y[4 * RUN + 16], slope[4 * RUN + 16];
   int32_t keep[4 * RUN + 16];
   Mixer mixers[GROUPS];
 } Scratch;
@@ -225,7 +225,7 @@ const int64_t EXPORT(warp_recon_bytes) = sizeof(WarpRecon);
 int EXPORT(warp_recon)(const WarpRecon *op) {
   int64_t batch = op->grid.batch, steps = op->grid.steps, blocks = blocks_of(op);
   Job job = {op, calloc((size_t)(batch * steps * blocks), sizeof(Sums)),
-             malloc((size_t)op->threads * sizeof(Scratch))};
+             scratch_of(op->threads * sizeof(Scratch))};
   int failed = !job.parts || !job.scratch ? -1 : 0;
   if (!failed) {
     if (op->grad) in_large_pages(op->grad, op->grad_bytes);
