@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from ctypes import Structure, addressof, c_float, c_int32, c_int64, c_void_p
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
         _TYPES[out.dtype],
         min(native.threads(out.numel()), len(photo)),
         *taps(window, target),
-        0 if sigma is None else 3 * int(sigma.max().item()) + 3,
+        0 if sigma is None else 3 * int(sigma.numpy().max()) + 3,
         out.numel() * out.element_size() > native.STREAM_BYTES,
     )
     floats = {"gain": [value * scale for value in gain], "bias": bias}
@@ -78,7 +80,7 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
 
 def taps(window: Tensor, target: ViewTarget) -> tuple[int, int]:
     """The most pixels of a column and of a row that a resampled value depends on."""
-    y0, x0, y1, x1 = window.double().unbind(1)
-    steps = (y1 - y0).abs() / target.height, (x1 - x0).abs() / target.width
-    down, across = (2 * max(int(step.max().ceil().item()), 1) + 2 for step in steps)
+    corners = window.numpy().astype(np.float64)
+    spans = np.abs(corners[:, 2:] - corners[:, :2]).max(0)
+    down, across = (2 * max(math.ceil(step), 1) + 2 for step in spans / target.size)
     return down, across

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ def fused_views(
     color = _checked("color", color, (count, 3, 4), device)
     sigma = _checked("sigma", sigma, (count,), device)
     solarize = _checked("solarize", solarize, (count,), device)
-    if color is not None and not (color.abs() <= _MOST_COLOR).all():  # nor NaN
+    if color is not None and not _within(color, _MOST_COLOR):
         raise ValueError(f"color: expected numbers up to {_MOST_COLOR:g}, got others")
     if sigma is not None:
         checks.check_sigma_range(sigma, _MOST_SIGMA, "64")
@@ -109,6 +110,11 @@ _MOST_SIGMA, _MOST_COLOR, _MOST_EXPONENT = 64.0, 1e6, 64.0
 MOST_VALUE = 1e30  # of a range, either way
 
 
+def _within(values: Tensor, most: float) -> bool:
+    """Whether all are numbers of that size at most, and none NaN."""
+    return not values.numel() or bool(np.abs(values.numpy()).max() <= most)
+
+
 def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
@@ -126,23 +132,27 @@ def _checked_photos(
             raise TypeError(
                 f"photos[{i}]: expected a tensor of uint8, uint16 or float32, got {_kind(image)}"
             )
-        if image.ndim != 3 or not image.numel():
-            raise ValueError(f"photos[{i}]: expected [H, W, C], got {tuple(image.shape)}")
-        if image.is_meta:
-            raise ValueError(f"photos[{i}]: expected pixels in memory, got a tensor on meta")
-        if i > 0 and image.device != found[0].device:
+        shape = image.shape
+        if len(shape) != 3 or 0 in shape:
+            raise ValueError(f"photos[{i}]: expected [H, W, C], got {tuple(shape)}")
+        if not found:
+            dtype, device, depth = image.dtype, image.device, shape[2]
+            if image.is_meta:
+                raise ValueError(f"photos[{i}]: expected pixels in memory, got a tensor on meta")
+        if image.device != device:
             raise ValueError(
-                f"photos[{i}]: expected on {found[0].device} as photos[0] is, got {image.device}"
+                f"photos[{i}]: expected on {device} as photos[0] is, got {image.device}"
             )
-        first = found[0] if found else image
-        if image.dtype != first.dtype or image.shape[2] != first.shape[2]:
+        if image.dtype != dtype or shape[2] != depth:
             raise ValueError(
-                f"photos[{i}]: expected {first.shape[2]} channels of {first.dtype} as photos[0] "
-                f"has, got {image.shape[2]} of {image.dtype}"
+                f"photos[{i}]: expected {depth} channels of {dtype} as photos[0] "
+                f"has, got {shape[2]} of {image.dtype}"
             )
-        side_by_side = image.stride()[1:] == (image.shape[2], 1) and image.stride(0) >= 0
-        found.append((image if side_by_side else image.contiguous()).resolve_neg())
-    return found, found[0].device if found else device
+        row, pixel, value = image.stride()
+        if (pixel, value) != (depth, 1) or row < 0:
+            image = image.contiguous()
+        found.append(image.resolve_neg() if image.is_neg() else image)
+    return found, device
 
 
 def _checked_channels(channels: Sequence[int] | None, stored: int) -> tuple[int, ...]:
@@ -172,7 +182,7 @@ def _checked_gain(
     gain = _on_host("gain", gain, device)
     if gain.shape[2] == 2:
         gain = torch.cat([gain, torch.ones_like(gain[..., :1])], 2)
-    if not (gain[..., :2].abs() <= _MOST_COLOR).all():  # nor NaN
+    if not _within(gain[..., :2], _MOST_COLOR):
         raise ValueError(f"gain: expected numbers up to {_MOST_COLOR:g}, got others")
     exponent = gain[..., 2]
     if not ((exponent >= 1 / _MOST_EXPONENT) & (exponent <= _MOST_EXPONENT)).all():
@@ -254,26 +264,27 @@ def _checked_places(
     if photo.shape != (count,):
         raise ValueError(f"photo: expected [{count}] as windows has rows, got {tuple(photo.shape)}")
     photo = _on_host("photo", photo, device)
-    if photo.numel() and not (photo.min() >= 0 and photo.max() < len(photos)):
-        raise ValueError(
-            f"photo: expected 0 .. {len(photos) - 1}, got {photo.min().item()} .. "
-            f"{photo.max().item()}"
-        )
+    places = photo.numpy()
+    least, most = (places.min(), places.max()) if count else (0, -1)
+    if least < 0 or most >= len(photos):
+        raise ValueError(f"photo: expected 0 .. {len(photos) - 1}, got {least} .. {most}")
     return photo.to(torch.int32)
 
 
 def _check_windows(windows: Tensor, photos: list[Tensor], photo: Tensor) -> None:
     if not len(windows):
         return
-    sides = windows.new_tensor([image.shape[:2] for image in photos])[photo.long()].repeat(1, 2)
+    corners = windows.numpy()
+    sides = np.array([tuple(image.shape) for image in photos])[photo.numpy(), :2]
+    first, last = corners[:, :2], corners[:, 2:]
+    low, high = np.minimum(first, last), np.maximum(first, last)
     slack = 1e-3  # pixels, of what float32 makes of a fraction
-    bad = ~((windows >= -slack) & (windows <= sides + slack)).all(1)
-    if bad.any():
-        v = int(bad.nonzero()[0])
+    fits = (low >= -slack) & (high <= sides + slack)  # not NaN either
+    if not fits.all():
+        v = int(np.flatnonzero(~fits.all(1))[0])
         raise ValueError(
-            f"windows: expected y and x within the photograph's {sides[v, :2].tolist()}, got "
-            f"{windows[v].tolist()} in row {v}"
+            f"windows: expected y and x within the photograph's {sides[v].tolist()}, got "
+            f"{corners[v].tolist()} in row {v}"
         )
-    y0, x0, y1, x1 = windows.unbind(1)
-    if ((y0 == y1) | (x0 == x1)).any():
+    if (low == high).any():
         raise ValueError("windows: expected windows with an area, got an empty one")
