@@ -84,25 +84,17 @@ INLINE void pack_bytes3(v4_at *to, const uint8_t *in, int64_t n, v4 gain, v4 bia
 
 /* n values of one channel, `step` elements apart. */
 INLINE void read_row(float *out, const Image *image, int64_t at, int64_t step, int64_t n) {
-#define READ(type, value)                            \
-  do {                                               \
-    const type *in = (const type *)image->data + at; \
-    if (step == 1)                                   \
-      for (int64_t x = 0; x < n; x++) {              \
-        const type raw = in[x];                      \
-        out[x] = (value);                            \
-      }                                              \
-    else                                             \
-      for (int64_t x = 0; x < n; x++) {              \
-        const type raw = in[x * step];               \
-        out[x] = (value);                            \
-      }                                              \
+#define READ(type)                                                                                              \
+  do {                                                                                                          \
+    int64_t x = 0;                                                                                              \
+    for (; step == 1 && x + LANES <= n; x += LANES) AT(vf, out + x) = values_at(image->data, at + x, type);     \
+    for (; x < n; x++) out[x] = one_value(image->data, at + x * step, type);                                    \
   } while (0)
-  if (image->dtype == UINT8) READ(uint8_t, (float)raw);
-  else if (image->dtype == FLOAT32) READ(float, raw);
-  else if (image->dtype == BFLOAT16) READ(uint16_t, from_bf16(raw));
-  else if (image->dtype == UINT16) READ(uint16_t, (float)raw);
-  else READ(uint16_t, from_f16(raw));
+  if (image->dtype == UINT8) READ(UINT8);
+  else if (image->dtype == FLOAT32) READ(FLOAT32);
+  else if (image->dtype == BFLOAT16) READ(BFLOAT16);
+  else if (image->dtype == UINT16) READ(UINT16);
+  else READ(FLOAT16);
 #undef READ
 }
 

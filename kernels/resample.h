@@ -60,17 +60,6 @@ CALLED void resample_axis(Axis *axis, double from, double to, int64_t pixels, in
 #undef MIDDLE
 }
 
-INLINE vf values_at(const void *from, int64_t at, int32_t type) {
-  if (type == UINT8) return __builtin_convertvector((vi)widened_bytes(AT(vb, (const uint8_t *)from + at)), vf);
-  if (type == UINT16) return __builtin_convertvector((vi)widened(AT(vh, (const uint16_t *)from + at)), vf);
-  return AT(vf, (const float *)from + at);
-}
-
-INLINE float one_value(const void *from, int64_t at, int32_t type) {
-  if (type == UINT8) return ((const uint8_t *)from)[at];
-  return type == UINT16 ? ((const uint16_t *)from)[at] : ((const float *)from)[at];
-}
-
 /* Where values are cut off, and that they are then less the low end, so that sums of a narrow range far
  * from 0 keep their digits: of as many as a line has, [pixels, channels] each; or NULL. */
 typedef struct {

@@ -32,7 +32,7 @@ from torch import Tensor
 from fastequi.kernels import native_rot90_batch
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
-from fastequi.kernels.constants import constants
+from fastequi.kernels.constants import constants, kept
 
 TILE, WARPS = 32, 4
 GROUP = 4  # channels of a launch, which are unrolled
@@ -131,7 +131,8 @@ def _compute(
     channels, side = images.shape[1:3]
     native = use_native(images) and images.dtype == torch.uint8
     if native and dtype.itemsize in (2, 4):
-        native_rot90_batch.rot90_batch(out, images, turns, _values(images, mean, std, dtype))
+        each = None if mean is None or std is None else (tuple(mean), tuple(std))
+        native_rot90_batch.rot90_batch(out, images, turns, _values(channels, each, dtype))
     elif use_triton(images) and dtype != torch.float64:
         tiles = triton.cdiv(side, TILE)
         shift = mean if mean is not None else (0.0,) * channels
@@ -166,13 +167,14 @@ def _empty(images: Tensor, turns: Tensor | None, dtype: torch.dtype, channels_la
     return torch.empty(shape, dtype=dtype, device=images.device, memory_format=kind)
 
 
+@kept
 def _values(
-    images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, dtype: torch.dtype
+    channels: int, normalisation: tuple[Sequence[float], Sequence[float]] | None, dtype: torch.dtype
 ) -> Tensor:
-    """[C, 256] what each byte becomes."""
-    every = torch.arange(256, dtype=torch.uint8, device=images.device).view(1, 1, 256, 1)
-    every = every.expand(1, images.shape[1], 256, 1)
-    return _normalised(every, mean, std, dtype)[0, :, :, 0].contiguous()
+    """[C, 256] what each byte becomes, on the CPU; by mean and std."""
+    every = torch.arange(256, dtype=torch.uint8, device="cpu").view(1, 1, 256, 1)
+    every = every.expand(1, channels, 256, 1)
+    return _normalised(every, *(normalisation or (None, None)), dtype)[0, :, :, 0].contiguous()
 
 
 def _fake(images, turns, mean, std, dtype, channels_last) -> Tensor:

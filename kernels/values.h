@@ -47,6 +47,18 @@ INLINE float from_f16(uint16_t half) {
   return value;
 }
 
+INLINE vf widened_floats(vh halves) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtph_ps((__m256i)halves);
+#elif defined(__F16C__) && defined(__AVX2__)
+  return (vf)_mm256_cvtph_ps((__m128i)halves);
+#else
+  vf values;
+  for (int i = 0; i < LANES; i++) values[i] = from_f16(halves[i]);
+  return values;
+#endif
+}
+
 INLINE uint16_t to_bf16(float value) { /* to nearest even; NaN stays NaN */
   uint32_t bits;
   memcpy(&bits, &value, 4);
@@ -57,6 +69,21 @@ INLINE uint16_t to_bf16(float value) { /* to nearest even; NaN stays NaN */
 INLINE vf load(const void *from, int64_t at, int32_t dtype) {
   if (dtype == FLOAT32) return AT(vf, (const float *)from + at);
   return (vf)(widened(AT(vh, (const uint16_t *)from + at)) << 16);
+}
+
+/* The same of images' values too, whole numbers as they are. */
+INLINE vf values_at(const void *from, int64_t at, int32_t type) {
+  if (type == UINT8) return __builtin_convertvector((vi)widened_bytes(AT(vb, (const uint8_t *)from + at)), vf);
+  if (type == UINT16) return __builtin_convertvector((vi)widened(AT(vh, (const uint16_t *)from + at)), vf);
+  if (type == FLOAT16) return widened_floats(AT(vh, (const uint16_t *)from + at));
+  return load(from, at, type);
+}
+
+INLINE float one_value(const void *from, int64_t at, int32_t type) {
+  if (type == FLOAT32) return ((const float *)from)[at];
+  if (type == UINT8) return ((const uint8_t *)from)[at];
+  uint16_t half = ((const uint16_t *)from)[at];
+  return type == UINT16 ? half : type == FLOAT16 ? from_f16(half) : from_bf16(half);
 }
 
 /* What the upper halves are bfloat16 of, as to_bf16 rounds. `number`: no value is NaN. */

@@ -283,10 +283,10 @@ def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
 def check_sigma_range(sigma: Tensor, max_sigma: float, named: str = "") -> None:
     if not can_look(sigma) or not sigma.numel():
         return
-    least, most = sigma.detach().aminmax()
-    if least.item() >= 0 and most <= max_sigma:  # not of NaN, which is both
+    sigma = sigma.detach()
+    if torch.equal(sigma.clamp(0, max_sigma), sigma):  # not of NaN
         return
-    bad = sigma.detach()[~((sigma >= 0) & (sigma <= max_sigma))]
+    bad = sigma[~((sigma >= 0) & (sigma <= max_sigma))]
     limit = named or f"max_sigma={max_sigma}"
     raise ValueError(f"sigma: expected values in 0..{limit} pixels, got {bad[0].item():.4g}")
 
