@@ -28,8 +28,12 @@ def on_backend(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         raise Unavailable(str(reason)) from None
 
     def forced(*args: Any, **options: Any) -> Any:
-        with backend.force(name):
+        """Without the context's own checks, which no caller pays."""
+        before, backend.forced = backend.forced, name
+        try:
             return function(*args, **options)
+        finally:
+            backend.forced = before
 
     return forced
 

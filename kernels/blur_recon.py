@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_blur
+from fastequi.kernels import native, native_blur
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch
@@ -133,7 +133,7 @@ def prepared(
         or kernel_layout(pred, target.patch_size) is not pred
         or not native_blur.compares(pred, image, target, torch.float32)
         or pred.dtype == torch.float64
-        or not native_blur.plain(sigma)
+        or not native.plain(sigma)
     ):
         return None
     wants = grad and pred.requires_grad

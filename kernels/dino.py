@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels import native_dino, native_sinkhorn
+from fastequi.kernels import native, native_dino, native_sinkhorn
 from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.constants import kept
@@ -234,7 +234,7 @@ def prepared(
         if balance is not None:
             column = balance(teacher, weight if weight is not None else own)
         elif center is not None:
-            column = center.detach().float().resolve_neg().contiguous()
+            column = native.floats(center)
         return run(student, teacher, column, weight)
 
     return dino_op.again(outputs) if wants else lambda *given: outputs(*given)[0]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_blur
+from fastequi.kernels import native, native_blur
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch, radius
@@ -114,6 +114,6 @@ def prepared(
     """
     grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
     in_c = use_native(image) and native_blur.makes(image, dtype, target.max_sigma)
-    if grad or not in_c or not image.numel() or not native_blur.plain(sigma):
+    if grad or not in_c or not image.numel() or not native.plain(sigma):
         return None
     return native_blur.prepared_blur(image, sigma, target, dtype, single)

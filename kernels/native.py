@@ -114,6 +114,18 @@ def pointer(tensor: Tensor | None) -> int | None:
     return address
 
 
+def plain(tensor: Tensor) -> bool:
+    """Whether C reads numbers where they lie, as float32 side by side."""
+    return tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.is_neg()
+
+
+def floats(tensor: Tensor) -> Tensor:
+    """Numbers as such: the tensor itself, or a copy without its history."""
+    if plain(tensor):
+        return tensor
+    return tensor.detach().to(torch.float32).resolve_neg().contiguous()
+
+
 def call(name: str, op: Structure) -> None:
     """Runs a kernel of the library.
 

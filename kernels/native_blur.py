@@ -63,7 +63,7 @@ def compares(pred: Tensor, image: Tensor, target: BlurTarget, compute: torch.dty
 
 def blur(out: Tensor, image: Tensor, sigma: Tensor, target: BlurTarget) -> None:
     """Fills `out` [B, K, C, H, W], dense, float32 or bfloat16."""
-    sigma = _dense(sigma)
+    sigma = native.floats(sigma)
     native.call("blur", _struct(image, sigma, target, out=out))
 
 
@@ -77,13 +77,9 @@ def blur_recon(
     grad: Tensor | None,
 ) -> None:
     """Fills total [B, K], `weight` times the sums of errors, and their gradient if there is one."""
-    sigma = _dense(sigma)
+    sigma = native.floats(sigma)
     op = _struct(image, sigma, target, pred=pred, weight=weight, total=total, grad=grad)
     native.call("blur", op)
-
-
-def _dense(sigma: Tensor) -> Tensor:
-    return sigma.detach().to(torch.float32).resolve_neg().contiguous()
 
 
 def _struct(
@@ -124,11 +120,6 @@ def _struct(
         native.threads(made.numel()),
     )
     return native.with_floats(op, {"gain": gain, "bias": bias})
-
-
-def plain(sigma: Tensor) -> bool:
-    """Whether C reads it where it lies."""
-    return sigma.dtype == torch.float32 and sigma.is_contiguous() and not sigma.is_neg()
 
 
 def prepared_blur(

@@ -78,7 +78,7 @@ def _run(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     x = dense_rows(x)
-    other = None if other is None else other.float().resolve_neg().contiguous()
+    other = None if other is None else native.floats(other)
     out = x.new_empty(size, dtype=dtype)
     op = LseStruct(
         native.pointer(x),
@@ -103,7 +103,7 @@ def sinkhorn(
     Their numbers are infinite. An iteration takes one power of two per logit.
     """
     x = dense_rows(x)
-    weight = None if weight is None else weight.float().resolve_neg().contiguous()
+    weight = None if weight is None else native.floats(weight)
     row, column = (x.new_empty(size, dtype=torch.float32) for size in x.shape)
     op = _struct(x, temp, iterations)
     for name, tensor in (("weight", weight), ("row", row), ("column", column)):

@@ -71,7 +71,7 @@ def samples(image: Tensor) -> bool:
 
 def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
     """Fills `out` [B, K, C, H, W], dense, uint8, float32 or bfloat16."""
-    theta, color = _dense(theta), None if color is None else _dense(color)
+    theta, color = native.floats(theta), None if color is None else native.floats(color)
     native.call("warp", _warp_struct(out, image, theta, color, target))
 
 
@@ -143,7 +143,7 @@ def warp_recon(
 
     The total is that of every image and step, or of all where it is a scalar; so is the count.
     """
-    theta, color = _dense(theta), None if color is None else _dense(color)
+    theta, color = native.floats(theta), None if color is None else native.floats(color)
     native.call("warp_recon", _recon_struct(pred, image, theta, color, target, weight, sums))
 
 
@@ -242,7 +242,3 @@ def gain_and_bias(
     if mean is None or std is None:
         return [1.0] * channels, [0.0] * channels
     return [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float32).resolve_neg().contiguous()

@@ -174,7 +174,8 @@ def _values(
     """[C, 256] what each byte becomes, on the CPU; by mean and std."""
     every = torch.arange(256, dtype=torch.uint8, device="cpu").view(1, 1, 256, 1)
     every = every.expand(1, channels, 256, 1)
-    return _normalised(every, *(normalisation or (None, None)), dtype)[0, :, :, 0].contiguous()
+    mean, std = normalisation or (None, None)
+    return _normalised(every, mean, std, dtype)[0, :, :, 0].contiguous()
 
 
 def _fake(images, turns, mean, std, dtype, channels_last) -> Tensor:
