@@ -114,6 +114,14 @@ def pointer(tensor: Tensor | None) -> int | None:
     return address
 
 
+def pointers(tensors: Sequence[Tensor]) -> Sequence[int]:
+    """:func:`pointer` of each of many on one device, of which none is a negative view."""
+    found = [tensor.data_ptr() for tensor in tensors]
+    if tensors and (0 in found or tensors[0].device.type != "cpu"):
+        return [pointer(tensor) or 0 for tensor in tensors]
+    return found
+
+
 def plain(tensor: Tensor) -> bool:
     """Whether C reads numbers where they lie, as float32 side by side."""
     return tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.is_neg()

@@ -39,9 +39,9 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
     """Fills `out` [V, C, H, W], dense, three channels of bytes channels last."""
     photos, photo, window, color, sigma, solarize, each = views
     count, channels = len(photos), target.channels
-    places = (c_void_p * count)(*(native.pointer(x) for x in photos))
-    pitch = (c_int64 * count)(*(x.stride(0) for x in photos))
-    sides = (c_int32 * (2 * count))(*(side for x in photos for side in x.shape[:2]))
+    places = (c_void_p * count)(*native.pointers(photos))
+    pitch = (c_int64 * count)(*[x.stride(0) for x in photos])
+    sides = (c_int32 * (2 * count))(*[side for x in photos for side in tuple(x.shape)[:2]])
     taken = (c_int32 * len(channels))(*channels)
     scale = LARGEST.get(out.dtype, 1.0) / target.top
     gain, bias = gain_and_bias(target.mean, target.std, len(channels))

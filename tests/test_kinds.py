@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastequi.cli import commands
 from fastequi.data.sources import tiff
-from fastequi.data.sources.encoded import header, read
+from fastequi.data.sources.encoded import PAGES, header, read
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.index import read as read_index
 from fastequi.data.sources.index import write as write_index
@@ -303,6 +303,60 @@ def test_stacks_that_were_not_scanned_are_told_how_to_be(tmp_path, caplog):
         open_source(tmp_path, wanted=Wanted("all", count=4))
 
 
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [
+        ("ZCYX", {"ome": True}),
+        ("CZYX", {"ome": True}),
+        ("TZCYX", {"ome": True}),
+        ("CTZYX", {"ome": True}),
+        ("TCZYX", {"ome": True}),
+        ("ZCYX", {"imagej": True}),
+        ("TZCYX", {"imagej": True}),
+    ],
+)
+def test_planes_of_depth_and_time_are_images_with_all_their_channels(
+    tmp_path, capsys, axes, options
+):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    sizes = {"T": 2, "Z": 3, "C": 2, "Y": 20, "X": 26}
+    whole = np.arange(np.prod([sizes[a] for a in axes]), dtype=np.uint16)
+    whole = whole.reshape([sizes[a] for a in axes])
+    file = tmp_path / "stack.tif"
+    tifffile.imwrite(file, whole, photometric="minisblack", metadata={"axes": axes}, **options)
+    planes = np.moveaxis(whole, axes.index("C"), -1).reshape(-1, 20, 26, 2)
+
+    first = header(str(file))
+    assert (Kind.of(first.kind), first.format) == (Kind(2, "uint16"), PAGES)
+    np.testing.assert_array_equal(decoded(read(str(file)), 2), planes[0])
+    np.testing.assert_array_equal(decoded(read(str(file)), 1), planes[0, ..., :1])  # an older index
+
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    assert f"formats     {len(planes)} TIFF, page by page\n" in capsys.readouterr().out
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    assert counts(source.kinds) == {Kind(2, "uint16"): len(planes)}
+    for i, expected in enumerate(planes):
+        np.testing.assert_array_equal(decoded(source.encoded(i)), expected)
+
+
+@pytest.mark.parametrize("planes", [3, 6, 8])
+def test_a_stack_of_other_pages_than_it_says_is_read_page_by_page(tmp_path, planes):
+    """An OME-TIFF whose planes are in several files, or that holds several series."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    said = (
+        '<?xml version="1.0"?><OME><Image><Pixels DimensionOrder="XYCZT" SizeX="26" SizeY="20" '
+        f'SizeC="2" SizeZ="{planes}" SizeT="1" Type="uint16"/></Image></OME>'
+    )
+    whole = np.arange(10 * 20 * 26, dtype=np.uint16).reshape(10, 20, 26)
+    file = tmp_path / "part.tif"
+    tifffile.imwrite(file, whole, photometric="minisblack", description=said, metadata=None)
+    assert Kind.of(header(str(file)).kind) == Kind(1, "uint16")
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    for i, expected in enumerate(whole):
+        np.testing.assert_array_equal(decoded(source.encoded(i))[..., 0], expected)
+
+
 def test_pages_and_frames_may_be_images(tmp_path, capsys, caplog):
     planes = stack(tmp_path, "stack.tif")
     single = values(1, "uint16", 9)
@@ -457,7 +511,7 @@ def test_of_several_ome_images_the_first_counts():
         '<OME><Image ID="0"><Pixels SizeC="4" SizeT="1" SizeZ="1"></Pixels></Image>'
         '<Image ID="1"><Pixels SizeC="1" SizeT="1" SizeZ="9"></Pixels></Image></OME>'
     )
-    assert tiff.channel_pages(io.BytesIO(), {270: said}) == 4
+    assert tiff.first_image(io.BytesIO(), {270: said}) == (4, True)
 
 
 def test_what_was_left_out_without_a_package_is_scanned_again(tmp_path, monkeypatch, caplog):

@@ -40,7 +40,8 @@ def read_image(
         path: of a file of any format that runs read.
         channels: which ones, as `data.channels` of a run and `encoder.channels` say: "all", numbers
             from 0 such as "3,2,1", or "rgb" for 8-bit RGB.
-        page: a page of a TIFF, a frame of DICOM, from 0; None: the image that the file is.
+        page: a page of a TIFF, a frame of DICOM, from 0, or a plane of depth and time with all its
+            channels of an OME-TIFF or ImageJ's; None: the image that the file is.
         pages_are_channels: all pages of a TIFF are channels of one image, as after a scan with
             `--pages channels`; those of OME-TIFF and ImageJ are where the file says so.
 

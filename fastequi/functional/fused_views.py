@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.kernels import fused_views as _views
+from fastequi.kernels import native
 from fastequi.kernels.sampling import LARGEST
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
@@ -233,8 +234,9 @@ def _on_host(name: str, values: Tensor, device: torch.device) -> Tensor:
     if values.device.type != "cpu" and values.device != device:
         here = "cpu" if device.type == "cpu" else f"cpu, or {device} as photos are"
         raise ValueError(f"{name}: expected on {here}, got {values.device}")
-    values = values.detach().cpu().resolve_neg()
-    return (values.float() if values.is_floating_point() else values).contiguous()
+    if values.requires_grad or values.device.type != "cpu":
+        values = values.detach().cpu()
+    return native.floats(values) if values.is_floating_point() else values.contiguous()
 
 
 def _checked(

@@ -144,8 +144,8 @@ def read(path: str, span: Span | None = None) -> NDArray[np.uint8]:
 def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> Header | str:
     """The header of a file or of encoded bytes; or, as text, why it cannot be read.
 
-    Of a TIFF with several pages the first is the image, unless it is an OME-TIFF or of ImageJ and
-    says that they are channels; or all of them are, by request.
+    Of a TIFF with several pages the first is the image, with those that an OME-TIFF or ImageJ says
+    are its channels; or all of them are channels, by request.
 
     Call `Image.init()` before several threads do this, and ignore `DecompressionBombWarning`.
     """
@@ -204,11 +204,12 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     if tags.get(tiff.ORIENTATION, 1) in (5, 6, 7, 8):
         height, width = width, height
     kind = kinds.of_tags(tags)
+    several, alone = tiff.first_image(file, tags, pages_are_channels and kind is not None)
     if kind is None:
         several = 1
-    elif (several := tiff.channel_pages(file, tags, pages_are_channels)) > 1:
+    elif several > 1:
         kind = kinds.Kind(several * kind.channels, kind.depth)
-    form = "TIFF" if several > 1 or not tags.next else PAGES
+    form = "TIFF" if alone else PAGES
     if form == "TIFF" and tiff.is_inverted(tags):
         form = INVERTED_TIFF
     # with more samples Pillow logs an error of its own for every file

@@ -6,11 +6,12 @@ channels that lie one after the other, floats, and whole numbers of more than 16
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import warnings
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DESCRIPTION = 270
 _OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^>]*>")
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
+_OME_ORDER = re.compile(r'DimensionOrder="(XY(?:CZT|CTZ|ZCT|ZTC|TCZ|TZC))"')
+_IMAGEJ = "ImageJ="
 _IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
 _MOST_PAGES = 65535
 ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
@@ -97,26 +100,75 @@ def _says_extra(tags: Any) -> bool:
     return bool(tags.get(SAMPLES, 1) == colours + len(tags.get(EXTRA, ())))
 
 
-def channel_pages(file: BinaryIO, tags: Any, by_request: bool = False) -> int:
-    """How many pages are channels of one image: those that an OME-TIFF or ImageJ says are, or by
-    request all; else the first alone.
+class Stack(NamedTuple):
+    """How the pages of an OME-TIFF or ImageJ's file are images: planes of depth and time.
+
+    Attributes:
+        channels: pages of an image.
+        images: of the file.
+        apart: pages from a channel to the next.
+    """
+
+    channels: int
+    images: int
+    apart: int
+
+    def pages(self, image: int) -> list[int]:
+        """Those of an image, a channel each; all from 0."""
+        before, within = divmod(image, self.apart)
+        first = before * self.apart * self.channels + within
+        return [first + c * self.apart for c in range(self.channels)]
+
+
+def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
+    """What an OME-TIFF or ImageJ says of its pages; None of other files, and where it is not so.
 
     Args:
         file: the TIFF.
         tags: of its first page.
-        by_request: whether the pages of other files are channels, too.
     """
     said = str(tags.get(_DESCRIPTION, ""))
+    order = "XYCZT"  # the fastest first; ImageJ has no other
     if "<OME" in said:
-        first = _OME_PIXELS.search(said)  # of the first image of several
-        sizes = {name: int(n) for name, n in _OME_SIZE.findall(first[0] if first else "")}
-        others = sizes.get("Z", 1) * sizes.get("T", 1)
-        return sizes.get("C", 1) // int(tags.get(SAMPLES, 1)) if others == 1 else 1
-    if said.startswith("ImageJ="):
-        sizes = {name: int(size) for name, size in _IMAGEJ_SIZE.findall(said)}
-        of_channels = sizes.get("channels", 1)
-        return of_channels if sizes.get("images", 1) == of_channels else 1
-    return _count_pages(file, tags) if by_request else 1
+        found = _OME_PIXELS.search(said)
+        first = found[0] if found else ""  # of the first image of several
+        sizes = {name: int(n) for name, n in _OME_SIZE.findall(first)}
+        channels = sizes.get("C", 1) // int(tags.get(SAMPLES, 1))
+        if written := _OME_ORDER.search(first):
+            order = written[1]
+    elif said.startswith(_IMAGEJ):
+        lines = {name: int(size) for name, size in _IMAGEJ_SIZE.findall(said)}
+        channels, total = lines.get("channels", 1), lines.get("images", 1)
+        if channels < 1 or total % channels:
+            return None
+        sizes = {"Z": total // channels}
+    else:
+        return None
+    images = sizes.get("Z", 1) * sizes.get("T", 1)
+    if channels < 1 or images < 1 or channels == images == 1:
+        return None
+    if images > 1 and 1 + sum(1 for _ in _others(file, tags)) != channels * images:
+        return None  # in other files too, or others' pages in this one
+    apart = math.prod(sizes.get(name, 1) for name in order[2 : order.index("C")])
+    return Stack(channels, images, apart)
+
+
+def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[int, bool]:
+    """How many pages the first image has, and whether it is the only one.
+
+    Several are the channels that an OME-TIFF or ImageJ says they are, or all pages by request.
+
+    Args:
+        file: the TIFF.
+        tags: of its first page.
+        by_request: whether the pages of files that say nothing are channels.
+    """
+    if stack := stack_of(file, tags):
+        return stack.channels, stack.images == 1
+    said = str(tags.get(_DESCRIPTION, ""))
+    by_request = by_request and not ("<OME" in said or said.startswith(_IMAGEJ))
+    several = _count_pages(file, tags) if by_request else 1
+    return several, several > 1 or not tags.next
 
 
 def _count_pages(file: BinaryIO, tags: Any) -> int:
@@ -133,9 +185,10 @@ def _count_pages(file: BinaryIO, tags: Any) -> int:
 
 
 def count(file: BinaryIO) -> int:
-    """How many pages it has, that are not channels of one image."""
+    """How many images its pages are."""
     tags = tags_of(file)
-    return 1 if channel_pages(file, tags) > 1 else 1 + sum(1 for _ in _others(file, tags))
+    stack = stack_of(file, tags)
+    return stack.images if stack else 1 + sum(1 for _ in _others(file, tags))
 
 
 def _others(file: BinaryIO, first: Any) -> Iterator[Any]:
@@ -156,8 +209,8 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
 
     Args:
         file: the TIFF.
-        channels: of the image, where this and the following pages hold them.
-        page: from 0.
+        channels: of the image, where several pages hold them; None: those that the file says.
+        page: the image, from 0.
 
     Raises:
         ImportError: tifffile is not installed.
@@ -169,14 +222,21 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
         raise ImportError(
             f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {error})"
         ) from error
+    tags = tags_of(file)
+    stack, samples = stack_of(file, tags), int(tags.get(SAMPLES, 1))
+    file.seek(0)
     with tifffile.TiffFile(file) as opened:
-        if page >= len(opened.pages):
-            raise ValueError(f"{len(opened.pages)} pages in a TIFF, expected page {page}")
-        first = opened.pages[page]
+        number = len(opened.pages)
+        if stack and channels in (None, stack.channels * samples):
+            places = stack.pages(page)
+        else:
+            several = 1 if channels is None else max(channels // samples, 1)
+            places = list(range(page, min(page + several, number)))
+        if not places or places[-1] >= number:
+            raise ValueError(f"{number} pages in a TIFF, expected page {page}")
+        first = opened.pages[places[0]]
         samples = int(first.samplesperpixel)
-        several = 1 if channels is None else max(channels // samples, 1)
-        last = min(page + several, len(opened.pages))
-        pages = [opened.pages[k].asarray() for k in range(page, last)]
+        pages = [opened.pages[k].asarray() for k in places]
         orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
         planar = samples > 1 and first.planarconfig == 2
         inverted = first.photometric == _WHITE_IS_0 and first.dtype.kind == "u"
