@@ -22,7 +22,7 @@ _DESCRIPTION = 270
 _OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^>]*>")
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _OME_ORDER = re.compile(r'DimensionOrder="(XY(?:CZT|CTZ|ZCT|ZTC|TCZ|TZC))"')
-_IMAGEJ = "ImageJ="
+_OME, _IMAGEJ = "<OME", "ImageJ="
 _IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
 _MOST_PAGES = 65535
 ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
@@ -127,23 +127,22 @@ def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
         file: the TIFF.
         tags: of its first page.
     """
-    said = str(tags.get(_DESCRIPTION, ""))
-    order = "XYCZT"  # the fastest first; ImageJ has no other
-    if "<OME" in said:
+    said, order = _said(tags), "XYCZT"  # the fastest first; ImageJ has no other
+    if not said:
+        return None
+    if _OME in said:
         found = _OME_PIXELS.search(said)
         first = found[0] if found else ""  # of the first image of several
         sizes = {name: int(n) for name, n in _OME_SIZE.findall(first)}
         channels = sizes.get("C", 1) // int(tags.get(SAMPLES, 1))
         if written := _OME_ORDER.search(first):
             order = written[1]
-    elif said.startswith(_IMAGEJ):
+    else:
         lines = {name: int(size) for name, size in _IMAGEJ_SIZE.findall(said)}
         channels, total = lines.get("channels", 1), lines.get("images", 1)
         if channels < 1 or total % channels:
             return None
         sizes = {"Z": total // channels}
-    else:
-        return None
     images = sizes.get("Z", 1) * sizes.get("T", 1)
     if channels < 1 or images < 1 or channels == images == 1:
         return None
@@ -165,10 +164,14 @@ def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[in
     """
     if stack := stack_of(file, tags):
         return stack.channels, stack.images == 1
-    said = str(tags.get(_DESCRIPTION, ""))
-    by_request = by_request and not ("<OME" in said or said.startswith(_IMAGEJ))
-    several = _count_pages(file, tags) if by_request else 1
+    several = _count_pages(file, tags) if by_request and not _said(tags) else 1
     return several, several > 1 or not tags.next
+
+
+def _said(tags: Any) -> str:
+    """The description of an OME-TIFF or ImageJ's file; "" of others."""
+    text = str(tags.get(_DESCRIPTION, ""))
+    return text if _OME in text or text.startswith(_IMAGEJ) else ""
 
 
 def _count_pages(file: BinaryIO, tags: Any) -> int:
@@ -223,19 +226,20 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
             f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {error})"
         ) from error
     tags = tags_of(file)
-    stack, samples = stack_of(file, tags), int(tags.get(SAMPLES, 1))
+    stack = stack_of(file, tags)
     file.seek(0)
     with tifffile.TiffFile(file) as opened:
         number = len(opened.pages)
-        if stack and channels in (None, stack.channels * samples):
+        if stack and channels in (None, stack.channels * int(tags.get(SAMPLES, 1))):
             places = stack.pages(page)
         else:
-            several = 1 if channels is None else max(channels // samples, 1)
-            places = list(range(page, min(page + several, number)))
-        if not places or places[-1] >= number:
+            places = [page]
+        if places[-1] >= number:
             raise ValueError(f"{number} pages in a TIFF, expected page {page}")
         first = opened.pages[places[0]]
         samples = int(first.samplesperpixel)
+        if len(places) == 1 and channels is not None:
+            places = list(range(page, min(page + max(channels // samples, 1), number)))
         pages = [opened.pages[k].asarray() for k in places]
         orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
         planar = samples > 1 and first.planarconfig == 2
