@@ -123,15 +123,18 @@ CALLED void write_row(const Views *op, const float *row, int solarize, int64_t v
   float gain = op->gain[c], bias = op->bias[c], top = op->top;
   void *out = op->out;
 #define LAST(x) last_of(AT(vf, row + (x)), solarize, top, gain, bias)
-#define WRITE(dtype, stream)                      \
+#define WRITE(dtype, stream, number)              \
   for (; x + 2 * LANES <= width; x += 2 * LANES) \
-  store_two(out, at + x, LAST(x), LAST(x + LANES), dtype, stream, 0)
+  store_two(out, at + x, LAST(x), LAST(x + LANES), dtype, stream, number)
+  int whole = op->type != FLOAT32; /* then NaN comes of arithmetic alone, and rounding leaves it one */
   int floats = op->dtype == FLOAT32, halves = op->dtype == BFLOAT16;
   int stream = op->stream && ((uintptr_t)out + at * (floats ? 4 : 2)) % (LANES * 4) == 0;
-  if (floats && stream) WRITE(FLOAT32, 1);
-  else if (floats) WRITE(FLOAT32, 0);
-  else if (halves && stream) WRITE(BFLOAT16, 1);
-  else if (halves) WRITE(BFLOAT16, 0);
+  if (floats && stream) WRITE(FLOAT32, 1, 0);
+  else if (floats) WRITE(FLOAT32, 0, 0);
+  else if (halves && stream && whole) WRITE(BFLOAT16, 1, 1);
+  else if (halves && whole) WRITE(BFLOAT16, 0, 1);
+  else if (halves && stream) WRITE(BFLOAT16, 1, 0);
+  else if (halves) WRITE(BFLOAT16, 0, 0);
 #undef WRITE
   for (; (floats || halves) && x + LANES <= width; x += LANES) store(out, at + x, LAST(x), op->dtype, 0);
   for (; x < width; x += LANES) {
