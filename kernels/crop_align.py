@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.kernels import native_crop_align
+from fastequi.kernels import native, native_crop_align
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import (
     INTERPRETED,
@@ -284,8 +284,8 @@ def _compute(
     count, places = len(pairs) // 2, bins * bins
     if count * batch * places == 0:
         return student.new_zeros((), dtype=torch.float32), out.zero_()
-    boxes = [x.float().contiguous() for x in (student_boxes, teacher_boxes)]
-    turns, weight = turns.int().contiguous(), -1.0 / divisor
+    boxes = [native.floats(x) for x in (student_boxes, teacher_boxes)]
+    turns, weight = turns.int().resolve_neg().contiguous(), -1.0 / divisor
     if use_native(student):
         sizes = (height, width), (height_t, width_t)
         cosine = student.new_empty(count, batch, places, dtype=torch.float32)

@@ -74,8 +74,8 @@ def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -
     photos, photo, window, color, sigma, solarize, gain = views
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     top, made = target.top, []
-    for v, i in enumerate(photo.tolist()):
-        image = photos[i][..., list(target.channels)].to(compute).permute(2, 0, 1)
+    for v, i in enumerate(photo):  # a list of them is not to be had under every transform
+        image = photos[int(i)][..., list(target.channels)].to(compute).permute(2, 0, 1)
         y0, x0, y1, x1 = window[v].double()  # thousands of pixels, and fractions
         down = resample_matrix(y0, y1, image.shape[1], target.height).to(image)
         across = resample_matrix(x0, x1, image.shape[2], target.width).to(image)

@@ -140,6 +140,12 @@ def test_strides_do_not_matter(backend, device):
     torch.testing.assert_close(other, expected)
     turned = torch._neg_view(-args["teacher"])  # a view that turns the sign
     torch.testing.assert_close(crop_align_loss(**{**args, "teacher": turned}), expected)
+    turned = {
+        name: torch._neg_view(-args[name]) for name in ("student_boxes", "teacher_boxes", "turns")
+    }
+    torch.testing.assert_close(crop_align_loss(**{**args, **turned}), expected)
+    turned["turns"] = torch._neg_view(-args["turns"].int())
+    torch.testing.assert_close(crop_align_loss(**{**args, **turned}), expected)
 
 
 @pytest.mark.slow("triton")

@@ -450,6 +450,51 @@ def test_views_of_signs_turned_by_a_view():
     photo = torch.randint(0, 256, (6, 7, 3), dtype=torch.uint8)
     windows, sigma = torch.tensor([[0.5, 1.0, 5.0, 6.0]]), torch.tensor([0.8])
     turned = torch._neg_view(-windows), torch._neg_view(-sigma)
+    place = torch._neg_view(torch.tensor([-1]))
     with backend.force("native"):
         expected = fused_views([photo], windows, size=9, sigma=sigma)
         assert torch.equal(fused_views([photo], turned[0], size=9, sigma=turned[1]), expected)
+        found = fused_views([photo, photo], turned[0], size=9, sigma=turned[1], photo=place)
+        assert torch.equal(found, expected)
+
+
+def test_under_transforms_as_outside():
+    """Whose tensors have no memory: neither those given nor what is made of them."""
+    photos, leaf = two_photos(), torch.tensor(2.0)
+    windows = torch.tensor([[0.5, 1.0, 5.0, 6.0], [1.0, 5.0, 4.0, 0.0]])
+    given = {"photo": torch.tensor([1, 0]), "sigma": torch.tensor([0.0, 0.8])}
+    given["gain"] = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    expected = fused_views(photos, windows, size=9, **given).sum()
+
+    def of_leaf(leaf, **changed):
+        return leaf * fused_views(photos, windows, size=9, **{**given, **changed}).sum()
+
+    def of_windows(windows):
+        return leaf * fused_views(photos, windows, size=9, **given).sum()
+
+    where = {
+        "grad": torch.func.grad(of_leaf)(leaf),
+        "jvp": torch.func.jvp(of_leaf, (leaf,), (torch.tensor(1.0),))[1],
+        "jacrev": torch.func.jacrev(of_leaf)(leaf),
+        "functionalize": torch.func.functionalize(of_leaf)(leaf) / leaf,
+        "vmap": torch.func.vmap(of_leaf)(leaf[None])[0] / leaf,
+        "vjp of windows": torch.func.vjp(of_windows, windows)[0] / leaf,
+        "functionalize of windows": torch.func.functionalize(of_windows)(windows) / leaf,
+    }
+    for name, found in where.items():
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, msg=name)
+    wrong = {"color": torch.full((2, 3, 4), torch.nan)}
+    for transform in (torch.func.grad, torch.func.functionalize):
+        with pytest.raises(ValueError, match="color: expected numbers up to"):
+            transform(lambda leaf: of_leaf(leaf, **wrong))(leaf)
+        with pytest.raises(ValueError, match=r"photo: expected 0 \.\. 1, got 0 \.\. 2"):
+            transform(lambda leaf: of_leaf(leaf, photo=torch.tensor([0, 2])))(leaf)
+
+
+def test_tensors_without_values_are_refused_by_name():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode() as fake:
+        photo, windows = fake.from_tensor(two_photos()[0]), fake.from_tensor(torch.zeros(1, 4))
+        with pytest.raises(ValueError, match="windows: expected values in memory"):
+            fused_views([photo], windows, size=9)

@@ -164,6 +164,15 @@ def test_sigma_may_be_a_view_that_turns_its_sign():
         assert torch.equal(gaussian_blur(image, turned), gaussian_blur(image, sigma))
 
 
+def test_a_limit_that_sigmas_type_cannot_hold():
+    image, sigma = torch.rand(1, 1, 9, 9), torch.tensor([[0.5]])
+    with backend.force("torch"):
+        expected = gaussian_blur(image, sigma)
+        torch.testing.assert_close(gaussian_blur(image, sigma.half(), max_sigma=1e5), expected)
+        with pytest.raises(ValueError, match=r"sigma: expected values in 0\.\.max_sigma.* got inf"):
+            gaussian_blur(image, sigma.half() * torch.inf, max_sigma=1e5)
+
+
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
 def test_slopes_where_prediction_and_target_are_equal_or_nan(loss):
     image = torch.rand(1, 1, 5, 21)

@@ -70,6 +70,8 @@ def test_windows_of_larger_images_and_repeated_rows(backend, device):
     out = rot90_batch(same).unflatten(0, (3, 4))
     assert torch.equal(out[0], out[2])
     assert rot90_batch(large[:0]).shape == (0, 3, 40, 40)
+    turned = torch._neg_view(-window)  # a view that turns the sign, of bytes modulo 256
+    assert torch.equal(rot90_batch(turned), rot90_batch(window))
 
 
 def test_everything_is_written(backend, device, poisoned):

@@ -284,9 +284,10 @@ def check_sigma_range(sigma: Tensor, max_sigma: float, named: str = "") -> None:
     if not can_look(sigma) or not sigma.numel():
         return
     sigma = sigma.detach()
-    if torch.equal(sigma.clamp(0, max_sigma), sigma):  # not of NaN
+    within = sigma.clamp(0, min(max_sigma, torch.finfo(sigma.dtype).max))
+    if torch.equal(within, sigma):  # not of NaN
         return
-    bad = sigma[~((sigma >= 0) & (sigma <= max_sigma))]
+    bad = sigma[within != sigma]
     limit = named or f"max_sigma={max_sigma}"
     raise ValueError(f"sigma: expected values in 0..{limit} pixels, got {bad[0].item():.4g}")
 

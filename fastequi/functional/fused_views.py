@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.kernels import fused_views as _views
 from fastequi.kernels import native
+from fastequi.kernels.backend import transformed
 from fastequi.kernels.sampling import LARGEST
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
@@ -84,7 +86,7 @@ def fused_views(
     color = _checked("color", color, (count, 3, 4), device)
     sigma = _checked("sigma", sigma, (count,), device)
     solarize = _checked("solarize", solarize, (count,), device)
-    if color is not None and not _within(color, _MOST_COLOR):
+    if color is not None and not _within("color", color, _MOST_COLOR):
         raise ValueError(f"color: expected numbers up to {_MOST_COLOR:g}, got others")
     if sigma is not None:
         checks.check_sigma_range(sigma, _MOST_SIGMA, "64")
@@ -111,9 +113,20 @@ _MOST_SIGMA, _MOST_COLOR, _MOST_EXPONENT = 64.0, 1e6, 64.0
 MOST_VALUE = 1e30  # of a range, either way
 
 
-def _within(values: Tensor, most: float) -> bool:
+def _numbers(name: str, values: Tensor) -> NDArray[Any]:
+    """A parameter's values; one by one under a transform, whose tensors have no memory."""
+    if transformed():
+        one_by_one = [value.item() for value in values.reshape(-1)]
+        return np.array(one_by_one).reshape(values.shape)
+    try:
+        return values.numpy()
+    except RuntimeError as error:
+        raise ValueError(f"{name}: expected values in memory: {error}") from error
+
+
+def _within(name: str, values: Tensor, most: float) -> bool:
     """Whether all are numbers of that size at most, and none NaN."""
-    return not values.numel() or bool(np.abs(values.numpy()).max() <= most)
+    return not values.numel() or bool(np.abs(_numbers(name, values)).max() <= most)
 
 
 def _kind(value: object) -> str:
@@ -183,7 +196,7 @@ def _checked_gain(
     gain = _on_host("gain", gain, device)
     if gain.shape[2] == 2:
         gain = torch.cat([gain, torch.ones_like(gain[..., :1])], 2)
-    if not _within(gain[..., :2], _MOST_COLOR):
+    if not _within("gain", gain[..., :2], _MOST_COLOR):
         raise ValueError(f"gain: expected numbers up to {_MOST_COLOR:g}, got others")
     exponent = gain[..., 2]
     if not ((exponent >= 1 / _MOST_EXPONENT) & (exponent <= _MOST_EXPONENT)).all():
@@ -236,7 +249,9 @@ def _on_host(name: str, values: Tensor, device: torch.device) -> Tensor:
         raise ValueError(f"{name}: expected on {here}, got {values.device}")
     if values.requires_grad or values.device.type != "cpu":
         values = values.detach().cpu()
-    return native.floats(values) if values.is_floating_point() else values.contiguous()
+    if values.is_floating_point():
+        return native.floats(values)
+    return values.resolve_neg().contiguous()
 
 
 def _checked(
@@ -266,7 +281,7 @@ def _checked_places(
     if photo.shape != (count,):
         raise ValueError(f"photo: expected [{count}] as windows has rows, got {tuple(photo.shape)}")
     photo = _on_host("photo", photo, device)
-    places = photo.numpy()
+    places = _numbers("photo", photo)
     least, most = (places.min(), places.max()) if count else (0, -1)
     if least < 0 or most >= len(photos):
         raise ValueError(f"photo: expected 0 .. {len(photos) - 1}, got {least} .. {most}")
@@ -276,8 +291,8 @@ def _checked_places(
 def _check_windows(windows: Tensor, photos: list[Tensor], photo: Tensor) -> None:
     if not len(windows):
         return
-    corners = windows.numpy()
-    sides = np.array([tuple(image.shape) for image in photos])[photo.numpy(), :2]
+    corners = _numbers("windows", windows)
+    sides = np.array([tuple(image.shape) for image in photos])[_numbers("photo", photo), :2]
     first, last = corners[:, :2], corners[:, 2:]
     low, high = np.minimum(first, last), np.maximum(first, last)
     slack = 1e-3  # pixels, of what float32 makes of a fraction

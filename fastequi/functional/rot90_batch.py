@@ -61,4 +61,4 @@ def rot90_batch(
         checks.same_device(images=images, turns=turns)
         turns = (turns % 4).int().contiguous()
     last = memory_format == torch.channels_last
-    return _rot90.rot90_batch(images, turns, mean, std, dtype, last)
+    return _rot90.rot90_batch(images.resolve_neg(), turns, mean, std, dtype, last)
