@@ -267,7 +267,7 @@ def test_pages_may_be_channels():
         out.write(planes[0], metadata=None)
         out.write(planes[0, :5], metadata=None)
     assert header(np.frombuffer(file.getvalue(), np.uint8), True) == (
-        "page 2 is unlike the first, which channels are not"
+        "channel 2's page is unlike the first, which channels are not"
     )
 
 
@@ -355,6 +355,70 @@ def test_a_stack_of_other_pages_than_it_says_is_read_page_by_page(tmp_path, plan
     source = open_source(tmp_path, wanted=Wanted("all"))
     for i, expected in enumerate(whole):
         np.testing.assert_array_equal(decoded(source.encoded(i))[..., 0], expected)
+
+
+def described(planes, said, **options):
+    """A TIFF of planes [P, Y, X] with the description."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    file = io.BytesIO()
+    options = {"photometric": "minisblack", "metadata": None, **options}
+    tifffile.imwrite(file, planes, description=said, **options)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '<OME><Image><Pixels SizeC="20000000" SizeZ="1" SizeT="1"/></Image></OME>',
+        '<OME><Image><Pixels SizeC="20000000" SizeZ="9" SizeT="9"/></Image></OME>',
+        "ImageJ=1.53\nimages=20000000\nchannels=20000000\n",
+    ],
+)
+def test_more_channels_than_pages_are_not_believed(said):
+    """Of a damaged file, or one of several files that hold an image together."""
+    planes = np.moveaxis(values(3, "uint16"), -1, 0)
+    image = described(planes, said)
+    assert Kind.of(header(image).kind) == Kind(1, "uint16")
+    np.testing.assert_array_equal(decoded(image)[..., 0], planes[0])
+    assert tiff.count(io.BytesIO(image.data)) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}])
+def test_a_plane_of_a_long_stack_is_read_without_its_other_pages(monkeypatch, options):
+    planes = np.arange(600 * 20, dtype=np.uint16).reshape(600, 4, 5)
+    image = described(planes, "ImageJ=1.53\nimages=600\nchannels=2\nslices=300\n", **options)
+    loaded, load = [], tiff._load
+    monkeypatch.setattr(
+        tiff, "_load", lambda file, place: loaded.append(place) or load(file, place)
+    )
+    assert Kind.of(header(image).kind) == Kind(2, "uint16")
+    found = tiff.decoded(io.BytesIO(image.data), page=299)
+    np.testing.assert_array_equal(found, np.moveaxis(planes[-2:], 0, -1))
+    assert tiff.count(io.BytesIO(image.data)) == 300
+    assert len(loaded) < 8
+    with pytest.raises(ValueError, match=r"the TIFF's images are 0 \.\. 299"):
+        tiff.decoded(io.BytesIO(image.data), page=300)
+
+
+def test_a_stack_that_is_cut_off_says_where():
+    said = "ImageJ=1.53\nimages=600\nchannels=2\nslices=300\n"
+    image = described(np.zeros((600, 4, 5), np.uint16), said)
+    found = header(image[: len(image) // 2])
+    assert re.fullmatch(r"page \d+ lies beyond the end of the file", found)
+    assert 200 < int(found.split()[1]) < 400
+
+
+def test_channels_of_two_sizes_are_refused():
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    said = '<OME><Image><Pixels SizeC="2" SizeZ="1" SizeT="1"/></Image></OME>'
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as out:
+        out.write(np.zeros((8, 9), np.uint16), description=said, metadata=None)
+        out.write(np.zeros((7, 9), np.uint16), metadata=None)
+    image = np.frombuffer(file.getvalue(), np.uint8)
+    assert header(image) == "channel 2's page is unlike the first, which channels are not"
+    with pytest.raises(ValueError, match=r"page 1 is of shape \(7, 9\), another channel's page of"):
+        decoded(image)
 
 
 def test_pages_and_frames_may_be_images(tmp_path, capsys, caplog):
@@ -461,7 +525,7 @@ def test_dicom_needs_no_extension(tmp_path, capsys, caplog):
 def test_pages_of_members_are_refused_and_missing_pages_said(tmp_path):
     stack(tmp_path, "stack.tif")
     found = header(str(tmp_path / "stack.tif::0009"))
-    assert found == "page 9: 4 pages in a TIFF, expected page 9"
+    assert found == "page 9: the TIFF's pages are 0 .. 3"
     with pytest.raises(OSError, match="page 9"):
         read(str(tmp_path / "stack.tif::0009"))
     (tmp_path / "odd::0001").write_bytes(b"x")  # a file of that name is itself
@@ -507,11 +571,15 @@ def test_sixteen_bits_of_jpeg_2000_are_seen():
 
 
 def test_of_several_ome_images_the_first_counts():
-    said = (
-        '<OME><Image ID="0"><Pixels SizeC="4" SizeT="1" SizeZ="1"></Pixels></Image>'
-        '<Image ID="1"><Pixels SizeC="1" SizeT="1" SizeZ="9"></Pixels></Image></OME>'
-    )
-    assert tiff.first_image(io.BytesIO(), {270: said}) == (4, True)
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    first, file = values(4, "uint16"), io.BytesIO()
+    with tifffile.TiffWriter(file, ome=True) as out:
+        for planes, axes in ((np.moveaxis(first, -1, 0), "CYX"), (values(9, "uint16").T, "ZYX")):
+            out.write(planes, photometric="minisblack", metadata={"axes": axes})
+    image = np.frombuffer(file.getvalue(), np.uint8)
+    found = header(image)
+    assert (Kind.of(found.kind), found.format) == (Kind(4, "uint16"), PAGES)
+    np.testing.assert_array_equal(decoded(image, 4), first)
 
 
 def test_what_was_left_out_without_a_package_is_scanned_again(tmp_path, monkeypatch, caplog):

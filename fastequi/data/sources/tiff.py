@@ -7,10 +7,10 @@ channels that lie one after the other, floats, and whole numbers of more than 16
 from __future__ import annotations
 
 import math
+import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -46,8 +46,13 @@ def tags_of(file: BinaryIO) -> Any:
     Raises:
         Exception: whatever damaged ones make Pillow raise.
     """
+    return _load(file, _directory(file).next)
+
+
+def _load(file: BinaryIO, place: int) -> Any:
+    """The tags of the page whose directory is there."""
     tags = _directory(file)
-    file.seek(tags.next)
+    file.seek(place)
     with warnings.catch_warnings():  # of damage that is told where it matters
         warnings.simplefilter("ignore")
         tags.load(file)
@@ -146,7 +151,8 @@ def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
     images = sizes.get("Z", 1) * sizes.get("T", 1)
     if channels < 1 or images < 1 or channels == images == 1:
         return None
-    if images > 1 and 1 + sum(1 for _ in _others(file, tags)) != channels * images:
+    number = len(_places(file))
+    if number < channels or (images > 1 and number != channels * images):
         return None  # in other files too, or others' pages in this one
     apart = math.prod(sizes.get(name, 1) for name in order[2 : order.index("C")])
     return Stack(channels, images, apart)
@@ -163,9 +169,14 @@ def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[in
         by_request: whether the pages of files that say nothing are channels.
     """
     if stack := stack_of(file, tags):
-        return stack.channels, stack.images == 1
-    several = _count_pages(file, tags) if by_request and not _said(tags) else 1
-    return several, several > 1 or not tags.next
+        places = _places(file)
+        _expect_alike(file, tags, [places[k] for k in stack.pages(0)])
+        return stack.channels, len(places) == stack.channels
+    if not by_request or _said(tags):
+        return 1, not tags.next
+    places = _places(file)
+    _expect_alike(file, tags, places)
+    return len(places), True
 
 
 def _said(tags: Any) -> str:
@@ -174,37 +185,47 @@ def _said(tags: Any) -> str:
     return text if _OME in text or text.startswith(_IMAGEJ) else ""
 
 
-def _count_pages(file: BinaryIO, tags: Any) -> int:
-    """Pages of the first one's size and number of samples.
+def _expect_alike(file: BinaryIO, first: Any, places: list[int]) -> None:
+    """That pages are of the first one's size and number of samples, if they are channels.
 
     Raises:
         ValueError: they differ.
     """
-    number = 1
-    for number, page in enumerate(_others(file, tags), 2):
-        if any(page.get(tag) != tags.get(tag) for tag in (256, 257, SAMPLES, BITS, FORMATS)):
-            raise ValueError(f"page {number} is unlike the first, which channels are not")
-    return number
+    for number, place in enumerate(places[1:], 2):
+        page = _load(file, place)
+        if any(page.get(tag) != first.get(tag) for tag in (256, 257, SAMPLES, BITS, FORMATS)):
+            raise ValueError(f"channel {number}'s page is unlike the first, which channels are not")
 
 
 def count(file: BinaryIO) -> int:
     """How many images its pages are."""
-    tags = tags_of(file)
-    stack = stack_of(file, tags)
-    return stack.images if stack else 1 + sum(1 for _ in _others(file, tags))
+    stack = stack_of(file, tags_of(file))
+    return stack.images if stack else len(_places(file))
 
 
-def _others(file: BinaryIO, first: Any) -> Iterator[Any]:
-    """The tags of the pages behind the first; of a damaged chain that never ends, some."""
-    at = first.next
-    for _ in range(_MOST_PAGES):
-        if not at:
-            return
-        page = _directory(file)
-        file.seek(at)
-        page.load(file)
-        yield page
-        at = page.next
+def _places(file: BinaryIO) -> list[int]:
+    """Where the pages' directories begin; of a damaged chain that never ends, some.
+
+    Raises:
+        ValueError: a page's lies beyond the end of the file.
+    """
+    file.seek(0)
+    start = file.read(_PREFIX[1])
+    order, big = "<" if start[:2] == b"II" else ">", b"+" in start[:4]
+    entries, entry, next_place = ("Q", 20, "Q") if big else ("H", 12, "I")
+    (place,) = struct.unpack_from(order + next_place, start, 8 if big else 4)
+    found: dict[int, None] = {}  # in order
+    while place and place not in found and len(found) < _MOST_PAGES:
+        try:
+            file.seek(place)
+            (number,) = struct.unpack(order + entries, file.read(struct.calcsize(entries)))
+            file.seek(entry * number, os.SEEK_CUR)
+            (following,) = struct.unpack(order + next_place, file.read(struct.calcsize(next_place)))
+        except (struct.error, OSError, OverflowError, ValueError):
+            raise ValueError(f"page {len(found)} lies beyond the end of the file") from None
+        found[place] = None
+        place = following
+    return list(found)
 
 
 def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArray[Any]:
@@ -231,11 +252,13 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
     with tifffile.TiffFile(file) as opened:
         number = len(opened.pages)
         if stack and channels in (None, stack.channels * int(tags.get(SAMPLES, 1))):
+            if page >= stack.images:
+                raise ValueError(f"the TIFF's images are 0 .. {stack.images - 1}")
             places = stack.pages(page)
+        elif page >= number:
+            raise ValueError(f"the TIFF's pages are 0 .. {number - 1}")
         else:
             places = [page]
-        if places[-1] >= number:
-            raise ValueError(f"{number} pages in a TIFF, expected page {page}")
         first = opened.pages[places[0]]
         samples = int(first.samplesperpixel)
         if len(places) == 1 and channels is not None:
@@ -244,6 +267,11 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
         orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
         planar = samples > 1 and first.planarconfig == 2
         inverted = first.photometric == _WHITE_IS_0 and first.dtype.kind == "u"
+    for k, plane in zip(places, pages, strict=True):
+        if plane.shape != pages[0].shape:
+            raise ValueError(
+                f"page {k} is of shape {plane.shape}, another channel's page of {pages[0].shape}"
+            )
     if samples == 1:
         values = np.stack(pages, -1)
     else:
