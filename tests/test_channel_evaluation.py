@@ -1,5 +1,6 @@
 """Evaluation of encoders of other channels than RGB."""
 
+import io
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,6 +22,7 @@ from fastequi.evaluate.classification import evaluate_classes
 from fastequi.evaluate.embed import embeddings
 from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.online import online_probes
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.photo_windows import images_for, photometric_for, values_of
@@ -324,3 +326,102 @@ def test_rotations_of_other_channels_are_those_of_the_run(name, tmp_path, monkey
     other = run_folder(tmp_path / "other", several(config_of(name), 2))
     with pytest.raises(ValueError, match="--against: expected an encoder of the same images"):
         rotnet.evaluate_rotnet(str(run), data=data, against=[str(other)], out=tmp_path / "f.json")
+
+
+def tiles(folder, count=12):
+    """Stripes of 16 px told apart by the last of five channels alone, below a quarter of 16 bits;
+    masks and depths say the same."""
+    for i in range(count):
+        image = values(5, "uint16", i, (64, 96)) // 4
+        stripes = np.tile((np.arange(96) // 16 + i) % 2, (64, 1))
+        image[..., -1] = 4000 + 8000 * stripes
+        part = folder / ("train" if i < count - 3 else "val")
+        for name, content in (
+            (f"images/{i:02}.tif", science.plain_tiff(image)),
+            (f"masks/{i:02}.png", science.png(stripes[..., None].astype(np.uint8))),
+            (
+                f"depth/{i:02}.png",
+                science.png((1000 + 2000 * stripes[..., None]).astype(np.uint16)),
+            ),
+        ):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("segment", ["--steps", "20"]),
+        ("clusters", []),
+        pytest.param("depth", ["--steps", "30", "--bins", "8"], marks=pytest.mark.slow),
+    ],
+)
+def test_pixels_of_images_with_other_channels_are_known_by_them(kind, options, tmp_path, capsys):
+    data = tiles(tmp_path / "set")
+    run = str(run_folder(tmp_path / "run", several(config_of("tir_vicreg_vits16"), 5, "0:16000")))
+    out = tmp_path / "found.json"
+    places = ["--data", str(data), "--out", str(out), "--cache", str(tmp_path / "cache")]
+    main(["eval", kind, run, "--device", "cpu", *places, *options])
+    capsys.readouterr()
+    for table in json.loads(out.read_text())["tables"].values():
+        first = {f"{row['encoder']} {row['features']}": row["values"][0] for row in table["scores"]}
+        assert len(first) == 7
+        better = 1 if table["figures"][0]["better"] == "higher" else -1
+        assert better * (first["None raw patches"] - first["None position only"]) > 0.2
+
+
+def test_an_image_beside_a_mask_is_read_as_its_encoder_takes_it(tmp_path):
+    config = several(config_of("tir_vicreg_vits16"), 5, "0:16000")
+    taken = replace(config.data, channels="4,0", mean=(0.5,) * 2, std=(0.2,) * 2)
+    known = replace(taken, file_channels=5, file_depth="uint16")
+    read, of_files = (
+        Reading.of({"run": load_encoder(str(run_folder(tmp_path / name, run)), "cpu")})
+        for name, run in (
+            ("run", replace(config, data=taken)),
+            ("known", replace(config, data=known)),
+        )
+    )
+    image = values(5, "uint16")
+    expected = np.clip(image[..., [4, 0]] / 16000, 0, 1)
+    contents = {
+        "plain.tif": science.plain_tiff(image),
+        "planes.tif": science.tiff_of(image),
+        "array.npy": science.npy(image),
+        "pages.tif": pages_of(image),
+        "eight.npy": science.npy(values(5, "uint8")),
+        "six.tif": science.plain_tiff(values(6, "uint16")),
+        "four.tif": science.plain_tiff(values(4, "uint16")),
+        "cut.tif": science.plain_tiff(image)[:-100],
+    }
+    folder = science.write(tmp_path / "files", contents)
+    for name in list(contents)[:4]:
+        assert read.is_image(name)
+        assert read.size_of(folder / name) == (20, 26)
+        found = read(folder / name).permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert read(folder / "eight.npy").max() < 0.02  # in the files' own numbers
+    for reading, name, said in (
+        (
+            of_files,
+            "eight.npy",
+            r"\(5 channels of uint8, expected uint16 as the run's, as data.value",
+        ),
+        (of_files, "six.tif", r"\(6 channels of uint16, expected 5 channels as the run's\)"),
+        (read, "four.tif", r"\(4 channels of uint16, none of them number 4\)"),
+        (read, "cut.tif", r"cut.tif: expected an image \("),
+        (read, "none.tif", "none.tif: expected an image, there is no such file"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            reading(folder / name)
+    assert not Reading().is_image("array.npy")
+    assert Reading.of({}) == Reading()
+
+
+def pages_of(image):
+    """A channel on each page of a TIFF."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    file = io.BytesIO()
+    planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+    tifffile.imwrite(file, planes, photometric="minisblack", metadata=None)
+    return file.getvalue()

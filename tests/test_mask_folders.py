@@ -11,7 +11,6 @@ from fastequi.cli.main import main
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.selection import Selection
 from fastequi.evaluate.geometry.masks import IGNORED, open_masks
-from fastequi.evaluate.geometry.pair_folders import image_of
 from tests.support import painted
 from tests.support.painted import cut_off, palette, save, save_grey, striped_folder
 
@@ -399,7 +398,7 @@ def test_an_image_is_decoded_upright_and_its_mask_has_that_size(tmp_path):
         save(np.zeros((8, 6, 3), np.uint8), tmp_path / "images" / f"{i}.jpg", exif=exif)
         save(ids(0, 1), tmp_path / "masks" / f"{i}.png")
     found = open_masks(tmp_path)
-    assert image_of(found.pairs.train[0]).shape == (3, 6, 8)
+    assert found.read(found.pairs.train[0].image).shape == (3, 6, 8)
 
 
 @pytest.mark.parametrize("kind", ["segment", "clusters"])

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -302,7 +303,7 @@ def test_masks_without_a_label_for_training_are_refused(tmp_path):
             save(np.full((32, 32), value, np.uint8), tmp_path / split / "masks" / f"{i}.png")
     with pytest.raises(ValueError, match="labelled pixels in masks for training"):
         evaluate_segments(
-            lambda: open_masks(tmp_path), Segmentation(), [colour_grids()], {}, lambda _: None
+            partial(open_masks, tmp_path), Segmentation(), [colour_grids()], {}, lambda _: None
         )
 
 

@@ -47,7 +47,7 @@ class SegmentOptions(DenseOptions):
     """Classes of pixels by a linear head on frozen tokens, and by retrieval without training,
     beside baselines: the most frequent class, raw patches, position only, a random init. --data: a
     folder of images/ and masks/ (PNG of class ids, 255 ignored), of Pascal VOC, ADE20K or
-    Cityscapes."""
+    Cityscapes; images have the channels that the encoder takes."""
 
     classes: int = 0
     """Of images/ and masks/; 0: the largest id in the masks and one."""
@@ -89,7 +89,8 @@ class ClustersOptions(DenseOptions):
 class DepthOptions(DenseOptions):
     """Depths of pixels by a linear head of bins on frozen tokens (as DINOv2's), beside baselines:
     the mean depth, raw patches, position only, a random init. --data: a folder of images/ and
-    depth/, 16-bit PNG, 0 where a depth is not known."""
+    depth/, 16-bit PNG, 0 where a depth is not known; images have the channels that the encoder
+    takes."""
 
     metres: float = 0.001
     """Of a unit in the files: 0.001 as of NYU Depth v2, 0.00390625 (1/256) as of KITTI."""
@@ -143,7 +144,7 @@ def segment(argv: list[str]) -> None:
     )
     opened = partial(open_masks, classes=options.classes, **given)
     run = partial(evaluate_segments, opened, what)
-    evaluate("segment", options.checkpoint, run, **options.frame())
+    evaluate("segment", options.checkpoint, run, any_channels=True, **options.frame())
 
 
 def clusters(argv: list[str]) -> None:
@@ -167,7 +168,7 @@ def clusters(argv: list[str]) -> None:
     )
     opened = partial(open_masks, classes=options.classes, **given)
     run = partial(evaluate_clusters, opened, what)
-    evaluate("clusters", options.checkpoint, run, **options.frame())
+    evaluate("clusters", options.checkpoint, run, any_channels=True, **options.frame())
 
 
 def depth(argv: list[str]) -> None:
@@ -200,7 +201,8 @@ def depth(argv: list[str]) -> None:
         crop=options.crop,
         **given,
     )
-    evaluate("depth", options.checkpoint, partial(evaluate_depths, opened, what), **options.frame())
+    run = partial(evaluate_depths, opened, what)
+    evaluate("depth", options.checkpoint, run, any_channels=True, **options.frame())
 
 
 def _classes_fit(count: int) -> bool:

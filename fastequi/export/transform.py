@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastequi.data.channels import DTYPE, RGB, percentiles, ranges
 from fastequi.data.pillow import upright
-from fastequi.functional.normalise import normalise
+from fastequi.functional.normalise import in_range, normalise
 
 _DEEPER = (torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -79,9 +79,9 @@ class ImageTransform:
             height, width = self._covering(pixels.height, pixels.width)
             found = np.array(pixels.resize((width, height), Image.Resampling.BILINEAR))
             return self._finished(torch.from_numpy(found).permute(2, 0, 1))
-        in_range = "in 0..1" if self._ends is None else f"in the range {self.value_range}"
+        limits = "in 0..1" if self._ends is None else f"in the range {self.value_range}"
         whole = "uint8, uint16" if self._ends is None else "uint8, uint16, int16, int32"
-        kinds = "uint8" if rgb else f"{whole} or floats {in_range}"
+        kinds = "uint8" if rgb else f"{whole} or floats {limits}"
         if not isinstance(image, Tensor):
             wanted = "one of Pillow's or a uint8 tensor" if rgb else f"a tensor of {kinds}"
             raise TypeError(f"image: expected {wanted}, got {type(image).__name__}")
@@ -94,8 +94,7 @@ class ImageTransform:
         size = self._covering(height, width)
         flat = image.reshape(-1, channels, height, width).float()
         if self._ends is not None or image.is_floating_point():
-            low, high = flat.new_tensor(self._ends or [(0, 1)]).T[..., None, None]
-            flat = (flat.clamp(low, high) - low) / (high - low)
+            flat = in_range(flat, self._ends or [(0, 1)])
         resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
         if self._ends is None and not image.is_floating_point():
             resized = resized.round().to(image.dtype)

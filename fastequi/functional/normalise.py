@@ -30,6 +30,14 @@ def in_unit(images: Tensor) -> Tensor:
     return images.float() / torch.iinfo(images.dtype).max
 
 
+def in_range(images: Tensor, ends: Sequence[tuple[float, float]]) -> Tensor:
+    """Images [..., C, H, W] as float32 in 0..1: cut off at the lower and the upper end of the
+    range, which become 0 and 1; one pair for all channels or one for each."""
+    values = images.float()
+    low, high = values.new_tensor(ends).T[..., None, None]
+    return (values.clamp(low, high) - low) / (high - low)
+
+
 def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """images · std + mean: normalised images [..., C, H, W] in 0..1 again, not clamped."""
     centre, scale = _per_channel(images, mean, std)

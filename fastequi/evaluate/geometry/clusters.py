@@ -32,6 +32,7 @@ from fastequi.evaluate.geometry.iou import MEASURE, MOST_FREQUENT
 from fastequi.evaluate.geometry.kmeans import assigned, kmeans
 from fastequi.evaluate.geometry.masks import MaskSet, described
 from fastequi.evaluate.geometry.pair_folders import Pair
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.geometry.retrieval import class_counts
 
 _MANY = 500  # as Leopart's on Pascal VOC
@@ -60,7 +61,7 @@ class Clustering:
 
 
 def evaluate_clusters(
-    open_set: Callable[[], MaskSet],
+    open_set: Callable[..., MaskSet],
     what: Clustering,
     grids: list[Grids],
     encoders: Mapping[str, Encoder],
@@ -69,10 +70,10 @@ def evaluate_clusters(
     """A table for matching and one for the majority; see the module.
 
     Args:
-        open_set: opens and checks the images and masks.
+        open_set: given `read`, opens and checks the images and masks.
         what: the settings.
         grids: what gives tokens, baselines first.
-        encoders: not used.
+        encoders: whose channels and values the images are read with.
         say: told how far it is.
 
     Raises:
@@ -81,7 +82,7 @@ def evaluate_clusters(
     """
     what.sizing.expect_fits(grids)
     say("checking images and masks")
-    masks = open_set()
+    masks = open_set(read=Reading.of(encoders))
     if what.fit_on == "train":
         masks.expect_labels()
     fit = masks.pairs.test if what.fit_on == "test" else masks.pairs.train
@@ -131,7 +132,7 @@ class Cells:
 def _tokens(
     grids: Grids, masks: MaskSet, pairs: Sequence[Pair], option: str, what: Clustering, say: Say
 ) -> dict[str, list[Cells]]:
-    maps = held_maps(grids, pairs, what.sizing, option, say)
+    maps = held_maps(grids, pairs, masks.read, what.sizing, option, say)
     sizes = [(x.shape[0], x.shape[1]) for (x,) in maps[grids.names[0]]]
     counts = [
         class_counts(masks.mask(pair), size, masks.classes).flatten(0, 1)

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.evaluate.geometry.grids import Grids, Maps
-from fastequi.evaluate.geometry.pair_folders import Pair, image_of
+from fastequi.evaluate.geometry.pair_folders import Pair
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.geometry.sides import expect_scale, expect_side
+from fastequi.functional.normalise import in_unit
 from fastequi.runtime.devices import expect_memory
 
 Say = Callable[[str], None]
@@ -49,7 +51,7 @@ class Sizing:
                 expect_scale(scale, self.side or each.image_size, each)
 
     def maps(self, grids: Grids, image: Tensor) -> list[Maps]:
-        """Of an image [3, H, W] uint8 one for each scale, of [h, w, D] tensors by name.
+        """Of an image [C, H, W] one for each scale, of [h, w, D] tensors by name.
 
         What is no network has no window: it sees the image whole.
         """
@@ -63,7 +65,8 @@ class Sizing:
 
 
 def resized(image: Tensor, side: float, patch: int) -> Tensor:
-    """[3, H', W'] float32 in 0..1 of [3, H, W] uint8: antialiased, to multiples of a patch.
+    """[C, H', W'] float32 in 0..1 of an image [C, H, W] uint8, or of floats in 0..1: antialiased,
+    to multiples of a patch.
 
     Args:
         image: to be resized.
@@ -72,12 +75,11 @@ def resized(image: Tensor, side: float, patch: int) -> Tensor:
     """
     scale = side / min(image.shape[1:])
     size = [max(1, round(n * scale / patch)) * patch for n in image.shape[1:]]
-    values = image[None].float() / 255
-    return F.interpolate(values, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    return F.interpolate(in_unit(image)[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
 def by_windows(grids: Grids, image: Tensor) -> Maps:
-    """Maps [1, h, w, D] of an image [3, H, W], means over sliding windows."""
+    """Maps [1, h, w, D] of an image [C, H, W], means over sliding windows."""
     patch, size = grids.patch_size, image.shape[1:]
     window = [min(grids.image_size, n) for n in size]
     places = [
@@ -107,13 +109,14 @@ def _starts(length: int, window: int, patch: int) -> list[int]:
 
 
 def held_maps(
-    grids: Grids, pairs: Sequence[Pair], sizing: Sizing, option: str, say: Say
+    grids: Grids, pairs: Sequence[Pair], read: Reading, sizing: Sizing, option: str, say: Say
 ) -> dict[str, list[list[Tensor]]]:
     """Maps [h, w, D] in main memory by name: of every pair one for each scale.
 
     Args:
         grids: which encoder.
         pairs: whose images.
+        read: how they are read.
         sizing: at which sizes.
         option: that limits their number, for the error.
         say: told how far it is.
@@ -125,7 +128,7 @@ def held_maps(
     label = grids.encoder or grids.names[0]
     for i, pair in enumerate(pairs):
         say(f"{label}: features of {i + 1} of {len(pairs)} images")
-        maps = sizing.maps(grids, image_of(pair))
+        maps = sizing.maps(grids, read(pair.image))
         if i == 0:
             each = sum(x.numel() * x.element_size() for part in maps for x in part.values())
             expect_memory(option, len(pairs), each, torch.device("cpu"))

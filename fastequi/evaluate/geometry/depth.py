@@ -25,8 +25,8 @@ from fastequi.evaluate.geometry.figures import Figure, Measured, means, sums_of_
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.linear_head import POINTS, Fit, Known, Linear, fitted
-from fastequi.evaluate.geometry.pair_folders import image_of
 from fastequi.evaluate.geometry.published_figures import of_depths
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.results import Row, documented
 from fastequi.runtime.devices import expect_memory
 
@@ -57,7 +57,7 @@ class DepthHead:
 
 
 def evaluate_depths(
-    open_set: Callable[[], DepthSet],
+    open_set: Callable[..., DepthSet],
     what: DepthHead,
     grids: list[Grids],
     encoders: Mapping[str, Encoder],
@@ -66,22 +66,22 @@ def evaluate_depths(
     """One table; see the module.
 
     Args:
-        open_set: opens and checks the images and depths.
+        open_set: given `read`, opens and checks the images and depths.
         what: the settings.
         grids: what gives tokens, baselines first.
-        encoders: not used.
+        encoders: whose channels and values the images are read with.
         say: told how far it is.
     """
     what.sizing.expect_fits(grids)
     each_bin = 3 * 4 * what.fit.batch * what.fit.pixels  # logits, weights, gradients
     expect_memory("--bins", what.bins, each_bin, grids[-1].device)
     say("checking images and depths")
-    depths = open_set()
+    depths = open_set(read=Reading.of(encoders))
     bins = torch.linspace(depths.nearest, depths.farthest, what.bins)
     rows = [Measured(MEAN, _of_constant(depths))]
     left_out = 0
     for each in grids:
-        maps = held_maps(each, depths.pairs.train, what.sizing, "--train-images", say)
+        maps = held_maps(each, depths.pairs.train, depths.read, what.sizing, "--train-images", say)
         heads = {}
         for name in each.names:
             say(f"{each.row(name).label}: linear head")
@@ -183,7 +183,7 @@ def _tested(
     label, count = grids.encoder or grids.names[0], len(depths.pairs.test)
     for i, pair in enumerate(depths.pairs.test):
         say(f"{label}: {i + 1} of {count} test images")
-        (maps,), truth = what.sizing.maps(grids, image_of(pair)), depths.judged(pair)
+        (maps,), truth = what.sizing.maps(grids, depths.read(pair.image)), depths.judged(pair)
         for name, head in heads.items():
             metres = predicted(head(maps[name]), bins, truth.shape)
             found[name].append(depth_figures(metres.cpu(), truth))

@@ -25,6 +25,7 @@ from fastequi.evaluate.geometry.pair_folders import (
     paired,
     png_values,
 )
+from fastequi.evaluate.geometry.reading import Reading
 
 CROPS = ("none", "eigen", "garg")
 _MODES, _EXPECTED = ("I;16", "I;16B", "I"), "depths, 16 bits grey"
@@ -37,6 +38,7 @@ class DepthSet:
 
     Attributes:
         data: how the set was named.
+        read: how images are read.
         pairs: the files.
         train, test: their images.
         metres: of a unit in the files.
@@ -45,6 +47,7 @@ class DepthSet:
     """
 
     data: Selection
+    read: Reading
     pairs: Pairs
     train: Source
     test: Source
@@ -92,6 +95,7 @@ def open_depths(
     crop: str = "none",
     train_images: int = 0,
     test_images: int = 0,
+    read: Reading = Reading(),  # noqa: B008
 ) -> DepthSet:
     """The set in a folder, checked; see the module.
 
@@ -100,6 +104,7 @@ def open_depths(
             it.
         metres, nearest, farthest, crop: see :class:`DepthSet`.
         train_images, test_images: how many are used, evenly spaced; 0: all.
+        read: how images are read; by default as 8-bit RGB.
 
     Raises:
         ValueError: a depth that is missing, of another size than its image or no 16-bit PNG; no
@@ -108,7 +113,8 @@ def open_depths(
     """
     chosen = Selection.of(data)
     folder = only_folder(chosen)
-    pairs = paired(folder, "depth").chosen(chosen.patterns, train_images, test_images)
+    pairs = paired(folder, "depth", read.is_image)
+    pairs = pairs.chosen(chosen.patterns, train_images, test_images)
 
     def look(file: Path, values: Map) -> int:
         if crop == "eigen" and values.shape != _EIGEN_SIZE:
@@ -119,11 +125,11 @@ def open_depths(
         scaled = values.astype(np.float32) * metres
         return int(((scaled > nearest) & (scaled < farthest)).sum())
 
-    train, test, known = inspected(pairs, lambda f: png_values(f, _MODES, _EXPECTED), look)
+    train, test, known = inspected(pairs, read, lambda f: png_values(f, _MODES, _EXPECTED), look)
     for use, counts in (("fitting", known[: len(train)]), ("testing", known[len(train) :])):
         if not any(counts):
             raise ValueError(
                 f"--data: expected depths of {nearest:g} to {farthest:g} m in {folder} for {use}, "
                 f"no value times {metres:g} is"
             )
-    return DepthSet(chosen, pairs, train, test, metres, nearest, farthest, crop)
+    return DepthSet(chosen, read, pairs, train, test, metres, nearest, farthest, crop)

@@ -36,6 +36,7 @@ from fastequi.evaluate.geometry.pair_folders import (
     paired,
     png_values,
 )
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.results import documented
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class MaskSet:
         data: how the set was named.
         layout: "folders", "Pascal VOC", "ADE20K" or "Cityscapes".
         classes: how many.
+        read: how images are read.
         pairs: the files.
         train, test: their images.
         codes: [256] int16, the class of an id in a file; IGNORED, or -1 for what is no id.
@@ -69,6 +71,7 @@ class MaskSet:
     data: Selection
     layout: str
     classes: int
+    read: Reading
     pairs: Pairs
     train: Source
     test: Source
@@ -114,7 +117,12 @@ class MaskSet:
 
 
 def open_masks(
-    data: Data, *, classes: int = 0, train_images: int = 0, test_images: int = 0
+    data: Data,
+    *,
+    classes: int = 0,
+    train_images: int = 0,
+    test_images: int = 0,
+    read: Reading = Reading(),  # noqa: B008
 ) -> MaskSet:
     """The set in a folder, checked; see the module.
 
@@ -123,6 +131,7 @@ def open_masks(
             paths below it.
         classes: of images/ and masks/; 0: the largest id and one.
         train_images, test_images: how many are used, evenly spaced; 0: all.
+        read: how images are read; by default as 8-bit RGB.
 
     Raises:
         ValueError: a mask that is missing, of another size than its image, no PNG of class ids, or
@@ -134,7 +143,7 @@ def open_masks(
     folder = only_folder(chosen)
     inside = (folder / name for name in _INSIDE)
     root = next((each for each in inside if each.is_dir()), folder)
-    layout, pairs, codes = _found(root)
+    layout, pairs, codes = _found(root, read)
     if layout != "folders" and classes:
         raise ValueError(f"--classes: only for images/ and masks/, {root} is laid out as {layout}")
     if layout == "folders":
@@ -151,7 +160,7 @@ def open_masks(
             )
         return there[codes[there] != IGNORED]
 
-    train, test, ids = inspected(pairs, lambda f: png_values(f, _MODES, _EXPECTED), there_in)
+    train, test, ids = inspected(pairs, read, lambda f: png_values(f, _MODES, _EXPECTED), there_in)
     trained, tested = ids[: len(train)], ids[len(train) :]
     every = np.unique(np.concatenate(ids))
     if len(every) < 2:
@@ -177,6 +186,7 @@ def open_masks(
         chosen,
         layout,
         len(known),
+        read,
         pairs,
         train,
         test,
@@ -188,17 +198,18 @@ def open_masks(
     )
 
 
-def _found(root: Path) -> tuple[str, Pairs, NDArray[np.int16]]:
+def _found(root: Path, read: Reading) -> tuple[str, Pairs, NDArray[np.int16]]:
     """Layout, pairs, and codes of ids."""
     if (root / "JPEGImages").is_dir():
         return "Pascal VOC", _voc(root), _codes(range(21))
     if (root / "leftImg8bit").is_dir():
         return "Cityscapes", *_cityscapes(root)
     if (root / "annotations").is_dir():
-        return "ADE20K", paired(root, "annotations"), _codes(range(1, 151), ignored=(0, IGNORED))
+        pairs = paired(root, "annotations", read.is_image)
+        return "ADE20K", pairs, _codes(range(1, 151), ignored=(0, IGNORED))
     splits = [child for child in root.iterdir() if (child / "masks").is_dir()]
     if (root / "masks").is_dir() or splits:
-        return "folders", paired(root, "masks"), _codes(range(IGNORED))
+        return "folders", paired(root, "masks", read.is_image), _codes(range(IGNORED))
     raise FileNotFoundError(
         f"--data: expected images/ and masks/, JPEGImages/ (Pascal VOC), images/ and annotations/ "
         f"(ADE20K) or leftImg8bit/ and gtFine/ (Cityscapes) in {root}"

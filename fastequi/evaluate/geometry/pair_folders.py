@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from fastequi.data.pillow import decoded
-from fastequi.data.sources.encoded import is_image_name, read
+from fastequi.data.sources.encoded import is_image_name
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import held_out, role
-from fastequi.evaluate.geometry.image_files import in_threads, png_ids, whole_size
+from fastequi.evaluate.geometry.image_files import in_threads, png_ids
 from fastequi.evaluate.geometry.name_lists import in_any_case
+from fastequi.evaluate.geometry.reading import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +70,13 @@ class Pairs:
         return Pairs(*kept)
 
 
-def paired(root: Path, targets: str) -> Pairs:
+def paired(root: Path, targets: str, is_image: Callable[[str], bool] = is_image_name) -> Pairs:
     """The pairs of a folder with `images/` and `targets/`; see the module.
 
     Args:
         root: the folder.
         targets: the name of the folder of PNG files beside images/.
+        is_image: whether a file's name is an image's.
 
     Raises:
         FileNotFoundError: no such folders.
@@ -96,7 +95,7 @@ def paired(root: Path, targets: str) -> Pairs:
     for split, top in tops.items():
         if not split:
             splits = _empty(top / "images")
-        images = files_below(top / "images", is_image_name)
+        images = files_below(top / "images", is_image)
         wanted: dict[str, str] = {}
         for name in images:
             other = wanted.setdefault(os.path.splitext(name)[0], name)
@@ -223,12 +222,13 @@ def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> list[str]:
 
 
 def inspected(
-    pairs: Pairs, load: Callable[[Path], Map], look: Callable[[Path, Map], T]
+    pairs: Pairs, read: Reading, load: Callable[[Path], Map], look: Callable[[Path, Map], T]
 ) -> tuple[Source, Source, list[T]]:
     """Reads every pair before anything is computed, whole: a damaged file is found here.
 
     Args:
         pairs: which.
+        read: how images are read.
         load: a target file's values [H, W].
         look: what is kept of each; may raise ValueError that names the file.
 
@@ -246,7 +246,7 @@ def inspected(
         )
 
     def each(pair: Pair) -> tuple[tuple[int, int], T]:
-        size = whole_size(pair.image)
+        size = read.size_of(pair.image)
         values = load(pair.target)
         if values.shape != size:
             raise ValueError(
@@ -285,19 +285,6 @@ def png_values(file: Path, modes: Sequence[str], expected: str) -> Map:
             return png_ids(file, opened)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"--data: {file} cannot be read as a PNG ({error})") from error
-
-
-def image_of(pair: Pair) -> Tensor:
-    """Its pixels [3, H, W] uint8, upright.
-
-    Raises:
-        ValueError: they cannot be decoded; names the file.
-    """
-    try:
-        pixels = decoded(read(str(pair.image)))
-    except Exception as error:  # Pillow raises many kinds
-        raise ValueError(f"--data: {pair.image} cannot be decoded ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def only_folder(chosen: Selection) -> Path:

@@ -22,8 +22,8 @@ from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.iou import MEASURE, MOST_FREQUENT, areas, class_iou
 from fastequi.evaluate.geometry.linear_head import Fit, Known, fitted
 from fastequi.evaluate.geometry.masks import IGNORED, MaskSet, described
-from fastequi.evaluate.geometry.pair_folders import image_of
 from fastequi.evaluate.geometry.published_figures import of_segments
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.geometry.retrieval import Search, class_counts, memory_of
 
 METHODS = ("linear", "retrieval")
@@ -107,7 +107,7 @@ class Segmentation:
 
 
 def evaluate_segments(
-    open_set: Callable[[], MaskSet],
+    open_set: Callable[..., MaskSet],
     what: Segmentation,
     grids: list[Grids],
     encoders: Mapping[str, Encoder],
@@ -116,15 +116,15 @@ def evaluate_segments(
     """A table for each method; see the module.
 
     Args:
-        open_set: opens and checks the images and masks.
+        open_set: given `read`, opens and checks the images and masks.
         what: the methods and their settings.
         grids: what gives tokens, baselines first.
-        encoders: not used.
+        encoders: whose channels and values the images are read with.
         say: told how far it is.
     """
     what.sizing.expect_fits(grids)
     say("checking images and masks")
-    masks = open_set()
+    masks = open_set(read=Reading.of(encoders))
     masks.expect_labels()
     if "retrieval" in what.methods:
         what.expect_memory(len(masks.pairs.train) * len(what.sizing.scales))
@@ -133,7 +133,7 @@ def evaluate_segments(
         method: [Measured(MOST_FREQUENT, _of_constant(constant, masks))] for method in what.methods
     }
     for each in grids:
-        maps = held_maps(each, masks.pairs.train, what.sizing, "--train-images", say)
+        maps = held_maps(each, masks.pairs.train, masks.read, what.sizing, "--train-images", say)
         predict: dict[tuple[str, str], Predict] = {}
         for name in each.names:
             scaled = [x for of_image in maps.pop(name) for x in of_image]
@@ -178,7 +178,7 @@ def _tested(
     label, count = grids.encoder or grids.names[0], len(masks.pairs.test)
     for i, pair in enumerate(masks.pairs.test):
         say(f"{label}: {i + 1} of {count} test images")
-        maps, truth = sizing.maps(grids, image_of(pair)), masks.mask(pair)
+        maps, truth = sizing.maps(grids, masks.read(pair.image)), masks.mask(pair)
         for (name, method), each in predict.items():
             scores = [each(part[name]) for part in maps]
             chosen = classes_of(scores, truth.shape, is_logits=method == "linear")
