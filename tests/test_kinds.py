@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import sys
-import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,9 @@ from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.index import read as read_index
 from fastequi.data.sources.index import write as write_index
 from fastequi.data.sources.kinds import DEPTHS, NO_RGB, RGB8, Kind, counts
+from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.portions import pages_of
+from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
 from tests.support import science
@@ -522,7 +523,7 @@ def test_dicom_needs_no_extension(tmp_path, capsys, caplog):
     assert list(open_source(folder).names) == ["a.png"]
 
 
-def test_pages_of_members_are_refused_and_missing_pages_said(tmp_path):
+def test_missing_pages_are_said(tmp_path):
     stack(tmp_path, "stack.tif")
     found = header(str(tmp_path / "stack.tif::0009"))
     assert found == "page 9: the TIFF's pages are 0 .. 3"
@@ -530,10 +531,70 @@ def test_pages_of_members_are_refused_and_missing_pages_said(tmp_path):
         read(str(tmp_path / "stack.tif::0009"))
     (tmp_path / "odd::0001").write_bytes(b"x")  # a file of that name is itself
     assert read(str(tmp_path / "odd::0001")).tolist() == [120]
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        tar.add(tmp_path / "stack.tif", "stack.tif")
-    with pytest.raises(ValueError, match=r"--pages: expected first or channels for tar shards"):
-        commands.data(["scan", str(tmp_path / "a.tar"), "--pages", "images"])
+
+
+def test_pages_and_frames_of_members_may_be_images(tmp_path, capsys):
+    planes = [values(1, "uint16", k) for k in range(7)]
+    frames = np.stack(planes[4:])[..., 0]
+    volume = science.dicom(frames[0], NumberOfFrames=3, PixelData=frames.tobytes())
+    pages = described(np.stack(planes[:3])[..., 0], "")
+    contents = {
+        "b/stack.tif": pages.tobytes(),
+        "b/one.tif": science.plain_tiff(planes[3]),
+        "c/volume.dcm": volume,
+    }
+    (tmp_path / "0.tar").write_bytes(tar({n: contents[n] for n in ("b/stack.tif", "b/one.tif")}))
+    (tmp_path / "1.tar").write_bytes(tar({"a.cls": b"7", "a.tif": pages.tobytes()}))
+    place = str(tmp_path / "{0..1}.tar")
+    commands.data(["scan", place, "--pages", "images"])
+    assert "formats     6 TIFF, page by page, 1 TIFF\n" in capsys.readouterr().out
+    source = open_source(place, wanted=Wanted("all"))
+    names = [f"0.tar/b/{n}" for n in ("one.tif", *(f"stack.tif::{k:04}" for k in range(3)))]
+    assert list(source.names) == [*names, *(f"1.tar/a.tif::{k:04}" for k in range(3))]
+    for i, k in enumerate([3, 0, 1, 2, 0, 1, 2]):
+        np.testing.assert_array_equal(decoded(source.encoded(i))[..., 0], planes[k][..., 0])
+    again = open_source(place, wanted=Wanted("all"))
+    assert again.fingerprint() == source.fingerprint()
+    chosen = Selection((place,), Patterns(include=("b/stack*",)))
+    assert len(open_source(chosen, wanted=Wanted("all"))) == 3
+
+    (tmp_path / "v.tar").write_bytes(tar({"c/volume.dcm": volume}))
+    commands.data(["scan", str(tmp_path / "v.tar"), "--pages", "images"])
+    assert "formats     3 DICOM, frame by frame\n" in capsys.readouterr().out
+    source = open_source(tmp_path / "v.tar", wanted=Wanted("all"))
+    for i in range(3):
+        np.testing.assert_array_equal(decoded(source.encoded(i))[..., 0], planes[4 + i][..., 0])
+
+
+def test_a_page_of_a_large_stack_in_a_shard_is_read_alone(tmp_path, monkeypatch):
+    from fastequi.data.sources import member_file
+
+    planes = np.arange(200 * 60 * 80, dtype=np.uint16).reshape(200, 60, 80)
+    (tmp_path / "a.tar").write_bytes(tar({"s.tif": described(planes, "").tobytes()}))
+    commands.data(["scan", str(tmp_path / "a.tar"), "--pages", "images"])
+    source = open_source(tmp_path / "a.tar", wanted=Wanted("all"))
+    total = []
+    readinto = member_file.MemberFile.readinto
+    monkeypatch.setattr(
+        member_file.MemberFile,
+        "readinto",
+        lambda self, buffer: total.append(readinto(self, buffer)) or total[-1],
+    )
+    np.testing.assert_array_equal(decoded(source.encoded(150))[..., 0], planes[150])
+    assert planes[0].nbytes < sum(total) < planes.nbytes
+
+
+def test_dicom_without_an_extension_in_shards(tmp_path):
+    """Where there are no images, and only by its bytes."""
+    image = science.dicom(values(1, "uint16")[..., 0])
+    (tmp_path / "0.tar").write_bytes(tar({"s/IM1": image, "s/IM0": image, "README": b"text"}))
+    found = open_source(tmp_path / "0.tar", wanted=Wanted("all"))
+    assert list(found.names) == ["0.tar/s/IM0", "0.tar/s/IM1"]
+    np.testing.assert_array_equal(decoded(found.encoded(0)), values(1, "uint16"))
+    (tmp_path / "1.tar").write_bytes(tar({"a.png": CASES["rgb.png"][0]}))
+    assert list(open_source(tmp_path / "{0..1}.tar").names) == ["1.tar/a.png"]
+    (tmp_path / "2.tar").write_bytes(tar({"a.png": CASES["rgb.png"][0], "IM0": image}))
+    assert list(open_source(tmp_path / "2.tar").names) == ["2.tar/a.png"]
 
 
 def test_arrays_of_a_set_with_images_are_labels(tmp_path, caplog):

@@ -25,7 +25,10 @@ from fastequi.data.sources.image_sets import open_source, scanned_listing
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
 from fastequi.data.sources.remote import Gone, Patience, Unreadable
 from fastequi.data.sources.urls import shown
+from fastequi.data.sources.wanted import Wanted
+from fastequi.data.values import decoded
 from fastequi.paths import SE2
+from tests.support import science
 from tests.support.batches import assert_same
 from tests.support.batches import batches as loaded
 from tests.support.corpus import CORPUS
@@ -137,6 +140,24 @@ def test_a_scan_of_remote_shards(web, tmp_path, capsys):
         opened(web)
     with pytest.raises(FileNotFoundError, match=r"index: .*b.jsonl does not exist"):
         opened(web, index=tmp_path / "b.jsonl")
+
+
+def test_pages_of_remote_members_are_refused(web):
+    with pytest.raises(ValueError, match=r"--pages: expected first or channels for shards behind"):
+        commands.data(["scan", f"{web.url}/{{000..004}}.tar", "--pages", "images"])
+
+
+def test_dicom_without_an_extension_in_remote_shards():
+    """By its bytes, and only where there are no images."""
+    image = science.dicom(science.values(1, "uint16")[..., 0])
+    photo = next(iter(shards().values()))
+    with serving({"0.tar": tar({"IM1": image, "README": b"text"}), "1.tar": photo}) as objects:
+        found = open_source(f"{objects.url}/0.tar", wanted=Wanted("all"))
+        assert list(found.names) == ["0.tar/IM1"]
+        np.testing.assert_array_equal(decoded(found.encoded(0)), science.values(1, "uint16"))
+        both = open_source(f"{objects.url}/{{0..1}}.tar")
+        assert len(both) > 0
+        assert all(name.startswith("1.tar/") for name in both.names)
 
 
 def test_parts_of_a_scan_of_remote_shards_make_the_whole(web, tmp_path):

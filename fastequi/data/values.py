@@ -23,7 +23,6 @@ from fastequi.data.sources.encoded import FORMATS, orientation_of
 
 Bytes = NDArray[np.uint8]  # encoded
 
-_START = 132
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _JPEG2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _WITH_ALPHA = 6
@@ -32,7 +31,7 @@ _OF_PNG = {0: 1, 2: 3, _WITH_ALPHA: 4}  # channels of the colour types that DALI
 
 def is_for_dali(image: Bytes, pixels: Pixels) -> bool:
     """Whether DALI decodes the bytes as they are."""
-    start = image[:_START].tobytes()
+    start = image[: dicom.START].tobytes()
     if pixels.as_arrays:  # floats are looked at
         return pixels.depth != "float32" and arrays.is_plain(
             BytesIO(image.data), pixels.depth, pixels.count
@@ -86,7 +85,7 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
     Raises:
         Exception: as :func:`carried`.
     """
-    start, file = image[:_START].tobytes(), BytesIO(image.data)
+    start, file = image[: dicom.START].tobytes(), BytesIO(image.data)
     if dicom.is_dicom(start):
         return dicom.decoded(file)
     if arrays.format_of_bytes(start):
@@ -113,7 +112,7 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
 
 def is_array(image: Bytes) -> bool:
     """Whether neither DALI nor Pillow makes RGB of the bytes: NumPy's, DICOM, an odd TIFF."""
-    start = image[:_START].tobytes()
+    start = image[: dicom.START].tobytes()
     if tiff.is_tiff(start):
         try:
             return tiff.is_odd(tiff.tags_of(BytesIO(image.data)))

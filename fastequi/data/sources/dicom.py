@@ -17,12 +17,13 @@ from fastequi.data.sources.kinds import Kind
 
 _PREAMBLE = 128  # bytes before the mark
 _MARK = b"DICM"
+START = _PREAMBLE + len(_MARK)  # bytes that tell DICOM and every other format
 _TABLE = "DICOMDIR"  # of what a medium holds, in the same form, without an image
 _PHOTOMETRIC, _WHITE_IS_0 = "PhotometricInterpretation", "MONOCHROME1"
 
 
 def is_dicom(start: bytes) -> bool:
-    """By the first 132 bytes."""
+    """By the first bytes, START of them."""
     return start[_PREAMBLE : _PREAMBLE + len(_MARK)] == _MARK
 
 
@@ -42,7 +43,7 @@ def holds_dicom(path: str) -> bool:
         return False
     try:
         return stat.S_ISREG(os.fstat(descriptor).st_mode) and is_dicom(
-            os.pread(descriptor, _PREAMBLE + len(_MARK), 0)
+            os.pread(descriptor, START, 0)
         )
     except OSError:
         return False

@@ -57,7 +57,6 @@ PAGES = "TIFF of several pages"  # instead of Pillow's name, where the first is 
 INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
 _MOST_VALUES = 1 << 30  # of an array
-_START = 132  # bytes that tell a format
 _MAX_KINDS = 8  # kinds of files that are named
 
 Span = tuple[int, int]  # first byte and number of bytes within a file
@@ -107,16 +106,18 @@ def counted(kinds: Mapping[str, int]) -> str:
     return ", ".join(words)
 
 
-def read(path: str, span: Span | None = None) -> NDArray[np.uint8]:
-    """The encoded bytes: of a file, or of a span of one.
+def read(path: str, span: Span | None = None, page: int | None = None) -> NDArray[np.uint8]:
+    """The encoded bytes: of a file, or of a span of one; or the .npy of a page in it.
 
     Raises:
         OSError: it cannot be opened or read, is no regular file, has no byte or more than 2^30, or
             ends before the span does.
     """
-    file, page = pages.split(path)
+    file = path
+    if span is None and page is None:
+        file, page = pages.split(path)
     if page is not None:
-        return pages.read(file, page)
+        return pages.read(file, page, span)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer never waits
     try:
         status = os.fstat(descriptor)
@@ -171,7 +172,7 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
 
 
 def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
-    start = file.read(_START)
+    start = file.read(dicom.START)
     file.seek(0)
     form = "DICOM" if dicom.is_dicom(start) else arrays.format_of_bytes(start)
     if form:

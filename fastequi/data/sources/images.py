@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastequi.data.sources import pages
 from fastequi.data.sources.encoded import read
 from fastequi.data.sources.kinds import NO_RGB
 from fastequi.data.sources.measured import Measured, pooled
@@ -108,7 +109,9 @@ class Source:
         first, count = WHOLE_FILE if self.spans is None else self.spans[i].tolist()
         if self.remote is not None:
             return self.remote.read(self.paths[i], (first, count))
-        return read(self.paths[i], None if count < 0 else (first, count))
+        if count < 0:
+            return read(self.paths[i])
+        return read(self.paths[i], (first, count), pages.of_member(self.names[i]))
 
 
 def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int64]]:

@@ -162,7 +162,8 @@ class Listing:
         span = self.span(i)
         if self.remote is not None and span is not None:
             return self.remote.read(self.path(i), span)
-        return read(self.path(i), span)
+        page = None if span is None else pages.of_member(self.names[i])
+        return read(self.path(i), span, page)
 
 
 def folder_listing(folder: Path) -> Listing:

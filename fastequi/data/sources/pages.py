@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.sources import arrays, dicom, tiff
+from fastequi.data.sources.member_file import opened_span
 
 _NAME = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
-_START = 132  # bytes that tell a format
 
 
 def split(path: str) -> tuple[str, int | None]:
@@ -37,43 +37,58 @@ def file_of(name: str) -> str:
 def expanded(root: str, names: Iterable[str]) -> Iterator[str]:
     """Names of files below a root, those of several pages replaced by the names of their pages."""
     for name in names:
-        count = _count(os.path.join(root, name))
-        if count == 1:
+        several = count(os.path.join(root, name))
+        if several == 1:
             yield name
         else:
-            yield from (f"{name}::{k:04}" for k in range(count))
+            yield from (f"{name}::{k:04}" for k in range(several))
 
 
-def read(file: str, page: int) -> NDArray[np.uint8]:
+def of_member(name: str) -> int | None:
+    """The page that the name of a member of a shard says; None of a member as it is."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else int(found[2])
+
+
+def read(file: str, page: int, span: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """The bytes of a page, a .npy of its values [H, W, C].
+
+    Args:
+        file: a TIFF or DICOM, or a shard that holds it.
+        page: from 0.
+        span: its first byte and number of bytes in the shard.
 
     Raises:
         OSError: there is no such page, or it cannot be read.
     """
     try:
-        return arrays.encoded(_values(file, page))
+        with opened_span(file, span) as opened:
+            return arrays.encoded(_values(opened, page))
     except OSError:
         raise
     except Exception as error:  # whatever damage makes a library raise
         raise OSError(f"page {page}: {error}") from error
 
 
-def _values(file: str, page: int) -> NDArray[Any]:
-    with open(file, "rb") as opened:
-        start = opened.read(_START)
-        opened.seek(0)
-        if tiff.is_tiff(start):
-            return tiff.decoded(opened, page=page)
-        if dicom.is_dicom(start):
-            return dicom.decoded(opened, frame=page)
+def _values(opened: BinaryIO, page: int) -> NDArray[Any]:
+    start = opened.read(dicom.START)
+    opened.seek(0)
+    if tiff.is_tiff(start):
+        return tiff.decoded(opened, page=page)
+    if dicom.is_dicom(start):
+        return dicom.decoded(opened, frame=page)
     raise ValueError("expected a TIFF or DICOM")
 
 
-def _count(file: str) -> int:
-    """Pages or frames; 1 of all other files, and of those that cannot be read."""
+def count(file: str, span: tuple[int, int] | None = None) -> int:
+    """Pages or frames; 1 of all other files, and of those that cannot be read.
+
+    Args:
+        file, span: as in :func:`read`.
+    """
     try:
-        with open(file, "rb") as opened:
-            start = opened.read(_START)
+        with opened_span(file, span) as opened:
+            start = opened.read(dicom.START)
             opened.seek(0)
             if tiff.is_tiff(start):
                 return tiff.count(opened)

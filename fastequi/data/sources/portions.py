@@ -16,8 +16,8 @@ from fastequi.data.sources import index as indices
 from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
+from fastequi.data.sources.pages import count, file_of
 from fastequi.data.sources.pages import expanded as expanded_pages
-from fastequi.data.sources.pages import file_of
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_listing import expanded, place_of, scanned
 from fastequi.data.sources.selection import Data, Selection, places_in
@@ -68,7 +68,7 @@ def of_pages(listing: Listing, end: End, pages: str) -> tuple[Listing, End]:
             ("channels"), or each is an image ("images").
 
     Raises:
-        ValueError: pages of members of shards are asked for.
+        ValueError: pages of members of shards behind URLs are asked for.
     """
     if pages == "first":
         return listing, end
@@ -76,9 +76,22 @@ def of_pages(listing: Listing, end: End, pages: str) -> tuple[Listing, End]:
     if pages == "channels":
         return replace(listing, pages_are_channels=True), end
     if listing.spans is not None:
-        raise ValueError(f"--pages: expected first or channels for tar shards, got {pages}")
+        return _pages_of_members(listing), end
     names = Names.of(sorted(expanded_pages(str(listing.root), listing.names)))
     return replace(listing, names=names), end
+
+
+def _pages_of_members(listing: Listing) -> Listing:
+    if listing.remote is not None:  # each page would fetch all of its file
+        raise ValueError("--pages: expected first or channels for shards behind URLs, got images")
+    counts = [count(listing.path(i), listing.span(i)) for i in range(len(listing))]
+    names = [
+        name if several == 1 else f"{name}::{k:04}"
+        for name, several in zip(listing.names, counts, strict=True)
+        for k in range(several)
+    ]
+    repeated = listing.take(np.repeat(np.arange(len(listing)), counts))
+    return replace(repeated, names=Names.of(names))
 
 
 def index_places(data: Data) -> list[Path]:

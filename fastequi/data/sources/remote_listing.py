@@ -45,7 +45,6 @@ from fastequi.data.sources.encoded import (
     Span,
     counted,
     header,
-    is_array_name,
 )
 from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.index import Index
@@ -54,7 +53,7 @@ from fastequi.data.sources.made_texts import Numbered
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
 from fastequi.data.sources.remote import Gone, Unreadable
 from fastequi.data.sources.remote_reader import RemoteShards, same
-from fastequi.data.sources.shards import PATTERN, beside, expect_plain, members, ranges
+from fastequi.data.sources.shards import PATTERN, beside, expect_plain, is_array, members, ranges
 from fastequi.kernels.toolchain import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -195,10 +194,10 @@ def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Inde
             if time.monotonic() - said > _SAID_EVERY:
                 said = time.monotonic()
                 logger.info("listed %d of %d shards, %d images", done, len(urls), len(rows))
-    are = [is_array_name(os.path.basename(row.name)) for row in rows]
+    are = [is_array(row.name) for row in rows]
     if any(are) and not all(are):  # labels of others' images, as in `shards.without_arrays`
-        others.update(beside(row.name) for row, is_array in zip(rows, are, strict=True) if is_array)
-        rows = [row for row, is_array in zip(rows, are, strict=True) if not is_array]
+        others.update(beside(row.name) for row, label in zip(rows, are, strict=True) if label)
+        rows = [row for row, label in zip(rows, are, strict=True) if not label]
         formats -= {"NPY", "NPZ", "DICOM", INVERTED_DICOM}
     missing = [archive.name for archive in archives if not archive.bytes and not archive.etag]
     if len(missing) > int(tolerate * len(urls)):

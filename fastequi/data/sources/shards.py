@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastequi.data.sources import dicom
 from fastequi.data.sources.encoded import (
     ARRAYS,
     EXTENSIONS,
@@ -77,7 +78,7 @@ def shard_listing(data: Path, chosen: slice | None = None) -> Listing:
             found, bad = members(file, others)
         if bad:
             left_out[archive.name] = bad
-        with_arrays |= bool(found) and is_array_name(os.path.basename(next(iter(found))))
+        with_arrays |= bool(found) and is_array(next(iter(found)))
         for member in sorted(found):
             name, place = f"{archive.name}/{member}", found[member]
             if isinstance(place, str):
@@ -102,7 +103,7 @@ def shard_listing(data: Path, chosen: slice | None = None) -> Listing:
 
 def without_arrays(listing: Listing) -> Listing:
     """The images of shards of which some have none but arrays: those are labels, if any has one."""
-    of_arrays = [is_array_name(os.path.basename(name)) for name in listing.names]
+    of_arrays = [is_array(name) for name in listing.names]
     if all(of_arrays) or not any(of_arrays):
         return listing
     others = Counter(listing.passed_over)
@@ -110,6 +111,12 @@ def without_arrays(listing: Listing) -> Listing:
     others.update(beside(listing.names[int(i)]) for i in places)
     kept = listing.take(np.flatnonzero(~np.array(of_arrays)))
     return replace(kept, passed_over=others)
+
+
+def is_array(name: str) -> bool:
+    """Whether a member that was taken is an image where there are no others: by its name, or DICOM
+    that none says."""
+    return not is_image_name(os.path.basename(name))
 
 
 def beside(name: str) -> str:
@@ -200,7 +207,8 @@ def members(
                 if member.isdir():
                     continue
                 base = os.path.basename(name)
-                into = arrays if is_array_name(base) else found
+                is_array = is_array_name(base) or _holds_dicom(file, base, member)
+                into = arrays if is_array else found
                 if into is found and not is_image_name(base):
                     others[kind_of(base)] += 1
                 elif member.issparse() or not member.isreg():
@@ -225,6 +233,14 @@ def members(
         return found, None
     used = sum(not isinstance(place, str) for place in found.values())
     return found, f"damaged archive ({how}); of images before that {used or 'none'} are used"
+
+
+def _holds_dicom(file: BinaryIO, base: str, member: tarfile.TarInfo) -> bool:
+    """Whether a member whose name says nothing is DICOM by its bytes."""
+    if not dicom.may_be_named(base) or not member.isreg() or member.issparse():
+        return False
+    file.seek(member.offset_data)  # where tarfile goes on it seeks again
+    return dicom.is_dicom(file.read(min(dicom.START, member.size)))
 
 
 def _end(file: BinaryIO, offset: int) -> str:

@@ -239,10 +239,12 @@ def _by_measures(
     return found
 
 
-def _place(source: Source, i: int) -> tuple[str, int]:
-    """The file of an image, and its first byte there."""
-    first = 0 if source.spans is None else int(source.spans[i, 0])
-    return os.path.abspath(source.paths[i]), first
+def _place(source: Source, i: int) -> tuple[str, int, int | None]:
+    """The file of an image, its first byte there, and its page if it is one of a member."""
+    if source.spans is None:
+        return os.path.abspath(source.paths[i]), 0, None
+    page = pages.of_member(source.names[i])
+    return os.path.abspath(source.paths[i]), int(source.spans[i, 0]), page
 
 
 def _bytes(source: Source, i: int) -> int:
