@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastequi.kernels import fused_views_triton, native_fused_views
 from fastequi.kernels.backend import say_type, use_native, use_triton
+from fastequi.kernels.precision import autocast_off
 from fastequi.kernels.sampling import LARGEST
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
@@ -134,5 +135,6 @@ def fused_views(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Te
             say_type("fused_views", dtype, takes="float32, bfloat16, uint8 or uint16")
         elif use_triton(out) and dtype != torch.float64:
             _say_triton(views.photos[0].shape[2], views.photos[0].dtype, dtype)
-        return fused_views_ref(views, target, dtype)
+        with autocast_off(device):
+            return fused_views_ref(views, target, dtype)
     return out

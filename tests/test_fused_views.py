@@ -1,5 +1,6 @@
 """Views in one pass: against float64, against DALI's operators, any window, any build."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -383,6 +384,12 @@ WINDOW = torch.tensor([[0.0, 0.0, 4.0, 5.0]])
         ),
         ({"photos": [PHOTO[0]]}, ValueError, r"photos\[0\]: expected \[H, W, C\], got"),
         ({"photos": [PHOTO, PHOTO]}, ValueError, "photo: needed where there are 2 photographs"),
+        ({"photos": []}, ValueError, "photos: expected at least one for 1 windows, got none"),
+        (
+            {"photos": [PHOTO.permute(2, 0, 1).contiguous()], "windows": WINDOW},
+            ValueError,
+            r"within the photograph's \[3, 4\], got .* in row 0; photos are \[H, W, C\]",
+        ),
         ({"photo": torch.tensor([1])}, ValueError, r"photo: expected 0 \.\. 0, got 1 \.\. 1"),
         ({"photo": torch.tensor([0, 0])}, ValueError, r"photo: expected \[1\] as windows"),
         ({"photo": torch.tensor([0.0])}, TypeError, "photo: expected integers"),
@@ -491,10 +498,58 @@ def test_under_transforms_as_outside():
             transform(lambda leaf: of_leaf(leaf, photo=torch.tensor([0, 2])))(leaf)
 
 
+def test_sigma_is_checked_under_transforms_too():
+    photos, windows = two_photos(), torch.tensor([[0.5, 1.0, 5.0, 6.0]] * 2)
+    for sigma in (torch.nan, -1.0, 65.0, torch.inf):
+        wrong = torch.tensor([0.5, sigma])
+
+        def call(leaf, wrong=wrong):
+            return leaf * fused_views(photos, windows, size=9, sigma=wrong).sum()
+
+        for way in (lambda f: f, torch.func.grad, torch.func.functionalize):
+            with pytest.raises(
+                ValueError, match=rf"sigma: .* 0\.\.64 pixels, got {sigma:g} in row 1"
+            ):
+                way(call)(torch.tensor(1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_compiled_functions_call_it_as_it_is(backend):
+    """Its parameters' values decide what runs: it is not traced, within transforms neither."""
+    photos, windows = two_photos(), torch.tensor([[0.5, 1.0, 5.0, 6.0], [1.0, 5.0, 4.0, 0.0]])
+    place, leaf = torch.tensor([1, 0]), torch.tensor(1.0)
+    expected = fused_views(photos, windows, size=9, photo=place)
+
+    def views(windows, **options):
+        return fused_views(photos, windows, size=9, photo=place, **options)
+
+    def scaled(leaf):
+        return leaf * views(windows).sum()
+
+    compiled = partial(torch.compile, backend=backend)
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    assert torch.equal(compiled(views)(windows), expected)
+    close(torch.func.grad(compiled(scaled))(leaf), expected.sum())
+    close(compiled(torch.func.grad(scaled))(leaf), expected.sum())
+    close(compiled(lambda w: torch.func.jvp(views, (w,), (w,))[0])(windows), expected)
+    close(torch.func.functionalize(compiled(views))(windows), expected)
+    with pytest.raises(ValueError, match="sigma: expected values"):
+        compiled(lambda w: views(w, sigma=torch.full((2,), torch.nan)))(windows)
+
+
+def test_autocast_changes_nothing_in_pytorch():
+    photos, windows = two_photos(), torch.tensor([[0.5, 1.0, 5.0, 6.0], [1.0, 5.0, 4.0, 0.0]])
+    with backend.force("torch"):
+        expected = fused_views(photos, windows, size=9)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            assert torch.equal(fused_views(photos, windows, size=9), expected)
+
+
 def test_tensors_without_values_are_refused_by_name():
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode() as fake:
         photo, windows = fake.from_tensor(two_photos()[0]), fake.from_tensor(torch.zeros(1, 4))
-        with pytest.raises(ValueError, match="windows: expected values in memory"):
+        with pytest.raises(ValueError, match="windows: expected values that can be read"):
             fused_views([photo], windows, size=9)

@@ -280,7 +280,7 @@ def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
     check_sigma_range(sigma, max_sigma)
 
 
-def check_sigma_range(sigma: Tensor, max_sigma: float, named: str = "") -> None:
+def check_sigma_range(sigma: Tensor, max_sigma: float) -> None:
     if not can_look(sigma) or not sigma.numel():
         return
     sigma = sigma.detach()
@@ -288,8 +288,8 @@ def check_sigma_range(sigma: Tensor, max_sigma: float, named: str = "") -> None:
     if torch.equal(within, sigma):  # not of NaN
         return
     bad = sigma[within != sigma]
-    limit = named or f"max_sigma={max_sigma}"
-    raise ValueError(f"sigma: expected values in 0..{limit} pixels, got {bad[0].item():.4g}")
+    limit = f"0..max_sigma={max_sigma}"
+    raise ValueError(f"sigma: expected values in {limit} pixels, got {bad[0].item():.4g}")
 
 
 def with_sigma_checked(

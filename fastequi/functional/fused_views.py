@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import Tensor
 from fastequi.functional import arguments, checks
 from fastequi.kernels import fused_views as _views
 from fastequi.kernels import native
+from fastequi.kernels.autograd import needs_operator
 from fastequi.kernels.backend import transformed
+from fastequi.kernels.graphs import outside_of_graphs
 from fastequi.kernels.sampling import LARGEST
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
@@ -22,6 +25,7 @@ _DTYPES = (*LARGEST, *checks.FLOATS)
 _PHOTOS = (*LARGEST, torch.float32)
 
 
+@outside_of_graphs
 def fused_views(
     photos: Sequence[Tensor],
     windows: Tensor,
@@ -86,10 +90,10 @@ def fused_views(
     color = _checked("color", color, (count, 3, 4), device)
     sigma = _checked("sigma", sigma, (count,), device)
     solarize = _checked("solarize", solarize, (count,), device)
-    if color is not None and not _within("color", color, _MOST_COLOR):
-        raise ValueError(f"color: expected numbers up to {_MOST_COLOR:g}, got others")
+    if color is not None:
+        _expect_within("color", color, _MOST_COLOR)
     if sigma is not None:
-        checks.check_sigma_range(sigma, _MOST_SIGMA, "64")
+        _check_sigma(_numbers("sigma", sigma))
     stored = photos[0].shape[2] if photos else 3
     taken = _checked_channels(channels, stored)
     if color is not None and len(taken) != 3:
@@ -109,24 +113,41 @@ def fused_views(
     return _views.fused_views(drawn, target, dtype)
 
 
+def _check_sigma(sigma: NDArray[Any]) -> None:
+    wrong = ~((sigma >= 0) & (sigma <= _MOST_SIGMA))  # of NaN too
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"sigma: expected values in 0..{_MOST_SIGMA:g} pixels, got {sigma[row]:g} in row {row}"
+        )
+
+
 _MOST_SIGMA, _MOST_COLOR, _MOST_EXPONENT = 64.0, 1e6, 64.0
 MOST_VALUE = 1e30  # of a range, either way
 
 
 def _numbers(name: str, values: Tensor) -> NDArray[Any]:
-    """A parameter's values; one by one under a transform, whose tensors have no memory."""
-    if transformed():
-        one_by_one = [value.item() for value in values.reshape(-1)]
-        return np.array(one_by_one).reshape(values.shape)
+    """A parameter's values; one by one under a transform, whose tensors have no memory.
+
+    Raises:
+        ValueError: it has none that can be read, as under vmap or of fake tensors.
+    """
+    if not (transformed() or needs_operator(values)):
+        with suppress(RuntimeError):  # a compiler's tensors of a transform
+            return values.numpy()
     try:
-        return values.numpy()
+        one_by_one = [value.item() for value in values.reshape(-1)]
     except RuntimeError as error:
-        raise ValueError(f"{name}: expected values in memory: {error}") from error
+        raise ValueError(f"{name}: expected values that can be read: {error}") from error
+    return np.array(one_by_one).reshape(values.shape)
 
 
-def _within(name: str, values: Tensor, most: float) -> bool:
-    """Whether all are numbers of that size at most, and none NaN."""
-    return not values.numel() or bool(np.abs(_numbers(name, values)).max() <= most)
+def _expect_within(name: str, values: Tensor, most: float) -> None:
+    """Raises ValueError unless all are numbers of that size at most, and none NaN."""
+    numbers = _numbers(name, values)
+    if numbers.size and not np.abs(numbers).max() <= most:
+        wrong = numbers[~(np.abs(numbers) <= most)]
+        raise ValueError(f"{name}: expected numbers up to {most:g}, got {wrong[0]:g}")
 
 
 def _kind(value: object) -> str:
@@ -196,12 +217,10 @@ def _checked_gain(
     gain = _on_host("gain", gain, device)
     if gain.shape[2] == 2:
         gain = torch.cat([gain, torch.ones_like(gain[..., :1])], 2)
-    if not _within("gain", gain[..., :2], _MOST_COLOR):
-        raise ValueError(f"gain: expected numbers up to {_MOST_COLOR:g}, got others")
-    exponent = gain[..., 2]
-    if not ((exponent >= 1 / _MOST_EXPONENT) & (exponent <= _MOST_EXPONENT)).all():
-        most = _MOST_EXPONENT
-        raise ValueError(f"gain: expected exponents of 1/{most:g} to {most:g}, got others")
+    _expect_within("gain", gain[..., :2], _MOST_COLOR)
+    exponent, most = _numbers("gain", gain[..., 2]), _MOST_EXPONENT
+    if (wrong := exponent[~((exponent >= 1 / most) & (exponent <= most))]).size:
+        raise ValueError(f"gain: expected exponents of 1/{most:g} to {most:g}, got {wrong[0]:g}")
     return gain.contiguous()
 
 
@@ -272,6 +291,8 @@ def _checked_places(
     photo: Tensor | None, count: int, photos: list[Tensor], device: torch.device
 ) -> Tensor:
     if photo is None:
+        if count and not photos:
+            raise ValueError(f"photos: expected at least one for {count} windows, got none")
         if len(photos) != count:
             raise ValueError(
                 f"photo: needed where there are {len(photos)} photographs for {count} windows"
@@ -288,6 +309,12 @@ def _checked_places(
     return photo.to(torch.int32)
 
 
+def _if_channels_first(image: Tensor) -> str:
+    """A hint where a photograph looks like [C, H, W]."""
+    first, _, last = image.shape
+    return "; photos are [H, W, C]" if first <= 4 < last else ""
+
+
 def _check_windows(windows: Tensor, photos: list[Tensor], photo: Tensor) -> None:
     if not len(windows):
         return
@@ -301,7 +328,11 @@ def _check_windows(windows: Tensor, photos: list[Tensor], photo: Tensor) -> None
         v = int(np.flatnonzero(~fits.all(1))[0])
         raise ValueError(
             f"windows: expected y and x within the photograph's {sides[v].tolist()}, got "
-            f"{corners[v].tolist()} in row {v}"
+            f"{corners[v].tolist()} in row {v}{_if_channels_first(photos[int(photo[v])])}"
         )
-    if (low == high).any():
-        raise ValueError("windows: expected windows with an area, got an empty one")
+    if (empty := (low == high).any(1)).any():
+        v = int(empty.argmax())
+        raise ValueError(
+            f"windows: expected windows with an area, got an empty one, {corners[v].tolist()} in "
+            f"row {v}"
+        )
