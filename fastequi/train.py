@@ -299,10 +299,13 @@ class _Run:
             progress, number, save_due = self._agree(clock, step, handler, timer)
             last = clock.done(step, progress) or bool(number)
             if last and not number:
+                larger = "--train.epochs, or --train.minutes"
+                if clock.cut(step, progress):
+                    larger = "--max-steps, or without it"
                 logger.info(
                     "the run has already reached step %d: nothing to train (--resume with a larger "
-                    "--train.epochs, or --train.minutes, goes on)",
-                    step,
+                    "%s, goes on)",
+                    *(step, larger),
                 )
             if state["data"] is None and not last:
                 self._probe_first(clock, meter, guard)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from fastequi.cli import commands
-from fastequi.data.sources import tiff
-from fastequi.data.sources.encoded import PAGES, header, read
+from fastequi.data.sources import kept, tiff
+from fastequi.data.sources.encoded import header, read
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.index import read as read_index
 from fastequi.data.sources.index import write as write_index
@@ -21,6 +21,7 @@ from fastequi.data.sources.kinds import DEPTHS, NO_RGB, RGB8, Kind, counts
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.portions import pages_of
 from fastequi.data.sources.selection import Selection
+from fastequi.data.sources.tiff import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
 from tests.support import science
@@ -294,7 +295,7 @@ def stack(folder, name, count=4, depth="uint16"):
 
 def test_stacks_that_were_not_scanned_are_told_how_to_be(tmp_path, caplog):
     stack(tmp_path, "stack.tif")
-    said = "of a TIFF with several pages the first is the image; fastequi data scan PLACE --pages"
+    said = "of a TIFF with several pages the first is the image, of OME-TIFF and ImageJ the first"
     with caplog.at_level(logging.WARNING):
         open_source(tmp_path)  # of 8-bit RGB the first is what is wanted
         assert said not in caplog.text
@@ -367,21 +368,29 @@ def described(planes, said, **options):
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        '<OME><Image><Pixels SizeC="20000000" SizeZ="1" SizeT="1"/></Image></OME>',
-        '<OME><Image><Pixels SizeC="20000000" SizeZ="9" SizeT="9"/></Image></OME>',
-        "ImageJ=1.53\nimages=20000000\nchannels=20000000\n",
-    ],
-)
-def test_more_channels_than_pages_are_not_believed(said):
-    """Of a damaged file, or one of several files that hold an image together."""
-    planes = np.moveaxis(values(3, "uint16"), -1, 0)
-    image = described(planes, said)
-    assert Kind.of(header(image).kind) == Kind(1, "uint16")
-    np.testing.assert_array_equal(decoded(image)[..., 0], planes[0])
+@pytest.mark.parametrize("planes", [1, 9])
+def test_more_channels_than_pages_are_not_believed(tmp_path, capsys, planes):
+    """Of a damaged file, or one of several that hold an image together; a scan says it."""
+    said = f'<OME><Image><Pixels SizeC="20000000" SizeZ="{planes}" SizeT="1"/></Image></OME>'
+    whole = np.moveaxis(values(3, "uint16"), -1, 0)
+    image = described(whole, said)
+    found = header(image)
+    assert (Kind.of(found.kind), found.format) == (Kind(1, "uint16"), PARTIAL)
+    np.testing.assert_array_equal(decoded(image)[..., 0], whole[0])
     assert tiff.count(io.BytesIO(image.data)) == 3
+    (tmp_path / "a.tif").write_bytes(image.tobytes())
+    commands.data(["scan", str(tmp_path)])
+    said = f"{PARTIAL}: the first page; --pages images takes those that it has\n"
+    assert said in capsys.readouterr().out
+
+
+def test_images_of_imagej_without_pages_are_refused():
+    """Of large stacks it writes one page alone."""
+    image = described(np.zeros((1, 8, 9), np.uint16), "ImageJ=1.53\nimages=3\nchannels=3\n")
+    said = "ImageJ's file of 3 images has 1 pages, expected as many"
+    assert header(image) == said
+    with pytest.raises(ValueError, match=said):
+        decoded(image)
 
 
 @pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}])
@@ -409,6 +418,94 @@ def test_a_stack_that_is_cut_off_says_where():
     assert 200 < int(found.split()[1]) < 400
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("pages", ["first", "channels", "images"])
+def test_a_cut_off_ome_tiff_is_left_out(tmp_path, capsys, pages, share):
+    """Its description comes last; without it nothing says that there are channels."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    whole = np.arange(12 * 20 * 26, dtype=np.uint16).reshape(4, 3, 20, 26)
+    for name in ("a.tif", "cut.tif"):
+        tifffile.imwrite(tmp_path / name, whole, ome=True, metadata={"axes": "ZCYX"})
+    content = (tmp_path / "cut.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(content[: int(share * len(content))])
+    commands.data(["scan", str(tmp_path), "--pages", pages])
+    said = capsys.readouterr().out
+    assert "; 1 left out\n" in said
+    assert re.search(
+        r"cut.tif \((its description|page \d+) lies beyond the end of the file\)", said
+    )
+
+
+def test_a_cut_off_stack_is_not_one_image(tmp_path, capsys):
+    image = described(np.arange(90 * 80, dtype=np.uint16).reshape(90, 8, 10), "").tobytes()
+    (tmp_path / "stack.tif").write_bytes(image[: len(image) // 2])
+    (tmp_path / "b.tif").write_bytes(science.plain_tiff(values(1, "uint16")))
+    (tmp_path / "a.tar").write_bytes(tar({"s.tif": image[: len(image) // 2], "t.tif": image}))
+    for place, count in ((tmp_path, 1), (tmp_path / "a.tar", 90)):
+        commands.data(["scan", str(place), "--pages", "images"])
+        said = capsys.readouterr().out
+        assert said.startswith(f"{count} image")
+        assert re.search(r"left out    1\n  \S+ \(page \d+ lies beyond the end of the file\)", said)
+    commands.data(["scan", str(tmp_path), "--pages", "first"])  # which is there
+    assert "2 images" in capsys.readouterr().out
+
+
+def test_directories_without_their_last_bytes_or_in_circles():
+    planes = np.arange(3 * 80, dtype=np.uint16).reshape(3, 8, 10)
+    image = bytearray(described(planes, "ImageJ=1.53\nimages=3\nchannels=3\n").tobytes())
+    places, _ = tiff._chain(io.BytesIO(image))
+    ends = [place + 2 + 12 * int.from_bytes(image[place : place + 2], "little") for place in places]
+
+    def expect_all(content):
+        content = np.frombuffer(bytes(content), np.uint8)
+        assert Kind.of(header(content).kind) == Kind(3, "uint16")
+        np.testing.assert_array_equal(decoded(content, 3), np.moveaxis(planes, 0, -1))
+
+    for following in (0, 1 << 31, places[0], places[2]):  # behind the last: none, beyond, a circle
+        image[ends[2] : ends[2] + 4] = following.to_bytes(4, "little")
+        expect_all(image)
+    image[4:8] = bytes(4)  # no first page
+    assert header(np.frombuffer(bytes(image), np.uint8)).startswith("a damaged TIFF")
+    with pytest.raises(ValueError, match="a damaged TIFF: it has no page"):
+        tiff._places(io.BytesIO(image))
+
+
+def test_more_pages_than_65535():
+    one = bytearray(science.plain_tiff(np.full((1, 1, 1), 7, np.uint8)))
+    (place,) = tiff._places(io.BytesIO(one))
+    size = 2 + 12 * one[place] + 4
+    directory = one[place : place + size - 4]
+    many = 70_000
+    for k in range(many):
+        if k == 0:
+            one[place + size - 4 : place + size] = len(one).to_bytes(4, "little")
+        else:
+            after = len(one) + size
+            one += directory + (after if k < many - 1 else 0).to_bytes(4, "little")
+    assert tiff.count(io.BytesIO(one)) == many
+    assert tiff.decoded(io.BytesIO(one), page=many - 1).tolist() == [[[7]]]
+
+
+def test_channels_of_two_types_or_colours_are_refused():
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    said = "ImageJ=1.53\nimages=4\nchannels=2\nslices=2\n"
+    for other in ({"dtype": np.uint8}, {"photometric": "miniswhite"}):
+        file = io.BytesIO()
+        with tifffile.TiffWriter(file) as out:
+            for k in range(4):
+                given = other if k == 3 else {}
+                plane = np.full((8, 9), 10, given.get("dtype", np.uint16))
+                colour = given.get("photometric", "minisblack")
+                text = said if k == 0 else None
+                out.write(plane, photometric=colour, description=text, metadata=None)
+        image = io.BytesIO(file.getvalue())
+        assert tiff.decoded(image, page=0).tolist() == np.full((8, 9, 2), 10).tolist()
+        with pytest.raises(
+            ValueError, match=r"page 3 is uint\d+ \(8, 9\) of photometric [01], anoth"
+        ):
+            tiff.decoded(image, page=1)
+
+
 def test_channels_of_two_sizes_are_refused():
     tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
     said = '<OME><Image><Pixels SizeC="2" SizeZ="1" SizeT="1"/></Image></OME>'
@@ -418,7 +515,10 @@ def test_channels_of_two_sizes_are_refused():
         out.write(np.zeros((7, 9), np.uint16), metadata=None)
     image = np.frombuffer(file.getvalue(), np.uint8)
     assert header(image) == "channel 2's page is unlike the first, which channels are not"
-    with pytest.raises(ValueError, match=r"page 1 is of shape \(7, 9\), another channel's page of"):
+    with pytest.raises(
+        ValueError,
+        match=r"page 1 is uint16 \(7, 9\) of photometric 1, another channel's page uint16 \(8, 9\)",
+    ):
         decoded(image)
 
 
@@ -521,6 +621,32 @@ def test_dicom_needs_no_extension(tmp_path, capsys, caplog):
     (folder / "a.png").write_bytes(CASES["rgb.png"][0])
     (folder / ".fastequi" / "index.fei").unlink()
     assert list(open_source(folder).names) == ["a.png"]
+
+
+def test_a_scan_names_the_few_images_of_another_kind(tmp_path, capsys):
+    contents = {f"{i}.npy": science.npy(values(5, "uint16", i)) for i in range(12)}
+    contents |= {f"odd{i}.npy": science.npy(values(4, "uint16", i)) for i in range(4)}
+    commands.data(["scan", str(science.write(tmp_path / "set", contents))])
+    said = capsys.readouterr().out
+    assert (
+        "values      4 channels of uint16: 4 images (odd0.npy, odd1.npy, odd2.npy, ...)\n" in said
+    )
+    assert "values      5 channels of uint16: 12 images\n" in said
+
+
+@pytest.mark.parametrize(("before", "after"), [("images", "first"), ("first", "images")])
+def test_a_run_of_other_pages_is_told_which(tmp_path, before, after):
+    folder, file = tmp_path / "set", tmp_path / "run" / kept.NAME
+    file.parent.mkdir()
+    folder.mkdir()
+    for name in ("a.tif", "b.tif"):
+        stack(folder, name)
+    commands.data(["scan", str(folder), "--pages", before])
+    kept.keep(file, open_source(folder, wanted=Wanted("all")))
+    commands.data(["scan", str(folder), "--pages", after])
+    said = rf"are gone; fastequi data scan PLACE --pages {before} takes pages as the run did"
+    with pytest.raises(ValueError, match=said):
+        kept.as_begun(file, open_source(folder, wanted=Wanted("all")), 0.1)
 
 
 def test_missing_pages_are_said(tmp_path):

@@ -111,6 +111,21 @@ def test_what_cannot_be_read_is_said(tmp_path):
     (tmp_path / "nan.npy").write_bytes(science.npy(array))
     with pytest.raises(ValueError, match=r"path: .*nan\.npy cannot be decoded \(1 values that are"):
         read_image(tmp_path / "nan.npy")
+    for wrong, said in (
+        ({"channels": (0, 1)}, r'channels: expected a text such as "all" or "0,2", got \(0, 1\)'),
+        ({"channels": None}, "channels: expected a text"),
+        ({"page": 1.0}, "page: expected a whole number or None, got 1.0"),
+        ({"page": True}, "page: expected a whole number or None, got True"),
+        ({"path": array}, "path: expected a file's, got ndarray"),
+        ({"path": b"a.tif"}, "path: expected a file's, got bytes"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            read_image(**{"path": file, **wrong})
+    assert read_image(tmp_path / "a.tif", page=np.int64(0)).shape == (5, 20, 26)
+    with pytest.raises(OSError, match=rf"path: {tmp_path}: not a regular file"):
+        read_image(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none\.tif"):
+        read_image(tmp_path / "none.tif")
     (tmp_path / "no.png").write_text("no image")
     with pytest.raises(ValueError, match=r"path: .*no\.png cannot be read"):
         read_image(tmp_path / "no.png")

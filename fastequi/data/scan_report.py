@@ -15,16 +15,17 @@ from fastequi.data.scan_options import options
 from fastequi.data.sources.encoded import (
     INVERTED_DICOM,
     INVERTED_TIFF,
-    PAGES,
     counted,
     format_of,
 )
 from fastequi.data.sources.index import Index
-from fastequi.data.sources.kinds import Kind
+from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.pages import file_of
+from fastequi.data.sources.tiff import PAGES, PARTIAL
 
 _NAMED = 10
+_FEW = 3  # names of a kind that few images are of
 _CHANNELS = 32  # that are printed
 _SHOWN = {"least": 0.0, "0.1 %": 0.1, "median": 50.0, "99.9 %": 99.9, "largest": 100.0}
 _CHUNK = 1 << 20  # sizes that are compared at once
@@ -77,8 +78,7 @@ class Scan:
         if len(columns):
             kinds = ", ".join(f"{count} {kind}" for kind, count in self._read_from())
             lines += [f"formats     {kinds}"]
-            if PAGES in self.formats:
-                lines.append("  their first pages; --pages channels or images takes all")
+            lines += _pages_left(self.formats, self.index.pages)
             lines += _inverted(self.formats)
             smallest, largest = _extremes(columns.sizes)
             for what, i in (("smallest", smallest), ("largest", largest)):
@@ -88,7 +88,8 @@ class Scan:
             kind = Kind.of(code)
             assert kind is not None, "only those of known kinds are measured"
             given = options(kind, measured, self.index.measured, columns.kinds)
-            lines += _values(kind, measured, int(columns.sizes.min()), given)
+            head = f"values      {kind}: {measured.images} images{self._few(code)}"
+            lines += [head, *_values(kind, measured, int(columns.sizes.min()), given)]
         same, names = self.duplicates, columns.names
         pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
         bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]
@@ -97,6 +98,34 @@ class Scan:
         lines.append(f"left out    {_some(bad, len(left_out))}")
         # a name that is no UTF-8 can be printed nowhere as it is
         return "\n".join(lines).encode(errors="backslashreplace").decode()
+
+    def _few(self, code: int) -> str:
+        """The first names of the images of a kind that fewer than half of them are of."""
+        codes, names = self.index.columns.kinds, self.index.columns.names
+        if codes is None:
+            return ""
+        those = np.flatnonzero(codes % NO_RGB == code)
+        if 2 * len(those) >= len(codes) or not len(those):
+            return ""
+        more = ", ..." if len(those) > _FEW else ""
+        return f" ({', '.join(names[int(i)] for i in those[:_FEW])}{more})"
+
+
+def _pages_left(formats: Mapping[str, int], pages: str) -> list[str]:
+    """What is not taken of files with several pages, and how it would be."""
+    lines = []
+    if PAGES in formats:
+        first = "the first plane of depth and time, with all its channels"
+        if pages == "channels":
+            lines.append(f"  of OME-TIFF and ImageJ {first}; --pages images takes all planes")
+        else:
+            lines += [
+                f"  the first page of each, of OME-TIFF and ImageJ {first};",
+                "  --pages images takes all, --pages channels those of others as channels",
+            ]
+    if PARTIAL in formats:
+        lines.append(f"  {PARTIAL}: the first page; --pages images takes those that it has")
+    return lines
 
 
 def _inverted(formats: Mapping[str, int]) -> list[str]:
@@ -117,8 +146,9 @@ def _inverted(formats: Mapping[str, int]) -> list[str]:
 
 
 def _values(kind: Kind, measured: Measured, side: int, given: list[str]) -> list[str]:
-    """What was measured of the images of one kind, as printed lines; and the options of a run."""
-    lines = [f"values      {kind}: {measured.images} images", *given]
+    """The options of a run of the images of one kind, and what was measured of them, as printed
+    lines."""
+    lines = list(given)
     if kind.channels in (1, 3) and kind.depth == "uint8":
         return lines
     if kind.channels > side:

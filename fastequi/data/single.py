@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 
 import torch
@@ -50,14 +51,26 @@ def read_image(
 
     Raises:
         OSError: the file cannot be read.
+        TypeError: an argument is of another type.
         ValueError: it is damaged, holds values that are not finite, or lacks the channels.
         ImportError: a library that the format needs is not installed.
     """
-    file, numbers = os.fspath(path), chosen(channels)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: expected a file's, got {type(path).__name__}")
+    if not isinstance(channels, str):
+        raise TypeError(f'channels: expected a text such as "all" or "0,2", got {channels!r}')
+    if page is not None and (not isinstance(page, numbers.Integral) or isinstance(page, bool)):
+        raise TypeError(f"page: expected a whole number or None, got {page!r}")
+    file, taken = os.fspath(path), chosen(channels)
     if page is not None and (page < 0 or pages_are_channels):
         beside = " beside pages_are_channels" if pages_are_channels else ""
         raise ValueError(f"page: expected {'None' if beside else '0 or more'}{beside}, got {page}")
-    data = encoded.read(file) if page is None else pages.read(file, page)
+    try:
+        data = encoded.read(file) if page is None else pages.read(file, int(page))
+    except OSError as error:
+        if error.filename is not None:  # which names it
+            raise
+        raise OSError(f"path: {file}: {error}") from error
     Image.init()
     found = encoded.header(data, pages_are_channels)
     if isinstance(found, str):
@@ -67,16 +80,16 @@ def read_image(
         raise ValueError(f"channels: {file} has {kind}, of which no RGB is made; {ALL} keeps them")
     if channels != RGB and kind is None:
         raise ValueError(f"channels: {file} has channels that are not read as they are; try {RGB}")
-    if numbers is not None and kind is not None and max(numbers) >= kind.channels:
+    if taken is not None and kind is not None and max(taken) >= kind.channels:
         raise ValueError(
             f"channels: expected numbers below {kind.channels}, as {file} has {kind}, "
-            f"got {max(numbers)}"
+            f"got {max(taken)}"
         )
     pixels = None if channels == RGB or kind is None else Pixels.whole(kind)
     try:
         values = decoded_values(data, pixels)
     except ValueError as error:
         raise ValueError(f"path: {file} cannot be decoded ({error})") from error
-    if numbers is not None:
-        values = values[..., list(numbers)]
+    if taken is not None:
+        values = values[..., list(taken)]
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()

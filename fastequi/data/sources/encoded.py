@@ -52,8 +52,7 @@ FORMATS = tuple(_EXTENSIONS)  # that DALI or Pillow decodes
 _ARRAYS = {"NPY": ("npy",), "NPZ": ("npz",), "DICOM": ("dcm", "dicom")}
 ARRAYS = tuple(f".{name}" for names in _ARRAYS.values() for name in names)
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
-PAGES = "TIFF of several pages"  # instead of Pillow's name, where the first is the image
-# instead of it, where values are inverted
+# instead of Pillow's name, where values are inverted
 INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
 _MOST_VALUES = 1 << 30  # of an array
@@ -205,12 +204,11 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     if tags.get(tiff.ORIENTATION, 1) in (5, 6, 7, 8):
         height, width = width, height
     kind = kinds.of_tags(tags)
-    several, alone = tiff.first_image(file, tags, pages_are_channels and kind is not None)
+    several, form = tiff.first_image(file, tags, pages_are_channels and kind is not None)
     if kind is None:
         several = 1
     elif several > 1:
         kind = kinds.Kind(several * kind.channels, kind.depth)
-    form = "TIFF" if alone else PAGES
     if form == "TIFF" and tiff.is_inverted(tags):
         form = INVERTED_TIFF
     # with more samples Pillow logs an error of its own for every file

@@ -30,7 +30,7 @@ from fastequi.data.sources import index as indices
 from fastequi.data.sources import remote_listing
 from fastequi.data.sources.changes import differences, stale
 from fastequi.data.sources.columns import Rows
-from fastequi.data.sources.encoded import PAGES, counted, format_of
+from fastequi.data.sources.encoded import counted, format_of
 from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.headers import headers_of
 from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
@@ -43,6 +43,7 @@ from fastequi.data.sources.selection import Data, Place, Selection, places_in
 from fastequi.data.sources.shard_cache import ShardCache
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
 from fastequi.data.sources.texts import Texts, taken
+from fastequi.data.sources.tiff import PAGES, PARTIAL
 from fastequi.data.sources.urls import is_url
 from fastequi.data.sources.wanted import Wanted
 
@@ -52,8 +53,9 @@ TOLERATE = 0.1
 _NAMED, _ALIKE = 10, 3
 _ALL, _RGB = Patterns(), Wanted()
 _OF_PAGES = (
-    "of a TIFF with several pages the first is the image; fastequi data scan PLACE --pages "
-    "channels or --pages images takes all"
+    "of a TIFF with several pages the first is the image, of OME-TIFF and ImageJ the first plane "
+    "with all its channels; fastequi data scan PLACE --pages images takes all, --pages channels "
+    "those of other TIFF as channels"
 )
 
 
@@ -348,10 +350,15 @@ def _source(
     again = readable_now(known.left_out) if known.decoded else ""
     if again:
         again = f"; {again}: fastequi data scan {what.partition(': ')[2]} reads them again"
+    kinds = known.columns.kinds
     known, unfit = _fit(known, wanted)
-    of_pages = wanted.channels != RGB and PAGES in known.formats
+    of_pages = wanted.channels != RGB and bool({PAGES, PARTIAL} & set(known.formats))
     if wanted.begun and unfit:
-        logger.info("%s: %d images of another kind than the run's are not used", what, unfit)
+        reasons = "; ".join(sorted(set(wanted.unfit(kinds).values())))
+        logger.info(
+            "%s: %d images of another kind than the run's are not used (%s)",
+            *(what, unfit, reasons),
+        )
         unfit = 0
     bad, total = len(known.left_out), len(known.left_out) + len(known.rows)
     if bad:

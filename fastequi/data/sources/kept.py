@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,12 @@ from fastequi.data.sources.changes import Some
 from fastequi.data.sources.columns import Columns
 from fastequi.data.sources.image_sets import Source, tolerated
 from fastequi.data.sources.made_texts import Patched, places_of
+from fastequi.data.sources.pages import file_of
 from fastequi.data.sources.texts import Names, Texts, chunks, taken
 
 logger = logging.getLogger(__name__)
 
+_LOOKED_AT = 1000  # names, of those that may be pages
 NAME = "images.jsonl"  # in a run's folder
 REFERENCE = "images.json"  # there instead, of many images
 _OWN = "images.fei"  # their names and sizes, where no index has exactly them
@@ -89,6 +92,7 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
     if len(other) or len(lost) > tolerated(len(names), tolerate):
         some, what = (other, "of another size") if len(other) else (lost, "gone")
         said = f"{_named(taken(names, some))} {what}"
+        said += _of_other_pages(taken(names, lost), source.names)
         raise ValueError(f"cannot continue: of the {len(names)} images of the run {said}")
     gone = taken(names, lost)
     if len(gone):
@@ -105,6 +109,15 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
         spans[lost] = 0, 1
     kinds = None if source.kinds is None else source.kinds[np.maximum(places, 0)]
     return replace(source, paths=paths, names=names, sizes=sizes, spans=spans, kinds=kinds)
+
+
+def _of_other_pages(lost: Sequence[str], names: Sequence[str]) -> str:
+    """How images are there again that are lost since pages are taken for something else now."""
+    for how, these, others in (("images", lost, names), ("first", names, lost)):
+        files = {file for name in islice(these, _LOOKED_AT) if (file := file_of(name)) != name}
+        if files and files.intersection(others):
+            return f"; fastequi data scan PLACE --pages {how} takes pages as the run did"
+    return ""
 
 
 def count(folder: Path) -> int | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,14 +33,9 @@ def file_of(name: str) -> str:
     return name if found is None else found[1]
 
 
-def expanded(root: str, names: Iterable[str]) -> Iterator[str]:
-    """Names of files below a root, those of several pages replaced by the names of their pages."""
-    for name in names:
-        several = count(os.path.join(root, name))
-        if several == 1:
-            yield name
-        else:
-            yield from (f"{name}::{k:04}" for k in range(several))
+def names_of(name: str, several: int) -> list[str]:
+    """Those of a file's pages; its own, if it has one page."""
+    return [name] if several == 1 else [f"{name}::{k:04}" for k in range(several)]
 
 
 def of_member(name: str) -> int | None:
@@ -85,6 +79,9 @@ def count(file: str, span: tuple[int, int] | None = None) -> int:
 
     Args:
         file, span: as in :func:`read`.
+
+    Raises:
+        tiff.CutOff: a TIFF ends before its last page.
     """
     try:
         with opened_span(file, span) as opened:
@@ -93,5 +90,7 @@ def count(file: str, span: tuple[int, int] | None = None) -> int:
             if tiff.is_tiff(start):
                 return tiff.count(opened)
             return dicom.count(opened) if dicom.is_dicom(start) else 1
+    except tiff.CutOff:  # of which the header, that of the first page, does not know
+        raise
     except Exception:  # its header will say why
         return 1

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fastequi.data.sources import index as indices
+from fastequi.data.sources import pages, tiff
 from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
-from fastequi.data.sources.pages import count, file_of
-from fastequi.data.sources.pages import expanded as expanded_pages
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_listing import expanded, place_of, scanned
 from fastequi.data.sources.selection import Data, Selection, places_in
@@ -56,42 +55,48 @@ def pages_of(index: Path) -> str:
     if not known.decoded or known.pages:
         return known.pages
     # scans wrote names alone before
-    return "images" if any(file_of(name) != name for name in known.columns.names) else ""
+    return "images" if any(pages.file_of(name) != name for name in known.columns.names) else ""
 
 
-def of_pages(listing: Listing, end: End, pages: str) -> tuple[Listing, End]:
+def of_pages(listing: Listing, end: End, how: str) -> tuple[Listing, End]:
     """A share with the pages of its files; with other pages it is a set that is not merged with it.
 
     Args:
         listing, end: of :func:`portions`.
-        pages: what those of a file are: the first is the image ("first"), or all are its channels
+        how: what those of a file are: the first is the image ("first"), or all are its channels
             ("channels"), or each is an image ("images").
 
     Raises:
         ValueError: pages of members of shards behind URLs are asked for.
     """
-    if pages == "first":
+    if how == "first":
         return listing, end
-    end = replace(end, digest=f"{end.digest} {pages}", pages=pages)
-    if pages == "channels":
+    end = replace(end, digest=f"{end.digest} {how}", pages=how)
+    if how == "channels":
         return replace(listing, pages_are_channels=True), end
-    if listing.spans is not None:
-        return _pages_of_members(listing), end
-    names = Names.of(sorted(expanded_pages(str(listing.root), listing.names)))
-    return replace(listing, names=names), end
-
-
-def _pages_of_members(listing: Listing) -> Listing:
     if listing.remote is not None:  # each page would fetch all of its file
         raise ValueError("--pages: expected first or channels for shards behind URLs, got images")
-    counts = [count(listing.path(i), listing.span(i)) for i in range(len(listing))]
-    names = [
-        name if several == 1 else f"{name}::{k:04}"
-        for name, several in zip(listing.names, counts, strict=True)
-        for k in range(several)
-    ]
-    repeated = listing.take(np.repeat(np.arange(len(listing)), counts))
-    return replace(repeated, names=Names.of(names))
+    return _by_page(listing, end)
+
+
+def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:
+    """Each page an image; files that end before their last page are left out."""
+    names, places = list[str](), list[int]()
+    left_out = dict(listing.left_out)
+    for i, name in enumerate(listing.names):
+        try:
+            some = pages.names_of(name, pages.count(listing.path(i), listing.span(i)))
+        except tiff.CutOff as error:
+            left_out[name] = str(error)
+            continue
+        names += some
+        places += [i] * len(some)
+    if listing.spans is None:
+        listing = replace(listing, names=Names.of(sorted(names)), left_out=left_out)
+    else:
+        taken = listing.take(np.array(places, np.int64))
+        listing = replace(taken, names=Names.of(names), left_out=left_out)
+    return listing, replace(end, left_out=left_out)
 
 
 def index_places(data: Data) -> list[Path]:

@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
+PAGES = "TIFF of several pages"  # instead of Pillow's name, where the first is the image
+PARTIAL = "OME-TIFF without all its planes"  # the same, where they are in other files, say
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DESCRIPTION = 270
-_OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^>]*>")
+_OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^<>]*>")
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _OME_ORDER = re.compile(r'DimensionOrder="(XY(?:CZT|CTZ|ZCT|ZTC|TCZ|TZC))"')
 _OME, _IMAGEJ = "<OME", "ImageJ="
 _IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
-_MOST_PAGES = 65535
 ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
     *(274, 258, 259, 262, 277, 284, 338, 339),
 )
@@ -105,6 +106,10 @@ def _says_extra(tags: Any) -> bool:
     return bool(tags.get(SAMPLES, 1) == colours + len(tags.get(EXTRA, ())))
 
 
+class CutOff(ValueError):
+    """A file that ends before what it says."""
+
+
 class Stack(NamedTuple):
     """How the pages of an OME-TIFF or ImageJ's file are images: planes of depth and time.
 
@@ -112,11 +117,13 @@ class Stack(NamedTuple):
         channels: pages of an image.
         images: of the file.
         apart: pages from a channel to the next.
+        whole: whether the file holds all that it says; else each page is an image.
     """
 
     channels: int
     images: int
     apart: int
+    whole: bool = True
 
     def pages(self, image: int) -> list[int]:
         """Those of an image, a channel each; all from 0."""
@@ -126,11 +133,15 @@ class Stack(NamedTuple):
 
 
 def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
-    """What an OME-TIFF or ImageJ says of its pages; None of other files, and where it is not so.
+    """What an OME-TIFF or ImageJ says of its pages; None of other files.
 
     Args:
         file: the TIFF.
         tags: of its first page.
+
+    Raises:
+        CutOff: its pages lie beyond the end of the file.
+        ValueError: ImageJ's, whose other images have no pages.
     """
     said, order = _said(tags), "XYCZT"  # the fastest first; ImageJ has no other
     if not said:
@@ -151,15 +162,20 @@ def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
     images = sizes.get("Z", 1) * sizes.get("T", 1)
     if channels < 1 or images < 1 or channels == images == 1:
         return None
-    number = len(_places(file))
-    if number < channels or (images > 1 and number != channels * images):
-        return None  # in other files too, or others' pages in this one
-    apart = math.prod(sizes.get(name, 1) for name in order[2 : order.index("C")])
-    return Stack(channels, images, apart)
+    places, damage = _chain(file)
+    number, needed = len(places), channels * images
+    if number >= channels and (images == 1 or number == needed):
+        apart = math.prod(sizes.get(name, 1) for name in order[2 : order.index("C")])
+        return Stack(channels, images, apart)
+    if damage:
+        raise CutOff(damage)
+    if _OME not in said and number < needed:
+        raise ValueError(f"ImageJ's file of {needed} images has {number} pages, expected as many")
+    return Stack(1, number, 1, whole=False)  # in other files too, or others' pages in this one
 
 
-def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[int, bool]:
-    """How many pages the first image has, and whether it is the only one.
+def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[int, str]:
+    """How many pages the first image has; and "TIFF", or PAGES or PARTIAL where it is not all.
 
     Several are the channels that an OME-TIFF or ImageJ says they are, or all pages by request.
 
@@ -167,16 +183,22 @@ def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[in
         file: the TIFF.
         tags: of its first page.
         by_request: whether the pages of files that say nothing are channels.
+
+    Raises:
+        ValueError: pages that are channels differ, or lie beyond the end of the file.
     """
+    _expect_description(file, tags)
     if stack := stack_of(file, tags):
-        places = _places(file)
+        places, _ = _chain(file)
         _expect_alike(file, tags, [places[k] for k in stack.pages(0)])
-        return stack.channels, len(places) == stack.channels
+        if not stack.whole:
+            return 1, PARTIAL
+        return stack.channels, "TIFF" if len(places) == stack.channels else PAGES
     if not by_request or _said(tags):
-        return 1, not tags.next
+        return 1, PAGES if tags.next else "TIFF"
     places = _places(file)
     _expect_alike(file, tags, places)
-    return len(places), True
+    return len(places), "TIFF"
 
 
 def _said(tags: Any) -> str:
@@ -204,28 +226,66 @@ def count(file: BinaryIO) -> int:
 
 
 def _places(file: BinaryIO) -> list[int]:
-    """Where the pages' directories begin; of a damaged chain that never ends, some.
+    """Where the directories of all pages begin.
 
     Raises:
-        ValueError: a page's lies beyond the end of the file.
+        CutOff: one lies beyond the end of the file.
+        ValueError: there is none.
     """
+    places, damage = _chain(file)
+    if damage:
+        raise CutOff(damage)
+    if not places:
+        raise ValueError("a damaged TIFF: it has no page")
+    return places
+
+
+def _chain(file: BinaryIO) -> tuple[list[int], str]:
+    """Where the pages' directories begin, and what is wrong behind the last of them if so."""
+    place, entries, entry, following = _form(file)
+    found: dict[int, None] = {}  # in order; a damaged chain may come back to where it was
+    while place and place not in found:
+        try:
+            file.seek(place)
+            (number,) = struct.unpack(entries, file.read(struct.calcsize(entries)))
+            file.seek(entry * number - 1, os.SEEK_CUR)
+            if number < 1 or not file.read(1):
+                raise ValueError
+        except (struct.error, OSError, OverflowError, ValueError):
+            return list(found), f"page {len(found)} lies beyond the end of the file"
+        found[place] = None
+        behind = file.read(struct.calcsize(following))
+        whole = len(behind) == struct.calcsize(following)  # else the file lacks its last bytes
+        place = struct.unpack(following, behind)[0] if whole else 0
+    return list(found), ""
+
+
+def _form(file: BinaryIO) -> tuple[int, str, int, str]:
+    """Where the first directory is, and of all: the form of the number of entries, the bytes of an
+    entry, and the form of the next one's place."""
     file.seek(0)
     start = file.read(_PREFIX[1])
     order, big = "<" if start[:2] == b"II" else ">", b"+" in start[:4]
-    entries, entry, next_place = ("Q", 20, "Q") if big else ("H", 12, "I")
-    (place,) = struct.unpack_from(order + next_place, start, 8 if big else 4)
-    found: dict[int, None] = {}  # in order
-    while place and place not in found and len(found) < _MOST_PAGES:
-        try:
-            file.seek(place)
-            (number,) = struct.unpack(order + entries, file.read(struct.calcsize(entries)))
-            file.seek(entry * number, os.SEEK_CUR)
-            (following,) = struct.unpack(order + next_place, file.read(struct.calcsize(next_place)))
-        except (struct.error, OSError, OverflowError, ValueError):
-            raise ValueError(f"page {len(found)} lies beyond the end of the file") from None
-        found[place] = None
-        place = following
-    return list(found)
+    entries, entry, following = ("Q", 20, "Q") if big else ("H", 12, "I")
+    (first,) = struct.unpack_from(order + following, start, 8 if big else 4)
+    return first, order + entries, entry, order + following
+
+
+def _expect_description(file: BinaryIO, tags: Any) -> None:
+    """Raises CutOff if there is one beyond the end of the file: it may be OME's, which comes last.
+
+    Pillow passes over it.
+    """
+    if _DESCRIPTION in tags:
+        return
+    place, entries, entry, _ = _form(file)
+    file.seek(place)
+    (number,) = struct.unpack(entries, file.read(struct.calcsize(entries)))
+    for _ in range(number):
+        if len(one := file.read(entry)) < entry:
+            return
+        if struct.unpack(entries[0] + "H", one[:2])[0] == _DESCRIPTION:
+            raise CutOff("its description lies beyond the end of the file")
 
 
 def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArray[Any]:
@@ -247,31 +307,43 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
             f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {error})"
         ) from error
     tags = tags_of(file)
-    stack = stack_of(file, tags)
+    stack, (all_places, _) = stack_of(file, tags), _chain(file)
+    number = len(all_places)
+    if stack and channels in (None, stack.channels * int(tags.get(SAMPLES, 1))):
+        if page >= stack.images:
+            raise ValueError(f"the TIFF's images are 0 .. {stack.images - 1}")
+        places = stack.pages(page)
+    elif page >= number:
+        raise ValueError(f"the TIFF's pages are 0 .. {number - 1}")
+    else:
+        places = [page]
     file.seek(0)
     with tifffile.TiffFile(file) as opened:
-        number = len(opened.pages)
-        if stack and channels in (None, stack.channels * int(tags.get(SAMPLES, 1))):
-            if page >= stack.images:
-                raise ValueError(f"the TIFF's images are 0 .. {stack.images - 1}")
-            places = stack.pages(page)
-        elif page >= number:
-            raise ValueError(f"the TIFF's pages are 0 .. {number - 1}")
-        else:
-            places = [page]
-        first = opened.pages[places[0]]
+
+        def at(k: int) -> Any:
+            opened.filehandle.seek(all_places[k])
+            return tifffile.TiffPage(opened, index=k)
+
+        first = at(places[0])
         samples = int(first.samplesperpixel)
         if len(places) == 1 and channels is not None:
             places = list(range(page, min(page + max(channels // samples, 1), number)))
-        pages = [opened.pages[k].asarray() for k in places]
+        taken = [first, *map(at, places[1:])]
+        pages = [one.asarray() for one in taken]
+        for k, one in zip(places, taken, strict=True):
+            if (one.shape, one.dtype, one.photometric) != (
+                first.shape,
+                first.dtype,
+                first.photometric,
+            ):
+                raise ValueError(
+                    f"page {k} is {one.dtype} {one.shape} of photometric {int(one.photometric)}, "
+                    f"another channel's page {first.dtype} {first.shape} of "
+                    f"{int(first.photometric)}"
+                )
         orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
         planar = samples > 1 and first.planarconfig == 2
         inverted = first.photometric == _WHITE_IS_0 and first.dtype.kind == "u"
-    for k, plane in zip(places, pages, strict=True):
-        if plane.shape != pages[0].shape:
-            raise ValueError(
-                f"page {k} is of shape {plane.shape}, another channel's page of {pages[0].shape}"
-            )
     if samples == 1:
         values = np.stack(pages, -1)
     else:
