@@ -4,7 +4,7 @@
  * float32 per thread in the second-level cache, until their sum is known. The gradient is written while the next
  * row is read, since memory is fastest for both at once. Rows that meet the same teachers follow one another,
  * and the sum of these teachers' distributions is kept likewise; a row that meets one teacher more adds that
- * one. Numbers of rows and columns are in the logits' unit. A row's sums do not depend on the thread that makes
+ * one, whose own distribution is kept for rows that meet it alone. Numbers of rows and columns are in the logits' unit. A row's sums do not depend on the thread that makes
  * them.
  */
 #include "exponentials.h"
@@ -44,16 +44,19 @@ INLINE float share_of_each(Sum sum, float base, float scale) {
 typedef struct {
   float *wanted; /* [columns] sum of the teachers' distributions over `unit`, 0 behind */
   float *powers; /* [columns] of the last row */
-  float unit;
-  double total;  /* of the distributions */
+  float *second; /* [columns] as `wanted`, of the teacher `held` alone, or of none (-1); or NULL */
+  float unit, held_unit;
+  double total, held_total; /* of the distributions */
+  int32_t held;
   int count;     /* of teachers */
-  void *grad;    /* of the last row, powers · share - wanted · factor, or NULL */
+  void *grad;    /* of the last row, powers · share - against · factor, or NULL */
+  float *against; /* what it was compared with */
   float share, factor;
   int dtype, stream, number; /* `number`: none is NaN */
 } Work;
 
 INLINE void slopes_of(const Work *work, int64_t at, int64_t end, int dtype, int stream, int number) {
-  const float *powers = work->powers, *wanted = work->wanted, share = work->share, factor = work->factor;
+  const float *powers = work->powers, *wanted = work->against, share = work->share, factor = work->factor;
   void *grad = work->grad;
   for (; at + 2 * LANES <= end; at += 2 * LANES) {
     vf slope[2];
@@ -125,8 +128,17 @@ CALLED void add_teachers(const Dino *op, const int32_t *pairs, Work *work) {
   if (!work->count) work->total = 0;
   for (int32_t p = 0; p < op->teachers; p++) {
     if (pairs[p] < 0 || found++ < work->count) continue;
+    if (found == 1 && pairs[p] == work->held) {
+      float *sum = work->wanted;
+      work->wanted = work->second;
+      work->second = sum;
+      work->unit = work->held_unit;
+      work->total = work->held_total;
+      work->held = -1;
+      continue;
+    }
     const void *teacher = row_of(op->teacher, pairs[p], op->teacher_stride, dtype);
-    float share = 1, *to = found == 1 ? work->wanted : work->powers;
+    float share = 1, *to = found == 1 ? work->wanted : work->second;
     double total = 1;
 #define PUT(dtype, column)                                                                        \
   (op->row ? (total = distribution(op, teacher, dtype, column, split(op->row[pairs[p]]), work, to)) \
@@ -136,11 +148,14 @@ CALLED void add_teachers(const Dino *op, const int32_t *pairs, Work *work) {
 #undef PUT
     work->grad = NULL;
     work->total += total;
+    for (int64_t i = op->columns; i < op->columns + 2 * LANES; i++) to[i] = 0;
     if (found > 1) {
       add(work->wanted, work->unit, to, share, op->columns);
+      work->held = pairs[p];
+      work->held_unit = share;
+      work->held_total = total;
       share = 1;
-    } else
-      for (int64_t i = op->columns; i < op->columns + 2 * LANES; i++) to[i] = 0;
+    }
     work->unit = share;
   }
   work->count = found;
@@ -179,6 +194,7 @@ CALLED float loss_of(const Dino *op, int64_t r, Work *work) {
     each = work->unit = 1;
   }
   work->grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, dtype) : NULL;
+  work->against = work->wanted;
   work->share = work->count * factor * each;
   work->factor = factor * work->unit;
   work->number = isfinite(lse.high) && isfinite(lse.rest) && isfinite(factor) && isfinite(work->total * work->unit);
@@ -199,6 +215,13 @@ INLINE int shared(const int32_t *before, const int32_t *next, int32_t n) {
   return found;
 }
 
+/* Whether two rows meet no teacher both. */
+INLINE int apart(const int32_t *before, const int32_t *next, int32_t n) {
+  for (int32_t i = 0; i < n; i++)
+    if (before[i] >= 0 && before[i] == next[i]) return 0;
+  return 1;
+}
+
 INLINE int number_of(const int32_t *pairs, int32_t n) {
   int found = 0;
   for (int32_t i = 0; i < n; i++) found += pairs[i] >= 0;
@@ -214,7 +237,7 @@ INLINE int64_t beginning(const Dino *op, int64_t part, int64_t size) {
   int64_t at = part * size;
   if (at >= op->rows) return op->rows;
   for (int64_t i = at; at && i < at + size && i < op->rows; i++)
-    if (!shared(pairs_of(op, i - 1), pairs_of(op, i), op->teachers)) return i;
+    if (apart(pairs_of(op, i - 1), pairs_of(op, i), op->teachers)) return i;
   return at;
 }
 
@@ -239,17 +262,17 @@ INLINE void take_row(const Dino *op, float *losses, int64_t i, const int32_t **k
 const int64_t EXPORT(dino_bytes) = sizeof(Dino);
 
 int EXPORT(dino)(const Dino *op) {
-  int64_t width = whole_lines(op->columns + PART + LANES);
+  int64_t width = whole_lines(op->columns + PART + LANES), kept = op->teachers > 1 ? 3 : 2;
   int64_t fair = op->rows / (4 * op->threads), size = fair < 1 ? 1 : fair < AT_ONCE ? fair : AT_ONCE;
   int64_t parts = (op->rows + size - 1) / size;
-  float *scratch = scratch_of(op->threads * 2 * width * sizeof(float));
+  float *scratch = scratch_of(op->threads * kept * width * sizeof(float));
   float *losses = op->loss ? op->loss : malloc((size_t)op->rows * sizeof(float));
   int failed = scratch && losses ? 0 : -1;
   if (!failed) {
 #pragma omp parallel num_threads(op->threads)
     {
-      float *own = scratch + thread_number() * 2 * width;
-      Work work = {own, own + width};
+      float *own = scratch + thread_number() * kept * width;
+      Work work = {own, own + width, kept > 2 ? own + 2 * width : NULL, .held = -1};
       const int32_t *known = NULL;
       uint32_t before = without_subnormals();
 #pragma omp for schedule(dynamic, 1) nowait

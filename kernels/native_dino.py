@@ -67,11 +67,8 @@ def _struct(
     student, teacher = dense_rows(student), dense_rows(teacher)
     teachers = pairs.shape[1]
     order = None
-    if teachers > 1 and student.numel() >= _SHARED:  # rows of the same teachers side by side
-        key = pairs[:, 0].long()
-        for t in range(1, teachers):
-            key = key * (len(teacher) + 1) + pairs[:, t]
-        order = key.argsort().int()
+    if teachers > 1 and student.numel() >= _SHARED:
+        order = _by_teachers(pairs, len(teacher))
     tensors = [
         None if tensor is None else tensor.resolve_neg().contiguous()
         for tensor in (pairs, order, weight, _wide(row), column, _wide(lse))
@@ -95,6 +92,21 @@ def _struct(
         native.threads(student.numel()),
     )
     return op, [student, teacher, *tensors]
+
+
+def _by_teachers(pairs: Tensor, rows: int) -> Tensor:
+    """[R] rows of the student, those of one image side by side and within it those that meet the
+    same teachers: the first alone, then with the second, then the second alone.
+
+    Args:
+        pairs: [R, T] rows of the teacher, -1 for none; those of an image are rows / T apart.
+        rows: of the teacher.
+    """
+    whole = pairs.long()
+    key = whole.amax(1) % max(rows // pairs.shape[1], 1)
+    for t, met in enumerate(whole.unbind(1)):
+        key = key * (rows + 1) + torch.where(met < 0, rows if t == 0 else 0, met)
+    return key.argsort().int()
 
 
 def prepared(
