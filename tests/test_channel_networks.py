@@ -9,6 +9,7 @@ from torch import nn
 from fastequi import paths
 from fastequi.build import build, build_network
 from fastequi.cli.dryrun import dry_run, synthetic
+from fastequi.cli.main import main
 from fastequi.config import Config, DataConfig, InitConfig, ModelConfig, PathConfig
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.functional import rot90_batch
@@ -18,6 +19,7 @@ from fastequi.methods.tir import TIR
 from fastequi.models.foreign_names import create
 from fastequi.models.vit import VisionTransformer
 from fastequi.weights.teachers import attach
+from tests.support import science
 from tests.support.channels import SEVERAL, several
 from tests.support.configs import config_of, run_folder
 
@@ -200,5 +202,16 @@ def test_a_dry_run_shows_the_sizes_of_its_channels(capsys):
         counts.append([sum(p.numel() for p in n.parameters()) for n in (method.encoder, method)])
         assert all(f"{count:,}" in said for count in counts[-1])
     assert counts[1][0] - counts[0][0] == 2 * patch**2 * width
-    with pytest.raises(ValueError, match=r"--data\.channels: expected .* reads no images, got all"):
+    with pytest.raises(ValueError, match=r"--data\.channels: expected .* without --data, got all"):
         dry_run(replace(config, data=replace(config.data, channels="all")))
+
+
+def test_a_dry_run_of_all_channels_asks_the_images(tmp_path, capsys):
+    pytest.importorskip("nvidia.dali")
+    contents = {f"{i}.npy": science.npy(science.values(5, "uint16", i)) for i in range(4)}
+    place = str(science.write(tmp_path / "set", contents))
+    main(["data", "scan", place])
+    main(["pretrain", "demo", "--dry-run", "--data", place, "--data.channels", "all"])
+    said = capsys.readouterr().out
+    assert "channels=0,1,2,3,4" in said
+    assert "not read by --dry-run" not in said

@@ -40,8 +40,8 @@ def dry_run(config: Config) -> None:
     """
     if config.data.channels == ALL:
         raise ValueError(
-            "--data.channels: expected rgb or numbers such as 0,1,2 for --dry-run, which reads no "
-            "images, got all"
+            "--data.channels: expected rgb or numbers such as 0,1,2 for --dry-run without --data, "
+            "got all"
         )
     console = Console()
     config, teacher = with_teacher(config)

@@ -20,6 +20,7 @@ from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
 from fastequi.config import Config, recipe_of
 from fastequi.data.channels import ALL, written
 from fastequi.data.config import DataConfig
+from fastequi.data.sources.images import Source
 from fastequi.data.sources.urls import is_url
 from fastequi.recipes import FROM_WEIGHTS, RECIPES
 from fastequi.runtime import interrupts
@@ -83,9 +84,13 @@ def pretrain(argv: list[str]) -> None:
         config = replace(config, train=train)
     if options.dry_run:
         from fastequi.cli.dryrun import dry_run
+        from fastequi.data.settling import settled
 
+        named = config.data.channels == ALL and options.data
+        if named:  # which says how many channels there are
+            config = replace(config, data=settled(config.data, _source(options, config)))
         dry_run(config)
-        if options.data:
+        if options.data and not named:
             print(
                 f"--data: not read by --dry-run; whether its images have "
                 f"data.channels={config.data.channels} is seen when the run begins"
@@ -101,9 +106,6 @@ def pretrain(argv: list[str]) -> None:
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: expected --run-dir, the folder of the run to continue")
 
-    from fastequi.data.read_ahead import cache_of
-    from fastequi.data.settling import wanted
-    from fastequi.data.sources.image_sets import open_source
     from fastequi.runtime import checkpoint
     from fastequi.train import pretrain as run
 
@@ -112,18 +114,28 @@ def pretrain(argv: list[str]) -> None:
         raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
     run_dir = options.run_dir or dated(name)
     interrupts.outlook = partial(checkpoint.outlook, run_dir)
-    tolerate = config.data.tolerate
-    data = as_images(options.selection(options.data))
-    cache = cache_of(config.data)
-    source = open_source(
-        data, index=options.index, tolerate=tolerate, cache=cache, wanted=wanted(config.data)
-    )
+    source = _source(options, config)
     resume, max_steps = options.resume, options.max_steps
     advice = f"fastequi pretrain {name} --dry-run says how many fit"
     with memory_for("--data.batch-size", config.data.batch_size, advice):
         run(config, source, run_dir, resume=resume, max_steps=max_steps, recipe=name)
     if os.environ.get("RANK", "0") == "0":
         print(run_dir)
+
+
+def _source(options: PretrainOptions, config: Config) -> Source:
+    """The images that --data names, as the run asks for them."""
+    from fastequi.data.read_ahead import cache_of
+    from fastequi.data.settling import wanted
+    from fastequi.data.sources.image_sets import open_source
+
+    return open_source(
+        as_images(options.selection(options.data)),
+        index=options.index,
+        tolerate=config.data.tolerate,
+        cache=cache_of(config.data),
+        wanted=wanted(config.data),
+    )
 
 
 def _with_whole_path(config: Config) -> Config:

@@ -27,7 +27,7 @@ def rot90_batch(
 
     Args:
         images: [B, C, N, N] uint8 or uint16, any strides; square, since all turns share one batch.
-        turns: [B] integers 0..3: then one turn per image instead of all four.
+        turns: [B] integers, taken modulo 4: then one turn per image instead of all four.
         mean, std: C floats each (or one for all) of values in 0..1: the result is (x - mean) / std.
             Or neither.
         dtype: of the result: float32, bfloat16, float16 or float64.
