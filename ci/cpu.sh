@@ -42,4 +42,8 @@ both train_step_vits16_cpu --case train_step_cpu --modes fwdbwd --set recipe=tir
 run tir_overhead_cpu_avx2 --case tir_overhead_cpu --modes fwdbwd --samples 10 --isa avx2
 # a single thread; needs torchvision (of the same torch), albumentationsx and DALI too
 export OMP_NUM_THREADS=1
+python3 -c 'import albumentations, kornia, nvidia.dali, torchvision' || {
+  echo "views_cpu is not measured, as a library that it is compared with is missing" >&2
+  exit 1
+}
 both views_cpu --case decode_cpu multi_crop_cpu views_cpu --modes fwd
