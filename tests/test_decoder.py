@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from fastequi.models.block_decoder import BlockDecoder
-from fastequi.models.decoder import PathDecoder, PixelShuffleDecoder, StepLinear, cosine_basis
+from fastequi.models.decoder import (
+    PathDecoder,
+    PixelShuffleDecoder,
+    StepLinear,
+    cosine_patterns,
+    cosines,
+)
 from fastequi.models.positions import sine_cosine
 
 
@@ -124,6 +130,31 @@ def test_steps_share_a_trunk_or_have_their_own():
         assert model.last.coefficients.grad.flatten(1).any(1).tolist() == [False, True, False]
 
 
+def cosine_basis(patch_size, in_chans, overlap=0):
+    """[w·w·C, p·p·C]: what patterns and channels are together."""
+    return torch.kron(cosine_patterns(patch_size, overlap), cosines(in_chans)).float()
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_the_last_layers_weight_is_that_of_the_whole_basis(channels, overlap):
+    last = StepLinear(3, 6, 4, channels, overlap)
+    basis = cosine_basis(4, channels, overlap).double()
+    expected = basis @ last.coefficients.double()
+    torch.testing.assert_close(last.weight.double(), expected, rtol=1e-5, atol=1e-6)
+    slope = torch.randn_like(last.weight)
+    (found,) = torch.autograd.grad(last.weight, last.coefficients, slope)
+    torch.testing.assert_close(found.double(), basis.T @ slope.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_hundreds_of_channels_need_no_basis_of_their_square():
+    last = StepLinear(1, 4, 16, 300)
+    assert last.weight.shape == (1, 256 * 300, 4)
+    assert sum(one.numel() for one in last.buffers()) < 200_000
+    with pytest.raises(ValueError, match="patch_size: expected at most 124 with an overlap of 2"):
+        StepLinear(1, 4, 128, 1, 2)
+
+
 @pytest.mark.parametrize("overlap", [1, 2, 4])
 def test_windows_of_the_same_tokens_make_an_image_without_edges(overlap):
     """A constant stays one, up to the image's border, and patterns go on over a patch's edge."""
@@ -170,7 +201,7 @@ def test_the_last_layer_is_trained_in_cosines_that_fall_with_the_frequency():
     torch.testing.assert_close(grey, wave)
     last = StepLinear(2, 5, 4, 3)
     assert [name for name, _ in last.named_parameters()] == ["coefficients", "bias"]
-    assert list(last.state_dict()) == ["coefficients", "bias", "basis"]
+    assert list(last.state_dict()) == ["coefficients", "bias"]
     torch.testing.assert_close(last.weight, cosine_basis(4, 3) @ last.coefficients)
     other = StepLinear(2, 5, 4, 3)
     other.load_state_dict({"weight": last.weight.detach(), "bias": last.bias.detach()})
@@ -180,6 +211,9 @@ def test_the_last_layer_is_trained_in_cosines_that_fall_with_the_frequency():
         empty = StepLinear(2, 5, 4, 3)
     empty.to_empty(device="cpu").load_state_dict(last.state_dict())
     assert torch.equal(empty.weight, last.weight)
+    before = {**last.state_dict(), "basis": cosine_basis(4, 3)}  # as it was saved once
+    other.load_state_dict(before)
+    assert torch.equal(other.weight, last.weight)
     plain = last.weight
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(last.weight, plain)

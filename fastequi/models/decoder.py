@@ -25,7 +25,7 @@ class StepLinear(nn.Module):
     """A linear layer for each of K steps, to the pixels of a patch or of a window around it.
 
     It is trained in the patch's cosine transform, whose coefficients fall with the frequency in
-    images as they do in :func:`cosine_basis`: AdamW, which moves all weights alike, then moves
+    images as they do in :func:`cosine_patterns`: AdamW, which moves all weights alike, then moves
     each in proportion to its part of an image. The function is that of any linear layer.
 
     With an `overlap` the patterns go on beyond the patch and fade there, and windows of neighbours
@@ -38,13 +38,15 @@ class StepLinear(nn.Module):
         overlap: o, pixels by which a window reaches beyond its patch, at most p/2.
 
     Attributes:
-        coefficients: [K, p·p·C, in_dim], trained.
-        basis: [w·w·C, p·p·C], fixed; w = p + 2·o.
-        weight: [K, w·w·C, in_dim], of pixels in order (p q c): basis · coefficients.
+        coefficients: [K, p·p·C, in_dim], trained, of patterns in order (u v k).
+        patterns: [w·w, p·p], fixed, of places; w = p + 2·o.
+        channels: [C, C], fixed, the cosine transform of the channels.
+        weight: [K, w·w·C, in_dim], of pixels in order (p q c): patterns ⊗ channels · coefficients.
         bias: [K, w·w·C], of pixels.
     """
 
-    basis: Tensor
+    patterns: Tensor
+    channels: Tensor
 
     def __init__(
         self, num_steps: int, in_dim: int, patch_size: int, in_chans: int, overlap: int = 0
@@ -52,29 +54,43 @@ class StepLinear(nn.Module):
         super().__init__()
         self.patch_size, self.in_chans = patch_size, in_chans
         self.overlap = arguments.integer("overlap", overlap, 0, patch_size // 2)
-        patterns = patch_size**2 * in_chans
-        self.coefficients = nn.Parameter(torch.empty(num_steps, patterns, in_dim))
-        self.register_buffer("basis", cosine_basis(patch_size, in_chans, overlap))
-        self.bias = nn.Parameter(torch.zeros(num_steps, len(self.basis)))
+        patterns, channels = self._fixed()
+        # of numbers that are known no checkpoint has to hold them
+        self.register_buffer("patterns", patterns, persistent=False)
+        self.register_buffer("channels", channels, persistent=False)
+        count = patch_size**2 * in_chans
+        self.coefficients = nn.Parameter(torch.empty(num_steps, count, in_dim))
+        self.bias = nn.Parameter(torch.zeros(num_steps, len(patterns) * in_chans))
         for one in self.coefficients:
             nn.init.xavier_uniform_(one)
 
+    def _fixed(self) -> tuple[Tensor, Tensor]:
+        """Patterns and channels."""
+        found = cosine_patterns(self.patch_size, self.overlap), cosines(self.in_chans)
+        patterns, channels = (one.to(torch.get_default_dtype()) for one in found)
+        return patterns, channels
+
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Takes a plain layer's weight, of a patch's pixels, as well: the same function."""
+        """Takes a plain layer's weight, of a patch's pixels, as well: the same function; and what
+        was saved with the product of patterns and channels as `basis`."""
+        state.pop(f"{prefix}basis", None)
+        patterns, channels = (one.to(self.coefficients) for one in self._fixed())
+        self.patterns.copy_(patterns)  # to memory that held nothing yet, perhaps
+        self.channels.copy_(channels)
         weight = None if self.overlap else state.pop(f"{prefix}weight", None)
         if weight is not None and weight.shape == self.coefficients.shape:
-            basis = cosine_basis(self.patch_size, self.in_chans).to(weight)
-            inverse = (basis / basis.square().sum(0)).T  # of orthogonal columns
-            state[f"{prefix}coefficients"], state[f"{prefix}basis"] = inverse @ weight, basis
+            patterns, channels = (one.to(weight) for one in (patterns, channels))
+            inverse = (patterns / patterns.square().sum(0)).T  # of orthogonal columns
+            state[f"{prefix}coefficients"] = _product(inverse, channels.T, weight)
         super()._load_from_state_dict(state, prefix, *rest)
 
     @property
     def weight(self) -> Tensor:
-        kind = self.basis.device.type
+        kind = self.patterns.device.type
         if kind == "meta" or not torch.is_autocast_enabled(kind):
-            return self.basis @ self.coefficients
+            return _product(self.patterns, self.channels, self.coefficients)
         with torch.autocast(kind, enabled=False):  # weights are rounded once, by who uses them
-            return self.basis @ self.coefficients
+            return _product(self.patterns, self.channels, self.coefficients)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, K, L, in_dim] of a square grid to [B, K, L, p·p·C]."""
@@ -85,11 +101,19 @@ class StepLinear(nn.Module):
         return overlap_add(rows, square(rows.shape[2]), self.patch_size, self.overlap)
 
 
-_MOST_VALUES = 1 << 14  # of a patch, whose square a basis has
+def _product(patterns: Tensor, channels: Tensor, coefficients: Tensor) -> Tensor:
+    """[K, x·C, D]: patterns [x, y] ⊗ channels [C, C] · coefficients [K, y·C, D]."""
+    values = coefficients.unflatten(1, (-1, len(channels)))
+    if len(channels) > 1:
+        values = channels @ values
+    return (patterns @ values.flatten(2)).view(len(values), -1, values.shape[3])
 
 
-def cosine_basis(patch_size: int, in_chans: int, overlap: int = 0) -> Tensor:
-    """[w·w·C, p·p·C]: pixels (p q c) of the cosine transform's patterns (DCT-II of all axes).
+_MOST_PIXELS = 1 << 14  # of a window; the patterns take the square
+
+
+def cosine_patterns(patch_size: int, overlap: int = 0) -> Tensor:
+    """[w·w, p·p] float64: pixels (p q) of the cosine transform's patterns (DCT-II of both axes).
 
     A pattern of frequencies u, v has the norm 1 / (1 + √(u² + v²)) in its patch, as amplitudes in
     natural images fall (Field, JOSA A 1987). In a window, w = p + 2·o px wide, it goes on by o
@@ -97,21 +121,19 @@ def cosine_basis(patch_size: int, in_chans: int, overlap: int = 0) -> Tensor:
     which adds up to one with the neighbour's.
     """
     window = patch_size + 2 * overlap
-    if window**2 * in_chans > _MOST_VALUES:
-        most = _MOST_VALUES // window**2
+    if window**2 > _MOST_PIXELS:
+        most = math.isqrt(_MOST_PIXELS) - 2 * overlap
         raise ValueError(
-            f"data.channels: expected at most {most} beside patches of {patch_size} px with an "
-            f"overlap of {overlap}, whose values a decoder's last layer predicts, got {in_chans}"
+            f"patch_size: expected at most {most} with an overlap of {overlap}, got {patch_size}"
         )
-    side, chans = _cosines(patch_size, overlap), _cosines(in_chans)
-    patterns = torch.einsum("pu,qv,ck->pqcuvk", side, side, chans)
+    side = cosines(patch_size, overlap)
+    patterns = torch.einsum("pu,qv->pquv", side, side)
     u = torch.arange(patch_size, dtype=torch.float64)
     frequency = (u[:, None] ** 2 + u[None, :] ** 2).sqrt()
-    patterns = patterns / (1 + frequency[..., None])
-    return patterns.reshape(window**2 * in_chans, -1).to(torch.get_default_dtype())
+    return (patterns / (1 + frequency)).reshape(window**2, -1)
 
 
-def _cosines(n: int, over: int = 0) -> Tensor:
+def cosines(n: int, over: int = 0) -> Tensor:
     """[n + 2·over, n]: the orthonormal DCT-II's patterns, which go on and fade, in float64."""
     x = torch.arange(-over, n + over, dtype=torch.float64) + 0.5
     k = torch.arange(n, dtype=torch.float64)
