@@ -19,6 +19,8 @@ from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 16  # numbers that are logged
+
 _COLORS = (0, 1, 2)  # red, green and blue
 _CLIPPED, _USED = 0.05, 0.1  # shares of values outside a range, and of a range that values use
 
@@ -79,7 +81,8 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
             )
         cfg = replace(cfg, mean=mean, std=std)
         said = "; ".join(
-            f"{name} {' '.join(f'{v:.4g}' for v in values)}"
+            f"{name} {' '.join(f'{v:.4g}' for v in values[:_SHOWN])}"
+            + f" ... ({len(values)})" * (len(values) > _SHOWN)
             for name, values in (("data.mean", mean), ("data.std", std))
         )
         logger.info("as the index says: %s", said)
