@@ -22,7 +22,7 @@ from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.pages import file_of
-from fastequi.data.sources.tiff import PAGES, PARTIAL
+from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 
 _NAMED = 10
 _FEW = 3  # names of a kind that few images are of

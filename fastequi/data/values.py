@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastequi.data.pixels import LARGEST, Pixels
-from fastequi.data.sources import arrays, dicom, tiff
+from fastequi.data.sources import arrays, dicom, tiff, tiff_tags
 from fastequi.data.sources.encoded import FORMATS, orientation_of
 
 Bytes = NDArray[np.uint8]  # encoded
@@ -43,10 +43,10 @@ def is_for_dali(image: Bytes, pixels: Pixels) -> bool:
         return start[25] != _WITH_ALPHA or b"eXIf" not in image.tobytes()
     if start.startswith(_JPEG) or start.startswith(_JPEG2000):
         return pixels.count in (1, 3)
-    if tiff.is_tiff(start):
-        tags = tiff.tags_of(BytesIO(image.data))
+    if tiff_tags.is_tiff(start):
+        tags = tiff_tags.tags_of(BytesIO(image.data))
         # with fewer, several pages hold them
-        return tiff.is_for_dali(tags) and tags.get(tiff.SAMPLES, 1) == pixels.count
+        return tiff_tags.is_for_dali(tags) and tags.get(tiff_tags.SAMPLES, 1) == pixels.count
     return False
 
 
@@ -90,7 +90,7 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
         return dicom.decoded(file)
     if arrays.format_of_bytes(start):
         return arrays.decoded(file)
-    if tiff.is_tiff(start) and not _is_for_pillow(tiff.tags_of(file)):
+    if tiff_tags.is_tiff(start) and not _is_for_pillow(tiff_tags.tags_of(file)):
         file.seek(0)
         return tiff.decoded(file, channels)
     file.seek(0)
@@ -113,9 +113,9 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
 def is_array(image: Bytes) -> bool:
     """Whether neither DALI nor Pillow makes RGB of the bytes: NumPy's, DICOM, an odd TIFF."""
     start = image[: dicom.START].tobytes()
-    if tiff.is_tiff(start):
+    if tiff_tags.is_tiff(start):
         try:
-            return tiff.is_odd(tiff.tags_of(BytesIO(image.data)))
+            return tiff_tags.is_odd(tiff_tags.tags_of(BytesIO(image.data)))
         except Exception:  # damaged; who decodes it says so
             return False
     return bool(arrays.format_of_bytes(start)) or dicom.is_dicom(start)
@@ -155,5 +155,5 @@ def of_depth(values: NDArray[Any], depth: str) -> NDArray[Any]:
 
 def _is_for_pillow(tags: Any) -> bool:
     """Palettes, CMYK, YCbCr and fewer than eight bits, which Pillow makes RGB or grey of."""
-    bits, photometric = tags.get(tiff.BITS, (1,))[0], tags.get(tiff.PHOTOMETRIC, 1)
+    bits, photometric = tags.get(tiff_tags.BITS, (1,))[0], tags.get(tiff_tags.PHOTOMETRIC, 1)
     return bits < 8 or photometric in (3, 5, 6)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from fastequi.data.sources import arrays, dicom, kinds, pages, tiff
+from fastequi.data.sources import arrays, dicom, kinds, pages, tiff_stacks, tiff_tags
 
 
 def has_avif() -> bool:
@@ -185,7 +185,7 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
             sides = f"{height} × {width} × {kind.channels}"
             raise ValueError(f"{sides} values, more than {_MOST_VALUES}")
         return found
-    if tiff.is_tiff(start):
+    if tiff_tags.is_tiff(start):
         return _tiff(file, count, pages_are_channels)
     with Image.open(file, formats=FORMATS) as opened:
         (width, height), exif = opened.size, opened.info.get("exif")
@@ -197,25 +197,25 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
 
 def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     """Of a TIFF, by its tags: Pillow opens none of many channels."""
-    tags = tiff.tags_of(file)
+    tags = tiff_tags.tags_of(file)
     if 256 not in tags or 257 not in tags:
         raise ValueError("a damaged TIFF: its tags say no size")
     width, height = int(tags[256]), int(tags[257])
-    if tags.get(tiff.ORIENTATION, 1) in (5, 6, 7, 8):
+    if tags.get(tiff_tags.ORIENTATION, 1) in (5, 6, 7, 8):
         height, width = width, height
     kind = kinds.of_tags(tags)
-    several, form = tiff.first_image(file, tags, pages_are_channels and kind is not None)
+    several, form = tiff_stacks.first_image(file, tags, pages_are_channels and kind is not None)
     if kind is None:
         several = 1
     elif several > 1:
         kind = kinds.Kind(several * kind.channels, kind.depth)
-    if form == "TIFF" and tiff.is_inverted(tags):
+    if form == "TIFF" and tiff_tags.is_inverted(tags):
         form = INVERTED_TIFF
     # with more samples Pillow logs an error of its own for every file
-    few = tags.get(tiff.SAMPLES, 1) <= TiffImagePlugin.MAX_SAMPLESPERPIXEL
+    few = tags.get(tiff_tags.SAMPLES, 1) <= TiffImagePlugin.MAX_SAMPLESPERPIXEL
     by_pillow = several == 1 and few and _opens(file)
     if kind is None and not by_pillow:
-        raise ValueError(f"values of {' '.join(map(str, tags.get(tiff.BITS, ())))} bits")
+        raise ValueError(f"values of {' '.join(map(str, tags.get(tiff_tags.BITS, ())))} bits")
     code = (0 if kind is None else kind.code) | (0 if by_pillow else kinds.NO_RGB)
     return _checked(Header(count, height, width, form, code))
 
@@ -255,6 +255,6 @@ def orientation_of(exif: bytes | None) -> int:
     try:
         tags = Image.Exif()
         tags.load(exif or b"")
-        return int(tags.get(tiff.ORIENTATION, 1))
+        return int(tags.get(tiff_tags.ORIENTATION, 1))
     except Exception:
         return 1

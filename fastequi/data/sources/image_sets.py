@@ -43,7 +43,7 @@ from fastequi.data.sources.selection import Data, Place, Selection, places_in
 from fastequi.data.sources.shard_cache import ShardCache
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
 from fastequi.data.sources.texts import Texts, taken
-from fastequi.data.sources.tiff import PAGES, PARTIAL
+from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.urls import is_url
 from fastequi.data.sources.wanted import Wanted
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.sources import arrays, dicom, tiff
+from fastequi.data.sources import arrays, dicom, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.member_file import opened_span
 
 _NAME = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
@@ -67,7 +67,7 @@ def read(file: str, page: int, span: tuple[int, int] | None = None) -> NDArray[n
 def _values(opened: BinaryIO, page: int) -> NDArray[Any]:
     start = opened.read(dicom.START)
     opened.seek(0)
-    if tiff.is_tiff(start):
+    if tiff_tags.is_tiff(start):
         return tiff.decoded(opened, page=page)
     if dicom.is_dicom(start):
         return dicom.decoded(opened, frame=page)
@@ -81,16 +81,16 @@ def count(file: str, span: tuple[int, int] | None = None) -> int:
         file, span: as in :func:`read`.
 
     Raises:
-        tiff.CutOff: a TIFF ends before its last page.
+        tiff_tags.CutOff: a TIFF ends before its last page.
     """
     try:
         with opened_span(file, span) as opened:
             start = opened.read(dicom.START)
             opened.seek(0)
-            if tiff.is_tiff(start):
-                return tiff.count(opened)
+            if tiff_tags.is_tiff(start):
+                return tiff_stacks.count(opened)
             return dicom.count(opened) if dicom.is_dicom(start) else 1
-    except tiff.CutOff:  # of which the header, that of the first page, does not know
+    except tiff_tags.CutOff:  # of which the header, that of the first page, does not know
         raise
     except Exception:  # its header will say why
         return 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fastequi.data.sources import index as indices
-from fastequi.data.sources import pages, tiff
+from fastequi.data.sources import pages
 from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
@@ -23,6 +23,7 @@ from fastequi.data.sources.selection import Data, Selection, places_in
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import Names
+from fastequi.data.sources.tiff_tags import CutOff
 
 _DIGITS = 16
 
@@ -86,7 +87,7 @@ def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:
     for i, name in enumerate(listing.names):
         try:
             some = pages.names_of(name, pages.count(listing.path(i), listing.span(i)))
-        except tiff.CutOff as error:
+        except CutOff as error:
             left_out[name] = str(error)
             continue
         names += some
