@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastequi.cli.main import main
 from fastequi.evaluate.geometry.depth import (
@@ -38,6 +39,15 @@ def test_values_are_metres_and_what_does_not_count_is_nan(tmp_path):
     assert metres[2:5].tolist() == pytest.approx([0.002, 1.5, 9.999])
     kitti = open_depths(tmp_path, metres=1 / 256, farthest=80.0)
     assert kitti.depth(kitti.pairs.test[0])[0, 3] == pytest.approx(1500 / 256)
+    for scale in (1e-3, 1.0):  # in TIFF: of 16 bits, and floats in metres
+        for file in (tmp_path / "depth").iterdir():
+            deep = np.array(Image.open(file)) if scale < 1 else np.array(Image.open(file)) * 0.001
+            file.unlink()
+            deep = deep.astype(np.uint16 if scale < 1 else np.float32)
+            Image.fromarray(deep).save(file.with_suffix(".tif"))
+        found = open_depths(tmp_path, metres=scale)
+        again = found.depth(found.pairs.test[0])[0]
+        torch.testing.assert_close(again, metres, equal_nan=True)
 
 
 def test_crops_are_those_of_the_benchmarks(tmp_path):
@@ -61,8 +71,16 @@ def test_crops_are_those_of_the_benchmarks(tmp_path):
     ("file", "values", "said"),
     [
         ("depth/3.png", np.ones((6, 7), np.uint16), "depth/3.png of 6x8 px as 3.jpg, got 6x7"),
-        ("depth/3.png", np.ones((6, 8), np.uint8), "PNG of depths, 16 bits grey, got mode L"),
-        ("depth/3.png", BLACK, "depth/3.png to be a PNG of depths, 16 bits grey, got mode RGB"),
+        (
+            "depth/3.png",
+            np.ones((6, 8), np.uint8),
+            "PNG of depths, .*, got mode L",
+        ),
+        (
+            "depth/3.png",
+            BLACK,
+            "depth/3.png to be a PNG of depths, .*, got mode RGB",
+        ),
         ("images/7.jpg", BLACK, "depth/7.png for images/7.jpg, found none"),
         ("depth/7.png", np.ones((6, 8), np.uint16), "an image in .* for .*depth/7.png, found none"),
     ],

@@ -391,6 +391,39 @@ def _voc_of(root, found):
     return lists
 
 
+def test_masks_may_be_tiff(tmp_path):
+    """As of satellites; what Pillow would change of the ids is refused."""
+    for i in range(4):
+        save(RGB, tmp_path / "images" / f"{i}.png")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(ids(0, i % 3, 255)).save(tmp_path / "masks" / f"{i}.tif")
+    found = open_masks(tmp_path)
+    assert found.classes == 3
+    assert found.mask(found.pairs.all[1]).tolist() == ids(0, 1, 255).tolist()
+    palette(ids(0, 2, 255)).save(tmp_path / "masks" / "2.tif")
+    assert found.mask(found.pairs.all[2]).tolist() == ids(0, 2, 255).tolist()
+    wrong = tmp_path / "masks" / "3.tif"
+    for image, said in (
+        (
+            Image.fromarray(ids(0, 1).astype(np.uint16)),
+            r"3\.tif to be a TIFF of class ids, .* mode I;16",
+        ),
+        (Image.fromarray(ids(0, 1) > 0), r"3\.tif: expected a TIFF of 8 bits .*, got 1 bits"),
+    ):
+        image.save(wrong)
+        with pytest.raises(ValueError, match=said):
+            open_masks(tmp_path)
+    Image.fromarray(ids(0, 1)).save(wrong, tiffinfo={262: 0})
+    with pytest.raises(ValueError, match=r"in which 0 is black, got 8 bits of photometric 0"):
+        open_masks(tmp_path)
+    wrong.write_bytes(wrong.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"3\.tif cannot be read as a TIFF"):
+        open_masks(tmp_path)
+    wrong.unlink()
+    with pytest.raises(ValueError, match=r"expected .*masks/3\.png for images/3\.png, found none"):
+        open_masks(tmp_path)
+
+
 def test_an_image_is_decoded_upright_and_its_mask_has_that_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter when shown

@@ -46,7 +46,7 @@ class DenseOptions(GeometryOptions):
 class SegmentOptions(DenseOptions):
     """Classes of pixels by a linear head on frozen tokens, and by retrieval without training,
     beside baselines: the most frequent class, raw patches, position only, a random init. --data: a
-    folder of images/ and masks/ (PNG of class ids, 255 ignored), of Pascal VOC, ADE20K or
+    folder of images/ and masks/ (PNG or TIFF of class ids, 255 ignored), of Pascal VOC, ADE20K or
     Cityscapes; images have the channels that the encoder takes."""
 
     classes: int = 0
@@ -89,8 +89,8 @@ class ClustersOptions(DenseOptions):
 class DepthOptions(DenseOptions):
     """Depths of pixels by a linear head of bins on frozen tokens (as DINOv2's), beside baselines:
     the mean depth, raw patches, position only, a random init. --data: a folder of images/ and
-    depth/, 16-bit PNG, 0 where a depth is not known; images have the channels that the encoder
-    takes."""
+    depth/, PNG or TIFF of 16 bits or TIFF of floats, 0 where a depth is not known; images have the
+    channels that the encoder takes."""
 
     metres: float = 0.001
     """Of a unit in the files: 0.001 as of NYU Depth v2, 0.00390625 (1/256) as of KITTI."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastequi.data.sources.patterns import Patterns
-from fastequi.evaluate.geometry.image_files import in_threads, png_ids, whole_sizes
+from fastequi.evaluate.geometry.image_files import in_threads, stored_values, whole_sizes
 from fastequi.evaluate.geometry.name_lists import by_stem, names_in
 
 Ids = NDArray[np.uint8]
@@ -88,7 +88,7 @@ def ids_of(file: Path) -> Ids:
                     f"{file}: expected a palette PNG of object ids, got an image of mode "
                     f"{opened.mode}"
                 )
-            ids = png_ids(file, opened)
+            ids = stored_values(file, opened)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{file}: expected a palette PNG of object ids ({error})") from error
     return np.where(ids == _VOID, 0, ids).astype(np.uint8)

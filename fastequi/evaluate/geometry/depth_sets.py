@@ -1,8 +1,8 @@
 """Sets of images with a depth for each pixel: folders `images/` and `depth/` (`pair_folders.py`).
 
-A depth is a 16-bit PNG: value times a scale is metres, 0 is not known. Scales: 1/1000 as of
-NYU Depth v2 in the usual form, 1/256 as of KITTI. Every file is read once before anything is
-computed.
+A depth is a PNG or TIFF of 16 bits, or a TIFF of floats: value times a scale is metres, 0 is not
+known. Scales: 1/1000 as of NYU Depth v2 in the usual form, 1/256 as of KITTI. Every file is read
+once before anything is computed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from fastequi.evaluate.geometry.pair_folders import (
     inspected,
     only_folder,
     paired,
-    png_values,
+    target_values,
 )
 from fastequi.evaluate.geometry.reading import Reading
 
 CROPS = ("none", "eigen", "garg")
-_MODES, _EXPECTED = ("I;16", "I;16B", "I"), "depths, 16 bits grey"
+_MODES, _EXPECTED = ("I;16", "I;16B", "I", "F"), "depths, 16 bits grey or floats"
 _EIGEN_SIZE = (480, 640)
 
 
@@ -58,7 +58,7 @@ class DepthSet:
 
     def depth(self, pair: Pair) -> Tensor:
         """[H, W] float32 metres; NaN where it is not known or does not count."""
-        values = png_values(pair.target, _MODES, _EXPECTED).astype(np.float32) * self.metres
+        values = target_values(pair.target, _MODES, _EXPECTED).astype(np.float32) * self.metres
         metres = torch.from_numpy(values)
         counts = (metres > self.nearest) & (metres < self.farthest)
         return torch.where(counts, metres, torch.nan)
@@ -107,7 +107,7 @@ def open_depths(
         read: how images are read; by default as 8-bit RGB.
 
     Raises:
-        ValueError: a depth that is missing, of another size than its image or no 16-bit PNG; no
+        ValueError: a depth that is missing, of another size than its image or of another type; no
             depth that counts in any file for fitting, or for testing; fewer than two images.
         FileNotFoundError: no such folders.
     """
@@ -125,7 +125,7 @@ def open_depths(
         scaled = values.astype(np.float32) * metres
         return int(((scaled > nearest) & (scaled < farthest)).sum())
 
-    train, test, known = inspected(pairs, read, lambda f: png_values(f, _MODES, _EXPECTED), look)
+    train, test, known = inspected(pairs, read, lambda f: target_values(f, _MODES, _EXPECTED), look)
     for use, counts in (("fitting", known[: len(train)]), ("testing", known[len(train) :])):
         if not any(counts):
             raise ValueError(

@@ -57,13 +57,24 @@ def whole_sizes(files: Iterable[Path]) -> list[Size]:
     return in_threads(whole_size, files)
 
 
-def png_ids(file: Path, opened: Image.Image) -> NDArray[Any]:
-    """The values [H, W] of a PNG as they stand in the file, palettes not applied.
+def stored_values(file: Path, opened: Image.Image) -> NDArray[Any]:
+    """The values [H, W] of a PNG or TIFF as they stand in the file, palettes not applied.
 
-    Pillow scales grey of 1, 2 and 4 bits to 0..255; that is undone here.
+    Pillow scales grey of 1, 2 and 4 bits to 0..255; that is undone here of PNG.
+
+    Raises:
+        ValueError: a TIFF of such grey, or one in which 0 is white, whose values it changes.
     """
     values = np.array(opened)
-    if opened.mode not in ("1", "L"):
+    if opened.format == "TIFF" and opened.mode in ("1", "L", "P"):
+        tags = getattr(opened, "tag_v2", {})
+        bits, photometric = tags.get(258, (1,)), tags.get(262, 1)
+        if tuple(bits) != (8,) or photometric == 0:
+            raise ValueError(
+                f"{file}: expected a TIFF of 8 bits in which 0 is black, got {bits[0]} bits of "
+                f"photometric {photometric}"
+            )
+    if opened.mode not in ("1", "L") or opened.format == "TIFF":
         return values
     with file.open("rb") as stream:
         bits = stream.read(_BIT_DEPTH + 1)[_BIT_DEPTH]

@@ -1,6 +1,6 @@
 """Sets of images with a class for each pixel, in four layouts, told apart by their folders.
 
-folders      images/ and masks/ (`pair_folders.py`): PNG files of class ids 0, 1, ...; 255: ignored
+folders      images/ and masks/ (`pair_folders.py`): PNG or TIFF of class ids 0, 1, ..., 255 ignored
 Pascal VOC   JPEGImages/, SegmentationClass/, ImageSets/Segmentation/{train,val}.txt: 21 classes
 ADE20K       images/ and annotations/, training/ and validation/ below: ids 1..150, 0: ignored
 Cityscapes   leftImg8bit/ and gtFine/, *_labelTrainIds.png, or *_labelIds.png as the 19 classes of
@@ -34,7 +34,7 @@ from fastequi.evaluate.geometry.pair_folders import (
     inspected,
     only_folder,
     paired,
-    png_values,
+    target_values,
 )
 from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.results import documented
@@ -112,7 +112,7 @@ class MaskSet:
 
     def mask(self, pair: Pair) -> Tensor:
         """[H, W] uint8: classes, and IGNORED."""
-        ids = png_values(pair.target, _MODES, _EXPECTED)
+        ids = target_values(pair.target, _MODES, _EXPECTED)
         return torch.from_numpy(self.codes[ids].astype(np.uint8))
 
 
@@ -134,7 +134,7 @@ def open_masks(
         read: how images are read; by default as 8-bit RGB.
 
     Raises:
-        ValueError: a mask that is missing, of another size than its image, no PNG of class ids, or
+        ValueError: a mask that is missing, of another size than its image, not of class ids, or
             with ids that are no classes; fewer than two images, or than two classes in the masks;
             no labelled pixel for testing.
         FileNotFoundError: no such layout.
@@ -160,7 +160,9 @@ def open_masks(
             )
         return there[codes[there] != IGNORED]
 
-    train, test, ids = inspected(pairs, read, lambda f: png_values(f, _MODES, _EXPECTED), there_in)
+    train, test, ids = inspected(
+        pairs, read, lambda f: target_values(f, _MODES, _EXPECTED), there_in
+    )
     trained, tested = ids[: len(train)], ids[len(train) :]
     every = np.unique(np.concatenate(ids))
     if len(every) < 2:

@@ -24,12 +24,13 @@ from fastequi.data.sources.images import Source
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import held_out, role
-from fastequi.evaluate.geometry.image_files import in_threads, png_ids
+from fastequi.evaluate.geometry.image_files import in_threads, stored_values
 from fastequi.evaluate.geometry.name_lists import in_any_case
 from fastequi.evaluate.geometry.reading import Reading
 
 logger = logging.getLogger(__name__)
 
+_TARGETS = (".png", ".tif", ".tiff")
 Map = NDArray[Any]  # [H, W], what a target file holds
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ def paired(root: Path, targets: str, is_image: Callable[[str], bool] = is_image_
 
     Args:
         root: the folder.
-        targets: the name of the folder of PNG files beside images/.
+        targets: the name of the folder of PNG or TIFF files beside images/.
         is_image: whether a file's name is an image's.
 
     Raises:
@@ -105,7 +106,7 @@ def paired(root: Path, targets: str, is_image: Callable[[str], bool] = is_image_
                     f"{name} in {top / 'images'}"
                 )
         there: dict[str, str] = {}
-        for name in files_below(top / targets, lambda name: name.lower().endswith(".png")):
+        for name in files_below(top / targets, lambda name: name.lower().endswith(_TARGETS)):
             other = there.setdefault(os.path.splitext(name)[0], name)
             if other != name:
                 raise ValueError(
@@ -120,7 +121,8 @@ def paired(root: Path, targets: str, is_image: Callable[[str], bool] = is_image_
             )
         for stem, name in wanted.items():
             image = top / "images" / name
-            pair = Pair(os.path.relpath(image, root), image, top / targets / f"{stem}.png")
+            target = top / targets / there.get(stem, f"{stem}.png")
+            pair = Pair(os.path.relpath(image, root), image, target)
             first = split or (name.split("/")[0] if "/" in name else "")
             splits.setdefault(first if role(first) else "", []).append(pair)
     return divided(root, splits)
@@ -265,8 +267,8 @@ def inspected(
     return whole.pick(range(count)), whole.pick(range(count, len(whole))), list(kept)
 
 
-def png_values(file: Path, modes: Sequence[str], expected: str) -> Map:
-    """The values [H, W] of a PNG; see `image_files.png_ids`.
+def target_values(file: Path, modes: Sequence[str], expected: str) -> Map:
+    """[H, W] of a PNG or TIFF as they stand in the file; see `image_files.stored_values`.
 
     Args:
         file: which.
@@ -274,17 +276,18 @@ def png_values(file: Path, modes: Sequence[str], expected: str) -> Map:
         expected: what these are, for the error.
 
     Raises:
-        ValueError: it is no PNG, damaged, or of another mode; names the file.
+        ValueError: it is neither, damaged, or of another mode; names the file.
     """
+    kind = "PNG" if file.name.lower().endswith(".png") else "TIFF"
     try:
-        with Image.open(file, formats=("PNG",)) as opened:
+        with Image.open(file, formats=(kind,)) as opened:
             if opened.mode not in modes:
                 raise ValueError(
-                    f"--data: expected {file} to be a PNG of {expected}, got mode {opened.mode}"
+                    f"--data: expected {file} to be a {kind} of {expected}, got mode {opened.mode}"
                 )
-            return png_ids(file, opened)
+            return stored_values(file, opened)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"--data: {file} cannot be read as a PNG ({error})") from error
+        raise ValueError(f"--data: {file} cannot be read as a {kind} ({error})") from error
 
 
 def only_folder(chosen: Selection) -> Path:
