@@ -88,13 +88,14 @@ def every(argv: list[str]) -> None:
     refused: dict[str, str] = {}
     without: dict[str, str] = {}
     said = []
+    for kind in kinds:
+        option = _OPTION[evaluations.DATA[kind]]
+        if option != "data" and not flat(getattr(options, option)):
+            without[kind] = f"--{option}"
+    here = [kind for kind in kinds if kind not in without]
     with _told(kinds, figures, file):
-        for kind in kinds:
-            option = _OPTION[evaluations.DATA[kind]]
-            if option != "data" and not flat(getattr(options, option)):
-                without[kind] = f"--{option}"
-                continue
-            print(f"eval {kind}", file=sys.stderr, flush=True)
+        for number, kind in enumerate(here, 1):
+            print(f"eval {kind} ({number} of {len(here)})", file=sys.stderr, flush=True)
             own, text, begun = _file_of(kind, file), io.StringIO(), time.monotonic()
             try:
                 with redirect_stdout(text):
