@@ -51,6 +51,7 @@ typedef struct {
   int count;     /* of teachers */
   void *grad;    /* of the last row, powers · share - against · factor, or NULL */
   float *against; /* what it was compared with */
+  int spoilt;     /* whether `wanted` was rescaled, so that it is made anew for the next row */
   float share, factor;
   int dtype, stream, number; /* `number`: none is NaN */
 } Work;
@@ -192,6 +193,7 @@ CALLED float loss_of(const Dino *op, int64_t r, Work *work) {
     multiply(work->powers, op->columns, each);
     multiply(work->wanted, op->columns, work->unit);
     each = work->unit = 1;
+    work->spoilt = 1;
   }
   work->grad = op->grad ? (void *)row_of(op->grad, r, op->grad_stride, dtype) : NULL;
   work->against = work->wanted;
@@ -255,8 +257,9 @@ INLINE void take_row(const Dino *op, float *losses, int64_t i, const int32_t **k
   }
   work->count = *known ? shared(*known, pairs, op->teachers) : 0;
   if (work->count < teachers) add_teachers(op, pairs, work);
-  *known = pairs;
+  work->spoilt = 0;
   losses[r] = loss_of(op, r, work);
+  *known = work->spoilt ? NULL : pairs;
 }
 
 const int64_t EXPORT(dino_bytes) = sizeof(Dino);

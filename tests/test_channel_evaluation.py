@@ -66,7 +66,8 @@ def test_what_reads_rgb_alone_says_so(tmp_path, capsys):
     with pytest.raises(ValueError, match="--data: grey images of 8 bits, but the encoder takes"):
         evaluate_classes("knn", run, data="digits", out=tmp_path / "knn.json")
     for evaluate in (evaluate_equivariance, evaluate_reconstruction):
-        with pytest.raises(ValueError, match=said.format(r"the embedded photographs .*")):
+        message = "--data: expected images with channels 0,1, as run takes; the embedded"
+        with pytest.raises(ValueError, match=message):
             evaluate(run, out=tmp_path / "f.json")
     with pytest.raises(SystemExit):
         main(["eval", "position", run])
@@ -411,9 +412,10 @@ def test_an_image_beside_a_mask_is_read_as_its_encoder_takes_it(tmp_path):
         (read, "four.tif", r"\(4 channels of uint16, none of them number 4\)"),
         (read, "cut.tif", r"cut.tif: expected an image \("),
         (read, "none.tif", "none.tif: expected an image, there is no such file"),
+        (Reading(), "six.tif", r"takes \(6 channels of uint16, of which no RGB is made; --data.ch"),
     ):
         with pytest.raises(ValueError, match=said):
-            reading(folder / name)
+            reading.size_of(folder / name)
     assert not Reading().is_image("array.npy")
     assert Reading.of({}) == Reading()
 

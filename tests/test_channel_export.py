@@ -100,6 +100,20 @@ def test_the_transform_takes_the_numbers_of_files():
         torch.testing.assert_close(transform(whole.to(kind)), transform(whole.float()))
 
 
+def test_floats_in_unit_range_are_told_of_a_range_in_the_files_numbers(caplog):
+    """As who divided them already gives them; once, and not of values of the range."""
+    transform = ImageTransform((4, 4), (0.1, 0.2), (0.5, 0.4), "3,1", "0:4095")
+    transform(torch.rand(2, 8, 8) * 4000)
+    transform(torch.zeros(2, 8, 8, dtype=torch.int16))
+    assert not caplog.records
+    for _ in range(2):
+        transform(torch.rand(2, 8, 8))
+    (record,) = caplog.records
+    assert "floats in 0..1 are nearly 0 in the range 0:4095" in record.getMessage()
+    ImageTransform((4, 4), (0.1,), (0.5,), "0", "-1:1")(torch.rand(1, 8, 8))
+    assert len(caplog.records) == 1
+
+
 def test_the_transform_refuses_other_images():
     transform = ImageTransform((16, 16), (0.1, 0.2), (0.5, 0.4), "3,1", "0:4095")
     assert "'3,1', '0:4095'" in repr(transform)

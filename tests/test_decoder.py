@@ -147,6 +147,18 @@ def test_the_last_layers_weight_is_that_of_the_whole_basis(channels, overlap):
     torch.testing.assert_close(found.double(), basis.T @ slope.double(), rtol=1e-5, atol=1e-5)
 
 
+def test_weights_may_be_assigned():
+    """Of another type, or to a layer that has no memory yet."""
+    last = StepLinear(2, 8, 4, 3, 1)
+    with torch.device("meta"):
+        empty = StepLinear(2, 8, 4, 3, 1)
+    empty.load_state_dict(last.state_dict(), assign=True)
+    assert torch.equal(empty.weight, last.weight)
+    wide = {name: value.double() for name, value in last.state_dict().items()}
+    empty.load_state_dict(wide, assign=True)
+    torch.testing.assert_close(empty.weight, last.weight.double(), rtol=1e-6, atol=1e-6)
+
+
 def test_hundreds_of_channels_need_no_basis_of_their_square():
     last = StepLinear(1, 4, 16, 300)
     assert last.weight.shape == (1, 256 * 300, 4)

@@ -111,7 +111,7 @@ def test_photographs_seen_in_training_are_counted(runs, tmp_path, capsys, monkey
     main(["eval", "knn", file, "--against", run, "--data", str(photos)])
     saved = json.loads(Path("eval_knn.json").read_text())
     assert saved["test_seen_in_training"] == {file: 2, run: 2}
-    line = "2 of the 2 test images have the name and the size of one that {} was trained on"
+    line = "2 of the 2 test images have the name and the size of one that {} was trained on ("
     printed = capsys.readouterr().out
     assert line.format(run) in printed
     assert line.format(file) in printed

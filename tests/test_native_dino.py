@@ -235,6 +235,23 @@ def test_sums_of_teachers_that_grow_are_those_made_anew(views, teachers, monkeyp
     torch.testing.assert_close(ours(*problem)[1].double(), slope, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("teachers", [1, 2])
+def test_rows_of_little_weight_change_no_bit_of_others(teachers, monkeypatch):
+    """Whose teachers' sum is rescaled; whoever takes the rows behind them."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(8 * 4, 700), torch.randn(teachers * 4, 700)
+    pairs = pairs_of(8, teachers, 4, student.device)
+    weight = torch.where(torch.rand(8 * 4) < 0.4, 1e-20, torch.rand(8 * 4))
+    problem = student, teacher, DINOTarget(pairs, weight, None, None, 0.1, 0.04)
+    monkeypatch.setattr(native_dino, "_SHARED", 0)
+    expect_the_same_bits_of_any_threads(lambda: ours(*problem))
+    little = weight < 1e-10
+    weight[little] = 0.5
+    whole = ours(*problem)[1][~little]
+    weight[little] = 1e-20
+    assert torch.equal(ours(*problem)[1][~little], whole)
+
+
 @pytest.mark.parametrize("large", [1e12, 1e15, 1e16, 1e30, -1e30])
 @pytest.mark.parametrize("views", [2, 4])
 def test_large_teachers_are_even_where_several_sums_take_them(large, views, monkeypatch):

@@ -3,12 +3,14 @@
 import io
 import logging
 import re
+import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastequi.cli import commands
+from fastequi.data.labelled import labelled_sets
 from fastequi.data.sources import kept, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.encoded import header, read
 from fastequi.data.sources.image_sets import open_source
@@ -18,6 +20,7 @@ from fastequi.data.sources.kinds import Kind, counts
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.portions import pages_of
 from fastequi.data.sources.selection import Selection
+from fastequi.data.sources.splits import held_out_of
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
@@ -172,7 +175,7 @@ def test_more_channels_than_pages_are_not_believed(tmp_path, capsys, planes):
     assert tiff_stacks.count(io.BytesIO(image.data)) == 3
     (tmp_path / "a.tif").write_bytes(image.tobytes())
     commands.data(["scan", str(tmp_path)])
-    said = f"{PARTIAL}: the first page; --pages images takes those that it has\n"
+    said = f"{PARTIAL}: the first page; --pages images takes each that it has\n"
     assert said in capsys.readouterr().out
 
 
@@ -401,6 +404,48 @@ def test_a_run_of_other_pages_is_told_which(tmp_path, before, after):
     said = rf"are gone; fastequi data scan PLACE --pages {before} takes pages as the run did"
     with pytest.raises(ValueError, match=said):
         kept.as_begun(file, open_source(folder, wanted=Wanted("all")), 0.1)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_page_that_claims_too_many_pixels_is_refused_undecoded(tmp_path, inside):
+    """Its tags are read, no memory is taken."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    file = io.BytesIO()
+    options = {"tile": (16, 16), "compression": "zlib", "metadata": None}
+    tifffile.imwrite(file, np.zeros((2, 16, 16), np.uint8), photometric="minisblack", **options)
+    image = bytearray(file.getvalue())
+    _, second = tiff_tags.places_of(io.BytesIO(image))
+    for k in range(image[second]):
+        entry = second + 2 + 12 * k
+        if int.from_bytes(image[entry : entry + 2], "little") in (256, 257):
+            image[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, 50_000)
+    name, span = "a.tif", None
+    (tmp_path / name).write_bytes(image)
+    if inside:
+        name = "a.tar"
+        (tmp_path / name).write_bytes(tar({"a.tif": bytes(image)}))
+        span = (512, len(image))
+    with pytest.raises(OSError, match="page 1: 2500000000 pixels, more than"):
+        read(str(tmp_path / name), span, 1)
+
+
+def test_pages_of_a_stack_are_for_training_or_for_testing(tmp_path, caplog):
+    planes = np.stack([values(1, "uint8", k, (16, 16))[..., 0] for k in range(8)])
+    for kind in "ab":
+        for k in range(10):
+            file = tmp_path / "set" / kind / f"{k}.tif"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(described(planes, "").tobytes())
+    commands.data(["scan", str(tmp_path / "set"), "--pages", "images"])
+    both = labelled_sets(str(tmp_path / "set"))
+    files = [{name.partition("::")[0] for name in one.source.names} for one in both]
+    assert [len(each) for each in files] == [16, 4]
+    assert not files[0] & files[1]
+    assert [len(one.labels) for one in both] == [128, 32]
+    commands.data(["scan", str(tmp_path / "set" / "a"), "--pages", "images"])
+    one = open_source(tmp_path / "set" / "a").pick(range(8))
+    assert held_out_of(one).sum() == 1
+    assert "pages of one file, 0.tif, are for training and for testing" in caplog.text
 
 
 def test_missing_pages_are_said(tmp_path):

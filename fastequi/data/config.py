@@ -113,7 +113,7 @@ class DataConfig:
             `image_size` in the papers. With 48 px around a 32 px view no rotation has an empty
             corner (48 / 32 > √2). Window ranges of the second view refer to u with its margin.
         channels: "rgb" makes 8-bit RGB of every image. "all" takes the channels that files have,
-            alike in all of them, with their depth; numbers such as 0,3,7 take some of them.
+            alike in all of them, with their depth; numbers such as 0,3,7, from 0, take some.
         value_range: of those: what becomes 0 and what 1. "dtype": all that the type holds, 0..255
             or 0..65535, of floats 0..1. "percentiles": the .1 and the 99.9 percentile of each
             channel, as `fastequi data scan` measured them; "percentiles:1:99" others, of 0, .1, .5,

@@ -26,7 +26,7 @@ from fastequi.data.sources import idx
 from fastequi.data.sources.classes import classes_of, split_by_name
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data, Selection
-from fastequi.data.sources.splits import Images, held_out
+from fastequi.data.sources.splits import Images, held_out, held_out_of
 from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def _split(data: Selection, test_data: Data | None, asked: Wanted) -> tuple[_Par
         places = np.flatnonzero(np.array(classes) == name)
         if len(places) < 2:
             raise ValueError(f"{data.option}: class {name!r} of {data} has one image, expected 2")
-        tested[places] = held_out(len(places))
+        tested[places] = held_out_of(source.pick(places))
     fifth = "every fifth image of a class"
     return of(np.flatnonzero(~tested), f"all but {fifth}"), of(np.flatnonzero(tested), fifth)
 

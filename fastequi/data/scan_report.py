@@ -73,7 +73,7 @@ class Scan:
     def summary(self) -> str:
         """The result as a few printed lines."""
         columns, left_out = self.index.columns, self.index.left_out
-        lines = [f"{len(columns)} images, {_size(int(columns.bytes.sum()))}"]
+        lines = [f"{len(columns)} images, {_size(self._bytes())}"]
         lines[0] += f"; {len(left_out)} left out"
         if len(columns):
             kinds = ", ".join(f"{count} {kind}" for kind, count in self._read_from())
@@ -98,6 +98,14 @@ class Scan:
         lines.append(f"left out    {_some(bad, len(left_out))}")
         # a name that is no UTF-8 can be printed nowhere as it is
         return "\n".join(lines).encode(errors="backslashreplace").decode()
+
+    def _bytes(self) -> int:
+        """Of all files; those of several pages once."""
+        columns = self.index.columns
+        if self.index.pages != "images":
+            return int(columns.bytes.sum())
+        files = zip(map(file_of, columns.names), columns.bytes.tolist(), strict=True)
+        return sum(dict(files).values())
 
     def _few(self, code: int) -> str:
         """The first names of the images of a kind that fewer than half of them are of."""
@@ -124,7 +132,7 @@ def _pages_left(formats: Mapping[str, int], pages: str) -> list[str]:
                 "  --pages images takes all, --pages channels those of others as channels",
             ]
     if PARTIAL in formats:
-        lines.append(f"  {PARTIAL}: the first page; --pages images takes those that it has")
+        lines.append(f"  {PARTIAL}: the first page; --pages images takes each that it has")
     return lines
 
 

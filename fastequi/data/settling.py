@@ -134,8 +134,9 @@ def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
         alike = len(set(each.values())) == 1
         said = ", ".join(
             f"{low:.9g} to {high:.9g}" + ("" if alike else f" (channel {c})")
-            for c, (low, high) in (list(each.items())[:1] if alike else each.items())
+            for c, (low, high) in list(each.items())[: 1 if alike else _SHOWN]
         )
+        said += f", ... ({len(each)})" * (not alike and len(each) > _SHOWN)
         logger.info("data.value_range: 0 to 1 are %s", said)
     pairs = list(zip(pixels.chosen, pixels.ranges, strict=True))
     clipped = {c: measured.outside(c, low, high) for c, (low, high) in pairs}

@@ -90,6 +90,9 @@ def read_image(
         values = decoded_values(data, pixels)
     except ValueError as error:
         raise ValueError(f"path: {file} cannot be decoded ({error})") from error
+    if values.shape[:2] != (found.height, found.width):
+        said, got = f"{found.width} × {found.height}", " × ".join(map(str, values.shape[1::-1]))
+        raise ValueError(f"path: {file} is damaged: its header says {said} pixels, it has {got}")
     if taken is not None:
         values = values[..., list(taken)]
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()

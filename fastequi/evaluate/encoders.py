@@ -110,6 +110,14 @@ class Encoder:
         """Channels of its images."""
         return len(self.mean)
 
+    def expect_photographs(self) -> None:
+        """Raises ValueError unless its images are RGB, as the embedded photographs are."""
+        if self.channels != RGB:
+            raise ValueError(
+                f"--data: expected images with channels {self.channels}, as {self.name} takes; the "
+                f"embedded photographs are RGB"
+            )
+
     def expect_rgb(self, what: str) -> None:
         """Raises ValueError unless its images are RGB.
 

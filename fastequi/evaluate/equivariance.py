@@ -53,7 +53,7 @@ def evaluate_equivariance(
     encoder, encoders = load_all(spec, against, device, stated)
     expect_the_same_images(encoder, encoders)
     if data is None:
-        encoder.expect_rgb("the embedded photographs (--data names others)")
+        encoder.expect_photographs()
     train, test = photographs(data, test_data, images_for(encoder))
     dtype = TrainConfig().fit_dtype(encoder.device)
     budget = dataclasses.replace(budget, fit=dataclasses.replace(budget.fit, dtype=dtype))

@@ -22,7 +22,7 @@ from fastequi.config import Config
 from fastequi.data.labelled import LabelledSet, described, labelled_sets
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Selection
-from fastequi.data.sources.splits import held_out
+from fastequi.data.sources.splits import held_out_of
 from fastequi.evaluate.checked import noise
 from fastequi.evaluate.class_probes import accuracy, knn_classes
 from fastequi.evaluate.classification import normalise
@@ -94,7 +94,7 @@ def online_probes(config: Config, source: Source) -> list[OnlineProbe]:
     if train.r2_every:
         if len(source) < 2:
             raise ValueError(f"train.r2_every: expected at least 2 images, got {len(source)}")
-        tested = held_out(len(source))
+        tested = held_out_of(source)
         rest, held = (source.pick(np.flatnonzero(which)) for which in (~tested, tested))
         of_encoder = train.stop_if_worse > 0
         found.append(OnlineProbe(train.r2_every, _Transformations(rest, held, of_encoder)))

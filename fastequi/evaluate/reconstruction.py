@@ -146,7 +146,7 @@ def evaluate_reconstruction(
     encoder, start = load_encoder(spec, device), time.monotonic()
     _tir(encoder, spec)
     if data is None and test_data is None:
-        encoder.expect_rgb("the embedded photographs (--data names others)")
+        encoder.expect_photographs()
     _, source = photographs(data, test_data, images_for(encoder))
     file = place("reconstruct", spec, out)
     seen = seen_in_training([spec], source if data else None)

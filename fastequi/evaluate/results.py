@@ -246,7 +246,7 @@ def seen_in_training(specs: Sequence[str], test: Source | None) -> dict[str, int
         if seen:
             print(
                 f"{seen} of the {len(test)} test images have the name and the size of one that "
-                f"{spec} was trained on"
+                f"{spec} was trained on (contents are not compared)"
             )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,9 @@ from fastequi.data.channels import DTYPE, RGB, percentiles, ranges
 from fastequi.data.pillow import upright
 from fastequi.functional.normalise import in_range, normalise
 
+logger = logging.getLogger(__name__)
+
+_WIDE = 10.0  # upper end of a range in which 0..1 is nearly nothing
 _DEEPER = (torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -49,7 +53,7 @@ class ImageTransform:
         self.channels, self.value_range = channels, value_range
         if percentiles(value_range) is not None:
             raise ValueError(f"value_range: expected numbers, got {value_range}")
-        self._ends = ranges(value_range)
+        self._ends, self._said = ranges(value_range), False
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """The input of an encoder.
@@ -94,11 +98,26 @@ class ImageTransform:
         size = self._covering(height, width)
         flat = image.reshape(-1, channels, height, width).float()
         if self._ends is not None or image.is_floating_point():
+            if self._ends is not None and image.is_floating_point():
+                self._say_unit(flat)
             flat = in_range(flat, self._ends or [(0, 1)])
         resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
         if self._ends is None and not image.is_floating_point():
             resized = resized.round().to(image.dtype)
         return self._finished(resized.reshape(*others, *size))
+
+    def _say_unit(self, values: Tensor) -> None:
+        """Warns, once, of values that are in 0..1 where the range is in a file's numbers."""
+        widest = max(high for _, high in self._ends or ())
+        if self._said or widest <= _WIDE or values.device.type != "cpu":  # nor wait for a GPU
+            return
+        if values.amin() >= 0 and values.amax() <= 1:
+            self._said = True
+            logger.warning(
+                "image: floats in 0..1 are nearly 0 in the range %s; it is in the files' numbers, "
+                "as fastequi.data.read_image gives them",
+                self.value_range,
+            )
 
     def __repr__(self) -> str:
         more = f", {self.channels!r}, {self.value_range!r}" if self.channels != RGB else ""

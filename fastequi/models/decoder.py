@@ -74,15 +74,14 @@ class StepLinear(nn.Module):
         """Takes a plain layer's weight, of a patch's pixels, as well: the same function; and what
         was saved with the product of patterns and channels as `basis`."""
         state.pop(f"{prefix}basis", None)
-        patterns, channels = (one.to(self.coefficients) for one in self._fixed())
-        self.patterns.copy_(patterns)  # to memory that held nothing yet, perhaps
-        self.channels.copy_(channels)
         weight = None if self.overlap else state.pop(f"{prefix}weight", None)
         if weight is not None and weight.shape == self.coefficients.shape:
-            patterns, channels = (one.to(weight) for one in (patterns, channels))
+            patterns, channels = (one.to(weight) for one in self._fixed())
             inverse = (patterns / patterns.square().sum(0)).T  # of orthogonal columns
             state[f"{prefix}coefficients"] = _product(inverse, channels.T, weight)
         super()._load_from_state_dict(state, prefix, *rest)
+        place, dtype = self.coefficients.device, self.coefficients.dtype  # perhaps of the state
+        self.patterns, self.channels = (one.to(place, dtype) for one in self._fixed())
 
     @property
     def weight(self) -> Tensor:

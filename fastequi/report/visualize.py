@@ -56,7 +56,7 @@ def photographs(data: Data | None, encoder: Encoder) -> Source:
     Only windows are cut from that part: squares still show whole images.
     """
     if data is None:
-        encoder.expect_rgb("the embedded photographs (--data names others)")
+        encoder.expect_photographs()
         return embedded_photos(TEST_REGION)
     return open_source(data, wanted=images_for(encoder))
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.sources.kinds import Kind
+from fastequi.data.sources.limits import expect_pixels
 
 _PREAMBLE = 128  # bytes before the mark
 _MARK = b"DICM"
@@ -91,6 +92,8 @@ def decoded(file: BinaryIO, frame: int = 0) -> NDArray[Any]:
         Exception: whatever damage makes it raise.
     """
     found = _read(file)
+    samples = int(found.get("SamplesPerPixel", 1))
+    expect_pixels(int(found.get("Rows", 0)), int(found.get("Columns", 0)), samples)
 
     from pydicom import pixels
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from fastequi.data.sources import arrays, dicom, kinds, pages, tiff_stacks, tiff_tags
+from fastequi.data.sources.limits import expect_pixels
 
 
 def has_avif() -> bool:
@@ -55,7 +56,6 @@ EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in name
 # instead of Pillow's name, where values are inverted
 INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
-_MOST_VALUES = 1 << 30  # of an array
 _MAX_KINDS = 8  # kinds of files that are named
 
 Span = tuple[int, int]  # first byte and number of bytes within a file
@@ -180,11 +180,8 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
         code = kind.code if of_rgb else kind.code | kinds.NO_RGB
         if form == "DICOM" and dicom.is_inverted(file):
             form = INVERTED_DICOM
-        found = _checked(Header(count, height, width, form, code))
-        if height * width * kind.channels > _MOST_VALUES:
-            sides = f"{height} × {width} × {kind.channels}"
-            raise ValueError(f"{sides} values, more than {_MOST_VALUES}")
-        return found
+        expect_pixels(height, width, kind.channels)
+        return Header(count, height, width, form, code)
     if tiff_tags.is_tiff(start):
         return _tiff(file, count, pages_are_channels)
     with Image.open(file, formats=FORMATS) as opened:
@@ -217,7 +214,8 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     if kind is None and not by_pillow:
         raise ValueError(f"values of {' '.join(map(str, tags.get(tiff_tags.BITS, ())))} bits")
     code = (0 if kind is None else kind.code) | (0 if by_pillow else kinds.NO_RGB)
-    return _checked(Header(count, height, width, form, code))
+    expect_pixels(height, width)
+    return Header(count, height, width, form, code)
 
 
 def _opens(file: BinaryIO) -> bool:
@@ -228,16 +226,6 @@ def _opens(file: BinaryIO) -> bool:
             return True
     except Exception:
         return False
-
-
-def _checked(found: Header) -> Header:
-    """As Pillow does for those that it opens."""
-    pixels, most = found.height * found.width, Image.MAX_IMAGE_PIXELS
-    if min(found.height, found.width) < 1:
-        raise ValueError(f"an image of {found.height} × {found.width} pixels")
-    if most is not None and pixels > 2 * most:
-        raise Image.DecompressionBombError(f"{pixels} pixels, more than {2 * most}")
-    return found
 
 
 def why(error: Exception, path: str = "") -> str:

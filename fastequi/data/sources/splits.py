@@ -62,6 +62,19 @@ def held_out(n: int) -> NDArray[np.bool_]:
     return places % 5 == 4 if n >= 5 else places == n - 1
 
 
+def held_out_of(source: Source) -> NDArray[np.bool_]:
+    """[n] the same of images in sorted order, where pages of one file are for one thing: those of
+    a stack are alike. Where all are of one file, each for itself, which is logged."""
+    if "NPY" not in source.formats:  # as which pages are read
+        return held_out(len(source))
+    files = [pages.file_of(name) for name in source.names]
+    places = {file: place for place, file in enumerate(dict.fromkeys(files))}
+    if len(places) == 1 < len(files):
+        logger.warning("pages of one file, %s, are for training and for testing", files[0])
+        return held_out(len(files))
+    return held_out(len(places))[[places[file] for file in files]]
+
+
 @dataclass(frozen=True)
 class Images:
     """The images of several places as one source, and the folders of each image.
@@ -191,7 +204,7 @@ def photographs(
         return source.pick(split.train), source.pick(split.test)
     if len(source) < 2:
         raise ValueError(f"--data: expected at least 2 images to split, {data} has {len(source)}")
-    tested = held_out(len(source))
+    tested = held_out_of(source)
     logger.info(
         "no folder is named as a split: every fifth of %d images is for testing", len(source)
     )

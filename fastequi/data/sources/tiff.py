@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fastequi.data.sources.limits import expect_pixels
 from fastequi.data.sources.tiff_stacks import stack_of
 from fastequi.data.sources.tiff_tags import (
     BITS,
@@ -70,6 +71,10 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
         if len(places) == 1 and channels is not None:
             places = list(range(page, min(page + max(channels // samples, 1), number)))
         taken = [first, *map(at, places[1:])]
+        for one in taken:
+            expect_pixels(one.imagelength, one.imagewidth, int(one.samplesperpixel))
+            if len(one.shape) != (2 if samples == 1 else 3):
+                raise ValueError(f"a page of shape {one.shape}, expected one of {samples} samples")
         pages = [one.asarray() for one in taken]
         for k, one in zip(places, taken, strict=True):
             if (one.shape, one.dtype, one.photometric) != (

@@ -20,7 +20,7 @@ from fastequi.data.sources.tiff_tags import (
 )
 
 PAGES = "TIFF of several pages"  # instead of Pillow's name, where the first is the image
-PARTIAL = "OME-TIFF without all its planes"  # the same, where they are in other files, say
+PARTIAL = "OME-TIFF of other pages than it says"  # the same: those of other files, or series
 _OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^<>]*>")
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _OME_ORDER = re.compile(r'DimensionOrder="(XY(?:CZT|CTZ|ZCT|ZTC|TCZ|TZC))"')

@@ -40,10 +40,11 @@ class Reading:
         Raises:
             ValueError: they take different images.
         """
-        for encoder in encoders.values():
-            expect_the_same_images(encoder, encoders)
-            return cls(images_for(encoder), encoder.value_range)
-        return cls()
+        if not encoders:
+            return cls()
+        *_, encoder = encoders.values()  # behind what it is compared with
+        expect_the_same_images(encoder, encoders)
+        return cls(images_for(encoder), encoder.value_range)
 
     @property
     def is_rgb(self) -> bool:
@@ -61,6 +62,7 @@ class Reading:
             ValueError: it is not there, no such image, or damaged; names it.
         """
         if self.is_rgb:
+            self._expect_fits(file, _header(file))
             return whole_size(file)
         _, height, width = self(file).shape
         return height, width
@@ -79,15 +81,18 @@ class Reading:
         needed = self.wanted.count or 1 + max(chosen(channels) or (0,))
         first = Kind.of(_header(file).kind)
         by_page = first is not None and first.channels < needed
-        code = _header(file, by_page).kind
-        for reason in self.wanted.unfit(np.array([code], np.uint16)).values():
-            raise ValueError(f"{file}: expected an image that the encoder takes ({reason})")
+        self._expect_fits(file, _header(file, by_page))
         try:
             image = read_image(file, channels, pages_are_channels=by_page)
         except Exception as error:  # whatever damaged bytes make a library raise
             raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
         ends = ranges(self.value_range)
         return in_unit(image) if ends is None else in_range(image, ends)
+
+    def _expect_fits(self, file: Path, found: Header) -> None:
+        """Raises ValueError for an image whose channels or depth the encoder does not take."""
+        for reason in self.wanted.unfit(np.array([found.kind], np.uint16)).values():
+            raise ValueError(f"{file}: expected an image that the encoder takes ({reason})")
 
 
 def _header(file: Path, pages_are_channels: bool = False) -> Header:
