@@ -116,5 +116,5 @@ def test_a_run_of_other_channels_gives_its_pictures(channels, monkeypatch):
 
 def test_the_embedded_photographs_are_rgb(tmp_path):
     run = run_folder(tmp_path / "run", several(config_of("vicreg_vits16"), 2))
-    with pytest.raises(ValueError, match="expected an encoder of RGB images, as the embedded"):
+    with pytest.raises(ValueError, match="as run takes; the embedded photographs are RGB"):
         visualize.visualize(str(run), None, tmp_path / "out")
