@@ -70,23 +70,9 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
         samples = int(first.samplesperpixel)
         if len(places) == 1 and channels is not None:
             places = list(range(page, min(page + max(channels // samples, 1), number)))
-        taken = [first, *map(at, places[1:])]
-        for one in taken:
-            expect_pixels(one.imagelength, one.imagewidth, int(one.samplesperpixel))
-            if len(one.shape) != (2 if samples == 1 else 3):
-                raise ValueError(f"a page of shape {one.shape}, expected one of {samples} samples")
-        pages = [one.asarray() for one in taken]
-        for k, one in zip(places, taken, strict=True):
-            if (one.shape, one.dtype, one.photometric) != (
-                first.shape,
-                first.dtype,
-                first.photometric,
-            ):
-                raise ValueError(
-                    f"page {k} is {one.dtype} {one.shape} of photometric {int(one.photometric)}, "
-                    f"another channel's page {first.dtype} {first.shape} of "
-                    f"{int(first.photometric)}"
-                )
+        taken = dict(zip(places, [first, *map(at, places[1:])], strict=True))
+        _expect_channels(taken)
+        pages = [one.asarray() for one in taken.values()]
         orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
         planar = samples > 1 and first.planarconfig == 2
         inverted = first.photometric == WHITE_IS_0 and first.dtype.kind == "u"
@@ -97,6 +83,22 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
     if inverted:
         values = np.iinfo(values.dtype).max - values
     return turned(values, int(orientation))
+
+
+def _expect_channels(pages: dict[int, Any]) -> None:
+    """Raises an error unless tifffile's pages can be decoded, and are channels of one image."""
+    first, *_ = pages.values()
+    samples = int(first.samplesperpixel)
+    kind = first.shape, first.dtype, first.photometric
+    for k, one in pages.items():
+        expect_pixels(one.imagelength, one.imagewidth, int(one.samplesperpixel))
+        if len(one.shape) != (2 if samples == 1 else 3):
+            raise ValueError(f"a page of shape {one.shape}, expected one of {samples} samples")
+        if (one.shape, one.dtype, one.photometric) != kind:
+            raise ValueError(
+                f"page {k} is {one.dtype} {one.shape} of photometric {int(one.photometric)}, "
+                f"another channel's page {first.dtype} {first.shape} of {int(first.photometric)}"
+            )
 
 
 def encoded(values: NDArray[Any]) -> NDArray[np.uint8]:
