@@ -106,6 +106,7 @@ def test_fuzz_of_triton_equals_float64(problem, dtype):
     expect_float64("triton", problem, dtype)
 
 
+@pytest.mark.slow("triton")  # beside the fuzz of it
 def test_windows_of_every_kind(backend_of_views, poisoned):
     """More than a tile of a view each way: mirrored, upside down, to its borders, of a pixel and
     less, larger and smaller than the view, of tall, wide and turned photographs."""
