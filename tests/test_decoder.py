@@ -226,6 +226,8 @@ def test_the_last_layer_is_trained_in_cosines_that_fall_with_the_frequency():
     before = {**last.state_dict(), "basis": cosine_basis(4, 3)}  # as it was saved once
     other.load_state_dict(before)
     assert torch.equal(other.weight, last.weight)
+    with pytest.raises(RuntimeError, match="basis: saved with other patterns than this layer's"):
+        other.load_state_dict({**before, "basis": before["basis"] * 2})
     plain = last.weight
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(last.weight, plain)
