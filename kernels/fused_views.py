@@ -72,6 +72,11 @@ def blur_matrix(sigma: float, size: int, like: Tensor) -> Tensor:
 def fused_views_ref(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Tensor:
     """The lines above in plain PyTorch, float64 where `dtype` is: [V, C, H, W], three channels of
     bytes channels last in memory."""
+    with autocast_off(views.device):
+        return _in_pytorch(views, target, dtype)
+
+
+def _in_pytorch(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Tensor:
     photos, photo, window, color, sigma, solarize, gain = views
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     top, made = target.top, []
@@ -135,6 +140,5 @@ def fused_views(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Te
             say_type("fused_views", dtype, takes="float32, bfloat16, uint8 or uint16")
         elif use_triton(out) and dtype != torch.float64:
             _say_triton(views.photos[0].shape[2], views.photos[0].dtype, dtype)
-        with autocast_off(device):
-            return fused_views_ref(views, target, dtype)
+        return fused_views_ref(views, target, dtype)
     return out

@@ -43,7 +43,8 @@ def fused_views(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Crop and resize, mirror, colour, blur, solarize and normalise: what DALI's operators or
-    torchvision's do one after the other, with parameters that the caller has drawn.
+    torchvision's do one after the other, with parameters that the caller has drawn. Compiled
+    functions call it as it is, as the parameters' values decide what runs.
 
     Args:
         photos: [H, W, C] each, uint8, uint16 or float32 alike, of any sizes, such as
