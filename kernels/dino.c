@@ -4,8 +4,8 @@
  * float32 per thread in the second-level cache, until their sum is known. The gradient is written while the next
  * row is read, since memory is fastest for both at once. Rows that meet the same teachers follow one another,
  * and the sum of these teachers' distributions is kept likewise; a row that meets one teacher more adds that
- * one, whose own distribution is kept for rows that meet it alone. Numbers of rows and columns are in the logits' unit. A row's sums do not depend on the thread that makes
- * them.
+ * one, whose own distribution is kept for rows that meet it alone. Numbers of rows and columns are in the
+ * logits' unit. A row's sums do not depend on the thread that makes them.
  */
 #include "exponentials.h"
 

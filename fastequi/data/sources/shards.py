@@ -207,8 +207,9 @@ def members(
                 if member.isdir():
                     continue
                 base = os.path.basename(name)
-                is_array = is_array_name(base) or _holds_dicom(file, base, member)
-                into = arrays if is_array else found
+                into = found
+                if is_array_name(base) or _holds_dicom(file, base, member):
+                    into = arrays
                 if into is found and not is_image_name(base):
                     others[kind_of(base)] += 1
                 elif member.issparse() or not member.isreg():

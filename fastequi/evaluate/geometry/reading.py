@@ -79,9 +79,10 @@ class Reading:
             return torch.from_numpy(pixels_of(file)).permute(2, 0, 1)
         channels = self.wanted.channels
         needed = self.wanted.count or 1 + max(chosen(channels) or (0,))
-        first = Kind.of(_header(file).kind)
+        found = _header(file)
+        first = Kind.of(found.kind)
         by_page = first is not None and first.channels < needed
-        self._expect_fits(file, _header(file, by_page))
+        self._expect_fits(file, _header(file, True) if by_page else found)
         try:
             image = read_image(file, channels, pages_are_channels=by_page)
         except Exception as error:  # whatever damaged bytes make a library raise
