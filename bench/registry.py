@@ -21,6 +21,7 @@ from bench.cases import (
     rot90_batch,
     tir_overhead,
     train_step,
+    view_channels,
     views,
     warp,
     warp_recon,
@@ -41,7 +42,8 @@ _MODULES = (
         gram,
         crops,
     ),
-    *(attention, gelu, encoder_step, tir_overhead, train_step, decode, views, multi_crop),
+    *(attention, gelu, encoder_step, tir_overhead, train_step, decode, views, view_channels),
+    multi_crop,
 )
 
 

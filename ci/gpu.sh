@@ -65,7 +65,7 @@ run_tests() {
   OMP_NUM_THREADS=1 limited tests python3 -m pytest -v --durations=15 -rf --tb=short "${workers[@]}" "${options[@]}" \
     tests/test_attention.py tests/test_blur_recon.py tests/test_correspondence.py \
     tests/test_crop_align.py tests/test_decoder.py tests/test_derivatives.py \
-    tests/test_dino.py tests/test_equi_layer.py tests/test_fused_views.py \
+    tests/test_dino.py tests/test_equi_layer.py tests/test_fused_views.py tests/test_fused_channels.py \
     tests/test_gaussian_blur.py tests/test_gram.py tests/test_koleo.py \
     tests/test_linear_blur_recon.py tests/test_linear_dino.py tests/test_linear_warp_recon.py \
     tests/test_no_waiting.py tests/test_nt_xent.py tests/test_rot90_batch.py \
@@ -102,7 +102,8 @@ stage() {
       headline dino ibot
       cases gtsa --modes fwdbwd --headline --without "pair by pair" --case crop_align correspondence
       cases sinkhorn --modes fwdbwd --headline --case sinkhorn
-      cases views --modes fwd --headline --case rot90_batch warp gaussian_blur views overlap_add overlap_spread
+      cases views --modes fwd --headline --case rot90_batch warp gaussian_blur views view_channels \
+        overlap_add overlap_spread
       cases blur_recon --modes fwdbwd --headline --case blur_recon
       ;;
     products)

@@ -11,8 +11,8 @@ Replaces, for every view of a batch (DALI's operators, or torchvision's, one aft
     x = (x / 255 - mean) / std
 
 Never materialised: what stands between these lines, which is not rounded to bytes either. Read are
-the window's values, written the view. On a GPU by `fused_views_triton.py`, for 8-bit RGB; in C on a
-CPU, where a view's planes stay in a core's caches; else :func:`fused_views_ref`, a view at a time.
+the window's values, written the view. On a GPU by `fused_views_triton.py`; in C on a CPU, where a
+view's planes stay in a core's caches; else :func:`fused_views_ref`, a view at a time.
 
 The parameters lie on the host, wherever the photographs are: what they say of launches and memory
 (which views are blurred, how far) is known there without waiting for a GPU.
@@ -20,8 +20,6 @@ The parameters lie on the host, wherever the photographs are: what they say of l
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 
 import torch
@@ -32,8 +30,6 @@ from fastequi.kernels.backend import say_type, use_native, use_triton
 from fastequi.kernels.precision import autocast_off
 from fastequi.kernels.sampling import LARGEST
 from fastequi.kernels.target import DrawnViews, ViewTarget
-
-logger = logging.getLogger(__name__)
 
 
 def resample_matrix(start: Tensor, end: Tensor, pixels: int, size: int) -> Tensor:
@@ -113,12 +109,6 @@ def _in_pytorch(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Te
     return out.to(dtype)
 
 
-@functools.cache
-def _say_triton(channels: int, given: torch.dtype, dtype: torch.dtype) -> None:
-    said = "fused_views of %d channels of %s to %s runs in PyTorch, slower; Triton takes 8-bit RGB"
-    logger.warning(said, channels, str(given)[6:], str(dtype)[6:])
-
-
 def _format(dtype: torch.dtype, channels: int) -> torch.memory_format:
     last = dtype == torch.uint8 and channels == 3
     return torch.channels_last if last else torch.contiguous_format
@@ -131,14 +121,12 @@ def fused_views(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> Te
     out = torch.empty(shape, dtype=dtype, device=device, memory_format=kind)
     if not out.numel():
         return out
-    if use_triton(out) and fused_views_triton.makes(views, target, dtype):
+    if use_triton(out) and dtype != torch.float64:
         fused_views_triton.fused_views(out, views, target)
     elif use_native(out) and native_fused_views.makes(dtype):
         native_fused_views.fused_views(out, views, target)
     else:
         if use_native(out):
             say_type("fused_views", dtype, takes="float32, bfloat16, uint8 or uint16")
-        elif use_triton(out) and dtype != torch.float64:
-            _say_triton(views.photos[0].shape[2], views.photos[0].dtype, dtype)
         return fused_views_ref(views, target, dtype)
     return out

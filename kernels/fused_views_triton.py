@@ -1,12 +1,13 @@
-"""Views of photographs on a GPU: what `fused_views.py`'s reference computes, in Triton.
+"""Views of images on a GPU: what `fused_views.py`'s reference computes, in Triton.
 
     views_resample_kernel   crop, resize, mirror, colour; for views that are not blurred also
                             solarize, normalise and cast
     views_blur_kernel       along rows; then along columns, solarize, normalise and cast
 
-A program makes a tile of a view, whatever the photographs' sizes: a photograph is an address in a
-table, not an argument. The tables of a call are made on the host, where the parameters are, and
-copied without waiting; which views are blurred is known there, so that others have no part in it.
+A program makes a tile of up to four channels of a view, whatever the photographs' sizes: a
+photograph is an address in a table, not an argument. The tables of a call are made on the host,
+where the parameters are, and copied without waiting; which views are blurred is known there, so
+that others have no part in it.
 
 Bytes of a view: its window read once (tiles share pixels, from the caches), the view written once.
 A window of 300x260 pixels and a view of 224x224 in bfloat16 take 0.23 + 0.30 MB. Blurring moves 48
@@ -15,21 +16,22 @@ _PLANES values at a time, which the L2 cache of large GPUs holds in part.
 
 Instructions per pixel, all channels, on sm_90 (tests/test_offline_compile.py): 16 for each pixel of
 the photograph in a sample's triangles, (2 s)² of them where the window is s times as large as the
-view, and about 100; 32 for each tap of a blur. Products of small matrices on tensor cores, as in
+view, and about 100; 32 for each tap of a blur. Of four channels of 16 bits 20, or 38 where values
+are cut off before they are resampled. Products of small matrices on tensor cores, as in
 `blur.py`, would take three times as many here: windows of a few pixels fill no tile of theirs.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.constants import constants
-from fastequi.kernels.sampling import reflected_index
+from fastequi.kernels.sampling import LARGEST, reflected_index
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
 LAUNCH = {"TILE_H": 8, "TILE_W": 32, "num_warps": 2, "maxnreg": 96}  # four pixels a thread
@@ -55,13 +57,29 @@ def _axis(start, step, first, size, TILE: tl.constexpr):
 
 
 @triton.jit
-def _store_last(out_ptr, v, live, solarize, gain_ptr, mean_ptr, ROUND: tl.constexpr):
-    """A channel as it leaves: solarized, normalised, cast."""
-    v = tl.where((solarize != 0) & (v >= 127.5), 255.0 - v, v)
-    if ROUND:
-        v = tl.floor(tl.minimum(tl.maximum(v, 0.0), 255.0) + 0.5)
-    else:
-        v = v * tl.load(gain_ptr) - tl.load(mean_ptr)
+def _value(at, low, high, CUT: tl.constexpr):
+    """Of a channel, above the lower end of its range where it is cut off."""
+    value = tl.load(at).to(tl.float32)
+    if CUT:
+        value = _within(value, low, high) - low
+    return value
+
+
+@triton.jit
+def _within(value, low, high):
+    """Cut off; NaN stays."""
+    return tl.clamp(value, low, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _store_last(
+    out_ptr, v, live, solarize, gain_ptr, mean_ptr, TOP: tl.constexpr, MOST: tl.constexpr
+):
+    """A channel as it leaves: solarized, normalised, cast; NaN of whole numbers is 0."""
+    v = tl.where((solarize != 0) & (v >= 0.5 * TOP), TOP - v, v)
+    v = v * tl.load(gain_ptr) - tl.load(mean_ptr)
+    if MOST > 0:
+        v = tl.floor(tl.minimum(tl.where(v > 0.0, v, 0.0), MOST) + 0.5)
     tl.store(out_ptr, v.to(out_ptr.dtype.element_ty), mask=live)
 
 
@@ -71,6 +89,9 @@ def views_resample_kernel(
     places_ptr,
     windows_ptr,
     numbers_ptr,
+    each_ptr,
+    taken_ptr,
+    ranges_ptr,
     gains_ptr,
     means_ptr,
     out_ptr,
@@ -79,25 +100,34 @@ def views_resample_kernel(
     W,
     TW,
     TILES,
+    C,
+    STORED,
     # strides
     stride_ov,
     stride_oc,
     stride_oy,
     stride_ox,
     # constants
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    RANGE: tl.constexpr,
+    CUT: tl.constexpr,
+    COLOR: tl.constexpr,
+    EACH: tl.constexpr,
+    TOP: tl.constexpr,
+    MOST: tl.constexpr,
     LAST: tl.constexpr,
-    ROUND: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
 ):
-    # x = color (Σ_pq w_pq photo[p, q] / Σ_pq w_pq), w_pq = (1 - |p - y| / r_y) (1 - |q - x| / r_x)
+    # x = range (Σ_pq w_pq photo[p, q] / Σ_pq w_pq), w_pq = (1 - |p - y| / r_y) (1 - |q - x| / r_x)
+    # x = color x, then (gain x + offset)^exponent; range, color and each only where constants say
     # out[v] = gain solarized(x) - mean if LAST, else out[n] = x
-    pid = tl.program_id(0)
-    n = (pid // TILES).to(tl.int64)
-    row = (pid % TILES) // TW * TILE_H
-    col = (pid % TILES) % TW * TILE_W
+    n, first, row, col = _place(TW, TILES, C, GROUP, TILE_H, TILE_W)
     place = places_ptr + n * 6
-    photo = tl.load(place).to(tl.pointer_type(tl.uint8))
+    kind = tl.uint8 if BITS == 8 else tl.uint16 if BITS == 16 else tl.float32
+    photo = tl.load(place).to(tl.pointer_type(kind))
     pitch = tl.load(place + 1)
     bottom = tl.load(place + 2).to(tl.int32)
     right = tl.load(place + 3).to(tl.int32)
@@ -110,50 +140,104 @@ def views_resample_kernel(
     )
     y_share = 1.0 / y_radius
     x_share = 1.0 / x_radius
-    r = tl.zeros([TILE_H, TILE_W], tl.float32)
-    g = tl.zeros([TILE_H, TILE_W], tl.float32)
-    b = tl.zeros([TILE_H, TILE_W], tl.float32)
+    taken = taken_ptr + first
+    channel = tl.load(taken)
+    photo += channel
+    # the group's other channels, from the first; those there are not are never read
+    at_1 = 1 if TOGETHER or GROUP < 2 else tl.load(taken + 1) - channel
+    at_2 = 2 if TOGETHER or GROUP < 3 else tl.load(taken + 2) - channel
+    at_3 = 3 if TOGETHER or GROUP < 4 else tl.load(taken + 3) - channel
+    ends = ranges_ptr + first * 4  # low, high, gain and offset of each
+    low_0 = tl.load(ends) if CUT else 0.0
+    high_0 = tl.load(ends + 1) if CUT else 0.0
+    low_1 = tl.load(ends + 4) if CUT and GROUP > 1 else 0.0
+    high_1 = tl.load(ends + 5) if CUT and GROUP > 1 else 0.0
+    low_2 = tl.load(ends + 8) if CUT and GROUP > 2 else 0.0
+    high_2 = tl.load(ends + 9) if CUT and GROUP > 2 else 0.0
+    low_3 = tl.load(ends + 12) if CUT and GROUP > 3 else 0.0
+    high_3 = tl.load(ends + 13) if CUT and GROUP > 3 else 0.0
+    v_0 = tl.zeros([TILE_H, TILE_W], tl.float32)
+    v_1 = tl.zeros([TILE_H, TILE_W], tl.float32)
+    v_2 = tl.zeros([TILE_H, TILE_W], tl.float32)
+    v_3 = tl.zeros([TILE_H, TILE_W], tl.float32)
     mass = tl.zeros([TILE_H, TILE_W], tl.float32)
     for q in range(columns):
         x = x_low + q
         wx = tl.maximum(1.0 - tl.abs(x - x_middle) * x_share, 0.0)[None, :]
-        x = tl.minimum(tl.maximum(x_from + x.to(tl.int32), 0), right) * 3
-        red = tl.zeros([TILE_H, TILE_W], tl.float32)
-        green = tl.zeros([TILE_H, TILE_W], tl.float32)
-        blue = tl.zeros([TILE_H, TILE_W], tl.float32)
+        x = tl.minimum(tl.maximum(x_from + x.to(tl.int32), 0), right) * STORED
+        down_0 = tl.zeros([TILE_H, TILE_W], tl.float32)
+        down_1 = tl.zeros([TILE_H, TILE_W], tl.float32)
+        down_2 = tl.zeros([TILE_H, TILE_W], tl.float32)
+        down_3 = tl.zeros([TILE_H, TILE_W], tl.float32)
         down = tl.zeros([TILE_H], tl.float32)
         for p in range(rows):
             y = y_low + p
             wy = tl.maximum(1.0 - tl.abs(y - y_middle) * y_share, 0.0)
             y = tl.minimum(tl.maximum(y_from + y.to(tl.int32), 0), bottom)
             at = photo + (y * pitch)[:, None] + x[None, :]
-            red += wy[:, None] * tl.load(at).to(tl.float32)
-            green += wy[:, None] * tl.load(at + 1).to(tl.float32)
-            blue += wy[:, None] * tl.load(at + 2).to(tl.float32)
+            down_0 += wy[:, None] * _value(at, low_0, high_0, CUT)
+            if GROUP > 1:
+                down_1 += wy[:, None] * _value(at + at_1, low_1, high_1, CUT)
+            if GROUP > 2:
+                down_2 += wy[:, None] * _value(at + at_2, low_2, high_2, CUT)
+            if GROUP > 3:
+                down_3 += wy[:, None] * _value(at + at_3, low_3, high_3, CUT)
             down += wy
-        r += wx * red
-        g += wx * green
-        b += wx * blue
+        v_0 += wx * down_0
+        v_1 += wx * down_1
+        v_2 += wx * down_2
+        v_3 += wx * down_3
         mass += wx * down[:, None]
-    r /= mass
-    g /= mass
-    b /= mass
+    v_0 = _in_range(v_0 / mass, ends, RANGE, TOP)
+    v_1 = _in_range(v_1 / mass, ends + 4, RANGE and GROUP > 1, TOP)
+    v_2 = _in_range(v_2 / mass, ends + 8, RANGE and GROUP > 2, TOP)
+    v_3 = _in_range(v_3 / mass, ends + 12, RANGE and GROUP > 3, TOP)
     i = row + tl.arange(0, TILE_H)[:, None]
     j = col + tl.arange(0, TILE_W)[None, :]
     live = (i < H) & (j < W)
     v = tl.load(place + 4) if LAST else n
-    out = out_ptr + v * stride_ov + i * stride_oy + j * stride_ox
-    for c in tl.static_range(3):
-        m = numbers_ptr + n * 13 + 4 * c
-        value = tl.load(m) * r + tl.load(m + 1) * g + tl.load(m + 2) * b + tl.load(m + 3)
-        value = tl.minimum(tl.maximum(value, 0.0), 255.0)
+    out = out_ptr + v * stride_ov + first * stride_oc + i * stride_oy + j * stride_ox
+    for k in tl.static_range(GROUP):
+        value = v_0 if k == 0 else v_1 if k == 1 else v_2 if k == 2 else v_3
+        if COLOR:
+            m = numbers_ptr + n * 13 + 4 * k
+            value = tl.load(m) * v_0 + tl.load(m + 1) * v_1 + tl.load(m + 2) * v_2 + tl.load(m + 3)
+            value = _within(value, 0.0, TOP)
+        if EACH:
+            by = each_ptr + ((n * C + first) + k) * 3
+            value = _within(value * tl.load(by) + TOP * tl.load(by + 1), 0.0, TOP)
+            exponent = tl.load(by + 2)
+            power = TOP * tl.exp2(exponent * tl.log2(tl.where(value > 0.0, value / TOP, 1.0)))
+            value = tl.where(exponent != 1.0, tl.where(value > 0.0, power, value), value)
         if LAST:
             solarize = tl.load(place + 5)
-            _store_last(
-                out + c * stride_oc, value, live, solarize, gains_ptr + c, means_ptr + c, ROUND
-            )
+            gain = gains_ptr + first + k
+            mean = means_ptr + first + k
+            _store_last(out + k * stride_oc, value, live, solarize, gain, mean, TOP, MOST)
         else:
-            tl.store(out + c * stride_oc, value, mask=live)
+            tl.store(out + k * stride_oc, value, mask=live)
+
+
+@triton.jit
+def _place(TW, TILES, C, GROUP: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Of a program: its view; the first of its channels, the last group being moved back where it
+    would end behind them; the first row and column of its tile. Groups of one tile are neighbours,
+    as they read the same lines.
+    """
+    groups = tl.cdiv(C, GROUP)
+    pid = tl.program_id(0)
+    tile = pid // groups
+    first = tl.minimum(pid % groups * GROUP, C - GROUP).to(tl.int64)
+    row = (tile % TILES) // TW * TILE_H
+    col = (tile % TILES) % TW * TILE_W
+    return (tile // TILES).to(tl.int64), first, row, col
+
+
+@triton.jit
+def _in_range(value, ends, RANGE: tl.constexpr, TOP: tl.constexpr):
+    if RANGE:
+        value = _within(value * tl.load(ends + 2) + tl.load(ends + 3), 0.0, TOP)
+    return value
 
 
 @triton.jit
@@ -170,32 +254,35 @@ def views_blur_kernel(
     W,
     TW,
     TILES,
+    C,
     # strides
     stride_ov,
     stride_oc,
     stride_oy,
     stride_ox,
     # constants
+    GROUP: tl.constexpr,
+    TOP: tl.constexpr,
+    MOST: tl.constexpr,
     LAST: tl.constexpr,
     FAR: tl.constexpr,
-    ROUND: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
 ):
     # x = Σ_d w(d) planes[n, c, i, j + d] / Σ_d w(d), or i + d if LAST, w(d) = exp(-d² / 2σ²)
     # out[v] = gain solarized(x) - mean if LAST, else out[n] = x
-    pid = tl.program_id(0)
-    n = (pid // TILES).to(tl.int64)
-    i = (pid % TILES) // TW * TILE_H + tl.arange(0, TILE_H)[:, None]
-    j = (pid % TILES) % TW * TILE_W + tl.arange(0, TILE_W)[None, :]
+    n, first, row, col = _place(TW, TILES, C, GROUP, TILE_H, TILE_W)
+    i = row + tl.arange(0, TILE_H)[:, None]
+    j = col + tl.arange(0, TILE_W)[None, :]
     live = (i < H) & (j < W)
     sigma = tl.load(numbers_ptr + n * 13 + 12)
     rate = tl.minimum(0.5 / (sigma * sigma), 1e30)
     reach = tl.ceil(3.0 * sigma.to(tl.float64)).to(tl.int32)  # in the host's precision
-    plane = planes_ptr + n * 3 * H * W
-    r = tl.zeros([TILE_H, TILE_W], tl.float32)
-    g = tl.zeros([TILE_H, TILE_W], tl.float32)
-    b = tl.zeros([TILE_H, TILE_W], tl.float32)
+    plane = planes_ptr + (n * C + first) * H * W
+    v_0 = tl.zeros([TILE_H, TILE_W], tl.float32)
+    v_1 = tl.zeros([TILE_H, TILE_W], tl.float32)
+    v_2 = tl.zeros([TILE_H, TILE_W], tl.float32)
+    v_3 = tl.zeros([TILE_H, TILE_W], tl.float32)
     mass = 0.0
     for d in range(-reach, reach + 1):
         w = tl.exp(-(d * d) * rate)
@@ -204,35 +291,42 @@ def views_blur_kernel(
             at = reflected_index(i + d, H, FAR) * W + j
         else:
             at = i * W + reflected_index(j + d, W, FAR)
-        r += w * tl.load(plane + at, mask=live, other=0.0)
-        g += w * tl.load(plane + H * W + at, mask=live, other=0.0)
-        b += w * tl.load(plane + 2 * H * W + at, mask=live, other=0.0)
+        v_0 += w * tl.load(plane + at, mask=live, other=0.0)
+        if GROUP > 1:
+            v_1 += w * tl.load(plane + H * W + at, mask=live, other=0.0)
+        if GROUP > 2:
+            v_2 += w * tl.load(plane + 2 * H * W + at, mask=live, other=0.0)
+        if GROUP > 3:
+            v_3 += w * tl.load(plane + 3 * H * W + at, mask=live, other=0.0)
     v = tl.load(places_ptr + n * 6 + 4) if LAST else n
-    out = out_ptr + v * stride_ov + i * stride_oy + j * stride_ox
-    for c in tl.static_range(3):
-        value = (r if c == 0 else g if c == 1 else b) / mass
+    out = out_ptr + v * stride_ov + first * stride_oc + i * stride_oy + j * stride_ox
+    for k in tl.static_range(GROUP):
+        value = (v_0 if k == 0 else v_1 if k == 1 else v_2 if k == 2 else v_3) / mass
         if LAST:
             solarize = tl.load(places_ptr + n * 6 + 5)
-            _store_last(
-                out + c * stride_oc, value, live, solarize, gains_ptr + c, means_ptr + c, ROUND
-            )
+            gain = gains_ptr + first + k
+            mean = means_ptr + first + k
+            _store_last(out + k * stride_oc, value, live, solarize, gain, mean, TOP, MOST)
         else:
-            tl.store(out + c * stride_oc, value, mask=live)
+            tl.store(out + k * stride_oc, value, mask=live)
 
 
 class _Tables(NamedTuple):
     """What the kernels read beside the photographs, of N views.
 
     Attributes:
-        places: [N, 6] int64 address of the photograph, bytes from a row to the next, its last row,
+        places: [N, 6] int64 address of the photograph, values from a row to the next, its last row,
             its last column; number of the view; whether to solarize.
         windows: [N, 4] float64 y where the window begins, pixels from a sample to the next; of x.
-        numbers: [N, 13] float32 rows of the colour matrix, for values of 0..255; sigma.
+        numbers: [N, 13] float32 rows of the colour matrix, for values of 0..top; sigma.
+        each: [N, C, 3] float32 gain, offset and exponent of every channel, [N, 0] where there are
+            none.
     """
 
     places: Tensor
     windows: Tensor
     numbers: Tensor
+    each: Tensor
 
     def sent(self, some: Tensor, device: torch.device) -> _Tables:
         """Rows of it on a device, which are not waited for."""
@@ -244,7 +338,7 @@ class _Tables(NamedTuple):
 
 def _tables(views: DrawnViews, target: ViewTarget) -> _Tables:
     """Of all views, on the host."""
-    photos, photo, window, color, sigma, solarize, _ = views
+    photos, photo, window, color, sigma, solarize, gain = views
     count = len(photo)
     each = [(x.data_ptr(), x.stride(0), x.shape[0] - 1, x.shape[1] - 1) for x in photos]
     places = torch.zeros(count, 6, dtype=torch.int64, device="cpu")
@@ -254,74 +348,101 @@ def _tables(views: DrawnViews, target: ViewTarget) -> _Tables:
     begin, end = window.double().split(2, 1)
     step = (end - begin) / torch.tensor(target.size, device="cpu")
     numbers = torch.zeros(count, 13, dtype=torch.float32, device="cpu")
-    matrix = numbers[:, :12].unflatten(1, (3, 4))
-    matrix.copy_(torch.eye(3, 4, device="cpu") if color is None else color)
-    matrix[..., 3] *= 255
+    if color is not None:
+        matrix = numbers[:, :12].unflatten(1, (3, 4))
+        matrix.copy_(color)
+        matrix[..., 3] *= target.top
     numbers[:, 12] = 0 if sigma is None else sigma
-    return _Tables(places, torch.stack([begin, step], 2).flatten(1), numbers)
+    windows = torch.stack([begin, step], 2).flatten(1)
+    return _Tables(places, windows, numbers, numbers[:, :0] if gain is None else gain)
 
 
-def makes(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> bool:
-    """Whether the kernels make such views: of 8-bit RGB, in a type they have."""
-    return (
-        dtype not in (torch.float64, torch.uint16)
-        and target.ranges is None
-        and views.gain is None
-        and tuple(target.channels) == (0, 1, 2)
-        and views.photos[0].shape[2] == 3
-        and views.photos[0].dtype == torch.uint8
+class _Plan(NamedTuple):
+    """What is the same of all views of a call.
+
+    Attributes:
+        taken: [C] int32 the photographs' channels.
+        ranges: [C, 4] float32 low, high, gain and offset, which bring a channel to 0..top.
+        gains, means: [C] float32 of the normalisation, of a channel in 0..top.
+        stored: channels of the photographs.
+        sizes: height, width, tiles across, tiles, channels of a view.
+        constants: of both kernels.
+        resample: those of the first alone.
+    """
+
+    taken: Tensor
+    ranges: Tensor
+    gains: Tensor
+    means: Tensor
+    stored: int
+    sizes: tuple[int, ...]
+    constants: dict[str, Any]
+    resample: dict[str, Any]
+
+    def grid(self, count: int) -> tuple[int]:
+        """Of so many views."""
+        _, _, _, tiles, channels = self.sizes
+        return (count * tiles * triton.cdiv(channels, self.constants["GROUP"]),)
+
+
+def _plan(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> _Plan:
+    device, given = views.device, views.photos[0].dtype
+    taken, count = tuple(target.channels), len(target.channels)
+    mean, std = target.mean or (0.0,) * count, target.std or (1.0,) * count
+    most = LARGEST.get(dtype, 0)
+    gains = tuple((most or 1) / (target.top * s) for s in std)
+    means = tuple(m / s for m, s in zip(mean, std, strict=True))
+    cut, ranges = target.rescaling(given)
+    across = triton.cdiv(target.width, LAUNCH["TILE_W"])
+    tiles = triton.cdiv(target.height, LAUNCH["TILE_H"]) * across
+    return _Plan(
+        constants(taken, device, torch.int32),
+        constants(ranges, device, torch.float32),
+        constants(gains, device, torch.float32),
+        constants(means, device, torch.float32),
+        views.photos[0].shape[2],
+        (*target.size, across, tiles, count),
+        {"GROUP": triton.cdiv(count, triton.cdiv(count, 4)), "TOP": target.top} | LAUNCH,
+        {
+            "BITS": 8 * given.itemsize,
+            "TOGETHER": taken == tuple(range(taken[0], taken[0] + count)),
+            "RANGE": target.ranges is not None,
+            "CUT": cut,
+            "COLOR": views.color is not None,
+            "EACH": views.gain is not None,
+        },
     )
 
 
 def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
-    """Fills `out` [V, 3, H, W], of any strides."""
-    tables = _tables(views, target)
+    """Fills `out` [V, C, H, W], of any strides."""
+    tables, plan = _tables(views, target), _plan(views, target, out.dtype)
     sigma = tables.numbers[:, 12]
     sharp, blurred = (sigma == 0).nonzero()[:, 0], sigma.nonzero()[:, 0]
     most = max(_PLANES // out[0].numel(), 1)
     with torch.cuda.device_of(out):
         if len(sharp):
-            _resample(out, tables.sent(sharp, out.device), target)
+            _resample(out, tables.sent(sharp, out.device), plan)
         for first in range(0, len(blurred), most):
             some = blurred[first : first + most]
-            reach = math.ceil(3 * sigma[some].max().item())
-            _resample_and_blur(out, tables.sent(some, out.device), target, reach)
+            far = math.ceil(3 * sigma[some].max().item()) >= min(target.size)
+            _resample_and_blur(out, tables.sent(some, out.device), plan, far)
 
 
-def _resample(out: Tensor, tables: _Tables, target: ViewTarget, last: bool = True) -> None:
-    gains, means = _gains_and_means(target, out.device)
-    grid, shape = _tiles(len(tables.places), target)
-    views_resample_kernel[grid](
-        *tables, gains, means, out, *shape, *out.stride(),
-        LAST=last, ROUND=out.dtype == torch.uint8, **LAUNCH,
+def _resample(out: Tensor, tables: _Tables, plan: _Plan, last: bool = True) -> None:
+    views_resample_kernel[plan.grid(len(tables.places))](
+        *tables, plan.taken, plan.ranges, plan.gains, plan.means, out, *plan.sizes, plan.stored,
+        *out.stride(), **plan.resample, **plan.constants, LAST=last, MOST=LARGEST.get(out.dtype, 0),
     )  # fmt: skip
 
 
-def _resample_and_blur(out: Tensor, tables: _Tables, target: ViewTarget, reach: int) -> None:
-    """Of views whose blurs reach so many pixels, at most."""
-    gains, means = _gains_and_means(target, out.device)
-    grid, shape = _tiles(len(tables.places), target)
+def _resample_and_blur(out: Tensor, tables: _Tables, plan: _Plan, far: bool) -> None:
+    """Of views of which a blur, if far, may reach beyond both borders."""
     sharp = out.new_empty((len(tables.places), *out.shape[1:]), dtype=torch.float32)
-    _resample(sharp, tables, target, last=False)
+    _resample(sharp, tables, plan, last=False)
     half = torch.empty_like(sharp)
-    far = reach >= min(target.size)
     for x, to, last in ((sharp, half, False), (half, out, True)):
-        views_blur_kernel[grid](
-            tables.places, tables.numbers, gains, means, x, to, *shape, *to.stride(),
-            LAST=last, FAR=far, ROUND=to.dtype == torch.uint8, **LAUNCH,
+        views_blur_kernel[plan.grid(len(tables.places))](
+            tables.places, tables.numbers, plan.gains, plan.means, x, to, *plan.sizes, *to.stride(),
+            **plan.constants, LAST=last, FAR=far, MOST=LARGEST.get(to.dtype, 0),
         )  # fmt: skip
-
-
-def _tiles(count: int, target: ViewTarget) -> tuple[tuple[int], tuple[int, ...]]:
-    """The grid of so many views, and the kernels' shapes."""
-    across = triton.cdiv(target.width, LAUNCH["TILE_W"])
-    tiles = triton.cdiv(target.height, LAUNCH["TILE_H"]) * across
-    return (count * tiles,), (*target.size, across, tiles)
-
-
-def _gains_and_means(target: ViewTarget, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of a channel in 0..255: (x / 255 - mean) / std = gain x - mean / std."""
-    mean, std = target.mean or (0.0,) * 3, target.std or (1.0,) * 3
-    gains = tuple(1 / (255 * s) for s in std)
-    means = tuple(m / s for m, s in zip(mean, std, strict=True))
-    return constants(gains, device, torch.float32), constants(means, device, torch.float32)

@@ -69,12 +69,10 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
     )
     floats = {"gain": [value * scale for value in gain], "bias": bias}
     if target.ranges is not None:
-        most = LARGEST.get(photos[0].dtype)
-        cut = most is None or any(low > 0 or high < most for low, high in target.ranges)
+        cut, each_range = target.rescaling(photos[0].dtype)
         if cut:
-            floats["ends"] = [end for ends in target.ranges for end in ends]
-        scales = [(target.top / (high - low), 0 if cut else low) for low, high in target.ranges]
-        floats["range"] = [x for scale, low in scales for x in (scale, -low * scale)]
+            floats["ends"] = [end for low, high, _, _ in each_range for end in (low, high)]
+        floats["range"] = [x for _, _, times, plus in each_range for x in (times, plus)]
     native.call("fused_views", native.with_floats(op, floats))
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastequi.kernels.sampling import LARGEST
+
 
 class Target(NamedTuple):
     """How targets are made of an image and compared.
@@ -116,6 +118,23 @@ class ViewTarget(NamedTuple):
     def top(self) -> float:
         """What 1 is until the end."""
         return 255.0 if self.ranges is None else 1.0
+
+    def rescaling(self, dtype: torch.dtype) -> tuple[bool, tuple[tuple[float, ...], ...]]:
+        """How values of a type become 0 .. top.
+
+        Returns:
+            Whether they have to be cut off; and low, high, gain and offset of each channel. Values
+            become gain x + offset; of those that are cut off x is what they are above low.
+        """
+        ranges = self.ranges or ((0.0, self.top),) * len(self.channels)
+        most = LARGEST.get(dtype)
+        cut = self.ranges is not None and (
+            most is None or any(low > 0 or high < most for low, high in ranges)
+        )
+        each = ((low, high, self.top / (high - low)) for low, high in ranges)
+        return cut, tuple(
+            (low, high, gain, 0.0 if cut else -low * gain) for low, high, gain in each
+        )
 
 
 class DINOTarget(NamedTuple):

@@ -15,6 +15,13 @@ from tests.support.native import expect_the_same_bits_of_any_threads, instructio
 needs_c = pytest.mark.skipif(native.obstacle() is not None, reason="no C kernels")
 MOST = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0}
 NEAR = {torch.float32: 3e-5, torch.bfloat16: 1e-2}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the images
+NAMES = ["torch", pytest.param("native", marks=needs_c), "triton"]
+
+
+def on(name, image):
+    """Where a backend runs."""
+    return image.to(DEVICE) if name == "triton" else image
 
 
 def values(dtype, shape, draw):
@@ -25,12 +32,12 @@ def values(dtype, shape, draw):
 
 
 @st.composite
-def problems(draw):
+def problems(draw, most=40):
     """A random call on images of 1 to 40 channels."""
     seed = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     dtype = draw(st.sampled_from(list(MOST)))
     stored = draw(st.sampled_from([1, 2, 3, 4, 5, 12, 16, 17, 40]))
-    side, images = st.integers(1, 30), []
+    side, images = st.integers(1, min(most, 30)), []
     for _ in range(draw(st.integers(1, 2))):
         height, width = draw(side), draw(side)
         image = values(dtype, (height, width + 2, stored), seed)[:, 1 : 1 + width]
@@ -42,7 +49,7 @@ def problems(draw):
     windows = torch.where(
         windows.roll(2, 1) == windows, sides * torch.tensor([0, 0, 1, 1]), windows
     )
-    options = {"size": (draw(st.integers(1, 40)), draw(st.integers(1, 40))), "photo": photo}
+    options = {"size": (draw(st.integers(1, most)), draw(st.integers(1, most))), "photo": photo}
     if draw(st.booleans()):
         taken = draw(st.lists(st.integers(0, stored - 1), min_size=1, max_size=20))
         options["channels"] = taken
@@ -71,10 +78,22 @@ def problems(draw):
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.sampled_from([*NEAR, torch.uint8, torch.uint16]))
 def test_fuzz_of_channels_equals_float64(problem, dtype):
+    expect_float64("native", problem, dtype)
+
+
+@settings(max_examples=300 if DEVICE == "cuda" else 8, deadline=None)
+@given(problems(30 if DEVICE == "cuda" else 8), st.sampled_from([*NEAR, torch.uint8, torch.uint16]))
+def test_fuzz_of_channels_in_triton_equals_float64(problem, dtype):
+    expect_float64("triton", problem, dtype)
+
+
+def expect_float64(name, problem, dtype):
+    """Of a backend: what the reference makes in float64, but for the rounding of its type."""
     images, windows, options = problem
+    images = [image.to(DEVICE) for image in images]
     if dtype in (torch.uint8, torch.uint16):
         options = {k: v for k, v in options.items() if k not in ("mean", "std")}
-    with backend.force("native"):
+    with backend.force(name):
         found = fused_views(images, windows, dtype=dtype, **options)
     with backend.force("torch"):
         exact = fused_views(images, windows, dtype=torch.float64, **options)
@@ -113,13 +132,11 @@ def test_what_the_numbers_mean():
     assert whole[0, :, 0, 0].tolist() == [100, 2000, 30]
 
 
-@pytest.mark.parametrize("name", ["native", "torch"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", list(MOST))
 @pytest.mark.parametrize("taken", [None, (2, 0), (0, 2, 1)])
 def test_what_is_outside_the_range_is_cut_off_before_values_are_resampled(taken, dtype, name):
     """Averages of 50 and of what is far above become those of 50 and 100, not all 100."""
-    if name == "native" and native.obstacle() is not None:
-        pytest.skip("needs a C compiler")
     part = MOST[dtype] / 255
     image = torch.full((16, 32, 3), 50 * part).double()
     image[:, ::2] = torch.tensor([255.0, 0.0, 255.0]).double() * part
@@ -128,55 +145,62 @@ def test_what_is_outside_the_range_is_cut_off_before_values_are_resampled(taken,
     options = {} if taken is None else {"channels": taken}
     with backend.force(name):
         found = fused_views(
-            [image], window, size=(4, 4), value_range=(20 * part, 100 * part), **options
-        )
+            [on(name, image)], window, size=(4, 4), value_range=(20 * part, 100 * part), **options
+        ).cpu()
     ends = torch.tensor([(1 + 3 / 8) / 2, 3 / 16, (1 + 3 / 8) / 2])
     expected = ends if taken is None else ends[list(taken)]
     middle = found[0, :, 1:3, 1:3].mean((1, 2))
     torch.testing.assert_close(middle, expected, atol=1e-3, rtol=0)
 
 
-@needs_c
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("low", "high", "dtype"),
     [(1e6, 1e6 + 10, torch.float32), (1e5, 1e5 + 1, torch.float32), (6e4, 6e4 + 10, torch.uint16)],
 )
-def test_a_narrow_range_far_from_0_keeps_its_digits(low, high, dtype):
+def test_a_narrow_range_far_from_0_keeps_its_digits(low, high, dtype, name):
     """Sums of values near 1e6 have none left for a tenth."""
     generator = torch.Generator().manual_seed(0)
     values = low + (high - low) * torch.rand(40, 50, 2, generator=generator, dtype=torch.float64)
     image = values.to(dtype) if dtype != torch.uint16 else values.int().to(dtype)
     window = torch.tensor([[1.3, 2.0, 38.6, 49.1]])
-    with backend.force("native"):
-        found = fused_views([image], window, size=31, value_range=(low, high))
+    with backend.force(name):
+        found = fused_views([on(name, image)], window, size=31, value_range=(low, high)).cpu()
     with backend.force("torch"):
         exact = fused_views([image], window, size=31, value_range=(low, high), dtype=torch.float64)
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
 
 
-@needs_c
-def test_channels_come_in_the_order_that_is_asked_for():
-    """Every choice of as many as there are, those too that begin and end as all of them do."""
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_come_in_the_order_that_is_asked_for(name):
+    """Every choice of as many as there are, those too that begin and end as all of them do; of
+    Triton's interpreter every 19th.
+    """
     window = torch.tensor([[0.0, 0, 4, 4]])
+    step = 19 if name == "triton" and DEVICE == "cpu" else 1
     for stored in (3, 4):
         image = torch.arange(stored, dtype=torch.uint8).mul(10).expand(4, 4, stored).contiguous()
-        for taken in itertools.product(range(stored), repeat=stored):
-            with backend.force("native"):
+        image = on(name, image)
+        for taken in list(itertools.product(range(stored), repeat=stored))[::step]:
+            with backend.force(name):
                 found = fused_views([image], window, size=1, channels=taken, dtype=torch.uint8)
             assert found.flatten().tolist() == [10 * c for c in taken]
 
 
-@needs_c
-def test_what_is_no_number_stays_where_it_is():
+@pytest.mark.parametrize("name", [pytest.param("native", marks=needs_c), "triton"])
+def test_what_is_no_number_stays_where_it_is(name):
     image = torch.full((8, 8, 2), 0.5)
     image[3, 4, 1] = torch.nan
-    with backend.force("native"):
-        found = fused_views([image], torch.tensor([[0.0, 0, 8, 8]]), size=8)
-        whole = fused_views([image], torch.tensor([[0.0, 0, 8, 8]]), size=8, dtype=torch.uint16)
+    given = [on(name, image)], torch.tensor([[0.0, 0, 8, 8]])
+    options = {"size": 8, "gain": torch.tensor([[[0.9, 0.1, 1.0], [0.9, 0.1, 0.5]]])}
+    with backend.force(name):
+        found = fused_views(*given, **options).cpu()
+        whole = fused_views(*given, dtype=torch.uint16, **options).cpu()
     near = torch.zeros_like(found, dtype=torch.bool)
-    near[0, 1, 2:5, 3:6] = True  # a neighbour takes no part of it, but 0 times
-    assert torch.equal(found.isnan(), near)
-    assert torch.equal(whole == 0, near)
+    near[0, 1, 2:5, 3:6] = True  # a neighbour takes no part of it, but 0 times, or is not asked
+    assert found[0, 1, 3, 4].isnan()
+    assert not found[~near].isnan().any()
+    assert torch.equal(whole == 0, found.isnan())
 
 
 def test_three_bytes_with_their_own_range_are_those_without():

@@ -163,9 +163,8 @@ class DataConfig:
         views: what makes the views of decoded images, on the device. "dali": its operators one
             after the other. "fused": one pass per view (:func:`fastequi.fused_views`), the same
             but for DALI's rounding (a grey level, rarely two); several times as fast on a CPU, not
-            measured on a GPU, where of other images than 8-bit RGB it is PyTorch's. "auto": fused
-            on a CPU where the C kernels run, which was faster at every size measured, else dali; a
-            run keeps what it began with.
+            measured on a GPU. "auto": fused on a CPU where the C kernels run, which was faster at
+            every size measured, else dali; a run keeps what it began with.
     """
 
     image_size: int = 224

@@ -51,11 +51,11 @@ POINTERS = {
          "back_weight_ptr", "student_boxes_ptr", "teacher_boxes_ptr", "boxes_ptr", "cosine_ptr",
          "z1_ptr", "z2_ptr", "centred_ptr", "sums_ptr", "factor_ptr", "negative_ptr",
          "positive_ptr", "pull_ptr", "numbers_ptr", "planes_ptr", "x_norm_ptr", "y_norm_ptr",
-         "along_ptr", "unit_ptr", "push_ptr", "by_unit_ptr"), "*fp32",
+         "along_ptr", "unit_ptr", "push_ptr", "by_unit_ptr", "each_ptr", "ranges_ptr"), "*fp32",
     ),
     **dict.fromkeys(
-        ("arrived_ptr", "pairs_ptr", "own_ptr", "at_ptr", "forth_ptr", "back_ptr", "turns_ptr"),
-        "*i32",
+        ("arrived_ptr", "pairs_ptr", "own_ptr", "at_ptr", "forth_ptr", "back_ptr", "turns_ptr",
+         "taken_ptr"), "*i32",
     ),
     **dict.fromkeys(
         ("ids_ptr", "positives_ptr", "places_ptr", "blurred_ptr", "neighbour_ptr"), "*i64"
@@ -394,32 +394,64 @@ def _blur(
 # fused_views_triton
 
 
+VIEWS = {
+    **fused_views_triton.LAUNCH, "BITS": 8, "GROUP": 3, "TOGETHER": True,
+    "RANGE": False, "CUT": False, "COLOR": True, "EACH": False, "TOP": 255.0, "MOST": 0,
+    "LAST": True, "FAR": False, "stride_ox": 1,
+}  # fmt: skip
+VIEWS_EVERYTHING = VIEWS | {
+    "TOGETHER": False, "RANGE": True, "CUT": True, "EACH": True, "TOP": 1.0,
+}  # fmt: skip
+
+
 @section
 def fused_views_triton_cases() -> Iterator[Case]:
-    """Counted are a pixel of the photograph and a tap of a blur, of all channels."""
-    resample = fused_views_triton.views_resample_kernel
-    blurs = fused_views_triton.views_blur_kernel
-    config = fused_views_triton.LAUNCH | {"stride_ox": 1, "ROUND": False}
-    last, planes = config | {"LAST": True}, config | {"LAST": False}
-    near, far = {"FAR": False}, {"FAR": True}
-    pixels = config["TILE_H"] * config["TILE_W"]
-    for name, kernel, constants, dtype, ceilings in (
-        ("views", resample, last, "*bf16", Ceilings(17, 17, 17)),
-        ("views, rows blurred", blurs, planes | near, "*fp32", Ceilings(21, 21, 21)),
-        ("views, columns blurred", blurs, last | near, "*bf16", Ceilings(11, 11, 11)),
+    """Counted are a pixel of the photograph and a tap of a blur, of all channels of a group; of one
+    channel, and of two with Triton 3.6, the compiler makes one turn of four pixels.
+    """
+    for name, blurs, changes, dtype, ceilings in (
+        ("views", False, {}, "*bf16", Ceilings(16, 17, 17)),
+        ("views, rows blurred", True, {"LAST": False}, "*fp32", Ceilings(21, 21, 21)),
+        ("views, columns blurred", True, {}, "*bf16", Ceilings(11, 11, 11)),
     ):
-        options = {"types": {"out_ptr": dtype}, "loops": True, "ceilings": ceilings}
-        yield _by_table(name, kernel, constants, pixels, **options)
-    for dtype in ("*fp16", "*fp32", "*u8"):
-        options = {"types": {"out_ptr": dtype}, "slow": True}
+        yield _views(name, blurs, dtype, changes, ceilings=ceilings)
+    for dtype in ("*fp16", "*fp32", "*u8", "*u16"):
+        changes = {"MOST": {"*u8": 255, "*u16": 65535}.get(dtype, 0)}
         if dtype == "*u8":
-            last |= {"ROUND": True, "stride_oc": 1, "stride_ox": 3}
-        yield _by_table(f"views {dtype}", resample, last, pixels, **options)
-        yield _by_table(f"views, columns blurred {dtype}", blurs, last | near, pixels, **options)
-        yield _by_table(f"views, blurred far {dtype}", blurs, last | far, pixels, **options)
-    options = {"types": {"out_ptr": "*fp32"}, "slow": True}
-    yield _by_table("views, planes", resample, planes, pixels, **options)
-    yield _by_table("views, rows blurred far", blurs, planes | far, pixels, **options)
+            changes |= {"stride_oc": 1, "stride_ox": 3}
+        yield _views(f"views {dtype}", False, dtype, changes, slow=True)
+        yield _views(f"views, columns blurred {dtype}", True, dtype, changes, slow=True)
+        yield _views(f"views, blurred far {dtype}", True, dtype, changes | {"FAR": True}, slow=True)
+    planes = {"LAST": False}
+    yield _views("views, planes", False, "*fp32", planes, slow=True)
+    yield _views("views, rows blurred far", True, "*fp32", planes | {"FAR": True}, slow=True)
+    of_sixteen = {"BITS": 16, "RANGE": True, "COLOR": False, "TOP": 1.0}
+    for channels, ceilings in (
+        (1, Ceilings(38, 42, 42)), (2, Ceilings(50, 14, 14)), (4, Ceilings(19, 20, 20))
+    ):  # fmt: skip
+        group = {"GROUP": channels}
+        if channels == 1:  # ones become constants
+            group |= {"STORED": 1, "C": 1}
+        name = f"views of {channels} channels of 16 bits"
+        yield _views(name, False, "*bf16", of_sixteen | group, ceilings=ceilings, slow=True)
+        name = f"views of {channels} channels, columns blurred"
+        yield _views(name, True, "*bf16", group, slow=True)
+    for bits in (8, 16, 32):
+        for group in (1, 2, 3, 4):
+            changes = VIEWS_EVERYTHING | {"BITS": bits, "GROUP": group, "COLOR": group == 3}
+            name = f"views, everything on, {group} of {bits} bits"
+            ceilings = Ceilings(37, 38, 38) if group == 4 else None
+            yield _views(name, False, "*bf16", changes, ceilings=ceilings, slow=True)
+
+
+def _views(name: str, blurs: bool, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
+    kernel = fused_views_triton.views_resample_kernel
+    if blurs:
+        kernel = fused_views_triton.views_blur_kernel
+    constants = VIEWS | changes
+    pixels = constants["TILE_H"] * constants["TILE_W"]
+    options = {"types": {"out_ptr": dtype}, "loops": True, **more}
+    return _by_table(name, kernel, constants, pixels, **options)
 
 
 # dino, sinkhorn
