@@ -164,7 +164,7 @@ def views_resample_kernel(
     for q in range(columns):
         x = x_low + q
         wx = tl.maximum(1.0 - tl.abs(x - x_middle) * x_share, 0.0)[None, :]
-        x = tl.minimum(tl.maximum(x_from + x.to(tl.int32), 0), right) * STORED
+        x = tl.minimum(tl.maximum(x_from + x.to(tl.int32), 0), right).to(tl.int64) * STORED
         down_0 = tl.zeros([TILE_H, TILE_W], tl.float32)
         down_1 = tl.zeros([TILE_H, TILE_W], tl.float32)
         down_2 = tl.zeros([TILE_H, TILE_W], tl.float32)

@@ -156,7 +156,12 @@ def test_what_is_outside_the_range_is_cut_off_before_values_are_resampled(taken,
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("low", "high", "dtype"),
-    [(1e6, 1e6 + 10, torch.float32), (1e5, 1e5 + 1, torch.float32), (6e4, 6e4 + 10, torch.uint16)],
+    [
+        (1e6, 1e6 + 10, torch.float32),
+        (1e6 + 0.1, 1e6 + 0.9, torch.float32),  # ends that float32 does not hold
+        (0.1, 0.1 + 1e-6, torch.float32),
+        (6e4, 6e4 + 10, torch.uint16),
+    ],
 )
 def test_a_narrow_range_far_from_0_keeps_its_digits(low, high, dtype, name):
     """Sums of values near 1e6 have none left for a tenth."""
@@ -187,7 +192,21 @@ def test_channels_come_in_the_order_that_is_asked_for(name):
             assert found.flatten().tolist() == [10 * c for c in taken]
 
 
-@pytest.mark.parametrize("name", [pytest.param("native", marks=needs_c), "triton"])
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_row_of_more_values_than_32_bits_count(name):
+    """Of memory that is never touched but for two pixels."""
+    channels = 2**20
+    image = torch.empty(2049 * channels, dtype=torch.uint8, device=on(name, IMAGE).device)
+    image = image.view(1, 2049, channels)
+    image[0, 2040, 0], image[0, 2048, 0] = 100, 200
+    for x, value in ((2040, 100), (2048, 200)):
+        window = torch.tensor([[0.0, x, 1, x + 1]])
+        with backend.force(name):
+            found = fused_views([image], window, size=1, channels=(0,), dtype=torch.uint8)
+        assert found.item() == value
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
 def test_what_is_no_number_stays_where_it_is(name):
     image = torch.full((8, 8, 2), 0.5)
     image[3, 4, 1] = torch.nan

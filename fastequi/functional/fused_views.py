@@ -65,7 +65,7 @@ def fused_views(
             gain x + offset, cut off at 0 and 1, to the power of an exponent where there are three.
         channels: the photographs' channels that are taken, C numbers from 0; all by default.
         value_range: (low, high), one for all channels taken or one for each: these values become 0
-            and 1, what lies outside is cut off before anything is resampled. By default what whole
+            and 1, as float32 holds them; what lies outside is cut off first. By default what whole
             numbers of the type can be, and 0..1 of floats. NaN makes NaN, of whole numbers 0, of
             the pixels near it.
         mean, std: C floats each in 0..1, one for all, or neither.
@@ -259,7 +259,9 @@ def _checked_range(
             f"value_range: expected low < high within ±{MOST_VALUE:g}, {1 / MOST_VALUE:g} apart "
             f"and in float32 too, got {given!r}"
         )
-    return found * (len(taken) if len(found) == 1 else 1)
+    # a width between other ends than those at which values are cut off would not fit
+    held = tuple((float(np.float32(low)), float(np.float32(high))) for low, high in found)
+    return held * (len(taken) if len(found) == 1 else 1)
 
 
 def _on_host(name: str, values: Tensor, device: torch.device) -> Tensor:
