@@ -1,6 +1,7 @@
 """Kernels run under Triton's interpreter where there is no GPU; that must be said before import."""
 
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -68,23 +69,35 @@ def uninterrupted_by_two(tmp_path_factory):
     return run_once(tmp_path_factory, "uninterrupted_by_two", "--max-steps", 30, processes=2)
 
 
-def _is_slow(item):
-    """Marked slow; or slow("triton", "l1-zeros"), then of items whose id has "triton", or both "l1"
-    and "zeros", where there is no GPU."""
-    marker = item.get_closest_marker("slow")  # keywords hold the folders' names too
-    if marker is None or not marker.args:
-        return marker is not None
-    known = set(item.callspec.id.split("-"))
-    named = any(known.issuperset(words.split("-")) for words in marker.args)
-    return named and not torch.cuda.is_available()
+def _slow(items):
+    """Those marked slow; or slow("triton", "l1-zeros"), then of items whose id has "triton", or
+    both "l1" and "zeros"; or slow(..., every=3), of such items all but a third, spread over their
+    parameters. The last two where there is no GPU.
+    """
+    met = Counter()  # of the items of a function that have such words
+    for item in items:
+        for marker in item.iter_markers("slow"):  # keywords hold the folders' names too
+            if not (marker.args or marker.kwargs):
+                yield item
+            elif not torch.cuda.is_available():
+                known = set(item.callspec.id.split("-"))
+                named = any(known.issuperset(words.split("-")) for words in marker.args)
+                if named or not marker.args:
+                    number = met[item.function]
+                    met[item.function] += 1
+                    every = marker.kwargs.get("every")
+                    if every is None or number * _GOLDEN % 1 >= 1 / every:
+                        yield item
+
+
+_GOLDEN = 0.6180339887  # parts of its multiples lie evenly, whatever the numbers of parameters
 
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("-m"):
         skip = pytest.mark.skip(reason="slow: run with -m slow")
-        for item in items:
-            if _is_slow(item):
-                item.add_marker(skip)
+        for item in _slow(items):
+            item.add_marker(skip)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:

@@ -12,7 +12,7 @@ from tests.support.tolerances import GRAD
 from tests.support.warp_recon import MEAN, STD, assert_near, case
 
 
-@pytest.mark.slow("triton-dtype1-0", "triton-dtype0-4-l1")
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
 @pytest.mark.parametrize("patch", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -152,7 +152,7 @@ def others(value):
     return []
 
 
-@pytest.mark.slow("rotnet_nin_32", "gtsa_vits16", "tir_ibot_vits16")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "tir_ibot_vits16", "gtsa_vits16", "rotnet_nin_32"])
 def test_a_resumed_run_keeps_what_its_weights_are_made_for(name):
     """Every setting that changes a tensor's name or shape is refused, whatever it is called."""

@@ -16,6 +16,7 @@ def patches(pairs, count, channels, seed, dtype=torch.float32):
     return torch.randn(pairs, count, channels, generator=generator).to(dtype)
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("m", "n", "channels", "top"), [(9, 16, 12, 4), (37, 70, 33, 37)])
 def test_equals_the_loops_in_value_and_gradient(backend, device, dtype, m, n, channels, top):

@@ -55,7 +55,7 @@ def given(dtype, device, bins, channels=12, batch=2, small=(5, 6), large=(7, 9),
     }
 
 
-@pytest.mark.slow("triton-70")
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("bins", "channels"), [(4, 12), (3, 70)])
 def test_equals_the_loops_in_value_and_gradient(backend, device, dtype, bins, channels):
@@ -96,6 +96,7 @@ def test_same_features_under_any_turn_are_perfectly_aligned(backend, device):
         assert wrong > -0.9
 
 
+@pytest.mark.slow(every=3)
 @pytest.mark.parametrize("beyond", [-5, 4, 7])
 def test_turns_are_taken_modulo_four(backend, device, beyond):
     args = given(torch.float32, device, 2, 5, 1, (3, 4), (5, 6))

@@ -274,6 +274,7 @@ def test_bad_sizes_are_named():
             make(num_convs=-1)
 
 
+@pytest.mark.slow(every=2)
 @pytest.mark.parametrize("kind", [PathDecoder, PixelShuffleDecoder])
 def test_compiles_for_grids_that_change(kind):
     torch._dynamo.reset()

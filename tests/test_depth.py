@@ -151,6 +151,7 @@ def test_predictions_are_weighed_before_they_are_resized():
     assert torch.allclose(found, torch.full((3, 7), (3.1 * 1 + 0.1 * 2) / 3.2))
 
 
+@pytest.mark.slow
 def test_features_that_tell_the_depth_are_nearly_perfect(tmp_path):
     """Depth rises with red and falls with blue, in stripes of a patch."""
     rng = np.random.default_rng(0)

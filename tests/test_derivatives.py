@@ -114,7 +114,7 @@ def _off(got: Tensor, wanted: Tensor) -> float:
 CAST = {"linear_warp_recon_loss", "linear_blur_recon_loss", "linear_dino_loss"}
 
 
-@pytest.mark.slow("triton-warp_recon_loss")
+@pytest.mark.slow("triton", every=2)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in CAST])
 def test_autocast_changes_nothing(backend, device, name):
     if backend == "triton" and device.type == "cpu" and name in PLAIN:
@@ -525,6 +525,7 @@ def test_training_follows_a_validation_in_inference_mode(name):
     assert torch.equal(after, _gradient(call)[1])
 
 
+@pytest.mark.slow(every=3)
 @pytest.mark.parametrize("name", _with_constants(0.5))
 def test_constants_are_part_of_a_compiled_graph(name):
     torch._dynamo.reset()

@@ -20,6 +20,7 @@ def backend(request):
         yield request.param
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("views", "teachers", "width"), [(2, 2, 64), (5, 2, 37), (3, 1, 5000)])
 @pytest.mark.parametrize("centred", [False, True])

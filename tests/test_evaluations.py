@@ -117,6 +117,7 @@ def test_photographs_seen_in_training_are_counted(runs, tmp_path, capsys, monkey
     assert line.format(file) in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["equivariance", "knn"])
 def test_images_that_probes_are_fitted_and_tested_on_are_counted(runs, tmp_path, capsys, kind):
     """By file or by bytes, whatever their names: 9 of the same folder, 3 copies, or none."""
@@ -460,6 +461,7 @@ def test_windows_of_any_shape_show_the_middle(tmp_path):
     assert images[0, 0, 0].float().mean() < 5
 
 
+@pytest.mark.slow
 def test_shards_lists_and_several_folders_are_evaluated_and_embedded(runs, tmp_path, capsys):
     run, photos = str(runs / "tir"), runs / "photos"
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:

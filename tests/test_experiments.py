@@ -57,7 +57,7 @@ def test_all_rows_share_encoder_images_and_steps():
             assert (low, high) == pytest.approx((1, 77 / 48))
 
 
-@pytest.mark.slow("VICReg")
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["VICReg", "TIR translation K=2", "TIR blur K=1"])
 def test_the_papers_encoder_at_another_size(row):
     base = base_of("tir_vicreg_vits16", size=96, batch=8)
@@ -165,6 +165,7 @@ def chosen(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_choices_are_judged_on_a_part_of_the_training_regions(tmp_path, monkeypatch):
     (left, top, right, cut), validation = choices.FITTED, choices.VALIDATION
     assert (left, top, right) == (0.0, 0.0, 0.7)
@@ -190,6 +191,7 @@ def test_choices_are_judged_on_a_part_of_the_training_regions(tmp_path, monkeypa
     ]
 
 
+@pytest.mark.slow
 def test_choices_that_are_made_are_not_made_again(chosen, monkeypatch):
     (row,) = json.loads((chosen / "choices.json").read_text())["runs"]
     assert row["options"] == CHOICE
@@ -202,6 +204,7 @@ def test_choices_that_are_made_are_not_made_again(chosen, monkeypatch):
     assert json.loads((chosen / "choices.json").read_text())["runs"] == [row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["pairs", "probes", "recipe"])
 def test_choices_are_not_mixed_with_those_of_other_pairs_probes_or_recipes(
     chosen, monkeypatch, change

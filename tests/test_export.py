@@ -62,6 +62,7 @@ def test_torchscript_takes_any_batch_and_one_size(tmp_path, name):
     assert f"images of {height}x{width} px" in written.notes[0]
 
 
+@pytest.mark.slow(every=3)
 @pytest.mark.parametrize("name", ["plain", "registers apart", "rope swiglu"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_what_load_gives_is_exported_with_a_dynamic_batch(name):

@@ -132,6 +132,7 @@ def test_no_gradient_is_computed_for_a_frozen_encoder():
     assert {group["encoder"] for group in optimizer.param_groups} == {True, False}
 
 
+@pytest.mark.slow(every=2)
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_run_resumed_in_the_frozen_share_ends_with_the_same_bits(tmp_path, kind):
     config, source = frozen("tir_ibot_vits16", 3, kind), embedded_photos()

@@ -41,6 +41,7 @@ def test_no_blur_is_the_image_and_constants_stay(backend, device):
     torch.testing.assert_close(gaussian_blur(flat, zero + 2), flat)
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize(
     ("steps", "channels", "most"), [(1, 3, 2.0), (5, 4, 2.0), (3, 1, 4.0), (2, 1, 9.0)]
 )

@@ -315,6 +315,7 @@ def test_images_are_warped_as_affine_paths_warp_them():
     torch.testing.assert_close(moved_by, image[:1, :, :, 4:], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow(every=2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pairs_show_the_same_where_they_say(family):
     pytest.importorskip("nvidia.dali")

@@ -59,6 +59,7 @@ def expect_equal(student, teacher, **options):
     assert (ours[1] - wanted[1]).norm() <= GRAD[dtype] * wanted[1].norm()
 
 
+@pytest.mark.slow("triton", every=4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("clamp", CLAMPS)
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_panels_of_several_images(backend, device, monkeypatch):
     expect_equal(*pair(5, 33, 8, 8, device=device), reduction="none")
 
 
+@pytest.mark.slow
 def test_tall_tiles(device):
     """Those of images of 512 patches or more, with their mirror images, in half precision."""
     from fastequi.kernels import backend

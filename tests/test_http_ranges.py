@@ -98,6 +98,7 @@ print("asked", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_does_not_wait_for_what_it_asked_for_ahead(tmp_path):
     with serving(shards()) as web:
         command = [sys.executable, "-c", _ENDS, f"{web.url}/{{000..004}}.tar"]

@@ -73,6 +73,7 @@ def checkpoints(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "later",  # the second waits for a thread; test_survival stops a run that does
     ["", pytest.param("--train.async-save", marks=pytest.mark.slow)],
@@ -318,6 +319,7 @@ def test_a_full_disk_is_no_reader_that_left(tmp_path):
     assert "No space left" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",  # the clock is the same with FSDP
     [[], pytest.param(["--train.parallel", "fsdp"], marks=pytest.mark.slow)],

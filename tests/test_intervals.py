@@ -48,6 +48,7 @@ def test_it_covers_as_often_as_it_says_only_if_photographs_are_drawn(grouped):
     assert (0.87 < covered / 200 < 0.99) if grouped else covered / 200 < 0.5
 
 
+@pytest.mark.slow(every=2)
 @pytest.mark.parametrize(("photographs", "covered"), [(5, 0.84), (9, 0.90), (20, 0.93)])
 def test_of_few_photographs_it_covers_as_seldom_as_its_documentation_says(photographs, covered):
     found, g = 0, rng()

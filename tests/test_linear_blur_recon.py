@@ -43,13 +43,14 @@ def check(leaves, image, sigma, device, over=0, **options):
     )
 
 
-@pytest.mark.slow("triton-sum")
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_equals_linear_then_loss(backend, device, loss, reduction, poisoned):
     check(*case(), device, loss=loss, reduction=reduction, mean=MEAN, std=STD)
 
 
+@pytest.mark.slow("triton", every=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shared", [False, True])
 def test_dtypes_and_a_weight_for_all_steps(backend, device, dtype, shared, poisoned):

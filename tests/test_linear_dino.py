@@ -31,6 +31,7 @@ def unit(shape, seed, dtype, device):
     return F.normalize(logits(shape, seed=seed).double(), dim=-1).to(device, dtype)
 
 
+@pytest.mark.slow("triton", every=4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("targets", ["softmax", "centred", "sinkhorn"])
 def test_equals_the_layer_and_the_official_loss(backend, device, chunked, dtype, targets):

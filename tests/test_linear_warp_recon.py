@@ -43,12 +43,14 @@ def check(leaves, image, theta, size, device, over=0, **options):
     )
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_equals_linear_then_loss(backend, device, loss, reduction, poisoned):
     check(*case(), device, loss=loss, reduction=reduction, mean=MEAN, std=STD)
 
 
+@pytest.mark.slow("triton", every=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shared", [False, True])
 def test_dtypes_and_a_weight_for_all_steps(backend, device, dtype, shared, poisoned):
@@ -216,6 +218,7 @@ def test_opcheck_and_compile(device):
         torch.testing.assert_close(a, leaf.grad)
 
 
+@pytest.mark.slow
 def test_sizes_that_a_compiler_keeps_as_symbols(device):
     torch._dynamo.reset()
 

@@ -66,6 +66,7 @@ def answer(name):
     return out, next(network.parameters()).grad
 
 
+@pytest.mark.slow(every=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_run_without_values(name, dtype):

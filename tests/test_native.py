@@ -192,6 +192,7 @@ def test_many_processes_build_once(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", library.name]
 
 
+@pytest.mark.slow(every=2)
 @pytest.mark.parametrize(("cc", "reason"), [("no-such-cc", "no C compiler"), ("false", "failed")])
 def test_without_a_working_compiler_the_pytorch_path_runs_and_says_so_once(tmp_path, cc, reason):
     code = """

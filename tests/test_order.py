@@ -63,7 +63,7 @@ def test_all_orders_of_a_few_images_are_alike_often(n):
     assert abs(chi_square(counts, times / len(counts))) < 5
 
 
-@pytest.mark.slow("5000")
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [7, 5000])
 def test_two_places_see_all_pairs_of_images_alike_often(n):
     turns, times, cells = 20_000, np.arange(20_000), min(n, 30)

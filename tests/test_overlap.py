@@ -37,6 +37,7 @@ def as_image(patches, grid, patch):
     return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
+@pytest.mark.slow("triton", every=4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("patch", "over", "channels"), [(4, 1, 3), (4, 2, 1), (5, 2, 5)])
@@ -53,6 +54,7 @@ def test_windows_become_the_image(backend, device, grid, patch, over, channels, 
     )
 
 
+@pytest.mark.slow("triton", every=4)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("patch", "over", "channels"), [(4, 1, 3), (4, 2, 1), (5, 2, 5)])
 def test_the_way_back_is_the_adjoint(backend, device, grid, patch, over, channels, poisoned):

@@ -108,6 +108,7 @@ def test_bfloat16_reads_what_float32_reads():
     assert (scores[0].mean() - scores[1].mean()).abs() < 0.03
 
 
+@pytest.mark.slow
 def test_the_mlp_learns_a_nonlinear_target_that_ridge_cannot():
     x = torch.randn(2500, 3, generator=rng())
     y = (x[:, :1] * x[:, 1:2]).tanh()

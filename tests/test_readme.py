@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,7 @@ def test_links_and_files_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_name_what_there_is(page):
     """Every fastequi command, option, module and script that a page shows."""
-    import contextlib
-    import io
-
-    from fastequi.cli import commands, evaluations, main
+    from fastequi.cli import evaluations, main
     from fastequi.recipes import RECIPES
 
     text = page.read_text()
@@ -63,15 +61,27 @@ def test_commands_name_what_there_is(page):
         options = [w.split("=")[0] for w in words if w.startswith("--")]
         if words[0] == "doctor" or not options or "--" in words or "KIND" in words:
             continue
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-            getattr(commands, names[0])([*names[1:], "--help"])
+        said = _help_of(*names)
         for option in options:
-            assert option in said.getvalue(), (line, option)
+            assert option in said, (line, option)
     for script in re.findall(r"bash (ci/\w+\.sh)", text):
         assert (ROOT / script).is_file(), script
     for module in re.findall(r"python -m (bench\.\w+|bench)\b", text):
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file() or module == "bench"
+
+
+@cache
+def _help_of(command, *names):
+    """What a command says of its options."""
+    import contextlib
+    import io
+
+    from fastequi.cli import commands
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        getattr(commands, command)([*names, "--help"])
+    return said.getvalue()
 
 
 def _blocks(text):

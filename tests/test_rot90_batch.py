@@ -20,6 +20,7 @@ def pixels(b, n, channels=3, interleaved=True):
     return images if interleaved else images.contiguous()
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("n", [1, 7, 32, 45])
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -35,6 +36,7 @@ def test_turns_are_numpys_bit_for_bit(backend, device, n, interleaved, memory_fo
             np.testing.assert_array_equal(back[4 * b + k], expected)
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_normalised_and_cast(backend, device, dtype, memory_format):

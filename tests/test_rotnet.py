@@ -239,6 +239,7 @@ def leave(folder, config, method, ema=None):
     checkpoint.write(folder / "checkpoints", taken)
 
 
+@pytest.mark.slow
 def test_its_evaluation_takes_what_the_others_take(tmp_path, monkeypatch, capsys):
     """EMA weights, folders of classes, --out, --against, --test-data."""
     monkeypatch.setattr(rotation, "_CONV_STEPS", 3)

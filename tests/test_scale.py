@@ -27,6 +27,7 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow(every=3)
 @pytest.mark.parametrize("name", ["tir_vicreg_vits16", "tir_ibot_vits16", "gtsa_vits16"])
 def test_it_follows_the_curve_of_float32_to_its_rounding(tmp_path, monkeypatch, name):
     monkeypatch.setattr(scale, "_FIRST", 2.0**8)  # nothing overflows, so that no step is missing
@@ -83,6 +84,7 @@ def test_a_loss_that_is_not_finite_is_not_the_scales_fault(tmp_path, monkeypatch
     assert "step 2 is skipped: its loss" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     """Scale and counter go on too: it overflows at first, and grows in every third clean step."""
     monkeypatch.setattr(scale, "_FIRST", 2.0**14)
@@ -159,6 +161,7 @@ def test_auto_takes_what_a_gpu_has(monkeypatch, capability, dtype):
     assert TrainConfig(precision="fp32").autocast_dtype(gpu) is None
 
 
+@pytest.mark.slow
 def test_auto_takes_no_type_that_onednn_has_to_emulate():
     """It reads its limit when it starts; beyond it a product takes a hundred times as long."""
     ask = "import torch; from fastequi.config import fast_dtype as f; print(f(torch.device('cpu')))"

@@ -96,7 +96,7 @@ def test_a_second_run_in_the_folder_waits_for_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
-        (2, SGD),
+        pytest.param(2, SGD, marks=pytest.mark.slow),
         pytest.param(3, SGD, marks=pytest.mark.slow),
         (2, FSDP),
         pytest.param(3, [*FSDP, "--model.checkpoint-activations"], marks=pytest.mark.slow),
@@ -199,6 +199,7 @@ def test_accumulated_batches_are_one_step_of_all(tmp_path):
             torch.testing.assert_close(end[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path, uninterrupted_by_two):
     folder = tmp_path / "run"
     process = start("--run-dir", folder, "--max-steps", 30, processes=2)
@@ -336,6 +337,7 @@ train._Run._forward = forward
         assert not all(torch.equal(value, after[key]) for key, value in before.items())
 
 
+@pytest.mark.slow
 def test_an_overflow_on_one_process_lowers_the_scale_of_all(tmp_path):
     overflow = """
 from fastequi import train

@@ -15,6 +15,7 @@ from fastequi.report.visualize import visualize
 from tests.support.configs import run_folder, small_demo
 
 
+@pytest.mark.slow("color")
 @pytest.mark.parametrize("family", ["se2", "color"])
 def test_a_run_gives_four_pictures(tmp_path, capsys, family):
     config = small_demo()

@@ -10,6 +10,7 @@ from tests.support.warp import eager
 from tests.support.warp_recon import MEAN, STD, case
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

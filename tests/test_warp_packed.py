@@ -26,10 +26,7 @@ def only_packed(monkeypatch):
         yield
 
 
-@pytest.mark.slow(
-    *("dtype1-True", "dtype1-3", "dtype0-4", "dtype1-border", "dtype1-zeros"),
-    *("dtype0-True-zeros", "dtype0-True-border"),
-)
+@pytest.mark.slow(every=4)
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])

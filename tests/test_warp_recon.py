@@ -39,6 +39,7 @@ def check(pred, image, theta, device, *, patch=0, **options):
     assert_near(ours_theta.grad, ref_theta.grad, max(GRAD[dtype], 2e-5))
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
@@ -64,7 +65,7 @@ def test_other_channel_counts(backend, device, channels):
     check(*case(c=channels), device)
 
 
-@pytest.mark.slow("triton-border-size2", "triton-border-size3")
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize(
     ("size", "source"),
     [((1, 1), (1, 1)), ((1, 7), (5, 1)), ((33, 40), (2, 3)), ((40, 33), (17, 64))],
@@ -194,6 +195,7 @@ def test_theta_that_is_not_finite_gives_nan_for_its_step_alone(backend, device, 
     assert each.isfinite().sum() == 3
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38])
 def test_gradients_of_any_theta_belong_to_its_step(backend, device, padding_mode, bad):
