@@ -20,7 +20,7 @@ from fastequi.evaluate import rotnet
 from fastequi.evaluate import tasks as cut
 from fastequi.evaluate.classification import evaluate_classes
 from fastequi.evaluate.embed import embeddings
-from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, of_method, random_init
+from fastequi.evaluate.encoders import Encoder, load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
 from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.online import online_probes
@@ -60,9 +60,6 @@ def test_a_run_of_other_channels_is_an_encoder_of_them(channels, tmp_path):
 
 def test_what_reads_rgb_alone_says_so(tmp_path, capsys):
     run = str(run_folder(tmp_path / "run", run_of(2)))
-    said = r"expected an encoder of RGB images, as {} takes no others, got run of data.channels=0,1"
-    with pytest.raises(ValueError, match=said.format("eval propagate")):
-        load_all(run, rgb="eval propagate")
     with pytest.raises(ValueError, match="--data: grey images of 8 bits, but the encoder takes"):
         evaluate_classes("knn", run, data="digits", out=tmp_path / "knn.json")
     for evaluate in (evaluate_equivariance, evaluate_reconstruction):

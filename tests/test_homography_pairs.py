@@ -22,6 +22,7 @@ from fastequi.evaluate.geometry.image_files import fitting, image_of
 from fastequi.evaluate.geometry.projective import moved
 from tests.support.painted import cut_off
 from tests.support.places import painted, through
+from tests.support.science import made_two_bands
 
 H13 = """<?xml version="1.0"?>
 <opencv_storage>
@@ -266,6 +267,18 @@ def test_places_that_tokens_know_give_the_homographies(hpatches, tmp_path, capsy
     printed = capsys.readouterr().out
     assert "not used" not in printed
     assert "…" not in printed  # no cell is cut in a narrow terminal
+
+
+def test_images_of_two_bands_are_read_as_their_encoder_takes_them(hpatches, tmp_path):
+    """The same as of RGB, whose first two channels they are."""
+    made_two_bands(hpatches.glob("*/*.ppm"))
+    out = tmp_path / "found.json"
+    main(["eval", "homography", "tests.support.places:of_two_bands", "--data", str(hpatches),
+          "--side", "128", "--out", str(out), "--cache-gb", "0"])  # fmt: skip
+    scores = json.loads(out.read_text())["tables"]["RANSAC, viewpoint"]["scores"]
+    [patch] = [score["values"] for score in scores if score["features"] == "patch"]
+    assert patch[0] < 8  # of 30 px a patch
+    assert patch[4] == 0
 
 
 def test_options_of_photographs_are_refused(hpatches, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fastequi.evaluate.geometry.spair import is_spair, keypoint_pairs
 from fastequi.evaluate.results import Row
 from tests.support.painted import cut_off
 from tests.support.places import painted, through
+from tests.support.science import made_two_bands, plain_tiff, values
 
 SPEC = "tests.support.places:encoder"
 SOURCE, TARGET = (120, 168), (136, 176)  # height, width
@@ -131,6 +133,25 @@ def test_the_command_finds_keypoints_that_tokens_know(spair, tmp_path):
     [patch] = [s["values"] for s in by_category["scores"] if s["features"] == "patch"]
     assert patch == pytest.approx([2 / 3, 0])
     assert whole["photographs"] == 3
+
+
+def test_images_of_two_bands_are_read_as_their_encoder_takes_them(spair, tmp_path, capsys):
+    """The same as of RGB, whose first two channels they are."""
+    made_two_bands(spair.glob("JPEGImages/*/*.jpg"))
+    for file in spair.glob("PairAnnotation/test/*.json"):
+        file.write_text(file.read_text().replace(".jpg", ".tif"))
+    out = tmp_path / "found.json"
+    words = ["--data", str(spair), "--out", str(out), "--cache-gb", "0"]
+    main(["eval", "match", "tests.support.places:of_two_bands", *words])
+    scores = json.loads(out.read_text())["tables"]["keypoints"]["scores"]
+    [patch] = [s["values"] for s in scores if s["features"] == "patch"]
+    assert patch[2] == pytest.approx(4 / 7)
+    (spair / "JPEGImages/dog/a2.tif").write_bytes(plain_tiff(values(1, "uint16", size=SOURCE)))
+    with pytest.raises(SystemExit):
+        main(["eval", "match", "tests.support.places:of_two_bands", *words])
+    assert re.search(
+        r"dog/a2\.tif: expected an image that the encoder takes", capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

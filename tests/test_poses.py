@@ -14,6 +14,7 @@ from fastequi.data.sources.patterns import Patterns
 from fastequi.evaluate.geometry.jhmdb import is_jhmdb, open_poses
 from fastequi.evaluate.geometry.poses import MEASURE, joint_labels, judged, places_of
 from tests.support.painted import cut_off
+from tests.support.science import made_two_bands
 
 savemat = pytest.importorskip("scipy.io").savemat
 
@@ -130,6 +131,16 @@ def test_joints_that_move_with_the_picture_are_followed(jhmdb, tmp_path, capsys)
     rows = {row["encoder"] or row["features"]: row["values"] for row in table["scores"]}
     assert rows["raw patches"] == [1.0, 1.0, 0.0]  # each patch of noise is like itself alone
     assert rows["position only"][1] < 0.4
+
+
+def test_frames_of_two_bands_are_read_as_their_encoder_takes_them(jhmdb, tmp_path):
+    made_two_bands(jhmdb.glob("Rename_Images/*/*/*.png"))
+    out = tmp_path / "found.json"
+    words = ["--data", str(jhmdb), "--side", "64", "--cache-gb", "0", "--out", str(out)]
+    main(["eval", "propagate", "tests.support.clips:two_bands", *words, "--device", "cpu"])
+    scores = json.loads(out.read_text())["tables"]["propagate"]["scores"]
+    rows = {row["encoder"] or row["features"]: row["values"] for row in scores}
+    assert rows["raw patches"] == [1.0, 1.0, 0.0]
 
 
 def test_without_splits_all_videos_are_used(jhmdb):

@@ -22,6 +22,7 @@ from fastequi.evaluate.geometry.published_figures import DAVIS_VALIDATION, of_da
 from fastequi.evaluate.geometry.region_contour import contour_accuracy, region_similarity
 from tests.support.clips import put_clip, squares
 from tests.support.painted import cut_off, save_grey
+from tests.support.science import made_two_bands, plain_tiff, values
 
 ENCODER = "tests.support.clips:colours"
 
@@ -116,10 +117,10 @@ def test_objects_are_judged_alone_and_count_alike():
     assert over_objects(values).tolist() == [*(values[0] + values[1]).tolist(), *[2.0] * 7]
 
 
-def evaluated(tmp_path, data, *words):
+def evaluated(tmp_path, data, *words, encoder=ENCODER):
     out = tmp_path / "found.json"
     cache = ["--cache-gb", "0", "--device", "cpu", "--out", str(out)]
-    main(["eval", "propagate", ENCODER, "--data", str(data), *cache, *words])
+    main(["eval", "propagate", encoder, "--data", str(data), *cache, *words])
     return json.loads(out.read_text())
 
 
@@ -149,6 +150,26 @@ def test_colours_carry_squares_and_places_alone_do_not(davis, capsys):
     # what stays where it was: squares of 16 px that moved by 8, 16, ... px
     stay = [8 / 24, 0, 0], [8 / 24, 0, 0, 0]
     assert places["J mean"] == pytest.approx(np.mean([np.mean(each) for each in stay]), abs=0.05)
+
+
+def test_frames_of_two_bands_are_read_as_their_encoder_takes_them(davis, capsys):
+    made_two_bands(davis.glob("JPEGImages/480p/*/*.jpg"))
+    two_bands = "tests.support.clips:two_bands"
+    document = evaluated(davis, davis, "--side", "64", encoder=two_bands)
+    scores = document["tables"]["propagate"]["scores"]
+    [found] = [row["values"] for row in scores if row["encoder"] == "colours"]
+    assert found[0] > 0.9  # the squares are red and green
+    frame = davis / "JPEGImages/480p/left/00002.tif"
+    frame.write_bytes(plain_tiff(values(1, "uint16", size=(64, 128))))
+    with pytest.raises(SystemExit):
+        evaluated(davis, davis, "--side", "64", encoder=two_bands)
+    said = r"left/00002\.tif: expected an image that the encoder takes"
+    assert re.search(said, capsys.readouterr().err)
+    frame.unlink()
+    with pytest.raises(SystemExit):
+        evaluated(davis, davis, "--side", "64", encoder=two_bands)
+    said = r"left/00002\.tif: expected a file for each of the 6 frames"
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_figures_of_a_clip_do_not_hang_on_other_clips(davis):

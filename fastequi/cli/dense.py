@@ -144,7 +144,7 @@ def segment(argv: list[str]) -> None:
     )
     opened = partial(open_masks, classes=options.classes, **given)
     run = partial(evaluate_segments, opened, what)
-    evaluate("segment", options.checkpoint, run, any_channels=True, **options.frame())
+    evaluate("segment", options.checkpoint, run, **options.frame())
 
 
 def clusters(argv: list[str]) -> None:
@@ -168,7 +168,7 @@ def clusters(argv: list[str]) -> None:
     )
     opened = partial(open_masks, classes=options.classes, **given)
     run = partial(evaluate_clusters, opened, what)
-    evaluate("clusters", options.checkpoint, run, any_channels=True, **options.frame())
+    evaluate("clusters", options.checkpoint, run, **options.frame())
 
 
 def depth(argv: list[str]) -> None:
@@ -202,7 +202,7 @@ def depth(argv: list[str]) -> None:
         **given,
     )
     run = partial(evaluate_depths, opened, what)
-    evaluate("depth", options.checkpoint, run, any_channels=True, **options.frame())
+    evaluate("depth", options.checkpoint, run, **options.frame())
 
 
 def _classes_fit(count: int) -> bool:

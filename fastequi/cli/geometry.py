@@ -141,7 +141,7 @@ def match(argv: list[str]) -> None:
     data = images_of(options, options.data)
     test = images_of(options, options.test_data, "--test-data")
     run = partial(evaluate_matches, data, test, options.families, options.pairs, options.seed)
-    evaluate("match", options.checkpoint, run, any_channels=True, **options.frame())
+    evaluate("match", options.checkpoint, run, **options.frame())
 
 
 def homography(argv: list[str]) -> None:
@@ -166,7 +166,7 @@ def homography(argv: list[str]) -> None:
     fit = HeadFit(epochs=options.epochs, seed=options.seed)
     budget = Budget(options.pairs, options.train_pairs, fit, options.seed)
     run = partial(evaluate_homographies, data, test, budget)
-    evaluate("homography", options.checkpoint, run, any_channels=True, **options.frame())
+    evaluate("homography", options.checkpoint, run, **options.frame())
 
 
 def layers(argv: list[str]) -> None:
@@ -183,7 +183,7 @@ def layers(argv: list[str]) -> None:
     data = images_of(options, options.data)
     test = images_of(options, options.test_data, "--test-data")
     run = partial(evaluate_layers, data, test, options.windows, options.each, options.seed)
-    evaluate("layers", options.checkpoint, run, any_channels=True, **options.frame())
+    evaluate("layers", options.checkpoint, run, **options.frame())
     file = place("layers", options.checkpoint, options.out)
     if drawing := draw_layers(file):
         print(drawing)
@@ -201,7 +201,7 @@ def position(argv: list[str]) -> None:
     test = images_of(options, options.test_data, "--test-data")
     counts = options.windows, options.test_windows
     run = partial(evaluate_position, data, test, *counts, options.seed)
-    evaluate("position", options.checkpoint, run, any_channels=True, **options.frame())
+    evaluate("position", options.checkpoint, run, **options.frame())
 
 
 def propagate(argv: list[str]) -> None:

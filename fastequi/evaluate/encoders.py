@@ -118,19 +118,6 @@ class Encoder:
                 f"embedded photographs are RGB"
             )
 
-    def expect_rgb(self, what: str) -> None:
-        """Raises ValueError unless its images are RGB.
-
-        Args:
-            what: takes no others.
-        """
-        if self.channels != RGB:
-            raise ValueError(
-                f"CHECKPOINT: expected an encoder of RGB images, as {what} takes no others, got "
-                f"{self.name} of data.channels={self.channels}; of a file of weights --channels "
-                f"says which three of its channels red, green and blue go to"
-            )
-
 
 def load_encoder(
     spec: str,
@@ -215,7 +202,6 @@ def load_all(
     against: Sequence[str] = (),
     device: torch.device | str = "auto",
     stated: Stated = UNSTATED,
-    rgb: str = "",
 ) -> tuple[Encoder, dict[str, Encoder]]:
     """An encoder, and all of a table by name: its random init if it can be made, others, itself.
 
@@ -226,7 +212,6 @@ def load_all(
         spec: of the encoder.
         against: specs of the others.
         device, stated: see :func:`load_encoder`.
-        rgb: what takes encoders of RGB images alone; "": any are taken.
     """
     encoder = load_encoder(spec, device, stated)
     found = {} if encoder.fresh is None else {"random init": random_init(encoder)}
@@ -236,8 +221,6 @@ def load_all(
         while label in found:
             label, same = f"{one.name} ({same + 1})", same + 1
         encoder = replace(one, name=label)
-        if rgb:
-            encoder.expect_rgb(rgb)
         found[label] = encoder
     return encoder, found
 

@@ -42,7 +42,12 @@ def squares(steps=5, height=64, width=128, side=16):
     return ids
 
 
-def colours(device):
+def two_bands(device):
+    """The same for images of two channels."""
+    return colours(device, channels=2)
+
+
+def colours(device, channels=3):
     """The mean colour of each patch of 8 px, in -1..1: an encoder for these videos."""
 
     def features(images):
@@ -55,7 +60,7 @@ def colours(device):
         names=("patch",),
         image_size=64,
         patch_size=8,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
         device=torch.device(device),
     )

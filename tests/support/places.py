@@ -11,7 +11,7 @@ from fastequi.models import vit
 
 PATCH = 8
 SIDE = 96
-_MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+_MEAN, _STD = 0.5, 0.25
 
 
 def code(places):
@@ -22,15 +22,21 @@ def code(places):
     return (-(places[..., None, :] - centres).square().sum(-1) / (2 * 0.06**2)).exp()
 
 
-def encoder(device):
+def of_two_bands(device):
+    """The same of images that have the first two channels alone."""
+    return encoder(device, channels=2)
+
+
+def encoder(device, channels=3):
     """Of images from :func:`painted`: the code of each patch's mean colour."""
+    mean, std = (_MEAN,) * channels, (_STD,) * channels
 
     def features(images):
-        unit = denormalise(images, _MEAN, _STD)
+        unit = denormalise(images, mean, std)
         at = F.avg_pool2d(unit[:, :2], PATCH).flatten(2).mT
         return {"patch": code(at.cpu()).to(images.device)}
 
-    about = {"image_size": SIDE, "patch_size": PATCH, "mean": _MEAN, "std": _STD}
+    about = {"image_size": SIDE, "patch_size": PATCH, "mean": mean, "std": std}
     return Encoder(name="places", features=features, names=("patch",), device=device, **about)
 
 

@@ -1,7 +1,8 @@
 """DAVIS 2017's layout: videos and, for each frame, a palette PNG of object ids.
 
 ROOT/ImageSets/2017/val.txt              names of clips, one a line
-ROOT/JPEGImages/480p/NAME/00000.jpg      frames, numbered without gaps
+ROOT/JPEGImages/480p/NAME/00000.jpg      frames, numbered without gaps; for encoders of other
+                                         images than RGB in any of their formats
 ROOT/Annotations/480p/NAME/00000.png     0: behind; 1, 2, ...: objects; 255: void, taken as behind
 
 The objects of a clip are those of its first frame, 1 to the highest id there, as the official
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastequi.data.sources.patterns import Patterns
-from fastequi.evaluate.geometry.image_files import in_threads, stored_values, whole_sizes
+from fastequi.evaluate.geometry.image_files import in_threads, stored_values
 from fastequi.evaluate.geometry.name_lists import by_stem, names_in
+from fastequi.evaluate.geometry.reading import Reading
 
 Ids = NDArray[np.uint8]
 """[H, W] object ids."""
@@ -49,12 +51,17 @@ class Clip:
     others: int
 
 
-def open_clips(root: Path, patterns: Patterns = Patterns()) -> list[Clip]:  # noqa: B008
+def open_clips(
+    root: Path,
+    patterns: Patterns = Patterns(),  # noqa: B008
+    read: Reading = Reading(),  # noqa: B008
+) -> list[Clip]:
     """The clips that val.txt names, checked: every file is there, of the right kind and size.
 
     Args:
         root: holds ImageSets, JPEGImages and Annotations.
         patterns: of names of clips.
+        read: how frames are read; by default as 8-bit RGB.
 
     Raises:
         ValueError, FileNotFoundError: something is missing or is not as it should be; names the
@@ -72,7 +79,7 @@ def open_clips(root: Path, patterns: Patterns = Patterns()) -> list[Clip]:  # no
     if not wanted:
         chosen = f" that matches {patterns}" if patterns else ""
         raise ValueError(f"{listing}: expected the name of a clip{chosen}, got {len(names)} names")
-    return [_opened(root, name) for name in wanted]
+    return [_opened(root, name, read) for name in wanted]
 
 
 def ids_of(file: Path) -> Ids:
@@ -94,17 +101,22 @@ def ids_of(file: Path) -> Ids:
     return np.where(ids == _VOID, 0, ids).astype(np.uint8)
 
 
-def _opened(root: Path, name: str) -> Clip:
+def _opened(root: Path, name: str, read: Reading) -> Clip:
     folders = [root / kind / "480p" / name for kind in ("JPEGImages", "Annotations")]
+    suffixes = (".jpg" if read.is_rgb else ".tif"), ".png"
     frames, masks = (
-        by_stem(folder.iterdir() if folder.is_dir() else (), suffix)
-        for folder, suffix in zip(folders, (".jpg", ".png"), strict=True)
+        by_stem(folder.iterdir() if folder.is_dir() else (), belongs)
+        for folder, belongs in zip(
+            folders, (".jpg" if read.is_rgb else read.is_image, ".png"), strict=True
+        )
     )
     if not frames:
-        raise FileNotFoundError(f"{folders[0]}: expected frames 00000.jpg, ..., found none")
+        raise FileNotFoundError(
+            f"{folders[0]}: expected frames 00000{suffixes[0]}, ..., found none"
+        )
     stems = sorted(_numbered(frames.keys() | masks.keys(), folders[0]))
     for stem in stems:
-        for there, folder, suffix in zip((frames, masks), folders, (".jpg", ".png"), strict=True):
+        for there, folder, suffix in zip((frames, masks), folders, suffixes, strict=True):
             if stem not in there:
                 raise FileNotFoundError(
                     f"{folder / stem}{suffix}: expected a file for each of the {len(stems)} frames "
@@ -115,7 +127,7 @@ def _opened(root: Path, name: str) -> Clip:
             f"{folders[0]}: expected at least {_LEAST} frames, as the first and the last are not "
             f"judged, got {len(stems)}: {', '.join(file.name for file in frames.values())}"
         )
-    sizes = dict(zip(stems, whole_sizes(frames[stem] for stem in stems), strict=True))
+    sizes = dict(zip(stems, read.sizes_of(frames[stem] for stem in stems), strict=True))
     found = dict(zip(stems, in_threads(ids_of, [masks[stem] for stem in stems]), strict=True))
     size = sizes[stems[0]]
     for stem in stems:

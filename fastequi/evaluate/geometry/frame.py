@@ -82,7 +82,6 @@ def evaluate(
     cache: Path | None = None,
     cache_gb: float = 20.0,
     stated: Stated = UNSTATED,
-    any_channels: bool = False,
 ) -> Found:
     """Loads encoders, runs an evaluation, prints its tables and writes its file.
 
@@ -96,12 +95,9 @@ def evaluate(
         cache: folder for maps of tokens; by default in fastequi's cache folder.
         cache_gb: what they may take there; 0: none are kept.
         stated: what a file does not say; see `fastequi.evaluate.encoders.load_all`.
-        any_channels: encoders of other images than RGB are taken, too.
     """
     kept = KeptMaps(cache or cache_folder() / "maps", cache_gb)
-    encoder, encoders = load_all(
-        spec, against, device, stated, rgb="" if any_channels else f"eval {kind}"
-    )
+    encoder, encoders = load_all(spec, against, device, stated)
     file = place(kind, spec, out)
     grids = [
         kept.around(each, encoders[each.encoder]) if each.encoder else each

@@ -21,9 +21,9 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from fastequi.data.sources.encoded import is_image_name
-from fastequi.evaluate.geometry.image_files import Size, size_of, whole_sizes
+from fastequi.evaluate.geometry.image_files import Size, size_of
 from fastequi.evaluate.geometry.projective import corners, moved
+from fastequi.evaluate.geometry.reading import Reading
 
 _PARTS = {"v_": "viewpoint", "i_": "illumination"}
 _TEXT = re.compile(r"H_1_(\d+)")
@@ -62,8 +62,12 @@ def holds_homographies(folder: Path) -> bool:
     ) or bool(_storages(folder))
 
 
-def homography_pairs(folder: Path) -> list[HomographyPair]:
+def homography_pairs(folder: Path, read: Reading = Reading()) -> list[HomographyPair]:  # noqa: B008
     """All pairs of a folder, by name.
+
+    Args:
+        folder: see the module.
+        read: how images are read; by default as 8-bit RGB.
 
     Raises:
         ValueError: an image or a homography is missing or damaged, or there are two of a number;
@@ -71,10 +75,10 @@ def homography_pairs(folder: Path) -> list[HomographyPair]:
     """
     sequences, storages = _sequences(folder), _storages(folder)
     if sequences:
-        pairs = [pair for sequence in sequences for pair in _of_sequence(sequence)]
+        pairs = [pair for sequence in sequences for pair in _of_sequence(sequence, read)]
     else:
-        pairs = _of_two(folder, storages) if storages else _of_sequence(folder)
-    whole_sizes(dict.fromkeys(file for pair in pairs for file in (pair.first, pair.second)))
+        pairs = _of_two(folder, storages, read) if storages else _of_sequence(folder, read)
+    read.sizes_of(dict.fromkeys(file for pair in pairs for file in (pair.first, pair.second)))
     return pairs
 
 
@@ -133,11 +137,11 @@ def _by_number(numbered: Iterable[tuple[int, Path]]) -> dict[int, Path]:
     return found
 
 
-def _of_sequence(folder: Path) -> list[HomographyPair]:
+def _of_sequence(folder: Path, read: Reading) -> list[HomographyPair]:
     images = _by_number(
         (int(each.stem), each)
         for each in folder.iterdir()
-        if each.stem.isdecimal() and is_image_name(each.name)
+        if each.stem.isdecimal() and read.is_image(each.name)
     )
     texts = _texts(folder)
     if not texts and len(images) < 2:
@@ -158,8 +162,8 @@ def _of_sequence(folder: Path) -> list[HomographyPair]:
     return [_pair(folder, images[1], images[k], text) for k, text in texts.items()]
 
 
-def _of_two(folder: Path, storages: list[Path]) -> list[HomographyPair]:
-    images = sorted(each for each in folder.iterdir() if is_image_name(each.name))
+def _of_two(folder: Path, storages: list[Path], read: Reading) -> list[HomographyPair]:
+    images = sorted(each for each in folder.iterdir() if read.is_image(each.name))
     if len(images) != 2 or len(storages) != 1:
         raise ValueError(
             f"{folder}: expected two images and one homography, got {len(images)} images and "

@@ -28,8 +28,9 @@ from fastequi.evaluate.geometry.homography_pairs import (
     homography_pairs,
     passed_over,
 )
-from fastequi.evaluate.geometry.image_files import Size, fitting, image_of
+from fastequi.evaluate.geometry.image_files import Size, fitting
 from fastequi.evaluate.geometry.projective import corners, distances
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.geometry.sides import expect_side
 from fastequi.evaluate.geometry.token_matches import METHODS, believed, mutual_matches
 from fastequi.runtime.devices import expect_size
@@ -60,7 +61,8 @@ def evaluate_sequences(
         shorter = side or each.image_size
         expect_side(shorter, each, patches=2)
         expect_size("--side", shorter, partial(_bytes_of_cosines, each.patch_size), each.device)
-    pairs = homography_pairs(folder)
+    read = Reading.of(encoders)
+    pairs = homography_pairs(folder, read)
     names = sorted({pair.sequence for pair in pairs})
     sequence = torch.tensor([names.index(pair.sequence) for pair in pairs])
     parts = {"": torch.arange(len(pairs))}
@@ -69,7 +71,7 @@ def evaluate_sequences(
     still = torch.eye(3, dtype=torch.float64).expand(len(pairs), 3, 3)
     rows = {method: [Measured(NO_MOTION, judged(pairs, still))] for method in METHODS}
     for each in grids:
-        for name, found in estimates(each, pairs, side or each.image_size, say).items():
+        for name, found in estimates(each, pairs, side or each.image_size, read, say).items():
             for method, homographies in found.items():
                 rows[method].append(Measured(each.row(name), judged(pairs, homographies)))
     tables = {
@@ -94,7 +96,7 @@ def evaluate_sequences(
 
 
 def estimates(
-    grids: Grids, pairs: list[HomographyPair], side: int, say: Say
+    grids: Grids, pairs: list[HomographyPair], side: int, read: Reading, say: Say
 ) -> dict[str, dict[str, Tensor]]:
     """[N, 3, 3] of each kind of features and method, between places in the files' pixels."""
     found: dict[str, dict[str, list[Tensor]]] = {
@@ -107,8 +109,8 @@ def estimates(
         say(f"{grids.encoder or grids.names[0]}: pair {number + 1} of {len(pairs)}")
         sizes = [fitting(size, side, patch) for size in pair.sizes]
         if pair.first != first:
-            first, maps = pair.first, grids(image_of(pair.first, sizes[0])[None])
-        others = grids(image_of(pair.second, sizes[1])[None])
+            first, maps = pair.first, grids(read.at(pair.first, sizes[0])[None])
+        others = grids(read.at(pair.second, sizes[1])[None])
         to_file = [scaling(small, size) for small, size in zip(sizes, pair.sizes, strict=True)]
         for name, by_method in found.items():
             [matches] = mutual_matches(maps[name], others[name], patch)

@@ -52,11 +52,6 @@ def whole_size(file: Path) -> Size:
     return size
 
 
-def whole_sizes(files: Iterable[Path]) -> list[Size]:
-    """Of several; see :func:`whole_size`."""
-    return in_threads(whole_size, files)
-
-
 def stored_values(file: Path, opened: Image.Image) -> NDArray[Any]:
     """The values [H, W] of a PNG or TIFF as they stand in the file, palettes not applied.
 

@@ -1,7 +1,8 @@
 """JHMDB's layout: videos of people, and the places of 15 joints in each frame.
 
 ROOT/joint_positions/CLASS/NAME/joint_positions.mat   pos_img [2, 15, T], x and y counted from 1
-ROOT/Rename_Images/CLASS/NAME/00001.png               frames
+ROOT/Rename_Images/CLASS/NAME/00001.png               frames; for encoders of other images than RGB
+                                                      in any of their formats
 ROOT/splits/CLASS_test_split1.txt                     NAME.avi and 2 for a test video; where there
                                                       is no such folder every video is used
 """
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fastequi.data.sources.patterns import Patterns
-from fastequi.evaluate.geometry.image_files import whole_sizes
 from fastequi.evaluate.geometry.name_lists import by_stem, text_of
+from fastequi.evaluate.geometry.reading import Reading
 
 JOINTS = 15
 _FILE = "joint_positions.mat"
@@ -48,12 +49,17 @@ def is_jhmdb(root: Path) -> bool:
     return (root / "joint_positions").is_dir()
 
 
-def open_poses(root: Path, patterns: Patterns = Patterns()) -> list[PoseClip]:  # noqa: B008
+def open_poses(
+    root: Path,
+    patterns: Patterns = Patterns(),  # noqa: B008
+    read: Reading = Reading(),  # noqa: B008
+) -> list[PoseClip]:
     """The test videos, checked.
 
     Args:
         root: holds joint_positions and Rename_Images.
         patterns: of CLASS/NAME.
+        read: how frames are read; by default as 8-bit RGB.
 
     Raises:
         ValueError, FileNotFoundError: something is missing or is not as it should be; names it.
@@ -69,7 +75,7 @@ def open_poses(root: Path, patterns: Patterns = Patterns()) -> list[PoseClip]:  
     names = [n for n, wanted in zip(names, patterns.chosen(names), strict=True) if wanted]
     if not names:
         raise ValueError(f"{top}: expected a video of the test split that matches {patterns}")
-    return [_opened(root, name) for name in names]
+    return [_opened(root, name, read) for name in names]
 
 
 def _tested(folder: Path) -> set[str]:
@@ -88,7 +94,7 @@ def _tested(folder: Path) -> set[str]:
     return found
 
 
-def _opened(root: Path, name: str) -> PoseClip:
+def _opened(root: Path, name: str, read: Reading) -> PoseClip:
     file = root / "joint_positions" / name / _FILE
     positions = np.asarray(_loaded(file).get("pos_img"))
     if positions.ndim != 3 or positions.shape[:2] != (2, JOINTS):
@@ -97,13 +103,14 @@ def _opened(root: Path, name: str) -> PoseClip:
         )
     count = positions.shape[2]
     folder = root / "Rename_Images" / name
-    frames = [*by_stem(folder.iterdir() if folder.is_dir() else (), ".png").values()]
+    belongs = ".png" if read.is_rgb else read.is_image
+    frames = [*by_stem(folder.iterdir() if folder.is_dir() else (), belongs).values()]
     if count < 2 or len(frames) < count:
         raise ValueError(
             f"{folder}: expected at least 2 frames and one for each of the {count} of {file}, got "
             f"{len(frames)}"
         )
-    sizes = whole_sizes(frames[:count])
+    sizes = read.sizes_of(frames[:count])
     for frame, size in zip(frames, sizes, strict=False):
         if size != sizes[0]:
             raise ValueError(

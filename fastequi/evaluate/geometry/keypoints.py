@@ -29,8 +29,9 @@ from fastequi.evaluate.geometry.figures import (
 )
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
-from fastequi.evaluate.geometry.image_files import Size, image_of, size_of
+from fastequi.evaluate.geometry.image_files import Size, size_of
 from fastequi.evaluate.geometry.projective import token_centres
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.geometry.sides import expect_side
 from fastequi.evaluate.geometry.spair import KeypointPair, keypoint_pairs
 
@@ -68,14 +69,15 @@ def evaluate_keypoints(
                 f"--side: expected a multiple of the patch size {each.patch_size}, got {side}"
             )
         expect_side(side or each.image_size, each, images=_BATCH)
-    pairs = keypoint_pairs(folder)
+    read = Reading.of(encoders)
+    pairs = keypoint_pairs(folder, read)
     categories = sorted({pair.category for pair in pairs})
     of_category = torch.tensor([categories.index(pair.category) for pair in pairs])
     sources = sorted({pair.source for pair in pairs})
     source = torch.tensor([sources.index(pair.source) for pair in pairs])
     rows, by_category = [], []
     for each in grids:
-        for name, correct in _correct(each, pairs, side or each.image_size, say).items():
+        for name, correct in _correct(each, pairs, side or each.image_size, read, say).items():
             row = each.row(name)
             rows.append(Measured(row, sums_of_pairs(correct)))
             share = torch.stack([hits[:, 0].double().mean() for hits in correct])
@@ -137,7 +139,7 @@ def sampled(tokens: Tensor, places: Tensor, size: Size) -> Tensor:
 
 
 def _correct(
-    grids: Grids, pairs: list[KeypointPair], side: int, say: Say
+    grids: Grids, pairs: list[KeypointPair], side: int, read: Reading, say: Say
 ) -> dict[str, list[Tensor]]:
     """The correct keypoints [K, 2] of every pair, by the name of the features.
 
@@ -150,7 +152,7 @@ def _correct(
         files = sorted({file for i in chosen for file in (pairs[i].source, pairs[i].target)})
         places = {file: place for place, file in enumerate(files)}
         sizes = [size_of(file) for file in files]
-        maps = _maps(grids, files, side)
+        maps = _maps(grids, files, side, read)
         for i in chosen:
             pair = pairs[i]
             a, b = places[pair.source], places[pair.target]
@@ -162,9 +164,9 @@ def _correct(
     return found
 
 
-def _maps(grids: Grids, files: list[Path], side: int) -> dict[str, Tensor]:
+def _maps(grids: Grids, files: list[Path], side: int, read: Reading) -> dict[str, Tensor]:
     parts = []
     for start in range(0, len(files), _BATCH):
-        images = [image_of(file, (side, side)) for file in files[start : start + _BATCH]]
+        images = [read.at(file, (side, side)) for file in files[start : start + _BATCH]]
         parts.append(grids(torch.stack(images)))
     return {name: torch.cat([part[name] for part in parts]) for name in grids.names}

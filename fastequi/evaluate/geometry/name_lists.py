@@ -3,7 +3,7 @@ whatever the case of the suffix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 
@@ -37,15 +37,17 @@ def names_in(file: Path) -> list[str]:
     return list(found)
 
 
-def by_stem(files: Iterable[Path], suffix: str) -> dict[str, Path]:
-    """The files with a suffix (".png"), in any case, by the name without it, in sorted order.
+def by_stem(files: Iterable[Path], belongs: str | Callable[[str], bool]) -> dict[str, Path]:
+    """The files with a suffix (".png"), in any case, or whose names belong, by the name without
+    the suffix, in sorted order.
 
     Raises:
         ValueError: two of one name ("a.png" and "a.PNG"); names both.
     """
     found: dict[str, Path] = {}
     for file in sorted(files):
-        if file.suffix.lower() == suffix:
+        named = file.suffix.lower() == belongs if isinstance(belongs, str) else belongs(file.name)
+        if named:
             other = found.setdefault(file.stem, file)
             if other != file:
                 raise ValueError(f"{file}: expected one file of this name, got {other.name} too")

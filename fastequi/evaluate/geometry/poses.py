@@ -27,6 +27,7 @@ from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.jhmdb import JOINTS, PoseClip, open_poses
 from fastequi.evaluate.geometry.label_propagation import DINO, Propagation
 from fastequi.evaluate.geometry.projective import token_centres
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.geometry.sides import expect_side
 from fastequi.evaluate.geometry.video_frames import Judge, judged_clips, maps_of
 
@@ -66,11 +67,13 @@ def evaluate_poses(
     """
     for each in grids:
         expect_side(side, each)
-    clips = open_poses(root, patterns)
+    read = Reading.of(encoders)
+    clips = open_poses(root, patterns, read)
 
     def judge_of(clip: PoseClip) -> Judge:
         return lambda each: {
-            name: judged(clip.joints, found) for name, found in tracked(each, clip, side).items()
+            name: judged(clip.joints, found)
+            for name, found in tracked(each, clip, side, read).items()
         }
 
     rows = judged_clips(clips, grids, judge_of, say)
@@ -87,18 +90,19 @@ def evaluate_poses(
     return Found({"propagate": table(MEASURE, rows, unit="clips")}, about, remarks)
 
 
-def tracked(grids: Grids, clip: PoseClip, side: int) -> dict[str, Tensor]:
+def tracked(grids: Grids, clip: PoseClip, side: int, read: Reading) -> dict[str, Tensor]:
     """[T, 15, 2] places in the files' pixels, NaN where a joint is lost, by name of the features.
 
     Args:
         grids: what gives tokens.
         clip: the video, of whose joints the first frame's alone are seen.
         side: of the squares that encoders see, pixels.
+        read: how frames are read.
     """
     patch = grids.patch_size
     grid = side // patch
     to_tokens = torch.tensor([grid / clip.size[1], grid / clip.size[0]], dtype=torch.float64)
-    maps = maps_of(grids, clip.frames, (grid * patch, grid * patch))
+    maps = maps_of(grids, clip.frames, (grid * patch, grid * patch), read)
     labels = joint_labels(clip.joints[0] * to_tokens, grid)
     started = next(maps)
     propagations = {name: Propagation(started[name], labels) for name in grids.names}

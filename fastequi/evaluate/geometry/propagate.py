@@ -33,6 +33,7 @@ from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.label_propagation import DINO, Propagation
 from fastequi.evaluate.geometry.published_figures import of_davis
+from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.geometry.region_contour import (
     contour_accuracy,
     region_similarity,
@@ -71,14 +72,15 @@ def evaluate_clips(
     """
     for each in grids:
         expect_side(side, each)
-    clips = open_clips(root, patterns)
+    read = Reading.of(encoders)
+    clips = open_clips(root, patterns, read)
     late = [f"{clip.name} ({clip.others})" for clip in clips if clip.others]
 
     def judge_of(clip: Clip) -> Judge:
         truth = np.stack([ids_of(file) for file in clip.masks])
 
         def judge(each: Grids) -> dict[str, Tensor]:
-            carried = segmented(each, clip, truth[0], side)
+            carried = segmented(each, clip, truth[0], side, read)
             return {
                 name: over_objects(judged(truth[1:-1], ids[1:-1], clip.objects, each.device))
                 for name, ids in carried.items()
@@ -119,7 +121,7 @@ def resized_ids(ids: Ids, size: tuple[int, int]) -> Ids:
     return np.array(image)
 
 
-def segmented(grids: Grids, clip: Clip, first: Ids, side: int) -> dict[str, Ids]:
+def segmented(grids: Grids, clip: Clip, first: Ids, side: int, read: Reading) -> dict[str, Ids]:
     """[T, H, W] ids of all frames, the first as given, by the name of the features.
 
     Args:
@@ -127,12 +129,13 @@ def segmented(grids: Grids, clip: Clip, first: Ids, side: int) -> dict[str, Ids]
         clip: the video.
         first: [H, W] ids of its first frame.
         side: the shorter one of frames as encoders see them, pixels.
+        read: how frames are read.
     """
     patch = grids.patch_size
     size = frame_size(clip.size, side, patch)
     ids = torch.from_numpy(resized_ids(first, (size[0] // patch, size[1] // patch))).long()
     labels = F.one_hot(ids, clip.objects + 1).permute(2, 0, 1).float()
-    maps = maps_of(grids, clip.frames, size)
+    maps = maps_of(grids, clip.frames, size, read)
     started = next(maps)
     propagations = {name: Propagation(started[name], labels) for name in grids.names}
     found = {name: [first] for name in grids.names}

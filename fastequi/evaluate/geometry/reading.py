@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastequi.data.channels import DTYPE, RGB, chosen, ranges
@@ -16,7 +17,13 @@ from fastequi.data.sources.encoded import Header, header, is_array_name, is_imag
 from fastequi.data.sources.kinds import Kind
 from fastequi.data.sources.wanted import Wanted
 from fastequi.evaluate.encoders import Encoder, expect_the_same_images
-from fastequi.evaluate.geometry.image_files import Size, pixels_of, whole_size
+from fastequi.evaluate.geometry.image_files import (
+    Size,
+    image_of,
+    in_threads,
+    pixels_of,
+    whole_size,
+)
 from fastequi.evaluate.photo_windows import images_for
 from fastequi.functional.normalise import in_range, in_unit
 
@@ -66,6 +73,17 @@ class Reading:
             return whole_size(file)
         _, height, width = self(file).shape
         return height, width
+
+    def sizes_of(self, files: Iterable[Path]) -> list[Size]:
+        """Of several; see :meth:`size_of`."""
+        return in_threads(self.size_of, files)
+
+    def at(self, file: Path, size: Size) -> Tensor:
+        """The same as a call gives, each side resized alone: bicubic, with antialiasing."""
+        if self.is_rgb:
+            return image_of(file, size)
+        resized = F.interpolate(self(file)[None], size, mode="bicubic", antialias=True)
+        return resized[0].clamp(0, 1)
 
     def __call__(self, file: Path) -> Tensor:
         """[3, H, W] uint8 RGB, or [C, H, W] float32 whose range is 0..1, upright.

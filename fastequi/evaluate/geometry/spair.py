@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastequi.evaluate.geometry.image_files import size_of, whole_sizes
+from fastequi.evaluate.geometry.image_files import size_of
+from fastequi.evaluate.geometry.reading import Reading
 
 ANNOTATIONS = "PairAnnotation/test"
 
@@ -47,8 +48,12 @@ def is_spair(folder: Path) -> bool:
     return (folder / "PairAnnotation").is_dir()
 
 
-def keypoint_pairs(folder: Path) -> list[KeypointPair]:
+def keypoint_pairs(folder: Path, read: Reading = Reading()) -> list[KeypointPair]:  # noqa: B008
     """The test pairs, by name.
+
+    Args:
+        folder: see the module.
+        read: how images are read; by default as 8-bit RGB.
 
     Raises:
         ValueError: there are none, an annotation is not as the module says, or an image is
@@ -59,7 +64,7 @@ def keypoint_pairs(folder: Path) -> list[KeypointPair]:
         raise ValueError(f"{folder / ANNOTATIONS}: expected *.json, SPair-71k's pairs, found none")
     sizes: dict[Path, tuple[int, int]] = {}
     pairs = [_pair(folder, file, sizes) for file in files]
-    whole_sizes(sizes)
+    read.sizes_of(sizes)
     return pairs
 
 

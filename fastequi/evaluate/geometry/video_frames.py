@@ -13,17 +13,17 @@ from torch import Tensor
 from fastequi.evaluate.geometry.figures import Measured
 from fastequi.evaluate.geometry.frame import Say
 from fastequi.evaluate.geometry.grids import Grids
-from fastequi.evaluate.geometry.image_files import pixels_of
+from fastequi.evaluate.geometry.reading import Reading
 
 
-def frame_of(file: Path, size: tuple[int, int]) -> Tensor:
-    """[3, H, W] uint8, resized bilinearly, without antialiasing.
+def frame_of(file: Path, size: tuple[int, int], read: Reading) -> Tensor:
+    """[3, H, W] uint8 RGB, or [C, H, W] float32 in 0..1, resized bilinearly, without antialiasing.
 
     Raises:
         ValueError: it cannot be decoded; names it.
     """
-    frame = torch.from_numpy(pixels_of(file)).permute(2, 0, 1)[None].float()
-    return F.interpolate(frame, size, mode="bilinear")[0].round().byte()
+    frame = F.interpolate(read(file)[None].float(), size, mode="bilinear")[0]
+    return frame.round().byte() if read.is_rgb else frame
 
 
 class Named(Protocol):
@@ -60,9 +60,9 @@ def judged_clips(
 
 
 def maps_of(
-    grids: Grids, frames: Sequence[Path], size: tuple[int, int]
+    grids: Grids, frames: Sequence[Path], size: tuple[int, int], read: Reading
 ) -> Iterator[dict[str, Tensor]]:
     """Tokens [h, w, D] of frame after frame at (H, W) pixels, by the name of the features."""
     for file in frames:
-        maps = grids(frame_of(file, size)[None])
+        maps = grids(frame_of(file, size, read)[None])
         yield {name: tokens[0] for name, tokens in maps.items()}
