@@ -165,6 +165,7 @@ def test_it_is_where_the_run_began_to_its_end_and_resumes_without_the_file(tmp_p
     assert rows[-1]["anchor"] > 0
 
 
+@pytest.mark.slow("gram")
 @pytest.mark.parametrize(("kind", "most"), [("cosine", 20.0), ("gram", 200.0)])
 def test_it_holds_the_features(tmp_path, kind, most):
     """Thirty steps at a high rate: with it the features end nearer to where they were."""

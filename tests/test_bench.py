@@ -144,7 +144,7 @@ def test_no_two_files_import_each_other():
 ON_CPU = [case for case in all_cases() if case.device == "cpu"]
 
 
-@pytest.mark.slow(every=4)
+@pytest.mark.slow(every=7)
 @pytest.mark.parametrize("case", ON_CPU, ids=lambda case: case.name)
 def test_every_cpu_case_checks_its_providers(case, monkeypatch):
     monkeypatch.setattr(opbench, "FLUSH_BYTES", 1024)

@@ -353,6 +353,7 @@ def test_a_gpu_without_room_for_the_batch_names_the_option(typed, monkeypatch):
     assert "pretrain demo --dry-run says how many fit" in said
 
 
+@pytest.mark.slow(every=3)
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -44,6 +44,7 @@ def test_reference_is_the_loops():
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_pairs_of_views_are_those_of_copies(backend, device, dtype):
     pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]

@@ -55,6 +55,7 @@ def given(dtype, device, bins, channels=12, batch=2, small=(5, 6), large=(7, 9),
     }
 
 
+@pytest.mark.slow("triton-70")
 @pytest.mark.slow("triton", every=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("bins", "channels"), [(4, 12), (3, 70)])

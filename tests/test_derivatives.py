@@ -114,6 +114,7 @@ def _off(got: Tensor, wanted: Tensor) -> float:
 CAST = {"linear_warp_recon_loss", "linear_blur_recon_loss", "linear_dino_loss"}
 
 
+@pytest.mark.slow("triton-warp_recon_loss")
 @pytest.mark.slow("triton", every=2)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in CAST])
 def test_autocast_changes_nothing(backend, device, name):

@@ -57,6 +57,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_equivariance_with_its_base_beside_it(runs, capsys):
     run, base = str(runs / "tir"), str(runs / "base")
     options = ["--train-pairs", "200", "--test-pairs", "50", "--epochs", "1", "--seeds", "2"]

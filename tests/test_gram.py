@@ -76,7 +76,7 @@ def test_equals_the_official_loss(backend, device, dtype, clamp, shape, reductio
     expect_equal(*pair(*shape, dtype, device), **options)
 
 
-@pytest.mark.slow("teacher", "triton-none")
+@pytest.mark.slow("teacher", "triton")
 @pytest.mark.parametrize("clamp", CLAMPS)
 def test_an_image_of_many_patches_in_parts(backend, device, clamp, monkeypatch):
     """Panels of some rows each, of which the last is a rest; blocks that meet those behind."""

@@ -16,6 +16,7 @@ from fastequi.train import pretrain
 from tests.support.configs import config_of, spoiled, tensors
 
 
+@pytest.mark.slow(every=3)
 @pytest.mark.parametrize("what", ["loss", "gradient", "input"])
 @pytest.mark.parametrize("name", ["tir_vicreg_vits16", "tir_ibot_vits16", "gtsa_vits16"])
 def test_a_step_that_is_not_finite_changes_no_bit(tmp_path, monkeypatch, caplog, name, what):

@@ -242,6 +242,7 @@ def test_what_a_shell_lets_be_ignored_stays_ignored(tmp_path):
     assert rows(folder)[-1]["step"] == 12
 
 
+@pytest.mark.slow(every=2)
 @pytest.mark.parametrize(
     ("words", "seconds"),  # while it imports, and later
     [

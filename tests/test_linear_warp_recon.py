@@ -57,7 +57,7 @@ def test_dtypes_and_a_weight_for_all_steps(backend, device, dtype, shared, poiso
     check(*case(dtype=dtype, shared=shared), device)
 
 
-@pytest.mark.slow("triton-1", "triton-2-dtype1")
+@pytest.mark.slow("triton")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("over", [1, 2])
 def test_windows_that_overlap(backend, device, dtype, over, poisoned):

@@ -64,6 +64,7 @@ def test_any_type_of_image(backend, device, image_dtype, c, poisoned):
     )
 
 
+@pytest.mark.slow("triton", every=2)
 @pytest.mark.slow(
     "triton-matrix-13", "triton-gain-8", "triton-matrix-8", "triton-gain-2", "triton-matrix-5"
 )

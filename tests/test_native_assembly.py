@@ -109,7 +109,7 @@ def round_trips(body: list[str]) -> list[str]:
 
 
 @pytest.mark.slow("v2", "v4")
-@pytest.mark.slow("v3", every=2)
+@pytest.mark.slow("v3", every=3)
 @needs_compiler
 @pytest.mark.parametrize("isa", ["v2", "v3", "v4"])
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def test_dicom_without_an_extension_in_remote_shards():
         assert all(name.startswith("1.tar/") for name in both.names)
 
 
+@pytest.mark.slow
 def test_parts_of_a_scan_of_remote_shards_make_the_whole(web, tmp_path):
     url = f"{web.url}/{{000..004}}.tar"
     whole, merged = tmp_path / "whole.fei", tmp_path / "merged.fei"

@@ -56,6 +56,7 @@ def test_what_cannot_be_shown_is_named(tmp_path, capsys):
     assert "no sweep: its probe is fitted on other images, and there is one" in printed
 
 
+@pytest.mark.slow
 def test_a_base_alone_and_a_file_of_weights_have_no_decoders(tmp_path, capsys):
     run = run_folder(tmp_path / "run", small_demo(num_steps=0))
     visualize(str(run), None, tmp_path / "out", device="cpu", windows=100)

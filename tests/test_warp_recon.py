@@ -48,6 +48,7 @@ def test_equals_the_eager_chain(backend, device, padding_mode, align_corners, lo
     check(*case(), device, mean=MEAN, std=STD, **options)
 
 
+@pytest.mark.slow("triton", every=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("patch", [0, 4])
 def test_prediction_dtypes_and_layouts(backend, device, dtype, patch, poisoned):
@@ -55,6 +56,7 @@ def test_prediction_dtypes_and_layouts(backend, device, dtype, patch, poisoned):
     check(pred.to(dtype), image, theta, device, patch=patch, mean=MEAN, std=STD)
 
 
+@pytest.mark.slow("triton", every=2)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16, torch.float64])
 def test_image_dtypes(backend, device, dtype):
     check(*case(image_dtype=dtype), device)
@@ -224,6 +226,7 @@ def test_huge_theta_reads_nothing_outside(backend, device, huge, padding_mode):
     assert (each <= bound).all()
 
 
+@pytest.mark.slow("triton")
 def test_strides_of_image_and_prediction_are_free(backend, device):
     pred, image, theta = (t.to(device) for t in case(size=(8, 8), source=(10, 12)))
     expected = warp_recon_loss(pred, image, theta)

@@ -51,7 +51,7 @@ def check(pred, image, theta, device, patch=0, reduction="mean", **options):
     assert_near(ours.grad, reference.grad, GRAD[dtype])
 
 
-@pytest.mark.slow(every=4)
+@pytest.mark.slow(every=7)
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -72,7 +72,7 @@ def test_later_calls_of_one_signature_read_their_own_values(device):
         check(pred, image, thetas(2, 2, seed=seed), device, 8, mean=MEAN, std=STD)
 
 
-@pytest.mark.slow(every=4)
+@pytest.mark.slow(every=7)
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_colour_and_mask(device, texel, dtype, patch):
     check(pred, image, thetas(2, 2, shift=0.4), device, patch, **options)
 
 
-@pytest.mark.slow(every=2)
+@pytest.mark.slow(every=4)
 @pytest.mark.slow("8-sum")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("patch", [0, 8])
@@ -115,7 +115,7 @@ def test_reductions(device, patch, reduction):
         check(pred, image, thetas(2, 2, shift=0.4), device, patch, mask_outside=True, **options)
 
 
-@pytest.mark.slow(every=2)
+@pytest.mark.slow(every=4)
 @pytest.mark.parametrize("texel", [3, 4])
 @pytest.mark.parametrize(
     ("degrees", "zoom", "shift"),

@@ -134,6 +134,7 @@ def test_with_other_settings_it_goes_on_from_the_best(tmp_path, scores, caplog):
     assert left(folder) == ["latest", "step_00000008"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_knows_its_best(tmp_path, scores):
     found, _ = scores
     found |= {5: 0.69}  # the last step of a part has a probe as well
