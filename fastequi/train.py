@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fastequi.atomic import replace_text, replacing, save_tensors
 from fastequi.build import build
 from fastequi.config import Config
+from fastequi.data.fused import about as about_views
 from fastequi.data.loader import Loader, make_loader
 from fastequi.data.settling import settled
 from fastequi.data.sources import kept
@@ -154,8 +155,9 @@ def pretrain(
             method.begin()
         method = method.to(device)
         attach(method, teacher, device)
-        if processes.first and (said := method.about_encoder()):
-            logger.info(said)
+        if processes.first:
+            views = about_views(config.data.views, device)
+            logger.info("%s", "\n".join(filter(None, (method.about_encoder(), views))))
         in_parts = config.train.parallel == "fsdp" and processes.size > 1
         if in_parts:
             shard(method, processes)

@@ -38,6 +38,14 @@ def chosen(views: str, device: torch.device) -> Literal["dali", "fused"]:
     return "fused" if views == "fused" else "dali"
 
 
+def about(views: str, device: torch.device) -> str:
+    """What makes the views of a run, as text."""
+    if chosen(views, device) == "dali":
+        return "views by DALI's operators (data.views=dali)"
+    by = {"native": "C", "triton": "Triton", "torch": "PyTorch"}[backend(device)[0]]
+    return f"views in one pass each, by {by} (data.views=fused)"
+
+
 class FusedPipeline:
     """Batches of views, like :class:`fastequi.data.dali.ViewPipeline`.
 

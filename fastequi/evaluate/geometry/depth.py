@@ -22,7 +22,7 @@ from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.dense_maps import Sizing, held_maps, upsampled
 from fastequi.evaluate.geometry.depth_sets import DepthSet
 from fastequi.evaluate.geometry.figures import Figure, Measured, means, sums_of_values, table
-from fastequi.evaluate.geometry.frame import Found, Say
+from fastequi.evaluate.geometry.frame import Found, Say, about
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.linear_head import POINTS, Fit, Known, Linear, fitted
 from fastequi.evaluate.geometry.published_figures import of_depths
@@ -84,7 +84,6 @@ def evaluate_depths(
         maps = held_maps(each, depths.pairs.train, depths.read, what.sizing, "--train-images", say)
         heads = {}
         for name in each.names:
-            say(f"{each.row(name).label}: linear head")
             found = [x for (x,) in maps.pop(name)]
             known = [
                 Known.of(depths.depth(pair), (x.shape[0], x.shape[1]), _is_known)
@@ -98,7 +97,8 @@ def evaluate_depths(
                     "for fitting, none is known there"
                 )
             loss = _Loss(bins.to(each.device))
-            heads[name] = fitted(found, known, what.bins, loss, each.device, what.fit)
+            told = about(each.row(name).label, say)
+            heads[name] = fitted(found, known, what.bins, loss, each.device, what.fit, told)
         for name, sums in _tested(each, heads, bins.to(each.device), depths, what, say).items():
             rows.append(Measured(each.row(name), sums))
     without_truth = int((rows[0].sums == 0).all(1).sum())

@@ -67,6 +67,11 @@ def without(left_out: Set[int], source: Source, use: str = "test") -> list[str]:
     ]
 
 
+def about(label: str, say: Say) -> Say:
+    """Says how far it is with a row of the table."""
+    return lambda text: say(f"{label}: {text}")
+
+
 Evaluation = Callable[[list[Grids], Mapping[str, Encoder], Say], Found]
 """Of maps (baselines first) and of the encoders that they are from, by name."""
 

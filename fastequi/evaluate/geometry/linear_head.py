@@ -101,6 +101,7 @@ def fitted(
     loss: Loss,
     device: torch.device,
     fit: Fit,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Linear:
     """The layer that was fitted.
 
@@ -111,6 +112,7 @@ def fitted(
         loss: of a step's pixels.
         device: where it is fitted.
         fit: steps, batch, rate and seed.
+        say: told how far it is.
 
     Raises:
         FloatingPointError: it diverged: its weights or its loss are not finite.
@@ -135,6 +137,7 @@ def fitted(
         values = torch.cat([known[i].values[at] for i, at in drawn]).to(device)
         features = interpolated([maps[i] for i, _ in drawn], grids[picked], places)
         x = (features.to(device) - mean) / scale
+        say(f"linear head, step {step + 1:,} of {fit.steps:,} (--steps)")
         optimizer.param_groups[0]["lr"] = fit.lr * min((step + 1) / warm, 1 - step / fit.steps)
         optimizer.zero_grad()
         with torch.enable_grad():

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastequi.evaluate.encoders import Encoder
 from fastequi.evaluate.geometry.dense_maps import Sizing, held_maps, upsampled
 from fastequi.evaluate.geometry.figures import Measured, table
-from fastequi.evaluate.geometry.frame import Found, Say
+from fastequi.evaluate.geometry.frame import Found, Say, about
 from fastequi.evaluate.geometry.grids import Grids
 from fastequi.evaluate.geometry.iou import MEASURE, MOST_FREQUENT, areas, class_iou
 from fastequi.evaluate.geometry.linear_head import Fit, Known, fitted
@@ -81,12 +81,13 @@ class Segmentation:
         masks: Iterable[Tensor],
         classes: int,
         device: torch.device,
+        say: Say,
     ) -> Predict:
         """A method, given maps [h, w, D] and masks [H, W] of training images."""
         both = zip(maps, masks, strict=True)
         if method == "linear":
             known = [Known.of(m, (x.shape[0], x.shape[1]), _labelled) for x, m in both]
-            return fitted(maps, known, classes, _cross_entropy, device, self.fit)
+            return fitted(maps, known, classes, _cross_entropy, device, self.fit, say)
         counts = (class_counts(m, (x.shape[0], x.shape[1]), classes) for x, m in both)
         memory = memory_of(
             maps,
@@ -139,9 +140,11 @@ def evaluate_segments(
             scaled = [x for of_image in maps.pop(name) for x in of_image]
             pairs = [pair for pair in masks.pairs.train for _ in what.sizing.scales]
             for method in sorted(what.methods, reverse=True):  # retrieval first: it may refuse
-                say(f"{each.row(name).label}: {what.title(method)}")
+                told = about(each.row(name).label, say)
+                told(what.title(method))
+                of_pairs = map(masks.mask, pairs)
                 predict[name, method] = what.predictor(
-                    method, scaled, map(masks.mask, pairs), masks.classes, each.device
+                    method, scaled, of_pairs, masks.classes, each.device, told
                 )
         for (name, method), sums in _tested(each, predict, masks, what.sizing, say).items():
             rows[method].append(Measured(each.row(name), sums))
