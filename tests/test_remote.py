@@ -1,11 +1,14 @@
 """Tar shards behind URLs: the same images as of local shards, bit for bit, through faults too."""
 
+import io
 import json
 import logging
 import random
 import subprocess
 import sys
 import tarfile
+import time
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -20,10 +23,11 @@ from fastequi.cli import commands
 from fastequi.data.labelled import labelled_sets
 from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
-from fastequi.data.sources import index, kept, remote, remote_listing, remote_reader
+from fastequi.data.sources import index, kept, pages, remote, remote_listing, remote_reader
 from fastequi.data.sources.image_sets import open_source, scanned_listing
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
 from fastequi.data.sources.remote import Gone, Patience, Unreadable
+from fastequi.data.sources.shard_cache import ShardCache
 from fastequi.data.sources.urls import shown
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
@@ -142,9 +146,124 @@ def test_a_scan_of_remote_shards(web, tmp_path, capsys):
         opened(web, index=tmp_path / "b.jsonl")
 
 
-def test_pages_of_remote_members_are_refused(web):
-    with pytest.raises(ValueError, match=r"--pages: expected first or channels for shards behind"):
-        commands.data(["scan", f"{web.url}/{{000..004}}.tar", "--pages", "images"])
+def stacks():
+    """Shards of stacks, one of which ends inside its last page, and of an image of one page."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+
+    def stack(count, k):
+        file = io.BytesIO()
+        planes = [science.values(1, "uint16", 10 * k + i)[..., 0] for i in range(count)]
+        tifffile.imwrite(file, np.stack(planes), photometric="minisblack", metadata=None)
+        return file.getvalue()
+
+    frames = np.stack([science.values(1, "uint16", 40 + i)[..., 0] for i in range(3)])
+    volume = science.dicom(frames[0], NumberOfFrames=3, PixelData=frames.tobytes())
+    whole = {"a/s.tif": stack(5, 0), "a/t.tif": stack(4, 1), "b.tif": stack(1, 2)}
+    return {
+        "0.tar": tar(whole),
+        "1.tar": tar({"cut.tif": stack(4, 3)[:-2000], "u.tif": stack(6, 4)}),
+        "2.tar": tar({"v.tif": stack(2, 5)}),
+    }, {"3.tar": tar({"volume.dcm": volume})}
+
+
+@pytest.fixture
+def stacks_at(tmp_path):
+    """The folder of local shards, and what serves them."""
+    with serving(stacks()[0]) as objects:
+        folder = tmp_path / "stacks"
+        folder.mkdir()
+        for name, data in objects.files.items():
+            (folder / name).write_bytes(data)
+        yield folder, objects
+
+
+def test_pages_of_remote_members_are_those_of_local_shards(stacks_at, tmp_path, capsys, caplog):
+    folder, objects = stacks_at
+    here, there = str(folder / "{0..2}.tar"), f"{objects.url}/{{0..2}}.tar"
+    said = []
+    for place in (here, there):
+        commands.data(["scan", place, "--pages", "images"])
+        said.append(capsys.readouterr().out)
+    assert "17 TIFF, page by page, 1 TIFF" in said[1]
+    assert [line for out in said for line in out.splitlines() if "cut.tif" in line]
+    local = open_source(here, wanted=Wanted("all"))
+    source = open_source(there, wanted=Wanted("all"))
+    assert f"{there}: each page is fetched with all of its file" in caplog.text
+    assert list(source.names) == list(local.names)
+    assert "0.tar/a/s.tif::0004" in source.names
+    assert source.fingerprint() == local.fingerprint()
+    objects.asked.clear()
+    for i in range(len(local)):
+        np.testing.assert_array_equal(source.encoded(i), local.encoded(i))
+    assert objects.asked["GET", "0.tar"] == 3  # of three files, whose pages follow each other
+    cfg = replace(VIEWS, channels="0", mean=(0.5,), std=(0.2,), batch_size=4)
+    expected = batches(local, 8, cfg)
+    assert_same(batches(source, 8, cfg), expected)
+    with make_loader(local, cfg, SE2(), seed=0) as loader:
+        for _ in range(3):
+            next(loader)
+        state = json.loads(json.dumps(loader.state_dict()))
+    assert_same(
+        batches(open_source(there, wanted=Wanted("all")), 5, cfg, state=state), expected[3:]
+    )
+
+
+def test_a_page_of_a_shard_in_the_cache_is_read_alone(stacks_at, tmp_path, monkeypatch, caplog):
+    folder, objects = stacks_at
+    place = f"{objects.url}/{{0..2}}.tar"
+    commands.data(["scan", place, "--pages", "images"])
+    local_place = str(folder / "{0..2}.tar")
+    commands.data(["scan", local_place, "--pages", "images"])
+    local = open_source(local_place, wanted=Wanted("all"))
+    cache = ShardCache(tmp_path / "shard_cache", 10**9)
+    caplog.clear()
+    source = open_source(place, wanted=Wanted("all"), cache=cache)
+    assert "all of its file" not in caplog.text
+    source.remote.want(f"{objects.url}/{k}.tar" for k in range(3))
+    end = time.monotonic() + 10
+    while len(list(cache.folder.glob("*.tar"))) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+    def whole(*_):
+        raise AssertionError("a page was read with all of its member")
+
+    monkeypatch.setattr(pages, "of_bytes", whole)
+    objects.asked.clear()
+    for i in range(len(local)):
+        np.testing.assert_array_equal(source.encoded(i), local.encoded(i))
+    assert not objects.asked
+
+
+def test_faults_of_a_server_are_no_faults_of_pages(stacks_at, capsys):
+    _, objects = stacks_at
+    place = f"{objects.url}/{{0..2}}.tar"
+    objects.faults[""] = [503, "reset", "short", 503]
+    commands.data(["scan", place, "--pages", "images"])
+    assert "17 TIFF, page by page, 1 TIFF" in capsys.readouterr().out
+    source = open_source(place, wanted=Wanted("all"))
+    del objects.files["1.tar"]
+    lost = [i for i, name in enumerate(source.names) if name.startswith("1.tar/")]
+    for i in range(len(source)):
+        if i in lost:
+            with pytest.raises(Unreadable, match=r"1\.tar: not found"):
+                source.encoded(i)
+        else:
+            source.encoded(i)
+    with pytest.raises(OSError, match="page 9"):
+        source.remote.read(source.paths[0], tuple(source.spans[0].tolist()), 9)
+
+
+def test_frames_of_dicom_in_remote_shards_may_be_images(capsys):
+    pytest.importorskip("pydicom", reason="fastequi[dicom] is not installed")
+    with serving(stacks()[1]) as objects:
+        place = f"{objects.url}/3.tar"
+        commands.data(["scan", place, "--pages", "images"])
+        assert "formats     3 DICOM, frame by frame\n" in capsys.readouterr().out
+        source = open_source(place, wanted=Wanted("all"))
+        for i in range(3):
+            expected = science.values(1, "uint16", 40 + i)
+            np.testing.assert_array_equal(decoded(source.encoded(i)), expected)
 
 
 def test_dicom_without_an_extension_in_remote_shards():
@@ -206,7 +325,17 @@ def test_odd_members_and_headers_are_as_of_files(tmp_path):
         ours, theirs = map(index.read, files)
         assert ours.left_out == theirs.left_out
         assert ours.rows == theirs.rows
-        assert len(scanned_listing(f"{web.url}/a.tar")) == len(source)
+        scanned = [scanned_listing(place) for place in (f"{web.url}/a.tar", tmp_path / "a.tar")]
+        assert list(scanned[0].names) == list(scanned[1].names)
+        assert scanned[0].left_out == scanned[1].left_out
+        for place in (f"{web.url}/a.tar", str(tmp_path / "a.tar")):
+            with suppress(SystemExit):  # much is damaged
+                commands.data(["scan", place])
+        ours, theirs = map(index.read, files)
+        assert ours.rows == theirs.rows
+        assert ours.left_out == theirs.left_out
+        for file in files:
+            file.unlink()
         (tmp_path / "a.tar").write_bytes(data[:-20_000])
         web.files["a.tar"] = data[:-20_000]
         whole = open_source(tmp_path / "a.tar", tolerate=0.9)

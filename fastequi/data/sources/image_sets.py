@@ -281,6 +281,11 @@ def _opened(
         root, file, known = remote_listing.found(place, index, tolerate)
         more = region, tolerate, patterns, wanted
         source = _source(f"shards: {place}", root, file, known, *more)
+        if known.pages == "images" and cache is None:
+            logger.warning(
+                "%s: each page is fetched with all of its file; shards in data.cache_dir are not",
+                place,
+            )
         reader = RemoteShards(root, known.archives, cache)
         return Part(Path(place), Path(root), replace(source, remote=reader))
     if is_shards(place):

@@ -107,11 +107,12 @@ class Source:
     def encoded(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image i; raises OSError as `encoded.read` does."""
         first, count = WHOLE_FILE if self.spans is None else self.spans[i].tolist()
-        if self.remote is not None:
-            return self.remote.read(self.paths[i], (first, count))
         if count < 0:
             return read(self.paths[i])
-        return read(self.paths[i], (first, count), pages.of_member(self.names[i]))
+        span, page = (first, count), pages.of_member(self.names[i])
+        if self.remote is not None:
+            return self.remote.read(self.paths[i], span, page)
+        return read(self.paths[i], span, page)
 
 
 def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,9 @@ CHUNK = 1 << 14  # names that patterns are matched with at once
 class Reads(Protocol):
     """Reads members of shards by the shards' URLs."""
 
-    def read(self, url: str, span: Span) -> NDArray[np.uint8]: ...
+    def read(self, url: str, span: Span, page: int | None = None) -> NDArray[np.uint8]: ...
+
+    def member(self, url: str, span: Span) -> BinaryIO: ...
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,17 @@ class Listing:
     def read(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image i; raises OSError as `encoded.read` does."""
         span = self.span(i)
-        if self.remote is not None and span is not None:
-            return self.remote.read(self.path(i), span)
         page = None if span is None else pages.of_member(self.names[i])
+        if self.remote is not None and span is not None:
+            return self.remote.read(self.path(i), span, page)
         return read(self.path(i), span, page)
+
+    def pages(self, i: int) -> int:
+        """How many file i has, or its frames; see :func:`fastequi.data.sources.pages.count`."""
+        span = self.span(i)
+        if self.remote is not None and span is not None:
+            return pages.count_in(self.remote.member(self.path(i), span))
+        return pages.count(self.path(i), span)
 
 
 def folder_listing(folder: Path) -> Listing:

@@ -6,6 +6,7 @@ are a .npy of its values.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastequi.data.sources import arrays, dicom, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.member_file import opened_span
+from fastequi.data.sources.remote import Unreadable
 
 _NAME = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
 
@@ -55,9 +57,18 @@ def read(file: str, page: int, span: tuple[int, int] | None = None) -> NDArray[n
     Raises:
         OSError: there is no such page, or it cannot be read.
     """
+    with opened_span(file, span) as opened:
+        return _encoded(opened, page)
+
+
+def of_bytes(content: bytes, page: int) -> NDArray[np.uint8]:
+    """The same of a TIFF or DICOM in memory."""
+    return _encoded(io.BytesIO(content), page)
+
+
+def _encoded(opened: BinaryIO, page: int) -> NDArray[np.uint8]:
     try:
-        with opened_span(file, span) as opened:
-            return arrays.encoded(_values(opened, page))
+        return arrays.encoded(_values(opened, page))
     except OSError:
         raise
     except Exception as error:  # whatever damage makes a library raise
@@ -85,12 +96,20 @@ def count(file: str, span: tuple[int, int] | None = None) -> int:
     """
     try:
         with opened_span(file, span) as opened:
-            start = opened.read(dicom.START)
-            opened.seek(0)
-            if tiff_tags.is_tiff(start):
-                return tiff_stacks.count(opened)
-            return dicom.count(opened) if dicom.is_dicom(start) else 1
-    except tiff_tags.CutOff:  # of which the header, that of the first page, does not know
+            return count_in(opened)
+    except OSError:  # reading it will say why
+        return 1
+
+
+def count_in(opened: BinaryIO) -> int:
+    """The same of a file that is open; what reading it raises of a network is raised."""
+    try:
+        start = opened.read(dicom.START)
+        opened.seek(0)
+        if tiff_tags.is_tiff(start):
+            return tiff_stacks.count(opened)
+        return dicom.count(opened) if dicom.is_dicom(start) else 1
+    except (tiff_tags.CutOff, Unreadable):  # a header, of the first page, does not know of them
         raise
     except Exception:  # its header will say why
         return 1

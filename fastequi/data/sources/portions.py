@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from fastequi.data.sources.texts import Names
 from fastequi.data.sources.tiff_tags import CutOff
 
 _DIGITS = 16
+_THREADS = 16  # remote files whose pages are counted at a time
 
 
 def portions(data: Data, share: Share) -> list[tuple[Listing, End]]:
@@ -66,17 +69,12 @@ def of_pages(listing: Listing, end: End, how: str) -> tuple[Listing, End]:
         listing, end: of :func:`portions`.
         how: what those of a file are: the first is the image ("first"), or all are its channels
             ("channels"), or each is an image ("images").
-
-    Raises:
-        ValueError: pages of members of shards behind URLs are asked for.
     """
     if how == "first":
         return listing, end
     end = replace(end, digest=f"{end.digest} {how}", pages=how)
     if how == "channels":
         return replace(listing, pages_are_channels=True), end
-    if listing.remote is not None:  # each page would fetch all of its file
-        raise ValueError("--pages: expected first or channels for shards behind URLs, got images")
     return _by_page(listing, end)
 
 
@@ -84,12 +82,11 @@ def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:
     """Each page an image; files that end before their last page are left out."""
     names, places = list[str](), list[int]()
     left_out = dict(listing.left_out)
-    for i, name in enumerate(listing.names):
-        try:
-            some = pages.names_of(name, pages.count(listing.path(i), listing.span(i)))
-        except CutOff as error:
-            left_out[name] = str(error)
+    for i, (name, count) in enumerate(zip(listing.names, _counts(listing), strict=True)):
+        if isinstance(count, str):
+            left_out[name] = count
             continue
+        some = pages.names_of(name, count)
         names += some
         places += [i] * len(some)
     if listing.spans is None:
@@ -98,6 +95,22 @@ def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:
         taken = listing.take(np.array(places, np.int64))
         listing = replace(taken, names=Names.of(names), left_out=left_out)
     return listing, replace(end, left_out=left_out)
+
+
+def _counts(listing: Listing) -> Iterator[int | str]:
+    """The pages of each file, or why it is left out; many at a time where that asks a server."""
+
+    def count(i: int) -> int | str:
+        try:
+            return listing.pages(i)
+        except CutOff as error:
+            return str(error)
+
+    if listing.remote is None:
+        yield from map(count, range(len(listing)))
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            yield from pool.map(count, range(len(listing)))
 
 
 def index_places(data: Data) -> list[Path]:

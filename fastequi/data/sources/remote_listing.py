@@ -137,7 +137,7 @@ def scanned(url: str, chosen: slice | None = None) -> Listing:
     Raises:
         As :func:`found`.
     """
-    root, index = root_of(url)[0], listed(url, chosen=chosen)
+    root, index = root_of(url)[0], listed(url, chosen=chosen, unread=True)
     columns, archives = index.columns, index.archives
     assert columns.of is not None
     return Listing(
@@ -160,12 +160,16 @@ def place_of(url: str) -> Path:
     return cache_folder() / "shards" / f"{words}-{digest}{INDEX}"
 
 
-def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Index:
+def listed(
+    url: str, tolerate: float = 0.0, chosen: slice | None = None, unread: bool = False
+) -> Index:
     """The images in remote shards, with their headers read; those in ruins are left out.
 
     Args:
         url, tolerate: as in :func:`found`.
         chosen: as in :func:`scanned`.
+        unread: members whose headers cannot be read stay, for a scan that says why, or reads their
+            pages.
 
     Raises:
         As :func:`found`.
@@ -186,7 +190,9 @@ def listed(url: str, tolerate: float = 0.0, chosen: slice | None = None) -> Inde
             others += shard.others
             left_out |= shard.left_out
             for name, (first, count), one in shard.images:
-                if isinstance(one, str):
+                if isinstance(one, str) and unread:
+                    rows.append(Row(name, count, 0, 0, "", first, 0))
+                elif isinstance(one, str):
                     left_out[name] = one
                 else:
                     rows.append(Row(name, count, one.height, one.width, "", first, one.kind))

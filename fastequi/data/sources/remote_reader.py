@@ -14,18 +14,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.sources import remote
+from fastequi.data.sources import pages, remote
 from fastequi.data.sources.daemon_threads import DaemonThreads
 from fastequi.data.sources.encoded import MAX_BYTES, Span
 from fastequi.data.sources.encoded import read as read_file
@@ -40,6 +40,8 @@ _CHECK_EVERY = 600.0  # seconds
 _READERS = 16  # requests of images at a time that are made ahead
 _FETCHERS = 4  # whole shards at a time
 _BLOCK = 1 << 23  # bytes of a request for a whole shard
+_HELD = 1 << 28  # bytes of members of which pages were read, or the last of them alone
+_TURNS = 64  # locks; two members that share one are fetched one after the other
 _BUSY = 0.1  # seconds until a shard that another process fetches is looked at again
 
 
@@ -73,6 +75,8 @@ class RemoteShards:
         self._checked: dict[str, float] = {}
         self._pool = DaemonThreads(_READERS)
         self._coming: dict[tuple[str, int], Future[NDArray[np.uint8]]] = {}
+        self._held: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._turns = [threading.Lock() for _ in range(_TURNS)]
         self._dropped: set[str] = set()
         self._wanted: deque[str] = deque()
         self._fetching: set[str] = set()
@@ -95,18 +99,35 @@ class RemoteShards:
         """Bytes of the largest shards, so many of them."""
         return sum(sorted((one.bytes for one in self._archives.values()), reverse=True)[:count])
 
-    def read(self, url: str, span: Span) -> NDArray[np.uint8]:
-        """The bytes of a member.
+    def read(self, url: str, span: Span, page: int | None = None) -> NDArray[np.uint8]:
+        """The bytes of a member, or the .npy of a page of it.
+
+        Of a shard in the cache a page is read alone, else with all of its member, of which the last
+        ones are held.
 
         Raises:
-            Unreadable: its shard is lost or unknown; OSError: the span is none of an image.
+            Unreadable: its shard is lost or unknown; OSError: the span is none of an image, or the
+                page cannot be read.
         """
         with self._lock:
             coming = self._coming.pop((url, span[0]), None)
+        if page is not None:
+            return self._page(url, span, page, coming)
         if coming is not None:
             with suppress(CancelledError):
                 return coming.result()
         return self._read(url, span)
+
+    def member(self, url: str, span: Span) -> BinaryIO:
+        """A member as a file, of which what is asked for is fetched."""
+        first, count = span
+        version = self._archives[url].etag
+
+        def fetch(start: int, some: int) -> bytes:
+            self.requests += 1
+            return remote.read(url, first + start, some, version=version)
+
+        return cast(BinaryIO, RangedFile(fetch, count))
 
     def file(self, url: str) -> RangedFile:
         """A shard as a file."""
@@ -167,6 +188,32 @@ class RemoteShards:
                 logger.warning("%s is removed from data.cache_dir: an image in it is damaged", url)
                 found = True
         return found
+
+    def _page(
+        self, url: str, span: Span, page: int, coming: Future[NDArray[np.uint8]] | None
+    ) -> NDArray[np.uint8]:
+        if why := self.why_lost(url):
+            raise Unreadable(why)
+        path = self._cached(url)
+        if path is not None:
+            with suppress(FileNotFoundError):  # removed just now
+                return read_file(str(path), span, page)
+        key = url, span[0]
+        with self._turns[hash(key) % _TURNS]:
+            with self._lock:
+                held = self._held.get(key)
+            if held is None:
+                data = None
+                if coming is not None:
+                    with suppress(CancelledError):
+                        data = coming.result()
+                held = (self._read(url, span) if data is None else data).tobytes()
+            with self._lock:
+                self._held[key] = held
+                self._held.move_to_end(key)
+                while len(self._held) > 1 and sum(map(len, self._held.values())) > _HELD:
+                    self._held.popitem(last=False)
+        return pages.of_bytes(held, page)
 
     def _read(self, url: str, span: Span) -> NDArray[np.uint8]:
         if why := self.why_lost(url):
