@@ -35,6 +35,7 @@ from fastequi.kernels.sampling import LARGEST, reflected_index
 from fastequi.kernels.target import DrawnViews, ViewTarget
 
 LAUNCH = {"TILE_H": 8, "TILE_W": 32, "num_warps": 2, "maxnreg": 96}  # four pixels a thread
+WITH_ENDS = {"maxnreg": 128}  # of the first kernel, where it holds the ends of ranges
 _PLANES = 1 << 24  # values of the views that are blurred at a time: 64 MB of float32, twice
 
 
@@ -368,6 +369,7 @@ class _Plan(NamedTuple):
         sizes: height, width, tiles across, tiles, channels of a view.
         constants: of both kernels.
         resample: those of the first alone.
+        launch: of the first.
     """
 
     taken: Tensor
@@ -378,6 +380,7 @@ class _Plan(NamedTuple):
     sizes: tuple[int, ...]
     constants: dict[str, Any]
     resample: dict[str, Any]
+    launch: dict[str, int]
 
     def grid(self, count: int) -> tuple[int]:
         """Of so many views."""
@@ -402,7 +405,7 @@ def _plan(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> _Plan:
         constants(means, device, torch.float32),
         views.photos[0].shape[2],
         (*target.size, across, tiles, count),
-        {"GROUP": triton.cdiv(count, triton.cdiv(count, 4)), "TOP": target.top} | LAUNCH,
+        {"GROUP": triton.cdiv(count, triton.cdiv(count, 4)), "TOP": target.top},
         {
             "BITS": 8 * given.itemsize,
             "TOGETHER": taken == tuple(range(taken[0], taken[0] + count)),
@@ -411,6 +414,7 @@ def _plan(views: DrawnViews, target: ViewTarget, dtype: torch.dtype) -> _Plan:
             "COLOR": views.color is not None,
             "EACH": views.gain is not None,
         },
+        LAUNCH | (WITH_ENDS if cut else {}),
     )
 
 
@@ -432,7 +436,8 @@ def fused_views(out: Tensor, views: DrawnViews, target: ViewTarget) -> None:
 def _resample(out: Tensor, tables: _Tables, plan: _Plan, last: bool = True) -> None:
     views_resample_kernel[plan.grid(len(tables.places))](
         *tables, plan.taken, plan.ranges, plan.gains, plan.means, out, *plan.sizes, plan.stored,
-        *out.stride(), **plan.resample, **plan.constants, LAST=last, MOST=LARGEST.get(out.dtype, 0),
+        *out.stride(), **plan.resample, **plan.constants, **plan.launch, LAST=last,
+        MOST=LARGEST.get(out.dtype, 0),
     )  # fmt: skip
 
 
@@ -444,5 +449,5 @@ def _resample_and_blur(out: Tensor, tables: _Tables, plan: _Plan, far: bool) -> 
     for x, to, last in ((sharp, half, False), (half, out, True)):
         views_blur_kernel[plan.grid(len(tables.places))](
             tables.places, tables.numbers, plan.gains, plan.means, x, to, *plan.sizes, *to.stride(),
-            **plan.constants, LAST=last, FAR=far, MOST=LARGEST.get(to.dtype, 0),
+            **plan.constants, **LAUNCH, LAST=last, FAR=far, MOST=LARGEST.get(to.dtype, 0),
         )  # fmt: skip

@@ -401,6 +401,7 @@ VIEWS = {
 }  # fmt: skip
 VIEWS_EVERYTHING = VIEWS | {
     "TOGETHER": False, "RANGE": True, "CUT": True, "EACH": True, "TOP": 1.0,
+    **fused_views_triton.WITH_ENDS,
 }  # fmt: skip
 
 

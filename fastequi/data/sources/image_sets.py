@@ -283,7 +283,8 @@ def _opened(
         source = _source(f"shards: {place}", root, file, known, *more)
         if known.pages == "images" and cache is None:
             logger.warning(
-                "%s: each page is fetched with all of its file; shards in data.cache_dir are not",
+                "%s: each page is fetched with all of its file; of shards in data.cache_dir it is "
+                "read alone",
                 place,
             )
         reader = RemoteShards(root, known.archives, cache)
