@@ -417,6 +417,51 @@ def test_an_image_beside_a_mask_is_read_as_its_encoder_takes_it(tmp_path):
     assert Reading.of({}) == Reading()
 
 
+def two_channels(**about):
+    return Encoder(
+        name="two", features=lambda x: {"patch": x.flatten(2).mT}, names=("patch",), patch_size=8,
+        image_size=32, mean=(0.5,) * 2, std=(0.5,) * 2, device=CPU, **about,
+    )  # fmt: skip
+
+
+def test_what_is_read_is_cut_off_before_anything_is_resized(tmp_path):
+    """Of floats 0..1 by default, as of a run."""
+    np.save(tmp_path / "a.npy", np.linspace(-3, 9, 128, dtype=np.float32).reshape(8, 8, 2))
+    found = Reading.of({"two": two_channels()})(tmp_path / "a.npy")
+    assert (found.min(), found.max()) == (0, 1)
+    found = Reading.of({"two": two_channels(value_range="-3:9")})(tmp_path / "a.npy")
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor(0.0))
+    torch.testing.assert_close(found[1, 7, 7], torch.tensor(1.0))
+    with pytest.raises(ValueError, match="CHECKPOINT: expected value_range in numbers"):
+        Reading.of({"two": two_channels(value_range="percentiles")})
+
+
+def test_images_beside_truth_are_of_one_kind(tmp_path):
+    kinds = {"a": (2, "uint16"), "b": (2, "uint16"), "c": (2, "uint8"), "d": (5, "uint16")}
+    files = {name: tmp_path / f"{name}.npy" for name in kinds}
+    for name, kind in kinds.items():
+        np.save(files[name], values(*kind))
+    read = Reading.of({"two": two_channels()})
+    assert len(read.sizes_of(files[name] for name in "abc")) == 3
+    in_numbers = Reading.of({"two": two_channels(value_range="0:4095")})
+    for reading, names, said in (
+        (read, "abd", r"d.npy: expected an image of one kind with a.npy, .*got 5 channels of uint"),
+        (in_numbers, "abc", r"c.npy: expected an image of one kind with a.npy, .* of uint8"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            reading.sizes_of(files[name] for name in names)
+
+
+def test_rgb_whose_channels_lie_apart_is_read_as_by_runs(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    image = values(3, "uint16")
+    for planar, array in (("contig", image), ("separate", np.moveaxis(image, -1, 0))):
+        file = tmp_path / f"{planar}.tif"
+        tifffile.imwrite(file, array, photometric="rgb", planarconfig=planar)
+        found = Reading()(file).permute(1, 2, 0).numpy()
+        assert np.abs(found - image / 257.0).max() <= 1
+
+
 def pages_of(image):
     """A channel on each page of a TIFF."""
     tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")

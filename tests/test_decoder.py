@@ -15,6 +15,34 @@ from fastequi.models.decoder import (
 from fastequi.models.positions import sine_cosine
 
 
+def test_what_is_fixed_survives_whatever_moves_a_layer():
+    """Parameters are then restored in place, as sharded checkpoints are."""
+    last = StepLinear(2, 8, 4, 3, 1)
+    state = {name: value.clone() for name, value in last.state_dict().items()}
+    with torch.device("meta"):
+        empty = StepLinear(2, 8, 4, 3, 1)
+    assert empty.patterns.device.type == empty.coefficients.device.type == "meta"
+    empty = empty.to_empty(device="cpu")
+    for name, value in empty.state_dict().items():
+        value.copy_(state[name])
+    torch.testing.assert_close(empty.weight, last.weight, rtol=0, atol=0)
+    patterns = last.patterns.clone()
+    assert torch.equal(last.bfloat16().float().patterns, patterns)
+    with torch.device("meta"):
+        last.load_state_dict(state)
+
+
+def test_a_weight_that_does_not_fit_a_last_layer_is_named():
+    last = StepLinear(2, 8, 4, 3)
+    state = {"weight": torch.zeros(2, 48, 9), "bias": torch.zeros(2, 48)}
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"weight: expected \(2, 48, 8\), got \(2, 48, 9\)"):
+            last.load_state_dict(state, strict=strict)
+    both = {**last.state_dict(), "weight": torch.zeros(2, 48, 8)}
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        last.load_state_dict(both)
+
+
 def decoder(**options) -> PathDecoder:
     torch.manual_seed(0)
     return PathDecoder(

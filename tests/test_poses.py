@@ -143,6 +143,18 @@ def test_frames_of_two_bands_are_read_as_their_encoder_takes_them(jhmdb, tmp_pat
     assert rows["raw patches"] == [1.0, 1.0, 0.0]
 
 
+def test_frames_are_numbered_without_gaps(jhmdb):
+    frames = jhmdb / "Rename_Images/walk/one"
+    last = frames / "00003.png"
+    last.rename(frames / "00004.png")
+    with pytest.raises(FileNotFoundError, match=r"walk/one: expected frames .*, 00003 is mis"):
+        open_poses(jhmdb)
+    (frames / "00004.png").rename(last)
+    (frames / "cover.png").write_bytes(last.read_bytes())
+    with pytest.raises(ValueError, match=r"cover\.png: expected frames named by their numbers"):
+        open_poses(jhmdb)
+
+
 def test_without_splits_all_videos_are_used(jhmdb):
     for file in (jhmdb / "splits").iterdir():
         file.unlink()

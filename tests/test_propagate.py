@@ -69,6 +69,22 @@ def test_names_of_clips_are_lines_and_suffixes_of_any_case(davis):
     assert [file.name for file in right.masks] == [f"{i:05d}.PNG" for i in range(5)]
 
 
+def test_frames_come_by_their_numbers(davis):
+    """Also where these are not filled up with zeros."""
+    put_clip(davis, "long", squares(12))
+    for file in sorted(davis.glob("*/480p/long/*")):
+        file.rename(file.with_stem(str(int(file.stem))))
+    clip = open_clips(davis, Patterns(include=("long",)))[0]
+    assert [file.stem for file in clip.frames] == [str(i) for i in range(12)]
+    (davis / "JPEGImages/480p/long/10.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"long/10\.jpg: expected a file for each of the"):
+        open_clips(davis)
+    frame = davis / "JPEGImages/480p/long/9.jpg"
+    frame.with_stem("09").write_bytes(frame.read_bytes())
+    with pytest.raises(ValueError, match=r"long: expected one file of number 9, got 09 and 9"):
+        open_clips(davis)
+
+
 def test_void_pixels_are_behind(davis):
     file = davis / "Annotations/480p/right/00000.png"
     ids = ids_of(file)

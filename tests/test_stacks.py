@@ -11,7 +11,7 @@ import pytest
 
 from fastequi.cli import commands
 from fastequi.data.labelled import labelled_sets
-from fastequi.data.sources import kept, tiff, tiff_stacks, tiff_tags
+from fastequi.data.sources import kept, limits, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.encoded import header, read
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.index import read as read_index
@@ -507,6 +507,43 @@ def test_a_page_of_a_large_stack_in_a_shard_is_read_alone(tmp_path, monkeypatch)
     )
     np.testing.assert_array_equal(decoded(source.encoded(150))[..., 0], planes[150])
     assert planes[0].nbytes < sum(total) < planes.nbytes
+
+
+def test_dicom_too_short_for_its_frames_is_left_out_once(tmp_path, capsys):
+    plane = values(1, "uint16")[..., 0]
+    for name, frames in (("a", 2), ("b", 2_000_000_000)):
+        pixels = np.stack([plane] * 2).tobytes()
+        (tmp_path / f"{name}.dcm").write_bytes(
+            science.dicom(plane, NumberOfFrames=frames, PixelData=pixels)
+        )
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    said = capsys.readouterr().out
+    assert "2 DICOM, frame by frame" in said
+    assert "bytes do not hold the 2000000000 frames that it says" in said
+
+
+def test_pages_that_are_channels_are_limited_together(monkeypatch):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    planes = np.ascontiguousarray(np.moveaxis(values(6, "uint16"), -1, 0))
+    file = io.BytesIO()
+    tifffile.imwrite(file, planes, photometric="minisblack", metadata=None)
+    image = np.frombuffer(file.getvalue(), np.uint8)
+    monkeypatch.setattr(limits, "_MOST_VALUES", planes[0].size * 5)
+    assert "values, more than" in header(image, True)
+    with pytest.raises(ValueError, match="values, more than"):
+        tiff.decoded(io.BytesIO(file.getvalue()), 6)
+    assert header(image).height == planes.shape[1]
+
+
+def test_pages_that_lie_otherwise_are_no_channels_of_one_image():
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    file, plane = io.BytesIO(), values(1, "uint16", size=(20, 20))[..., 0]
+    with tifffile.TiffWriter(file) as out:
+        for turned in (1, 3):
+            tag = (274, "H", 1, turned, True)
+            out.write(plane, photometric="minisblack", metadata=None, extratags=[tag])
+    with pytest.raises(ValueError, match="page 1 has orientation 3, another channel's page 1"):
+        tiff.decoded(io.BytesIO(file.getvalue()), 2)
 
 
 def test_of_several_ome_images_the_first_counts():

@@ -11,7 +11,8 @@ into it by `hidden(z)`; `fastequi.linear_warp_recon_loss` computes that layer an
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from fastequi.functional import arguments
 from fastequi.kernels.overlap import overlap_add
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class StepLinear(nn.Module):
@@ -54,39 +58,53 @@ class StepLinear(nn.Module):
         super().__init__()
         self.patch_size, self.in_chans = patch_size, in_chans
         self.overlap = arguments.integer("overlap", overlap, 0, patch_size // 2)
-        patterns, channels = self._fixed()
-        # of numbers that are known no checkpoint has to hold them
-        self.register_buffer("patterns", patterns, persistent=False)
-        self.register_buffer("channels", channels, persistent=False)
         count = patch_size**2 * in_chans
         self.coefficients = nn.Parameter(torch.empty(num_steps, count, in_dim))
-        self.bias = nn.Parameter(torch.zeros(num_steps, len(patterns) * in_chans))
+        for name, fixed in zip(("patterns", "channels"), self._fixed(), strict=True):
+            # of numbers that are known no checkpoint has to hold them
+            self.register_buffer(name, fixed.to(self.coefficients.device), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(num_steps, len(self.patterns) * in_chans))
         for one in self.coefficients:
             nn.init.xavier_uniform_(one)
 
     def _fixed(self) -> tuple[Tensor, Tensor]:
-        """Patterns and channels."""
+        """Patterns and channels, with memory even where the default device has none."""
         found = cosine_patterns(self.patch_size, self.overlap), cosines(self.in_chans)
         patterns, channels = (one.to(torch.get_default_dtype()) for one in found)
         return patterns, channels
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moved or cast, the fixed tensors are made again: `to_empty` leaves them without values,
+        a half type rounds them, and no checkpoint brings them back."""
+        super()._apply(fn, recurse)
+        self._fix()
+        return self
+
+    def _fix(self) -> None:
+        """Patterns and channels where the coefficients are."""
+        place, dtype = self.coefficients.device, self.coefficients.dtype
+        self.patterns, self.channels = (one.to(place, dtype) for one in self._fixed())
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """Takes a plain layer's weight, of a patch's pixels, as well: the same function; and what
         was saved with the product of patterns and channels as `basis`."""
         basis = state.pop(f"{prefix}basis", None)
-        if basis is not None and not basis.is_meta:
+        if isinstance(basis, Tensor) and not basis.is_meta:
             patterns, channels = self._fixed()
             ours = torch.kron(patterns, channels).to(basis)
             if basis.shape != ours.shape or not torch.allclose(basis, ours, rtol=1e-2, atol=1e-4):
                 rest[-1].append(f"{prefix}basis: saved with other patterns than this layer's")
-        weight = None if self.overlap else state.pop(f"{prefix}weight", None)
-        if weight is not None and weight.shape == self.coefficients.shape:
+        known = self.overlap or f"{prefix}coefficients" in state
+        weight = None if known else state.pop(f"{prefix}weight", None)
+        if weight is not None and weight.shape != self.coefficients.shape:
+            expected, got = tuple(self.coefficients.shape), tuple(weight.shape)
+            rest[-1].append(f"{prefix}weight: expected {expected}, got {got}")
+        elif weight is not None:
             patterns, channels = (one.to(weight) for one in self._fixed())
             inverse = (patterns / patterns.square().sum(0)).T  # of orthogonal columns
             state[f"{prefix}coefficients"] = _product(inverse, channels.T, weight)
         super()._load_from_state_dict(state, prefix, *rest)
-        place, dtype = self.coefficients.device, self.coefficients.dtype  # perhaps of the state
-        self.patterns, self.channels = (one.to(place, dtype) for one in self._fixed())
+        self._fix()  # where the coefficients of the state are, perhaps
 
     @property
     def weight(self) -> Tensor:
@@ -132,15 +150,15 @@ def cosine_patterns(patch_size: int, overlap: int = 0) -> Tensor:
         )
     side = cosines(patch_size, overlap)
     patterns = torch.einsum("pu,qv->pquv", side, side)
-    u = torch.arange(patch_size, dtype=torch.float64)
+    u = torch.arange(patch_size, dtype=torch.float64, device="cpu")
     frequency = (u[:, None] ** 2 + u[None, :] ** 2).sqrt()
     return (patterns / (1 + frequency)).reshape(window**2, -1)
 
 
 def cosines(n: int, over: int = 0) -> Tensor:
     """[n + 2·over, n]: the orthonormal DCT-II's patterns, which go on and fade, in float64."""
-    x = torch.arange(-over, n + over, dtype=torch.float64) + 0.5
-    k = torch.arange(n, dtype=torch.float64)
+    x = torch.arange(-over, n + over, dtype=torch.float64, device="cpu") + 0.5
+    k = torch.arange(n, dtype=torch.float64, device="cpu")
     columns = torch.cos(torch.pi * x[:, None] * k / n)
     columns = columns / columns[over : n + over].norm(dim=0)
     if not over:

@@ -6,6 +6,7 @@ changed (Hounsfield units, say) are floats in those units; others are whole numb
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from typing import Any, BinaryIO
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 
 from fastequi.data.sources.kinds import Kind
 from fastequi.data.sources.limits import expect_pixels
+from fastequi.data.sources.tiff_tags import CutOff
 
 _PREAMBLE = 128  # bytes before the mark
 _MARK = b"DICM"
 START = _PREAMBLE + len(_MARK)  # bytes that tell DICOM and every other format
+_LEAST_BITS = 64  # of a frame, however it is compressed
 _TABLE = "DICOMDIR"  # of what a medium holds, in the same form, without an image
 _PHOTOMETRIC, _WHITE_IS_0 = "PhotometricInterpretation", "MONOCHROME1"
 
@@ -73,8 +76,21 @@ def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:
 
 
 def count(file: BinaryIO) -> int:
-    """How many frames it has."""
-    return _frames(_read(file, stop_before_pixels=True))
+    """How many frames it has.
+
+    Raises:
+        CutOff: it is too short for as many as it says.
+    """
+    found = _read(file, stop_before_pixels=True)
+    frames, size = _frames(found), file.seek(0, io.SEEK_END)
+    syntax = found.file_meta.get("TransferSyntaxUID") if hasattr(found, "file_meta") else None
+    bits = int(found.get("Rows", 0)) * int(found.get("Columns", 0))
+    bits *= int(found.get("SamplesPerPixel", 1)) * int(found.get("BitsAllocated", 16))
+    if syntax is not None and (syntax.is_compressed or syntax.is_deflated):
+        bits = _LEAST_BITS
+    if frames > 1 and frames * max(bits, _LEAST_BITS) > 8 * size:
+        raise CutOff(f"cut off: its {size} bytes do not hold the {frames} frames that it says")
+    return frames
 
 
 def is_inverted(file: BinaryIO) -> bool:

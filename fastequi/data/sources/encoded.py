@@ -214,7 +214,7 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     if kind is None and not by_pillow:
         raise ValueError(f"values of {' '.join(map(str, tags.get(tiff_tags.BITS, ())))} bits")
     code = (0 if kind is None else kind.code) | (0 if by_pillow else kinds.NO_RGB)
-    expect_pixels(height, width)
+    expect_pixels(height, width, 1 if kind is None else kind.channels)
     return Header(count, height, width, form, code)
 
 

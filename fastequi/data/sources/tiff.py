@@ -73,7 +73,7 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
         taken = dict(zip(places, [first, *map(at, places[1:])], strict=True))
         _expect_channels(taken)
         pages = [one.asarray() for one in taken.values()]
-        orientation = first.tags[ORIENTATION].value if ORIENTATION in first.tags else 1
+        orientation = _orientation(first)
         planar = samples > 1 and first.planarconfig == 2
         inverted = first.photometric == WHITE_IS_0 and first.dtype.kind == "u"
     if samples == 1:
@@ -82,16 +82,26 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
         values = np.concatenate([np.moveaxis(p, 0, -1) if planar else p for p in pages], -1)
     if inverted:
         values = np.iinfo(values.dtype).max - values
-    return turned(values, int(orientation))
+    return turned(values, orientation)
+
+
+def _orientation(page: Any) -> int:
+    return int(page.tags[ORIENTATION].value) if ORIENTATION in page.tags else 1
 
 
 def _expect_channels(pages: dict[int, Any]) -> None:
     """Raises an error unless tifffile's pages can be decoded, and are channels of one image."""
     first, *_ = pages.values()
     samples = int(first.samplesperpixel)
+    expect_pixels(first.imagelength, first.imagewidth, samples * len(pages))
     kind = first.shape, first.dtype, first.photometric
     for k, one in pages.items():
         expect_pixels(one.imagelength, one.imagewidth, int(one.samplesperpixel))
+        if _orientation(one) != _orientation(first):
+            raise ValueError(
+                f"page {k} has orientation {_orientation(one)}, another channel's page "
+                f"{_orientation(first)}"
+            )
         if len(one.shape) != (2 if samples == 1 else 3):
             raise ValueError(f"a page of shape {one.shape}, expected one of {samples} samples")
         if (one.shape, one.dtype, one.photometric) != kind:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fastequi.data.sources.patterns import Patterns
 from fastequi.evaluate.geometry.image_files import in_threads, stored_values
-from fastequi.evaluate.geometry.name_lists import by_stem, names_in
+from fastequi.evaluate.geometry.name_lists import by_stem, in_order, names_in
 from fastequi.evaluate.geometry.reading import Reading
 
 Ids = NDArray[np.uint8]
@@ -114,7 +114,10 @@ def _opened(root: Path, name: str, read: Reading) -> Clip:
         raise FileNotFoundError(
             f"{folders[0]}: expected frames 00000{suffixes[0]}, ..., found none"
         )
-    stems = sorted(_numbered(frames.keys() | masks.keys(), folders[0]))
+    try:
+        stems = in_order(frames.keys() | masks.keys())
+    except ValueError as error:
+        raise ValueError(f"{folders[0]}: {error}") from None
     for stem in stems:
         for there, folder, suffix in zip((frames, masks), folders, suffixes, strict=True):
             if stem not in there:
@@ -155,12 +158,3 @@ def _opened(root: Path, name: str, read: Reading) -> Clip:
         objects,
         len(ids - set(range(objects + 1))),
     )
-
-
-def _numbered(stems: set[str], folder: Path) -> set[str]:
-    """The same, with those that are missing between numbers."""
-    if not all(stem.isdecimal() for stem in stems):
-        return stems
-    numbers = [int(stem) for stem in stems]
-    width = len(next(iter(stems)))
-    return stems | {f"{i:0{width}d}" for i in range(min(numbers), max(numbers) + 1)}

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from fastequi.data.channels import RGB
 from fastequi.data.pillow import Pixels, decoded, upright
+from fastequi.data.single import read_image
 from fastequi.data.sources.encoded import FORMATS, header, read, why
+from fastequi.data.values import is_array
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -107,7 +110,10 @@ def pixels_of(file: Path) -> Pixels:
         ValueError: it cannot be decoded; names it.
     """
     try:
-        return decoded(read(str(file)))
+        data = read(str(file))
+        if is_array(data):  # Pillow takes its channels for rows, or does not open it
+            return read_image(file, RGB).permute(1, 2, 0).numpy()
+        return decoded(data)
     except Exception as error:  # whatever damaged bytes make Pillow raise
         raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
 

@@ -9,6 +9,7 @@ ROOT/splits/CLASS_test_split1.txt                     NAME.avi and 2 for a test 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastequi.data.sources.patterns import Patterns
-from fastequi.evaluate.geometry.name_lists import by_stem, text_of
+from fastequi.evaluate.geometry.name_lists import by_stem, in_order, text_of
 from fastequi.evaluate.geometry.reading import Reading
 
 JOINTS = 15
@@ -104,7 +105,8 @@ def _opened(root: Path, name: str, read: Reading) -> PoseClip:
     count = positions.shape[2]
     folder = root / "Rename_Images" / name
     belongs = ".png" if read.is_rgb else read.is_image
-    frames = [*by_stem(folder.iterdir() if folder.is_dir() else (), belongs).values()]
+    found = by_stem(folder.iterdir() if folder.is_dir() else (), belongs)
+    frames = [found[stem] for stem in _expect_numbered(folder, found)]
     if count < 2 or len(frames) < count:
         raise ValueError(
             f"{folder}: expected at least 2 frames and one for each of the {count} of {file}, got "
@@ -119,6 +121,22 @@ def _opened(root: Path, name: str, read: Reading) -> PoseClip:
             )
     places = torch.from_numpy(positions.astype(np.float64)).permute(2, 1, 0) - 0.5
     return PoseClip(name, tuple(frames[:count]), sizes[0], places)
+
+
+def _expect_numbered(folder: Path, found: Mapping[str, Path]) -> list[str]:
+    """The names of frames by their numbers; raises an error where one is missing or is none."""
+    try:
+        stems = in_order(found)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    for stem in stems:
+        if stem not in found:
+            raise FileNotFoundError(
+                f"{folder}: expected frames numbered without gaps, {stem} is missing"
+            )
+        if not (stem.isascii() and stem.isdecimal()):
+            raise ValueError(f"{found[stem]}: expected frames named by their numbers alone")
+    return stems
 
 
 def _loaded(file: Path) -> dict[str, Any]:

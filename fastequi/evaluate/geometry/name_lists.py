@@ -54,6 +54,24 @@ def by_stem(files: Iterable[Path], belongs: str | Callable[[str], bool]) -> dict
     return found
 
 
+def in_order(stems: Iterable[str]) -> list[str]:
+    """Names that are numbers by these, with those that are missing between; others sorted.
+
+    Raises:
+        ValueError: two are one number ("1" and "01"); names both.
+    """
+    names = sorted(stems)
+    if not names or not all(name.isascii() and name.isdecimal() for name in names):
+        return names
+    found: dict[int, str] = {}
+    for name in names:
+        other = found.setdefault(int(name), name)
+        if other != name:
+            raise ValueError(f"expected one file of number {int(name)}, got {other} and {name}")
+    width = min(map(len, names))
+    return [found.get(i, f"{i:0{width}d}") for i in range(min(found), max(found) + 1)]
+
+
 def in_any_case(file: Path) -> Path:
     """A file, or where it is not there the one whose suffix is written in another case."""
     if not file.is_file():

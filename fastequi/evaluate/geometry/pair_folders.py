@@ -258,6 +258,7 @@ def inspected(
         return size, look(pair.target, values)
 
     sizes, kept = zip(*in_threads(each, pairs.all), strict=True)
+    read.expect_one_kind(pair.image for pair in pairs.all)
     whole = Source(
         tuple(str(pair.image) for pair in pairs.all),
         tuple(pair.name for pair in pairs.all),

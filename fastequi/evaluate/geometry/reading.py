@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.data.channels import DTYPE, RGB, chosen, ranges
+from fastequi.data.channels import DTYPE, RGB, chosen, percentiles, ranges
 from fastequi.data.single import read_image
 from fastequi.data.sources.encoded import Header, header, is_array_name, is_image_name, why
 from fastequi.data.sources.kinds import Kind
@@ -45,12 +45,17 @@ class Reading:
         """That of all encoders of a table; 8-bit RGB without any.
 
         Raises:
-            ValueError: they take different images.
+            ValueError: they take different images, or a range that has no numbers.
         """
         if not encoders:
             return cls()
         *_, encoder = encoders.values()  # behind what it is compared with
         expect_the_same_images(encoder, encoders)
+        if percentiles(encoder.value_range) is not None:
+            raise ValueError(
+                f"CHECKPOINT: expected value_range in numbers, as config.json has it, got "
+                f"{encoder.value_range}"
+            )
         return cls(images_for(encoder), encoder.value_range)
 
     @property
@@ -75,8 +80,10 @@ class Reading:
         return height, width
 
     def sizes_of(self, files: Iterable[Path]) -> list[Size]:
-        """Of several; see :meth:`size_of`."""
-        return in_threads(self.size_of, files)
+        """Of several of one kind; see :meth:`size_of` and :meth:`expect_one_kind`."""
+        found = in_threads(self.size_of, files := list(files))
+        self.expect_one_kind(files)
+        return found
 
     def at(self, file: Path, size: Size) -> Tensor:
         """The same as a call gives, each side resized alone: bicubic, with antialiasing."""
@@ -96,17 +103,46 @@ class Reading:
         if self.is_rgb:
             return torch.from_numpy(pixels_of(file)).permute(2, 0, 1)
         channels = self.wanted.channels
-        needed = self.wanted.count or 1 + max(chosen(channels) or (0,))
-        found = _header(file)
-        first = Kind.of(found.kind)
-        by_page = first is not None and first.channels < needed
-        self._expect_fits(file, _header(file, True) if by_page else found)
+        found, by_page = self._found(file)
+        self._expect_fits(file, found)
         try:
             image = read_image(file, channels, pages_are_channels=by_page)
         except Exception as error:  # whatever damaged bytes make a library raise
             raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
         ends = ranges(self.value_range)
-        return in_unit(image) if ends is None else in_range(image, ends)
+        if ends is None:  # of floats 0..1, as of a run
+            ends = ((0.0, 1.0),)
+            image = in_unit(image)
+        return in_range(image, ends)
+
+    def _found(self, file: Path) -> tuple[Header, bool]:
+        """An image's header, and whether its pages are its channels."""
+        needed = self.wanted.count or 1 + max(chosen(self.wanted.channels) or (0,))
+        found = _header(file)
+        first = Kind.of(found.kind)
+        by_page = first is not None and first.channels < needed
+        return (_header(file, True) if by_page else found), by_page
+
+    def expect_one_kind(self, files: Iterable[Path]) -> None:
+        """Refuses images of several kinds; of RGB they are made alike.
+
+        Raises:
+            ValueError: one has other channels than the first, or another depth where the range is
+                in the files' own numbers; names it.
+        """
+        if self.is_rgb:
+            return
+        files = list(files)
+        kinds = [Kind.of(found.kind) for found, _ in in_threads(self._found, files)]
+        in_numbers = ranges(self.value_range) is not None
+        for file, kind in zip(files, kinds, strict=True):
+            if kind is None or kinds[0] is None:  # which is no image, as reading it says
+                continue
+            if kind.channels != kinds[0].channels or (in_numbers and kind.depth != kinds[0].depth):
+                raise ValueError(
+                    f"{file}: expected an image of one kind with {files[0].name}, which has "
+                    f"{kinds[0]}, got {kind}"
+                )
 
     def _expect_fits(self, file: Path, found: Header) -> None:
         """Raises ValueError for an image whose channels or depth the encoder does not take."""
