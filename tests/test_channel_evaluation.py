@@ -178,7 +178,7 @@ class Noise:
     def __init__(self, config, path, seed):
         self.config, self.path, self.seed = config, path, seed
 
-    def images_of(self, ids):
+    def photographs_of(self, ids):
         return ids
 
     def __iter__(self):

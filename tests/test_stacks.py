@@ -546,6 +546,28 @@ def test_pages_that_lie_otherwise_are_no_channels_of_one_image():
         tiff.decoded(io.BytesIO(file.getvalue()), 2)
 
 
+def test_pages_of_one_file_are_one_draw(tmp_path):
+    """Of intervals, as windows of one photograph are."""
+    pytest.importorskip("nvidia.dali")
+    from fastequi.data.config import DataConfig
+    from fastequi.data.loader import make_loader
+    from fastequi.paths import SE2
+
+    for name, several in (("a", 3), ("b", 1), ("c", 2)):
+        planes = np.stack([values(1, "uint16", k)[..., 0] for k in range(several)])
+        (tmp_path / f"{name}.tif").write_bytes(described(planes, "").tobytes())
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    cfg = DataConfig(
+        image_size=16, source_size=16, batch_size=6, channels="0", mean=(0.5,), std=(0.2,)
+    )
+    with make_loader(source, cfg, SE2(), seed=0) as loader:
+        ids = next(loader).sample_ids
+        images, photographs = loader.images_of(ids), loader.photographs_of(ids)
+    assert sorted(images.tolist()) == list(range(6))
+    assert photographs.tolist() == [[0, 0, 0, 3, 4, 4][i] for i in images]
+
+
 def test_of_several_ome_images_the_first_counts():
     tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
     first, file = values(4, "uint16"), io.BytesIO()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import Pixels, pixels_of
 from fastequi.data.read_ahead import ReadAhead
 from fastequi.data.sampler import Sampler, Step
+from fastequi.data.sources import pages
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
 from fastequi.data.views.batch import Batch, Masks, Overlaps
@@ -286,6 +288,21 @@ class Loader:
         next one in place of an image that cannot be decoded."""
         files = (sample_ids.cpu() // self.cfg.samples_per_file).tolist()
         return torch.tensor([self._readable(file) for file in files], dtype=torch.int64)
+
+    def photographs_of(self, sample_ids: Tensor) -> Tensor:
+        """The same, but of pages of one file the first: they are alike, as windows of one
+        photograph are, and no draws of their own."""
+        images = self.images_of(sample_ids)
+        return images if self._first is None else self._first[images]
+
+    @cached_property
+    def _first(self) -> Tensor | None:
+        """[n] of every image the first one that is of its file; None where all are files."""
+        if not self.source.may_have_pages:
+            return None
+        seen: dict[str, int] = {}
+        names = map(pages.file_of, self.source.names)
+        return torch.tensor([seen.setdefault(name, i) for i, name in enumerate(names)])
 
     def _readable(self, file: int) -> int:
         while file in self._bad:

@@ -224,4 +224,4 @@ class _Transformations:
         for seed, (part, n) in enumerate(zip((self.train, self.test), counts, strict=True), 1):
             where, values = encoder.device, values_of(encoder)
             with window_loader(part, path, views, seed=seed, device=where, values=values) as loader:
-                self.pairs.append(collect_pairs(loader, path, views, n, loader.images_of))
+                self.pairs.append(collect_pairs(loader, path, views, n, loader.photographs_of))

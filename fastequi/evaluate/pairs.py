@@ -63,8 +63,8 @@ def collect_pairs(
         path: the transformation whose parameters they carry.
         views: their geometry.
         n: how many.
-        images_of: sample ids to the photographs that they show, `Loader.images_of`; one each by
-            default.
+        images_of: sample ids to the photographs that they show, as
+            `Loader.photographs_of`; one each by default.
         photometric: changes both images of a pair, independently.
         seed: of these changes.
 

@@ -132,8 +132,8 @@ def predictions(
         method: with decoders.
         batches: as :func:`path_loader` makes them.
         n: images.
-        images_of: sample ids to the photographs that they show, `Loader.images_of`; one each by
-            default.
+        images_of: sample ids to the photographs that they show, as
+            `Loader.photographs_of`; one each by default.
     """
     mean, std = method.views.mean, method.views.std
     errors: list[Tensor] = []

@@ -109,10 +109,10 @@ def measured(encoder: Encoder, source: Source, *, images: int, seed: int) -> Rec
     found = None
     with path_loader(config, source, encoder.device, seed) as loader:
         if method.decoder is not None:
-            found = predictions(method, loader, images, loader.images_of)
+            found = predictions(method, loader, images, loader.photographs_of)
     with path_loader(config, source, encoder.device, seed) as loader:
         batches = list(islice(loader, -(-images // loader.cfg.batch_size)))
-        shown = loader.images_of(torch.cat([batch.sample_ids for batch in batches]))
+        shown = loader.photographs_of(torch.cat([batch.sample_ids for batch in batches]))
     v1 = torch.cat([batch.v1 for batch in batches])
     return Reconstruction(
         images=len(v1),

@@ -245,7 +245,7 @@ def score_tasks(
 
         def cut(source: Source, path: paths.Path, n: int, seed: int, task: Task = task) -> Pairs:
             with windows_of(source, path, seed) as loader:
-                of, change = loader.images_of, task.photometric
+                of, change = loader.photographs_of, task.photometric
                 return collect_pairs(loader, path, views, n, of, photometric=change, seed=seed)
 
         def say(row: str, share: float, name: str = name, number: int = number) -> None:

@@ -104,6 +104,11 @@ class Source:
         same = one is not None and one.names is self.names and one.sizes is self.sizes
         return one if same else None
 
+    @property
+    def may_have_pages(self) -> bool:
+        """Whether images may be pages of one file, which are read as NumPy's."""
+        return not self.formats or "NPY" in self.formats
+
     def encoded(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image i; raises OSError as `encoded.read` does."""
         first, count = WHOLE_FILE if self.spans is None else self.spans[i].tolist()

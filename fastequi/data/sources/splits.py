@@ -65,7 +65,7 @@ def held_out(n: int) -> NDArray[np.bool_]:
 def held_out_of(source: Source) -> NDArray[np.bool_]:
     """[n] the same of images in sorted order, where pages of one file are for one thing: those of
     a stack are alike. Where all are of one file, each for itself, which is logged."""
-    if source.formats and "NPY" not in source.formats:  # as which pages are read
+    if not source.may_have_pages:
         return held_out(len(source))
     files = [pages.file_of(name) for name in source.names]
     places = {file: place for place, file in enumerate(dict.fromkeys(files))}

@@ -105,7 +105,7 @@ def warped_pairs(
             first.append(both[0].half().cpu())
             second.append(both[1].half().cpu())
             relations.append(relation)
-            photographs.append(loader.images_of(batch.sample_ids))
+            photographs.append(loader.photographs_of(batch.sample_ids))
             count += len(windows)
             if count >= n:
                 break

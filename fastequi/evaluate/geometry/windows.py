@@ -68,7 +68,7 @@ def cut_windows(
         for batch in loader:
             whole = batch.u if batch.u.dtype == torch.uint8 else in_unit(batch.u)
             images.append(whole[..., :side, :side].cpu())
-            photographs.append(loader.images_of(batch.sample_ids))
+            photographs.append(loader.photographs_of(batch.sample_ids))
             count += len(batch.u)
             if count >= n:
                 break
