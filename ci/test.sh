@@ -5,7 +5,11 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" dali,log,dev
 ruff check .
 ruff format --check .
-mypy
+mypy & # beside the tests, whose workers wait for each other while they collect
+types=$!
 # two workers of one thread each: Triton's interpreter, in which most tests run, uses one core
 export OMP_NUM_THREADS=1
-exec python -m pytest -n 2 --dist worksteal "$@"
+status=0
+python -m pytest -n 2 --dist worksteal "$@" || status=$?
+wait "$types"
+exit "$status"
