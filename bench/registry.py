@@ -21,8 +21,8 @@ from bench.cases import (
     rot90_batch,
     tir_overhead,
     train_step,
-    view_channels,
     views,
+    views_gpu,
     warp,
     warp_recon,
 )
@@ -42,7 +42,7 @@ _MODULES = (
         gram,
         crops,
     ),
-    *(attention, gelu, encoder_step, tir_overhead, train_step, decode, views, view_channels),
+    *(attention, gelu, encoder_step, tir_overhead, train_step, decode, views, views_gpu),
     multi_crop,
 )
 

@@ -6,8 +6,7 @@ an image at a time where it takes one (kornia takes batches); DALI takes a batch
 libraries define a contrast or a hue alike: all are yardsticks, none an answer. Ours equals DALI's
 within a grey level (tests/test_fused_views.py).
 
-On a GPU the photographs lie there, the parameters on the host; the peer is our PyTorch reference, a
-view at a time, which is also the answer.
+On a GPU: `views_gpu.py`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 import fastequi
-from bench.cases.geometry import DTYPES, MEAN, STD, itemsize
+from bench.cases.geometry import MEAN, STD
 from bench.opbench import Call, Inputs, Make, OpBench, Provider, Unavailable
-from bench.providers import Signature
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.views.parameters import ViewParams, view_params
 from fastequi.functional import fused_views
@@ -213,7 +211,12 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
 def _dali(inputs: Inputs, mode: str) -> Call:
     """What fastequi runs with `data.views=dali`, without its decoder."""
     only_forward(mode)
-    made = pipeline(inputs["op"], inputs["size"], inputs["arrays"], _drawn(inputs))
+    made = pipeline(
+        inputs["op"],
+        inputs["size"],
+        inputs["arrays"],
+        parameters(len(inputs["arrays"]), inputs["size"]),
+    )
 
     def call() -> dict[str, Tensor]:
         made.run()
@@ -274,9 +277,9 @@ def pipeline(op: str, size: int, arrays: Sequence[Any], drawn: ViewParams) -> An
 def _ours(inputs: Inputs, mode: str) -> Call:
     """`fused_views`, its parameters drawn ahead as fastequi draws them."""
     only_forward(mode)
-    photos, windows, given = arguments(
-        inputs["op"], inputs["size"], inputs["arrays"], _drawn(inputs)
-    )
+    size, arrays = inputs["size"], inputs["arrays"]
+    drawn = parameters(len(arrays), size)
+    photos, windows, given = arguments(inputs["op"], size, arrays, drawn)
 
     def call() -> dict[str, Tensor]:
         return {"views": fused_views(photos, windows, **given)}
@@ -312,41 +315,8 @@ def arguments(
     return photos, windows, given
 
 
-def _inputs_on_gpu(B: int, size: int, dtype: str, blurred: bool) -> Inputs:
-    drawn = _inputs("all", B, size)
-    photos, windows, given = arguments("all", size, drawn["arrays"], _drawn(drawn))
-    given["dtype"] = DTYPES[dtype]
-    if not blurred:
-        del given["sigma"]
-    return {"photos": [photo.to("cuda") for photo in photos], "windows": windows, "given": given}
-
-
-def _views(photos: list[Tensor], windows: Tensor, given: dict[str, Any]) -> Tensor:
-    return fused_views(photos, windows, **given)
-
-
-def _answer_on_gpu(inputs: Inputs, mode: str) -> dict[str, Tensor]:
-    given = {**inputs["given"], "dtype": torch.float64}
-    return {"views": _views(inputs["photos"], inputs["windows"], given)}
-
-
-def _bytes_on_gpu(params: Mapping[str, Any], mode: str) -> int:
-    """Of windows of the mean area, and of views."""
-    window = int(3 * HEIGHT * WIDTH * sum(AREA) / 2)
-    return params["B"] * (window + 3 * params["size"] ** 2 * itemsize(params))
-
-
-def _floor_on_gpu(inputs: Inputs, mode: str) -> Callable[[], Any]:
-    """As many bytes of views written."""
-    given, count = inputs["given"], len(inputs["windows"])
-    shape = count, 3, given["size"], given["size"]
-    out = torch.empty(shape, dtype=given["dtype"], device=inputs["photos"][0].device)
-    return lambda: out.fill_(1)
-
-
-def _drawn(inputs: Inputs) -> ViewParams:
-    """The parameters of a view of each photograph."""
-    count, size = len(inputs["arrays"]), inputs["size"]
+def parameters(count: int, size: int) -> ViewParams:
+    """The parameters of a view of each of so many photographs."""
     names = "brightness", "contrast", "saturation", "hue"
     jitter: dict[str, Any] = dict(zip(names, JITTER, strict=True))
     each = {"jitter": 1.0, "gray": 0.0, "blur": 1.0, "solarize": 1.0, "sigma": SIGMA, **jitter}
@@ -381,10 +351,6 @@ def images_a_second(params: Mapping[str, Any], medians: Mapping[str, float]) -> 
     return f"{params.get('op', 'decode')}, images a second: {rates}"
 
 
-_VIEWS = Signature(
-    lambda inputs: (inputs["photos"], inputs["windows"], inputs["given"]), result="views"
-)
-_ON_GPU: dict[str, Any] = {"B": 256, "size": 224, "dtype": "bfloat16", "blurred": True}
 _PEER: dict[str, Any] = {"partial": True}
 _BATCH = {"B": 32, "size": 224}
 
@@ -412,22 +378,5 @@ CASES = (
             {"op": "all", "B": 32, "size": 96},
         ),
         verdict=images_a_second,
-    ),
-    OpBench(
-        name="views",
-        device="cuda",
-        title="views of photographs of 500x375 on the GPU, normalised",
-        inputs=_inputs_on_gpu,
-        providers={
-            "eager": Provider(_VIEWS.ours(_views, "torch")),
-            "ours": Provider(_VIEWS.ours(_views, "triton")),
-        },
-        answer=_answer_on_gpu,
-        bytes_moved=_bytes_on_gpu,
-        formula="pixels of the window read once + view written once",
-        flops=lambda params, mode: 0.0,
-        floor=_floor_on_gpu,
-        sweep=(_ON_GPU, {**_ON_GPU, "blurred": False}, {**_ON_GPU, "size": 96}),
-        on_host=True,
     ),
 )
