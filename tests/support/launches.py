@@ -19,7 +19,7 @@ from fastequi.kernels import (
     correspondence,
     crop_align,
     dino_triton,
-    fused_views_triton,
+    fused_views_kernels,
     gram,
     koleo,
     linear_recon,
@@ -391,22 +391,22 @@ def _blur(
     return _by_table(name, blur.blur_fwd_kernel, config, pixels, types=types, **more)
 
 
-# fused_views_triton
+# fused_views_kernels
 
 
 VIEWS = {
-    **fused_views_triton.LAUNCH, "BITS": 8, "GROUP": 3, "TOGETHER": True,
+    **fused_views_kernels.LAUNCH, "BITS": 8, "GROUP": 3, "TOGETHER": True,
     "RANGE": False, "CUT": False, "COLOR": True, "EACH": False, "TOP": 255.0, "MOST": 0,
     "LAST": True, "FAR": False, "stride_ox": 1,
 }  # fmt: skip
 VIEWS_EVERYTHING = VIEWS | {
     "TOGETHER": False, "RANGE": True, "CUT": True, "EACH": True, "TOP": 1.0,
-    **fused_views_triton.WITH_ENDS,
+    **fused_views_kernels.WITH_ENDS,
 }  # fmt: skip
 
 
 @section
-def fused_views_triton_cases() -> Iterator[Case]:
+def fused_views_kernels_cases() -> Iterator[Case]:
     """Counted are a pixel of the photograph and a tap of a blur, of all channels of a group; of one
     channel, and of two with Triton 3.6, the compiler makes one turn of four pixels.
     """
@@ -446,9 +446,9 @@ def fused_views_triton_cases() -> Iterator[Case]:
 
 
 def _views(name: str, blurs: bool, dtype: str, changes: dict[str, Any], **more: Any) -> Case:
-    kernel = fused_views_triton.views_resample_kernel
+    kernel = fused_views_kernels.views_resample_kernel
     if blurs:
-        kernel = fused_views_triton.views_blur_kernel
+        kernel = fused_views_kernels.views_blur_kernel
     constants = VIEWS | changes
     pixels = constants["TILE_H"] * constants["TILE_W"]
     options = {"types": {"out_ptr": dtype}, "loops": True, **more}
