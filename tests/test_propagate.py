@@ -69,6 +69,13 @@ def test_names_of_clips_are_lines_and_suffixes_of_any_case(davis):
     assert [file.name for file in right.masks] == [f"{i:05d}.PNG" for i in range(5)]
 
 
+def test_frames_that_an_encoder_of_rgb_does_not_read_are_named(davis):
+    made_two_bands(davis.glob("JPEGImages/480p/right/*.jpg"))
+    said = r"right: expected frames 00000\.jpg, \.\.\., found none but 00000\.tif, whose format enc"
+    with pytest.raises(FileNotFoundError, match=said):
+        open_clips(davis)
+
+
 def test_frames_come_by_their_numbers(davis):
     """Also where these are not filled up with zeros."""
     put_clip(davis, "long", squares(12))

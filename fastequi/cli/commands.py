@@ -56,7 +56,7 @@ class ScanOptions(Patterned):
     pages: Literal["first", "channels", "images"] | None = None
     """Of a TIFF with several pages: the first is the image, or all are its channels, or each is an
     image. An OME-TIFF or one of ImageJ says itself which are channels. With images also the frames
-    of a DICOM file, which is left out otherwise; not in shards behind URLs. By default as the index
+    of a DICOM file, which is left out otherwise. By default as the index
     says that is there; without one the first."""
 
 

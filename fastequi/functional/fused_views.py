@@ -51,9 +51,11 @@ def fused_views(
             `torch.from_numpy` of decoded images, on one device, where the views are made. The other
             tensors are read on the CPU, where they are drawn: those of a GPU are waited for, with a
             host sync each.
-        windows: [V, 4] corners y0, x0, y1, x1 in pixels, of a floating dtype, within the
-            photographs; x0 > x1 mirrors left to right, y0 > y1 top to bottom. Resampled linearly,
-            with antialiasing where the view is smaller.
+        windows: [V, 4] corners y0, x0, y1, x1 in pixels, whose edges are whole numbers, of a
+            floating dtype, within the photographs; x0 > x1 mirrors left to right, y0 > y1 top to
+            bottom. Resampled linearly, with antialiasing where the view is smaller; as by DALI's
+            `roi_start`, pixels beside the window have their part in the samples at its border, and
+            those of the photograph's border go on beyond it.
         size: (H, W) of the views, or one number for both.
         photo: [V] integers, the photograph of every view; None where there are as many of both.
         color: [V, 3, 4] affine maps of RGB in 0..1 (:func:`fastequi.paths.color_matrix`), what
@@ -315,7 +317,7 @@ def _checked_places(
 def _if_channels_first(image: Tensor) -> str:
     """A hint where a photograph looks like [C, H, W]."""
     first, _, last = image.shape
-    return "; photos are [H, W, C]" if first <= 4 < last else ""
+    return "; photos are [H, W, C]" if first < last else ""
 
 
 def _check_windows(windows: Tensor, photos: list[Tensor], photo: Tensor) -> None:

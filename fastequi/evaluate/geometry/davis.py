@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastequi.data.sources.encoded import is_image_name
 from fastequi.data.sources.patterns import Patterns
 from fastequi.evaluate.geometry.image_files import in_threads, stored_values
 from fastequi.evaluate.geometry.name_lists import by_stem, in_order, names_in
@@ -111,8 +112,11 @@ def _opened(root: Path, name: str, read: Reading) -> Clip:
         )
     )
     if not frames:
+        inside = sorted(folders[0].iterdir()) if folders[0].is_dir() else []
+        other = next((file.name for file in inside if is_image_name(file.name)), "")
+        but = f" but {other}, whose format encoders of data.channels alone read" if other else ""
         raise FileNotFoundError(
-            f"{folders[0]}: expected frames 00000{suffixes[0]}, ..., found none"
+            f"{folders[0]}: expected frames 00000{suffixes[0]}, ..., found none{but}"
         )
     try:
         stems = in_order(frames.keys() | masks.keys())
