@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -21,6 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 KERNELS = (
@@ -137,6 +140,10 @@ def cached() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"native-{fingerprint()}-{key}.so"
     if not library.is_file():
+        logger.warning(
+            "compiling the CPU kernels in C, once on this machine: half a minute to two, to %s",
+            library,
+        )
         with open(folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # others wait, then find it built
             if not library.is_file():

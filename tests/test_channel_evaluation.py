@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastequi import paths
 from fastequi.build import build
@@ -16,12 +17,14 @@ from fastequi.cli.main import main
 from fastequi.config import Config, DataConfig
 from fastequi.data.labelled import labelled_sets
 from fastequi.data.sources.image_sets import open_source
+from fastequi.data.sources.kinds import Kind
 from fastequi.evaluate import rotnet
 from fastequi.evaluate import tasks as cut
 from fastequi.evaluate.classification import evaluate_classes
 from fastequi.evaluate.embed import embeddings
 from fastequi.evaluate.encoders import Encoder, load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
+from fastequi.evaluate.geometry.name_lists import by_stem
 from fastequi.evaluate.geometry.reading import Reading
 from fastequi.evaluate.online import online_probes
 from fastequi.evaluate.pairs import collect_pairs
@@ -450,6 +453,32 @@ def test_images_beside_truth_are_of_one_kind(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             reading.sizes_of(files[name] for name in names)
+
+
+def test_what_rgb_does_not_keep_of_images_beside_truth_is_told_once(tmp_path, caplog):
+    """Images of 16 bits, or of four channels; a folder named like an image is none."""
+    names = [tmp_path / f"{i}.png" for i in range(4)]
+    for file, mode in zip(names, ("I;16", "I;16", "RGBA", "L"), strict=True):
+        Image.new(mode, (8, 8)).save(file)
+    (tmp_path / "4.png").mkdir()
+    assert list(by_stem(tmp_path.iterdir(), ".png")) == ["0", "1", "2", "3"]
+    read = Reading()
+    for _ in range(2):
+        read.sizes_of(names)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file} and the like: images of {kind} are made 8-bit RGB, which the encoder takes"
+        for file, kind in (
+            (names[0], Kind(1, "uint16")),
+            (names[2], Kind(4, "uint8", True)),
+        )
+    ]
+
+
+def test_of_several_pages_beside_truth_the_first_is_told(tmp_path, caplog):
+    file = tmp_path / "stack.tif"
+    file.write_bytes(pages_of(values(3, "uint8")))
+    assert Reading().sizes_of([file])
+    assert f"{file} and the like: of files with several pages the first is the image" in caplog.text
 
 
 def test_rgb_whose_channels_lie_apart_is_read_as_by_runs(tmp_path):

@@ -67,6 +67,14 @@ def test_test_videos_are_read(jhmdb):
     assert [clip.name for clip in open_poses(jhmdb, Patterns(include=("two",)))] == ["walk/two"]
 
 
+def test_frames_are_numbered_from_1(jhmdb):
+    frames = jhmdb / "Rename_Images" / "walk" / "two"
+    (frames / "00003.png").write_bytes((frames / "00001.png").read_bytes())
+    (frames / "00001.png").unlink()
+    with pytest.raises(FileNotFoundError, match="expected frames numbered from 1, got 00002 first"):
+        open_poses(jhmdb)
+
+
 def test_labels_are_gaussians_about_the_joints_token():
     joints = torch.full((15, 2), 3.7, dtype=torch.float64)
     joints[1] = torch.tensor([0.2, 5.9])  # x, y

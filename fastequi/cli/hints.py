@@ -65,6 +65,9 @@ def nearest_option(flag: str, known: Iterable[str]) -> str | None:
     Returns:
         None if none is similar, or if it is another library's name of what there is no option for.
     """
+    for one in (known := list(known)):
+        if one.replace(".", "-") == flag.replace(".", "-"):
+            return one
     by_last: dict[str, list[str]] = {}
     for one in known:
         by_last.setdefault(_last(one), []).append(one)
@@ -72,8 +75,12 @@ def nearest_option(flag: str, known: Iterable[str]) -> str | None:
     meanings = _ALIASES.get(last) or difflib.get_close_matches(last, by_last, n=1)
     for name in (last, *meanings):
         if name in by_last:
-            return difflib.get_close_matches(flag, by_last[name], n=1, cutoff=0.0)[0]
+            return max(by_last[name], key=lambda one: (_likeness(flag, one), one[:7] == "--data."))
     return None
+
+
+def _likeness(flag: str, option: str) -> float:
+    return difflib.SequenceMatcher(None, option, flag).ratio()
 
 
 def _last(flag: str) -> str:

@@ -75,7 +75,10 @@ def expect_known(kind: type, words: list[str], other: tuple[type, str] | None = 
                 near = nearest_option(flag, known)
                 hint = f", did you mean {near}?" if near else ""
                 raise ValueError(f"unknown option {flag}{hint} (--help lists all)")
-            _check(flag, [value] if equals else _values(words[i + 1 :]), known[name])
+            values = [value] if equals else _values(words[i + 1 :])
+            if known[name] is bool and values and not (equals or _has_words(kind)):
+                raise ValueError(f"{flag}: expected no value, got {' '.join(values)}")
+            _check(flag, values, known[name])
 
 
 def is_given(option: str, words: list[str]) -> bool:
@@ -123,6 +126,16 @@ def _options(kind: Any, prefix: str = "--") -> dict[str, Any]:
         elif field.default is not MISSING or field.default_factory is not MISSING:
             found[prefix + name] = hint
     return found
+
+
+def _has_words(kind: Any) -> bool:
+    """Whether a command takes words that are no options, which may stand behind one."""
+    hints = typing.get_type_hints(kind)
+    return any(
+        field.default is MISSING and field.default_factory is MISSING
+        for field in fields(kind)
+        if not is_dataclass(hints[field.name])
+    )
 
 
 def _values(words: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from fastequi.cli.hints import unknown
 from fastequi.cli.image_options import Patterned, Several, as_images, expect_places
 from fastequi.cli.init_options import start_of, started, words_of
 from fastequi.cli.network_options import for_network
-from fastequi.cli.parsing import expect_known, is_given, memory_for, parse
+from fastequi.cli.parsing import expect_known, given, is_given, memory_for, parse
 from fastequi.config import Config, recipe_of
 from fastequi.data.channels import ALL, written
 from fastequi.data.config import DataConfig
@@ -149,6 +149,12 @@ def _with_whole_path(config: Config) -> Config:
 
 def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
     """The recipe's name and the checked options of a command line."""
+    behind = given("--resume", argv)
+    if behind and not behind.startswith("-"):
+        raise ValueError(
+            f"--resume: expected no value, got {behind}; --run-dir {behind} --resume continues "
+            f"the run in that folder"
+        )
     begun = _run_to_resume(argv)
     if begun is not None and begun.recipe and argv[0].startswith("-"):
         argv = [begun.recipe, *argv]

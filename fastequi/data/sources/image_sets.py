@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fastequi.data.channels import RGB
 from fastequi.data.sources import index as indices
 from fastequi.data.sources import remote_listing
 from fastequi.data.sources.changes import differences, stale
@@ -358,7 +357,7 @@ def _source(
         again = f"; {again}: fastequi data scan {what.partition(': ')[2]} reads them again"
     kinds = known.columns.kinds
     known, unfit = _fit(known, wanted)
-    of_pages = wanted.channels != RGB and bool({PAGES, PARTIAL} & set(known.formats))
+    of_pages = bool({PAGES, PARTIAL} & set(known.formats))
     if wanted.begun and unfit:
         reasons = "; ".join(sorted(set(wanted.unfit(kinds).values())))
         logger.info(

@@ -39,6 +39,11 @@ class Kind(NamedTuple):
             return 0
         return self.channels + _DEPTH * DEPTHS.index(self.depth) + _RGB * self.rgb
 
+    @property
+    def more_than_rgb8(self) -> bool:
+        """Whether 8-bit RGB that is made of an image keeps less than it holds."""
+        return self.depth == "uint16" or self.channels not in (1, 3)
+
     @classmethod
     def of(cls, code: int) -> Kind | None:
         """From a number; None of 0."""

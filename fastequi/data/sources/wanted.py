@@ -109,7 +109,7 @@ class Wanted:
         if self.channels != RGB:
             return
         for kind, count in counts(codes).items():
-            if kind.depth == "uint16" or kind.channels not in (1, 3):
+            if kind.more_than_rgb8:
                 logger.warning(
                     "%s: %d images of %s are made 8-bit RGB; --data.channels %s keeps them as they "
                     "are",

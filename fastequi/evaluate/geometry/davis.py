@@ -93,12 +93,12 @@ def ids_of(file: Path) -> Ids:
         with Image.open(file, formats=("PNG",)) as opened:
             if opened.mode not in ("P", "L", "1"):
                 raise ValueError(
-                    f"{file}: expected a palette PNG of object ids, got an image of mode "
-                    f"{opened.mode}"
+                    f"{file}: expected a PNG of object ids, palette or grey of at most 8 bits, got "
+                    f"an image of mode {opened.mode}"
                 )
             ids = stored_values(file, opened)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{file}: expected a palette PNG of object ids ({error})") from error
+        raise ValueError(f"{file}: expected a PNG of object ids ({error})") from error
     return np.where(ids == _VOID, 0, ids).astype(np.uint8)
 
 

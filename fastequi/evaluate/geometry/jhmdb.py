@@ -124,11 +124,14 @@ def _opened(root: Path, name: str, read: Reading) -> PoseClip:
 
 
 def _expect_numbered(folder: Path, found: Mapping[str, Path]) -> list[str]:
-    """The names of frames by their numbers; raises an error where one is missing or is none."""
+    """The names of frames by their numbers, from 0 or 1; raises an error where one is missing or is
+    none."""
     try:
         stems = in_order(found)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    if stems and stems[0].isdecimal() and int(stems[0]) > 1:
+        raise FileNotFoundError(f"{folder}: expected frames numbered from 1, got {stems[0]} first")
     for stem in stems:
         if stem not in found:
             raise FileNotFoundError(

@@ -47,7 +47,7 @@ def by_stem(files: Iterable[Path], belongs: str | Callable[[str], bool]) -> dict
     found: dict[str, Path] = {}
     for file in sorted(files):
         named = file.suffix.lower() == belongs if isinstance(belongs, str) else belongs(file.name)
-        if named:
+        if named and not file.is_dir():
             other = found.setdefault(file.stem, file)
             if other != file:
                 raise ValueError(f"{file}: expected one file of this name, got {other.name} too")

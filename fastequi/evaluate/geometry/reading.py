@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fastequi.data.channels import DTYPE, RGB, chosen, percentiles, ranges
 from fastequi.data.single import read_image
 from fastequi.data.sources.encoded import Header, header, is_array_name, is_image_name, why
 from fastequi.data.sources.kinds import Kind
+from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
 from fastequi.evaluate.encoders import Encoder, expect_the_same_images
 from fastequi.evaluate.geometry.image_files import (
@@ -26,6 +28,8 @@ from fastequi.evaluate.geometry.image_files import (
 )
 from fastequi.evaluate.photo_windows import images_for
 from fastequi.functional.normalise import in_range, in_unit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Reading:
 
     wanted: Wanted = Wanted()  # noqa: RUF009
     value_range: str = DTYPE
+    _told: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, encoders: Mapping[str, Encoder]) -> Reading:
@@ -124,15 +129,16 @@ class Reading:
         return (_header(file, True) if by_page else found), by_page
 
     def expect_one_kind(self, files: Iterable[Path]) -> None:
-        """Refuses images of several kinds; of RGB they are made alike.
+        """Refuses images of several kinds; of RGB they are made alike, which is told.
 
         Raises:
             ValueError: one has other channels than the first, or another depth where the range is
                 in the files' own numbers; names it.
         """
-        if self.is_rgb:
-            return
         files = list(files)
+        if self.is_rgb:
+            self._tell(files)
+            return
         kinds = [Kind.of(found.kind) for found, _ in in_threads(self._found, files)]
         in_numbers = ranges(self.value_range) is not None
         for file, kind in zip(files, kinds, strict=True):
@@ -143,6 +149,23 @@ class Reading:
                     f"{file}: expected an image of one kind with {files[0].name}, which has "
                     f"{kinds[0]}, got {kind}"
                 )
+
+    def _tell(self, files: list[Path]) -> None:
+        """Logs what RGB does not keep of images, each once."""
+        for file, found in zip(
+            files, in_threads(lambda file: header(str(file)), files), strict=True
+        ):
+            if isinstance(found, str):  # as reading it says
+                continue
+            kind = Kind.of(found.kind)
+            said = []
+            if kind is not None and kind.more_than_rgb8:
+                said += [f"images of {kind} are made 8-bit RGB, which the encoder takes"]
+            if found.format in (PAGES, PARTIAL):
+                said += ["of files with several pages the first is the image"]
+            for words in set(said) - self._told:
+                self._told.add(words)
+                logger.warning("%s and the like: %s", file, words)
 
     def _expect_fits(self, file: Path, found: Header) -> None:
         """Raises ValueError for an image whose channels or depth the encoder does not take."""
