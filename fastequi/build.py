@@ -1,9 +1,10 @@
-"""Builds the method of a config, freshly initialised."""
+"""Builds the method of a config, freshly initialised, and its optimiser."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from fastequi.config import Config, ModelConfig
@@ -29,6 +30,7 @@ from fastequi.models.foreign_names import create
 from fastequi.models.heads import DINOHead, EquiHead, SplitHead
 from fastequi.models.maps import MapPredictor, MapProjector, RotationHead
 from fastequi.models.nin import NetworkInNetwork
+from fastequi.optim import adamw, muon, sgd
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -266,3 +268,20 @@ def build_encoder(model: ModelConfig, image_size: int, in_chans: int = 3) -> vit
         **{name: getattr(model, name) for name in same},
         **size,
     )
+
+
+def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
+    """The optimiser of a run, at its peak rate."""
+    optim, peak = config.optim, config.peak_lr()
+    rates: dict[str, Any] = {
+        "encoder": method.backbone,
+        "layer_decay": optim.layer_decay,
+        "patch_embed_lr": optim.patch_embed_lr,
+    }
+    if optim.kind == "sgd":
+        return sgd(method, peak, optim.weight_decay, optim.momentum, **rates)
+    if optim.kind == "muon":
+        rates |= {"muon_encoder": optim.muon_encoder, "muon_lr": optim.muon_lr}
+        momenta = optim.betas, optim.muon_momentum
+        return muon(method, peak, optim.weight_decay, *momenta, **rates)
+    return adamw(method, peak, optim.weight_decay, optim.betas, **rates)

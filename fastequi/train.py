@@ -1,4 +1,4 @@
-"""The training loop, the same for every method.
+"""A run from its settings to its weights; `fastequi.loop` takes the steps.
 
 A run folder holds config.json, machine.json (processor, device, versions, commit), images.jsonl
 (the images at the start, see `fastequi.data.sources.kept`), metrics.jsonl, checkpoints/ (see
@@ -11,39 +11,27 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from fastequi.atomic import replace_text, replacing, save_tensors
-from fastequi.build import build
+from fastequi.build import build, build_optimizer
 from fastequi.config import Config
 from fastequi.data.fused import about as about_views
-from fastequi.data.loader import Loader, make_loader
+from fastequi.data.loader import make_loader
 from fastequi.data.settling import settled
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Source
-from fastequi.data.views.batch import Batch
-from fastequi.evaluate.online import OnlineProbe, measured_online, online_probes, score
-from fastequi.freezing import Freezing
+from fastequi.evaluate.online import online_probes
+from fastequi.loop import Loop
 from fastequi.methods.method import Method
 from fastequi.models import lora
 from fastequi.optim import (
     WeightEMA,
-    adamw,
-    clip_gradients,
-    muon,
-    schedule,
-    sgd,
-    stepped,
-    take_step,
-    thawed,
-    warmup_cosine,
 )
 from fastequi.resuming import (
     check_folder,
@@ -54,22 +42,16 @@ from fastequi.resuming import (
     with_views,
 )
 from fastequi.runtime import checkpoint, lock
-from fastequi.runtime.guard import Guard
 from fastequi.runtime.machine import machine
 from fastequi.runtime.metrics import Log
-from fastequi.runtime.pace import Clock, Meter, Timer
-from fastequi.runtime.preempt import Preempted, PreemptionHandler
 from fastequi.runtime.processes import (
     Processes,
-    accumulating,
     leave_groups,
-    replicated,
     shard,
     started,
 )
 from fastequi.runtime.progress import Progress, Silent
-from fastequi.runtime.scale import LossScale
-from fastequi.runtime.watch import Stopped, Watch, cut_back
+from fastequi.runtime.watch import Stopped, cut_back
 from fastequi.sharded import is_fsdp
 from fastequi.versions import commit
 from fastequi.weights.start import start
@@ -207,7 +189,7 @@ def pretrain(
                 run_dir / "checkpoints", config.train.keep_checkpoints, config.train.async_save
             )
         )
-        run = _Run(
+        loop = Loop(
             config=config,
             method=method,
             optimizer=optimizer,
@@ -219,8 +201,8 @@ def pretrain(
             processes=processes,
             saver=saver,
         )
-        run.loop(state, max_steps)
-        why = run.watch.stopped()
+        loop.run(state, max_steps)
+        why = loop.watch.stopped()
         if why is not None:
             _leave_best(method, run_dir, why, processes)
         elif ema is not None:
@@ -228,237 +210,6 @@ def pretrain(
         _write_encoder(method, config, run_dir, processes)
         leave_groups(method)
     return method.eval()
-
-
-def build_optimizer(method: Method, config: Config) -> torch.optim.Optimizer:
-    """The optimiser of a run, at its peak rate."""
-    optim, peak = config.optim, config.peak_lr()
-    rates: dict[str, Any] = {
-        "encoder": method.backbone,
-        "layer_decay": optim.layer_decay,
-        "patch_embed_lr": optim.patch_embed_lr,
-    }
-    if optim.kind == "sgd":
-        return sgd(method, peak, optim.weight_decay, optim.momentum, **rates)
-    if optim.kind == "muon":
-        rates |= {"muon_encoder": optim.muon_encoder, "muon_lr": optim.muon_lr}
-        momenta = optim.betas, optim.muon_momentum
-        return muon(method, peak, optim.weight_decay, *momenta, **rates)
-    return adamw(method, peak, optim.weight_decay, optim.betas, **rates)
-
-
-def rates_at(progress: float, config: Config) -> tuple[float, float, float]:
-    """Learning rate, weight decay, factor on the encoder's rate, for the share of training done."""
-    optim, peak = config.optim, config.peak_lr()
-    if optim.milestones:
-        lr = stepped(progress, peak, optim.milestones, optim.factor)
-    else:
-        lr = warmup_cosine(progress, peak, optim.final_lr, optim.warmup)
-    last = optim.final_weight_decay
-    decay = warmup_cosine(
-        progress, optim.weight_decay, optim.weight_decay if last is None else last
-    )
-    return lr, decay, optim.encoder_lr * thawed(progress, optim.freeze_encoder, optim.warmup)
-
-
-@dataclass(kw_only=True)
-class _Run:
-    """The parts of one run between its start and its end."""
-
-    config: Config
-    method: Method
-    optimizer: torch.optim.Optimizer
-    ema: WeightEMA | None
-    loader: Loader
-    log: Log
-    bar: Progress | Silent
-    probes: list[OnlineProbe]
-    processes: Processes
-    saver: checkpoint.Saver
-
-    def __post_init__(self) -> None:
-        method = self.method
-        self.device = next(method.parameters()).device
-        self.autocast = self.config.train.autocast_dtype(self.device)
-        self.scale = LossScale(self.device) if self.autocast is torch.float16 else None
-        self.freezing = Freezing(method.backbone, self.config.optim.freeze_encoder)
-        self.model: nn.Module = method
-        self.watch = Watch(self.config.train.stop_if_worse)
-
-    def loop(self, state: dict[str, Any], max_steps: int | None) -> None:
-        train, step = self.config.train, state["step"]
-        total = self.config.total_steps(len(self.loader))
-        clock = Clock(train.minutes, total, max_steps, state["seconds"])
-        meter = Meter(self.config.data.batch_size)
-        batches = meter.timed(iter(self.loader))
-        params = [p for p in self.method.parameters() if p.requires_grad]
-        guard = Guard(self.method, train.max_skipped, self.processes.group, self.scale)
-        guard.load_state_dict(state)
-        self.watch.load_state_dict(state)
-        self.method.train()
-        with PreemptionHandler(self.processes.first) as handler:
-            timer = Timer(train.checkpoint_minutes)
-            progress, number, save_due = self._agree(clock, step, handler, timer)
-            last = clock.done(step, progress) or bool(number)
-            if last and not number:
-                larger = "--train.epochs, or --train.minutes"
-                if clock.cut(step, progress):
-                    larger = "--max-steps, or without it"
-                logger.info(
-                    "the run has already reached step %d: nothing to train (--resume with a larger "
-                    "%s, goes on)",
-                    *(step, larger),
-                )
-            if state["data"] is None and not last:
-                self._probe_first(clock, meter, guard)
-            while not last:
-                lr, decay, encoder = rates_at(progress, self.config)
-                schedule(self.optimizer, lr, decay, encoder)
-                self._freeze(progress)
-                self.method.before_step(progress)
-                guard.begin()
-                for left in reversed(range(train.accumulate)):
-                    batch = next(batches)
-                    with accumulating(self.model, left == 0):
-                        out = self._forward(batch)
-                        self._backward(out["loss"] / train.accumulate)
-                    guard.record(out["loss"], batch.sample_ids)
-                    meter.add(out, batches=1)
-                norm = self._clip(params)
-                step += 1
-                taken = guard.check(step, norm)
-                take_step(self.optimizer, taken)
-                self.optimizer.zero_grad()
-                self.method.after_step(progress, taken)
-                guard.restore(taken)
-                if self.ema is not None:
-                    self.ema.update(self.method, taken)
-                meter.add({"grad_norm": norm})
-                progress, number, save_due = self._agree(clock, step, handler, timer)
-                last = clock.done(step, progress) or bool(number)
-                intervals = self._probes_due(step, last)
-                every = train.checkpoint_every
-                saves = last or save_due or (every > 0 and step % every == 0)
-                logs = step % train.log_every == 0 or last or step == 1 or intervals
-                if logs or saves:  # the same steps on all processes
-                    guard.report()
-                    self.loader.leave_out(self.processes.union(self.loader.left_out))
-                if logs:
-                    when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
-                    means = self.processes.mean(meter.read())
-                    counts = {**guard.counts(), "quarantined": len(self.loader.quarantined)}
-                    figures, is_best = self._probe(intervals, step, clock, meter)
-                    row = {**when, "lr": lr, **means, **counts, **figures}
-                    self.log.write(row)
-                    self.bar.show(progress, clock.left(step), row)
-                    saves = saves or is_best
-                if self.watch.stopped() is not None:
-                    break
-                if saves:
-                    self._save(step, clock.seconds(), guard)
-                    timer.restart()
-            self.freezing.at(1.0)
-            self.saver.wait()
-            stopped = self.watch.stopped() is not None
-            cut = "" if number or stopped else clock.cut(step, progress)
-            if cut and self.processes.first:
-                logger.info(cut)
-            self.processes.barrier()  # torchrun stops all soon after the first one exits
-            if number and not stopped:
-                saved = f": saved after step {step}" if step > state["step"] else " before a step"
-                raise Preempted(f"received {handler.name(number)}{saved}", number)
-
-    def _agree(
-        self, clock: Clock, step: int, handler: PreemptionHandler, timer: Timer
-    ) -> tuple[float, int, bool]:
-        """Progress, the signal that asks for a stop (or 0), and whether a checkpoint is due.
-
-        Progress and checkpoints follow the first process's clock, so that all do the same.
-        """
-        own = (clock.progress(step), timer.due()) if self.processes.first else (0.0, False)
-        progress, due, number = self.processes.all_reduce_max([*own, handler.number])
-        return progress, int(number), bool(due)
-
-    def _freeze(self, progress: float) -> None:
-        """Freezes or thaws the encoder; DDP has to know anew which parameters get gradients."""
-        if self.freezing.at(progress):
-            unused = self.method.find_unused_parameters
-            self.model = replicated(self.method, self.processes, unused)
-
-    def _probes_due(self, step: int, last: bool) -> set[int]:
-        """The intervals of the online probes that are due; the same on all processes."""
-        every = {self.config.train.knn_every, self.config.train.r2_every} - {0}
-        return {interval for interval in every if step % interval == 0 or last}
-
-    def _probe(
-        self, intervals: set[int], step: int, clock: Clock, meter: Meter
-    ) -> tuple[dict[str, float], bool]:
-        """The due probes' figures, on the first process; whether their score is the best, on all.
-
-        Their time is left out.
-        """
-        due = [probe for probe in self.probes if probe.every in intervals]
-        start = time.monotonic()
-        figures = measured_online(due, self.method, self.config) if due else {}
-        for timed in (clock, meter):
-            timed.skip(time.monotonic() - start)
-        if not (intervals and self.watch.amount):
-            return figures, False
-        (found,) = self.processes.all_reduce_max([score(figures, self.config)])
-        return figures, self.watch.see(step, found)
-
-    def _probe_first(self, clock: Clock, meter: Meter, guard: Guard) -> None:
-        """The probes before the first step; what a watched run is compared with is saved."""
-        figures, is_best = self._probe(self._probes_due(0, False), 0, clock, meter)
-        if figures:
-            self.log.write({"step": 0, "epoch": 0, "seconds": 0.0, **figures})
-        if is_best:
-            self._save(0, 0.0, guard)
-        elif self.watch.amount:
-            raise RuntimeError(
-                "train.stop_if_worse: expected a score of the online probe before the first step, "
-                "got none; the reason is logged above"
-            )
-
-    def _forward(self, batch: Batch) -> dict[str, Tensor]:
-        enabled = self.autocast is not None
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
-            out: dict[str, Tensor] = self.model(batch)
-            return out
-
-    def _backward(self, loss: Tensor) -> None:
-        (loss if self.scale is None else loss * self.scale.value).backward()
-
-    def _clip(self, params: list[nn.Parameter]) -> Tensor:
-        """The gradients' norm, before they are clipped."""
-        if self.scale is not None:
-            self.scale.unscale(params)
-        return clip_gradients(params, self.config.optim.clip, self.config.optim.clip_per_tensor)
-
-    def _save(self, step: int, seconds: float, guard: Guard) -> None:
-        state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}
-        state |= self.watch.state_dict()
-        in_parts = is_fsdp(self.method)
-        generators = checkpoint.generators(self.processes)
-        if in_parts or self.processes.first:
-            snapshot = checkpoint.snapshot(
-                step,
-                model=self.method,
-                optimizer=self.optimizer,
-                state=state,
-                ema=self.ema,
-                config=self.config.to_json(),
-                generators=generators,
-                spared=self.watch.best_step,
-                copy=self.saver.async_save,
-                in_parts=in_parts,
-            )
-            if in_parts:
-                folder, keep = self.saver.folder, self.saver.keep
-                checkpoint.write_parts(folder, snapshot, self.processes, keep)
-            else:
-                self.saver.save(snapshot)
-        self.processes.barrier()  # if saving fails, no process continues alone
 
 
 def _started(method: Method, config: Config, processes: Processes) -> Config:

@@ -8,14 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from fastequi.atomic import save_tensors
-from fastequi.build import build
+from fastequi.build import build, build_optimizer
 from fastequi.cli.dryrun import synthetic
 from fastequi.config import ModelConfig
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.models.batchnorm import SharedBatchNorm
 from fastequi.models.foreign_names import create
 from fastequi.runtime import checkpoint
-from fastequi.train import build_optimizer
 from tests.support.configs import config_of, run_folder
 
 pytestmark = pytest.mark.peers

@@ -10,12 +10,12 @@ from torch import nn
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi.build import build
+from fastequi.build import build, build_optimizer
 from fastequi.config import Config, OptimConfig
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.freezing import Freezing
 from fastequi.optim import thawed
-from fastequi.train import build_optimizer, pretrain
+from fastequi.train import pretrain
 from tests.support.configs import config_of, tensors
 from tests.support.runs import (
     ALONE,
@@ -98,7 +98,7 @@ def test_the_rates_in_a_run_are_those(tmp_path, monkeypatch):
     def watched(optimizer, taken):
         seen.append({group["encoder"]: group["lr"] for group in optimizer.param_groups})
 
-    monkeypatch.setattr("fastequi.train.take_step", watched)
+    monkeypatch.setattr("fastequi.loop.take_step", watched)
     pretrain(config, embedded_photos(), tmp_path / "run", max_steps=5)
     rows = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rates = [row["lr"] for row in rows]

@@ -67,10 +67,14 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     # the modules beside the rooms
     "atomic": set(),
-    "build": {"config", "data.views.batch", "methods", "models"},
+    "build": {"config", "data.views.batch", "methods", "models", "optim"},
     "config": {"data.channels", "data.config", "limits", "paths", "runtime.devices"},
     "freezing": set(),
     "limits": {"config", "data.channels"},  # of config its type alone
+    "loop": {
+        *("config", "data", "evaluate.online", "freezing", "methods", "optim"),
+        *("runtime", "sharded"),
+    },
     "muon": {"functional.arguments", "sharded"},
     "optim": {"muon", "sharded"},
     "paths": {"functional.checks", "functional.arguments", "kernels.constants", "philox"},
@@ -79,7 +83,7 @@ ALLOWED: dict[str, set[str]] = {
     "resuming": {"config", "data.fused", "runtime"},
     "sharded": set(),
     "train": {
-        *("atomic", "build", "config", "freezing", "optim", "data", "methods", "resuming"),
+        *("atomic", "build", "config", "data", "loop", "methods", "optim", "resuming"),
         *("runtime", "sharded", "weights", "versions"),
         "models.lora",  # what a run writes at the end is merged
         "evaluate.online",  # the probes of a run that goes on

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastequi.build import build
+from fastequi.build import build, build_optimizer
 from fastequi.models import vit
 from fastequi.models.block_decoder import BlockDecoder
 from fastequi.muon import Muon, orthogonal
@@ -17,7 +17,6 @@ from fastequi.optim import adamw, muon, param_groups, schedule, sgd
 from fastequi.recipes import RECIPES
 from fastequi.resuming import changes
 from fastequi.runtime import checkpoint
-from fastequi.train import build_optimizer
 
 
 def encoder(**options):

@@ -389,3 +389,18 @@ def test_steps_beyond_float32_read_nowhere_else(channels, size, place):
             loss = warp_recon_loss(pred, image, theta[:, None], size=None)
         assert found.isfinite().all()
         assert loss.isfinite()
+
+
+@needs_compiler
+def test_the_first_use_on_a_machine_says_that_it_compiles(tmp_path, monkeypatch, caplog):
+    """It takes long; the library that is there then is used without a word."""
+    monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path))
+    monkeypatch.setattr(toolchain, "build", lambda cc, library: library.touch())
+    library = toolchain.cached()
+    assert (
+        f"compiling the CPU kernels in C, once on this machine: half a minute to two, to {library}"
+        in caplog.text
+    )
+    caplog.clear()
+    assert toolchain.cached() == library
+    assert not caplog.text

@@ -12,9 +12,9 @@ from fastequi.build import build, build_encoder
 from fastequi.cli.main import main
 from fastequi.config import AnchorConfig, Config
 from fastequi.evaluate import online
+from fastequi.loop import rates_at
 from fastequi.models import vit
 from fastequi.recipes import FROM_WEIGHTS, RECIPES
-from fastequi.train import rates_at
 from tests.support.runs import PHOTOS, rows, run, same
 
 TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 1}

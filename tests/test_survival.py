@@ -310,14 +310,14 @@ checkpoint.write = write
 @pytest.mark.parametrize("options", [pytest.param(ALONE, marks=pytest.mark.slow), FSDP])
 def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(tmp_path, options):
     spoil = """
-from fastequi import train
-plain, calls = train._Run._forward, []
+from fastequi import loop
+plain, calls = loop.Loop._forward, []
 def forward(self, batch):
     out = plain(self, batch)
     calls.append(batch)
     bad = os.environ["RANK"] == "1" and len(calls) == 3
     return {**out, "loss": out["loss"] * (float("nan") if bad else 1.0)}
-train._Run._forward = forward
+loop.Loop._forward = forward
 """
     folder = tmp_path / "run"
     every = ["--train.checkpoint-every", 1, "--train.keep-checkpoints", 9, "--max-steps", 4]
@@ -340,13 +340,13 @@ train._Run._forward = forward
 @pytest.mark.slow
 def test_an_overflow_on_one_process_lowers_the_scale_of_all(tmp_path):
     overflow = """
-from fastequi import train
-plain, calls = train._Run._backward, []
+from fastequi import loop
+plain, calls = loop.Loop._backward, []
 def backward(self, loss):
     calls.append(loss)
     bad = os.environ["RANK"] == "1" and len(calls) in (2, 3)
     plain(self, loss * (float("inf") if bad else 1.0))
-train._Run._backward = backward
+loop.Loop._backward = backward
 """
     folder = tmp_path / "run"
     fp16 = ["--train.precision", "fp16", "--run-dir", folder]

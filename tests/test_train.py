@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 pytest.importorskip("nvidia.dali")
 
 from bench import recipes
-from fastequi import train as loop
+from fastequi import loop
 from fastequi.build import build, build_encoder
 from fastequi.config import Config
 from fastequi.data.sources.image_sets import embedded_photos

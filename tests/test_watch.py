@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from fastequi import train
+from fastequi import loop, train
 from fastequi.config import Config, TrainConfig
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.encoders import load_encoder
@@ -27,7 +27,7 @@ BEST = "step_00000004"
 @pytest.fixture
 def scores(monkeypatch):
     """What the probes find by step, which a test may change; and the steps of their calls."""
-    found, calls, plain = dict(SCORES), [], train._Run._probe
+    found, calls, plain = dict(SCORES), [], loop.Loop._probe
 
     def measure(encoder):
         figures = found[calls[-1]]
@@ -41,7 +41,7 @@ def scores(monkeypatch):
     def online_probes(config, source):
         return [OnlineProbe(2, measure)] if config.train.r2_every else []
 
-    monkeypatch.setattr(train._Run, "_probe", probe)
+    monkeypatch.setattr(loop.Loop, "_probe", probe)
     monkeypatch.setattr(train, "online_probes", online_probes)
     return found, calls
 

@@ -259,7 +259,7 @@ def count(module: nn.Module) -> int:
 
 def _real_peak(config: Config, method: Method, device: torch.device) -> str:
     """In MiB, or that there is not as much."""
-    from fastequi.train import build_optimizer
+    from fastequi.build import build_optimizer
 
     optimizer = build_optimizer(method, config)
     dtype = config.train.autocast_dtype(device)

@@ -6,11 +6,10 @@ from dataclasses import replace
 import torch
 
 from bench import recipes
-from fastequi.build import build
+from fastequi.build import build, build_optimizer
 from fastequi.data.fused import chosen
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
-from fastequi.train import build_optimizer
 
 
 def gtsa(**data):
@@ -25,9 +24,9 @@ def gtsa(**data):
 
 def spoiled(monkeypatch, steps, what="loss"):
     """Lets the batches of some steps (from 1) end in NaN; counts them."""
-    from fastequi import train
+    from fastequi import loop
 
-    plain, count = train._Run._forward, [0]
+    plain, count = loop.Loop._forward, [0]
 
     def forward(self, batch):
         count[0] += 1
@@ -40,7 +39,7 @@ def spoiled(monkeypatch, steps, what="loss"):
             return {**out, "loss": out["loss"] + (out["loss"] * 0).sqrt()}
         return {**out, "loss": out["loss"] * math.nan}
 
-    monkeypatch.setattr(train._Run, "_forward", forward)
+    monkeypatch.setattr(loop.Loop, "_forward", forward)
 
 
 def config_of(name, **train):
