@@ -11,6 +11,7 @@ bandwidths.
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import sys
@@ -70,6 +71,9 @@ def value_in(folder: Path, line: Line) -> float | None:
     if line.case == DATA:
         file = folder / "data.jsonl"
         return _kept_busy(file) if file.is_file() else None
+    if line.case == PROFILE:
+        file = folder / "ncu_eight.csv"
+        return _source_reads(file) if file.is_file() else None
     for rows in sets(folder):
         first = next(iter(rows.values()))
         if first["case"] == line.case and line.params.items() <= first["params"].items():
@@ -80,8 +84,8 @@ def value_in(folder: Path, line: Line) -> float | None:
     return None
 
 
-DATA = "data"
-"""The stage of ci/gpu.sh that trains from images; a run's metrics, no case."""
+DATA, PROFILE = "data", "profile"
+"""Stages of ci/gpu.sh that are no cases: a run from images, by its metrics; ncu's counters."""
 
 
 def _kept_busy(file: Path) -> float:
@@ -89,6 +93,21 @@ def _kept_busy(file: Path) -> float:
     steps = [json.loads(line) for line in file.read_text().splitlines()]
     waits = [step["data_wait"] for step in steps if "data_wait" in step]
     return 1 - sum(waits[len(waits) // 2 :]) / len(waits[len(waits) // 2 :])
+
+
+def _source_reads(file: Path) -> float | None:
+    """How often the images were read from memory by the path loss at eight steps, by the bytes that
+    ncu counted, less those of the prediction; None where it counted none."""
+    lines = [line for line in file.read_text().splitlines() if line.startswith('"')]
+    read = [
+        float(row["Metric Value"].replace(",", ""))
+        for row in csv.DictReader(lines)
+        if row["Metric Name"] == "dram__bytes_read.sum"
+    ]
+    if not read:
+        return None
+    source = EIGHT["B"] * 3 * 224**2
+    return (read[0] - 2 * EIGHT["K"] * source) / source
 
 
 # the figures
@@ -113,6 +132,16 @@ def _of_r(rows: Rows) -> float:
 
 def _host(rows: Rows) -> float:
     return 1e3 * rows["ours"]["host_p50"]
+
+
+def _host_ratio(over: str) -> Callable[[Rows], float]:
+    return lambda rows: rows[over]["host_p50"] / rows["ours"]["host_p50"]
+
+
+def _beyond_inputs(rows: Rows) -> float:
+    """The memory of a call over the two views that it is given."""
+    row = rows["ours"]
+    return row["extra_bytes"] / (2 * row["params"]["N"] * row["params"]["D"] * 2)
 
 
 def _launches(rows: Rows) -> float:
@@ -179,8 +208,9 @@ def _nt_xent_share(card: str) -> float:
     return _flops("nt_xent", N=32768) / (16 * 911e-6) / CARDS["H200"].peak
 
 
-HEAD = {"B": 256, "K": 4, "dtype": "bfloat16", "family": "mixed"}
-FEW, EIGHT = {**HEAD, "B": 8}, {**HEAD, "K": 8}
+HEAD: Mapping[str, Any] = {"B": 256, "K": 4, "dtype": "bfloat16", "family": "mixed"}
+FEW: Mapping[str, Any] = {**HEAD, "B": 8}
+EIGHT: Mapping[str, Any] = {**HEAD, "K": 8}
 LOGITS, TOKENS = {"S": 10, "dtype": "bfloat16"}, {"R": 6272}
 CROPS, TURNED = {"B": 64}, {"B": 192}
 SMALL, BASE = {"model": "vit_small"}, {"model": "vit_base"}
@@ -245,9 +275,21 @@ def _path_loss() -> tuple[Line, ...]:
         ),
         _as_measured("H3", "eight steps / eight passes", case, EIGHT, alone, ("<=", 0.93)),
         Line(
+            *("H3", "reads of the images at eight steps", PROFILE, {}, lambda rows: 0.0, "<=", 1.2),
+            *(lambda card: 1.1, "an image's steps run side by side and share the L2 cache"),
+        ),
+        Line(
             *("H4", "host, µs", case, FEW, _host, "<=", 35),
             lambda card: 0.58 * on_h200(case, FEW, _host),
             "checks once for each signature, and known launches, since",
+        ),
+        *(
+            _as_measured(
+                *("H4", f"{peer}'s host / ours", case, FEW, _host_ratio(peer), (">=", times)),
+                why="as above",
+                faster=1 / 0.58,
+            )
+            for peer, times in (("torchvision", 2), ("kornia", 3))
         ),
         _as_measured(
             *("H4", "launches", case, FEW, _launches, ("<=", 2)),
@@ -322,6 +364,16 @@ def _products() -> tuple[Line, ...]:
             *("H8", "of the bf16 peak", "nt_xent", {"N": 32768}, _of_peak, ">=", 0.45),
             *(_nt_xent_share, "exponentials between the products; see _nt_xent_share"),
         ),
+        Line(
+            *("H8", "memory / the views", "nt_xent", {"N": 32768}, _beyond_inputs, "<=", 16),
+            lambda card: on_h200("nt_xent", {"N": 8192}, _beyond_inputs),
+            "grows as N, as the views do",
+        ),
+        Line(
+            *("H9", "ours / its products", "vicreg", {"N": 2048}, _ratio("ours", "floor")),
+            *("<=", 1.15, lambda card: 1.1),
+            "5.76 ms on an H200 for 2.7e11 operations in float32, of which most are products",
+        ),
         _as_measured(
             *("H9", "eager / ours", "vicreg", {"N": 2048}, _ratio("eager"), (">=", 3), (0.3, 0.2))
         ),
@@ -350,6 +402,11 @@ def _steps() -> tuple[Line, ...]:
                 *(lambda card: 16.0, "iBOT: 28 less 8.7 of 77 ms, as for VICReg"),
             )
             for name, recipe in (("DINO", "dino_vits16"), ("iBOT", "ibot_vits16"))
+        ),
+        Line(
+            *("H13", "TIR on DINOv2, %", "tir_overhead", {"base": "dinov2_vitl16"}, _added),
+            *("<=", 2, lambda card: 2.0),
+            "1.8 % more operations than ViT-L/16's own, of which ViT-S has 22 %",
         ),
         Line(
             *("H14", "not waiting for images", DATA, {}, lambda rows: 0.0, ">=", 0.97),
@@ -418,8 +475,10 @@ def main(argv: list[str]) -> int:
         case ["write"]:
             PREDICTED.write_text(json.dumps(document(), indent=1) + "\n")
         case ["compare", folder]:
-            if not any(Path(folder).glob("*.json")):
-                raise SystemExit(f"FOLDER: expected one with a run's *.json files, got {folder}")
+            if not any(Path(folder).glob(kind) for kind in ("*.json*", "ncu_eight.csv")):
+                raise SystemExit(
+                    f"FOLDER: expected one with a run's *.json or data.jsonl, got {folder}"
+                )
             Console(width=150).print(compare(Path(folder)))
         case _:
             raise SystemExit("usage: python -m bench.predict write, or compare FOLDER")

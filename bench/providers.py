@@ -131,3 +131,16 @@ def lightly(make: Callable[[Any, Inputs], Function], signature: Signature) -> Ma
 def _on_gpu(values: Iterable[Any]) -> bool:
     tensors = (value[0] if isinstance(value, list) else value for value in values)
     return any(isinstance(value, Tensor) and value.is_cuda for value in tensors)
+
+
+def products(*factors: tuple[Tensor, Tensor]) -> Callable[[], None]:
+    """A call that makes matrix products [..., M, K] · [..., K, N], and nothing else, into memory
+    that stays: the floor of what is bound by them."""
+    detached = [(a.detach(), b.detach()) for a, b in factors]
+    outs = [torch.matmul(a, b) for a, b in detached]
+
+    def call() -> None:
+        for (a, b), out in zip(detached, outs, strict=True):
+            torch.matmul(a, b, out=out)
+
+    return call

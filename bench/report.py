@@ -20,11 +20,15 @@ from bench.isa import limit
 from bench.opbench import OpBench, Row
 from fastequi import versions
 from fastequi.runtime.machine import machine
+from fastequi.versions import MISSING, version_of
 
 _COLUMNS = (
     *("p20", "p50", "p80", "GPU", "host", "GB/s", "TFLOP/s"),
     *("of R", "of floor", "extra MB", "launches", "speed-up"),
 )
+
+# distributions that cases may compare with
+_PEERS = ("opencv-python-headless", "kornia", "lightly", "torchvision", "albumentationsx", "pillow")
 
 
 def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[str, Any]:
@@ -38,6 +42,7 @@ def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[st
             "heap": heap,
             **({"isa": f"{limit()} at most"} if limit() else {}),
         },
+        "peers": {name: found for name in _PEERS if (found := version_of(name)) != MISSING},
         "rows": [dataclasses.asdict(row) for row in rows],
     }
 

@@ -11,7 +11,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${1:-.rehearsal}
 mkdir -p "$folder" && folder=$(cd "$folder" && pwd)
-stages=(tests path encoder losses products steps attention)
+stages=(tests path encoder losses views products steps attention sweep)
 [ -z "${QUICK:-}" ] || stages=("${stages[@]:1}")
 failed=()
 

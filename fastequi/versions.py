@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+MISSING = "not installed"
+
 
 def version_of(name: str) -> str:
-    """The version of a distribution or module, or "not installed".
+    """The version of a distribution or module, or MISSING.
 
     An imported module's `__version__` comes first: torch's includes the build (2.14.1+cu130), its
     wheel's metadata may not (2.14.1), and a checkout on the path has no metadata. The name of
@@ -24,7 +26,7 @@ def version_of(name: str) -> str:
         if found == name or found.startswith(f"{name}-cuda"):
             return f"{distribution.version} ({found})" if found != name else distribution.version
     holders = importlib.metadata.packages_distributions().get(name)
-    return importlib.metadata.version(holders[0]) if holders else "not installed"
+    return importlib.metadata.version(holders[0]) if holders else MISSING
 
 
 def commit() -> str:

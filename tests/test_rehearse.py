@@ -101,6 +101,20 @@ def test_a_run_is_read_as_its_files_say():
     assert found["H11", "of R", "rot90_batch"] is None
 
 
+def test_reads_of_the_images_are_what_ncu_counted_less_the_prediction(tmp_path):
+    """Of eight steps of 256 images in bfloat16: 16 bytes of prediction for each of an image's."""
+    (line,) = (line for line in predict.LINES if line.case == predict.PROFILE)
+    assert predict.value_in(tmp_path, line) is None
+    source = 256 * 3 * 224**2
+    head = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
+    row = f'"0","warp_recon_packed_kernel","dram__bytes_read.sum","byte","{17.1 * source:,.0f}"'
+    file = tmp_path / "ncu_eight.csv"
+    file.write_text(f"==PROF== Connected\n warp_recon fwdbwd\n{head}\n{row}\n")
+    assert predict.value_in(tmp_path, line) == pytest.approx(1.1)
+    file.write_text("==ERROR== no counters\n")
+    assert predict.value_in(tmp_path, line) is None
+
+
 def test_waiting_for_images_is_read_from_a_runs_second_half(tmp_path):
     waits = [0.9, 0.8, 0.1, 0.3]
     lines = [json.dumps({"step": 10 * i, "data_wait": wait}) for i, wait in enumerate(waits)]

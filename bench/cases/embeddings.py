@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.cases.geometry import DTYPES, itemsize
 from bench.opbench import Inputs, OpBench, Provider
-from bench.providers import Signature, lightly
+from bench.providers import Signature, lightly, products
 from fastequi.functional import koleo_loss, nt_xent_loss, vicreg_loss
 
 TEMP = 0.2
@@ -72,6 +72,20 @@ def _bytes(params: Mapping[str, Any], mode: str) -> int:
     return 2 * params["N"] * params["D"] * itemsize(params) * (2 if mode == "fwdbwd" else 1)
 
 
+def _products(plain: Callable[..., Tensor]) -> Callable[[Inputs, str], Callable[[], None]]:
+    """Similarities of all rows, and the gradient's product with them where it has one."""
+
+    def floor(inputs: Inputs, mode: str) -> Callable[[], None]:
+        views = [inputs[name].detach() for name in ("z1", "z2")]
+        rows = {nt_xent: [torch.cat(views)], koleo: views[:1], vicreg: views}[plain]
+        factors = [(z, z.mT) for z in rows]
+        if mode == "fwdbwd" and plain is not koleo:
+            factors += [(z.new_ones(len(z), len(z)), z) for z in rows]
+        return products(*factors)
+
+    return floor
+
+
 def _case(
     name: str,
     device: str,
@@ -97,7 +111,8 @@ def _case(
     return OpBench(
         name=name,
         device=device,
-        title=(plain.__doc__ or "").split(",")[0].rstrip("."),
+        title=(plain.__doc__ or "").split(",")[0].rstrip(".")
+        + "; the floor is the bare matrix products",
         inputs=_inputs(device),
         providers={
             "eager": Provider(views.eager(plain), tolerance=3e-2),
@@ -111,6 +126,7 @@ def _case(
         bytes_moved=_bytes,
         formula="both views read + (fwdbwd) their gradients written; it is bound by arithmetic",
         flops=flops,
+        floor=_products(plain),
         sweep=sweep,
     )
 

@@ -47,6 +47,14 @@ def images(batch: int, size: int, device: str, seed: int = 0) -> Tensor:
     return (fine * 255).to(torch.uint8).to(device).contiguous(memory_format=torch.channels_last)
 
 
+def in_pixels(matrices: Tensor, size: int) -> Tensor:
+    """θ [..., 2, 3] of square images as [..., 3, 3] from output to input in pixels, on the CPU."""
+    half = torch.tensor([[2 / size, 0, 1 / size - 1], [0, 2 / size, 1 / size - 1], [0, 0, 1]])
+    square = torch.eye(3).repeat(*matrices.shape[:-2], 1, 1)
+    square[..., :2, :] = matrices.cpu()
+    return torch.linalg.inv(half) @ square @ half
+
+
 def rotations(matrices: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Similarities of square images as libraries name them: degrees, pixels [..., 2], scale.
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from bench.opbench import Call, Inputs, Make, OpBench, Provider
 from bench.recipes import scaled
-from fastequi.build import build
+from fastequi.build import build, build_optimizer
 from fastequi.cli.dryrun import synthetic
 from fastequi.config import Config
 from fastequi.methods.method import Method
 from fastequi.recipes import RECIPES
-from fastequi.train import build_optimizer
 
 _WITH = "ours, with TIR"
 _PROGRESS = 0.5  # past warm-ups and freezes

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.opbench import Call, Inputs, Make, OpBench, Provider
-from fastequi.build import build
+from fastequi.build import build, build_optimizer
 from fastequi.cli.dryrun import synthetic
 from fastequi.config import Config
 from fastequi.data.views.batch import Batch
@@ -27,7 +27,6 @@ from fastequi.kernels.backend import force
 from fastequi.methods.method import Method
 from fastequi.methods.tir import TIR
 from fastequi.recipes import RECIPES
-from fastequi.train import build_optimizer
 
 _CPU = torch.device("cpu")
 _PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}

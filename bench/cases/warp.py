@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.cases.geometry import DTYPES, MEAN, STD, images, itemsize, theta
-from bench.opbench import Inputs, OpBench, Provider
+from bench.cases.cv2_warp import cv2_warp
+from bench.cases.geometry import DTYPES, MEAN, STD, images, in_pixels, itemsize, theta
+from bench.opbench import Call, Inputs, OpBench, Provider, Unavailable
 from bench.providers import Signature
 from fastequi.functional import warp
 
@@ -32,8 +34,30 @@ def chain(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
     wide = (image.to(matrices.dtype) / 255).repeat_interleave(steps, 0)
     grid = F.affine_grid(matrices.flatten(0, 1), list(wide.shape), False)
     out = F.grid_sample(wide, grid, align_corners=False)
-    mean, std = (torch.tensor(v, device=image.device).to(out)[:, None, None] for v in (MEAN, STD))
-    return ((out - mean) / std).unflatten(0, (batch, steps)).to(dtype)
+    return _normalised(out, (batch, steps)).to(dtype)
+
+
+def _normalised(views: Tensor, lead: tuple[int, int]) -> Tensor:
+    mean, std = (torch.tensor(v).to(views)[:, None, None] for v in (MEAN, STD))
+    return ((views - mean) / std).unflatten(0, lead)
+
+
+def _kornia(inputs: Inputs, mode: str) -> Call:
+    try:
+        from kornia.geometry.transform import warp_affine
+    except Exception as error:
+        raise Unavailable(f"kornia: {error}") from None
+    size, steps = inputs["image"].shape[-1], inputs["theta"].shape[1]
+    # kornia takes input-to-output matrices in pixels
+    pixels = torch.linalg.inv(in_pixels(inputs["theta"], size))[..., :2, :]
+    pixels = pixels.flatten(0, 1).to(inputs["image"].device)
+
+    def views(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
+        wide = (image.float() / 255).repeat_interleave(steps, 0)
+        out = warp_affine(wide, pixels, (size, size), align_corners=True)
+        return _normalised(out, (len(image), steps)).to(dtype)
+
+    return _VIEWS.eager(views)(inputs, mode)
 
 
 _VIEWS = Signature(
@@ -65,7 +89,13 @@ def _floor(inputs: Inputs, mode: str) -> Callable[[], Any]:
     return lambda: out.fill_(1)
 
 
-def _case(name: str, device: str, backend: str, **headline: Any) -> OpBench:
+def _case(
+    name: str,
+    device: str,
+    ours: Mapping[str, Provider],
+    headline: Mapping[str, Any],
+    *others: Mapping[str, Any],
+) -> OpBench:
     return OpBench(
         name=name,
         device=device,
@@ -74,18 +104,37 @@ def _case(name: str, device: str, backend: str, **headline: Any) -> OpBench:
         providers={
             "eager": Provider(_VIEWS.eager(chain)),
             "compile": Provider(_VIEWS.compiled(chain)),
-            "ours": Provider(_VIEWS.ours(_ours, backend)),
+            "kornia": Provider(_kornia, tolerance=2e-2),
+            **ours,
         },
         answer=_answer,
         bytes_moved=_bytes,
         formula="views written + uint8 source read once per image",
         flops=_flops,
         floor=_floor,
-        sweep=({**headline, "family": "mixed"}, {**headline, "family": "45"}),
+        sweep=tuple(
+            {**headline, "family": "mixed", **change} for change in ({}, {"family": "45"}, *others)
+        ),
     )
 
 
 CASES = (
-    _case("warp_cpu", "cpu", "native", B=16, K=2, size=224, dtype="float32"),
-    _case("warp", "cuda", "triton", B=256, K=2, size=224, dtype="bfloat16"),
+    _case(
+        "warp_cpu",
+        "cpu",
+        {
+            "cv2.warpAffine alone": Provider(cv2_warp(np.float32), partial=True),
+            "cv2.warpAffine alone, 8 bits": Provider(cv2_warp(np.uint8), partial=True),
+            "ours": Provider(_VIEWS.ours(_ours, "native")),
+        },
+        {"B": 16, "K": 2, "size": 224, "dtype": "float32"},
+        {"B": 1},
+        {"B": 64, "size": 32},
+    ),
+    _case(
+        "warp",
+        "cuda",
+        {"ours": Provider(_VIEWS.ours(_ours, "triton"))},
+        {"B": 256, "K": 2, "size": 224, "dtype": "bfloat16"},
+    ),
 )

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.cases.cv2_warp import cv2_warp
 from bench.cases.geometry import (
     DTYPES,
     FAMILIES,
     MEAN,
     STD,
     images,
+    in_pixels,
     itemsize,
     rotations,
     theta,
@@ -86,12 +89,8 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
         from kornia.geometry.transform import warp_affine
     except Exception as error:
         raise Unavailable(f"kornia: {error}") from None
-    size = inputs["size"]
     # kornia takes input-to-output matrices in pixels
-    half = torch.tensor([[2 / size, 0, 1 / size - 1], [0, 2 / size, 1 / size - 1], [0, 0, 1]])
-    square = torch.eye(3).repeat(*inputs["theta"].shape[:2], 1, 1)
-    square[..., :2, :] = inputs["theta"].cpu()
-    pixels = torch.linalg.inv(torch.linalg.inv(half) @ square @ half)[..., :2, :]
+    pixels = torch.linalg.inv(in_pixels(inputs["theta"], inputs["size"]))[..., :2, :]
     pixels = pixels.flatten(0, 1).to(inputs["pred"].device)
 
     def loss(pred: Tensor, image: Tensor, matrices: Tensor, size: int) -> Tensor:
@@ -159,43 +158,6 @@ def _normalised_mse(pred: Tensor, target: Tensor) -> Tensor:
     mean, std = (torch.tensor(v, device=pred.device)[:, None, None] for v in (MEAN, STD))
     target = ((target - mean) / std).unflatten(0, pred.shape[:2])
     return F.mse_loss(pred.float(), patchify(target, PATCH))
-
-
-def _cv2(inputs: Inputs, mode: str) -> Call:
-    """cv2.warpAffine alone, float32, into memory that stays: no normalisation, loss or gradient."""
-    try:
-        import cv2
-    except Exception as error:
-        raise Unavailable(f"opencv: {error}") from None
-    import numpy as np
-
-    cv2.setNumThreads(torch.get_num_threads())
-    size, matrices = inputs["size"], inputs["theta"]
-    sources = (inputs["image"].float() / 255).permute(0, 2, 3, 1).contiguous().numpy()
-    # normalised output-to-input to pixels of input
-    half = torch.tensor([[2 / size, 0, 1 / size - 1], [0, 2 / size, 1 / size - 1], [0, 0, 1]])
-    square = torch.eye(3).repeat(*matrices.shape[:2], 1, 1)
-    square[..., :2, :] = matrices
-    pixels = (torch.linalg.inv(half) @ square @ half)[..., :2, :].double().numpy()
-    out = np.empty((*matrices.shape[:2], size, size, 3), np.float32)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-
-    def call() -> dict[str, Tensor]:
-        for b in range(out.shape[0]):
-            for k in range(out.shape[1]):
-                cv2.warpAffine(sources[b], pixels[b, k], (size, size), out[b, k], flags=flags)
-        return {}
-
-    call()
-    grid = F.affine_grid(
-        matrices.flatten(0, 1), [matrices[..., 0, 0].numel(), 3, size, size], False
-    )
-    wide = torch.from_numpy(sources).permute(0, 3, 1, 2).repeat_interleave(matrices.shape[1], 0)
-    expected = F.grid_sample(wide, grid, align_corners=False).permute(0, 2, 3, 1)
-    gap = (torch.from_numpy(out).flatten(0, 1) - expected).norm() / expected.norm().clamp(min=1)
-    if gap > 0.02:  # it interpolates in steps of a 32nd of a pixel
-        raise Unavailable(f"cv2.warpAffine is off by {gap:.2g}")
-    return call
 
 
 def _bytes(params: Mapping[str, Any], mode: str) -> int:
@@ -277,7 +239,8 @@ CASES = (
         "warp_recon_cpu",
         "cpu",
         {
-            "cv2.warpAffine alone": Provider(_cv2, partial=True),
+            "cv2.warpAffine alone": Provider(cv2_warp(np.float32), partial=True),
+            "cv2.warpAffine alone, 8 bits": Provider(cv2_warp(np.uint8), partial=True),
             "ours, PyTorch path": Provider(_PRED.ours(_ours, "torch")),
             "ours": Provider(_PRED.ours(_ours, "native")),
         },
