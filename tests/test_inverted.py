@@ -2,12 +2,14 @@
 
 import logging
 
+import numpy as np
 import pytest
 
 pytest.importorskip("nvidia.dali")
 
 from fastequi.cli import commands
 from fastequi.data.config import DataConfig
+from fastequi.data.pixels import pixels_of
 from fastequi.data.settling import settled, wanted
 from fastequi.data.sources.image_sets import open_source
 from tests.support import science
@@ -59,3 +61,43 @@ def test_a_run_with_a_range_in_numbers_warns_once(extension, scanned, tmp_path, 
     warned = [m for m in caplog.messages if "whose values are inverted within" in m]
     assert len(warned) == 1
     assert f"before the range {ends} is taken of them" in warned[0]
+
+
+def stacks(folder, extension):
+    """Two of white, whose pages or frames are images, and one of black."""
+    for i, name in enumerate((*[WRITTEN[extension][1][0]] * 2, WRITTEN[extension][1][1])):
+        planes = np.stack([values(1, "uint16", 3 * i + k)[..., 0] for k in range(3)])
+        if extension == "tif":
+            tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+            tifffile.imwrite(folder / f"{i}.tif", planes, photometric=name, metadata=None)
+        else:
+            frames = {"NumberOfFrames": 3, "Rows": planes.shape[1], "Columns": planes.shape[2]}
+            tags = {"PhotometricInterpretation": name, **frames}
+            (folder / f"{i}.dcm").write_bytes(science.dicom(planes, **tags))
+    return folder
+
+
+@pytest.mark.parametrize("extension", WRITTEN)
+def test_pages_and_frames_are_counted(extension, tmp_path, caplog, capsys):
+    commands.data(["scan", str(stacks(tmp_path, extension)), "--pages", "images"])
+    said = capsys.readouterr().out
+    assert {
+        "dcm": "6 frames of DICOM are MONOCHROME1: inverted within the bits stored, so their",
+        "tif": "6 pages of TIFF are MINISWHITE: inverted within all that their type holds, so",
+    }[extension] in said
+    assert (
+        f"formats     9 {'DICOM, frame by frame' if extension == 'dcm' else 'TIFF, page'}" in said
+    )
+    cfg = DataConfig(channels="all", value_range="0:4095", mean=(0.5,), std=(0.2,))
+    source = open_source(tmp_path, wanted=wanted(cfg))
+    with caplog.at_level(logging.WARNING):
+        found = settled(cfg, source)
+    assert "whose values are inverted within" in caplog.text
+    assert pixels_of(found, source).as_arrays  # as pages are .npy
+
+
+def test_of_stacks_the_first_pages_are_counted(tmp_path, capsys):
+    commands.data(["scan", str(stacks(tmp_path, "tif"))])
+    said = capsys.readouterr().out
+    assert "2 of 3 TIFF files are MINISWHITE: inverted within all that their type holds" in said
+    assert "formats     3 TIFF of several pages" in said

@@ -16,7 +16,7 @@ from fastequi.data.pixels import Pixels
 from fastequi.data.scan import examined, scan
 from fastequi.data.scan_report import plain
 from fastequi.data.sources.encoded import header
-from fastequi.data.sources.kinds import NO_RGB, RGB8, Kind
+from fastequi.data.sources.kinds import DEEPER, NO_RGB, RGB8, Kind
 from fastequi.data.sources.listing import folder_listing
 from fastequi.data.values import as_rgb, decoded, is_for_dali, of_depth
 from tests.support import science
@@ -294,8 +294,8 @@ def test_what_nothing_reads_with_its_depth_stays_for_rgb_runs():
     png += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     image = np.frombuffer(png, np.uint8)
     code = header(image).kind
-    assert Kind.of(code) == Kind(2, "uint16")
-    assert "16 bits with alpha" in given(png, Pixels.whole(Kind(2, "uint16")))
+    assert code == DEEPER
+    assert "more than 8 bits, which nothing" in given(png, Pixels.whole(Kind(2, "uint16")))
     assert examined([image], code, 1) == ([(5, 6)], None)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fastequi.data import decode, values
 from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.pixels import Pixels
-from fastequi.data.sources.encoded import why
+from fastequi.data.sources.encoded import unmarked, why
 from fastequi.data.sources.images import Source
 from fastequi.data.values import as_rgb, carried, checked, is_array, is_for_dali
 
@@ -57,7 +57,7 @@ class Given:
         self._threads = threads
         self._refused: set[int] = set()  # by DALI, not by Pillow
         direct = _DIRECT if pixels is None else set[str]()
-        self.as_bytes = source.spans is not None or not set(source.formats) <= direct
+        self.as_bytes = source.spans is not None or not set(map(unmarked, source.formats)) <= direct
 
     def files(self, places: Sequence[int]) -> list[decode.File]:
         """These images for DALI; an unreadable one is a single byte, which fails to decode."""

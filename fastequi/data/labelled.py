@@ -151,7 +151,7 @@ def labelled_sets(
         folder = Path(chosen.places[0])
         both = _mnist(folder, "train", train_images), _mnist(folder, "test", test_images)
         return _grey(both, values, chosen.option)
-    parts = _split(chosen, test_data, wanted(values))
+    parts = _split(chosen, test_data, replace(wanted(values), by_encoder=True))
     order = tuple(sorted(set(parts[0].classes)))
     if len(order) < 2:
         found = list(order)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fastequi.data import channels
 from fastequi.data.config import DataConfig
+from fastequi.data.sources.encoded import unmarked
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.kinds import DEPTHS, Kind, counts
 
@@ -82,7 +83,7 @@ def pixels_of(cfg: DataConfig, source: Source) -> Pixels | None:
         ends = ((0.0, LARGEST[depth]),)
     if len(ends) == 1:
         ends *= len(numbers)
-    as_arrays = count > MOST_IN_TIFF or set(source.formats) == {"NPY"}
+    as_arrays = count > MOST_IN_TIFF or set(map(unmarked, source.formats)) == {"NPY"}
     return Pixels(count, depth, numbers, ends, as_arrays)
 
 

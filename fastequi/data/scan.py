@@ -151,6 +151,8 @@ def _read(listing: Listing, i: int) -> _Read | str:
     found = header(data, listing.pages_are_channels)
     if isinstance(found, str):
         return found
+    if pages.split(listing.names[i])[1] is not None:
+        found = found._replace(format=", ".join([found.format, *listing.marks(i)]))
     return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], found)
 
 

@@ -15,11 +15,14 @@ from fastequi.data.scan_options import options
 from fastequi.data.sources.encoded import (
     INVERTED_DICOM,
     INVERTED_TIFF,
+    NO_DATA,
     counted,
     format_of,
+    is_marked,
+    unmarked,
 )
 from fastequi.data.sources.index import Index
-from fastequi.data.sources.kinds import NO_RGB, Kind
+from fastequi.data.sources.kinds import DEEPER, MORE_BITS, NO_RGB, Kind, tally
 from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.pages import file_of
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
@@ -27,6 +30,7 @@ from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 _NAMED = 10
 _FEW = 3  # names of a kind that few images are of
 _CHANNELS = 32  # that are printed
+_TIFF = ("TIFF", PAGES, PARTIAL)
 _SHOWN = {"least": 0.0, "0.1 %": 0.1, "median": 50.0, "99.9 %": 99.9, "largest": 100.0}
 _CHUNK = 1 << 20  # sizes that are compared at once
 
@@ -61,7 +65,9 @@ class Scan:
     def _read_from(self) -> list[tuple[str, int]]:
         """The formats of the files with the images of each, the most frequent first: pages and
         frames are read as .npy."""
-        found = Counter(self.formats)
+        found = Counter[str]()
+        for form, count in self.formats.items():
+            found[unmarked(form)] += count
         if self.index.pages == "images":
             for name in self.index.columns.names:
                 if (file := file_of(name)) != name:
@@ -79,7 +85,10 @@ class Scan:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self._read_from())
             lines += [f"formats     {kinds}"]
             lines += _pages_left(self.formats, self.index.pages)
-            lines += _inverted(self.formats)
+            lines += _inverted(self.formats, self.index.pages == "images")
+            lines += _no_data(self.formats)
+            if deeper := tally(columns.kinds).get(DEEPER, 0):
+                lines.append(f"  {deeper} are of {MORE_BITS}: runs make 8-bit RGB of them")
             smallest, largest = _extremes(columns.sizes)
             for what, i in (("smallest", smallest), ("largest", largest)):
                 height, width = columns.sizes[i].tolist()
@@ -119,10 +128,15 @@ class Scan:
         return f" ({', '.join(names[int(i)] for i in those[:_FEW])}{more})"
 
 
+def _marked(formats: Mapping[str, int], mark: str) -> int:
+    """How many images are of a format, or have it for a mark."""
+    return sum(count for form, count in formats.items() if is_marked(form, mark))
+
+
 def _pages_left(formats: Mapping[str, int], pages: str) -> list[str]:
     """What is not taken of files with several pages, and how it would be."""
     lines = []
-    if PAGES in formats:
+    if _marked(formats, PAGES):
         first = "the first plane of depth and time, with all its channels"
         if pages == "channels":
             lines.append(f"  of OME-TIFF and ImageJ {first}; --pages images takes all planes")
@@ -131,26 +145,38 @@ def _pages_left(formats: Mapping[str, int], pages: str) -> list[str]:
                 f"  the first page of each, of OME-TIFF and ImageJ {first};",
                 "  --pages images takes all, --pages channels those of others as channels",
             ]
-    if PARTIAL in formats:
+    if _marked(formats, PARTIAL):
         lines.append(f"  {PARTIAL}: the first page; --pages images takes each that it has")
     return lines
 
 
-def _inverted(formats: Mapping[str, int]) -> list[str]:
-    """Of files in which 0 is white, how many there are and what becomes of their values."""
+def _inverted(formats: Mapping[str, int], by_page: bool) -> list[str]:
+    """Of images in which 0 is white, how many there are and what becomes of their values."""
     lines = []
-    for name, form, within, numbers in (
-        (INVERTED_TIFF, "TIFF", "all that their type holds", "those of the files"),
-        (INVERTED_DICOM, "DICOM", "the bits stored", "the modality's (Hounsfield units, say)"),
+    for name, forms, within, numbers in (
+        (INVERTED_TIFF, _TIFF, "all that their type holds", "those of the files"),
+        (INVERTED_DICOM, ("DICOM",), "the bits stored", "the modality's (Hounsfield units, say)"),
     ):
-        if many := formats.get(name, 0):
-            total = many + formats.get(form, 0) + (formats.get(PAGES, 0) if form == "TIFF" else 0)
-            what = "file is" if total == 1 else "files are"
+        if many := _marked(formats, name):
+            form = forms[0]
+            total = sum(n for f, n in formats.items() if is_marked(f, name, *forms))
+            what = f"of {total} {form} {'file is' if total == 1 else 'files are'}"
+            if by_page:
+                what = "pages of TIFF are" if form == "TIFF" else "frames of DICOM are"
             lines.append(
-                f"  {many} of {total} {form} {what} {name.split()[0]}: inverted within {within}, "
+                f"  {many} {what} {name.split()[0]}: inverted within {within}, "
                 f"so their values are not {numbers}"
             )
     return lines
+
+
+def _no_data(formats: Mapping[str, int]) -> list[str]:
+    if not (many := _marked(formats, NO_DATA)):
+        return []
+    return [
+        f"  {many} name a value that stands for no data ({NO_DATA}): it is measured and used as",
+        "  any other; data.value_range=LOW:HIGH without it makes it an end of the range",
+    ]
 
 
 def _values(kind: Kind, measured: Measured, side: int, given: list[str]) -> list[str]:

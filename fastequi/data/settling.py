@@ -11,7 +11,7 @@ from dataclasses import replace
 from fastequi.data import channels
 from fastequi.data.config import Augment, DataConfig
 from fastequi.data.pixels import Pixels, pixels_of
-from fastequi.data.sources.encoded import INVERTED_DICOM, INVERTED_TIFF
+from fastequi.data.sources.encoded import INVERTED_DICOM, INVERTED_TIFF, is_marked
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.kinds import Kind, counts
 from fastequi.data.sources.measured import PERCENTILES, Measured, in_unit
@@ -118,7 +118,7 @@ def _expect_alike(cfg: DataConfig, source: Source) -> None:
 def _tell_inverted(cfg: DataConfig, source: Source) -> None:
     """Warns of files that a range in their own numbers does not fit."""
     for name, within in ((INVERTED_TIFF, "their type"), (INVERTED_DICOM, "the bits stored")):
-        if name in source.formats:
+        if any(is_marked(form, name) for form in source.formats):
             logger.warning(
                 "data.value_range: there are images of %s, whose values are inverted within %s "
                 "before the range %s is taken of them; fastequi data scan counts them and prints "

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastequi.data.pixels import LARGEST, Pixels
-from fastequi.data.sources import arrays, dicom, tiff, tiff_tags
+from fastequi.data.sources import arrays, dicom, kinds, tiff, tiff_tags
 from fastequi.data.sources.encoded import FORMATS, orientation_of
 
 Bytes = NDArray[np.uint8]  # encoded
@@ -94,12 +94,14 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
         file.seek(0)
         return tiff.decoded(file, channels)
     file.seek(0)
-    if start.startswith(_PNG) and start[24] == 16 and start[25] in (4, _WITH_ALPHA):
+    if start.startswith(_PNG) and start[24] == 16 and start[25] == _WITH_ALPHA:
         raise ValueError("16 bits with alpha, which are not read with their depth here")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(file, formats=FORMATS) as opened:
             exif, form, mode = opened.info.get("exif"), opened.format, opened.mode
+            if form != "TIFF" and kinds.of_opened(opened) is None:
+                raise ValueError(kinds.MORE_BITS)
             if mode in ("P", "CMYK", "YCbCr", "PA"):
                 opened = opened.convert("RGB")
             values = np.asarray(opened)

@@ -44,7 +44,7 @@ def photometric_for(encoder: Encoder) -> Photometric:
 
 def images_for(encoder: Encoder) -> Wanted:
     """What is asked of the images that an encoder gets."""
-    return wanted(values_of(encoder))
+    return replace(wanted(values_of(encoder)), by_encoder=True)
 
 
 def window_loader(

@@ -1,7 +1,9 @@
 """DICOM by pydicom (extra `dicom`): one frame, its modality's rescale or table applied.
 
 MONOCHROME1, in which the largest value is black, is inverted. Values that a rescale or a table
-changed (Hounsfield units, say) are floats in those units; others are whole numbers as stored.
+changed (Hounsfield units, say) are floats in those units; others are whole numbers as stored. An
+enhanced file of several frames says its rescale for all of them, or a frame at a time, where slope
+and intercept may differ from frame to frame.
 """
 
 from __future__ import annotations
@@ -121,9 +123,9 @@ def decoded(file: BinaryIO, frame: int = 0) -> NDArray[Any]:
         if values.dtype == np.uint16:
             values = (values >> 8).astype(np.uint8)
     elif _changed(found):
-        values = pixels.apply_modality_lut(values, found).astype(np.float32)
+        values = _in_units(values, found, frame).astype(np.float32)
     if found.PhotometricInterpretation == _WHITE_IS_0:
-        values = _inverted(values, found)
+        values = _inverted(values, found, frame)
     depth = np.dtype(_depth(found))
     return values.reshape(*values.shape[:2], -1).astype(depth, copy=False)
 
@@ -132,25 +134,63 @@ def _frames(found: Any) -> int:
     return int(found.get("NumberOfFrames", 1) or 1)
 
 
-def _inverted(values: NDArray[Any], found: Any) -> NDArray[Any]:
+def _inverted(values: NDArray[Any], found: Any, frame: int) -> NDArray[Any]:
     """Black becomes white: largest plus smallest value that can be stored, less each."""
     bits, signed = int(found.BitsStored), bool(found.get("PixelRepresentation", 0))
     ends = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1] if signed else [0, (1 << bits) - 1])
     if _changed(found):
-        from pydicom import pixels
-
-        ends = pixels.apply_modality_lut(ends, found)
+        ends = _in_units(ends, found, frame)
     return (ends.sum() - values.astype(np.float64)).astype(values.dtype)
+
+
+def _in_units(values: NDArray[Any], found: Any, frame: int) -> NDArray[Any]:
+    """Stored numbers in the modality's units."""
+    groups = _groups(found)
+    if groups:
+        own = groups[frame if len(groups) > 1 else 0]
+        if own is None:
+            return values
+        return values * float(own.RescaleSlope) + float(own.RescaleIntercept)
+
+    from pydicom import pixels
+
+    return pixels.apply_modality_lut(values, found)
 
 
 def _changed(found: Any) -> bool:
     """Whether the stored numbers are not the modality's."""
-    slope, intercept = found.get("RescaleSlope"), found.get("RescaleIntercept")
     if "ModalityLUTSequence" in found:
         return True
+    return any(_rescales(one) for one in _groups(found) or [found])
+
+
+def _rescales(found: Any) -> bool:
+    if found is None:
+        return False
+    slope, intercept = found.get("RescaleSlope"), found.get("RescaleIntercept")
     if slope in (None, "") or intercept in (None, ""):  # both are needed
         return False
     return float(slope) != 1 or float(intercept) != 0
+
+
+def _groups(found: Any) -> list[Any]:
+    """What an enhanced file says of its rescale: for all frames, or one after the other (None where
+    it says nothing of one); [] of other files."""
+    shared = [_rescale_in(one) for one in found.get("SharedFunctionalGroupsSequence") or []]
+    if shared and shared[0] is not None:
+        return shared[:1]
+    each = [_rescale_in(one) for one in found.get("PerFrameFunctionalGroupsSequence") or []]
+    return each if any(one is not None for one in each) else []
+
+
+def _rescale_in(group: Any) -> Any:
+    """The PixelValueTransformationSequence's one item, with both of its numbers; or None."""
+    items = group.get("PixelValueTransformationSequence") or []
+    if not items or any(
+        items[0].get(n) in (None, "") for n in ("RescaleSlope", "RescaleIntercept")
+    ):
+        return None
+    return items[0]
 
 
 def _depth(found: Any) -> str:

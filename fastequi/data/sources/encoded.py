@@ -15,11 +15,11 @@ import os
 import stat
 from collections.abc import Mapping
 from io import BytesIO
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from fastequi.data.sources import arrays, dicom, kinds, pages, tiff_stacks, tiff_tags
 from fastequi.data.sources.limits import expect_pixels
@@ -53,8 +53,9 @@ FORMATS = tuple(_EXTENSIONS)  # that DALI or Pillow decodes
 _ARRAYS = {"NPY": ("npy",), "NPZ": ("npz",), "DICOM": ("dcm", "dicom")}
 ARRAYS = tuple(f".{name}" for names in _ARRAYS.values() for name in names)
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
-# instead of Pillow's name, where values are inverted
+# instead of Pillow's name, or behind it, where values are inverted, or some are none
 INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
+NO_DATA = "GDAL_NODATA"
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
 _MAX_KINDS = 8  # kinds of files that are named
 
@@ -62,14 +63,24 @@ Span = tuple[int, int]  # first byte and number of bytes within a file
 
 
 class Header(NamedTuple):
-    """Encoded bytes, upright size in pixels, Pillow's name of the format (or NPY, NPZ, DICOM), and
-    what its values are (`fastequi.data.sources.kinds`)."""
+    """Encoded bytes, upright size in pixels, Pillow's name of the format (or NPY, NPZ, DICOM), with
+    marks of it behind commas, and what its values are (`fastequi.data.sources.kinds`)."""
 
     bytes: int
     height: int
     width: int
     format: str
     kind: int = 0
+
+
+def is_marked(form: str, *marks: str) -> bool:
+    """Whether a header's format is one of these, or has one of them for a mark."""
+    return not set(form.split(", ")).isdisjoint(marks)
+
+
+def unmarked(form: str) -> str:
+    """A header's format without marks."""
+    return form.partition(", ")[0]
 
 
 def is_image_name(name: str) -> bool:
@@ -184,12 +195,24 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
         return Header(count, height, width, form, code)
     if tiff_tags.is_tiff(start):
         return _tiff(file, count, pages_are_channels)
-    with Image.open(file, formats=FORMATS) as opened:
+    with _opened(file) as opened:
         (width, height), exif = opened.size, opened.info.get("exif")
         kind, form = kinds.of_opened(opened), opened.format or ""
     if orientation_of(exif) in (5, 6, 7, 8):
         height, width = width, height
-    return Header(count, height, width, form, kind.code)
+    return Header(count, height, width, form, kinds.DEEPER if kind is None else kind.code)
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """By Pillow, which gives no reason for JPEG 2000 of more channels than it reads."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        siz = kinds.siz_of(file.read(kinds.SIZ_WITHIN))
+        if siz is None or siz[0] in (1, 2, 3, 4):
+            raise
+        raise ValueError(f"a JPEG 2000 of {siz[0]} channels, of which 1 to 4 are read") from None
 
 
 def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
@@ -206,16 +229,32 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
         several = 1
     elif several > 1:
         kind = kinds.Kind(several * kind.channels, kind.depth)
-    if form == "TIFF" and tiff_tags.is_inverted(tags):
-        form = INVERTED_TIFF
+    marks = tiff_marks(tags)
+    form = ", ".join(marks if form == "TIFF" and INVERTED_TIFF in marks else [form, *marks])
     # with more samples Pillow logs an error of its own for every file
     few = tags.get(tiff_tags.SAMPLES, 1) <= TiffImagePlugin.MAX_SAMPLESPERPIXEL
     by_pillow = several == 1 and few and _opens(file)
     if kind is None and not by_pillow:
         raise ValueError(f"values of {' '.join(map(str, tags.get(tiff_tags.BITS, ())))} bits")
-    code = (0 if kind is None else kind.code) | (0 if by_pillow else kinds.NO_RGB)
+    unknown = kinds.DEEPER if max(tags.get(tiff_tags.BITS, (1,))) > 8 else 0
+    code = (unknown if kind is None else kind.code) | (0 if by_pillow else kinds.NO_RGB)
     expect_pixels(height, width, 1 if kind is None else kind.channels)
     return Header(count, height, width, form, code)
+
+
+def tiff_marks(tags: Any) -> list[str]:
+    """Of a page's format."""
+    marks = [INVERTED_TIFF] if tiff_tags.is_inverted(tags) else []
+    return [*marks, NO_DATA] if tiff_tags.NODATA in tags else marks
+
+
+def marks_of(file: BinaryIO) -> list[str]:
+    """Of the format of the pages of a TIFF, or of DICOM's frames."""
+    start = file.read(dicom.START)
+    file.seek(0)
+    if tiff_tags.is_tiff(start):
+        return tiff_marks(tiff_tags.tags_of(file))
+    return [INVERTED_DICOM] if dicom.is_dicom(start) and dicom.is_inverted(file) else []
 
 
 def _opens(file: BinaryIO) -> bool:

@@ -29,7 +29,7 @@ from fastequi.data.sources import index as indices
 from fastequi.data.sources import remote_listing
 from fastequi.data.sources.changes import differences, stale
 from fastequi.data.sources.columns import Rows
-from fastequi.data.sources.encoded import counted, format_of
+from fastequi.data.sources.encoded import counted, format_of, is_marked
 from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.headers import headers_of
 from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
@@ -357,7 +357,7 @@ def _source(
         again = f"; {again}: fastequi data scan {what.partition(': ')[2]} reads them again"
     kinds = known.columns.kinds
     known, unfit = _fit(known, wanted)
-    of_pages = bool({PAGES, PARTIAL} & set(known.formats))
+    of_pages = any(is_marked(form, PAGES, PARTIAL) for form in known.formats)
     if wanted.begun and unfit:
         reasons = "; ".join(sorted(set(wanted.unfit(kinds).values())))
         logger.info(

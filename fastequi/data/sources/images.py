@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastequi.data.sources import pages
-from fastequi.data.sources.encoded import read
+from fastequi.data.sources.encoded import read, unmarked
 from fastequi.data.sources.kinds import NO_RGB
 from fastequi.data.sources.measured import Measured, pooled
 from fastequi.data.sources.remote_reader import RemoteShards
@@ -107,7 +107,7 @@ class Source:
     @property
     def may_have_pages(self) -> bool:
         """Whether images may be pages of one file, which are read as NumPy's."""
-        return not self.formats or "NPY" in self.formats
+        return not self.formats or "NPY" in map(unmarked, self.formats)
 
     def encoded(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image i; raises OSError as `encoded.read` does."""

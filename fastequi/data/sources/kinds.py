@@ -2,7 +2,8 @@
 
 A kind is one number of 16 bits in an index: the channels, four times the depth's place in DEPTHS
 behind them, whether they are red, green and blue, and whether no RGB can be made of the image. 0 is
-a kind that is not known, as in indices that were written before, or not read with its channels.
+a kind that is not known, as in indices that were written before, or not read with its channels;
+DEEPER one of more than 8 bits, of which 8-bit RGB alone can be made.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ DEPTHS = ("uint8", "uint16", "float32")  # other types than the first two are re
 MOST = 4095  # channels that a kind can say
 _DEPTH, _RGB = 1 << 12, 1 << 14
 NO_RGB = 1 << 15  # nothing here makes RGB of the image
+DEEPER = _DEPTH  # no channels
+MORE_BITS = "more than 8 bits, which nothing here reads of this kind of file"  # of DEEPER
 _OF_MODES = {"1": 1, "L": 1, "LA": 2, "RGBA": 4, "La": 2, "RGBa": 4, "LAB": 3, "HSV": 3, "RGBX": 4}
 _CHUNK = 1 << 20  # images
-_SIZ_WITHIN = 1 << 16  # bytes of a JPEG 2000, in which its SIZ segment lies
-_COLOUR_TYPES = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # of PNG
+SIZ_WITHIN = 1 << 16  # bytes of a JPEG 2000, in which its SIZ segment lies
+_GREY_ALPHA = 4
+_COLOUR_TYPES = {0: 1, 2: 3, 3: 3, _GREY_ALPHA: 2, 6: 4}  # of PNG
+_SLICES, _COMPLEX = 32997, (5, 6)  # a tag of TIFF; sample formats
 _PHOTOMETRIC_RGB, _PHOTOMETRIC_PALETTE, _PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR = 2, 3, 5, 6
 
 
@@ -46,8 +51,8 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, code: int) -> Kind | None:
-        """From a number; None of 0."""
-        if not code % NO_RGB:
+        """From a number; None of 0 and DEEPER."""
+        if not code % _DEPTH:
             return None
         depth = DEPTHS[code // _DEPTH % 4]
         return cls(code % _DEPTH, depth, bool(code & _RGB))
@@ -84,13 +89,23 @@ def of_shape(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[int, int, Kind
     return shape[0], shape[1], Kind(shape[2] if len(shape) == 3 else 1, depth_of(dtype))
 
 
-def of_opened(image: Image.Image) -> Kind:
-    """Of an image of Pillow's that is no TIFF."""
-    if image.format == "JPEG2000" and (deep := _jpeg2000(image)) is not None:
-        channels = deep
-        return Kind(channels, "uint16", channels >= 3)
+def of_opened(image: Image.Image) -> Kind | None:
+    """Of an image of Pillow's that is no TIFF; None where it makes 8 bits of more that nothing else
+    here reads.
+
+    Raises:
+        ValueError: its values are signed, which Pillow shifts.
+    """
+    if image.format == "JPEG2000" and (found := _jpeg2000(image)) is not None:
+        channels, bits, signed = found
+        if signed:
+            raise ValueError("a JPEG 2000 of signed values, which are not read")
+        if bits > 8:
+            return Kind(channels, "uint16", channels == 3) if channels in (1, 3) else None
     if image.format == "PNG":
         bits, colour = _png(image)
+        if bits == 16 and colour == _GREY_ALPHA:
+            return None
         return Kind(_COLOUR_TYPES[colour], "uint16" if bits == 16 else "uint8", colour in (2, 3, 6))
     mode = image.mode
     if mode.startswith("I;16"):
@@ -107,12 +122,16 @@ def of_tags(tags: Any) -> Kind | None:
     have one that is not read as it is.
 
     Raises:
-        ValueError: there is no channel.
+        ValueError: there is no channel, the values are complex, or it is a volume.
     """
     samples, bits = int(tags.get(277, 1)), tuple(tags.get(258, (1,)))
     formats, photometric = tuple(tags.get(339, (1,))), int(tags.get(262, 1))
     if samples < 1:
         raise ValueError(f"{samples} channels, expected at least one")
+    if formats[0] in _COMPLEX:
+        raise ValueError("complex values, which are not read")
+    if (slices := int(tags.get(_SLICES, 1))) > 1:
+        raise ValueError(f"a volume of {slices} slices in one page, which is not read")
     if photometric == _PHOTOMETRIC_PALETTE:
         return RGB8
     if len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 16, 32, 64):
@@ -122,7 +141,7 @@ def of_tags(tags: Any) -> Kind | None:
     if integer and bits[0] <= 16:
         depth = "uint16" if bits[0] == 16 else "uint8"
     if photometric in (_PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR) and samples >= 3:
-        return Kind(3, depth, True)
+        return RGB8 if depth == "uint8" else None  # which Pillow converts, to 8 bits
     return Kind(samples, depth, photometric == _PHOTOMETRIC_RGB and samples in (3, 4))
 
 
@@ -147,18 +166,24 @@ def counts(codes: NDArray[np.uint16] | None) -> dict[Kind, int]:
     return dict(sorted(total.items(), key=lambda one: -one[1]))
 
 
-def _jpeg2000(image: Image.Image) -> int | None:
-    """Channels of one with more than 8 bits, by its SIZ segment; None of others."""
+def _jpeg2000(image: Image.Image) -> tuple[int, int, bool] | None:
+    """Channels, bits of the deepest, and whether any is signed, by the SIZ segment; or None."""
     file: Any = image.fp  # type: ignore[attr-defined]
     at = file.tell()
     file.seek(0)
-    start = file.read(_SIZ_WITHIN)
+    start = file.read(SIZ_WITHIN)
     file.seek(at)
+    return siz_of(start)
+
+
+def siz_of(start: bytes) -> tuple[int, int, bool] | None:
+    """The same of the first bytes of a file; None where there is no SIZ segment among them."""
     first = start.find(b"\xff\x4f\xff\x51")  # of the codestream, then the segment
     if first < 0 or len(start) < first + 43:
         return None
-    channels, bits = int.from_bytes(start[first + 40 : first + 42], "big"), start[first + 42]
-    return channels if (bits & 0x7F) + 1 > 8 else None
+    channels = int.from_bytes(start[first + 40 : first + 42], "big")
+    each = start[first + 42 : first + 42 + 3 * channels : 3]
+    return channels, max(bits & 0x7F for bits in each) + 1, any(bits & 0x80 for bits in each)
 
 
 def _png(image: Image.Image) -> tuple[int, int]:

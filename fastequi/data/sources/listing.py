@@ -27,9 +27,11 @@ from fastequi.data.sources.encoded import (
     is_array_name,
     is_image_name,
     kind_of,
+    marks_of,
     read,
 )
 from fastequi.data.sources.local import expect_local
+from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks, taken
 
@@ -166,6 +168,14 @@ class Listing:
         if self.remote is not None and span is not None:
             return self.remote.read(self.path(i), span, page)
         return read(self.path(i), span, page)
+
+    def marks(self, i: int) -> list[str]:
+        """Of image i, a page or frame, the marks of its file's format; see `encoded.Header`."""
+        span = self.span(i)
+        if self.remote is not None and span is not None:
+            return marks_of(self.remote.member(self.path(i), span))
+        with opened_span(pages.split(self.path(i))[0], span) as opened:
+            return marks_of(opened)
 
     def pages(self, i: int) -> int:
         """How many file i has, or its frames; see :func:`fastequi.data.sources.pages.count`."""

@@ -45,6 +45,7 @@ from fastequi.data.sources.encoded import (
     Span,
     counted,
     header,
+    unmarked,
 )
 from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.index import Index
@@ -204,7 +205,7 @@ def listed(
     if any(are) and not all(are):  # labels of others' images, as in `shards.without_arrays`
         others.update(beside(row.name) for row, label in zip(rows, are, strict=True) if label)
         rows = [row for row, label in zip(rows, are, strict=True) if not label]
-        formats -= {"NPY", "NPZ", "DICOM", INVERTED_DICOM}
+        formats = {f for f in formats if unmarked(f) not in ("NPY", "NPZ", "DICOM", INVERTED_DICOM)}
     missing = [archive.name for archive in archives if not archive.bytes and not archive.etag]
     if len(missing) > int(tolerate * len(urls)):
         raise FileNotFoundError(

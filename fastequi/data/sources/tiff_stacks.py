@@ -24,30 +24,64 @@ PARTIAL = "OME-TIFF of other pages than it says"  # the same: those of other fil
 _OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^<>]*>")
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _OME_ORDER = re.compile(r'DimensionOrder="(XY(?:CZT|CTZ|ZCT|ZTC|TCZ|TZC))"')
+_FASTEST_FIRST = "XYCZT"  # of ImageJ always
 _OME, _IMAGEJ = "<OME", "ImageJ="
 _IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
 
 
-class Stack(NamedTuple):
-    """How the pages of an OME-TIFF or ImageJ's file are images: planes of depth and time.
+class Series(NamedTuple):
+    """Pages that are images of one kind, planes of depth and time.
 
     Attributes:
         channels: pages of an image.
-        images: of the file.
+        images: how many.
         apart: pages from a channel to the next.
-        whole: whether the file holds all that it says; else each page is an image.
     """
 
     channels: int
     images: int
     apart: int
-    whole: bool = True
+
+    @property
+    def needed(self) -> int:
+        """Pages of all images."""
+        return self.channels * self.images
 
     def pages(self, image: int) -> list[int]:
         """Those of an image, a channel each; all from 0."""
         before, within = divmod(image, self.apart)
         first = before * self.apart * self.channels + within
         return [first + c * self.apart for c in range(self.channels)]
+
+
+class Stack(NamedTuple):
+    """How the pages of an OME-TIFF or ImageJ's file are images.
+
+    Attributes:
+        series: one behind the other.
+        whole: whether the file holds all that it says; else each page is an image.
+    """
+
+    series: tuple[Series, ...]
+    whole: bool = True
+
+    @property
+    def channels(self) -> int:
+        """Pages of the first image."""
+        return self.series[0].channels
+
+    @property
+    def images(self) -> int:
+        return sum(one.images for one in self.series)
+
+    def pages(self, image: int) -> list[int]:
+        """Those of an image, a channel each; all from 0."""
+        first = 0
+        for one in self.series:
+            if image < one.images:
+                break
+            image, first = image - one.images, first + one.needed
+        return [first + page for page in one.pages(image)]
 
 
 def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
@@ -61,35 +95,47 @@ def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
         CutOff: its pages lie beyond the end of the file.
         ValueError: ImageJ's, whose other images have no pages.
     """
-    said, order = _said(tags), "XYCZT"  # the fastest first; ImageJ has no other
-    if not said:
-        return None
-    if _OME in said:
-        found = _OME_PIXELS.search(said)
-        first = found[0] if found else ""  # of the first image of several
-        sizes = {name: int(n) for name, n in _OME_SIZE.findall(first)}
-        channels = sizes.get("C", 1) // int(tags.get(SAMPLES, 1))
-        if written := _OME_ORDER.search(first):
-            order = written[1]
-    else:
-        lines = {name: int(size) for name, size in _IMAGEJ_SIZE.findall(said)}
-        channels, total = lines.get("channels", 1), lines.get("images", 1)
-        if channels < 1 or total % channels:
-            return None
-        sizes = {"Z": total // channels}
-    images = sizes.get("Z", 1) * sizes.get("T", 1)
-    if channels < 1 or images < 1 or channels == images == 1:
+    said = _said(tags)
+    series = _of_ome(said, int(tags.get(SAMPLES, 1))) if _OME in said else _of_imagej(said)
+    if not series or min(map(min, series)) < 1 or (len(series) == 1 and series[0].needed == 1):
         return None
     places, damage = chain_of(file)
-    number, needed = len(places), channels * images
-    if number >= channels and (images == 1 or number == needed):
-        apart = math.prod(sizes.get(name, 1) for name in order[2 : order.index("C")])
-        return Stack(channels, images, apart)
+    number, first = len(places), series[0]
+    while len(series) > 1 and sum(one.needed for one in series) > number and series[-1] == first:
+        series = series[:-1]  # in another file, of its own
+    if number == sum(one.needed for one in series):
+        return Stack(series)
+    if len(series) == first.images == 1 and number >= first.channels:
+        return Stack(series)
     if damage:
         raise CutOff(damage)
-    if _OME not in said and number < needed:
-        raise ValueError(f"ImageJ's file of {needed} images has {number} pages, expected as many")
-    return Stack(1, number, 1, whole=False)  # in other files too, or others' pages in this one
+    if _OME not in said and number < first.needed:
+        raise ValueError(
+            f"ImageJ's file of {first.needed} images has {number} pages, expected as many"
+        )
+    # in other files too, or others' pages in this one
+    return Stack((Series(1, number, 1),), whole=False)
+
+
+def _of_ome(said: str, samples: int) -> tuple[Series, ...]:
+    """The images of an OME-TIFF, each of planes."""
+    found = []
+    for one in _OME_PIXELS.findall(said):
+        sizes = {name: int(n) for name, n in _OME_SIZE.findall(one)}
+        written = _OME_ORDER.search(one)
+        order = written[1] if written else _FASTEST_FIRST
+        apart = math.prod(sizes.get(name, 1) for name in order[2 : order.index("C")])
+        images = sizes.get("Z", 1) * sizes.get("T", 1)
+        found.append(Series(sizes.get("C", 1) // samples, images, apart))
+    return tuple(found)
+
+
+def _of_imagej(said: str) -> tuple[Series, ...]:
+    lines = {name: int(size) for name, size in _IMAGEJ_SIZE.findall(said)}
+    channels, total = lines.get("channels", 1), lines.get("images", 1)
+    if channels < 1 or total % channels:
+        return ()
+    return (Series(channels, total // channels, 1),)
 
 
 def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[int, str]:
@@ -113,7 +159,7 @@ def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[in
             return 1, PARTIAL
         return stack.channels, "TIFF" if len(places) == stack.channels else PAGES
     if not by_request or _said(tags):
-        return 1, PAGES if tags.next else "TIFF"
+        return 1, PAGES if tags.next and len(chain_of(file)[0]) > 1 else "TIFF"
     places = places_of(file)
     _expect_alike(file, tags, places)
     return len(places), "TIFF"

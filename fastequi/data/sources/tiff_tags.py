@@ -13,7 +13,9 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DESCRIPTION, ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
     *(270, 274, 258, 259, 262, 277, 284, 338, 339),
 )
+NODATA = 42113  # GDAL's: a number that stands for none, as text
 WHITE_IS_0, BLACK_IS_0, RGB = 0, 1, 2
+_SUBFILE, _REDUCED, _MASK = 254, 1, 4  # a page that is another's at a smaller size, or its mask
 _PREFIX = 8, 16  # bytes of a TIFF's first header, of a BigTIFF's
 # of compression: none, LZW, deflate (two numbers), PackBits, which libtiff reads
 _BY_LIBTIFF = (1, 5, 8, 32773, 32946)
@@ -109,23 +111,39 @@ def places_of(file: BinaryIO) -> list[int]:
 
 
 def chain_of(file: BinaryIO) -> tuple[list[int], str]:
-    """Where the pages' directories begin, and what is wrong behind the last of them if so."""
+    """Where the pages' directories begin, and what is wrong behind the last of them if so.
+
+    Overviews and masks, which GDAL writes behind an image, are no pages.
+    """
     place, entries, entry, following = _form(file)
-    found: dict[int, None] = {}  # in order; a damaged chain may come back to where it was
+    found: dict[int, bool] = {}  # in order; a damaged chain may come back to where it was
     while place and place not in found:
         try:
             file.seek(place)
             (number,) = struct.unpack(entries, file.read(struct.calcsize(entries)))
-            file.seek(entry * number - 1, os.SEEK_CUR)
+            first = file.read(entry)  # tags are in order, and none is before this one
+            file.seek(entry * (number - 1) - 1, os.SEEK_CUR)
             if number < 1 or not file.read(1):
                 raise ValueError
         except (struct.error, OSError, OverflowError, ValueError):
-            return list(found), f"page {len(found)} lies beyond the end of the file"
-        found[place] = None
+            return _pages(found), f"page {len(found)} lies beyond the end of the file"
+        found[place] = _belongs(first, entries[0])
         behind = file.read(struct.calcsize(following))
         whole = len(behind) == struct.calcsize(following)  # else the file lacks its last bytes
         place = struct.unpack(following, behind)[0] if whole else 0
-    return list(found), ""
+    return _pages(found), ""
+
+
+def _pages(found: dict[int, bool]) -> list[int]:
+    """The first, and those that do not belong to another."""
+    return [place for k, (place, belongs) in enumerate(found.items()) if not (k and belongs)]
+
+
+def _belongs(entry: bytes, order: str) -> bool:
+    """Whether a page's first entry says that it is an overview or a mask."""
+    (tag,) = struct.unpack_from(order + "H", entry)
+    kind = struct.unpack_from(order + "I", entry, len(entry) - (4 if len(entry) == 12 else 8))[0]
+    return tag == _SUBFILE and bool(kind & (_REDUCED | _MASK))
 
 
 def _form(file: BinaryIO) -> tuple[int, str, int, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.channels import ALL, MOST, RGB, chosen
-from fastequi.data.sources.kinds import DEPTHS, NO_RGB, Kind, counts, tally
+from fastequi.data.sources.kinds import DEEPER, DEPTHS, MORE_BITS, NO_RGB, Kind, counts, tally
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,19 @@ class Wanted:
         one_depth: whether all have to be of one depth, as a range in the files' numbers needs it.
         count, depth: of a run that has begun: the channels of its files, and the deepest type; no
             type of evaluation, which takes any where none has to be the same.
+        by_encoder: whether an encoder takes them, which no option changes.
     """
 
     channels: str = RGB
     one_depth: bool = False
     count: int = 0
     depth: str = ""
+    by_encoder: bool = False
+
+    @property
+    def _instead(self) -> str:
+        """What keeps images as they are, behind what RGB does not."""
+        return "" if self.by_encoder else f"; --data.channels {ALL} keeps them as they are"
 
     @property
     def begun(self) -> bool:
@@ -49,17 +56,18 @@ class Wanted:
         many = tally(codes)
         if self.channels == RGB:
             return {
-                code: f"{Kind.of(code)}, of which no RGB is made; --data.channels {ALL} keeps them"
+                code: f"{Kind.of(code) or MORE_BITS}, of which no RGB is made{self._instead}"
                 for code in many
                 if code & NO_RGB
             }
         known = {code: kind for code in many if (kind := Kind.of(code)) is not None}
-        if not known and (codes is None or len(codes)):
+        if not known and (codes is None or len(codes)) and DEEPER not in many:
             raise ValueError(
                 f"data.channels: expected rgb, as an index of before does not say what channels "
                 f"images have, got {self.channels}; fastequi data scan makes it again"
             )
         reasons = dict.fromkeys(set(many) - set(known), "channels that are not read as they are")
+        reasons |= dict.fromkeys((code for code in many if code % NO_RGB == DEEPER), MORE_BITS)
         numbers = chosen(self.channels) or (0,)
         least = max(numbers) + 1
         fit = {code: kind for code, kind in known.items() if least <= kind.channels <= MOST}
@@ -110,11 +118,10 @@ class Wanted:
             return
         for kind, count in counts(codes).items():
             if kind.more_than_rgb8:
-                logger.warning(
-                    "%s: %d images of %s are made 8-bit RGB; --data.channels %s keeps them as they "
-                    "are",
-                    *(what, count, kind, ALL),
-                )
+                said = what, count, kind, self._instead
+                logger.warning("%s: %d images of %s are made 8-bit RGB%s", *said)
+        if count := tally(codes).get(DEEPER, 0):
+            logger.warning("%s: %d images are made 8-bit RGB, of %s", *(what, count, MORE_BITS))
 
 
 def _rank(value: int | str) -> int:

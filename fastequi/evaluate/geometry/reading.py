@@ -14,8 +14,15 @@ from torch import Tensor
 
 from fastequi.data.channels import DTYPE, RGB, chosen, percentiles, ranges
 from fastequi.data.single import read_image
-from fastequi.data.sources.encoded import Header, header, is_array_name, is_image_name, why
-from fastequi.data.sources.kinds import Kind
+from fastequi.data.sources.encoded import (
+    Header,
+    header,
+    is_array_name,
+    is_image_name,
+    is_marked,
+    why,
+)
+from fastequi.data.sources.kinds import DEEPER, Kind
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
 from fastequi.evaluate.encoders import Encoder, expect_the_same_images
@@ -159,9 +166,10 @@ class Reading:
                 continue
             kind = Kind.of(found.kind)
             said = []
-            if kind is not None and kind.more_than_rgb8:
-                said += [f"images of {kind} are made 8-bit RGB, which the encoder takes"]
-            if found.format in (PAGES, PARTIAL):
+            if found.kind == DEEPER or (kind is not None and kind.more_than_rgb8):
+                what = kind or "more than 8 bits"
+                said += [f"images of {what} are made 8-bit RGB, which the encoder takes"]
+            if is_marked(found.format, PAGES, PARTIAL):
                 said += ["of files with several pages the first is the image"]
             for words in set(said) - self._told:
                 self._told.add(words)
