@@ -13,7 +13,7 @@ from fastequi.config import Config
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.encoders import of_method
 from fastequi.report import visualize
-from fastequi.report.false_colors import FalseColors, said, shown_channels
+from fastequi.report.false_colors import FalseColors, picked_of, said, shown_channels
 from fastequi.report.sheets import path_sheet, to_uint8
 from tests.support.channels import SEVERAL, several
 from tests.support.configs import config_of, run_folder
@@ -69,6 +69,30 @@ def test_the_caption_names_the_channels_of_the_files():
     assert "channels 0 and 1 as red and green" in said("0,1", 2)
 
 
+def test_channels_that_were_asked_for_are_shown():
+    """By their numbers in the files, of those that the encoder takes."""
+    picked = picked_of("7,9", "9,4,7,1,2", 5)
+    assert picked == (2, 0)
+    assert "channels 7 and 9 as red and green" in said("9,4,7,1,2", 5, picked)
+    images = torch.rand(2, 5, 6, 6)
+    found = FalseColors.of(images, picked).pictures(images)
+    first = FalseColors.of(images[:, 2:3]).pictures(images[:, 2:3])
+    np.testing.assert_array_equal(found[..., 0], first[..., 0])
+    assert picked_of("", "all", 5) == ()
+    for asked, channels, why in (
+        (
+            "3",
+            "9,4,7",
+            "expected one to three of the encoder's channels 9,4,7, such as 9,4,7, got 3",
+        ),
+        ("0,1,2,3", "all", "got 0,1,2,3"),
+        ("red", "all", "got red"),
+        ("0", "rgb", "expected none of an encoder of RGB, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"^--shown: .*{why}"):
+            picked_of(asked, channels, 5)
+
+
 def test_a_path_has_one_stretch_for_all_of_its_images():
     mean, std = (0.5,) * 5, (0.25,) * 5
     views = {name: torch.randn(2, 5, 8, 8) for name in ("v1", "v2")}
@@ -112,6 +136,10 @@ def test_a_run_of_other_channels_gives_its_pictures(channels, monkeypatch):
         assert sheet.png().width > 0
     tile = found["pca"].rows[0][0]
     assert tile.std() > 10
+    if channels > 1:
+        other = visualize.pca(encoder, embedded_photos(), (1,))
+        assert "Grey is channel 1, from" in other.note
+        assert not np.array_equal(other.rows[0][0], tile)
 
 
 def test_the_embedded_photographs_are_rgb(tmp_path):

@@ -111,6 +111,9 @@ class VisualizeOptions(Patterned, VitOptions):
     """Device: auto, cpu, cuda or cuda:1."""
     windows: int = 0
     """Windows that the probe of rotations is fitted on; 0: 1500, 300 of large views on a CPU."""
+    shown: str = ""
+    """Channels of the files that pictures show, as 3,2,1 for red, green and blue; by default the
+    first, the middle and the last that the encoder takes. Not of RGB."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class ReportOptions(Patterned):
     """Draw pictures from the newest checkpoints."""
     data: Several = ()
     """Images for them, as --data of pretrain; the nine embedded photographs by default."""
+    shown: str = ""
+    """Channels of the files that pictures show, as of visualize."""
 
 
 def demo(argv: list[str]) -> None:
@@ -318,6 +323,7 @@ def visualize(argv: list[str]) -> None:
         device=options.device,
         windows=options.windows,
         stated=options.stated(),
+        shown=options.shown,
     )
 
 
@@ -339,7 +345,7 @@ def report(argv: list[str]) -> None:
     from fastequi.report.report import report as write
 
     data = as_images(options.selection(options.data)) if options.data else None
-    write(options.runs, options.out, pictures=options.pictures, data=data)
+    write(options.runs, options.out, pictures=options.pictures, data=data, shown=options.shown)
 
 
 def _choose(

@@ -1,8 +1,8 @@
 """Pictures of images that are not RGB: three of their channels as red, green and blue.
 
-The first, the middle and the last channel; of two the first and the second, and no blue; a single
-one is grey. Each is stretched between its own percentiles, so that dark channels are seen as well;
-colours of two sheets do not compare.
+The first, the middle and the last channel, or those that were asked for; of two the first and the
+second, and no blue; a single one is grey. Each is stretched between its own percentiles, so that
+dark channels are seen as well; colours of two sheets do not compare.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastequi.data.channels import chosen
+from fastequi.data.channels import RGB, chosen, written
 from fastequi.functional.normalise import in_unit
 
 _LOW, _HIGH = 1.0, 99.0  # percentiles that become black and bright
@@ -24,6 +24,34 @@ _VALUES = 1_000_000  # of a channel, at most, that percentiles are of
 def shown_channels(count: int) -> tuple[int, ...]:
     """Those of `count` channels that are shown: one, two or three."""
     return (0, count // 2, count - 1) if count > 2 else tuple(range(count))
+
+
+def picked_of(asked: str, channels: str, count: int) -> tuple[int, ...]:
+    """Which of an encoder's channels are shown, from 0; () for those of :func:`shown_channels`.
+
+    Args:
+        asked: numbers of the files' channels, as "3,2,1"; "" for none.
+        channels: that the encoder takes of the files, as `data.channels` has them.
+        count: how many they are.
+
+    Raises:
+        ValueError: they are not one to three of the encoder's, or it takes RGB.
+    """
+    if not asked:
+        return ()
+    if channels == RGB:
+        raise ValueError(f"--shown: expected none of an encoder of RGB, got {asked}")
+    try:
+        wanted = chosen(asked)
+    except ValueError:
+        wanted = None
+    mine = list(chosen(channels) or range(count))
+    if wanted is None or len(wanted) > 3 or not set(wanted) <= set(mine):
+        raise ValueError(
+            f"--shown: expected one to three of the encoder's channels "
+            f"{written(tuple(mine))}, such as {written(tuple(mine[:3]))}, got {asked}"
+        )
+    return tuple(mine.index(channel) for channel in wanted)
 
 
 @dataclass(frozen=True)
@@ -40,9 +68,13 @@ class FalseColors:
     high: tuple[float, ...]
 
     @classmethod
-    def of(cls, images: Tensor) -> FalseColors:
-        """The stretch of images [..., C, H, W], uint8, uint16 or floats in 0..1, taken together."""
-        picked = shown_channels(images.shape[-3])
+    def of(cls, images: Tensor, picked: tuple[int, ...] = ()) -> FalseColors:
+        """The stretch of images [..., C, H, W], uint8, uint16 or floats in 0..1, taken together.
+
+        Args:
+            picked: the channels that are shown, from 0; () for those of :func:`shown_channels`.
+        """
+        picked = picked or shown_channels(images.shape[-3])
         ends = []
         for channel in picked:
             values = np.sort(in_unit(images.select(-3, channel)).float().cpu().numpy().ravel())
@@ -65,15 +97,16 @@ class FalseColors:
         return scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def said(channels: str, count: int) -> str:
+def said(channels: str, count: int, picked: tuple[int, ...] = ()) -> str:
     """The sentence below such pictures.
 
     Args:
         channels: of the images, as `data.channels` has them.
         count: how many they are.
+        picked: as of :meth:`FalseColors.of`.
     """
     numbers: Sequence[int] = chosen(channels) or range(count)
-    names = [str(numbers[channel]) for channel in shown_channels(count)]
+    names = [str(numbers[channel]) for channel in picked or shown_channels(count)]
     ends = f"from its percentile {_LOW:g} to {_HIGH:g} in these images"
     if len(names) == 1:
         return f"Grey is channel {names[0]}, {ends}."

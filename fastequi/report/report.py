@@ -18,7 +18,12 @@ from fastequi.runtime.progress import Status
 
 
 def report(
-    runs: Sequence[Path], out: Path, *, pictures: bool = True, data: Data | None = None
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    pictures: bool = True,
+    data: Data | None = None,
+    shown: str = "",
 ) -> Path:
     """Writes the page and prints where it is.
 
@@ -28,6 +33,7 @@ def report(
         pictures: draw some from every run's newest checkpoint.
         data: images for them (`fastequi.data.sources.image_sets.open_source`); None: the embedded
             ones.
+        shown: channels of the files that they show, as of `fastequi.report.visualize.visualize`.
 
     Raises:
         FileNotFoundError, ValueError: a folder is no run's.
@@ -35,7 +41,7 @@ def report(
     found = read_runs(runs)
     writable(out)
     notes: list[str] = []
-    drawn = _pictures(found, data, notes) if pictures else {}
+    drawn = _pictures(found, data, notes, shown) if pictures else {}
     stamp = f"Written {datetime.now():%Y-%m-%d %H:%M} by fastequi {__version__}."
     write(out, page(found, drawn, notes, stamp))
     print(out)
@@ -43,21 +49,23 @@ def report(
 
 
 def _pictures(
-    runs: Sequence[Run], data: Data | None, notes: list[str]
+    runs: Sequence[Run], data: Data | None, notes: list[str], channels: str
 ) -> dict[str, dict[str, Sheet]]:
     """Sheets by run; why a run has none becomes a note on the page."""
     from fastequi.evaluate.encoders import load_encoder
     from fastequi.report.visualize import photographs, sheets
 
-    shown = {}
+    drawn = {}
     with Status(Console(stderr=True), "drawing") as status:
         for run in runs:
             status.update(f"drawing {run.name}")
             try:
                 encoder = load_encoder(str(run.folder))
-                shown[run.name], why_not = sheets(encoder, photographs(data, encoder))
+                drawn[run.name], why_not = sheets(
+                    encoder, photographs(data, encoder), shown=channels
+                )
                 notes += [f"{run.name}: no {why}." for why in why_not]
             except (OSError, ValueError, ArithmeticError, RuntimeError, KeyError) as error:
                 why = str(error).removeprefix("CHECKPOINT: ").replace(f"{run.folder}", run.name)
                 notes.append(f"{run.name}: no pictures of its features ({why}).")
-    return shown
+    return drawn

@@ -82,7 +82,11 @@ def _ascii(text: str) -> str:
 
 
 def path_sheet(
-    views: dict[str, Tensor], mean: Sequence[float], std: Sequence[float], channels: str = RGB
+    views: dict[str, Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels: str = RGB,
+    picked: tuple[int, ...] = (),
 ) -> Sheet:
     """One row per image: v1, then target and prediction of every step, then v2.
 
@@ -91,6 +95,7 @@ def path_sheet(
         mean, std: of the normalisation, in 0..1.
         channels: of the images, as `data.channels` has them; of others than RGB false colours are
             shown, stretched as v1 and v2 need it.
+        picked: of these channels, as of :meth:`FalseColors.of`.
     """
     steps = views["target"].shape[1]
     columns = [("v1", views["v1"])]
@@ -102,9 +107,9 @@ def path_sheet(
     if channels == RGB:
         tiles = [to_uint8(images, mean, std) for _, images in columns]
     else:
-        note = f"{note} {said(channels, len(mean))}"
+        note = f"{note} {said(channels, len(mean), picked)}"
         units = [denormalise(images.float(), mean, std).clamp(0, 1) for _, images in columns]
-        colors = FalseColors.of(torch.stack([units[0], units[-1]]))
+        colors = FalseColors.of(torch.stack([units[0], units[-1]]), picked)
         tiles = [colors.pictures(unit) for unit in units]
     return Sheet(
         title="Reconstructions along the path",

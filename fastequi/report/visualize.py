@@ -35,7 +35,7 @@ from fastequi.methods.tir import TIR
 from fastequi.paths import SE2
 from fastequi.philox import Draws
 from fastequi.report import feature_views
-from fastequi.report.false_colors import FalseColors, said
+from fastequi.report.false_colors import FalseColors, picked_of, said
 from fastequi.report.markup import two
 from fastequi.report.sheets import Sheet, Tile, heat, path_sheet, to_uint8
 from fastequi.weights.architecture import UNSTATED, Stated
@@ -69,6 +69,7 @@ def visualize(
     device: str = "auto",
     windows: int = 0,
     stated: Stated = UNSTATED,
+    shown: str = "",
 ) -> list[Path]:
     """Writes one PNG for each sheet and prints what each shows.
 
@@ -79,12 +80,14 @@ def visualize(
         device: "auto", "cpu", "cuda" or "cuda:1".
         windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
         stated: what a file does not say; see `load_encoder`.
+        shown: channels of the files that pictures show, as `picked_of` takes them.
     """
     encoder = load_encoder(spec, device, stated)
+    picked_of(shown, encoder.channels, encoder.in_chans)
     photos = photographs(data, encoder)
     writable_folder(out)
     files = []
-    found, why_not = sheets(encoder, photos, windows)
+    found, why_not = sheets(encoder, photos, windows, shown)
     for why in why_not:
         print(f"no {why}")
     for name, sheet in found.items():
@@ -96,7 +99,7 @@ def visualize(
 
 @torch.no_grad()
 def sheets(
-    encoder: Encoder, photos: Source, windows: int = 0
+    encoder: Encoder, photos: Source, windows: int = 0, shown: str = ""
 ) -> tuple[dict[str, Sheet], list[str]]:
     """Every sheet that can be made of an encoder, by the name of its file; why others cannot.
 
@@ -104,18 +107,20 @@ def sheets(
         encoder: any.
         photos: images to show.
         windows: that the sweep's probe is fitted on; 0: 1500, 300 of large views on a CPU.
+        shown: channels of the files that pictures show, as `picked_of` takes them.
     """
+    picked = picked_of(shown, encoder.channels, encoder.in_chans)
     found = {
-        "reconstructions": reconstructions(encoder, photos),
-        "pca": pca(encoder, photos),
-        "attention": attention(encoder, photos),
-        "sweep": sweep(encoder, photos, windows),
+        "reconstructions": reconstructions(encoder, photos, picked),
+        "pca": pca(encoder, photos, picked),
+        "attention": attention(encoder, photos, picked),
+        "sweep": sweep(encoder, photos, windows, picked),
     }
     made = {name: sheet for name, sheet in found.items() if isinstance(sheet, Sheet)}
     return made, [f"{name}: {why}" for name, why in found.items() if isinstance(why, str)]
 
 
-def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
+def reconstructions(encoder: Encoder, photos: Source, picked: tuple[int, ...] = ()) -> Sheet | str:
     """One path of every image, the longest of 8 that are drawn; or why there is none."""
     method, config = encoder.method, encoder.config
     if not isinstance(method, TIR) or method.decoder is None or config is None:
@@ -137,10 +142,10 @@ def reconstructions(encoder: Encoder, photos: Source) -> Sheet | str:
     batch = Batch(v1=v1, u=u, path=params, sample_ids=torch.arange(len(u)), epoch=0)
     shown = method.reconstruct(batch)
     expect_finite(encoder.name, {"predictions": shown["pred"]})
-    return path_sheet(shown, views.mean, views.std, encoder.channels)
+    return path_sheet(shown, views.mean, views.std, encoder.channels, picked)
 
 
-def pca(encoder: Encoder, photos: Source) -> Sheet:
+def pca(encoder: Encoder, photos: Source, picked: tuple[int, ...] = ()) -> Sheet:
     """Every image beside the first three principal components of its tokens."""
     size, name = feature_views.shown_size(encoder), feature_views.patch_name(encoder)
     images = torch.stack(_squares(encoder, photos, _SHOWN, size)).to(encoder.device)
@@ -152,16 +157,16 @@ def pca(encoder: Encoder, photos: Source) -> Sheet:
         title="Principal components of the patches",
         note=f"The first three principal components of the {name} features as red, green and blue; "
         "one basis for all images, so that similar colours mean similar features."
-        f"{_colors(encoder)}",
+        f"{_colors(encoder, picked)}",
         columns=("image", name),
-        rows=tuple(zip(_tiles(images, encoder), colors, strict=True)),
+        rows=tuple(zip(_tiles(images, encoder, picked), colors, strict=True)),
         side=192,
         smooth=True,
         wrap=True,
     )
 
 
-def attention(encoder: Encoder, photos: Source) -> Sheet | str:
+def attention(encoder: Encoder, photos: Source, picked: tuple[int, ...] = ()) -> Sheet | str:
     """The last block's attention over every image, head by head; or why there is none."""
     size = encoder.image_size
     images = torch.stack(_squares(encoder, photos, _ROWS, size)).to(encoder.device)
@@ -171,14 +176,14 @@ def attention(encoder: Encoder, photos: Source) -> Sheet | str:
     heads = weights.shape[1]
     tiles = [
         (tile, *(heat(tile, head) for head in maps))
-        for tile, maps in zip(_tiles(images, encoder, 160), weights, strict=True)
+        for tile, maps in zip(_tiles(images, encoder, picked, 160), weights, strict=True)
     ]
     whose = "The class token's attention" if "cls" in encoder.names else "The patches' attention"
     return Sheet(
         title="Attention of the last block",
         note=f"{whose} to the patches, softmax(q·k) for each of {heads} heads"
         f"{'' if 'cls' in encoder.names else ', mean over the patches as queries'}; "
-        f"bright where it is largest.{_colors(encoder)}",
+        f"bright where it is largest.{_colors(encoder, picked)}",
         columns=("image", *(f"head {i + 1}" for i in range(heads))),
         rows=tuple(tiles),
         side=160,
@@ -187,7 +192,9 @@ def attention(encoder: Encoder, photos: Source) -> Sheet | str:
     )
 
 
-def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
+def sweep(
+    encoder: Encoder, photos: Source, windows: int = 0, picked: tuple[int, ...] = ()
+) -> Sheet | str:
     """Images rotated from -45° to 45° without a border, below each the predicted angle."""
     side = -(-encoder.image_size * 1415 // 1000)  # √2: no rotation has an empty corner
     pictures = _pictures(encoder, photos, _OTHERS, side)
@@ -218,14 +225,14 @@ def sweep(encoder: Encoder, photos: Source, windows: int = 0) -> Sheet | str:
         tiles = to_uint8(frames, encoder.mean, encoder.std)
     else:
         unit = denormalise(frames, encoder.mean, encoder.std).clamp(0, 1)
-        tiles = FalseColors.of(unit).pictures(unit)
+        tiles = FalseColors.of(unit, picked).pictures(unit)
     rows = [tuple(tiles[i : i + len(degrees)]) for i in range(0, len(tiles), len(degrees))]
     return Sheet(
         title="Predicted rotation of an image",
         note=f"Above, the true angle; below, the angle that a ridge probe predicts from the "
         f"similarities of the patches before and after, fitted on {windows:,} windows of "
         f"{len(pictures) - swept} other images. R² over {windows // 3} rotated windows of the "
-        f"images shown: {two(found.r2)}{baseline}.{_colors(encoder)}",
+        f"images shown: {two(found.r2)}{baseline}.{_colors(encoder, picked)}",
         columns=tuple(_signed(d) for d in _DEGREES),
         rows=tuple(rows),
         captions=tuple(tuple(_signed(p) for p in row) for row in found.predicted.tolist()),
@@ -237,17 +244,17 @@ def _signed(degrees: float) -> str:
     return f"{rounded:+d}°".replace("-", "−") if rounded else "0°"
 
 
-def _colors(encoder: Encoder) -> str:
+def _colors(encoder: Encoder, picked: tuple[int, ...]) -> str:
     """What the colours of its images are, where these are not RGB."""
-    return "" if encoder.channels == RGB else f" {said(encoder.channels, encoder.in_chans)}"
+    return "" if encoder.channels == RGB else f" {said(encoder.channels, encoder.in_chans, picked)}"
 
 
-def _tiles(images: Tensor, encoder: Encoder, least: int = 0) -> list[Tile]:
+def _tiles(images: Tensor, encoder: Encoder, picked: tuple[int, ...], least: int = 0) -> list[Tile]:
     """uint8 or floats in 0..1 [B, C, H, W] as tiles, scaled up to `least` pixels."""
     if encoder.channels == RGB:
         shown_as = images.permute(0, 2, 3, 1).cpu().numpy()
     else:
-        shown_as = FalseColors.of(images).pictures(images)
+        shown_as = FalseColors.of(images, picked).pictures(images)
     tiles = []
     for image in shown_as:
         side = max(least, image.shape[0])

@@ -268,10 +268,10 @@ def _opens(file: BinaryIO) -> bool:
 
 
 def why(error: Exception, path: str = "") -> str:
-    """An error's message, without the path."""
+    """An error's message in one line, without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error)
+    text = " ".join(str(error).split())
     if " object at 0x" in text or "<_io." in text:  # of the opened file
         return "no image in a format that is read"
     return text.replace(f" {path!r}", "") or type(error).__name__
