@@ -40,6 +40,7 @@ KERNELS = (
     "correspondence.c",
     "blur.c",
     "crop_align.c",
+    "vicreg.c",
     "fused_views.c",
     "short_attention.c",
     "gelu.c",

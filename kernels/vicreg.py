@@ -18,7 +18,8 @@ added to what works column by column::
 Autograd would make two products of a matrix with itself in its backward, and store what every line
 above makes. Here a kernel reads both views, writes them centred, the column sums and the first two
 summands of the gradient, in three passes over columns that stay in the L2 cache: 2 views read, 4
-written; the products are the library's (cuBLAS, BLAS) and add to what was written.
+written; the products are the library's (cuBLAS, BLAS) and add to what was written. On a CPU
+vicreg.c makes the same passes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.kernels import native_vicreg
 from fastequi.kernels.autograd import FusedLoss
-from fastequi.kernels.backend import tl, transformed, triton, use_triton
+from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.rows import dense_rows
 
@@ -115,7 +117,8 @@ ROWS, BLOCK, WARPS = 32, 32, 8
 
 
 def _columns(z1: Tensor, z2: Tensor, slopes: tuple[float, float, float], grad: bool) -> tuple:
-    """(both views centred [2, N, D], the gradient but for the product, sums [5, D])."""
+    """(both views centred [2, N, D], the gradient but for the product, sums [3] of (z1 - z2)², of
+    relu(1 - std) of both, of the squares of the columns' squares)."""
     n, dim = z1.shape
     slope_inv, slope_var, slope_cov = slopes
     if use_triton(z1) and z1.dtype == torch.float32 and z1.numel():
@@ -128,19 +131,28 @@ def _columns(z1: Tensor, z2: Tensor, slopes: tuple[float, float, float], grad: b
                 z1, z2, centred, out, sums, n, dim, z1.stride(0), z2.stride(0), slope_inv,
                 slope_var, slope_cov, GRAD=grad, ROWS=ROWS, BLOCK=BLOCK, num_warps=WARPS,
             )  # fmt: skip
-        return centred, out, sums
+        return centred, out, _totals(sums)
+    if use_native(z1):
+        if z1.dtype == torch.float32:
+            return native_vicreg.columns(z1, z2, slopes, grad)
+        say_type("vicreg_loss", z1.dtype, takes="float32 or bfloat16")
     apart = z1 - z2
     centred = torch.stack([z1 - z1.mean(0), z2 - z2.mean(0)])
     squares = centred.square().sum(1)
     std = (squares / (n - 1) + EPS).sqrt()
     sums = torch.cat([apart.square().sum(0)[None], F.relu(1 - std), squares])
     if not grad:
-        return centred, z1.new_empty(0), sums
+        return centred, z1.new_empty(0), _totals(sums)
     coef = torch.where(std < 1, slope_var / std, 0.0) - slope_cov * squares
     out = centred * coef[:, None]
     out[0].add_(apart, alpha=slope_inv)
     out[1].sub_(apart, alpha=slope_inv)
-    return centred, out, sums
+    return centred, out, _totals(sums)
+
+
+def _totals(sums: Tensor) -> Tensor:
+    """Of sums by column [5, D]."""
+    return torch.stack([sums[0].sum(), sums[1:3].sum(), sums[3:].square().sum()])
 
 
 def _compute(
@@ -164,11 +176,12 @@ def _compute(
         if grad:
             # G z, or z C where the covariance is the smaller
             out[view].addmm_(*((gram, z) if n < dim else (z, gram)), alpha=by_cov)
-    inv = sums[0].sum() / (n * dim)
-    var = sums[1:3].sum() / (2 * dim)
-    cov = (norms[0] + norms[1] - sums[3:].square().sum()) / ((n - 1) ** 2 * dim)
+    apart, flat, squares = sums
+    inv = apart / (n * dim)
+    var = flat / (2 * dim)
+    cov = (norms[0] + norms[1] - squares) / ((n - 1) ** 2 * dim)
     total = inv_weight * inv + var_weight * var + cov_weight * cov
-    return total, torch.stack([inv, var, cov]), out
+    return total.to(z1.dtype), torch.stack([inv, var, cov]).to(z1.dtype), out
 
 
 def _fake(z1, z2, inv_weight, var_weight, cov_weight, grad) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from tests.support.allocations import sizes_of
 from tests.support.tolerances import GRAD
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "triton", "native"])
 def backend(request):
     with backends.force(request.param):
         yield request.param
