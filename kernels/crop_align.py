@@ -41,6 +41,7 @@ from fastequi.kernels.backend import (
 )
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.roi_align import (
     bin_hats,
     bin_samples,
@@ -316,6 +317,44 @@ def _compute(
             )  # fmt: skip
     lengths = sums[1:].sqrt_().clamp_(min=_EPS)
     return (sums[0] / lengths[0] / lengths[1]).sum() * weight, out
+
+
+def prepared(student: Tensor, teacher: Tensor, where: Regions, pooling: Pooling) -> Again | None:
+    """(student, teacher, the boxes of both, turns) to what :func:`crop_align_loss` gives, in C, for
+    maps like these; or None."""
+    pairs, bins, scale = pooling
+    given = student, teacher, where.own, where.other
+    plain = not any(tensor.is_neg() for tensor in (*given, where.turns))
+    plain = plain and all(native.plain(boxes) for boxes in given[2:])
+    if not (use_native(student) and native_crop_align.reads(student, teacher) and plain):
+        return None
+    rows = _rows(student.detach()), _rows(teacher.detach())
+    copied = any(a.data_ptr() != b.data_ptr() for a, b in zip(rows, given, strict=False))
+    if copied or not student.numel():
+        return None
+    grad = torch.is_grad_enabled() and student.requires_grad
+    count, batch, shape, dtype = len(pairs) // 2, student.shape[1], student.shape, student.dtype
+    cells, weight = (count, batch, bins**2), -1.0 / (count * batch * bins**2)
+
+    def turned(turns: Tensor) -> Tensor:
+        return turns.to(torch.int32).contiguous()
+
+    def empty() -> tuple[Tensor, Tensor | None]:
+        cosine = torch.empty(cells, dtype=torch.float32, device="cpu")
+        return cosine, torch.empty(shape, dtype=dtype, device="cpu") if grad else None
+
+    sizes = tuple(student.shape[2:4]), tuple(teacher.shape[2:4])
+    like = *rows, sizes, given[2:], turned(where.turns), pairs, bins, scale, weight, *empty()
+    kernel = native_crop_align.prepared(*like)  # type: ignore[arg-type]
+
+    def run(
+        student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        cosine, out = empty()
+        kernel(student, teacher, own, other, turned(turns), cosine, out)
+        return cosine.sum() * weight, out
+
+    return crop_align_op.again(run) if grad else lambda *given: run(*given)[0]
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -114,6 +114,12 @@ def pointer(tensor: Tensor | None) -> int | None:
     return address
 
 
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor itself; raises the error of :func:`pointer`."""
+    pointer(tensor)
+    return tensor
+
+
 def pointers(tensors: Sequence[Tensor]) -> Sequence[int]:
     """:func:`pointer` of each of many on one device, of which none is a negative view."""
     found = [tensor.data_ptr() for tensor in tensors]

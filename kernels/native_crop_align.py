@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -61,8 +61,46 @@ def crop_align(
         bins, scale: along each side of a box; cells of the maps per unit of the boxes.
         weight: of every cosine in the loss.
     """
+    op = _struct(student, teacher, sizes, boxes, turns, pairs, bins, scale, weight, cosine, grad)
+    native.call("crop_align", op)
+
+
+def prepared(
+    student: Tensor,
+    teacher: Tensor,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    boxes: Sequence[Tensor],
+    turns: Tensor,
+    pairs: Sequence[int],
+    bins: int,
+    scale: float,
+    weight: float,
+    cosine: Tensor,
+    grad: Tensor | None,
+) -> Callable[..., None]:
+    """(student, teacher, their boxes, turns, cosine, grad) as of :func:`crop_align`, for tensors
+    like these."""
+    op = _struct(student, teacher, sizes, boxes, turns, pairs, bins, scale, weight, cosine, grad)
+    op.kept = constants(tuple(pairs), student.device, torch.int32)  # type: ignore[attr-defined]
+    names = "student.data", "teacher.data", "student.boxes", "teacher.boxes", "turns"
+    return native.Filled("crop_align", op, *names, "cosine", "grad")
+
+
+def _struct(
+    student: Tensor,
+    teacher: Tensor,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    boxes: Sequence[Tensor],
+    turns: Tensor,
+    pairs: Sequence[int],
+    bins: int,
+    scale: float,
+    weight: float,
+    cosine: Tensor,
+    grad: Tensor | None,
+) -> CropAlignStruct:
     places = constants(tuple(pairs), student.device, torch.int32)
-    op = CropAlignStruct(
+    return CropAlignStruct(
         _maps(student, sizes[0], boxes[0]),
         _maps(teacher, sizes[1], boxes[1]),
         *(native.pointer(tensor) for tensor in (turns, places, cosine, grad)),
@@ -75,7 +113,6 @@ def crop_align(
         native.DTYPES[student.dtype],
         native.threads(student.numel()),
     )
-    native.call("crop_align", op)
 
 
 def _maps(maps: Tensor, size: tuple[int, int], boxes: Tensor) -> MapsStruct:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import Structure, c_int32, c_int64, c_void_p
 
 from torch import Tensor
@@ -27,7 +28,19 @@ def rot90_batch(out: Tensor, images: Tensor, turns: Tensor | None, values: Tenso
         turns: [B] int32, or None for all four.
         values: [C, 256] what each byte becomes, in out's type, dense.
     """
-    op = Rot90BatchStruct(
+    native.call("rot90_batch", _struct(out, images, turns, values))
+
+
+def prepared(out: Tensor, images: Tensor, values: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """(out, images) to all four turns, for tensors like these; `values` stay."""
+    op = _struct(out, images, None, values)
+    run = native.Filled("rot90_batch", op, "out", "images")
+    op.kept = values  # type: ignore[attr-defined]
+    return run
+
+
+def _struct(out: Tensor, images: Tensor, turns: Tensor | None, values: Tensor) -> Rot90BatchStruct:
+    return Rot90BatchStruct(
         native.pointer(images),
         (c_int64 * 4)(*images.stride()),
         native.pointer(turns),
@@ -38,4 +51,3 @@ def rot90_batch(out: Tensor, images: Tensor, turns: Tensor | None, values: Tenso
         out.element_size(),
         native.threads(out.numel()),
     )
-    native.call("rot90_batch", op)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -13,8 +14,7 @@ from fastequi.kernels.rows import dense_rows
 
 class VICRegStruct(Structure):
     _fields_ = (
-        ("z", c_void_p * 2),
-        *((name, c_void_p) for name in ("centred", "grad", "sums")),
+        *((name, c_void_p) for name in ("z1", "z2", "centred", "grad", "sums")),
         ("stride", c_int64 * 2),
         *((name, c_int64) for name in ("rows", "width")),
         *((name, c_float) for name in ("inv", "var", "cov")),
@@ -33,18 +33,24 @@ def columns(
         grad: whether the gradient is made.
     """
     z1, z2 = dense_rows(z1), dense_rows(z2)
-    centred = z1.new_empty(2, *z1.shape)
-    out = torch.empty_like(centred) if grad else z1.new_empty(0)
-    sums = z1.new_empty(3, dtype=torch.float64)
-    op = VICRegStruct(
-        (c_void_p * 2)(native.pointer(z1), native.pointer(z2)),
-        native.pointer(centred),
-        native.pointer(out) if grad else None,
-        native.pointer(sums),
-        (c_int64 * 2)(z1.stride(0), z2.stride(0)),
-        *z1.shape,
-        *slopes,
-        native.threads(centred.numel()),
-    )
-    native.call("vicreg", op)
-    return centred, out, sums
+    return prepared(z1, z2, slopes, grad)(z1, z2)
+
+
+def prepared(
+    z1: Tensor, z2: Tensor, slopes: tuple[float, float, float], grad: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """:func:`columns` for views like these, whose rows are dense."""
+    shape = 2, *z1.shape
+    strides = (c_int64 * 2)(z1.stride(0), z2.stride(0))
+    threads = native.threads(2 * z1.numel())
+    op = VICRegStruct(*[None] * 5, strides, *z1.shape, *slopes, threads)
+    run = native.Filled("vicreg", op, "z1", "z2", "centred", "grad", "sums")
+
+    def call(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        centred = torch.empty(shape, dtype=torch.float32, device="cpu")
+        out = torch.empty(shape if grad else 0, dtype=torch.float32, device="cpu")
+        sums = torch.empty(3, dtype=torch.float64, device="cpu")
+        run(native.readable(z1), native.readable(z2), centred, out if grad else None, sums)
+        return centred, out, sums
+
+    return call

@@ -33,6 +33,7 @@ from fastequi.kernels import native_rot90_batch
 from fastequi.kernels.autograd import Operator
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants, kept
+from fastequi.kernels.prepared import Again
 
 TILE, WARPS = 32, 4
 GROUP = 4  # channels of a launch, which are unrolled
@@ -131,8 +132,8 @@ def _compute(
     channels, side = images.shape[1:3]
     native = use_native(images) and images.dtype == torch.uint8
     if native and dtype.itemsize in (2, 4):
-        each = None if mean is None or std is None else (tuple(mean), tuple(std))
-        native_rot90_batch.rot90_batch(out, images, turns, _values(channels, each, dtype))
+        values = _values(channels, _both(mean, std), dtype)
+        native_rot90_batch.rot90_batch(out, images, turns, values)
     elif use_triton(images) and dtype != torch.float64:
         tiles = triton.cdiv(side, TILE)
         shift = mean if mean is not None else (0.0,) * channels
@@ -158,6 +159,36 @@ def _compute(
             say_type("rot90_batch", dtype, takes="results of two or four bytes")
         out.copy_(rot90_batch_ref(images, turns, mean, std, dtype))
     return out
+
+
+def prepared(
+    images: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Again | None:
+    """What :func:`rot90_batch` does for all four turns of images like these, in C; or None."""
+    reads = images.dtype == torch.uint8 and dtype.itemsize in (2, 4) and images.numel()
+    if not (use_native(images) and reads) or images.is_neg():
+        return None
+    out = _empty(images, None, dtype, channels_last)
+    values = _values(images.shape[1], _both(mean, std), dtype)
+    run = native_rot90_batch.prepared(out, images, values)
+    shape, kind = out.shape, torch.channels_last if channels_last else torch.contiguous_format
+
+    def call(images: Tensor) -> Tensor:
+        out = torch.empty(shape, dtype=dtype, device="cpu", memory_format=kind)
+        run(out, images)
+        return out
+
+    return call
+
+
+def _both(
+    mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]] | None:
+    return None if mean is None or std is None else (tuple(mean), tuple(std))
 
 
 def _empty(images: Tensor, turns: Tensor | None, dtype: torch.dtype, channels_last: bool) -> Tensor:

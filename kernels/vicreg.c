@@ -9,7 +9,7 @@ enum { COLUMNS = 512 }; /* of a block at most: what is kept of each lies in the 
 enum { ADDED = 64 };    /* rows that are added up by themselves, for sums of many rows */
 
 typedef struct {
-  const float *z[2]; /* views, [rows, width] each */
+  const float *z1, *z2; /* views, [rows, width] each */
   float *centred;    /* [2, rows, width] */
   float *grad;       /* the same, or NULL */
   double *sums;      /* [3] of (z1 - z2)², of relu(1 - std) of both views, of the squares of squares */
@@ -54,8 +54,8 @@ CALLED void centre(const VICReg *op, int64_t at, int64_t count, Block *b) {
   memset(b->apart, 0, sizeof b->apart);
   memset(b->squares, 0, sizeof b->squares);
   for (int64_t r = 0; r < op->rows; r++) {
-    const float *restrict z1 = op->z[0] + r * op->stride[0] + at;
-    const float *restrict z2 = op->z[1] + r * op->stride[1] + at;
+    const float *restrict z1 = op->z1 + r * op->stride[0] + at;
+    const float *restrict z2 = op->z2 + r * op->stride[1] + at;
     float *restrict to1 = op->centred + r * op->width + at, *restrict to2 = to1 + all;
     for (int64_t i = 0; i < count; i++) {
       float gap = z1[i] - z2[i], c1 = z1[i] - mean1[i], c2 = z2[i] - mean2[i];
@@ -110,8 +110,8 @@ int EXPORT(vicreg)(const VICReg *op) {
   for (int64_t k = 0; k < blocks; k++) {
     int64_t at = k * share, count = at + share < width ? share : width - at;
     Block b AT_LINE;
-    for (int v = 0; v < 2; v++)
-      mean_of(op->z[v] + at, op->stride[v], op->rows, count, b.mean[v], b.part[0]);
+    mean_of(op->z1 + at, op->stride[0], op->rows, count, b.mean[0], b.part[0]);
+    mean_of(op->z2 + at, op->stride[1], op->rows, count, b.mean[1], b.part[0]);
     centre(op, at, count, &b);
     keep(op, at, count, &b, kept);
     if (op->grad) gradient(op, at, count, &b);

@@ -24,6 +24,8 @@ vicreg.c makes the same passes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +34,7 @@ from fastequi.kernels import native_vicreg
 from fastequi.kernels.autograd import FusedLoss
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.rows import dense_rows
 
 EPS = 1e-4  # inside the square root, as in the authors' code
@@ -155,6 +158,14 @@ def _totals(sums: Tensor) -> Tensor:
     return torch.stack([sums[0].sum(), sums[1:3].sum(), sums[3:].square().sum()])
 
 
+def _slopes(
+    n: int, dim: int, inv_weight: float, var_weight: float, cov_weight: float
+) -> tuple[float, float, float]:
+    """Of the gradient: of z1 - z2, of 1 / std, of a column's squares and of G z."""
+    by_cov = 4 * cov_weight / ((n - 1) ** 2 * dim)
+    return 2 * inv_weight / (n * dim), -0.5 * var_weight / (dim * (n - 1)), by_cov
+
+
 def _compute(
     z1: Tensor,
     z2: Tensor,
@@ -165,23 +176,55 @@ def _compute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(the weighted sum, (inv, var, cov), gradients [2, N, D] or empty)."""
     n, dim = z1.shape
-    by_cov = 4 * cov_weight / ((n - 1) ** 2 * dim)
-    slopes = 2 * inv_weight / (n * dim), -0.5 * var_weight / (dim * (n - 1)), by_cov
+    weights = inv_weight, var_weight, cov_weight
+    slopes = _slopes(n, dim, *weights)
     centred, out, sums = _columns(z1, z2, slopes, grad)
-    norms = []
-    for view in range(2):
-        z = centred[view]
-        gram = z @ z.T if n < dim else z.T @ z
-        norms.append(torch.linalg.vector_norm(gram).square())
-        if grad:
-            # G z, or z C where the covariance is the smaller
-            out[view].addmm_(*((gram, z) if n < dim else (z, gram)), alpha=by_cov)
+    squared = _products(centred, out, slopes[2], grad)
+    parts = _parts(n, dim, sums, squared)
+    total = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    return total.to(z1.dtype), torch.stack(parts).to(z1.dtype), out
+
+
+def _parts(n: int, dim: int, sums: Any, squared: Any) -> tuple[Any, ...]:
+    """(inv, var, cov) of sums, as tensors or numbers."""
     apart, flat, squares = sums
-    inv = apart / (n * dim)
-    var = flat / (2 * dim)
-    cov = (norms[0] + norms[1] - squares) / ((n - 1) ** 2 * dim)
-    total = inv_weight * inv + var_weight * var + cov_weight * cov
-    return total.to(z1.dtype), torch.stack([inv, var, cov]).to(z1.dtype), out
+    return apart / (n * dim), flat / (2 * dim), (squared - squares) / ((n - 1) ** 2 * dim)
+
+
+def _products(centred: Tensor, out: Tensor, by_cov: float, grad: bool) -> Tensor:
+    """The sum of all squares of both Gram matrices; adds their products to the gradient."""
+    small = centred.shape[1] < centred.shape[2]
+    gram = torch.bmm(centred, centred.mT) if small else torch.bmm(centred.mT, centred)
+    if grad:
+        # G z, or z C where the covariance is the smaller
+        out.baddbmm_(*((gram, centred) if small else (centred, gram)), alpha=by_cov)
+    return torch.linalg.vector_norm(gram).square()
+
+
+def prepared(
+    z1: Tensor, z2: Tensor, inv_weight: float, var_weight: float, cov_weight: float
+) -> Again | None:
+    """What :func:`vicreg_loss` does for the value of views like these, in C; or None."""
+    dense = z1.stride(1) == z2.stride(1) == 1 and not (z1.is_neg() or z2.is_neg())
+    if not use_native(z1) or not z1.dtype == z2.dtype == torch.float32 or not dense:
+        return None
+    n, dim = z1.shape
+    weights = inv_weight, var_weight, cov_weight
+    slopes = _slopes(n, dim, *weights)
+    grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
+    columns = native_vicreg.prepared(z1, z2, slopes, grad)
+
+    @without_autocast
+    def run(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        centred, out, sums = columns(z1, z2)
+        squared = _products(centred, out, slopes[2], grad).item()
+        parts = _parts(n, dim, sums.tolist(), squared)
+        total = sum(by * part for by, part in zip(weights, parts, strict=True))
+        return torch.tensor(total, dtype=torch.float32, device="cpu"), sums, out
+
+    if not grad:
+        return lambda z1, z2: run(z1, z2)[0]
+    return vicreg_op.again(run)
 
 
 def _fake(z1, z2, inv_weight, var_weight, cov_weight, grad) -> tuple[Tensor, Tensor, Tensor]:

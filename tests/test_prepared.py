@@ -10,12 +10,15 @@ import torch
 
 from fastequi.functional import (
     blur_recon_loss,
+    crop_align_loss,
     dino_loss,
     gaussian_blur,
     gram_loss,
     ibot_loss,
     koleo_loss,
     nt_xent_loss,
+    rot90_batch,
+    vicreg_loss,
     warp,
     warp_recon_loss,
 )
@@ -37,7 +40,10 @@ CALLS = (
     module("dino")._IBOT,
     *(
         module(name)._CALLS
-        for name in ("warp_recon", "warp", "nt_xent", "gaussian_blur", "blur_recon", "gram")
+        for name in (
+            *("warp_recon", "warp", "nt_xent", "gaussian_blur", "blur_recon", "gram", "vicreg"),
+            *("crop_align", "rot90_batch"),
+        )
     ),
 )
 
@@ -88,7 +94,28 @@ def blur_loss(sigma, steps):
     return call, pred if steps > 1 else pred[:, 0].contiguous()
 
 
+def turned():
+    _, image, _ = case(b=3, k=2)
+    side = min(image.shape[2:])
+    square = image[..., :side, :side].float()
+    return (
+        lambda x: rot90_batch((square * x).round().byte(), mean=MEAN, std=STD),
+        torch.tensor(0.9),
+    )
+
+
+def cropped(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(4)
+    maps = torch.randn(4, 3, 5, 6, 16, generator=generator).to(dtype)
+    low = torch.rand(2, 2, 3, 2, generator=generator) * 30
+    boxes = torch.cat([low, low + 40], -1)
+    turns = torch.randint(4, (2, 3), generator=generator)
+    options = {"bins": 3, "scale": 1 / 16, "pairs": [(0, 1), (1, 0)]}
+    return (lambda x: crop_align_loss(x, maps[2:], *boxes, turns, **options)), maps[:2]
+
+
 LOGITS = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
+HIGH = LOGITS.mT.contiguous()  # more rows than columns
 OPS = {
     "path": path,
     "path, sum": lambda: path(reduction="sum"),
@@ -110,6 +137,11 @@ OPS = {
     ),
     "nt_xent": lambda: (lambda x: nt_xent_loss(x, LOGITS[1]), LOGITS[0]),
     "koleo": lambda: (lambda x: koleo_loss(x), LOGITS[0]),
+    "vicreg": lambda: (lambda x: vicreg_loss(x, LOGITS[1], inv_weight=3), LOGITS[0]),
+    "vicreg, many rows": lambda: (lambda x: vicreg_loss(HIGH[1], x), HIGH[0]),
+    "crop_align": cropped,
+    "crop_align, bfloat16": lambda: cropped(torch.bfloat16),
+    "rot90_batch": turned,
     "gram": lambda: (lambda x: gram_loss(x, LOGITS, clamp="teacher"), LOGITS.flip(0) * 0.7),
     "gram, none": lambda: (
         lambda x: gram_loss(x, LOGITS, reduction="none"),

@@ -5,8 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastequi.functional import arguments, checks
-from fastequi.functional.view_pairs import Pairs, flat, view_pairs
+from fastequi.functional.view_pairs import Pairs, as_option, flat, view_pairs
 from fastequi.kernels import crop_align as _crop_align
+from fastequi.kernels.prepared import Calls
+
+_CALLS = Calls()
 
 
 def crop_align_loss(
@@ -46,6 +49,10 @@ def crop_align_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    given = student, teacher, student_boxes, teacher_boxes, turns
+    key, again = _CALLS.find(given, (bins, scale, as_option(pairs)))
+    if again is not None:
+        return again(*given)
     for name, x in (("student", student), ("teacher", teacher)):
         checks.check_floating(name, x)
         if x.ndim != 5 or 0 in x.shape[2:]:
@@ -76,5 +83,9 @@ def crop_align_loss(
     )
     where = _crop_align.Regions(student_boxes.detach(), teacher_boxes.detach(), turns)
     pooling = _crop_align.Pooling(flat(chosen), bins, scale)
+    if key is not None and not (teacher.requires_grad or student_boxes.requires_grad):
+        again = _crop_align.prepared(student, teacher, where, pooling)
+        if again is not None:
+            return _CALLS.keep(key, again)(*given)
     like = teacher.to(student.dtype)
     return _crop_align.crop_align_loss(student, like, where, pooling)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fastequi.functional import checks
 from fastequi.kernels import rot90_batch as _rot90
+from fastequi.kernels.prepared import Calls
+
+_CALLS = Calls()
 
 
 def rot90_batch(
@@ -39,6 +42,9 @@ def rot90_batch(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    key, again = _CALLS.find((images, turns), (mean, std, dtype, memory_format))
+    if again is not None:
+        return again(images, turns)
     checks.check_dense("images", images)
     if images.dtype not in (torch.uint8, torch.uint16):
         raise TypeError(f"images: expected uint8 or uint16, got {images.dtype}")
@@ -61,4 +67,8 @@ def rot90_batch(
         checks.same_device(images=images, turns=turns)
         turns = (turns % 4).int().contiguous()
     last = memory_format == torch.channels_last
+    if key is not None and turns is None:
+        run = _rot90.prepared(images, mean, std, dtype, last)
+        if run is not None:
+            return _CALLS.keep(key, lambda images, turns: run(images))(images, None)
     return _rot90.rot90_batch(images.resolve_neg(), turns, mean, std, dtype, last)

@@ -11,6 +11,9 @@ from torch.distributed import ProcessGroup
 from fastequi.functional import arguments, checks, distributed
 from fastequi.kernels import vicreg as _vicreg
 from fastequi.kernels.precision import autocast_off
+from fastequi.kernels.prepared import Calls
+
+_CALLS = Calls()
 
 
 def vicreg_loss(
@@ -42,8 +45,14 @@ def vicreg_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit, or one image, which has no variance.
     """
-    weights = inv_weight, var_weight, cov_weight
-    return vicreg_terms(z1, z2, weights, group, sizes)[0]
+    options = inv_weight, var_weight, cov_weight, group, sizes
+    key, again = _CALLS.find((z1, z2), options)
+    if again is not None:
+        return again(z1, z2)
+    weights = _checked(z1, z2, (inv_weight, var_weight, cov_weight), group, sizes)
+    if key is not None and len(z1) > 1 and (run := _vicreg.prepared(z1, z2, *weights)) is not None:
+        return _CALLS.keep(key, run)(z1, z2)
+    return _terms(z1, z2, weights, group, sizes)[0]
 
 
 def vicreg_terms(
@@ -54,6 +63,17 @@ def vicreg_terms(
     sizes: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`vicreg_loss`, and its unweighted terms [3] (inv, var, cov) without a gradient."""
+    return _terms(z1, z2, _checked(z1, z2, weights, group, sizes), group, sizes)
+
+
+def _checked(
+    z1: Tensor,
+    z2: Tensor,
+    weights: tuple[float, float, float],
+    group: ProcessGroup | None,
+    sizes: Sequence[int] | None,
+) -> tuple[float, float, float]:
+    """The weights as numbers; raises an error for arguments that do not fit."""
     for name, z in (("z1", z1), ("z2", z2)):
         checks.check_floating(name, z)
     if z1.shape != z2.shape or z1.ndim != 2:
@@ -64,6 +84,17 @@ def vicreg_terms(
         raise ValueError(f"z1, z2: expected at least one channel, got {tuple(z1.shape)}")
     weights = checked_weights(*weights)
     distributed.check_group(group, sizes)
+    return weights
+
+
+def _terms(
+    z1: Tensor,
+    z2: Tensor,
+    weights: tuple[float, float, float],
+    group: ProcessGroup | None,
+    sizes: Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:
+    """Of checked arguments."""
     with autocast_off(z1.device):
         wide = torch.promote_types(torch.promote_types(z1.dtype, z2.dtype), torch.float32)
         z1, z2 = (distributed.all_gather_rows(z.to(wide), group, sizes) for z in (z1, z2))

@@ -31,3 +31,15 @@ def view_pairs(student: Tensor, teacher: Tensor, pairs: Pairs | None) -> list[tu
 
 def flat(pairs: list[tuple[int, int]]) -> list[int]:
     return [view for pair in pairs for view in pair]
+
+
+def as_option(pairs: Pairs | None) -> object:
+    """Pairs as a call's signature takes them (`fastequi.kernels.prepared`): their numbers in order;
+    something that no signature takes where they are not plain."""
+    if pairs is None:
+        return None
+    if type(pairs) not in (list, tuple):
+        return object()
+    if not all(type(pair) is tuple and len(pair) == 2 for pair in pairs):
+        return object()
+    return tuple(view for pair in pairs for view in pair)
