@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.isa import limit
-from bench.opbench import OpBench, Row
+from bench.opbench import YARDSTICKS, OpBench, Row
 from fastequi import versions
 from fastequi.runtime.machine import machine
 from fastequi.versions import MISSING, version_of
@@ -29,6 +29,8 @@ _COLUMNS = (
 
 # distributions that cases may compare with
 _PEERS = ("opencv-python-headless", "kornia", "lightly", "torchvision", "albumentationsx", "pillow")
+
+_NO_LIBRARY = ("eager", "compile", "pair by pair", *YARDSTICKS)
 
 
 def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def overview(results: Path, suffix: str) -> str:
             continue
         cases = dict.fromkeys(row["case"] for row in json.loads(file.read_text())["rows"])
         rows += [_first(file, case) for case in cases]
-    return _overview(rows)
+    return _overview(rows, wide=True)
 
 
 def every_shape(results: Path, suffix: str) -> str:
@@ -181,7 +183,7 @@ def every_shape(results: Path, suffix: str) -> str:
     cases: dict[str, list[dict[str, Any]]] = {}
     for row in found:
         cases.setdefault(f"{row['case']} {row['mode']} {row['params']}", []).append(row)
-    return _overview(list(cases.values()))
+    return _overview(list(cases.values()), wide=True)
 
 
 def _first(file: Path, case: str) -> list[dict[str, Any]]:
@@ -191,19 +193,40 @@ def _first(file: Path, case: str) -> list[dict[str, Any]]:
     return [row for row in rows if (row["mode"], row["params"]) == head]
 
 
-def _overview(cases: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    lines = [
-        "| case | shapes | eager ms | compile ms | ours ms | eager / ours |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+def _overview(cases: Sequence[Sequence[Mapping[str, Any]]], wide: bool = False) -> str:
+    """`wide`: with the fastest library, and how near ours is to the floor."""
+    columns = ["case", "shapes", "eager ms", "compile ms", "ours ms", "eager / ours"]
+    if wide:
+        columns[4:4] = ["fastest library, ms"]
+        columns += ["of its floor"]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for rows in cases:
         p50 = {row["provider"]: row["p50"] for row in rows}
         eager, ours = p50["eager"], p50["ours"]
-        compiled = _ms(p50["compile"]) if p50.get("compile") else ""
         shapes = ", ".join(f"{k} {v}" for k, v in rows[0]["params"].items())
-        times = f"{_ms(eager)} | {compiled} | {_ms(ours)} | {eager / ours:.1f}x"
-        lines.append(f"| `{rows[0]['case']}` {rows[0]['mode']} | {shapes} | {times} |")
+        compiled = _ms(p50["compile"]) if p50.get("compile") else ""
+        cells = [f"`{rows[0]['case']}` {rows[0]['mode']}", shapes, _ms(eager), compiled]
+        if wide:
+            cells.append(_library(p50))
+        cells += [_ms(ours), f"{eager / ours:.1f}x"]
+        if wide:
+            (near,) = (row["of_floor"] for row in rows if row["provider"] == "ours")
+            cells.append("" if near is None else f"{100 * near:.0f} %")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _library(p50: Mapping[str, float | None]) -> str:
+    """The fastest provider that is another library's, and its time; empty without one."""
+    found = {
+        name: time
+        for name, time in p50.items()
+        if time is not None and name not in _NO_LIBRARY and not name.startswith("ours")
+    }
+    if not found:
+        return ""
+    fastest = min(found, key=lambda name: found[name])
+    return f"{fastest}: {_ms(found[fastest])}"
 
 
 def _ms(time: float) -> str:
