@@ -477,7 +477,8 @@ def main(argv: list[str]) -> int:
         case ["compare", folder]:
             if not any(Path(folder).glob(kind) for kind in ("*.json*", "ncu_eight.csv")):
                 raise SystemExit(
-                    f"FOLDER: expected one with a run's *.json or data.jsonl, got {folder}"
+                    f"FOLDER: expected one with a run's *.json, data.jsonl or ncu_eight.csv, got "
+                    f"{folder}"
                 )
             Console(width=150).print(compare(Path(folder)))
         case _:

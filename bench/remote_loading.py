@@ -38,6 +38,7 @@ from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.shard_cache import ShardCache
+from fastequi.kernels import native
 from fastequi.paths import SE2
 
 SHARDS, MEMBERS, SIDE, BATCH = 4, 128, 256, 64
@@ -187,7 +188,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     about = made_by("python -m bench.remote_loading")
+    native.load()  # compiled to the user's cache, as ever; listings go to one that is removed
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["FASTEQUI_CACHE"] = f"{folder}/user"
         document = {**about, "rows": measured(Path(folder), options.rounds)}
     print(table(document))
     if options.json:

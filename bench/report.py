@@ -20,7 +20,6 @@ from bench.isa import limit
 from bench.opbench import YARDSTICKS, OpBench, Row
 from fastequi import versions
 from fastequi.runtime.machine import machine
-from fastequi.versions import MISSING, version_of
 
 _COLUMNS = (
     *("p20", "p50", "p80", "GPU", "host", "GB/s", "TFLOP/s"),
@@ -35,6 +34,7 @@ _NO_LIBRARY = ("eager", "compile", "pair by pair", *YARDSTICKS)
 
 def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[str, Any]:
     """All that a quoted figure must carry; `tree` is :func:`commit` before anything was written."""
+    peers = {name: versions.version_of(name) for name in _PEERS}
     return {
         "command": command,
         "commit": tree,
@@ -44,7 +44,7 @@ def document(rows: Sequence[Row], command: str, heap: str, tree: str) -> dict[st
             "heap": heap,
             **({"isa": f"{limit()} at most"} if limit() else {}),
         },
-        "peers": {name: found for name in _PEERS if (found := version_of(name)) != MISSING},
+        "peers": {name: found for name, found in peers.items() if found != versions.MISSING},
         "rows": [dataclasses.asdict(row) for row in rows],
     }
 
@@ -203,11 +203,12 @@ def _overview(cases: Sequence[Sequence[Mapping[str, Any]]], wide: bool = False) 
     for rows in cases:
         p50 = {row["provider"]: row["p50"] for row in rows}
         eager, ours = p50["eager"], p50["ours"]
+        libraries = {row["provider"]: row["p50"] for row in rows if not row["partial"]}
         shapes = ", ".join(f"{k} {v}" for k, v in rows[0]["params"].items())
         compiled = _ms(p50["compile"]) if p50.get("compile") else ""
         cells = [f"`{rows[0]['case']}` {rows[0]['mode']}", shapes, _ms(eager), compiled]
         if wide:
-            cells.append(_library(p50))
+            cells.append(_library(libraries))
         cells += [_ms(ours), f"{eager / ours:.1f}x"]
         if wide:
             (near,) = (row["of_floor"] for row in rows if row["provider"] == "ours")

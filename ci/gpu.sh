@@ -136,9 +136,8 @@ dry_run(replace(config, data=replace(config.data, batch_size=256)))" > >(tee "$o
         return
       fi
       local views missing
-      missing=$(python3 -c "import nvidia.dali, tyro" 2>&1 | tail -n 1)
-      if [ -n "$missing" ]; then
-        failures+=("data: $missing")
+      if ! missing=$(python3 -c "import nvidia.dali, tyro" 2>&1); then
+        failures+=("data: ${missing##*$'\n'}")
         return
       fi
       for views in dali fused; do

@@ -2,7 +2,7 @@
 # The GPU machine rebuilt without its GPU, and ci/gpu.sh run in it: its tests under Triton's
 # interpreter, and its cases on tensors without memory, with every kernel that they launch compiled
 # for sm_90 (bench/rehearse.py). Twice: with the packages that GPU machines have had (torch 2.11,
-# Triton 3.6) and with those of ci/constraints.txt. About 40 minutes on two cores; the first
+# Triton 3.6) and with those of ci/constraints.txt. An hour on two cores; the first
 # environment takes 6 GB of disk, since PyPI has that torch for CUDA alone.
 #   rehearse.sh [FOLDER]     environments and results go there (default: .rehearsal)
 #   PYTHON=python3.12        what the environments are made with, as those machines have it

@@ -30,9 +30,7 @@ from fastequi.evaluate.online import online_probes
 from fastequi.loop import Loop
 from fastequi.methods.method import Method
 from fastequi.models import lora
-from fastequi.optim import (
-    WeightEMA,
-)
+from fastequi.optim import WeightEMA
 from fastequi.resuming import (
     check_folder,
     check_settings,

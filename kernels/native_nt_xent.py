@@ -145,9 +145,10 @@ def grad(
 
 def _add_products(out: Tensor, panel: Panel, z: Tensor, every: Tensor) -> None:
     part, first, weights, mirrored = panel
-    out[part].addmm_(weights, every[first:])
-    if mirrored < weights.shape[1]:
-        out[part.stop :].addmm_(weights[:, mirrored:].T, z[part])
+    last = first + weights.shape[1]
+    out[part].addmm_(weights, every[first:last])
+    if first + mirrored < last:
+        out[first + mirrored : last].addmm_(weights[:, mirrored:].T, z[part])
 
 
 def _contrast(

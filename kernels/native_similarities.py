@@ -1,7 +1,8 @@
 """Similarities a panel at a time, and the highest of them: similarities.c through ctypes.
 
-The products are PyTorch's own, of float32. Where rows meet themselves (`every` is z) a panel begins
-at its own first row, so that every product and every power of two is made once for both its rows.
+The products are PyTorch's own, of float32. Where rows meet themselves (`every` is z) panels are
+squares on and above the diagonal, so that every product and every power of two is made once for
+both its rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from fastequi.kernels import native
 
 PANEL = 1 << 18  # similarities at a time: 1 MB stays in the second-level cache
+SIDE = 512  # of squares, of as many: of all shapes they copy the least before they are multiplied
 _FEW = 1 << 21  # products of two values: beyond them a library's matrix product is worth its call
 
 
@@ -31,11 +33,11 @@ class BestStruct(Structure):
 
 
 class Panel(NamedTuple):
-    """Similarities of some rows and of the columns from `first` on.
+    """Similarities of some rows and of some columns.
 
     Attributes:
         part: the rows.
-        first: 0, or the first of the rows where rows meet themselves.
+        first: the first of the columns.
         s: [rows, columns], dense.
         mirrored: the first of these columns that is a row that meets these rows; none if past all.
     """
@@ -59,17 +61,30 @@ def reads(z: Tensor) -> bool:
 def panels(z: Tensor, every: Tensor, once: bool) -> Iterator[Panel]:
     """All products z · every, `once`: those of two rows once, for rows that meet themselves."""
     rows, columns = len(z), len(every)
+    if once:
+        yield from _squares(z)
+        return
     buffer = z.new_empty(max(min(PANEL, rows * columns), columns))
-    start = 0
-    while start < rows:
-        first = start if once else 0
-        wide = columns - first
-        part = slice(start, min(start + max(PANEL // wide, 1), rows))
+    step = max(PANEL // columns, 1)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        s = buffer[: (part.stop - start) * columns].view(-1, columns)
+        torch.mm(z[part], every.T, out=s)
+        yield Panel(part, 0, s, columns)
+
+
+def _squares(z: Tensor) -> Iterator[Panel]:
+    """Of rows that meet themselves, in the order of their columns for each of them."""
+    rows = len(z)
+    buffer = z.new_empty(min(SIDE, rows) ** 2)
+    for start in range(0, rows, SIDE):
+        part = slice(start, min(start + SIDE, rows))
         count = part.stop - start
-        s = buffer[: count * wide].view(count, wide)
-        torch.mm(z[part], every[first:].T, out=s)
-        yield Panel(part, first, s, count if once else wide)
-        start = part.stop
+        for first in range(start, rows, SIDE):
+            others = z[first : first + SIDE]
+            s = buffer[: count * len(others)].view(count, -1)
+            torch.mm(z[part], others.T, out=s)
+            yield Panel(part, first, s, count if first == start else 0)
 
 
 def nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:

@@ -62,13 +62,12 @@ CALLED void centre(const VICReg *op, int64_t at, int64_t count, Block *b) {
       to1[i] = c1, to2[i] = c2;
       part[i] += gap * gap, part1[i] += c1 * c1, part2[i] += c2 * c2;
     }
-    if (r % ADDED == ADDED - 1) {
+    if (r % ADDED == ADDED - 1 || r == op->rows - 1) {
       carry(b->apart, part, count);
-      for (int v = 0; v < 2; v++) carry(b->squares[v], b->part[1 + v], count);
+      carry(b->squares[0], part1, count);
+      carry(b->squares[1], part2, count);
     }
   }
-  carry(b->apart, part, count);
-  for (int v = 0; v < 2; v++) carry(b->squares[v], b->part[1 + v], count);
 }
 
 /* grad = inv (z1 - z2) + coef centred, and of the other view less the first. */

@@ -16,7 +16,7 @@ from fastequi.data.channels import ALL
 from fastequi.data.single import read_image
 from fastequi.data.sources.encoded import header
 from fastequi.data.sources.image_sets import open_source
-from fastequi.data.sources.kinds import DEEPER, Kind, siz_of
+from fastequi.data.sources.kinds import DEEPER, MORE_BITS, Kind, siz_of
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
 from fastequi.evaluate.geometry.reading import Reading
@@ -86,12 +86,12 @@ def test_what_is_read_as_8_bits_alone_is_told(name, tmp_path, caplog):
     file = tmp_path / name
     file.write_bytes(SQUEEZED[name]())
     assert header(str(file)).kind == DEEPER
-    said = "1 images are made 8-bit RGB, of more than 8 bits, which nothing here reads of this kind"
+    said = f"1 images are made 8-bit RGB, of {MORE_BITS}"
     with caplog.at_level(logging.WARNING):
         assert len(open_source(tmp_path)) == 1
         assert said in caplog.text
         Reading().sizes_of([file])
-    assert f"{file} and the like: images of more than 8 bits are made 8-bit RGB" in caplog.text
+    assert f"{file} and the like: images of {MORE_BITS} are made 8-bit RGB, which" in caplog.text
     with pytest.raises(ValueError, match="more than 8 bits, which nothing here reads of this kind"):
         open_source(tmp_path, wanted=Wanted(ALL))
     with pytest.raises(ValueError, match="has channels that are not read as they are"):

@@ -55,6 +55,7 @@ def in_c(panel):
         if panel:
             patch.setattr(native_similarities, "_FEW", 0)
             patch.setattr(native_similarities, "PANEL", panel)
+            patch.setattr(native_similarities, "SIDE", math.isqrt(panel))
         yield
 
 
@@ -132,6 +133,7 @@ def test_fuzz_the_nearest_of_rows_that_meet_once(rows, seed, panel, first):
     some = slice(min(first, rows - 1), None)
     with pytest.MonkeyPatch.context() as patch, backend.force("native"):
         patch.setattr(native_similarities, "PANEL", panel)
+        patch.setattr(native_similarities, "SIDE", math.isqrt(panel))
         assert torch.equal(nearest(z, z, ids), nearest_ref(z, z, ids))
         assert torch.equal(nearest(z[some], z, ids[some]), nearest_ref(z[some], z, ids[some]))
 

@@ -11,6 +11,7 @@ import pytest
 
 from fastequi.cli import commands
 from fastequi.data.labelled import labelled_sets
+from fastequi.data.single import read_image
 from fastequi.data.sources import kept, limits, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.encoded import header, read
 from fastequi.data.sources.image_sets import open_source
@@ -578,3 +579,56 @@ def test_of_several_ome_images_the_first_counts():
     found = header(image)
     assert (Kind.of(found.kind), found.format) == (Kind(4, "uint16"), PAGES)
     np.testing.assert_array_equal(decoded(image, 4), first)
+
+
+def ome(folder, *series, name="series.tif"):
+    """An OME-TIFF of images of other sizes, each of (planes, axes)."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    with tifffile.TiffWriter(folder / name, ome=True) as out:
+        for planes, axes in series:
+            rgb = axes.endswith("S")
+            out.write(planes, photometric="rgb" if rgb else "minisblack", metadata={"axes": axes})
+    return folder / name
+
+
+def planes_of(count, i=0, size=(20, 26)):
+    return np.stack([values(1, "uint16", 7 * i + k, size)[..., 0] for k in range(count)])
+
+
+def test_series_of_one_file_are_images_one_behind_the_other(tmp_path, capsys):
+    """Of channels, of depth, and an RGB picture of the slide."""
+    first, second = planes_of(4), planes_of(3, 1, (12, 14))
+    label = values(3, "uint16", 9)
+    ome(tmp_path, (first, "CYX"), (second, "ZYX"), (label, "YXS"))
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    assert "5 images" in capsys.readouterr().out
+    file = tmp_path / "series.tif"
+    np.testing.assert_array_equal(read_image(file, page=0).numpy(), first)
+    for k in range(3):
+        np.testing.assert_array_equal(read_image(file, page=1 + k)[0].numpy(), second[k])
+    np.testing.assert_array_equal(read_image(file, page=4).permute(1, 2, 0).numpy(), label)
+    np.testing.assert_array_equal(read_image(file).numpy(), first)
+
+
+def test_series_of_other_files_leave_the_first_as_it_is(tmp_path):
+    """A file says what is in others too, of other sizes."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    whole = ome(tmp_path, (planes_of(3), "CYX"), (planes_of(2, 1, (12, 14)), "ZYX"))
+    with tifffile.TiffFile(whole) as opened:
+        said = opened.pages[0].description
+    file = tmp_path / "alone.tif"
+    tifffile.imwrite(file, planes_of(3), photometric="minisblack", metadata=None, description=said)
+    np.testing.assert_array_equal(read_image(file).numpy(), planes_of(3))
+
+
+def test_an_index_that_numbered_pages_otherwise_is_told(tmp_path, caplog, capsys):
+    stack(tmp_path, "a.tif")
+    index = tmp_path / "i.jsonl"
+    commands.data(["scan", str(tmp_path), "--pages", "images", "--index", str(index)])
+    open_source(tmp_path, index=index, wanted=Wanted("all"))
+    assert "scan again" not in caplog.text
+    text = index.read_bytes()
+    assert text.count(b'"numbering": 2') == 1
+    index.write_bytes(text.replace(b'"numbering": 2', b'"numbering": 1'))
+    open_source(tmp_path, index=index, wanted=Wanted("all"))
+    assert "overviews of GeoTIFF were images" in caplog.text

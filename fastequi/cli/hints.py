@@ -75,7 +75,9 @@ def nearest_option(flag: str, known: Iterable[str]) -> str | None:
     meanings = _ALIASES.get(last) or difflib.get_close_matches(last, by_last, n=1)
     for name in (last, *meanings):
         if name in by_last:
-            return max(by_last[name], key=lambda one: (_likeness(flag, one), one[:7] == "--data."))
+            return max(
+                by_last[name], key=lambda one: (_likeness(flag, one), one.startswith("--data."))
+            )
     return None
 
 

@@ -143,7 +143,7 @@ def _parts(listing: Listing, first: int) -> Iterator[tuple[range, list[State]]]:
 
 def _read(listing: Listing, i: int) -> _Read | str:
     try:
-        data = listing.read(i)
+        data, marks = listing.read(i), listing.marks(i)
     except Unreadable:
         raise  # a network's fault, of which the index shall not know
     except OSError as error:
@@ -151,8 +151,8 @@ def _read(listing: Listing, i: int) -> _Read | str:
     found = header(data, listing.pages_are_channels)
     if isinstance(found, str):
         return found
-    if pages.split(listing.names[i])[1] is not None:
-        found = found._replace(format=", ".join([found.format, *listing.marks(i)]))
+    if marks:
+        found = found._replace(format=", ".join([found.format, *marks]))
     return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], found)
 
 

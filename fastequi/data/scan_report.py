@@ -41,7 +41,7 @@ class Scan:
 
     Attributes:
         index: to be written beside the images, or as it was written.
-        formats: {Pillow's name: images}.
+        formats: {name as of a header's format: images}.
     """
 
     index: Index

@@ -77,7 +77,8 @@ def read_image(
         raise ValueError(f"path: {file} cannot be read ({found})")
     kind = Kind.of(found.kind)
     if channels == RGB and found.kind & NO_RGB:
-        raise ValueError(f"channels: {file} has {kind}, of which no RGB is made; {ALL} keeps them")
+        what = kind or "channels that are not read"
+        raise ValueError(f"channels: {file} has {what}, of which no RGB is made; {ALL} keeps them")
     if channels != RGB and kind is None:
         raise ValueError(f"channels: {file} has channels that are not read as they are; try {RGB}")
     if taken is not None and kind is not None and max(taken) >= kind.channels:

@@ -83,7 +83,7 @@ def crop_align_loss(
     )
     where = _crop_align.Regions(student_boxes.detach(), teacher_boxes.detach(), turns)
     pooling = _crop_align.Pooling(flat(chosen), bins, scale)
-    if key is not None and not (teacher.requires_grad or student_boxes.requires_grad):
+    if key is not None:
         again = _crop_align.prepared(student, teacher, where, pooling)
         if again is not None:
             return _CALLS.keep(key, again)(*given)

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastequi import __version__
+from fastequi.data.channels import RGB
 from fastequi.data.sources.selection import Data
 from fastequi.evaluate.results import writable, write
 from fastequi.report.page import page
@@ -33,7 +34,8 @@ def report(
         pictures: draw some from every run's newest checkpoint.
         data: images for them (`fastequi.data.sources.image_sets.open_source`); None: the embedded
             ones.
-        shown: channels of the files that they show, as of `fastequi.report.visualize.visualize`.
+        shown: channels of the files that they show, as of `fastequi.report.visualize.visualize`;
+            not of runs of RGB.
 
     Raises:
         FileNotFoundError, ValueError: a folder is no run's.
@@ -61,9 +63,8 @@ def _pictures(
             status.update(f"drawing {run.name}")
             try:
                 encoder = load_encoder(str(run.folder))
-                drawn[run.name], why_not = sheets(
-                    encoder, photographs(data, encoder), shown=channels
-                )
+                shown = "" if encoder.channels == RGB else channels
+                drawn[run.name], why_not = sheets(encoder, photographs(data, encoder), shown=shown)
                 notes += [f"{run.name}: no {why}." for why in why_not]
             except (OSError, ValueError, ArithmeticError, RuntimeError, KeyError) as error:
                 why = str(error).removeprefix("CHECKPOINT: ").replace(f"{run.folder}", run.name)

@@ -49,7 +49,7 @@ class Source:
             and height. (Antialiasing reaches about a pixel beyond.)
         spans: [n, 2] first byte and number of bytes within the file, of members of tar shards, and
             WHOLE_FILE of files beside those; None where every image is a file.
-        formats: Pillow's names of the images' formats, as far as they are known.
+        formats: names of the images' formats as headers have them, as far as they are known.
         indexed: the index that the images were taken from.
         remote: what reads the shards behind URLs; None of files on this machine.
         kinds: [n] uint16, what the images' values are (`fastequi.data.sources.kinds`); None: not

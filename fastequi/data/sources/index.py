@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 MANY = 1_000_000  # images; a run of as many or more refers to their index
 AGAIN = "make it again with fastequi data scan, or remove it"
 _LINES = ".jsonl"
+_NUMBERING = 2  # of pages and frames: overviews are none, series of OME-TIFF follow each other
 _FIRST = b'{"fastequi index"'  # of JSON lines
 
 
@@ -49,7 +50,7 @@ class Index:
         when: it was made.
         archives: the shards it was made from.
         passed_over: {kind: files} of files that are not images by their names.
-        formats: Pillow's names of the images' formats; empty in older indices.
+        formats: names of the images' formats as headers have them; empty in older indices.
         fingerprint: digest of names and sizes, if it is known without reading them.
         kinds: of the images' values (`fastequi.data.sources.kinds`), each once; empty in older
             indices.
@@ -214,7 +215,7 @@ def read(file: Path) -> Index:
         more = about.get("passed_over", {}), tuple(about.get("formats", ()))
         values = _values(about)
         found = Index(rows, bad, about["decoded"], about["when"], archives, *more, "", *values)
-        return replace(found, pages=about.get("pages", ""))
+        return replace(found, pages=_pages_in(about, file))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"index: {file} cannot be used ({error}); {AGAIN}") from error
 
@@ -244,7 +245,7 @@ def _mapped(file: Path) -> Index:
     more = about["passed_over"], tuple(about["formats"]), about["fingerprint"]
     rows, values = Rows(opened.columns), _values(about)
     known = opened.left_out, about["decoded"], about["when"], archives, *more, *values
-    return Index(rows, *known, about.get("pages", ""))
+    return Index(rows, *known, _pages_in(about, file))
 
 
 def _values(about: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[int, Measured]]:
@@ -276,7 +277,20 @@ def _about(index: Index) -> dict[str, Any]:
         "kinds": index.kinds,
         "measured": {str(code): one.to_json() for code, one in sorted(index.measured.items())},
         "pages": index.pages,
+        "numbering": _NUMBERING,
     }
+
+
+def _pages_in(about: Mapping[str, Any], file: Path) -> str:
+    """What a scan took pages for; warns where it numbered them otherwise."""
+    pages: str = about.get("pages", "")
+    if pages == "images" and about.get("numbering", 1) < _NUMBERING:
+        logger.warning(
+            "%s was written when overviews of GeoTIFF were images, and planes of one series alone "
+            "of OME-TIFF: where there are such files, scan again",
+            file,
+        )
+    return pages
 
 
 def _keep_aside(file: Path, fingerprint: str) -> None:

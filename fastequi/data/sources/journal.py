@@ -29,7 +29,7 @@ from fastequi.data.sources.index import stem
 from fastequi.data.sources.listing import Archive, State
 from fastequi.data.sources.measured import Counts
 
-_VERSION = 2
+_VERSION = 3
 _VALUES = "values"
 _ENTRY, _LEFT_OUT = 9, 4  # values of a line
 
@@ -76,7 +76,7 @@ class End:
         first, stop, total: the units of this part, and the number of all.
         digest: of all units, alike in the parts of one set.
         images, name_bytes: of this part, and bytes of their names.
-        formats: {Pillow's name: images}.
+        formats: {name as of a header's format: images}.
         kinds: of the images' values (`fastequi.data.sources.kinds`), each once.
         archives: the shards of this part.
         left_out: {name: reason} of damage found while listing.

@@ -110,6 +110,9 @@ class Listing:
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
     remote: Reads | None = field(default=None, repr=False)
     pages_are_channels: bool = False
+    _marks: dict[tuple[str, Span | None], list[str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -170,11 +173,22 @@ class Listing:
         return read(self.path(i), span, page)
 
     def marks(self, i: int) -> list[str]:
-        """Of image i, a page or frame, the marks of its file's format; see `encoded.Header`."""
+        """Of image i, if it is a page or frame, the marks of its file's format by the first page;
+        see `encoded.Header`. Raises OSError as :meth:`read` does."""
         span = self.span(i)
+        file, page = pages.split(self.path(i)) if span is None else (self.path(i), None)
+        if span is not None:
+            page = pages.of_member(self.names[i])
+        if page is None:
+            return []
+        if (key := (file, span)) not in self._marks:
+            self._marks[key] = self._marks_of(file, span)
+        return self._marks[key]
+
+    def _marks_of(self, file: str, span: Span | None) -> list[str]:
         if self.remote is not None and span is not None:
-            return marks_of(self.remote.member(self.path(i), span))
-        with opened_span(pages.split(self.path(i))[0], span) as opened:
+            return marks_of(self.remote.member(file, span))
+        with opened_span(file, span) as opened:
             return marks_of(opened)
 
     def pages(self, i: int) -> int:

@@ -45,7 +45,7 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
         journals: in any order.
 
     Returns:
-        The index, mapped, and {Pillow's name of a format: images}.
+        The index, mapped, and {a format as headers have it: images}.
 
     Raises:
         ValueError: a part is not finished, missing, of another set, or overlaps with another; each

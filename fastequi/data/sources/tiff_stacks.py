@@ -21,7 +21,8 @@ from fastequi.data.sources.tiff_tags import (
 
 PAGES = "TIFF of several pages"  # instead of Pillow's name, where the first is the image
 PARTIAL = "OME-TIFF of other pages than it says"  # the same: those of other files, or series
-_OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels[^<>]*>")
+_OME_PIXELS = re.compile(r"(<(?:\w+:)?Pixels[^<>]*>)(.*?)(?=<(?:\w+:)?Pixels|$)", re.DOTALL)
+_OME_SAMPLES = re.compile(r'SamplesPerPixel="(\d+)"')
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _OME_ORDER = re.compile(r'DimensionOrder="(XY(?:CZT|CTZ|ZCT|ZTC|TCZ|TZC))"')
 _FASTEST_FIRST = "XYCZT"  # of ImageJ always
@@ -101,12 +102,11 @@ def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
         return None
     places, damage = chain_of(file)
     number, first = len(places), series[0]
-    while len(series) > 1 and sum(one.needed for one in series) > number and series[-1] == first:
-        series = series[:-1]  # in another file, of its own
-    if number == sum(one.needed for one in series):
-        return Stack(series)
-    if len(series) == first.images == 1 and number >= first.channels:
-        return Stack(series)
+    for many in range(len(series), 0, -1):  # the others in files of their own
+        if number == sum(one.needed for one in series[:many]):
+            return Stack(series[:many])
+    if first.images == 1 and number >= first.channels:
+        return Stack(series[:1])
     if damage:
         raise CutOff(damage)
     if _OME not in said and number < first.needed:
@@ -118,15 +118,21 @@ def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
 
 
 def _of_ome(said: str, samples: int) -> tuple[Series, ...]:
-    """The images of an OME-TIFF, each of planes."""
-    found = []
-    for one in _OME_PIXELS.findall(said):
-        sizes = {name: int(n) for name, n in _OME_SIZE.findall(one)}
-        written = _OME_ORDER.search(one)
+    """The images of an OME-TIFF, each of planes.
+
+    Args:
+        said: the description.
+        samples: of the first page, where an image's channels say none.
+    """
+    found = list[Series]()
+    for pixels, inside in _OME_PIXELS.findall(said):
+        sizes = {name: int(n) for name, n in _OME_SIZE.findall(pixels)}
+        each = [int(n) for n in _OME_SAMPLES.findall(inside)] or [1 if found else samples]
+        written = _OME_ORDER.search(pixels)
         order = written[1] if written else _FASTEST_FIRST
         apart = math.prod(sizes.get(name, 1) for name in order[2 : order.index("C")])
         images = sizes.get("Z", 1) * sizes.get("T", 1)
-        found.append(Series(sizes.get("C", 1) // samples, images, apart))
+        found.append(Series(sizes.get("C", 1) // each[0], images, apart))
     return tuple(found)
 
 
@@ -159,7 +165,7 @@ def first_image(file: BinaryIO, tags: Any, by_request: bool = False) -> tuple[in
             return 1, PARTIAL
         return stack.channels, "TIFF" if len(places) == stack.channels else PAGES
     if not by_request or _said(tags):
-        return 1, PAGES if tags.next and len(chain_of(file)[0]) > 1 else "TIFF"
+        return 1, PAGES if tags.next and len(chain_of(file, most=2)[0]) > 1 else "TIFF"
     places = places_of(file)
     _expect_alike(file, tags, places)
     return len(places), "TIFF"

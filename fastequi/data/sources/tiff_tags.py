@@ -15,6 +15,7 @@ DESCRIPTION, ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA
 )
 NODATA = 42113  # GDAL's: a number that stands for none, as text
 WHITE_IS_0, BLACK_IS_0, RGB = 0, 1, 2
+_SHORT = 3  # the type of a tag's numbers
 _SUBFILE, _REDUCED, _MASK = 254, 1, 4  # a page that is another's at a smaller size, or its mask
 _PREFIX = 8, 16  # bytes of a TIFF's first header, of a BigTIFF's
 # of compression: none, LZW, deflate (two numbers), PackBits, which libtiff reads
@@ -110,24 +111,28 @@ def places_of(file: BinaryIO) -> list[int]:
     return places
 
 
-def chain_of(file: BinaryIO) -> tuple[list[int], str]:
+def chain_of(file: BinaryIO, most: int | None = None) -> tuple[list[int], str]:
     """Where the pages' directories begin, and what is wrong behind the last of them if so.
 
     Overviews and masks, which GDAL writes behind an image, are no pages.
+
+    Args:
+        file: the TIFF.
+        most: pages after which it is enough; None: all.
     """
     place, entries, entry, following = _form(file)
     found: dict[int, bool] = {}  # in order; a damaged chain may come back to where it was
-    while place and place not in found:
+    while place and place not in found and (most is None or len(_pages(found)) < most):
         try:
             file.seek(place)
             (number,) = struct.unpack(entries, file.read(struct.calcsize(entries)))
-            first = file.read(entry)  # tags are in order, and none is before this one
+            belongs = _belongs(file.read(entry), entries[0])
             file.seek(entry * (number - 1) - 1, os.SEEK_CUR)
             if number < 1 or not file.read(1):
                 raise ValueError
         except (struct.error, OSError, OverflowError, ValueError):
             return _pages(found), f"page {len(found)} lies beyond the end of the file"
-        found[place] = _belongs(first, entries[0])
+        found[place] = belongs
         behind = file.read(struct.calcsize(following))
         whole = len(behind) == struct.calcsize(following)  # else the file lacks its last bytes
         place = struct.unpack(following, behind)[0] if whole else 0
@@ -140,10 +145,12 @@ def _pages(found: dict[int, bool]) -> list[int]:
 
 
 def _belongs(entry: bytes, order: str) -> bool:
-    """Whether a page's first entry says that it is an overview or a mask."""
-    (tag,) = struct.unpack_from(order + "H", entry)
-    kind = struct.unpack_from(order + "I", entry, len(entry) - (4 if len(entry) == 12 else 8))[0]
-    return tag == _SUBFILE and bool(kind & (_REDUCED | _MASK))
+    """Whether a page's first entry says that it is an overview or a mask: tags are in order, and
+    none is before that one."""
+    tag, kind = struct.unpack_from(order + "HH", entry)
+    number = "H" if kind == _SHORT else "I"
+    (value,) = struct.unpack_from(order + number, entry, 8 if len(entry) == 12 else 12)
+    return tag == _SUBFILE and bool(value & (_REDUCED | _MASK))
 
 
 def _form(file: BinaryIO) -> tuple[int, str, int, str]:

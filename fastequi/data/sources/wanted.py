@@ -56,7 +56,7 @@ class Wanted:
         many = tally(codes)
         if self.channels == RGB:
             return {
-                code: f"{Kind.of(code) or MORE_BITS}, of which no RGB is made{self._instead}"
+                code: f"{_named(code)}, of which no RGB is made{self._instead}"
                 for code in many
                 if code & NO_RGB
             }
@@ -122,6 +122,13 @@ class Wanted:
                 logger.warning("%s: %d images of %s are made 8-bit RGB%s", *said)
         if count := tally(codes).get(DEEPER, 0):
             logger.warning("%s: %d images are made 8-bit RGB, of %s", *(what, count, MORE_BITS))
+
+
+def _named(code: int) -> str:
+    """A kind in words, one that is not known too."""
+    if code % NO_RGB == DEEPER:
+        return MORE_BITS
+    return str(Kind.of(code) or "channels that are not read as they are")
 
 
 def _rank(value: int | str) -> int:

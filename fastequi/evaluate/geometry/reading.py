@@ -22,7 +22,7 @@ from fastequi.data.sources.encoded import (
     is_marked,
     why,
 )
-from fastequi.data.sources.kinds import DEEPER, Kind
+from fastequi.data.sources.kinds import DEEPER, MORE_BITS, Kind
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
 from fastequi.evaluate.encoders import Encoder, expect_the_same_images
@@ -167,7 +167,7 @@ class Reading:
             kind = Kind.of(found.kind)
             said = []
             if found.kind == DEEPER or (kind is not None and kind.more_than_rgb8):
-                what = kind or "more than 8 bits"
+                what = kind or MORE_BITS
                 said += [f"images of {what} are made 8-bit RGB, which the encoder takes"]
             if is_marked(found.format, PAGES, PARTIAL):
                 said += ["of files with several pages the first is the image"]
