@@ -138,6 +138,38 @@ def test_the_speed_tables_are_the_measured_ones():
         assert f"{words} ([cpu_fresh_memory{suffix}.json]" in " ".join(TABLES.split())
 
 
+def near_floor(name, case):
+    """How near ours is to the floor of a case's headline."""
+    rows = measured(name)["rows"]
+    return next(r["of_floor"] for r in rows if (r["case"], r["provider"]) == (case, "ours"))
+
+
+def test_goals_by_floors_are_the_measured_ones():
+    words = " ".join(TABLES.split())
+    each = [
+        1 / near_floor(f"{name}_cpu_avx2.json", f"{case}_cpu")
+        for name, case in (
+            *(("ssl", "nt_xent"), ("ssl", "vicreg"), ("gtsa_losses", "correspondence")),
+            ("ssl", "koleo"),
+        )
+    ]
+    said = (
+        "NT-Xent takes {:.2f} times as long as its products, VICReg {:.2f}, correspondence {:.2f}"
+    )
+    assert (said + ", KoLeo {:.2f} (the goal is 1.3)").format(*each) in words
+    dino, sinkhorn = (
+        100 * near_floor("dino_65536_cpu_avx2.json", f"{case}_cpu") for case in ("dino", "sinkhorn")
+    )
+    assert f"reaches {dino:.0f} % and Sinkhorn-Knopp {sinkhorn:.0f} % (the goal is 50 %" in words
+
+
+def test_what_a_url_costs_is_the_measured_one():
+    from bench import remote_loading
+
+    table = remote_loading.table(measured("remote_loading_cpu.json"))
+    assert table in (ROOT / "fastequi" / "data" / "README.md").read_text()
+
+
 def test_the_tables_of_views_are_the_measured_ones():
     from bench.view_tables import table
 
