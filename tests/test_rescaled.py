@@ -60,3 +60,14 @@ def test_one_frame_is_in_its_units():
         content = science.dicom(FRAMES[0], PerFrameFunctionalGroupsSequence=[one])
         found = header(np.frombuffer(content, np.uint8))
         assert Kind.of(found.kind) == Kind(1, depth)
+
+
+@pytest.mark.parametrize(("groups", "why"), [(2, "2 rescales of 3 frames"), (3, "frame 1 says no")])
+def test_frames_of_which_some_say_no_rescale_are_refused(groups, why, tmp_path):
+    Dataset = pytest.importorskip("pydicom", reason="fastequi[dicom] is not installed").Dataset
+    each = [group(2, 5), Dataset(), group(3, 5)][:groups]
+    tags = {"NumberOfFrames": 3, "PerFrameFunctionalGroupsSequence": each}
+    file = tmp_path / "some.dcm"
+    file.write_bytes(science.dicom(FRAMES[0], PixelData=FRAMES.tobytes(), **tags))
+    with pytest.raises((OSError, ValueError), match=why):
+        read_image(file, page=1)

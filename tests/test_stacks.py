@@ -12,7 +12,7 @@ import pytest
 from fastequi.cli import commands
 from fastequi.data.labelled import labelled_sets
 from fastequi.data.single import read_image
-from fastequi.data.sources import kept, limits, tiff, tiff_stacks, tiff_tags
+from fastequi.data.sources import kept, limits, pages, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.encoded import header, read
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.index import read as read_index
@@ -632,3 +632,57 @@ def test_an_index_that_numbered_pages_otherwise_is_told(tmp_path, caplog, capsys
     index.write_bytes(text.replace(b'"numbering": 2', b'"numbering": 1'))
     open_source(tmp_path, index=index, wanted=Wanted("all"))
     assert "overviews of GeoTIFF were images" in caplog.text
+
+
+def said_of(folder, said, *taken):
+    """A TIFF of these pages that carries a description of somebody else."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    with tifffile.TiffWriter(folder / "said.tif") as out:
+        for k, page in enumerate(taken):
+            rgb = page.ndim == 3
+            options = {"description": said if not k else None, "metadata": None}
+            out.write(page, photometric="rgb" if rgb else "minisblack", **options)
+    return folder / "said.tif"
+
+
+def pixels(number, sizes, inside):
+    size = " ".join(f'Size{name}="{sizes.get(name, 1)}"' for name in "CZT")
+    head = f'<Image ID="Image:{number}"><Pixels DimensionOrder="XYCZT" {size}>'
+    return f"{head}{inside}</Pixels></Image>"
+
+
+def shapes_of(file):
+    count = pages.count(str(file))
+    return [tuple(read_image(file, page=k).shape[:1]) for k in range(count)]
+
+
+def test_an_rgb_series_need_not_say_its_samples(tmp_path):
+    grey, rgb = planes_of(1)[0], values(3, "uint16", 9)
+    channel = '<Channel ID="C:0"/>'
+    said = f"<OME>{pixels(0, {}, channel)}{pixels(1, {'C': 3}, channel)}</OME>"
+    file = said_of(tmp_path, said, grey, rgb)
+    assert shapes_of(file) == [(1,), (3,)]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ('<TiffData IFD="2" PlaneCount="2"/>', '<TiffData IFD="0" PlaneCount="2"/>'),
+        ('<TiffData FirstC="0" IFD="1"/><TiffData FirstC="1" IFD="0"/>', '<TiffData IFD="2"/>'),
+    ],
+)
+def test_planes_that_are_pages_in_another_order_are_images_by_themselves(places, tmp_path, caplog):
+    both = "".join(pixels(k, {"C": 2}, inside) for k, inside in enumerate(places))
+    file = said_of(tmp_path, f"<OME>{both}</OME>", *planes_of(4))
+    assert header(str(file)).format == PARTIAL
+    assert shapes_of(file) == [(1,)] * 4
+
+
+def test_a_file_of_several_has_the_series_that_are_its_own(tmp_path):
+    def inside(file):
+        return f'<TiffData IFD="0"><UUID FileName="{file}.tif">urn:uuid:{file}</UUID></TiffData>'
+
+    both = pixels(0, {"C": 2}, inside("a")) + pixels(1, {"Z": 2}, inside("b"))
+    for own, shapes in (("a", [(2,)]), ("b", [(1,), (1,)])):
+        said = f'<OME UUID="urn:uuid:{own}">{both}</OME>'
+        assert shapes_of(said_of(tmp_path, said, *planes_of(2))) == shapes

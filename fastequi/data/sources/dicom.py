@@ -147,9 +147,11 @@ def _in_units(values: NDArray[Any], found: Any, frame: int) -> NDArray[Any]:
     """Stored numbers in the modality's units."""
     groups = _groups(found)
     if groups:
+        if len(groups) not in (1, _frames(found)):
+            raise ValueError(f"{len(groups)} rescales of {_frames(found)} frames, expected as many")
         own = groups[frame if len(groups) > 1 else 0]
         if own is None:
-            return values
+            raise ValueError(f"frame {frame} says no rescale, as others do")
         return values * float(own.RescaleSlope) + float(own.RescaleIntercept)
 
     from pydicom import pixels

@@ -23,6 +23,11 @@ PAGES = "TIFF of several pages"  # instead of Pillow's name, where the first is 
 PARTIAL = "OME-TIFF of other pages than it says"  # the same: those of other files, or series
 _OME_PIXELS = re.compile(r"(<(?:\w+:)?Pixels[^<>]*>)(.*?)(?=<(?:\w+:)?Pixels|$)", re.DOTALL)
 _OME_SAMPLES = re.compile(r'SamplesPerPixel="(\d+)"')
+_OME_CHANNEL = re.compile(r"<(?:\w+:)?Channel\b")
+_OME_PLACE = re.compile(r"<(?:\w+:)?TiffData\b([^<>]*)>")
+_OME_NUMBER = re.compile(r'\b(IFD|FirstC|FirstZ|FirstT)="(\d+)"')
+_OME_OWN = re.compile(r'<(?:\w+:)?OME\b[^<>]*\bUUID="([^"]+)"')
+_OME_FILE = re.compile(r"<(?:\w+:)?UUID\b[^<>]*>\s*([^<\s]+)\s*<")
 _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _OME_ORDER = re.compile(r'DimensionOrder="(XY(?:CZT|CTZ|ZCT|ZTC|TCZ|TZC))"')
 _FASTEST_FIRST = "XYCZT"  # of ImageJ always
@@ -98,10 +103,15 @@ def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
     """
     said = _said(tags)
     series = _of_ome(said, int(tags.get(SAMPLES, 1))) if _OME in said else _of_imagej(said)
-    if not series or min(map(min, series)) < 1 or (len(series) == 1 and series[0].needed == 1):
+    if series is not None and (
+        not series or min(map(min, series)) < 1 or (len(series) == 1 and series[0].needed == 1)
+    ):
         return None
     places, damage = chain_of(file)
-    number, first = len(places), series[0]
+    number = len(places)
+    if series is None:
+        return Stack((Series(1, number, 1),), whole=False)
+    first = series[0]
     for many in range(len(series), 0, -1):  # the others in files of their own
         if number == sum(one.needed for one in series[:many]):
             return Stack(series[:many])
@@ -117,23 +127,47 @@ def stack_of(file: BinaryIO, tags: Any) -> Stack | None:
     return Stack((Series(1, number, 1),), whole=False)
 
 
-def _of_ome(said: str, samples: int) -> tuple[Series, ...]:
-    """The images of an OME-TIFF, each of planes.
+def _of_ome(said: str, samples: int) -> tuple[Series, ...] | None:
+    """The images of an OME-TIFF that are in this file, each of planes; None where its pages are in
+    another order than theirs.
 
     Args:
         said: the description.
         samples: of the first page, where an image's channels say none.
     """
     found = list[Series]()
-    for pixels, inside in _OME_PIXELS.findall(said):
+    own, first = _OME_OWN.search(said), 0
+    for number, (pixels, inside) in enumerate(_OME_PIXELS.findall(said)):
+        files = set(_OME_FILE.findall(inside))
+        if own and files and own[1] not in files:
+            continue  # its pages are in other files
         sizes = {name: int(n) for name, n in _OME_SIZE.findall(pixels)}
-        each = [int(n) for n in _OME_SAMPLES.findall(inside)] or [1 if found else samples]
+        each = [int(n) for n in _OME_SAMPLES.findall(inside)]
+        named = len(_OME_CHANNEL.findall(inside))
+        if not each:  # a channel of several samples is named once
+            each = [samples if not number else max(sizes.get("C", 1) // max(named, 1), 1)]
+        sizes["C"] = sizes.get("C", 1) // each[0]
         written = _OME_ORDER.search(pixels)
-        order = written[1] if written else _FASTEST_FIRST
-        apart = math.prod(sizes.get(name, 1) for name in order[2 : order.index("C")])
-        images = sizes.get("Z", 1) * sizes.get("T", 1)
-        found.append(Series(sizes.get("C", 1) // each[0], images, apart))
+        order = (written[1] if written else _FASTEST_FIRST)[2:]
+        apart = math.prod(sizes.get(name, 1) for name in order[: order.index("C")])
+        found.append(Series(sizes["C"], sizes.get("Z", 1) * sizes.get("T", 1), apart))
+        if not files and not _in_order(inside, sizes, order, first):
+            return None
+        first += found[-1].needed
     return tuple(found)
+
+
+def _in_order(inside: str, sizes: dict[str, int], order: str, first: int) -> bool:
+    """Whether an OME image's planes are the pages from `first` on, one after the other, as far as
+    it says."""
+    for said in _OME_PLACE.findall(inside):
+        place = {name: int(n) for name, n in _OME_NUMBER.findall(said)}
+        plane, apart = 0, 1
+        for name in order:
+            plane, apart = plane + apart * place.get(f"First{name}", 0), apart * sizes.get(name, 1)
+        if place.get("IFD", first + plane) != first + plane:
+            return False
+    return True
 
 
 def _of_imagej(said: str) -> tuple[Series, ...]:
