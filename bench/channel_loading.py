@@ -10,16 +10,10 @@ little else. The kinds take turns, a few batches each, with what was made ahead 
 medians are of one interleaved run.
 """
 
-import argparse
-import json
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.report import made_by
+from bench.loading import rates, run
 from fastequi.data.config import DataConfig
 from fastequi.data.loader import make_loader
 from fastequi.data.reader import read
@@ -40,7 +34,7 @@ from fastequi.data.sources.images import Source
 from fastequi.paths import SE2
 
 SIDE, TILES, BATCH = 256, 64, 16
-DRAINED, TIMED, ROUNDS = 4, 8, 7  # batches not timed and timed of a round
+DRAINED, TIMED = 4, 8  # batches not timed and timed of a round
 VIEWS: tuple[Literal["fused", "dali"], ...] = ("fused", "dali")
 CPU = torch.device("cpu")
 
@@ -132,16 +126,6 @@ def batches(source: Source, cfg: DataConfig) -> Iterator[Any]:
             yield images
 
 
-def seconds(stream: Iterator[Any]) -> float:
-    """Of a batch, once what was made ahead is used up."""
-    for _ in islice(stream, DRAINED):
-        pass
-    start = time.perf_counter()
-    for _ in islice(stream, TIMED):
-        pass
-    return (time.perf_counter() - start) / TIMED
-
-
 def measured(folder: Path, rounds: int) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         streams: dict[tuple[str, str], Iterator[Any]] = {}
@@ -151,19 +135,15 @@ def measured(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 loader = make_loader(source, replace(cfg, views=views), SE2(), seed=0)
                 streams[kind.name, views] = stack.enter_context(loader)
             streams[kind.name, "decoded"] = batches(source, cfg)
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in streams}
-        for _ in range(rounds):
-            for key, stream in streams.items():
-                times[key].append(seconds(stream))
-    rows = []
-    for kind in KINDS:
-        row: dict[str, Any] = {"kind": kind.name, "channels": kind.channels}
-        for what in ("decoded", *VIEWS):
-            each = [BATCH / t for t in times[kind.name, what]]
-            row[what] = {"images/s": round(statistics.median(each), 1),
-                         "each": [round(value, 1) for value in each]}  # fmt: skip
-        rows.append(row)
-    return rows
+        found = rates(streams, rounds, BATCH, DRAINED, TIMED)
+    return [
+        {
+            "kind": kind.name,
+            "channels": kind.channels,
+            **{what: found[kind.name, what] for what in ("decoded", *VIEWS)},
+        }
+        for kind in KINDS
+    ]
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -177,19 +157,5 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.channel_loading")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    about = made_by("python -m bench.channel_loading")
-    with tempfile.TemporaryDirectory() as folder:
-        document = {**about, "rows": measured(Path(folder), options.rounds)}
-    print(table(document))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run("python -m bench.channel_loading", measured, table)

@@ -12,15 +12,11 @@ share the machine's cores.
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import multiprocessing
 import os
 import re
-import statistics
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -32,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.report import made_by
+from bench.loading import rates, run
 from fastequi.data.config import DataConfig
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import open_source
@@ -42,7 +38,7 @@ from fastequi.kernels import native
 from fastequi.paths import SE2
 
 SHARDS, MEMBERS, SIDE, BATCH = 4, 128, 256, 64
-DRAINED, TIMED, ROUNDS = 6, 12, 7  # batches not timed and timed of a round
+DRAINED, TIMED = 6, 12  # batches not timed and timed of a round
 LATENCY = 0.02  # seconds
 PATTERN = f"{{000..{SHARDS - 1:03}}}.tar"
 PLACES = ("files", "http", "http, 20 ms", "http, cached")
@@ -136,18 +132,10 @@ def sources(folder: Path, url: str) -> dict[str, Source]:
     return dict(zip(PLACES, found, strict=True))
 
 
-def images_per_second(stream: Iterator[Any]) -> float:
-    """Once what was made ahead is used up."""
-    for _ in islice(stream, DRAINED):
-        pass
-    start = time.perf_counter()
-    for _ in islice(stream, TIMED):
-        pass
-    return BATCH * TIMED / (time.perf_counter() - start)
-
-
 def measured(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """A row for each place."""
+    native.load()  # compiled to the user's cache, as ever; listings go to one that is removed
+    os.environ["FASTEQUI_CACHE"] = f"{folder}/user"
     (folder / "shards").mkdir()
     write_shards(folder / "shards")
     cfg = DataConfig(batch_size=BATCH, samples_per_decode=1, repeat=1000)
@@ -157,19 +145,10 @@ def measured(folder: Path, rounds: int) -> list[dict[str, Any]]:
             name: stack.enter_context(make_loader(source, cfg, SE2(), seed=0))
             for name, source in sources(folder, url).items()
         }
-        each: dict[str, list[float]] = {name: [] for name in streams}
-        images_per_second(streams["http, cached"])  # until the cache has all shards
-        for _ in range(rounds):
-            for name, stream in streams.items():
-                each[name].append(images_per_second(stream))
-    return [
-        {
-            "place": name,
-            "images/s": round(statistics.median(values), 1),
-            "each": [round(value, 1) for value in values],
-        }
-        for name, values in each.items()
-    ]
+        for _ in islice(streams["http, cached"], TIMED):  # until the cache has all shards
+            pass
+        found = rates(streams, rounds, BATCH, DRAINED, TIMED)
+    return [{"place": name, **row} for name, row in found.items()]
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -182,21 +161,5 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.remote_loading")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    about = made_by("python -m bench.remote_loading")
-    native.load()  # compiled to the user's cache, as ever; listings go to one that is removed
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["FASTEQUI_CACHE"] = f"{folder}/user"
-        document = {**about, "rows": measured(Path(folder), options.rounds)}
-    print(table(document))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run("python -m bench.remote_loading", measured, table)

@@ -280,19 +280,19 @@ def _compute(
     """
     views, batch, height, width, channels = student.shape
     height_t, width_t = teacher.shape[2:4]
-    out = torch.empty(student.shape if grad else (0,), dtype=student.dtype, device=student.device)
+    shape = student.shape if grad else (0,)
     student, teacher = _rows(student), _rows(teacher)
     count, places = len(pairs) // 2, bins * bins
     if count * batch * places == 0:
-        return student.new_zeros((), dtype=torch.float32), out.zero_()
+        return student.new_zeros((), dtype=torch.float32), student.new_zeros(shape)
     boxes = [native.floats(x) for x in (student_boxes, teacher_boxes)]
     turns, weight = turns.int().resolve_neg().contiguous(), -1.0 / divisor
     if use_native(student):
         sizes = (height, width), (height_t, width_t)
-        cosine = student.new_empty(count, batch, places, dtype=torch.float32)
-        given = student, teacher, sizes, boxes, turns, pairs, bins, scale, weight
-        native_crop_align.crop_align(*given, cosine, out if grad else None)
-        return cosine.sum() * weight, out
+        like = student, teacher, sizes, boxes, turns, pairs, bins, scale, weight, grad
+        cosine, found = native_crop_align.prepared(*like)(student, teacher, *boxes, turns)
+        return cosine.sum() * weight, student.new_empty(0) if found is None else found
+    out = torch.empty(shape, dtype=student.dtype, device=student.device)
     config = launch_config(student.dtype, bins, max(width, width_t))
     pooled = student.new_empty((count, batch, places, channels) if grad else (0,))
     most = max(-(-cells // bins) for cells in (height, width, height_t, width_t))
@@ -333,25 +333,17 @@ def prepared(student: Tensor, teacher: Tensor, where: Regions, pooling: Pooling)
     if copied or not student.numel():
         return None
     grad = torch.is_grad_enabled() and student.requires_grad
-    count, batch, shape, dtype = len(pairs) // 2, student.shape[1], student.shape, student.dtype
-    cells, weight = (count, batch, bins**2), -1.0 / (count * batch * bins**2)
+    sizes = tuple(student.shape[2:4]), tuple(teacher.shape[2:4])
+    weight = -1.0 / (where.turns.numel() * bins**2)
 
     def turned(turns: Tensor) -> Tensor:
         return turns.to(torch.int32).contiguous()
 
-    def empty() -> tuple[Tensor, Tensor | None]:
-        cosine = torch.empty(cells, dtype=torch.float32, device="cpu")
-        return cosine, torch.empty(shape, dtype=dtype, device="cpu") if grad else None
-
-    sizes = tuple(student.shape[2:4]), tuple(teacher.shape[2:4])
-    like = *rows, sizes, given[2:], turned(where.turns), pairs, bins, scale, weight, *empty()
+    like = *rows, sizes, given[2:], turned(where.turns), pairs, bins, scale, weight, grad
     kernel = native_crop_align.prepared(*like)  # type: ignore[arg-type]
 
-    def run(
-        student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        cosine, out = empty()
-        kernel(student, teacher, own, other, turned(turns), cosine, out)
+    def run(*given: Tensor) -> tuple[Tensor, Tensor | None]:
+        cosine, out = kernel(*given[:4], turned(given[4]))
         return cosine.sum() * weight, out
 
     return crop_align_op.again(run) if grad else lambda *given: run(*given)[0]

@@ -37,34 +37,6 @@ def reads(student: Tensor, teacher: Tensor) -> bool:
     return student.dtype in (torch.float32, torch.bfloat16) and teacher.dtype == student.dtype
 
 
-def crop_align(
-    student: Tensor,
-    teacher: Tensor,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    boxes: Sequence[Tensor],
-    turns: Tensor,
-    pairs: Sequence[int],
-    bins: int,
-    scale: float,
-    weight: float,
-    cosine: Tensor,
-    grad: Tensor | None,
-) -> None:
-    """Fills cosine [P, B, bins²] and, if there is one, the gradient by the student, dense.
-
-    Args:
-        student, teacher: [V, B, h·w, C], channels together.
-        sizes: (h, w) of the student's maps and of the teacher's.
-        boxes: the student's and the teacher's, float32 [P, B, 4], dense.
-        turns: [P, B] int32, dense.
-        pairs: view of the student, view of the teacher, and so on.
-        bins, scale: along each side of a box; cells of the maps per unit of the boxes.
-        weight: of every cosine in the loss.
-    """
-    op = _struct(student, teacher, sizes, boxes, turns, pairs, bins, scale, weight, cosine, grad)
-    native.call("crop_align", op)
-
-
 def prepared(
     student: Tensor,
     teacher: Tensor,
@@ -75,44 +47,47 @@ def prepared(
     bins: int,
     scale: float,
     weight: float,
-    cosine: Tensor,
-    grad: Tensor | None,
-) -> Callable[..., None]:
-    """(student, teacher, their boxes, turns, cosine, grad) as of :func:`crop_align`, for tensors
-    like these."""
-    op = _struct(student, teacher, sizes, boxes, turns, pairs, bins, scale, weight, cosine, grad)
-    op.kept = constants(tuple(pairs), student.device, torch.int32)  # type: ignore[attr-defined]
-    names = "student.data", "teacher.data", "student.boxes", "teacher.boxes", "turns"
-    return native.Filled("crop_align", op, *names, "cosine", "grad")
+    grad: bool,
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """(student, teacher, their boxes, turns) to (the cosines [P, B, bins²], the gradient by the
+    student, dense, or None), for tensors like these.
 
-
-def _struct(
-    student: Tensor,
-    teacher: Tensor,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    boxes: Sequence[Tensor],
-    turns: Tensor,
-    pairs: Sequence[int],
-    bins: int,
-    scale: float,
-    weight: float,
-    cosine: Tensor,
-    grad: Tensor | None,
-) -> CropAlignStruct:
+    Args:
+        student, teacher: [V, B, h·w, C], channels together.
+        sizes: (h, w) of the student's maps and of the teacher's.
+        boxes: the student's and the teacher's, float32 [P, B, 4], dense.
+        turns: [P, B] int32, dense.
+        pairs: view of the student, view of the teacher, and so on.
+        bins, scale: along each side of a box; cells of the maps per unit of the boxes.
+        weight: of every cosine in the loss.
+        grad: whether the gradient is made.
+    """
+    count, (views, batch, _, channels), dtype = len(pairs) // 2, student.shape, student.dtype
     places = constants(tuple(pairs), student.device, torch.int32)
-    return CropAlignStruct(
+    op = CropAlignStruct(
         _maps(student, sizes[0], boxes[0]),
         _maps(teacher, sizes[1], boxes[1]),
-        *(native.pointer(tensor) for tensor in (turns, places, cosine, grad)),
-        len(pairs) // 2,
-        *student.shape[:2],
-        student.shape[3],
-        bins,
+        *(native.pointer(tensor) for tensor in (turns, places, None, None)),
+        *(count, views, batch, channels, bins),
         scale,
         weight,
-        native.DTYPES[student.dtype],
+        native.DTYPES[dtype],
         native.threads(student.numel()),
     )
+    op.kept = places  # type: ignore[attr-defined]
+    names = "student.data", "teacher.data", "student.boxes", "teacher.boxes", "turns"
+    run = native.Filled("crop_align", op, *names, "cosine", "grad")
+    shape = (views, batch, *sizes[0], channels)
+
+    def call(
+        student: Tensor, teacher: Tensor, own: Tensor, other: Tensor, turns: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        cosine = torch.empty((count, batch, bins**2), dtype=torch.float32, device="cpu")
+        out = torch.empty(shape, dtype=dtype, device="cpu") if grad else None
+        run(student, teacher, own, other, turns, cosine, out)
+        return cosine, out
+
+    return call
 
 
 def _maps(maps: Tensor, size: tuple[int, int], boxes: Tensor) -> MapsStruct:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.cases.geometry import in_pixels
-from bench.opbench import Call, Inputs, Make, Unavailable
+from bench.opbench import Call, Inputs, Make, Provider, Unavailable
 
 
 def cv2_warp(depth: type[np.generic]) -> Make:
@@ -53,3 +53,9 @@ def cv2_warp(depth: type[np.generic]) -> Make:
         return call
 
     return make
+
+
+ALONE = {
+    "cv2.warpAffine alone": Provider(cv2_warp(np.float32), partial=True),
+    "cv2.warpAffine alone, 8 bits": Provider(cv2_warp(np.uint8), partial=True),
+}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.cases.cv2_warp import cv2_warp
+from bench.cases import cv2_warp
 from bench.cases.geometry import DTYPES, MEAN, STD, images, in_pixels, itemsize, theta
 from bench.opbench import Call, Inputs, OpBench, Provider, Unavailable
 from bench.providers import Signature
@@ -123,8 +122,7 @@ CASES = (
         "warp_cpu",
         "cpu",
         {
-            "cv2.warpAffine alone": Provider(cv2_warp(np.float32), partial=True),
-            "cv2.warpAffine alone, 8 bits": Provider(cv2_warp(np.uint8), partial=True),
+            **cv2_warp.ALONE,
             "ours": Provider(_VIEWS.ours(_ours, "native")),
         },
         {"B": 16, "K": 2, "size": 224, "dtype": "float32"},

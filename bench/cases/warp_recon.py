@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.cases.cv2_warp import cv2_warp
+from bench.cases import cv2_warp
 from bench.cases.geometry import (
     DTYPES,
     FAMILIES,
@@ -239,8 +238,7 @@ CASES = (
         "warp_recon_cpu",
         "cpu",
         {
-            "cv2.warpAffine alone": Provider(cv2_warp(np.float32), partial=True),
-            "cv2.warpAffine alone, 8 bits": Provider(cv2_warp(np.uint8), partial=True),
+            **cv2_warp.ALONE,
             "ours, PyTorch path": Provider(_PRED.ours(_ours, "torch")),
             "ours": Provider(_PRED.ours(_ours, "native")),
         },
