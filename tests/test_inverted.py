@@ -51,10 +51,11 @@ def test_a_scan_counts_them(extension, tmp_path, capsys):
 @pytest.mark.parametrize("extension", WRITTEN)
 def test_a_run_with_a_range_in_numbers_warns_once(extension, scanned, tmp_path, caplog, capsys):
     ends = WRITTEN[extension][2]
+    folder = written(tmp_path, extension)
     if scanned:
-        commands.data(["scan", str(written(tmp_path, extension))])
+        commands.data(["scan", str(folder)])
     cfg = DataConfig(channels="all", value_range=ends, mean=(0.5,), std=(0.2,))
-    source = open_source(written(tmp_path, extension), wanted=wanted(cfg))
+    source = open_source(folder, wanted=wanted(cfg))
     with caplog.at_level(logging.WARNING):
         found = settled(cfg, source)
         settled(found, source)  # as resumed

@@ -88,7 +88,7 @@ def dicom(array, **tags):
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["fastequi"])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     made = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     made.Rows, made.Columns = array.shape[:2]
