@@ -153,41 +153,46 @@ CALLED void pack_group(
   }
 }
 
-/* n values of one channel as gain * x + bias, from column x of row `row` of the packed image. */
-INLINE void packed_row(
-    float *out, const Image *image, int64_t start, int64_t row, int64_t x, int64_t n, float gain,
-    float bias) {
+/* n values of one channel from column x of row `row` of the packed image; 0 above and below. */
+INLINE void padded_row(float *out, const Image *image, int64_t start, int64_t row, int64_t x, int64_t n) {
   int64_t y = row - RING;
-  if (y < 0 || y >= image->height) {
-    for (int64_t i = 0; i < n; i++) out[i] = bias;
-    return;
-  }
-  read_row(out, image, start + y * image->stride[2] + x * image->stride[3], image->stride[3], n);
-  for (int64_t i = 0; i < n; i++) out[i] = gain * out[i] + bias;
+  if (y < 0 || y >= image->height) memset(out, 0, n * sizeof(float));
+  else read_row(out, image, start + y * image->stride[2] + x * image->stride[3], image->stride[3], n);
 }
 
-/* The same of an image of one channel: pixels and how much those below them are more, but for the last
- * row, which is below alone. */
+/* Rows of the packed image of one channel: pixels, gain * x + bias, and how much those below them are
+ * more, but for the last row, which is below alone. */
 CALLED void pack_one(
     const Image *image, const Grid *grid, int64_t b, int64_t first, int64_t last, float *texels) {
   enum { PART = 256 };
   int64_t pitch = 2 * pitch_of(image), width = image->width, start = b * image->stride[0];
-  float AT_LINE part[2][PART];
+  float AT_LINE pixels[PART], AT_LINE below[PART];
   v4 gain, bias;
   packing(image, grid, 0, &gain, &bias);
+  const float by = gain[0], more = bias[0];
   if (last == image->height + 2 * RING) last--;
   for (int64_t row = first; row < last; row++) {
     float *left = texels + row * pitch, *right = left + pitch - 2 * RING;
-    for (int64_t x = 0; x < 2 * RING; x++) left[x] = right[x] = x % 2 ? 0.0f : bias[0];
+    for (int64_t x = 0; x < 2 * RING; x++) left[x] = right[x] = x % 2 ? 0.0f : more;
   }
   for (int64_t x = 0; x < width; x += PART) { /* down the image: each value is read once */
     int64_t n = width - x < PART ? width - x : PART;
-    packed_row(part[first % 2], image, start, first, x, n, gain[0], bias[0]);
+    padded_row(pixels, image, start, first, x, n);
+    for (int64_t i = 0; i < n; i++) pixels[i] = by * pixels[i] + more;
     for (int64_t row = first; row < last; row++) {
-      const float *own = part[row % 2], *below = part[(row + 1) % 2];
       float *to = texels + row * pitch + 2 * (RING + x);
-      packed_row(part[(row + 1) % 2], image, start, row + 1, x, n, gain[0], bias[0]);
-      for (int64_t i = 0; i < n; i++) to[2 * i] = own[i], to[2 * i + 1] = below[i] - own[i];
+      int64_t i = 0;
+      padded_row(below, image, start, row + 1, x, n);
+      for (; i + LANES <= n; i += LANES) {
+        vf own = AT(vf, pixels + i), next = by * AT(vf, below + i) + more;
+        AT(vf, pixels + i) = next;
+        put_pairs(to + 2 * i, own, next - own);
+      }
+      for (; i < n; i++) {
+        float own = pixels[i], next = by * below[i] + more;
+        to[2 * i] = own, to[2 * i + 1] = next - own;
+        pixels[i] = next;
+      }
     }
   }
 }

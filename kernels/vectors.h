@@ -262,6 +262,22 @@ INLINE void transpose(vf *m) {
 #endif
 }
 
+/* Two vectors to memory at `to`, a value of each in turn. */
+INLINE void put_pairs(float *to, vf a, vf b) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  _mm512_storeu_ps(to, _mm512_permutex2var_ps((__m512)a, low, (__m512)b));
+  _mm512_storeu_ps(to + LANES, _mm512_permutex2var_ps((__m512)a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), (__m512)b));
+#elif defined(__AVX2__)
+  __m256 low = _mm256_unpacklo_ps((__m256)a, (__m256)b), high = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+  _mm256_storeu_ps(to, _mm256_permute2f128_ps(low, high, 0x20));
+  _mm256_storeu_ps(to + LANES, _mm256_permute2f128_ps(low, high, 0x31));
+#else
+  AT(v4, to) = SHUFFLE4(i4, a, b, 0, 4, 1, 5);
+  AT(v4, to + LANES) = SHUFFLE4(i4, a, b, 2, 6, 3, 7);
+#endif
+}
+
 /* Of the places from + 2 at[i]. */
 #if defined(__AVX2__)
 /* Two places are read at once: loads are what binds. */
