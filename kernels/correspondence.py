@@ -18,14 +18,14 @@ every run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_correspondence, native_similarities
-from fastequi.kernels.autograd import FusedLoss
+from fastequi.kernels import native_correspondence
+from fastequi.kernels.autograd import FusedLoss, needs_operator, scaled
 from fastequi.kernels.backend import (
     INTERPRETED,
     say_type,
@@ -37,8 +37,11 @@ from fastequi.kernels.backend import (
 )
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.prepared import Again
 from fastequi.kernels.unit_rows import EPS, unit_rows, unit_rows_grad, unit_rows_op
 from fastequi.kernels.unit_rows import fused as fused_rows
+
+Steps = Callable[[Tensor, Tensor], Tensor]
 
 _RANKED = 64  # maxima that a program compares with the others of their pair
 CHUNK = 1 << 20  # similarities at a time where there is no kernel: 4 MB of float32
@@ -215,6 +218,16 @@ def _fused(s: Tensor) -> bool:
     return use_triton(s) and s.dtype != torch.float64 and s.numel() > 0
 
 
+def in_c(student: Tensor, teacher: Tensor) -> bool:
+    """Whether the C kernels take such features [S, B, M, C] and [T, B, N, C]; says if not."""
+    if not use_native(student) or student.numel() == 0:
+        return False
+    if not native_correspondence.reads(student, teacher):
+        say_type("correspondence_loss", student.dtype, teacher.dtype)
+        return False
+    return True
+
+
 def _dense(x: Tensor) -> Tensor:
     x = x.resolve_neg()
     return x if x.stride(3) == 1 else x.contiguous()
@@ -248,16 +261,9 @@ def _matches(student: Tensor, teacher: Tensor, pairs: Sequence[int]) -> tuple[Te
                     FLIP=flip, **config,
                 )  # fmt: skip
         return *forth, *back
-    in_c = use_native(student) and native_similarities.reads(student)
     for p, part in _parts(count, batch, m, n):
         of_s, of_t = pairs[2 * p], pairs[2 * p + 1]
         similarity = student[of_s, part].to(wide) @ teacher[of_t, part].to(wide).mT
-        if in_c:
-            (high, at), (high_back, at_back) = forth, back
-            of_rows = high[p, part], at[p, part]
-            of_columns = high_back[p, part], at_back[p, part]
-            native_similarities.best(similarity, of_rows, of_columns)
-            continue
         for axis, (high, at) in ((2, forth), (1, back)):
             found, place = similarity.max(axis)
             high[p, part], at[p, part] = found, place.int()
@@ -303,6 +309,10 @@ def _compute(
 ) -> tuple[Tensor, Tensor]:
     """(the loss, its gradient by student or empty)."""
     student, teacher = _dense(student), _dense(teacher)
+    if in_c(student, teacher):
+        run = native_correspondence.prepared(student, teacher, pairs, top, grad, None, CHUNK)
+        loss, found = run(student, teacher)
+        return loss, student.new_empty(0) if found is None else found
     views, batch, m, channels = student.shape
     count, n = len(pairs) // 2, teacher.shape[2]
     forth, forth_at, back, back_at = _matches(student, teacher, pairs)
@@ -322,11 +332,6 @@ def _compute(
                 teacher.stride(0), teacher.stride(1), teacher.stride(2), **config,
             )  # fmt: skip
         return loss, out
-    if use_native(student) and native_correspondence.reads(student, teacher):
-        matches = (forth_at, of_forth), (back_at, of_back)
-        return loss, native_correspondence.matched(student, teacher, pairs, *matches)
-    if use_native(student):
-        say_type("correspondence_loss", student.dtype, teacher.dtype)
     total = torch.zeros(student.shape, dtype=forth.dtype, device=student.device)
     for p, part in _parts(count, batch, m, n):
         forth_to, back_to = forth_at[p, part, :, None].long(), back_at[p, part, :, None].long()
@@ -388,8 +393,61 @@ class _OfFeatures(torch.autograd.Function):
         return unit_rows_grad(student, by_unit, grads[0]), None, None, None
 
 
+class _InC(torch.autograd.Function):
+    """The same in C, which makes the gradient by the features themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, run: Any, steps: Steps) -> Tensor:
+        loss, grad = run(student, teacher)
+        ctx.save_for_backward(student, teacher, grad.view(student.shape))
+        ctx.steps, ctx.owned = steps, True
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        student, teacher, grad = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: by steps that can be differentiated again
+            loss = ctx.steps(student, teacher)
+            (found,) = torch.autograd.grad(loss, student, grads[0], create_graph=True)
+        else:
+            found = scaled(ctx, grad, grads[0])
+        return found, None, None, None
+
+
+def prepared(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Again | None:
+    """What :func:`features_loss` does for features like these, in C; or None.
+
+    It takes features of one view each without the axis of views too.
+    """
+    if needs_operator(student, teacher) or transformed() or not use_native(student):
+        return None
+    ours, theirs = _by_view(student.detach()), _by_view(teacher.detach())
+    copied = ours.data_ptr() != student.data_ptr() or theirs.data_ptr() != teacher.data_ptr()
+    if copied or not native_correspondence.reads(ours, theirs):
+        return None
+    grad = torch.is_grad_enabled() and student.requires_grad
+    run = native_correspondence.prepared(ours, theirs, pairs, top, grad, EPS, CHUNK)
+    if not grad:
+        return lambda student, teacher: run(student, teacher)[0]
+    # PyTorch's own without a look for torch.func's transforms: a signature has none
+    apply = super(torch.autograd.Function, _InC).apply
+    shapes, chosen = (student.shape, teacher.shape), list(pairs)
+
+    def steps(student: Tensor, teacher: Tensor) -> Tensor:
+        return _by_steps(student.view(shapes[0]), teacher.view(shapes[1]), chosen, top)
+
+    return lambda student, teacher: apply(student, teacher, run, steps)
+
+
 def features_loss(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Tensor:
     """Of rows of any length [S, ..., M, C] and [T, ..., N, C], else as there; without autocast."""
+    if (run := prepared(student, teacher.detach(), pairs, top)) is not None:
+        return run(student, teacher.detach())
+    return _by_steps(student, teacher, pairs, top)
+
+
+def _by_steps(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Tensor:
+    """Unit rows first, then the loss of these."""
     # float16's rounding would decide between matches; bfloat16's is accepted
     dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
     pairs, wanted = list(pairs), _by_view(unit_rows(teacher.detach(), dtype))

@@ -36,7 +36,7 @@ def prepared(
     z: Tensor, eps: float, grad: bool
 ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]] | None:
     """z to (the loss, its gradient or None), for few rows like these; None for many."""
-    if not few(*z.shape) or z.stride(1) != 1 or z.is_neg():
+    if not few(len(z), *z.shape) or z.stride(1) != 1 or z.is_neg():
         return None
     shape, dtype = z.shape, z.dtype
     sizes = z.stride(0), *shape, eps, eps, native.DTYPES[dtype], native.threads(len(z) ** 2)

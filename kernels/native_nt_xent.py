@@ -50,7 +50,7 @@ def prepared(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None, Tensor | None]] | None:
     """(z1, z2) to (the loss, its gradients or None), for few rows like these; None for many."""
     half, width = z1.shape
-    if not few(2 * half, width) or any(z.stride(1) != 1 or z.is_neg() for z in (z1, z2)):
+    if not few(2 * half, 2 * half, width) or any(z.stride(1) != 1 or z.is_neg() for z in (z1, z2)):
         return None
     op = SmallStruct(
         *[None] * 5,

@@ -7,7 +7,8 @@ both its rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from ctypes import Structure, c_int32, c_int64, c_void_p
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class BestStruct(Structure):
         *((name, c_void_p) for name in ("row_high", "column_high", "row_at", "column_at")),
         *((name, c_int64) for name in ("matrices", "rows", "columns")),
         *((name, c_int64) for name in ("first_row", "first_column", "mirrored")),
+        *((name, c_int64) for name in ("place", "side", "apart")),
         ("threads", c_int32),
     )
 
@@ -48,9 +50,13 @@ class Panel(NamedTuple):
     mirrored: int
 
 
-def few(rows: int, width: int) -> bool:
-    """Whether one call of C, which multiplies by itself, takes less time than several."""
-    return rows * rows * width <= _FEW
+def few(*sizes: int) -> bool:
+    """Whether one call of C, which multiplies by itself, takes less time than several.
+
+    Args:
+        sizes: whose product is that of multiplications: matrices, rows, columns, width.
+    """
+    return math.prod(sizes) <= _FEW
 
 
 def reads(z: Tensor) -> bool:
@@ -100,16 +106,20 @@ def nearest(z: Tensor, every: Tensor, ids: Tensor) -> Tensor:
     return at
 
 
-def best(s: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> None:
-    """Of similarities s [matrices, M, N]: every row's and column's highest, and where it is.
+def prepared_best(
+    shape: tuple[int, int, int], place: int, side: int, apart: int
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]:
+    """(s, row_high, column_high, row_at, column_at) to every row's and column's highest, and where.
 
     Args:
-        rows, columns: dense float32 and int32 [matrices, M] and [matrices, N], filled.
+        shape: [matrices, M, N] of similarities s.
+        place: of the first matrix among those that row_high [places, M] and the others have.
+        side: matrices whose places lie side by side.
+        apart: places from the first of these to the first of the next.
     """
-    for high, at in (rows, columns):
-        high.fill_(-torch.inf)
-        at.zero_()
-    _best(s, rows, columns, None, (0, 0), 0)
+    threads = native.threads(math.prod(shape))
+    op = BestStruct(*[None] * 6, *shape, 0, 0, 0, place, side, apart, threads)
+    return native.Filled("best", op, "s", "row_high", "column_high", "row_at", "column_at")
 
 
 def _best(
@@ -130,6 +140,7 @@ def _best(
         *s.shape,
         *first,
         mirrored,
+        *(0, 1, 1),
         native.threads(s.numel()),
     )
     native.call("best", op)

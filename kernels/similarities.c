@@ -13,13 +13,19 @@ enum { SPAN = 512 }; /* columns at a time */
 typedef struct {
   float *s;                           /* [matrices, rows, columns]; what is left out becomes -infinity */
   const int64_t *own;                 /* [rows] numbers of the columns that are left out, or NULL */
-  float *row_high, *column_high;      /* [matrices, rows], [matrices, columns]: replaced by what is above */
+  float *row_high, *column_high;      /* [places, rows], [places, columns]: replaced by what is above */
   int32_t *row_at, *column_at;        /* numbers of the column and row where that is, the first of equals */
   int64_t matrices, rows, columns;
   int64_t first_row, first_column;    /* their numbers */
   int64_t mirrored;                   /* the first column whose best row is wanted */
+  int64_t place, side, apart;         /* of the first matrix; matrices whose places lie side by side; from the
+                                         first of these to the first of the next */
   int32_t threads;
 } Best;
+
+INLINE int64_t place_of(const Best *op, int64_t matrix) {
+  return op->place + matrix / op->side * op->apart + matrix % op->side;
+}
 
 /* The best of rows start .. start + n to their places, of columns to `high` and `at`. */
 CALLED void best_of_group(const Best *op, int64_t matrix, int64_t start, int64_t n, float *high, int32_t *at) {
@@ -63,7 +69,7 @@ CALLED void best_of_group(const Best *op, int64_t matrix, int64_t start, int64_t
       int more = !(value <= most) && most == most;
       if (more || (equal && where[r][j] < place)) most = value, place = where[r][j];
     }
-    int64_t row = matrix * op->rows + start + r;
+    int64_t row = place_of(op, matrix) * op->rows + start + r;
     float known = op->row_high[row];
     if (!(most <= known) && known == known) op->row_high[row] = most, op->row_at[row] = place;
   }
@@ -85,14 +91,15 @@ int EXPORT(best)(const Best *op) {
 #pragma omp parallel for num_threads(op->threads) schedule(static) collapse(2)
     for (int64_t m = 0; m < op->matrices; m++)
       for (int64_t c = op->mirrored; c < op->columns; c++) {
-        float most = op->column_high[m * op->columns + c];
-        int32_t place = op->column_at[m * op->columns + c];
+        const int64_t column = place_of(op, m) * op->columns + c;
+        float most = op->column_high[column];
+        int32_t place = op->column_at[column];
         for (int64_t g = m * groups; g < (m + 1) * groups; g++) {
           float value = high[g * op->columns + c];
           if (!(value <= most) && most == most) most = value, place = at[g * op->columns + c];
         }
-        op->column_high[m * op->columns + c] = most;
-        op->column_at[m * op->columns + c] = place;
+        op->column_high[column] = most;
+        op->column_at[column] = place;
       }
   }
   int failed = high && at ? 0 : -1;

@@ -10,6 +10,7 @@ import torch
 
 from fastequi.functional import (
     blur_recon_loss,
+    correspondence_loss,
     crop_align_loss,
     dino_loss,
     gaussian_blur,
@@ -42,7 +43,7 @@ CALLS = (
         module(name)._CALLS
         for name in (
             *("warp_recon", "warp", "nt_xent", "gaussian_blur", "blur_recon", "gram", "vicreg"),
-            *("crop_align", "rot90_batch"),
+            *("crop_align", "correspondence", "rot90_batch"),
         )
     ),
 )
@@ -114,6 +115,13 @@ def cropped(dtype=torch.float32):
     return (lambda x: crop_align_loss(x, maps[2:], *boxes, turns, **options)), maps[:2]
 
 
+def matched(dtype=torch.float32, patches=6):
+    generator = torch.Generator().manual_seed(4)
+    views = torch.randn(4, 3, patches, 16, generator=generator).to(dtype)
+    options = {"top": patches // 2, "pairs": [(0, 1), (1, 0), (1, 1)]}
+    return (lambda x: correspondence_loss(x, views[2:], **options)), views[:2]
+
+
 LOGITS = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
 HIGH = LOGITS.mT.contiguous()  # more rows than columns
 OPS = {
@@ -141,6 +149,13 @@ OPS = {
     "vicreg, many rows": lambda: (lambda x: vicreg_loss(HIGH[1], x), HIGH[0]),
     "crop_align": cropped,
     "crop_align, bfloat16": lambda: cropped(torch.bfloat16),
+    "correspondence": matched,
+    "correspondence, bfloat16": lambda: matched(torch.bfloat16),
+    "correspondence, many patches": lambda: matched(patches=150),
+    "correspondence, without pairs": lambda: (
+        lambda x: correspondence_loss(x, LOGITS[1:], top=3),
+        LOGITS[:2] * 0.7,
+    ),
     "rot90_batch": turned,
     "gram": lambda: (lambda x: gram_loss(x, LOGITS, clamp="teacher"), LOGITS.flip(0) * 0.7),
     "gram, none": lambda: (

@@ -5,9 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastequi.functional import arguments, checks
-from fastequi.functional.view_pairs import Pairs, flat, view_pairs
+from fastequi.functional.view_pairs import Pairs, as_option, flat, view_pairs
 from fastequi.kernels import correspondence as _correspondence
 from fastequi.kernels.precision import autocast_off
+from fastequi.kernels.prepared import Calls
+
+_CALLS = Calls()
 
 
 def correspondence_loss(
@@ -39,6 +42,9 @@ def correspondence_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    key, again = _CALLS.find((student, teacher), (top, as_option(pairs)))
+    if again is not None:
+        return again(student, teacher)
     for name, x in (("student", student), ("teacher", teacher)):
         checks.check_floating(name, x)
         if x.ndim < 2 + (pairs is not None) or 0 in x.shape[-2:]:
@@ -56,5 +62,8 @@ def correspondence_loss(
     top = arguments.integer("top", top, most=min(student.shape[-2], teacher.shape[-2]))
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
     checks.same_device(student=student, teacher=teacher)
+    given = student, teacher, flat(chosen), top
+    if key is not None and (run := _correspondence.prepared(*given)) is not None:
+        return _CALLS.keep(key, run)(student, teacher)
     with autocast_off(student.device):
         return _correspondence.features_loss(student, teacher, flat(chosen), top)
