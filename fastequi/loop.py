@@ -99,6 +99,8 @@ class Loop:
                     "%s, goes on)",
                     *(step, larger),
                 )
+            if not last and self.processes.first:
+                logger.info("%s", self._length(total))
             if state["data"] is None and not last:
                 self._probe_first(clock, meter, guard)
             while not last:
@@ -196,6 +198,19 @@ class Loop:
             return figures, False
         (found,) = self.processes.all_reduce_max([score(figures, self.config)])
         return figures, self.watch.see(step, found)
+
+    def _length(self, total: int) -> str:
+        """How long the run is, in words."""
+        train, data, batches = self.config.train, self.config.data, len(self.loader)
+        times = data.repeat * data.samples_per_decode
+        epoch = f"{batches:,} batches"
+        if times > 1:
+            epoch += f", each image {times} times (data.repeat x data.samples_per_decode)"
+        if train.minutes:
+            return f"{train.minutes:g} minutes; an epoch is {epoch}"
+        steps = f"{total:,} steps" + f" of {train.accumulate} batches" * (train.accumulate > 1)
+        epochs = f"{train.epochs:,} epoch" + "s" * (train.epochs != 1)
+        return f"{steps}: {epochs} of {epoch}"
 
     def _probe_first(self, clock: Clock, meter: Meter, guard: Guard) -> None:
         """The probes before the first step; what a watched run is compared with is saved."""

@@ -409,7 +409,7 @@ def test_an_image_beside_a_mask_is_read_as_its_encoder_takes_it(tmp_path):
             r"\(5 channels of uint8, expected uint16 as the run's, as data.value",
         ),
         (of_files, "six.tif", r"\(6 channels of uint16, expected 5 channels as the run's\)"),
-        (read, "four.tif", r"\(4 channels of uint16, none of them number 4\)"),
+        (read, "four.tif", r"\(4 channels of uint16, no channel 4\)"),
         (read, "cut.tif", r"cut.tif: expected an image \("),
         (read, "none.tif", "none.tif: expected an image, there is no such file"),
         (Reading(), "six.tif", r"takes \(6 channels of uint16, of which no RGB is made; --data.ch"),

@@ -79,7 +79,7 @@ def test_images_of_before_keep_their_numbers_after_another_scan(folder, tmp_path
     assert again.names == names
     np.testing.assert_array_equal(again.sizes, sizes)
     assert again.paths == tuple(f"{folder}/{name}" for name in names)
-    assert f"1 ({names[4]}) is gone and will be replaced" in caplog.text
+    assert f"that are gone, and will be replaced: {names[4]}" in caplog.text
     assert "1 images were added after the run began and are not used" in caplog.text
     for i in (5, 6):
         (folder / names[i]).unlink()

@@ -214,6 +214,39 @@ def test_an_rgb_run_says_what_it_loses(tmp_path, caplog):
     assert "of 3 channels (RGB)" not in caplog.text
 
 
+@pytest.mark.parametrize(("least", "most", "said"), [(375, 620, "become 2 of 256 greys"),
+                                                     (0, 60000, "")])  # fmt: skip
+def test_an_rgb_run_says_how_little_is_left_of_scanned_values(
+    least, most, said, tmp_path, caplog, capsys
+):
+    random = np.random.default_rng(0)
+    arrays = {f"{i}.png": random.integers(least, most, (24, 20, 1), np.uint16) for i in range(3)}
+    folder = science.write(tmp_path / "set", {k: science.png(v) for k, v in arrays.items()})
+    commands.data(["scan", str(folder)])
+    with caplog.at_level(logging.WARNING):
+        open_source(folder)
+    assert "3 images of 1 channel of uint16 are made 8-bit RGB; --data.channels" in caplog.text
+    low, high = (np.percentile([*arrays.values()], p) for p in (0.1, 99.9))
+    ends = f"; little is left of them: their values, {low:.0f} to {high:.0f}, "
+    assert (ends in caplog.text) == bool(said)
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_arrays_of_planes_are_doubted_where_they_are_opened(scanned, tmp_path, caplog, capsys):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(3):
+        np.save(folder / f"{i}.npy", np.zeros((5, 24, 20), np.uint16) + i)
+    if scanned:
+        commands.data(["scan", str(folder)])
+    with caplog.at_level(logging.WARNING):
+        open_source(folder, wanted=Wanted("all"))
+    said = "more channels (20) than the 5 pixels of a side: is it [C, H, W]? [H, W, C] is read"
+    assert said in caplog.text
+    assert (said in capsys.readouterr().out) == scanned
+
+
 def test_arrays_are_images_only_where_there_are_no_others(tmp_path, caplog):
     """Beside photographs they are labels or features."""
     alone = science.write(tmp_path / "a", {"1.npy": CASES["nine.npy"][0]})

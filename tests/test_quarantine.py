@@ -158,7 +158,7 @@ def test_a_run_that_lost_files_goes_on_as_if_it_had_not_stopped(tmp_path, caplog
     with caplog.at_level(logging.INFO):
         again = kept.as_begun(file, now, 0.1)
     assert again == source
-    assert "1 (03.png) is gone and will be replaced" in caplog.text
+    assert "that are gone, and will be replaced: 03.png" in caplog.text
     assert "1 images were added after the run began" in caplog.text
     with make_loader(again, QUARANTINE, SE2(), seed=0, state=state, steps=8) as loader:
         assert_same(list(loader), expected)

@@ -365,12 +365,14 @@ def test_the_command_makes_its_pictures_from_the_checkpoint(tmp_path, capsys):
     assert "img" not in Checked(out.read_text()).tags
 
 
-def test_a_run_without_checkpoints_shows_what_its_demo_left(tmp_path):
+def test_a_run_without_checkpoints_shows_what_its_demo_left(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     Image.new("RGB", (300, 100), "red").save(run / "reconstructions.png")
     found = Checked(report([run], tmp_path / "report.html").read_text())
     assert found.tags.count("img") == 1
-    assert "run: no pictures of its features (run has no checkpoint yet)" in found.text
+    said = "run: no pictures of its features (run has no checkpoint yet)"
+    assert said in found.text
+    assert said in capsys.readouterr().out
 
 
 def luminance(color):

@@ -78,6 +78,14 @@ def expect_known(kind: type, words: list[str], other: tuple[type, str] | None = 
             values = [value] if equals else _values(words[i + 1 :])
             if known[name] is bool and values and not (equals or _has_words(kind)):
                 raise ValueError(f"{flag}: expected no value, got {' '.join(values)}")
+            if known[name] is str and len(values) > 1 and not _has_words(kind):
+                said = " ".join(values)
+                hint = (
+                    f": {','.join(values)}"
+                    if all(re.fullmatch(r"[\d,]+", v) for v in values)
+                    else ""
+                )
+                raise ValueError(f"{flag}: expected one value{hint}, got {said}")
             _check(flag, values, known[name])
 
 

@@ -28,6 +28,7 @@ def chosen(text: str) -> tuple[int, ...] | None:
     """
     if text in (RGB, ALL):
         return None
+    text = re.sub(r"\s*,\s*", ",", text.strip())
     if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         raise ValueError(
             f"channels: expected {RGB}, {ALL} or numbers from 0 such as 0,3,7, got {text!r}"
@@ -59,9 +60,9 @@ def ranges(text: str) -> Ranges | None:
         found = ()
     if not found or not all(is_range(low, high) for low, high in found):
         raise ValueError(
-            f"value_range: expected {DTYPE}, {PERCENTILES} or LOW:HIGH with LOW < HIGH within "
-            f"±{MOST_VALUE:g}, {1 / MOST_VALUE:g} apart and in float32 too, one for all channels "
-            f"or one for each with commas between, got {text!r}"
+            f"value_range: expected {DTYPE}, {PERCENTILES} or LOW:HIGH such as 0:4095, of each "
+            f"channel 0:4095,10:900, with LOW below HIGH (within ±{MOST_VALUE:g}, and apart in "
+            f"float32 too), got {text!r}"
         )
     return found
 

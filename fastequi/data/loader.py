@@ -18,7 +18,7 @@ once they are more than `cfg.tolerate` of the images (and more than one).
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -351,9 +351,10 @@ class Loader:
         count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate
         if count == total or count > tolerated(total, share):
             named = ", ".join(list(self.quarantined)[:10])
+            reason, many = Counter(self.quarantined.values()).most_common(1)[0]
             raise RuntimeError(
                 f"{count} of {total} images cannot be decoded, more than {share:.4g} of them "
-                f"(data.tolerate): {named}"
+                f"(data.tolerate): {named}; the reason of {many}: {reason}"
             ) from error
 
     def _to_device(self, params: Tensor) -> Tensor:

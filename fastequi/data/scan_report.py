@@ -22,7 +22,7 @@ from fastequi.data.sources.encoded import (
     unmarked,
 )
 from fastequi.data.sources.index import Index
-from fastequi.data.sources.kinds import DEEPER, MORE_BITS, NO_RGB, Kind, tally
+from fastequi.data.sources.kinds import DEEPER, MORE_BITS, NO_RGB, Kind, as_planes, tally
 from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.pages import file_of
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
@@ -185,10 +185,10 @@ def _values(kind: Kind, measured: Measured, side: int, given: list[str]) -> list
     lines = list(given)
     if kind.channels in (1, 3) and kind.depth == "uint8":
         return lines
-    if kind.channels > side:
-        lines.append(
-            f"  more channels than the {side} pixels of a side: is it [C, H, W]? [H, W, C] is read"
-        )
+    if said := as_planes(kind, side):
+        lines.append(f"  {said}")
+    if kind.depth == "float32":
+        lines.append("  of floats, all but mean and std are nearer to 0 by up to a 512th")
     lines.append(f"  {'channel':>7s}{''.join(f' {name:>9s}' for name in (*_SHOWN, 'mean', 'std'))}")
     for c in range(min(kind.channels, _CHANNELS)):
         ends = [measured.percentiles[p][c] for p in _SHOWN.values()]

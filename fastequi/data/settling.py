@@ -76,8 +76,9 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         if flat:
             raise ValueError(
                 f"data.std: expected channels whose values differ, got {channels.written(flat)} "
-                f"with one value in all images, or beyond one end of data.value_range: leave them "
-                f"out of data.channels, or give data.std"
+                f"with one value in all images, or beyond one end of data.value_range "
+                f"({cfg.value_range}): --data.value-range {channels.PERCENTILES} fits each "
+                f"channel's; leave others out of data.channels, or give data.std"
             )
         cfg = replace(cfg, mean=mean, std=std)
         said = "; ".join(
@@ -185,8 +186,9 @@ def _measured(source: Source, kinds: list[Kind]) -> Measured:
             f"fastequi data scan prints some"
         )
     raise ValueError(
-        "data.mean, data.std: expected numbers, or images that were scanned: fastequi data scan "
-        "PLACE measures them, and percentiles for data.value_range; of several places, each"
+        "data.mean, data.std: expected numbers, as the images were not scanned; fastequi data scan "
+        "PLACE measures them, and the percentiles that data.value_range may take (of several "
+        "places scan each)"
     )
 
 
@@ -226,5 +228,5 @@ def _tell(cfg: DataConfig, count: int) -> None:
     logger.info(
         "%d of %d channels are kept%s",
         *(cfg.in_chans, count),
-        f"; of RGB images alone, and not used: {', '.join(unused)}" if unused else "",
+        f"; {', '.join(unused)} are for RGB images and not used" if unused else "",
     )

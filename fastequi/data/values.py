@@ -71,7 +71,7 @@ def checked(image: Bytes, pixels: Pixels) -> NDArray[Any]:
     if values.shape[2] != pixels.count:
         raise ValueError(f"{values.shape[2]} channels, expected {pixels.count}")
     if values.dtype.kind == "f" and (wrong := int((~np.isfinite(values)).sum())):
-        raise ValueError(f"{wrong} values that are not finite")
+        raise ValueError(f"{wrong} of its values are not finite")
     return values
 
 

@@ -26,7 +26,7 @@ def report(
     data: Data | None = None,
     shown: str = "",
 ) -> Path:
-    """Writes the page and prints where it is.
+    """Writes the page and prints where it is, behind what it lacks.
 
     Args:
         runs: folders of runs.
@@ -46,6 +46,8 @@ def report(
     drawn = _pictures(found, data, notes, shown) if pictures else {}
     stamp = f"Written {datetime.now():%Y-%m-%d %H:%M} by fastequi {__version__}."
     write(out, page(found, drawn, notes, stamp))
+    for note in notes:
+        print(note)
     print(out)
     return out
 

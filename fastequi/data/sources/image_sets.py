@@ -376,7 +376,7 @@ def _source(
             raise ValueError(f"{what.partition(':')[0]}: {failed}{again or hint}")
         if unfit or again or not known.decoded:
             logger.warning("%s; left out%s", failed, again)
-    wanted.tell(what, known.columns.kinds)
+    wanted.tell(what, known.columns.kinds, known.columns.sizes, known.measured)
     if of_pages and not known.decoded:
         logger.warning("%s: %s", what, _OF_PAGES)
     if known.decoded:

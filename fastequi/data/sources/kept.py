@@ -96,7 +96,7 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
         raise ValueError(f"cannot continue: of the {len(names)} images of the run {said}")
     gone = taken(names, lost)
     if len(gone):
-        logger.warning("of the images of the run %s gone and will be replaced", _named(gone))
+        logger.warning("images of the run that are gone, and will be replaced: %s", Some(gone))
     if new := len(source) - len(there):
         logger.info("%d images were added after the run began and are not used", new)
     folder = source.paths[0].removesuffix(source.names[0])

@@ -66,6 +66,16 @@ class Kind(NamedTuple):
 RGB8 = Kind(3, "uint8", True)
 
 
+def as_planes(kind: Kind, side: int) -> str:
+    """A doubt about images with more channels than the smallest side has pixels; "" without one."""
+    if kind.channels <= side:
+        return ""
+    return (
+        f"more channels ({kind.channels}) than the {side} pixels of a side: is it [C, H, W]? "
+        f"[H, W, C] is read; numpy.moveaxis(array, 0, -1) makes it that"
+    )
+
+
 def depth_of(dtype: np.dtype[Any]) -> str:
     """The one of DEPTHS in which values of a type are read.
 

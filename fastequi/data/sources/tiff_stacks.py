@@ -10,6 +10,7 @@ from fastequi.data.sources.tiff_tags import (
     BITS,
     DESCRIPTION,
     FORMATS,
+    PHOTOMETRIC,
     SAMPLES,
     CutOff,
     chain_of,
@@ -32,6 +33,7 @@ _OME_SIZE = re.compile(r'Size([CZT])="(\d+)"')
 _OME_ORDER = re.compile(r'DimensionOrder="(XY(?:CZT|CTZ|ZCT|ZTC|TCZ|TZC))"')
 _FASTEST_FIRST = "XYCZT"  # of ImageJ always
 _OME, _IMAGEJ = "<OME", "ImageJ="
+_ALIKE = (256, 257, SAMPLES, BITS, FORMATS, PHOTOMETRIC)  # tags of pages that are channels
 _IMAGEJ_SIZE = re.compile(r"^(channels|images)=(\d+)", re.MULTILINE)
 
 
@@ -212,15 +214,15 @@ def _said(tags: Any) -> str:
 
 
 def _expect_alike(file: BinaryIO, first: Any, places: list[int]) -> None:
-    """That pages are of the first one's size and number of samples, if they are channels.
+    """That pages are of the first one's size, samples and colours, if they are channels.
 
     Raises:
         ValueError: they differ.
     """
     for number, place in enumerate(places[1:], 2):
         page = load(file, place)
-        if any(page.get(tag) != first.get(tag) for tag in (256, 257, SAMPLES, BITS, FORMATS)):
-            raise ValueError(f"channel {number}'s page is unlike the first, which channels are not")
+        if any(page.get(tag) != first.get(tag) for tag in _ALIKE):
+            raise ValueError(f"page {number} is unlike the first: no channels of one image")
 
 
 def count(file: BinaryIO) -> int:

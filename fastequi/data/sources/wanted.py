@@ -14,9 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.channels import ALL, MOST, RGB, chosen
-from fastequi.data.sources.kinds import DEEPER, DEPTHS, MORE_BITS, NO_RGB, Kind, counts, tally
+from fastequi.data.sources.kinds import (
+    DEEPER,
+    DEPTHS,
+    MORE_BITS,
+    NO_RGB,
+    Kind,
+    as_planes,
+    counts,
+    tally,
+)
+from fastequi.data.sources.measured import Measured
 
 logger = logging.getLogger(__name__)
+
+_COLOURS = 3  # channels that RGB is made of, at most
+_PER_GREY, _FEW_GREYS = 256, 26  # values of 16 bits in one of 8; a tenth of these
+_LOOKED_AT = 1000  # images
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class Wanted:
             if self.begun and kind.channels != count:
                 reasons[code] = f"{kind}, expected {count} channels as the run's"
             elif kind.channels < least:
-                reasons[code] = f"{kind}, none of them number {least - 1}"
+                reasons[code] = f"{kind}, no channel {least - 1}"
             elif kind.channels > MOST:
                 reasons[code] = f"{kind}, more than {MOST}"
             elif kind.channels != count:
@@ -112,16 +126,48 @@ class Wanted:
             return most, " (as many have another)"
         return most, " as most have"
 
-    def tell(self, what: str, codes: NDArray[np.uint16] | None) -> None:
-        """Logs what a run makes of images that are not as it uses them."""
+    def tell(
+        self,
+        what: str,
+        codes: NDArray[np.uint16] | None,
+        sides: NDArray[np.int32],
+        measured: Mapping[int, Measured],
+    ) -> None:
+        """Logs what a run makes of images that are not as it uses them.
+
+        Args:
+            what: they are.
+            codes: of their kinds.
+            sides: [n, 2] of them.
+            measured: of kinds by their numbers, where a scan has.
+        """
         if self.channels != RGB:
+            side = int(sides[:_LOOKED_AT].min(initial=MOST))
+            for kind in counts(codes):
+                if said := as_planes(kind, side):
+                    logger.warning("%s: %s", what, said)
             return
         for kind, count in counts(codes).items():
             if kind.more_than_rgb8:
-                said = what, count, kind, self._instead
-                logger.warning("%s: %d images of %s are made 8-bit RGB%s", *said)
+                words = self._instead, _greys(measured.get(kind.code), kind)
+                said = "%s: %d images of %s are made 8-bit RGB%s%s"
+                logger.warning(said, what, count, kind, *words)
         if count := tally(codes).get(DEEPER, 0):
             logger.warning("%s: %d images are made 8-bit RGB, of %s", *(what, count, MORE_BITS))
+
+
+def _greys(measured: Measured | None, kind: Kind) -> str:
+    """How few of 8 bits' 256 values the images take, by what was measured; "" of enough."""
+    if measured is None or kind.depth != "uint16":
+        return ""
+    low, high = (measured.percentiles[p][:_COLOURS] for p in (0.1, 99.9))
+    most = max(
+        int(b) // _PER_GREY - int(a) // _PER_GREY + 1 for a, b in zip(low, high, strict=True)
+    )
+    if most > _FEW_GREYS:
+        return ""
+    ends = f"{min(low):.9g} to {max(high):.9g}"
+    return f"; little is left of them: their values, {ends}, become {most} of 256 greys"
 
 
 def _named(code: int) -> str:
