@@ -11,9 +11,11 @@ enum { TILE = 4 }; /* rows that are multiplied together */
 typedef struct {
   const void *student, *teacher; /* [batch, rows, width], [batch, rows, teacher_width] */
   void *grad;                    /* [batch, rows, width], dense; or NULL */
-  float *sums;                   /* [batch] of squared differences */
+  float *sums;                   /* [batch] of squared differences, over `count` if there is no `total` */
+  float *total;                  /* of all of them, over `count`; or NULL */
   int64_t image_stride, stride, teacher_image_stride, teacher_stride;
   int64_t batch, rows, width, teacher_width;
+  double count;
   float eps, factor;             /* the gradient is `factor` / 4 times that of the sums */
   int32_t clamp, dtype, threads;
 } Gram;
@@ -126,5 +128,10 @@ int EXPORT(gram)(const Gram *op) {
                     op->width, op->dtype, (void *)row_of(grad, r, op->width, op->dtype));
   }
   free(scratch);
+  double total = 0;
+  for (int64_t b = 0; b < op->batch; b++) total += op->sums[b];
+  if (op->total) *op->total = (float)(total / op->count);
+  else
+    for (int64_t b = 0; b < op->batch; b++) op->sums[b] = (float)(op->sums[b] / op->count);
   return 0;
 }

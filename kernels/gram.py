@@ -47,6 +47,7 @@ from fastequi.kernels.backend import (
 )
 from fastequi.kernels.gram_panels import by_panels, clamped, empty_gradient
 from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.prepared import Again
 
 PANEL = 1 << 23  # differences at a time: 16 MB of an L2 cache of 40 or more
 _WIDEST_FLOAT32 = 64  # channels; beyond them a library's float32 products are faster
@@ -331,11 +332,14 @@ def _compute(
 ) -> tuple[Tensor, Tensor]:
     """(the loss, its gradient by student or empty)."""
     count = _count(student, reduction)
+    if use_native(student) and native_gram.reads(student, teacher):
+        student, teacher = _dense(student), _dense(teacher)
+        options = clamp, eps, count, reduction == "none", student.shape if grad else None
+        loss, by_student = native_gram.prepared(student, teacher, *options)(student, teacher)
+        return loss, student.new_empty(0) if by_student is None else by_student
     run = by_panels
     if _runs_fused(student, teacher):
         run, student, teacher = _fused, _dense(student), _dense(teacher)
-    elif use_native(student) and native_gram.reads(student, teacher):
-        run, student, teacher = native_gram.gram, _dense(student), _dense(teacher)
     sums, by_student = run(student, teacher, clamp, eps, 4 / count, grad)
     loss = (sums if reduction == "none" else sums.sum()) / count
     return loss, student.new_empty(0) if by_student is None else by_student
@@ -354,6 +358,23 @@ def _fake(student, teacher, clamp, reduction, eps, grad) -> tuple[Tensor, Tensor
 
 
 gram_op = FusedLoss("gram_loss", _compute, _fake, {0: 1})
+
+
+def prepared(
+    student: Tensor, teacher: Tensor, across_images: bool, clamp: str, reduction: str, eps: float
+) -> Again | None:
+    """What :func:`gram_loss` does for the value of features like these, in C; or None."""
+    ours, theirs = student.detach(), teacher.detach()
+    if across_images:
+        ours, theirs = (x.reshape(1, -1, x.shape[2]) for x in (ours, theirs))
+    same = ours.data_ptr() == student.data_ptr() and theirs.data_ptr() == teacher.data_ptr()
+    dense = ours.stride(2) == theirs.stride(2) == 1 and not (ours.is_neg() or theirs.is_neg())
+    if not (same and dense and use_native(ours) and native_gram.reads(ours, theirs)):
+        return None
+    grad = torch.is_grad_enabled() and student.requires_grad
+    options = clamp, eps, _count(ours, reduction), reduction == "none"
+    run = native_gram.prepared(ours, theirs, *options, student.shape if grad else None)
+    return gram_op.again(run) if grad else lambda student, teacher: run(student, teacher)[0]
 
 
 @without_autocast

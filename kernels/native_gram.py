@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ _SMALL = 1 << 20  # B·N·N·C of calls that one thread makes sooner than a libr
 
 class GramStruct(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("student", "teacher", "grad", "sums")),
+        *((name, c_void_p) for name in ("student", "teacher", "grad", "sums", "total")),
         *((name, c_int64) for name in ("image_stride", "stride")),
         *((name, c_int64) for name in ("teacher_image_stride", "teacher_stride")),
         *((name, c_int64) for name in ("batch", "rows", "width", "teacher_width")),
+        ("count", c_double),
         *((name, c_float) for name in ("eps", "factor")),
         *((name, c_int32) for name in ("clamp", "dtype", "threads")),
     )
@@ -34,26 +36,48 @@ def reads(student: Tensor, teacher: Tensor) -> bool:
     return student.shape[1] <= _MOST and not few
 
 
-def gram(
-    student: Tensor, teacher: Tensor, clamp: str, eps: float, factor: float, grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """(Σ d² of every image [B], d Σ d²/d student times `factor` / 4 or None)."""
-    sums = student.new_empty(len(student), dtype=torch.float32)
-    out = torch.empty_like(student, memory_format=torch.contiguous_format) if grad else None
+def prepared(
+    student: Tensor,
+    teacher: Tensor,
+    clamp: str,
+    eps: float,
+    count: float,
+    each: bool,
+    shape: tuple[int, ...] | None,
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+    """(student, teacher) to (Σ d² over `count`, its gradient by student or None).
+
+    Args:
+        student, teacher: features [B, N, C] and [B, N, E] like those of later calls, dense rows.
+        clamp: as in `fastequi.functional.gram_loss`.
+        eps: the least length that rows are divided by.
+        each: of every image, [B], and not of all.
+        shape: of the gradient, dense; None without one.
+    """
+    images, dtype = len(student), student.dtype
     op = GramStruct(
-        *(native.pointer(tensor) for tensor in (student, teacher, out, sums)),
+        *[None] * 5,
         *student.stride()[:2],
         *teacher.stride()[:2],
         *student.shape,
         teacher.shape[2],
+        count,
         eps,
-        factor,
+        4 / count,
         _CLAMPS[clamp],
-        native.DTYPES[student.dtype],
+        native.DTYPES[dtype],
         _threads(student),
     )
-    native.call("gram", op)
-    return sums, out
+    run = native.Filled("gram", op, "student", "teacher", "grad", "sums", "total")
+
+    def call(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor | None]:
+        sums = torch.empty(images, dtype=torch.float32, device="cpu")
+        total = None if each else torch.empty((), dtype=torch.float32, device="cpu")
+        out = None if shape is None else torch.empty(shape, dtype=dtype, device="cpu")
+        run(student, teacher, out, sums, total)
+        return sums if total is None else total, out
+
+    return call
 
 
 def _threads(student: Tensor) -> int:

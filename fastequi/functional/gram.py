@@ -75,7 +75,10 @@ def gram_loss(
             student, teacher = (x.reshape(1, -1, x.shape[2]) for x in (student, teacher))
         return _gram.gram_loss(student, teacher, clamp, reduction, eps)
 
-    return (run if key is None else _CALLS.keep(key, run))(student, teacher)
+    if key is None:
+        return run(student, teacher)
+    again = _gram.prepared(student, teacher, across_images, clamp, reduction, eps)
+    return _CALLS.keep(key, again or run)(student, teacher)
 
 
 def check_gram_options(across_images: bool, clamp: str, reduction: str, eps: float) -> float:
