@@ -3,7 +3,7 @@
  * Columns are split among threads and a column's rows added in order, so that the bits depend on
  * neither their number nor the split. Three passes: the means; what is centred, and the sums of
  * squares; the gradient. */
-#include "values.h"
+#include "small_products.h"
 
 enum { COLUMNS = 512 }; /* of a block at most: what is kept of each lies in the first cache */
 enum { ADDED = 64 };    /* rows that are added up by themselves, for sums of many rows */
@@ -122,4 +122,27 @@ int EXPORT(vicreg)(const VICReg *op) {
   op->sums[0] = apart, op->sums[1] = flat, op->sums[2] = squares;
   free(kept);
   return 0;
+}
+
+const int64_t EXPORT(vicreg_small_bytes) = sizeof(VICReg);
+
+/* All of it, of few rows: their products, by which the Gram matrices are summed and the gradient is made, too.
+ * `centred` is not written, of `sums` the fourth is: all squares of both Gram matrices. */
+int EXPORT(vicreg_small)(const VICReg *given) {
+  VICReg op = *given;
+  int64_t n = op.rows, all = n * op.width;
+  float *gram = scratch_of((whole_lines(n * n) + 2 * all) * sizeof(float));
+  if (!gram) return -1;
+  op.centred = gram + whole_lines(n * n);
+  int failed = EXPORT(vicreg)(&op);
+  double squared = 0;
+  for (int v = 0; v < 2 && !failed; v++) {
+    const float *z = op.centred + v * all;
+    dot_products(gram, z, z, n, n, op.width, op.threads);
+    for (int64_t i = 0; i < n * n; i++) squared += (double)gram[i] * gram[i], gram[i] *= op.cov;
+    if (op.grad) add_weighted_rows(op.grad + v * all, gram, z, n, n, op.width, op.threads);
+  }
+  op.sums[3] = squared;
+  free(gram);
+  return failed;
 }

@@ -212,15 +212,27 @@ def prepared(
     weights = inv_weight, var_weight, cov_weight
     slopes = _slopes(n, dim, *weights)
     grad = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
-    columns = native_vicreg.prepared(z1, z2, slopes, grad)
 
-    @without_autocast
-    def run(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        centred, out, sums = columns(z1, z2)
-        squared = _products(centred, out, slopes[2], grad).item()
-        parts = _parts(n, dim, sums.tolist(), squared)
+    def summed(sums: list[float], squared: float) -> Tensor:
+        parts = _parts(n, dim, sums, squared)
         total = sum(by * part for by, part in zip(weights, parts, strict=True))
-        return torch.tensor(total, dtype=torch.float32, device="cpu"), sums, out
+        return torch.scalar_tensor(total, dtype=torch.float32, device="cpu")
+
+    if (whole := native_vicreg.prepared_whole(z1, z2, slopes, grad)) is not None:
+
+        def run(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            out, sums = whole(z1, z2)
+            *others, squared = sums.tolist()
+            return summed(others, squared), sums, out
+
+    else:
+        columns = native_vicreg.prepared(z1, z2, slopes, grad)
+
+        @without_autocast
+        def run(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            centred, out, sums = columns(z1, z2)
+            squared = _products(centred, out, slopes[2], grad).item()
+            return summed(sums.tolist(), squared), sums, out
 
     if not grad:
         return lambda z1, z2: run(z1, z2)[0]

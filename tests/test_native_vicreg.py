@@ -87,3 +87,39 @@ def test_what_is_not_finite_is_not_hidden(wild):
 
 def test_without_a_gradient_none_is_made():
     assert native_vicreg.columns(*views(8, 40), SLOPES, False)[1].numel() == 0
+
+
+def whole(z1, z2, grad=True):
+    """(what is added to the gradient by the products, all sums), of few rows in one call."""
+    found = native_vicreg.prepared_whole(z1, z2, SLOPES, grad)(z1, z2)
+    assert native_vicreg.few(2, len(z1), *z1.shape)
+    return found
+
+
+def check_whole(z1, z2):
+    centred, grad, sums = by_hand(z1, z2)
+    gram = centred @ centred.mT
+    wanted = grad + SLOPES[2] * gram @ centred, torch.cat([sums, gram.square().sum()[None]])
+    for found, right in zip(whole(z1, z2), wanted, strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=3e-5, atol=3e-5 * right.abs().max())
+
+
+@given(st.integers(2, 40), st.integers(1, 70), st.integers(0, 9), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_fuzz_few_rows_in_one_call(n, dim, gap, seed):
+    check_whole(*views(n, dim, seed, gap))
+
+
+@pytest.mark.parametrize("isa", list(toolchain.instruction_sets()))
+@pytest.mark.parametrize(("n", "dim"), [(2, 1), (9, 15), (64, 16), (16, 1100)])
+def test_every_instruction_set_of_few_rows(isa, n, dim, monkeypatch):
+    with instruction_set(isa, monkeypatch):
+        check_whole(*views(n, dim))
+
+
+def test_of_few_rows_the_number_of_threads_does_not_change_a_bit():
+    z1, z2 = views(40, 300)
+    expect_the_same_bits_of_any_threads(lambda: whole(z1, z2))
+    assert torch.equal(whole(z1, z2, False)[1], whole(z1, z2)[1])
+    assert whole(z1, z2, False)[0].numel() == 0
+    assert native_vicreg.prepared_whole(*views(300, 300), SLOPES, True) is None
