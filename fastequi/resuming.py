@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastequi.config import Config, recipe_of
-from fastequi.data.fused import chosen
+from fastequi.data.views_choice import chosen
 from fastequi.runtime import checkpoint
 from fastequi.runtime.processes import Processes
 from fastequi.runtime.watch import NAME as STOPPED
@@ -107,15 +107,19 @@ def check_settings(file: Path, config: Config) -> tuple[str, bool]:
     return recipe_of(text), bool(changed)
 
 
-def with_views(config: Config, run_dir: Path, resume: bool, device: torch.device) -> Config:
-    """With `data.views=auto` as what the run began with, or as what it means here."""
+def with_views(
+    config: Config, run_dir: Path, resume: bool, device: torch.device, processes: Processes
+) -> Config:
+    """With `data.views=auto` as what the run began with, or as what it means here; the same in all
+    processes."""
     if config.data.views != "auto":
         return config
-    views, file = chosen("auto", device), run_dir / "config.json"
+    data, file = config.data, run_dir / "config.json"
     if resume and file.is_file():
         begun = Config.from_json(file.read_text()).data.views
-        views = chosen(begun, device)
-    return replace(config, data=replace(config.data, views=views))
+        data = replace(data, views=begun)
+    (fused,) = processes.all_reduce_max([float(chosen(data, device) == "fused")])
+    return replace(config, data=replace(data, views="fused" if fused else "dali"))
 
 
 def with_files(config: Config, run_dir: Path, resume: bool) -> Config:

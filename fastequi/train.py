@@ -21,11 +21,11 @@ import torch
 from fastequi.atomic import replace_text, replacing, save_tensors
 from fastequi.build import build, build_optimizer
 from fastequi.config import Config
-from fastequi.data.fused import about as about_views
 from fastequi.data.loader import make_loader
 from fastequi.data.settling import settled
 from fastequi.data.sources import kept
 from fastequi.data.sources.image_sets import Source
+from fastequi.data.views_choice import about as about_views
 from fastequi.evaluate.online import online_probes
 from fastequi.loop import Loop
 from fastequi.methods.method import Method
@@ -102,7 +102,7 @@ def pretrain(
     with ExitStack() as stack:
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
-        config, changed = with_views(config, run_dir, resume, device), False
+        config, changed = with_views(config, run_dir, resume, device, processes), False
         config = with_files(config, run_dir, resume)
         config = replace(config, data=settled(config.data, source))
         if not resume:  # runs begun before any three channels were colours go on

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from fastequi import choices
 from fastequi.models import attention_choice
 from fastequi.models.attention import attention, available_backends
 
@@ -97,7 +98,7 @@ def quick(q, k, v):
 def test_the_fastest_is_measured_once_and_read_back(tmp_path, monkeypatch, caplog):
     """Real timings, of two functions that differ by far."""
     monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path))
-    monkeypatch.setattr(attention_choice, "_known", {})
+    monkeypatch.setattr(choices, "_known", {})
     rest = ((4, 64, 64, 2, 32), torch.float32, torch.device("cpu"), True, "torch1")
     before = torch.get_rng_state()
     with caplog.at_level("INFO"):
@@ -107,14 +108,14 @@ def test_the_fastest_is_measured_once_and_read_back(tmp_path, monkeypatch, caplo
     (file,) = tmp_path.glob("attention-*.json")
     assert json.loads(file.read_text()) == {"N=64 M=64 H=2 D=32 torch.float32 fwdbwd": "quick"}
     # another process reads it, though the names now stand for the opposite
-    monkeypatch.setattr(attention_choice, "_known", {})
+    monkeypatch.setattr(choices, "_known", {})
     assert attention_choice.fastest({"slow": quick, "quick": slow}, *rest) == "quick"
     # but not where the choice is gone, the file is garbage, or the versions are others
-    monkeypatch.setattr(attention_choice, "_known", {})
+    monkeypatch.setattr(choices, "_known", {})
     third = {"slow": slow, "third": quick}
     assert attention_choice.fastest(third, *rest) == "third"
     file.write_text("{")
-    monkeypatch.setattr(attention_choice, "_known", {})
+    monkeypatch.setattr(choices, "_known", {})
     assert attention_choice.fastest({"slow": quick, "quick": slow}, *rest) == "slow"
     other = (*rest[:-1], "torch2")
     assert attention_choice.fastest({"slow": slow, "quick": quick}, *other) == "quick"
@@ -127,12 +128,12 @@ def test_processes_that_measure_at_once_take_the_first_ones_choice(tmp_path, mon
     real = attention_choice._times
 
     def meanwhile(*args):
-        (file,) = {attention_choice._file(rest[2], rest[4])}
+        file = choices.file_of("attention", rest[2], rest[4])
         key = "N=64 M=64 H=2 D=32 torch.float32 fwdbwd"
         file.write_text(json.dumps({key: "slow", "another shape": "quick"}))
         return real(*args)
 
-    monkeypatch.setattr(attention_choice, "_known", {})
+    monkeypatch.setattr(choices, "_known", {})
     monkeypatch.setattr(attention_choice, "_times", meanwhile)
     assert attention_choice.fastest({"slow": slow, "quick": quick}, *rest) == "slow"
     (file,) = tmp_path.glob("attention-*.json")
@@ -142,7 +143,7 @@ def test_processes_that_measure_at_once_take_the_first_ones_choice(tmp_path, mon
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASTEQUI_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(attention_choice, "_known", {})
+    monkeypatch.setattr(choices, "_known", {})
     rest = ((1, 4, 4, 1, 8), torch.float32, torch.device("cpu"), False, "torch1")
     assert attention_choice.fastest({"slow": slow, "quick": quick}, *rest) in ("slow", "quick")
-    assert "choices are not kept" in caplog.text
+    assert "choices of attention are not kept" in caplog.text

@@ -11,12 +11,10 @@ from PIL import Image
 pytest.importorskip("nvidia.dali")
 
 from fastequi.config import Config
-from fastequi.data import fused
+from fastequi.data import views_choice
 from fastequi.data.config import Augment, DataConfig
-from fastequi.data.fused import chosen
 from fastequi.data.loader import make_loader
 from fastequi.data.sources.image_sets import image_folder
-from fastequi.functional import backend
 from fastequi.paths import SE2
 from fastequi.train import pretrain
 from tests.support.batches import CFG, PHOTOS, assert_same, batches
@@ -154,19 +152,15 @@ def test_gpu_views_match_the_cpu_ones(cfg):
         assert (255 * std * (a.v1.cpu() - b.v1)).abs().mean() < 3
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="runs are on the GPU, where auto is dali")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs are on the GPU, where it is measured")
 def test_auto_is_fused_where_c_runs_and_a_run_keeps_what_it_began_with(tmp_path, monkeypatch):
-    cpu = torch.device("cpu")
-    assert chosen("auto", torch.device("cuda")) == "dali"
-    assert chosen("auto", cpu) == ("fused" if backend(cpu)[0] == "native" else "dali")
-    assert [chosen(views, cpu) for views in ("dali", "fused")] == ["dali", "fused"]
     config = config_of("tir_vicreg_vits16")
     config = replace(config, data=replace(config.data, views="auto"))
-    monkeypatch.setattr(fused, "backend", lambda device: ("native", ""))
+    monkeypatch.setattr(views_choice, "backend", lambda device: ("native", ""))
     pretrain(config, PHOTOS, tmp_path / "run", max_steps=1)
     begun = Config.from_json((tmp_path / "run" / "config.json").read_text())
     assert begun.data.views == "fused"
-    monkeypatch.setattr(fused, "backend", lambda device: ("torch", "no compiler"))
+    monkeypatch.setattr(views_choice, "backend", lambda device: ("torch", "no compiler"))
     pretrain(config, PHOTOS, tmp_path / "run", resume=True, max_steps=2)
     begun = Config.from_json((tmp_path / "run" / "config.json").read_text())
     assert begun.data.views == "fused"

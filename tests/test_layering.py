@@ -14,9 +14,8 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "functional": {"kernels"},
     "losses": {"functional", "kernels.precision"},
-    # versions, atomic and toolchain for the cache folder
     "models": {
-        *("functional.arguments", "versions", "atomic", "kernels.toolchain", "kernels.graphs"),
+        *("functional.arguments", "versions", "choices", "kernels.graphs"),
         *("kernels.short_attention", "kernels.gelu", "kernels.overlap"),
     },
     "data.sources": {"atomic", "data.channels", "kernels.toolchain"},  # the cache folder
@@ -25,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "data.scenes": {"data.pillow", "data.sources"},
     "data.views": {"data.config", "data.sources.images", "philox"},
     "data": {
+        "choices",
+        "versions",
         "data.channels",
         "data.config",
         "data.sources",
@@ -67,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     # the modules beside the rooms
     "atomic": set(),
+    "choices": {"atomic", "kernels.toolchain"},  # the cache folder
     "build": {"config", "data.views.batch", "methods", "models", "optim"},
     "config": {"data.channels", "data.config", "limits", "paths", "runtime.devices"},
     "freezing": set(),
@@ -80,7 +82,7 @@ ALLOWED: dict[str, set[str]] = {
     "paths": {"functional.checks", "functional.arguments", "kernels.constants", "philox"},
     "philox": set(),
     "recipes": {"config", "data.config"},
-    "resuming": {"config", "data.fused", "runtime"},
+    "resuming": {"config", "data.views_choice", "runtime"},
     "sharded": set(),
     "train": {
         *("atomic", "build", "config", "data", "loop", "methods", "optim", "resuming"),

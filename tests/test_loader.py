@@ -309,14 +309,3 @@ def test_gpu_batches_match_the_cpu_ones():
         assert (ours.u.cpu().float() - expected.u.float()).abs().mean() < 3
     full = replace(CFG, repeat=4)
     assert_same(batches(4, cfg=full, device="cuda"), batches(4, cfg=full, device="cuda"))
-
-
-def test_what_makes_views_is_said():
-    from fastequi.data.fused import about
-    from fastequi.kernels import backend
-
-    cpu = torch.device("cpu")
-    assert about("dali", cpu) == "views by DALI's operators (data.views=dali)"
-    with backend.force("torch"):
-        assert about("auto", cpu) == about("dali", cpu)
-        assert about("fused", cpu) == "views in one pass each, by PyTorch (data.views=fused)"

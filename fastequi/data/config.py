@@ -162,9 +162,11 @@ class DataConfig:
             for longest go first.
         views: what makes the views of decoded images, on the device. "dali": its operators one
             after the other. "fused": one pass per view (:func:`fastequi.fused_views`), the same
-            but for DALI's rounding (a grey level, rarely two); several times as fast on a CPU, not
-            measured on a GPU. "auto": fused on a CPU where the C kernels run, which was faster at
-            every size measured, else dali; a run keeps what it began with.
+            but for DALI's rounding (a grey level, rarely two); several times as fast on a CPU.
+            "auto": fused on a CPU where the C kernels run, which was faster at every size
+            measured; on a GPU the faster of both, measured once for a recipe and kept as
+            attention's choices are (of images whose channels are kept, dali); else dali. A run
+            keeps what it began with.
     """
 
     image_size: int = 224

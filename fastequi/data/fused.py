@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,25 +25,9 @@ from fastequi.data.drawn import Drawn
 from fastequi.data.pixels import Pixels
 from fastequi.data.views.parameters import ViewParams
 from fastequi.data.views.rotations import rotate
-from fastequi.functional import backend, fused_views
+from fastequi.functional import fused_views
 from fastequi.functional.normalise import normalise
 from fastequi.paths import color_matrix
-
-
-def chosen(views: str, device: torch.device) -> Literal["dali", "fused"]:
-    """What `data.views` means on a device; on a GPU auto is dali, the one that was measured."""
-    if views == "auto":
-        in_c = device.type == "cpu" and backend(device)[0] == "native"
-        return "fused" if in_c else "dali"
-    return "fused" if views == "fused" else "dali"
-
-
-def about(views: str, device: torch.device) -> str:
-    """What makes the views of a run, as text."""
-    if chosen(views, device) == "dali":
-        return "views by DALI's operators (data.views=dali)"
-    by = {"native": "C", "triton": "Triton", "torch": "PyTorch"}[backend(device)[0]]
-    return f"views in one pass each, by {by} (data.views=fused)"
 
 
 class FusedPipeline:

@@ -32,7 +32,7 @@ from fastequi.data.config import DataConfig
 from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.decode import require_dali
 from fastequi.data.drawn import Drawn
-from fastequi.data.fused import FusedPipeline, chosen
+from fastequi.data.fused import FusedPipeline
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import Pixels, pixels_of
 from fastequi.data.read_ahead import ReadAhead
@@ -44,6 +44,7 @@ from fastequi.data.views.batch import Batch, Masks, Overlaps
 from fastequi.data.views.masks import block_masks
 from fastequi.data.views.overlaps import overlaps_of
 from fastequi.data.views.parameters import crop_params, view_params
+from fastequi.data.views_choice import chosen
 from fastequi.data.windows import members_in
 from fastequi.paths import Path
 from fastequi.philox import Draws
@@ -86,7 +87,7 @@ def make_loader(
     """
     require_dali()
     pixels = pixels_of(cfg, source)
-    cfg = replace(cfg, views=chosen(cfg.views, torch.device(device)))
+    cfg = replace(cfg, views=chosen(cfg, torch.device(device)))
     if cfg.mask_share > 0 and grid < 1:
         raise ValueError(f"grid: masks (mask_share={cfg.mask_share}) need it >= 1, got {grid}")
     members = members_in(source) if cfg.shuffle == "window" else None

@@ -7,7 +7,7 @@ import torch
 
 from bench import recipes
 from fastequi.build import build, build_optimizer
-from fastequi.data.fused import chosen
+from fastequi.data.views_choice import chosen
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint
 
@@ -51,7 +51,7 @@ def config_of(name, **train):
 
 def with_views_of_this_machine(config):
     """As a run that begins here keeps it."""
-    views = chosen(config.data.views, torch.device("cpu"))
+    views = chosen(config.data, torch.device("cpu"))
     return replace(config, data=replace(config.data, views=views))
 
 
