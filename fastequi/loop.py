@@ -100,7 +100,7 @@ class Loop:
                     *(step, larger),
                 )
             if not last and self.processes.first:
-                logger.info("%s", self._length(total))
+                logger.info("%s", self._length(step, total, max_steps))
             if state["data"] is None and not last:
                 self._probe_first(clock, meter, guard)
             while not last:
@@ -199,18 +199,20 @@ class Loop:
         (found,) = self.processes.all_reduce_max([score(figures, self.config)])
         return figures, self.watch.see(step, found)
 
-    def _length(self, total: int) -> str:
+    def _length(self, step: int, total: int, max_steps: int | None) -> str:
         """How long the run is, in words."""
         train, data, batches = self.config.train, self.config.data, len(self.loader)
         times = data.repeat * data.samples_per_decode
         epoch = f"{batches:,} batches"
         if times > 1:
             epoch += f", each image {times} times (data.repeat x data.samples_per_decode)"
-        if train.minutes:
-            return f"{train.minutes:g} minutes; an epoch is {epoch}"
         steps = f"{total:,} steps" + f" of {train.accumulate} batches" * (train.accumulate > 1)
         epochs = f"{train.epochs:,} epoch" + "s" * (train.epochs != 1)
-        return f"{steps}: {epochs} of {epoch}"
+        whole = f"{steps}: {epochs} of {epoch}"
+        if train.minutes:
+            whole = f"{train.minutes:g} minutes; an epoch is {epoch}"
+        whole += f"; from step {step:,} on" * bool(step)
+        return whole + (f"; --max-steps {max_steps:,}" if max_steps is not None else "")
 
     def _probe_first(self, clock: Clock, meter: Meter, guard: Guard) -> None:
         """The probes before the first step; what a watched run is compared with is saved."""

@@ -218,7 +218,7 @@ def _fused(s: Tensor) -> bool:
     return use_triton(s) and s.dtype != torch.float64 and s.numel() > 0
 
 
-def in_c(student: Tensor, teacher: Tensor) -> bool:
+def _in_c(student: Tensor, teacher: Tensor) -> bool:
     """Whether the C kernels take such features [S, B, M, C] and [T, B, N, C]; says if not."""
     if not use_native(student) or student.numel() == 0:
         return False
@@ -309,7 +309,7 @@ def _compute(
 ) -> tuple[Tensor, Tensor]:
     """(the loss, its gradient by student or empty)."""
     student, teacher = _dense(student), _dense(teacher)
-    if in_c(student, teacher):
+    if _in_c(student, teacher):
         run = native_correspondence.prepared(student, teacher, pairs, top, grad, None, CHUNK)
         loss, found = run(student, teacher)
         return loss, student.new_empty(0) if found is None else found
@@ -399,23 +399,35 @@ class _InC(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, run: Any, steps: Steps) -> Tensor:
         loss, grad = run(student, teacher)
-        ctx.save_for_backward(student, teacher, grad.view(student.shape))
+        ctx.save_for_backward(student, grad.view(student.shape))
+        # not saved: it may be of inference mode, and is needed for second derivatives alone
+        ctx.teacher, ctx.version = teacher, _version(teacher)
         ctx.steps, ctx.owned = steps, True
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        student, teacher, grad = ctx.saved_tensors
+        student, grad = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: by steps that can be differentiated again
-            loss = ctx.steps(student, teacher)
-            (found,) = torch.autograd.grad(loss, student, grads[0], create_graph=True)
+            if _version(ctx.teacher) != ctx.version:
+                raise RuntimeError(
+                    "correspondence_loss: the teacher was changed in place before create_graph=True"
+                )
+            alias = student.view_as(student)  # which has no hooks: they are called once
+            loss = ctx.steps(alias, ctx.teacher)
+            (found,) = torch.autograd.grad(loss, alias, grads[0], create_graph=True)
         else:
             found = scaled(ctx, grad, grads[0])
         return found, None, None, None
 
 
+def _version(x: Tensor) -> int:
+    """How often it was written to; 0 of those that do not count."""
+    return 0 if x.is_inference() else x._version
+
+
 def prepared(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Again | None:
-    """What :func:`features_loss` does for features like these, in C; or None.
+    """What :func:`features_loss` does for features like these, in C, or None; autocast is ignored.
 
     It takes features of one view each without the axis of views too.
     """
@@ -434,20 +446,14 @@ def prepared(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -
     shapes, chosen = (student.shape, teacher.shape), list(pairs)
 
     def steps(student: Tensor, teacher: Tensor) -> Tensor:
-        return _by_steps(student.view(shapes[0]), teacher.view(shapes[1]), chosen, top)
+        return features_loss(student.view(shapes[0]), teacher.view(shapes[1]), chosen, top)
 
     return lambda student, teacher: apply(student, teacher, run, steps)
 
 
 def features_loss(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Tensor:
-    """Of rows of any length [S, ..., M, C] and [T, ..., N, C], else as there; without autocast."""
-    if (run := prepared(student, teacher.detach(), pairs, top)) is not None:
-        return run(student, teacher.detach())
-    return _by_steps(student, teacher, pairs, top)
-
-
-def _by_steps(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -> Tensor:
-    """Unit rows first, then the loss of these."""
+    """Of rows of any length [S, ..., M, C] and [T, ..., N, C]: unit rows first, then the loss of
+    these; without autocast."""
     # float16's rounding would decide between matches; bfloat16's is accepted
     dtype = torch.float32 if student.dtype == torch.float16 else student.dtype
     pairs, wanted = list(pairs), _by_view(unit_rows(teacher.detach(), dtype))

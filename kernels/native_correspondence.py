@@ -18,6 +18,8 @@ from torch import Tensor
 from fastequi.kernels import native, native_similarities
 from fastequi.kernels.constants import constants
 
+Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
 _TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -102,9 +104,6 @@ def prepared(
         return _at_once(op, student, grad, eps is not None)
     steps = _steps(chosen, batch, m, n, at_once)
     return _by_products(op, steps, student, grad, eps is not None)
-
-
-Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 def _at_once(op: CorrespondenceStruct, student: Tensor, grad: bool, lengths: bool) -> Run:

@@ -216,7 +216,8 @@ def prepared(
     def summed(sums: list[float], squared: float) -> Tensor:
         parts = _parts(n, dim, sums, squared)
         total = sum(by * part for by, part in zip(weights, parts, strict=True))
-        return torch.scalar_tensor(total, dtype=torch.float32, device="cpu")
+        # by float64, of which beyond float32 infinity comes, and no error
+        return torch.scalar_tensor(total, dtype=torch.float64, device="cpu").float()
 
     if (whole := native_vicreg.prepared_whole(z1, z2, slopes, grad)) is not None:
 

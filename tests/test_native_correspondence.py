@@ -215,3 +215,37 @@ def test_later_calls_have_second_derivatives_too():
             found.append(torch.autograd.grad(first.square().sum(), leaf)[0])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
+
+
+def case_in_c():
+    student, teacher = features(2, 3, 9, 12, 0).contiguous(), features(2, 3, 9, 12, 1)
+    return student.requires_grad_(), teacher, {"top": 4, "pairs": [(0, 1), (1, 0)]}
+
+
+def test_a_teacher_may_be_of_inference_mode_and_written_to_before_the_backward():
+    student, teacher, options = case_in_c()
+    (wanted,) = torch.autograd.grad(correspondence_loss(student, teacher, **options), student)
+    with torch.inference_mode():
+        inferred = teacher.clone()
+    for _ in range(2):  # prepared and as a first call
+        (found,) = torch.autograd.grad(correspondence_loss(student, inferred, **options), student)
+        assert torch.equal(found, wanted)
+    buffer = teacher.clone()
+    loss = correspondence_loss(student, buffer, **options)
+    again = correspondence_loss(student, buffer, **options)
+    buffer.zero_()
+    assert torch.equal(torch.autograd.grad(loss, student)[0], wanted)
+    with pytest.raises(RuntimeError, match="the teacher was changed in place"):
+        torch.autograd.grad(again, student, create_graph=True)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_hooks_are_called_once(graph):
+    student, teacher, options = case_in_c()
+    (plain,) = torch.autograd.grad(correspondence_loss(student, teacher, **options), student)
+    calls = []
+    student.register_hook(lambda grad: calls.append(1) or 2 * grad)
+    loss = correspondence_loss(student, teacher, **options)
+    (found,) = torch.autograd.grad(loss, student, create_graph=graph)
+    torch.testing.assert_close(found, 2 * plain)
+    assert len(calls) == 1

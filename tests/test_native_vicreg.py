@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastequi.functional import vicreg_loss
 from fastequi.kernels import native_vicreg, toolchain
 from fastequi.kernels.vicreg import EPS
 from tests.support.native import (
@@ -123,3 +124,9 @@ def test_of_few_rows_the_number_of_threads_does_not_change_a_bit():
     assert torch.equal(whole(z1, z2, False)[1], whole(z1, z2)[1])
     assert whole(z1, z2, False)[0].numel() == 0
     assert native_vicreg.prepared_whole(*views(300, 300), SLOPES, True) is None
+
+
+def test_of_few_rows_what_is_beyond_float32_is_infinite():
+    z1, z2 = (1e12 * torch.randn(8, 16) for _ in range(2))
+    for grad in (False, True):
+        assert vicreg_loss(z1.requires_grad_(grad), z2) == math.inf

@@ -80,11 +80,9 @@ def expect_known(kind: type, words: list[str], other: tuple[type, str] | None = 
                 raise ValueError(f"{flag}: expected no value, got {' '.join(values)}")
             if known[name] is str and len(values) > 1 and not _has_words(kind):
                 said = " ".join(values)
-                hint = (
-                    f": {','.join(values)}"
-                    if all(re.fullmatch(r"[\d,]+", v) for v in values)
-                    else ""
-                )
+                parts = [part for part in re.split(r"[\s,]+", said) if part]
+                numbers = all(re.fullmatch(r"[-+.:\deE]+", part) for part in parts)
+                hint = f": {','.join(parts)}" if numbers else ""
                 raise ValueError(f"{flag}: expected one value{hint}, got {said}")
             _check(flag, values, known[name])
 

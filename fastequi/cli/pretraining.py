@@ -18,7 +18,7 @@ from fastequi.cli.init_options import start_of, started, words_of
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, given, is_given, memory_for, parse
 from fastequi.config import Config, recipe_of
-from fastequi.data.channels import ALL, written
+from fastequi.data.channels import ALL, plain, written
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.urls import is_url
@@ -208,7 +208,7 @@ def _parsed_with_weights(
 def _expect_channels(asked: str, data: DataConfig) -> None:
     """Raises ValueError for other channels than those of the run that --resume continues; before
     the settings are parsed, as value ranges, means and deviations are then too few or too many."""
-    every = written(tuple(range(data.file_channels)))
+    every, asked = written(tuple(range(data.file_channels))), plain(asked)
     if asked != data.channels and not (asked == ALL and data.channels == every):
         raise ValueError(
             f"--data.channels: expected {data.channels}, which --resume cannot change, got {asked}"

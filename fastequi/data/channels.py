@@ -26,9 +26,9 @@ def chosen(text: str) -> tuple[int, ...] | None:
     Raises:
         ValueError: another text, a number that comes twice, or more than 1024.
     """
+    text = plain(text)
     if text in (RGB, ALL):
         return None
-    text = re.sub(r"\s*,\s*", ",", text.strip())
     if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         raise ValueError(
             f"channels: expected {RGB}, {ALL} or numbers from 0 such as 0,3,7, got {text!r}"
@@ -37,6 +37,11 @@ def chosen(text: str) -> tuple[int, ...] | None:
     if len(set(numbers)) < len(numbers) or len(numbers) > MOST:
         raise ValueError(f"channels: expected at most {MOST} numbers that differ, got {text}")
     return numbers
+
+
+def plain(text: str) -> str:
+    """Without blanks around words and commas: one text for what means the same."""
+    return re.sub(r"\s*,\s*", ",", text.strip())
 
 
 def written(numbers: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fastequi.data.channels import DTYPE, RGB, chosen, ranges
+from fastequi.data.channels import DTYPE, RGB, chosen, plain, ranges
 
 MOST_WITH_NOISE = 1024  # pixels of a view's side
 
@@ -234,6 +234,7 @@ class DataConfig:
         _expect(fine, "cache_gb", "a size > 0 in units of 10^9 bytes", self.cache_gb)
         known = ("dali", "fused", "auto")
         _expect(self.views in known, "views", "dali, fused or auto", self.views)
+        object.__setattr__(self, "channels", plain(self.channels))
         self._check_channels()
         fine = all(map(math.isfinite, self.mean))
         _expect(fine, "mean", "finite values", self.mean)

@@ -51,6 +51,8 @@ from fastequi.philox import Draws
 
 logger = logging.getLogger(__name__)
 
+_ELSEWHERE = "on another process"
+
 
 def make_loader(
     source: Source,
@@ -213,7 +215,7 @@ class Loader:
         """
         for i in sorted(places - self._bad):
             self._bad.add(i)
-            self.quarantined[self.source.names[i]] = "on another process"
+            self.quarantined[self.source.names[i]] = _ELSEWHERE
         self._check_count()
 
     def close(self) -> None:
@@ -352,7 +354,9 @@ class Loader:
         count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate
         if count == total or count > tolerated(total, share):
             named = ", ".join(list(self.quarantined)[:10])
-            reason, many = Counter(self.quarantined.values()).most_common(1)[0]
+            reasons = Counter(self.quarantined.values())
+            others = reasons.pop(_ELSEWHERE, 0)  # says what this one does not
+            reason, many = (reasons or Counter({_ELSEWHERE: others})).most_common(1)[0]
             raise RuntimeError(
                 f"{count} of {total} images cannot be decoded, more than {share:.4g} of them "
                 f"(data.tolerate): {named}; the reason of {many}: {reason}"

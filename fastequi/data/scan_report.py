@@ -22,7 +22,16 @@ from fastequi.data.sources.encoded import (
     unmarked,
 )
 from fastequi.data.sources.index import Index
-from fastequi.data.sources.kinds import DEEPER, MORE_BITS, NO_RGB, Kind, as_planes, tally
+from fastequi.data.sources.kinds import (
+    ARRAYS,
+    DEEPER,
+    MORE_BITS,
+    MOST,
+    NO_RGB,
+    Kind,
+    as_planes,
+    tally,
+)
 from fastequi.data.sources.measured import Measured
 from fastequi.data.sources.pages import file_of
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
@@ -76,6 +85,11 @@ class Scan:
                     found["NPY"] -= 1
         return [(kind, count) for kind, count in found.most_common() if count]
 
+    def _side(self) -> int:
+        """The smallest of arrays, whose axes may be others; of none of the other images."""
+        arrays = not ARRAYS.isdisjoint(map(unmarked, self.formats))
+        return int(self.index.columns.sizes.min()) if arrays else MOST
+
     def summary(self) -> str:
         """The result as a few printed lines."""
         columns, left_out = self.index.columns, self.index.left_out
@@ -98,7 +112,7 @@ class Scan:
             assert kind is not None, "only those of known kinds are measured"
             given = options(kind, measured, self.index.measured, columns.kinds)
             head = f"values      {kind}: {measured.images} images{self._few(code)}"
-            lines += [head, *_values(kind, measured, int(columns.sizes.min()), given)]
+            lines += [head, *_values(kind, measured, self._side(), given)]
         same, names = self.duplicates, columns.names
         pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
         bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]

@@ -77,7 +77,7 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
             raise ValueError(
                 f"data.std: expected channels whose values differ, got {channels.written(flat)} "
                 f"with one value in all images, or beyond one end of data.value_range "
-                f"({cfg.value_range}): --data.value-range {channels.PERCENTILES} fits each "
+                f"({cfg.value_range[:60]}): --data.value-range {channels.PERCENTILES} fits each "
                 f"channel's; leave others out of data.channels, or give data.std"
             )
         cfg = replace(cfg, mean=mean, std=std)

@@ -63,7 +63,7 @@ def correspondence_loss(
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
     checks.same_device(student=student, teacher=teacher)
     given = student, teacher, flat(chosen), top
-    if key is not None and (run := _correspondence.prepared(*given)) is not None:
-        return _CALLS.keep(key, run)(student, teacher)
+    if (run := _correspondence.prepared(*given)) is not None:
+        return (run if key is None else _CALLS.keep(key, run))(student, teacher)
     with autocast_off(student.device):
         return _correspondence.features_loss(student, teacher, flat(chosen), top)

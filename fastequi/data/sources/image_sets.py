@@ -376,7 +376,6 @@ def _source(
             raise ValueError(f"{what.partition(':')[0]}: {failed}{again or hint}")
         if unfit or again or not known.decoded:
             logger.warning("%s; left out%s", failed, again)
-    wanted.tell(what, known.columns.kinds, known.columns.sizes, known.measured)
     if of_pages and not known.decoded:
         logger.warning("%s: %s", what, _OF_PAGES)
     if known.decoded:
@@ -388,6 +387,7 @@ def _source(
     if columns.of is not None:
         paths = Numbered([os.path.join(root, archive.name) for archive in archives], columns.of)
     formats = known.formats or tuple({format_of(name) for name in names})
+    wanted.tell(what, columns.kinds, columns.sizes, formats, known.measured)
     whole = Indexed(file, known.fingerprint, names, columns.sizes) if known.fingerprint else None
     more = columns.spans, formats, whole
     return Source(

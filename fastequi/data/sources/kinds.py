@@ -66,8 +66,11 @@ class Kind(NamedTuple):
 RGB8 = Kind(3, "uint8", True)
 
 
+ARRAYS = frozenset(("NPY", "NPZ"))  # formats that do not say which axis is which
+
+
 def as_planes(kind: Kind, side: int) -> str:
-    """A doubt about images with more channels than the smallest side has pixels; "" without one."""
+    """A doubt about arrays with more channels than the smallest side has pixels; "" without one."""
     if kind.channels <= side:
         return ""
     return (

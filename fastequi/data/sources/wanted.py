@@ -7,7 +7,7 @@ images with one number of channels, the one that most have.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastequi.data.channels import ALL, MOST, RGB, chosen
 from fastequi.data.sources.kinds import (
+    ARRAYS,
     DEEPER,
     DEPTHS,
     MORE_BITS,
@@ -28,8 +29,8 @@ from fastequi.data.sources.measured import Measured
 
 logger = logging.getLogger(__name__)
 
-_COLOURS = 3  # channels that RGB is made of, at most
-_PER_GREY, _FEW_GREYS = 256, 26  # values of 16 bits in one of 8; a tenth of these
+_GREY_AND_MORE = 2  # channels, of which the first is taken as grey
+_FEW_GREYS = 26  # a tenth of 8 bits' values
 _LOOKED_AT = 1000  # images
 
 
@@ -131,6 +132,7 @@ class Wanted:
         what: str,
         codes: NDArray[np.uint16] | None,
         sides: NDArray[np.int32],
+        formats: Collection[str],
         measured: Mapping[int, Measured],
     ) -> None:
         """Logs what a run makes of images that are not as it uses them.
@@ -139,13 +141,15 @@ class Wanted:
             what: they are.
             codes: of their kinds.
             sides: [n, 2] of them.
+            formats: of their files.
             measured: of kinds by their numbers, where a scan has.
         """
-        if self.channels != RGB:
+        if self.channels != RGB and not ARRAYS.isdisjoint(formats):
             side = int(sides[:_LOOKED_AT].min(initial=MOST))
             for kind in counts(codes):
                 if said := as_planes(kind, side):
                     logger.warning("%s: %s", what, said)
+        if self.channels != RGB:
             return
         for kind, count in counts(codes).items():
             if kind.more_than_rgb8:
@@ -160,14 +164,18 @@ def _greys(measured: Measured | None, kind: Kind) -> str:
     """How few of 8 bits' 256 values the images take, by what was measured; "" of enough."""
     if measured is None or kind.depth != "uint16":
         return ""
-    low, high = (measured.percentiles[p][:_COLOURS] for p in (0.1, 99.9))
-    most = max(
-        int(b) // _PER_GREY - int(a) // _PER_GREY + 1 for a, b in zip(low, high, strict=True)
-    )
+    used = 1 if kind.channels == _GREY_AND_MORE else 3
+    low, high = (measured.percentiles[p][:used] for p in (0.1, 99.9))
+    most = max(_in_8_bits(b) - _in_8_bits(a) + 1 for a, b in zip(low, high, strict=True))
     if most > _FEW_GREYS:
         return ""
     ends = f"{min(low):.9g} to {max(high):.9g}"
     return f"; little is left of them: their values, {ends}, become {most} of 256 greys"
+
+
+def _in_8_bits(value: float) -> int:
+    """A value of 16 bits as decoding to 8 bits makes it."""
+    return (int(value) * 255 + 32767) // 65535
 
 
 def _named(code: int) -> str:
