@@ -65,7 +65,7 @@ def test_pages_may_be_channels():
         out.write(planes[0], metadata=None)
         out.write(planes[0, :5], metadata=None)
     assert header(np.frombuffer(file.getvalue(), np.uint8), True) == (
-        "page 2 is unlike the first: no channels of one image"
+        "channel 2's page is unlike the first: no channels of one image"
     )
 
 
@@ -311,7 +311,7 @@ def test_channels_of_two_sizes_are_refused():
         out.write(np.zeros((8, 9), np.uint16), description=said, metadata=None)
         out.write(np.zeros((7, 9), np.uint16), metadata=None)
     image = np.frombuffer(file.getvalue(), np.uint8)
-    assert header(image) == "page 2 is unlike the first: no channels of one image"
+    assert header(image) == "channel 2's page is unlike the first: no channels of one image"
     with pytest.raises(
         ValueError,
         match=r"page 1 is uint16 \(7, 9\) of photometric 1, another channel's page uint16 \(8, 9\)",
@@ -328,7 +328,7 @@ def test_channels_of_which_one_is_inverted_are_refused_before_they_are_read(tmp_
     stack(tmp_path, "b.tif")
     commands.data(["scan", str(tmp_path), "--pages", "channels"])
     said = capsys.readouterr().out
-    assert "a.tif (page 2 is unlike the first: no channels of one image)" in said
+    assert "a.tif (channel 2's page is unlike the first: no channels of one image)" in said
     assert said.startswith("1 images")
 
 

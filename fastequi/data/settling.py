@@ -75,10 +75,10 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         flat = tuple(numbers[i] for i, value in enumerate(std) if value <= 0)
         if flat:
             raise ValueError(
-                f"data.std: expected channels whose values differ, got {channels.written(flat)} "
-                f"with one value in all images, or beyond one end of data.value_range "
-                f"({cfg.value_range[:60]}): --data.value-range {channels.PERCENTILES} fits each "
-                f"channel's; leave others out of data.channels, or give data.std"
+                f"data.std: expected channels whose values differ, got {channels.written(flat)}; "
+                f"leave those with one value in all images out of data.channels, or give data.std; "
+                f"for those beyond one end of data.value_range ({cfg.value_range[:60]}) "
+                f"--data.value-range {channels.PERCENTILES} fits each channel's"
             )
         cfg = replace(cfg, mean=mean, std=std)
         said = "; ".join(

@@ -222,7 +222,9 @@ def _expect_alike(file: BinaryIO, first: Any, places: list[int]) -> None:
     for number, place in enumerate(places[1:], 2):
         page = load(file, place)
         if any(page.get(tag) != first.get(tag) for tag in _ALIKE):
-            raise ValueError(f"page {number} is unlike the first: no channels of one image")
+            raise ValueError(
+                f"channel {number}'s page is unlike the first: no channels of one image"
+            )
 
 
 def count(file: BinaryIO) -> int:
