@@ -36,7 +36,7 @@ from fastequi.kernels.backend import (
     use_triton,
 )
 from fastequi.kernels.constants import constants
-from fastequi.kernels.precision import without_autocast
+from fastequi.kernels.precision import autocast_off, without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.unit_rows import EPS, unit_rows, unit_rows_grad, unit_rows_op
 from fastequi.kernels.unit_rows import fused as fused_rows
@@ -401,7 +401,7 @@ class _InC(torch.autograd.Function):
         loss, grad = run(student, teacher)
         ctx.save_for_backward(student, grad.view(student.shape))
         # not saved: it may be of inference mode, and is needed for second derivatives alone
-        ctx.teacher, ctx.version = teacher, _version(teacher)
+        ctx.teacher, ctx.version = teacher.detach(), _version(teacher)
         ctx.steps, ctx.owned = steps, True
         return loss
 
@@ -446,7 +446,8 @@ def prepared(student: Tensor, teacher: Tensor, pairs: Sequence[int], top: int) -
     shapes, chosen = (student.shape, teacher.shape), list(pairs)
 
     def steps(student: Tensor, teacher: Tensor) -> Tensor:
-        return features_loss(student.view(shapes[0]), teacher.view(shapes[1]), chosen, top)
+        with autocast_off(student.device):
+            return features_loss(student.view(shapes[0]), teacher.view(shapes[1]), chosen, top)
 
     return lambda student, teacher: apply(student, teacher, run, steps)
 

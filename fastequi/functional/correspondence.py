@@ -66,4 +66,4 @@ def correspondence_loss(
     if (run := _correspondence.prepared(*given)) is not None:
         return (run if key is None else _CALLS.keep(key, run))(student, teacher)
     with autocast_off(student.device):
-        return _correspondence.features_loss(student, teacher, flat(chosen), top)
+        return _correspondence.features_loss(*given)
