@@ -124,7 +124,7 @@ def round_trips(body: list[str]) -> list[str]:
         ("similarities.c", "best_of_group"),
         ("blur.c", "filter_strip"),
         ("crop_align.c", "pool"),
-        ("correspondence.c", "add_matches"),
+        ("correspondence.c", "grad_of_image"),
         ("gram.c", "differences"),
         ("short_attention.c", "product"),
         ("gelu.c", "run"),

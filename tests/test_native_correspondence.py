@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastequi.functional import correspondence_loss
@@ -43,6 +43,23 @@ def by_reference(student, teacher, pairs, top):
     return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
+def is_clear(student, teacher, pairs, top):
+    """Whether no match, nor which of them count, hangs on float32's rounding."""
+    rows = [F.normalize(x.double(), dim=-1) for x in (student, teacher)]
+    for s, t in zip(pairs[::2], pairs[1::2], strict=True):
+        similarity = rows[0][s] @ rows[1][t].mT
+        for axis in (1, 2):
+            best = similarity.sort(axis, descending=True).values.movedim(axis, -1)
+            ranked = best[..., 0].sort(-1, descending=True).values
+            gaps = (
+                best[..., :1] - best[..., 1:2],
+                ranked[:, top - 1 : top] - ranked[:, top : top + 1],
+            )
+            if any(gap.numel() and gap.min() < 1e-6 for gap in gaps):
+                return False
+    return True
+
+
 def check(found, wanted):
     torch.testing.assert_close(found[0].double(), wanted[0], rtol=1e-5, atol=1e-6)
     error = (found[1].double() - wanted[1]).norm() / wanted[1].norm().clamp(min=1e-9)
@@ -67,6 +84,7 @@ def cases(draw):
 @given(cases(), st.booleans(), st.sampled_from([1, 50, 3000, 1 << 20]))
 @settings(max_examples=150, deadline=None)
 def test_fuzz_any_views_and_pairs(case, products, at_once):
+    assume(is_clear(*case))
     check(run(*case, products, at_once), by_reference(*case))
 
 
@@ -75,6 +93,7 @@ def test_fuzz_any_views_and_pairs(case, products, at_once):
 @pytest.mark.parametrize("width", [3, 16, 45])
 def test_every_instruction_set(isa, width, products, monkeypatch):
     case = features(3, 2, 20, width, 0), features(2, 2, 33, width, 1), [0, 1, 1, 0, 2, 1], 7
+    assert is_clear(*case)
     with instruction_set(isa, monkeypatch):
         check(run(*case, products), by_reference(*case))
 
@@ -89,7 +108,7 @@ def test_bfloat16_rows_are_rounded_as_in_pytorch(types, products):
     found = run(student, teacher, pairs, top, products)
     rounded = [F.normalize(x.float(), dim=-1).to(types[0]).float() for x in (student, teacher)]
     wanted, by_unit = run(*rounded, pairs, top, True, eps=None)
-    torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[0], wanted, rtol=1e-4, atol=1e-5)
     assert found[1].dtype == types[0]
     leaf = student.detach().float().requires_grad_()
     (by_student,) = torch.autograd.grad(F.normalize(leaf, dim=-1), leaf, by_unit)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastequi.functional import koleo_loss, nt_xent_loss
@@ -90,6 +90,10 @@ def test_fuzz_nt_xent_equals_the_reference(both, temp, panel):
 @settings(max_examples=150, deadline=None)
 @given(views(least=2, narrowest=4), st.sampled_from([0, 1, 100, 1 << 18]))
 def test_fuzz_koleo_equals_pytorch(both, panel):
+    unit = F.normalize(both[0].detach().double(), dim=1)
+    near = (unit @ unit.T).fill_diagonal_(-2).topk(2, 1).values
+    # which row is the nearest does not hang on float32's rounding, nor is it the row itself
+    assume((near[:, 0] - near[:, 1] > 1e-6).all())
     ours, theirs = leaves(both[:1]), leaves(both[:1])
     with in_c(panel):
         loss = koleo_loss(*ours)

@@ -393,7 +393,7 @@ def test_a_run_resumes_though_a_file_was_lost(tmp_path, uninterrupted):
     sorted(photos.glob("*.jpg"))[0].unlink()
     done = run(*data, "--resume", "--max-steps", 6)
     assert done.returncode == 0, done.stderr
-    assert "of the images of the run 1 (" in done.stderr
+    assert "images of the run that are gone, and will be replaced: " in done.stderr
     assert rows(folder)[-1]["quarantined"] == 1
     shown, lost = (rows(path) for path in (uninterrupted, folder))
     assert len(lost) == 6
