@@ -201,8 +201,9 @@ def test_launches_of_a_step_do_not_depend_on_the_batch(monkeypatch):
             counts.append((len(operators), sorted(seen)))
     assert counts[0] == counts[1]
     assert counts[0] == counts[2]  # nor on the number of local crops
-    # two sizes of crops: one pooling, one gradient, matches there and back, their gradient
-    assert len(counts[0][1]) == 2 * (2 + 3) + 1
+    # two sizes of crops: pooling for the norms and for the loss, its gradient; matches there and
+    # back, their gradient
+    assert len(counts[0][1]) == 2 * (3 + 3) + 1
     print(f"{counts[0][0]} operators, {len(counts[0][1])} kernels a step")
 
 
