@@ -15,6 +15,7 @@ from fastequi.kernels.rows import dense_rows
 
 _LEAST_TEMP = 0.0242  # down to it exp(-2 / temp) is a normal number of float32
 _EPS = 1e-12  # of F.normalize
+_KEPT = 8  # squares of similarities that are not made twice: 8 MB, however many rows there are
 
 
 class ContrastStruct(Structure):
@@ -88,7 +89,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temp: float, grad: bool) -> tuple[Tensor, li
     rows = unit_rows((z1, z2), _EPS, True)
     unit, bounded, count = rows.unit, temp >= _LEAST_TEMP, len(rows.unit)
     total, alike = unit.new_zeros(count, dtype=torch.float64), torch.empty_like(rows.inverse)
-    for panel in panels(unit, unit, bounded):
+    similarities = panels(unit, unit, bounded, _KEPT if grad else 1)
+    for panel in similarities:
         _contrast("contrast", panel, temp, bounded, alike=alike, total=total, half=len(z1))
     factors, pull = torch.empty_like(alike), torch.empty_like(alike)
     by_unit = torch.empty_like(unit) if grad else None
@@ -107,7 +109,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temp: float, grad: bool) -> tuple[Tensor, li
     value = unit.new_tensor(loss.value / count)
     if by_unit is None:
         return value, []
-    for panel in panels(unit, unit, bounded):
+    for panel in similarities if bounded else panels(unit, unit, False):
         _contrast("weigh", panel, temp, bounded, row=factors, column=factors, half=len(z1))
         _add_products(by_unit, panel, unit, unit)
     return value, unit_rows_grad(rows, by_unit, 1 / (temp * count))

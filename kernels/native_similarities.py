@@ -8,7 +8,7 @@ both its rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ctypes import Structure, c_int32, c_int64, c_void_p
 from typing import NamedTuple
 
@@ -64,12 +64,17 @@ def reads(z: Tensor) -> bool:
     return z.dtype in (torch.float32, torch.bfloat16, torch.float16) and z.numel() > 0
 
 
-def panels(z: Tensor, every: Tensor, once: bool) -> Iterator[Panel]:
-    """All products z · every, `once`: those of two rows once, for rows that meet themselves."""
+def panels(z: Tensor, every: Tensor, once: bool, keep: int = 1) -> Iterable[Panel]:
+    """All products z · every, `once`: those of two rows once, for rows that meet themselves.
+
+    These can be gone through a second time, but for `keep` of the squares, which are kept, all are
+    made again; in another order.
+    """
+    return _Squares(z, keep) if once else _rows(z, every)
+
+
+def _rows(z: Tensor, every: Tensor) -> Iterator[Panel]:
     rows, columns = len(z), len(every)
-    if once:
-        yield from _squares(z)
-        return
     buffer = z.new_empty(max(min(PANEL, rows * columns), columns))
     step = max(PANEL // columns, 1)
     for start in range(0, rows, step):
@@ -79,17 +84,34 @@ def panels(z: Tensor, every: Tensor, once: bool) -> Iterator[Panel]:
         yield Panel(part, 0, s, columns)
 
 
-def _squares(z: Tensor) -> Iterator[Panel]:
-    """Of rows that meet themselves, in the order of their columns for each of them."""
-    rows = len(z)
-    buffer = z.new_empty(min(SIDE, rows) ** 2)
-    for start in range(0, rows, SIDE):
-        part = slice(start, min(start + SIDE, rows))
-        count = part.stop - start
-        for first in range(start, rows, SIDE):
-            others = z[first : first + SIDE]
-            s = buffer[: count * len(others)].view(count, -1)
-            torch.mm(z[part], others.T, out=s)
+class _Squares:
+    """Of rows that meet themselves, in the order of their columns for each of them; the second time
+    those come first whose similarities are still there, as they were left."""
+
+    def __init__(self, z: Tensor, keep: int) -> None:
+        rows = len(z)
+        starts = range(0, rows, SIDE)
+        self._z = z
+        self._places = [(start, first) for start in starts for first in starts if first >= start]
+        self._buffers = z.new_empty(min(keep, len(self._places)), min(SIDE, rows) ** 2)
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def __iter__(self) -> Iterator[Panel]:
+        z, kept = self._z, self._kept
+        self._kept = {}
+        for number, place in enumerate([*kept, *(p for p in self._places if p not in kept)]):
+            start, first = place
+            part, others = slice(start, min(start + SIDE, len(z))), z[first : first + SIDE]
+            count = part.stop - start
+            buffer = self._buffers[number % len(self._buffers)]
+            s = kept.get(place)
+            if s is None:
+                s = buffer[: count * len(others)].view(count, -1)
+                torch.mm(z[part], others.T, out=s)
+            if not kept:
+                self._kept[place] = s
+                if len(self._kept) > len(self._buffers):
+                    del self._kept[next(iter(self._kept))]
             yield Panel(part, first, s, count if first == start else 0)
 
 
