@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.functional.view_pairs import Pairs, as_option, flat, view_pairs
-from fastequi.kernels import correspondence as _correspondence
+from fastequi.kernels import correspondence_features as _features
 from fastequi.kernels.precision import autocast_off
 from fastequi.kernels.prepared import Calls
 
@@ -63,7 +63,7 @@ def correspondence_loss(
     chosen = [(0, 0)] if pairs is None else view_pairs(student, teacher, pairs)
     checks.same_device(student=student, teacher=teacher)
     given = student, teacher, flat(chosen), top
-    if (run := _correspondence.prepared(*given)) is not None:
+    if (run := _features.prepared(*given)) is not None:
         return (run if key is None else _CALLS.keep(key, run))(student, teacher)
     with autocast_off(student.device):
-        return _correspondence.features_loss(*given)
+        return _features.features_loss(*given)
