@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.data import values as values_module
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan import examined, scan
 from fastequi.data.scan_report import plain
@@ -397,3 +398,17 @@ def test_kinds_of_which_no_image_decodes_are_not_measured(tmp_path):
     assert sorted(found.index.left_out) == ["b.png", "c.png"]
     assert [Kind.of(code) for code in found.index.measured] == [RGB8]
     assert "values      3 channels (RGB) of uint8: 1 images" in found.summary()
+
+
+def test_whole_numbers_that_float32_rounds_are_told_once(caplog):
+    values_module._tell_rounded.cache_clear()
+    exact = np.array([[[1 << 24], [-(1 << 24)], [3 << 30]]], np.int64)
+    assert (of_depth(exact, "float32") == exact).all()
+    assert not caplog.messages
+    for _ in range(2):
+        found = of_depth(np.array([[[33554433]]], np.int64), "float32")
+        assert found.item() == 33554432
+    (said,) = caplog.messages
+    assert said.startswith("values of int64 beyond 2^24 are rounded")
+    of_depth(np.array([[[4294967295]]], np.uint32), "float32")
+    assert "values of uint32" in caplog.text

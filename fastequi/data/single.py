@@ -47,7 +47,8 @@ def read_image(
             `--pages channels`; those of OME-TIFF and ImageJ are where the file says so.
 
     Returns:
-        [C, H, W] uint8, uint16, or float32 of all other types.
+        [C, H, W] uint8, uint16, or float32 of all other types, in which whole numbers beyond 2^24
+        are rounded; a warning says so.
 
     Raises:
         OSError: the file cannot be read.

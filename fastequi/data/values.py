@@ -9,7 +9,9 @@ ends the process.)
 
 from __future__ import annotations
 
+import logging
 import warnings
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -20,6 +22,8 @@ from PIL import Image
 from fastequi.data.pixels import LARGEST, Pixels
 from fastequi.data.sources import arrays, dicom, kinds, tiff, tiff_tags
 from fastequi.data.sources.encoded import FORMATS, orientation_of
+
+logger = logging.getLogger(__name__)
 
 Bytes = NDArray[np.uint8]  # encoded
 
@@ -139,7 +143,7 @@ def as_rgb(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def of_depth(values: NDArray[Any], depth: str) -> NDArray[Any]:
     """Values in one of `kinds.DEPTHS`: whole numbers of 8 and 16 bits scaled as the types' ranges
-    are, others as they are."""
+    are, others as they are; told where float32 rounds whole numbers."""
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype == bool:
         values = values.astype(np.uint8) * np.uint8(255)
@@ -152,7 +156,20 @@ def of_depth(values: NDArray[Any], depth: str) -> NDArray[Any]:
         raise ValueError(f"values of type {name}, expected {depth}")
     if name in ("uint8", "uint16"):
         return values.astype(np.float32) / np.float32(LARGEST[name])
-    return values.astype(np.float32)
+    floats = values.astype(np.float32)
+    if values.dtype.kind in "iu" and (floats != values).any():
+        _tell_rounded(name)
+    return floats
+
+
+@cache
+def _tell_rounded(name: str) -> None:
+    """Said once of a type."""
+    logger.warning(
+        "values of %s beyond 2^24 are rounded, as float32 has 24 bits; without what all have in "
+        "common (an offset, a factor) they keep their digits",
+        name,
+    )
 
 
 def _is_for_pillow(tags: Any) -> bool:
