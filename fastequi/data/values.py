@@ -165,11 +165,7 @@ def of_depth(values: NDArray[Any], depth: str) -> NDArray[Any]:
 @cache
 def _tell_rounded(name: str) -> None:
     """Said once of a type."""
-    logger.warning(
-        "values of %s beyond 2^24 are rounded, as float32 has 24 bits; without what all have in "
-        "common (an offset, a factor) they keep their digits",
-        name,
-    )
+    logger.warning("values of %s beyond 2^24 are rounded, as they become float32 (said once)", name)
 
 
 def _is_for_pillow(tags: Any) -> bool:
