@@ -68,7 +68,7 @@ def _read(file: Path) -> dict[str, str]:
     """Choices of earlier processes; empty if the file is missing or invalid."""
     try:
         found = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}

@@ -410,5 +410,11 @@ def test_whole_numbers_that_float32_rounds_are_told_once(caplog):
         assert found.item() == 33554432
     (said,) = caplog.messages
     assert said.startswith("values of int64 beyond 2^24 are rounded")
-    of_depth(np.array([[[4294967295]]], np.uint32), "float32")
-    assert "values of uint32" in caplog.text
+    for name, value in (("uint32", 2**32 - 1), ("uint64", 2**63 + 1)):
+        of_depth(np.array([[[value]]], name), "float32")
+        assert f"values of {name}" in caplog.text
+    for value in (2**53 + 1, -(2**53) - 1, 2**63 - 1):
+        values_module._tell_rounded.cache_clear()
+        caplog.clear()
+        of_depth(np.array([[[value]]], np.int64), "float32")
+        assert len(caplog.messages) == 1

@@ -105,3 +105,13 @@ def test_what_makes_views_is_said():
     assert about("dali", CPU) == "views by DALI's operators (data.views=dali)"
     with backend.force("torch"):
         assert about("fused", CPU) == "views in one pass each, by PyTorch (data.views=fused)"
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[1, 2]", '{"a": 3}'])
+def test_a_file_that_is_damaged_is_written_again(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(views_choice, "_times", lambda *given: {"dali": 2.0, "fused": 1.0})
+    assert fastest_views(CFG, CPU) == "fused"
+    kept(tmp_path).write_text(text)
+    monkeypatch.setattr(choices, "_known", {})
+    assert fastest_views(CFG, CPU) == "fused"
+    assert "fused" in json.loads(kept(tmp_path).read_text()).values()

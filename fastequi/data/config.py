@@ -234,7 +234,8 @@ class DataConfig:
         _expect(fine, "cache_gb", "a size > 0 in units of 10^9 bytes", self.cache_gb)
         known = ("dali", "fused", "auto")
         _expect(self.views in known, "views", "dali, fused or auto", self.views)
-        object.__setattr__(self, "channels", plain(self.channels))
+        for name in ("channels", "value_range"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         self._check_channels()
         fine = all(map(math.isfinite, self.mean))
         _expect(fine, "mean", "finite values", self.mean)

@@ -76,9 +76,10 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         if flat:
             raise ValueError(
                 f"data.std: expected channels whose values differ, got {channels.written(flat)}; "
-                f"leave those with one value in all images out of data.channels, or give data.std; "
-                f"for those beyond one end of data.value_range ({cfg.value_range[:60]}) "
-                f"--data.value-range {channels.PERCENTILES} fits each channel's"
+                f"leave those with one value in all images out of data.channels, or give data.mean "
+                f"and data.std; for those beyond one end of data.value_range "
+                f"({cfg.value_range[:60]}) --data.value-range {channels.PERCENTILES} fits each "
+                f"channel's"
             )
         cfg = replace(cfg, mean=mean, std=std)
         said = "; ".join(
@@ -150,8 +151,9 @@ def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
             _others(sum(share > _CLIPPED for share in clipped.values()) - 1, len(pairs)),
         )
     used = {c: (_ends(measured, c)[1] - _ends(measured, c)[0]) / (b - a) for c, (a, b) in pairs}
-    least = min(used, key=lambda c: used[c])
-    if used[least] < _USED:
+    used = {c: share for c, share in used.items() if share > 0}  # of one value no range is better
+    least = min(used, key=lambda c: used[c], default=0)
+    if used and used[least] < _USED:
         logger.warning(
             "data.value_range: the values of channel %d, %.9g to %.9g, are %.2g %% of %s%s; "
             "data.value_range=%s fits each channel's",
@@ -202,7 +204,8 @@ def _range(ends: tuple[float, float], numbers: tuple[int, ...], measured: Measur
     if flat := [c for c in numbers if not low[c] < high[c]]:
         raise ValueError(
             f"data.value_range: expected percentiles that differ, but channels "
-            f"{channels.written(tuple(flat))} have {low[flat[0]]:g} at both"
+            f"{channels.written(tuple(flat))} have {low[flat[0]]:g} at both: leave them out of "
+            f"data.channels, or give LOW:HIGH of each"
         )
     text = ",".join(f"{low[c]:.9g}:{high[c]:.9g}" for c in numbers)
     try:

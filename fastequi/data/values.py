@@ -157,8 +157,10 @@ def of_depth(values: NDArray[Any], depth: str) -> NDArray[Any]:
     if name in ("uint8", "uint16"):
         return values.astype(np.float32) / np.float32(LARGEST[name])
     floats = values.astype(np.float32)
-    if values.dtype.kind in "iu" and (floats != values).any():
-        _tell_rounded(name)
+    if values.dtype.kind in "iu":
+        with np.errstate(invalid="ignore"):  # of the largest, rounded up
+            if (floats.astype(values.dtype) != values).any():
+                _tell_rounded(name)
     return floats
 
 
