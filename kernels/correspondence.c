@@ -157,6 +157,7 @@ int EXPORT(correspondence)(const Correspondence *op) {
   float *by_unit = op->grad ? scratch_of(op->threads * room * sizeof(float)) : NULL;
   int failed = sums && ranks && (by_unit || !op->grad) ? 0 : -1;
   if (!failed) {
+    if (op->grad) in_large_pages(op->grad, bytes_of(op->batch * op->student.views * m * op->width, op->student.dtype));
 #pragma omp parallel num_threads(op->threads)
     {
       int32_t *own = ranks + thread_number() * most;

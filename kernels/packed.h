@@ -11,7 +11,6 @@
 #define FASTEQUI_PACKED_H
 
 #include <math.h>
-#include <sys/mman.h>
 
 #include "values.h"
 
@@ -34,19 +33,6 @@ typedef struct {
   int32_t batch, steps, height, width; /* of the samples */
   int32_t padding, align;
 } Grid;
-
-/* Fresh memory comes page by page, a fault each: for a large result that costs as much as the rest of
- * the work. Where the system lets us ask, it comes in large pages instead. */
-CALLED void in_large_pages(void *start, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  const uintptr_t page = 2 << 20;
-  uintptr_t first = ((uintptr_t)start + page - 1) & ~(page - 1);
-  uintptr_t last = ((uintptr_t)start + (uintptr_t)bytes) & ~(page - 1);
-  if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
-#else
-  (void)start, (void)bytes;
-#endif
-}
 
 /* ---- packing ---- */
 

@@ -1,6 +1,6 @@
 /* Four turned copies of uint8 images: what rot90_batch.py's kernel writes. A strip of the image is
  * looked up once, into the cache; the turns are copies of it, mirrors and transposes. */
-#include "packed.h"
+#include "values.h"
 
 typedef struct {
   const uint8_t *images;

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "vectors.h"
 
@@ -27,6 +28,21 @@ INLINE int64_t whole_lines(int64_t values) { return (values + LINE - 1) / LINE *
 INLINE void *scratch_of(int64_t bytes) { /* a line at least: NULL says that there is no memory */
   return aligned_alloc(LINE * 4, (size_t)(bytes / (LINE * 4) + 1) * (LINE * 4));
 }
+
+/* Fresh memory comes page by page, a fault each: for a large result that costs as much as the rest of
+ * the work. Where the system lets us ask, it comes in large pages instead. */
+CALLED void in_large_pages(void *start, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const uintptr_t page = 2 << 20;
+  uintptr_t first = ((uintptr_t)start + page - 1) & ~(page - 1);
+  uintptr_t last = ((uintptr_t)start + (uintptr_t)bytes) & ~(page - 1);
+  if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+  (void)start, (void)bytes;
+#endif
+}
+
+INLINE int64_t bytes_of(int64_t values, int32_t dtype) { return values * (dtype == FLOAT32 ? 4 : 2); }
 
 INLINE float from_bf16(uint16_t half) {
   uint32_t bits = (uint32_t)half << 16;
