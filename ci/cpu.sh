@@ -29,6 +29,7 @@ both channels_cpu --case warp_recon_channels_cpu --modes fwdbwd
 both warp_cpu --case warp_cpu --modes fwd
 both rot90_cpu --case rot90_batch_cpu --modes fwd
 both cpu_fresh_memory --fresh-memory --headline $recon
+both dino_fresh_memory_cpu --case dino_cpu --fresh-memory --headline --modes fwdbwd --set S=10 B=64 N=65536
 both dino_65536_cpu --case dino_cpu sinkhorn_cpu --headline --modes fwdbwd --set S=10 B=16 N=65536
 both gaussian_blur_cpu --case gaussian_blur_cpu --headline --modes fwd
 both blur_recon_cpu --case blur_recon_cpu --headline --modes fwdbwd
