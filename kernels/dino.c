@@ -72,6 +72,7 @@ INLINE void slopes_of(const Work *work, int64_t at, int64_t end, int dtype, int 
 CALLED void slopes(const void *whom, int64_t at, int64_t end) {
   const Work *work = whom;
   if (!work->grad) return;
+  if (work->stream) ask_for_pages((const char *)work->grad + bytes_of(at, work->dtype), bytes_of(end - at, work->dtype));
   if (work->dtype == FLOAT32) {
     if (work->stream) slopes_of(work, at, end, FLOAT32, 1, 1);
     else slopes_of(work, at, end, FLOAT32, 0, 1);

@@ -128,7 +128,9 @@ CALLED void write_row(const Views *op, const float *row, int solarize, int64_t v
   store_two(out, at + x, LAST(x), LAST(x + LANES), dtype, stream, number)
   int whole = op->type != FLOAT32; /* then NaN comes of arithmetic alone, and rounding leaves it one */
   int floats = op->dtype == FLOAT32, halves = op->dtype == BFLOAT16;
-  int stream = op->stream && ((uintptr_t)out + at * (floats ? 4 : 2)) % (LANES * 4) == 0;
+  const char *start = (const char *)out + bytes_of(at, op->dtype);
+  int stream = op->stream && (uintptr_t)start % (LANES * 4) == 0;
+  if (stream && (floats || halves)) ask_for_pages(start, bytes_of(width, op->dtype));
   if (floats && stream) WRITE(FLOAT32, 1, 0);
   else if (floats) WRITE(FLOAT32, 0, 0);
   else if (halves && stream && whole) WRITE(BFLOAT16, 1, 1);

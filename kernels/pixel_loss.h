@@ -96,10 +96,12 @@ typedef struct {
   int32_t stream; /* write the gradient past the caches */
 } Prediction;
 
-/* Whether the gradient of the values from `at` on is written past the caches. */
-INLINE int streams(const Prediction *op, int64_t at) {
-  int64_t width = op->dtype == FLOAT32 ? 4 : 2;
-  return op->stream && op->grad && ((uintptr_t)op->grad + at * width) % (LANES * 4) == 0;
+/* Whether the gradient of n values from `at` on is written past the caches, which begins now. */
+INLINE int streams(const Prediction *op, int64_t at, int64_t n) {
+  const char *start = (const char *)op->grad + bytes_of(at, op->dtype);
+  if (!op->stream || !op->grad || (uintptr_t)start % (LANES * 4)) return 0;
+  ask_for_pages(start, bytes_of(n, op->dtype));
+  return 1;
 }
 
 /* make(dtype, loss, ...) with what a prediction says as constants. */
@@ -118,7 +120,7 @@ CALLED double error_run(
   error_of((Values){target, op->pred, op->grad, op->weight, slopes, keep}, at, n, dtype, loss, \
            stream)
   if (keep || slopes) return BY_TYPE(ERROR, slopes, keep, 0);
-  return streams(op, at) ? BY_TYPE(ERROR, NULL, NULL, 1) : BY_TYPE(ERROR, NULL, NULL, 0);
+  return streams(op, at, n) ? BY_TYPE(ERROR, NULL, NULL, 1) : BY_TYPE(ERROR, NULL, NULL, 0);
 #undef ERROR
 }
 

@@ -151,10 +151,20 @@ INLINE void put(void *row, int64_t at, float value, int32_t dtype) {
   else ((uint16_t *)row)[at] = to_bf16(value);
 }
 
+/* Asks for the page behind each that begins in memory that is written past the caches now. No processor looks ahead
+ * for where such stores go, and the page's address alone takes as long as a cache line. */
+INLINE void ask_for_pages(const void *to, int64_t bytes) {
+  const uintptr_t page = 4096, start = (uintptr_t)to, end = start + (uintptr_t)bytes;
+  for (uintptr_t at = (start + page - 1) & ~(page - 1); at < end; at += page)
+    __builtin_prefetch((const void *)(at + page));
+}
+
 /* n values to `to` from `at` on; past the caches if `stream` and they begin at a multiple of a vector's size. */
 CALLED void put_values(void *to, int64_t at, const float *values, int64_t n, int32_t dtype, int stream) {
   int64_t i = 0;
-  stream = stream && ((uintptr_t)to + at * (dtype == FLOAT32 ? 4 : 2)) % (LANES * 4) == 0;
+  const char *start = (const char *)to + bytes_of(at, dtype);
+  stream = stream && (uintptr_t)start % (LANES * 4) == 0;
+  if (stream) ask_for_pages(start, bytes_of(n, dtype));
 #define PUT(dtype, stream)                    \
   for (; i + 2 * LANES <= n; i += 2 * LANES) \
   store_two(to, at + i, AT(vf, values + i), AT(vf, values + i + LANES), dtype, stream, 0)

@@ -54,7 +54,7 @@ CALLED double error_of_ones(
     if (i < n && op->grad) store(op->grad, at + i, gradient, dtype, stream);                          \
     wide_sum_of(sum);                                                                                 \
   })
-  return streams(op, at) ? BY_TYPE(ERRORS, 1) : BY_TYPE(ERRORS, 0);
+  return streams(op, at, n) ? BY_TYPE(ERRORS, 1) : BY_TYPE(ERRORS, 0);
 #undef ERRORS
 #undef TARGET
 }
