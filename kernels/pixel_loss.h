@@ -98,8 +98,9 @@ typedef struct {
 
 /* Whether the gradient of n values from `at` on is written past the caches, which begins now. */
 INLINE int streams(const Prediction *op, int64_t at, int64_t n) {
+  if (!op->stream || !op->grad) return 0;
   const char *start = (const char *)op->grad + bytes_of(at, op->dtype);
-  if (!op->stream || !op->grad || (uintptr_t)start % (LANES * 4)) return 0;
+  if ((uintptr_t)start % (LANES * 4)) return 0;
   ask_for_pages(start, bytes_of(n, op->dtype));
   return 1;
 }
