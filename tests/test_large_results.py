@@ -76,6 +76,16 @@ for dtype in (torch.float32, torch.uint8):
     side = 224 if dtype == torch.float32 else 448
     views = F.fused_views([photo] * 64, windows, size=side, dtype=dtype)
     found[f"fused_views, {dtype}"] = is_asked_for(views)
+images = torch.zeros(16, 3, 224, 224, dtype=torch.uint8)
+theta = torch.eye(2, 3).expand(16, 4, 2, 3).contiguous()
+found["warp"] = is_asked_for(F.warp(images, theta))
+found["gaussian_blur"] = is_asked_for(F.gaussian_blur(images, torch.ones(16, 4)))
+found["rot90_batch"] = is_asked_for(F.rot90_batch(images))
+x = leaf(16, 4, 196, 768)
+loss = F.warp_recon_loss(x, images, theta, layout="patch", patch_size=16)
+found["warp_recon_loss"] = is_asked_for(grad(loss, x))
+loss = F.blur_recon_loss(x, images, torch.ones(16, 4), layout="patch", patch_size=16)
+found["blur_recon_loss"] = is_asked_for(grad(loss, x))
 x = leaf(6000, 1536)
 made = gelu.gelu(x)
 found["gelu"] = is_asked_for(made)
@@ -97,5 +107,5 @@ def test_results_come_in_large_pages():
     assert not done.returncode, done.stderr
     found = json.loads(done.stdout)
     assert not found.pop("nothing of ours")  # what follows is of fresh memory, each in its own
-    assert len(found) == 12
+    assert len(found) == 17
     assert all(found.values()), found
