@@ -55,6 +55,8 @@ const int64_t EXPORT(correspondence_rows_bytes) = sizeof(Correspondence);
 int EXPORT(correspondence_rows)(const Correspondence *op) {
   const Features *student = &op->student, *teacher = &op->teacher;
   const int64_t ours = op->batch * student->views, all = ours + op->batch * teacher->views;
+  in_large_pages(student->unit, bytes_of(ours * student->rows * op->width, FLOAT32));
+  in_large_pages(teacher->unit, bytes_of((all - ours) * teacher->rows * op->width, FLOAT32));
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t i = 0; i < all; i++) {
     if (i < ours) unit_image(op, student, i, op->inverse);

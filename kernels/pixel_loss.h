@@ -96,7 +96,7 @@ typedef struct {
   int32_t stream; /* write the gradient past the caches */
 } Prediction;
 
-/* Whether the gradient of n values from `at` on is written past the caches, which begins now. */
+/* Whether the gradient of n values from `at` on is written past the caches; if so, prefetches its next pages. */
 INLINE int streams(const Prediction *op, int64_t at, int64_t n) {
   if (!op->stream || !op->grad) return 0;
   const char *start = (const char *)op->grad + bytes_of(at, op->dtype);

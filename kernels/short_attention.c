@@ -149,6 +149,8 @@ int EXPORT(short_attention)(const ShortAttention *op) {
   int64_t values = op->batch * op->tokens * op->heads * op->width;
   if (op->grad_out) in_large_pages(op->grad, bytes_of(3 * values, FLOAT32));
   else in_large_pages(op->out, bytes_of(values, FLOAT32));
+  if (op->weights && !op->grad_out)
+    in_large_pages(op->weights, bytes_of(op->batch * op->heads * op->tokens * op->tokens, FLOAT32));
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t i = 0; i < op->batch * op->heads; i++) {
     float *mine = memory + thread_number() * own;

@@ -42,7 +42,9 @@ CALLED void in_large_pages(void *start, int64_t bytes) {
 #endif
 }
 
-INLINE int64_t bytes_of(int64_t values, int32_t dtype) { return values * (dtype == FLOAT32 ? 4 : 2); }
+INLINE int64_t bytes_of(int64_t values, int32_t dtype) {
+  return values * (dtype == FLOAT32 ? 4 : dtype == UINT8 ? 1 : 2);
+}
 
 INLINE float from_bf16(uint16_t half) {
   uint32_t bits = (uint32_t)half << 16;
@@ -151,8 +153,9 @@ INLINE void put(void *row, int64_t at, float value, int32_t dtype) {
   else ((uint16_t *)row)[at] = to_bf16(value);
 }
 
-/* Asks for the page behind each that begins in memory that is written past the caches now. No processor looks ahead
- * for where such stores go, and the page's address alone takes as long as a cache line. */
+/* For each page that begins in this memory, which is written past the caches, prefetches the start of the next page.
+ * Hardware prefetchers do not follow such stores, and translating the address of a new page (a TLB miss) takes as
+ * long as fetching a cache line, or longer. */
 INLINE void ask_for_pages(const void *to, int64_t bytes) {
   const uintptr_t page = 4096, start = (uintptr_t)to, end = start + (uintptr_t)bytes;
   for (uintptr_t at = (start + page - 1) & ~(page - 1); at < end; at += page)

@@ -509,15 +509,26 @@ def test_channels_without_contents_are_named(tmp_path):
 
     folder = stored(tmp_path / "a", ("tif", flat))
     with pytest.raises(
-        ValueError, match=r"data.std: expected channels whose values differ, got 1,"
+        ValueError,
+        match=r"data.std: expected channels whose values differ, got 1,.* or give data.mean",
     ):
         opened(folder)
-    with pytest.raises(ValueError, match=r"data.value_range: .* but channels 1,3 have 7 at both"):
+    with pytest.raises(ValueError, match=r"but channels 1,3 have 7 at both: leave them out"):
         opened(folder, replace(CFG, value_range="percentiles"))
     _, cfg = opened(folder, replace(CFG, channels="0,2,4"))
     assert cfg.in_chans == 3
     with pytest.raises(ValueError, match=r"value_range: expected percentiles among 0 0.1 0.5 1 "):
         opened(folder, replace(CFG, channels="0,2,4", value_range="percentiles:3:97"))
+
+
+def test_no_other_range_is_named_for_channels_of_one_value(tmp_path, caplog):
+    flat = science.plain_tiff(np.full((64, 64, 2), 7, np.uint16))
+    folder = science.write(tmp_path, {f"{i}.tif": flat for i in range(3)})
+    assert main(["data", "scan", str(folder)]) in (0, None)
+    caplog.clear()
+    given = replace(CFG, channels="all", mean=(0.5, 0.5), std=(0.2, 0.2), value_range="0:60000")
+    opened(folder, given)
+    assert "fits each channel's" not in caplog.text
 
 
 def test_percentiles_of_what_stands_for_no_value_are_said(tmp_path):

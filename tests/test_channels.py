@@ -12,7 +12,7 @@ def test_channels_are_read_and_written():
     assert chosen("rgb") is chosen("all") is None
     assert chosen("0,3,11") == chosen(" 0, 3 ,11 ") == (0, 3, 11)
     assert chosen(" all") is None
-    two = DataConfig(channels=" 0, 3", value_range="0:9, 1:8", mean=(0, 0), std=(1, 1))
+    two = DataConfig(channels=" 0, 3", value_range="0 : 9, 1:8", mean=(0, 0), std=(1, 1))
     assert (two.channels, two.value_range) == ("0,3", "0:9,1:8")  # as resumed
     assert written((0, 3, 11)) == "0,3,11"
     for text in ("٣", "", "0,", "1 2", "-1", "0,0", ",".join(map(str, range(1025)))):

@@ -1,5 +1,5 @@
-"""Results larger than what malloc keeps come in large pages: page by page their first writing takes
-longer than the work."""
+"""Results larger than what malloc keeps are asked for in huge pages (madvise): page by page their
+first writing takes longer than the work."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from fastequi.kernels import gelu, short_attention
 
 
 def is_asked_for(tensor: Tensor) -> bool:
-    "Whether the pages in the middle of it were to be large ones."
+    "Whether huge pages were asked for its middle: `hg` is the flag of madvise(MADV_HUGEPAGE)."
     middle = tensor.data_ptr() + tensor.numel() * tensor.element_size() // 2
     here = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -99,13 +99,12 @@ print(json.dumps(found))
 
 
 def test_results_come_in_large_pages():
-    names = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
+    kept = ("MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")  # they change what malloc asks for
+    environment = {name: v for name, v in os.environ.items() if not name.startswith(kept)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False
     )
     assert not done.returncode, done.stderr
     found = json.loads(done.stdout)
     assert not found.pop("nothing of ours")  # what follows is of fresh memory, each in its own
-    assert len(found) == 17
     assert all(found.values()), found

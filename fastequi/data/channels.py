@@ -40,8 +40,8 @@ def chosen(text: str) -> tuple[int, ...] | None:
 
 
 def plain(text: str) -> str:
-    """Without blanks around words and commas: one text for what means the same."""
-    return re.sub(r"\s*,\s*", ",", text.strip())
+    """Without blanks around words, commas and colons: one text for what means the same."""
+    return re.sub(r"\s*([,:])\s*", r"\1", text.strip())
 
 
 def written(numbers: tuple[int, ...]) -> str:

@@ -151,7 +151,7 @@ def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
             _others(sum(share > _CLIPPED for share in clipped.values()) - 1, len(pairs)),
         )
     used = {c: (_ends(measured, c)[1] - _ends(measured, c)[0]) / (b - a) for c, (a, b) in pairs}
-    used = {c: share for c, share in used.items() if share > 0}  # of one value no range is better
+    used = {c: share for c, share in used.items() if share > 0}  # no range fits constants better
     least = min(used, key=lambda c: used[c], default=0)
     if used and used[least] < _USED:
         logger.warning(
@@ -205,7 +205,7 @@ def _range(ends: tuple[float, float], numbers: tuple[int, ...], measured: Measur
         raise ValueError(
             f"data.value_range: expected percentiles that differ, but channels "
             f"{channels.written(tuple(flat))} have {low[flat[0]]:g} at both: leave them out of "
-            f"data.channels, or give LOW:HIGH of each"
+            f"data.channels, or give LOW:HIGH of each channel"
         )
     text = ",".join(f"{low[c]:.9g}:{high[c]:.9g}" for c in numbers)
     try:

@@ -158,8 +158,9 @@ def of_depth(values: NDArray[Any], depth: str) -> NDArray[Any]:
         return values.astype(np.float32) / np.float32(LARGEST[name])
     floats = values.astype(np.float32)
     if values.dtype.kind in "iu":
-        with np.errstate(invalid="ignore"):  # of the largest, rounded up
-            if (floats.astype(values.dtype) != values).any():
+        beyond = floats >= 2.0 ** (8 * values.itemsize - (values.dtype.kind == "i"))
+        with np.errstate(invalid="ignore"):  # of those, which become one or another number
+            if (beyond | (floats.astype(values.dtype) != values)).any():
                 _tell_rounded(name)
     return floats
 
