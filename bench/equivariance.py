@@ -39,7 +39,8 @@ from fastequi.atomic import replace_text
 from fastequi.config import Config, PathConfig
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.sources.splits import photographs
-from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import load_encoder, random_init
 from fastequi.evaluate.pair_reports import is_beyond
 from fastequi.evaluate.pair_scores import PROBES
 from fastequi.evaluate.probes import Fit

@@ -22,7 +22,8 @@ from fastequi.evaluate import rotnet
 from fastequi.evaluate import tasks as cut
 from fastequi.evaluate.classification import evaluate_classes
 from fastequi.evaluate.embed import embeddings
-from fastequi.evaluate.encoders import Encoder, load_encoder, of_method, random_init
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import load_encoder, of_method, random_init
 from fastequi.evaluate.equivariance import evaluate_equivariance
 from fastequi.evaluate.geometry.name_lists import by_stem
 from fastequi.evaluate.geometry.reading import Reading

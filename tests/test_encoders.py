@@ -12,7 +12,8 @@ from fastequi.cli.main import main
 from fastequi.data.reader import read
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate.classification import normalise
-from fastequi.evaluate.encoders import Encoder, load_all, load_encoder, of_method, random_init
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import load_all, load_encoder, of_method, random_init
 from fastequi.models.vit import VisionTransformer
 from fastequi.optim import WeightEMA, adamw
 from fastequi.recipes import RECIPES

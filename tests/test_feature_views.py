@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.models.nin import NetworkInNetwork
 from fastequi.models.vit import VisionTransformer
 from fastequi.report import feature_views

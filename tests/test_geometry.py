@@ -14,7 +14,7 @@ from fastequi.cli.main import main
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TEST_REGION
 from fastequi.evaluate import results
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry import figures
 from fastequi.evaluate.geometry.figures import Figure, Measure, Measured, means, table
 from fastequi.evaluate.geometry.grids import Grids, grids_of, position_only, raw_patches

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.blocks import block_grids, place, unknown_blocks
 from fastequi.evaluate.geometry.grids import Grids, position_only
 from fastequi.evaluate.geometry.layers import FIGURES, action_cosines, actions, cosines, shift_of

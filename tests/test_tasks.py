@@ -12,7 +12,7 @@ pytest.importorskip("nvidia.dali")
 import fastequi.evaluate.tasks as module
 from fastequi.config import PathConfig
 from fastequi.data.sources.splits import photographs
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.pairs import collect_pairs
 from fastequi.evaluate.photo_windows import window_loader
 from fastequi.evaluate.photometric import Photometric

@@ -20,7 +20,8 @@ from fastequi.config import Config
 from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.data.sources.splits import TEST_REGION, TRAIN_REGION
 from fastequi.data.views.batch import Batch
-from fastequi.evaluate.encoders import Encoder, of_method, random_init
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import of_method, random_init
 from fastequi.evaluate.equivariance import EquivarianceFile
 from fastequi.evaluate.image_quality import LEAST_SIZE
 from fastequi.evaluate.pair_reports import Report

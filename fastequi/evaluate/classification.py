@@ -21,7 +21,8 @@ from fastequi.data.labelled import RAW_SIZE, Files, LabelledSet, described, labe
 from fastequi.data.sources.selection import Data, Selection
 from fastequi.evaluate.checked import noise
 from fastequi.evaluate.class_probes import accuracy, interval, knn_classes, linear_probe
-from fastequi.evaluate.encoders import Encoder, expect_the_same_images, load_all
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import expect_the_same_images, load_all
 from fastequi.evaluate.photo_windows import values_of
 from fastequi.evaluate.published import published
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save

@@ -19,7 +19,8 @@ from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data
 from fastequi.evaluate.checked import noise
 from fastequi.evaluate.classification import normalise
-from fastequi.evaluate.encoders import Encoder, load_encoder
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import load_encoder
 from fastequi.evaluate.photo_windows import images_for, values_of
 from fastequi.evaluate.results import documented, writable, writable_folder
 from fastequi.runtime.devices import expect_memory

@@ -14,7 +14,8 @@ from rich.console import Console
 from fastequi.config import TrainConfig
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
-from fastequi.evaluate.encoders import Encoder, expect_the_same_images, load_all
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import expect_the_same_images, load_all
 from fastequi.evaluate.pair_reports import Report, summary
 from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import documented, not_held_out, place, save

@@ -26,7 +26,8 @@ from fastequi.data.sources.splits import held_out_of
 from fastequi.evaluate.checked import noise
 from fastequi.evaluate.class_probes import accuracy, knn_classes
 from fastequi.evaluate.classification import normalise
-from fastequi.evaluate.encoders import Encoder, of_method
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import of_method
 from fastequi.evaluate.pair_scores import pair_tokens
 from fastequi.evaluate.pairs import Pairs, collect_pairs
 from fastequi.evaluate.photo_windows import values_of, window_loader

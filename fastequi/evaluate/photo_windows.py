@@ -14,7 +14,7 @@ from fastequi.data.settling import wanted
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.views.batch import Views
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.photometric import Photometric
 
 _SCALED, _PER_DECODE, _BATCH = 256, 8, 256  # _PER_DECODE at most; all are powers of two

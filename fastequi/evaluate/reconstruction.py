@@ -24,7 +24,8 @@ from fastequi.data.loader import Loader, make_loader
 from fastequi.data.sources.image_sets import Source
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
-from fastequi.evaluate.encoders import Encoder, load_encoder
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import load_encoder
 from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.predicted_images import Pooled, Predictions, Quality, predictions
 from fastequi.evaluate.results import Row, documented, place, save, seen_in_training

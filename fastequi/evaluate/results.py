@@ -49,7 +49,7 @@ from fastequi.data.sources import kept
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data, Selection
 from fastequi.data.sources.splits import shared
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
 from fastequi.runtime.machine import machine
 

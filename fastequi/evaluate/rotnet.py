@@ -37,7 +37,8 @@ from fastequi.evaluate.class_probes import (
     nonlinear_classes,
 )
 from fastequi.evaluate.classification import RAW, ClassScore, class_score
-from fastequi.evaluate.encoders import Encoder, expect_the_same_images, load_all
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import expect_the_same_images, load_all
 from fastequi.evaluate.photo_windows import values_of
 from fastequi.evaluate.results import Row, documented, not_held_out, place, save
 from fastequi.methods.rotnet import ANGLES, RotNet

@@ -26,7 +26,7 @@ from fastequi.data.sources.image_sets import Source
 from fastequi.data.views.batch import Views
 from fastequi.evaluate.baselines import RAW_SIZE
 from fastequi.evaluate.checked import Features, noise
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.pair_reports import Report
 from fastequi.evaluate.pair_scores import OF_TOKENS, PIXELS, PROBES, Probed, score_pairs
 from fastequi.evaluate.pairs import Pairs, collect_pairs

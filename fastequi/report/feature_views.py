@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fastequi.evaluate.checked import noise
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.probes import r2, ridge_probe
 from fastequi.functional import warp
 from fastequi.models.rope import Rotation

@@ -26,7 +26,8 @@ from fastequi.data.sources.splits import TEST_REGION
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.checked import expect_finite
 from fastequi.evaluate.classification import normalise
-from fastequi.evaluate.encoders import Encoder, load_encoder, random_init
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import load_encoder, random_init
 from fastequi.evaluate.photo_windows import images_for, values_of
 from fastequi.evaluate.results import writable_folder
 from fastequi.functional import warp

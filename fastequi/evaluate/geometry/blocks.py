@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastequi.evaluate.checked import expect_finite
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.grids import Grids, Maps, grids_of
 from fastequi.functional.normalise import normalise
 from fastequi.models.vit import VisionTransformer

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.dense_maps import Sizing, held_maps, upsampled
 from fastequi.evaluate.geometry.depth_sets import DepthSet
 from fastequi.evaluate.geometry.figures import Figure, Measured, means, sums_of_values, table

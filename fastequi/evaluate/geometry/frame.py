@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from fastequi.data.sources.images import Source
-from fastequi.evaluate.encoders import Encoder, load_all
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import load_all
 from fastequi.evaluate.geometry.figures import Table
 from fastequi.evaluate.geometry.grids import Grids, all_grids
 from fastequi.evaluate.geometry.kept_maps import KeptMaps

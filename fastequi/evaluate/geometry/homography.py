@@ -18,7 +18,7 @@ from torch import Tensor
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.corner_head import HeadFit, MapPairs, fitted_head, predicted
 from fastequi.evaluate.geometry.figures import (
     Figure,

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.figures import Figure, Measured, means, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids, Maps

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastequi.atomic import save_tensors
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.grids import Grids, Maps
 from fastequi.evaluate.results import writable_folder
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.figures import (
     Figure,
     Measure,

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import for_test
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.blocks import place, unknown_blocks, with_blocks
 from fastequi.evaluate.geometry.figures import Figure, Measured, Table, means, sums_of_values, table
 from fastequi.evaluate.geometry.frame import Found, Say, named, without

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastequi.data.sources.patterns import Patterns
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.figures import Figure, Measure, table
 from fastequi.evaluate.geometry.frame import Found, Say
 from fastequi.evaluate.geometry.grids import Grids

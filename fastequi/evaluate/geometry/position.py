@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import photographs
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.blocks import unknown_blocks, with_blocks
 from fastequi.evaluate.geometry.figures import Figure, Measure, Measured, table
 from fastequi.evaluate.geometry.frame import Found, Say, named, without

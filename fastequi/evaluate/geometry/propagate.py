@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastequi.data.sources.patterns import Patterns
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.davis import Clip, Ids, ids_of, open_clips
 from fastequi.evaluate.geometry.figures import Figure, means, table
 from fastequi.evaluate.geometry.frame import Found, Say

@@ -25,7 +25,8 @@ from fastequi.data.sources.encoded import (
 from fastequi.data.sources.kinds import DEEPER, MORE_BITS, Kind
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
-from fastequi.evaluate.encoders import Encoder, expect_the_same_images
+from fastequi.evaluate.encoder import Encoder
+from fastequi.evaluate.encoders import expect_the_same_images
 from fastequi.evaluate.geometry.image_files import (
     Size,
     image_of,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.dense_maps import Sizing, held_maps, upsampled
 from fastequi.evaluate.geometry.figures import Measured, table
 from fastequi.evaluate.geometry.frame import Found, Say, about

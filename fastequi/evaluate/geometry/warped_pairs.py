@@ -21,7 +21,7 @@ from fastequi import paths
 from fastequi.config import PathConfig
 from fastequi.data.sources.images import Source
 from fastequi.data.views.batch import Views
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.projective import between_corners, corners, distances, warped
 from fastequi.evaluate.photo_windows import windows_for
 from fastequi.evaluate.photometric import Photometric

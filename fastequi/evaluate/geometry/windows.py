@@ -10,7 +10,7 @@ from torch import Tensor
 from fastequi.config import PathConfig
 from fastequi.data.channels import RGB
 from fastequi.data.sources.images import Source
-from fastequi.evaluate.encoders import Encoder
+from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.photo_windows import windows_for
 from fastequi.evaluate.tasks import views_for
 from fastequi.functional.normalise import in_unit
