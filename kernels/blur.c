@@ -138,9 +138,9 @@ int EXPORT(blur)(const Blur *op) {
   if (!failed) {
     Places where = placed(places, height, op->image.width, height, pitch, reach);
     memset(memory, 0, own_bytes);
-    if (op->grad) in_large_pages(op->grad, op->grad_bytes);
+    if (op->grad) in_huge_pages(op->grad, op->grad_bytes);
     if (op->out)
-      in_large_pages(op->out, batch * op->steps * channels * height * op->image.width *
+      in_huge_pages(op->out, batch * op->steps * channels * height * op->image.width *
                                   (op->dtype == FLOAT32 ? 4 : 2));
 #pragma omp parallel num_threads(op->threads)
     {

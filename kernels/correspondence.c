@@ -55,8 +55,8 @@ const int64_t EXPORT(correspondence_rows_bytes) = sizeof(Correspondence);
 int EXPORT(correspondence_rows)(const Correspondence *op) {
   const Features *student = &op->student, *teacher = &op->teacher;
   const int64_t ours = op->batch * student->views, all = ours + op->batch * teacher->views;
-  in_large_pages(student->unit, bytes_of(ours * student->rows * op->width, FLOAT32));
-  in_large_pages(teacher->unit, bytes_of((all - ours) * teacher->rows * op->width, FLOAT32));
+  in_huge_pages(student->unit, bytes_of(ours * student->rows * op->width, FLOAT32));
+  in_huge_pages(teacher->unit, bytes_of((all - ours) * teacher->rows * op->width, FLOAT32));
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t i = 0; i < all; i++) {
     if (i < ours) unit_image(op, student, i, op->inverse);
@@ -159,7 +159,7 @@ int EXPORT(correspondence)(const Correspondence *op) {
   float *by_unit = op->grad ? scratch_of(op->threads * room * sizeof(float)) : NULL;
   int failed = sums && ranks && (by_unit || !op->grad) ? 0 : -1;
   if (!failed) {
-    if (op->grad) in_large_pages(op->grad, bytes_of(op->batch * op->student.views * m * op->width, op->student.dtype));
+    if (op->grad) in_huge_pages(op->grad, bytes_of(op->batch * op->student.views * m * op->width, op->student.dtype));
 #pragma omp parallel num_threads(op->threads)
     {
       int32_t *own = ranks + thread_number() * most;

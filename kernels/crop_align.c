@@ -206,7 +206,7 @@ int EXPORT(crop_align)(const CropAlign *op) {
   float *memory = scratch_of(op->threads * own * sizeof(float));
   int64_t *places = malloc((size_t)op->threads * 4 * bins * sizeof(int64_t) + 1);
   if (memory && places) {
-    if (op->grad) in_large_pages(op->grad, bytes_of(op->views * op->batch * size, op->dtype));
+    if (op->grad) in_huge_pages(op->grad, bytes_of(op->views * op->batch * size, op->dtype));
 #pragma omp parallel for num_threads(op->threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < op->views * op->batch; i++) {
       float *mine = memory + thread_number() * own;

@@ -273,7 +273,7 @@ int EXPORT(dino)(const Dino *op) {
   float *losses = op->loss ? op->loss : malloc((size_t)op->rows * sizeof(float));
   int failed = scratch && losses ? 0 : -1;
   if (!failed) {
-    if (op->stream) in_large_pages(op->grad, bytes_of((op->rows - 1) * op->grad_stride + op->columns, op->student_dtype));
+    if (op->stream) in_huge_pages(op->grad, bytes_of((op->rows - 1) * op->grad_stride + op->columns, op->student_dtype));
 #pragma omp parallel num_threads(op->threads)
     {
       float *own = scratch + thread_number() * kept * width;

@@ -272,7 +272,7 @@ int EXPORT(fused_views)(const Views *op) {
     return -1;
   }
   memset(scratch, 0, op->threads * bytes); /* what vectors read behind a row is a number */
-  in_large_pages(op->out, bytes_of(height * width * op->views * op->channels, op->dtype));
+  in_huge_pages(op->out, bytes_of(height * width * op->views * op->channels, op->dtype));
   const Places where = placed(places, height, width, kept, pitch, op->reach);
 #pragma omp parallel for num_threads(op->threads) schedule(dynamic)
   for (int64_t v = 0; v < op->views; v++) {

@@ -47,7 +47,7 @@ CALLED void run(const Gelu *op, int64_t first, int64_t last) {
 const int64_t EXPORT(gelu_bytes) = sizeof(Gelu);
 
 int EXPORT(gelu)(const Gelu *op) {
-  in_large_pages(op->out, bytes_of(op->count, FLOAT32));
+  in_huge_pages(op->out, bytes_of(op->count, FLOAT32));
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t i = 0; i < op->count; i += RUN) run(op, i, i + RUN < op->count ? i + RUN : op->count);
   return 0;

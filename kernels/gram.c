@@ -107,7 +107,7 @@ int EXPORT(gram)(const Gram *op) {
   float *scratch = scratch_of(op->threads * size * sizeof(float));
   if (!scratch) return -1;
   memset(scratch, 0, op->threads * size * sizeof(float));
-  if (op->grad) in_large_pages(op->grad, bytes_of(op->batch * op->rows * op->width, op->dtype));
+  if (op->grad) in_huge_pages(op->grad, bytes_of(op->batch * op->rows * op->width, op->dtype));
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t b = 0; b < op->batch; b++) {
     Unit x = {scratch + thread_number() * size, stride}, y = {x.rows + rows * stride, teacher_stride};

@@ -71,7 +71,7 @@ int EXPORT(rot90_batch)(const Turns *op) {
   size_t bytes = (size_t)ROWS * op->side * op->itemsize;
   char *scratch = scratch_of(op->threads * bytes);
   if (!scratch) return -1;
-  in_large_pages(op->out, op->batch * copies * op->channels * op->side * op->side * op->itemsize);
+  in_huge_pages(op->out, op->batch * copies * op->channels * op->side * op->side * op->itemsize);
 #pragma omp parallel for collapse(3) schedule(static) num_threads(op->threads)
   for (int64_t b = 0; b < op->batch; b++)
     for (int32_t c = 0; c < op->channels; c++)

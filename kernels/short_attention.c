@@ -147,10 +147,10 @@ int EXPORT(short_attention)(const ShortAttention *op) {
   float *memory = scratch_of(op->threads * own * sizeof(float));
   if (!memory) return -1;
   int64_t values = op->batch * op->tokens * op->heads * op->width;
-  if (op->grad_out) in_large_pages(op->grad, bytes_of(3 * values, FLOAT32));
-  else in_large_pages(op->out, bytes_of(values, FLOAT32));
+  if (op->grad_out) in_huge_pages(op->grad, bytes_of(3 * values, FLOAT32));
+  else in_huge_pages(op->out, bytes_of(values, FLOAT32));
   if (op->weights && !op->grad_out)
-    in_large_pages(op->weights, bytes_of(op->batch * op->heads * op->tokens * op->tokens, FLOAT32));
+    in_huge_pages(op->weights, bytes_of(op->batch * op->heads * op->tokens * op->tokens, FLOAT32));
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t i = 0; i < op->batch * op->heads; i++) {
     float *mine = memory + thread_number() * own;

@@ -30,8 +30,8 @@ INLINE void *scratch_of(int64_t bytes) { /* a line at least: NULL says that ther
 }
 
 /* Fresh memory comes page by page, a fault each: for a large result that costs as much as the rest of
- * the work. Where the system lets us ask, it comes in large pages instead. */
-CALLED void in_large_pages(void *start, int64_t bytes) {
+ * the work. Where the system lets us ask, it comes in huge pages instead. */
+CALLED void in_huge_pages(void *start, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   const uintptr_t page = 2 << 20;
   uintptr_t first = ((uintptr_t)start + page - 1) & ~(page - 1);

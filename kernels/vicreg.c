@@ -105,8 +105,8 @@ int EXPORT(vicreg)(const VICReg *op) {
   int64_t blocks = (width + share - 1) / share;
   float *kept = scratch_of(5 * width * sizeof(float));
   if (!kept) return -1;
-  in_large_pages(op->centred, bytes_of(2 * op->rows * width, FLOAT32));
-  if (op->grad) in_large_pages(op->grad, bytes_of(2 * op->rows * width, FLOAT32));
+  in_huge_pages(op->centred, bytes_of(2 * op->rows * width, FLOAT32));
+  if (op->grad) in_huge_pages(op->grad, bytes_of(2 * op->rows * width, FLOAT32));
 #pragma omp parallel for num_threads(op->threads) schedule(static)
   for (int64_t k = 0; k < blocks; k++) {
     int64_t at = k * share, count = at + share < width ? share : width - at;

@@ -73,7 +73,7 @@ int EXPORT(warp)(const Warp *op) {
   int64_t pixels = (int64_t)grid->height * grid->width;
   Job job = {op, rows, scratch_of(op->threads * sizeof(Scratch))};
   if (!job.scratch) return -1;
-  in_large_pages(op->out, grid->batch * (int64_t)grid->steps * op->image.channels * pixels * width);
+  in_huge_pages(op->out, grid->batch * (int64_t)grid->steps * op->image.channels * pixels * width);
   int failed = spread(&op->image, grid, (grid->height + rows - 1) / rows, op->threads, block_of, &job);
   free(job.scratch);
   return failed;

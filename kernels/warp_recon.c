@@ -228,7 +228,7 @@ int EXPORT(warp_recon)(const WarpRecon *op) {
              scratch_of(op->threads * sizeof(Scratch))};
   int failed = !job.parts || !job.scratch ? -1 : 0;
   if (!failed) {
-    if (op->grad) in_large_pages(op->grad, op->grad_bytes);
+    if (op->grad) in_huge_pages(op->grad, op->grad_bytes);
     failed = spread(&op->image, &op->grid, blocks, op->threads, block_of, &job);
   }
   if (!failed) {

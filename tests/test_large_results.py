@@ -11,10 +11,10 @@ import pytest
 
 from tests.support.native import NEEDS_C
 
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 pytestmark = [
     *NEEDS_C,
-    pytest.mark.skipif(not LARGE_PAGES.is_file(), reason="a system without large pages"),
+    pytest.mark.skipif(not HUGE_PAGES.is_file(), reason="a system without huge pages"),
 ]
 
 SCRIPT = """
@@ -98,7 +98,7 @@ print(json.dumps(found))
 """
 
 
-def test_results_come_in_large_pages():
+def test_results_come_in_huge_pages():
     kept = ("MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")  # they change what malloc asks for
     environment = {name: v for name, v in os.environ.items() if not name.startswith(kept)}
     done = subprocess.run(
