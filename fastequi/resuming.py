@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from fastequi.config import Config, recipe_of
+from fastequi.config import Config
+from fastequi.config_json import recipe_of
 from fastequi.data.views_choice import chosen
 from fastequi.runtime import checkpoint
 from fastequi.runtime.processes import Processes

@@ -70,7 +70,8 @@ ALLOWED: dict[str, set[str]] = {
     "atomic": set(),
     "choices": {"atomic", "kernels.toolchain"},  # the cache folder
     "build": {"config", "data.views.batch", "methods", "models", "optim"},
-    "config": {"data.channels", "data.config", "limits", "paths", "runtime.devices"},
+    "config": {"config_json", "data.config", "limits", "paths", "runtime.devices"},
+    "config_json": {"data.channels", "data.config"},
     "freezing": set(),
     "limits": {"config", "data.channels"},  # of config its type alone
     "loop": {
@@ -82,7 +83,7 @@ ALLOWED: dict[str, set[str]] = {
     "paths": {"functional.checks", "functional.arguments", "kernels.constants", "philox"},
     "philox": set(),
     "recipes": {"config", "data.config"},
-    "resuming": {"config", "data.views_choice", "runtime"},
+    "resuming": {"config", "config_json", "data.views_choice", "runtime"},
     "sharded": set(),
     "train": {
         *("atomic", "build", "config", "data", "loop", "methods", "optim", "resuming"),

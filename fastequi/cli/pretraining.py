@@ -17,7 +17,8 @@ from fastequi.cli.image_options import Patterned, Several, as_images, expect_pla
 from fastequi.cli.init_options import start_of, started, words_of
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, given, is_given, memory_for, parse
-from fastequi.config import Config, recipe_of
+from fastequi.config import Config
+from fastequi.config_json import recipe_of
 from fastequi.data.channels import ALL, plain, written
 from fastequi.data.config import DataConfig
 from fastequi.data.sources.images import Source
