@@ -23,7 +23,12 @@ from fastequi.evaluate import tasks as cut
 from fastequi.evaluate.classification import evaluate_classes
 from fastequi.evaluate.embed import embeddings
 from fastequi.evaluate.encoder import Encoder
-from fastequi.evaluate.encoders import load_encoder, of_method, random_init
+from fastequi.evaluate.encoders import (
+    expect_the_same_images,
+    load_encoder,
+    of_method,
+    random_init,
+)
 from fastequi.evaluate.equivariance import evaluate_equivariance
 from fastequi.evaluate.geometry.name_lists import by_stem
 from fastequi.evaluate.geometry.reading import Reading
@@ -499,3 +504,24 @@ def pages_of(image):
     planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
     tifffile.imwrite(file, planes, photometric="minisblack", metadata=None)
     return file.getvalue()
+
+
+def test_ranges_with_blanks_are_the_same_images():
+    def of(name, value_range):
+        return Encoder(
+            name=name,
+            features=lambda images: {"patch": images},
+            names=("patch",),
+            image_size=32,
+            mean=(0.5, 0.5),
+            std=(0.5, 0.5),
+            channels=" 0, 1",
+            value_range=value_range,
+        )
+
+    run, other = of("run", "0:4095,1:9"), of("other", "0 : 4095, 1:9")
+    assert other.value_range == "0:4095,1:9"
+    assert other.channels == "0,1"
+    expect_the_same_images(run, {"other": other})
+    with pytest.raises(ValueError, match="--against: expected an encoder of the same images"):
+        expect_the_same_images(run, {"other": of("other", "0:9")})

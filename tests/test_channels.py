@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastequi.data.channels import chosen, percentiles, ranges, written
+from fastequi.data.channels import chosen, percentiles, plain, ranges, written
 from fastequi.data.config import Augment, DataConfig
 
 
@@ -14,6 +14,11 @@ def test_channels_are_read_and_written():
     assert chosen(" all") is None
     two = DataConfig(channels=" 0, 3", value_range="0 : 9, 1:8", mean=(0, 0), std=(1, 1))
     assert (two.channels, two.value_range) == ("0,3", "0:9,1:8")  # as resumed
+    assert ranges(" 0 : 9") == ((0.0, 9.0),)
+    assert percentiles("percentiles : 1 : 99") == (1.0, 99.0)
+    assert len(plain("0" + " " * 300_000 + "1")) == 300_002  # at once
+    with pytest.raises(ValueError, match="value_range: expected text, got 5"):
+        DataConfig(value_range=5)
     assert written((0, 3, 11)) == "0,3,11"
     for text in ("٣", "", "0,", "1 2", "-1", "0,0", ",".join(map(str, range(1025)))):
         with pytest.raises(ValueError, match="channels: expected"):

@@ -41,7 +41,8 @@ def chosen(text: str) -> tuple[int, ...] | None:
 
 def plain(text: str) -> str:
     """Without blanks around words, commas and colons: one text for what means the same."""
-    return re.sub(r"\s*([,:])\s*", r"\1", text.strip())
+    pieces = (piece.split(":") for piece in text.split(","))
+    return ",".join(":".join(word.strip() for word in piece) for piece in pieces)
 
 
 def written(numbers: tuple[int, ...]) -> str:
@@ -56,6 +57,7 @@ def ranges(text: str) -> Ranges | None:
     Raises:
         ValueError: another text, or an upper end that is not above the lower one.
     """
+    text = plain(text)
     if text == DTYPE or percentiles(text) is not None:
         return None
     try:
@@ -74,6 +76,7 @@ def ranges(text: str) -> Ranges | None:
 
 def percentiles(text: str) -> tuple[float, float] | None:
     """The two in "percentiles:1:99", .1 and 99.9 of "percentiles"; None of another text."""
+    text = plain(text)
     if text == PERCENTILES:
         return 0.1, 99.9
     word, _, rest = text.partition(":")

@@ -235,7 +235,9 @@ class DataConfig:
         known = ("dali", "fused", "auto")
         _expect(self.views in known, "views", "dali, fused or auto", self.views)
         for name in ("channels", "value_range"):
-            object.__setattr__(self, name, plain(getattr(self, name)))
+            text = getattr(self, name)
+            _expect(isinstance(text, str), name, "text", text)
+            object.__setattr__(self, name, plain(text))
         self._check_channels()
         fine = all(map(math.isfinite, self.mean))
         _expect(fine, "mean", "finite values", self.mean)

@@ -157,12 +157,17 @@ def of_depth(values: NDArray[Any], depth: str) -> NDArray[Any]:
     if name in ("uint8", "uint16"):
         return values.astype(np.float32) / np.float32(LARGEST[name])
     floats = values.astype(np.float32)
-    if values.dtype.kind in "iu":
+    if values.dtype.kind in "iu" and values.size and _may_round(values):
         beyond = floats >= 2.0 ** (8 * values.itemsize - (values.dtype.kind == "i"))
         with np.errstate(invalid="ignore"):  # of those, which become one or another number
             if (beyond | (floats.astype(values.dtype) != values)).any():
                 _tell_rounded(name)
     return floats
+
+
+def _may_round(values: NDArray[Any]) -> bool:
+    """Whether a whole number lies beyond those that float32 holds without gaps."""
+    return values.itemsize > 2 and max(-int(values.min()), int(values.max())) > 1 << 24
 
 
 @cache

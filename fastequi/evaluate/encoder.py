@@ -65,9 +65,11 @@ class Encoder:
     def __post_init__(self) -> None:
         """Wrong images and features that are not finite are errors, in every evaluation."""
         found = self.features
-        plain = found.features if isinstance(found, Checked) else found
+        unchecked = found.features if isinstance(found, Checked) else found
         takes = self.in_chans, self.image_size, self.patch_size, self.device
-        object.__setattr__(self, "features", Checked(self.name, plain, *takes))
+        object.__setattr__(self, "features", Checked(self.name, unchecked, *takes))
+        for name in ("channels", "value_range"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         if not self.channels:
             own = RGB if self.in_chans == 3 else written(tuple(range(self.in_chans)))
             object.__setattr__(self, "channels", own)
