@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastequi.config import Config
-from fastequi.data.channels import DTYPE, RGB, written
+from fastequi.data.channels import DTYPE, RGB, plain, written
 from fastequi.data.config import DataConfig
 from fastequi.evaluate.checked import Checked, Features
 from fastequi.methods.method import Method
