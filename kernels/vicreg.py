@@ -154,7 +154,8 @@ def _columns(z1: Tensor, z2: Tensor, slopes: tuple[float, float, float], grad: b
 
 
 def _totals(sums: Tensor) -> Tensor:
-    """Of sums by column [5, D]."""
+    """Of sums by column [5, D], in float64."""
+    sums = sums.double()
     return torch.stack([sums[0].sum(), sums[1:3].sum(), sums[3:].square().sum()])
 
 
@@ -198,7 +199,8 @@ def _products(centred: Tensor, out: Tensor, by_cov: float, grad: bool) -> Tensor
     if grad:
         # G z, or z C where the covariance is the smaller
         out.baddbmm_(*((gram, centred) if small else (centred, gram)), alpha=by_cov)
-    return torch.linalg.vector_norm(gram).square()
+    # by row, then in float64: a CPU adds up the squares of a whole matrix one after the other
+    return torch.linalg.vector_norm(gram, dim=-1).double().square().sum()
 
 
 def prepared(
