@@ -52,7 +52,7 @@ def choose(device: torch.device) -> tuple[str, str]:
     if reason is not None:
         return "torch", f"eager PyTorch path, since the C kernels cannot run: {reason}"
     isa = native.instruction_set()
-    return "native", f"C kernels, instruction set {isa}; PyTorch for VICReg"
+    return "native", f"C kernels, instruction set {isa}"
 
 
 def transformed() -> bool:

@@ -32,7 +32,8 @@ def nt_xent_loss(
 
     Args:
         z1, z2: [N, D] embeddings of two views, N >= 1, normalised here; floating. Of two types both
-            are taken in the one that holds both.
+            are taken in the one that holds both. Of half precision the unit rows are rounded to
+            it, as under autocast, and their products added up in float32.
         temperature: .1 to .5 in the paper; at least 1e-6, where float32 still tells cosines apart.
         group: the processes whose images are each other's negatives; None: this one alone. The
             value is that of the whole batch on each of them, gradients as

@@ -59,7 +59,8 @@ def warp_recon_loss(
         loss: "mse", "l1" or "smooth_l1" (beta 1).
         layout: "image" or "patch".
         patch_size: p in pixels, for layout="patch".
-        mean, std: C floats each, or one for all; the target is (x - mean) / std. Both or neither.
+        mean, std: C floats each in 0..1, or one for all; the target is (x - mean) / std of x in
+            0..1. Both or neither.
         padding_mode: "zeros" (before colour and normalisation), "border" or "reflection".
         align_corners: as in `F.grid_sample`.
         mask_outside: leave out pixels whose sample point lies outside the image; the mean is over
