@@ -58,6 +58,12 @@ class ScanOptions(Patterned):
     image. An OME-TIFF or one of ImageJ says itself which are channels. With images also the frames
     of a DICOM file, which is left out otherwise. By default as the index
     says that is there; without one the first."""
+    axes: Literal["hwc", "chw"] | None = None
+    """Of NumPy arrays with three axes: [H, W, C] or [C, H, W]. By default as the index says that is
+    there; without one hwc."""
+    array: str | None = None
+    """Of .npz files, the name of the array that is the image; "" where each has one. By default as
+    the index says that is there."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +191,12 @@ def _scan(argv: list[str]) -> None:
 
     from fastequi.data.indexing import scan_into
     from fastequi.data.sources import index
+    from fastequi.data.sources.arrays import Chosen, expect_name
     from fastequi.data.sources.journal import Share
-    from fastequi.data.sources.portions import of_pages, pages_of, portions
+    from fastequi.data.sources.portions import arrays_of, of_arrays, of_pages, pages_of, portions
     from fastequi.runtime.progress import Progress
+
+    expect_name("--array", options.array or "")
 
     share = Share.parsed(options.part) if options.part else Share()
     data = as_images(options.selection((options.data,), "data"))
@@ -203,6 +212,15 @@ def _scan(argv: list[str]) -> None:
             print(f"--pages {pages}; the index that it replaces has --pages {before}: {file}")
         elif pages != (options.pages or "first"):
             print(f"--pages {pages}, as the index that is there has: {file}")
+        known = arrays_of(file)
+        name = known.name if options.array is None else options.array
+        planes = known.planes if options.axes is None else options.axes == "chw"
+        chosen = Chosen(name, planes)
+        found[i] = of_arrays(*found[i], chosen)
+        if chosen != known and known != Chosen():
+            print(f"{chosen.words}; the index that it replaces has {known.words}: {file}")
+        elif chosen != Chosen() and options.array is None and options.axes is None:
+            print(f"{chosen.words}, as the index that is there has: {file}")
     empty: list[str] = []
     for (listing, end), file in zip(found, files, strict=True):
         journal = share.file(file)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.scan_options import options
+from fastequi.data.sources.arrays import Chosen
 from fastequi.data.sources.encoded import (
     INVERTED_DICOM,
     INVERTED_TIFF,
@@ -23,17 +24,16 @@ from fastequi.data.sources.encoded import (
 )
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import (
-    ARRAYS,
     DEEPER,
     MORE_BITS,
     MOST,
     NO_RGB,
     Kind,
-    as_planes,
+    doubt_about_axes,
     tally,
 )
 from fastequi.data.sources.measured import Measured
-from fastequi.data.sources.pages import file_of
+from fastequi.data.sources.pages import file_of, of_member
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 
 _NAMED = 10
@@ -72,23 +72,26 @@ class Scan:
         return pairs[np.argsort(pairs[:, 0])]
 
     def _read_from(self) -> list[tuple[str, int]]:
-        """The formats of the files with the images of each, the most frequent first: pages and
-        frames are read as .npy."""
+        """The formats of the files with the images of each, the most frequent first: pages, frames
+        and arrays that were chosen are read as .npy."""
         found = Counter[str]()
         for form, count in self.formats.items():
             found[unmarked(form)] += count
-        if self.index.pages == "images":
+        if self.index.pages == "images" or self._arrays():
             for name in self.index.columns.names:
-                if (file := file_of(name)) != name:
+                if (file := file_of(name)) != name and isinstance(of_member(name), Chosen):
+                    found[format_of(file)] += 1
+                    found["NPY"] -= 1
+                elif file != name:
                     of_dicom = format_of(file) in ("DICOM", "")
                     found["DICOM, frame by frame" if of_dicom else "TIFF, page by page"] += 1
                     found["NPY"] -= 1
         return [(kind, count) for kind, count in found.most_common() if count]
 
-    def _side(self) -> int:
-        """The smallest of arrays, whose axes may be others; of none of the other images."""
-        arrays = not ARRAYS.isdisjoint(map(unmarked, self.formats))
-        return int(self.index.columns.sizes.min()) if arrays else MOST
+    def _arrays(self) -> list[str]:
+        """Which arrays of files are the images, where a scan was told."""
+        first = of_member(self.index.columns.names[0])
+        return [f"  read as {first.words}"] if isinstance(first, Chosen) else []
 
     def summary(self) -> str:
         """The result as a few printed lines."""
@@ -98,6 +101,7 @@ class Scan:
         if len(columns):
             kinds = ", ".join(f"{count} {kind}" for kind, count in self._read_from())
             lines += [f"formats     {kinds}"]
+            lines += self._arrays()
             lines += _pages_left(self.formats, self.index.pages)
             lines += _inverted(self.formats, self.index.pages == "images")
             lines += _no_data(self.formats)
@@ -112,7 +116,8 @@ class Scan:
             assert kind is not None, "only those of known kinds are measured"
             given = options(kind, measured, self.index.measured, columns.kinds)
             head = f"values      {kind}: {measured.images} images{self._few(code)}"
-            lines += [head, *_values(kind, measured, self._side(), given)]
+            said = doubt_about_axes(kind, int(columns.sizes.min(initial=MOST)), self.formats)
+            lines += [head, *_values(kind, measured, said, given)]
         same, names = self.duplicates, columns.names
         pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
         bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]
@@ -193,14 +198,14 @@ def _no_data(formats: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _values(kind: Kind, measured: Measured, side: int, given: list[str]) -> list[str]:
+def _values(kind: Kind, measured: Measured, doubt: str, given: list[str]) -> list[str]:
     """The options of a run of the images of one kind, and what was measured of them, as printed
     lines."""
     lines = list(given)
     if kind.channels in (1, 3) and kind.depth == "uint8":
         return lines
-    if said := as_planes(kind, side):
-        lines.append(f"  {said}")
+    if doubt:
+        lines.append(f"  {doubt}")
     if kind.depth == "float32":
         lines.append("  of floats, all but mean and std are nearer to 0 by up to a 512th")
     lines.append(f"  {'channel':>7s}{''.join(f' {name:>9s}' for name in (*_SHOWN, 'mean', 'std'))}")

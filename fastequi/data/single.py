@@ -13,6 +13,7 @@ from fastequi.data.channels import ALL, RGB, chosen
 from fastequi.data.given import decoded_values
 from fastequi.data.pixels import Pixels
 from fastequi.data.sources import encoded, pages
+from fastequi.data.sources.arrays import Chosen, expect_name
 from fastequi.data.sources.kinds import NO_RGB, Kind
 
 
@@ -22,6 +23,8 @@ def read_image(
     *,
     page: int | None = None,
     pages_are_channels: bool = False,
+    axes: str = "hwc",
+    array: str = "",
 ) -> Tensor:
     """The values of an image file as runs have them before their value range and resizing.
 
@@ -45,6 +48,8 @@ def read_image(
             channels of an OME-TIFF or ImageJ's; None: the image that the file is.
         pages_are_channels: all pages of a TIFF are channels of one image, as after a scan with
             `--pages channels`; those of OME-TIFF and ImageJ are where the file says so.
+        axes: "hwc" or "chw": how a NumPy array of three axes lies, as `--axes` of a scan.
+        array: name of the array of a .npz that has several, as `--array` of a scan.
 
     Returns:
         [C, H, W] uint8, uint16, or float32 of all other types, in which whole numbers beyond 2^24
@@ -66,8 +71,9 @@ def read_image(
     if page is not None and (page < 0 or pages_are_channels):
         beside = " beside pages_are_channels" if pages_are_channels else ""
         raise ValueError(f"page: expected {'None' if beside else '0 or more'}{beside}, got {page}")
+    part = _chosen(page, axes, array)
     try:
-        data = encoded.read(file) if page is None else pages.read(file, int(page))
+        data = encoded.read(file) if part is None else pages.read(file, part)
     except OSError as error:
         if error.filename is not None:  # which names it
             raise
@@ -98,3 +104,18 @@ def read_image(
     if taken is not None:
         values = values[..., list(taken)]
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+
+def _chosen(page: int | None, axes: str, array: str) -> pages.Page | None:
+    """What of a file is the image; None: all of it, as it is."""
+    if not isinstance(array, str):
+        raise TypeError(f"array: expected the name of one in a .npz, got {array!r}")
+    if axes not in ("hwc", "chw"):
+        raise ValueError(f'axes: expected "hwc" or "chw", got {axes!r}')
+    expect_name("array", array)
+    chosen = Chosen(array, axes == "chw")
+    if chosen == Chosen():
+        return None if page is None else int(page)
+    if page is not None:
+        raise ValueError(f"page: expected None for {chosen.words}, got {page}")
+    return chosen

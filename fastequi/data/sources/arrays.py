@@ -1,22 +1,76 @@
 """NumPy's files as images: one array [H, W] or [H, W, C] of numbers in a .npy, or alone in a .npz.
 
-Objects in them are never unpickled.
+By request (:class:`Chosen`) it is [C, H, W], or one of several in a .npz. Objects in them are never
+unpickled.
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
+from collections.abc import Sequence
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fastequi.data.sources.kinds import Kind, of_shape
+from fastequi.data.sources.limits import expect_pixels
 
 MAGIC = {b"\x93NUMPY": "NPY", b"PK\x03\x04": "NPZ"}
 _LENGTH = 6  # of the longest
+_PLANES = "chw"
+_NAMED = 5  # arrays
+
+
+class Chosen(NamedTuple):
+    """Which array of a file is the image, and how it lies.
+
+    Attributes:
+        name: of an array in a .npz; "" of the only one. A .npy has no names.
+        planes: whether its axes are [C, H, W]; of two axes it is [H, W] all the same.
+    """
+
+    name: str = ""
+    planes: bool = False
+
+    def __str__(self) -> str:
+        """As the name of an image ends: "chw", "NAME", "NAME:chw"."""
+        return ":".join(filter(None, [self.name, _PLANES * self.planes]))
+
+    @classmethod
+    def parsed(cls, text: str) -> Chosen:
+        """Of such an end."""
+        if text == _PLANES:
+            return cls("", True)
+        name = text.removesuffix(f":{_PLANES}")
+        return cls(name, name != text)
+
+    def of(self, form: str) -> Chosen:
+        """The same for a file of a format, "NPY" or "NPZ"."""
+        return self._replace(name="") if form == "NPY" else self
+
+    @property
+    def words(self) -> str:
+        """What it says."""
+        name = f"array {self.name} of .npz" if self.name else ""
+        axes = "axes [C, H, W]" if self.planes else "axes [H, W, C]"
+        return ", ".join(filter(None, [name, axes]))
+
+
+def expect_name(option: str, name: str) -> None:
+    """Refuses the name of an array that the name of an image cannot end with.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if "/" in name or not name.isprintable() or Chosen.parsed(name) != Chosen(name):
+        raise ValueError(
+            f'{option}: expected the name of an array, without "/", and other than "{_PLANES}", '
+            f"got {name!r}"
+        )
 
 
 def format_of_bytes(start: bytes) -> str:
@@ -56,24 +110,80 @@ def decoded(file: BinaryIO) -> NDArray[Any]:
     return values.reshape(*values.shape[:2], -1)
 
 
+def taken(file: BinaryIO, chosen: Chosen) -> NDArray[np.uint8]:
+    """A .npy [H, W, C] of the array that was chosen.
+
+    Raises:
+        ValueError: there is no such array, it ends early, or as :func:`shape_of`.
+        Image.DecompressionBombError: it claims too many pixels; of Pillow's.
+    """
+    form = format_of_bytes(file.read(_LENGTH))
+    file.seek(0)
+    if not form or (chosen.name and form == "NPY"):
+        raise ValueError(f"expected {'a .npz' if chosen.name else '.npy or .npz'} by its bytes")
+    with _opened(file, chosen.name) as array:
+        shape, by_columns, dtype = _whole_header(array)
+        planes = chosen.planes and len(shape) == 3
+        height, width, kind = of_shape((*shape[1:], shape[0]) if planes else shape, dtype)
+        expect_pixels(height, width, kind.channels)
+        content, values = _made((height, width, kind.channels), dtype)
+        if by_columns:
+            whole = _read(array, shape[::-1], dtype).transpose()
+            values[...] = np.moveaxis(whole, 0, -1) if planes else whole.reshape(values.shape)
+        elif planes:  # one at a time stays in the caches
+            for c in range(kind.channels):
+                values[..., c] = _read(array, (height, width), dtype)
+        else:
+            values[...] = _read(array, values.shape, dtype)
+    return content
+
+
 def encoded(values: NDArray[Any]) -> NDArray[np.uint8]:
     """A .npy of values [H, W, C], as DALI reads them."""
-    file = BytesIO()
-    npy.write_array(file, np.ascontiguousarray(values), version=(1, 0), allow_pickle=False)
-    return np.frombuffer(file.getbuffer(), np.uint8)
+    content, inside = _made(values.shape, values.dtype)
+    inside[...] = values
+    return content
 
 
-def _opened(file: BinaryIO) -> Any:
-    """The .npy in a file, or the file itself."""
+def _made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """A .npy, and its values, which are not written yet."""
+    about = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    head = BytesIO()
+    npy.write_array_header_1_0(head, about)
+    begin, count = head.tell(), math.prod(shape) * dtype.itemsize
+    content = np.empty(begin + count, np.uint8)
+    content[:begin] = np.frombuffer(head.getbuffer(), np.uint8)
+    return content, content[begin:].view(dtype).reshape(shape)
+
+
+def _read(file: BinaryIO, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The next values."""
+    values = np.empty(shape, dtype)
+    left = values.reshape(-1).view(np.uint8).data
+    while left:
+        got = file.readinto(left)  # type: ignore[attr-defined]
+        if not got:
+            raise ValueError(f"it ends {len(left)} bytes before its values do")
+        left = left[got:]
+    return values
+
+
+def _opened(file: BinaryIO, name: str = "") -> Any:
+    """The .npy in a file, the only one or by its name, or the file itself."""
     start = file.read(_LENGTH)
     file.seek(0)
     if format_of_bytes(start) == "NPY":
         return _Same(file)
     archive = zipfile.ZipFile(file)
-    names = archive.namelist()
-    if len(names) != 1 or not names[0].endswith(".npy"):
-        raise ValueError(f"{len(names)} arrays in a .npz ({', '.join(names[:5])}), expected one")
-    return archive.open(names[0])
+    names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+    listed = ", ".join([*names[:_NAMED], *["..."] * (len(names) > _NAMED)])
+    if name:
+        if name not in names:
+            raise ValueError(f"no array {name} in a .npz, which has {listed or 'none'}")
+    elif len(names) != 1:
+        how = "; fastequi data scan PLACE --array NAME takes one" * bool(names)
+        raise ValueError(f"{len(names)} arrays in a .npz ({listed}), expected one{how}")
+    return archive.open(f"{name or names[0]}.npy")
 
 
 class _Same:
@@ -89,11 +199,15 @@ class _Same:
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    shape, _, dtype = _whole_header(file)
+    return shape, dtype
+
+
+def _whole_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first axis changes fastest, and type."""
     version = npy.read_magic(file)
     if version == (1, 0):
-        shape, _, dtype = npy.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = npy.read_array_header_2_0(file)
-    else:
-        raise ValueError(f"an array file of version {version[0]}.{version[1]}, expected 1.0 or 2.0")
-    return shape, dtype
+        return npy.read_array_header_1_0(file)
+    if version == (2, 0):
+        return npy.read_array_header_2_0(file)
+    raise ValueError(f"an array file of version {version[0]}.{version[1]}, expected 1.0 or 2.0")

@@ -116,8 +116,8 @@ def counted(kinds: Mapping[str, int]) -> str:
     return ", ".join(words)
 
 
-def read(path: str, span: Span | None = None, page: int | None = None) -> NDArray[np.uint8]:
-    """The encoded bytes: of a file, or of a span of one; or the .npy of a page in it.
+def read(path: str, span: Span | None = None, page: pages.Page | None = None) -> NDArray[np.uint8]:
+    """The encoded bytes: of a file, or of a span of one; or the .npy of a page or array in it.
 
     Raises:
         OSError: it cannot be opened or read, is no regular file, has no byte or more than 2^30, or

@@ -8,7 +8,7 @@ DEEPER one of more than 8 bits, of which 8-bit RGB alone can be made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,13 +69,27 @@ RGB8 = Kind(3, "uint8", True)
 ARRAYS = frozenset(("NPY", "NPZ"))  # formats that do not say which axis is which
 
 
-def as_planes(kind: Kind, side: int) -> str:
-    """A doubt about arrays with more channels than the smallest side has pixels; "" without one."""
-    if kind.channels <= side:
+PLANES = "[C H W]"  # behind their format, where a scan was told it of them
+
+
+def doubt_about_axes(kind: Kind, side: int, formats: Iterable[str]) -> str:
+    """A doubt about arrays with more channels than the smallest side has pixels; "" without one.
+
+    Args:
+        kind: of some.
+        side: the smallest of all.
+        formats: of the files, as of headers.
+    """
+    marks = [form.split(", ") for form in formats]
+    if kind.channels <= side or not any(ARRAYS.intersection(form) for form in marks):
         return ""
+    planes = all(PLANES in form for form in marks if ARRAYS.intersection(form))
+    read, other, axes = "[H, W, C]", "[C, H, W]", "chw"
+    if planes:
+        read, other, axes = other, read, "hwc"
     return (
-        f"more channels ({kind.channels}) than the {side} pixels of a side: is it [C, H, W]? "
-        f"[H, W, C] is read; numpy.moveaxis(array, 0, -1) makes it that"
+        f"more channels ({kind.channels}) than the {side} pixels of a side: is it {other}? "
+        f"{read} is read; fastequi data scan PLACE --axes {axes} makes it that"
     )
 
 

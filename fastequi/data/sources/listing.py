@@ -30,6 +30,7 @@ from fastequi.data.sources.encoded import (
     marks_of,
     read,
 )
+from fastequi.data.sources.kinds import PLANES
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.patterns import Patterns
@@ -43,7 +44,7 @@ CHUNK = 1 << 14  # names that patterns are matched with at once
 class Reads(Protocol):
     """Reads members of shards by the shards' URLs."""
 
-    def read(self, url: str, span: Span, page: int | None = None) -> NDArray[np.uint8]: ...
+    def read(self, url: str, span: Span, page: pages.Page | None = None) -> NDArray[np.uint8]: ...
 
     def member(self, url: str, span: Span) -> BinaryIO: ...
 
@@ -173,14 +174,16 @@ class Listing:
         return read(self.path(i), span, page)
 
     def marks(self, i: int) -> list[str]:
-        """Of image i, if it is a page or frame, the marks of its file's format by the first page;
-        see `encoded.Header`. Raises OSError as :meth:`read` does."""
+        """Of image i, if it is a page or frame, the marks of its file's format by the first page,
+        of an array how it lies; see `encoded.Header`. Raises OSError as :meth:`read` does."""
         span = self.span(i)
         file, page = pages.split(self.path(i)) if span is None else (self.path(i), None)
         if span is not None:
             page = pages.of_member(self.names[i])
         if page is None:
             return []
+        if not isinstance(page, int):
+            return [PLANES] if page.planes else []
         if (key := (file, span)) not in self._marks:
             self._marks[key] = self._marks_of(file, span)
         return self._marks[key]

@@ -1,7 +1,8 @@
-"""Several images in one file: pages of a TIFF, frames of DICOM, as images with their own names.
+"""Images that are not a file as it is, with names of their own, as a scan lists them by request.
 
-Page 7 of stack.tif is stack.tif::0007, as a scan lists it by request (--pages images). Its bytes
-are a .npy of its values.
+Page 7 of stack.tif, or frame 7 of DICOM, is stack.tif::0007 (--pages images); the array image of
+tile.npz is tile.npz::image, tile.npy of axes [C, H, W] is tile.npy::chw, and both of a .npz
+tile.npz::image:chw (--array image --axes chw). The bytes of such an image are a .npy of its values.
 """
 
 from __future__ import annotations
@@ -18,21 +19,31 @@ from fastequi.data.sources import arrays, dicom, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.remote import Unreadable
 
+Page = int | arrays.Chosen
+
 _NAME = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
+_ARRAY = re.compile(r"(.*\.(npy|npz))::([^/]+)", re.DOTALL | re.IGNORECASE)
+_ARRAYS = re.compile(r".*\.(npy|npz)", re.DOTALL | re.IGNORECASE)
 
 
-def split(path: str) -> tuple[str, int | None]:
-    """The file and the page that a path names; None of a file as it is."""
-    found = _NAME.fullmatch(path)
-    if found is None or os.path.lexists(path):
-        return path, None
-    return found[1], int(found[2])
+def split(path: str) -> tuple[str, Page | None]:
+    """The file and the page or array that a path names; None of a file as it is."""
+    file, page = _parts(path)
+    return (path, None) if page is not None and os.path.lexists(path) else (file, page)
 
 
 def file_of(name: str) -> str:
-    """A name without its page."""
+    """A name without its page or array."""
+    return _parts(name)[0]
+
+
+def _parts(name: str) -> tuple[str, Page | None]:
+    if "::" not in name:
+        return name, None
+    if found := _ARRAY.fullmatch(name):
+        return found[1], arrays.Chosen.parsed(found[3])
     found = _NAME.fullmatch(name)
-    return name if found is None else found[1]
+    return (name, None) if found is None else (found[1], int(found[2]))
 
 
 def names_of(name: str, several: int) -> list[str]:
@@ -40,39 +51,49 @@ def names_of(name: str, several: int) -> list[str]:
     return [name] if several == 1 else [f"{name}::{k:04}" for k in range(several)]
 
 
-def of_member(name: str) -> int | None:
-    """The page that the name of a member of a shard says; None of a member as it is."""
-    found = _NAME.fullmatch(name)
-    return None if found is None else int(found[2])
+def name_of(name: str, chosen: arrays.Chosen) -> str:
+    """That of the array that was chosen in a file; its own of a file that is no array's, or whose
+    array is taken as it is."""
+    found = _ARRAYS.fullmatch(name)
+    end = "" if found is None else str(chosen.of(found[1].upper()))
+    return f"{name}::{end}" if end else name
 
 
-def read(file: str, page: int, span: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """The bytes of a page, a .npy of its values [H, W, C].
+def of_member(name: str) -> Page | None:
+    """The page or array that the name of a member of a shard says; None of a member as it is."""
+    return _parts(name)[1]
+
+
+def read(file: str, page: Page, span: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """The bytes of a page or array, a .npy of its values [H, W, C].
 
     Args:
-        file: a TIFF or DICOM, or a shard that holds it.
-        page: from 0.
+        file: a TIFF, DICOM or NumPy's, or a shard that holds it.
+        page: from 0; or which array.
         span: its first byte and number of bytes in the shard.
 
     Raises:
-        OSError: there is no such page, or it cannot be read.
+        OSError: there is no such page or array, or it cannot be read.
     """
     with opened_span(file, span) as opened:
         return _encoded(opened, page)
 
 
-def of_bytes(content: bytes, page: int) -> NDArray[np.uint8]:
-    """The same of a TIFF or DICOM in memory."""
+def of_bytes(content: bytes, page: Page) -> NDArray[np.uint8]:
+    """The same of a file in memory."""
     return _encoded(io.BytesIO(content), page)
 
 
-def _encoded(opened: BinaryIO, page: int) -> NDArray[np.uint8]:
+def _encoded(opened: BinaryIO, page: Page) -> NDArray[np.uint8]:
     try:
+        if not isinstance(page, int):
+            return arrays.taken(opened, page)
         return arrays.encoded(_values(opened, page))
     except OSError:
         raise
     except Exception as error:  # whatever damage makes a library raise
-        raise OSError(f"page {page}: {error}") from error
+        what = f"page {page}: " if isinstance(page, int) else ""
+        raise OSError(f"{what}{error}") from error
 
 
 def _values(opened: BinaryIO, page: int) -> NDArray[Any]:

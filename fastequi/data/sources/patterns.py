@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastequi.data.sources.pages import file_of
+
 _TOKENS = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")
 
 
@@ -14,7 +16,8 @@ class Patterns:
     """Glob patterns of images' names, relative to their folder; case counts.
 
     A pattern without "/" matches any file or folder, as in .gitignore: "*.jpg", "thumbnails". One
-    with "/" starts at the top: "cat/*", "**/masks". Everything in a matching folder matches.
+    with "/" starts at the top: "cat/*", "**/masks". Everything in a matching folder matches, and
+    every page or array of a matching file (`fastequi.data.sources.pages`).
 
     Attributes:
         include: if not empty, an image must match one of them.
@@ -43,10 +46,17 @@ class Patterns:
             for option, patterns in (("--include", self.include), ("--exclude", self.exclude))
         )
         return [
-            (not wanted or any(p.match(f"{name}/") for p in wanted))
-            and not any(p.match(f"{name}/") for p in unwanted)
+            (not wanted or _matches(wanted, name)) and not _matches(unwanted, name)
             for name in names
         ]
+
+
+def _matches(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
+    """Whether one of them matches an image, or the file that it is a part of."""
+    if any(pattern.match(f"{name}/") for pattern in patterns):
+        return True
+    file = file_of(name)
+    return file != name and any(pattern.match(f"{file}/") for pattern in patterns)
 
 
 def _regex(option: str, pattern: str) -> str:

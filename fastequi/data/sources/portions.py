@@ -10,12 +10,15 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from itertools import chain, islice
+from operator import ne
 from pathlib import Path
 
 import numpy as np
 
 from fastequi.data.sources import index as indices
 from fastequi.data.sources import pages
+from fastequi.data.sources.arrays import Chosen
 from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
@@ -28,6 +31,7 @@ from fastequi.data.sources.texts import Names
 from fastequi.data.sources.tiff_tags import CutOff
 
 _DIGITS = 16
+_LOOKED_AT = 1000  # names
 _THREADS = 16  # remote files whose pages are counted at a time
 
 
@@ -76,6 +80,35 @@ def of_pages(listing: Listing, end: End, how: str) -> tuple[Listing, End]:
     if how == "channels":
         return replace(listing, pages_are_channels=True), end
     return _by_page(listing, end)
+
+
+def arrays_of(index: Path) -> Chosen:
+    """Which arrays a scan took of files, by the names in its index."""
+    try:
+        known = indices.read(indices.present(index))
+    except (OSError, ValueError):  # as in pages_of
+        return Chosen()
+    names = islice(chain(known.columns.names, known.left_out), _LOOKED_AT)
+    found = map(pages.of_member, names)
+    several = {page for page in found if isinstance(page, Chosen)}
+    # of .npy beside .npz no name is known
+    return max(several, key=lambda one: len(one.name)) if several else Chosen()
+
+
+def of_arrays(listing: Listing, end: End, chosen: Chosen) -> tuple[Listing, End]:
+    """A share with the arrays that were chosen of its files, as of :func:`of_pages`.
+
+    Raises:
+        ValueError: there is no file that it says something of.
+    """
+    if chosen == Chosen():
+        return listing, end
+    names = [pages.name_of(name, chosen) for name in listing.names]
+    if listing.names and not any(map(ne, names, listing.names)):
+        what, kind = ("--array", ".npz") if chosen.name else ("--axes chw", "NumPy's")
+        raise ValueError(f"{what}: expected {kind} files as images, got none in {listing.root}")
+    ordered = names if listing.spans is not None else sorted(names)
+    return replace(listing, names=Names.of(ordered)), replace(end, digest=f"{end.digest} {chosen}")
 
 
 def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:

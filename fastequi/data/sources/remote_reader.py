@@ -99,8 +99,8 @@ class RemoteShards:
         """Bytes of the largest shards, so many of them."""
         return sum(sorted((one.bytes for one in self._archives.values()), reverse=True)[:count])
 
-    def read(self, url: str, span: Span, page: int | None = None) -> NDArray[np.uint8]:
-        """The bytes of a member, or the .npy of a page of it.
+    def read(self, url: str, span: Span, page: pages.Page | None = None) -> NDArray[np.uint8]:
+        """The bytes of a member, or the .npy of a page or array of it.
 
         Of a shard in the cache a page is read alone, else with all of its member, of which the last
         ones are held.
@@ -190,7 +190,7 @@ class RemoteShards:
         return found
 
     def _page(
-        self, url: str, span: Span, page: int, coming: Future[NDArray[np.uint8]] | None
+        self, url: str, span: Span, page: pages.Page, coming: Future[NDArray[np.uint8]] | None
     ) -> NDArray[np.uint8]:
         if why := self.why_lost(url):
             raise Unreadable(why)

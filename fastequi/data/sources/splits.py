@@ -253,11 +253,19 @@ def _by_measures(
 
 
 def _place(source: Source, i: int) -> tuple[str, int, int | None]:
-    """The file of an image, its first byte there, and its page if it is one of a member."""
-    if source.spans is None:
-        return os.path.abspath(source.paths[i]), 0, None
+    """The file of an image, its first byte there, and its page if it is one of a member; arrays of
+    one file are one image."""
     page = pages.of_member(source.names[i])
-    return os.path.abspath(source.paths[i]), int(source.spans[i, 0]), page
+    if page is not None and not isinstance(page, int):
+        page = None
+    elif source.spans is None:
+        return os.path.abspath(source.paths[i]), 0, None
+    file, first = source.paths[i], 0
+    if source.spans is None:
+        file = pages.split(file)[0]
+    else:
+        first = int(source.spans[i, 0])
+    return os.path.abspath(file), first, page
 
 
 def _bytes(source: Source, i: int) -> int:

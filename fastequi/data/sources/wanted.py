@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from fastequi.data.channels import ALL, MOST, RGB, chosen
 from fastequi.data.sources.kinds import (
-    ARRAYS,
     DEEPER,
     DEPTHS,
     MORE_BITS,
     NO_RGB,
     Kind,
-    as_planes,
     counts,
+    doubt_about_axes,
     tally,
 )
 from fastequi.data.sources.measured import Measured
@@ -144,10 +143,10 @@ class Wanted:
             formats: of their files.
             measured: of kinds by their numbers, where a scan has.
         """
-        if self.channels != RGB and not ARRAYS.isdisjoint(formats):
+        if self.channels != RGB:
             side = int(sides[:_LOOKED_AT].min(initial=MOST))
             for kind in counts(codes):
-                if said := as_planes(kind, side):
+                if said := doubt_about_axes(kind, side, formats):
                     logger.warning("%s: %s", what, said)
         if self.channels != RGB:
             return

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fastequi.data.channels import DTYPE, RGB, chosen, percentiles, ranges
 from fastequi.data.single import read_image
+from fastequi.data.sources.arrays import Chosen
 from fastequi.data.sources.encoded import (
     Header,
     header,
@@ -22,7 +24,8 @@ from fastequi.data.sources.encoded import (
     is_marked,
     why,
 )
-from fastequi.data.sources.kinds import DEEPER, MORE_BITS, Kind
+from fastequi.data.sources.kinds import ARRAYS, DEEPER, MORE_BITS, Kind
+from fastequi.data.sources.pages import name_of
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
 from fastequi.evaluate.encoder import Encoder
@@ -108,7 +111,8 @@ class Reading:
     def __call__(self, file: Path) -> Tensor:
         """[3, H, W] uint8 RGB, or [C, H, W] float32 whose range is 0..1, upright.
 
-        The pages of a TIFF are channels where the first has fewer than are taken.
+        The pages of a TIFF are channels where the first has fewer than are taken; a NumPy array is
+        [C, H, W] where its first axis is as long as the encoder has channels, and the last is not.
 
         Raises:
             ValueError: it cannot be decoded, or has other channels; names it.
@@ -116,10 +120,10 @@ class Reading:
         if self.is_rgb:
             return torch.from_numpy(pixels_of(file)).permute(2, 0, 1)
         channels = self.wanted.channels
-        found, by_page = self._found(file)
+        found, how = self._found(file)
         self._expect_fits(file, found)
         try:
-            image = read_image(file, channels, pages_are_channels=by_page)
+            image = read_image(file, channels, **how)
         except Exception as error:  # whatever damaged bytes make a library raise
             raise ValueError(f"{file}: expected an image ({why(error, str(file))})") from error
         ends = ranges(self.value_range)
@@ -128,13 +132,21 @@ class Reading:
             image = in_unit(image)
         return in_range(image, ends)
 
-    def _found(self, file: Path) -> tuple[Header, bool]:
-        """An image's header, and whether its pages are its channels."""
+    def _found(self, file: Path) -> tuple[Header, dict[str, Any]]:
+        """An image's header, and how `read_image` reads it."""
         needed = self.wanted.count or 1 + max(chosen(self.wanted.channels) or (0,))
         found = _header(file)
         first = Kind.of(found.kind)
+        if first is not None and found.format in ARRAYS and first.channels != self.wanted.count:
+            turned = header(name_of(str(file), Chosen(planes=True)))
+            if not isinstance(turned, str):
+                other = Kind.of(turned.kind)
+                if other is not None and other.channels == self.wanted.count:
+                    return turned, {"axes": "chw"}
         by_page = first is not None and first.channels < needed
-        return (_header(file, True) if by_page else found), by_page
+        if by_page:
+            return _header(file, True), {"pages_are_channels": True}
+        return found, {}
 
     def expect_one_kind(self, files: Iterable[Path]) -> None:
         """Refuses images of several kinds; of RGB they are made alike, which is told.
