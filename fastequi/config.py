@@ -261,6 +261,7 @@ class TrainConfig:
     """The training loop."""
 
     epochs: int = 800
+    steps: int = 0  # of the optimiser, instead of epochs; 0: as many as the epochs have
     minutes: float = 0.0  # wall-time budget instead of epochs; 0: none
     seed: int = 0
     device: str = "auto"  # cpu, cuda or cuda:1; auto: a GPU if there is one
@@ -354,7 +355,9 @@ class Config:
         return self.optim.lr * (ratio if self.optim.scaling == "linear" else ratio**0.5)
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        return max(self.train.epochs * steps_per_epoch // self.train.accumulate, 1)
+        """Length of the schedule in optimiser steps, without train.minutes."""
+        by_epochs = self.train.epochs * steps_per_epoch // self.train.accumulate
+        return self.train.steps or max(by_epochs, 1)
 
     def to_json(self, recipe: str = "") -> str:
         """A run's config.json: the settings, and the recipe that they come from."""

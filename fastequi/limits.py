@@ -63,7 +63,7 @@ _LIMITS: tuple[tuple[str, Test, str], ...] = (
     ("optim", _PART, "warmup betas momentum muon_momentum freeze_encoder"),
     ("optim", _FACTOR, "factor layer_decay patch_embed_lr encoder_lr"),
     ("train", _COUNT, "accumulate log_every max_skipped keep_checkpoints"),
-    ("train", _AMOUNT, "minutes checkpoint_every checkpoint_minutes knn_every r2_every"),
+    ("train", _AMOUNT, "steps minutes checkpoint_every checkpoint_minutes knn_every r2_every"),
     ("train", _AMOUNT, "stop_if_worse"),
     ("train", _PART, "ema_momentum"),
 )
@@ -314,7 +314,14 @@ def _check_optim(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     train = config.train
-    expect(train.minutes > 0 or train.epochs >= 1, "train.epochs", ">= 1", train.epochs)
+    expect(
+        not (train.minutes and train.steps),
+        "train.steps",
+        "0, or train.minutes=0 beside it",
+        f"{train.steps} beside train.minutes={train.minutes:g}, after which the run ends",
+    )
+    by_epochs = not (train.minutes or train.steps)
+    expect(not by_epochs or train.epochs >= 1, "train.epochs", ">= 1", train.epochs)
     expect(
         not train.knn_every or bool(train.knn_data),
         "train.knn_data",

@@ -91,7 +91,7 @@ class Loop:
             progress, number, save_due = self._agree(clock, step, handler, timer)
             last = clock.done(step, progress) or bool(number)
             if last and not number:
-                larger = "--train.epochs, or --train.minutes"
+                larger = "--train.epochs, --train.steps or --train.minutes"
                 if clock.cut(step, progress):
                     larger = "--max-steps, or without it"
                 logger.info(
@@ -209,6 +209,8 @@ class Loop:
         steps = f"{total:,} steps" + f" of {train.accumulate} batches" * (train.accumulate > 1)
         epochs = f"{train.epochs:,} epoch" + "s" * (train.epochs != 1)
         whole = f"{steps}: {epochs} of {epoch}"
+        if train.steps:
+            whole = f"{steps}; an epoch is {epoch}"
         if train.minutes:
             whole = f"{train.minutes:g} minutes; an epoch is {epoch}"
         whole += f"; from step {step:,} on" * bool(step)

@@ -207,6 +207,17 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
         (["eval", "--data", "."], "the evaluation is missing before --data"),
         (["demo", "--train.epochs", "3"], "--train.epochs: expected --train.minutes 0 beside it"),
         (
+            ["demo", "--train.steps", "3"],
+            "train.steps: expected 0, or train.minutes=0 beside it, got 3 beside train.minutes=3",
+        ),
+        (
+            [
+                *("pretrain", "demo", "--data", ".", "--train.minutes", "0"),
+                *("--train.steps", "3", "--train.epochs", "2"),
+            ],
+            "--train.epochs: expected --train.steps 0 beside it, got train.steps=3, after which",
+        ),
+        (
             ["pretrain", "demo", "--data", ".", "--train.epochs=3"],
             "--train.epochs: expected --train.minutes 0 beside it, got train.minutes=3, after",
         ),
@@ -253,6 +264,8 @@ def test_bad_input_is_named_before_any_work(args, message, tmp_path, typed):
             "--train.batch-size, did you mean --data.batch-size?",
         ),
         ("pretrain demo --epochs 8", "--epochs, did you mean --train.epochs?"),
+        ("pretrain demo --steps 8", "--steps, did you mean --train.steps?"),
+        ("pretrain demo --max-iters 8", "--max-iters, did you mean --train.steps?"),
         ("pretrain demo --num-workers 8", "--num-workers, did you mean --data.num-threads?"),
         ("eval knn RUN --tran-images 8", "--tran-images, did you mean --train-images?"),
         ("embed RUN --batch-size 8", "--batch-size, did you mean --batch?"),

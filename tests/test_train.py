@@ -207,6 +207,30 @@ def test_accumulation_averages_the_gradients_of_its_batches(tmp_path, source, mo
     assert small(accumulate=2).peak_lr() == pytest.approx(2 * small().peak_lr())
 
 
+def test_a_run_may_have_a_number_of_steps(tmp_path, source, caplog):
+    """Of the optimiser: the schedule is as long, whatever an epoch and accumulation are."""
+    config = small(steps=4, epochs=800, accumulate=2, log_every=1, checkpoint_every=0)
+    assert config.total_steps(1000) == 4
+    with caplog.at_level("INFO"):
+        pretrain(config, source, tmp_path / "run")
+    assert "4 steps of 2 batches; an epoch is " in caplog.text
+    assert "800 epochs" not in caplog.text
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    rates = [json.loads(line)["lr"] for line in lines]
+    by_time = [loop.rates_at(step / 4, config)[0] for step in range(4)]
+    assert rates == pytest.approx(by_time)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        pretrain(config, source, tmp_path / "run", resume=True)
+    assert "--resume with a larger --train.epochs, --train.steps or --train.minutes" in caplog.text
+    longer = replace(config, train=replace(config.train, steps=6))
+    pretrain(longer, source, tmp_path / "run", resume=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 6
+
+
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, source):
     pretrain(small(), source, tmp_path / "run", max_steps=1)
     with pytest.raises(FileExistsError, match="--resume continues it"):

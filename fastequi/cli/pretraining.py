@@ -218,11 +218,14 @@ def _expect_channels(asked: str, data: DataConfig) -> None:
 
 def expect_one_end(argv: list[str], config: Config) -> None:
     """Raises ValueError for epochs that are asked for and would not count."""
-    if is_given("--train.epochs", argv) and config.train.minutes > 0:
-        raise ValueError(
-            f"--train.epochs: expected --train.minutes 0 beside it, got train.minutes="
-            f"{config.train.minutes:g}, after which the run ends whatever its epochs"
-        )
+    if not is_given("--train.epochs", argv):
+        return
+    for name in ("minutes", "steps"):
+        if number := getattr(config.train, name):
+            raise ValueError(
+                f"--train.epochs: expected --train.{name} 0 beside it, got train.{name}="
+                f"{number:g}, after which the run ends whatever its epochs"
+            )
 
 
 def expect_online_probe(argv: list[str], config: Config) -> None:
